@@ -1,0 +1,42 @@
+"""gnnstab: what went numerically wrong in a graph transformer, where, why, and proof that the fix works."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gnnstab import fixes as fixes
+    from gnnstab.diagnose import diagnose as diagnose
+    from gnnstab.monitor import Monitor as Monitor
+    from gnnstab.records import Diagnosis as Diagnosis
+    from gnnstab.records import Finding as Finding
+    from gnnstab.trace import Trace as Trace
+    from gnnstab.verify import verify as verify
+
+__version__ = "0.1.0"
+
+__all__ = ["Diagnosis", "Finding", "Monitor", "Trace", "__version__", "diagnose", "fixes", "verify"]
+
+# Loaded on first use, so that `import gnnstab` stays cheap and free of torch.
+_HOMES = {
+    "Diagnosis": "gnnstab.records",
+    "Finding": "gnnstab.records",
+    "Monitor": "gnnstab.monitor",
+    "Trace": "gnnstab.trace",
+    "diagnose": "gnnstab.diagnose",
+    "fixes": "gnnstab.fixes",
+    "verify": "gnnstab.verify",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'gnnstab' has no attribute {name!r}")
+    home = import_module(_HOMES[name])
+    # `diagnose` and `verify` are both a module and the function in it; the public name is the function.
+    value = home if name == "fixes" else getattr(home, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

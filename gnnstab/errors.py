@@ -1,0 +1,89 @@
+"""Every exception that gnnstab raises on purpose.
+
+::
+
+    GnnstabError
+    ├── UsageError               the call or the command line asks for something impossible
+    │   └── ConfigurationError   a configuration file, baseline or suppression is wrong
+    ├── LoadError                a file cannot be read, or is not what it was said to be
+    │   ├── UnsafeFileError      reading it would have to run code from the file
+    │   ├── CheckpointMismatch   checkpoint and model do not belong together
+    │   └── TraceError           a trace is damaged, locked, or written by a newer version
+    ├── MissingExtra             an optional package is not installed
+    ├── NothingEvaluable         the target holds nothing that gnnstab could judge
+    ├── FixError                 a fix cannot be applied to this model
+    ├── UnstableError            `Monitor(on_finding="raise")` met a finding
+    └── RuleOutcome              how a rule ends without a verdict (caught by the engine)
+        ├── NotEvaluable         a signal that the rule needs was not observed
+        └── NotApplicable        the rule does not concern this model
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gnnstab.records import Finding
+
+
+class GnnstabError(Exception):
+    """Base of all; the message is one line that says what, where and what to do."""
+
+
+class UsageError(GnnstabError):
+    """The call or the command line asks for something impossible."""
+
+
+class ConfigurationError(UsageError):
+    """A configuration file, baseline or suppression is wrong."""
+
+
+class LoadError(GnnstabError):
+    """A file cannot be read, or is not what it was said to be."""
+
+
+class UnsafeFileError(LoadError):
+    """Reading the file would have to run code that it carries."""
+
+
+class CheckpointMismatch(LoadError):
+    """A checkpoint and a model do not belong together."""
+
+
+class TraceError(LoadError):
+    """A trace is damaged, locked, or written by a newer version."""
+
+
+class MissingExtra(GnnstabError):
+    """An optional package is not installed; the message names the extra."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package} is not installed; run: pip install 'gnnstab[{extra}]'")
+
+
+class NothingEvaluable(GnnstabError):
+    """The target holds nothing that gnnstab could judge."""
+
+
+class FixError(GnnstabError):
+    """A fix cannot be applied to this model."""
+
+
+class UnstableError(GnnstabError):
+    """Raised out of a monitored training loop by ``Monitor(on_finding="raise")``."""
+
+    def __init__(self, finding: Finding) -> None:
+        super().__init__(finding.message)
+        self.finding = finding
+
+
+class RuleOutcome(GnnstabError):
+    """How a rule ends without a verdict; the engine turns it into a status."""
+
+
+class NotEvaluable(RuleOutcome):
+    """A signal that the rule needs was not observed; the message says how to make it visible."""
+
+
+class NotApplicable(RuleOutcome):
+    """The rule does not concern this model; the message says why."""
