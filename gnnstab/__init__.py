@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gnnstab import fixes as fixes
-    from gnnstab.diagnose import diagnose as diagnose
+    from gnnstab.diagnosis import diagnose as diagnose
     from gnnstab.monitor import Monitor as Monitor
     from gnnstab.records import Diagnosis as Diagnosis
     from gnnstab.records import Finding as Finding
     from gnnstab.trace import Trace as Trace
-    from gnnstab.verify import verify as verify
+    from gnnstab.verification import verify as verify
 
 __version__ = "0.1.0"
 
@@ -22,9 +22,9 @@ _HOMES = {
     "Finding": "gnnstab.records",
     "Monitor": "gnnstab.monitor",
     "Trace": "gnnstab.trace",
-    "diagnose": "gnnstab.diagnose",
+    "diagnose": "gnnstab.diagnosis",
     "fixes": "gnnstab.fixes",
-    "verify": "gnnstab.verify",
+    "verify": "gnnstab.verification",
 }
 
 
@@ -32,7 +32,6 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'gnnstab' has no attribute {name!r}")
     home = import_module(_HOMES[name])
-    # `diagnose` and `verify` are both a module and the function in it; the public name is the function.
     value = home if name == "fixes" else getattr(home, name)
     globals()[name] = value
     return value

@@ -1,0 +1,32 @@
+"""Frozen records: what flows from room to room, free of torch."""
+
+from gnnstab.records.findings import CAUSE_STATUSES as CAUSE_STATUSES
+from gnnstab.records.findings import FIVE_CAUSES as FIVE_CAUSES
+from gnnstab.records.findings import FURTHER_CAUSES as FURTHER_CAUSES
+from gnnstab.records.findings import RULE_STATUSES as RULE_STATUSES
+from gnnstab.records.findings import SCHEMA_VERSION as SCHEMA_VERSION
+from gnnstab.records.findings import SEVERITIES as SEVERITIES
+from gnnstab.records.findings import VERDICTS as VERDICTS
+from gnnstab.records.findings import Advice as Advice
+from gnnstab.records.findings import Cause as Cause
+from gnnstab.records.findings import Coverage as Coverage
+from gnnstab.records.findings import Diagnosis as Diagnosis
+from gnnstab.records.findings import Finding as Finding
+from gnnstab.records.findings import FixAdvice as FixAdvice
+from gnnstab.records.findings import RuleStatus as RuleStatus
+from gnnstab.records.findings import Target as Target
+from gnnstab.records.layers import LayerFacts as LayerFacts
+from gnnstab.records.rows import PARAMETER_SITES as PARAMETER_SITES
+from gnnstab.records.rows import SITES as SITES
+from gnnstab.records.rows import STAGES as STAGES
+from gnnstab.records.rows import Blind as Blind
+from gnnstab.records.rows import Event as Event
+from gnnstab.records.rows import Measure as Measure
+from gnnstab.records.rows import SeriesKey as SeriesKey
+from gnnstab.records.rows import SiteRow as SiteRow
+from gnnstab.records.rows import StepRow as StepRow
+from gnnstab.records.signals import Series as Series
+from gnnstab.records.signals import Signal as Signal
+from gnnstab.records.signals import Signals as Signals
+from gnnstab.records.vocabulary import SIGNALS as SIGNALS
+from gnnstab.records.vocabulary import SignalKind as SignalKind

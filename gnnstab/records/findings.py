@@ -1,0 +1,270 @@
+"""Findings, causes, and the diagnosis that every report is made from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from gnnstab.errors import UsageError
+from gnnstab.records.layers import LayerFacts
+from gnnstab.records.rows import Blind, Event
+from gnnstab.records.signals import Series, Signal
+
+SCHEMA_VERSION = "1"
+
+SEVERITIES = ("info", "warning", "error")
+"""In ascending order."""
+
+FIVE_CAUSES = ("no-dropout", "beta-disabled", "no-residual", "attention-explosion", "unsuitable-init")
+"""Always reported, in this order."""
+
+FURTHER_CAUSES = (
+    "sum-aggregation",
+    "feature-scale",
+    "learning-rate",
+    "adam-epsilon",
+    "precision",
+    "dead-units",
+    "isolated-nodes",
+    "normalization-misuse",
+    "oversmoothing",
+    "active-clamp",
+    "non-finite-data",
+    "uninitialized-parameter",
+    "never-updated-parameter",
+    "saturated-gate",
+)
+"""Reported, in this order, when not absent."""
+
+CAUSE_STATUSES = ("root-cause", "contributing", "present", "absent", "not-evaluable")
+RULE_STATUSES = ("fired", "passed", "not-applicable", "not-evaluable", "suppressed")
+VERDICTS = ("confirmed", "no-effect", "made-worse", "inconclusive", "not-tested")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is wrong, with the number that shows it."""
+
+    code: str
+    """Rule code, e.g. ``GS301``."""
+
+    name: str
+    """Rule name, e.g. ``attention-explosion``."""
+
+    cause: str
+    """One of `FIVE_CAUSES` or `FURTHER_CAUSES`, or ``""`` for an observation about the tool itself (GS9xx)."""
+
+    severity: str
+    confidence: str
+    """``high`` (measured, mechanism known), ``medium`` (measured once, or literature), ``low`` (heuristic)."""
+
+    layer: str | None
+    head: int | None
+    step: int | None
+    signal: str
+    """Name of the signal that crossed its threshold."""
+
+    value: float
+    threshold: float
+    unit: str
+    message: str
+    """What, where, how sure, what to do; one to three sentences with the user's own names and numbers."""
+
+    explained_by: str | None = None
+    """Code of the finding that this one follows from."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Stable identity: code, layer, head and signal, not the number, so a small move keeps it."""
+        text = "\x1f".join([self.code, self.layer or "", "" if self.head is None else str(self.head), self.signal])
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class FixAdvice:
+    """One fix for one cause: the change, and what is known about whether it works here."""
+
+    fix: str
+    """Name in `gnnstab.fixes.FIXES`."""
+
+    change: str
+    """The exact change for this model: code, ready to paste."""
+
+    verdict: str = "not-tested"
+    """One of `VERDICTS`."""
+
+    before: float | None = None
+    after: float | None = None
+    signal: str = ""
+    """The signal that ``before`` and ``after`` are values of."""
+
+    note: str = ""
+    """How to test it, which arms were compared, or why it would not help."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """One possible root cause and its status on this target."""
+
+    cause: str
+    status: str
+    """One of `CAUSE_STATUSES`."""
+
+    reason: str
+    codes: tuple[str, ...] = ()
+    fixes: tuple[FixAdvice, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RuleStatus:
+    """How one rule ended."""
+
+    code: str
+    status: str
+    """One of `RULE_STATUSES`."""
+
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """Well-known advice that would not help, or would harm, on this target."""
+
+    code: str
+    """``W1`` … ``W12``."""
+
+    advice: str
+    """The advice, in a few words."""
+
+    reason: str
+    """Why not here, with the measured number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """What was seen and what was not."""
+
+    layers_expected: int
+    layers_observed: int
+    blind: tuple[Blind, ...] = ()
+    assumptions: tuple[str, ...] = ()
+    """``"heads=3: given"``, ``"activation=relu: assumed"``, …"""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What was diagnosed."""
+
+    kind: str
+    """``checkpoint``, ``trace`` or ``model``."""
+
+    path: str
+    """As the user gave it; for a model its class name."""
+
+    notes: tuple[str, ...] = ()
+    """What was unwrapped, skipped or joined on the way in."""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The result of `gnnstab.diagnose` and the only input of every report."""
+
+    target: Target
+    coverage: Coverage
+    causes: tuple[Cause, ...]
+    findings: tuple[Finding, ...]
+    rules: tuple[RuleStatus, ...]
+    advice: tuple[Advice, ...] = ()
+    layers: tuple[LayerFacts, ...] = ()
+    """Evidence: the layers as they were recovered."""
+
+    signals: tuple[Signal, ...] = ()
+    """Evidence: the numbers that the rules saw."""
+
+    series: tuple[Series, ...] = ()
+    """Evidence: numbers over steps, when the target is a run."""
+
+    events: tuple[Event, ...] = ()
+    """Evidence: non-finite values and other events."""
+
+    context: Mapping[str, Any] = field(default_factory=dict)
+
+    def at_least(self, severity: str) -> tuple[Finding, ...]:
+        """Findings of this severity or worse."""
+        if severity not in SEVERITIES:
+            raise UsageError(f"unknown severity {severity!r}; choose from {', '.join(SEVERITIES)}")
+        floor = SEVERITIES.index(severity)
+        return tuple(f for f in self.findings if SEVERITIES.index(f.severity) >= floor)
+
+    def exit_code(self, fail_on: str = "warning") -> int:
+        """0 nothing at or above ``fail_on``; 1 findings; 3 nothing evaluable."""
+        if self.at_least(fail_on):
+            return 1
+        return 3 if self.nothing_evaluable else 0
+
+    @property
+    def nothing_evaluable(self) -> bool:
+        """True when no layer was observed or no rule came to a verdict."""
+        verdicts = [r for r in self.rules if r.status in ("fired", "passed") and not r.code.startswith("GS9")]
+        return self.coverage.layers_observed == 0 or not verdicts
+
+    def root_causes(self) -> tuple[Cause, ...]:
+        """The causes with status ``root-cause``."""
+        return tuple(c for c in self.causes if c.status == "root-cause")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form, schema 1 (docs/schema/diagnosis-1.json)."""
+        from gnnstab import __version__
+
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "tool": {"name": "gnnstab", "version": __version__},
+            "target": _plain(self.target),
+            "coverage": _plain(self.coverage),
+            "causes": [_plain(c) for c in self.causes],
+            "findings": [{**_plain(f), "fingerprint": f.fingerprint} for f in self.findings],
+            "rules": [_plain(r) for r in self.rules],
+            "advice": [_plain(a) for a in self.advice],
+            "layers": [_plain(layer) for layer in self.layers],
+            "signals": [{**_plain(s), "unit": s.unit} for s in self.signals],
+            "series": [_plain(s) for s in self.series],
+            "events": [_plain(e) for e in self.events],
+            "context": _plain(dict(self.context)),
+        }
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """`to_dict` as text; NaN and Inf are the strings "nan", "inf", "-inf"."""
+        return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False, allow_nan=False)
+
+    def _repr_html_(self) -> str:
+        from gnnstab.report import render
+
+        return render(self, "html")
+
+    def __str__(self) -> str:
+        from gnnstab.report import render
+
+        return render(self, "text")
+
+
+def _plain(value: Any) -> Any:
+    """Turn records, arrays and non-finite floats into what JSON knows."""
+    if isinstance(value, bool) or value is None or isinstance(value, (str, int)):
+        return value
+    if isinstance(value, float):
+        if math.isfinite(value):
+            return value
+        return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
+    if hasattr(value, "__dataclass_fields__"):
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    if isinstance(value, (tuple, list, set, frozenset, Iterator)):
+        return [_plain(v) for v in value]
+    return str(value)

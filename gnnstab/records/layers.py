@@ -1,0 +1,65 @@
+"""What is known of a layer's configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class LayerFacts:
+    """The configuration of one layer; ``None`` means that the source of the facts cannot show it."""
+
+    name: str
+    """Module path in the model, or key prefix in the checkpoint."""
+
+    kind: str
+    """Class name, e.g. ``TransformerConv``; for a subclass, the subclass' name."""
+
+    position: int
+    """Order of first call (model) or of appearance (checkpoint), from 0 over all recorded layers."""
+
+    attention: bool
+    """True for a layer whose attention scores are recorded; False for the fallback adapter."""
+
+    in_channels: tuple[int, int] | None = None
+    """(source, target) input width."""
+
+    out_channels: int | None = None
+    """Width per head."""
+
+    heads: int | None = None
+    concat: bool | None = None
+    beta: bool | None = None
+    """The gate as it is in force: ``beta=True, root_weight=False`` is False."""
+
+    beta_requested: bool | None = None
+    """The gate as it was asked for, where that can be seen."""
+
+    dropout: float | None = None
+    """Dropout probability on the attention weights."""
+
+    edge_dim: int | None = None
+    """Edge feature width; 0 for none; None when not visible."""
+
+    root_weight: bool | None = None
+    bias: bool | None = None
+    aggregation: str | None = None
+    """Reduction over incoming messages: add, mean, max, …"""
+
+    identity_path: bool | None = None
+    """True when a path goes around the layer to the next recorded layer's input."""
+
+    norm_before: str | None = None
+    """Class name of a normalisation directly before the layer; ``""`` for none; None when not visible."""
+
+    norm_after: str | None = None
+    """Class name of a normalisation directly after the layer; ``""`` for none; None when not visible."""
+
+    activation: str | None = None
+    """Activation after the layer, ``relu``, ``tanh``, …; None when not visible."""
+
+    initialisation: str | None = None
+    """Fingerprint of the weights' distribution, e.g. ``pyg-default``, ``orthogonal(1.41)``, ``unknown``."""
+
+    source_file: str | None = None
+    """Path:line of the class that holds the layer, where known."""

@@ -1,0 +1,127 @@
+"""Rows of a trace: what the probe hands to the store and the signals read back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+SITES = ("input", "output", "score", "attention", "gate", "grad_output", "grad_input", "aggregate")
+"""Where activations and gradients are recorded. ``aggregate`` is the output of a non-attention aggregation."""
+
+PARAMETER_SITES = ("weight", "weight_grad", "update")
+"""Sites of a parameter; the series' layer is then the parameter's full name."""
+
+STAGES = ("input", "query", "key", "value", "edge", "score", "attention", "aggregate", "skip", "gate", "output",
+          "gradient", "weight", "loss")
+"""Stages of an attention layer in the order of computation, then the later ones of a step."""
+
+
+class SeriesKey(NamedTuple):
+    """What identifies one stream of site statistics."""
+
+    layer: str
+    """Module path, or parameter name for the parameter sites."""
+
+    mode: str
+    """``train``, ``train-nograd``, ``eval`` or ``eval-grad``."""
+
+    call: int
+    """0 for the first call of this layer within one outer forward, 1 for the second, …"""
+
+    site: str
+
+
+class SiteRow(NamedTuple):
+    """Light-tier statistics of one site in one step, merged over the step's outer forwards."""
+
+    step: int
+    span: int
+    """Number of steps merged into this row (1 until the trace halves old steps)."""
+
+    minimum: float
+    maximum: float
+    rms: float
+    count: int
+    """Number of entries seen."""
+
+    non_finite: int
+    """Number of non-finite entries; -1 when only known to be at least one."""
+
+
+class Measure(NamedTuple):
+    """One full-tier number."""
+
+    step: int
+    layer: str
+    """Module path; ``""`` for a number of the whole model."""
+
+    mode: str
+    call: int
+    name: str
+    """A key of `SIGNALS`."""
+
+    head: int
+    """-1 for the aggregate over heads."""
+
+    value: float
+    detail: str = ""
+    """JSON, or empty."""
+
+
+class StepRow(NamedTuple):
+    """One training step."""
+
+    step: int
+    time: float
+    """Seconds since the trace was opened (monotonic clock)."""
+
+    loss: float | None
+    lr: float | None
+    scale: float | None
+    """GradScaler's scale, where known."""
+
+    grad_norm: float | None
+    """L2 norm over all parameter gradients."""
+
+    skipped: bool = False
+    """True when the optimizer did not step because GradScaler saw non-finite gradients: normal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened at one step: a non-finite value, a failure of the tool, a finding raised live."""
+
+    step: int
+    kind: str
+    """``non-finite``, ``tool-failure``, ``finding`` or ``note``."""
+
+    layer: str | None = None
+    mode: str = ""
+    call: int = 0
+    stage: str | None = None
+    """One of `STAGES`."""
+
+    origin: str | None = None
+    """``made-here``, ``came-in`` or None when it could not be decided."""
+
+    nodes: tuple[int, ...] = ()
+    """Ids of the first affected target nodes (at most 16)."""
+
+    edges: tuple[int, ...] = ()
+    """Positions in the edge list of the first affected edges (at most 16)."""
+
+    heads: tuple[int, ...] = ()
+    message: str = ""
+    detail: Mapping[str, Any] = field(default_factory=dict)
+    """Whatever else is known, JSON-able: ``weights_finite``, ``largest_before``, ``limit``, ``dtype``, ``bundle``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Blind:
+    """A site that could not be observed."""
+
+    layer: str
+    site: str
+    reason: str
+    """Why, and what to do to see it."""

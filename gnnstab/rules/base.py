@@ -1,0 +1,79 @@
+"""What a rule is: metadata, thresholds as typed fields, and one pure check."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+from gnnstab.records import Finding, Signal, Signals
+
+
+def threshold(default: float, *, unit: str, source: str) -> Any:
+    """Declare a threshold field of a rule, with its unit and where the number comes from."""
+    return dataclasses.field(default=default, metadata={"unit": unit, "source": source})
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule(ABC):
+    """One pattern of instability.
+
+    A subclass is a frozen dataclass whose fields are its thresholds (see `threshold`), so that a configuration can
+    replace them. Its docstring is the rule's page: *What it sees / Why it is unstable / What it looks like / Fix /
+    When it is wrong / References*.
+    """
+
+    code: ClassVar[str]
+    """``GS`` and three digits, never used again for anything else."""
+
+    name: ClassVar[str]
+    """The pattern, in kebab case; never the cure."""
+
+    cause: ClassVar[str]
+    """The cause that a finding of this rule points to; ``""`` for observations about the tool."""
+
+    severity: ClassVar[str]
+    """The highest severity that the rule raises."""
+
+    confidence: ClassVar[str]
+
+    @abstractmethod
+    def check(self, signals: Signals) -> Iterator[Finding]:
+        """Yield findings.
+
+        Raises `NotEvaluable` when a needed signal was not observed and `NotApplicable` when the rule does not concern
+        the model; the engine turns both into a status with the reason.
+        """
+
+    def finding(
+        self,
+        message: str,
+        *,
+        severity: str,
+        limit: float,
+        signal: Signal | None = None,
+        name: str = "",
+        value: float = math.nan,
+        layer: str | None = None,
+        step: int | None = None,
+        unit: str = "",
+        confidence: str | None = None,
+    ) -> Finding:
+        """Build a finding from the signal that crossed ``limit``, or from ``name``, ``value``, ``layer`` and ``unit``."""
+        return Finding(
+            code=self.code,
+            name=self.name,
+            cause=self.cause,
+            severity=severity,
+            confidence=confidence or self.confidence,
+            layer=signal.layer if signal else layer,
+            head=signal.head if signal else None,
+            step=signal.step if signal else step,
+            signal=signal.name if signal else name,
+            value=signal.value if signal else value,
+            threshold=limit,
+            unit=signal.unit if signal else unit,
+            message=message,
+        )
