@@ -1,0 +1,1 @@
+"""Graph of rooms: model → trace."""
