@@ -1,0 +1,12 @@
+"""Shared by all tests."""
+
+import sys
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Small tensors on two noisy cores run faster, and repeatably, on one thread; torch is not imported for this."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)

@@ -1,0 +1,160 @@
+"""The house rules: import order, what stays free of torch, the packages on disk, the public names."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCE = ROOT / "gnnstab"
+
+ORDER = [
+    {"errors"},
+    {"records"},
+    {"trace"},
+    {"probe", "checkpoint"},
+    {"signals"},
+    {"rules"},
+    {"nn"},
+    {"fixes"},
+    {"verification"},
+    {"monitor", "diagnosis"},
+    {"report", "sinks"},
+    {"baseline", "budgets", "compare", "config", "watch"},
+    {"testing", "demo"},
+    {"pytest_plugin", "cli"},
+]
+"""A room may import what stands in an earlier row, and itself. `cli/` on disk is `gnnstab.cli`."""
+
+MAY_IMPORT_TORCH = {"probe", "checkpoint", "verification", "monitor", "sinks", "nn"}
+
+
+def room(path: Path) -> str:
+    if path.is_relative_to(ROOT / "cli"):
+        return "cli"
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def files() -> list[Path]:
+    return [p for folder in (SOURCE, ROOT / "cli") for p in sorted(folder.rglob("*.py")) if p != SOURCE / "__init__.py"]
+
+
+def imported(path: Path, *, top_level_only: bool) -> set[str]:
+    """Dotted names of the modules that a file imports (`from a import b` counts as a.b), TYPE_CHECKING blocks left out."""
+    found: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            return
+        if top_level_only and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            return
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(path.read_text(encoding="utf-8")))
+    return found
+
+
+def rank(name: str) -> int:
+    return next((i for i, row in enumerate(ORDER) if name in row), -1)
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_run_one_way(path: Path) -> None:
+    own = room(path)
+    assert rank(own) >= 0, f"{own} has no place in ORDER"
+    for name in imported(path, top_level_only=True):
+        parts = name.split(".")
+        if parts[0] != "gnnstab" or len(parts) < 2 or parts[1] == "__version__":
+            continue
+        assert parts[1] == own or rank(parts[1]) < rank(own), f"{own} imports {parts[1]}, which stands below it"
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_torch_only_where_it_is_allowed(path: Path) -> None:
+    heavy = {n.split(".")[0] for n in imported(path, top_level_only=True)} & {"torch", "torch_geometric"}
+    assert not heavy or room(path) in MAY_IMPORT_TORCH
+
+
+def run_python(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/").stdout
+
+
+HEAVY = "{'torch', 'torch_geometric', 'matplotlib'}"
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = f"""
+import sys
+from click.testing import CliRunner
+from gnnstab.cli import main
+result = CliRunner().invoke(main, ["--help"])
+assert result.exit_code == 0, result.output
+print(sorted({HEAVY} & set(sys.modules)))
+"""
+    assert run_python(code).strip() == "[]"
+
+
+def test_this_guard_can_fail() -> None:
+    assert run_python(f"import sys, torch; print(sorted({HEAVY} & set(sys.modules)))").strip() == "['torch']"
+
+
+def test_a_trace_is_read_diagnosed_and_rendered_without_torch(tmp_path: Path) -> None:
+    path = tmp_path / "run.gnnstab"
+    code = f"""
+import sys
+from gnnstab.records import LayerFacts, SeriesKey, StepRow
+from gnnstab.trace import TraceWriter
+import gnnstab
+with TraceWriter({str(path)!r}) as writer:
+    writer.layer(LayerFacts(name="conv", kind="TransformerConv", position=0, attention=True, heads=1, out_channels=4))
+    series = writer.series(SeriesKey("conv", "train", 0, "score"))
+    for step in range(3):
+        writer.sites(step, [series], [(-1.0, 1.0, 0.5, 10, 0)])
+        writer.step(StepRow(step, 0.0, 1.0, None, None, None))
+diagnosis = gnnstab.diagnose({str(path)!r})
+from gnnstab.report import FORMATS, render
+for name in FORMATS:
+    assert render(diagnosis, name)
+print(sorted({{'torch', 'torch_geometric'}} & set(sys.modules)))
+"""
+    assert run_python(code).strip() == "[]"
+
+
+def test_packages_listed_are_the_folders_on_disk() -> None:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    listed = set(config["options"]["packages"].split())
+    on_disk = {".".join(p.parent.relative_to(ROOT).parts) for p in SOURCE.rglob("__init__.py")} | {"gnnstab.cli"}
+    assert listed == on_disk
+    assert not (ROOT / "tests" / "gnnstab").exists()
+    folders = {p.parent for p in SOURCE.rglob("*.py")}
+    assert all((folder / "__init__.py").exists() for folder in folders)
+
+
+def test_nothing_imports_the_folder_cli_by_its_bare_name() -> None:
+    for path in files():
+        assert not any(name.split(".")[0] == "cli" for name in imported(path, top_level_only=False)), path
+
+
+def test_public_names() -> None:
+    import gnnstab
+
+    for name in gnnstab.__all__:
+        assert getattr(gnnstab, name) is not None
+    assert callable(gnnstab.diagnose)
+    assert callable(gnnstab.verify)
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        gnnstab.nonsense  # noqa: B018
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    assert config["metadata"]["version"] == gnnstab.__version__
