@@ -83,6 +83,7 @@ SIGNALS: dict[str, SignalKind] = {
     "logit.spectral_qk": SignalKind("logit per unit²", "‖W_qᵀW_k‖₂/√C of a head, biases left out"),
     "logit.spectral": SignalKind("logit per unit²", "‖M_h‖₂: M_h = Q̃ᵀK̃/√C of a head with its biases"),
     "logit.frobenius": SignalKind("logit", "‖M_h‖_F without the key-bias column: typical σ_w at an input of RMS 1"),
+    "logit.alignment": SignalKind("", "√C·‖W_qᵀW_k‖_F / (‖W_q‖_F ‖W_k‖_F): 1 for independent weights, √C when one direction rules"),
     "logit.edge_spectral": SignalKind("logit per unit²", "‖Q̃ᵀW_e/√C‖₂ of a head"),
     "gain.value": SignalKind("", "√(‖W_v‖_F²/D_in): RMS gain of the values"),
     "gain.skip": SignalKind("", "√(‖W_s‖_F²/D_in): RMS gain of the linear skip"),

@@ -60,12 +60,16 @@ class Rule(ABC):
         step: int | None = None,
         unit: str = "",
         confidence: str | None = None,
+        cause: str | None = None,
     ) -> Finding:
-        """Build a finding from the signal that crossed ``limit``, or from ``name``, ``value``, ``layer`` and ``unit``."""
+        """Build a finding from the signal that crossed ``limit``, or from ``name``, ``value``, ``layer`` and ``unit``.
+
+        ``cause`` replaces the rule's own where one pattern can have several causes.
+        """
         return Finding(
             code=self.code,
             name=self.name,
-            cause=self.cause,
+            cause=self.cause if cause is None else cause,
             severity=severity,
             confidence=confidence or self.confidence,
             layer=signal.layer if signal else layer,
