@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -238,7 +239,9 @@ class Diagnosis:
 
     def to_json(self, indent: int | None = 2) -> str:
         """`to_dict` as text; NaN and Inf are the strings "nan", "inf", "-inf"."""
-        return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(self.to_dict(), indent=indent, ensure_ascii=False, allow_nan=False)
+        # A layer name may hold lone surrogates (file names do on POSIX); UTF-8 cannot carry them, JSON escapes can.
+        return _LONE_SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
     def _repr_html_(self) -> str:
         from gnnstab.report import render
@@ -249,6 +252,9 @@ class Diagnosis:
         from gnnstab.report import render
 
         return render(self, "text")
+
+
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def _plain(value: Any) -> Any:

@@ -101,7 +101,7 @@ class Signals:
         return next((layer for layer in self.layers if layer.name == name), None)
 
     def find(
-        self, name: str, *, layer: str | None = None, head: int | None | str = "any", source: str | None = None
+        self, name: str, *, layer: str | None = None, head: int | str | None = "any", source: str | None = None
     ) -> tuple[Signal, ...]:
         """All values of a signal; ``layer``, ``head`` and ``source`` narrow it (``head=None``: only the aggregate)."""
         if name not in SIGNALS:
