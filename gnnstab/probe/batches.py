@@ -1,0 +1,114 @@
+"""What the user calls a batch, as arguments of the model's forward."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch_geometric.data import Data, HeteroData
+from torch_geometric.data.data import BaseData, DataEdgeAttr, DataTensorAttr
+from torch_geometric.data.storage import BaseStorage, EdgeStorage, GlobalStorage, NodeStorage
+
+from gnnstab.errors import LoadError, UnsafeFileError, UsageError
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword arguments of one forward."""
+
+_PLAIN_CLASSES = [Data, HeteroData, DataEdgeAttr, DataTensorAttr, BaseStorage, GlobalStorage, NodeStorage, EdgeStorage]
+"""Containers of PyG whose unpickling only fills attributes; nothing else may be constructed from a batch file."""
+
+
+def load_batch(path: str | Path, *, unsafe: bool = False) -> Any:
+    """Read a batch file: a dict or tuple of tensors, or a PyG ``Data``, saved with ``torch.save``.
+
+    Raises:
+        LoadError: The file is missing or is no torch file.
+        UnsafeFileError: Reading it would run code from the file and ``unsafe`` is off.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise LoadError(f"batch {path}: no such file")
+    with path.open("rb") as stream:
+        start = stream.read(2)
+    if start != b"PK" and start[:1] != b"\x80":
+        raise LoadError(f"batch {path}: not a file written by torch.save")
+    try:
+        with torch.serialization.safe_globals(_PLAIN_CLASSES):
+            return torch.load(path, map_location="cpu", weights_only=not unsafe)
+    except pickle.UnpicklingError:
+        raise UnsafeFileError(
+            f"batch {path}: holds objects (a PyG Batch is one) that can only be read by running code from the file; save a dict of tensors "
+            "or a PyG Data instead, or pass --unsafe-load if you trust it (dangerous)"
+        ) from None
+    except Exception as error:
+        raise LoadError(f"batch {path}: not a file written by torch.save ({_first_line(error)})") from None
+
+
+def as_arguments(batch: Any, model: nn.Module) -> list[Arguments]:
+    """Every forward that a batch asks for.
+
+    A dict is keyword arguments, a tuple positional ones, any other iterable (a loader, a list) several batches. A
+    ``Data`` or ``HeteroData`` is handed over whole when the forward takes one argument, else by the names of the
+    forward's parameters.
+
+    Raises:
+        UsageError: Nothing that a forward could take.
+    """
+    if isinstance(batch, BaseData):
+        return [_from_data(batch, model)]
+    if isinstance(batch, Tensor):
+        return [((batch,), {})]
+    if isinstance(batch, Mapping):
+        return [((), {str(k): v for k, v in batch.items()})]
+    if isinstance(batch, tuple):
+        return [(batch, {})]
+    if isinstance(batch, Iterable) and not isinstance(batch, (str, bytes)):
+        found = [arguments for item in batch for arguments in as_arguments(item, model)]
+        if found:
+            return found
+    raise UsageError(
+        f"batch of type {type(batch).__name__} is none that a model could be called with; pass a PyG Data, a tuple of "
+        "positional or a dict of keyword arguments, or an iterable of those"
+    )
+
+
+def _from_data(data: BaseData, model: nn.Module) -> Arguments:
+    names = _forward_names(model)
+    if len(names) <= 1:
+        return (data,), {}
+    if isinstance(data, HeteroData):
+        stores = {"x_dict": "x", "edge_index_dict": "edge_index", "edge_attr_dict": "edge_attr"}
+        known = {name: data.collect(key) for name, key in stores.items() if name in names and _has(data, key)}
+    else:
+        known = {name: data[name] for name in names if isinstance(data, Data) and data.get(name) is not None}
+    return ((), known) if known else ((data,), {})
+
+
+def _has(data: HeteroData, key: str) -> bool:
+    return any(key in store for store in data.stores)
+
+
+def _forward_names(model: nn.Module) -> list[str]:
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = inspect.signature(model.forward).parameters.values()
+    return [p.name for p in parameters if p.kind in kinds]
+
+
+def on_device(value: Any, device: torch.device) -> Any:
+    """A copy of the arguments on a device; what cannot move is handed on as it is."""
+    if isinstance(value, (Tensor, BaseData)):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return {k: on_device(v, device) for k, v in value.items()}
+    if isinstance(value, (tuple, list)) and not hasattr(value, "_fields"):
+        return type(value)(on_device(v, device) for v in value)
+    return value
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
