@@ -1,0 +1,72 @@
+"""All numbers of one layer call."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from gnnstab.probe.layers.base import Call
+from gnnstab.probe.statistics.activations import (
+    clip_share,
+    dead_share,
+    gate_measures,
+    message_measures,
+    peak,
+    tanh_saturated_share,
+    underflow_share,
+)
+from gnnstab.probe.statistics.attention import entropy_measures, precision_measures, score_measures
+from gnnstab.probe.statistics.features import constant_share
+from gnnstab.probe.statistics.graph import from_degrees
+from gnnstab.probe.statistics.groups import group_sizes
+from gnnstab.probe.statistics.numbers import Measured, quiet, rms
+from gnnstab.probe.statistics.smoothness import relative_difference
+from gnnstab.probe.statistics.unit_input import is_plain, unit_input_attention
+
+
+def attention_measures(call: Call, conv: nn.Module, batch: Tensor | None = None) -> dict[str, Measured]:
+    """Every full-tier number of one call of an attention layer, by name in `gnnstab.records.SIGNALS`.
+
+    ``batch`` (N_t,) is the graph of every target node, where known. What ``conv`` does not allow to be measured (a
+    gate that is off, scores that are not `TransformerConv`'s own) is absent. Nothing is synchronised with the host.
+    """
+    with torch.no_grad(), torch.autocast(call.output.device.type, enabled=False):
+        index, degree = call.index_target, group_sizes(call.index_target, call.x_target.shape[0])
+        numbers = {
+            **from_degrees(degree),
+            **score_measures(call.score, index, degree),
+            **precision_measures(call.score, conv.out_channels if is_plain(conv) else None),
+            **entropy_measures(call.attention, index, degree),
+            **gate_measures(call.gate),
+            **message_measures(call, conv, degree),
+            **activation_measures(call.x_target, call.output, batch, x_source=call.x_source),
+        }
+        unit = unit_input_attention(call, conv)
+        if unit is not None:
+            numbers.update(entropy_measures(unit, index, degree, "_unit_input"))
+        return numbers
+
+
+@quiet
+def activation_measures(
+    x: Tensor, output: Tensor, batch: Tensor | None = None, *, x_source: Tensor | None = None
+) -> dict[str, Measured]:
+    """Numbers of any layer that maps node states ``x`` (N, D) to ``output`` (N, D'), both floating point.
+
+    ``x_source`` (N_s, D_s) is a second input of a bipartite layer; scale and constant channels then cover both.
+    """
+    inputs = (x,) if x_source is None or x_source is x else (x, x_source)
+    numbers = {
+        "input.rms": rms(*inputs),
+        "input.max_abs": peak(*inputs),
+        "output.rms": rms(output),
+        "output.max_abs": peak(output),
+        "channels.dead_share": dead_share(output),
+        "channels.constant_share": constant_share(*inputs),
+        "tanh.saturated_share": tanh_saturated_share(x),
+        "clip.share": clip_share(x),
+        "smoothness.relative": relative_difference(output, batch),
+        "smoothness.relative_input": relative_difference(x, batch),
+        "precision.underflow_share": underflow_share(output),
+    }
+    return {name: Measured(value) for name, value in numbers.items()}
