@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from models.informarl import load_actor, reference, sample_batch, stack_graphs
 
 

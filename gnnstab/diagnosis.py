@@ -1,0 +1,332 @@
+"""From a target to its diagnosis: target → facts or trace → signals → rules (→ verification) → `Diagnosis`."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gnnstab.errors import GnnstabError, LoadError, UsageError
+from gnnstab.fixes import recommend
+from gnnstab.records import Coverage, Diagnosis, Signals, Target
+from gnnstab.rules import advice, causes, run
+from gnnstab.trace import Trace
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import nn
+
+PRECISIONS = ("fp32", "fp16", "bf16")
+
+Progress = Callable[[str], None]
+"""Called with what is being done now."""
+
+
+def diagnose(
+    target: Any,
+    *,
+    model: Any = None,
+    batch: Any = None,
+    loss: Any = None,
+    optimizer: Any = None,
+    precision: str = "fp32",
+    heads: int | None = None,
+    activation: str | None = None,
+    verify: bool = False,
+    select: Sequence[str] | None = None,
+    ignore: Sequence[str] | None = None,
+    thresholds: Mapping[str, Mapping[str, float]] | None = None,
+    overrides: Sequence[Any] = (),
+    unsafe: bool = False,
+    progress: Progress | None = None,
+) -> Diagnosis:
+    """Diagnose a checkpoint, a trace, a folder of checkpoints, or a model.
+
+    Args:
+        target: Path of a checkpoint (``.pt .pth .ckpt .safetensors``), of a ``.gnnstab`` trace, of a folder of
+            checkpoints of one run, or an ``nn.Module``.
+        model: For a checkpoint: the module it belongs to, a factory without arguments, or ``"pkg.mod:factory"``.
+        batch: A ``Data``/``HeteroData``, a tuple of positional or dict of keyword arguments, an iterable of those, or
+            the path of a file holding one. Makes attention, activations and gradients visible.
+        loss: ``callable(output, batch) -> scalar tensor`` or ``"pkg.mod:function"``; a random linear read-out of the
+            output when omitted, which the diagnosis states.
+        optimizer: An optimizer of ``model`` whose state and settings are judged too.
+        precision: ``fp32``, ``fp16`` or ``bf16``: the forward runs under autocast to it.
+        heads: Number of heads where a file cannot show it.
+        activation: ``relu`` or ``tanh``: activation between the layers, where a file cannot show it.
+        verify: Prove every recommended fix on a copy of the model (needs a model and a batch).
+        select: Code prefixes of the rules to run; all when omitted.
+        ignore: Code prefixes of the rules to leave out.
+        thresholds: ``{"GS301": {"warn_entropy": 0.3}}`` replaces thresholds of rules.
+        overrides: Thresholds for single layers, see `gnnstab.rules.run`.
+        unsafe: Allow reading files that run code from the file. Dangerous.
+        progress: Called with what is being done now.
+
+    Raises:
+        LoadError: A file cannot be read, or does not fit the model.
+        UsageError: The arguments ask for something impossible.
+    """
+    if precision not in PRECISIONS:
+        raise UsageError(f"unknown precision {precision!r}; choose from {', '.join(PRECISIONS)}")
+    request = _Request(model, batch, loss, optimizer, precision, heads, activation, unsafe, progress or (lambda _: None))
+    described, signals, live = _observe(target, request)
+    diagnosis = judge(described, signals, select=select, ignore=ignore, thresholds=thresholds, overrides=overrides)
+    if verify:
+        diagnosis = _prove(diagnosis, live, request)
+    return diagnosis
+
+
+def diagnose_trace(trace: Trace, *, target: Target | None = None, **options: Any) -> Diagnosis:
+    """Diagnose an open trace; ``options`` as for `judge`."""
+    from gnnstab.signals import from_trace
+
+    return judge(target or Target(kind="trace", path=str(trace.path or "in memory")), from_trace(trace), **options)
+
+
+def judge(
+    target: Target,
+    signals: Signals,
+    *,
+    select: Sequence[str] | None = None,
+    ignore: Sequence[str] | None = None,
+    thresholds: Mapping[str, Mapping[str, float]] | None = None,
+    overrides: Sequence[Any] = (),
+) -> Diagnosis:
+    """Run the rules on signals and put everything that a report needs into a `Diagnosis`."""
+    outcome = run(signals, select=select or (), ignore=ignore or (), thresholds=thresholds, overrides=overrides)
+    found = causes(outcome.findings, outcome.statuses, signals)
+    return Diagnosis(
+        target=target,
+        coverage=_coverage(signals),
+        causes=recommend(found, outcome.findings, signals),
+        findings=outcome.findings,
+        rules=outcome.statuses,
+        advice=advice(outcome.findings, signals),
+        layers=signals.layers,
+        signals=signals.values,
+        series=signals.series,
+        events=signals.events,
+        context=signals.context,
+    )
+
+
+def _coverage(signals: Signals) -> Coverage:
+    blind_layers = {b.layer for b in signals.blind if b.site in ("score", "output", "*")}
+    observed = [layer for layer in signals.attention_layers if layer.name not in blind_layers]
+    return Coverage(
+        layers_expected=max(int(signals.context.get("layers_expected", 0)), signals.depth),
+        layers_observed=len(observed),
+        blind=signals.blind,
+        assumptions=tuple(signals.context.get("assumptions", ())),
+    )
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Request:
+    """The arguments of `diagnose` that say how to observe the target."""
+
+    model: Any
+    batch: Any
+    loss: Any
+    optimizer: Any
+    precision: str
+    heads: int | None
+    activation: str | None
+    unsafe: bool
+    progress: Progress
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Live:
+    """A model and batch at hand, for verification."""
+
+    model: nn.Module
+    batch: Any
+    loss: Any
+
+
+def _observe(target: Any, request: _Request) -> tuple[Target, Signals, _Live | None]:
+    """What kind of target it is, its signals, and the live model where there is one."""
+    if not isinstance(target, (str, os.PathLike)):
+        return _observe_model(target, request)
+    path = Path(target)
+    if path.is_dir() and not any(path.glob("*.gnnstab")):
+        return _observe_folder(path, request)
+    if path.is_dir() or is_trace(path):
+        return _observe_trace(path)
+    return _observe_checkpoint(path, request)
+
+
+def is_trace(path: Path) -> bool:
+    """True for a file that is, or claims to be, a trace."""
+    if path.suffix == ".gnnstab":
+        return True
+    if not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        return stream.read(16) == b"SQLite format 3\x00"
+
+
+def _observe_trace(path: Path) -> tuple[Target, Signals, None]:
+    from gnnstab.signals import from_trace
+
+    with Trace.open(path) as trace:
+        return Target(kind="trace", path=str(path)), from_trace(trace), None
+
+
+def _observe_model(model: Any, request: _Request) -> tuple[Target, Signals, _Live | None]:
+    from torch import nn
+
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"cannot diagnose a {type(model).__name__}; pass a path or a torch.nn.Module")
+    from gnnstab.checkpoint import recover_model
+    from gnnstab.signals import from_checkpoint, join
+
+    static = from_checkpoint(recover_model(model, optimizer=request.optimizer, activation=request.activation))
+    target = Target(kind="model", path=type(model).__name__)
+    if request.batch is None:
+        return target, static, None
+    dynamic, live = _measure(model, request)
+    return target, join(dynamic, static), live
+
+
+def _observe_checkpoint(path: Path, request: _Request) -> tuple[Target, Signals, _Live | None]:
+    from gnnstab.checkpoint import load, load_into, recover
+    from gnnstab.signals import from_checkpoint, join
+
+    request.progress(f"reading {path.name}")
+    checkpoint = load(path, unsafe=request.unsafe)
+    facts = recover(checkpoint, heads=request.heads, activation=request.activation)
+    static, notes = from_checkpoint(facts), tuple(checkpoint.notes)
+    if request.model is None:
+        if request.batch is not None or request.loss is not None:
+            raise UsageError("a batch or a loss needs the model they belong to: pass --model pkg.mod:factory as well")
+        synthetic = _probe_alone(facts, checkpoint, request)
+        return Target("checkpoint", str(path), notes), join(synthetic, static) if synthetic else static, None
+    model = build(request.model)
+    notes += tuple(load_into(model, checkpoint))
+    target = Target(kind="checkpoint", path=str(path), notes=notes)
+    if request.batch is None:
+        return target, static, None
+    dynamic, live = _measure(model, request)
+    return target, join(dynamic, static), live
+
+
+def _measure(model: nn.Module, request: _Request) -> tuple[Signals, _Live]:
+    """Forward and backward of every batch on a copy of the model, through the recorder that the monitor uses."""
+    from gnnstab.probe.batches import load_batch
+    from gnnstab.probe.measure import measure
+    from gnnstab.signals import from_trace
+
+    batch = load_batch(request.batch, unsafe=request.unsafe) if isinstance(request.batch, (str, os.PathLike)) else request.batch
+    loss = resolve(request.loss) if isinstance(request.loss, str) else request.loss
+    request.progress("running forward and backward")
+    with measure(model, batch, loss=loss, precision=request.precision) as trace:
+        return from_trace(trace), _Live(model, batch, loss)
+
+
+def _probe_alone(facts: Any, checkpoint: Any, request: _Request) -> Signals | None:
+    """With nothing but the file: the recovered layers on synthetic graphs."""
+    from gnnstab.checkpoint import rebuild
+    from gnnstab.probe.measure import measure_layers
+    from gnnstab.signals import from_trace
+
+    request.progress("probing the recovered layers on synthetic graphs")
+    layers = rebuild(facts, checkpoint)
+    if not layers:
+        return None
+    with measure_layers(layers) as trace:
+        return from_trace(trace)
+
+
+def _observe_folder(folder: Path, request: _Request) -> tuple[Target, Signals, _Live | None]:
+    from gnnstab.checkpoint import checkpoints_in
+    from gnnstab.signals import trajectory
+
+    paths = checkpoints_in(folder)
+    if not paths:
+        raise LoadError(f"{folder}: no checkpoint (.pt .pth .ckpt .safetensors) and no trace in this folder")
+    states: list[tuple[int, Signals]] = []
+    notes: list[str] = []
+    live = None
+    for position, path in enumerate(paths):
+        request.progress(f"{position + 1}/{len(paths)} {path.name}")
+        try:
+            target, signals, live = _observe_checkpoint(path, request)
+        except GnnstabError as error:
+            notes.append(f"left out {path.name}: {error}")
+            continue
+        notes.extend(f"{path.name}: {note}" for note in target.notes)
+        states.append((int(signals.context.get("step") or position), signals))
+    if not states:
+        raise LoadError(f"{folder}: none of its {len(paths)} checkpoints could be read; the first: {notes[0]}")
+    return Target("checkpoint", str(folder), tuple(notes)), trajectory(states), live
+
+
+def _prove(diagnosis: Diagnosis, live: _Live | None, request: _Request) -> Diagnosis:
+    if live is None:
+        raise UsageError("--verify needs a model to apply the fixes to: pass --model pkg.mod:factory and --batch FILE")
+    from gnnstab.verification import prove
+
+    return prove(diagnosis, live.model, batch=live.batch, loss=live.loss, precision=request.precision, progress=request.progress)
+
+
+def build(model: Any) -> nn.Module:
+    """The module itself, or what a factory makes.
+
+    Raises:
+        UsageError: The factory cannot be found, fails, or makes something else than a module.
+    """
+    from torch import nn
+
+    if isinstance(model, nn.Module):
+        return model
+    name = model if isinstance(model, str) else getattr(model, "__name__", repr(model))
+    factory = resolve(model) if isinstance(model, str) else model
+    try:
+        made = factory()
+    except Exception as error:
+        raise UsageError(f"the model factory {name} failed: {type(error).__name__}: {error}") from error
+    if not isinstance(made, nn.Module):
+        raise UsageError(f"the model factory {name} made a {type(made).__name__}, not a torch.nn.Module")
+    return made
+
+
+def resolve(reference: str) -> Callable[..., Any]:
+    """The object behind ``"pkg.mod:name"``; the working directory is searched first.
+
+    Raises:
+        UsageError: The reference has another form, or its module or name does not exist.
+    """
+    module, separator, name = reference.partition(":")
+    if not (module and separator and name):
+        raise UsageError(f"{reference!r} is not of the form pkg.mod:name")
+    try:
+        with _importable_from_here():
+            found: Any = importlib.import_module(module)
+    except ImportError as error:
+        raise UsageError(f"cannot import {module!r} for {reference!r}: {error}; run from the folder that holds it") from error
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise UsageError(f"module {module!r} has no {name!r}")
+        found = getattr(found, part)
+    if not callable(found):
+        raise UsageError(f"{reference!r} is a {type(found).__name__}, not something to call")
+    return found  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _importable_from_here() -> Iterator[None]:
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        if here in sys.path:
+            sys.path.remove(here)
