@@ -68,6 +68,9 @@ class Measure(NamedTuple):
     detail: str = ""
     """JSON, or empty."""
 
+    rank: int = -1
+    """Process of a distributed run, set when the row is read back; -1 outside one."""
+
 
 class StepRow(NamedTuple):
     """One training step."""
@@ -86,6 +89,9 @@ class StepRow(NamedTuple):
 
     skipped: bool = False
     """True when the optimizer did not step because GradScaler saw non-finite gradients: normal."""
+
+    rank: int = -1
+    """Process of a distributed run, set when the row is read back; -1 outside one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +121,9 @@ class Event:
     message: str = ""
     detail: Mapping[str, Any] = field(default_factory=dict)
     """Whatever else is known, JSON-able: ``weights_finite``, ``largest_before``, ``limit``, ``dtype``, ``bundle``."""
+
+    rank: int = -1
+    """Process of a distributed run, set when the event is read back; -1 outside one."""
 
 
 @dataclass(frozen=True, slots=True)
