@@ -1,0 +1,203 @@
+"""Runs rules over signals: every rule ends with a status, and no rule can take the others down."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from gnnstab.errors import ConfigurationError, NotApplicable, NotEvaluable
+from gnnstab.records import Finding, RuleStatus, Signals
+from gnnstab.rules.base import Rule
+from gnnstab.rules.registry import rule_classes
+from gnnstab.rules.selection import Selection
+
+Thresholds = Mapping[str, Mapping[str, float]]
+"""Rule code → threshold name → value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Suppression:
+    """A finding that the user has looked at and accepted."""
+
+    code: str
+    """Rule code or a prefix of it."""
+
+    reason: str
+    """Why; mandatory."""
+
+    layer: str = "*"
+    """Glob over layer names; a finding of the whole model has the name ``""``."""
+
+    def covers(self, finding: Finding) -> bool:
+        """True when this suppression speaks of the finding."""
+        return finding.code.startswith(self.code) and fnmatchcase(finding.layer or "", self.layer)
+
+
+@dataclass(frozen=True, slots=True)
+class Override:
+    """Thresholds of one rule that hold for some layers only."""
+
+    layer: str
+    """Glob over layer names."""
+
+    code: str
+    thresholds: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a run of the engine gives."""
+
+    findings: tuple[Finding, ...]
+    """In the order of the table."""
+
+    statuses: tuple[RuleStatus, ...]
+    """One per rule of the table, in its order."""
+
+    suppressed: tuple[tuple[Finding, Suppression], ...] = ()
+    """Findings that a suppression took out."""
+
+    def unused(self, suppressions: Sequence[Suppression]) -> tuple[Suppression, ...]:
+        """The suppressions that covered nothing."""
+        used = [suppression for _, suppression in self.suppressed]
+        return tuple(s for s in suppressions if s not in used)
+
+
+def run(
+    signals: Signals,
+    *,
+    rules: Sequence[type[Rule]] | None = None,
+    select: Sequence[str] = (),
+    ignore: Sequence[str] = (),
+    thresholds: Thresholds | None = None,
+    overrides: Sequence[Override] = (),
+    suppress: Sequence[Suppression] = (),
+) -> Outcome:
+    """Judge signals by every selected rule.
+
+    Args:
+        signals: The numbers and facts.
+        rules: Rule classes; all built-in ones and plugins when omitted.
+        select: Code prefixes to run; empty for all.
+        ignore: Code prefixes to leave out, stronger than ``select`` unless the selecting prefix is longer.
+        thresholds: Values that replace thresholds of rules.
+        overrides: Thresholds that hold for some layers only; the first that matches a layer counts.
+        suppress: Findings to take out, each with its reason.
+
+    Raises:
+        UsageError: A prefix matches no rule.
+        ConfigurationError: An override names an unknown rule or threshold.
+    """
+    classes = rule_classes() if rules is None else tuple(rules)
+    selection = Selection.parse(select, ignore, codes=[rule.code for rule in classes])
+    plain = {rule.code: configure(rule, (thresholds or {}).get(rule.code, {})) for rule in classes}
+    _refuse_unknown_codes(plain, [*(thresholds or {}), *(override.code for override in overrides)])
+    special = _special(plain, thresholds or {}, overrides)
+
+    kept: list[Finding] = []
+    taken: list[tuple[Finding, Suppression]] = []
+    statuses: list[RuleStatus] = []
+    for rule in plain.values():
+        if not selection.includes(rule.code):
+            statuses.append(RuleStatus(rule.code, "suppressed", "not selected"))
+            continue
+        status, found = _judge(rule, signals, special.get(rule.code, ()))
+        left, out = _split(found, suppress)
+        kept += left
+        taken += out
+        if out and not left:
+            status = RuleStatus(rule.code, "suppressed", out[0][1].reason)
+        statuses.append(status)
+    return Outcome(tuple(kept), tuple(statuses), tuple(taken))
+
+
+def configure(rule: type[Rule], overrides: Mapping[str, float]) -> Rule:
+    """An instance of a rule with some thresholds replaced."""
+    valid = [field.name for field in dataclasses.fields(rule)]
+    for name, value in overrides.items():
+        if name not in valid:
+            known = ", ".join(valid) or "none"
+            raise ConfigurationError(f"{rule.code} has no threshold {name!r}; it has: {known}")
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ConfigurationError(f"threshold {rule.code}.{name} must be a number, not {value!r}")
+    return rule(**{name: float(value) for name, value in overrides.items()})
+
+
+def _special(
+    plain: Mapping[str, Rule], thresholds: Thresholds, overrides: Sequence[Override]
+) -> dict[str, list[tuple[str, Rule]]]:
+    """Rule code → (layer glob, rule configured for those layers)."""
+    special: dict[str, list[tuple[str, Rule]]] = {}
+    for override in overrides:
+        joined = {**thresholds.get(override.code, {}), **override.thresholds}
+        special.setdefault(override.code, []).append((override.layer, configure(type(plain[override.code]), joined)))
+    return special
+
+
+def _refuse_unknown_codes(known: Mapping[str, Rule], given: Sequence[str]) -> None:
+    for code in given:
+        if code not in known:
+            raise ConfigurationError(
+                f"thresholds are given for {code!r}, but there is no such rule; see `gnnstab rules`"
+            )
+
+
+def _judge(rule: Rule, signals: Signals, special: Sequence[tuple[str, Rule]]) -> tuple[RuleStatus, list[Finding]]:
+    """One rule's status and findings; layers with own thresholds are judged by the rule configured for them."""
+    try:
+        found = [f for f in rule.check(signals) if not any(_matches(f, glob) for glob, _ in special)]
+        for position, (glob, variant) in enumerate(special):
+            earlier = [g for g, _ in special[:position]]
+            found += [
+                f for f in variant.check(signals) if _matches(f, glob) and not any(_matches(f, g) for g in earlier)
+            ]
+    except NotApplicable as outcome:
+        return RuleStatus(rule.code, "not-applicable", str(outcome)), []
+    except NotEvaluable as outcome:
+        return RuleStatus(rule.code, "not-evaluable", str(outcome)), []
+    except Exception as error:  # a broken rule must not hide what the others see
+        return RuleStatus(rule.code, "not-evaluable", f"the rule failed: {_describe(error)}"), [_failure(rule, error)]
+    return RuleStatus(rule.code, "fired" if found else "passed", ""), found
+
+
+def _matches(finding: Finding, glob: str) -> bool:
+    return fnmatchcase(finding.layer or "", glob)
+
+
+def _split(
+    found: Sequence[Finding], suppress: Sequence[Suppression]
+) -> tuple[list[Finding], list[tuple[Finding, Suppression]]]:
+    left, out = [], []
+    for finding in found:
+        cover = next((s for s in suppress if s.covers(finding)), None)
+        if cover is None:
+            left.append(finding)
+        else:
+            out.append((finding, cover))
+    return left, out
+
+
+def _describe(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _failure(rule: Rule, error: Exception) -> Finding:
+    return Finding(
+        code="GS902",
+        name="tool-failure",
+        cause="",
+        severity="warning",
+        confidence="high",
+        layer=None,
+        head=None,
+        step=None,
+        signal="",
+        value=float("nan"),
+        threshold=float("nan"),
+        unit="",
+        message=f"rule {rule.code} {rule.name} failed with {_describe(error)}; what it would have said is unknown. "
+        "Please report this with the trace or checkpoint.",
+    )

@@ -1,0 +1,67 @@
+"""GS101 no-dropout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from gnnstab.records import Finding, Signals
+from gnnstab.rules.base import Rule, threshold
+from gnnstab.rules.reading import count, largest, need_fact
+
+
+@dataclass(frozen=True)
+class NoDropout(Rule):
+    """Attention dropout is off and the model over-fits.
+
+    ## What it sees
+    `dropout=0` in every attention layer together with a validation loss well above the training loss. Without losses of
+    both kinds the rule stays silent: a dropout of zero is a setting, not a symptom.
+
+    ## Why it is unstable
+    It is not. Dropout regularises; it does not stabilise. PyG's dropout is *inverted*: it keeps the mean of a message and
+    raises its RMS during training by about √(1/(1−p)), measured ×1.05, ×1.12 and ×1.42 at p = 0.1, 0.2 and 0.5. In a
+    network that explodes already, that makes it worse: measured on 16 layers, the gain from input to output grew from 178
+    to 271, 469 and 14 240 for p = 0, 0.1, 0.2 and 0.5.
+
+    ## What it looks like
+    The validation loss turns upwards while the training loss keeps falling. Activations, scores and gradients look the
+    same with and without dropout: at 2 to 8 layers R² moved by less than 0.01 in 200 steps.
+
+    ## Fix
+    For over-fitting: `TransformerConv(..., dropout=0.1)`. In reinforcement learning mind that dropout is off in rollouts
+    and on in updates: on a trained policy p = 0.1 moved the first PPO ratio away from 1 by up to 0.21.
+
+    ## When it is wrong
+    A validation set from another distribution shows a gap that no dropout closes.
+
+    ## References
+    Srivastava et al. 2014, *Dropout*, JMLR 15; Schoenholz et al. 2017, *Deep Information Propagation*, arXiv 1611.01232
+    (dropout destroys criticality). Measured: random graphs of degree 8, width 64, fp32, 2 to 3 seeds.
+    """
+
+    code: ClassVar[str] = "GS101"
+    name: ClassVar[str] = "no-dropout"
+    cause: ClassVar[str] = "no-dropout"
+    severity: ClassVar[str] = "info"
+    confidence: ClassVar[str] = "high"
+
+    gap: float = threshold(
+        0.5, unit="of the training loss", source="heuristic: validation loss 1.5 times the training loss"
+    )
+
+    def check(self, signals: Signals) -> Iterator[Finding]:
+        """Info when dropout is zero everywhere and the generalisation gap is large."""
+        how = "a state dict does not hold the dropout probability; pass the model (--model pkg.mod:factory)"
+        layers = need_fact(signals, "dropout", how)
+        worst = largest(signals.need("loss.generalisation_gap"))
+        off = [layer for layer in layers if layer.dropout == 0]
+        if len(off) == len(layers) and worst.value > self.gap:
+            yield self.finding(
+                f"dropout=0.0 in {count(off, layers)} layers and the validation loss exceeds the training loss by "
+                f"{worst.value:.2g} of it: the model over-fits. dropout=0.1 may narrow the gap; it stabilises nothing.",
+                severity="info",
+                limit=self.gap,
+                signal=worst,
+            )

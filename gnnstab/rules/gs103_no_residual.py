@@ -1,0 +1,73 @@
+"""GS103 no-residual."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from gnnstab.records import Finding, Signals
+from gnnstab.rules.base import Rule, threshold
+from gnnstab.rules.gs203_vanishing_gradient import VanishingGradient
+from gnnstab.rules.reading import count, names, need_depth, need_fact, worst_gradient_ratio
+
+
+@dataclass(frozen=True)
+class NoResidual(Rule):
+    """No identity path leads around the layers, and the gradient dies on the way.
+
+    ## What it sees
+    At least 6 attention layers, most of them without an identity path around them, and a node-state gradient that arrives
+    at the first layer with less than 1/1000 of its size at the last.
+
+    ## Why it is unstable
+    `TransformerConv` adds `lin_skip(x)`, which is a *linear* skip: it multiplies by a matrix, whose gain at PyG's default
+    initialisation is 1/√3. Each layer then shrinks the gradient to 0.42 to 0.54 of its size (ReLU, measured), and nothing
+    goes around. Without even the linear skip (`root_weight=False`) it is 0.36.
+
+    ## What it looks like
+    Measured gradient ratios of a fresh default network: 1.5e-3 at 8 layers, 1.4e-5 at 16, 1.4e-9 at 32. Training stops
+    working between 10 and 14 layers. The forward RMS does *not* show it, since the biases hold it up.
+
+    ## Fix
+    `x = x + act(conv(norm(x)))`: normalisation before the layer and an identity of weight **1.0**. Measured at 16 layers:
+    R² .89/.96 instead of about 0, gradient ratio 2.3. Or an identity of weight 1.0 together with Xavier weights of gain
+    1/√(1+L): R² .99/.99. A residual of weight 0.1 does next to nothing: the ratio goes from 1.4e-5 to 2.1e-5.
+
+    ## When it is wrong
+    Below 6 layers no variant made a difference, and the rule does not speak. A dead layer (GS701) gives the same gradient;
+    the finding is then explained by it.
+
+    ## References
+    He et al. 2016, *Deep Residual Learning*, arXiv 1512.03385; Bachlechner et al. 2020, *ReZero*, arXiv 2003.04887.
+    Measured: random graphs of degree 8, width 64, ReLU, 3 seeds; training on 48 nodes for 200 steps, 2 seeds.
+    """
+
+    code: ClassVar[str] = "GS103"
+    name: ClassVar[str] = "no-residual"
+    cause: ClassVar[str] = "no-residual"
+    severity: ClassVar[str] = "warning"
+    confidence: ClassVar[str] = "high"
+
+    min_layers: float = threshold(VanishingGradient.min_layers, unit="attention layers", source="as GS203")
+    vanishing: float = threshold(VanishingGradient.warn_ratio, unit="gradient ratio", source="as GS203")
+    share: float = threshold(
+        0.5, unit="share of layers", source="heuristic: one identity path among many does not carry the gradient"
+    )
+
+    def check(self, signals: Signals) -> Iterator[Finding]:
+        """Warn when most layers have no identity path and the gradient vanishes."""
+        depth = need_depth(signals, self.min_layers)
+        how = "what goes around a layer is code, not weights; pass the model and a batch (--model, --batch)"
+        layers = need_fact(signals, "identity_path", how)
+        bare = [layer for layer in layers if not layer.identity_path]
+        ratio = worst_gradient_ratio(signals)
+        if len(bare) > self.share * len(layers) and ratio.value < self.vanishing:
+            yield self.finding(
+                f"{count(bare, layers)} attention layers ({names(layer.name for layer in bare)}) have no identity path around "
+                f"them, and over {depth} layers the gradient falls to {ratio.value:.2g} of its size. Use "
+                "x = x + act(conv(norm(x))) with weight 1.0; a weight of 0.1 does not help.",
+                severity="warning",
+                limit=self.vanishing,
+                signal=ratio,
+            )

@@ -1,0 +1,114 @@
+"""GS201 unstable-init-gain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from gnnstab.errors import NotApplicable, NotEvaluable
+from gnnstab.records import Finding, LayerFacts, Signal, Signals
+from gnnstab.rules.base import Rule, threshold
+from gnnstab.rules.reading import need_depth, smallest
+
+
+@dataclass(frozen=True)
+class UnstableInitGain(Rule):
+    """The initial weights shrink or grow the signal too much over the depth of the network.
+
+    ## What it sees
+    The static log gain per layer, λ, from the weights of the values and of the linear skip:
+    λ ∈ [½ ln(φ·b·g_s² + r²), ½ ln(φ·b·(g_s² + g_v²) + r²)], with g² = ‖W‖_F²/D_in, φ = ½ for ReLU and 1 for tanh near 0,
+    b = ¼ with the beta gate, r the weight of the identity path. Low end: nodes independent; high end: nodes aligned. It is
+    summed over the layers; the rule speaks when the *whole* interval lies below −6 or above +5.
+
+    ## Why it is unstable
+    Gains multiply. Twelve layers of PyG's default, U(±1/√fan_in), sum to −6.7 at best, and 12 layers is where training was
+    measured to begin to fail. Only the gain matters: an orthogonal matrix of gain 1 behaved like Xavier of gain 1 in every
+    measurement. Gain √2 is super-critical here, because skip and values both carry it.
+
+    ## What it looks like
+    Fresh weights, gradient ratio far from 1. The measured slope of the log gradient lay inside the interval in 17 of 22
+    configurations; for explosion the interval is only a lower bound.
+
+    ## Fix
+    Re-initialise `lin_value` and `lin_skip` with Xavier gain 1. PyG's `Linear` is not a subclass of `torch.nn.Linear`, so
+    loop over both: `isinstance(m, (nn.Linear, torch_geometric.nn.dense.linear.Linear))`. Beyond 10 layers add an identity
+    path as well: Xavier alone does not train at 16.
+
+    ## When it is wrong
+    On trained weights: training changes gains, and the interval says nothing about the path through the scores. A
+    normalisation before each layer resets the scale; layers with one are left out.
+
+    ## References
+    Schoenholz et al. 2017, *Deep Information Propagation*, arXiv 1611.01232; Glorot and Bengio 2010. Derived for
+    `TransformerConv` and measured: 11 initialisations, 2 activations, 16 layers, random graphs of degree 8, width 64.
+    """
+
+    code: ClassVar[str] = "GS201"
+    name: ClassVar[str] = "unstable-init-gain"
+    cause: ClassVar[str] = "unsuitable-init"
+    severity: ClassVar[str] = "warning"
+    confidence: ClassVar[str] = "medium"
+
+    min_layers: float = threshold(
+        6, unit="attention layers", source="measured: no variant matters at 4 layers or fewer"
+    )
+    vanishing: float = threshold(
+        -6.0, unit="ln, summed over layers", source="measured: the default at 12 layers (−6.7) is the training boundary"
+    )
+    exploding: float = threshold(
+        5.0, unit="ln, summed over layers", source="measured: a gradient ratio above e^5 trains slowly or not"
+    )
+
+    def check(self, signals: Signals) -> Iterator[Finding]:
+        """Warn when the whole gain interval of fresh weights lies outside the limits."""
+        depth = need_depth(signals, self.min_layers)
+        if not fresh(signals):
+            raise NotApplicable(
+                "the weights are trained, or their initialisation is not recognisable: the initial gain is gone"
+            )
+        low, high = self._sum(signals, "gain.lambda_low"), self._sum(signals, "gain.lambda_high")
+        if high < self.vanishing:
+            yield self._finding(f"shrinks the signal to at most e^{high:.1f} over {depth} layers", high, self.vanishing)
+        elif low > self.exploding:
+            yield self._finding(f"grows the signal at least e^{low:.1f}-fold over {depth} layers", low, self.exploding)
+
+    def _finding(self, what: str, value: float, limit: float) -> Finding:
+        name = "gain.lambda_high" if limit < 0 else "gain.lambda_low"
+        advice = "Give lin_value and lin_skip Xavier weights of gain 1, and an identity path of weight 1.0."
+        return self.finding(
+            f"the initial gain of values and skip {what} (limits e^{self.vanishing:g} and e^{self.exploding:g}). {advice}",
+            severity="warning",
+            limit=limit,
+            name=name,
+            value=value,
+            unit="ln, summed over layers",
+        )
+
+    @staticmethod
+    def _sum(signals: Signals, name: str) -> float:
+        free = [layer.name for layer in signals.attention_layers if not layer.norm_before]
+        per_layer: dict[str, list[Signal]] = {}
+        for signal in signals.need(name):
+            if signal.layer in free:
+                per_layer.setdefault(signal.layer, []).append(signal)
+        if not free:
+            raise NotApplicable("a normalisation before every layer resets the scale")
+        if len(per_layer) < len(free):
+            raise NotEvaluable(
+                f"{name} is known for {len(per_layer)} of {len(free)} layers; pass --activation to fix the assumption"
+            )
+        return sum(smallest(found).value for found in per_layer.values())
+
+
+def fresh(signals: Signals) -> bool:
+    """True when the weights are as initialised: the source says so, or every layer bears a recognisable fingerprint."""
+    trained = signals.context.get("trained")
+    if trained is not None:
+        return not trained
+    return bool(signals.attention_layers) and all(map(_recognised, signals.attention_layers))
+
+
+def _recognised(layer: LayerFacts) -> bool:
+    return bool(layer.initialisation) and not str(layer.initialisation).startswith(("unknown", "trained", "lightly"))

@@ -1,0 +1,192 @@
+"""GS301 attention-explosion."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from gnnstab.errors import NotEvaluable
+from gnnstab.records import Finding, LayerFacts, Signal, Signals
+from gnnstab.rules.base import Rule, threshold
+from gnnstab.rules.reading import ASSUMED_DEGREE, Attention, attention, degree_of, largest, names, need_layers, percent
+
+
+@dataclass(frozen=True)
+class AttentionExplosion(Rule):
+    """Attention is saturated, or close to it, because of the query and key weights.
+
+    ## What it sees
+    Per layer, the attention entropy Ĥ divided by ln(in-degree), averaged over heads and targets, and the share of node-heads
+    with Ĥ < 0.1, on the batch and once more with the layer's input scaled to RMS 1. Saturated in both: the weights did it.
+    Saturated on the batch alone: the scale of the input did it, which is GS302.
+
+    Without a batch the weights speak for themselves, through ‖M_h‖_F, M_h = Q̃ᵀK̃/√C: the typical spread of the logits
+    within one target at an input of RMS 1. Logits grow with the square of the input's RMS, so there is an input RMS at
+    which a head saturates, (8 ln d)^¼ / √‖M_h‖_F at in-degree d. A head that training has sharpened so far that this is
+    2 or less is reported. *Sharpened* is measured by the alignment √C·‖W_qᵀW_k‖_F/(‖W_q‖_F‖W_k‖_F), which is 1 for
+    independent matrices of any initialisation and gain, and rises as query and key agree on a few directions.
+
+    ## Why it is unstable
+    A saturated softmax passes one neighbour on and ignores the rest. Its gradients do not vanish, they get sharp: measured,
+    the scale-free sensitivity of W_q and W_k rose 17-fold while the logits rose 36-fold. A small step in the weights then
+    swaps neighbours, and in fp16 the product q·k approaches 65 504 long before the division by √C.
+
+    ## What it looks like
+    Healthy trained networks were measured at Ĥ from .35 to .98 with single logits up to 59: the size of a logit alone is no
+    error in fp32. Failed ones had Ĥ from 0 to .03. On real networks: alignment at most 1.4 and ‖M_h‖_F at most .65 in two
+    healthy actors, 2.2 and 1.65, 1.6 and 1.55 in two ruined by their learning rate.
+
+    ## Fix
+    Without changing code: per head, with γ = min(1, τ_d/max|s|) and τ_d = 3·√(2 ln d), multiply the query weight and bias of
+    that head by γ. With a subclass: layer normalisation of queries and keys inside `message`. Caps known from language
+    models do nothing here: at in-degree 10, Ĥ is .16 at max|s| = 44 already, below a cap of 50. Subtract the mean within
+    each target before any cap.
+
+    ## When it is wrong
+    Attention can be sharp and right: the best small networks reached Ĥ = .35. With fewer than 3 neighbours Ĥ says little,
+    and such layers are left out. Judged by weights alone the real input may be smaller than assumed.
+
+    ## References
+    Zhai et al. 2023, *Stabilizing Transformer Training by Preventing Attention Entropy Collapse*, arXiv 2303.06296; Dehghani
+    et al. 2023, *ViT-22B*, arXiv 2302.05442; Kimi K2, arXiv 2507.20534 (QK-clip). Measured: d = 7 to 200, widths 16 and 64.
+    """
+
+    code: ClassVar[str] = "GS301"
+    name: ClassVar[str] = "attention-explosion"
+    cause: ClassVar[str] = "attention-explosion"
+    severity: ClassVar[str] = "error"
+    confidence: ClassVar[str] = "high"
+
+    warn_entropy: float = threshold(0.35, unit="fraction of ln(in-degree)", source="measured: good fits had .35 to .98")
+    error_entropy: float = threshold(
+        0.10, unit="fraction of ln(in-degree)", source="measured: failed fits had 0 to .03"
+    )
+    one_hot_share: float = threshold(
+        0.25, unit="share of node-heads", source="measured: .15 in a healthy actor, .42 in a saturated one"
+    )
+    min_degree: float = threshold(
+        3, unit="median in-degree", source="with two neighbours one logit decides the entropy"
+    )
+    free_frobenius: float = threshold(
+        4.0, unit="logit at RMS 1", source="measured: twice what an orthogonal gain of √2 gives; raises recall to 1"
+    )
+    critical_rms: float = threshold(
+        2.0, unit="input RMS", source="measured: 2.6 in healthy actors, 1.6 and 1.7 in ruined ones"
+    )
+    alignment: float = threshold(
+        1.4,
+        unit="× independent weights",
+        source="measured: at most 1.39 in healthy actors, 1.56 and 2.16 in ruined ones",
+    )
+
+    def check(self, signals: Signals) -> Iterator[Finding]:
+        """Judge the measured attention where there is any, and the weights."""
+        layers = need_layers(signals)
+        states = {state.layer: state for state in attention(signals, min_degree=self.min_degree)}
+        weights = signals.find("logit.frobenius")
+        if not states and not weights:
+            raise NotEvaluable(signals.why_missing("attention.entropy"))
+        for layer in layers:
+            state = states.get(layer.name)
+            found = self._measured(state) if state is not None else None
+            if found is None:
+                found = self._static(signals, layer, state)
+            if found is not None:
+                yield found
+
+    def _measured(self, state: Attention) -> Finding | None:
+        if (
+            not state.crosses(self.warn_entropy, self.one_hot_share)
+            or state.made_by_weights(self.warn_entropy) is False
+        ):
+            return None
+        severe = state.entropy.value < self.error_entropy
+        crossed, limit = state.crossing(self.error_entropy if severe else self.warn_entropy, self.one_hot_share)
+        unknown = state.unit_entropy is None
+        told = (
+            "which of weights and input scale did it was not measured"
+            if unknown
+            else f"{state.unit_entropy:.2f} at an input of RMS 1"
+        )
+        return self.finding(
+            f"{state.layer}: attention entropy is {state.entropy.value:.2f} of ln(in-degree){_share(state)}, {told}: the query and "
+            "key weights saturate it. Scale the query weights of the worst heads down, or normalise queries and keys.",
+            severity="error" if severe else "warning",
+            limit=limit,
+            signal=crossed,
+            confidence="medium" if state.synthetic or unknown else "high",
+        )
+
+    def _static(self, signals: Signals, layer: LayerFacts, state: Attention | None) -> Finding | None:
+        found = [s for s in signals.find("logit.frobenius", layer=layer.name) if math.isfinite(s.value)]
+        if not found:
+            return None
+        real = state is not None and not state.synthetic
+        if real and state is not None and not state.crosses(self.warn_entropy, self.one_hot_share):
+            return None
+        degree = degree_of(signals, layer.name) or ASSUMED_DEGREE
+        worst = largest(found)
+        if not real:
+            limit = self._limit(layer, degree)
+            if worst.value > limit and not self._same_gain(signals, layer, worst):
+                return self._spread(worst, limit, degree)
+        return self._sharpened(signals, layer, found, degree)
+
+    def _limit(self, layer: LayerFacts, degree: float) -> float:
+        """Freezing of the random-energy model where the input's RMS is known to be 1, a wider limit elsewhere."""
+        return math.sqrt(2 * math.log(max(degree, math.e))) if layer.norm_before else self.free_frobenius
+
+    @staticmethod
+    def _same_gain(signals: Signals, layer: LayerFacts, worst: Signal) -> bool:
+        """True when values carry the same gain as query and key: the initialisation, not the attention, is too large."""
+        value = signals.value("gain.value", layer=layer.name)
+        return not layer.norm_before and value is not None and value**2 > worst.value / 2
+
+    def _spread(self, worst: Signal, limit: float, degree: float) -> Finding:
+        return self.finding(
+            f"{worst.layer}: the query and key weights of head {worst.head} spread the logits of one target by {worst.value:.2g} "
+            f"at an input of RMS 1 (limit {limit:.2g} at in-degree {degree:g}). Judged by the weights alone: pass a batch to "
+            "measure the attention itself.",
+            severity="warning",
+            limit=limit,
+            signal=worst,
+            confidence="medium",
+        )
+
+    def _sharpened(self, signals: Signals, layer: LayerFacts, found: list[Signal], degree: float) -> Finding | None:
+        aligned = {s.head: s.value for s in signals.find("logit.alignment", layer=layer.name)}
+        limit = self._alignment_limit(layer)
+        sharp = [
+            s
+            for s in found
+            if aligned.get(s.head, 1.0) > limit and self._saturates_at(s.value, degree) <= self.critical_rms
+        ]
+        if not sharp:
+            return None
+        worst = largest(sharp)
+        return self.finding(
+            f"{layer.name}: training has sharpened head {names(str(s.head) for s in sharp)}: query and key agree "
+            f"{aligned[worst.head]:.1f} times as much as independent weights, and an input of RMS "
+            f"{self._saturates_at(worst.value, degree):.2g} saturates the attention at in-degree {degree:g}"
+            f"{'' if degree_of(signals, layer.name) else ' (assumed)'}. Pass a batch to measure it; lower the learning rate.",
+            severity="warning",
+            limit=math.sqrt(8 * math.log(max(degree, 2.0))) / self.critical_rms**2,
+            signal=worst,
+            confidence="low",
+        )
+
+    @staticmethod
+    def _saturates_at(frobenius: float, degree: float) -> float:
+        """Input RMS at which ρ = 4, where Ĥ is about .3 at any in-degree."""
+        return float((8 * math.log(max(degree, 2.0))) ** 0.25 / math.sqrt(max(frobenius, 1e-12)))
+
+    def _alignment_limit(self, layer: LayerFacts) -> float:
+        """The limit, raised for narrow heads, whose alignment scatters at initialisation (± 0.3 at 4 channels)."""
+        widths = [w for w in (layer.out_channels, *(layer.in_channels or ())) if w]
+        return max(self.alignment, 1.0 + 2.5 / min(widths)) if widths else self.alignment
+
+
+def _share(state: Attention) -> str:
+    return f", {percent(state.one_hot.value)} of node-heads are one-hot" if state.one_hot is not None else ""

@@ -1,0 +1,88 @@
+"""GS302 attention-saturated-by-input."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from gnnstab.errors import NotEvaluable
+from gnnstab.records import Finding, Signals
+from gnnstab.rules.base import Rule, threshold
+from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
+from gnnstab.rules.reading import Attention, attention, need_layers, percent
+
+
+@dataclass(frozen=True)
+class AttentionSaturatedByInput(Rule):
+    """Attention is saturated because the layer's input is large.
+
+    ## What it sees
+    Attention entropy Ĥ below .35 of ln(in-degree), or more than a quarter of the node-heads with Ĥ < 0.1, on the batch;
+    and a healthy Ĥ when the same layer sees the same input scaled to RMS 1.
+
+    ## Why it is unstable
+    Logits are a product of two projections of the input, so they grow with the *square* of its scale: measured, features
+    × 10 and × 100 took the logits from 31 to 3113 and Ĥ from .99 to .04. The weights are innocent; clipping or rescaling them
+    treats the symptom and breaks on the next, denser graph.
+
+    ## What it looks like
+    On a real 7-agent network behind a sum aggregation (input RMS 6.1, mean in-degree 9.4): Ĥ = .23, 42 % of the node-heads
+    one-hot, logit std 26. With the input at RMS 1: Ĥ = .99, none one-hot. The same weights on a sparser graph are healthy.
+
+    ## Fix
+    Look for the source first: a sum aggregation (GS401) or unscaled features (GS406). Then `nn.LayerNorm` before the layer:
+    `x = conv(norm(x), edge_index)`.
+
+    ## When it is wrong
+    A sharp attention may be what the task needs; the loss with the input normalised tells. With fewer than 3 neighbours Ĥ
+    says little, and such layers are left out.
+
+    ## References
+    Zhai et al. 2023, arXiv 2303.06296; Xiong et al. 2020, *On Layer Normalization in the Transformer Architecture*, arXiv
+    2002.04745. Measured: features × 1 to × 100; a real multi-agent actor with its own batches.
+    """
+
+    code: ClassVar[str] = "GS302"
+    name: ClassVar[str] = "attention-saturated-by-input"
+    cause: ClassVar[str] = "attention-explosion"
+    severity: ClassVar[str] = "error"
+    confidence: ClassVar[str] = "high"
+
+    warn_entropy: float = threshold(
+        AttentionExplosion.warn_entropy, unit="fraction of ln(in-degree)", source="as GS301"
+    )
+    error_entropy: float = threshold(
+        AttentionExplosion.error_entropy, unit="fraction of ln(in-degree)", source="as GS301"
+    )
+    one_hot_share: float = threshold(AttentionExplosion.one_hot_share, unit="share of node-heads", source="as GS301")
+    min_degree: float = threshold(AttentionExplosion.min_degree, unit="median in-degree", source="as GS301")
+
+    def check(self, signals: Signals) -> Iterator[Finding]:
+        """Warn, or raise an error, per layer that the input's scale saturates."""
+        need_layers(signals)
+        states = [state for state in attention(signals, min_degree=self.min_degree) if not state.synthetic]
+        if not states:
+            raise NotEvaluable(f"the scale of the layers' inputs needs data: {signals.why_missing('input.rms')}")
+        for state in states:
+            if (
+                state.crosses(self.warn_entropy, self.one_hot_share)
+                and state.made_by_weights(self.warn_entropy) is False
+            ):
+                yield self._finding(signals, state)
+
+    def _finding(self, signals: Signals, state: Attention) -> Finding:
+        severe = state.entropy.value < self.error_entropy
+        crossed, limit = state.crossing(self.error_entropy if severe else self.warn_entropy, self.one_hot_share)
+        rms = signals.value("input.rms", layer=state.layer)
+        scale = "" if rms is None else f" (input RMS {rms:.2g})"
+        share = "" if state.one_hot is None else f", {percent(state.one_hot.value)} of node-heads are one-hot"
+        degree = "" if state.degree is None else f" at median in-degree {state.degree:g}"
+        return self.finding(
+            f"{state.layer}: attention entropy is {state.entropy.value:.2f} of ln(in-degree){share}{degree}, but "
+            f"{state.unit_entropy:.2f} at an input of RMS 1: the scale of its input{scale} saturates it, not its weights. "
+            "Find what makes the input large, or put a LayerNorm before the layer.",
+            severity="error" if severe else "warning",
+            limit=limit,
+            signal=crossed,
+        )

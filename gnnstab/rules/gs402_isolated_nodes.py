@@ -1,0 +1,67 @@
+"""GS402 isolated-nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from gnnstab.records import Finding, Signals
+from gnnstab.rules.base import Rule, threshold
+from gnnstab.rules.reading import largest, names, need_measured, percent
+
+
+@dataclass(frozen=True)
+class IsolatedNodes(Rule):
+    """Nodes without incoming edges get no message.
+
+    ## What it sees
+    The share of nodes of in-degree 0. Above 5 % a warning; with `root_weight=False` in a layer any share is an error.
+
+    ## Why it is unstable
+    Such a node's output is `lin_skip(x)` and nothing else; with the beta gate about half of that (measured ×.51). With
+    `root_weight=False` it is exactly 0 and carries no gradient, so everything behind it sees a constant, and a
+    normalisation behind it divides by almost nothing.
+
+    ## What it looks like
+    Nodes that never react to their surroundings; rows of exact zeros; a batch whose `edge_index` is empty.
+
+    ## Fix
+    `root_weight=True` (the default), or self-loops: `torch_geometric.utils.add_self_loops`.
+
+    ## When it is wrong
+    In dynamic graphs a node may be alone for a while, and leaves of a directed tree always are. The real actors of the
+    project's tests have 0.5 % and 0.7 % and are healthy.
+
+    ## References
+    PyTorch Geometric, documentation of `TransformerConv`. Measured: empty edge lists and isolated nodes, beta on and off.
+    """
+
+    code: ClassVar[str] = "GS402"
+    name: ClassVar[str] = "isolated-nodes"
+    cause: ClassVar[str] = "isolated-nodes"
+    severity: ClassVar[str] = "error"
+    confidence: ClassVar[str] = "high"
+
+    share: float = threshold(0.05, unit="share of nodes", source="heuristic: ten times the share in healthy real data")
+
+    def check(self, signals: Signals) -> Iterator[Finding]:
+        """Error where the output of such nodes is exactly 0, warning above ``share``."""
+        worst = largest(need_measured(signals, "degree.isolated_share"))
+        bare = [layer.name for layer in signals.attention_layers if layer.root_weight is False]
+        if worst.value > 0 and bare:
+            yield self.finding(
+                f"{percent(worst.value)} of the nodes have no incoming edge and {names(bare)} has root_weight=False: its output "
+                "there is exactly 0 and carries no gradient. Set root_weight=True or add self-loops.",
+                severity="error",
+                limit=0.0,
+                signal=worst,
+            )
+        elif worst.value > self.share:
+            yield self.finding(
+                f"{percent(worst.value)} of the nodes have no incoming edge (limit {percent(self.share)}): attention never reaches "
+                "them, their output is the linear skip alone. Add self-loops if that is not intended.",
+                severity="warning",
+                limit=self.share,
+                signal=worst,
+            )

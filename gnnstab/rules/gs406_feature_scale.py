@@ -1,0 +1,108 @@
+"""GS406 feature-scale."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from gnnstab.errors import NotEvaluable
+from gnnstab.records import Finding, Signal, Signals
+from gnnstab.rules.base import Rule, threshold
+from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
+from gnnstab.rules.reading import attention, measured, names
+
+
+@dataclass(frozen=True)
+class FeatureScale(Rule):
+    """Input features are unscaled, and something behind them saturates.
+
+    ## What it sees
+    The RMS of the input features above 10, or one column more than 20 times the median column. With a symptom that scale
+    explains (attention saturated that is healthy at an input of RMS 1, or a saturated gate) a warning; without, information.
+
+    ## Why it is unstable
+    The logits of the first attention layer grow with the square of the scale: measured, × 10 and × 100 took them from 31
+    to 3113 and Ĥ from .99 to .04. A single large column does the same and drowns the others.
+
+    ## What it looks like
+    Positions in millimetres beside probabilities, time stamps, counts. The first layer's attention is one-hot before any
+    training.
+
+    ## Fix
+    Standardise the columns with the statistics of the training set, or `nn.LayerNorm(in_channels)` on the input. Look up
+    integer ids in an `nn.Embedding` instead of feeding them as numbers.
+
+    ## When it is wrong
+    An id column that the model looks up in an embedding is large and harmless, as are one-hot columns; without a symptom the
+    finding stays information.
+
+    ## References
+    LeCun et al. 1998, *Efficient BackProp*, on standardised inputs. Measured: Gaussian features × 1 to × 100, complete graphs.
+    """
+
+    code: ClassVar[str] = "GS406"
+    name: ClassVar[str] = "feature-scale"
+    cause: ClassVar[str] = "feature-scale"
+    severity: ClassVar[str] = "error"
+    confidence: ClassVar[str] = "high"
+
+    column_ratio: float = threshold(
+        20.0, unit="× median column RMS", source="measured on the pilot benchmark: columns × 100 to × 1000"
+    )
+    rms: float = threshold(10.0, unit="RMS", source="measured: logits grow with its square, × 10 saturates")
+    warn_entropy: float = threshold(
+        AttentionExplosion.warn_entropy, unit="fraction of ln(in-degree)", source="as GS301"
+    )
+    error_entropy: float = threshold(
+        AttentionExplosion.error_entropy, unit="fraction of ln(in-degree)", source="as GS301"
+    )
+    one_hot_share: float = threshold(AttentionExplosion.one_hot_share, unit="share of node-heads", source="as GS301")
+    gate_share: float = threshold(0.5, unit="share of gates", source="as GS104")
+
+    def check(self, signals: Signals) -> Iterator[Finding]:
+        """One finding for the batch."""
+        found = measured([*signals.find("feature.column_ratio"), *signals.find("feature.rms")])
+        if not found:
+            raise NotEvaluable(signals.why_missing("feature.rms"))
+        crossed = [(s, limit) for s in found for limit in [self._limit(s)] if s.value > limit]
+        if not crossed:
+            return
+        signal, limit = max(crossed, key=lambda pair: pair[0].value / pair[1])
+        symptoms, severe = self._symptoms(signals)
+        column = signal.detail.get("column")
+        which = (
+            f"column {column} has" if column is not None and signal.name == "feature.column_ratio" else "the input has"
+        )
+        size = (
+            f"{signal.value:.3g} times the median column's RMS"
+            if signal.name == "feature.column_ratio"
+            else f"RMS {signal.value:.3g}"
+        )
+        what = f"{which} {size} (limit {limit:g})"
+        if not symptoms:
+            message = f"{what}. Nothing behind it is saturated on this data."
+            yield self.finding(message, severity="info", limit=limit, signal=signal)
+            return
+        yield self.finding(
+            f"{what} and saturates {names(symptoms)}: logits grow with its square. Standardise the features, or put a LayerNorm "
+            "on the input.",
+            severity="error" if severe else "warning",
+            limit=limit,
+            signal=signal,
+        )
+
+    def _limit(self, signal: Signal) -> float:
+        return self.column_ratio if signal.name == "feature.column_ratio" else self.rms
+
+    def _symptoms(self, signals: Signals) -> tuple[list[str], bool]:
+        saturated = [
+            state
+            for state in attention(signals)
+            if not state.synthetic
+            and state.crosses(self.warn_entropy, self.one_hot_share)
+            and state.made_by_weights(self.warn_entropy) is not True
+        ]
+        gates = [f"the gate of {s.layer}" for s in signals.find("gate.saturated_share") if s.value > self.gate_share]
+        severe = any(state.entropy.value < self.error_entropy for state in saturated)
+        return [state.layer for state in saturated] + gates, severe

@@ -1,0 +1,121 @@
+"""GS501 precision-headroom."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from gnnstab.errors import NotEvaluable
+from gnnstab.records import Finding, Signal, Signals
+from gnnstab.rules.base import Rule, threshold
+from gnnstab.rules.reading import largest, measured, smallest
+
+UNIT_ROUNDOFF = {"fp16": 2.0**-11, "bf16": 2.0**-8, "fp32": 2.0**-24, "fp64": 2.0**-53}
+"""u of each dtype: relative error of one rounding."""
+
+
+@dataclass(frozen=True)
+class PrecisionHeadroom(Rule):
+    """The logits are too large for the number format of the run.
+
+    ## What it sees
+    u·max|s|, the rounding of the largest logit in the dtype of the run: at 0.1 a warning, at 1 an error. For fp16 also the
+    headroom: 65 504 over the largest q·k *before* the division by √C. In an fp32 run the fp16 headroom is information,
+    given when it is small.
+
+    ## Why it is unstable
+    The relative error of an attention weight is about e^(u·|s|) − 1. fp16 overflows earlier than the logits suggest, since
+    q·k is √C times as large: at 64 channels at |s| = 8 188. The overflow is +Inf, the softmax makes Inf − Inf of it, and the
+    whole target becomes NaN. A GradScaler cannot help: it guards gradients, not the forward pass.
+
+    ## What it looks like
+    Limits for a warning: |s| = 25 in bf16, 205 in fp16, 1.7 million in fp32. Measured error of attention weights at |s| =
+    131: .063 in bf16, .014 in fp16; at 1 180: .49 and .06. At |s| = 13 000 in fp16, 20 % of the outputs were non-finite.
+
+    ## Fix
+    Keep query, key and softmax in fp32: `with torch.autocast("cuda", enabled=False): conv(x.float(), edge_index)`. Then find
+    out why the logits are that large (GS301, GS302, GS401).
+
+    ## When it is wrong
+    A part of the logits that all keys of a target share cancels in exact arithmetic but still costs precision here.
+
+    ## References
+    Micikevicius et al. 2018, *Mixed Precision Training*, arXiv 1710.03740; IEEE 754. Derived, and measured on CPU.
+    """
+
+    code: ClassVar[str] = "GS501"
+    name: ClassVar[str] = "precision-headroom"
+    cause: ClassVar[str] = "precision"
+    severity: ClassVar[str] = "error"
+    confidence: ClassVar[str] = "high"
+
+    warn_rounding: float = threshold(0.1, unit="u·max|s|", source="derived: attention weights off by 10 %")
+    error_rounding: float = threshold(1.0, unit="u·max|s|", source="derived: attention weights off by a factor e")
+    overflow: float = threshold(1.0, unit="× headroom", source="fp16: 65 504 is the largest number")
+    fp16_information: float = threshold(
+        16.0, unit="× headroom", source="heuristic: logits grow with the square of the scale, ×4 in scale uses it up"
+    )
+
+    def check(self, signals: Signals) -> Iterator[Finding]:
+        """Per layer: rounding in the run's dtype, then fp16 headroom."""
+        if (
+            not signals.find("score.max_abs")
+            and not signals.find("precision.rounding")
+            and not signals.find("precision.fp16_headroom")
+        ):
+            raise NotEvaluable(signals.why_missing("score.max_abs"))
+        precision = str(signals.context.get("precision") or "fp32")
+        for layer in signals.attention_layers:
+            yield from self._layer(signals, layer.name, precision)
+
+    def _layer(self, signals: Signals, layer: str, precision: str) -> Iterator[Finding]:
+        headroom = smallest_of(signals, "precision.fp16_headroom", layer)
+        if precision == "fp16" and headroom is not None and headroom.value < self.overflow:
+            yield self.finding(
+                f"{layer}: q·k exceeds fp16's 65 504 before the division by √C (headroom {headroom.value:.2g}×): Inf − Inf in "
+                "the softmax is NaN. Run the layer outside autocast in fp32.",
+                severity="error",
+                limit=self.overflow,
+                signal=headroom,
+            )
+            return
+        rounding = self._rounding(signals, layer, precision)
+        if rounding is not None and rounding.value >= self.warn_rounding:
+            severe = rounding.value >= self.error_rounding
+            yield self.finding(
+                f"{layer}: in {precision} the largest logit is rounded by {rounding.value:.2g} (limit {self.warn_rounding:g}), which "
+                f"puts attention weights off by {100 * math.expm1(min(rounding.value, 50.0)):.3g} %. Keep query, key and softmax "
+                "in fp32.",
+                severity="error" if severe else "warning",
+                limit=self.error_rounding if severe else self.warn_rounding,
+                signal=rounding,
+            )
+        elif precision != "fp16" and headroom is not None and headroom.value < self.fp16_information:
+            state = "overflows" if headroom.value < self.overflow else "leaves little room"
+            yield self.finding(
+                f"{layer}: q·k {state} in fp16 (headroom {headroom.value:.2g}×). Fine in {precision}; do not run this layer in fp16.",
+                severity="info",
+                limit=self.fp16_information,
+                signal=headroom,
+            )
+
+    @staticmethod
+    def _rounding(signals: Signals, layer: str, precision: str) -> Signal | None:
+        found = measured(signals.find("precision.rounding", layer=layer))
+        if found:
+            return largest(found)
+        scores = measured(signals.find("score.max_abs", layer=layer))
+        if not scores or precision not in UNIT_ROUNDOFF:
+            return None
+        worst = largest(scores)
+        return Signal(
+            "precision.rounding", UNIT_ROUNDOFF[precision] * worst.value, layer, worst.head, worst.step, worst.source
+        )
+
+
+def smallest_of(signals: Signals, name: str, layer: str) -> Signal | None:
+    """The smallest measured value of a signal at one layer, or None."""
+    found = measured(signals.find(name, layer=layer))
+    return smallest(found) if found else None

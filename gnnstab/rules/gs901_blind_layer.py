@@ -1,0 +1,65 @@
+"""GS901 blind-layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from gnnstab.records import Blind, Finding, Signals
+from gnnstab.rules.base import Rule
+
+ESSENTIAL = ("score", "attention", "output", "*", "", "all")
+"""Sites without which a layer cannot be called healthy."""
+
+
+@dataclass(frozen=True)
+class BlindLayer(Rule):
+    """A layer, or a part of it, was not observed.
+
+    ## What it sees
+    Every site that the probe expected and did not get, with the reason. A layer whose scores, attention or output are
+    missing is a warning, other sites are information.
+
+    ## Why it is unstable
+    It may not be. But what was not seen cannot be called healthy: PyG drops message hooks without a word under
+    `torch.compile`, in scripted models and on the fused path, and a recorder that relies on them then reports zeros.
+
+    ## What it looks like
+    Coverage below the number of attention layers; a layer that no batch reached; scores missing for a layer family without
+    an adapter.
+
+    ## Fix
+    As the reason says: wrap the model before compiling it, pass a batch that reaches the layer, run one step without
+    compilation.
+
+    ## When it is wrong
+    A layer that is meant to be unused in this mode.
+
+    ## References
+    PyTorch Geometric, documentation of `MessagePassing` (hooks and the fused path).
+    """
+
+    code: ClassVar[str] = "GS901"
+    name: ClassVar[str] = "blind-layer"
+    cause: ClassVar[str] = ""
+    severity: ClassVar[str] = "warning"
+    confidence: ClassVar[str] = "high"
+
+    def check(self, signals: Signals) -> Iterator[Finding]:
+        """One finding per layer."""
+        per_layer: dict[str, list[Blind]] = {}
+        for blind in signals.blind:
+            per_layer.setdefault(blind.layer, []).append(blind)
+        for layer, blinds in per_layer.items():
+            sites = [blind.site or "all sites" for blind in blinds]
+            essential = any(blind.site in ESSENTIAL for blind in blinds)
+            yield self.finding(
+                f"{layer or 'the model'}: not observed: {', '.join(dict.fromkeys(sites))}. {blinds[0].reason}",
+                severity="warning" if essential else "info",
+                limit=0.0,
+                name="",
+                value=float(len(blinds)),
+                layer=layer or None,
+                unit="sites",
+            )

@@ -1,0 +1,196 @@
+"""How rules read signals: which of several values counts, and how numbers are written in messages."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from gnnstab.errors import NotApplicable, NotEvaluable
+from gnnstab.records import LayerFacts, Signal, Signals
+
+ASSUMED_DEGREE = 10.0
+"""In-degree that a static judgement assumes when no graph was seen; every message that uses it says so."""
+
+
+def measured(found: Iterable[Signal]) -> tuple[Signal, ...]:
+    """The values taken from the user's own data; those of generated graphs are left out."""
+    return tuple(s for s in found if s.source != "synthetic")
+
+
+def need_measured(signals: Signals, name: str, **narrow: str | None) -> tuple[Signal, ...]:
+    """The measured values of a signal; raises `NotEvaluable` when there are none or generated graphs alone."""
+    found = measured(signals.need(name, **narrow))
+    if not found:
+        raise NotEvaluable("the graphs were generated, not yours; pass a batch (--batch FILE)")
+    return found
+
+
+def preferred(found: Sequence[Signal]) -> tuple[Signal, ...]:
+    """Measured values where there are any, else those of the generated graphs closest to the assumed in-degree."""
+    real = measured(found)
+    if real:
+        return real
+    gaps = [abs(_degree_detail(s) - ASSUMED_DEGREE) for s in found]
+    return tuple(s for s, gap in zip(found, gaps, strict=True) if gap == min(gaps))
+
+
+def smallest(found: Sequence[Signal]) -> Signal:
+    """The smallest finite value (the first one when none is finite); ``found`` must not be empty."""
+    return min(found, key=lambda s: s.value if math.isfinite(s.value) else math.inf)
+
+
+def largest(found: Sequence[Signal]) -> Signal:
+    """The largest finite value (the first one when none is finite); ``found`` must not be empty."""
+    return max(found, key=lambda s: s.value if math.isfinite(s.value) else -math.inf)
+
+
+def degree_of(signals: Signals, layer: str | None) -> float | None:
+    """Median in-degree of the targets of a layer, or of the batch; None when no graph was seen."""
+    found = measured(signals.find("degree.median", layer=layer)) if layer else ()
+    found = found or measured(signals.find("degree.median"))
+    return smallest(found).value if found else None
+
+
+def need_depth(signals: Signals, at_least: float) -> int:
+    """The number of attention layers; raises `NotApplicable` below ``at_least`` of them."""
+    if signals.depth < at_least:
+        raise NotApplicable(
+            f"{signals.depth} attention layers; below {at_least:g} no variant of initialisation, residual or normalisation "
+            "made a measurable difference"
+        )
+    return signals.depth
+
+
+def need_layers(signals: Signals) -> tuple[LayerFacts, ...]:
+    """The attention layers; raises `NotApplicable` when there are none."""
+    if not signals.attention_layers:
+        raise NotApplicable("no attention layer was found")
+    return signals.attention_layers
+
+
+def need_fact(signals: Signals, field: str, how: str) -> tuple[LayerFacts, ...]:
+    """The attention layers whose ``field`` is known; raises `NotEvaluable` with ``how`` to see it when none is."""
+    known = tuple(layer for layer in need_layers(signals) if getattr(layer, field) is not None)
+    if not known:
+        raise NotEvaluable(how)
+    return known
+
+
+@dataclass(frozen=True, slots=True)
+class Attention:
+    """How concentrated the attention of one layer is."""
+
+    layer: str
+    entropy: Signal
+    """Ĥ, mean over heads and targets."""
+
+    one_hot: Signal | None
+    """Share of node-heads with Ĥ < 0.1."""
+
+    unit_entropy: float | None
+    """Ĥ with the layer's input scaled to RMS 1."""
+
+    degree: float | None
+    """Median in-degree, None when unknown."""
+
+    worst_head: int | None
+
+    @property
+    def synthetic(self) -> bool:
+        """True when no data of the user was involved."""
+        return self.entropy.source == "synthetic"
+
+    def crosses(self, entropy: float, one_hot: float) -> bool:
+        """True when Ĥ lies below ``entropy`` or the one-hot share above ``one_hot``."""
+        return self.entropy.value < entropy or (self.one_hot is not None and self.one_hot.value > one_hot)
+
+    def crossing(self, entropy: float, one_hot: float) -> tuple[Signal, float]:
+        """The signal that crosses, with its limit: Ĥ where it does, else the one-hot share."""
+        if self.entropy.value < entropy or self.one_hot is None:
+            return self.entropy, entropy
+        return self.one_hot, one_hot
+
+    def made_by_weights(self, entropy: float) -> bool | None:
+        """True when the weights saturate an input of RMS 1 as well, None when that was not measured."""
+        return None if self.unit_entropy is None else self.unit_entropy < entropy
+
+
+def attention(signals: Signals, *, min_degree: float = 3.0) -> tuple[Attention, ...]:
+    """The attention of every layer with a known entropy.
+
+    Layers whose median in-degree lies below ``min_degree`` are left out: with two neighbours a single logit
+    difference already decides the entropy.
+    """
+    states = []
+    for layer in signals.attention_layers:
+        found = signals.find("attention.entropy", layer=layer.name, head=None)
+        finite = [s for s in preferred(found) if math.isfinite(s.value)] if found else []
+        degree = degree_of(signals, layer.name)
+        if finite and (degree is None or degree >= min_degree):
+            states.append(_attention_of(signals, layer.name, smallest(finite), degree))
+    return tuple(states)
+
+
+def _attention_of(signals: Signals, layer: str, entropy: Signal, degree: float | None) -> Attention:
+    def partner(name: str, want: str) -> Signal | None:
+        found = [s for s in signals.find(name, layer=layer, head=None) if s.source == entropy.source]
+        found = [s for s in found if _degree_detail(s) == _degree_detail(entropy)] or found
+        return (largest(found) if want == "largest" else smallest(found)) if found else None
+
+    unit = partner("attention.entropy_unit_input", "smallest")
+    heads = [
+        s for s in signals.find("attention.entropy", layer=layer) if s.head is not None and s.source == entropy.source
+    ]
+    return Attention(
+        layer=layer,
+        entropy=entropy,
+        one_hot=partner("attention.one_hot_share", "largest"),
+        unit_entropy=unit.value
+        if unit is not None and math.isfinite(unit.value)
+        else _unit_entropy(signals, layer, degree),
+        degree=degree,
+        worst_head=smallest(heads).head if heads else None,
+    )
+
+
+def _unit_entropy(signals: Signals, layer: str, degree: float | None) -> float | None:
+    """Ĥ at an input of RMS 1 from the score spread, which grows with the square of the input's RMS.
+
+    Uses Ĥ ≈ 1 − ρ for small ρ and a fit of the measured table for larger ones (ρ=.5: .71, 1: .58, 4: .33, 16: .17).
+    """
+    spread = measured(signals.find("score.within_std", layer=layer, head=None))
+    scale = measured(signals.find("input.rms", layer=layer))
+    if not spread or not scale or not degree or degree <= 1 or smallest(scale).value <= 0:
+        return None
+    at_one = largest(spread).value / max(1.0, smallest(scale).value ** 2)
+    rho = at_one**2 / (2 * math.log(degree))
+    return 1.0 / (1.0 + 0.75 * rho**0.72) if math.isfinite(rho) else None
+
+
+def _degree_detail(signal: Signal) -> float:
+    value = signal.detail.get("in_degree", signal.detail.get("degree", ASSUMED_DEGREE))
+    return float(value) if isinstance(value, (int, float)) else ASSUMED_DEGREE
+
+
+def worst_gradient_ratio(signals: Signals) -> Signal:
+    """The gradient ratio furthest from 1; raises `NotEvaluable` when none was measured."""
+    found = signals.need("gradient.ratio")
+    return max(preferred(found), key=lambda s: abs(math.log(s.value)) if 0 < s.value < math.inf else math.inf)
+
+
+def percent(share: float) -> str:
+    """A share as text: 0.423 → ``42 %``, small ones with one more digit."""
+    return f"{100 * share:.1f} %" if 0 < abs(share) < 0.1 else f"{100 * share:.0f} %"
+
+
+def names(layers: Iterable[str], most: int = 4) -> str:
+    """Layer names for a sentence, at most ``most`` of them."""
+    listed = list(layers)
+    shown = ", ".join(listed[:most])
+    return shown if len(listed) <= most else f"{shown} and {len(listed) - most} more"
+
+
+def count(items: Sequence[object], of: Sequence[object]) -> str:
+    """``3 of 3``."""
+    return f"{len(items)} of {len(of)}"

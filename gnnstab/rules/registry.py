@@ -1,0 +1,81 @@
+"""All rules that can run: the built-in table and what other packages add through the group ``gnnstab.rules``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from importlib.metadata import EntryPoint, entry_points
+
+from gnnstab.errors import ConfigurationError, UsageError
+from gnnstab.rules.base import Rule
+
+GROUP = "gnnstab.rules"
+"""Entry-point group in which a package offers rule classes."""
+
+CODE = re.compile(r"[A-Z]{2,4}[0-9]{3}")
+"""A legal rule code; matched in full."""
+
+
+def rule_classes() -> tuple[type[Rule], ...]:
+    """The built-in rules in the order of the table, then those of plugins.
+
+    Raises `ConfigurationError` naming the plugin that does not load, has a malformed code, or takes one in use.
+    """
+    from gnnstab.rules import RULES
+
+    return join(RULES, _installed())
+
+
+def rule_class(code: str) -> type[Rule]:
+    """The rule of this code (upper or lower case) or name; raises `UsageError` when there is none."""
+    wanted = code.strip()
+    for rule in rule_classes():
+        if wanted.upper() == rule.code or wanted.lower() == rule.name:
+            return rule
+    raise UsageError(f"there is no rule {code!r}; `gnnstab rules` lists them")
+
+
+def join(builtin: Sequence[type[Rule]], plugins: Iterable[EntryPoint]) -> tuple[type[Rule], ...]:
+    """Load the plugins' rules and put them behind the built-in ones."""
+    taken = {rule.code: "gnnstab itself" for rule in builtin}
+    joined = list(builtin)
+    for plugin in plugins:
+        rule = _load(plugin)
+        if rule.code in taken:
+            raise ConfigurationError(
+                f"rule plugin {_origin(plugin)}: code {rule.code} is already in use by {taken[rule.code]}"
+            )
+        taken[rule.code] = f"plugin {_origin(plugin)}"
+        joined.append(rule)
+    return tuple(joined)
+
+
+@lru_cache(maxsize=1)
+def _installed() -> tuple[EntryPoint, ...]:
+    return tuple(sorted(entry_points(group=GROUP), key=lambda plugin: (plugin.name, plugin.value)))
+
+
+def _load(plugin: EntryPoint) -> type[Rule]:
+    try:
+        rule = plugin.load()
+    except Exception as error:  # whatever a stranger's module raises on import, the user must learn whose it is
+        reason = " ".join(str(error).split())
+        raise ConfigurationError(
+            f"rule plugin {_origin(plugin)} failed to load: {type(error).__name__}: {reason}"
+        ) from error
+    if not (isinstance(rule, type) and issubclass(rule, Rule)):
+        raise ConfigurationError(f"rule plugin {_origin(plugin)} is not a subclass of gnnstab.rules.base.Rule")
+    for name in ("code", "name", "cause", "severity", "confidence"):
+        if not isinstance(getattr(rule, name, None), str):
+            raise ConfigurationError(f"rule plugin {_origin(plugin)} lacks the class attribute {name!r}")
+    if not CODE.fullmatch(rule.code):
+        raise ConfigurationError(
+            f"rule plugin {_origin(plugin)}: code {rule.code!r} is not two to four capital letters and three digits"
+        )
+    return rule
+
+
+def _origin(plugin: EntryPoint) -> str:
+    package = f" of {plugin.dist.name}" if plugin.dist is not None else ""
+    return f"{plugin.name!r} ({plugin.value}){package}"
