@@ -15,6 +15,9 @@ from gnnstab.probe.layers.base import Call
 from gnnstab.probe.statistics.groups import group_sum
 from gnnstab.probe.statistics.numbers import rms, wide
 
+BLOCK = 2**20
+"""Entries of the largest temporary of the recomputed scores."""
+
 
 def is_plain(conv: nn.Module) -> TypeGuard[TransformerConv]:
     """True when the scores are q·(k + e)/√C by `TransformerConv`'s own code, so that the weights give them."""
@@ -46,11 +49,10 @@ def unit_input_attention(call: Call, conv: nn.Module) -> Tensor | None:
         return None
     query = project(conv.lin_query, _unit(call.x_target))
     key = project(conv.lin_key, _unit(call.x_source))
-    edge = None if call.edge_attr is None or conv.lin_edge is None else project(conv.lin_edge, call.edge_attr)
-    if query is None or key is None or (edge is None and conv.lin_edge is not None):
+    if query is None or key is None:
         return None
-    score = _scores(query, key, edge, call, int(conv.heads))
-    return _softmax(score, call.index_target, call.x_target.shape[0])
+    score = _scores(query, key, call, conv)
+    return None if score is None else _softmax(score, call.index_target, call.x_target.shape[0])
 
 
 def _unit(x: Tensor) -> Tensor:
@@ -58,15 +60,22 @@ def _unit(x: Tensor) -> Tensor:
     return x / rms(x).to(x.dtype)
 
 
-def _scores(query: Tensor, key: Tensor, edge: Tensor | None, call: Call, heads: int) -> Tensor:
-    """(E, H) scores, one head at a time, so that the largest temporary is (E, C)."""
-    columns = []
-    parts = [query.chunk(heads, 1), key.chunk(heads, 1), edge.chunk(heads, 1) if edge is not None else [None] * heads]
-    for query_h, key_h, edge_h in zip(*parts, strict=True):
-        key_j = key_h.index_select(0, call.index_source)
-        key_j = key_j if edge_h is None else key_j + edge_h
-        columns.append((query_h.index_select(0, call.index_target) * key_j).sum(1) / math.sqrt(query_h.shape[1]))
-    return torch.stack(columns, 1)
+def _scores(query: Tensor, key: Tensor, call: Call, conv: TransformerConv) -> Tensor | None:
+    """(E, H) scores from (N, H·C) queries and keys, in blocks of edges: the (E, H·C) product is never held whole."""
+    heads, width = int(conv.heads), query.shape[1]
+    parts = [query.new_empty(0, heads)]
+    block = max(1, BLOCK // width)
+    for start in range(0, call.index_target.numel(), block):
+        edges = slice(start, start + block)
+        product = key.index_select(0, call.index_source[edges])
+        if conv.lin_edge is not None:
+            edge = None if call.edge_attr is None else project(conv.lin_edge, call.edge_attr[edges])
+            if edge is None:
+                return None
+            product.add_(edge)
+        product.mul_(query.index_select(0, call.index_target[edges]))
+        parts.append(product.view(-1, heads, width // heads).sum(2))
+    return torch.cat(parts) / math.sqrt(width // heads)
 
 
 def _softmax(score: Tensor, index: Tensor, size: int) -> Tensor:
