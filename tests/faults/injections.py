@@ -23,7 +23,7 @@ class Injection:
 
 def _deep(recipe: Recipe, layers: int) -> Recipe:
     """A deep network that trains: pre-norm with an identity path."""
-    return recipe.but(structure="pre-norm", layers=layers, activation="relu", residual=0.0, norm="", beta=False, heads=1, clamp=float("inf"))
+    return recipe.but(structure="pre-norm", layers=layers, activation="relu", norm="", heads=1, nodes=40, graphs=3)
 
 
 def _flat(recipe: Recipe, layers: int, **changes: object) -> Recipe:
@@ -36,7 +36,9 @@ def _edit(name: str) -> Callable[[Recipe, float], Recipe]:
 
 
 def _crowd(recipe: Recipe) -> Recipe:
-    return recipe.but(structure="stack", layers=2, embedding="mean+root", graph="complete", nodes=44, graphs=1, norm="", residual=0.0)
+    return recipe.but(
+        structure="stack", layers=2, embedding="mean+root", graph="complete", nodes=44, graphs=1, norm="", residual=0.0
+    )
 
 
 def _shallow(recipe: Recipe) -> Recipe:
@@ -54,8 +56,15 @@ INJECTIONS: tuple[Injection, ...] = (
     Injection("attention-explosion", (3, 4, 6, 10), _edit("sharpen"), _shallow),
     Injection("sum-aggregation", (30, 44, 60, 80), lambda r, s: r.but(embedding="sum", nodes=int(s)), _crowd),
     Injection("feature-scale", (30, 100, 300, 1000), lambda r, s: r.but(column_scale=s), _shallow),
-    Injection("learning-rate", (0.05, 0.1, 0.2, 0.4), lambda r, s: r.but(lr=s, warm_up=8), lambda r: _shallow(r).but(warm_up=8)),
-    Injection("adam-epsilon", (1e-3, 1e-2, 1e-1), lambda r, s: r.but(eps=s, warm_up=8), lambda r: _shallow(r).but(warm_up=8)),
+    Injection(
+        "learning-rate",
+        (0.05, 0.1, 0.2, 0.4),
+        lambda r, s: r.but(lr=s, warm_up=8),
+        lambda r: _shallow(r).but(warm_up=8),
+    ),
+    Injection(
+        "adam-epsilon", (0.1, 1.0, 10.0), lambda r, s: r.but(eps=s, warm_up=8), lambda r: _shallow(r).but(warm_up=8)
+    ),
     Injection(
         "precision",
         (600, 2000, 6000),
@@ -66,7 +75,7 @@ INJECTIONS: tuple[Injection, ...] = (
     Injection("isolated-nodes", (0.3, 0.5, 0.7), lambda r, s: r.but(isolated=s, root_weight=False), _shallow),
     Injection(
         "normalization-misuse",
-        (1, 2),
+        (2,),
         lambda r, s: r.but(norm="graph", nodes=int(s), graphs=48 // int(s), graph="complete"),
         lambda r: _shallow(r).but(norm="layer", nodes=2, graphs=24, graph="complete"),
     ),
@@ -79,7 +88,12 @@ INJECTIONS: tuple[Injection, ...] = (
     Injection("active-clamp", (0.3, 0.1, 0.03), lambda r, s: r.but(clamp=s), _shallow),
     Injection("non-finite-data", (0.05, 0.3), _edit("poison"), _shallow),
     Injection("uninitialized-parameter", (0.5, 1.0), _edit("uninitialised"), _shallow),
-    Injection("never-updated-parameter", (1,), lambda r, s: r.but(detach=True, warm_up=8), lambda r: _shallow(r).but(warm_up=8)),
+    Injection(
+        "never-updated-parameter",
+        (1,),
+        lambda r, s: r.but(detach=True, warm_up=8),
+        lambda r: _shallow(r).but(warm_up=8),
+    ),
     Injection(
         "saturated-gate",
         (30, 100, 300),

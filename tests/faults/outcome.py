@@ -31,7 +31,7 @@ def train(case: Case, optimizer: torch.optim.Optimizer, steps: int) -> list[floa
             output = case.model(**case.arguments())
         loss = case.loss(output, None)
         loss.backward()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         if not math.isfinite(losses[-1]):
             break
         torch.nn.utils.clip_grad_norm_(case.model.parameters(), 10.0)

@@ -121,7 +121,9 @@ class Network(nn.Module):
             )
             for _ in range(recipe.layers)
         )
-        self.project = nn.ModuleList(nn.Linear(width * recipe.heads, width) for _ in range(recipe.layers if concat else 0))
+        self.project = nn.ModuleList(
+            nn.Linear(width * recipe.heads, width) for _ in range(recipe.layers if concat else 0)
+        )
         before = recipe.structure == "pre-norm"
         self.norms = nn.ModuleList(self._norm() for _ in range(recipe.layers if before or recipe.norm else 0))
         self.activation = ACTIVATIONS[recipe.activation]()
@@ -130,7 +132,9 @@ class Network(nn.Module):
     def _norm(self) -> nn.Module:
         return GraphNorm(self.recipe.width) if self.recipe.norm == "graph" else nn.LayerNorm(self.recipe.width)
 
-    def forward(self, x: Tensor, edge_index: Tensor, edge_attr: Tensor | None = None, batch: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, edge_index: Tensor, edge_attr: Tensor | None = None, batch: Tensor | None = None
+    ) -> Tensor:
         recipe = self.recipe
         x = self.embed(x, edge_index) if recipe.embedding else self.embed(x)
         states = []
@@ -246,7 +250,10 @@ def _poison(case: Case, strength: float) -> None:
 
 def _uninitialised(case: Case, strength: float) -> None:
     conv = case.model.convs[0]
-    conv.lin_value.weight.data[0] = float("nan") if strength >= 1 else 1e25
+    if strength >= 1:
+        conv.lin_value.weight.data[0] = float("nan")
+    else:
+        conv.lin_value.weight.data.sign_().mul_(1e25)
 
 
 def _saturate_gate(case: Case, strength: float) -> None:
