@@ -1,0 +1,30 @@
+"""Sphinx configuration."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import generate
+
+import gnnstab
+
+generate.write()
+
+project = "gnnstab"
+author = "The gnnstab developers"
+copyright = "2026, the gnnstab developers"
+release = version = gnnstab.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
+source_suffix = {".md": "markdown"}
+exclude_patterns = ["_build", "ci/*"]
+html_theme = "furo"
+html_title = "gnnstab"
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+nitpicky = False

@@ -1,0 +1,78 @@
+"""Write the generated pages: one per rule from its docstring, the table of all rules, and the README's help block.
+
+python docs/generate.py           writes them
+python docs/generate.py --check   exits 1 when one on disk differs
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from click.testing import CliRunner
+
+from gnnstab.cli import main as cli
+from gnnstab.rules import RULES
+from gnnstab.rules.pages import page
+
+DOCS = Path(__file__).resolve().parent
+README = DOCS.parent / "README.md"
+BEGIN, END = "<!-- help:begin -->", "<!-- help:end -->"
+
+
+def pages() -> dict[Path, str]:
+    """Path → text of every generated page."""
+    made = {DOCS / "rules" / f"{rule.code}.md": page(rule.code).rstrip() + "\n" for rule in RULES}
+    made[DOCS / "rules" / "index.md"] = index()
+    made[README] = readme()
+    return made
+
+
+def index() -> str:
+    """The table of all rules."""
+    lines = [
+        "# Rules",
+        "",
+        "Every rule, generated from its docstring. `gnnstab explain CODE` prints the same page.",
+        "",
+        "| code | name | points to | severity | confidence |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    lines += [
+        f"| [{rule.code}]({rule.code}.md) | {rule.name} | {rule.cause or '(the observation itself)'} | {rule.severity} | {rule.confidence} |"
+        for rule in RULES
+    ]
+    toctree = ["", "```{toctree}", ":hidden:", "", *(rule.code for rule in RULES), "```", ""]
+    return "\n".join(lines + toctree)
+
+
+def readme() -> str:
+    """The README with the help text as the program prints it now."""
+    text = README.read_text(encoding="utf-8")
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    shown = CliRunner().invoke(cli, ["--help"], prog_name="gnnstab", terminal_width=100).output.rstrip()
+    return f"{before}{BEGIN}\n\n```text\n{shown}\n```\n\n{END}{after}"
+
+
+def write() -> None:
+    """Write every page that differs."""
+    for path, text in pages().items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+
+
+def main() -> int:
+    """Write, or with --check compare."""
+    if "--check" not in sys.argv[1:]:
+        write()
+        return 0
+    stale = [p for p, text in pages().items() if not p.exists() or p.read_text(encoding="utf-8") != text]
+    for path in stale:
+        print(f"{path.relative_to(DOCS.parent)} is not what the code says; run: python docs/generate.py")
+    return 1 if stale else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
