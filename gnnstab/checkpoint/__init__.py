@@ -1,1 +1,39 @@
-"""checkpoint."""
+"""Checkpoint file → facts.
+
+`load` reads a file without running code from it, `recover` finds the TransformerConv layers and their numbers,
+`rebuild` makes layers to probe out of them, `load_into` puts the file's tensors into a model. The names are resolved on
+first use, so that `gnnstab.checkpoint.facts` can be imported without torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gnnstab.checkpoint.facts import CheckpointFacts as CheckpointFacts
+    from gnnstab.checkpoint.facts import Undecided as Undecided
+    from gnnstab.checkpoint.loading import Checkpoint as Checkpoint
+    from gnnstab.checkpoint.loading import load as load
+    from gnnstab.checkpoint.matching import load_into as load_into
+    from gnnstab.checkpoint.rebuild import rebuild as rebuild
+    from gnnstab.checkpoint.recovery import recover as recover
+
+_HOMES = {
+    "Checkpoint": "loading",
+    "CheckpointFacts": "facts",
+    "Undecided": "facts",
+    "load": "loading",
+    "load_into": "matching",
+    "recover": "recovery",
+    "rebuild": "rebuild",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    # Importing the submodule `rebuild` has just bound the module under this very name; the function must win.
+    globals()[name] = value
+    return value

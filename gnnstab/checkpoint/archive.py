@@ -1,0 +1,101 @@
+"""Limits that a torch archive must keep before torch is asked to open it.
+
+torch stores every member of its zip archives uncompressed. A member that is compressed, or members that together are
+larger than the file, can only come from elsewhere, and are how a small file is made to fill the memory.
+"""
+
+from __future__ import annotations
+
+import pickletools
+import re
+import zipfile
+import zlib
+from pathlib import Path
+
+from gnnstab.checkpoint.naming import printable
+from gnnstab.errors import LoadError, UnsafeFileError
+
+LARGEST_PICKLE = 32 * 2**20
+"""Bytes of the pickle that describes the tensors; about 200 000 tensors, read in about half a minute."""
+
+LARGEST_LEGACY = 256 * 2**20
+"""Bytes of a file of the format before torch 1.6, which cannot be memory-mapped."""
+
+MOST_MEMBERS = 500_000
+
+# bytearray(n) fills n bytes, and punycode takes quadratic time: the two calls among those that torch's restricted
+# unpickler allows which turn a few bytes into unbounded work. A pickle can name bytearray only by these very bytes.
+_COSTLY = re.compile(rb"c(?:builtins|__builtin__)\nbytearray\n|c_codecs\nencode\n.{0,64}punycode", re.DOTALL)
+
+
+def check_archive(file: Path) -> bytes:
+    """The archive's pickle, once the archive is known to keep the limits.
+
+    Raises `LoadError` for a damaged, compressed, overlapping or over-large archive, and `UnsafeFileError` for a
+    TorchScript program.
+    """
+    shown = printable(str(file), 500)
+    try:
+        with zipfile.ZipFile(file) as archive:
+            members = archive.infolist()
+            _check_members(shown, members, file.stat().st_size)
+            description = next(m for m in members if m.filename.rpartition("/")[2] == "data.pkl")
+            return archive.read(description)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, UnicodeError, ValueError, RuntimeError, OSError) as error:
+        raise LoadError(f"{shown}: the archive is truncated or damaged ({printable(str(error), 80)})") from None
+
+
+def _check_members(shown: str, members: list[zipfile.ZipInfo], size: int) -> None:
+    names = {m.filename.rpartition("/")[2] for m in members}
+    if "constants.pkl" in names:
+        raise UnsafeFileError(
+            f"{shown}: is a TorchScript program, which is code; save its weights with torch.save(model.state_dict(), …)"
+        )
+    if "data.pkl" not in names:
+        raise LoadError(f"{shown}: is a zip archive, but none that torch.save wrote (no data.pkl in it)")
+    if len(members) > MOST_MEMBERS:
+        raise LoadError(f"{shown}: has {len(members)} members, more than the {MOST_MEMBERS} that gnnstab reads")
+    squeezed = next((m for m in members if m.compress_type != zipfile.ZIP_STORED or m.file_size != m.compress_size), None)
+    if squeezed is not None:
+        raise LoadError(
+            f"{shown}: member {printable(squeezed.filename, 60)} is compressed ({squeezed.compress_size} → "
+            f"{squeezed.file_size} bytes), which torch never does; refused as a possible zip bomb"
+        )
+    if sum(m.file_size for m in members) > size:
+        raise LoadError(f"{shown}: its members claim more bytes than the file has; refused as a possible zip bomb")
+    check_pickle_size(shown, max(m.file_size for m in members if m.filename.endswith("data.pkl")))
+
+
+def check_pickle_size(shown: str, size: int) -> None:
+    """Raise `LoadError` when the pickle would take too long to read."""
+    if size > LARGEST_PICKLE:
+        raise LoadError(
+            f"{shown}: its table of contents has {size >> 20} MiB, more than the {LARGEST_PICKLE >> 20} MiB that gnnstab reads; "
+            "save the state_dict alone"
+        )
+
+
+def check_cost(shown: str, pickle: bytes) -> None:
+    """Raise `LoadError` when the pickle asks for work out of proportion to its size."""
+    if _COSTLY.search(pickle):
+        raise LoadError(f"{shown}: asks for a call (bytearray or punycode) that can fill the memory; save the state_dict alone")
+
+
+def imports_of(pickle: bytes, most_operations: int = 200_000) -> list[str]:
+    """The global names that a pickle would import, in order of appearance, found without running it."""
+    names: dict[str, None] = {}
+    strings: list[str] = []
+    try:
+        for count, (operation, argument, _) in enumerate(pickletools.genops(pickle)):
+            if operation.name in ("GLOBAL", "INST") and isinstance(argument, str):
+                names[argument.replace(" ", ".", 1)] = None
+            elif operation.name == "STACK_GLOBAL" and len(strings) >= 2:
+                names[".".join(strings[-2:])] = None
+            elif isinstance(argument, str):
+                strings = [*strings[-1:], argument]
+            if count > most_operations:
+                break
+    except Exception:
+        # A damaged pickle: what was found up to here is still worth telling.
+        return list(names)
+    return list(names)

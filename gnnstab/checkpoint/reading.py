@@ -1,0 +1,122 @@
+"""File → Python object, without running code from the file."""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gnnstab.checkpoint.archive import LARGEST_LEGACY, check_archive, check_cost, imports_of
+from gnnstab.checkpoint.naming import printable
+from gnnstab.checkpoint.standins import STANDINS
+from gnnstab.errors import GnnstabError, LoadError, MissingExtra, UnsafeFileError
+
+_HARMLESS = ("torch._utils.", "torch.storage.", "collections.OrderedDict", "collections.Counter", "torch.nn.parameter.")
+_ADVICE = (
+    "save the weights alone with torch.save(model.state_dict(), …), or, only if you trust where the file comes from, "
+    "pass --unsafe-load (dangerous: it runs the file's code)"
+)
+
+
+def read_torch(file: Path, kind: str, *, unsafe: bool) -> Any:
+    """What torch.save wrote: memory-mapped where the format allows, tensors only unless ``unsafe``.
+
+    Raises `UnsafeFileError` when the file needs code to run, `LoadError` when it cannot be read.
+    """
+    shown = printable(str(file), 500)
+    description = check_archive(file) if kind == "zip" else _legacy_bytes(file)
+    if unsafe:
+        return _guarded(shown, description, lambda: _read_everything(file, kind))
+    check_cost(shown, description)
+    if kind == "pickle":
+        raise UnsafeFileError(f"{shown}: is a plain pickle{_needs(description)}; {_ADVICE}")
+    return _guarded(shown, description, lambda: _read_tensors(file, mapped=kind == "zip"))
+
+
+def read_safetensors(file: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a safetensors file, memory-mapped.
+
+    Raises `MissingExtra` without the package, `LoadError` for a damaged file.
+    """
+    try:
+        from safetensors import safe_open
+    except ImportError:
+        raise MissingExtra("safetensors", "safetensors") from None
+    try:
+        with safe_open(str(file), framework="pt", device="cpu") as archive:
+            return {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118 - not a mapping
+    except GnnstabError:
+        raise
+    except Exception as error:
+        raise LoadError(f"{printable(str(file), 500)}: damaged safetensors file ({printable(str(error), 120)})") from None
+
+
+def _read_tensors(file: Path, *, mapped: bool) -> Any:
+    with _standins():
+        return torch.load(str(file), map_location="cpu", weights_only=True, mmap=mapped)
+
+
+def _read_everything(file: Path, kind: str) -> Any:
+    if kind == "pickle":
+        with file.open("rb") as stream:
+            return pickle.load(stream)
+    return torch.load(str(file), map_location="cpu", weights_only=False, mmap=kind == "zip")
+
+
+def _legacy_bytes(file: Path) -> bytes:
+    size = file.stat().st_size
+    if size > LARGEST_LEGACY:
+        raise LoadError(
+            f"{printable(str(file), 500)}: {size >> 20} MiB in a format that cannot be memory-mapped, more than the "
+            f"{LARGEST_LEGACY >> 20} MiB that gnnstab reads; load it with torch and save it again"
+        )
+    return file.read_bytes()
+
+
+@contextlib.contextmanager
+def _standins() -> Iterator[None]:
+    """Let torch's restricted unpickler build the inert stand-ins; torch before 2.6 refuses those files instead."""
+    manager = getattr(torch.serialization, "safe_globals", None)
+    if manager is None or tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 6):
+        yield
+        return
+    # The class of a lazily initialised parameter is torch's own and holds no data.
+    lazy = [(kind, f"torch.nn.parameter.{kind.__name__}") for kind in
+            (torch.nn.parameter.UninitializedParameter, torch.nn.parameter.UninitializedBuffer)]  # fmt: skip
+    with manager([(built, name) for name, built in STANDINS.items()] + lazy):
+        yield
+
+
+def _guarded(shown: str, description: bytes, read: Any) -> Any:
+    """Run ``read``; whatever goes wrong becomes one line."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return read()
+    except pickle.UnpicklingError as error:
+        if any(sign in str(error) for sign in ("lobal", "allowlist", "reduce", "must be imported", "Can only")):
+            raise UnsafeFileError(f"{shown}: reading it would run code{_needs(description)}; {_ADVICE}") from None
+        raise LoadError(f"{shown}: damaged or unusual pickle ({printable(str(error), 120)}); {_ADVICE}") from None
+    except ModuleNotFoundError as error:
+        raise LoadError(f"{shown}: needs the module {printable(error.name or '?')}, which cannot be imported from here") from None
+    except MemoryError:
+        raise LoadError(f"{shown}: asks for more memory than there is") from None
+    except RecursionError:
+        raise LoadError(f"{shown}: is nested too deeply") from None
+    except Exception as error:
+        first = str(error).strip().splitlines()[:1] or [type(error).__name__]
+        raise LoadError(f"{shown}: truncated or damaged ({type(error).__name__}: {printable(first[0], 120)})") from None
+
+
+def _needs(description: bytes) -> str:
+    """``: it imports posix.system, …`` with the names that are not torch's or Python's own data types."""
+    names = [n for n in imports_of(description) if not n.startswith(_HARMLESS) and n not in STANDINS and not n.endswith("Storage")]
+    if not names:
+        return ""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f": it imports {', '.join(printable(name, 80) for name in names[:5])}{more}"

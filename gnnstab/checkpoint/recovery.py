@@ -1,0 +1,166 @@
+"""Checkpoint → facts: layers, numbers, and what the file cannot show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from gnnstab.checkpoint.correspondence import matching_names
+from gnnstab.checkpoint.facts import CheckpointFacts
+from gnnstab.checkpoint.fingerprint import Fingerprint, fingerprint, prevailing_label, shared_label
+from gnnstab.checkpoint.heads import Heads, heads_of
+from gnnstab.checkpoint.layers import Conv, find_convs
+from gnnstab.checkpoint.loading import Checkpoint
+from gnnstab.checkpoint.moments import gradient_slope, optimizer_signals
+from gnnstab.checkpoint.numbers import SLOPE_SQUARED, layer_signals
+from gnnstab.checkpoint.survey import Survey, survey
+from gnnstab.checkpoint.tensors import readable
+from gnnstab.checkpoint.training import was_trained
+from gnnstab.checkpoint.unseen import assumptions, undecided
+from gnnstab.errors import UsageError
+from gnnstab.records import LayerFacts, Signal
+
+MOST_LINEAR = 64
+"""Plain Linear layers whose initialisation is looked at."""
+
+
+def recover(
+    checkpoint: Checkpoint, *, heads: int | None = None, activation: str | None = None, concat: bool | None = None
+) -> CheckpointFacts:
+    """Find every TransformerConv of a checkpoint by names and shapes, and compute what the file alone can tell.
+
+    ``heads`` and ``concat`` decide what concatenated heads leave open, ``activation`` (``relu`` unless given) enters the
+    static gain. A file without any TransformerConv gives facts without layers.
+
+    Raises `UsageError` when an option contradicts the file.
+    """
+    if activation is not None and activation not in SLOPE_SQUARED:
+        raise UsageError(f"unknown activation {activation!r}; choose from {', '.join(SLOPE_SQUARED)}")
+    convs, unjudged, shared = find_convs(checkpoint.tensors)
+    decided = [heads_of(conv, heads, concat, _known(checkpoint, conv)) for conv in convs]
+    _check_given(convs, decided, heads)
+    prints = [[fingerprint(conv.weights[part]) for part in ("key", "query", "value", "skip")] for conv in convs]
+    layers = tuple(
+        _layer_facts(conv, position, decided[position], _known(checkpoint, conv), prints[position], activation)
+        for position, conv in enumerate(convs)
+    )
+    seen = survey(checkpoint)
+    optimizer_values, optimizers = _optimizer_values(checkpoint, convs, layers, seen)
+    plain = _plain_linear(checkpoint.tensors)
+    linear = [fingerprint(weight) for weight in plain[:MOST_LINEAR]]
+    trained, reason = was_trained(checkpoint, convs, [p for group in prints for p in group] + linear)
+    return CheckpointFacts(
+        path=checkpoint.path,
+        format=checkpoint.format,
+        layers=layers,
+        values=(*_layer_values(convs, layers, seen, activation or "relu"), *_weight_values(convs, seen), *optimizer_values),
+        undecided=undecided(layers),
+        assumptions=assumptions(layers, [h.source for h in decided], activation),
+        notes=(*checkpoint.notes, *(f"{second} is {first} under another name" for second, first in shared.items()), *seen.notes),
+        unjudged=tuple(unjudged),
+        linear_layers=len(plain),
+        linear_initialisation=prevailing_label(linear) if linear else None,
+        trained=trained,
+        trained_reason=reason,
+        uninitialised=seen.uninitialised,
+        optimizers=optimizers,
+        progress=checkpoint.progress,
+        settings=checkpoint.settings,
+    )
+
+
+def _known(checkpoint: Checkpoint, conv: Conv) -> Mapping[str, Any]:
+    return checkpoint.known.get(conv.name, {})
+
+
+def _check_given(convs: Sequence[Conv], decided: Sequence[Heads], given: int | None) -> None:
+    """A number of heads that every layer contradicts is a mistake; one that some layer can use is not."""
+    if given is None or not convs or any(h.source == "given" or h.heads == given for h in decided):
+        return
+    first = next((i for i, h in enumerate(decided) if h.heads is not None), 0)
+    raise UsageError(f"--heads {given} contradicts the file: {convs[first].name} has {decided[first].heads}, {decided[first].source}")
+
+
+def _layer_facts(
+    conv: Conv, position: int, heads: Heads, known: Mapping[str, Any], prints: list[Fingerprint], activation: str | None
+) -> LayerFacts:
+    beta = "beta" in conv.weights
+    return LayerFacts(
+        name=conv.name,
+        kind=str(known.get("kind", "TransformerConv")),
+        position=position,
+        attention=True,
+        in_channels=conv.in_channels,
+        out_channels=None if heads.heads is None else conv.rows // heads.heads,
+        heads=heads.heads,
+        concat=heads.concat,
+        beta=beta,
+        # A gate is only built beside a root weight, so its tensor proves both; its absence proves nothing about the request.
+        beta_requested=True if beta else None,
+        dropout=known.get("dropout"),
+        edge_dim=int(conv.weights["edge"].shape[1]) if "edge" in conv.weights else 0,
+        root_weight=True if beta else known.get("root_weight"),
+        bias=bool(conv.biases),
+        aggregation=known.get("aggr"),
+        activation=activation,
+        initialisation=shared_label(prints),
+    )
+
+
+def _layer_values(convs: Sequence[Conv], layers: Sequence[LayerFacts], seen: Survey, activation: str) -> list[Signal]:
+    """Numbers of the layers whose weights are all finite; decompositions of others have no meaning."""
+    values: list[Signal] = []
+    for conv, facts in zip(convs, layers, strict=True):
+        if not any(name in seen.bad for name in conv.parameters()):
+            values += layer_signals(conv, facts, activation)
+    return values
+
+
+def _weight_values(convs: Sequence[Conv], seen: Survey) -> list[Signal]:
+    """RMS of the TransformerConvs' parameters, and NaN and Inf entries of every tensor of the file."""
+    owners = _owners(convs)
+    values = [
+        Signal("weight.rms", numbers.rms, owners[name], source="weights", detail={"parameter": name})
+        for name, numbers in seen.parameters.items()
+        if name in owners and not numbers.non_finite
+    ]
+    for name, count in seen.bad.items():
+        layer = owners.get(name, name.rpartition(".")[0])
+        values.append(Signal("weight.non_finite", float(count), layer, source="weights", detail={"parameter": name}))
+    total = Signal("weight.non_finite", float(sum(seen.bad.values())), None, source="weights", detail={"tensors": seen.scanned})
+    return [*values, total]
+
+
+def _optimizer_values(
+    checkpoint: Checkpoint, convs: Sequence[Conv], layers: Sequence[LayerFacts], seen: Survey
+) -> tuple[list[Signal], tuple[str, ...]]:
+    shapes = {
+        prefix: [(name, seen.shapes[name]) for name in names if name in seen.shapes] for prefix, names in checkpoint.networks.items()
+    }
+    values: list[Signal] = []
+    lines: list[str] = []
+    for optimizer in checkpoint.optimizers:
+        names, line = matching_names(optimizer, shapes)
+        lines.append(line)
+        found = optimizer_signals(optimizer, names, _owners(convs), seen.parameters)
+        values += [*found, *gradient_slope(found, [layer.name for layer in layers])]
+    return values, tuple(lines)
+
+
+def _owners(convs: Sequence[Conv]) -> dict[str, str]:
+    return {name: conv.name for conv in convs for name in conv.parameters()}
+
+
+def _plain_linear(tensors: Mapping[str, Tensor]) -> list[Tensor]:
+    """Weights of Linear layers outside any TransformerConv: a matrix beside a bias of as many entries as it has rows."""
+    found = []
+    for name, weight in tensors.items():
+        module = name.rpartition(".")[0]
+        bias = tensors.get(module + ".bias")
+        if name.endswith(".weight") and bias is not None and not module.rpartition(".")[2].startswith("lin_"):
+            matrix = readable(weight) and readable(bias) and weight.dim() == 2
+            if matrix and tuple(bias.shape) == (weight.shape[0],):
+                found.append(weight)
+    return found

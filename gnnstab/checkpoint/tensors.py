@@ -1,0 +1,51 @@
+"""What kind of tensor this is, and whether its entries can be read as real numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import UninitializedTensorMixin
+
+
+def unreadable(tensor: Tensor) -> str:
+    """Why the entries of a tensor are not real floating-point numbers at hand; ``""`` when they are."""
+    if isinstance(tensor, UninitializedTensorMixin):
+        return "uninitialised"
+    if tensor.is_meta:
+        return "meta (declared, not stored)"
+    if tensor.is_quantized:
+        return "quantized"
+    if tensor.is_nested:
+        return "nested"
+    if tensor.layout != torch.strided:
+        return "sparse"
+    if tensor.is_complex():
+        return "complex"
+    if not tensor.is_floating_point():
+        return "integer" if tensor.dtype != torch.bool else "boolean"
+    return ""
+
+
+def readable(tensor: Tensor) -> bool:
+    """True for a dense tensor of real floating-point numbers."""
+    return not unreadable(tensor)
+
+
+def identity(tensor: Tensor) -> tuple[object, ...]:
+    """Equal for two dense tensors exactly when they are the same view of the same storage."""
+    return (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+
+
+def stored_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes that reading every dense tensor once would touch, tensors of one identity counted once."""
+    seen: set[tuple[object, ...]] = set()
+    total = 0
+    for tensor in tensors:
+        if unreadable(tensor) in ("", "complex", "integer", "boolean") and tensor.numel():
+            key = identity(tensor)
+            if key not in seen:
+                seen.add(key)
+                total += tensor.numel() * tensor.element_size()
+    return total

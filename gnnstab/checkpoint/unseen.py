@@ -1,0 +1,43 @@
+"""What a file of tensors cannot show, and what was assumed instead."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gnnstab.checkpoint.facts import Undecided
+from gnnstab.records import LayerFacts
+
+MODEL = "--model pkg.mod:factory"
+BATCH = "--model pkg.mod:factory --batch FILE"
+
+
+def undecided(layers: Sequence[LayerFacts]) -> tuple[Undecided, ...]:
+    """Everything about these layers that leaves no trace in a state dict, with what to pass to decide it."""
+    if not layers:
+        return ()
+    found = [
+        _where("heads", layers, "concatenated heads leave no trace in the shapes", "--heads N"),
+        _where("dropout", layers, "a probability is no tensor", MODEL),
+        _where("root_weight", layers, "lin_skip is in the file whether or not it is used", MODEL),
+        _where("identity_path", layers, "x + conv(x) is code, not a tensor", MODEL),
+        _where("norm_before", layers, "the order of layers is code; names alone do not show it", MODEL),
+        _where("activation", layers, "an activation has no tensor", "--activation NAME"),
+    ]
+    return tuple(item for item in found if item.layers)
+
+
+def _where(what: str, layers: Sequence[LayerFacts], reason: str, option: str) -> Undecided:
+    return Undecided(what, reason, option, tuple(layer.name for layer in layers if getattr(layer, what) is None))
+
+
+def assumptions(layers: Sequence[LayerFacts], sources: Sequence[str], activation: str | None) -> tuple[str, ...]:
+    """One line per thing that was read, given or assumed; equal lines of several layers are joined."""
+    if not layers:
+        return ()
+    lines = [f"heads={layer.heads}: {source}" for layer, source in zip(layers, sources, strict=True) if layer.heads is not None]
+    lines += [f"activation={activation or 'relu'}: {'given' if activation else 'assumed, for the static gain'}"]
+    if any(layer.root_weight is None for layer in layers):
+        lines.append("root_weight=True: assumed, for the static gain and the synthetic probe")
+    if any(layer.identity_path is None for layer in layers):
+        lines.append("no identity path around the layers: assumed, for the static gain")
+    return tuple(dict.fromkeys(lines))
