@@ -1,0 +1,89 @@
+"""Every code block of the documentation and the README runs.
+
+A ``python`` block runs in the namespace of its page, in a folder that holds what a reader would have: a checkpoint, a batch,
+a recorded run. In a ``console`` block every line after ``$ gnnstab`` is run; ``# exits N`` behind it states the exit code.
+Blocks in other languages are not code to run.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from models.informarl import DATA
+
+from gnnstab.cli import main
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"^```(?P<language>python|console)\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE)
+EXITS = re.compile(r"\s+# exits (\d)\s*$")
+
+
+def blocks(page: Path) -> Iterator[tuple[str, str]]:
+    if "_build" in page.parts or "decisions" in page.parts:
+        return
+    for match in BLOCK.finditer(page.read_text(encoding="utf-8")):
+        yield match["language"], match["code"]
+
+
+WITH_CODE = [page for page in PAGES if next(blocks(page), None)]
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The reader's folder and the names that a training script would hold."""
+    for name, run in {"actor.pt": "agents7_default", "healthy.pt": "healthy_3agents"}.items():
+        (tmp_path / name).write_bytes((DATA / run / "actor.pt").read_bytes())
+    (tmp_path / "crash.pt").write_bytes((DATA / "agents7_lr7e-2_amp16_nan_crash" / "actor.pt").read_bytes())
+    (tmp_path / "batch.pt").write_bytes((DATA / "sample_batch_7agents.pt").read_bytes())
+    (tmp_path / "network.py").write_text("from models.informarl import actor, policy_loss\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    torch.manual_seed(0)
+    return training_script()
+
+
+def training_script() -> dict[str, Any]:
+    from torch import nn
+    from torch_geometric.data import Data
+    from torch_geometric.nn import TransformerConv
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1 = TransformerConv(8, 16)
+            self.conv2 = TransformerConv(16, 1)
+
+        def forward(self, batch: Data) -> torch.Tensor:
+            x = self.conv1(batch.x, batch.edge_index).relu()
+            return self.conv2(x, batch.edge_index)
+
+    model = Net()
+    data = [Data(x=torch.randn(20, 8), edge_index=torch.randint(0, 20, (2, 80)), y=torch.randn(20, 1)) for _ in range(3)]
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    return {"model": model, "loader": data, "batch": data[0], "optimizer": optimizer, "criterion": nn.functional.mse_loss, "Net": Net}
+
+
+@pytest.mark.parametrize("page", WITH_CODE, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_block_of_the_page_runs(page: Path, desk: dict[str, Any]) -> None:
+    for language, code in blocks(page):
+        if language == "python":
+            exec(compile(code, str(page), "exec"), desk)
+        else:
+            for line in code.splitlines():
+                if line.startswith("$ gnnstab "):
+                    run_command(line)
+
+
+def run_command(line: str) -> None:
+    expected = EXITS.search(line)
+    arguments = shlex.split(EXITS.sub("", line).removeprefix("$ gnnstab "))
+    result = CliRunner().invoke(main, arguments, prog_name="gnnstab")
+    assert result.exit_code == int(expected[1] if expected else 0), f"{line}\n{result.output}"
