@@ -9,6 +9,7 @@ import math
 from dataclasses import replace
 
 import numpy as np
+
 from example_parts import (
     attention_finding,
     make_layers,
@@ -18,7 +19,6 @@ from example_parts import (
     many_causes,
     nth_finding,
 )
-
 from gnnstab.records import (
     FIVE_CAUSES,
     Advice,
@@ -352,9 +352,8 @@ def hostile_names() -> Diagnosis:
         rules=make_rules({"GS301": ("fired", everything)}),
         advice=(Advice("W1", everything, everything),),
         layers=make_layers(HOSTILE_NAMES),
-        signals=make_signals(
-            HOSTILE_NAMES, [0.05] * len(HOSTILE_NAMES), [0.9] * len(HOSTILE_NAMES), [400.0] * len(HOSTILE_NAMES)
-        ),
+        # The endless name is left out here: every signal would repeat it.
+        signals=make_signals(HOSTILE_NAMES[:-1], [0.05] * 11, [0.9] * 11, [400.0] * 11),
         series=tuple(
             replace(s, layer=name) for s, name in zip(make_series(HOSTILE_NAMES), HOSTILE_NAMES, strict=False)
         ),

@@ -14,6 +14,7 @@ from gnnstab.records.findings import Diagnosis as Diagnosis
 from gnnstab.records.findings import Finding as Finding
 from gnnstab.records.findings import FixAdvice as FixAdvice
 from gnnstab.records.findings import RuleStatus as RuleStatus
+from gnnstab.records.findings import Suppressed as Suppressed
 from gnnstab.records.findings import Target as Target
 from gnnstab.records.layers import LayerFacts as LayerFacts
 from gnnstab.records.rows import PARAMETER_SITES as PARAMETER_SITES

@@ -6,8 +6,8 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from gnnstab.errors import UsageError
@@ -83,6 +83,18 @@ class Finding:
         """Stable identity: code, layer, head and signal, not the number, so a small move keeps it."""
         text = "\x1f".join([self.code, self.layer or "", "" if self.head is None else str(self.head), self.signal])
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class Suppressed:
+    """A finding that was taken out of the verdict, and why."""
+
+    finding: Finding
+    reason: str
+    """The user's reason, or that the baseline knows the finding."""
+
+    origin: str = "configuration"
+    """``configuration`` or ``baseline``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +206,9 @@ class Diagnosis:
 
     context: Mapping[str, Any] = field(default_factory=dict)
 
+    suppressed: tuple[Suppressed, ...] = ()
+    """Findings that a configuration or a baseline took out of `findings`; they fail nothing."""
+
     def at_least(self, severity: str) -> tuple[Finding, ...]:
         """Findings of this severity or worse."""
         if severity not in SEVERITIES:
@@ -212,6 +227,20 @@ class Diagnosis:
         """True when no layer was observed or no rule came to a verdict."""
         verdicts = [r for r in self.rules if r.status in ("fired", "passed") and not r.code.startswith("GS9")]
         return self.coverage.layers_observed == 0 or not verdicts
+
+    def suppress(self, withheld: Sequence[Suppressed]) -> Diagnosis:
+        """A copy without these findings; a rule that has none left becomes ``suppressed``."""
+        taken = {id(item.finding) for item in withheld}
+        kept = tuple(f for f in self.findings if id(f) not in taken)
+        firing = {f.code for f in kept}
+        reasons = {item.finding.code: item.reason for item in reversed(withheld)}
+        rules = tuple(
+            replace(r, status="suppressed", reason=reasons[r.code])
+            if r.code in reasons and r.code not in firing and r.status == "fired"
+            else r
+            for r in self.rules
+        )
+        return replace(self, findings=kept, rules=rules, suppressed=(*self.suppressed, *withheld))
 
     def root_causes(self) -> tuple[Cause, ...]:
         """The causes with status ``root-cause``."""
@@ -235,6 +264,9 @@ class Diagnosis:
             "series": [_plain(s) for s in self.series],
             "events": [_plain(e) for e in self.events],
             "context": _plain(dict(self.context)),
+            "suppressed": [
+                {**_plain(s), "finding": {**_plain(s.finding), "fingerprint": s.finding.fingerprint}} for s in self.suppressed
+            ],
         }
 
     def to_json(self, indent: int | None = 2) -> str:

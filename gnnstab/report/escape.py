@@ -1,0 +1,79 @@
+"""Hostile text made harmless: control characters, direction marks, markup, names without end.
+
+Layer names, paths and messages come from files that anybody may have written. Every format passes them through
+`visible` first and then through its own escaping.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+
+_SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+_INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+_PLAIN = re.compile(r"[\x20-\x7e]*")
+
+# Build servers execute log lines that begin, after blanks, with "::command" or hold "##[command]" or "##vso[command]".
+_COMMAND = re.compile(r"(?<!\S):(?=:)|#(?=#\w*\[)")
+
+
+def visible(text: str, *, newlines: bool = False) -> str:
+    """Control, direction, zero-width, private and unassigned characters as escapes that can be seen.
+
+    What a build server would take for a command in its log is broken in the same way.
+    With ``newlines=True`` line feeds and tabs stay, for code.
+    """
+    if not _PLAIN.fullmatch(text):
+        text = "".join(c if newlines and c in "\n\t" else _visible_character(c) for c in text)
+    return _COMMAND.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+
+
+def _visible_character(character: str) -> str:
+    if character in _SHORT:
+        return _SHORT[character]
+    if unicodedata.category(character) not in _INVISIBLE:
+        return character
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 0x100 else (f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}")
+
+
+def shorten(text: str, longest: int) -> str:
+    """The text with its middle left out when it has more than ``longest`` characters; both ends tell layers apart."""
+    if len(text) <= longest:
+        return text
+    head = (longest - 1) // 2
+    tail = longest - 1 - head
+    return f"{text[:head]}…{text[len(text) - tail :]}"
+
+
+def name(text: str, longest: int = 60) -> str:
+    """A layer name, path or label fit for a line: `visible` and `shorten`."""
+    return shorten(visible(text), longest)
+
+
+def sentence(text: str, longest_word: int = 60, longest: int = 1200) -> str:
+    """A message fit for a paragraph: `visible`, with endless words and endless messages shortened."""
+    words = re.sub(rf"\S{{{longest_word + 1},}}", lambda match: shorten(match[0], longest_word), visible(text))
+    return shorten(words, longest)
+
+
+def code(text: str, longest_line: int = 200, most_lines: int = 60) -> str:
+    """Code as it stands, with hidden characters shown, and cut where it has no end."""
+    lines = [shorten(line, longest_line) for line in visible(text, newlines=True).expandtabs(4).splitlines()]
+    left_out = len(lines) - most_lines
+    return "\n".join(lines if left_out <= 0 else [*lines[:most_lines], f"… {left_out} more lines"])
+
+
+def apart(names: Sequence[str], longest: int) -> tuple[str, list[str]]:
+    """Names fit for a narrow column, still told apart: the module path that all share is returned separately.
+
+    Returns ``("", names)`` when they fit as they are, else the shared path and what each name has beyond it.
+    """
+    if all(len(text) <= longest for text in names) or len(names) < 2:
+        return "", [name(text, longest) for text in names]
+    split = [text.split(".") for text in names]
+    shared = 0
+    while all(len(parts) > shared + 1 for parts in split) and len({parts[shared] for parts in split}) == 1:
+        shared += 1
+    return ".".join(split[0][:shared]), [name(".".join(parts[shared:]), longest) for parts in split]

@@ -1,0 +1,165 @@
+"""What every report says first: the verdict, and in which order things should be read.
+
+Formats differ in how they write; what comes first is decided here, once.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from gnnstab.records import SEVERITIES, VERDICTS, Cause, Diagnosis, Event, Finding, FixAdvice
+from gnnstab.report import escape
+from gnnstab.report.numbers import count
+
+CAUSE_ORDER = ("root-cause", "contributing", "present", "not-evaluable", "absent")
+FIX_ORDER = ("confirmed", "not-tested", "inconclusive", "no-effect", "made-worse")
+"""A proven fix before an untested one; what was measured to fail comes last."""
+
+RECOMMENDED = ("confirmed", "not-tested", "inconclusive")
+"""Verdicts with which a fix is still recommended."""
+
+
+def state(diagnosis: Diagnosis) -> str:
+    """``unstable`` (an error or warning), ``stable``, or ``not-evaluable``."""
+    if diagnosis.at_least("warning"):
+        return "unstable"
+    return "not-evaluable" if diagnosis.nothing_evaluable else "stable"
+
+
+def verdict(diagnosis: Diagnosis, *, short: bool = False) -> tuple[str, str]:
+    """The word (``UNSTABLE``, ``STABLE``, ``NOT EVALUABLE``) and the rest of the first line."""
+    kind = state(diagnosis)
+    if kind == "not-evaluable":
+        return "NOT EVALUABLE", _nothing_judged(diagnosis)
+    where = _layers(diagnosis, short)
+    if kind == "stable":
+        return "STABLE", f"{_calm(diagnosis)} in {where}{_unseen(diagnosis)}"
+    return "UNSTABLE", f"{severities(diagnosis.findings)} in {where}{_why(diagnosis)}"
+
+
+def severities(findings: Sequence[Finding]) -> str:
+    """``2 errors, 1 warning``; worst first, zero counts left out, ``no findings`` for none."""
+    counts = Counter(f.severity for f in findings)
+    nouns = {"error": "error", "warning": "warning", "info": "note"}
+    return ", ".join(count(counts[s], nouns[s]) for s in reversed(SEVERITIES) if counts[s]) or "no findings"
+
+
+def in_reading_order(diagnosis: Diagnosis) -> tuple[Finding, ...]:
+    """Findings by what to do first: those of root causes, then by severity; what follows from another comes after it."""
+    roots = {code for cause in diagnosis.root_causes() for code in cause.codes}
+    names = {cause.cause for cause in diagnosis.root_causes()}
+    position = {layer.name: layer.position for layer in diagnosis.layers}
+
+    def key(finding: Finding) -> tuple[object, ...]:
+        return (
+            not (finding.cause in names and finding.explained_by is None),
+            -SEVERITIES.index(finding.severity),
+            finding.explained_by is not None,
+            finding.code not in roots,
+            finding.code,
+            position.get(finding.layer or "", -1),
+            finding.layer or "",
+            -1 if finding.head is None else finding.head,
+            -1 if finding.step is None else finding.step,
+            finding.signal,
+        )
+
+    return tuple(sorted(diagnosis.findings, key=key))
+
+
+def where(finding: Finding) -> str:
+    """``layer, head 0, step 1200``, or ``the model`` for a finding without a layer."""
+    parts = [escape.name(finding.layer) if finding.layer is not None else "the model"]
+    if finding.head is not None:
+        parts.append(f"head {finding.head}")
+    if finding.step is not None:
+        parts.append(f"step {finding.step}")
+    return ", ".join(parts)
+
+
+def first_non_finite(diagnosis: Diagnosis) -> Event | None:
+    """The earliest event of a non-finite value, or None."""
+    broken = [event for event in diagnosis.events if event.kind == "non-finite"]
+    return min(broken, key=lambda event: event.step, default=None)
+
+
+def event_place(event: Event) -> str:
+    """``layer, stage score, head 1, step 1342, made here``."""
+    parts = [event.layer or "the model"]
+    if event.stage:
+        parts.append(f"stage {event.stage}")
+    if event.heads:
+        parts.append(f"head {', '.join(map(str, event.heads))}")
+    if event.nodes:
+        parts.append(f"node {', '.join(map(str, event.nodes[:4]))}{' …' if len(event.nodes) > 4 else ''}")
+    parts.append(f"step {event.step}")
+    if event.origin:
+        parts.append({"made-here": "made here", "came-in": "came in bad"}.get(event.origin, event.origin))
+    return ", ".join(parts)
+
+
+def to_change(diagnosis: Diagnosis) -> tuple[Cause, ...]:
+    """The causes to treat: root causes, or the contributing ones where no root cause is known."""
+    contributing = tuple(cause for cause in diagnosis.causes if cause.status == "contributing")
+    return diagnosis.root_causes() or contributing
+
+
+def fixes_in_order(cause: Cause) -> tuple[FixAdvice, ...]:
+    """The fixes of a cause, the proven first and those measured to fail last."""
+    return tuple(sorted(cause.fixes, key=lambda fix: FIX_ORDER.index(fix.verdict) if fix.verdict in VERDICTS else 9))
+
+
+def recommended(cause: Cause) -> FixAdvice | None:
+    """The fix to try first, or None when none is known or all were measured to fail."""
+    return next((fix for fix in fixes_in_order(cause) if fix.verdict in RECOMMENDED), None)
+
+
+def verdict_words(verdict: str) -> str:
+    """``not tested`` for ``not-tested``."""
+    return verdict.replace("-", " ")
+
+
+def rules_by_status(diagnosis: Diagnosis) -> Counter[str]:
+    """Number of rules per status."""
+    return Counter(rule.status for rule in diagnosis.rules)
+
+
+def _layers(diagnosis: Diagnosis, short: bool) -> str:
+    seen = diagnosis.coverage.layers_observed
+    kinds = Counter(layer.kind for layer in diagnosis.layers if layer.attention)
+    kind = f"{next(iter(kinds))} " if len(kinds) == 1 and not short else ""
+    if not kind and not short:
+        kind = "attention "
+    return count(seen, f"{kind}layer")
+
+
+def _why(diagnosis: Diagnosis) -> str:
+    roots = [cause.cause for cause in diagnosis.root_causes()]
+    if not roots:
+        return ", no root cause established"
+    return f": root cause {roots[0]}" if len(roots) == 1 else f": root causes {', '.join(roots)}"
+
+
+def _calm(diagnosis: Diagnosis) -> str:
+    notes = len(diagnosis.findings)
+    return "nothing to fix" if not notes else f"nothing to fix, {count(notes, 'note')}"
+
+
+def _unseen(diagnosis: Diagnosis) -> str:
+    """What a calm verdict does not cover: a reader must not take it for more than it is."""
+    parts = []
+    blind = diagnosis.coverage.layers_expected - diagnosis.coverage.layers_observed
+    if blind > 0:
+        parts.append(f"{count(blind, 'layer')} not seen")
+    unjudged = rules_by_status(diagnosis)["not-evaluable"]
+    if unjudged:
+        parts.append(f"{count(unjudged, 'rule')} not evaluable")
+    return f" ({', '.join(parts)})" if parts else ""
+
+
+def _nothing_judged(diagnosis: Diagnosis) -> str:
+    if diagnosis.coverage.layers_observed == 0:
+        expected = diagnosis.coverage.layers_expected
+        return f"none of {expected} attention layers was seen" if expected else "no attention layer found"
+    return "no rule could be judged with what was given"

@@ -1,0 +1,125 @@
+"""The evidence part of the terminal report: numbers per layer, and what was seen and what was not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
+
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from gnnstab.records import Diagnosis, Finding, LayerFacts
+from gnnstab.report import escape, summary
+from gnnstab.report.numbers import count, number
+from gnnstab.report.text_parts import table
+from gnnstab.report.text_style import MUTED, SEVERITY
+
+ROWS = 12
+"""Layers shown unless all are asked for."""
+
+COLUMNS: tuple[tuple[str, str, Callable[[Iterable[float]], float]], ...] = (
+    ("score.max_abs", "max |s|", max),
+    ("attention.entropy", "entropy", min),
+    ("attention.one_hot_share", "one-hot", max),
+    ("logit.spectral_qk", "‖QᵀK‖", max),
+    ("precision.fp16_headroom", "fp16 ×", min),
+    ("output.rms", "out RMS", max),
+    ("gradient.input_rms", "grad RMS", max),
+)
+"""Signal, heading, and which head speaks for the layer where no aggregate over heads was measured."""
+
+
+def layers(diagnosis: Diagnosis, width: int, verbose: bool) -> RenderableType | None:
+    """One row per layer with the numbers that decide; a column without any value is left out."""
+    if not diagnosis.layers:
+        return None
+    values = {signal: _per_layer(diagnosis, signal, worst) for signal, _, worst in COLUMNS}
+    used = [(signal, heading) for signal, heading, _ in COLUMNS if values[signal]]
+    used = used[: max(1, (width - 40) // 9)]
+    troubled = {finding.layer for finding in diagnosis.findings}
+    chosen = _chosen(diagnosis.layers, troubled, verbose)
+    path, names = escape.apart([layer.name for layer in chosen], max(16, width - 24 - 10 * len(used)))
+    heading = f"Layer in {escape.name(path, 40)}" if path else "Layer"
+    grid = table("", heading, "Shape", *(heading for _, heading in used), numbers=3)
+    for layer, label in zip(chosen, names, strict=True):
+        numbers = [number(values[signal].get(layer.name)) for signal, _ in used]
+        mark = Text("!", style=SEVERITY["warning"]) if layer.name in troubled else Text(" ")
+        grid.add_row(mark, Text(label), Text(_shape(layer)), *numbers)
+    left_out = len(diagnosis.layers) - len(chosen)
+    more = f"and {count(left_out, 'more layer')} (--verbose shows all)"
+    return Group(grid, Text(more, style=MUTED)) if left_out else grid
+
+
+def _per_layer(diagnosis: Diagnosis, name: str, worst: Callable[[Iterable[float]], float]) -> dict[str, float]:
+    """Layer → the aggregate over heads, the latest step's where there are several, else the worst head."""
+    found: dict[str, float] = {}
+    heads: dict[str, list[float]] = {}
+    for signal in diagnosis.signals:
+        if signal.name != name or signal.layer is None:
+            continue
+        if signal.head is None:
+            found[signal.layer] = signal.value
+        else:
+            heads.setdefault(signal.layer, []).append(signal.value)
+    for layer, values in heads.items():
+        found.setdefault(layer, math.nan if any(math.isnan(v) for v in values) else worst(values))
+    return found
+
+
+def _chosen(all_layers: Sequence[LayerFacts], troubled: set[str | None], verbose: bool) -> Sequence[LayerFacts]:
+    if verbose or len(all_layers) <= ROWS:
+        return all_layers
+    first = [layer for layer in all_layers if layer.name in troubled] or list(all_layers)
+    return first[:ROWS]
+
+
+def _shape(layer: LayerFacts) -> str:
+    """``16→16 ×3``: input width, output width per head, heads; ``?`` where the source cannot show it."""
+    if layer.in_channels is None and layer.out_channels is None:
+        return "?"
+    source, target = layer.in_channels or ("?", "?")
+    inputs = str(target) if source == target else f"{source},{target}"
+    outputs = "?" if layer.out_channels is None else str(layer.out_channels)
+    heads = "?" if layer.heads is None else str(layer.heads)
+    return f"{inputs}→{outputs} ×{heads}"
+
+
+def coverage(diagnosis: Diagnosis, verbose: bool) -> RenderableType:
+    """Layers seen, blind sites with the remedy, rules without verdict, assumptions, notes."""
+    seen = diagnosis.coverage
+    lines = [
+        f"{seen.layers_observed} of {count(seen.layers_expected, 'attention layer')} observed; {_rule_counts(diagnosis)}."
+    ]
+    lines += [f"Blind: {escape.name(b.layer)}, {escape.name(b.site)}: {escape.sentence(b.reason)}" for b in seen.blind]
+    lines += _unjudged(diagnosis, verbose)
+    lines += [_withheld(item.finding, item.reason) for item in diagnosis.suppressed]
+    if seen.assumptions:
+        lines.append("Taken as: " + "; ".join(escape.sentence(a) for a in seen.assumptions) + ".")
+    lines += [f"Note: {escape.sentence(note)}" for note in diagnosis.target.notes]
+    return Group(*(Text(line) for line in lines))
+
+
+def _rule_counts(diagnosis: Diagnosis) -> str:
+    counts = summary.rules_by_status(diagnosis)
+    words = {"fired": "fired", "passed": "passed", "not-applicable": "not applicable", "not-evaluable": "not evaluable",
+             "suppressed": "suppressed"}  # fmt: skip
+    shown = [f"{counts[status]} {word}" for status, word in words.items() if counts[status]]
+    return f"{count(len(diagnosis.rules), 'rule')}: {', '.join(shown) or 'none'}"
+
+
+def _withheld(finding: Finding, reason: str) -> str:
+    return f"Suppressed: {finding.code} at {summary.where(finding)}: {escape.sentence(reason)}"
+
+
+def _unjudged(diagnosis: Diagnosis, verbose: bool) -> list[str]:
+    """Rules that could not be judged, those with the same reason together; all others too when ``verbose``."""
+    statuses = ("not-evaluable", "suppressed", *(("not-applicable", "passed", "fired") if verbose else ()))
+    chosen = [rule for rule in diagnosis.rules if rule.status in statuses]
+    chosen.sort(key=lambda rule: (statuses.index(rule.status), rule.reason, rule.code))
+    lines = []
+    for (status, reason), rules in groupby(chosen, key=lambda rule: (rule.status, rule.reason)):
+        codes = " ".join(rule.code for rule in rules)
+        tail = f": {escape.sentence(reason)}" if reason else ""
+        lines.append(f"{summary.verdict_words(status).capitalize()}: {codes}{tail}")
+    return lines

@@ -1,0 +1,137 @@
+"""The sections of the terminal report; each returns None when it has nothing to say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from gnnstab.records import Cause, Diagnosis, Finding, FixAdvice
+from gnnstab.report import escape, summary
+from gnnstab.report.numbers import compared, number
+from gnnstab.report.text_style import CAUSE, MUTED, SEVERITY, VERDICT
+
+PER_RULE = 3
+"""Findings shown of one rule and severity unless all are asked for."""
+
+
+def changes(diagnosis: Diagnosis, verbose: bool) -> RenderableType | None:
+    """The causes to treat, each with its evidence and the code of the best fix."""
+    if summary.state(diagnosis) != "unstable":
+        return None
+    parts = [_change(i, cause, verbose) for i, cause in enumerate(summary.to_change(diagnosis), start=1)]
+    return Group(*parts) if parts else None
+
+
+def _change(position: int, cause: Cause, verbose: bool) -> RenderableType:
+    head = Text.assemble(f"{position}. ", (cause.cause, "bold"), (f"  {cause.status}", CAUSE[cause.status]))
+    body: list[RenderableType] = [Text(escape.sentence(cause.reason))]
+    best = summary.recommended(cause)
+    shown = summary.fixes_in_order(cause) if verbose else ((best,) if best else ())
+    for fix in shown:
+        body += [_fix_line(fix), Padding(Text(escape.code(fix.change)), (0, 0, 0, 2))]
+    if not shown:
+        failed = ", ".join(fix.fix for fix in cause.fixes)
+        body.append(Text(f"No fix to recommend{f'; measured to fail: {failed}' if failed else ''}.", style=MUTED))
+    return Group(head, Padding(Group(*body), (0, 0, 0, 3)))
+
+
+def _fix_line(fix: FixAdvice) -> Text:
+    line = Text.assemble(
+        "Fix ", (escape.name(fix.fix), "bold"), ": ", (summary.verdict_words(fix.verdict), VERDICT[fix.verdict])
+    )
+    if fix.before is not None or fix.after is not None:
+        line.append(f", {escape.name(fix.signal)} {number(fix.before)} → {number(fix.after)}")
+    if fix.note:
+        line.append(f" ({escape.sentence(fix.note)})", style=MUTED)
+    return line
+
+
+def causes(diagnosis: Diagnosis, width: int) -> RenderableType:
+    """The five causes in their fixed order, then further ones that are not absent.
+
+    A narrow terminal has the fixes below the evidence instead of in a column of their own.
+    """
+    wide = width >= 100
+    grid = table(
+        "Cause",
+        "Status",
+        *(("Evidence or reason", "Fix: verdict") if wide else ("Evidence or reason, → fix: verdict",)),
+    )
+    for cause in diagnosis.causes:
+        evidence = Text(escape.sentence(cause.reason, 40, 300))
+        fixes = [_fix_cell(fix, "" if wide else "→ ") for fix in summary.fixes_in_order(cause)]
+        cells = (
+            [evidence, Text("\n").join(fixes) if fixes else Text("–", style=MUTED)]
+            if wide
+            else [Text("\n").join([evidence, *fixes])]
+        )
+        grid.add_row(Text(cause.cause), Text(summary.verdict_words(cause.status), style=CAUSE[cause.status]), *cells)
+    return grid
+
+
+def _fix_cell(fix: FixAdvice, arrow: str) -> Text:
+    return Text.assemble(
+        arrow, escape.name(fix.fix, 24), ": ", (summary.verdict_words(fix.verdict), VERDICT[fix.verdict])
+    )
+
+
+def findings(diagnosis: Diagnosis, verbose: bool) -> RenderableType | None:
+    """Findings by what to do first, those of one rule and severity together."""
+    ordered = summary.in_reading_order(diagnosis)
+    if not ordered:
+        return None
+    groups = groupby(ordered, key=lambda f: (f.severity, f.code, f.explained_by is not None))
+    return Group(*(part for _, found in groups for part in _rule_findings(list(found), verbose)))
+
+
+def _rule_findings(found: list[Finding], verbose: bool) -> Iterator[RenderableType]:
+    first = found[0]
+    head = Text.assemble(
+        (f"{first.severity:<8}", SEVERITY[first.severity]), (f"{first.code} {escape.name(first.name)}", "bold")
+    )
+    if len(found) > 1:
+        head.append(f"  ×{len(found)}")
+    if first.explained_by:
+        head.append(f"  follows from {escape.name(first.explained_by)}", style=MUTED)
+    yield head
+    shown = found if verbose else found[:PER_RULE]
+    yield Padding(Group(Text(escape.sentence(first.message)), *(_place(finding) for finding in shown)), (0, 0, 0, 8))
+    if len(shown) < len(found):
+        places = dict.fromkeys(escape.name(f.layer or "the model", 40) for f in found[PER_RULE:])
+        named = ", ".join(list(places)[:3]) + (", …" if len(places) > 3 else "")
+        yield Padding(
+            Text(f"and {len(found) - PER_RULE} more at {named} (--verbose shows all)", style=MUTED), (0, 0, 0, 8)
+        )
+
+
+def _place(finding: Finding) -> Text:
+    measured = f"{finding.signal} {compared(finding.value, finding.threshold, finding.unit)}".strip()
+    place = Text.assemble((summary.where(finding), "bold"), f": {measured}")
+    if finding.confidence != "high":
+        place.append(f" ({finding.confidence} confidence)", style=MUTED)
+    return place
+
+
+def advice(diagnosis: Diagnosis) -> RenderableType | None:
+    """What the reader may have heard and should not do here, with the measured reason."""
+    if not diagnosis.advice:
+        return None
+    grid = Table.grid(padding=(0, 2))
+    for item in diagnosis.advice:
+        body = Text.assemble((escape.sentence(item.advice), "bold"), ": ", escape.sentence(item.reason))
+        grid.add_row(Text(item.code, style=MUTED), body)
+    return grid
+
+
+def table(*headings: str, numbers: int | None = None) -> Table:
+    """An empty table in the report's style; columns from position ``numbers`` on are right-aligned."""
+    grid = Table(box=None, pad_edge=False, header_style=f"{MUTED} underline", padding=(0, 2, 0, 0))
+    for position, heading in enumerate(headings):
+        right = numbers is not None and position >= numbers
+        grid.add_column(heading, justify="right" if right else "left", no_wrap=right, overflow="fold")
+    return grid
