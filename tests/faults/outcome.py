@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -52,8 +53,14 @@ def quality(recipe: Recipe, steps: int = STEPS) -> float:
     return 1 - error if math.isfinite(losses[-1]) and math.isfinite(error) else -math.inf
 
 
+@lru_cache(maxsize=64)
+def _twin_quality(recipe: Recipe) -> float:
+    """Many faults share one healthy twin, and the warm-up before a diagnosis plays no part in training from scratch."""
+    return quality(recipe)
+
+
 def judged(healthy: Recipe, faulty: Recipe) -> dict[str, Any]:
     """Both arms trained; ``took`` says whether the fault does damage."""
-    before = quality(healthy)
+    before = _twin_quality(healthy.but(warm_up=0))
     after = quality(faulty) if before >= TRAINS else math.nan
     return {"healthy": before, "faulty": after, "took": before >= TRAINS and before - after >= DAMAGE}
