@@ -1,6 +1,12 @@
 """The rules: signals → findings, causes and advice. One file per rule; `RULES` is the table."""
 
+from gnnstab.rules.attribution import causes as causes
 from gnnstab.rules.base import Rule as Rule
+from gnnstab.rules.counsel import advice as advice
+from gnnstab.rules.engine import Outcome as Outcome
+from gnnstab.rules.engine import Override as Override
+from gnnstab.rules.engine import Suppression as Suppression
+from gnnstab.rules.engine import run as run
 from gnnstab.rules.gs101_no_dropout import NoDropout
 from gnnstab.rules.gs102_beta_disabled import BetaDisabled
 from gnnstab.rules.gs103_no_residual import NoResidual

@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from gnnstab.errors import ConfigurationError, NotApplicable, NotEvaluable
 from gnnstab.records import Finding, RuleStatus, Signals
 from gnnstab.rules.base import Rule
+from gnnstab.rules.explanation import explain
 from gnnstab.rules.registry import rule_classes
 from gnnstab.rules.selection import Selection
 
@@ -110,7 +111,7 @@ def run(
         if out and not left:
             status = RuleStatus(rule.code, "suppressed", out[0][1].reason)
         statuses.append(status)
-    return Outcome(tuple(kept), tuple(statuses), tuple(taken))
+    return Outcome(explain(kept, signals), _with_failures(statuses, kept), tuple(taken))
 
 
 def configure(rule: type[Rule], overrides: Mapping[str, float]) -> Rule:
@@ -177,6 +178,12 @@ def _split(
         else:
             out.append((finding, cover))
     return left, out
+
+
+def _with_failures(statuses: Sequence[RuleStatus], found: Sequence[Finding]) -> tuple[RuleStatus, ...]:
+    """GS902 fires for failures of other rules as well, which may stand behind it in the table."""
+    failed = any(finding.code == "GS902" for finding in found)
+    return tuple(RuleStatus(s.code, "fired") if failed and s.code == "GS902" else s for s in statuses)
 
 
 def _describe(error: Exception) -> str:

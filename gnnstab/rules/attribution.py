@@ -1,0 +1,106 @@
+"""From findings to causes: one root cause per chain of symptoms, and a reason for every one of the five."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from gnnstab.records import FIVE_CAUSES, FURTHER_CAUSES, Cause, Finding, RuleStatus, Signals
+from gnnstab.rules.explanation import is_warning
+from gnnstab.rules.five_causes import standing
+
+
+def causes(findings: Sequence[Finding], statuses: Sequence[RuleStatus], signals: Signals) -> tuple[Cause, ...]:
+    """The five causes, always and in their order, then the further ones that are not absent; without fixes.
+
+    A cause is ``root-cause`` when one of its warnings heads a chain, ``contributing`` when all of them follow from
+    others or only add to them, ``present`` with information alone. ``findings`` must carry ``explained_by``.
+    """
+    by_code = {status.code: status for status in statuses}
+    five = [_five(cause, findings, by_code, signals) for cause in FIVE_CAUSES]
+    further = [_further(cause, findings, by_code) for cause in FURTHER_CAUSES]
+    return (*five, *(cause for cause in further if cause is not None))
+
+
+def _five(cause: str, findings: Sequence[Finding], statuses: Mapping[str, RuleStatus], signals: Signals) -> Cause:
+    own = [f for f in findings if f.cause == cause]
+    status, facts = standing(cause, statuses, signals)
+    judged = _judged(own, findings)
+    if judged is None:
+        return Cause(cause, status, facts, _codes(own))
+    said = _evidence(own) if cause == "attention-explosion" else f"{_evidence(own)} {facts}"
+    return Cause(cause, judged, said.strip(), _codes(own))
+
+
+def _further(cause: str, findings: Sequence[Finding], statuses: Mapping[str, RuleStatus]) -> Cause | None:
+    own = [f for f in findings if f.cause == cause]
+    judged = _judged(own, findings)
+    if judged is not None:
+        return Cause(cause, judged, _evidence(own), _codes(own))
+    if own:
+        return Cause(cause, "present", f"{own[0].message} No symptom was measured.", _codes(own))
+    reason = _not_evaluable(cause, statuses)
+    return Cause(cause, "not-evaluable", reason) if reason else None
+
+
+def _judged(own: Sequence[Finding], findings: Sequence[Finding]) -> str | None:
+    """``root-cause`` or ``contributing`` from the findings of one cause; None when they say neither."""
+    strong = [f for f in own if is_warning(f)]
+    if any(f.explained_by is None and not _only_adds(f, findings) for f in strong):
+        return "root-cause"
+    return "contributing" if strong or any(f.code in _ADD_AS_INFORMATION for f in own) else None
+
+
+_ADD_AS_INFORMATION = ("GS102",)
+"""Rules that speak only beside a measured symptom, which they make worse."""
+
+
+def _only_adds(finding: Finding, findings: Sequence[Finding]) -> bool:
+    """True for static evidence beside a measured symptom that something else explains."""
+    if finding.code == "GS301" and finding.signal.startswith("logit."):
+        return any(f.code == "GS302" and f.layer == finding.layer for f in findings)
+    if finding.code == "GS201":
+        return any(f.code in ("GS103", "GS106") and is_warning(f) for f in findings)
+    return False
+
+
+def _evidence(own: Sequence[Finding]) -> str:
+    """The message of the finding that counts most, with what it follows from."""
+    strong = sorted(
+        (f for f in own if is_warning(f)), key=lambda f: (f.explained_by is not None, f.severity != "error")
+    )
+    head = (strong or list(own))[0]
+    follows = f" It follows from {head.explained_by}." if head.explained_by else ""
+    return f"{head.message}{follows}"
+
+
+def _codes(own: Sequence[Finding]) -> tuple[str, ...]:
+    return tuple(sorted({f.code for f in own}))
+
+
+def _not_evaluable(cause: str, statuses: Mapping[str, RuleStatus]) -> str:
+    """The reason why a cause could not be judged, ``""`` when at least one of its rules came to a verdict."""
+    codes = CODES_OF_CAUSE.get(cause, ())
+    own = [statuses[code] for code in codes if code in statuses]
+    blind = [status for status in own if status.status == "not-evaluable"]
+    if not blind or any(status.status in ("passed", "fired", "suppressed") for status in own):
+        return ""
+    return f"{blind[0].code}: {blind[0].reason}"
+
+
+CODES_OF_CAUSE: Mapping[str, tuple[str, ...]] = {
+    "sum-aggregation": ("GS401", "GS404"),
+    "feature-scale": ("GS406",),
+    "learning-rate": ("GS601", "GS603"),
+    "adam-epsilon": ("GS602",),
+    "precision": ("GS501",),
+    "dead-units": ("GS701",),
+    "isolated-nodes": ("GS402",),
+    "normalization-misuse": ("GS106", "GS108"),
+    "oversmoothing": ("GS704",),
+    "active-clamp": ("GS703",),
+    "non-finite-data": ("GS407",),
+    "uninitialized-parameter": ("GS502",),
+    "never-updated-parameter": ("GS604",),
+    "saturated-gate": ("GS104",),
+}
+"""Rules whose verdict decides whether a further cause was looked at."""

@@ -1,0 +1,133 @@
+"""Which finding follows from which: data first, then aggregation, attention, dead units, depth, smoothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from gnnstab.records import SEVERITIES, Finding, Signals
+from gnnstab.rules.gs401_sum_aggregation_growth import SumAggregationGrowth
+from gnnstab.rules.reading import largest, measured
+
+Condition = Callable[[Finding, Finding, Signals], bool]
+"""(symptom, explanation, signals) → whether the mechanism ties the two on this target."""
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """``symptom`` follows from ``explanation`` where ``when`` holds."""
+
+    symptom: str
+    explanation: str
+    when: Condition
+
+
+def explain(findings: Sequence[Finding], signals: Signals) -> tuple[Finding, ...]:
+    """The findings with ``explained_by`` set to the code that the mechanism ties them to.
+
+    Only a finding of at least a warning explains; severities stay as they are.
+    """
+    strong = [f for f in findings if is_warning(f)]
+    return tuple(replace(f, explained_by=f.explained_by or _explanation(f, strong, signals)) for f in findings)
+
+
+def is_warning(finding: Finding) -> bool:
+    """True for a warning or an error."""
+    return SEVERITIES.index(finding.severity) >= SEVERITIES.index("warning")
+
+
+def _explanation(finding: Finding, strong: Sequence[Finding], signals: Signals) -> str | None:
+    for link in LINKS:
+        if link.symptom != finding.code:
+            continue
+        for other in strong:
+            if other.code == link.explanation and other is not finding and link.when(finding, other, signals):
+                return other.code
+    return None
+
+
+def _always(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    return True
+
+
+def _same_layer(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    return symptom.layer == explanation.layer
+
+
+def _behind(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    """The symptom's layer comes after the explanation's; unknown positions count as so."""
+    own, other = signals.layer(symptom.layer or ""), signals.layer(explanation.layer or "")
+    return own is None or other is None or own.position > other.position
+
+
+def _only_by_scale(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    """The sum would be small if the features were: divide their scale out and look again."""
+    rms = measured(signals.find("aggregation.rms", layer=symptom.layer))
+    scale = measured(signals.find("feature.rms"))
+    if not rms or not scale:
+        return False
+    return largest(rms).value / max(1.0, largest(scale).value) <= SumAggregationGrowth.rms
+
+
+def _large_gain(layer: str | None, signals: Signals) -> bool:
+    """The values carry a gain as large as query and key do, so the initialisation is at fault, not the attention."""
+    value = signals.value("gain.value", layer=layer)
+    spread = [s.value for s in signals.find("logit.frobenius", layer=layer)]
+    return value is not None and bool(spread) and value**2 > max(spread) / 2
+
+
+def _part_of_explosion(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    return _large_gain(symptom.layer, signals)
+
+
+def _driven_by_attention(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    """Saturated attention carries the gradient through its sharp scores, unless all weights are large alike."""
+    return explanation.signal.startswith("attention.") and not _large_gain(explanation.layer, signals)
+
+
+def _grown_on_the_way(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    """A later layer's input has grown through the layers before it."""
+    facts = signals.layer(symptom.layer or "")
+    first = min((layer.position for layer in signals.attention_layers), default=0)
+    return facts is not None and facts.position > first
+
+
+LINKS: tuple[Link, ...] = (
+    # Data.
+    Link("GS502", "GS407", _always),
+    Link("GS401", "GS406", _only_by_scale),
+    Link("GS302", "GS406", _always),
+    Link("GS104", "GS406", _always),
+    Link("GS702", "GS406", _always),
+    # Aggregation.
+    Link("GS302", "GS401", _behind),
+    Link("GS104", "GS401", _behind),
+    Link("GS304", "GS404", _always),
+    Link("GS704", "GS404", _always),
+    # Learning rate before what it did to the weights.
+    Link("GS301", "GS601", _always),
+    Link("GS603", "GS601", _always),
+    # Depth, behind a mis-placed normalisation or dead units.
+    Link("GS204", "GS106", _always),
+    Link("GS301", "GS204", _part_of_explosion),
+    Link("GS302", "GS204", _grown_on_the_way),
+    Link("GS204", "GS301", _driven_by_attention),
+    Link("GS203", "GS701", _always),
+    Link("GS103", "GS701", _always),
+    Link("GS203", "GS103", _always),
+    Link("GS203", "GS201", _always),
+    Link("GS702", "GS204", _always),
+    Link("GS703", "GS401", _behind),
+    Link("GS703", "GS204", _always),
+    # What depth brings about.
+    Link("GS704", "GS701", _always),
+    Link("GS704", "GS203", _always),
+    Link("GS602", "GS203", _always),
+    Link("GS503", "GS203", _always),
+    # Precision, behind what made the logits large.
+    Link("GS501", "GS302", _same_layer),
+    Link("GS501", "GS301", _same_layer),
+    # The static view, behind the measured one.
+    Link("GS303", "GS301", _same_layer),
+)
+"""In the order of attribution; the first link that holds counts."""
