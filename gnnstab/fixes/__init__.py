@@ -1,1 +1,64 @@
-"""fixes."""
+"""Fixes: what each addresses, the exact change to print, and how to apply it to a copy.
+
+::
+
+    changed = gnnstab.fixes.apply(model, "residual", weight=1.0)
+    print(gnnstab.fixes.change("residual", diagnosis.layers, weight=1.0))
+"""
+
+from gnnstab.fixes.activation_clamp import ActivationClamp
+from gnnstab.fixes.adam_eps import AdamEps
+from gnnstab.fixes.aggregation import Aggregation
+from gnnstab.fixes.base import Fix as Fix
+from gnnstab.fixes.beta import Beta
+from gnnstab.fixes.depth_init import DepthInit
+from gnnstab.fixes.dropout import Dropout
+from gnnstab.fixes.export import export as export
+from gnnstab.fixes.fp32_attention import Fp32Attention
+from gnnstab.fixes.gradient_clipping import GradientClipping
+from gnnstab.fixes.graph_norm import GraphNorm
+from gnnstab.fixes.input_standardisation import InputStandardisation
+from gnnstab.fixes.lower_lr import LowerLearningRate
+from gnnstab.fixes.mean_aggregation_root import MeanAggregationRoot
+from gnnstab.fixes.norm_after_sum import NormAfterSum
+from gnnstab.fixes.pre_norm_residual import PreNormResidual
+from gnnstab.fixes.qk_clip import QKClip
+from gnnstab.fixes.qk_norm import QKNorm
+from gnnstab.fixes.recommendation import recommend as recommend
+from gnnstab.fixes.residual import Residual
+from gnnstab.fixes.residual_depth_init import ResidualDepthInit
+from gnnstab.fixes.score_cap import ScoreCap
+from gnnstab.fixes.source_diff import diff as diff
+from gnnstab.fixes.table import apply as apply
+from gnnstab.fixes.table import change as change
+from gnnstab.fixes.table import find as find
+from gnnstab.fixes.unit_gain_init import UnitGainInit
+
+FIXES: dict[str, Fix] = {
+    fix.name: fix
+    for fix in (
+        # Phases 1 to 3 of the document that the project grew from, in its order, and its stop-gap.
+        Dropout(),
+        Beta(),
+        Residual(),
+        DepthInit(),
+        LowerLearningRate(),
+        GraphNorm(),
+        ScoreCap(),
+        Aggregation(),
+        ActivationClamp(),
+        # What measurements found to work.
+        PreNormResidual(),
+        ResidualDepthInit(),
+        UnitGainInit(),
+        QKNorm(),
+        QKClip(),
+        MeanAggregationRoot(),
+        NormAfterSum(),
+        Fp32Attention(),
+        GradientClipping(),
+        AdamEps(),
+        InputStandardisation(),
+    )
+}
+"""Every fix by name."""

@@ -1,0 +1,50 @@
+"""Dropout on the attention weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from gnnstab.errors import FixError
+from gnnstab.fixes.base import Fix
+from gnnstab.fixes.places import attention_layers, edited_copy
+from gnnstab.fixes.printing import constructor_calls
+from gnnstab.records import LayerFacts, Signals
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class Dropout(Fix):
+    """Drops attention weights in training. A cure for over-fitting only: it raises the RMS of the messages.
+
+    Options: ``p`` (0.1).
+    """
+
+    name: ClassVar[str] = "dropout"
+    title: ClassVar[str] = "dropout on the attention weights"
+    causes: ClassVar[tuple[str, ...]] = ("no-dropout",)
+    signal: ClassVar[str] = "loss.generalisation_gap"
+    keeps_function: ClassVar[bool] = True
+    needs_fresh_weights: ClassVar[bool] = False
+    phase: ClassVar[int | None] = 1
+    cost: ClassVar[str] = "noise: message RMS × 1/√(1−p) in training; train and eval outputs differ"
+
+    def change(self, layers: Sequence[LayerFacts], signals: Signals | None = None, **options: Any) -> str:
+        """The constructor with ``dropout=``."""
+        return constructor_calls(layers, dropout=_probability(options))
+
+    def apply(self, model: nn.Module, **options: Any) -> nn.Module:
+        """Set the probability on every attention layer."""
+        p = _probability(options)
+        with edited_copy(model) as copy:
+            for _, layer in attention_layers(copy):
+                layer.dropout = p
+            return copy
+
+
+def _probability(options: dict[str, Any]) -> float:
+    p = float(options.get("p", 0.1))
+    if not 0.0 <= p < 1.0:
+        raise FixError(f"dropout p={p} must lie in [0, 1)")
+    return p

@@ -1,0 +1,62 @@
+"""A repaired state dict, for the edits that keep what the weights mean."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gnnstab.errors import FixError, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+WEIGHT_EDITS = ("qk-clip",)
+"""Fixes that change numbers of existing tensors and nothing else."""
+
+
+def export(source: nn.Module | dict[str, Tensor], name: str, path: str | Path, **options: Any) -> Path:
+    """Write a state dict with the edit to ``path`` and return it; ``source`` itself is untouched.
+
+    Args:
+        source: A model, or a state dict whose keys are module paths plus parameter names.
+        name: ``qk-clip``.
+        path: File to write; refused when it exists, so that no checkpoint is overwritten.
+        **options: Those of the fix; for a state dict ``scores`` and ``degree``, or ``signals``.
+
+    Raises:
+        FixError: The fix is no weight edit, or needs numbers that were not given.
+        UsageError: The file exists.
+    """
+    import torch
+
+    from gnnstab.fixes.table import find
+
+    fix = find(name)
+    if name not in WEIGHT_EDITS:
+        raise FixError(f"{name} changes code or training, not weights; only {', '.join(WEIGHT_EDITS)} can be exported")
+    path = Path(path)
+    if path.exists():
+        raise UsageError(f"{path} exists; give a new file, gnnstab overwrites no checkpoint")
+    if isinstance(source, dict):
+        state = _clipped(source, fix.factors(**options))  # type: ignore[attr-defined]
+    else:
+        state = fix.apply(source, **options).state_dict()
+    torch.save(state, path)
+    return path
+
+
+def _clipped(state: dict[str, Tensor], factors: dict[str, list[float]]) -> dict[str, Tensor]:
+    changed = dict(state)
+    for layer, gammas in factors.items():
+        for key in (f"{layer}.lin_query.weight", f"{layer}.lin_query.bias"):
+            if key not in state:
+                if key.endswith("weight"):
+                    raise FixError(f"{key} is not in the state dict; the scores were measured under other layer names")
+                continue
+            rows = state[key].detach().clone()
+            if rows.size(0) % len(gammas):
+                raise FixError(f"{key} has {rows.size(0)} rows, which is no multiple of {len(gammas)} heads")
+            by_head = rows.view(len(gammas), -1)
+            by_head *= by_head.new_tensor(gammas).view(-1, 1)
+            changed[key] = rows
+    return changed

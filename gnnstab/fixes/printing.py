@@ -1,0 +1,82 @@
+"""Code to print: constructor calls with the user's own arguments, and lines of a forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from gnnstab.records import LayerFacts
+
+_DEFAULTS: dict[str, Any] = {
+    "heads": 1,
+    "concat": True,
+    "beta": False,
+    "dropout": 0.0,
+    "edge_dim": 0,
+    "bias": True,
+    "root_weight": True,
+}
+
+
+def constructor_call(layer: LayerFacts, kind: str | None = None, **extra: Any) -> str:
+    """The layer's constructor with what is known of its arguments, changed by ``extra``.
+
+    ``...`` stands for widths that the source of the facts could not show.
+    """
+    known = {name: getattr(layer, name) for name in _DEFAULTS}
+    if "beta" not in extra and layer.beta is None and layer.beta_requested is not None:
+        known["beta"] = layer.beta_requested
+    shown = {k: v for k, v in known.items() if v is not None and v != _DEFAULTS[k] and k not in extra}
+    arguments = [_widths(layer.in_channels), "..." if layer.out_channels is None else str(layer.out_channels)]
+    arguments += [f"{name}={value!r}" for name, value in {**shown, **extra}.items()]
+    return f"{kind or layer.kind}({', '.join(arguments)})"
+
+
+def constructor_calls(layers: Sequence[LayerFacts], kind: str | None = None, **extra: Any) -> str:
+    """One call per distinct layer, under a comment with the names of the layers that it is for."""
+    by_call: dict[str, list[str]] = {}
+    for layer in layers:
+        by_call.setdefault(constructor_call(layer, kind, **extra), []).append(layer.name)
+    if not by_call:
+        return f"{kind or 'TransformerConv'}(..., {', '.join(f'{k}={v!r}' for k, v in extra.items())})"
+    return "\n".join(f"{call}  # {', '.join(names)}" for call, names in by_call.items())
+
+
+def attribute_names(layers: Sequence[LayerFacts]) -> dict[str, str]:
+    """Layer path → how its owner's forward would write it: ``gnn.gnn2.0`` → ``self.gnn2[0]``."""
+    paths = {layer.name: layer.name.split(".") for layer in layers}
+    shared = 0
+    if paths:
+        columns = list(zip(*paths.values(), strict=False))
+        shared = next((i for i, column in enumerate(columns) if len(set(column)) > 1), max(len(columns) - 1, 0))
+    # A list has to keep its name: `self.convs[0]`.
+    while shared and any(p[shared].isdigit() for p in paths.values()):
+        shared -= 1
+    return {
+        name: "self" + "".join(f"[{p}]" if p.isdigit() else f".{p}" for p in parts[shared:])
+        for name, parts in paths.items()
+    }
+
+
+def layer_call(layer: LayerFacts, written: str, x: str = "x") -> str:
+    """``self.gnn1(x, edge_index, edge_attr)``."""
+    return f"{written}({x}, edge_index, edge_attr)" if layer.edge_dim else f"{written}({x}, edge_index)"
+
+
+def activated(layer: LayerFacts, call: str) -> str:
+    """The call inside its activation; ``act`` where the activation is not known."""
+    if layer.activation == "":
+        return call
+    return f"{layer.activation or 'act'}({call})"
+
+
+def listed(layers: Sequence[LayerFacts]) -> str:
+    """Names of the layers, shortened when there are many."""
+    names = [layer.name for layer in layers]
+    return ", ".join(names) if len(names) <= 4 else f"{', '.join(names[:3])} … {names[-1]} ({len(names)} layers)"
+
+
+def _widths(channels: tuple[int, int] | None) -> str:
+    if channels is None:
+        return "..."
+    return str(channels[0]) if channels[0] == channels[1] else str(tuple(channels))

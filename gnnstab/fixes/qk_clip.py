@@ -1,0 +1,116 @@
+"""QK-clip: a weight edit that bounds the scores of every head."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from gnnstab.errors import FixError
+from gnnstab.fixes.base import Fix
+from gnnstab.fixes.places import edited_copy, transformer_layers
+from gnnstab.records import LayerFacts, Signals
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Factors = Mapping[str, Sequence[float]]
+"""Layer → factor γ of each head."""
+
+
+class QKClip(Fix):
+    """Scales the query rows of every head (weight and bias) by γ = min(1, τ_d / max|s|), τ_d = 3·√(2 ln d).
+
+    Scaling the query alone scales node and edge terms alike; no code changes and the file keeps its layout.
+    Options: ``signals`` (a measurement with scores and in-degrees) or ``scores`` ({layer: [max|s| per head]}) with
+    ``degree``; ``cap`` (3.0).
+    """
+
+    name: ClassVar[str] = "qk-clip"
+    title: ClassVar[str] = "QK-clip: scale the query weights of saturated heads"
+    causes: ClassVar[tuple[str, ...]] = ("attention-explosion", "precision")
+    signal: ClassVar[str] = "attention.entropy"
+    keeps_function: ClassVar[bool] = True
+    needs_fresh_weights: ClassVar[bool] = False
+    phase: ClassVar[int | None] = None
+    cost: ClassVar[str] = "none; flatter attention in the clipped heads, to be repeated in training"
+
+    def change(self, layers: Sequence[LayerFacts], signals: Signals | None = None, **options: Any) -> str:
+        """The edit with this model's own factors."""
+        factors = self._factors_or_none({"signals": signals, **options})
+        if factors is None:
+            return (
+                "for h in range(conv.heads):  # gamma = min(1, 3 * sqrt(2 * ln(median in-degree)) / max|score of head h|)\n"
+                "    rows = slice(h * conv.out_channels, (h + 1) * conv.out_channels)\n"
+                "    conv.lin_query.weight.data[rows] *= gamma[h]\n"
+                "    conv.lin_query.bias.data[rows] *= gamma[h]"
+            )
+        known = {layer.name: layer for layer in layers}
+        lines = [line for name, gammas in factors.items() for line in _edit_lines(name, gammas, known.get(name))]
+        return "\n".join(lines) or "# every head is below its cap: nothing to scale"
+
+    def apply(self, model: nn.Module, **options: Any) -> nn.Module:
+        """Scale the query rows; layers without measured scores stay as they are."""
+        import torch
+
+        factors = self.factors(**options)
+        with edited_copy(model) as copy, torch.no_grad():
+            for name, layer in transformer_layers(copy):
+                for head, gamma in enumerate(factors.get(name, ())):
+                    rows = slice(head * layer.out_channels, (head + 1) * layer.out_channels)
+                    layer.lin_query.weight[rows] *= gamma
+                    if layer.lin_query.bias is not None:
+                        layer.lin_query.bias[rows] *= gamma
+            return copy
+
+    def factors(self, **options: Any) -> Factors:
+        """γ of every head of every measured layer.
+
+        Raises `FixError` when no scores were measured.
+        """
+        scores, degree = _measured(options)
+        tau = float(options.get("cap", 3.0)) * math.sqrt(2.0 * math.log(max(degree, 2.0)))
+        return {layer: [_factor(tau, value) for value in heads] for layer, heads in scores.items()}
+
+    def _factors_or_none(self, options: dict[str, Any]) -> Factors | None:
+        try:
+            return self.factors(**options)
+        except FixError:
+            return None
+
+
+def _factor(tau: float, largest: float) -> float:
+    if math.isnan(largest):
+        raise FixError("a head's scores are NaN; qk-clip needs finite scores (measure in fp32)")
+    return min(1.0, tau / largest) if largest > 0 else 1.0
+
+
+def _measured(options: dict[str, Any]) -> tuple[dict[str, list[float]], float]:
+    """Largest |score| per layer and head, and the median in-degree."""
+    signals: Signals | None = options.get("signals")
+    scores: dict[str, list[float]] = {k: list(v) for k, v in (options.get("scores") or {}).items()}
+    if not scores and signals is not None:
+        for layer in signals.attention_layers:
+            found = [s for s in signals.find("score.max_abs", layer=layer.name) if s.head is not None]
+            heads = {s.head: max(t.value for t in found if t.head == s.head) for s in found}
+            if heads:
+                scores[layer.name] = [heads[h] for h in sorted(h for h in heads if h is not None)]
+    degree = options.get("degree") or (signals.value("degree.median") if signals is not None else None)
+    if not scores or degree is None:
+        raise FixError(
+            "qk-clip needs each head's largest |score| and the median in-degree: pass signals= of a run on a batch"
+        )
+    return scores, float(degree)
+
+
+def _edit_lines(name: str, gammas: Sequence[float], layer: LayerFacts | None) -> list[str]:
+    width = layer.out_channels if layer and layer.out_channels else 0
+    path = "model" + "".join(f"[{p}]" if p.isdigit() else f".{p}" for p in name.split(".") if p)
+    lines = []
+    for head, gamma in enumerate(gammas):
+        if gamma < 1.0:
+            rows = f"{head * width}:{(head + 1) * width}" if width else f"{head} * C:{head + 1} * C"
+            lines.append(f"{path}.lin_query.weight.data[{rows}] *= {gamma:.4g}")
+            if layer is None or layer.bias is not False:
+                lines.append(f"{path}.lin_query.bias.data[{rows}] *= {gamma:.4g}")
+    return lines

@@ -1,0 +1,142 @@
+"""Which fixes to recommend for which cause on this target, in which order, and what to say beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from gnnstab.fixes.table import find
+from gnnstab.records import Cause, Finding, FixAdvice, Signals
+
+Choice = tuple[str, dict[str, Any], str]
+"""Fix, its options, and what is known about it on this target."""
+
+_SIMPLE: Mapping[str, tuple[str, ...]] = {
+    "sum-aggregation": ("mean-aggregation-root", "norm-after-sum"),
+    "feature-scale": ("input-standardisation",),
+    "learning-rate": ("lower-lr", "gradient-clipping"),
+    "adam-epsilon": ("adam-eps",),
+    "precision": ("fp32-attention", "qk-clip"),
+    "dead-units": ("lower-lr",),
+    "normalization-misuse": ("pre-norm-residual",),
+    "oversmoothing": ("pre-norm-residual",),
+    "saturated-gate": ("pre-norm-residual",),
+}
+"""Causes whose fixes do not depend on anything else that was found, best first."""
+
+_VANISHING, _EXPLODING = "GS203", "GS204"
+
+
+def recommend(
+    causes: Iterable[Cause], findings: Iterable[Finding], signals: Signals | None = None
+) -> tuple[Cause, ...]:
+    """The causes with `FixAdvice` attached: the change for this model, not yet tested, and how to test it.
+
+    A root or contributing cause gets the fixes that measurements support for it, best first. A cause that is merely
+    present gets the one that belongs to it, with the note that nothing measured asks for it. Causes that are absent
+    or not evaluable get none.
+    """
+    codes = {finding.code for finding in findings}
+    found = tuple(causes)
+    roots = {cause.cause for cause in found if cause.status == "root-cause"}
+    return tuple(replace(cause, fixes=_advice(cause, codes, roots, signals)) for cause in found)
+
+
+def _advice(cause: Cause, codes: set[str], roots: set[str], signals: Signals | None) -> tuple[FixAdvice, ...]:
+    if cause.status in ("root-cause", "contributing"):
+        choices = _choices(cause.cause, codes, roots, signals)
+    elif cause.status == "present":
+        choices = _standing_by(cause.cause)
+    else:
+        return ()
+    layers = signals.layers if signals is not None else ()
+    return tuple(
+        FixAdvice(
+            name,
+            find(name).change(layers, signals, **options),
+            signal=find(name).signal,
+            note=_note(name, options, said),
+        )
+        for name, options, said in choices
+    )
+
+
+def _note(name: str, options: dict[str, Any], said: str) -> str:
+    chosen = "".join(f" --option {k}={v}" for k, v in options.items())
+    test = f"not tested: gnnstab verify --fix {name}{chosen}, or diagnose --verify"
+    return f"{said}; {test}" if said else test
+
+
+def _choices(cause: str, codes: set[str], roots: set[str], signals: Signals | None) -> list[Choice]:
+    if cause in _SIMPLE:
+        return [(name, {}, "") for name in _SIMPLE[cause]]
+    special = {
+        "attention-explosion": _for_attention,
+        "no-residual": _for_depth,
+        "unsuitable-init": _for_init,
+        "beta-disabled": _for_beta,
+        "no-dropout": _for_dropout,
+    }
+    return special[cause](codes, roots, signals) if cause in special else []
+
+
+def _for_attention(codes: set[str], roots: set[str], signals: Signals | None) -> list[Choice]:
+    """Saturation by the input is cured at the input; saturation by the weights at queries and keys."""
+    if "sum-aggregation" in roots:
+        said = "the sum aggregation before the layer drives the scores: treat that first"
+        return [("mean-aggregation-root", {}, said), ("norm-after-sum", {}, said)]
+    if "feature-scale" in roots:
+        return [("input-standardisation", {}, "the scale of the features drives the scores: treat that first")]
+    if "GS302" in codes:
+        return [("qk-norm", {}, "keeps the input's scale out of the scores"), ("score-cap", {}, "")]
+    return [
+        ("qk-clip", {}, "a weight edit without any change of code"),
+        ("qk-norm", {}, ""),
+        ("score-cap", {}, "fixed caps of 50 or 100 do nothing at such in-degrees"),
+    ]
+
+
+def _for_depth(codes: set[str], roots: set[str], signals: Signals | None) -> list[Choice]:
+    """Identity paths of weight 1; on large gains only together with a norm or another initialisation."""
+    said = "a weight of 0.1 leaves the gradient ratio where it is"
+    return [("pre-norm-residual", {}, said), ("residual-depth-init", {}, "needs fresh weights")]
+
+
+def _for_init(codes: set[str], roots: set[str], signals: Signals | None) -> list[Choice]:
+    if _EXPLODING in codes and _VANISHING not in codes:
+        return [
+            ("unit-gain-init", {}, "takes the growth per layer away"),
+            ("pre-norm-residual", {}, "works for any gain"),
+            ("residual-depth-init", {}, ""),
+        ]
+    return [
+        ("residual-depth-init", {}, "depth scaling without the identity path would make it vanish faster"),
+        ("pre-norm-residual", {}, "works for any gain"),
+    ]
+
+
+def _for_beta(codes: set[str], roots: set[str], signals: Signals | None) -> list[Choice]:
+    """The gate halves both branches: a damper for explosion, and nothing for the rest."""
+    if _EXPLODING not in codes:
+        return []
+    return [("beta", {}, "damps an exploding stack; beyond about 12 layers it overshoots into vanishing")]
+
+
+def _for_dropout(codes: set[str], roots: set[str], signals: Signals | None) -> list[Choice]:
+    if _EXPLODING in codes:
+        return []
+    return [("dropout", {}, "against over-fitting only: it raises the RMS of messages")]
+
+
+def _standing_by(cause: str) -> list[Choice]:
+    table: dict[str, Choice] = {
+        "no-dropout": ("dropout", {}, "no symptom asks for it; a cure for over-fitting, never for instability"),
+        "beta-disabled": (
+            "beta",
+            {},
+            "no symptom asks for it; it helps against exploding gradients and harms vanishing ones",
+        ),
+        "no-residual": ("residual", {"weight": 1.0}, "no symptom asks for it; up to four layers train as well without"),
+    }
+    return [table[cause]] if cause in table else []

@@ -1,0 +1,63 @@
+"""An identity path around every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from gnnstab.fixes.base import Fix
+from gnnstab.fixes.identity import add_identity
+from gnnstab.fixes.places import edited_copy
+from gnnstab.fixes.printing import activated, attribute_names, layer_call
+from gnnstab.records import LayerFacts, Signals
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class Residual(Fix):
+    """x ← act(conv(x)) + weight·x. The weight decides: 0.1 changes nothing measurable, 1.0 carries the gradient.
+
+    On weights with a gain of √2 or more even 1.0 explodes; see ``residual-depth-init`` and ``pre-norm-residual``.
+    Options: ``weight`` (0.1, as in the document that the project grew from).
+    """
+
+    name: ClassVar[str] = "residual"
+    title: ClassVar[str] = "weighted residual connection"
+    causes: ClassVar[tuple[str, ...]] = ("no-residual",)
+    signal: ClassVar[str] = "gradient.ratio"
+    keeps_function: ClassVar[bool] = False
+    needs_fresh_weights: ClassVar[bool] = True
+    phase: ClassVar[int | None] = 2
+    cost: ClassVar[str] = "one addition per layer"
+
+    def change(self, layers: Sequence[LayerFacts], signals: Signals | None = None, **options: Any) -> str:
+        """The lines of forward."""
+        return residual_lines(layers, float(options.get("weight", 0.1)))
+
+    def apply(self, model: nn.Module, **options: Any) -> nn.Module:
+        """Lay the identity path around the attention layers; see `gnnstab.nn.IdentityPath` for what it can reach."""
+        with edited_copy(model) as copy:
+            add_identity(copy, float(options.get("weight", 0.1)))
+            return copy
+
+
+def residual_lines(layers: Sequence[LayerFacts], weight: float, *, norm: bool = False) -> str:
+    """``x = act(conv(x)) + weight * x`` for every attention layer whose width stays the same."""
+    lines = []
+    written = attribute_names(layers)
+    for number, layer in enumerate(layer for layer in layers if layer.attention):
+        inner = f"self.norms[{number}](x)" if norm else "x"
+        new = activated(layer, layer_call(layer, written[layer.name], inner))
+        term = "x" if weight == 1.0 else f"{weight} * x"
+        lines.append(f"x = {term} + {new}" if _same_width(layer) else f"x = {new}  # other width: no identity here")
+    return (
+        "\n".join(lines)
+        or f"x = {'' if weight == 1.0 else f'{weight} * '}x + act(conv({'norm(x)' if norm else 'x'}, edge_index))"
+    )
+
+
+def _same_width(layer: LayerFacts) -> bool:
+    if layer.in_channels is None or layer.out_channels is None:
+        return True
+    return layer.in_channels[1] == layer.out_channels * ((layer.heads or 1) if layer.concat is not False else 1)

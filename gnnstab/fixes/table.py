@@ -1,0 +1,45 @@
+"""Fixes by name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from gnnstab.errors import FixError
+from gnnstab.fixes.base import Fix
+from gnnstab.records import LayerFacts, Signals
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def find(name: str) -> Fix:
+    """The fix of that name.
+
+    Raises `FixError` with the nearest names when there is none.
+    """
+    from gnnstab.fixes import FIXES
+
+    if name in FIXES:
+        return FIXES[name]
+    near = difflib.get_close_matches(name, FIXES, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(FIXES)}"
+    raise FixError(f"unknown fix {name!r}; {hint}")
+
+
+def apply(model: nn.Module, name: str, **options: Any) -> nn.Module:
+    """A changed deep copy of ``model``; the model, its mode and the random state stay as they are.
+
+    The copy trains, saves and loads (apply the same fix to a new model before ``load_state_dict``). Fixes of the
+    training alone return an unchanged copy; their numbers are in ``find(name).training_options()``. The options are
+    those of the fix' docstring.
+
+    Raises `FixError` when the model offers no place for the change.
+    """
+    return find(name).apply(model, **options)
+
+
+def change(name: str, layers: Sequence[LayerFacts], signals: Signals | None = None, **options: Any) -> str:
+    """The exact change as code for these layers, with the user's own arguments."""
+    return find(name).change(layers, signals, **options)

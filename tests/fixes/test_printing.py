@@ -1,0 +1,149 @@
+"""The printed change: the user's own arguments, runnable code, honest gaps."""
+
+import ast
+
+import pytest
+import torch
+from torch import nn
+from torch_geometric.nn import TransformerConv
+
+from gnnstab import fixes
+from gnnstab.errors import FixError, UsageError
+from gnnstab.fixes import FIXES
+from gnnstab.fixes.printing import attribute_names
+from gnnstab.records import LayerFacts, Signal, Signals
+from models.informarl import Actor
+
+
+def facts(name="gnn.gnn1", **known):
+    options = {"in_channels": (16, 16), "out_channels": 16, "heads": 3, "concat": False, "beta": False, "dropout": 0.0}
+    return LayerFacts(name, "TransformerConv", 0, True, **{**options, "edge_dim": 1, "activation": "relu", **known})
+
+
+THREE = [facts("gnn.gnn1"), facts("gnn.gnn2.0"), facts("gnn.gnn2.1")]
+
+
+def test_dropout_prints_the_constructor_with_the_users_own_arguments():
+    assert fixes.change("dropout", [facts()]) == (
+        "TransformerConv(16, 16, heads=3, concat=False, edge_dim=1, dropout=0.1)  # gnn.gnn1"
+    )
+
+
+def test_equal_layers_share_one_line_and_replaced_arguments_appear_once():
+    assert fixes.change("dropout", [facts(n, dropout=0.5) for n in ("a", "b")], p=0.2) == (
+        "TransformerConv(16, 16, heads=3, concat=False, edge_dim=1, dropout=0.2)  # a, b"
+    )
+
+
+def test_what_is_not_known_is_an_ellipsis():
+    bare = LayerFacts("conv", "TransformerConv", 0, True)
+    assert fixes.change("beta", [bare]) == "TransformerConv(..., ..., beta=True)  # conv"
+
+
+def test_residual_prints_the_lines_of_forward():
+    assert fixes.change("residual", THREE, weight=0.1).splitlines() == [
+        "x = 0.1 * x + relu(self.gnn1(x, edge_index, edge_attr))",
+        "x = 0.1 * x + relu(self.gnn2[0](x, edge_index, edge_attr))",
+        "x = 0.1 * x + relu(self.gnn2[1](x, edge_index, edge_attr))",
+    ]
+    assert "x = x + relu(self.gnn1(self.norms[0](x)" in fixes.change("pre-norm-residual", THREE)
+    assert "no identity here" in fixes.change("residual", [facts(in_channels=(7, 7))])
+
+
+def test_names_of_lists_stay():
+    layers = [facts("convs.0"), facts("convs.1")]
+    assert attribute_names(layers) == {"convs.0": "self.convs[0]", "convs.1": "self.convs[1]"}
+    assert attribute_names([facts("net.conv")]) == {"net.conv": "self.conv"}
+
+
+@pytest.mark.parametrize("name", FIXES)
+@pytest.mark.parametrize("layers", [THREE, [], [LayerFacts("conv", "TransformerConv", 0, True)]])
+def test_every_change_is_python_for_any_layers(name, layers):
+    text = fixes.change(name, layers)
+    assert text
+    ast.parse(text)
+
+
+def test_qk_clip_prints_and_applies_the_same_factors():
+    signals = Signals(
+        "model",
+        (facts("conv", heads=2, out_channels=4),),
+        (
+            Signal("score.max_abs", 128.75, "conv", 0),
+            Signal("score.max_abs", 1.0, "conv", 1),
+            Signal("degree.median", 10.0),
+        ),
+    )
+    # τ at an in-degree of 10 is 3·√(2 ln 10) = 6.4379; γ = 0.0500 for the first head, the second is left alone.
+    assert fixes.change("qk-clip", signals.layers, signals).splitlines() == [
+        "model.conv.lin_query.weight.data[0:4] *= 0.05",
+        "model.conv.lin_query.bias.data[0:4] *= 0.05",
+    ]
+    model = nn.ModuleDict({"conv": TransformerConv(3, 4, heads=2)})
+    changed = fixes.apply(model, "qk-clip", signals=signals)
+    old, new = model["conv"].lin_query, changed["conv"].lin_query
+    assert torch.allclose(new.weight[:4], old.weight[:4] * 0.0500032, rtol=1e-3)
+    assert torch.equal(new.weight[4:], old.weight[4:])
+    assert torch.allclose(new.bias[:4], old.bias[:4] * 0.0500032, rtol=1e-3)
+
+
+def test_scaling_the_query_rows_scales_every_score_of_the_head(monkeypatch):
+    from gnnstab.nn import StableTransformerConv, stable_transformer_conv
+
+    seen = []
+    softmax = stable_transformer_conv.softmax
+    monkeypatch.setattr(
+        stable_transformer_conv, "softmax", lambda s, *a, **k: (seen.append(s.detach()), softmax(s, *a, **k))[1]
+    )
+    model = nn.ModuleDict({"conv": StableTransformerConv(3, 4, heads=2, edge_dim=2)})
+    arguments = torch.randn(5, 3), torch.tensor([[0, 1, 2], [3, 3, 4]]), torch.randn(3, 2)
+    model["conv"](*arguments)
+    fixes.apply(model, "qk-clip", scores={"conv": [64.379, 1.0]}, degree=10)["conv"](*arguments)
+    assert torch.allclose(seen[1][:, 0], seen[0][:, 0] * 0.1, rtol=1e-3)
+    assert torch.allclose(seen[1][:, 1], seen[0][:, 1])
+
+
+def test_diff_of_the_users_file():
+    text = fixes.diff(Actor(), "aggregation")
+    assert "-        super().__init__(aggr=aggr)\n+        super().__init__(aggr='mean')\n" in text
+    assert fixes.diff(Actor(), "dropout") is None  # TransformerConv(16, 16, **options): the keyword may be in there
+    text = fixes.diff(Plain(), "dropout")
+    assert "-        self.conv = TransformerConv(4, 4, heads=2)\n" in text
+    assert "+        self.conv = TransformerConv(4, 4, heads=2, dropout=0.1)\n" in text
+    assert "dropout=0.1" in fixes.diff(Named(), "dropout")
+    assert "-        self.conv = TransformerConv(4, 4, dropout=0.0)" in fixes.diff(Named(), "dropout")
+    capped = fixes.diff(Plain(), "score-cap")
+    assert "+from gnnstab.nn import StableTransformerConv\n" in capped
+    assert "StableTransformerConv(4, 4, heads=2, score_cap=3.0)" in capped
+    assert fixes.diff(Plain(), "residual") is None
+    assert fixes.diff(TransformerConv(2, 2), "dropout") is None
+
+
+class Plain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = TransformerConv(4, 4, heads=2)
+
+
+class Named(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = TransformerConv(4, 4, dropout=0.0)
+
+
+def test_export_writes_only_weight_edits_to_new_files(tmp_path):
+    model = nn.ModuleDict({"conv": TransformerConv(3, 4, heads=2)})
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    options = {"scores": {"conv": [64.379, 1.0]}, "degree": 10}
+    path = fixes.export(model, "qk-clip", tmp_path / "repaired.pt", **options)
+    other = fixes.export(state, "qk-clip", tmp_path / "other.pt", **options)
+    one, two = torch.load(path, weights_only=True), torch.load(other, weights_only=True)
+    assert all(torch.equal(one[k], two[k]) for k in state)
+    assert torch.allclose(one["conv.lin_query.weight"][:4], state["conv.lin_query.weight"][:4] * 0.1, rtol=1e-3)
+    assert all(torch.equal(state[k], v) for k, v in model.state_dict().items())
+    with pytest.raises(UsageError, match="exists"):
+        fixes.export(model, "qk-clip", path, **options)
+    with pytest.raises(FixError, match="only qk-clip"):
+        fixes.export(model, "beta", tmp_path / "x.pt")
+    with pytest.raises(FixError, match="other layer names"):
+        fixes.export(state, "qk-clip", tmp_path / "y.pt", scores={"other": [1.0]}, degree=10)
