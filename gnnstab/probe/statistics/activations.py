@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from gnnstab.probe.layers.base import Call
 from gnnstab.probe.statistics.numbers import (
     Measured,
     exact,
@@ -21,6 +21,10 @@ from gnnstab.probe.statistics.numbers import (
     wide,
 )
 from gnnstab.probe.statistics.unit_input import is_plain, project
+
+# The adapters import this package in turn.
+if TYPE_CHECKING:
+    from gnnstab.probe.layers.base import Call
 
 HUB_SHARE = 100
 """Targets among the N/100 largest in-degrees are hubs."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
-from gnnstab.probe.layers.base import Call
 from gnnstab.probe.statistics.activations import (
     clip_share,
     dead_share,
@@ -22,6 +23,10 @@ from gnnstab.probe.statistics.groups import group_sizes
 from gnnstab.probe.statistics.numbers import Measured, quiet, rms
 from gnnstab.probe.statistics.smoothness import relative_difference
 from gnnstab.probe.statistics.unit_input import is_plain, unit_input_attention
+
+# The adapters import this package in turn.
+if TYPE_CHECKING:
+    from gnnstab.probe.layers.base import Call
 
 
 def attention_measures(call: Call, conv: nn.Module, batch: Tensor | None = None) -> dict[str, Measured]:

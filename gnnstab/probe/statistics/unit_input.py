@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +11,12 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch_geometric.nn import TransformerConv
 
-from gnnstab.probe.layers.base import Call
 from gnnstab.probe.statistics.groups import group_sum
 from gnnstab.probe.statistics.numbers import rms, wide
+
+# The adapters import this package in turn.
+if TYPE_CHECKING:
+    from gnnstab.probe.layers.base import Call
 
 BLOCK = 2**20
 """Entries of the largest temporary of the recomputed scores."""
