@@ -55,7 +55,7 @@ def pairs():
                 yield case, name
 
 
-@pytest.mark.parametrize(("case", "name"), pairs())
+@pytest.mark.parametrize(("case", "name"), list(pairs()))
 def test_the_copy_trains_saves_and_loads_and_the_original_is_untouched(case, name):
     make, data = CASES[case]
     model, batch = make().train(), data()
