@@ -45,6 +45,7 @@ class GraphNorm(Fix):
         """Give every attention layer a ``post_norm``; all nodes count as one graph where the model gets no batch vector."""
         from torch_geometric.nn import GraphNorm as Norm
 
+        from gnnstab.nn.identity import Forget
         from gnnstab.nn.output_hooks import BatchVector, NormOutput
 
         with edited_copy(model) as copy:
@@ -54,5 +55,5 @@ class GraphNorm(Fix):
                 add_part(layer, "post_norm", Norm(width))
                 layer.register_forward_hook(NormOutput(vector))
             copy.register_forward_pre_hook(vector, with_kwargs=True)
-            copy.register_forward_hook(vector.forget, always_call=True)
+            copy.register_forward_hook(Forget(vector), always_call=True)
             return copy

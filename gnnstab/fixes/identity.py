@@ -40,7 +40,7 @@ def _keeps_width(module: Any) -> bool:
 
 
 def _attach(stack: Stack, weight: float, norms: bool) -> None:
-    from gnnstab.nn.identity import EnterLayer, IdentityPath, LeaveLayer
+    from gnnstab.nn.identity import EnterLayer, Forget, IdentityPath, LeaveLayer
 
     path = IdentityPath(weight)
     last = max(unit.group for unit in stack.units)
@@ -50,8 +50,8 @@ def _attach(stack: Stack, weight: float, norms: bool) -> None:
         unit.module.register_forward_pre_hook(EnterLayer(path, unit.group, unit.name, unit.types), with_kwargs=True)
         if unit.group == last and last > 0 and _alone(unit, stack) and _keeps_width(unit.module):
             unit.module.register_forward_hook(LeaveLayer(path, unit.types))
-    stack.owner.register_forward_pre_hook(path.forget)
-    stack.owner.register_forward_hook(path.forget, always_call=True)
+    stack.owner.register_forward_pre_hook(Forget(path))
+    stack.owner.register_forward_hook(Forget(path), always_call=True)
 
 
 def _alone(unit: Unit, stack: Stack) -> bool:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gnnstab.errors import FixError
+from gnnstab.nn.output_hooks import BatchVector
 
 
 class IdentityPath:
@@ -33,8 +34,8 @@ class IdentityPath:
         self._before: dict[str, Tensor] = {}
         self._now: dict[str, Tensor] = {}
 
-    def forget(self, *_: Any) -> None:
-        """Hook of the module that owns the stack, before and after its forward pass."""
+    def forget(self) -> None:
+        """Start anew: called before and after each forward pass of the module that owns the stack."""
         self._group, self._members = -1, []
         self._before, self._now = {}, {}
 
@@ -113,6 +114,17 @@ class EnterLayer:
         if norm is not None:
             x = _normalised(norm, x)
         return (args, {**kwargs, key: x}) if key else ((x, *args[1:]), kwargs)
+
+
+class Forget:
+    """Hook of a whole stack or model, before or after its forward pass: nothing is kept between passes."""
+
+    def __init__(self, memory: IdentityPath | BatchVector) -> None:
+        self.memory = memory
+
+    def __call__(self, *_: Any) -> None:
+        """Forget."""
+        self.memory.forget()
 
 
 class LeaveLayer:

@@ -36,8 +36,8 @@ class BatchVector:
             if self.batch is None and isinstance(value, BaseData):
                 self.batch = getattr(value, "batch", None)
 
-    def forget(self, *_: Any) -> None:
-        """Forward hook of the whole model: nothing is kept between passes."""
+    def forget(self) -> None:
+        """Nothing is kept between passes."""
         self.batch = None
 
 

@@ -40,16 +40,19 @@ def replica(model: nn.Module) -> nn.Module:
     """A deep copy without hooks and without ``message`` overrides on instances.
 
     Hooks never enter the copy, so whatever they hold on to (a logger, an open file) is not copied. Kept are the hooks
-    by which torch itself computes a weight (``weight_norm``, ``spectral_norm``, pruning).
+    that are part of what the model computes: those of torch's ``weight_norm``, ``spectral_norm`` and pruning, and
+    those by which a fix of gnnstab changed the model.
 
     Raises:
         UsageError: The model holds something that cannot be copied.
     """
     memo: dict[int, Any] = {}
     for module in model.modules():
+        kept = _computing_hooks(module)
         for name, value in vars(module).items():
             if name.endswith(HOOK_TABLES) and isinstance(value, dict):
-                memo[id(value)] = type(value)((k, v) for k, v in value.items() if _computes_weight(v))
+                # The tables with flags (`_with_kwargs`) share the keys of the tables that hold the hooks.
+                memo[id(value)] = type(value)((k, copy.deepcopy(v, memo)) for k, v in value.items() if k in kept)
             elif name == "message":
                 memo[id(value)] = None
             else:
@@ -66,8 +69,15 @@ def replica(model: nn.Module) -> nn.Module:
     return twin
 
 
-def _computes_weight(hook: Any) -> bool:
-    return type(hook).__module__.startswith("torch.nn.utils.")
+def _computing_hooks(module: nn.Module) -> set[Any]:
+    """Keys of the hooks without which the module would compute something else."""
+    return {
+        key
+        for name, table in vars(module).items()
+        if name.endswith("_hooks") and isinstance(table, dict)
+        for key, hook in table.items()
+        if type(hook).__module__.startswith(("torch.nn.utils.", "gnnstab.nn."))
+    }
 
 
 def unwrap(model: nn.Module) -> tuple[nn.Module, str]:

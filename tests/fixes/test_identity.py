@@ -162,3 +162,15 @@ def test_standardised_actor_leaves_the_entity_column_alone():
     assert changed.input_standardisation.std[-1] == 1
     assert changed.input_standardisation.std[:-1].ne(1).all()
     assert torch.equal(batch["node_obs"], sample_batch()["node_obs"][:3])
+
+
+@pytest.mark.parametrize("name", ["pre-norm-residual", "graph-norm", "activation-clamp"])
+def test_a_replica_of_a_changed_copy_computes_what_the_copy_computes(name):
+    from gnnstab.probe.replica import replica
+
+    torch.manual_seed(0)
+    changed, batch = (
+        fixes.apply(Stack(3), name, **({"limit": 0.3} if name == "activation-clamp" else {})),
+        random_batch(20),
+    )
+    assert torch.equal(replica(changed)(**batch), changed(**batch))
