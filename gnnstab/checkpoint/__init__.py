@@ -1,7 +1,8 @@
 """Checkpoint file → facts.
 
 `load` reads a file without running code from it, `recover` finds the TransformerConv layers and their numbers,
-`rebuild` makes layers to probe out of them, `load_into` puts the file's tensors into a model. The names are resolved on
+`rebuild` makes layers to probe out of them, `load_into` puts the file's tensors into a model, `recover_model` gives the
+facts of a model in memory and `checkpoints_in` the files of a folder. The names are resolved on
 first use, so that `gnnstab.checkpoint.facts` can be imported without torch.
 """
 
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gnnstab.checkpoint.facts import CheckpointFacts as CheckpointFacts
     from gnnstab.checkpoint.facts import Undecided as Undecided
+    from gnnstab.checkpoint.folder import checkpoints_in as checkpoints_in
+    from gnnstab.checkpoint.live import recover_model as recover_model
     from gnnstab.checkpoint.loading import Checkpoint as Checkpoint
     from gnnstab.checkpoint.loading import load as load
     from gnnstab.checkpoint.matching import load_into as load_into
@@ -23,9 +26,11 @@ _HOMES = {
     "Checkpoint": "loading",
     "CheckpointFacts": "facts",
     "Undecided": "facts",
+    "checkpoints_in": "folder",
     "load": "loading",
     "load_into": "matching",
     "recover": "recovery",
+    "recover_model": "live",
     "rebuild": "rebuild",
 }
 

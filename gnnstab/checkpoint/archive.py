@@ -41,7 +41,16 @@ def check_archive(file: Path) -> bytes:
             _check_members(shown, members, file.stat().st_size)
             description = next(m for m in members if m.filename.rpartition("/")[2] == "data.pkl")
             return archive.read(description)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, UnicodeError, ValueError, RuntimeError, OSError) as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        NotImplementedError,
+        UnicodeError,
+        ValueError,
+        RuntimeError,
+        OSError,
+    ) as error:
         raise LoadError(f"{shown}: the archive is truncated or damaged ({printable(str(error), 80)})") from None
 
 
@@ -55,7 +64,9 @@ def _check_members(shown: str, members: list[zipfile.ZipInfo], size: int) -> Non
         raise LoadError(f"{shown}: is a zip archive, but none that torch.save wrote (no data.pkl in it)")
     if len(members) > MOST_MEMBERS:
         raise LoadError(f"{shown}: has {len(members)} members, more than the {MOST_MEMBERS} that gnnstab reads")
-    squeezed = next((m for m in members if m.compress_type != zipfile.ZIP_STORED or m.file_size != m.compress_size), None)
+    squeezed = next(
+        (m for m in members if m.compress_type != zipfile.ZIP_STORED or m.file_size != m.compress_size), None
+    )
     if squeezed is not None:
         raise LoadError(
             f"{shown}: member {printable(squeezed.filename, 60)} is compressed ({squeezed.compress_size} → "
@@ -78,7 +89,9 @@ def check_pickle_size(shown: str, size: int) -> None:
 def check_cost(shown: str, pickle: bytes) -> None:
     """Raise `LoadError` when the pickle asks for work out of proportion to its size."""
     if _COSTLY.search(pickle):
-        raise LoadError(f"{shown}: asks for a call (bytearray or punycode) that can fill the memory; save the state_dict alone")
+        raise LoadError(
+            f"{shown}: asks for a call (bytearray or punycode) that can fill the memory; save the state_dict alone"
+        )
 
 
 def imports_of(pickle: bytes, most_operations: int = 200_000) -> list[str]:

@@ -21,8 +21,22 @@ DEEPEST = 100
 _PROGRESS = ("epoch", "step", "global_step", "iteration", "iter", "update", "num_updates", "n_iter", "total_steps")
 _SETTINGS = ("args", "hparams", "hyper_parameters", "hyperparameters", "config", "cfg", "opt", "options")
 _SKIPPED = frozenset(
-    "lr_scheduler lr_schedulers scheduler schedulers scaler grad_scaler native_amp_scaling_state callbacks loops "
-    "rng_state rng_states torch_rng_state cuda_rng_state random_rng_state".split()
+    [
+        "lr_scheduler",
+        "lr_schedulers",
+        "scheduler",
+        "schedulers",
+        "scaler",
+        "grad_scaler",
+        "native_amp_scaling_state",
+        "callbacks",
+        "loops",
+        "rng_state",
+        "rng_states",
+        "torch_rng_state",
+        "cuda_rng_state",
+        "random_rng_state",
+    ]
 )
 
 
@@ -110,7 +124,11 @@ def _children(node: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _is_optimizer(node: Any) -> bool:
-    return isinstance(node, Mapping) and isinstance(node.get("param_groups"), list) and isinstance(node.get("state"), Mapping)
+    return (
+        isinstance(node, Mapping)
+        and isinstance(node.get("param_groups"), list)
+        and isinstance(node.get("state"), Mapping)
+    )
 
 
 def _direct_tensors(node: Any) -> dict[str, Tensor]:
@@ -151,7 +169,9 @@ def _set_shadows_aside(found: Contents) -> None:
     if shadows and len(shadows) < len(found.networks):
         found.networks = [n for n in found.networks if n not in shadows]
         found.shadows = shadows
-        found.notes.append(f"averaged weights in {', '.join(repr('.'.join(n.path)) for n in shadows[:5])}: scanned, not judged")
+        found.notes.append(
+            f"averaged weights in {', '.join(repr('.'.join(n.path)) for n in shadows[:5])}: scanned, not judged"
+        )
 
 
 def _dimensions(tensor: Tensor) -> int:

@@ -34,7 +34,10 @@ def matching_names(optimizer: OptimizerState, networks: Mapping[str, Shapes]) ->
     if len(complete) == 1:
         return complete[0], f"{optimizer.path}: {total} entries tied to parameters by order, shapes checked"
     if len(networks) == 1 and (partial := _certain(optimizer, everything)):
-        return partial, f"{optimizer.path}: {len(partial)} of {total} entries tied to parameters by order and shape, the others are ambiguous"
+        return (
+            partial,
+            f"{optimizer.path}: {len(partial)} of {total} entries tied to parameters by order and shape, the others are ambiguous",
+        )
     return {}, f"{optimizer.path}: {total} entries that cannot be tied to parameters by order and shape; not judged"
 
 

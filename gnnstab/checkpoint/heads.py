@@ -34,11 +34,15 @@ def heads_of(conv: Conv, given: int | None, concat: bool | None, known: Mapping[
         return Heads(stored, bool(known.get("concat", rows == skip)), "stored in the module")
     if rows != skip:
         if concat:
-            raise UsageError(f"{conv.name}: concat=True contradicts the file: lin_skip gives {skip} channels, lin_key {rows}")
+            raise UsageError(
+                f"{conv.name}: concat=True contradicts the file: lin_skip gives {skip} channels, lin_key {rows}"
+            )
         return Heads(rows // skip, False, "read from the shapes")
     if concat is False:
         if given not in (None, 1):
-            raise UsageError(f"{conv.name}: {given} averaged heads contradict the file: lin_skip and lin_key both give {rows} channels")
+            raise UsageError(
+                f"{conv.name}: {given} averaged heads contradict the file: lin_skip and lin_key both give {rows} channels"
+            )
         return Heads(1, False, "follows from concat=False")
     if given is None:
         return Heads(None, None, "")

@@ -120,13 +120,19 @@ def _prefixes(networks: list[Network], notes: list[str]) -> list[str]:
         if networks[0].path:
             notes.append(f"unwrapped '{'.'.join(networks[0].path)}'")
         return [""]
-    shared = os.path.commonprefix([network.path for network in networks])
+    shared = _common_start([network.path for network in networks])
     if shared:
         notes.append(f"unwrapped '{'.'.join(shared)}'")
     names = [".".join(network.path[len(shared) :]) for network in networks]
     shown = ", ".join(repr(name) for name in names[:6]) + (", …" if len(names) > 6 else "")
     notes.append(f"{len(networks)} groups of tensors: {shown}")
     return [name + "." if name else "" for name in names]
+
+
+def _common_start(paths: list[tuple[str, ...]]) -> tuple[str, ...]:
+    first, last = min(paths), max(paths)
+    length = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    return first[:length]
 
 
 def _unwrap(network: Network, notes: list[str]) -> dict[str, Tensor]:

@@ -57,7 +57,9 @@ def gradient_slope(signals: Sequence[Signal], layers: Sequence[str]) -> list[Sig
     by_layer = {
         s.layer: s.value
         for s in signals
-        if s.name == "optimizer.gradient_rms" and str(s.detail.get("parameter", "")).endswith("lin_value.weight") and s.value > 0
+        if s.name == "optimizer.gradient_rms"
+        and str(s.detail.get("parameter", "")).endswith("lin_value.weight")
+        and s.value > 0
     }
     points = [(position, math.log(by_layer[name])) for position, name in enumerate(layers) if name in by_layer]
     if len(points) < 3:
@@ -73,7 +75,9 @@ def _entry_signals(entry: Entry, name: str, layer: str, weight: Statistics, path
     signals = []
     moment = corrected_moment(entry, "exp_avg_sq", "square_avg")
     if moment is not None:
-        signals.append(Signal("optimizer.gradient_rms", float(moment.mean().sqrt()), layer, source="optimizer", detail=detail))
+        signals.append(
+            Signal("optimizer.gradient_rms", float(moment.mean().sqrt()), layer, source="optimizer", detail=detail)
+        )
         damping = corrected_moment(entry, *SECOND_MOMENTS)
         if eps is not None and damping is not None:
             share = float((damping.sqrt() < eps).double().mean())
@@ -93,16 +97,22 @@ def corrected_moment(entry: Entry, *names: str) -> Tensor | None:
         moment = tensor.detach().double()
         if not bool(torch.isfinite(moment).all()):
             return None
-        betas = entry.settings.get("betas")
-        decay = entry.settings.get("alpha") if name == "square_avg" else betas[1] if _is_pair(betas) else None
-        if not isinstance(decay, (int, float)) or not 0 <= decay < 1 or not entry.step or entry.step <= 0:
+        decay = _decay(entry, name)
+        if decay is None or not entry.step or entry.step <= 0:
             return None
-        return moment / (1 - decay**entry.step)
+        corrected: Tensor = moment / (1 - decay**entry.step)
+        return corrected
     return None
 
 
-def _is_pair(betas: object) -> bool:
-    return isinstance(betas, (list, tuple)) and len(betas) == 2
+def _decay(entry: Entry, moment: str) -> float | None:
+    """The decay rate of a second moment: RMSprop's alpha, Adam's β₂."""
+    betas = entry.settings.get("betas")
+    if moment == "square_avg":
+        decay = entry.settings.get("alpha")
+    else:
+        decay = betas[1] if isinstance(betas, (list, tuple)) and len(betas) == 2 else None
+    return float(decay) if isinstance(decay, (int, float)) and 0 <= decay < 1 else None
 
 
 def _never_updated(entry: Entry, optimizer: OptimizerState) -> bool:

@@ -11,11 +11,36 @@ WRAPPERS_ANYWHERE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped
 """What torch.compile, FSDP and activation checkpointing put into the path of a wrapped submodule."""
 
 STATISTICS = frozenset(
-    "running_mean running_var num_batches_tracked mean mean_sq var std stddev debiasing_term n_averaged count decay".split()
+    [
+        "running_mean",
+        "running_var",
+        "num_batches_tracked",
+        "mean",
+        "mean_sq",
+        "var",
+        "std",
+        "stddev",
+        "debiasing_term",
+        "n_averaged",
+        "count",
+        "decay",
+    ]
 )
 """Last part of the key of a running statistic (batch norm, PopArt, observation normalisers, averaged models)."""
 
-SHADOWS = frozenset("ema model_ema ema_model ema_state_dict state_dict_ema shadow shadow_params averaged swa_model".split())
+SHADOWS = frozenset(
+    [
+        "ema",
+        "model_ema",
+        "ema_model",
+        "ema_state_dict",
+        "state_dict_ema",
+        "shadow",
+        "shadow_params",
+        "averaged",
+        "swa_model",
+    ]
+)
 """Container names of an averaged copy of the weights."""
 
 
@@ -24,7 +49,9 @@ def printable(text: object, limit: int = LONGEST_NAME) -> str:
     raw = text if isinstance(text, str) else str(text) if isinstance(text, (int, float, bool)) else type(text).__name__
     cut = raw[:limit]
     if not cut.isprintable():
-        cut = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in cut)
+        cut = "".join(
+            c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in cut
+        )
     return cut + "…" if len(raw) > limit else cut
 
 

@@ -25,7 +25,9 @@ def layer_signals(conv: Conv, facts: LayerFacts, activation: str) -> list[Signal
     if facts.heads is not None:
         for name, values in logit_norms(conv, facts.heads).items():
             signals += [Signal(name, value, facts.name, head, source="weights") for head, value in enumerate(values)]
-            signals.append(Signal(name, max(values), facts.name, None, source="weights", detail={"over heads": "maximum"}))
+            signals.append(
+                Signal(name, max(values), facts.name, None, source="weights", detail={"over heads": "maximum"})
+            )
     return signals
 
 
@@ -55,7 +57,8 @@ def _triangle(conv: Conv, part: str, heads: int, *, bias: bool) -> Tensor:
     if bias and part in conv.biases:
         weight = torch.cat([weight, conv.biases[part].detach().double().unsqueeze(1)], dim=1)
     per_head = weight.view(heads, weight.shape[0] // heads, weight.shape[1])
-    return torch.linalg.qr(per_head.mT, mode="r").R
+    triangle: Tensor = torch.linalg.qr(per_head.mT, mode="r").R
+    return triangle
 
 
 def gain_signals(conv: Conv, facts: LayerFacts, activation: str) -> list[Signal]:
@@ -77,7 +80,13 @@ def gain_signals(conv: Conv, facts: LayerFacts, activation: str) -> list[Signal]
         Signal("gain.value", g_value, facts.name, source="weights"),
         Signal("gain.skip", g_skip, facts.name, source="weights"),
         Signal("gain.lambda_low", _half_log(factor * g_skip**2), facts.name, source="weights", detail=detail),
-        Signal("gain.lambda_high", _half_log(factor * (g_skip**2 + g_value**2)), facts.name, source="weights", detail=detail),
+        Signal(
+            "gain.lambda_high",
+            _half_log(factor * (g_skip**2 + g_value**2)),
+            facts.name,
+            source="weights",
+            detail=detail,
+        ),
     ]
 
 

@@ -68,7 +68,9 @@ def read_optimizer(path: str, state: Mapping[Any, Any]) -> OptimizerState:
         names = group.get("param_names")
         for position, key in enumerate(group["params"]):
             name = names[position] if isinstance(names, (list, tuple)) and position < len(names) else None
-            entries.append(_entry(_lookup(state["state"], key), settings, index, name if isinstance(name, str) else None))
+            entries.append(
+                _entry(_lookup(state["state"], key), settings, index, name if isinstance(name, str) else None)
+            )
     return OptimizerState(path, tuple(entries))
 
 

@@ -53,7 +53,9 @@ def read_safetensors(file: Path) -> dict[str, torch.Tensor]:
     except GnnstabError:
         raise
     except Exception as error:
-        raise LoadError(f"{printable(str(file), 500)}: damaged safetensors file ({printable(str(error), 120)})") from None
+        raise LoadError(
+            f"{printable(str(file), 500)}: damaged safetensors file ({printable(str(error), 120)})"
+        ) from None
 
 
 def _read_tensors(file: Path, *, mapped: bool) -> Any:
@@ -103,7 +105,9 @@ def _guarded(shown: str, description: bytes, read: Any) -> Any:
             raise UnsafeFileError(f"{shown}: reading it would run code{_needs(description)}; {_ADVICE}") from None
         raise LoadError(f"{shown}: damaged or unusual pickle ({printable(str(error), 120)}); {_ADVICE}") from None
     except ModuleNotFoundError as error:
-        raise LoadError(f"{shown}: needs the module {printable(error.name or '?')}, which cannot be imported from here") from None
+        raise LoadError(
+            f"{shown}: needs the module {printable(error.name or '?')}, which cannot be imported from here"
+        ) from None
     except MemoryError:
         raise LoadError(f"{shown}: asks for more memory than there is") from None
     except RecursionError:
@@ -115,7 +119,11 @@ def _guarded(shown: str, description: bytes, read: Any) -> Any:
 
 def _needs(description: bytes) -> str:
     """``: it imports posix.system, …`` with the names that are not torch's or Python's own data types."""
-    names = [n for n in imports_of(description) if not n.startswith(_HARMLESS) and n not in STANDINS and not n.endswith("Storage")]
+    names = [
+        n
+        for n in imports_of(description)
+        if not n.startswith(_HARMLESS) and n not in STANDINS and not n.endswith("Storage")
+    ]
     if not names:
         return ""
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""

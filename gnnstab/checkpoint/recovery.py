@@ -14,6 +14,7 @@ from gnnstab.checkpoint.heads import Heads, heads_of
 from gnnstab.checkpoint.layers import Conv, find_convs
 from gnnstab.checkpoint.loading import Checkpoint
 from gnnstab.checkpoint.moments import gradient_slope, optimizer_signals
+from gnnstab.checkpoint.naming import is_statistic
 from gnnstab.checkpoint.numbers import SLOPE_SQUARED, layer_signals
 from gnnstab.checkpoint.survey import Survey, survey
 from gnnstab.checkpoint.tensors import readable
@@ -21,6 +22,9 @@ from gnnstab.checkpoint.training import was_trained
 from gnnstab.checkpoint.unseen import assumptions, undecided
 from gnnstab.errors import UsageError
 from gnnstab.records import LayerFacts, Signal
+
+MOST_TOLD = 2000
+"""Tensors of a file up to which each one's count of NaN and Inf is told; beyond, those of the layers and the bad ones."""
 
 MOST_LINEAR = 64
 """Plain Linear layers whose initialisation is looked at."""
@@ -55,10 +59,18 @@ def recover(
         path=checkpoint.path,
         format=checkpoint.format,
         layers=layers,
-        values=(*_layer_values(convs, layers, seen, activation or "relu"), *_weight_values(convs, seen), *optimizer_values),
+        values=(
+            *_layer_values(convs, layers, seen, activation or "relu"),
+            *_weight_values(convs, seen),
+            *optimizer_values,
+        ),
         undecided=undecided(layers),
         assumptions=assumptions(layers, [h.source for h in decided], activation),
-        notes=(*checkpoint.notes, *(f"{second} is {first} under another name" for second, first in shared.items()), *seen.notes),
+        notes=(
+            *checkpoint.notes,
+            *(f"{second} is {first} under another name" for second, first in shared.items()),
+            *seen.notes,
+        ),
         unjudged=tuple(unjudged),
         linear_layers=len(plain),
         linear_initialisation=prevailing_label(linear) if linear else None,
@@ -80,7 +92,9 @@ def _check_given(convs: Sequence[Conv], decided: Sequence[Heads], given: int | N
     if given is None or not convs or any(h.source == "given" or h.heads == given for h in decided):
         return
     first = next((i for i, h in enumerate(decided) if h.heads is not None), 0)
-    raise UsageError(f"--heads {given} contradicts the file: {convs[first].name} has {decided[first].heads}, {decided[first].source}")
+    raise UsageError(
+        f"--heads {given} contradicts the file: {convs[first].name} has {decided[first].heads}, {decided[first].source}"
+    )
 
 
 def _layer_facts(
@@ -113,7 +127,7 @@ def _layer_values(convs: Sequence[Conv], layers: Sequence[LayerFacts], seen: Sur
     """Numbers of the layers whose weights are all finite; decompositions of others have no meaning."""
     values: list[Signal] = []
     for conv, facts in zip(convs, layers, strict=True):
-        if not any(name in seen.bad for name in conv.parameters()):
+        if not any(seen.non_finite.get(name) for name in conv.parameters()):
             values += layer_signals(conv, facts, activation)
     return values
 
@@ -126,18 +140,22 @@ def _weight_values(convs: Sequence[Conv], seen: Survey) -> list[Signal]:
         for name, numbers in seen.parameters.items()
         if name in owners and not numbers.non_finite
     ]
-    for name, count in seen.bad.items():
+    told = [
+        name for name in seen.non_finite if len(seen.non_finite) <= MOST_TOLD or name in owners or seen.non_finite[name]
+    ]
+    for name in told:
         layer = owners.get(name, name.rpartition(".")[0])
-        values.append(Signal("weight.non_finite", float(count), layer, source="weights", detail={"parameter": name}))
-    total = Signal("weight.non_finite", float(sum(seen.bad.values())), None, source="weights", detail={"tensors": seen.scanned})
-    return [*values, total]
+        detail = {"parameter": name, **({"statistic": True} if is_statistic(name) else {})}
+        values.append(Signal("weight.non_finite", float(seen.non_finite[name]), layer, source="weights", detail=detail))
+    return values
 
 
 def _optimizer_values(
     checkpoint: Checkpoint, convs: Sequence[Conv], layers: Sequence[LayerFacts], seen: Survey
 ) -> tuple[list[Signal], tuple[str, ...]]:
     shapes = {
-        prefix: [(name, seen.shapes[name]) for name in names if name in seen.shapes] for prefix, names in checkpoint.networks.items()
+        prefix: [(name, seen.shapes[name]) for name in names if name in seen.shapes]
+        for prefix, names in checkpoint.networks.items()
     }
     values: list[Signal] = []
     lines: list[str] = []

@@ -66,7 +66,9 @@ def sniff(file: Path) -> str:
     if kind is None:
         raise LoadError(f"{shown}: {_what_else(head, suffix)}")
     if suffix == ".safetensors" and kind != "safetensors":
-        raise LoadError(f"{shown}: is named .safetensors but holds a torch archive or a pickle; rename it to .pt if that is what it is")
+        raise LoadError(
+            f"{shown}: is named .safetensors but holds a torch archive or a pickle; rename it to .pt if that is what it is"
+        )
     if suffix in TORCH_SUFFIXES and kind == "safetensors":
         raise LoadError(f"{shown}: is named {suffix} but holds safetensors data; rename it to {file.stem}.safetensors")
     return kind

@@ -32,11 +32,8 @@ class Survey:
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Shapes of the same tensors."""
 
-    bad: dict[str, int] = field(default_factory=dict)
+    non_finite: dict[str, int] = field(default_factory=dict)
     """Tensor name → NaN and Inf entries; also of running statistics, averaged weights and optimizer moments."""
-
-    scanned: int = 0
-    """Tensors looked at."""
 
     uninitialised: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -106,9 +103,7 @@ class _Aliases:
 
 def _look(found: Survey, name: str, tensor: Tensor, mapped: MappedFiles | None) -> Statistics:
     numbers = scan(tensor, mapped)
-    found.scanned += 1
-    if numbers.non_finite:
-        found.bad[name] = numbers.non_finite
+    found.non_finite[name] = numbers.non_finite
     return numbers
 
 
@@ -123,17 +118,25 @@ def _beside(checkpoint: Checkpoint) -> Mapping[str, Tensor]:
     return {**checkpoint.shadows, **moments}
 
 
-def _notes(aliases: _Aliases, statistics: list[str], unread: Mapping[str, list[str]], lazy: tuple[str, ...]) -> list[str]:
+def _notes(
+    aliases: _Aliases, statistics: list[str], unread: Mapping[str, list[str]], lazy: tuple[str, ...]
+) -> list[str]:
     notes = []
     if aliases.pairs:
         second, first = aliases.pairs[0]
-        notes.append(f"{_some(len(aliases.pairs), 'tensor')} saved under a second name, counted once (e.g. {second} = {first})")
+        notes.append(
+            f"{_some(len(aliases.pairs), 'tensor')} saved under a second name, counted once (e.g. {second} = {first})"
+        )
     if statistics:
-        notes.append(f"{_some(len(statistics), 'running statistic')}, not a weight: {', '.join(statistics[:4])}{_dots(statistics)}")
+        notes.append(
+            f"{_some(len(statistics), 'running statistic')}, not a weight: {', '.join(statistics[:4])}{_dots(statistics)}"
+        )
     for why, names in unread.items():
         notes.append(f"{_some(len(names), 'tensor')} not judged, {why}: {', '.join(names[:3])}{_dots(names, 3)}")
     if lazy:
-        notes.append(f"{_some(len(lazy), 'parameter')} saved before the first forward pass gave a shape: {', '.join(lazy[:3])}{_dots(lazy, 3)}")
+        notes.append(
+            f"{_some(len(lazy), 'parameter')} saved before the first forward pass gave a shape: {', '.join(lazy[:3])}{_dots(lazy, 3)}"
+        )
     return notes
 
 

@@ -35,7 +35,13 @@ def readable(tensor: Tensor) -> bool:
 
 def identity(tensor: Tensor) -> tuple[object, ...]:
     """Equal for two dense tensors exactly when they are the same view of the same storage."""
-    return (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+    return (
+        tensor.untyped_storage().data_ptr(),
+        tensor.storage_offset(),
+        tensor.dtype,
+        tuple(tensor.shape),
+        tensor.stride(),
+    )
 
 
 def stored_bytes(tensors: Iterable[Tensor]) -> int:

@@ -14,7 +14,9 @@ from gnnstab.checkpoint.loading import Checkpoint
 from gnnstab.checkpoint.tensors import readable
 
 
-def was_trained(checkpoint: Checkpoint, convs: Sequence[Conv], prints: Sequence[Fingerprint]) -> tuple[bool | None, str]:
+def was_trained(
+    checkpoint: Checkpoint, convs: Sequence[Conv], prints: Sequence[Fingerprint]
+) -> tuple[bool | None, str]:
     """(True, False or None, what it was read from). None: no evidence either way."""
     for evidence in (_steps(checkpoint), _moved_norm(checkpoint.tensors), _moved_bias(convs)):
         if evidence:
@@ -46,7 +48,12 @@ def _moved_norm(tensors: Mapping[str, Tensor]) -> str:
         bias = tensors.get(name.removesuffix("weight") + "bias")
         if not name.endswith(".weight") or bias is None or not readable(weight) or not readable(bias):
             continue
-        if weight.dim() == 1 and 1 < weight.numel() <= 2**20 and weight.shape == bias.shape and not bool((weight == 1).all()):
+        if (
+            weight.dim() == 1
+            and 1 < weight.numel() <= 2**20
+            and weight.shape == bias.shape
+            and not bool((weight == 1).all())
+        ):
             return f"{name} is a normalisation's weight and no longer 1"
     return ""
 

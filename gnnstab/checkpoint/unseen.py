@@ -34,7 +34,11 @@ def assumptions(layers: Sequence[LayerFacts], sources: Sequence[str], activation
     """One line per thing that was read, given or assumed; equal lines of several layers are joined."""
     if not layers:
         return ()
-    lines = [f"heads={layer.heads}: {source}" for layer, source in zip(layers, sources, strict=True) if layer.heads is not None]
+    lines = [
+        f"heads={layer.heads}: {source}"
+        for layer, source in zip(layers, sources, strict=True)
+        if layer.heads is not None
+    ]
     lines += [f"activation={activation or 'relu'}: {'given' if activation else 'assumed, for the static gain'}"]
     if any(layer.root_weight is None for layer in layers):
         lines.append("root_weight=True: assumed, for the static gain and the synthetic probe")

@@ -1,0 +1,95 @@
+"""Facts of a checkpoint → signals: what the weights and the optimizer state say, and why the rest is missing."""
+
+from __future__ import annotations
+
+from gnnstab.checkpoint.facts import CheckpointFacts
+from gnnstab.records import Signals
+
+MODEL = "--model pkg.mod:factory"
+BATCH = f"{MODEL} --batch FILE"
+
+_NEEDS_BATCH = {
+    "attention.": "attention needs a graph",
+    "score.": "attention scores need a graph",
+    "gate.": "the beta gate needs an input",
+    "input.": "activations need an input",
+    "output.": "activations need an input",
+    "message.": "activations need an input",
+    "skip.": "activations need an input",
+    "hub.": "messages need a graph",
+    "channels.": "activations need an input",
+    "tanh.": "activations need an input",
+    "clip.": "activations need an input",
+    "smoothness.": "activations need an input",
+    "gradient.": "gradients need an input",
+    "degree.": "the file holds no graph",
+    "graph.": "the file holds no graph",
+    "aggregation.": "an aggregation needs a graph",
+    "feature.": "the file holds no features",
+    "precision.": "the size of the scores needs an input",
+    "weight.grad_rms": "gradients need an input",
+}
+
+_NEEDS_RUN = ("update.", "loss", "gradient.spike", "gradient.norm", "score.growth")
+
+
+def from_checkpoint(facts: CheckpointFacts) -> Signals:
+    """The signals of one checkpoint file, of kind ``checkpoint`` and source ``weights`` or ``optimizer``."""
+    return Signals(
+        kind="checkpoint",
+        layers=facts.layers,
+        values=facts.values,
+        blind=facts.unjudged,
+        missing=_missing(facts),
+        context={
+            "trained": facts.trained,
+            "trained_reason": facts.trained_reason,
+            "layers_expected": facts.layers_expected,
+            "assumptions": list(facts.assumptions),
+            "linear_initialisation": facts.linear_initialisation,
+            "linear_layers": facts.linear_layers,
+            "undecided": [f"{u.what}: {u.reason}; pass {u.option}" for u in facts.undecided],
+            "optimizers": list(facts.optimizers),
+            "uninitialised": list(facts.uninitialised),
+            "progress": dict(facts.progress),
+            **_step(facts),
+        },
+    )
+
+
+def _missing(facts: CheckpointFacts) -> dict[str, str]:
+    if not facts.layers:
+        return {"": _no_layer(facts)}
+    missing = {key: f"{reason}; pass {BATCH}" for key, reason in _NEEDS_BATCH.items()}
+    missing |= dict.fromkeys(_NEEDS_RUN, "a single checkpoint holds no steps; record a run with gnnstab.Monitor")
+    missing |= {u.what: f"{u.reason}; pass {u.option}" for u in facts.undecided}
+    open_heads = next((u for u in facts.undecided if u.what == "heads"), None)
+    bad = any(s.name == "weight.non_finite" and s.value > 0 for s in facts.values)
+    if open_heads:
+        missing["logit."] = f"{open_heads.reason}; pass {open_heads.option}"
+    elif bad:
+        missing["logit."] = missing["gain."] = (
+            "weights that hold NaN or Inf have no norm; repair or go back to an earlier checkpoint"
+        )
+    missing["logit.edge_spectral"] = missing.get("logit.", "the layers take no edge features")
+    missing["optimizer."] = _no_optimizer(facts)
+    return missing
+
+
+def _no_layer(facts: CheckpointFacts) -> str:
+    if facts.unjudged:
+        first = facts.unjudged[0]
+        return f"no TransformerConv that can be judged; {first.layer or 'the file'} {first.reason}"
+    return "no TransformerConv in this file (no lin_key, lin_query, lin_value and lin_skip side by side)"
+
+
+def _no_optimizer(facts: CheckpointFacts) -> str:
+    if facts.optimizers:
+        return f"the optimizer state could not be used ({facts.optimizers[0]})"
+    return "the file holds no optimizer state; save optimizer.state_dict() beside the weights"
+
+
+def _step(facts: CheckpointFacts) -> dict[str, int]:
+    """The most precise count of training steps in the file, under ``step``."""
+    order = ("global_step", "step", "total_steps", "num_updates", "update", "iteration", "iter", "n_iter", "epoch")
+    return next(({"step": facts.progress[name]} for name in order if name in facts.progress), {})
