@@ -42,7 +42,7 @@ class SiteRow(NamedTuple):
     minimum: float
     maximum: float
     rms: float
-    count: int
+    count: int  # type: ignore[assignment]  # The field hides tuple.count, which no row needs.
     """Number of entries seen."""
 
     non_finite: int

@@ -1,0 +1,87 @@
+"""Site statistics and steps as numpy arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gnnstab.errors import TraceError
+from gnnstab.trace.connection import Connection
+
+SITE_DTYPE = np.dtype(
+    [
+        ("step", np.int64),
+        ("span", np.int64),
+        ("minimum", np.float64),
+        ("maximum", np.float64),
+        ("rms", np.float64),
+        ("count", np.int64),
+        ("non_finite", np.int64),
+        ("rank", np.int32),
+    ]
+)
+"""One row of `Trace.sites`; the fields of `SiteRow` and the rank (-1 outside a distributed run)."""
+
+STEP_DTYPE = np.dtype(
+    [
+        ("step", np.int64),
+        ("time", np.float64),
+        ("loss", np.float64),
+        ("lr", np.float64),
+        ("scale", np.float64),
+        ("grad_norm", np.float64),
+        ("skipped", np.bool_),
+        ("rank", np.int32),
+    ]
+)
+"""One row of `Trace.step_arrays`; what is not known is NaN."""
+
+
+def read_sites(connection: Connection, series: Collection[int] | None, rank: int) -> dict[int, NDArray[np.void]]:
+    """All statistics of these series (None: of all) by id, each an array of `SITE_DTYPE` in order of steps."""
+    chosen = "" if series is None else f" WHERE series IN ({', '.join(str(int(i)) for i in series)})"
+    ids: list[NDArray[np.int64]] = []
+    parts: list[NDArray[np.void]] = []
+    query = f"SELECT series, step, span, minimum, maximum, rms, count, non_finite FROM statistic{chosen}"
+    for chunk in connection.chunks(query):
+        part, names = _structured(connection, chunk, rank)
+        parts.append(part)
+        ids.append(names)
+    if not parts:
+        return {}
+    return _split(np.concatenate(ids), np.concatenate(parts))
+
+
+def _structured(
+    connection: Connection, chunk: list[tuple[object, ...]], rank: int
+) -> tuple[NDArray[np.void], NDArray[np.int64]]:
+    try:
+        matrix = np.array(chunk, dtype=np.float64)  # None, SQLite's NULL, becomes NaN here.
+    except (TypeError, ValueError) as error:
+        raise TraceError(f"{connection.path}: damaged trace, a statistic is not a number ({error})") from error
+    whole = matrix[:, [0, 1, 2, 6, 7]]
+    if not np.all(np.abs(whole) < 2.0**62):
+        raise TraceError(f"{connection.path}: damaged trace, a step or count of a statistic is missing or out of range")
+    part = np.empty(len(matrix), dtype=SITE_DTYPE)
+    for column, name in enumerate(("step", "span", "minimum", "maximum", "rms", "count", "non_finite"), start=1):
+        part[name] = matrix[:, column]
+    part["rank"] = rank
+    return part, matrix[:, 0].astype(np.int64)
+
+
+def _split(ids: NDArray[np.int64], rows: NDArray[np.void]) -> dict[int, NDArray[np.void]]:
+    order = np.argsort(ids, kind="stable")
+    ids, rows = ids[order], rows[order]
+    starts = np.flatnonzero(np.r_[True, ids[1:] != ids[:-1]])
+    ends = np.r_[starts[1:], len(ids)]
+    return {int(ids[start]): rows[start:end] for start, end in zip(starts, ends, strict=True)}
+
+
+def join_ranks(arrays: list[NDArray[np.void]]) -> NDArray[np.void]:
+    """The rows of several ranks in order of steps, and of ranks within a step."""
+    if len(arrays) == 1:
+        return arrays[0]
+    rows = np.concatenate(arrays)
+    return rows[np.lexsort((rows["rank"], rows["step"]))]

@@ -1,0 +1,88 @@
+"""One live writer per trace: a lock that the kernel takes back when the writing process dies."""
+
+from __future__ import annotations
+
+import os
+from types import ModuleType
+
+from gnnstab.errors import TraceError
+
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # Windows: only writers of one process are told apart there.
+    fcntl = None
+
+_HELD: dict[str, WriterLock] = {}
+
+
+class WriterLock:
+    """Exclusive right to write the trace at one path, held through the file ``<path>-lock`` beside it.
+
+    A POSIX record lock on a file of its own: it is not inherited over fork, it ends with the process, it works on
+    network file systems, and closing its descriptor cannot touch the locks that SQLite holds on the trace itself.
+    Record locks do not tell writers of one process apart, so those are kept in a table.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._key = os.path.realpath(path)
+        self._path = f"{path}-lock"
+        self._descriptor = -1
+        # setdefault is atomic, so two threads cannot both find the place free.
+        if _HELD.setdefault(self._key, self) is not self:
+            raise TraceError(
+                f"{path}: another Monitor or TraceWriter of this process is writing it; give each its own path"
+            )
+        try:
+            self._acquire(path)
+        except BaseException:
+            _HELD.pop(self._key, None)
+            raise
+
+    def _acquire(self, path: str) -> None:
+        while True:
+            try:
+                self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o644)
+            except OSError as error:
+                raise TraceError(f"{path}: cannot be written here ({error.strerror}); choose another folder") from None
+            if not self._take(path):
+                return
+            # The holder may have removed the file between our open and our lock; then the lock guards nothing.
+            if self._still_there():
+                os.ftruncate(self._descriptor, 0)
+                os.write(self._descriptor, str(os.getpid()).encode())
+                return
+            os.close(self._descriptor)
+
+    def _take(self, path: str) -> bool:
+        """Lock the descriptor; False where the file system knows no locks."""
+        if fcntl is None:
+            return False
+        try:
+            fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            holder = os.read(self._descriptor, 20).decode("ascii", "replace").strip() or "unknown"
+            os.close(self._descriptor)
+            raise TraceError(f"{path}: process {holder} is writing it; give this run its own path") from None
+        except OSError:
+            return False
+        return True
+
+    def _still_there(self) -> bool:
+        try:
+            return os.path.samestat(os.stat(self._path), os.fstat(self._descriptor))
+        except OSError:
+            return False
+
+    def release(self) -> None:
+        """Give the right back and remove the lock file."""
+        if self._descriptor >= 0:
+            try:
+                if self._still_there():
+                    os.unlink(self._path)
+            except OSError:
+                pass  # The folder is gone or has become read-only; the kernel's lock ends with the close below.
+            os.close(self._descriptor)
+            self._descriptor = -1
+        if _HELD.get(self._key) is self:
+            del _HELD[self._key]

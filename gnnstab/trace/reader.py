@@ -1,0 +1,226 @@
+"""`Trace`: reads a run back, of one process or of all ranks of a distributed run."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from types import TracebackType
+from typing import Any, ParamSpec, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gnnstab.errors import TraceError
+from gnnstab.records import Blind, Event, LayerFacts, Measure, SeriesKey, StepRow
+from gnnstab.trace import codec
+from gnnstab.trace.arrays import STEP_DTYPE, join_ranks, read_sites
+from gnnstab.trace.connection import Connection
+from gnnstab.trace.locate import Part, open_parts
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Trace:
+    """One run as it was recorded up to the moment of opening; what is recorded later is seen by opening again.
+
+    Every method raises `TraceError` when the file turns out to be damaged. Rows of a distributed run carry their
+    ``rank``. A snapshot that stays open keeps the journal of a live trace from being emptied: close it soon.
+    """
+
+    def __init__(self, path: str, parts: Sequence[Part], notes: Sequence[str] = ()) -> None:
+        self.path = path
+        """The path as it was given; ``"memory"`` for a trace that was never in a file."""
+
+        self._parts = tuple(parts)
+        self._notes = [*notes, *(note for part in parts for note in part.connection.notes)]
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> Trace:
+        """Open a trace file, read-only.
+
+        For a distributed run: a list of the ranks' files, their folder, or their stem (``run`` for
+        ``run.rank0.gnnstab``, ``run.rank1.gnnstab``, …). A rank whose file cannot be read is left out with a note.
+        """
+        shown, parts, notes = open_parts(path)
+        return cls(shown, parts, notes)
+
+    @classmethod
+    def of_connection(cls, connection: sqlite3.Connection) -> Trace:
+        """A trace in memory; the connection belongs to the trace from here on."""
+        return cls("memory", [Part(Connection(connection, "memory", 2**40), -1)])
+
+    @cached_property
+    def meta(self) -> dict[str, str]:
+        """What the writer says about the run; of a distributed run, the lowest rank's, and ``ranks``."""
+        merged: dict[str, str] = {}
+        for part in self._parts:
+            for key, value in part.connection.rows("SELECT key, value FROM meta"):
+                merged.setdefault(str(key), str(value))
+        if len(self._parts) > 1:
+            merged["ranks"] = ",".join(str(rank) for rank in self.ranks)
+        return merged
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """Ranks of the processes whose files were read; (-1,) outside a distributed run."""
+        return tuple(part.rank for part in self._parts)
+
+    @property
+    def complete(self) -> bool:
+        """True when every writer ended its trace, so that nothing of the run is missing at its end."""
+        return all(part.connection.rows("SELECT 1 FROM meta WHERE key = 'closed'") for part in self._parts)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What could not be read, and was left out."""
+        return tuple(self._notes)
+
+    def layers(self) -> tuple[LayerFacts, ...]:
+        """Facts of all recorded layers in order of their position."""
+        merged: dict[str, LayerFacts] = {}
+        for part in self._parts:
+            for (text,) in part.connection.rows("SELECT facts FROM layer ORDER BY position, name"):
+                facts = self._attempt(part, "layer", codec.facts_from_json, text)
+                if facts is not None:
+                    merged.setdefault(facts.name, facts)
+        return tuple(sorted(merged.values(), key=lambda facts: facts.position))
+
+    def blind(self) -> tuple[Blind, ...]:
+        """Sites that could not be observed."""
+        found = dict.fromkeys(
+            Blind(str(layer), str(site), str(reason))
+            for part in self._parts
+            for layer, site, reason in part.connection.rows("SELECT layer, site, reason FROM blind")
+        )
+        return tuple(found)
+
+    def steps(self) -> tuple[StepRow, ...]:
+        """Training steps in order, of a distributed run one per rank."""
+        rows = [row for part in self._parts for row in self._steps_of(part)]
+        return tuple(sorted(rows, key=lambda row: (row.step, row.rank)))
+
+    def step_arrays(self) -> NDArray[np.void]:
+        """`steps` as one array of `STEP_DTYPE`; what is not known is NaN."""
+        return np.array(self.steps(), dtype=np.dtype(STEP_DTYPE))
+
+    @cached_property
+    def _keys(self) -> list[dict[int, SeriesKey]]:
+        found = []
+        for part in self._parts:
+            rows = part.connection.rows("SELECT id, layer, mode, call, site FROM series ORDER BY id")
+            found.append(
+                {int(i): SeriesKey(str(layer), str(mode), int(call), str(site)) for i, layer, mode, call, site in rows}
+            )
+        return found
+
+    def keys(self) -> dict[int, SeriesKey]:
+        """The recorded series by id; of a distributed run numbered anew, since every rank counts for itself."""
+        if len(self._keys) == 1:
+            return dict(self._keys[0])
+        distinct = dict.fromkeys(key for keys in self._keys for key in keys.values())
+        return dict(enumerate(distinct, start=1))
+
+    def sites(
+        self, layer: str | None = None, site: str | None = None, mode: str | None = None, call: int | None = None
+    ) -> dict[SeriesKey, NDArray[np.void]]:
+        """Site statistics of the matching series, each an array of `SITE_DTYPE` in order of steps (then ranks)."""
+        found: dict[SeriesKey, list[NDArray[np.void]]] = {}
+        for part, keys in zip(self._parts, self._keys, strict=True):
+            wanted = (layer, mode, call, site)
+            chosen = {i: k for i, k in keys.items() if all(w is None or w == v for w, v in zip(wanted, k, strict=True))}
+            arrays = read_sites(part.connection, None if len(chosen) == len(keys) else chosen, part.rank)
+            for i, key in chosen.items():
+                if i in arrays:
+                    found.setdefault(key, []).append(arrays[i])
+        return {key: join_ranks(arrays) for key, arrays in found.items()}
+
+    def measures(self, name: str | None = None, layer: str | None = None, latest: bool = False) -> list[Measure]:
+        """Full-tier numbers in order of steps; ``latest``: of each stream only those of its last step."""
+        found = [row for part in self._parts for row in _measures_of(part, name, layer, latest)]
+        return sorted(found, key=lambda row: (row.step, row.rank))
+
+    def events(self, kind: str | None = None) -> tuple[Event, ...]:
+        """Events in order of steps; ``kind`` narrows them."""
+        found = [event for part in self._parts for event in self._events_of(part) if kind in (None, event.kind)]
+        return tuple(sorted(found, key=lambda event: (event.step, event.rank)))
+
+    @cached_property
+    def last_step(self) -> int | None:
+        """The highest step with any row, or None for an empty trace."""
+        query = " UNION ALL ".join(
+            f"SELECT max(step) FROM {table}" for table in ("statistic", "step", "measure", "event")
+        )
+        found = [row[0] for part in self._parts for row in part.connection.rows(query) if isinstance(row[0], int)]
+        return max(found, default=None)
+
+    def close(self) -> None:
+        """Let the snapshot go."""
+        for part in self._parts:
+            part.connection.close()
+
+    def __enter__(self) -> Trace:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _steps_of(self, part: Part) -> Iterator[StepRow]:
+        query = "SELECT step, time, loss, lr, scale, grad_norm, skipped FROM step ORDER BY step"
+        for chunk in part.connection.chunks(query):
+            for step, time, *numbers, skipped in chunk:
+                loss, lr, scale, norm = map(codec.column_to_number, numbers)
+                known = codec.column_to_number(time)
+                yield StepRow(
+                    int(step), float("nan") if known is None else known, loss, lr, scale, norm, bool(skipped), part.rank
+                )
+
+    def _events_of(self, part: Part) -> Iterator[Event]:
+        query = (
+            "SELECT step, kind, layer, mode, call, stage, origin, nodes, edges, heads, message, detail FROM event "
+            "ORDER BY step, id"
+        )
+        for row in part.connection.rows(query):
+            event = self._attempt(part, "event", codec.event_from_columns, row, part.rank)
+            if event is not None:
+                yield event
+
+    def _attempt(self, part: Part, what: str, decode: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+        """A row that a stranger, or a fault of the disk, has spoilt costs that row and a note."""
+        try:
+            return decode(*args, **kwargs)
+        except (ValueError, TypeError) as error:
+            note = f"{part.connection.path}: a damaged {what} was left out ({error})"
+            if note not in self._notes:
+                self._notes.append(note)
+            return None
+
+
+def _measures_of(part: Part, name: str | None, layer: str | None, latest: bool) -> Iterator[Measure]:
+    conditions = {"q.name = ?": name, "q.layer = ?": layer}
+    used = {condition: value for condition, value in conditions.items() if value is not None}
+    where = f" WHERE {' AND '.join(used)}" if used else ""
+    query = (
+        "SELECT m.step, q.layer, q.mode, q.call, q.name, q.head, m.value, m.detail FROM measure m "
+        f"JOIN quantity q ON q.id = m.quantity{where} ORDER BY m.step, m.id"
+    )
+    if latest:
+        last = "JOIN (SELECT quantity, max(step) AS step FROM measure GROUP BY quantity) l ON l.quantity = m.quantity AND l.step = m.step "
+        query = query.replace("JOIN quantity", f"{last}JOIN quantity", 1)
+    for row in part.connection.rows(query, tuple(used.values())):
+        yield _measure(part, row)
+
+
+def _measure(part: Part, row: tuple[Any, ...]) -> Measure:
+    step, layer, mode, call, name, head, value, detail = row
+    try:
+        number = float("nan") if value is None else float(value)
+        return Measure(
+            int(step), str(layer), str(mode), int(call), str(name), int(head), number, str(detail or ""), part.rank
+        )
+    except (TypeError, ValueError) as error:
+        raise TraceError(f"{part.connection.path}: damaged trace, a measure is not a number ({error})") from error

@@ -1,0 +1,196 @@
+"""The thread that owns the file: it writes what the training threads post, and bears every failure of the store."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+
+from gnnstab.trace.batch import Batch, Facts
+from gnnstab.trace.halving import halve
+from gnnstab.trace.mailbox import ROWS_LIMIT, SITES_LIMIT, Mailbox
+from gnnstab.trace.store import Store
+
+FILL = 0.8
+"""Share of the budget at which old steps are halved; the rest is room for the journal and for what arrives meanwhile."""
+
+LONGEST_PAUSE = 30.0
+"""Seconds between two attempts to write to a file that refuses."""
+
+
+class Trouble:
+    """The last failure of the store; the first one is reported to whoever asked for it."""
+
+    def __init__(self, on_failure: Callable[[str], None] | None) -> None:
+        self.message: str | None = None
+        self._on_failure = on_failure
+
+    def report(self, message: str) -> None:
+        """Keep the message; never raises."""
+        self.message = " ".join(message.split())
+        callback, self._on_failure = self._on_failure, None
+        if callback is not None:
+            try:
+                callback(self.message)
+            except Exception as error:  # Recording goes on whatever the callback does.
+                self.message += f" (on_failure raised {error!r})"
+
+
+class Worker:
+    """Everything but `start` runs on the writer thread."""
+
+    def __init__(self, path: str | None, budget: int, flush_seconds: float, mailbox: Mailbox, trouble: Trouble) -> None:
+        self._budget, self._flush_seconds = budget, flush_seconds
+        self._mailbox, self._trouble = mailbox, trouble
+        self._batch, self._facts = Batch(), Facts()
+        self._quantities: dict[tuple[str, str, int, str, int], int] = {}
+        self._trigger = FILL * budget
+        self._failures, self._not_before = 0, 0.0
+        self._dropped, self._malformed = 0, 0
+        self._stopping = False
+        self._ready = threading.Event()
+        self._refused: Exception | None = None
+        self.kept: sqlite3.Connection | None = None
+        """The in-memory trace after its end."""
+
+        self.path = path
+        """Where the trace is now: somewhere else when another file took its place."""
+
+    def start(self) -> threading.Thread:
+        """Open the trace on a thread of its own; raises `TraceError` when it cannot be opened."""
+        thread = threading.Thread(target=self._run, name="gnnstab-trace", daemon=True)
+        thread.start()
+        self._ready.wait()
+        if self._refused is not None:
+            raise self._refused
+        return thread
+
+    def stop(self) -> None:
+        """End the thread after this round; asked for through a request."""
+        self._stopping = True
+
+    def _run(self) -> None:
+        # The store lives in this frame alone: after a fork the child has no such thread, so nothing there can close,
+        # or write to, the connection of its parent.
+        try:
+            store = Store(self.path, self._budget)
+        except Exception as error:  # Raised again in `start`, on the thread that asked.
+            self._refused = error
+            self._ready.set()
+            return
+        self._mailbox.facts.append(("journal", store.journal.label))
+        self._serve(store)
+        self._ready.set()
+        pause = self._flush_seconds * store.journal.patience
+        while not self._stopping:
+            self._mailbox.wake.wait(pause)
+            self._serve(store)
+            self._keep_budget(store)
+        self._end(store)
+
+    def _serve(self, store: Store) -> None:
+        """One round: write what waits, then answer those who wait for it."""
+        self._mailbox.wake.clear()
+        requests = [self._mailbox.requests.popleft() for _ in range(len(self._mailbox.requests))]
+        self._collect()
+        if self._batch and (requests or time.monotonic() >= self._not_before):
+            self._write(store)
+        for request in requests:
+            request.run(store)
+
+    def _collect(self) -> None:
+        self._mailbox.collect(self._batch)
+        for row in self._batch.measures:
+            key = (row[1], row[2], row[3], row[4], row[5])
+            if key not in self._quantities:
+                self._quantities[key] = len(self._quantities) + 1
+                self._batch.facts.quantities[self._quantities[key]] = key
+        losses = {
+            "dropped.rows": self._mailbox.dropped + self._dropped,
+            "dropped.events": self._mailbox.events_dropped,
+            "malformed.rows": self._malformed,
+        }
+        for name, count in losses.items():
+            if count and self._facts.meta.get(name) != str(count):
+                self._batch.facts.meta[name] = str(count)
+        self._facts.update(self._batch.facts)
+
+    def _write(self, store: Store) -> None:
+        try:
+            if store.displaced():
+                self._trouble.report(f"{self.path}: the trace {store.rescue()}; it goes on as {store.path}")
+                self.path = store.path
+            self._malformed += store.write(self._batch, self._quantities)
+        except Exception as error:  # No failure of the store may reach the training.
+            self._failed(store, error)
+        else:
+            self._batch = Batch()
+            self._failures, self._not_before = 0, 0.0
+
+    def _failed(self, store: Store, error: Exception) -> None:
+        self._failures += 1
+        self._not_before = time.monotonic() + min(LONGEST_PAUSE, self._flush_seconds * 2**self._failures)
+        self._dropped += self._batch.shrink(SITES_LIMIT, ROWS_LIMIT)
+        self._trouble.report(
+            f"{store.path or 'in-memory trace'}: cannot be written ({error}); the training goes on, "
+            "new rows wait in memory and the oldest of them are dropped when that is full"
+        )
+        try:
+            if self._recover(store, error):
+                self._batch.facts = self._everything()
+        except Exception as further:  # The next attempt comes after the pause.
+            self._trouble.report(f"{store.path}: cannot be written ({error}), nor opened again ({further})")
+
+    def _recover(self, store: Store, error: Exception) -> bool:
+        """Make the next attempt more promising; True when the file was begun anew."""
+        if store.path is None or not os.path.isdir(os.path.dirname(os.path.abspath(store.path))):
+            return False
+        if type(error) is sqlite3.DatabaseError:
+            # Not an operational error: the file itself is damaged.
+            aside = store.start_over()
+            self._trouble.report(
+                f"{store.path}: damaged from outside ({error}); kept as {aside}, the trace begins anew"
+            )
+            return True
+        if store.displaced():
+            return self._failures > 3 and bool(store.start_over() or True)
+        return self._failures > 1 and store.reopen()
+
+    def _everything(self) -> Facts:
+        facts = Facts()
+        facts.update(self._facts)
+        return facts
+
+    def _keep_budget(self, store: Store) -> None:
+        try:
+            if self._stopping or self._failures or store.live_bytes() < self._trigger:
+                return
+            before = store.live_bytes()
+            self._halve(store, everything=False)
+            if store.live_bytes() > 0.95 * before:
+                self._halve(store, everything=True)
+            # Without this, a trace that cannot shrink further would be halved again on every flush.
+            self._trigger = max(FILL * self._budget, 1.1 * store.live_bytes())
+        except Exception as error:  # No failure of the store may reach the training.
+            self._failed(store, error)
+
+    def _halve(self, store: Store, everything: bool) -> None:
+        for _ in halve(store.connection, everything=everything):
+            self._serve(store)
+            if self._stopping:
+                return
+
+    def _end(self, store: Store) -> None:
+        self._batch.facts.meta["closed"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        self._collect()
+        self._write(store)
+        if self.path is None:
+            self.kept = store.connection
+            return
+        try:
+            store.close()
+        except Exception as error:  # No failure of the store may reach the training.
+            self._trouble.report(f"{store.path}: cannot be closed ({error})")
