@@ -1,0 +1,72 @@
+"""GitHub workflow commands, read the way the runner reads them."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+import examples
+from gnnstab.report import render
+
+COMMAND = re.compile(r"::(?P<command>[a-z]+) (?P<properties>[^:]*)::(?P<data>.*)")
+
+
+def commands(text: str) -> list[tuple[str, dict[str, str], str]]:
+    """Commands as the runner sees them: a line that begins with ``::`` after blanks."""
+    found = []
+    for line in re.split(r"\r\n|\n|\r", text):
+        if line.lstrip().startswith("::"):
+            match = COMMAND.fullmatch(line)
+            assert match, line
+            properties = dict(part.split("=", 1) for part in match["properties"].split(","))
+            found.append((match["command"], {k: decode(v) for k, v in properties.items()}, decode(match["data"])))
+        else:
+            assert "##[" not in line
+    return found
+
+
+def decode(text: str) -> str:
+    for code, character in (("%3A", ":"), ("%2C", ","), ("%0A", "\n"), ("%0D", "\r"), ("%25", "%")):
+        text = text.replace(code, character)
+    return text
+
+
+@pytest.mark.parametrize("name", examples.ALL)
+def test_one_command_per_finding(name: str) -> None:
+    diagnosis = examples.ALL[name]()
+    found = commands(render(diagnosis, "github"))
+    assert len(found) == len(diagnosis.findings)
+    severities = sorted(
+        {"error": "error", "warning": "warning", "info": "notice"}[f.severity] for f in diagnosis.findings
+    )
+    assert sorted(command for command, _, _ in found) == severities
+
+
+def test_file_title_layer_head_and_number() -> None:
+    command, properties, data = commands(render(examples.many_findings(), "github"))[3]
+    assert command == "error"
+    assert properties == {"file": "runs/7agents/run.gnnstab", "title": "GS301 attention-explosion"}
+    assert data.startswith("encoder.blocks.2.attention, head 0, step 1200: attention.entropy 0.084 < 0.1")
+
+
+@pytest.mark.parametrize("format", ["text", "github", "markdown"])
+def test_a_layer_name_cannot_give_the_runner_a_command(format: str) -> None:
+    hostile = "::set-output name=x::y"
+    from dataclasses import replace
+
+    base = examples.one_finding()
+    finding = replace(base.findings[0], layer=hostile, message=f"ends here {hostile} ##[error]x ##vso[task.complete]y")
+    text = render(replace(base, findings=(finding,)), format)
+    assert not [line for line in text.splitlines() if line.lstrip().startswith("::set-output")]
+    assert "##[" not in text
+    assert "##vso[" not in text
+
+
+def test_nothing_evaluable_is_a_warning() -> None:
+    from dataclasses import replace
+
+    diagnosis = replace(examples.clean(), rules=())
+    assert [command for command, _, _ in commands(render(diagnosis, "github").replace("title=", "title="))] == [
+        "warning"
+    ]

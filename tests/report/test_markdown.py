@@ -1,0 +1,60 @@
+"""Markdown, rendered by a CommonMark parser: names must come out as text."""
+
+from __future__ import annotations
+
+import pytest
+from markdown_it import MarkdownIt
+
+import examples
+from gnnstab.report import render
+from gnnstab.report.markdown import span, text
+
+
+def tokens(source: str):
+    return MarkdownIt("commonmark").enable("table").parse(source)
+
+
+@pytest.mark.parametrize("name", examples.ALL)
+def test_nothing_but_line_breaks_is_html_and_nothing_is_a_link(name: str) -> None:
+    for token in tokens(render(examples.ALL[name](), "markdown")):
+        assert token.type != "html_block"
+        for child in token.children or []:
+            assert child.type not in ("link_open", "image")
+            assert child.type != "html_inline" or child.content == "<br>"
+
+
+@pytest.mark.parametrize("name", examples.ALL)
+def test_every_table_row_has_as_many_cells_as_its_head(name: str) -> None:
+    parsed = tokens(render(examples.ALL[name](), "markdown"))
+    cells, widths = 0, []
+    for token in parsed:
+        if token.type in ("th_open", "td_open"):
+            cells += 1
+        if token.type == "tr_close":
+            widths.append(cells)
+            cells = 0
+    assert set(widths) <= {4, 5}
+    findings = len(examples.ALL[name]().findings)
+    assert widths.count(5) == (findings + 1 if findings else 0)
+
+
+@pytest.mark.parametrize("value", [*examples.HOSTILE_NAMES[:-1], "@team", "www.example.org", "~~x~~", "a  \nb", "1. x"])
+def test_text_comes_out_as_written(value: str) -> None:
+    from gnnstab.report.escape import sentence
+
+    inline = tokens(f"x {text(value)} x")[1]
+    shown = "".join(child.content for child in inline.children)
+    assert shown == f"x {sentence(value)} x".replace("  ", "  ")
+
+
+@pytest.mark.parametrize("value", ["a`b``c", "`", "``", "plain", "a|b"])
+def test_code_spans_hold_their_content(value: str) -> None:
+    source = f"| h |\n| --- |\n| {span(value, 80)} |\n"
+    codes = [child for token in tokens(source) for child in token.children or [] if child.type == "code_inline"]
+    assert [code.content for code in codes] == [value]
+
+
+def test_a_job_summary_stays_below_its_limit() -> None:
+    source = render(examples.many_findings(500, 200), "markdown")
+    assert len(source.encode()) < 200_000
+    assert "And 450 more findings" in source

@@ -1,0 +1,78 @@
+"""The table of formats and the plugins beside it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import EntryPoint
+
+import pytest
+
+import examples
+from gnnstab.errors import ConfigurationError, UsageError
+from gnnstab.report import FORMATS, format_names, render, rendering, supported
+
+
+def test_every_format_of_the_table_renders() -> None:
+    for name in FORMATS:
+        assert render(examples.one_finding(), name).endswith("\n")
+
+
+def test_unknown_formats_and_options_are_refused_with_the_choices() -> None:
+    with pytest.raises(UsageError, match="choose from text, json, sarif"):
+        render(examples.clean(), "pdf")
+    with pytest.raises(UsageError, match=r"format 'json' has no option 'width'; it has: indent"):
+        render(examples.clean(), "json", width=80)
+    assert supported("json", {"width": 80, "indent": None}) == {"indent": None}
+
+
+def plugins(monkeypatch: pytest.MonkeyPatch, *values: str) -> None:
+    points = tuple(EntryPoint(name="yaml", value=value, group=rendering.GROUP) for value in values)
+    monkeypatch.setattr(rendering, "plugins", lambda: points)
+
+
+def test_a_plugins_format_is_offered_and_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    plugins(monkeypatch, "gnnstab.report.json")
+    assert "yaml" in format_names()
+    assert render(examples.clean(), "yaml") == render(examples.clean(), "json")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (["no.such.module"], r"format plugin 'yaml' \(no.such.module\) failed to load: ModuleNotFoundError"),
+        (["gnnstab.report.escape"], "has no function render"),
+        (["gnnstab.report.json", "gnnstab.report.text"], "offered by gnnstab.report.json and gnnstab.report.text"),
+    ],
+)
+def test_a_broken_plugin_is_named(monkeypatch: pytest.MonkeyPatch, values: list[str], message: str) -> None:
+    plugins(monkeypatch, *values)
+    with pytest.raises(ConfigurationError, match=message):
+        render(examples.clean(), "yaml")
+
+
+def test_a_plugin_that_returns_no_text_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from types import SimpleNamespace
+
+    module = SimpleNamespace(render=lambda diagnosis: b"bytes", __name__="theirs")
+    monkeypatch.setattr(rendering, "_module", lambda format: module)
+    with pytest.raises(ConfigurationError, match="returned a bytes, not text"):
+        render(examples.clean(), "theirs")
+    with pytest.raises(UsageError, match="holds one target; 2 were given"):
+        render([examples.clean(), examples.clean()], "theirs")
+
+
+def test_formats_are_loaded_when_asked_for_and_need_no_torch() -> None:
+    program = (
+        "import sys, gnnstab.report as report\n"
+        "assert not [m for m in report.FORMATS.values() if m in sys.modules]\n"
+        "import examples\n"
+        "for name in ('text', 'json', 'sarif', 'junit', 'github', 'markdown'):\n"
+        "    report.render(examples.one_finding(), name)\n"
+        "heavy = {'torch', 'torch_geometric', 'matplotlib', 'scipy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    from pathlib import Path
+
+    tests = Path(__file__).parents[1]
+    subprocess.run([sys.executable, "-c", program], cwd=tests, check=True, timeout=60)
