@@ -87,3 +87,7 @@ class NotEvaluable(RuleOutcome):
 
 class NotApplicable(RuleOutcome):
     """The rule does not concern this model; the message says why."""
+
+
+class GnnstabWarning(UserWarning):
+    """Something that the user of a monitored run should know; never raised by gnnstab itself."""

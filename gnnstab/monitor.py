@@ -1,0 +1,196 @@
+"""`Monitor`: the recorder, a trace and the live rules around a training loop."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from gnnstab.errors import GnnstabWarning, UnstableError, UsageError
+from gnnstab.probe.boundary import Boundary
+from gnnstab.probe.recorder import Recorder
+from gnnstab.records import Coverage, Diagnosis, Event, Finding, Signals
+from gnnstab.rules.gs502_non_finite_value import NonFiniteValue
+from gnnstab.trace import TraceWriter, rank_path
+
+if TYPE_CHECKING:
+    from gnnstab.trace import Trace
+
+OnFinding = str | Callable[[Finding], None]
+
+_EVERY_STEP = "every step"
+_DEFAULT = 50
+
+
+class Monitor:
+    """Watches the training of a model with `TransformerConv` layers.
+
+    Use it as a context manager around the loop. With an optimizer, steps are found by themselves; without one, call
+    `step` after every update. What is recorded goes to ``trace`` (a path, or None for memory) and is diagnosed by
+    `diagnose` at any time, also after the loop and after an exception.
+
+    The run is left as it was found: outputs, gradients and random numbers are the same bit for bit, nothing waits for
+    the device inside a step, all hooks are gone at the end, and a failure inside gnnstab is recorded and warned about
+    once instead of raised.
+
+    Args:
+        model: The model, also one compiled by `torch.compile` or wrapped for data parallelism.
+        optimizer: The optimizer, or a sequence of optimizers, that moves it.
+        trace: Path of the trace. In a distributed run every rank writes its own, ``run.rank0.gnnstab``, ….
+        on_finding: ``"warn"``, ``"raise"`` (`UnstableError`, out of the optimizer's step or out of `step`),
+            ``"ignore"``, or a callable that gets each `Finding` once.
+        schedule: Steps between two full-tier measurements, or ``"every step"``; the light tier records every step.
+        budget: Instead of a fixed schedule: the share of a step's time that the monitor may take, e.g. 0.02.
+        scaler: The GradScaler in use, so that gradients are recorded unscaled and skipped steps are known as such.
+
+    Raises:
+        UsageError: An argument makes no sense.
+        TraceError: The trace cannot be written.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
+        trace: str | os.PathLike[str] | None = None,
+        on_finding: OnFinding = "warn",
+        schedule: int | str = _DEFAULT,
+        budget: float | None = None,
+        scaler: Any = None,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise UsageError(f"Monitor needs a torch.nn.Module, not a {type(model).__name__}")
+        if not callable(on_finding) and on_finding not in ("warn", "raise", "ignore"):
+            raise UsageError(f'on_finding={on_finding!r}; choose "warn", "raise", "ignore" or a callable')
+        optimizers = _optimizers(optimizer)
+        every = _every(schedule)
+        self._path = _rank_path(trace)
+        self._on_finding = on_finding
+        self._writer = TraceWriter(self._path)
+        self._recorder = Recorder(model, self._writer, full_every=every, on_event=self._noticed)
+        self._boundary = Boundary(self._recorder, optimizers, scaler, self._after_step)
+        self._has_optimizer = bool(optimizers)
+        self._waiting: list[Finding] = []
+        self._told: set[str] = set()
+        self._live = _live_engine()
+
+    def __enter__(self) -> Monitor:
+        self._recorder.attach()
+        self._boundary.attach()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._boundary.detach()
+        self._recorder.detach()
+        self._writer.close()
+
+    def step(self, loss: Tensor | float | None = None) -> None:
+        """Say that a step has ended, and with what loss.
+
+        Call it after the update. With an optimizer the step's end is already known, and this only adds the loss.
+        """
+        if loss is not None:
+            self.loss(loss)
+        if not self._has_optimizer:
+            self._recorder.state.failsafe.run("the end of a step", lambda: self._boundary.end(None))
+            self._after_step()
+        self._act()
+
+    def loss(self, loss: Tensor | float) -> None:
+        """Give the loss of this step, before or after the optimizer's step."""
+        self._recorder.state.failsafe.run("the loss", lambda: self._recorder.loss(loss))
+
+    def diagnose(self, **options: Any) -> Diagnosis:
+        """Diagnose what was recorded so far; ``options`` are those of `gnnstab.diagnosis.diagnose_trace`."""
+        from gnnstab.diagnosis import diagnose_trace
+
+        return diagnose_trace(self.trace, **options)
+
+    @property
+    def trace(self) -> Trace:
+        """What was recorded so far, as a snapshot."""
+        return self._writer.read()
+
+    @property
+    def coverage(self) -> Coverage:
+        """Layers expected and observed, and what is blind and why."""
+        return self._recorder.coverage
+
+    def _noticed(self, event: Event) -> None:
+        """An event was recorded; a non-finite value is a finding at once."""
+        if event.kind == "non-finite":
+            facts = tuple(watch.facts(i) for i, watch in enumerate(self._recorder.watches))
+            signals = Signals(kind="trace", layers=facts, events=(event,))
+            self._waiting += list(NonFiniteValue().check(signals))
+
+    def _after_step(self) -> None:
+        """A step has ended: let the live rules look, then act on what they found."""
+        if self._live is not None:
+            self._recorder.state.failsafe.run("the live rules", self._look)
+        self._act()
+
+    def _look(self) -> None:
+        """The one place where live rules are asked."""
+        if self._live is not None:
+            self._waiting += self._live.update(self._recorder.step, self._writer)
+
+    def _act(self) -> None:
+        """Warn about, raise or hand over each finding once."""
+        waiting, self._waiting = self._waiting, []
+        for finding in waiting:
+            if finding.fingerprint in self._told:
+                continue
+            self._told.add(finding.fingerprint)
+            if callable(self._on_finding):
+                self._on_finding(finding)
+            elif self._on_finding == "raise":
+                raise UnstableError(finding)
+            elif self._on_finding == "warn":
+                warnings.warn(f"{finding.code} {finding.name}: {finding.message}", GnnstabWarning, stacklevel=4)
+
+
+def _live_engine() -> Any:
+    """The rules that follow a run, where they are installed."""
+    try:
+        from gnnstab.rules.live import LiveEngine
+    except ImportError:
+        return None
+    return LiveEngine()
+
+
+def _optimizers(given: Any) -> tuple[torch.optim.Optimizer, ...]:
+    if given is None:
+        return ()
+    several = given if isinstance(given, (list, tuple)) else (given,)
+    # Lightning and Accelerate wrap optimizers; the hooks belong to the one inside.
+    plain = tuple(one if hasattr(one, "register_step_pre_hook") else getattr(one, "optimizer", one) for one in several)
+    for one in plain:
+        if not hasattr(one, "register_step_pre_hook"):
+            raise UsageError(f"optimizer must be a torch optimizer or a sequence of them, not a {type(one).__name__}")
+    return plain
+
+
+def _every(schedule: int | str) -> int:
+    if schedule == _EVERY_STEP:
+        return 1
+    if isinstance(schedule, bool) or not isinstance(schedule, int) or schedule < 1:
+        raise UsageError(f'schedule={schedule!r}; give a number of steps, at least 1, or "every step"')
+    return schedule
+
+
+def _rank_path(trace: str | os.PathLike[str] | None) -> Path | None:
+    if trace is None:
+        return None
+    rank, world = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
+    if rank.isdigit() and world.isdigit() and int(world) > 1:
+        return rank_path(trace, int(rank))
+    return Path(trace)

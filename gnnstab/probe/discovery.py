@@ -1,0 +1,26 @@
+"""Which modules of a model are recorded, and by which adapter."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from gnnstab.probe.layers import ADAPTERS
+from gnnstab.probe.state import State
+from gnnstab.probe.watch import Watch
+
+
+def find_watches(model: nn.Module, state: State) -> list[Watch]:
+    """A watch for every message-passing layer, each module once; layers that cannot be hooked are named as blind."""
+    watches: list[Watch] = []
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            if module.original_name.startswith(("TransformerConv", "MessagePassing")):
+                state.unseen(
+                    name, "output", "a scripted layer runs no Python hooks; monitor the model before scripting it"
+                )
+            continue
+        watch = next((watch for kind, watch in ADAPTERS if isinstance(module, kind)), None)
+        if watch is not None:
+            watches.append(watch(state, name, module))
+    return watches

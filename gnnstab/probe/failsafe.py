@@ -1,0 +1,65 @@
+"""What keeps a failure inside gnnstab from reaching the run that it watches."""
+
+from __future__ import annotations
+
+import traceback
+import warnings
+from collections.abc import Callable
+
+import torch
+
+from gnnstab.errors import GnnstabWarning
+from gnnstab.records import Event
+
+_LIMIT = 16
+"""Failures that are kept; each hook fails at most once, so more would say nothing new."""
+
+
+class Failsafe:
+    """Collects failures of the tool as events and says so once."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        """Failures that were not yet handed on."""
+
+        self.step = 0
+        self._count = 0
+
+    def failed(self, where: str, error: BaseException) -> None:
+        """Note a failure of the tool in ``where``."""
+        self._count += 1
+        if self._count > _LIMIT:
+            return
+        frames = traceback.extract_tb(error.__traceback__)
+        place = f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "unknown place"
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:500]
+        self.events.append(
+            Event(self.step, "tool-failure", message=f"{where}: {reason}", detail={"where": where, "place": place})
+        )
+        if self._count == 1:
+            warnings.warn(
+                f"gnnstab failed in {where} and records less from here on; the training is not affected ({reason})",
+                GnnstabWarning,
+                stacklevel=2,
+            )
+
+    def run(self, where: str, body: Callable[[], object]) -> bool:
+        """Call ``body`` with gradients switched off; a failure is noted, and the answer is then False."""
+        grad = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(False)
+        try:
+            body()
+        except Exception as error:
+            self.note(where, error)
+            return False
+        finally:
+            torch._C._set_grad_enabled(grad)
+        return True
+
+    def note(self, where: str, error: Exception) -> None:
+        """Like `failed`, safe to call from a hook."""
+        # A warning that the user turned into an error must not end the run either.
+        try:
+            self.failed(where, error)
+        except Warning:
+            return

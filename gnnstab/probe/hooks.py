@@ -1,0 +1,69 @@
+"""Hooks that cannot hurt: guarded, absent from copies of the model, and gone after `remove`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from gnnstab.probe.failsafe import Failsafe
+
+
+def ignore(*args: Any, **kwargs: Any) -> None:
+    """Do nothing; this is what a hook becomes in a copy of the model, in a pickle, and after a failure."""
+
+
+class Hook:
+    """A module or tensor hook around ``body``.
+
+    ``body`` runs with gradients switched off and gets whether they were on as its first argument. It returns nothing,
+    so it can change neither inputs nor outputs nor gradients. When it fails, the failure is noted and it is not called
+    again. A copied or pickled model carries `ignore` in its place: an averaged copy of a model is not the model.
+    """
+
+    __slots__ = ("_body", "_failsafe", "_where", "compiled")
+
+    def __init__(
+        self,
+        where: str,
+        body: Callable[..., object],
+        failsafe: Failsafe,
+        compiled: Callable[..., object] = ignore,
+    ) -> None:
+        self._where = where
+        self._body = body
+        self._failsafe = failsafe
+        self.compiled = compiled
+        """Called instead of ``body`` while `torch.compile` traces the model."""
+
+    def __call__(self, *args: Any) -> None:
+        if torch.compiler.is_compiling():
+            self.compiled(*args)
+            return
+        grad = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(False)
+        try:
+            self._body(grad, *args)
+        except Exception as error:
+            self.close()
+            self._failsafe.note(self._where, error)
+        finally:
+            torch._C._set_grad_enabled(grad)
+
+    def close(self) -> None:
+        """Turn the hook into one that does nothing and references nothing."""
+        self._body = self.compiled = ignore
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
+        return ignore
+
+    def __copy__(self) -> Callable[..., None]:
+        return ignore
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        return _ignore, ()
+
+
+def _ignore() -> Callable[..., None]:
+    return ignore

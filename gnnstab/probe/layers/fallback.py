@@ -1,0 +1,87 @@
+"""Every other message-passing layer: input, output, gradients, and what its aggregation returns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from gnnstab.probe.state import State
+from gnnstab.probe.statistics import activation_measures, aggregation_measures
+from gnnstab.probe.watch import Plan, Watch
+from gnnstab.records import LayerFacts
+
+
+class FallbackWatch(Watch):
+    """Records a layer whose inside is not known."""
+
+    def __init__(self, state: State, name: str, module: nn.Module) -> None:
+        super().__init__(state, name, module)
+        self._aggregates: list[Tensor] = []
+        self._messages: tuple[Tensor, Tensor, int] | None = None
+        self._sums = getattr(module, "aggr", None) in ("add", "sum")
+
+    def attach(self) -> None:
+        """Begin to record; the aggregation is a module of its own, so its hook also lives in a compiled model."""
+        aggregation = getattr(self.module, "aggr_module", None)
+        if self._sums and isinstance(aggregation, nn.Module):
+            hook = self.hook("the aggregation", self._after_aggregation)
+            self._handles.append(aggregation.register_forward_hook(hook, with_kwargs=True))
+        super().attach()
+
+    def detach(self) -> None:
+        """Leave the layer as it was found."""
+        super().detach()
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop what an interrupted call left behind."""
+        self._aggregates = []
+        self._messages = None
+
+    def record(self, grad: bool, plan: Plan, inputs: Sequence[Any], args: Any, kwargs: Any, output: Tensor) -> None:
+        """Put input, output and the summed messages into the stage."""
+        xs = [x for x in inputs if isinstance(x, Tensor)]
+        sums = self._aggregates
+        sites = ("output", *["input"] * len(xs), *["aggregate"] * len(sums))
+        self.state.stage.put(plan.slots(sites), [output, *xs, *sums])
+        if self.state.full and plan.full_step != self.state.step:
+            plan.full_step = self.state.step
+            self._measure(plan, xs, output)
+        self.forget()
+
+    def facts(self, position: int) -> LayerFacts:
+        """What a message-passing layer of unknown inside shows of itself."""
+        module: Any = self.module
+        width = getattr(module, "in_channels", None)
+        pair = (width, width) if isinstance(width, int) else width
+        known = isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(w, int) for w in pair)
+        out = getattr(module, "out_channels", None)
+        return LayerFacts(
+            name=self.name,
+            kind=type(module).__name__,
+            position=position,
+            attention=False,
+            in_channels=pair if known else None,
+            out_channels=out if isinstance(out, int) else None,
+            aggregation=module.aggr if isinstance(getattr(module, "aggr", None), str) else None,
+        )
+
+    def _measure(self, plan: Plan, xs: Sequence[Tensor], output: Tensor) -> None:
+        numbers: dict[str, Any] = {}
+        floating = [x.detach() for x in xs if x.is_floating_point()]
+        if floating and output.is_floating_point():
+            batch = self.state.batch
+            if batch is not None and (len(batch) != len(output) or len(batch) != len(floating[-1])):
+                batch = None
+            numbers.update(activation_measures(floating[-1], output.detach(), batch))
+        if self._messages is not None:
+            numbers.update(aggregation_measures(*self._messages))
+        self.state.queue(plan.layer, plan.mode, plan.call, numbers)
+
+    def _after_aggregation(self, grad: bool, module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
+        self._aggregates.append(output.detach())
+        if self.state.full and len(args) > 1 and isinstance(args[1], Tensor):
+            messages = args[0].detach()
+            self._messages = (messages.flatten(1), args[1], output.shape[0])

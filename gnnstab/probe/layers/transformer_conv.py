@@ -1,0 +1,170 @@
+"""TransformerConv and its subclasses: scores, attention, gate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gnnstab.probe.layers.base import Call
+from gnnstab.probe.layers.edges import edge_ends
+from gnnstab.probe.layers.tap import Seen, Tap, Untappable
+from gnnstab.probe.statistics import attention_measures
+from gnnstab.probe.state import State
+from gnnstab.probe.watch import Plan, Watch
+from gnnstab.records import LayerFacts
+
+_SITES = ("output", "input", "score", "attention")
+
+
+class TransformerConvWatch(Watch):
+    """Records one TransformerConv."""
+
+    attention = True
+    sites = ("input", "output", "score", "attention")
+
+    def __init__(self, state: State, name: str, module: nn.Module) -> None:
+        super().__init__(state, name, module)
+        self._tap: Tap | None = None
+        self._seen: list[Seen] = []
+        self._gate: Tensor | None = None
+        self._message: Tensor | None = None
+        self._aggregation: Any = None
+        self._layout: dict[tuple[int, int, bool], tuple[str, ...]] = {}
+
+    def attach(self) -> None:
+        """Begin to record: a tap on ``message``, a hook on the layer and one on its gate."""
+        try:
+            self._tap = Tap.attach(self.module, self)
+        except Untappable as reason:
+            for site in ("score", "attention"):
+                self.state.unseen(self.name, site, str(reason))
+        gate = getattr(self.module, "lin_beta", None)
+        if isinstance(gate, nn.Module):
+            self._handles.append(gate.register_forward_hook(self.hook("the gate", self._after_gate)))
+        super().attach()
+
+    def detach(self) -> None:
+        """Leave the layer as it was found."""
+        self.full(False)
+        if self._tap is not None:
+            self._tap.detach(self)
+        super().detach()
+        self.forget()
+
+    def full(self, on: bool) -> None:
+        """The aggregated message is observed in full steps only."""
+        if self._aggregation is not None:
+            self._aggregation.remove()
+            self._aggregation = None
+        aggregation = getattr(self.module, "aggr_module", None)
+        if on and isinstance(aggregation, nn.Module):
+            self._aggregation = aggregation.register_forward_hook(self.hook("the aggregation", self._after_aggregation))
+
+    def saw(self, seen: Seen) -> None:
+        """Keep one softmax until the layer returns."""
+        self._seen.append(seen)
+
+    def forget(self) -> None:
+        """Drop what an interrupted call left behind."""
+        self._seen = []
+        self._gate = self._message = None
+
+    def record(self, grad: bool, plan: Plan, inputs: Sequence[Any], args: Any, kwargs: Any, output: Tensor) -> None:
+        """Put input, output, scores, weights and gate of one call into the stage."""
+        seen, gate = self._seen, self._gate
+        xs = inputs[:1] if len(inputs) == 2 and inputs[0] is inputs[1] else inputs
+        tensors = [output, *xs]
+        for one in seen:
+            tensors += (one.score, one.attention)
+        if gate is not None:
+            gate = gate.sigmoid()
+            tensors.append(gate)
+        variant = (len(xs), len(seen), gate is not None)
+        sites = self._layout.get(variant)
+        if sites is None:
+            sites = self._layout[variant] = _layout(*variant)
+        self.state.stage.put(plan.slots(sites), tensors)
+        if self.state.full and plan.full_step != self.state.step and len(seen) == 1:
+            plan.full_step = self.state.step
+            self._measure(plan, self._call(inputs, args, kwargs, output, gate))
+        self.forget()
+
+    def facts(self, position: int) -> LayerFacts:
+        """The configuration in force."""
+        return conv_facts(self.name, self.module, position)
+
+    def _call(self, inputs: Sequence[Any], args: Any, kwargs: Any, output: Tensor, gate: Tensor | None) -> Call:
+        edge_index = args[1] if len(args) > 1 else kwargs["edge_index"]
+        edge_attr = args[2] if len(args) > 2 else kwargs.get("edge_attr")
+        flow = getattr(self.module, "flow", "source_to_target")
+        source, target, values = edge_ends(edge_index, flow)
+        (seen,) = self._seen
+        message = self._message
+        return Call(
+            x_source=inputs[0].detach(),
+            x_target=inputs[-1].detach(),
+            index_source=source,
+            index_target=target if seen.index is None else seen.index,
+            edge_attr=values if edge_attr is None else edge_attr.detach(),
+            score=seen.score.detach(),
+            attention=seen.attention.detach(),
+            output=output.detach(),
+            gate=gate,
+            message=None if message is None else _like_output(message.detach(), output, self.module),
+        )
+
+    def _measure(self, plan: Plan, call: Call) -> None:
+        batch = self.state.batch
+        if batch is not None and len(batch) != len(call.x_target):
+            batch = None
+        self.state.queue(plan.layer, plan.mode, plan.call, attention_measures(call, self.module, batch))
+
+    def _after_gate(self, grad: bool, module: nn.Module, args: Any, output: Tensor) -> None:
+        self._gate = output.detach()
+
+    def _after_aggregation(self, grad: bool, module: nn.Module, args: Any, output: Tensor) -> None:
+        self._message = output.detach()
+
+
+def _layout(inputs: int, seen: int, gate: bool) -> tuple[str, ...]:
+    return ("output", *["input"] * inputs, *["score", "attention"] * seen, *["gate"] * gate)
+
+
+def _like_output(message: Tensor, output: Tensor, conv: Any) -> Tensor:
+    """(N_t, H, C) → the shape of the output, joined or averaged over heads as the layer does it."""
+    if message.dim() != 3:
+        return message
+    return message.flatten(1) if conv.concat else message.mean(dim=1)
+
+
+def conv_facts(name: str, conv: Any, position: int) -> LayerFacts:
+    """The configuration of a TransformerConv as its attributes show it."""
+    width = conv.in_channels
+    beta = getattr(conv, "lin_beta", None) is not None
+    linear = getattr(conv, "lin_query", None)
+    return LayerFacts(
+        name=name,
+        kind=type(conv).__name__,
+        position=position,
+        attention=True,
+        in_channels=_widths(conv, (width, width) if isinstance(width, int) else tuple(width)),
+        out_channels=conv.out_channels,
+        heads=conv.heads,
+        concat=conv.concat,
+        beta=beta,
+        beta_requested=True if beta else (False if conv.root_weight else None),
+        dropout=float(conv.dropout),
+        edge_dim=conv.edge_dim or 0,
+        root_weight=conv.root_weight,
+        bias=None if linear is None else linear.bias is not None,
+        aggregation=conv.aggr if isinstance(conv.aggr, str) else None,
+    )
+
+
+def _widths(conv: Any, declared: tuple[int, ...]) -> tuple[int, int]:
+    """Input widths; a lazy layer declares -1 and knows better after its first call."""
+    actual = [getattr(getattr(conv, part, None), "in_channels", -1) for part in ("lin_key", "lin_query")]
+    return tuple(a if d < 0 else d for d, a in zip(declared, actual, strict=True))  # type: ignore[return-value]

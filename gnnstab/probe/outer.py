@@ -1,0 +1,116 @@
+"""The forward of the recorded model as a whole: what went in, and what is needed to run it again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gnnstab.probe.hooks import Hook
+from gnnstab.probe.identity import identity_paths
+from gnnstab.probe.keys import MODES
+from gnnstab.probe.replica import Autocast, rng_snapshot, tensors_in
+from gnnstab.probe.state import State
+from gnnstab.probe.statistics import node_measures
+from gnnstab.probe.watch import Watch
+
+
+class Inputs(NamedTuple):
+    """One outer forward, ready to be run again; held by reference until the end of the step."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    rng: Mapping[str, Any]
+    autocast: Autocast
+    mode: str
+
+
+class Outer:
+    """Marks where forwards of the model begin and end, and keeps the inputs of the latest one per mode."""
+
+    def __init__(self, state: State, watches: Iterable[Watch], keep: bool = True) -> None:
+        self.last: dict[str, Inputs] = {}
+        """Mode → latest inputs of this step."""
+
+        self.paths: dict[str, bool | None] = {}
+        """Layer → whether a path leads around it, after the first training forward."""
+
+        self._state = state
+        self._watches = tuple(watches)
+        self._keep = keep
+        self._handles: list[Any] = []
+        self._hooks: list[Hook] = []
+        self._full_step = -1
+
+    def attach(self, model: nn.Module) -> None:
+        """Hook the model; to be called after its layers were hooked, since the model may be a layer itself."""
+        before = Hook("the model's forward", self._before, self._state.failsafe)
+        after = Hook("the model's output", self._after, self._state.failsafe)
+        self._hooks = [before, after]
+        self._handles = [
+            model.register_forward_pre_hook(before, with_kwargs=True, prepend=True),
+            model.register_forward_hook(after),
+        ]
+
+    def detach(self) -> None:
+        """Remove the hooks and release everything."""
+        for handle in self._handles:
+            handle.remove()
+        for hook in self._hooks:
+            hook.close()
+        self._handles.clear()
+        self.end_step()
+
+    def end_step(self) -> None:
+        """Release the inputs."""
+        self.last.clear()
+
+    def _before(self, grad: bool, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        state = self._state
+        if torch._C._current_graph_task_id() != -1:
+            return
+        if state.inside:
+            # The last forward ended in an exception.
+            for watch in self._watches:
+                watch.forget()
+        state.epoch += 1
+        state.inside = True
+        mode = MODES[2 * model.training + grad]
+        if self._keep:
+            self.last[mode] = Inputs(args, kwargs, rng_snapshot(), _autocast(args, kwargs), mode)
+        if mode == "train" and not self.paths and state.trail is None:
+            state.trail = []
+        if state.full and self._full_step != state.step:
+            self._full_step = state.step
+            self._measure(mode, args, kwargs)
+
+    def _after(self, grad: bool, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        state = self._state
+        state.inside = False
+        trail, state.trail = state.trail, None
+        if trail:
+            first = next((tensor for _, tensor in tensors_in(output) if tensor.requires_grad), None)
+            self.paths = identity_paths([*trail, ("", first, None)] if first is not None else trail)
+
+    def _measure(self, mode: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        named = list(tensors_in([*args, kwargs]))
+        state = self._state
+        state.batch = next((t for name, t in named if name.split(".")[-1] == "batch" and _is_batch(t)), None)
+        x = next((t for _, t in named if t.dim() == 2 and t.is_floating_point()), None)
+        if x is not None:
+            batch = state.batch if state.batch is not None and len(state.batch) == len(x) else None
+            state.queue("", mode, 0, node_measures(x.detach(), batch))
+
+
+def _is_batch(tensor: Tensor) -> bool:
+    return tensor.dim() == 1 and tensor.dtype == torch.int64
+
+
+def _autocast(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Autocast:
+    first = args[0] if args else next(iter(kwargs.values()), None)
+    device = first.device.type if isinstance(first, Tensor) else "cpu"
+    if device == "cpu" and torch.is_autocast_enabled("cuda"):
+        device = "cuda"
+    return Autocast(device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))

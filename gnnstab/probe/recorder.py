@@ -1,0 +1,244 @@
+"""`Recorder`: watches a model and hands what it sees to a trace, step by step."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from types import TracebackType
+
+from torch import Tensor, nn
+
+from gnnstab.probe import anomaly
+from gnnstab.probe.discovery import find_watches
+from gnnstab.probe.outbox import Outbox, Writer
+from gnnstab.probe.outer import Outer
+from gnnstab.probe.parameters import Parameters
+from gnnstab.probe.replica import unwrap
+from gnnstab.probe.state import State
+from gnnstab.probe.totals import EMPTY, Tally, Totals
+from gnnstab.records import Coverage, Event, StepRow
+
+
+class Recorder:
+    """Records one model into one trace.
+
+    It changes nothing about the run: outputs, gradients and random numbers are the same with it and without it, and a
+    failure inside it is noted instead of raised. Between two calls of `end_step` nothing waits for the device.
+
+    Args:
+        model: The model; wrappers of ``torch.compile`` and data parallelism are looked through.
+        writer: Where the rows go; it stays open.
+        full_every: Steps between two full-tier measurements, beginning with the first step; 0 for none.
+        replay: Keep the inputs of the latest forward until the step ends, so that a non-finite value can be located.
+        on_event: Called at the step's end with every event.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        writer: Writer,
+        *,
+        full_every: int = 50,
+        replay: bool = True,
+        on_event: Callable[[Event], None] | None = None,
+    ) -> None:
+        self.model, _ = unwrap(model)
+        self.writer = writer
+        self.full_every = full_every
+        self.state = State()
+        self.watches = find_watches(self.model, self.state)
+        self.events: list[Event] = []
+        """Every event of the run so far, bounded."""
+
+        self._outer = Outer(self.state, self.watches, keep=replay)
+        self._parameters = Parameters(self.model, self.state.keys, self.state._refuse)
+        self._outbox = Outbox(writer, self.state.keys)
+        self._tally = Tally()
+        self._on_event = on_event
+        self._start = time.monotonic()
+        self._row: StepRow | None = None
+        self._loss: Tensor | float | None = None
+        self._facts_at = (-1, False)
+        self._met: dict[str, int] = {}
+        self._attached = False
+
+    def attach(self) -> Recorder:
+        """Hook the model; a layer that cannot be hooked is named as blind."""
+        if not self._attached:
+            self._attached = True
+            for watch in self.watches:
+                self.state.failsafe.run(f"attaching to {watch.name}", watch.attach)
+            self.state.failsafe.run("attaching to the model", lambda: self._outer.attach(self.model))
+            self._begin()
+        return self
+
+    def detach(self) -> None:
+        """Leave the model as it was found and hand over what is left; safe to call again."""
+        if not self._attached:
+            return
+        self._attached = False
+        self.end_step()
+        for watch in self.watches:
+            self.state.failsafe.run(f"detaching from {watch.name}", watch.detach)
+        self.state.failsafe.run("detaching from the model", self._outer.detach)
+        self.state.failsafe.run("the end of the run", self._finish)
+
+    def __enter__(self) -> Recorder:
+        return self.attach()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.detach()
+
+    @property
+    def step(self) -> int:
+        """The step that is being recorded, from 0."""
+        return self.state.step
+
+    @property
+    def coverage(self) -> Coverage:
+        """What was seen and what was not, so far."""
+        self._note_unseen()
+        attention = [watch for watch in self.watches if watch.attention]
+        blind = tuple(self.state.blinds())
+        scripted = {b.layer for b in blind} - {watch.name for watch in self.watches}
+        observed = sum(watch.name in self.state.fired for watch in attention)
+        return Coverage(len(attention) + len(scripted), observed, blind)
+
+    def loss(self, loss: Tensor | float) -> None:
+        """Give the loss of the current step, or of the one that has just ended."""
+        value = loss.detach().clone() if isinstance(loss, Tensor) else float(loss)
+        if self._row is not None and not (self.state.recorded or self.state.backward):
+            row, self._row = self._row, self._row._replace(loss=float(value))
+            self.writer.step(self._row)
+            self.state.failsafe.run("the loss", lambda: self._judge_loss(row.step, float(value)))
+        else:
+            self._loss = value
+
+    def end_step(
+        self,
+        *,
+        lr: float | None = None,
+        scale: float | None = None,
+        skipped: bool = False,
+        moves: bool = False,
+    ) -> bool:
+        """End the step: read the buffers, hand over the rows, look for non-finite values.
+
+        ``moves`` says that the optimizer is about to move the weights; `after_update` must then follow. Returns False
+        when nothing was recorded since the last end, so that there was no step to end.
+        """
+        if not (self.state.recorded or self.state.backward):
+            return False
+        self.state.failsafe.run("the end of a step", lambda: self._end(lr, scale, skipped, moves))
+        self._reset()
+        return True
+
+    def after_update(self) -> None:
+        """The optimizer has moved the weights: record by how much, in a step of the full tier."""
+        self.state.failsafe.run("the update", self._record_update)
+
+    def _end(self, lr: float | None, scale: float | None, skipped: bool, moves: bool) -> None:
+        step = self.state.step
+        for part in self.state.stage.take():
+            self._tally.add(part)
+        sites = self._tally.take()
+        gradients = self._parameters.gradients() if self.state.backward else EMPTY
+        self._outbox.sites(step, sites, scale or 1.0)
+        self._outbox.sites(step, gradients)
+        norm = math.sqrt(gradients.square.sum()) if len(gradients.slots) else None
+        loss = None if self._loss is None else float(self._loss)
+        self._row = StepRow(step, time.monotonic() - self._start, loss, lr, scale, norm, skipped)
+        self.writer.step(self._row)
+        self._write_facts()
+        if self.state.full:
+            self._outbox.measures(step, self.state.measures)
+            if moves:
+                self._outbox.sites(step, self._parameters.remember())
+        if not anomaly.all_finite(sites, gradients):
+            self._judge(sites, gradients, skipped)
+        elif loss is not None:
+            self._judge_loss(step, loss)
+
+    def _reset(self) -> None:
+        state = self.state
+        state.stage.clear()
+        state.end_step()
+        self._outer.end_step()
+        self._loss = None
+        self._hand_over_failures()
+        state.step += 1
+        state.failsafe.step = state.step
+        self._begin()
+
+    def _begin(self) -> None:
+        full = self.full_every > 0 and self.state.step % self.full_every == 0
+        if full != self.state.full:
+            self.state.full = full
+            for watch in self.watches:
+                self.state.failsafe.run(f"the full tier of {watch.name}", lambda watch=watch: watch.full(full))
+
+    def _record_update(self) -> None:
+        if self._row is not None:
+            self._outbox.sites(self._row.step, self._parameters.change())
+
+    def _judge(self, sites: Totals, gradients: Totals, skipped: bool) -> None:
+        state = self.state
+        view = anomaly.StepView.of(state.step, state.keys.all, sites, gradients, list(state.fired))
+        if view.forward_bad():
+            if self._first("forward"):
+                self._emit(anomaly.forward_event(view, self.model, self._outer.last, self._parameters.non_finite()))
+        elif view.gradients_bad() and not skipped and self._first("gradient"):
+            self._emit(anomaly.gradient_event(view))
+
+    def _judge_loss(self, step: int, loss: float) -> None:
+        if not math.isfinite(loss) and not self._met and self._first("loss"):
+            self._emit(anomaly.loss_event(step, loss))
+
+    def _first(self, kind: str) -> bool:
+        self._met[kind] = self._met.get(kind, 0) + 1
+        return self._met[kind] == 1
+
+    def _emit(self, event: Event) -> None:
+        if len(self.events) < 1000:
+            self.events.append(event)
+        self.writer.event(event)
+        if self._on_event is not None:
+            self._on_event(event)
+
+    def _hand_over_failures(self) -> None:
+        failures, self.state.failsafe.events = self.state.failsafe.events, []
+        for event in failures:
+            self._emit(event)
+
+    def _write_facts(self) -> None:
+        known = (len(self.state.fired), bool(self._outer.paths))
+        if known != self._facts_at:
+            self._facts_at = known
+            self._all_facts()
+
+    def _all_facts(self) -> None:
+        fired = self.state.fired
+        later = len(fired)
+        for watch in self.watches:
+            position = fired.get(watch.name, later)
+            later += watch.name not in fired
+            facts = watch.facts(position)
+            path = self._outer.paths.get(watch.name)
+            self.writer.layer(facts if path is None else replace(facts, identity_path=path))
+        self._outbox.blinds(self.state.blinds())
+
+    def _note_unseen(self) -> None:
+        for watch in self.watches:
+            if watch.name not in self.state.fired:
+                self.state.unseen(watch.name, "output", "the layer was not called while it was recorded")
+            else:
+                watch.note_unseen()
+
+    def _finish(self) -> None:
+        self._note_unseen()
+        self._all_facts()
+        self._hand_over_failures()

@@ -1,0 +1,213 @@
+"""Preallocated buffers: tensors go in during a step, their extremes and sums of squares come out at its end.
+
+Inside a step a small tensor is only copied, which costs a microsecond or two, and all copies are reduced together at
+the step's end; a large tensor is reduced where it stands. Nothing that goes in is referenced afterwards, so a later
+in-place operation cannot change what was recorded and no activation is kept alive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gnnstab.probe.totals import EMPTY, Totals
+
+CAPACITY = 1 << 17
+"""Entries of the copy buffer (1 MiB of float64)."""
+
+LARGE = 1 << 13
+"""Entries from which a reduction in place is cheaper than a copy (measured on a CPU)."""
+
+CELLS = 512
+"""Large tensors that fit between two reductions."""
+
+Refuse = Callable[[int, str], None]
+"""Told about a slot whose tensor has no extremes, with the reason."""
+
+
+class _Group:
+    """Where the tensors of one `put` go; valid as long as the same slots come with the same shapes."""
+
+    __slots__ = ("cells", "counts", "direct", "shapes", "slots", "small", "start", "stop", "views")
+
+    def __init__(self, slots: tuple[int, ...], shapes: list[torch.Size], start: int) -> None:
+        self.slots = slots
+        self.shapes = shapes
+        self.start = self.stop = start
+        self.views: list[Tensor] = []
+        self.counts: list[int] = []
+        self.small: list[int] | None = []
+        """Positions of the copied tensors in the group; None for all of them."""
+        self.direct: list[int] = []
+        """Positions of the tensors that are reduced where they stand."""
+
+
+class Stage:
+    """The buffer of one CPU recorder.
+
+    Args:
+        refuse: Called once per slot whose tensor cannot be reduced (sparse, complex, integer).
+    """
+
+    __slots__ = (
+        "_array",
+        "_buffer",
+        "_cell_array",
+        "_cell_counts",
+        "_cell_slots",
+        "_cell_views",
+        "_cells",
+        "_groups",
+        "_index",
+        "_position",
+        "_refuse",
+        "_scratch",
+        "_spilled",
+    )
+
+    def __init__(self, refuse: Refuse, capacity: int = CAPACITY) -> None:
+        # float64 holds every floating dtype exactly and its squares neither overflow nor vanish.
+        self._buffer = torch.empty(capacity, dtype=torch.float64)
+        self._array = self._buffer.numpy()
+        self._scratch = np.empty(capacity)
+        self._cells = torch.empty(CELLS, 3, dtype=torch.float64)
+        self._cell_array = self._cells.numpy()
+        self._cell_views = [[row[0], row[1], row[2]] for row in self._cells]
+        self._cell_slots: list[int] = []
+        self._cell_counts: list[int] = []
+        self._groups: list[_Group] = []
+        self._position = 0
+        self._index: tuple[int, np.ndarray, np.ndarray, np.ndarray, bool] | None = None
+        self._spilled: list[Totals] = []
+        self._refuse = refuse
+
+    def put(self, slots: tuple[int, ...], tensors: Sequence[Tensor]) -> None:
+        """Record ``tensors[i]`` under ``slots[i]``; gradients must be switched off by the caller.
+
+        The same tuple object should come with every step: then a repetition of shapes costs one comparison.
+        """
+        groups, position = self._groups, self._position
+        if position < len(groups):
+            group = groups[position]
+            if group.slots is not slots or [tensor.shape for tensor in tensors] != group.shapes:
+                group = self._place(slots, tensors)
+        else:
+            group = self._place(slots, tensors)
+        if group.small is None:
+            torch._foreach_copy_(group.views, tensors)
+        elif group.small:
+            torch._foreach_copy_(group.views, [tensors[i] for i in group.small])
+        for i in group.direct:
+            self._reduce(slots[i], tensors[i])
+        self._position += 1
+
+    def take(self) -> list[Totals]:
+        """Reduce what was put in since the last call."""
+        with np.errstate(all="ignore"):
+            parts = [*self._spilled, self._take_copies(), self._take_cells()]
+        self._spilled.clear()
+        return parts
+
+    def clear(self) -> None:
+        """Forget what was put in since the last `take`."""
+        self._position = 0
+        self._cell_slots.clear()
+        self._cell_counts.clear()
+        self._spilled.clear()
+
+    @property
+    def empty(self) -> bool:
+        """True when nothing was put in since the last `take`."""
+        return not (self._position or self._cell_slots or self._spilled)
+
+    def _place(self, slots: tuple[int, ...], tensors: Sequence[Tensor]) -> _Group:
+        shapes = [tensor.shape for tensor in tensors]
+        sizes = [shape.numel() for shape in shapes]
+        needed = sum(size for size in sizes if size <= LARGE)
+        start = self._groups[self._position - 1].stop if self._position else 0
+        if start + needed > len(self._array):
+            with np.errstate(all="ignore"):
+                self._spilled.append(self._take_copies())
+            start = 0
+        group = _Group(slots, shapes, start)
+        for i, (tensor, size) in enumerate(zip(tensors, sizes, strict=True)):
+            self._place_one(group, i, tensor, size)
+        if group.small is not None and len(group.small) == len(tensors):
+            group.small = None
+        del self._groups[self._position :]
+        self._groups.append(group)
+        self._index = None
+        return group
+
+    def _place_one(self, group: _Group, i: int, tensor: Tensor, size: int) -> None:
+        if not tensor.is_floating_point() or tensor.layout is not torch.strided:
+            self._refuse(group.slots[i], f"a {tensor.layout} tensor of {tensor.dtype} has no recorded statistics")
+        elif size > LARGE:
+            group.direct.append(i)
+        elif size:
+            assert group.small is not None
+            group.small.append(i)
+            group.views.append(self._buffer[group.stop : group.stop + size].view(tensor.shape))
+            group.counts.append(size)
+            group.stop += size
+
+    def _reduce(self, slot: int, tensor: Tensor) -> None:
+        cell = len(self._cell_slots)
+        if cell == CELLS:
+            with np.errstate(all="ignore"):
+                self._spilled.append(self._take_cells())
+            cell = 0
+        minimum, maximum = torch.aminmax(tensor)
+        # Half precision is summed in float32: a norm of its own dtype overflows at 65504.
+        dtype = torch.float32 if tensor.element_size() < 4 else None
+        norm = torch.linalg.vector_norm(tensor, dtype=dtype)
+        torch._foreach_copy_(self._cell_views[cell], [minimum, maximum, norm])
+        self._cell_slots.append(slot)
+        self._cell_counts.append(tensor.numel())
+
+    def _take_copies(self) -> Totals:
+        position = self._position
+        if position == 0:
+            return EMPTY
+        self._position = 0
+        index = self._index
+        if index is None or index[0] != position:
+            index = self._index = self._lay_out(position)
+        _, slots, starts, counts, distinct = index
+        if len(slots) == 0:
+            return EMPTY
+        stop = self._groups[position - 1].stop
+        data, scratch = self._array[:stop], self._scratch[:stop]
+        np.multiply(data, data, out=scratch)
+        return Totals(
+            slots,
+            np.minimum.reduceat(data, starts),
+            np.maximum.reduceat(data, starts),
+            np.add.reduceat(scratch, starts),
+            counts,
+            distinct,
+        )
+
+    def _lay_out(self, position: int) -> tuple[int, np.ndarray, np.ndarray, np.ndarray, bool]:
+        slots: list[int] = []
+        counts: list[int] = []
+        for group in self._groups[:position]:
+            slots += group.slots if group.small is None else [group.slots[i] for i in group.small]
+            counts += group.counts
+        ends = np.cumsum(counts, dtype=np.int64)
+        starts = np.concatenate([[0], ends[:-1]]).astype(np.int64) if counts else ends
+        return position, np.array(slots, np.int64), starts, np.array(counts, np.int64), len(set(slots)) == len(slots)
+
+    def _take_cells(self) -> Totals:
+        used = len(self._cell_slots)
+        if used == 0:
+            return EMPTY
+        slots, counts = np.array(self._cell_slots), np.array(self._cell_counts)
+        cells = self._cell_array[:used].copy()
+        distinct = len(set(self._cell_slots)) == used
+        self._cell_slots.clear()
+        self._cell_counts.clear()
+        return Totals(slots, cells[:, 0], cells[:, 1], cells[:, 2] ** 2, counts, distinct)

@@ -1,0 +1,114 @@
+"""What all watches of one recorder share."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from gnnstab.probe.failsafe import Failsafe
+from gnnstab.probe.identity import Endpoint
+from gnnstab.probe.keys import Keys
+from gnnstab.probe.staging import Stage
+from gnnstab.records import Blind
+
+
+class Queued(NamedTuple):
+    """A full-tier number on its way to the host."""
+
+    layer: str
+    mode: str
+    call: int
+    name: str
+    head: int
+    """-1 for the aggregate, -2 for a tensor (H,) with one entry per head."""
+
+    value: Tensor
+
+
+class State:
+    """Shared by the watches of a recorder; what belongs to a step is reset at its end."""
+
+    __slots__ = (
+        "backward",
+        "batch",
+        "blind",
+        "epoch",
+        "failsafe",
+        "fired",
+        "full",
+        "handles",
+        "inside",
+        "keys",
+        "measures",
+        "recorded",
+        "stage",
+        "step",
+        "trail",
+    )
+
+    def __init__(self) -> None:
+        self.failsafe = Failsafe()
+        self.keys = Keys()
+        self.stage = Stage(self._refuse)
+        self.blind: dict[tuple[str, str], str] = {}
+        """(layer, site) → why it is not seen."""
+
+        self.fired: dict[str, int] = {}
+        """Layer → position, in the order of first calls."""
+
+        self.step = 0
+        self.epoch = 0
+        """Number of outer forwards so far; a layer that meets a new one starts to count its calls anew."""
+
+        self.inside = False
+        """True within the forward of the recorded model."""
+
+        self.full = False
+        """True in a step of the full tier."""
+
+        self.recorded = False
+        """True when a layer fired in this step."""
+
+        self.backward = False
+        """True when a gradient arrived in this step."""
+
+        self.handles: list[RemovableHandle] = []
+        """Tensor hooks of this step: a leaf would keep them for ever."""
+
+        self.measures: list[Queued] = []
+        self.batch: Tensor | None = None
+        """(N,) graph of every node, where the model was given it; full tier only."""
+
+        self.trail: list[tuple[str, Endpoint, Endpoint]] | None = None
+        """Input and output of every layer in the first training forward, to find the paths around them."""
+
+    def end_step(self) -> None:
+        """Release everything that belongs to the step."""
+        self.recorded = self.backward = False
+        self.batch = None
+        self.measures = []
+        for handle in self.handles:
+            handle.remove()
+        self.handles.clear()
+
+    def unseen(self, layer: str, site: str, reason: str) -> None:
+        """Note why a site is not seen; the first reason stays."""
+        self.blind.setdefault((layer, site), reason)
+
+    def blinds(self) -> list[Blind]:
+        """All notes."""
+        return [Blind(layer, site, reason) for (layer, site), reason in self.blind.items()]
+
+    def queue(self, layer: str, mode: str, call: int, measured: dict[str, Any]) -> None:
+        """Queue the numbers of one call until the step's end."""
+        for name, value in measured.items():
+            if value.total is not None:
+                self.measures.append(Queued(layer, mode, call, name, -1, value.total))
+            if value.per_head is not None:
+                self.measures.append(Queued(layer, mode, call, name, -2, value.per_head))
+
+    def _refuse(self, slot: int, reason: str) -> None:
+        key = self.keys.all[slot]
+        self.unseen(key.layer, key.site, reason)

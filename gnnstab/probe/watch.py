@@ -1,0 +1,162 @@
+"""What is common to the watches of all layers: counting calls, finding slots, hooking gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gnnstab.probe.gradients import GradientHook
+from gnnstab.probe.hooks import Hook
+from gnnstab.probe.identity import node_of
+from gnnstab.probe.keys import CALLS, MODES
+from gnnstab.probe.state import State
+from gnnstab.records import LayerFacts
+
+_in_transform = torch._C._functorch.peek_interpreter_stack
+_graph_task = torch._C._current_graph_task_id
+
+
+class Plan:
+    """The slots of one call of one layer in one mode, found once and used at every step."""
+
+    __slots__ = ("_known", "_state", "call", "full_step", "grad_input", "grad_output", "layer", "mode")
+
+    def __init__(self, state: State, layer: str, mode: str, call: int) -> None:
+        self._state = state
+        self._known: dict[tuple[str, ...], tuple[int, ...]] = {}
+        self.layer = layer
+        self.mode = mode
+        self.call = call
+        self.full_step = -1
+        """The step in which this call was last measured in full: once per step is enough."""
+
+        self.grad_output = GradientHook(state, self._slot("grad_output"), f"the output gradient of {layer}")
+        self.grad_input = GradientHook(state, self._slot("grad_input"), f"the input gradient of {layer}")
+
+    def slots(self, sites: tuple[str, ...]) -> tuple[int, ...]:
+        """Slots of these sites; the same tuple object whenever the same sites are asked for."""
+        known = self._known.get(sites)
+        if known is None:
+            known = self._known[sites] = tuple(self._slot(site) for site in sites)
+        return known
+
+    @property
+    def seen_sites(self) -> set[str]:
+        """Sites that have arrived at least once."""
+        return {site for sites in self._known for site in sites}
+
+    def _slot(self, site: str) -> int:
+        return self._state.keys.slot(self.layer, self.mode, self.call, site)
+
+
+class Watch:
+    """Records one layer. Subclasses say in `record` what a call of their layer consists of."""
+
+    attention = False
+    sites: tuple[str, ...] = ("input", "output")
+    """Sites that must have been seen after a call, or be named as blind."""
+
+    def __init__(self, state: State, name: str, module: nn.Module) -> None:
+        self.state = state
+        self.name = name
+        self.module = module
+        self._plans: dict[tuple[int, int], Plan] = {}
+        self._epoch = -1
+        self._counts = [0, 0, 0, 0]
+        self._handles: list[Any] = []
+        self._hooks: list[Hook] = []
+
+    def attach(self) -> None:
+        """Begin to record."""
+        hook = self.hook("the forward hook", self._after)
+        self._handles.append(self.module.register_forward_hook(hook, with_kwargs=True))
+
+    def detach(self) -> None:
+        """Leave the layer as it was found."""
+        for handle in self._handles:
+            handle.remove()
+        for hook in self._hooks:
+            hook.close()
+        for plan in self._plans.values():
+            plan.grad_output.close()
+            plan.grad_input.close()
+        self._handles.clear()
+        self._hooks.clear()
+
+    def full(self, on: bool) -> None:
+        """A step of the full tier begins or ends."""
+
+    def facts(self, position: int) -> LayerFacts:
+        """What is known of the layer's configuration."""
+        raise NotImplementedError
+
+    def record(self, grad: bool, plan: Plan, inputs: Sequence[Any], args: Any, kwargs: Any, output: Tensor) -> None:
+        """Put the call's tensors into the stage."""
+        raise NotImplementedError
+
+    def note_unseen(self) -> None:
+        """Name the sites that a called layer should have shown and did not."""
+        for plan in self._plans.values():
+            for site in self.sites:
+                if site not in plan.seen_sites:
+                    self.state.unseen(self.name, site, f"nothing arrived in mode {plan.mode}")
+
+    def forget(self) -> None:
+        """Drop what an interrupted or unrecorded call left behind."""
+
+    def hook(self, what: str, body: Any) -> Hook:
+        """A guarded hook of this layer that ends with `detach`."""
+        hook = Hook(f"{what} of {self.name}", body, self.state.failsafe)
+        self._hooks.append(hook)
+        return hook
+
+    def _after(self, grad: bool, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        state = self.state
+        if _in_transform() is not None:
+            self.forget()
+            state.unseen(self.name, "output", "called inside a torch.func transform, whose tensors have no values yet")
+            return
+        mode = 2 * module.training + grad
+        if _graph_task() != -1 and not self._first_run(mode):
+            self.forget()
+            return
+        plan = self._plan(mode)
+        x = args[0] if args else next(iter(kwargs.values()), None)
+        inputs = x if type(x) is tuple or type(x) is list else (x,)
+        out = output[0] if type(output) is tuple else output
+        if not isinstance(out, Tensor):
+            state.unseen(self.name, "output", f"returned a {type(out).__name__}, not a tensor")
+            self.forget()
+            return
+        self.record(grad, plan, inputs, args, kwargs, out)
+        if state.trail is not None and isinstance(inputs[-1], Tensor):
+            state.trail.append((self.name, inputs[-1], node_of(out)))
+        if grad and out.requires_grad:
+            plan.grad_output.watch(out)
+            for one in inputs:
+                if isinstance(one, Tensor) and one.requires_grad:
+                    plan.grad_input.watch(one)
+
+    def _plan(self, mode: int) -> Plan:
+        state = self.state
+        if not state.inside:
+            state.epoch += 1
+        if self._epoch != state.epoch:
+            self._epoch = state.epoch
+            self._counts = [0, 0, 0, 0]
+        call = min(self._counts[mode], CALLS - 1)
+        self._counts[mode] += 1
+        plan = self._plans.get((mode, call))
+        if plan is None:
+            plan = self._plans[mode, call] = Plan(state, self.name, MODES[mode], call)
+            state.fired.setdefault(self.name, len(state.fired))
+        state.recorded = True
+        return plan
+
+    def _first_run(self, mode: int) -> bool:
+        # A forward inside a backward is a checkpointed segment run again. Its first run was recorded, unless that was
+        # without gradients (the reentrant form): then this is the run that the gradients belong to.
+        return mode == 3 and self._counts[3] == 0
