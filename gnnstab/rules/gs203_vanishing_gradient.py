@@ -72,5 +72,5 @@ class VanishingGradient(Rule):
             severity="error" if severe else "warning",
             limit=self.error_ratio if severe else self.warn_ratio,
             signal=ratio,
-            confidence="high" if ratio.source != "synthetic" else "medium",
+            confidence="medium" if ratio.source in ("synthetic", "optimizer") else "high",
         )

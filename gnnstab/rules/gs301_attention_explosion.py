@@ -10,7 +10,17 @@ from typing import ClassVar
 from gnnstab.errors import NotEvaluable
 from gnnstab.records import Finding, LayerFacts, Signal, Signals
 from gnnstab.rules.base import Rule, threshold
-from gnnstab.rules.reading import ASSUMED_DEGREE, Attention, attention, degree_of, largest, names, need_layers, percent
+from gnnstab.rules.reading import (
+    ASSUMED_DEGREE,
+    Attention,
+    attention,
+    degree_of,
+    largest,
+    names,
+    need_layers,
+    per_head,
+    percent,
+)
 
 
 @dataclass(frozen=True)
@@ -120,7 +130,7 @@ class AttentionExplosion(Rule):
         )
 
     def _static(self, signals: Signals, layer: LayerFacts, state: Attention | None) -> Finding | None:
-        found = [s for s in signals.find("logit.frobenius", layer=layer.name) if math.isfinite(s.value)]
+        found = per_head(signals, "logit.frobenius", layer.name)
         if not found:
             return None
         real = state is not None and not state.synthetic

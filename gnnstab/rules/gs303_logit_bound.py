@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from gnnstab.records import Finding, Signal, Signals
 from gnnstab.rules.base import Rule, threshold
-from gnnstab.rules.reading import ASSUMED_DEGREE, degree_of, largest, need_layers
+from gnnstab.rules.reading import ASSUMED_DEGREE, degree_of, largest, need_layers, per_head
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,11 @@ class LogitBound(Rule):
 
     def check(self, signals: Signals) -> Iterator[Finding]:
         """Info for the worst head of each layer whose typical spread crosses the limit."""
-        need_layers(signals)
-        per_layer: dict[str, list[Signal]] = {}
-        for signal in signals.need("logit.frobenius"):
-            if signal.layer is not None and math.isfinite(signal.value):
-                per_layer.setdefault(signal.layer, []).append(signal)
-        for layer, found in per_layer.items():
+        signals.need("logit.frobenius")
+        for facts in need_layers(signals):
+            layer, found = facts.name, per_head(signals, "logit.frobenius", facts.name)
+            if not found:
+                continue
             worst, seen = largest(found), degree_of(signals, layer)
             degree = max(seen or ASSUMED_DEGREE, math.e)
             limit = self.freezing * math.sqrt(2 * math.log(degree))

@@ -57,7 +57,7 @@ class NonFiniteValue(Rule):
         if events:
             yield self._event(signals, min(events, key=lambda event: event.step), len(events))
             return
-        bad = [s for s in signals.find("weight.non_finite") if s.value > 0]
+        bad = [s for s in signals.find("weight.non_finite") if s.value > 0 and s.layer is not None]
         if bad:
             parameters = [str(s.detail.get("parameter", s.layer)) for s in bad]
             cause, why = self._weights_cause(signals, len(bad))
@@ -94,8 +94,9 @@ class NonFiniteValue(Rule):
 
     @staticmethod
     def _weights_cause(signals: Signals, bad: int) -> tuple[str, str]:
-        seen = signals.find("weight.non_finite")
-        if 2 * bad > len({(s.layer, str(s.detail.get("parameter"))) for s in seen}):
+        totals = [s.detail.get("tensors") for s in signals.find("weight.non_finite") if s.layer is None]
+        tensors = next((t for t in totals if isinstance(t, int)), None)
+        if tensors is not None and 2 * bad > tensors:
             return "learning-rate", "most of the network is non-finite, as after a step that blew up"
         return "uninitialized-parameter", "the others are finite, as with memory that was never initialised"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gnnstab.errors import NotApplicable, NotEvaluable
 from gnnstab.records import LayerFacts, Signal, Signals
@@ -43,6 +43,12 @@ def smallest(found: Sequence[Signal]) -> Signal:
 def largest(found: Sequence[Signal]) -> Signal:
     """The largest finite value (the first one when none is finite); ``found`` must not be empty."""
     return max(found, key=lambda s: s.value if math.isfinite(s.value) else -math.inf)
+
+
+def per_head(signals: Signals, name: str, layer: str) -> list[Signal]:
+    """The finite values of a signal per head of one layer; the layer's own where heads were not told apart."""
+    found = [s for s in signals.find(name, layer=layer) if math.isfinite(s.value)]
+    return [s for s in found if s.head is not None] or found
 
 
 def degree_of(signals: Signals, layer: str | None) -> float | None:
@@ -175,8 +181,21 @@ def _degree_detail(signal: Signal) -> float:
 
 def worst_gradient_ratio(signals: Signals) -> Signal:
     """The gradient ratio furthest from 1; raises `NotEvaluable` when none was measured."""
-    found = signals.need("gradient.ratio")
+    found = signals.find("gradient.ratio") or _ratio_from_slope(signals)
+    if not found:
+        raise NotEvaluable(signals.why_missing("gradient.ratio"))
     return max(preferred(found), key=lambda s: abs(math.log(s.value)) if 0 < s.value < math.inf else math.inf)
+
+
+def _ratio_from_slope(signals: Signals) -> tuple[Signal, ...]:
+    """The ratio that the slope over depth amounts to, e.g. that of Adam's second moments in a checkpoint."""
+    slopes = [s for s in signals.find("gradient.slope") if math.isfinite(s.value)]
+    depth = signals.depth
+    return tuple(
+        replace(s, name="gradient.ratio", value=math.exp(max(-700.0, min(700.0, s.value * (depth - 1)))))
+        for s in slopes
+        if depth > 1
+    )
 
 
 def percent(share: float) -> str:

@@ -1,0 +1,67 @@
+"""GS105 dropout-on-sparse-neighbourhood."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from gnnstab.errors import NotApplicable
+from gnnstab.records import Finding, Signals
+from gnnstab.rules.base import Rule, threshold
+from gnnstab.rules.reading import largest, names, need_fact, need_measured, percent
+
+
+@dataclass(frozen=True)
+class DropoutOnSparseNeighbourhood(Rule):
+    """Attention dropout is on and many nodes have one neighbour at most.
+
+    ## What it sees
+    `dropout > 0` in an attention layer and more than 20 % of the nodes with in-degree 0 or 1 (those of in-degree 0 have no
+    message to lose and count only beside others).
+
+    ## Why it is unstable
+    Dropout acts on the attention weights of single edges. A node with one neighbour has one weight, 1; with probability p
+    it is dropped and the node gets no message at all in this step, otherwise its message is multiplied by 1/(1 − p).
+
+    ## What it looks like
+    The training loss is noisier than the batch size explains, and train and eval mode differ most at the leaves.
+
+    ## Fix
+    `dropout=0`, or self-loops, so that every node keeps something.
+
+    ## When it is wrong
+    When the leaves do not matter for the loss.
+
+    ## References
+    Srivastava et al. 2014, *Dropout*, JMLR 15. Derived; the in-degree 1 case was measured.
+    """
+
+    code: ClassVar[str] = "GS105"
+    name: ClassVar[str] = "dropout-on-sparse-neighbourhood"
+    cause: ClassVar[str] = "isolated-nodes"
+    severity: ClassVar[str] = "warning"
+    confidence: ClassVar[str] = "medium"
+
+    share: float = threshold(
+        0.2, unit="share of nodes", source="heuristic: one node in five loses its message at rate p"
+    )
+
+    def check(self, signals: Signals) -> Iterator[Finding]:
+        """One finding for all layers with dropout."""
+        how = "a state dict does not hold the dropout probability; pass the model (--model pkg.mod:factory)"
+        on = [layer for layer in need_fact(signals, "dropout", how) if layer.dropout]
+        if not on:
+            raise NotApplicable("dropout is off in every layer")
+        sparse = largest(need_measured(signals, "degree.at_most_one_share"))
+        isolated = signals.find("degree.isolated_share", layer=sparse.layer)
+        single = sparse.value - (largest(isolated).value if isolated else 0.0)
+        if single > self.share:
+            rate = max(layer.dropout or 0.0 for layer in on)
+            yield self.finding(
+                f"dropout={rate:g} in {names(layer.name for layer in on)} and {percent(single)} of the nodes have a single neighbour: "
+                f"each loses its whole message with probability {rate:g} per step. Add self-loops or set dropout=0.",
+                severity="warning",
+                limit=self.share,
+                signal=sparse,
+            )

@@ -1,0 +1,56 @@
+"""GS107 beta-silently-off."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from gnnstab.records import Finding, Signals
+from gnnstab.rules.base import Rule
+from gnnstab.rules.reading import need_fact
+
+
+@dataclass(frozen=True)
+class BetaSilentlyOff(Rule):
+    """The beta gate was asked for and is not there.
+
+    ## What it sees
+    `beta=True` together with `root_weight=False`.
+
+    ## Why it is unstable
+    It is not. The gate mixes the message with the linear skip; without the skip PyG drops it, without a word. Whoever counts
+    on the gate does not have it.
+
+    ## What it looks like
+    The state dict has no `lin_beta`.
+
+    ## Fix
+    `TransformerConv(..., beta=True, root_weight=True)`.
+
+    ## When it is wrong
+    When the argument was left over and the gate is not wanted: remove it.
+
+    ## References
+    PyTorch Geometric, source of `TransformerConv.__init__`: `self.beta = beta and root_weight`.
+    """
+
+    code: ClassVar[str] = "GS107"
+    name: ClassVar[str] = "beta-silently-off"
+    cause: ClassVar[str] = "beta-disabled"
+    severity: ClassVar[str] = "info"
+    confidence: ClassVar[str] = "high"
+
+    def check(self, signals: Signals) -> Iterator[Finding]:
+        """One finding per layer."""
+        how = "what was asked for is code, not weights; pass the model (--model pkg.mod:factory)"
+        for layer in need_fact(signals, "beta_requested", how):
+            if layer.beta_requested and layer.beta is False:
+                yield self.finding(
+                    f"{layer.name}: beta=True has no effect, since root_weight=False switches it off. Set root_weight=True or remove beta.",
+                    severity="info",
+                    limit=0.0,
+                    name="",
+                    value=0.0,
+                    layer=layer.name,
+                )

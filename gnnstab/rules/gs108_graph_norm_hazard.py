@@ -1,0 +1,113 @@
+"""GS108 graph-norm-hazard."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from gnnstab.errors import NotApplicable, NotEvaluable
+from gnnstab.records import Finding, LayerFacts, Signals
+from gnnstab.rules.base import Rule, threshold
+from gnnstab.rules.reading import largest, measured, names, need_layers, percent, smallest
+
+
+@dataclass(frozen=True)
+class GraphNormHazard(Rule):
+    """A normalisation over the nodes of a graph is used where it divides by almost nothing.
+
+    ## What it sees
+    GraphNorm, InstanceNorm or PairNorm beside an attention layer, and graphs of one or two nodes, or a layer whose channels do
+    not vary over the nodes, or a norm that was called without `batch`.
+
+    ## Why it is unstable
+    It divides each channel by its standard deviation over the nodes of a graph. With one node that is 0 and the output is the
+    bias, exactly; with two it is ±1, the sign alone. A nearly constant channel gets its gradient multiplied by up to 1/√eps
+    = 316. Without `batch` the mean is taken over all graphs of the batch, so that graphs see each other.
+
+    ## What it looks like
+    Measured: single gradient entries × 548; outputs that depend on what else is in the batch, by −1.0 in one case.
+
+    ## Fix
+    `LayerNorm` over the channels instead; or pass `batch`: `norm(x, batch)`.
+
+    ## When it is wrong
+    When graphs of one node occur in a test batch only.
+
+    ## References
+    Cai et al. 2020, *GraphNorm*, arXiv 2009.03294 (InstanceNorm-like norms degrade on regular graphs). Measured: graphs of 1, 2
+    and more nodes, constant channels.
+    """
+
+    code: ClassVar[str] = "GS108"
+    name: ClassVar[str] = "graph-norm-hazard"
+    cause: ClassVar[str] = "normalization-misuse"
+    severity: ClassVar[str] = "warning"
+    confidence: ClassVar[str] = "high"
+
+    smallest: float = threshold(2, unit="nodes", source="derived: with two nodes a normalised channel is ±1")
+    constant: float = threshold(
+        0.5, unit="share of channels", source="heuristic: half of the channels without variance"
+    )
+
+    def check(self, signals: Signals) -> Iterator[Finding]:
+        """One finding per hazard."""
+        known = [
+            layer for layer in need_layers(signals) if layer.norm_before is not None or layer.norm_after is not None
+        ]
+        if not known:
+            raise NotEvaluable(
+                "what normalises beside a layer is code, not weights; pass the model and a batch (--model, --batch)"
+            )
+        normed = [layer for layer in known if _over_nodes(layer)]
+        if not normed:
+            raise NotApplicable("no normalisation over the nodes of a graph")
+        which = f"{_over_nodes(normed[0])} at {names(layer.name for layer in normed)}"
+        yield from self._size(signals, which)
+        yield from self._without_batch(signals)
+        for layer in normed:
+            yield from self._constant(signals, layer.name, which)
+
+    def _size(self, signals: Signals, which: str) -> Iterator[Finding]:
+        sizes = measured(signals.find("graph.smallest"))
+        if sizes and smallest(sizes).value <= self.smallest:
+            size = smallest(sizes)
+            effect = "the bias alone" if size.value <= 1 else "the sign alone"
+            yield self.finding(
+                f"{which} meets a graph of {size.value:.0f} node{'s' if size.value > 1 else ''}: its output there is {effect}. "
+                "Use LayerNorm instead.",
+                severity="warning",
+                limit=self.smallest,
+                signal=size,
+            )
+
+    def _without_batch(self, signals: Signals) -> Iterator[Finding]:
+        for layer in signals.context.get("norm_without_batch", ()):
+            yield self.finding(
+                f"{layer}: called without `batch`, so the graphs of one batch are normalised together. Pass batch.",
+                severity="warning",
+                limit=0.0,
+                name="",
+                value=0.0,
+                layer=str(layer),
+            )
+
+    def _constant(self, signals: Signals, layer: str, which: str) -> Iterator[Finding]:
+        found = measured(signals.find("channels.constant_share", layer=layer))
+        if found and largest(found).value > self.constant:
+            worst = largest(found)
+            yield self.finding(
+                f"{layer}: {percent(worst.value)} of its input channels do not vary over the nodes; {which} multiplies their gradient by "
+                "up to 316. Use LayerNorm instead.",
+                severity="warning",
+                limit=self.constant,
+                signal=worst,
+            )
+
+
+def _over_nodes(layer: LayerFacts) -> str:
+    """Class name of a normalisation over nodes beside the layer, else an empty text."""
+    for name in (layer.norm_before or "", layer.norm_after or ""):
+        if any(kind in name for kind in ("GraphNorm", "InstanceNorm", "PairNorm", "MeanSubtractionNorm")):
+            return name
+    return ""

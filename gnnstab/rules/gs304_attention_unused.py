@@ -1,0 +1,69 @@
+"""GS304 attention-unused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from gnnstab.errors import NotApplicable, NotEvaluable
+from gnnstab.records import Finding, Signals
+from gnnstab.rules.base import Rule, threshold
+from gnnstab.rules.reading import attention
+
+
+@dataclass(frozen=True)
+class AttentionUnused(Rule):
+    """After training the attention is still uniform.
+
+    ## What it sees
+    Ĥ above 0.99 of ln(in-degree) in every head of a layer, on trained weights and the user's own data, at in-degree 3 or more.
+
+    ## Why it is unstable
+    It is not unstable; it is a mean over the neighbours at the price of attention. Often the node states behind the layer's
+    input hardly differ, so there is nothing to attend to (GS404).
+
+    ## What it looks like
+    At initialisation it is normal: Ĥ was measured at .97 to .99 for PyG's default with inputs of RMS 1.
+
+    ## Fix
+    Do not sharpen the scores. Give the nodes something to differ in: a term of the node itself before the attention. Or use a
+    mean, which is cheaper.
+
+    ## When it is wrong
+    When the right answer is the mean. A last layer is often nearly uniform in healthy networks (.991 on a real actor).
+
+    ## References
+    Zhai et al. 2023, arXiv 2303.06296, for the other end. Measured: fresh and trained layers at in-degree 7 to 500.
+    """
+
+    code: ClassVar[str] = "GS304"
+    name: ClassVar[str] = "attention-unused"
+    cause: ClassVar[str] = "attention-explosion"
+    severity: ClassVar[str] = "info"
+    confidence: ClassVar[str] = "medium"
+
+    entropy: float = threshold(0.99, unit="fraction of ln(in-degree)", source="measured: .97 to .99 at initialisation")
+    min_degree: float = threshold(3, unit="median in-degree", source="as GS301")
+
+    def check(self, signals: Signals) -> Iterator[Finding]:
+        """One finding per layer."""
+        if signals.context.get("trained") is False:
+            raise NotApplicable("fresh weights: uniform attention is normal at initialisation")
+        states = [state for state in attention(signals, min_degree=self.min_degree) if not state.synthetic]
+        if not states:
+            raise NotEvaluable(f"needs the user's own data: {signals.why_missing('attention.entropy')}")
+        if signals.context.get("trained") is None:
+            raise NotEvaluable(
+                "whether the weights are trained is not known, and at initialisation uniform attention is normal"
+            )
+        for state in states:
+            heads = [s.value for s in signals.find("attention.entropy", layer=state.layer) if s.head is not None]
+            if min([*heads, state.entropy.value]) > self.entropy:
+                yield self.finding(
+                    f"{state.layer}: after training the attention is still uniform (entropy {state.entropy.value:.3f} of ln(in-degree)): "
+                    "it computes a mean. Harmless; a term of the node itself before it may give it something to attend to.",
+                    severity="info",
+                    limit=self.entropy,
+                    signal=state.entropy,
+                )

@@ -1,0 +1,69 @@
+"""GS404 no-self-term."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from gnnstab.errors import NotApplicable
+from gnnstab.records import Finding, Signals
+from gnnstab.rules.base import Rule, threshold
+from gnnstab.rules.reading import largest, measured, need_measured, percent
+
+
+@dataclass(frozen=True)
+class NoSelfTerm(Rule):
+    """An aggregation without a term of the node itself makes the nodes alike before attention begins.
+
+    ## What it sees
+    ‖X − mean‖/‖X‖ per graph before and after an aggregation that is no attention: the nodes differ by more than half of their
+    size before and by less than 15 % after.
+
+    ## Why it is unstable
+    A mean or sum over the neighbours of a dense graph is nearly the same for every node; what is a node's own survives at a
+    relative amplitude of 1/n. Attention then has nothing to tell nodes apart by: with a mean it stays uniform, with a sum the
+    large scale hides the loss behind large logits.
+
+    ## What it looks like
+    Measured at 50 nodes of a complete graph: .86 before, .10 after. R² with a mean −.04, with a mean and a root term .92.
+
+    ## Fix
+    `h = conv(x, edge_index) + self.lin_root(x)` in the aggregation before the attention.
+
+    ## When it is wrong
+    When every node is meant to compute the same.
+
+    ## References
+    Hamilton et al. 2017, *Inductive Representation Learning on Large Graphs*, arXiv 1706.02216, for the separate root weight.
+    Measured: complete graphs of 10 and 50 nodes, up to 6 seeds.
+    """
+
+    code: ClassVar[str] = "GS404"
+    name: ClassVar[str] = "no-self-term"
+    cause: ClassVar[str] = "sum-aggregation"
+    severity: ClassVar[str] = "warning"
+    confidence: ClassVar[str] = "medium"
+
+    after: float = threshold(
+        0.15, unit="‖X − mean‖/‖X‖", source="measured: .10 at 50 nodes, .44 behind a real actor's embedding"
+    )
+    before: float = threshold(
+        0.5, unit="‖X − mean‖/‖X‖", source="measured: .86 at 50 nodes, .65 on a real actor's features"
+    )
+
+    def check(self, signals: Signals) -> Iterator[Finding]:
+        """One finding per aggregation."""
+        others = {layer.name for layer in signals.layers if not layer.attention and layer.aggregation}
+        if not others and signals.kind != "checkpoint":
+            raise NotApplicable("no aggregation other than attention was found")
+        for signal in need_measured(signals, "smoothness.relative"):
+            before = measured(signals.find("smoothness.relative_input", layer=signal.layer))
+            if signal.layer in others and signal.value < self.after and before and largest(before).value > self.before:
+                yield self.finding(
+                    f"{signal.layer}: the nodes of a graph differ by {percent(largest(before).value)} of their size before this "
+                    f"aggregation and by {percent(signal.value)} after it: it has no term of the node itself. Add h + lin_root(x).",
+                    severity="warning",
+                    limit=self.after,
+                    signal=signal,
+                )

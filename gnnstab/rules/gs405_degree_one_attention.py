@@ -1,0 +1,58 @@
+"""GS405 degree-one-attention."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from gnnstab.records import Finding, Signals
+from gnnstab.rules.base import Rule, threshold
+from gnnstab.rules.reading import largest, need_measured, percent
+
+
+@dataclass(frozen=True)
+class DegreeOneAttention(Rule):
+    """Nearly every node has one neighbour at most, so there is nothing to attend to.
+
+    ## What it sees
+    More than 90 % of the nodes with in-degree 0 or 1.
+
+    ## Why it is unstable
+    It is not. A softmax over one score is 1 whatever the score is; the gradient of the query and key weights is exactly 0
+    (measured), and they stay as they were initialised.
+
+    ## What it looks like
+    GS604 may list `lin_query` and `lin_key` as never updated.
+
+    ## Fix
+    Self-loops, or a layer without attention.
+
+    ## When it is wrong
+    On trees, where this is meant; the layer then acts as a linear map of the parent.
+
+    ## References
+    PyTorch Geometric, documentation of `TransformerConv`. Measured: in-degree 1.
+    """
+
+    code: ClassVar[str] = "GS405"
+    name: ClassVar[str] = "degree-one-attention"
+    cause: ClassVar[str] = ""
+    severity: ClassVar[str] = "info"
+    confidence: ClassVar[str] = "high"
+
+    share: float = threshold(
+        0.9, unit="share of nodes", source="heuristic: attention acts on less than a tenth of the nodes"
+    )
+
+    def check(self, signals: Signals) -> Iterator[Finding]:
+        """One finding for the batch."""
+        worst = largest(need_measured(signals, "degree.at_most_one_share"))
+        if worst.value > self.share:
+            yield self.finding(
+                f"{percent(worst.value)} of the nodes have one neighbour at most: their attention weight is 1 and the query and key weights "
+                "get a gradient of exactly 0 from them.",
+                severity="info",
+                limit=self.share,
+                signal=worst,
+            )

@@ -1,0 +1,67 @@
+"""GS603 gradient-spike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from gnnstab.records import Finding, Signals
+from gnnstab.rules.base import Rule, threshold
+from gnnstab.rules.reading import largest
+
+
+@dataclass(frozen=True)
+class GradientSpike(Rule):
+    """The gradient norm jumps far above its running median, again and again.
+
+    ## What it sees
+    The gradient norm of every step over the running median of the steps before it. Several jumps above 10, or one from which the
+    norm does not come back, are a warning; a single one that is over in a few steps is information.
+
+    ## Why it is unstable
+    A spike moves all weights at once; Adam's second moment, an average over some 1000 steps, needs long to notice. Sharp
+    attention makes spikes likelier: a neighbour is swapped and the loss jumps.
+
+    ## What it looks like
+    Measured in small runs: none above 10 in 150 steps of healthy training. The first iterations of a value network in
+    reinforcement learning, and steps that GradScaler skips, are normal and left out.
+
+    ## Fix
+    `torch.nn.utils.clip_grad_norm_` at the 90th percentile of the history; a third of the learning rate; look for saturated
+    attention (GS301, GS302).
+
+    ## When it is wrong
+    Reinforcement learning changes its own data: a new opponent, a new level, and the gradient jumps rightly.
+
+    ## References
+    Pascanu et al. 2013, *On the Difficulty of Training Recurrent Neural Networks*, arXiv 1211.5063. Measured: 150-step runs.
+    """
+
+    code: ClassVar[str] = "GS603"
+    name: ClassVar[str] = "gradient-spike"
+    cause: ClassVar[str] = "learning-rate"
+    severity: ClassVar[str] = "warning"
+    confidence: ClassVar[str] = "medium"
+
+    ratio: float = threshold(
+        10.0, unit="× running median", source="measured: none in 150 steps of healthy runs, 1 to 3 in failing ones"
+    )
+    times: float = threshold(3, unit="spikes", source="heuristic: one or two may be a hard batch")
+
+    def check(self, signals: Signals) -> Iterator[Finding]:
+        """One finding for the run."""
+        spike = largest(signals.need("gradient.spike"))
+        if not spike.value > self.ratio:
+            return
+        times, recovered = int(spike.detail.get("count", 1)), bool(spike.detail.get("recovered", True))
+        lasting = times >= self.times or not recovered
+        at = "" if spike.step is None else f" at step {spike.step}"
+        after = "" if recovered else " and did not come back"
+        yield self.finding(
+            f"the gradient norm rose to {spike.value:.3g} times its running median{at}{after}, {times} time{'s' if times > 1 else ''} "
+            "in all. Clip at the 90th percentile of its history, or lower the learning rate.",
+            severity="warning" if lasting else "info",
+            limit=self.ratio,
+            signal=spike,
+        )

@@ -1,0 +1,65 @@
+"""GS702 saturated-tanh."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from gnnstab.errors import NotApplicable
+from gnnstab.records import Finding, Signals
+from gnnstab.rules.base import Rule, threshold
+from gnnstab.rules.reading import largest, need_layers, need_measured, percent
+
+
+@dataclass(frozen=True)
+class SaturatedTanh(Rule):
+    """Most entries behind a tanh stand at its limits.
+
+    ## What it sees
+    The share of entries beyond ±0.97 in an input that lies within [−1, 1] throughout, as it does behind a tanh.
+
+    ## Why it is unstable
+    Beyond ±0.97 a tanh passes less than 6 % of the gradient. Stacked, the layers before it stop learning.
+
+    ## What it looks like
+    Activations of −1 and +1 only, gradients far smaller than the weights.
+
+    ## Fix
+    A normalisation before the layer in front of the tanh; a smaller gain.
+
+    ## When it is wrong
+    An output layer, or a code that is meant to be binary. Features of ±1 look the same.
+
+    ## References
+    Glorot and Bengio 2010, *Understanding the Difficulty of Training Deep Feedforward Networks*. Derived.
+    """
+
+    code: ClassVar[str] = "GS702"
+    name: ClassVar[str] = "saturated-tanh"
+    cause: ClassVar[str] = "feature-scale"
+    severity: ClassVar[str] = "warning"
+    confidence: ClassVar[str] = "low"
+
+    share: float = threshold(
+        0.5, unit="share of entries", source="derived: half of the entries pass less than 6 % of the gradient"
+    )
+
+    def check(self, signals: Signals) -> Iterator[Finding]:
+        """One finding per layer."""
+        layers = [layer for layer in need_layers(signals) if layer.activation in (None, "tanh")]
+        if not layers:
+            raise NotApplicable("no tanh was found beside an attention layer")
+        found = need_measured(signals, "tanh.saturated_share")
+        first = min(layer.position for layer in signals.attention_layers)
+        for layer in layers:
+            own = [s for s in found if s.layer == layer.name]
+            # The input of the first layer may be features of ±1 rather than the output of a tanh.
+            if own and layer.position > first and largest(own).value > self.share:
+                yield self.finding(
+                    f"{layer.name}: {percent(largest(own).value)} of its input stands beyond ±0.97, where a tanh passes less than 6 % of the "
+                    "gradient. Normalise before the layer in front of it.",
+                    severity="warning",
+                    limit=self.share,
+                    signal=largest(own),
+                )

@@ -1,0 +1,64 @@
+"""GS703 active-clamp."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from gnnstab.records import Finding, Signal, Signals
+from gnnstab.rules.base import Rule, threshold
+from gnnstab.rules.reading import largest, need_measured, percent
+
+
+@dataclass(frozen=True)
+class ActiveClamp(Rule):
+    """A clamp on the activations cuts off many of them.
+
+    ## What it sees
+    The share of entries of a layer's input that sit exactly on the limit of a clamp. Above 1 % information, above 10 % a warning.
+
+    ## Why it is unstable
+    Behind a clamp the gradient is exactly 0. It does not remove what makes the values grow, it hides it, and takes away the
+    gradient that could have corrected it.
+
+    ## What it looks like
+    Measured: a clamp at ±10 in an exploding network of 8 layers cut 21 to 25 % of the entries of the late layers.
+
+    ## Fix
+    Find the growth behind it (GS204, GS401, GS406), treat that, then remove the clamp.
+
+    ## When it is wrong
+    Action heads are clamped on purpose. Clamps at ±1 cannot be told from signs and are not seen.
+
+    ## References
+    Measured: exploding networks of 8 layers with a clamp at ±10.
+    """
+
+    code: ClassVar[str] = "GS703"
+    name: ClassVar[str] = "active-clamp"
+    cause: ClassVar[str] = "active-clamp"
+    severity: ClassVar[str] = "warning"
+    confidence: ClassVar[str] = "medium"
+
+    present: float = threshold(0.01, unit="share of entries", source="heuristic: a clamp that acts at all")
+    active: float = threshold(
+        0.1, unit="share of entries", source="measured: .21 to .25 in late layers of an exploding network"
+    )
+
+    def check(self, signals: Signals) -> Iterator[Finding]:
+        """One finding per layer."""
+        per_layer: dict[str | None, list[Signal]] = {}
+        for signal in need_measured(signals, "clip.share"):
+            per_layer.setdefault(signal.layer, []).append(signal)
+        for layer, found in per_layer.items():
+            worst = largest(found)
+            if worst.value > self.present:
+                active = worst.value > self.active
+                yield self.finding(
+                    f"{layer or 'the model'}: {percent(worst.value)} of its input sits on the limit of a clamp, where the gradient is 0. "
+                    "Treat what makes the values grow, then remove the clamp.",
+                    severity="warning" if active else "info",
+                    limit=self.active if active else self.present,
+                    signal=worst,
+                )

@@ -1,0 +1,60 @@
+"""GS902 tool-failure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from gnnstab.records import Event, Finding, Signals
+from gnnstab.rules.base import Rule
+
+
+@dataclass(frozen=True)
+class ToolFailure(Rule):
+    """Something inside gnnstab failed.
+
+    ## What it sees
+    Failures of the recorder, which never stop the training, and of single rules, which never stop the others.
+
+    ## Why it is unstable
+    The model is not the matter. What the failed part would have seen is unknown.
+
+    ## What it looks like
+    The message names the part and the exception.
+
+    ## Fix
+    Report it with the trace or the checkpoint.
+
+    ## When it is wrong
+    Never: it reports what happened.
+
+    ## References
+    The project's issue tracker.
+    """
+
+    code: ClassVar[str] = "GS902"
+    name: ClassVar[str] = "tool-failure"
+    cause: ClassVar[str] = ""
+    severity: ClassVar[str] = "warning"
+    confidence: ClassVar[str] = "high"
+
+    def check(self, signals: Signals) -> Iterator[Finding]:
+        """One finding per kind of failure, with how often it happened."""
+        grouped: dict[str, list[Event]] = {}
+        for event in signals.events:
+            if event.kind == "tool-failure":
+                grouped.setdefault(event.message, []).append(event)
+        for message, events in grouped.items():
+            times = f", {len(events)} times" if len(events) > 1 else ""
+            yield self.finding(
+                f"gnnstab itself failed at step {events[0].step}{times}: {message}. The run went on; what this part would have seen is "
+                "unknown.",
+                severity="warning",
+                limit=0.0,
+                name="",
+                value=float(len(events)),
+                layer=events[0].layer,
+                step=events[0].step,
+                unit="failures",
+            )

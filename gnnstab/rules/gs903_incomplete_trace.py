@@ -1,0 +1,60 @@
+"""GS903 incomplete-trace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from gnnstab.errors import NotApplicable
+from gnnstab.records import Finding, Signals
+from gnnstab.rules.base import Rule
+
+
+@dataclass(frozen=True)
+class IncompleteTrace(Rule):
+    """The trace ends before the run did, or rows of it were lost.
+
+    ## What it sees
+    A trace that was not closed: the process was killed, or is still running. Rows that could not be written.
+
+    ## Why it is unstable
+    The model is not the matter. The last moments before a crash are often the ones that count, and up to one flush of them is
+    missing.
+
+    ## What it looks like
+    Fewer steps than the training log has.
+
+    ## Fix
+    None needed: everything up to the last flush is there. Close the monitor (`with gnnstab.Monitor(...)`) to have the rest.
+
+    ## When it is wrong
+    While the run is still going on.
+
+    ## References
+    Documentation of the trace.
+    """
+
+    code: ClassVar[str] = "GS903"
+    name: ClassVar[str] = "incomplete-trace"
+    cause: ClassVar[str] = ""
+    severity: ClassVar[str] = "info"
+    confidence: ClassVar[str] = "high"
+
+    def check(self, signals: Signals) -> Iterator[Finding]:
+        """At most one finding of each kind."""
+        if signals.kind != "trace":
+            raise NotApplicable("not a trace")
+        steps = signals.context.get("steps")
+        if signals.context.get("closed") is False:
+            seen = f" with {steps} steps recorded" if isinstance(steps, int) else ""
+            yield self._finding(
+                f"the trace was not closed{seen}: the run was killed, or is still going on; at most the last flush is missing.",
+                0,
+            )
+        lost = signals.context.get("rows_lost")
+        if isinstance(lost, (int, float)) and lost > 0:
+            yield self._finding(f"{lost:.0f} rows could not be written and are missing.", int(lost))
+
+    def _finding(self, message: str, rows: int) -> Finding:
+        return self.finding(message, severity="info", limit=0.0, name="", value=float(rows), unit="rows")
