@@ -1,0 +1,205 @@
+"""Ways around a layer, read from the autograd graph, and their weight."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch_geometric.nn import TransformerConv
+
+from gnnstab.probe import identity
+from gnnstab.probe.identity import identity_paths, identity_weight, node_of
+
+DEPTH = 3
+
+
+class Stack(nn.Module):
+    """Three TransformerConvs behind an encoder; ``step`` says what happens around each of them."""
+
+    def __init__(self, step: Callable[..., Tensor], width: int = 6) -> None:
+        super().__init__()
+        self.encode = nn.Linear(4, width)
+        self.edges = nn.Linear(2, 3)
+        self.convs = nn.ModuleList([TransformerConv(width, width, edge_dim=3) for _ in range(DEPTH)])
+        self.norms = nn.ModuleList([nn.LayerNorm(width) for _ in range(DEPTH)])
+        self.step = step
+
+    def forward(self, x: Tensor, edge_index: Tensor, edge_attr: Tensor) -> Tensor:
+        h, e = self.encode(x), self.edges(edge_attr)
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            h = self.step(lambda t, conv=conv: conv(t, edge_index, e), norm, h)
+        return h
+
+
+def trail_of(model: nn.Module, *inputs: Any, output: bool = True) -> list[Any]:
+    trail: list[Any] = []
+    for name, module in model.named_modules():
+        if isinstance(module, TransformerConv):
+            module.register_forward_hook(lambda _, args, out, name=name: trail.append((name, args[0], node_of(out))))
+    result = model(*inputs)
+    return [*trail, ("", result, None)] if output else trail
+
+
+def graph() -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(0)
+    return torch.randn(8, 4), torch.randint(0, 8, (2, 20)), torch.rand(20, 2)
+
+
+def plain(conv: Any, norm: Any, h: Tensor) -> Tensor:
+    return conv(h).relu()
+
+
+def in_place(conv: Any, norm: Any, h: Tensor) -> Tensor:
+    return conv(h).relu_()
+
+
+def post_norm(conv: Any, norm: Any, h: Tensor) -> Tensor:
+    return norm(conv(h).relu())
+
+
+def residual(conv: Any, norm: Any, h: Tensor) -> Tensor:
+    return h + conv(h).relu()
+
+
+def weak_residual(conv: Any, norm: Any, h: Tensor) -> Tensor:
+    return 0.1 * h + conv(h).relu()
+
+
+def in_place_residual(conv: Any, norm: Any, h: Tensor) -> Tensor:
+    y = conv(h)
+    y += h
+    return y.relu_()
+
+
+def pre_norm(conv: Any, norm: Any, h: Tensor) -> Tensor:
+    return h + conv(norm(h)).relu()
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        (plain, False),
+        (in_place, False),
+        (post_norm, False),
+        (residual, True),
+        (weak_residual, True),
+        (in_place_residual, True),
+        (pre_norm, True),
+    ],
+)
+def test_every_layer_of_a_uniform_stack(step: Callable[..., Tensor], expected: bool) -> None:
+    answers = identity_paths(trail_of(Stack(step), *graph()))
+    assert answers == {f"convs.{i}": expected for i in range(DEPTH)}
+
+
+def test_the_last_layer_is_open_without_the_models_output() -> None:
+    answers = identity_paths(trail_of(Stack(residual), *graph(), output=False))
+    assert answers == {"convs.0": True, "convs.1": True, "convs.2": None}
+
+
+def test_raw_data_as_input_leaves_the_question_open() -> None:
+    class Raw(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = TransformerConv(4, 4), TransformerConv(4, 4)
+
+        def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+            h = x + self.first(x, edge_index)
+            return h + self.second(h, edge_index)
+
+    x, edge_index, _ = graph()
+    assert identity_paths(trail_of(Raw(), x, edge_index)) == {"first": None, "second": True}
+    # With a gradient wanted for the data themselves it can be told.
+    assert identity_paths(trail_of(Raw(), x.requires_grad_(), edge_index)) == {"first": True, "second": True}
+
+
+def test_a_forward_without_gradients_decides_nothing() -> None:
+    with torch.no_grad():
+        answers = identity_paths(trail_of(Stack(residual), *graph()))
+    assert set(answers.values()) == {None}
+
+
+def test_a_residual_over_two_layers_goes_around_both() -> None:
+    class Dense(Stack):
+        def forward(self, x: Tensor, edge_index: Tensor, edge_attr: Tensor) -> Tensor:
+            e, h = self.edges(edge_attr), self.encode(x)
+            inner = self.convs[1](self.convs[0](h, edge_index, e).relu(), edge_index, e).relu()
+            return self.convs[2](h + inner, edge_index, e).relu()
+
+    answers = identity_paths(trail_of(Dense(plain), *graph()))
+    assert answers == {"convs.0": True, "convs.1": True, "convs.2": False}
+
+
+def test_concatenating_all_layers_leads_around_all_but_the_first() -> None:
+    class Jumping(Stack):
+        def forward(self, x: Tensor, edge_index: Tensor, edge_attr: Tensor) -> Tensor:
+            e, h, states = self.edges(edge_attr), self.encode(x), []
+            for conv in self.convs:
+                h = conv(h, edge_index, e).relu()
+                states.append(h)
+            return torch.cat(states, 1)
+
+    answers = identity_paths(trail_of(Jumping(plain), *graph()))
+    assert answers == {"convs.0": False, "convs.1": True, "convs.2": True}
+
+
+def test_a_shared_layer_is_true_only_if_every_call_is() -> None:
+    class Shared(nn.Module):
+        def __init__(self, second: bool) -> None:
+            super().__init__()
+            self.encode, self.conv, self.second = nn.Linear(4, 4), TransformerConv(4, 4), second
+
+        def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+            h = self.encode(x)
+            h = h + self.conv(h, edge_index)
+            return h * self.second + self.conv(h, edge_index) if self.second else self.conv(h, edge_index)
+
+    x, edge_index, _ = graph()
+    assert identity_paths(trail_of(Shared(True), x, edge_index)) == {"conv": True}
+    assert identity_paths(trail_of(Shared(False), x, edge_index)) == {"conv": False}
+
+
+def test_a_graph_beyond_the_budget_is_left_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    trail = trail_of(Stack(plain), *graph())
+    monkeypatch.setattr(identity, "BUDGET", 5)
+    assert set(identity_paths(trail).values()) == {None}
+
+
+def test_nothing_recorded_is_nothing_answered() -> None:
+    assert identity_paths([]) == {}
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("scale", [1e-20, 1.0, 1e15])
+def test_the_weight_of_the_identity_is_recovered(weight: float, scale: float) -> None:
+    torch.manual_seed(0)
+    x, y = scale * torch.randn(50, 8), scale * torch.randn(50, 8)
+    found = identity_weight(x, y, y.relu() + weight * x)
+    assert found.weight == pytest.approx(weight, abs=1e-5)
+    assert found.r_squared == pytest.approx(1)
+
+
+def test_an_output_that_is_never_negative_still_gives_the_weight() -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(50, 8), torch.rand(50, 8)
+    assert identity_weight(x, y, y + 0.5 * x).weight == pytest.approx(0.5, abs=1e-6)
+
+
+def test_a_form_that_does_not_hold_shows_in_r_squared() -> None:
+    torch.manual_seed(0)
+    x, y, other = torch.randn(3, 500, 8)
+    assert identity_weight(x, y, other).r_squared < 0.05
+
+
+def test_what_cannot_be_told_is_nan() -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(2, 20, 3)
+    assert math.isnan(identity_weight(x, 2 * x, x).weight)
+    assert math.isnan(identity_weight(x, y[:, :2], x).weight)
+    assert math.isnan(identity_weight(x * math.nan, y, x).weight)
+    assert math.isnan(identity_weight(torch.zeros_like(x), y, y).weight)
+    assert math.isnan(identity_weight(x[:0], y[:0], x[:0]).weight)
