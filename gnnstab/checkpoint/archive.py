@@ -6,6 +6,7 @@ larger than the file, can only come from elsewhere, and are how a small file is 
 
 from __future__ import annotations
 
+import io
 import pickletools
 import re
 import zipfile
@@ -94,21 +95,24 @@ def check_cost(shown: str, pickle: bytes) -> None:
         )
 
 
-def imports_of(pickle: bytes, most_operations: int = 200_000) -> list[str]:
-    """The global names that a pickle would import, in order of appearance, found without running it."""
+def imports_of(pickles: bytes, most_operations: int = 200_000) -> list[str]:
+    """The global names that one or several pickles in a row would import, in order, found without running them."""
     names: dict[str, None] = {}
     strings: list[str] = []
-    try:
-        for count, (operation, argument, _) in enumerate(pickletools.genops(pickle)):
-            if operation.name in ("GLOBAL", "INST") and isinstance(argument, str):
-                names[argument.replace(" ", ".", 1)] = None
-            elif operation.name == "STACK_GLOBAL" and len(strings) >= 2:
-                names[".".join(strings[-2:])] = None
-            elif isinstance(argument, str):
-                strings = [*strings[-1:], argument]
-            if count > most_operations:
-                break
-    except Exception:
-        # A damaged pickle: what was found up to here is still worth telling.
-        return list(names)
+    stream = io.BytesIO(pickles)
+    # A file of the format before torch 1.6 holds five pickles, then raw data.
+    for _ in range(5):
+        try:
+            for count, (operation, argument, _) in enumerate(pickletools.genops(stream)):
+                if operation.name in ("GLOBAL", "INST") and isinstance(argument, str):
+                    names[argument.replace(" ", ".", 1)] = None
+                elif operation.name == "STACK_GLOBAL" and len(strings) >= 2:
+                    names[".".join(strings[-2:])] = None
+                elif isinstance(argument, str):
+                    strings = [*strings[-1:], argument]
+                if count > most_operations:
+                    return list(names)
+        except Exception:
+            # A damaged pickle: what was found up to here is still worth telling.
+            return list(names)
     return list(names)

@@ -16,7 +16,22 @@ from gnnstab.checkpoint.naming import printable
 from gnnstab.checkpoint.standins import STANDINS
 from gnnstab.errors import GnnstabError, LoadError, MissingExtra, UnsafeFileError
 
-_HARMLESS = ("torch._utils.", "torch.storage.", "collections.OrderedDict", "collections.Counter", "torch.nn.parameter.")
+_HARMLESS = (
+    "torch._utils.",
+    "torch._tensor.",
+    "torch.nn.parameter.",
+    "torch.storage.",
+    "collections.OrderedDict",
+    "collections.Counter",
+    "builtins.set",
+    "__builtin__.set",
+    "_codecs.encode",
+    "torch.Size",
+    "torch.device",
+    "torch.serialization._get_layout",
+)
+"""Beginnings of names that are not worth telling when a file is refused for another one."""
+
 _ADVICE = (
     "save the weights alone with torch.save(model.state_dict(), …), or, only if you trust where the file comes from, "
     "pass --unsafe-load (dangerous: it runs the file's code)"
@@ -101,9 +116,10 @@ def _guarded(shown: str, description: bytes, read: Any) -> Any:
             warnings.simplefilter("ignore")
             return read()
     except pickle.UnpicklingError as error:
-        if any(sign in str(error) for sign in ("lobal", "allowlist", "reduce", "must be imported", "Can only")):
-            raise UnsafeFileError(f"{shown}: reading it would run code{_needs(description)}; {_ADVICE}") from None
-        raise LoadError(f"{shown}: damaged or unusual pickle ({printable(str(error), 120)}); {_ADVICE}") from None
+        needs = _needs(description)
+        if needs:
+            raise UnsafeFileError(f"{shown}: reading it would run code{needs}; {_ADVICE}") from None
+        raise LoadError(f"{shown}: damaged or unusual pickle ({_gist(error)}); {_ADVICE}") from None
     except ModuleNotFoundError as error:
         raise LoadError(
             f"{shown}: needs the module {printable(error.name or '?')}, which cannot be imported from here"
@@ -113,8 +129,13 @@ def _guarded(shown: str, description: bytes, read: Any) -> Any:
     except RecursionError:
         raise LoadError(f"{shown}: is nested too deeply") from None
     except Exception as error:
-        first = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        raise LoadError(f"{shown}: truncated or damaged ({type(error).__name__}: {printable(first[0], 120)})") from None
+        raise LoadError(f"{shown}: truncated or damaged ({type(error).__name__}: {_gist(error)})") from None
+
+
+def _gist(error: Exception) -> str:
+    """The first line of what torch's reader objected to, without its general advice."""
+    text = str(error).rpartition("WeightsUnpickler error: ")[2].strip()
+    return printable(text.partition("\n")[0], 120) or type(error).__name__
 
 
 def _needs(description: bytes) -> str:

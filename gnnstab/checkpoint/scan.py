@@ -55,10 +55,10 @@ def _pieces(tensor: Tensor) -> Iterator[Tensor]:
     if tensor.numel() <= PIECE:
         yield tensor
     elif tensor.is_contiguous():
-        yield from tensor.view(-1).split(PIECE)
+        yield from torch.split(tensor.view(-1), PIECE)
     else:
         # Short slices along the longest axis, each small enough or cut again.
         axis = max(range(tensor.dim()), key=lambda d: tensor.shape[d])
         width = max(1, PIECE // (tensor.numel() // tensor.shape[axis]))
-        for part in tensor.split(width, dim=axis):
+        for part in torch.split(tensor, width, dim=axis):
             yield from _pieces(part)

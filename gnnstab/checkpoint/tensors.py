@@ -6,12 +6,12 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 
 def unreadable(tensor: Tensor) -> str:
     """Why the entries of a tensor are not real floating-point numbers at hand; ``""`` when they are."""
-    if isinstance(tensor, UninitializedTensorMixin):
+    if isinstance(tensor, (UninitializedParameter, UninitializedBuffer)):
         return "uninitialised"
     if tensor.is_meta:
         return "meta (declared, not stored)"
