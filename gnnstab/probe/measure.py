@@ -1,0 +1,165 @@
+"""One look at a model: forward and backward of a batch on a copy, through the recorder that the monitor uses."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gnnstab.errors import UsageError
+from gnnstab.probe.batches import Arguments, as_arguments, on_device
+from gnnstab.probe.recorder import Recorder
+from gnnstab.trace import Trace, TraceWriter
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+SEED = 20231
+"""Seed of the random read-out that stands in for a loss."""
+
+OBJECTIVE = "loss: a fixed random linear read-out of the output, since none was given"
+
+Loss = Callable[[Any, Any], Tensor]
+
+
+def measure(model: nn.Module, batch: Any, *, loss: Loss | None = None, precision: str = "fp32") -> Trace:
+    """Record one forward and one backward of every batch, everything at full resolution.
+
+    The model is copied and the copy runs in evaluation mode, so that dropout does not blur the forward signals; the
+    user's model, its gradients, its mode and the random state stay as they are.
+
+    Args:
+        model: Any module.
+        batch: What the user calls a batch, see `gnnstab.probe.batches.as_arguments`; each one is a step of the trace.
+        loss: ``loss(output, batch)``; a fixed random linear read-out of the output when omitted.
+        precision: ``fp16`` and ``bf16`` run the forward under autocast.
+
+    Raises:
+        UsageError: The model cannot be copied, or its forward or the loss fails on the batch.
+    """
+    meta = {"source": "batch", "precision": precision, "loss_given": str(loss is not None).lower()}
+    if loss is None:
+        meta["assumptions"] = OBJECTIVE
+    writer = TraceWriter(None, meta=meta)
+    twin = _copied(model).eval()
+    device = next((p.device for p in twin.parameters()), torch.device("cpu"))
+    with _same_random_state(device), torch.enable_grad(), Recorder(twin, writer, full_every=1) as recorder:
+        for arguments, original in _batches(batch, model):
+            _one(twin, on_device(arguments, device), original, loss, precision, recorder)
+    return _handed_over(writer)
+
+
+def measure_layers(layers: nn.Module, batches: Mapping[int, dict[str, Any]]) -> Trace:
+    """Record layers on synthetic graphs, one step per in-degree; ``batches`` maps in-degree → keyword arguments."""
+    writer = TraceWriter(None, meta={"source": "synthetic", "precision": "fp32"})
+    with torch.no_grad(), Recorder(layers, writer, full_every=1) as recorder:
+        for batch in batches.values():
+            layers(**batch)
+            recorder.end_step()
+    return _handed_over(writer)
+
+
+def _batches(batch: Any, model: nn.Module) -> Iterator[tuple[Arguments, Any]]:
+    """Arguments of every forward, and the batch as the loss wants to see it."""
+    found = as_arguments(batch, model)
+    if len(found) == 1:
+        yield found[0], batch
+    else:
+        yield from zip(found, batch, strict=True)
+
+
+def _one(
+    model: nn.Module, arguments: Arguments, batch: Any, loss: Loss | None, precision: str, recorder: Recorder
+) -> None:
+    args, kwargs = arguments
+    model.zero_grad(set_to_none=True)
+    try:
+        with _autocast(model, precision):
+            output = model(*args, **kwargs)
+    except Exception as error:
+        raise UsageError(
+            f"the forward of {type(model).__name__} failed on the batch ({_described(arguments)}): {type(error).__name__}: {error}"
+        ) from error
+    objective = _objective(output, batch, loss)
+    if objective.requires_grad:
+        objective.backward()  # type: ignore[no-untyped-call]
+    recorder.loss(objective)
+    recorder.end_step()
+
+
+def _objective(output: Any, batch: Any, loss: Loss | None) -> Tensor:
+    if loss is None:
+        return read_out(output)
+    try:
+        value = loss(output, batch)
+    except Exception as error:
+        raise UsageError(f"the loss failed on the output and the batch: {type(error).__name__}: {error}") from error
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        raise UsageError(f"the loss returned {type(value).__name__}, not a scalar tensor")
+    return value.reshape(())
+
+
+def read_out(output: Any) -> Tensor:
+    """Mean over nodes of a fixed random linear map of every floating tensor in the output; a scalar."""
+    generator = torch.Generator().manual_seed(SEED)
+    total: Tensor | None = None
+    for tensor in _floating(output):
+        flat = tensor.float().reshape(tensor.shape[0] if tensor.dim() > 1 else -1, -1)
+        weight = torch.randn(flat.shape[1], 1, generator=generator).to(flat.device)
+        part = (flat @ weight).mean() if flat.numel() else flat.sum()
+        total = part if total is None else total + part
+    if total is None:
+        raise UsageError("the model returned no floating-point tensor that a loss could be made of; pass --loss")
+    return total
+
+
+def _floating(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _floating(item)
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from _floating(item)
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise UsageError(
+            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}), and gnnstab runs nothing on your own "
+            "object; wrap the run in gnnstab.Monitor instead"
+        ) from error
+
+
+def _autocast(model: nn.Module, precision: str) -> torch.autocast:
+    device = next((p.device.type for p in model.parameters()), "cpu")
+    return torch.autocast(device, dtype=DTYPES.get(precision, torch.bfloat16), enabled=precision in DTYPES)
+
+
+@contextmanager
+def _same_random_state(device: torch.device) -> Iterator[None]:
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        yield
+
+
+def _described(arguments: Arguments) -> str:
+    args, kwargs = arguments
+    parts = [_shape(a) for a in args] + [f"{k}={_shape(v)}" for k, v in kwargs.items()]
+    return ", ".join(parts)[:300]
+
+
+def _shape(value: Any) -> str:
+    return str(tuple(value.shape)) if isinstance(value, Tensor) else type(value).__name__
+
+
+def _handed_over(writer: TraceWriter) -> Trace:
+    writer.close()
+    return writer.read()
