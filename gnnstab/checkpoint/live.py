@@ -1,10 +1,11 @@
-"""A live model seen as a checkpoint: the same facts, without a file."""
+"""A module in memory, read like a checkpoint, so that weights are judged in one place."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
 from gnnstab.checkpoint.facts import CheckpointFacts
 from gnnstab.checkpoint.loading import Checkpoint
@@ -13,25 +14,28 @@ from gnnstab.checkpoint.optimizer import OptimizerState, read_optimizer
 from gnnstab.checkpoint.recovery import recover
 
 
-def recover_model(model: nn.Module, *, optimizer: Any = None, activation: str | None = None) -> CheckpointFacts:
-    """Facts of a model in memory, with what its layers say about themselves, and of its optimizer."""
-    tensors = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
+def recover_model(
+    model: nn.Module, *, optimizer: torch.optim.Optimizer | None = None, activation: str | None = None
+) -> CheckpointFacts:
+    """What a module's weights and its optimizer's state tell, as `recover` tells it of a file.
+
+    The module decides heads, concat and dropout; nothing has to be assumed about them. No tensor is copied or changed.
+    """
+    states = () if optimizer is None else (_named_state(model, optimizer),)
     checkpoint = Checkpoint(
         path=type(model).__name__,
-        format="model",
+        format="module",
         size=0,
-        tensors=tensors,
-        networks={"": tuple(tensors)},
-        optimizers=(_named_state(model, optimizer),) if optimizer is not None else (),
+        tensors={name: tensor.detach() for name, tensor in model.state_dict(keep_vars=True).items()},
         known=known_facts(model),
+        optimizers=states,
     )
     return recover(checkpoint, activation=activation)
 
 
-def _named_state(model: nn.Module, optimizer: Any) -> OptimizerState:
-    """The optimizer's state with the model's own names: in memory nothing has to be guessed from order and shape."""
+def _named_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> OptimizerState:
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    state = optimizer.state_dict()
-    for stored, group in zip(state["param_groups"], optimizer.param_groups, strict=True):
-        stored["param_names"] = [names.get(id(parameter)) for parameter in group["params"]]
-    return read_optimizer("optimizer", state)
+    state: dict[str, Any] = optimizer.state_dict()
+    for group, live in zip(state["param_groups"], optimizer.param_groups, strict=True):
+        group["param_names"] = [names.get(id(parameter)) for parameter in live["params"]]
+    return read_optimizer("the optimizer", state)

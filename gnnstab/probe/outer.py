@@ -80,7 +80,7 @@ class Outer:
         mode = MODES[2 * model.training + grad]
         if self._keep:
             self.last[mode] = Inputs(args, kwargs, rng_snapshot(), _autocast(args, kwargs), mode)
-        if mode == "train" and not self.paths and state.trail is None:
+        if mode in ("train", "eval-grad") and not self.paths and state.trail is None:
             state.trail = []
         if state.full and self._full_step != state.step:
             self._full_step = state.step

@@ -1,0 +1,35 @@
+"""A module in memory tells what its file would tell."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from models.informarl import DATA, load_actor
+
+from gnnstab.checkpoint import load, recover, recover_model
+
+
+def test_a_module_tells_what_its_file_tells() -> None:
+    live = recover_model(load_actor("agents7_default"))
+    stored = recover(load(DATA / "agents7_default" / "actor.pt"))
+    spectral = {s.layer: s.value for s in live.values if s.name == "logit.spectral_qk" and s.head == 0}
+    in_file = {s.layer: s.value for s in stored.values if s.name == "logit.spectral_qk" and s.head == 0}
+    assert len(spectral) == 3
+    assert list(spectral.values()) == pytest.approx(list(in_file.values()))
+    assert all(layer.dropout == 0.0 for layer in live.layers)
+    assert all(layer.dropout is None for layer in stored.layers)
+
+
+def test_the_optimizer_state_is_tied_to_names() -> None:
+    model = load_actor("agents7_default")
+    # Handed over in reverse: order alone would tie the moments to the wrong parameters.
+    optimizer = torch.optim.Adam(reversed(list(model.parameters())), lr=1e-3)
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 0.25)
+    optimizer.step()
+    facts = recover_model(model, optimizer=optimizer)
+    values = [s for s in facts.values if s.name == "optimizer.gradient_rms"]
+    assert values
+    assert all(s.value == pytest.approx(0.25, rel=1e-3) for s in values)
+    names = {name for name, _ in model.named_parameters()}
+    assert {s.detail["parameter"] for s in values} <= names
