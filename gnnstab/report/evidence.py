@@ -1,0 +1,315 @@
+"""The evidence of a diagnosis, sorted for drawing: profiles over depth, distributions, growth, limits.
+
+Page and figures show the same numbers because both ask here. Nothing is measured and nothing is guessed: what a
+diagnosis does not hold comes back empty.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gnnstab.records import SEVERITIES, SIGNALS, Diagnosis, Event, Finding, FixAdvice, LayerFacts, Series, Signal
+from gnnstab.report.distribution import Distribution, distribution
+from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
+from gnnstab.rules.gs501_precision_headroom import PrecisionHeadroom
+
+Array = NDArray[np.float64]
+
+MODEL = ""
+"""Stands for the model as a whole where a layer's name is expected."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """Where a number stops being healthy."""
+
+    value: float
+    severity: str
+    side: str
+    """``below`` or ``above``: the unhealthy side."""
+
+    def breached_by(self, value: float) -> bool:
+        """True when ``value`` lies on the unhealthy side; a NaN lies on neither."""
+        return value < self.value if self.side == "below" else value > self.value
+
+
+_LIMITS: Mapping[str, tuple[Limit, ...]] = {
+    "attention.entropy": (
+        Limit(AttentionExplosion.error_entropy, "error", "below"),
+        Limit(AttentionExplosion.warn_entropy, "warning", "below"),
+    ),
+    "attention.one_hot_share": (Limit(AttentionExplosion.one_hot_share, "warning", "above"),),
+    "precision.fp16_headroom": (Limit(PrecisionHeadroom.overflow, "error", "below"),),
+    "precision.rounding": (
+        Limit(PrecisionHeadroom.warn_rounding, "warning", "above"),
+        Limit(PrecisionHeadroom.error_rounding, "error", "above"),
+    ),
+}
+"""Limits that are drawn even when no finding names one: the rules' own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """One signal over depth."""
+
+    name: str
+    layers: tuple[str, ...]
+    values: Array
+    """Aggregate over heads per layer, shape (layers,); NaN where not measured or not finite."""
+
+    low: Array
+    """Smallest head per layer, shape (layers,); equal to ``values`` where heads were not measured apart."""
+
+    high: Array
+    """Largest head per layer, shape (layers,)."""
+
+    @property
+    def unit(self) -> str:
+        """Unit of the values, from the vocabulary."""
+        return SIGNALS[self.name].unit
+
+
+@dataclass(frozen=True, slots=True)
+class Heat:
+    """One signal over layers and steps."""
+
+    name: str
+    layers: tuple[str, ...]
+    steps: NDArray[np.int64]
+    values: Array
+    """Shape (layers, steps); NaN where not recorded."""
+
+
+@dataclass(frozen=True, slots=True)
+class BeforeAfter:
+    """What one fix did to its signal."""
+
+    cause: str
+    fix: FixAdvice
+    limits: tuple[Limit, ...]
+
+
+class Evidence:
+    """The numbers of one diagnosis, indexed by layer, signal and head."""
+
+    def __init__(self, diagnosis: Diagnosis) -> None:
+        self.diagnosis = diagnosis
+        self._signals: dict[tuple[str, str, int | None, str], Signal] = {}
+        self._one: dict[tuple[str, str, int | None], Signal] = {}
+        for signal in diagnosis.signals:
+            self._keep(signal)
+        for (layer, name, head, _), signal in self._signals.items():
+            self._one.setdefault((layer, name, head), signal)
+
+    def _keep(self, signal: Signal) -> None:
+        """Keep the latest measurement of each number; one on synthetic input only where there is no other."""
+        key = (self.owner(signal.layer), signal.name, signal.head, parameter(signal))
+        kept = self._signals.get(key)
+        if kept is None or _rank(signal) >= _rank(kept):
+            self._signals[key] = signal
+
+    @cached_property
+    def layers(self) -> tuple[str, ...]:
+        """Every layer that is named anywhere, in order of depth; parameters count towards the layer that owns them."""
+        known = {facts.name: None for facts in sorted(self.diagnosis.layers, key=lambda f: f.position)}
+        d = self.diagnosis
+        mentioned = [f.layer for f in d.findings] + [s.layer for s in d.signals] + [s.layer for s in d.series]
+        mentioned += [e.layer for e in d.events] + [b.layer for b in d.coverage.blind]
+        owners = set(known)
+        for name in mentioned:
+            if name and not _owner(name, owners):
+                known.setdefault(name, None)
+        return tuple(known)
+
+    @cached_property
+    def _owners(self) -> frozenset[str]:
+        return frozenset(self.layers)
+
+    def owner(self, name: str | None) -> str:
+        """The layer that a module or parameter name belongs to; `MODEL` for None or a stranger."""
+        return _owner(name, self._owners) if name else MODEL
+
+    @cached_property
+    def facts(self) -> Mapping[str, LayerFacts]:
+        """Configuration by layer name."""
+        return {facts.name: facts for facts in self.diagnosis.layers}
+
+    @cached_property
+    def findings_by_layer(self) -> Mapping[str, tuple[Finding, ...]]:
+        """Findings by owning layer, `MODEL` for those of the whole model."""
+        found: dict[str, list[Finding]] = {}
+        for finding in self.diagnosis.findings:
+            found.setdefault(self.owner(finding.layer), []).append(finding)
+        return {layer: tuple(items) for layer, items in found.items()}
+
+    @cached_property
+    def _by_layer(self) -> Mapping[str, tuple[Signal, ...]]:
+        found: dict[str, list[Signal]] = {}
+        for (layer, *_), signal in self._signals.items():
+            found.setdefault(layer, []).append(signal)
+        return {layer: tuple(signals) for layer, signals in found.items()}
+
+    @cached_property
+    def _series_by_layer(self) -> Mapping[str, tuple[Series, ...]]:
+        found: dict[str, list[Series]] = {}
+        for series in self.diagnosis.series:
+            found.setdefault(self.owner(series.layer), []).append(series)
+        return {layer: tuple(items) for layer, items in found.items()}
+
+    def numbers(self, layer: str = MODEL) -> tuple[Signal, ...]:
+        """The aggregate numbers of one layer, in the order of the vocabulary."""
+        order = {name: position for position, name in enumerate(SIGNALS)}
+        found = [s for s in self._by_layer.get(layer, ()) if s.head is None]
+        return tuple(sorted(found, key=lambda s: (order[s.name], parameter(s))))
+
+    def signal(self, name: str, layer: str = MODEL, head: int | None = None) -> Signal | None:
+        """One measurement, or None."""
+        return self._one.get((layer, name, head))
+
+    def value(self, name: str, layer: str = MODEL, head: int | None = None) -> float:
+        """One number, NaN when it was not measured."""
+        signal = self.signal(name, layer, head)
+        return math.nan if signal is None else signal.value
+
+    def heads(self, name: str, layer: str) -> tuple[Signal, ...]:
+        """The per-head values of one signal, by head."""
+        found = [s for s in self._by_layer.get(layer, ()) if s.name == name and s.head is not None]
+        return tuple(sorted(found, key=lambda s: s.head or 0))
+
+    def profile(self, name: str) -> Profile | None:
+        """One signal over depth, or None when no layer measured it."""
+        layers = [layer for layer in self.layers if self.signal(name, layer) or self.heads(name, layer)]
+        if not layers:
+            return None
+        rows = [self._profile_row(name, layer) for layer in layers]
+        value, low, high = (np.array(column, dtype=np.float64) for column in zip(*rows, strict=True))
+        return Profile(name, tuple(layers), value, low, high)
+
+    def _profile_row(self, name: str, layer: str) -> tuple[float, float, float]:
+        heads = [s.value for s in self.heads(name, layer) if math.isfinite(s.value)]
+        value = self.value(name, layer)
+        if self.signal(name, layer) is None and heads:
+            value = float(np.mean(heads)) if name.startswith(("attention.", "gate.")) else max(heads)
+        value = value if math.isfinite(value) else math.nan
+        return value, min(heads, default=value), max(heads, default=value)
+
+    def limits(self, name: str) -> tuple[Limit, ...]:
+        """Limits of a signal: those that findings were raised against, else those that the rules are known to use."""
+        return self._limits.get(name) or _LIMITS.get(name, ())
+
+    @cached_property
+    def _limits(self) -> Mapping[str, tuple[Limit, ...]]:
+        raised: dict[str, dict[tuple[float, str], Limit]] = {}
+        for finding in self.diagnosis.findings:
+            if math.isfinite(finding.threshold) and not math.isnan(finding.value):
+                side = "below" if finding.value < finding.threshold else "above"
+                known = raised.setdefault(
+                    finding.signal, {(m.value, m.side): m for m in _LIMITS.get(finding.signal, ())}
+                )
+                known.setdefault((finding.threshold, side), Limit(finding.threshold, finding.severity, side))
+        return {name: tuple(sorted(limits.values(), key=lambda m: m.value)) for name, limits in raised.items()}
+
+    def distributions(self, layer: str) -> tuple[Distribution, ...]:
+        """The score distribution of every head of a layer; of all heads together when they were not kept apart."""
+        scores = [s for s in self._by_layer.get(layer, ()) if s.name.startswith("score.")]
+        heads = sorted({s.head for s in scores if s.head is not None})
+        found = [distribution([s for s in scores if s.head == head], head) for head in heads]
+        if not any(found):
+            found = [distribution([s for s in scores if s.head is None], None)]
+        return tuple(d for d in found if d is not None)
+
+    def growth(self, layer: str = MODEL) -> tuple[Series, ...]:
+        """The aggregate series of one layer over steps, the telling ones first."""
+        found = [s for s in self._series_by_layer.get(layer, ()) if s.head is None and len(s.steps)]
+        return tuple(
+            sorted(found, key=lambda s: (_GROWTH.index(s.name) if s.name in _GROWTH else len(_GROWTH), s.name))
+        )
+
+    def heat(self, name: str) -> Heat | None:
+        """One signal over layers and steps, or None when no series was recorded."""
+        found = {
+            s.layer: s for s in self.diagnosis.series if s.name == name and s.layer and s.head is None and len(s.steps)
+        }
+        layers = [layer for layer in self.layers if layer in found]
+        if not layers:
+            return None
+        steps = np.unique(np.concatenate([found[layer].steps for layer in layers]))
+        values = np.full((len(layers), len(steps)), np.nan)
+        for row, layer in enumerate(layers):
+            values[row, np.searchsorted(steps, found[layer].steps)] = found[layer].values
+        return Heat(name, tuple(layers), steps, values)
+
+    def before_after(self) -> tuple[BeforeAfter, ...]:
+        """Every fix whose effect was measured."""
+        found = [(cause.cause, fix) for cause in self.diagnosis.causes for fix in cause.fixes]
+        return tuple(
+            BeforeAfter(cause, fix, self.limits(fix.signal) if fix.signal else ())
+            for cause, fix in found
+            if fix.before is not None and fix.after is not None
+        )
+
+    def events(self, layer: str | None = None) -> tuple[Event, ...]:
+        """Events in order of step, of one layer or of all."""
+        found = [e for e in self.diagnosis.events if layer is None or self.owner(e.layer) == layer]
+        return tuple(sorted(found, key=lambda e: e.step))
+
+
+_GROWTH = (
+    "score.max_abs",
+    "attention.entropy",
+    "output.rms",
+    "gradient.input_rms",
+    "gradient.output_rms",
+    "loss",
+    "gradient.norm",
+)
+
+
+def parameter(signal: Signal) -> str:
+    """The parameter that a number belongs to, ``""`` for none: several of a layer have a number of the same name."""
+    named = signal.detail.get("parameter")
+    if isinstance(named, str):
+        return named
+    return signal.layer or "" if signal.name.startswith(("weight.", "optimizer.", "update.")) else ""
+
+
+def _rank(signal: Signal) -> tuple[bool, int]:
+    return signal.source != "synthetic", -1 if signal.step is None else signal.step
+
+
+def _owner(name: str, owners: Iterable[str]) -> str:
+    """The owner with the longest name that is ``name`` itself or a module path in front of it."""
+    known = owners if isinstance(owners, (set, frozenset)) else set(owners)
+    parts = name
+    while parts:
+        if parts in known:
+            return parts
+        parts = parts.rpartition(".")[0]
+    return MODEL
+
+
+def thin(steps: Array, values: Array, most: int) -> tuple[Array, Array]:
+    """At most ``most`` points of a series; of every stretch the smallest and the largest stay, so no peak is lost."""
+    if len(steps) <= most:
+        return steps, values
+    keep: list[int] = [0, len(steps) - 1]
+    for chunk in np.array_split(np.arange(len(steps)), max(1, most // 2)):
+        finite = chunk[np.isfinite(values[chunk])]
+        keep += (
+            [int(finite[values[finite].argmin()]), int(finite[values[finite].argmax()])]
+            if len(finite)
+            else [int(chunk[0])]
+        )
+    chosen = np.unique(keep)
+    return steps[chosen], values[chosen]
+
+
+def worst(findings: Iterable[Finding]) -> str:
+    """The highest severity among findings, ``""`` for none."""
+    return max((f.severity for f in findings), key=SEVERITIES.index, default="")

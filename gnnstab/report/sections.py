@@ -1,0 +1,261 @@
+"""What the page says where: the verdict in words, findings and layers with the anchors that tie them together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
+
+from gnnstab.records import SIGNALS, Cause, Finding, FixAdvice, LayerFacts
+from gnnstab.report import charts, summary
+from gnnstab.report.evidence import MODEL, Evidence, parameter, worst
+from gnnstab.report.wording import fix_title, meaning, rule_page
+
+LINKS_SHOWN = 12
+
+FIGURE_OF = {"score.": "scores", "attention.": "entropy", "logit.": "weights", "gate.": "gate"}
+"""Prefix of a signal → the figure of a layer that shows it best."""
+
+PER_HEAD = (
+    (
+        "entropy",
+        "attention.entropy",
+        "Attention entropy per head",
+        "Fraction of ln(in-degree): 1 is even, 0 is one neighbour only.",
+    ),
+    (
+        "weights",
+        "logit.spectral_qk",
+        "Spectral norm per head",
+        "‖W_qᵀW_k‖₂/√C in logits per unit² of input: how sharp this head can get.",
+    ),
+    ("gate", "gate.saturated_share", "Saturated gate per head", "Share of β gates below 0.05 or above 0.95."),
+)
+
+
+class Anchors:
+    """The ids of findings, fixes and layers on the page, each used once."""
+
+    def __init__(self, evidence: Evidence) -> None:
+        self._evidence = evidence
+        self.layers = {name: f"layer-{i}" for i, name in enumerate(evidence.layers)}
+        self.fixes = {
+            (c.cause, i): f"fix-{n}-{i}" for n, c in enumerate(evidence.diagnosis.causes) for i in range(len(c.fixes))
+        }
+        self.first: dict[str, str] = {}
+        """Rule code → anchor of its first finding."""
+        self._of_finding: dict[int, str] = {}
+        taken: dict[str, int] = {}
+        for finding in summary.in_reading_order(evidence.diagnosis):
+            nth = taken[finding.fingerprint] = taken.get(finding.fingerprint, 0) + 1
+            anchor = f"finding-{finding.fingerprint}" + (f"-{nth}" if nth > 1 else "")
+            self._of_finding[id(finding)] = anchor
+            self.first.setdefault(finding.code, anchor)
+
+    def finding(self, finding: Finding) -> str:
+        """The id of one finding."""
+        return self._of_finding[id(finding)]
+
+    def evidence(self, finding: Finding) -> str:
+        """The id of what shows a finding best: a figure, else a number, else its layer, else the coverage."""
+        layer = self._evidence.owner(finding.layer)
+        if layer == MODEL:
+            return self._model_evidence(finding.signal)
+        key = next((figure for prefix, figure in FIGURE_OF.items() if finding.signal.startswith(prefix)), "")
+        here = self.figures[layer]
+        if key in here:
+            return f"{self.layers[layer]}-{key}"
+        if finding.signal in here:
+            return f"{self.layers[layer]}-growth-{finding.signal}"
+        if self._evidence.signal(finding.signal, layer):
+            return f"{self.layers[layer]}-{finding.signal}"
+        return self.layers[layer]
+
+    def _model_evidence(self, signal: str) -> str:
+        if any(s.name == signal and charts.growth(s, (), ()) for s in self._evidence.growth(MODEL)):
+            return f"run-{signal}"
+        return f"run-number-{signal}" if self._evidence.signal(signal) else "coverage"
+
+    @cached_property
+    def figures(self) -> dict[str, list[str]]:
+        """Layer → keys of the figures that its card holds."""
+        return {name: [figure["key"] for figure in _figures(self._evidence, name)] for name in self.layers}
+
+
+def fix_rank(fix: FixAdvice) -> int:
+    """The place of a fix among those of its cause: the proven first, those measured to fail last."""
+    return summary.FIX_ORDER.index(fix.verdict) if fix.verdict in summary.FIX_ORDER else len(summary.FIX_ORDER)
+
+
+def verdict(evidence: Evidence, anchors: Anchors) -> dict[str, str]:
+    """State, headline, reason and first thing to do."""
+    d = evidence.diagnosis
+    word, rest = summary.verdict(d)
+    state, lead = word.capitalize(), rest[:1].upper() + rest[1:] + "."
+    severity, roots = worst(d.findings), d.root_causes()
+    if word == "NOT EVALUABLE":
+        none = "Nothing was measured, so nothing can be called healthy."
+        return _words(state, "unknown", "Nothing could be judged.", lead, none)
+    if word == "STABLE":
+        whole = d.coverage.layers_observed >= d.coverage.layers_expected and not d.coverage.blind
+        headline = "No instability found." if whole else "No instability in what could be seen."
+        return _words(state, "good", headline, lead, "Nothing crossed a limit.")
+    tone = "error" if severity == "error" else "warning"
+    reason = roots[0].reason if roots else summary.in_reading_order(d)[0].message
+    return {
+        **_words(state, tone, _roots(roots) if roots else "No root cause established.", reason, ""),
+        **_next(evidence, anchors),
+    }
+
+
+def _roots(roots: tuple[Cause, ...]) -> str:
+    names = [cause.cause.replace("-", " ") for cause in roots]
+    if len(names) == 1:
+        return f"The root cause is {names[0]}."
+    listed = ", ".join(names[:-1]) + " and " + names[-1] if len(names) <= 3 else f"{names[0]} and {len(names) - 1} more"
+    return f"Root causes: {listed}."
+
+
+def _words(state: str, tone: str, headline: str, lead: str, none: str) -> dict[str, str]:
+    return {
+        "state": state,
+        "tone": tone,
+        "headline": headline,
+        "lead": lead,
+        "none": none,
+        "next": "",
+        "next_anchor": "",
+    }
+
+
+def _next(evidence: Evidence, anchors: Anchors) -> dict[str, str]:
+    """The fix to begin with, of the first cause to treat that has one; never one that was measured to fail."""
+    told = {
+        "confirmed": "{} was tried on this model and works.",
+        "not-tested": "First thing to try: {}; it has not been tested on this model.",
+        "inconclusive": "First thing to try: {}; a test of it was inconclusive.",
+    }
+    for cause in summary.to_change(evidence.diagnosis):
+        fix = summary.recommended(cause)
+        if fix is not None:
+            anchor = anchors.fixes[cause.cause, next(i for i, f in enumerate(cause.fixes) if f is fix)]
+            title = fix_title(fix.fix)
+            name = title if fix.verdict == "confirmed" else title[:1].lower() + title[1:]
+            return {"next": told[fix.verdict].format(name), "next_anchor": anchor}
+    return {}
+
+
+def findings(evidence: Evidence, anchors: Anchors) -> list[dict[str, Any]]:
+    """The findings in order, each with its picture and where its links lead."""
+    told = {code for code in anchors.first if next(rule_page(code), None)}
+    fixes = {c.cause: anchors.fixes[c.cause, 0] for c in evidence.diagnosis.causes if c.fixes}
+    return [
+        {
+            "finding": finding,
+            "anchor": anchors.finding(finding),
+            "evidence": anchors.evidence(finding),
+            "explained": anchors.first.get(finding.explained_by or "", ""),
+            "fix": fixes.get(finding.cause, ""),
+            "about": finding.code in told,
+            "gauge": charts.gauge(finding),
+        }
+        for finding in summary.in_reading_order(evidence.diagnosis)
+    ]
+
+
+def layers(evidence: Evidence, anchors: Anchors) -> list[dict[str, Any]]:
+    """Every layer in order of depth with its configuration, figures and numbers."""
+    place = {id(f): i for i, f in enumerate(summary.in_reading_order(evidence.diagnosis))}
+    rows = []
+    for name, anchor in anchors.layers.items():
+        found = sorted(evidence.findings_by_layer.get(name, ()), key=lambda f: place[id(f)])
+        figures = [{**figure, "anchor": f"{anchor}-{_figure_id(figure)}"} for figure in _figures(evidence, name)]
+        rows.append(
+            {
+                "name": name,
+                "anchor": anchor,
+                "worst": worst(found),
+                "findings": [(anchors.finding(f), f.code) for f in found[:LINKS_SHOWN]],
+                "findings_left": max(0, len(found) - LINKS_SHOWN),
+                "facts": describe(evidence.facts.get(name)),
+                "figures": figures,
+                "numbers": list(_numbers(evidence, name, anchor)),
+            }
+        )
+    return rows
+
+
+def _numbers(evidence: Evidence, name: str, anchor: str) -> Iterator[dict[str, Any]]:
+    """The numbers of a layer; of several with one name, such as one per parameter, the first carries the id."""
+    taken: set[str] = set()
+    for signal in evidence.numbers(name):
+        owner = parameter(signal)
+        told = meaning(signal.name) + (f", {owner.removeprefix(name).lstrip('.')}" if owner and owner != name else "")
+        tone = charts.status(signal.value, evidence.limits(signal.name))
+        yield {
+            "signal": signal,
+            "id": None if signal.name in taken else f"{anchor}-{signal.name}",
+            "told": told,
+            "tone": tone,
+        }
+        taken.add(signal.name)
+
+
+def _figure_id(figure: dict[str, Any]) -> str:
+    return f"growth-{figure['key']}" if figure["growth"] else str(figure["key"])
+
+
+def _figures(evidence: Evidence, name: str) -> list[dict[str, Any]]:
+    cached: dict[str, list[dict[str, Any]]] = evidence.__dict__.setdefault("_figures", {})
+    if name not in cached:
+        cached[name] = [figure for figure in _draw(evidence, name) if figure["picture"] is not None]
+    return cached[name]
+
+
+def _draw(evidence: Evidence, name: str) -> Iterator[dict[str, Any]]:
+    def figure(key: str, title: str, words: str, picture: object, *, growth: bool = False) -> dict[str, Any]:
+        return {"key": key, "title": title, "words": words, "picture": picture, "growth": growth}
+
+    cap = degree_cap(evidence)
+    told = (
+        f"In logits. Dashed: ±{cap:.1f}, where softmax over this in-degree turns one-hot."
+        if math.isfinite(cap)
+        else "In logits."
+    )
+    yield figure("scores", "Score distribution per head", told, charts.scores(evidence.distributions(name), cap, name))
+    for key, signal, title, words in PER_HEAD:
+        yield figure(key, title, words, charts.per_head(evidence.heads(signal, name), evidence.limits(signal)))
+    for series in evidence.growth(name)[:4]:
+        picture = charts.growth(series, evidence.limits(series.name), evidence.events(name))
+        yield figure(series.name, f"{series.name} over the run", SIGNALS[series.name].meaning, picture, growth=True)
+
+
+def degree_cap(evidence: Evidence) -> float:
+    """3√(2 ln d) at the median in-degree d: the size of score from which softmax over d neighbours is close to one-hot."""
+    degree = evidence.value("degree.median")
+    return 3 * math.sqrt(2 * math.log(degree)) if degree > 1 else math.nan
+
+
+def describe(facts: LayerFacts | None) -> str:
+    """A layer's configuration in one line; what the source could not show is left out."""
+    if facts is None:
+        return "Configuration not recorded."
+    width = None if facts.in_channels is None else f"{facts.in_channels[0]} → {facts.out_channels or '?'} channels"
+    heads = None if facts.heads is None else f"{facts.heads} head{'s' if facts.heads != 1 else ''}"
+    told = [
+        facts.kind,
+        width,
+        heads,
+        None if facts.concat is None else ("concatenated" if facts.concat else "averaged"),
+        None if facts.beta is None else f"beta {'on' if facts.beta else 'off'}",
+        None if facts.dropout is None else f"dropout {facts.dropout:g}",
+        None if facts.root_weight is None else f"root weight {'on' if facts.root_weight else 'off'}",
+        None if facts.aggregation is None else f"aggregation {facts.aggregation}",
+        None if facts.identity_path is None else ("identity path" if facts.identity_path else "no identity path"),
+        f"{facts.norm_before} before" if facts.norm_before else None,
+        f"{facts.norm_after} after" if facts.norm_after else None,
+        facts.activation,
+        f"weights {facts.initialisation}" if facts.initialisation else None,
+    ]
+    return ", ".join(part for part in told if part)

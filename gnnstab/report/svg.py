@@ -1,0 +1,204 @@
+"""Small building blocks of inline SVG: escaped tags, axes that take data to pixels, paths."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from markupsafe import Markup, escape
+
+from gnnstab.report.escape import visible
+from gnnstab.report.evidence import Array
+from gnnstab.report.wording import short
+
+
+def tag(name: str, *children: object, **attributes: object) -> Markup:
+    """One element; text children and attribute values are escaped, ``None`` attributes left out.
+
+    An attribute's trailing underscore is dropped and the others become hyphens: ``class_``, ``text_anchor``.
+    """
+    parts = [f"<{name}"]
+    for key, value in attributes.items():
+        if value is not None:
+            parts.append(f' {key.rstrip("_").replace("_", "-")}="{_text(value)}"')
+    if not children:
+        return Markup("".join(parts) + "/>")
+    inner = "".join(child if isinstance(child, Markup) else str(_text(child)) for child in children)
+    return Markup("".join(parts) + f">{inner}</{name}>")
+
+
+def join(parts: Iterable[Markup]) -> Markup:
+    """Elements side by side."""
+    return Markup("").join(parts)
+
+
+def drawing(width: float, height: float, *children: Markup, label: str, class_: str = "chart") -> Markup:
+    """A whole picture with the sentence that a screen reader reads in its place."""
+    # Not the attribute viewBox through `tag`: SVG is case-sensitive there and has no hyphen.
+    inner = Markup("").join(children)
+    return Markup(
+        '<svg class="{}" viewBox="0 0 {} {}" width="{}" height="{}" role="img" aria-label="{}">{}</svg>'
+    ).format(class_, pixel(width), pixel(height), pixel(width), pixel(height), visible(label), inner)
+
+
+def pixel(value: float) -> str:
+    """A coordinate with at most one decimal: enough for the eye, short on the wire."""
+    return f"{value:.1f}".removesuffix(".0")
+
+
+def _text(value: object) -> Markup:
+    return Markup(pixel(value)) if isinstance(value, float) else _escaped(str(value))
+
+
+@lru_cache(maxsize=4096)
+def _escaped(text: str) -> Markup:
+    """Escaping is most of the work of drawing and nearly always of the same few class names."""
+    return escape(visible(text))
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """Takes numbers to pixels: linear, logarithmic, or logarithmic on both sides of zero."""
+
+    low: float
+    high: float
+    start: float
+    """Pixel of ``low``."""
+
+    stop: float
+    """Pixel of ``high``."""
+
+    kind: str = "linear"
+    """``linear``, ``log`` or ``symlog`` (linear within ±1)."""
+
+    def __call__(self, value: float) -> float:
+        """The pixel of ``value``, held inside the axis."""
+        low, high = self._warp(self.low), self._warp(self.high)
+        share = (self._warp(value) - low) / (high - low) if high > low else 0.5
+        return self.start + min(max(share, 0.0), 1.0) * (self.stop - self.start)
+
+    def _warp(self, value: float) -> float:
+        if self.kind == "log":
+            return math.log10(max(value, 1e-300))
+        if self.kind == "symlog":
+            return math.copysign(math.log10(1 + abs(value)), value)
+        return value
+
+    def ticks(self, most: int = 5) -> tuple[float, ...]:
+        """Round numbers inside the axis, at most about ``most`` of them."""
+        if self.kind == "linear":
+            return _linear_ticks(self.low, self.high, most)
+        if self.kind == "log":
+            return _decades(self.low, self.high, most)
+        positive = _decades(1.0, max(self.high, 1.0), max(2, most // 2)) if self.high > 1 else ()
+        negative = _decades(1.0, max(-self.low, 1.0), max(2, most // 2)) if self.low < -1 else ()
+        return (*sorted(-t for t in negative if t > 1), 0.0, *(t for t in positive if t > 1))
+
+
+def _linear_ticks(low: float, high: float, most: int) -> tuple[float, ...]:
+    if not high > low:
+        return (low,)
+    raw = (high - low) / max(most - 1, 1)
+    magnitude = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * magnitude for m in (1, 2, 2.5, 5, 10) if m * magnitude >= raw * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    return tuple(round(step * k, 12) for k in range(first, math.floor(high / step + 1e-9) + 1))
+
+
+def _decades(low: float, high: float, most: int) -> tuple[float, ...]:
+    """Powers of ten; where fewer than two fit, their doubles and fives too."""
+    first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
+    if last - first < 1:
+        fine = [m * 10.0**k for k in range(first - 1, last + 2) for m in (1, 2, 5)]
+        return tuple(t for t in fine if low <= t <= high)[:most]
+    stride = max(1, math.ceil((last - first + 1) / most))
+    return tuple(10.0**k for k in range(first, last + 1) if (k - first) % stride == 0)
+
+
+def axis_for(values: Iterable[float], start: float, stop: float, *, kind: str = "linear", room: float = 0.06) -> Axis:
+    """An axis around the finite ``values`` with a little room; a sane one when there are none."""
+    array = np.fromiter(values, dtype=np.float64)
+    finite = array[np.isfinite(array)]
+    if kind == "log":
+        finite = finite[finite > 0]
+        low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.1, 10.0)
+        # A whole decade at least, so that a flat profile looks flat.
+        middle = math.sqrt(low) * math.sqrt(high)
+        return Axis(min(low / 1.3, middle / 3.2), max(high * 1.3, middle * 3.2), start, stop, kind)
+    low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
+    if high == low:
+        low, high = low - (abs(low) * 0.1 or 1.0), high + (abs(high) * 0.1 or 1.0)
+    pad = (high - low) * room
+    return Axis(low - pad, high + pad, start, stop, kind)
+
+
+def path(xs: Iterable[float], ys: Iterable[float]) -> str:
+    """Path data through points, in steps from point to point since those are short; a NaN in ``ys`` breaks the line."""
+    parts: list[str] = []
+    here: tuple[int, int] | None = None
+    for x, y in zip(xs, ys, strict=True):
+        if not math.isfinite(y):
+            here = None
+            continue
+        # Whole tenths, so that the rounding of one step is made good by the next.
+        at = (round(10 * x), round(10 * y))
+        parts.append(
+            f"M{_tenths(at[0])} {_tenths(at[1])}"
+            if here is None
+            else f"l{_tenths(at[0] - here[0])} {_tenths(at[1] - here[1])}"
+        )
+        here = at
+    return "".join(parts)
+
+
+def _tenths(value: int) -> str:
+    return f"{value / 10:g}"
+
+
+def rules(across: Iterable[float], start: float, stop: float, class_: str, *, upright: bool = False) -> Markup:
+    """Parallel straight lines at ``across`` from ``start`` to ``stop`` as one element."""
+    turn = "V" if upright else "H"
+    data = "".join(
+        f"M{pixel(p)} {pixel(start)}{turn}{pixel(stop)}"
+        if upright
+        else f"M{pixel(start)} {pixel(p)}{turn}{pixel(stop)}"
+        for p in across
+    )
+    return tag("path", d=data, class_=class_)
+
+
+def line_through(axis_x: Axis, axis_y: Axis, xs: Array, ys: Array, class_: str) -> Markup:
+    """A polyline in data coordinates; a lone point between gaps becomes a dot so that it is seen."""
+    pixels = [axis_y(float(y)) if math.isfinite(y) else math.nan for y in ys]
+    places = [axis_x(float(x)) for x in xs]
+    data = path(places, pixels)
+    dots = [tag("circle", cx=x, cy=y, r=2, class_=f"{class_} dot") for x, y in _lonely(places, pixels)]
+    return join([tag("path", d=data, class_=class_), *dots] if data else dots)
+
+
+def _lonely(xs: list[float], ys: list[float]) -> Iterable[tuple[float, float]]:
+    for i, (x, y) in enumerate(zip(xs, ys, strict=True)):
+        before = math.isfinite(ys[i - 1]) if i else False
+        after = math.isfinite(ys[i + 1]) if i + 1 < len(ys) else False
+        if math.isfinite(y) and not before and not after:
+            yield x, y
+
+
+def label(text: str, x: float, y: float, class_: str = "tick", anchor: str | None = None) -> Markup:
+    """A piece of text; ``anchor`` is ``start``, ``middle`` or ``end``."""
+    return tag("text", text, x=x, y=y, class_=class_, text_anchor=anchor)
+
+
+def tick_text(value: float) -> str:
+    """A tick's number: powers of ten as such from 10⁴ on."""
+    if value and (abs(value) >= 1e4 or abs(value) < 1e-2):
+        exponent = round(math.log10(abs(value)))
+        if math.isclose(abs(value), 10.0**exponent):
+            return ("−" if value < 0 else "") + "10" + str(exponent).translate(_SUPERSCRIPT)
+    return short(value)
+
+
+_SUPERSCRIPT = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")

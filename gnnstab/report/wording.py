@@ -1,0 +1,80 @@
+"""Texts of the page: numbers with real signs, names as words, hostile text in one line, rule pages as paragraphs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from markupsafe import Markup, escape
+
+from gnnstab.records import SIGNALS
+from gnnstab.report import rulebook
+from gnnstab.report.escape import shorten, visible
+from gnnstab.report.numbers import number
+
+_SIGNS = str.maketrans({"-": "−"})
+_WORDS = {"nan": "NaN", "inf": "∞", "-inf": "−∞"}
+
+PAGE_PARTS = ("Why it is unstable", "When it is wrong")
+"""The headings of a rule's page that a reader of findings needs."""
+
+
+def short(value: float | None) -> str:
+    """`number` with a minus sign and an infinity sign in place of their ASCII stand-ins."""
+    text = number(value)
+    return _WORDS.get(text, text.translate(_SIGNS))
+
+
+def words(name: str) -> str:
+    """A name in kebab case as words: ``sum-aggregation`` → ``Sum aggregation``."""
+    return sentence(name.replace("-", " ").strip())
+
+
+def sentence(text: str) -> str:
+    """``text`` with a capital first letter, unless its first word is a name in code such as ``fp16`` or ``lr=``."""
+    first = text.split(" ", 1)[0]
+    return text[:1].upper() + text[1:] if first.isalpha() and first.islower() else text
+
+
+def meaning(signal: str) -> str:
+    """What a signal stands for, from the vocabulary; the name itself for a stranger."""
+    return SIGNALS[signal].meaning if signal in SIGNALS else signal
+
+
+def clip(text: object, longest: int) -> str:
+    """``text`` in one line with nothing hidden in it, and shortened in its middle where it has no end."""
+    return shorten(visible(str(text)), longest)
+
+
+def fix_title(name: str) -> str:
+    """The title of a fix, or its name in words where no such fix is installed."""
+    from gnnstab.fixes import FIXES
+
+    return sentence(FIXES[name].title) if name in FIXES else words(visible(name))
+
+
+def fix_cost(name: str) -> str:
+    """What a fix costs, ``""`` where that is not known."""
+    from gnnstab.fixes import FIXES
+
+    return FIXES[name].cost if name in FIXES else ""
+
+
+def rule_page(code: str) -> Iterator[tuple[str, Markup]]:
+    """(heading, paragraphs) of those parts of a rule's page that help to read its findings."""
+    parts = re.split(r"^## (.+)$", rulebook.page(code), flags=re.MULTILINE)
+    told = dict(zip(parts[1::2], parts[2::2], strict=True))
+    for heading in PAGE_PARTS:
+        if told.get(heading, "").strip():
+            yield heading, _paragraphs(told[heading])
+
+
+def _paragraphs(text: str) -> Markup:
+    blocks = [" ".join(block.split()) for block in text.strip().split("\n\n")]
+    return Markup("").join(Markup("<p>{}</p>").format(_inline(block)) for block in blocks if block)
+
+
+def _inline(text: str) -> Markup:
+    """`` `code` `` and ``*stress*`` as elements; everything else is text."""
+    marked = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
+    return Markup(re.sub(r"(?<![\w*])\*([^*\s][^*]*)\*(?![\w*])", r"<em>\1</em>", marked))

@@ -1,0 +1,468 @@
+"""Diagnoses rich in evidence, for the tests of the page, the figures and the live view."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from gnnstab.records import (
+    FIVE_CAUSES,
+    Advice,
+    Blind,
+    Cause,
+    Coverage,
+    Diagnosis,
+    Event,
+    Finding,
+    FixAdvice,
+    LayerFacts,
+    RuleStatus,
+    Series,
+    Signal,
+    Target,
+)
+
+STEPS = np.arange(0, 401, 5, dtype=np.int64)
+
+
+def facts(name: str, position: int) -> LayerFacts:
+    return LayerFacts(
+        name=name,
+        kind="TransformerConv",
+        position=position,
+        attention=True,
+        in_channels=(16, 16),
+        out_channels=16,
+        heads=3,
+        concat=False,
+        beta=False,
+        dropout=0.0,
+        edge_dim=1,
+        root_weight=True,
+        bias=True,
+        aggregation="add",
+        identity_path=False,
+        norm_before="",
+        norm_after="",
+        activation="relu",
+        initialisation="pyg-default",
+    )
+
+
+def layer_signals(name: str, scale: float, entropy: float, gradient: float, seed: int, heads: int = 3) -> list[Signal]:
+    """Everything that one layer may measure: a score histogram per head, entropy, activations, gradients, weights."""
+    random = np.random.default_rng(seed)
+    signals = [
+        Signal("score.max_abs", 4.6 * scale, name),
+        Signal("score.min", -4.6 * scale, name),
+        Signal("score.max", 3.4 * scale, name),
+        Signal("score.std", scale, name),
+        Signal("attention.entropy", entropy, name),
+        Signal("attention.one_hot_share", max(0.0, 0.6 - entropy), name),
+        Signal("input.rms", 1.2 * math.sqrt(scale), name),
+        Signal("output.rms", math.sqrt(scale), name),
+        Signal("gradient.input_rms", gradient, name),
+        Signal("gradient.output_rms", gradient * 1.1, name),
+        Signal("precision.fp16_headroom", 65504 / (4.6 * scale * 4 * 180), name),
+    ]
+    for head in range(heads):
+        width = scale * (0.6 + 0.5 * head)
+        counts, edges = np.histogram(random.normal(0.2 * width * head, width, 4000), bins=32)
+        signals += [
+            Signal("score.std", width, name, head, detail={"histogram": {"edges": edges, "counts": counts}}),
+            Signal("score.min", float(edges[0]), name, head),
+            Signal("score.max", float(edges[-1]), name, head),
+            Signal("attention.entropy", min(1.0, entropy * (0.7 + 0.25 * head)), name, head),
+            Signal("logit.spectral_qk", 0.2 + 0.1 * head + 0.01 * scale, name, head, source="weights"),
+        ]
+    return signals
+
+
+def layer_series(name: str, scale: float, entropy: float, gradient: float) -> list[Series]:
+    grow = np.linspace(0.1, 1.0, len(STEPS)) ** 2
+    wobble = 1 + 0.06 * np.sin(STEPS / 17.0)
+    return [
+        Series("score.max_abs", name, None, STEPS, 4.6 * scale * grow * wobble),
+        Series("attention.entropy", name, None, STEPS, np.clip(0.98 - (0.98 - entropy) * grow * wobble, 0, 1)),
+        Series("output.rms", name, None, STEPS, math.sqrt(scale) * (0.3 + 0.7 * grow) * wobble),
+        Series("gradient.input_rms", name, None, STEPS, gradient * (2 - grow) * wobble),
+    ]
+
+
+def overflow(step: int = 375) -> Event:
+    return Event(
+        step,
+        "non-finite",
+        "gnn_base.gnn.gnn2.1",
+        "train",
+        0,
+        "score",
+        "made-here",
+        (12, 40),
+        (103, 551),
+        (2,),
+        "first non-finite value: q·k of head 2 passed 65504 in fp16; all weights are finite",
+        {"limit": 65504, "largest_before": 61240.0, "dtype": "float16", "weights_finite": True},
+    )
+
+
+def run() -> Diagnosis:
+    """A recorded run of the three-layer, seven-agent network: saturated by a sum aggregation, then an fp16 overflow."""
+    names = ("gnn_base.gnn.gnn1", "gnn_base.gnn.gnn2.0", "gnn_base.gnn.gnn2.1")
+    shape = ((26.5, 0.229, 2.1e-3), (11.81, 0.457, 3.0e-3), (3.73, 0.813, 4.4e-3))
+    signals = [
+        s for i, (n, (a, b, c)) in enumerate(zip(names, shape, strict=True)) for s in layer_signals(n, a, b, c, i)
+    ]
+    signals += [
+        Signal("degree.median", 9.0),
+        Signal("degree.mean", 9.44),
+        Signal("degree.max", 16.0),
+        Signal("degree.isolated_share", 0.007),
+        Signal("aggregation.exponent", 0.98, "gnn_base.gnn.embed_layer"),
+        Signal("aggregation.rms", 11.4, "gnn_base.gnn.embed_layer"),
+    ]
+    series = [s for n, (a, b, c) in zip(names, shape, strict=True) for s in layer_series(n, a, b, c)]
+    loss = 1.6 * np.exp(-STEPS / 90.0) + 0.12 + 0.05 * np.sin(STEPS / 9.0)
+    series += [
+        Series("loss", None, None, STEPS, loss),
+        Series("gradient.norm", None, None, STEPS, 0.8 + 0.5 * np.abs(np.sin(STEPS / 23.0))),
+    ]
+    return Diagnosis(
+        target=Target("trace", "runs/informarl-7agents/run.gnnstab", ("joined 1 rank",)),
+        coverage=Coverage(
+            4,
+            4,
+            (Blind("gnn_base.gnn.embed_layer", "score", "not an attention layer: it has no scores"),),
+            ("heads=3: read from the layer", "activation=relu: seen in the run"),
+        ),
+        causes=_run_causes(),
+        findings=_run_findings(),
+        rules=(
+            RuleStatus("GS301", "fired"),
+            RuleStatus("GS302", "fired"),
+            RuleStatus("GS401", "fired"),
+            RuleStatus("GS501", "fired"),
+            RuleStatus("GS502", "fired"),
+            RuleStatus("GS203", "passed", "gradient ratio 0.48 within 1e-3 … 1e2"),
+            RuleStatus("GS204", "passed"),
+            RuleStatus("GS601", "passed", "lr/rms 0.004"),
+            RuleStatus("GS104", "not-applicable", "no layer has a gate"),
+            RuleStatus("GS108", "not-applicable", "no GraphNorm in the model"),
+            RuleStatus("GS602", "not-evaluable", "the optimizer was not given; pass optimizer="),
+            RuleStatus("GS405", "passed"),
+        ),
+        advice=(
+            Advice(
+                "W1",
+                "add dropout to calm the activations",
+                "dropout keeps the mean and raises the train-time message RMS: 3.20 → 3.22 at p = 0.1 here",
+            ),
+            Advice(
+                "W10",
+                "swap the sum for a mean and nothing else",
+                "removes node identity at in-degree 9.4; add the root term with it",
+            ),
+            Advice("W6", "clamp the scores at 50", "in-degree 9 is one-hot long before 50: entropy 0.229 stays 0.23"),
+        ),
+        layers=(
+            LayerFacts("gnn_base.gnn.embed_layer", "EmbedConv", 0, False, aggregation="add", in_channels=(7, 7)),
+            *(facts(n, i + 1) for i, n in enumerate(names)),
+        ),
+        signals=tuple(signals),
+        series=tuple(series),
+        events=(overflow(), Event(300, "finding", names[0], message="GS301 raised live")),
+        context={"precision": "fp16", "steps": 400, "trained": True},
+    )
+
+
+def _run_findings() -> tuple[Finding, ...]:
+    embed, first, third = "gnn_base.gnn.embed_layer", "gnn_base.gnn.gnn1", "gnn_base.gnn.gnn2.1"
+    return (
+        Finding(
+            "GS401",
+            "sum-aggregation-growth",
+            "sum-aggregation",
+            "error",
+            "high",
+            embed,
+            None,
+            400,
+            "aggregation.exponent",
+            0.98,
+            0.4,
+            "",
+            f"{embed} sums over neighbours without a norm: its output grows with in-degree^0.98 (RMS 11.4). Use aggr='mean' and add a root term.",
+        ),
+        Finding(
+            "GS301",
+            "attention-explosion",
+            "attention-explosion",
+            "warning",
+            "high",
+            first,
+            None,
+            400,
+            "attention.entropy",
+            0.229,
+            0.35,
+            "fraction of ln(in-degree)",
+            f"{first}: attention entropy 0.229 of ln(in-degree); 42 % of the node-heads look at one neighbour only.",
+            "GS401",
+        ),
+        Finding(
+            "GS301",
+            "attention-explosion",
+            "attention-explosion",
+            "error",
+            "high",
+            first,
+            0,
+            400,
+            "attention.entropy",
+            0.08,
+            0.10,
+            "fraction of ln(in-degree)",
+            f"{first}, head 0: attention is one-hot (entropy 0.08).",
+            "GS401",
+        ),
+        Finding(
+            "GS501",
+            "precision-headroom",
+            "precision",
+            "warning",
+            "high",
+            third,
+            2,
+            375,
+            "precision.fp16_headroom",
+            0.93,
+            1.0,
+            "×",
+            f"{third}, head 2: q·k reaches 7.0e4 before the division by √C and fp16 ends at 65504. Compute q·k and softmax in fp32.",
+            "GS401",
+        ),
+        Finding(
+            "GS502",
+            "non-finite-value",
+            "precision",
+            "error",
+            "high",
+            third,
+            2,
+            375,
+            "score.max_abs",
+            math.inf,
+            65504.0,
+            "logit",
+            f"{third}, head 2, step 375: the first non-finite value was made here, in the scores; every weight is finite.",
+            "GS501",
+        ),
+        Finding(
+            "GS103",
+            "no-residual",
+            "no-residual",
+            "info",
+            "high",
+            first,
+            None,
+            None,
+            "gradient.ratio",
+            0.48,
+            1e-3,
+            "",
+            "No identity path around the three layers. Nothing was measured that it would explain.",
+        ),
+    )
+
+
+def _run_causes() -> tuple[Cause, ...]:
+    mean = (
+        "class EmbedConv(MessagePassing):\n"
+        "    def __init__(self, ...):\n"
+        "-       super().__init__(aggr='add')\n"
+        "+       super().__init__(aggr='mean')\n"
+        "+       self.lin_root = nn.Linear(in_channels, out_channels)\n"
+        "    def forward(self, x, edge_index, edge_attr):\n"
+        "-       return self.propagate(edge_index, x=x, edge_attr=edge_attr)\n"
+        "+       return self.propagate(edge_index, x=x, edge_attr=edge_attr) + self.lin_root(x)"
+    )
+    five = {
+        "no-dropout": ("present", "dropout is 0 in all three layers; no over-fitting was measured.", (), ()),
+        "beta-disabled": (
+            "present",
+            "beta is off; it would only matter against growth with depth.",
+            (),
+            (
+                FixAdvice(
+                    "beta",
+                    "TransformerConv(16, 16, heads=3, concat=False, edge_dim=1, beta=True)",
+                    "no-effect",
+                    0.229,
+                    0.231,
+                    "attention.entropy",
+                    "5 paired seeds",
+                ),
+            ),
+        ),
+        "no-residual": ("present", "three layers, gradient ratio 0.48: too shallow for it to matter.", ("GS103",), ()),
+        "attention-explosion": (
+            "contributing",
+            "entropy 0.229 in gnn1, explained by the sum aggregation before it.",
+            ("GS301",),
+            (
+                FixAdvice(
+                    "qk-clip",
+                    "with torch.no_grad():\n    for h, g in enumerate([0.31, 0.24, 0.19]):\n        gnn1.lin_query.weight[h * 16:(h + 1) * 16] *= g\n        gnn1.lin_query.bias[h * 16:(h + 1) * 16] *= g",
+                    "inconclusive",
+                    0.229,
+                    0.41,
+                    "attention.entropy",
+                    "loss 3 % worse on 2 of 5 seeds",
+                ),
+            ),
+        ),
+        "unsuitable-init": ("absent", "all convolution weights are PyG's default at gain 1/√3.", (), ()),
+    }
+    causes = [Cause(name, *five[name]) for name in FIVE_CAUSES]
+    causes.append(
+        Cause(
+            "sum-aggregation",
+            "root-cause",
+            "the embedding sums 9.4 messages on average without a norm; its output grows with in-degree^0.98.",
+            ("GS401", "GS301"),
+            (
+                FixAdvice(
+                    "mean-aggregation",
+                    mean,
+                    "confirmed",
+                    0.229,
+                    0.71,
+                    "attention.entropy",
+                    "5 paired seeds, 150 steps each; loss 12 % better",
+                ),
+            ),
+        )
+    )
+    causes.append(
+        Cause(
+            "precision",
+            "contributing",
+            "fp16 leaves no headroom once the scores have grown.",
+            ("GS501", "GS502"),
+            (
+                FixAdvice(
+                    "fp32-scores",
+                    "with torch.autocast('cuda', enabled=False):\n    x = conv(x.float(), edge_index, edge_attr.float())",
+                    "not-tested",
+                    note="gnnstab verify --fix fp32-scores --model … --batch …",
+                ),
+            ),
+        )
+    )
+    return tuple(causes)
+
+
+def deep(count: int = 200, findings: int = 500) -> Diagnosis:
+    """``count`` layers and ``findings`` findings."""
+    names = [f"encoder.blocks.{i}.conv" for i in range(count)]
+    signals, series = [], []
+    for i, name in enumerate(names):
+        gradient = 1e-2 * math.exp(-0.09 * (count - i))
+        entropy = 0.95 - 0.9 * (i / max(count - 1, 1)) ** 2
+        signals += layer_signals(name, 0.5 + 40.0 * (i / max(count, 1)) ** 3, entropy, gradient, i, heads=4)
+        series += layer_series(name, 0.5 + 40.0 * (i / max(count, 1)) ** 3, entropy, gradient)
+    severities = ("error", "warning", "warning", "info")
+    found = [
+        Finding(
+            ("GS301", "GS203", "GS501", "GS103")[k % 4],
+            ("attention-explosion", "vanishing-gradient", "precision-headroom", "no-residual")[k % 4],
+            ("attention-explosion", "no-residual", "precision", "no-residual")[k % 4],
+            severities[k % 4],
+            "high",
+            names[(k * 7) % count],
+            k % 3,
+            400,
+            ("attention.entropy", "gradient.input_rms", "precision.fp16_headroom", "gradient.input_rms")[k % 4],
+            (0.05, 1e-9, 0.5, 1e-3)[k % 4] * (1 + k / findings),
+            (0.1, 1e-4, 1.0, 1e-2)[k % 4],
+            "",
+            f"{names[(k * 7) % count]}: finding number {k}.",
+        )
+        for k in range(findings)
+    ]
+    causes = [Cause(c, "absent", "nothing points to it.") for c in FIVE_CAUSES]
+    causes[3] = Cause("attention-explosion", "root-cause", "entropy falls below 0.1 from layer 150 on.", ("GS301",))
+    return Diagnosis(
+        Target("trace", "deep.gnnstab"),
+        Coverage(count, count),
+        tuple(causes),
+        tuple(found),
+        (RuleStatus("GS301", "fired"),),
+        layers=tuple(facts(n, i) for i, n in enumerate(names)),
+        signals=tuple(signals),
+        series=tuple(series),
+        events=tuple(Event(int(s), "note", names[0], message="note") for s in STEPS[::20]),
+    )
+
+
+def all_nan(count: int = 3) -> Diagnosis:
+    """Every number is NaN."""
+    source = deep(count, count)
+    signals = [Signal(s.name, math.nan, s.layer, s.head) for s in source.signals]
+    series = [Series(s.name, s.layer, s.head, s.steps, np.full(len(s.steps), np.nan)) for s in source.series]
+    found = [
+        Finding(
+            f.code,
+            f.name,
+            f.cause,
+            f.severity,
+            f.confidence,
+            f.layer,
+            f.head,
+            f.step,
+            f.signal,
+            math.nan,
+            math.nan,
+            f.unit,
+            f.message,
+        )
+        for f in source.findings
+    ]
+    causes = [
+        Cause(
+            c.cause,
+            c.status,
+            c.reason,
+            c.codes,
+            (FixAdvice("residual", "x = x + conv(x)", "inconclusive", math.nan, math.nan, "gradient.ratio"),),
+        )
+        for c in source.causes
+    ]
+    return Diagnosis(
+        source.target,
+        source.coverage,
+        tuple(causes),
+        tuple(found),
+        source.rules,
+        layers=source.layers,
+        signals=tuple(signals),
+        series=tuple(series),
+        events=source.events,
+    )
+
+
+def single_step(count: int = 1) -> Diagnosis:
+    """``count`` layers, one step."""
+    source = deep(count, count)
+    series = [Series(s.name, s.layer, s.head, s.steps[-1:], s.values[-1:]) for s in source.series]
+    return Diagnosis(
+        source.target,
+        source.coverage,
+        source.causes,
+        source.findings,
+        source.rules,
+        layers=source.layers,
+        signals=source.signals,
+        series=tuple(series),
+    )
