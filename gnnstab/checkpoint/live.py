@@ -22,11 +22,13 @@ def recover_model(
     The module decides heads, concat and dropout; nothing has to be assumed about them. No tensor is copied or changed.
     """
     states = () if optimizer is None else (_named_state(model, optimizer),)
+    tensors = {name: tensor.detach() for name, tensor in model.state_dict(keep_vars=True).items()}
     checkpoint = Checkpoint(
         path=type(model).__name__,
         format="module",
         size=0,
-        tensors={name: tensor.detach() for name, tensor in model.state_dict(keep_vars=True).items()},
+        tensors=tensors,
+        networks={"": tuple(tensors)},
         known=known_facts(model),
         optimizers=states,
     )
