@@ -25,7 +25,7 @@ def aggregation_measures(messages: Tensor, index: Tensor, size: int) -> dict[str
     if messages.shape[0] == 0:
         nothing = Measured(undefined(messages))
         return {"aggregation.rms": nothing, "aggregation.exponent": nothing}
-    messages = wide(messages.reshape(messages.shape[0], -1))
+    messages = wide(messages.flatten(1) if messages.dim() > 1 else messages.unsqueeze(1))
     degree = group_sizes(index, size)
     whole = square_sum(group_sum(messages, index, size), dim=1)
     single = group_sum(square_sum(messages, dim=1), index, size)

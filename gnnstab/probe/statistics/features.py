@@ -5,7 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gnnstab.probe.statistics.numbers import Measured, exact, extremes, highest, quiet, rms, share, square_sum
+from gnnstab.probe.statistics.numbers import (
+    Measured,
+    as_rows,
+    exact,
+    extremes,
+    highest,
+    lower_median,
+    quiet,
+    rms,
+    share,
+    square_sum,
+)
 from gnnstab.probe.statistics.smoothness import relative_difference
 
 
@@ -18,7 +29,7 @@ def node_measures(x: Tensor, batch: Tensor | None = None) -> dict[str, Measured]
     """
     if not x.is_floating_point() or x.dim() == 0:
         return {}
-    x = x.unsqueeze(1) if x.dim() == 1 else x.reshape(-1, x.shape[-1])
+    x = as_rows(x)
     numbers = {
         "feature.rms": rms(x),
         "feature.column_ratio": _column_ratio(x),
@@ -33,8 +44,8 @@ def _column_ratio(x: Tensor) -> Tensor:
     """Largest over (lower) median column RMS; columns of zeros carry no scale and are left out."""
     energy = square_sum(x, dim=0)
     scale = torch.where(energy == 0, torch.nan, energy.sqrt())
-    # nanmedian would skip a NaN that came from the data; the largest energy brings it back.
-    return highest(energy).sqrt() / scale.nanmedian() if energy.numel() else highest(energy)
+    # The median skips a NaN that came from the data; the largest energy brings it back.
+    return highest(energy).sqrt() / lower_median(scale)
 
 
 def constant_share(*parts: Tensor) -> Tensor:

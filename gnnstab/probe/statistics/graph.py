@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gnnstab.probe.statistics.groups import compact, group_sizes
-from gnnstab.probe.statistics.numbers import Measured, highest, lowest, quiet
+from gnnstab.probe.statistics.numbers import Measured, highest, lower_median, lowest, quiet
 
 
 @quiet
@@ -21,7 +21,7 @@ def from_degrees(degree: Tensor) -> dict[str, Measured]:
     """The same from known in-degrees (N,). The median is the lower one of the nodes with at least one edge."""
     connected = torch.where(degree > 0, degree, torch.nan)
     numbers = {
-        "degree.median": connected.nanmedian(),
+        "degree.median": lower_median(connected),
         "degree.mean": degree.mean(),
         "degree.max": highest(degree),
         "degree.isolated_share": (degree == 0).to(degree.dtype).mean(),

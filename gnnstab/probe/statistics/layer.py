@@ -20,7 +20,7 @@ from gnnstab.probe.statistics.attention import entropy_measures, precision_measu
 from gnnstab.probe.statistics.features import constant_share
 from gnnstab.probe.statistics.graph import from_degrees
 from gnnstab.probe.statistics.groups import group_sizes
-from gnnstab.probe.statistics.numbers import Measured, quiet, rms
+from gnnstab.probe.statistics.numbers import Measured, as_rows, quiet, rms
 from gnnstab.probe.statistics.smoothness import relative_difference
 from gnnstab.probe.statistics.unit_input import is_plain, unit_input_attention
 
@@ -44,7 +44,9 @@ def attention_measures(call: Call, conv: nn.Module, batch: Tensor | None = None)
             **entropy_measures(call.attention, index, degree),
             **gate_measures(call.gate),
             **message_measures(call, conv, degree),
-            **activation_measures(call.x_target, call.output, batch, x_source=call.x_source),
+            **activation_measures(
+                call.x_target, call.output, batch, x_source=None if call.x_source is call.x_target else call.x_source
+            ),
         }
         unit = unit_input_attention(call, conv)
         if unit is not None:
@@ -58,9 +60,11 @@ def activation_measures(
 ) -> dict[str, Measured]:
     """Numbers of any layer that maps node states ``x`` (N, D) to ``output`` (N, D'), both floating point.
 
+    Tensors of one or of more than two axes are read as by `node_measures`.
     ``x_source`` (N_s, D_s) is a second input of a bipartite layer; scale and constant channels then cover both.
     """
-    inputs = (x,) if x_source is None or x_source is x else (x, x_source)
+    x, output = as_rows(x), as_rows(output)
+    inputs = (x,) if x_source is None else (x, as_rows(x_source))
     numbers = {
         "input.rms": rms(*inputs),
         "input.max_abs": peak(*inputs),

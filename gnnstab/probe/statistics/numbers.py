@@ -113,3 +113,19 @@ def lowest(values: Tensor) -> Tensor:
 def highest(values: Tensor) -> Tensor:
     """Largest entry, 0-d; NaN for none."""
     return values.max() if values.numel() else undefined(values)
+
+
+def lower_median(values: Tensor) -> Tensor:
+    """The lower median of the entries of ``values`` (N,) that are not NaN, 0-d; NaN for none.
+
+    By a sort, whose NaN come last, and a position that stays on the device.
+    """
+    if values.numel() == 0:
+        return undefined(values)
+    position = ((~values.isnan()).sum() - 1).clamp(min=0) // 2
+    return values.sort().values.gather(0, position.view(1)).squeeze(0)
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """``x`` as (N, D): a vector is one column; of more than two axes the last one holds the columns."""
+    return x.unsqueeze(1) if x.dim() == 1 else x.flatten(0, -2)
