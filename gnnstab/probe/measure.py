@@ -64,6 +64,7 @@ def measure_layers(layers: nn.Module, batches: Mapping[int, dict[str, Any]]) -> 
 
 def _batches(batch: Any, model: nn.Module) -> Iterator[tuple[Arguments, Any]]:
     """Arguments of every forward, and the batch as the loss wants to see it."""
+    batch = list(batch) if isinstance(batch, Iterator) else batch
     found = as_arguments(batch, model)
     if len(found) == 1:
         yield found[0], batch

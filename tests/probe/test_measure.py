@@ -1,0 +1,171 @@
+"""One look at a model, and what users call a batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models.informarl import load_actor, policy_loss, reference, sample_batch
+from torch import nn
+from torch_geometric.data import Batch, Data, HeteroData
+from torch_geometric.nn import TransformerConv
+
+from gnnstab.errors import LoadError, UnsafeFileError, UsageError
+from gnnstab.probe.batches import as_arguments, load_batch
+from gnnstab.probe.measure import measure, read_out
+
+FIGURES = {
+    # batch: layer: score std, min, max, output RMS, largest |output|, entropy, one-hot share (tests/data/README.md)
+    3: {
+        "gnn.gnn1": (8.03, -39.8, 39.0, 2.381, 11.54, 0.476, 0.148),
+        "gnn.gnn2.0": (3.48, -27.4, 14.3, 1.315, 6.16, 0.620, 0.070),
+        "gnn.gnn2.1": (0.27, -2.0, 1.9, 0.507, 1.89, 0.991, 0.000),
+    },
+    7: {
+        "gnn.gnn1": (26.50, -130.7, 89.8, 4.325, 17.83, 0.229, 0.423),
+        "gnn.gnn2.0": (11.81, -97.5, 32.0, 2.375, 10.65, 0.457, 0.179),
+        "gnn.gnn2.1": (3.73, -27.5, 8.3, 1.004, 3.70, 0.813, 0.011),
+    },
+}
+NAMES = ("score.std", "score.min", "score.max", "output.rms", "output.max_abs", "attention.entropy", "attention.one_hot_share")
+DIGITS = (2, 1, 1, 3, 2, 3, 3)
+
+
+@pytest.mark.parametrize(("agents", "run"), [(3, "healthy_3agents"), (7, "agents7_default")])
+def test_the_figures_of_the_real_network(agents: int, run: str) -> None:
+    trace = measure(load_actor(run), sample_batch(agents), loss=policy_loss)
+    measured = {(m.layer, m.name): m.value for m in trace.measures() if m.head == -1}
+    for layer, expected in FIGURES[agents].items():
+        for name, value, digits in zip(NAMES, expected, DIGITS, strict=True):
+            assert round(measured[layer, name], digits) == pytest.approx(value, abs=1.5 * 10**-digits), (layer, name)
+
+
+@pytest.mark.parametrize(("agents", "run"), [(3, "healthy_3agents"), (7, "agents7_default")])
+def test_recorded_score_ranges_are_those_of_the_reference(agents: int, run: str) -> None:
+    trace, expected = measure(load_actor(run), sample_batch(agents)), reference(agents)
+    for name in ("gnn1", "gnn2.0", "gnn2.1"):
+        for site in ("score", "attention", "output"):
+            (row,) = next(v for k, v in trace.sites(layer=f"gnn.{name}", site=site).items())
+            tensor = expected[f"{name}.{site}"].double()
+            assert row["minimum"] == pytest.approx(float(tensor.min()), rel=1e-5, abs=1e-6)
+            assert row["maximum"] == pytest.approx(float(tensor.max()), rel=1e-5)
+            assert row["rms"] == pytest.approx(float(tensor.square().mean().sqrt()), rel=1e-5)
+
+
+def test_the_users_model_is_left_alone() -> None:
+    model, batch = load_actor().train(), sample_batch(7)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    state = torch.get_rng_state()
+    measure(model, batch)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.training
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert not any("message" in m.__dict__ for m in model.modules())
+
+
+def test_the_first_non_finite_value_of_the_real_crash() -> None:
+    model, batch = load_actor("agents7_lr7e-2_amp16_nan_crash"), sample_batch(7)
+    (event,) = measure(model, batch, precision="fp16").events("non-finite")
+    assert (event.layer, event.stage, event.origin) == ("gnn.gnn2.1", "score", "made-here")
+    assert event.detail["weights_finite"] is True
+    assert event.edges
+    assert not measure(model, batch, precision="fp32").events("non-finite")
+
+
+class Plain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = TransformerConv(3, 2)
+
+    def forward(self, x: torch.Tensor, edge_index: torch.Tensor) -> torch.Tensor:
+        return self.conv(x, edge_index)
+
+
+class Whole(Plain):
+    def forward(self, data: Data) -> torch.Tensor:  # type: ignore[override]
+        return self.conv(data.x, data.edge_index)
+
+
+def graph() -> Data:
+    return Data(x=torch.randn(4, 3), edge_index=torch.tensor([[0, 1, 2, 3], [1, 2, 3, 0]]))
+
+
+@pytest.mark.parametrize(
+    ("model", "batch", "forwards"),
+    [
+        (Plain(), graph(), 1),
+        (Whole(), graph(), 1),
+        (Whole(), Batch.from_data_list([graph(), graph()]), 1),
+        (Plain(), (graph().x, graph().edge_index), 1),
+        (Plain(), {"x": graph().x, "edge_index": graph().edge_index}, 1),
+        (Whole(), [graph(), graph(), graph()], 3),
+        (Plain(), iter([graph(), graph()]), 2),
+    ],
+)
+def test_every_kind_of_batch(model: nn.Module, batch: Any, forwards: int) -> None:
+    trace = measure(model, batch)
+    assert len(trace.steps()) == forwards
+    assert [layer.name for layer in trace.layers()] == ["conv"]
+
+
+@pytest.mark.parametrize("batch", ["text", 7, None, [], object()])
+def test_no_batch_at_all(batch: Any) -> None:
+    with pytest.raises(UsageError, match="none that a model could be called with"):
+        as_arguments(batch, Plain())
+
+
+def test_a_forward_that_fails_says_what_it_was_given() -> None:
+    with pytest.raises(UsageError, match=r"forward of Plain failed on the batch \(x=\(4, 5\)"):
+        measure(Plain(), {"x": torch.randn(4, 5), "edge_index": graph().edge_index})
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [(lambda o, b: o, "not a scalar"), (lambda o, b: 3.0, "returned float"), (lambda o, b: o.nonsense, "AttributeError")],
+)
+def test_a_loss_that_fails(loss: Any, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        measure(Plain(), graph(), loss=loss)
+
+
+def test_a_model_without_floating_output_needs_a_loss() -> None:
+    with pytest.raises(UsageError, match="pass --loss"):
+        read_out({"labels": torch.zeros(3, dtype=torch.long)})
+
+
+@pytest.mark.parametrize("kind", ["dict", "tuple", "data", "hetero", "list"])
+def test_batch_files(kind: str, tmp_path: Path) -> None:
+    hetero = HeteroData()
+    hetero["a"].x = torch.ones(2, 3)
+    made = {"dict": {"x": torch.ones(2)}, "tuple": (torch.ones(2),), "data": graph(), "hetero": hetero, "list": [graph()]}
+    torch.save(made[kind], tmp_path / "batch.pt")
+    assert type(load_batch(tmp_path / "batch.pt")) is type(made[kind])
+
+
+class Trap:
+    def __reduce__(self) -> Any:
+        return (open, ("trap-was-sprung", "w"))
+
+
+def test_a_batch_file_that_would_run_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"x": Trap()}, tmp_path / "batch.pt")
+    with pytest.raises(UnsafeFileError, match="--unsafe-load"):
+        load_batch(tmp_path / "batch.pt")
+    assert not (tmp_path / "trap-was-sprung").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04 truncated", b"\x80\x02garbage"])
+def test_batch_files_that_are_none(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "batch.pt").write_bytes(content)
+    with pytest.raises(LoadError, match=r"batch\.pt"):
+        load_batch(tmp_path / "batch.pt")
+
+
+def test_a_missing_batch_file(tmp_path: Path) -> None:
+    with pytest.raises(LoadError, match="no such file"):
+        load_batch(tmp_path / "batch.pt")
