@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import TypeVar
 
 from gnnstab.errors import ConfigurationError, NotApplicable, NotEvaluable
 from gnnstab.records import Finding, RuleStatus, Signals
@@ -13,6 +14,8 @@ from gnnstab.rules.base import Rule
 from gnnstab.rules.explanation import explain
 from gnnstab.rules.registry import rule_classes
 from gnnstab.rules.selection import Selection
+
+R = TypeVar("R", bound=Rule)
 
 Thresholds = Mapping[str, Mapping[str, float]]
 """Rule code → threshold name → value."""
@@ -114,7 +117,7 @@ def run(
     return Outcome(explain(kept, signals), _with_failures(statuses, kept), tuple(taken))
 
 
-def configure(rule: type[Rule], overrides: Mapping[str, float]) -> Rule:
+def configure(rule: type[R], overrides: Mapping[str, float]) -> R:
     """An instance of a rule with some thresholds replaced."""
     valid = [field.name for field in dataclasses.fields(rule)]
     for name, value in overrides.items():

@@ -120,8 +120,7 @@ def event_cause(signals: Signals, event: Event) -> tuple[str, str]:
         return "non-finite-data", "the data held it already"
     weights_finite = event.detail.get("weights_finite")
     if event.stage == "weight" or weights_finite is False:
-        first = min((s.step for s in signals.find("weight.rms") if s.step is not None), default=event.step)
-        if event.step <= min(first, 0) and not event.detail.get("finite_before", False):
+        if event.step <= 0:
             return "uninitialized-parameter", "the weights were non-finite before the first update"
         return "learning-rate", "the weights went non-finite in an update"
     low = str(event.detail.get("dtype") or signals.context.get("precision") or "")

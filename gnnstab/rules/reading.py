@@ -176,7 +176,7 @@ def _unit_entropy(signals: Signals, layer: str, degree: float | None) -> float |
 
 def _degree_detail(signal: Signal) -> float:
     value = signal.detail.get("in_degree", signal.detail.get("degree", ASSUMED_DEGREE))
-    return float(value) if isinstance(value, (int, float)) else ASSUMED_DEGREE
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else ASSUMED_DEGREE
 
 
 def worst_gradient_ratio(signals: Signals) -> Signal:

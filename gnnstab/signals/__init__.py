@@ -1,1 +1,20 @@
-"""signals."""
+"""Traces and checkpoints → named numbers; free of torch, except that a checkpoint's facts come from reading it."""
+
+from typing import TYPE_CHECKING, Any
+
+from gnnstab.signals.joining import join as join
+from gnnstab.signals.recorded import from_trace as from_trace
+from gnnstab.signals.trends import Trend as Trend
+from gnnstab.signals.trends import trajectory as trajectory
+
+if TYPE_CHECKING:
+    from gnnstab.signals.weights import from_checkpoint as from_checkpoint
+
+
+def __getattr__(name: str) -> Any:
+    # The facts of a checkpoint live beside its torch code; a trace must stay readable without torch.
+    if name == "from_checkpoint":
+        from gnnstab.signals.weights import from_checkpoint
+
+        return from_checkpoint
+    raise AttributeError(f"module 'gnnstab.signals' has no attribute {name!r}")

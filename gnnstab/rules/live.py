@@ -1,0 +1,330 @@
+"""Rules that follow a run step by step and speak before values become non-finite.
+
+Everything here is O(series) per step and keeps a fixed number of values per series; the thresholds are those of the
+rules whose codes the findings bear, and a few of this file for what only a run can show.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from gnnstab.records import Finding, SeriesKey
+from gnnstab.rules.base import Rule
+from gnnstab.rules.engine import Thresholds, configure
+from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
+from gnnstab.rules.gs501_precision_headroom import UNIT_ROUNDOFF, PrecisionHeadroom
+from gnnstab.rules.gs601_learning_rate_too_high import LearningRateTooHigh
+from gnnstab.rules.gs603_gradient_spike import GradientSpike
+
+Extremes = tuple[float, float, float]
+"""Minimum, maximum and RMS of one site in one step."""
+
+WINDOW = 32
+"""Values kept per series."""
+
+WARM_UP = 10
+"""Steps before anything is judged against a median: the first losses and gradients of a network are no measure."""
+
+FP16_LARGEST = 65504.0
+
+
+@dataclass(frozen=True)
+class LiveLimits:
+    """What counts as growth while a run goes on."""
+
+    score_growth: float = 0.02
+    """ln per step: relative growth of max|s|, fitted over the window; measured: at most .01 in healthy runs."""
+
+    score_factor: float = 4.0
+    """× : growth of max|s| over its median at the beginning of the window."""
+
+    score_floor: float = 50.0
+    """logit: healthy trained networks reach 59; smaller scores may grow as they like."""
+
+    projected_steps: float = 50.0
+    """steps: a limit of the number format that is closer than this is reported."""
+
+    loss_factor: float = 10.0
+    """× best running median of the loss, and above its start."""
+
+    activation_factor: float = 1e3
+    """× : growth of an activation's RMS over its median at the beginning of the run."""
+
+
+@dataclass(slots=True)
+class _Track:
+    """The last values of one series, and what it looked like at the beginning."""
+
+    values: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    first: list[float] = field(default_factory=list)
+    best: float = math.inf
+
+    def add(self, value: float) -> None:
+        if len(self.first) < WARM_UP:
+            self.first.append(value)
+        self.values.append(value)
+
+    @property
+    def start(self) -> float:
+        """Median of the first values."""
+        return _median(self.first)
+
+    @property
+    def middle(self) -> float:
+        """Median of the window without its last value."""
+        return _median(list(self.values)[:-1])
+
+    @property
+    def ready(self) -> bool:
+        return len(self.values) > WARM_UP
+
+    def growth(self) -> tuple[float, float]:
+        """Slope of ln(value) per step over the window, and its standard error."""
+        logs = [math.log(v) for v in self.values if v > 0]
+        n = len(logs)
+        if n <= WARM_UP:
+            return 0.0, math.inf
+        mean_x, mean_y = (n - 1) / 2, sum(logs) / n
+        spread = sum((i - mean_x) ** 2 for i in range(n))
+        slope = sum((i - mean_x) * (y - mean_y) for i, y in enumerate(logs)) / spread
+        rest = sum((y - mean_y - slope * (i - mean_x)) ** 2 for i, y in enumerate(logs))
+        return slope, math.sqrt(rest / (n - 2) / spread)
+
+
+class LiveEngine:
+    """Judges a run while it goes on; each finding is raised once, with its step.
+
+    Args:
+        thresholds: Rule code → threshold name → value, as for `gnnstab.rules.run`; GS301, GS501, GS601 and GS603 are
+            used here.
+        limits: What counts as growth.
+        precision: ``fp32``, ``fp16`` or ``bf16``: the format that the attention is computed in.
+        channels: Layer → channels per head, for the fp16 limit of q·k; 1 where unknown.
+    """
+
+    def __init__(
+        self,
+        thresholds: Thresholds | None = None,
+        *,
+        limits: LiveLimits | None = None,
+        precision: str = "fp32",
+        channels: Mapping[str, int] | None = None,
+    ) -> None:
+        given = thresholds or {}
+        self._limits = limits or LiveLimits()
+        self._spike = _configured(GradientSpike, given)
+        self._rate = _configured(LearningRateTooHigh, given)
+        self._precision = _configured(PrecisionHeadroom, given)
+        self._attention = _configured(AttentionExplosion, given)
+        self._format = precision
+        self._channels = dict(channels or {})
+        self._tracks: dict[SeriesKey | str, _Track] = {}
+        self._raised: set[tuple[str, str, str]] = set()
+        self._spikes: deque[int] = deque(maxlen=16)
+        self._high_updates = 0
+
+    def update(
+        self,
+        step: int,
+        stats: Mapping[SeriesKey, Extremes],
+        *,
+        loss: float | None = None,
+        lr: float | None = None,
+        grad_norm: float | None = None,
+        weights: Mapping[str, tuple[float, float]] | None = None,
+        skipped: bool = False,
+    ) -> list[Finding]:
+        """Take one step in and return what is new.
+
+        Args:
+            step: The step.
+            stats: Extremes per activation or gradient site.
+            loss: Training loss.
+            lr: Learning rate, for the wording.
+            grad_norm: L2 norm over all parameter gradients.
+            weights: Parameter → (RMS of the weight, RMS of its change in this step), where they were recorded.
+            skipped: True when a GradScaler skipped the step; its gradients are then left out.
+        """
+        found: list[Finding] = []
+        for key, extremes in stats.items():
+            if key.site == "score":
+                found += self._scores(step, key, max(abs(extremes[0]), abs(extremes[1])))
+            elif key.site == "output":
+                found += self._activation(step, key, extremes[2])
+        if grad_norm is not None and not skipped:
+            found += self._gradient(step, grad_norm)
+        if loss is not None:
+            found += self._loss(step, loss, lr)
+        if weights and not skipped:
+            found += self._weights(step, weights, lr)
+        return [finding for finding in found if self._first_time(finding)]
+
+    def _first_time(self, finding: Finding) -> bool:
+        mark = (finding.code, finding.layer or "", finding.signal)
+        if mark in self._raised:
+            return False
+        self._raised.add(mark)
+        return True
+
+    def _track(self, key: SeriesKey | str, value: float) -> _Track | None:
+        """The series with the value added; None for a non-finite value, which is an event of its own."""
+        if not math.isfinite(value):
+            return None
+        track = self._tracks.get(key)
+        if track is None:
+            track = self._tracks[key] = _Track()
+        track.add(value)
+        return track
+
+    def _scores(self, step: int, key: SeriesKey, size: float) -> Iterator[Finding]:
+        track = self._track(key, size)
+        if track is None:
+            return
+        growth, error = track.growth()
+        yield from self._headroom(step, key.layer, size, growth if growth > 3 * error else 0.0)
+        limits = self._limits
+        grown = size > limits.score_factor * track.start and size > limits.score_floor
+        if track.ready and grown and growth > max(limits.score_growth, 3 * error):
+            yield self._attention.finding(
+                f"{key.layer}: at step {step} the largest |score| is {size:.3g}, {size / max(track.start, 1e-12):.3g} times that of the "
+                f"first steps, and grows by {100 * math.expm1(growth):.2g} % per step. Lower the learning rate, or cap the scores.",
+                severity="warning",
+                limit=limits.score_growth,
+                name="score.growth",
+                value=math.expm1(growth),
+                layer=key.layer,
+                step=step,
+                unit="per step",
+                confidence="medium",
+            )
+
+    def _headroom(self, step: int, layer: str, size: float, growth: float) -> Iterator[Finding]:
+        if self._format not in ("fp16", "bf16") or size <= 0:
+            return
+        rounding = size * UNIT_ROUNDOFF[self._format]
+        if rounding >= self._precision.warn_rounding:
+            severe = rounding >= self._precision.error_rounding
+            yield self._precision.finding(
+                f"{layer}: at step {step} the largest logit ({size:.3g}) is rounded by {rounding:.2g} in {self._format}. Keep query, key "
+                "and softmax in fp32.",
+                severity="error" if severe else "warning",
+                limit=self._precision.error_rounding if severe else self._precision.warn_rounding,
+                name="precision.rounding",
+                value=rounding,
+                layer=layer,
+                step=step,
+            )
+        if self._format == "fp16":
+            yield from self._overflow(step, layer, size, growth)
+
+    def _overflow(self, step: int, layer: str, size: float, growth: float) -> Iterator[Finding]:
+        headroom = FP16_LARGEST / (size * math.sqrt(self._channels.get(layer, 1)))
+        left = math.log(headroom) / growth if growth > 0 and headroom > 1 else math.inf
+        if headroom <= self._precision.overflow or left < self._limits.projected_steps:
+            when = "now" if headroom <= 1 else f"in about {left:.0f} steps at the growth of the last {WINDOW}"
+            yield self._precision.finding(
+                f"{layer}: q·k reaches fp16's 65 504 {when} (headroom {headroom:.2g}×, step {step}): Inf − Inf in the softmax is NaN. "
+                "Keep query, key and softmax in fp32.",
+                severity="error",
+                limit=self._precision.overflow,
+                name="precision.fp16_headroom",
+                value=headroom,
+                layer=layer,
+                step=step,
+                unit="×",
+            )
+
+    def _activation(self, step: int, key: SeriesKey, rms: float) -> Iterator[Finding]:
+        track = self._track(key, rms)
+        if track is None or not track.ready or track.start <= 0:
+            return
+        growth, error = track.growth()
+        if rms > self._limits.activation_factor * track.start and growth > 3 * error:
+            yield self._rate.finding(
+                f"{key.layer}: at step {step} its output has RMS {rms:.3g}, {rms / track.start:.3g} times that of the first steps, and "
+                "still grows. Divide the learning rate by 3.",
+                severity="warning",
+                limit=self._limits.activation_factor * track.start,
+                name="output.rms",
+                value=rms,
+                layer=key.layer,
+                step=step,
+            )
+
+    def _gradient(self, step: int, norm: float) -> Iterator[Finding]:
+        track = self._track("gradient.norm", norm)
+        if track is None or not track.ready or track.middle <= 0:
+            return
+        ratio = norm / track.middle
+        if ratio <= self._spike.ratio:
+            return
+        self._spikes.append(step)
+        lately = [s for s in self._spikes if s > step - 5 * WINDOW]
+        # One spike may be a hard batch. Several, or one that lasts, are not.
+        if len(lately) >= self._spike.times:
+            yield self._spike.finding(
+                f"at step {step} the gradient norm is {ratio:.3g} times its running median, for the {len(lately)}th time in "
+                f"{5 * WINDOW} steps. Clip at the 90th percentile of its history, or lower the learning rate.",
+                severity="warning",
+                limit=self._spike.ratio,
+                name="gradient.spike",
+                value=ratio,
+                step=step,
+                unit="× running median",
+            )
+
+    def _loss(self, step: int, loss: float, lr: float | None) -> Iterator[Finding]:
+        track = self._track("loss", loss)
+        if track is None or not track.ready:
+            return
+        recent = _median(list(track.values)[-5:])
+        track.best = min(track.best, recent)
+        limit = self._limits.loss_factor * track.best
+        if track.best > 0 and recent > limit and recent > track.start:
+            rate = "" if lr is None else f" (lr {lr:g})"
+            yield self._rate.finding(
+                f"at step {step} the loss is {recent:.3g} after it had reached {track.best:.3g}: training is diverging. Divide the "
+                f"learning rate{rate} by 3.",
+                severity="warning",
+                limit=limit,
+                name="loss",
+                value=recent,
+                step=step,
+            )
+
+    def _weights(self, step: int, weights: Mapping[str, tuple[float, float]], lr: float | None) -> Iterator[Finding]:
+        matrices = [change / size for name, (size, change) in weights.items() if name.endswith("weight") and size > 0]
+        ratios = [r for r in matrices if math.isfinite(r)]
+        if not ratios:
+            return
+        ratio = _median(ratios)
+        self._high_updates = self._high_updates + 1 if ratio > self._rate.warn_ratio else 0
+        # One large first step can be a warm-up gone by; two in a row, or one beyond the error limit, cannot.
+        if self._high_updates >= 2 or ratio > self._rate.error_ratio:
+            severe = ratio > self._rate.error_ratio
+            rate = "" if lr is None else f" (lr {lr:g})"
+            yield self._rate.finding(
+                f"at step {step} one update moves the weights by {100 * ratio:.3g} % of their size{rate}. Divide the learning rate by 3 "
+                "and warm up.",
+                severity="error" if severe else "warning",
+                limit=self._rate.error_ratio if severe else self._rate.warn_ratio,
+                name="update.ratio",
+                value=ratio,
+                step=step,
+            )
+
+
+R = TypeVar("R", bound=Rule)
+
+
+def _configured(rule: type[R], thresholds: Thresholds) -> R:
+    return configure(rule, thresholds.get(rule.code, {}))
+
+
+def _median(values: list[float]) -> float:
+    ordered = sorted(values)
+    return ordered[len(ordered) // 2] if ordered else 0.0

@@ -1,0 +1,108 @@
+"""Several views of one model → one: a dynamic picture and the facts of its weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gnnstab.records import LayerFacts, Signals
+from gnnstab.records.signals import merge_missing
+
+
+def join(*parts: Signals) -> Signals:
+    """One `Signals` from several views of the same model, the one that saw most first.
+
+    Layers are matched by name, or by the end of the name where one view has a longer prefix (``gnn.gnn1`` and
+    ``actor.gnn.gnn1``); a fact that the first view does not know is taken from the next. Values are kept side by side
+    with their sources.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    first, *others = parts
+    renamed = [_renamed(other, first.layers) for other in others]
+    layers = _layers(first.layers, [other.layers for other in renamed])
+    views = [first, *renamed]
+    values = tuple(signal for view in views for signal in view.values)
+    return Signals(
+        kind=_kind(views),
+        layers=layers,
+        values=values,
+        series=tuple(one for view in views for one in view.series),
+        events=tuple(event for view in views for event in view.events),
+        blind=_blind(views),
+        missing=_missing(views, {signal.name for signal in values}),
+        context=_context(views),
+    )
+
+
+def _kind(views: Sequence[Signals]) -> str:
+    """A run stays a run; the user's own data makes a model of a checkpoint, generated graphs do not."""
+    if any(view.kind == "trace" for view in views):
+        return "trace"
+    if any(view.kind == "model" and any(s.source == "batch" for s in view.values) for view in views):
+        return "model"
+    return views[-1].kind
+
+
+def _renamed(part: Signals, layers: Sequence[LayerFacts]) -> Signals:
+    """The part with its layers named as in ``layers``, where a name ends like one of those and no other does."""
+    names = [layer.name for layer in layers]
+    table: dict[str, str] = {}
+    for own in part.layers:
+        if own.name in names:
+            continue
+        alike = [name for name in names if name.endswith(f".{own.name}") or own.name.endswith(f".{name}")]
+        if len(alike) == 1:
+            table[own.name] = alike[0]
+    if not table or len(set(table.values())) < len(table):
+        return part
+    return dataclasses.replace(
+        part,
+        layers=tuple(dataclasses.replace(layer, name=table.get(layer.name, layer.name)) for layer in part.layers),
+        values=tuple(dataclasses.replace(s, layer=table.get(s.layer or "", s.layer)) for s in part.values),
+        series=tuple(dataclasses.replace(s, layer=table.get(s.layer or "", s.layer)) for s in part.series),
+        events=tuple(dataclasses.replace(e, layer=table.get(e.layer or "", e.layer)) for e in part.events),
+        blind=tuple(dataclasses.replace(b, layer=table.get(b.layer, b.layer)) for b in part.blind),
+    )
+
+
+def _layers(first: Sequence[LayerFacts], others: Sequence[Sequence[LayerFacts]]) -> tuple[LayerFacts, ...]:
+    joined = list(first)
+    for layers in others:
+        known = {layer.name: i for i, layer in enumerate(joined)}
+        for layer in layers:
+            if layer.name in known:
+                joined[known[layer.name]] = _filled(joined[known[layer.name]], layer)
+            else:
+                joined.append(dataclasses.replace(layer, position=len(joined)))
+    return tuple(joined)
+
+
+def _filled(layer: LayerFacts, other: LayerFacts) -> LayerFacts:
+    unknown = [f.name for f in dataclasses.fields(layer) if getattr(layer, f.name) is None]
+    return dataclasses.replace(layer, **{name: getattr(other, name) for name in unknown})
+
+
+def _blind(views: Sequence[Signals]) -> tuple[Any, ...]:
+    return tuple(dict.fromkeys(blind for view in views for blind in view.blind))
+
+
+def _missing(views: Sequence[Signals], seen: set[str]) -> dict[str, str]:
+    """Reasons that still hold: those of names that no view has."""
+    merged = merge_missing(view.missing for view in views)
+    return {key: reason for key, reason in merged.items() if not key or not any(name.startswith(key) for name in seen)}
+
+
+def _context(views: Sequence[Signals]) -> Mapping[str, Any]:
+    """The first view's facts count; lists are joined, and the larger number of expected layers is right."""
+    merged: dict[str, Any] = {}
+    for view in views:
+        for key, value in view.context.items():
+            known = merged.get(key)
+            if known is None:
+                merged[key] = value
+            elif isinstance(known, list) and isinstance(value, list):
+                merged[key] = [*known, *(item for item in value if item not in known)]
+    expected = [int(view.context.get("layers_expected", 0)) for view in views]
+    return {**merged, "layers_expected": max(expected)}

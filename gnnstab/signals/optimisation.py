@@ -1,0 +1,152 @@
+"""Steps and parameters of a run → signals: loss, gradient norm and its spikes, relative updates, silent parameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gnnstab.records import SeriesKey, Signal, StepRow
+from gnnstab.signals.window import Floats, Integers, latest
+
+SPIKE_WINDOW = 50
+"""Steps of the running median."""
+
+SPIKE_WARM_UP = 10
+"""Steps before a spike can be told: the first gradients of a network, above all of a value network, are large by nature."""
+
+SPIKE = 10.0
+"""Multiple of the running median that counts as a spike in the figures that go with the signal."""
+
+RECOVERY = 10
+"""Steps within which the norm must come back to three times the median for a spike to have passed."""
+
+EARLY = 3
+"""First measurements of the update that show the step's size before the weights have grown."""
+
+
+def step_signals(steps: Sequence[StepRow]) -> list[Signal]:
+    """Loss and gradient norm of a run; steps that a GradScaler skipped are left out."""
+    rows = [row for row in steps if not row.skipped]
+    signals = [*_loss(rows), *_norm(rows)]
+    return signals
+
+
+def _loss(rows: Sequence[StepRow]) -> list[Signal]:
+    known = [(row.step, row.loss) for row in rows if row.loss is not None and math.isfinite(row.loss)]
+    if not known:
+        return []
+    values = np.array([value for _, value in known])
+    smooth = running_median(values, 5)
+    detail = {"start": float(np.median(values[:5])), "best": float(smooth.min()), "steps": len(known)}
+    return [Signal("loss", latest(values), None, None, known[-1][0], "training", detail)]
+
+
+def _norm(rows: Sequence[StepRow]) -> list[Signal]:
+    known = [(row.step, row.grad_norm) for row in rows if row.grad_norm is not None and math.isfinite(row.grad_norm)]
+    if not known:
+        return []
+    steps = np.array([step for step, _ in known], dtype=np.int64)
+    values = np.array([value for _, value in known], dtype=np.float64)
+    norm = Signal("gradient.norm", latest(values), None, None, int(steps[-1]), "training")
+    return [norm, *spikes(steps, values)]
+
+
+def spikes(steps: Integers, values: Floats) -> list[Signal]:
+    """The largest norm over the median of the steps before it, how many exceeded it tenfold, and whether it came back.
+
+    ``steps`` and ``values`` (n,) in order of steps. Nothing for a run that is too short to have a median.
+    """
+    if len(values) <= SPIKE_WARM_UP:
+        return []
+    ratios = np.full(len(values), np.nan)
+    for i in range(SPIKE_WARM_UP, len(values)):
+        median = float(np.median(values[max(0, i - SPIKE_WINDOW) : i]))
+        ratios[i] = values[i] / median if median > 0 else np.nan
+    if not np.isfinite(ratios).any():
+        return []
+    worst = int(np.nanargmax(ratios))
+    above = np.flatnonzero(ratios > SPIKE)
+    separate = 1 + int((np.diff(above) > RECOVERY).sum()) if len(above) else 0
+    after = values[worst + 1 : worst + 1 + RECOVERY]
+    before = float(np.median(values[max(0, worst - SPIKE_WINDOW) : worst]))
+    recovered = len(after) < RECOVERY // 2 or float(np.median(after)) <= 3 * before
+    detail = {"count": separate, "recovered": recovered}
+    return [Signal("gradient.spike", float(ratios[worst]), None, None, int(steps[worst]), "training", detail)]
+
+
+def running_median(values: Floats, width: int) -> Floats:
+    """Median over the last ``width`` values at every point."""
+    return np.array([float(np.median(values[max(0, i - width + 1) : i + 1])) for i in range(len(values))])
+
+
+def parameter_signals(
+    sites: Mapping[SeriesKey, NDArray[np.void]], owners: Sequence[str], source: str, *, single: bool
+) -> list[Signal]:
+    """RMS, gradient and relative update per parameter, and the parameters that never got a gradient.
+
+    ``owners`` are the names of the recorded layers: a parameter's signals carry the layer that holds it.
+    """
+    rows: dict[str, dict[str, NDArray[np.void]]] = {}
+    for key, array in sites.items():
+        if key.site in ("weight", "weight_grad", "update"):
+            rows.setdefault(key.layer, {})[key.site] = array
+    signals: list[Signal] = []
+    for parameter, own in rows.items():
+        layer = max(
+            (name for name in owners if parameter.startswith(f"{name}.")), key=len, default=parameter.rpartition(".")[0]
+        )
+        signals += _parameter(parameter, layer or None, own, source, single)
+    return signals + ([] if single else _never_updated(rows))
+
+
+def _parameter(
+    parameter: str, layer: str | None, own: Mapping[str, NDArray[np.void]], source: str, single: bool
+) -> list[Signal]:
+    signals = []
+    for site, name in (("weight", "weight.rms"), ("weight_grad", "weight.grad_rms")):
+        if site in own:
+            value = latest(own[site]["rms"].astype(np.float64))
+            step = None if single else int(own[site]["step"][-1])
+            if math.isfinite(value):
+                signals.append(Signal(name, value, layer, None, step, source, {"parameter": parameter}))
+    if "update" in own and "weight" in own:
+        signals += _updates(parameter, layer, own["update"], own["weight"], source)
+    return signals
+
+
+def _updates(
+    parameter: str, layer: str | None, update: NDArray[np.void], weight: NDArray[np.void], source: str
+) -> list[Signal]:
+    common, at, of = np.intersect1d(update["step"], weight["step"], return_indices=True)
+    size = weight["rms"][of].astype(np.float64)
+    usable = (size > 0) & np.isfinite(size)
+    ratios = update["rms"][at].astype(np.float64)[usable] / size[usable]
+    if not np.isfinite(ratios).any():
+        return []
+    early, late = latest(ratios[:EARLY]), latest(ratios)
+    steps = common[usable]
+    found = [
+        Signal("update.ratio", late, layer, None, int(steps[-1]), source, {"parameter": parameter, "early": False})
+    ]
+    if math.isfinite(early):
+        found.append(
+            Signal("update.ratio", early, layer, None, int(steps[0]), source, {"parameter": parameter, "early": True})
+        )
+    return found
+
+
+def _never_updated(rows: Mapping[str, Mapping[str, NDArray[np.void]]]) -> list[Signal]:
+    """Trainable parameters without any gradient but zero; nothing when the run had no backward pass or no update."""
+    if not any("weight_grad" in own for own in rows.values()) or not any("weight" in own for own in rows.values()):
+        return []
+    silent = sorted(parameter for parameter, own in rows.items() if "weight" in own and not _moved(own))
+    detail = {"parameters": silent[:50], "of": len(rows)}
+    return [Signal("optimizer.never_updated", float(len(silent)), None, None, None, "training", detail)]
+
+
+def _moved(own: Mapping[str, NDArray[np.void]]) -> bool:
+    gradient = own.get("weight_grad")
+    return gradient is not None and bool(np.any((gradient["rms"] != 0) | (gradient["non_finite"] != 0)))

@@ -1,0 +1,120 @@
+"""Trace → signals: what a run, or one forward and backward of a batch, has shown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from gnnstab.records import SIGNALS, LayerFacts, SeriesKey, Signal, Signals
+from gnnstab.signals.gradients import gradient_signals
+from gnnstab.signals.measures import measured_signals
+from gnnstab.signals.optimisation import parameter_signals, step_signals
+from gnnstab.signals.series import growth_signals, run_series
+from gnnstab.trace import Trace
+
+TRAINED_STEPS = 200
+"""Recorded updates after which weights count as trained."""
+
+_MISSING = {
+    "attention.": "no attention was measured in the full tier",
+    "gradient.": "no backward pass was recorded; pass a loss, or record a training run",
+    "optimizer.": "the trace does not hold the optimizer's state; pass a checkpoint with it, or the optimizer",
+    "logit.": "the trace does not hold the weights; pass the checkpoint or the model",
+    "gain.": "the trace does not hold the weights; pass the checkpoint or the model",
+    "loss.generalisation_gap": "no validation loss is known",
+    "aggregation.": "no aggregation other than attention was recorded",
+    "update.": "no optimizer step was recorded",
+    "loss": "no loss is known; pass it with monitor.loss(loss)",
+}
+
+
+def from_trace(trace: Trace) -> Signals:
+    """The signals of a trace.
+
+    The trace's metadata may say ``source`` (``training``, ``batch`` or ``synthetic``), ``precision`` and ``trained``.
+    Of a layer that ran in several modes one is judged, that of the update first; which one stands in the detail.
+    """
+    meta, layers, steps = trace.meta, trace.layers(), trace.steps()
+    source = meta.get("source", "training")
+    single = source != "training"
+    sites, measures = trace.sites(), trace.measures()
+    values, undefined = measured_signals(measures, source, single=single)
+    values += gradient_signals(sites, layers, source, single=single)
+    values += parameter_signals(sites, [layer.name for layer in layers], source, single=single)
+    values += _modes_apart(sites, layers, source)
+    series = () if single else tuple(run_series(sites, measures, steps, layers))
+    if not single:
+        values += step_signals(steps)
+        values += growth_signals(series)
+    return Signals(
+        kind="trace" if not single else "model",
+        layers=layers,
+        values=tuple(values),
+        series=series,
+        events=trace.events(),
+        blind=trace.blind(),
+        missing=_missing(values, undefined),
+        context=_context(trace, source, layers, len(steps)),
+    )
+
+
+def _missing(values: Sequence[Signal], undefined: dict[str, str]) -> dict[str, str]:
+    seen = {signal.name for signal in values}
+    kept = {
+        key: reason
+        for key, reason in _MISSING.items()
+        if key in SIGNALS or not any(name.startswith(key) for name in seen)
+    }
+    return {**kept, **undefined}
+
+
+def _context(trace: Trace, source: str, layers: Sequence[LayerFacts], steps: int) -> dict[str, Any]:
+    meta = trace.meta
+    context: dict[str, Any] = {
+        "precision": meta.get("precision", "fp32"),
+        "steps": steps,
+        "layers_expected": sum(layer.attention for layer in layers),
+        "loss_given": meta.get("loss_given") == "true",
+        "assumptions": [note for note in meta.get("assumptions", "").split("\n") if note],
+        "notes": list(trace.notes),
+    }
+    if source == "training":
+        context["closed"] = trace.complete
+        context["rows_lost"] = _number(meta.get("dropped.rows"))
+        context["trained"] = True if steps >= TRAINED_STEPS else None
+    if meta.get("trained") in ("true", "false"):
+        context["trained"] = meta["trained"] == "true"
+    return context
+
+
+def _number(text: str | None) -> int:
+    return int(text) if text is not None and text.isdigit() else 0
+
+
+def _modes_apart(sites: Any, layers: Sequence[LayerFacts], source: str) -> list[Signal]:
+    """How far the output's RMS differs between train and eval mode, per layer that ran in both."""
+    signals = []
+    for layer in layers:
+        own = {
+            key: rows
+            for key, rows in sites.items()
+            if key.layer == layer.name and key.site == "output" and key.call == 0
+        }
+        train, quiet = _rms(own, ("train", "train-nograd")), _rms(own, ("eval", "eval-grad"))
+        if train and quiet:
+            detail = {"train": train, "eval": quiet}
+            signals.append(
+                Signal("output.train_eval_difference", abs(train / quiet - 1), layer.name, None, None, source, detail)
+            )
+    return signals
+
+
+def _rms(own: dict[SeriesKey, Any], modes: tuple[str, ...]) -> float | None:
+    from gnnstab.signals.window import LATEST_STEPS, latest
+
+    for mode in modes:
+        for key, rows in own.items():
+            if key.mode == mode:
+                value = latest(rows["rms"].astype(float), LATEST_STEPS)
+                return value if value == value else None
+    return None

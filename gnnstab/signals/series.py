@@ -1,0 +1,84 @@
+"""Numbers of a run over its steps, for trends and figures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gnnstab.records import LayerFacts, Measure, Series, SeriesKey, Signal, StepRow
+from gnnstab.signals.measures import judged_modes, streams
+from gnnstab.signals.window import Floats, Integers, slope, thin
+
+_LIGHT = {"input": "input.rms", "output": "output.rms", "grad_input": "gradient.input_rms"}
+_FULL = ("attention.entropy", "attention.one_hot_share", "smoothness.relative", "channels.dead_share")
+_LOWEST = ("attention.entropy", "smoothness.relative")
+"""Series whose small values are the alarming ones."""
+
+GROWTH_WINDOW = 200
+"""Latest steps over which the growth of the scores is fitted."""
+
+
+def run_series(
+    sites: Mapping[SeriesKey, NDArray[np.void]],
+    measures: Sequence[Measure],
+    steps: Sequence[StepRow],
+    layers: Sequence[LayerFacts],
+) -> list[Series]:
+    """Every series that a report draws or a trend is fitted to; layers that are no attention are left out."""
+    watched = {layer.name for layer in layers if layer.attention}
+    found = [*_steps(steps)]
+    modes = judged_modes(_modes(sites, watched))
+    for key, rows in sites.items():
+        if key.layer not in watched or key.call or key.mode != modes.get(key.layer):
+            continue
+        if key.site == "score":
+            size = np.fmax(np.abs(rows["minimum"]), np.abs(rows["maximum"])).astype(np.float64)
+            found.append(_series("score.max_abs", key.layer, rows["step"], size))
+        elif key.site in _LIGHT:
+            found.append(_series(_LIGHT[key.site], key.layer, rows["step"], rows["rms"].astype(np.float64)))
+    for (layer, mode, call, name, head), own in streams(measures).items():
+        if name in _FULL and head < 0 and call == 0 and mode == modes.get(layer, mode) and layer in watched:
+            values = np.array([row.value for row in own], dtype=np.float64)
+            found.append(_series(name, layer, np.array([row.step for row in own], dtype=np.int64), values))
+    return found
+
+
+def growth_signals(series: Sequence[Series]) -> list[Signal]:
+    """Relative growth of max |score| per step over the latest steps, with its standard error."""
+    signals = []
+    for one in series:
+        if one.name == "score.max_abs":
+            fitted = slope(one.steps[-GROWTH_WINDOW:], one.values[-GROWTH_WINDOW:])
+            if fitted is not None:
+                detail = {"standard_error": fitted[1], "steps": int(min(len(one.steps), GROWTH_WINDOW))}
+                growth = math.expm1(min(fitted[0], 50.0))
+                signals.append(Signal("score.growth", growth, one.layer, None, int(one.steps[-1]), "training", detail))
+    return signals
+
+
+def _steps(steps: Sequence[StepRow]) -> list[Series]:
+    found = []
+    for name, field in (("loss", "loss"), ("gradient.norm", "grad_norm")):
+        known = [
+            (row.step, getattr(row, field)) for row in steps if getattr(row, field) is not None and not row.skipped
+        ]
+        if known:
+            at, values = zip(*known, strict=True)
+            found.append(_series(name, None, np.array(at, dtype=np.int64), np.array(values, dtype=np.float64)))
+    return found
+
+
+def _modes(sites: Mapping[SeriesKey, NDArray[np.void]], watched: set[str]) -> dict[str, set[str]]:
+    seen: dict[str, set[str]] = {}
+    for key in sites:
+        if key.layer in watched:
+            seen.setdefault(key.layer, set()).add(key.mode)
+    return seen
+
+
+def _series(name: str, layer: str | None, steps: Integers, values: Floats) -> Series:
+    at, kept = thin(steps.astype(np.int64), values, lowest=name in _LOWEST)
+    return Series(name, layer, None, at, kept)

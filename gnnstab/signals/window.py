@@ -1,0 +1,61 @@
+"""Which rows of a run count: the mode that is judged, the latest rows, and series thinned to what a report can draw."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+MODES = ("train", "eval-grad", "eval", "train-nograd")
+"""Which mode of a layer is judged when it ran in several, best first: that of the update carries gradients."""
+
+LATEST = 5
+"""Measurements of the full tier whose median stands for the end of a run."""
+
+LATEST_STEPS = 20
+"""Steps of the light tier whose median stands for the end of a run."""
+
+MOST_POINTS = 1000
+"""Points of a series at most; a bucket of steps keeps its extreme, so that no peak disappears."""
+
+
+def best_mode(modes: Iterable[str]) -> str:
+    """The mode that is judged among those that occur; unknown ones come last."""
+    return min(set(modes), key=lambda mode: (MODES.index(mode) if mode in MODES else len(MODES), mode))
+
+
+def latest(values: Floats, most: int = LATEST) -> float:
+    """Median of the last finite values, of ``values`` (n,) in order of steps; NaN when none is finite."""
+    finite = values[np.isfinite(values)]
+    return float(np.median(finite[-most:])) if len(finite) else float("nan")
+
+
+def thin(steps: Integers, values: Floats, *, lowest: bool = False) -> tuple[Integers, Floats]:
+    """At most `MOST_POINTS` points: of every bucket the largest finite value (``lowest``: the smallest) with its step."""
+    if len(steps) <= MOST_POINTS:
+        return steps, values
+    picked = []
+    for bucket in np.array_split(np.arange(len(steps)), MOST_POINTS):
+        part = values[bucket] if lowest else -values[bucket]
+        finite = np.where(np.isfinite(part), part, np.inf)
+        picked.append(bucket[int(np.argmin(finite))])
+    chosen = np.asarray(picked)
+    return steps[chosen], values[chosen]
+
+
+def slope(steps: Integers, values: Floats) -> tuple[float, float] | None:
+    """Slope per step of ln(values) and its standard error; None for fewer than four positive finite values."""
+    usable = np.isfinite(values) & (values > 0)
+    x, y = steps[usable].astype(np.float64), np.log(values[usable])
+    if len(x) < 4 or x[-1] == x[0]:
+        return None
+    x = x - x.mean()
+    spread = float((x * x).sum())
+    fitted = float((x * (y - y.mean())).sum() / spread)
+    residual = y - y.mean() - fitted * x
+    error = float(np.sqrt((residual**2).sum() / max(len(x) - 2, 1) / spread))
+    return fitted, error
