@@ -1,5 +1,13 @@
-"""The command line."""
+"""The command line: one file per command, no logic of its own."""
 
+from .group import main as main
 
-def main() -> None:
-    """Placeholder until the commands land."""
+COMMANDS: dict[str, tuple[str, str]] = {
+    "diagnose": ("gnnstab.cli.diagnose", "What is wrong, where, why, and what to change."),
+    "check": ("gnnstab.cli.check", "The gate for CI: diagnose and fail on findings."),
+    "compare": ("gnnstab.cli.compare", "Two checkpoints or traces: what grew, and towards which limit."),
+    "rules": ("gnnstab.cli.rules", "The table of rules."),
+    "explain": ("gnnstab.cli.explain", "One rule's page."),
+    "config": ("gnnstab.cli.config", "The settings in force and where each came from."),
+}
+"""Command → module that holds ``command``, imported when the command runs, and its line in ``gnnstab --help``."""

@@ -5,23 +5,18 @@ Rich lays it out; the text carries the meaning without colour, so pipes and ``NO
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.text import Text
 
-from gnnstab.errors import UsageError
 from gnnstab.records import Diagnosis
 from gnnstab.report import escape, summary
+from gnnstab.report.console import WIDEST, printed
 from gnnstab.report.text_layers import coverage, layers
 from gnnstab.report.text_parts import advice, causes, changes, findings
 from gnnstab.report.text_style import HEADING, MUTED, RED, STATE
-
-NARROWEST = 40
-WIDEST = 120
-"""Lines longer than this are hard to read; a wider terminal stays empty at the right."""
 
 
 def render(
@@ -53,26 +48,8 @@ def render_many(
 
 
 def _print(reports: Sequence[RenderableType], width: int, color: str | None, gap: bool = True) -> str:
-    if color not in (None, "standard", "256", "truecolor"):
-        raise UsageError(f"unknown colour system {color!r}; choose from standard, 256, truecolor")
-    console = Console(
-        file=io.StringIO(),
-        width=max(NARROWEST, min(width, WIDEST)),
-        force_terminal=color is not None,
-        color_system=color,  # type: ignore[arg-type]
-        no_color=color is None,
-        legacy_windows=False,
-        highlight=False,
-        markup=False,
-        emoji=False,
-        _environ={},
-    )
-    with console.capture() as capture:
-        for position, report in enumerate(reports):
-            if position and gap:
-                console.print()
-            console.print(report)
-    return "".join(f"{line.rstrip()}\n" for line in capture.get().splitlines())
+    parts = [part for report in reports for part in ((Text(), report) if gap else (report,))]
+    return printed(parts[1:] if gap else parts, width, color)
 
 
 def _report(diagnosis: Diagnosis, width: int, verbose: bool, quiet: bool) -> RenderableType:

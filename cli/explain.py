@@ -1,0 +1,18 @@
+"""``gnnstab explain``."""
+
+from __future__ import annotations
+
+import click
+
+from . import options, output
+
+
+@click.command()
+@click.argument("code")
+@options.debug
+def command(code: str) -> int:
+    """One rule's page: what it sees, why that is unstable, the fix, and when it is wrong. CODE is a code or a name."""
+    from gnnstab.report.rule_pages import rule_page
+
+    output.show(rule_page(code, **output.terminal()))
+    return 0

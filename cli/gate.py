@@ -1,0 +1,137 @@
+"""The steps that `diagnose` and `check` share: settings → diagnoses → suppression and baseline → reports → exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gnnstab.config import Settings, accept, load
+from gnnstab.config.validating import validate
+from gnnstab.errors import GnnstabError, NothingEvaluable, UsageError
+
+from . import output
+from .group import ERROR, FINDINGS, NOTHING_EVALUABLE
+
+if TYPE_CHECKING:
+    from gnnstab.records import Diagnosis
+
+WORSE = (0, NOTHING_EVALUABLE, FINDINGS, ERROR)
+"""Exit codes, the worst last: with several targets the worst one counts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reporting:
+    """Where reports go."""
+
+    outputs: Sequence[output.Output]
+    quiet: bool
+    verbose: bool
+    plots: Path | None
+
+
+def settings(config_file: str | None, isolated: bool, **given: Any) -> Settings:
+    """The configuration file's settings, overridden by what the command line gives."""
+    found = load(Path.cwd(), file=Path(config_file) if config_file else None, isolated=isolated)
+    return validate(found.override("command line", **given))
+
+
+def run(
+    targets: Sequence[str], chosen: Settings, reporting: Reporting, *, update_baseline: bool, **options: Any
+) -> int:
+    """Diagnose every target, report, and say how it went as an exit code."""
+    from gnnstab import baseline
+
+    known = None if update_baseline or chosen.baseline is None else baseline.read(Path(chosen.baseline))
+    if update_baseline:
+        output.check_writable(_baseline_path(chosen))
+    diagnoses, failed = _diagnose_all(targets, chosen, options)
+    accepted = accept(diagnoses, chosen.suppressions, date.today())
+    for complaint in accepted.complaints:
+        output.complain(complaint)
+    judged = accepted.diagnoses if known is None else tuple(known.apply(d) for d in accepted.diagnoses)
+    if judged:
+        _report(judged, chosen, reporting)
+    if update_baseline:
+        output.write(_baseline_path(chosen), baseline.dump(judged))
+        click.echo(f"gnnstab: wrote {sum(len(d.findings) for d in judged)} findings to {chosen.baseline}", err=True)
+        return max([0, *failed], key=WORSE.index)
+    return max([*failed, *(d.exit_code(chosen.fail_on) for d in judged)], key=WORSE.index)
+
+
+def _baseline_path(chosen: Settings) -> Path:
+    if chosen.baseline is None:
+        raise UsageError("--update-baseline needs to know where: pass --baseline FILE")
+    return Path(chosen.baseline)
+
+
+def _diagnose_all(
+    targets: Sequence[str], chosen: Settings, options: dict[str, Any]
+) -> tuple[list[Diagnosis], list[int]]:
+    """The diagnoses, and the exit codes of the targets that have none; one target raises as it is."""
+    from gnnstab.diagnosis import diagnose
+
+    diagnoses: list[Diagnosis] = []
+    failed: list[int] = []
+    with progress() as tell:
+        for target in targets:
+            try:
+                diagnoses.append(
+                    diagnose(
+                        target,
+                        select=chosen.select or None,
+                        ignore=chosen.ignore or None,
+                        thresholds=chosen.thresholds or None,
+                        overrides=chosen.overrides(),
+                        progress=tell,
+                        **options,
+                    )
+                )
+            except GnnstabError as error:
+                if len(targets) == 1:
+                    raise
+                click.echo(f"gnnstab: error: {' '.join(str(error).split())}", err=True)
+                failed.append(NOTHING_EVALUABLE if isinstance(error, NothingEvaluable) else ERROR)
+    return diagnoses, failed
+
+
+def _report(diagnoses: Sequence[Diagnosis], chosen: Settings, reporting: Reporting) -> None:
+    from gnnstab.report import render, supported
+
+    options = {"root": str(Path.cwd()), "fail_on": chosen.fail_on, "verbose": reporting.verbose}
+    one_or_all = diagnoses[0] if len(diagnoses) == 1 else diagnoses
+    for item in reporting.outputs:
+        output.write(item.path, render(one_or_all, item.format, **supported(item.format, options)))
+    if reporting.plots is not None:
+        _plots(diagnoses, reporting.plots)
+    on_screen = {**options, **output.terminal(), "quiet": reporting.quiet}
+    text = render(one_or_all, chosen.format, **supported(chosen.format, on_screen))
+    output.show(text, chosen.format)
+
+
+def _plots(diagnoses: Sequence[Diagnosis], folder: Path) -> None:
+    from gnnstab.report.figures import write_all
+
+    for position, diagnosis in enumerate(diagnoses):
+        write_all(diagnosis, folder if len(diagnoses) == 1 else folder / str(position))
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str], None]]:
+    """A line on standard error that says what is being done, on a terminal only; gone when it ends."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    from gnnstab.report.escape import name
+
+    with Console(stderr=True).status("starting") as status:
+        yield lambda doing: status.update(Text(name(doing, 70)))

@@ -1,0 +1,116 @@
+"""The group of all commands: loads a command when it is called, and turns every exception into a line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NoReturn
+
+import click
+
+from gnnstab import __version__
+
+FINDINGS, ERROR, NOTHING_EVALUABLE, INTERRUPTED = 1, 2, 3, 130
+
+
+class Commands(click.Group):
+    """A group whose commands stay unloaded until they are called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the order of the table."""
+        from . import COMMANDS
+
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the module of a command."""
+        from . import COMMANDS
+
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = import_module(COMMANDS[cmd_name][0]).command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of commands, from the table alone."""
+        from . import COMMANDS
+
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="gnnstab %(version)s")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.pass_obj
+def gnnstab(state: dict[str, bool], debug: bool) -> None:
+    """Numerical stability of graph transformers: what went wrong, where, why, and proof that the fix works.
+
+    Exit codes: 0 nothing found, 1 findings, 2 wrong usage or a file that cannot be read, 3 nothing could be judged.
+    """
+    state["debug"] |= debug
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit."""
+    code = run(list(sys.argv[1:] if arguments is None else arguments))
+    code = _flush(code)
+    sys.exit(code)
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command line; the exit code."""
+    state = {"debug": False}
+    try:
+        result = gnnstab.main(arguments, prog_name="gnnstab", obj=state, standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except click.ClickException as error:
+        error.show()
+        return ERROR
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("gnnstab: interrupted", err=True)
+        return INTERRUPTED
+    except BrokenPipeError:
+        _discard_output()
+        return ERROR
+    except Exception as error:
+        if state["debug"]:
+            raise
+        return _report(error)
+
+
+def _report(error: Exception) -> int:
+    """One line on standard error."""
+    from gnnstab.errors import GnnstabError, NothingEvaluable
+    from gnnstab.report.escape import sentence
+
+    text = sentence(" ".join(str(error).split()), 200, 2000)
+    if isinstance(error, GnnstabError):
+        click.echo(f"gnnstab: error: {text}", err=True)
+        return NOTHING_EVALUABLE if isinstance(error, NothingEvaluable) else ERROR
+    kind = type(error).__name__
+    click.echo(f"gnnstab: error: {kind}: {text} (unexpected; --debug shows the traceback)", err=True)
+    return ERROR
+
+
+def _flush(code: int) -> int:
+    """Write what is buffered while an error can still be told."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _discard_output()
+    except OSError as error:
+        click.echo(f"gnnstab: error: cannot write to standard output: {error.strerror or error}", err=True)
+        _discard_output()
+        return ERROR
+    return code
+
+
+def _discard_output() -> None:
+    """The reader has gone: send the rest nowhere, so that the interpreter does not complain when it shuts down."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError):
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115

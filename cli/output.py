@@ -1,0 +1,119 @@
+"""Writing: reports to files, all or nothing, and text to standard output in whatever encoding it has."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gnnstab.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One ``--output FORMAT=PATH``."""
+
+    format: str
+    path: Path
+
+
+def parse(given: Sequence[str]) -> list[Output]:
+    """Check every ``FORMAT=PATH`` before the work begins; raises `UsageError`."""
+    from gnnstab.report import format_names
+
+    outputs = []
+    for text in given:
+        format, separator, path = text.partition("=")
+        if not (format and separator and path):
+            raise UsageError(f"--output {text!r} is not of the form FORMAT=PATH")
+        if format not in format_names():
+            raise UsageError(f"--output {text!r}: unknown format {format!r}; choose from {', '.join(format_names())}")
+        outputs.append(Output(format, Path(path)))
+        check_writable(outputs[-1].path)
+    return outputs
+
+
+def check_writable(path: Path) -> None:
+    """Raise `UsageError` when a file can clearly not be written there."""
+    if path.is_dir():
+        raise UsageError(f"cannot write {path}: it is a folder")
+    if not path.parent.is_dir():
+        raise UsageError(f"cannot write {path}: the folder {path.parent} does not exist")
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file: afterwards it holds all of the text, or what it held before.
+
+    Raises `UsageError` naming the file and the reason.
+    """
+    data = text.encode("utf-8")
+    try:
+        if path.exists() and not path.is_file():  # a pipe or a device has nothing to preserve
+            with path.open("wb") as stream:
+                stream.write(data)
+            return
+        target = path.resolve()  # a link stays a link
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:40]}.")
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(data)
+            os.chmod(name, _mode(target))
+            os.replace(name, target)
+        except BaseException:
+            os.unlink(name)
+            raise
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def _mode(path: Path) -> int:
+    """Permissions of the file that is replaced, or those of a new one."""
+    if path.exists():
+        return path.stat().st_mode & 0o777
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
+def show(text: str, format: str = "text") -> None:
+    """Print to standard output; formats for programs are UTF-8 whatever the terminal speaks."""
+    stream = sys.stdout
+    encoding = "utf-8" if format not in ("text", "markdown") else (stream.encoding or "utf-8")
+    stream.flush()
+    try:
+        buffer = stream.buffer
+    except AttributeError:  # replaced by something that takes text only
+        stream.write(text)
+        return
+    try:
+        buffer.write(text.encode(encoding, errors="backslashreplace"))
+        buffer.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise UsageError(f"cannot write to standard output: {error.strerror or error}") from error
+
+
+def terminal() -> dict[str, Any]:
+    """Width and colours of standard output: NO_COLOR, FORCE_COLOR, COLUMNS and pipes as people expect."""
+    from rich.console import Console
+
+    console = Console(file=sys.stdout)
+    color = console.color_system if not console.no_color else None
+    if console.color_system == "windows":
+        color = "standard"
+    return {"width": shutil.get_terminal_size((80, 24)).columns, "color": color}
+
+
+def complain(text: str) -> None:
+    """One line on standard error."""
+    from gnnstab.report.escape import sentence
+
+    click.echo(f"gnnstab: warning: {sentence(text, 200, 2000)}", err=True)

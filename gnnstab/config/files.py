@@ -1,0 +1,133 @@
+"""Finds and reads the one configuration file of a project."""
+
+from __future__ import annotations
+
+import configparser
+import sys
+from pathlib import Path
+from typing import Any
+
+from gnnstab.config.parsing import parse
+from gnnstab.config.settings import Settings
+from gnnstab.errors import ConfigurationError
+
+LARGEST = 1_000_000
+"""Bytes; a configuration file is never larger, so anything larger is a mistake."""
+
+
+def load(start: Path, *, file: Path | None = None, isolated: bool = False) -> Settings:
+    """The settings of the project that ``start`` (a folder) lies in.
+
+    Args:
+        start: Folder from which to look upward for pyproject.toml with ``[tool.gnnstab]`` or setup.cfg with ``[gnnstab]``.
+        file: Read this file instead of looking for one.
+        isolated: Read no file at all.
+
+    Raises:
+        ConfigurationError: The file cannot be read, both files of a folder have settings, or a setting is wrong.
+    """
+    if file is not None and isolated:
+        raise ConfigurationError("--config and --isolated exclude each other")
+    if isolated:
+        return Settings()
+    if file is not None:
+        section = _section(file, must_exist=True)
+        if section is None:
+            raise ConfigurationError(f"{file}: no section {_section_name(file)} in this file")
+        return parse(section, file)
+    found = _find(start)
+    return parse(*found) if found else Settings()
+
+
+def _find(start: Path) -> tuple[dict[str, Any], Path] | None:
+    """Section and file of the nearest folder that has settings; the search ends at the root of a repository."""
+    folder = start.resolve()
+    for candidate in (folder, *folder.parents):
+        files = [candidate / "pyproject.toml", candidate / "setup.cfg"]
+        sections = [(section, file) for file in files if (section := _section(file)) is not None]
+        if len(sections) > 1:
+            raise ConfigurationError(
+                f"{candidate}: both pyproject.toml [tool.gnnstab] and setup.cfg [gnnstab] have settings; keep one of them"
+            )
+        if sections:
+            return sections[0]
+        if (candidate / ".git").exists():
+            return None
+    return None
+
+
+def _section(file: Path, *, must_exist: bool = False) -> dict[str, Any] | None:
+    """The settings of a file as nested plain values, or None when it has none."""
+    if not must_exist and not file.is_file():
+        return None
+    text = _read(file)
+    return _toml(file, text) if file.suffix == ".toml" else _ini(file, text)
+
+
+def _read(file: Path) -> str:
+    try:
+        if file.stat().st_size > LARGEST:
+            raise ConfigurationError(f"{file}: larger than {LARGEST} bytes, which no configuration is")
+        return file.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ConfigurationError(f"{file}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{file}: not UTF-8 text (byte {error.start})") from error
+
+
+def _toml(file: Path, text: str) -> dict[str, Any] | None:
+    # The name of the section first: a file without it costs no parser, and a broken one of another tool is not ours to judge.
+    if "gnnstab" not in text:
+        return None
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
+    try:
+        section = tomllib.loads(text).get("tool", {}).get("gnnstab")
+    except (tomllib.TOMLDecodeError, RecursionError, AttributeError) as error:
+        raise ConfigurationError(f"{file}: not valid TOML: {' '.join(str(error).split())}") from error
+    if section is not None and not isinstance(section, dict):
+        raise ConfigurationError(f"{file}: tool.gnnstab must be a table, not {section!r}")
+    return section
+
+
+def _ini(file: Path, text: str) -> dict[str, Any] | None:
+    """``[gnnstab]``, ``[gnnstab:thresholds:GS301]``, ``[gnnstab:layers:GLOB:GS301]``, ``[gnnstab:suppression:NAME]``."""
+    if "[gnnstab" not in text:
+        return None
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.optionxform = str  # type: ignore[assignment, method-assign]
+    try:
+        parser.read_string(text, source=str(file))
+    except configparser.Error as error:
+        raise ConfigurationError(f"{file}: {' '.join(str(error).split())}") from error
+    result: dict[str, Any] = {}
+    found = False
+    for name in parser.sections():
+        head, *rest = name.split(":")
+        if head == "gnnstab":
+            found = True
+            _place(result, rest, dict(parser[name]), f"{file}: [{name}]")
+    return result if found else None
+
+
+def _place(result: dict[str, Any], path: list[str], values: dict[str, str], where: str) -> None:
+    """Put the values of one ini section where the TOML form has them."""
+    if not path:
+        result.update(values)
+    elif path[0] == "thresholds" and len(path) == 2:
+        result.setdefault("thresholds", {})[path[1]] = values
+    elif path[0] == "layers" and len(path) >= 3:
+        result.setdefault("layers", {}).setdefault(":".join(path[1:-1]), {})[path[-1]] = values
+    elif path[0] == "suppression" and len(path) == 2:
+        result.setdefault("suppressions", []).append(values)
+    else:
+        raise ConfigurationError(
+            f"{where} is no section of gnnstab; it knows [gnnstab], [gnnstab:thresholds:CODE], [gnnstab:layers:GLOB:CODE] "
+            "and [gnnstab:suppression:NAME]"
+        )
+
+
+def _section_name(file: Path) -> str:
+    return "[tool.gnnstab]" if file.suffix == ".toml" else "[gnnstab]"

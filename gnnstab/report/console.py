@@ -1,0 +1,38 @@
+"""Rich renderables → text of a given width, with or without ANSI colours."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+
+from rich.console import Console, RenderableType
+
+from gnnstab.errors import UsageError
+
+NARROWEST = 40
+WIDEST = 120
+"""Lines longer than this are hard to read; a wider terminal stays empty at the right."""
+
+COLORS = (None, "standard", "256", "truecolor")
+
+
+def printed(parts: Iterable[RenderableType], width: int, color: str | None) -> str:
+    """The parts one below the other, without blanks at line ends; raises `UsageError` for an unknown colour system."""
+    if color not in COLORS:
+        raise UsageError(f"unknown colour system {color!r}; choose from standard, 256, truecolor")
+    console = Console(
+        file=io.StringIO(),
+        width=max(NARROWEST, min(width, WIDEST)),
+        force_terminal=color is not None,
+        color_system=color,  # type: ignore[arg-type]
+        no_color=color is None,
+        legacy_windows=False,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        _environ={},
+    )
+    with console.capture() as capture:
+        for part in parts:
+            console.print(part)
+    return "".join(f"{line.rstrip()}\n" for line in capture.get().splitlines())

@@ -1,0 +1,30 @@
+"""The table of rules and one rule's page, for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.markdown import Markdown
+from rich.text import Text
+
+from gnnstab.report import rulebook
+from gnnstab.report.console import printed
+from gnnstab.report.text_parts import table
+from gnnstab.report.text_style import SEVERITY
+
+
+def rule_table(codes: Sequence[str], *, width: int = 80, color: str | None = None) -> str:
+    """Code, name, highest severity and first sentence of each rule."""
+    grid = table("Code", "Severity", "Name and meaning")
+    for code in codes:
+        rule = rulebook.known()[code]
+        meaning = Text.assemble((rule.name, "bold"), "\n", rulebook.first_sentence(code))
+        grid.add_row(Text(code), Text(rule.severity, style=SEVERITY[rule.severity]), meaning)
+    return printed([grid], width, color)
+
+
+def rule_page(code: str, *, width: int = 80, color: str | None = None) -> str:
+    """One rule's page, by code or name; raises `UsageError` when there is none."""
+    from gnnstab.rules.pages import page
+
+    return printed([Markdown(page(code), hyperlinks=False)], width, color)
