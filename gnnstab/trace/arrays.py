@@ -41,14 +41,18 @@ STEP_DTYPE = np.dtype(
 
 def read_sites(connection: Connection, series: Collection[int] | None, rank: int) -> dict[int, NDArray[np.void]]:
     """All statistics of these series (None: of all) by id, each an array of `SITE_DTYPE` in order of steps."""
-    chosen = "" if series is None else f" WHERE series IN ({', '.join(str(int(i)) for i in series)})"
+    chosen = "" if series is None else f" AND series IN ({', '.join(str(int(i)) for i in series)})"
     ids: list[NDArray[np.int64]] = []
     parts: list[NDArray[np.void]] = []
-    query = f"SELECT series, step, span, minimum, maximum, rms, count, non_finite FROM statistic{chosen}"
-    for chunk in connection.chunks(query):
-        part, names = _structured(connection, chunk, rank)
-        parts.append(part)
-        ids.append(names)
+    for level, since, until in connection.rows("SELECT level, since, until FROM resolution ORDER BY level DESC"):
+        query = (
+            "SELECT series, step, span, minimum, maximum, rms, count, non_finite FROM statistic "
+            f"WHERE level = ? AND step >= ? AND step < ?{chosen}"
+        )
+        for chunk in connection.chunks(query, (level, since, until)):
+            part, names = _structured(connection, chunk, rank)
+            parts.append(part)
+            ids.append(names)
     if not parts:
         return {}
     return _split(np.concatenate(ids), np.concatenate(parts))
@@ -57,18 +61,39 @@ def read_sites(connection: Connection, series: Collection[int] | None, rank: int
 def _structured(
     connection: Connection, chunk: list[tuple[object, ...]], rank: int
 ) -> tuple[NDArray[np.void], NDArray[np.int64]]:
-    try:
-        matrix = np.array(chunk, dtype=np.float64)  # None, SQLite's NULL, becomes NaN here.
-    except (TypeError, ValueError) as error:
-        raise TraceError(f"{connection.path}: damaged trace, a statistic is not a number ({error})") from error
-    whole = matrix[:, [0, 1, 2, 6, 7]]
-    if not np.all(np.abs(whole) < 2.0**62):
-        raise TraceError(f"{connection.path}: damaged trace, a step or count of a statistic is missing or out of range")
+    matrix = _matrix(connection, chunk)
+    _check_whole(connection, matrix[:, [0, 1, 2, 6, 7]])
     part = np.empty(len(matrix), dtype=SITE_DTYPE)
     for column, name in enumerate(("step", "span", "minimum", "maximum", "rms", "count", "non_finite"), start=1):
         part[name] = matrix[:, column]
     part["rank"] = rank
     return part, matrix[:, 0].astype(np.int64)
+
+
+def read_steps(connection: Connection, rank: int) -> NDArray[np.void]:
+    """The training steps as an array of `STEP_DTYPE`."""
+    parts = [np.empty(0, dtype=STEP_DTYPE)]
+    for chunk in connection.chunks("SELECT step, time, loss, lr, scale, grad_norm, skipped FROM step ORDER BY step"):
+        matrix = _matrix(connection, chunk)
+        _check_whole(connection, matrix[:, [0, 6]])
+        part = np.empty(len(matrix), dtype=STEP_DTYPE)
+        for column, name in enumerate(("step", "time", "loss", "lr", "scale", "grad_norm", "skipped")):
+            part[name] = matrix[:, column]
+        part["rank"] = rank
+        parts.append(part)
+    return np.concatenate(parts)
+
+
+def _matrix(connection: Connection, chunk: list[tuple[object, ...]]) -> NDArray[np.float64]:
+    try:
+        return np.array(chunk, dtype=np.float64)  # None, SQLite's NULL, becomes NaN here, and so does the text "nan".
+    except (TypeError, ValueError) as error:
+        raise TraceError(f"{connection.path}: damaged trace, a number is none ({error})") from error
+
+
+def _check_whole(connection: Connection, columns: NDArray[np.float64]) -> None:
+    if not np.all(np.abs(columns) < 2.0**62):
+        raise TraceError(f"{connection.path}: damaged trace, a step or a count is missing or out of range")
 
 
 def _split(ids: NDArray[np.int64], rows: NDArray[np.void]) -> dict[int, NDArray[np.void]]:

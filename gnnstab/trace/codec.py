@@ -9,13 +9,16 @@ from collections.abc import Mapping
 from typing import Any, get_args, get_type_hints
 
 from gnnstab.errors import TraceError
-from gnnstab.records import Event, LayerFacts
+from gnnstab.records import Event, LayerFacts, StepRow
 
 TEXT_LIMIT = 100_000
 """Characters kept of any one text; far above every module path, and a bound on what a runaway message can cost."""
 
 JSON_LIMIT = 1_000_000
 """Characters of JSON that are parsed at most."""
+
+WHOLE_LIMIT = 2**53
+"""Largest step or count: every whole number up to here is exact as a float64."""
 
 _HINTS = get_type_hints(LayerFacts)
 _REQUIRED = ("name", "kind", "position", "attention")
@@ -45,9 +48,28 @@ def column_to_number(value: object) -> float | None:
     raise TraceError(f"damaged trace: {str(value)[:40]!r} stands where a number belongs")
 
 
-def facts_to_json(facts: LayerFacts) -> str:
-    """All fields of the facts as one JSON object."""
-    return json.dumps(dataclasses.asdict(facts), default=str)
+def whole(value: int) -> int:
+    """The value as an integer that SQLite and a float64 can hold; `ValueError` for any other."""
+    number = int(value)
+    if number != value or abs(number) > WHOLE_LIMIT:
+        raise ValueError(f"{value} is no step or count")
+    return number
+
+
+def step_to_columns(row: StepRow) -> tuple[Any, ...]:
+    """The columns of the table step without the level."""
+    numbers = (row.time, row.loss, row.lr, row.scale, row.grad_norm)
+    return (whole(row.step), *(number_to_column(None if n is None else float(n)) for n in numbers), int(row.skipped))
+
+
+def layer_to_columns(facts: LayerFacts) -> tuple[Any, ...]:
+    """The columns of the table layer: name, position and kind to look at, and all facts as one JSON object."""
+    return (
+        clean(facts.name),
+        whole(facts.position),
+        clean(facts.kind),
+        json.dumps(dataclasses.asdict(facts), default=str),
+    )
 
 
 def facts_from_json(text: str) -> LayerFacts:
@@ -75,7 +97,7 @@ def _field(name: str, value: Any) -> Any:
 def event_to_columns(event: Event) -> tuple[Any, ...]:
     """The columns of the table event, in the order of its definition and without its id."""
     return (
-        int(event.step),
+        whole(event.step),
         clean(event.kind),
         None if event.layer is None else clean(event.layer),
         clean(event.mode),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from gnnstab.records import Blind, Event, LayerFacts, Measure, SeriesKey, StepRow
-from gnnstab.trace.batch import Batch, SiteItem
+from gnnstab.trace.batch import SiteItem
 from gnnstab.trace.store import Store
 
 SITES_LIMIT = 16_384
@@ -104,35 +104,3 @@ class Mailbox:
         self.requests.append(request)
         self.wake.set()
         return request
-
-    def collect(self, batch: Batch) -> None:
-        """Move everything that waits into ``batch``.
-
-        Rows are taken first: a series is posted before its first row, so its key is then among the facts.
-        """
-        for source, target in ((self.sites, batch.sites), (self.steps, batch.steps), (self.measures, batch.measures)):
-            _move(source, target)
-        for _ in range(len(self.facts)):
-            _sort_in(self.facts.popleft(), batch)
-
-
-def _move(source: deque[Any], target: deque[Any]) -> None:
-    for _ in range(len(source)):
-        try:
-            target.append(source.popleft())
-        except IndexError:  # A full queue was shortened from the other side.
-            return
-
-
-def _sort_in(fact: Any, batch: Batch) -> None:
-    facts = batch.facts
-    if isinstance(fact, LayerFacts):
-        facts.layers[fact.name] = fact
-    elif isinstance(fact, Blind):
-        facts.blind[fact.layer, fact.site] = fact
-    elif isinstance(fact, Event):
-        batch.events.append(fact)
-    elif isinstance(fact[1], SeriesKey):
-        facts.series[fact[0]] = fact[1]
-    else:
-        facts.meta[fact[0]] = fact[1]

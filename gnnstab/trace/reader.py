@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from gnnstab.errors import TraceError
 from gnnstab.records import Blind, Event, LayerFacts, Measure, SeriesKey, StepRow
 from gnnstab.trace import codec
-from gnnstab.trace.arrays import STEP_DTYPE, join_ranks, read_sites
+from gnnstab.trace.arrays import join_ranks, read_sites, read_steps
 from gnnstab.trace.connection import Connection
 from gnnstab.trace.locate import Part, open_parts
 
@@ -104,7 +104,7 @@ class Trace:
 
     def step_arrays(self) -> NDArray[np.void]:
         """`steps` as one array of `STEP_DTYPE`; what is not known is NaN."""
-        return np.array(self.steps(), dtype=np.dtype(STEP_DTYPE))
+        return join_ranks([read_steps(part.connection, part.rank) for part in self._parts])
 
     @cached_property
     def _keys(self) -> list[dict[int, SeriesKey]]:
@@ -206,7 +206,7 @@ def _measures_of(part: Part, name: str | None, layer: str | None, latest: bool) 
     where = f" WHERE {' AND '.join(used)}" if used else ""
     query = (
         "SELECT m.step, q.layer, q.mode, q.call, q.name, q.head, m.value, m.detail FROM measure m "
-        f"JOIN quantity q ON q.id = m.quantity{where} ORDER BY m.step, m.id"
+        f"JOIN quantity q ON q.id = m.quantity{where} ORDER BY m.step, m.number"
     )
     if latest:
         last = "JOIN (SELECT quantity, max(step) AS step FROM measure GROUP BY quantity) l ON l.quantity = m.quantity AND l.step = m.step "

@@ -9,6 +9,7 @@ import sqlite3
 from collections.abc import Mapping
 
 from gnnstab.errors import TraceError
+from gnnstab.trace.pooling import FACTOR, LEVELS
 
 APPLICATION_ID = int.from_bytes(b"gnst", "big")
 """Written into the header of the file (``PRAGMA application_id``): this SQLite file is a gnnstab trace."""
@@ -16,25 +17,32 @@ APPLICATION_ID = int.from_bytes(b"gnst", "big")
 SCHEMA_VERSION = 1
 """Version of the tables (``PRAGMA user_version``)."""
 
+FAR = 2**62
+"""A step beyond all steps."""
+
 TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY NOT NULL, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE layer (name TEXT PRIMARY KEY NOT NULL, position INTEGER NOT NULL, kind TEXT NOT NULL, facts TEXT NOT NULL);
 CREATE TABLE blind (layer TEXT NOT NULL, site TEXT NOT NULL, reason TEXT NOT NULL, PRIMARY KEY (layer, site));
 CREATE TABLE series (id INTEGER PRIMARY KEY, layer TEXT NOT NULL, mode TEXT NOT NULL, call INTEGER NOT NULL,
     site TEXT NOT NULL);
-CREATE TABLE statistic (step INTEGER NOT NULL, series INTEGER NOT NULL, span INTEGER NOT NULL, minimum REAL,
-    maximum REAL, rms REAL, count INTEGER NOT NULL, non_finite INTEGER NOT NULL,
-    PRIMARY KEY (step, series)) WITHOUT ROWID;
+CREATE TABLE resolution (level INTEGER PRIMARY KEY, stride INTEGER NOT NULL, since INTEGER NOT NULL,
+    until INTEGER NOT NULL);
+CREATE TABLE statistic (level INTEGER NOT NULL, step INTEGER NOT NULL, series INTEGER NOT NULL, part INTEGER NOT NULL,
+    span INTEGER NOT NULL, minimum REAL, maximum REAL, rms REAL, count INTEGER NOT NULL, non_finite INTEGER NOT NULL,
+    PRIMARY KEY (level, step, series, part)) WITHOUT ROWID;
 CREATE TABLE quantity (id INTEGER PRIMARY KEY, layer TEXT NOT NULL, mode TEXT NOT NULL, call INTEGER NOT NULL,
     name TEXT NOT NULL, head INTEGER NOT NULL);
-CREATE TABLE measure (id INTEGER PRIMARY KEY, step INTEGER NOT NULL, quantity INTEGER NOT NULL, value REAL, detail TEXT);
-CREATE TABLE step (step INTEGER PRIMARY KEY, time REAL, loss REAL, lr REAL, scale REAL, grad_norm REAL,
-    skipped INTEGER NOT NULL);
+CREATE TABLE measure (quantity INTEGER NOT NULL, step INTEGER NOT NULL, number INTEGER NOT NULL, level INTEGER NOT NULL,
+    value REAL, detail TEXT, PRIMARY KEY (quantity, step, number)) WITHOUT ROWID;
+CREATE TABLE step (step INTEGER PRIMARY KEY, level INTEGER NOT NULL, time REAL, loss REAL, lr REAL, scale REAL,
+    grad_norm REAL, skipped INTEGER NOT NULL);
 CREATE TABLE event (id INTEGER PRIMARY KEY, step INTEGER NOT NULL, kind TEXT NOT NULL, layer TEXT, mode TEXT NOT NULL,
     call INTEGER NOT NULL, stage TEXT, origin TEXT, nodes TEXT NOT NULL, edges TEXT NOT NULL, heads TEXT NOT NULL,
     message TEXT NOT NULL, detail TEXT NOT NULL);
 CREATE VIEW statistics AS SELECT a.step, a.span, s.layer, s.mode, s.call, s.site, a.minimum, a.maximum, a.rms, a.count,
-    a.non_finite FROM statistic a JOIN series s ON s.id = a.series;
+    a.non_finite FROM resolution r JOIN statistic a ON a.level = r.level AND a.step >= r.since AND a.step < r.until
+    JOIN series s ON s.id = a.series;
 CREATE VIEW measures AS SELECT m.step, q.layer, q.mode, q.call, q.name, q.head, m.value, m.detail
     FROM measure m JOIN quantity q ON q.id = m.quantity;
 """
@@ -44,10 +52,13 @@ COLUMNS: Mapping[str, frozenset[str]] = {
     "layer": frozenset({"name", "position", "kind", "facts"}),
     "blind": frozenset({"layer", "site", "reason"}),
     "series": frozenset({"id", "layer", "mode", "call", "site"}),
-    "statistic": frozenset({"step", "series", "span", "minimum", "maximum", "rms", "count", "non_finite"}),
+    "resolution": frozenset({"level", "stride", "since", "until"}),
+    "statistic": frozenset(
+        {"level", "step", "series", "part", "span", "minimum", "maximum", "rms", "count", "non_finite"}
+    ),
     "quantity": frozenset({"id", "layer", "mode", "call", "name", "head"}),
-    "measure": frozenset({"id", "step", "quantity", "value", "detail"}),
-    "step": frozenset({"step", "time", "loss", "lr", "scale", "grad_norm", "skipped"}),
+    "measure": frozenset({"quantity", "step", "number", "level", "value", "detail"}),
+    "step": frozenset({"step", "level", "time", "loss", "lr", "scale", "grad_norm", "skipped"}),
     "event": frozenset(
         {
             "id",
@@ -74,9 +85,11 @@ MIGRATIONS: Mapping[int, tuple[str, ...]] = {}
 
 def create(connection: sqlite3.Connection) -> None:
     """Write all tables and the marks of the format into an empty database."""
+    # Level 0 counts for all steps at first; the levels above take over where it is deleted.
+    levels = ", ".join(f"({level}, {FACTOR**level}, {-FAR}, {FAR if level == 0 else -FAR})" for level in range(LEVELS))
     connection.executescript(
         f"BEGIN IMMEDIATE; PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {SCHEMA_VERSION};"
-        f"{TABLES} COMMIT;"
+        f"{TABLES} INSERT INTO resolution VALUES {levels}; COMMIT;"
     )
 
 

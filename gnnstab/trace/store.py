@@ -62,17 +62,12 @@ class Store:
                 raise TraceError(f"{path}: cannot be created ({error})") from error
             raise
 
-    def write(self, batch: Batch, quantities: dict[tuple[str, str, int, str, int], int]) -> int:
+    def write(self, batch: Batch) -> int:
         """Write everything in one transaction; return the number of malformed rows that were left out."""
-        connection = self.connection
-        connection.execute("BEGIN IMMEDIATE")
+        self.connection.execute("BEGIN IMMEDIATE")
         try:
-            tables.write_facts(connection, batch.facts)
-            tables.write_events(connection, batch.events)
-            tables.write_steps(connection, batch.steps)
-            tables.write_measures(connection, ((quantities[m[1], m[2], m[3], m[4], m[5]], m) for m in batch.measures))
-            refused = tables.write_sites(connection, batch.sites)
-            connection.execute("COMMIT")
+            refused = tables.write(self.connection, batch)
+            self.connection.execute("COMMIT")
         except BaseException:
             self.rollback()
             raise

@@ -9,13 +9,16 @@ import time
 from collections.abc import Callable
 from datetime import datetime, timezone
 
-from gnnstab.trace.batch import Batch, Facts
-from gnnstab.trace.halving import halve
+from gnnstab.trace.intake import Intake
 from gnnstab.trace.mailbox import ROWS_LIMIT, SITES_LIMIT, Mailbox
 from gnnstab.trace.store import Store
+from gnnstab.trace.thinning import thin
 
 FILL = 0.8
-"""Share of the budget at which old steps are halved; the rest is room for the journal and for what arrives meanwhile."""
+"""Share of the budget at which old steps are thinned out; the rest is room for the journal and for what arrives meanwhile."""
+
+PORTION = 4096
+"""Bytes of budget per row of one transaction, so that a transaction, and with it the journal, is a small share of it."""
 
 LONGEST_PAUSE = 30.0
 """Seconds between two attempts to write to a file that refuses."""
@@ -45,11 +48,11 @@ class Worker:
     def __init__(self, path: str | None, budget: int, flush_seconds: float, mailbox: Mailbox, trouble: Trouble) -> None:
         self._budget, self._flush_seconds = budget, flush_seconds
         self._mailbox, self._trouble = mailbox, trouble
-        self._batch, self._facts = Batch(), Facts()
-        self._quantities: dict[tuple[str, str, int, str, int], int] = {}
+        self._intake = Intake(mailbox)
         self._trigger = FILL * budget
+        self._portion = budget // PORTION
         self._failures, self._not_before = 0, 0.0
-        self._dropped, self._malformed = 0, 0
+        self._dropped = 0
         self._stopping = False
         self._ready = threading.Event()
         self._refused: Exception | None = None
@@ -88,7 +91,6 @@ class Worker:
         while not self._stopping:
             self._mailbox.wake.wait(pause)
             self._serve(store)
-            self._keep_budget(store)
         self._end(store)
 
     def _serve(self, store: Store) -> None:
@@ -96,51 +98,49 @@ class Worker:
         self._mailbox.wake.clear()
         requests = [self._mailbox.requests.popleft() for _ in range(len(self._mailbox.requests))]
         self._collect()
-        if self._batch and (requests or time.monotonic() >= self._not_before):
+        if self._intake.batch and (requests or time.monotonic() >= self._not_before):
             self._write(store)
         for request in requests:
             request.run(store)
 
     def _collect(self) -> None:
-        self._mailbox.collect(self._batch)
-        for row in self._batch.measures:
-            key = (row[1], row[2], row[3], row[4], row[5])
-            if key not in self._quantities:
-                self._quantities[key] = len(self._quantities) + 1
-                self._batch.facts.quantities[self._quantities[key]] = key
+        self._intake.collect()
         losses = {
             "dropped.rows": self._mailbox.dropped + self._dropped,
             "dropped.events": self._mailbox.events_dropped,
-            "malformed.rows": self._malformed,
+            "malformed.rows": self._intake.malformed,
         }
         for name, count in losses.items():
-            if count and self._facts.meta.get(name) != str(count):
-                self._batch.facts.meta[name] = str(count)
-        self._facts.update(self._batch.facts)
+            if count:
+                self._intake.note(name, str(count))
 
     def _write(self, store: Store) -> None:
-        try:
-            if store.displaced():
-                self._trouble.report(f"{self.path}: the trace {store.rescue()}; it goes on as {store.path}")
-                self.path = store.path
-            self._malformed += store.write(self._batch, self._quantities)
-        except Exception as error:  # No failure of the store may reach the training.
-            self._failed(store, error)
-        else:
-            self._batch = Batch()
+        batch = self._intake.batch
+        while batch:
+            portion = batch.portion(self._portion)
+            try:
+                if store.displaced():
+                    self._trouble.report(f"{self.path}: the trace {store.rescue()}; it goes on as {store.path}")
+                    self.path = store.path
+                self._intake.malformed += store.write(portion)
+                self._keep_budget(store)
+            except Exception as error:  # No failure of the store may reach the training.
+                batch.put_back(portion)
+                self._failed(store, error)
+                return
             self._failures, self._not_before = 0, 0.0
 
     def _failed(self, store: Store, error: Exception) -> None:
         self._failures += 1
         self._not_before = time.monotonic() + min(LONGEST_PAUSE, self._flush_seconds * 2**self._failures)
-        self._dropped += self._batch.shrink(SITES_LIMIT, ROWS_LIMIT)
+        self._dropped += self._intake.batch.shrink(SITES_LIMIT, ROWS_LIMIT)
         self._trouble.report(
             f"{store.path or 'in-memory trace'}: cannot be written ({error}); the training goes on, "
             "new rows wait in memory and the oldest of them are dropped when that is full"
         )
         try:
             if self._recover(store, error):
-                self._batch.facts = self._everything()
+                self._intake.batch.facts.update(self._intake.facts)
         except Exception as further:  # The next attempt comes after the pause.
             self._trouble.report(f"{store.path}: cannot be written ({error}), nor opened again ({further})")
 
@@ -159,33 +159,19 @@ class Worker:
             return self._failures > 3 and bool(store.start_over() or True)
         return self._failures > 1 and store.reopen()
 
-    def _everything(self) -> Facts:
-        facts = Facts()
-        facts.update(self._facts)
-        return facts
-
     def _keep_budget(self, store: Store) -> None:
-        try:
-            if self._stopping or self._failures or store.live_bytes() < self._trigger:
-                return
-            before = store.live_bytes()
-            self._halve(store, everything=False)
-            if store.live_bytes() > 0.95 * before:
-                self._halve(store, everything=True)
-            # Without this, a trace that cannot shrink further would be halved again on every flush.
-            self._trigger = max(FILL * self._budget, 1.1 * store.live_bytes())
-        except Exception as error:  # No failure of the store may reach the training.
-            self._failed(store, error)
-
-    def _halve(self, store: Store, everything: bool) -> None:
-        for _ in halve(store.connection, everything=everything):
-            self._serve(store)
-            if self._stopping:
-                return
+        before = store.live_bytes()
+        if before < self._trigger:
+            return
+        thin(store.connection)
+        if store.live_bytes() > 0.95 * before:
+            thin(store.connection, thorough=True)
+        # Without this, a trace that cannot shrink further would be thinned again on every flush.
+        self._trigger = max(FILL * self._budget, 1.1 * store.live_bytes())
 
     def _end(self, store: Store) -> None:
-        self._batch.facts.meta["closed"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
         self._collect()
+        self._intake.note("closed", datetime.now(timezone.utc).isoformat(timespec="seconds"))
         self._write(store)
         if self.path is None:
             self.kept = store.connection

@@ -1,0 +1,97 @@
+"""What a long run costs in the trace store: size on disk, time and memory to read all of it.
+
+    python tests/benchmarks/trace_scale.py [--steps 1000000] [--series 20] [--budget-mib 64]
+
+Writes as fast as it can, far faster than any training, waiting for the disk after every 2 000 steps. The goals for one
+million steps of 20 series are: within the budget at every moment, everything read in under 5 s, under 300 MB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+from gnnstab.records import SeriesKey, StepRow
+from gnnstab.trace import TraceWriter
+
+READ = """
+import json, resource, sys, time
+begin = time.perf_counter()
+from gnnstab.trace import Trace
+imported = time.perf_counter()
+with Trace.open(sys.argv[1]) as trace:
+    opened = time.perf_counter()
+    sites = trace.sites()
+    steps = trace.step_arrays()
+    trace.layers(), trace.events(), trace.measures()
+done = time.perf_counter()
+print(json.dumps({
+    "import_s": round(imported - begin, 3), "open_s": round(opened - imported, 3), "read_s": round(done - opened, 3),
+    "rows": sum(len(rows) for rows in sites.values()), "steps": len(steps),
+    "spike_seen": bool(max(rows["maximum"].max() for rows in sites.values()) == 12345.0),
+    "entries": int(sum(rows["span"].sum() for rows in sites.values())),
+    "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+}))
+"""
+
+
+def on_disk(path: str) -> int:
+    """Bytes of the trace and its journal."""
+    return sum(os.path.getsize(name) for name in (path, f"{path}-wal") if os.path.exists(name))
+
+
+def write(path: str, steps: int, series: int, budget: int) -> dict[str, object]:
+    """Write the run; one spike in the 777th step must be there at the end."""
+    rng = np.random.default_rng(0)
+    pool = rng.standard_normal((1000, series, 5)).astype(np.float32).astype(np.float64)
+    pool[..., 2], pool[..., 3], pool[..., 4] = np.abs(pool[..., 2]), 14_336, 0
+    posting, largest, begin = 0.0, 0, time.perf_counter()
+    with TraceWriter(path, budget=budget) as writer:
+        ids = [writer.series(SeriesKey(f"gnn{i // 5}", "train", 0, f"site{i % 5}")) for i in range(series)]
+        for step in range(steps):
+            rows = pool[step % 1000]
+            if step == 777:
+                rows = rows.copy()
+                rows[0, 1] = 12345.0
+            before = time.perf_counter()
+            writer.sites(step, ids, rows)
+            writer.step(StepRow(step, step * 0.003, 1.0 / (step + 1), 1e-3, None, 1.0))
+            posting += time.perf_counter() - before
+            if step % 2000 == 1999:
+                writer.flush()
+                largest = max(largest, on_disk(path))
+        failure = writer.failure
+    return {
+        "write_s": round(time.perf_counter() - begin, 1),
+        "us_per_step_on_training_thread": round(posting / steps * 1e6, 2),
+        "writer_cpu_us_per_step": round(time.process_time() / steps * 1e6, 1),
+        "largest_mib": round(largest / 2**20, 1),
+        "final_mib": round(on_disk(path) / 2**20, 1),
+        "writer_peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "failure": failure,
+    }
+
+
+def main() -> None:
+    """Write, then read in a fresh process, and print both."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=1_000_000)
+    parser.add_argument("--series", type=int, default=20)
+    parser.add_argument("--budget-mib", type=float, default=64)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "run.gnnstab")
+        print(json.dumps(write(path, options.steps, options.series, int(options.budget_mib * 2**20))), flush=True)
+        print(subprocess.run([sys.executable, "-c", READ, path], check=True).stdout or "", end="")
+
+
+if __name__ == "__main__":
+    main()
