@@ -58,10 +58,12 @@ def run(
     judged = accepted.diagnoses if known is None else tuple(known.apply(d) for d in accepted.diagnoses)
     if judged:
         _report(judged, chosen, reporting)
-    if update_baseline:
+    if update_baseline and not failed:
         output.write(_baseline_path(chosen), baseline.dump(judged))
         click.echo(f"gnnstab: wrote {sum(len(d.findings) for d in judged)} findings to {chosen.baseline}", err=True)
-        return max([0, *failed], key=WORSE.index)
+        return 0
+    if update_baseline:
+        output.complain("the baseline was not written: it would lose what is known of the targets that failed")
     return max([*failed, *(d.exit_code(chosen.fail_on) for d in judged)], key=WORSE.index)
 
 

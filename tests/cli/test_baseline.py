@@ -1,0 +1,48 @@
+"""`--baseline` and `--update-baseline`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import examples
+
+
+def test_known_findings_pass_and_new_ones_fail(cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = cli("check", "one.pt", "--baseline", "known.json", "--update-baseline")
+    assert first.code == 0
+    assert "wrote 1 findings to known.json" in first.err
+    again = cli("check", "one.pt", "--baseline", "known.json")
+    assert again.code == 0
+    assert "known: stands in the baseline" in again.out
+    assert cli("check", "many.pt", "--baseline", "known.json").code == 1
+
+
+def test_the_file_is_sorted_and_stable(cli, tmp_path: Path) -> None:
+    cli("check", "many.pt", "--baseline", "a.json", "--update-baseline")
+    cli("check", "many.pt", "--baseline", "b.json", "--update-baseline")
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+    entries = json.loads((tmp_path / "a.json").read_text())["findings"]
+    assert len(entries) == len(examples.many_findings().findings)
+    assert [e["code"] for e in entries] == sorted(e["code"] for e in entries)
+
+
+def test_update_needs_a_place(cli) -> None:
+    ran = cli("check", "one.pt", "--update-baseline")
+    assert ran.code == 2
+    assert "pass --baseline FILE" in ran.err
+
+
+def test_a_missing_baseline_says_how_to_make_it(cli) -> None:
+    ran = cli("check", "one.pt", "--baseline", "nowhere.json")
+    assert ran.code == 2
+    assert ran.err == "gnnstab: error: baseline nowhere.json does not exist; --update-baseline writes it\n"
+
+
+def test_a_baseline_is_not_written_when_a_target_cannot_be_read(cli, tmp_path: Path) -> None:
+    assert cli("check", "missing.pt", "--baseline", "known.json", "--update-baseline").code == 2
+    assert not (tmp_path / "known.json").exists()
+    assert cli("check", "missing.pt", "one.pt", "--baseline", "known.json", "--update-baseline").code == 2
+    assert not (tmp_path / "known.json").exists()

@@ -1,0 +1,197 @@
+"""`gnnstab check` and `gnnstab diagnose`: exit codes, reports, errors."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from gnnstab.report import FORMATS
+
+
+@pytest.mark.parametrize("command", ["check", "diagnose"])
+@pytest.mark.parametrize(
+    ("targets", "code"),
+    [
+        (["clean.pt"], 0),
+        (["one.pt"], 1),
+        (["many.pt"], 1),
+        (["missing.pt"], 2),
+        (["empty.pt"], 3),
+        (["clean.pt", "one.pt"], 1),
+        (["clean.pt", "empty.pt"], 3),
+        (["empty.pt", "one.pt"], 1),
+        (["one.pt", "missing.pt"], 2),
+        (["crash.pt"], 2),
+        (["interrupt.pt"], 130),
+    ],
+)
+def test_exit_codes(cli, command: str, targets: list[str], code: int) -> None:
+    assert cli(command, *targets).code == code
+
+
+@pytest.mark.parametrize("format", [f for f in FORMATS if f != "html"])
+@pytest.mark.parametrize(("target", "code"), [("clean.pt", 0), ("one.pt", 1)])
+def test_no_format_changes_the_exit_code(cli, format: str, target: str, code: int) -> None:
+    ran = cli("check", target, "--format", format)
+    assert ran.code == code
+    assert ran.err == ""
+    assert ran.out
+
+
+@pytest.mark.parametrize(("fail_on", "code"), [("error", 0), ("warning", 1), ("info", 1)])
+def test_fail_on(cli, fail_on: str, code: int) -> None:
+    assert cli("check", "one.pt", "--fail-on", fail_on).code == code
+
+
+def test_an_error_is_one_line_that_says_what(cli) -> None:
+    ran = cli("check", "missing.pt")
+    assert ran.err == "gnnstab: error: missing.pt: no such file\n"
+    assert ran.out == ""
+
+
+def test_an_unexpected_exception_is_one_line(cli) -> None:
+    ran = cli("check", "crash.pt")
+    assert ran.err.count("\n") == 1
+    assert "ZeroDivisionError: division by zero" in ran.err
+    assert "--debug" in ran.err
+
+
+@pytest.mark.parametrize("arguments", [["--debug", "check", "crash.pt"], ["check", "crash.pt", "--debug"]])
+def test_debug_lets_the_traceback_through(cli, arguments: list[str]) -> None:
+    with pytest.raises(ZeroDivisionError):
+        cli(*arguments)
+
+
+def test_an_interrupt_is_one_line(cli) -> None:
+    assert cli("check", "interrupt.pt").err.strip() == "gnnstab: interrupted"
+
+
+def test_one_bad_target_does_not_hide_the_others(cli) -> None:
+    ran = cli("check", "missing.pt", "one.pt")
+    assert ran.code == 2
+    assert "UNSTABLE" in ran.out
+    assert "missing.pt: no such file" in ran.err
+
+
+def test_usage_errors_exit_2(cli) -> None:
+    for arguments in (["check"], ["check", "one.pt", "--nope"], ["nope"], ["check", "one.pt", "--fail-on", "fatal"]):
+        ran = cli(*arguments)
+        assert ran.code == 2
+        assert "Usage: gnnstab" in ran.err
+
+
+def test_options_reach_the_library(cli, calls: list[dict]) -> None:
+    cli("diagnose", "clean.pt", "--model", "a:b", "--batch", "b.pt", "--loss", "c:d", "--precision", "fp16", "--heads", "3",
+        "--activation", "tanh", "--verify", "--select", "gs3,GS401", "--ignore", "GS303", "--unsafe-load")  # fmt: skip
+    call = calls[0]
+    progress = call.pop("progress")
+    assert progress("doing") is None
+    assert call == {
+        "target": "clean.pt", "model": "a:b", "batch": "b.pt", "loss": "c:d", "precision": "fp16", "heads": 3,
+        "activation": "tanh", "verify": True, "select": ("GS3", "GS401"), "ignore": ("GS303",), "unsafe": True,
+        "thresholds": None, "overrides": (),
+    }  # fmt: skip
+
+
+def test_outputs_are_written_beside_standard_output(cli, tmp_path: Path) -> None:
+    ran = cli(
+        "check", "one.pt", "--output", "json=report.json", "--output", "sarif=report.sarif", "--output", "markdown=r.md"
+    )
+    assert ran.out.startswith("UNSTABLE")
+    assert json.loads((tmp_path / "report.json").read_text())["findings"][0]["code"] == "GS301"
+    assert json.loads((tmp_path / "report.sarif").read_text())["version"] == "2.1.0"
+    assert (tmp_path / "r.md").read_text().startswith("## ")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["r.md", "report.json", "report.sarif"]
+
+
+def test_same_input_same_bytes(cli, tmp_path: Path) -> None:
+    first = cli("check", "many.pt", "--output", "json=a.json").out
+    assert cli("check", "many.pt", "--output", "json=b.json").out == first
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("json=no/such/folder.json", "the folder no/such does not exist"),
+        ("json=.", "cannot write .: it is a folder"),
+        ("pdf=x.pdf", "unknown format 'pdf'; choose from text, json"),
+        ("report.json", "is not of the form FORMAT=PATH"),
+        ("json=", "is not of the form FORMAT=PATH"),
+    ],
+)
+def test_an_impossible_output_is_refused_before_the_work(cli, calls: list[dict], output: str, message: str) -> None:
+    ran = cli("check", "one.pt", "--output", output)
+    assert ran.code == 2
+    assert message in ran.err
+    assert calls == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_is_one_clear_line(cli) -> None:
+    ran = cli("check", "one.pt", "--output", "json=/dev/full")
+    assert ran.code == 2
+    assert ran.err == "gnnstab: error: cannot write /dev/full: No space left on device\n"
+
+
+def test_a_failed_write_leaves_the_old_report(cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = tmp_path / "report.json"
+    report.write_text("old")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    ran = cli("check", "one.pt", "--output", "json=report.json")
+    assert ran.code == 2
+    assert "cannot write report.json: No space left on device" in ran.err
+    assert report.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_a_replaced_report_keeps_its_permissions_and_link(cli, tmp_path: Path) -> None:
+    (tmp_path / "real.json").write_text("old")
+    (tmp_path / "real.json").chmod(0o640)
+    (tmp_path / "link.json").symlink_to("real.json")
+    cli("check", "one.pt", "--output", "json=link.json")
+    assert (tmp_path / "link.json").is_symlink()
+    assert (tmp_path / "real.json").stat().st_mode & 0o777 == 0o640
+    assert json.loads((tmp_path / "real.json").read_text())["findings"]
+
+
+def test_several_targets_in_one_report(cli) -> None:
+    assert len(json.loads(cli("check", "one.pt", "clean.pt", "--format", "json").out)) == 2
+    assert isinstance(json.loads(cli("check", "one.pt", "--format", "json").out), dict)
+
+
+def test_quiet_and_verbose(cli) -> None:
+    assert len(cli("check", "many.pt", "-q").out.splitlines()) == 2
+    assert len(cli("check", "many.pt", "-v").out) > len(cli("check", "many.pt").out)
+
+
+def test_hostile_names_survive_every_format(cli) -> None:
+    for format in (f for f in FORMATS if f != "html"):
+        ran = cli("check", "hostile.pt", "--format", format)
+        assert ran.code == 1
+        assert "\x1b" not in ran.out
+        assert "\u202e" not in ran.out or format == "json"
+
+
+def test_a_terminal_that_speaks_ascii_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    import io
+    import sys
+
+    from gnnstab.cli import output
+
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stream)
+    output.show("entropy → 0.5\n")
+    assert stream.buffer.getvalue() == rb"entropy \u2192 0.5" + b"\n"
+
+
+def test_junit_follows_fail_on(cli) -> None:
+    assert 'failures="0"' in cli("check", "one.pt", "--format", "junit", "--fail-on", "error").out
+    assert 'failures="1"' in cli("check", "one.pt", "--format", "junit").out
