@@ -1,0 +1,178 @@
+"""The comparison of two diagnoses, signal by signal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from gnnstab.compare.watched import WATCHED, Watched
+from gnnstab.errors import NothingEvaluable
+from gnnstab.records import Diagnosis, Finding, Target
+
+
+class Key(NamedTuple):
+    """What identifies a number in both states."""
+
+    signal: str
+    layer: str
+    """``""`` for a number of the whole model."""
+
+    head: int
+    """-1 for the aggregate over heads."""
+
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One number in both states."""
+
+    signal: str
+    layer: str | None
+    head: int | None
+    before: float
+    after: float
+    growth: float
+    """Factor towards danger: 2 is twice as bad; inf when the value was 0 or became non-finite."""
+
+    rule: str | None = None
+    """Rule whose limit lies in the dangerous direction."""
+
+    limit: float | None = None
+    """That limit."""
+
+    @property
+    def approach(self) -> float | None:
+        """Share of the way from ``before`` to the limit: 1 and more when it was crossed; None without a limit."""
+        if self.limit is None or not math.isfinite(self.before):
+            return None
+        way = self.limit - self.before
+        beyond = (self.after - self.limit) * (1 if WATCHED[self.signal].rises else -1)
+        if not math.isfinite(self.after) or way == 0:
+            return 1.0 if beyond >= 0 or not math.isfinite(self.after) else 0.0
+        crossed_already = (way < 0) == WATCHED[self.signal].rises
+        return 1.0 if crossed_already and beyond >= 0 else max(0.0, (self.after - self.before) / way)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What changed from one state to another."""
+
+    before: Target
+    after: Target
+    changes: tuple[Change, ...]
+    """Every number that both states have, the strongest growth first."""
+
+    new: tuple[Finding, ...]
+    """Findings of the later state that the earlier one does not have."""
+
+    gone: tuple[Finding, ...]
+    """Findings of the earlier state that the later one does not have."""
+
+    only_before: tuple[str, ...] = ()
+    """Layers that only the earlier state has."""
+
+    only_after: tuple[str, ...] = ()
+    """Layers that only the later state has."""
+
+    def grown(self, factor: float) -> tuple[Change, ...]:
+        """Changes by this factor or more towards danger, those below the floor of their signal left out."""
+        return tuple(c for c in self.changes if c.growth >= factor and _counts(c))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, non-finite numbers as strings."""
+        from gnnstab.records.findings import _plain
+
+        plain: dict[str, Any] = _plain(self)
+        for change, record in zip(self.changes, plain["changes"], strict=True):
+            record["approach"] = _plain(change.approach)
+        return plain
+
+
+def compare(a: Diagnosis, b: Diagnosis, *, thresholds: Mapping[str, Mapping[str, float]] | None = None) -> Comparison:
+    """Compare an earlier state with a later one.
+
+    Args:
+        a: The earlier diagnosis.
+        b: The later diagnosis.
+        thresholds: Thresholds that replace those of the rules, as for `gnnstab.diagnose`.
+
+    Raises:
+        NothingEvaluable: The two have no layer with a number in common.
+    """
+    left, right = _latest(a), _latest(b)
+    common = left.keys() & right.keys()
+    if not any(key.layer for key in common):
+        raise NothingEvaluable(
+            f"{a.target.path} and {b.target.path} have no layer and signal in common; compare two states of one network, "
+            "observed in the same way"
+        )
+    limits = _limits(thresholds or {})
+    changes = [_change(key, left[key], right[key], limits) for key in common]
+    known, later = {f.fingerprint for f in a.findings}, {f.fingerprint for f in b.findings}
+    layers_a, layers_b = [x.name for x in a.layers], [x.name for x in b.layers]
+    return Comparison(
+        before=a.target,
+        after=b.target,
+        changes=tuple(sorted(changes, key=_rank)),
+        new=tuple(f for f in b.findings if f.fingerprint not in known),
+        gone=tuple(f for f in a.findings if f.fingerprint not in later),
+        only_before=tuple(name for name in layers_a if name not in layers_b),
+        only_after=tuple(name for name in layers_b if name not in layers_a),
+    )
+
+
+def _latest(diagnosis: Diagnosis) -> dict[Key, float]:
+    """The last value of every watched signal."""
+    found: dict[Key, tuple[int, float]] = {}
+    for s in diagnosis.signals:
+        if s.name not in WATCHED:
+            continue
+        key = Key(s.name, s.layer or "", -1 if s.head is None else s.head, s.source)
+        step = -1 if s.step is None else s.step
+        if key not in found or step >= found[key][0]:
+            found[key] = (step, s.value)
+    return {key: value for key, (_, value) in found.items()}
+
+
+def _limits(thresholds: Mapping[str, Mapping[str, float]]) -> dict[str, tuple[str, float]]:
+    """Signal → rule and limit, for the watched signals that have one."""
+    from gnnstab.rules.engine import configure
+    from gnnstab.rules.registry import rule_classes
+
+    rules = {rule.code: configure(rule, thresholds.get(rule.code, {})) for rule in rule_classes()}
+    return {
+        name: (watched.rule, float(getattr(rules[watched.rule], watched.limit)))
+        for name, watched in WATCHED.items()
+        if watched.rule in rules and watched.limit is not None
+    }
+
+
+def _change(key: Key, before: float, after: float, limits: Mapping[str, tuple[str, float]]) -> Change:
+    rule, limit = limits.get(key.signal, (None, None))
+    growth = _growth(WATCHED[key.signal], before, after)
+    head = None if key.head < 0 else key.head
+    return Change(key.signal, key.layer or None, head, before, after, growth, rule, limit)
+
+
+def _growth(watched: Watched, before: float, after: float) -> float:
+    if not math.isfinite(after):
+        return math.inf if math.isfinite(before) else 1.0
+    return watched.growth(before, after) if math.isfinite(before) else 0.0
+
+
+def _counts(change: Change) -> bool:
+    return not math.isfinite(change.after) or WATCHED[change.signal].counts(change.after)
+
+
+def _rank(change: Change) -> tuple[Any, ...]:
+    """What matters first: growth that counts, the strongest before the weaker."""
+    return (
+        not _counts(change),
+        -change.growth,
+        change.signal,
+        change.layer or "",
+        -1 if change.head is None else change.head,
+    )

@@ -1,0 +1,131 @@
+"""A comparison as text for a terminal or as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.text import Text
+
+from gnnstab.compare.changes import Change, Comparison
+from gnnstab.errors import UsageError
+from gnnstab.records import Finding
+from gnnstab.report import escape, summary
+from gnnstab.report.console import printed
+from gnnstab.report.numbers import compared, count, number
+from gnnstab.report.text_parts import table
+from gnnstab.report.text_style import GREEN, HEADING, MUTED, RED, SEVERITY
+
+NOTABLE = 1.1
+"""Growth from which on a change is worth a line when no limit is asked for."""
+
+ROWS = 20
+FORMATS = ("text", "json")
+
+
+def render(
+    comparison: Comparison,
+    format: str = "text",
+    *,
+    factor: float | None = None,
+    width: int = 80,
+    color: str | None = None,
+    verbose: bool = False,
+) -> str:
+    """The comparison as text; ``factor`` is the growth from which on it fails."""
+    if format == "json":
+        document = {"schema_version": "1", **comparison.to_dict()}
+        return json.dumps(document, indent=2, allow_nan=False) + "\n"
+    if format != "text":
+        raise UsageError(f"unknown format {format!r}; choose from {', '.join(FORMATS)}")
+    return printed(_parts(comparison, factor, verbose), width, color)
+
+
+def _parts(comparison: Comparison, factor: float | None, verbose: bool) -> Iterator[RenderableType]:
+    yield _verdict(comparison, factor)
+    names = (escape.name(t.path, 90) for t in (comparison.before, comparison.after))
+    yield Text(" → ".join(names), style=MUTED)
+    shown = _shown(comparison, factor, verbose)
+    if shown:
+        yield from _section("What grew towards danger", _changes(shown, verbose))
+    for title, found in (("New findings", comparison.new), ("Findings that are gone", comparison.gone)):
+        if found:
+            yield from _section(title, Group(*(_finding(f) for f in found)))
+    for title, layers in (("Only before", comparison.only_before), ("Only after", comparison.only_after)):
+        if layers:
+            yield Text(f"\n{title}: {', '.join(escape.name(x) for x in layers)}", style=MUTED)
+
+
+def _section(title: str, body: RenderableType) -> Iterator[RenderableType]:
+    yield Text()
+    yield Text(title, style=HEADING)
+    yield Padding(body, (0, 0, 0, 2))
+
+
+def _verdict(comparison: Comparison, factor: float | None) -> Text:
+    limit = NOTABLE if factor is None else factor
+    grown = comparison.grown(limit)
+    if not grown:
+        text = f"nothing grew by {limit:g}× or more in {count(len(comparison.changes), 'number')} compared"
+        return Text.assemble(("STEADY", f"bold {GREEN}"), "  ", (text, "bold"))
+    worst = grown[0]
+    amount = f"{count(len(grown), 'number')} grew by {limit:g}× or more"
+    place = f"worst: {worst.signal} {times(worst.growth)} at {place_of(worst)}"
+    return Text.assemble(("GREW", f"bold {RED}"), "  ", (f"{amount}; {place}", "bold"))
+
+
+def _shown(comparison: Comparison, factor: float | None, verbose: bool) -> list[Change]:
+    if verbose:
+        return [c for c in comparison.changes if c.growth > 1]
+    grown = comparison.grown(min(factor or NOTABLE, NOTABLE))
+    worst: dict[tuple[str, str | None], Change] = {}
+    for change in grown:  # strongest first: the head that grew most speaks for its layer
+        worst.setdefault((change.signal, change.layer), change)
+    return list(worst.values())
+
+
+def _changes(shown: list[Change], verbose: bool) -> RenderableType:
+    grid = table("Signal", "Where", "Before", "After", "Growth", "Limit", numbers=2)
+    for change in shown if verbose else shown[:ROWS]:
+        grid.add_row(
+            Text(change.signal),
+            Text(place_of(change, 30)),
+            number(change.before),
+            number(change.after),
+            times(change.growth),
+            _limit(change),
+        )
+    left_out = 0 if verbose else len(shown) - ROWS
+    return Group(grid, Text(f"and {left_out} more (--verbose shows all)", style=MUTED)) if left_out > 0 else grid
+
+
+def place_of(change: Change, longest: int = 60) -> str:
+    """``layer head 0``, or ``the model``."""
+    layer = escape.name(change.layer, longest) if change.layer else "the model"
+    return layer if change.head is None else f"{layer} head {change.head}"
+
+
+def times(growth: float) -> str:
+    """``2.5×``; ``new`` for growth from nothing."""
+    return f"{number(growth)}×" if math.isfinite(growth) else "new"
+
+
+def _limit(change: Change) -> str:
+    approach = change.approach
+    if change.rule is None or approach is None:
+        return "–"
+    if approach >= 1:
+        return f"beyond {change.rule} {number(change.limit)}"
+    return f"{approach:.0%} to {change.rule} {number(change.limit)}"
+
+
+def _finding(finding: Finding) -> Text:
+    measured = f"{finding.signal} {compared(finding.value, finding.threshold, finding.unit)}".strip()
+    return Text.assemble(
+        (f"{finding.severity:<8}", SEVERITY[finding.severity]),
+        (f"{finding.code} {escape.name(finding.name)}", "bold"),
+        f"  {summary.where(finding)}: {measured}",
+    )

@@ -1,0 +1,31 @@
+"""`gnnstab compare`."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+
+def test_growth_fails_only_when_asked(cli) -> None:
+    assert cli("compare", "clean.pt", "one.pt").code == 0
+    assert cli("compare", "clean.pt", "one.pt", "--fail-on-growth", "2x").code == 1
+    assert cli("compare", "clean.pt", "one.pt", "--fail-on-growth", "1000").code == 0
+    assert cli("compare", "one.pt", "one.pt", "--fail-on-growth", "1.01×").code == 0
+
+
+def test_nothing_in_common_is_3_and_unreadable_2(cli) -> None:
+    assert cli("compare", "clean.pt", "many.pt").code == 3
+    assert cli("compare", "clean.pt", "missing.pt").code == 2
+
+
+@pytest.mark.parametrize("factor", ["x", "0.5x", "1x", "-2", "nan", "2y"])
+def test_factors_must_be_factors(cli, factor: str) -> None:
+    ran = cli("compare", "clean.pt", "one.pt", f"--fail-on-growth={factor}")
+    assert ran.code == 2
+    assert "such as 2x" in ran.err
+
+
+def test_json(cli) -> None:
+    document = json.loads(cli("compare", "clean.pt", "one.pt", "--format", "json").out)
+    assert document["after"]["path"] == "checkpoints/agents7/actor.pt"

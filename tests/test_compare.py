@@ -1,0 +1,144 @@
+"""Comparisons: factors, directions, limits, and states that do not belong together."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+
+import examples
+from gnnstab.compare import WATCHED, Change, compare, render
+from gnnstab.errors import NothingEvaluable, UsageError
+from gnnstab.records import SIGNALS, Diagnosis, Signal
+from gnnstab.rules.registry import rule_classes
+
+
+def state(**values: float) -> Diagnosis:
+    """One layer, one head; ``attention_entropy=0.5`` is the signal attention.entropy."""
+    signals = tuple(Signal(name.replace("_", ".", 1), value, "gnn.a", 1) for name, value in values.items())
+    return replace(examples.clean(), signals=signals)
+
+
+def only(comparison) -> Change:
+    (change,) = comparison.changes
+    return change
+
+
+def test_every_watched_signal_and_limit_exists() -> None:
+    rules = {rule.code: rule for rule in rule_classes()}
+    for name, watched in WATCHED.items():
+        assert name in SIGNALS
+        assert (watched.rule is None) == (watched.limit is None)
+        if watched.rule is not None:
+            assert watched.limit in rules[watched.rule].__dataclass_fields__
+
+
+@pytest.mark.parametrize(
+    ("signal", "before", "after", "growth"),
+    [
+        ("score_max_abs", 10.0, 80.0, 8.0),
+        ("score_max_abs", 80.0, 10.0, 0.125),
+        ("attention_entropy", 0.8, 0.2, 4.0),
+        ("attention_entropy", 0.2, 0.8, 0.25),
+        ("attention_entropy", 0.5, 0.5, 1.0),
+        ("attention_one_hot_share", 0.0, 0.4, math.inf),
+        ("attention_one_hot_share", 0.0, 0.0, 1.0),
+        ("score_max_abs", 10.0, math.nan, math.inf),
+        ("score_max_abs", math.inf, 10.0, 0.0),
+        ("score_max_abs", math.nan, math.nan, 1.0),
+    ],
+)
+def test_growth_is_towards_danger(signal: str, before: float, after: float, growth: float) -> None:
+    assert only(compare(state(**{signal: before}), state(**{signal: after}))).growth == pytest.approx(growth)
+
+
+def test_small_numbers_may_grow_in_peace() -> None:
+    comparison = compare(state(attention_one_hot_share=0.001), state(attention_one_hot_share=0.01))
+    assert only(comparison).growth == pytest.approx(10)
+    assert comparison.grown(2) == ()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "approach"),
+    [
+        (0.85, 0.60, 0.5),
+        (0.85, 0.35, 1.0),
+        (0.85, 0.10, 1.5),
+        (0.85, 0.95, 0.0),
+        (0.30, 0.20, 1.0),
+        (0.85, math.nan, 1.0),
+    ],
+)
+def test_approach_to_the_limit_of_the_rule(before: float, after: float, approach: float) -> None:
+    change = only(compare(state(attention_entropy=before), state(attention_entropy=after)))
+    assert (change.rule, change.limit) == ("GS301", 0.35)
+    assert change.approach == pytest.approx(approach)
+
+
+def test_limits_follow_the_configuration() -> None:
+    a, b = state(attention_entropy=0.9), state(attention_entropy=0.8)
+    assert only(compare(a, b, thresholds={"GS301": {"warn_entropy": 0.7}})).approach == pytest.approx(0.5)
+
+
+def test_the_strongest_growth_that_counts_comes_first() -> None:
+    a = state(score_max_abs=10.0, attention_entropy=0.9, attention_one_hot_share=0.001)
+    b = state(score_max_abs=20.0, attention_entropy=0.3, attention_one_hot_share=0.02)
+    assert [c.signal for c in compare(a, b).changes] == [
+        "attention.entropy",
+        "score.max_abs",
+        "attention.one_hot_share",
+    ]
+
+
+def test_the_latest_step_counts() -> None:
+    steps = tuple(Signal("score.max_abs", float(s), "gnn.a", 0, s) for s in (30, 10, 20))
+    comparison = compare(
+        state(score_max_abs=1.0), replace(examples.clean(), signals=(*steps, Signal("score.max_abs", 7.0, "gnn.a", 1)))
+    )
+    assert only(comparison).after == 7.0
+    assert (
+        only(compare(replace(examples.clean(), signals=steps[:1]), replace(examples.clean(), signals=steps))).after
+        == 30.0
+    )
+
+
+def test_findings_that_came_and_went() -> None:
+    comparison = compare(examples.clean(), examples.one_finding())
+    assert [f.code for f in comparison.new] == ["GS301"]
+    assert compare(examples.one_finding(), examples.clean()).gone == comparison.new
+
+
+def test_states_without_a_common_number_are_refused() -> None:
+    with pytest.raises(NothingEvaluable, match="no layer and signal in common"):
+        compare(examples.clean(), examples.many_findings())
+
+
+def test_the_same_state_is_steady() -> None:
+    comparison = compare(examples.many_findings(), examples.many_findings())
+    assert comparison.grown(1.01) == ()
+    assert render(comparison).startswith("STEADY")
+
+
+def test_text_names_layer_head_factor_and_rule() -> None:
+    text = render(compare(examples.clean(), examples.one_finding()), factor=2.0)
+    assert text.startswith("GREW")
+    assert "gnn_base.gnn.gnn1" in text
+    assert "GS301" in text
+    assert "New findings" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_json_is_strict_and_complete() -> None:
+    comparison = compare(examples.clean(), examples.nan_values())
+    document = json.loads(render(comparison, "json"), parse_constant=lambda name: pytest.fail(name))
+    assert len(document["changes"]) == len(comparison.changes)
+    assert document["changes"][0]["growth"] == "inf"
+    with pytest.raises(UsageError, match="unknown format"):
+        render(comparison, "html")
+
+
+def test_hostile_names_are_text() -> None:
+    text = render(compare(examples.hostile_names(), examples.hostile_names()), verbose=True)
+    assert all(c == "\n" or c.isprintable() for c in text)
