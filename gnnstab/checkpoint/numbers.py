@@ -35,7 +35,8 @@ def logit_norms(conv: Conv, heads: int) -> dict[str, list[float]]:
     """Signal name → one value per head.
 
     ``logit.spectral_qk`` ‖W_qᵀW_k‖₂/√C; ``logit.spectral`` ‖M_h‖₂; ``logit.frobenius`` ‖M_h without its last column‖_F (the
-    key bias adds the same to all scores of a target, which softmax ignores); ``logit.edge_spectral`` ‖Q̃ᵀW_e‖₂/√C.
+    key bias adds the same to all scores of a target, which softmax ignores); ``logit.edge_spectral`` ‖Q̃ᵀW_e‖₂/√C;
+    ``logit.alignment`` √C·‖W_qᵀW_k‖_F/(‖W_q‖_F‖W_k‖_F).
     """
     query, key = _triangle(conv, "query", heads, bias=False), _triangle(conv, "key", heads, bias=False)
     query_bias, key_bias = _triangle(conv, "query", heads, bias=True), _triangle(conv, "key", heads, bias=True)
@@ -48,7 +49,14 @@ def logit_norms(conv: Conv, heads: int) -> dict[str, list[float]]:
     if "edge" in conv.weights:
         edge = _triangle(conv, "edge", heads, bias=False)
         norms["logit.edge_spectral"] = torch.linalg.matrix_norm(query_bias @ edge.mT, 2)
-    return {name: [value / root for value in values.tolist()] for name, values in norms.items()}
+    scaled = {name: [value / root for value in values.tolist()] for name, values in norms.items()}
+    return {**scaled, "logit.alignment": _alignment(query, key, root).tolist()}
+
+
+def _alignment(query: Tensor, key: Tensor, root: float) -> Tensor:
+    """√C·‖W_qᵀW_k‖_F/(‖W_q‖_F‖W_k‖_F) per head: 1 for independent matrices of any scale; 0 where one of them is zero."""
+    scale = torch.linalg.matrix_norm(query) * torch.linalg.matrix_norm(key)
+    return root * torch.linalg.matrix_norm(query @ key.mT) / scale.clamp(min=torch.finfo(scale.dtype).tiny)
 
 
 def _triangle(conv: Conv, part: str, heads: int, *, bias: bool) -> Tensor:
