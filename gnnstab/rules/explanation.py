@@ -124,6 +124,8 @@ LINKS: tuple[Link, ...] = (
     Link("GS704", "GS203", _always),
     Link("GS602", "GS203", _always),
     Link("GS503", "GS203", _always),
+    # The overflow that has happened, then the one that is near.
+    Link("GS501", "GS502", _same_layer),
     # Precision, behind what made the logits large.
     Link("GS501", "GS302", _same_layer),
     Link("GS501", "GS301", _same_layer),

@@ -62,7 +62,7 @@ class PostNormWithoutIdentity(Rule):
         if slope.value > self.slope:
             yield self.finding(
                 f"{count(posted, layers)} attention layers are followed by {posted[0].norm_after} without an identity path, and the "
-                f"gradient grows ×{math.exp(slope.value):.2f} per layer over {depth} layers. Move the norm before the layer and add "
+                f"gradient grows ×{math.exp(min(slope.value, 50.0)):.2f} per layer over {depth} layers. Move the norm before the layer and add "
                 "the identity: x = x + act(conv(norm(x))).",
                 severity="warning",
                 limit=self.slope,

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from gnnstab.errors import NotApplicable, NotEvaluable
+from gnnstab.errors import NotApplicable
 from gnnstab.records import Finding, LayerFacts, Signals
 from gnnstab.rules.base import Rule, threshold
-from gnnstab.rules.reading import largest, measured, names, need_layers, percent, smallest
+from gnnstab.rules.reading import largest, measured, names, need_fact, need_layers, percent, smallest
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,8 @@ class GraphNormHazard(Rule):
             layer for layer in need_layers(signals) if layer.norm_before is not None or layer.norm_after is not None
         ]
         if not known:
-            raise NotEvaluable(
-                "what normalises beside a layer is code, not weights; pass the model and a batch (--model, --batch)"
-            )
+            how = "what normalises beside a layer is code, not weights; pass the model and a batch (--model, --batch)"
+            need_fact(signals, "norm_before", how)
         normed = [layer for layer in known if _over_nodes(layer)]
         if not normed:
             raise NotApplicable("no normalisation over the nodes of a graph")

@@ -55,7 +55,7 @@ class BlindLayer(Rule):
             sites = [blind.site or "all sites" for blind in blinds]
             essential = any(blind.site in ESSENTIAL for blind in blinds)
             yield self.finding(
-                f"{layer or 'the model'}: not observed: {', '.join(dict.fromkeys(sites))}. {blinds[0].reason}",
+                f"{layer or 'the model'}: not observed: {', '.join(dict.fromkeys(sites))}; {blinds[0].reason.rstrip('.')}.",
                 severity="warning" if essential else "info",
                 limit=0.0,
                 name="",

@@ -1,0 +1,226 @@
+"""From findings to causes: chains, masking, the five causes, advice."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from gnnstab.records import FIVE_CAUSES, Cause, LayerFacts, Signal, Signals
+from gnnstab.rules import advice, causes, run
+
+CONV: dict[str, Any] = {
+    "dropout": 0.0, "beta": False, "root_weight": True, "identity_path": False, "activation": "relu",
+    "in_channels": (16, 16), "out_channels": 16, "heads": 3, "concat": False, "edge_dim": 1,
+}  # fmt: skip
+
+
+def model(
+    depth: int, *values: Signal, others: tuple[str, ...] = (), context: dict[str, Any] | None = None, **facts: Any
+) -> Signals:
+    before = tuple(LayerFacts(name, "Embed", i, False, aggregation="add") for i, name in enumerate(others))
+    convs = tuple(
+        LayerFacts(f"conv{i}", "TransformerConv", len(before) + i, True, **{**CONV, **facts}) for i in range(depth)
+    )
+    return Signals("model", (*before, *convs), values, context=context or {})
+
+
+def attention(layer: str, entropy: float, unit: float, one_hot: float = 0.0) -> tuple[Signal, ...]:
+    return (
+        Signal("attention.entropy", entropy, layer),
+        Signal("attention.one_hot_share", one_hot, layer),
+        Signal("attention.entropy_unit_input", unit, layer),
+    )
+
+
+def judge(signals: Signals) -> tuple[dict[str, Cause], dict[str, str | None]]:
+    outcome = run(signals)
+    found = causes(outcome.findings, outcome.statuses, signals)
+    assert tuple(cause.cause for cause in found[:5]) == FIVE_CAUSES
+    assert all(cause.reason for cause in found)
+    return {cause.cause: cause for cause in found}, {finding.code: finding.explained_by for finding in outcome.findings}
+
+
+def roots(found: dict[str, Cause]) -> list[str]:
+    return [name for name, cause in found.items() if cause.status == "root-cause"]
+
+
+ACTOR_7 = (
+    *attention("conv0", 0.229, 0.988, 0.423),
+    *attention("conv1", 0.457, 0.956, 0.179),
+    *attention("conv2", 0.813, 0.940, 0.011),
+    Signal("aggregation.exponent", 0.95, "embed"),
+    Signal("aggregation.rms", 6.1, "embed"),
+    Signal("degree.median", 9.0),
+    Signal("score.max_abs", 130.7, "conv0"),
+    Signal("feature.rms", 0.76),
+    Signal("feature.column_ratio", 1.4),
+)
+
+
+def test_the_sum_is_the_root_and_the_five_say_what_they_are() -> None:
+    found, explained = judge(model(3, *ACTOR_7, others=("embed",)))
+    assert roots(found) == ["sum-aggregation"]
+    assert explained == {"GS302": "GS401", "GS401": None}
+    assert found["no-dropout"].status == "present"
+    assert "dropout=0.0 in 3 of 3 layers" in found["no-dropout"].reason
+    assert found["beta-disabled"].status == found["no-residual"].status == "present"
+    assert found["attention-explosion"].status == "contributing"
+    assert found["unsuitable-init"].status == "absent"
+
+
+def test_without_a_sum_the_attention_itself_is_the_root() -> None:
+    found, _ = judge(model(1, *attention("conv0", 0.2, 0.2)))
+    assert roots(found) == ["attention-explosion"]
+
+
+def test_features_come_before_the_sum_they_make_large() -> None:
+    scale = (Signal("feature.rms", 60.0), Signal("feature.column_ratio", 2.0))
+    growth = (Signal("aggregation.exponent", 1.0, "embed"), Signal("aggregation.rms", 90.0, "embed"))
+    found, explained = judge(model(1, *attention("conv0", 0.05, 0.9), *scale, *growth, others=("embed",)))
+    assert roots(found) == ["feature-scale"]
+    assert explained["GS401"] == explained["GS302"] == "GS406"
+    assert found["sum-aggregation"].status == "contributing"
+
+
+def test_no_identity_path_explains_vanishing() -> None:
+    found, explained = judge(model(16, Signal("gradient.ratio", 1.4e-5)))
+    assert roots(found) == ["no-residual"]
+    assert explained["GS203"] == "GS103"
+
+
+def test_dead_units_mask_depth() -> None:
+    found, explained = judge(model(8, Signal("gradient.ratio", 1e-6), Signal("channels.dead_share", 1.0, "conv3")))
+    assert roots(found) == ["dead-units"]
+    assert explained["GS203"] == explained["GS103"] == "GS701"
+
+
+def test_depth_masks_smoothing_and_eps() -> None:
+    found, explained = judge(
+        model(
+            16,
+            Signal("gradient.ratio", 1e-5),
+            Signal("smoothness.relative", 0.001, "conv15"),
+            Signal("smoothness.relative_input", 0.9, "conv0"),
+            Signal("optimizer.below_eps_share", 0.9, "conv0", detail={"parameter": "conv0.lin_value.weight"}),
+        )
+    )
+    assert roots(found) == ["no-residual"]
+    assert explained["GS704"] == explained["GS602"] == "GS203"
+
+
+def test_smoothing_alone_is_the_root() -> None:
+    values = (
+        Signal("gradient.ratio", 0.13),
+        Signal("smoothness.relative", 0.013, "conv15"),
+        Signal("smoothness.relative_input", 0.9, "conv0"),
+    )
+    assert roots(judge(model(16, *values))[0]) == ["oversmoothing"]
+
+
+def test_explosion_points_to_the_gain_and_the_missing_gate_adds() -> None:
+    found, _ = judge(model(12, Signal("gradient.ratio", 5e4)))
+    assert roots(found) == ["unsuitable-init"]
+    assert found["beta-disabled"].status == "contributing"
+
+
+def test_a_norm_behind_the_layer_explains_explosion() -> None:
+    found, explained = judge(
+        model(16, Signal("gradient.ratio", 5e4), Signal("gradient.slope", 0.4), norm_after="GraphNorm")
+    )
+    assert roots(found) == ["normalization-misuse"]
+    assert explained["GS204"] == "GS106"
+
+
+def test_saturation_by_large_gains_belongs_to_the_explosion() -> None:
+    weights = (
+        Signal("logit.frobenius", 7.8, "conv0", 0, source="weights"),
+        Signal("gain.value", 2.8, "conv0", source="weights"),
+    )
+    found, explained = judge(model(8, *attention("conv0", 0.2, 0.25), *weights, Signal("gradient.ratio", 4e3)))
+    assert roots(found) == ["unsuitable-init"]
+    assert explained["GS301"] == "GS204"
+
+
+def test_sharp_attention_explains_a_growing_gradient() -> None:
+    weights = (
+        Signal("logit.frobenius", 30.0, "conv0", 0, source="weights"),
+        Signal("gain.value", 0.6, "conv0", source="weights"),
+    )
+    found, explained = judge(model(8, *attention("conv0", 0.05, 0.08), *weights, Signal("gradient.ratio", 4e3)))
+    assert roots(found) == ["attention-explosion"]
+    assert explained["GS204"] == "GS301"
+
+
+def test_a_bare_file_says_what_it_cannot_show() -> None:
+    layers = tuple(LayerFacts(f"conv{i}", "TransformerConv", i, True, beta=False) for i in range(3))
+    signals = Signals("checkpoint", layers, (Signal("logit.frobenius", 0.6, "conv0", 0, source="weights"),))
+    found, _ = judge(signals)
+    assert {name: found[name].status for name in FIVE_CAUSES} == {
+        "no-dropout": "not-evaluable",
+        "beta-disabled": "present",
+        "no-residual": "not-evaluable",
+        "attention-explosion": "not-evaluable",
+        "unsuitable-init": "absent",
+    }
+    assert "--model" in found["no-dropout"].reason
+    assert "--batch" in found["attention-explosion"].reason
+    assert found["sum-aggregation"].status == "not-evaluable"
+
+
+def test_static_sharpness_only_adds_to_a_measured_symptom() -> None:
+    weights = (
+        Signal("logit.frobenius", 1.65, "conv0", 2, source="weights"),
+        Signal("logit.alignment", 2.2, "conv0", 2, source="weights"),
+    )
+    values = (*attention("conv0", 0.06, 0.75, 0.8), *weights, *(s for s in ACTOR_7 if s.name.startswith("aggregation")))
+    found, explained = judge(model(3, *values, others=("embed",)))
+    assert roots(found) == ["sum-aggregation"]
+    assert found["attention-explosion"].status == "contributing"
+    assert found["attention-explosion"].codes == ("GS301", "GS302")
+    assert explained["GS301"] is None
+
+
+def test_no_layer_at_all() -> None:
+    found, _ = judge(Signals("model", ()))
+    assert {found[name].status for name in FIVE_CAUSES} == {"not-evaluable"}
+
+
+def codes_of_advice(signals: Signals) -> dict[str, str]:
+    return {a.code: a.reason for a in advice(run(signals).findings, signals)}
+
+
+def test_a_healthy_network_gets_no_advice() -> None:
+    assert codes_of_advice(model(3, *attention("conv0", 0.8, 0.9), Signal("degree.median", 9.0))) == {}
+
+
+@pytest.mark.parametrize(
+    ("signals", "expected", "number"),
+    [
+        (model(12, Signal("gradient.ratio", 5e4)), "W1", "5e+04"),
+        (model(12, Signal("gradient.ratio", 1e-5)), "W2", "1e-05"),
+        (model(12, Signal("gradient.ratio", 1e-5)), "W3", "1e-05"),
+        (model(12, Signal("gradient.ratio", 5e4)), "W3", ".15"),
+        (model(12, Signal("gradient.ratio", 1e-5)), "W4", "60 linear maps"),
+        (model(3, Signal("graph.smallest", 1.0)), "W5", "1 node"),
+        (model(3, *ACTOR_7, others=("embed",)), "W6", "6.3"),
+        (model(3, context={"linear_initialisation": "orthogonal(1.41)"}), "W7", "3 attention layers"),
+        (model(3, *ACTOR_7, others=("embed",)), "W8", "6.1"),
+        (model(3, *ACTOR_7, others=("embed",)), "W9", "131"),
+        (model(3, *ACTOR_7, others=("embed",)), "W10", "lin_root"),
+        (model(3, *ACTOR_7, others=("embed",)), "W11", "9"),
+        (model(12, Signal("gradient.ratio", 1e-5), in_channels=(8, 8)), "W12", "conv0"),
+    ],
+)
+def test_advice_is_given_where_it_matters_with_its_number(signals: Signals, expected: str, number: str) -> None:
+    reasons = [a.reason for a in advice(run(signals).findings, signals) if a.code == expected]
+    assert reasons
+    assert any(number in reason for reason in reasons)
+
+
+def test_repaired_twin_loses_its_advice() -> None:
+    broken = model(12, Signal("gradient.ratio", 1e-5))
+    repaired = replace(broken, values=(Signal("gradient.ratio", 1.5),))
+    assert {"W2", "W3", "W4"} <= set(codes_of_advice(broken))
+    assert not codes_of_advice(repaired)
