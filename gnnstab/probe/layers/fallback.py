@@ -82,6 +82,8 @@ class FallbackWatch(Watch):
 
     def _after_aggregation(self, grad: bool, module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
         self._aggregates.append(output.detach())
-        if self.state.full and len(args) > 1 and isinstance(args[1], Tensor):
+        # PyG's Aggregation hands everything but the messages on by name.
+        index = args[1] if len(args) > 1 else kwargs.get("index")
+        if self.state.full and isinstance(index, Tensor):
             messages = args[0].detach()
-            self._messages = (messages.flatten(1), args[1], output.shape[0])
+            self._messages = (messages.flatten(1), index, output.shape[0])
