@@ -1,0 +1,222 @@
+"""The ladder: fixes added one after another, in the order of the document that the project grew from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from torch import nn
+
+from gnnstab.errors import UsageError
+from gnnstab.fixes.places import duplicate
+from gnnstab.verification.arms import Arm, ArmResult, Setting, build, run_arm, training_changes
+from gnnstab.verification.measuring import observe
+from gnnstab.verification.sweep import Progress, sweep
+from gnnstab.verification.targets import choose
+from gnnstab.verification.training import TrainingSettings
+from gnnstab.verification.twins import Factory, seeded
+from gnnstab.verification.wanted import Wanted, wanted
+
+DOCUMENT_ORDER: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("+ dropout + beta", ("dropout", "beta")),
+    ("+ residual", ("residual",)),
+    ("+ initialisation", ("depth-init",)),
+    ("+ learning rate", ("lower-lr",)),
+    ("+ GraphNorm", ("graph-norm",)),
+    ("+ score cap", ("score-cap",)),
+    ("+ aggregation", ("aggregation",)),
+)
+"""Name of the rung, and the fixes that it adds."""
+
+
+class Train(Protocol):
+    """A training function of the user, for ``--train pkg.mod:fn``."""
+
+    def __call__(self, model: nn.Module, *, seed: int, **settings: float) -> Sequence[float]:
+        """Train ``model`` in place and return the losses, one per step or epoch.
+
+        ``settings`` holds what the fixes change about training: ``lr``, ``eps``, ``clip``; the function should use
+        those that are given and its own for the rest. It may stop at a loss that is not finite.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """One step of the ladder."""
+
+    name: str
+    fixes: tuple[str, ...]
+    """All fixes in force on this rung."""
+
+    stable: bool
+    """No rule fires at warning or above and every training stays finite, in most seeds."""
+
+    helped: bool | None
+    """True when the signal moved towards health by a quarter of its way or the rung became stable; None on the first
+    rung and where the rung could not be built."""
+
+    value: float
+    """The goal's signal, median over seeds."""
+
+    loss: float
+    """Loss at the end of training, median over seeds; inf when it broke off."""
+
+    codes: tuple[str, ...]
+    """Codes that fire in most seeds."""
+
+    error: str = ""
+    """Why a fix of this rung found no place; the rung then stands without it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ladder:
+    """All rungs, and what they show."""
+
+    rungs: tuple[Rung, ...]
+    signal: str
+    """The goal's signal; ``""`` when nothing fires on the model as it is."""
+
+    objective: str
+
+    @property
+    def stable_from(self) -> Rung | None:
+        """The first rung from which on the run is stable; None when none is."""
+        return next((rung for rung in self.rungs if rung.stable), None)
+
+    @property
+    def without_effect(self) -> tuple[Rung, ...]:
+        """Rungs that did nothing."""
+        return tuple(rung for rung in self.rungs if rung.helped is False)
+
+
+def climb(
+    model: nn.Module,
+    *,
+    batch: Any,
+    loss: Callable[[Any, Any], Any] | None = None,
+    train: Train | None = None,
+    rungs: Sequence[tuple[str, Sequence[Any]]] = DOCUMENT_ORDER,
+    seeds: int = 3,
+    steps: int = 150,
+    precision: str = "fp32",
+    lr: float = 1e-3,
+    factory: Factory | None = None,
+    workers: int = 1,
+    store: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Ladder:
+    """Add fixes cumulatively to fresh twins, and measure and train every rung.
+
+    Args:
+        model: Any module with attention layers; it stays as it is.
+        batch: As for `gnnstab.diagnose`.
+        loss: As for `gnnstab.verify`.
+        train: A training function of your own, see `Train`; the short training of `gnnstab.verify` when omitted.
+        rungs: Names and the fixes that each rung adds; the document's order when omitted.
+        seeds: Seeds per rung.
+        steps: Steps of the short training.
+        precision: ``fp32``, ``fp16`` or ``bf16``.
+        lr: Learning rate of the short training.
+        factory: Makes the model with fresh weights.
+        workers: Processes.
+        store: A file that keeps every finished rung and seed.
+        progress: Called after every one.
+    """
+    if not rungs:
+        raise UsageError("a ladder needs at least one rung")
+    with seeded(0, model):
+        seen = observe(model, batch, loss=loss, precision=precision)
+    training = TrainingSettings(steps=steps, lr=lr)
+    setting = Setting(duplicate(model), batch, loss, precision, training, choose(seen.findings), seen.signals, factory)
+    stages, errors = _stages(setting, rungs)
+    arms = {
+        f"{name}/{seed}": Arm(fixes, fresh=True, seed=seed, train=True)
+        for name, fixes in stages
+        for seed in range(seeds)
+    }
+    jobs = {key: partial(_job, setting, arm, train) for key, arm in arms.items()}
+    kept = None if store is None else Path(store)
+    results = sweep(jobs, workers=workers, progress=progress, store=kept, load=ArmResult)
+    return _ladder(setting, stages, errors, results, seeds)
+
+
+def _stages(
+    setting: Setting, rungs: Sequence[tuple[str, Sequence[Any]]]
+) -> tuple[list[tuple[str, tuple[Wanted, ...]]], dict[str, str]]:
+    """Cumulative fixes per rung; a fix that finds no place is left out and its reason kept."""
+    from gnnstab.errors import FixError
+
+    so_far: tuple[Wanted, ...] = ()
+    stages: list[tuple[str, tuple[Wanted, ...]]] = [("baseline", so_far)]
+    errors: dict[str, str] = {}
+    for name, fixes in rungs:
+        for item in wanted(list(fixes)):
+            try:
+                build(setting, Arm((*so_far, item), fresh=True, seed=0))
+            except FixError as error:
+                errors[name] = str(error)
+            else:
+                so_far = (*so_far, item)
+        stages.append((name, so_far))
+    return stages, errors
+
+
+def _job(setting: Setting, arm: Arm, train: Train | None) -> ArmResult:
+    if train is None:
+        return run_arm(setting, arm)
+    result = run_arm(setting, replace(arm, train=False))
+    model = build(setting, arm)
+    with seeded(arm.seed, model):
+        losses = list(train(model, seed=arm.seed, **training_changes(setting, arm.wanted)))
+    finite = bool(losses) and all(math.isfinite(v) for v in losses)
+    tail = losses[-max(1, len(losses) // 10) :]
+    name = getattr(train, "__name__", "your training function")
+    return replace(
+        result, final=float(np.median(tail)) if finite else math.inf, objective=f"{name}, {len(losses)} losses"
+    )
+
+
+def _ladder(
+    setting: Setting,
+    stages: Sequence[tuple[str, tuple[Wanted, ...]]],
+    errors: dict[str, str],
+    results: dict[str, ArmResult],
+    seeds: int,
+) -> Ladder:
+    rungs: list[Rung] = []
+    for name, fixes in stages:
+        done = [results[f"{name}/{seed}"] for seed in range(seeds) if f"{name}/{seed}" in results]
+        if done:
+            rungs.append(_rung(setting, name, fixes, done, rungs[-1] if rungs else None, errors.get(name, "")))
+    goal = setting.goal
+    objective = next((r.objective for r in results.values() if r.objective), "")
+    return Ladder(tuple(rungs), goal.signal if goal else "", objective)
+
+
+def _rung(
+    setting: Setting, name: str, fixes: tuple[Wanted, ...], done: Sequence[ArmResult], below: Rung | None, error: str
+) -> Rung:
+    most = math.ceil(0.8 * len(done))
+    stable = sum(not r.codes and math.isfinite(r.final or 0.0) for r in done) >= most
+    codes = {code for r in done for code in r.codes}
+    value = float(np.median([r.value for r in done]))
+    fixed = tuple(w.label for w in fixes)
+    helped = None
+    if below is not None and fixed != below.fixes:
+        moved = setting.goal.effect(below.value, value) if setting.goal else 0.0
+        helped = (stable and not below.stable) or (moved >= 0.25 and not below.stable)
+    return Rung(
+        name,
+        fixed,
+        stable,
+        helped,
+        value,
+        float(np.median([math.inf if r.final is None else r.final for r in done])),
+        tuple(sorted(c for c in codes if sum(c in r.codes for r in done) >= most)),
+        error,
+    )

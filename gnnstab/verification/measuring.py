@@ -1,0 +1,50 @@
+"""The whole signal vector of a model: the same probe, signals and rules that a diagnosis uses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch_geometric.data.data import BaseData
+
+from gnnstab.records import Finding, Signals
+from gnnstab.rules import run
+
+
+@dataclass(frozen=True)
+class Observation:
+    """Signals of one arm and the findings that the rules make of them."""
+
+    signals: Signals
+    findings: tuple[Finding, ...]
+    """At warning or above."""
+
+
+def observe(
+    model: nn.Module, batch: Any, *, loss: Any = None, precision: str = "fp32", optimizer: Any = None
+) -> Observation:
+    """Forward and backward through the recorder, then signals and rules; the model is left as it was."""
+    from gnnstab.checkpoint import recover_model
+    from gnnstab.probe.measure import measure
+    from gnnstab.signals import from_checkpoint, from_trace, join
+
+    static = from_checkpoint(recover_model(model, optimizer=optimizer))
+    with measure(model, batch, loss=loss, precision=precision) as trace:
+        dynamic = from_trace(trace)
+    return judged(join(dynamic, static))
+
+
+def judged(signals: Signals) -> Observation:
+    """Signals with the findings that they give."""
+    findings = run(signals).findings
+    return Observation(signals, tuple(f for f in findings if f.severity != "info"))
+
+
+def items(batch: Any) -> Sequence[Any]:
+    """The single batches of what the caller gave as batch; the same cut as `gnnstab.probe.batches.as_arguments`."""
+    if isinstance(batch, (BaseData, torch.Tensor, dict, tuple)):
+        return [batch]
+    return [single for item in batch for single in items(item)]

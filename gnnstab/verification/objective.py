@@ -1,0 +1,137 @@
+"""What a short training minimises: the user's loss, or a stated synthetic task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch_geometric.utils import scatter
+
+from gnnstab.errors import UsageError
+from gnnstab.fixes.places import attention_layers
+from gnnstab.probe.batches import Arguments
+
+UserLoss = Callable[[Any, Any], Tensor]
+
+SYNTHETIC = "a synthetic task: own feature + 2 × mean feature of the neighbours, a linear read-out of {source}"
+
+
+class Objective(NamedTuple):
+    """A loss per batch, and what it trains besides the model."""
+
+    head: nn.Module | None
+    """Linear read-out of the synthetic task; None for the user's loss."""
+
+    loss: Callable[[nn.Module, int], Tensor]
+    """Scalar loss of a model on the batch with that number."""
+
+    description: str
+
+
+def objective_for(
+    model: nn.Module, calls: Sequence[Arguments], batches: Sequence[Any], loss: UserLoss | None, seed: int
+) -> Objective:
+    """The user's loss, or the synthetic task when there is none.
+
+    ``calls`` are the arguments of each forward and ``batches`` what the loss gets as its second argument. Sets
+    torch's generator to ``seed`` before it draws the random parts.
+
+    Raises `UsageError` when the model shows neither node features nor edges to make a task from.
+    """
+    if loss is not None:
+        return Objective(None, _of_user(loss, calls, batches), f"your loss ({getattr(loss, '__name__', 'callable')})")
+    return _synthetic(model, calls, seed)
+
+
+def _of_user(loss: UserLoss, calls: Sequence[Arguments], batches: Sequence[Any]) -> Callable[[nn.Module, int], Tensor]:
+    def compute(model: nn.Module, number: int) -> Tensor:
+        args, kwargs = calls[number]
+        return loss(model(*args, **kwargs), batches[number])
+
+    return compute
+
+
+class Seen(NamedTuple):
+    """What one forward shows of its graph."""
+
+    x: Tensor
+    """(N, D) features that the first message-passing module saw."""
+
+    edge_index: Tensor
+    """(2, E)."""
+
+    last: Tensor
+    """(N, D') what the last attention layer returned."""
+
+    output: Any
+    """What the model returned."""
+
+
+def _synthetic(model: nn.Module, calls: Sequence[Arguments], seed: int) -> Objective:
+    seen = [look(model, call) for call in calls]
+    # After the forward passes, which may have drawn dropout masks in one arm and none in the other.
+    torch.manual_seed(seed)
+    projection = torch.randn(seen[0].x.size(-1), device=seen[0].x.device)
+    targets = [_target(s, projection) for s in seen]
+    by_output = all(
+        isinstance(s.output, Tensor) and s.output.dim() == 2 and s.output.size(0) == s.x.size(0) for s in seen
+    )
+    width = (seen[0].output if by_output else seen[0].last).size(-1)
+    head = nn.Linear(width, 1).to(targets[0].device)
+    name = attention_layers(model)[-1][0]
+
+    def compute(trained: nn.Module, number: int) -> Tensor:
+        args, kwargs = calls[number]
+        features = trained(*args, **kwargs) if by_output else look(trained, calls[number], grad=True).last
+        return nn.functional.mse_loss(head(features.float()).squeeze(-1), targets[number])
+
+    return Objective(head, compute, SYNTHETIC.format(source="the output" if by_output else f"{name}'s output"))
+
+
+def look(model: nn.Module, call: Arguments, *, grad: bool = False) -> Seen:
+    """One forward with hooks on the first message-passing module and the last attention layer; nothing is left behind."""
+    from torch_geometric.nn import MessagePassing
+
+    found: dict[str, Any] = {}
+
+    def first(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if "x" not in found:
+            given = [*args, *kwargs.values()]
+            x = kwargs["x"] if "x" in kwargs else args[0]
+            found["x"] = (x[1] if isinstance(x, tuple) else x).detach()
+            found["edges"] = next((v for v in given if _is_edges(v)), None)
+
+    def last(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        found["last"] = output[0] if isinstance(output, tuple) else output
+
+    handles = [
+        m.register_forward_pre_hook(first, with_kwargs=True) for m in model.modules() if isinstance(m, MessagePassing)
+    ]
+    handles.append(attention_layers(model)[-1][1].register_forward_hook(last))
+    try:
+        with torch.set_grad_enabled(grad):
+            output = model(*call[0], **call[1])
+    finally:
+        for handle in handles:
+            handle.remove()
+    if found.get("edges") is None or "last" not in found:
+        raise UsageError("the model shows no node features and edge_index to make a synthetic task from; pass a loss")
+    return Seen(found["x"], found["edges"], found["last"], output)
+
+
+def _is_edges(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() == 2 and value.size(0) == 2 and not value.is_floating_point()
+
+
+def _target(seen: Seen, projection: Tensor) -> Tensor:
+    """Own feature + 2 × mean neighbour feature of one random projection of the standardised features, at unit scale."""
+    x = seen.x.float()
+    x = (x - x.mean(0)) / x.std(0, unbiased=False).clamp(min=1e-6)
+    feature = x @ projection / projection.norm()
+    source, target = seen.edge_index
+    neighbours = scatter(feature[source], target, dim=0, dim_size=feature.numel(), reduce="mean")
+    goal = feature + 2 * neighbours
+    scaled: Tensor = (goal - goal.mean()) / goal.std(unbiased=False).clamp(min=1e-6)
+    return scaled

@@ -1,0 +1,239 @@
+"""The protocol: a fix is applied to a copy and judged on the user's own model and batch.
+
+1. Weight edits and settings are judged on the current weights; structural fixes, which make trained weights useless, on
+   paired fresh twins; changes of the training alone after a short training.
+2. Everything is measured again, through the recorder and the rules that a diagnosis uses.
+3. Confirmed means: the signal that fired crosses its threshold with margin, no other rule newly fires at warning or
+   above, and a short training is not worse. Inconclusive is a legitimate answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from gnnstab.errors import UsageError
+from gnnstab.fixes import find
+from gnnstab.fixes.places import duplicate
+from gnnstab.records import Finding
+from gnnstab.verification import judging
+from gnnstab.verification.arms import Arm, ArmResult, Setting, run_arm
+from gnnstab.verification.judging import Pairs
+from gnnstab.verification.measuring import observe
+from gnnstab.verification.sweep import Progress, sweep
+from gnnstab.verification.targets import choose, goal_of
+from gnnstab.verification.training import TrainingSettings
+from gnnstab.verification.twins import Factory, how_initialised, seeded
+from gnnstab.verification.verdict import Verdict
+from gnnstab.verification.wanted import Wanted, wanted
+
+AS_IT_IS: tuple[Wanted, ...] = ()
+
+
+def verify(
+    model: nn.Module,
+    fixes: Any,
+    *,
+    batch: Any,
+    loss: Callable[[Any, Any], Any] | None = None,
+    seeds: int = 5,
+    steps: int = 150,
+    precision: str = "fp32",
+    lr: float = 1e-3,
+    eps: float = 1e-8,
+    factory: Factory | None = None,
+    finding: Finding | None = None,
+    workers: int = 1,
+    store: str | Path | None = None,
+    progress: Progress | None = None,
+) -> list[Verdict]:
+    """Judge fixes on copies of a model; the model, its mode and the random state stay as they are.
+
+    Args:
+        model: Any module with attention layers.
+        fixes: Names, ``(name, options)`` pairs or texts like ``"residual:weight=1.0"``; one or several.
+        batch: As for `gnnstab.diagnose`.
+        loss: ``loss(output, batch) -> scalar``; a stated synthetic task when omitted.
+        seeds: Paired seeds; 5 at least for a verdict on structural fixes that means something.
+        steps: Steps of the short training.
+        precision: ``fp32``, ``fp16`` or ``bf16``: measuring and training run under autocast to it.
+        lr: Learning rate of the short training (Adam).
+        eps: Adam's eps there.
+        factory: Makes the model with fresh weights, for an initialisation of your own.
+        finding: What the fixes are to cure; the most severe symptom of the model when omitted.
+        workers: Processes.
+        store: A file that keeps every finished arm, so that an interrupted call continues.
+        progress: Called after every arm.
+
+    Returns:
+        One `Verdict` per fix, in the order given.
+
+    Raises:
+        FixError: An unknown fix.
+        UsageError: A batch that the model cannot be called with, or numbers that make no sense.
+    """
+    chosen = wanted(fixes)
+    if seeds < 1 or steps < 1:
+        raise UsageError(f"seeds={seeds} and steps={steps} must be at least 1")
+    training = TrainingSettings(steps=steps, lr=lr, eps=eps)
+    setting = _setting(model, batch, loss, precision, training, factory, finding)
+    runner = partial(_run, setting, workers=workers, progress=progress, store=None if store is None else Path(store))
+    plans = [_Plan(setting, item, seeds) for item in chosen]
+    results = runner(arm for plan in plans for arm in plan.screening())
+    results |= runner(arm for plan in plans for arm in plan.trainings(results))
+    return [plan.verdict(results) for plan in plans]
+
+
+def _setting(
+    model: nn.Module,
+    batch: Any,
+    loss: Any,
+    precision: str,
+    training: TrainingSettings,
+    factory: Factory | None,
+    finding: Finding | None,
+) -> Setting:
+    with seeded(0, model):
+        seen = observe(model, batch, loss=loss, precision=precision)
+    goal = goal_of(finding) if finding is not None else choose(seen.findings)
+    return Setting(duplicate(model), batch, loss, precision, training, goal, seen.signals, factory)
+
+
+def _run(
+    setting: Setting, arms: Iterable[Arm], *, workers: int, progress: Progress | None, store: Path | None
+) -> dict[Arm, ArmResult]:
+    mark = _fingerprint(setting) if store is not None else ""
+    by_key = {f"{mark}{arm.key}": arm for arm in arms}
+    jobs = {key: partial(run_arm, setting, arm) for key, arm in by_key.items()}
+    found = sweep(jobs, workers=workers, progress=progress, store=store, load=ArmResult)
+    return {by_key[key]: result for key, result in found.items()}
+
+
+def _fingerprint(setting: Setting) -> str:
+    """What a stored result depends on besides its arm: weights, precision, training, goal."""
+    digest = hashlib.sha256(repr((setting.precision, setting.training, setting.goal, setting.loss is None)).encode())
+    for name, value in setting.model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().double().numpy().tobytes())
+    return digest.hexdigest()[:12] + "/"
+
+
+class _Plan:
+    """The arms of one fix, and the verdict that they give."""
+
+    def __init__(self, setting: Setting, item: Wanted, seeds: int) -> None:
+        self.setting, self.item = setting, item
+        self.fix = find(item.fix)
+        self.fresh = self.fix.needs_fresh_weights
+        # What changes the training alone, dropout included, shows only after a training.
+        self.after_training = self.fix.name in ("dropout", "lower-lr", "gradient-clipping", "adam-eps")
+        self.after_training &= not _seen_in_settings(setting)
+        self.seeds = range(seeds)
+
+    def screening(self) -> list[Arm]:
+        """Measure both arms; current weights give the same numbers for every seed."""
+        if self.setting.goal is None:
+            return []
+        seeds = self.seeds if self.fresh or self.after_training else range(1)
+        return [arm for seed in seeds for arm in self._pair(seed)]
+
+    def _pair(self, seed: int, *, train: bool = False) -> tuple[Arm, Arm]:
+        without = Arm(AS_IT_IS, self.fresh, seed, train, measure_after=self.after_training and not train)
+        return without, replace(without, wanted=(self.item,))
+
+    def trainings(self, results: dict[Arm, ArmResult]) -> list[Arm]:
+        """What has to be trained: nothing where the signal alone has decided.
+
+        Fresh twins may be healthy until they are trained; then both arms are measured after a short training.
+        """
+        goal, pairs = self.setting.goal, self._pairs(results)
+        if goal is None or not pairs.after or self.after_training or any(r.error for r in pairs.after):
+            return []
+        if self.fresh and not judging.fires_before(pairs, goal):
+            self.after_training = True
+            return [arm for seed in self.seeds for arm in self._pair(seed)]
+        if judging.by_signal(pairs, goal) is not None:
+            return []
+        return [arm for seed in self.seeds for arm in self._pair(seed, train=True)]
+
+    def _pairs(self, results: dict[Arm, ArmResult], *, train: bool = False) -> Pairs:
+        both = [self._pair(seed, train=train) for seed in self.seeds]
+        done = [(results[a], results[b]) for a, b in both if a in results and b in results]
+        return Pairs(tuple(a for a, _ in done), tuple(b for _, b in done))
+
+    def verdict(self, results: dict[Arm, ArmResult]) -> Verdict:
+        """The verdict from all finished arms."""
+        change = self.fix.change(self.setting.signals.layers, self.setting.signals, **self.item.options)
+        base = Verdict(self.item.fix, "not-tested", "", change=change, options=dict(self.item.options))
+        goal = self.setting.goal
+        if goal is None:
+            return replace(
+                base, verdict="no-effect", reason="no rule fires on this model and batch: there is nothing to cure"
+            )
+        screened, trained = self._pairs(results), self._pairs(results, train=True)
+        if not screened.after:
+            return replace(base, reason="interrupted before both arms of one seed were finished")
+        errors = [r.error for r in (*screened.before, *screened.after) if r.error]
+        if errors:
+            return replace(base, reason=f"the fix cannot be applied here: {errors[0]}")
+        losses = screened if self.after_training else trained
+        decided = judging.by_signal(screened, goal) or judging.by_training(losses)
+        return self._filled(replace(base, verdict=decided[0], reason=decided[1]), screened, losses)
+
+    def _filled(self, verdict: Verdict, screened: Pairs, losses: Pairs) -> Verdict:
+        goal = self.setting.goal
+        assert goal is not None
+        finals = [[r.final for r in arm if r.final is not None] for arm in (losses.before, losses.after)]
+        return replace(
+            verdict,
+            signal=goal.signal,
+            layer=goal.layer,
+            before=float(np.median(screened.values("before"))),
+            after=float(np.median(screened.values("after"))),
+            threshold=goal.threshold,
+            effect=judging.effect(screened, goal),
+            spread=judging.spread(screened, goal),
+            seeds=len(losses.after) or len(screened.after),
+            new_findings=screened.new_codes,
+            loss_before=float(np.median(finals[0])) if finals[0] else None,
+            loss_after=float(np.median(finals[1])) if finals[1] else None,
+            loss_change=judging.loss_change(losses),
+            step_time=_ratio(losses),
+            arms=self._arms(),
+            objective=self._objective(losses),
+        )
+
+    def _arms(self) -> str:
+        measured = ", measured after a short training" if self.after_training else ""
+        if self.fresh:
+            how = how_initialised(self.setting.model, self.setting.factory)
+            return f"Compared: {len(self.seeds)} pairs of fresh twins with and without it, {how}{measured}"
+        return f"Compared: the current weights with and without it{measured}"
+
+    def _objective(self, losses: Pairs) -> str:
+        stated = next((r.objective for r in losses.after if r.objective), "")
+        training = self.setting.training
+        if not stated:
+            return "Not trained: the signal decided"
+        return f"Trained {training.steps} steps of Adam(lr={training.lr:g}, eps={training.eps:g}) on {stated}"
+
+
+def _seen_in_settings(setting: Setting) -> bool:
+    """True when the goal's signal is a number of the optimizer's settings, which need no training to be seen."""
+    return setting.goal is not None and setting.goal.signal == "optimizer.lr_to_rms"
+
+
+def _ratio(losses: Pairs) -> float | None:
+    """Median over the seeds of the time per step with the fix over that without."""
+    pairs: Sequence[tuple[Any, Any]] = [
+        (b.per_step, a.per_step) for b, a in zip(losses.before, losses.after, strict=True)
+    ]
+    ratios = [a / b for b, a in pairs if a and b]
+    return float(np.median(ratios)) if ratios else None

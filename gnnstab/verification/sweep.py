@@ -1,0 +1,84 @@
+"""Many arms through joblib: in parallel, reproducible, and interruptible without losing what is done."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import joblib
+import torch
+
+T = TypeVar("T")
+Progress = Callable[[str], None]
+
+
+def sweep(
+    jobs: Mapping[str, Callable[[], T]],
+    *,
+    workers: int = 1,
+    progress: Progress | None = None,
+    store: Path | None = None,
+    load: Callable[..., T] | None = None,
+) -> dict[str, T]:
+    """Run every job and return its result by key.
+
+    Args:
+        jobs: Key → function without arguments. A key must say everything that the result depends on.
+        workers: Processes; 1 runs them here. A joblib back end chosen by ``joblib.parallel_config`` (Dask, Ray) is used
+            as it is.
+        progress: Called as each job is finished.
+        store: A JSON-lines file. What it holds is not run again, and each result is appended as it comes.
+        load: Makes a result from its stored fields; needed with ``store``.
+
+    An interrupt (Ctrl-C) ends the sweep; what is finished is returned, and what is not is absent.
+    """
+    done: dict[str, T] = _stored(store, jobs, load)
+    todo = [key for key in jobs if key not in done]
+    try:
+        for key, result in _results(jobs, todo, workers):
+            done[key] = result
+            _append(store, key, result)
+            if progress is not None:
+                progress(f"{len(done)}/{len(jobs)} {key}")
+    except KeyboardInterrupt:
+        if progress is not None:
+            progress(f"interrupted after {len(done)} of {len(jobs)} arms")
+    return done
+
+
+def _results(jobs: Mapping[str, Callable[[], T]], todo: Sequence[str], workers: int) -> Any:
+    if workers == 1 or len(todo) < 2:
+        return ((key, jobs[key]()) for key in todo)
+    threads = max(1, torch.get_num_threads() // workers)
+    parallel = joblib.Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1)
+    return parallel(joblib.delayed(_one)(key, jobs[key], threads) for key in todo)
+
+
+def _one(key: str, job: Callable[[], T], threads: int) -> tuple[str, T]:
+    torch.set_num_threads(threads)
+    return key, job()
+
+
+def _stored(store: Path | None, jobs: Mapping[str, Any], load: Callable[..., T] | None) -> dict[str, T]:
+    if store is None or load is None or not store.exists():
+        return {}
+    # A run that was killed while writing leaves half a line at the end.
+    found: dict[str, T] = {}
+    for line in store.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if row["key"] in jobs:
+            found[row["key"]] = load(**row["result"])
+    return found
+
+
+def _append(store: Path | None, key: str, result: Any) -> None:
+    if store is None:
+        return
+    with store.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps({"key": key, "result": asdict(result)}) + "\n")

@@ -1,0 +1,149 @@
+"""What a fix has to move: the finding that it is judged by, and how far is far enough."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gnnstab.records import Finding, Signals
+
+RATIOS = ("gradient.ratio", "precision.fp16_headroom", "optimizer.lr_to_rms", "score.max_abs", "feature.column_ratio")
+"""Signals on which distances are taken between logarithms."""
+
+MARGIN = 0.1
+"""A threshold counts as crossed when the value lies beyond it by this share of it."""
+
+HEALTHY = {"gradient.ratio": (1e-2, 1e2)}
+"""Signals with a healthy range that is narrower than their thresholds: by measurement, networks inside it train."""
+
+_SYMPTOMS = ("attention.", "gradient.", "precision.", "score.", "output.", "smoothness.", "channels.")
+"""Signals of what happens in the network, in contrast to causes such as the exponent of an aggregation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """A signal of one layer and the threshold that it has to get across."""
+
+    code: str
+    """Rule that fired."""
+
+    signal: str
+    layer: str | None
+    threshold: float
+    rises: bool
+    """True when health lies above the threshold."""
+
+    value: float
+    """Of the finding on the model as given."""
+
+    counts_events: bool = False
+    """True when the goal is that no non-finite value comes into being; the value is then the number of those seen."""
+
+    @property
+    def logarithmic(self) -> bool:
+        """True when distances are ratios."""
+        return self.signal in RATIOS
+
+    def read(self, signals: Signals) -> float:
+        """The goal's signal now: the worst over what was measured, NaN when it was not measured."""
+        if self.counts_events:
+            broken = sum(s.value > 0 for s in signals.find("weight.non_finite"))
+            return float(sum(event.kind == "non-finite" for event in signals.events) + broken)
+        found = [s.value for s in signals.find(self.signal, layer=self.layer, head=None)]
+        found = found or [s.value for s in signals.find(self.signal, layer=self.layer)]
+        if not found:
+            return math.nan
+        if any(math.isnan(v) for v in found):
+            return math.nan
+        if self.signal in HEALTHY:
+            return max(found, key=lambda v: abs(math.log(v)) if 0 < v < math.inf else math.inf)
+        return min(found) if self.rises else max(found)
+
+    def crossed(self, value: float) -> bool:
+        """True when the value lies on the healthy side with margin."""
+        if math.isnan(value):
+            return False
+        if self.counts_events:
+            return value == 0
+        if self.signal in HEALTHY:
+            low, high = HEALTHY[self.signal]
+            return low <= value <= high
+        return value >= self.line if self.rises else value <= self.line
+
+    def effect(self, before: float, after: float) -> float:
+        """How far a fix moved the signal, in units of the way that the model as given has to go; NaN without meaning.
+
+        1 is the whole way from the model's own value to the threshold with its margin; negative moves away. Fresh twins
+        need not start where the trained model stands, so the way is always the model's.
+        """
+        start, end = self.scaled(before), self.scaled(after)
+        way = self.scaled(self.line) - self.scaled(self.value)
+        if not math.isfinite(way) or way == 0 or math.isnan(start) or math.isnan(end) or start == end == -math.inf:
+            return math.nan
+        return (end - start) / way
+
+    @property
+    def line(self) -> float:
+        """The threshold with its margin."""
+        if self.signal in HEALTHY or self.counts_events:
+            return self.threshold
+        return self.threshold * (1 + MARGIN if self.rises else 1 - MARGIN)
+
+    def scaled(self, value: float) -> float:
+        """The value on the scale on which distances are taken."""
+        if not self.logarithmic:
+            return value
+        return math.log(value) if value > 0 else -math.inf if value == 0 else math.nan
+
+
+def choose(findings: Sequence[Finding]) -> Goal | None:
+    """The goal that a fix of this model is judged by: the most severe symptom, on the layer where it is worst.
+
+    Symptoms come before causes, since a fix that removes a cause and leaves the symptom has proven nothing.
+    """
+    usable = [f for f in findings if f.signal and not f.code.startswith("GS9") and math.isfinite(f.threshold)]
+    if not usable:
+        return None
+    symptoms = [f for f in usable if f.signal.startswith(_SYMPTOMS)]
+    chosen = max(symptoms or usable, key=lambda f: (f.severity == "error", _distance(f)))
+    return goal_of(chosen)
+
+
+def goal_of(finding: Finding) -> Goal:
+    """The goal to undo one finding."""
+    if finding.code == _NON_FINITE:
+        return Goal(finding.code, finding.signal, finding.layer, 0.0, False, finding.value, counts_events=True)
+    rises = finding.value < finding.threshold
+    return Goal(finding.code, finding.signal, finding.layer, _line(finding), rises, finding.value)
+
+
+_NON_FINITE = "GS502"
+
+
+def _line(finding: Finding) -> float:
+    """Where health begins; the threshold of a warning even when an error fired."""
+    if finding.signal in HEALTHY:
+        low, high = HEALTHY[finding.signal]
+        return low if finding.value < finding.threshold else high
+    return _WARNING_LINES.get(finding.signal, finding.threshold)
+
+
+def _distance(finding: Finding) -> float:
+    """How far beyond its threshold, on a scale that compares signals; NaN and Inf are furthest."""
+    value, line = abs(finding.value), abs(finding.threshold)
+    if not math.isfinite(value) or value == 0 or line == 0:
+        return math.inf if not math.isfinite(value) else 0.0
+    return abs(float(np.log(value / line)))
+
+
+def _warning_lines() -> dict[str, float]:
+    from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
+
+    rule = AttentionExplosion()
+    return {"attention.entropy": rule.warn_entropy, "attention.one_hot_share": rule.one_hot_share}
+
+
+_WARNING_LINES = _warning_lines()

@@ -1,0 +1,112 @@
+"""A short training of a copy."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from gnnstab.probe.batches import Arguments
+from gnnstab.verification.objective import UserLoss, objective_for
+from gnnstab.verification.twins import seeded
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSettings:
+    """How the short training is run."""
+
+    steps: int = 150
+    lr: float = 1e-3
+    eps: float = 1e-8
+    clip: float = 10.0
+    """Limit of the gradient's norm."""
+
+    clip_percentile: float | None = None
+    """When set, the limit is this percentile of the norms seen so far, from the tenth step on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What a short training did."""
+
+    losses: tuple[float, ...]
+    """One per step; ends at the first that is not finite."""
+
+    seconds: float
+    objective: str
+
+    @property
+    def final(self) -> float:
+        """Median loss of the last tenth of the steps; inf when the run broke off."""
+        if not self.losses or not math.isfinite(self.losses[-1]):
+            return math.inf
+        tail = self.losses[-max(1, len(self.losses) // 10) :]
+        return float(np.median(tail))
+
+    @property
+    def per_step(self) -> float:
+        """Seconds per step."""
+        return self.seconds / max(1, len(self.losses))
+
+
+AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def autocast(model: nn.Module, precision: str) -> AbstractContextManager[Any]:
+    """Autocast to ``fp16`` or ``bf16`` on the model's device; nothing for ``fp32``."""
+    if precision not in AUTOCAST:
+        return nullcontext()
+    first = next(model.parameters(), None)
+    return torch.autocast(first.device.type if first is not None else "cpu", dtype=AUTOCAST[precision])
+
+
+def micro_train(
+    model: nn.Module,
+    calls: Sequence[Arguments],
+    batches: Sequence[Any],
+    loss: UserLoss | None,
+    settings: TrainingSettings,
+    *,
+    seed: int,
+    precision: str = "fp32",
+) -> Run:
+    """Train ``model`` itself (a copy of the user's) with Adam, in train mode, reproducibly from ``seed``.
+
+    The synthetic task and its read-out depend on the seed alone, so that arms with the same seed are paired.
+    """
+    model.train()
+    with seeded(seed, model):
+        objective = objective_for(model, calls, batches, loss, seed)
+        parameters = [*model.parameters(), *(objective.head.parameters() if objective.head else ())]
+        optimizer = torch.optim.Adam([p for p in parameters if p.requires_grad], lr=settings.lr, eps=settings.eps)
+        torch.manual_seed(seed + 1)
+        losses: list[float] = []
+        norms: list[float] = []
+        start = time.perf_counter()
+        for step in range(settings.steps):
+            optimizer.zero_grad()
+            with autocast(model, precision):
+                value = objective.loss(model, step % len(calls))
+            losses.append(float(value.detach()))
+            if not math.isfinite(losses[-1]):
+                break
+            value.backward()  # type: ignore[no-untyped-call]
+            norm = float(nn.utils.clip_grad_norm_(parameters, _limit(settings, norms)))
+            norms.append(norm)
+            if math.isfinite(norm):
+                optimizer.step()
+        return Run(tuple(losses), time.perf_counter() - start, objective.description)
+
+
+def _limit(settings: TrainingSettings, norms: Sequence[float]) -> float:
+    finite = [n for n in norms if math.isfinite(n)]
+    if settings.clip_percentile is None or len(finite) < 10:
+        return settings.clip
+    return float(np.percentile(finite, settings.clip_percentile))
