@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from gnnstab.checkpoint.facts import Undecided as Undecided
     from gnnstab.checkpoint.folder import checkpoints_in as checkpoints_in
     from gnnstab.checkpoint.live import recover_model as recover_model
-    from gnnstab.checkpoint.live import recover_model as recover_model
     from gnnstab.checkpoint.loading import Checkpoint as Checkpoint
     from gnnstab.checkpoint.loading import load as load
     from gnnstab.checkpoint.matching import load_into as load_into
@@ -31,7 +30,6 @@ _HOMES = {
     "load": "loading",
     "load_into": "matching",
     "recover": "recovery",
-    "recover_model": "live",
     "recover_model": "live",
     "rebuild": "rebuild",
 }

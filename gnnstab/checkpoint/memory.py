@@ -24,6 +24,7 @@ class MappedFiles:
         table = Path("/proc/self/maps")
         if not sys.platform.startswith("linux") or not table.exists():
             return
+        self._advise = ctypes.CDLL(None).madvise
         for line in table.read_text(errors="replace").splitlines():
             span, _, _, _, inode = line.split(maxsplit=5)[:5]
             if inode != "0":
@@ -43,5 +44,4 @@ class MappedFiles:
         place = bisect_right(self._starts, start) - 1
         if end <= start or place < 0 or end > self._ends[place]:
             return
-        madvise = ctypes.CDLL(None).madvise
-        madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), ctypes.c_int(mmap.MADV_DONTNEED))
+        self._advise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), ctypes.c_int(mmap.MADV_DONTNEED))

@@ -18,6 +18,7 @@ from gnnstab.checkpoint.naming import is_statistic
 from gnnstab.checkpoint.numbers import SLOPE_SQUARED, layer_signals
 from gnnstab.checkpoint.survey import Survey, survey
 from gnnstab.checkpoint.tensors import readable
+from gnnstab.checkpoint.threads import one_thread
 from gnnstab.checkpoint.training import was_trained
 from gnnstab.checkpoint.unseen import assumptions, undecided
 from gnnstab.errors import UsageError
@@ -42,6 +43,11 @@ def recover(
     """
     if activation is not None and activation not in SLOPE_SQUARED:
         raise UsageError(f"unknown activation {activation!r}; choose from {', '.join(SLOPE_SQUARED)}")
+    with one_thread():
+        return _recover(checkpoint, heads, activation, concat)
+
+
+def _recover(checkpoint: Checkpoint, heads: int | None, activation: str | None, concat: bool | None) -> CheckpointFacts:
     convs, unjudged, shared = find_convs(checkpoint.tensors)
     decided = [heads_of(conv, heads, concat, _known(checkpoint, conv)) for conv in convs]
     _check_given(convs, decided, heads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import stat
 from pathlib import Path
@@ -77,7 +78,7 @@ def sniff(file: Path) -> str:
 def _kind(head: bytes, size: int) -> str | None:
     if head.startswith(b"PK"):
         return "zip"
-    if head[:1] == b"\x80":
+    if head[:1] == b"\x80" and 2 <= (head[1] if len(head) > 1 else 0) <= 5:
         return "legacy" if LEGACY_MAGIC in head[:32] else "pickle"
     header = int.from_bytes(head[:8], "little")
     if len(head) > 8 and head[8:9] == b"{" and 2 <= header <= size - 8:
@@ -93,6 +94,15 @@ def _what_else(head: bytes, suffix: str) -> str:
         return "is a tar archive (unpack it first; torch's own tar format of 2016 is not read)"
     if suffix == ".safetensors":
         return "is named .safetensors but has no valid safetensors header (truncated, or another format)"
-    if b"\x00" not in head and all(byte >= 32 or byte in b"\t\n\r\x0c" for byte in head):
+    if _is_text(head):
         return "is a text file, not a checkpoint"
     return "is neither a torch checkpoint nor a safetensors file"
+
+
+def _is_text(head: bytes) -> bool:
+    try:
+        # Incremental, since the head may end within a character.
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return all(character.isprintable() or character in "\t\n\r\x0c\x1b" for character in text)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from models.informarl import DATA, load_actor
 
 from gnnstab.checkpoint import load, recover, recover_model
+from models.informarl import DATA, load_actor
 
 
 def test_a_module_tells_what_its_file_tells() -> None:

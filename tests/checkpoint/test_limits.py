@@ -1,0 +1,174 @@
+"""Files made to fill memory, disk or time: refused or handled within the stated limits."""
+
+from __future__ import annotations
+
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gnnstab.checkpoint import archive, containers, load, recover
+from gnnstab.errors import LoadError
+
+Save = Callable[..., Path]
+
+
+def test_zip_bomb(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.pt", "w", zipfile.ZIP_DEFLATED) as bomb:
+        bomb.writestr("archive/data.pkl", bytes(10**7))
+    with pytest.raises(LoadError, match="zip bomb"):
+        load(tmp_path / "x.pt")
+
+
+def test_members_that_overlap(saved: Save) -> None:
+    """Two directory entries over the same bytes claim more than the file holds."""
+    path = saved({"w": torch.rand(300, 300)})
+    with zipfile.ZipFile(path, "a") as opened:
+        large = max(opened.infolist(), key=lambda m: m.file_size)
+        for number in range(3):
+            twin = zipfile.ZipInfo(f"archive/data/9{number}")
+            twin.header_offset, twin.file_size, twin.compress_size = (
+                large.header_offset,
+                large.file_size,
+                large.file_size,
+            )
+            twin.CRC, twin.compress_type = large.CRC, zipfile.ZIP_STORED
+            opened.filelist.append(twin)
+        opened._didModify = True  # type: ignore[attr-defined]
+    with pytest.raises(LoadError, match="claim more bytes than the file has"):
+        load(path)
+
+
+def test_a_description_that_is_too_long(saved: Save, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved({f"w{i}": i for i in range(2000)})
+    monkeypatch.setattr(archive, "LARGEST_PICKLE", 10_000)
+    with pytest.raises(LoadError, match="table of contents"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.ones(1).expand(10**6, 10**6),
+        torch.zeros(4).as_strided((10**5, 10**6), (0, 0)),
+        torch.zeros(10**4).unfold(0, 5000, 1),
+    ],
+)
+def test_tensors_that_declare_more_than_they_store(tensor: torch.Tensor, saved: Save) -> None:
+    path = saved({"w": tensor})
+    with pytest.raises(LoadError, match="declare"):
+        load(path)
+
+
+def test_many_views_of_one_storage(saved: Save) -> None:
+    base = torch.zeros(400_000)
+    path = saved({f"w{i}": base[i : i + 390_000] for i in range(100)})
+    with pytest.raises(LoadError, match="overlapping"):
+        load(path)
+
+
+def test_a_small_expanded_tensor_is_no_attack(saved: Save) -> None:
+    assert load(saved({"w": torch.ones(1).expand(100, 100)})).tensors["w"].shape == (100, 100)
+
+
+def test_storage_beyond_the_end_of_the_file(tmp_path: Path, saved: Save) -> None:
+    """A shape larger than its storage must not read what lies behind it."""
+    path = saved({"w": torch.zeros(64, 64)})
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(tmp_path / "y.pt", "w") as target:
+        for member in source.namelist():
+            content = source.read(member)
+            target.writestr(member, content[:100] if "/data/" in member else content)
+    with pytest.raises(LoadError):
+        load(tmp_path / "y.pt")
+
+
+def test_deep_nesting(saved: Save) -> None:
+    content: Any = {"w": torch.zeros(2, 2)}
+    for _ in range(containers.DEEPEST + 5):
+        content = {"a": content}
+    with pytest.raises(LoadError, match="nested deeper"):
+        load(saved(content))
+
+
+def test_cycles_and_exponential_nesting_end(saved: Save, state: dict[str, torch.Tensor]) -> None:
+    laughs: list[Any] = [1]
+    for _ in range(60):
+        laughs = [laughs, laughs, laughs, laughs]
+    cycle: dict[str, Any] = {"state_dict": state, "laughs": laughs}
+    cycle["self"] = cycle
+    start = time.monotonic()
+    assert len(recover(load(saved(cycle))).layers) == 2
+    assert time.monotonic() - start < 10
+
+
+def test_too_many_objects(saved: Save, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(containers, "MOST_NODES", 50)
+    with pytest.raises(LoadError, match="more than 50 nested objects"):
+        load(saved({"w": torch.zeros(2, 2), "x": [[] for _ in range(100)]}))
+
+
+def test_fifty_thousand_keys(saved: Save) -> None:
+    start = time.monotonic()
+    zero = torch.zeros(1)
+    checkpoint = load(saved({f"layer.{i}.scale": zero for i in range(50_000)}))
+    assert len(checkpoint.tensors) == 50_000
+    assert recover(checkpoint).layers == ()
+    assert time.monotonic() - start < 60
+
+
+def test_hostile_names_become_one_printable_line(saved: Save) -> None:
+    names = ["\udcff\x1b[31mred\n", "a" * 10_000, "ok", "", " ​"]
+    checkpoint = load(saved({name: torch.full((2, 2), i) for i, name in enumerate(names)} | {7: torch.zeros(3)}))
+    assert len(checkpoint.tensors) == 6
+    assert all(name.isprintable() and len(name) < 250 for name in checkpoint.tensors)
+    for note in recover(checkpoint).notes:
+        note.encode("utf-8")
+
+
+def test_names_that_become_equal_stay_apart(saved: Save) -> None:
+    checkpoint = load(saved({"\n": torch.zeros(2, 2), "\\n": torch.ones(2, 2)}))
+    assert sorted(float(t.sum()) for t in checkpoint.tensors.values()) == [0.0, 4.0]
+
+
+def test_tensors_that_cannot_be_read_are_named(saved: Save) -> None:
+    content = {
+        "meta": torch.empty(10**6, 10**6, device="meta"),
+        "sparse": torch.eye(4).to_sparse(),
+        "complex": torch.full((2, 2), complex(float("nan"), 1)),
+        "int": torch.arange(4),
+        "half": torch.rand(3, 3).half(),
+        "bfloat": torch.rand(3, 3).bfloat16(),
+        "float8": torch.rand(3, 3).to(torch.float8_e4m3fn),
+        "none": torch.zeros(0, 3),
+    }
+    facts = recover(load(saved(content)))
+    notes = " ".join(facts.notes)
+    for what in ("meta (declared, not stored): meta", "sparse: sparse", "complex: complex", "integer: int"):
+        assert what in notes
+    bad = {s.detail["parameter"]: s.value for s in facts.values if s.name == "weight.non_finite" and s.value}
+    assert bad == {"complex": 4.0}
+
+
+@pytest.mark.parametrize(
+    "convert", [lambda t: t.to("meta"), lambda t: t.long(), lambda t: t.to(torch.complex64), lambda t: t.to_sparse()]
+)
+def test_a_layer_of_unreadable_tensors_is_told_not_judged(
+    convert: Callable[[Any], Any], saved: Save, state: dict[str, Any]
+) -> None:
+    facts = recover(load(saved({name: convert(t) if "0.lin_query" in name else t for name, t in state.items()})))
+    assert [layer.name for layer in facts.layers] == ["convs.1"]
+    assert [blind.layer for blind in facts.unjudged] == ["convs.0"]
+    assert "lin_query.weight is" in facts.unjudged[0].reason
+    assert facts.layers_expected == 2
+
+
+def test_low_precision_layers_are_judged(saved: Save, state: dict[str, torch.Tensor]) -> None:
+    full = recover(load(saved(state)))
+    half = recover(load(saved({name: t.bfloat16() for name, t in state.items()}, "half.pt")))
+    pairs = [(a.value, b.value) for a, b in zip(full.values, half.values, strict=True) if a.name.startswith("logit.")]
+    assert pairs
+    assert all(b == pytest.approx(a, rel=0.02) for a, b in pairs)
