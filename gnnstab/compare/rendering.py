@@ -16,7 +16,7 @@ from gnnstab.records import Finding
 from gnnstab.report import escape, summary
 from gnnstab.report.console import printed
 from gnnstab.report.numbers import compared, count, number
-from gnnstab.report.text_parts import table
+from gnnstab.report.text_parts import relative_to, table
 from gnnstab.report.text_style import GREEN, HEADING, MUTED, RED, SEVERITY
 
 NOTABLE = 1.1
@@ -88,18 +88,26 @@ def _shown(comparison: Comparison, factor: float | None, verbose: bool) -> list[
 
 
 def _changes(shown: list[Change], verbose: bool) -> RenderableType:
-    grid = table("Signal", "Where", "Before", "After", "Growth", "Limit", numbers=2)
-    for change in shown if verbose else shown[:ROWS]:
+    rows = shown if verbose else shown[:ROWS]
+    path, names = escape.apart([change.layer or "the model" for change in rows], 18)
+    grid = table("Signal", "Layer", "Head", "Before", "After", "Growth", "Limit", numbers=3)
+    grid.columns[0].no_wrap = True
+    for change, name in zip(rows, names, strict=True):
         grid.add_row(
             Text(change.signal),
-            Text(place_of(change, 30)),
+            Text(name),
+            "all" if change.head is None else str(change.head),
             number(change.before),
             number(change.after),
             times(change.growth),
             _limit(change),
         )
     left_out = 0 if verbose else len(shown) - ROWS
-    return Group(grid, Text(f"and {left_out} more (--verbose shows all)", style=MUTED)) if left_out > 0 else grid
+    parts: list[RenderableType] = [relative_to(path)] if path else []
+    parts.append(grid)
+    if left_out > 0:
+        parts.append(Text(f"and {left_out} more (--verbose shows all)", style=MUTED))
+    return Group(*parts)
 
 
 def place_of(change: Change, longest: int = 60) -> str:
@@ -118,8 +126,8 @@ def _limit(change: Change) -> str:
     if change.rule is None or approach is None:
         return "–"
     if approach >= 1:
-        return f"beyond {change.rule} {number(change.limit)}"
-    return f"{approach:.0%} to {change.rule} {number(change.limit)}"
+        return f"beyond {change.rule}"
+    return f"{approach:.0%} to {change.rule}"
 
 
 def _finding(finding: Finding) -> Text:

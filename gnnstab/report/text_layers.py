@@ -12,7 +12,7 @@ from rich.text import Text
 from gnnstab.records import Diagnosis, Finding, LayerFacts
 from gnnstab.report import escape, summary
 from gnnstab.report.numbers import count, number
-from gnnstab.report.text_parts import table
+from gnnstab.report.text_parts import relative_to, table
 from gnnstab.report.text_style import MUTED, SEVERITY
 
 ROWS = 12
@@ -40,15 +40,18 @@ def layers(diagnosis: Diagnosis, width: int, verbose: bool) -> RenderableType | 
     troubled = {finding.layer for finding in diagnosis.findings}
     chosen = _chosen(diagnosis.layers, troubled, verbose)
     path, names = escape.apart([layer.name for layer in chosen], max(16, width - 24 - 10 * len(used)))
-    heading = f"Layer in {escape.name(path, 40)}" if path else "Layer"
-    grid = table("", heading, "Shape", *(heading for _, heading in used), numbers=3)
+    grid = table("", "Layer", "Shape", *(heading for _, heading in used), numbers=3)
     for layer, label in zip(chosen, names, strict=True):
         numbers = [number(values[signal].get(layer.name)) for signal, _ in used]
         mark = Text("!", style=SEVERITY["warning"]) if layer.name in troubled else Text(" ")
         grid.add_row(mark, Text(label), Text(_shape(layer)), *numbers)
     left_out = len(diagnosis.layers) - len(chosen)
     more = f"and {count(left_out, 'more layer')} (--verbose shows all)"
-    return Group(grid, Text(more, style=MUTED)) if left_out else grid
+    parts: list[RenderableType] = [relative_to(path)] if path else []
+    parts.append(grid)
+    if left_out:
+        parts.append(Text(more, style=MUTED))
+    return Group(*parts)
 
 
 def _per_layer(diagnosis: Diagnosis, name: str, worst: Callable[[Iterable[float]], float]) -> dict[str, float]:

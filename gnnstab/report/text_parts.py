@@ -135,3 +135,8 @@ def table(*headings: str, numbers: int | None = None) -> Table:
         right = numbers is not None and position >= numbers
         grid.add_column(heading, justify="right" if right else "left", no_wrap=right, overflow="fold")
     return grid
+
+
+def relative_to(path: str) -> Text:
+    """The line above a table whose layer names leave out a module path that all share."""
+    return Text(f"in {escape.name(path)}:", style=MUTED)

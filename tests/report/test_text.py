@@ -119,7 +119,7 @@ def test_many_findings_stay_readable_and_verbose_shows_all() -> None:
 
 def test_layers_of_a_narrow_table_are_still_told_apart() -> None:
     text = render(examples.many_findings(), "text")
-    assert "Layer in encoder.blocks" in text
+    assert "in encoder.blocks:" in text
     assert re.search(r"! +5\.attention", text)
 
 

@@ -1,0 +1,208 @@
+"""Figures: drawn for one layer and for 200, for NaN and for a single step, with no text cut off or overlapping."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+import examples
+import gallery
+from gnnstab.errors import NothingEvaluable, UsageError
+from gnnstab.records import Coverage, Diagnosis, Target
+from gnnstab.report import figures
+from gnnstab.report.evidence import Limit
+from gnnstab.report.figures.canvas import drawable
+from gnnstab.report.figures.change import crossing
+from gnnstab.report.figures.writing import figures as all_figures
+
+DIAGNOSES: dict[str, Callable[[], Diagnosis]] = {
+    "run": gallery.run,
+    "200-layers": lambda: gallery.deep(200, 20),
+    "all-nan": gallery.all_nan,
+    "one-layer-one-step": gallery.single_step,
+    "many": examples.many_findings,
+    "nan": examples.nan_values,
+    "hostile": examples.hostile_names,
+}
+WARN = Limit(100.0, "warning", "above")
+
+
+def scaling() -> Figure:
+    curves = {"as it is": [2.8, 9, 31, 120, 480], "mean": [0.2, 0.25, 0.22, 0.3, 0.27]}
+    return figures.scaling_curve([5, 9, 17, 33, 65], curves, signal="score.std", limits=[WARN])
+
+
+def complaints(figure: Figure) -> list[str]:
+    """Texts that leave the figure, and pairs of texts that lie on each other."""
+    figure.canvas.draw()
+    width, height = figure.canvas.get_width_height()
+    boxes = []
+    for text in figure.findobj(Text):
+        if text.get_visible() and text.get_text().strip():
+            box = text.get_window_extent()
+            if box.width and box.height:
+                boxes.append((text, box))
+    found = [
+        f"cut off: {text.get_text()!r}"
+        for text, box in boxes
+        if box.x0 < -1 or box.y0 < -1 or box.x1 > width + 1 or box.y1 > height + 1
+    ]
+    for (a, one), (b, two) in itertools.combinations(boxes, 2):
+        if a.get_rotation() % 90 or b.get_rotation() % 90:
+            continue  # a slanted text's box is larger than the text
+        across = min(one.x1, two.x1) - max(one.x0, two.x0)
+        down = min(one.y1, two.y1) - max(one.y0, two.y0)
+        if across > 2 and down > 2:
+            found.append(f"overlap: {a.get_text()!r} and {b.get_text()!r}")
+    return found
+
+
+@pytest.mark.parametrize("name", DIAGNOSES)
+def test_no_text_is_cut_off_or_overlaps(name: str) -> None:
+    drawn = dict(itertools.islice(all_figures(DIAGNOSES[name]()), 8))
+    assert len(drawn) >= 5
+    assert {name: found for name, figure in drawn.items() if (found := complaints(figure))} == {}
+
+
+def test_this_check_can_fail() -> None:
+    figure = scaling()
+    figure.text(0.99, 0.5, "sticks out to the right")
+    figure.text(0.5, 0.5, "twice")
+    figure.text(0.5, 0.5, "in one place")
+    kinds = {complaint.split(":")[0] for complaint in complaints(figure)}
+    assert kinds == {"cut off", "overlap"}
+
+
+@pytest.mark.parametrize("name", ["run", "200-layers", "one-layer-one-step"])
+def test_every_axis_says_what_it_shows(name: str) -> None:
+    for title, figure in itertools.islice(all_figures(DIAGNOSES[name]()), 7):
+        figure.canvas.draw()
+        assert figure.axes[0].get_title(loc="left"), title
+        labels = {text for ax in figure.axes for text in (ax.get_xlabel(), ax.get_ylabel())}
+        assert len(labels - {""}) >= 1, title
+
+
+def test_heat_map_shows_the_values_of_the_run() -> None:
+    diagnosis = gallery.run()
+    figure = figures.heat_map(diagnosis, "attention.entropy")
+    shown = np.asarray(figure.axes[0].collections[0].get_array()).reshape(3, -1)
+    recorded = [s.values for s in diagnosis.series if s.name == "attention.entropy"]
+    np.testing.assert_allclose(shown, np.stack(recorded))
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == [
+        "gnn_base.gnn.gnn1", "gnn_base.gnn.gnn2.0", "gnn_base.gnn.gnn2.1",
+    ]  # fmt: skip
+    assert {t.get_text() for t in figure.legends[0].get_texts()} == {"non-finite value", "other event"}
+
+
+def test_long_runs_keep_their_worst_value() -> None:
+    base = gallery.run()
+    steps = np.arange(50_000)
+    values = np.ones(50_000)
+    values[31_415] = 1e6
+    series = tuple(type(s)(s.name, s.layer, s.head, steps, values) for s in base.series if s.name == "score.max_abs")
+    diagnosis = Diagnosis(base.target, base.coverage, (), (), (), layers=base.layers, series=series)
+    shown = np.asarray(figures.heat_map(diagnosis).axes[0].collections[0].get_array())
+    assert shown.size <= 3 * 600
+    assert shown.max() == 1e6
+
+
+def test_nothing_to_draw_is_said_in_one_line(tmp_path: Path) -> None:
+    empty = Diagnosis(Target("model", "m"), Coverage(0, 0), (), (), ())
+    for make in (
+        figures.heat_map,
+        figures.depth_profile,
+        figures.score_ranges,
+        figures.spectral_norms,
+        figures.before_after,
+    ):
+        with pytest.raises(NothingEvaluable, match="nothing to draw"):
+            make(empty)
+    with pytest.raises(NothingEvaluable, match="finite scores of nowhere"):
+        figures.score_distribution(gallery.run(), "nowhere")
+    assert figures.write_all(empty, tmp_path) == []
+
+
+def test_files_are_the_same_each_time(tmp_path: Path) -> None:
+    first = figures.write_all(gallery.single_step(), tmp_path / "a")
+    second = figures.write_all(gallery.single_step(), tmp_path / "b")
+    assert [p.name for p in first] == [p.name for p in second]
+    assert {p.suffix for p in first} == {".png", ".svg"}
+    for a, b in zip(first, second, strict=True):
+        assert a.read_bytes() == b.read_bytes(), a.name
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot write figures to"):
+        figures.write_all(gallery.single_step(), tmp_path / "file" / "plots")
+
+
+def test_no_global_state_is_left_behind() -> None:
+    before = dict(mpl.rcParams)
+    for _, figure in itertools.islice(all_figures(gallery.run()), 4):
+        assert isinstance(figure, Figure)
+    assert dict(mpl.rcParams) == before
+    code = "import sys, gnnstab.report.figures; print('matplotlib.pyplot' in sys.modules)"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+        == "False"
+    )
+
+
+def test_text_and_page_do_not_import_matplotlib() -> None:
+    code = (
+        "import sys; sys.path.insert(0, 'tests'); import examples; from gnnstab.report import render\n"
+        "[render(examples.one_finding(), f) for f in ('text', 'html')]; print('matplotlib' in sys.modules)"
+    )
+    root = Path(__file__).parents[2]
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root
+        ).stdout.strip()
+        == "False"
+    )
+
+
+def test_names_with_dollars_and_unknown_glyphs_are_drawn_as_text() -> None:
+    assert drawable("$\\frac{x}$ 層 \U0001f9ea \x1b") == "$\\frac{x}$ \\u5c64 \\u1f9ea \\x1b"
+
+
+def test_scaling_curve_tells_where_each_curve_breaks() -> None:
+    figure = scaling()
+    told = [t.get_text() for t in figure.axes[0].get_legend().get_texts()]
+    assert told[0].startswith("as it is\nbreaks at 30")
+    assert told[1] == "mean"
+    with pytest.raises(UsageError, match="'a' has 1 values for 2 sizes"):
+        figures.scaling_curve([1, 2], {"a": [1.0]}, signal="score.std")
+    assert "no finite value" in str(
+        [
+            t.get_text()
+            for t in figures.scaling_curve([1, 2], {"a": [math.nan, math.nan]}, signal="score.std").axes[0].texts
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "limit", "place"),
+    [
+        ([1.0, 4.0, 16.0], Limit(64.0, "error", "above"), 80.0),  # exponent 2, beyond the last size
+        ([1.0, 4.0, 16.0], Limit(8.0, "error", "above"), 28.284),  # between two measured sizes
+        ([0.8, 0.4, 0.2], Limit(0.1, "error", "below"), 80.0),
+        ([1.0, 4.0, 16.0], Limit(0.5, "error", "above"), 10.0),  # bad from the start
+        ([16.0, 4.0, 1.0], Limit(64.0, "error", "above"), math.nan),  # moves away
+        ([math.nan, math.nan, 1.0], Limit(64.0, "error", "above"), math.nan),
+    ],
+)
+def test_crossing_of_a_power_law(values: list[float], limit: Limit, place: float) -> None:
+    found = crossing(np.array([10.0, 20.0, 40.0]), np.array(values), limit)
+    assert found == pytest.approx(place, rel=1e-3, nan_ok=True)

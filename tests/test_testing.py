@@ -1,0 +1,93 @@
+"""`assert_stable`: what it lets pass, what it says, and what it does not take for health."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch_geometric.data import Data
+from torch_geometric.nn import TransformerConv
+
+import examples
+from gnnstab.baseline import dump
+from gnnstab.testing import assert_stable, codes, require
+
+
+class Network(torch.nn.Module):
+    def __init__(self, gain: float = 1.0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = TransformerConv(8, 8, heads=2, concat=False)
+        self.out = torch.nn.Linear(8, 1)
+        with torch.no_grad():
+            self.conv.lin_query.weight[8:] *= gain
+            self.conv.lin_key.weight[8:] *= gain
+
+    def forward(self, data: Data) -> torch.Tensor:
+        return self.out(self.conv(data.x, data.edge_index).relu())
+
+
+@pytest.fixture
+def batch() -> Data:
+    generator = torch.Generator().manual_seed(1)
+    pairs = torch.cartesian_prod(torch.arange(10), torch.arange(10))
+    return Data(x=torch.randn(10, 8, generator=generator), edge_index=pairs[pairs[:, 0] != pairs[:, 1]].t())
+
+
+def test_a_healthy_model_passes(batch: Data) -> None:
+    diagnosis = assert_stable(Network(), batch, budgets=["max score 20", "min entropy 0.5"])
+    assert diagnosis.findings == diagnosis.at_least("info")
+
+
+def test_a_saturated_head_fails_by_name(batch: Data) -> None:
+    with pytest.raises(AssertionError) as caught:
+        assert_stable(Network(gain=20.0), batch, select="GS3")
+    text = str(caught.value)
+    assert text.startswith("UNSTABLE: ")
+    assert "GS30" in text
+    assert "conv" in text
+    assert "attention.entropy" in text or "attention.one_hot_share" in text
+
+
+def test_a_broken_budget_fails_with_layer_head_and_number(batch: Data) -> None:
+    with pytest.raises(AssertionError, match=r"budget min entropy 0.9: .*conv, head 1: attention.entropy is 0\.\d+"):
+        assert_stable(Network(gain=4.0), batch, fail_on="error", budgets=["min entropy 0.9"])
+
+
+def test_known_findings_do_not_fail(batch: Data, tmp_path) -> None:
+    known = tmp_path / "known.json"
+    with pytest.raises(AssertionError):
+        assert_stable(Network(gain=20.0), batch)
+    from gnnstab.diagnosis import diagnose
+
+    known.write_text(dump([diagnose(Network(gain=20.0), batch=batch)]))
+    assert assert_stable(Network(gain=20.0), batch, baseline=known).suppressed
+
+
+def test_fail_on() -> None:
+    require(examples.one_finding(), fail_on="error")
+    with pytest.raises(
+        AssertionError, match="warning GS301 attention-explosion at gnn_base.gnn.gnn1: attention.entropy 0.229"
+    ):
+        require(examples.one_finding())
+
+
+def test_nothing_evaluable_is_no_health() -> None:
+    with pytest.raises(AssertionError, match="nothing could be judged"):
+        require(replace(examples.clean(), rules=examples.clean().rules[6:7]))
+
+
+def test_many_findings_are_cut_and_hostile_names_are_text() -> None:
+    with pytest.raises(AssertionError, match="and 490 more") as caught:
+        require(examples.many_findings(500, 200), fail_on="info")
+    assert len(str(caught.value).splitlines()) < 30
+    with pytest.raises(AssertionError) as caught:
+        require(examples.hostile_names())
+    assert all(c == "\n" or c.isprintable() for c in str(caught.value))
+
+
+def test_codes() -> None:
+    assert codes(None) is None
+    assert codes("gs3, GS401") == ("GS3", "GS401")
+    assert codes(["gs3"]) == ("GS3",)
