@@ -53,13 +53,15 @@ class Batch:
         return bool(self.facts or self.events or self.sites or self.steps or self.measures)
 
     def portion(self, rows: int) -> Batch:
-        """Take out everything but site statistics, and of those the oldest up to about ``rows`` rows."""
-        part = Batch(self.facts, self.events, steps=self.steps, measures=self.measures)
-        self.facts, self.events, self.steps, self.measures = Facts(), deque(), deque(), deque()
-        while self.sites and rows > 0:
-            item = self.sites.popleft()
-            part.sites.append(item)
-            rows -= len(item[1])
+        """Take out the facts and events, and of the other kinds the oldest, about ``rows`` rows of each."""
+        part = Batch(self.facts, self.events)
+        self.facts, self.events = Facts(), deque()
+        for source, target in ((self.steps, part.steps), (self.measures, part.measures)):
+            target.extend(source.popleft() for _ in range(min(rows, len(source))))
+        taken = 0
+        while self.sites and taken < rows:
+            taken += len(self.sites[0][1])
+            part.sites.append(self.sites.popleft())
         return part
 
     def put_back(self, part: Batch) -> None:
@@ -74,7 +76,7 @@ class Batch:
         dropped = 0
         while len(self.sites) > sites:
             dropped += len(self.sites.popleft()[1])
-        for queue in (self.steps, self.measures):
+        for queue in (self.steps, self.measures, self.events):
             while len(queue) > rows:
                 queue.popleft()
                 dropped += 1

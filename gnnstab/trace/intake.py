@@ -100,7 +100,7 @@ class Intake:
             self._unusual.add(quantity)
             level = FOREVER
         self._measures += 1
-        return (quantity, step, self._measures, level, value, detail)
+        return (step, quantity, self._measures, level, value, detail)
 
 
 def taken(queue: Any) -> list[Any]:

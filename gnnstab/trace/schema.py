@@ -33,8 +33,8 @@ CREATE TABLE statistic (level INTEGER NOT NULL, step INTEGER NOT NULL, series IN
     PRIMARY KEY (level, step, series, part)) WITHOUT ROWID;
 CREATE TABLE quantity (id INTEGER PRIMARY KEY, layer TEXT NOT NULL, mode TEXT NOT NULL, call INTEGER NOT NULL,
     name TEXT NOT NULL, head INTEGER NOT NULL);
-CREATE TABLE measure (quantity INTEGER NOT NULL, step INTEGER NOT NULL, number INTEGER NOT NULL, level INTEGER NOT NULL,
-    value REAL, detail TEXT, PRIMARY KEY (quantity, step, number)) WITHOUT ROWID;
+CREATE TABLE measure (step INTEGER NOT NULL, quantity INTEGER NOT NULL, number INTEGER NOT NULL, level INTEGER NOT NULL,
+    value REAL, detail TEXT, PRIMARY KEY (step, quantity, number)) WITHOUT ROWID;
 CREATE TABLE step (step INTEGER PRIMARY KEY, level INTEGER NOT NULL, time REAL, loss REAL, lr REAL, scale REAL,
     grad_norm REAL, skipped INTEGER NOT NULL);
 CREATE TABLE event (id INTEGER PRIMARY KEY, step INTEGER NOT NULL, kind TEXT NOT NULL, layer TEXT, mode TEXT NOT NULL,
@@ -57,7 +57,7 @@ COLUMNS: Mapping[str, frozenset[str]] = {
         {"level", "step", "series", "part", "span", "minimum", "maximum", "rms", "count", "non_finite"}
     ),
     "quantity": frozenset({"id", "layer", "mode", "call", "name", "head"}),
-    "measure": frozenset({"quantity", "step", "number", "level", "value", "detail"}),
+    "measure": frozenset({"step", "quantity", "number", "level", "value", "detail"}),
     "step": frozenset({"step", "level", "time", "loss", "lr", "scale", "grad_norm", "skipped"}),
     "event": frozenset(
         {

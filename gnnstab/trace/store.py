@@ -98,24 +98,18 @@ class Store:
         its place is left alone; the run then goes on under the next free number.
         """
         assert self.path is not None
-        old, replaced = self.path, os.path.exists(self.path)
-        target = free_numbered(old) if replaced else old
-        lock = WriterLock(target) if replaced else None
+        replaced = os.path.exists(self.path)
+        target = free_numbered(self.path) if replaced else self.path
         scratch = f"{target}-rescue"
         remove_trace(scratch)
-        try:
-            self.connection.execute("VACUUM INTO ?", (scratch,))
-        except sqlite3.Error:
-            if lock is not None:
-                lock.release()
-            raise
+        self.connection.execute("VACUUM INTO ?", (scratch,))
         if replaced:
             # Closing the connection would delete "<path>-wal" by its name: by now another writer's.
             _KEPT_OPEN.append(self.connection)
-            self._release()
-            self._lock = lock
         else:
             self.connection.close()
+        self._release()
+        self._lock = WriterLock(target)
         os.replace(scratch, target)
         self.path = target
         self.connection = self._connect()
@@ -150,7 +144,7 @@ class Store:
     def close(self) -> None:
         """End the file: one file without companions where no reader is looking, readable from read-only media."""
         try:
-            if self.journal.mode == "WAL" and not self.displaced():
+            if self.path is not None and not self.displaced():
                 self.connection.execute("PRAGMA busy_timeout = 0")
                 self.connection.execute("PRAGMA journal_mode = DELETE")
         except sqlite3.Error:

@@ -9,13 +9,18 @@ import time
 from collections.abc import Callable
 from datetime import datetime, timezone
 
+from gnnstab.errors import TraceError
 from gnnstab.trace.intake import Intake
 from gnnstab.trace.mailbox import ROWS_LIMIT, SITES_LIMIT, Mailbox
 from gnnstab.trace.store import Store
 from gnnstab.trace.thinning import thin
 
-FILL = 0.8
+FILL = 0.75
 """Share of the budget at which old steps are thinned out; the rest is room for the journal and for what arrives meanwhile."""
+
+FILE_TROUBLE = (sqlite3.OperationalError, sqlite3.ProgrammingError, OSError, TraceError)
+"""Failures that lie with the file, so that the same rows may be written later. A connection that could not be opened
+again shows as a ProgrammingError."""
 
 PORTION = 4096
 """Bytes of budget per row of one transaction, so that a transaction, and with it the journal, is a small share of it."""
@@ -133,6 +138,11 @@ class Worker:
     def _failed(self, store: Store, error: Exception) -> None:
         self._failures += 1
         self._not_before = time.monotonic() + min(LONGEST_PAUSE, self._flush_seconds * 2**self._failures)
+        if not isinstance(error, FILE_TROUBLE) and type(error) is not sqlite3.DatabaseError:
+            # The rows themselves are at fault, and would be again at every attempt.
+            self._dropped += self._intake.batch.shrink(0, 0)
+            self._trouble.report(f"{store.path or 'in-memory trace'}: rows were given up ({error!r})")
+            return
         self._dropped += self._intake.batch.shrink(SITES_LIMIT, ROWS_LIMIT)
         self._trouble.report(
             f"{store.path or 'in-memory trace'}: cannot be written ({error}); the training goes on, "
@@ -155,17 +165,20 @@ class Worker:
                 f"{store.path}: damaged from outside ({error}); kept as {aside}, the trace begins anew"
             )
             return True
-        if store.displaced():
-            return self._failures > 3 and bool(store.start_over() or True)
-        return self._failures > 1 and store.reopen()
+        if not store.displaced():
+            return self._failures > 1 and store.reopen()
+        if self._failures > 3:
+            store.start_over()
+            return True
+        return False
 
     def _keep_budget(self, store: Store) -> None:
         before = store.live_bytes()
         if before < self._trigger:
             return
-        thin(store.connection)
+        thin(store.connection, self._portion)
         if store.live_bytes() > 0.95 * before:
-            thin(store.connection, thorough=True)
+            thin(store.connection, self._portion, thorough=True)
         # Without this, a trace that cannot shrink further would be thinned again on every flush.
         self._trigger = max(FILL * self._budget, 1.1 * store.live_bytes())
 
