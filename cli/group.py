@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -40,12 +40,16 @@ class Commands(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
+    def main(self, args: Sequence[str] | None = None, *_: Any, **__: Any) -> NoReturn:
+        """Run the command line and exit; what click would do with errors is done by `run`."""
+        sys.exit(_flush(run(sys.argv[1:] if args is None else args)))
+
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, message="gnnstab %(version)s")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.pass_obj
-def gnnstab(state: dict[str, bool], debug: bool) -> None:
+def main(state: dict[str, bool], debug: bool) -> None:
     """Numerical stability of graph transformers: what went wrong, where, why, and proof that the fix works.
 
     Exit codes: 0 nothing found, 1 findings, 2 wrong usage or a file that cannot be read, 3 nothing could be judged.
@@ -53,18 +57,11 @@ def gnnstab(state: dict[str, bool], debug: bool) -> None:
     state["debug"] |= debug
 
 
-def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and exit."""
-    code = run(list(sys.argv[1:] if arguments is None else arguments))
-    code = _flush(code)
-    sys.exit(code)
-
-
-def run(arguments: list[str]) -> int:
+def run(arguments: Sequence[str]) -> int:
     """Run the command line; the exit code."""
     state = {"debug": False}
     try:
-        result = gnnstab.main(arguments, prog_name="gnnstab", obj=state, standalone_mode=False)
+        result = click.Group.main(main, list(arguments), prog_name="gnnstab", obj=state, standalone_mode=False)
         return result if isinstance(result, int) else 0
     except click.ClickException as error:
         error.show()
