@@ -16,30 +16,13 @@ from gnnstab.records import SIGNALS, Event, Finding, Series, Signal
 from gnnstab.report.distribution import Distribution
 from gnnstab.report.escape import visible
 from gnnstab.report.evidence import MODEL, BeforeAfter, Evidence, Limit, thin
+from gnnstab.report.scales import LINEAR_FROM_ZERO, scale_of, status
 from gnnstab.report.svg import Axis, axis_for, drawing, join, label, line_through, pixel, rules, tag, tick_text
 from gnnstab.report.wording import short
 
 HEADS_SHOWN = 16
 POINTS = 64
 """Points per line in a layer's small charts; every stretch keeps its smallest and largest."""
-
-LINEAR_FROM_ZERO = frozenset(
-    {"fraction of ln(in-degree)", "share of node-heads", "share of nodes", "share of channels", "share of entries"}
-)
-
-
-def status(value: float, limits: Sequence[Limit]) -> str:
-    """The worst severity whose limit ``value`` breaches, ``""`` for none."""
-    breached = [limit.severity for limit in limits if limit.breached_by(value)]
-    return "error" if "error" in breached else (breached[0] if breached else "")
-
-
-def scale_of(name: str) -> str:
-    """Linear for shares, logarithmic for sizes, both-sided for scores."""
-    if name in ("score.min", "score.max"):
-        return "symlog"
-    linear = SIGNALS[name].unit in LINEAR_FROM_ZERO or name.startswith(("gain.lambda", "gradient.slope"))
-    return "linear" if linear else "log"
 
 
 def mark(x: float, y: float, severity: str, size: float = 3.5) -> Markup:

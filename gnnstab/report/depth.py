@@ -10,9 +10,10 @@ import numpy as np
 from markupsafe import Markup
 
 from gnnstab.records import SIGNALS
-from gnnstab.report.charts import LINEAR_FROM_ZERO, mark, scale_of, status
+from gnnstab.report.charts import mark
 from gnnstab.report.escape import apart, shorten
 from gnnstab.report.evidence import Evidence, Limit, Profile, worst
+from gnnstab.report.scales import LINEAR_FROM_ZERO, scale_of, status
 from gnnstab.report.svg import Axis, axis_for, drawing, join, label, line_through, rules, tag, tick_text
 from gnnstab.report.wording import short
 

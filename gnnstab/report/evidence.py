@@ -100,6 +100,7 @@ class Evidence:
 
     def __init__(self, diagnosis: Diagnosis) -> None:
         self.diagnosis = diagnosis
+        self._home: dict[str, str] = {}
         self._signals: dict[tuple[str, str, int | None, str], Signal] = {}
         self._one: dict[tuple[str, str, int | None], Signal] = {}
         for signal in diagnosis.signals:
@@ -133,7 +134,11 @@ class Evidence:
 
     def owner(self, name: str | None) -> str:
         """The layer that a module or parameter name belongs to; `MODEL` for None or a stranger."""
-        return _owner(name, self._owners) if name else MODEL
+        if not name:
+            return MODEL
+        if name not in self._home:
+            self._home[name] = _owner(name, self._owners)
+        return self._home[name]
 
     @cached_property
     def facts(self) -> Mapping[str, LayerFacts]:

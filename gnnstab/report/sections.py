@@ -10,6 +10,7 @@ from typing import Any
 from gnnstab.records import SIGNALS, Cause, Finding, FixAdvice, LayerFacts
 from gnnstab.report import charts, summary
 from gnnstab.report.evidence import MODEL, Evidence, parameter, worst
+from gnnstab.report.scales import status
 from gnnstab.report.wording import fix_title, meaning, rule_page
 
 LINKS_SHOWN = 12
@@ -192,7 +193,7 @@ def _numbers(evidence: Evidence, name: str, anchor: str) -> Iterator[dict[str, A
     for signal in evidence.numbers(name):
         owner = parameter(signal)
         told = meaning(signal.name) + (f", {owner.removeprefix(name).lstrip('.')}" if owner and owner != name else "")
-        tone = charts.status(signal.value, evidence.limits(signal.name))
+        tone = status(signal.value, evidence.limits(signal.name))
         yield {
             "signal": signal,
             "id": None if signal.name in taken else f"{anchor}-{signal.name}",

@@ -109,13 +109,14 @@ def _linear_ticks(low: float, high: float, most: int) -> tuple[float, ...]:
 
 
 def _decades(low: float, high: float, most: int) -> tuple[float, ...]:
-    """Powers of ten; where fewer than two fit, their doubles and fives too."""
-    first, last = math.ceil(math.log10(low) - 1e-9), math.floor(math.log10(high) + 1e-9)
-    if last - first < 1:
-        fine = [m * 10.0**k for k in range(first - 1, last + 2) for m in (1, 2, 5)]
-        return tuple(t for t in fine if low <= t <= high)[:most]
-    stride = max(1, math.ceil((last - first + 1) / most))
-    return tuple(10.0**k for k in range(first, last + 1) if (k - first) % stride == 0)
+    """Powers of ten, with as many of their parts in between as there is room for."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    for parts in ((1, 2, 5), (1, 3), (1,)):
+        ticks = [m * 10.0**k for k in range(first, last + 1) for m in parts]
+        inside = tuple(t for t in ticks if low * (1 - 1e-9) <= t <= high * (1 + 1e-9))
+        if len(inside) <= most:
+            return inside
+    return inside[:: math.ceil(len(inside) / most)]
 
 
 def axis_for(values: Iterable[float], start: float, stop: float, *, kind: str = "linear", room: float = 0.06) -> Axis:
