@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from gnnstab.records import Finding, SeriesKey
-from gnnstab.rules.base import Rule
+from gnnstab.rules.base import Rule, threshold
 from gnnstab.rules.engine import Thresholds, configure
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.gs501_precision_headroom import UNIT_ROUNDOFF, PrecisionHeadroom
@@ -36,23 +36,35 @@ FP16_LARGEST = 65504.0
 class LiveLimits:
     """What counts as growth while a run goes on."""
 
-    score_growth: float = 0.02
-    """ln per step: relative growth of max|s|, fitted over the window; measured: at most .01 in healthy runs."""
+    score_growth: float = threshold(
+        0.05, unit="ln per step", source="measured: .02 to .04 in small runs that train, .09 to .36 in failing ones"
+    )
+    """Relative growth of max|s| per step, fitted over the window."""
 
-    score_factor: float = 4.0
-    """× : growth of max|s| over its median at the beginning of the window."""
+    score_factor: float = threshold(4.0, unit="× first steps", source="heuristic: logits ×4 are weights ×2")
+    """Growth of max|s| over its median in the first steps."""
 
-    score_floor: float = 50.0
-    """logit: healthy trained networks reach 59; smaller scores may grow as they like."""
+    score_floor: float = threshold(60.0, unit="logit", source="measured: healthy trained networks reach 59")
+    """Smaller scores may grow as they like."""
 
-    projected_steps: float = 50.0
-    """steps: a limit of the number format that is closer than this is reported."""
+    projected_steps: float = threshold(50.0, unit="steps", source="heuristic: time to act")
+    """A limit of the number format that is closer than this is reported."""
 
-    loss_factor: float = 10.0
-    """× best running median of the loss, and above its start."""
+    loss_factor: float = threshold(LearningRateTooHigh.loss_rise, unit="× best loss", source="as GS601")
+    """Rise of the loss over the best running median; it must lie above its start too."""
 
-    activation_factor: float = 1e3
-    """× : growth of an activation's RMS over its median at the beginning of the run."""
+    loss_lasts: float = threshold(
+        5, unit="steps", source="heuristic: the loss of a small batch jumps for a step or two"
+    )
+    """Latest steps that must all lie above the limit."""
+
+    jump: float = threshold(
+        1e3, unit="× all before", source="heuristic: three orders of magnitude beyond everything seen"
+    )
+    """Growth over the largest earlier value that is reported at once, without a warm-up."""
+
+    jump_floor: float = threshold(100.0, unit="", source="heuristic: values that start near zero may grow as they like")
+    """Smaller values are never reported as a jump."""
 
 
 @dataclass(slots=True)
@@ -62,8 +74,16 @@ class _Track:
     values: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
     first: list[float] = field(default_factory=list)
     best: float = math.inf
+    before: float = 0.0
+    """Largest earlier value."""
+
+    lowest: float = math.inf
+    """Smallest value so far."""
 
     def add(self, value: float) -> None:
+        if self.values:
+            self.before = max(self.before, abs(self.values[-1]))
+        self.lowest = min(self.lowest, value)
         if len(self.first) < WARM_UP:
             self.first.append(value)
         self.values.append(value)
@@ -184,18 +204,25 @@ class LiveEngine:
         track = self._track(key, size)
         if track is None:
             return
+        limits = self._limits
+        grown = size > limits.score_floor and size > limits.score_factor * track.start
+        if not grown and self._format == "fp32":
+            return  # The fit is the expensive part, and at every healthy step nothing asks for it.
         growth, error = track.growth()
         yield from self._headroom(step, key.layer, size, growth if growth > 3 * error else 0.0)
         limits = self._limits
         grown = size > limits.score_factor * track.start and size > limits.score_floor
-        if track.ready and grown and growth > max(limits.score_growth, 3 * error):
+        steady = track.ready and grown and growth > max(limits.score_growth, 3 * error)
+        if steady or self._jumped(track, size):
+            first = track.start if track.ready else track.before
+            pace = f", and grows by {100 * math.expm1(min(growth, 50.0)):.2g} % per step" if steady else ""
             yield self._attention.finding(
-                f"{key.layer}: at step {step} the largest |score| is {size:.3g}, {size / max(track.start, 1e-12):.3g} times that of the "
-                f"first steps, and grows by {100 * math.expm1(growth):.2g} % per step. Lower the learning rate, or cap the scores.",
+                f"{key.layer}: at step {step} the largest |score| is {size:.3g}, {size / max(first, 1e-12):.3g} times that of the steps "
+                f"before{pace}. Lower the learning rate, or cap the scores.",
                 severity="warning",
                 limit=limits.score_growth,
                 name="score.growth",
-                value=math.expm1(growth),
+                value=math.expm1(min(growth, 50.0)) if steady else size / max(first, 1e-12),
                 layer=key.layer,
                 step=step,
                 unit="per step",
@@ -240,20 +267,20 @@ class LiveEngine:
 
     def _activation(self, step: int, key: SeriesKey, rms: float) -> Iterator[Finding]:
         track = self._track(key, rms)
-        if track is None or not track.ready or track.start <= 0:
-            return
-        growth, error = track.growth()
-        if rms > self._limits.activation_factor * track.start and growth > 3 * error:
+        if track is not None and self._jumped(track, rms):
             yield self._rate.finding(
-                f"{key.layer}: at step {step} its output has RMS {rms:.3g}, {rms / track.start:.3g} times that of the first steps, and "
-                "still grows. Divide the learning rate by 3.",
-                severity="warning",
-                limit=self._limits.activation_factor * track.start,
+                f"{key.layer}: at step {step} its output has RMS {rms:.3g}, {rms / track.before:.3g} times everything before. Divide the "
+                "learning rate by 3.",
+                severity="error",
+                limit=self._limits.jump * track.before,
                 name="output.rms",
                 value=rms,
                 layer=key.layer,
                 step=step,
             )
+
+    def _jumped(self, track: _Track, value: float) -> bool:
+        return track.before > 0 and value > self._limits.jump * track.before and value > self._limits.jump_floor
 
     def _gradient(self, step: int, norm: float) -> Iterator[Finding]:
         track = self._track("gradient.norm", norm)
@@ -279,22 +306,30 @@ class LiveEngine:
 
     def _loss(self, step: int, loss: float, lr: float | None) -> Iterator[Finding]:
         track = self._track("loss", loss)
-        if track is None or not track.ready:
+        # A loss that can be negative, as in reinforcement learning, has no meaningful ratio.
+        if track is None or track.lowest <= 0:
             return
-        recent = _median(list(track.values)[-5:])
-        track.best = min(track.best, recent)
-        limit = self._limits.loss_factor * track.best
-        if track.best > 0 and recent > limit and recent > track.start:
+        jumped = self._jumped(track, loss)
+        if jumped or self._risen(track):
             rate = "" if lr is None else f" (lr {lr:g})"
+            best = track.before if jumped else track.best
             yield self._rate.finding(
-                f"at step {step} the loss is {recent:.3g} after it had reached {track.best:.3g}: training is diverging. Divide the "
-                f"learning rate{rate} by 3.",
-                severity="warning",
-                limit=limit,
+                f"at step {step} the loss is {loss:.3g} after {'at most' if jumped else 'it had reached'} {best:.3g}: training is "
+                f"diverging. Divide the learning rate{rate} by 3.",
+                severity="error" if jumped else "warning",
+                limit=best * (self._limits.jump if jumped else self._limits.loss_factor),
                 name="loss",
-                value=recent,
+                value=loss,
                 step=step,
             )
+
+    def _risen(self, track: _Track) -> bool:
+        """True when all of the latest losses lie far above the best and above the start."""
+        if not track.ready:
+            return False
+        recent = list(track.values)[-int(self._limits.loss_lasts) :]
+        track.best = min(track.best, _median(list(track.values)[-2 * len(recent) :]))
+        return min(recent) > max(self._limits.loss_factor * track.best, track.start)
 
     def _weights(self, step: int, weights: Mapping[str, tuple[float, float]], lr: float | None) -> Iterator[Finding]:
         matrices = [change / size for name, (size, change) in weights.items() if name.endswith("weight") and size > 0]
