@@ -30,10 +30,8 @@ def by_gnnstab(case: Case, optimizer: torch.optim.Optimizer) -> Diagnosis:
 
 
 def accused(diagnosis: Diagnosis) -> set[str]:
-    """Causes that the tool blames: root causes and contributing ones that carry a warning or worse."""
-    loud = {f.cause for f in diagnosis.at_least("warning") if f.cause}
-    blamed = {c.cause for c in diagnosis.causes if c.status in ("root-cause", "contributing")}
-    return blamed & loud if blamed else loud
+    """Causes that the tool blames: those of its warnings and errors that no other finding explains."""
+    return {f.cause for f in diagnosis.at_least("warning") if f.cause and f.explained_by is None}
 
 
 def by_checklist(case: Case) -> set[str]:

@@ -67,7 +67,7 @@ INJECTIONS: tuple[Injection, ...] = (
     ),
     Injection(
         "precision",
-        (600, 2000, 6000),
+        (3000, 6000, 12000),
         lambda r, s: _edit("common-offset")(r, s).but(precision="fp16"),
         lambda r: _shallow(r).but(precision="fp16"),
     ),

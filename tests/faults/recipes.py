@@ -263,11 +263,10 @@ def _saturate_gate(case: Case, strength: float) -> None:
 
 
 def _common_offset(case: Case, strength: float) -> None:
-    """A component shared by all keys of a target: softmax does not see it in fp32, rounding in half precision does."""
+    """A key bias adds the same number to all scores of a target: softmax does not see it in fp32, half precision rounds it."""
     for conv in case.model.convs:
-        length = math.sqrt(strength * math.sqrt(conv.out_channels) / conv.out_channels)
-        conv.lin_query.bias.data += length
-        conv.lin_key.bias.data += length
+        typical_query = float(conv.lin_query.weight.data.square().mean().sqrt()) * conv.in_channels**0.5
+        conv.lin_key.bias.data += strength / typical_query
 
 
 EDITS: dict[str, Callable[[Case, float], None]] = {
