@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch_geometric.data.data import BaseData
 
 from gnnstab.errors import UsageError
 from gnnstab.probe.batches import Arguments, as_arguments, on_device
@@ -48,8 +49,24 @@ def measure(model: nn.Module, batch: Any, *, loss: Loss | None = None, precision
     device = next((p.device for p in twin.parameters()), torch.device("cpu"))
     with _same_random_state(device), torch.enable_grad(), Recorder(twin, writer, full_every=1) as recorder:
         for arguments, original in _batches(batch, model):
-            _one(twin, on_device(arguments, device), original, loss, precision, recorder)
+            _one(twin, tracked(on_device(arguments, device)), original, loss, precision, recorder)
     return _handed_over(writer)
+
+
+def tracked(value: Any) -> Any:
+    """A copy of the arguments whose floating tensors have a gradient, so that the first layer's input has one too.
+
+    The copies are no leaves, so that a model may change its input in place, and the caller's tensors stay as they are.
+    """
+    if isinstance(value, Tensor):
+        return value.detach().requires_grad_().clone() if value.is_floating_point() else value
+    if isinstance(value, BaseData):
+        return value.clone().apply(tracked)
+    if isinstance(value, Mapping):
+        return {k: tracked(v) for k, v in value.items()}
+    if isinstance(value, (tuple, list)) and not hasattr(value, "_fields"):
+        return type(value)(tracked(v) for v in value)
+    return value
 
 
 def measure_layers(layers: nn.Module, batches: Mapping[int, dict[str, Any]]) -> Trace:
