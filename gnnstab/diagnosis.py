@@ -238,10 +238,10 @@ def _probe_alone(facts: Any, checkpoint: Any, request: _Request) -> Signals | No
     from gnnstab.signals import from_trace
 
     request.progress("probing the recovered layers on synthetic graphs")
-    layers = rebuild(facts, checkpoint)
-    if not layers:
+    rebuilt = rebuild(facts, checkpoint)
+    if not rebuilt:
         return None
-    with measure_layers(layers) as trace:
+    with measure_layers(rebuilt.model, rebuilt.batches) as trace:
         return from_trace(trace)
 
 
