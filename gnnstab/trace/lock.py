@@ -13,7 +13,8 @@ try:
 except ImportError:  # Windows: only writers of one process are told apart there.
     fcntl = None
 
-_HELD: dict[str, WriterLock] = {}
+_HELD: dict[tuple[int, str], WriterLock] = {}
+"""By process and path: a forked child inherits the table, but none of the locks."""
 
 
 class WriterLock:
@@ -25,7 +26,7 @@ class WriterLock:
     """
 
     def __init__(self, path: str) -> None:
-        self._key = os.path.realpath(path)
+        self._key = (os.getpid(), os.path.realpath(path))
         self._path = f"{path}-lock"
         self._descriptor = -1
         # setdefault is atomic, so two threads cannot both find the place free.
