@@ -110,8 +110,8 @@ def _uniform(matrix: Tensor, out: int, width: int, slack: float) -> Fingerprint 
     A sharp edge at the bound of a known scheme is proof; the moments alone still say "lightly trained".
     """
     n = matrix.numel()
-    square, largest = float(matrix.square().mean()), float(matrix.abs().max())
-    kurtosis = float(matrix.pow(4).mean()) / square**2
+    square, kurtosis = _moments(matrix)
+    largest = float(matrix.abs().max())
     # 1.148/√n and 0.447/√n: standard errors of the kurtosis and of √3·rms over the bound of n uniform numbers.
     if abs(kurtosis - 1.8) > 6 * 1.148 / math.sqrt(n):
         return None
@@ -133,6 +133,13 @@ def _uniform(matrix: Tensor, out: int, width: int, slack: float) -> Fingerprint 
     return None
 
 
+def _moments(matrix: Tensor) -> tuple[float, float]:
+    """Mean square and kurtosis around zero."""
+    squares = matrix.square()
+    square = float(squares.mean())
+    return square, float(squares.square_().mean()) / square**2
+
+
 def _sharp_edge(matrix: Tensor, largest: float) -> bool:
     """True when the outermost 5 % of the range hold their share of the entries, as they stop doing within few steps."""
     n = matrix.numel()
@@ -146,8 +153,7 @@ def _normal(matrix: Tensor, out: int, width: int) -> Fingerprint | None:
     if n < 1024:
         # Six standard errors of the kurtosis would let almost anything pass.
         return None
-    square = float(matrix.square().mean())
-    kurtosis = float(matrix.pow(4).mean()) / square**2
+    square, kurtosis = _moments(matrix)
     if abs(kurtosis - 3) > 6 * math.sqrt(24 / n):
         return None
     short = matrix @ matrix.mT if out <= width else matrix.mT @ matrix

@@ -29,9 +29,11 @@ def load_into(model: nn.Module, checkpoint: Checkpoint, *, prefix: str | None = 
     wanted = _state(model)
     convs = _convs(model)
     vital = {name for name in wanted if _owner(name) in convs}
-    in_front, behind = (prefix, "") if prefix is not None else best_prefix(wanted, checkpoint.tensors, vital)
+    fits = [(prefix, "")] if prefix is not None else best_prefixes(wanted, checkpoint.tensors, vital)
+    in_front, behind = fits[0]
     pairs = {name: found for name in wanted if (found := _file_name(name, in_front, behind)) in checkpoint.tensors}
     notes = [_prefix_note(in_front, behind)] if in_front or behind else []
+    notes += [f"'{other or 'no prefix'}' fits as well and was not used" for other, _ in fits[1:4]]
     _check(wanted, checkpoint, pairs, vital, in_front)
     model.load_state_dict({name: checkpoint.tensors[found] for name, found in pairs.items()}, strict=False)
     used = set(pairs.values())
@@ -41,11 +43,11 @@ def load_into(model: nn.Module, checkpoint: Checkpoint, *, prefix: str | None = 
     return tuple(notes)
 
 
-def best_prefix(wanted: Mapping[str, Tensor], stored: Mapping[str, Tensor], vital: set[str]) -> tuple[str, str]:
-    """(prefix that the file's names have in front, prefix that the model's names have in front).
+def best_prefixes(wanted: Mapping[str, Tensor], stored: Mapping[str, Tensor], vital: set[str]) -> list[tuple[str, str]]:
+    """(prefix that the file's names have in front, prefix that the model's names have in front); several when they tie.
 
-    Each pair of names that end alike votes; TransformerConv tensors of equal shape count most, then any of equal shape,
-    then the shorter prefix, then the one that comes first in the file.
+    Each pair of names that end alike votes; TransformerConv tensors of equal shape count most, then any of equal shape.
+    Among equals the shorter prefix comes first, then the one that is first in the file.
     """
     votes: Counter[tuple[str, str]] = Counter()
     by_last = _by_last_parts(stored)
@@ -57,7 +59,7 @@ def best_prefix(wanted: Mapping[str, Tensor], stored: Mapping[str, Tensor], vita
                 same = unreadable(tensor) == "uninitialised" or _shape(tensor) == _shape(stored[other])
                 votes[offset] += weight if same else 0
     ranked = sorted(votes, key=lambda offset: (-votes[offset], len(offset[0]) + len(offset[1])))
-    return ranked[0] if ranked else ("", "")
+    return [offset for offset in ranked if votes[offset] == votes[ranked[0]]] or [("", "")]
 
 
 def _offset(name: str, other: str) -> tuple[str, str] | None:

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from gnnstab.checkpoint.tensors import unreadable
+
 SECOND_MOMENTS = ("max_exp_avg_sq", "exp_avg_sq", "square_avg")
 """Names of a running mean of squared gradients: AMSGrad, Adam and its family, RMSprop."""
 
@@ -61,10 +63,9 @@ def read_optimizer(path: str, state: Mapping[Any, Any]) -> OptimizerState:
     for index, group in enumerate(state["param_groups"]):
         if not isinstance(group, Mapping) or not isinstance(group.get("params"), (list, tuple)):
             continue
-        settings = {str(k): v for k, v in group.items() if isinstance(v, (bool, int, float)) or k == "betas"}
-        lr = group.get("lr")
-        if isinstance(lr, Tensor) and lr.numel() == 1:
-            settings["lr"] = float(lr)
+        numbers = {str(key): plain_number(value) for key, value in group.items()}
+        settings: dict[str, Any] = {key: value for key, value in numbers.items() if value is not None}
+        settings["betas"] = group.get("betas")
         names = group.get("param_names")
         for position, key in enumerate(group["params"]):
             name = names[position] if isinstance(names, (list, tuple)) and position < len(names) else None
@@ -91,7 +92,14 @@ def _entry(state: Any, settings: Mapping[str, Any], group: int, name: str | None
     if not isinstance(state, Mapping):
         state = {}
     tensors = {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
-    step = state.get("step")
-    if isinstance(step, Tensor):
-        step = float(step) if step.numel() == 1 and not step.is_meta else None
-    return Entry(tensors, float(step) if isinstance(step, (int, float)) else None, settings, group, name)
+    return Entry(tensors, plain_number(state.get("step")), settings, group, name)
+
+
+def plain_number(value: Any) -> float | None:
+    """A number, or the entry of a tensor that holds one, as a float; None for anything else."""
+    try:
+        if isinstance(value, Tensor):
+            return float(value) if value.numel() == 1 and not unreadable(value).startswith(("meta", "uninit")) else None
+        return float(value) if isinstance(value, (int, float)) else None
+    except (OverflowError, RuntimeError, TypeError):
+        return None

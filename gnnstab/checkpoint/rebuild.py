@@ -48,7 +48,9 @@ class RebuiltLayers(nn.Module):
 
     def __init__(self, layers: Sequence[tuple[str, nn.Module]]) -> None:
         super().__init__()
-        self.paths = {name: _place(self, name, layer) for name, layer in layers}
+        # Set before any child, so that a layer called "paths" is moved aside like one called "forward".
+        self.paths = {}
+        self.paths.update({name: _place(self, name, layer) for name, layer in layers})
         self.eval()
 
     def convs(self) -> Iterator[tuple[str, nn.Module]]:

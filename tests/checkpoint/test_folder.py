@@ -1,0 +1,13 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from gnnstab.checkpoint import checkpoints_in
+
+
+def test_checkpoints_in_order_of_their_numbers(tmp_path: Path) -> None:
+    for name in ("step_10.pt", "step_9.pt", "step_100.ckpt", "notes.txt", "a2.pth", "a10.safetensors", "²3.pt"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "folder.pt").mkdir()
+    names = [path.name for path in checkpoints_in(tmp_path)]
+    assert names == ["a2.pth", "a10.safetensors", "step_9.pt", "step_10.pt", "step_100.ckpt", "²3.pt"]

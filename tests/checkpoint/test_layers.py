@@ -1,0 +1,175 @@
+"""Every kind of TransformerConv is recovered from names and shapes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch_geometric.nn import GATConv, GATv2Conv, HeteroConv, ResGatedGraphConv, TransformerConv
+
+from gnnstab.checkpoint import load, recover
+from gnnstab.checkpoint.loading import Checkpoint
+from gnnstab.errors import UsageError
+
+Save = Callable[..., Path]
+
+
+def _checkpoint(module: nn.Module) -> Checkpoint:
+    tensors = dict(module.state_dict())
+    return Checkpoint("memory", "torch", 0, tensors, {"": tuple(tensors)})
+
+
+def _wrapped(*layers: nn.Module) -> nn.Module:
+    return nn.ModuleDict({"convs": nn.ModuleList(layers)})
+
+
+@pytest.mark.parametrize("edge_dim", [None, 1, 5])
+@pytest.mark.parametrize("beta", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("channels", [6, (6, 9)])
+def test_averaged_heads_are_fully_decided(edge_dim: int | None, beta: bool, bias: bool, channels: Any) -> None:
+    conv = TransformerConv(channels, 4, heads=3, concat=False, beta=beta, edge_dim=edge_dim, bias=bias)
+    (layer,) = recover(_checkpoint(_wrapped(conv))).layers
+    assert (layer.name, layer.kind, layer.position, layer.attention) == ("convs.0", "TransformerConv", 0, True)
+    assert (layer.heads, layer.concat, layer.out_channels) == (3, False, 4)
+    assert layer.in_channels == (channels if isinstance(channels, tuple) else (6, 6))
+    assert (layer.beta, layer.edge_dim, layer.bias) == (beta, edge_dim or 0, bias)
+    assert layer.root_weight is (True if beta else None)
+    assert layer.dropout is layer.identity_path is layer.norm_before is None
+
+
+@pytest.mark.parametrize("beta", [False, True])
+def test_concatenated_heads_need_the_option(beta: bool) -> None:
+    checkpoint = _checkpoint(_wrapped(TransformerConv(6, 4, heads=3, beta=beta)))
+    facts = recover(checkpoint)
+    assert (facts.layers[0].heads, facts.layers[0].concat, facts.layers[0].out_channels) == (None, None, None)
+    heads = next(u for u in facts.undecided if u.what == "heads")
+    assert (heads.option, heads.layers) == ("--heads N", ("convs.0",))
+    assert not [s for s in facts.values if s.name.startswith("logit.")]
+    given = recover(checkpoint, heads=3)
+    assert (given.layers[0].heads, given.layers[0].concat, given.layers[0].out_channels) == (3, True, 4)
+    assert "heads=3: given" in given.assumptions
+    assert not [u for u in given.undecided if u.what == "heads"]
+
+
+def test_a_number_of_heads_that_does_not_divide() -> None:
+    with pytest.raises(
+        UsageError, match=r"--heads 5 does not divide the 12 channels of convs.0; possible: 1, 2, 3, 4, 6, 12"
+    ):
+        recover(_checkpoint(_wrapped(TransformerConv(6, 4, heads=3))), heads=5)
+
+
+def test_a_number_of_heads_that_the_file_contradicts() -> None:
+    checkpoint = _checkpoint(_wrapped(TransformerConv(6, 4, heads=3, concat=False)))
+    with pytest.raises(UsageError, match=r"--heads 2 contradicts the file: convs.0 has 3"):
+        recover(checkpoint, heads=2)
+    assert recover(checkpoint, heads=3).layers[0].heads == 3
+
+
+def test_given_heads_serve_the_layers_that_leave_them_open() -> None:
+    facts = recover(
+        _checkpoint(_wrapped(TransformerConv(6, 4, heads=2), TransformerConv(8, 5, heads=6, concat=False))), heads=2
+    )
+    assert [(layer.heads, layer.concat) for layer in facts.layers] == [(2, True), (6, False)]
+
+
+def test_concat_false_decides_a_single_head() -> None:
+    checkpoint = _checkpoint(_wrapped(TransformerConv(6, 4, heads=1)))
+    assert recover(checkpoint, concat=False).layers[0].heads == 1
+    with pytest.raises(UsageError, match="contradict"):
+        recover(checkpoint, concat=False, heads=2)
+    with pytest.raises(UsageError, match="concat=True contradicts"):
+        recover(_checkpoint(_wrapped(TransformerConv(6, 4, heads=3, concat=False))), concat=True)
+
+
+def test_an_activation_that_is_not_known() -> None:
+    with pytest.raises(UsageError, match="unknown activation 'swish'"):
+        recover(_checkpoint(_wrapped(TransformerConv(6, 4))), activation="swish")
+
+
+def test_hetero_names_and_order_of_appearance() -> None:
+    relation = lambda: TransformerConv((6, 6), 4, heads=2, concat=False)  # noqa: E731
+    conv = HeteroConv({("user", "rates", "item"): relation(), ("item", "rev_rates", "user"): relation()})
+    names = [layer.name for layer in recover(_checkpoint(nn.ModuleDict({"b": conv, "a": relation()}))).layers]
+    assert names == ["b.convs.<user___rates___item>", "b.convs.<item___rev_rates___user>", "a"]
+
+
+def test_a_single_layer_without_any_prefix() -> None:
+    (layer,) = recover(_checkpoint(TransformerConv(6, 4, heads=2, concat=False))).layers
+    assert layer.name == ""
+
+
+def test_other_layers_are_counted_not_judged() -> None:
+    net = nn.ModuleDict(
+        {
+            "gat": GATConv(8, 8),
+            "gat2": GATv2Conv(8, 8),
+            "gated": ResGatedGraphConv(8, 8),
+            "mha": nn.MultiheadAttention(8, 2),
+            "conv": TransformerConv(8, 8, heads=2, concat=False),
+            "lin": nn.Linear(8, 8),
+        }
+    )
+    facts = recover(_checkpoint(net))
+    assert [layer.name for layer in facts.layers] == ["conv"]
+    kinds = {blind.layer: blind.reason for blind in facts.unjudged}
+    assert set(kinds) == {"gat", "gat2", "gated", "mha"}
+    assert "GATConv" in kinds["gat"]
+    assert "ResGatedGraphConv" in kinds["gated"]
+    assert all("--model" in reason for reason in kinds.values())
+    assert facts.linear_layers >= 1
+
+
+def test_no_lin_skip_is_no_transformer_conv() -> None:
+    tensors = {name: t for name, t in TransformerConv(6, 4).state_dict().items() if "skip" not in name}
+    facts = recover(Checkpoint("memory", "torch", 0, tensors, {"": tuple(tensors)}))
+    assert facts.layers == ()
+    assert "no lin_skip" in facts.unjudged[0].reason
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "blamed"),
+    [
+        ("lin_key.weight", (12, 7), "lin_value"),
+        ("lin_query.weight", (11, 6), "lin_query"),
+        ("lin_value.weight", (12,), "lin_value"),
+        ("lin_skip.weight", (5, 6), "lin_beta"),
+        ("lin_edge.weight", (11, 2), "lin_edge"),
+        ("lin_beta.weight", (1, 13), "lin_beta"),
+        ("lin_key.bias", (11,), "lin_key"),
+        ("lin_skip.weight", (0, 6), "lin_skip"),
+    ],
+)
+def test_shapes_that_do_not_fit_together(name: str, shape: tuple[int, ...], blamed: str) -> None:
+    tensors = dict(TransformerConv(6, 4, heads=3, concat=False, edge_dim=2, beta=True).state_dict())
+    tensors[name] = torch.zeros(shape)
+    facts = recover(Checkpoint("memory", "torch", 0, tensors, {"": tuple(tensors)}))
+    assert facts.layers == ()
+    assert f"{blamed}." in facts.unjudged[0].reason
+
+
+def test_a_shared_layer_counts_once(saved: Save) -> None:
+    shared = TransformerConv(6, 6, heads=2, concat=False)
+    facts = recover(load(saved(nn.ModuleDict({"a": shared, "b": shared}).state_dict())))
+    assert [layer.name for layer in facts.layers] == ["a"]
+    assert "b is a under another name" in facts.notes
+
+
+def test_clones_with_equal_weights_are_layers_of_their_own(saved: Save) -> None:
+    import copy
+
+    layer = TransformerConv(6, 6, heads=2, concat=False)
+    facts = recover(load(saved(nn.ModuleList([layer, copy.deepcopy(layer)]).state_dict())))
+    assert len(facts.layers) == 2
+    assert any("second name" in note for note in facts.notes)
+
+
+def test_layers_saved_before_their_first_forward(saved: Save) -> None:
+    facts = recover(load(saved(nn.ModuleDict({"a": TransformerConv(-1, 4, heads=2)}).state_dict())))
+    assert facts.layers == ()
+    assert "a.lin_key.weight" in facts.uninitialised
+    assert "uninitialised" in facts.unjudged[0].reason

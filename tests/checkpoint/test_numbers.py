@@ -1,0 +1,227 @@
+"""Every number of a layer against a plain float64 recomputation that forms the matrices."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch_geometric.nn import TransformerConv
+
+from gnnstab.checkpoint import recover
+from gnnstab.checkpoint.facts import CheckpointFacts
+from gnnstab.checkpoint.loading import Checkpoint
+from gnnstab.checkpoint.scan import scan
+
+CASES = [
+    {"in_channels": 6, "out_channels": 4, "heads": 3, "concat": False, "edge_dim": 2},
+    {"in_channels": 3, "out_channels": 9, "heads": 2, "concat": True, "edge_dim": 12, "beta": True},
+    {"in_channels": (5, 7), "out_channels": 4, "heads": 2, "concat": False, "bias": False},
+    {"in_channels": 16, "out_channels": 16, "heads": 1, "concat": True},
+]
+
+
+def _facts(conv: TransformerConv, **options: object) -> CheckpointFacts:
+    tensors = {f"layer.{name}": tensor for name, tensor in conv.state_dict().items()}
+    return recover(Checkpoint("memory", "torch", 0, tensors, {"": tuple(tensors)}), **options)
+
+
+def _value(facts: CheckpointFacts, name: str, head: int | None = None) -> float:
+    return next(s.value for s in facts.values if s.name == name and s.head == head and s.layer == "layer")
+
+
+def _conv(case: dict, seed: int = 0) -> TransformerConv:
+    torch.manual_seed(seed)
+    conv = TransformerConv(**case)
+    for parameter in conv.parameters():
+        parameter.data.mul_(3.0)
+    return conv
+
+
+def _heads(conv: TransformerConv, part: str, *, bias: bool) -> list[np.ndarray]:
+    linear = getattr(conv, f"lin_{part}")
+    weight = linear.weight.detach().double().numpy()
+    if bias and linear.bias is not None:
+        weight = np.concatenate([weight, linear.bias.detach().double().numpy()[:, None]], axis=1)
+    return [weight[h * conv.out_channels : (h + 1) * conv.out_channels] for h in range(conv.heads)]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logit_norms(case: dict) -> None:
+    conv = _conv(case)
+    facts = _facts(conv, heads=conv.heads)
+    root = math.sqrt(conv.out_channels)
+    plain = zip(_heads(conv, "query", bias=False), _heads(conv, "key", bias=False), strict=True)
+    full = list(
+        zip(
+            _heads(conv, "query", bias=True),
+            _heads(conv, "key", bias=True),
+            _heads(conv, "key", bias=False),
+            strict=True,
+        )
+    )
+    for head, (query, key) in enumerate(plain):
+        assert _value(facts, "logit.spectral_qk", head) == pytest.approx(
+            np.linalg.norm(query.T @ key, 2) / root, rel=1e-10
+        )
+    for head, (query, key, key_plain) in enumerate(full):
+        matrix = query.T @ key / root
+        assert _value(facts, "logit.spectral", head) == pytest.approx(np.linalg.norm(matrix, 2), rel=1e-10)
+        without = matrix if conv.lin_key.bias is None else matrix[:, :-1]
+        assert without.shape[1] == key_plain.shape[1]
+        assert _value(facts, "logit.frobenius", head) == pytest.approx(np.linalg.norm(without), rel=1e-10)
+    assert _value(facts, "logit.spectral") == max(_value(facts, "logit.spectral", h) for h in range(conv.heads))
+
+
+@pytest.mark.parametrize("case", CASES[:2])
+def test_edge_norm(case: dict) -> None:
+    conv = _conv(case)
+    facts = _facts(conv, heads=conv.heads)
+    pairs = zip(
+        _heads(conv, "query", bias=True),
+        [
+            conv.lin_edge.weight.detach().double().numpy()[h * conv.out_channels : (h + 1) * conv.out_channels]
+            for h in range(conv.heads)
+        ],
+        strict=True,
+    )
+    for head, (query, edge) in enumerate(pairs):
+        expected = np.linalg.norm(query.T @ edge, 2) / math.sqrt(conv.out_channels)
+        assert _value(facts, "logit.edge_spectral", head) == pytest.approx(expected, rel=1e-10)
+
+
+def test_no_edge_norm_without_edge_features() -> None:
+    assert not [s for s in _facts(_conv(CASES[3]), heads=1).values if s.name == "logit.edge_spectral"]
+
+
+def test_the_spectral_norm_bounds_the_scores_and_the_frobenius_norm_is_their_typical_spread() -> None:
+    """The bound holds for real scores; the typical value is met by Gaussian inputs of RMS 1."""
+    conv = _conv({"in_channels": 32, "out_channels": 16, "heads": 2, "concat": False})
+    facts = _facts(conv)
+    x = torch.randn(400, 32, generator=torch.Generator().manual_seed(1))
+    query = conv.lin_query(x).view(400, 2, 16)
+    key = conv.lin_key(x).view(400, 2, 16)
+    scores = torch.einsum("ihc,jhc->hij", query, key).double().detach() / 4.0
+    length = torch.cat([x, torch.ones(400, 1)], dim=1).double().norm(dim=1)
+    for head in range(2):
+        assert bool(
+            (
+                scores[head].abs()
+                <= _value(facts, "logit.spectral", head) * length[:, None] * length[None, :] * (1 + 1e-6)
+            ).all()
+        )
+        within = float(scores[head].std(dim=1).square().mean().sqrt())
+        assert within == pytest.approx(_value(facts, "logit.frobenius", head), rel=0.1)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("activation", "phi"), [(None, 0.5), ("relu", 0.5), ("tanh", 1.0), ("identity", 1.0)])
+def test_gains_and_interval(case: dict, activation: str | None, phi: float) -> None:
+    conv = _conv(case)
+    facts = _facts(conv, heads=conv.heads, activation=activation)
+    value = conv.lin_value.weight.detach().double().numpy()
+    if not conv.concat:
+        value = sum(np.split(value, conv.heads)) / conv.heads
+    skip = conv.lin_skip.weight.detach().double().numpy()
+    g_value, g_skip = (math.sqrt(np.sum(w**2) / w.shape[1]) for w in (value, skip))
+    b = 0.25 if conv.beta else 1.0
+    assert _value(facts, "gain.value") == pytest.approx(g_value, rel=1e-10)
+    assert _value(facts, "gain.skip") == pytest.approx(g_skip, rel=1e-10)
+    assert _value(facts, "gain.lambda_low") == pytest.approx(0.5 * math.log(phi * b * g_skip**2), rel=1e-9)
+    assert _value(facts, "gain.lambda_high") == pytest.approx(
+        0.5 * math.log(phi * b * (g_skip**2 + g_value**2)), rel=1e-9
+    )
+    word = "given" if activation else "assumed"
+    assert any(line.startswith(f"activation={activation or 'relu'}: {word}") for line in facts.assumptions)
+
+
+def test_reference_values_of_a_fresh_layer() -> None:
+    """‖M_h‖_F of a square layer with one head: about 1/3 for PyG's default, 2 for an orthogonal matrix of gain √2."""
+    torch.manual_seed(0)
+    conv = TransformerConv(128, 128)
+    assert _value(_facts(conv, heads=1), "logit.frobenius") == pytest.approx(1 / 3, rel=0.1)
+    for linear in (conv.lin_query, conv.lin_key):
+        torch.nn.init.orthogonal_(linear.weight, math.sqrt(2))
+        torch.nn.init.zeros_(linear.bias)
+    assert _value(_facts(conv, heads=1), "logit.frobenius") == pytest.approx(2.0, rel=1e-5)
+
+
+def test_zero_weights_have_no_gain() -> None:
+    conv = _conv(CASES[0])
+    for parameter in conv.parameters():
+        parameter.data.zero_()
+    facts = _facts(conv)
+    assert _value(facts, "logit.spectral") == 0
+    assert _value(facts, "gain.lambda_high") == -math.inf
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_non_finite_weights_are_counted_and_have_no_norms(bad: float) -> None:
+    conv = _conv(CASES[0])
+    conv.lin_key.weight.data[1, :3] = bad
+    conv.lin_skip.bias.data[0] = bad
+    facts = _facts(conv)
+    counts = {s.detail["parameter"]: s.value for s in facts.values if s.name == "weight.non_finite"}
+    assert {name: count for name, count in counts.items() if count} == {
+        "layer.lin_key.weight": 3.0,
+        "layer.lin_skip.bias": 1.0,
+    }
+    assert not [s for s in facts.values if s.name.startswith(("logit.", "gain."))]
+    assert "layer.lin_key.weight" not in {s.detail["parameter"] for s in facts.values if s.name == "weight.rms"}
+
+
+def test_weight_rms() -> None:
+    conv = _conv(CASES[1])
+    rms = {s.detail["parameter"]: s.value for s in _facts(conv, heads=2).values if s.name == "weight.rms"}
+    for name, parameter in conv.named_parameters():
+        expected = math.sqrt(np.mean(parameter.detach().double().numpy() ** 2))
+        assert rms[f"layer.{name}"] == pytest.approx(expected, rel=1e-12)
+
+
+def test_many_layers_are_quick() -> None:
+    import time
+
+    state = TransformerConv(128, 32, heads=4, concat=False).state_dict()
+    tensors = {f"convs.{i}.{name}": tensor * (1 + i / 1000) for i in range(60) for name, tensor in state.items()}
+    start = time.process_time()
+    facts = recover(Checkpoint("memory", "torch", 0, tensors, {"": tuple(tensors)}))
+    assert len(facts.layers) == 60
+    assert time.process_time() - start < 10
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    shape=st.lists(st.integers(0, 7), min_size=0, max_size=4),
+    transposed=st.booleans(),
+    bad=st.integers(0, 3),
+    seed=st.integers(0, 100),
+)
+def test_scan_in_pieces_equals_the_whole(shape: list[int], transposed: bool, bad: int, seed: int) -> None:
+    from gnnstab.checkpoint import scan as module
+
+    tensor = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    tensor = tensor.mT if transposed and tensor.dim() > 1 else tensor
+    flat = tensor.reshape(-1).clone()
+    flat[:bad] = torch.tensor([math.nan, math.inf, -math.inf], dtype=torch.float64)[: flat[:bad].numel()]
+    tensor = (
+        flat.reshape(tensor.shape)
+        if not transposed
+        else flat.reshape(tensor.shape).mT.contiguous().mT
+        if tensor.dim() > 1
+        else flat
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "PIECE", 5)
+        patch.setattr(module, "BLOCK", 11)
+        found = scan(tensor)
+    entries = tensor.numpy().reshape(-1)
+    assert found.count == entries.size
+    assert found.non_finite == int((~np.isfinite(entries)).sum())
+    if found.non_finite or not entries.size:
+        assert math.isnan(found.rms)
+    else:
+        assert found.rms == pytest.approx(math.sqrt(np.mean(entries**2)))
+        assert (found.minimum, found.maximum) == (entries.min(), entries.max())
