@@ -6,8 +6,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "diagnose": ("gnnstab.cli.diagnose", "What is wrong, where, why, and what to change."),
     "check": ("gnnstab.cli.check", "The gate for CI: diagnose and fail on findings."),
     "compare": ("gnnstab.cli.compare", "Two checkpoints or traces: what grew, and towards which limit."),
+    "watch": ("gnnstab.cli.watch", "A live view of a run in another terminal."),
     "rules": ("gnnstab.cli.rules", "The table of rules."),
     "explain": ("gnnstab.cli.explain", "One rule's page."),
+    "demo": ("gnnstab.cli.demo", "A small network that blows up: recorded, diagnosed, fixed and proven."),
     "config": ("gnnstab.cli.config", "The settings in force and where each came from."),
 }
 """Command → module that holds ``command``, imported when the command runs, and its line in ``gnnstab --help``."""
