@@ -96,7 +96,9 @@ def failure(diagnosis: Diagnosis, fail_on: str, broken: Sequence[limits.Violatio
     ordered = [f for f in summary.in_reading_order(diagnosis) if f in failing]
     for finding in ordered[:MOST]:
         measured = f"{finding.signal} {compared(finding.value, finding.threshold, finding.unit)}".strip()
-        lines.append(f"{finding.severity} {finding.code} {finding.name} at {summary.where(finding)}: {measured}")
+        lines.append(
+            f"{finding.severity} {finding.code} {finding.name} at {summary.where(finding, diagnosis)}: {measured}"
+        )
         lines.append(f"  {escape.sentence(finding.message)}")
     if len(ordered) > MOST:
         lines.append(f"and {len(ordered) - MOST} more")

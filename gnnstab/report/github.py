@@ -34,7 +34,7 @@ def _command(diagnosis: Diagnosis, finding: Finding) -> str:
     if diagnosis.target.kind != "model":
         properties = {"file": diagnosis.target.path, **properties}
     listed = ",".join(f"{key}={_property(value)}" for key, value in properties.items())
-    place = summary.where(finding)
+    place = summary.where(finding, diagnosis)
     measured = f"{finding.signal} {compared(finding.value, finding.threshold, finding.unit)}".strip()
     return (
         f"::{COMMANDS[finding.severity]} {listed}::{_data(f'{place}: {measured}. {escape.sentence(finding.message)}')}"

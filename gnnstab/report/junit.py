@@ -41,9 +41,8 @@ def _suite(diagnosis: Diagnosis, fail_on: str) -> ET.Element:
     by_code: dict[str, list[Finding]] = {}
     for finding in summary.in_reading_order(diagnosis):
         by_code.setdefault(finding.code, []).append(finding)
-    statuses = {rule.code: rule for rule in diagnosis.rules}
-    for code in sorted({*statuses, *by_code}):
-        suite.extend(_cases(code, statuses.get(code), by_code.get(code, []), fail_on))
+    for code in sorted({*(rule.code for rule in diagnosis.rules), *by_code}):
+        suite.extend(_cases(diagnosis, code, by_code.get(code, []), fail_on))
     cases = suite.findall("testcase")
     suite.set("tests", str(len(cases)))
     suite.set("failures", str(sum(case.find("failure") is not None for case in cases)))
@@ -63,23 +62,24 @@ def _facts(diagnosis: Diagnosis) -> list[tuple[str, str]]:
     ]
 
 
-def _cases(code: str, rule: RuleStatus | None, found: Sequence[Finding], fail_on: str) -> list[ET.Element]:
+def _cases(diagnosis: Diagnosis, code: str, found: Sequence[Finding], fail_on: str) -> list[ET.Element]:
     if not found:
+        rule = next((rule for rule in diagnosis.rules if rule.code == code), None)
         return [_case_without_finding(code, rule)]
     layers = dict.fromkeys(finding.layer for finding in found)
-    return [_case(code, layer, [f for f in found if f.layer == layer], fail_on) for layer in layers]
+    return [_case(diagnosis, code, layer, [f for f in found if f.layer == layer], fail_on) for layer in layers]
 
 
-def _case(code: str, layer: str | None, found: Sequence[Finding], fail_on: str) -> ET.Element:
+def _case(diagnosis: Diagnosis, code: str, layer: str | None, found: Sequence[Finding], fail_on: str) -> ET.Element:
     place = "the model" if layer is None else layer
     case = _element(code, found[0].name, f" at {escape.name(place, LONGEST_NAME)}")
     failing = [f for f in found if SEVERITIES.index(f.severity) >= SEVERITIES.index(fail_on)]
     if failing:
         failure = ET.SubElement(case, "failure", type=failing[0].severity, message=_text(failing[0].message, 1000))
-        failure.text = "\n".join(_line(finding) for finding in failing)
+        failure.text = "\n".join(_line(diagnosis, finding) for finding in failing)
     calm = [f for f in found if f not in failing]
     if calm:
-        ET.SubElement(case, "system-out").text = "\n".join(_line(finding) for finding in calm)
+        ET.SubElement(case, "system-out").text = "\n".join(_line(diagnosis, finding) for finding in calm)
     return case
 
 
@@ -101,9 +101,11 @@ def _element(code: str, name: str, place: str) -> ET.Element:
     )
 
 
-def _line(finding: Finding) -> str:
+def _line(diagnosis: Diagnosis, finding: Finding) -> str:
     measured = f"{finding.signal} {compared(finding.value, finding.threshold, finding.unit)}".strip()
-    return _text(f"{finding.severity}: {summary.where(finding)}: {measured}. {escape.sentence(finding.message)}", 3000)
+    return _text(
+        f"{finding.severity}: {summary.where(finding, diagnosis)}: {measured}. {escape.sentence(finding.message)}", 3000
+    )
 
 
 def _text(text: str, longest: int = LONGEST_NAME) -> str:

@@ -83,16 +83,17 @@ def _findings(diagnosis: Diagnosis) -> Iterator[str]:
     if not ordered:
         return
     yield from _heading(f"Findings: {summary.severities(ordered)}")
-    rows = (_finding(finding) for finding in ordered[:MOST_FINDINGS])
+    rows = (_finding(diagnosis, finding) for finding in ordered[:MOST_FINDINGS])
     yield from _table(("", "Rule", "Where", "Measured", "What to do"), rows)
     if len(ordered) > MOST_FINDINGS:
         yield ""
         yield f"And {count(len(ordered) - MOST_FINDINGS, 'more finding')}; the JSON and SARIF reports list all."
 
 
-def _finding(finding: Finding) -> tuple[str, ...]:
+def _finding(diagnosis: Diagnosis, finding: Finding) -> tuple[str, ...]:
     where = span(finding.layer, 80) if finding.layer is not None else "the model"
-    where += "" if finding.head is None else f" head {finding.head}"
+    worst = summary.worst_head(diagnosis, finding)
+    where += f" worst head {worst}" if worst is not None else "" if finding.head is None else f" head {finding.head}"
     where += "" if finding.step is None else f" step {finding.step}"
     measured = text(f"{finding.signal} {compared(finding.value, finding.threshold, finding.unit)}".strip())
     after = f" (follows from {text(finding.explained_by)})" if finding.explained_by else ""

@@ -17,7 +17,7 @@ def number(value: float | None) -> str:
     if size >= 1e6 or size < 1e-3:
         mantissa, exponent = f"{value:.1e}".split("e")
         return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
-    return f"{value:.0f}" if size >= 1000 else f"{value:.3g}"
+    return f"{value:.0f}" if size >= 999.5 else f"{value:.3g}"
 
 
 def count(amount: int, noun: str) -> str:

@@ -73,7 +73,7 @@ def _result(diagnosis: Diagnosis, finding: Finding, position: dict[str, int], ro
         "ruleId": finding.code,
         "ruleIndex": position[finding.code],
         "level": LEVELS[finding.severity],
-        "message": {"text": message(f"{finding.message} ({summary.where(finding)}: {measured})")},
+        "message": {"text": message(f"{finding.message} ({summary.where(finding, diagnosis)}: {measured})")},
         "locations": [_location(diagnosis, finding, root)],
         # GitHub follows an alert by this key alone; without it the key would be computed from a line of the checkpoint.
         "partialFingerprints": {
@@ -90,6 +90,7 @@ def _result(diagnosis: Diagnosis, finding: Finding, position: dict[str, int], ro
                 "unit": finding.unit,
                 "layer": finding.layer,
                 "head": finding.head,
+                "worstHead": summary.worst_head(diagnosis, finding),
                 "step": finding.step,
                 "explainedBy": finding.explained_by,
             }

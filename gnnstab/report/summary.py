@@ -5,6 +5,8 @@ Formats differ in how they write; what comes first is decided here, once.
 
 from __future__ import annotations
 
+import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -68,14 +70,34 @@ def in_reading_order(diagnosis: Diagnosis) -> tuple[Finding, ...]:
     return tuple(sorted(diagnosis.findings, key=key))
 
 
-def where(finding: Finding) -> str:
-    """``layer, head 0, step 1200``, or ``the model`` for a finding without a layer."""
+def where(finding: Finding, diagnosis: Diagnosis | None = None) -> str:
+    """``layer, head 0, step 1200``, or ``the model`` for a finding without a layer.
+
+    With the diagnosis, a finding about all heads of a layer also names the worst of them.
+    """
     parts = [escape.name(finding.layer) if finding.layer is not None else "the model"]
     if finding.head is not None:
         parts.append(f"head {finding.head}")
+    elif diagnosis is not None and (worst := worst_head(diagnosis, finding)) is not None:
+        parts.append(f"worst head {worst}")
     if finding.step is not None:
         parts.append(f"step {finding.step}")
     return ", ".join(parts)
+
+
+def worst_head(diagnosis: Diagnosis, finding: Finding) -> int | None:
+    """The head in which the signal of a finding is furthest on the wrong side, or None when heads were not measured."""
+    if finding.head is not None or finding.layer is None:
+        return None
+    same = [
+        s
+        for s in diagnosis.signals
+        if s.name == finding.signal and s.layer == finding.layer and s.head is not None and not math.isnan(s.value)
+    ]
+    if len(same) < 2:
+        return None
+    sign = 1 if finding.value < finding.threshold else -1
+    return min(same, key=lambda s: (sign * s.value, s.head or 0)).head
 
 
 def first_non_finite(diagnosis: Diagnosis) -> Event | None:
@@ -113,6 +135,17 @@ def fixes_in_order(cause: Cause) -> tuple[FixAdvice, ...]:
 def recommended(cause: Cause) -> FixAdvice | None:
     """The fix to try first, or None when none is known or all were measured to fail."""
     return next((fix for fix in fixes_in_order(cause) if fix.verdict in RECOMMENDED), None)
+
+
+def beginning(text: str, longest: int = 140) -> str:
+    """The first clauses of a reason, for tables that stand beside its full text."""
+    if len(text) <= longest:
+        return text
+    clauses = re.split(r"(?<=[;.:]) ", text)
+    while len(clauses) > 1 and len(" ".join(clauses)) > longest:
+        clauses.pop()
+    short = " ".join(clauses)
+    return f"{short.rstrip(';:')} …" if len(short) <= longest else f"{short[:longest].rpartition(' ')[0]} …"
 
 
 def verdict_words(verdict: str) -> str:

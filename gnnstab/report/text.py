@@ -84,7 +84,7 @@ def _first_break(diagnosis: Diagnosis) -> Iterator[Text]:
 def _sections(diagnosis: Diagnosis, width: int, verbose: bool) -> Iterator[RenderableType]:
     titled: list[tuple[str, RenderableType | None]] = [
         ("What to change first", changes(diagnosis, verbose)),
-        ("Causes", causes(diagnosis, width)),
+        ("Causes", causes(diagnosis, width, verbose)),
         ("Findings, in the order to look at them", findings(diagnosis, verbose)),
         ("Well-known advice that would not help here", advice(diagnosis)),
         ("Layers", layers(diagnosis, width, verbose)),

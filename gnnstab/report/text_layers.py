@@ -32,20 +32,21 @@ COLUMNS: tuple[tuple[str, str, Callable[[Iterable[float]], float]], ...] = (
 
 def layers(diagnosis: Diagnosis, width: int, verbose: bool) -> RenderableType | None:
     """One row per layer with the numbers that decide; a column without any value is left out."""
-    if not diagnosis.layers:
+    if not any(layer.attention for layer in diagnosis.layers):
         return None
     values = {signal: _per_layer(diagnosis, signal, worst) for signal, _, worst in COLUMNS}
     used = [(signal, heading) for signal, heading, _ in COLUMNS if values[signal]]
     used = used[: max(1, (width - 40) // 9)]
     troubled = {finding.layer for finding in diagnosis.findings}
-    chosen = _chosen(diagnosis.layers, troubled, verbose)
+    measured = [x for x in diagnosis.layers if x.attention or any(x.name in values[signal] for signal, _ in used)]
+    chosen = _chosen(measured, troubled, verbose)
     path, names = escape.apart([layer.name for layer in chosen], max(16, width - 24 - 10 * len(used)))
     grid = table("", "Layer", "Shape", *(heading for _, heading in used), numbers=3)
     for layer, label in zip(chosen, names, strict=True):
         numbers = [number(values[signal].get(layer.name)) for signal, _ in used]
         mark = Text("!", style=SEVERITY["warning"]) if layer.name in troubled else Text(" ")
         grid.add_row(mark, Text(label), Text(_shape(layer)), *numbers)
-    left_out = len(diagnosis.layers) - len(chosen)
+    left_out = len(measured) - len(chosen)
     more = f"and {count(left_out, 'more layer')} (--verbose shows all)"
     parts: list[RenderableType] = [relative_to(path)] if path else []
     parts.append(grid)

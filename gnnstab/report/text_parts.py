@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from gnnstab.records import Cause, Diagnosis, Finding, FixAdvice
+from gnnstab.records import FIVE_CAUSES, Cause, Diagnosis, Finding, FixAdvice
 from gnnstab.report import escape, summary
 from gnnstab.report.numbers import compared, number
 from gnnstab.report.text_style import CAUSE, MUTED, SEVERITY, VERDICT
@@ -51,10 +51,10 @@ def _fix_line(fix: FixAdvice) -> Text:
     return line
 
 
-def causes(diagnosis: Diagnosis, width: int) -> RenderableType:
+def causes(diagnosis: Diagnosis, width: int, verbose: bool) -> RenderableType:
     """The five causes in their fixed order, then further ones that are not absent.
 
-    A narrow terminal has the fixes below the evidence instead of in a column of their own.
+    Further ones that could not be judged are only named; their reasons stand with the coverage. A narrow terminal has the fixes below the evidence instead of in a column of their own.
     """
     wide = width >= 100
     grid = table(
@@ -62,8 +62,12 @@ def causes(diagnosis: Diagnosis, width: int) -> RenderableType:
         "Status",
         *(("Evidence or reason", "Fix: verdict") if wide else ("Evidence or reason, → fix: verdict",)),
     )
+    unjudged = [c.cause for c in diagnosis.causes if c.status == "not-evaluable" and c.cause not in FIVE_CAUSES]
     for cause in diagnosis.causes:
-        evidence = Text(escape.sentence(cause.reason, 40, 300))
+        if cause.cause in unjudged and not verbose:
+            continue
+        reason = escape.sentence(cause.reason, 40)
+        evidence = Text(reason if verbose else summary.beginning(reason))
         fixes = [_fix_cell(fix, "" if wide else "→ ") for fix in summary.fixes_in_order(cause)]
         cells = (
             [evidence, Text("\n").join(fixes) if fixes else Text("–", style=MUTED)]
@@ -71,6 +75,8 @@ def causes(diagnosis: Diagnosis, width: int) -> RenderableType:
             else [Text("\n").join([evidence, *fixes])]
         )
         grid.add_row(Text(cause.cause), Text(summary.verdict_words(cause.status), style=CAUSE[cause.status]), *cells)
+    if unjudged and not verbose:
+        return Group(grid, Text(f"Not evaluable either: {', '.join(unjudged)}.", style=MUTED))
     return grid
 
 
@@ -86,10 +92,10 @@ def findings(diagnosis: Diagnosis, verbose: bool) -> RenderableType | None:
     if not ordered:
         return None
     groups = groupby(ordered, key=lambda f: (f.severity, f.code, f.explained_by is not None))
-    return Group(*(part for _, found in groups for part in _rule_findings(list(found), verbose)))
+    return Group(*(part for _, found in groups for part in _rule_findings(diagnosis, list(found), verbose)))
 
 
-def _rule_findings(found: list[Finding], verbose: bool) -> Iterator[RenderableType]:
+def _rule_findings(diagnosis: Diagnosis, found: list[Finding], verbose: bool) -> Iterator[RenderableType]:
     first = found[0]
     head = Text.assemble(
         (f"{first.severity:<8}", SEVERITY[first.severity]), (f"{first.code} {escape.name(first.name)}", "bold")
@@ -100,7 +106,9 @@ def _rule_findings(found: list[Finding], verbose: bool) -> Iterator[RenderableTy
         head.append(f"  follows from {escape.name(first.explained_by)}", style=MUTED)
     yield head
     shown = found if verbose else found[:PER_RULE]
-    yield Padding(Group(Text(escape.sentence(first.message)), *(_place(finding) for finding in shown)), (0, 0, 0, 8))
+    yield Padding(
+        Group(Text(escape.sentence(first.message)), *(_place(diagnosis, finding) for finding in shown)), (0, 0, 0, 8)
+    )
     if len(shown) < len(found):
         places = dict.fromkeys(escape.name(f.layer or "the model", 40) for f in found[PER_RULE:])
         named = ", ".join(list(places)[:3]) + (", …" if len(places) > 3 else "")
@@ -109,9 +117,9 @@ def _rule_findings(found: list[Finding], verbose: bool) -> Iterator[RenderableTy
         )
 
 
-def _place(finding: Finding) -> Text:
+def _place(diagnosis: Diagnosis, finding: Finding) -> Text:
     measured = f"{finding.signal} {compared(finding.value, finding.threshold, finding.unit)}".strip()
-    place = Text.assemble((summary.where(finding), "bold"), f": {measured}")
+    place = Text.assemble((summary.where(finding, diagnosis), "bold"), f": {measured}")
     if finding.confidence != "high":
         place.append(f" ({finding.confidence} confidence)", style=MUTED)
     return place

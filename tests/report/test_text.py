@@ -142,3 +142,18 @@ def test_hostile_names_show_as_text() -> None:
         assert shown in text
     assert "xxxxx…xxxxx" in text
     assert "x" * 200 not in text
+
+
+def test_a_finding_about_all_heads_names_the_worst_one() -> None:
+    assert "gnn_base.gnn.gnn1, worst head 0: attention.entropy 0.229 < 0.35" in render(
+        examples.one_finding(), "text", width=120
+    )
+
+
+def test_further_causes_without_verdict_are_only_named() -> None:
+    from gnnstab.records import Cause
+
+    base = examples.clean()
+    more = replace(base, causes=(*base.causes, Cause("learning-rate", "not-evaluable", "the optimizer is not known")))
+    assert "Not evaluable either: learning-rate." in render(more, "text")
+    assert "the optimizer is not known" in " ".join(render(more, "text", verbose=True, width=120).split())
