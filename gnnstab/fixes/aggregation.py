@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Aggregation(Fix):
     """Exchanges a sum for another reduction. Alone it is no cure: the node loses the little that told it from others.
 
-    Options: ``aggr`` (``mean``), ``layers`` (names; all modules that sum raw messages).
+    Options: ``aggr`` (``mean``), ``only`` (names of layers; all modules that sum raw messages).
     """
 
     name: ClassVar[str] = "aggregation"
@@ -36,7 +36,7 @@ class Aggregation(Fix):
     def apply(self, model: nn.Module, **options: Any) -> nn.Module:
         """Exchange the reduction of the modules that sum raw messages."""
         with edited_copy(model) as copy:
-            for _, module in sum_aggregators(copy, options.get("layers")):
+            for _, module in sum_aggregators(copy, options.get("only")):
                 set_aggregation(module, options.get("aggr", "mean"))
             return copy
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class Fp32Attention(Fix):
     """Computes q·k and the softmax with autocast off. In fp16 the product passes 65 504 while all weights are finite.
 
-    Options: ``layers`` (names; all).
+    Options: ``only`` (names of layers; all).
     """
 
     name: ClassVar[str] = "fp32-attention"
@@ -34,4 +34,4 @@ class Fp32Attention(Fix):
 
     def apply(self, model: nn.Module, **options: Any) -> nn.Module:
         """Exchange the TransformerConvs."""
-        return exchanged(model, options.get("layers"), fp32_attention=True)
+        return exchanged(model, options.get("only"), fp32_attention=True)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class MeanAggregationRoot(Fix):
     """h_i = mean_j(m_ij) + W·x_i: the scale no longer follows the in-degree, and every node keeps its own features.
 
-    Options: ``batch`` (one batch; needed where the module does not declare its widths), ``layers`` (names; all
+    Options: ``batch`` (one batch; needed where the module does not declare its widths), ``only`` (names of layers; all
     modules that sum raw messages), ``seed`` (0).
     """
 
@@ -43,7 +43,7 @@ class MeanAggregationRoot(Fix):
     def apply(self, model: nn.Module, **options: Any) -> nn.Module:
         """Exchange the reduction and add ``root_term`` to the module's output."""
         with edited_copy(model, options.get("seed", 0)) as copy:
-            modules = [m for _, m in sum_aggregators(copy, options.get("layers"))]
+            modules = [m for _, m in sum_aggregators(copy, options.get("only"))]
             for module in modules:
                 set_aggregation(module, "mean")
             add_self_term(copy, modules, options.get("batch"), norm=False, root=True)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class NormAfterSum(Fix):
     """h_i = LayerNorm(Σ_j m_ij) + W·x_i. A norm inside the message, before the sum, does not help.
 
-    Options: ``root`` (True; False leaves the root term out), ``batch``, ``layers``, ``seed`` as in
+    Options: ``root`` (True; False leaves the root term out), ``batch``, ``only``, ``seed`` as in
     ``mean-aggregation-root``.
     """
 
@@ -43,6 +43,6 @@ class NormAfterSum(Fix):
     def apply(self, model: nn.Module, **options: Any) -> nn.Module:
         """Add ``sum_norm`` and ``root_term`` to the module's output."""
         with edited_copy(model, options.get("seed", 0)) as copy:
-            modules = [m for _, m in sum_aggregators(copy, options.get("layers"))]
+            modules = [m for _, m in sum_aggregators(copy, options.get("only"))]
             add_self_term(copy, modules, options.get("batch"), norm=True, root=bool(options.get("root", True)))
             return copy

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class QKNorm(Fix):
     """Bounds the scores by construction: |s| ≤ √C at the start, whatever feeds the layer (ViT-22B).
 
-    Options: ``layers`` (names; all).
+    Options: ``only`` (names of layers; all).
     """
 
     name: ClassVar[str] = "qk-norm"
@@ -34,4 +34,4 @@ class QKNorm(Fix):
 
     def apply(self, model: nn.Module, **options: Any) -> nn.Module:
         """Exchange the TransformerConvs."""
-        return exchanged(model, options.get("layers"), qk_norm=True)
+        return exchanged(model, options.get("only"), qk_norm=True)

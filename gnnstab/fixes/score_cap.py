@@ -19,7 +19,7 @@ class ScoreCap(Fix):
 
     Caps of 50 or 100, as large language models use them, do nothing on graphs: with ten neighbours attention is one-hot
     long before. Options: ``cap`` (3.0, in units of √(2 ln d)), ``by_degree`` (True; False: ``cap`` in logits),
-    ``shape`` (``soft``, or ``hard`` for clipping), ``layers`` (names; all).
+    ``shape`` (``soft``, or ``hard`` for clipping), ``only`` (names of layers; all).
     """
 
     name: ClassVar[str] = "score-cap"
@@ -37,7 +37,7 @@ class ScoreCap(Fix):
 
     def apply(self, model: nn.Module, **options: Any) -> nn.Module:
         """Exchange the TransformerConvs."""
-        return exchanged(model, options.get("layers"), **_arguments(options))
+        return exchanged(model, options.get("only"), **_arguments(options))
 
 
 def _arguments(options: dict[str, Any]) -> dict[str, Any]:

@@ -28,13 +28,19 @@ def observe(
 ) -> Observation:
     """Forward and backward through the recorder, then signals and rules; the model is left as it was."""
     from gnnstab.checkpoint import recover_model
-    from gnnstab.probe.measure import measure
-    from gnnstab.signals import from_checkpoint, from_trace, join
+    from gnnstab.signals import from_checkpoint, join
 
     static = from_checkpoint(recover_model(model, optimizer=optimizer))
+    return judged(join(measured_signals(model, batch, loss=loss, precision=precision), static))
+
+
+def measured_signals(model: nn.Module, batch: Any, *, loss: Any = None, precision: str = "fp32") -> Signals:
+    """What the recorder sees in one forward and backward of every batch, without what the weights alone say."""
+    from gnnstab.probe.measure import measure
+    from gnnstab.signals import from_trace
+
     with measure(model, batch, loss=loss, precision=precision) as trace:
-        dynamic = from_trace(trace)
-    return judged(join(dynamic, static))
+        return from_trace(trace)
 
 
 def judged(signals: Signals) -> Observation:

@@ -101,7 +101,7 @@ def look(model: nn.Module, call: Arguments, *, grad: bool = False) -> Seen:
             given = [*args, *kwargs.values()]
             x = kwargs["x"] if "x" in kwargs else args[0]
             found["x"] = (x[1] if isinstance(x, tuple) else x).detach()
-            found["edges"] = next((v for v in given if _is_edges(v)), None)
+            found["edges"] = next((v for v in given if is_edges(v)), None)
 
     def last(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         found["last"] = output[0] if isinstance(output, tuple) else output
@@ -121,7 +121,8 @@ def look(model: nn.Module, call: Arguments, *, grad: bool = False) -> Seen:
     return Seen(found["x"], found["edges"], found["last"], output)
 
 
-def _is_edges(value: Any) -> bool:
+def is_edges(value: Any) -> bool:
+    """True for an integer tensor of shape (2, E)."""
     return isinstance(value, Tensor) and value.dim() == 2 and value.size(0) == 2 and not value.is_floating_point()
 
 

@@ -102,12 +102,15 @@ class Goal:
 def choose(findings: Sequence[Finding]) -> Goal | None:
     """The goal that a fix of this model is judged by: the most severe symptom, on the layer where it is worst.
 
-    Symptoms come before causes, since a fix that removes a cause and leaves the symptom has proven nothing.
+    Symptoms come before causes, since a fix that removes a cause and leaves the symptom has proven nothing; symptoms
+    that follow from another symptom come last.
     """
     usable = [f for f in findings if f.signal and not f.code.startswith("GS9") and math.isfinite(f.threshold)]
     if not usable:
         return None
-    symptoms = [f for f in usable if f.signal.startswith(_SYMPTOMS)]
+    symptoms = [f for f in usable if f.signal.startswith(_SYMPTOMS) or f.code == _NON_FINITE]
+    heads = [f for f in symptoms if f.explained_by not in {other.code for other in symptoms}]
+    symptoms = heads or symptoms
     chosen = max(symptoms or usable, key=lambda f: (f.severity == "error", _distance(f)))
     return goal_of(chosen)
 

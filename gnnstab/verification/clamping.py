@@ -1,0 +1,153 @@
+"""The quick fix against the proper ones: clamping activations, measured side by side."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from gnnstab.errors import FixError
+from gnnstab.fixes import find
+from gnnstab.fixes.places import duplicate
+from gnnstab.probe.batches import as_arguments
+from gnnstab.verification.measuring import items, observe
+from gnnstab.verification.scaling import FACTORS, Scaling, scale
+from gnnstab.verification.sweep import Progress
+from gnnstab.verification.twins import Factory, fresh_twin
+from gnnstab.verification.wanted import wanted
+
+SIDE_BY_SIDE = ("activation-clamp", "norm-after-sum", "mean-aggregation-root", "pre-norm-residual", "qk-norm")
+"""The clamp, and the proper fixes that it is compared with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One variant: as it is, clamped, or properly fixed."""
+
+    name: str
+    stable_up_to: float
+    """Largest measured in-degree up to which nothing fires at warning or above and everything is finite, in fp32;
+    0 when not even the smallest is."""
+
+    fp16_up_to: float
+    """The same for non-finite values alone, under fp16; inf when none was met."""
+
+    forward_time: float
+    """Time of a forward pass over that of the model as it is."""
+
+    clipped: float | None
+    """Share of the clamp's entries that sit on its limit, on the given batch; None without a clamp."""
+
+    scaling: Scaling | None
+    error: str = ""
+    """Why the fix finds no place; the other numbers are then NaN."""
+
+
+def compare(
+    model: nn.Module,
+    *,
+    batch: Any,
+    fixes: Sequence[Any] = SIDE_BY_SIDE,
+    factors: Sequence[float] = FACTORS,
+    seeds: int = 1,
+    factory: Factory | None = None,
+    workers: int = 1,
+    progress: Progress | None = None,
+) -> tuple[Side, ...]:
+    """Scale the model as it is and with each fix: stability, the largest in-degree that works, and the cost.
+
+    All variants are fresh twins from one seed, since most fixes make trained weights useless.
+    """
+    twin = fresh_twin(model, 0, factory)
+    signals = observe(twin, batch).signals
+    base = _forward_time(twin, batch)
+    sides = [_side("as it is", twin, None, batch, factors, seeds, base, workers, progress)]
+    for item in wanted(list(fixes)):
+        options = {"batch": items(batch)[0], "signals": signals, **item.options}
+        try:
+            changed = find(item.fix).apply(twin, **options)
+        except FixError as error:
+            sides.append(Side(item.label, math.nan, math.nan, math.nan, None, None, str(error)))
+            continue
+        limit = float(item.options.get("limit", 10.0)) if item.fix == "activation-clamp" else None
+        sides.append(_side(item.label, changed, limit, batch, factors, seeds, base, workers, progress))
+    return tuple(sides)
+
+
+def _side(
+    name: str,
+    model: nn.Module,
+    limit: float | None,
+    batch: Any,
+    factors: Sequence[float],
+    seeds: int,
+    base: float,
+    workers: int,
+    progress: Progress | None,
+) -> Side:
+    found = scale(
+        model,
+        batch=batch,
+        factors=factors,
+        precisions=("fp32", "fp16"),
+        seeds=seeds,
+        workers=workers,
+        progress=progress,
+    )
+    sound = {p.degree: not p.non_finite and not set(p.codes) - {"GS402"} for p in found.points if p.precision == "fp32"}
+    finite = {p.degree: not p.non_finite for p in found.points if p.precision == "fp16"}
+    overflow = _up_to(finite)
+    return Side(
+        name,
+        _up_to(sound),
+        math.inf if all(finite.values()) else overflow,
+        _forward_time(model, batch) / base,
+        None if limit is None else _clipped(model, batch, limit),
+        found,
+    )
+
+
+def _up_to(good: dict[float, bool]) -> float:
+    """The largest in-degree before the first that is not good; 0 when the first is not."""
+    reached = 0.0
+    for degree in sorted(good):
+        if not good[degree]:
+            break
+        reached = degree
+    return reached
+
+
+def _forward_time(model: nn.Module, batch: Any, repeats: int = 5) -> float:
+    twin = duplicate(model).eval()
+    args, kwargs = as_arguments(batch, twin)[0]
+    times = []
+    with torch.no_grad():
+        for _ in range(repeats + 1):
+            start = time.perf_counter()
+            twin(*args, **kwargs)
+            times.append(time.perf_counter() - start)
+    return float(np.median(times[1:]))
+
+
+def _clipped(model: nn.Module, batch: Any, limit: float) -> float:
+    from gnnstab.fixes.places import attention_layers
+
+    counts = []
+
+    def count(_: nn.Module, __: Any, output: Any) -> None:
+        value = output[0] if isinstance(output, tuple) else output
+        counts.append((value.abs() >= limit).double().mean().item())
+
+    twin = duplicate(model).eval()
+    for _, layer in attention_layers(twin):
+        layer.register_forward_hook(count)
+    args, kwargs = as_arguments(batch, twin)[0]
+    with torch.no_grad():
+        twin(*args, **kwargs)
+    return float(max(counts))

@@ -1,0 +1,130 @@
+"""The first non-finite value, reproduced stage by stage, and the fixes tried on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from gnnstab.errors import FixError, UsageError
+from gnnstab.fixes import find
+from gnnstab.probe.provenance import StageRow, locate_non_finite, walk
+from gnnstab.probe.replica import Autocast
+from gnnstab.records import Event, Signals
+from gnnstab.verification.measuring import measured_signals
+from gnnstab.verification.training import AUTOCAST
+from gnnstab.verification.wanted import wanted
+
+FIRST_AID = ("fp32-attention", "qk-clip", "score-cap", "activation-clamp", "dropout", "lower-lr")
+"""Fixes that leave the weights' meaning alone, and can therefore be tried on the very forward that failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """One fix on the forward that failed."""
+
+    fix: str
+    verdict: str
+    """``confirmed`` when everything is finite with it, ``no-effect`` when the same layer fails, ``inconclusive`` when
+    only another one does, ``not-tested`` when the fix finds no place."""
+
+    first: Event | None
+    """The first non-finite value that is left."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """What happened, stage by stage."""
+
+    event: Event | None
+    """The first non-finite value; None when the forward is finite here."""
+
+    rows: tuple[StageRow, ...]
+    """Every stage in order of execution, up to the failure."""
+
+    tried: tuple[Tried, ...]
+
+
+def replay(
+    model: nn.Module,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    precision: str = "fp32",
+    rng_state: Any = None,
+    fixes: Any = FIRST_AID,
+    scores: Signals | None = None,
+) -> Replay:
+    """Run one forward again on a copy, stage by stage, and once more with every fix.
+
+    Args:
+        model: The model with the weights before the failing step.
+        args: Positional arguments of the failing forward.
+        kwargs: Keyword arguments of it.
+        precision: ``fp32``, ``fp16`` or ``bf16``.
+        rng_state: The generators before it.
+        fixes: Which fixes to try, as for `gnnstab.verify`; those that keep the weights' meaning when omitted.
+        scores: Measured scores for qk-clip; taken from an fp32 run of the same forward when omitted.
+
+    Raises:
+        UsageError: The forward fails for another reason, or a fix needs fresh weights and so says nothing here.
+    """
+    cast = Autocast(_device(model), AUTOCAST[precision]) if precision in AUTOCAST else None
+    run: dict[str, Any] = {"rng_state": rng_state, "autocast": cast}
+    rows = walk(model, args, kwargs, **run)
+    event = locate_non_finite(model, args, kwargs, **run)
+    if event is None:
+        return Replay(None, tuple(rows), ())
+    chosen = wanted(fixes)
+    for item in chosen:
+        if find(item.fix).needs_fresh_weights:
+            raise UsageError(
+                f"{item.fix} makes these weights useless, so that replaying them proves nothing; use gnnstab verify"
+            )
+    tried = [_try(model, args, kwargs, item, event, run, scores) for item in chosen]
+    return Replay(event, tuple(rows), tuple(tried))
+
+
+def _try(
+    model: nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None,
+    item: Any,
+    event: Event,
+    run: Any,
+    scores: Any,
+) -> Tried:
+    options: dict[str, Any] = dict(item.options)
+    if item.fix == "qk-clip" and scores is None and "scores" not in options:
+        options["signals"] = _scores(model, args, kwargs)
+    elif scores is not None:
+        options.setdefault("signals", scores)
+    try:
+        changed = find(item.fix).apply(model, **options)
+        left = locate_non_finite(changed, args, kwargs, **run)
+    except FixError as error:
+        return Tried(item.label, "not-tested", None, str(error))
+    if left is None:
+        return Tried(item.label, "confirmed", None, "everything is finite with it")
+    where = f"{left.layer or 'the model'}, stage {left.stage}"
+    if (left.layer, left.call) == (event.layer, event.call):
+        return Tried(item.label, "no-effect", left, f"the same layer is non-finite: {where}")
+    return Tried(item.label, "inconclusive", left, f"another layer is non-finite instead: {where}")
+
+
+def _scores(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> Signals:
+    """The scores of the same forward in fp32."""
+    if args and kwargs:
+        raise FixError("qk-clip needs measured scores: pass scores=")
+    batch: Any = dict(kwargs) if kwargs else tuple(args)
+    with torch.random.fork_rng(devices=[]):
+        return measured_signals(model, batch)
+
+
+def _device(model: nn.Module) -> str:
+    return next((p.device.type for p in model.parameters()), "cpu")

@@ -1,0 +1,299 @@
+"""How the signals grow with in-degree, and where each limit breaks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import nn
+
+from gnnstab.errors import UsageError
+from gnnstab.fixes.places import duplicate
+from gnnstab.probe.batches import as_arguments
+from gnnstab.records import Signals
+from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
+from gnnstab.verification.growth import GraphCall, find_graph_call, grown, in_degrees
+from gnnstab.verification.measuring import judged, measured_signals
+from gnnstab.verification.sweep import Progress, sweep
+
+FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+"""Multiples of the batch's in-degree that are measured."""
+
+GROWING = ("score.std", "score.max_abs", "output.rms", "aggregation.rms")
+"""Signals whose growth exponent is fitted."""
+
+SHARES = ("attention.one_hot_share", "attention.entropy")
+"""Signals between 0 and 1, interpolated instead."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """The signals at one in-degree, one precision and one seed."""
+
+    degree: float
+    """Mean in-degree."""
+
+    nodes: int
+    precision: str
+    values: Mapping[str, float] = field(default_factory=dict)
+    """``signal|layer`` → value, aggregated over heads."""
+
+    non_finite: str = ""
+    """Layer and stage of the first non-finite value; empty for none."""
+
+    codes: tuple[str, ...] = ()
+    """Rules that fire at warning or above."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exponent:
+    """p in signal ∝ in-degree^p."""
+
+    signal: str
+    layer: str
+    value: float
+    interval: tuple[float, float]
+    """95 %, from the scatter of the points around the line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """The in-degree at which something breaks."""
+
+    what: str
+    """In words: ``attention one-hot``, ``fp16 overflow``."""
+
+    layer: str
+    degree: float
+    """Mean in-degree from which on; inf when not reached within the measured range and its extrapolation."""
+
+    extrapolated: bool
+    """True when it lies beyond what was measured."""
+
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """All points, the exponents, and the limits."""
+
+    points: tuple[Point, ...]
+    exponents: tuple[Exponent, ...]
+    limits: tuple[Limit, ...]
+    layers: tuple[str, ...]
+    module: str
+    """The module that was run on the grown graphs; ``""`` for the model itself."""
+
+    def predict(self, signal: str, layer: str, degree: float) -> float:
+        """The signal at an in-degree: interpolated over ln(in-degree), beyond the ends continued by the exponent.
+
+        Shares and entropies, which end at 0 and 1, are interpolated as logits.
+        """
+        degrees, values = _curve(self.points, signal, layer)
+        if not len(degrees):
+            raise UsageError(f"{signal} of {layer!r} was not measured; layers: {', '.join(self.layers)}")
+        if signal in SHARES:
+            bounded = np.clip(values, 1e-3, 1 - 1e-3)
+            return float(1 / (1 + math.exp(-_line(np.log(degrees), np.log(bounded / (1 - bounded)), math.log(degree)))))
+        positive = values > 0
+        return math.exp(_line(np.log(degrees[positive]), np.log(values[positive]), math.log(degree)))
+
+    @property
+    def summary(self) -> str:
+        """``attention one-hot from in-degree 12 (gnn1), fp16 overflow from 96 (gnn1)``."""
+        parts = [limit.sentence for limit in self.limits if math.isfinite(limit.degree)]
+        return ", ".join(parts) or "no limit is reached: nothing breaks with more neighbours per node"
+
+
+def scale(
+    model: nn.Module,
+    *,
+    batch: Any,
+    factors: Sequence[float] = FACTORS,
+    precisions: Sequence[str] = ("fp32", "bf16", "fp16"),
+    seeds: int = 2,
+    workers: int = 1,
+    store: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Scaling:
+    """Measure the model on graphs of the user's kind with growing in-degree.
+
+    What counts is in-degree: softmax attention itself does not mind the number of nodes. The graphs are made from the
+    batch: fewer neighbours by leaving edges out, more by joining neighbourhoods that occur in it (`growth.grown`).
+
+    Args:
+        model: Any module that calls some module of its own, or is itself called, with node features and edges.
+        batch: As for `gnnstab.diagnose`; the first one of several is used.
+        factors: Multiples of the batch's in-degree.
+        precisions: Under which to run every graph; ``fp16`` and ``bf16`` use autocast.
+        seeds: Draws of edges per factor.
+        workers: Processes.
+        store: A file that keeps every finished point.
+        progress: Called after every point.
+
+    Raises:
+        UsageError: No module gets node features and edges, or a factor is not positive.
+    """
+    if not factors or min(factors) <= 0:
+        raise UsageError("factors must be positive multiples of the batch's in-degree")
+    twin = duplicate(model).eval()
+    call = find_graph_call(twin, as_arguments(batch, twin)[0])
+    part = twin.get_submodule(call.name)
+    plan = [(f, p, s) for f in sorted(factors) for p in precisions for s in range(seeds)]
+    jobs: dict[str, Callable[[], Point]] = {f"{f:g}/{p}/{s}": partial(_point, part, call, f, p, s) for f, p, s in plan}
+    found = sweep(jobs, workers=workers, progress=progress, store=None if store is None else Path(store), load=_load)
+    points = tuple(found[key] for key in jobs if key in found)
+    if not points:
+        raise UsageError("interrupted before the first graph was measured")
+    return evaluate(points, call.name)
+
+
+def _load(**fields: Any) -> Point:
+    return Point(**{**fields, "codes": tuple(fields["codes"])})
+
+
+def _point(part: nn.Module, call: GraphCall, factor: float, precision: str, seed: int) -> Point:
+    arguments = grown(call, factor, torch.Generator().manual_seed(seed))
+    degree, _, nodes = in_degrees(arguments)
+    batch: Any = arguments[1] if not arguments[0] else arguments[0]
+    if arguments[0] and arguments[1]:
+        part, batch = _Bound(part, arguments[1]), arguments[0]
+    seen = judged(measured_signals(part, batch, precision=precision))
+    return Point(
+        degree,
+        nodes,
+        precision,
+        _values(seen.signals),
+        _non_finite(seen.signals),
+        tuple(sorted({f.code for f in seen.findings})),
+    )
+
+
+class _Bound(nn.Module):
+    """A module with some keyword arguments fixed."""
+
+    def __init__(self, inner: nn.Module, keywords: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.inner, self.keywords = inner, dict(keywords)
+
+    def forward(self, *args: Any) -> Any:
+        return self.inner(*args, **self.keywords)
+
+
+def _values(signals: Signals) -> dict[str, float]:
+    names = (*GROWING, *SHARES, "precision.fp16_headroom", "precision.rounding")
+    return {
+        f"{s.name}|{(s.layer or '').removeprefix('inner.')}": s.value
+        for name in names
+        for s in signals.find(name, head=None)
+        if math.isfinite(s.value)
+    }
+
+
+def _non_finite(signals: Signals) -> str:
+    events = [e for e in signals.events if e.kind == "non-finite"]
+    if not events:
+        return ""
+    first = min(events, key=lambda e: e.step)
+    return f"{first.layer or 'the model'}, {first.stage or 'unknown stage'}"
+
+
+def evaluate(points: Sequence[Point], module: str = "") -> Scaling:
+    """Exponents and limits from measured points."""
+    layers = tuple(
+        dict.fromkeys(key.partition("|")[2] for p in points for key in p.values if key.startswith("score.std|"))
+    )
+    exponents = tuple(
+        found
+        for signal in GROWING
+        for layer in dict.fromkeys(k.partition("|")[2] for p in points for k in p.values if k.startswith(f"{signal}|"))
+        if (found := _exponent(points, signal, layer)) is not None
+    )
+    limits = tuple(limit for layer in layers for limit in _limits(points, layer))
+    return Scaling(tuple(points), exponents, tuple(sorted(limits, key=lambda limit: limit.degree)), layers, module)
+
+
+def _curve(points: Sequence[Point], signal: str, layer: str) -> tuple[Any, Any]:
+    """In-degrees and values in fp32 (else in whatever was measured), averaged over seeds, by in-degree."""
+    chosen = [p for p in points if p.precision == "fp32"] or list(points)
+    pairs = [
+        (p.degree, p.values[f"{signal}|{layer}"]) for p in chosen if f"{signal}|{layer}" in p.values and p.degree > 0
+    ]
+    # Draws of one factor differ by a few edges: they are one point of the curve.
+    groups: dict[float, list[tuple[float, float]]] = {}
+    for degree, value in sorted(pairs):
+        key = next((k for k in groups if abs(math.log(degree / k)) < 0.05), degree)
+        groups.setdefault(key, []).append((degree, value))
+    means = [np.mean(group, axis=0) for group in groups.values()]
+    return np.array([m[0] for m in means]), np.array([m[1] for m in means])
+
+
+def _line(x: Any, y: Any, at: float) -> float:
+    """Linear interpolation, continued at both ends with the slope of the last two points."""
+    if len(x) == 1:
+        return float(y[0])
+    low = int(np.clip(np.searchsorted(x, at) - 1, 0, len(x) - 2))
+    return float(y[low] + (y[low + 1] - y[low]) * (at - x[low]) / (x[low + 1] - x[low]))
+
+
+def _exponent(points: Sequence[Point], signal: str, layer: str) -> Exponent | None:
+    degrees, values = _curve(points, signal, layer)
+    if len(degrees) < 3 or not (values > 0).all():
+        return None
+    fit = stats.linregress(np.log(degrees), np.log(values))
+    half = float(stats.t.ppf(0.975, len(degrees) - 2) * fit.stderr)
+    return Exponent(signal, layer, float(fit.slope), (float(fit.slope) - half, float(fit.slope) + half))
+
+
+def _limits(points: Sequence[Point], layer: str) -> list[Limit]:
+    rule = AttentionExplosion()
+    wanted = (
+        ("attention one-hot", "attention.one_hot_share", rule.one_hot_share, True),
+        ("attention saturated", "attention.entropy", rule.warn_entropy, False),
+        ("fp16 overflow", "precision.fp16_headroom", 1.0, False),
+        # 8 bits of mantissa: the rounding of a logit reaches a tenth at 0.1·2⁸.
+        ("bf16 logits off by 10 %", "score.max_abs", 0.1 * 256, True),
+    )
+    limits = [_limit(points, layer, *row) for row in wanted]
+    return [limit for limit in limits if limit is not None]
+
+
+def _limit(points: Sequence[Point], layer: str, what: str, signal: str, line: float, rises: bool) -> Limit | None:
+    """Where the curve crosses ``line``: interpolated between points, else extrapolated by at most a factor of 16."""
+    degrees, values = _curve(points, signal, layer)
+    if len(degrees) < 2:
+        return None
+    broken = values >= line if rises else values <= line
+    scaled, goal = _scaled(signal, values), float(_scaled(signal, np.array([line]))[0])
+    x = np.log(degrees)
+    if broken[0]:
+        return _said(what, layer, float(degrees[0]), False, at_most=True)
+    first = int(np.argmax(broken)) if broken.any() else len(degrees)
+    low = min(first, len(degrees) - 1) - 1
+    slope = (scaled[low + 1] - scaled[low]) / (x[low + 1] - x[low])
+    if slope == 0 or not np.isfinite(slope) or (slope > 0) != rises:
+        return Limit(what, layer, math.inf, True, "")
+    degree = math.exp(float(x[low] + (goal - scaled[low]) / slope))
+    if degree > 16 * degrees[-1]:
+        return Limit(what, layer, math.inf, True, "")
+    return _said(what, layer, degree, not broken.any())
+
+
+def _said(what: str, layer: str, degree: float, extrapolated: bool, *, at_most: bool = False) -> Limit:
+    written = f"{degree:.0f}" if degree >= 10 else f"{degree:.1f}"
+    beyond = " (extrapolated)" if extrapolated else " or less" if at_most else ""
+    return Limit(what, layer, degree, extrapolated, f"{what} from in-degree {written}{beyond} ({layer})")
+
+
+def _scaled(signal: str, values: Any) -> Any:
+    if signal in SHARES:
+        bounded = np.clip(values, 1e-3, 1 - 1e-3)
+        return np.log(bounded / (1 - bounded))
+    return np.log(np.maximum(values, 1e-300))
