@@ -8,8 +8,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, get_args, get_type_hints
 
-from gnnstab.errors import TraceError
-from gnnstab.records import Event, LayerFacts, StepRow
+from gnnstab.records import Event, LayerFacts, Measure, SeriesKey, StepRow
 
 TEXT_LIMIT = 100_000
 """Characters kept of any one text; far above every module path, and a bound on what a runaway message can cost."""
@@ -40,12 +39,12 @@ def number_to_column(value: float | None) -> float | str | None:
 
 
 def column_to_number(value: object) -> float | None:
-    """The way back of `number_to_column`; raises `TraceError` for anything else than a number."""
+    """The way back of `number_to_column`; `ValueError` for anything else than a number."""
     if value is None or isinstance(value, (int, float)):
         return None if value is None else float(value)
     if value == "nan":
         return math.nan
-    raise TraceError(f"damaged trace: {str(value)[:40]!r} stands where a number belongs")
+    raise ValueError(f"{str(value)[:40]!r} stands where a number belongs")
 
 
 def whole(value: int) -> int:
@@ -92,6 +91,39 @@ def _field(name: str, value: Any) -> Any:
     elif type(value) in allowed:
         return value
     raise ValueError(f"the fact {name} of a layer has the wrong type")
+
+
+def step_from_columns(row: tuple[Any, ...], rank: int) -> StepRow:
+    """The step of one row; raises `ValueError` when a column does not hold what it should."""
+    step, time, loss, lr, scale, norm, skipped = row
+    known = column_to_number(time)
+    return StepRow(
+        integer(step),
+        math.nan if known is None else known,
+        column_to_number(loss),
+        column_to_number(lr),
+        column_to_number(scale),
+        column_to_number(norm),
+        bool(integer(skipped)),
+        rank,
+    )
+
+
+def measure_from_columns(row: tuple[Any, ...], rank: int) -> Measure:
+    """The measure of one row; raises `ValueError` when a column does not hold what it should."""
+    step, layer, mode, call, name, head, value, detail = row
+    number = math.nan if value is None else column_to_number(value)
+    assert number is not None
+    text = "" if detail is None else _text(detail)
+    return Measure(
+        integer(step), _text(layer), _text(mode), integer(call), _text(name), integer(head), number, text, rank
+    )
+
+
+def series_from_columns(row: tuple[Any, ...]) -> tuple[int, SeriesKey]:
+    """Id and key of one row; raises `ValueError` when a column does not hold what it should."""
+    number, layer, mode, call, site = row
+    return integer(number), SeriesKey(_text(layer), _text(mode), integer(call), _text(site))
 
 
 def event_to_columns(event: Event) -> tuple[Any, ...]:

@@ -19,6 +19,9 @@ LONGEST_VALUE = 16 * 2**20
 OPERATIONS = 1_000_000
 """Virtual-machine operations between two looks at how long a query has run."""
 
+SPOILT = (sqlite3.Error, OverflowError, UnicodeError)
+"""What Python's sqlite3 raises over damaged pages: its own errors, and those of names and numbers it cannot convert."""
+
 
 class Connection:
     """One trace file, opened read-only, or a copy of one in memory."""
@@ -56,7 +59,7 @@ class Connection:
         """Turn every error of SQLite into a `TraceError` of one line."""
         try:
             yield
-        except (sqlite3.Error, OverflowError, UnicodeError) as error:
+        except SPOILT as error:
             raise TraceError(f"{self.path}: damaged or unreadable trace ({error})") from error
 
     def close(self) -> None:
@@ -81,7 +84,7 @@ def open_trace(path: str) -> Connection:
             schema.upgrade(connection, found)
             schema.check_tables(connection, path)
         opened = Connection(connection, path, _bytes_of(path))
-    except sqlite3.Error as error:
+    except SPOILT as error:
         connection.close()
         raise TraceError(f"{path}: damaged trace ({error})") from error
     except BaseException:
@@ -118,15 +121,15 @@ def harden(connection: sqlite3.Connection) -> None:
 def _open(path: str, notes: list[str]) -> sqlite3.Connection:
     try:
         return _connect(path, "mode=ro")
-    except sqlite3.Error as error:
+    except sqlite3.OperationalError as error:
         # Reading a WAL file needs a file of shared memory beside it, which a read-only folder cannot get.
-        if os.access(os.path.dirname(os.path.abspath(path)), os.W_OK) or not isinstance(
-            error, sqlite3.OperationalError
-        ):
+        if os.access(os.path.dirname(os.path.abspath(path)), os.W_OK):
             raise TraceError(_explain(path, error)) from error
+    except SPOILT as error:
+        raise TraceError(_explain(path, error)) from error
     try:
         connection = _connect(path, "mode=ro&immutable=1")
-    except sqlite3.Error as error:
+    except SPOILT as error:
         raise TraceError(_explain(path, error)) from error
     if os.path.exists(f"{path}-wal"):
         notes.append(f"{path}: read from a read-only folder, the rows of its last flushes in {path}-wal are not seen")
@@ -183,7 +186,7 @@ def _bytes_of(path: str) -> int:
     return total
 
 
-def _explain(path: str, error: sqlite3.Error) -> str:
+def _explain(path: str, error: Exception) -> str:
     if "not a database" in str(error):
         return f"{path}: not a gnnstab trace (not an SQLite file)"
     if "locked" in str(error):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property, partial
 from types import TracebackType
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +19,8 @@ from gnnstab.trace.arrays import join_ranks, read_sites, read_steps
 from gnnstab.trace.connection import Connection
 from gnnstab.trace.locate import Part, open_parts
 
-P = ParamSpec("P")
 T = TypeVar("T")
+Row = tuple[Any, ...]
 
 
 class Trace:
@@ -82,10 +82,8 @@ class Trace:
         """Facts of all recorded layers in order of their position."""
         merged: dict[str, LayerFacts] = {}
         for part in self._parts:
-            for (text,) in part.connection.rows("SELECT facts FROM layer ORDER BY position, name"):
-                facts = self._attempt(part, "layer", codec.facts_from_json, text)
-                if facts is not None:
-                    merged.setdefault(facts.name, facts)
+            for facts in self._decoded(part, "SELECT facts FROM layer ORDER BY position, name", "layer", _layer):
+                merged.setdefault(facts.name, facts)
         return tuple(sorted(merged.values(), key=lambda facts: facts.position))
 
     def blind(self) -> tuple[Blind, ...]:
@@ -99,8 +97,9 @@ class Trace:
 
     def steps(self) -> tuple[StepRow, ...]:
         """Training steps in order, of a distributed run one per rank."""
-        rows = [row for part in self._parts for row in self._steps_of(part)]
-        return tuple(sorted(rows, key=lambda row: (row.step, row.rank)))
+        query = "SELECT step, time, loss, lr, scale, grad_norm, skipped FROM step ORDER BY step"
+        rows = [row for part in self._parts for row in self._rows_of(part, query, (), codec.step_from_columns)]
+        return tuple(sorted(rows, key=_by_step))
 
     def step_arrays(self) -> NDArray[np.void]:
         """`steps` as one array of `STEP_DTYPE`; what is not known is NaN."""
@@ -108,13 +107,8 @@ class Trace:
 
     @cached_property
     def _keys(self) -> list[dict[int, SeriesKey]]:
-        found = []
-        for part in self._parts:
-            rows = part.connection.rows("SELECT id, layer, mode, call, site FROM series ORDER BY id")
-            found.append(
-                {int(i): SeriesKey(str(layer), str(mode), int(call), str(site)) for i, layer, mode, call, site in rows}
-            )
-        return found
+        query = "SELECT id, layer, mode, call, site FROM series ORDER BY id"
+        return [dict(self._decoded(part, query, "series", codec.series_from_columns)) for part in self._parts]
 
     def keys(self) -> dict[int, SeriesKey]:
         """The recorded series by id; of a distributed run numbered anew, since every rank counts for itself."""
@@ -139,13 +133,24 @@ class Trace:
 
     def measures(self, name: str | None = None, layer: str | None = None, latest: bool = False) -> list[Measure]:
         """Full-tier numbers in order of steps; ``latest``: of each stream only those of its last step."""
-        found = [row for part in self._parts for row in _measures_of(part, name, layer, latest)]
-        return sorted(found, key=lambda row: (row.step, row.rank))
+        conditions = {column: value for column, value in (("name", name), ("layer", layer)) if value is not None}
+        query, values = _measure_query(conditions, latest), tuple(conditions.values())
+        rows = [r for part in self._parts for r in self._rows_of(part, query, values, codec.measure_from_columns)]
+        return sorted(rows, key=_by_step)
 
     def events(self, kind: str | None = None) -> tuple[Event, ...]:
         """Events in order of steps; ``kind`` narrows them."""
-        found = [event for part in self._parts for event in self._events_of(part) if kind in (None, event.kind)]
-        return tuple(sorted(found, key=lambda event: (event.step, event.rank)))
+        query = (
+            "SELECT step, kind, layer, mode, call, stage, origin, nodes, edges, heads, message, detail FROM event "
+            "ORDER BY step, id"
+        )
+        found = [
+            event
+            for part in self._parts
+            for event in self._decoded(part, query, "event", partial(codec.event_from_columns, rank=part.rank))
+            if kind in (None, event.kind)
+        ]
+        return tuple(sorted(found, key=_by_step))
 
     @cached_property
     def last_step(self) -> int | None:
@@ -169,58 +174,43 @@ class Trace:
     ) -> None:
         self.close()
 
-    def _steps_of(self, part: Part) -> Iterator[StepRow]:
-        query = "SELECT step, time, loss, lr, scale, grad_norm, skipped FROM step ORDER BY step"
-        for chunk in part.connection.chunks(query):
-            for step, time, *numbers, skipped in chunk:
-                loss, lr, scale, norm = map(codec.column_to_number, numbers)
-                known = codec.column_to_number(time)
-                yield StepRow(
-                    int(step), float("nan") if known is None else known, loss, lr, scale, norm, bool(skipped), part.rank
-                )
+    def _rows_of(
+        self, part: Part, query: str, parameters: Sequence[str], decode: Callable[[Row, int], T]
+    ) -> Iterator[T]:
+        """Numbers over steps: one that is none spoils what is made of them, so it is an error and not a note."""
+        for chunk in part.connection.chunks(query, parameters):
+            try:
+                yield from [decode(row, part.rank) for row in chunk]
+            except (ValueError, TypeError) as error:
+                raise TraceError(f"{part.connection.path}: damaged trace, {error}") from error
 
-    def _events_of(self, part: Part) -> Iterator[Event]:
-        query = (
-            "SELECT step, kind, layer, mode, call, stage, origin, nodes, edges, heads, message, detail FROM event "
-            "ORDER BY step, id"
-        )
+    def _decoded(self, part: Part, query: str, what: str, decode: Callable[[Row], T]) -> Iterator[T]:
+        """Facts and events: a row that a stranger, or a fault of the disk, has spoilt costs that row and a note."""
         for row in part.connection.rows(query):
-            event = self._attempt(part, "event", codec.event_from_columns, row, part.rank)
-            if event is not None:
-                yield event
-
-    def _attempt(self, part: Part, what: str, decode: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
-        """A row that a stranger, or a fault of the disk, has spoilt costs that row and a note."""
-        try:
-            return decode(*args, **kwargs)
-        except (ValueError, TypeError) as error:
-            note = f"{part.connection.path}: a damaged {what} was left out ({error})"
-            if note not in self._notes:
-                self._notes.append(note)
-            return None
+            try:
+                yield decode(row)
+            except (ValueError, TypeError) as error:
+                note = f"{part.connection.path}: a damaged {what} was left out ({error})"
+                if note not in self._notes:
+                    self._notes.append(note)
 
 
-def _measures_of(part: Part, name: str | None, layer: str | None, latest: bool) -> Iterator[Measure]:
-    conditions = {"q.name = ?": name, "q.layer = ?": layer}
-    used = {condition: value for condition, value in conditions.items() if value is not None}
-    where = f" WHERE {' AND '.join(used)}" if used else ""
-    query = (
-        "SELECT m.step, q.layer, q.mode, q.call, q.name, q.head, m.value, m.detail FROM measure m "
-        f"JOIN quantity q ON q.id = m.quantity{where} ORDER BY m.step, m.number"
+def _by_step(row: StepRow | Measure | Event) -> tuple[int, int]:
+    return row.step, row.rank
+
+
+def _layer(row: Row) -> LayerFacts:
+    return codec.facts_from_json(row[0])
+
+
+def _measure_query(conditions: Iterable[str], latest: bool) -> str:
+    last = (
+        "JOIN (SELECT quantity, max(step) AS step FROM measure GROUP BY quantity) l "
+        "ON l.quantity = m.quantity AND l.step = m.step "
     )
-    if latest:
-        last = "JOIN (SELECT quantity, max(step) AS step FROM measure GROUP BY quantity) l ON l.quantity = m.quantity AND l.step = m.step "
-        query = query.replace("JOIN quantity", f"{last}JOIN quantity", 1)
-    for row in part.connection.rows(query, tuple(used.values())):
-        yield _measure(part, row)
-
-
-def _measure(part: Part, row: tuple[Any, ...]) -> Measure:
-    step, layer, mode, call, name, head, value, detail = row
-    try:
-        number = float("nan") if value is None else float(value)
-        return Measure(
-            int(step), str(layer), str(mode), int(call), str(name), int(head), number, str(detail or ""), part.rank
-        )
-    except (TypeError, ValueError) as error:
-        raise TraceError(f"{part.connection.path}: damaged trace, a measure is not a number ({error})") from error
+    where = " AND ".join(f"q.{condition} = ?" for condition in conditions)
+    return (
+        "SELECT m.step, q.layer, q.mode, q.call, q.name, q.head, m.value, m.detail FROM measure m "
+        f"{last if latest else ''}JOIN quantity q ON q.id = m.quantity {f'WHERE {where} ' if where else ''}"
+        "ORDER BY m.step, m.number"
+    )

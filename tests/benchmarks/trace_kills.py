@@ -1,0 +1,80 @@
+"""Kill a recording process at random moments and open what it leaves behind.
+
+    python tests/benchmarks/trace_kills.py [--kills 200] [--seed 0]
+
+Every trace must open, be consistent, and hold everything up to the last flush that the process reported. The budget is
+small, so that kills also fall into the thinning of old steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+
+from gnnstab.trace import Trace
+
+WRITE = """
+import sys
+import numpy as np
+from gnnstab.records import Event, SeriesKey, StepRow
+from gnnstab.trace import TraceWriter
+
+writer = TraceWriter(sys.argv[1], flush_seconds=0.02, budget=512 * 1024)
+ids = [writer.series(SeriesKey(f"gnn{i}", "train", 0, "score")) for i in range(10)]
+step = 0
+while True:
+    writer.sites(step, ids, np.full((10, 5), float(step)))
+    writer.step(StepRow(step, 0.0, 1.0, None, None, None))
+    if step % 25 == 0:
+        writer.event(Event(step, "note"))
+        writer.flush()
+        print(step, flush=True)
+    step += 1
+"""
+
+
+def kill_one(folder: str, rng: random.Random) -> tuple[int, bool]:
+    """Start, kill, open and check; returns the steps that were flushed and whether old ones had been thinned."""
+    path = os.path.join(folder, "run.gnnstab")
+    process = subprocess.Popen([sys.executable, "-c", WRITE, path], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.readline()
+    time.sleep(rng.random() ** 2 * 4.0)
+    process.kill()
+    told = [int(line) for line in ("0\n" + process.stdout.read()).split("\n")[:-1]]
+    process.wait()
+    with Trace.open(path) as trace:
+        arrays = trace.sites()
+        spans = {int(rows["span"].sum()) for rows in arrays.values()}
+        assert trace.notes == (), trace.notes
+        assert len(arrays) == 10, len(arrays)
+        assert len(spans) == 1, spans
+        assert spans.pop() > max(told)
+        assert {event.step for event in trace.events()} >= set(told)
+        assert trace.steps()[-1].step >= max(told)
+        return max(told), max(int(rows["span"].max()) for rows in arrays.values()) > 1
+
+
+def main() -> None:
+    """Kill as often as asked and print what was seen."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    rng = random.Random(options.seed)
+    begin, steps, thinned = time.perf_counter(), 0, 0
+    for _ in range(options.kills):
+        with tempfile.TemporaryDirectory() as folder:
+            flushed, was_thinned = kill_one(folder, rng)
+        steps, thinned = steps + flushed, thinned + was_thinned
+    print(f"{options.kills} kills in {time.perf_counter() - begin:.0f} s: every trace opened and held its last flush")
+    print(f"{steps} flushed steps in all; old steps had been thinned in {thinned} of the traces")
+
+
+if __name__ == "__main__":
+    main()

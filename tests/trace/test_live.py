@@ -1,0 +1,139 @@
+"""Another process reads while the training writes, and after it was killed."""
+
+from __future__ import annotations
+
+import os
+import random
+import sqlite3
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gnnstab.errors import TraceError
+from gnnstab.trace import Trace
+
+WRITE = """
+import sys
+import numpy as np
+from gnnstab.records import Event, LayerFacts, Measure, SeriesKey, StepRow
+from gnnstab.trace import TraceWriter
+
+writer = TraceWriter(sys.argv[1], flush_seconds=0.02, budget=int(sys.argv[2]))
+writer.layer(LayerFacts("gnn1", "TransformerConv", 0, True))
+ids = [writer.series(SeriesKey(f"gnn{i}", "train", 0, "score")) for i in range(10)]
+step = 0
+while True:
+    writer.sites(step, ids, np.full((10, 5), float(step)))
+    writer.step(StepRow(step, 0.0, 1.0, None, None, None))
+    if step % 20 == 0:
+        writer.measures([Measure(step, "gnn1", "train", 0, "attention.entropy", -1, 0.5)])
+    if step % 50 == 0:
+        writer.event(Event(step, "note"))
+        writer.flush()
+        print(step, flush=True)
+    step += 1
+"""
+
+
+def check_consistent(trace: Trace) -> int:
+    """The rows of a snapshot fit together; returns the last step of its statistics."""
+    assert trace.notes == ()
+    assert [layer.name for layer in trace.layers()] == ["gnn1"]
+    arrays = trace.sites()
+    assert len(arrays) == 10
+    spans = {int(rows["span"].sum()) for rows in arrays.values()}
+    # All series are written together, so no snapshot may show some of them further than others.
+    assert len(spans) == 1
+    for rows in arrays.values():
+        assert list(rows["step"]) == sorted(rows["step"])
+    last = spans.pop() - 1
+    assert trace.last_step is not None
+    assert trace.last_step >= max(last, trace.step_arrays()["step"][-1])
+    return last
+
+
+def written(process: Any, at_least: int) -> int:
+    step = -1
+    while step < at_least:
+        line = process.stdout.readline()
+        assert line, process.stderr.read()
+        step = int(line)
+    return step
+
+
+@pytest.mark.parametrize("budget", [64 * 2**20, 512 * 1024])
+def test_snapshots_of_a_live_trace_are_consistent_and_grow(path: Path, child: Any, budget: int) -> None:
+    process = child(WRITE, path, budget)
+    lasts = []
+    for at_least in (0, 200, 800, 1600):
+        flushed = written(process, at_least)
+        with Trace.open(path) as trace:
+            last = check_consistent(trace)
+            assert not trace.complete
+            flushed = max(flushed, written(process, flushed + 50))
+            assert check_consistent(trace) == last, "the snapshot moved"
+        lasts.append(last)
+    assert lasts == sorted(set(lasts))
+
+
+def test_many_readers_at_once(path: Path, child: Any) -> None:
+    process = child(WRITE, path, 64 * 2**20)
+    written(process, 50)
+    traces = [Trace.open(path) for _ in range(20)]
+    written(process, 400)
+    for trace in traces:
+        check_consistent(trace)
+        trace.close()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_killed_writer_leaves_a_trace_that_opens(path: Path, child: Any, seed: int) -> None:
+    process = child(WRITE, path, 512 * 1024)
+    flushed = written(process, 300 * (seed + 1))
+    time.sleep(random.Random(seed).random() * 0.1)
+    process.kill()
+    process.wait()
+    flushed = max([flushed, *(int(line) for line in process.stdout.read().split("\n")[:-1])])
+    with Trace.open(path) as trace:
+        assert check_consistent(trace) >= flushed
+        assert {0, flushed} <= {event.step for event in trace.events()}
+        assert not trace.complete
+    # The next run takes over: the lock ended with the process, and the killed run is kept.
+    from gnnstab.trace import TraceWriter
+
+    TraceWriter(path).close()
+    with Trace.open(path.with_name("run.1.gnnstab")) as trace:
+        assert check_consistent(trace) >= flushed
+
+
+def test_a_killed_trace_is_read_from_a_read_only_folder(
+    path: Path, child: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root may write everywhere, so the two answers of a read-only folder are put in here."""
+    process = child(WRITE, path, 64 * 2**20)
+    written(process, 200)
+    process.kill()
+    process.wait()
+    from gnnstab.trace import connection
+
+    original = connection._connect
+
+    def connect(path: str, mode: str) -> sqlite3.Connection:
+        if "immutable" not in mode:
+            raise sqlite3.OperationalError("unable to open database file")
+        return original(path, mode)
+
+    monkeypatch.setattr(connection, "_connect", connect)
+    with pytest.raises(TraceError, match="cannot be read as a trace"):
+        Trace.open(path)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    # Nothing of so young a trace has reached the main file, so without its log it is no trace yet.
+    with pytest.raises(TraceError, match="not a gnnstab trace"):
+        Trace.open(path)
+    sqlite3.connect(path).execute("PRAGMA wal_checkpoint(TRUNCATE)").connection.close()
+    Path(f"{path}-wal").write_bytes(b"")
+    with Trace.open(path) as trace:
+        assert trace.last_step is not None
+        assert "the rows of its last flushes" in trace.notes[0]
