@@ -33,8 +33,10 @@ with Trace.open(sys.argv[1]) as trace:
     steps = trace.step_arrays()
     trace.layers(), trace.events(), trace.measures()
 done = time.perf_counter()
+cpu = time.process_time()
 print(json.dumps({
     "import_s": round(imported - begin, 3), "open_s": round(opened - imported, 3), "read_s": round(done - opened, 3),
+    "cpu_s_in_all": round(cpu, 3),
     "rows": sum(len(rows) for rows in sites.values()), "steps": len(steps),
     "spike_seen": bool(max(rows["maximum"].max() for rows in sites.values()) == 12345.0),
     "entries": int(sum(rows["span"].sum() for rows in sites.values())),
