@@ -179,11 +179,19 @@ def test_a_real_monitor(project) -> None:
 import torch
 from torch_geometric.nn import TransformerConv
 
+class Network(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = TransformerConv(8, 8, heads=2, concat=False)
+
+    def forward(self, x, edges):
+        return self.conv(x, edges)
+
 def train(monitor, gain):
     torch.manual_seed(0)
-    model = TransformerConv(8, 8, heads=2, concat=False)
+    model = Network()
     with torch.no_grad():
-        model.lin_query.weight[8:] *= gain
+        model.conv.lin_query.weight[8:] *= gain
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     pairs = torch.cartesian_prod(torch.arange(10), torch.arange(10))
     edges = pairs[pairs[:, 0] != pairs[:, 1]].t()
