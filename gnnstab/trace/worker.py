@@ -102,9 +102,12 @@ class Worker:
         """One round: write what waits, then answer those who wait for it."""
         self._mailbox.wake.clear()
         requests = [self._mailbox.requests.popleft() for _ in range(len(self._mailbox.requests))]
-        self._collect()
-        if self._intake.batch and (requests or time.monotonic() >= self._not_before):
-            self._write(store)
+        try:
+            self._collect()
+            if self._intake.batch and (requests or time.monotonic() >= self._not_before):
+                self._write(store)
+        except Exception as error:  # A thread that ends would take all further rows with it.
+            self._trouble.report(f"{self.path or 'in-memory trace'}: rows were given up ({error!r})")
         for request in requests:
             request.run(store)
 

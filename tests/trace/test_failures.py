@@ -256,6 +256,23 @@ def test_a_file_damaged_under_the_writer_is_set_aside(
     assert steps_in(path.with_name("run.1.gnnstab")) == list(range(500))
 
 
+@pytest.mark.parametrize("place", ["gnnstab.trace.store.Store.write", "gnnstab.trace.intake.Intake.collect"])
+def test_an_error_of_our_own_costs_rows_and_not_the_run(
+    path: Path, monkeypatch: pytest.MonkeyPatch, record: Record, place: str
+) -> None:
+    with TraceWriter(path, flush_seconds=60) as writer:
+        record(writer, range(10))
+        writer.flush()
+        with monkeypatch.context() as patch:
+            patch.setattr(place, lambda *arguments: 1 // 0)
+            record(writer, range(10, 20))
+            writer.flush()
+            assert "rows were given up (ZeroDivisionError" in (writer.failure or "")
+        record(writer, range(20, 30))
+        writer.flush()
+        assert {*range(10), *range(20, 30)} <= set(steps_in(path))
+
+
 def test_the_training_never_waits_for_a_busy_file(path: Path, record: Record) -> None:
     with TraceWriter(path, flush_seconds=0.01) as writer:
         record(writer, range(10))
