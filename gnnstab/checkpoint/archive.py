@@ -16,8 +16,8 @@ from pathlib import Path
 from gnnstab.checkpoint.naming import printable
 from gnnstab.errors import LoadError, UnsafeFileError
 
-LARGEST_PICKLE = 32 * 2**20
-"""Bytes of the pickle that describes the tensors; about 200 000 tensors, read in about half a minute."""
+LARGEST_PICKLE = 16 * 2**20
+"""Bytes of the pickle that describes the tensors; about 180 000 tensors, which torch reads in about a minute."""
 
 LARGEST_LEGACY = 256 * 2**20
 """Bytes of a file of the format before torch 1.6, which cannot be memory-mapped."""

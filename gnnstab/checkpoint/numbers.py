@@ -56,7 +56,8 @@ def logit_norms(conv: Conv, heads: int) -> dict[str, list[float]]:
 def _alignment(query: Tensor, key: Tensor, root: float) -> Tensor:
     """√C·‖W_qᵀW_k‖_F/(‖W_q‖_F‖W_k‖_F) per head: 1 for independent matrices of any scale; 0 where one of them is zero."""
     scale = torch.linalg.matrix_norm(query) * torch.linalg.matrix_norm(key)
-    return root * torch.linalg.matrix_norm(query @ key.mT) / scale.clamp(min=torch.finfo(scale.dtype).tiny)
+    alignment: Tensor = root * torch.linalg.matrix_norm(query @ key.mT) / scale.clamp(min=torch.finfo(scale.dtype).tiny)
+    return alignment
 
 
 def _triangle(conv: Conv, part: str, heads: int, *, bias: bool) -> Tensor:

@@ -70,7 +70,7 @@ def _recover(checkpoint: Checkpoint, heads: int | None, activation: str | None, 
             *_weight_values(convs, seen),
             *optimizer_values,
         ),
-        undecided=undecided(layers),
+        undecided=undecided(layers, checkpoint.settings),
         assumptions=assumptions(layers, [h.source for h in decided], activation),
         notes=(
             *checkpoint.notes,

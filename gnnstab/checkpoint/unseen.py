@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from gnnstab.checkpoint.facts import Undecided
 from gnnstab.records import LayerFacts
@@ -11,12 +13,22 @@ MODEL = "--model pkg.mod:factory"
 BATCH = "--model pkg.mod:factory --batch FILE"
 
 
-def undecided(layers: Sequence[LayerFacts]) -> tuple[Undecided, ...]:
-    """Everything about these layers that leaves no trace in a state dict, with what to pass to decide it."""
+_HEADS_SETTING = re.compile(r"(^|[._])(n_?|num_?|gnn_num_?|attention_?|attn_?)*heads$", re.IGNORECASE)
+
+
+def undecided(layers: Sequence[LayerFacts], settings: Mapping[str, Any]) -> tuple[Undecided, ...]:
+    """Everything about these layers that leaves no trace in a state dict, with what to pass to decide it.
+
+    A number of heads among the file's own ``settings`` is offered, not used: it may belong to another part of the model.
+    """
     if not layers:
         return ()
+    said = [
+        f"{name}={value}" for name, value in settings.items() if _HEADS_SETTING.search(name) and isinstance(value, int)
+    ]
+    hint = f" (the file's settings say {', '.join(said[:3])})" if said else ""
     found = [
-        _where("heads", layers, "concatenated heads leave no trace in the shapes", "--heads N"),
+        _where("heads", layers, f"concatenated heads leave no trace in the shapes{hint}", "--heads N"),
         _where("dropout", layers, "a probability is no tensor", MODEL),
         _where("root_weight", layers, "lin_skip is in the file whether or not it is used", MODEL),
         _where("identity_path", layers, "x + conv(x) is code, not a tensor", MODEL),

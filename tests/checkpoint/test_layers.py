@@ -56,6 +56,16 @@ def test_concatenated_heads_need_the_option(beta: bool) -> None:
     assert not [u for u in given.undecided if u.what == "heads"]
 
 
+@pytest.mark.parametrize(
+    ("name", "told"), [("args.num_heads", True), ("hparams.n_heads", True), ("args.headset", False)]
+)
+def test_heads_in_the_settings_are_offered_not_used(name: str, told: bool) -> None:
+    tensors = dict(TransformerConv(6, 4, heads=3).state_dict())
+    facts = recover(Checkpoint("memory", "torch", 0, tensors, {"": tuple(tensors)}, settings={name: 3}))
+    assert facts.layers[0].heads is None
+    assert (f"{name}=3" in facts.undecided[0].reason) is told
+
+
 def test_a_number_of_heads_that_does_not_divide() -> None:
     with pytest.raises(
         UsageError, match=r"--heads 5 does not divide the 12 channels of convs.0; possible: 1, 2, 3, 4, 6, 12"

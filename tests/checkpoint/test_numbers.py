@@ -76,6 +76,18 @@ def test_logit_norms(case: dict) -> None:
     assert _value(facts, "logit.spectral") == max(_value(facts, "logit.spectral", h) for h in range(conv.heads))
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_alignment_of_query_and_key(case: dict) -> None:
+    conv = _conv(case)
+    facts = _facts(conv, heads=conv.heads)
+    pairs = zip(_heads(conv, "query", bias=False), _heads(conv, "key", bias=False), strict=True)
+    for head, (query, key) in enumerate(pairs):
+        expected = (
+            math.sqrt(conv.out_channels) * np.linalg.norm(query.T @ key) / np.linalg.norm(query) / np.linalg.norm(key)
+        )
+        assert _value(facts, "logit.alignment", head) == pytest.approx(expected, rel=1e-10)
+
+
 @pytest.mark.parametrize("case", CASES[:2])
 def test_edge_norm(case: dict) -> None:
     conv = _conv(case)
