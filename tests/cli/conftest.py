@@ -41,8 +41,6 @@ def cli(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFi
             raise ZeroDivisionError("division\nby zero")
         if stem == "interrupt":
             raise KeyboardInterrupt
-        if stem == "unseen":
-            return SimpleNamespace(**vars(examples.clean()))
         return examples.ALL[stem]()
 
     monkeypatch.setitem(sys.modules, "gnnstab.diagnosis", SimpleNamespace(diagnose=diagnose))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -195,3 +197,13 @@ def test_a_terminal_that_speaks_ascii_only(monkeypatch: pytest.MonkeyPatch) -> N
 def test_junit_follows_fail_on(cli) -> None:
     assert 'failures="0"' in cli("check", "one.pt", "--format", "junit", "--fail-on", "error").out
     assert 'failures="1"' in cli("check", "one.pt", "--format", "junit").out
+
+
+def test_each_target_has_its_own_folder_of_figures(cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str]] = []
+    figures = SimpleNamespace(write_all=lambda diagnosis, folder: asked.append((diagnosis.target.path, str(folder))))
+    monkeypatch.setitem(sys.modules, "gnnstab.report.figures", figures)
+    assert cli("check", "one.pt", "--plots", "figures").code == 1
+    assert asked == [("checkpoints/agents7/actor.pt", "figures")]
+    assert cli("check", "one.pt", "clean.pt", "--plots", "both").code == 1
+    assert [folder for _, folder in asked[1:]] == [str(Path("both/0")), str(Path("both/1"))]

@@ -1,0 +1,59 @@
+"""What verify, ladder, scale and replay share: a model with its weights, a batch, a loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import click
+
+from gnnstab.errors import UsageError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Case(NamedTuple):
+    """The arguments of the functions in `gnnstab.verification`."""
+
+    model: Any
+    batch: Any
+    loss: Any
+    factory: Any
+    """Makes the model with fresh weights."""
+
+
+def options(function: F) -> F:
+    """``--model --batch --loss --precision --seeds --steps --lr --jobs --store --format``."""
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function
+
+
+_OPTIONS = (
+    click.option("--model", required=True, metavar="PKG.MOD:FACTORY", help="Makes the model, with fresh weights."),
+    click.option("--batch", required=True, metavar="FILE", help="File with one batch."),
+    click.option("--loss", metavar="PKG.MOD:FN", help="loss(output, batch); a stated synthetic task when omitted."),
+    click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16"]), default="fp32", show_default=True,
+                 help="Run under autocast to this."),
+    click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Processes."),
+    click.option("--store", type=click.Path(dir_okay=False), help="Keep every finished arm here, and continue from it."),
+    click.option("--format", "format", type=click.Choice(["text", "json"]), default="text", show_default=True),
+    click.option("--unsafe-load", is_flag=True, help="DANGEROUS: allow a file to run code while it is read."),
+)  # fmt: skip
+
+
+def load(checkpoint: str | None, model: str, batch: str, loss: str | None, *, unsafe: bool) -> Case:
+    """Build the model, put the checkpoint's weights in, read the batch."""
+    from gnnstab.checkpoint import load as read
+    from gnnstab.checkpoint import load_into
+    from gnnstab.diagnosis import build, resolve
+    from gnnstab.probe.batches import load_batch
+
+    factory = resolve(model)
+    made = build(model)
+    if checkpoint is not None:
+        if not Path(checkpoint).is_file():
+            raise UsageError(f"{checkpoint}: no such file")
+        load_into(made, read(Path(checkpoint), unsafe=unsafe))
+    return Case(made, load_batch(batch, unsafe=unsafe), resolve(loss) if loss else None, factory)

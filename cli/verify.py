@@ -1,0 +1,71 @@
+"""``gnnstab verify``."""
+
+from __future__ import annotations
+
+import click
+
+from . import case, gate, options, output
+
+
+@click.command()
+@click.argument("checkpoint", required=False)
+@click.option("--fix", "fixes", multiple=True, required=True, metavar="NAME[:KEY=VALUE,…]", help="Any number of times.")
+@click.option("--option", "extra", multiple=True, metavar="KEY=VALUE", help="Option of the last --fix.")
+@click.option("--seeds", type=click.IntRange(min=1), default=5, show_default=True, help="Paired seeds.")
+@click.option("--steps", type=click.IntRange(min=1), default=150, show_default=True, help="Of the short training.")
+@click.option("--lr", type=float, default=1e-3, show_default=True, help="Of the short training.")
+@click.option("--export", type=click.Path(dir_okay=False), metavar="FILE",
+              help="Write a repaired state dict (qk-clip alone; a new file).")  # fmt: skip
+@case.options
+@options.debug
+def command(
+    checkpoint: str | None,
+    fixes: tuple[str, ...],
+    extra: tuple[str, ...],
+    seeds: int,
+    steps: int,
+    lr: float,
+    export: str | None,
+    model: str,
+    batch: str,
+    loss: str | None,
+    precision: str,
+    jobs: int,
+    store: str | None,
+    format: str,
+    unsafe_load: bool,
+) -> int:
+    """Does a fix work? Applied to a copy of your model and judged on your batch.
+
+    CHECKPOINT holds the weights; without one the factory's own are used. Exit code 0 when every fix is confirmed, else 1.
+    """
+    from gnnstab.verification import verify
+    from gnnstab.verification.wording import as_json, verdicts_text
+
+    named = _with_options(fixes, extra)
+    given = case.load(checkpoint, model, batch, loss, unsafe=unsafe_load)
+    with gate.progress() as tell:
+        found = verify(
+            given.model, named, batch=given.batch, loss=given.loss, seeds=seeds, steps=steps, precision=precision, lr=lr,
+            factory=given.factory, workers=jobs, store=store, progress=tell,
+        )  # fmt: skip
+    output.show(as_json(found) if format == "json" else verdicts_text(found) + "\n", format)
+    if export is not None:
+        _export(given, named[-1], export)
+    return 0 if all(verdict.verdict == "confirmed" for verdict in found) else 1
+
+
+def _with_options(fixes: tuple[str, ...], extra: tuple[str, ...]) -> list[str]:
+    """The fixes as texts, with the options of ``--option`` on the last one."""
+    name, _, inner = fixes[-1].partition(":")
+    joined = ",".join([*([inner] if inner else []), *extra])
+    return [*fixes[:-1], f"{name}:{joined}" if joined else name]
+
+
+def _export(given: case.Case, name: str, path: str) -> None:
+    from gnnstab.fixes import export
+    from gnnstab.verification.measuring import measured_signals
+    from gnnstab.verification.wanted import wanted
+
+    item = wanted(name)[0]
+    export(given.model, item.fix, path, signals=measured_signals(given.model, given.batch), **item.options)
