@@ -16,7 +16,7 @@ from gnnstab.errors import UsageError
 from gnnstab.fixes.places import duplicate
 from gnnstab.verification.arms import Arm, ArmResult, Setting, build, run_arm, training_changes
 from gnnstab.verification.measuring import observe
-from gnnstab.verification.sweep import Progress, sweep
+from gnnstab.verification.sweep import Progress, mark, sweep
 from gnnstab.verification.targets import choose
 from gnnstab.verification.training import TrainingSettings
 from gnnstab.verification.twins import Factory, seeded
@@ -134,15 +134,16 @@ def climb(
     training = TrainingSettings(steps=steps, lr=lr)
     setting = Setting(duplicate(model), batch, loss, precision, training, choose(seen.findings), seen.signals, factory)
     stages, errors = _stages(setting, rungs)
+    prefix = "" if store is None else mark(model, training, precision, stages, train is None)
     arms = {
-        f"{name}/{seed}": Arm(fixes, fresh=True, seed=seed, train=True)
+        f"{prefix}{name}/{seed}": Arm(fixes, fresh=True, seed=seed, train=True)
         for name, fixes in stages
         for seed in range(seeds)
     }
     jobs = {key: partial(_job, setting, arm, train) for key, arm in arms.items()}
     kept = None if store is None else Path(store)
     results = sweep(jobs, workers=workers, progress=progress, store=kept, load=ArmResult)
-    return _ladder(setting, stages, errors, results, seeds)
+    return _ladder(setting, stages, errors, {k.removeprefix(prefix): r for k, r in results.items()}, seeds)
 
 
 def _stages(

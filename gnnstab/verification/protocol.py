@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -27,7 +26,7 @@ from gnnstab.verification import judging
 from gnnstab.verification.arms import Arm, ArmResult, Setting, run_arm
 from gnnstab.verification.judging import Pairs
 from gnnstab.verification.measuring import observe
-from gnnstab.verification.sweep import Progress, sweep
+from gnnstab.verification.sweep import Progress, mark, sweep
 from gnnstab.verification.targets import choose, goal_of
 from gnnstab.verification.training import TrainingSettings
 from gnnstab.verification.twins import Factory, how_initialised, seeded
@@ -109,20 +108,12 @@ def _setting(
 def _run(
     setting: Setting, arms: Iterable[Arm], *, workers: int, progress: Progress | None, store: Path | None
 ) -> dict[Arm, ArmResult]:
-    mark = _fingerprint(setting) if store is not None else ""
-    by_key = {f"{mark}{arm.key}": arm for arm in arms}
+    facts = (setting.precision, setting.training, setting.goal, setting.loss is None)
+    prefix = "" if store is None else mark(setting.model, *facts)
+    by_key = {f"{prefix}{arm.key}": arm for arm in arms}
     jobs = {key: partial(run_arm, setting, arm) for key, arm in by_key.items()}
     found = sweep(jobs, workers=workers, progress=progress, store=store, load=ArmResult)
     return {by_key[key]: result for key, result in found.items()}
-
-
-def _fingerprint(setting: Setting) -> str:
-    """What a stored result depends on besides its arm: weights, precision, training, goal."""
-    digest = hashlib.sha256(repr((setting.precision, setting.training, setting.goal, setting.loss is None)).encode())
-    for name, value in setting.model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().double().numpy().tobytes())
-    return digest.hexdigest()[:12] + "/"
 
 
 class _Plan:

@@ -21,7 +21,7 @@ from gnnstab.records import Signals
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.verification.growth import GraphCall, find_graph_call, grown, in_degrees
 from gnnstab.verification.measuring import judged, measured_signals
-from gnnstab.verification.sweep import Progress, sweep
+from gnnstab.verification.sweep import Progress, mark, sweep
 
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 """Multiples of the batch's in-degree that are measured."""
@@ -147,7 +147,10 @@ def scale(
     call = find_graph_call(twin, as_arguments(batch, twin)[0])
     part = twin.get_submodule(call.name)
     plan = [(f, p, s) for f in sorted(factors) for p in precisions for s in range(seeds)]
-    jobs: dict[str, Callable[[], Point]] = {f"{f:g}/{p}/{s}": partial(_point, part, call, f, p, s) for f, p, s in plan}
+    prefix = "" if store is None else mark(twin, *call.graph)
+    jobs: dict[str, Callable[[], Point]] = {
+        f"{prefix}{f:g}/{p}/{s}": partial(_point, part, call, f, p, s) for f, p, s in plan
+    }
     found = sweep(jobs, workers=workers, progress=progress, store=None if store is None else Path(store), load=_load)
     points = tuple(found[key] for key in jobs if key in found)
     if not points:

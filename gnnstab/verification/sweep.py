@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 
 import joblib
 import torch
+from torch import nn
 
 T = TypeVar("T")
 Progress = Callable[[str], None]
@@ -47,6 +49,15 @@ def sweep(
         if progress is not None:
             progress(f"interrupted after {len(done)} of {len(jobs)} arms")
     return done
+
+
+def mark(model: nn.Module, *facts: object) -> str:
+    """A prefix for keys: what stored results depend on besides the arm, the weights and the settings given."""
+    digest = hashlib.sha256(repr(facts).encode())
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().double().numpy().tobytes())
+    return digest.hexdigest()[:12] + "/"
 
 
 def _results(jobs: Mapping[str, Callable[[], T]], todo: Sequence[str], workers: int) -> Any:

@@ -1,0 +1,127 @@
+"""Verdicts, ladders, scalings and replays as text and as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gnnstab.verification.clamping import Side
+from gnnstab.verification.ladder import Ladder
+from gnnstab.verification.replay import Replay
+from gnnstab.verification.scaling import Scaling
+from gnnstab.verification.verdict import Verdict
+
+
+def as_json(result: Any) -> str:
+    """Any result of this room; NaN and Inf as the strings "nan", "inf", "-inf"."""
+    return json.dumps(_plain(result), indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def verdicts_text(verdicts: Sequence[Verdict]) -> str:
+    """One paragraph per fix."""
+    return "\n\n".join(_verdict(v) for v in verdicts)
+
+
+def _verdict(v: Verdict) -> str:
+    options = ", ".join(f"{k}={value}" for k, value in v.options.items())
+    lines = [f"{v.fix}{f' ({options})' if options else ''}: {v.verdict}", f"  {v.reason}"]
+    if v.before is not None and v.after is not None:
+        where = f" of {v.layer}" if v.layer else ""
+        limit = f", limit {number(v.threshold)}" if v.threshold is not None else ""
+        lines.append(f"  {v.signal}{where}: {number(v.before)} → {number(v.after)}{limit} ({v.seeds} seeds)")
+    if v.loss_change is not None:
+        low, high = (number(math.expm1(b) * 100) for b in v.loss_change)
+        lines.append(f"  loss {number(v.loss_before)} → {number(v.loss_after)} (change {low} % … {high} %)")
+    if v.step_time is not None:
+        lines.append(f"  a step takes {v.step_time:.2f} × as long")
+    lines += [f"  {text}" for text in (v.arms, v.objective) if text]
+    return "\n".join([*lines, *(f"    {line}" for line in v.change.splitlines())])
+
+
+def ladder_text(ladder: Ladder) -> str:
+    """A table of rungs and the sentence that sums them up."""
+    rows = [("rung", ladder.signal or "signal", "loss", "stable", "fires")]
+    rows += [
+        (r.name, number(r.value), number(r.loss), "yes" if r.stable else "no", ", ".join(r.codes) or r.error or "–")
+        for r in ladder.rungs
+    ]
+    first = ladder.stable_from
+    said = f"Stable from the rung “{first.name}” on." if first else "No rung is stable."
+    idle = ", ".join(r.name for r in ladder.without_effect)
+    return "\n".join([_table(rows), "", said, *([f"Did nothing: {idle}."] if idle else []), ladder.objective])
+
+
+def scaling_text(scaling: Scaling) -> str:
+    """The limits, the exponents, and the share of one-hot heads by in-degree."""
+    exponents = [
+        f"  {e.signal} of {e.layer}: in-degree^{e.value:.2f} ({e.interval[0]:.2f} … {e.interval[1]:.2f})"
+        for e in scaling.exponents
+    ]
+    degrees = sorted({round(p.degree, 1) for p in scaling.points if p.precision == "fp32"})
+    rows = [("in-degree", *scaling.layers)]
+    rows += [
+        (number(d), *(f"{scaling.predict('attention.one_hot_share', n, d):.0%}" for n in scaling.layers))
+        for d in degrees
+    ]
+    table = _table(rows) if degrees and all(_has_share(scaling, n) for n in scaling.layers) else ""
+    limits = [f"  {limit.sentence}" for limit in scaling.limits if math.isfinite(limit.degree)]
+    head = "What counts is in-degree, not the number of nodes or agents."
+    return "\n".join(
+        [head, *(limits or [f"  {scaling.summary}"]), "", "Growth:", *exponents, "", "One-hot node-heads:", table]
+    )
+
+
+def _has_share(scaling: Scaling, layer: str) -> bool:
+    return any(f"attention.one_hot_share|{layer}" in p.values for p in scaling.points)
+
+
+def sides_text(sides: Sequence[Side]) -> str:
+    """The clamp against the proper fixes."""
+    rows = [("variant", "sound up to in-degree", "finite in fp16 up to", "forward time", "clipped")]
+    for side in sides:
+        clipped = "–" if side.clipped is None else f"{side.clipped:.1%}"
+        numbers = (number(side.stable_up_to), number(side.fp16_up_to), f"{side.forward_time:.2f} ×", clipped)
+        rows.append((side.name, *numbers) if not side.error else (side.name, side.error, "", "", ""))
+    return _table(rows)
+
+
+def replay_text(replay: Replay) -> str:
+    """The stages up to the failure, and what each fix did."""
+    if replay.event is None:
+        return "Every stage of this forward is finite here."
+    rows = [("layer", "stage", "min", "max", "RMS", "non-finite", "dtype")]
+    rows += [
+        (r.layer or "input", r.stage, number(r.minimum), number(r.maximum), number(r.rms), str(r.non_finite), r.dtype)
+        for r in replay.rows
+    ]
+    tried = [f"{t.fix}: {t.verdict}, {t.reason}" for t in replay.tried]
+    return "\n".join([_table(rows), "", replay.event.message, "", *tried])
+
+
+def number(value: float | None) -> str:
+    """Three digits; ``–`` for what was not measured."""
+    if value is None or math.isnan(value):
+        return "–"
+    return f"{value:.3g}"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return _plain(value._asdict())
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
