@@ -96,6 +96,8 @@ def _unsuitable_init(statuses: Statuses, signals: Signals) -> Standing:
         if _status(statuses, "GS202") == "fired"
         else ""
     )
+    if _status(statuses, "GS201") == "fired":
+        return "present", f"{looks}{missed}GS201: the initial gain lies outside its limits"
     if depth < 6:
         status = "present" if missed else "absent"
         return (

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from gnnstab.errors import NotApplicable, NotEvaluable
-from gnnstab.records import Finding, LayerFacts, Signal, Signals
+from gnnstab.records import Finding, Signal, Signals
 from gnnstab.rules.base import Rule, threshold
-from gnnstab.rules.reading import need_depth, smallest
+from gnnstab.rules.gs203_vanishing_gradient import VanishingGradient
+from gnnstab.rules.gs204_exploding_gradient import ExplodingGradient
+from gnnstab.rules.reading import fresh, measured, need_depth, smallest
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,8 @@ class UnstableInitGain(Rule):
 
     ## When it is wrong
     On trained weights: training changes gains, and the interval says nothing about the path through the scores. A
-    normalisation before each layer resets the scale; layers with one are left out.
+    normalisation before a layer or an identity path around it keeps the scale; such layers are left out. A file shows
+    neither, so there the finding is information. A measured gradient ratio that is healthy outranks it.
 
     ## References
     Schoenholz et al. 2017, *Deep Information Propagation*, arXiv 1611.01232; Glorot and Bengio 2010. Derived for
@@ -69,17 +72,28 @@ class UnstableInitGain(Rule):
                 "the weights are trained, or their initialisation is not recognisable: the initial gain is gone"
             )
         low, high = self._sum(signals, "gain.lambda_low"), self._sum(signals, "gain.lambda_high")
-        if high < self.vanishing:
-            yield self._finding(f"shrinks the signal to at most e^{high:.1f} over {depth} layers", high, self.vanishing)
-        elif low > self.exploding:
-            yield self._finding(f"grows the signal at least e^{low:.1f}-fold over {depth} layers", low, self.exploding)
+        seen = [s.value for s in measured(signals.find("gradient.ratio"))]
+        # What was measured on the user's data outranks what the weights alone let expect.
+        if high < self.vanishing and not any(ratio > VanishingGradient.warn_ratio for ratio in seen):
+            what = f"shrinks the signal to at most e^{high:.1f} over {depth} layers"
+            yield self._finding(signals, what, high, self.vanishing)
+        elif low > self.exploding and not any(ratio < ExplodingGradient.warn_ratio for ratio in seen):
+            yield self._finding(
+                signals, f"grows the signal at least e^{low:.1f}-fold over {depth} layers", low, self.exploding
+            )
 
-    def _finding(self, what: str, value: float, limit: float) -> Finding:
+    def _finding(self, signals: Signals, what: str, value: float, limit: float) -> Finding:
         name = "gain.lambda_high" if limit < 0 else "gain.lambda_low"
+        unseen = any(layer.identity_path is None for layer in signals.attention_layers)
+        unless = (
+            ", unless an identity path or a norm before each layer, which a file does not show, makes good for it"
+            if unseen
+            else ""
+        )
         advice = "Give lin_value and lin_skip Xavier weights of gain 1, and an identity path of weight 1.0."
         return self.finding(
-            f"the initial gain of values and skip {what} (limits e^{self.vanishing:g} and e^{self.exploding:g}). {advice}",
-            severity="warning",
+            f"the initial gain of values and skip {what} (limits e^{self.vanishing:g} and e^{self.exploding:g}){unless}. {advice}",
+            severity="info" if unseen else "warning",
             limit=limit,
             name=name,
             value=value,
@@ -88,27 +102,15 @@ class UnstableInitGain(Rule):
 
     @staticmethod
     def _sum(signals: Signals, name: str) -> float:
-        free = [layer.name for layer in signals.attention_layers if not layer.norm_before]
+        free = [layer.name for layer in signals.attention_layers if not layer.norm_before and not layer.identity_path]
         per_layer: dict[str, list[Signal]] = {}
         for signal in signals.need(name):
             if signal.layer in free:
                 per_layer.setdefault(signal.layer, []).append(signal)
         if not free:
-            raise NotApplicable("a normalisation before every layer resets the scale")
+            raise NotApplicable("a normalisation before, or an identity path around, every layer keeps the scale")
         if len(per_layer) < len(free):
             raise NotEvaluable(
                 f"{name} is known for {len(per_layer)} of {len(free)} layers; pass --activation to fix the assumption"
             )
         return sum(smallest(found).value for found in per_layer.values())
-
-
-def fresh(signals: Signals) -> bool:
-    """True when the weights are as initialised: the source says so, or every layer bears a recognisable fingerprint."""
-    trained = signals.context.get("trained")
-    if trained is not None:
-        return not trained
-    return bool(signals.attention_layers) and all(map(_recognised, signals.attention_layers))
-
-
-def _recognised(layer: LayerFacts) -> bool:
-    return bool(layer.initialisation) and not str(layer.initialisation).startswith(("unknown", "trained", "lightly"))

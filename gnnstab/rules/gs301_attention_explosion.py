@@ -142,7 +142,7 @@ class AttentionExplosion(Rule):
             limit = self._limit(layer, degree)
             if worst.value > limit and not self._same_gain(signals, layer, worst):
                 return self._spread(worst, limit, degree)
-        return self._sharpened(signals, layer, found, degree)
+        return self._sharpened(signals, layer, found, degree, real)
 
     def _limit(self, layer: LayerFacts, degree: float) -> float:
         """Freezing of the random-energy model where the input's RMS is known to be 1, a wider limit elsewhere."""
@@ -165,7 +165,9 @@ class AttentionExplosion(Rule):
             confidence="medium",
         )
 
-    def _sharpened(self, signals: Signals, layer: LayerFacts, found: list[Signal], degree: float) -> Finding | None:
+    def _sharpened(
+        self, signals: Signals, layer: LayerFacts, found: list[Signal], degree: float, real: bool
+    ) -> Finding | None:
         aligned = {s.head: s.value for s in signals.find("logit.alignment", layer=layer.name)}
         limit = self._alignment_limit(layer)
         sharp = [
@@ -176,11 +178,12 @@ class AttentionExplosion(Rule):
         if not sharp:
             return None
         worst = largest(sharp)
+        advice = "It adds to what the input does." if real else "Pass a batch to measure it; lower the learning rate."
         return self.finding(
             f"{layer.name}: training has sharpened head {names(str(s.head) for s in sharp)}: query and key agree "
             f"{aligned[worst.head]:.1f} times as much as independent weights, and an input of RMS "
             f"{self._saturates_at(worst.value, degree):.2g} saturates the attention at in-degree {degree:g}"
-            f"{'' if degree_of(signals, layer.name) else ' (assumed)'}. Pass a batch to measure it; lower the learning rate.",
+            f"{'' if degree_of(signals, layer.name) else ' (assumed)'}. {advice}",
             severity="warning",
             limit=math.sqrt(8 * math.log(max(degree, 2.0))) / self.critical_rms**2,
             signal=worst,

@@ -36,7 +36,8 @@ class AttentionSaturatedByInput(Rule):
 
     ## When it is wrong
     A sharp attention may be what the task needs; the loss with the input normalised tells. With fewer than 3 neighbours Ĥ
-    says little, and such layers are left out.
+    says little, and such layers are left out. On fresh weights the limits are stricter (Ĥ < .21), since training can still
+    undo a mild saturation.
 
     ## References
     Zhai et al. 2023, arXiv 2303.06296; Xiong et al. 2020, *On Layer Normalization in the Transformer Architecture*, arXiv
@@ -56,6 +57,11 @@ class AttentionSaturatedByInput(Rule):
         AttentionExplosion.error_entropy, unit="fraction of ln(in-degree)", source="as GS301"
     )
     one_hot_share: float = threshold(AttentionExplosion.one_hot_share, unit="share of node-heads", source="as GS301")
+    fresh_factor: float = threshold(
+        0.6,
+        unit="× limits on fresh weights",
+        source="measured: a fresh orthogonal gain of √2 has Ĥ .25 to .32 and trains",
+    )
     min_degree: float = threshold(AttentionExplosion.min_degree, unit="median in-degree", source="as GS301")
 
     def check(self, signals: Signals) -> Iterator[Finding]:
@@ -65,10 +71,8 @@ class AttentionSaturatedByInput(Rule):
         if not states:
             raise NotEvaluable(f"the scale of the layers' inputs needs data: {signals.why_missing('input.rms')}")
         for state in states:
-            if (
-                state.crosses(self.warn_entropy, self.one_hot_share)
-                and state.made_by_weights(self.warn_entropy) is False
-            ):
+            driven = state.driven_by_input(self.warn_entropy, self.one_hot_share, self.fresh_factor)
+            if driven and state.made_by_weights(self.warn_entropy) is False:
                 yield self._finding(signals, state)
 
     def _finding(self, signals: Signals, state: Attention) -> Finding:

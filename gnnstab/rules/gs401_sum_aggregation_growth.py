@@ -19,8 +19,8 @@ class SumAggregationGrowth(Rule):
 
     ## What it sees
     For every aggregation without softmax: the exponent p in RMS(output) ∝ in-degree^p, from the batch with all edges and
-    with half of them, and the RMS of its output. Both large, and attention behind it saturated that would be healthy at
-    an input of RMS 1: a warning. Both large without such a symptom: information.
+    with half of them, and the RMS of its output. Both large, and attention behind it sharpened by that (Ĥ below 0.6, and
+    by more than 0.2 below that at an input of RMS 1): a warning. Both large without such a symptom: information.
 
     ## Why it is unstable
     Softmax attention itself is safe: its weights sum to 1 and the largest of n logits grows like √(2 ln n). A sum of n
@@ -61,6 +61,14 @@ class SumAggregationGrowth(Rule):
     warn_entropy: float = threshold(
         AttentionExplosion.warn_entropy, unit="fraction of ln(in-degree)", source="as GS301"
     )
+    sharp_entropy: float = threshold(
+        0.6,
+        unit="fraction of ln(in-degree)",
+        source="measured: .47 and .58 behind sums at 50 nodes that ruin training, 1.0 behind means",
+    )
+    drop: float = threshold(
+        0.2, unit="fraction of ln(in-degree)", source="heuristic: entropy lost to the size of the input"
+    )
     error_entropy: float = threshold(
         AttentionExplosion.error_entropy, unit="fraction of ln(in-degree)", source="as GS301"
     )
@@ -97,11 +105,15 @@ class SumAggregationGrowth(Rule):
         return [
             state
             for state in attention(signals)
-            if positions[state.layer] > after
-            and not state.synthetic
-            and state.crosses(self.warn_entropy, self.one_hot_share)
-            and state.made_by_weights(self.warn_entropy) is not True
+            if positions[state.layer] > after and not state.synthetic and self._suffers(state)
         ]
+
+    def _suffers(self, state: Attention) -> bool:
+        """True when the input's size has sharpened the attention well beyond what its weights do to an input of RMS 1."""
+        if state.unit_entropy is None:
+            return state.crosses(self.warn_entropy, self.one_hot_share)
+        sharpened = state.unit_entropy - state.entropy.value > self.drop
+        return sharpened and state.crosses(self.sharp_entropy, self.one_hot_share)
 
     def _finding(self, signals: Signals, growth: Signal, symptoms: list[Attention]) -> Finding:
         rms = largest(signals.find("aggregation.rms", layer=growth.layer)).value

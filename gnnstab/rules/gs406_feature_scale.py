@@ -10,6 +10,7 @@ from gnnstab.errors import NotEvaluable
 from gnnstab.records import Finding, Signal, Signals
 from gnnstab.rules.base import Rule, threshold
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
+from gnnstab.rules.gs302_attention_saturated_by_input import AttentionSaturatedByInput
 from gnnstab.rules.reading import attention, measured, names
 
 
@@ -58,6 +59,9 @@ class FeatureScale(Rule):
         AttentionExplosion.error_entropy, unit="fraction of ln(in-degree)", source="as GS301"
     )
     one_hot_share: float = threshold(AttentionExplosion.one_hot_share, unit="share of node-heads", source="as GS301")
+    fresh_factor: float = threshold(
+        AttentionSaturatedByInput.fresh_factor, unit="× limits on fresh weights", source="as GS302"
+    )
     gate_share: float = threshold(0.5, unit="share of gates", source="as GS104")
 
     def check(self, signals: Signals) -> Iterator[Finding]:
@@ -96,13 +100,8 @@ class FeatureScale(Rule):
         return self.column_ratio if signal.name == "feature.column_ratio" else self.rms
 
     def _symptoms(self, signals: Signals) -> tuple[list[str], bool]:
-        saturated = [
-            state
-            for state in attention(signals)
-            if not state.synthetic
-            and state.crosses(self.warn_entropy, self.one_hot_share)
-            and state.made_by_weights(self.warn_entropy) is not True
-        ]
+        limits = (self.warn_entropy, self.one_hot_share, self.fresh_factor)
+        saturated = [state for state in attention(signals) if state.driven_by_input(*limits)]
         gates = [f"the gate of {s.layer}" for s in signals.find("gate.saturated_share") if s.value > self.gate_share]
         severe = any(state.entropy.value < self.error_entropy for state in saturated)
         return [state.layer for state in saturated] + gates, severe

@@ -102,6 +102,8 @@ class Attention:
     """Median in-degree, None when unknown."""
 
     worst_head: int | None
+    fresh: bool = False
+    """True for weights as initialised: saturation that training can still undo."""
 
     @property
     def synthetic(self) -> bool:
@@ -111,6 +113,16 @@ class Attention:
     def crosses(self, entropy: float, one_hot: float) -> bool:
         """True when Ĥ lies below ``entropy`` or the one-hot share above ``one_hot``."""
         return self.entropy.value < entropy or (self.one_hot is not None and self.one_hot.value > one_hot)
+
+    def driven_by_input(self, entropy: float, one_hot: float, fresh_factor: float) -> bool:
+        """True when attention is saturated on this input and not, or not known to be, at an input of RMS 1.
+
+        On fresh weights Ĥ must lie below ``fresh_factor·entropy`` or the share of open heads below
+        ``fresh_factor·(1 − one_hot)``.
+        """
+        factor = fresh_factor if self.fresh else 1.0
+        crossed = self.crosses(factor * entropy, 1.0 - factor * (1.0 - one_hot))
+        return crossed and not self.synthetic and self.made_by_weights(entropy) is not True
 
     def crossing(self, entropy: float, one_hot: float) -> tuple[Signal, float]:
         """The signal that crosses, with its limit: Ĥ where it does, else the one-hot share."""
@@ -158,6 +170,7 @@ def _attention_of(signals: Signals, layer: str, entropy: Signal, degree: float |
         else _unit_entropy(signals, layer, degree),
         degree=degree,
         worst_head=smallest(heads).head if heads else None,
+        fresh=fresh(signals),
     )
 
 
@@ -178,6 +191,18 @@ def _unit_entropy(signals: Signals, layer: str, degree: float | None) -> float |
 def _degree_detail(signal: Signal) -> float:
     value = signal.detail.get("in_degree", signal.detail.get("degree", ASSUMED_DEGREE))
     return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else ASSUMED_DEGREE
+
+
+def fresh(signals: Signals) -> bool:
+    """True when the weights are as initialised: the source says so, or every layer bears a recognisable fingerprint."""
+    trained = signals.context.get("trained")
+    if trained is not None:
+        return not trained
+    return bool(signals.attention_layers) and all(map(_recognised, signals.attention_layers))
+
+
+def _recognised(layer: LayerFacts) -> bool:
+    return bool(layer.initialisation) and not str(layer.initialisation).startswith(("unknown", "trained", "lightly"))
 
 
 def worst_gradient_ratio(signals: Signals) -> Signal:

@@ -46,6 +46,8 @@ def from_trace(trace: Trace) -> Signals:
     if not single:
         values += step_signals(steps)
         values += growth_signals(series)
+    if source == "synthetic":
+        return _rebuilt(trace, layers, values)
     return Signals(
         kind="trace" if not single else "model",
         layers=layers,
@@ -56,6 +58,12 @@ def from_trace(trace: Trace) -> Signals:
         missing=_missing(values, undefined),
         context=_context(trace, source, layers, len(steps)),
     )
+
+
+def _rebuilt(trace: Trace, layers: Sequence[LayerFacts], values: Sequence[Signal]) -> Signals:
+    """Of layers that were rebuilt from a file: only their numbers; dropout, precision and the like are not the user's."""
+    bare = tuple(LayerFacts(layer.name, layer.kind, layer.position, layer.attention) for layer in layers)
+    return Signals(kind="checkpoint", layers=bare, values=tuple(values), events=trace.events(), blind=trace.blind())
 
 
 def _missing(values: Sequence[Signal], undefined: dict[str, str]) -> dict[str, str]:

@@ -1,0 +1,125 @@
+"""The live rules: early, once, bounded, and silent on healthy runs."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterable
+
+import pytest
+
+from gnnstab.records import Finding, SeriesKey
+from gnnstab.rules.live import WINDOW, LiveEngine
+
+SCORE, OUTPUT = SeriesKey("conv", "train", 0, "score"), SeriesKey("conv", "train", 0, "output")
+
+
+def follow(
+    engine: LiveEngine,
+    steps: Iterable[int],
+    score: Callable[[int], float] = lambda i: 1.0,
+    **series: Callable[[int], float],
+) -> list[Finding]:
+    found = []
+    for i in steps:
+        stats = {SCORE: (-score(i), score(i), score(i) / 3)}
+        if "output" in series:
+            stats[OUTPUT] = (0.0, series["output"](i), series["output"](i))
+        numbers = {name: series[name](i) for name in ("loss", "grad_norm") if name in series}
+        found += engine.update(i, stats, **numbers)
+    return found
+
+
+def test_scores_that_grow_are_reported_once_before_they_overflow() -> None:
+    found = follow(LiveEngine(), range(300), lambda i: math.exp(0.1 * i))
+    assert [f.code for f in found] == ["GS301"]
+    assert found[0].step is not None
+    assert found[0].step < 60
+    assert found[0].layer == "conv"
+    assert "per step" in found[0].message
+
+
+def test_a_blow_up_within_a_few_steps_is_seen_at_once() -> None:
+    found = follow(LiveEngine(), range(4), output=lambda i: 10.0 ** (5 * i), loss=lambda i: 10.0 ** (6 * i))
+    assert {(f.code, f.signal, f.step) for f in found} == {("GS601", "output.rms", 1), ("GS601", "loss", 1)}
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_healthy_noise_is_silent(seed: int) -> None:
+    noise = random.Random(seed)
+    found = follow(
+        LiveEngine(),
+        range(400),
+        lambda i: (5 + 40 * (1 - math.exp(-i / 100))) * math.exp(noise.gauss(0, 0.15)),
+        loss=lambda i: (0.05 + 20 * math.exp(-i / 5)) * math.exp(noise.gauss(0, 0.5)),
+        grad_norm=lambda i: (1 + 50 * math.exp(-i / 3)) * math.exp(noise.gauss(0, 0.4)),
+        output=lambda i: 1 + noise.random(),
+    )
+    assert found == []
+
+
+def test_one_spike_is_a_hard_batch_and_several_are_not() -> None:
+    spikes: set[int] = {40}
+    assert follow(LiveEngine(), range(100), grad_norm=lambda i: 50.0 if i in spikes else 1.0) == []
+    spikes = {40, 60, 80}
+    found = follow(LiveEngine(), range(100), grad_norm=lambda i: 50.0 if i in spikes else 1.0)
+    assert [(f.code, f.step) for f in found] == [("GS603", 80)]
+
+
+def test_large_first_gradients_and_skipped_steps_are_normal() -> None:
+    engine = LiveEngine()
+    assert follow(engine, range(30), grad_norm=lambda i: 1e4 if i == 0 else 1.0) == []
+    for step in range(30, 40):
+        assert engine.update(step, {}, grad_norm=math.inf, skipped=True) == []
+
+
+def test_a_loss_that_can_be_negative_is_not_judged() -> None:
+    assert follow(LiveEngine(), range(200), loss=lambda i: -0.01 if i < 50 else 5.0) == []
+
+
+def test_a_loss_that_is_lost_again() -> None:
+    found = follow(LiveEngine(), range(100), loss=lambda i: 1.0 if i < 20 else (0.01 if i < 60 else 3.0))
+    assert [(f.code, f.signal) for f in found] == [("GS601", "loss")]
+    assert found[0].step is not None
+    assert 60 <= found[0].step <= 75
+
+
+def test_fp16_headroom_is_projected() -> None:
+    engine = LiveEngine(precision="fp16", channels={"conv": 16}, thresholds={"GS501": {"warn_rounding": 1e9}})
+    found = [f for f in follow(engine, range(200), lambda i: 10 * math.exp(0.03 * i)) if f.code == "GS501"]
+    overflow = math.log(65504 / 4 / 10) / 0.03
+    assert len(found) == 1
+    assert found[0].step is not None
+    assert overflow - 60 < found[0].step < overflow
+    assert "65 504" in found[0].message
+
+
+def test_bf16_rounds_early_and_fp32_does_not() -> None:
+    assert [f.signal for f in follow(LiveEngine(precision="bf16"), range(5), lambda i: 40.0)] == ["precision.rounding"]
+    assert follow(LiveEngine(precision="fp32"), range(5), lambda i: 40.0) == []
+
+
+@pytest.mark.parametrize(
+    ("ratio", "times", "severity"), [(0.35, 1, "error"), (0.2, 1, None), (0.2, 2, "warning"), (0.05, 9, None)]
+)
+def test_updates(ratio: float, times: int, severity: str | None) -> None:
+    engine = LiveEngine()
+    found = [
+        f
+        for i in range(times)
+        for f in engine.update(i, {}, lr=0.05, weights={"conv.lin_key.weight": (1.0, ratio), "conv.bias": (1e-9, 1.0)})
+    ]
+    assert [f.severity for f in found] == ([severity] if severity else [])
+
+
+def test_non_finite_values_are_left_to_their_own_event() -> None:
+    assert (
+        follow(LiveEngine(), range(50), lambda i: math.nan, loss=lambda i: math.inf, grad_norm=lambda i: math.nan) == []
+    )
+
+
+def test_memory_is_bounded() -> None:
+    engine = LiveEngine()
+    follow(engine, range(5 * WINDOW), loss=lambda i: 1.0, grad_norm=lambda i: 1.0, output=lambda i: 1.0)
+    assert len(engine._tracks) == 4
+    assert all(len(track.values) == WINDOW for track in engine._tracks.values())
