@@ -13,7 +13,9 @@ HEADER = """\
 
 def main() -> None:
     """Print one pinned line per installed distribution, gnnstab itself left out."""
-    frozen = subprocess.run([sys.executable, "-m", "pip", "freeze", "--exclude-editable"], capture_output=True, text=True, check=True)
+    frozen = subprocess.run(
+        [sys.executable, "-m", "pip", "freeze", "--exclude-editable"], capture_output=True, text=True, check=True
+    )
     print(HEADER, end="")
     for line in sorted(frozen.stdout.splitlines(), key=str.lower):
         name, separator, version = line.partition("==")

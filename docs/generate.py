@@ -11,7 +11,7 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
-from gnnstab.cli import main as cli
+from gnnstab.cli.group import gnnstab as cli
 from gnnstab.rules import RULES
 from gnnstab.rules.pages import page
 
@@ -51,7 +51,11 @@ def readme() -> str:
     text = README.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    shown = CliRunner().invoke(cli, ["--help"], prog_name="gnnstab", terminal_width=100).output.rstrip()
+    shown = (
+        CliRunner()
+        .invoke(cli, ["--help"], prog_name="gnnstab", terminal_width=100, obj={"debug": False})
+        .output.rstrip()
+    )
     return f"{before}{BEGIN}\n\n```text\n{shown}\n```\n\n{END}{after}"
 
 

@@ -15,10 +15,9 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner
 from models.informarl import DATA
 
-from gnnstab.cli import main
+from gnnstab.cli.group import run
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -66,24 +65,34 @@ def training_script() -> dict[str, Any]:
             return self.conv2(x, batch.edge_index)
 
     model = Net()
-    data = [Data(x=torch.randn(20, 8), edge_index=torch.randint(0, 20, (2, 80)), y=torch.randn(20, 1)) for _ in range(3)]
+    data = [
+        Data(x=torch.randn(20, 8), edge_index=torch.randint(0, 20, (2, 80)), y=torch.randn(20, 1)) for _ in range(3)
+    ]
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    return {"model": model, "loader": data, "batch": data[0], "optimizer": optimizer, "criterion": nn.functional.mse_loss, "Net": Net}
+    return {
+        "model": model,
+        "loader": data,
+        "batch": data[0],
+        "optimizer": optimizer,
+        "criterion": nn.functional.mse_loss,
+        "Net": Net,
+    }
 
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=lambda p: str(p.relative_to(ROOT)))
-def test_every_block_of_the_page_runs(page: Path, desk: dict[str, Any]) -> None:
+def test_every_block_of_the_page_runs(page: Path, desk: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     for language, code in blocks(page):
         if language == "python":
             exec(compile(code, str(page), "exec"), desk)
         else:
             for line in code.splitlines():
                 if line.startswith("$ gnnstab "):
-                    run_command(line)
+                    run_command(line, capsys)
 
 
-def run_command(line: str) -> None:
+def run_command(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     expected = EXITS.search(line)
     arguments = shlex.split(EXITS.sub("", line).removeprefix("$ gnnstab "))
-    result = CliRunner().invoke(main, arguments, prog_name="gnnstab")
-    assert result.exit_code == int(expected[1] if expected else 0), f"{line}\n{result.output}"
+    code = run(arguments)
+    shown = capsys.readouterr()
+    assert code == int(expected[1] if expected else 0), f"{line}\n{shown.out}\n{shown.err}"

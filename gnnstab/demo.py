@@ -1,0 +1,179 @@
+"""The demonstration: a small swarm network saturates and overflows in half precision, is diagnosed, fixed and proven."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch_geometric.data import Data
+from torch_geometric.nn import MessagePassing, TransformerConv
+
+from gnnstab.diagnosis import diagnose
+from gnnstab.monitor import Monitor
+from gnnstab.records import Diagnosis, Finding
+from gnnstab.verification import prove
+
+AGENTS, GRAPHS, MOST_STEPS = 7, 8, 60
+LEARNING_RATE = 0.07
+SEEDS = (3, 2, 1, 7, 6)
+"""Tried in order until a run blows up; on most machines the first one does."""
+
+SEEDS_OF_PROOF, STEPS_OF_PROOF = 3, 40
+"""Fewer than `gnnstab verify` takes, so that the demonstration stays short."""
+
+
+class SumEmbedding(MessagePassing):
+    """Embeds each neighbour and adds the messages up, un-normalised: the seed of the trouble."""
+
+    def __init__(self) -> None:
+        super().__init__(aggr="add")
+        self.lin = nn.Sequential(nn.Linear(7, 16), nn.ReLU(), nn.LayerNorm(16), nn.Linear(16, 16))
+
+    def forward(self, x: Tensor, edge_index: Tensor, edge_attr: Tensor) -> Tensor:
+        """(N, 6), (2, E), (E, 1) → (N, 16)."""
+        out: Tensor = self.propagate(edge_index, x=x, edge_attr=edge_attr)
+        return out
+
+    def message(self, x_j: Tensor, edge_attr: Tensor) -> Tensor:
+        """(E, 6), (E, 1) → (E, 16)."""
+        message: Tensor = self.lin(torch.cat([x_j, edge_attr], dim=-1))
+        return message
+
+
+class Swarm(nn.Module):
+    """Sum embedding, three TransformerConvs, a velocity for every entity."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = SumEmbedding()
+        self.convs = nn.ModuleList(TransformerConv(16, 16, heads=3, concat=False, edge_dim=1) for _ in range(3))
+        self.head = nn.Linear(16, 2)
+
+    def forward(self, x: Tensor, edge_index: Tensor, edge_attr: Tensor) -> Tensor:
+        """(N, 6), (2, E), (E, 1) → (N, 2)."""
+        x = self.embed(x, edge_index, edge_attr)
+        for conv in self.convs:
+            x = conv(x, edge_index, edge_attr).relu()
+        out: Tensor = self.head(x)
+        return out
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the demonstration leaves behind."""
+
+    steps: int
+    """Updates until the loss was no longer finite."""
+
+    findings: tuple[Finding, ...]
+    """Raised live, in the order they came."""
+
+    trace: Path
+    run: Diagnosis
+    """Of the recorded run."""
+
+    proof: Diagnosis
+    """Of the network as it was at the first warning about attention, with every fix judged."""
+
+
+def swarm_graphs(seed: int = 0, agents: int = AGENTS) -> Data:
+    """Agents, goals and obstacles in the plane; the target is to step away from the nearest neighbour."""
+    generator = torch.Generator().manual_seed(seed)
+    n = 2 * agents + 3
+    place = torch.rand(GRAPHS, n, 2, generator=generator) * 1.2
+    distance = torch.cdist(place, place)
+    graph, source, target = ((distance > 0) & (distance < 1)).nonzero(as_tuple=True)
+    nearest = (distance + 9 * torch.eye(n)).argmin(-1, keepdim=True).expand(-1, -1, 2)
+    away = place - place.gather(1, nearest)
+    velocity, goal = torch.randn(2, GRAPHS, n, 2, generator=generator) * 0.3
+    return Data(
+        x=torch.cat([place, velocity, goal], dim=-1).flatten(0, 1),
+        edge_index=torch.stack([graph * n + source, graph * n + target]),
+        edge_attr=distance[graph, source, target].unsqueeze(-1),
+        y=3 * (away / away.norm(dim=-1, keepdim=True)).flatten(0, 1),
+    )
+
+
+def loss(output: Tensor, batch: Data) -> Tensor:
+    """Mean squared error of the velocities."""
+    return (output.float() - batch.y).square().mean()
+
+
+def run(folder: Path, say: Callable[[str], None]) -> Outcome:
+    """Train until it blows up under the monitor, diagnose, and prove the fixes; ``say`` is told what happens."""
+    batch = swarm_graphs()
+    for seed in SEEDS:
+        trace = folder / f"demo-{seed}.gnnstab"
+        warned, steps, findings = _train(seed, batch, trace, say)
+        if steps < MOST_STEPS:
+            break
+        say(f"seed {seed} stayed finite for {steps} updates; trying the next one")
+    say("reading the trace back")
+    recorded = diagnose(trace)
+    say("judging every fix on copies of the network, with the same graphs and loss")
+    judged = diagnose(warned, batch=batch, loss=loss)
+    proof = prove(judged, warned, batch=batch, loss=loss, seeds=SEEDS_OF_PROOF, steps=STEPS_OF_PROOF)
+    return Outcome(steps, findings, trace, recorded, proof)
+
+
+def _train(seed: int, batch: Data, trace: Path, say: Callable[[str], None]) -> tuple[Swarm, int, tuple[Finding, ...]]:
+    """One run: the network as it was at the first warning about attention, the updates made, the live findings."""
+    findings: list[Finding] = []
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = Swarm()
+    warned = copy.deepcopy(model)
+
+    def notice(finding: Finding) -> None:
+        if finding.code.startswith("GS3") and not any(f.code.startswith("GS3") for f in findings):
+            warned.load_state_dict(model.state_dict())
+        findings.append(finding)
+
+    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
+    say(f"training {AGENTS} agents in fp16 at learning rate {LEARNING_RATE}, under gnnstab.Monitor")
+    steps = 0
+    # The run is short, so everything is measured at every step.
+    with Monitor(model, optimizer=optimizer, trace=trace, on_finding=notice, schedule="every step") as monitor:
+        while steps < MOST_STEPS:
+            optimizer.zero_grad()
+            with torch.autocast("cpu", dtype=torch.float16):
+                output = model(batch.x, batch.edge_index, batch.edge_attr)
+            value = loss(output, batch)
+            monitor.loss(value)
+            value.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            steps += 1
+            if not torch.isfinite(value):
+                break
+    for finding in findings:
+        say(f"update {finding.step}: {finding.code} {finding.name}")
+    return warned, steps, tuple(findings)
+
+
+def summary(outcome: Outcome) -> str:
+    """What was proven, fix by fix, as text."""
+    first = next((f for f in outcome.findings if f.code != "GS502"), None)
+    died = next((f for f in outcome.findings if f.code == "GS502"), None)
+    lines = []
+    if first is not None and died is not None and first.step is not None and died.step is not None:
+        lines.append(
+            f"First warning at update {first.step} ({first.code}), first non-finite value at update {died.step}."
+        )
+    lines.append(
+        "Judged on copies of the network as it was at the first warning about attention "
+        f"({SEEDS_OF_PROOF} seeds, {STEPS_OF_PROOF} training steps each):"
+    )
+    for cause in outcome.proof.causes:
+        for fix in cause.fixes:
+            if fix.verdict != "not-tested":
+                moved = (
+                    ""
+                    if fix.before is None or fix.after is None
+                    else f"  {fix.signal} {fix.before:.3g} → {fix.after:.3g}"
+                )
+                lines.append(f"  {fix.verdict:<13} {fix.fix:<24} for {cause.cause}{moved}")
+    return "\n".join(lines)
