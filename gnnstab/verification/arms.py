@@ -50,7 +50,10 @@ class Arm:
     fresh: bool
     seed: int
     train: bool = False
-    """Measure, then train."""
+    """Train after measuring."""
+
+    measure: bool = True
+    """Measure before training; off where the same arm has been measured already."""
 
     measure_after: bool = False
     """Measure once more after the training: for fixes that change nothing but the training."""
@@ -59,7 +62,8 @@ class Arm:
     def key(self) -> str:
         """Names the arm in a store of results."""
         names = "+".join(w.label for w in self.wanted) or "as it is"
-        steps = ("/trained" if self.train else "") + ("/after" if self.measure_after else "")
+        steps = ("/measured" if self.measure else "") + ("/trained" if self.train else "")
+        steps += "/after" if self.measure_after else ""
         return f"{names}/{'fresh' if self.fresh else 'current'}/{self.seed}{steps}"
 
 
@@ -94,7 +98,7 @@ def run_arm(setting: Setting, arm: Arm) -> ArmResult:
     settings = replace(setting.training, **changes)
     with seeded(arm.seed, model):
         result = ArmResult()
-        if not arm.measure_after:
+        if arm.measure and not arm.measure_after:
             result = _measured(setting, model, settings)
         if arm.train or arm.measure_after:
             run = _trained(setting, model, settings, arm.seed)

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import stats
 
 from gnnstab.verification.arms import ArmResult
-from gnnstab.verification.targets import Goal
+from gnnstab.verification.targets import HEALTHY, Goal
 
 NO_EFFECT = 0.25
 """Share of the way to the threshold below which a fix is said to have no effect."""
@@ -115,6 +115,9 @@ def by_signal(pairs: Pairs, goal: Goal) -> tuple[str, str] | None:
         if new:
             return "made-worse", f"the signal crosses its threshold, and {', '.join(new)} fires instead"
         return None
+    other_side = _other_side(pairs, goal)
+    if other_side:
+        return "made-worse", other_side + (f", and {', '.join(new)} fires instead" if new else "")
     silent = sum(goal.code in r.codes for r in pairs.after) <= (1 - MAJORITY) * len(pairs.after)
     overshoots = math.isfinite(covered) and covered > 1 and silent
     if overshoots and new:
@@ -132,6 +135,19 @@ def by_signal(pairs: Pairs, goal: Goal) -> tuple[str, str] | None:
         "inconclusive",
         f"the signal covers {min(covered, 1.0):.0%} of the way to its threshold and does not pass it with margin in most seeds",
     )
+
+
+def _other_side(pairs: Pairs, goal: Goal) -> str:
+    """In words, when a gradient that exploded now vanishes or the other way round; else empty."""
+    if goal.signal != "gradient.ratio":
+        return ""
+    before, after = float(np.median(pairs.values("before"))), float(np.median(pairs.values("after")))
+    low, high = HEALTHY[goal.signal]
+    if before > high and after < low:
+        return f"it overshoots into vanishing: the gradient ratio goes from {before:.2g} to {after:.2g}"
+    if before < low and after > high:
+        return f"it overshoots into explosion: the gradient ratio goes from {before:.2g} to {after:.2g}"
+    return ""
 
 
 def by_training(pairs: Pairs) -> tuple[str, str]:

@@ -136,7 +136,8 @@ class _Plan:
         return [arm for seed in seeds for arm in self._pair(seed)]
 
     def _pair(self, seed: int, *, train: bool = False) -> tuple[Arm, Arm]:
-        without = Arm(AS_IT_IS, self.fresh, seed, train, measure_after=self.after_training and not train)
+        after = self.after_training and not train
+        without = Arm(AS_IT_IS, self.fresh, seed, train, measure=not train, measure_after=after)
         return without, replace(without, wanted=(self.item,))
 
     def trainings(self, results: dict[Arm, ArmResult]) -> list[Arm]:
