@@ -42,7 +42,6 @@ def command(
     verbose: bool,
     config_file: str | None,
     isolated: bool,
-    unsafe_load: bool,
     **observe: Any,
 ) -> int:
     """Two checkpoints or traces of one network: what grew, by how much, and which limit it approaches."""
@@ -52,7 +51,7 @@ def command(
     chosen = gate.settings(config_file, isolated)
     with gate.progress() as tell:
         first, second = (
-            diagnose(target, thresholds=chosen.thresholds or None, unsafe=unsafe_load, progress=tell, **observe)
+            diagnose(target, thresholds=chosen.thresholds or None, progress=tell, **observe)
             for target in (before, after)
         )
     comparison = compare(first, second, thresholds=chosen.thresholds)

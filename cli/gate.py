@@ -27,13 +27,31 @@ WORSE = (0, NOTHING_EVALUABLE, FINDINGS, ERROR)
 
 
 @dataclass(frozen=True, slots=True)
-class Reporting:
-    """Where reports go."""
+class Request:
+    """What the options of `check` and `diagnose` say beyond how to observe the targets."""
 
+    chosen: Settings
     outputs: Sequence[output.Output]
+    update_baseline: bool
     quiet: bool
     verbose: bool
     plots: Path | None
+
+    @classmethod
+    def take(cls, given: dict[str, Any]) -> Request:
+        """Take the options of settings and reports out of ``given``; what stays are arguments of `diagnose`."""
+        take = given.pop
+        where = (take("config_file"), take("isolated"))
+        chosen = settings(*where, **{key: take(key) for key in ("fail_on", "select", "ignore", "baseline", "format")})
+        plots = take("plots")
+        return cls(
+            chosen,
+            output.parse(take("outputs")),
+            take("update_baseline"),
+            take("quiet"),
+            take("verbose"),
+            Path(plots) if plots else None,
+        )
 
 
 def settings(config_file: str | None, isolated: bool, **given: Any) -> Settings:
@@ -42,27 +60,26 @@ def settings(config_file: str | None, isolated: bool, **given: Any) -> Settings:
     return validate(found.override("command line", **given))
 
 
-def run(
-    targets: Sequence[str], chosen: Settings, reporting: Reporting, *, update_baseline: bool, **options: Any
-) -> int:
+def run(targets: Sequence[str], request: Request, **observe: Any) -> int:
     """Diagnose every target, report, and say how it went as an exit code."""
     from gnnstab import baseline
 
-    known = None if update_baseline or chosen.baseline is None else baseline.read(Path(chosen.baseline))
-    if update_baseline:
+    chosen = request.chosen
+    known = None if request.update_baseline or chosen.baseline is None else baseline.read(Path(chosen.baseline))
+    if request.update_baseline:
         output.check_writable(_baseline_path(chosen))
-    diagnoses, failed = _diagnose_all(targets, chosen, options)
+    diagnoses, failed = _diagnose_all(targets, chosen, observe)
     accepted = accept(diagnoses, chosen.suppressions, date.today())
     for complaint in accepted.complaints:
         output.complain(complaint)
     judged = accepted.diagnoses if known is None else tuple(known.apply(d) for d in accepted.diagnoses)
     if judged:
-        _report(judged, chosen, reporting)
-    if update_baseline and not failed:
+        _report(judged, request)
+    if request.update_baseline and not failed:
         output.write(_baseline_path(chosen), baseline.dump(judged))
         click.echo(f"gnnstab: wrote {sum(len(d.findings) for d in judged)} findings to {chosen.baseline}", err=True)
         return 0
-    if update_baseline:
+    if request.update_baseline:
         output.complain("the baseline was not written: it would lose what is known of the targets that failed")
     return max([*failed, *(d.exit_code(chosen.fail_on) for d in judged)], key=WORSE.index)
 
@@ -98,23 +115,24 @@ def _diagnose_all(
             except GnnstabError as error:
                 if len(targets) == 1:
                     raise
-                click.echo(f"gnnstab: error: {' '.join(str(error).split())}", err=True)
+                output.complain(" ".join(str(error).split()), "error")
                 failed.append(NOTHING_EVALUABLE if isinstance(error, NothingEvaluable) else ERROR)
     return diagnoses, failed
 
 
-def _report(diagnoses: Sequence[Diagnosis], chosen: Settings, reporting: Reporting) -> None:
+def _report(diagnoses: Sequence[Diagnosis], request: Request) -> None:
     from gnnstab.report import render, supported
 
-    options = {"root": str(Path.cwd()), "fail_on": chosen.fail_on, "verbose": reporting.verbose}
+    options = {"root": str(Path.cwd()), "fail_on": request.chosen.fail_on, "verbose": request.verbose}
     one_or_all = diagnoses[0] if len(diagnoses) == 1 else diagnoses
-    for item in reporting.outputs:
+    for item in request.outputs:
         output.write(item.path, render(one_or_all, item.format, **supported(item.format, options)))
-    if reporting.plots is not None:
-        _plots(diagnoses, reporting.plots)
-    on_screen = {**options, **output.terminal(), "quiet": reporting.quiet}
-    text = render(one_or_all, chosen.format, **supported(chosen.format, on_screen))
-    output.show(text, chosen.format)
+    if request.plots is not None:
+        _plots(diagnoses, request.plots)
+    format = request.chosen.format
+    on_screen = {**options, **output.terminal(), "quiet": request.quiet}
+    text = render(one_or_all, format, **supported(format, on_screen))
+    output.show(text, format)
 
 
 def _plots(diagnoses: Sequence[Diagnosis], folder: Path) -> None:

@@ -45,7 +45,7 @@ TARGET = _together(
                  help="Run the forward under autocast to this."),
     click.option("--heads", type=click.IntRange(min=1), help="Number of heads, where the file cannot show it."),
     click.option("--activation", type=click.Choice(["relu", "tanh"]), help="Activation between the layers, likewise."),
-    click.option("--unsafe-load", is_flag=True,
+    click.option("--unsafe-load", "unsafe", is_flag=True,
                  help="DANGEROUS: allow a file to run code while it is read. Only for files you made yourself."),
 )  # fmt: skip
 """What is looked at, and how."""

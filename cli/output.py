@@ -112,8 +112,8 @@ def terminal() -> dict[str, Any]:
     return {"width": shutil.get_terminal_size((80, 24)).columns, "color": color}
 
 
-def complain(text: str) -> None:
+def complain(text: str, kind: str = "warning") -> None:
     """One line on standard error."""
     from gnnstab.report.escape import sentence
 
-    click.echo(f"gnnstab: warning: {sentence(text, 200, 2000)}", err=True)
+    click.echo(f"gnnstab: {kind}: {sentence(text, 200, 2000)}", err=True)
