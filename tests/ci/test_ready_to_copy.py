@@ -92,3 +92,14 @@ def test_the_settings_of_the_page_are_valid(language: str, name: str, tmp_path: 
 def test_every_command_has_a_page(name: str) -> None:
     pages = {p.stem for p in (DOCS / "commands").glob("*.md")}
     assert name in pages
+
+
+@pytest.mark.parametrize("page", sorted((DOCS / "commands").glob("*.md")), ids=lambda p: p.name)
+def test_every_command_line_of_a_page_is_one_that_the_program_takes(page: Path) -> None:
+    lines = re.findall(r"^(?:\$ )?gnnstab (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert lines
+    for line in lines:
+        name, *arguments = shlex.split(line.partition("  # ")[0])
+        command = main.get_command(None, name)
+        assert command is not None, line
+        command.make_context(name, arguments)
