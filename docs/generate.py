@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 from click.testing import CliRunner
-
 from gnnstab.cli.group import gnnstab as cli
+
 from gnnstab.rules import RULES
 from gnnstab.rules.pages import page
 

@@ -26,7 +26,7 @@ SEEDS_OF_PROOF, STEPS_OF_PROOF = 3, 40
 """Fewer than `gnnstab verify` takes, so that the demonstration stays short."""
 
 
-class SumEmbedding(MessagePassing):
+class SumEmbedding(MessagePassing):  # type: ignore[misc]  # torch_geometric ships no types
     """Embeds each neighbour and adds the messages up, un-normalised: the seed of the trouble."""
 
     def __init__(self) -> None:
@@ -100,7 +100,8 @@ def swarm_graphs(seed: int = 0, agents: int = AGENTS) -> Data:
 
 def loss(output: Tensor, batch: Data) -> Tensor:
     """Mean squared error of the velocities."""
-    return (output.float() - batch.y).square().mean()
+    error: Tensor = output.float() - batch.y
+    return error.square().mean()
 
 
 def run(folder: Path, say: Callable[[str], None]) -> Outcome:

@@ -74,7 +74,9 @@ def diagnose(
     """
     if precision not in PRECISIONS:
         raise UsageError(f"unknown precision {precision!r}; choose from {', '.join(PRECISIONS)}")
-    request = _Request(model, batch, loss, optimizer, precision, heads, activation, unsafe, progress or (lambda _: None))
+    request = _Request(
+        model, batch, loss, optimizer, precision, heads, activation, unsafe, progress or (lambda _: None)
+    )
     described, signals, live = _observe(target, request)
     diagnosis = judge(described, signals, select=select, ignore=ignore, thresholds=thresholds, overrides=overrides)
     if verify:
@@ -224,7 +226,11 @@ def _measure(model: nn.Module, request: _Request) -> tuple[Signals, _Live]:
     from gnnstab.probe.measure import measure
     from gnnstab.signals import from_trace
 
-    batch = load_batch(request.batch, unsafe=request.unsafe) if isinstance(request.batch, (str, os.PathLike)) else request.batch
+    batch = (
+        load_batch(os.fspath(request.batch), unsafe=request.unsafe)
+        if isinstance(request.batch, (str, os.PathLike))
+        else request.batch
+    )
     loss = resolve(request.loss) if isinstance(request.loss, str) else request.loss
     request.progress("running forward and backward")
     with measure(model, batch, loss=loss, precision=request.precision) as trace:
@@ -274,7 +280,9 @@ def _prove(diagnosis: Diagnosis, live: _Live | None, request: _Request) -> Diagn
         raise UsageError("--verify needs a model to apply the fixes to: pass --model pkg.mod:factory and --batch FILE")
     from gnnstab.verification import prove
 
-    return prove(diagnosis, live.model, batch=live.batch, loss=live.loss, precision=request.precision, progress=request.progress)
+    return prove(
+        diagnosis, live.model, batch=live.batch, loss=live.loss, precision=request.precision, progress=request.progress
+    )
 
 
 def build(model: Any) -> nn.Module:
@@ -311,7 +319,9 @@ def resolve(reference: str) -> Callable[..., Any]:
         with _importable_from_here():
             found: Any = importlib.import_module(module)
     except ImportError as error:
-        raise UsageError(f"cannot import {module!r} for {reference!r}: {error}; run from the folder that holds it") from error
+        raise UsageError(
+            f"cannot import {module!r} for {reference!r}: {error}; run from the folder that holds it"
+        ) from error
     for part in name.split("."):
         if not hasattr(found, part):
             raise UsageError(f"module {module!r} has no {name!r}")

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from models.informarl import DATA
-
 from gnnstab.cli.group import run
+
 from gnnstab.records import FIVE_CAUSES
+from models.informarl import DATA
 
 MODEL = ["--model", "models.informarl:actor"]
 Batch = dict[int, list[str]]
@@ -37,9 +37,10 @@ def warned(diagnosis: dict[str, Any]) -> set[str]:
 def test_a_bare_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
     code, found = diagnose(capsys, "agents7_default/actor.pt")
     assert code == 0
-    assert [(x["in_channels"], x["out_channels"], x["heads"], x["concat"], x["edge_dim"], x["beta"]) for x in found["layers"]] == [
-        ([16, 16], 16, 3, False, 1, False)
-    ] * 3
+    assert [
+        (x["in_channels"], x["out_channels"], x["heads"], x["concat"], x["edge_dim"], x["beta"])
+        for x in found["layers"]
+    ] == [([16, 16], 16, 3, False, 1, False)] * 3
     spectral = [s["value"] for s in found["signals"] if s["name"] == "logit.spectral_qk"]
     assert max(spectral) == pytest.approx(0.45, abs=0.01)
     assert [c["cause"] for c in found["causes"][:5]] == list(FIVE_CAUSES)
@@ -64,7 +65,9 @@ def test_the_critics_running_statistics_are_no_weights(capsys: pytest.CaptureFix
         ("agents7_lr7e-2_amp16_nan_crash", True),
     ],
 )
-def test_files_alone_tell_the_ruined_from_the_healthy(name: str, ruined: bool, capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_alone_tell_the_ruined_from_the_healthy(
+    name: str, ruined: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
     code, found = diagnose(capsys, f"{name}/actor.pt")
     assert (code, bool(warned(found))) == (int(ruined), ruined)
 
@@ -129,7 +132,9 @@ def garbage(folder: Path) -> dict[str, Path]:
 @pytest.mark.parametrize(
     ("name", "expected"), [("empty", 2), ("text", 2), ("truncated", 2), ("pickle", 2), ("missing", 2), ("no-layers", 3)]
 )
-def test_garbage(name: str, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_garbage(
+    name: str, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     code = run(["diagnose", str(garbage(tmp_path)[name]), "--isolated"])
     shown = capsys.readouterr()

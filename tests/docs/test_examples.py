@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 import torch
-from models.informarl import DATA
-
 from gnnstab.cli.group import run
+
+from models.informarl import DATA
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -38,8 +38,8 @@ WITH_CODE = [page for page in PAGES if next(blocks(page), None)]
 @pytest.fixture
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The reader's folder and the names that a training script would hold."""
-    for name, run in {"actor.pt": "agents7_default", "healthy.pt": "healthy_3agents"}.items():
-        (tmp_path / name).write_bytes((DATA / run / "actor.pt").read_bytes())
+    for name, source in {"actor.pt": "agents7_default", "healthy.pt": "healthy_3agents"}.items():
+        (tmp_path / name).write_bytes((DATA / source / "actor.pt").read_bytes())
     (tmp_path / "crash.pt").write_bytes((DATA / "agents7_lr7e-2_amp16_nan_crash" / "actor.pt").read_bytes())
     (tmp_path / "batch.pt").write_bytes((DATA / "sample_batch_7agents.pt").read_bytes())
     (tmp_path / "network.py").write_text("from models.informarl import actor, policy_loss\n", encoding="utf-8")

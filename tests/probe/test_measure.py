@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from models.informarl import load_actor, policy_loss, reference, sample_batch
 from torch import nn
 from torch_geometric.data import Batch, Data, HeteroData
 from torch_geometric.nn import TransformerConv
@@ -15,6 +14,7 @@ from torch_geometric.nn import TransformerConv
 from gnnstab.errors import LoadError, UnsafeFileError, UsageError
 from gnnstab.probe.batches import as_arguments, load_batch
 from gnnstab.probe.measure import measure, read_out
+from models.informarl import load_actor, policy_loss, reference, sample_batch
 
 FIGURES = {
     # batch: layer: score std, min, max, output RMS, largest |output|, entropy, one-hot share (tests/data/README.md)
@@ -29,7 +29,15 @@ FIGURES = {
         "gnn.gnn2.1": (3.73, -27.5, 8.3, 1.004, 3.70, 0.813, 0.011),
     },
 }
-NAMES = ("score.std", "score.min", "score.max", "output.rms", "output.max_abs", "attention.entropy", "attention.one_hot_share")
+NAMES = (
+    "score.std",
+    "score.min",
+    "score.max",
+    "output.rms",
+    "output.max_abs",
+    "attention.entropy",
+    "attention.one_hot_share",
+)
 DIGITS = (2, 1, 1, 3, 2, 3, 3)
 
 
@@ -125,7 +133,11 @@ def test_a_forward_that_fails_says_what_it_was_given() -> None:
 
 @pytest.mark.parametrize(
     ("loss", "message"),
-    [(lambda o, b: o, "not a scalar"), (lambda o, b: 3.0, "returned float"), (lambda o, b: o.nonsense, "AttributeError")],
+    [
+        (lambda o, b: o, "not a scalar"),
+        (lambda o, b: 3.0, "returned float"),
+        (lambda o, b: o.nonsense, "AttributeError"),
+    ],
 )
 def test_a_loss_that_fails(loss: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
@@ -141,7 +153,13 @@ def test_a_model_without_floating_output_needs_a_loss() -> None:
 def test_batch_files(kind: str, tmp_path: Path) -> None:
     hetero = HeteroData()
     hetero["a"].x = torch.ones(2, 3)
-    made = {"dict": {"x": torch.ones(2)}, "tuple": (torch.ones(2),), "data": graph(), "hetero": hetero, "list": [graph()]}
+    made = {
+        "dict": {"x": torch.ones(2)},
+        "tuple": (torch.ones(2),),
+        "data": graph(),
+        "hetero": hetero,
+        "list": [graph()],
+    }
     torch.save(made[kind], tmp_path / "batch.pt")
     assert type(load_batch(tmp_path / "batch.pt")) is type(made[kind])
 
