@@ -1,0 +1,219 @@
+"""The protocol on networks whose truth is known, kept tiny; the full reproduction is tests/benchmarks/proof.py."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import gnnstab
+from gnnstab.errors import FixError, UsageError
+from gnnstab.records import VERDICTS, Cause, Coverage, Diagnosis, FixAdvice, Target
+from gnnstab.verification import prove
+from gnnstab.verification.measuring import observe
+from gnnstab.verification.targets import choose
+from models.informarl import Actor, load_actor, sample_batch
+from models.stacks import Stack, random_batch
+
+
+def small_batch(graphs=4):
+    return {k: v[:graphs] for k, v in sample_batch().items()}
+
+
+def everything(model):
+    return {
+        **{k: v.clone() for k, v in model.state_dict().items()},
+        **{f"{k}.grad": p.grad for k, p in model.named_parameters()},
+    }
+
+
+@pytest.fixture(scope="module")
+def deep():
+    """PyG's default initialisation, 16 layers: gradients vanish."""
+    torch.manual_seed(0)
+    return Stack(14, 8).train()
+
+
+@pytest.fixture(scope="module")
+def verdicts(deep):
+    fixes = ["residual:weight=0.1", "pre-norm-residual", "residual-depth-init", "beta"]
+    return {v.fix: v for v in gnnstab.verify(deep, fixes, batch=random_batch(16, 5, 8), seeds=2, steps=12)}
+
+
+def test_the_small_residual_has_no_effect_and_the_whole_one_works(verdicts):
+    assert verdicts["residual"].verdict == "no-effect"
+    assert verdicts["pre-norm-residual"].verdict == "confirmed"
+    assert verdicts["residual-depth-init"].verdict == "confirmed"
+    assert verdicts["pre-norm-residual"].signal == "gradient.ratio"
+    assert verdicts["pre-norm-residual"].before < 1e-3 < 1e-2 <= verdicts["pre-norm-residual"].after <= 1e2
+    assert verdicts["pre-norm-residual"].effect >= 1
+
+
+def test_beta_makes_a_vanishing_stack_worse(verdicts):
+    assert verdicts["beta"].verdict == "made-worse"
+    assert verdicts["beta"].after < 0.1 * verdicts["beta"].before
+
+
+def test_a_verdict_says_what_was_compared_and_minimised(verdicts):
+    verdict = verdicts["pre-norm-residual"]
+    assert "2 pairs of fresh twins" in verdict.arms
+    assert "own feature + 2 × mean feature of the neighbours" in verdict.objective
+    assert "12 steps of Adam(lr=0.001" in verdict.objective
+    assert verdict.loss_after <= verdict.loss_before * 1.1
+    assert verdict.seeds == 2
+    assert verdict.spread > 0
+    assert verdict.step_time > 0
+    assert "Not trained" in verdicts["residual"].objective
+    assert "x = x + " in verdict.change
+
+
+def test_nothing_of_the_users_is_touched():
+    model, batch = Stack(6, 8).train(), random_batch(12, 4, 8)
+    model(**batch).sum().backward()
+    before, kept = everything(model), {k: v.clone() for k, v in batch.items()}
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
+    hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]
+    gnnstab.verify(model, ["beta", "dropout", "lower-lr"], batch=batch, seeds=1, steps=2)
+    assert all(torch.equal(before[k], v) for k, v in everything(model).items())
+    assert torch.equal(torch_state, torch.get_rng_state())
+    assert np.array_equal(numpy_state, np.random.get_state()[1])
+    assert all(torch.equal(kept[k], v) for k, v in batch.items())
+    assert hooks == [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]
+    assert all(m.training for m in model.modules())
+
+
+def test_the_sum_is_what_saturates_the_real_actor():
+    found = gnnstab.verify(
+        load_actor(), ["norm-after-sum", "residual:weight=0.1", "beta"], batch=small_batch(), seeds=2, steps=3
+    )
+    normed, residual, beta = found
+    assert normed.signal == "attention.entropy"
+    assert normed.layer == "gnn.gnn1"
+    assert normed.after > 0.9 > 0.5 > normed.before
+    assert normed.effect > 1
+    assert residual.verdict == beta.verdict == "no-effect"
+
+
+def test_fp16_overflow_is_cured_by_fp32_attention_in_the_layer_that_overflows_and_nowhere_else():
+    model = load_actor("agents7_lr7e-2_amp16_nan_crash")
+    fixes = ["fp32-attention", ("fp32-attention", {"only": ["gnn.gnn1"]})]
+    everywhere, elsewhere = gnnstab.verify(model, fixes, batch=small_batch(64), precision="fp16", seeds=1, steps=2)
+    assert everywhere.verdict == "confirmed"
+    assert everywhere.before > 0 == everywhere.after
+    assert elsewhere.verdict == "no-effect"
+
+
+def test_a_healthy_model_has_nothing_to_cure():
+    (verdict,) = gnnstab.verify(Stack(2, 8), "beta", batch=random_batch(16, 4, 8), seeds=1, steps=1)
+    assert verdict.verdict == "no-effect"
+    assert "nothing to cure" in verdict.reason
+
+
+def test_a_fix_without_a_place_is_not_tested(deep):
+    (verdict,) = gnnstab.verify(deep, "norm-after-sum", batch=random_batch(16, 5, 8), seeds=1, steps=1)
+    assert verdict.verdict == "not-tested"
+    assert "no module that aggregates by a sum" in verdict.reason
+
+
+def test_an_initialisation_of_ones_own_comes_from_the_factory():
+    """Orthogonal with gain √2 explodes; reset_parameters alone would hide that."""
+
+    def factory():
+        model = Stack(10, 8)
+        for p in model.parameters():
+            nn.init.orthogonal_(p, gain=1.8) if p.dim() > 1 else nn.init.zeros_(p)
+        return model
+
+    batch = random_batch(16, 5, 8)
+    torch.manual_seed(0)
+    model = factory()
+    goal = choose([f for f in observe(model, batch).findings if f.signal == "gradient.ratio"])
+    assert not goal.rises
+    finding = next(f for f in observe(model, batch).findings if f.code == "GS204")
+    (verdict,) = gnnstab.verify(
+        model, "unit-gain-init", batch=batch, seeds=2, steps=2, factory=factory, finding=finding
+    )
+    assert verdict.before > 1e2 > verdict.after
+    assert "your factory" in verdict.arms
+    with pytest.raises(UsageError, match="other parameters"):
+        gnnstab.verify(
+            model, "unit-gain-init", batch=batch, seeds=1, steps=1, factory=lambda: Stack(2, 8), finding=finding
+        )
+
+
+def test_the_same_call_gives_the_same_verdict_and_a_store_continues(tmp_path, deep):
+    batch, store = random_batch(16, 5, 8), tmp_path / "arms.jsonl"
+    said = []
+    options = {"batch": batch, "seeds": 1, "steps": 2}
+    first = gnnstab.verify(deep, "pre-norm-residual", **options, store=store)
+    again = gnnstab.verify(deep, "pre-norm-residual", **options, store=store, progress=said.append)
+    assert said == []
+    fresh = gnnstab.verify(deep, "pre-norm-residual", **options)
+    for other in (again[0], fresh[0]):
+        assert (other.before, other.after, other.loss_after) == (first[0].before, first[0].after, first[0].loss_after)
+
+
+def test_an_interrupt_keeps_what_is_finished(deep):
+    calls = []
+
+    def stop(said):
+        calls.append(said)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    (verdict,) = gnnstab.verify(deep, "residual", batch=random_batch(16, 5, 8), seeds=2, steps=1, progress=stop)
+    assert verdict.seeds == 1
+    assert verdict.verdict in VERDICTS
+
+
+def test_prove_puts_verdicts_into_the_diagnosis_and_confirmed_fixes_first(deep):
+    advice = (FixAdvice("beta", "…"), FixAdvice("pre-norm-residual", "kept"))
+    causes = (Cause("no-residual", "root-cause", "why", ("GS203",), advice), Cause("no-dropout", "present", ""))
+    diagnosis = Diagnosis(Target("model", "Stack"), Coverage(14, 14), causes, (), ())
+    proven = prove(diagnosis, deep, batch=random_batch(16, 5, 8), seeds=2, steps=12)
+    fixes = proven.causes[0].fixes
+    assert [f.fix for f in fixes] == ["pre-norm-residual", "beta"]
+    assert [f.verdict for f in fixes] == ["confirmed", "made-worse"]
+    assert fixes[0].change == "kept"
+    assert fixes[0].before < fixes[0].after
+    assert proven.causes[1] == causes[1]
+
+
+def test_bad_requests_are_refused():
+    model, batch = Stack(2, 8), random_batch(12, 4, 8)
+    with pytest.raises(FixError, match="unknown fix"):
+        gnnstab.verify(model, "no-such", batch=batch)
+    with pytest.raises(UsageError, match="at least 1"):
+        gnnstab.verify(model, "beta", batch=batch, seeds=0)
+    with pytest.raises(UsageError, match="name=value"):
+        gnnstab.verify(model, "beta:oops", batch=batch)
+    with pytest.raises(UsageError, match="no fix"):
+        gnnstab.verify(model, [], batch=batch)
+
+
+def test_a_run_that_breaks_off_counts_as_infinite_loss():
+    from gnnstab.verification.arms import ArmResult
+    from gnnstab.verification.judging import Pairs, by_training, loss_change
+
+    alive, broken = ArmResult(final=1.0), ArmResult(final=math.inf)
+    assert loss_change(Pairs((broken,), (alive,))) == (-math.inf, -math.inf)
+    assert by_training(Pairs((alive,) * 3, (broken,) * 3))[0] == "made-worse"
+    noisy = Pairs(
+        tuple(ArmResult(final=v) for v in (1.0, 1.0, 1.0)), tuple(ArmResult(final=v) for v in (0.5, 1.0, 2.0))
+    )
+    assert by_training(noisy)[0] == "inconclusive"
+    better = Pairs(
+        tuple(ArmResult(final=v) for v in (1.0, 1.1, 0.9)), tuple(ArmResult(final=v) for v in (0.5, 0.6, 0.4))
+    )
+    assert by_training(better)[0] == "confirmed"
+    assert copy.deepcopy(better) == better
+
+
+def test_actor_import_is_used_for_twins():
+    from gnnstab.verification.twins import fresh_twin
+
+    one, two = fresh_twin(Actor(), 0), fresh_twin(Actor(), 0)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+    assert not torch.equal(fresh_twin(one, 1).gnn.gnn1.lin_query.weight, one.gnn.gnn1.lin_query.weight)

@@ -1,0 +1,45 @@
+"""The fp16 crash of the real actor, reproduced stage by stage, and the fixes tried on it."""
+
+import pytest
+
+from gnnstab.errors import UsageError
+from gnnstab.verification.replay import replay
+from gnnstab.verification.wording import replay_text
+from models.informarl import load_actor, sample_batch
+
+CRASH = "agents7_lr7e-2_amp16_nan_crash"
+
+
+@pytest.fixture(scope="module")
+def crash():
+    fixes = ["fp32-attention", "score-cap", ("fp32-attention", {"only": ["gnn.gnn1", "gnn.gnn2.0"]}), "qk-clip"]
+    return replay(load_actor(CRASH), (), sample_batch(), precision="fp16", fixes=fixes)
+
+
+def test_the_overflow_is_shown_stage_by_stage(crash):
+    assert (crash.event.layer, crash.event.stage, crash.event.origin) == ("gnn.gnn2.1", "score", "made-here")
+    stages = [r.stage for r in crash.rows if r.layer == "gnn.gnn2.1"]
+    assert stages[:5] == ["input", "query", "key", "value", "edge"]
+    bad = [(r.layer, r.stage) for r in crash.rows if r.non_finite]
+    assert bad[0] == ("gnn.gnn2.1", "score")
+    text = replay_text(crash)
+    assert "65504" in text
+    assert "fp32-attention: confirmed" in text
+
+
+def test_only_what_reaches_the_failing_layer_helps(crash):
+    verdicts = [t.verdict for t in crash.tried]
+    # A cap comes after q·k, which has overflowed by then; fp32 in the other layers leaves this one as it is.
+    assert verdicts == ["confirmed", "no-effect", "no-effect", "confirmed"]
+
+
+def test_in_fp32_there_is_nothing_to_replay():
+    found = replay(load_actor(CRASH), (), sample_batch())
+    assert found.event is None
+    assert found.tried == ()
+    assert "finite" in replay_text(found)
+
+
+def test_structural_fixes_prove_nothing_on_these_weights():
+    with pytest.raises(UsageError, match="use gnnstab verify"):
+        replay(load_actor(CRASH), (), sample_batch(), precision="fp16", fixes="qk-norm")

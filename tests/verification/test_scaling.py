@@ -1,0 +1,88 @@
+"""Growth with in-degree: exponents against known laws, and the share of one-hot heads on an unseen graph."""
+
+import math
+
+import pytest
+import torch
+
+from gnnstab.errors import UsageError
+from gnnstab.probe.batches import as_arguments
+from gnnstab.verification.growth import find_graph_call, grown, in_degrees
+from gnnstab.verification.measuring import measured_signals
+from gnnstab.verification.scaling import Point, evaluate, scale
+from gnnstab.verification.wording import as_json, scaling_text
+from models.informarl import load_actor, sample_batch
+from models.stacks import Hetero, Stack, hetero_batch, random_batch
+
+
+def test_the_graph_is_found_inside_the_actor_and_grown_without_changing_its_kind():
+    model, batch = load_actor(), sample_batch(3)
+    call = find_graph_call(model, as_arguments(batch, model)[0])
+    assert call.name == "gnn"
+    x, edges = call.graph
+    pairs = {tuple(p) for p in torch.cat([edges[:1].t(), call.args[2][:]], 1).tolist()}
+    for factor in (0.5, 1.0, 2.5):
+        args, _ = grown(call, factor, torch.Generator().manual_seed(0))
+        assert args[0] is x
+        assert args[1].size(1) == args[2].size(0)
+        assert args[1].size(1) == pytest.approx(factor * edges.size(1), rel=0.05)
+        # Every message that exists in the grown graph exists in the batch: same source, same distance.
+        assert {tuple(p) for p in torch.cat([args[1][:1].t(), args[2]], 1).tolist()} <= pairs
+    mean, _, nodes = in_degrees(grown(call, 2.0, torch.Generator().manual_seed(0)))
+    assert (nodes, mean) == (576, pytest.approx(2 * 4.54, rel=0.02))
+
+
+def test_the_one_hot_share_of_an_unseen_denser_graph_is_predicted():
+    """From the 3-agent batch (in-degree 4.5) to the 7-agent batch (9.4), for the layer that saturates."""
+    model = load_actor()
+    found = scale(model, batch=sample_batch(3), factors=(1, 1.5, 2, 3), precisions=("fp32",), seeds=1)
+    true = measured_signals(model, sample_batch(7)).value("attention.one_hot_share", layer="gnn.gnn1")
+    assert found.predict("attention.one_hot_share", "gnn1", 9.44) == pytest.approx(true, abs=0.1)
+    limit = next(limit for limit in found.limits if (limit.what, limit.layer) == ("attention one-hot", "gnn1"))
+    assert 4.5 < limit.degree < 9.4
+    assert "in-degree" in scaling_text(found)
+    assert "agents" not in found.summary
+    assert '"limits"' in as_json(found)
+
+
+def known(exponent, precision="fp32"):
+    """Points of a layer whose scores follow a power law exactly."""
+    return [
+        Point(d, 10, precision, {"score.std|c": 0.1 * d**exponent, "precision.fp16_headroom|c": 1e4 / d**2})
+        for d in (2.0, 4.0, 8.0, 16.0)
+    ]
+
+
+def test_exponents_and_limits_of_a_power_law_are_exact():
+    found = evaluate(known(2.0))
+    (exponent,) = found.exponents
+    assert exponent.value == pytest.approx(2.0)
+    assert exponent.interval == (pytest.approx(2.0), pytest.approx(2.0))
+    assert found.predict("score.std", "c", 32.0) == pytest.approx(0.1 * 32**2)
+    (limit,) = found.limits
+    assert (limit.what, limit.extrapolated, limit.degree) == ("fp16 overflow", True, pytest.approx(100.0))
+    assert found.summary == "fp16 overflow from in-degree 100 (extrapolated) (c)"
+
+
+def test_what_never_breaks_is_not_given_a_limit():
+    flat = [Point(d, 10, "fp32", {"score.std|c": 1.0, "precision.fp16_headroom|c": 50.0}) for d in (2.0, 4.0, 8.0)]
+    found = evaluate(flat)
+    assert all(math.isinf(limit.degree) for limit in found.limits)
+    assert "nothing breaks" in found.summary
+
+
+def test_scatter_widens_the_interval():
+    values = (0.4, 1.2, 6.0, 30.0)
+    points = [Point(d, 9, "fp32", {"score.std|c": v}) for d, v in zip((2.0, 4.0, 8.0, 16.0), values, strict=True)]
+    low, high = evaluate(points).exponents[0].interval
+    assert low < 2.1 < high
+    assert high - low > 0.3
+
+
+def test_what_cannot_be_scaled_is_refused():
+    with pytest.raises(UsageError, match="homogeneous"):
+        scale(Hetero(), batch=hetero_batch())
+    with pytest.raises(UsageError, match="positive"):
+        scale(Stack(1, 8), batch=random_batch(8, 3, 8), factors=(0.0,))
+    with pytest.raises(UsageError, match="was not measured"):
+        evaluate(known(1.0)).predict("score.std", "d", 3.0)
