@@ -6,11 +6,12 @@ python docs/generate.py --check   exits 1 when one on disk differs
 
 from __future__ import annotations
 
+import io
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
-from click.testing import CliRunner
-from gnnstab.cli.group import gnnstab as cli
+from gnnstab.cli.group import run
 
 from gnnstab.rules import RULES
 from gnnstab.rules.pages import page
@@ -51,12 +52,16 @@ def readme() -> str:
     text = README.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
-    shown = (
-        CliRunner()
-        .invoke(cli, ["--help"], prog_name="gnnstab", terminal_width=100, obj={"debug": False})
-        .output.rstrip()
-    )
+    shown = help_text().rstrip()
     return f"{before}{BEGIN}\n\n```text\n{shown}\n```\n\n{END}{after}"
+
+
+def help_text() -> str:
+    """What ``gnnstab --help`` prints, whatever the width of this terminal."""
+    stream = io.StringIO()
+    with redirect_stdout(stream):
+        run(["--help"])
+    return stream.getvalue()
 
 
 def write() -> None:
