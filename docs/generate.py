@@ -7,9 +7,11 @@ python docs/generate.py --check   exits 1 when one on disk differs
 from __future__ import annotations
 
 import io
+import os
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
+from unittest.mock import patch
 
 from gnnstab.cli.group import run
 
@@ -59,7 +61,7 @@ def readme() -> str:
 def help_text() -> str:
     """What ``gnnstab --help`` prints, whatever the width of this terminal."""
     stream = io.StringIO()
-    with redirect_stdout(stream):
+    with redirect_stdout(stream), patch.dict(os.environ, COLUMNS="80"):
         run(["--help"])
     return stream.getvalue()
 
