@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 REAL := tests/data/informarl
+# The sinks' packages are large; with EXTRAS=test,sinks their round trips are tested too, as .ci/run does.
+EXTRAS ?= test
 
 .PHONY: demo test lint docs bench clean
 
@@ -15,7 +17,7 @@ $(VENV)/.installed: setup.cfg constraints.txt
 	touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(PIP) install --quiet --constraint constraints.txt --editable ".[test]"
+	$(PIP) install --quiet --constraint constraints.txt --editable ".[$(EXTRAS)]"
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed-test
@@ -23,6 +25,8 @@ $(VENV)/.installed-dev: $(VENV)/.installed-test
 	touch $@
 
 demo: $(VENV)/.installed
+	PYTHONPATH=tests $(BIN)/gnnstab diagnose $(REAL)/agents7_default/actor.pt --model models.informarl:actor \
+		--batch $(REAL)/sample_batch_7agents.pt --fail-on error
 	$(BIN)/gnnstab demo
 
 test: $(VENV)/.installed-test
