@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gnnstab.errors import GnnstabWarning, UnstableError, UsageError
 from gnnstab.probe.boundary import Boundary
+from gnnstab.probe.outbox import Layout
 from gnnstab.probe.recorder import Recorder
-from gnnstab.records import Coverage, Diagnosis, Event, Finding, Signals
+from gnnstab.records import Coverage, Diagnosis, Event, Finding, SeriesKey, Signals
 from gnnstab.rules.gs502_non_finite_value import NonFiniteValue
+from gnnstab.rules.live import LiveEngine
 from gnnstab.trace import TraceWriter, rank_path
 
 if TYPE_CHECKING:
+    from gnnstab.sinks import Sink
     from gnnstab.trace import Trace
 
 OnFinding = str | Callable[[Finding], None]
 
 _EVERY_STEP = "every step"
 _DEFAULT = 50
+_LIVE_SITES = ("score", "output")
 
 
 class Monitor:
@@ -48,6 +54,7 @@ class Monitor:
         schedule: Steps between two full-tier measurements, or ``"every step"``; the light tier records every step.
         budget: Instead of a fixed schedule: the share of a step's time that the monitor may take, e.g. 0.02.
         scaler: The GradScaler in use, so that gradients are recorded unscaled and skipped steps are known as such.
+        sinks: Where numbers, findings and the final report stream to besides the trace (see `gnnstab.sinks`).
 
     Raises:
         UsageError: An argument makes no sense.
@@ -64,7 +71,10 @@ class Monitor:
         schedule: int | str = _DEFAULT,
         budget: float | None = None,
         scaler: Any = None,
+        sinks: Iterable[Sink] = (),
     ) -> None:
+        from gnnstab.sinks.base import Feed
+
         if not isinstance(model, nn.Module):
             raise UsageError(f"Monitor needs a torch.nn.Module, not a {type(model).__name__}")
         if not callable(on_finding) and on_finding not in ("warn", "raise", "ignore"):
@@ -73,13 +83,18 @@ class Monitor:
         every = _every(schedule)
         self._path = _rank_path(trace)
         self._on_finding = on_finding
+        self._feed = Feed(sinks)
         self._writer = TraceWriter(self._path)
         self._recorder = Recorder(model, self._writer, full_every=every, on_event=self._noticed)
-        self._boundary = Boundary(self._recorder, optimizers, scaler, self._after_step)
+        self._boundary = Boundary(self._recorder, optimizers, scaler, self._act, self._after_step)
         self._has_optimizer = bool(optimizers)
         self._waiting: list[Finding] = []
         self._told: set[str] = set()
-        self._live = _live_engine()
+        self._live = LiveEngine()
+        self._looked_at = -1
+        self._layout: Layout | None = None
+        self._live_rows: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+        self._live_keys: list[SeriesKey] = []
 
     def __enter__(self) -> Monitor:
         self._recorder.attach()
@@ -92,6 +107,8 @@ class Monitor:
         self._boundary.detach()
         self._recorder.detach()
         self._writer.close()
+        if self._feed:
+            self._recorder.state.failsafe.run("the sinks", lambda: self._feed.end(self.diagnose()))
 
     def step(self, loss: Tensor | float | None = None) -> None:
         """Say that a step has ended, and with what loss.
@@ -133,15 +150,33 @@ class Monitor:
             self._waiting += list(NonFiniteValue().check(signals))
 
     def _after_step(self) -> None:
-        """A step has ended: let the live rules look, then act on what they found."""
-        if self._live is not None:
-            self._recorder.state.failsafe.run("the live rules", self._look)
+        """A step is over: let the live rules look, then act on what they found."""
+        self._recorder.state.failsafe.run("the live rules", self._look)
         self._act()
 
     def _look(self) -> None:
-        """The one place where live rules are asked."""
-        if self._live is not None:
-            self._waiting += self._live.update(self._recorder.step, self._writer)
+        """The one place where the live rules are asked."""
+        recorder, row = self._recorder, self._recorder.row
+        if row is None or row.step == self._looked_at:
+            return
+        self._looked_at = row.step
+        layout, rows = recorder.sent.layout, recorder.sent.rows
+        if self._feed:
+            self._feed.row(row, layout.keys, rows)
+        if layout is not self._layout:
+            self._layout = layout
+            wanted = [i for i, key in enumerate(layout.keys) if key.site in _LIVE_SITES and key.mode == "train"]
+            self._live_rows, self._live_keys = np.array(wanted, dtype=np.int64), [layout.keys[i] for i in wanted]
+        stats = dict(zip(self._live_keys, map(tuple, rows[self._live_rows, :3].tolist()), strict=True))
+        self._waiting += self._live.update(
+            row.step,
+            stats,
+            loss=row.loss,
+            lr=row.lr,
+            grad_norm=row.grad_norm,
+            weights=recorder.update,
+            skipped=row.skipped,
+        )
 
     def _act(self) -> None:
         """Warn about, raise or hand over each finding once."""
@@ -150,6 +185,7 @@ class Monitor:
             if finding.fingerprint in self._told:
                 continue
             self._told.add(finding.fingerprint)
+            self._feed.finding(finding)
             if callable(self._on_finding):
                 self._on_finding(finding)
             elif self._on_finding == "raise":
@@ -158,21 +194,14 @@ class Monitor:
                 warnings.warn(f"{finding.code} {finding.name}: {finding.message}", GnnstabWarning, stacklevel=4)
 
 
-def _live_engine() -> Any:
-    """The rules that follow a run, where they are installed."""
-    try:
-        from gnnstab.rules.live import LiveEngine
-    except ImportError:
-        return None
-    return LiveEngine()
-
-
 def _optimizers(given: Any) -> tuple[torch.optim.Optimizer, ...]:
     if given is None:
         return ()
     several = given if isinstance(given, (list, tuple)) else (given,)
     # Lightning and Accelerate wrap optimizers; the hooks belong to the one inside.
-    plain = tuple(one if hasattr(one, "register_step_pre_hook") else getattr(one, "optimizer", one) for one in several)
+    plain: tuple[Any, ...] = tuple(
+        one if hasattr(one, "register_step_pre_hook") else getattr(one, "optimizer", one) for one in several
+    )
     for one in plain:
         if not hasattr(one, "register_step_pre_hook"):
             raise UsageError(f"optimizer must be a torch optimizer or a sequence of them, not a {type(one).__name__}")

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from gnnstab.errors import UsageError
+from gnnstab.probe.outbox import Sent
 from gnnstab.probe.outer import Inputs
 from gnnstab.probe.provenance import locate_non_finite
-from gnnstab.probe.totals import Totals
 from gnnstab.records import Event, SeriesKey
 
 _ORDER = ("score", "attention", "aggregate", "gate", "output")
@@ -34,13 +33,12 @@ class StepView:
     """Layers in the order of their first calls."""
 
     @classmethod
-    def of(
-        cls, step: int, keys: Sequence[SeriesKey], sites: Totals, gradients: Totals, layers: Sequence[str]
-    ) -> StepView:
-        """Look the slots up."""
-        seen = {keys[s]: bool(ok) for s, ok in zip(sites.slots, sites.finite(), strict=True)}
-        own = {keys[s].layer: bool(ok) for s, ok in zip(gradients.slots, gradients.finite(), strict=True)}
-        return cls(step, seen, own, layers)
+    def of(cls, step: int, sent: Sent, layers: Sequence[str]) -> StepView:
+        """Look at what was handed to the trace."""
+        finite = (sent.rows[:, 4] == 0).tolist()
+        pairs = list(zip(sent.layout.keys, finite, strict=True))
+        seen = {key: ok for key, ok in pairs if key.site != "weight_grad"}
+        return cls(step, seen, {key.layer: ok for key, ok in pairs if key.site == "weight_grad"}, layers)
 
     def forward_bad(self) -> list[SeriesKey]:
         """Activation sites that were not finite."""
@@ -50,11 +48,6 @@ class StepView:
         """True when a gradient, of an activation or of a parameter, was not finite."""
         sites = any(not ok for key, ok in self.seen.items() if key.site in _GRADIENTS)
         return sites or not all(self.parameters.values())
-
-
-def all_finite(*parts: Totals) -> bool:
-    """True when nothing in these totals is NaN or Inf."""
-    return all(bool(np.isfinite(part.minimum).all() and np.isfinite(part.maximum).all()) for part in parts)
 
 
 def forward_event(view: StepView, model: nn.Module, inputs: dict[str, Inputs], weights: Sequence[str]) -> Event:

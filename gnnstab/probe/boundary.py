@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gnnstab.probe.hooks import Hook
+from gnnstab.probe.hooks import Hook, ignore
 from gnnstab.probe.recorder import Recorder
 
 
@@ -24,7 +24,8 @@ class Boundary:
         recorder: What to end the steps of.
         optimizers: The optimizers that move the model.
         scaler: The GradScaler in use; a step that it skips is recorded as skipped.
-        ended: Called after every end of a step.
+        ended: Called at the end of a step, before the weights move; what it raises stops the run.
+        updated: Called after the weights have moved, or the step was skipped; likewise.
     """
 
     def __init__(
@@ -32,12 +33,14 @@ class Boundary:
         recorder: Recorder,
         optimizers: Sequence[torch.optim.Optimizer],
         scaler: Any = None,
-        ended: Callable[[], None] | None = None,
+        ended: Callable[[], None] = ignore,
+        updated: Callable[[], None] = ignore,
     ) -> None:
         self._recorder = recorder
         self._optimizers = tuple(optimizers)
         self._scaler = scaler
-        self._ended = ended
+        self.ended = ended
+        self.updated = updated
         self._handles: list[Any] = []
         self._hooks: list[Hook] = []
         self._update: Any = None
@@ -52,8 +55,8 @@ class Boundary:
         )
         self._hooks = [before, after]
         for optimizer in self._optimizers:
-            self._handles.append(optimizer.register_step_pre_hook(_StepHook(before, self.told)))
-            self._handles.append(optimizer.register_step_post_hook(_StepHook(after, self.told, follow=False)))
+            self._handles.append(optimizer.register_step_pre_hook(_StepHook(before, self.ended)))
+            self._handles.append(optimizer.register_step_post_hook(_after_step(after, self.updated)))
         if self._scaler is not None:
             self._scaler.__dict__["update"] = _Update(self, self._scaler)
 
@@ -73,11 +76,6 @@ class Boundary:
         ended = self._recorder.end_step(lr=lr, scale=self._scale(), skipped=skipped, moves=moves)
         self._moved = moves
         return ended
-
-    def told(self) -> None:
-        """Let the owner know that a step has ended."""
-        if self._ended is not None:
-            self._ended()
 
     def scaler_updates(self) -> None:
         """The scaler is about to be updated: a step that is still open by now was skipped."""
@@ -99,7 +97,7 @@ class Boundary:
         self.end(optimizer, skipped=isinstance(found, Tensor) and bool(found), moves=True)
 
     def _after(self, grad: bool, optimizer: torch.optim.Optimizer) -> None:
-        if self._recorder.state.recorded or self._recorder.state.backward:
+        if self._recorder.state.open:
             self.end(optimizer)
         self._recorder.after_update()
 
@@ -107,23 +105,22 @@ class Boundary:
 class _StepHook:
     """A hook of an optimizer's step; a closure is followed into, since the gradients come out of it.
 
-    ``told`` is called outside the guard of ``body``: what it raises, the user asked for.
+    ``then`` is called outside the guard of ``body``: what it raises, the user asked for.
     """
 
-    __slots__ = ("_body", "_follow", "_told")
+    __slots__ = ("_body", "_then")
 
-    def __init__(self, body: Hook, told: Callable[[], None], follow: bool = True) -> None:
+    def __init__(self, body: Hook, then: Callable[[], None]) -> None:
         self._body = body
-        self._told = told
-        self._follow = follow
+        self._then = then
 
     def __call__(
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
-        if closure is None or not self._follow:
+        if closure is None:
             self._body(optimizer)
-            self._told()
+            self._then()
             return None
         if isinstance(optimizer, torch.optim.LBFGS) or not callable(closure):
             return None
@@ -131,10 +128,18 @@ class _StepHook:
         def followed() -> Any:
             loss = closure()
             self._body(optimizer)
-            self._told()
+            self._then()
             return loss
 
         return ((args[0], followed, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": followed})
+
+
+def _after_step(body: Hook, then: Callable[[], None]) -> Callable[[Any, tuple[Any, ...], dict[str, Any]], None]:
+    def after(optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        body(optimizer)
+        then()
+
+    return after
 
 
 class _Update:
@@ -149,7 +154,7 @@ class _Update:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         boundary = self._boundary
         boundary.guarded("the scaler's update", boundary.scaler_updates)
-        boundary.told()
+        boundary.updated()
         return type(self._scaler).update(self._scaler, *args, **kwargs)
 
     def __reduce__(self) -> Any:

@@ -20,6 +20,7 @@ class GradientHook:
         self._where = where
 
     def __call__(self, gradient: Tensor) -> None:
+        """Record one gradient."""
         state = self._state
         if state is None:
             return
@@ -27,7 +28,7 @@ class GradientHook:
         torch._C._set_grad_enabled(False)
         try:
             state.backward = True
-            state.stage.put(self._slots, (gradient,))
+            state.stage.put(self._slots, [gradient])
         except Exception as error:
             self._state = None
             state.failsafe.note(self._where, error)
@@ -37,7 +38,9 @@ class GradientHook:
     def watch(self, tensor: Tensor) -> None:
         """Record the gradients of ``tensor`` until the end of the step."""
         if self._state is not None:
-            self._state.handles.append(tensor.register_hook(self))
+            handle = tensor.register_hook(self)  # type: ignore[no-untyped-call]
+            if tensor.is_leaf:
+                self._state.handles.append(handle)
 
     def close(self) -> None:
         """Record nothing more."""

@@ -38,6 +38,7 @@ class Hook:
         """Called instead of ``body`` while `torch.compile` traces the model."""
 
     def __call__(self, *args: Any) -> None:
+        """Run the body, guarded."""
         if torch.compiler.is_compiling():
             self.compiled(*args)
             return

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gnnstab.probe.keys import Keys
 from gnnstab.probe.state import Queued
@@ -13,6 +15,8 @@ from gnnstab.probe.totals import Totals
 from gnnstab.records import Blind, Event, LayerFacts, Measure, SeriesKey, StepRow
 
 _GRADIENTS = ("grad_output", "grad_input")
+_LAYOUTS = 64
+"""Layouts remembered; a run with more forgets them all and starts anew."""
 
 
 class Writer(Protocol):
@@ -40,6 +44,37 @@ class Writer(Protocol):
         """Store an event."""
 
 
+class Layout(NamedTuple):
+    """The series of one step, in the order of its rows."""
+
+    ids: tuple[int, ...]
+    keys: list[SeriesKey]
+    activation_gradients: NDArray[np.int64]
+    """Rows of ``grad_output`` and ``grad_input``."""
+
+    weight_gradients: NDArray[np.int64]
+    """Rows of ``weight_grad``."""
+
+
+class Sent(NamedTuple):
+    """What one step handed to the trace."""
+
+    layout: Layout
+    rows: NDArray[np.float64]
+    """(K, 5) minimum, maximum, rms, count, non_finite."""
+
+    finite: bool
+    """True when nothing in it is NaN or Inf."""
+
+    gradient_norm: float | None
+    """L2 norm over all parameter gradients, None without any."""
+
+
+_NONE = np.empty(0, dtype=np.int64)
+NOTHING = Sent(Layout((), [], _NONE, _NONE), np.empty((0, 5)), True, None)
+"""A step without rows."""
+
+
 class Outbox:
     """Hands the numbers of a step to a writer."""
 
@@ -47,24 +82,21 @@ class Outbox:
         self._writer = writer
         self._keys = keys
         self._ids: list[int] = []
-        self._scaled: list[bool] = []
-        self._layouts: dict[bytes, tuple[tuple[int, ...], np.ndarray]] = {}
+        self._layouts: dict[bytes, Layout] = {}
+        self._last: tuple[NDArray[np.int64], Layout] = (_NONE, NOTHING.layout)
         self._said: dict[tuple[str, str], str] = {}
 
-    def sites(self, step: int, totals: Totals, scale: float = 1.0) -> None:
-        """Hand over the light tier; gradients are divided by the loss scale."""
+    def sites(self, step: int, totals: Totals, scale: float = 1.0) -> Sent:
+        """Hand over the light tier and say what went out; gradients of activations are divided by the loss scale."""
         if not len(totals.slots):
-            return
-        ids, gradient = self._layout(totals.slots)
-        rows = np.empty((len(ids), 5))
-        rows[:, 0] = totals.minimum
-        rows[:, 1] = totals.maximum
-        rows[:, 2] = totals.rms()
-        rows[:, 3] = totals.count
-        rows[:, 4] = np.where(totals.finite(), 0.0, -1.0)
+            return NOTHING
+        layout = self._layout(totals.slots)
+        rows, finite = totals.rows()
         if scale != 1.0:
-            rows[gradient, :3] /= scale
-        self._writer.sites(step, ids, rows)
+            rows[layout.activation_gradients, :3] /= scale
+        self._writer.sites(step, layout.ids, rows)
+        norm = math.sqrt(totals.square[layout.weight_gradients].sum()) if len(layout.weight_gradients) else None
+        return Sent(layout, rows, finite, norm)
 
     def measures(self, step: int, queued: Iterable[Queued]) -> None:
         """Read the full tier from the device and hand it over."""
@@ -83,16 +115,28 @@ class Outbox:
                 self._said[blind.layer, blind.site] = blind.reason
                 self._writer.blind(blind)
 
-    def _layout(self, slots: np.ndarray) -> tuple[tuple[int, ...], np.ndarray]:
-        """Ids of the slots and which of them are gradients; the same few layouts come again at every step."""
+    def _layout(self, slots: NDArray[np.int64]) -> Layout:
+        """What the slots mean; the same few layouts come again at every step."""
+        if slots is self._last[0]:
+            return self._last[1]
         key = slots.tobytes()
         layout = self._layouts.get(key)
         if layout is None:
             for series in self._keys.all[len(self._ids) :]:
                 self._ids.append(self._writer.series(series))
-                self._scaled.append(series.site in _GRADIENTS)
-            if len(self._layouts) > 64:
+            if len(self._layouts) > _LAYOUTS:
                 self._layouts.clear()
-            gradient = np.array([self._scaled[slot] for slot in slots], dtype=bool)
-            layout = self._layouts[key] = (tuple(self._ids[slot] for slot in slots), gradient)
+            layout = self._layouts[key] = self._new_layout(slots.tolist())
+        self._last = (slots, layout)
         return layout
+
+    def _new_layout(self, slots: list[int]) -> Layout:
+        keys = [self._keys.all[slot] for slot in slots]
+        activation = [i for i, key in enumerate(keys) if key.site in _GRADIENTS]
+        weight = [i for i, key in enumerate(keys) if key.site == "weight_grad"]
+        return Layout(
+            tuple(self._ids[slot] for slot in slots),
+            keys,
+            np.array(activation, dtype=np.int64),
+            np.array(weight, dtype=np.int64),
+        )

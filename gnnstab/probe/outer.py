@@ -16,6 +16,8 @@ from gnnstab.probe.state import State
 from gnnstab.probe.statistics import node_measures
 from gnnstab.probe.watch import Watch
 
+_NO_AUTOCAST = Autocast("cpu", torch.bfloat16, False)
+
 
 class Inputs(NamedTuple):
     """One outer forward, ready to be run again; held by reference until the end of the step."""
@@ -90,7 +92,7 @@ class Outer:
         state = self._state
         state.inside = False
         trail, state.trail = state.trail, None
-        if trail:
+        if trail and grad:
             first = next((tensor for _, tensor in tensors_in(output) if tensor.requires_grad), None)
             self.paths = identity_paths([*trail, ("", first, None)] if first is not None else trail)
 
@@ -111,6 +113,5 @@ def _is_batch(tensor: Tensor) -> bool:
 def _autocast(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Autocast:
     first = args[0] if args else next(iter(kwargs.values()), None)
     device = first.device.type if isinstance(first, Tensor) else "cpu"
-    if device == "cpu" and torch.is_autocast_enabled("cuda"):
-        device = "cuda"
-    return Autocast(device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
+    enabled = torch.is_autocast_enabled(device)
+    return Autocast(device, torch.get_autocast_dtype(device), True) if enabled else _NO_AUTOCAST

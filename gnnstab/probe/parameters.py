@@ -2,67 +2,59 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from gnnstab.probe.keys import Keys
-from gnnstab.probe.staging import LARGE, Refuse, Stage
-from gnnstab.probe.totals import Totals, merge
+from gnnstab.probe.staging import Stage
+
+_CHUNK = 15
+"""Tensors in one `put`: as many of the largest copied size as surely fit into the buffer."""
 
 
 class Parameters:
     """All trainable parameters, each once, under the first of its names."""
 
-    def __init__(self, model: nn.Module, keys: Keys, refuse: Refuse) -> None:
+    def __init__(self, model: nn.Module, keys: Keys) -> None:
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        self.names = [name for name, _ in named]
         self._keys = keys
-        self._names = [name for name, _ in named]
         self._parameters: list[Tensor] = [p for _, p in named]
-        self._sites: dict[str, tuple[int, ...]] = {}
-        self._present: tuple[int, ...] = ()
-        self._slots: tuple[int, ...] = ()
+        self._chunks: dict[tuple[str, tuple[int, ...]], list[tuple[tuple[int, ...], list[int]]]] = {}
         self._before: list[Tensor] = []
-        small = sum(p.numel() for p in self._parameters if p.numel() <= LARGE)
-        self._stage = Stage(refuse, max(small, 1))
 
-    def gradients(self) -> Totals:
-        """Statistics of every gradient that is there."""
+    def gradients(self, stage: Stage) -> None:
+        """Put every gradient that is there into ``stage``."""
         gradients = [parameter.grad for parameter in self._parameters]
-        present = tuple(i for i, gradient in enumerate(gradients) if gradient is not None)
-        if not present:
-            return merge([])
-        if present != self._present:
-            self._present = present
-            slots = self._all("weight_grad")
-            self._slots = tuple(slots[i] for i in present)
-        self._stage.put(self._slots, [g for g in gradients if g is not None])
-        return merge(self._stage.take())
+        self._put(stage, "weight_grad", gradients)
 
-    def remember(self) -> Totals:
-        """Statistics of the parameters before the optimizer moves them; keeps a copy until `change`."""
-        if not self._parameters:
-            return merge([])
+    def remember(self, stage: Stage) -> None:
+        """Put the parameters into ``stage`` before the optimizer moves them; keeps a copy until `change`."""
         self._before = [p.detach().clone() for p in self._parameters]
-        self._stage.put(self._all("weight"), self._before)
-        return merge(self._stage.take())
+        self._put(stage, "weight", self._before)
 
-    def change(self) -> Totals:
-        """Statistics of the change since `remember`; empty without one."""
+    def change(self, stage: Stage) -> bool:
+        """Put the change since `remember` into ``stage``; False without one."""
         if not self._before:
-            return merge([])
-        now = [p.detach() for p in self._parameters]
-        difference = torch._foreach_sub(now, self._before)
+            return False
+        difference = torch._foreach_sub([p.detach() for p in self._parameters], self._before)
         self._before = []
-        self._stage.put(self._all("update"), difference)
-        return merge(self._stage.take())
+        self._put(stage, "update", difference)
+        return True
 
     def non_finite(self) -> list[str]:
         """Names of the parameters that hold a NaN or an Inf."""
-        return [n for n, p in zip(self._names, self._parameters, strict=True) if not torch.isfinite(p).all()]
+        return [n for n, p in zip(self.names, self._parameters, strict=True) if not torch.isfinite(p).all()]
 
-    def _all(self, site: str) -> tuple[int, ...]:
-        slots = self._sites.get(site)
-        if slots is None:
-            slots = self._sites[site] = tuple(self._keys.slot(name, "train", 0, site) for name in self._names)
-        return slots
+    def _put(self, stage: Stage, site: str, tensors: Sequence[Tensor | None]) -> None:
+        present = tuple([i for i, tensor in enumerate(tensors) if tensor is not None])
+        chunks = self._chunks.get((site, present))
+        if chunks is None:
+            chunks = self._chunks[site, present] = [
+                (tuple(self._keys.slot(self.names[i], "train", 0, site) for i in part), list(part))
+                for part in (present[k : k + _CHUNK] for k in range(0, len(present), _CHUNK))
+            ]
+        for slots, positions in chunks:
+            stage.put(slots, [tensors[i] for i in positions], fixed=True)  # type: ignore[misc]

@@ -12,13 +12,17 @@ from torch import Tensor, nn
 
 from gnnstab.probe import anomaly
 from gnnstab.probe.discovery import find_watches
-from gnnstab.probe.outbox import Outbox, Writer
+from gnnstab.probe.outbox import NOTHING, Outbox, Sent, Writer
 from gnnstab.probe.outer import Outer
 from gnnstab.probe.parameters import Parameters
 from gnnstab.probe.replica import unwrap
 from gnnstab.probe.state import State
-from gnnstab.probe.totals import EMPTY, Tally, Totals
 from gnnstab.records import Coverage, Event, StepRow
+
+_COMPILED_BEFORE = (
+    "no call was seen: a graph that was compiled before the monitor was attached runs no hooks; attach the monitor before "
+    "the first call of the compiled model, or call torch._dynamo.reset()"
+)
 
 
 class Recorder:
@@ -44,21 +48,31 @@ class Recorder:
         replay: bool = True,
         on_event: Callable[[Event], None] | None = None,
     ) -> None:
+        self._called = model
         self.model, _ = unwrap(model)
         self.writer = writer
         self.full_every = full_every
         self.state = State()
         self.watches = find_watches(self.model, self.state)
+        self.state.compiled.allocate()
         self.events: list[Event] = []
         """Every event of the run so far, bounded."""
 
+        self.sent = NOTHING
+        """The light tier of the step that has ended last."""
+
+        self.row: StepRow | None = None
+        """The step that has ended last."""
+
+        self.update: dict[str, tuple[float, float]] = {}
+        """Parameter → (RMS, RMS of its change) in that step, when it was one of the full tier."""
+
         self._outer = Outer(self.state, self.watches, keep=replay)
-        self._parameters = Parameters(self.model, self.state.keys, self.state._refuse)
+        self._parameters = Parameters(self.model, self.state.keys)
         self._outbox = Outbox(writer, self.state.keys)
-        self._tally = Tally()
         self._on_event = on_event
+        self._weights = NOTHING
         self._start = time.monotonic()
-        self._row: StepRow | None = None
         self._loss: Tensor | float | None = None
         self._facts_at = (-1, False)
         self._met: dict[str, int] = {}
@@ -70,7 +84,7 @@ class Recorder:
             self._attached = True
             for watch in self.watches:
                 self.state.failsafe.run(f"attaching to {watch.name}", watch.attach)
-            self.state.failsafe.run("attaching to the model", lambda: self._outer.attach(self.model))
+            self.state.failsafe.run("attaching to the model", lambda: self._outer.attach(self._called))
             self._begin()
         return self
 
@@ -111,9 +125,9 @@ class Recorder:
     def loss(self, loss: Tensor | float) -> None:
         """Give the loss of the current step, or of the one that has just ended."""
         value = loss.detach().clone() if isinstance(loss, Tensor) else float(loss)
-        if self._row is not None and not (self.state.recorded or self.state.backward):
-            row, self._row = self._row, self._row._replace(loss=float(value))
-            self.writer.step(self._row)
+        if self.row is not None and not self.state.open:
+            row, self.row = self.row, self.row._replace(loss=float(value))
+            self.writer.step(self.row)
             self.state.failsafe.run("the loss", lambda: self._judge_loss(row.step, float(value)))
         else:
             self._loss = value
@@ -131,7 +145,7 @@ class Recorder:
         ``moves`` says that the optimizer is about to move the weights; `after_update` must then follow. Returns False
         when nothing was recorded since the last end, so that there was no step to end.
         """
-        if not (self.state.recorded or self.state.backward):
+        if not self.state.open:
             return False
         self.state.failsafe.run("the end of a step", lambda: self._end(lr, scale, skipped, moves))
         self._reset()
@@ -142,24 +156,21 @@ class Recorder:
         self.state.failsafe.run("the update", self._record_update)
 
     def _end(self, lr: float | None, scale: float | None, skipped: bool, moves: bool) -> None:
-        step = self.state.step
-        for part in self.state.stage.take():
-            self._tally.add(part)
-        sites = self._tally.take()
-        gradients = self._parameters.gradients() if self.state.backward else EMPTY
-        self._outbox.sites(step, sites, scale or 1.0)
-        self._outbox.sites(step, gradients)
-        norm = math.sqrt(gradients.square.sum()) if len(gradients.slots) else None
+        state, step = self.state, self.state.step
+        if state.backward or moves:
+            self._parameters.gradients(state.stage)
+        self.sent = sent = self._outbox.sites(step, state.take(), scale or 1.0)
         loss = None if self._loss is None else float(self._loss)
-        self._row = StepRow(step, time.monotonic() - self._start, loss, lr, scale, norm, skipped)
-        self.writer.step(self._row)
+        self.row = StepRow(step, time.monotonic() - self._start, loss, lr, scale, sent.gradient_norm, skipped)
+        self.writer.step(self.row)
         self._write_facts()
-        if self.state.full:
-            self._outbox.measures(step, self.state.measures)
+        if state.full:
+            self._outbox.measures(step, state.measures)
             if moves:
-                self._outbox.sites(step, self._parameters.remember())
-        if not anomaly.all_finite(sites, gradients):
-            self._judge(sites, gradients, skipped)
+                self._parameters.remember(state.stage)
+                self._weights = self._outbox.sites(step, state.stage.take())
+        if not sent.finite:
+            self._judge(sent, skipped)
         elif loss is not None:
             self._judge_loss(step, loss)
 
@@ -175,19 +186,20 @@ class Recorder:
         self._begin()
 
     def _begin(self) -> None:
-        full = self.full_every > 0 and self.state.step % self.full_every == 0
-        if full != self.state.full:
-            self.state.full = full
-            for watch in self.watches:
-                self.state.failsafe.run(f"the full tier of {watch.name}", lambda watch=watch: watch.full(full))
+        self.state.full = self.full_every > 0 and self.state.step % self.full_every == 0
 
     def _record_update(self) -> None:
-        if self._row is not None:
-            self._outbox.sites(self._row.step, self._parameters.change())
+        self.update = {}
+        stage, before, self._weights = self.state.stage, self._weights, NOTHING
+        if self.row is None or not self._parameters.change(stage):
+            return
+        change = self._outbox.sites(self.row.step, stage.take())
+        sizes = {key.layer: row[2] for key, row in zip(before.layout.keys, before.rows.tolist(), strict=True)}
+        moved = {key.layer: row[2] for key, row in zip(change.layout.keys, change.rows.tolist(), strict=True)}
+        self.update = {name: (size, moved[name]) for name, size in sizes.items() if name in moved}
 
-    def _judge(self, sites: Totals, gradients: Totals, skipped: bool) -> None:
-        state = self.state
-        view = anomaly.StepView.of(state.step, state.keys.all, sites, gradients, list(state.fired))
+    def _judge(self, sent: Sent, skipped: bool) -> None:
+        view = anomaly.StepView.of(self.state.step, sent, list(self.state.fired))
         if view.forward_bad():
             if self._first("forward"):
                 self._emit(anomaly.forward_event(view, self.model, self._outer.last, self._parameters.non_finite()))
@@ -233,10 +245,12 @@ class Recorder:
 
     def _note_unseen(self) -> None:
         for watch in self.watches:
-            if watch.name not in self.state.fired:
-                self.state.unseen(watch.name, "output", "the layer was not called while it was recorded")
-            else:
+            if watch.name in self.state.fired:
                 watch.note_unseen()
+            elif self._called is not self.model:
+                self.state.unseen(watch.name, "output", _COMPILED_BEFORE)
+            else:
+                self.state.unseen(watch.name, "output", "the layer was not called while it was recorded")
 
     def _finish(self) -> None:
         self._note_unseen()

@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from gnnstab.probe.totals import EMPTY, Totals
+from gnnstab.probe.totals import EMPTY, Tally, Totals
 
 CAPACITY = 1 << 17
 """Entries of the copy buffer (1 MiB of float64)."""
@@ -26,6 +27,9 @@ CELLS = 512
 
 Refuse = Callable[[int, str], None]
 """Told about a slot whose tensor has no extremes, with the reason."""
+
+
+_Index = tuple[int, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], bool]
 
 
 class _Group:
@@ -65,7 +69,7 @@ class Stage:
         "_position",
         "_refuse",
         "_scratch",
-        "_spilled",
+        "_tally",
     )
 
     def __init__(self, refuse: Refuse, capacity: int = CAPACITY) -> None:
@@ -80,19 +84,20 @@ class Stage:
         self._cell_counts: list[int] = []
         self._groups: list[_Group] = []
         self._position = 0
-        self._index: tuple[int, np.ndarray, np.ndarray, np.ndarray, bool] | None = None
-        self._spilled: list[Totals] = []
+        self._index: _Index | None = None
+        self._tally = Tally()
         self._refuse = refuse
 
-    def put(self, slots: tuple[int, ...], tensors: Sequence[Tensor]) -> None:
+    def put(self, slots: tuple[int, ...], tensors: list[Tensor], *, fixed: bool = False) -> None:
         """Record ``tensors[i]`` under ``slots[i]``; gradients must be switched off by the caller.
 
-        The same tuple object should come with every step: then a repetition of shapes costs one comparison.
+        The same tuple object should come with every step: then a repetition of shapes costs one comparison, and none
+        with ``fixed``, which says that these slots always come with the same shapes.
         """
         groups, position = self._groups, self._position
         if position < len(groups):
             group = groups[position]
-            if group.slots is not slots or [tensor.shape for tensor in tensors] != group.shapes:
+            if group.slots is not slots or not (fixed or [tensor.shape for tensor in tensors] == group.shapes):
                 group = self._place(slots, tensors)
         else:
             group = self._place(slots, tensors)
@@ -104,24 +109,19 @@ class Stage:
             self._reduce(slots[i], tensors[i])
         self._position += 1
 
-    def take(self) -> list[Totals]:
-        """Reduce what was put in since the last call."""
+    def take(self) -> Totals:
+        """What was put in since the last call, one entry per slot."""
         with np.errstate(all="ignore"):
-            parts = [*self._spilled, self._take_copies(), self._take_cells()]
-        self._spilled.clear()
-        return parts
+            self._tally.add(self._take_copies())
+            self._tally.add(self._take_cells())
+        return self._tally.take()
 
     def clear(self) -> None:
         """Forget what was put in since the last `take`."""
         self._position = 0
         self._cell_slots.clear()
         self._cell_counts.clear()
-        self._spilled.clear()
-
-    @property
-    def empty(self) -> bool:
-        """True when nothing was put in since the last `take`."""
-        return not (self._position or self._cell_slots or self._spilled)
+        self._tally.clear()
 
     def _place(self, slots: tuple[int, ...], tensors: Sequence[Tensor]) -> _Group:
         shapes = [tensor.shape for tensor in tensors]
@@ -130,7 +130,7 @@ class Stage:
         start = self._groups[self._position - 1].stop if self._position else 0
         if start + needed > len(self._array):
             with np.errstate(all="ignore"):
-                self._spilled.append(self._take_copies())
+                self._tally.add(self._take_copies())
             start = 0
         group = _Group(slots, shapes, start)
         for i, (tensor, size) in enumerate(zip(tensors, sizes, strict=True)):
@@ -158,7 +158,7 @@ class Stage:
         cell = len(self._cell_slots)
         if cell == CELLS:
             with np.errstate(all="ignore"):
-                self._spilled.append(self._take_cells())
+                self._tally.add(self._take_cells())
             cell = 0
         minimum, maximum = torch.aminmax(tensor)
         # Half precision is summed in float32: a norm of its own dtype overflows at 65504.
@@ -191,7 +191,7 @@ class Stage:
             distinct,
         )
 
-    def _lay_out(self, position: int) -> tuple[int, np.ndarray, np.ndarray, np.ndarray, bool]:
+    def _lay_out(self, position: int) -> _Index:
         slots: list[int] = []
         counts: list[int] = []
         for group in self._groups[:position]:
@@ -210,4 +210,4 @@ class Stage:
         distinct = len(set(self._cell_slots)) == used
         self._cell_slots.clear()
         self._cell_counts.clear()
-        return Totals(slots, cells[:, 0], cells[:, 1], cells[:, 2] ** 2, counts, distinct)
+        return Totals(slots, cells[:, 0], cells[:, 1], cells[:, 2] ** 2, counts, distinct, exact=False)

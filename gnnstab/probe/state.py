@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from gnnstab.probe.compiled import CompiledCells
 from gnnstab.probe.failsafe import Failsafe
 from gnnstab.probe.identity import Endpoint
 from gnnstab.probe.keys import Keys
 from gnnstab.probe.staging import Stage
+from gnnstab.probe.totals import Totals, merge
 from gnnstab.records import Blind
 
 
@@ -34,6 +36,7 @@ class State:
         "backward",
         "batch",
         "blind",
+        "compiled",
         "epoch",
         "failsafe",
         "fired",
@@ -52,6 +55,9 @@ class State:
         self.failsafe = Failsafe()
         self.keys = Keys()
         self.stage = Stage(self._refuse)
+        self.compiled = CompiledCells(self.keys)
+        """Where layers inside compiled graphs write."""
+
         self.blind: dict[tuple[str, str], str] = {}
         """(layer, site) → why it is not seen."""
 
@@ -75,7 +81,7 @@ class State:
         """True when a gradient arrived in this step."""
 
         self.handles: list[RemovableHandle] = []
-        """Tensor hooks of this step: a leaf would keep them for ever."""
+        """Hooks on leaf tensors: others end with their graph, a leaf would keep them for ever."""
 
         self.measures: list[Queued] = []
         self.batch: Tensor | None = None
@@ -84,14 +90,29 @@ class State:
         self.trail: list[tuple[str, Endpoint, Endpoint]] | None = None
         """Input and output of every layer in the first training forward, to find the paths around them."""
 
+    def take(self) -> Totals:
+        """Everything of the light tier since the last call, from eager and from compiled layers."""
+        eager = self.stage.take()
+        if not self.compiled.written:
+            return eager
+        for layer in self.compiled.layers():
+            self.fired.setdefault(layer, len(self.fired))
+        return merge([eager, self.compiled.take()])
+
+    @property
+    def open(self) -> bool:
+        """True when something was recorded in this step."""
+        return self.recorded or self.backward or self.compiled.written
+
     def end_step(self) -> None:
         """Release everything that belongs to the step."""
         self.recorded = self.backward = False
         self.batch = None
         self.measures = []
-        for handle in self.handles:
-            handle.remove()
-        self.handles.clear()
+        if self.handles:
+            for handle in self.handles:
+                handle.remove()
+            self.handles.clear()
 
     def unseen(self, layer: str, site: str, reason: str) -> None:
         """Note why a site is not seen; the first reason stays."""

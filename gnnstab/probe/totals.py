@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 _MERGE_AT = 32
-"""Folds kept apart before they are merged, so that a step of any number of forwards stays bounded."""
+"""Parts kept apart before they are merged, so that a step of any number of forwards stays bounded."""
 
 
-class Totals(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Totals:
     """One entry per slot; a slot is the number that `Keys` gave to a series."""
 
     slots: NDArray[np.int64]
-    """(n,) without repetition after `merge`."""
+    """(n,) without repetition after `merge`; the same object whenever the same layout comes again."""
 
     minimum: NDArray[np.float64]
     maximum: NDArray[np.float64]
@@ -28,32 +30,62 @@ class Totals(NamedTuple):
     distinct: bool = True
     """False while a slot may stand in it more than once."""
 
-    def rms(self) -> NDArray[np.float64]:
-        """(n,) RMS per slot, NaN for an empty one."""
-        with np.errstate(all="ignore"):
-            root = np.sqrt(self.square / self.count)
-            largest = np.maximum(np.abs(self.minimum), np.abs(self.maximum))
-        # The squares of a tensor that was reduced in its own precision can leave the range of that precision although
-        # its entries do not; the largest entry is then the bound that is still known.
-        lost = np.isfinite(largest) & (~np.isfinite(root) | ((root == 0) & (largest > 0)))
-        return np.where(lost, largest, root) if lost.any() else root
+    exact: bool = True
+    """True when the squares were summed in float64, so that they neither overflow nor vanish."""
+
+    def rows(self) -> tuple[NDArray[np.float64], bool]:
+        """(n, 5) minimum, maximum, RMS, count, non-finite (-1: at least one), and whether everything is finite."""
+        rows = np.empty((len(self.slots), 5))
+        rows[:, 0] = self.minimum
+        rows[:, 1] = self.maximum
+        rows[:, 3] = self.count
+        # One sum answers for all entries: a NaN or an Inf anywhere is still in it.
+        if self.exact and math.isfinite(self.square.sum()):
+            np.sqrt(self.square / self.count, out=rows[:, 2])
+            rows[:, 4] = 0.0
+            return rows, True
+        finite = self.finite()
+        rows[:, 2] = self._rms(finite)
+        rows[:, 4] = np.where(finite, 0.0, -1.0)
+        return rows, bool(finite.all())
 
     def finite(self) -> NDArray[np.bool_]:
-        """(n,) whether every entry of the slot is finite: `amin` and `amax` carry NaN and Inf through."""
+        """(n,) whether every entry of the slot is finite: extremes carry NaN and Inf through."""
         return np.isfinite(self.minimum) & np.isfinite(self.maximum)
 
+    def _rms(self, finite: NDArray[np.bool_]) -> NDArray[np.float64]:
+        with np.errstate(all="ignore"):
+            root = np.sqrt(self.square / self.count)
+        # The squares of a tensor that was reduced in its own precision can leave the range of that precision although
+        # its entries do not; the largest entry is then the bound that is still known.
+        largest = np.maximum(np.abs(self.minimum), np.abs(self.maximum))
+        lost = finite & (~np.isfinite(root) | ((root == 0) & (largest > 0)))
+        return np.where(lost, largest, root)
 
-EMPTY = Totals(*(np.empty(0, dtype) for dtype in (np.int64, float, float, float, np.int64)))
+
+_NOTHING = np.empty(0)
+EMPTY = Totals(np.empty(0, np.int64), _NOTHING, _NOTHING, _NOTHING, np.empty(0, np.int64))
 """Nothing seen."""
 
 
 def merge(parts: list[Totals]) -> Totals:
     """One entry per slot, in the order in which the slots first appeared."""
+    parts = [part for part in parts if len(part.slots)]
     if not parts:
         return EMPTY
     if len(parts) == 1 and parts[0].distinct:
         return parts[0]
     slots = np.concatenate([part.slots for part in parts])
+    exact = all(part.exact for part in parts)
+    if len(set(slots.tolist())) == len(slots):
+        return Totals(
+            slots,
+            np.concatenate([part.minimum for part in parts]),
+            np.concatenate([part.maximum for part in parts]),
+            np.concatenate([part.square for part in parts]),
+            np.concatenate([part.count for part in parts]),
+            exact=exact,
+        )
     distinct, first, place = np.unique(slots, return_index=True, return_inverse=True)
     order = np.argsort(first)
     minimum, maximum = np.full(len(distinct), np.inf), np.full(len(distinct), -np.inf)
@@ -63,7 +95,7 @@ def merge(parts: list[Totals]) -> Totals:
         np.maximum.at(maximum, place, np.concatenate([part.maximum for part in parts]))
         np.add.at(square, place, np.concatenate([part.square for part in parts]))
         np.add.at(count, place, np.concatenate([part.count for part in parts]))
-    return Totals(distinct[order], minimum[order], maximum[order], square[order], count[order])
+    return Totals(distinct[order], minimum[order], maximum[order], square[order], count[order], exact=exact)
 
 
 class Tally:
@@ -84,6 +116,9 @@ class Tally:
 
     def take(self) -> Totals:
         """Everything since the last call, merged."""
-        total = merge(self._parts)
+        parts, self._parts = self._parts, []
+        return merge(parts)
+
+    def clear(self) -> None:
+        """Forget everything."""
         self._parts = []
-        return total

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gnnstab.probe.gradients import GradientHook
-from gnnstab.probe.hooks import Hook
+from gnnstab.probe.hooks import Hook, ignore
 from gnnstab.probe.identity import node_of
 from gnnstab.probe.keys import CALLS, MODES
 from gnnstab.probe.state import State
@@ -59,10 +59,14 @@ class Watch:
     sites: tuple[str, ...] = ("input", "output")
     """Sites that must have been seen after a call, or be named as blind."""
 
+    compiled_sites: tuple[str, ...] = ("output", "input")
+    """Sites that are seen inside a compiled graph; `compiled` writes them in this order."""
+
     def __init__(self, state: State, name: str, module: nn.Module) -> None:
         self.state = state
         self.name = name
         self.module = module
+        self._cells = state.compiled.reserve(name, self.compiled_sites)
         self._plans: dict[tuple[int, int], Plan] = {}
         self._epoch = -1
         self._counts = [0, 0, 0, 0]
@@ -71,7 +75,7 @@ class Watch:
 
     def attach(self) -> None:
         """Begin to record."""
-        hook = self.hook("the forward hook", self._after)
+        hook = self.hook("the forward hook", self._after, self._compiled_after)
         self._handles.append(self.module.register_forward_hook(hook, with_kwargs=True))
 
     def detach(self) -> None:
@@ -85,9 +89,6 @@ class Watch:
             plan.grad_input.close()
         self._handles.clear()
         self._hooks.clear()
-
-    def full(self, on: bool) -> None:
-        """A step of the full tier begins or ends."""
 
     def facts(self, position: int) -> LayerFacts:
         """What is known of the layer's configuration."""
@@ -103,13 +104,16 @@ class Watch:
             for site in self.sites:
                 if site not in plan.seen_sites:
                     self.state.unseen(self.name, site, f"nothing arrived in mode {plan.mode}")
+        if not self._plans:
+            for site in ("grad_output", "grad_input"):
+                self.state.unseen(self.name, site, "gradients of activations are not seen inside a compiled graph")
 
     def forget(self) -> None:
         """Drop what an interrupted or unrecorded call left behind."""
 
-    def hook(self, what: str, body: Any) -> Hook:
+    def hook(self, what: str, body: Any, compiled: Any = ignore) -> Hook:
         """A guarded hook of this layer that ends with `detach`."""
-        hook = Hook(f"{what} of {self.name}", body, self.state.failsafe)
+        hook = Hook(f"{what} of {self.name}", body, self.state.failsafe, compiled)
         self._hooks.append(hook)
         return hook
 
@@ -139,6 +143,17 @@ class Watch:
             for one in inputs:
                 if isinstance(one, Tensor) and one.requires_grad:
                     plan.grad_input.watch(one)
+
+    def _compiled_after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        self.note(0, output[0] if isinstance(output, tuple) else output)
+        x = args[0] if len(args) > 0 else kwargs.get("x")
+        for one in x if isinstance(x, (tuple, list)) else (x,):
+            self.note(1, one)
+
+    def note(self, position: int, tensor: Any) -> None:
+        """Record a tensor inside a compiled graph, under ``compiled_sites[position]``."""
+        if isinstance(tensor, Tensor) and tensor.is_floating_point():
+            self.state.compiled.add(self._cells + position * len(MODES), tensor, self.module.training)
 
     def _plan(self, mode: int) -> Plan:
         state = self.state

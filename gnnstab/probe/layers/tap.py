@@ -8,16 +8,20 @@ bit, with nothing computed twice.
 from __future__ import annotations
 
 import dis
+import math
 import types
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch_geometric.nn import TransformerConv
 from torch_geometric.utils import softmax
 
 
-class Seen(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Seen:
     """One softmax over edges; alive only until the layer returns."""
 
     score: Tensor
@@ -36,6 +40,12 @@ class Listener(Protocol):
     def saw(self, seen: Seen) -> None:
         """Called once per softmax, in eager execution."""
 
+    def failed(self, error: Exception) -> None:
+        """Called when one of the above raised; nothing more is said to this listener."""
+
+    def returned(self, message: Tensor) -> None:
+        """Called with what ``message`` returned, (E, H, C), in eager execution."""
+
     def saw_compiled(self, score: Tensor, attention: Tensor | None) -> None:
         """Called while `torch.compile` traces the layer; may only write into preallocated tensors."""
 
@@ -51,13 +61,15 @@ class Tap:
         Untappable: ``message`` is no plain function, or calls no ``softmax`` that can be observed.
     """
 
-    __slots__ = ("_before", "_conv", "_function", "_listeners")
+    __slots__ = ("_before", "_conv", "_function", "_listeners", "_original", "_plain")
 
     def __init__(self, conv: nn.Module) -> None:
         self._conv = conv
         self._before = conv.__dict__.get("message")
         self._listeners: tuple[Listener, ...] = ()
-        self._function = _observed(_message_of(conv, self._before), conv, self._notice)
+        self._original = _message_of(conv, self._before)
+        self._plain = self._original is TransformerConv.message
+        self._function = _observed(self._original, conv, self._notice)
 
     @classmethod
     def attach(cls, conv: nn.Module, listener: Listener) -> Tap:
@@ -79,19 +91,38 @@ class Tap:
             self._conv.__dict__["message"] = self._before
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the layer's own ``message``."""
         if torch.compiler.is_compiling():
             return self._compiled(*args, **kwargs)
-        return self._function(self._conv, *args, **kwargs)
+        message = self._function(self._conv, *args, **kwargs)
+        for listener in self._listeners:
+            try:
+                listener.returned(message)
+            except Exception as error:
+                self._silence(listener, error)
+        return message
 
     def _notice(self, score: Tensor, attention: Tensor, index: Tensor | None) -> None:
         seen = Seen(score, attention, index)
         for listener in self._listeners:
-            listener.saw(seen)
+            try:
+                listener.saw(seen)
+            except Exception as error:
+                self._silence(listener, error)
+
+    def _silence(self, listener: Listener, error: Exception) -> None:
+        self._listeners = tuple(one for one in self._listeners if one is not listener)
+        listener.failed(error)
 
     def _compiled(self, *args: Any, **kwargs: Any) -> Any:
-        # The copied function breaks the compiler's guards, so here the original runs and the scores are built anew.
+        # The twin's own globals defeat the compiler's guards, so here the original runs and the scores are computed
+        # once more from what it was given; the compiler finds the common work.
         conv: Any = self._conv
-        out = type(conv).message(conv, *args, **kwargs)
+        out = self._original(conv, *args, **kwargs)
+        if self._plain:
+            score = plain_scores(conv, **kwargs)
+            for listener in self._listeners:
+                listener.saw_compiled(score, conv._alpha)
         return out
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
@@ -100,6 +131,14 @@ class Tap:
 
     def __reduce__(self) -> Any:
         return getattr, (self._conv, "message")
+
+
+def plain_scores(conv: Any, *, query_i: Tensor, key_j: Tensor, edge_attr: Tensor | None = None, **rest: Any) -> Tensor:
+    """(E, H) scores by the arithmetic of `TransformerConv.message`, operation by operation."""
+    if conv.lin_edge is not None:
+        key_j = key_j + conv.lin_edge(edge_attr).view(-1, conv.heads, conv.out_channels)
+    score: Tensor = (query_i * key_j).sum(dim=-1) / math.sqrt(conv.out_channels)
+    return score
 
 
 def _message_of(conv: nn.Module, before: Any) -> types.FunctionType:
@@ -145,7 +184,7 @@ def _observed(function: types.FunctionType, conv: nn.Module, notice: Callable[..
     return twin
 
 
-def _noting(original: Callable[..., Tensor], notice: Callable[..., None]) -> Callable[..., Tensor]:
+def _noting(original: Any, notice: Callable[..., None]) -> Callable[..., Tensor]:
     def softmax(src: Tensor, index: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
         out = original(src, index, *args, **kwargs)
         notice(src, out, index)

@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from gnnstab.probe.layers.base import Call
 from gnnstab.probe.layers.edges import edge_ends
 from gnnstab.probe.layers.tap import Seen, Tap, Untappable
-from gnnstab.probe.statistics import attention_measures
 from gnnstab.probe.state import State
+from gnnstab.probe.statistics import attention_measures
 from gnnstab.probe.watch import Plan, Watch
 from gnnstab.records import LayerFacts
-
-_SITES = ("output", "input", "score", "attention")
 
 
 class TransformerConvWatch(Watch):
@@ -24,6 +21,7 @@ class TransformerConvWatch(Watch):
 
     attention = True
     sites = ("input", "output", "score", "attention")
+    compiled_sites = ("output", "input", "score", "attention", "gate")
 
     def __init__(self, state: State, name: str, module: nn.Module) -> None:
         super().__init__(state, name, module)
@@ -31,7 +29,6 @@ class TransformerConvWatch(Watch):
         self._seen: list[Seen] = []
         self._gate: Tensor | None = None
         self._message: Tensor | None = None
-        self._aggregation: Any = None
         self._layout: dict[tuple[int, int, bool], tuple[str, ...]] = {}
 
     def attach(self) -> None:
@@ -43,25 +40,31 @@ class TransformerConvWatch(Watch):
                 self.state.unseen(self.name, site, str(reason))
         gate = getattr(self.module, "lin_beta", None)
         if isinstance(gate, nn.Module):
-            self._handles.append(gate.register_forward_hook(self.hook("the gate", self._after_gate)))
+            self._handles.append(
+                gate.register_forward_hook(self.hook("the gate", self._after_gate, self._compiled_gate))
+            )
         super().attach()
 
     def detach(self) -> None:
         """Leave the layer as it was found."""
-        self.full(False)
         if self._tap is not None:
             self._tap.detach(self)
         super().detach()
         self.forget()
 
-    def full(self, on: bool) -> None:
-        """The aggregated message is observed in full steps only."""
-        if self._aggregation is not None:
-            self._aggregation.remove()
-            self._aggregation = None
-        aggregation = getattr(self.module, "aggr_module", None)
-        if on and isinstance(aggregation, nn.Module):
-            self._aggregation = aggregation.register_forward_hook(self.hook("the aggregation", self._after_aggregation))
+    def saw_compiled(self, score: Tensor, attention: Tensor | None) -> None:
+        """Record one softmax inside a compiled graph."""
+        self.note(2, score)
+        self.note(3, attention)
+
+    def failed(self, error: Exception) -> None:
+        """The tap could not hand something over."""
+        self.state.failsafe.note(f"the scores of {self.name}", error)
+
+    def returned(self, message: Tensor) -> None:
+        """Keep the weighted values of one call, in a step of the full tier."""
+        if self.state.full:
+            self._message = message
 
     def saw(self, seen: Seen) -> None:
         """Keep one softmax until the layer returns."""
@@ -102,19 +105,27 @@ class TransformerConvWatch(Watch):
         flow = getattr(self.module, "flow", "source_to_target")
         source, target, values = edge_ends(edge_index, flow)
         (seen,) = self._seen
-        message = self._message
+        index = target if seen.index is None else seen.index
         return Call(
             x_source=inputs[0].detach(),
             x_target=inputs[-1].detach(),
             index_source=source,
-            index_target=target if seen.index is None else seen.index,
+            index_target=index,
             edge_attr=values if edge_attr is None else edge_attr.detach(),
             score=seen.score.detach(),
             attention=seen.attention.detach(),
             output=output.detach(),
             gate=gate,
-            message=None if message is None else _like_output(message.detach(), output, self.module),
+            message=self._aggregated(index, output),
         )
+
+    def _aggregated(self, index: Tensor, output: Tensor) -> Tensor | None:
+        """(N_t, H·C) or (N_t, C): the sum over the edges of every target, as the layer joins or averages its heads."""
+        message, conv = self._message, self.module
+        if message is None or message.dim() != 3 or conv.aggr not in ("add", "sum"):
+            return None
+        summed = message.new_zeros(output.shape[0], *message.shape[1:]).index_add_(0, index, message.detach())
+        return summed.flatten(1) if conv.concat else summed.mean(dim=1)
 
     def _measure(self, plan: Plan, call: Call) -> None:
         batch = self.state.batch
@@ -125,19 +136,12 @@ class TransformerConvWatch(Watch):
     def _after_gate(self, grad: bool, module: nn.Module, args: Any, output: Tensor) -> None:
         self._gate = output.detach()
 
-    def _after_aggregation(self, grad: bool, module: nn.Module, args: Any, output: Tensor) -> None:
-        self._message = output.detach()
+    def _compiled_gate(self, module: nn.Module, args: Any, output: Tensor) -> None:
+        self.note(4, output.sigmoid())
 
 
 def _layout(inputs: int, seen: int, gate: bool) -> tuple[str, ...]:
     return ("output", *["input"] * inputs, *["score", "attention"] * seen, *["gate"] * gate)
-
-
-def _like_output(message: Tensor, output: Tensor, conv: Any) -> Tensor:
-    """(N_t, H, C) → the shape of the output, joined or averaged over heads as the layer does it."""
-    if message.dim() != 3:
-        return message
-    return message.flatten(1) if conv.concat else message.mean(dim=1)
 
 
 def conv_facts(name: str, conv: Any, position: int) -> LayerFacts:
