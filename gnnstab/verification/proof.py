@@ -29,13 +29,15 @@ def prove(
     """The diagnosis with a verdict on every fix of a root or contributing cause; confirmed fixes come first.
 
     A cause that was held for the root, and none of whose fixes had any effect, is called contributing: the verification
-    spoke against it. ``options`` are those of `verify`.
+    spoke against it. ``options`` are those of `verify`; the short training has 100 steps unless they say otherwise.
     """
     judged = [c for c in diagnosis.causes if c.status in ("root-cause", "contributing")]
     names = list(dict.fromkeys(advice.fix for cause in judged for advice in cause.fixes))
     if not names:
         return diagnosis
-    found = verify(model, names, batch=batch, loss=loss, precision=precision, progress=progress, **options)
+    found = verify(
+        model, names, batch=batch, loss=loss, precision=precision, progress=progress, **{"steps": 100, **options}
+    )
     verdicts = {verdict.fix: verdict for verdict in found}
     causes = tuple(_proven(cause, verdicts) if cause in judged else cause for cause in diagnosis.causes)
     return replace(diagnosis, causes=causes)
