@@ -92,7 +92,7 @@ def _draw(panel: _Panel, names: Sequence[str], x: Sequence[float]) -> Markup:
     row = {layer: i for i, layer in enumerate(profile.layers)}
     order = [row.get(name, -1) for name in names]
     values = np.array([profile.values[i] if i >= 0 else math.nan for i in order])
-    ticks = axis.ticks(3)
+    ticks = axis.ticks(4)
     grid = [
         rules([axis(t) for t in ticks], LEFT, RIGHT, "grid"),
         *(label(tick_text(t), LEFT - 6, axis(t) + 3.5, "tick", "end") for t in ticks),

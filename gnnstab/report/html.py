@@ -87,7 +87,7 @@ def _context(diagnosis: Diagnosis, evidence: Evidence, anchors: Anchors) -> dict
         "findings": findings(evidence, anchors),
         "codes": sorted({(f.code, f.name) for f in diagnosis.findings}),
         "suppressed": diagnosis.suppressed,
-        "fixes": list(_fixes(evidence, anchors)),
+        "fixes": _fixes(evidence, anchors),
         "run": charts.run_series(evidence),
         "model_numbers": evidence.numbers(MODEL),
         "events": evidence.events()[:EVENTS_SHOWN],
@@ -132,23 +132,29 @@ def _causes(diagnosis: Diagnosis, anchors: Anchors) -> list[dict[str, Any]]:
     ]
 
 
-def _fixes(evidence: Evidence, anchors: Anchors) -> Iterator[dict[str, Any]]:
+def _fixes(evidence: Evidence, anchors: Anchors) -> list[dict[str, Any]]:
     """Fixes of root causes first, then in the order of the causes; the proven ones of a cause before the others."""
     measured = {id(change.fix): change for change in evidence.before_after()}
+    rows: dict[str, dict[str, Any]] = {}
     for cause in sorted(evidence.diagnosis.causes, key=lambda cause: CAUSE_ORDER.index(cause.status)):
         for i, fix in sorted(enumerate(cause.fixes), key=lambda item: fix_rank(item[1])):
-            yield {
-                "fix": fix,
-                "cause": words(cause.cause).lower(),
-                "title": fix_title(fix.fix),
-                "cost": fix_cost(fix.fix),
-                "anchor": anchors.fixes[cause.cause, i],
-                "tone": VERDICT_TONES.get(fix.verdict, "unknown"),
-                "words": VERDICT_WORDS.get(fix.verdict, fix.verdict),
-                "code": _code(fix),
-                "chart": _dumbbell(measured.get(id(fix))),
-                "meaning": meaning(fix.signal),
-            }
+            anchor = anchors.fixes[cause.cause, i]
+            row = rows.setdefault(anchor, {"anchor": anchor, "causes": [], **_fix(fix, measured.get(id(fix)))})
+            row["causes"].append(words(cause.cause).lower())
+    return list(rows.values())
+
+
+def _fix(fix: FixAdvice, change: BeforeAfter | None) -> dict[str, Any]:
+    return {
+        "fix": fix,
+        "title": fix_title(fix.fix),
+        "cost": fix_cost(fix.fix),
+        "tone": VERDICT_TONES.get(fix.verdict, "unknown"),
+        "words": VERDICT_WORDS.get(fix.verdict, fix.verdict),
+        "code": _code(fix),
+        "chart": _dumbbell(change),
+        "meaning": meaning(fix.signal),
+    }
 
 
 def _dumbbell(change: BeforeAfter | None) -> Markup | None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
+
+import numpy as np
 
 from gnnstab.records import SIGNALS, Cause, Finding, FixAdvice, LayerFacts
 from gnnstab.report import charts, summary
@@ -41,9 +43,8 @@ class Anchors:
     def __init__(self, evidence: Evidence) -> None:
         self._evidence = evidence
         self.layers = {name: f"layer-{i}" for i, name in enumerate(evidence.layers)}
-        self.fixes = {
-            (c.cause, i): f"fix-{n}-{i}" for n, c in enumerate(evidence.diagnosis.causes) for i in range(len(c.fixes))
-        }
+        self.fixes = _fix_anchors(evidence.diagnosis.causes)
+        """(cause, place among its fixes) → id; a fix that is offered for several causes stands on the page once."""
         self.first: dict[str, str] = {}
         """Rule code → anchor of its first finding."""
         self._of_finding: dict[int, str] = {}
@@ -82,6 +83,15 @@ class Anchors:
     def figures(self) -> dict[str, list[str]]:
         """Layer → keys of the figures that its card holds."""
         return {name: [figure["key"] for figure in _figures(self._evidence, name)] for name in self.layers}
+
+
+def _fix_anchors(causes: Sequence[Cause]) -> dict[tuple[str, int], str]:
+    known: dict[FixAdvice, str] = {}
+    anchors: dict[tuple[str, int], str] = {}
+    for n, cause in enumerate(causes):
+        for i, fix in enumerate(cause.fixes):
+            anchors[cause.cause, i] = known.setdefault(fix, f"fix-{n}-{i}")
+    return anchors
 
 
 def fix_rank(fix: FixAdvice) -> int:
@@ -218,7 +228,7 @@ def _draw(evidence: Evidence, name: str) -> Iterator[dict[str, Any]]:
     def figure(key: str, title: str, words: str, picture: object, *, growth: bool = False) -> dict[str, Any]:
         return {"key": key, "title": title, "words": words, "picture": picture, "growth": growth}
 
-    cap = degree_cap(evidence)
+    cap = degree_cap(evidence, name)
     told = (
         f"In logits. Dashed: ±{cap:.1f}, where softmax over this in-degree turns one-hot."
         if math.isfinite(cap)
@@ -232,10 +242,20 @@ def _draw(evidence: Evidence, name: str) -> Iterator[dict[str, Any]]:
         yield figure(series.name, f"{series.name} over the run", SIGNALS[series.name].meaning, picture, growth=True)
 
 
-def degree_cap(evidence: Evidence) -> float:
-    """3√(2 ln d) at the median in-degree d: the size of score from which softmax over d neighbours is close to one-hot."""
-    degree = evidence.value("degree.median")
-    return 3 * math.sqrt(2 * math.log(degree)) if degree > 1 else math.nan
+def degree_cap(evidence: Evidence, layer: str = MODEL) -> float:
+    """3√(2 ln d): the size of score from which softmax over d neighbours is close to one-hot.
+
+    d is the median in-degree of the layer, else of the model, else the largest of any layer; NaN when none is known.
+    """
+    profile = evidence.profile("degree.median")
+    known = profile.values[np.isfinite(profile.values)] if profile is not None else np.empty(0)
+    candidates = (
+        evidence.value("degree.median", layer),
+        evidence.value("degree.median"),
+        *np.sort(known)[::-1].tolist(),
+    )
+    degree = next((d for d in candidates if d > 1), math.nan)
+    return 3 * math.sqrt(2 * math.log(degree))
 
 
 def describe(facts: LayerFacts | None) -> str:

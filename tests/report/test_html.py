@@ -177,6 +177,15 @@ def test_fixes_of_the_root_cause_come_first_with_what_they_did() -> None:
     assert "tried, no effect" in page.by_id["fixes"]
 
 
+def test_a_fix_for_two_causes_stands_there_once() -> None:
+    base = examples.one_finding()
+    (fix,) = next(c.fixes for c in base.causes if c.status == "root-cause")
+    causes = (*base.causes, Cause("precision", "contributing", "reason", (), (fix,)))
+    page = Page(render(replace(base, causes=causes), "html"))
+    assert len([a for a in page.all("article") if a.get("class") == "fix"]) == 1
+    assert "for attention explosion and precision" in page.by_id["fixes"]
+
+
 def test_a_fix_that_was_seen_to_fail_is_never_the_first_thing_to_do() -> None:
     failed = FixAdvice("dropout", "x", "made-worse", 0.2, 0.1, "attention.entropy")
     base = examples.one_finding()
