@@ -38,14 +38,13 @@ def deep():
 
 @pytest.fixture(scope="module")
 def verdicts(deep):
-    fixes = ["residual:weight=0.1", "pre-norm-residual", "residual-depth-init", "beta"]
+    fixes = ["residual:weight=0.1", "pre-norm-residual", "beta"]
     return {v.fix: v for v in gnnstab.verify(deep, fixes, batch=random_batch(16, 5, 8), seeds=3, steps=40, lr=5e-3)}
 
 
 def test_the_small_residual_has_no_effect_and_the_whole_one_works(verdicts):
     assert verdicts["residual"].verdict == "no-effect"
     assert verdicts["pre-norm-residual"].verdict == "confirmed"
-    assert verdicts["residual-depth-init"].verdict == "confirmed"
     assert verdicts["pre-norm-residual"].signal == "gradient.ratio"
     assert verdicts["pre-norm-residual"].before < 1e-3 < 1e-2 <= verdicts["pre-norm-residual"].after <= 1e2
     assert verdicts["pre-norm-residual"].effect >= 1
@@ -168,11 +167,12 @@ def test_an_interrupt_keeps_what_is_finished(deep):
     assert verdict.verdict in VERDICTS
 
 
-def test_prove_puts_verdicts_into_the_diagnosis_and_confirmed_fixes_first(deep):
+def test_prove_puts_verdicts_into_the_diagnosis_and_confirmed_fixes_first(deep, verdicts, monkeypatch):
+    monkeypatch.setattr("gnnstab.verification.proof.verify", lambda model, names, **_: [verdicts[n] for n in names])
     advice = (FixAdvice("beta", "…"), FixAdvice("pre-norm-residual", "kept"))
     causes = (Cause("no-residual", "root-cause", "why", ("GS203",), advice), Cause("no-dropout", "present", ""))
     diagnosis = Diagnosis(Target("model", "Stack"), Coverage(14, 14), causes, (), ())
-    proven = prove(diagnosis, deep, batch=random_batch(16, 5, 8), seeds=2, steps=40, lr=5e-3)
+    proven = prove(diagnosis, deep, batch=random_batch(16, 5, 8))
     fixes = proven.causes[0].fixes
     assert [f.fix for f in fixes] == ["pre-norm-residual", "beta"]
     assert [f.verdict for f in fixes] == ["confirmed", "made-worse"]
