@@ -79,13 +79,17 @@ class Monitor:
             raise UsageError(f"Monitor needs a torch.nn.Module, not a {type(model).__name__}")
         if not callable(on_finding) and on_finding not in ("warn", "raise", "ignore"):
             raise UsageError(f'on_finding={on_finding!r}; choose "warn", "raise", "ignore" or a callable')
+        if budget is not None and not 0 < budget < 1:
+            raise UsageError(f"budget={budget!r}; give a share of a step's time between 0 and 1, e.g. 0.02")
         optimizers = _optimizers(optimizer)
         every = _every(schedule)
         self._path = _rank_path(trace)
         self._on_finding = on_finding
         self._feed = Feed(sinks)
         self._writer = TraceWriter(self._path)
-        self._recorder = Recorder(model, self._writer, full_every=every, on_event=self._noticed)
+        self._recorder = Recorder(
+            model, self._writer, full_every=every, budget=budget, bundles=self._path, on_event=self._noticed
+        )
         self._boundary = Boundary(self._recorder, optimizers, scaler, self._act, self._after_step)
         self._has_optimizer = bool(optimizers)
         self._waiting: list[Finding] = []
@@ -145,7 +149,7 @@ class Monitor:
     def _noticed(self, event: Event) -> None:
         """An event was recorded; a non-finite value is a finding at once."""
         if event.kind == "non-finite":
-            facts = tuple(watch.facts(i) for i, watch in enumerate(self._recorder.watches))
+            facts = tuple(self._recorder.facts())
             signals = Signals(kind="trace", layers=facts, events=(event,))
             self._waiting += list(NonFiniteValue().check(signals))
 

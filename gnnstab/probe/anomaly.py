@@ -70,6 +70,13 @@ def forward_event(view: StepView, model: nn.Module, inputs: dict[str, Inputs], w
     return _recorded(view, bad, note)
 
 
+def unrecorded_event(step: int, model: nn.Module, inputs: dict[str, Inputs]) -> Event | None:
+    """The first non-finite value of a forward that was not recorded, by running it again; None when it is finite."""
+    last = inputs.get("train")
+    found = _located(step, model, last) if last is not None else ""
+    return found if isinstance(found, Event) else None
+
+
 def _located(step: int, model: nn.Module, last: Inputs) -> Event | str:
     try:
         found = locate_non_finite(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ class Hook:
     again. A copied or pickled model carries `ignore` in its place: an averaged copy of a model is not the model.
     """
 
-    __slots__ = ("_body", "_failsafe", "_where", "compiled")
+    __slots__ = ("_body", "_clock", "_failsafe", "_where", "compiled")
 
     def __init__(
         self,
@@ -30,8 +31,10 @@ class Hook:
         body: Callable[..., object],
         failsafe: Failsafe,
         compiled: Callable[..., object] = ignore,
+        clock: list[float] | None = None,
     ) -> None:
         self._where = where
+        self._clock = clock
         self._body = body
         self._failsafe = failsafe
         self.compiled = compiled
@@ -42,6 +45,9 @@ class Hook:
         if torch.compiler.is_compiling():
             self.compiled(*args)
             return
+        clock = self._clock
+        if clock is not None:
+            clock[0] -= perf_counter()
         grad = torch.is_grad_enabled()
         torch._C._set_grad_enabled(False)
         try:
@@ -51,6 +57,8 @@ class Hook:
             self._failsafe.note(self._where, error)
         finally:
             torch._C._set_grad_enabled(grad)
+            if clock is not None:
+                clock[0] += perf_counter()
 
     def close(self) -> None:
         """Turn the hook into one that does nothing and references nothing."""

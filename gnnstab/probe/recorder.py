@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 
 from torch import Tensor, nn
 
-from gnnstab.probe import anomaly
 from gnnstab.probe.discovery import find_watches
-from gnnstab.probe.outbox import NOTHING, Outbox, Sent, Writer
+from gnnstab.probe.judge import Judge
+from gnnstab.probe.outbox import NOTHING, Outbox, Writer
 from gnnstab.probe.outer import Outer
 from gnnstab.probe.parameters import Parameters
 from gnnstab.probe.replica import unwrap
+from gnnstab.probe.schedule import Schedule
 from gnnstab.probe.state import State
-from gnnstab.records import Coverage, Event, StepRow
+from gnnstab.records import Coverage, Event, LayerFacts, StepRow
+
+_EVENTS = 1000
+"""Events that are kept in memory; the trace has its own limit."""
 
 _COMPILED_BEFORE = (
     "no call was seen: a graph that was compiled before the monitor was attached runs no hooks; attach the monitor before "
@@ -35,7 +39,9 @@ class Recorder:
         model: The model; wrappers of ``torch.compile`` and data parallelism are looked through.
         writer: Where the rows go; it stays open.
         full_every: Steps between two full-tier measurements, beginning with the first step; 0 for none.
+        budget: Largest share of the run's time that recording may take, see `Schedule`.
         replay: Keep the inputs of the latest forward until the step ends, so that a non-finite value can be located.
+        bundles: Path of the trace, beside which a bundle is written for a non-finite value; None for none.
         on_event: Called at the step's end with every event.
     """
 
@@ -45,14 +51,16 @@ class Recorder:
         writer: Writer,
         *,
         full_every: int = 50,
+        budget: float | None = None,
         replay: bool = True,
+        bundles: Path | None = None,
         on_event: Callable[[Event], None] | None = None,
     ) -> None:
         self._called = model
         self.model, _ = unwrap(model)
         self.writer = writer
-        self.full_every = full_every
-        self.state = State()
+        self._schedule = Schedule(full_every, budget)
+        self.state = State(self._schedule.clock)
         self.watches = find_watches(self.model, self.state)
         self.state.compiled.allocate()
         self.events: list[Event] = []
@@ -70,12 +78,12 @@ class Recorder:
         self._outer = Outer(self.state, self.watches, keep=replay)
         self._parameters = Parameters(self.model, self.state.keys)
         self._outbox = Outbox(writer, self.state.keys)
+        self._judge = Judge(self.model, self.state, self._outer, self._parameters, self.facts, bundles)
         self._on_event = on_event
         self._weights = NOTHING
         self._start = time.monotonic()
         self._loss: Tensor | float | None = None
         self._facts_at = (-1, False)
-        self._met: dict[str, int] = {}
         self._attached = False
 
     def attach(self) -> Recorder:
@@ -122,13 +130,20 @@ class Recorder:
         observed = sum(watch.name in self.state.fired for watch in attention)
         return Coverage(len(attention) + len(scripted), observed, blind)
 
+    def facts(self) -> list[LayerFacts]:
+        """The configuration of every layer, in the order of first calls; layers not called yet come last."""
+        fired, paths = self.state.fired, self._outer.paths
+        ordered = sorted(self.watches, key=lambda watch: fired.get(watch.name, len(fired)))
+        found = [watch.facts(position) for position, watch in enumerate(ordered)]
+        return [replace(one, identity_path=paths.get(one.name)) for one in found]
+
     def loss(self, loss: Tensor | float) -> None:
         """Give the loss of the current step, or of the one that has just ended."""
         value = loss.detach().clone() if isinstance(loss, Tensor) else float(loss)
         if self.row is not None and not self.state.open:
             row, self.row = self.row, self.row._replace(loss=float(value))
             self.writer.step(self.row)
-            self.state.failsafe.run("the loss", lambda: self._judge_loss(row.step, float(value)))
+            self._emit(self._judge.loss(row.step, float(value)))
         else:
             self._loss = value
 
@@ -147,7 +162,10 @@ class Recorder:
         """
         if not self.state.open:
             return False
+        begun = time.perf_counter()
         self.state.failsafe.run("the end of a step", lambda: self._end(lr, scale, skipped, moves))
+        self.state.failsafe.run("handing over failures", self._hand_over_failures)
+        self._schedule.ended(self.state.step, time.perf_counter() - begun, self.state.light, self.state.full)
         self._reset()
         return True
 
@@ -170,9 +188,9 @@ class Recorder:
                 self._parameters.remember(state.stage)
                 self._weights = self._outbox.sites(step, state.stage.take())
         if not sent.finite:
-            self._judge(sent, skipped)
+            self._emit(self._judge.step(sent, skipped))
         elif loss is not None:
-            self._judge_loss(step, loss)
+            self._emit(self._judge.loss(step, loss))
 
     def _reset(self) -> None:
         state = self.state
@@ -180,13 +198,12 @@ class Recorder:
         state.end_step()
         self._outer.end_step()
         self._loss = None
-        self._hand_over_failures()
         state.step += 1
         state.failsafe.step = state.step
         self._begin()
 
     def _begin(self) -> None:
-        self.state.full = self.full_every > 0 and self.state.step % self.full_every == 0
+        self.state.light, self.state.full = self._schedule.choose(self.state.step)
 
     def _record_update(self) -> None:
         self.update = {}
@@ -198,24 +215,12 @@ class Recorder:
         moved = {key.layer: row[2] for key, row in zip(change.layout.keys, change.rows.tolist(), strict=True)}
         self.update = {name: (size, moved[name]) for name, size in sizes.items() if name in moved}
 
-    def _judge(self, sent: Sent, skipped: bool) -> None:
-        view = anomaly.StepView.of(self.state.step, sent, list(self.state.fired))
-        if view.forward_bad():
-            if self._first("forward"):
-                self._emit(anomaly.forward_event(view, self.model, self._outer.last, self._parameters.non_finite()))
-        elif view.gradients_bad() and not skipped and self._first("gradient"):
-            self._emit(anomaly.gradient_event(view))
-
-    def _judge_loss(self, step: int, loss: float) -> None:
-        if not math.isfinite(loss) and not self._met and self._first("loss"):
-            self._emit(anomaly.loss_event(step, loss))
-
-    def _first(self, kind: str) -> bool:
-        self._met[kind] = self._met.get(kind, 0) + 1
-        return self._met[kind] == 1
-
-    def _emit(self, event: Event) -> None:
-        if len(self.events) < 1000:
+    def _emit(self, event: Event | None) -> None:
+        if event is None:
+            return
+        if event.kind == "non-finite":
+            self._schedule.force()
+        if len(self.events) < _EVENTS:
             self.events.append(event)
         self.writer.event(event)
         if self._on_event is not None:
@@ -233,14 +238,8 @@ class Recorder:
             self._all_facts()
 
     def _all_facts(self) -> None:
-        fired = self.state.fired
-        later = len(fired)
-        for watch in self.watches:
-            position = fired.get(watch.name, later)
-            later += watch.name not in fired
-            facts = watch.facts(position)
-            path = self._outer.paths.get(watch.name)
-            self.writer.layer(facts if path is None else replace(facts, identity_path=path))
+        for facts in self.facts():
+            self.writer.layer(facts)
         self._outbox.blinds(self.state.blinds())
 
     def _note_unseen(self) -> None:

@@ -36,6 +36,7 @@ class State:
         "backward",
         "batch",
         "blind",
+        "clock",
         "compiled",
         "epoch",
         "failsafe",
@@ -44,6 +45,7 @@ class State:
         "handles",
         "inside",
         "keys",
+        "light",
         "measures",
         "recorded",
         "stage",
@@ -51,7 +53,10 @@ class State:
         "trail",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, clock: list[float] | None = None) -> None:
+        self.clock = clock
+        """See `Schedule.clock`."""
+
         self.failsafe = Failsafe()
         self.keys = Keys()
         self.stage = Stage(self._refuse)
@@ -70,6 +75,9 @@ class State:
 
         self.inside = False
         """True within the forward of the recorded model."""
+
+        self.light = True
+        """False in a step whose activations are left out, to keep within a budget."""
 
         self.full = False
         """True in a step of the full tier."""

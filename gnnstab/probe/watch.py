@@ -113,7 +113,7 @@ class Watch:
 
     def hook(self, what: str, body: Any, compiled: Any = ignore) -> Hook:
         """A guarded hook of this layer that ends with `detach`."""
-        hook = Hook(f"{what} of {self.name}", body, self.state.failsafe, compiled)
+        hook = Hook(f"{what} of {self.name}", body, self.state.failsafe, compiled, self.state.clock)
         self._hooks.append(hook)
         return hook
 
@@ -122,6 +122,10 @@ class Watch:
         if _in_transform() is not None:
             self.forget()
             state.unseen(self.name, "output", "called inside a torch.func transform, whose tensors have no values yet")
+            return
+        if not state.light:
+            self.forget()
+            state.recorded = True
             return
         mode = 2 * module.training + grad
         if _graph_task() != -1 and not self._first_run(mode):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch_geometric.typing import SparseTensor
-from torch_geometric.utils import is_torch_sparse_tensor, to_edge_index
+from torch_geometric.utils import is_torch_sparse_tensor
 
 
 def edge_ends(edge_index: Any, flow: str = "source_to_target") -> tuple[Tensor, Tensor, Tensor | None]:
@@ -18,7 +19,25 @@ def edge_ends(edge_index: Any, flow: str = "source_to_target") -> tuple[Tensor, 
         row, column, value = edge_index.coo()
         return column, row, value
     if is_torch_sparse_tensor(edge_index):
-        ends, values = to_edge_index(edge_index)
-        return ends[1], ends[0], values if values.dim() > 1 else None
+        row, column, values = _sparse_ends(edge_index)
+        return column, row, values if values.dim() > 1 else None
     plain = edge_index.as_subclass(Tensor) if type(edge_index) is not Tensor else edge_index
     return (plain[0], plain[1], None) if flow == "source_to_target" else (plain[1], plain[0], None)
+
+
+def _sparse_ends(adjacency: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Row (E,), column (E,), values.
+
+    torch_geometric's `to_edge_index` marks the adjacency as coalesced in place, and autograd then refuses the backward
+    of what the layer has saved; so the parts are only read here.
+    """
+    if adjacency.layout is torch.sparse_coo:
+        indices = adjacency._indices()
+        return indices[0], indices[1], adjacency._values()
+    rows_first = adjacency.layout is torch.sparse_csr
+    pointer = adjacency.crow_indices() if rows_first else adjacency.ccol_indices()
+    along = adjacency.col_indices() if rows_first else adjacency.row_indices()
+    across = torch.arange(len(pointer) - 1, device=pointer.device).repeat_interleave(
+        pointer.diff(), output_size=len(along)
+    )
+    return (across, along, adjacency.values()) if rows_first else (along, across, adjacency.values())

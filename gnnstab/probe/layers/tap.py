@@ -186,7 +186,7 @@ def _observed(function: types.FunctionType, conv: nn.Module, notice: Callable[..
 
 def _noting(original: Any, notice: Callable[..., None]) -> Callable[..., Tensor]:
     def softmax(src: Tensor, index: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
-        out = original(src, index, *args, **kwargs)
+        out: Tensor = original(src, index, *args, **kwargs)
         notice(src, out, index)
         return out
 
