@@ -1,4 +1,4 @@
-"""Limits that a torch archive must keep before torch is asked to open it.
+"""Limits that a file must keep before torch is asked to open it: a checkpoint or a batch may come from anybody.
 
 torch stores every member of its zip archives uncompressed. A member that is compressed, or members that together are
 larger than the file, can only come from elsewhere, and are how a small file is made to fill the memory.
@@ -11,10 +11,11 @@ import pickletools
 import re
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from gnnstab.checkpoint.naming import printable
-from gnnstab.errors import LoadError, UnsafeFileError
+from gnnstab.errors import LoadError, UnsafeFileError, printable
 
 LARGEST_PICKLE = 16 * 2**20
 """Bytes of the pickle that describes the tensors; about 180 000 tensors, which torch reads in about a minute."""
@@ -98,21 +99,41 @@ def check_cost(shown: str, pickle: bytes) -> None:
 def imports_of(pickles: bytes, most_operations: int = 200_000) -> list[str]:
     """The global names that one or several pickles in a row would import, in order, found without running them."""
     names: dict[str, None] = {}
-    strings: list[str] = []
     stream = io.BytesIO(pickles)
     # A file of the format before torch 1.6 holds five pickles, then raw data.
     for _ in range(5):
         try:
-            for count, (operation, argument, _) in enumerate(pickletools.genops(stream)):
-                if operation.name in ("GLOBAL", "INST") and isinstance(argument, str):
-                    names[argument.replace(" ", ".", 1)] = None
-                elif operation.name == "STACK_GLOBAL" and len(strings) >= 2:
-                    names[".".join(strings[-2:])] = None
-                elif isinstance(argument, str):
-                    strings = [*strings[-1:], argument]
+            for count, name in enumerate(_imports(stream)):
+                if name:
+                    names[name] = None
                 if count > most_operations:
                     return list(names)
         except Exception:
             # A damaged pickle: what was found up to here is still worth telling.
             return list(names)
     return list(names)
+
+
+def _imports(stream: io.BytesIO) -> Iterator[str]:
+    """Of every operation of one pickle the global name that it imports, or ``""``."""
+    strings: list[str] = []
+    memo: dict[Any, str] = {}
+    last = ""
+    for operation, argument, _ in pickletools.genops(stream):
+        name, pushed = "", ""
+        if operation.name in ("GLOBAL", "INST") and isinstance(argument, str):
+            name = argument.replace(" ", ".", 1)
+        elif operation.name == "STACK_GLOBAL" and len(strings) >= 2:
+            name = ".".join(strings[-2:])
+        elif operation.name == "MEMOIZE":
+            memo[len(memo)] = pushed = last
+        elif operation.name in ("PUT", "BINPUT", "LONG_BINPUT"):
+            memo[argument] = pushed = last
+        else:
+            # A module that is named a second time is only fetched from the memo.
+            pushed = (
+                argument if isinstance(argument, str) else memo.get(argument, "") if "GET" in operation.name else ""
+            )
+            strings = [*strings[-1:], pushed] if pushed else strings
+        last = pushed
+        yield name

@@ -7,6 +7,8 @@ severity: numbers may move and layers may be reordered, but a warning that becom
 from __future__ import annotations
 
 import json
+import reprlib
+import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +72,10 @@ def read(path: Path) -> Baseline:
     Raises `ConfigurationError` when it does not exist or is anything else than a baseline.
     """
     try:
-        if path.stat().st_size > LARGEST:
+        state = path.stat()
+        if not stat.S_ISREG(state.st_mode):
+            raise ConfigurationError(f"baseline {path}: is not a regular file")
+        if state.st_size > LARGEST:
             raise ConfigurationError(f"baseline {path}: larger than {LARGEST} bytes")
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -87,7 +92,7 @@ def _entries(document: Any, path: Path) -> dict[str, str]:
         raise ConfigurationError(f"baseline {path}: not a baseline of gnnstab (no list of findings)")
     if document.get("schema_version") != VERSION:
         raise ConfigurationError(
-            f"baseline {path}: version {document.get('schema_version')!r} is not {VERSION!r}; update gnnstab"
+            f"baseline {path}: version {reprlib.repr(document.get('schema_version'))} is not {VERSION!r}; update gnnstab"
         )
     severities: dict[str, str] = {}
     for position, entry in enumerate(document["findings"], start=1):

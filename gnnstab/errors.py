@@ -27,7 +27,13 @@ if TYPE_CHECKING:
 
 
 class GnnstabError(Exception):
-    """Base of all; the message is one line that says what, where and what to do."""
+    """Base of all; the message is one line that says what, where and what to do.
+
+    Messages quote files that anybody may have written: `printable` makes them fit for a terminal, a log and a report.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(str(message), LONGEST_MESSAGE))
 
 
 class UsageError(GnnstabError):
@@ -91,3 +97,21 @@ class NotApplicable(RuleOutcome):
 
 class GnnstabWarning(UserWarning):
     """Something that the user of a monitored run should know; never raised by gnnstab itself."""
+
+
+LONGEST_MESSAGE = 2000
+"""Characters of an error's message."""
+
+LONGEST_NAME = 200
+"""Characters of a name out of a file that are kept; a longer one is cut and marked."""
+
+
+def printable(text: object, limit: int = LONGEST_NAME) -> str:
+    """One line without control characters, lone surrogates or terminal escapes, cut at ``limit`` characters."""
+    raw = text if isinstance(text, str) else str(text) if isinstance(text, (int, float, bool)) else type(text).__name__
+    cut = raw[:limit]
+    if not cut.isprintable():
+        cut = "".join(
+            c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in cut
+        )
+    return cut + "…" if len(raw) > limit else cut

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-LONGEST_NAME = 200
-"""Characters of a key that are kept; a longer one is cut and marked."""
+from gnnstab.errors import LONGEST_NAME as LONGEST_NAME
+from gnnstab.errors import printable as printable
 
 WRAPPERS_ANYWHERE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 """What torch.compile, FSDP and activation checkpointing put into the path of a wrapped submodule."""
@@ -42,17 +42,6 @@ SHADOWS = frozenset(
     ]
 )
 """Container names of an averaged copy of the weights."""
-
-
-def printable(text: object, limit: int = LONGEST_NAME) -> str:
-    """One line without control characters, lone surrogates or terminal escapes, cut at ``limit`` characters."""
-    raw = text if isinstance(text, str) else str(text) if isinstance(text, (int, float, bool)) else type(text).__name__
-    cut = raw[:limit]
-    if not cut.isprintable():
-        cut = "".join(
-            c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in cut
-        )
-    return cut + "…" if len(raw) > limit else cut
 
 
 def unique(name: str, taken: Iterable[str]) -> str:

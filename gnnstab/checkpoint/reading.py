@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from gnnstab.checkpoint.archive import LARGEST_LEGACY, check_archive, check_cost, imports_of
+from gnnstab.archive import LARGEST_LEGACY, check_archive, check_cost, imports_of
 from gnnstab.checkpoint.naming import printable
 from gnnstab.checkpoint.standins import STANDINS
 from gnnstab.errors import GnnstabError, LoadError, MissingExtra, UnsafeFileError

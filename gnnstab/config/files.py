@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import configparser
+import reprlib
+import stat
 import sys
 from pathlib import Path
 from typing import Any
 
 from gnnstab.config.parsing import parse
 from gnnstab.config.settings import Settings
-from gnnstab.errors import ConfigurationError
+from gnnstab.errors import ConfigurationError, printable
+
+MOST_DOTS = 1000
+"""In one line of a TOML file."""
 
 LARGEST = 1_000_000
 """Bytes; a configuration file is never larger, so anything larger is a mistake."""
@@ -66,29 +71,38 @@ def _section(file: Path, *, must_exist: bool = False) -> dict[str, Any] | None:
 
 def _read(file: Path) -> str:
     try:
-        if file.stat().st_size > LARGEST:
+        state = file.stat()
+        if not stat.S_ISREG(state.st_mode):
+            raise ConfigurationError(f"{file}: is not a regular file")
+        if state.st_size > LARGEST:
             raise ConfigurationError(f"{file}: larger than {LARGEST} bytes, which no configuration is")
         return file.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise ConfigurationError(f"{file}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"{file}: not UTF-8 text (byte {error.start})") from error
+    except ValueError as error:  # A path with a NUL in it.
+        raise ConfigurationError(f"{file}: {error}") from error
 
 
 def _toml(file: Path, text: str) -> dict[str, Any] | None:
     # The name of the section first: a file without it costs no parser, and a broken one of another tool is not ours to judge.
     if "gnnstab" not in text:
         return None
+    if any(line.count(".") > MOST_DOTS for line in text.splitlines()):
+        # The parser makes a table of every part of a dotted key, and the interpreter crashes on a hundred thousand of
+        # them within each other.
+        raise ConfigurationError(f"{file}: not read: it has a line with more than {MOST_DOTS} dots")
     if sys.version_info >= (3, 11):
         import tomllib
     else:
         import tomli as tomllib  # type: ignore[import-not-found, unused-ignore]
     try:
         section = tomllib.loads(text).get("tool", {}).get("gnnstab")
-    except (tomllib.TOMLDecodeError, RecursionError, AttributeError) as error:
-        raise ConfigurationError(f"{file}: not valid TOML: {' '.join(str(error).split())}") from error
+    except (ValueError, RecursionError, AttributeError) as error:
+        raise ConfigurationError(f"{file}: not valid TOML: {printable(' '.join(str(error).split()))}") from error
     if section is not None and not isinstance(section, dict):
-        raise ConfigurationError(f"{file}: tool.gnnstab must be a table, not {section!r}")
+        raise ConfigurationError(f"{file}: tool.gnnstab must be a table, not {reprlib.repr(section)}")
     return section
 
 
@@ -101,14 +115,14 @@ def _ini(file: Path, text: str) -> dict[str, Any] | None:
     try:
         parser.read_string(text, source=str(file))
     except configparser.Error as error:
-        raise ConfigurationError(f"{file}: {' '.join(str(error).split())}") from error
+        raise ConfigurationError(f"{file}: {printable(' '.join(str(error).split()), 400)}") from error
     result: dict[str, Any] = {}
     found = False
     for name in parser.sections():
         head, *rest = name.split(":")
         if head == "gnnstab":
             found = True
-            _place(result, rest, dict(parser[name]), f"{file}: [{name}]")
+            _place(result, rest, dict(parser[name]), f"{file}: [{printable(name, 80)}]")
     return result if found else None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Collection, Mapping, Sequence
 from datetime import date, datetime
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from gnnstab.config.accepting import Suppression
 from gnnstab.config.settings import Settings
-from gnnstab.errors import ConfigurationError
+from gnnstab.errors import ConfigurationError, printable
 from gnnstab.records import SEVERITIES
 
 KEYS = ("select", "ignore", "fail-on", "format", "baseline", "thresholds", "layers", "suppressions")
@@ -39,20 +40,20 @@ def parse(section: Mapping[str, Any], file: Path) -> Settings:
 def _refuse_unknown(given: Mapping[str, Any], known: Collection[str], where: str) -> None:
     for key in given:
         if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
+            close = difflib.get_close_matches(printable(key), known, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
-            raise ConfigurationError(f"{where}: unknown key {key!r}; {hint}")
+            raise ConfigurationError(f"{where}: unknown key {reprlib.repr(key)}; {hint}")
 
 
 def _text(value: Any, where: str) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise ConfigurationError(f"{where} must be a text, not {value!r}")
+        raise ConfigurationError(f"{where} must be a text, not {reprlib.repr(value)}")
     return value.strip()
 
 
 def _choice(value: Any, choices: Sequence[str], where: str) -> str:
     if value not in choices:
-        raise ConfigurationError(f"{where} must be one of {', '.join(choices)}, not {value!r}")
+        raise ConfigurationError(f"{where} must be one of {', '.join(choices)}, not {reprlib.repr(value)}")
     return str(value)
 
 
@@ -60,21 +61,21 @@ def _codes(value: Any, where: str) -> tuple[str, ...]:
     """A list of code prefixes; an ini file gives them as one text parted by commas, blanks or lines."""
     items = value.replace(",", " ").split() if isinstance(value, str) else value
     if not isinstance(items, (list, tuple)) or not all(isinstance(item, str) and item.strip() for item in items):
-        raise ConfigurationError(f"{where} must be a list of rule codes or prefixes, not {value!r}")
+        raise ConfigurationError(f"{where} must be a list of rule codes or prefixes, not {reprlib.repr(value)}")
     return tuple(item.strip().upper() for item in items)
 
 
 def _table(value: Any, where: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise ConfigurationError(f"{where} must be a table, not {value!r}")
+        raise ConfigurationError(f"{where} must be a table, not {reprlib.repr(value)}")
     return value
 
 
 def _thresholds(value: Any, where: str) -> dict[str, dict[str, float]]:
     return {
         str(code): {
-            str(name): _number(number, f"{where}.{code}.{name}")
-            for name, number in _table(values, f"{where}.{code}").items()
+            str(name): _number(number, f"{where}.{printable(code, 40)}.{printable(name, 40)}")
+            for name, number in _table(values, f"{where}.{printable(code, 40)}").items()
         }
         for code, values in _table(value, where).items()
     }
@@ -86,19 +87,21 @@ def _number(value: Any, where: str) -> float:
             raise ValueError
         number = float(value)
     except (TypeError, ValueError) as error:
-        raise ConfigurationError(f"{where} must be a number, not {value!r}") from error
+        raise ConfigurationError(f"{where} must be a number, not {reprlib.repr(value)}") from error
     if number != number:
         raise ConfigurationError(f"{where} must be a number; with nan no limit would ever be crossed")
     return number
 
 
 def _layers(value: Any, where: str) -> dict[str, dict[str, dict[str, float]]]:
-    return {str(glob): _thresholds(rules, f"{where}.{glob}") for glob, rules in _table(value, where).items()}
+    return {
+        str(glob): _thresholds(rules, f"{where}.{printable(glob, 80)}") for glob, rules in _table(value, where).items()
+    }
 
 
 def _suppressions(value: Any, file: str) -> list[Suppression]:
     if not isinstance(value, (list, tuple)):
-        raise ConfigurationError(f"{file}: suppressions must be a list of tables, not {value!r}")
+        raise ConfigurationError(f"{file}: suppressions must be a list of tables, not {reprlib.repr(value)}")
     found = []
     for position, item in enumerate(value, start=1):
         where = f"{file}: suppression {position}"
@@ -128,4 +131,4 @@ def _day(value: Any, where: str) -> date | None:
     try:
         return date.fromisoformat(str(value).strip())
     except ValueError as error:
-        raise ConfigurationError(f"{where} must be a day such as 2026-12-31, not {value!r}") from error
+        raise ConfigurationError(f"{where} must be a day such as 2026-12-31, not {reprlib.repr(value)}") from error

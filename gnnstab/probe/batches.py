@@ -3,50 +3,19 @@
 from __future__ import annotations
 
 import inspect
-import pickle
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data, HeteroData
-from torch_geometric.data.data import BaseData, DataEdgeAttr, DataTensorAttr
-from torch_geometric.data.storage import BaseStorage, EdgeStorage, GlobalStorage, NodeStorage
+from torch_geometric.data.data import BaseData
 
-from gnnstab.errors import LoadError, UnsafeFileError, UsageError
+from gnnstab.errors import UsageError
+from gnnstab.probe.batch_file import load_batch as load_batch
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of one forward."""
-
-_PLAIN_CLASSES = [Data, HeteroData, DataEdgeAttr, DataTensorAttr, BaseStorage, GlobalStorage, NodeStorage, EdgeStorage]
-"""Containers of PyG whose unpickling only fills attributes; nothing else may be constructed from a batch file."""
-
-
-def load_batch(path: str | Path, *, unsafe: bool = False) -> Any:
-    """Read a batch file: a dict or tuple of tensors, or a PyG ``Data``, saved with ``torch.save``.
-
-    Raises:
-        LoadError: The file is missing or is no torch file.
-        UnsafeFileError: Reading it would run code from the file and ``unsafe`` is off.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise LoadError(f"batch {path}: no such file")
-    with path.open("rb") as stream:
-        start = stream.read(2)
-    if start != b"PK" and start[:1] != b"\x80":
-        raise LoadError(f"batch {path}: not a file written by torch.save")
-    try:
-        with torch.serialization.safe_globals(_PLAIN_CLASSES):
-            return torch.load(path, map_location="cpu", weights_only=not unsafe)
-    except pickle.UnpicklingError:
-        raise UnsafeFileError(
-            f"batch {path}: holds objects (a PyG Batch is one) that can only be read by running code from the file; save a dict of tensors "
-            "or a PyG Data instead, or pass --unsafe-load if you trust it (dangerous)"
-        ) from None
-    except Exception as error:
-        raise LoadError(f"batch {path}: not a file written by torch.save ({_first_line(error)})") from None
 
 
 def as_arguments(batch: Any, model: nn.Module) -> list[Arguments]:
@@ -108,7 +77,3 @@ def on_device(value: Any, device: torch.device) -> Any:
     if isinstance(value, (tuple, list)) and not hasattr(value, "_fields"):
         return type(value)(on_device(v, device) for v in value)
     return value
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
