@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 import torch
 from gnnstab.cli.group import run
+from torch_geometric.nn import TransformerConv
 
+import gnnstab
 from gnnstab.records import FIVE_CAUSES
 from models.informarl import DATA
 
@@ -154,3 +156,14 @@ def test_a_wrong_batch(content: bytes | None, tmp_path: Path, capsys: pytest.Cap
     actor = str(DATA / "agents7_default" / "actor.pt")
     assert run(["diagnose", actor, "--isolated", *MODEL, "--batch", str(batch)]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(("sharpness", "expected"), [(1, 0), (400, 1)])
+def test_a_model_that_is_one_bare_layer(sharpness: float, expected: int) -> None:
+    torch.manual_seed(0)
+    conv = TransformerConv(16, 16, heads=2)
+    conv.lin_query.weight.data *= sharpness
+    edges = (torch.rand(20, 20) < 0.5).fill_diagonal_(False).nonzero().t()
+    diagnosis = gnnstab.diagnose(conv, batch=(torch.randn(20, 16), edges))
+    assert diagnosis.exit_code() == expected, str(diagnosis)
+    assert [layer.name for layer in diagnosis.layers] == ["TransformerConv"]

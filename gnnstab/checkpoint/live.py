@@ -21,22 +21,25 @@ def recover_model(
 
     The module decides heads, concat and dropout; nothing has to be assumed about them. No tensor is copied or changed.
     """
-    states = () if optimizer is None else (_named_state(model, optimizer),)
-    tensors = {name: tensor.detach() for name, tensor in model.state_dict(keep_vars=True).items()}
+    known = known_facts(model)
+    # A model that is one bare layer is named as the probe names it.
+    prefix = f"{type(model).__name__}." if "" in known else ""
+    tensors = {prefix + name: tensor.detach() for name, tensor in model.state_dict(keep_vars=True).items()}
+    states = () if optimizer is None else (_named_state(model, optimizer, prefix),)
     checkpoint = Checkpoint(
         path=type(model).__name__,
         format="module",
         size=0,
         tensors=tensors,
         networks={"": tuple(tensors)},
-        known=known_facts(model),
+        known={name or type(model).__name__: facts for name, facts in known.items()},
         optimizers=states,
     )
     return recover(checkpoint, activation=activation)
 
 
-def _named_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> OptimizerState:
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
+def _named_state(model: nn.Module, optimizer: torch.optim.Optimizer, prefix: str) -> OptimizerState:
+    names = {id(parameter): prefix + name for name, parameter in model.named_parameters()}
     state: dict[str, Any] = optimizer.state_dict()
     for group, live in zip(state["param_groups"], optimizer.param_groups, strict=True):
         group["param_names"] = [names.get(id(parameter)) for parameter in live["params"]]

@@ -22,5 +22,6 @@ def find_watches(model: nn.Module, state: State) -> list[Watch]:
             continue
         watch = next((watch for kind, watch in ADAPTERS if isinstance(module, kind)), None)
         if watch is not None:
-            watches.append(watch(state, name, module))
+            # A model that is one bare layer has no path; its class name stands for it.
+            watches.append(watch(state, name or type(module).__name__, module))
     return watches

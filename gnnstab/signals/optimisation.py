@@ -62,9 +62,8 @@ def spikes(steps: Integers, values: Floats) -> list[Signal]:
     if len(values) <= SPIKE_WARM_UP:
         return []
     ratios = np.full(len(values), np.nan)
-    for i in range(SPIKE_WARM_UP, len(values)):
-        median = float(np.median(values[max(0, i - SPIKE_WINDOW) : i]))
-        ratios[i] = values[i] / median if median > 0 else np.nan
+    before_each = running_median(values[:-1], SPIKE_WINDOW)[SPIKE_WARM_UP - 1 :]
+    np.divide(values[SPIKE_WARM_UP:], before_each, out=ratios[SPIKE_WARM_UP:], where=before_each > 0)
     if not np.isfinite(ratios).any():
         return []
     worst = int(np.nanargmax(ratios))
@@ -78,8 +77,12 @@ def spikes(steps: Integers, values: Floats) -> list[Signal]:
 
 
 def running_median(values: Floats, width: int) -> Floats:
-    """Median over the last ``width`` values at every point."""
-    return np.array([float(np.median(values[max(0, i - width + 1) : i + 1])) for i in range(len(values))])
+    """Median over the last ``width`` values at every point; over fewer at the first ``width - 1`` points."""
+    start = [float(np.median(values[: i + 1])) for i in range(min(width - 1, len(values)))]
+    if len(values) < width:
+        return np.array(start)
+    medians: Floats = np.median(np.lib.stride_tricks.sliding_window_view(values, width), axis=1)
+    return np.concatenate([start, medians])
 
 
 def parameter_signals(
