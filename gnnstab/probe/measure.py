@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,7 @@ from torch_geometric.data.data import BaseData
 
 from gnnstab.errors import UsageError
 from gnnstab.probe.batches import Arguments, as_arguments, on_device
+from gnnstab.probe.norms import neighbouring_norms
 from gnnstab.probe.recorder import Recorder
 from gnnstab.trace import Trace, TraceWriter
 
@@ -48,8 +50,11 @@ def measure(model: nn.Module, batch: Any, *, loss: Loss | None = None, precision
     twin = _copied(model).eval()
     device = next((p.device for p in twin.parameters()), torch.device("cpu"))
     with _same_random_state(device), torch.enable_grad(), Recorder(twin, writer, full_every=1) as recorder:
-        for arguments, original in _batches(batch, model):
-            _one(twin, tracked(on_device(arguments, device)), original, loss, precision, recorder)
+        layers = {watch.name: watch.module for watch in recorder.watches if watch.attention}
+        with neighbouring_norms(twin, layers) as norms:
+            for arguments, original in _batches(batch, model):
+                _one(twin, tracked(on_device(arguments, device)), original, loss, precision, recorder)
+    writer.meta("norms", json.dumps(norms))
     return _handed_over(writer)
 
 
@@ -121,13 +126,15 @@ def _objective(output: Any, batch: Any, loss: Loss | None) -> Tensor:
 
 
 def read_out(output: Any) -> Tensor:
-    """Mean over nodes of a fixed random linear map of every floating tensor in the output; a scalar."""
+    """Mean over all entries of a fixed random linear map of every floating tensor in the output; a scalar.
+
+    Every node has weights of its own: a read-out shared by all nodes would hide gradients that vanish by being averaged.
+    """
     generator = torch.Generator().manual_seed(SEED)
     total: Tensor | None = None
     for tensor in _floating(output):
-        flat = tensor.float().reshape(tensor.shape[0] if tensor.dim() > 1 else -1, -1)
-        weight = torch.randn(flat.shape[1], 1, generator=generator).to(flat.device)
-        part = (flat @ weight).mean() if flat.numel() else flat.sum()
+        weight = torch.randn(tensor.shape, generator=generator).to(tensor.device)
+        part = (tensor.float() * weight).mean() if tensor.numel() else tensor.float().sum()
         total = part if total is None else total + part
     if total is None:
         raise UsageError("the model returned no floating-point tensor that a loss could be made of; pass --loss")

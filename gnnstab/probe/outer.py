@@ -13,7 +13,7 @@ from gnnstab.probe.identity import identity_paths
 from gnnstab.probe.keys import MODES
 from gnnstab.probe.replica import Autocast, rng_snapshot, tensors_in
 from gnnstab.probe.state import State
-from gnnstab.probe.statistics import node_measures
+from gnnstab.probe.statistics import graph_measures, node_measures
 from gnnstab.probe.watch import Watch
 
 _NO_AUTOCAST = Autocast("cpu", torch.bfloat16, False)
@@ -104,6 +104,8 @@ class Outer:
         if x is not None:
             batch = state.batch if state.batch is not None and len(state.batch) == len(x) else None
             state.queue("", mode, 0, node_measures(x.detach(), batch))
+            if batch is not None:
+                state.queue("", mode, 0, graph_measures(batch))
 
 
 def _is_batch(tensor: Tensor) -> bool:

@@ -37,6 +37,7 @@ from gnnstab.rules.gs601_learning_rate_too_high import LearningRateTooHigh
 from gnnstab.rules.gs602_adam_epsilon_dominates import AdamEpsilonDominates
 from gnnstab.rules.gs603_gradient_spike import GradientSpike
 from gnnstab.rules.gs604_never_updated_parameter import NeverUpdatedParameter
+from gnnstab.rules.gs605_absurd_weight import AbsurdWeight
 from gnnstab.rules.gs701_dead_units import DeadUnits
 from gnnstab.rules.gs702_saturated_tanh import SaturatedTanh
 from gnnstab.rules.gs703_active_clamp import ActiveClamp
@@ -76,6 +77,7 @@ RULES: tuple[type[Rule], ...] = (
     AdamEpsilonDominates,
     GradientSpike,
     NeverUpdatedParameter,
+    AbsurdWeight,
     DeadUnits,
     SaturatedTanh,
     ActiveClamp,

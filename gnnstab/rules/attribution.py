@@ -55,11 +55,9 @@ _ADD_AS_INFORMATION = ("GS102",)
 
 
 def _only_adds(finding: Finding, findings: Sequence[Finding]) -> bool:
-    """True for static evidence beside a measured symptom that something else explains."""
-    if finding.code == "GS301" and finding.signal.startswith("logit."):
+    """True for weak static evidence beside a measured symptom that something else explains."""
+    if finding.code == "GS301" and finding.signal.startswith("logit.") and finding.confidence == "low":
         return any(f.code == "GS302" and f.layer == finding.layer for f in findings)
-    if finding.code == "GS201":
-        return any(f.code in ("GS103", "GS106") and is_warning(f) for f in findings)
     return False
 
 
@@ -99,7 +97,7 @@ CODES_OF_CAUSE: Mapping[str, tuple[str, ...]] = {
     "oversmoothing": ("GS704",),
     "active-clamp": ("GS703",),
     "non-finite-data": ("GS407",),
-    "uninitialized-parameter": ("GS502",),
+    "uninitialized-parameter": ("GS502", "GS605"),
     "never-updated-parameter": ("GS604",),
     "saturated-gate": ("GS104",),
 }

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from gnnstab.records import SEVERITIES, Finding, Signals
 from gnnstab.rules.gs401_sum_aggregation_growth import SumAggregationGrowth
-from gnnstab.rules.reading import largest, measured
+from gnnstab.rules.reading import large_gain, largest, measured
 
 Condition = Callable[[Finding, Finding, Signals], bool]
 """(symptom, explanation, signals) → whether the mechanism ties the two on this target."""
@@ -69,20 +69,13 @@ def _only_by_scale(symptom: Finding, explanation: Finding, signals: Signals) -> 
     return largest(rms).value / max(1.0, largest(scale).value) <= SumAggregationGrowth.rms
 
 
-def _large_gain(layer: str | None, signals: Signals) -> bool:
-    """The values carry a gain as large as query and key do, so the initialisation is at fault, not the attention."""
-    value = signals.value("gain.value", layer=layer)
-    spread = [s.value for s in signals.find("logit.frobenius", layer=layer)]
-    return value is not None and bool(spread) and value**2 > max(spread) / 2
-
-
 def _part_of_explosion(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
-    return _large_gain(symptom.layer, signals)
+    return large_gain(symptom.layer, signals)
 
 
 def _driven_by_attention(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
     """Saturated attention carries the gradient through its sharp scores, unless all weights are large alike."""
-    return explanation.signal.startswith("attention.") and not _large_gain(explanation.layer, signals)
+    return explanation.signal.startswith("attention.") and not large_gain(explanation.layer, signals)
 
 
 def _grown_on_the_way(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
@@ -99,14 +92,38 @@ LINKS: tuple[Link, ...] = (
     Link("GS302", "GS406", _always),
     Link("GS104", "GS406", _always),
     Link("GS702", "GS406", _always),
+    Link("GS501", "GS406", _always),
+    # Memory that was never initialised, before everything that its size brings about.
+    Link("GS502", "GS605", _always),
+    Link("GS301", "GS605", _same_layer),
+    Link("GS302", "GS605", _always),
+    Link("GS204", "GS605", _always),
+    Link("GS203", "GS605", _always),
+    Link("GS103", "GS605", _always),
+    Link("GS104", "GS605", _always),
+    Link("GS501", "GS605", _always),
+    Link("GS701", "GS605", _always),
+    Link("GS702", "GS605", _always),
+    Link("GS704", "GS605", _always),
     # Aggregation.
     Link("GS302", "GS401", _behind),
     Link("GS104", "GS401", _behind),
+    Link("GS702", "GS401", _behind),
+    Link("GS702", "GS404", _behind),
+    Link("GS404", "GS401", _same_layer),
+    Link("GS501", "GS401", _behind),
     Link("GS304", "GS404", _always),
     Link("GS704", "GS404", _always),
     # Learning rate before what it did to the weights.
     Link("GS301", "GS601", _always),
+    Link("GS302", "GS601", _always),
+    Link("GS104", "GS601", _always),
+    Link("GS501", "GS601", _always),
     Link("GS603", "GS601", _always),
+    Link("GS701", "GS601", _always),
+    Link("GS702", "GS601", _always),
+    # A gradient that was cut off is not damped, it is absent.
+    Link("GS602", "GS604", _always),
     # Depth, behind a mis-placed normalisation or dead units.
     Link("GS204", "GS106", _always),
     Link("GS301", "GS204", _part_of_explosion),
@@ -116,6 +133,9 @@ LINKS: tuple[Link, ...] = (
     Link("GS103", "GS701", _always),
     Link("GS203", "GS103", _always),
     Link("GS203", "GS201", _always),
+    Link("GS201", "GS106", _always),
+    Link("GS201", "GS103", _always),
+    Link("GS501", "GS204", _always),
     Link("GS702", "GS204", _always),
     Link("GS703", "GS401", _behind),
     Link("GS703", "GS204", _always),

@@ -2,33 +2,37 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 from gnnstab.errors import NotApplicable
-from gnnstab.records import Finding, Signal, Signals
+from gnnstab.records import Finding, LayerFacts, Signal, Signals
 from gnnstab.rules.base import Rule, threshold
 from gnnstab.rules.reading import largest, measured, need_layers, percent
 
 
 @dataclass(frozen=True)
 class GateSaturated(Rule):
-    """The beta gate stands at 0 or 1 for most nodes because its input is large.
+    """The beta gate stands at 0 or 1 for most nodes because its input or its weights are large.
 
     ## What it sees
-    The share of nodes whose gate lies below 0.05 or above 0.95, together with the RMS of the layer's input. A saturated gate
-    behind an input of ordinary size is information: the network may have learned it.
+    The share of nodes whose gate lies below 0.05 or above 0.95, together with what can drive it there: the RMS of the layer's
+    input, and the gain of the gate's own weights, RMS(W_β)·√fan_in. A saturated gate of ordinary weights behind an input of
+    ordinary size is information: the network may have learned it.
 
     ## Why it is unstable
     The gate is a sigmoid of the features themselves, β = σ(W·[skip, message, skip − message]). With features that are not
-    normalised it is decided by their scale: either the message or the skip is cut off, and with it its gradient.
+    normalised, or with weights far beyond any initialisation, it is decided by size alone: either the message or the skip is
+    cut off, and with it its gradient.
 
     ## What it looks like
     At an input of RMS 30, 87 % of the gates were saturated at initialisation; at RMS 1, none.
 
     ## Fix
-    Normalise before the layer: `x = conv(norm(x), edge_index)`; or find what makes the input large (GS401, GS406).
+    Normalise before the layer: `x = conv(norm(x), edge_index)`; or find what makes the input large (GS401, GS406). When its
+    weights are: `conv.lin_beta.reset_parameters()`.
 
     ## When it is wrong
     Trained gates may be open or shut for good reasons.
@@ -48,6 +52,12 @@ class GateSaturated(Rule):
         4.0, unit="RMS", source="derived: at default weights the gate's logit has a spread of about 0.6 times the RMS"
     )
 
+    gain: float = threshold(
+        5.0,
+        unit="RMS·√fan_in",
+        source="derived: 0.58 at PyG's default, 1 at Xavier; three times the largest gain in use, 5/3",
+    )
+
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding per layer."""
         gated = [layer for layer in need_layers(signals) if layer.beta is not False]
@@ -62,13 +72,32 @@ class GateSaturated(Rule):
     def _finding(self, signals: Signals, share: Signal) -> Finding:
         rms = signals.value("input.rms", layer=share.layer)
         by_scale = rms is not None and rms > self.input_rms
+        gain = _gain(signals, signals.layer(share.layer or ""))
+        by_weights = gain is not None and gain > self.gain
         size = "" if rms is None else f" at an input of RMS {rms:.2g}"
         why = (
-            "its input decides it by size alone: normalise before the layer" if by_scale else "it may have learned that"
+            "its input decides it by size alone: normalise before the layer"
+            if by_scale
+            else f"its weights have a gain of {gain:.2g}, beyond any initialisation: reset lin_beta"
+            if by_weights
+            else "it may have learned that"
         )
         return self.finding(
             f"{share.layer}: the beta gate is saturated on {percent(share.value)} of the nodes{size}; {why}.",
-            severity="warning" if by_scale else "info",
+            severity="warning" if by_scale or by_weights else "info",
             limit=self.share,
             signal=share,
         )
+
+
+def _gain(signals: Signals, layer: LayerFacts | None) -> float | None:
+    """RMS·√fan_in of the gate's weight, which reads skip, message and their difference; None when it was not seen."""
+    if layer is None or not layer.out_channels:
+        return None
+    width = layer.out_channels * (layer.heads or 1 if layer.concat else 1)
+    found = [
+        s.value
+        for s in signals.find("weight.rms")
+        if str(s.detail.get("parameter", "")).endswith(f"{layer.name}.lin_beta.weight")
+    ]
+    return max(found) * math.sqrt(3 * width) if found else None

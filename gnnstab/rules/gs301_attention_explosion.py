@@ -38,6 +38,10 @@ class AttentionExplosion(Rule):
     2 or less is reported. *Sharpened* is measured by the alignment √C·‖W_qᵀW_k‖_F/(‖W_q‖_F‖W_k‖_F), which is 1 for
     independent matrices of any initialisation and gain, and rises as query and key agree on a few directions.
 
+    Beside a batch the weights still count where nobody has learned them: ‖M_h‖_F above 4 *without* alignment is no sharpness
+    that training found, it was put there. It is reported when an input of RMS 1 is saturated by it as well, even though
+    smaller inputs hide that on this batch, or when the batch is saturated by weights and input together.
+
     ## Why it is unstable
     A saturated softmax passes one neighbour on and ignores the rest. Its gradients do not vanish, they get sharp: measured,
     the scale-free sensitivity of W_q and W_k rose 17-fold while the logits rose 36-fold. A small step in the weights then
@@ -134,8 +138,10 @@ class AttentionExplosion(Rule):
         if not found:
             return None
         real = state is not None and not state.synthetic
-        if real and state is not None and not state.crosses(self.warn_entropy, self.one_hot_share):
-            return None
+        if real and state is not None:
+            unlearned = self._unlearned(signals, layer, state, found)
+            if unlearned is not None or not state.crosses(self.warn_entropy, self.one_hot_share):
+                return unlearned
         degree = degree_of(signals, layer.name) or ASSUMED_DEGREE
         worst = largest(found)
         if not real:
@@ -143,6 +149,26 @@ class AttentionExplosion(Rule):
             if worst.value > limit and not self._same_gain(signals, layer, worst):
                 return self._spread(worst, limit, degree)
         return self._sharpened(signals, layer, found, degree, real)
+
+    def _unlearned(self, signals: Signals, layer: LayerFacts, state: Attention, found: list[Signal]) -> Finding | None:
+        """Query and key weights that are large, independent of each other, and out of proportion to the values."""
+        aligned = {s.head: s.value for s in signals.find("logit.alignment", layer=layer.name)}
+        worst = largest(found)
+        learned = aligned.get(worst.head, math.inf) > self._alignment_limit(layer)
+        saturates = state.made_by_weights(self.warn_entropy) or state.crosses(self.warn_entropy, self.one_hot_share)
+        if learned or not saturates or worst.value <= self.free_frobenius or self._same_gain(signals, layer, worst):
+            return None
+        unit = "unknown" if state.unit_entropy is None else f"{state.unit_entropy:.2f}"
+        return self.finding(
+            f"{layer.name}: the query and key weights of head {worst.head} spread the logits of one target by {worst.value:.2g} at "
+            f"an input of RMS 1 (limit {self.free_frobenius:g}) and agree no more than independent weights do, so that training has "
+            f"not made them so. Entropy of ln(in-degree): {unit} at RMS 1, {state.entropy.value:.2f} on this batch. Scale the query "
+            "weights down, or normalise queries and keys.",
+            severity="warning",
+            limit=self.free_frobenius,
+            signal=worst,
+            confidence="medium",
+        )
 
     def _limit(self, layer: LayerFacts, degree: float) -> float:
         """Freezing of the random-energy model where the input's RMS is known to be 1, a wider limit elsewhere."""

@@ -10,7 +10,7 @@ from gnnstab.errors import NotEvaluable
 from gnnstab.records import Finding, Signals
 from gnnstab.rules.base import Rule, threshold
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
-from gnnstab.rules.reading import Attention, attention, need_layers, percent
+from gnnstab.rules.reading import Attention, attention, large_gain, need_layers, percent
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class AttentionSaturatedByInput(Rule):
     one-hot, logit std 26. With the input at RMS 1: Ĥ = .99, none one-hot. The same weights on a sparser graph are healthy.
 
     ## Fix
-    Look for the source first: a sum aggregation (GS401) or unscaled features (GS406). Then `nn.LayerNorm` before the layer:
+    Look for the source first: a sum aggregation (GS401), unscaled features (GS406), or a gain that grows the states from layer
+    to layer, in which case the cause is the initialisation. Then `nn.LayerNorm` before the layer:
     `x = conv(norm(x), edge_index)`.
 
     ## When it is wrong
@@ -62,6 +63,11 @@ class AttentionSaturatedByInput(Rule):
         unit="× limits on fresh weights",
         source="measured: a fresh orthogonal gain of √2 has Ĥ .25 to .32 and trains",
     )
+    growth: float = threshold(
+        4.0,
+        unit="× input RMS of the first layer",
+        source="derived: logits grow with its square, 4 takes Ĥ from .8 to .3",
+    )
     min_degree: float = threshold(AttentionExplosion.min_degree, unit="median in-degree", source="as GS301")
 
     def check(self, signals: Signals) -> Iterator[Finding]:
@@ -89,4 +95,13 @@ class AttentionSaturatedByInput(Rule):
             severity="error" if severe else "warning",
             limit=limit,
             signal=crossed,
+            cause="unsuitable-init" if self._grown_by_gain(signals, state) else None,
         )
+
+    def _grown_by_gain(self, signals: Signals, state: Attention) -> bool:
+        """True when the layers before have grown the input, by values that carry as large a gain as query and key do."""
+        first = min(signals.attention_layers, key=lambda layer: layer.position).name
+        before, here = signals.value("input.rms", layer=first), signals.value("input.rms", layer=state.layer)
+        if not before or not here or here < self.growth * before:
+            return False
+        return all(large_gain(layer.name, signals) for layer in signals.attention_layers)

@@ -11,7 +11,7 @@ from gnnstab.records import Finding, Signal, Signals
 from gnnstab.rules.base import Rule, threshold
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.gs302_attention_saturated_by_input import AttentionSaturatedByInput
-from gnnstab.rules.reading import attention, measured, names
+from gnnstab.rules.reading import Attention, attention, measured, names
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,9 @@ class FeatureScale(Rule):
     fresh_factor: float = threshold(
         AttentionSaturatedByInput.fresh_factor, unit="× limits on fresh weights", source="as GS302"
     )
+    input_rms: float = threshold(
+        4.0, unit="RMS", source="derived: 16 times the logits of an input of RMS 1, which no healthy layer stands"
+    )
     gate_share: float = threshold(0.5, unit="share of gates", source="as GS104")
 
     def check(self, signals: Signals) -> Iterator[Finding]:
@@ -99,9 +102,17 @@ class FeatureScale(Rule):
     def _limit(self, signal: Signal) -> float:
         return self.column_ratio if signal.name == "feature.column_ratio" else self.rms
 
+    def _by_both(self, signals: Signals, state: Attention) -> bool:
+        """True for attention that the weights saturate at RMS 1 already, and whose input is large on top of it."""
+        rms = signals.value("input.rms", layer=state.layer)
+        large = not state.synthetic and rms is not None and rms > self.input_rms
+        return large and state.crosses(self.warn_entropy, self.one_hot_share)
+
     def _symptoms(self, signals: Signals) -> tuple[list[str], bool]:
         limits = (self.warn_entropy, self.one_hot_share, self.fresh_factor)
-        saturated = [state for state in attention(signals) if state.driven_by_input(*limits)]
+        saturated = [
+            state for state in attention(signals) if state.driven_by_input(*limits) or self._by_both(signals, state)
+        ]
         gates = [f"the gate of {s.layer}" for s in signals.find("gate.saturated_share") if s.value > self.gate_share]
         severe = any(state.entropy.value < self.error_entropy for state in saturated)
         return [state.layer for state in saturated] + gates, severe

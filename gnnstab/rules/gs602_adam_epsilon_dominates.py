@@ -45,6 +45,11 @@ class AdamEpsilonDominates(Rule):
     severity: ClassVar[str] = "warning"
     confidence: ClassVar[str] = "high"
 
+    usual_eps: float = threshold(
+        1e-8,
+        unit="eps",
+        source="Adam's default: at it a share below eps is a gradient that is absent, not one that is damped",
+    )
     share: float = threshold(0.5, unit="share of entries", source="measured: .95 in a network that stops training")
 
     def check(self, signals: Signals) -> Iterator[Finding]:
@@ -61,10 +66,11 @@ class AdamEpsilonDominates(Rule):
             if worst.value > self.share:
                 eps = worst.detail.get("eps")
                 size = f" ({eps:g})" if isinstance(eps, (int, float)) else ""
+                usual = isinstance(eps, (int, float)) and eps <= self.usual_eps
                 yield self.finding(
                     f"{worst.detail.get('parameter') or layer}: {percent(worst.value)} of its entries have gradients below Adam's eps{size}: "
-                    "their steps are damped away. Use eps=1e-8.",
-                    severity="warning",
+                    f"{'the gradient itself is missing there' if usual else 'their steps are damped away. Use eps=1e-8'}.",
+                    severity="info" if usual else "warning",
                     limit=self.share,
                     signal=worst,
                 )

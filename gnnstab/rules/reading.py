@@ -205,6 +205,13 @@ def _recognised(layer: LayerFacts) -> bool:
     return bool(layer.initialisation) and not str(layer.initialisation).startswith(("unknown", "trained", "lightly"))
 
 
+def large_gain(layer: str | None, signals: Signals) -> bool:
+    """True when values carry a gain as large as query and key do: the initialisation is at fault, not the attention."""
+    value = signals.value("gain.value", layer=layer)
+    spread = [s.value for s in signals.find("logit.frobenius", layer=layer)]
+    return value is not None and bool(spread) and value**2 > max(spread) / 2
+
+
 def worst_gradient_ratio(signals: Signals) -> Signal:
     """The gradient ratio furthest from 1; raises `NotEvaluable` when none was measured."""
     found = signals.find("gradient.ratio") or _ratio_from_slope(signals)

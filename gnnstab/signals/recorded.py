@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from gnnstab.records import SIGNALS, LayerFacts, SeriesKey, Signal, Signals
@@ -34,7 +36,8 @@ def from_trace(trace: Trace) -> Signals:
     The trace's metadata may say ``source`` (``training``, ``batch`` or ``synthetic``), ``precision`` and ``trained``.
     Of a layer that ran in several modes one is judged, that of the update first; which one stands in the detail.
     """
-    meta, layers, steps = trace.meta, trace.layers(), trace.steps()
+    meta, steps = trace.meta, trace.steps()
+    layers = _with_norms(trace.layers(), meta.get("norms", ""))
     source = meta.get("source", "training")
     single = source != "training"
     sites, measures = trace.sites(), trace.measures()
@@ -58,6 +61,29 @@ def from_trace(trace: Trace) -> Signals:
         missing=_missing(values, undefined),
         context=_context(trace, source, layers, len(steps)),
     )
+
+
+def _with_norms(layers: tuple[LayerFacts, ...], norms: str) -> tuple[LayerFacts, ...]:
+    """Fill what normalises beside a layer from the metadata ``norms``: JSON, layer → ``before`` and ``after``."""
+    try:
+        found = json.loads(norms or "{}")
+    except ValueError:
+        return layers
+    beside = {name: one for name, one in found.items() if isinstance(one, dict)} if isinstance(found, dict) else {}
+    return tuple(
+        replace(
+            layer,
+            norm_before=_text(beside[layer.name].get("before")) if layer.norm_before is None else layer.norm_before,
+            norm_after=_text(beside[layer.name].get("after")) if layer.norm_after is None else layer.norm_after,
+        )
+        if layer.name in beside
+        else layer
+        for layer in layers
+    )
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _rebuilt(trace: Trace, layers: Sequence[LayerFacts], values: Sequence[Signal]) -> Signals:

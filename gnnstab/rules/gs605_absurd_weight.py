@@ -1,0 +1,79 @@
+"""GS605 absurd-weight."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from statistics import median
+from typing import ClassVar
+
+from gnnstab.errors import NotEvaluable
+from gnnstab.records import Finding, Signal, Signals
+from gnnstab.rules.base import Rule, threshold
+from gnnstab.rules.reading import largest, names
+
+
+@dataclass(frozen=True)
+class AbsurdWeight(Rule):
+    """A parameter is finite, and larger than anything that an initialisation or an optimizer makes.
+
+    ## What it sees
+    Weights whose RMS lies above 1000, and biases above a million, in a network whose other parameters are of ordinary size:
+    the median RMS below 100.
+
+    ## Why it is unstable
+    `torch.empty` hands out memory as it was. Read as numbers it is zero, NaN, or anything up to 1e38: finite garbage passes
+    every check for NaN, and a tanh or a softmax behind it keeps the output finite as well. Nothing trains through it.
+
+    ## What it looks like
+    One weight at 1e25, everything else at 0.1; activations behind it at the limits of their function, or infinite one
+    layer later. No documented initialisation has an RMS above 3, and Adam moves an entry by about its learning rate per step.
+
+    ## Fix
+    Initialise it: `conv.reset_parameters()`, or `torch.nn.init.xavier_uniform_(p)`. Look for `torch.empty`, for parameters
+    that a custom initialisation leaves out, and for shapes that a partly loaded checkpoint did not fill.
+
+    ## When it is wrong
+    Parameters that hold quantities in large units on purpose, such as a learned offset in metres. When most of the network is
+    that large, a run has diverged instead, and the rule stays silent.
+
+    ## References
+    PyTorch documentation of `torch.empty`; Glorot and Bengio 2010 for the size of an initial weight. Derived.
+    """
+
+    code: ClassVar[str] = "GS605"
+    name: ClassVar[str] = "absurd-weight"
+    cause: ClassVar[str] = "uninitialized-parameter"
+    severity: ClassVar[str] = "error"
+    confidence: ClassVar[str] = "high"
+
+    rms: float = threshold(1e3, unit="RMS", source="derived: 300 times the largest initialisation in use")
+    offset: float = threshold(
+        1e6,
+        unit="RMS of a bias",
+        source="heuristic: an offset in large units is legal, and what it costs is rounding (GS501)",
+    )
+    ordinary: float = threshold(
+        100.0, unit="RMS, median over parameters", source="heuristic: above it the whole network has diverged"
+    )
+
+    def check(self, signals: Signals) -> Iterator[Finding]:
+        """One finding that lists them."""
+        found = signals.find("weight.rms")
+        if not found:
+            raise NotEvaluable(signals.why_missing("weight.rms"))
+        absurd = [s for s in found if s.value > self._limit(s)]
+        if not absurd or median(s.value for s in found) > self.ordinary:
+            return
+        worst = largest(absurd)
+        listed = sorted({str(s.detail.get("parameter", s.layer)) for s in absurd})
+        yield self.finding(
+            f"{names(listed)}: RMS {worst.value:.2g} beside a median of {median(s.value for s in found):.2g} over all parameters, "
+            "as with memory that was never initialised. Initialise it.",
+            severity="error",
+            limit=self._limit(worst),
+            signal=worst,
+        )
+
+    def _limit(self, signal: Signal) -> float:
+        return self.offset if str(signal.detail.get("parameter", "")).endswith("bias") else self.rms
