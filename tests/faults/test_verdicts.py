@@ -1,0 +1,46 @@
+"""What the tool says about a small fixed part of the development split, cause by cause."""
+
+from __future__ import annotations
+
+import pytest
+
+from faults.detectors import accused, by_gnnstab, prepared
+from faults.injections import INJECTIONS
+from faults.recipes import Recipe
+from faults.splits import healthy, single
+
+CASES = (
+    ("unsuitable-init", 0),
+    ("attention-explosion", 3),
+    ("sum-aggregation", 0),
+    ("feature-scale", 3),
+    ("learning-rate", 3),
+    ("adam-epsilon", 5),
+    ("precision", 3),
+    ("dead-units", 3),
+    ("isolated-nodes", 3),
+    ("normalization-misuse", 3),
+    ("active-clamp", 5),
+    ("non-finite-data", 3),
+    ("uninitialized-parameter", 4),
+    ("never-updated-parameter", 9),
+    ("saturated-gate", 3),
+)
+"""Cause and index within the development split: shallow ones, so that all together take seconds."""
+
+
+def said(recipe: Recipe) -> tuple[set[str], list[str]]:
+    """Accused causes and root causes."""
+    diagnosis = by_gnnstab(*prepared(recipe))
+    return accused(diagnosis), [cause.cause for cause in diagnosis.root_causes()]
+
+
+@pytest.mark.parametrize(("cause", "index"), CASES, ids=[cause for cause, _ in CASES])
+def test_the_injected_cause_and_no_other_is_accused(cause: str, index: int) -> None:
+    _, faulty = single("development", next(i for i in INJECTIONS if i.cause == cause), index)
+    assert said(faulty) == ({cause}, [cause])
+
+
+@pytest.mark.parametrize("index", [0, 5, 10])
+def test_nothing_is_accused_in_a_healthy_network(index: int) -> None:
+    assert said(healthy("development", index)) == (set(), [])
