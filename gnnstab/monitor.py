@@ -96,23 +96,25 @@ class Monitor:
         self._told: set[str] = set()
         self._live = LiveEngine()
         self._looked_at = -1
+        self._trouble = ""
         self._layout: Layout | None = None
         self._live_rows: NDArray[np.int64] = np.empty(0, dtype=np.int64)
         self._live_keys: list[SeriesKey] = []
 
     def __enter__(self) -> Monitor:
-        self._recorder.attach()
-        self._boundary.attach()
+        self._guarded("attaching to the model", self._recorder.attach)
+        self._guarded("attaching to the optimizer", self._boundary.attach)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._boundary.detach()
-        self._recorder.detach()
-        self._writer.close()
+        self._guarded("detaching from the optimizer", self._boundary.detach)
+        self._guarded("detaching from the model", self._recorder.detach)
+        self._guarded("closing the trace", self._writer.close)
+        self._guarded("the trace", self._look_at_trace)
         if self._feed:
-            self._recorder.state.failsafe.run("the sinks", lambda: self._feed.end(self.diagnose()))
+            self._guarded("the sinks", lambda: self._feed.end(self.diagnose()))
 
     def step(self, loss: Tensor | float | None = None) -> None:
         """Say that a step has ended, and with what loss.
@@ -122,13 +124,13 @@ class Monitor:
         if loss is not None:
             self.loss(loss)
         if not self._has_optimizer:
-            self._recorder.state.failsafe.run("the end of a step", lambda: self._boundary.end(None))
+            self._guarded("the end of a step", lambda: self._boundary.end(None))
             self._after_step()
         self._act()
 
     def loss(self, loss: Tensor | float) -> None:
         """Give the loss of this step, before or after the optimizer's step."""
-        self._recorder.state.failsafe.run("the loss", lambda: self._recorder.loss(loss))
+        self._guarded("the loss", lambda: self._recorder.loss(loss))
 
     def diagnose(self, **options: Any) -> Diagnosis:
         """Diagnose what was recorded so far; ``options`` are those of `gnnstab.diagnosis.diagnose_trace`."""
@@ -155,7 +157,8 @@ class Monitor:
 
     def _after_step(self) -> None:
         """A step is over: let the live rules look, then act on what they found."""
-        self._recorder.state.failsafe.run("the live rules", self._look)
+        self._guarded("the live rules", self._look)
+        self._guarded("the trace", self._look_at_trace)
         self._act()
 
     def _look(self) -> None:
@@ -182,14 +185,35 @@ class Monitor:
             skipped=row.skipped,
         )
 
-    def _act(self) -> None:
-        """Warn about, raise or hand over each finding once."""
+    def _look_at_trace(self) -> None:
+        """Tell once that the trace cannot be written as it should be."""
+        failure = self._writer.failure
+        if failure is None or self._trouble:
+            return
+        self._trouble = failure
+        self._writer.event(Event(self._recorder.step, "tool-failure", message=f"the trace: {failure}"))
+        warnings.warn(f"gnnstab: {failure}", GnnstabWarning, stacklevel=5)
+
+    def _sift(self, fresh: list[Finding]) -> None:
+        """Move the findings that were not told before into ``fresh``."""
         waiting, self._waiting = self._waiting, []
         for finding in waiting:
-            if finding.fingerprint in self._told:
-                continue
-            self._told.add(finding.fingerprint)
-            self._feed.finding(finding)
+            if finding.fingerprint not in self._told:
+                self._told.add(finding.fingerprint)
+                fresh.append(finding)
+                self._feed.finding(finding)
+
+    def _guarded(self, where: str, body: Callable[[], object]) -> None:
+        """Run ``body``; a failure inside gnnstab is noted instead of raised."""
+        self._recorder.state.failsafe.run(where, body)
+
+    def _act(self) -> None:
+        """Warn about, raise or hand over each finding once."""
+        if not self._waiting:
+            return
+        fresh: list[Finding] = []
+        self._guarded("the findings", lambda: self._sift(fresh))
+        for finding in fresh:
             if callable(self._on_finding):
                 self._on_finding(finding)
             elif self._on_finding == "raise":

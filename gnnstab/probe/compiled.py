@@ -27,6 +27,9 @@ class CompiledCells:
         self._sites: list[tuple[str, str]] = []
         self._start = torch.tensor(_START, dtype=torch.float64)
         self._array = np.empty((0, 4))
+        self.seen: set[tuple[str, str]] = set()
+        """(layer, site) that were ever written."""
+
         self.cells = torch.empty(0, 4, dtype=torch.float64)
         """(layers · sites · modes, 4), written by compiled code."""
 
@@ -79,4 +82,5 @@ class CompiledCells:
     def _slot(self, row: int) -> int:
         place, mode = divmod(row, len(MODES))
         layer, site = self._sites[place]
+        self.seen.add((layer, site))
         return self._keys.slot(layer, MODES[mode], 0, site)

@@ -15,6 +15,8 @@ from gnnstab.probe.keys import CALLS, MODES
 from gnnstab.probe.state import State
 from gnnstab.records import LayerFacts
 
+_IN_GRAPH = "not seen inside a compiled graph; run the layer without torch.compile to see it"
+
 _in_transform = torch._C._functorch.peek_interpreter_stack
 _graph_task = torch._C._current_graph_task_id
 
@@ -105,8 +107,9 @@ class Watch:
                 if site not in plan.seen_sites:
                     self.state.unseen(self.name, site, f"nothing arrived in mode {plan.mode}")
         if not self._plans:
-            for site in ("grad_output", "grad_input"):
-                self.state.unseen(self.name, site, "gradients of activations are not seen inside a compiled graph")
+            for site in ("grad_output", "grad_input", *self.sites):
+                if (self.name, site) not in self.state.compiled.seen:
+                    self.state.unseen(self.name, site, _IN_GRAPH)
 
     def forget(self) -> None:
         """Drop what an interrupted or unrecorded call left behind."""

@@ -116,9 +116,7 @@ def _stack(**options: Any) -> Callable[[], tuple[nn.Module, tuple[Any, ...]]]:
 
 def _sparse() -> tuple[nn.Module, tuple[Any, ...]]:
     x, edge_index, _ = graph()
-    adjacency = torch.sparse_coo_tensor(
-        edge_index, torch.ones(EDGES), (NODES, NODES), check_invariants=True
-    ).coalesce()
+    adjacency = torch.sparse_coo_tensor(edge_index, torch.ones(EDGES), (NODES, NODES), check_invariants=True).coalesce()
     return Stack(edge_dim=None), (x, adjacency)
 
 

@@ -1,0 +1,156 @@
+"""Compiled models: one graph as before, the same numbers as in eager execution, and what is not seen is named."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from models.convnets import CASES, Shared, Stack, graph, scalar
+from torch import nn
+from torch._dynamo.utils import counters
+from torch_geometric.nn import TransformerConv
+
+from gnnstab.probe.recorder import Recorder
+from gnnstab.trace import Trace, TraceWriter
+
+FORWARD = ("input", "output", "score", "attention", "gate")
+
+
+pytestmark = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> Iterator[None]:
+    torch._dynamo.reset()
+    counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def record(
+    watched: nn.Module, called: Any, args: tuple[Any, ...], steps: int = 3, **options: Any
+) -> tuple[Trace, Recorder]:
+    """Record some steps of ``called``."""
+    with TraceWriter(None) as writer, Recorder(watched, writer, **options) as recorder:
+        for _ in range(steps):
+            watched.zero_grad()
+            scalar(called(*args)).backward()
+            recorder.end_step(moves=True)
+            recorder.after_update()
+        assert recorder.events == []
+        coverage = recorder.coverage
+        assert coverage.layers_observed == coverage.layers_expected
+        return writer.read(), recorder
+
+
+@pytest.mark.parametrize("name", ["plain", "beta", "no-root", "shared"])
+def test_eager_and_compiled_records_agree(name: str) -> None:
+    model, args = next(case for case in CASES if case.name == name).make()
+    expected, _ = record(model, model, args)
+    found, recorder = record(model, torch.compile(model, backend="aot_eager", fullgraph=True), args, full_every=2)
+    assert counters["stats"]["unique_graphs"] == 1
+    for layer in {key.layer for key in expected.sites(site="score")}:
+        for site in FORWARD if name == "beta" else FORWARD[:4]:
+            calls = list(expected.sites(layer, site).values())
+            ((key, rows),) = found.sites(layer, site).items()
+            assert key.call == 0
+            assert np.allclose(rows["minimum"], np.min([c["minimum"] for c in calls], axis=0), rtol=1e-6)
+            assert np.allclose(rows["maximum"], np.max([c["maximum"] for c in calls], axis=0), rtol=1e-6)
+            assert list(rows["count"]) == list(np.sum([c["count"] for c in calls], axis=0))
+        gradient = f"{layer}.lin_value.weight"
+        (one,), (other,) = (list(t.sites(gradient, "weight_grad").values()) for t in (expected, found))
+        assert np.allclose(one["rms"], other["rms"], rtol=1e-5)
+    blind = {(b.layer, b.site): b.reason for b in recorder.coverage.blind}
+    assert all("compiled graph" in reason for reason in blind.values())
+    assert {site for _, site in blind} == {"grad_output", "grad_input"}
+
+
+def test_no_added_graph_break_and_no_recompilation() -> None:
+    model, args = CASES[0].make()
+    before = torch._dynamo.explain(model)(*args)
+    torch._dynamo.reset()
+    with TraceWriter(None) as writer, Recorder(model, writer):
+        after = torch._dynamo.explain(model)(*args)
+        torch._dynamo.reset()
+        counters.clear()
+        compiled = torch.compile(model, backend="aot_eager")
+        for _ in range(4):
+            compiled(*args)
+        assert counters["stats"]["unique_graphs"] == 1
+    assert after.graph_break_count == before.graph_break_count
+
+
+def test_outputs_and_gradients_of_a_compiled_model_are_the_same() -> None:
+    def run(monitored: bool) -> list[Any]:
+        torch._dynamo.reset()
+        model, args = CASES[0].make()
+        compiled = torch.compile(model, backend="aot_eager")
+        with TraceWriter(None) as writer:
+            recorder = Recorder(model, writer)
+            if monitored:
+                recorder.attach()
+            output = compiled(*args)
+            scalar(output).backward()
+            recorder.detach()
+        return [output.detach(), *(p.grad for p in model.parameters())]
+
+    assert all(torch.equal(one, other) for one, other in zip(run(False), run(True), strict=True))
+
+
+def test_a_compiled_wrapper_is_looked_through() -> None:
+    model, args = CASES[0].make()
+    compiled = torch.compile(model, backend="eager")
+    trace, _ = record(compiled, compiled, args)
+    assert {facts.name for facts in trace.layers()} == {"convs.0", "convs.1"}
+
+
+def test_what_was_compiled_before_is_either_seen_or_named() -> None:
+    model, args = CASES[0].make()
+    compiled = torch.compile(model, backend="eager")
+    compiled(*args)
+    with TraceWriter(None) as writer, Recorder(compiled, writer) as recorder:
+        compiled(*args)
+        coverage = recorder.coverage
+    blind = {b.layer for b in coverage.blind if b.site == "output"}
+    assert coverage.layers_observed + len(blind) == coverage.layers_expected == 2
+
+
+def test_a_subclass_with_its_own_message_is_blind_for_scores_inside_a_graph() -> None:
+    class Halved(TransformerConv):
+        def message(self, query_i, key_j, value_j, edge_attr, index, ptr, size_i):  # type: ignore[no-untyped-def]
+            return super().message(query_i / 2, key_j, value_j, edge_attr, index, ptr, size_i)
+
+    torch.manual_seed(0)
+    model, args = Stack(1, Halved), graph()
+    with TraceWriter(None) as writer, Recorder(model, writer) as recorder:
+        torch.compile(model, backend="eager")(*args)
+        recorder.end_step()
+        blind = {b.site: b.reason for b in recorder.coverage.blind}
+        assert writer.read().sites("convs.0", "output")
+        assert writer.read().sites("convs.0", "score") == {}
+    assert "compiled graph" in blind["score"]
+
+
+def test_after_the_monitor_a_compiled_model_runs_on() -> None:
+    model, args = CASES[0].make()
+    compiled = torch.compile(model, backend="aot_eager")
+    with TraceWriter(None) as writer, Recorder(model, writer):
+        expected = compiled(*args)
+    assert torch.equal(compiled(*args), expected)
+
+
+def test_a_scripted_layer_is_named() -> None:
+    class Holder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = torch.jit.trace(Shared().conv, (torch.randn(4, 8), torch.zeros(2, 3, dtype=torch.long)))
+
+    model = Holder()
+    with TraceWriter(None) as writer, Recorder(model, writer) as recorder:
+        coverage = recorder.coverage
+    assert coverage.layers_observed == 0
+    assert [(b.layer, b.site) for b in coverage.blind] == [("inner", "output")]
+    assert "scripted" in coverage.blind[0].reason

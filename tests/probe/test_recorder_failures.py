@@ -1,0 +1,136 @@
+"""A failure inside the recorder never reaches the run."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from models.convnets import CASES, scalar
+from torch import Tensor
+
+from gnnstab.errors import GnnstabWarning
+from gnnstab.probe import anomaly, judge, recorder as recorder_module
+from gnnstab.probe.boundary import Boundary
+from gnnstab.probe.gradients import GradientHook
+from gnnstab.probe.layers import transformer_conv
+from gnnstab.probe.layers.transformer_conv import TransformerConvWatch
+from gnnstab.probe.outbox import Outbox
+from gnnstab.probe.outer import Outer
+from gnnstab.probe.parameters import Parameters
+from gnnstab.probe.recorder import Recorder
+from gnnstab.probe.staging import Stage
+from gnnstab.probe.state import State
+from gnnstab.trace import TraceWriter
+
+STAGES = [
+    (Stage, "put"),
+    (Stage, "take"),
+    (State, "take"),
+    (TransformerConvWatch, "record"),
+    (TransformerConvWatch, "saw"),
+    (TransformerConvWatch, "returned"),
+    (TransformerConvWatch, "attach"),
+    (TransformerConvWatch, "detach"),
+    (TransformerConvWatch, "facts"),
+    (TransformerConvWatch, "_after_gate"),
+    (transformer_conv, "attention_measures"),
+    (transformer_conv, "edge_ends"),
+    (GradientHook, "watch"),
+    (Outer, "_before"),
+    (Outer, "_after"),
+    (Outer, "attach"),
+    (Parameters, "gradients"),
+    (Parameters, "remember"),
+    (Parameters, "change"),
+    (Outbox, "sites"),
+    (Outbox, "measures"),
+    (Boundary, "end"),
+    (TraceWriter, "sites"),
+    (TraceWriter, "step"),
+    (TraceWriter, "layer"),
+]
+
+
+class Broken(Exception):
+    """The injected fault."""
+
+
+def fail(*args: Any, **kwargs: Any) -> None:
+    raise Broken("injected")
+
+
+def train(monitored: bool) -> tuple[list[Tensor], list[Any]]:
+    """Two steps of a gated stack: everything that training produced, and the failures that were noted."""
+    model, args = next(case for case in CASES if case.name == "beta").make()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    kept: list[Tensor] = []
+
+    def loop() -> None:
+        for _ in range(2):
+            optimizer.zero_grad()
+            output = model(*args)
+            scalar(output).backward()
+            kept.extend(p.grad.clone() for p in model.parameters())
+            kept.append(output.detach().clone())
+            optimizer.step()
+
+    failures: list[Any] = []
+    if monitored:
+        with TraceWriter(None) as writer, Recorder(model, writer, full_every=1) as recorder:
+            boundary = Boundary(recorder, [optimizer])
+            boundary.attach()
+            loop()
+            boundary.detach()
+        failures = [event for event in recorder.events if event.kind == "tool-failure"]
+    else:
+        loop()
+    return [*kept, *(p.detach() for p in model.parameters())], failures
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: f"{stage[0].__name__.split('.')[-1]}.{stage[1]}")
+def test_a_failure_in_any_stage_leaves_training_alone(stage: tuple[Any, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, _ = train(monitored=False)
+    monkeypatch.setattr(*stage, fail)
+    with pytest.warns(GnnstabWarning, match="the training is not affected") as said:
+        found, failures = train(monitored=True)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert failures, "the failure must be noted"
+    assert "injected" in failures[0].message
+    assert len([w for w in said if issubclass(w.category, GnnstabWarning)]) == 1
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize(
+    "stage", [(judge.Judge, "step"), (anomaly, "forward_event"), (recorder_module.Recorder, "facts")]
+)
+def test_a_failure_while_locating_a_non_finite_value(stage: tuple[Any, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, (x, *rest) = CASES[0].make()
+    monkeypatch.setattr(*stage, fail)
+    with (
+        pytest.warns(GnnstabWarning, match="training is not affected"),
+        TraceWriter(None) as writer,
+        Recorder(model, writer) as recorder,
+    ):
+        model(x * float("inf"), *rest)
+        recorder.end_step()
+    assert [event.kind for event in recorder.events].count("tool-failure") >= 1
+
+
+def test_warnings_as_errors_do_not_turn_a_failure_into_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Stage, "put", fail)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found, failures = train(monitored=True)
+    expected, _ = (train(monitored=False)) if not monkeypatch.undo() else ([], [])
+    assert failures
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def test_a_failing_hook_is_not_called_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(TransformerConvWatch, "record", lambda self, *a: calls.append(self.name) or fail())
+    with pytest.warns(GnnstabWarning, match="records less"):
+        train(monitored=True)
+    assert sorted(calls) == ["convs.0", "convs.1"]

@@ -1,0 +1,215 @@
+"""The monitor as a user meets it."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models.convnets import CASES, Stack, graph, scalar
+from torch import nn
+
+import gnnstab
+from gnnstab.errors import GnnstabWarning, TraceError, UnstableError, UsageError
+from gnnstab.records import Finding
+from gnnstab.trace import Trace
+
+
+class Unbounded(Stack):
+    """No activation that could die and so stop the growth."""
+
+    def forward(self, x: torch.Tensor, edge_index: torch.Tensor, edge_attr: torch.Tensor) -> torch.Tensor:
+        for conv in self.convs:
+            x = conv(x, edge_index, edge_attr)
+        return x
+
+
+def blow_up(monitor_options: dict[str, Any], steps: int = 30) -> tuple[gnnstab.Monitor, int]:
+    """A small network with a learning rate that ruins it; returns the monitor and the number of steps it took."""
+    torch.manual_seed(0)
+    model, args = Unbounded(2), graph()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e4)
+    monitor = gnnstab.Monitor(model, optimizer=optimizer, **monitor_options)
+    done = 0
+    with monitor:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            loss = model(*args).square().sum()
+            loss.backward()
+            monitor.loss(loss)
+            optimizer.step()
+            done += 1
+    return monitor, done
+
+
+def test_a_healthy_run_raises_nothing_and_is_recorded(tmp_path: Path) -> None:
+    model, args = CASES[0].make()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    path = tmp_path / "run.gnnstab"
+    with gnnstab.Monitor(model, optimizer=optimizer, trace=path, on_finding="raise") as monitor:
+        for _ in range(20):
+            optimizer.zero_grad()
+            loss = scalar(model(*args))
+            loss.backward()
+            optimizer.step()
+            monitor.step(loss=loss)
+        live = monitor.trace
+        assert live.last_step == 19
+    assert monitor.coverage.layers_observed == 2
+    with Trace.open(path) as trace:
+        rows = trace.steps()
+        assert [row.step for row in rows] == list(range(20))
+        assert all(row.loss is not None and row.lr == 1e-3 for row in rows)
+        assert rows[0].loss > rows[-1].loss
+        assert trace.complete
+        assert trace.events() == ()
+        assert {facts.name for facts in trace.layers()} == {"convs.0", "convs.1"}
+
+
+def test_without_an_optimizer_the_user_says_where_steps_end() -> None:
+    model, args = CASES[0].make()
+    with gnnstab.Monitor(model) as monitor:
+        for value in (3.0, 2.0):
+            scalar(model(*args)).backward()
+            monitor.step(loss=torch.tensor(value))
+        monitor.step()
+        trace = monitor.trace
+    assert [(row.step, row.loss) for row in trace.steps()] == [(0, 3.0), (1, 2.0)]
+
+
+def test_blowing_up_warns_once_per_finding_and_names_the_place() -> None:
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        blow_up({})
+    texts = [str(w.message) for w in said if w.category is GnnstabWarning]
+    assert len(set(texts)) == len(texts)
+    assert len([t for t in texts if "GS502" in t]) == 1
+    assert "convs." in next(t for t in texts if "GS502" in t)
+    assert "step" in next(t for t in texts if "GS502" in t)
+
+
+def test_raise_stops_the_run_before_the_weights_move() -> None:
+    torch.manual_seed(0)
+    model, (x, *rest) = Stack(2), graph()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with (
+        pytest.raises(UnstableError, match="convs") as caught,
+        gnnstab.Monitor(model, optimizer=optimizer, on_finding="raise") as monitor,
+    ):
+        for scale in (1.0, 1e30):
+            optimizer.zero_grad()
+            scalar(model(x * scale, *rest)).backward()
+            before = [p.detach().clone() for p in model.parameters()]
+            optimizer.step()
+    assert caught.value.finding.code == "GS502"
+    assert all(torch.equal(p, b) for p, b in zip(model.parameters(), before, strict=True))
+    assert not optimizer._optimizer_step_pre_hooks
+    assert monitor.diagnose().events
+
+
+def test_ignore_and_a_callable() -> None:
+    monitor, done = blow_up({"on_finding": "ignore"})
+    assert done == 30
+    assert monitor.diagnose().findings
+    seen: list[Finding] = []
+    blow_up({"on_finding": seen.append})
+    assert "GS502" in [finding.code for finding in seen]
+    assert len({finding.fingerprint for finding in seen}) == len(seen)
+
+
+def test_the_report_of_a_run_that_blew_up_names_layer_stage_and_step() -> None:
+    monitor, _ = blow_up({"on_finding": "ignore"})
+    (finding,) = [f for f in monitor.diagnose().findings if f.code == "GS502"]
+    event = next(e for e in monitor.trace.events("non-finite"))
+    assert finding.layer == event.layer
+    assert finding.step == event.step
+    assert str(event.stage) in finding.message
+
+
+def test_diagnose_after_an_exception_of_the_user() -> None:
+    model, args = CASES[0].make()
+    with pytest.raises(ZeroDivisionError), gnnstab.Monitor(model) as monitor:
+        scalar(model(*args)).backward()
+        raise ZeroDivisionError
+    diagnosis = monitor.diagnose()
+    assert diagnosis.coverage.layers_observed == 2
+
+
+def test_ranks_write_traces_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    model, args = CASES[0].make()
+    with gnnstab.Monitor(model, trace=tmp_path / "run.gnnstab") as monitor:
+        model(*args)
+        monitor.step()
+    assert (tmp_path / "run.rank3.gnnstab").exists()
+    assert not (tmp_path / "run.gnnstab").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"on_finding": "shout"}, "on_finding='shout'"),
+        ({"schedule": 0}, "schedule=0"),
+        ({"schedule": "often"}, "every step"),
+        ({"budget": 2.0}, "budget=2.0"),
+        ({"optimizer": "Adam"}, "torch optimizer"),
+        ({"optimizer": [None]}, "torch optimizer"),
+    ],
+)
+def test_arguments_that_make_no_sense(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(UsageError, match=text):
+        gnnstab.Monitor(nn.Linear(2, 2), **options)
+
+
+def test_a_model_that_is_none_and_a_path_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="Module"):
+        gnnstab.Monitor(lambda x: x)  # type: ignore[arg-type]
+    with pytest.raises(TraceError, match="folder"):
+        gnnstab.Monitor(nn.Linear(2, 2), trace=tmp_path / "no" / "run.gnnstab")
+
+
+def test_a_model_without_any_layer_of_interest_is_never_green() -> None:
+    with gnnstab.Monitor(nn.Linear(2, 2)) as monitor:
+        monitor.step(loss=1.0)
+    assert monitor.coverage.layers_expected == 0
+    assert monitor.diagnose().exit_code() == 3
+
+
+def test_every_step_schedule_and_nested_monitors() -> None:
+    model, args = CASES[0].make()
+    with gnnstab.Monitor(model, schedule="every step") as outer, gnnstab.Monitor(model, schedule=2) as inner:
+        for _ in range(3):
+            scalar(model(*args)).backward()
+            inner.step()
+            outer.step()
+    for monitor, steps in ((outer, {0, 1, 2}), (inner, {0, 2})):
+        assert {m.step for m in monitor.trace.measures("attention.entropy")} == steps
+
+
+def test_a_budget_lowers_the_share_of_steps_that_are_recorded() -> None:
+    model, args = CASES[0].make()
+    with gnnstab.Monitor(model, budget=1e-4, on_finding="raise") as monitor:
+        for _ in range(60):
+            scalar(model(*args)).backward()
+            monitor.step()
+    (rows,) = monitor.trace.sites("convs.0", "score").values()
+    assert 0 < len(rows) < 40
+    assert len(monitor.trace.steps()) == 60
+
+
+def test_autocast_is_recorded_in_its_own_precision() -> None:
+    torch.manual_seed(0)
+    model, (x, *rest) = Stack(1), graph()
+    with gnnstab.Monitor(model, on_finding="ignore") as monitor, torch.no_grad():
+        for scale in (1.0, 2000.0):
+            with torch.autocast("cpu", dtype=torch.float16):
+                model(x * scale, *rest)
+            monitor.step()
+    (event,) = monitor.trace.events("non-finite")
+    assert (event.step, event.layer, event.stage, event.origin) == (1, "convs.0", "score", "made-here")
+    assert event.detail["dtype"] == "float16"
+    assert math.isfinite(monitor.trace.sites("convs.0", "input").popitem()[1]["maximum"][1])
