@@ -276,9 +276,10 @@ class Diagnosis:
         return _LONE_SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
     def _repr_html_(self) -> str:
-        from gnnstab.report import render
+        """The page in a frame of its own, so that its styles cannot reach the notebook."""
+        from gnnstab.report.html import embed
 
-        return render(self, "html")
+        return embed(self)
 
     def __str__(self) -> str:
         from gnnstab.report import render

@@ -27,7 +27,10 @@ class Sink(Protocol):
     """Where a run's numbers stream to. Called in the order of steps, by one thread; `on_end` comes last and once."""
 
     def on_step(self, step: int, values: Mapping[str, float]) -> None:
-        """The numbers of one step, by name (see `step_values`); NaN and Inf are among them."""
+        """The numbers of one step, by name (see `step_values`); NaN and Inf are among them.
+
+        The loss is among them when the monitor was given it before the optimizer's step.
+        """
 
     def on_finding(self, finding: Finding) -> None:
         """A finding, once, as soon as it is known."""

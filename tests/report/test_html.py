@@ -276,7 +276,9 @@ def test_a_large_report_stays_small_enough_to_open_at_once() -> None:
 
 
 def test_in_a_notebook_the_page_stands_in_a_frame_of_its_own() -> None:
-    frame = Page(embed(examples.hostile_names()))
+    diagnosis = examples.hostile_names()
+    assert diagnosis._repr_html_() == embed(diagnosis)
+    frame = Page(embed(diagnosis))
     assert [tag for tag, _ in frame.tags] == ["iframe"]
     attributes = frame.tags[0][1]
     assert attributes["sandbox"] == "allow-scripts"
