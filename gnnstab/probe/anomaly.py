@@ -45,9 +45,14 @@ class StepView:
         return [key for key, ok in self.seen.items() if not ok and key.site not in _GRADIENTS]
 
     def gradients_bad(self) -> bool:
-        """True when a gradient, of an activation or of a parameter, was not finite."""
-        sites = any(not ok for key, ok in self.seen.items() if key.site in _GRADIENTS)
-        return sites or not all(self.parameters.values())
+        """True when the update is about to be made with a gradient that is not finite.
+
+        Where gradients of activations were not finite and those of all parameters are, the bad ones were dropped before
+        the update, as a GradScaler does.
+        """
+        if self.parameters:
+            return not all(self.parameters.values())
+        return any(not ok for key, ok in self.seen.items() if key.site in _GRADIENTS)
 
 
 def forward_event(view: StepView, model: nn.Module, inputs: dict[str, Inputs], weights: Sequence[str]) -> Event:

@@ -20,8 +20,13 @@ def find_watches(model: nn.Module, state: State) -> list[Watch]:
                     name, "output", "a scripted layer runs no Python hooks; monitor the model before scripting it"
                 )
             continue
-        watch = next((watch for kind, watch in ADAPTERS if isinstance(module, kind)), None)
-        if watch is not None:
+        adapter = adapter_of(module)
+        if adapter is not None:
             # A model that is one bare layer has no path; its class name stands for it.
-            watches.append(watch(state, name or type(module).__name__, module))
+            watches.append(adapter(state, name or type(module).__name__, module))
     return watches
+
+
+def adapter_of(module: nn.Module) -> type[Watch] | None:
+    """The adapter of a layer that can be recorded, or None for every other module."""
+    return next((adapter for kind, adapter in ADAPTERS if isinstance(module, kind)), None)

@@ -18,12 +18,24 @@ class Parameters:
     """All trainable parameters, each once, under the first of its names."""
 
     def __init__(self, model: nn.Module, keys: Keys) -> None:
-        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        self.names = [name for name, _ in named]
+        self.names: list[str] = []
+        self._model = model
         self._keys = keys
-        self._parameters: list[Tensor] = [p for _, p in named]
+        self._parameters: list[Tensor] = []
         self._chunks: dict[tuple[str, tuple[int, ...]], list[tuple[tuple[int, ...], list[int]]]] = {}
         self._before: list[Tensor] = []
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Look at the model anew: one that was pruned, re-initialised or grown has other parameters than before."""
+        named = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
+        same = len(named) == len(self.names) and all(
+            p is named.get(name) for name, p in zip(self.names, self._parameters, strict=True)
+        )
+        if not same:
+            self.names, self._parameters = list(named), list(named.values())
+            self._chunks.clear()
+            self._before = []
 
     def gradients(self, stage: Stage) -> None:
         """Put every gradient that is there into ``stage``."""

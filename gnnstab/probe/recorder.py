@@ -10,7 +10,7 @@ from types import TracebackType
 
 from torch import Tensor, nn
 
-from gnnstab.probe.discovery import find_watches
+from gnnstab.probe.discovery import adapter_of, find_watches
 from gnnstab.probe.judge import Judge
 from gnnstab.probe.outbox import NOTHING, Outbox, Writer
 from gnnstab.probe.outer import Outer
@@ -27,6 +27,8 @@ _COMPILED_BEFORE = (
     "no call was seen: a graph that was compiled before the monitor was attached runs no hooks; attach the monitor before "
     "the first call of the compiled model, or call torch._dynamo.reset()"
 )
+
+_CAME_LATER = "the layer was put into the model after the monitor was attached; attach a new monitor to see it"
 
 
 class Recorder:
@@ -93,7 +95,7 @@ class Recorder:
             for watch in self.watches:
                 self.state.failsafe.run(f"attaching to {watch.name}", watch.attach)
             self.state.failsafe.run("attaching to the model", lambda: self._outer.attach(self._called))
-            self._begin()
+            self.state.failsafe.run("the beginning of a step", self._begin)
         return self
 
     def detach(self) -> None:
@@ -106,6 +108,7 @@ class Recorder:
             self.state.failsafe.run(f"detaching from {watch.name}", watch.detach)
         self.state.failsafe.run("detaching from the model", self._outer.detach)
         self.state.failsafe.run("the end of the run", self._finish)
+        self.state.failsafe.run("handing over failures", self._hand_over_failures)
 
     def __enter__(self) -> Recorder:
         return self.attach()
@@ -160,14 +163,23 @@ class Recorder:
         ``moves`` says that the optimizer is about to move the weights; `after_update` must then follow. Returns False
         when nothing was recorded since the last end, so that there was no step to end.
         """
-        if not self.state.open:
-            return False
         begun = time.perf_counter()
-        self.state.failsafe.run("the end of a step", lambda: self._end(lr, scale, skipped, moves))
-        self.state.failsafe.run("handing over failures", self._hand_over_failures)
-        self._schedule.ended(self.state.step, time.perf_counter() - begun, self.state.light, self.state.full)
-        self._reset()
-        return True
+        ended = False
+
+        def end() -> None:
+            nonlocal ended
+            if self.state.open:
+                ended = True
+                self._end(lr, scale, skipped, moves)
+
+        run = self.state.failsafe.run
+        run("the end of a step", end)
+        if ended:
+            # Whatever failed above, the next step begins, and nothing of this one is held any longer.
+            run("handing over failures", self._hand_over_failures)
+            run("the next step", lambda: self._next(time.perf_counter() - begun))
+            run("the beginning of a step", self._begin)
+        return ended
 
     def after_update(self) -> None:
         """The optimizer has moved the weights: record by how much, in a step of the full tier."""
@@ -175,6 +187,9 @@ class Recorder:
 
     def _end(self, lr: float | None, scale: float | None, skipped: bool, moves: bool) -> None:
         state, step = self.state, self.state.step
+        if state.full:
+            self._parameters.refresh()
+            self._note_new_layers()
         if state.backward or moves:
             self._parameters.gradients(state.stage)
         self.sent = sent = self._outbox.sites(step, state.take(), scale or 1.0)
@@ -192,15 +207,18 @@ class Recorder:
         elif loss is not None:
             self._emit(self._judge.loss(step, loss))
 
-    def _reset(self) -> None:
+    def _next(self, own: float) -> None:
+        """Release what belongs to the step that has ended, which took ``own`` seconds of the recorder's at its end."""
         state = self.state
-        state.stage.clear()
-        state.end_step()
-        self._outer.end_step()
-        self._loss = None
+        ended, self._loss = state.step, None
         state.step += 1
         state.failsafe.step = state.step
-        self._begin()
+        state.end_step()
+        self._outer.end_step()
+        for watch in self.watches:
+            watch.forget()
+        state.stage.clear()
+        self._schedule.ended(ended, own, state.light, state.full)
 
     def _begin(self) -> None:
         self.state.light, self.state.full = self._schedule.choose(self.state.step)
@@ -228,8 +246,9 @@ class Recorder:
 
     def _hand_over_failures(self) -> None:
         failures, self.state.failsafe.events = self.state.failsafe.events, []
+        self.events += failures[: _EVENTS - len(self.events)]
         for event in failures:
-            self._emit(event)
+            self.writer.event(event)
 
     def _write_facts(self) -> None:
         known = (len(self.state.fired), bool(self._outer.paths))
@@ -242,7 +261,14 @@ class Recorder:
             self.writer.layer(facts)
         self._outbox.blinds(self.state.blinds())
 
+    def _note_new_layers(self) -> None:
+        watched = {watch.module for watch in self.watches}
+        for name, module in self.model.named_modules():
+            if module not in watched and adapter_of(module) is not None:
+                self.state.unseen(name, "output", _CAME_LATER)
+
     def _note_unseen(self) -> None:
+        self._note_new_layers()
         for watch in self.watches:
             if watch.name in self.state.fired:
                 watch.note_unseen()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from gnnstab.probe.layers.base import Call
@@ -68,7 +69,10 @@ class TransformerConvWatch(Watch):
 
     def saw(self, seen: Seen) -> None:
         """Keep one softmax until the layer returns."""
-        self._seen.append(seen)
+        # A checkpointed segment that is run again in the backward stops as soon as it has what the gradients need: the
+        # layer may then never return.
+        if torch._C._current_graph_task_id() == -1 or self._counts[3] == 0:
+            self._seen.append(seen)
 
     def forget(self) -> None:
         """Drop what an interrupted call left behind."""
