@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from gnnstab.checkpoint import archive, containers, load, recover
+from gnnstab import archive
+from gnnstab.checkpoint import containers, load, recover
 from gnnstab.errors import LoadError
 
 Save = Callable[..., Path]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 import torch
 from gnnstab.cli.group import run
 
+import gnnstab
 from models.informarl import DATA
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,8 +47,12 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     (tmp_path / "network.py").write_text("from models.informarl import actor, policy_loss\n", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
+    # Another test may have imported a module of this name from its own folder.
+    monkeypatch.delitem(sys.modules, "network", raising=False)
     torch.manual_seed(0)
-    return training_script()
+    names = training_script()
+    record(names)
+    return names
 
 
 def training_script() -> dict[str, Any]:
@@ -57,12 +63,14 @@ def training_script() -> dict[str, Any]:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.conv1 = TransformerConv(8, 16)
-            self.conv2 = TransformerConv(16, 1)
+            self.embed = nn.Linear(8, 16)
+            self.conv1 = TransformerConv(16, 16)
+            self.conv2 = TransformerConv(16, 16)
+            self.head = nn.Linear(16, 1)
 
         def forward(self, batch: Data) -> torch.Tensor:
-            x = self.conv1(batch.x, batch.edge_index).relu()
-            return self.conv2(x, batch.edge_index)
+            x = self.conv1(self.embed(batch.x), batch.edge_index).relu()
+            return self.head(self.conv2(x, batch.edge_index).relu())
 
     model = Net()
     data = [
@@ -75,8 +83,18 @@ def training_script() -> dict[str, Any]:
         "batch": data[0],
         "optimizer": optimizer,
         "criterion": nn.functional.mse_loss,
-        "Net": Net,
+        "loss": lambda output, batch: nn.functional.mse_loss(output, batch.y),
     }
+
+
+def record(script: dict[str, Any]) -> None:
+    """A recorded run for the pages that begin with one; the pages that record their own find the old one renamed."""
+    with gnnstab.Monitor(script["model"], optimizer=script["optimizer"], trace="run.gnnstab") as monitor:
+        for batch in script["loader"]:
+            script["optimizer"].zero_grad()
+            script["criterion"](script["model"](batch), batch.y).backward()
+            script["optimizer"].step()
+    script["diagnosis"] = monitor.diagnose()
 
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=lambda p: str(p.relative_to(ROOT)))
