@@ -1,6 +1,8 @@
-"""Gradients of activations, by tensor hooks that only read."""
+"""Gradients of activations, by hooks on the autograd graph that only read."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,11 +21,15 @@ class GradientHook:
         self._slots = (slot,)
         self._where = where
 
-    def __call__(self, gradient: Tensor) -> None:
-        """Record one gradient."""
+    def __call__(self, gradient: Any) -> None:
+        """Record one gradient; a node of the graph hands over those of all its outputs, of which the first is ours."""
         state = self._state
         if state is None:
             return
+        if type(gradient) is tuple:
+            gradient = gradient[0]
+            if gradient is None:
+                return
         grad = torch.is_grad_enabled()
         torch._C._set_grad_enabled(False)
         try:
@@ -37,10 +43,17 @@ class GradientHook:
 
     def watch(self, tensor: Tensor) -> None:
         """Record the gradients of ``tensor`` until the end of the step."""
-        if self._state is not None:
-            handle = tensor.register_hook(self)  # type: ignore[no-untyped-call]
-            if tensor.is_leaf:
-                self._state.handles.append(handle)
+        state = self._state
+        if state is None:
+            return
+        node = tensor.grad_fn
+        if node is not None and tensor.output_nr == 0:
+            # A hook on the node costs half of one on the tensor, and ends with the graph.
+            node.register_prehook(self)
+            return
+        handle = tensor.register_hook(self)  # type: ignore[no-untyped-call]
+        if node is None:
+            state.handles.append(handle)
 
     def close(self) -> None:
         """Record nothing more."""

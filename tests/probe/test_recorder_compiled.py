@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models.convnets import CASES, Shared, Stack, graph, scalar
 from torch import nn
 from torch._dynamo.utils import counters
 from torch_geometric.nn import TransformerConv
 
 from gnnstab.probe.recorder import Recorder
 from gnnstab.trace import Trace, TraceWriter
+from models.convnets import CASES, Shared, Stack, graph, scalar
 
 FORWARD = ("input", "output", "score", "attention", "gate")
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from models.convnets import CASES, Stack, graph, scalar
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
@@ -18,6 +17,7 @@ from gnnstab.probe.provenance import locate_non_finite
 from gnnstab.probe.recorder import Recorder
 from gnnstab.records import Event
 from gnnstab.trace import TraceWriter
+from models.convnets import CASES, Stack, graph, scalar
 
 
 def events(model: nn.Module, *batches: Any, loss: Any = scalar, **options: Any) -> list[Event]:

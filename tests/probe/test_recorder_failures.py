@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from models.convnets import CASES, scalar
 from torch import Tensor
 
 from gnnstab.errors import GnnstabWarning
-from gnnstab.probe import anomaly, judge, recorder as recorder_module
+from gnnstab.probe import anomaly, judge
+from gnnstab.probe import recorder as recorder_module
 from gnnstab.probe.boundary import Boundary
 from gnnstab.probe.gradients import GradientHook
 from gnnstab.probe.layers import transformer_conv
@@ -23,6 +23,7 @@ from gnnstab.probe.recorder import Recorder
 from gnnstab.probe.staging import Stage
 from gnnstab.probe.state import State
 from gnnstab.trace import TraceWriter
+from models.convnets import CASES, scalar
 
 STAGES = [
     (Stage, "put"),
@@ -108,13 +109,10 @@ def test_a_failure_in_any_stage_leaves_training_alone(stage: tuple[Any, str], mo
 def test_a_failure_while_locating_a_non_finite_value(stage: tuple[Any, str], monkeypatch: pytest.MonkeyPatch) -> None:
     model, (x, *rest) = CASES[0].make()
     monkeypatch.setattr(*stage, fail)
-    with (
-        pytest.warns(GnnstabWarning, match="training is not affected"),
-        TraceWriter(None) as writer,
-        Recorder(model, writer) as recorder,
-    ):
+    with TraceWriter(None) as writer, Recorder(model, writer) as recorder:
         model(x * float("inf"), *rest)
-        recorder.end_step()
+        with pytest.warns(GnnstabWarning, match="training is not affected"):
+            recorder.end_step()
     assert [event.kind for event in recorder.events].count("tool-failure") >= 1
 
 

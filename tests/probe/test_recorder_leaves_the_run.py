@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from models.convnets import CASES, Case, Stack, graph, scalar
 from torch import Tensor, nn
 from torch_geometric.nn import TransformerConv
 
 from gnnstab.probe.recorder import Recorder
 from gnnstab.trace import TraceWriter
+from models.convnets import CASES, Case, Stack, graph, scalar
 
 
 def run(model: nn.Module, args: tuple[Any, ...], recorder: Recorder | None, steps: int = 3) -> list[Tensor]:
@@ -82,10 +82,14 @@ def test_bit_identical_in_eval_without_gradients() -> None:
 
 def test_hooks_are_gone_after_an_exception() -> None:
     model, args = CASES[0].make()
-    with TraceWriter(None) as writer:
-        with pytest.raises(ZeroDivisionError), Recorder(model, writer):
+
+    def failing() -> None:
+        with TraceWriter(None) as writer, Recorder(model, writer):
             model(*args)
             raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        failing()
     assert hooks_of(model) == []
 
 

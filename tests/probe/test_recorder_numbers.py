@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from models.convnets import CASES, NODES, WIDTH, Shared, Stack, graph, scalar
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch_geometric.nn import TransformerConv
@@ -15,6 +14,7 @@ from torch_geometric.utils import softmax
 
 from gnnstab.probe.recorder import Recorder
 from gnnstab.trace import Trace, TraceWriter
+from models.convnets import CASES, NODES, WIDTH, Shared, Stack, graph, scalar
 
 
 def row(trace: Trace, layer: str, site: str, *, mode: str = "train", call: int = 0, step: int = 0) -> Any:

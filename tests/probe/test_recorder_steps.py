@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from models.convnets import CASES, NODES, WIDTH, Stack, graph, scalar
 from torch import nn
 
 from gnnstab.probe.boundary import Boundary
 from gnnstab.probe.recorder import Recorder
 from gnnstab.trace import Trace, TraceWriter
+from models.convnets import CASES, NODES, WIDTH, Stack, graph, scalar
 
 
 def record(model: nn.Module, optimizers: list[Any], loop: Any, scaler: Any = None, **options: Any) -> Trace:

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 import torch_geometric.utils
-from models.convnets import WIDTH, graph
 from torch import Tensor, nn
 from torch_geometric.nn import TransformerConv
 from torch_geometric.utils import softmax as edge_softmax
@@ -16,6 +15,7 @@ from torch_geometric.utils import softmax as edge_softmax
 from gnnstab.probe.layers.tap import Seen, Tap, Untappable
 from gnnstab.probe.recorder import Recorder
 from gnnstab.trace import TraceWriter
+from models.convnets import WIDTH, graph
 
 SCORES: list[Tensor] = []
 """What the subclasses below say they gave to softmax."""
