@@ -39,6 +39,9 @@ def sweep(
     """
     done: dict[str, T] = _stored(store, jobs, load)
     todo = [key for key in jobs if key not in done]
+    threads = torch.get_num_threads()
+    # Arms are many and their tensors small: threads that wait for each other cost far more than they save.
+    torch.set_num_threads(1)
     try:
         for key, result in _results(jobs, todo, workers):
             done[key] = result
@@ -48,6 +51,8 @@ def sweep(
     except KeyboardInterrupt:
         if progress is not None:
             progress(f"interrupted after {len(done)} of {len(jobs)} arms")
+    finally:
+        torch.set_num_threads(threads)
     return done
 
 
@@ -63,13 +68,12 @@ def mark(model: nn.Module, *facts: object) -> str:
 def _results(jobs: Mapping[str, Callable[[], T]], todo: Sequence[str], workers: int) -> Any:
     if workers == 1 or len(todo) < 2:
         return ((key, jobs[key]()) for key in todo)
-    threads = max(1, torch.get_num_threads() // workers)
     parallel = joblib.Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1)
-    return parallel(joblib.delayed(_one)(key, jobs[key], threads) for key in todo)
+    return parallel(joblib.delayed(_one)(key, jobs[key]) for key in todo)
 
 
-def _one(key: str, job: Callable[[], T], threads: int) -> tuple[str, T]:
-    torch.set_num_threads(threads)
+def _one(key: str, job: Callable[[], T]) -> tuple[str, T]:
+    torch.set_num_threads(1)
     return key, job()
 
 
