@@ -1,0 +1,257 @@
+"""Whatever happens to the trace, the training goes on, the user is told once, and what was flushed stays."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+import gnnstab
+from forked import Child, wait_until
+from gnnstab.errors import TraceError
+from gnnstab.trace import Trace
+from side_by_side import Net, Run, graph, hooks_of, unnoticed
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "run.gnnstab"
+
+
+def train(model: Net, optimizer: torch.optim.Optimizer, start: int, stop: int, run: Run | None = None) -> None:
+    for number in range(start, stop):
+        optimizer.zero_grad()
+        loss = model(*graph(number)).square().mean()
+        loss.backward()
+        if run is not None:
+            run.keep(loss)
+            run.keep_gradients(model)
+        optimizer.step()
+
+
+def setup() -> tuple[Net, torch.optim.Optimizer]:
+    model = Net()
+    return model, torch.optim.SGD(model.parameters(), lr=1e-3)
+
+
+def flush(monitor: gnnstab.Monitor) -> None:
+    """Wait for the writer, as any reader of the trace does."""
+    monitor.trace.close()
+
+
+def test_a_second_monitor_on_the_same_file_is_refused(path: Path) -> None:
+    model, optimizer = setup()
+    with gnnstab.Monitor(model, optimizer=optimizer, trace=path) as first:
+        with pytest.raises(TraceError, match=r"run\.gnnstab: another Monitor .*; give each its own path"):
+            gnnstab.Monitor(model, optimizer=optimizer, trace=path)
+        train(model, optimizer, 0, 4)
+    with first.trace as trace:
+        assert len(trace.steps()) == 4 and trace.complete
+    assert hooks_of(model) == []
+
+
+def test_a_second_process_on_the_same_file_is_refused(path: Path) -> None:
+    def other() -> str:
+        model, optimizer = setup()
+        with pytest.raises(TraceError) as caught:
+            gnnstab.Monitor(model, optimizer=optimizer, trace=path)
+        return str(caught.value)
+
+    model, optimizer = setup()
+    with gnnstab.Monitor(model, optimizer=optimizer, trace=path):
+        message = Child(other).result()
+    assert message == f"{path}: process {os.getpid()} is writing it; give this run its own path"
+
+
+def test_the_trace_is_deleted_under_the_writer(path: Path) -> None:
+    def loop(run: Run) -> None:
+        model, optimizer = setup()
+        with run.watching(model, optimizer=optimizer) as monitor:
+            train(model, optimizer, 0, 5, run)
+            if monitor is not None:
+                flush(monitor)
+                for name in list(path.parent.iterdir()):
+                    name.unlink()
+            train(model, optimizer, 5, 10, run)
+            if monitor is not None:
+                flush(monitor)
+            train(model, optimizer, 10, 12, run)
+
+    run = unnoticed(loop, trace=path)
+    assert len(run.warned) == 1 and "was deleted; it goes on as" in run.warned[0]
+    with Trace.open(path) as trace:
+        assert [row.step for row in trace.steps()] == list(range(12)) and trace.complete
+
+
+def test_a_full_disk(path: Path) -> None:
+    """A limit on the size of files refuses writes as a full disk does."""
+
+    def limited() -> tuple[list[str], int, str | None]:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (250_000, resource.RLIM_INFINITY))
+        flushed = 0
+
+        def loop(run: Run) -> None:
+            nonlocal flushed
+            model, optimizer = setup()
+            with run.watching(model, optimizer=optimizer) as monitor:
+                for start in range(0, 120, 10):
+                    train(model, optimizer, start, start + 10, run)
+                    if monitor is not None and not run.warned and not run.monitor._writer.failure:
+                        flush(monitor)
+                        flushed = start + 9 if not run.monitor._writer.failure else flushed
+
+        run = unnoticed(loop, trace=path)
+        return run.warned, flushed, run.monitor._writer.failure
+
+    warned, flushed, failure = Child(limited).result(120)
+    assert failure is not None and 9 <= flushed < 119
+    assert len(warned) == 1 and "cannot be written" in warned[0] and "the training goes on" in warned[0]
+    with Trace.open(path) as trace:
+        recorded = [row.step for row in trace.steps()]
+    assert recorded[: flushed + 1] == list(range(flushed + 1)), "what was flushed before is there"
+
+
+def test_the_folder_vanishes(path: Path) -> None:
+    folder = path.parent / "sub"
+    folder.mkdir()
+
+    def loop(run: Run) -> None:
+        model, optimizer = setup()
+        with run.watching(model, optimizer=optimizer) as monitor:
+            train(model, optimizer, 0, 5, run)
+            if monitor is not None:
+                flush(monitor)
+                for name in folder.iterdir():
+                    name.unlink()
+                folder.rmdir()
+            train(model, optimizer, 5, 10, run)
+
+    run = unnoticed(loop, trace=folder / "run.gnnstab")
+    assert len(run.warned) == 1 and "sub/run.gnnstab" in run.warned[0]
+
+
+@pytest.mark.parametrize("jump", [-86_400.0, 86_400.0], ids=["backwards", "forwards"])
+def test_the_clock_jumps(path: Path, monkeypatch: pytest.MonkeyPatch, jump: float) -> None:
+    def loop(run: Run) -> None:
+        model, optimizer = setup()
+        with run.watching(model, optimizer=optimizer):
+            train(model, optimizer, 0, 5, run)
+            with monkeypatch.context() as patch:
+                now, now_ns = time.time, time.time_ns
+                patch.setattr(time, "time", lambda: now() + jump)
+                patch.setattr(time, "time_ns", lambda: now_ns() + int(jump * 1e9))
+                train(model, optimizer, 5, 10, run)
+            train(model, optimizer, 10, 15, run)
+
+    run = unnoticed(loop, trace=path)
+    assert run.warned == []
+    with Trace.open(path) as trace:
+        times = [row.time for row in trace.steps()]
+    assert len(times) == 15 and times == sorted(times) and times[0] >= 0 and times[-1] < 3600
+
+
+def test_a_process_forked_from_the_loop_leaves_the_trace_alone(path: Path) -> None:
+    """The child trains on with a monitor that has become inert; the parent's trace holds the parent's steps alone."""
+    model, optimizer = setup()
+    with gnnstab.Monitor(model, optimizer=optimizer, trace=path) as monitor:
+        train(model, optimizer, 0, 5)
+
+        def forked() -> int:
+            train(model, optimizer, 100, 110)
+            monitor.__exit__(None, None, None)
+            return len(hooks_of(model))
+
+        child = Child(forked)
+        train(model, optimizer, 5, 10)
+        assert child.result() == 0
+        train(model, optimizer, 10, 15)
+    with Trace.open(path) as trace:
+        assert [row.step for row in trace.steps()] == list(range(15)) and trace.complete
+        assert trace.notes == ()
+
+
+def test_workers_of_a_loader(path: Path) -> None:
+    """Loader workers are forked from the training process while the trace is being written."""
+
+    def loop(run: Run) -> None:
+        model, optimizer = setup()
+        loader = DataLoader(range(12), batch_size=2, num_workers=1, multiprocessing_context="fork")
+        with run.watching(model, optimizer=optimizer):
+            for numbers in loader:
+                train(model, optimizer, int(numbers[0]), int(numbers[0]) + 1, run)
+
+    run = unnoticed(loop, trace=path)
+    assert run.warned == []
+    with Trace.open(path) as trace:
+        assert len(trace.steps()) == 6 and trace.complete
+
+
+def test_several_threads_call_the_model(path: Path) -> None:
+    """Inference in other threads while one trains: the training is the same, and what is missing is told."""
+
+    def loop(run: Run) -> None:
+        torch.manual_seed(1)
+        model = Net(dropout=0.0)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+        stop = threading.Event()
+
+        def infer() -> None:
+            while not stop.is_set():
+                with torch.no_grad():
+                    model(*graph(1))
+
+        with run.watching(model, optimizer=optimizer):
+            threads = [threading.Thread(target=infer) for _ in range(2)]
+            for thread in threads:
+                thread.start()
+            train(model, optimizer, 0, 30, run)
+            stop.set()
+            for thread in threads:
+                thread.join()
+
+    run = unnoticed(loop, trace=path)
+    with Trace.open(path) as trace:
+        whole = [row.step for row in trace.steps()] == list(range(30))
+        failures = trace.events("tool-failure")
+    assert whole or failures, "steps are missing and nobody was told"
+    assert len(run.warned) == (1 if failures else 0)
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.003, 0.011, 0.037])
+def test_an_interrupt_at_any_moment_ends_the_loop_and_keeps_the_trace(path: Path, delay: float) -> None:
+    """SIGINT, as Ctrl-C sends it, arrives in the model, in a hook, at the end of a step, …"""
+
+    def endless() -> None:
+        model, optimizer = setup()
+        with gnnstab.Monitor(model, optimizer=optimizer, trace=path, schedule=2) as monitor:
+            number = 0
+            while True:
+                train(model, optimizer, number, number + 1)
+                number += 1
+                if number == 3:
+                    flush(monitor)
+
+    child = Child(endless)
+    wait_until(lambda: last_step(path) >= 2, "the first steps")
+    time.sleep(delay)
+    child.signal(signal.SIGINT)
+    assert child.result() == "KeyboardInterrupt"
+    with Trace.open(path) as trace:
+        assert trace.complete and [row.step for row in trace.steps()][:3] == [0, 1, 2]
+        assert trace.events("tool-failure") == ()
+
+
+def last_step(path: Path) -> int:
+    """The last step that a reader sees, or -1."""
+    try:
+        with Trace.open(path) as trace:
+            return -1 if trace.last_step is None else trace.last_step
+    except TraceError:
+        return -1

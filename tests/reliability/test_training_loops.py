@@ -1,0 +1,292 @@
+"""The many shapes of a training loop: every one is recorded in whole steps and runs as it would alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.utils.checkpoint import checkpoint
+
+from side_by_side import Loop, Net, Run, codes, graph, unnoticed
+
+STEPS = 6
+
+
+def loss_of(model: nn.Module, number: int) -> Tensor:
+    return model(*graph(number)).square().mean()
+
+
+def recorded(run: Run) -> list[int]:
+    """Steps of the trace."""
+    with run.monitor.trace as trace:
+        return [row.step for row in trace.steps()]
+
+
+def extremes(run: Run, layer: str, site: str) -> list[list[float]]:
+    """[minimum, maximum, rms, count] per step of one site of a trained layer."""
+    with run.monitor.trace as trace:
+        (rows,) = trace.sites(layer=layer, site=site, mode="train", call=0).values()
+        return [list(row) for row in rows[["minimum", "maximum", "rms", "count"]].tolist()]
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_gradients_set_to_none_or_to_zero(set_to_none: bool) -> None:
+    def loop(run: Run) -> None:
+        model = Net()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        with run.watching(model, optimizer=optimizer):
+            for number in range(STEPS):
+                optimizer.zero_grad(set_to_none=set_to_none)
+                loss = loss_of(model, number)
+                loss.backward()
+                run.keep(loss)
+                run.keep_gradients(model)
+                optimizer.step()
+            run.keep(*model.parameters())
+
+    run = unnoticed(loop)
+    assert recorded(run) == list(range(STEPS)) and run.warned == []
+
+
+def test_accumulated_gradients_are_one_step() -> None:
+    def loop(run: Run) -> None:
+        model = Net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+        with run.watching(model, optimizer=optimizer):
+            for number in range(4 * STEPS):
+                (loss_of(model, number) / 4).backward()
+                if number % 4 == 3:
+                    run.keep_gradients(model)
+                    optimizer.step()
+                    optimizer.zero_grad()
+
+    run = unnoticed(loop)
+    assert recorded(run) == list(range(STEPS)) and run.warned == []
+    counts = [row[3] for row in extremes(run, "first", "input")]
+    assert counts == [4 * graph()[0].numel()] * STEPS, "a row covers all forwards of its step"
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+def test_activation_checkpointing(use_reentrant: bool) -> None:
+    """The second forward, inside the backward, is not counted again; gradients of checkpointed layers are seen."""
+
+    class Checkpointed(Net):
+        def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+            # The reentrant form needs an input that requires a gradient.
+            hidden = torch.relu(self.first(x.requires_grad_(), edge_index))
+            return self.out(checkpoint(self.second, hidden, edge_index, use_reentrant=use_reentrant))
+
+    def loop(kind: type[Net]) -> Loop:
+        def body(run: Run) -> None:
+            model = kind()
+            optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+            with run.watching(model, optimizer=optimizer):
+                for number in range(STEPS):
+                    optimizer.zero_grad()
+                    loss = loss_of(model, number)
+                    loss.backward()
+                    run.keep(loss)
+                    run.keep_gradients(model)
+                    optimizer.step()
+
+        return body
+
+    run, plain = unnoticed(loop(Checkpointed)), unnoticed(loop(Net))
+    assert recorded(run) == list(range(STEPS)) and run.warned == []
+    for layer in ("first", "second"):
+        for site in ("output", "score", "grad_output"):
+            assert extremes(run, layer, site) == extremes(plain, layer, site), (layer, site)
+
+
+def test_several_backward_passes_are_one_step() -> None:
+    def loop(run: Run) -> None:
+        model = Net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+        with run.watching(model, optimizer=optimizer):
+            for number in range(STEPS):
+                optimizer.zero_grad()
+                output = model(*graph(number))
+                output.mean().backward(retain_graph=True)
+                output.square().mean().backward()
+                run.keep_gradients(model)
+                optimizer.step()
+
+    run = unnoticed(loop)
+    assert recorded(run) == list(range(STEPS)) and run.warned == []
+
+
+def test_second_derivatives() -> None:
+    """A gradient penalty differentiates through the backward pass."""
+
+    def loop(run: Run) -> None:
+        model = Net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+        with run.watching(model, optimizer=optimizer):
+            for number in range(STEPS):
+                optimizer.zero_grad()
+                x, edge_index = graph(number)
+                x.requires_grad_()
+                output = model(x, edge_index).square().mean()
+                (slope,) = torch.autograd.grad(output, x, create_graph=True)
+                (output + slope.square().sum()).backward()
+                run.keep(slope)
+                run.keep_gradients(model)
+                optimizer.step()
+
+    run = unnoticed(loop)
+    assert recorded(run) == list(range(STEPS)) and run.warned == []
+
+
+def test_two_optimizers_after_one_backward_share_a_step() -> None:
+    def loop(run: Run) -> None:
+        model = Net()
+        lower = torch.optim.SGD(model.first.parameters(), lr=1e-2)
+        upper = torch.optim.Adam([*model.second.parameters(), *model.out.parameters()], lr=1e-3)
+        with run.watching(model, optimizer=[lower, upper]):
+            for number in range(STEPS):
+                lower.zero_grad()
+                upper.zero_grad()
+                loss_of(model, number).backward()
+                run.keep_gradients(model)
+                lower.step()
+                upper.step()
+            run.keep(*model.parameters())
+
+    run = unnoticed(loop)
+    assert recorded(run) == list(range(STEPS)) and run.warned == []
+
+
+def test_two_optimizers_that_take_turns() -> None:
+    def loop(run: Run) -> None:
+        model = Net()
+        optimizers = [torch.optim.SGD(part.parameters(), lr=1e-2) for part in (model.first, model.second)]
+        with run.watching(model, optimizer=optimizers):
+            for number in range(STEPS):
+                for optimizer in optimizers:
+                    model.zero_grad()
+                    loss_of(model, number).backward()
+                    run.keep_gradients(model)
+                    optimizer.step()
+
+    run = unnoticed(loop)
+    assert recorded(run) == list(range(2 * STEPS)) and run.warned == []
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda parameters: torch.optim.LBFGS(parameters, lr=0.1, max_iter=4),
+        lambda parameters: torch.optim.SGD(parameters, lr=1e-2),
+        lambda parameters: torch.optim.Adam(parameters, lr=1e-3, foreach=True),
+    ],
+    ids=["LBFGS", "SGD", "Adam"],
+)
+def test_closures(make: Callable[[Any], torch.optim.Optimizer]) -> None:
+    def loop(run: Run) -> None:
+        model = Net()
+        optimizer = make(model.parameters())
+        with run.watching(model, optimizer=optimizer):
+            for number in range(STEPS):
+
+                def closure() -> Tensor:
+                    optimizer.zero_grad()
+                    loss = loss_of(model, number)  # noqa: B023 - called within this round of the loop
+                    loss.backward()
+                    run.keep(loss)
+                    run.keep_gradients(model)
+                    return loss
+
+                run.keep(optimizer.step(closure))
+            run.keep(*model.parameters())
+
+    run = unnoticed(loop)
+    assert recorded(run) == list(range(STEPS)) and run.warned == []
+
+
+def test_functional_transforms() -> None:
+    """`torch.func` hands layers tensors without values: the call is left out, named as unseen, and harms nothing."""
+
+    def loop(run: Run) -> None:
+        model = Net(dropout=0.0)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+        parameters = {name: p.detach() for name, p in model.named_parameters()}
+        x, edge_index = graph()
+
+        def objective(weights: dict[str, Tensor], one: Tensor) -> Tensor:
+            return functional_call(model, weights, (one, edge_index)).square().mean()
+
+        with run.watching(model, optimizer=optimizer):
+            run.keep(functional_call(model, parameters, (x, edge_index)))
+            run.keep(*grad(objective)(parameters, x).values())
+            run.keep(vmap(objective, in_dims=(None, 0))(parameters, torch.stack([x, 2 * x])))
+            run.keep(*vmap(grad(objective), in_dims=(None, 0))(parameters, torch.stack([x, 2 * x])).values())
+            for number in range(STEPS):
+                optimizer.zero_grad()
+                loss_of(model, number).backward()
+                run.keep_gradients(model)
+                optimizer.step()
+
+    run = unnoticed(loop)
+    assert recorded(run) == list(range(STEPS)) and run.warned == []
+    assert any("torch.func" in blind.reason for blind in run.monitor.coverage.blind)
+
+
+def test_without_an_optimizer_steps_are_said() -> None:
+    def loop(run: Run) -> None:
+        model = Net()
+        with run.watching(model) as monitor:
+            for number in range(STEPS):
+                loss = loss_of(model, number)
+                gradients = torch.autograd.grad(loss, list(model.parameters()))
+                run.keep(loss, *gradients)
+                with torch.no_grad():
+                    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+                        parameter -= 1e-2 * gradient
+                if monitor is not None:
+                    monitor.step(loss)
+
+    run = unnoticed(loop)
+    assert recorded(run) == list(range(STEPS)) and run.warned == []
+    with run.monitor.trace as trace:
+        assert all(row.loss is not None for row in trace.steps())
+
+
+def test_validation_between_steps_is_kept_apart() -> None:
+    def loop(run: Run) -> None:
+        model = Net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+        with run.watching(model, optimizer=optimizer):
+            for number in range(STEPS):
+                model.train()
+                optimizer.zero_grad()
+                loss_of(model, number).backward()
+                optimizer.step()
+                model.eval()
+                with torch.no_grad():
+                    run.keep(model(*graph(100 + number)))
+                with torch.inference_mode():
+                    run.keep(model(*graph(200 + number)))
+
+    run = unnoticed(loop)
+    assert run.warned == []
+    with run.monitor.trace as trace:
+        modes = {key.mode for key in trace.keys().values() if key.site == "score"}
+    assert modes == {"train", "eval"}
+
+
+def test_healthy_loops_have_no_finding() -> None:
+    def loop(run: Run) -> None:
+        model = Net()
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+        with run.watching(model, optimizer=optimizer):
+            for number in range(40):
+                optimizer.zero_grad()
+                loss_of(model, number % 4).backward()
+                run.keep_gradients(model)
+                optimizer.step()
+
+    assert codes(unnoticed(loop).monitor) == []
