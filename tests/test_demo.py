@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
+from gnnstab.cli.group import run
 
 from gnnstab import demo
-from gnnstab.cli.group import run
 
 
 @pytest.mark.slow

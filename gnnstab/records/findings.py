@@ -265,7 +265,8 @@ class Diagnosis:
             "events": [_plain(e) for e in self.events],
             "context": _plain(dict(self.context)),
             "suppressed": [
-                {**_plain(s), "finding": {**_plain(s.finding), "fingerprint": s.finding.fingerprint}} for s in self.suppressed
+                {**_plain(s), "finding": {**_plain(s.finding), "fingerprint": s.finding.fingerprint}}
+                for s in self.suppressed
             ],
         }
 

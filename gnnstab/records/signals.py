@@ -109,7 +109,9 @@ class Signals:
         return tuple(
             s
             for s in self._by_name().get(name, ())
-            if (layer is None or s.layer == layer) and (head == "any" or s.head == head) and (source is None or s.source == source)
+            if (layer is None or s.layer == layer)
+            and (head == "any" or s.head == head)
+            and (source is None or s.source == source)
         )
 
     def value(self, name: str, *, layer: str | None = None, head: int | None = None) -> float | None:
@@ -127,7 +129,9 @@ class Signals:
 
     def over_steps(self, name: str, *, layer: str | None = None, head: int | None = None) -> tuple[Series, ...]:
         """The series of one signal, all layers unless one is named."""
-        return tuple(s for s in self.series if s.name == name and s.head == head and (layer is None or s.layer == layer))
+        return tuple(
+            s for s in self.series if s.name == name and s.head == head and (layer is None or s.layer == layer)
+        )
 
     def why_missing(self, name: str) -> str:
         """The reason why a signal is absent, with what to pass to see it."""

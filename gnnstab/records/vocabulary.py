@@ -29,9 +29,13 @@ SIGNALS: dict[str, SignalKind] = {
     "score.within_std": SignalKind("logit", "RMS over targets (in-degree ≥ 3) of the score std within one target, σ_w"),
     "score.rho": SignalKind("", "σ_w² / (2 ln d): random-energy freezing parameter, 1 = frozen"),
     "score.growth": SignalKind("per step", "relative growth of max |score| per step, fitted over the recorded steps"),
-    "attention.entropy": SignalKind("fraction of ln(in-degree)", "mean attention entropy Ĥ over targets with in-degree ≥ 2"),
+    "attention.entropy": SignalKind(
+        "fraction of ln(in-degree)", "mean attention entropy Ĥ over targets with in-degree ≥ 2"
+    ),
     "attention.one_hot_share": SignalKind("share of node-heads", "share of node-heads with Ĥ < 0.1"),
-    "attention.entropy_unit_input": SignalKind("fraction of ln(in-degree)", "Ĥ when the layer's input is scaled to RMS 1"),
+    "attention.entropy_unit_input": SignalKind(
+        "fraction of ln(in-degree)", "Ĥ when the layer's input is scaled to RMS 1"
+    ),
     "attention.one_hot_share_unit_input": SignalKind("share of node-heads", "one-hot share at an input of RMS 1"),
     "gate.mean": SignalKind("", "mean of the beta gate"),
     "gate.saturated_share": SignalKind("share of nodes", "share of beta gates below 0.05 or above 0.95"),
@@ -43,8 +47,12 @@ SIGNALS: dict[str, SignalKind] = {
     "message.rms": SignalKind("", "RMS of the aggregated message α·v before the skip"),
     "skip.rms": SignalKind("", "RMS of the layer's own linear skip, lin_skip(x)"),
     "hub.message_share": SignalKind("", "RMS of the messages of the top-1 % in-degree targets over the skip's RMS"),
-    "channels.dead_share": SignalKind("share of channels", "channels of the layer's output that are 0 on all nodes after its ReLU"),
-    "channels.constant_share": SignalKind("share of channels", "channels of the layer's input without variance over nodes"),
+    "channels.dead_share": SignalKind(
+        "share of channels", "channels of the layer's output that are 0 on all nodes after its ReLU"
+    ),
+    "channels.constant_share": SignalKind(
+        "share of channels", "channels of the layer's input without variance over nodes"
+    ),
     "tanh.saturated_share": SignalKind("share of entries", "entries of a tanh output beyond ±0.97"),
     "clip.share": SignalKind("share of entries", "entries that sit exactly on a clamp's limit"),
     "smoothness.relative": SignalKind("", "‖X − mean‖/‖X‖ of the layer's output, per graph"),
@@ -83,7 +91,9 @@ SIGNALS: dict[str, SignalKind] = {
     "logit.spectral_qk": SignalKind("logit per unit²", "‖W_qᵀW_k‖₂/√C of a head, biases left out"),
     "logit.spectral": SignalKind("logit per unit²", "‖M_h‖₂: M_h = Q̃ᵀK̃/√C of a head with its biases"),
     "logit.frobenius": SignalKind("logit", "‖M_h‖_F without the key-bias column: typical σ_w at an input of RMS 1"),
-    "logit.alignment": SignalKind("", "√C·‖W_qᵀW_k‖_F / (‖W_q‖_F ‖W_k‖_F): 1 for independent weights, √C when one direction rules"),
+    "logit.alignment": SignalKind(
+        "", "√C·‖W_qᵀW_k‖_F / (‖W_q‖_F ‖W_k‖_F): 1 for independent weights, √C when one direction rules"
+    ),
     "logit.edge_spectral": SignalKind("logit per unit²", "‖Q̃ᵀW_e/√C‖₂ of a head"),
     "gain.value": SignalKind("", "√(‖W_v‖_F²/D_in): RMS gain of the values"),
     "gain.skip": SignalKind("", "√(‖W_s‖_F²/D_in): RMS gain of the linear skip"),
@@ -93,5 +103,7 @@ SIGNALS: dict[str, SignalKind] = {
     # Precision.
     "precision.rounding": SignalKind("", "u·max|s|: relative rounding of the logits in the dtype of the run"),
     "precision.fp16_headroom": SignalKind("×", "65504 over the largest |q·k| before the division by √C"),
-    "precision.underflow_share": SignalKind("share of entries", "non-zero entries that fall below the dtype's smallest normal"),
+    "precision.underflow_share": SignalKind(
+        "share of entries", "non-zero entries that fall below the dtype's smallest normal"
+    ),
 }

@@ -15,5 +15,7 @@ def test_outputs_equal_the_real_network(agents: int, run: str) -> None:
     assert torch.equal(edge_index, expected["edge_index"])
     assert torch.equal(edge_attr, expected["edge_attr"])
     with torch.no_grad():
-        torch.testing.assert_close(actor.gnn.embed_layer(x, edge_index, edge_attr), expected["embed_output"], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            actor.gnn.embed_layer(x, edge_index, edge_attr), expected["embed_output"], rtol=1e-5, atol=1e-5
+        )
         torch.testing.assert_close(actor(**batch), expected["gnn_output"], rtol=1e-5, atol=1e-5)
