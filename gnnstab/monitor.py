@@ -111,6 +111,7 @@ class Monitor:
     ) -> None:
         self._guarded("detaching from the optimizer", self._boundary.detach)
         self._guarded("detaching from the model", self._recorder.detach)
+        self._guarded("handing over failures", self._recorder.hand_over_failures)
         self._guarded("closing the trace", self._writer.close)
         self._guarded("the trace", self._look_at_trace)
         if self._feed:

@@ -79,6 +79,8 @@ class Outer:
                 watch.forget()
         state.epoch += 1
         state.inside = True
+        # A step is a step also when no layer can be recorded: its loss and the gradients of its parameters are still seen.
+        state.recorded = True
         mode = MODES[2 * model.training + grad]
         if self._keep:
             self.last[mode] = Inputs(args, kwargs, rng_snapshot(), _autocast(args, kwargs), mode)

@@ -108,7 +108,7 @@ class Recorder:
             self.state.failsafe.run(f"detaching from {watch.name}", watch.detach)
         self.state.failsafe.run("detaching from the model", self._outer.detach)
         self.state.failsafe.run("the end of the run", self._finish)
-        self.state.failsafe.run("handing over failures", self._hand_over_failures)
+        self.state.failsafe.run("handing over failures", self.hand_over_failures)
 
     def __enter__(self) -> Recorder:
         return self.attach()
@@ -176,7 +176,7 @@ class Recorder:
         run("the end of a step", end)
         if ended:
             # Whatever failed above, the next step begins, and nothing of this one is held any longer.
-            run("handing over failures", self._hand_over_failures)
+            run("handing over failures", self.hand_over_failures)
             run("the next step", lambda: self._next(time.perf_counter() - begun))
             run("the beginning of a step", self._begin)
         return ended
@@ -244,7 +244,8 @@ class Recorder:
         if self._on_event is not None:
             self._on_event(event)
 
-    def _hand_over_failures(self) -> None:
+    def hand_over_failures(self) -> None:
+        """Put the failures of the recorder's own that were noted since the last time into the trace."""
         failures, self.state.failsafe.events = self.state.failsafe.events, []
         self.events += failures[: _EVENTS - len(self.events)]
         for event in failures:
@@ -280,4 +281,4 @@ class Recorder:
     def _finish(self) -> None:
         self._note_unseen()
         self._all_facts()
-        self._hand_over_failures()
+        self.hand_over_failures()

@@ -110,11 +110,11 @@ def _context(trace: Trace, source: str, layers: Sequence[LayerFacts], steps: int
         "layers_expected": sum(layer.attention for layer in layers),
         "loss_given": meta.get("loss_given") == "true",
         "assumptions": [note for note in meta.get("assumptions", "").split("\n") if note],
-        "notes": list(trace.notes),
+        "notes": [*trace.notes, *([f"the recording failed: {meta['failure']}"] if "failure" in meta else [])],
     }
     if source == "training":
         context["closed"] = trace.complete
-        context["rows_lost"] = _number(meta.get("dropped.rows"))
+        context["rows_lost"] = _number(meta.get("dropped.rows")) + _number(meta.get("malformed.rows"))
         context["trained"] = True if steps >= TRAINED_STEPS else None
     if meta.get("trained") in ("true", "false"):
         context["trained"] = meta["trained"] == "true"

@@ -71,7 +71,10 @@ class Worker:
         """Open the trace on a thread of its own; raises `TraceError` when it cannot be opened."""
         thread = threading.Thread(target=self._run, name="gnnstab-trace", daemon=True)
         thread.start()
-        self._ready.wait()
+        while not self._ready.wait(0.5):
+            if not thread.is_alive():
+                self._trouble.report(f"{self.path or 'in-memory trace'}: the thread that writes it has ended")
+                break
         if self._refused is not None:
             raise self._refused
         return thread
@@ -89,6 +92,14 @@ class Worker:
             self._refused = error
             self._ready.set()
             return
+        try:
+            self._live(store)
+        except Exception as error:  # Told by `failure`; whoever waits for this thread sees that it has ended.
+            self._trouble.report(f"{self.path or 'in-memory trace'}: recording has ended ({error!r})")
+        finally:
+            self._ready.set()
+
+    def _live(self, store: Store) -> None:
         self._mailbox.facts.append(("journal", store.journal.label))
         self._serve(store)
         self._ready.set()
@@ -187,6 +198,8 @@ class Worker:
 
     def _end(self, store: Store) -> None:
         self._collect()
+        if self._trouble.message:
+            self._intake.note("failure", self._trouble.message)
         self._intake.note("closed", datetime.now(timezone.utc).isoformat(timespec="seconds"))
         self._write(store)
         if self.path is None:
