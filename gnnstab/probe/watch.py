@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,7 +55,7 @@ class Plan:
         return self._state.keys.slot(self.layer, self.mode, self.call, site)
 
 
-class Watch:
+class Watch(ABC):
     """Records one layer. Subclasses say in `record` what a call of their layer consists of."""
 
     attention = False
@@ -92,13 +93,13 @@ class Watch:
         self._handles.clear()
         self._hooks.clear()
 
+    @abstractmethod
     def facts(self, position: int) -> LayerFacts:
         """What is known of the layer's configuration."""
-        raise NotImplementedError
 
+    @abstractmethod
     def record(self, grad: bool, plan: Plan, inputs: Sequence[Any], args: Any, kwargs: Any, output: Tensor) -> None:
         """Put the call's tensors into the stage."""
-        raise NotImplementedError
 
     def note_unseen(self) -> None:
         """Name the sites that a called layer should have shown and did not."""
@@ -111,7 +112,7 @@ class Watch:
                 if (self.name, site) not in self.state.compiled.seen:
                     self.state.unseen(self.name, site, _IN_GRAPH)
 
-    def forget(self) -> None:
+    def forget(self) -> None:  # noqa: B027  # most watches keep nothing between calls
         """Drop what an interrupted or unrecorded call left behind."""
 
     def hook(self, what: str, body: Any, compiled: Any = ignore) -> Hook:

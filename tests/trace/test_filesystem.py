@@ -29,7 +29,7 @@ broken
 @pytest.mark.parametrize(
     ("path", "expected"),
     [
-        ("/root/run.gnnstab", None),
+        ("/srv/run.gnnstab", None),
         ("/dev/shm/run.gnnstab", None),
         ("/home/me/run.gnnstab", "nfs4"),
         ("/home/fast/run.gnnstab", None),
