@@ -46,7 +46,8 @@ class CompiledCells:
 
     def add(self, first: int, tensor: Tensor, training: bool) -> None:
         """Take a tensor in for the site whose rows begin at ``first``; traced by the compiler, so it may only compute."""
-        if tensor.numel() == 0:
+        # The cells are on the CPU; what runs on another device is named as unseen rather than made to wait for it.
+        if tensor.numel() == 0 or tensor.device.type != "cpu":
             return
         row = first + 2 * training + torch.is_grad_enabled()
         with torch.no_grad():

@@ -22,8 +22,8 @@ CAPACITY = 1 << 17
 LARGE = 1 << 13
 """Entries from which a reduction in place is cheaper than a copy (measured on a CPU)."""
 
-CELLS = 512
-"""Large tensors that fit between two reductions."""
+REDUCED = 512
+"""Large tensors that are kept apart, as three numbers each, before they are merged."""
 
 Refuse = Callable[[int, str], None]
 """Told about a slot whose tensor has no extremes, with the reason."""
@@ -35,7 +35,7 @@ _Index = tuple[int, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], boo
 class _Group:
     """Where the tensors of one `put` go; valid as long as the same slots come with the same shapes."""
 
-    __slots__ = ("cells", "counts", "direct", "shapes", "slots", "small", "start", "stop", "views")
+    __slots__ = ("counts", "direct", "shapes", "slots", "small", "start", "stop", "views")
 
     def __init__(self, slots: tuple[int, ...], shapes: list[torch.Size], start: int) -> None:
         self.slots = slots
@@ -50,7 +50,7 @@ class _Group:
 
 
 class Stage:
-    """The buffer of one CPU recorder.
+    """The buffers of one recorder.
 
     Args:
         refuse: Called once per slot whose tensor cannot be reduced (sparse, complex, integer).
@@ -59,14 +59,12 @@ class Stage:
     __slots__ = (
         "_array",
         "_buffer",
-        "_cell_array",
-        "_cell_counts",
-        "_cell_slots",
-        "_cell_views",
-        "_cells",
         "_groups",
         "_index",
         "_position",
+        "_reduced",
+        "_reduced_counts",
+        "_reduced_slots",
         "_refuse",
         "_scratch",
         "_tally",
@@ -77,11 +75,9 @@ class Stage:
         self._buffer = torch.empty(capacity, dtype=torch.float64)
         self._array = self._buffer.numpy()
         self._scratch = np.empty(capacity)
-        self._cells = torch.empty(CELLS, 3, dtype=torch.float64)
-        self._cell_array = self._cells.numpy()
-        self._cell_views = [[row[0], row[1], row[2]] for row in self._cells]
-        self._cell_slots: list[int] = []
-        self._cell_counts: list[int] = []
+        self._reduced: list[Tensor] = []
+        self._reduced_slots: list[int] = []
+        self._reduced_counts: list[int] = []
         self._groups: list[_Group] = []
         self._position = 0
         self._index: _Index | None = None
@@ -113,14 +109,13 @@ class Stage:
         """What was put in since the last call, one entry per slot."""
         with np.errstate(all="ignore"):
             self._tally.add(self._take_copies())
-            self._tally.add(self._take_cells())
+            self._tally.add(self._take_reduced())
         return self._tally.take()
 
     def clear(self) -> None:
         """Forget what was put in since the last `take`."""
         self._position = 0
-        self._cell_slots.clear()
-        self._cell_counts.clear()
+        self._forget_reduced()
         self._tally.clear()
 
     def _place(self, slots: tuple[int, ...], tensors: Sequence[Tensor]) -> _Group:
@@ -145,7 +140,8 @@ class Stage:
     def _place_one(self, group: _Group, i: int, tensor: Tensor, size: int) -> None:
         if not tensor.is_floating_point() or tensor.layout is not torch.strided:
             self._refuse(group.slots[i], f"a {tensor.layout} tensor of {tensor.dtype} has no recorded statistics")
-        elif size > LARGE:
+        elif size > LARGE or (size and not tensor.is_cpu):
+            # On another device everything is reduced there: three numbers cross at the step's end, nothing before.
             group.direct.append(i)
         elif size:
             assert group.small is not None
@@ -155,18 +151,15 @@ class Stage:
             group.stop += size
 
     def _reduce(self, slot: int, tensor: Tensor) -> None:
-        cell = len(self._cell_slots)
-        if cell == CELLS:
+        if len(self._reduced_slots) == REDUCED:
             with np.errstate(all="ignore"):
-                self._tally.add(self._take_cells())
-            cell = 0
+                self._tally.add(self._take_reduced())
         minimum, maximum = torch.aminmax(tensor)
         # Half precision is summed in float32: a norm of its own dtype overflows at 65504.
         dtype = torch.float32 if tensor.element_size() < 4 else None
-        norm = torch.linalg.vector_norm(tensor, dtype=dtype)
-        torch._foreach_copy_(self._cell_views[cell], [minimum, maximum, norm])
-        self._cell_slots.append(slot)
-        self._cell_counts.append(tensor.numel())
+        self._reduced += (minimum, maximum, torch.linalg.vector_norm(tensor, dtype=dtype))
+        self._reduced_slots.append(slot)
+        self._reduced_counts.append(tensor.numel())
 
     def _take_copies(self) -> Totals:
         position = self._position
@@ -201,13 +194,19 @@ class Stage:
         starts = np.concatenate([[0], ends[:-1]]).astype(np.int64) if counts else ends
         return position, np.array(slots, np.int64), starts, np.array(counts, np.int64), len(set(slots)) == len(slots)
 
-    def _take_cells(self) -> Totals:
-        used = len(self._cell_slots)
-        if used == 0:
+    def _take_reduced(self) -> Totals:
+        if not self._reduced_slots:
             return EMPTY
-        slots, counts = np.array(self._cell_slots), np.array(self._cell_counts)
-        cells = self._cell_array[:used].copy()
-        distinct = len(set(self._cell_slots)) == used
-        self._cell_slots.clear()
-        self._cell_counts.clear()
-        return Totals(slots, cells[:, 0], cells[:, 1], cells[:, 2] ** 2, counts, distinct, exact=False)
+        parts = self._reduced
+        if len({part.device for part in parts}) > 1:
+            parts = [part.cpu() for part in parts]
+        numbers = torch.stack(parts).double().view(-1, 3).cpu().numpy()
+        slots, counts = np.array(self._reduced_slots), np.array(self._reduced_counts)
+        distinct = len(set(self._reduced_slots)) == len(slots)
+        self._forget_reduced()
+        return Totals(slots, numbers[:, 0], numbers[:, 1], numbers[:, 2] ** 2, counts, distinct, exact=False)
+
+    def _forget_reduced(self) -> None:
+        self._reduced.clear()
+        self._reduced_slots.clear()
+        self._reduced_counts.clear()
