@@ -95,6 +95,7 @@ class Monitor:
         self._waiting: list[Finding] = []
         self._told: set[str] = set()
         self._live = LiveEngine()
+        self._precision = ""
         self._looked_at = -1
         self._trouble = ""
         self._layout: Layout | None = None
@@ -174,6 +175,7 @@ class Monitor:
         if layout is not self._layout:
             self._layout = layout
             wanted = [i for i, key in enumerate(layout.keys) if key.site in _LIVE_SITES and key.mode == "train"]
+            self._told_precision()
             self._live_rows, self._live_keys = np.array(wanted, dtype=np.int64), [layout.keys[i] for i in wanted]
         stats = dict(zip(self._live_keys, map(tuple, rows[self._live_rows, :3].tolist()), strict=True))
         self._waiting += self._live.update(
@@ -207,6 +209,15 @@ class Monitor:
     def _guarded(self, where: str, body: Callable[[], object]) -> None:
         """Run ``body``; a failure inside gnnstab is noted instead of raised."""
         self._recorder.state.failsafe.run(where, body)
+
+    def _told_precision(self) -> None:
+        """Tell the trace and the live rules which number format the attention is computed in; asked when layers are new."""
+        precision = self._recorder.precision
+        if precision != self._precision:
+            self._precision = precision
+            self._writer.meta("precision", precision)
+            channels = {facts.name: facts.out_channels for facts in self._recorder.facts() if facts.out_channels}
+            self._live = LiveEngine(precision=precision, channels=channels)
 
     def _act(self) -> None:
         """Warn about, raise or hand over each finding once."""

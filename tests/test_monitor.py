@@ -65,6 +65,7 @@ def test_a_healthy_run_raises_nothing_and_is_recorded(tmp_path: Path) -> None:
         assert all(row.loss is not None and row.lr == 1e-3 for row in rows)
         assert rows[0].loss > rows[-1].loss
         assert trace.complete
+        assert trace.meta["precision"] == "fp32"
         assert trace.events() == ()
         assert {facts.name for facts in trace.layers()} == {"convs.0", "convs.1"}
 
@@ -216,4 +217,5 @@ def test_autocast_is_recorded_in_its_own_precision() -> None:
     (event,) = monitor.trace.events("non-finite")
     assert (event.step, event.layer, event.stage, event.origin) == (1, "convs.0", "score", "made-here")
     assert event.detail["dtype"] == "float16"
+    assert monitor.trace.meta["precision"] == "fp16"
     assert math.isfinite(monitor.trace.sites("convs.0", "input").popitem()[1]["maximum"][1])

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
+import torch
 from torch import Tensor, nn
 
 from gnnstab.probe.discovery import adapter_of, find_watches
@@ -27,6 +28,8 @@ _COMPILED_BEFORE = (
     "no call was seen: a graph that was compiled before the monitor was attached runs no hooks; attach the monitor before "
     "the first call of the compiled model, or call torch._dynamo.reset()"
 )
+
+_COARSE = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 _CAME_LATER = "the layer was put into the model after the monitor was attached; attach a new monitor to see it"
 
@@ -139,6 +142,12 @@ class Recorder:
         ordered = sorted(self.watches, key=lambda watch: fired.get(watch.name, len(fired)))
         found = [watch.facts(position) for position, watch in enumerate(ordered)]
         return [replace(one, identity_path=paths.get(one.name)) for one in found]
+
+    @property
+    def precision(self) -> str:
+        """The coarsest number format that scores were seen in: ``fp16``, ``bf16`` or ``fp32``."""
+        seen = {dtype for watch in self.watches for dtype in watch.score_dtypes()}
+        return next((name for dtype, name in _COARSE.items() if dtype in seen), "fp32")
 
     def loss(self, loss: Tensor | float) -> None:
         """Give the loss of the current step, or of the one that has just ended."""

@@ -25,7 +25,7 @@ _graph_task = torch._C._current_graph_task_id
 class Plan:
     """The slots of one call of one layer in one mode, found once and used at every step."""
 
-    __slots__ = ("_known", "_state", "call", "full_step", "grad_input", "grad_output", "layer", "mode")
+    __slots__ = ("_known", "_state", "call", "dtype", "full_step", "grad_input", "grad_output", "layer", "mode")
 
     def __init__(self, state: State, layer: str, mode: str, call: int) -> None:
         self._state = state
@@ -33,6 +33,9 @@ class Plan:
         self.layer = layer
         self.mode = mode
         self.call = call
+        self.dtype: torch.dtype | None = None
+        """Number format of the scores, as softmax received them."""
+
         self.full_step = -1
         """The step in which this call was last measured in full: once per step is enough."""
 
@@ -114,6 +117,10 @@ class Watch(ABC):
 
     def forget(self) -> None:  # noqa: B027  # most watches keep nothing between calls
         """Drop what an interrupted or unrecorded call left behind."""
+
+    def score_dtypes(self) -> set[torch.dtype]:
+        """Number formats that the scores of this layer were seen in."""
+        return {plan.dtype for plan in self._plans.values() if plan.dtype is not None}
 
     def hook(self, what: str, body: Any, compiled: Any = ignore) -> Hook:
         """A guarded hook of this layer that ends with `detach`."""

@@ -86,6 +86,7 @@ class TransformerConvWatch(Watch):
         tensors = [output, *xs]
         for one in seen:
             tensors += (one.score, one.attention)
+            plan.dtype = one.score.dtype
         if gate is not None:
             gate = gate.sigmoid()
             tensors.append(gate)
