@@ -15,7 +15,7 @@ from gnnstab.errors import GnnstabError, LoadError, UsageError
 from gnnstab.fixes import recommend
 from gnnstab.records import Coverage, Diagnosis, Signals, Target
 from gnnstab.rules import advice, causes, run
-from gnnstab.trace import Trace
+from gnnstab.trace import Trace, rank_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -166,11 +166,11 @@ def _observe(target: Any, request: _Request) -> tuple[Target, Signals, _Live | N
 
 
 def is_trace(path: Path) -> bool:
-    """True for a file that is, or claims to be, a trace."""
+    """True for a file that is, or claims to be, a trace, and for the stem of the traces of a distributed run."""
     if path.suffix == ".gnnstab":
         return True
     if not path.is_file():
-        return False
+        return not path.exists() and bool(rank_files(path))
     with path.open("rb") as stream:
         return stream.read(16) == b"SQLite format 3\x00"
 

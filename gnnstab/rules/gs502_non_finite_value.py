@@ -55,7 +55,7 @@ class NonFiniteValue(Rule):
         """Error for the first non-finite event, else for non-finite parameters."""
         events = [event for event in signals.events if event.kind == "non-finite"]
         if events:
-            yield self._event(signals, min(events, key=lambda event: event.step), len(events))
+            yield self._event(signals, min(events, key=_order), len(events))
             return
         bad = [s for s in signals.find("weight.non_finite") if s.value > 0 and s.layer is not None]
         if bad:
@@ -80,9 +80,10 @@ class NonFiniteValue(Rule):
         ids = f", target nodes {', '.join(map(str, event.nodes[:4]))}" if event.nodes else ""
         largest = event.detail.get("largest_before")
         size = f" (largest finite value before: {largest:.3g})" if isinstance(largest, (int, float)) else ""
+        rank = f" on rank {event.rank}" if event.rank >= 0 else ""
         more = "" if total == 1 else f" {total - 1} later ones follow from it."
         return self.finding(
-            f"first non-finite value at step {event.step}: {where}{ids}, {origin}{size}: {why}.{more}",
+            f"first non-finite value at step {event.step}{rank}: {where}{ids}, {origin}{size}: {why}.{more}",
             severity="error",
             limit=0.0,
             name=_SIGNAL_OF_STAGE.get(event.stage or "", "output.max_abs"),
@@ -111,6 +112,11 @@ _SIGNAL_OF_STAGE = {
     "weight": "weight.non_finite",
     "loss": "loss",
 }
+
+
+def _order(event: Event) -> tuple[int, bool, int]:
+    """What came first: within a step the forward comes before the gradients, which carry a NaN of one rank to all."""
+    return event.step, event.stage in ("gradient", "loss"), event.rank
 
 
 def event_cause(signals: Signals, event: Event) -> tuple[str, str]:
