@@ -158,22 +158,17 @@ def test_where_torch_cannot_be_imported(project) -> None:
     assert "torch" in ran.stdout
 
 
-def test_a_plain_run_loads_nothing_of_gnnstab_and_loses_no_time() -> None:
+def test_a_plain_run_loads_nothing_of_gnnstab() -> None:
+    """What costs time is what gets imported; the time itself is measured by tests/benchmarks/startup.py."""
     program = (
-        "import pytest, sys, time\n"
-        "begin = time.perf_counter()\n"
+        "import pytest, sys\n"
         "import gnnstab.pytest_plugin\n"
-        "print(time.perf_counter() - begin)\n"
         "loaded = {m for m in sys.modules if m.startswith('gnnstab')}\n"
         "assert loaded == {'gnnstab', 'gnnstab.pytest_plugin'}, loaded\n"
         "assert not {'torch', 'numpy', 'rich', 'click'} & set(sys.modules)\n"
     )
-    seconds = []
-    for _ in range(5):
-        ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
-        assert ran.returncode == 0, ran.stderr
-        seconds.append(float(ran.stdout))
-    assert min(seconds) < 0.005
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 0, ran.stderr
 
 
 def test_a_real_monitor(project) -> None:
