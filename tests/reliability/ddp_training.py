@@ -37,9 +37,11 @@ def train(rank: int, trace: Path | None, bad_step: int = -1, death: int = -1) ->
             x, edge_index = graph(10 * step + rank)
             if (rank, step) == (1, bad_step):
                 x[2, 0] = torch.nan
-            if (rank, step) == (1, death):
-                monitor.trace.close()  # Everything so far is on the disk.
-                os.kill(os.getpid(), signal.SIGKILL)
+            if step == death:
+                monitor.trace.close()  # Everything so far is on the disk,
+                dist.barrier()  # on both ranks: the launcher kills the other one as soon as it sees the death.
+                if rank == 1:
+                    os.kill(os.getpid(), signal.SIGKILL)
             optimizer.zero_grad()
             model(x, edge_index).square().mean().backward()
             optimizer.step()
