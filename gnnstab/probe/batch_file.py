@@ -1,4 +1,4 @@
-"""Reads a batch file without running code from it, within bounds of time and memory."""
+"""Reads a file of tensors in plain containers without running code from it, within bounds of time and memory."""
 
 from __future__ import annotations
 
@@ -38,8 +38,12 @@ def load_batch(path: str | Path, *, unsafe: bool = False) -> Any:
         LoadError: The file is missing, damaged, no torch file, or beyond the limits of docs/security.md.
         UnsafeFileError: Reading it would run code from the file and ``unsafe`` is off.
     """
-    path = Path(path)
-    shown = f"batch {printable(str(path), 500)}"
+    return load_plain(Path(path), "batch", unsafe=unsafe)
+
+
+def load_plain(path: Path, what: str, *, unsafe: bool = False) -> Any:
+    """What `load_batch` does, for a file that errors call ``what``."""
+    shown = f"{what} {printable(str(path), 500)}"
     kind = _kind(path, shown)
     if unsafe:
         return _read(path, shown, b"", unsafe=True)

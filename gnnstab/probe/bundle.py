@@ -20,11 +20,13 @@ from torch import Tensor, nn
 from torch_geometric.data import Data, HeteroData
 
 from gnnstab.errors import LoadError
+from gnnstab.probe.batch_file import load_plain
 from gnnstab.probe.outer import Inputs
 from gnnstab.probe.replica import Autocast
 from gnnstab.records import Event, LayerFacts
 
 _KIND, _VALUE = "gnnstab.kind", "gnnstab.value"
+_LARGEST_JSON = 20_000_000
 _DATA = {"Data": Data, "HeteroData": HeteroData}
 
 
@@ -86,18 +88,18 @@ def read(folder: str | os.PathLike[str]) -> Bundle:
     """
     path = Path(folder)
     about = _read_json(path / "event.json")
-    batch, rng, weights = (_load(path / name) for name in ("batch.pt", "rng.pt", "weights.pt"))
+    batch, rng, weights = (load_plain(path / name, "bundle file") for name in ("batch.pt", "rng.pt", "weights.pt"))
     try:
         device, dtype, enabled = about["autocast"]
         return Bundle(
             event=dict(about["event"]),
-            layers=tuple(_read_json(path / "layers.json")),
+            layers=tuple(dict(facts) for facts in _read_json(path / "layers.json")),
             args=tuple(_revived(value) for value in batch["args"]),
             kwargs={str(key): _revived(value) for key, value in batch["kwargs"].items()},
-            rng=rng,
+            rng={"cpu": _tensor(rng["cpu"]), "cuda": dict(rng["cuda"])},
             autocast=Autocast(str(device), _dtype(dtype), bool(enabled)),
             mode=str(about["mode"]),
-            weights=dict(weights),
+            weights={str(name): _tensor(value) for name, value in weights.items()},
             left_out=tuple(str(text) for text in about["left_out"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -133,6 +135,12 @@ def _revived(value: Any) -> Any:
     return value
 
 
+def _tensor(value: Any) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"a {type(value).__name__} stands where a tensor belongs")
+    return value
+
+
 def _dtype(name: str) -> torch.dtype:
     found = getattr(torch, str(name), None)
     if not isinstance(found, torch.dtype):
@@ -146,14 +154,10 @@ def _write_json(path: Path, value: Any) -> None:
 
 def _read_json(path: Path) -> Any:
     try:
+        if path.exists() and not path.is_file():
+            raise LoadError(f"{path}: is not a regular file")
+        if path.stat().st_size > _LARGEST_JSON:
+            raise LoadError(f"{path}: larger than {_LARGEST_JSON} bytes, which no part of a bundle is")
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise LoadError(f"{path}: cannot be read as part of a bundle ({type(error).__name__}: {error})") from error
-
-
-def _load(path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise LoadError(f"{path}: cannot be read as part of a bundle ({reason})") from error

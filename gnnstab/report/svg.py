@@ -59,6 +59,10 @@ def _escaped(text: str) -> Markup:
     return escape(visible(text))
 
 
+_LARGEST = 1e300
+"""Values beyond it are drawn at it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Axis:
     """Takes numbers to pixels: linear, logarithmic, or logarithmic on both sides of zero."""
@@ -122,7 +126,8 @@ def _decades(low: float, high: float, most: int) -> tuple[float, ...]:
 def axis_for(values: Iterable[float], start: float, stop: float, *, kind: str = "linear", room: float = 0.06) -> Axis:
     """An axis around the finite ``values`` with a little room; a sane one when there are none."""
     array = np.fromiter(values, dtype=np.float64)
-    finite = array[np.isfinite(array)]
+    # Room around the largest float would not be finite any more.
+    finite = np.clip(array[np.isfinite(array)], -_LARGEST, _LARGEST)
     if kind == "log":
         finite = finite[finite > 0]
         low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.1, 10.0)

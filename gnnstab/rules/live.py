@@ -294,7 +294,7 @@ class LiveEngine:
         # One spike may be a hard batch. Several, or one that lasts, are not.
         if len(lately) >= self._spike.times:
             yield self._spike.finding(
-                f"at step {step} the gradient norm is {ratio:.3g} times its running median, for the {len(lately)}th time in "
+                f"at step {step} the gradient norm is {ratio:.3g} times its running median, number {len(lately)} of its kind in "
                 f"{5 * WINDOW} steps. Clip at the 90th percentile of its history, or lower the learning rate.",
                 severity="warning",
                 limit=self._spike.ratio,

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from gnnstab.records import SIGNALS, LayerFacts, SeriesKey, Signal, Signals
 from gnnstab.signals.gradients import gradient_signals
 from gnnstab.signals.measures import measured_signals
@@ -30,6 +32,8 @@ _MISSING = {
 }
 
 
+# Numbers at the end of the range overflow where they are averaged; the Inf that comes out is the right answer.
+@np.errstate(all="ignore")
 def from_trace(trace: Trace) -> Signals:
     """The signals of a trace.
 

@@ -1,0 +1,92 @@
+"""Bundles come from strangers, in issue reports above all: every file of the folder is read like a batch."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import readers
+from gnnstab.errors import LoadError, UnsafeFileError
+from gnnstab.probe import bundle
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A whole bundle."""
+    folder = tmp_path / "run.bundle-3"
+    folder.mkdir()
+    for name, content in readers.bundle_files().items():
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def test_a_whole_bundle_is_read(folder: Path) -> None:
+    found = bundle.read(folder)
+    assert (
+        torch.equal(found.args[0], torch.ones(3, 4)) and found.event["step"] == 3 and "lin_key.weight" in found.weights
+    )
+
+
+@pytest.mark.parametrize("name", ["batch.pt", "rng.pt", "weights.pt"])
+def test_code_in_a_bundle_never_runs(folder: Path, name: str, payload: Any, marker: Path) -> None:
+    content = torch.load(folder / name, weights_only=True)
+    torch.save({**content, "more": payload}, folder / name)
+    with pytest.raises(UnsafeFileError, match=r"running code from the file \(it imports .*mkdir"):
+        bundle.read(folder)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("name", ["batch.pt", "rng.pt", "weights.pt"])
+def test_a_compressed_file_is_refused(folder: Path, name: str, tmp_path: Path) -> None:
+    with zipfile.ZipFile(folder / name) as honest, zipfile.ZipFile(tmp_path / "b", "w", zipfile.ZIP_DEFLATED) as bomb:
+        for member in honest.infolist():
+            bomb.writestr(member.filename, honest.read(member))
+    (tmp_path / "b").replace(folder / name)
+    with pytest.raises(LoadError, match="possible zip bomb"):
+        bundle.read(folder)
+
+
+@pytest.mark.parametrize("name", ["event.json", "layers.json", "batch.pt", "rng.pt", "weights.pt"])
+@pytest.mark.parametrize("kind", ["missing", "pipe", "device", "folder", "huge"])
+def test_what_is_no_regular_file(folder: Path, name: str, kind: str) -> None:
+    path = folder / name
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "huge":
+        with path.open("wb") as stream:
+            stream.truncate(10**12)
+    with pytest.raises(LoadError) as caught:
+        bundle.read(folder)
+    assert name in str(caught.value) and str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("event.json", '{"event": {}, "mode": "train", "autocast": ["cpu", "load", true], "left_out": []}'),
+        ("event.json", '{"event": {}, "mode": "train", "autocast": ["cpu", "__class__", true], "left_out": []}'),
+        ("event.json", "[" * 100_000),
+        ("layers.json", '["text"]'),
+        ("layers.json", "7"),
+    ],
+)
+def test_wrong_values(folder: Path, name: str, text: str) -> None:
+    (folder / name).write_text(text)
+    with pytest.raises(LoadError, match="bundle"):
+        bundle.read(folder)
+
+
+def test_weights_that_are_no_tensors(folder: Path) -> None:
+    torch.save({"lin_key.weight": "text"}, folder / "weights.pt")
+    with pytest.raises(LoadError, match="a str stands where a tensor belongs"):
+        bundle.read(folder)
