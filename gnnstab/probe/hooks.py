@@ -20,10 +20,11 @@ class Hook:
 
     ``body`` runs with gradients switched off and gets whether they were on as its first argument. It returns nothing,
     so it can change neither inputs nor outputs nor gradients. When it fails, the failure is noted and it is not called
-    again. A copied or pickled model carries `ignore` in its place: an averaged copy of a model is not the model.
+    again. While ``skip`` answers True nothing is done. A copied or pickled model carries `ignore` in its place: an
+    averaged copy of a model is not the model.
     """
 
-    __slots__ = ("_body", "_clock", "_failsafe", "_where", "compiled")
+    __slots__ = ("_body", "_clock", "_failsafe", "_skip", "_where", "compiled")
 
     def __init__(
         self,
@@ -32,8 +33,10 @@ class Hook:
         failsafe: Failsafe,
         compiled: Callable[..., object] = ignore,
         clock: list[float] | None = None,
+        skip: Callable[[], bool] | None = None,
     ) -> None:
         self._where = where
+        self._skip = skip
         self._clock = clock
         self._body = body
         self._failsafe = failsafe
@@ -44,6 +47,8 @@ class Hook:
         """Run the body, guarded."""
         if torch.compiler.is_compiling():
             self.compiled(*args)
+            return
+        if self._skip is not None and self._skip():
             return
         clock = self._clock
         if clock is not None:
@@ -63,6 +68,7 @@ class Hook:
     def close(self) -> None:
         """Turn the hook into one that does nothing and references nothing."""
         self._body = self.compiled = ignore
+        self._skip = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
         return ignore

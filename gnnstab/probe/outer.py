@@ -48,8 +48,8 @@ class Outer:
 
     def attach(self, model: nn.Module) -> None:
         """Hook the model; to be called after its layers were hooked, since the model may be a layer itself."""
-        before = Hook("the model's forward", self._before, self._state.failsafe)
-        after = Hook("the model's output", self._after, self._state.failsafe)
+        before = Hook("the model's forward", self._before, self._state.failsafe, skip=self._state.foreign)
+        after = Hook("the model's output", self._after, self._state.failsafe, skip=self._state.foreign)
         self._hooks = [before, after]
         self._handles = [
             model.register_forward_pre_hook(before, with_kwargs=True, prepend=True),

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from threading import get_ident
 from types import TracebackType
 
 import torch
@@ -177,6 +178,7 @@ class Recorder:
 
         def end() -> None:
             nonlocal ended
+            self.state.thread = get_ident()
             if self.state.open:
                 ended = True
                 self._end(lr, scale, skipped, moves)

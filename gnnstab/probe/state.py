@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from threading import get_ident
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
@@ -50,12 +52,16 @@ class State:
         "recorded",
         "stage",
         "step",
+        "thread",
         "trail",
     )
 
     def __init__(self, clock: list[float] | None = None) -> None:
         self.clock = clock
         """See `Schedule.clock`."""
+
+        self.thread = get_ident()
+        """The thread that trains: the one that ended the last step, at first the one that made this."""
 
         self.failsafe = Failsafe()
         self.keys = Keys()
@@ -97,6 +103,13 @@ class State:
 
         self.trail: list[tuple[str, Endpoint, Endpoint]] | None = None
         """Input and output of every layer in the first training forward, to find the paths around them."""
+
+    def foreign(self) -> bool:
+        """True in another thread than the one that trains, whose calls are no part of the step.
+
+        Within a backward pass any thread is right: on a device it has threads of its own.
+        """
+        return get_ident() != self.thread and torch._C._current_graph_task_id() == -1
 
     def take(self) -> Totals:
         """Everything of the light tier since the last call, from eager and from compiled layers."""

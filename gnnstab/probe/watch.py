@@ -124,7 +124,7 @@ class Watch(ABC):
 
     def hook(self, what: str, body: Any, compiled: Any = ignore) -> Hook:
         """A guarded hook of this layer that ends with `detach`."""
-        hook = Hook(f"{what} of {self.name}", body, self.state.failsafe, compiled, self.state.clock)
+        hook = Hook(f"{what} of {self.name}", body, self.state.failsafe, compiled, self.state.clock, self.state.foreign)
         self._hooks.append(hook)
         return hook
 

@@ -250,7 +250,10 @@ def _exponent(points: Sequence[Point], signal: str, layer: str) -> Exponent | No
     degrees, values = _curve(points, signal, layer)
     if len(degrees) < 3 or not (values > 0).all():
         return None
-    fit = stats.linregress(np.log(degrees), np.log(values))
+    x, y = np.log(degrees), np.log(values)
+    if not np.ptp(y):
+        return Exponent(signal, layer, 0.0, (0.0, 0.0))
+    fit = stats.linregress(x, y)
     half = float(stats.t.ppf(0.975, len(degrees) - 2) * fit.stderr)
     return Exponent(signal, layer, float(fit.slope), (float(fit.slope) - half, float(fit.slope) + half))
 
@@ -283,10 +286,11 @@ def _limit(points: Sequence[Point], layer: str, what: str, signal: str, line: fl
     slope = (scaled[low + 1] - scaled[low]) / (x[low + 1] - x[low])
     if slope == 0 or not np.isfinite(slope) or (slope > 0) != rises:
         return Limit(what, layer, math.inf, True, "")
-    degree = math.exp(float(x[low] + (goal - scaled[low]) / slope))
-    if degree > 16 * degrees[-1]:
+    # Compared as logarithms: a nearly flat curve crosses the line beyond the largest float.
+    crossing = float(x[low] + (goal - scaled[low]) / slope)
+    if crossing > math.log(16 * degrees[-1]):
         return Limit(what, layer, math.inf, True, "")
-    return _said(what, layer, degree, not broken.any())
+    return _said(what, layer, math.exp(crossing), not broken.any())
 
 
 def _said(what: str, layer: str, degree: float, extrapolated: bool, *, at_most: bool = False) -> Limit:

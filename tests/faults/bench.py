@@ -14,8 +14,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,12 @@ from faults.splits import PAIRS, healthy, pair, single
 
 Row = dict[str, Any]
 Job = tuple[str, Callable[[], Row]]
+
+PAIR_EVERY = 4
+"""Pairs are drawn in every fourth round, and a quarter as many are wanted."""
+
+HEALTHY = 3
+"""Healthy networks wanted for every case of a cause: a rate of 1 % needs hundreds."""
 
 
 def to_row(kind: str, recipe: Recipe, outcome: Row) -> Row:
@@ -66,15 +74,33 @@ def pair_row(split: str, first: str, second: str, index: int) -> Row:
     return to_row("pair", faulty, judged(twin, faulty))
 
 
-def jobs(split: str, per_cause: int) -> Iterator[Job]:
-    """Everything to be trained, interleaved so that an interrupted run is balanced."""
-    for index in range(per_cause):
-        yield f"healthy {index}", lambda i=index: healthy_row(split, i)  # type: ignore[misc]
-        for injection in INJECTIONS:
-            yield f"{injection.cause} {index}", lambda c=injection.cause, i=index: single_row(split, c, i)  # type: ignore[misc]
-        if index % 4 == 0:
-            for a, b in PAIRS:
-                yield f"{a}+{b} {index}", lambda a=a, b=b, i=index: pair_row(split, a, b, i)  # type: ignore[misc]
+def drawn(split: str, index: int, wanted: Callable[[str], bool]) -> list[Job]:
+    """One round: two healthy networks, and a case of every cause (and pair) that is still wanted."""
+    found: list[Job] = [(f"healthy {i}", partial(healthy_row, split, i)) for i in (2 * index, 2 * index + 1)]
+    found += [(f"{i.cause} {index}", partial(single_row, split, i.cause, index)) for i in INJECTIONS]
+    if index % PAIR_EVERY == 0:
+        found += [(f"{a}+{b} {index}", partial(pair_row, split, a, b, index)) for a, b in PAIRS]
+    return [(name, work) for name, work in found if wanted(name.split()[0])]
+
+
+def truth(split: str, per_cause: int, rounds: int, out: Path, workers: int) -> None:
+    """Draw rounds until every cause has ``per_cause`` cases that did damage, appending each result as it comes."""
+    goals = {"healthy": HEALTHY * per_cause, **{i.cause: per_cause for i in INJECTIONS}}
+    goals |= {f"{a}+{b}": per_cause // PAIR_EVERY for a, b in PAIRS}
+    rows = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+    kept = Counter(row["job"].split()[0] for row in rows if row["took"])
+    done = {row["job"] for row in rows}
+    with out.open("a") as stream, joblib.Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1) as pool:
+        for index in range(rounds):
+            batch = [job for job in drawn(split, index, lambda kind: kept[kind] < goals[kind]) if job[0] not in done]
+            for row in pool(joblib.delayed(_one)(name, work) for name, work in batch):
+                kept[row["job"].split()[0]] += row["took"]
+                stream.write(json.dumps(row) + "\n")
+                stream.flush()
+            missing = [kind for kind, goal in goals.items() if kept[kind] < goal]
+            print(f"round {index + 1}: {len(missing)} kinds to go", file=sys.stderr, flush=True)
+            if not missing:
+                return
 
 
 def run_jobs(all_jobs: list[Job], out: Path, workers: int) -> None:
@@ -118,17 +144,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("phase", choices=("truth", "detect", "report"))
     parser.add_argument("--split", default="development", choices=("development", "held-out"))
-    parser.add_argument("--per-cause", type=int, default=100)
+    parser.add_argument("--per-cause", type=int, default=100, help="cases that did damage, of every cause and pair")
+    parser.add_argument("--rounds", type=int, default=400, help="give up on a cause after so many draws")
     parser.add_argument("--truth", type=Path)
     parser.add_argument("--said", type=Path)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()
     if options.phase == "truth":
-        run_jobs(list(jobs(options.split, options.per_cause)), options.out, options.jobs)
+        truth(options.split, options.per_cause, options.rounds, options.out, options.jobs)
     elif options.phase == "detect":
         kept = [r for r in map(json.loads, options.truth.read_text().splitlines()) if r["took"]]
-        run_jobs([(r["job"], lambda r=r: detect_row(r)) for r in kept], options.out, options.jobs)  # type: ignore[misc]
+        run_jobs([(r["job"], partial(detect_row, r)) for r in kept], options.out, options.jobs)
     else:
         from faults.tables import report
 

@@ -61,7 +61,7 @@ def by_absolute_thresholds(case: Case) -> set[str]:
     case.loss(model(**case.arguments()), None).backward()
     for handle in handles:
         handle.remove()
-    for conv, (x, output) in zip(model.convs, seen, strict=True):
+    for conv, (x, output) in zip(model.calls, seen, strict=True):
         with torch.no_grad():
             query, key = conv.lin_query(x), conv.lin_key(x)
             score = (query.abs().max() * key.abs().max()) / conv.out_channels**0.5

@@ -61,6 +61,23 @@ def geometric(n: int, degree: int, generator: Generator) -> Tensor:
     return _without_loops(torch.cdist(points, points) < radius)
 
 
+def small_world(n: int, degree: int, generator: Generator) -> Tensor:
+    """Watts–Strogatz: a ring of which a fifth of the edges starts somewhere else."""
+    source, target = ring(n, degree, generator)
+    moved = torch.rand(source.size(0), generator=generator) < 0.2
+    anywhere = torch.randint(n, source.shape, generator=generator)
+    edges = torch.stack([torch.where(moved, anywhere, source), target])
+    return edges[:, edges[0] != edges[1]].unique(dim=1)
+
+
+def communities(n: int, degree: int, generator: Generator) -> Tensor:
+    """Stochastic block model of three communities; nine of ten edges stay within one."""
+    block = torch.arange(n) * 3 // n
+    same = block[:, None] == block[None]
+    chance = torch.where(same, 0.9 * degree / (n / 3), 0.1 * degree / (2 * n / 3)).clamp(max=1)
+    return _without_loops(torch.rand(n, n, generator=generator) < chance)
+
+
 def _without_loops(adjacency: Tensor) -> Tensor:
     return adjacency.clone().fill_diagonal_(False).nonzero().t().contiguous()
 
@@ -80,4 +97,6 @@ GRAPHS: dict[str, Callable[[int, int, Generator], Tensor]] = {
     "preferential": preferential,
     "grid": grid,
     "geometric": geometric,
+    "small-world": small_world,
+    "communities": communities,
 }

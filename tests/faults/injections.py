@@ -42,7 +42,8 @@ def _crowd(recipe: Recipe) -> Recipe:
 
 
 def _shallow(recipe: Recipe) -> Recipe:
-    return recipe.but(structure="stack", layers=min(recipe.layers, 4), norm="", residual=0.0)
+    structure = "stack" if recipe.structure in ("pre-norm", "block") else recipe.structure
+    return recipe.but(structure=structure, layers=min(recipe.layers, 4), norm="", residual=0.0)
 
 
 INJECTIONS: tuple[Injection, ...] = (

@@ -20,6 +20,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "leaky_relu": nn.LeakyReLU,
     "gelu": nn.GELU,
     "elu": nn.ELU,
+    "silu": nn.SiLU,
 }
 
 
@@ -29,7 +30,8 @@ class Recipe:
 
     seed: int = 0
     structure: str = "stack"
-    """``stack``, ``pre-norm``, ``jumping`` (concatenated layer outputs), ``wide-heads`` (concat=True and a projection)."""
+    """``stack``, ``pre-norm``, ``jumping`` (concatenated layer outputs), ``wide-heads`` (concat=True and a projection),
+    ``block`` (pre-norm attention, then a pre-norm feed-forward part), ``shared`` (one convolution called in every layer)."""
 
     layers: int = 3
     width: int = 16
@@ -108,7 +110,8 @@ class Network(nn.Module):
         width, features = recipe.width, recipe.features + int(recipe.identifier)
         self.embed = Embedding(recipe.embedding, features, width) if recipe.embedding else nn.Linear(features, width)
         concat = recipe.structure == "wide-heads"
-        self.convs = nn.ModuleList(
+        shared = recipe.structure == "shared"
+        convs = [
             TransformerConv(
                 width,
                 width,
@@ -119,12 +122,18 @@ class Network(nn.Module):
                 edge_dim=recipe.edge_dim,
                 root_weight=recipe.root_weight,
             )
-            for _ in range(recipe.layers)
-        )
+            for _ in range(1 if shared else recipe.layers)
+        ]
+        self.convs = nn.ModuleList(convs)
+        self.calls = convs * recipe.layers if shared else convs
         self.project = nn.ModuleList(
             nn.Linear(width * recipe.heads, width) for _ in range(recipe.layers if concat else 0)
         )
-        before = recipe.structure == "pre-norm"
+        before = recipe.structure in ("pre-norm", "block")
+        self.forwards = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+            for _ in range(recipe.layers if recipe.structure == "block" else 0)
+        )
         self.norms = nn.ModuleList(self._norm() for _ in range(recipe.layers if before or recipe.norm else 0))
         self.activation = ACTIVATIONS[recipe.activation]()
         self.head = nn.Linear(width * (recipe.layers if recipe.structure == "jumping" else 1), 1)
@@ -138,8 +147,8 @@ class Network(nn.Module):
         recipe = self.recipe
         x = self.embed(x, edge_index) if recipe.embedding else self.embed(x)
         states = []
-        for i, conv in enumerate(self.convs):
-            if recipe.detach and i == len(self.convs) - 1:
+        for i, conv in enumerate(self.calls):
+            if recipe.detach and i == len(self.calls) - 1:
                 x = x.detach()
             x = self._layer(i, conv, x, edge_index, edge_attr, batch)
             states.append(x)
@@ -152,6 +161,9 @@ class Network(nn.Module):
         edges = (edge_index,) if recipe.edge_dim is None else (edge_index, edge_attr)
         if recipe.structure == "pre-norm":
             return x + self.activation(conv(self._normed(i, x, batch), *edges))
+        if self.forwards:
+            x = x + conv(self._normed(i, x, batch), *edges)
+            return x + self.forwards[i](x)
         out = conv(x, *edges)
         if self.project:
             out = self.project[i](out)

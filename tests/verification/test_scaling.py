@@ -71,6 +71,17 @@ def test_what_never_breaks_is_not_given_a_limit():
     assert "nothing breaks" in found.summary
 
 
+@pytest.mark.parametrize("drift", [0.0, 1e-9, -1e-9])
+def test_a_nearly_flat_curve_has_neither_a_limit_nor_an_undefined_exponent(drift):
+    points = [
+        Point(d, 10, "fp32", {"score.max_abs|c": 1 + drift * d, "attention.entropy|c": 0.9 - drift * d})
+        for d in (2.0, 4.0, 8.0)
+    ]
+    found = evaluate([*points, *(Point(p.degree, 10, "fp32", p.values | {"score.std|c": 1.0}) for p in points)])
+    assert found.limits and all(math.isinf(limit.degree) for limit in found.limits)
+    assert all(abs(v) < 1e-6 for e in found.exponents for v in (e.value, *e.interval))
+
+
 def test_scatter_widens_the_interval():
     values = (0.4, 1.2, 6.0, 30.0)
     points = [Point(d, 9, "fp32", {"score.std|c": v}) for d, v in zip((2.0, 4.0, 8.0, 16.0), values, strict=True)]

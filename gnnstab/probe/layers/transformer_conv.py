@@ -64,14 +64,15 @@ class TransformerConvWatch(Watch):
 
     def returned(self, message: Tensor) -> None:
         """Keep the weighted values of one call, in a step of the full tier."""
-        if self.state.full:
+        if self.state.full and not self.state.foreign():
             self._message = message
 
     def saw(self, seen: Seen) -> None:
         """Keep one softmax until the layer returns."""
         # A checkpointed segment that is run again in the backward stops as soon as it has what the gradients need: the
         # layer may then never return.
-        if torch._C._current_graph_task_id() == -1 or self._counts[3] == 0:
+        again = torch._C._current_graph_task_id() != -1 and self._counts[3] > 0
+        if not again and not self.state.foreign():
             self._seen.append(seen)
 
     def forget(self) -> None:
