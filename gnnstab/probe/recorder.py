@@ -141,14 +141,13 @@ class Recorder:
         """The configuration of every layer, in the order of first calls; layers not called yet come last."""
         fired, paths = self.state.fired, self._outer.paths
         ordered = sorted(self.watches, key=lambda watch: fired.get(watch.name, len(fired)))
-        found = [watch.facts(position) for position, watch in enumerate(ordered)]
-        return [replace(one, identity_path=paths.get(one.name)) for one in found]
+        found = [(watch.facts(position), watch.score_dtypes()) for position, watch in enumerate(ordered)]
+        return [replace(f, identity_path=paths.get(f.name), score_format=_format(seen)) for f, seen in found]
 
     @property
     def precision(self) -> str:
         """The coarsest number format that scores were seen in: ``fp16``, ``bf16`` or ``fp32``."""
-        seen = {dtype for watch in self.watches for dtype in watch.score_dtypes()}
-        return next((name for dtype, name in _COARSE.items() if dtype in seen), "fp32")
+        return _format({dtype for watch in self.watches for dtype in watch.score_dtypes()}) or "fp32"
 
     def loss(self, loss: Tensor | float) -> None:
         """Give the loss of the current step, or of the one that has just ended."""
@@ -293,3 +292,8 @@ class Recorder:
         self._note_unseen()
         self._all_facts()
         self.hand_over_failures()
+
+
+def _format(seen: set[torch.dtype]) -> str | None:
+    """The coarsest of the number formats seen; None for none."""
+    return next((name for dtype, name in _COARSE.items() if dtype in seen), "fp32" if seen else None)

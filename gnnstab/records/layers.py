@@ -63,3 +63,7 @@ class LayerFacts:
 
     source_file: str | None = None
     """Path:line of the class that holds the layer, where known."""
+
+    score_format: str | None = None
+    """Coarsest number format that the layer's own scores were computed in: ``fp16``, ``bf16``, ``fp32``; None when no
+    score was seen. A layer whose attention runs outside autocast differs from the rest of the run."""

@@ -21,7 +21,7 @@ class PrecisionHeadroom(Rule):
     """The logits are too large for the number format of the run.
 
     ## What it sees
-    u·max|s|, the rounding of the largest logit in the dtype of the run: at 0.1 a warning, at 1 an error. For fp16 also the
+    u·max|s|, the rounding of the largest logit in the number format of its layer: at 0.1 a warning, at 1 an error. For fp16 also the
     headroom: 65 504 over the largest q·k *before* the division by √C. In an fp32 run the fp16 headroom is information,
     given when it is small.
 
@@ -68,7 +68,8 @@ class PrecisionHeadroom(Rule):
             raise NotEvaluable(signals.why_missing("score.max_abs"))
         precision = str(signals.context.get("precision") or "fp32")
         for layer in signals.attention_layers:
-            yield from self._layer(signals, layer.name, precision)
+            # Attention that runs outside autocast is judged by its own format, not by that of the run.
+            yield from self._layer(signals, layer.name, layer.score_format or precision)
 
     def _layer(self, signals: Signals, layer: str, precision: str) -> Iterator[Finding]:
         headroom = smallest_of(signals, "precision.fp16_headroom", layer)

@@ -8,8 +8,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from gnnstab.records import SeriesKey, Signal, StepRow
+from gnnstab.records import SeriesKey, Signal
 from gnnstab.signals.window import Floats, Integers, latest
+
+PARAMETER_SITES = ("weight", "weight_grad", "update")
+"""What is recorded of every parameter."""
 
 SPIKE_WINDOW = 50
 """Steps of the running median."""
@@ -27,29 +30,27 @@ EARLY = 3
 """First measurements of the update that show the step's size before the weights have grown."""
 
 
-def step_signals(steps: Sequence[StepRow]) -> list[Signal]:
-    """Loss and gradient norm of a run; steps that a GradScaler skipped are left out."""
-    rows = [row for row in steps if not row.skipped]
-    signals = [*_loss(rows), *_norm(rows)]
-    return signals
+def step_signals(steps: NDArray[np.void]) -> list[Signal]:
+    """Loss and gradient norm of a run, ``steps`` of `gnnstab.trace.arrays.STEP_DTYPE`; skipped steps are left out."""
+    rows = steps[~steps["skipped"]]
+    return [*_loss(rows), *_norm(rows)]
 
 
-def _loss(rows: Sequence[StepRow]) -> list[Signal]:
-    known = [(row.step, row.loss) for row in rows if row.loss is not None and math.isfinite(row.loss)]
-    if not known:
+def _loss(rows: NDArray[np.void]) -> list[Signal]:
+    known = rows[np.isfinite(rows["loss"])]
+    if not len(known):
         return []
-    values = np.array([value for _, value in known])
+    values = known["loss"].astype(np.float64)
     smooth = running_median(values, 5)
     detail = {"start": float(np.median(values[:5])), "best": float(smooth.min()), "steps": len(known)}
-    return [Signal("loss", latest(values), None, None, known[-1][0], "training", detail)]
+    return [Signal("loss", latest(values), None, None, int(known["step"][-1]), "training", detail)]
 
 
-def _norm(rows: Sequence[StepRow]) -> list[Signal]:
-    known = [(row.step, row.grad_norm) for row in rows if row.grad_norm is not None and math.isfinite(row.grad_norm)]
-    if not known:
+def _norm(rows: NDArray[np.void]) -> list[Signal]:
+    known = rows[np.isfinite(rows["grad_norm"])]
+    if not len(known):
         return []
-    steps = np.array([step for step, _ in known], dtype=np.int64)
-    values = np.array([value for _, value in known], dtype=np.float64)
+    steps, values = known["step"].astype(np.int64), known["grad_norm"].astype(np.float64)
     norm = Signal("gradient.norm", latest(values), None, None, int(steps[-1]), "training")
     return [norm, *spikes(steps, values)]
 
@@ -94,7 +95,7 @@ def parameter_signals(
     """
     rows: dict[str, dict[str, NDArray[np.void]]] = {}
     for key, array in sites.items():
-        if key.site in ("weight", "weight_grad", "update"):
+        if key.site in PARAMETER_SITES:
             rows.setdefault(key.layer, {})[key.site] = array
     signals: list[Signal] = []
     for parameter, own in rows.items():

@@ -12,8 +12,9 @@ import numpy as np
 from gnnstab.records import SIGNALS, LayerFacts, SeriesKey, Signal, Signals
 from gnnstab.signals.gradients import gradient_signals
 from gnnstab.signals.measures import measured_signals
-from gnnstab.signals.optimisation import parameter_signals, step_signals
+from gnnstab.signals.optimisation import PARAMETER_SITES, parameter_signals, step_signals
 from gnnstab.signals.series import growth_signals, run_series
+from gnnstab.signals.window import LATEST_STEPS, MOST_POINTS, latest
 from gnnstab.trace import Trace
 
 TRAINED_STEPS = 200
@@ -40,11 +41,11 @@ def from_trace(trace: Trace) -> Signals:
     The trace's metadata may say ``source`` (``training``, ``batch`` or ``synthetic``), ``precision`` and ``trained``.
     Of a layer that ran in several modes one is judged, that of the update first; which one stands in the detail.
     """
-    meta, steps = trace.meta, trace.steps()
+    meta, steps = trace.meta, trace.step_arrays()
     layers = _with_norms(trace.layers(), meta.get("norms", ""))
     source = meta.get("source", "training")
     single = source != "training"
-    sites, measures = trace.sites(), trace.measures()
+    sites, measures = _sites(trace), trace.measures()
     values, undefined = measured_signals(measures, source, single=single)
     values += gradient_signals(sites, layers, source, single=single)
     values += parameter_signals(sites, [layer.name for layer in layers], source, single=single)
@@ -65,6 +66,11 @@ def from_trace(trace: Trace) -> Signals:
         missing=_missing(values, undefined),
         context=_context(trace, source, layers, len(steps)),
     )
+
+
+def _sites(trace: Trace) -> dict[SeriesKey, Any]:
+    """Layers in as many rows as a series can hold; parameters, which the full tier records now and then, in full."""
+    return {**trace.sites(points=MOST_POINTS), **trace.sites(site=PARAMETER_SITES)}
 
 
 def _with_norms(layers: tuple[LayerFacts, ...], norms: str) -> tuple[LayerFacts, ...]:
@@ -148,8 +154,6 @@ def _modes_apart(sites: Any, layers: Sequence[LayerFacts], source: str) -> list[
 
 
 def _rms(own: dict[SeriesKey, Any], modes: tuple[str, ...]) -> float | None:
-    from gnnstab.signals.window import LATEST_STEPS, latest
-
     for mode in modes:
         for key, rows in own.items():
             if key.mode == mode:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from gnnstab.records import LayerFacts, Measure, Series, SeriesKey, Signal, StepRow
+from gnnstab.records import LayerFacts, Measure, Series, SeriesKey, Signal
 from gnnstab.signals.measures import judged_modes, streams
 from gnnstab.signals.window import Floats, Integers, slope, thin
 
@@ -24,7 +24,7 @@ GROWTH_WINDOW = 200
 def run_series(
     sites: Mapping[SeriesKey, NDArray[np.void]],
     measures: Sequence[Measure],
-    steps: Sequence[StepRow],
+    steps: NDArray[np.void],
     layers: Sequence[LayerFacts],
 ) -> list[Series]:
     """Every series that a report draws or a trend is fitted to; layers that are no attention are left out."""
@@ -59,15 +59,13 @@ def growth_signals(series: Sequence[Series]) -> list[Signal]:
     return signals
 
 
-def _steps(steps: Sequence[StepRow]) -> list[Series]:
+def _steps(steps: NDArray[np.void]) -> list[Series]:
+    rows = steps[~steps["skipped"]]
     found = []
     for name, field in (("loss", "loss"), ("gradient.norm", "grad_norm")):
-        known = [
-            (row.step, getattr(row, field)) for row in steps if getattr(row, field) is not None and not row.skipped
-        ]
-        if known:
-            at, values = zip(*known, strict=True)
-            found.append(_series(name, None, np.array(at, dtype=np.int64), np.array(values, dtype=np.float64)))
+        known = rows[~np.isnan(rows[field])]
+        if len(known):
+            found.append(_series(name, None, known["step"].astype(np.int64), known[field].astype(np.float64)))
     return found
 
 

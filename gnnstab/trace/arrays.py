@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from gnnstab.errors import TraceError
 from gnnstab.trace.connection import Connection
+from gnnstab.trace.pooling import FACTOR, LEVELS
 
 SITE_DTYPE = np.dtype(
     [
@@ -39,12 +40,17 @@ STEP_DTYPE = np.dtype(
 """One row of `Trace.step_arrays`; what is not known is NaN."""
 
 
-def read_sites(connection: Connection, series: Collection[int] | None, rank: int) -> dict[int, NDArray[np.void]]:
-    """All statistics of these series (None: of all) by id, each an array of `SITE_DTYPE` in order of steps."""
+def read_sites(
+    connection: Connection, series: Collection[int] | None, rank: int, points: int | None = None
+) -> dict[int, NDArray[np.void]]:
+    """All statistics of these series (None: of all) by id, each an array of `SITE_DTYPE` in order of steps.
+
+    ``points``: see `Trace.sites`.
+    """
     chosen = "" if series is None else f" AND series IN ({', '.join(str(int(i)) for i in series)})"
     ids: list[NDArray[np.int64]] = []
     parts: list[NDArray[np.void]] = []
-    for level, since, until in connection.rows("SELECT level, since, until FROM resolution ORDER BY level DESC"):
+    for level, since, until in _resolutions(connection, points):
         query = (
             "SELECT series, step, span, minimum, maximum, rms, count, non_finite FROM statistic "
             f"WHERE level = ? AND step >= ? AND step < ?{chosen}"
@@ -56,6 +62,33 @@ def read_sites(connection: Connection, series: Collection[int] | None, rank: int
     if not parts:
         return {}
     return _split(np.concatenate(ids), np.concatenate(parts))
+
+
+def _resolutions(connection: Connection, points: int | None) -> list[tuple[int, int, int]]:
+    """(level, since, until) from the oldest steps to the latest."""
+    levels = connection.rows("SELECT level, since, until FROM resolution ORDER BY level DESC")
+    if points is None or any(not isinstance(value, int) for row in levels for value in row):
+        return [(level, since, until) for level, since, until in levels]
+    # One search of the primary key for each; min and max over all levels would read the whole table.
+    ends = [
+        connection.rows(f"SELECT step FROM statistic WHERE level = ? ORDER BY step {order} LIMIT 1", (level,))
+        for level, _, _ in levels
+        for order in ("ASC", "DESC")
+    ]
+    steps = [rows[0][0] for rows in ends if rows and isinstance(rows[0][0], int)]
+    first, last = min(steps, default=0), max(steps, default=0)
+    old = last + 1 - points - first
+    chosen = next((level for level in range(LEVELS) if old <= points * FACTOR**level), LEVELS - 1)
+    # Whole rows of the coarse level, so that no step is in two rows.
+    border = (last + 1 - points) // FACTOR**chosen * FACTOR**chosen
+    return [
+        (
+            level,
+            since if level >= chosen else max(since, border),
+            until if level != chosen else max(until, border),
+        )
+        for level, since, until in levels
+    ]
 
 
 def _structured(

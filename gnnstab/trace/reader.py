@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import cached_property, partial
 from types import TracebackType
 from typing import Any, TypeVar
@@ -118,14 +118,36 @@ class Trace:
         return dict(enumerate(distinct, start=1))
 
     def sites(
-        self, layer: str | None = None, site: str | None = None, mode: str | None = None, call: int | None = None
+        self,
+        layer: str | None = None,
+        site: str | Collection[str] | None = None,
+        mode: str | None = None,
+        call: int | None = None,
+        *,
+        points: int | None = None,
     ) -> dict[SeriesKey, NDArray[np.void]]:
-        """Site statistics of the matching series, each an array of `SITE_DTYPE` in order of steps (then ranks)."""
+        """Site statistics of the matching series, each an array of `SITE_DTYPE` in order of steps (then ranks).
+
+        Args:
+            layer: Name of a layer, or of a parameter.
+            site: One site or several.
+            mode: One mode.
+            call: One call within the forward, from 0.
+            points: Read the latest ``points`` steps in full, and those before in at most about as many rows of pooled
+                steps (extremes of extremes, RMS over all entries): much faster for a long run.
+        """
+        sites = (site,) if isinstance(site, str) else site
         found: dict[SeriesKey, list[NDArray[np.void]]] = {}
         for part, keys in zip(self._parts, self._keys, strict=True):
-            wanted = (layer, mode, call, site)
-            chosen = {i: k for i, k in keys.items() if all(w is None or w == v for w, v in zip(wanted, k, strict=True))}
-            arrays = read_sites(part.connection, None if len(chosen) == len(keys) else chosen, part.rank)
+            chosen = {
+                i: key
+                for i, key in keys.items()
+                if (layer is None or key.layer == layer)
+                and (sites is None or key.site in sites)
+                and (mode is None or key.mode == mode)
+                and (call is None or key.call == call)
+            }
+            arrays = read_sites(part.connection, None if len(chosen) == len(keys) else chosen, part.rank, points)
             for i, key in chosen.items():
                 if i in arrays:
                     found.setdefault(key, []).append(arrays[i])

@@ -54,13 +54,21 @@ class Goal:
             return float(sum(event.kind == "non-finite" for event in signals.events) + broken)
         found = [s.value for s in signals.find(self.signal, layer=self.layer, head=None)]
         found = found or [s.value for s in signals.find(self.signal, layer=self.layer)]
-        if not found:
+        if not found or any(math.isnan(v) for v in found):
             return math.nan
-        if any(math.isnan(v) for v in found):
-            return math.nan
+        if self.signal == "precision.fp16_headroom":
+            found = [v * self._widened(signals) for v in found]
         if self.signal in HEALTHY:
             return max(found, key=lambda v: abs(math.log(v)) if 0 < v < math.inf else math.inf)
         return min(found) if self.rises else max(found)
+
+    def _widened(self, signals: Signals) -> float:
+        """Largest number of the format that the layer computes its scores in, over that of fp16.
+
+        A layer whose attention was taken out of autocast has the same scores, and room for them.
+        """
+        formats = {layer.score_format for layer in signals.layers if self.layer in (None, layer.name)}
+        return 1.0 if formats & {"fp16", None} else float(np.finfo(np.float32).max) / 65504.0
 
     def crossed(self, value: float) -> bool:
         """True when the value lies on the healthy side with margin."""

@@ -190,7 +190,7 @@ def test_a_long_series_is_thinned_and_keeps_its_peak() -> None:
     series = from_trace(written(extremes={SeriesKey("a", "train", 0, "score"): points})).over_steps("score.max_abs")[0]
     assert len(series.steps) == 1000
     assert series.values.max() == 1e6
-    assert series.steps[series.values.argmax()] == 3333
+    assert 3333 - 8 < series.steps[series.values.argmax()] <= 3333, "the old steps are read eight at a time"
 
 
 def test_train_and_eval_outputs_apart() -> None:

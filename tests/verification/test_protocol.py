@@ -104,6 +104,18 @@ def test_fp16_overflow_is_cured_by_fp32_attention_in_the_layer_that_overflows_an
     assert elsewhere.verdict == "no-effect"
 
 
+def test_headroom_is_judged_in_the_number_format_of_the_layer():
+    model, batch = load_actor("agents7_lr7e-2_amp16_nan_crash"), sample_batch()
+    found = [f for f in observe(model, batch, precision="fp16").findings if f.code == "GS501"]
+    finding = next(f for f in found if f.layer == "gnn.gnn2.1")
+    fixes = ["fp32-attention", ("fp32-attention", {"only": ["gnn.gnn2.1"]}), "residual:weight=0.1"]
+    options = {"batch": batch, "precision": "fp16", "seeds": 1, "steps": 2, "finding": finding}
+    everywhere, there, nothing = gnnstab.verify(model, fixes, **options)
+    assert (everywhere.signal, everywhere.layer) == (finding.signal, "gnn.gnn2.1")
+    assert [v.verdict for v in (everywhere, there)] == ["confirmed", "confirmed"]
+    assert nothing.verdict != "confirmed"
+
+
 def test_a_healthy_model_has_nothing_to_cure():
     (verdict,) = gnnstab.verify(Stack(2, 8), "beta", batch=random_batch(16, 4, 8), seeds=1, steps=1)
     assert verdict.verdict == "no-effect"
