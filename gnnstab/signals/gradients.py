@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gnnstab.records import LayerFacts, SeriesKey, Signal
 from gnnstab.signals.window import LATEST_STEPS, latest
 
-Sites = Mapping[SeriesKey, NDArray[np.void]]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Sites: TypeAlias = "Mapping[SeriesKey, NDArray[np.void]]"
 
 _NAMES = {"grad_input": "gradient.input_rms", "grad_output": "gradient.output_rms"}
 

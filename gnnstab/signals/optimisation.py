@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gnnstab.records import SeriesKey, Signal
-from gnnstab.signals.window import Floats, Integers, latest
+from gnnstab.signals.window import Floats, Integers, latest, median
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 PARAMETER_SITES = ("weight", "weight_grad", "update")
 """What is recorded of every parameter."""
@@ -42,7 +45,7 @@ def _loss(rows: NDArray[np.void]) -> list[Signal]:
         return []
     values = known["loss"].astype(np.float64)
     smooth = running_median(values, 5)
-    detail = {"start": float(np.median(values[:5])), "best": float(smooth.min()), "steps": len(known)}
+    detail = {"start": float(median(values[:5])), "best": float(smooth.min()), "steps": len(known)}
     return [Signal("loss", latest(values), None, None, int(known["step"][-1]), "training", detail)]
 
 
@@ -71,18 +74,18 @@ def spikes(steps: Integers, values: Floats) -> list[Signal]:
     above = np.flatnonzero(ratios > SPIKE)
     separate = 1 + int((np.diff(above) > RECOVERY).sum()) if len(above) else 0
     after = values[worst + 1 : worst + 1 + RECOVERY]
-    before = float(np.median(values[max(0, worst - SPIKE_WINDOW) : worst]))
-    recovered = len(after) < RECOVERY // 2 or float(np.median(after)) <= 3 * before
+    before = float(median(values[max(0, worst - SPIKE_WINDOW) : worst]))
+    recovered = len(after) < RECOVERY // 2 or float(median(after)) <= 3 * before
     detail = {"count": separate, "recovered": recovered}
     return [Signal("gradient.spike", float(ratios[worst]), None, None, int(steps[worst]), "training", detail)]
 
 
 def running_median(values: Floats, width: int) -> Floats:
     """Median over the last ``width`` values at every point; over fewer at the first ``width - 1`` points."""
-    start = [float(np.median(values[: i + 1])) for i in range(min(width - 1, len(values)))]
+    start = [float(median(values[: i + 1])) for i in range(min(width - 1, len(values)))]
     if len(values) < width:
         return np.array(start)
-    medians: Floats = np.median(np.lib.stride_tricks.sliding_window_view(values, width), axis=1)
+    medians: Floats = median(np.lib.stride_tricks.sliding_window_view(values, width))
     return np.concatenate([start, medians])
 
 

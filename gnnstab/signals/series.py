@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gnnstab.records import LayerFacts, Measure, Series, SeriesKey, Signal
 from gnnstab.signals.measures import judged_modes, streams
 from gnnstab.signals.window import Floats, Integers, slope, thin
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _LIGHT = {"input": "input.rms", "output": "output.rms", "grad_input": "gradient.input_rms"}
 _FULL = ("attention.entropy", "attention.one_hot_share", "smoothness.relative", "channels.dead_share")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gnnstab.errors import TraceError
 from gnnstab.trace.connection import Connection
 from gnnstab.trace.pooling import FACTOR, LEVELS
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 SITE_DTYPE = np.dtype(
     [

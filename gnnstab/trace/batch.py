@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
-SiteRows = Sequence[tuple[float, float, float, int, int]] | NDArray[np.float64]
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+SiteRows: TypeAlias = "Sequence[tuple[float, float, float, int, int]] | NDArray[np.float64]"
 """Per series: minimum, maximum, rms, count, non_finite; a sequence of tuples or an array of shape (K, 5)."""
 
 SiteItem = tuple[int, Sequence[int], SiteRows]

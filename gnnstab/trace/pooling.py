@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import chain
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gnnstab.trace.batch import SiteItem
 from gnnstab.trace.codec import whole
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 FACTOR = 8
 """Steps of one level that make one row of the next: a seventh more rows in all, and three levels span 512 steps."""

@@ -7,10 +7,9 @@ import sqlite3
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import cached_property, partial
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gnnstab.errors import TraceError
 from gnnstab.records import Blind, Event, LayerFacts, Measure, SeriesKey, StepRow
@@ -18,6 +17,9 @@ from gnnstab.trace import codec
 from gnnstab.trace.arrays import join_ranks, read_sites, read_steps
 from gnnstab.trace.connection import Connection
 from gnnstab.trace.locate import Part, open_parts
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 T = TypeVar("T")
 Row = tuple[Any, ...]
@@ -147,6 +149,8 @@ class Trace:
                 and (mode is None or key.mode == mode)
                 and (call is None or key.call == call)
             }
+            if not chosen:
+                continue
             arrays = read_sites(part.connection, None if len(chosen) == len(keys) else chosen, part.rank, points)
             for i, key in chosen.items():
                 if i in arrays:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable, Sequence
 from itertools import chain
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gnnstab.trace.batch import Batch, Columns, SiteItem
 from gnnstab.trace.pooling import LEVELS, coarser, gather
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 VARIABLES = 32_000 if sqlite3.sqlite_version_info >= (3, 32) else 960
 """Parameters per statement, below SQLite's own limits of 32 766 and 999."""

@@ -2,14 +2,16 @@
 
     python tests/benchmarks/check_startup.py [--steps 10000] [--rounds 7]
 
-The two are run in turn, each in a process of its own; printed are the fastest of each, the difference and the ratio. The goal
-is less than 0.5 s more than `python -c "import click, rich"`, and no torch in the process.
+The two are run in turn, each in a process of its own; printed are the fastest of each, the difference and the ratio. Modules
+are compiled once before, as an installed package is. The goal is less than 0.5 s more than `python -c "import click, rich"`,
+and no torch in the process.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -72,10 +74,16 @@ def write(path: Path, steps: int) -> None:
                 writer.flush()
 
 
-def seconds(command: list[str]) -> float:
+def compiled(folder: str) -> dict[str, str]:
+    """The environment of a process that keeps its compiled modules in ``folder``."""
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**kept, "PYTHONPYCACHEPREFIX": folder}
+
+
+def seconds(command: list[str], environment: dict[str, str]) -> float:
     """Wall-clock seconds of one process."""
     begin = time.perf_counter()
-    subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
+    subprocess.run(command, stdout=subprocess.DEVNULL, check=False, env=environment)
     return time.perf_counter() - begin
 
 
@@ -89,14 +97,17 @@ def main() -> None:
         path = Path(folder) / "run.gnnstab"
         write(path, arguments.steps)
         subprocess.run([sys.executable, "-c", WITHOUT_TORCH, str(path)], stdout=subprocess.DEVNULL, check=True)
-        rounds = [(seconds(EMPTY), seconds([*CHECK, str(path)])) for _ in range(arguments.rounds)]
-    empty, check = (min(column) for column in zip(*rounds, strict=True))
+        check, environment = [*CHECK, str(path)], compiled(f"{folder}/compiled")
+        for command in (EMPTY, check):
+            seconds(command, environment)
+        rounds = [(seconds(EMPTY, environment), seconds(check, environment)) for _ in range(arguments.rounds)]
+    empty_s, check_s = (min(column) for column in zip(*rounds, strict=True))
     result = {
         "steps": arguments.steps,
-        "empty_s": empty,
-        "check_s": check,
-        "more_s": check - empty,
-        "ratio": check / empty,
+        "empty_s": empty_s,
+        "check_s": check_s,
+        "more_s": check_s - empty_s,
+        "ratio": check_s / empty_s,
     }
     print(json.dumps({key: round(value, 3) for key, value in result.items()}))
 
