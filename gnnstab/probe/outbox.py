@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple, Protocol
@@ -104,7 +105,11 @@ class Outbox:
         for item in queued:
             value = item.value.detach().double().cpu()
             numbers = [(-1, float(value))] if item.head == -1 else list(enumerate(value.tolist()))
-            rows += [Measure(step, item.layer, item.mode, item.call, item.name, head, v) for head, v in numbers]
+            details = [""] * len(numbers) if item.spread is None else [_histogram(one) for one in item.spread.tolist()]
+            rows += [
+                Measure(step, item.layer, item.mode, item.call, item.name, head, v, detail)
+                for (head, v), detail in zip(numbers, details, strict=True)
+            ]
         if rows:
             self._writer.measures(rows)
 
@@ -140,3 +145,11 @@ class Outbox:
             np.array(activation, dtype=np.int64),
             np.array(weight, dtype=np.int64),
         )
+
+
+def _histogram(spread: list[float]) -> str:
+    """The detail of a head's spread of scores; ``""`` where its range is empty or not finite."""
+    low, high, *counts = spread
+    if not -math.inf < low < high < math.inf:
+        return ""
+    return json.dumps({"histogram": {"low": low, "high": high, "counts": [int(c) for c in counts]}})

@@ -29,6 +29,8 @@ class Queued(NamedTuple):
     """-1 for the aggregate, -2 for a tensor (H,) with one entry per head."""
 
     value: Tensor
+    spread: Tensor | None = None
+    """See `gnnstab.probe.statistics.Measured`."""
 
 
 class State:
@@ -149,7 +151,7 @@ class State:
             if value.total is not None:
                 self.measures.append(Queued(layer, mode, call, name, -1, value.total))
             if value.per_head is not None:
-                self.measures.append(Queued(layer, mode, call, name, -2, value.per_head))
+                self.measures.append(Queued(layer, mode, call, name, -2, value.per_head, value.spread))
 
     def _refuse(self, slot: int, reason: str) -> None:
         key = self.keys.all[slot]

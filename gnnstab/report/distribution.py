@@ -57,19 +57,29 @@ def distribution(signals: list[Signal], head: int | None) -> Distribution | None
 
 
 def _histogram(raw: object) -> tuple[Array, Array]:
-    """Read ``{"edges": (n + 1), "counts": (n)}``; anything else, or anything not finite, is no histogram."""
+    """Read ``{"low": …, "high": …, "counts": (n)}``, bins of one width, or ``{"edges": (n + 1), "counts": (n)}``.
+
+    Anything else, or anything not finite, is no histogram.
+    """
     empty = np.empty(0)
     if not isinstance(raw, Mapping):
         return empty, empty
     try:
-        edges = np.asarray(raw.get("edges", ()), dtype=np.float64)
         counts = np.asarray(raw.get("counts", ()), dtype=np.float64)
-    except (TypeError, ValueError):
+        edges = np.asarray(_edges(raw, len(counts)), dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
         return empty, empty
     sound = edges.ndim == counts.ndim == 1 and len(counts) and len(edges) == len(counts) + 1
     if not sound or not (np.isfinite(edges).all() and np.isfinite(counts).all() and edges[-1] > edges[0]):
         return empty, empty
     return edges, counts
+
+
+def _edges(raw: Mapping[Any, Any], bins: int) -> Any:
+    if "low" in raw and "high" in raw:
+        with np.errstate(all="ignore"):  # a range wider than the largest number becomes Inf and is refused
+            return np.linspace(float(raw["low"]), float(raw["high"]), bins + 1)
+    return raw.get("edges", ())
 
 
 def _quantiles(raw: object) -> tuple[tuple[float, float], ...]:

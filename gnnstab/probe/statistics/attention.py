@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gnnstab.probe.statistics.groups import group_sum
+from gnnstab.probe.statistics.histogram import spread
 from gnnstab.probe.statistics.numbers import Measured, extremes, fine, highest, largest, lowest, mean_where, undefined
 
 ONE_HOT = 0.1
@@ -26,7 +27,7 @@ def score_measures(score: Tensor, index: Tensor, degree: Tensor) -> dict[str, Me
         "score.min": Measured(lowest(low), low),
         "score.max": Measured(highest(high), high),
         "score.max_abs": Measured(highest(largest(low, high)), largest(low, high)),
-        "score.std": _deviation(values),
+        "score.std": _deviation(values)._replace(spread=spread(values, low, high)),
         "score.within_std": Measured(within.mean().sqrt(), within.sqrt()),
         "score.rho": Measured(within.mean() / (2 * logs), within / (2 * logs)),
     }

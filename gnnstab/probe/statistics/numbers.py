@@ -28,6 +28,9 @@ class Measured(NamedTuple):
     per_head: Tensor | None = None
     """(H,) for the signals that exist per head."""
 
+    spread: Tensor | None = None
+    """(H, 2 + bins) smallest, largest and histogram of what ``per_head`` sums up, where it is kept."""
+
 
 def quiet(function: Callable[P, R]) -> Callable[P, R]:
     """Run a measurement without autograd; its casts are explicit, so autocast must not reach it either."""
