@@ -140,6 +140,10 @@ class Monitor:
 
         return diagnose_trace(self.trace, **options)
 
+    def _repr_html_(self) -> str:
+        """The page of what was recorded so far, for notebooks."""
+        return self.diagnose()._repr_html_()
+
     @property
     def trace(self) -> Trace:
         """What was recorded so far, as a snapshot."""

@@ -184,6 +184,17 @@ def test_a_model_without_any_layer_of_interest_is_never_green() -> None:
     assert monitor.diagnose().exit_code() == 3
 
 
+def test_in_a_notebook_a_monitor_shows_what_it_has_recorded_so_far() -> None:
+    model, args = Stack(), graph()
+    monitor = gnnstab.Monitor(model, on_finding="ignore")
+    assert "srcdoc" in monitor._repr_html_()
+    with monitor:
+        scalar(model(*args)).backward()
+        monitor.step()
+        assert monitor._repr_html_() == monitor.diagnose()._repr_html_()
+        assert "convs.0" in monitor._repr_html_()
+
+
 def test_every_step_schedule_and_nested_monitors() -> None:
     model, args = CASES[0].make()
     with gnnstab.Monitor(model, schedule="every step") as outer, gnnstab.Monitor(model, schedule=2) as inner:
