@@ -125,7 +125,8 @@ class AttentionExplosion(Rule):
             else f"{state.unit_entropy:.2f} at an input of RMS 1"
         )
         return self.finding(
-            f"{state.layer}: attention entropy is {state.entropy.value:.2f} of ln(in-degree){_share(state)}, {told}: the query and "
+            f"{state.layer}: attention entropy is {state.entropy.value:.2f} of ln(in-degree){state.worst_head_words}{_share(state)}, "
+            f"{told}: the query and "
             "key weights saturate it. Scale the query weights of the worst heads down, or normalise queries and keys.",
             severity="error" if severe else "warning",
             limit=limit,
@@ -139,9 +140,11 @@ class AttentionExplosion(Rule):
             return None
         real = state is not None and not state.synthetic
         if real and state is not None:
-            unlearned = self._unlearned(signals, layer, state, found)
-            if unlearned is not None or not state.crosses(self.warn_entropy, self.one_hot_share):
-                return unlearned
+            unlearned = self.unlearned(signals, layer, state)
+            if unlearned is not None:
+                return self._put_there(layer, state, unlearned)
+            if not state.crosses(self.warn_entropy, self.one_hot_share):
+                return None
         degree = degree_of(signals, layer.name) or ASSUMED_DEGREE
         worst = largest(found)
         if not real:
@@ -150,21 +153,30 @@ class AttentionExplosion(Rule):
                 return self._spread(worst, limit, degree)
         return self._sharpened(signals, layer, found, degree, real)
 
-    def _unlearned(self, signals: Signals, layer: LayerFacts, state: Attention, found: list[Signal]) -> Finding | None:
-        """Query and key weights that are large, independent of each other, and out of proportion to the values."""
+    def unlearned(self, signals: Signals, layer: LayerFacts, state: Attention) -> Signal | None:
+        """The widest logit spread of a head whose query and key are large, independent, and out of proportion to the values.
+
+        None where training may have made them so, or where neither the batch nor an input of RMS 1 is saturated.
+        """
+        found = per_head(signals, "logit.frobenius", layer.name)
+        if not found:
+            return None
         aligned = {s.head: s.value for s in signals.find("logit.alignment", layer=layer.name)}
         worst = largest(found)
         learned = aligned.get(worst.head, math.inf) > self._alignment_limit(layer)
         saturates = state.made_by_weights(self.warn_entropy) or state.crosses(self.warn_entropy, self.one_hot_share)
         if learned or not saturates or worst.value <= self.free_frobenius or self._same_gain(signals, layer, worst):
             return None
+        return worst
+
+    def _put_there(self, layer: LayerFacts, state: Attention, worst: Signal) -> Finding:
         unit = "unknown" if state.unit_entropy is None else f"{state.unit_entropy:.2f}"
         return self.finding(
             f"{layer.name}: the query and key weights of head {worst.head} spread the logits of one target by {worst.value:.2g} at "
             f"an input of RMS 1 (limit {self.free_frobenius:g}) and agree no more than independent weights do, so that training has "
-            f"not made them so. Entropy of ln(in-degree): {unit} at RMS 1, {state.entropy.value:.2f} on this batch. Scale the query "
-            "weights down, or normalise queries and keys.",
-            severity="warning",
+            f"not made them so. Entropy of ln(in-degree): {unit} at RMS 1, {state.entropy.value:.2f} on this batch"
+            f"{state.worst_head_words}. Scale the query weights down, or normalise queries and keys.",
+            severity="error" if state.entropy.value < self.error_entropy else "warning",
             limit=self.free_frobenius,
             signal=worst,
             confidence="medium",

@@ -19,7 +19,8 @@ class AttentionSaturatedByInput(Rule):
 
     ## What it sees
     Attention entropy Ĥ below .35 of ln(in-degree), or more than a quarter of the node-heads with Ĥ < 0.1, on the batch;
-    and a healthy Ĥ when the same layer sees the same input scaled to RMS 1.
+    and a healthy Ĥ when the same layer sees the same input scaled to RMS 1. Silent where query and key weights are out of
+    all proportion, which is GS301: at an input of moderate size both are needed to saturate, and the weights are the odd ones.
 
     ## Why it is unstable
     Logits are a product of two projections of the input, so they grow with the *square* of its scale: measured, features
@@ -76,7 +77,11 @@ class AttentionSaturatedByInput(Rule):
         states = [state for state in attention(signals, min_degree=self.min_degree) if not state.synthetic]
         if not states:
             raise NotEvaluable(f"the scale of the layers' inputs needs data: {signals.why_missing('input.rms')}")
+        weights = AttentionExplosion()
         for state in states:
+            layer = signals.layer(state.layer)
+            if layer is not None and weights.unlearned(signals, layer, state) is not None:
+                continue
             driven = state.driven_by_input(self.warn_entropy, self.one_hot_share, self.fresh_factor)
             if driven and state.made_by_weights(self.warn_entropy) is False:
                 yield self._finding(signals, state)
@@ -89,7 +94,7 @@ class AttentionSaturatedByInput(Rule):
         share = "" if state.one_hot is None else f", {percent(state.one_hot.value)} of node-heads are one-hot"
         degree = "" if state.degree is None else f" at median in-degree {state.degree:g}"
         return self.finding(
-            f"{state.layer}: attention entropy is {state.entropy.value:.2f} of ln(in-degree){share}{degree}, but "
+            f"{state.layer}: attention entropy is {state.entropy.value:.2f} of ln(in-degree){state.worst_head_words}{share}{degree}, but "
             f"{state.unit_entropy:.2f} at an input of RMS 1: the scale of its input{scale} saturates it, not its weights. "
             "Find what makes the input large, or put a LayerNorm before the layer.",
             severity="error" if severe else "warning",

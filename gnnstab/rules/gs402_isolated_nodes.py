@@ -16,7 +16,8 @@ class IsolatedNodes(Rule):
     """Nodes without incoming edges get no message.
 
     ## What it sees
-    The share of nodes of in-degree 0. Above 5 % a warning; with `root_weight=False` in a layer any share is an error.
+    The share of nodes of in-degree 0. With `root_weight=False` in a layer any share is an error; with the linear skip a share
+    above 5 % is information, since such nodes keep a path that trains.
 
     ## Why it is unstable
     Such a node's output is `lin_skip(x)` and nothing else; with the beta gate about half of that (measured ×.51). With
@@ -30,8 +31,9 @@ class IsolatedNodes(Rule):
     `root_weight=True` (the default), or self-loops: `torch_geometric.utils.add_self_loops`.
 
     ## When it is wrong
-    In dynamic graphs a node may be alone for a while, and leaves of a directed tree always are. The real actors of the
-    project's tests have 0.5 % and 0.7 % and are healthy.
+    In dynamic graphs a node may be alone for a while, and half of the nodes of a directed tree always are. The real actors of
+    the project's tests have 0.5 % and 0.7 % and are healthy. In the fault benchmark, networks with a linear skip trained as
+    well with 5 to 20 % isolated nodes as without, which is why that is no warning.
 
     ## References
     PyTorch Geometric, documentation of `TransformerConv`. Measured: empty edge lists and isolated nodes, beta on and off.
@@ -46,7 +48,7 @@ class IsolatedNodes(Rule):
     share: float = threshold(0.05, unit="share of nodes", source="heuristic: ten times the share in healthy real data")
 
     def check(self, signals: Signals) -> Iterator[Finding]:
-        """Error where the output of such nodes is exactly 0, warning above ``share``."""
+        """Error where the output of such nodes is exactly 0, information above ``share``."""
         worst = largest(need_measured(signals, "degree.isolated_share"))
         bare = [layer.name for layer in signals.attention_layers if layer.root_weight is False]
         if worst.value > 0 and bare:
@@ -61,7 +63,7 @@ class IsolatedNodes(Rule):
             yield self.finding(
                 f"{percent(worst.value)} of the nodes have no incoming edge (limit {percent(self.share)}): attention never reaches "
                 "them, their output is the linear skip alone. Add self-loops if that is not intended.",
-                severity="warning",
+                severity="info",
                 limit=self.share,
                 signal=worst,
             )

@@ -101,7 +101,9 @@ class Attention:
     degree: float | None
     """Median in-degree, None when unknown."""
 
-    worst_head: int | None
+    worst_head: Signal | None
+    """Ĥ of the most concentrated head, None where heads were not told apart."""
+
     fresh: bool = False
     """True for weights as initialised: saturation that training can still undo."""
 
@@ -109,6 +111,12 @@ class Attention:
     def synthetic(self) -> bool:
         """True when no data of the user was involved."""
         return self.entropy.source == "synthetic"
+
+    @property
+    def worst_head_words(self) -> str:
+        """`` (.08 in head 1)`` for a message; empty where heads were not told apart."""
+        worst = self.worst_head
+        return "" if worst is None else f" ({worst.value:.2f} in head {worst.head})"
 
     def crosses(self, entropy: float, one_hot: float) -> bool:
         """True when Ĥ lies below ``entropy`` or the one-hot share above ``one_hot``."""
@@ -169,7 +177,7 @@ def _attention_of(signals: Signals, layer: str, entropy: Signal, degree: float |
         if unit is not None and math.isfinite(unit.value)
         else _unit_entropy(signals, layer, degree),
         degree=degree,
-        worst_head=smallest(heads).head if heads else None,
+        worst_head=smallest(heads) if len(heads) > 1 else None,
         fresh=fresh(signals),
     )
 
