@@ -7,6 +7,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
+from torch import nn
 
 from gnnstab.probe.failsafe import Failsafe
 
@@ -78,6 +79,35 @@ class Hook:
 
     def __reduce__(self) -> str | tuple[Any, ...]:
         return _ignore, ()
+
+
+class Placed:
+    """A forward hook that can be taken off its module and put back, at the price of one dictionary operation.
+
+    Taken off, it costs nothing: a module without hooks is called on torch's short way.
+    """
+
+    __slots__ = ("_handle", "_hook", "_table")
+
+    def __init__(self, module: nn.Module, hook: Hook, *, with_kwargs: bool = False) -> None:
+        self._hook = hook
+        self._table = module._forward_hooks
+        self._handle = module.register_forward_hook(hook, with_kwargs=with_kwargs)
+
+    def pause(self) -> None:
+        """Take the hook off.
+
+        The mark that it takes keyword arguments stays: another thread may be on its way to call it.
+        """
+        self._table.pop(self._handle.id, None)
+
+    def resume(self) -> None:
+        """Put the hook back, as the last of its module."""
+        self._table[self._handle.id] = self._hook
+
+    def remove(self) -> None:
+        """Take the hook off for good."""
+        self._handle.remove()
 
 
 def _ignore() -> Callable[..., None]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gnnstab.probe.gradients import GradientHook
-from gnnstab.probe.hooks import Hook, ignore
+from gnnstab.probe.hooks import Hook, Placed, ignore
 from gnnstab.probe.identity import node_of
 from gnnstab.probe.keys import CALLS, MODES
 from gnnstab.probe.state import State
@@ -76,24 +76,34 @@ class Watch(ABC):
         self._plans: dict[tuple[int, int], Plan] = {}
         self._epoch = -1
         self._counts = [0, 0, 0, 0]
-        self._handles: list[Any] = []
+        self._placed: list[Placed] = []
         self._hooks: list[Hook] = []
 
     def attach(self) -> None:
         """Begin to record."""
         hook = self.hook("the forward hook", self._after, self._compiled_after)
-        self._handles.append(self.module.register_forward_hook(hook, with_kwargs=True))
+        self._placed.append(Placed(self.module, hook, with_kwargs=True))
+
+    def pause(self) -> None:
+        """Take the hooks off until `resume`, so that the layer runs as if nobody looked."""
+        for placed in self._placed:
+            placed.pause()
+
+    def resume(self) -> None:
+        """Put back what `pause` took off."""
+        for placed in self._placed:
+            placed.resume()
 
     def detach(self) -> None:
         """Leave the layer as it was found."""
-        for handle in self._handles:
-            handle.remove()
+        for placed in self._placed:
+            placed.remove()
         for hook in self._hooks:
             hook.close()
         for plan in self._plans.values():
             plan.grad_output.close()
             plan.grad_input.close()
-        self._handles.clear()
+        self._placed.clear()
         self._hooks.clear()
 
     @abstractmethod

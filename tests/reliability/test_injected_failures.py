@@ -36,7 +36,6 @@ GUARDS = (
     "probe.boundary:_after_step",
     "probe.layers.tap:Tap.__call__",
     "probe.layers.tap:Tap._notice",
-    "probe.layers.tap:_Globals.__missing__",
     # What carries a failure into the trace, and what is called when nothing more can be carried.
     "trace.codec:_detail",
     "trace.codec:event_to_columns",

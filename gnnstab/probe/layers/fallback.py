@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from gnnstab.probe.hooks import Placed
 from gnnstab.probe.state import State
 from gnnstab.probe.statistics import activation_measures, aggregation_measures
 from gnnstab.probe.watch import Plan, Watch
@@ -27,7 +28,7 @@ class FallbackWatch(Watch):
         aggregation = getattr(self.module, "aggr_module", None)
         if self._sums and isinstance(aggregation, nn.Module):
             hook = self.hook("the aggregation", self._after_aggregation)
-            self._handles.append(aggregation.register_forward_hook(hook, with_kwargs=True))
+            self._placed.append(Placed(aggregation, hook, with_kwargs=True))
         super().attach()
 
     def detach(self) -> None:

@@ -11,8 +11,7 @@ import dis
 import math
 import types
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +19,7 @@ from torch_geometric.nn import TransformerConv
 from torch_geometric.utils import softmax
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(NamedTuple):
     """One softmax over edges; alive only until the layer returns."""
 
     score: Tensor
@@ -72,10 +70,15 @@ class Tap:
         self._function = _observed(self._original, conv, self._notice)
 
     @classmethod
-    def attach(cls, conv: nn.Module, listener: Listener) -> Tap:
-        """Listen to a layer, through the tap that is there or a new one."""
+    def attach(cls, conv: nn.Module, listener: Listener, former: Tap | None = None) -> Tap:
+        """Listen to a layer, through the tap that is there, the ``former`` one where it still fits, or a new one."""
         present = conv.__dict__.get("message")
-        tap = present if isinstance(present, Tap) else cls(conv)
+        if isinstance(present, Tap):
+            tap = present
+        elif former is not None and present is former._before and former._original is _message_of(conv, present):
+            tap = former
+        else:
+            tap = cls(conv)
         tap._listeners = (*tap._listeners, listener)
         conv.__dict__["message"] = tap
         return tap
@@ -151,15 +154,12 @@ def _message_of(conv: nn.Module, before: Any) -> types.FunctionType:
     return found
 
 
-class _Globals(dict[str, Any]):
+def _globals(module: dict[str, Any], replaced: dict[str, Any]) -> dict[str, Any]:
     """Some names of a module replaced, all others looked up in the module itself at the time of the call."""
-
-    def __init__(self, module: dict[str, Any], replaced: dict[str, Any]) -> None:
-        super().__init__(replaced)
-        self._module = module
-
-    def __missing__(self, name: str) -> Any:
-        return self._module[name]
+    # The lookup is the dictionary's own method, so that a missing name costs no call of a Python function.
+    kind = type("_Globals", (dict,), {"__missing__": staticmethod(module.__getitem__)})
+    found: dict[str, Any] = kind(replaced)
+    return found
 
 
 def _observed(function: types.FunctionType, conv: nn.Module, notice: Callable[..., None]) -> types.FunctionType:
@@ -178,7 +178,7 @@ def _observed(function: types.FunctionType, conv: nn.Module, notice: Callable[..
     if not replaced:
         raise Untappable(f"{function.__qualname__} calls no torch_geometric.utils.softmax by a global name")
     twin = types.FunctionType(
-        code, _Globals(function.__globals__, replaced), function.__name__, function.__defaults__, function.__closure__
+        code, _globals(function.__globals__, replaced), function.__name__, function.__defaults__, function.__closure__
     )
     twin.__kwdefaults__ = function.__kwdefaults__
     return twin

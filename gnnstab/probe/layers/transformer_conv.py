@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gnnstab.probe.hooks import Placed
 from gnnstab.probe.layers.base import Call
 from gnnstab.probe.layers.edges import edge_ends
 from gnnstab.probe.layers.tap import Seen, Tap, Untappable
@@ -27,6 +28,7 @@ class TransformerConvWatch(Watch):
     def __init__(self, state: State, name: str, module: nn.Module) -> None:
         super().__init__(state, name, module)
         self._tap: Tap | None = None
+        self._silent = False
         self._seen: list[Seen] = []
         self._gate: Tensor | None = None
         self._message: Tensor | None = None
@@ -41,10 +43,20 @@ class TransformerConvWatch(Watch):
                 self.state.unseen(self.name, site, str(reason))
         gate = getattr(self.module, "lin_beta", None)
         if isinstance(gate, nn.Module):
-            self._handles.append(
-                gate.register_forward_hook(self.hook("the gate", self._after_gate, self._compiled_gate))
-            )
+            self._placed.append(Placed(gate, self.hook("the gate", self._after_gate, self._compiled_gate)))
         super().attach()
+
+    def pause(self) -> None:
+        """Take tap and hooks off until `resume`."""
+        if self._tap is not None:
+            self._tap.detach(self)
+        super().pause()
+
+    def resume(self) -> None:
+        """Put tap and hooks back."""
+        if self._tap is not None and not self._silent:
+            self._tap = Tap.attach(self.module, self, self._tap)
+        super().resume()
 
     def detach(self) -> None:
         """Leave the layer as it was found."""
@@ -60,6 +72,7 @@ class TransformerConvWatch(Watch):
 
     def failed(self, error: Exception) -> None:
         """The tap could not hand something over."""
+        self._silent = True
         self.state.failsafe.note(f"the scores of {self.name}", error)
 
     def returned(self, message: Tensor) -> None:
