@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,7 +48,11 @@ class Pairs:
 
 def crossing(pairs: Pairs, goal: Goal) -> bool:
     """True when the goal's signal crosses with margin, and its rule is silent, in most seeds."""
-    good = [goal.crossed(r.value) and goal.code not in r.codes for r in pairs.after]
+    return _mostly(goal.crossed(r.value) and goal.code not in r.codes for r in pairs.after)
+
+
+def _mostly(of_seeds: Iterable[bool]) -> bool:
+    good = list(of_seeds)
     return bool(good) and sum(good) >= MAJORITY * len(good)
 
 
@@ -115,6 +120,9 @@ def by_signal(pairs: Pairs, goal: Goal) -> tuple[str, str] | None:
         if new:
             return "made-worse", f"the signal crosses its threshold, and {', '.join(new)} fires instead"
         return None
+    if _mostly(goal.crossed(r.value) for r in pairs.after):
+        where = f" on {goal.layer}" if goal.layer else ""
+        return "inconclusive", f"the signal crosses its threshold{where}, and {goal.code} still fires on another layer"
     other_side = _other_side(pairs, goal)
     if other_side:
         return "made-worse", other_side + (f", and {', '.join(new)} fires instead" if new else "")

@@ -52,23 +52,22 @@ class Goal:
         if self.counts_events:
             broken = sum(s.value > 0 for s in signals.find("weight.non_finite"))
             return float(sum(event.kind == "non-finite" for event in signals.events) + broken)
+        if self.signal == "precision.fp16_headroom" and not self._in_fp16(signals):
+            return math.inf
         found = [s.value for s in signals.find(self.signal, layer=self.layer, head=None)]
         found = found or [s.value for s in signals.find(self.signal, layer=self.layer)]
         if not found or any(math.isnan(v) for v in found):
             return math.nan
-        if self.signal == "precision.fp16_headroom":
-            found = [v * self._widened(signals) for v in found]
         if self.signal in HEALTHY:
             return max(found, key=lambda v: abs(math.log(v)) if 0 < v < math.inf else math.inf)
         return min(found) if self.rises else max(found)
 
-    def _widened(self, signals: Signals) -> float:
-        """Largest number of the format that the layer computes its scores in, over that of fp16.
-
-        A layer whose attention was taken out of autocast has the same scores, and room for them.
-        """
-        formats = {layer.score_format for layer in signals.layers if self.layer in (None, layer.name)}
-        return 1.0 if formats & {"fp16", None} else float(np.finfo(np.float32).max) / 65504.0
+    def _in_fp16(self, signals: Signals) -> bool:
+        """False when the goal's layers are known to compute their scores in a wider format, where fp16 has no limit."""
+        formats = {
+            layer.score_format for layer in signals.layers if layer.attention and self.layer in (None, layer.name)
+        }
+        return not formats or bool(formats & {"fp16", None})
 
     def crossed(self, value: float) -> bool:
         """True when the value lies on the healthy side with margin."""
@@ -89,7 +88,9 @@ class Goal:
         """
         start, end = self.scaled(before), self.scaled(after)
         way = self.scaled(self.line) - self.scaled(self.value)
-        if not math.isfinite(way) or way == 0 or math.isnan(start) or math.isnan(end) or start == end == -math.inf:
+        if start == end:
+            return 0.0
+        if not math.isfinite(way) or way == 0 or math.isnan(start) or math.isnan(end):
             return math.nan
         return (end - start) / way
 

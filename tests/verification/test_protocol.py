@@ -105,15 +105,16 @@ def test_fp16_overflow_is_cured_by_fp32_attention_in_the_layer_that_overflows_an
 
 
 def test_headroom_is_judged_in_the_number_format_of_the_layer():
-    model, batch = load_actor("agents7_lr7e-2_amp16_nan_crash"), sample_batch()
+    model, batch = load_actor("agents7_lr7e-2_amp16_nan_crash"), small_batch(12)
     found = [f for f in observe(model, batch, precision="fp16").findings if f.code == "GS501"]
     finding = next(f for f in found if f.layer == "gnn.gnn2.1")
-    fixes = ["fp32-attention", ("fp32-attention", {"only": ["gnn.gnn2.1"]}), "residual:weight=0.1"]
+    fixes = ["fp32-attention", ("fp32-attention", {"only": ["gnn.gnn2.1"]}), ("fp32-attention", {"only": ["gnn.gnn1"]})]
     options = {"batch": batch, "precision": "fp16", "seeds": 1, "steps": 2, "finding": finding}
-    everywhere, there, nothing = gnnstab.verify(model, fixes, **options)
+    everywhere, there, elsewhere = gnnstab.verify(model, fixes, **options)
     assert (everywhere.signal, everywhere.layer) == (finding.signal, "gnn.gnn2.1")
-    assert [v.verdict for v in (everywhere, there)] == ["confirmed", "confirmed"]
-    assert nothing.verdict != "confirmed"
+    assert [v.verdict for v in (everywhere, there, elsewhere)] == ["confirmed", "inconclusive", "no-effect"]
+    assert everywhere.before < 1 < everywhere.after
+    assert "GS501 still fires on another layer" in there.reason
 
 
 def test_a_healthy_model_has_nothing_to_cure():
