@@ -1,4 +1,4 @@
-"""What verify, ladder, scale and replay share: a model with its weights, a batch, a loss."""
+"""What verify, ladder, scale and, in part, replay share: a model with its weights, a batch, a loss."""
 
 from __future__ import annotations
 
@@ -30,6 +30,9 @@ def options(function: F) -> F:
     return function
 
 
+FORMAT = click.option("--format", "format", type=click.Choice(["text", "json"]), default="text", show_default=True)
+UNSAFE = click.option("--unsafe-load", is_flag=True, help="DANGEROUS: allow a file to run code while it is read.")
+
 _OPTIONS = (
     click.option("--model", required=True, metavar="PKG.MOD:FACTORY", help="Makes the model, with fresh weights."),
     click.option("--batch", required=True, metavar="FILE", help="File with one batch."),
@@ -38,8 +41,8 @@ _OPTIONS = (
                  help="Run under autocast to this."),
     click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Processes."),
     click.option("--store", type=click.Path(dir_okay=False), help="Keep every finished arm here, and continue from it."),
-    click.option("--format", "format", type=click.Choice(["text", "json"]), default="text", show_default=True),
-    click.option("--unsafe-load", is_flag=True, help="DANGEROUS: allow a file to run code while it is read."),
+    FORMAT,
+    UNSAFE,
 )  # fmt: skip
 
 

@@ -2,42 +2,88 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 import click
 
 from . import case, gate, options, output
 
+if TYPE_CHECKING:
+    from gnnstab.verification.replay import Replay
+
 
 @click.command()
-@click.argument("checkpoint", required=False)
+@click.argument("target", required=False, metavar="[BUNDLE | CHECKPOINT]")
 @click.option(
     "--fix", "fixes", multiple=True, metavar="NAME[:KEY=VALUE,…]", help="Try this fix; a set of first aid when omitted."
 )
-@case.options
+@click.option("--model", metavar="PKG.MOD:FACTORY", help="Makes the model; a bundle holds its weights, not its code.")
+@click.option("--batch", metavar="FILE", help="For a checkpoint: file with the batch; a bundle has its own.")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "bf16"]),
+    help="For a checkpoint: run under autocast to this, fp32 when omitted; a bundle has its own.",
+)
+@case.FORMAT
+@case.UNSAFE
 @options.debug
 def command(
-    checkpoint: str | None,
+    target: str | None,
     fixes: tuple[str, ...],
-    model: str,
-    batch: str,
-    loss: str | None,
-    precision: str,
-    jobs: int,
-    store: str | None,
+    model: str | None,
+    batch: str | None,
+    precision: str | None,
     format: str,
     unsafe_load: bool,
 ) -> int:
     """Run a failing forward again, stage by stage, and try the fixes on it.
 
-    CHECKPOINT holds the weights before the failure. Exit code 1 when a value is non-finite, 0 when none is.
+    BUNDLE is the folder that the monitor wrote beside its trace (run.bundle-12): weights, arguments, mode, number format
+    and random numbers of the forward that failed. Or give a CHECKPOINT with --batch. Exit code 1 when a value is
+    non-finite, 0 when none is.
     """
-    from gnnstab.probe.batches import as_arguments
-    from gnnstab.verification.replay import FIRST_AID, replay
+    from gnnstab.report.escape import visible
     from gnnstab.verification.wording import as_json, replay_text
 
-    given = case.load(checkpoint, model, batch, loss, unsafe=unsafe_load)
-    args, kwargs = as_arguments(given.batch, given.model)[0]
     with gate.progress() as tell:
         tell("replaying")
-        found = replay(given.model.eval(), args, kwargs, precision=precision, fixes=fixes or FIRST_AID)
-    output.show(as_json(found) if format == "json" else replay_text(found) + "\n", format)
-    return 0 if found.event is None else 1
+        if target is not None and Path(target).is_dir():
+            found = _of_bundle(target, model, batch, precision, fixes)
+        else:
+            found = _of_checkpoint(target, model, batch, precision or "fp32", fixes, unsafe=unsafe_load)
+    text = as_json(found) if format == "json" else visible(replay_text(found), newlines=True) + "\n"
+    output.show(text, format)
+    ran = bool(found.rows) or found.recorded is None
+    return int(found.event is not None or not ran)
+
+
+def _of_bundle(folder: str, model: str | None, batch: str | None, precision: str | None, fixes: Any) -> Replay:
+    from gnnstab.diagnosis import build
+    from gnnstab.errors import UsageError
+    from gnnstab.probe.bundle import read
+    from gnnstab.verification.bundles import NEEDS_MODEL, replay_bundle, seen_in
+    from gnnstab.verification.replay import FIRST_AID
+
+    if batch is not None or precision is not None:
+        raise UsageError("a bundle has its own batch and number format: leave --batch and --precision out")
+    bundle = read(folder)
+    if model is not None:
+        return replay_bundle(bundle, build(model), fixes or FIRST_AID)
+    if fixes:
+        raise UsageError(NEEDS_MODEL)
+    return seen_in(bundle)
+
+
+def _of_checkpoint(
+    path: str | None, model: str | None, batch: str | None, precision: str, fixes: Any, *, unsafe: bool
+) -> Replay:
+    from gnnstab.errors import UsageError
+    from gnnstab.probe.batches import as_arguments
+    from gnnstab.verification.replay import FIRST_AID, replay
+
+    if model is None or batch is None:
+        raise UsageError("without a bundle a replay needs both --model pkg.mod:factory and --batch FILE")
+    given = case.load(path, model, batch, None, unsafe=unsafe)
+    args, kwargs = as_arguments(given.batch, given.model)[0]
+    return replay(given.model.eval(), args, kwargs, precision=precision, fixes=fixes or FIRST_AID)

@@ -49,6 +49,12 @@ class Replay:
 
     tried: tuple[Tried, ...]
 
+    recorded: Event | None = None
+    """What the monitor wrote into the bundle; None without one."""
+
+    note: str = ""
+    """How the replay compares with the run; empty without a bundle."""
+
 
 def replay(
     model: nn.Module,
@@ -56,6 +62,7 @@ def replay(
     kwargs: Mapping[str, Any] | None = None,
     *,
     precision: str = "fp32",
+    autocast: Autocast | None = None,
     rng_state: Any = None,
     fixes: Any = FIRST_AID,
     scores: Signals | None = None,
@@ -67,6 +74,7 @@ def replay(
         args: Positional arguments of the failing forward.
         kwargs: Keyword arguments of it.
         precision: ``fp32``, ``fp16`` or ``bf16``.
+        autocast: The autocast state of the failing forward; made from ``precision`` when omitted.
         rng_state: The generators before it.
         fixes: Which fixes to try, as for `gnnstab.verify`; those that keep the weights' meaning when omitted.
         scores: Measured scores for qk-clip; taken from an fp32 run of the same forward when omitted.
@@ -74,8 +82,9 @@ def replay(
     Raises:
         UsageError: The forward fails for another reason, or a fix needs fresh weights and so says nothing here.
     """
-    cast = Autocast(_device(model), AUTOCAST[precision]) if precision in AUTOCAST else None
-    run: dict[str, Any] = {"rng_state": rng_state, "autocast": cast}
+    if autocast is None and precision in AUTOCAST:
+        autocast = Autocast(_device(model), AUTOCAST[precision])
+    run: dict[str, Any] = {"rng_state": rng_state, "autocast": autocast}
     rows = walk(model, args, kwargs, **run)
     event = locate_non_finite(model, args, kwargs, **run)
     if event is None:

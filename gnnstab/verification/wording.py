@@ -90,15 +90,28 @@ def sides_text(sides: Sequence[Side]) -> str:
 
 def replay_text(replay: Replay) -> str:
     """The stages up to the failure, and what each fix did."""
+    about = _about(replay)
     if replay.event is None:
-        return "Every stage of this forward is finite here."
+        # Without a model nothing was run, so that nothing can be said of the stages.
+        ran = replay.rows or replay.recorded is None
+        return "\n".join([*about, *(["Every stage of this forward is finite here."] if ran else [])])
     rows = [("layer", "stage", "min", "max", "RMS", "non-finite", "dtype")]
     rows += [
         (r.layer or "input", r.stage, number(r.minimum), number(r.maximum), number(r.rms), str(r.non_finite), r.dtype)
         for r in replay.rows
     ]
     tried = [f"{t.fix}: {t.verdict}, {t.reason}" for t in replay.tried]
-    return "\n".join([_table(rows), "", replay.event.message, "", *tried])
+    return "\n".join([_table(rows), "", replay.event.message, *about, "", *tried])
+
+
+def _about(replay: Replay) -> list[str]:
+    """What the bundle says, and how the replay compares."""
+    if replay.recorded is None:
+        return []
+    return [
+        f"Recorded at step {replay.recorded.step}: {replay.recorded.message}",
+        *([replay.note] if replay.note else []),
+    ]
 
 
 def number(value: float | None) -> str:
