@@ -134,6 +134,13 @@ class Monitor:
         """Give the loss of this step, before or after the optimizer's step."""
         self._guarded("the loss", lambda: self._recorder.loss(loss))
 
+    def validation(self, loss: Tensor | float) -> None:
+        """Give a validation loss, to be called between two steps; compared with the training losses before it.
+
+        A tensor is read at once, which waits for the device.
+        """
+        self._guarded("the validation loss", lambda: self._recorder.validation(float(loss)))
+
     def diagnose(self, **options: Any) -> Diagnosis:
         """Diagnose what was recorded so far; ``options`` are those of `gnnstab.diagnosis.diagnose_trace`."""
         from gnnstab.diagnosis import diagnose_trace

@@ -81,6 +81,20 @@ def test_without_an_optimizer_the_user_says_where_steps_end() -> None:
     assert [(row.step, row.loss) for row in trace.steps()] == [(0, 3.0), (1, 2.0)]
 
 
+def test_validation_losses_show_overfitting_and_bring_dropout_into_play() -> None:
+    model, args = CASES[0].make()
+    with gnnstab.Monitor(model, on_finding="raise") as monitor:
+        for epoch in range(4):
+            for _ in range(5):
+                scalar(model(*args)).backward()
+                monitor.step(loss=1.0 / (1 + epoch))
+            monitor.validation(torch.tensor(1.0))
+        diagnosis = monitor.diagnose()
+    (finding,) = [f for f in diagnosis.findings if f.code == "GS101"]
+    assert (finding.severity, finding.step, finding.value) == ("info", 19, pytest.approx(1.0, abs=0.5))
+    assert next(c for c in diagnosis.causes if c.cause == "no-dropout").status == "present"
+
+
 def test_blowing_up_warns_once_per_finding_and_names_the_place() -> None:
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")

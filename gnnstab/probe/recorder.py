@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from threading import get_ident
 from types import TracebackType
@@ -17,10 +19,11 @@ from gnnstab.probe.judge import Judge
 from gnnstab.probe.outbox import NOTHING, Outbox, Writer
 from gnnstab.probe.outer import Outer
 from gnnstab.probe.parameters import Parameters
-from gnnstab.probe.replica import unwrap
+from gnnstab.probe.replica import reason_against_a_copy, unwrap
+from gnnstab.probe.rerun import MOST, run_again
 from gnnstab.probe.schedule import Schedule
 from gnnstab.probe.state import State
-from gnnstab.records import Coverage, Event, LayerFacts, StepRow
+from gnnstab.records import Coverage, Event, LayerFacts, Measure, StepRow
 
 _EVENTS = 1000
 """Events that are kept in memory; the trace has its own limit."""
@@ -45,7 +48,10 @@ class Recorder:
         model: The model; wrappers of ``torch.compile`` and data parallelism are looked through.
         writer: Where the rows go; it stays open.
         full_every: Steps between two full-tier measurements, beginning with the first step; 0 for none.
-        budget: Largest share of the run's time that recording may take, see `Schedule`.
+        budget: Largest share of the run's time that recording may take, see `Schedule`. Of a step that is left out only
+            the loss and the norm of the gradients are looked at; when they are not finite, it is run again on a copy
+            before the optimizer moves the weights, and recorded in full.
+        beginning: Steps that are all recorded before the budget counts.
         replay: Keep the inputs of the latest forward until the step ends, so that a non-finite value can be located.
         bundles: Path of the trace, beside which a bundle is written for a non-finite value; None for none.
         on_event: Called at the step's end with every event.
@@ -58,6 +64,7 @@ class Recorder:
         *,
         full_every: int = 50,
         budget: float | None = None,
+        beginning: int = 0,
         replay: bool = True,
         bundles: Path | None = None,
         on_event: Callable[[Event], None] | None = None,
@@ -65,7 +72,7 @@ class Recorder:
         self._called = model
         self.model, _ = unwrap(model)
         self.writer = writer
-        self._schedule = Schedule(full_every, budget)
+        self._schedule = Schedule(full_every, budget, beginning)
         self.state = State(self._schedule.clock)
         self.watches = find_watches(self.model, self.state)
         self.state.compiled.allocate()
@@ -81,6 +88,9 @@ class Recorder:
         self.update: dict[str, tuple[float, float]] = {}
         """Parameter → (RMS, RMS of its change) in that step, when it was one of the full tier."""
 
+        self.closes_accounts = True
+        """False when the caller has more to do at a step's end than `end_step` and calls `close_accounts` after it."""
+
         self._outer = Outer(self.state, self.watches, keep=replay)
         self._parameters = Parameters(self.model, self.state.keys)
         self._outbox = Outbox(writer, self.state.keys)
@@ -91,6 +101,11 @@ class Recorder:
         self._loss: Tensor | float | None = None
         self._facts_at = (-1, False)
         self._attached = False
+        self._hooked = True
+        self._first_left_out = True
+        self._account: tuple[int, bool, bool] | None = None
+        if budget is not None and not replay:
+            self._hold("the inputs of a step are not kept, so that it could not be run again")
 
     def attach(self) -> Recorder:
         """Hook the model; a layer that cannot be hooked is named as blind."""
@@ -121,6 +136,11 @@ class Recorder:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.detach()
+
+    @property
+    def held(self) -> str:
+        """Why every step is recorded although there is a budget; empty while it may leave some out."""
+        return self._schedule.held
 
     @property
     def step(self) -> int:
@@ -159,6 +179,11 @@ class Recorder:
         else:
             self._loss = value
 
+    def validation(self, loss: float) -> None:
+        """Record a validation loss at the step that has ended last."""
+        step = self.state.step if self.row is None else self.row.step
+        self.writer.measures([Measure(step, "", "eval", 0, "loss.validation", -1, loss)])
+
     def end_step(
         self,
         *,
@@ -172,28 +197,78 @@ class Recorder:
         ``moves`` says that the optimizer is about to move the weights; `after_update` must then follow. Returns False
         when nothing was recorded since the last end, so that there was no step to end.
         """
+        state, run = self.state, self.state.failsafe.run
         begun = time.perf_counter()
-        ended = False
+        state.thread = get_ident()
+        is_open = True
 
-        def end() -> None:
-            nonlocal ended
-            self.state.thread = get_ident()
-            if self.state.open:
-                ended = True
-                self._end(lr, scale, skipped, moves)
+        def look() -> None:
+            nonlocal is_open
+            is_open = state.open
 
-        run = self.state.failsafe.run
-        run("the end of a step", end)
-        if ended:
-            # Whatever failed above, the next step begins, and nothing of this one is held any longer.
+        if not state.recorded:
+            run("the end of a step", look)
+        if not is_open:
+            return False
+        end = self._end if state.light else self._end_left_out
+        run("the end of a step", lambda: end(lr, scale, skipped, moves))
+        # Whatever failed above, the next step begins, and nothing of this one is held any longer.
+        if state.failsafe.events:
             run("handing over failures", self.hand_over_failures)
-            run("the next step", lambda: self._next(time.perf_counter() - begun))
-            run("the beginning of a step", self._begin)
-        return ended
+        run("the next step", self._next)
+        run("the beginning of a step", self._begin)
+        self.spent(time.perf_counter() - begun)
+        if self.closes_accounts:
+            self.close_accounts()
+        return True
 
     def after_update(self) -> None:
         """The optimizer has moved the weights: record by how much, in a step of the full tier."""
-        self.state.failsafe.run("the update", self._record_update)
+        begun = time.perf_counter()
+        if self._weights is not NOTHING or self.update:
+            self.state.failsafe.run("the update", self._record_update)
+        self.spent(time.perf_counter() - begun)
+
+    def spent(self, seconds: float) -> None:
+        """Add to what recording the current step has cost."""
+        if self.state.clock is not None:
+            self.state.clock[0] += seconds
+
+    def close_accounts(self) -> None:
+        """All work for the step that has ended is done: what it has cost is known."""
+        account, self._account = self._account, None
+        if account is not None and self.state.clock is not None:
+            self.state.failsafe.run("the schedule", lambda: self._schedule.ended(*account))
+
+    def _end_left_out(self, lr: float | None, scale: float | None, skipped: bool, moves: bool) -> None:
+        step, norm = self.state.step, self._parameters.norm()
+        loss = None if self._loss is None else float(self._loss)
+        self.sent = NOTHING if norm is None else NOTHING._replace(gradient_norm=norm)
+        self.row = StepRow(step, time.monotonic() - self._start, loss, lr, scale, norm, skipped)
+        self.writer.step(self.row)
+        bad = norm is not None and not math.isfinite(norm) and not skipped
+        if bad or (loss is not None and not math.isfinite(loss)):
+            names = self._parameters.bad_gradients() if bad else []
+            again = partial(run_again, self.model, step=step, writer=self.writer, recorder=_full)
+            self._emit(self._judge.left_out(step, math.nan if loss is None else loss, names, again))
+            self._schedule.force()
+
+    def _hold(self, reason: str) -> None:
+        self._schedule.hold(reason)
+        note = getattr(self.writer, "meta", None)
+        if note is not None:
+            note("schedule", f"every step is recorded: {reason}")
+
+    def _check_budget(self, loss: float | None) -> None:
+        """Before steps are left out: would one that goes wrong be noticed, and could it be run again?"""
+        if self.state.compiled.used:
+            self._hold("parts of the model run inside a compiled graph, and recording is part of that graph")
+        elif self._outer.forwards > MOST:
+            self._hold(f"a step has more than {MOST} forward passes, and no more are kept to be run again")
+        elif not self._outer.forwards:
+            self._hold("a step had no forward of the whole model with gradients that could be run again")
+        elif self.sent.gradient_norm is None and loss is None:
+            self._hold("a step had neither gradients nor a loss, by which one that goes wrong would be noticed")
 
     def _end(self, lr: float | None, scale: float | None, skipped: bool, moves: bool) -> None:
         state, step = self.state, self.state.step
@@ -212,26 +287,42 @@ class Recorder:
             if moves:
                 self._parameters.remember(state.stage)
                 self._weights = self._outbox.sites(step, state.stage.take())
+        if state.clock is not None and not self.held:
+            self._check_budget(loss)
         if not sent.finite:
             self._emit(self._judge.step(sent, skipped))
         elif loss is not None:
             self._emit(self._judge.loss(step, loss))
 
-    def _next(self, own: float) -> None:
-        """Release what belongs to the step that has ended, which took ``own`` seconds of the recorder's at its end."""
+    def _next(self) -> None:
+        """Release what belongs to the step that has ended."""
         state = self.state
-        ended, self._loss = state.step, None
+        self._account = (state.step, state.light, state.full)
+        self._loss = None
         state.step += 1
         state.failsafe.step = state.step
         state.end_step()
         self._outer.end_step()
-        for watch in self.watches:
-            watch.forget()
-        state.stage.clear()
-        self._schedule.ended(ended, own, state.light, state.full)
+        if self._hooked:
+            for watch in self.watches:
+                watch.forget()
+            state.stage.clear()
 
     def _begin(self) -> None:
-        self.state.light, self.state.full = self._schedule.choose(self.state.step)
+        light, full = self._schedule.choose(self.state.step)
+        if not light and self._first_left_out:
+            self._first_left_out = False
+            reason = reason_against_a_copy(self.model)
+            if reason:
+                self._hold(f"a step could not be run again, since {reason}")
+        self.state.light, self.state.full = light or bool(self.held), full
+        if self.state.light is not self._hooked:
+            self._hooked = self.state.light
+            for watch in self.watches:
+                if self._hooked:
+                    watch.resume()
+                else:
+                    watch.pause()
 
     def _record_update(self) -> None:
         self.update = {}
@@ -297,3 +388,7 @@ class Recorder:
 def _format(seen: set[torch.dtype]) -> str | None:
     """The coarsest of the number formats seen; None for none."""
     return next((name for dtype, name in _COARSE.items() if dtype in seen), "fp32" if seen else None)
+
+
+def _full(model: nn.Module, writer: Writer) -> Recorder:
+    return Recorder(model, writer, full_every=1, replay=False)

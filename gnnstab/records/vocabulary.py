@@ -72,6 +72,7 @@ SIGNALS: dict[str, SignalKind] = {
     "optimizer.gradient_rms": SignalKind("", "RMS gradient recovered from Adam's second moment"),
     "optimizer.never_updated": SignalKind("parameters", "trainable parameters that never received a gradient"),
     "loss": SignalKind("", "training loss"),
+    "loss.validation": SignalKind("", "validation loss"),
     "loss.generalisation_gap": SignalKind("", "validation loss minus training loss, relative to the training loss"),
     "output.train_eval_difference": SignalKind("", "relative RMS difference between train-mode and eval-mode outputs"),
     # Graph and data.

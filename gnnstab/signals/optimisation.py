@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gnnstab.records import SeriesKey, Signal
+from gnnstab.records import Measure, SeriesKey, Signal
 from gnnstab.signals.window import Floats, Integers, latest, median
 
 if TYPE_CHECKING:
@@ -28,6 +28,12 @@ SPIKE = 10.0
 
 RECOVERY = 10
 """Steps within which the norm must come back to three times the median for a spike to have passed."""
+
+VALIDATIONS = 3
+"""Latest validation losses whose median gap counts."""
+
+BEFORE = 20
+"""Steps before a validation whose median training loss it is compared with."""
 
 EARLY = 3
 """First measurements of the update that show the step's size before the weights have grown."""
@@ -56,6 +62,26 @@ def _norm(rows: NDArray[np.void]) -> list[Signal]:
     steps, values = known["step"].astype(np.int64), known["grad_norm"].astype(np.float64)
     norm = Signal("gradient.norm", latest(values), None, None, int(steps[-1]), "training")
     return [norm, *spikes(steps, values)]
+
+
+def gap_signals(steps: NDArray[np.void], measures: Sequence[Measure]) -> list[Signal]:
+    """How far the validation loss lies above the training loss, relative to it.
+
+    Each of the last `VALIDATIONS` validation losses is compared with the median training loss of the `BEFORE` steps up to
+    it. Nothing where the training loss is not positive: a share of it would mean nothing.
+    """
+    known = steps[np.isfinite(steps["loss"])]
+    gaps: list[float] = []
+    given = [row for row in measures if row.name == "loss.validation" and math.isfinite(row.value)]
+    for row in given[-VALIDATIONS:]:
+        before = known["loss"][known["step"] <= row.step][-BEFORE:]
+        training = float(median(before)) if len(before) else math.nan
+        if training > 0:
+            gaps.append(row.value / training - 1)
+    if not gaps:
+        return []
+    value = float(median(np.array(gaps)))
+    return [Signal("loss.generalisation_gap", value, None, None, given[-1].step, "training")]
 
 
 def spikes(steps: Integers, values: Floats) -> list[Signal]:

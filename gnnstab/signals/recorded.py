@@ -12,7 +12,7 @@ import numpy as np
 from gnnstab.records import SIGNALS, LayerFacts, SeriesKey, Signal, Signals
 from gnnstab.signals.gradients import gradient_signals
 from gnnstab.signals.measures import measured_signals
-from gnnstab.signals.optimisation import PARAMETER_SITES, parameter_signals, step_signals
+from gnnstab.signals.optimisation import PARAMETER_SITES, gap_signals, parameter_signals, step_signals
 from gnnstab.signals.series import growth_signals, run_series
 from gnnstab.signals.window import LATEST_STEPS, MOST_POINTS, latest
 from gnnstab.trace import Trace
@@ -26,7 +26,7 @@ _MISSING = {
     "optimizer.": "the trace does not hold the optimizer's state; pass a checkpoint with it, or the optimizer",
     "logit.": "the trace does not hold the weights; pass the checkpoint or the model",
     "gain.": "the trace does not hold the weights; pass the checkpoint or the model",
-    "loss.generalisation_gap": "no validation loss is known",
+    "loss.generalisation_gap": "no validation loss is known; pass it with monitor.validation(loss), beside monitor.loss(loss)",
     "aggregation.": "no aggregation other than attention was recorded",
     "update.": "no optimizer step was recorded",
     "loss": "no loss is known; pass it with monitor.loss(loss)",
@@ -53,6 +53,7 @@ def from_trace(trace: Trace) -> Signals:
     series = () if single else tuple(run_series(sites, measures, steps, layers))
     if not single:
         values += step_signals(steps)
+        values += gap_signals(steps, measures)
         values += growth_signals(series)
     if source == "synthetic":
         return _rebuilt(trace, layers, values)

@@ -228,3 +228,20 @@ def test_generated_graphs_leave_a_checkpoint_a_checkpoint() -> None:
     assert joined.kind == "checkpoint"
     assert joined.layers[0].beta is False
     assert joined.why_missing("feature.rms") == "no features in a file"
+
+
+def test_the_generalisation_gap_compares_each_validation_with_the_training_before_it() -> None:
+    losses = [10.0] * 30 + [1.0] * 30
+    given = [measure(at, "loss.validation", value, "", "eval") for at, value in ((29, 11.0), (49, 2.0), (59, 3.0))]
+    signals = from_trace(written(steps=steps(losses, [1.0] * 60), measures=given))
+    gap = one(signals, "loss.generalisation_gap")
+    assert (gap.value, gap.step) == (pytest.approx(1.0), 59), "gaps are 0.1, 1 and 2"
+    assert one(signals, "loss.validation").value == 3.0
+
+
+@pytest.mark.parametrize("losses", [[], [-1.0] * 30, [0.0] * 30])
+def test_no_gap_without_a_positive_training_loss(losses: list[float]) -> None:
+    given = [measure(29, "loss.validation", 2.0, "", "eval")]
+    signals = from_trace(written(steps=steps(losses, [1.0] * len(losses)), measures=given))
+    assert signals.find("loss.generalisation_gap") == ()
+    assert "monitor.validation" in signals.why_missing("loss.generalisation_gap")
