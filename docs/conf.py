@@ -18,10 +18,12 @@ author = "The gnnstab developers"
 copyright = "2026, the gnnstab developers"
 release = version = gnnstab.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
-source_suffix = {".md": "markdown"}
+source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb"}
+# The tutorial is shown as it is stored; the tests run it, docs/notebook.py stores it anew.
+nb_execution_mode = "off"
 exclude_patterns = ["_build", "ci/*"]
 html_theme = "furo"
 html_title = "gnnstab"

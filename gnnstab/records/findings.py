@@ -282,6 +282,10 @@ class Diagnosis:
 
         return embed(self)
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """The text, for IPython and for what a notebook keeps beside the page."""
+        printer.text(str(self).rstrip())
+
     def __str__(self) -> str:
         from gnnstab.report import render
 

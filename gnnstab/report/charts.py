@@ -74,7 +74,10 @@ def _anchor(x: float, left: float, right: float) -> str:
 
 
 def scores(distributions: Sequence[Distribution], cap: float, name: str) -> Markup | None:
-    """The score distribution of every head on one shared scale, with the cap beyond which softmax turns one-hot."""
+    """The score distribution of every head on one shared scale, under each the width that softmax still weighs.
+
+    ``cap``: how far the scores of a target may lie from their mean before its attention is nearly one-hot; NaN for no bar.
+    """
     shown = distributions[:HEADS_SHOWN]
     if not shown:
         return None
@@ -82,20 +85,17 @@ def scores(distributions: Sequence[Distribution], cap: float, name: str) -> Mark
     height = row * len(shown) + 34
     edges = [d.low for d in shown] + [d.high for d in shown]
     axis = axis_for(edges, left, width - 12)
-    inside = [c for c in (-cap, cap) if math.isfinite(cap) and axis.low < c < axis.high]
-    rows = [_score_row(d, axis, 8 + row * i, row - 6) for i, d in enumerate(shown)]
-    caps = [tag("line", x1=axis(c), x2=axis(c), y1=4, y2=height - 24, class_="limit") for c in inside]
+    rows = [_score_row(d, axis, 8 + row * i, row - 6, cap) for i, d in enumerate(shown)]
     return drawing(
         width,
         height,
         _bottom_ticks(axis, height - 22),
         *rows,
-        *caps,
         label=f"Pre-softmax score distribution of {len(shown)} heads of {name}, from {short(axis.low)} to {short(axis.high)} logits",
     )
 
 
-def _score_row(d: Distribution, axis: Axis, top: float, height: float) -> Markup:
+def _score_row(d: Distribution, axis: Axis, top: float, height: float, cap: float) -> Markup:
     head = "all" if d.head is None else f"head {d.head}"
     base = top + height
     title = tag("title", f"{head}: {short(d.low)} to {short(d.high)} logits, std {short(d.std)}")
@@ -117,7 +117,15 @@ def _score_row(d: Distribution, axis: Axis, top: float, height: float) -> Markup
     else:
         middle = base - height / 2
         body = tag("line", title, x1=axis(d.low), x2=axis(d.high), y1=middle, y2=middle, class_="whisker wide")
-    return join([caption, rules([base], axis.start, axis.stop, "rail"), body])
+    return join([caption, rules([base], axis.start, axis.stop, "rail"), body, *_room(d, axis, base, cap)])
+
+
+def _room(d: Distribution, axis: Axis, base: float, cap: float) -> list[Markup]:
+    if not math.isfinite(cap):
+        return []
+    left, right = (min(max(axis(d.middle + side), axis.start), axis.stop) for side in (-cap, cap))
+    title = tag("title", f"±{cap:.1f} logits")
+    return [tag("line", title, x1=left, x2=max(right, left + 1.5), y1=base + 1.5, y2=base + 1.5, class_="room")]
 
 
 def _box(d: Distribution, axis: Axis, y: float, title: Markup) -> Markup:

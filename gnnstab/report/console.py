@@ -26,6 +26,8 @@ def printed(parts: Iterable[RenderableType], width: int, color: str | None) -> s
         force_terminal=color is not None,
         color_system=color,  # type: ignore[arg-type]
         no_color=color is None,
+        # In a notebook rich would show the text beside returning it.
+        force_jupyter=False,
         legacy_windows=False,
         highlight=False,
         markup=False,

@@ -33,6 +33,13 @@ class Distribution:
 
     std: float = math.nan
 
+    @property
+    def middle(self) -> float:
+        """Mean of the histogram, else the median, else the middle of the range."""
+        if len(self.edges) and self.counts.sum() > 0:
+            return float(np.average((self.edges[1:] + self.edges[:-1]) / 2, weights=self.counts))
+        return dict(self.quantiles).get(50.0, (self.low + self.high) / 2)
+
 
 def distribution(signals: list[Signal], head: int | None) -> Distribution | None:
     """Put the ``score.*`` numbers of one head together; None when they hold no finite range.

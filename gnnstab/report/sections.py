@@ -230,7 +230,7 @@ def _draw(evidence: Evidence, name: str) -> Iterator[dict[str, Any]]:
 
     cap = degree_cap(evidence, name)
     told = (
-        f"In logits. Dashed: ±{cap:.1f}, where softmax over this in-degree turns one-hot."
+        f"In logits. The bar: ±{cap:.1f}, all that softmax can weigh at this in-degree."
         if math.isfinite(cap)
         else "In logits."
     )

@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib as mpl
@@ -20,7 +21,7 @@ import gallery
 from gnnstab.errors import NothingEvaluable, UsageError
 from gnnstab.records import Coverage, Diagnosis, Target
 from gnnstab.report import figures
-from gnnstab.report.evidence import Limit
+from gnnstab.report.evidence import Evidence, Limit
 from gnnstab.report.figures.canvas import drawable
 from gnnstab.report.figures.change import crossing
 from gnnstab.report.figures.writing import figures as all_figures
@@ -207,3 +208,26 @@ def test_scaling_curve_tells_where_each_curve_breaks() -> None:
 def test_crossing_of_a_power_law(values: list[float], limit: Limit, place: float) -> None:
     found = crossing(np.array([10.0, 20.0, 40.0]), np.array(values), limit)
     assert found == pytest.approx(place, rel=1e-3, nan_ok=True)
+
+
+def test_the_bar_under_the_scores_is_as_wide_as_what_softmax_can_weigh_and_lies_under_their_middle() -> None:
+    diagnosis = gallery.run()
+    layer = "gnn_base.gnn.gnn1"
+    figure = figures.score_distribution(diagnosis, layer)
+    found = Evidence(diagnosis).distributions(layer)
+    bars = [line.get_xdata() for line in figure.axes[0].lines if line.get_linewidth() == 2.5]
+    assert len(bars) == len(found) == 3
+    for (left, right), d in zip(bars, found, strict=True):
+        assert right - left == pytest.approx(6 * math.sqrt(2 * math.log(9)))
+        assert (left + right) / 2 == pytest.approx(d.middle)
+        assert d.middle == pytest.approx(np.average((d.edges[1:] + d.edges[:-1]) / 2, weights=d.counts))
+
+
+def test_a_fix_of_two_causes_is_drawn_once() -> None:
+    diagnosis = gallery.run()
+    twice = replace(diagnosis, causes=(*diagnosis.causes, *diagnosis.causes))
+
+    def names(d: Diagnosis) -> list[str]:
+        return [label.get_text() for ax in figures.before_after(d).axes for label in ax.get_yticklabels()]
+
+    assert names(twice) == names(diagnosis) != []

@@ -157,3 +157,21 @@ def test_further_causes_without_verdict_are_only_named() -> None:
     more = replace(base, causes=(*base.causes, Cause("learning-rate", "not-evaluable", "the optimizer is not known")))
     assert "Not evaluable either: learning-rate." in render(more, "text")
     assert "the optimizer is not known" in " ".join(render(more, "text", verbose=True, width=120).split())
+
+
+def test_ipython_shows_the_text_and_not_the_fields() -> None:
+    class Printer:
+        shown = ""
+
+        def text(self, text: str) -> None:
+            self.shown += text
+
+    printer, diagnosis = Printer(), examples.one_finding()
+    diagnosis._repr_pretty_(printer, False)
+    assert printer.shown == str(diagnosis).rstrip()
+
+
+def test_in_a_notebook_text_is_returned_and_not_displayed_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setattr("rich.jupyter.display", lambda *_: pytest.fail("displayed"))
+    assert str(examples.one_finding()).startswith("UNSTABLE")

@@ -33,7 +33,7 @@ from gnnstab.report.figures.canvas import (
 )
 from gnnstab.report.scales import LINEAR_FROM_ZERO, scale_of
 from gnnstab.report.summary import verdict_words
-from gnnstab.report.wording import meaning, short
+from gnnstab.report.wording import meaning, sentence, short
 
 VERDICT_COLOURS = {"confirmed": "#009e73", "made-worse": "#d55e00", "inconclusive": "#b87a00"}
 
@@ -50,7 +50,8 @@ def before_after(diagnosis: Diagnosis) -> Figure:
     changes = Evidence(diagnosis).before_after()
     need(changes, "fix that was tried (run with verify=True)")
     groups: dict[str, list[BeforeAfter]] = {}
-    for change in changes:
+    seen = {(c.fix.fix, c.fix.change, c.fix.signal, c.fix.before, c.fix.after): c for c in changes}
+    for change in seen.values():  # a fix of two causes was tried once
         groups.setdefault(change.fix.signal, []).append(change)
     heights = [0.5 + 0.36 * len(group) for group in groups.values()]
     figure, axes = sheet(0.6 + sum(heights) + 0.5 * len(groups), len(groups), height_ratios=heights)
@@ -93,7 +94,7 @@ def _dumbbells(ax: Any, signal: str, group: list[BeforeAfter]) -> None:
     ax.set_ylim(len(group) - 0.4, -0.6)
     ax.grid(axis="x", color=FAINT, linewidth=0.7)
     _scale(ax, signal, drawn, group[0].limits)
-    head(ax, meaning(short_name(signal, 60)))
+    head(ax, sentence(meaning(short_name(signal, 60))))
     label_x(ax, (SIGNALS[signal].unit or signal) if signal in SIGNALS else short_name(signal, 60))
 
 
@@ -158,7 +159,7 @@ def scaling_curve(
     ax.grid(color=FAINT, linewidth=0.7)
     label_x(ax, quantity)
     label_y(ax, SIGNALS[signal].unit or signal)
-    head(ax, f"{meaning(signal)[:1].upper()}{meaning(signal)[1:]} as the graph grows")
+    head(ax, f"{sentence(meaning(signal))} as the graph grows")
     ax.legend(fontsize=SIZE - 1, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 

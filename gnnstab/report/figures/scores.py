@@ -39,24 +39,25 @@ _SPECTRAL = ("logit.spectral_qk", "logit.spectral", "logit.frobenius")
 def score_distribution(diagnosis: Diagnosis, layer: str) -> Figure:
     """The pre-softmax scores of every head of one layer: histogram, percentiles or range, whatever was recorded.
 
-    Dashed lines stand at ± the size from which softmax over the median in-degree turns one-hot.
+    The bar under each head is as wide as the scores of a target may be apart before its attention is nearly one-hot.
     Raises `NothingEvaluable` when no score of this layer is finite.
     """
     evidence = Evidence(diagnosis)
     found = evidence.distributions(layer)[:MOST_HEADS]
     need(found, f"finite scores of {layer}")
     figure, (ax,) = sheet(1.3 + 0.5 * len(found))
+    cap = degree_cap(evidence, layer)
     for row, d in enumerate(found):
         _ridge(ax, d, row)
+        if math.isfinite(cap):
+            ends = [d.middle - cap, d.middle + cap]
+            ax.plot(ends, [row + 0.33] * 2, color=INK, linewidth=2.5, solid_capstyle="butt")
     ax.set_yticks(range(len(found)), labels=["all heads" if d.head is None else f"head {d.head}" for d in found])
     ax.set_ylim(len(found) - 0.4, -1.0)
     ax.spines["left"].set_visible(False)
     ax.tick_params(axis="y", length=0)
-    cap = degree_cap(evidence)
-    if math.isfinite(cap):
-        for side in (-cap, cap):
-            ax.axvline(side, color=INK, linewidth=1, linestyle=(0, (3, 3)))
-    label_x(ax, f"pre-softmax score, logit{_told(cap)}")
+    told = f"; bar: ±{cap:.1f}, all that softmax can weigh at this in-degree" if math.isfinite(cap) else ""
+    label_x(ax, f"pre-softmax score, logit{told}")
     head(ax, f"Scores of {layer}")
     return figure
 
@@ -78,7 +79,7 @@ def _ridge(ax: Any, d: Distribution, row: int) -> None:
 
 
 def score_ranges(diagnosis: Diagnosis) -> Figure:
-    """Smallest to largest score of every layer, with the cap of the in-degree; all heads together.
+    """Smallest to largest score of every layer, all heads together, and how far a target's may lie from their mean.
 
     Raises `NothingEvaluable` when no layer's scores were measured.
     """
@@ -103,7 +104,8 @@ def score_ranges(diagnosis: Diagnosis) -> Figure:
     name_layers(ax.xaxis, layers, turned=True)
     ax.set_xlim(-0.7, len(layers) - 0.3)
     label_y(ax, "score, logit")
-    head(ax, f"Range of the pre-softmax scores{_told(cap)}")
+    told = f"; dashed: ±{cap:.1f}, all that softmax can weigh" if math.isfinite(cap) else ""
+    head(ax, f"Range of the pre-softmax scores{told}")
     return figure
 
 
@@ -112,10 +114,6 @@ def _ends(evidence: Evidence, layer: str) -> tuple[float, float]:
     low, high = evidence.value("score.min", layer), evidence.value("score.max", layer)
     ends = (low, high) if not math.isnan(low + high) else (-peak, peak)
     return ends if all(map(math.isfinite, ends)) else (math.nan, math.nan)
-
-
-def _told(cap: float) -> str:
-    return f"; dashed: ±{cap:.1f}, one-hot beyond at this in-degree" if math.isfinite(cap) else ""
 
 
 def spectral_norms(diagnosis: Diagnosis) -> Figure:
