@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
@@ -17,6 +21,9 @@ from gnnstab.verification.objective import is_edges
 
 WINDOW = 0.05
 """A node takes over neighbourhoods of nodes whose rank by in-degree differs by at most this share of all nodes."""
+
+PART_WINDOW = 0.1
+"""The same for whole graphs of a batch, by their number of edges."""
 
 
 @dataclass(frozen=True)
@@ -99,41 +106,72 @@ def _is_features(value: Any) -> bool:
 def grown(call: GraphCall, factor: float, generator: torch.Generator) -> Arguments:
     """The call on a graph whose in-degrees are about ``factor`` times as large, nodes and their features unchanged.
 
-    Below 1 every edge is kept with that probability. Above 1 every node also takes over the incoming edges of other
-    nodes of about its own in-degree, from anywhere in the batch, with their edge data: the union of neighbourhoods that
-    occur, which keeps what messages look like and changes only how many there are.
+    Below 1 every edge is kept with that probability. Above 1 every node also takes over the incoming edges of another
+    node of about its own in-degree, with their edge data: the union of neighbourhoods that occur, which keeps what
+    messages look like and changes only how many there are. In a batch of several graphs it is whole graphs that are laid
+    over each other, so that nodes which shared their neighbours still do.
     """
     x, edges = call.graph
     count = edges.size(1)
     if factor <= 1:
         keep = (torch.rand(count, generator=generator) < factor).nonzero().flatten().to(edges.device)
         return call.with_edges(keep, edges[1, keep])
-    nodes = x.size(0)
-    degree = torch.bincount(edges[1], minlength=nodes)
+    parts = _parts(edges.cpu(), x.size(0), generator)
     kept, targets = [torch.arange(count, device=edges.device)], [edges[1]]
-    rest = factor - 1
+    rest, turn = factor - 1, 0
     while rest > 1e-9:
-        receiver = _receivers(degree, generator)
+        turn += 1
+        enough = len(parts) > math.ceil(factor)
+        receiver = _of_other_part(parts, turn) if enough else _of_other_node(edges.cpu(), x.size(0), generator)
         share = min(rest, 1.0)
         chosen = (torch.rand(count, generator=generator) < share).nonzero().flatten().to(edges.device)
         kept.append(chosen)
-        targets.append(receiver[edges[1, chosen]])
+        targets.append(receiver.to(edges.device)[edges[1, chosen]])
         rest -= share
     return call.with_edges(torch.cat(kept), torch.cat(targets))
 
 
-def _receivers(degree: Tensor, generator: torch.Generator) -> Tensor:
-    """For every node the node that takes over its neighbourhood: a permutation within a window of in-degree ranks."""
-    nodes = degree.numel()
-    noise = torch.rand(nodes, generator=generator).to(degree.device)
-    ranked = torch.argsort(degree + 0.5 * noise)
-    shifted = torch.argsort(
-        torch.arange(nodes, device=degree.device)
-        + max(1.0, WINDOW * nodes) * noise[torch.randperm(nodes, generator=generator)]
-    )
-    receiver = torch.empty_like(ranked)
-    receiver[ranked] = ranked[shifted]
+def _parts(edges: Tensor, nodes: int, generator: torch.Generator) -> list[Tensor]:
+    """Node ids of every connected part, by in-degree; parts with about as many edges stand beside each other."""
+    ones = np.ones(edges.size(1))
+    links = coo_matrix((ones, (edges[0].numpy(), edges[1].numpy())), shape=(nodes, nodes))
+    count, labels = connected_components(links, directed=False)
+    part = torch.from_numpy(labels).long()
+    size = torch.bincount(part[edges[1]], minlength=count)
+    degree = torch.bincount(edges[1], minlength=nodes) + 0.5 * torch.rand(nodes, generator=generator)
+    by_part = torch.argsort(degree)
+    by_part = by_part[torch.argsort(part[by_part], stable=True)]
+    members = torch.split(by_part, torch.bincount(part, minlength=count).tolist())
+    return [members[i] for i in _nearly_sorted(size, PART_WINDOW, generator).tolist()]
+
+
+def _of_other_part(parts: Sequence[Tensor], turn: int) -> Tensor:
+    """For every node the node that takes over its neighbourhood: of the same rank in the part ``turn`` places before.
+
+    The parts stand in a ring. Two parts that took over each other's edges would hold every node twice, and attention
+    between twins is never one-hot.
+    """
+    receiver = torch.empty(sum(map(len, parts)), dtype=torch.long)
+    for i, part in enumerate(parts):
+        other = parts[i - turn]
+        receiver[part] = other[torch.arange(len(part)) * len(other) // len(part)]
     return receiver
+
+
+def _of_other_node(edges: Tensor, nodes: int, generator: torch.Generator) -> Tensor:
+    """The same within a graph of one part: a permutation within a window of in-degree ranks."""
+    degree = torch.bincount(edges[1], minlength=nodes)
+    ranked = torch.argsort(degree + 0.5 * torch.rand(nodes, generator=generator))
+    receiver = torch.empty_like(ranked)
+    receiver[ranked] = ranked[_nearly_sorted(torch.arange(nodes), WINDOW, generator)]
+    return receiver
+
+
+def _nearly_sorted(values: Tensor, window: float, generator: torch.Generator) -> Tensor:
+    """Positions by value, each moved at random by up to ``window`` of their number; ties in random order."""
+    count = values.numel()
+    rank = torch.argsort(torch.argsort(values + 0.5 * torch.rand(count, generator=generator)))
+    return torch.argsort(rank + max(1.0, window * count) * torch.rand(count, generator=generator))
 
 
 def in_degrees(call: Arguments) -> tuple[float, float, int]:

@@ -33,16 +33,31 @@ def test_the_graph_is_found_inside_the_actor_and_grown_without_changing_its_kind
 
 
 def test_the_one_hot_share_of_an_unseen_denser_graph_is_predicted():
-    """From the 3-agent batch (in-degree 4.5) to the 7-agent batch (9.4), for the layer that saturates."""
+    """From the 3-agent batch (in-degree 4.5) to the 7-agent batch (9.4), every layer within 0.1."""
     model = load_actor()
-    found = scale(model, batch=sample_batch(3), factors=(1, 1.5, 2, 3), precisions=("fp32",), seeds=1)
-    true = measured_signals(model, sample_batch(7)).value("attention.one_hot_share", layer="gnn.gnn1")
-    assert found.predict("attention.one_hot_share", "gnn1", 9.44) == pytest.approx(true, abs=0.1)
+    found = scale(model, batch=sample_batch(3), factors=(1, 2, 3), precisions=("fp32",), seeds=1)
+    true = measured_signals(model, sample_batch(7))
+    for layer in ("gnn1", "gnn2.0", "gnn2.1"):
+        share = true.value("attention.one_hot_share", layer=f"gnn.{layer}")
+        assert found.predict("attention.one_hot_share", layer, 9.44) == pytest.approx(share, abs=0.1)
     limit = next(limit for limit in found.limits if (limit.what, limit.layer) == ("attention one-hot", "gnn1"))
     assert 4.5 < limit.degree < 9.4
     assert "in-degree" in scaling_text(found)
     assert "agents" not in found.summary
     assert '"limits"' in as_json(found)
+
+
+def test_graphs_are_laid_over_each_other_whole_and_no_node_gets_a_twin():
+    """Two nodes of one triangle that shared a neighbour share the neighbours that are added, too."""
+    triangle = torch.tensor([[0, 1, 1, 2, 2, 0], [1, 0, 2, 1, 0, 2]])
+    edges = torch.cat([triangle + 3 * i for i in range(8)], dim=1)
+    call = find_graph_call(Stack(1, 4), ((), {"x": torch.randn(24, 4), "edge_index": edges}))
+    _, kwargs = grown(call, 2.0, torch.Generator().manual_seed(0))
+    new = kwargs["edge_index"][:, edges.size(1) :]
+    graphs = {(int(a) // 3, int(b) // 3) for a, b in new.t()}
+    assert len(graphs) == 8
+    assert all(a != b and (b, a) not in graphs for a, b in graphs)
+    assert torch.bincount(kwargs["edge_index"][1]).tolist() == [4] * 24
 
 
 def known(exponent, precision="fp32"):
