@@ -241,14 +241,14 @@ def _probe_alone(facts: Any, checkpoint: Any, request: _Request) -> Signals | No
     """With nothing but the file: the recovered layers on synthetic graphs."""
     from gnnstab.checkpoint import rebuild
     from gnnstab.probe.measure import measure_layers
-    from gnnstab.signals import from_trace
+    from gnnstab.signals import from_trace, renamed
 
     request.progress("probing the recovered layers on synthetic graphs")
     rebuilt = rebuild(facts, checkpoint)
     if not rebuilt:
         return None
     with measure_layers(rebuilt.model, rebuilt.batches) as trace:
-        return from_trace(trace)
+        return renamed(from_trace(trace), {path: name for name, path in rebuilt.model.paths.items()})
 
 
 def _observe_folder(folder: Path, request: _Request) -> tuple[Target, Signals, _Live | None]:

@@ -6,7 +6,7 @@ an RMS of exactly 1, on graphs where every node has the same in-degree.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -53,11 +53,6 @@ class RebuiltLayers(nn.Module):
         self.paths.update({name: _place(self, name, layer) for name, layer in layers})
         self.eval()
 
-    def convs(self) -> Iterator[tuple[str, nn.Module]]:
-        """(name in the checkpoint, layer), in order of appearance."""
-        for name, path in self.paths.items():
-            yield name, self.get_submodule(path)
-
     def forward(
         self, inputs: dict[str, tuple[Tensor, Tensor]], edge_index: Tensor, edge_attr: dict[str, Tensor]
     ) -> dict[str, Tensor]:
@@ -66,7 +61,10 @@ class RebuiltLayers(nn.Module):
         ``inputs``: layer → source (N, D_s) and target (N, D_t) features; ``edge_index`` (2, E); ``edge_attr``: layer →
         (E, D_e), for the layers that take edge features.
         """
-        return {name: conv(inputs[name], edge_index, edge_attr.get(name)) for name, conv in self.convs()}
+        return {
+            name: self.get_submodule(path)(inputs[name], edge_index, edge_attr.get(name))
+            for name, path in self.paths.items()
+        }
 
 
 def rebuild(facts: CheckpointFacts, checkpoint: Checkpoint) -> Rebuilt:

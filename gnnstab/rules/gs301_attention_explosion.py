@@ -20,6 +20,7 @@ from gnnstab.rules.reading import (
     need_layers,
     per_head,
     percent,
+    trends,
 )
 
 
@@ -41,6 +42,9 @@ class AttentionExplosion(Rule):
     Beside a batch the weights still count where nobody has learned them: ‖M_h‖_F above 4 *without* alignment is no sharpness
     that training found, it was put there. It is reported when an input of RMS 1 is saturated by it as well, even though
     smaller inputs hide that on this batch, or when the batch is saturated by weights and input together.
+
+    Over several checkpoints of one run (a folder of them) a clear trend of Ĥ or ‖M_h‖_F towards its limit is information, with
+    the step at which it gets there and the range of ± 2 standard errors.
 
     ## Why it is unstable
     A saturated softmax passes one neighbour on and ignores the rest. Its gradients do not vanish, they get sharp: measured,
@@ -107,6 +111,8 @@ class AttentionExplosion(Rule):
             found = self._measured(state) if state is not None else None
             if found is None:
                 found = self._static(signals, layer, state)
+            if found is None:
+                found = self._predicted(signals, layer)
             if found is not None:
                 yield found
 
@@ -179,6 +185,32 @@ class AttentionExplosion(Rule):
             severity="error" if state.entropy.value < self.error_entropy else "warning",
             limit=self.free_frobenius,
             signal=worst,
+            confidence="medium",
+        )
+
+    def _predicted(self, signals: Signals, layer: LayerFacts) -> Finding | None:
+        """Where the checkpoints of a run head for a limit on a clear trend: information, before it is reached."""
+        ahead = [
+            (crossing, trend, limit)
+            for name, limit in (
+                ("attention.entropy", self.warn_entropy),
+                ("logit.frobenius", self._limit(layer, degree_of(signals, layer.name) or ASSUMED_DEGREE)),
+            )
+            for trend in trends(signals, name, layer.name)
+            if (crossing := trend.crossing(limit)) is not None
+        ]
+        if not ahead:
+            return None
+        (earliest, expected, latest), trend, limit = min(ahead, key=lambda one: one[0][1])
+        head = "" if trend.head is None else f" of head {trend.head}"
+        change = 100 * math.expm1(min(1000 * trend.slope, 50.0))
+        return self.finding(
+            f"{layer.name}: {trend.name}{head} changes by {change:+.2g} % per 1000 steps over {trend.points} checkpoints and will "
+            f"reach {limit:.2g} near step {expected} (between {earliest} and {latest}) if that goes on. Lower the learning rate "
+            "before it does, or normalise queries and keys.",
+            severity="info",
+            limit=limit,
+            signal=Signal(trend.name, math.exp(trend.level), layer.name, trend.head, trend.last_step),
             confidence="medium",
         )
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from gnnstab.errors import NotApplicable, NotEvaluable
 from gnnstab.records import LayerFacts, Signal, Signals
+from gnnstab.signals import Trend
 
 ASSUMED_DEGREE = 10.0
 """In-degree that a static judgement assumes when no graph was seen; every message that uses it says so."""
@@ -82,6 +83,17 @@ def need_fact(signals: Signals, field: str, how: str) -> tuple[LayerFacts, ...]:
         seen = signals.kind != "checkpoint"
         raise NotEvaluable(f"{field} of the attention layers could not be seen although the model ran" if seen else how)
     return known
+
+
+def trends(signals: Signals, name: str, layer: str) -> tuple[Trend, ...]:
+    """What several checkpoints of one run say about a signal of a layer; empty for a single state."""
+    known = {field.name for field in fields(Trend)}
+    found = signals.context.get("trends", ())
+    return tuple(
+        Trend(**{key: value for key, value in one.items() if key in known})
+        for one in found
+        if one["name"] == name and one["layer"] == layer
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from gnnstab.signals.joining import join as join
+from gnnstab.signals.joining import renamed as renamed
 from gnnstab.signals.recorded import from_trace as from_trace
 from gnnstab.signals.trends import Trend as Trend
 from gnnstab.signals.trends import trajectory as trajectory

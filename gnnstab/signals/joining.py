@@ -20,9 +20,8 @@ def join(*parts: Signals) -> Signals:
     if len(parts) == 1:
         return parts[0]
     first, *others = parts
-    renamed = [_renamed(other, first.layers) for other in others]
-    layers = _layers(first.layers, [other.layers for other in renamed])
-    views = [first, *renamed]
+    views = [first, *(_matched(other, first.layers) for other in others)]
+    layers = _layers(first.layers, [view.layers for view in views[1:]])
     values = tuple(signal for view in views for signal in view.values)
     return Signals(
         kind=_kind(views),
@@ -45,7 +44,7 @@ def _kind(views: Sequence[Signals]) -> str:
     return views[-1].kind
 
 
-def _renamed(part: Signals, layers: Sequence[LayerFacts]) -> Signals:
+def _matched(part: Signals, layers: Sequence[LayerFacts]) -> Signals:
     """The part with its layers named as in ``layers``, where a name ends like one of those and no other does."""
     names = [layer.name for layer in layers]
     table: dict[str, str] = {}
@@ -55,7 +54,12 @@ def _renamed(part: Signals, layers: Sequence[LayerFacts]) -> Signals:
         alike = [name for name in names if name.endswith(f".{own.name}") or own.name.endswith(f".{name}")]
         if len(alike) == 1:
             table[own.name] = alike[0]
-    if not table or len(set(table.values())) < len(table):
+    return part if len(set(table.values())) < len(table) else renamed(part, table)
+
+
+def renamed(part: Signals, table: Mapping[str, str]) -> Signals:
+    """The same with other names for some layers."""
+    if not table:
         return part
     return dataclasses.replace(
         part,
