@@ -192,7 +192,7 @@ def _zone(axis: Axis, limit: Limit, top: float, bottom: float) -> Markup:
 def _bottom_ticks(axis: Axis, y: float) -> Markup:
     ticks = axis.ticks(5)
     places = [axis(t) for t in ticks]
-    texts = [label(tick_text(t), x, y + 14, "tick", "middle") for t, x in zip(ticks, places, strict=True)]
+    texts = [label(tick_text(t, axis.kind), x, y + 14, "tick", "middle") for t, x in zip(ticks, places, strict=True)]
     return join([rules([y], axis.start, axis.stop, "rail"), rules(places, y, y + 3, "rail", upright=True), *texts])
 
 
@@ -217,7 +217,7 @@ def growth(series: Series, limits: Sequence[Limit], events: Sequence[Event], *, 
     ticks = axis_y.ticks(3)
     frame = [
         rules([axis_y(t) for t in ticks], left, right, "grid"),
-        *(label(tick_text(t), left - 6, axis_y(t) + 3.5, "tick", "end") for t in ticks),
+        *(label(tick_text(t, axis_y.kind), left - 6, axis_y(t) + 3.5, "tick", "end") for t in ticks),
     ]
     last = len(ys) - 1 - int(np.argmax(np.isfinite(ys[::-1])))
     words = f"{name} from {short(float(finite[0]))} to {short(float(finite[-1]))} over steps {int(steps[0])} to {int(steps[-1])}"
@@ -273,9 +273,10 @@ def before_after(change: BeforeAfter) -> Markup | None:
     )
     zones = [_zone(axis, m, 22, 46) for m in change.limits if axis.low < m.value < axis.high]
     x0, x1, y = axis(before), axis(after), 34
-    apart = abs(x1 - x0) > 70
-    words = [label(f"before {short(before)}", x0, 14, "value", _anchor(x0, 50, 390))]
-    words.append(label(f"after {short(after)}", x1, 14 if apart else 62, "value strong", _anchor(x1, 50, 390)))
+    apart = abs(x1 - x0) > 120  # both captions fit side by side, wherever they are anchored
+    first, second = f"before {short(before)}", f"after {short(after)}"
+    words = [label(first, x0, 14, "value", _anchor(x0, 50, 390))]
+    words.append(label(second, x1, 14 if apart else 62, "value strong", _anchor(x1, 50, 390)))
     return drawing(
         440,
         92,

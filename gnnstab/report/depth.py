@@ -95,7 +95,7 @@ def _draw(panel: _Panel, names: Sequence[str], x: Sequence[float]) -> Markup:
     ticks = axis.ticks(4)
     grid = [
         rules([axis(t) for t in ticks], LEFT, RIGHT, "grid"),
-        *(label(tick_text(t), LEFT - 6, axis(t) + 3.5, "tick", "end") for t in ticks),
+        *(label(tick_text(t, axis.kind), LEFT - 6, axis(t) + 3.5, "tick", "end") for t in ticks),
     ]
     parts = [
         label(panel.title, LEFT, top - 8, "panel-title"),

@@ -201,6 +201,8 @@ def _numbers(evidence: Evidence, name: str, anchor: str) -> Iterator[dict[str, A
     """The numbers of a layer; of several with one name, such as one per parameter, the first carries the id."""
     taken: set[str] = set()
     for signal in evidence.numbers(name):
+        if signal.name == "weight.non_finite" and signal.value == 0:
+            continue  # a line per parameter that says nothing; one that is not zero stays
         owner = parameter(signal)
         told = meaning(signal.name) + (f", {owner.removeprefix(name).lstrip('.')}" if owner and owner != name else "")
         tone = status(signal.value, evidence.limits(signal.name))

@@ -198,9 +198,9 @@ def label(text: str, x: float, y: float, class_: str = "tick", anchor: str | Non
     return tag("text", text, x=x, y=y, class_=class_, text_anchor=anchor)
 
 
-def tick_text(value: float) -> str:
-    """A tick's number: powers of ten as such from 10⁴ on."""
-    if value and (abs(value) >= 1e4 or abs(value) < 1e-2):
+def tick_text(value: float, kind: str = "log") -> str:
+    """A tick's number: powers of ten as such from 10⁴ on, except beside the plain numbers of a linear axis."""
+    if kind != "linear" and value and (abs(value) >= 1e4 or abs(value) < 1e-2):
         exponent = round(math.log10(abs(value)))
         if math.isclose(abs(value), 10.0**exponent):
             return ("−" if value < 0 else "") + "10" + str(exponent).translate(_SUPERSCRIPT)

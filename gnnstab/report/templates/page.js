@@ -34,8 +34,11 @@
     const copied = await copy(document.getElementById(button.dataset.copy).textContent);
     button.focus();
     button.textContent = copied ? "Copied" : "Select and copy by hand";
+    // The button's own label names the fix and stays; what happened is said beside it.
+    const said = button.nextElementSibling;
+    said.textContent = button.textContent;
     button.classList.toggle("done", copied);
-    setTimeout(() => { button.textContent = "Copy"; button.classList.remove("done"); }, 2000);
+    setTimeout(() => { button.textContent = "Copy"; said.textContent = ""; button.classList.remove("done"); }, 2000);
   }));
 
   const form = one("#filter");
