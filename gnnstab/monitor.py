@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from gnnstab.errors import GnnstabWarning, UnstableError, UsageError
 from gnnstab.probe.boundary import Boundary
 from gnnstab.probe.outbox import Layout
 from gnnstab.probe.recorder import Recorder
-from gnnstab.records import Coverage, Diagnosis, Event, Finding, SeriesKey, Signals
+from gnnstab.records import Coverage, Diagnosis, Event, Finding, SeriesKey, Signals, StepRow
 from gnnstab.rules.gs502_non_finite_value import NonFiniteValue
 from gnnstab.rules.live import LiveEngine
 from gnnstab.trace import TraceWriter, rank_path
@@ -30,7 +31,14 @@ if TYPE_CHECKING:
 OnFinding = str | Callable[[Finding], None]
 
 _EVERY_STEP = "every step"
-_DEFAULT = 50
+_UNUSUAL = 4.0
+"""× the gradient norm of the last recorded step: a smaller one is no news for rules that speak from 10 × on."""
+
+_FULL_EVERY = 50
+_BUDGET = 0.02
+_BEGINNING = 100
+"""Steps that the default schedule records before its budget counts: what goes wrong early goes wrong in these."""
+
 _LIVE_SITES = ("score", "output")
 
 
@@ -51,8 +59,13 @@ class Monitor:
         trace: Path of the trace. In a distributed run every rank writes its own, ``run.rank0.gnnstab``, ….
         on_finding: ``"warn"``, ``"raise"`` (`UnstableError`, out of the optimizer's step or out of `step`),
             ``"ignore"``, or a callable that gets each `Finding` once.
-        schedule: Steps between two full-tier measurements, or ``"every step"``; the light tier records every step.
-        budget: Instead of a fixed schedule: the share of a step's time that the monitor may take, e.g. 0.02.
+        schedule: Steps between two full-tier measurements, or ``"every step"``; the light tier then records every step.
+            Without it, and without a budget, the first 100 steps are recorded so, with a full measurement at every
+            50th, and those after them as often as a budget of 0.02 allows.
+        budget: The share of the run's time that the monitor may take, e.g. 0.02; steps are left out to keep it. Of
+            those only the loss and the norm of the gradients are looked at. One that does not end finite is run again
+            on a copy before the optimizer moves the weights, and recorded in full. Where that is not possible every
+            step is recorded; the trace says so and, when a budget was given, a warning.
         scaler: The GradScaler in use, so that gradients are recorded unscaled and skipped steps are known as such.
         sinks: Where numbers, findings and the final report stream to besides the trace (see `gnnstab.sinks`).
 
@@ -68,7 +81,7 @@ class Monitor:
         optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer] | None = None,
         trace: str | os.PathLike[str] | None = None,
         on_finding: OnFinding = "warn",
-        schedule: int | str = _DEFAULT,
+        schedule: int | str | None = None,
         budget: float | None = None,
         scaler: Any = None,
         sinks: Iterable[Sink] = (),
@@ -82,14 +95,23 @@ class Monitor:
         if budget is not None and not 0 < budget < 1:
             raise UsageError(f"budget={budget!r}; give a share of a step's time between 0 and 1, e.g. 0.02")
         optimizers = _optimizers(optimizer)
-        every = _every(schedule)
+        every = _every(_FULL_EVERY if schedule is None else schedule)
+        by_default = schedule is None and budget is None
         self._path = _rank_path(trace)
         self._on_finding = on_finding
         self._feed = Feed(sinks)
         self._writer = TraceWriter(self._path)
         self._recorder = Recorder(
-            model, self._writer, full_every=every, budget=budget, bundles=self._path, on_event=self._noticed
+            model,
+            self._writer,
+            full_every=every,
+            budget=_BUDGET if by_default else budget,
+            beginning=_BEGINNING if by_default else 0,
+            bundles=self._path,
+            on_event=self._noticed,
         )
+        self._recorder.closes_accounts = False
+        self._tell_held = budget is not None
         self._boundary = Boundary(self._recorder, optimizers, scaler, self._act, self._after_step)
         self._has_optimizer = bool(optimizers)
         self._waiting: list[Finding] = []
@@ -97,6 +119,7 @@ class Monitor:
         self._live = LiveEngine()
         self._precision = ""
         self._looked_at = -1
+        self._usual = 0.0
         self._trouble = ""
         self._layout: Layout | None = None
         self._live_rows: NDArray[np.int64] = np.empty(0, dtype=np.int64)
@@ -170,9 +193,20 @@ class Monitor:
 
     def _after_step(self) -> None:
         """A step is over: let the live rules look, then act on what they found."""
-        self._guarded("the live rules", self._look)
-        self._guarded("the trace", self._look_at_trace)
-        self._act()
+        self._guarded("the end of a step", self._settle)
+        if self._waiting:
+            self._act()
+
+    def _settle(self) -> None:
+        begun, recorder = time.perf_counter(), self._recorder
+        guard, row = recorder.state.failsafe.guard, recorder.row
+        if row is not None and row.step != self._looked_at and (recorder.sent.layout.ids or self._says_much(row)):
+            guard("the live rules", self._look)
+        guard("the trace", self._look_at_trace)
+        if self._tell_held and recorder.held:
+            guard("the budget", self._look_at_budget)
+        recorder.spent(time.perf_counter() - begun)
+        recorder.close_accounts()
 
     def _look(self) -> None:
         """The one place where the live rules are asked."""
@@ -180,15 +214,18 @@ class Monitor:
         if row is None or row.step == self._looked_at:
             return
         self._looked_at = row.step
+        if row.grad_norm is not None and recorder.sent.layout.ids:
+            self._usual = row.grad_norm
         layout, rows = recorder.sent.layout, recorder.sent.rows
         if self._feed:
             self._feed.row(row, layout.keys, rows)
-        if layout is not self._layout:
+        if layout is not self._layout and layout.ids:
             self._layout = layout
             wanted = [i for i, key in enumerate(layout.keys) if key.site in _LIVE_SITES and key.mode == "train"]
             self._told_precision()
             self._live_rows, self._live_keys = np.array(wanted, dtype=np.int64), [layout.keys[i] for i in wanted]
-        stats = dict(zip(self._live_keys, map(tuple, rows[self._live_rows, :3].tolist()), strict=True))
+        seen = map(tuple, rows[self._live_rows, :3].tolist()) if len(rows) else ()
+        stats = dict(zip(self._live_keys, seen, strict=False))
         self._waiting += self._live.update(
             row.step,
             stats,
@@ -198,6 +235,16 @@ class Monitor:
             weights=recorder.update,
             skipped=row.skipped,
         )
+
+    def _says_much(self, row: StepRow) -> bool:
+        """True when the live rules must hear of a step that was left out; most are as the recorded ones beside them."""
+        norm = row.grad_norm
+        return bool(self._feed) or row.loss is not None or (norm is not None and not norm <= _UNUSUAL * self._usual)
+
+    def _look_at_budget(self) -> None:
+        """Tell once that the budget cannot be kept."""
+        self._tell_held = False
+        warnings.warn(f"gnnstab: budget: every step is recorded: {self._recorder.held}", GnnstabWarning, stacklevel=5)
 
     def _look_at_trace(self) -> None:
         """Tell once that the trace cannot be written as it should be."""

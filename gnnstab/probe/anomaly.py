@@ -75,11 +75,17 @@ def forward_event(view: StepView, model: nn.Module, inputs: dict[str, Inputs], w
     return _recorded(view, bad, note)
 
 
-def unrecorded_event(step: int, model: nn.Module, inputs: dict[str, Inputs]) -> Event | None:
-    """The first non-finite value of a forward that was not recorded, by running it again; None when it is finite."""
-    last = inputs.get("train")
-    found = _located(step, model, last) if last is not None else ""
-    return found if isinstance(found, Event) else None
+def left_out_event(step: int, bad: Sequence[str], note: str) -> Event:
+    """A gradient that is not finite in a step that was left out and shows nothing when it is run again."""
+    return Event(
+        step,
+        "non-finite",
+        layer=bad[0].rpartition(".")[0],
+        mode="train",
+        stage="gradient",
+        message=f"the gradient of {bad[0]} is non-finite; the step itself was not recorded, and {note}",
+        detail={"non_finite_gradients": list(bad[:16]), "replayed": False, "note": note},
+    )
 
 
 def _located(step: int, model: nn.Module, last: Inputs) -> Event | str:

@@ -45,6 +45,7 @@ class Boundary:
         self._hooks: list[Hook] = []
         self._update: Any = None
         self._moved = False
+        self._ended = False
 
     def attach(self) -> None:
         """Hook the optimizers and the scaler."""
@@ -94,11 +95,13 @@ class Boundary:
     def _before(self, grad: bool, optimizer: torch.optim.Optimizer) -> None:
         # A fused optimizer is handed scaled gradients and decides by itself, on the device, whether to move.
         found = getattr(optimizer, "found_inf", None)
+        self._ended = True
         self.end(optimizer, skipped=isinstance(found, Tensor) and bool(found), moves=True)
 
     def _after(self, grad: bool, optimizer: torch.optim.Optimizer) -> None:
-        if self._recorder.state.open:
+        if not self._ended and self._recorder.state.open:
             self.end(optimizer)
+        self._ended = False
         self._recorder.after_update()
 
 

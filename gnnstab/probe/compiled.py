@@ -27,6 +27,10 @@ class CompiledCells:
         self._sites: list[tuple[str, str]] = []
         self._start = torch.tensor(_START, dtype=torch.float64)
         self._array = np.empty((0, 4))
+        self._counts = self._array[:, 3]
+        self.used = False
+        """True once compiled code has written anything."""
+
         self.seen: set[tuple[str, str]] = set()
         """(layer, site) that were ever written."""
 
@@ -43,6 +47,7 @@ class CompiledCells:
         """Make the tensor; from here on it stays where it is."""
         self.cells = self._start.repeat(len(MODES) * len(self._sites), 1)
         self._array = self.cells.numpy()
+        self._counts = self._array[:, 3]
 
     def add(self, first: int, tensor: Tensor, training: bool) -> None:
         """Take a tensor in for the site whose rows begin at ``first``; traced by the compiler, so it may only compute."""
@@ -63,7 +68,7 @@ class CompiledCells:
     @property
     def written(self) -> bool:
         """True when compiled code has run since the last `take`."""
-        return bool(self._array[:, 3].any())
+        return bool(np.count_nonzero(self._counts))
 
     def layers(self) -> list[str]:
         """Layers that have run since the last `take`."""

@@ -43,6 +43,15 @@ class Failsafe:
                 stacklevel=2,
             )
 
+    def guard(self, where: str, body: Callable[..., object], *args: object) -> bool:
+        """Call ``body`` with ``args``, where gradients are switched off already; False after a failure."""
+        try:
+            body(*args)
+        except Exception as error:
+            self.note(where, error)
+            return False
+        return True
+
     def run(self, where: str, body: Callable[[], object]) -> bool:
         """Call ``body`` with gradients switched off; a failure is noted, and the answer is then False."""
         grad = torch.is_grad_enabled()

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.compiler import is_compiling
 
 from gnnstab.probe.failsafe import Failsafe
 
@@ -46,10 +47,8 @@ class Hook:
 
     def __call__(self, *args: Any) -> None:
         """Run the body, guarded."""
-        if torch.compiler.is_compiling():
+        if is_compiling():
             self.compiled(*args)
-            return
-        if self._skip is not None and self._skip():
             return
         clock = self._clock
         if clock is not None:
@@ -57,7 +56,8 @@ class Hook:
         grad = torch.is_grad_enabled()
         torch._C._set_grad_enabled(False)
         try:
-            self._body(grad, *args)
+            if self._skip is None or not self._skip():
+                self._body(grad, *args)
         except Exception as error:
             self.close()
             self._failsafe.note(self._where, error)

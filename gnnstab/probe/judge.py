@@ -8,15 +8,21 @@ from pathlib import Path
 
 from torch import nn
 
+from gnnstab.errors import UsageError
 from gnnstab.probe import anomaly, bundle
 from gnnstab.probe.outbox import Sent
 from gnnstab.probe.outer import Outer
 from gnnstab.probe.parameters import Parameters
+from gnnstab.probe.rerun import Kept
 from gnnstab.probe.state import State
 from gnnstab.records import Event, LayerFacts
 
 _BUNDLES = 3
 """Bundles of one run: the first tells the cause, the others whether it comes again in another way."""
+
+
+_RERUNS = 3
+"""Steps of one run that are run again; a run that has gone bad stays bad."""
 
 
 class Judge:
@@ -45,6 +51,7 @@ class Judge:
         self._facts = facts
         self._bundles = bundles
         self._written = 0
+        self._reruns = 0
 
     def step(self, sent: Sent, skipped: bool) -> Event | None:
         """The event of a step whose numbers are not all finite, if it is the first of its kind."""
@@ -55,9 +62,32 @@ class Judge:
                 weights = self._parameters.non_finite()
                 return self._with_bundle(anomaly.forward_event(view, self._model, self._outer.last, weights))
         elif view.gradients_bad() and not skipped and self._first("gradient"):
-            unseen = None if state.light else anomaly.unrecorded_event(state.step, self._model, self._outer.last)
-            return self._with_bundle(unseen or anomaly.gradient_event(view))
+            return self._with_bundle(anomaly.gradient_event(view))
         return None
+
+    def left_out(self, step: int, loss: float, bad: Sequence[str], again: Callable[[Kept], Sent]) -> Event | None:
+        """The event of a step that was left out and whose loss, or whose gradients ``bad``, are not finite.
+
+        It is run again, forward by forward, until one shows where the first non-finite value came from.
+        """
+        if self._reruns >= _RERUNS:
+            return None
+        self._reruns += 1
+        note = "none of its forward passes was kept"
+        for kept in self._outer.left_out:
+            try:
+                sent = again(kept)
+            except UsageError as error:
+                note = str(error)
+                continue
+            note = "run again, everything was finite"
+            self._outer.last[kept.inputs.mode] = kept.inputs
+            event = None if sent.finite else self.step(sent, False)
+            if event is not None:
+                return event
+        if not bad:
+            return self.loss(step, loss)
+        return self._with_bundle(anomaly.left_out_event(step, bad, note)) if self._first("gradient") else None
 
     def loss(self, step: int, loss: float) -> Event | None:
         """The event of a loss that is not finite, when nothing before it was reported."""

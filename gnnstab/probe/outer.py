@@ -12,6 +12,7 @@ from gnnstab.probe.hooks import Hook
 from gnnstab.probe.identity import identity_paths
 from gnnstab.probe.keys import MODES
 from gnnstab.probe.replica import Autocast, rng_snapshot, tensors_in
+from gnnstab.probe.rerun import MOST, Kept, watch
 from gnnstab.probe.state import State
 from gnnstab.probe.statistics import graph_measures, node_measures
 from gnnstab.probe.watch import Watch
@@ -36,6 +37,12 @@ class Outer:
         self.last: dict[str, Inputs] = {}
         """Mode → latest inputs of this step."""
 
+        self.left_out: list[Kept] = []
+        """Forwards with gradients of a step that is left out, the first `MOST`."""
+
+        self.forwards = 0
+        """Forwards with gradients of this step."""
+
         self.paths: dict[str, bool | None] = {}
         """Layer → whether a path leads around it, after the first training forward."""
 
@@ -48,8 +55,9 @@ class Outer:
 
     def attach(self, model: nn.Module) -> None:
         """Hook the model; to be called after its layers were hooked, since the model may be a layer itself."""
-        before = Hook("the model's forward", self._before, self._state.failsafe, skip=self._state.foreign)
-        after = Hook("the model's output", self._after, self._state.failsafe, skip=self._state.foreign)
+        state = self._state
+        before = Hook("the model's forward", self._before, state.failsafe, clock=state.clock, skip=state.foreign)
+        after = Hook("the model's output", self._after, state.failsafe, clock=state.clock, skip=state.foreign)
         self._hooks = [before, after]
         self._handles = [
             model.register_forward_pre_hook(before, with_kwargs=True, prepend=True),
@@ -68,6 +76,8 @@ class Outer:
     def end_step(self) -> None:
         """Release the inputs."""
         self.last.clear()
+        self.left_out.clear()
+        self.forwards = 0
 
     def _before(self, grad: bool, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         state = self._state
@@ -84,15 +94,21 @@ class Outer:
         mode = MODES[2 * model.training + grad]
         if self._keep:
             self.last[mode] = Inputs(args, kwargs, rng_snapshot(), _autocast(args, kwargs), mode)
-        if mode in ("train", "eval-grad") and not self.paths and state.trail is None:
-            state.trail = []
+        if grad:
+            self.forwards += 1
+            if state.light and not self.paths and state.trail is None:
+                state.trail = []
         if state.full and self._full_step != state.step:
             self._full_step = state.step
             self._measure(mode, args, kwargs)
 
     def _after(self, grad: bool, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         state = self._state
+        if torch._C._current_graph_task_id() != -1:
+            return
         state.inside = False
+        if grad and not state.light and self._keep and len(self.left_out) < MOST:
+            self.left_out.append(watch(output, self.last[MODES[2 * model.training + 1]], state.gradient_arrived))
         trail, state.trail = state.trail, None
         if trail and grad:
             first = next((tensor for _, tensor in tensors_in(output) if tensor.requires_grad), None)

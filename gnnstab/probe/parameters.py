@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -13,6 +14,9 @@ from gnnstab.probe.staging import Stage
 _CHUNK = 15
 """Tensors in one `put`: as many of the largest copied size as surely fit into the buffer."""
 
+_SMALL = 1 << 15
+"""Entries up to which gradients are joined for their norm; a larger one is worth an operation of its own."""
+
 
 class Parameters:
     """All trainable parameters, each once, under the first of its names."""
@@ -22,6 +26,8 @@ class Parameters:
         self._model = model
         self._keys = keys
         self._parameters: list[Tensor] = []
+        self._small: list[Tensor] = []
+        self._large: list[Tensor] = []
         self._chunks: dict[tuple[str, tuple[int, ...]], list[tuple[tuple[int, ...], list[int]]]] = {}
         self._before: list[Tensor] = []
         self.refresh()
@@ -34,6 +40,8 @@ class Parameters:
         )
         if not same:
             self.names, self._parameters = list(named), list(named.values())
+            self._small = [p for p in self._parameters if p.numel() <= _SMALL]
+            self._large = [p for p in self._parameters if p.numel() > _SMALL]
             self._chunks.clear()
             self._before = []
 
@@ -42,10 +50,41 @@ class Parameters:
         gradients = [parameter.grad for parameter in self._parameters]
         self._put(stage, "weight_grad", gradients)
 
+    def norm(self) -> float | None:
+        """L2 norm of all gradients, None without any; NaN or Inf only where an entry is.
+
+        One copy and one product of all small gradients together, without the extremes of each: about a tenth of what
+        `gradients` costs.
+        """
+        small = [g for p in self._small if (g := p.grad) is not None]
+        large = [g for p in self._large if (g := p.grad) is not None]
+        if not small and not large:
+            return None
+        try:
+            square = sum(float(torch.linalg.vector_norm(g)) ** 2 for g in large)
+            if small:
+                flat = torch._C._nn.flatten_dense_tensors(small)
+                flat = flat.float() if flat.element_size() < 4 else flat
+                square += float(torch.dot(flat, flat))
+        except (RuntimeError, NotImplementedError):  # Sparse gradients, or several devices.
+            square = math.nan
+        # A square can leave the range of the gradients' own dtype although no entry does.
+        return math.sqrt(square) if square < math.inf else _exact_norm([*small, *large])
+
+    def bad_gradients(self) -> list[str]:
+        """Names of the parameters whose gradient holds a NaN or an Inf."""
+        named = zip(self.names, self._parameters, strict=True)
+        return [name for name, p in named if p.grad is not None and not torch.isfinite(_entries(p.grad)).all()]
+
     def remember(self, stage: Stage) -> None:
         """Put the parameters into ``stage`` before the optimizer moves them; keeps a copy until `change`."""
         self._before = [p.detach().clone() for p in self._parameters]
         self._put(stage, "weight", self._before)
+
+    @property
+    def remembers(self) -> bool:
+        """True between `remember` and `change`."""
+        return bool(self._before)
 
     def change(self, stage: Stage) -> bool:
         """Put the change since `remember` into ``stage``; False without one."""
@@ -70,3 +109,11 @@ class Parameters:
             ]
         for slots, positions in chunks:
             stage.put(slots, [tensors[i] for i in positions], fixed=True)  # type: ignore[misc]
+
+
+def _entries(gradient: Tensor) -> Tensor:
+    return gradient.coalesce().values() if gradient.is_sparse else gradient
+
+
+def _exact_norm(gradients: Sequence[Tensor]) -> float:
+    return math.sqrt(sum(float(_entries(g).double().square().sum()) for g in gradients))

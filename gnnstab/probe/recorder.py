@@ -197,37 +197,33 @@ class Recorder:
         ``moves`` says that the optimizer is about to move the weights; `after_update` must then follow. Returns False
         when nothing was recorded since the last end, so that there was no step to end.
         """
-        state, run = self.state, self.state.failsafe.run
-        begun = time.perf_counter()
-        state.thread = get_ident()
-        is_open = True
-
-        def look() -> None:
-            nonlocal is_open
-            is_open = state.open
-
-        if not state.recorded:
-            run("the end of a step", look)
-        if not is_open:
+        state = self.state
+        begun, state.thread = time.perf_counter(), get_ident()
+        if not (state.recorded or state.open):
             return False
-        end = self._end if state.light else self._end_left_out
-        run("the end of a step", lambda: end(lr, scale, skipped, moves))
-        # Whatever failed above, the next step begins, and nothing of this one is held any longer.
-        if state.failsafe.events:
-            run("handing over failures", self.hand_over_failures)
-        run("the next step", self._next)
-        run("the beginning of a step", self._begin)
-        self.spent(time.perf_counter() - begun)
-        if self.closes_accounts:
-            self.close_accounts()
+        guard, grad = state.failsafe.guard, torch.is_grad_enabled()
+        torch._C._set_grad_enabled(False)
+        try:
+            guard("the end of a step", self._end if state.light else self._end_left_out, lr, scale, skipped, moves)
+            # Whatever failed above, the next step begins, and nothing of this one is held any longer.
+            if state.failsafe.events:
+                guard("handing over failures", self.hand_over_failures)
+            guard("the next step", self._next)
+            guard("the beginning of a step", self._begin)
+            if state.clock is not None:
+                state.clock[0] += time.perf_counter() - begun
+                if self.closes_accounts:
+                    self.close_accounts()
+        finally:
+            torch._C._set_grad_enabled(grad)
         return True
 
     def after_update(self) -> None:
         """The optimizer has moved the weights: record by how much, in a step of the full tier."""
-        begun = time.perf_counter()
-        if self._weights is not NOTHING or self.update:
+        if self.update or self._parameters.remembers:
+            begun = time.perf_counter()
             self.state.failsafe.run("the update", self._record_update)
-        self.spent(time.perf_counter() - begun)
+            self.spent(time.perf_counter() - begun)
 
     def spent(self, seconds: float) -> None:
         """Add to what recording the current step has cost."""
@@ -238,7 +234,7 @@ class Recorder:
         """All work for the step that has ended is done: what it has cost is known."""
         account, self._account = self._account, None
         if account is not None and self.state.clock is not None:
-            self.state.failsafe.run("the schedule", lambda: self._schedule.ended(*account))
+            self.state.failsafe.guard("the schedule", self._schedule.ended, *account)
 
     def _end_left_out(self, lr: float | None, scale: float | None, skipped: bool, moves: bool) -> None:
         step, norm = self.state.step, self._parameters.norm()

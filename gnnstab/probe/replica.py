@@ -28,7 +28,10 @@ class Autocast(NamedTuple):
 
 def rng_snapshot() -> dict[str, Any]:
     """The generator states to hand to a later replay: ``cpu`` (a tensor) and ``cuda`` (device index → tensor)."""
-    return {"cpu": torch.get_rng_state(), "cuda": {i: torch.cuda.get_rng_state(i) for i in _cuda_devices()}}
+    cpu = torch.default_generator.get_state()
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return {"cpu": cpu, "cuda": {}}
+    return {"cpu": cpu, "cuda": {i: torch.cuda.get_rng_state(i) for i in _cuda_devices()}}
 
 
 def _cuda_devices() -> list[int]:
@@ -67,6 +70,22 @@ def replica(model: nn.Module) -> nn.Module:
         if getattr(module, "_compiled_call_impl", None) is not None:
             module._compiled_call_impl = None
     return twin
+
+
+def reason_against_a_copy(model: nn.Module) -> str:
+    """Why `replica` would fail, or nothing; tensors are shared instead of copied, so that asking costs no memory."""
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if (name.endswith(HOOK_TABLES) and isinstance(value, dict)) or name == "message":
+                memo[id(value)] = {}
+            else:
+                memo.update({id(tensor): tensor for _, tensor in tensors_in(value)})
+    try:
+        copy.deepcopy(model, memo)
+    except Exception as error:
+        return f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error})"
+    return ""
 
 
 def _computing_hooks(module: nn.Module) -> set[Any]:
@@ -111,11 +130,13 @@ def run_replica(
         torch.autocast(autocast[0], dtype=autocast[1], enabled=autocast[2], cache_enabled=False) if autocast else None
     )
     with forked_rng(rng_state), torch.no_grad(), cast or nullcontext():
-        return _eager(twin)(*args, **kwargs)
+        return eager(twin)(*args, **kwargs)
 
 
-def _eager(twin: nn.Module) -> Callable[..., Any]:
-    """Hooks registered after compilation are not seen by compiled parts; run those eagerly."""
+def eager(twin: nn.Module) -> Callable[..., Any]:
+    """The call of a copy that runs all of its Python code.
+
+    Hooks registered after compilation are not seen by compiled parts; run those eagerly."""
     if any(type(m).__name__ == "OptimizedModule" for m in twin.modules()):
         plain: Callable[..., Any] = torch.compiler.disable(twin)  # type: ignore[no-untyped-call]
         return plain

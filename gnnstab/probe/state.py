@@ -113,11 +113,16 @@ class State:
         """
         return get_ident() != self.thread and torch._C._current_graph_task_id() == -1
 
+    def gradient_arrived(self) -> None:
+        """A backward has reached the model."""
+        self.backward = True
+
     def take(self) -> Totals:
         """Everything of the light tier since the last call, from eager and from compiled layers."""
         eager = self.stage.take()
         if not self.compiled.written:
             return eager
+        self.compiled.used = True
         for layer in self.compiled.layers():
             self.fired.setdefault(layer, len(self.fired))
         return merge([eager, self.compiled.take()])

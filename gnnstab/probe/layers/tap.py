@@ -11,15 +11,17 @@ import dis
 import math
 import types
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 from torch_geometric.nn import TransformerConv
 from torch_geometric.utils import softmax
 
 
-class Seen(NamedTuple):
+@dataclass(slots=True)
+class Seen:
     """One softmax over edges; alive only until the layer returns."""
 
     score: Tensor
@@ -95,7 +97,7 @@ class Tap:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the layer's own ``message``."""
-        if torch.compiler.is_compiling():
+        if is_compiling():
             return self._compiled(*args, **kwargs)
         message = self._function(self._conv, *args, **kwargs)
         for listener in self._listeners:
