@@ -29,4 +29,5 @@ html_theme = "furo"
 html_title = "gnnstab"
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
+autodoc_mock_imports = ["lightning"]  # the pages are built without the extras of the sinks
 nitpicky = False

@@ -32,7 +32,7 @@ def words(name: str) -> str:
 
 def sentence(text: str) -> str:
     """``text`` with a capital first letter, unless its first word is a name in code such as ``fp16`` or ``lr=``."""
-    first = text.split(" ", 1)[0].rstrip(",;:")
+    first = text.split(" ", 1)[0].rstrip(",;")
     return text[:1].upper() + text[1:] if first.isalpha() and first.islower() else text
 
 

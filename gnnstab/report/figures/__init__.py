@@ -11,6 +11,8 @@ imports matplotlib.
 
 from gnnstab.report.figures.change import before_after as before_after
 from gnnstab.report.figures.change import scaling_curve as scaling_curve
+from gnnstab.report.figures.growth import growth_figures as growth_figures
+from gnnstab.report.figures.growth import write_growth as write_growth
 from gnnstab.report.figures.heat import heat_map as heat_map
 from gnnstab.report.figures.profile import depth_profile as depth_profile
 from gnnstab.report.figures.scores import score_distribution as score_distribution

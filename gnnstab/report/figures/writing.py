@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -33,11 +33,16 @@ def write_all(diagnosis: Diagnosis, folder: str | os.PathLike[str]) -> list[Path
 
     The folder is made when it is missing. Raises `UsageError` when it cannot be written to.
     """
+    return write_figures(figures(diagnosis), folder)
+
+
+def write_figures(named: Iterable[tuple[str, Figure]], folder: str | os.PathLike[str]) -> list[Path]:
+    """Write (file name without ending, figure) pairs as PNG and SVG; `UsageError` when the folder cannot be written to."""
     target = Path(folder)
     paths: list[Path] = []
     try:
         target.mkdir(parents=True, exist_ok=True)
-        for name, figure in figures(diagnosis):
+        for name, figure in named:
             paths += _save(figure, target, name)
     except OSError as error:
         raise UsageError(
