@@ -287,7 +287,8 @@ class LiveEngine:
         if track is None or not track.ready or track.middle <= 0:
             return
         ratio = norm / track.middle
-        if ratio <= self._spike.ratio:
+        # Close to convergence the median is tiny, and a norm ten times as large is still less than training began with.
+        if ratio <= self._spike.ratio or norm <= track.start:
             return
         self._spikes.append(step)
         lately = [s for s in self._spikes if s > step - 5 * WINDOW]

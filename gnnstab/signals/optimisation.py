@@ -87,7 +87,9 @@ def gap_signals(steps: NDArray[np.void], measures: Sequence[Measure]) -> list[Si
 def spikes(steps: Integers, values: Floats) -> list[Signal]:
     """The largest norm over the median of the steps before it, how many exceeded it tenfold, and whether it came back.
 
-    ``steps`` and ``values`` (n,) in order of steps. Nothing for a run that is too short to have a median.
+    Norms below that of the first steps count only where there are no larger ones, and are no spikes: close to convergence
+    the median is tiny, and ten times as much is still less than training began with. ``steps`` and ``values`` (n,) in order
+    of steps. Nothing for a run that is too short to have a median.
     """
     if len(values) <= SPIKE_WARM_UP:
         return []
@@ -96,13 +98,15 @@ def spikes(steps: Integers, values: Floats) -> list[Signal]:
     np.divide(values[SPIKE_WARM_UP:], before_each, out=ratios[SPIKE_WARM_UP:], where=before_each > 0)
     if not np.isfinite(ratios).any():
         return []
-    worst = int(np.nanargmax(ratios))
-    above = np.flatnonzero(ratios > SPIKE)
+    large = np.where(values > median(values[:SPIKE_WARM_UP]), ratios, np.nan)
+    risen = bool(np.isfinite(large).any())
+    worst = int(np.nanargmax(large if risen else ratios))
+    above = np.flatnonzero(large > SPIKE)
     separate = 1 + int((np.diff(above) > RECOVERY).sum()) if len(above) else 0
     after = values[worst + 1 : worst + 1 + RECOVERY]
     before = float(median(values[max(0, worst - SPIKE_WINDOW) : worst]))
     recovered = len(after) < RECOVERY // 2 or float(median(after)) <= 3 * before
-    detail = {"count": separate, "recovered": recovered}
+    detail = {"count": separate, "recovered": recovered, "above_start": risen}
     return [Signal("gradient.spike", float(ratios[worst]), None, None, int(steps[worst]), "training", detail)]
 
 

@@ -19,7 +19,9 @@ DAMAGE = 0.15
 
 
 def optimizer_for(case: Case) -> torch.optim.Optimizer:
-    """Adam with the recipe's settings."""
+    """The recipe's optimizer with its settings."""
+    if case.recipe.optimizer == "sgd":
+        return torch.optim.SGD(case.model.parameters(), lr=case.recipe.lr)
     return torch.optim.Adam(case.model.parameters(), lr=case.recipe.lr, eps=case.recipe.eps)
 
 
@@ -43,9 +45,15 @@ def train(case: Case, optimizer: torch.optim.Optimizer, steps: int) -> list[floa
 def quality(recipe: Recipe, steps: int = STEPS) -> float:
     """R² on unseen graphs of the same kind after training; −∞ for a non-finite run."""
     case = build(recipe)
+    return quality_of(case, optimizer_for(case), steps)
+
+
+def quality_of(case: Case, optimizer: torch.optim.Optimizer, steps: int) -> float:
+    """The same for a case that is built already, trained with its own optimizer."""
+    recipe = case.recipe
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed + 1)
-        losses = train(case, optimizer_for(case), steps)
+        losses = train(case, optimizer, steps)
         case.model.eval()
         with torch.no_grad(), torch.autocast("cpu", dtype=torch.float16, enabled=recipe.precision == "fp16"):
             prediction = case.model(**case.arguments(case.test)).float().squeeze(-1)

@@ -70,6 +70,15 @@ class Recipe:
 
     lr: float = 3e-3
     eps: float = 1e-8
+    optimizer: str = "adam"
+    """``adam`` or ``sgd``."""
+
+    doubling: int = 0
+    """Steps after which the learning rate doubles, again and again; 0 for a constant one. Read by the lead-time runs."""
+
+    sharpening: float = 0.0
+    """Weight of a loss term that rewards large query weights. Read by the lead-time runs."""
+
     precision: str = "fp32"
     warm_up: int = 0
     """Training steps before the diagnosis; 0 judges fresh weights."""

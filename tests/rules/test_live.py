@@ -66,6 +66,14 @@ def test_one_spike_is_a_hard_batch_and_several_are_not() -> None:
     assert [(f.code, f.step) for f in found] == [("GS603", 80)]
 
 
+def test_spikes_below_the_first_gradients_are_convergence() -> None:
+    def norm(i: int) -> float:
+        return 100.0 * 0.95**i * (20.0 if i in {60, 70, 80, 90} else 1.0)
+
+    assert norm(60) > 10 * norm(59)
+    assert follow(LiveEngine(), range(100), grad_norm=norm) == []
+
+
 def test_large_first_gradients_and_skipped_steps_are_normal() -> None:
     engine = LiveEngine()
     assert follow(engine, range(30), grad_norm=lambda i: 1e4 if i == 0 else 1.0) == []

@@ -162,12 +162,21 @@ def test_loss_and_spikes() -> None:
     assert loss.value == pytest.approx(1.0, abs=0.2)
     assert loss.detail["start"] > 4.5
     assert (spike.value, spike.step) == (50.0, 30)
-    assert spike.detail == {"count": 1, "recovered": True}
+    assert spike.detail == {"count": 1, "recovered": True, "above_start": True}
 
 
 def test_a_norm_that_stays_high_has_not_recovered() -> None:
     signals = from_trace(written(steps=steps([1.0] * 60, [1.0] * 40 + [30.0] * 20)))
     assert one(signals, "gradient.spike").detail["recovered"] is False
+
+
+def test_a_jump_below_the_first_gradients_is_no_spike() -> None:
+    norms = [100.0 * 0.95**i for i in range(100)]
+    norms[80] *= 20
+    assert norms[80] < norms[0]
+    spike = one(from_trace(written(steps=steps([1.0] * 100, norms))), "gradient.spike")
+    assert spike.value > 5
+    assert spike.detail == {"count": 0, "recovered": True, "above_start": False}
 
 
 def test_the_first_steps_and_skipped_steps_are_no_spikes() -> None:
