@@ -84,6 +84,11 @@ class Stage:
         self._tally = Tally()
         self._refuse = refuse
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the buffers, which never grow."""
+        return self._array.nbytes + self._scratch.nbytes
+
     def put(self, slots: tuple[int, ...], tensors: list[Tensor], *, fixed: bool = False) -> None:
         """Record ``tensors[i]`` under ``slots[i]``; gradients must be switched off by the caller.
 
