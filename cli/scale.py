@@ -21,6 +21,7 @@ def _numbers(_: click.Context, __: click.Parameter, value: str) -> tuple[float, 
 )
 @click.option("--seeds", type=click.IntRange(min=1), default=2, show_default=True, help="Draws of edges per factor.")
 @click.option("--clamping", is_flag=True, help="Compare clamping activations with the proper fixes as well.")
+@click.option("--plots", type=click.Path(file_okay=False), metavar="DIR", help="Draw the curves, as PNG and SVG.")
 @case.options
 @options.debug
 def command(
@@ -28,6 +29,7 @@ def command(
     factors: tuple[float, ...],
     seeds: int,
     clamping: bool,
+    plots: str | None,
     model: str,
     batch: str,
     loss: str | None,
@@ -55,6 +57,10 @@ def command(
             if clamping
             else ()
         )
+    if plots is not None:
+        from gnnstab.report.figures import write_growth
+
+        write_growth(found, plots)
     if format == "json":
         output.show(as_json({"scaling": found, "clamping": sides}), format)
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,12 @@ class Limit:
     """True when it lies beyond what was measured."""
 
     sentence: str
+    signal: str = ""
+    """The signal that crosses ``line`` there."""
+
+    line: float = math.nan
+    rises: bool = True
+    """True when the unhealthy side lies above the line."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,11 @@ class Scaling:
             return float(1 / (1 + math.exp(-_line(np.log(degrees), np.log(bounded / (1 - bounded)), math.log(degree)))))
         positive = values > 0
         return math.exp(_line(np.log(degrees[positive]), np.log(values[positive]), math.log(degree)))
+
+    def curve(self, signal: str, layer: str) -> tuple[list[float], list[float]]:
+        """Mean in-degrees and the signal there, in fp32 where that was run, averaged over seeds; empty when not measured."""
+        degrees, values = _curve(self.points, signal, layer)
+        return degrees.tolist(), values.tolist()
 
     @property
     def summary(self) -> str:
@@ -267,8 +278,8 @@ def _limits(points: Sequence[Point], layer: str) -> list[Limit]:
         # 8 bits of mantissa: the rounding of a logit reaches a tenth at 0.1·2⁸.
         ("bf16 logits off by 10 %", "score.max_abs", 0.1 * 256, True),
     )
-    limits = [_limit(points, layer, *row) for row in wanted]
-    return [limit for limit in limits if limit is not None]
+    limits = [(_limit(points, layer, *row), row) for row in wanted]
+    return [replace(found, signal=row[1], line=row[2], rises=row[3]) for found, row in limits if found is not None]
 
 
 def _limit(points: Sequence[Point], layer: str, what: str, signal: str, line: float, rises: bool) -> Limit | None:

@@ -25,6 +25,8 @@ from gnnstab.report.evidence import Evidence, Limit
 from gnnstab.report.figures.canvas import drawable
 from gnnstab.report.figures.change import crossing
 from gnnstab.report.figures.writing import figures as all_figures
+from gnnstab.report.wording import short
+from gnnstab.verification.scaling import Point, Scaling, evaluate
 
 DIAGNOSES: dict[str, Callable[[], Diagnosis]] = {
     "run": gallery.run,
@@ -177,6 +179,41 @@ def test_text_and_page_do_not_import_matplotlib() -> None:
 
 def test_names_with_dollars_and_unknown_glyphs_are_drawn_as_text() -> None:
     assert drawable("$\\frac{x}$ 層 \U0001f9ea \x1b") == "$\\frac{x}$ \\u5c64 \\u1f9ea \\x1b"
+
+
+def grown() -> Scaling:
+    """Two layers whose one-hot share and fp16 headroom move with in-degree; the second stays out of reach."""
+    points = [
+        Point(
+            d,
+            64,
+            "fp32",
+            {
+                "attention.one_hot_share|gnn1": d / 40,
+                "attention.one_hot_share|gnn2.0": d / 400,
+                "precision.fp16_headroom|gnn1": 5000 / d**2,
+                "score.std|gnn1": d**1.5,
+                "score.std|gnn2.0": float(d),
+            },
+        )
+        for d in (4, 8, 16, 32)
+    ]
+    return evaluate(points)
+
+
+def test_growth_is_drawn_with_the_in_degree_at_which_it_breaks(tmp_path: Path) -> None:
+    drawn = dict(figures.growth_figures(grown()))
+    assert list(drawn) == ["scaling-attention-one-hot-share", "scaling-precision-fp16-headroom"]
+    shown = drawn["scaling-attention-one-hot-share"]
+    (legend,) = [ax.get_legend() for ax in shown.axes]
+    limit = next(limit for limit in grown().limits if limit.layer == "gnn1" and limit.signal.endswith("one_hot_share"))
+    assert 8 < limit.degree < 16
+    assert f"breaks at {short(limit.degree)}" in legend.get_texts()[0].get_text()
+    assert shown.axes[0].get_xlabel() == "mean in-degree"
+    assert [complaints(figure) for figure in drawn.values()] == [[], []]
+    paths = figures.write_growth(grown(), tmp_path / "new")
+    assert [p.suffix for p in paths] == [".png", ".svg"] * 2
+    assert all(p.stat().st_size > 1000 for p in paths)
 
 
 def test_scaling_curve_tells_where_each_curve_breaks() -> None:
