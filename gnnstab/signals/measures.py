@@ -61,7 +61,7 @@ def measured_signals(measures: Sequence[Measure], source: str, *, single: bool) 
             if np.isnan(value):
                 undefined[name] = _why_undefined(part[-1].value, name)
                 continue
-            told = {**_detail(part[-1].detail), **detail, **extra}
+            told = {**_detail(next((row.detail for row in reversed(part) if row.detail), "")), **detail, **extra}
             step = None if single else part[-1].step
             signals.append(Signal(name, value, layer or None, None if head < 0 else head, step, source, told))
     defined = {signal.name for signal in signals}

@@ -95,3 +95,17 @@ def test_a_monitored_run_holds_them_too_and_a_constant_head_has_none() -> None:
     assert (first.low, first.high, len(first.edges)) == (0, 0, 0)
     assert len(second.edges) == BINS + 1
     assert second.counts.sum() == 200
+
+
+def test_a_run_that_ends_non_finite_shows_its_last_finite_scores() -> None:
+    model, batch = case()
+    with gnnstab.Monitor(model, on_finding="ignore", schedule="every step") as monitor:
+        for scale in (1.0, 2.0, math.inf):
+            model(Data(x=batch.x * scale, edge_index=batch.edge_index, edge_attr=batch.edge_attr))
+            monitor.step()
+    for d, column in zip(
+        Evidence(monitor.diagnose()).distributions("conv"),
+        scores_by_hand(model.conv, Data(x=2 * batch.x, edge_index=batch.edge_index, edge_attr=batch.edge_attr)).T,
+        strict=True,
+    ):
+        assert (d.edges[0], d.edges[-1]) == pytest.approx((float(column.min()), float(column.max())), rel=1e-5)
