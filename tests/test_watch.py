@@ -165,3 +165,15 @@ def seen(descriptor: int, wanted: str, seconds: float = 60.0) -> str:
             text += os.read(descriptor, 65536).decode("utf-8", "replace")
     assert wanted in text, text[-2000:]
     return text
+
+
+def test_a_run_that_goes_on_is_not_reported_for_having_no_end(tmp_path: Path) -> None:
+    path = tmp_path / "run.gnnstab"
+    run = runs.recording(path, 5)
+    for _ in range(3):
+        next(run)
+    snapshot = read(path)
+    assert not snapshot.complete
+    assert "GS903" not in [finding.code for finding in snapshot.diagnosis.findings]
+    assert ("GS903", "fired") in [(rule.code, rule.status) for rule in snapshot.diagnosis.rules]
+    run.close()

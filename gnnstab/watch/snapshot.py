@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gnnstab.diagnosis import diagnose_trace
 from gnnstab.records import Diagnosis
@@ -42,7 +42,7 @@ def take(trace: Trace) -> Snapshot:
     rows = trace.steps()
     known = [row.time for row in rows if row.time == row.time]
     return Snapshot(
-        diagnosis=diagnose_trace(trace),
+        diagnosis=_without_the_open_end(diagnose_trace(trace)),
         path=trace.path,
         step=trace.last_step,
         seconds=known[-1] - known[0] if known else float("nan"),
@@ -52,3 +52,9 @@ def take(trace: Trace) -> Snapshot:
         complete=trace.complete,
         notes=trace.notes,
     )
+
+
+def _without_the_open_end(diagnosis: Diagnosis) -> Diagnosis:
+    """Without the note that the trace has no end: the second line of a frame says whether a run is going on."""
+    kept = tuple(f for f in diagnosis.findings if not (f.code == "GS903" and f.value == 0))
+    return replace(diagnosis, findings=kept)
