@@ -6,8 +6,11 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
+from torch_geometric.nn import TransformerConv
 
 import gallery
+import gnnstab
 from gnnstab.sinks import TensorBoardSink, replay
 from gnnstab.trace import Trace
 
@@ -49,3 +52,15 @@ def test_score_histograms(tmp_path: Path) -> None:
     assert event.step == 400
     assert event.histogram_value.num == 4000
     assert list(event.histogram_value.bucket) == recorded.detail["histogram"]["counts"].tolist()
+
+
+def test_a_monitored_run_leaves_the_histogram_of_every_head(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    conv, edges = TransformerConv(4, 8, heads=2), torch.randint(0, 12, (2, 60))
+    with gnnstab.Monitor(conv, sinks=[TensorBoardSink(tmp_path)], on_finding="ignore") as monitor:
+        conv(torch.randn(12, 4), edges).sum().backward()
+        monitor.step()
+    read = accumulated(tmp_path)
+    names = read.Tags()["histograms"]
+    assert len(names) == 2
+    assert [read.Histograms(name)[0].histogram_value.num for name in names] == [60, 60]
