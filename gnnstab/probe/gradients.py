@@ -30,8 +30,10 @@ class GradientHook:
             gradient = gradient[0]
             if gradient is None:
                 return
+        # Within a backward they are off, unless it is to be differentiated itself.
         grad = torch.is_grad_enabled()
-        torch._C._set_grad_enabled(False)
+        if grad:
+            torch._C._set_grad_enabled(False)
         try:
             state.backward = True
             state.stage.put(self._slots, [gradient])
@@ -39,7 +41,8 @@ class GradientHook:
             self._state = None
             state.failsafe.note(self._where, error)
         finally:
-            torch._C._set_grad_enabled(grad)
+            if grad:
+                torch._C._set_grad_enabled(True)
 
     def watch(self, tensor: Tensor) -> None:
         """Record the gradients of ``tensor`` until the end of the step."""
