@@ -152,7 +152,17 @@ def scaling_curve(
         log_scale(ax)
     for limit in limits:
         ax.axhline(limit.value, color=TONES.get(limit.severity, SOFT), linewidth=1, linestyle=(0, (3, 3)))
-        ax.annotate(f"{limit.severity}: {short(limit.value)}", (0.0, limit.value), xycoords=("axes fraction", "data"), xytext=(4, 3), textcoords="offset points", fontsize=SIZE - 1, color=SOFT)  # fmt: skip
+        ax.annotate(
+            f"{limit.severity}: {short(limit.value)}",
+            (1.0, limit.value),
+            xycoords=("axes fraction", "data"),
+            xytext=(-4, 3),
+            textcoords="offset points",
+            ha="right",
+            fontsize=SIZE - 1,
+            color=SOFT,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.0},
+        )
     ax.set_xlim(float(xs.min()) / 1.15, max(ends) * 1.15)
     ax.set_xticks([float(x) for x in xs], labels=[short(float(x)) for x in xs], minor=False)
     ax.minorticks_off()
