@@ -15,11 +15,14 @@ if TYPE_CHECKING:
 
 
 class UnitGainInit(Fix):
-    """Xavier uniform with gain 1 on the attention layers: takes the growth out of a stack that explodes."""
+    """Xavier uniform with gain 1 and zero biases on the attention layers.
+
+    Takes the growth out of a stack that explodes, and the bias away that keeps units dead.
+    """
 
     name: ClassVar[str] = "unit-gain-init"
     title: ClassVar[str] = "Xavier initialisation with gain 1"
-    causes: ClassVar[tuple[str, ...]] = ("unsuitable-init",)
+    causes: ClassVar[tuple[str, ...]] = ("unsuitable-init", "dead-units", "uninitialized-parameter")
     signal: ClassVar[str] = "gradient.ratio"
     keeps_function: ClassVar[bool] = False
     needs_fresh_weights: ClassVar[bool] = True

@@ -99,11 +99,11 @@ def run_arm(setting: Setting, arm: Arm) -> ArmResult:
     with seeded(arm.seed, model):
         result = ArmResult()
         if arm.measure and not arm.measure_after:
-            result = _measured(setting, model, settings)
+            result = _measured(setting, model, settings, arm.seed)
         if arm.train or arm.measure_after:
             run = _trained(setting, model, settings, arm.seed)
             if arm.measure_after:
-                result = _measured(setting, model, settings)
+                result = _measured(setting, model, settings, arm.seed)
             result = replace(result, final=run.final, per_step=run.per_step, objective=run.objective)
         return result
 
@@ -130,19 +130,32 @@ def training_changes(setting: Setting, wanted: Sequence[Wanted]) -> dict[str, An
     """What the fixes change about the training settings."""
     changes: dict[str, Any] = {}
     for item in wanted:
-        options = {"current": setting.training.lr, **item.options}
+        options = {"current": setting.training.lr, "signals": setting.signals, **item.options}
         changes |= find(item.fix).training_options(**options)
     known = {"lr", "eps", "clip", "clip_percentile"}
     return {k: v for k, v in changes.items() if k in known}
 
 
-def _measured(setting: Setting, model: nn.Module, settings: TrainingSettings) -> ArmResult:
+def _measured(setting: Setting, model: nn.Module, settings: TrainingSettings, seed: int) -> ArmResult:
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr, eps=settings.eps)
+    if setting.goal is not None and setting.goal.signal.startswith("optimizer."):
+        _prime(setting, model, settings, optimizer, seed)
     seen = observe(model, setting.batch, loss=setting.loss, precision=setting.precision, optimizer=optimizer)
     codes: dict[str, str] = {}
     for finding in seen.findings:
         codes[finding.code] = max(codes.get(finding.code, ""), finding.severity, key=("", "warning", "error").index)
     return ArmResult(value=math.nan if setting.goal is None else setting.goal.read(seen.signals), codes=codes)
+
+
+def _prime(
+    setting: Setting, model: nn.Module, settings: TrainingSettings, optimizer: torch.optim.Optimizer, seed: int
+) -> None:
+    """Give the optimizer the state of one step that moves nothing: what it would divide by is known only then."""
+    first = _trained(setting, model, replace(settings, lr=0.0, steps=1), seed).optimizer
+    assert first is not None
+    for parameter in model.parameters():
+        if parameter in first.state:
+            optimizer.state[parameter] = first.state[parameter]
 
 
 def _trained(setting: Setting, model: nn.Module, settings: TrainingSettings, seed: int) -> Run:

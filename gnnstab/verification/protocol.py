@@ -21,7 +21,7 @@ from torch import nn
 from gnnstab.errors import UsageError
 from gnnstab.fixes import find
 from gnnstab.fixes.places import duplicate
-from gnnstab.records import Finding
+from gnnstab.records import Finding, Signal
 from gnnstab.verification import judging
 from gnnstab.verification.arms import Arm, ArmResult, Setting, run_arm
 from gnnstab.verification.judging import Pairs
@@ -102,7 +102,12 @@ def _setting(
     with seeded(0, model):
         seen = observe(model, batch, loss=loss, precision=precision)
     goal = goal_of(finding) if finding is not None else choose(seen.findings)
-    return Setting(duplicate(model), batch, loss, precision, training, goal, seen.signals, factory)
+    signals = seen.signals
+    if finding is not None and not signals.find(finding.signal):
+        # Numbers of the user's optimizer come with the finding alone; a fix may be made from them.
+        told = Signal(finding.signal, finding.value, finding.layer)
+        signals = replace(signals, values=(*signals.values, told))
+    return Setting(duplicate(model), batch, loss, precision, training, goal, signals, factory)
 
 
 def _run(
@@ -218,8 +223,8 @@ class _Plan:
 
 
 def _seen_in_settings(setting: Setting) -> bool:
-    """True when the goal's signal is a number of the optimizer's settings, which need no training to be seen."""
-    return setting.goal is not None and setting.goal.signal == "optimizer.lr_to_rms"
+    """True when the goal's signal is a number of the optimizer, which one step that moves nothing shows."""
+    return setting.goal is not None and setting.goal.signal.startswith("optimizer.")
 
 
 def _ratio(losses: Pairs) -> float | None:

@@ -41,6 +41,8 @@ class Run:
 
     seconds: float
     objective: str
+    optimizer: torch.optim.Optimizer | None = None
+    """With its state; it holds the read-out of a synthetic task as well."""
 
     @property
     def final(self) -> float:
@@ -102,7 +104,7 @@ def micro_train(
             norms.append(norm)
             if math.isfinite(norm):
                 optimizer.step()
-        return Run(tuple(losses), time.perf_counter() - start, objective.description)
+        return Run(tuple(losses), time.perf_counter() - start, objective.description, optimizer)
 
 
 def _limit(settings: TrainingSettings, norms: Sequence[float]) -> float:

@@ -3,10 +3,12 @@
     python tests/faults/bench.py truth  --split development --per-cause 100 --out truth-development.jsonl
     python tests/faults/bench.py detect --truth truth-development.jsonl --out said-development.jsonl
     python tests/faults/bench.py report --said said-development.jsonl
+    python tests/faults/bench.py lead   --out lead.jsonl
+    python tests/faults/bench.py cure   --truth truth-development.jsonl --per-cause 8 --out cured-development.jsonl
 
 `truth` trains every faulty network and its healthy twin and keeps the faults that do damage; it asks no detector and can
 be interrupted and continued. `detect` runs gnnstab and the two baselines on what was kept. `report` prints the tables of
-docs/accuracy.md.
+docs/accuracy.md. `cure` applies the fix that is recommended first and prints the table of docs/proof.md.
 """
 
 from __future__ import annotations
@@ -90,7 +92,10 @@ def truth(split: str, per_cause: int, rounds: int, out: Path, workers: int) -> N
     rows = [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
     kept = Counter(row["job"].split()[0] for row in rows if row["took"])
     done = {row["job"] for row in rows}
-    with out.open("a") as stream, joblib.Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1) as pool:
+    with (
+        out.open("a") as stream,
+        joblib.Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1) as pool,
+    ):
         for index in range(rounds):
             batch = [job for job in drawn(split, index, lambda kind: kept[kind] < goals[kind]) if job[0] not in done]
             for row in pool(joblib.delayed(_one)(name, work) for name, work in batch):
@@ -139,10 +144,24 @@ def detect_row(row: Row) -> Row:
     }
 
 
+def cure_jobs(rows: list[Row], per_cause: int) -> list[Job]:
+    """Up to ``per_cause`` single faults of every cause, the causes in turn, so that an interrupted run is balanced."""
+    from faults.cures import cure_row
+
+    kept = [row for row in rows if row["took"] and row["kind"] == "single"]
+    turns: Counter[str] = Counter()
+    numbered = []
+    for row in kept:
+        numbered.append((turns[row["causes"][0]], row))
+        turns[row["causes"][0]] += 1
+    chosen = sorted((pair for pair in numbered if pair[0] < per_cause), key=lambda pair: pair[0])
+    return [(row["job"], partial(cure_row, row, to_recipe(row))) for _, row in chosen]
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("phase", choices=("truth", "detect", "report"))
+    parser.add_argument("phase", choices=("truth", "detect", "report", "cure", "lead"))
     parser.add_argument("--split", default="development", choices=("development", "held-out"))
     parser.add_argument("--per-cause", type=int, default=100, help="cases that did damage, of every cause and pair")
     parser.add_argument("--rounds", type=int, default=400, help="give up on a cause after so many draws")
@@ -156,6 +175,20 @@ def main() -> None:
     elif options.phase == "detect":
         kept = [r for r in map(json.loads, options.truth.read_text().splitlines()) if r["took"]]
         run_jobs([(r["job"], partial(detect_row, r)) for r in kept], options.out, options.jobs)
+    elif options.phase == "cure":
+        from faults.cures import cures_table
+
+        rows = [json.loads(line) for line in options.truth.read_text().splitlines()]
+        run_jobs(cure_jobs(rows, options.per_cause), options.out, options.jobs)
+        print(cures_table([json.loads(line) for line in options.out.read_text().splitlines()]))
+    elif options.phase == "lead":
+        from faults.lead import lead_row, runs, table
+
+        listed = [
+            (f"{kind} {i}", partial(lead_row, kind, r)) for kind, own in runs().items() for i, r in enumerate(own)
+        ]
+        run_jobs(listed, options.out, options.jobs)
+        print("\n" + table([json.loads(line) for line in options.out.read_text().splitlines()]))
     else:
         from faults.tables import report
 

@@ -147,3 +147,16 @@ def test_export_writes_only_weight_edits_to_new_files(tmp_path):
         fixes.export(model, "beta", tmp_path / "x.pt")
     with pytest.raises(FixError, match="other layer names"):
         fixes.export(state, "qk-clip", tmp_path / "y.pt", scores={"other": [1.0]}, degree=10)
+
+
+def test_the_learning_rate_goes_down_by_what_was_measured():
+    fix = fixes.find("lower-lr")
+    signals = Signals(
+        "model", (), values=(Signal("optimizer.lr_to_rms", 0.6, "conv"), Signal("optimizer.lr_to_rms", 0.2))
+    )
+    assert fix.training_options(current=0.2, signals=signals)["lr"] == pytest.approx(0.01)
+    assert "0.05 * lr" in fix.change([], signals)
+    mild = Signals("model", (), values=(Signal("optimizer.lr_to_rms", 0.05, "conv"),))
+    assert fix.training_options(current=0.3, signals=mild)["lr"] == pytest.approx(0.1)
+    assert fix.training_options(current=0.3)["lr"] == pytest.approx(0.1)
+    assert fix.training_options(lr=1e-4, signals=signals)["lr"] == 1e-4

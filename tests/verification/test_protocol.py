@@ -230,3 +230,12 @@ def test_actor_import_is_used_for_twins():
     one, two = fresh_twin(Actor(), 0), fresh_twin(Actor(), 0)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
     assert not torch.equal(fresh_twin(one, 1).gnn.gnn1.lin_query.weight, one.gnn.gnn1.lin_query.weight)
+
+
+def test_several_processes_give_what_one_gives(deep):
+    options = {"batch": random_batch(16, 5, 8), "seeds": 2, "steps": 2}
+    one = gnnstab.verify(deep, ["residual:weight=0.1", "beta"], **options)
+    two = gnnstab.verify(deep, ["residual:weight=0.1", "beta"], **options, workers=2)
+    assert [(v.verdict, v.before, v.after, v.reason) for v in two] == [
+        (v.verdict, v.before, v.after, v.reason) for v in one
+    ]

@@ -1,0 +1,127 @@
+"""Does the fix that gnnstab recommends first cure what was broken? The verdict of `verify`, and training as the judge.
+
+A cure counts when the fixed network, trained as the benchmark trains, comes within `DAMAGE` of the healthy twin's R². A
+`confirmed` is contradicted when three times as long a training leaves the fixed network behind the one without the fix.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+import gnnstab
+from faults.detectors import by_gnnstab, prepared
+from faults.outcome import DAMAGE, STEPS, quality_of
+from faults.recipes import Case, Recipe, build
+from gnnstab import fixes
+from gnnstab.records import Cause, Diagnosis, Finding
+
+Row = dict[str, Any]
+
+LONGER = 3
+"""A longer training has so many times the benchmark's steps."""
+
+BEHIND = 0.05
+"""R² by which a longer training has to leave the fixed network behind to contradict a confirmed fix."""
+
+SEEDS, VERIFY_STEPS = 3, 60
+
+
+def first_fix(diagnosis: Diagnosis) -> tuple[Cause, str] | None:
+    """The cause that the diagnosis names first, a root cause before a contributing one, and its first fix."""
+    named = [*diagnosis.root_causes(), *(c for c in diagnosis.causes if c.status == "contributing")]
+    return next(((c, c.fixes[0].fix) for c in named if c.fixes), None)
+
+
+def cure_row(row: Row, recipe: Recipe) -> Row:
+    """One faulty network: what is recommended, what `verify` says of it, and what training says."""
+    case, optimizer = prepared(recipe)
+    # What a user would do: the first recommendation, against the finding that led to it.
+    diagnosis = by_gnnstab(case, optimizer)
+    said: Row = {"root": [c.cause for c in diagnosis.root_causes()], "fix": None, "verdict": None}
+    chosen = first_fix(diagnosis)
+    if chosen is None:
+        return {**row, **said}
+    cause, name = chosen
+    (verdict,) = gnnstab.verify(
+        case.model, name, batch=case.arguments(), loss=case.loss, precision=recipe.precision, lr=recipe.lr,
+        eps=recipe.eps, seeds=SEEDS, steps=VERIFY_STEPS, factory=lambda: another(recipe), finding=symptom(diagnosis, cause),
+    )  # fmt: skip
+    short = trained(recipe, name, diagnosis, STEPS)
+    said |= {"accused": cause.cause, "fix": name, "verdict": verdict.verdict, "reason": verdict.reason, "fixed": short}
+    said["restored"] = short >= row["healthy"] - DAMAGE
+    if verdict.verdict == "confirmed":
+        said["longer"] = [trained(recipe, fix, diagnosis, LONGER * STEPS) for fix in (None, name)]
+    return {**row, **said}
+
+
+def symptom(diagnosis: Diagnosis, cause: Cause) -> Finding | None:
+    """The first finding at warning or above that accuses the cause; None leaves the choice to `verify`."""
+    own = [
+        f for f in diagnosis.at_least("warning") if f.code in cause.codes and f.signal and math.isfinite(f.threshold)
+    ]
+    return own[0] if own else None
+
+
+def another(recipe: Recipe) -> Any:
+    """The network of the recipe with weights drawn anew from torch's generator."""
+    return build(recipe.but(seed=int(torch.randint(2**31 - 1, ())))).model
+
+
+def trained(recipe: Recipe, name: str | None, diagnosis: Diagnosis, steps: int) -> float:
+    """R² on unseen graphs of the fresh faulty network with the fix, changes of the training included."""
+    case = build(recipe)
+    options: dict[str, Any] = {}
+    if name is not None:
+        fix = fixes.find(name)
+        changed = fix.apply(case.model, batch=case.arguments(), signals=of(diagnosis), seed=recipe.seed)
+        case = replace(case, model=changed)
+        options = dict(fix.training_options(current=recipe.lr, signals=of(diagnosis)))
+        _grow(case)
+    lr, eps = options.get("lr", recipe.lr), options.get("eps", recipe.eps)
+    return quality_of(case, torch.optim.Adam(case.model.parameters(), lr=lr, eps=eps), steps)
+
+
+def of(diagnosis: Diagnosis) -> Any:
+    """The signals of a diagnosis, for fixes that are made from measured numbers."""
+    from gnnstab.records import Signals
+
+    return Signals(kind="model", layers=diagnosis.layers, values=diagnosis.signals)
+
+
+def _grow(case: Case) -> None:
+    """Some fixes make their parameters in the first forward."""
+    with torch.random.fork_rng(), torch.no_grad():
+        case.model(**case.arguments())
+
+
+def contradicted(row: Row) -> bool:
+    """True for a confirmed fix that a longer training leaves behind."""
+    without, fixed = row["longer"]
+    return fixed < without - BEHIND or (math.isinf(fixed) and not math.isinf(without))
+
+
+def cures_table(rows: Sequence[Row]) -> str:
+    """Per injected cause: cases, fixes offered, confirmed, restored, both; and the share of contradicted verdicts."""
+    lines = [
+        "| injected cause | cases | with a fix | confirmed | restores training | both | of all cases | of those with a fix | fixes |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for cause in dict.fromkeys(row["causes"][0] for row in rows):
+        own = [row for row in rows if row["causes"][0] == cause]
+        offered = [row for row in own if row["fix"]]
+        confirmed = [row for row in offered if row["verdict"] == "confirmed"]
+        restored = [row for row in offered if row["restored"]]
+        both = sum(row["restored"] for row in confirmed)
+        names = ", ".join(dict.fromkeys(row["fix"] for row in offered)) or "–"
+        counts = (len(own), len(offered), len(confirmed), len(restored), both)
+        share = f"{both / len(offered):.2f}" if offered else "–"
+        lines.append(f"| {cause} | {' | '.join(map(str, counts))} | {both / len(own):.2f} | {share} | {names} |")
+    judged = [row for row in rows if "longer" in row]
+    wrong = sum(map(contradicted, judged))
+    lines.append(f"\nConfirmed verdicts that {LONGER} × as long a training contradicts: {wrong} of {len(judged)}.")
+    return "\n".join(lines)
