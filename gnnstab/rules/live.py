@@ -72,6 +72,9 @@ class _Track:
     """The last values of one series, and what it looked like at the beginning."""
 
     values: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    steps: deque[int] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    """The step of each value: a schedule may leave steps out."""
+
     first: list[float] = field(default_factory=list)
     best: float = math.inf
     before: float = 0.0
@@ -80,13 +83,14 @@ class _Track:
     lowest: float = math.inf
     """Smallest value so far."""
 
-    def add(self, value: float) -> None:
+    def add(self, step: int, value: float) -> None:
         if self.values:
             self.before = max(self.before, abs(self.values[-1]))
         self.lowest = min(self.lowest, value)
         if len(self.first) < WARM_UP:
             self.first.append(value)
         self.values.append(value)
+        self.steps.append(step)
 
     @property
     def start(self) -> float:
@@ -104,14 +108,16 @@ class _Track:
 
     def growth(self) -> tuple[float, float]:
         """Slope of ln(value) per step over the window, and its standard error."""
-        logs = [math.log(v) for v in self.values if v > 0]
-        n = len(logs)
+        points = [(step, math.log(v)) for step, v in zip(self.steps, self.values, strict=True) if v > 0]
+        n = len(points)
         if n <= WARM_UP:
             return 0.0, math.inf
-        mean_x, mean_y = (n - 1) / 2, sum(logs) / n
-        spread = sum((i - mean_x) ** 2 for i in range(n))
-        slope = sum((i - mean_x) * (y - mean_y) for i, y in enumerate(logs)) / spread
-        rest = sum((y - mean_y - slope * (i - mean_x)) ** 2 for i, y in enumerate(logs))
+        mean_x, mean_y = sum(x for x, _ in points) / n, sum(y for _, y in points) / n
+        spread = sum((x - mean_x) ** 2 for x, _ in points)
+        if spread == 0:
+            return 0.0, math.inf
+        slope = sum((x - mean_x) * (y - mean_y) for x, y in points) / spread
+        rest = sum((y - mean_y - slope * (x - mean_x)) ** 2 for x, y in points)
         return slope, math.sqrt(rest / (n - 2) / spread)
 
 
@@ -190,18 +196,18 @@ class LiveEngine:
         self._raised.add(mark)
         return True
 
-    def _track(self, key: SeriesKey | str, value: float) -> _Track | None:
+    def _track(self, step: int, key: SeriesKey | str, value: float) -> _Track | None:
         """The series with the value added; None for a non-finite value, which is an event of its own."""
         if not math.isfinite(value):
             return None
         track = self._tracks.get(key)
         if track is None:
             track = self._tracks[key] = _Track()
-        track.add(value)
+        track.add(step, value)
         return track
 
     def _scores(self, step: int, key: SeriesKey, size: float) -> Iterator[Finding]:
-        track = self._track(key, size)
+        track = self._track(step, key, size)
         if track is None:
             return
         limits = self._limits
@@ -252,7 +258,7 @@ class LiveEngine:
         headroom = FP16_LARGEST / (size * math.sqrt(self._channels.get(layer, 1)))
         left = math.log(headroom) / growth if growth > 0 and headroom > 1 else math.inf
         if headroom <= self._precision.overflow or left < self._limits.projected_steps:
-            when = "now" if headroom <= 1 else f"in about {left:.0f} steps at the growth of the last {WINDOW}"
+            when = "now" if headroom <= 1 else f"in about {left:.0f} steps at the present growth"
             yield self._precision.finding(
                 f"{layer}: q·k reaches fp16's 65 504 {when} (headroom {headroom:.2g}×, step {step}): Inf − Inf in the softmax is NaN. "
                 "Keep query, key and softmax in fp32.",
@@ -266,7 +272,7 @@ class LiveEngine:
             )
 
     def _activation(self, step: int, key: SeriesKey, rms: float) -> Iterator[Finding]:
-        track = self._track(key, rms)
+        track = self._track(step, key, rms)
         if track is not None and self._jumped(track, rms):
             yield self._rate.finding(
                 f"{key.layer}: at step {step} its output has RMS {rms:.3g}, {rms / track.before:.3g} times everything before. Divide the "
@@ -283,7 +289,7 @@ class LiveEngine:
         return track.before > 0 and value > self._limits.jump * track.before and value > self._limits.jump_floor
 
     def _gradient(self, step: int, norm: float) -> Iterator[Finding]:
-        track = self._track("gradient.norm", norm)
+        track = self._track(step, "gradient.norm", norm)
         if track is None or not track.ready or track.middle <= 0:
             return
         ratio = norm / track.middle
@@ -306,7 +312,7 @@ class LiveEngine:
             )
 
     def _loss(self, step: int, loss: float, lr: float | None) -> Iterator[Finding]:
-        track = self._track("loss", loss)
+        track = self._track(step, "loss", loss)
         # A loss that can be negative, as in reinforcement learning, has no meaningful ratio.
         if track is None or track.lowest <= 0:
             return

@@ -39,6 +39,13 @@ def test_scores_that_grow_are_reported_once_before_they_overflow() -> None:
     assert "per step" in found[0].message
 
 
+def test_growth_is_per_step_also_where_steps_are_left_out() -> None:
+    every = follow(LiveEngine(), range(300), lambda i: math.exp(0.1 * i))
+    some = follow(LiveEngine(), range(0, 300, 4), lambda i: math.exp(0.1 * i))
+    assert some[0].value == pytest.approx(every[0].value) == pytest.approx(math.expm1(0.1))
+    assert follow(LiveEngine(), range(0, 3000, 10), lambda i: 60 + math.exp(0.01 * i)) == []
+
+
 def test_a_blow_up_within_a_few_steps_is_seen_at_once() -> None:
     found = follow(LiveEngine(), range(4), output=lambda i: 10.0 ** (5 * i), loss=lambda i: 10.0 ** (6 * i))
     assert {(f.code, f.signal, f.step) for f in found} == {("GS601", "output.rms", 1), ("GS601", "loss", 1)}
