@@ -77,7 +77,7 @@ class Recipe:
     """Steps after which the learning rate doubles, again and again; 0 for a constant one. Read by the lead-time runs."""
 
     sharpening: float = 0.0
-    """Weight of a loss term that rewards large query weights. Read by the lead-time runs."""
+    """Growth of the query weights with every step, as a drift would. Read by the lead-time runs."""
 
     precision: str = "fp32"
     warm_up: int = 0
