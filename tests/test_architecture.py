@@ -15,7 +15,7 @@ SOURCE = ROOT / "gnnstab"
 
 ORDER = [
     {"errors"},
-    {"archive"},
+    {"archive", "plugins"},
     {"records"},
     {"trace"},
     {"probe", "checkpoint"},

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from typing import Any
 
 from gnnstab.errors import ConfigurationError, UsageError
+from gnnstab.plugins import installed
 from gnnstab.records import Diagnosis
 
 GROUP = "gnnstab.formats"
@@ -61,13 +61,7 @@ def format_names() -> tuple[str, ...]:
     """Names of all formats: the built-in ones in the order of the table, then those of plugins."""
     from gnnstab.report import FORMATS
 
-    return (*FORMATS, *(plugin.name for plugin in plugins() if plugin.name not in FORMATS))
-
-
-@lru_cache(maxsize=1)
-def plugins() -> tuple[EntryPoint, ...]:
-    """The installed entry points of `GROUP`, sorted by name."""
-    return tuple(sorted(entry_points(group=GROUP), key=lambda plugin: (plugin.name, plugin.value)))
+    return (*FORMATS, *(plugin.name for plugin in installed(GROUP) if plugin.name not in FORMATS))
 
 
 def load_plugin(name: str, offered: Iterable[EntryPoint]) -> Any:
@@ -95,7 +89,7 @@ def _module(format: str) -> Any:
 
     if format in FORMATS:
         return import_module(FORMATS[format])
-    return load_plugin(format, plugins())
+    return load_plugin(format, installed(GROUP))
 
 
 def _refuse_unknown_options(function: Callable[..., Any], format: str, options: dict[str, Any]) -> None:

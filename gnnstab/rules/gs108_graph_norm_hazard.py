@@ -18,7 +18,7 @@ class GraphNormHazard(Rule):
 
     ## What it sees
     GraphNorm, InstanceNorm or PairNorm beside an attention layer, and graphs of one or two nodes, or a layer whose channels do
-    not vary over the nodes, or a norm that was called without `batch`.
+    not vary over the nodes; or such a norm anywhere in the model that was called without `batch` on several graphs.
 
     ## Why it is unstable
     It divides each channel by its standard deviation over the nodes of a graph. With one node that is 0 and the output is the
@@ -59,11 +59,13 @@ class GraphNormHazard(Rule):
             how = "what normalises beside a layer is code, not weights; pass the model and a batch (--model, --batch)"
             need_fact(signals, "norm_before", how)
         normed = [layer for layer in known if _over_nodes(layer)]
-        if not normed:
+        if not normed and not signals.context.get("norm_without_batch"):
             raise NotApplicable("no normalisation over the nodes of a graph")
+        yield from self._without_batch(signals)
+        if not normed:
+            return
         which = f"{_over_nodes(normed[0])} at {names(layer.name for layer in normed)}"
         yield from self._size(signals, which)
-        yield from self._without_batch(signals)
         for layer in normed:
             yield from self._constant(signals, layer.name, which)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 
 from gnnstab.errors import ConfigurationError, UsageError
+from gnnstab.plugins import installed
 from gnnstab.rules.base import Rule
 
 GROUP = "gnnstab.rules"
@@ -24,7 +24,7 @@ def rule_classes() -> tuple[type[Rule], ...]:
     """
     from gnnstab.rules import RULES
 
-    return join(RULES, _installed())
+    return join(RULES, installed(GROUP))
 
 
 def rule_class(code: str) -> type[Rule]:
@@ -49,11 +49,6 @@ def join(builtin: Sequence[type[Rule]], plugins: Iterable[EntryPoint]) -> tuple[
         taken[rule.code] = f"plugin {_origin(plugin)}"
         joined.append(rule)
     return tuple(joined)
-
-
-@lru_cache(maxsize=1)
-def _installed() -> tuple[EntryPoint, ...]:
-    return tuple(sorted(entry_points(group=GROUP), key=lambda plugin: (plugin.name, plugin.value)))
 
 
 def _load(plugin: EntryPoint) -> type[Rule]:

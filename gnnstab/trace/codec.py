@@ -109,15 +109,25 @@ def step_from_columns(row: tuple[Any, ...], rank: int) -> StepRow:
     )
 
 
-def measure_from_columns(row: tuple[Any, ...], rank: int) -> Measure:
+Quantity = tuple[str, str, int, str, int]
+"""layer, mode, call, name, head"""
+
+
+def quantity_from_columns(row: tuple[Any, ...]) -> tuple[int, Quantity]:
+    """Id and quantity of one row; raises `ValueError` when a column does not hold what it should."""
+    number, layer, mode, call, name, head = row
+    return integer(number), (_text(layer), _text(mode), integer(call), _text(name), integer(head))
+
+
+def measure_from_columns(row: tuple[Any, ...], rank: int, quantities: Mapping[int, Quantity]) -> Measure:
     """The measure of one row; raises `ValueError` when a column does not hold what it should."""
-    step, layer, mode, call, name, head, value, detail = row
+    step, quantity, value, detail = row
+    known = quantities.get(quantity)
+    if known is None:
+        raise ValueError(f"the quantity {str(quantity)[:40]!r} of a measure is not listed")
     number = math.nan if value is None else column_to_number(value)
     assert number is not None
-    text = "" if detail is None else _text(detail)
-    return Measure(
-        integer(step), _text(layer), _text(mode), integer(call), _text(name), integer(head), number, text, rank
-    )
+    return Measure(integer(step), *known, number, "" if detail is None else _text(detail), rank)
 
 
 def series_from_columns(row: tuple[Any, ...]) -> tuple[int, SeriesKey]:

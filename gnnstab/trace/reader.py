@@ -159,10 +159,20 @@ class Trace:
 
     def measures(self, name: str | None = None, layer: str | None = None, latest: bool = False) -> list[Measure]:
         """Full-tier numbers in order of steps; ``latest``: of each stream only those of its last step."""
-        conditions = {column: value for column, value in (("name", name), ("layer", layer)) if value is not None}
-        query, values = _measure_query(conditions, latest), tuple(conditions.values())
-        rows = [r for part in self._parts for r in self._rows_of(part, query, values, codec.measure_from_columns)]
-        return sorted(rows, key=_by_step)
+        found: list[Measure] = []
+        for part in self._parts:
+            query = "SELECT id, layer, mode, call, name, head FROM quantity"
+            listed = dict(self._rows_of(part, query, (), lambda row, _: codec.quantity_from_columns(row)))
+            chosen = {
+                i: quantity
+                for i, quantity in listed.items()
+                if (name is None or quantity[3] == name) and (layer is None or quantity[0] == layer)
+            }
+            decode = partial(codec.measure_from_columns, quantities=chosen)
+            found += self._rows_of(
+                part, _measure_query(None if len(chosen) == len(listed) else chosen, latest), (), decode
+            )
+        return sorted(found, key=_by_step)
 
     def events(self, kind: str | None = None) -> tuple[Event, ...]:
         """Events in order of steps; ``kind`` narrows them."""
@@ -229,14 +239,13 @@ def _layer(row: Row) -> LayerFacts:
     return codec.facts_from_json(row[0])
 
 
-def _measure_query(conditions: Iterable[str], latest: bool) -> str:
+def _measure_query(quantities: Iterable[int] | None, latest: bool) -> str:
     last = (
         "JOIN (SELECT quantity, max(step) AS step FROM measure GROUP BY quantity) l "
         "ON l.quantity = m.quantity AND l.step = m.step "
     )
-    where = " AND ".join(f"q.{condition} = ?" for condition in conditions)
+    where = "" if quantities is None else f"WHERE m.quantity IN ({', '.join(str(int(i)) for i in quantities)}) "
     return (
-        "SELECT m.step, q.layer, q.mode, q.call, q.name, q.head, m.value, m.detail FROM measure m "
-        f"{last if latest else ''}JOIN quantity q ON q.id = m.quantity {f'WHERE {where} ' if where else ''}"
+        f"SELECT m.step, m.quantity, m.value, m.detail FROM measure m {last if latest else ''}{where}"
         "ORDER BY m.step, m.number"
     )

@@ -28,7 +28,7 @@ def test_unknown_formats_and_options_are_refused_with_the_choices() -> None:
 
 def plugins(monkeypatch: pytest.MonkeyPatch, *values: str) -> None:
     points = tuple(EntryPoint(name="yaml", value=value, group=rendering.GROUP) for value in values)
-    monkeypatch.setattr(rendering, "plugins", lambda: points)
+    monkeypatch.setattr(rendering, "installed", lambda group: points)
 
 
 def test_a_plugins_format_is_offered_and_used(monkeypatch: pytest.MonkeyPatch) -> None:
