@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +14,7 @@ from torch_geometric.data.data import BaseData
 
 from gnnstab.errors import UsageError
 from gnnstab.probe.batches import Arguments, as_arguments, on_device
-from gnnstab.probe.norms import neighbouring_norms
+from gnnstab.probe.norms import graphs_in
 from gnnstab.probe.recorder import Recorder
 from gnnstab.trace import Trace, TraceWriter
 
@@ -49,12 +49,12 @@ def measure(model: nn.Module, batch: Any, *, loss: Loss | None = None, precision
     writer = TraceWriter(None, meta=meta)
     twin = _copied(model).eval()
     device = next((p.device for p in twin.parameters()), torch.device("cpu"))
-    with _same_random_state(device), torch.enable_grad(), Recorder(twin, writer, full_every=1) as recorder:
-        layers = {watch.name: watch.module for watch in recorder.watches if watch.attention}
-        with neighbouring_norms(twin, layers) as norms:
-            for arguments, original in _batches(batch, model):
-                _one(twin, tracked(on_device(arguments, device)), original, loss, precision, recorder)
-    writer.meta("norms", json.dumps(norms))
+    recorder = Recorder(twin, writer, full_every=1, norm_forwards=math.inf)
+    with _same_random_state(device), torch.enable_grad(), recorder:
+        for arguments, original in _batches(batch, model):
+            # The batch may know more graphs than the forward takes: just then its normalisations mix them.
+            recorder.norms.graphs = graphs_in(original)
+            _one(twin, tracked(on_device(arguments, device)), original, loss, precision, recorder)
     return _handed_over(writer)
 
 

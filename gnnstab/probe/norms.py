@@ -1,77 +1,165 @@
-"""Which normalisation stands directly before and after an attention layer, by the tensors that pass between them."""
+"""Normalisations around attention layers: which one stands directly beside a layer, and which was not told the graphs."""
 
 from __future__ import annotations
 
+import inspect
+import json
 import weakref
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch_geometric.nn import GraphNorm, GraphSizeNorm, InstanceNorm, LayerNorm, MeanSubtractionNorm, PairNorm
 
 from gnnstab.probe.failsafe import Failsafe
 from gnnstab.probe.hooks import Hook
+from gnnstab.probe.replica import tensors_in
 
 Neighbours = dict[str, dict[str, str]]
 """Layer → ``before`` and ``after`` → class name of the normalisation, ``""`` when there is none."""
 
+_PER_GRAPH = (GraphNorm, GraphSizeNorm, InstanceNorm, MeanSubtractionNorm, PairNorm)
+"""What normalises over the nodes of every graph when it is given ``batch``, else over all nodes that there are.
 
-@contextmanager
-def neighbouring_norms(model: nn.Module, layers: Mapping[str, nn.Module]) -> Iterator[Neighbours]:
-    """Watch one or several forwards; the dictionary fills while they run, in their order.
+`DiffGroupNorm` takes no ``batch``, and `BatchNorm` means to see all graphs.
+"""
 
-    Only what hands over the very same tensor counts: ``conv(norm(x))`` and ``norm(conv(x))``. With anything in between,
-    an activation for instance, there is nothing *directly* before or after. A layer that was not called is not listed.
+
+class Norms:
+    """Watches the normalisations of a model during one forward, or several; the layers are reported to it.
+
+    Only what hands over the very same tensor stands beside a layer: ``conv(norm(x))`` and ``norm(conv(x))``. With
+    anything in between, an activation for instance, there is nothing *directly* before or after. A layer that was not
+    called is not listed.
+
+    Args:
+        model: Whose modules are hooked between `begin` and `end`.
+        layers: The recorded layers by name; they are never taken for normalisations.
+        forwards: How many forwards are to be watched.
     """
-    found: Neighbours = {}
-    failsafe = Failsafe()
-    watch = _Watch(found)
-    hooks: list[Hook] = []
-    handles: list[Any] = []
 
-    def hook(name: str, module: nn.Module, is_layer: bool) -> None:
-        def body(grad: bool, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            watch.called(name, module, is_layer, _first(args, kwargs), _tensor(output))
+    def __init__(self, model: nn.Module, layers: Mapping[str, nn.Module], forwards: float = 1) -> None:
+        self.watching = False
+        """True within a forward that is watched."""
 
-        hooks.append(Hook(f"the norms beside {name or 'the model'}", body, failsafe))
-        handles.append(module.register_forward_hook(hooks[-1], with_kwargs=True))
+        self.graphs: list[Tensor] = []
+        """(N,) graph of every node, one vector per kind of node, where more is known than the forward is given."""
 
-    own = {id(layer) for layer in layers.values()}
-    for name, layer in layers.items():
-        hook(name, layer, True)
-    for name, module in model.named_modules():
-        if id(module) not in own and "Norm" in type(module).__name__:
-            hook(name, module, False)
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()
-        for one in hooks:
-            one.close()
+        self._model = model
+        self._own = {id(layer) for layer in layers.values()}
+        self._left = forwards
+        self._found: Neighbours = {}
+        self._without: list[tuple[str, Tensor | None]] = []
+        self._several: dict[int, Tensor] = {}
+        self._made_by_norm: dict[int, tuple[weakref.ref[Tensor], str]] = {}
+        self._made_by_layer: dict[int, tuple[weakref.ref[Tensor], str]] = {}
+        self._hooks: list[Hook] = []
+        self._handles: list[Any] = []
 
+    @property
+    def wanted(self) -> bool:
+        """True while another forward is to be watched."""
+        return self._left > 0
 
-class _Watch:
-    """Remembers, without keeping them alive, the tensors that norms and layers gave last."""
+    @property
+    def seen(self) -> int:
+        """Grows with what was found."""
+        return len(self._found) + len(self._without)
 
-    def __init__(self, found: Neighbours) -> None:
-        self._found = found
-        self._norms: dict[int, tuple[weakref.ref[Tensor], str]] = {}
-        self._layers: dict[int, tuple[weakref.ref[Tensor], str]] = {}
+    def begin(self, called: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], failsafe: Failsafe) -> None:
+        """Hook the normalisations for a forward with these arguments of the model, or of what is wrapped around it.
 
-    def called(
-        self, name: str, module: nn.Module, is_layer: bool, entry: Tensor | None, leaving: Tensor | None
-    ) -> None:
-        kind = type(module).__name__
-        if is_layer:
-            beside = self._found.setdefault(name, {"before": "", "after": ""})
-            beside["before"] = _made(self._norms, entry) or beside["before"]
-            _remember(self._layers, leaving, name)
+        Nothing of a model with compiled parts: a hook that comes and goes would have them compiled twice.
+        """
+        self.stop()
+        if any(_is_compiled(module) for module in (called, *self._model.modules())):
+            self._left = 0
             return
-        layer = _made(self._layers, entry)
-        if layer:
-            self._found[layer]["after"] = kind
-        _remember(self._norms, leaving, kind)
+        self.watching = True
+        vectors = [*self.graphs, *batch_vectors(self._model, args, kwargs)]
+        # Asked on the device and read when the step is over, so that nothing waits within it.
+        self._several = {len(v): v.min() != v.max() for v in vectors if v.numel()}
+        for name, module in self._model.named_modules():
+            if id(module) not in self._own and "Norm" in type(module).__name__:
+                self._hook(name, module, failsafe)
+
+    def end(self) -> None:
+        """The forward has returned: leave the normalisations as they were found."""
+        self._left -= self.watching
+        self.stop()
+
+    def stop(self) -> None:
+        """Remove the hooks; a forward that did not return does not count."""
+        self.watching = False
+        for handle in self._handles:
+            handle.remove()
+        for hook in self._hooks:
+            hook.close()
+        self._handles, self._hooks = [], []
+        self._made_by_norm, self._made_by_layer, self._several = {}, {}, {}
+
+    def layer_called(self, name: str, entry: Any, leaving: Tensor) -> None:
+        """A layer was called with the node states ``entry`` and returned ``leaving``."""
+        beside = self._found.setdefault(name, {"before": "", "after": ""})
+        beside["before"] = _made(self._made_by_norm, _tensor(entry)) or beside["before"]
+        _remember(self._made_by_layer, leaving, name)
+
+    def meta(self) -> dict[str, str]:
+        """What was found, as entries of a trace's metadata in JSON; waits for the device.
+
+        ``norms``: `Neighbours`. ``norm_without_batch``: names of the normalisations over the nodes of a graph that were
+        called without ``batch`` although there were several graphs; left out when there is none.
+        """
+        without = list(dict.fromkeys(name for name, several in self._without if several is not None and bool(several)))
+        found = {"norms": json.dumps(self._found)} if self._found else {}
+        return {**found, "norm_without_batch": json.dumps(without)} if without else found
+
+    def _hook(self, name: str, module: nn.Module, failsafe: Failsafe) -> None:
+        def body(grad: bool, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            entry, kind = _first(args, kwargs), type(module).__name__
+            layer = _made(self._made_by_layer, entry)
+            if layer:
+                self._found[layer]["after"] = kind
+            _remember(self._made_by_norm, _tensor(output), kind)
+            if entry is not None and _is_per_graph(module) and _argument(1, "batch", args, kwargs) is None:
+                self._without.append((name, self._several.get(len(entry))))
+
+        self._hooks.append(Hook(f"the normalisation {name or 'that is the model'}", body, failsafe))
+        self._handles.append(module.register_forward_hook(self._hooks[-1], with_kwargs=True))
+
+
+def batch_vectors(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
+    """The arguments called ``batch`` of a forward, int64 vectors: the graph (N,) of every node.
+
+    A keyword, an entry of a container (a PyG ``Batch``), or a positional argument in the place of that name.
+    """
+    named = {str(position): value for position, value in enumerate(args)}
+    for (position, value), name in zip(list(named.items()), _names(model), strict=False):
+        if name == "batch":
+            named[name] = named.pop(position, value)
+    return graphs_in({**named, **kwargs})
+
+
+def graphs_in(batch: Any) -> list[Tensor]:
+    """Everything called ``batch`` in a dictionary, a PyG ``Batch`` or what else holds tensors; int64 vectors (N,)."""
+    found = tensors_in(batch)
+    return [t for name, t in found if name.split(".")[-1] == "batch" and t.dim() == 1 and t.dtype == torch.int64]
+
+
+def _names(model: nn.Module) -> Iterable[str]:
+    try:
+        return list(inspect.signature(model.forward).parameters)
+    except (TypeError, ValueError):  # A forward that is no Python function names no arguments.
+        return []
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None
+
+
+def _is_per_graph(module: nn.Module) -> bool:
+    return isinstance(module, _PER_GRAPH) or (isinstance(module, LayerNorm) and module.mode == "graph")
 
 
 def _remember(made: dict[int, tuple[weakref.ref[Tensor], str]], tensor: Tensor | None, name: str) -> None:
@@ -82,6 +170,10 @@ def _remember(made: dict[int, tuple[weakref.ref[Tensor], str]], tensor: Tensor |
 def _made(made: dict[int, tuple[weakref.ref[Tensor], str]], tensor: Tensor | None) -> str:
     reference, name = made.get(id(tensor), (None, ""))
     return name if tensor is not None and reference is not None and reference() is tensor else ""
+
+
+def _argument(position: int, name: str, args: Any, kwargs: Mapping[str, Any]) -> Any:
+    return args[position] if len(args) > position else kwargs.get(name)
 
 
 def _first(args: Any, kwargs: Mapping[str, Any]) -> Tensor | None:

@@ -23,6 +23,9 @@ _LAYOUTS = 64
 class Writer(Protocol):
     """What the probe asks of a trace; `gnnstab.trace.TraceWriter` is one."""
 
+    def meta(self, key: str, value: str) -> None:
+        """Store or replace a fact of the run."""
+
     def layer(self, facts: LayerFacts) -> None:
         """Store or replace the facts of a layer."""
 

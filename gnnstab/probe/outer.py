@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from gnnstab.probe.hooks import Hook
 from gnnstab.probe.identity import identity_paths
 from gnnstab.probe.keys import MODES
-from gnnstab.probe.replica import Autocast, rng_snapshot, tensors_in
+from gnnstab.probe.norms import Norms, batch_vectors
+from gnnstab.probe.replica import Autocast, rng_snapshot, tensors_in, unwrap
 from gnnstab.probe.rerun import MOST, Kept, watch
 from gnnstab.probe.state import State
 from gnnstab.probe.statistics import graph_measures, node_measures
@@ -33,7 +34,7 @@ class Inputs(NamedTuple):
 class Outer:
     """Marks where forwards of the model begin and end, and keeps the inputs of the latest one per mode."""
 
-    def __init__(self, state: State, watches: Iterable[Watch], keep: bool = True) -> None:
+    def __init__(self, state: State, watches: Iterable[Watch], norms: Norms, keep: bool = True) -> None:
         self.last: dict[str, Inputs] = {}
         """Mode → latest inputs of this step."""
 
@@ -48,6 +49,7 @@ class Outer:
 
         self._state = state
         self._watches = tuple(watches)
+        self._norms = norms
         self._keep = keep
         self._handles: list[Any] = []
         self._hooks: list[Hook] = []
@@ -78,6 +80,10 @@ class Outer:
         self.last.clear()
         self.left_out.clear()
         self.forwards = 0
+        if self._state.trail is not None:
+            # A forward ended in an exception and nobody called the model again.
+            self._state.trail = self._state.norms = None
+            self._norms.stop()
 
     def _before(self, grad: bool, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         state = self._state
@@ -96,11 +102,11 @@ class Outer:
             self.last[mode] = Inputs(args, kwargs, rng_snapshot(), _autocast(args, kwargs), mode)
         if grad:
             self.forwards += 1
-            if state.light and not self.paths and state.trail is None:
-                state.trail = []
+            if state.light and (not self.paths or self._norms.wanted):
+                self._look_around(model, args, kwargs)
         if state.full and self._full_step != state.step:
             self._full_step = state.step
-            self._measure(mode, args, kwargs)
+            self._measure(model, mode, args, kwargs)
 
     def _after(self, grad: bool, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         state = self._state
@@ -110,24 +116,31 @@ class Outer:
         if grad and not state.light and self._keep and len(self.left_out) < MOST:
             self.left_out.append(watch(output, self.last[MODES[2 * model.training + 1]], state.gradient_arrived))
         trail, state.trail = state.trail, None
-        if trail and grad:
+        if trail is not None and self._norms.watching:
+            self._norms.end()
+            state.norms = None
+        if trail and grad and not self.paths:
             first = next((tensor for _, tensor in tensors_in(output) if tensor.requires_grad), None)
             self.paths = identity_paths([*trail, ("", first, None)] if first is not None else trail)
 
-    def _measure(self, mode: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        named = list(tensors_in([*args, kwargs]))
+    def _look_around(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Have the layers say what goes in and what comes out, to find what stands beside and around them."""
         state = self._state
-        state.batch = next((t for name, t in named if name.split(".")[-1] == "batch" and _is_batch(t)), None)
-        x = next((t for _, t in named if t.dim() == 2 and t.is_floating_point()), None)
+        if state.trail is None:
+            state.trail = []
+        if self._norms.wanted:
+            self._norms.begin(model, args, kwargs, state.failsafe)
+            state.norms = self._norms if self._norms.watching else None
+
+    def _measure(self, model: nn.Module, mode: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        state = self._state
+        state.batch = next(iter(batch_vectors(unwrap(model)[0], args, kwargs)), None)
+        x = next((t for _, t in tensors_in([*args, kwargs]) if t.dim() == 2 and t.is_floating_point()), None)
         if x is not None:
             batch = state.batch if state.batch is not None and len(state.batch) == len(x) else None
             state.queue("", mode, 0, node_measures(x.detach(), batch))
             if batch is not None:
                 state.queue("", mode, 0, graph_measures(batch))
-
-
-def _is_batch(tensor: Tensor) -> bool:
-    return tensor.dim() == 1 and tensor.dtype == torch.int64
 
 
 def _autocast(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Autocast:

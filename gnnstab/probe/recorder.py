@@ -14,13 +14,15 @@ from types import TracebackType
 import torch
 from torch import Tensor, nn
 
+from gnnstab.probe.budget import Budget
 from gnnstab.probe.discovery import adapter_of, find_watches
 from gnnstab.probe.judge import Judge
+from gnnstab.probe.norms import Norms
 from gnnstab.probe.outbox import NOTHING, Outbox, Writer
 from gnnstab.probe.outer import Outer
 from gnnstab.probe.parameters import Parameters
-from gnnstab.probe.replica import reason_against_a_copy, unwrap
-from gnnstab.probe.rerun import MOST, run_again
+from gnnstab.probe.replica import unwrap
+from gnnstab.probe.rerun import run_again
 from gnnstab.probe.schedule import Schedule
 from gnnstab.probe.state import State
 from gnnstab.records import Coverage, Event, LayerFacts, Measure, StepRow
@@ -54,6 +56,7 @@ class Recorder:
         beginning: Steps that are all recorded before the budget counts.
         replay: Keep the inputs of the latest forward until the step ends, so that a non-finite value can be located.
         bundles: Path of the trace, beside which a bundle is written for a non-finite value; None for none.
+        norm_forwards: How many forwards with gradients are watched for the normalisations beside the layers.
         on_event: Called at the step's end with every event.
     """
 
@@ -67,13 +70,14 @@ class Recorder:
         beginning: int = 0,
         replay: bool = True,
         bundles: Path | None = None,
+        norm_forwards: float = 1,
         on_event: Callable[[Event], None] | None = None,
     ) -> None:
         self._called = model
         self.model, _ = unwrap(model)
         self.writer = writer
-        self._schedule = Schedule(full_every, budget, beginning)
-        self.state = State(self._schedule.clock)
+        schedule = Schedule(full_every, budget, beginning)
+        self.state = State(schedule.clock)
         self.watches = find_watches(self.model, self.state)
         self.state.compiled.allocate()
         self.events: list[Event] = []
@@ -89,9 +93,15 @@ class Recorder:
         """Parameter → (RMS, RMS of its change) in that step, when it was one of the full tier."""
 
         self.closes_accounts = True
-        """False when the caller has more to do at a step's end than `end_step` and calls `close_accounts` after it."""
+        """False when the caller has more to do at a step's end than `end_step` and closes the account after it."""
 
-        self._outer = Outer(self.state, self.watches, keep=replay)
+        self.norms = Norms(self.model, {w.name: w.module for w in self.watches if w.attention}, norm_forwards)
+        """What normalises beside the layers."""
+
+        self.budget = Budget(schedule, self.state, self.watches, self.model, writer)
+        """Which steps are recorded, and why."""
+
+        self._outer = Outer(self.state, self.watches, self.norms, keep=replay)
         self._parameters = Parameters(self.model, self.state.keys)
         self._outbox = Outbox(writer, self.state.keys)
         self._judge = Judge(self.model, self.state, self._outer, self._parameters, self.facts, bundles)
@@ -99,13 +109,10 @@ class Recorder:
         self._weights = NOTHING
         self._start = time.monotonic()
         self._loss: Tensor | float | None = None
-        self._facts_at = (-1, False)
+        self._facts_at = (-1, False, 0)
         self._attached = False
-        self._hooked = True
-        self._first_left_out = True
-        self._account: tuple[int, bool, bool] | None = None
         if budget is not None and not replay:
-            self._hold("the inputs of a step are not kept, so that it could not be run again")
+            self.budget.hold("the inputs of a step are not kept, so that it could not be run again")
 
     def attach(self) -> Recorder:
         """Hook the model; a layer that cannot be hooked is named as blind."""
@@ -114,7 +121,7 @@ class Recorder:
             for watch in self.watches:
                 self.state.failsafe.run(f"attaching to {watch.name}", watch.attach)
             self.state.failsafe.run("attaching to the model", lambda: self._outer.attach(self._called))
-            self.state.failsafe.run("the beginning of a step", self._begin)
+            self.state.failsafe.run("the beginning of a step", self.budget.begin)
         return self
 
     def detach(self) -> None:
@@ -140,7 +147,7 @@ class Recorder:
     @property
     def held(self) -> str:
         """Why every step is recorded although there is a budget; empty while it may leave some out."""
-        return self._schedule.held
+        return self.budget.schedule.held
 
     @property
     def step(self) -> int:
@@ -209,11 +216,10 @@ class Recorder:
             if state.failsafe.events:
                 guard("handing over failures", self.hand_over_failures)
             guard("the next step", self._next)
-            guard("the beginning of a step", self._begin)
-            if state.clock is not None:
-                state.clock[0] += time.perf_counter() - begun
-                if self.closes_accounts:
-                    self.close_accounts()
+            guard("the beginning of a step", self.budget.begin)
+            self.budget.spent_since(begun)
+            if self.closes_accounts:
+                self.budget.close_account()
         finally:
             torch._C._set_grad_enabled(grad)
         return True
@@ -223,18 +229,7 @@ class Recorder:
         if self.update or self._parameters.remembers:
             begun = time.perf_counter()
             self.state.failsafe.run("the update", self._record_update)
-            self.spent(time.perf_counter() - begun)
-
-    def spent(self, seconds: float) -> None:
-        """Add to what recording the current step has cost."""
-        if self.state.clock is not None:
-            self.state.clock[0] += seconds
-
-    def close_accounts(self) -> None:
-        """All work for the step that has ended is done: what it has cost is known."""
-        account, self._account = self._account, None
-        if account is not None and self.state.clock is not None:
-            self.state.failsafe.guard("the schedule", self._schedule.ended, *account)
+            self.budget.spent_since(begun)
 
     def _end_left_out(self, lr: float | None, scale: float | None, skipped: bool, moves: bool) -> None:
         step, norm = self.state.step, self._parameters.norm()
@@ -247,24 +242,7 @@ class Recorder:
             names = self._parameters.bad_gradients() if bad else []
             again = partial(run_again, self.model, step=step, writer=self.writer, recorder=_full)
             self._emit(self._judge.left_out(step, math.nan if loss is None else loss, names, again))
-            self._schedule.force()
-
-    def _hold(self, reason: str) -> None:
-        self._schedule.hold(reason)
-        note = getattr(self.writer, "meta", None)
-        if note is not None:
-            note("schedule", f"every step is recorded: {reason}")
-
-    def _check_budget(self, loss: float | None) -> None:
-        """Before steps are left out: would one that goes wrong be noticed, and could it be run again?"""
-        if self.state.compiled.used:
-            self._hold("parts of the model run inside a compiled graph, and recording is part of that graph")
-        elif self._outer.forwards > MOST:
-            self._hold(f"a step has more than {MOST} forward passes, and no more are kept to be run again")
-        elif not self._outer.forwards:
-            self._hold("a step had no forward of the whole model with gradients that could be run again")
-        elif self.sent.gradient_norm is None and loss is None:
-            self._hold("a step had neither gradients nor a loss, by which one that goes wrong would be noticed")
+            self.budget.schedule.force()
 
     def _end(self, lr: float | None, scale: float | None, skipped: bool, moves: bool) -> None:
         state, step = self.state, self.state.step
@@ -283,8 +261,7 @@ class Recorder:
             if moves:
                 self._parameters.remember(state.stage)
                 self._weights = self._outbox.sites(step, state.stage.take())
-        if state.clock is not None and not self.held:
-            self._check_budget(loss)
+        self.budget.check(self._outer.forwards, sent.gradient_norm is not None or loss is not None)
         if not sent.finite:
             self._emit(self._judge.step(sent, skipped))
         elif loss is not None:
@@ -293,32 +270,16 @@ class Recorder:
     def _next(self) -> None:
         """Release what belongs to the step that has ended."""
         state = self.state
-        self._account = (state.step, state.light, state.full)
+        self.budget.open_account()
         self._loss = None
         state.step += 1
         state.failsafe.step = state.step
         state.end_step()
         self._outer.end_step()
-        if self._hooked:
+        if self.budget.hooked:
             for watch in self.watches:
                 watch.forget()
             state.stage.clear()
-
-    def _begin(self) -> None:
-        light, full = self._schedule.choose(self.state.step)
-        if not light and self._first_left_out:
-            self._first_left_out = False
-            reason = reason_against_a_copy(self.model)
-            if reason:
-                self._hold(f"a step could not be run again, since {reason}")
-        self.state.light, self.state.full = light or bool(self.held), full
-        if self.state.light is not self._hooked:
-            self._hooked = self.state.light
-            for watch in self.watches:
-                if self._hooked:
-                    watch.resume()
-                else:
-                    watch.pause()
 
     def _record_update(self) -> None:
         self.update = {}
@@ -334,7 +295,7 @@ class Recorder:
         if event is None:
             return
         if event.kind == "non-finite":
-            self._schedule.force()
+            self.budget.schedule.force()
         if len(self.events) < _EVENTS:
             self.events.append(event)
         self.writer.event(event)
@@ -349,7 +310,7 @@ class Recorder:
             self.writer.event(event)
 
     def _write_facts(self) -> None:
-        known = (len(self.state.fired), bool(self._outer.paths))
+        known = (len(self.state.fired), bool(self._outer.paths), self.norms.seen)
         if known != self._facts_at:
             self._facts_at = known
             self._all_facts()
@@ -357,6 +318,8 @@ class Recorder:
     def _all_facts(self) -> None:
         for facts in self.facts():
             self.writer.layer(facts)
+        for key, value in self.norms.meta().items():
+            self.writer.meta(key, value)
         self._outbox.blinds(self.state.blinds())
 
     def _note_new_layers(self) -> None:

@@ -103,6 +103,9 @@ class _Into:
         self.sites: Callable[[int, Any, Any], None] = writer.sites
         self.measures: Callable[[Any], None] = writer.measures
 
+    def meta(self, key: str, value: str) -> None:
+        """Known already."""
+
     def layer(self, facts: LayerFacts) -> None:
         """Known already."""
 

@@ -13,6 +13,7 @@ from gnnstab.probe.compiled import CompiledCells
 from gnnstab.probe.failsafe import Failsafe
 from gnnstab.probe.identity import Endpoint
 from gnnstab.probe.keys import Keys
+from gnnstab.probe.norms import Norms
 from gnnstab.probe.staging import Stage
 from gnnstab.probe.totals import Totals, merge
 from gnnstab.records import Blind
@@ -51,6 +52,7 @@ class State:
         "keys",
         "light",
         "measures",
+        "norms",
         "recorded",
         "stage",
         "step",
@@ -105,6 +107,9 @@ class State:
 
         self.trail: list[tuple[str, Endpoint, Endpoint]] | None = None
         """Input and output of every layer in the first training forward, to find the paths around them."""
+
+        self.norms: Norms | None = None
+        """Hears of every layer while the normalisations beside them are watched; only ever set along with `trail`."""
 
     def foreign(self) -> bool:
         """True in another thread than the one that trains, whose calls are no part of the step.

@@ -153,7 +153,7 @@ class Watch(ABC):
             self.forget()
             return
         plan = self._plan(mode)
-        x = args[0] if args else next(iter(kwargs.values()), None)
+        x = args[0] if args else kwargs.get("x", next(iter(kwargs.values()), None))
         inputs = x if type(x) is tuple or type(x) is list else (x,)
         out = output[0] if type(output) is tuple else output
         if not isinstance(out, Tensor):
@@ -161,13 +161,21 @@ class Watch(ABC):
             self.forget()
             return
         self.record(grad, plan, inputs, args, kwargs, out)
-        if state.trail is not None and isinstance(inputs[-1], Tensor):
-            state.trail.append((self.name, inputs[-1], node_of(out)))
+        if state.trail is not None:
+            self._tell(inputs, out)
         if grad and out.requires_grad:
             plan.grad_output.watch(out)
             for one in inputs:
                 if isinstance(one, Tensor) and one.requires_grad:
                     plan.grad_input.watch(one)
+
+    def _tell(self, inputs: Sequence[Any], output: Tensor) -> None:
+        """Leave a mark for those who want to know what stands around the layer."""
+        state = self.state
+        if state.trail is not None and isinstance(inputs[-1], Tensor):
+            state.trail.append((self.name, inputs[-1], node_of(output)))
+        if state.norms is not None and self.attention:
+            state.norms.layer_called(self.name, inputs[0], output)
 
     def _compiled_after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         self.note(0, output[0] if isinstance(output, tuple) else output)

@@ -129,7 +129,19 @@ def _context(trace: Trace, source: str, layers: Sequence[LayerFacts], steps: int
         context["trained"] = True if steps >= TRAINED_STEPS else None
     if meta.get("trained") in ("true", "false"):
         context["trained"] = meta["trained"] == "true"
+    without = _names(meta.get("norm_without_batch", ""))
+    if without:
+        context["norm_without_batch"] = without
     return context
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """A JSON list of names; empty for anything else."""
+    try:
+        found = json.loads(text or "[]")
+    except ValueError:
+        return ()
+    return tuple(name for name in found if isinstance(name, str)) if isinstance(found, list) else ()
 
 
 def _number(text: str | None) -> int:

@@ -66,7 +66,7 @@ def test_the_layers_are_left_alone_in_such_a_step(case: Any) -> None:
     with leaving_out(model, args) as (_, recorder):
         assert [(len(m._forward_hooks), "message" in vars(m)) for m in inside] == before
         one_step(model, args, recorder)
-        recorder._schedule.force()
+        recorder.budget.schedule.force()
         one_step(model, args, recorder)
         assert recorder.state.full
         assert sum(len(m._forward_hooks) for m in inside) > 0
