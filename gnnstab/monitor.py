@@ -19,7 +19,7 @@ from gnnstab.errors import GnnstabWarning, UnstableError, UsageError
 from gnnstab.probe.boundary import Boundary
 from gnnstab.probe.outbox import Layout
 from gnnstab.probe.recorder import Recorder
-from gnnstab.records import Coverage, Diagnosis, Event, Finding, SeriesKey, Signals, StepRow
+from gnnstab.records import Coverage, Diagnosis, Event, Finding, SeriesKey, Signals, StepRow, Target
 from gnnstab.rules.gs502_non_finite_value import NonFiniteValue
 from gnnstab.rules.live import LiveEngine
 from gnnstab.trace import TraceWriter, rank_path
@@ -168,6 +168,8 @@ class Monitor:
         """Diagnose what was recorded so far; ``options`` are those of `gnnstab.diagnosis.diagnose_trace`."""
         from gnnstab.diagnosis import diagnose_trace
 
+        if self._recorder.row is None and "target" not in options:
+            options["target"] = Target("trace", str(self._path or "in memory"), (self._nothing_yet(),))
         return diagnose_trace(self.trace, **options)
 
     def _repr_html_(self) -> str:
@@ -183,6 +185,13 @@ class Monitor:
     def coverage(self) -> Coverage:
         """Layers expected and observed, and what is blind and why."""
         return self._recorder.coverage
+
+    def _nothing_yet(self) -> str:
+        """Why there is nothing to judge before the first step has ended, and what will be watched."""
+        watched = sum(facts.attention for facts in self._recorder.facts())
+        layers = f"{watched} attention layer{'' if watched == 1 else 's'}"
+        how = "run the training inside `with monitor:`" + ("" if self._has_optimizer else " and call monitor.step()")
+        return f"nothing was recorded: no step has ended while the monitor watched {layers}; {how}"
 
     def _noticed(self, event: Event) -> None:
         """An event was recorded; a non-finite value is a finding at once."""
@@ -205,8 +214,8 @@ class Monitor:
         guard("the trace", self._look_at_trace)
         if self._tell_held and recorder.held:
             guard("the budget", self._look_at_budget)
-        recorder.spent(time.perf_counter() - begun)
-        recorder.close_accounts()
+        recorder.budget.spent_since(begun)
+        recorder.budget.close_account()
 
     def _look(self) -> None:
         """The one place where the live rules are asked."""

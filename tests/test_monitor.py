@@ -201,12 +201,32 @@ def test_a_model_without_any_layer_of_interest_is_never_green() -> None:
 def test_in_a_notebook_a_monitor_shows_what_it_has_recorded_so_far() -> None:
     model, args = Stack(), graph()
     monitor = gnnstab.Monitor(model, on_finding="ignore")
-    assert "srcdoc" in monitor._repr_html_()
+    page = monitor._repr_html_()
+    assert "srcdoc" in page
+    assert "othing was recorded yet" in page
+    assert "o attention layer found" not in page
     with monitor:
         scalar(model(*args)).backward()
         monitor.step()
         assert monitor._repr_html_() == monitor.diagnose()._repr_html_()
         assert "convs.0" in monitor._repr_html_()
+
+
+def test_before_the_first_step_a_diagnosis_says_that_nothing_was_recorded(tmp_path: Path) -> None:
+    model, args = CASES[0].make()
+    with gnnstab.Monitor(model, trace=tmp_path / "run.gnnstab") as monitor:
+        before = monitor.diagnose()
+        assert before.exit_code() == 3
+        assert "nothing was recorded yet" in str(before)
+        assert "watched 2 attention layers" in before.target.notes[0]
+        assert "monitor.step()" in before.target.notes[0]
+        model(*args)
+        monitor.step()
+        assert monitor.diagnose().target.notes == ()
+    with gnnstab.Monitor(model, on_finding="ignore") as unused:
+        pass
+    assert "nothing was recorded" in str(unused.diagnose())
+    assert "nothing was recorded yet" not in str(unused.diagnose())
 
 
 def test_every_step_schedule_and_nested_monitors() -> None:

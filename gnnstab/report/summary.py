@@ -193,6 +193,9 @@ def _unseen(diagnosis: Diagnosis) -> str:
 
 def _nothing_judged(diagnosis: Diagnosis) -> str:
     if diagnosis.coverage.layers_observed == 0:
+        # A run without a step says nothing about its model.
+        if diagnosis.target.kind == "trace" and diagnosis.context.get("steps") == 0:
+            return "nothing was recorded" if diagnosis.context.get("closed") else "nothing was recorded yet"
         expected = diagnosis.coverage.layers_expected
         return f"none of {expected} attention layers was seen" if expected else "no attention layer found"
     return "no rule could be judged with what was given"
