@@ -9,6 +9,10 @@ disk. Goals for the light tier at every step: 1.10 / 1.05 / 1.02 for a small gra
 for the default schedule and a budget of 0.02: 1.02. Those two are timed after the 100 steps that they begin with, and
 the ratio of the sums is what they promise: most steps are left out, a few are recorded. Peers that are not installed
 are left out, and named.
+
+Instructions, which no other process disturbs, are the difference of two runs of different length:
+
+    perf stat -e instructions:u python tests/benchmarks/overhead.py --alone "light, every step" 500
 """
 
 from __future__ import annotations
@@ -231,6 +235,14 @@ def measure(size: Size, rounds: int, variants: list[str]) -> dict[str, Figures]:
     return {name: _figures(own, plain) for name, own in times.items()}
 
 
+def alone(size: Size, variant: str, steps: int) -> None:
+    """Nothing but steps of one variant, for a counter that looks from outside."""
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        runner = Runner(variant, size, Path(folder), stack)
+        for _ in range(steps):
+            runner.step()
+
+
 def _figures(own: list[float], plain: list[float]) -> Figures:
     ratios = [o / p for o, p in zip(own, plain, strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4)
@@ -282,8 +294,14 @@ def main() -> None:
         "--variants", default="", help="parts of the names of variants, comma-separated; all when omitted"
     )
     parser.add_argument("--memory", action="store_true", help="print memory instead of time")
+    parser.add_argument(
+        "--alone", nargs=2, metavar=("VARIANT", "STEPS"), help="only run these steps, to be counted by perf stat"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    if arguments.alone:
+        alone(SIZES[arguments.only or "small"], arguments.alone[0], int(arguments.alone[1]))
+        return
     chosen = arguments.only.split(",") if arguments.only else list(SIZES)[: 2 if arguments.quick else None]
     variants = _chosen([part for part in arguments.variants.split(",") if part])
     print(f"torch {torch.__version__}, {arguments.threads} thread(s), CPU")
