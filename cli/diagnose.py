@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import click
@@ -15,6 +16,8 @@ from . import gate, options
 @click.option(
     "--verify", is_flag=True, help="Prove the recommended fixes on a copy of the model (needs --model and --batch)."
 )
+@click.option("--jobs", type=click.IntRange(min=1), default=os.cpu_count() or 1, show_default="all cores",
+              help="Processes of --verify.")  # fmt: skip
 @options.GATE
 @options.REPORT
 @options.CONFIG

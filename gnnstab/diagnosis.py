@@ -39,6 +39,7 @@ def diagnose(
     heads: int | None = None,
     activation: str | None = None,
     verify: bool = False,
+    jobs: int = 1,
     select: Sequence[str] | None = None,
     ignore: Sequence[str] | None = None,
     thresholds: Mapping[str, Mapping[str, float]] | None = None,
@@ -56,11 +57,13 @@ def diagnose(
             the path of a file holding one. Makes attention, activations and gradients visible.
         loss: ``callable(output, batch) -> scalar tensor`` or ``"pkg.mod:function"``; a random linear read-out of the
             output when omitted, which the diagnosis states.
-        optimizer: An optimizer of ``model`` whose state and settings are judged too.
+        optimizer: An optimizer of ``model`` whose state and settings are judged too. ``verify`` trains with its rate and eps;
+            without one, with those of the Adam that the checkpoint holds.
         precision: ``fp32``, ``fp16`` or ``bf16``: the forward runs under autocast to it.
         heads: Number of heads where a file cannot show it.
         activation: ``relu`` or ``tanh``: activation between the layers, where a file cannot show it.
         verify: Prove every recommended fix on a copy of the model (needs a model and a batch).
+        jobs: Processes of ``verify``.
         select: Code prefixes of the rules to run; all when omitted.
         ignore: Code prefixes of the rules to leave out.
         thresholds: ``{"GS301": {"warn_entropy": 0.3}}`` replaces thresholds of rules.
@@ -80,7 +83,7 @@ def diagnose(
     described, signals, live = _observe(target, request)
     diagnosis = judge(described, signals, select=select, ignore=ignore, thresholds=thresholds, overrides=overrides)
     if verify:
-        diagnosis = _prove(diagnosis, live, request)
+        diagnosis = _prove(diagnosis, live, request, jobs)
     return diagnosis
 
 
@@ -151,6 +154,8 @@ class _Live:
     model: nn.Module
     batch: Any
     loss: Any
+    training: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """``lr`` and ``eps`` of the user's Adam, where they are known."""
 
 
 def _observe(target: Any, request: _Request) -> tuple[Target, Signals, _Live | None]:
@@ -195,7 +200,8 @@ def _observe_model(model: Any, request: _Request) -> tuple[Target, Signals, _Liv
     if request.batch is None:
         return target, static, None
     dynamic, live = _measure(model, request)
-    return target, join(dynamic, static), live
+    groups = () if request.optimizer is None else request.optimizer.param_groups
+    return target, join(dynamic, static), dataclasses.replace(live, training=_adam(groups))
 
 
 def _observe_checkpoint(path: Path, request: _Request) -> tuple[Target, Signals, _Live | None]:
@@ -217,7 +223,19 @@ def _observe_checkpoint(path: Path, request: _Request) -> tuple[Target, Signals,
     if request.batch is None:
         return target, static, None
     dynamic, live = _measure(model, request)
-    return target, join(dynamic, static), live
+    training = _adam([entry.settings for state in checkpoint.optimizers for entry in state.entries])
+    return target, join(dynamic, static), dataclasses.replace(live, training=training)
+
+
+def _adam(groups: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """``lr`` and ``eps`` of groups of the Adam family; empty where there is none, or where they differ."""
+    found = {(g.get("lr"), g.get("eps")) for g in groups if g.get("betas") is not None}
+    if len(found) != 1:
+        return {}
+    lr, eps = found.pop()
+    numbers = {"lr": lr, "eps": eps}
+    # A schedule that has come to its end leaves a rate of 0, with which nothing can be trained.
+    return {k: float(v) for k, v in numbers.items() if isinstance(v, (int, float)) and (k == "eps" or v > 0)}
 
 
 def _measure(model: nn.Module, request: _Request) -> tuple[Signals, _Live]:
@@ -275,14 +293,15 @@ def _observe_folder(folder: Path, request: _Request) -> tuple[Target, Signals, _
     return Target("checkpoint", str(folder), tuple(notes)), trajectory(states), live
 
 
-def _prove(diagnosis: Diagnosis, live: _Live | None, request: _Request) -> Diagnosis:
+def _prove(diagnosis: Diagnosis, live: _Live | None, request: _Request, jobs: int) -> Diagnosis:
     if live is None:
         raise UsageError("--verify needs a model to apply the fixes to: pass --model pkg.mod:factory and --batch FILE")
     from gnnstab.verification import prove
 
     return prove(
-        diagnosis, live.model, batch=live.batch, loss=live.loss, precision=request.precision, progress=request.progress
-    )
+        diagnosis, live.model, batch=live.batch, loss=live.loss, precision=request.precision, workers=jobs,
+        progress=request.progress, **live.training,
+    )  # fmt: skip
 
 
 def build(model: Any) -> nn.Module:

@@ -32,7 +32,7 @@ class Dropout(Fix):
 
     def change(self, layers: Sequence[LayerFacts], signals: Signals | None = None, **options: Any) -> str:
         """The constructor with ``dropout=``."""
-        return constructor_calls(layers, dropout=_probability(options))
+        return constructor_calls([layer for layer in layers if layer.attention], dropout=_probability(options))
 
     def apply(self, model: nn.Module, **options: Any) -> nn.Module:
         """Set the probability on every attention layer."""

@@ -185,6 +185,12 @@ def add_part(module: Any, name: str, part: nn.Module) -> None:
     setattr(module, name, part.to(**like(module)).train(module.training))
 
 
+def exchange(model: nn.Module, name: str, part: nn.Module) -> None:
+    """Put another module in the place of the submodule ``name``, in its mode."""
+    above, _, last = name.rpartition(".")
+    setattr(model.get_submodule(above), last, part.train(model.get_submodule(name).training))
+
+
 def like(module: nn.Module) -> dict[str, Any]:
     """``device`` and ``dtype`` for new parameters beside the module's own."""
     first = next((p for p in module.parameters() if p.is_floating_point()), None)

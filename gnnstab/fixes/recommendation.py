@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from gnnstab.fixes.by_hand import ByHand
 from gnnstab.fixes.table import find
 from gnnstab.records import Cause, Finding, FixAdvice, Signals
 
@@ -18,11 +19,15 @@ _SIMPLE: Mapping[str, tuple[str, ...]] = {
     "learning-rate": ("lower-lr", "gradient-clipping"),
     "adam-epsilon": ("adam-eps",),
     "precision": ("fp32-attention", "qk-clip"),
-    "dead-units": ("unit-gain-init", "lower-lr"),
-    "uninitialized-parameter": ("unit-gain-init",),
-    "normalization-misuse": ("pre-norm-residual",),
-    "oversmoothing": ("pre-norm-residual",),
-    "saturated-gate": ("pre-norm-residual",),
+    "dead-units": ("layer-redraw", "unit-gain-init", "lower-lr"),
+    "uninitialized-parameter": ("layer-redraw",),
+    "normalization-misuse": ("layer-norm", "pre-norm-residual"),
+    "oversmoothing": ("residual-depth-init", "pre-norm-residual"),
+    "saturated-gate": ("gate-redraw", "pre-norm-residual"),
+    "isolated-nodes": ("root-weight",),
+    "active-clamp": ("remove-clamp",),
+    "non-finite-data": ("clean-data",),
+    "never-updated-parameter": ("reconnect",),
 }
 """Causes whose fixes do not depend on anything else that was found, best first."""
 
@@ -66,6 +71,8 @@ def _advice(cause: Cause, codes: set[str], roots: set[str], signals: Signals | N
 def _note(name: str, options: dict[str, Any], said: str) -> str:
     chosen = "".join(f" --option {k}={v}" for k, v in options.items())
     test = f"not tested: gnnstab verify --fix {name}{chosen}, or diagnose --verify"
+    if isinstance(find(name), ByHand):
+        test = "a change that cannot be tried on a copy: make it by hand and diagnose again"
     return f"{said}; {test}" if said else test
 
 
@@ -91,11 +98,22 @@ def _for_attention(codes: set[str], roots: set[str], signals: Signals | None) ->
         return [("input-standardisation", {}, "the scale of the features drives the scores: treat that first")]
     if "GS302" in codes:
         return [("qk-norm", {}, "keeps the input's scale out of the scores"), ("score-cap", {}, "")]
+    if signals is not None and _independent(signals):
+        said = "query and key agree no more than independent weights do: nothing learned is lost"
+        return [("qk-redraw", {}, said), ("qk-norm", {}, ""), ("qk-clip", {}, "keeps the weights' directions")]
     return [
         ("qk-clip", {}, "a weight edit without any change of code"),
         ("qk-norm", {}, ""),
         ("score-cap", {}, "fixed caps of 50 or 100 do nothing at such in-degrees"),
     ]
+
+
+def _independent(signals: Signals) -> bool:
+    """True when no head's query and key agree more than weights that training has not made: see GS301."""
+    from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
+
+    found = [s.value for s in signals.find("logit.alignment")]
+    return bool(found) and max(found) <= AttentionExplosion().alignment
 
 
 def _for_depth(codes: set[str], roots: set[str], signals: Signals | None) -> list[Choice]:

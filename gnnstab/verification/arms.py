@@ -80,6 +80,9 @@ class ArmResult:
     final: float | None = None
     """Loss at the end of the training."""
 
+    unseen: float | None = None
+    """Loss of the trained arm on features that it has not seen; None where the task cannot draw any."""
+
     per_step: float | None = None
     """Seconds."""
 
@@ -104,7 +107,7 @@ def run_arm(setting: Setting, arm: Arm) -> ArmResult:
             run = _trained(setting, model, settings, arm.seed)
             if arm.measure_after:
                 result = _measured(setting, model, settings, arm.seed)
-            result = replace(result, final=run.final, per_step=run.per_step, objective=run.objective)
+            result = replace(result, final=run.final, unseen=run.unseen, per_step=run.per_step, objective=run.objective)
         return result
 
 
@@ -144,7 +147,13 @@ def _measured(setting: Setting, model: nn.Module, settings: TrainingSettings, se
     codes: dict[str, str] = {}
     for finding in seen.findings:
         codes[finding.code] = max(codes.get(finding.code, ""), finding.severity, key=("", "warning", "error").index)
-    return ArmResult(value=math.nan if setting.goal is None else setting.goal.read(seen.signals), codes=codes)
+    return ArmResult(value=_value(setting.goal, seen.signals, codes), codes=codes)
+
+
+def _value(goal: Goal | None, signals: Signals, codes: Mapping[str, str]) -> float:
+    if goal is None:
+        return math.nan
+    return float(goal.code in codes) if goal.silences else goal.read(signals)
 
 
 def _prime(

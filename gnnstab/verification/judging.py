@@ -76,13 +76,13 @@ def spread(pairs: Pairs, goal: Goal) -> float | None:
     return float(finite.std(ddof=1)) if finite.size > 1 else None
 
 
-def loss_change(pairs: Pairs) -> tuple[float, float] | None:
+def loss_change(pairs: Pairs, which: str = "final") -> tuple[float, float] | None:
     """95 % interval of the mean of ln(loss with / loss without) over paired seeds; None without trained pairs.
 
-    A run that broke off counts as an infinite loss: (−inf, −inf) when the fix keeps it alive, (inf, inf) when the fix
-    kills it.
+    ``which`` is ``final``, the end of the training, or ``unseen``, features that it has not met. A run that broke off
+    counts as an infinite loss: (−inf, −inf) when the fix keeps it alive, (inf, inf) when the fix kills it.
     """
-    trained = [(b.final, a.final) for b, a in zip(pairs.before, pairs.after, strict=True)]
+    trained = [(getattr(b, which), getattr(a, which)) for b, a in zip(pairs.before, pairs.after, strict=True)]
     complete = [(b, a) for b, a in trained if b is not None and a is not None]
     if not complete:
         return None
@@ -164,15 +164,31 @@ def by_training(pairs: Pairs) -> tuple[str, str]:
     if change is None:
         return "inconclusive", "the signal crosses its threshold, but no short training was finished in both arms"
     low, high = change
+    if high > TOLERANCE and not math.isinf(low):
+        unseen = loss_change(pairs, "unseen")
+        if unseen is not None and unseen[1] <= TOLERANCE:
+            return "confirmed", (
+                "the signal crosses its threshold with margin and nothing else fires; the short training fits its own batch less "
+                "closely, and what it has not seen no worse"
+            )
     if low > TOLERANCE:
         worse = "breaks off" if math.isinf(low) else f"ends {math.expm1(low):.0%} or more above"
         return "made-worse", f"the signal crosses its threshold, but the short training {worse}"
-    if high <= TOLERANCE:
+    if high > TOLERANCE:
         return (
-            "confirmed",
-            "the signal crosses its threshold with margin, nothing else fires, the short training is not worse",
+            "inconclusive",
+            "the signal crosses its threshold, but the short training may be worse: more seeds or steps would tell",
         )
-    return (
-        "inconclusive",
-        "the signal crosses its threshold, but the short training may be worse: more seeds or steps would tell",
-    )
+    return _by_unseen(pairs)
+
+
+def _by_unseen(pairs: Pairs) -> tuple[str, str]:
+    """The last word on a fix whose training is not worse: what was learnt must hold on what it has not seen."""
+    change = loss_change(pairs, "unseen")
+    if change is not None and sum(change) / 2 > TOLERANCE:
+        low, high = change
+        more = "is infinite" if math.isinf(low) else f"is {math.expm1((low + high) / 2):.0%} higher"
+        said = f"the batch is learnt by heart: the loss on unseen features {more}"
+        return ("made-worse" if low > TOLERANCE else "inconclusive"), f"the signal crosses its threshold, but {said}"
+    where = "the short training is not worse" + ("" if change is None else ", on unseen features either")
+    return "confirmed", f"the signal crosses its threshold with margin, nothing else fires, {where}"

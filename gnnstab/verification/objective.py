@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch_geometric.data.data import BaseData
 from torch_geometric.utils import scatter
 
 from gnnstab.errors import UsageError
@@ -29,6 +31,12 @@ class Objective(NamedTuple):
 
     description: str
 
+    unseen: Callable[[nn.Module], Tensor] | None = None
+    """Mean loss of a model on what the training does not see; None where there is nothing of the kind."""
+
+    batches: int = 1
+    """Batches to train on, the first ones."""
+
 
 def objective_for(
     model: nn.Module, calls: Sequence[Arguments], batches: Sequence[Any], loss: UserLoss | None, seed: int
@@ -41,8 +49,18 @@ def objective_for(
     Raises `UsageError` when the model shows neither node features nor edges to make a task from.
     """
     if loss is not None:
-        return Objective(None, _of_user(loss, calls, batches), f"your loss ({getattr(loss, '__name__', 'callable')})")
+        return _by_user(loss, calls, batches)
     return _synthetic(model, calls, seed)
+
+
+def _by_user(loss: UserLoss, calls: Sequence[Arguments], batches: Sequence[Any]) -> Objective:
+    """The user's loss; the last of several batches is kept from the training, to judge it by."""
+    compute = _of_user(loss, calls, batches)
+    said = f"your loss ({getattr(loss, '__name__', 'callable')})"
+    if len(calls) < 2:
+        return Objective(None, compute, said)
+    last = len(calls) - 1
+    return Objective(None, compute, f"{said}, all batches but the last", lambda model: compute(model, last), last)
 
 
 def _of_user(loss: UserLoss, calls: Sequence[Arguments], batches: Sequence[Any]) -> Callable[[nn.Module, int], Tensor]:
@@ -74,7 +92,7 @@ def _synthetic(model: nn.Module, calls: Sequence[Arguments], seed: int) -> Objec
     # After the forward passes, which may have drawn dropout masks in one arm and none in the other.
     torch.manual_seed(seed)
     projection = torch.randn(seen[0].x.size(-1), device=seen[0].x.device)
-    targets = [_target(s, projection) for s in seen]
+    targets = [_target(s.x, s, projection) for s in seen]
     by_output = all(
         isinstance(s.output, Tensor) and s.output.dim() == 2 and s.output.size(0) == s.x.size(0) for s in seen
     )
@@ -87,7 +105,41 @@ def _synthetic(model: nn.Module, calls: Sequence[Arguments], seed: int) -> Objec
         features = trained(*args, **kwargs) if by_output else look(trained, calls[number], grad=True).last
         return nn.functional.mse_loss(head(features.float()).squeeze(-1), targets[number])
 
-    return Objective(head, compute, SYNTHETIC.format(source="the output" if by_output else f"{name}'s output"))
+    def unseen(trained: nn.Module) -> Tensor:
+        losses = []
+        for call, before in zip(others, seen, strict=True):
+            now = look(trained, call)
+            # The scale is that of the task which was learnt.
+            goal = _target(now.x, before, projection)
+            features = now.output if by_output else now.last
+            losses.append(nn.functional.mse_loss(head(features.float()).squeeze(-1), goal))
+        return torch.stack(losses).mean()
+
+    source = "the output" if by_output else f"{name}'s output"
+    others = [other for call, s in zip(calls, seen, strict=True) if (other := shuffled(call, s.x.size(0))) is not None]
+    drawn = unseen if len(others) == len(calls) else None
+    return Objective(head, compute, SYNTHETIC.format(source=source), drawn, len(calls))
+
+
+def shuffled(call: Arguments, nodes: int) -> Arguments | None:
+    """The call with the rows of its (N, D) node features in another order, the graph as it is; None without such features.
+
+    What a network has learnt by heart of single nodes is worth nothing there, and what it has learnt of the task is.
+    """
+    # Drawn from the number of nodes alone, so that both arms of a pair meet the same features.
+    order = torch.randperm(nodes, generator=torch.Generator().manual_seed(nodes))
+
+    def other(value: Any) -> Any:
+        if isinstance(value, BaseData) and isinstance(getattr(value, "x", None), Tensor) and len(value.x) == nodes:
+            value = copy.copy(value)
+            value.x = value.x[order.to(value.x.device)]
+        elif isinstance(value, Tensor) and value.dim() >= 2 and value.size(0) == nodes and value.is_floating_point():
+            value = value[order.to(value.device)]
+        return value
+
+    args, kwargs = tuple(map(other, call[0])), {k: other(v) for k, v in call[1].items()}
+    pairs = [*zip(args, call[0], strict=True), *((kwargs[k], call[1][k]) for k in kwargs)]
+    return (args, kwargs) if any(new is not old for new, old in pairs) else None
 
 
 def look(model: nn.Module, call: Arguments, *, grad: bool = False) -> Seen:
@@ -126,13 +178,19 @@ def is_edges(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dim() == 2 and value.size(0) == 2 and not value.is_floating_point()
 
 
-def _target(seen: Seen, projection: Tensor) -> Tensor:
-    """Own feature + 2 × mean neighbour feature of one random projection of the standardised features, at unit scale."""
-    x = seen.x.float()
-    x = (x - x.mean(0)) / x.std(0, unbiased=False).clamp(min=1e-6)
-    feature = x @ projection / projection.norm()
-    source, target = seen.edge_index
-    neighbours = scatter(feature[source], target, dim=0, dim_size=feature.numel(), reduce="mean")
-    goal = feature + 2 * neighbours
-    scaled: Tensor = (goal - goal.mean()) / goal.std(unbiased=False).clamp(min=1e-6)
+def _target(x: Tensor, seen: Seen, projection: Tensor) -> Tensor:
+    """Own feature + 2 × mean neighbour feature of one random projection of ``x``, standardised and scaled as of ``seen``.
+
+    With the features of ``seen`` itself it has mean 0 and standard deviation 1.
+    """
+    mean, std = seen.x.float().mean(0), seen.x.float().std(0, unbiased=False).clamp(min=1e-6)
+
+    def raw(features: Tensor) -> Tensor:
+        own = (features.float() - mean) / std @ projection / projection.norm()
+        source, target = seen.edge_index
+        total: Tensor = own + 2 * scatter(own[source], target, dim=0, dim_size=own.numel(), reduce="mean")
+        return total
+
+    learnt = raw(seen.x)
+    scaled: Tensor = (raw(x) - learnt.mean()) / learnt.std(unbiased=False).clamp(min=1e-6)
     return scaled

@@ -35,6 +35,9 @@ from gnnstab.verification.wanted import Wanted, wanted
 
 AS_IT_IS: tuple[Wanted, ...] = ()
 
+FIRST = 2
+"""Seeds that are measured first: a fresh fix that the signal refutes in both is not measured on more."""
+
 
 def verify(
     model: nn.Module,
@@ -85,9 +88,27 @@ def verify(
     setting = _setting(model, batch, loss, precision, training, factory, finding)
     runner = partial(_run, setting, workers=workers, progress=progress, store=None if store is None else Path(store))
     plans = [_Plan(setting, item, seeds) for item in chosen]
-    results = runner(arm for plan in plans for arm in plan.screening())
-    results |= runner(arm for plan in plans for arm in plan.trainings(results))
+    results: dict[Arm, ArmResult] = {}
+    for stage in (_first, _rest, _trainings):
+        arms = dict.fromkeys(arm for plan in plans for arm in stage(plan, results) if arm not in results)
+        results |= runner(arms)
+        if not results.keys() >= arms.keys():
+            # Interrupted: what is finished is judged, and nothing more is started.
+            break
     return [plan.verdict(results) for plan in plans]
+
+
+def _first(plan: _Plan, results: dict[Arm, ArmResult]) -> list[Arm]:
+    return plan.screening(FIRST)
+
+
+def _rest(plan: _Plan, results: dict[Arm, ArmResult]) -> list[Arm]:
+    plan.settle(results)
+    return plan.screening()
+
+
+def _trainings(plan: _Plan, results: dict[Arm, ArmResult]) -> list[Arm]:
+    return plan.trainings(results)
 
 
 def _setting(
@@ -133,12 +154,24 @@ class _Plan:
         self.after_training &= not _seen_in_settings(setting)
         self.seeds = range(seeds)
 
-    def screening(self) -> list[Arm]:
-        """Measure both arms; current weights give the same numbers for every seed."""
+    def screening(self, most: int | None = None) -> list[Arm]:
+        """Measure both arms, of the first ``most`` seeds; an edit without chance gives the same numbers for every seed."""
         if self.setting.goal is None:
             return []
-        seeds = self.seeds if self.fresh or self.after_training else range(1)
+        by_chance = self.fresh or self.after_training or not self.fix.keeps_function
+        seeds = self.seeds[:most] if by_chance else range(1)
         return [arm for seed in seeds for arm in self._pair(seed)]
+
+    def settle(self, results: dict[Arm, ArmResult]) -> None:
+        """Keep to the seeds seen so far where the signal has refuted the fix in all of them."""
+        goal, pairs = self.setting.goal, self._pairs(results)
+        if goal is None or not self.fresh or len(pairs.after) < FIRST or any(r.error for r in pairs.after):
+            return
+        if not judging.fires_before(pairs, goal):
+            return
+        decided = judging.by_signal(pairs, goal)
+        if decided is not None and decided[0] in ("no-effect", "made-worse"):
+            self.seeds = self.seeds[:FIRST]
 
     def _pair(self, seed: int, *, train: bool = False) -> tuple[Arm, Arm]:
         after = self.after_training and not train
@@ -192,9 +225,9 @@ class _Plan:
             verdict,
             signal=goal.signal,
             layer=goal.layer,
-            before=float(np.median(screened.values("before"))),
-            after=float(np.median(screened.values("after"))),
-            threshold=goal.threshold,
+            before=None if goal.silences else float(np.median(screened.values("before"))),
+            after=None if goal.silences else float(np.median(screened.values("after"))),
+            threshold=None if goal.silences else goal.threshold,
             effect=judging.effect(screened, goal),
             spread=judging.spread(screened, goal),
             seeds=len(losses.after) or len(screened.after),
@@ -202,6 +235,7 @@ class _Plan:
             loss_before=float(np.median(finals[0])) if finals[0] else None,
             loss_after=float(np.median(finals[1])) if finals[1] else None,
             loss_change=judging.loss_change(losses),
+            unseen_change=judging.loss_change(losses, "unseen"),
             step_time=_ratio(losses),
             arms=self._arms(),
             objective=self._objective(losses),

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -43,11 +46,12 @@ def sweep(
     # Arms are many and their tensors small: threads that wait for each other cost far more than they save.
     torch.set_num_threads(1)
     try:
-        for key, result in _results(jobs, todo, workers):
-            done[key] = result
-            _append(store, key, result)
-            if progress is not None:
-                progress(f"{len(done)}/{len(jobs)} {key}")
+        with _working_directory_importable():
+            for key, result in _results(jobs, todo, workers):
+                done[key] = result
+                _append(store, key, result)
+                if progress is not None:
+                    progress(f"{len(done)}/{len(jobs)} {key}")
     except KeyboardInterrupt:
         if progress is not None:
             progress(f"interrupted after {len(done)} of {len(jobs)} arms")
@@ -75,6 +79,18 @@ def _results(jobs: Mapping[str, Callable[[], T]], todo: Sequence[str], workers: 
 def _one(key: str, job: Callable[[], T]) -> tuple[str, T]:
     torch.set_num_threads(1)
     return key, job()
+
+
+@contextmanager
+def _working_directory_importable() -> Iterator[None]:
+    """New processes take over the path on which modules are found: a model may have come from the working directory."""
+    here = os.getcwd()
+    sys.path.append(here)
+    try:
+        yield
+    finally:
+        if here in sys.path:
+            del sys.path[len(sys.path) - 1 - sys.path[::-1].index(here)]
 
 
 def _stored(store: Path | None, jobs: Mapping[str, Any], load: Callable[..., T] | None) -> dict[str, T]:

@@ -42,13 +42,20 @@ class Goal:
     counts_events: bool = False
     """True when the goal is that no non-finite value comes into being; the value is then the number of those seen."""
 
+    silences: bool = False
+    """True when the goal is that the rule falls silent: its signal describes the data or a setting together with what
+    stands around it, and need not move. The value is then 1 where the rule fires and 0 where it does not."""
+
     @property
     def logarithmic(self) -> bool:
         """True when distances are ratios."""
         return self.signal in RATIOS
 
     def read(self, signals: Signals) -> float:
-        """The goal's signal now: the worst over what was measured, NaN when it was not measured."""
+        """The goal's signal now: the worst over what was measured, NaN when it was not measured.
+
+        Of a goal that `silences` nothing is to be read off the signals.
+        """
         if self.counts_events:
             broken = sum(s.value > 0 for s in signals.find("weight.non_finite"))
             return float(sum(event.kind == "non-finite" for event in signals.events) + broken)
@@ -73,7 +80,7 @@ class Goal:
         """True when the value lies on the healthy side with margin."""
         if math.isnan(value):
             return False
-        if self.counts_events:
+        if self.counts_events or self.silences:
             return value == 0
         if self.signal in HEALTHY:
             low, high = HEALTHY[self.signal]
@@ -97,13 +104,13 @@ class Goal:
     @property
     def line(self) -> float:
         """The threshold with its margin."""
-        if self.signal in HEALTHY or self.counts_events:
+        if self.signal in HEALTHY or self.counts_events or self.silences:
             return self.threshold
         return self.threshold * (1 + MARGIN if self.rises else 1 - MARGIN)
 
     def scaled(self, value: float) -> float:
         """The value on the scale on which distances are taken."""
-        if not self.logarithmic:
+        if not self.logarithmic or self.silences:
             return value
         return math.log(value) if value > 0 else -math.inf if value == 0 else math.nan
 
@@ -128,11 +135,16 @@ def goal_of(finding: Finding) -> Goal:
     """The goal to undo one finding."""
     if finding.code == _NON_FINITE:
         return Goal(finding.code, finding.signal, finding.layer, 0.0, False, finding.value, counts_events=True)
+    if finding.signal.startswith(_OF_THE_DATA):
+        return Goal(finding.code, finding.signal, finding.layer, 0.0, False, 1.0, silences=True)
     rises = finding.value < finding.threshold
     return Goal(finding.code, finding.signal, finding.layer, _line(finding), rises, finding.value)
 
 
 _NON_FINITE = "GS502"
+
+_OF_THE_DATA = ("degree.", "graph.", "feature.", "optimizer.below_eps_share")
+"""Signals that no change of the model moves, or that tell of a fault only together with a setting such as eps."""
 
 
 def _line(finding: Finding) -> float:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from gnnstab.probe.batches import Arguments
-from gnnstab.verification.objective import UserLoss, objective_for
+from gnnstab.verification.objective import Objective, UserLoss, objective_for
 from gnnstab.verification.twins import seeded
 
 
@@ -43,6 +43,9 @@ class Run:
     objective: str
     optimizer: torch.optim.Optimizer | None = None
     """With its state; it holds the read-out of a synthetic task as well."""
+
+    unseen: float | None = None
+    """Loss after the training on features that it has not seen, inf when the run broke off; None where there are none."""
 
     @property
     def final(self) -> float:
@@ -95,7 +98,7 @@ def micro_train(
         for step in range(settings.steps):
             optimizer.zero_grad()
             with autocast(model, precision):
-                value = objective.loss(model, step % len(calls))
+                value = objective.loss(model, step % objective.batches)
             losses.append(float(value.detach()))
             if not math.isfinite(losses[-1]):
                 break
@@ -104,7 +107,20 @@ def micro_train(
             norms.append(norm)
             if math.isfinite(norm):
                 optimizer.step()
-        return Run(tuple(losses), time.perf_counter() - start, objective.description, optimizer)
+        seconds = time.perf_counter() - start
+        unseen = _unseen(model, objective, precision, math.isfinite(losses[-1]))
+        return Run(tuple(losses), seconds, objective.description, optimizer, unseen)
+
+
+def _unseen(model: nn.Module, objective: Objective, precision: str, alive: bool) -> float | None:
+    if objective.unseen is None:
+        return None
+    if not alive:
+        return math.inf
+    model.eval()
+    with torch.no_grad(), autocast(model, precision):
+        value = float(objective.unseen(model))
+    return value if math.isfinite(value) else math.inf
 
 
 def _limit(settings: TrainingSettings, norms: Sequence[float]) -> float:

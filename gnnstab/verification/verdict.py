@@ -59,6 +59,9 @@ class Verdict:
     loss_change: tuple[float, float] | None = None
     """95 % interval of the mean paired ln(loss with / loss without); above 0 is worse."""
 
+    unseen_change: tuple[float, float] | None = None
+    """The same on features that the training has not met; None where the task cannot draw any, as with your own loss."""
+
     step_time: float | None = None
     """Time of a training step with the fix over that without; what the fix costs."""
 
@@ -83,5 +86,5 @@ class Verdict:
             before=self.before,
             after=self.after,
             signal=self.signal or base.signal,
-            note=". ".join(part.rstrip(".") for part in (self.reason, self.arms, self.objective) if part),
+            note=" ".join(f"{part.rstrip('.')}." for part in (self.reason, self.arms, self.objective) if part),
         )

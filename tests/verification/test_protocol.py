@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch_geometric.nn import TransformerConv
 
 import gnnstab
 from gnnstab.errors import FixError, UsageError
@@ -39,7 +40,7 @@ def deep():
 @pytest.fixture(scope="module")
 def verdicts(deep):
     fixes = ["residual:weight=0.1", "pre-norm-residual", "beta"]
-    return {v.fix: v for v in gnnstab.verify(deep, fixes, batch=random_batch(16, 5, 8), seeds=3, steps=40, lr=5e-3)}
+    return {v.fix: v for v in gnnstab.verify(deep, fixes, batch=random_batch(16, 5, 8), seeds=2, steps=40, lr=5e-3)}
 
 
 def test_the_small_residual_has_no_effect_and_the_whole_one_works(verdicts):
@@ -57,11 +58,11 @@ def test_beta_makes_a_vanishing_stack_worse(verdicts):
 
 def test_a_verdict_says_what_was_compared_and_minimised(verdicts):
     verdict = verdicts["pre-norm-residual"]
-    assert "3 pairs of fresh twins" in verdict.arms
+    assert "2 pairs of fresh twins" in verdict.arms
     assert "own feature + 2 × mean feature of the neighbours" in verdict.objective
     assert "40 steps of Adam(lr=0.005" in verdict.objective
     assert verdict.loss_after <= verdict.loss_before * 1.1
-    assert verdict.seeds == 3
+    assert verdict.seeds == 2
     assert verdict.spread > 0
     assert verdict.step_time > 0
     assert "Not trained" in verdicts["residual"].objective
@@ -224,6 +225,91 @@ def test_a_run_that_breaks_off_counts_as_infinite_loss():
     assert copy.deepcopy(better) == better
 
 
+def test_a_batch_that_is_learnt_by_heart_confirms_nothing():
+    from gnnstab.verification.arms import ArmResult
+    from gnnstab.verification.judging import Pairs, by_training
+
+    def pairs(*unseen):
+        before = (ArmResult(final=1.0, unseen=1.0),) * len(unseen)
+        return Pairs(before, tuple(ArmResult(final=0.1, unseen=u) for u in unseen))
+
+    assert by_training(pairs(0.9, 1.0, 0.95))[0] == "confirmed"
+    assert "unseen features either" in by_training(pairs(0.9, 1.0, 0.95))[1]
+    assert by_training(pairs(1.5, 1.6, 1.55))[0] == "made-worse"
+    verdict, reason = by_training(pairs(0.7, 2.0, 2.5))
+    assert verdict == "inconclusive"
+    assert "learnt by heart" in reason
+    assert by_training(pairs(math.inf, math.inf, math.inf))[0] == "made-worse"
+
+
+def test_the_last_of_several_batches_is_kept_from_the_training_of_your_loss():
+    from gnnstab.verification.arms import ArmResult
+    from gnnstab.verification.judging import Pairs, by_training
+    from gnnstab.verification.objective import objective_for
+
+    batches = [random_batch(n, 4, 8) for n in (12, 14, 16)]
+    objective = objective_for(
+        Stack(2, 8), [((), b) for b in batches], batches, lambda out, b: out.sum() * 0 + len(b["x"]), 0
+    )
+    assert objective.batches == 2
+    assert objective.unseen(Stack(2, 8)) == 16
+    assert "all batches but the last" in objective.description
+    # A fix may take away what only served to learn the batch by heart.
+    closer = tuple(ArmResult(final=0.1, unseen=1.0) for _ in range(3))
+    assert by_training(Pairs(closer, (ArmResult(final=0.3, unseen=0.5),) * 3))[0] == "confirmed"
+    assert by_training(Pairs(closer, (ArmResult(final=0.3, unseen=1.5),) * 3))[0] == "made-worse"
+
+
+def test_unseen_features_are_others_of_the_same_task_and_the_same_for_both_arms():
+    from gnnstab.verification.objective import objective_for, shuffled
+
+    model, batch = Stack(2, 8), random_batch(16, 5, 8)
+    call = ((), batch)
+    _, other = shuffled(call, 16)
+    assert other["edge_index"] is batch["edge_index"]
+    assert not torch.equal(other["x"], batch["x"])
+    assert torch.equal(other["x"].sort(0).values, batch["x"].sort(0).values)
+    assert torch.equal(other["x"], shuffled(call, 16)[1]["x"])
+    assert shuffled(call, 7) is None
+    objective = objective_for(model, [call], [batch], None, 0)
+    assert objective.unseen(model) != objective.loss(model, 0)
+    assert objective_for(model, [call], [batch], lambda out, _: out.sum(), 0).unseen is None
+
+
+def test_a_rule_about_the_data_is_cured_when_it_falls_silent():
+    """The share of isolated nodes stays what it is; with a root term it is no fault any more."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.convs = nn.ModuleList(TransformerConv(8, 8, root_weight=False) for _ in range(2))
+
+        def forward(self, x, edge_index):
+            for conv in self.convs:
+                x = conv(x, edge_index).tanh()
+            return x
+
+    torch.manual_seed(0)
+    model, batch = Net(), random_batch(24, 5, 8)
+    batch["edge_index"] = batch["edge_index"][:, batch["edge_index"][1] > 4]
+    finding = next(f for f in observe(model, batch).findings if f.code == "GS402")
+    verdict, other = gnnstab.verify(
+        model, ["root-weight", "residual:weight=0.1"], batch=batch, seeds=2, steps=20, lr=1e-2, finding=finding
+    )
+    assert verdict.reason.startswith("the signal crosses its threshold")
+    assert (verdict.before, verdict.after, verdict.threshold) == (None, None, None)
+    assert other.verdict == "no-effect"
+
+
+def test_what_the_signal_refutes_at_once_is_not_measured_on_more_seeds(deep):
+    said = []
+    batch = random_batch(16, 5, 8)
+    (verdict,) = gnnstab.verify(deep, "residual:weight=0.1", batch=batch, seeds=5, steps=1, progress=said.append)
+    assert verdict.verdict == "no-effect"
+    assert verdict.seeds == 2
+    assert len(said) == 4
+
+
 def test_actor_import_is_used_for_twins():
     from gnnstab.verification.twins import fresh_twin
 
@@ -233,9 +319,9 @@ def test_actor_import_is_used_for_twins():
 
 
 def test_several_processes_give_what_one_gives(deep):
-    options = {"batch": random_batch(16, 5, 8), "seeds": 2, "steps": 2}
-    one = gnnstab.verify(deep, ["residual:weight=0.1", "beta"], **options)
-    two = gnnstab.verify(deep, ["residual:weight=0.1", "beta"], **options, workers=2)
+    options = {"batch": random_batch(16, 5, 8), "seeds": 1, "steps": 2}
+    one = gnnstab.verify(deep, ["residual:weight=0.1"], **options)
+    two = gnnstab.verify(deep, ["residual:weight=0.1"], **options, workers=2)
     assert [(v.verdict, v.before, v.after, v.reason) for v in two] == [
         (v.verdict, v.before, v.after, v.reason) for v in one
     ]

@@ -1,0 +1,28 @@
+"""Non-finite entries out of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from gnnstab.fixes.by_hand import ByHand
+from gnnstab.records import LayerFacts, Signals
+
+
+class CleanData(ByHand):
+    """Find and mend the NaN and Inf in the features where they come into being, and refuse them from then on."""
+
+    name: ClassVar[str] = "clean-data"
+    title: ClassVar[str] = "no NaN or Inf in the data"
+    causes: ClassVar[tuple[str, ...]] = ("non-finite-data",)
+    signal: ClassVar[str] = "feature.non_finite"
+    cost: ClassVar[str] = "one pass over the data"
+    where: ClassVar[str] = "the data"
+
+    def change(self, layers: Sequence[LayerFacts], signals: Signals | None = None, **options: Any) -> str:
+        """The check to put where the data is made."""
+        return (
+            "bad = ~torch.isfinite(data.x)\n"
+            "if bad.any():  # where the data is made: mend the source, do not hide it\n"
+            '    raise ValueError(f"NaN or Inf in rows {bad.any(1).nonzero()[:5].flatten().tolist()}")'
+        )

@@ -1,0 +1,46 @@
+"""The linear skip of every layer switched on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from gnnstab.errors import FixError
+from gnnstab.fixes.base import Fix
+from gnnstab.fixes.places import edited_copy, transformer_layers
+from gnnstab.fixes.printing import constructor_calls
+from gnnstab.records import LayerFacts, Signals
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class RootWeight(Fix):
+    """``root_weight=True``: a node without incoming edges keeps its own features, and a path that trains."""
+
+    name: ClassVar[str] = "root-weight"
+    title: ClassVar[str] = "root_weight=True"
+    causes: ClassVar[tuple[str, ...]] = ("isolated-nodes",)
+    signal: ClassVar[str] = "degree.isolated_share"
+    keeps_function: ClassVar[bool] = False
+    needs_fresh_weights: ClassVar[bool] = True
+    phase: ClassVar[int | None] = None
+    cost: ClassVar[str] = "one linear map per layer; training starts anew"
+
+    def change(self, layers: Sequence[LayerFacts], signals: Signals | None = None, **options: Any) -> str:
+        """The constructor with ``root_weight=True``."""
+        bare = [layer for layer in layers if layer.attention and layer.root_weight is False]
+        return constructor_calls(bare, root_weight=True)
+
+    def apply(self, model: nn.Module, **options: Any) -> nn.Module:
+        """Switch the skip of every TransformerConv on; PyG builds its map in any case.
+
+        Raises `FixError` when every layer has one.
+        """
+        with edited_copy(model) as copy:
+            bare = [layer for _, layer in transformer_layers(copy) if not layer.root_weight]
+            if not bare:
+                raise FixError("every layer has its root term (root_weight=True) already")
+            for layer in bare:
+                layer.root_weight = True
+            return copy

@@ -1,0 +1,128 @@
+"""Fixes that repair what is broken in single places: redrawn weights, exchanged norms, clamps, changes by hand."""
+
+import pytest
+import torch
+from torch import nn
+from torch_geometric.nn import GraphNorm, LayerNorm, TransformerConv
+
+from gnnstab import fixes
+from gnnstab.errors import FixError
+from gnnstab.records import LayerFacts, Signal, Signals
+from models.stacks import Stack, random_batch
+
+
+class Net(nn.Module):
+    """Two gated layers with GraphNorm and a clamp between them."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.convs = nn.ModuleList(TransformerConv(8, 8, **options) for _ in range(2))
+        self.norm = GraphNorm(8)
+        self.parts = nn.Sequential(nn.ReLU6(), nn.Hardtanh(-0.1, 0.1))
+
+    def forward(self, x, edge_index, batch=None):
+        x = self.parts(self.norm(self.convs[0](x, edge_index), batch))
+        return self.convs[1](x, edge_index)
+
+
+def changed_parameters(one, other):
+    theirs = dict(other.named_parameters())
+    return {n for n, p in one.named_parameters() if n not in theirs or not torch.equal(p, theirs[n])}
+
+
+def test_queries_and_keys_are_drawn_anew_and_nothing_else():
+    model = Stack(2, 8)
+    with torch.no_grad():
+        for conv in model.convs:
+            conv.lin_query.weight *= 100
+    fixed = fixes.apply(model, "qk-redraw", seed=3)
+    assert {n.split(".")[2] for n in changed_parameters(fixed, model)} == {"lin_query", "lin_key"}
+    assert fixed.convs[0].lin_query.weight.abs().max() < 1
+    again = fixes.apply(model, "qk-redraw", seed=3)
+    assert changed_parameters(fixed, again) == set()
+    one = fixes.apply(model, "qk-redraw", only=["convs.1"])
+    assert {n.split(".")[1] for n in changed_parameters(one, model)} == {"1"}
+
+
+def test_the_gate_is_drawn_anew():
+    model = Net(beta=True)
+    with torch.no_grad():
+        model.convs[0].lin_beta.weight *= 100
+    fixed = fixes.apply(model, "gate-redraw")
+    assert changed_parameters(fixed, model) == {"convs.0.lin_beta.weight", "convs.1.lin_beta.weight"}
+    assert fixed.convs[0].lin_beta.weight.abs().max() < 1
+    with pytest.raises(FixError, match="no layer of Net has lin_beta"):
+        fixes.apply(Net(), "gate-redraw")
+
+
+@pytest.mark.parametrize(
+    ("signal", "redrawn"),
+    [
+        (Signal("channels.dead_share", 1.0, "convs.1"), {"1"}),
+        (Signal("weight.rms", 1e25, "convs.0"), {"0"}),
+        (Signal("weight.non_finite", 3.0, "convs.0"), {"0"}),
+        (Signal("channels.dead_share", 0.5, "convs.1"), {"0", "1"}),
+    ],
+)
+def test_only_broken_layers_are_drawn_anew_where_the_signals_show_them(signal, redrawn):
+    model = Stack(2, 8)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(7.0)
+    signals = Signals("model", (), values=(signal,))
+    fixed = fixes.apply(model, "layer-redraw", signals=signals)
+    assert {n.split(".")[1] for n in changed_parameters(fixed, model)} == redrawn
+    layers = [LayerFacts(f"convs.{i}", "TransformerConv", i, True) for i in range(2)]
+    lines = fixes.change("layer-redraw", layers, signals).splitlines()
+    assert lines == [f"self.convs[{i}].reset_parameters()" for i in sorted(redrawn)]
+
+
+def test_layer_norm_takes_the_place_of_graph_norm_and_keeps_graphs_of_one_node_alive():
+    model, x = Net().double().eval(), torch.randn(2, 8, dtype=torch.float64)
+    edges, batch = torch.zeros(2, 0, dtype=torch.long), torch.tensor([0, 1])
+    fixed = fixes.apply(model, "layer-norm")
+    assert isinstance(fixed.norm, LayerNorm)
+    assert isinstance(model.norm, GraphNorm)
+    assert not fixed.norm.training
+    assert fixed.norm.weight.dtype == torch.float64
+    assert model.norm(x, batch).abs().max() < 1e-3 < fixed.norm(x, batch).std()
+    assert fixed(x, edges, batch).isfinite().all()
+    with pytest.raises(FixError, match="no GraphNorm"):
+        fixes.apply(Stack(2), "layer-norm")
+
+
+def test_the_root_term_reaches_nodes_without_edges():
+    model = Net(root_weight=False)
+    x, edges = torch.randn(3, 8), torch.tensor([[0], [1]])
+    assert not model.convs[0](x, edges)[2].any()
+    fixed = fixes.apply(model, "root-weight")
+    assert fixed.convs[0](x, edges)[2].any()
+    assert not model.convs[0].root_weight
+    with pytest.raises(FixError, match="has its root term"):
+        fixes.apply(Net(), "root-weight")
+
+
+def test_clamps_that_are_modules_are_taken_out():
+    fixed = fixes.apply(Net(), "remove-clamp")
+    x = torch.tensor([-1.0, 50.0])
+    assert fixed.parts(x).tolist() == [0.0, 50.0]
+    with pytest.raises(FixError, match="by hand"):
+        fixes.apply(Stack(2), "remove-clamp")
+
+
+@pytest.mark.parametrize("name", ["clean-data", "reconnect"])
+def test_what_the_tool_cannot_do_is_said(name):
+    with pytest.raises(FixError, match="make it by hand"):
+        fixes.apply(Stack(2), name)
+
+
+def test_dropout_names_attention_layers_alone():
+    layers = [LayerFacts("embed", "SumEmbedding", 0, False), LayerFacts("conv", "TransformerConv", 1, True)]
+    assert fixes.change("dropout", layers) == "TransformerConv(..., ..., dropout=0.1)  # conv"
+
+
+def test_a_redrawn_network_trains():
+    model, batch = Stack(3, 8), random_batch(12, 4, 8)
+    fixed = fixes.apply(model, "qk-redraw")
+    fixed(**batch).square().sum().backward()
+    assert all(p.grad is not None for p in fixed.parameters())
