@@ -15,7 +15,7 @@ from gnnstab.fixes import find
 from gnnstab.fixes.places import duplicate
 from gnnstab.probe.batches import as_arguments
 from gnnstab.records import Signals
-from gnnstab.verification.measuring import items, observe
+from gnnstab.verification.measuring import items, measured_on, observe
 from gnnstab.verification.targets import Goal
 from gnnstab.verification.training import Run, TrainingSettings, micro_train
 from gnnstab.verification.twins import Factory, fresh_twin, seeded
@@ -143,7 +143,8 @@ def _measured(setting: Setting, model: nn.Module, settings: TrainingSettings, se
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr, eps=settings.eps)
     if setting.goal is not None and setting.goal.signal.startswith("optimizer."):
         _prime(setting, model, settings, optimizer, seed)
-    seen = observe(model, setting.batch, loss=setting.loss, precision=setting.precision, optimizer=optimizer)
+    batch = measured_on(setting.batch, setting.loss)
+    seen = observe(model, batch, loss=setting.loss, precision=setting.precision, optimizer=optimizer)
     codes: dict[str, str] = {}
     for finding in seen.findings:
         codes[finding.code] = max(codes.get(finding.code, ""), finding.severity, key=("", "warning", "error").index)

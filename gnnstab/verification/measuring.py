@@ -49,6 +49,14 @@ def judged(signals: Signals) -> Observation:
     return Observation(signals, tuple(f for f in findings if f.severity != "info"))
 
 
+def measured_on(batch: Any, loss: Any) -> Any:
+    """The batches that an arm is measured on: those that it trains on, without the one that is kept to judge it by."""
+    several = items(batch)
+    if loss is None or len(several) < 2:
+        return batch
+    return several[0] if len(several) == 2 else several[:-1]
+
+
 def items(batch: Any) -> Sequence[Any]:
     """The single batches of what the caller gave as batch; the same cut as `gnnstab.probe.batches.as_arguments`."""
     if isinstance(batch, (BaseData, torch.Tensor, dict, tuple)):

@@ -25,7 +25,7 @@ from gnnstab.records import Finding, Signal
 from gnnstab.verification import judging
 from gnnstab.verification.arms import Arm, ArmResult, Setting, run_arm
 from gnnstab.verification.judging import Pairs
-from gnnstab.verification.measuring import observe
+from gnnstab.verification.measuring import measured_on, observe
 from gnnstab.verification.sweep import Progress, mark, sweep
 from gnnstab.verification.targets import choose, goal_of
 from gnnstab.verification.training import TrainingSettings
@@ -121,7 +121,7 @@ def _setting(
     finding: Finding | None,
 ) -> Setting:
     with seeded(0, model):
-        seen = observe(model, batch, loss=loss, precision=precision)
+        seen = observe(model, measured_on(batch, loss), loss=loss, precision=precision)
     goal = goal_of(finding) if finding is not None else choose(seen.findings)
     signals = seen.signals
     if finding is not None and not signals.find(finding.signal):

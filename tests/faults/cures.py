@@ -29,7 +29,7 @@ LONGER = 3
 BEHIND = 0.05
 """R² by which a longer training has to leave the fixed network behind to contradict a confirmed fix."""
 
-SEEDS, VERIFY_STEPS = 3, 60
+SEEDS, VERIFY_STEPS = 3, STEPS
 
 
 def first_fix(diagnosis: Diagnosis) -> tuple[Cause, str] | None:

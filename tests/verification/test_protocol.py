@@ -13,7 +13,7 @@ import gnnstab
 from gnnstab.errors import FixError, UsageError
 from gnnstab.records import VERDICTS, Cause, Coverage, Diagnosis, FixAdvice, Target
 from gnnstab.verification import prove
-from gnnstab.verification.measuring import observe
+from gnnstab.verification.measuring import measured_on, observe
 from gnnstab.verification.targets import choose
 from models.informarl import Actor, load_actor, sample_batch
 from models.stacks import Stack, random_batch
@@ -254,6 +254,10 @@ def test_the_last_of_several_batches_is_kept_from_the_training_of_your_loss():
     assert objective.batches == 2
     assert objective.unseen(Stack(2, 8)) == 16
     assert "all batches but the last" in objective.description
+    loss = objective.loss
+    assert measured_on(batches, loss) == batches[:2]
+    assert measured_on(batches[:2], loss) is batches[0]
+    assert measured_on(batches, None) is batches
     # A fix may take away what only served to learn the batch by heart.
     closer = tuple(ArmResult(final=0.1, unseen=1.0) for _ in range(3))
     assert by_training(Pairs(closer, (ArmResult(final=0.3, unseen=0.5),) * 3))[0] == "confirmed"
