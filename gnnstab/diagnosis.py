@@ -258,6 +258,7 @@ def _measure(model: nn.Module, request: _Request) -> tuple[Signals, _Live]:
 def _probe_alone(facts: Any, checkpoint: Any, request: _Request) -> Signals | None:
     """With nothing but the file: the recovered layers on synthetic graphs."""
     from gnnstab.checkpoint import rebuild
+    from gnnstab.checkpoint.threads import one_thread
     from gnnstab.probe.measure import measure_layers
     from gnnstab.signals import from_trace, renamed
 
@@ -265,7 +266,7 @@ def _probe_alone(facts: Any, checkpoint: Any, request: _Request) -> Signals | No
     rebuilt = rebuild(facts, checkpoint)
     if not rebuilt:
         return None
-    with measure_layers(rebuilt.model, rebuilt.batches) as trace:
+    with one_thread(), measure_layers(rebuilt.model, rebuilt.batches) as trace:
         return renamed(from_trace(trace), {path: name for name, path in rebuilt.model.paths.items()})
 
 
