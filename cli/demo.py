@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import webbrowser
 from pathlib import Path
 
 import click
@@ -17,8 +20,11 @@ from . import options, output
     show_default=True,
     help="Where the recorded run and the page go.",
 )
+@click.option(
+    "--open/--no-open", "opened", default=None, help="Open the page in a browser; by default where there is a screen."
+)
 @options.debug
-def command(folder: Path) -> int:
+def command(folder: Path, opened: bool | None) -> int:
     """A small network that blows up: recorded, diagnosed, fixed and proven, in under a minute.
 
     Exits with 0 when the demonstration worked, whatever it found.
@@ -35,4 +41,14 @@ def command(folder: Path) -> int:
     output.show(render(outcome.run, "text", **output.terminal()))
     click.echo(demo.summary(outcome))
     click.echo(f"\nThe run:  {outcome.trace}  (gnnstab diagnose {outcome.trace})\nThe page: {page.resolve()}")
+    if _has_screen() if opened is None else opened:
+        webbrowser.open(page.resolve().as_uri())
     return 0
+
+
+def _has_screen() -> bool:
+    """True at a terminal of a desktop: a browser of the terminal would take the text away, a CI job has nobody to look."""
+    desktop = sys.platform in ("darwin", "win32") or bool(
+        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    )
+    return desktop and sys.stdout.isatty()

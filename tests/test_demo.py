@@ -9,13 +9,29 @@ from gnnstab import demo
 
 
 @pytest.mark.slow
-def test_the_demonstration(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["demo", "--folder", str(tmp_path / "here")]) == 0
+def test_the_demonstration(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    assert run(["demo", "--folder", str(tmp_path / "here"), "--open"]) == 0
+    assert opened == [(tmp_path / "here" / "report.html").resolve().as_uri()]
     shown = capsys.readouterr()
     assert "non-finite-value" in shown.err
     assert "UNSTABLE" in shown.out
     assert "confirmed     mean-aggregation-root" in shown.out
     assert (tmp_path / "here" / "report.html").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(("display", "terminal"), [("", True), (":0", False), (":0", True)])
+def test_the_page_opens_by_itself_at_a_desktop_alone(
+    monkeypatch: pytest.MonkeyPatch, display: str, terminal: bool
+) -> None:
+    from gnnstab.cli.demo import _has_screen
+
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setenv("DISPLAY", display)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: terminal, raising=False)
+    assert _has_screen() is bool(display and terminal)
 
 
 def test_its_graphs_are_the_same_each_time() -> None:
