@@ -101,7 +101,9 @@ def truth(split: str, per_cause: int, rounds: int, out: Path, workers: int, only
         joblib.Parallel(n_jobs=workers, return_as="generator_unordered", batch_size=1) as pool,
     ):
         for index in range(rounds):
-            batch = [job for job in drawn(split, index, lambda kind: kept[kind] < goals.get(kind, 0)) if job[0] not in done]
+            batch = [
+                job for job in drawn(split, index, lambda kind: kept[kind] < goals.get(kind, 0)) if job[0] not in done
+            ]
             for row in pool(joblib.delayed(_one)(name, work) for name, work in batch):
                 kept[row["job"].split()[0]] += row["took"]
                 stream.write(json.dumps(row) + "\n")
