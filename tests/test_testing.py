@@ -47,7 +47,8 @@ def test_a_saturated_head_fails_by_name(batch: Data) -> None:
     assert text.startswith("UNSTABLE: ")
     assert "GS30" in text
     assert "conv" in text
-    assert "attention.entropy" in text or "attention.one_hot_share" in text
+    assert "of head 1" in text and "0.00 in head 1" in text
+    assert "logit.frobenius" in text
 
 
 def test_a_broken_budget_fails_with_layer_head_and_number(batch: Data) -> None:
