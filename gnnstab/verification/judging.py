@@ -164,13 +164,6 @@ def by_training(pairs: Pairs) -> tuple[str, str]:
     if change is None:
         return "inconclusive", "the signal crosses its threshold, but no short training was finished in both arms"
     low, high = change
-    if high > TOLERANCE and not math.isinf(low):
-        unseen = loss_change(pairs, "unseen")
-        if unseen is not None and unseen[1] <= TOLERANCE:
-            return "confirmed", (
-                "the signal crosses its threshold with margin and nothing else fires; the short training fits its own batch less "
-                "closely, and what it has not seen no worse"
-            )
     if low > TOLERANCE:
         worse = "breaks off" if math.isinf(low) else f"ends {math.expm1(low):.0%} or more above"
         return "made-worse", f"the signal crosses its threshold, but the short training {worse}"
