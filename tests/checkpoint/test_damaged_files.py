@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+import tempfile
 import warnings
 import zipfile
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from forked import Child
 from gnnstab.checkpoint import load, recover
 from gnnstab.errors import GnnstabError, LoadError
 
@@ -64,14 +66,37 @@ def test_symlinks_lead_to_their_file_and_loops_end(tmp_path: Path) -> None:
         load(tmp_path / "loop.pt")
 
 
-def test_unreadable_file(tmp_path: Path) -> None:
-    path = tmp_path / "x.pt"
-    path.write_bytes(REAL)
-    path.chmod(0)
-    if os.access(path, os.R_OK):
-        pytest.skip("this user may read everything")
-    with pytest.raises(LoadError, match="cannot be read"):
+NOBODY = 65534
+"""User and group id without rights of their own, on every Linux."""
+
+
+def test_unreadable_file() -> None:
+    # Not below tmp_path: its parents are closed to other users, which would be refused for that reason already.
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        path = Path(folder) / "x.pt"
+        path.write_bytes(REAL)
+        path.chmod(0)
+        message = _refusal(path) if os.geteuid() else Child(lambda: _refusal_to_nobody(path)).result()
+    if message is None:
+        pytest.skip("root that may read everything and cannot become another user")
+    assert f"{path}: cannot be read" in message and "\n" not in message
+
+
+def _refusal(path: Path) -> str:
+    with pytest.raises(LoadError) as caught:
         load(path)
+    return str(caught.value)
+
+
+def _refusal_to_nobody(path: Path) -> str | None:
+    """Root may read everything, so a child of it gives its rights away first; None where it cannot."""
+    try:
+        os.setegid(NOBODY)
+        os.seteuid(NOBODY)
+    except OSError:
+        return None
+    return _refusal(path)
 
 
 @pytest.mark.parametrize(
