@@ -21,6 +21,7 @@ from torch_geometric.data import Data, HeteroData
 
 from gnnstab.errors import LoadError
 from gnnstab.probe.batch_file import load_plain
+from gnnstab.probe.layers.edges import plain_tensor
 from gnnstab.probe.outer import Inputs
 from gnnstab.probe.replica import Autocast
 from gnnstab.records import Event, LayerFacts
@@ -110,7 +111,7 @@ def _plain(value: Any, name: str, left_out: list[str]) -> Any:
     """``value`` in types that ``weights_only`` loads."""
     if isinstance(value, Tensor):
         # A subclass such as EdgeIndex would need its class to be loaded; its numbers do not.
-        return value.detach().as_subclass(Tensor).clone()
+        return plain_tensor(value).detach().clone()
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, (list, tuple)):

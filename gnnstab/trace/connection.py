@@ -109,13 +109,20 @@ def check_file(path: str) -> None:
 
 def harden(connection: sqlite3.Connection) -> None:
     """Settings for a database that may have been made to harm its reader."""
-    connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
+    connection.text_factory = _text
     connection.execute("PRAGMA trusted_schema = OFF")
     connection.execute("PRAGMA cell_size_check = ON")
     connection.execute("PRAGMA temp_store = MEMORY")
     if sys.version_info >= (3, 11):
         connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LONGEST_VALUE)
         connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
+
+
+def _text(raw: bytes) -> str:
+    # SQLite's own limit, set above, needs Python 3.11; before that a long text is refused when it arrives.
+    if len(raw) > LONGEST_VALUE:
+        raise OverflowError("string or blob too big")
+    return raw.decode("utf-8", "replace")
 
 
 def _open(path: str, notes: list[str]) -> sqlite3.Connection:

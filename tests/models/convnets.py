@@ -1,7 +1,6 @@
 """Small networks around TransformerConv for the tests of the probe, each with a batch that it accepts."""
 
-from __future__ import annotations
-
+# No annotations as text here: the `torch.fx` of torch 2.6, which `to_hetero` uses, cannot write those of a forward.
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,6 @@
 """Small stacks of TransformerConvs whose true behaviour is known."""
 
-from __future__ import annotations
-
+# No annotations as text here: the `torch.fx` of torch 2.6, which `to_hetero` uses, cannot write those of a forward.
 from typing import Any
 
 import torch

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch_geometric import EdgeIndex, Index
 from torch_geometric.typing import SparseTensor
 from torch_geometric.utils import is_torch_sparse_tensor
 
@@ -21,8 +22,16 @@ def edge_ends(edge_index: Any, flow: str = "source_to_target") -> tuple[Tensor, 
     if is_torch_sparse_tensor(edge_index):
         row, column, values = _sparse_ends(edge_index)
         return column, row, values if values.dim() > 1 else None
-    plain = edge_index.as_subclass(Tensor) if type(edge_index) is not Tensor else edge_index
+    plain = plain_tensor(edge_index)
     return (plain[0], plain[1], None) if flow == "source_to_target" else (plain[1], plain[0], None)
+
+
+def plain_tensor(tensor: Tensor) -> Tensor:
+    """The same numbers as a tensor of torch's own class; PyG's EdgeIndex and Index wrap one instead of being one."""
+    if isinstance(tensor, (EdgeIndex, Index)):
+        own: Tensor = tensor.as_tensor()
+        return own
+    return tensor if type(tensor) is Tensor else tensor.as_subclass(Tensor)
 
 
 def _sparse_ends(adjacency: Tensor) -> tuple[Tensor, Tensor, Tensor]:
