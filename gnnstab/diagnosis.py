@@ -18,11 +18,17 @@ from gnnstab.rules import advice, causes, run
 from gnnstab.trace import Trace, rank_files
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from torch import nn
 
 PRECISIONS = ("fp32", "fp16", "bf16")
+
+MOST_PROBED = 100
+"""Checkpoints of a folder whose layers are run on synthetic graphs; a trend has enough points in these."""
+
+MOST_LEFT_OUT = 20
+"""Files of a folder that could not be read and are told by name."""
 
 Progress = Callable[[str], None]
 """Called with what is being done now."""
@@ -204,7 +210,8 @@ def _observe_model(model: Any, request: _Request) -> tuple[Target, Signals, _Liv
     return target, join(dynamic, static), dataclasses.replace(live, training=_adam(groups))
 
 
-def _observe_checkpoint(path: Path, request: _Request) -> tuple[Target, Signals, _Live | None]:
+def _observe_checkpoint(path: Path, request: _Request, *, probe: bool = True) -> tuple[Target, Signals, _Live | None]:
+    """``probe`` also runs the recovered layers of a file without a model on synthetic graphs."""
     from gnnstab.checkpoint import load, load_into, recover
     from gnnstab.signals import from_checkpoint, join
 
@@ -215,7 +222,7 @@ def _observe_checkpoint(path: Path, request: _Request) -> tuple[Target, Signals,
     if request.model is None:
         if request.batch is not None or request.loss is not None:
             raise UsageError("a batch or a loss needs the model they belong to: pass --model pkg.mod:factory as well")
-        synthetic = _probe_alone(facts, checkpoint, request)
+        synthetic = _probe_alone(facts, checkpoint, request) if probe else None
         return Target("checkpoint", str(path), notes), join(synthetic, static) if synthetic else static, None
     model = build(request.model)
     notes += tuple(load_into(model, checkpoint))
@@ -272,26 +279,64 @@ def _probe_alone(facts: Any, checkpoint: Any, request: _Request) -> Signals | No
 
 def _observe_folder(folder: Path, request: _Request) -> tuple[Target, Signals, _Live | None]:
     from gnnstab.checkpoint import checkpoints_in
-    from gnnstab.signals import trajectory
+    from gnnstab.signals import Trajectory
 
     paths = checkpoints_in(folder)
     if not paths:
         raise LoadError(f"{folder}: no checkpoint (.pt .pth .ckpt .safetensors) and no trace in this folder")
-    states: list[tuple[int, Signals]] = []
-    notes: list[str] = []
-    live = None
+    collected, notes = Trajectory(), _Notes()
+    probed = _evenly(len(paths), MOST_PROBED)
+    newest, live = -1, None
     for position, path in enumerate(paths):
         request.progress(f"{position + 1}/{len(paths)} {path.name}")
         try:
-            target, signals, live = _observe_checkpoint(path, request)
+            target, signals, found = _observe_checkpoint(path, request, probe=position in probed)
         except GnnstabError as error:
-            notes.append(f"left out {path.name}: {error}")
+            notes.leave_out(path.name, str(error))
             continue
-        notes.extend(f"{path.name}: {note}" for note in target.notes)
-        states.append((int(signals.context.get("step") or position), signals))
-    if not states:
-        raise LoadError(f"{folder}: none of its {len(paths)} checkpoints could be read; the first: {notes[0]}")
-    return Target("checkpoint", str(folder), tuple(notes)), trajectory(states), live
+        notes.add(path.name, target.notes)
+        step = int(signals.context.get("step") or position)
+        if collected.last_step is None or step >= collected.last_step:
+            newest, live = position, found
+        collected.add(step, signals)
+    if collected.last_step is None:
+        raise LoadError(f"{folder}: none of its {len(paths)} checkpoints could be read; the first: {notes.left_out[0]}")
+    if newest not in probed:
+        collected.add(collected.last_step, _observe_checkpoint(paths[newest], request)[1])
+    if len(probed) < len(paths) and request.model is None:
+        notes.add("", [f"probed on synthetic graphs: {len(probed)} of the {len(paths)} checkpoints, evenly spread"])
+    return Target("checkpoint", str(folder), notes.gathered()), collected.signals(), live
+
+
+def _evenly(count: int, most: int) -> frozenset[int]:
+    """``most`` of the numbers below ``count`` at even distances, the first and the last among them; all when they are fewer."""
+    if count <= most:
+        return frozenset(range(count))
+    return frozenset(round(i * (count - 1) / (most - 1)) for i in range(most))
+
+
+class _Notes:
+    """Notes on the files of a folder: what holds for many of them is told once."""
+
+    def __init__(self) -> None:
+        self.left_out: list[str] = []
+        self._files: dict[str, list[str]] = {}
+
+    def add(self, file: str, notes: Iterable[str]) -> None:
+        for note in notes:
+            self._files.setdefault(note, []).append(file)
+
+    def leave_out(self, file: str, why: str) -> None:
+        self.left_out.append(f"left out {file}: {why}")
+
+    def gathered(self) -> tuple[str, ...]:
+        more = len(self.left_out) - MOST_LEFT_OUT
+        left_out = self.left_out[:MOST_LEFT_OUT] + ([f"left out {more} more"] if more > 0 else [])
+        told = (
+            f"{files[0]}{f' and {len(files) - 1} more' if len(files) > 1 else ''}: {note}" if files[0] else note
+            for note, files in self._files.items()
+        )
+        return (*left_out, *told)
 
 
 def _prove(diagnosis: Diagnosis, live: _Live | None, request: _Request, jobs: int) -> Diagnosis:

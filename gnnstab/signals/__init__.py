@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 from gnnstab.signals.joining import join as join
 from gnnstab.signals.joining import renamed as renamed
 from gnnstab.signals.recorded import from_trace as from_trace
+from gnnstab.signals.trends import Trajectory as Trajectory
 from gnnstab.signals.trends import Trend as Trend
-from gnnstab.signals.trends import trajectory as trajectory
 
 if TYPE_CHECKING:
     from gnnstab.signals.weights import from_checkpoint as from_checkpoint

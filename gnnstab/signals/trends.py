@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +29,9 @@ TRENDS = (
     "optimizer.gradient_rms",
 )
 """Signals that are followed over checkpoints."""
+
+_Line = tuple[str, str | None, int | None, str]
+"""Signal, layer, head, source."""
 
 LEAST = 4
 """Checkpoints below which no trend is claimed: a line through three points always looks straight."""
@@ -90,41 +93,58 @@ class Trend:
         )
 
 
-def trajectory(states: Sequence[tuple[int, Signals]]) -> Signals:
-    """The signals of the last checkpoint with the series of all of them; the trends stand in ``context["trends"]``.
+class Trajectory:
+    """The signals of many checkpoints as they come: the followed numbers of all, everything else of the last alone."""
 
-    ``states`` are (step, signals); they are put in order of steps. Raises `UsageError` when there are none.
-    """
-    if not states:
-        raise UsageError("a trajectory needs at least one checkpoint")
-    ordered = sorted(states, key=lambda state: state[0])
-    last = ordered[-1][1]
-    if len(ordered) == 1:
-        return last
-    series = tuple(over_checkpoints(ordered))
-    context = {
-        **last.context,
-        "checkpoints": len(ordered),
-        "steps": ordered[-1][0],
-        "trends": [_plain(t) for t in trends(series)],
-    }
-    return dataclasses.replace(last, series=(*last.series, *series), context=context)
+    def __init__(self) -> None:
+        self._points: dict[_Line, dict[int, float]] = {}
+        self._steps: list[int] = []
+        self._last: Signals | None = None
+
+    @property
+    def last_step(self) -> int | None:
+        """The highest step so far; None before the first checkpoint."""
+        return max(self._steps, default=None)
+
+    def add(self, step: int, signals: Signals) -> None:
+        """Take in one checkpoint; they may come in any order, and of several at the highest step the last one counts."""
+        if self._last is None or step >= max(self._steps):
+            self._last = signals
+        self._steps.append(step)
+        for line, value in _followed(signals):
+            self._points.setdefault(line, {})[step] = value
+
+    def signals(self) -> Signals:
+        """The signals of the last checkpoint with the series of all of them; trends stand in ``context["trends"]``.
+
+        Raises `UsageError` when there was no checkpoint.
+        """
+        if self._last is None:
+            raise UsageError("a trajectory needs at least one checkpoint")
+        if len(self._steps) == 1:
+            return self._last
+        series = tuple(_series(line, own) for line, own in self._points.items() if len(own) > 1)
+        context = {
+            **self._last.context,
+            "checkpoints": len(self._steps),
+            "steps": self.last_step,
+            "trends": [_plain(t) for t in trends(series)],
+        }
+        return dataclasses.replace(self._last, series=(*self._last.series, *series), context=context)
 
 
-def over_checkpoints(ordered: Sequence[tuple[int, Signals]]) -> list[Series]:
-    """One series per followed signal, layer and head that at least two checkpoints have."""
-    points: dict[tuple[str, str | None, int | None, str], dict[int, float]] = {}
-    for step, signals in ordered:
-        for name in TRENDS:
-            for signal in signals.find(name):
-                parameter = str(signal.detail.get("parameter", ""))
-                if not parameter or parameter.endswith("lin_value.weight"):
-                    points.setdefault((name, signal.layer, signal.head, signal.source), {})[step] = signal.value
-    return [
-        Series(name, layer, head, np.array(sorted(own), dtype=np.int64), np.array([own[step] for step in sorted(own)]))
-        for (name, layer, head, _), own in points.items()
-        if len(own) > 1
-    ]
+def _followed(signals: Signals) -> Iterator[tuple[_Line, float]]:
+    for name in TRENDS:
+        for signal in signals.find(name):
+            parameter = str(signal.detail.get("parameter", ""))
+            if not parameter or parameter.endswith("lin_value.weight"):
+                yield (name, signal.layer, signal.head, signal.source), signal.value
+
+
+def _series(line: _Line, points: Mapping[int, float]) -> Series:
+    name, layer, head, _ = line
+    steps = sorted(points)
+    return Series(name, layer, head, np.array(steps, dtype=np.int64), np.array([points[step] for step in steps]))
 
 
 def trends(series: Sequence[Series]) -> list[Trend]:

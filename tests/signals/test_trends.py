@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import math
+import weakref
 
 import numpy as np
 import pytest
 
 from gnnstab.errors import UsageError
 from gnnstab.records import LayerFacts, Series, Signal, Signals
-from gnnstab.signals import trajectory
+from gnnstab.signals import Trajectory
 from gnnstab.signals.trends import fit
 
 
 def state(step: int, value: float) -> tuple[int, Signals]:
     facts = (LayerFacts("a", "TransformerConv", 0, True),)
     return step, Signals("checkpoint", facts, (Signal("logit.frobenius", value, "a", 0, source="weights"),))
+
+
+def trajectory(states: list[tuple[int, Signals]]) -> Signals:
+    collected = Trajectory()
+    for step, signals in states:
+        collected.add(step, signals)
+    return collected.signals()
 
 
 def series(values: list[float]) -> Series:
@@ -73,6 +81,16 @@ def test_a_folder_of_checkpoints_in_any_order() -> None:
     assert list(line.steps) == [0, 100, 200, 300, 400]
     assert signals.context["checkpoints"] == 5
     assert signals.context["trends"][0]["clear"]
+
+
+def test_only_the_last_checkpoint_is_kept_whole() -> None:
+    collected, gone = Trajectory(), []
+    for step in (0, 300, 100, 200):
+        signals = state(step, 0.3 + step / 1000)[1]
+        gone.append(weakref.ref(signals))
+        collected.add(step, signals)
+    del signals
+    assert [ref() is None for ref in gone] == [True, False, True, True] and collected.last_step == 300
 
 
 def test_one_checkpoint_is_itself_and_none_is_refused() -> None:

@@ -1,0 +1,85 @@
+"""A folder of checkpoints is read one file at a time: what is told of all of them, of some, and of the last alone."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+
+import gnnstab
+from gnnstab import diagnosis as subject
+from gnnstab.errors import LoadError
+from gnnstab.records import Diagnosis
+from models.stacks import Stack
+
+FILES = 7
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Checkpoints of a run whose weights grow; the highest step is not the last name."""
+    torch.manual_seed(0)
+    model = Stack(2)
+    for i in range(FILES):
+        with torch.no_grad():
+            model.convs[0].lin_query.weight *= 1.1
+        step = 100 * (FILES if i == 2 else i)
+        torch.save({"state_dict": model.state_dict(), "step": step}, tmp_path / f"{i}.pt")
+    return tmp_path
+
+
+def points(diagnosis: Diagnosis, name: str) -> set[int]:
+    """In how many checkpoints a number was followed, over layers and heads."""
+    return {len(series.steps) for series in diagnosis.series if series.name == name}
+
+
+def test_few_checkpoints_are_all_probed(folder: Path) -> None:
+    seen: list[str] = []
+    diagnosis = gnnstab.diagnose(folder, heads=1, progress=seen.append)
+    assert points(diagnosis, "logit.frobenius") == points(diagnosis, "score.within_std") == {FILES}
+    assert [text for text in seen if text[0].isdigit()] == [f"{i + 1}/{FILES} {i}.pt" for i in range(FILES)]
+    assert not any("evenly" in note for note in diagnosis.target.notes)
+
+
+def test_of_many_some_are_probed_and_the_newest_always(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = gnnstab.diagnose(folder, heads=1)
+    monkeypatch.setattr(subject, "MOST_PROBED", 3)
+    diagnosis = gnnstab.diagnose(folder, heads=1)
+    assert points(diagnosis, "logit.frobenius") == {FILES}, "what the weights show is followed through all files"
+    assert points(diagnosis, "score.within_std") == {4}, "first, middle and last name, and the highest step"
+    assert any("probed on synthetic graphs: 3 of the 7 checkpoints, evenly spread" in n for n in diagnosis.target.notes)
+    assert [s.value for s in diagnosis.signals] == [s.value for s in whole.signals], "the newest is judged in full"
+
+
+def test_what_holds_for_many_files_is_told_once(folder: Path) -> None:
+    (folder / "3.pt").write_bytes(b"epoch,loss\n1,2\n")
+    notes = gnnstab.diagnose(folder, heads=1).target.notes
+    assert [n for n in notes if "unwrapped" in n] == [f"0.pt and {FILES - 2} more: unwrapped 'state_dict'"]
+    (left_out,) = [n for n in notes if "left out" in n]
+    assert left_out.startswith("left out 3.pt: ") and "text file" in left_out
+
+
+def test_files_that_cannot_be_read_are_named_up_to_a_limit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subject, "MOST_LEFT_OUT", 2)
+    for i in range(2, FILES):
+        (folder / f"{i}.pt").write_bytes(b"epoch,loss\n1,2\n")
+    notes = gnnstab.diagnose(folder, heads=1).target.notes
+    assert [n.partition(": ")[0] for n in notes if "left out" in n] == [
+        "left out 2.pt",
+        "left out 3.pt",
+        "left out 3 more",
+    ]
+    for i in range(2):
+        (folder / f"{i}.pt").write_bytes(b"")
+    with pytest.raises(LoadError, match=r"none of its 7 checkpoints could be read; the first: left out 0\.pt"):
+        gnnstab.diagnose(folder, heads=1)
+
+
+@pytest.mark.parametrize(("count", "most"), [(1, 3), (3, 3), (10, 3), (1000, 100)])
+def test_an_even_choice_has_both_ends(count: int, most: int) -> None:
+    chosen = sorted(subject._evenly(count, most))
+    assert len(chosen) == min(count, most) and (chosen[0], chosen[-1]) == (0, count - 1)
+    gaps = [b - a for a, b in itertools.pairwise(chosen)]
+    assert not gaps or max(gaps) - min(gaps) <= 1
