@@ -39,8 +39,6 @@ _BUDGET = 0.02
 _BEGINNING = 100
 """Steps that the default schedule records before its budget counts: what goes wrong early goes wrong in these."""
 
-_LIVE_SITES = ("score", "output")
-
 
 class Monitor:
     """Watches the training of a model with `TransformerConv` layers.
@@ -123,6 +121,7 @@ class Monitor:
         self._trouble = ""
         self._layout: Layout | None = None
         self._live_rows: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+        self._live_scores = 0
         self._live_keys: list[SeriesKey] = []
 
     def __enter__(self) -> Monitor:
@@ -230,14 +229,19 @@ class Monitor:
             self._feed.row(row, layout.keys, rows)
         if layout is not self._layout and layout.ids:
             self._layout = layout
-            wanted = [i for i, key in enumerate(layout.keys) if key.site in _LIVE_SITES and key.mode == "train"]
             self._told_precision()
-            self._live_rows, self._live_keys = np.array(wanted, dtype=np.int64), [layout.keys[i] for i in wanted]
-        seen = map(tuple, rows[self._live_rows, :3].tolist()) if len(rows) else ()
-        stats = dict(zip(self._live_keys, seen, strict=False))
+            scores, outputs = (_rows_of(layout, site) for site in ("score", "output"))
+            self._live_scores, self._live_rows = len(scores), np.array([*scores, *outputs], dtype=np.int64)
+            self._live_keys = [layout.keys[i] for i in self._live_rows]
+        sizes = rows[:0, 2]
+        if len(rows):
+            live, count = rows.take(self._live_rows, axis=0), self._live_scores
+            sizes = live[:, 2]
+            np.maximum(-live[:count, 0], live[:count, 1], out=sizes[:count])
         self._waiting += self._live.update(
             row.step,
-            stats,
+            self._live_keys if len(rows) else (),
+            sizes,
             loss=row.loss,
             lr=row.lr,
             grad_norm=row.grad_norm,
@@ -299,6 +303,11 @@ class Monitor:
                 raise UnstableError(finding)
             elif self._on_finding == "warn":
                 warnings.warn(f"{finding.code} {finding.name}: {finding.message}", GnnstabWarning, stacklevel=4)
+
+
+def _rows_of(layout: Layout, site: str) -> list[int]:
+    """Rows of a site in training."""
+    return [i for i, key in enumerate(layout.keys) if key.site == site and key.mode == "train"]
 
 
 def _optimizers(given: Any) -> tuple[torch.optim.Optimizer, ...]:

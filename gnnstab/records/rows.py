@@ -51,7 +51,7 @@ class SiteRow(NamedTuple):
 
     step: int
     span: int
-    """Number of steps merged into this row (1 until the trace halves old steps)."""
+    """Number of steps merged into this row: 1 until the trace halves old steps, up to 8 for gradients of parameters."""
 
     minimum: float
     maximum: float

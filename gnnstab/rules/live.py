@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
 
 from gnnstab.records import Finding, SeriesKey
 from gnnstab.rules.base import Rule, threshold
@@ -20,8 +22,8 @@ from gnnstab.rules.gs501_precision_headroom import UNIT_ROUNDOFF, PrecisionHeadr
 from gnnstab.rules.gs601_learning_rate_too_high import LearningRateTooHigh
 from gnnstab.rules.gs603_gradient_spike import GradientSpike
 
-Extremes = tuple[float, float, float]
-"""Minimum, maximum and RMS of one site in one step."""
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 WINDOW = 32
 """Values kept per series."""
@@ -92,6 +94,14 @@ class _Track:
         self.values.append(value)
         self.steps.append(step)
 
+    def extend(self, steps: Sequence[int], values: Sequence[float], largest: float) -> None:
+        """Add finite values that nobody judged; ``largest`` is the largest of them and of others that were left out."""
+        if self.values:
+            self.before = max(self.before, abs(self.values[-1]))
+        self.before = max(self.before, largest)
+        self.values.extend(values)
+        self.steps.extend(steps)
+
     @property
     def start(self) -> float:
         """Median of the first values."""
@@ -119,6 +129,27 @@ class _Track:
         slope = sum((x - mean_x) * (y - mean_y) for x, y in points) / spread
         rest = sum((y - mean_y - slope * (x - mean_x)) ** 2 for x, y in points)
         return slope, math.sqrt(rest / (n - 2) / spread)
+
+
+class _Quiet:
+    """Steps in which nothing was large enough for any rule: kept as they came until a later step needs them."""
+
+    def __init__(self) -> None:
+        self.keys: Sequence[SeriesKey] = ()
+        self.largest: NDArray[np.float64] = np.empty(0)
+        self.held: deque[tuple[int, NDArray[np.float64]]] = deque(maxlen=WINDOW)
+
+    def add(self, step: int, values: NDArray[np.float64]) -> None:
+        self.largest = np.maximum(self.largest, values) if self.held else values
+        self.held.append((step, values))
+
+    def hand_over(self, tracks: Mapping[SeriesKey | str, _Track]) -> None:
+        """Put everything that is held where it belongs."""
+        if self.held:
+            steps, columns = [step for step, _ in self.held], np.stack([values for _, values in self.held]).T.tolist()
+            for key, column, largest in zip(self.keys, columns, self.largest.tolist(), strict=True):
+                tracks[key].extend(steps, column, largest)
+            self.held.clear()
 
 
 class LiveEngine:
@@ -150,13 +181,16 @@ class LiveEngine:
         self._channels = dict(channels or {})
         self._tracks: dict[SeriesKey | str, _Track] = {}
         self._raised: set[tuple[str, str, str]] = set()
+        self._quiet = _Quiet()
+        self._quiet_below = min(self._limits.score_floor, self._limits.jump_floor) if precision == "fp32" else 0.0
         self._spikes: deque[int] = deque(maxlen=16)
         self._high_updates = 0
 
     def update(
         self,
         step: int,
-        stats: Mapping[SeriesKey, Extremes],
+        keys: Sequence[SeriesKey],
+        sizes: NDArray[np.float64],
         *,
         loss: float | None = None,
         lr: float | None = None,
@@ -168,19 +202,15 @@ class LiveEngine:
 
         Args:
             step: The step.
-            stats: Extremes per activation or gradient site.
+            keys: The series of kind ``score`` and ``output`` that were recorded; the same object whenever they are the same.
+            sizes: (K,) max|s| of a score, RMS of an output, in float64.
             loss: Training loss.
             lr: Learning rate, for the wording.
             grad_norm: L2 norm over all parameter gradients.
             weights: Parameter → (RMS of the weight, RMS of its change in this step), where they were recorded.
             skipped: True when a GradScaler skipped the step; its gradients are then left out.
         """
-        found: list[Finding] = []
-        for key, extremes in stats.items():
-            if key.site == "score":
-                found += self._scores(step, key, max(abs(extremes[0]), abs(extremes[1])))
-            elif key.site == "output":
-                found += self._activation(step, key, extremes[2])
+        found = self._sites(step, keys, sizes)
         if grad_norm is not None and not skipped:
             found += self._gradient(step, grad_norm)
         if loss is not None:
@@ -188,6 +218,24 @@ class LiveEngine:
         if weights and not skipped:
             found += self._weights(step, weights, lr)
         return [finding for finding in found if self._first_time(finding)]
+
+    def _sites(self, step: int, keys: Sequence[SeriesKey], sizes: NDArray[np.float64]) -> list[Finding]:
+        quiet = self._quiet
+        if not len(keys):
+            return []
+        # At nearly every step of a healthy run this one comparison is all: below it no rule has anything to say.
+        if keys is quiet.keys and sizes.max() < self._quiet_below:
+            quiet.add(step, sizes)
+            return []
+        quiet.hand_over(self._tracks)
+        quiet.keys = ()
+        found: list[Finding] = []
+        for key, size in zip(keys, sizes.tolist(), strict=True):
+            found += self._scores(step, key, size) if key.site == "score" else self._activation(step, key, size)
+        tracks = [self._tracks.get(key) for key in keys]
+        if all(track is not None and track.ready for track in tracks):
+            quiet.keys = keys
+        return found
 
     def _first_time(self, finding: Finding) -> bool:
         mark = (finding.code, finding.layer or "", finding.signal)
@@ -290,7 +338,8 @@ class LiveEngine:
 
     def _gradient(self, step: int, norm: float) -> Iterator[Finding]:
         track = self._track(step, "gradient.norm", norm)
-        if track is None or not track.ready or track.middle <= 0:
+        # The median is the expensive part; no value lies above it by more than above the smallest.
+        if track is None or not track.ready or norm <= self._spike.ratio * min(track.values) or track.middle <= 0:
             return
         ratio = norm / track.middle
         # Close to convergence the median is tiny, and a norm ten times as large is still less than training began with.

@@ -8,14 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gnnstab.records import Measure, SeriesKey, Signal
+from gnnstab.records import PARAMETER_SITES, Measure, SeriesKey, Signal
 from gnnstab.signals.window import Floats, Integers, latest, median
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-PARAMETER_SITES = ("weight", "weight_grad", "update")
-"""What is recorded of every parameter."""
 
 SPIKE_WINDOW = 50
 """Steps of the running median."""

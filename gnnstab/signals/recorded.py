@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from gnnstab.records import SIGNALS, LayerFacts, SeriesKey, Signal, Signals
+from gnnstab.records import PARAMETER_SITES, SIGNALS, LayerFacts, SeriesKey, Signal, Signals
 from gnnstab.signals.gradients import gradient_signals
 from gnnstab.signals.measures import measured_signals
-from gnnstab.signals.optimisation import PARAMETER_SITES, gap_signals, parameter_signals, step_signals
+from gnnstab.signals.optimisation import gap_signals, parameter_signals, step_signals
 from gnnstab.signals.series import growth_signals, run_series
 from gnnstab.signals.window import LATEST_STEPS, MOST_POINTS, latest
 from gnnstab.trace import Trace

@@ -46,6 +46,9 @@ class Batch:
     """Rows on their way into the store; the oldest are given up first when it cannot be written."""
 
     facts: Facts = field(default_factory=Facts)
+    shared: set[int] = field(default_factory=set)
+    """Ids of the series of `gnnstab.trace.pooling.SHARED_SITES`."""
+
     events: deque[Columns] = field(default_factory=deque)
     sites: deque[SiteItem] = field(default_factory=deque)
     steps: deque[Columns] = field(default_factory=deque)
@@ -56,7 +59,7 @@ class Batch:
 
     def portion(self, rows: int) -> Batch:
         """Take out the facts and events, and of the other kinds the oldest, about ``rows`` rows of each."""
-        part = Batch(self.facts, self.events)
+        part = Batch(self.facts, self.shared, self.events)
         self.facts, self.events = Facts(), deque()
         for source, target in ((self.steps, part.steps), (self.measures, part.measures)):
             target.extend(source.popleft() for _ in range(min(rows, len(source))))

@@ -10,6 +10,7 @@ from gnnstab.records import Blind, Event, LayerFacts, Measure, SeriesKey, StepRo
 from gnnstab.trace import codec
 from gnnstab.trace.batch import Batch, Columns, Facts
 from gnnstab.trace.mailbox import Mailbox
+from gnnstab.trace.pooling import SHARED_SITES
 
 FOREVER = 62
 """Level of a row that is never thinned out."""
@@ -75,6 +76,8 @@ class Intake:
                 facts.blind[row[0], row[1]] = row
             elif isinstance(fact[1], SeriesKey):
                 facts.series[row[0]] = row
+                if fact[1].site in SHARED_SITES:
+                    self.batch.shared.add(row[0])
             else:
                 facts.meta[row[0]] = row
 

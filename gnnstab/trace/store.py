@@ -14,6 +14,7 @@ from gnnstab.trace.batch import Batch
 from gnnstab.trace.filesystem import network_type_here
 from gnnstab.trace.lock import WriterLock
 from gnnstab.trace.paths import free_numbered, move_trace, remove_trace
+from gnnstab.trace.pooling import Waiting
 
 PAGE = 4096
 _KEPT_OPEN: list[sqlite3.Connection] = []
@@ -49,6 +50,7 @@ class Store:
         self.budget = budget
         self.journal = Journal.for_path(path)
         self._lock: WriterLock | None = None
+        self._waiting = Waiting()
         if path is not None:
             check_place(path)
             self._lock = WriterLock(path)
@@ -66,11 +68,12 @@ class Store:
         """Write everything in one transaction; return the number of malformed rows that were left out."""
         self.connection.execute("BEGIN IMMEDIATE")
         try:
-            refused = tables.write(self.connection, batch)
+            refused, waiting = tables.write(self.connection, batch, self._waiting)
             self.connection.execute("COMMIT")
         except BaseException:
             self.rollback()
             raise
+        self._waiting = waiting
         return refused
 
     def rollback(self) -> None:
@@ -157,6 +160,7 @@ class Store:
             self._release()
 
     def _create(self) -> sqlite3.Connection:
+        self._waiting = Waiting()
         connection = self._connect()
         try:
             schema.create(connection)

@@ -6,12 +6,14 @@ import math
 import random
 from collections.abc import Callable, Iterable
 
+import numpy as np
 import pytest
 
 from gnnstab.records import Finding, SeriesKey
 from gnnstab.rules.live import WINDOW, LiveEngine
 
 SCORE, OUTPUT = SeriesKey("conv", "train", 0, "score"), SeriesKey("conv", "train", 0, "output")
+NOTHING = np.empty(0)
 
 
 def follow(
@@ -21,12 +23,11 @@ def follow(
     **series: Callable[[int], float],
 ) -> list[Finding]:
     found = []
+    keys = (SCORE, OUTPUT) if "output" in series else (SCORE,)
     for i in steps:
-        stats = {SCORE: (-score(i), score(i), score(i) / 3)}
-        if "output" in series:
-            stats[OUTPUT] = (0.0, series["output"](i), series["output"](i))
+        stats = np.array([score(i), *([series["output"](i)] if "output" in series else [])])
         numbers = {name: series[name](i) for name in ("loss", "grad_norm") if name in series}
-        found += engine.update(i, stats, **numbers)
+        found += engine.update(i, keys, stats, **numbers)
     return found
 
 
@@ -85,7 +86,7 @@ def test_large_first_gradients_and_skipped_steps_are_normal() -> None:
     engine = LiveEngine()
     assert follow(engine, range(30), grad_norm=lambda i: 1e4 if i == 0 else 1.0) == []
     for step in range(30, 40):
-        assert engine.update(step, {}, grad_norm=math.inf, skipped=True) == []
+        assert engine.update(step, (), NOTHING, grad_norm=math.inf, skipped=True) == []
 
 
 def test_a_loss_that_can_be_negative_is_not_judged() -> None:
@@ -122,7 +123,9 @@ def test_updates(ratio: float, times: int, severity: str | None) -> None:
     found = [
         f
         for i in range(times)
-        for f in engine.update(i, {}, lr=0.05, weights={"conv.lin_key.weight": (1.0, ratio), "conv.bias": (1e-9, 1.0)})
+        for f in engine.update(
+            i, (), NOTHING, lr=0.05, weights={"conv.lin_key.weight": (1.0, ratio), "conv.bias": (1e-9, 1.0)}
+        )
     ]
     assert [f.severity for f in found] == ([severity] if severity else [])
 
@@ -133,8 +136,26 @@ def test_non_finite_values_are_left_to_their_own_event() -> None:
     )
 
 
-def test_memory_is_bounded() -> None:
+@pytest.mark.parametrize("size", [1.0, 50.0, 90.0])
+def test_memory_is_bounded(size: float) -> None:
     engine = LiveEngine()
-    follow(engine, range(5 * WINDOW), loss=lambda i: 1.0, grad_norm=lambda i: 1.0, output=lambda i: 1.0)
+    follow(engine, range(5 * WINDOW), loss=lambda i: 1.0, grad_norm=lambda i: 1.0, output=lambda i: size)
     assert len(engine._tracks) == 4
-    assert all(len(track.values) == WINDOW for track in engine._tracks.values())
+    assert len(engine._quiet.held) <= WINDOW
+    assert all(len(track.values) <= WINDOW for track in engine._tracks.values())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_what_was_too_small_to_be_judged_is_remembered(seed: int) -> None:
+    noise = random.Random(seed)
+    scores = [math.exp(0.02 * i + noise.gauss(0, 0.05)) for i in range(400)]
+    outputs = [1.0 if i < 390 else 5e3 for i in range(400)]
+
+    def tell(quiet: bool) -> list[tuple[str, int | None, float]]:
+        engine = LiveEngine()
+        if not quiet:
+            engine._quiet_below = 0.0
+        found = follow(engine, range(400), lambda i: scores[i], output=lambda i: outputs[i])
+        return [(f.code, f.step, f.value) for f in found]
+
+    assert tell(quiet=True) == tell(quiet=False) != []
