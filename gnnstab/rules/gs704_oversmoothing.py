@@ -87,7 +87,7 @@ class Oversmoothing(Rule):
             f"over {depth} attention layers the differences between the nodes of a graph fall from {percent(start.value)} to "
             f"{percent(end.value)} of their size. Use x = x + act(conv(norm(x))) with weight 1.0.",
             severity="warning" if counts else "info",
-            limit=self.relative,
+            limit=self.relative if collapsed else self.half * start.value,
             signal=end,
         )
 

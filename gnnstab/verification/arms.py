@@ -77,11 +77,14 @@ class ArmResult:
     codes: Mapping[str, str] = field(default_factory=dict)
     """Rule code → worst severity, at warning or above."""
 
+    start: float | None = None
+    """Loss before the first step of the training."""
+
     final: float | None = None
     """Loss at the end of the training."""
 
     unseen: float | None = None
-    """Loss of the trained arm on features that it has not seen; None where the task cannot draw any."""
+    """Loss of the trained arm on what is kept from the training; None where nothing is."""
 
     per_step: float | None = None
     """Seconds."""
@@ -107,7 +110,14 @@ def run_arm(setting: Setting, arm: Arm) -> ArmResult:
             run = _trained(setting, model, settings, arm.seed)
             if arm.measure_after:
                 result = _measured(setting, model, settings, arm.seed)
-            result = replace(result, final=run.final, unseen=run.unseen, per_step=run.per_step, objective=run.objective)
+            result = replace(
+                result,
+                start=run.losses[0],
+                final=run.final,
+                unseen=run.unseen,
+                per_step=run.per_step,
+                objective=run.objective,
+            )
         return result
 
 

@@ -159,29 +159,38 @@ def _other_side(pairs: Pairs, goal: Goal) -> str:
 
 
 def by_training(pairs: Pairs) -> tuple[str, str]:
-    """Verdict and reason when the signal crosses: the short training must not be worse."""
-    change = loss_change(pairs)
-    if change is None:
+    """Verdict and reason when the signal crosses: the short training must not be worse.
+
+    What is kept from the training, where anything is, alone can speak against a fix; that it is not worse may be shown by
+    either loss. The reasons stand in docs/decisions/0006.
+    """
+    own, unseen = loss_change(pairs), loss_change(pairs, "unseen")
+    if own is None:
         return "inconclusive", "the signal crosses its threshold, but no short training was finished in both arms"
-    low, high = change
+    (low, high), where = (own, "") if unseen is None else (unseen, " on what it has not seen")
     if low > TOLERANCE:
-        worse = "breaks off" if math.isinf(low) else f"ends {math.expm1(low):.0%} or more above"
+        worse = "breaks off" if math.isinf(low) else f"ends {math.expm1(low):.0%} or more above{where}"
         return "made-worse", f"the signal crosses its threshold, but the short training {worse}"
-    if high > TOLERANCE:
+    if (low + high) / 2 > TOLERANCE or min(high, own[1]) > TOLERANCE:
         return (
             "inconclusive",
-            "the signal crosses its threshold, but the short training may be worse: more seeds or steps would tell",
+            f"the signal crosses its threshold, but the short training may be worse{where}: more seeds or steps would tell",
         )
-    return _by_unseen(pairs)
+    if not _mostly(_learns(r) for r in pairs.after):
+        return (
+            "inconclusive",
+            "the signal crosses its threshold, but the short training with the fix ends above its start",
+        )
+    if high > TOLERANCE:
+        where = ", on average on what it has not seen either"
+    return (
+        "confirmed",
+        f"the signal crosses its threshold with margin, nothing else fires, the short training is not worse{where}",
+    )
 
 
-def _by_unseen(pairs: Pairs) -> tuple[str, str]:
-    """The last word on a fix whose training is not worse: what was learnt must hold on what it has not seen."""
-    change = loss_change(pairs, "unseen")
-    if change is not None and sum(change) / 2 > TOLERANCE:
-        low, high = change
-        more = "is infinite" if math.isinf(low) else f"is {math.expm1((low + high) / 2):.0%} higher"
-        said = f"the batch is learnt by heart: the loss on unseen features {more}"
-        return ("made-worse" if low > TOLERANCE else "inconclusive"), f"the signal crosses its threshold, but {said}"
-    where = "the short training is not worse" + ("" if change is None else ", on unseen features either")
-    return "confirmed", f"the signal crosses its threshold with margin, nothing else fires, {where}"
+def _learns(result: ArmResult) -> bool:
+    """False for a training that ends above where it began: what it has not seen may then be equal and mean nothing."""
+    if result.start is None or result.final is None:
+        return True
+    return math.isfinite(result.final) and _log_ratio(result.start, result.final) <= TOLERANCE

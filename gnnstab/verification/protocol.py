@@ -4,7 +4,7 @@
    paired fresh twins; changes of the training alone after a short training.
 2. Everything is measured again, through the recorder and the rules that a diagnosis uses.
 3. Confirmed means: the signal that fired crosses its threshold with margin, no other rule newly fires at warning or
-   above, and a short training is not worse. Inconclusive is a legitimate answer.
+   above, and a short training is not worse, nor what it has not seen. Inconclusive is a legitimate answer.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def verify(
     runner = partial(_run, setting, workers=workers, progress=progress, store=None if store is None else Path(store))
     plans = [_Plan(setting, item, seeds) for item in chosen]
     results: dict[Arm, ArmResult] = {}
-    for stage in (_first, _rest, _trainings):
+    for stage in (_first, _rest, _first_trainings, _trainings):
         arms = dict.fromkeys(arm for plan in plans for arm in stage(plan, results) if arm not in results)
         results |= runner(arms)
         if not results.keys() >= arms.keys():
@@ -107,7 +107,12 @@ def _rest(plan: _Plan, results: dict[Arm, ArmResult]) -> list[Arm]:
     return plan.screening()
 
 
+def _first_trainings(plan: _Plan, results: dict[Arm, ArmResult]) -> list[Arm]:
+    return plan.trainings(results, FIRST)
+
+
 def _trainings(plan: _Plan, results: dict[Arm, ArmResult]) -> list[Arm]:
+    plan.settle_trainings(results)
     return plan.trainings(results)
 
 
@@ -152,7 +157,7 @@ class _Plan:
         # What changes the training alone, dropout included, shows only after a training.
         self.after_training = self.fix.name in ("dropout", "lower-lr", "gradient-clipping", "adam-eps")
         self.after_training &= not _seen_in_settings(setting)
-        self.seeds = range(seeds)
+        self.seeds, self.asked = range(seeds), seeds
 
     def screening(self, most: int | None = None) -> list[Arm]:
         """Measure both arms, of the first ``most`` seeds; an edit without chance gives the same numbers for every seed."""
@@ -165,6 +170,8 @@ class _Plan:
     def settle(self, results: dict[Arm, ArmResult]) -> None:
         """Keep to the seeds seen so far where the signal has refuted the fix in all of them."""
         goal, pairs = self.setting.goal, self._pairs(results)
+        if self.after_training and _repeats(pairs):
+            self.seeds = self.seeds[:1]
         if goal is None or not self.fresh or len(pairs.after) < FIRST or any(r.error for r in pairs.after):
             return
         if not judging.fires_before(pairs, goal):
@@ -173,13 +180,18 @@ class _Plan:
         if decided is not None and decided[0] in ("no-effect", "made-worse"):
             self.seeds = self.seeds[:FIRST]
 
+    def settle_trainings(self, results: dict[Arm, ArmResult]) -> None:
+        """Keep to one seed where chance plays no part: your own loss, current weights, no dropout."""
+        if _repeats(self._pairs(results, train=True)):
+            self.seeds = self.seeds[:1]
+
     def _pair(self, seed: int, *, train: bool = False) -> tuple[Arm, Arm]:
         after = self.after_training and not train
         without = Arm(AS_IT_IS, self.fresh, seed, train, measure=not train, measure_after=after)
         return without, replace(without, wanted=(self.item,))
 
-    def trainings(self, results: dict[Arm, ArmResult]) -> list[Arm]:
-        """What has to be trained: nothing where the signal alone has decided.
+    def trainings(self, results: dict[Arm, ArmResult], most: int | None = None) -> list[Arm]:
+        """What has to be trained, of the first ``most`` seeds: nothing where the signal alone has decided.
 
         Fresh twins may be healthy until they are trained; then both arms are measured after a short training.
         """
@@ -191,7 +203,7 @@ class _Plan:
             return [arm for seed in self.seeds for arm in self._pair(seed)]
         if judging.by_signal(pairs, goal) is not None:
             return []
-        return [arm for seed in self.seeds for arm in self._pair(seed, train=True)]
+        return [arm for seed in self.seeds[:most] for arm in self._pair(seed, train=True)]
 
     def _pairs(self, results: dict[Arm, ArmResult], *, train: bool = False) -> Pairs:
         both = [self._pair(seed, train=train) for seed in self.seeds]
@@ -246,7 +258,8 @@ class _Plan:
         if self.fresh:
             how = how_initialised(self.setting.model, self.setting.factory)
             return f"Compared: {len(self.seeds)} pairs of fresh twins with and without it, {how}{measured}"
-        return f"Compared: the current weights with and without it{measured}"
+        once = ", once: every seed gives the same training" if len(self.seeds) == 1 < self.asked else ""
+        return f"Compared: the current weights with and without it{measured}{once}"
 
     def _objective(self, losses: Pairs) -> str:
         stated = next((r.objective for r in losses.after if r.objective), "")
@@ -259,6 +272,12 @@ class _Plan:
 def _seen_in_settings(setting: Setting) -> bool:
     """True when the goal's signal is a number of the optimizer, which one step that moves nothing shows."""
     return setting.goal is not None and setting.goal.signal.startswith("optimizer.")
+
+
+def _repeats(pairs: Pairs) -> bool:
+    """True when the trainings of the first seeds end in the very same numbers, so that more seeds would tell nothing new."""
+    ends = [{(r.start, r.final, r.unseen) for r in arm[:FIRST]} for arm in (pairs.before, pairs.after)]
+    return len(pairs.after) >= FIRST and all(len(end) == 1 for end in ends)
 
 
 def _ratio(losses: Pairs) -> float | None:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gnnstab.probe.batches import Arguments
-from gnnstab.verification.objective import Objective, UserLoss, objective_for
+from gnnstab.verification.objective import UserLoss, objective_for
 from gnnstab.verification.twins import seeded
 
 
@@ -45,20 +45,25 @@ class Run:
     """With its state; it holds the read-out of a synthetic task as well."""
 
     unseen: float | None = None
-    """Loss after the training on features that it has not seen, inf when the run broke off; None where there are none."""
+    """Median over the last tenth of the steps of the loss on what is kept from the training, inf when the run broke off;
+    None where nothing is kept."""
 
     @property
     def final(self) -> float:
         """Median loss of the last tenth of the steps; inf when the run broke off."""
         if not self.losses or not math.isfinite(self.losses[-1]):
             return math.inf
-        tail = self.losses[-max(1, len(self.losses) // 10) :]
-        return float(np.median(tail))
+        return float(np.median(self.losses[-_tail(len(self.losses)) :]))
 
     @property
     def per_step(self) -> float:
         """Seconds per step."""
         return self.seconds / max(1, len(self.losses))
+
+
+def _tail(steps: int) -> int:
+    """The last tenth of the steps, over which a loss is taken so that a single step does not decide; one at least."""
+    return max(1, steps // 10)
 
 
 AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -94,6 +99,7 @@ def micro_train(
         torch.manual_seed(seed + 1)
         losses: list[float] = []
         norms: list[float] = []
+        kept: list[float] = []
         start = time.perf_counter()
         for step in range(settings.steps):
             optimizer.zero_grad()
@@ -107,19 +113,21 @@ def micro_train(
             norms.append(norm)
             if math.isfinite(norm):
                 optimizer.step()
+            if objective.unseen is not None and step >= settings.steps - _tail(settings.steps):
+                kept.append(_unseen(model, objective.unseen, precision))
         seconds = time.perf_counter() - start
-        unseen = _unseen(model, objective, precision, math.isfinite(losses[-1]))
+        unseen = None if objective.unseen is None else math.inf
+        if kept and math.isfinite(losses[-1]):
+            unseen = float(np.median(kept))
         return Run(tuple(losses), seconds, objective.description, optimizer, unseen)
 
 
-def _unseen(model: nn.Module, objective: Objective, precision: str, alive: bool) -> float | None:
-    if objective.unseen is None:
-        return None
-    if not alive:
-        return math.inf
+def _unseen(model: nn.Module, compute: Callable[[nn.Module], Tensor], precision: str) -> float:
+    """The loss in eval mode, inf when it is no number; the model goes on in train mode."""
     model.eval()
     with torch.no_grad(), autocast(model, precision):
-        value = float(objective.unseen(model))
+        value = float(compute(model))
+    model.train()
     return value if math.isfinite(value) else math.inf
 
 

@@ -60,7 +60,7 @@ class Verdict:
     """95 % interval of the mean paired ln(loss with / loss without); above 0 is worse."""
 
     unseen_change: tuple[float, float] | None = None
-    """The same on features that the training has not met; None where the task cannot draw any, as with your own loss."""
+    """The same on what the training has not met; None where nothing is kept from it, as with your own loss and one batch."""
 
     step_time: float | None = None
     """Time of a training step with the fix over that without; what the fix costs."""

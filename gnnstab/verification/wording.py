@@ -37,7 +37,7 @@ def _verdict(v: Verdict) -> str:
         lines.append(f"  loss {number(v.loss_before)} → {number(v.loss_after)} (change {low} % … {high} %)")
     if v.unseen_change is not None:
         low, high = (number(math.expm1(b) * 100) for b in v.unseen_change)
-        lines.append(f"  loss on unseen features: change {low} % … {high} %")
+        lines.append(f"  loss on what the training has not seen: change {low} % … {high} %")
     if v.step_time is not None:
         lines.append(f"  a step takes {v.step_time:.2f} × as long")
     lines += [f"  {text}" for text in (v.arms, v.objective) if text]

@@ -16,10 +16,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -150,18 +151,26 @@ def detect_row(row: Row) -> Row:
     }
 
 
-def cure_jobs(rows: list[Row], per_cause: int) -> list[Job]:
-    """Up to ``per_cause`` single faults of every cause, the causes in turn, so that an interrupted run is balanced."""
+def cure_jobs(rows: list[Row], per_cause: int, only: str = "") -> list[Job]:
+    """Up to ``per_cause`` single faults of every cause, the causes in turn, so that an interrupted run is balanced.
+
+    The strengths of a cause take turns as well: every one of them counts alike, however often it was drawn.
+    ``only``: causes to take, separated by commas; all when empty.
+    """
     from faults.cures import cure_row
 
+    wanted = set(only.split(",")) - {""}
     kept = [row for row in rows if row["took"] and row["kind"] == "single"]
-    turns: Counter[str] = Counter()
-    numbered = []
+    kept = [row for row in kept if not wanted or row["causes"][0] in wanted]
+    by_strength: Counter[tuple[str, float]] = Counter()
+    turns: dict[str, list[tuple[int, float, Row]]] = defaultdict(list)
     for row in kept:
-        numbered.append((turns[row["causes"][0]], row))
-        turns[row["causes"][0]] += 1
-    chosen = sorted((pair for pair in numbered if pair[0] < per_cause), key=lambda pair: pair[0])
-    return [(row["job"], partial(cure_row, row, to_recipe(row))) for _, row in chosen]
+        cause, strength = row["recipe"]["faults"][0]
+        turns[cause].append((by_strength[cause, strength], strength, row))
+        by_strength[cause, strength] += 1
+    ordered = [sorted(own, key=lambda turn: turn[:2])[:per_cause] for own in turns.values()]
+    chosen = [row for own in zip_longest(*ordered) for turn in own if turn is not None for row in turn[2:]]
+    return [(row["job"], partial(cure_row, row, to_recipe(row))) for row in chosen]
 
 
 def main() -> None:
@@ -171,7 +180,7 @@ def main() -> None:
     parser.add_argument("--split", default="development", choices=("development", "held-out"))
     parser.add_argument("--per-cause", type=int, default=100, help="cases that did damage, of every cause and pair")
     parser.add_argument("--rounds", type=int, default=400, help="give up on a cause after so many draws")
-    parser.add_argument("--only", default="", help="kinds to draw, separated by commas")
+    parser.add_argument("--only", default="", help="kinds to draw or causes to cure, separated by commas")
     parser.add_argument("--truth", type=Path)
     parser.add_argument("--said", type=Path)
     parser.add_argument("--out", type=Path)
@@ -186,7 +195,7 @@ def main() -> None:
         from faults.cures import cures_table
 
         rows = [json.loads(line) for line in options.truth.read_text().splitlines()]
-        run_jobs(cure_jobs(rows, options.per_cause), options.out, options.jobs)
+        run_jobs(cure_jobs(rows, options.per_cause, options.only), options.out, options.jobs)
         print(cures_table([json.loads(line) for line in options.out.read_text().splitlines()]))
     elif options.phase == "lead":
         from faults.lead import lead_row, runs, table

@@ -29,7 +29,8 @@ LONGER = 3
 BEHIND = 0.05
 """R² by which a longer training has to leave the fixed network behind to contradict a confirmed fix."""
 
-SEEDS, VERIFY_STEPS = 3, STEPS
+SEEDS, VERIFY_STEPS = 5, STEPS
+"""As many seeds as `verify` takes by default, and as many steps as the benchmark gives."""
 
 
 def first_fix(diagnosis: Diagnosis) -> tuple[Cause, str] | None:
@@ -59,6 +60,8 @@ def cure_row(row: Row, recipe: Recipe) -> Row:
         eps=recipe.eps, seeds=SEEDS, steps=VERIFY_STEPS, factory=lambda: another(recipe), finding=symptom(diagnosis, cause),
     )  # fmt: skip
     said |= {"accused": cause.cause, "fix": name, "verdict": verdict.verdict, "reason": verdict.reason}
+    said |= {"signal": verdict.signal, "effect": verdict.effect, "pairs": verdict.seeds}
+    said |= {"own": verdict.loss_change, "unseen": verdict.unseen_change}
     try:
         short = trained(recipe, name, diagnosis, STEPS)
     except FixError:

@@ -225,21 +225,60 @@ def test_a_run_that_breaks_off_counts_as_infinite_loss():
     assert copy.deepcopy(better) == better
 
 
-def test_a_batch_that_is_learnt_by_heart_confirms_nothing():
+def _pairs(before, after):
+    """Pairs of arms, each given as (loss of the training, loss on what is kept from it)."""
     from gnnstab.verification.arms import ArmResult
-    from gnnstab.verification.judging import Pairs, by_training
+    from gnnstab.verification.judging import Pairs
 
-    def pairs(*unseen):
-        before = (ArmResult(final=1.0, unseen=1.0),) * len(unseen)
-        return Pairs(before, tuple(ArmResult(final=0.1, unseen=u) for u in unseen))
+    return Pairs(*(tuple(ArmResult(start=1.0, final=f, unseen=u) for f, u in arm) for arm in (before, after)))
 
-    assert by_training(pairs(0.9, 1.0, 0.95))[0] == "confirmed"
-    assert "unseen features either" in by_training(pairs(0.9, 1.0, 0.95))[1]
-    assert by_training(pairs(1.5, 1.6, 1.55))[0] == "made-worse"
-    verdict, reason = by_training(pairs(0.7, 2.0, 2.5))
+
+@pytest.mark.parametrize(
+    ("unseen", "expected"),
+    [
+        ((0.9, 1.0, 0.95), "confirmed"),
+        ((1.5, 1.6, 1.55), "made-worse"),
+        ((0.7, 2.0, 2.5), "inconclusive"),
+        ((math.inf, math.inf, math.inf), "made-worse"),
+    ],
+)
+@pytest.mark.parametrize("own", [0.01, 0.1, 0.3])
+def test_what_was_not_seen_decides_where_it_is_clear_whatever_the_batch_that_was_learnt(unseen, own, expected):
+    """In both directions: neither a batch learnt by heart nor one that is learnt less closely counts."""
+    from gnnstab.verification.judging import by_training
+
+    verdict, reason = by_training(_pairs([(0.1, 1.0)] * 3, [(own, u) for u in unseen]))
+    assert verdict == expected
+    assert math.isinf(unseen[0]) or "on what it has not seen" in reason
+
+
+@pytest.mark.parametrize(("own", "expected"), [(0.05, "confirmed"), (0.1, "confirmed"), (0.3, "inconclusive")])
+def test_the_training_decides_where_what_was_not_seen_is_better_on_average_and_unclear(own, expected):
+    from gnnstab.verification.judging import by_training, loss_change
+
+    pairs = _pairs([(0.1, 1.0)] * 3, [(own, u) for u in (0.2, 1.5, 0.5)])
+    low, high = loss_change(pairs, "unseen")
+    assert low < (low + high) / 2 < 0 < high
+    assert by_training(pairs)[0] == expected
+
+
+def test_a_training_that_does_not_learn_is_not_confirmed_by_a_comparison_of_useless_networks():
+    from gnnstab.verification.judging import by_training
+
+    verdict, reason = by_training(_pairs([(0.1, 2.0)] * 3, [(1.2, 1.0)] * 3))
     assert verdict == "inconclusive"
-    assert "learnt by heart" in reason
-    assert by_training(pairs(math.inf, math.inf, math.inf))[0] == "made-worse"
+    assert "ends above its start" in reason
+    assert by_training(_pairs([(0.1, 2.0)] * 3, [(1.0, 1.0)] * 3))[0] == "confirmed"
+
+
+def test_without_a_kept_batch_the_training_decides():
+    from gnnstab.verification.judging import by_training
+
+    assert by_training(_pairs([(0.1, None)] * 3, [(0.3, None)] * 3))[0] == "made-worse"
+    assert by_training(_pairs([(0.1, None)] * 3, [(0.1, None)] * 3)) == (
+        "confirmed",
+        "the signal crosses its threshold with margin, nothing else fires, the short training is not worse",
+    )
 
 
 def test_the_last_of_several_batches_is_kept_from_the_training_of_your_loss():
@@ -258,13 +297,13 @@ def test_the_last_of_several_batches_is_kept_from_the_training_of_your_loss():
     assert measured_on(batches, None) is batches
 
 
-@pytest.mark.parametrize("unseen", [0.5, 1.5])
-def test_what_was_not_seen_never_makes_up_for_a_worse_training(unseen):
-    from gnnstab.verification.arms import ArmResult
-    from gnnstab.verification.judging import Pairs, by_training
-
-    closer = (ArmResult(final=0.1, unseen=1.0),) * 3
-    assert by_training(Pairs(closer, (ArmResult(final=0.3, unseen=unseen),) * 3))[0] == "made-worse"
+def test_a_training_without_chance_is_run_once_and_a_training_with_chance_for_every_seed(deep):
+    batch, loss = random_batch(12, 4, 8), lambda out, _: out.square().mean()
+    same, other = gnnstab.verify(deep, ["lower-lr", "dropout"], batch=batch, loss=loss, seeds=3, steps=1)
+    assert "every seed gives the same training" in same.arms
+    assert same.seeds == 1
+    assert "every seed" not in other.arms
+    assert other.seeds == 3
 
 
 def test_unseen_features_are_others_of_the_same_task_and_the_same_for_both_arms():
