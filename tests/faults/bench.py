@@ -8,7 +8,7 @@
 
 `truth` trains every faulty network and its healthy twin and keeps the faults that do damage; it asks no detector and can
 be interrupted and continued. `detect` runs gnnstab and the two baselines on what was kept. `report` prints the tables of
-docs/accuracy.md. `cure` applies the fix that is recommended first and prints the table of docs/proof.md.
+docs/accuracy.md. `cure` applies the fix that is recommended first and prints the table of cures there.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ import torch
 
 import gnnstab
 from faults.detectors import by_gnnstab, prepared
+from faults.metrics import wilson
 from faults.outcome import DAMAGE, STEPS, quality_of
 from faults.recipes import Case, Recipe, build, graph
 from gnnstab import fixes
@@ -119,25 +120,40 @@ def contradicted(row: Row) -> bool:
     return fixed < without - BEHIND or (math.isinf(fixed) and not math.isinf(without))
 
 
+HEAD = (
+    "injected cause", "first fix", "cases", "fix offered", "confirmed", "restores", "confirmed and restores, of those offered",
+    "of all cases", "contradicted",
+)  # fmt: skip
+
+
 def cures_table(rows: Sequence[Row]) -> str:
-    """Per injected cause: cases, fixes offered, confirmed, restored, both; and the share of contradicted verdicts."""
-    lines = [
-        "| injected cause | cases | with a fix | confirmed | restores training | both | of all cases | of those with a fix | fixes |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for cause in dict.fromkeys(row["causes"][0] for row in rows):
-        own = [row for row in rows if row["causes"][0] == cause]
-        offered = [row for row in own if row["fix"]]
-        confirmed = [row for row in offered if row["verdict"] == "confirmed"]
-        restored = [row for row in offered if row["restored"]]
-        both = sum(row["restored"] for row in confirmed)
-        names = (
-            ", ".join(dict.fromkeys(row["fix"] + " (by hand)" * row.get("by_hand", False) for row in offered)) or "–"
-        )
-        counts = (len(own), len(offered), len(confirmed), len(restored), both)
-        share = f"{both / len(offered):.2f}" if offered else "–"
-        lines.append(f"| {cause} | {' | '.join(map(str, counts))} | {both / len(own):.2f} | {share} | {names} |")
-    judged = [row for row in rows if "longer" in row]
-    wrong = sum(map(contradicted, judged))
-    lines.append(f"\nConfirmed verdicts that {LONGER} × as long a training contradicts: {wrong} of {len(judged)}.")
-    return "\n".join(lines)
+    """Per injected cause: what is offered, what of it is confirmed, restores training, both; and what a longer training contradicts."""
+    lines = [f"| {' | '.join(HEAD)} |", f"|{'---|' * len(HEAD)}"]
+    causes = dict.fromkeys(row["causes"][0] for row in rows)
+    lines += [_line(cause, [row for row in rows if row["causes"][0] == cause]) for cause in causes]
+    return "\n".join([*lines, _line("all", rows)])
+
+
+def _line(name: str, rows: Sequence[Row]) -> str:
+    offered = [row for row in rows if row["fix"]]
+    confirmed = [row for row in offered if row["verdict"] == "confirmed"]
+    both = sum(row["restored"] for row in confirmed)
+    fixes = dict.fromkeys(f"`{row['fix']}`" + " (by hand)" * row.get("by_hand", False) for row in offered)
+    cells = (
+        name,
+        ", ".join(fixes) if name != "all" else "",
+        len(rows),
+        len(offered),
+        len(confirmed),
+        sum(row["restored"] for row in offered),
+        _share(both, len(offered)),
+        _share(both, len(rows)),
+        f"{sum(map(contradicted, confirmed))} of {len(confirmed)}",
+    )
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _share(successes: int, trials: int) -> str:
+    """``0.90 (0.60–0.98)``: a share with its 95 % interval."""
+    low, high = wilson(successes, trials)
+    return f"{successes / trials:.2f} ({low:.2f}–{high:.2f})" if trials else "–"
