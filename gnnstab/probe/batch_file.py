@@ -15,7 +15,7 @@ from torch_geometric.data import Data, HeteroData
 from torch_geometric.data.data import BaseData, DataEdgeAttr, DataTensorAttr
 from torch_geometric.data.storage import BaseStorage, EdgeStorage, GlobalStorage, NodeStorage
 
-from gnnstab.archive import LARGEST_LEGACY, check_archive, check_cost, imports_of
+from gnnstab.archive import LARGEST_LEGACY, check_archive, check_cost, imports_of, newer_version
 from gnnstab.errors import LoadError, UnsafeFileError, printable
 
 _PLAIN_CLASSES = [Data, HeteroData, DataEdgeAttr, DataTensorAttr, BaseStorage, GlobalStorage, NodeStorage, EdgeStorage]
@@ -107,7 +107,8 @@ def _read(path: Path, shown: str, description: bytes, *, unsafe: bool) -> Any:
     except MemoryError:
         raise LoadError(f"{shown}: asks for more memory than there is") from None
     except Exception as error:
-        raise LoadError(f"{shown}: not a file written by torch.save ({_gist(error)})") from None
+        newer = newer_version(error)
+        raise LoadError(f"{shown}: {newer or f'not a file written by torch.save ({_gist(error)})'}") from None
 
 
 def _plain_classes() -> contextlib.AbstractContextManager[Any]:

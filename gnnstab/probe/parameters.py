@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +16,25 @@ from gnnstab.probe.staging import Stage
 _CHUNK = 15
 """Tensors in one `put`: as many of the largest copied size as surely fit into the buffer."""
 
+_JOINED = 1 << 12
+"""Entries up to which tensors of one width are joined by a single operation; copying a larger one twice costs more."""
+
+_TOGETHER = 1 << 16
+"""Entries joined at most, half of the buffer."""
+
 _SMALL = 1 << 15
 """Entries up to which gradients are joined for their norm; a larger one is worth an operation of its own."""
+
+
+class _Part(NamedTuple):
+    """Tensors that are recorded by one operation."""
+
+    slots: tuple[int, ...]
+    pick: Callable[[Sequence[Any]], tuple[Tensor, ...]]
+    """The tensors from those of all parameters."""
+
+    sizes: list[int]
+    """Entries of each; empty for tensors that are put in as they are."""
 
 
 class Parameters:
@@ -26,9 +45,7 @@ class Parameters:
         self._model = model
         self._keys = keys
         self._parameters: list[Tensor] = []
-        self._small: list[Tensor] = []
-        self._large: list[Tensor] = []
-        self._chunks: dict[tuple[str, tuple[int, ...]], list[tuple[tuple[int, ...], list[int]]]] = {}
+        self._parts: dict[tuple[str, tuple[int, ...]], list[_Part]] = {}
         self._before: list[Tensor] = []
         self.refresh()
 
@@ -40,9 +57,7 @@ class Parameters:
         )
         if not same:
             self.names, self._parameters = list(named), list(named.values())
-            self._small = [p for p in self._parameters if p.numel() <= _SMALL]
-            self._large = [p for p in self._parameters if p.numel() > _SMALL]
-            self._chunks.clear()
+            self._parts.clear()
             self._before = []
 
     def gradients(self, stage: Stage) -> None:
@@ -55,21 +70,28 @@ class Parameters:
 
         One copy and one product of all small gradients together, without the extremes of each.
         """
-        small = [g for p in self._small if (g := p.grad) is not None]
-        large = [g for p in self._large if (g := p.grad) is not None]
-        if not small and not large:
+        gradients = [parameter.grad for parameter in self._parameters]
+        parts = self._parts_of("weight_grad", gradients)
+        if not parts:
             return None
         try:
-            parts = large
+            small: list[Tensor] = []
+            large: list[Tensor] = []
+            for part in parts:
+                if part.sizes:
+                    small.append(torch.cat(part.pick(gradients)))
+                else:
+                    for g in part.pick(gradients):
+                        (small if g.numel() <= _SMALL else large).append(g)
             if small:
                 flat = torch._C._nn.flatten_dense_tensors(small)
-                parts = [*large, flat.float() if flat.element_size() < 4 else flat]
+                large.append(flat.float() if flat.element_size() < 4 else flat)
             # Whatever there is crosses from its device once.
-            square = _square(parts)
+            square = _square(large)
         except (RuntimeError, NotImplementedError):  # Sparse gradients, or several devices.
             square = math.nan
         # A square can leave the range of the gradients' own dtype although no entry does.
-        return math.sqrt(square) if square < math.inf else _exact_norm([*small, *large])
+        return math.sqrt(square) if square < math.inf else _exact_norm([g for g in gradients if g is not None])
 
     def bad_gradients(self) -> list[str]:
         """Names of the parameters whose gradient holds a NaN or an Inf."""
@@ -100,15 +122,54 @@ class Parameters:
         return [n for n, p in zip(self.names, self._parameters, strict=True) if not torch.isfinite(p).all()]
 
     def _put(self, stage: Stage, site: str, tensors: Sequence[Tensor | None]) -> None:
+        for part in self._parts_of(site, tensors):
+            own = part.pick(tensors)
+            joined = _join(own) if part.sizes else None
+            if joined is not None:
+                stage.put_joined(part.slots, part.sizes, joined)
+            else:
+                stage.put(part.slots, list(own), fixed=not part.sizes)
+
+    def _parts_of(self, site: str, tensors: Sequence[Tensor | None]) -> list[_Part]:
         present = tuple([i for i, tensor in enumerate(tensors) if tensor is not None])
-        chunks = self._chunks.get((site, present))
-        if chunks is None:
-            chunks = self._chunks[site, present] = [
-                (tuple(self._keys.slot(self.names[i], "train", 0, site) for i in part), list(part))
-                for part in (present[k : k + _CHUNK] for k in range(0, len(present), _CHUNK))
-            ]
-        for slots, positions in chunks:
-            stage.put(slots, [tensors[i] for i in positions], fixed=True)  # type: ignore[misc]
+        parts = self._parts.get((site, present))
+        if parts is None:
+            parts = self._parts[site, present] = self._new_parts(site, present)
+        return parts
+
+    def _new_parts(self, site: str, present: Sequence[int]) -> list[_Part]:
+        alike: dict[object, list[list[int]]] = {}
+        apart: list[int] = []
+        for i in present:
+            p = self._parameters[i]
+            if not p.is_cpu or p.dim() == 0 or not 0 < p.numel() <= _JOINED:
+                apart.append(i)
+                continue
+            groups = alike.setdefault((p.dtype, p.shape[1:]), [[]])
+            if sum(self._parameters[k].numel() for k in groups[-1]) + p.numel() > _TOGETHER:
+                groups.append([])
+            groups[-1].append(i)
+        joined = [group for groups in alike.values() for group in groups]
+        apart += [group[0] for group in joined if len(group) == 1]
+        return [
+            *(self._part(site, group, sized=True) for group in joined if len(group) > 1),
+            *(self._part(site, apart[k : k + _CHUNK], sized=False) for k in range(0, len(apart), _CHUNK)),
+        ]
+
+    def _part(self, site: str, positions: list[int], *, sized: bool) -> _Part:
+        slots = tuple(self._keys.slot(self.names[i], "train", 0, site) for i in positions)
+        # Of a single position an itemgetter returns the item itself.
+        pick = itemgetter(*positions) if len(positions) > 1 else lambda tensors: (tensors[positions[0]],)
+        return _Part(slots, pick, [self._parameters[i].numel() for i in positions] if sized else [])
+
+
+def _join(tensors: tuple[Tensor, ...]) -> Tensor | None:
+    """All of them one after the other; None for what cannot be joined, as some of it may be sparse."""
+    try:
+        joined = torch.cat(tensors)
+    except (RuntimeError, NotImplementedError):
+        return None
+    return joined if joined.layout is torch.strided and joined.is_cpu else None
 
 
 def _square(tensors: Sequence[Tensor]) -> float:

@@ -110,6 +110,22 @@ class Stage:
             self._reduce(slots[i], tensors[i])
         self._position += 1
 
+    def put_joined(self, slots: tuple[int, ...], sizes: Sequence[int], tensor: Tensor) -> None:
+        """Record ``sizes[i]`` entries after the other of one strided tensor on the CPU under ``slots[i]``.
+
+        The same tuple object must come with the same sizes. At most as many entries as the buffer has.
+        """
+        groups, position = self._groups, self._position
+        if position < len(groups) and groups[position].slots is slots:
+            group = groups[position]
+        else:
+            group = self._open(slots, [tensor.shape], tensor.numel())
+            group.small, group.counts, group.stop = None, list(sizes), group.start + tensor.numel()
+            group.views = [self._buffer[group.start : group.stop].view(tensor.shape)]
+            self._close(group)
+        group.views[0].copy_(tensor)
+        self._position += 1
+
     def take(self) -> Totals:
         """What was put in since the last call, one entry per slot."""
         with np.errstate(all="ignore"):
@@ -126,21 +142,28 @@ class Stage:
     def _place(self, slots: tuple[int, ...], tensors: Sequence[Tensor]) -> _Group:
         shapes = [tensor.shape for tensor in tensors]
         sizes = [shape.numel() for shape in shapes]
-        needed = sum(size for size in sizes if size <= LARGE)
+        group = self._open(slots, shapes, sum(size for size in sizes if size <= LARGE))
+        for i, (tensor, size) in enumerate(zip(tensors, sizes, strict=True)):
+            self._place_one(group, i, tensor, size)
+        if group.small is not None and len(group.small) == len(tensors):
+            group.small = None
+        self._close(group)
+        return group
+
+    def _open(self, slots: tuple[int, ...], shapes: list[torch.Size], needed: int) -> _Group:
+        """A new group where there is room for so many entries."""
         start = self._groups[self._position - 1].stop if self._position else 0
         if start + needed > len(self._array):
             with np.errstate(all="ignore"):
                 self._tally.add(self._take_copies())
             start = 0
-        group = _Group(slots, shapes, start)
-        for i, (tensor, size) in enumerate(zip(tensors, sizes, strict=True)):
-            self._place_one(group, i, tensor, size)
-        if group.small is not None and len(group.small) == len(tensors):
-            group.small = None
+        return _Group(slots, shapes, start)
+
+    def _close(self, group: _Group) -> None:
+        """Put the group in the place of what stood there and after it."""
         del self._groups[self._position :]
         self._groups.append(group)
         self._index = None
-        return group
 
     def _place_one(self, group: _Group, i: int, tensor: Tensor, size: int) -> None:
         if not tensor.is_floating_point() or tensor.layout is not torch.strided:
