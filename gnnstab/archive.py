@@ -30,6 +30,17 @@ MOST_MEMBERS = 500_000
 _COSTLY = re.compile(rb"c(?:builtins|__builtin__)\nbytearray\n|c_codecs\nencode\n.{0,64}punycode", re.DOTALL)
 
 
+_NEWER = re.compile(r"PyTorch file with version (\d+)")
+
+
+def newer_version(error: Exception) -> str:
+    """What to tell when torch refused a file because a later torch wrote it; empty when that was not why."""
+    found = _NEWER.search(str(error))
+    if found is None:
+        return ""
+    return f"is in version {found[1]} of torch's file format, newer than the installed torch reads; update torch"
+
+
 def check_archive(file: Path) -> bytes:
     """The archive's pickle, once the archive is known to keep the limits.
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from gnnstab.archive import LARGEST_LEGACY, check_archive, check_cost, imports_of
+from gnnstab.archive import LARGEST_LEGACY, check_archive, check_cost, imports_of, newer_version
 from gnnstab.checkpoint.naming import printable
 from gnnstab.checkpoint.standins import STANDINS
 from gnnstab.errors import GnnstabError, LoadError, MissingExtra, UnsafeFileError
@@ -129,7 +129,10 @@ def _guarded(shown: str, description: bytes, read: Any) -> Any:
     except RecursionError:
         raise LoadError(f"{shown}: is nested too deeply") from None
     except Exception as error:
-        raise LoadError(f"{shown}: truncated or damaged ({type(error).__name__}: {_gist(error)})") from None
+        newer = newer_version(error)
+        raise LoadError(
+            f"{shown}: {newer or f'truncated or damaged ({type(error).__name__}: {_gist(error)})'}"
+        ) from None
 
 
 def _gist(error: Exception) -> str:

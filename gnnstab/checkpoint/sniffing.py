@@ -47,6 +47,10 @@ def regular_file(path: str | os.PathLike[str]) -> Path:
         raise LoadError(f"{shown}: is not a regular file")
     if state.st_size == 0:
         raise LoadError(f"{shown}: is empty")
+    try:
+        str(file).encode()
+    except UnicodeEncodeError:
+        raise LoadError(f"{shown}: has a name that is not UTF-8, which torch cannot open; rename it") from None
     return file
 
 

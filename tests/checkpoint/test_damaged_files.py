@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from forked import Child
 from gnnstab.checkpoint import load, recover
 from gnnstab.errors import GnnstabError, LoadError
+from gnnstab.probe.batches import load_batch
 
 REAL = (Path(__file__).parents[1] / "data" / "informarl" / "healthy_3agents" / "actor.pt").read_bytes()
 
@@ -64,6 +65,23 @@ def test_symlinks_lead_to_their_file_and_loops_end(tmp_path: Path) -> None:
     assert len(recover(load(tmp_path / "link.pt")).layers) == 3
     with pytest.raises(LoadError):
         load(tmp_path / "loop.pt")
+
+
+def test_a_name_that_is_no_unicode(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"w\xff.pt")
+    path.write_bytes(REAL)
+    with pytest.raises(LoadError, match="has a name that is not UTF-8, which torch cannot open; rename it") as caught:
+        load(path)
+    assert str(caught.value).isprintable()
+
+
+def test_a_file_of_a_later_torch(tmp_path: Path) -> None:
+    with zipfile.ZipFile(io.BytesIO(REAL)) as source, zipfile.ZipFile(tmp_path / "x.pt", "w") as target:
+        for member in source.namelist():
+            target.writestr(member, b"99\n" if member.endswith("/version") else source.read(member))
+    for read in (load, load_batch):
+        with pytest.raises(LoadError, match=r"version 99 of torch's file format, newer than .*; update torch"):
+            read(tmp_path / "x.pt")
 
 
 NOBODY = 65534

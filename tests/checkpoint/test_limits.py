@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import time
 import zipfile
 from collections.abc import Callable
@@ -110,6 +111,15 @@ def test_too_many_objects(saved: Save, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(containers, "MOST_NODES", 50)
     with pytest.raises(LoadError, match="more than 50 nested objects"):
         load(saved({"w": torch.zeros(2, 2), "x": [[] for _ in range(100)]}))
+
+
+def test_a_million_keys_are_refused_unread(saved: Save, tmp_path: Path) -> None:
+    description = pickle.dumps({f"layer{i}.weight": i for i in range(1_000_000)}, protocol=2)
+    with zipfile.ZipFile(saved({"a": torch.ones(2)})) as source, zipfile.ZipFile(tmp_path / "many.pt", "w") as target:
+        for member in source.namelist():
+            target.writestr(member, description if member.endswith("data.pkl") else source.read(member))
+    with pytest.raises(LoadError, match=r"table of contents has .* more than the 16 MiB"):
+        load(tmp_path / "many.pt")
 
 
 def test_fifty_thousand_keys(saved: Save) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import random
 import sqlite3
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -79,13 +81,24 @@ def test_snapshots_of_a_live_trace_are_consistent_and_grow(path: Path, child: An
 
 
 def test_many_readers_at_once(path: Path, child: Any) -> None:
-    process = child(WRITE, path, 64 * 2**20)
+    """Twenty of them hold their snapshots together, while the writer goes on, and look again and again."""
+    process = child(WRITE, path, 512 * 1024)
     written(process, 50)
-    traces = [Trace.open(path) for _ in range(20)]
-    written(process, 400)
-    for trace in traces:
-        check_consistent(trace)
-        trace.close()
+    together = threading.Barrier(20)
+
+    def read() -> list[int]:
+        lasts = []
+        for _ in range(2):
+            with Trace.open(path) as trace:
+                together.wait(60)
+                lasts.append(check_consistent(trace))
+        return lasts
+
+    with ThreadPoolExecutor(20) as pool:
+        readers = [pool.submit(read) for _ in range(20)]
+        written(process, 400)
+        for reader in readers:
+            assert reader.result() == sorted(reader.result())
 
 
 @pytest.mark.parametrize("seed", range(4))
