@@ -15,6 +15,13 @@ from side_by_side import Loop, Net, Run, codes, graph, unnoticed
 
 STEPS = 6
 
+Step = Callable[[Run, nn.Module, torch.optim.Optimizer, int], None]
+Make = Callable[[Any], torch.optim.Optimizer]
+
+
+def sgd(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=1e-2)
+
 
 def loss_of(model: nn.Module, number: int) -> Tensor:
     return model(*graph(number)).square().mean()
@@ -33,40 +40,56 @@ def extremes(run: Run, layer: str, site: str) -> list[list[float]]:
         return [list(row) for row in rows[["minimum", "maximum", "rms", "count"]].tolist()]
 
 
-@pytest.mark.parametrize("set_to_none", [True, False])
-def test_gradients_set_to_none_or_to_zero(set_to_none: bool) -> None:
+def loop_of(step: Step, kind: type[Net] = Net, make: Make = sgd, steps: int = STEPS) -> Loop:
+    """The ordinary loop around one step; everything that the step leaves behind must be the same with a monitor."""
+
     def loop(run: Run) -> None:
-        model = Net()
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        model = kind()
+        optimizer = make(model.parameters())
         with run.watching(model, optimizer=optimizer):
-            for number in range(STEPS):
-                optimizer.zero_grad(set_to_none=set_to_none)
-                loss = loss_of(model, number)
-                loss.backward()
-                run.keep(loss)
-                run.keep_gradients(model)
-                optimizer.step()
+            for number in range(steps):
+                step(run, model, optimizer, number)
             run.keep(*model.parameters())
 
+    return loop
+
+
+def recorded_whole(loop: Loop, steps: int = STEPS) -> Run:
+    """Run the loop with and without a monitor; every step is in the trace, and nothing was warned about."""
     run = unnoticed(loop)
-    assert recorded(run) == list(range(STEPS)) and run.warned == []
+    assert recorded(run) == list(range(steps)) and run.warned == []
+    return run
+
+
+def ordinary(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, number: int) -> None:
+    optimizer.zero_grad()
+    loss = loss_of(model, number)
+    loss.backward()
+    run.keep(loss)
+    run.keep_gradients(model)
+    optimizer.step()
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_gradients_set_to_none_or_to_zero(set_to_none: bool) -> None:
+    def step(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, number: int) -> None:
+        optimizer.zero_grad(set_to_none=set_to_none)
+        loss_of(model, number).backward()
+        run.keep_gradients(model)
+        optimizer.step()
+
+    recorded_whole(loop_of(step, make=lambda parameters: torch.optim.AdamW(parameters, lr=1e-2)))
 
 
 def test_accumulated_gradients_are_one_step() -> None:
-    def loop(run: Run) -> None:
-        model = Net()
-        optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
-        with run.watching(model, optimizer=optimizer):
-            for number in range(4 * STEPS):
-                (loss_of(model, number) / 4).backward()
-                if number % 4 == 3:
-                    run.keep_gradients(model)
-                    optimizer.step()
-                    optimizer.zero_grad()
+    def step(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, number: int) -> None:
+        for part in range(4):
+            (loss_of(model, 4 * number + part) / 4).backward()
+        run.keep_gradients(model)
+        optimizer.step()
+        optimizer.zero_grad()
 
-    run = unnoticed(loop)
-    assert recorded(run) == list(range(STEPS)) and run.warned == []
-    counts = [row[3] for row in extremes(run, "first", "input")]
+    counts = [row[3] for row in extremes(recorded_whole(loop_of(step)), "first", "input")]
     assert counts == [4 * graph()[0].numel()] * STEPS, "a row covers all forwards of its step"
 
 
@@ -80,65 +103,39 @@ def test_activation_checkpointing(use_reentrant: bool) -> None:
             hidden = torch.relu(self.first(x.requires_grad_(), edge_index))
             return self.out(checkpoint(self.second, hidden, edge_index, use_reentrant=use_reentrant))
 
-    def loop(kind: type[Net]) -> Loop:
-        def body(run: Run) -> None:
-            model = kind()
-            optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
-            with run.watching(model, optimizer=optimizer):
-                for number in range(STEPS):
-                    optimizer.zero_grad()
-                    loss = loss_of(model, number)
-                    loss.backward()
-                    run.keep(loss)
-                    run.keep_gradients(model)
-                    optimizer.step()
-
-        return body
-
-    run, plain = unnoticed(loop(Checkpointed)), unnoticed(loop(Net))
-    assert recorded(run) == list(range(STEPS)) and run.warned == []
+    run, plain = recorded_whole(loop_of(ordinary, Checkpointed)), unnoticed(loop_of(ordinary))
     for layer in ("first", "second"):
         for site in ("output", "score", "grad_output"):
             assert extremes(run, layer, site) == extremes(plain, layer, site), (layer, site)
 
 
 def test_several_backward_passes_are_one_step() -> None:
-    def loop(run: Run) -> None:
-        model = Net()
-        optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
-        with run.watching(model, optimizer=optimizer):
-            for number in range(STEPS):
-                optimizer.zero_grad()
-                output = model(*graph(number))
-                output.mean().backward(retain_graph=True)
-                output.square().mean().backward()
-                run.keep_gradients(model)
-                optimizer.step()
+    def step(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, number: int) -> None:
+        optimizer.zero_grad()
+        output = model(*graph(number))
+        output.mean().backward(retain_graph=True)
+        output.square().mean().backward()
+        run.keep_gradients(model)
+        optimizer.step()
 
-    run = unnoticed(loop)
-    assert recorded(run) == list(range(STEPS)) and run.warned == []
+    recorded_whole(loop_of(step))
 
 
 def test_second_derivatives() -> None:
     """A gradient penalty differentiates through the backward pass."""
 
-    def loop(run: Run) -> None:
-        model = Net()
-        optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
-        with run.watching(model, optimizer=optimizer):
-            for number in range(STEPS):
-                optimizer.zero_grad()
-                x, edge_index = graph(number)
-                x.requires_grad_()
-                output = model(x, edge_index).square().mean()
-                (slope,) = torch.autograd.grad(output, x, create_graph=True)
-                (output + slope.square().sum()).backward()
-                run.keep(slope)
-                run.keep_gradients(model)
-                optimizer.step()
+    def step(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, number: int) -> None:
+        optimizer.zero_grad()
+        x, edge_index = graph(number)
+        x.requires_grad_()
+        output = model(x, edge_index).square().mean()
+        (slope,) = torch.autograd.grad(output, x, create_graph=True)
+        (output + slope.square().sum()).backward()
+        run.keep(slope)
+        run.keep_gradients(model)
+        optimizer.step()
 
-    run = unnoticed(loop)
-    assert recorded(run) == list(range(STEPS)) and run.warned == []
+    recorded_whole(loop_of(step))
 
 
 def test_two_optimizers_after_one_backward_share_a_step() -> None:
@@ -156,8 +153,7 @@ def test_two_optimizers_after_one_backward_share_a_step() -> None:
                 upper.step()
             run.keep(*model.parameters())
 
-    run = unnoticed(loop)
-    assert recorded(run) == list(range(STEPS)) and run.warned == []
+    recorded_whole(loop)
 
 
 def test_two_optimizers_that_take_turns() -> None:
@@ -172,39 +168,31 @@ def test_two_optimizers_that_take_turns() -> None:
                     run.keep_gradients(model)
                     optimizer.step()
 
-    run = unnoticed(loop)
-    assert recorded(run) == list(range(2 * STEPS)) and run.warned == []
+    recorded_whole(loop, 2 * STEPS)
 
 
 @pytest.mark.parametrize(
     "make",
     [
         lambda parameters: torch.optim.LBFGS(parameters, lr=0.1, max_iter=4),
-        lambda parameters: torch.optim.SGD(parameters, lr=1e-2),
+        sgd,
         lambda parameters: torch.optim.Adam(parameters, lr=1e-3, foreach=True),
     ],
     ids=["LBFGS", "SGD", "Adam"],
 )
-def test_closures(make: Callable[[Any], torch.optim.Optimizer]) -> None:
-    def loop(run: Run) -> None:
-        model = Net()
-        optimizer = make(model.parameters())
-        with run.watching(model, optimizer=optimizer):
-            for number in range(STEPS):
+def test_closures(make: Make) -> None:
+    def step(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, number: int) -> None:
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss = loss_of(model, number)
+            loss.backward()
+            run.keep(loss)
+            run.keep_gradients(model)
+            return loss
 
-                def closure() -> Tensor:
-                    optimizer.zero_grad()
-                    loss = loss_of(model, number)  # noqa: B023 - called within this round of the loop
-                    loss.backward()
-                    run.keep(loss)
-                    run.keep_gradients(model)
-                    return loss
+        run.keep(optimizer.step(closure))
 
-                run.keep(optimizer.step(closure))
-            run.keep(*model.parameters())
-
-    run = unnoticed(loop)
-    assert recorded(run) == list(range(STEPS)) and run.warned == []
+    recorded_whole(loop_of(step, make=make))
 
 
 def test_functional_transforms() -> None:
@@ -230,8 +218,7 @@ def test_functional_transforms() -> None:
                 run.keep_gradients(model)
                 optimizer.step()
 
-    run = unnoticed(loop)
-    assert recorded(run) == list(range(STEPS)) and run.warned == []
+    run = recorded_whole(loop)
     assert any("torch.func" in blind.reason for blind in run.monitor.coverage.blind)
 
 
@@ -249,8 +236,7 @@ def test_without_an_optimizer_steps_are_said() -> None:
                 if monitor is not None:
                     monitor.step(loss)
 
-    run = unnoticed(loop)
-    assert recorded(run) == list(range(STEPS)) and run.warned == []
+    run = recorded_whole(loop)
     with run.monitor.trace as trace:
         assert all(row.loss is not None for row in trace.steps())
 
@@ -279,14 +265,8 @@ def test_validation_between_steps_is_kept_apart() -> None:
 
 
 def test_healthy_loops_have_no_finding() -> None:
-    def loop(run: Run) -> None:
-        model = Net()
-        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-        with run.watching(model, optimizer=optimizer):
-            for number in range(40):
-                optimizer.zero_grad()
-                loss_of(model, number % 4).backward()
-                run.keep_gradients(model)
-                optimizer.step()
+    def step(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, number: int) -> None:
+        ordinary(run, model, optimizer, number % 4)
 
+    loop = loop_of(step, make=lambda parameters: torch.optim.Adam(parameters, lr=1e-3), steps=40)
     assert codes(unnoticed(loop).monitor) == []
