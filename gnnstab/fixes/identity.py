@@ -27,13 +27,13 @@ def add_identity(model: nn.Module, weight: float, *, norms: bool = False) -> int
 
 
 def _matching(stack: Stack) -> int:
-    return sum(1 for unit in stack.units if _keeps_width(unit.module))
+    return sum(1 for unit in stack.units if keeps_width(unit.module))
 
 
-def _keeps_width(module: Any) -> bool:
+def keeps_width(module: Any) -> bool:
     """True when the output has the width of the input; containers of convs are asked for their members."""
     if not hasattr(module, "out_channels"):
-        return any(_keeps_width(m) for m in module.modules() if m is not module and hasattr(m, "heads"))
+        return any(keeps_width(m) for m in module.modules() if m is not module and hasattr(m, "heads"))
     width = module.out_channels * (module.heads if module.concat else 1)
     channels = module.in_channels
     return width in (channels if isinstance(channels, (tuple, list)) else (channels,))
@@ -48,7 +48,7 @@ def _attach(stack: Stack, weight: float, norms: bool) -> None:
         if norms:
             _add_norm(unit.module)
         unit.module.register_forward_pre_hook(EnterLayer(path, unit.group, unit.name, unit.types), with_kwargs=True)
-        if unit.group == last and last > 0 and _alone(unit, stack) and _keeps_width(unit.module):
+        if unit.group == last and last > 0 and _alone(unit, stack) and keeps_width(unit.module):
             unit.module.register_forward_hook(LeaveLayer(path, unit.types))
     stack.owner.register_forward_pre_hook(Forget(path))
     stack.owner.register_forward_hook(Forget(path), always_call=True)

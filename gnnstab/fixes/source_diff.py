@@ -1,38 +1,65 @@
-"""The change as a unified diff of the user's own source file, where the constructor call can be found in it."""
+"""The change as a unified diff of the user's own source file, where its place can be found there for certain."""
 
 from __future__ import annotations
 
 import ast
 import difflib
 import inspect
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
+
+from gnnstab.errors import FixError
+from gnnstab.fixes.forward_calls import Unclear
+from gnnstab.fixes.identity_diff import identity_edits, reached
+from gnnstab.fixes.places import attention_layers
+from gnnstab.fixes.text_edits import Edit, edited, end_of, start_of
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-class _Edit(NamedTuple):
-    """A replacement of source text: from (line, column) to (line, column), lines from 0, columns in UTF-8 bytes."""
-
-    start: tuple[int, int]
-    end: tuple[int, int]
-    text: str
+Sources = Mapping[Path, Mapping[str, Sequence["nn.Module"]]]
+"""Source file → names of the model's classes in it → the modules of that class."""
 
 
 def diff(model: nn.Module, name: str, **options: Any) -> str | None:
     """A unified diff that makes the change, or None when it cannot be located for certain.
 
-    Only fixes that are arguments of a constructor are located: ``dropout``, ``beta``, ``score-cap``, ``qk-norm``,
-    ``fp32-attention`` and ``aggregation``. Nothing is written: the text is to be read, or given to ``patch``.
+    Located are arguments of a constructor (``dropout``, ``beta``, ``score-cap``, ``qk-norm``, ``fp32-attention``, ``aggregation``)
+    and, for ``residual`` and ``pre-norm-residual``, the lines ``x = act(self.conv(x, …))`` of a ``forward``, with the norms that they
+    need. Nothing is written: the text is to be read, or given to ``patch``.
     """
+    sources = _sources(model)
+    if name in ("residual", "pre-norm-residual"):
+        norms = name == "pre-norm-residual"
+        weight = float(options.get("weight", 1.0 if norms else 0.1))
+        return _identity_diff(model, sources, weight, norms=norms)
     wanted = _wanted(name, options)
     if wanted is None:
         return None
-    call_name, new_name, keywords = wanted
-    parts = [_file_diff(path, classes, call_name, new_name, keywords) for path, classes in _sources(model).items()]
-    text = "".join(part for part in parts if part)
-    return text or None
+    return "".join(_constructor_diff(path, classes, *wanted) for path, classes in sources.items()) or None
+
+
+def _identity_diff(model: nn.Module, sources: Sources, weight: float, *, norms: bool) -> str | None:
+    parts = []
+    try:
+        # Every layer or none: a stack with a gap in its identity path is another change than the one that was judged.
+        if sum(reached(own) for classes in sources.values() for own in classes.values()) != len(
+            attention_layers(model)
+        ):
+            return None
+        for path, classes in sources.items():
+            source, tree = _parsed(path)
+            own = [
+                edit
+                for node in _classes(tree, classes)
+                for edit in identity_edits(tree, node, classes[node.name], weight, norms=norms)
+            ]
+            parts.append(_unified(path, source, edited(source, own)))
+    except (Unclear, FixError):
+        return None
+    return "".join(parts) or None
 
 
 def _wanted(name: str, options: dict[str, Any]) -> tuple[str, str, dict[str, Any]] | None:
@@ -49,9 +76,9 @@ def _wanted(name: str, options: dict[str, Any]) -> tuple[str, str, dict[str, Any
     return table.get(name)
 
 
-def _sources(model: nn.Module) -> dict[Path, set[str]]:
-    """Source file → names of the model's classes in it; library code is left out."""
-    found: dict[Path, set[str]] = {}
+def _sources(model: nn.Module) -> Sources:
+    """Where the classes of the model are written; library code is left out."""
+    found: dict[Path, dict[str, list[nn.Module]]] = {}
     for module in model.modules():
         kind = type(module)
         if kind.__module__.partition(".")[0] in ("torch", "torch_geometric", "gnnstab"):
@@ -61,37 +88,46 @@ def _sources(model: nn.Module) -> dict[Path, set[str]]:
         except TypeError:
             path = None
         if path and Path(path).is_file():
-            found.setdefault(Path(path), set()).add(kind.__name__)
+            found.setdefault(Path(path), {}).setdefault(kind.__name__, []).append(module)
     return found
 
 
-def _file_diff(path: Path, classes: set[str], call: str, new: str, keywords: dict[str, Any]) -> str:
+def _parsed(path: Path) -> tuple[str, ast.Module]:
+    """Text and syntax tree; an empty tree where the file is no Python."""
     source = path.read_text(encoding="utf-8")
     try:
-        tree = ast.parse(source)
+        return source, ast.parse(source)
     except SyntaxError:
-        return ""
+        return source, ast.Module([], [])
+
+
+def _classes(tree: ast.Module, names: Collection[str]) -> list[ast.ClassDef]:
+    return [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name in names]
+
+
+def _constructor_diff(path: Path, classes: Collection[str], call: str, new: str, keywords: dict[str, Any]) -> str:
+    source, tree = _parsed(path)
     edits = [
         edit
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ClassDef) and node.name in classes
+        for node in _classes(tree, classes)
         for found in _calls(node, call, keywords)
         for edit in _edits(found, call, new, keywords)
     ]
     if not edits:
         return ""
-    changed = _edited(source, edits)
+    changed = edited(source, edits)
     if new != call:
         changed = (
             f"from gnnstab.nn import {new}\n{changed}"
             if "from __future__" not in changed
             else _after_future(changed, new)
         )
-    shown = path.name
-    lines = difflib.unified_diff(
-        source.splitlines(keepends=True), changed.splitlines(keepends=True), f"a/{shown}", f"b/{shown}"
-    )
-    return "".join(lines)
+    return _unified(path, source, changed)
+
+
+def _unified(path: Path, source: str, changed: str) -> str:
+    before, after = source.splitlines(keepends=True), changed.splitlines(keepends=True)
+    return "".join(difflib.unified_diff(before, after, f"a/{path.name}", f"b/{path.name}"))
 
 
 def _calls(node: ast.ClassDef, call: str, keywords: dict[str, Any]) -> list[ast.Call]:
@@ -108,36 +144,22 @@ def _calls(node: ast.ClassDef, call: str, keywords: dict[str, Any]) -> list[ast.
     return found
 
 
-def _edits(call: ast.Call, old: str, new: str, keywords: dict[str, Any]) -> list[_Edit]:
+def _edits(call: ast.Call, old: str, new: str, keywords: dict[str, Any]) -> list[Edit]:
     edits = []
     if new != old:
-        edits.append(_Edit((call.func.lineno - 1, call.func.col_offset), _end(call.func), new))
+        edits.append(Edit(start_of(call.func), end_of(call.func), new))
     present = {k.arg: k.value for k in call.keywords}
     missing = {k: v for k, v in keywords.items() if k not in present}
     for key, value in keywords.items():
         if key in present:
             node = present[key]
-            edits.append(_Edit((node.lineno - 1, node.col_offset), _end(node), repr(value)))
+            edits.append(Edit(start_of(node), end_of(node), repr(value)))
     if missing:
         text = ", ".join(f"{k}={v!r}" for k, v in missing.items())
         last = [*call.args, *(k.value for k in call.keywords)]
-        where = max((_end(n) for n in last), default=_end(call.func))
-        edits.append(_Edit(where, where, f", {text}") if last else _Edit(where, (where[0], where[1] + 1), f"({text}"))
+        where = max((end_of(n) for n in last), default=end_of(call.func))
+        edits.append(Edit(where, where, f", {text}") if last else Edit(where, (where[0], where[1] + 1), f"({text}"))
     return edits
-
-
-def _end(node: ast.expr) -> tuple[int, int]:
-    assert node.end_lineno is not None
-    assert node.end_col_offset is not None
-    return node.end_lineno - 1, node.end_col_offset
-
-
-def _edited(source: str, edits: list[_Edit]) -> str:
-    lines = [line.encode() for line in source.splitlines(keepends=True)]
-    for edit in sorted(edits, reverse=True):
-        (top, left), (bottom, right) = edit.start, edit.end
-        lines[top : bottom + 1] = [lines[top][:left] + edit.text.encode() + lines[bottom][right:]]
-    return b"".join(lines).decode()
 
 
 def _after_future(source: str, name: str) -> str:
