@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,11 @@ from forked import Child, wait_until
 from gnnstab.errors import TraceError
 from gnnstab.records import SeriesKey
 from gnnstab.trace import Trace
-from side_by_side import Net, Run, graph, hooks_of, unnoticed
+from gnnstab.trace.pooling import SHARED_SITES
+from side_by_side import Loop, Net, Run, graph, hooks_of, unnoticed
+
+NOBODY = 65534
+"""User and group id without rights of their own, on every Linux."""
 
 
 @pytest.fixture
@@ -71,24 +77,77 @@ def test_a_second_process_on_the_same_file_is_refused(path: Path) -> None:
     assert message == f"{path}: process {os.getpid()} is writing it; give this run its own path"
 
 
-def test_the_trace_is_deleted_under_the_writer(path: Path) -> None:
+def disturbed(meanwhile: Callable[[], None]) -> Loop:
+    """Twelve steps; after five of them, which have been flushed, something happens to the files of the trace."""
+
     def loop(run: Run) -> None:
         model, optimizer = setup()
         with run.watching(model, optimizer=optimizer) as monitor:
             train(model, optimizer, 0, 5, run)
             if monitor is not None:
                 flush(monitor)
-                for name in list(path.parent.iterdir()):
-                    name.unlink()
+                meanwhile()
             train(model, optimizer, 5, 10, run)
             if monitor is not None:
                 flush(monitor)
             train(model, optimizer, 10, 12, run)
 
-    run = unnoticed(loop, trace=path)
+    return loop
+
+
+def empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
+
+
+def test_the_trace_is_deleted_under_the_writer(path: Path) -> None:
+    run = unnoticed(disturbed(lambda: empty(path.parent)), trace=path)
     assert len(run.warned) == 1 and "was deleted; it goes on as" in run.warned[0]
     with Trace.open(path) as trace:
         assert [row.step for row in trace.steps()] == list(range(12)) and trace.complete
+
+
+def test_the_folder_vanishes(path: Path) -> None:
+    folder = path.parent / "sub"
+    folder.mkdir()
+
+    def vanish() -> None:
+        empty(folder)
+        folder.rmdir()
+
+    def loop(run: Run) -> None:
+        model, optimizer = setup()
+        with run.watching(model, optimizer=optimizer) as monitor:
+            train(model, optimizer, 0, 5, run)
+            if monitor is not None:
+                flush(monitor)
+                vanish()
+            train(model, optimizer, 5, 10, run)
+
+    run = unnoticed(loop, trace=folder / "run.gnnstab")
+    assert len(run.warned) == 1 and "sub/run.gnnstab" in run.warned[0]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a folder to another user, which only root may")
+def test_the_folder_becomes_read_only() -> None:
+    """As a user without rights, since root may write everywhere: the file that is open is filled all the same."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        os.chown(folder, NOBODY, NOBODY)
+        path = folder / "run.gnnstab"
+
+        def unprivileged() -> tuple[list[str], str]:
+            os.setegid(NOBODY)
+            os.seteuid(NOBODY)
+            warned = unnoticed(disturbed(lambda: folder.chmod(0o555)), trace=path).warned
+            with pytest.raises(TraceError) as caught:
+                gnnstab.Monitor(setup()[0], trace=folder / "another.gnnstab")
+            return warned, str(caught.value)
+
+        warned, refused = Child(unprivileged).result()
+        assert len(warned) <= 1 and "cannot be written here (Permission denied)" in refused
+        with Trace.open(path) as trace:
+            assert [row.step for row in trace.steps()] == list(range(12))
 
 
 def test_a_full_disk(path: Path) -> None:
@@ -117,25 +176,6 @@ def test_a_full_disk(path: Path) -> None:
     with Trace.open(path) as trace:
         recorded = [row.step for row in trace.steps()]
     assert recorded[: flushed + 1] == list(range(flushed + 1)), "what was flushed before is there"
-
-
-def test_the_folder_vanishes(path: Path) -> None:
-    folder = path.parent / "sub"
-    folder.mkdir()
-
-    def loop(run: Run) -> None:
-        model, optimizer = setup()
-        with run.watching(model, optimizer=optimizer) as monitor:
-            train(model, optimizer, 0, 5, run)
-            if monitor is not None:
-                flush(monitor)
-                for name in folder.iterdir():
-                    name.unlink()
-                folder.rmdir()
-            train(model, optimizer, 5, 10, run)
-
-    run = unnoticed(loop, trace=folder / "run.gnnstab")
-    assert len(run.warned) == 1 and "sub/run.gnnstab" in run.warned[0]
 
 
 @pytest.mark.parametrize("jump", [-86_400.0, 86_400.0], ids=["backwards", "forwards"])
@@ -223,10 +263,15 @@ def test_other_threads_that_call_the_model_are_no_part_of_the_record(path: Path)
 
 
 def recorded(run: Run) -> dict[SeriesKey, list[tuple[float, ...]]]:
-    """Every row of the light tier."""
+    """Every row of the light tier; how many steps share a row of a gradient depends on when it was written."""
     assert run.warned == []
     with run.monitor.trace as trace:
-        return {key: rows.tolist() for key, rows in trace.sites().items()}
+        return {
+            key: [(rows["minimum"].min(), rows["maximum"].max(), rows["span"].sum(), rows["count"].sum())]
+            if key.site in SHARED_SITES
+            else rows.tolist()
+            for key, rows in trace.sites().items()
+        }
 
 
 def test_a_thread_that_trains_while_another_made_the_monitor(path: Path) -> None:
