@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from gnnstab.cli.group import run as command
 from torch_geometric import EdgeIndex
 from torch_geometric.nn import TransformerConv
 
@@ -52,6 +53,15 @@ def test_code_in_a_bundle_never_runs(folder: Path, name: str, payload: Any, mark
     with pytest.raises(UnsafeFileError, match=r"running code from the file \(it imports .*mkdir"):
         bundle.read(folder)
     assert not marker.exists()
+
+
+def test_the_command_line_refuses_it_in_one_line(
+    folder: Path, payload: Any, marker: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({"args": (payload,), "kwargs": {}}, folder / "batch.pt")
+    assert command(["replay", str(folder)]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "running code" in line and not marker.exists()
 
 
 @pytest.mark.parametrize("name", ["batch.pt", "rng.pt", "weights.pt"])
