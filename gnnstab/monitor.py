@@ -133,12 +133,17 @@ class Monitor:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._guarded("detaching from the optimizer", self._boundary.detach)
+        late = self._recorder.late and error is None
         self._guarded("detaching from the model", self._recorder.detach)
         self._guarded("handing over failures", self._recorder.hand_over_failures)
+        if late:
+            self._guarded("the live rules", self._look)
         self._guarded("closing the trace", self._writer.close)
         self._guarded("the trace", self._look_at_trace)
         if self._feed:
             self._guarded("the sinks", lambda: self._feed.end(self.diagnose()))
+        if late:
+            self._act()
 
     def step(self, loss: Tensor | float | None = None) -> None:
         """Say that a step has ended, and with what loss.
@@ -167,9 +172,10 @@ class Monitor:
         """Diagnose what was recorded so far; ``options`` are those of `gnnstab.diagnosis.diagnose_trace`."""
         from gnnstab.diagnosis import diagnose_trace
 
+        trace = self.trace
         if self._recorder.row is None and "target" not in options:
             options["target"] = Target("trace", str(self._path or "in memory"), (self._nothing_yet(),))
-        return diagnose_trace(self.trace, **options)
+        return diagnose_trace(trace, **options)
 
     def _repr_html_(self) -> str:
         """The page of what was recorded so far, for notebooks."""
@@ -177,7 +183,8 @@ class Monitor:
 
     @property
     def trace(self) -> Trace:
-        """What was recorded so far, as a snapshot."""
+        """What was recorded so far, as a snapshot; waits for a device."""
+        self._recorder.settle()
         return self._writer.read()
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -55,7 +55,7 @@ class StepView:
         return any(not ok for key, ok in self.seen.items() if key.site in _GRADIENTS)
 
 
-def forward_event(view: StepView, model: nn.Module, inputs: dict[str, Inputs], weights: Sequence[str]) -> Event:
+def forward_event(view: StepView, model: nn.Module, inputs: Mapping[str, Inputs], weights: Sequence[str]) -> Event:
     """The first non-finite value of a forward pass.
 
     The forward is run again on a copy. Where that is not possible, or shows nothing, what was recorded decides.
@@ -71,7 +71,7 @@ def forward_event(view: StepView, model: nn.Module, inputs: dict[str, Inputs], w
             note = found
             break
     else:
-        note = "the inputs of that forward were not kept"
+        note = "that forward could not be run again: its inputs were not kept, or its update has spoilt the weights"
     return _recorded(view, bad, note)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gnnstab.probe.ending import Number
 from gnnstab.probe.hooks import Hook, ignore
 from gnnstab.probe.recorder import Recorder
 
@@ -71,9 +72,11 @@ class Boundary:
         if self._scaler is not None and isinstance(self._scaler.__dict__.get("update"), _Update):
             del self._scaler.__dict__["update"]
 
-    def end(self, optimizer: torch.optim.Optimizer | None, *, skipped: bool = False, moves: bool = False) -> bool:
+    def end(
+        self, optimizer: torch.optim.Optimizer | None, *, skipped: Tensor | bool = False, moves: bool = False
+    ) -> bool:
         """End the step with this optimizer's learning rate and the scaler's scale."""
-        lr = None if optimizer is None else float(optimizer.param_groups[0]["lr"])
+        lr = None if optimizer is None else _number(optimizer.param_groups[0]["lr"])
         ended = self._recorder.end_step(lr=lr, scale=self._scale(), skipped=skipped, moves=moves)
         self._moved = moves
         return ended
@@ -88,21 +91,26 @@ class Boundary:
         """Run ``body``; a failure is noted instead of raised."""
         self._recorder.state.failsafe.run(where, body)
 
-    def _scale(self) -> float | None:
+    def _scale(self) -> Number:
         scale = getattr(self._scaler, "_scale", None)
-        return float(scale) if isinstance(scale, Tensor) else None
+        return _number(scale) if isinstance(scale, Tensor) else None
 
     def _before(self, grad: bool, optimizer: torch.optim.Optimizer) -> None:
         # A fused optimizer is handed scaled gradients and decides by itself, on the device, whether to move.
         found = getattr(optimizer, "found_inf", None)
         self._ended = True
-        self.end(optimizer, skipped=isinstance(found, Tensor) and bool(found), moves=True)
+        self.end(optimizer, skipped=found.detach().clone() if isinstance(found, Tensor) else False, moves=True)
 
     def _after(self, grad: bool, optimizer: torch.optim.Optimizer) -> None:
         if not self._ended and self._recorder.state.open:
             self.end(optimizer)
         self._ended = False
         self._recorder.after_update()
+
+
+def _number(value: Any) -> Number:
+    """A setting, which may be a tensor on a device that the next update changes in place."""
+    return value.detach().clone() if isinstance(value, Tensor) else float(value)
 
 
 class _StepHook:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from torch import nn
@@ -11,7 +11,7 @@ from torch import nn
 from gnnstab.errors import UsageError
 from gnnstab.probe import anomaly, bundle
 from gnnstab.probe.outbox import Sent
-from gnnstab.probe.outer import Outer
+from gnnstab.probe.outer import Inputs, Outer
 from gnnstab.probe.parameters import Parameters
 from gnnstab.probe.rerun import Kept
 from gnnstab.probe.state import State
@@ -23,6 +23,9 @@ _BUNDLES = 3
 
 _RERUNS = 3
 """Steps of one run that are run again; a run that has gone bad stays bad."""
+
+
+_MOVED = "no bundle: when the numbers of this step had come from the device, its update had made the weights non-finite"
 
 
 class Judge:
@@ -53,16 +56,24 @@ class Judge:
         self._written = 0
         self._reruns = 0
 
-    def step(self, sent: Sent, skipped: bool) -> Event | None:
-        """The event of a step whose numbers are not all finite, if it is the first of its kind."""
-        state = self._state
-        view = anomaly.StepView.of(state.step, sent, list(state.fired))
+    def step(
+        self, step: int, sent: Sent, skipped: bool, inputs: Mapping[str, Inputs] | None = None, *, moved: bool = False
+    ) -> Event | None:
+        """The event of a step whose numbers are not all finite, if it is the first of its kind.
+
+        ``inputs`` are those of the step (those of the latest forward when omitted). ``moved`` says that an update has
+        moved the weights since: where they are not finite either, nothing can be run again with them.
+        """
+        inputs = self._outer.last if inputs is None else inputs
+        view = anomaly.StepView.of(step, sent, list(self._state.fired))
         if view.forward_bad():
             if self._first("forward"):
                 weights = self._parameters.non_finite()
-                return self._with_bundle(anomaly.forward_event(view, self._model, self._outer.last, weights))
+                lost = moved and bool(weights)
+                event = anomaly.forward_event(view, self._model, {} if lost else inputs, [] if lost else weights)
+                return self._with_bundle(event, inputs, moved)
         elif view.gradients_bad() and not skipped and self._first("gradient"):
-            return self._with_bundle(anomaly.gradient_event(view))
+            return self._with_bundle(anomaly.gradient_event(view), inputs, moved)
         return None
 
     def left_out(self, step: int, loss: float, bad: Sequence[str], again: Callable[[Kept], Sent]) -> Event | None:
@@ -82,27 +93,32 @@ class Judge:
                 continue
             note = "run again, everything was finite"
             self._outer.last[kept.inputs.mode] = kept.inputs
-            event = None if sent.finite else self.step(sent, False)
+            event = None if sent.finite else self.step(step, sent, False)
             if event is not None:
                 return event
         if not bad:
             return self.loss(step, loss)
-        return self._with_bundle(anomaly.left_out_event(step, bad, note)) if self._first("gradient") else None
+        event = anomaly.left_out_event(step, bad, note)
+        return self._with_bundle(event, self._outer.last) if self._first("gradient") else None
 
-    def loss(self, step: int, loss: float) -> Event | None:
-        """The event of a loss that is not finite, when nothing before it was reported."""
+    def loss(
+        self, step: int, loss: float, inputs: Mapping[str, Inputs] | None = None, *, moved: bool = False
+    ) -> Event | None:
+        """The event of a loss that is not finite, when nothing before it was reported; the rest as for `step`."""
         if math.isfinite(loss) or self.met or not self._first("loss"):
             return None
-        return self._with_bundle(anomaly.loss_event(step, loss))
+        return self._with_bundle(anomaly.loss_event(step, loss), self._outer.last if inputs is None else inputs, moved)
 
     def _first(self, kind: str) -> bool:
         self.met[kind] = self.met.get(kind, 0) + 1
         return self.met[kind] == 1
 
-    def _with_bundle(self, event: Event) -> Event:
-        inputs = self._outer.last.get(event.mode) or next(iter(self._outer.last.values()), None)
+    def _with_bundle(self, event: Event, kept: Mapping[str, Inputs], moved: bool = False) -> Event:
+        inputs = kept.get(event.mode) or next(iter(kept.values()), None)
         if inputs is None or self._written >= _BUNDLES:
             return event
+        if moved and self._parameters.non_finite():
+            return anomaly.with_detail(event, bundle="", bundle_note=_MOVED)
         if self._bundles is None:
             return anomaly.with_detail(event, bundle="", bundle_note="the trace is in memory, so no bundle was written")
         folder = self._bundles.with_name(f"{self._bundles.name.removesuffix('.gnnstab')}.bundle-{event.step}")

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gnnstab.probe import flight
 from gnnstab.probe.keys import Keys
 from gnnstab.probe.staging import Stage
 
@@ -142,7 +143,7 @@ class Parameters:
         apart: list[int] = []
         for i in present:
             p = self._parameters[i]
-            if not p.is_cpu or p.dim() == 0 or not 0 < p.numel() <= _JOINED:
+            if not flight.at_hand(p) or p.dim() == 0 or not 0 < p.numel() <= _JOINED:
                 apart.append(i)
                 continue
             groups = alike.setdefault((p.dtype, p.shape[1:]), [[]])
@@ -169,7 +170,7 @@ def _join(tensors: tuple[Tensor, ...]) -> Tensor | None:
         joined = torch.cat(tensors)
     except (RuntimeError, NotImplementedError):
         return None
-    return joined if joined.layout is torch.strided and joined.is_cpu else None
+    return joined if joined.layout is torch.strided and flight.at_hand(joined) else None
 
 
 def _square(tensors: Sequence[Tensor]) -> float:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from gnnstab.probe.budget import Budget
 from gnnstab.probe.discovery import adapter_of, find_watches
+from gnnstab.probe.ending import Ended, Number
 from gnnstab.probe.judge import Judge
 from gnnstab.probe.norms import Norms
 from gnnstab.probe.outbox import NOTHING, Outbox, Writer
@@ -24,6 +25,7 @@ from gnnstab.probe.parameters import Parameters
 from gnnstab.probe.replica import unwrap
 from gnnstab.probe.rerun import run_again
 from gnnstab.probe.schedule import Schedule
+from gnnstab.probe.staging import NONE, Sending
 from gnnstab.probe.state import State
 from gnnstab.records import Coverage, Event, LayerFacts, Measure, StepRow
 
@@ -44,7 +46,8 @@ class Recorder:
     """Records one model into one trace.
 
     It changes nothing about the run: outputs, gradients and random numbers are the same with it and without it, and a
-    failure inside it is noted instead of raised. Between two calls of `end_step` nothing waits for the device.
+    failure inside it is noted instead of raised. Nothing waits for a device: what one has reduced is handed over at the
+    end of the next step, or by `settle`. Only steps of the full tier wait, at their end.
 
     Args:
         model: The model; wrappers of ``torch.compile`` and data parallelism are looked through.
@@ -84,10 +87,10 @@ class Recorder:
         """Every event of the run so far, bounded."""
 
         self.sent = NOTHING
-        """The light tier of the step that has ended last."""
+        """The light tier of the step that was handed over last."""
 
         self.row: StepRow | None = None
-        """The step that has ended last."""
+        """The step that was handed over last: the one that has ended last, on a device the one before it."""
 
         self.update: dict[str, tuple[float, float]] = {}
         """Parameter → (RMS, RMS of its change) in that step, when it was one of the full tier."""
@@ -108,7 +111,8 @@ class Recorder:
         self._on_event = on_event
         self._weights = NOTHING
         self._start = time.monotonic()
-        self._loss: Tensor | float | None = None
+        self._loss: Number = None
+        self._late: Ended | None = None
         self._facts_at = (-1, False, 0)
         self._attached = False
         if budget is not None and not replay:
@@ -130,6 +134,7 @@ class Recorder:
             return
         self._attached = False
         self.end_step()
+        self.settle()
         for watch in self.watches:
             self.state.failsafe.run(f"detaching from {watch.name}", watch.detach)
         self.state.failsafe.run("detaching from the model", self._outer.detach)
@@ -179,7 +184,9 @@ class Recorder:
     def loss(self, loss: Tensor | float) -> None:
         """Give the loss of the current step, or of the one that has just ended."""
         value = loss.detach().clone() if isinstance(loss, Tensor) else float(loss)
-        if self.row is not None and not self.state.open:
+        if self._late is not None and not self.state.open:
+            self._late.tell(value)
+        elif self.row is not None and not self.state.open:
             row, self.row = self.row, self.row._replace(loss=float(value))
             self.writer.step(self.row)
             self._emit(self._judge.loss(row.step, float(value)))
@@ -191,13 +198,19 @@ class Recorder:
         step = self.state.step if self.row is None else self.row.step
         self.writer.measures([Measure(step, "", "eval", 0, "loss.validation", -1, loss)])
 
+    @property
+    def late(self) -> bool:
+        """True while the numbers of the last step are on their way from a device."""
+        return self._late is not None
+
+    def settle(self) -> None:
+        """Hand over the step whose numbers are still on their way, and wait for them."""
+        late, self._late = self._late, None
+        if late is not None:
+            self.state.failsafe.run("handing over a step", lambda: self._hand_over(late, moved=True))
+
     def end_step(
-        self,
-        *,
-        lr: float | None = None,
-        scale: float | None = None,
-        skipped: bool = False,
-        moves: bool = False,
+        self, *, lr: Number = None, scale: Number = None, skipped: Tensor | bool = False, moves: bool = False
     ) -> bool:
         """End the step: read the buffers, hand over the rows, look for non-finite values.
 
@@ -231,41 +244,60 @@ class Recorder:
             self.state.failsafe.run("the update", self._record_update)
             self.budget.spent_since(begun)
 
-    def _end_left_out(self, lr: float | None, scale: float | None, skipped: bool, moves: bool) -> None:
+    def _end_left_out(self, lr: Number, scale: Number, skipped: Tensor | bool, moves: bool) -> None:
         step, norm = self.state.step, self._parameters.norm()
-        loss = None if self._loss is None else float(self._loss)
+        ended = self._ended(NONE, lr, scale, skipped)
+        loss, rate, factor, dropped = ended.land()
         self.sent = NOTHING if norm is None else NOTHING._replace(gradient_norm=norm)
-        self.row = StepRow(step, time.monotonic() - self._start, loss, lr, scale, norm, skipped)
+        self.row = StepRow(step, ended.time, loss, rate, factor, norm, dropped)
         self.writer.step(self.row)
-        bad = norm is not None and not math.isfinite(norm) and not skipped
+        bad = norm is not None and not math.isfinite(norm) and not dropped
         if bad or (loss is not None and not math.isfinite(loss)):
             names = self._parameters.bad_gradients() if bad else []
             again = partial(run_again, self.model, step=step, writer=self.writer, recorder=_full)
             self._emit(self._judge.left_out(step, math.nan if loss is None else loss, names, again))
             self.budget.schedule.force()
 
-    def _end(self, lr: float | None, scale: float | None, skipped: bool, moves: bool) -> None:
+    def _end(self, lr: Number, scale: Number, skipped: Tensor | bool, moves: bool) -> None:
         state, step = self.state, self.state.step
         if state.full:
             self._parameters.refresh()
             self._note_new_layers()
         if state.backward or moves:
             self._parameters.gradients(state.stage)
-        self.sent = sent = self._outbox.sites(step, state.take(), scale or 1.0)
-        loss = None if self._loss is None else float(self._loss)
-        self.row = StepRow(step, time.monotonic() - self._start, loss, lr, scale, sent.gradient_norm, skipped)
-        self.writer.step(self.row)
+        ended, before = self._ended(state.send(), lr, scale, skipped), self._late
+        if before is not None:
+            self._late = None
+            self._hand_over(before, moved=True)
+        if ended.waits:
+            self._late = ended
+            if state.clock is not None and not self.held:
+                self.budget.hold("asking whether a step on a device was finite would wait for the device")
+        else:
+            self._hand_over(ended, moved=False)
         self._write_facts()
         if state.full:
             self._outbox.measures(step, state.measures)
             if moves:
                 self._parameters.remember(state.stage)
                 self._weights = self._outbox.sites(step, state.stage.take())
-        self.budget.check(self._outer.forwards, sent.gradient_norm is not None or loss is not None)
+        known = self._late is not None or self.sent.gradient_norm is not None or self._loss is not None
+        self.budget.check(self._outer.forwards, known)
+
+    def _ended(self, sending: Sending, lr: Number, scale: Number, skipped: Tensor | bool) -> Ended:
+        now, inputs = time.monotonic() - self._start, dict(self._outer.last)
+        return Ended(self.state.step, now, sending, inputs, loss=self._loss, lr=lr, scale=scale, skipped=skipped)
+
+    def _hand_over(self, ended: Ended, *, moved: bool) -> None:
+        """Give the numbers of a step to the trace and look at them; ``moved``: the weights are no longer those of the step."""
+        loss, lr, scale, skipped = ended.land()
+        self.sent = sent = self._outbox.sites(ended.step, ended.sending.land(), scale or 1.0)
+        self.row = StepRow(ended.step, ended.time, loss, lr, scale, sent.gradient_norm, skipped)
+        self.writer.step(self.row)
         if not sent.finite:
-            self._emit(self._judge.step(sent, skipped))
+            self._emit(self._judge.step(ended.step, sent, skipped, ended.inputs, moved=moved))
         elif loss is not None:
-            self._emit(self._judge.loss(step, loss))
+            self._emit(self._judge.loss(ended.step, loss, ended.inputs, moved=moved))
 
     def _next(self) -> None:
         """Release what belongs to the step that has ended."""
@@ -284,9 +316,9 @@ class Recorder:
     def _record_update(self) -> None:
         self.update = {}
         stage, before, self._weights = self.state.stage, self._weights, NOTHING
-        if self.row is None or not self._parameters.change(stage):
+        if not self._parameters.change(stage):
             return
-        change = self._outbox.sites(self.row.step, stage.take())
+        change = self._outbox.sites(self.state.step - 1, stage.take())
         sizes = {key.layer: row[2] for key, row in zip(before.layout.keys, before.rows.tolist(), strict=True)}
         moved = {key.layer: row[2] for key, row in zip(change.layout.keys, change.rows.tolist(), strict=True)}
         self.update = {name: (size, moved[name]) for name, size in sizes.items() if name in moved}

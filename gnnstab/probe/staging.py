@@ -14,7 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gnnstab.probe.totals import EMPTY, Tally, Totals
+from gnnstab.probe import flight
+from gnnstab.probe.flight import Flight
+from gnnstab.probe.totals import EMPTY, Tally, Totals, merge
 
 CAPACITY = 1 << 17
 """Entries of the copy buffer (1 MiB of float64)."""
@@ -49,6 +51,36 @@ class _Group:
         """Positions of the tensors that are reduced where they stand."""
 
 
+class Sending:
+    """What one step has put into the buffers: numbers of the host, and those that are still on their way from a device."""
+
+    __slots__ = ("_flights", "_here")
+
+    def __init__(self, here: Totals, flights: Sequence[tuple[Flight, list[int], list[int]]] = ()) -> None:
+        self._here = here
+        self._flights = flights
+
+    @property
+    def waits(self) -> bool:
+        """True when reading it now would wait for a device."""
+        return bool(self._flights)
+
+    def land(self) -> Totals:
+        """One entry per slot."""
+        if not self._flights:
+            return self._here
+        with np.errstate(all="ignore"):
+            return merge([self._here, *(_reduced(f.land(), slots, counts) for f, slots, counts in self._flights)])
+
+    def along_with(self, totals: Totals) -> Sending:
+        """The same and more of the host's numbers."""
+        return Sending(merge([self._here, totals]), self._flights)
+
+
+NONE = Sending(EMPTY)
+"""Nothing was put in."""
+
+
 class Stage:
     """The buffers of one recorder.
 
@@ -59,6 +91,7 @@ class Stage:
     __slots__ = (
         "_array",
         "_buffer",
+        "_flights",
         "_groups",
         "_index",
         "_position",
@@ -78,6 +111,7 @@ class Stage:
         self._reduced: list[Tensor] = []
         self._reduced_slots: list[int] = []
         self._reduced_counts: list[int] = []
+        self._flights: list[tuple[Flight, list[int], list[int]]] = []
         self._groups: list[_Group] = []
         self._position = 0
         self._index: _Index | None = None
@@ -127,16 +161,22 @@ class Stage:
         self._position += 1
 
     def take(self) -> Totals:
-        """What was put in since the last call, one entry per slot."""
+        """What was put in since the last call, one entry per slot; waits for a device that has part of it."""
+        return self.send().land()
+
+    def send(self) -> Sending:
+        """The same without waiting: what a device has reduced is on its way afterwards."""
         with np.errstate(all="ignore"):
             self._tally.add(self._take_copies())
-            self._tally.add(self._take_reduced())
-        return self._tally.take()
+            self._take_reduced()
+        flights, self._flights = self._flights, []
+        return Sending(self._tally.take(), flights)
 
     def clear(self) -> None:
         """Forget what was put in since the last `take`."""
         self._position = 0
         self._forget_reduced()
+        self._flights = []
         self._tally.clear()
 
     def _place(self, slots: tuple[int, ...], tensors: Sequence[Tensor]) -> _Group:
@@ -168,8 +208,8 @@ class Stage:
     def _place_one(self, group: _Group, i: int, tensor: Tensor, size: int) -> None:
         if not tensor.is_floating_point() or tensor.layout is not torch.strided:
             self._refuse(group.slots[i], f"a {tensor.layout} tensor of {tensor.dtype} has no recorded statistics")
-        elif size > LARGE or (size and not tensor.is_cpu):
-            # On another device everything is reduced there: three numbers cross at the step's end, nothing before.
+        elif size > LARGE or (size and not flight.at_hand(tensor)):
+            # On another device everything is reduced there: three numbers cross, and nobody waits for them.
             group.direct.append(i)
         elif size:
             assert group.small is not None
@@ -181,7 +221,7 @@ class Stage:
     def _reduce(self, slot: int, tensor: Tensor) -> None:
         if len(self._reduced_slots) == REDUCED:
             with np.errstate(all="ignore"):
-                self._tally.add(self._take_reduced())
+                self._take_reduced()
         minimum, maximum = torch.aminmax(tensor)
         # Half precision is summed in float32: a norm of its own dtype overflows at 65504.
         dtype = torch.float32 if tensor.element_size() < 4 else None
@@ -222,19 +262,30 @@ class Stage:
         starts = np.concatenate([[0], ends[:-1]]).astype(np.int64) if counts else ends
         return position, np.array(slots, np.int64), starts, np.array(counts, np.int64), len(set(slots)) == len(slots)
 
-    def _take_reduced(self) -> Totals:
+    def _take_reduced(self) -> None:
         if not self._reduced_slots:
-            return EMPTY
-        parts = self._reduced
-        if len({part.device for part in parts}) > 1:
-            parts = [part.cpu() for part in parts]
-        numbers = torch.stack(parts).double().view(-1, 3).cpu().numpy()
-        slots, counts = np.array(self._reduced_slots), np.array(self._reduced_counts)
-        distinct = len(set(self._reduced_slots)) == len(slots)
+            return
+        parts, slots, counts = self._reduced, self._reduced_slots, self._reduced_counts
+        if all(map(flight.at_hand, parts)):
+            self._tally.add(_reduced(torch.stack(parts).double().numpy(), slots, counts))
+        else:
+            self._flights.append((Flight(parts), slots, counts))
         self._forget_reduced()
-        return Totals(slots, numbers[:, 0], numbers[:, 1], numbers[:, 2] ** 2, counts, distinct, exact=False)
 
     def _forget_reduced(self) -> None:
-        self._reduced.clear()
-        self._reduced_slots.clear()
-        self._reduced_counts.clear()
+        self._reduced, self._reduced_slots, self._reduced_counts = [], [], []
+
+
+def _reduced(numbers: NDArray[np.float64], slots: list[int], counts: list[int]) -> Totals:
+    """Totals of tensors that were reduced where they stood, three numbers each."""
+    columns = numbers.reshape(-1, 3)
+    distinct = len(set(slots)) == len(slots)
+    return Totals(
+        np.array(slots),
+        columns[:, 0],
+        columns[:, 1],
+        columns[:, 2] ** 2,
+        np.array(counts),
+        distinct,
+        exact=False,
+    )

@@ -14,8 +14,7 @@ from gnnstab.probe.failsafe import Failsafe
 from gnnstab.probe.identity import Endpoint
 from gnnstab.probe.keys import Keys
 from gnnstab.probe.norms import Norms
-from gnnstab.probe.staging import Stage
-from gnnstab.probe.totals import Totals, merge
+from gnnstab.probe.staging import Sending, Stage
 from gnnstab.records import Blind
 
 
@@ -122,15 +121,15 @@ class State:
         """A backward has reached the model."""
         self.backward = True
 
-    def take(self) -> Totals:
+    def send(self) -> Sending:
         """Everything of the light tier since the last call, from eager and from compiled layers."""
-        eager = self.stage.take()
+        eager = self.stage.send()
         if not self.compiled.written:
             return eager
         self.compiled.used = True
         for layer in self.compiled.layers():
             self.fired.setdefault(layer, len(self.fired))
-        return merge([eager, self.compiled.take()])
+        return eager.along_with(self.compiled.take())
 
     @property
     def open(self) -> bool:

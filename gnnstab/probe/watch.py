@@ -18,6 +18,10 @@ from gnnstab.records import LayerFacts
 
 _IN_GRAPH = "not seen inside a compiled graph; run the layer without torch.compile to see it"
 
+_CAPTURED = (
+    "called while a CUDA graph was captured, whose replays run no hooks; record a run without the graph to see it"
+)
+
 _in_transform = torch._C._functorch.peek_interpreter_stack
 _graph_task = torch._C._current_graph_task_id
 
@@ -158,6 +162,10 @@ class Watch(ABC):
         out = output[0] if type(output) is tuple else output
         if not isinstance(out, Tensor):
             state.unseen(self.name, "output", f"returned a {type(out).__name__}, not a tensor")
+            self.forget()
+            return
+        if out.is_cuda and torch.cuda.is_current_stream_capturing():
+            state.unseen(self.name, "output", _CAPTURED)
             self.forget()
             return
         self.record(grad, plan, inputs, args, kwargs, out)

@@ -13,6 +13,7 @@ from gnnstab.errors import GnnstabWarning
 from gnnstab.probe import anomaly, judge
 from gnnstab.probe import recorder as recorder_module
 from gnnstab.probe.boundary import Boundary
+from gnnstab.probe.ending import Ended
 from gnnstab.probe.gradients import GradientHook
 from gnnstab.probe.layers import transformer_conv
 from gnnstab.probe.layers.transformer_conv import TransformerConvWatch
@@ -27,8 +28,11 @@ from models.convnets import CASES, scalar
 
 STAGES = [
     (Stage, "put"),
+    (Stage, "put_joined"),
     (Stage, "take"),
-    (State, "take"),
+    (Stage, "send"),
+    (State, "send"),
+    (Ended, "land"),
     (TransformerConvWatch, "record"),
     (TransformerConvWatch, "saw"),
     (TransformerConvWatch, "returned"),
