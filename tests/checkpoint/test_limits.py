@@ -102,9 +102,9 @@ def test_cycles_and_exponential_nesting_end(saved: Save, state: dict[str, torch.
         laughs = [laughs, laughs, laughs, laughs]
     cycle: dict[str, Any] = {"state_dict": state, "laughs": laughs}
     cycle["self"] = cycle
-    start = time.monotonic()
+    start = time.process_time()
     assert len(recover(load(saved(cycle))).layers) == 2
-    assert time.monotonic() - start < 10
+    assert time.process_time() - start < 10
 
 
 def test_too_many_objects(saved: Save, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,12 +123,12 @@ def test_a_million_keys_are_refused_unread(saved: Save, tmp_path: Path) -> None:
 
 
 def test_fifty_thousand_keys(saved: Save) -> None:
-    start = time.monotonic()
+    start = time.process_time()
     zero = torch.zeros(1)
     checkpoint = load(saved({f"layer.{i}.scale": zero for i in range(50_000)}))
     assert len(checkpoint.tensors) == 50_000
     assert recover(checkpoint).layers == ()
-    assert time.monotonic() - start < 60
+    assert time.process_time() - start < 60
 
 
 def test_hostile_names_become_one_printable_line(saved: Save) -> None:

@@ -179,10 +179,10 @@ def test_lists_that_double_at_every_level(tmp_path: Path) -> None:
     for _ in range(40):
         content = [content, content]
     torch.save(content, tmp_path / "batch.pt")
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(LoadError, match="holds more than 1000000 things"):
         load_batch(tmp_path / "batch.pt")
-    assert time.monotonic() - started < 20
+    assert time.process_time() - started < 20
 
 
 def test_calls_that_fill_the_memory(tmp_path: Path) -> None:

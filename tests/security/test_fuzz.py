@@ -38,9 +38,9 @@ def test_damaged_files(name: str) -> None:
     def attempt(seed: str, way: int, changes: list[readers.Edit]) -> None:
         with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as scratch:
             content = readers.damaged(reader, seed, way, changes, Path(scratch))
-            started = time.monotonic()
+            started = time.process_time()
             readers.attempt(reader, content, Path(folder))
-            assert time.monotonic() - started < SECONDS
+            assert time.process_time() - started < SECONDS
 
     attempt()
 

@@ -25,12 +25,12 @@ def read_config(path: Path) -> Any:
 
 
 def refused(read: Callable[[Path], Any], path: Path) -> str:
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(ConfigurationError) as caught:
         read(path)
     message = str(caught.value)
     assert message.isprintable() and len(message) < LONGEST_LINE, message[:2000]
-    assert time.monotonic() - started < 20
+    assert time.process_time() - started < 20
     return message
 
 
@@ -149,9 +149,9 @@ def test_globs_of_layers_take_linear_time(tmp_path: Path) -> None:
     class Finding:
         code, layer = "GS301", "a" * 2000
 
-    started = time.monotonic()
+    started = time.process_time()
     assert not suppression.covers(Finding())  # type: ignore[arg-type]
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_a_configuration_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
