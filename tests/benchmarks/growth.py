@@ -4,8 +4,8 @@
 
 Layers, edges and heads: a monitored training step (light tier at every step, trace on disk) as a ratio to an unmonitored
 one. Two copies of a network take turns on the same batch, block by block, so that what else the machine does reaches
-both alike; told are the median and the quartiles of the blocks' ratios, and, where the system counts them, the ratio of
-the instructions of both, the writer's thread and the last flush included. Steps: time and peak memory of `gnnstab check`
+both alike; told are the median and the quartiles of the blocks' ratios of processor time, of all threads, and, where the system counts them, the ratio of
+the instructions of both, the writer's thread and the last flush included. Steps: processor time and peak memory of `gnnstab check`
 on a trace of that many steps, in a process of its own (see trace_scale.py).
 
 FOLDER gets growth.json, one figure per quantity and growth.svg with all of them; a quantity that is not measured this
@@ -99,11 +99,11 @@ def stepper(model: nn.Module, optimizer: torch.optim.Optimizer, batch: tuple[Ten
 
 
 def timed(step: Callable[[], None], count: int) -> float:
-    """Seconds per step."""
-    begun = time.perf_counter()
+    """Seconds of processor time per step, those of the writer's thread included."""
+    begun = time.process_time()
     for _ in range(count):
         step()
-    return (time.perf_counter() - begun) / count
+    return (time.process_time() - begun) / count
 
 
 def settled(step: Callable[[], None]) -> float:
@@ -194,24 +194,27 @@ COLOR, SECOND = "#2a6f97", "#c8553d"
 
 def draw_ratio(axes: Axes, name: str, points: Sequence[Point]) -> None:
     at = [p["at"] for p in points]
-    axes.fill_between(at, [p["low"] for p in points], [p["high"] for p in points], color=COLOR, alpha=0.18, lw=0)
-    axes.plot(at, [p["median"] for p in points], "o-", color=COLOR, ms=4, label="time")
+    low, high = ([abs(p["median"] - p[end]) for p in points] for end in ("low", "high"))
+    median = [p["median"] for p in points]
+    axes.errorbar(
+        at, median, (low, high), fmt="o", color="0.6", ms=3.5, lw=0.9, capsize=2, label="processor time, quartiles"
+    )
     counted = [p for p in points if p["instructions"]]
     if counted:
         there = [p["at"] for p in counted]
-        axes.plot(there, [p["instructions"] for p in counted], "s--", color=SECOND, ms=4, label="instructions")
-        axes.legend(frameon=False)
+        axes.plot(there, [p["instructions"] for p in counted], "o-", color=COLOR, ms=4, label="instructions")
+    axes.legend(frameon=False, loc="upper right")
     axes.axhline(1.0, color="0.55", lw=0.8)
-    axes.set(xscale="log", xlabel=name, ylabel="monitored / unmonitored step", ylim=(0.9, None))
+    axes.set(xscale="log", xlabel=name, ylabel="monitored / unmonitored step", ylim=(0.9, 1.6))
     axes.set_title(f"a training step, by {name}")
     ticks(axes, at)
 
 
 def draw_steps(axes: Axes, points: Sequence[Point]) -> None:
     at = [p["at"] for p in points]
-    axes.plot(at, [p["seconds"] for p in points], "o-", color=COLOR, ms=4)
+    axes.plot(at, [p["cpu_s"] for p in points], "o-", color=COLOR, ms=4)
     axes.set(xscale="log", xlabel="steps in the trace", ylim=(0, None))
-    axes.set_ylabel("seconds", color=COLOR)
+    axes.set_ylabel("processor time, s", color=COLOR)
     beside = axes.twinx()
     beside.plot(at, [p["peak_mb"] for p in points], "s--", color=SECOND, ms=4)
     beside.set_ylabel("peak memory, MB", color=SECOND)
