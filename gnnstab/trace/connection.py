@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -15,6 +17,9 @@ from gnnstab.trace import schema
 
 LONGEST_VALUE = 16 * 2**20
 """Bytes of the longest text that is read; the longest that gnnstab writes is far below it."""
+
+LARGEST_COPY = 512 * 2**20
+"""Bytes of a trace that is read from a copy in memory."""
 
 OPERATIONS = 1_000_000
 """Virtual-machine operations between two looks at how long a query has run."""
@@ -129,6 +134,8 @@ def _open(path: str, notes: list[str]) -> sqlite3.Connection:
     try:
         return _connect(path, "mode=ro")
     except sqlite3.OperationalError as error:
+        if _was_interrupted(path, error):
+            return _rolled_back(path)
         # Reading a WAL file needs a file of shared memory beside it, which a read-only folder cannot get.
         if os.access(os.path.dirname(os.path.abspath(path)), os.W_OK):
             raise TraceError(_explain(path, error)) from error
@@ -141,6 +148,31 @@ def _open(path: str, notes: list[str]) -> sqlite3.Connection:
     if os.path.exists(f"{path}-wal"):
         notes.append(f"{path}: read from a read-only folder, the rows of its last flushes in {path}-wal are not seen")
     return connection
+
+
+def _was_interrupted(path: str, error: sqlite3.OperationalError) -> bool:
+    """A writer was killed within a transaction, and only who may write could undo what it had begun."""
+    return "readonly" in str(error) and os.path.exists(f"{path}-journal")
+
+
+def _rolled_back(path: str) -> sqlite3.Connection:
+    """A copy in memory in which the unfinished transaction is undone; the file itself stays as it is."""
+    held = os.stat(path).st_size
+    if held > LARGEST_COPY:
+        raise TraceError(
+            f"{path}: its writer was killed within a transaction, and it is too large to be read from a copy ({held} bytes); "
+            f'run `sqlite3 FILE "PRAGMA user_version"` once, which undoes the transaction'
+        )
+    try:
+        with tempfile.TemporaryDirectory(prefix="gnnstab-") as folder:
+            there = os.path.join(folder, "trace")
+            for end in ("", "-journal"):
+                shutil.copyfile(path + end, there + end)
+            return _copy(_connect(there, "mode=rw"))
+    except OSError as error:
+        raise TraceError(f"{path}: its writer was killed, and a copy to repair could not be made ({error})") from error
+    except SPOILT as error:
+        raise TraceError(_explain(path, error)) from error
 
 
 def _connect(path: str, mode: str) -> sqlite3.Connection:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sqlite3
+import subprocess
 import sys
 import threading
 import time
@@ -15,8 +16,8 @@ from typing import Any
 import pytest
 
 from gnnstab.errors import TraceError
-from gnnstab.records import Event, SeriesKey
-from gnnstab.trace import Trace, TraceWriter
+from gnnstab.records import Event, SeriesKey, StepRow
+from gnnstab.trace import Trace, TraceWriter, connection
 from gnnstab.trace.batch import Batch
 from gnnstab.trace.intake import Intake
 from gnnstab.trace.store import Store
@@ -450,3 +451,32 @@ def test_open_files_and_threads_do_not_grow(path: Path, record: Record) -> None:
             writer.read().close()
         writer.read().close()
     assert look() == before
+
+
+HALF_WRITTEN = """
+import os, signal, sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("PRAGMA journal_mode = DELETE")
+connection.execute("PRAGMA cache_size = 1")
+connection.execute("BEGIN IMMEDIATE")
+connection.execute("UPDATE step SET loss = -1")
+connection.executemany("INSERT INTO meta VALUES (?, ?)", [(f"half {i}", "x" * 500) for i in range(2000)])
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_writer_that_was_killed_within_a_transaction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "run.gnnstab"
+    with TraceWriter(path) as writer:
+        for step in range(3):
+            writer.step(StepRow(step, 0.0, 1.0, None, None, None, False))
+    subprocess.run([sys.executable, "-c", HALF_WRITTEN, str(path)], check=False, timeout=60)
+    files = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    assert files["run.gnnstab-journal"]
+    with Trace.open(path) as trace:
+        assert [row.loss for row in trace.steps()] == [1.0] * 3
+        assert not any(key.startswith("half") for key in trace.meta)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == files
+    monkeypatch.setattr(connection, "LARGEST_COPY", 10)
+    with pytest.raises(TraceError, match="killed within a transaction"):
+        Trace.open(path)
