@@ -133,16 +133,17 @@ class Monitor:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._guarded("detaching from the optimizer", self._boundary.detach)
-        late = self._recorder.late and error is None
+        late: list[bool] = []
+        self._guarded("numbers on their way", lambda: late.append(self._recorder.late and error is None))
         self._guarded("detaching from the model", self._recorder.detach)
         self._guarded("handing over failures", self._recorder.hand_over_failures)
-        if late:
+        if any(late):
             self._guarded("the live rules", self._look)
         self._guarded("closing the trace", self._writer.close)
         self._guarded("the trace", self._look_at_trace)
         if self._feed:
             self._guarded("the sinks", lambda: self._feed.end(self.diagnose()))
-        if late:
+        if any(late):
             self._act()
 
     def step(self, loss: Tensor | float | None = None) -> None:

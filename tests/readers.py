@@ -146,7 +146,7 @@ def _odd_tensor(tensor: torch.Tensor, rng: random.Random) -> Any:
         lambda: tensor.to(rng.choice((torch.float16, torch.bfloat16, torch.int8, torch.bool, torch.complex64))),
         lambda: tensor.reshape(-1),
         lambda: tensor.reshape(*tensor.shape, 1, 1),
-        lambda: tensor.t() if tensor.dim() == 2 else tensor[..., :1],
+        lambda: tensor.t() if tensor.dim() == 2 else tensor[..., :1] if tensor.dim() else tensor,
         lambda: tensor[:1].expand(1000, *tensor.shape[1:]) if tensor.dim() else tensor,
         lambda: torch.cat([tensor.reshape(-1)] * 3),
         lambda: tensor.reshape(-1).to_sparse(),

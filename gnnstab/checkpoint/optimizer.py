@@ -99,6 +99,8 @@ def plain_number(value: Any) -> float | None:
     """A number, or the entry of a tensor that holds one, as a float; None for anything else."""
     try:
         if isinstance(value, Tensor):
+            # Detached: torch warns of a parameter that becomes a plain number.
+            value = value.detach()
             return float(value) if value.numel() == 1 and not unreadable(value).startswith(("meta", "uninit")) else None
         return float(value) if isinstance(value, (int, float)) else None
     except (OverflowError, RuntimeError, TypeError):

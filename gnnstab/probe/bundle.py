@@ -91,6 +91,9 @@ def read(folder: str | os.PathLike[str]) -> Bundle:
     about = _read_json(path / "event.json")
     batch, rng, weights = (load_plain(path / name, "bundle file") for name in ("batch.pt", "rng.pt", "weights.pt"))
     try:
+        for content in (about, batch, rng, weights):
+            if not isinstance(content, Mapping):
+                raise TypeError(f"a {type(content).__name__} stands where a dict belongs")
         device, dtype, enabled = about["autocast"]
         return Bundle(
             event=dict(about["event"]),

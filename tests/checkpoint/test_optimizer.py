@@ -14,6 +14,7 @@ from torch import nn
 from torch_geometric.nn import TransformerConv
 
 from gnnstab.checkpoint import load, recover
+from gnnstab.checkpoint.optimizer import plain_number
 from gnnstab.records import Signal
 
 Save = Callable[..., Path]
@@ -214,3 +215,7 @@ def test_nan_in_a_moment_is_found(saved: Save) -> None:
     facts = recover(load(saved({"model": net.state_dict(), "optimizer": state})))
     bad = {s.detail["parameter"]: s.value for s in facts.values if s.name == "weight.non_finite" and s.value}
     assert bad == {"optimizer.0.exp_avg_sq": 1.0}
+
+
+def test_a_step_that_is_a_parameter_is_read_without_a_warning() -> None:
+    assert plain_number(torch.nn.Parameter(torch.tensor(3.0))) == 3.0

@@ -113,3 +113,14 @@ def test_weights_that_are_no_tensors(folder: Path) -> None:
     torch.save({"lin_key.weight": "text"}, folder / "weights.pt")
     with pytest.raises(LoadError, match="a str stands where a tensor belongs"):
         bundle.read(folder)
+
+
+@pytest.mark.parametrize("name", ["batch.pt", "rng.pt", "weights.pt"])
+def test_a_storage_where_a_dict_belongs(folder: Path, name: str) -> None:
+    """Looking into one makes torch warn."""
+    storage = torch.storage.TypedStorage(
+        wrap_storage=torch.ones(3).untyped_storage(), dtype=torch.float32, _internal=True
+    )
+    torch.save(storage, folder / name)
+    with pytest.raises(LoadError, match="bundle"):
+        bundle.read(folder)
