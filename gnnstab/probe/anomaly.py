@@ -55,12 +55,17 @@ class StepView:
         return any(not ok for key, ok in self.seen.items() if key.site in _GRADIENTS)
 
 
-def forward_event(view: StepView, model: nn.Module, inputs: Mapping[str, Inputs], weights: Sequence[str]) -> Event:
+def forward_event(
+    view: StepView, model: nn.Module, inputs: Mapping[str, Inputs], weights: Sequence[str], lost: str = ""
+) -> Event:
     """The first non-finite value of a forward pass.
 
-    The forward is run again on a copy. Where that is not possible, or shows nothing, what was recorded decides.
+    The forward is run again on a copy. Where that is not possible, or shows nothing, what was recorded decides. ``lost`` says
+    why nothing can be run again, whatever was kept.
     """
     bad = view.forward_bad()
+    if lost:
+        return _recorded(view, bad, lost, weights_finite=None)
     if weights:
         return _weight_event(view, weights)
     for mode in dict.fromkeys(key.mode for key in bad):
@@ -71,7 +76,7 @@ def forward_event(view: StepView, model: nn.Module, inputs: Mapping[str, Inputs]
             note = found
             break
     else:
-        note = "that forward could not be run again: its inputs were not kept, or its update has spoilt the weights"
+        note = "the inputs of that forward were not kept"
     return _recorded(view, bad, note)
 
 
@@ -98,7 +103,7 @@ def _located(step: int, model: nn.Module, last: Inputs) -> Event | str:
     return found or "a second run of the step's last forward was finite"
 
 
-def _recorded(view: StepView, bad: Sequence[SeriesKey], note: str) -> Event:
+def _recorded(view: StepView, bad: Sequence[SeriesKey], note: str, *, weights_finite: bool | None = True) -> Event:
     place = {name: i for i, name in enumerate(view.layers)}
     calls = sorted({(key.mode, key.call, place.get(key.layer, len(place)), key.layer) for key in bad})
     mode, call, _, layer = calls[0]
@@ -115,7 +120,7 @@ def _recorded(view: StepView, bad: Sequence[SeriesKey], note: str) -> Event:
         stage=stage,
         origin="came-in" if came_in else "made-here",
         message=f"a non-finite value {what} (read from the recorded extremes: {note})",
-        detail={"weights_finite": True, "replayed": False, "note": note},
+        detail={"weights_finite": weights_finite, "replayed": False, "note": note},
     )
 
 

@@ -25,6 +25,7 @@ _RERUNS = 3
 """Steps of one run that are run again; a run that has gone bad stays bad."""
 
 
+_LOST = "when its numbers had come from the device, its update had made the weights non-finite, so that it could not be run again"
 _MOVED = "no bundle: when the numbers of this step had come from the device, its update had made the weights non-finite"
 
 
@@ -69,8 +70,7 @@ class Judge:
         if view.forward_bad():
             if self._first("forward"):
                 weights = self._parameters.non_finite()
-                lost = moved and bool(weights)
-                event = anomaly.forward_event(view, self._model, {} if lost else inputs, [] if lost else weights)
+                event = anomaly.forward_event(view, self._model, inputs, weights, _LOST if moved and weights else "")
                 return self._with_bundle(event, inputs, moved)
         elif view.gradients_bad() and not skipped and self._first("gradient"):
             return self._with_bundle(anomaly.gradient_event(view), inputs, moved)

@@ -195,7 +195,7 @@ class Recorder:
 
     def validation(self, loss: float) -> None:
         """Record a validation loss at the step that has ended last."""
-        step = self.state.step if self.row is None else self.row.step
+        step = max(self.state.step - 1, 0)
         self.writer.measures([Measure(step, "", "eval", 0, "loss.validation", -1, loss)])
 
     @property

@@ -152,12 +152,12 @@ def _open(path: str, notes: list[str]) -> sqlite3.Connection:
 
 def _was_interrupted(path: str, error: sqlite3.OperationalError) -> bool:
     """A writer was killed within a transaction, and only who may write could undo what it had begun."""
-    return "readonly" in str(error) and os.path.exists(f"{path}-journal")
+    return "readonly" in str(error) and os.path.isfile(f"{path}-journal")
 
 
 def _rolled_back(path: str) -> sqlite3.Connection:
     """A copy in memory in which the unfinished transaction is undone; the file itself stays as it is."""
-    held = os.stat(path).st_size
+    held = sum(os.stat(path + end).st_size for end in ("", "-journal"))
     if held > LARGEST_COPY:
         raise TraceError(
             f"{path}: its writer was killed within a transaction, and it is too large to be read from a copy ({held} bytes); "

@@ -185,6 +185,7 @@ def test_tensors_are_mapped_not_copied(saved: Save) -> None:
     tensor = load(path).tensors["w"]
     maps = Path("/proc/self/maps")
     if not maps.exists():
+        # Only Linux tells a process what it has mapped; the reader itself is the same elsewhere.
         pytest.skip("needs /proc")
     ranges = [line.split()[0].split("-") for line in maps.read_text().splitlines() if line.endswith(str(path))]
     assert any(int(start, 16) <= tensor.data_ptr() < int(end, 16) for start, end in ranges)

@@ -120,6 +120,7 @@ def test_every_block_of_the_page_runs(page: Path, desk: dict[str, Any], capsys: 
                 if line.startswith("$ gnnstab "):
                     run_command(line, capsys)
     if missing:
+        # The example shows an optional package; .ci/run installs them all, so that none is skipped there.
         pytest.skip("; ".join(missing))
 
 

@@ -116,7 +116,8 @@ def test_a_bad_step_is_named_with_its_own_number_one_step_later(far: None, tmp_p
         _, trace = run(tmp_path / "run.gnnstab", bad=(3, math.nan))
     (event, *_) = trace.events("non-finite")
     assert (event.step, event.layer, event.stage) == (3, "second", "input")
-    assert "could not be run again" in event.message
+    assert "had made the weights non-finite, so that it could not be run again" in event.message
+    assert event.detail["weights_finite"] is None
     assert event.detail["bundle"] == ""
     assert "made the weights non-finite" in event.detail["bundle_note"]
 
@@ -138,6 +139,20 @@ def test_weights_that_were_not_spoilt_are_run_again(far: None) -> None:
         (event,) = recorder.events
     assert (event.layer, event.origin) == ("second", "came-in")
     assert event.nodes
+
+
+@pytest.mark.parametrize("distant", [False, True])
+def test_a_validation_belongs_to_the_step_before_it(distant: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if distant:
+        monkeypatch.setattr(flight, "at_hand", lambda tensor: False)
+    model, arguments = Net(), batch()
+    with TraceWriter(None) as writer, Recorder(model, writer, full_every=0) as recorder:
+        for _ in range(3):
+            model(*arguments)
+            recorder.end_step()
+        recorder.validation(0.5)
+        (measure,) = writer.read().measures("loss.validation")
+    assert measure.step == 2
 
 
 def test_on_a_device_no_step_is_left_out_and_the_trace_says_why(far: None, tmp_path: Path) -> None:

@@ -115,6 +115,7 @@ def test_the_folder_vanishes(path: Path) -> None:
         empty(folder)
         folder.rmdir()
 
+    # Not `disturbed`, which reads the trace again later: this one is gone for good.
     def loop(run: Run) -> None:
         model, optimizer = setup()
         with run.watching(model, optimizer=optimizer) as monitor:

@@ -443,6 +443,7 @@ def test_open_files_and_threads_do_not_grow(path: Path, record: Record) -> None:
         return len(os.listdir("/proc/self/fd")), threading.active_count()
 
     if not os.path.isdir("/proc/self/fd"):
+        # Only Linux lists the open files of a process without a further package.
         pytest.skip("needs /proc to count open files")
     before = look()
     for _ in range(5):
