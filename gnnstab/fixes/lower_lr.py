@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from gnnstab.fixes.training_fix import TrainingFix, positive
 from gnnstab.records import LayerFacts, Signals
+from gnnstab.rules.reading import matrices
 
 CALM = 0.03
 """lr/rms(W) to aim at: .002 to .07 trained well where it was measured, .35 collapsed."""
@@ -16,7 +17,9 @@ CALM = 0.03
 class LowerLearningRate(TrainingFix):
     """Lowers the learning rate until a first update of Adam moves no weight matrix by more than 3 % of its RMS.
 
-    Where that was not measured, divides it by three. A step from 5e-4 to 3.5e-4 cures nothing that was measured.
+    The RMS is the measured one, or that of fresh weights where it is smaller: too large a rate has made the weights grow, and
+    the training has to start again. Where nothing was measured, the rate is divided by three. A step from 5e-4 to 3.5e-4
+    cures nothing that was measured.
     Options: ``lr`` (the new rate), or ``factor`` and ``current`` (the present rate, 1e-3).
     """
 
@@ -34,7 +37,7 @@ class LowerLearningRate(TrainingFix):
         if "lr" in options or "current" in options:
             rate = self.training_options(signals=signals, **options)["lr"]
             return f"torch.optim.Adam(model.parameters(), lr={rate:.3g})"
-        factor = options.get("factor", _factor(signals))
+        factor = options.get("factor", _factor(signals, None))
         written = "lr / 3" if factor == 1 / 3 else f"{factor:.2g} * lr"
         return f"torch.optim.Adam(model.parameters(), lr={written})"
 
@@ -42,12 +45,25 @@ class LowerLearningRate(TrainingFix):
         """``lr``."""
         if "lr" in options:
             return {"lr": positive(options, "lr", 1.0)}
-        factor = positive(options, "factor", _factor(options.get("signals")))
-        return {"lr": positive(options, "current", 1e-3) * factor}
+        current = positive(options, "current", 1e-3)
+        return {"lr": current * positive(options, "factor", _factor(options.get("signals"), current))}
 
 
-def _factor(signals: Signals | None) -> float:
-    """What the rate has to be multiplied with, from the largest measured lr/rms(W); a third at least."""
-    moved = [s.value for s in signals.find("optimizer.lr_to_rms")] if signals is not None else []
-    worst = max((value for value in moved if math.isfinite(value)), default=0.0)
+def _factor(signals: Signals | None, rate: float | None) -> float:
+    """What the rate has to be multiplied with, from the largest measured lr/rms(W); a third at least.
+
+    ``rate`` is the present one, None where only the signals may know it.
+    """
+    moved = matrices(signals.find("optimizer.lr_to_rms")) if signals is not None else []
+    if signals is None or not moved:
+        return 1 / 3
+    known = [lr for s in moved if isinstance(lr := s.detail.get("lr"), float)]
+    now = rate if rate is not None else max(known, default=0.0)
+    worst = max(now * _one_over_fresh_rms(signals), *(s.value for s in moved))
     return min(1 / 3, CALM / worst) if worst > 0 else 1 / 3
+
+
+def _one_over_fresh_rms(signals: Signals) -> float:
+    """Of the widest layer: PyG draws its linear maps from U(−1/√D, 1/√D), whose RMS is 1/√(3D); 0 where no width is known."""
+    widest = max((max(layer.in_channels) for layer in signals.layers if layer.in_channels), default=0)
+    return math.sqrt(3 * widest)

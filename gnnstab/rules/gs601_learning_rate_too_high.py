@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -10,7 +9,7 @@ from typing import ClassVar
 from gnnstab.errors import NotEvaluable
 from gnnstab.records import Finding, Signal, Signals
 from gnnstab.rules.base import Rule, threshold
-from gnnstab.rules.reading import percent
+from gnnstab.rules.reading import percent, typical_matrix
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,8 @@ class LearningRateTooHigh(Rule):
 
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding: the worst of what is there."""
-        ratios = [self._median(signals.find("optimizer.lr_to_rms")), *self._updates(signals)]
+        early = [s for s in signals.find("update.ratio") if s.detail.get("early", True)]
+        ratios = [typical_matrix(signals.find("optimizer.lr_to_rms")), typical_matrix(early)]
         found = [s for s in ratios if s is not None]
         losses = signals.find("loss")
         if not found and not losses:
@@ -92,23 +92,6 @@ class LearningRateTooHigh(Rule):
             limit=self.error_ratio if severe else self.warn_ratio,
             signal=worst,
         )
-
-    @staticmethod
-    def _median(found: tuple[Signal, ...]) -> Signal | None:
-        """The median over weight matrices; biases and norms are left out by their names."""
-        matrices = [
-            s
-            for s in found
-            if str(s.detail.get("parameter", "weight")).endswith("weight") and "norm" not in str(s.layer)
-        ]
-        ordered = sorted((s for s in matrices if math.isfinite(s.value)), key=lambda s: s.value)
-        return ordered[len(ordered) // 2] if ordered else None
-
-    @staticmethod
-    def _updates(signals: Signals) -> list[Signal | None]:
-        return [
-            LearningRateTooHigh._median(tuple(s for s in signals.find("update.ratio") if s.detail.get("early", True)))
-        ]
 
 
 def _risen(last: float, best: float, start: float, factor: float) -> bool:

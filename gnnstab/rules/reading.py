@@ -46,6 +46,21 @@ def largest(found: Sequence[Signal]) -> Signal:
     return max(found, key=lambda s: s.value if math.isfinite(s.value) else -math.inf)
 
 
+def typical_matrix(found: Iterable[Signal]) -> Signal | None:
+    """The median over weight matrices of a number per parameter; None without a finite one.
+
+    Tensors that start at zero or one have no meaningful size: biases and normalisations are left out by their names.
+    """
+    ordered = sorted(matrices(found), key=lambda s: s.value)
+    return ordered[len(ordered) // 2] if ordered else None
+
+
+def matrices(found: Iterable[Signal]) -> list[Signal]:
+    """The finite numbers of weight matrices."""
+    weights = [s for s in found if str(s.detail.get("parameter", "weight")).endswith("weight")]
+    return [s for s in weights if "norm" not in str(s.layer) and math.isfinite(s.value)]
+
+
 def per_head(signals: Signals, name: str, layer: str) -> list[Signal]:
     """The finite values of a signal per head of one layer; the layer's own where heads were not told apart."""
     found = [s for s in signals.find(name, layer=layer) if math.isfinite(s.value)]

@@ -189,6 +189,15 @@ def by_training(pairs: Pairs) -> tuple[str, str]:
     )
 
 
+def too_wide(pairs: Pairs) -> bool:
+    """True where the mean change of the loss that decides is none for the worse, and no interval is narrow enough to show it."""
+    own, unseen = loss_change(pairs), loss_change(pairs, "unseen")
+    if own is None:
+        return False
+    low, high = own if unseen is None else unseen
+    return (low + high) / 2 <= TOLERANCE < min(high, own[1])
+
+
 def _learns(result: ArmResult) -> bool:
     """False for a training that ends above where it began: what it has not seen may then be equal and mean nothing."""
     if result.start is None or result.final is None:

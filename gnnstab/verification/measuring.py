@@ -12,6 +12,7 @@ from torch_geometric.data.data import BaseData
 
 from gnnstab.records import Finding, Signals
 from gnnstab.rules import run
+from gnnstab.verification.objective import trained_on
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,12 @@ def judged(signals: Signals) -> Observation:
 
 
 def measured_on(batch: Any, loss: Any) -> Any:
-    """The batches that an arm is measured on: those that it trains on, without the one that is kept to judge it by."""
+    """The batches that an arm is measured on: those that it trains on, without those that are kept to judge it by."""
     several = items(batch)
     if loss is None or len(several) < 2:
         return batch
-    return several[0] if len(several) == 2 else several[:-1]
+    trained = several[: trained_on(len(several))]
+    return trained[0] if len(trained) == 1 else trained
 
 
 def items(batch: Any) -> Sequence[Any]:

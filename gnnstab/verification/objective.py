@@ -54,13 +54,29 @@ def objective_for(
 
 
 def _by_user(loss: UserLoss, calls: Sequence[Arguments], batches: Sequence[Any]) -> Objective:
-    """The user's loss; the last of several batches is kept from the training, to judge it by."""
+    """The user's loss; of several batches the second half is kept from the training, to judge it by."""
     compute = _of_user(loss, calls, batches)
     said = f"your loss ({getattr(loss, '__name__', 'callable')})"
-    if len(calls) < 2:
+    trained = trained_on(len(calls))
+    kept = range(trained, len(calls))
+    if not kept:
         return Objective(None, compute, said)
-    last = len(calls) - 1
-    return Objective(None, compute, f"{said}, all batches but the last", lambda model: compute(model, last), last)
+    last = "the last" if len(kept) == 1 else f"the last {len(kept)}"
+    return Objective(
+        None,
+        compute,
+        f"{said}, all batches but {last}",
+        lambda model: torch.stack([compute(model, number) for number in kept]).mean(),
+        trained,
+    )
+
+
+def trained_on(batches: int) -> int:
+    """How many of the user's batches are trained on, the first ones; what is left judges the training.
+
+    Half of them, since a single kept batch errs by far more than trainings from several seeds differ (docs/decisions/0006).
+    """
+    return batches - batches // 2
 
 
 def _of_user(loss: UserLoss, calls: Sequence[Arguments], batches: Sequence[Any]) -> Callable[[nn.Module, int], Tensor]:

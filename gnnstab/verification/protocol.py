@@ -1,10 +1,12 @@
 """The protocol: a fix is applied to a copy and judged on the user's own model and batch.
 
-1. Weight edits and settings are judged on the current weights; structural fixes, which make trained weights useless, on
-   paired fresh twins; changes of the training alone after a short training.
+1. Weight edits and settings are judged on the current weights; structural fixes, which make trained weights useless, and
+   a lower learning rate, which does not undo what the higher one did, on paired fresh twins; other changes of the training
+   alone after a short training.
 2. Everything is measured again, through the recorder and the rules that a diagnosis uses.
 3. Confirmed means: the signal that fired crosses its threshold with margin, no other rule newly fires at warning or
-   above, and a short training is not worse, nor what it has not seen. Inconclusive is a legitimate answer.
+   above, and a short training is not worse, nor what it has not seen. A training that leaves this open is repeated from as
+   many seeds again. Inconclusive is a legitimate answer.
 """
 
 from __future__ import annotations
@@ -63,7 +65,8 @@ def verify(
         fixes: Names, ``(name, options)`` pairs or texts like ``"residual:weight=1.0"``; one or several.
         batch: As for `gnnstab.diagnose`.
         loss: ``loss(output, batch) -> scalar``; a stated synthetic task when omitted.
-        seeds: Paired seeds; 5 at least for a verdict on structural fixes that means something.
+        seeds: Paired seeds; 5 at least for a verdict on structural fixes that means something. Twice as many trainings where
+            these leave open whether the training is worse.
         steps: Steps of the short training.
         precision: ``fp32``, ``fp16`` or ``bf16``: measuring and training run under autocast to it.
         lr: Learning rate of the short training (Adam).
@@ -89,7 +92,7 @@ def verify(
     runner = partial(_run, setting, workers=workers, progress=progress, store=None if store is None else Path(store))
     plans = [_Plan(setting, item, seeds) for item in chosen]
     results: dict[Arm, ArmResult] = {}
-    for stage in (_first, _rest, _first_trainings, _trainings):
+    for stage in (_first, _rest, _first_trainings, _trainings, _more_trainings):
         arms = dict.fromkeys(arm for plan in plans for arm in stage(plan, results) if arm not in results)
         results |= runner(arms)
         if not results.keys() >= arms.keys():
@@ -113,6 +116,11 @@ def _first_trainings(plan: _Plan, results: dict[Arm, ArmResult]) -> list[Arm]:
 
 def _trainings(plan: _Plan, results: dict[Arm, ArmResult]) -> list[Arm]:
     plan.settle_trainings(results)
+    return plan.trainings(results)
+
+
+def _more_trainings(plan: _Plan, results: dict[Arm, ArmResult]) -> list[Arm]:
+    plan.extend_trainings(results)
     return plan.trainings(results)
 
 
@@ -153,11 +161,14 @@ class _Plan:
     def __init__(self, setting: Setting, item: Wanted, seeds: int) -> None:
         self.setting, self.item = setting, item
         self.fix = find(item.fix)
-        self.fresh = self.fix.needs_fresh_weights
+        # What too large a rate has done to the weights a lower one does not undo: would the run have gone well with it?
+        restarts = self.fix.name == "lower-lr" and _seen_in_settings(setting)
+        self.fresh = self.fix.needs_fresh_weights or restarts
         # What changes the training alone, dropout included, shows only after a training.
         self.after_training = self.fix.name in ("dropout", "lower-lr", "gradient-clipping", "adam-eps")
         self.after_training &= not _seen_in_settings(setting)
         self.seeds, self.asked = range(seeds), seeds
+        self.trained_seeds = self.seeds
 
     def screening(self, most: int | None = None) -> list[Arm]:
         """Measure both arms, of the first ``most`` seeds; an edit without chance gives the same numbers for every seed."""
@@ -183,7 +194,12 @@ class _Plan:
     def settle_trainings(self, results: dict[Arm, ArmResult]) -> None:
         """Keep to one seed where chance plays no part: your own loss, current weights, no dropout."""
         if _repeats(self._pairs(results, train=True)):
-            self.seeds = self.seeds[:1]
+            self.seeds = self.trained_seeds = self.seeds[:1]
+
+    def extend_trainings(self, results: dict[Arm, ArmResult]) -> None:
+        """Train from as many seeds again where the fix looks harmless and the interval is too wide to say so."""
+        if judging.too_wide(self._pairs(results, train=True)):
+            self.trained_seeds = range(2 * self.asked)
 
     def _pair(self, seed: int, *, train: bool = False) -> tuple[Arm, Arm]:
         after = self.after_training and not train
@@ -203,10 +219,10 @@ class _Plan:
             return [arm for seed in self.seeds for arm in self._pair(seed)]
         if judging.by_signal(pairs, goal) is not None:
             return []
-        return [arm for seed in self.seeds[:most] for arm in self._pair(seed, train=True)]
+        return [arm for seed in self.trained_seeds[:most] for arm in self._pair(seed, train=True)]
 
     def _pairs(self, results: dict[Arm, ArmResult], *, train: bool = False) -> Pairs:
-        both = [self._pair(seed, train=train) for seed in self.seeds]
+        both = [self._pair(seed, train=train) for seed in (self.trained_seeds if train else self.seeds)]
         done = [(results[a], results[b]) for a, b in both if a in results and b in results]
         return Pairs(tuple(a for a, _ in done), tuple(b for _, b in done))
 
@@ -255,11 +271,13 @@ class _Plan:
 
     def _arms(self) -> str:
         measured = ", measured after a short training" if self.after_training else ""
+        extended = len(self.trained_seeds) > len(self.seeds)
+        more = f"; {len(self.trained_seeds)} trainings each, since {self.asked} decided nothing" if extended else ""
         if self.fresh:
             how = how_initialised(self.setting.model, self.setting.factory)
-            return f"Compared: {len(self.seeds)} pairs of fresh twins with and without it, {how}{measured}"
+            return f"Compared: {len(self.seeds)} pairs of fresh twins with and without it, {how}{measured}{more}"
         once = ", once: every seed gives the same training" if len(self.seeds) == 1 < self.asked else ""
-        return f"Compared: the current weights with and without it{measured}{once}"
+        return f"Compared: the current weights with and without it{measured}{once}{more}"
 
     def _objective(self, losses: Pairs) -> str:
         stated = next((r.objective for r in losses.after if r.objective), "")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gnnstab.records import Finding, Signals
+from gnnstab.rules.reading import typical_matrix
 
 RATIOS = ("gradient.ratio", "precision.fp16_headroom", "optimizer.lr_to_rms", "score.max_abs", "feature.column_ratio")
 """Signals on which distances are taken between logarithms."""
@@ -18,6 +19,9 @@ MARGIN = 0.1
 
 HEALTHY = {"gradient.ratio": (1e-2, 1e2)}
 """Signals with a healthy range that is narrower than their thresholds: by measurement, networks inside it train."""
+
+TYPICAL = ("optimizer.lr_to_rms",)
+"""Signals that a rule judges by the median over all weight matrices, whichever layer that stands in."""
 
 _SYMPTOMS = ("attention.", "gradient.", "precision.", "score.", "output.", "smoothness.", "channels.")
 """Signals of what happens in the network, in contrast to causes such as the exponent of an aggregation."""
@@ -61,6 +65,9 @@ class Goal:
             return float(sum(event.kind == "non-finite" for event in signals.events) + broken)
         if self.signal == "precision.fp16_headroom" and not self._in_fp16(signals):
             return math.inf
+        if self.signal in TYPICAL:
+            typical = typical_matrix(signals.find(self.signal))
+            return math.nan if typical is None else typical.value
         found = [s.value for s in signals.find(self.signal, layer=self.layer, head=None)]
         found = found or [s.value for s in signals.find(self.signal, layer=self.layer)]
         if not found or any(math.isnan(v) for v in found):
@@ -138,6 +145,8 @@ def goal_of(finding: Finding) -> Goal:
     if finding.signal.startswith(_OF_THE_DATA):
         return Goal(finding.code, finding.signal, finding.layer, 0.0, False, 1.0, silences=True)
     rises = finding.value < finding.threshold
+    if finding.signal in TYPICAL:
+        return Goal(finding.code, finding.signal, None, _line(finding), rises, finding.value)
     return Goal(finding.code, finding.signal, finding.layer, _line(finding), rises, finding.value)
 
 
@@ -165,9 +174,14 @@ def _distance(finding: Finding) -> float:
 
 def _warning_lines() -> dict[str, float]:
     from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
+    from gnnstab.rules.gs601_learning_rate_too_high import LearningRateTooHigh
 
     rule = AttentionExplosion()
-    return {"attention.entropy": rule.warn_entropy, "attention.one_hot_share": rule.one_hot_share}
+    return {
+        "attention.entropy": rule.warn_entropy,
+        "attention.one_hot_share": rule.one_hot_share,
+        "optimizer.lr_to_rms": LearningRateTooHigh().warn_ratio,
+    }
 
 
 _WARNING_LINES = _warning_lines()

@@ -33,7 +33,7 @@ import torch
 from faults.injections import INJECTIONS
 from faults.outcome import TRAINS, judged, quality
 from faults.recipes import Recipe
-from faults.splits import PAIRS, healthy, pair, single
+from faults.splits import FAMILIES, PAIRS, healthy, pair, single
 
 Row = dict[str, Any]
 Job = tuple[str, Callable[[], Row]]
@@ -177,7 +177,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("phase", choices=("truth", "detect", "report", "cure", "lead"))
-    parser.add_argument("--split", default="development", choices=("development", "held-out"))
+    parser.add_argument("--split", default="development", choices=tuple(FAMILIES))
     parser.add_argument("--per-cause", type=int, default=100, help="cases that did damage, of every cause and pair")
     parser.add_argument("--rounds", type=int, default=400, help="give up on a cause after so many draws")
     parser.add_argument("--only", default="", help="kinds to draw or causes to cure, separated by commas")

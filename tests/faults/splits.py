@@ -1,4 +1,4 @@
-"""What development and the held-out part draw from: different families, not different random seeds."""
+"""What development and the held-out parts draw from: different families, not different random seeds."""
 
 from __future__ import annotations
 
@@ -24,9 +24,17 @@ FAMILIES: dict[str, dict[str, tuple[object, ...]]] = {
         "heads": (1, 3, 4),
         "degree": (4, 10),
     },
+    "held-out-cures": {
+        "structure": ("stack", "jumping", "wide-heads", "block", "shared"),
+        "graph": ("preferential", "grid"),
+        "width": (14, 18, 28),
+        "activation": ("elu", "gelu", "relu"),
+        "heads": (1, 2, 3),
+        "degree": (6, 8),
+    },
 }
 
-DRAW = {"development": "development", "held-out": "held-out, second"}
+DRAW = {"development": "development", "held-out": "held-out, second", "held-out-cures": "held-out for cures"}
 """What the draws of a split are seeded with. A part that was opened and led to a change is spent: the next one is drawn anew."""
 
 HARD_HEALTHY: tuple[dict[str, object], ...] = (

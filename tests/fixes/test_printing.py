@@ -156,6 +156,14 @@ def test_the_learning_rate_goes_down_by_what_was_measured():
     )
     assert fix.training_options(current=0.2, signals=signals)["lr"] == pytest.approx(0.01)
     assert "0.05 * lr" in fix.change([], signals)
+    grown = Signals(
+        "model",
+        (LayerFacts("conv", "TransformerConv", 0, True, in_channels=(12, 12)),),
+        values=(Signal("optimizer.lr_to_rms", 0.4, "conv"), Signal("optimizer.lr_to_rms", 900.0, "norm")),
+    )
+    assert fix.training_options(current=0.3, signals=grown)["lr"] == pytest.approx(0.03 / 36**0.5), (
+        "fresh weights are smaller"
+    )
     mild = Signals("model", (), values=(Signal("optimizer.lr_to_rms", 0.05, "conv"),))
     assert fix.training_options(current=0.3, signals=mild)["lr"] == pytest.approx(0.1)
     assert fix.training_options(current=0.3)["lr"] == pytest.approx(0.1)

@@ -11,7 +11,8 @@ from torch_geometric.nn import TransformerConv
 
 import gnnstab
 from gnnstab.errors import FixError, UsageError
-from gnnstab.records import VERDICTS, Cause, Coverage, Diagnosis, FixAdvice, Target
+from gnnstab.records import VERDICTS, Cause, Coverage, Diagnosis, FixAdvice, Signal, Signals, Target
+from gnnstab.rules.gs601_learning_rate_too_high import LearningRateTooHigh
 from gnnstab.verification import prove
 from gnnstab.verification.measuring import measured_on, observe
 from gnnstab.verification.targets import choose
@@ -262,6 +263,50 @@ def test_the_training_decides_where_what_was_not_seen_is_better_on_average_and_u
     assert by_training(pairs)[0] == expected
 
 
+def test_only_a_fix_that_looks_harmless_and_is_not_shown_to_be_is_trained_more_often():
+    from gnnstab.verification.judging import too_wide
+
+    before = [(0.1, 1.0)] * 3
+    assert too_wide(_pairs(before, [(0.3, u) for u in (0.2, 1.5, 0.5)]))
+    assert not too_wide(_pairs(before, [(0.05, u) for u in (0.2, 1.5, 0.5)])), "the training's own loss clears it"
+    assert not too_wide(_pairs(before, [(0.3, u) for u in (0.7, 2.0, 2.5)])), "worse on average"
+    assert not too_wide(_pairs(before, [(0.3, u) for u in (0.9, 1.0, 0.95)])), "clear"
+    assert not too_wide(_pairs([], []))
+
+
+def test_trainings_that_leave_it_open_are_repeated_from_as_many_seeds_again(monkeypatch):
+    from gnnstab.verification import judging
+
+    monkeypatch.setattr(judging, "too_wide", lambda pairs: len(pairs.after) == 3)
+    model, seen = Stack(14, 8), []
+    (verdict,) = gnnstab.verify(
+        model, "pre-norm-residual", batch=random_batch(24, 4, 8), seeds=3, steps=2, progress=lambda p: seen.append(p)
+    )
+    assert verdict.seeds == 6
+    assert "; 6 trainings each, since 3 decided nothing" in verdict.arms
+
+
+def test_a_learning_rate_is_judged_from_fresh_weights_by_the_median_over_all_matrices():
+    """Weights that too large a rate has ruined do not come back; a bias near zero says nothing about the rate."""
+    deep, batch, loss = Stack(3, 8), random_batch(24, 4, 8), lambda out, _: out.square().mean()
+    with torch.no_grad():
+        for conv in deep.convs:
+            conv.lin_query.weight.mul_(1e3)
+            conv.lin_value.bias.fill_(1e-9)
+    said = Signals(
+        kind="model",
+        layers=(),
+        values=(Signal("optimizer.lr_to_rms", 0.31, "convs.1", detail={"parameter": "convs.1.lin_key.weight"}),),
+    )
+    (finding,) = LearningRateTooHigh().check(said)
+    (verdict,) = gnnstab.verify(deep, "lower-lr", batch=batch, loss=loss, lr=0.2, finding=finding, seeds=2, steps=3)
+    assert verdict.layer is None
+    assert "pairs of fresh twins" in verdict.arms
+    assert verdict.threshold == 0.1
+    assert 0.2 / verdict.before == pytest.approx(8**-0.5 / 3**0.5, rel=0.1), "RMS of PyG's U(-1/√D, 1/√D)"
+    assert verdict.after == pytest.approx(0.03, rel=0.2)
+
+
 def test_a_training_that_does_not_learn_is_not_confirmed_by_a_comparison_of_useless_networks():
     from gnnstab.verification.judging import by_training
 
@@ -281,18 +326,18 @@ def test_without_a_kept_batch_the_training_decides():
     )
 
 
-def test_the_last_of_several_batches_is_kept_from_the_training_of_your_loss():
+def test_half_of_several_batches_is_kept_from_the_training_of_your_loss():
     from gnnstab.verification.objective import objective_for
 
-    batches = [random_batch(n, 4, 8) for n in (12, 14, 16)]
+    batches = [random_batch(n, 4, 8) for n in (12, 14, 16, 18, 20)]
     objective = objective_for(
         Stack(2, 8), [((), b) for b in batches], batches, lambda out, b: out.sum() * 0 + len(b["x"]), 0
     )
-    assert objective.batches == 2
-    assert objective.unseen(Stack(2, 8)) == 16
-    assert "all batches but the last" in objective.description
+    assert objective.batches == 3
+    assert objective.unseen(Stack(2, 8)) == (18 + 20) / 2
+    assert "all batches but the last 2" in objective.description
     loss = objective.loss
-    assert measured_on(batches, loss) == batches[:2]
+    assert measured_on(batches, loss) == batches[:3]
     assert measured_on(batches[:2], loss) is batches[0]
     assert measured_on(batches, None) is batches
 
