@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
-from gnnstab.records import Cause, Diagnosis, FixAdvice
+from gnnstab.records import Cause, Diagnosis, Finding, FixAdvice
 from gnnstab.verification.protocol import verify
-from gnnstab.verification.sweep import Progress
+from gnnstab.verification.sweep import INTERRUPTED, Progress
+from gnnstab.verification.targets import OF_SETTINGS
 from gnnstab.verification.verdict import Verdict
 
 _ORDER = ("confirmed", "inconclusive", "not-tested", "no-effect", "made-worse")
@@ -28,19 +29,44 @@ def prove(
 ) -> Diagnosis:
     """The diagnosis with a verdict on every fix of a root or contributing cause; confirmed fixes come first.
 
+    The fixes are judged by the most severe symptom of the model; those of a cause that the optimizer alone shows, by the
+    finding that led to it: no symptom of the current weights tells whether a run would have gone well at another rate.
     A cause that was held for the root, and none of whose fixes had any effect, is called contributing: the verification
     spoke against it. ``options`` are those of `verify`; the short training has 100 steps unless they say otherwise.
     """
     judged = [c for c in diagnosis.causes if c.status in ("root-cause", "contributing")]
-    names = list(dict.fromkeys(advice.fix for cause in judged for advice in cause.fixes))
-    if not names:
-        return diagnosis
-    found = verify(
-        model, names, batch=batch, loss=loss, precision=precision, progress=progress, **{"steps": 100, **options}
-    )
-    verdicts = {verdict.fix: verdict for verdict in found}
-    causes = tuple(_proven(cause, verdicts) if cause in judged else cause for cause in diagnosis.causes)
-    return replace(diagnosis, causes=causes)
+    proven: dict[str, Cause] = {}
+    interrupted = False
+
+    def tell(line: str) -> None:
+        nonlocal interrupted
+        interrupted |= line.startswith(INTERRUPTED)
+        if progress is not None:
+            progress(line)
+
+    for finding, causes in _groups(diagnosis, judged):
+        names = list(dict.fromkeys(advice.fix for cause in causes for advice in cause.fixes))
+        if interrupted or not names:
+            continue
+        found = verify(
+            model, names, batch=batch, loss=loss, precision=precision, progress=tell, finding=finding,
+            **{"steps": 100, **options},
+        )  # fmt: skip
+        verdicts = {verdict.fix: verdict for verdict in found}
+        proven |= {cause.cause: _proven(cause, verdicts) for cause in causes}
+    return replace(diagnosis, causes=tuple(proven.get(cause.cause, cause) for cause in diagnosis.causes))
+
+
+def _groups(diagnosis: Diagnosis, causes: Sequence[Cause]) -> Iterator[tuple[Finding | None, list[Cause]]]:
+    """Causes with the finding that their fixes are judged by; None for the most severe symptom of the model."""
+    by_symptom = []
+    for cause in causes:
+        own = [f for f in diagnosis.at_least("warning") if f.code in cause.codes and f.signal in OF_SETTINGS]
+        if own:
+            yield own[0], [cause]
+        else:
+            by_symptom.append(cause)
+    yield None, by_symptom
 
 
 def _proven(cause: Cause, verdicts: Mapping[str, Verdict]) -> Cause:

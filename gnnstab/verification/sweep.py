@@ -19,6 +19,9 @@ from torch import nn
 T = TypeVar("T")
 Progress = Callable[[str], None]
 
+INTERRUPTED = "interrupted"
+"""How the line begins that tells of Ctrl-C."""
+
 
 def sweep(
     jobs: Mapping[str, Callable[[], T]],
@@ -54,7 +57,7 @@ def sweep(
                     progress(f"{len(done)}/{len(jobs)} {key}")
     except KeyboardInterrupt:
         if progress is not None:
-            progress(f"interrupted after {len(done)} of {len(jobs)} arms")
+            progress(f"{INTERRUPTED} after {len(done)} of {len(jobs)} arms")
     finally:
         torch.set_num_threads(threads)
     return done

@@ -23,6 +23,9 @@ HEALTHY = {"gradient.ratio": (1e-2, 1e2)}
 TYPICAL = ("optimizer.lr_to_rms",)
 """Signals that a rule judges by the median over all weight matrices, whichever layer that stands in."""
 
+OF_SETTINGS = ("optimizer.lr_to_rms", "optimizer.below_eps_share")
+"""Signals of the optimizer's settings, which fixes of the training move and nothing else shows."""
+
 _SYMPTOMS = ("attention.", "gradient.", "precision.", "score.", "output.", "smoothness.", "channels.")
 """Signals of what happens in the network, in contrast to causes such as the exponent of an aggregation."""
 

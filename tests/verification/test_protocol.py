@@ -196,6 +196,47 @@ def test_prove_puts_verdicts_into_the_diagnosis_and_confirmed_fixes_first(deep, 
     assert proven.causes[1] == causes[1]
 
 
+def _too_fast():
+    """A network after eight steps of Adam at a rate of 0.1, its batch, its loss, and what is said of it."""
+    torch.manual_seed(0)
+    model, batch, target = Stack(2, 16), random_batch(24, 4, 16), torch.randn(24, 16)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+
+    def loss(output, batch):
+        return (output - target).square().mean()
+
+    for _ in range(8):
+        optimizer.zero_grad()
+        loss(model(**batch), batch).backward()
+        optimizer.step()
+    return model, batch, loss, gnnstab.diagnose(model, batch=batch, loss=loss, optimizer=optimizer)
+
+
+def test_a_rate_that_the_optimizer_alone_shows_is_judged_by_that_and_not_by_what_it_did_to_the_weights():
+    model, batch, loss, diagnosis = _too_fast()
+    assert [cause.cause for cause in diagnosis.root_causes()] == ["learning-rate"]
+    assert "GS301" in [f.code for f in diagnosis.at_least("warning")]
+    proven = prove(diagnosis, model, batch=batch, loss=loss, seeds=3, steps=60, lr=0.1)
+    (root,) = proven.root_causes()
+    assert [(f.fix, f.verdict) for f in root.fixes] == [("lower-lr", "confirmed"), ("gradient-clipping", "no-effect")]
+    other = next(cause for cause in proven.causes if cause.cause == "attention-explosion")
+    assert {f.verdict for f in other.fixes} & {"confirmed", "inconclusive"}
+
+
+def test_an_interrupt_ends_the_proof_of_all_causes():
+    model, batch, loss, diagnosis = _too_fast()
+    calls = []
+
+    def stop(line):
+        calls.append(line)
+        if not line.startswith("interrupted"):
+            raise KeyboardInterrupt
+
+    proven = prove(diagnosis, model, batch=batch, loss=loss, seeds=2, steps=2, lr=0.1, progress=stop)
+    assert [line.startswith("interrupted") for line in calls] == [False, True]
+    assert {f.verdict for cause in proven.causes for f in cause.fixes} == {"not-tested"}
+
+
 def test_bad_requests_are_refused():
     model, batch = Stack(2, 8), random_batch(12, 4, 8)
     with pytest.raises(FixError, match="unknown fix"):
