@@ -57,7 +57,7 @@ def _factor(signals: Signals | None, rate: float | None) -> float:
     moved = matrices(signals.find("optimizer.lr_to_rms")) if signals is not None else []
     if signals is None or not moved:
         return 1 / 3
-    known = [lr for s in moved if isinstance(lr := s.detail.get("lr"), float)]
+    known = [lr for s in moved if isinstance(lr := s.detail.get("lr"), (int, float))]
     now = rate if rate is not None else max(known, default=0.0)
     worst = max(now * _one_over_fresh_rms(signals), *(s.value for s in moved))
     return min(1 / 3, CALM / worst) if worst > 0 else 1 / 3

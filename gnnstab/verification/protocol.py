@@ -63,7 +63,8 @@ def verify(
     Args:
         model: Any module with attention layers.
         fixes: Names, ``(name, options)`` pairs or texts like ``"residual:weight=1.0"``; one or several.
-        batch: As for `gnnstab.diagnose`.
+        batch: As for `gnnstab.diagnose`. With ``loss``, the second half of several batches is kept from the training and
+            judges it; four or six judge better than two.
         loss: ``loss(output, batch) -> scalar``; a stated synthetic task when omitted.
         seeds: Paired seeds; 5 at least for a verdict on structural fixes that means something. Twice as many trainings where
             these leave open whether the training is worse.
