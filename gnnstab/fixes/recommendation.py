@@ -96,6 +96,9 @@ def _for_attention(codes: set[str], roots: set[str], signals: Signals | None) ->
         return [("mean-aggregation-root", {}, said), ("norm-after-sum", {}, said)]
     if "feature-scale" in roots:
         return [("input-standardisation", {}, "the scale of the features drives the scores: treat that first")]
+    if "GS302" in codes and "unsuitable-init" in roots:
+        said = "layers before it grow what they pass on, and that drives the scores: treat that first"
+        return [(name, options, said) for name, options, _ in _for_init(codes, roots, signals)]
     if "GS302" in codes:
         return [("qk-norm", {}, "keeps the input's scale out of the scores"), ("score-cap", {}, "")]
     if signals is not None and _independent(signals):
@@ -123,15 +126,20 @@ def _for_depth(codes: set[str], roots: set[str], signals: Signals | None) -> lis
 
 
 def _for_init(codes: set[str], roots: set[str], signals: Signals | None) -> list[Choice]:
+    """The identity path with small fresh weights restored every exploding stack of the fault benchmark, a gain of 1 alone most."""
     if _EXPLODING in codes and _VANISHING not in codes:
         return [
-            ("unit-gain-init", {}, "takes the growth per layer away"),
-            ("pre-norm-residual", {}, "works for any gain"),
-            ("residual-depth-init", {}, ""),
+            ("residual-depth-init", {}, "takes the growth per layer away and keeps a path that trains"),
+            (
+                "unit-gain-init",
+                {},
+                "takes the growth per layer away, without a change of forward; in deep stacks a matter of luck",
+            ),
+            ("pre-norm-residual", {}, "bounds the growth; the large weights stay and train slowly"),
         ]
     return [
         ("residual-depth-init", {}, "depth scaling without the identity path would make it vanish faster"),
-        ("pre-norm-residual", {}, "works for any gain"),
+        ("pre-norm-residual", {}, "bounds the growth; weights of a large gain stay and train slowly"),
     ]
 
 

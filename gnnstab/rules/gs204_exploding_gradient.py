@@ -29,7 +29,9 @@ class ExplodingGradient(Rule):
     weight 1.0: 2.5 and 80. At 9e2 training is slow, at 6e4 it fails in spite of clipping (R² −1.7 and −4.3).
 
     ## Fix
-    Xavier gain 1 for `lin_value` and `lin_skip`, or normalisation *before* each layer with an identity of weight 1.0.
+    An identity of weight 1.0 around each layer together with fresh Xavier weights of gain 1/√(1+L). Of 32 networks of 8 layers
+    and gains from 1.6 to 2.5, trained for 90 steps, it restored all (R² .85 to .99); Xavier gain 1 without the identity restored
+    24, and normalisation before each layer with an identity, over the large weights, none in that time (it bounds the ratio).
     `beta=True` is a valid brake here (slope +.76 to −.49 per layer). Do not add dropout: it raises the RMS of the messages
     by √(1/(1−p)). Do not add a residual to weights of gain √2: 6e9 at 32 layers.
 
@@ -64,8 +66,8 @@ class ExplodingGradient(Rule):
         severe = ratio.value > self.error_ratio
         yield self.finding(
             f"over {depth} attention layers the node-state gradient grows {ratio.value:.3g}-fold towards the first layer "
-            f"(limit {self.warn_ratio:g}). Give lin_value and lin_skip a gain of 1, or normalise before each layer and add "
-            "an identity of weight 1.0.",
+            f"(limit {self.warn_ratio:g}). Give the layers fresh Xavier weights of gain 1/√(1+L) and an identity of weight 1.0, "
+            "or at least a gain of 1.",
             severity="error" if severe else "warning",
             limit=self.error_ratio if severe else self.warn_ratio,
             signal=ratio,

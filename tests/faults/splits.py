@@ -32,9 +32,22 @@ FAMILIES: dict[str, dict[str, tuple[object, ...]]] = {
         "heads": (1, 2, 3),
         "degree": (6, 8),
     },
+    "held-out-cures-2": {
+        "structure": ("stack", "jumping", "wide-heads", "block", "shared"),
+        "graph": ("small-world", "geometric", "grid"),
+        "width": (10, 22, 26),
+        "activation": ("elu", "silu", "relu"),
+        "heads": (1, 2, 5),
+        "degree": (5, 7),
+    },
 }
 
-DRAW = {"development": "development", "held-out": "held-out, second", "held-out-cures": "held-out for cures"}
+DRAW = {
+    "development": "development",
+    "held-out": "held-out, second",
+    "held-out-cures": "held-out for cures",
+    "held-out-cures-2": "held-out for cures, second",
+}
 """What the draws of a split are seeded with. A part that was opened and led to a change is spent: the next one is drawn anew."""
 
 HARD_HEALTHY: tuple[dict[str, object], ...] = (

@@ -24,7 +24,7 @@ def test_an_exploding_net_never_gets_dropout_and_gets_beta_only_then():
 
 def test_identity_paths_for_depth_and_never_the_small_residual():
     assert recommended("no-residual", "root-cause", "GS203") == ["pre-norm-residual", "residual-depth-init"]
-    assert recommended("unsuitable-init", "root-cause", "GS204")[0] == "unit-gain-init"
+    assert recommended("unsuitable-init", "root-cause", "GS204")[:2] == ["residual-depth-init", "unit-gain-init"]
     assert "depth-init" not in recommended("unsuitable-init", "root-cause", "GS203")
 
 
@@ -34,6 +34,8 @@ def test_the_sum_is_treated_first_and_never_by_the_mean_alone():
     assert recommended("attention-explosion", "contributing", "GS301", other=upstream) == recommended("sum-aggregation")
     assert recommended("attention-explosion", "root-cause", "GS301")[0] == "qk-clip"
     assert recommended("attention-explosion", "root-cause", "GS302")[0] == "qk-norm"
+    grown = (Cause("unsuitable-init", "root-cause", ""),)
+    assert recommended("attention-explosion", "root-cause", "GS302", other=grown)[0] == "residual-depth-init"
 
 
 def test_large_weights_that_training_has_not_aligned_are_drawn_anew_and_others_scaled():
