@@ -1,4 +1,4 @@
-"""Normalisations around attention layers: which one stands directly beside a layer, and which was not told the graphs."""
+"""Normalisations of a model: which one stands directly beside a layer, which was not told the graphs, how small these were."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ _PER_GRAPH = (GraphNorm, GraphSizeNorm, InstanceNorm, MeanSubtractionNorm, PairN
 
 `DiffGroupNorm` takes no ``batch``, and `BatchNorm` means to see all graphs.
 """
+
+_DIVIDES = (GraphNorm, InstanceNorm, PairNorm)
+"""Of these, what divides by a spread over the nodes of one graph."""
 
 
 class Norms:
@@ -52,6 +55,7 @@ class Norms:
         self._found: Neighbours = {}
         self._without: list[tuple[str, Tensor | None]] = []
         self._several: dict[int, Tensor] = {}
+        self._smallest: list[tuple[str, str, Tensor | int]] = []
         self._made_by_norm: dict[int, tuple[weakref.ref[Tensor], str]] = {}
         self._made_by_layer: dict[int, tuple[weakref.ref[Tensor], str]] = {}
         self._hooks: list[Hook] = []
@@ -65,7 +69,7 @@ class Norms:
     @property
     def seen(self) -> int:
         """Grows with what was found."""
-        return len(self._found) + len(self._without)
+        return len(self._found) + len(self._without) + len(self._smallest)
 
     def begin(self, called: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], failsafe: Failsafe) -> None:
         """Hook the normalisations for a forward with these arguments of the model, or of what is wrapped around it.
@@ -109,11 +113,16 @@ class Norms:
         """What was found, as entries of a trace's metadata in JSON; waits for the device.
 
         ``norms``: `Neighbours`. ``norm_without_batch``: names of the normalisations over the nodes of a graph that were
-        called without ``batch`` although there were several graphs; left out when there is none.
+        called without ``batch`` although there were several graphs. ``norm_smallest``: name of a normalisation that divides
+        by a spread over the nodes of a graph → its class and the nodes of the smallest graph that it met. Each is left
+        out when it is empty.
         """
         without = list(dict.fromkeys(name for name, several in self._without if several is not None and bool(several)))
-        found = {"norms": json.dumps(self._found)} if self._found else {}
-        return {**found, "norm_without_batch": json.dumps(without)} if without else found
+        smallest: dict[str, tuple[str, int]] = {}
+        for name, kind, nodes in self._smallest:
+            smallest[name] = min(smallest.get(name, (kind, int(nodes))), (kind, int(nodes)))
+        found = {"norms": self._found, "norm_without_batch": without, "norm_smallest": smallest}
+        return {key: json.dumps(value) for key, value in found.items() if value}
 
     def _hook(self, name: str, module: nn.Module, failsafe: Failsafe) -> None:
         def body(grad: bool, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -122,8 +131,14 @@ class Norms:
             if layer:
                 self._found[layer]["after"] = kind
             _remember(self._made_by_norm, _tensor(output), kind)
-            if entry is not None and _is_per_graph(module) and _argument(1, "batch", args, kwargs) is None:
+            if entry is None or not _is_per_graph(module):
+                return
+            graphs = _argument(1, "batch", args, kwargs)
+            if graphs is None:
                 self._without.append((name, self._several.get(len(entry))))
+            if isinstance(module, _DIVIDES) and len(entry):
+                nodes = _smallest(graphs) if isinstance(graphs, Tensor) and len(graphs) else len(entry)
+                self._smallest.append((name, kind, nodes))
 
         self._hooks.append(Hook(f"the normalisation {name or 'that is the model'}", body, failsafe))
         self._handles.append(module.register_forward_hook(self._hooks[-1], with_kwargs=True))
@@ -145,6 +160,12 @@ def graphs_in(batch: Any) -> list[Tensor]:
     """Everything called ``batch`` in a dictionary, a PyG ``Batch`` or what else holds tensors; int64 vectors (N,)."""
     found = tensors_in(batch)
     return [t for name, t in found if name.split(".")[-1] == "batch" and t.dim() == 1 and t.dtype == torch.int64]
+
+
+def _smallest(graphs: Tensor) -> Tensor:
+    """Nodes of the smallest graph that has any, (); of the graph (N,) of every node, in any order. Nothing waits for a device."""
+    ordered = graphs.sort().values
+    return (torch.searchsorted(ordered, graphs, right=True) - torch.searchsorted(ordered, graphs)).min()
 
 
 def _names(model: nn.Module) -> Iterable[str]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from gnnstab.errors import NotApplicable
 from gnnstab.records import Finding, LayerFacts, Signals
 from gnnstab.rules.base import Rule, threshold
-from gnnstab.rules.reading import largest, measured, names, need_fact, need_layers, percent, smallest
+from gnnstab.rules.reading import largest, measured, names, need_fact, need_layers, percent
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,8 @@ class GraphNormHazard(Rule):
     """A normalisation over the nodes of a graph is used where it divides by almost nothing.
 
     ## What it sees
-    GraphNorm, InstanceNorm or PairNorm beside an attention layer, and graphs of one or two nodes, or a layer whose channels do
-    not vary over the nodes; or such a norm anywhere in the model that was called without `batch` on several graphs.
+    GraphNorm, InstanceNorm or PairNorm anywhere in the model that met a graph of one or two nodes, or was called without
+    `batch` on several graphs; or such a norm beside an attention layer whose channels do not vary over the nodes.
 
     ## Why it is unstable
     It divides each channel by its standard deviation over the nodes of a graph. With one node that is 0 and the output is the
@@ -59,27 +59,28 @@ class GraphNormHazard(Rule):
             how = "what normalises beside a layer is code, not weights; pass the model and a batch (--model, --batch)"
             need_fact(signals, "norm_before", how)
         normed = [layer for layer in known if _over_nodes(layer)]
-        if not normed and not signals.context.get("norm_without_batch"):
+        met: Mapping[str, tuple[str, int]] = signals.context.get("norm_smallest", {})
+        if not (normed or met or signals.context.get("norm_without_batch")):
             raise NotApplicable("no normalisation over the nodes of a graph")
         yield from self._without_batch(signals)
-        if not normed:
-            return
-        which = f"{_over_nodes(normed[0])} at {names(layer.name for layer in normed)}"
-        yield from self._size(signals, which)
+        yield from self._size(met)
         for layer in normed:
+            which = f"{_over_nodes(layer)} at {names(one.name for one in normed)}"
             yield from self._constant(signals, layer.name, which)
 
-    def _size(self, signals: Signals, which: str) -> Iterator[Finding]:
-        sizes = measured(signals.find("graph.smallest"))
-        if sizes and smallest(sizes).value <= self.smallest:
-            size = smallest(sizes)
-            effect = "the bias alone" if size.value <= 1 else "the sign alone"
+    def _size(self, met: Mapping[str, tuple[str, int]]) -> Iterator[Finding]:
+        small = {name: kind for name, (kind, nodes) in met.items() if nodes <= self.smallest}
+        if small:
+            size = min(met[name][1] for name in small)
+            effect = "the bias alone" if size <= 1 else "the sign alone"
             yield self.finding(
-                f"{which} meets a graph of {size.value:.0f} node{'s' if size.value > 1 else ''}: its output there is {effect}. "
-                "Use LayerNorm instead.",
+                f"{'/'.join(dict.fromkeys(small.values()))} {names(small)} meets a graph of {size} node{'s' * (size > 1)}: its output "
+                f"there is {effect}. Use LayerNorm instead.",
                 severity="warning",
                 limit=self.smallest,
-                signal=size,
+                name="graph.smallest",
+                value=size,
+                unit="nodes",
             )
 
     def _without_batch(self, signals: Signals) -> Iterator[Finding]:

@@ -132,6 +132,9 @@ def _context(trace: Trace, source: str, layers: Sequence[LayerFacts], steps: int
     without = _names(meta.get("norm_without_batch", ""))
     if without:
         context["norm_without_batch"] = without
+    smallest = _sizes(meta.get("norm_smallest", ""))
+    if smallest:
+        context["norm_smallest"] = smallest
     return context
 
 
@@ -142,6 +145,20 @@ def _names(text: str) -> tuple[str, ...]:
     except ValueError:
         return ()
     return tuple(name for name in found if isinstance(name, str)) if isinstance(found, list) else ()
+
+
+def _sizes(text: str) -> dict[str, tuple[str, int]]:
+    """A JSON object of name → class and number of nodes; what is anything else is left out."""
+    try:
+        found = json.loads(text or "{}")
+    except ValueError:
+        return {}
+    entries = found.items() if isinstance(found, dict) else ()
+    return {
+        name: (value[0], value[1])
+        for name, value in entries
+        if isinstance(value, list) and [type(part) for part in value] == [str, int]
+    }
 
 
 def _number(text: str | None) -> int:

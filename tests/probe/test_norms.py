@@ -15,7 +15,7 @@ from torch_geometric.nn import GraphNorm, LayerNorm, TransformerConv
 import gnnstab
 from gnnstab.probe.measure import measure
 from gnnstab.probe.norms import batch_vectors
-from gnnstab.signals import from_trace
+from gnnstab.signals import from_trace, recorded
 from side_by_side import hooks_of, identical
 
 EDGES = torch.tensor([[0, 1, 2, 3, 2, 1], [1, 0, 3, 2, 1, 2]])
@@ -168,3 +168,47 @@ def test_graphs_are_found_by_name_alone() -> None:
     assert batch_vectors(model, (TWO, TWO), {"other": TWO}) == []
     assert batch_vectors(model, (), {"batch": TWO.float()}) == []
     assert [len(v) for v in batch_vectors(model, (), {"data": {"paper": {"batch": TWO}}})] == [4]
+
+
+def smallest(trace: gnnstab.trace.Trace) -> dict[str, list[Any]]:
+    """What the trace says of the smallest graph of every norm that divides by a spread over nodes."""
+    found: dict[str, list[Any]] = json.loads(trace.meta.get("norm_smallest", "{}"))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("tells", "batch", "nodes"),
+    [
+        (True, TWO, 1),
+        (True, torch.tensor([7, 0, 7, 0]), 2),
+        (True, ONE, 4),
+        (False, TWO, 4),
+        (True, None, 4),
+    ],
+)
+def test_the_smallest_graph_that_a_norm_over_nodes_met_is_known(tells: bool, batch: Any, nodes: int) -> None:
+    with measure(Net(tells), inputs(batch)) as trace:
+        assert smallest(trace) == {"after": ["GraphNorm", nodes]}
+        signals = from_trace(trace)
+    assert signals.context["norm_smallest"] == {"after": ("GraphNorm", nodes)}
+    found = [
+        f.value for f in gnnstab.diagnose(Net(tells), batch=inputs(batch)).findings if "meets a graph" in f.message
+    ]
+    assert found == [nodes] * (nodes <= 2)
+
+
+def test_the_smallest_of_several_forwards_and_calls_counts_and_norms_over_channels_do_not() -> None:
+    class Twice(Net):
+        def forward(self, x: Tensor, edge_index: Tensor, batch: Tensor | None = None) -> Tensor:
+            return super().forward(x, edge_index, ONE) + super().forward(x, edge_index, batch)
+
+    assert smallest(train(Twice(), **inputs(TWO))[0].trace) == {"after": ["GraphNorm", 1]}
+    with measure(Blind(LayerNorm(4)), inputs(None)) as trace:
+        assert smallest(trace) == {}
+
+
+@pytest.mark.parametrize(
+    "text", ["[1]", '{"a": 2}', '{"a": ["GraphNorm", true]}', '{"a": ["GraphNorm", 1.5]}', "{", '{"a": []}']
+)
+def test_sizes_that_are_none_are_left_out(text: str) -> None:
+    assert recorded._sizes(text) == {}
