@@ -14,6 +14,14 @@ from . import case, gate, options, output
 @click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Seeds per rung.")
 @click.option("--steps", type=click.IntRange(min=1), default=150, show_default=True, help="Of the short training.")
 @click.option("--lr", type=float, default=1e-3, show_default=True, help="Of the short training.")
+@click.option(
+    "--sizes",
+    default="7,10,50",
+    show_default=True,
+    callback=options.numbers,
+    metavar="N,N,…",
+    help="Agents of the final test: those of the batch, then larger graphs, on which the first stable rung is tried. One number: none.",
+)
 @case.options
 @options.debug
 def command(
@@ -21,6 +29,7 @@ def command(
     seeds: int,
     steps: int,
     lr: float,
+    sizes: tuple[float, ...],
     model: str,
     batch: str,
     loss: str | None,
@@ -32,7 +41,8 @@ def command(
 ) -> int:
     """Fixes added one after another: from which on is the run stable, and which did nothing?
 
-    Every rung is built anew from fresh weights. Exit code 0 when some rung is stable, else 1.
+    Every rung is built anew from fresh weights. The first stable one is then tried on larger graphs, and the rungs above
+    it where it is no longer stable. Exit code 0 when some rung is stable, else 1.
     """
     from gnnstab.diagnosis import resolve
     from gnnstab.verification.ladder import climb
@@ -42,7 +52,7 @@ def command(
     with gate.progress() as tell:
         found = climb(
             given.model, batch=given.batch, loss=given.loss, train=resolve(train) if train else None, seeds=seeds,
-            steps=steps, precision=precision, lr=lr, factory=given.factory, workers=jobs, store=store, progress=tell,
+            steps=steps, precision=precision, lr=lr, sizes=sizes, factory=given.factory, workers=jobs, store=store, progress=tell,
         )  # fmt: skip
     output.show(as_json(found) if format == "json" else ladder_text(found) + "\n", format)
     return 0 if found.stable_from is not None else 1

@@ -28,6 +28,14 @@ def prefixes(_: click.Context, __: click.Parameter, value: tuple[str, ...]) -> t
     return tuple(part.strip().upper() for text in value for part in text.split(",")) if value else None
 
 
+def numbers(_: click.Context, __: click.Parameter, value: str) -> tuple[float, ...]:
+    """``0.5,1,2`` → numbers."""
+    try:
+        return tuple(float(part) for part in value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is no list of numbers such as 0.5,1,2,4") from None
+
+
 def _together(*options: Callable[[Any], Any]) -> Callable[[F], F]:
     def decorate(function: F) -> F:
         for option in reversed(options):

@@ -7,17 +7,14 @@ import click
 from . import case, gate, options, output
 
 
-def _numbers(_: click.Context, __: click.Parameter, value: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in value.split(","))
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is no list of numbers such as 0.5,1,2,4") from None
-
-
 @click.command()
 @click.argument("checkpoint", required=False)
 @click.option(
-    "--factors", default="0.25,0.5,1,2,4,8", show_default=True, callback=_numbers, help="Multiples of the in-degree."
+    "--factors",
+    default="0.25,0.5,1,2,4,8",
+    show_default=True,
+    callback=options.numbers,
+    help="Multiples of the in-degree.",
 )
 @click.option("--seeds", type=click.IntRange(min=1), default=2, show_default=True, help="Draws of edges per factor.")
 @click.option("--clamping", is_flag=True, help="Compare clamping activations with the proper fixes as well.")

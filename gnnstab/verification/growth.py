@@ -180,3 +180,22 @@ def in_degrees(call: Arguments) -> tuple[float, float, int]:
     degree = torch.bincount(graph[1][1], minlength=graph[0].size(0)).double()
     some = degree[degree > 0]
     return float(degree.mean()), float(some.median()) if some.numel() else 0.0, int(graph[0].size(0))
+
+
+def bound(part: nn.Module, call: Arguments) -> tuple[nn.Module, Any]:
+    """A module and a batch that make this call of ``part``: positional arguments, or keyword arguments, or the rest of both bound."""
+    args, kwargs = call
+    if args and kwargs:
+        return _Bound(part, kwargs), args
+    return part, args or kwargs
+
+
+class _Bound(nn.Module):
+    """A module with some keyword arguments fixed."""
+
+    def __init__(self, inner: nn.Module, keywords: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.inner, self.keywords = inner, dict(keywords)
+
+    def forward(self, *args: Any) -> Any:
+        return self.inner(*args, **self.keywords)

@@ -1,24 +1,28 @@
-"""The ladder: fixes added one after another, in the order of the document that the project grew from."""
+"""The ladder: fixes added one after another, in the order of the document that the project grew from, then larger graphs."""
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from torch import nn
 
 from gnnstab.errors import UsageError
 from gnnstab.fixes.places import duplicate
+from gnnstab.probe.batches import as_arguments
 from gnnstab.verification.arms import Arm, ArmResult, Setting, build, run_arm, training_changes
-from gnnstab.verification.measuring import observe
+from gnnstab.verification.growth import bound, find_graph_call, grown, in_degrees
+from gnnstab.verification.measuring import items, observe
 from gnnstab.verification.sweep import Progress, mark, sweep
 from gnnstab.verification.targets import choose
-from gnnstab.verification.training import TrainingSettings
+from gnnstab.verification.training import TrainingSettings, micro_train
 from gnnstab.verification.twins import Factory, seeded
 from gnnstab.verification.wanted import Wanted, wanted
 
@@ -33,6 +37,9 @@ DOCUMENT_ORDER: tuple[tuple[str, tuple[str, ...]], ...] = (
 )
 """Name of the rung, and the fixes that it adds."""
 
+SIZES = (7.0, 10.0, 50.0)
+"""Agents of the document's final test; the first number stands for the batch as it is."""
+
 
 class Train(Protocol):
     """A training function of the user, for ``--train pkg.mod:fn``."""
@@ -42,6 +49,8 @@ class Train(Protocol):
 
         ``settings`` holds what the fixes change about training: ``lr``, ``eps``, ``clip``; the function should use
         those that are given and its own for the rest. It may stop at a loss that is not finite.
+
+        A function with a parameter ``agents`` is called for the larger sizes too, with that many.
         """
 
 
@@ -74,6 +83,30 @@ class Rung:
 
 
 @dataclass(frozen=True, slots=True)
+class Larger:
+    """One rung on larger graphs."""
+
+    size: float
+    """Agents; what it multiplies is the in-degree of the batch."""
+
+    degree: float
+    """Mean in-degree there."""
+
+    rung: str
+    stable: bool
+    """As for a rung."""
+
+    loss: float
+    """At the end of training, median over seeds; inf when it broke off."""
+
+    codes: tuple[str, ...]
+    """Codes that fire in most seeds."""
+
+    objective: str
+    """What was trained on."""
+
+
+@dataclass(frozen=True, slots=True)
 class Ladder:
     """All rungs, and what they show."""
 
@@ -82,6 +115,11 @@ class Ladder:
     """The goal's signal; ``""`` when nothing fires on the model as it is."""
 
     objective: str
+    larger: tuple[Larger, ...] = ()
+    """The first stable rung on larger graphs; where it is not stable any more, the rungs above it."""
+
+    not_scaled: str = ""
+    """Why there are no larger graphs; empty when there are, or when none was asked for."""
 
     @property
     def stable_from(self) -> Rung | None:
@@ -105,12 +143,17 @@ def climb(
     steps: int = 150,
     precision: str = "fp32",
     lr: float = 1e-3,
+    sizes: Sequence[float] = SIZES,
     factory: Factory | None = None,
     workers: int = 1,
     store: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Ladder:
-    """Add fixes cumulatively to fresh twins, and measure and train every rung.
+    """Add fixes cumulatively to fresh twins, and measure and train every rung; then try the stable ones on larger graphs.
+
+    What grows with the size is the in-degree, by `growth.grown`: nodes and features stay those of the batch. The larger
+    graph is handed to the module that gets node features and edges, which is measured, and trained on the synthetic
+    task, or by ``train`` if that takes ``agents``.
 
     Args:
         model: Any module with attention layers; it stays as it is.
@@ -122,6 +165,8 @@ def climb(
         steps: Steps of the short training.
         precision: ``fp32``, ``fp16`` or ``bf16``.
         lr: Learning rate of the short training.
+        sizes: Of which the first stands for the batch as it is; the first stable rung is tried on the others, which make
+            the in-degree larger in proportion, and the rungs above it where it is no longer stable.
         factory: Makes the model with fresh weights.
         workers: Processes.
         store: A file that keeps every finished rung and seed.
@@ -129,6 +174,8 @@ def climb(
     """
     if not rungs:
         raise UsageError("a ladder needs at least one rung")
+    if any(not 0 < size < math.inf for size in sizes):
+        raise UsageError(f"sizes must be positive numbers, not {', '.join(f'{size:g}' for size in sizes)}")
     with seeded(0, model):
         seen = observe(model, batch, loss=loss, precision=precision)
     training = TrainingSettings(steps=steps, lr=lr)
@@ -136,14 +183,23 @@ def climb(
     stages, errors = _stages(setting, rungs)
     prefix = "" if store is None else mark(model, training, precision, stages, train is None)
     arms = {
-        f"{prefix}{name}/{seed}": Arm(fixes, fresh=True, seed=seed, train=True)
+        f"{name}/{seed}": Arm(fixes, fresh=True, seed=seed, train=True)
         for name, fixes in stages
         for seed in range(seeds)
     }
-    jobs = {key: partial(_job, setting, arm, train) for key, arm in arms.items()}
     kept = None if store is None else Path(store)
-    results = sweep(jobs, workers=workers, progress=progress, store=kept, load=ArmResult)
-    return _ladder(setting, stages, errors, {k.removeprefix(prefix): r for k, r in results.items()}, seeds)
+
+    def run(jobs: Mapping[str, Callable[[], ArmResult]]) -> dict[str, ArmResult]:
+        found = sweep(
+            {prefix + key: job for key, job in jobs.items()},
+            workers=workers, progress=progress, store=kept, load=ArmResult,
+        )  # fmt: skip
+        return {key.removeprefix(prefix): result for key, result in found.items()}
+
+    ladder = _ladder(
+        setting, stages, errors, run({k: partial(_job, setting, a, train) for k, a in arms.items()}), seeds
+    )
+    return _scaled_up(ladder, setting, stages, sizes, seeds, train, run)
 
 
 def _stages(
@@ -171,15 +227,84 @@ def _job(setting: Setting, arm: Arm, train: Train | None) -> ArmResult:
     if train is None:
         return run_arm(setting, arm)
     result = run_arm(setting, replace(arm, train=False))
+    return _trained_by_user(setting, arm, train, result, {})
+
+
+def _trained_by_user(
+    setting: Setting, arm: Arm, train: Train, result: ArmResult, more: Mapping[str, float]
+) -> ArmResult:
     model = build(setting, arm)
     with seeded(arm.seed, model):
-        losses = list(train(model, seed=arm.seed, **training_changes(setting, arm.wanted)))
+        losses = list(train(model, seed=arm.seed, **training_changes(setting, arm.wanted), **more))
     finite = bool(losses) and all(math.isfinite(v) for v in losses)
     tail = losses[-max(1, len(losses) // 10) :]
     name = getattr(train, "__name__", "your training function")
     return replace(
         result, final=float(np.median(tail)) if finite else math.inf, objective=f"{name}, {len(losses)} losses"
     )
+
+
+def _scaled_up(
+    ladder: Ladder,
+    setting: Setting,
+    stages: Sequence[tuple[str, tuple[Wanted, ...]]],
+    sizes: Sequence[float],
+    seeds: int,
+    train: Train | None,
+    run: Callable[[Mapping[str, Callable[[], ArmResult]]], dict[str, ArmResult]],
+) -> Ladder:
+    """The ladder with its stable rungs on larger graphs, from small to large and from the lowest rung up."""
+    position = next((i for i, rung in enumerate(ladder.rungs) if rung.stable), len(ladder.rungs))
+    if len(sizes) < 2 or position == len(ladder.rungs):
+        return ladder
+    try:
+        _graph(setting, duplicate(setting.model), 1.0, 0)
+    except UsageError as error:
+        return replace(ladder, not_scaled=str(error))
+    larger: list[Larger] = []
+    for size in sorted(sizes[1:]):
+        for name, fixes in stages[position : len(ladder.rungs)]:
+            jobs = {
+                f"{name}/{size:g} of {sizes[0]:g}/{seed}": partial(
+                    _larger_job, setting, Arm(fixes, fresh=True, seed=seed), size, size / sizes[0], train
+                )
+                for seed in range(seeds)
+            }
+            done = [result for key, result in run(jobs).items() if key in jobs]
+            if not done:  # Interrupted.
+                return replace(ladder, larger=tuple(larger))
+            rung = _rung(setting, name, fixes, done, None, "")
+            larger.append(Larger(size, rung.value, name, rung.stable, rung.loss, rung.codes, done[0].objective))
+            if rung.stable:
+                break
+            position += 1
+    return replace(ladder, larger=tuple(larger))
+
+
+def _larger_job(setting: Setting, arm: Arm, size: float, factor: float, train: Train | None) -> ArmResult:
+    """Codes and training of one rung on a larger graph; ``value`` is the mean in-degree there."""
+    model = build(setting, arm)
+    part, batch, degree = _graph(setting, model, factor, arm.seed)
+    with seeded(arm.seed, part):
+        codes = {f.code: f.severity for f in observe(part, batch, precision=setting.precision).findings}
+        result = ArmResult(value=degree, codes=codes)
+        if train is not None and "agents" in inspect.signature(train).parameters:
+            agents = int(size) if size == int(size) else size
+            return _trained_by_user(setting, arm, train, result, {"agents": agents})
+        settings = replace(setting.training, **training_changes(setting, arm.wanted))
+        done = micro_train(
+            part, as_arguments(batch, part), items(batch), None, settings, seed=arm.seed, precision=setting.precision
+        )
+    return replace(result, start=done.losses[0], final=done.final, objective=done.objective)
+
+
+def _graph(setting: Setting, model: nn.Module, factor: float, seed: int) -> tuple[nn.Module, Any, float]:
+    """The module that gets the graph, a graph with ``factor`` times the in-degree for it, and that in-degree."""
+    mode = model.training
+    call = find_graph_call(model.eval(), as_arguments(setting.batch, model)[0])
+    model.train(mode)
+    arguments = grown(call, factor, torch.Generator().manual_seed(seed))
+    return *bound(model.get_submodule(call.name), arguments), in_degrees(arguments)[0]
 
 
 def _ladder(

@@ -97,10 +97,16 @@ class Seen(NamedTuple):
     """(2, E)."""
 
     last: Tensor
-    """(N, D') what the last attention layer returned."""
+    """(N, D') what the last attention layer of these nodes returned."""
+
+    name: str
+    """Of that layer."""
 
     output: Any
     """What the model returned."""
+
+    source: Tensor | None = None
+    """(M, D'') features of the source nodes, where these are of another kind."""
 
 
 def _synthetic(model: nn.Module, calls: Sequence[Arguments], seed: int) -> Objective:
@@ -114,7 +120,6 @@ def _synthetic(model: nn.Module, calls: Sequence[Arguments], seed: int) -> Objec
     )
     width = (seen[0].output if by_output else seen[0].last).size(-1)
     head = nn.Linear(width, 1).to(targets[0].device)
-    name = attention_layers(model)[-1][0]
 
     def compute(trained: nn.Module, number: int) -> Tensor:
         args, kwargs = calls[number]
@@ -131,7 +136,7 @@ def _synthetic(model: nn.Module, calls: Sequence[Arguments], seed: int) -> Objec
             losses.append(nn.functional.mse_loss(head(features.float()).squeeze(-1), goal))
         return torch.stack(losses).mean()
 
-    source = "the output" if by_output else f"{name}'s output"
+    source = "the output" if by_output else f"{seen[0].name}'s output"
     others = [other for call, s in zip(calls, seen, strict=True) if (other := shuffled(call, s.x.size(0))) is not None]
     drawn = unseen if len(others) == len(calls) else None
     return Objective(head, compute, SYNTHETIC.format(source=source), drawn, len(calls))
@@ -163,30 +168,46 @@ def look(model: nn.Module, call: Arguments, *, grad: bool = False) -> Seen:
     from torch_geometric.nn import MessagePassing
 
     found: dict[str, Any] = {}
+    returned: dict[str, Tensor] = {}
 
-    def first(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if "x" not in found:
-            given = [*args, *kwargs.values()]
-            x = kwargs["x"] if "x" in kwargs else args[0]
-            found["x"] = (x[1] if isinstance(x, tuple) else x).detach()
-            found["edges"] = next((v for v in given if is_edges(v)), None)
+    def first(name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if "x" not in found:
+                given = [*args, *kwargs.values()]
+                x = kwargs["x"] if "x" in kwargs else args[0]
+                found["x"] = (x[1] if isinstance(x, tuple) else x).detach()
+                found["source"] = x[0].detach() if isinstance(x, tuple) and x[0] is not x[1] else None
+                found["edges"] = next((v for v in given if is_edges(v)), None)
+                found["name"] = name
 
-    def last(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        found["last"] = output[0] if isinstance(output, tuple) else output
+        return hook
+
+    def last(name: str) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            returned[name] = output[0] if isinstance(output, tuple) else output
+
+        return hook
 
     handles = [
-        m.register_forward_pre_hook(first, with_kwargs=True) for m in model.modules() if isinstance(m, MessagePassing)
+        m.register_forward_pre_hook(first(name), with_kwargs=True)
+        for name, m in model.named_modules()
+        if isinstance(m, MessagePassing)
     ]
-    handles.append(attention_layers(model)[-1][1].register_forward_hook(last))
+    handles += [m.register_forward_hook(last(name)) for name, m in attention_layers(model)]
     try:
         with torch.set_grad_enabled(grad):
             output = model(*call[0], **call[1])
     finally:
         for handle in handles:
             handle.remove()
-    if found.get("edges") is None or "last" not in found:
+    layers = [name for name, _ in attention_layers(model) if name in returned]
+    if found.get("source") is not None:
+        # Of several kinds of nodes: a later layer of the same relation ends at the same ones.
+        layers = [n for n in layers if n.split(".")[-1] == found["name"].split(".")[-1]]
+        layers = [n for n in layers if len(returned[n]) == len(found["x"])]
+    if found.get("edges") is None or not layers:
         raise UsageError("the model shows no node features and edge_index to make a synthetic task from; pass a loss")
-    return Seen(found["x"], found["edges"], found["last"], output)
+    return Seen(found["x"], found["edges"], returned[layers[-1]], layers[-1], output, found["source"])
 
 
 def is_edges(value: Any) -> bool:
@@ -200,13 +221,23 @@ def _target(x: Tensor, seen: Seen, projection: Tensor) -> Tensor:
     With the features of ``seen`` itself it has mean 0 and standard deviation 1.
     """
     mean, std = seen.x.float().mean(0), seen.x.float().std(0, unbiased=False).clamp(min=1e-6)
+    others = None if seen.source is None else _standardised_mean(seen.source)
 
     def raw(features: Tensor) -> Tensor:
         own = (features.float() - mean) / std @ projection / projection.norm()
         source, target = seen.edge_index
-        total: Tensor = own + 2 * scatter(own[source], target, dim=0, dim_size=own.numel(), reduce="mean")
+        sent = (own if others is None else others)[source]
+        total: Tensor = own + 2 * scatter(sent, target, dim=0, dim_size=own.numel(), reduce="mean")
         return total
 
     learnt = raw(seen.x)
     scaled: Tensor = (raw(x) - learnt.mean()) / learnt.std(unbiased=False).clamp(min=1e-6)
+    return scaled
+
+
+def _standardised_mean(features: Tensor) -> Tensor:
+    """(M,) mean over the standardised columns, scaled like one column: source nodes may have other columns than their targets."""
+    columns = features.float()
+    columns = (columns - columns.mean(0)) / columns.std(0, unbiased=False).clamp(min=1e-6)
+    scaled: Tensor = columns.mean(1) * columns.size(1) ** 0.5
     return scaled

@@ -19,7 +19,7 @@ from gnnstab.fixes.places import duplicate
 from gnnstab.probe.batches import as_arguments
 from gnnstab.records import Signals
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
-from gnnstab.verification.growth import GraphCall, find_graph_call, grown, in_degrees
+from gnnstab.verification.growth import GraphCall, bound, find_graph_call, grown, in_degrees
 from gnnstab.verification.measuring import judged, measured_signals
 from gnnstab.verification.sweep import Progress, mark, sweep
 
@@ -176,9 +176,7 @@ def _load(**fields: Any) -> Point:
 def _point(part: nn.Module, call: GraphCall, factor: float, precision: str, seed: int) -> Point:
     arguments = grown(call, factor, torch.Generator().manual_seed(seed))
     degree, _, nodes = in_degrees(arguments)
-    batch: Any = arguments[1] if not arguments[0] else arguments[0]
-    if arguments[0] and arguments[1]:
-        part, batch = _Bound(part, arguments[1]), arguments[0]
+    part, batch = bound(part, arguments)
     seen = judged(measured_signals(part, batch, precision=precision))
     return Point(
         degree,
@@ -188,17 +186,6 @@ def _point(part: nn.Module, call: GraphCall, factor: float, precision: str, seed
         _non_finite(seen.signals),
         tuple(sorted({f.code for f in seen.findings})),
     )
-
-
-class _Bound(nn.Module):
-    """A module with some keyword arguments fixed."""
-
-    def __init__(self, inner: nn.Module, keywords: Mapping[str, Any]) -> None:
-        super().__init__()
-        self.inner, self.keywords = inner, dict(keywords)
-
-    def forward(self, *args: Any) -> Any:
-        return self.inner(*args, **self.keywords)
 
 
 def _values(signals: Signals) -> dict[str, float]:

@@ -54,7 +54,42 @@ def ladder_text(ladder: Ladder) -> str:
     first = ladder.stable_from
     said = f"Stable from the rung “{first.name}” on." if first else "No rung is stable."
     idle = ", ".join(r.name for r in ladder.without_effect)
-    return "\n".join([_table(rows), "", said, *([f"Did nothing: {idle}."] if idle else []), ladder.objective])
+    below = [f"Did nothing: {idle}."] if idle else []
+    return "\n".join([_table(rows), "", said, *below, ladder.objective, *_larger_text(ladder)])
+
+
+def _larger_text(ladder: Ladder) -> list[str]:
+    if ladder.not_scaled:
+        return ["", f"Not tried on larger graphs: {ladder.not_scaled}"]
+    if not ladder.larger:
+        return []
+    rows = [("size", "in-degree", "rung", "loss", "stable", "fires")]
+    rows += [
+        (
+            number(at.size),
+            number(at.degree),
+            at.rung,
+            number(at.loss),
+            "yes" if at.stable else "no",
+            ", ".join(at.codes) or "–",
+        )
+        for at in ladder.larger
+    ]
+    last = ladder.larger[-1]
+    holds = (
+        f"Holds up to size {number(last.size)} with “{last.rung}”."
+        if last.stable
+        else f"No rung is stable at size {number(last.size)}."
+    )
+    objectives = dict.fromkeys(at.objective for at in ladder.larger if at.objective != ladder.objective)
+    return [
+        "",
+        "Scaled up; what grows is the in-degree, not the number of nodes:",
+        _table(rows),
+        "",
+        holds,
+        *objectives,
+    ]
 
 
 def scaling_text(scaling: Scaling) -> str:

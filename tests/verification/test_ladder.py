@@ -6,10 +6,13 @@ import pytest
 import torch
 
 from gnnstab.errors import UsageError
+from gnnstab.probe.batches import as_arguments
 from gnnstab.verification.clamping import compare
+from gnnstab.verification.growth import find_graph_call, in_degrees
 from gnnstab.verification.ladder import DOCUMENT_ORDER, climb
 from gnnstab.verification.wording import ladder_text, sides_text
-from models.stacks import Stack, random_batch
+from models.informarl import actor, sample_batch
+from models.stacks import Hetero, Stack, hetero_batch, random_batch
 
 RUNGS = (
     ("+ small residual", ["residual:weight=0.1"]),
@@ -81,3 +84,69 @@ def test_the_clamp_beside_the_proper_fixes():
     assert plain.stable_up_to > 0
     assert "no module that aggregates" in refused.error
     assert "activation-clamp" in sides_text(sides)
+
+
+def mean_in_degree(model, batch):
+    call = find_graph_call(model, as_arguments(batch, model)[0])
+    return in_degrees((call.args, call.kwargs))[0]
+
+
+def test_the_first_stable_rung_is_tried_on_larger_graphs_and_those_above_it_where_it_fails():
+    torch.manual_seed(0)
+    model, batch = actor(), sample_batch(7)
+    degree = mean_in_degree(model, batch)
+    rungs = (("+ depth", ["depth-init"]), ("+ norm", ["norm-after-sum"]))
+    found = climb(model, batch=batch, rungs=rungs, seeds=1, steps=3, sizes=(7, 14, 70))
+    assert [(r.name, r.stable) for r in found.rungs] == [("baseline", False), ("+ depth", True), ("+ norm", True)]
+    tried = [(at.size, at.rung, at.stable) for at in found.larger]
+    assert tried == [(14, "+ depth", False), (14, "+ norm", True), (70, "+ norm", True)]
+    assert "GS401" in found.larger[0].codes
+    assert [round(at.degree / degree) for at in found.larger] == [2, 2, 10]
+    assert all(math.isfinite(at.loss) for at in found.larger)
+    text = ladder_text(found)
+    assert "Holds up to size 70 with “+ norm”." in text
+    assert found.not_scaled == ""
+
+
+def test_nothing_larger_without_a_stable_rung_or_with_one_size():
+    torch.manual_seed(0)
+    model = Stack(14, 8)
+    unstable = climb(model, batch=random_batch(16, 5, 8), rungs=RUNGS[:1], seeds=1, steps=1)
+    assert (unstable.stable_from, unstable.larger, unstable.not_scaled) == (None, (), "")
+    single = climb(Stack(2, 8), batch=random_batch(16, 5, 8), rungs=RUNGS[1:2], seeds=1, steps=1, sizes=(7,))
+    assert single.stable_from is not None
+    assert single.larger == ()
+    with pytest.raises(UsageError, match="positive"):
+        climb(model, batch=random_batch(16, 5, 8), sizes=(7, -1))
+
+
+def test_a_training_function_that_takes_agents_is_called_with_them():
+    asked = []
+
+    def sized(model, *, seed, agents=7, **settings):
+        asked.append(agents)
+        return [0.5] if agents < 50 else [math.nan]
+
+    case = {"batch": random_batch(16, 5, 8), "rungs": RUNGS[1:2], "seeds": 1}
+    found = climb(Stack(2, 8), train=sized, **case)
+    assert asked == [7, 7, 10, 50, 50]
+    assert [(at.size, at.rung, at.stable) for at in found.larger] == [
+        (10, "baseline", True),
+        (50, "baseline", False),
+        (50, "+ pre-norm", False),
+    ]
+    assert "No rung is stable at size 50." in ladder_text(found)
+    blind = climb(Stack(2, 8), train=train, **case, steps=2)
+    assert {at.objective.split(":")[0] for at in blind.larger} == {"a synthetic task"}
+
+
+def test_a_model_without_one_graph_says_that_it_is_not_scaled():
+    model, batch = Hetero(), hetero_batch()
+    found = climb(model, batch=batch, rungs=(("+ dropout", ["dropout"]),), seeds=1, steps=1)
+    assert found.stable_from is not None
+    assert found.larger == ()
+    assert "homogeneous graph" in found.not_scaled
+    assert "Not tried on larger graphs: no module is called" in ladder_text(found)
+    # The task is made of both kinds of nodes, and read out where the same relation ends.
+    assert found.objective.endswith("layers.2.convs.<user___rates___item>'s output")
+    assert math.isfinite(found.rungs[0].loss)
