@@ -119,7 +119,7 @@ class Ladder:
     """The first stable rung on larger graphs; where it is not stable any more, the rungs above it."""
 
     not_scaled: str = ""
-    """Why there are no larger graphs; empty when there are, or when none was asked for."""
+    """Why there are no larger graphs, or no further ones; else empty."""
 
     @property
     def stable_from(self) -> Rung | None:
@@ -196,9 +196,10 @@ def climb(
         )  # fmt: skip
         return {key.removeprefix(prefix): result for key, result in found.items()}
 
-    ladder = _ladder(
-        setting, stages, errors, run({k: partial(_job, setting, a, train) for k, a in arms.items()}), seeds
-    )
+    results = run({key: partial(_job, setting, arm, train) for key, arm in arms.items()})
+    ladder = _ladder(setting, stages, errors, results, seeds)
+    if len(results) < len(arms):
+        return replace(ladder, not_scaled="interrupted before all rungs were measured")
     return _scaled_up(ladder, setting, stages, sizes, seeds, train, run)
 
 
@@ -270,9 +271,9 @@ def _scaled_up(
                 )
                 for seed in range(seeds)
             }
-            done = [result for key, result in run(jobs).items() if key in jobs]
-            if not done:  # Interrupted.
-                return replace(ladder, larger=tuple(larger))
+            done = list(run(jobs).values())
+            if len(done) < seeds:
+                return replace(ladder, larger=tuple(larger), not_scaled=f"interrupted at size {size:g}")
             rung = _rung(setting, name, fixes, done, None, "")
             larger.append(Larger(size, rung.value, name, rung.stable, rung.loss, rung.codes, done[0].objective))
             if rung.stable:

@@ -59,37 +59,22 @@ def ladder_text(ladder: Ladder) -> str:
 
 
 def _larger_text(ladder: Ladder) -> list[str]:
+    lines: list[str] = []
+    if ladder.larger:
+        rows = [("size", "in-degree", "rung", "loss", "stable", "fires")]
+        for at in ladder.larger:
+            stable, fires = "yes" if at.stable else "no", ", ".join(at.codes) or "–"
+            rows.append((number(at.size), number(at.degree), at.rung, number(at.loss), stable, fires))
+        lines += ["", "Scaled up; what grows is the in-degree, not the number of nodes:", _table(rows), ""]
+        last = ladder.larger[-1]
+        if last.stable:
+            lines.append(f"Holds up to size {number(last.size)} with “{last.rung}”.")
+        elif not ladder.not_scaled:
+            lines.append(f"No rung is stable at size {number(last.size)}.")
+        lines += dict.fromkeys(at.objective for at in ladder.larger if at.objective != ladder.objective)
     if ladder.not_scaled:
-        return ["", f"Not tried on larger graphs: {ladder.not_scaled}"]
-    if not ladder.larger:
-        return []
-    rows = [("size", "in-degree", "rung", "loss", "stable", "fires")]
-    rows += [
-        (
-            number(at.size),
-            number(at.degree),
-            at.rung,
-            number(at.loss),
-            "yes" if at.stable else "no",
-            ", ".join(at.codes) or "–",
-        )
-        for at in ladder.larger
-    ]
-    last = ladder.larger[-1]
-    holds = (
-        f"Holds up to size {number(last.size)} with “{last.rung}”."
-        if last.stable
-        else f"No rung is stable at size {number(last.size)}."
-    )
-    objectives = dict.fromkeys(at.objective for at in ladder.larger if at.objective != ladder.objective)
-    return [
-        "",
-        "Scaled up; what grows is the in-degree, not the number of nodes:",
-        _table(rows),
-        "",
-        holds,
-        *objectives,
-    ]
+        lines += ["", f"Not tried on larger graphs{' beyond that' * bool(ladder.larger)}: {ladder.not_scaled}"]
+    return lines
 
 
 def scaling_text(scaling: Scaling) -> str:
