@@ -138,5 +138,8 @@ def _other_attention(tensors: Mapping[str, Tensor]) -> list[Blind]:
         for ending, kind in _OTHER_KINDS:
             if name.endswith("." + ending) or name == ending:
                 found.setdefault(name[: -len(ending)].rstrip("."), kind)
-    reason = "looks like {kind}: only TransformerConv is judged from a file; pass --model pkg.mod:factory --batch FILE"
-    return [Blind(layer, "score", reason.format(kind=kind)) for layer, kind in found.items()]
+    reason = (
+        "looks like {kind}, and the attention of TransformerConv alone is judged; --model pkg.mod:factory --batch FILE shows "
+        "its outputs and gradients"
+    )
+    return [Blind.other_attention(layer, kind, reason.format(kind=kind)) for layer, kind in found.items()]

@@ -166,8 +166,9 @@ class Recorder:
         attention = [watch for watch in self.watches if watch.attention]
         blind = tuple(self.state.blinds())
         scripted = {b.layer for b in blind} - {watch.name for watch in self.watches}
+        others = {b.layer for b in blind if b.is_other_attention}
         observed = sum(watch.name in self.state.fired for watch in attention)
-        return Coverage(len(attention) + len(scripted), observed, blind)
+        return Coverage(len(attention) + len(scripted | others), observed, blind)
 
     def facts(self) -> list[LayerFacts]:
         """The configuration of every layer, in the order of first calls; layers not called yet come last."""

@@ -140,6 +140,9 @@ class Event:
     """Process of a distributed run, set when the event is read back; -1 outside one."""
 
 
+_OTHER = "scores of "
+
+
 @dataclass(frozen=True, slots=True)
 class Blind:
     """A site that could not be observed."""
@@ -148,3 +151,13 @@ class Blind:
     site: str
     reason: str
     """Why, and what to do to see it."""
+
+    @classmethod
+    def other_attention(cls, layer: str, kind: str, reason: str) -> Blind:
+        """An attention layer of a kind whose scores no part of gnnstab knows to find."""
+        return cls(layer, f"{_OTHER}{kind}", reason)
+
+    @property
+    def is_other_attention(self) -> bool:
+        """True for what `other_attention` makes: nothing has failed, and nothing can be done about it."""
+        return self.site.startswith(_OTHER)

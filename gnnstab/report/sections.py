@@ -105,6 +105,8 @@ def verdict(evidence: Evidence, anchors: Anchors) -> dict[str, str]:
     word, rest = summary.verdict(d)
     state, lead = word.capitalize(), rest[:1].upper() + rest[1:] + "."
     severity, roots = worst(d.findings), d.root_causes()
+    if word == "NOT EVALUABLE" and not d.nothing_evaluable:
+        return _words(state, "unknown", "No instability in what could be seen.", lead, "Nothing crossed a limit.")
     if word == "NOT EVALUABLE":
         none = "Nothing was measured, so nothing can be called healthy."
         return _words(state, "unknown", "Nothing could be judged.", lead, none)

@@ -23,21 +23,34 @@ RECOMMENDED = ("confirmed", "not-tested", "inconclusive")
 
 
 def state(diagnosis: Diagnosis) -> str:
-    """``unstable`` (an error or warning), ``stable``, or ``not-evaluable``."""
-    if diagnosis.at_least("warning"):
+    """``unstable`` (an error or warning about the model), ``stable``, or ``not-evaluable``.
+
+    A warning about the observation itself (GS9xx) makes a model neither stable nor unstable.
+    """
+    warned = diagnosis.at_least("warning")
+    if any(not _of_observation(finding) for finding in warned):
         return "unstable"
-    return "not-evaluable" if diagnosis.nothing_evaluable else "stable"
+    return "not-evaluable" if warned or diagnosis.nothing_evaluable else "stable"
 
 
 def verdict(diagnosis: Diagnosis, *, short: bool = False) -> tuple[str, str]:
     """The word (``UNSTABLE``, ``STABLE``, ``NOT EVALUABLE``) and the rest of the first line."""
     kind = state(diagnosis)
-    if kind == "not-evaluable":
-        return "NOT EVALUABLE", _nothing_judged(diagnosis)
     where = _layers(diagnosis, short)
+    if kind == "not-evaluable":
+        if diagnosis.nothing_evaluable:
+            return "NOT EVALUABLE", _nothing_judged(diagnosis)
+        return (
+            "NOT EVALUABLE",
+            f"{severities(diagnosis.at_least('warning'))} about what was not seen; {_calm(diagnosis)} in {where}",
+        )
     if kind == "stable":
         return "STABLE", f"{_calm(diagnosis)} in {where}{_unseen(diagnosis)}"
     return "UNSTABLE", f"{severities(diagnosis.findings)} in {where}{_why(diagnosis)}"
+
+
+def _of_observation(finding: Finding) -> bool:
+    return finding.code.startswith("GS9")
 
 
 def severities(findings: Sequence[Finding]) -> str:
@@ -175,7 +188,7 @@ def _why(diagnosis: Diagnosis) -> str:
 
 
 def _calm(diagnosis: Diagnosis) -> str:
-    notes = len(diagnosis.findings)
+    notes = sum(finding.severity == "info" for finding in diagnosis.findings)
     return "nothing to fix" if not notes else f"nothing to fix, {count(notes, 'note')}"
 
 

@@ -19,15 +19,15 @@ class BlindLayer(Rule):
 
     ## What it sees
     Every site that the probe expected and did not get, with the reason. A layer whose scores, attention or output are
-    missing is a warning, other sites are information.
+    missing is a warning, other sites are information, and so are attention layers of other kinds than TransformerConv
+    (GATv2Conv, HGTConv, a class of your own that calls PyG's softmax): nothing failed there, but nobody looked.
 
     ## Why it is unstable
     It may not be. But what was not seen cannot be called healthy: PyG drops message hooks without a word under
     `torch.compile`, in scripted models and on the fused path, and a recorder that relies on them then reports zeros.
 
     ## What it looks like
-    Coverage below the number of attention layers; a layer that no batch reached; scores missing for a layer family without
-    an adapter.
+    Coverage below the number of attention layers; a layer that no batch reached; an attention layer of another kind.
 
     ## Fix
     As the reason says: wrap the model before compiling it, pass a batch that reaches the layer, run one step without

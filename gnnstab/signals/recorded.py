@@ -114,11 +114,11 @@ def _missing(values: Sequence[Signal], undefined: dict[str, str]) -> dict[str, s
 
 
 def _context(trace: Trace, source: str, layers: Sequence[LayerFacts], steps: int) -> dict[str, Any]:
-    meta = trace.meta
+    meta, others = trace.meta, {blind.layer for blind in trace.blind() if blind.is_other_attention}
     context: dict[str, Any] = {
         "precision": meta.get("precision", "fp32"),
         "steps": steps,
-        "layers_expected": sum(layer.attention for layer in layers),
+        "layers_expected": sum(layer.attention for layer in layers) + len(others),
         "loss_given": meta.get("loss_given") == "true",
         "assumptions": [note for note in meta.get("assumptions", "").split("\n") if note],
         "notes": [*trace.notes, *([f"the recording failed: {meta['failure']}"] if "failure" in meta else [])],

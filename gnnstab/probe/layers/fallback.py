@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import FunctionType
 from typing import Any
 
 from torch import Tensor, nn
+from torch_geometric.nn import MessagePassing
+from torch_geometric.utils import softmax
 
 from gnnstab.probe.hooks import Placed
 from gnnstab.probe.state import State
 from gnnstab.probe.statistics import activation_measures, aggregation_measures
 from gnnstab.probe.watch import Plan, Watch
-from gnnstab.records import LayerFacts
+from gnnstab.records import Blind, LayerFacts
+
+_NOT_JUDGED = "the attention of TransformerConv alone is judged; of this layer input, output and gradients are recorded"
 
 
 class FallbackWatch(Watch):
@@ -25,6 +30,9 @@ class FallbackWatch(Watch):
 
     def attach(self) -> None:
         """Begin to record; the aggregation is a module of its own, so its hook also lives in a compiled model."""
+        if attends(self.module):
+            note = Blind.other_attention(self.name, type(self.module).__name__, _NOT_JUDGED)
+            self.state.unseen(note.layer, note.site, note.reason)
         aggregation = getattr(self.module, "aggr_module", None)
         if self._sums and isinstance(aggregation, nn.Module):
             hook = self.hook("the aggregation", self._after_aggregation)
@@ -88,3 +96,13 @@ class FallbackWatch(Watch):
         if self.state.full and isinstance(index, Tensor):
             messages = args[0].detach()
             self._messages = (messages.flatten(1), index, output.shape[0])
+
+
+def attends(module: nn.Module) -> bool:
+    """True for a message-passing layer whose class, or one that it inherits from, calls PyG's softmax over edges."""
+    if getattr(module, "attention", True) is False or getattr(module, "use_attention", True) is False:
+        return False  # GeneralConv and HypergraphConv attend only when they are asked to.
+    kinds = type(module).__mro__
+    own = kinds[: kinds.index(MessagePassing)] if MessagePassing in kinds else ()
+    functions = [f for kind in own for f in vars(kind).values() if isinstance(f, FunctionType)]
+    return any(f.__globals__.get(name) is softmax for f in functions for name in f.__code__.co_names)
