@@ -77,7 +77,11 @@ def _fit(lines: Sequence[Text], width: int, height: int) -> Group:
 
 def _headline(snapshot: Snapshot, width: int) -> Text:
     word, rest = summary.verdict(snapshot.diagnosis, short=True)
-    tone = {"UNSTABLE": "bold white on red", "STABLE": "bold white on green"}.get(word, "bold black on yellow")
+    tone = {
+        "UNSTABLE": "bold white on red",
+        "STABLE": "bold white on green",
+        "NOTHING FOUND": "bold white on blue",
+    }.get(word, "bold black on yellow")
     line = Text(f" {word} ", style=tone)
     line.append(f" {escape.sentence(rest)}")
     line.truncate(width, overflow="ellipsis")
