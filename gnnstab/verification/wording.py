@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gnnstab.records.json_numbers import json_number
 from gnnstab.verification.clamping import Side
 from gnnstab.verification.ladder import Ladder
 from gnnstab.verification.replay import Replay
@@ -150,8 +151,8 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
+    if isinstance(value, float):
+        return json_number(value)
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
         return _plain(value._asdict())
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
