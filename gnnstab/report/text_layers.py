@@ -3,52 +3,61 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
 from itertools import groupby
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from gnnstab.records import Diagnosis, Finding, LayerFacts
+from gnnstab.records import SIGNALS, Diagnosis, Finding, LayerFacts
+from gnnstab.records.vocabulary import (
+    ATTENTION_ENTROPY,
+    ATTENTION_ONE_HOT_SHARE,
+    GRADIENT_INPUT_RMS,
+    LOGIT_SPECTRAL_QK,
+    OUTPUT_RMS,
+    PRECISION_FP16_HEADROOM,
+    SCORE_MAX_ABS,
+)
 from gnnstab.report import escape, summary
 from gnnstab.report.numbers import count, number
 from gnnstab.report.text_parts import relative_to, table
 from gnnstab.report.text_style import SEVERITY
 
-COLUMNS: tuple[tuple[str, str, Callable[[Iterable[float]], float]], ...] = (
-    ("score.max_abs", "max |s|", max),
-    ("attention.entropy", "entropy", min),
-    ("attention.one_hot_share", "one-hot", max),
-    ("logit.spectral_qk", "‖QᵀK‖", max),
-    ("precision.fp16_headroom", "fp16 ×", min),
-    ("output.rms", "out RMS", max),
-    ("gradient.input_rms", "grad RMS", max),
+COLUMNS = (
+    SCORE_MAX_ABS,
+    ATTENTION_ENTROPY,
+    ATTENTION_ONE_HOT_SHARE,
+    LOGIT_SPECTRAL_QK,
+    PRECISION_FP16_HEADROOM,
+    OUTPUT_RMS,
+    GRADIENT_INPUT_RMS,
 )
-"""Signal, heading, and which head speaks for the layer where no aggregate over heads was measured."""
+"""From the most to the least telling; narrow terminals lose the last."""
 
 
 def layers(diagnosis: Diagnosis, width: int) -> RenderableType | None:
     """One row per layer with the numbers that decide; a column without any value is left out."""
     if not any(layer.attention for layer in diagnosis.layers):
         return None
-    values = {signal: _per_layer(diagnosis, signal, worst) for signal, _, worst in COLUMNS}
-    used = [(signal, heading) for signal, heading, _ in COLUMNS if values[signal]]
+    values = {signal: _per_layer(diagnosis, signal) for signal in COLUMNS}
+    used = [signal for signal in COLUMNS if values[signal]]
     used = used[: max(1, (width - 40) // 9)]
     troubled = {finding.layer for finding in diagnosis.findings}
-    chosen = [x for x in diagnosis.layers if x.attention or any(x.name in values[signal] for signal, _ in used)]
+    chosen = [x for x in diagnosis.layers if x.attention or any(x.name in values[signal] for signal in used)]
     path, names = escape.apart([layer.name for layer in chosen], max(16, width - 24 - 10 * len(used)))
-    grid = table("", "Layer", "Shape", *(heading for _, heading in used), numbers=3)
+    grid = table("", "Layer", "Shape", *(SIGNALS[signal].heading for signal in used), numbers=3)
     for layer, label in zip(chosen, names, strict=True):
-        numbers = [number(values[signal].get(layer.name)) for signal, _ in used]
+        numbers = [number(values[signal].get(layer.name)) for signal in used]
         mark = Text("!", style=SEVERITY["warning"]) if layer.name in troubled else Text(" ")
         grid.add_row(mark, Text(label), Text(_shape(layer)), *numbers)
     return Group(*([relative_to(path)] if path else []), grid)
 
 
-def _per_layer(diagnosis: Diagnosis, name: str, worst: Callable[[Iterable[float]], float]) -> dict[str, float]:
+def _per_layer(diagnosis: Diagnosis, name: str) -> dict[str, float]:
     """Layer → the aggregate over heads, the latest step's where there are several, else the worst head."""
     found: dict[str, float] = {}
     heads: dict[str, list[float]] = {}
+    worst = max if SIGNALS[name].rises else min
     for signal in diagnosis.signals:
         if signal.name != name or signal.layer is None:
             continue
