@@ -278,18 +278,18 @@ class Diagnosis:
 
     def _repr_html_(self) -> str:
         """The page in a frame of its own, so that its styles cannot reach the notebook."""
-        from gnnstab.report.html import embed
+        from gnnstab import presented
 
-        return embed(self)
+        return presented(self, "page")
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         """The text, for IPython and for what a notebook keeps beside the page."""
         printer.text(str(self).rstrip())
 
     def __str__(self) -> str:
-        from gnnstab.report import render
+        from gnnstab import presented
 
-        return render(self, "text")
+        return presented(self, "text")
 
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")

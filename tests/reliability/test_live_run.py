@@ -11,8 +11,8 @@ from torch import nn
 
 import gnnstab
 from forked import Child, wait_until
-from gnnstab.diagnosis import diagnose_trace
 from gnnstab.errors import GnnstabWarning, TraceError, UnstableError
+from gnnstab.evaluation import diagnose_trace
 from gnnstab.records import Finding
 from gnnstab.trace import Trace
 from side_by_side import Net, graph
