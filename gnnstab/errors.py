@@ -20,6 +20,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -97,6 +99,14 @@ class NotApplicable(RuleOutcome):
 
 class GnnstabWarning(UserWarning):
     """Something that the user of a monitored run should know; never raised by gnnstab itself."""
+
+
+def hint(given: str, known: Iterable[str], otherwise: str = "") -> str:
+    """``did you mean 'qk-norm' or 'qk-clip'?`` for a mistyped name; ``otherwise`` where nothing known comes near."""
+    names = list(known)
+    near = difflib.get_close_matches(given, names, n=3, cutoff=0.7)
+    near += [name for name in names if len(given) > 3 and given.lower() in name.lower() and name not in near]
+    return f"did you mean {' or '.join(repr(name) for name in near[:3])}?" if near else otherwise
 
 
 LONGEST_MESSAGE = 2000

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
-from gnnstab.errors import UsageError
+from gnnstab.errors import NothingEvaluable, UnstableError, UsageError
 from gnnstab.records.json_numbers import json_number
 from gnnstab.records.layers import LayerFacts
 from gnnstab.records.rows import Blind, Event
@@ -228,6 +230,30 @@ class Diagnosis:
         verdicts = [r for r in self.rules if r.status in ("fired", "passed") and not r.code.startswith("GS9")]
         return self.coverage.layers_observed == 0 or not verdicts
 
+    def raise_for(self, severity: str = "warning") -> Diagnosis:
+        """Raise `UnstableError` with the worst finding when there is one of this severity or worse; else return self.
+
+        Raises:
+            UnstableError: A finding at or above ``severity``.
+            NothingEvaluable: Nothing was judged, so that nothing can be called healthy.
+        """
+        failing = self.at_least(severity)
+        if failing:
+            raise UnstableError(max(failing, key=lambda f: (SEVERITIES.index(f.severity), f.explained_by is None)))
+        if self.nothing_evaluable:
+            raise NothingEvaluable("nothing could be judged; print(diagnosis) says what is missing")
+        return self
+
+    def save(self, path: str | os.PathLike[str], format: str | None = None, **options: Any) -> Path:
+        """Write the report to a file and return its path; the ending says which (``.html .json .md .txt .sarif .xml``).
+
+        ``format`` names one where the ending does not; ``options`` are those of the format. Raises `UsageError`.
+        """
+        from gnnstab import presented
+
+        saved: Path = presented(self, "file", path, format, **options)
+        return saved
+
     def suppress(self, withheld: Sequence[Suppressed]) -> Diagnosis:
         """A copy without these findings; a rule that has none left becomes ``suppressed``."""
         taken = {id(item.finding) for item in withheld}
@@ -280,7 +306,8 @@ class Diagnosis:
         """The page in a frame of its own, so that its styles cannot reach the notebook."""
         from gnnstab import presented
 
-        return presented(self, "page")
+        page: str = presented(self, "page")
+        return page
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         """The text, for IPython and for what a notebook keeps beside the page."""
@@ -289,7 +316,8 @@ class Diagnosis:
     def __str__(self) -> str:
         from gnnstab import presented
 
-        return presented(self, "text")
+        text: str = presented(self, "text")
+        return text
 
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
