@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from gnnstab.characters import as_json
 from gnnstab.errors import UsageError
 from gnnstab.records.layers import LayerFacts
 from gnnstab.records.rows import Blind, Event
@@ -272,9 +271,7 @@ class Diagnosis:
 
     def to_json(self, indent: int | None = 2) -> str:
         """`to_dict` as text; NaN and Inf are the strings "nan", "inf", "-inf"."""
-        text = json.dumps(self.to_dict(), indent=indent, ensure_ascii=False, allow_nan=False)
-        # A layer name may hold lone surrogates (file names do on POSIX); UTF-8 cannot carry them, JSON escapes can.
-        return _LONE_SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+        return as_json(self.to_dict(), indent)
 
     def _repr_html_(self) -> str:
         """The page in a frame of its own, so that its styles cannot reach the notebook."""
@@ -290,9 +287,6 @@ class Diagnosis:
         from gnnstab.report import render
 
         return render(self, "text")
-
-
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def _plain(value: Any) -> Any:

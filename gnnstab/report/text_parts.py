@@ -36,7 +36,11 @@ def _change(position: int, cause: Cause, verbose: bool) -> RenderableType:
         body += [_fix_line(fix), Padding(Text(escape.code(fix.change)), (0, 0, 0, 2))]
     if not shown:
         failed = ", ".join(fix.fix for fix in cause.fixes)
-        body.append(Text(f"No fix to recommend{f'; measured to fail: {failed}' if failed else ''}.", style=MUTED))
+        body.append(
+            Text(
+                f"No fix to recommend{f'; measured to fail: {escape.sentence(failed)}' if failed else ''}.", style=MUTED
+            )
+        )
     return Group(head, Padding(Group(*body), (0, 0, 0, 3)))
 
 
