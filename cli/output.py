@@ -55,7 +55,11 @@ def write(path: Path, text: str) -> None:
 
 def show(text: str, format: str = "text") -> None:
     """Print to standard output; formats for programs are UTF-8 whatever the terminal speaks."""
+    from gnnstab.report.escape import printed
+
     stream = sys.stdout
+    if format == "text":
+        text = printed(text)
     encoding = "utf-8" if format not in ("text", "markdown") else (stream.encoding or "utf-8")
     stream.flush()
     try:

@@ -24,6 +24,8 @@ import difflib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from gnnstab.characters import is_hidden
+
 if TYPE_CHECKING:
     from gnnstab.records import Finding
 
@@ -120,8 +122,8 @@ def printable(text: object, limit: int = LONGEST_NAME) -> str:
     """One line without control characters, lone surrogates or terminal escapes, cut at ``limit`` characters."""
     raw = text if isinstance(text, str) else str(text) if isinstance(text, (int, float, bool)) else type(text).__name__
     cut = raw[:limit]
-    if not cut.isprintable():
-        cut = "".join(
-            c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in cut
-        )
+    cut = "".join(
+        c if c.isprintable() and not is_hidden(c) else c.encode("unicode_escape", "surrogatepass").decode("ascii")
+        for c in cut
+    )
     return cut + "…" if len(raw) > limit else cut

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "gnnstab"
 
 ORDER = [
+    {"characters"},
     {"errors"},
     {"archive", "plugins", "randomness"},
     {"records"},

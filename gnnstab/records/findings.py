@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from gnnstab.characters import as_json
 from gnnstab.errors import NothingEvaluable, UnstableError, UsageError
 from gnnstab.records.json_numbers import json_number
 from gnnstab.records.layers import LayerFacts
@@ -298,9 +297,7 @@ class Diagnosis:
 
     def to_json(self, indent: int | None = 2) -> str:
         """`to_dict` as text; numbers have seven significant digits, NaN and Inf are the strings "nan", "inf", "-inf"."""
-        text = json.dumps(self.to_dict(), indent=indent, ensure_ascii=False, allow_nan=False)
-        # A layer name may hold lone surrogates (file names do on POSIX); UTF-8 cannot carry them, JSON escapes can.
-        return _LONE_SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+        return as_json(self.to_dict(), indent)
 
     def _repr_html_(self) -> str:
         """The page in a frame of its own, so that its styles cannot reach the notebook."""
@@ -318,9 +315,6 @@ class Diagnosis:
 
         text: str = presented(self, "text")
         return text
-
-
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def _plain(value: Any) -> Any:
