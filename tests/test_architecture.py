@@ -16,6 +16,7 @@ SOURCE = ROOT / "gnnstab"
 ORDER = [
     {"errors"},
     {"archive", "plugins"},
+    {"unpickling"},
     {"records"},
     {"trace"},
     {"probe", "checkpoint"},
