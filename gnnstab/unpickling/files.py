@@ -85,13 +85,15 @@ def open_torch(file: Path, kind: str, records: Callable[[str], bool]) -> Opened:
 def _in_archive(file: Path, size: int) -> tuple[Places, bool]:
     places, swapped = Places(), False
     with zipfile.ZipFile(file) as archive, file.open("rb") as stream:
-        for member in archive.infolist():
+        members = archive.infolist()
+        top = next(m.filename for m in members if m.filename.rpartition("/")[2] == "data.pkl").rpartition("data.pkl")[0]
+        for member in members:
             folder, _, name = member.filename.rpartition("/")
-            if name == "byteorder":
+            if member.filename == top + "byteorder":
                 swapped = archive.read(member)[:3] == b"big"
-            elif name == "version":
+            elif member.filename == top + "version":
                 _check_version(file, archive.read(member)[:20])
-            if folder.rpartition("/")[2] != "data":
+            if folder != top + "data":
                 continue
             stream.seek(member.header_offset)
             magic, name_length, extra_length = _LOCAL_HEADER.unpack(stream.read(_LOCAL_HEADER.size))

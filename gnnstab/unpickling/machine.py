@@ -18,7 +18,7 @@ from gnnstab.unpickling.calls import call, instance
 from gnnstab.unpickling.dtypes import ITEM_SIZES, STORAGES
 from gnnstab.unpickling.values import Damaged, Named, NeedsCode, Record, Storage, StoredTensor
 
-MOST_CONTAINERS = 2_000_000
+MOST_CONTAINERS = 1_000_000
 """Empty lists, dicts and sets, which need one byte in a file and a hundred in memory."""
 
 LONGEST_INTEGER = 256
