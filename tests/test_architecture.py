@@ -17,6 +17,7 @@ ORDER = [
     {"characters"},
     {"errors"},
     {"archive", "plugins", "randomness"},
+    {"unpickling"},
     {"records"},
     {"layers"},
     {"trace"},
