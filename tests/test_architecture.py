@@ -17,6 +17,7 @@ ORDER = [
     {"errors"},
     {"archive", "plugins"},
     {"records"},
+    {"layers"},
     {"trace"},
     {"probe", "checkpoint"},
     {"signals"},

@@ -1,6 +1,6 @@
 """Checkpoint file → facts.
 
-`load` reads a file without running code from it, `recover` finds the TransformerConv layers and their numbers,
+`load` reads a file without running code from it, `recover` finds the attention layers and their numbers,
 `rebuild` makes layers to probe out of them, `load_into` puts the file's tensors into a model, `recover_model` gives the
 facts of a model in memory and `checkpoints_in` the files of a folder. The names are resolved on
 first use, so that `gnnstab.checkpoint.facts` can be imported without torch.

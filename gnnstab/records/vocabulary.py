@@ -45,7 +45,7 @@ SIGNALS: dict[str, SignalKind] = {
     "output.rms": SignalKind("", "RMS of the layer's output"),
     "output.max_abs": SignalKind("", "largest |entry| of the layer's output"),
     "message.rms": SignalKind("", "RMS of the aggregated message α·v before the skip"),
-    "skip.rms": SignalKind("", "RMS of the layer's own linear skip, lin_skip(x)"),
+    "skip.rms": SignalKind("", "RMS of the layer's own linear skip"),
     "hub.message_share": SignalKind("", "RMS of the messages of the top-1 % in-degree targets over the skip's RMS"),
     "channels.dead_share": SignalKind(
         "share of channels", "channels of the layer's output that are 0 on all nodes after its ReLU"

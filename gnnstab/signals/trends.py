@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gnnstab.errors import UsageError
+from gnnstab.layers import plays
 from gnnstab.records import Series, Signals
 from gnnstab.signals.window import Floats, Integers
 
@@ -137,7 +138,7 @@ def _followed(signals: Signals) -> Iterator[tuple[_Line, float]]:
     for name in TRENDS:
         for signal in signals.find(name):
             parameter = str(signal.detail.get("parameter", ""))
-            if not parameter or parameter.endswith("lin_value.weight"):
+            if not parameter or plays(parameter, "value"):
                 yield (name, signal.layer, signal.head, signal.source), signal.value
 
 
