@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from gnnstab.records.vocabulary import LOGIT_EDGE_SPECTRAL
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -88,7 +90,7 @@ def product_norms(
         "logit.frobenius": norm(with_bias @ k.mT),
     }
     if edge is not None:
-        norms["logit.edge_spectral"] = norm(with_bias @ triangle(per_head(edge, None, heads)).mT, 2)
+        norms[LOGIT_EDGE_SPECTRAL] = norm(with_bias @ triangle(per_head(edge, None, heads)).mT, 2)
     scaled = {name: [value / root for value in values.tolist()] for name, values in norms.items()}
     return {**scaled, "logit.alignment": _alignment(q, k, root).tolist()}
 
