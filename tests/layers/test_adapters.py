@@ -23,7 +23,7 @@ from torch_geometric.utils import softmax
 from gnnstab import fixes
 from gnnstab.checkpoint.layers import find_layers
 from gnnstab.checkpoint.loading import Checkpoint
-from gnnstab.checkpoint.rebuild import rebuild
+from gnnstab.checkpoint.rebuilding import rebuild
 from gnnstab.checkpoint.recovery import recover
 from gnnstab.errors import FixError
 from gnnstab.layers import LAYERS, Call, Layer, layer_named, layer_of, plays
