@@ -284,7 +284,7 @@ class Diagnosis:
             "findings": [{**_plain(f), "fingerprint": f.fingerprint} for f in self.findings],
             "rules": [_plain(r) for r in self.rules],
             "advice": [_plain(a) for a in self.advice],
-            "layers": [_plain(layer) for layer in self.layers],
+            "layers": [_plain(layer.flat()) for layer in self.layers],
             "signals": [{**_plain(s), "unit": s.unit} for s in self.signals],
             "series": [_plain(s) for s in self.series],
             "events": [_plain(e) for e in self.events],
