@@ -49,7 +49,9 @@ def _loss(rows: NDArray[np.void]) -> list[Signal]:
         return []
     values = known["loss"].astype(np.float64)
     smooth = running_median(values, 5)
-    detail = {"start": float(median(values[:5])), "best": float(smooth.min()), "steps": len(known)}
+    detail = {"start": float(median(values[:5])), "best": float(smooth.min()), "steps": len(known)} | _peak(
+        known, "loss"
+    )
     return [Signal("loss", latest(values), None, None, int(known["step"][-1]), "training", detail)]
 
 
@@ -58,8 +60,19 @@ def _norm(rows: NDArray[np.void]) -> list[Signal]:
     if not len(known):
         return []
     steps, values = known["step"].astype(np.int64), known["grad_norm"].astype(np.float64)
-    norm = Signal("gradient.norm", latest(values), None, None, int(steps[-1]), "training")
+    norm = Signal("gradient.norm", latest(values), None, None, int(steps[-1]), "training", _peak(known, "grad_norm"))
     return [norm, *spikes(steps, values)]
+
+
+def _peak(rows: NDArray[np.void], field: str) -> dict[str, float | int]:
+    """The largest and the last of finite values with their steps."""
+    worst, last = rows[int(np.argmax(rows[field]))], rows[-1]
+    return {
+        "worst": float(worst[field]),
+        "worst_step": int(worst["step"]),
+        "last": float(last[field]),
+        "last_step": int(last["step"]),
+    }
 
 
 def gap_signals(steps: NDArray[np.void], measures: Sequence[Measure]) -> list[Signal]:
