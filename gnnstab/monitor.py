@@ -24,6 +24,7 @@ from gnnstab.probe.recorder import Recorder
 from gnnstab.records import Coverage, Diagnosis, Event, Finding, SeriesKey, Signals, StepRow, Target
 from gnnstab.rules.gs502_non_finite_value import NonFiniteValue
 from gnnstab.rules.live import LiveEngine
+from gnnstab.rules.recalled import as_event
 from gnnstab.trace import TraceWriter, rank_path
 
 if TYPE_CHECKING:
@@ -243,7 +244,7 @@ class Monitor:
             live, count = rows.take(self._live_rows, axis=0), self._live_scores
             sizes = live[:, 2]
             np.maximum(-live[:count, 0], live[:count, 1], out=sizes[:count])
-        self._waiting += self._live.update(
+        found = self._live.update(
             row.step,
             self._live_keys if len(rows) else (),
             sizes,
@@ -253,6 +254,9 @@ class Monitor:
             weights=recorder.update,
             skipped=row.skipped,
         )
+        for finding in found:
+            self._writer.event(as_event(finding))
+        self._waiting += found
 
     def _says_much(self, row: StepRow) -> bool:
         """True when the live rules must hear of a step that was left out; most are as the recorded ones beside them."""

@@ -231,3 +231,11 @@ def check_group(result: NDArray[np.float64], rows: list[tuple[float, ...]]) -> N
     mean = sum((row[4] / largest) ** 2 * row[5] for row in rows) / count if largest and count else 1.0
     np.testing.assert_allclose(result[RMS], largest * math.sqrt(mean), rtol=1e-12)
     assert result[STEP] <= rows[0][0]
+
+
+def test_peaks_survive_thinning_with_the_steps_that_hold_them(thinned: tuple[Trace, int]) -> None:
+    trace, _ = thinned
+    for key in KEYS[:2]:
+        peak = trace.peaks("size")[key]
+        assert peak.value == 1e30
+        assert peak.step <= 11 < peak.step + peak.span
