@@ -103,7 +103,9 @@ def _heads(findings: Sequence[Finding], rules: Sequence[Ruling]) -> dict[str, Fi
     shown = {ruling.root.trial.cause for ruling in rules if ruling.root is not None}
     heads: dict[str, Finding] = {}
     for finding in sorted(findings, key=lambda f: not is_warning(f)):
-        if finding.cause in shown and id(finding) not in symptoms and finding.signal:
+        # A cause that is named after its symptom has no other head than that.
+        own = any(r.root is not None and r.root.trial.cause == finding.cause == r.symptom.finding.cause for r in rules)
+        if finding.cause in shown and not own and id(finding) not in symptoms and finding.signal:
             heads.setdefault(finding.cause, finding)
     return heads
 
@@ -131,7 +133,8 @@ def _of_symptom(finding: Finding, ruling: Ruling, found: Investigation, heads: d
 def _told(finding: Finding, ruling: Ruling) -> str:
     """The rule's own words where it blamed the same; what was seen and what undoing showed where it did not."""
     assert ruling.root is not None
-    if finding.cause == ruling.root.trial.cause:
+    # GS302 says that the input does it and not the weights; by now it is known what does it.
+    if finding.cause == ruling.root.trial.cause and finding.code != "GS302":
         return f"{finding.message} {undone(ruling)}"
     suspect = ruling.root.trial.suspect
     return f"{_seen(ruling)}. {suspect[0].upper()}{suspect[1:]}. {undone(ruling)}"

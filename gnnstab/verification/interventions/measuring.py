@@ -35,9 +35,6 @@ class Look:
     loss: float
     """NaN where no loss was given."""
 
-    input_rms: Mapping[str, float]
-    """RMS of the node states that every watched layer got."""
-
     outputs: Mapping[str, Tensor]
     """What every watched layer gave, detached."""
 
@@ -80,7 +77,6 @@ def look(
     return Look(
         Signals("model", layers, tuple(values), events=events),
         math.nan if loss is None else float(objective.detach()),
-        watched.input_rms,
         watched.outputs,
     )
 
@@ -114,7 +110,7 @@ class _Watched:
         self._running: list[str] = []
         self._values: list[Signal] = []
         self._gradients: dict[str, Tensor] = {}
-        self.input_rms: dict[str, float] = {}
+        self._entered: set[str] = set()
         self.outputs: dict[str, Tensor] = {}
         self.broken = False
 
@@ -151,9 +147,9 @@ class _Watched:
         self._running.append(name)
         x = args[0] if args else kwargs.get("x")
         x = x[-1] if isinstance(x, (tuple, list)) else x
-        if not isinstance(x, Tensor) or not x.is_floating_point() or name in self.input_rms:
+        if not isinstance(x, Tensor) or not x.is_floating_point() or name in self._entered:
             return
-        self.input_rms[name] = float(rms(x))
+        self._entered.add(name)
         self._measure("input.max_abs", _peak, x, name)
         self._measure("clip.share", clip_share, x, name)
         if x.requires_grad:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from gnnstab.fixes.aggregation import set_aggregation
 from gnnstab.fixes.identity import add_identity
 from gnnstab.fixes.places import duplicate, sum_aggregators
 from gnnstab.records import LayerFacts
-from gnnstab.rules.reading import per_head
+from gnnstab.rules.reading import large_gain, per_head
 from gnnstab.verification.interventions.measuring import Look
 from gnnstab.verification.interventions.trial import Case, Edit, Trial
 
@@ -25,6 +24,9 @@ LOGIT_REFERENCE = 1.0
 
 GAINS = (0.5, 1.7)
 """√(value gain² + skip gain²) of initialisations in use: .8 for PyG's default, 1.4 for gain 1 in both."""
+
+DEAD = 0.5
+"""Share of the channels of a layer that are negative on every node; by chance about a quarter are, on a few nodes."""
 
 _SIZE = ("attention.", "score.", "precision.", "output.", "input.", "clip.")
 """Symptoms that the size of node states brings about."""
@@ -61,24 +63,26 @@ def divide_sums(case: Case, base: Look) -> Iterator[Trial]:
 
 
 def unit_gains(case: Case, base: Look) -> Iterator[Trial]:
-    """Layers whose weights carry a gain outside the initialisations in use, scaled to keep the RMS of their input."""
-    gains = {layer.name: _gain(case, layer) for layer in case.signals.attention_layers}
-    odd = {name: gain for name, gain in gains.items() if gain is not None and not GAINS[0] <= gain <= GAINS[1]}
-    if not odd or not case.suffers(*_SIZE, "gradient.", "smoothness.", "channels."):
+    """Layers whose weights carry a gain outside the initialisations in use, scaled to a gain of 1.
+
+    Where query and key are as large as the values, the initialisation made all of them, and all are scaled.
+    """
+    if not case.suffers(*_SIZE, "gradient.", "smoothness.", "channels."):
         return
-    order = [name for name in base.input_rms if name in gains]
-    factors = {}
-    for here, after in pairwise(order):
-        before, grown = base.input_rms[here], base.input_rms[after]
-        if here in odd and before > 0 and grown > 0 and math.isfinite(before / grown):
-            factors[here] = before / grown
-    if order and order[-1] in odd:
-        factors[order[-1]] = 1.0 / odd[order[-1]]
-    if factors:
-        worst = max(odd.values(), key=lambda gain: abs(math.log(gain)) if gain > 0 else math.inf)
+    gains = {layer.name: _gain(case, layer) for layer in case.signals.attention_layers}
+    odd = {name: gain for name, gain in gains.items() if gain and not GAINS[0] <= gain <= GAINS[1]}
+    if odd:
+        alike = [
+            layer
+            for layer in case.signals.attention_layers
+            if layer.name in odd and large_gain(layer.name, case.signals)
+        ]
+        scores = {name: factors for name, factors, _ in _wide(case, alike)}
+        worst = max(odd.values(), key=lambda gain: abs(math.log(gain)))
         yield Trial(
-            "unit-gains", "unsuitable-init", f"scaling the weights of {_listed(list(factors))} to a gain of 1",
-            f"the weights of {_listed(list(odd))} carry a gain of {worst:.2g}", Edit(output_factors=factors),
+            "unit-gains", "unsuitable-init", f"scaling the weights of {_listed(list(odd))} to a gain of 1",
+            f"the weights of {_listed(list(odd))} carry a gain of {worst:.2g}",
+            Edit(output_factors={name: 1.0 / gain for name, gain in odd.items()}, score_factors=scores),
             deviates=True, place=_listed(list(odd)),
         )  # fmt: skip
 
@@ -87,17 +91,8 @@ def rescale_queries(case: Case, base: Look) -> Iterator[Trial]:
     """Heads whose query and key weights spread the logits more than weights of gain 1, scaled down to those."""
     if not case.suffers("attention.", "score.", "precision.", "gradient.", "output."):
         return
-    factors, spreads = {}, []
-    for layer in case.signals.attention_layers:
-        heads = per_head(case.signals, "logit.frobenius", layer.name)
-        found = {s.head or 0: s.value for s in heads}
-        if not found or max(found.values()) <= LOGIT_REFERENCE:
-            continue
-        spreads.append(max(found.values()))
-        count = layer.heads or max(found) + 1
-        factors[layer.name] = torch.tensor(
-            [min(1.0, LOGIT_REFERENCE / max(found.get(h, 0.0), 1e-12)) for h in range(count)]
-        )
+    wide = _wide(case, case.signals.attention_layers)
+    factors, spreads = {name: gammas for name, gammas, _ in wide}, [spread for *_, spread in wide]
     if factors:
         yield Trial(
             "rescale-queries", "attention-explosion",
@@ -136,7 +131,7 @@ def full_precision(case: Case, base: Look) -> Iterator[Trial]:
 
 def clamps_off(case: Case, base: Look) -> Iterator[Trial]:
     """Clamps with an upper limit let everything through."""
-    if case.suffers("clip.", "gradient."):
+    if any(finding.cause == "active-clamp" for finding in case.findings):
         yield Trial(
             "clamps-off", "active-clamp", "taking the clamp off", "a clamp cuts values off on the way",
             Edit(unclamped=True), deviates=False,
@@ -150,7 +145,7 @@ def centred_units(case: Case, base: Look) -> Iterator[Trial]:
     dead = {}
     for name, output in base.outputs.items():
         columns = (output <= 0).all(0).nonzero().flatten() if output.dim() == 2 else output.new_empty(0)
-        if columns.numel() > output.shape[-1] / 4:
+        if columns.numel() > DEAD * output.shape[-1]:
             dead[name] = columns
     if dead:
         yield Trial(
@@ -197,6 +192,18 @@ class _Told:
         nodes = args[0].shape[0] if args else -1
         fitting = next((v for v in self._vectors if len(v) == nodes), None)
         return None if fitting is None or len(args) > 1 else (args, {"batch": fitting, **kwargs})
+
+
+def _wide(case: Case, layers: Sequence[LayerFacts]) -> list[tuple[str, torch.Tensor, float]]:
+    """(layer, (H,) factors on its scores, widest spread) of layers whose logits spread beyond the reference at RMS 1."""
+    found = []
+    for layer in layers:
+        spreads = {s.head or 0: s.value for s in per_head(case.signals, "logit.frobenius", layer.name)}
+        if spreads and max(spreads.values()) > LOGIT_REFERENCE:
+            heads = [spreads.get(head, 0.0) for head in range(layer.heads or max(spreads) + 1)]
+            gammas = [LOGIT_REFERENCE / max(spread, LOGIT_REFERENCE) for spread in heads]
+            found.append((layer.name, torch.tensor(gammas), max(spreads.values())))
+    return found
 
 
 def _gain(case: Case, layer: LayerFacts) -> float | None:
