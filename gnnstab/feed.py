@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from gnnstab.errors import GnnstabWarning
 from gnnstab.records import Diagnosis, Finding, SeriesKey, StepRow
+from gnnstab.records.vocabulary import GRADIENT_NORM, OF_SITE
 from gnnstab.report.escape import name as short_name
 
 Extremes = Sequence[float]
@@ -46,32 +47,19 @@ def step_values(row: StepRow | None, stats: Mapping[SeriesKey, Extremes] | None 
     """
     values: dict[str, float] = {}
     if row is not None:
-        known = {"loss": row.loss, "lr": row.lr, "gradient.norm": row.grad_norm, "scale": row.scale}
+        known = {"loss": row.loss, "lr": row.lr, GRADIENT_NORM: row.grad_norm, "scale": row.scale}
         values.update({name: value for name, value in known.items() if value is not None})
     for key, extremes in (stats or {}).items():
-        if key.mode.startswith("train") and key.site in _SITES:
-            signal, reduce = _SITES[key.site]
+        signal = OF_SITE.get(key.site)
+        if signal and key.mode.startswith("train"):
             name = f"{signal}/{short_name(key.layer, 120)}"
-            values[name] = _larger(values.get(name), reduce(extremes))
+            values[name] = _larger(values.get(name), _max_abs(extremes) if key.site == "score" else float(extremes[2]))
     return values
 
 
 def _max_abs(extremes: Extremes) -> float:
     low, high = abs(extremes[0]), abs(extremes[1])
     return math.nan if math.isnan(low) or math.isnan(high) else max(low, high)
-
-
-def _rms(extremes: Extremes) -> float:
-    return float(extremes[2])
-
-
-_SITES: Mapping[str, tuple[str, Callable[[Extremes], float]]] = {
-    "score": ("score.max_abs", _max_abs),
-    "input": ("input.rms", _rms),
-    "output": ("output.rms", _rms),
-    "grad_input": ("gradient.input_rms", _rms),
-    "grad_output": ("gradient.output_rms", _rms),
-}
 
 
 def _larger(known: float | None, value: float) -> float:

@@ -1,4 +1,4 @@
-"""The house rules: import order, what stays free of torch, the packages on disk, the public names."""
+"""The house rules: import order, what stays free of torch, the public names."""
 
 from __future__ import annotations
 
@@ -145,17 +145,6 @@ for name in FORMATS:
 print(sorted({{'torch', 'torch_geometric'}} & set(sys.modules)))
 """
     assert run_python(code).strip() == "[]"
-
-
-def test_packages_listed_are_the_folders_on_disk() -> None:
-    config = configparser.ConfigParser()
-    config.read(ROOT / "setup.cfg")
-    listed = set(config["options"]["packages"].split())
-    on_disk = {".".join(p.parent.relative_to(ROOT).parts) for p in SOURCE.rglob("__init__.py")} | {"gnnstab.cli"}
-    assert listed == on_disk
-    assert not (ROOT / "tests" / "gnnstab").exists()
-    folders = {p.parent for p in SOURCE.rglob("*.py")}
-    assert all((folder / "__init__.py").exists() for folder in folders)
 
 
 def test_nothing_imports_the_folder_cli_by_its_bare_name() -> None:

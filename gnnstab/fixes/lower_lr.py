@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from gnnstab.fixes.training_fix import TrainingFix, positive
 from gnnstab.records import LayerFacts, Signals
+from gnnstab.records.vocabulary import OPTIMIZER_LR_TO_RMS
 from gnnstab.rules.reading import matrices
 
 CALM = 0.03
@@ -26,7 +27,7 @@ class LowerLearningRate(TrainingFix):
     name: ClassVar[str] = "lower-lr"
     title: ClassVar[str] = "lower learning rate"
     causes: ClassVar[tuple[str, ...]] = ("learning-rate", "dead-units")
-    signal: ClassVar[str] = "optimizer.lr_to_rms"
+    signal: ClassVar[str] = OPTIMIZER_LR_TO_RMS
     keeps_function: ClassVar[bool] = True
     needs_fresh_weights: ClassVar[bool] = False
     phase: ClassVar[int | None] = 2
@@ -54,7 +55,7 @@ def _factor(signals: Signals | None, rate: float | None) -> float:
 
     ``rate`` is the present one, None where only the signals may know it.
     """
-    moved = matrices(signals.find("optimizer.lr_to_rms")) if signals is not None else []
+    moved = matrices(signals.find(OPTIMIZER_LR_TO_RMS)) if signals is not None else []
     if signals is None or not moved:
         return 1 / 3
     known = [lr for s in moved if isinstance(lr := s.detail.get("lr"), (int, float))]

@@ -30,6 +30,15 @@ def _how(cause: Cause) -> str:
     return "observed" if OBSERVED.intersection(cause.codes) else "inferred"
 
 
+def modest(findings: Sequence[Finding], found: Sequence[Cause]) -> tuple[Finding, ...]:
+    """The findings, of which those whose cause is only inferred are of medium confidence at most."""
+    inferred = {cause.cause for cause in found if cause.how == "inferred"}
+    return tuple(
+        replace(f, confidence="medium") if f.cause in inferred and f.confidence == "high" and is_warning(f) else f
+        for f in findings
+    )
+
+
 def _five(cause: str, findings: Sequence[Finding], statuses: Mapping[str, RuleStatus], signals: Signals) -> Cause:
     own = [f for f in findings if f.cause == cause]
     status, facts = standing(cause, statuses, signals)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gnnstab.records import PARAMETER_SITES, Measure, SeriesKey, Signal
+from gnnstab.records.vocabulary import LOSS_VALIDATION
 from gnnstab.signals.window import Floats, Integers, latest, median
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def gap_signals(steps: NDArray[np.void], measures: Sequence[Measure]) -> list[Si
     """
     known = steps[np.isfinite(steps["loss"])]
     gaps: list[float] = []
-    given = [row for row in measures if row.name == "loss.validation" and math.isfinite(row.value)]
+    given = [row for row in measures if row.name == LOSS_VALIDATION and math.isfinite(row.value)]
     for row in given[-VALIDATIONS:]:
         before = known["loss"][known["step"] <= row.step][-BEFORE:]
         training = float(median(before)) if len(before) else math.nan

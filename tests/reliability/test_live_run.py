@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
@@ -160,9 +159,7 @@ def test_three_hundred_healthy_steps_raise_no_alarm(path: Path, make: type[nn.Mo
             monitor.loss(loss)
             losses.append(loss.item())
     assert sum(losses[-16:]) < 0.8 * sum(losses[:16]), "the run of this test is meant to learn"
-    started = time.monotonic()
     with Trace.open(path) as trace:
         diagnosis = diagnose_trace(trace)
         assert len(trace.steps()) == 300
     assert [f"{f.code} {f.message}" for f in diagnosis.findings if f.severity != "info"] == []
-    assert time.monotonic() - started < 10

@@ -8,6 +8,12 @@ from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
+from gnnstab.records.vocabulary import (
+    ATTENTION_ENTROPY,
+    ATTENTION_ONE_HOT_SHARE,
+    PRECISION_FP16_HEADROOM,
+    SCORE_MAX_ABS,
+)
 from gnnstab.report.evidence import Limit
 from gnnstab.report.figures.change import scaling_curve
 from gnnstab.report.figures.writing import write_figures
@@ -17,7 +23,7 @@ if TYPE_CHECKING:
 
     from gnnstab.verification.scaling import Scaling
 
-DRAWN = ("attention.one_hot_share", "attention.entropy", "precision.fp16_headroom", "score.max_abs")
+DRAWN = (ATTENTION_ONE_HOT_SHARE, ATTENTION_ENTROPY, PRECISION_FP16_HEADROOM, SCORE_MAX_ABS)
 """Signals that have a limit, in the order in which they are drawn."""
 
 
