@@ -121,7 +121,7 @@ def _of_symptom(finding: Finding, ruling: Ruling, found: Investigation, heads: d
             "earned, and nothing is to be changed about it.",
         )  # fmt: skip
     if ruling.root is None:
-        return _not_established(finding, ruling)
+        return _not_established(finding, ruling, found)
     head = heads.get(ruling.root.trial.cause)
     if head is not None:
         return replace(finding, explained_by=head.code, message=_told(finding, ruling))
@@ -140,15 +140,14 @@ def _told(finding: Finding, ruling: Ruling) -> str:
     return f"{_seen(ruling)}. {suspect[0].upper()}{suspect[1:]}. {undone(ruling)}"
 
 
-def _not_established(finding: Finding, ruling: Ruling) -> Finding:
-    """Without a share there is no cause; what the rule supposed is not repeated."""
-    if finding.cause not in TRIED or math.isnan(ruling.share):
+def _not_established(finding: Finding, ruling: Ruling, found: Investigation) -> Finding:
+    """Without a share there is no cause; what the rule supposed is not repeated, unless it could not be tried."""
+    if finding.cause not in TRIED or finding.cause in found.untried:
         return finding
-    best = (
-        ""
-        if math.isnan(ruling.share)
-        else f" Nothing that was undone went more than {max(0.0, 100 * ruling.share):.0f} % of the way back."
-    )
+    if math.isnan(ruling.share):
+        best = " Nothing that can be undone on a copy differs from its reference."
+    else:
+        best = f" Nothing that was undone went more than {max(0.0, 100 * ruling.share):.0f} % of the way back."
     ruled = f" Ruled out: {'; '.join(ruling.ruled_out)}." if ruling.ruled_out else ""
     return replace(
         finding, explained_by=None, confidence="medium", message=f"{_seen(ruling)}. Cause not established.{best}{ruled}"
@@ -218,7 +217,7 @@ def _without_trial(cause: Cause, found: Investigation, rules: Sequence[Ruling]) 
     """A cause that could be undone and gave no reason to be: everything about it is at its reference."""
     if cause.cause not in TRIED or cause.status not in ("root-cause", "contributing"):
         return cause
-    if not found.tried or not _only_symptoms(cause, found):
+    if cause.cause in found.untried or not _only_symptoms(cause, found):
         return cause
     by = [r for r in rules if r.symptom.finding.code in cause.codes]
     roots = ", ".join(dict.fromkeys(r.root.trial.cause for r in by if r.root is not None))
@@ -238,16 +237,19 @@ def _only_symptoms(cause: Cause, found: Investigation) -> bool:
 
 
 def told(found: Investigation) -> Iterator[dict[str, object]]:
-    """What was tried, for the JSON: one entry per suspect and symptom."""
+    """What was tried, for the JSON: one entry per suspect and measured signal."""
     for tried in found.tried:
-        for symptom, before, after, share in zip(found.symptoms, found.before, tried.after, tried.shares, strict=True):
+        measured = {}
+        for i, symptom in enumerate(found.symptoms):
+            measured[symptom.goal.signal, symptom.goal.layer] = i
+        for (signal, layer), i in measured.items():
             yield {
                 "intervention": tried.trial.name,
                 "cause": tried.trial.cause,
                 "place": tried.trial.place,
-                "signal": symptom.goal.signal,
-                "layer": symptom.goal.layer,
-                "before": before,
-                "after": after,
-                "share": share,
+                "signal": signal,
+                "layer": layer,
+                "before": found.before[i],
+                "after": tried.after[i],
+                "share": tried.shares[i],
             }

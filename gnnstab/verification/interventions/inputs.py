@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -94,7 +95,7 @@ def _parameters(model: nn.Module, count: int) -> list[str]:
 def with_tensor(batch: Any, model: nn.Module, name: str, tensor: Tensor) -> Any:
     """A shallow copy of the batch that holds ``tensor`` under this name."""
     if isinstance(batch, BaseData):
-        changed = batch.clone()
+        changed = copy.copy(batch)
         for store, (kind, key) in ((s, _split(name)) for s in changed.stores):
             own = getattr(store, "_key", None)
             own = "" if own is None else own if isinstance(own, str) else "__".join(own)

@@ -85,12 +85,12 @@ class _Unclamped(TorchFunctionMode):
     """Lets everything through clamps that have an upper limit; a lower limit alone guards a logarithm or a division."""
 
     _CLAMPS = (torch.clamp, torch.clip, Tensor.clamp, Tensor.clamp_, Tensor.clip, Tensor.clip_)
-    _FIXED = (nn.functional.hardtanh, nn.functional.relu6)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in self._FIXED:
-            return torch.relu(args[0]) if func is nn.functional.relu6 else args[0]
+        if func is nn.functional.hardtanh:
+            low = args[1] if len(args) > 1 else kwargs.get("min_val", -1.0)
+            return torch.relu(args[0]) if low == 0 else args[0]  # ReLU6 is a ReLU with a limit
         if func in self._CLAMPS and args and args[0].is_floating_point() and _upper(args, kwargs) is not None:
             return args[0]
         return func(*args, **kwargs)
@@ -117,7 +117,8 @@ class _Watched:
     @contextmanager
     def attached(self, model: nn.Module) -> Iterator[None]:
         """Hooks on the layers, and a wrapper where their modules say ``softmax``; all gone afterwards."""
-        modules = dict(model.named_modules())
+        # A model that is itself a layer is recorded under the name of its class.
+        modules = {type(model).__name__: model, **dict(model.named_modules())}
         handles = []
         homes: dict[int, Any] = {}
         for name in self._facts:

@@ -51,6 +51,9 @@ class Investigation:
     symptoms: tuple[Symptom, ...]
     before: tuple[float, ...]
     tried: tuple[Tried, ...]
+    untried: frozenset[str] = frozenset()
+    """Causes that may be suspects and could not be undone: the numbers that show them, or a place for the edit, are missing."""
+
     losses: tuple[float, float] | None = None
     """The user's loss as it is and with softer attention, where sharp attention was learned."""
 
@@ -83,17 +86,34 @@ def investigate(
     if base is None:
         return Investigation((), (), ())
     there = tuple(symptom for symptom in wanted if symptom.there(base.signals))
-    tried = tuple(_trials(case, base, there)) if there else ()
+    trials = _suspects(case, base) if there else []
+    failed: set[str] = set()
+    tried = tuple(_undone(case, base, there, trials, failed))
     before = tuple(symptom.goal.read(base.signals) for symptom in there)
     explained = any(_restores(one, there) for one in tried if one.trial.cause != "attention-explosion")
-    return Investigation(there, before, tried, None if explained else _softened(case, base, there))
+    losses = None if explained else _softened(case, base, there)
+    untried = (failed | _unknown(case)) - {one.trial.cause for one in tried}
+    return Investigation(there, before, tried, frozenset(untried), losses)
 
 
-def _trials(case: Case, base: Look, symptoms: tuple[Symptom, ...]) -> Iterator[Tried]:
-    trials = [trial for suspects in INTERVENTIONS for trial in suspects(case, base)]
-    for trial in trials[:MOST_TRIALS]:
+def _suspects(case: Case, base: Look) -> list[Trial]:
+    return [trial for suspects in INTERVENTIONS for trial in suspects(case, base)][:MOST_TRIALS]
+
+
+def _unknown(case: Case) -> set[str]:
+    """Causes of which nobody can say whether they are suspects, since their numbers are known of no layer."""
+    numbers = {"attention-explosion": "logit.frobenius", "unsuitable-init": "gain.value"}
+    return {cause for cause, signal in numbers.items() if not case.signals.find(signal)}
+
+
+def _undone(
+    case: Case, base: Look, symptoms: tuple[Symptom, ...], trials: list[Trial], failed: set[str]
+) -> Iterator[Tried]:
+    """What undoing each suspect did; the causes of trials that do not run are put into ``failed``."""
+    for trial in trials:
         after = _looked(case, trial.edit)
         if after is None:
+            failed.add(trial.cause)
             continue
         shares = tuple(symptom.share(base.signals, after.signals) for symptom in symptoms)
         values = tuple(symptom.goal.read(after.signals) for symptom in symptoms)

@@ -32,7 +32,7 @@ def undo(diagnosis: Diagnosis, model: nn.Module, *, batch: Any, loss: Any = None
         context=diagnosis.context,
     )  # fmt: skip
     found = investigate(diagnosis.findings, signals, model, batch, loss, precision)
-    if not found.tried and found.losses is None:
+    if not found.symptoms:
         return diagnosis
     findings = decided_findings(diagnosis.findings, found)
     causes = _quieted(decided_causes(diagnosis.causes, found), findings, found)
