@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gnnstab.probe.budget import Budget
-from gnnstab.probe.discovery import adapter_of, find_watches
+from gnnstab.probe.discovery import find_watches, recordable
 from gnnstab.probe.ending import Ended, Number
 from gnnstab.probe.judge import Judge
 from gnnstab.probe.norms import Norms
@@ -358,7 +358,7 @@ class Recorder:
     def _note_new_layers(self) -> None:
         watched = {watch.module for watch in self.watches}
         for name, module in self.model.named_modules():
-            if module not in watched and adapter_of(module) is not None:
+            if module not in watched and recordable(module):
                 self.state.unseen(name, "output", _CAME_LATER)
 
     def _note_unseen(self) -> None:

@@ -205,7 +205,7 @@ def rules_by_status(diagnosis: Diagnosis) -> Counter[str]:
 def _layers(diagnosis: Diagnosis, short: bool) -> str:
     seen = diagnosis.coverage.layers_observed
     kinds = Counter(layer.kind for layer in diagnosis.layers if layer.attention)
-    kind = f"{next(iter(kinds))} " if len(kinds) == 1 and not short else ""
+    kind = f"{escape.name(next(iter(kinds)))} " if len(kinds) == 1 and not short else ""
     if not kind and not short:
         kind = "attention "
     return count(seen, f"{kind}layer")
