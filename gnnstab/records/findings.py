@@ -43,6 +43,9 @@ FURTHER_CAUSES = (
 """Reported, in this order, when not absent."""
 
 CAUSE_STATUSES = ("root-cause", "contributing", "present", "absent", "not-evaluable")
+HOW_KNOWN = ("observed", "undone", "inferred")
+"""Seen directly; undone on a copy and the symptom measured again; or the mechanism fits and nothing could be tried."""
+
 RULE_STATUSES = ("fired", "passed", "not-applicable", "not-evaluable", "suppressed")
 VERDICTS = ("confirmed", "no-effect", "made-worse", "inconclusive", "not-tested")
 
@@ -131,6 +134,11 @@ class Cause:
     reason: str
     codes: tuple[str, ...] = ()
     fixes: tuple[FixAdvice, ...] = ()
+    how: str = ""
+    """How it is known, one of `HOW_KNOWN`; empty for a cause without a symptom that it could have brought about."""
+
+    share: float | None = None
+    """Share of the way back to the healthy band when it is undone on a copy; None where it was not undone."""
 
 
 @dataclass(frozen=True, slots=True)

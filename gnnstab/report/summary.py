@@ -214,7 +214,7 @@ def _layers(diagnosis: Diagnosis, short: bool) -> str:
 def _why(diagnosis: Diagnosis) -> str:
     roots = [cause.cause for cause in diagnosis.root_causes()]
     if not roots:
-        return ", no root cause established"
+        return ": cause not established"
     return f": root cause {roots[0]}" if len(roots) == 1 else f": root causes {', '.join(roots)}"
 
 
