@@ -1,0 +1,129 @@
+"""The run's own next step, watched in place: from the model's forward until the step ends, the user's loss and backward too."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+from gnnstab.errors import UsageError
+from gnnstab.probe.operations.naming import TensorNames, is_finite
+from gnnstab.probe.operations.repeat import Call, Found, repeat
+from gnnstab.probe.operations.tape import LossTape
+from gnnstab.probe.operations.watch import OperationWatch
+from gnnstab.probe.replica import copied, replica, unwrap
+from gnnstab.records import Event
+
+
+@dataclass(slots=True)
+class Suspect:
+    """A step that went wrong and could not be repeated with its loss, as it was before its update."""
+
+    event: Event
+    model: nn.Module
+    """A copy, with the weights before the update."""
+
+    call: Call
+
+    @classmethod
+    def of(cls, event: Event, model: nn.Module, call: Call) -> Suspect:
+        """Copy what the run is about to change.
+
+        Raises:
+            UsageError: The model cannot be copied.
+        """
+        kept = call._replace(args=copied(tuple(call.args)), kwargs=copied(dict(call.kwargs)))
+        return cls(event, replica(unwrap(model)[0]), kept)
+
+
+class StepWatch:
+    """Watches one step of the run itself; no value and no random number of it changes.
+
+    Nothing is watched where watching would change what is computed: compiled code runs in Python under a dispatch mode, and
+    a mode of the user's own may be left in another order than it was entered.
+    """
+
+    def __init__(self, model: nn.Module, suspect: Suspect) -> None:
+        self.suspect = suspect
+        self.reason = _reason_against(model)
+        """Why nothing can be watched; empty when it can."""
+
+        self._model = model
+        self._mode: OperationWatch | None = None
+        self._given: tuple[Sequence[Any], Mapping[str, Any]] = ((), {})
+        self._tape = LossTape(unwrap(model)[0])
+
+    def forward_begins(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """The model is about to be called."""
+        if self.reason:
+            return
+        self._given = (args, kwargs)
+        if self._mode is None:
+            if torch._C._len_torch_dispatch_stack():
+                self.reason = "a dispatch mode of the run's own was active"
+                return
+            inner, prefix = unwrap(self._model)
+            self._mode = OperationWatch(inner, TensorNames(inner, args, kwargs), prefix, tape=self._tape)
+            self._mode.__enter__()
+        self._mode.part = "model"
+
+    def forward_ended(self, output: Any) -> None:
+        """The model has returned."""
+        if self._mode is not None:
+            self._mode.part = "loss"
+            self._tape.begin(output, *self._given)
+
+    def close(self) -> None:
+        """Stop watching; safe to call again."""
+        mode = self._mode
+        if mode is not None and mode.active:
+            mode.active = False
+            stack = _get_current_dispatch_mode_stack()
+            if stack and stack[-1] is mode:
+                mode.__exit__(None, None, None)
+
+    @property
+    def ran(self) -> bool:
+        """True when a forward was watched and its backward has begun."""
+        return self._mode is not None and self._mode.backward_seen
+
+    def found(self) -> tuple[Found, str]:
+        """What the watched step says about the suspect, and how: see `gnnstab.probe.operations.telling.facts`."""
+        self.close()
+        if self._mode is None:
+            return Found(None, note=self.reason), ""
+        own = self._own(self._mode)
+        if own.origin is not None and (own.origin.tensor is None or own.origin.tensor.owner not in ("parameter", "buffer")):
+            return own, "watched"
+        if not self._tape.is_complete:
+            return Found(None, note="no scalar loss was computed from the model's output in Python"), ""
+        foreign = any(t.numel() > 1 for t in self._tape.foreign)
+        try:
+            found = repeat(self.suspect.model, self.suspect.call, self._tape)
+        except UsageError as error:
+            return Found(None, note=str(error)), ""
+        return found, "loss repeated, other tensors as in the next step" if foreign else "loss repeated"
+
+    def _own(self, mode: OperationWatch) -> Found:
+        parameters = list(unwrap(self._model)[0].parameters())
+        gradients = [p.grad for p in parameters if isinstance(p.grad, Tensor) and not is_finite(p.grad)]
+        loss = mode.last_scalar
+        if loss is not None and not is_finite(loss):
+            return Found(mode.origin(loss) or mode.origin(), "loss")
+        if gradients:
+            return Found(mode.first_of(gradients), "gradient")
+        return Found(None)
+
+
+def _reason_against(model: nn.Module) -> str:
+    if any(type(m).__name__ == "OptimizedModule" or getattr(m, "_compiled_call_impl", None) for m in model.modules()):
+        return "the model is compiled, and compiled code cannot be watched operation by operation"
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    if dynamo is not None and dynamo.counters["stats"].get("unique_graphs"):
+        return "parts of the run are compiled, and compiled code cannot be watched operation by operation"
+    return ""
