@@ -87,7 +87,7 @@ def _elementwise(
     if not kind:
         kind = "overflow"
         facts["float32"] = in_float32(function, args, kwargs) if output.dtype in LOW else None
-    left = values[0] if name in (*_LOGS, *_EXPONENTIALS, *_DOMAINS, "sqrt", "rsqrt", "reciprocal") else values[-1]
+    left = values[-1] if name == "div" else values[0]
     same = bool((left == left[first]).all())
     given = ""
     if producer and name != "div":

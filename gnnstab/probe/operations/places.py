@@ -70,6 +70,11 @@ def frames(start: FrameType | None) -> Iterator[FrameType]:
         frame = frame.f_back
 
 
+def begins_backward() -> bool:
+    """True for the operations by which torch makes the first gradient of a backward."""
+    return any(frame.f_code.co_name == "_make_grads" for frame in frames(sys._getframe(2)))
+
+
 def caller_place(modules: Modules, part: str) -> tuple[Place, FrameType | None, bool]:
     """The place of the running operation, the user's frame there, and whether a checkpoint is recomputing.
 

@@ -48,13 +48,17 @@ class LossTape:
         self._model = model
         self._noted: list[_Noted] = []
         self._slots: dict[tuple[Any, ...], Slot] = {}
+        self._objects: dict[int, Slot] = {}
         self._held: list[Any] = []
+        """Keeps all of them alive, so that neither an object nor its memory is another one later."""
+
         self._last: Slot | None = None
 
     def begin(self, output: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """The model has returned ``output``; what comes now is the loss. A later call begins anew."""
         self._noted.clear()
         self._slots.clear()
+        self._objects.clear()
         self.foreign.clear()
         self._held = [output, args, kwargs]
         self._last = None
@@ -76,7 +80,9 @@ class LossTape:
         self._held.append(result)
         for number, tensor in enumerate(tree_leaves(result)):
             if isinstance(tensor, Tensor):
-                slot = self._slots[_key(tensor)] = Slot("made", (position, number))
+                slot = self._objects[id(tensor)] = Slot("made", (position, number))
+                if not _is_detach(function):
+                    self._slots[_key(tensor)] = slot
                 if tensor.numel() == 1 and tensor.is_floating_point() and torch.is_grad_enabled():
                     self._last = slot
 
@@ -110,12 +116,17 @@ class LossTape:
     def _slot(self, value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
-        slot = self._slots.get(_key(value))
+        slot = self._objects.get(id(value)) or self._slots.get(_key(value))
         if slot is not None:
             return slot
         if value.is_floating_point():
             self.foreign.append(value)
         return value.detach()
+
+
+def _is_detach(function: Any) -> bool:
+    """A detached tensor shares the memory of the one that it was made from, which keeps its history."""
+    return str(function._schema.name) in ("aten::detach", "aten::alias")
 
 
 def _is_slot(value: Any) -> bool:

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from gnnstab.probe.operations.naming import Named, TensorNames, bad_rows, is_finite, kinds, memory
 from gnnstab.probe.operations.operands import Sizes, display_name, sizes, writes_in_place
-from gnnstab.probe.operations.places import Modules, Place, caller_place
+from gnnstab.probe.operations.places import Modules, Place, begins_backward, caller_place
 from gnnstab.probe.operations.tape import LossTape
 
 _MOST = 4000
@@ -125,6 +125,7 @@ class OperationWatch(TorchDispatchMode):
         if torch._C._current_autograd_node() is not None:
             self.backward_seen = True
         elif self.part == "loss" and not self.backward_seen:
+            self.backward_seen = begins_backward()
             self._note_loss(function, given, result, outputs)
         return result
 
@@ -147,6 +148,8 @@ class OperationWatch(TorchDispatchMode):
         return next((first_cause(operation) for operation in self.bad if operation.node and not operation.written), None)
 
     def _note_loss(self, function: Any, given: Arguments, result: Any, outputs: Sequence[Tensor]) -> None:
+        if self.backward_seen:
+            return
         if self._tape is not None:
             self._tape.note(function, *given, result, self._here()[0])
         if torch.is_grad_enabled():
