@@ -100,7 +100,9 @@ class Monitor:
             raise UsageError(f"budget={budget!r}; give a share of a step's time between 0 and 1, e.g. 0.02")
         optimizers = _optimizers(optimizer)
         if loss is not None and not callable(loss):
-            raise UsageError(f"loss={loss!r}; give a function loss(output, batch), and a value of the loss to monitor.loss")
+            raise UsageError(
+                f"loss={loss!r}; give a function loss(output, batch), and a value of the loss to monitor.loss"
+            )
         every = _every(_FULL_EVERY if schedule is None else schedule)
         by_default = schedule is None and budget is None
         self._path = _rank_path(trace)

@@ -16,6 +16,7 @@ from gnnstab.fixes.depth_init import DepthInit
 from gnnstab.fixes.dropout import Dropout
 from gnnstab.fixes.export import export as export
 from gnnstab.fixes.fp32_attention import Fp32Attention
+from gnnstab.fixes.fp32_operation import Fp32Operation
 from gnnstab.fixes.gate_redraw import GateRedraw
 from gnnstab.fixes.gradient_clipping import GradientClipping
 from gnnstab.fixes.graph_norm import GraphNorm
@@ -35,7 +36,9 @@ from gnnstab.fixes.remove_clamp import RemoveClamp
 from gnnstab.fixes.residual import Residual
 from gnnstab.fixes.residual_depth_init import ResidualDepthInit
 from gnnstab.fixes.root_term import RootWeight
+from gnnstab.fixes.safe_operation import SafeOperation
 from gnnstab.fixes.score_cap import ScoreCap
+from gnnstab.fixes.set_mask import SetMask
 from gnnstab.fixes.source_diff import diff as diff
 from gnnstab.fixes.table import apply as apply
 from gnnstab.fixes.table import change as change
@@ -75,6 +78,9 @@ FIXES: dict[str, Fix] = {
         RemoveClamp(),
         # What can only be done by hand.
         CleanData(),
+        SafeOperation(),
+        SetMask(),
+        Fp32Operation(),
         Reconnect(),
     )
 }

@@ -125,9 +125,7 @@ class Judge:
         self._outer.watching = self._explainer.pending
         return event
 
-    def _explained(
-        self, event: Event, inputs: Mapping[str, Inputs], lost: str = "", moved: bool = False
-    ) -> Event:
+    def _explained(self, event: Event, inputs: Mapping[str, Inputs], lost: str = "", moved: bool = False) -> Event:
         """The event with the operation behind it, where the step can be repeated with the weights that it had."""
         if lost or event.stage == "weight" or (moved and self._parameters.non_finite()):
             return event

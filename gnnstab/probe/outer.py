@@ -40,7 +40,10 @@ class Outer:
         """Mode → latest inputs of this step."""
 
         self.before: dict[str, Inputs] = {}
-        """Mode → latest inputs of the step before, until the next forward begins."""
+        """Mode → latest inputs of the step before, until the next forward begins; only where ``keep_before``."""
+
+        self.keep_before = False
+        """True when a loss that is told after the step's end can be repeated, which needs the inputs of that step."""
 
         self.calls: list[Inputs] = []
         """Forwards with gradients of this step, the first `MOST`; held by reference."""
@@ -88,7 +91,9 @@ class Outer:
 
     def end_step(self) -> None:
         """Release the inputs."""
-        self.before, self.last = self.last, {}
+        if self.keep_before:
+            self.before = dict(self.last)
+        self.last.clear()
         self.calls.clear()
         self.left_out.clear()
         self.forwards = 0
@@ -106,12 +111,13 @@ class Outer:
             for watch in self._watches:
                 watch.forget()
         state.epoch += 1
+        if self.before:
+            self.before = {}
         state.inside = True
         # A step is a step also when no layer can be recorded: its loss and the gradients of its parameters are still seen.
         state.recorded = True
         mode = MODES[2 * model.training + grad]
         if self._keep:
-            self.before = {}
             self.last[mode] = kept = Inputs(args, kwargs, rng_snapshot(), _autocast(args, kwargs), mode)
             if grad and len(self.calls) < MOST:
                 self.calls.append(kept)

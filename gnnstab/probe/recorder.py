@@ -117,6 +117,8 @@ class Recorder:
         self.explainer = Explainer(model, objective, batch)
         """Names the operation behind an event."""
 
+        self._outer.keep_before = objective is not None
+
         self._judge = Judge(self.model, self.state, self._outer, self._parameters, self.facts, bundles, self.explainer)
         self._on_event = on_event
         self._weights = NOTHING

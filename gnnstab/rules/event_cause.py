@@ -67,7 +67,9 @@ def _of_operation(signals: Signals, event: Event, operation: Mapping[str, Any]) 
     if isinstance(tensor, Mapping):
         return _of_tensor(signals, event, operation, tensor)
     if (operation.get("facts") or {}).get("float32") is not None and operation.get("dtype") in LOW:
-        return _with_advice("precision", f"the same operation is finite in float32, so {operation['dtype']} is what it left", operation)
+        return _with_advice(
+            "precision", f"the same operation is finite in float32, so {operation['dtype']} is what it left", operation
+        )
     undone = operation.get("undone")
     if undone:
         which = " and ".join(f"`{name}`" for name in undone)
@@ -79,7 +81,8 @@ def _of_operation(signals: Signals, event: Event, operation: Mapping[str, Any]) 
         if grown:
             return Judged("learning-rate", grown)
         return Judged(
-            "", "cause not established: the operands were as large as that, and no growth over steps was recorded before it"
+            "",
+            "cause not established: the operands were as large as that, and no growth over steps was recorded before it",
         )
     if kind in _UNDEFINED:
         return _with_advice("undefined-operation", "", operation)
@@ -120,7 +123,15 @@ def growth(signals: Signals, step: int) -> str:
     """Which size grew over the steps before ``step``, in words; empty when none did or no steps were recorded."""
     best, words = GREW, ""
     for series in signals.series:
-        if series.name not in ("loss", "gradient.norm", "output.max_abs", "output.rms", "score.max_abs", "weight.rms", "input.rms"):
+        if series.name not in (
+            "loss",
+            "gradient.norm",
+            "output.max_abs",
+            "output.rms",
+            "score.max_abs",
+            "weight.rms",
+            "input.rms",
+        ):
             continue
         before = np.asarray(series.values, dtype=float)[np.asarray(series.steps) <= step]
         before = np.abs(before[np.isfinite(before)])

@@ -51,7 +51,7 @@ class NonFiniteValue(Rule):
 
     code: ClassVar[str] = "GS502"
     name: ClassVar[str] = "non-finite-value"
-    cause: ClassVar[str] = "precision"
+    cause: ClassVar[str] = "undefined-operation"
     severity: ClassVar[str] = "error"
     confidence: ClassVar[str] = "high"
 
@@ -102,7 +102,9 @@ class NonFiniteValue(Rule):
     @staticmethod
     def _weights_cause(signals: Signals, bad: Sequence[Signal]) -> tuple[str, str]:
         """A file alone: a blow-up leaves nothing to tell a cause by."""
-        tensors = next((t for s in signals.find("weight.non_finite") if isinstance(t := s.detail.get("tensors"), int)), None)
+        tensors = next(
+            (t for s in signals.find("weight.non_finite") if isinstance(t := s.detail.get("tensors"), int)), None
+        )
         if tensors is not None and 2 * len(bad) > tensors:
             counts = [s.detail.get("step") for s in signals.values if s.name.startswith("optimizer.")]
             steps = [int(c) for c in (*counts, signals.context.get("step")) if isinstance(c, (int, float))]
@@ -110,7 +112,10 @@ class NonFiniteValue(Rule):
             return "", (
                 f"most of the network is non-finite{saved}: too late to show why. Look at an earlier checkpoint, or at the trace of the run"
             )
-        return "uninitialized-parameter", "the others are finite, which fits memory that was never initialised (inferred from the file)"
+        return (
+            "uninitialized-parameter",
+            "the others are finite, which fits memory that was never initialised (inferred from the file)",
+        )
 
 
 def first_explained(events: Sequence[Event]) -> Event:

@@ -48,7 +48,10 @@ _WITH_PRODUCER: Mapping[tuple[str, str], str] = {
     "binary_cross_entropy_with_logits",
     ("log", "softmax"): "write log_softmax in place of log(softmax(x)), or cross_entropy on the scores",
     ("log", "exp"): "log(exp(x)) is x; for a sum of exponentials use torch.logsumexp",
-    ("log", "sum"): "use torch.logsumexp in place of the logarithm of a sum of exponentials, or clamp_min(1e-12) before log",
+    (
+        "log",
+        "sum",
+    ): "use torch.logsumexp in place of the logarithm of a sum of exponentials, or clamp_min(1e-12) before log",
 }
 
 
@@ -77,8 +80,14 @@ def _in_float32(operation: Mapping[str, Any]) -> str:
     if operation.get("place") == "loss":
         return "compute the loss in float32: output.float() and targets.float() before it, outside of autocast"
     where = operation.get("module") or "this operation"
-    back = "; a GradScaler guards gradients that become too small or too large, it cannot mend one operation" if operation.get("node") else ""
-    return f"compute {where} in float32: with torch.autocast(device_type, enabled=False) and .float() on its input{back}"
+    back = (
+        "; a GradScaler guards gradients that become too small or too large, it cannot mend one operation"
+        if operation.get("node")
+        else ""
+    )
+    return (
+        f"compute {where} in float32: with torch.autocast(device_type, enabled=False) and .float() on its input{back}"
+    )
 
 
 def _of_data(operation: Mapping[str, Any]) -> str:

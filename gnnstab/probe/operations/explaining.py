@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -43,11 +43,11 @@ class Explainer:
         """The user has told the loss; its graph may be asked for at the step's end."""
         self._loss = weakref.ref(loss) if isinstance(loss, Tensor) else None
 
-    def explain(self, event: Event, calls: Iterable[Call], *, watch_next: bool = True) -> Event:
+    def explain(self, event: Event, calls: Iterable[Call]) -> Event:
         """The event, with the operation where repeating the forwards of its step shows it."""
         given = list(calls)
         last: Found | None = None
-        note = "" if given else "the inputs of the step were not kept"
+        note = ""
         for call in given:
             try:
                 last = repeat(self._model, call, self.objective, batch=self.batch)
@@ -57,22 +57,16 @@ class Explainer:
             if last.origin is not None:
                 return told(event, last)
         event = self._without_operation(event, last, note)
-        in_training = next((call for call in reversed(given) if call.grad), None)
-        if watch_next and in_training is not None and event.stage in ("loss", "gradient") and self._watched < MOST_WATCHED:
-            self._watch_next(event, in_training)
+        if event.stage in ("loss", "gradient") and self._watched < MOST_WATCHED:
+            self._watch_next(event, next((call for call in reversed(given) if call.grad), None))
         return event
 
-    def watch_again(self, event: Event) -> None:
-        """The step of ``event`` is over and nothing of it is left: look at the next one."""
-        if self.pending is None and self._watched < MOST_WATCHED:
-            self._watch_next(event, Call())
-
-    def _watch_next(self, event: Event, call: Call) -> None:
+    def _watch_next(self, event: Event, call: Call | None) -> None:
         self._watched += 1
         try:
             self.pending = StepWatch(self._model, Suspect.of(event, self._model, call))
         except UsageError:
-            return
+            self.pending = None
 
     def after_watched(self) -> Event | None:
         """The event of the step before, when the step that has just ended showed its operation."""
@@ -133,4 +127,6 @@ def told(event: Event, found: Found, how: str = "repeated") -> Event:
 
 def call_of(inputs: Any) -> Call:
     """A forward that was kept, ready to be repeated."""
-    return Call(inputs.args, inputs.kwargs, inputs.rng, inputs.autocast, inputs.mode == "train" or inputs.mode.endswith("-grad"))
+    return Call(
+        inputs.args, inputs.kwargs, inputs.rng, inputs.autocast, inputs.mode == "train" or inputs.mode.endswith("-grad")
+    )

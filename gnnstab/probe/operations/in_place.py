@@ -25,18 +25,20 @@ class Suspect:
     """A step that went wrong and could not be repeated with its loss, as it was before its update."""
 
     event: Event
-    model: nn.Module
-    """A copy, with the weights before the update."""
+    model: nn.Module | None
+    """A copy, with the weights before the update; None when the step is over."""
 
     call: Call
 
     @classmethod
-    def of(cls, event: Event, model: nn.Module, call: Call) -> Suspect:
+    def of(cls, event: Event, model: nn.Module, call: Call | None) -> Suspect:
         """Copy what the run is about to change.
 
         Raises:
             UsageError: The model cannot be copied.
         """
+        if call is None:
+            return cls(event, None, Call())
         kept = call._replace(args=copied(tuple(call.args)), kwargs=copied(dict(call.kwargs)))
         return cls(event, replica(unwrap(model)[0]), kept)
 
@@ -69,7 +71,7 @@ class StepWatch:
                 return
             inner, prefix = unwrap(self._model)
             self._mode = OperationWatch(inner, TensorNames(inner, args, kwargs), prefix, tape=self._tape)
-            self._mode.__enter__()
+            self._mode.__enter__()  # type: ignore[no-untyped-call]
         self._mode.part = "model"
 
     def forward_ended(self, output: Any) -> None:
@@ -85,7 +87,7 @@ class StepWatch:
             mode.active = False
             stack = _get_current_dispatch_mode_stack()
             if stack and stack[-1] is mode:
-                mode.__exit__(None, None, None)
+                mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     @property
     def ran(self) -> bool:
@@ -98,8 +100,12 @@ class StepWatch:
         if self._mode is None:
             return Found(None, note=self.reason), ""
         own = self._own(self._mode)
-        if own.origin is not None and (own.origin.tensor is None or own.origin.tensor.owner not in ("parameter", "buffer")):
+        if own.origin is not None and (
+            own.origin.tensor is None or own.origin.tensor.owner not in ("parameter", "buffer")
+        ):
             return own, "watched"
+        if self.suspect.model is None:
+            return Found(None, note="the step was over when its loss became known, and the next one was finite"), ""
         if not self._tape.is_complete:
             return Found(None, note="no scalar loss was computed from the model's output in Python"), ""
         foreign = any(t.numel() > 1 for t in self._tape.foreign)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +16,17 @@ _LOGS = ("log", "log2", "log10")
 _DOMAINS = ("acos", "asin", "acosh", "atanh", "log1p", "lgamma", "erfinv", "digamma", "logit")
 _EXPONENTIALS = ("exp", "exp2", "expm1", "cosh", "sinh")
 _SOFTMAXES = ("softmax", "log_softmax")
-_WRITES = ("masked_fill", "fill", "full", "full_like", "new_full", "where", "scalar_tensor", "lift_fresh", "constant_pad_nd")
+_WRITES = (
+    "masked_fill",
+    "fill",
+    "full",
+    "full_like",
+    "new_full",
+    "where",
+    "scalar_tensor",
+    "lift_fresh",
+    "constant_pad_nd",
+)
 _EMPTY = ("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided")
 
 
@@ -140,12 +150,15 @@ def in_float32(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
     try:
         if display_name(function) in ("to_copy", "copy"):
             source = next(a for a in reversed(args) if isinstance(a, Tensor))
-            result = source.float()
+            return _size(source.float())
         else:
-            result = function(*tree_map(_widened, tuple(args)), **tree_map(_widened, dict(kwargs)))
+            result: Any = function(*tree_map(_widened, tuple(args)), **tree_map(_widened, dict(kwargs)))
     except Exception:  # some operations take low precision alone
         return None
-    result = result[0] if isinstance(result, (tuple, list)) else result
+    return _size(result[0] if isinstance(result, (tuple, list)) else result)
+
+
+def _size(result: Any) -> float | None:
     if not isinstance(result, Tensor) or not result.numel() or not bool(torch.isfinite(result).all()):
         return None
     return float(result.abs().max())
@@ -194,9 +207,14 @@ def _softmax(name: str, scores: Tensor, output: Tensor) -> Sizes:
             break
     rows = int(masked.all(axis).sum()) if scores.dim() else int(masked.all())
     if rows:
-        return Sizes("all-masked", f"{name}: in {rows} row{'s' * (rows > 1)} every score is −inf, so that nothing is left to weigh")
+        return Sizes(
+            "all-masked",
+            f"{name}: in {rows} row{'s' * (rows > 1)} every score is −inf, so that nothing is left to weigh",
+        )
     if bool(torch.isposinf(scores).any()):
-        return Sizes("inf-minus-inf", f"{name} subtracts the largest score, and that is +inf: ∞ − ∞ at {int(bad.sum())} entries")
+        return Sizes(
+            "inf-minus-inf", f"{name} subtracts the largest score, and that is +inf: ∞ − ∞ at {int(bad.sum())} entries"
+        )
     return Sizes("written", f"{name} gives −inf where the score is −inf")
 
 
@@ -208,16 +226,16 @@ def _written_scalar(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
 
 
 def _by_entry(name: str) -> bool:
-    return not name.endswith(("mm", "norm", "norm_backward", "convolution", "matmul", "scatter_reduce", "index_add", "scatter_add"))
+    return not name.endswith(
+        ("mm", "norm", "norm_backward", "convolution", "matmul", "scatter_reduce", "index_add", "scatter_add")
+    )
 
 
 def _fits(value: Any, shape: torch.Size) -> bool:
     if not isinstance(value, Tensor):
         return True
-    try:
-        return torch.broadcast_shapes(value.shape, shape) == shape
-    except RuntimeError:
-        return False
+    aligned = zip(reversed(value.shape), reversed(shape), strict=False)
+    return value.dim() <= len(shape) and all(own in (1, size) for own, size in aligned)
 
 
 def _at(value: Any, bad: Tensor) -> Tensor:
@@ -268,5 +286,3 @@ def _largest(operands: Sequence[Any]) -> float:
         elif isinstance(value, (int, float)) and math.isfinite(value):
             sizes.append(abs(float(value)))
     return max(sizes)
-
-

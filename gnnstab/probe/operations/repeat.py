@@ -101,7 +101,7 @@ def _once(model: nn.Module, call: Call, objective: Objective | None, batch: Any)
                         state.loss = objective(state.output, args, kwargs, watch)
                         state.ran = "loss"
                 if state.loss is not None and state.loss.requires_grad:
-                    state.loss.backward()
+                    state.loss.backward()  # type: ignore[no-untyped-call]
                     state.ran = "gradient"
         except Exception as error:
             state.note = f"the step ended in {type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -105,7 +105,8 @@ class LossTape:
                 watch.place = noted.place
                 with torch.set_grad_enabled(noted.grad):
                     result = noted.function(
-                        *tree_map(value, noted.args, is_leaf=_is_slot), **tree_map(value, noted.kwargs, is_leaf=_is_slot)
+                        *tree_map(value, noted.args, is_leaf=_is_slot),
+                        **tree_map(value, noted.kwargs, is_leaf=_is_slot),
                     )
                 known.update({Slot("made", (position, i)): t for i, t in enumerate(tree_leaves(result))})
         finally:

@@ -54,7 +54,13 @@ def facts(found: Found, how: str = "repeated") -> dict[str, Any]:
 
 def named(tensor: Named) -> dict[str, Any]:
     """A tensor from outside, JSON-able."""
-    return {"name": tensor.name, "owner": tensor.owner, "rows": list(tensor.rows), "kinds": tensor.kinds, "words": tensor.words}
+    return {
+        "name": tensor.name,
+        "owner": tensor.owner,
+        "rows": list(tensor.rows),
+        "kinds": tensor.kinds,
+        "words": tensor.words,
+    }
 
 
 def sentence(origin: Origin) -> str:

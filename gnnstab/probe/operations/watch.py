@@ -68,7 +68,7 @@ class Operation:
         return not self.made_here and bool(handed_on) and all(handed_on)
 
 
-class OperationWatch(TorchDispatchMode):
+class OperationWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Runs every operation as it is and looks at what comes out; no value and no random number changes.
 
     Args:
@@ -78,10 +78,8 @@ class OperationWatch(TorchDispatchMode):
         tape: Where the operations of the loss are noted, to be run again.
     """
 
-    def __init__(
-        self, model: nn.Module, names: TensorNames, prefix: str = "", *, tape: LossTape | None = None
-    ) -> None:
-        super().__init__()
+    def __init__(self, model: nn.Module, names: TensorNames, prefix: str = "", *, tape: LossTape | None = None) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
         self.model = model
         self.active = True
         """False once nothing is looked at any longer."""
@@ -145,7 +143,9 @@ class OperationWatch(TorchDispatchMode):
         made = [operation for operation in map(self.made, gradients) if operation is not None]
         if made:
             return first_cause(min(made, key=lambda operation: operation.number))
-        return next((first_cause(operation) for operation in self.bad if operation.node and not operation.written), None)
+        return next(
+            (first_cause(operation) for operation in self.bad if operation.node and not operation.written), None
+        )
 
     def _note_loss(self, function: Any, given: Arguments, result: Any, outputs: Sequence[Tensor]) -> None:
         if self.backward_seen:
