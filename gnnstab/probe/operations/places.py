@@ -75,6 +75,15 @@ def begins_backward() -> bool:
     return any(frame.f_code.co_name == "_make_grads" for frame in frames(sys._getframe(2)))
 
 
+def is_own() -> bool:
+    """True for an operation of a recorder that looks at the run, which is no part of the run."""
+    for frame in frames(sys._getframe(2)):
+        name = str(frame.f_globals.get("__name__", ""))
+        if name.partition(".")[0] != "torch":
+            return name.startswith("gnnstab.probe.") and not name.startswith("gnnstab.probe.operations.")
+    return False
+
+
 def caller_place(modules: Modules, part: str) -> tuple[Place, FrameType | None, bool]:
     """The place of the running operation, the user's frame there, and whether a checkpoint is recomputing.
 

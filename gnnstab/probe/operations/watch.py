@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from gnnstab.probe.operations.naming import Named, TensorNames, bad_rows, is_finite, kinds, memory
 from gnnstab.probe.operations.operands import Sizes, display_name, sizes, writes_in_place
-from gnnstab.probe.operations.places import Modules, Place, begins_backward, caller_place
+from gnnstab.probe.operations.places import Modules, Place, begins_backward, caller_place, is_own
 from gnnstab.probe.operations.tape import LossTape
 
 _MOST = 4000
@@ -108,7 +108,7 @@ class OperationWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         """Run ``function`` and note what is to be noted."""
         given = (tuple(args), dict(kwargs or {}))
-        if not self.active:
+        if not self.active or is_own():
             return function(*given[0], **given[1])
         mutable = writes_in_place(function)
         before = tree_map(_copied, given) if mutable else given
@@ -234,17 +234,20 @@ def first_cause(operation: Operation) -> Origin:
     Infinities that were written on purpose are no cause: what could not deal with them is.
     """
     seen: set[int] = set()
+    reader = operation
     while not operation.made_here and id(operation) not in seen:
         seen.add(id(operation))
+        if operation.name not in _HANDED_ON:
+            reader = operation
         faults = [s for s in operation.sources if not (s.written if isinstance(s, Operation) else s.mask)]
         # A tensor with a name says more than what was computed from it beside it.
         first = next((s for s in faults if isinstance(s, Named) and s.owner != "unknown"), None)
         if first is not None:
-            return Origin(operation, first)
+            return Origin(reader, first)
         earlier = next((s for s in faults if isinstance(s, Operation)), None)
         if earlier is None:
             unknown = next((s for s in faults if isinstance(s, Named)), None)
-            return Origin(operation, unknown)
+            return Origin(reader if unknown else operation, unknown)
         operation = earlier
     return Origin(operation)
 
