@@ -93,7 +93,7 @@ def _in_float32(operation: Mapping[str, Any]) -> str:
 def _of_data(operation: Mapping[str, Any]) -> str:
     tensor = operation.get("tensor") or {}
     name = str(tensor.get("name") or "the tensor")
-    if (operation.get("facts") or {}).get("masked"):
+    if operation.get("masked"):
         return (
             f"multiplying by a mask does not remove NaN (0 · NaN = NaN): fill the masked entries of `{name}` where it is made, or with "
             "torch.where before they are used"

@@ -57,16 +57,25 @@ class Explainer:
             if last.origin is not None:
                 return told(event, last)
         event = self._without_operation(event, last, note)
-        if event.stage in ("loss", "gradient") and self._watched < MOST_WATCHED:
-            self._watch_next(event, next((call for call in reversed(given) if call.grad), None))
-        return event
+        if event.stage not in ("loss", "gradient") or self._watched >= MOST_WATCHED:
+            return event
+        reason = self._watch_next(event, next((call for call in reversed(given) if call.grad), None))
+        if not reason:
+            return event
+        notes = [str(event.detail["note"])] if event.detail.get("note") else []
+        return replace(event, detail={**event.detail, "note": "; ".join([*notes, reason])})
 
-    def _watch_next(self, event: Event, call: Call | None) -> None:
+    def _watch_next(self, event: Event, call: Call | None) -> str:
+        """Have the next step watched; why that is not possible, or nothing."""
         self._watched += 1
         try:
-            self.pending = StepWatch(self._model, Suspect.of(event, self._model, call))
-        except UsageError:
-            self.pending = None
+            watch = StepWatch(self._model, Suspect.of(event, self._model, call))
+        except UsageError as error:
+            return str(error)
+        if watch.reason:
+            return watch.reason
+        self.pending = watch
+        return ""
 
     def after_watched(self) -> Event | None:
         """The event of the step before, when the step that has just ended showed its operation."""

@@ -43,7 +43,9 @@ class Named:
     @property
     def words(self) -> str:
         """`` `y[3]`, `y[17]` hold NaN`` or `` `nbr_e` holds NaN in rows 3, 7``."""
-        name = self.name or "a tensor that came from outside"
+        name = self.name
+        if not name:
+            return f"a tensor that came from outside holds {self.kinds}"
         if not self.rows:
             return f"`{name}` holds {self.kinds}"
         more = f" and {self.bad_rows - 4} more" if self.bad_rows > 4 else ""

@@ -91,8 +91,6 @@ def _elementwise(
     result = float(output[bad][first])
     kind = kind_of(name, here, result)
     facts: dict[str, Any] = {"operands": here, "largest": _largest(operands)}
-    if name == "mul":
-        facts["zeros"] = int(torch.stack([v == 0 for v in values]).any(0).sum())
     formula = _formula(name, here)
     if not kind:
         kind = "overflow"
@@ -141,6 +139,18 @@ def kind_of(name: str, here: Sequence[float], result: float) -> str:
     if math.isnan(result) and infinite:
         return "undefined-of-inf"
     return ""
+
+
+def masks_all(operands: Sequence[Any]) -> bool:
+    """True when one factor of a product is zero wherever the other is not finite."""
+    tensors = [t for t in operands if isinstance(t, Tensor) and t.is_floating_point()]
+    if len(tensors) != 2:
+        return False
+    for factor, other in (tensors, tensors[::-1]):
+        bad, zero = torch.broadcast_tensors(~torch.isfinite(other), factor == 0)
+        if bool(bad.any()) and bool(zero[bad].all()):
+            return True
+    return False
 
 
 def in_float32(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> float | None:

@@ -44,6 +44,7 @@ def facts(found: Found, how: str = "repeated") -> dict[str, Any]:
         "facts": {k: _number(v) for k, v in sizes.facts.items() if v is not None},
         "output_largest": _number(found.largest),
         "symptom": found.symptom,
+        "masked": origin.masked,
     }
     if origin.tensor is not None:
         told["tensor"] = named(origin.tensor)

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from gnnstab.probe.operations.naming import Named, TensorNames, bad_rows, is_finite, kinds, memory
-from gnnstab.probe.operations.operands import Sizes, display_name, sizes, writes_in_place
+from gnnstab.probe.operations.operands import Sizes, display_name, masks_all, sizes, writes_in_place
 from gnnstab.probe.operations.places import Modules, Place, begins_backward, caller_place, is_own
 from gnnstab.probe.operations.tape import LossTape
 
@@ -49,11 +49,16 @@ class Operation:
     kinds: str
     """``NaN``, ``Inf`` or ``NaN and Inf``."""
 
-    count: int
     entries: int
     dtype: str
-    rows: tuple[int, ...]
-    sizes: Sizes
+    count: int = 0
+    """How many of the entries; counted only where nothing bad came in."""
+
+    rows: tuple[int, ...] = ()
+    sizes: Sizes = Sizes("", "")
+    masks: bool = False
+    """True for a product that multiplies every bad entry by zero, and so does not remove it."""
+
     sources: list[Operation | Named] = field(default_factory=list)
     """Where the bad operands came from."""
 
@@ -64,8 +69,11 @@ class Operation:
             return False
         if self.sizes.kind == "written":
             return True
-        handed_on = [s.written if isinstance(s, Operation) else s.mask for s in self.sources]
-        return not self.made_here and bool(handed_on) and all(handed_on)
+        return not self.made_here and all(_on_purpose(source) for source in self.sources)
+
+
+def _on_purpose(source: Operation | Named) -> bool:
+    return source.written if isinstance(source, Operation) else source.mask
 
 
 class OperationWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -202,20 +210,17 @@ class OperationWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             sources.append(known if known is not None else self._names.named(tensor, frame))
         told = operands[-1:] if name == "div" else operands[:1]
         producer = next((self._producers.get(_key(now), "") for now, _ in told), "")
-        return Operation(
-            self._count,
-            name,
-            place,
-            node,
-            not fed,
-            kinds(output),
-            int((~torch.isfinite(output)).sum()),
-            output.numel(),
-            str(output.dtype).removeprefix("torch."),
-            tuple(bad_rows(output)[:16]),
-            sizes(function, *before, output.detach(), producer),
-            sources,
+        noted = Operation(
+            self._count, name, place, node, not fed, kinds(output), output.numel(), _name(output.dtype), sources=sources
         )
+        # Most bad values have come in: only of an operation that answers for one are the sizes worth their time.
+        if all(_on_purpose(source) for source in sources):
+            noted.count = int((~torch.isfinite(output)).sum())
+            noted.rows = tuple(bad_rows(output)[:16])
+            noted.sizes = sizes(function, *before, output.detach(), producer)
+        elif name == "mul":
+            noted.masks = masks_all([then for _, then in operands])
+        return noted
 
 
 class Origin(NamedTuple):
@@ -227,6 +232,9 @@ class Origin(NamedTuple):
     tensor: Named | None = None
     """The tensor from outside that held it."""
 
+    masked: bool = False
+    """True when it was multiplied by zero on the way, which does not remove it."""
+
 
 def first_cause(operation: Operation) -> Origin:
     """Follow bad operands back to the operation that made them, or to the tensor from outside that held them.
@@ -234,26 +242,31 @@ def first_cause(operation: Operation) -> Origin:
     Infinities that were written on purpose are no cause: what could not deal with them is.
     """
     seen: set[int] = set()
-    reader = operation
+    reader, masked = operation, False
     while not operation.made_here and id(operation) not in seen:
         seen.add(id(operation))
         if operation.name not in _HANDED_ON:
             reader = operation
-        faults = [s for s in operation.sources if not (s.written if isinstance(s, Operation) else s.mask)]
+        masked = masked or operation.masks
+        faults = [source for source in operation.sources if not _on_purpose(source)]
         # A tensor with a name says more than what was computed from it beside it.
         first = next((s for s in faults if isinstance(s, Named) and s.owner != "unknown"), None)
         if first is not None:
-            return Origin(reader, first)
+            return Origin(reader, first, masked)
         earlier = next((s for s in faults if isinstance(s, Operation)), None)
         if earlier is None:
             unknown = next((s for s in faults if isinstance(s, Named)), None)
-            return Origin(reader if unknown else operation, unknown)
+            return Origin(reader if unknown else operation, unknown, masked)
         operation = earlier
-    return Origin(operation)
+    return Origin(operation, None, masked)
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
     return (t for t in tree_leaves(value) if isinstance(t, Tensor))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _copied(value: Any) -> Any:
