@@ -30,6 +30,9 @@ _LOST = "when its numbers had come from the device, its update had made the weig
 _MOVED = "no bundle: when the numbers of this step had come from the device, its update had made the weights non-finite"
 
 
+_TOO_LATE = "an update had moved the weights before the end of the step was told: pass optimizer= to the monitor"
+
+
 class Judge:
     """Locates the first non-finite value of a forward, of a backward and of the loss; later ones are only counted.
 
@@ -127,8 +130,13 @@ class Judge:
 
     def _explained(self, event: Event, inputs: Mapping[str, Inputs], lost: str = "", moved: bool = False) -> Event:
         """The event with the operation behind it, where the step can be repeated with the weights that it had."""
-        if lost or event.stage == "weight" or (moved and self._parameters.non_finite()):
+        if lost or event.stage == "weight":
             return event
+        broken = self._parameters.non_finite()
+        if broken and event.step > 0:
+            return anomaly.with_detail(event, note=_TOO_LATE)
+        if broken:
+            event = anomaly.with_detail(event, bad_parameters=len(broken), parameters=len(self._parameters.names))
         kept = [one for one in self._outer.calls if inputs.get(one.mode) is not one]
         ordered = sorted([*inputs.values(), *kept], key=lambda one: one.mode != event.mode)
         event = self._explainer.explain(event, map(call_of, ordered))

@@ -137,7 +137,7 @@ class Outer:
             return
         state.inside = False
         if self.watching is not None:
-            self.watching.forward_ended(output)
+            self.watching.forward_ended(output, grad)
         if grad and not state.light and self._keep and len(self.left_out) < MOST:
             self.left_out.append(watch(output, self.last[MODES[2 * model.training + 1]], state.gradient_arrived))
         trail, state.trail = state.trail, None

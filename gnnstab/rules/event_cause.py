@@ -66,10 +66,11 @@ def _of_operation(signals: Signals, event: Event, operation: Mapping[str, Any]) 
     kind, tensor = str(operation.get("kind", "")), operation.get("tensor")
     if isinstance(tensor, Mapping):
         return _of_tensor(signals, event, operation, tensor)
-    if (operation.get("facts") or {}).get("float32") is not None and operation.get("dtype") in LOW:
-        return _with_advice(
-            "precision", f"the same operation is finite in float32, so {operation['dtype']} is what it left", operation
-        )
+    if operation.get("dtype") in LOW and (
+        operation.get("finite_in_float32") or (operation.get("facts") or {}).get("float32") is not None
+    ):
+        what = "step" if operation.get("finite_in_float32") else "operation"
+        return _with_advice("precision", f"the same {what} is finite in float32", operation)
     undone = operation.get("undone")
     if undone:
         which = " and ".join(f"`{name}`" for name in undone)
@@ -98,11 +99,12 @@ def _of_tensor(signals: Signals, event: Event, operation: Mapping[str, Any], ten
 
 def _of_weights(signals: Signals, event: Event) -> Judged:
     if event.step <= 0:
-        bad = event.detail.get("non_finite_parameters") or ()
-        total = event.detail.get("parameters")
-        if isinstance(total, int) and 2 * len(bad) > total:
+        bad, total = event.detail.get("bad_parameters"), event.detail.get("parameters")
+        if isinstance(bad, int) and isinstance(total, int) and 2 * bad > total > 2:
             return Judged("", TOO_LATE)
-        return Judged("uninitialized-parameter", "the weights were non-finite before the first update")
+        name = (event.detail.get("operation") or {}).get("tensor", {}).get("name")
+        which = f"`{name}` was" if name else "the weights were"
+        return Judged("uninitialized-parameter", f"{which} non-finite before the first update")
     grown = growth(signals, event.step)
     if grown:
         return Judged("learning-rate", f"the weights went non-finite in an update; {grown}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -97,8 +96,6 @@ class Program:
     place: str
     says: str
     """A regular expression that the finding must match."""
-
-    autocast: torch.dtype | None = None
 
 
 def _plain(broken: bool) -> nn.Module:
@@ -267,6 +264,21 @@ PROGRAMS: dict[str, Program] = {
         lambda o, b: ((o.float() * 1e-3) * 3e3 * 1e2).sum() * 10,
         "mul", "precision", "backward", r"MulBackward0.*in float32",
     ),
+    "a small number that half precision does not hold": _of_loss(
+        lambda o, b: ((o * 0).half() + 1e-8).log().float().mean(),
+        lambda o, b: ((o * 0) + 1e-8).log().mean(),
+        "log", "precision", "loss", r"log\(0\) = −inf.*the same step is finite in float32",
+    ),
+    "raw features into an exponential": Program(
+        lambda broken: Net(end=lambda out, data: out.exp()),
+        lambda broken: batch(x=batch().x * 1000 + 300 if broken else batch().x),
+        lambda broken: mse, "exp", "feature-scale", "model", r"with `x` standardised the same step is finite",
+    ),
+    "raw distances into an exponential": Program(
+        lambda broken: Net(end=lambda out, data: out.exp()),
+        lambda broken: batch(edge_attr=batch().edge_attr * 2000 + 500 if broken else batch().edge_attr),
+        lambda broken: mse, "exp", "feature-scale", "model", r"with `edge_attr` standardised the same step is finite",
+    ),
     "NaN in the targets": _of_data("y", 9, r"`y` holds NaN in row 9 and came in at", "mse_loss", "loss"),
     "NaN in the edge features": _of_data("edge_attr", 4, r"`edge_attr` holds NaN in row 4", "mm"),
     "NaN in the features": _of_data("x", 2, r"`x` holds NaN in row 2", "addmm"),
@@ -301,8 +313,3 @@ PROGRAMS: dict[str, Program] = {
         "full_like", "undefined-operation", "model", r"full_like writes NaN",
     ),
 }  # fmt: skip
-
-
-def cast(program: Program) -> Any:
-    """The autocast of a program."""
-    return torch.autocast("cpu", dtype=program.autocast) if program.autocast else contextlib.nullcontext()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -59,17 +59,17 @@ class Explainer:
         event = self._without_operation(event, last, note)
         if event.stage not in ("loss", "gradient") or self._watched >= MOST_WATCHED:
             return event
-        reason = self._watch_next(event, next((call for call in reversed(given) if call.grad), None))
+        reason = self._watch_next(event, [call for call in given if call.grad])
         if not reason:
             return event
         notes = [str(event.detail["note"])] if event.detail.get("note") else []
         return replace(event, detail={**event.detail, "note": "; ".join([*notes, reason])})
 
-    def _watch_next(self, event: Event, call: Call | None) -> str:
+    def _watch_next(self, event: Event, calls: Sequence[Call]) -> str:
         """Have the next step watched; why that is not possible, or nothing."""
         self._watched += 1
         try:
-            watch = StepWatch(self._model, Suspect.of(event, self._model, call))
+            watch = StepWatch(self._model, Suspect.of(event, self._model, calls))
         except UsageError as error:
             return str(error)
         if watch.reason:

@@ -28,18 +28,19 @@ class Suspect:
     model: nn.Module | None
     """A copy, with the weights before the update; None when the step is over."""
 
-    call: Call
+    calls: tuple[Call, ...]
+    """Its forwards with gradients."""
 
     @classmethod
-    def of(cls, event: Event, model: nn.Module, call: Call | None) -> Suspect:
+    def of(cls, event: Event, model: nn.Module, calls: Sequence[Call]) -> Suspect:
         """Copy what the run is about to change.
 
         Raises:
             UsageError: The model cannot be copied.
         """
-        if call is None:
-            return cls(event, None, Call())
-        kept = call._replace(args=copied(tuple(call.args)), kwargs=copied(dict(call.kwargs)))
+        if not calls:
+            return cls(event, None, ())
+        kept = tuple(c._replace(args=copied(tuple(c.args)), kwargs=copied(dict(c.kwargs))) for c in calls)
         return cls(event, replica(unwrap(model)[0]), kept)
 
 
@@ -57,6 +58,8 @@ class StepWatch:
 
         self._model = model
         self._mode: OperationWatch | None = None
+        self._names: TensorNames | None = None
+        self._entered = self._lost = False
         self._given: tuple[Sequence[Any], Mapping[str, Any]] = ((), {})
         self._tape = LossTape(unwrap(model)[0])
 
@@ -66,25 +69,30 @@ class StepWatch:
             return
         self._given = (args, kwargs)
         if self._mode is None:
-            if torch._C._len_torch_dispatch_stack():
-                self.reason = "a dispatch mode of the run's own was active"
+            self.reason = _reason_now()
+            if self.reason:
                 return
             inner, prefix = unwrap(self._model)
-            self._mode = OperationWatch(inner, TensorNames(inner, args, kwargs), prefix, tape=self._tape)
+            self._names = TensorNames(inner)
+            self._lost = bool(self._names.non_finite())
+            self._mode = OperationWatch(inner, self._names, prefix, tape=self._tape)
             self._mode.__enter__()  # type: ignore[no-untyped-call]
+            self._entered = True
+        assert self._names is not None
+        self._names.learn(unwrap(self._model)[0], args, kwargs)
         self._mode.part = "model"
 
-    def forward_ended(self, output: Any) -> None:
-        """The model has returned."""
-        if self._mode is not None:
-            self._mode.part = "loss"
+    def forward_ended(self, output: Any, grad: bool) -> None:
+        """The model has returned, ``grad``: with a history that a loss can be made of."""
+        if self._mode is not None and grad:
+            self._mode.loss_begins()
             self._tape.begin(output, *self._given)
 
     def close(self) -> None:
         """Stop watching; safe to call again."""
         mode = self._mode
-        if mode is not None and mode.active:
-            mode.active = False
+        if mode is not None and self._entered:
+            self._entered = mode.active = False
             stack = _get_current_dispatch_mode_stack()
             if stack and stack[-1] is mode:
                 mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
@@ -99,7 +107,9 @@ class StepWatch:
         self.close()
         if self._mode is None:
             return Found(None, note=self.reason), ""
-        own = self._own(self._mode)
+        if self._mode.failure:
+            return Found(None, note=f"the watched step could not be noted: {self._mode.failure}"), ""
+        own = Found(None) if self._lost else self._own(self._mode)
         if own.origin is not None and (
             own.origin.tensor is None or own.origin.tensor.owner not in ("parameter", "buffer")
         ):
@@ -109,10 +119,14 @@ class StepWatch:
         if not self._tape.is_complete:
             return Found(None, note="no scalar loss was computed from the model's output in Python"), ""
         foreign = any(t.numel() > 1 for t in self._tape.foreign)
-        try:
-            found = repeat(self.suspect.model, self.suspect.call, self._tape)
-        except UsageError as error:
-            return Found(None, note=str(error)), ""
+        found = Found(None)
+        for call in self.suspect.calls:
+            try:
+                found = repeat(self.suspect.model, call, self._tape)
+            except UsageError as error:
+                return Found(None, note=str(error)), ""
+            if found.origin is not None:
+                break
         return found, "loss repeated, other tensors as in the next step" if foreign else "loss repeated"
 
     def _own(self, mode: OperationWatch) -> Found:
@@ -124,6 +138,14 @@ class StepWatch:
         if gradients:
             return Found(mode.first_of(gradients), "gradient")
         return Found(None)
+
+
+def _reason_now() -> str:
+    if torch._C._len_torch_dispatch_stack():
+        return "a dispatch mode of the run's own was active"
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        return "the step is captured as a CUDA graph"
+    return ""
 
 
 def _reason_against(model: nn.Module) -> str:

@@ -73,8 +73,7 @@ class TensorNames:
         """(owner, name, tensor)."""
 
         self._memory: dict[int, tuple[str, str, Tensor]] = {}
-        for name, tensor in arguments(model, args, kwargs or {}):
-            self._add("batch", name, tensor)
+        self.learn(model, args, kwargs or {})
         for name, tensor in [] if batch is None else tensors_in(batch):
             self._add("batch", name or "batch", tensor)
         for name, tensor in model.named_parameters():
@@ -82,9 +81,15 @@ class TensorNames:
         for name, tensor in model.named_buffers():
             self._add("buffer", name, tensor)
 
+    def learn(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Name the arguments of one more forward."""
+        for name, tensor in arguments(model, args, kwargs):
+            self._add("batch", name, tensor)
+
     def _add(self, owner: str, name: str, tensor: Tensor) -> None:
         key = memory(tensor)
-        if key and key not in self._memory:
+        known = self._memory.get(key)
+        if key and (known is None or (owner == "batch" and known[2] is not tensor)):
             self._memory[key] = (owner, name, tensor)
             self.tensors.append((owner, name, tensor))
 
@@ -149,6 +154,9 @@ def is_finite(tensor: Tensor) -> bool:
     if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.layout is not torch.strided:
         return True
     if tensor.is_meta or not tensor.numel():
+        return True
+    # One pass without a copy; only a sum may overflow although every entry is finite.
+    if bool(torch.isfinite(tensor.detach().sum())):
         return True
     return bool(torch.isfinite(tensor.detach()).all())
 

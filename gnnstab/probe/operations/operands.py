@@ -147,8 +147,9 @@ def masks_all(operands: Sequence[Any]) -> bool:
     if len(tensors) != 2:
         return False
     for factor, other in (tensors, tensors[::-1]):
-        bad, zero = torch.broadcast_tensors(~torch.isfinite(other), factor == 0)
-        if bool(bad.any()) and bool(zero[bad].all()):
+        bad = ~torch.isfinite(other)
+        # Entries of the product that are bad although this factor is not zero there.
+        if bool(bad.any()) and not bool((bad & (factor != 0)).any()):
             return True
     return False
 

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gnnstab.errors import UsageError
+from gnnstab.probe.operations.call import Call as Call
 from gnnstab.probe.operations.naming import Named, TensorNames, is_finite
+from gnnstab.probe.operations.undo import WideMode, scale_to_blame, widened
 from gnnstab.probe.operations.watch import OperationWatch, Origin
 from gnnstab.probe.replica import Autocast, copied, eager, forked_rng, replica, tensors_in, unwrap
 
 Objective = Callable[[Any, tuple[Any, ...], dict[str, Any], OperationWatch], Tensor]
 """(output, positional arguments, keyword arguments, the watch) → loss."""
-
-
-class Call(NamedTuple):
-    """One forward, ready to be run again."""
-
-    args: Sequence[Any] = ()
-    kwargs: Mapping[str, Any] = {}
-    rng: Any = None
-    autocast: Autocast | None = None
-    grad: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +43,9 @@ class Found:
     undone: tuple[str, ...] = ()
     """Badly scaled inputs without whose scale everything is finite."""
 
+    wide: bool = False
+    """True when the same step in float32 is finite."""
+
 
 def repeat(
     model: nn.Module, call: Call, objective: Objective | None = None, *, batch: Any = None, undo: bool = True
@@ -68,12 +63,14 @@ def repeat(
         UsageError: The model cannot be copied.
     """
     found = _once(model, call, objective, batch)
-    grew = found.origin is not None and found.origin.tensor is None and found.origin.operation.sizes.kind in GREW
-    if undo and grew:
-        from gnnstab.probe.operations.undo import scale_to_blame
-
-        undone = scale_to_blame(model, call, lambda changed: _once(model, changed, objective, batch).origin is None)
-        return Found(found.origin, found.symptom, found.largest, found.held, found.note, undone)
+    if not undo or found.origin is None or found.origin.tensor is not None:
+        return found
+    if found.origin.operation.dtype in ("float16", "bfloat16"):
+        wide = _once(model, widened(call), objective, batch, wide=True)
+        return replace(found, wide=wide.origin is None and not wide.note)
+    if found.origin.operation.sizes.kind in GREW:
+        undone = scale_to_blame(call, lambda changed: _once(model, changed, objective, batch).origin is None)
+        return replace(found, undone=undone)
     return found
 
 
@@ -81,9 +78,9 @@ GREW = ("overflow", "exp-overflow", "inf-minus-inf", "inf-over-inf", "undefined-
 """Kinds in which a value was too large, not undefined."""
 
 
-def _once(model: nn.Module, call: Call, objective: Objective | None, batch: Any) -> Found:
+def _once(model: nn.Module, call: Call, objective: Objective | None, batch: Any, *, wide: bool = False) -> Found:
     inner, prefix = unwrap(model)
-    twin = replica(inner)
+    twin = replica(inner).float() if wide else replica(inner)
     twin.zero_grad(set_to_none=True)
     args, kwargs = copied(tuple(call.args)), copied(dict(call.kwargs))
     names = TensorNames(twin, args, kwargs, batch)
@@ -92,12 +89,12 @@ def _once(model: nn.Module, call: Call, objective: Objective | None, batch: Any)
     state = _State()
     with forked_rng(call.rng), torch.set_grad_enabled(call.grad), _quiet():
         try:
-            with watch:
+            with watch, WideMode() if wide else nullcontext():  # type: ignore[no-untyped-call]
                 with _autocast(call.autocast):
                     state.output = eager(twin)(*args, **kwargs)
                     state.ran = "output"
                     if objective is not None and call.grad:
-                        watch.part = "loss"
+                        watch.loss_begins()
                         state.loss = objective(state.output, args, kwargs, watch)
                         state.ran = "loss"
                 if state.loss is not None and state.loss.requires_grad:

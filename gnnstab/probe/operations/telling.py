@@ -48,6 +48,8 @@ def facts(found: Found, how: str = "repeated") -> dict[str, Any]:
     }
     if origin.tensor is not None:
         told["tensor"] = named(origin.tensor)
+    if found.wide:
+        told["finite_in_float32"] = True
     if found.undone:
         told["undone"] = list(found.undone)
     return told

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch_geometric.data.data import BaseData
 
+from gnnstab.probe.operations.call import Call
 from gnnstab.probe.operations.naming import is_finite
-from gnnstab.probe.operations.repeat import Call
+from gnnstab.probe.operations.operands import LOW
 from gnnstab.probe.replica import copied
 
 BAD_RMS = 10.0
@@ -19,7 +21,7 @@ BAD_RMS = 10.0
 _TARGETS = ("y", "target", "targets", "label", "labels", "train_mask", "val_mask", "test_mask")
 
 
-def scale_to_blame(model: Any, call: Call, finite: Callable[[Call], bool]) -> tuple[str, ...]:
+def scale_to_blame(call: Call, finite: Callable[[Call], bool]) -> tuple[str, ...]:
     """Names of the inputs whose scale made the value: with them standardised, ``finite`` says yes.
 
     One alone when one is enough, all of them together when only that helps, none when nothing does.
@@ -31,6 +33,28 @@ def scale_to_blame(model: Any, call: Call, finite: Callable[[Call], bool]) -> tu
         if len(suspects) > 1 and finite(standardised(call, [name])):
             return (name,)
     return tuple(suspects)
+
+
+class WideMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Has everything computed in float32 that would be converted to half precision."""
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run ``function``, with float32 wherever a result in half precision is asked for."""
+        given = dict(kwargs or {})
+        if given.get("dtype") in LOW:
+            given["dtype"] = torch.float32
+        return function(*(torch.float32 if isinstance(a, torch.dtype) and a in LOW else a for a in args), **given)
+
+
+def widened(call: Call) -> Call:
+    """The call without autocast, its inputs in float32."""
+    wide = _walk(
+        call._replace(args=copied(tuple(call.args)), kwargs=copied(dict(call.kwargs)), autocast=None),
+        lambda path, tensor: tensor.float() if tensor.dtype in LOW else tensor,
+    )
+    return wide
 
 
 def badly_scaled(call: Call) -> list[str]:
@@ -98,7 +122,7 @@ def _changed(path: str, value: Any, change: Callable[[str, Tensor], Tensor]) -> 
         value = value.clone()
         for store in value.stores:
             key = getattr(store, "_key", None)
-            prefix = path if key is None else _joined(path, "__".join(key) if isinstance(key, tuple) else str(key))
+            prefix = path if key is None else _joined(path, str(key))
             for name, item in list(store.items()):
                 store[name] = _changed(_joined(prefix, name), item, change)
         return value

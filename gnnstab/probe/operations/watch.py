@@ -55,7 +55,7 @@ class Operation:
     """How many of the entries; counted only where nothing bad came in."""
 
     rows: tuple[int, ...] = ()
-    sizes: Sizes = Sizes("", "")
+    sizes: Sizes = field(default_factory=lambda: Sizes("", ""))
     masks: bool = False
     """True for a product that multiplies every bad entry by zero, and so does not remove it."""
 
@@ -92,7 +92,12 @@ class OperationWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.active = True
         """False once nothing is looked at any longer."""
 
+        self.failure = ""
+        """What went wrong inside the watch, after which it only lets operations through."""
+
         self.backward_seen = False
+        """True once a backward has begun."""
+
         self.last_scalar: Tensor | None = None
         """The last scalar with a gradient that the loss has computed."""
 
@@ -103,6 +108,7 @@ class OperationWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Place of all operations while it is set, instead of the one that the frames say."""
 
         self.bad: list[Operation] = []
+        self._in_loss = False
         self._tape = tape
         self._modules = Modules(model, prefix)
         self._names = names
@@ -118,22 +124,42 @@ class OperationWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         given = (tuple(args), dict(kwargs or {}))
         if not self.active or is_own():
             return function(*given[0], **given[1])
-        mutable = writes_in_place(function)
-        before = tree_map(_copied, given) if mutable else given
-        self._note_place()
+        before = given
+        try:
+            self._note_place()
+            if writes_in_place(function):
+                before = tree_map(_copied, given)
+        except Exception as error:
+            self._fail(error)
         result = function(*given[0], **given[1])
+        if self.active:
+            try:
+                self._note(function, given, before, result)
+            except Exception as error:
+                self._fail(error)
+        return result
+
+    def loss_begins(self) -> None:
+        """The model has returned: what comes now is the loss."""
+        self.part = "loss"
+        self._in_loss = True
+
+    def _fail(self, error: Exception) -> None:
+        """The step of the user goes on, whatever happens in here."""
+        self.active = False
+        self.failure = f"{type(error).__name__}: {error}"
+
+    def _note(self, function: Any, given: Arguments, before: Arguments, result: Any) -> None:
         self._count += 1
         outputs = list(_tensors(result))
-        if not outputs and mutable:
+        if not outputs and before is not given:
             # Operations on lists of tensors give nothing back and change what they were given.
             outputs = list(_tensors(given))
         self._look(function, given, before, outputs)
-        if torch._C._current_autograd_node() is not None:
-            self.backward_seen = True
-        elif self.part == "loss" and not self.backward_seen:
-            self.backward_seen = begins_backward()
+        if torch._C._current_autograd_node() is not None or (self._in_loss and begins_backward()):
+            self.backward_seen, self._in_loss = True, False
+        elif self._in_loss:
             self._note_loss(function, given, result, outputs)
-        return result
 
     def made(self, tensor: Tensor) -> Operation | None:
         """The operation that last left something bad in the memory of ``tensor``."""
@@ -156,8 +182,6 @@ class OperationWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         )
 
     def _note_loss(self, function: Any, given: Arguments, result: Any, outputs: Sequence[Tensor]) -> None:
-        if self.backward_seen:
-            return
         if self._tape is not None:
             self._tape.note(function, *given, result, self._here()[0])
         if torch.is_grad_enabled():
@@ -218,7 +242,7 @@ class OperationWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             noted.count = int((~torch.isfinite(output)).sum())
             noted.rows = tuple(bad_rows(output)[:16])
             noted.sizes = sizes(function, *before, output.detach(), producer)
-        elif name == "mul":
+        elif name == "mul" and not node:
             noted.masks = masks_all([then for _, then in operands])
         return noted
 
