@@ -122,5 +122,7 @@ CODES_OF_CAUSE: Mapping[str, tuple[str, ...]] = {
     "uninitialized-parameter": ("GS502", "GS605"),
     "never-updated-parameter": ("GS604",),
     "saturated-gate": ("GS104",),
+    "undefined-operation": ("GS502",),
+    "masking": ("GS502",),
 }
 """Rules whose verdict decides whether a further cause was looked at."""
