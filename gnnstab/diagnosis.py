@@ -249,6 +249,7 @@ def _measure(model: nn.Module, request: _Request) -> tuple[Signals, _Live]:
     """Forward and backward of every batch on a copy of the model, through the recorder that the monitor uses."""
     from gnnstab.probe.batches import load_batch
     from gnnstab.probe.measure import measure
+    from gnnstab.probe.optimizer_steps import with_trial_steps
     from gnnstab.signals import from_trace
 
     batch = (
@@ -259,7 +260,8 @@ def _measure(model: nn.Module, request: _Request) -> tuple[Signals, _Live]:
     loss = resolve(request.loss) if isinstance(request.loss, str) else request.loss
     request.progress("running forward and backward")
     with measure(model, batch, loss=loss, precision=request.precision) as trace:
-        return from_trace(trace), _Live(model, batch, loss)
+        found = from_trace(trace)
+    return with_trial_steps(found, model, batch, loss, request.optimizer, request.precision), _Live(model, batch, loss)
 
 
 def _probe_alone(facts: Any, checkpoint: Any, request: _Request) -> Signals | None:

@@ -253,7 +253,6 @@ class Monitor:
             loss=row.loss,
             lr=row.lr,
             grad_norm=row.grad_norm,
-            weights=recorder.update,
             skipped=row.skipped,
         )
 

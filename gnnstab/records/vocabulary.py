@@ -70,8 +70,18 @@ SIGNALS: dict[str, SignalKind] = {
     "optimizer.lr_to_rms": SignalKind("", "learning rate over RMS(W): the relative size of Adam's first updates"),
     "optimizer.below_eps_share": SignalKind("share of entries", "entries with √v̂ below Adam's eps"),
     "optimizer.gradient_rms": SignalKind("", "RMS gradient recovered from Adam's second moment"),
+    "optimizer.loss_rise": SignalKind(
+        "× first loss", "largest loss within 6 real optimizer steps on a copy over the loss before them"
+    ),
+    "optimizer.output_move": SignalKind(
+        "× its spread", "change of the output in one real optimizer step over the output's spread"
+    ),
+    "optimizer.eps_damping": SignalKind(
+        "", "change of the output in one step with the eps in use over that with an eps of 1e-12"
+    ),
     "optimizer.never_updated": SignalKind("parameters", "trainable parameters that never received a gradient"),
     "loss": SignalKind("", "training loss"),
+    "loss.first_rise": SignalKind("× first loss", "largest loss of steps 1 to 10 of the run over the loss of step 0"),
     "loss.validation": SignalKind("", "validation loss"),
     "loss.generalisation_gap": SignalKind("", "validation loss minus training loss, relative to the training loss"),
     "output.train_eval_difference": SignalKind("", "relative RMS difference between train-mode and eval-mode outputs"),

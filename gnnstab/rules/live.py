@@ -184,7 +184,6 @@ class LiveEngine:
         self._quiet = _Quiet()
         self._quiet_below = min(self._limits.score_floor, self._limits.jump_floor) if precision == "fp32" else 0.0
         self._spikes: deque[int] = deque(maxlen=16)
-        self._high_updates = 0
 
     def update(
         self,
@@ -195,7 +194,6 @@ class LiveEngine:
         loss: float | None = None,
         lr: float | None = None,
         grad_norm: float | None = None,
-        weights: Mapping[str, tuple[float, float]] | None = None,
         skipped: bool = False,
     ) -> list[Finding]:
         """Take one step in and return what is new.
@@ -207,7 +205,6 @@ class LiveEngine:
             loss: Training loss.
             lr: Learning rate, for the wording.
             grad_norm: L2 norm over all parameter gradients.
-            weights: Parameter → (RMS of the weight, RMS of its change in this step), where they were recorded.
             skipped: True when a GradScaler skipped the step; its gradients are then left out.
         """
         found = self._sites(step, keys, sizes)
@@ -215,8 +212,6 @@ class LiveEngine:
             found += self._gradient(step, grad_norm)
         if loss is not None:
             found += self._loss(step, loss, lr)
-        if weights and not skipped:
-            found += self._weights(step, weights, lr)
         return [finding for finding in found if self._first_time(finding)]
 
     def _sites(self, step: int, keys: Sequence[SeriesKey], sizes: NDArray[np.float64]) -> list[Finding]:
@@ -386,27 +381,6 @@ class LiveEngine:
         recent = list(track.values)[-int(self._limits.loss_lasts) :]
         track.best = min(track.best, _median(list(track.values)[-2 * len(recent) :]))
         return min(recent) > max(self._limits.loss_factor * track.best, track.start)
-
-    def _weights(self, step: int, weights: Mapping[str, tuple[float, float]], lr: float | None) -> Iterator[Finding]:
-        matrices = [change / size for name, (size, change) in weights.items() if name.endswith("weight") and size > 0]
-        ratios = [r for r in matrices if math.isfinite(r)]
-        if not ratios:
-            return
-        ratio = _median(ratios)
-        self._high_updates = self._high_updates + 1 if ratio > self._rate.warn_ratio else 0
-        # One large first step can be a warm-up gone by; two in a row, or one beyond the error limit, cannot.
-        if self._high_updates >= 2 or ratio > self._rate.error_ratio:
-            severe = ratio > self._rate.error_ratio
-            rate = "" if lr is None else f" (lr {lr:g})"
-            yield self._rate.finding(
-                f"at step {step} one update moves the weights by {100 * ratio:.3g} % of their size{rate}. Divide the learning rate by 3 "
-                "and warm up.",
-                severity="error" if severe else "warning",
-                limit=self._rate.error_ratio if severe else self._rate.warn_ratio,
-                name="update.ratio",
-                value=ratio,
-                step=step,
-            )
 
 
 R = TypeVar("R", bound=Rule)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gnnstab.records import PARAMETER_SITES, Measure, SeriesKey, Signal
+from gnnstab.records.rises import rise_of
 from gnnstab.signals.window import Floats, Integers, latest, median
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ VALIDATIONS = 3
 BEFORE = 20
 """Steps before a validation whose median training loss it is compared with."""
 
+FIRST = 10
+"""Steps after step 0 in which a rate that is too high raises the loss; batches differ, so that some more than on one batch."""
+
 EARLY = 3
 """First measurements of the update that show the step's size before the weights have grown."""
 
@@ -49,7 +53,21 @@ def _loss(rows: NDArray[np.void]) -> list[Signal]:
     values = known["loss"].astype(np.float64)
     smooth = running_median(values, 5)
     detail = {"start": float(median(values[:5])), "best": float(smooth.min()), "steps": len(known)}
-    return [Signal("loss", latest(values), None, None, int(known["step"][-1]), "training", detail)]
+    found = [Signal("loss", latest(values), None, None, int(known["step"][-1]), "training", detail)]
+    return found + _first_rise(rows)
+
+
+def _first_rise(rows: NDArray[np.void]) -> list[Signal]:
+    """The largest loss of the first steps over that of step 0; nothing unless step 0 is there with a positive loss."""
+    early = rows[(rows["step"] <= FIRST) & ~np.isnan(rows["loss"])]
+    rise = rise_of(early["loss"].tolist()) if len(early) and early["step"][0] == 0 else None
+    if rise is None:
+        return []
+    detail: dict[str, Any] = {"first": float(early["loss"][0]), "above": rise.above, "peak": rise.peak}
+    if math.isfinite(early["lr"][0]):
+        detail["lr"] = float(early["lr"][0])
+    step = int(early["step"][rise.peak])
+    return [Signal("loss.first_rise", rise.largest, None, None, step, "training", detail)]
 
 
 def _norm(rows: NDArray[np.void]) -> list[Signal]:
