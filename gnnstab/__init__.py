@@ -28,6 +28,17 @@ _HOMES = {
 }
 
 
+# Records are the lowest room and know no report; only the face of the package knows both.
+_PRESENTERS = {"text": ("gnnstab.report.text", "render"), "page": ("gnnstab.report.html", "embed")}
+
+
+def presented(diagnosis: "Diagnosis", form: str) -> str:
+    """A diagnosis as ``text`` for a terminal, or as a ``page`` for a notebook."""
+    home, name = _PRESENTERS[form]
+    text: str = getattr(import_module(home), name)(diagnosis)
+    return text
+
+
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'gnnstab' has no attribute {name!r}")

@@ -19,27 +19,9 @@ from dataclasses import dataclass
 
 from gnnstab.errors import UsageError
 from gnnstab.records import SIGNALS, Diagnosis, Signal
+from gnnstab.records.vocabulary import DEGREE_MAX
 
-QUANTITIES: Mapping[str, str] = {
-    "one-hot share": "attention.one_hot_share",
-    "entropy": "attention.entropy",
-    "attention entropy": "attention.entropy",
-    "score": "score.max_abs",
-    "logit": "score.max_abs",
-    "score spread": "score.within_std",
-    "rho": "score.rho",
-    "fp16 headroom": "precision.fp16_headroom",
-    "rounding": "precision.rounding",
-    "spectral norm": "logit.spectral_qk",
-    "gate saturation": "gate.saturated_share",
-    "output rms": "output.rms",
-    "input rms": "input.rms",
-    "gradient norm": "gradient.norm",
-    "gradient ratio": "gradient.ratio",
-    "update ratio": "update.ratio",
-    "dead channels": "channels.dead_share",
-    "isolated nodes": "degree.isolated_share",
-}
+QUANTITIES: Mapping[str, str] = {words: name for name, kind in SIGNALS.items() for words in kind.spoken}
 """Words → signal."""
 
 _NUMBER = r"(?P<{}>[-+]?[0-9]*\.?[0-9]+(?:e[-+]?[0-9]+)?)\s*(?P<{}>%|x)?"
@@ -114,7 +96,7 @@ class Budget:
         found = [s for s in diagnosis.signals if s.name == self.signal]
         if not found:
             return [Violation(self, f"could not be checked: {self.signal} was not measured")]
-        degrees = {s.layer: s.value for s in diagnosis.signals if s.name == "degree.max"}
+        degrees = {s.layer: s.value for s in diagnosis.signals if s.name == DEGREE_MAX}
         covered = [s for s in found if self._covers(s, degrees)]
         if not covered:
             seen = ", ".join(sorted({f"{value:g}" for value in degrees.values()})) or "unknown"

@@ -51,7 +51,7 @@ def test_what_is_not_understood_is_refused_with_an_example(text: str) -> None:
 
 
 def test_unknown_quantities_are_refused_with_the_known_ones() -> None:
-    with pytest.raises(UsageError, match="unknown quantity 'beauty'; known are one-hot share"):
+    with pytest.raises(UsageError, match="unknown quantity 'beauty'; known are score, logit, score spread"):
         Budget.parse("max beauty 1")
 
 

@@ -9,10 +9,9 @@ from dataclasses import replace
 import pytest
 
 import examples
-from gnnstab.compare import WATCHED, Change, compare, render
+from gnnstab.compare import Change, compare, render
 from gnnstab.errors import NothingEvaluable, UsageError
-from gnnstab.records import SIGNALS, Diagnosis, Signal
-from gnnstab.rules.registry import rule_classes
+from gnnstab.records import Diagnosis, Signal
 
 
 def state(**values: float) -> Diagnosis:
@@ -24,15 +23,6 @@ def state(**values: float) -> Diagnosis:
 def only(comparison) -> Change:
     (change,) = comparison.changes
     return change
-
-
-def test_every_watched_signal_and_limit_exists() -> None:
-    rules = {rule.code: rule for rule in rule_classes()}
-    for name, watched in WATCHED.items():
-        assert name in SIGNALS
-        assert (watched.rule is None) == (watched.limit is None)
-        if watched.rule is not None:
-            assert watched.limit in rules[watched.rule].__dataclass_fields__
 
 
 @pytest.mark.parametrize(

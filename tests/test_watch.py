@@ -50,7 +50,7 @@ def test_a_recorded_run_in_80_by_24(saturating: Snapshot) -> None:
     assert len(shown) == 24
     assert all(len(line) <= 80 for line in shown)
     text = "\n".join(shown)
-    for words in ("UNSTABLE", "step 59", "ended", "lr 0.001", "max |score|", "entropy", "output RMS", "grad RMS"):
+    for words in ("UNSTABLE", "step 59", "ended", "lr 0.001", "max |s|", "entropy", "out RMS", "grad RMS"):
         assert words in text
     third = next(line for line in shown if "net.conv3" in line)
     assert third.startswith("■")
@@ -123,7 +123,7 @@ def test_once_prints_one_frame(tmp_path: Path) -> None:
     runs.record(path, 20)
     result = CliRunner().invoke(main, ["watch", str(path), "--once"])
     assert result.exit_code == 0, result.output
-    assert result.output.count("max |score|") == 1
+    assert result.output.count("max |s|") == 1
     assert "\x1b[?1049h" not in result.output  # no alternate screen
 
 

@@ -18,6 +18,7 @@ from gnnstab.checkpoint.optimizer import SECOND_MOMENTS, Entry, OptimizerState
 from gnnstab.checkpoint.scan import Statistics
 from gnnstab.checkpoint.tensors import readable
 from gnnstab.records import Signal
+from gnnstab.records.vocabulary import OPTIMIZER_NEVER_UPDATED
 
 MOST_NAMES = 50
 """Parameter names listed with one number."""
@@ -45,7 +46,7 @@ def optimizer_signals(
         signals += _entry_signals(entry, name, layer, statistics[name], optimizer.path)
     if optimizer.adaptive and names:
         detail = {"parameters": silent[:MOST_NAMES], "optimizer": optimizer.path, "of": len(names)}
-        signals.append(Signal("optimizer.never_updated", float(len(silent)), None, source="optimizer", detail=detail))
+        signals.append(Signal(OPTIMIZER_NEVER_UPDATED, float(len(silent)), None, source="optimizer", detail=detail))
     return signals
 
 

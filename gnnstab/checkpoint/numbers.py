@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gnnstab.checkpoint.layers import Conv
 from gnnstab.records import LayerFacts, Signal
+from gnnstab.records.vocabulary import LOGIT_EDGE_SPECTRAL
 
 SLOPE_SQUARED = {"relu": 0.5, "leaky_relu": 0.5, "gelu": 0.5, "elu": 0.5, "silu": 0.5, "tanh": 1.0, "identity": 1.0}
 """φ, the mean squared slope of the activation around zero (ReLU ½; tanh and identity 1; the smooth ReLUs as ReLU)."""
@@ -48,7 +49,7 @@ def logit_norms(conv: Conv, heads: int) -> dict[str, list[float]]:
     }
     if "edge" in conv.weights:
         edge = _triangle(conv, "edge", heads, bias=False)
-        norms["logit.edge_spectral"] = torch.linalg.matrix_norm(query_bias @ edge.mT, 2)
+        norms[LOGIT_EDGE_SPECTRAL] = torch.linalg.matrix_norm(query_bias @ edge.mT, 2)
     scaled = {name: [value / root for value in values.tolist()] for name, values in norms.items()}
     return {**scaled, "logit.alignment": _alignment(query, key, root).tolist()}
 

@@ -23,6 +23,7 @@ from gnnstab.checkpoint.training import was_trained
 from gnnstab.checkpoint.unseen import assumptions, undecided
 from gnnstab.errors import UsageError
 from gnnstab.records import LayerFacts, Signal
+from gnnstab.records.vocabulary import WEIGHT_NON_FINITE, WEIGHT_RMS
 
 MOST_TOLD = 2000
 """Tensors of a file up to which each one's count of NaN and Inf is told; beyond, those of the layers and the bad ones."""
@@ -142,7 +143,7 @@ def _weight_values(convs: Sequence[Conv], seen: Survey) -> list[Signal]:
     """RMS of the TransformerConvs' parameters, and NaN and Inf entries of every tensor of the file."""
     owners = _owners(convs)
     values = [
-        Signal("weight.rms", numbers.rms, owners[name], source="weights", detail={"parameter": name})
+        Signal(WEIGHT_RMS, numbers.rms, owners[name], source="weights", detail={"parameter": name})
         for name, numbers in seen.parameters.items()
         if name in owners and not numbers.non_finite
     ]
@@ -152,7 +153,7 @@ def _weight_values(convs: Sequence[Conv], seen: Survey) -> list[Signal]:
     for name in told:
         layer = owners.get(name, name.rpartition(".")[0])
         detail = {"parameter": name, **({"statistic": True} if is_statistic(name) else {})}
-        values.append(Signal("weight.non_finite", float(seen.non_finite[name]), layer, source="weights", detail=detail))
+        values.append(Signal(WEIGHT_NON_FINITE, float(seen.non_finite[name]), layer, source="weights", detail=detail))
     return values
 
 

@@ -4,5 +4,3 @@ from gnnstab.compare.changes import Change as Change
 from gnnstab.compare.changes import Comparison as Comparison
 from gnnstab.compare.changes import compare as compare
 from gnnstab.compare.rendering import render as render
-from gnnstab.compare.watched import WATCHED as WATCHED
-from gnnstab.compare.watched import Watched as Watched

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from gnnstab.compare.watched import WATCHED, Watched
 from gnnstab.errors import NothingEvaluable
-from gnnstab.records import Diagnosis, Finding, Target
+from gnnstab.records import SIGNALS, Diagnosis, Finding, Target
+from gnnstab.records.vocabulary import SignalKind, compared
+from gnnstab.rules.limits import value_of
 
 
 class Key(NamedTuple):
@@ -49,10 +50,10 @@ class Change:
         if self.limit is None or not math.isfinite(self.before):
             return None
         way = self.limit - self.before
-        beyond = (self.after - self.limit) * (1 if WATCHED[self.signal].rises else -1)
+        beyond = (self.after - self.limit) * (1 if SIGNALS[self.signal].rises else -1)
         if not math.isfinite(self.after) or way == 0:
             return 1.0 if beyond >= 0 or not math.isfinite(self.after) else 0.0
-        crossed_already = (way < 0) == WATCHED[self.signal].rises
+        crossed_already = (way < 0) == SIGNALS[self.signal].rises
         return 1.0 if crossed_already and beyond >= 0 else max(0.0, (self.after - self.before) / way)
 
 
@@ -125,10 +126,11 @@ def compare(a: Diagnosis, b: Diagnosis, *, thresholds: Mapping[str, Mapping[str,
 
 
 def _latest(diagnosis: Diagnosis) -> dict[Key, float]:
-    """The last value of every watched signal."""
+    """The last value of every signal that is compared."""
+    watched = compared()
     found: dict[Key, tuple[int, float]] = {}
     for s in diagnosis.signals:
-        if s.name not in WATCHED:
+        if s.name not in watched:
             continue
         key = Key(s.name, s.layer or "", -1 if s.head is None else s.head, s.source)
         step = -1 if s.step is None else s.step
@@ -138,33 +140,26 @@ def _latest(diagnosis: Diagnosis) -> dict[Key, float]:
 
 
 def _limits(thresholds: Mapping[str, Mapping[str, float]]) -> dict[str, tuple[str, float]]:
-    """Signal → rule and limit, for the watched signals that have one."""
-    from gnnstab.rules.engine import configure
-    from gnnstab.rules.registry import rule_classes
-
-    rules = {rule.code: configure(rule, thresholds.get(rule.code, {})) for rule in rule_classes()}
-    return {
-        name: (watched.rule, float(getattr(rules[watched.rule], watched.limit)))
-        for name, watched in WATCHED.items()
-        if watched.rule in rules and watched.limit is not None
-    }
+    """Signal → rule and limit, for the compared signals that have one."""
+    first = {name: kind.limits[0] for name, kind in compared().items() if kind.limits}
+    return {name: (limit.rule, value_of(limit, thresholds)) for name, limit in first.items()}
 
 
 def _change(key: Key, before: float, after: float, limits: Mapping[str, tuple[str, float]]) -> Change:
     rule, limit = limits.get(key.signal, (None, None))
-    growth = _growth(WATCHED[key.signal], before, after)
+    growth = _growth(SIGNALS[key.signal], before, after)
     head = None if key.head < 0 else key.head
     return Change(key.signal, key.layer or None, head, before, after, growth, rule, limit)
 
 
-def _growth(watched: Watched, before: float, after: float) -> float:
+def _growth(kind: SignalKind, before: float, after: float) -> float:
     if not math.isfinite(after):
         return math.inf if math.isfinite(before) else 1.0
-    return watched.growth(before, after) if math.isfinite(before) else 0.0
+    return kind.growth(before, after) if math.isfinite(before) else 0.0
 
 
 def _counts(change: Change) -> bool:
-    return not math.isfinite(change.after) or WATCHED[change.signal].counts(change.after)
+    return not math.isfinite(change.after) or SIGNALS[change.signal].counts(change.after)
 
 
 def _rank(change: Change) -> tuple[Any, ...]:

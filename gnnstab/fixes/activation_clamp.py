@@ -10,6 +10,7 @@ from gnnstab.fixes.base import Fix
 from gnnstab.fixes.places import attention_layers, edited_copy
 from gnnstab.fixes.printing import activated, attribute_names, layer_call
 from gnnstab.records import LayerFacts, Signals
+from gnnstab.records.vocabulary import OUTPUT_MAX_ABS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,7 +27,7 @@ class ActivationClamp(Fix):
     name: ClassVar[str] = "activation-clamp"
     title: ClassVar[str] = "clamp on the layers' outputs (stop-gap)"
     causes: ClassVar[tuple[str, ...]] = ()
-    signal: ClassVar[str] = "output.max_abs"
+    signal: ClassVar[str] = OUTPUT_MAX_ABS
     keeps_function: ClassVar[bool] = True
     needs_fresh_weights: ClassVar[bool] = False
     phase: ClassVar[int | None] = None

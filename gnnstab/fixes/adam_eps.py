@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from gnnstab.fixes.training_fix import TrainingFix, positive
 from gnnstab.records import LayerFacts, Signals
+from gnnstab.records.vocabulary import OPTIMIZER_BELOW_EPS_SHARE
 
 
 class AdamEps(TrainingFix):
@@ -15,7 +16,7 @@ class AdamEps(TrainingFix):
     name: ClassVar[str] = "adam-eps"
     title: ClassVar[str] = "smaller Adam eps"
     causes: ClassVar[tuple[str, ...]] = ("adam-epsilon",)
-    signal: ClassVar[str] = "optimizer.below_eps_share"
+    signal: ClassVar[str] = OPTIMIZER_BELOW_EPS_SHARE
     keeps_function: ClassVar[bool] = True
     needs_fresh_weights: ClassVar[bool] = False
     phase: ClassVar[int | None] = None

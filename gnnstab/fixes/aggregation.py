@@ -9,6 +9,7 @@ from gnnstab.errors import FixError
 from gnnstab.fixes.base import Fix
 from gnnstab.fixes.places import edited_copy, sum_aggregators
 from gnnstab.records import LayerFacts, Signals
+from gnnstab.records.vocabulary import AGGREGATION_EXPONENT
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,7 +24,7 @@ class Aggregation(Fix):
     name: ClassVar[str] = "aggregation"
     title: ClassVar[str] = "another aggregation"
     causes: ClassVar[tuple[str, ...]] = ()
-    signal: ClassVar[str] = "aggregation.exponent"
+    signal: ClassVar[str] = AGGREGATION_EXPONENT
     keeps_function: ClassVar[bool] = False
     needs_fresh_weights: ClassVar[bool] = True
     phase: ClassVar[int | None] = 3

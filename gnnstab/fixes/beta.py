@@ -10,6 +10,7 @@ from gnnstab.fixes.base import Fix
 from gnnstab.fixes.places import add_part, edited_copy, transformer_layers
 from gnnstab.fixes.printing import constructor_calls
 from gnnstab.records import LayerFacts, Signals
+from gnnstab.records.vocabulary import GRADIENT_RATIO
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,7 +25,7 @@ class Beta(Fix):
     name: ClassVar[str] = "beta"
     title: ClassVar[str] = "beta gate between skip and message"
     causes: ClassVar[tuple[str, ...]] = ("beta-disabled",)
-    signal: ClassVar[str] = "gradient.ratio"
+    signal: ClassVar[str] = GRADIENT_RATIO
     keeps_function: ClassVar[bool] = False
     needs_fresh_weights: ClassVar[bool] = True
     phase: ClassVar[int | None] = 1

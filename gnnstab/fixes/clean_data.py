@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from gnnstab.fixes.by_hand import ByHand
 from gnnstab.records import LayerFacts, Signals
+from gnnstab.records.vocabulary import FEATURE_NON_FINITE
 
 
 class CleanData(ByHand):
@@ -15,7 +16,7 @@ class CleanData(ByHand):
     name: ClassVar[str] = "clean-data"
     title: ClassVar[str] = "no NaN or Inf in the data"
     causes: ClassVar[tuple[str, ...]] = ("non-finite-data",)
-    signal: ClassVar[str] = "feature.non_finite"
+    signal: ClassVar[str] = FEATURE_NON_FINITE
     cost: ClassVar[str] = "one pass over the data"
     where: ClassVar[str] = "the data"
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from gnnstab.fixes.base import Fix
 from gnnstab.fixes.places import attention_layers, edited_copy
 from gnnstab.records import LayerFacts, Signals
+from gnnstab.records.vocabulary import GRADIENT_RATIO
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,7 +26,7 @@ class DepthInit(Fix):
     name: ClassVar[str] = "depth-init"
     title: ClassVar[str] = "depth-scaled Xavier initialisation"
     causes: ClassVar[tuple[str, ...]] = ("unsuitable-init",)
-    signal: ClassVar[str] = "gradient.ratio"
+    signal: ClassVar[str] = GRADIENT_RATIO
     keeps_function: ClassVar[bool] = False
     needs_fresh_weights: ClassVar[bool] = True
     phase: ClassVar[int | None] = 2

@@ -10,6 +10,7 @@ from gnnstab.fixes.base import Fix
 from gnnstab.fixes.places import attention_layers, edited_copy
 from gnnstab.fixes.printing import constructor_calls
 from gnnstab.records import LayerFacts, Signals
+from gnnstab.records.vocabulary import LOSS_GENERALISATION_GAP
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,7 +25,7 @@ class Dropout(Fix):
     name: ClassVar[str] = "dropout"
     title: ClassVar[str] = "dropout on the attention weights"
     causes: ClassVar[tuple[str, ...]] = ("no-dropout",)
-    signal: ClassVar[str] = "loss.generalisation_gap"
+    signal: ClassVar[str] = LOSS_GENERALISATION_GAP
     keeps_function: ClassVar[bool] = True
     needs_fresh_weights: ClassVar[bool] = False
     phase: ClassVar[int | None] = 1

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from gnnstab.fixes.base import Fix
 from gnnstab.fixes.stable_conv import exchange_lines, exchanged
 from gnnstab.records import LayerFacts, Signals
+from gnnstab.records.vocabulary import PRECISION_FP16_HEADROOM
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,7 +23,7 @@ class Fp32Attention(Fix):
     name: ClassVar[str] = "fp32-attention"
     title: ClassVar[str] = "attention scores in float32"
     causes: ClassVar[tuple[str, ...]] = ("precision",)
-    signal: ClassVar[str] = "precision.fp16_headroom"
+    signal: ClassVar[str] = PRECISION_FP16_HEADROOM
     keeps_function: ClassVar[bool] = True
     needs_fresh_weights: ClassVar[bool] = False
     phase: ClassVar[int | None] = None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from gnnstab.fixes.base import Fix
 from gnnstab.fixes.redrawing import redraw_lines, redrawn
 from gnnstab.records import LayerFacts, Signals
+from gnnstab.records.vocabulary import GATE_SATURATED_SHARE
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,7 +26,7 @@ class GateRedraw(Fix):
     name: ClassVar[str] = "gate-redraw"
     title: ClassVar[str] = "beta gate drawn anew"
     causes: ClassVar[tuple[str, ...]] = ("saturated-gate",)
-    signal: ClassVar[str] = "gate.saturated_share"
+    signal: ClassVar[str] = GATE_SATURATED_SHARE
     keeps_function: ClassVar[bool] = False
     needs_fresh_weights: ClassVar[bool] = False
     phase: ClassVar[int | None] = None

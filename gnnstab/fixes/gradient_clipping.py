@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from gnnstab.fixes.training_fix import TrainingFix, positive
 from gnnstab.records import LayerFacts, Signals
+from gnnstab.records.vocabulary import GRADIENT_NORM, GRADIENT_SPIKE
 
 
 class GradientClipping(TrainingFix):
@@ -18,7 +19,7 @@ class GradientClipping(TrainingFix):
     name: ClassVar[str] = "gradient-clipping"
     title: ClassVar[str] = "gradient clipping at the measured percentile"
     causes: ClassVar[tuple[str, ...]] = ("learning-rate",)
-    signal: ClassVar[str] = "gradient.spike"
+    signal: ClassVar[str] = GRADIENT_SPIKE
     keeps_function: ClassVar[bool] = True
     needs_fresh_weights: ClassVar[bool] = False
     phase: ClassVar[int | None] = None
@@ -50,6 +51,6 @@ def measured_norm(signals: Signals | None, percentile: float) -> float | None:
 
     if signals is None:
         return None
-    values = [series.values for series in signals.over_steps("gradient.norm")]
+    values = [series.values for series in signals.over_steps(GRADIENT_NORM)]
     finite = np.concatenate(values)[np.isfinite(np.concatenate(values))] if values else np.empty(0)
     return float(np.percentile(finite, percentile)) if finite.size else None

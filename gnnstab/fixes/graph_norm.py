@@ -9,6 +9,7 @@ from gnnstab.fixes.base import Fix
 from gnnstab.fixes.places import add_part, attention_layers, edited_copy
 from gnnstab.fixes.printing import activated, attribute_names, layer_call
 from gnnstab.records import LayerFacts, Signals
+from gnnstab.records.vocabulary import OUTPUT_RMS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,7 +25,7 @@ class GraphNorm(Fix):
     name: ClassVar[str] = "graph-norm"
     title: ClassVar[str] = "GraphNorm after every layer"
     causes: ClassVar[tuple[str, ...]] = ()
-    signal: ClassVar[str] = "output.rms"
+    signal: ClassVar[str] = OUTPUT_RMS
     keeps_function: ClassVar[bool] = False
     needs_fresh_weights: ClassVar[bool] = True
     phase: ClassVar[int | None] = 3

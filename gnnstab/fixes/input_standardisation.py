@@ -9,6 +9,7 @@ from gnnstab.errors import FixError
 from gnnstab.fixes.base import Fix
 from gnnstab.fixes.places import edited_copy
 from gnnstab.records import LayerFacts, Signals
+from gnnstab.records.vocabulary import FEATURE_COLUMN_RATIO
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -24,7 +25,7 @@ class InputStandardisation(Fix):
     name: ClassVar[str] = "input-standardisation"
     title: ClassVar[str] = "standardised input features"
     causes: ClassVar[tuple[str, ...]] = ("feature-scale",)
-    signal: ClassVar[str] = "feature.column_ratio"
+    signal: ClassVar[str] = FEATURE_COLUMN_RATIO
     keeps_function: ClassVar[bool] = True
     needs_fresh_weights: ClassVar[bool] = False
     phase: ClassVar[int | None] = None

@@ -9,6 +9,7 @@ from gnnstab.errors import FixError
 from gnnstab.fixes.base import Fix
 from gnnstab.fixes.places import edited_copy, exchange, like
 from gnnstab.records import LayerFacts, Signals
+from gnnstab.records.vocabulary import GRAPH_SMALLEST
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,7 +25,7 @@ class LayerNormInstead(Fix):
     name: ClassVar[str] = "layer-norm"
     title: ClassVar[str] = "LayerNorm in place of GraphNorm"
     causes: ClassVar[tuple[str, ...]] = ("normalization-misuse",)
-    signal: ClassVar[str] = "graph.smallest"
+    signal: ClassVar[str] = GRAPH_SMALLEST
     keeps_function: ClassVar[bool] = False
     needs_fresh_weights: ClassVar[bool] = True
     phase: ClassVar[int | None] = None

@@ -9,6 +9,7 @@ from gnnstab.fixes.base import Fix
 from gnnstab.fixes.places import attention_layers, edited_copy
 from gnnstab.fixes.printing import attribute_names
 from gnnstab.records import LayerFacts, Signals
+from gnnstab.records.vocabulary import CHANNELS_DEAD_SHARE, WEIGHT_NON_FINITE, WEIGHT_RMS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,7 +25,7 @@ class LayerRedraw(Fix):
     name: ClassVar[str] = "layer-redraw"
     title: ClassVar[str] = "dead or broken layers drawn anew"
     causes: ClassVar[tuple[str, ...]] = ("dead-units", "uninitialized-parameter")
-    signal: ClassVar[str] = "channels.dead_share"
+    signal: ClassVar[str] = CHANNELS_DEAD_SHARE
     keeps_function: ClassVar[bool] = False
     needs_fresh_weights: ClassVar[bool] = False
     phase: ClassVar[int | None] = None
@@ -54,9 +55,9 @@ def broken_layers(signals: Signals | None) -> list[str]:
     if signals is None:
         return []
     limits = {
-        "channels.dead_share": DeadUnits().share,
-        "weight.non_finite": 0.0,
-        "weight.rms": AbsurdWeight().rms,
+        CHANNELS_DEAD_SHARE: DeadUnits().share,
+        WEIGHT_NON_FINITE: 0.0,
+        WEIGHT_RMS: AbsurdWeight().rms,
     }
     return list(
         dict.fromkeys(

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from gnnstab.fixes.training_fix import TrainingFix, positive
 from gnnstab.records import LayerFacts, Signals
+from gnnstab.records.vocabulary import OPTIMIZER_LOSS_RISE, OPTIMIZER_LR_TO_RMS
 
 LOWER = 1 / 3
 """The advice where no lower rate was tried: what makes a difference that can be measured. 5e-4 to 3.5e-4 cures nothing."""
@@ -23,7 +24,7 @@ class LowerLearningRate(TrainingFix):
     name: ClassVar[str] = "lower-lr"
     title: ClassVar[str] = "lower learning rate"
     causes: ClassVar[tuple[str, ...]] = ("learning-rate", "dead-units")
-    signal: ClassVar[str] = "optimizer.lr_to_rms"
+    signal: ClassVar[str] = OPTIMIZER_LR_TO_RMS
     keeps_function: ClassVar[bool] = True
     needs_fresh_weights: ClassVar[bool] = False
     phase: ClassVar[int | None] = 2
@@ -55,7 +56,7 @@ def _written(name: str, rate: float) -> str:
 
 def _tried(signals: Signals | None) -> tuple[str, float | None, float | None]:
     """The optimizer's class, its rate, and the rate at which steps were calm; ``Adam`` and None where nothing was tried."""
-    for rise in signals.find("optimizer.loss_rise") if signals is not None else ():
+    for rise in signals.find(OPTIMIZER_LOSS_RISE) if signals is not None else ():
         calm, rate = rise.detail.get("calm_lr"), rise.detail.get("lr")
         usable = isinstance(calm, (int, float)) and isinstance(rate, (int, float)) and 0 < calm < rate
         return str(rise.detail.get("optimizer", "Adam")), rate if usable else None, calm if usable else None

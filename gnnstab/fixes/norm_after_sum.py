@@ -10,6 +10,7 @@ from gnnstab.fixes.base import Fix
 from gnnstab.fixes.places import edited_copy, sum_aggregators
 from gnnstab.fixes.self_term import add_self_term
 from gnnstab.records import LayerFacts, Signals
+from gnnstab.records.vocabulary import ATTENTION_ENTROPY
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,7 +26,7 @@ class NormAfterSum(Fix):
     name: ClassVar[str] = "norm-after-sum"
     title: ClassVar[str] = "LayerNorm after the sum, with a root term"
     causes: ClassVar[tuple[str, ...]] = ("sum-aggregation", "attention-explosion")
-    signal: ClassVar[str] = "attention.entropy"
+    signal: ClassVar[str] = ATTENTION_ENTROPY
     keeps_function: ClassVar[bool] = False
     needs_fresh_weights: ClassVar[bool] = True
     phase: ClassVar[int | None] = None

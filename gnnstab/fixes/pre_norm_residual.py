@@ -10,6 +10,7 @@ from gnnstab.fixes.identity import add_identity
 from gnnstab.fixes.places import edited_copy
 from gnnstab.fixes.residual import residual_lines
 from gnnstab.records import LayerFacts, Signals
+from gnnstab.records.vocabulary import GRADIENT_RATIO
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,7 +31,7 @@ class PreNormResidual(Fix):
         "normalization-misuse",
         "saturated-gate",
     )
-    signal: ClassVar[str] = "gradient.ratio"
+    signal: ClassVar[str] = GRADIENT_RATIO
     keeps_function: ClassVar[bool] = False
     needs_fresh_weights: ClassVar[bool] = True
     phase: ClassVar[int | None] = None

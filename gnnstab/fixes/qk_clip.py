@@ -10,6 +10,7 @@ from gnnstab.errors import FixError
 from gnnstab.fixes.base import Fix
 from gnnstab.fixes.places import edited_copy, transformer_layers
 from gnnstab.records import LayerFacts, Signals
+from gnnstab.records.vocabulary import ATTENTION_ENTROPY, DEGREE_MEDIAN, SCORE_MAX_ABS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,7 +30,7 @@ class QKClip(Fix):
     name: ClassVar[str] = "qk-clip"
     title: ClassVar[str] = "QK-clip: scale the query weights of saturated heads"
     causes: ClassVar[tuple[str, ...]] = ("attention-explosion", "precision")
-    signal: ClassVar[str] = "attention.entropy"
+    signal: ClassVar[str] = ATTENTION_ENTROPY
     keeps_function: ClassVar[bool] = True
     needs_fresh_weights: ClassVar[bool] = False
     phase: ClassVar[int | None] = None
@@ -91,11 +92,11 @@ def _measured(options: dict[str, Any]) -> tuple[dict[str, list[float]], float]:
     scores: dict[str, list[float]] = {k: list(v) for k, v in (options.get("scores") or {}).items()}
     if not scores and signals is not None:
         for layer in signals.attention_layers:
-            found = [s for s in signals.find("score.max_abs", layer=layer.name) if s.head is not None]
+            found = [s for s in signals.find(SCORE_MAX_ABS, layer=layer.name) if s.head is not None]
             heads = {s.head: max(t.value for t in found if t.head == s.head) for s in found}
             if heads:
                 scores[layer.name] = [heads[h] for h in sorted(h for h in heads if h is not None)]
-    degree = options.get("degree") or (signals.value("degree.median") if signals is not None else None)
+    degree = options.get("degree") or (signals.value(DEGREE_MEDIAN) if signals is not None else None)
     if not scores or degree is None:
         raise FixError(
             "qk-clip needs each head's largest |score| and the median in-degree: pass signals= of a run on a batch"

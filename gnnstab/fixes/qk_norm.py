@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from gnnstab.fixes.base import Fix
 from gnnstab.fixes.stable_conv import exchange_lines, exchanged
 from gnnstab.records import LayerFacts, Signals
+from gnnstab.records.vocabulary import ATTENTION_ENTROPY
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,7 +23,7 @@ class QKNorm(Fix):
     name: ClassVar[str] = "qk-norm"
     title: ClassVar[str] = "LayerNorm on queries and keys"
     causes: ClassVar[tuple[str, ...]] = ("attention-explosion", "precision")
-    signal: ClassVar[str] = "attention.entropy"
+    signal: ClassVar[str] = ATTENTION_ENTROPY
     keeps_function: ClassVar[bool] = False
     needs_fresh_weights: ClassVar[bool] = True
     phase: ClassVar[int | None] = None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from gnnstab.fixes.base import Fix
 from gnnstab.fixes.redrawing import redraw_lines, redrawn
 from gnnstab.records import LayerFacts, Signals
+from gnnstab.records.vocabulary import ATTENTION_ENTROPY
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,7 +28,7 @@ class QKRedraw(Fix):
     name: ClassVar[str] = "qk-redraw"
     title: ClassVar[str] = "queries and keys drawn anew"
     causes: ClassVar[tuple[str, ...]] = ("attention-explosion",)
-    signal: ClassVar[str] = "attention.entropy"
+    signal: ClassVar[str] = ATTENTION_ENTROPY
     keeps_function: ClassVar[bool] = False
     needs_fresh_weights: ClassVar[bool] = False
     phase: ClassVar[int | None] = None

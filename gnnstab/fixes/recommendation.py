@@ -9,6 +9,7 @@ from typing import Any
 from gnnstab.fixes.by_hand import ByHand
 from gnnstab.fixes.table import find
 from gnnstab.records import Cause, Finding, FixAdvice, Signals
+from gnnstab.records.vocabulary import LOGIT_ALIGNMENT
 
 Choice = tuple[str, dict[str, Any], str]
 """Fix, its options, and what is known about it on this target."""
@@ -115,7 +116,7 @@ def _independent(signals: Signals) -> bool:
     """True when no head's query and key agree more than weights that training has not made: see GS301."""
     from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 
-    found = [s.value for s in signals.find("logit.alignment")]
+    found = [s.value for s in signals.find(LOGIT_ALIGNMENT)]
     return bool(found) and max(found) <= AttentionExplosion().alignment
 
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from gnnstab.fixes.by_hand import ByHand
 from gnnstab.records import LayerFacts, Signals
+from gnnstab.records.vocabulary import OPTIMIZER_NEVER_UPDATED
 
 
 class Reconnect(ByHand):
@@ -15,7 +16,7 @@ class Reconnect(ByHand):
     name: ClassVar[str] = "reconnect"
     title: ClassVar[str] = "a path from the loss to every parameter"
     causes: ClassVar[tuple[str, ...]] = ("never-updated-parameter",)
-    signal: ClassVar[str] = "optimizer.never_updated"
+    signal: ClassVar[str] = OPTIMIZER_NEVER_UPDATED
     cost: ClassVar[str] = "none"
     where: ClassVar[str] = "forward or of the optimizer's parameters"
 

@@ -9,6 +9,7 @@ from gnnstab.errors import FixError
 from gnnstab.fixes.base import Fix
 from gnnstab.fixes.places import edited_copy, exchange
 from gnnstab.records import LayerFacts, Signals
+from gnnstab.records.vocabulary import CLIP_SHARE
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,7 +25,7 @@ class RemoveClamp(Fix):
     name: ClassVar[str] = "remove-clamp"
     title: ClassVar[str] = "no clamp between the layers"
     causes: ClassVar[tuple[str, ...]] = ("active-clamp",)
-    signal: ClassVar[str] = "clip.share"
+    signal: ClassVar[str] = CLIP_SHARE
     keeps_function: ClassVar[bool] = False
     needs_fresh_weights: ClassVar[bool] = False
     phase: ClassVar[int | None] = None

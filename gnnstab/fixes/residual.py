@@ -10,6 +10,7 @@ from gnnstab.fixes.identity import add_identity
 from gnnstab.fixes.places import edited_copy
 from gnnstab.fixes.printing import activated, attribute_names, layer_call
 from gnnstab.records import LayerFacts, Signals
+from gnnstab.records.vocabulary import GRADIENT_RATIO
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,7 +26,7 @@ class Residual(Fix):
     name: ClassVar[str] = "residual"
     title: ClassVar[str] = "weighted residual connection"
     causes: ClassVar[tuple[str, ...]] = ("no-residual",)
-    signal: ClassVar[str] = "gradient.ratio"
+    signal: ClassVar[str] = GRADIENT_RATIO
     keeps_function: ClassVar[bool] = False
     needs_fresh_weights: ClassVar[bool] = True
     phase: ClassVar[int | None] = 2

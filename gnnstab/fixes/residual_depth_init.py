@@ -11,6 +11,7 @@ from gnnstab.fixes.identity import add_identity
 from gnnstab.fixes.places import edited_copy
 from gnnstab.fixes.residual import residual_lines
 from gnnstab.records import LayerFacts, Signals
+from gnnstab.records.vocabulary import GRADIENT_RATIO
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,7 +26,7 @@ class ResidualDepthInit(Fix):
     name: ClassVar[str] = "residual-depth-init"
     title: ClassVar[str] = "residual of weight 1 with depth-scaled initialisation"
     causes: ClassVar[tuple[str, ...]] = ("no-residual", "unsuitable-init", "oversmoothing")
-    signal: ClassVar[str] = "gradient.ratio"
+    signal: ClassVar[str] = GRADIENT_RATIO
     keeps_function: ClassVar[bool] = False
     needs_fresh_weights: ClassVar[bool] = True
     phase: ClassVar[int | None] = None

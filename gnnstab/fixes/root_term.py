@@ -10,6 +10,7 @@ from gnnstab.fixes.base import Fix
 from gnnstab.fixes.places import edited_copy, transformer_layers
 from gnnstab.fixes.printing import constructor_calls
 from gnnstab.records import LayerFacts, Signals
+from gnnstab.records.vocabulary import DEGREE_ISOLATED_SHARE
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,7 +22,7 @@ class RootWeight(Fix):
     name: ClassVar[str] = "root-weight"
     title: ClassVar[str] = "root_weight=True"
     causes: ClassVar[tuple[str, ...]] = ("isolated-nodes",)
-    signal: ClassVar[str] = "degree.isolated_share"
+    signal: ClassVar[str] = DEGREE_ISOLATED_SHARE
     keeps_function: ClassVar[bool] = False
     needs_fresh_weights: ClassVar[bool] = True
     phase: ClassVar[int | None] = None

@@ -9,6 +9,7 @@ from gnnstab.errors import FixError
 from gnnstab.fixes.base import Fix
 from gnnstab.fixes.stable_conv import exchange_lines, exchanged
 from gnnstab.records import LayerFacts, Signals
+from gnnstab.records.vocabulary import ATTENTION_ENTROPY
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,7 +26,7 @@ class ScoreCap(Fix):
     name: ClassVar[str] = "score-cap"
     title: ClassVar[str] = "degree-aware cap on the attention scores"
     causes: ClassVar[tuple[str, ...]] = ("attention-explosion",)
-    signal: ClassVar[str] = "attention.entropy"
+    signal: ClassVar[str] = ATTENTION_ENTROPY
     keeps_function: ClassVar[bool] = True
     needs_fresh_weights: ClassVar[bool] = False
     phase: ClassVar[int | None] = 3

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from gnnstab.errors import FixError
 from gnnstab.fixes.base import Fix
+from gnnstab.fixes.catalogue import FIXES
+from gnnstab.randomness import keeps_random_state
 from gnnstab.records import LayerFacts, Signals
 
 if TYPE_CHECKING:
@@ -19,8 +21,6 @@ def find(name: str) -> Fix:
 
     Raises `FixError` with the nearest names when there is none.
     """
-    from gnnstab.fixes import FIXES
-
     if name in FIXES:
         return FIXES[name]
     near = difflib.get_close_matches(name, FIXES, n=1)
@@ -28,6 +28,7 @@ def find(name: str) -> Fix:
     raise FixError(f"unknown fix {name!r}; {hint}")
 
 
+@keeps_random_state
 def apply(model: nn.Module, name: str, **options: Any) -> nn.Module:
     """A changed deep copy of ``model``; the model, its mode and the random state stay as they are.
 

@@ -9,6 +9,7 @@ from gnnstab.fixes.base import Fix
 from gnnstab.fixes.depth_init import init_lines, initialise
 from gnnstab.fixes.places import edited_copy
 from gnnstab.records import LayerFacts, Signals
+from gnnstab.records.vocabulary import GRADIENT_RATIO
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,7 +24,7 @@ class UnitGainInit(Fix):
     name: ClassVar[str] = "unit-gain-init"
     title: ClassVar[str] = "Xavier initialisation with gain 1"
     causes: ClassVar[tuple[str, ...]] = ("unsuitable-init", "dead-units", "uninitialized-parameter")
-    signal: ClassVar[str] = "gradient.ratio"
+    signal: ClassVar[str] = GRADIENT_RATIO
     keeps_function: ClassVar[bool] = False
     needs_fresh_weights: ClassVar[bool] = True
     phase: ClassVar[int | None] = None

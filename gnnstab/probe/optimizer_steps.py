@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch_geometric.data.data import BaseData
 
 from gnnstab.errors import UsageError
 from gnnstab.probe.batches import Arguments, as_arguments
 from gnnstab.probe.replica import copied, eager, forked_rng, replica, rng_snapshot, tensors_in, unwrap
 from gnnstab.records import Signal, Signals
 from gnnstab.records.rises import Rise, rise_of
+from gnnstab.records.vocabulary import OPTIMIZER_EPS_DAMPING, OPTIMIZER_LOSS_RISE, OPTIMIZER_OUTPUT_MOVE
 
 Loss = Callable[[Any, Any], Tensor]
 
@@ -220,7 +223,7 @@ def optimizer_signals(
         bench = _bench(model, batch, loss, optimizer, precision, clip)
         return list(_judged(bench)), {}
     except UsageError as error:
-        return [], dict.fromkeys(("optimizer.loss_rise", "optimizer.output_move", "optimizer.eps_damping"), str(error))
+        return [], dict.fromkeys((OPTIMIZER_LOSS_RISE, OPTIMIZER_OUTPUT_MOVE, OPTIMIZER_EPS_DAMPING), str(error))
 
 
 def with_trial_steps(
@@ -232,7 +235,6 @@ def with_trial_steps(
     precision: str = "fp32",
 ) -> Signals:
     """``signals`` with those of trial steps, or with the reasons why none were taken; ``precision`` as of `gnnstab.diagnose`."""
-    batch = list(batch) if isinstance(batch, Iterator) else batch
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
     values, missing = optimizer_signals(model, batch, loss, optimizer, precision=dtype)
     return replace(signals, values=(*signals.values, *values), missing={**signals.missing, **missing})
@@ -252,9 +254,13 @@ def _bench(
         raise UsageError("no steps were tried; pass loss= to have the optimizer's rate and eps judged")
     if isinstance(optimizer, torch.optim.LBFGS):
         raise UsageError("LBFGS chooses its steps by itself; none were tried on a copy")
-    calls = as_arguments(batch, model)
-    batches = [batch] if len(calls) == 1 else list(batch)
-    return Bench(model, optimizer, calls[:MOST_BATCHES], batches[:MOST_BATCHES], loss, precision, clip)
+    one = isinstance(batch, (BaseData, Tensor, Mapping, tuple, str, bytes)) or not isinstance(batch, Iterable)
+    with forked_rng():  # a loader draws its order from the global generator
+        batches = [batch] if one else list(itertools.islice(batch, MOST_BATCHES))
+    calls = [arguments for item in batches for arguments in as_arguments(item, model)]
+    if not calls or len(calls) != len(batches):
+        raise UsageError("no steps were tried: the batch is none that a model could be called with")
+    return Bench(model, optimizer, calls, batches, loss, precision, clip)
 
 
 def _judged(bench: Bench) -> Iterator[Signal]:
@@ -273,9 +279,9 @@ def _judged(bench: Bench) -> Iterator[Signal]:
         detail["calm_lr"] = calm_rate(bench, rate)
     if trial.rise is not None:
         detail |= {"above": trial.rise.above, "peak": trial.rise.peak}
-        yield Signal("optimizer.loss_rise", trial.rise.largest, source="steps", detail=detail)
+        yield Signal(OPTIMIZER_LOSS_RISE, trial.rise.largest, source="steps", detail=detail)
     if not math.isnan(trial.moved):
-        yield Signal("optimizer.output_move", trial.moved, source="steps", detail=detail)
+        yield Signal(OPTIMIZER_OUTPUT_MOVE, trial.moved, source="steps", detail=detail)
     yield from _eps(bench, trial)
 
 
@@ -296,7 +302,7 @@ def _eps(bench: Bench, trial: Trial) -> Iterator[Signal]:
     free = bench.trial(1, eps=NO_EPS).moved
     if math.isfinite(free) and free > 0 and math.isfinite(trial.moved):
         detail = {"eps": max(sizes), "optimizer": type(bench.optimizer).__name__}
-        yield Signal("optimizer.eps_damping", trial.moved / free, source="steps", detail=detail)
+        yield Signal(OPTIMIZER_EPS_DAMPING, trial.moved / free, source="steps", detail=detail)
 
 
 def _rate(optimizer: torch.optim.Optimizer) -> float:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from gnnstab.errors import UsageError
+from gnnstab.records.json_numbers import json_number
 from gnnstab.records.layers import LayerFacts
 from gnnstab.records.rows import Blind, Event
 from gnnstab.records.signals import Series, Signal
@@ -271,25 +271,25 @@ class Diagnosis:
         }
 
     def to_json(self, indent: int | None = 2) -> str:
-        """`to_dict` as text; NaN and Inf are the strings "nan", "inf", "-inf"."""
+        """`to_dict` as text; numbers have seven significant digits, NaN and Inf are the strings "nan", "inf", "-inf"."""
         text = json.dumps(self.to_dict(), indent=indent, ensure_ascii=False, allow_nan=False)
         # A layer name may hold lone surrogates (file names do on POSIX); UTF-8 cannot carry them, JSON escapes can.
         return _LONE_SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
     def _repr_html_(self) -> str:
         """The page in a frame of its own, so that its styles cannot reach the notebook."""
-        from gnnstab.report.html import embed
+        from gnnstab import presented
 
-        return embed(self)
+        return presented(self, "page")
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         """The text, for IPython and for what a notebook keeps beside the page."""
         printer.text(str(self).rstrip())
 
     def __str__(self) -> str:
-        from gnnstab.report import render
+        from gnnstab import presented
 
-        return render(self, "text")
+        return presented(self, "text")
 
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
@@ -300,9 +300,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, bool) or value is None or isinstance(value, (str, int)):
         return value
     if isinstance(value, float):
-        if math.isfinite(value):
-            return value
-        return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
+        return json_number(value)
     if hasattr(value, "__dataclass_fields__"):
         return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Mapping):

@@ -1,12 +1,27 @@
-"""Every signal that gnnstab measures: its name, unit and meaning.
+"""The one table of signals: what each is called, what it means, which side is worse, its limits, and how it is shown.
 
-The probe and the checkpoint reader write these names, the rules ask for them, the reports print them.
-ρ, Ĥ, M_h and λ are defined in the documentation of the signals (docs/signals.md).
+The probe and the checkpoint reader measure them, the rules judge them, everything else asks this table: by a name in
+capitals (`ATTENTION_ENTROPY`) or by a query (`in_group`, `OF_SITE`). ρ, Ĥ, M_h and λ are defined in docs/signals.md.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class RuleLimit:
+    """The threshold of a rule that a signal is held against."""
+
+    rule: str
+    """Code of the rule."""
+
+    field: str
+    """Name of its threshold."""
+
+    severity: str = ""
+    """Severity of a number beyond it; ``""`` where the rule asks for more than this number before it says anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,102 +34,226 @@ class SignalKind:
     meaning: str
     """One line for reports."""
 
+    title: str = ""
+    """Name above a chart; the meaning stands in where it is empty."""
 
+    heading: str = ""
+    """Name above a column of a table."""
+
+    spoken: tuple[str, ...] = ()
+    """What people call it in a budget."""
+
+    worse: str = "above"
+    """The side on which it is worse: ``above`` or ``below``."""
+
+    floor: float | None = None
+    """Growth between two states counts beyond this alone; None for a signal that is not compared.
+
+    The floors were set by hand: before them no rule has anything to say.
+    """
+
+    limits: tuple[RuleLimit, ...] = ()
+    """Thresholds in the worse direction, the mildest first."""
+
+    healthy: tuple[float, float] | None = None
+    """A healthy range that is narrower than the limits: by measurement, networks inside it train."""
+
+    axis: str = "log"
+    """Scale that it is drawn on, where it is no share: ``log``, ``linear`` or ``symlog``."""
+
+    site: str = ""
+    """Site of the light tier that it is read from at every step: the largest |entry| of a score, the RMS of any other."""
+
+    groups: tuple[str, ...] = ()
+    """``trend``: followed over checkpoints. ``series``: drawn over the steps of a run from the full tier. ``ratio``:
+    distances are taken between logarithms. ``setting``: of the optimizer's settings, which fixes of the training move.
+    ``typical``: judged by the median over all weight matrices, whichever layer that stands in."""
+
+    @property
+    def is_share(self) -> bool:
+        """True for a number between 0 and 1."""
+        return self.unit.startswith(("share of", "fraction of"))
+
+    @property
+    def rises(self) -> bool:
+        """True when larger is worse."""
+        return self.worse == "above"
+
+    def growth(self, before: float, after: float) -> float:
+        """Factor by which the value moved towards danger: 2 is twice as bad, 1 unchanged, 0.5 half as bad."""
+        worse, better = (after, before) if self.rises else (before, after)
+        if worse == better:
+            return 1.0
+        return abs(worse) / abs(better) if better else float("inf")
+
+    def counts(self, value: float) -> bool:
+        """True when the value is large enough, or low enough, for its growth to matter."""
+        return self.floor is not None and (abs(value) >= self.floor if self.rises else value <= self.floor)
+
+
+# fmt: off
 SIGNALS: dict[str, SignalKind] = {
     # Attention, measured on a graph (per head; head=None is the layer's aggregate over heads).
-    "score.max_abs": SignalKind("logit", "largest |pre-softmax attention score|"),
-    "score.min": SignalKind("logit", "smallest pre-softmax attention score"),
-    "score.max": SignalKind("logit", "largest pre-softmax attention score"),
-    "score.std": SignalKind("logit", "standard deviation of the scores over all edges and heads"),
-    "score.within_std": SignalKind("logit", "RMS over targets (in-degree ≥ 3) of the score std within one target, σ_w"),
-    "score.rho": SignalKind("", "σ_w² / (2 ln d): random-energy freezing parameter, 1 = frozen"),
-    "score.growth": SignalKind("per step", "relative growth of max |score| per step, fitted over the recorded steps"),
-    "attention.entropy": SignalKind(
-        "fraction of ln(in-degree)", "mean attention entropy Ĥ over targets with in-degree ≥ 2"
-    ),
-    "attention.one_hot_share": SignalKind("share of node-heads", "share of node-heads with Ĥ < 0.1"),
-    "attention.entropy_unit_input": SignalKind(
-        "fraction of ln(in-degree)", "Ĥ when the layer's input is scaled to RMS 1"
-    ),
-    "attention.one_hot_share_unit_input": SignalKind("share of node-heads", "one-hot share at an input of RMS 1"),
-    "gate.mean": SignalKind("", "mean of the beta gate"),
-    "gate.saturated_share": SignalKind("share of nodes", "share of beta gates below 0.05 or above 0.95"),
+    (SCORE_MAX_ABS := "score.max_abs"): SignalKind("logit", "largest |pre-softmax attention score|",
+        title="Largest |score|", heading="max |s|", spoken=("score", "logit"), floor=5.0, site="score",
+        groups=("trend", "ratio")),
+    (SCORE_MIN := "score.min"): SignalKind("logit", "smallest pre-softmax attention score", axis="symlog"),
+    (SCORE_MAX := "score.max"): SignalKind("logit", "largest pre-softmax attention score", axis="symlog"),
+    (SCORE_STD := "score.std"): SignalKind("logit", "standard deviation of the scores over all edges and heads"),
+    (SCORE_WITHIN_STD := "score.within_std"): SignalKind("logit",
+        "RMS over targets (in-degree ≥ 3) of the score std within one target, σ_w", spoken=("score spread",), floor=0.5,
+        groups=("trend",)),
+    (SCORE_RHO := "score.rho"): SignalKind("", "σ_w² / (2 ln d): random-energy freezing parameter, 1 = frozen",
+        spoken=("rho",)),
+    (SCORE_GROWTH := "score.growth"): SignalKind("per step",
+        "relative growth of max |score| per step, fitted over the recorded steps"),
+    (ATTENTION_ENTROPY := "attention.entropy"): SignalKind("fraction of ln(in-degree)",
+        "mean attention entropy Ĥ over targets with in-degree ≥ 2", title="Attention entropy", heading="entropy",
+        spoken=("entropy", "attention entropy"), worse="below", floor=0.8,
+        limits=(RuleLimit("GS301", "warn_entropy", "warning"), RuleLimit("GS301", "error_entropy", "error")),
+        groups=("trend", "series")),
+    (ATTENTION_ONE_HOT_SHARE := "attention.one_hot_share"): SignalKind("share of node-heads",
+        "share of node-heads with Ĥ < 0.1", heading="one-hot", spoken=("one-hot share",), floor=0.05,
+        limits=(RuleLimit("GS301", "one_hot_share", "warning"),), groups=("trend", "series")),
+    (ATTENTION_ENTROPY_UNIT_INPUT := "attention.entropy_unit_input"): SignalKind("fraction of ln(in-degree)",
+        "Ĥ when the layer's input is scaled to RMS 1"),
+    (ATTENTION_ONE_HOT_SHARE_UNIT_INPUT := "attention.one_hot_share_unit_input"): SignalKind("share of node-heads",
+        "one-hot share at an input of RMS 1"),
+    (GATE_MEAN := "gate.mean"): SignalKind("", "mean of the beta gate"),
+    (GATE_SATURATED_SHARE := "gate.saturated_share"): SignalKind("share of nodes",
+        "share of beta gates below 0.05 or above 0.95", title="Saturated gate", spoken=("gate saturation",), floor=0.05,
+        limits=(RuleLimit("GS104", "share"),)),
     # Activations.
-    "input.rms": SignalKind("", "RMS of the layer's input node features"),
-    "input.max_abs": SignalKind("", "largest |entry| of the layer's input"),
-    "output.rms": SignalKind("", "RMS of the layer's output"),
-    "output.max_abs": SignalKind("", "largest |entry| of the layer's output"),
-    "message.rms": SignalKind("", "RMS of the aggregated message α·v before the skip"),
-    "skip.rms": SignalKind("", "RMS of the layer's own linear skip, lin_skip(x)"),
-    "hub.message_share": SignalKind("", "RMS of the messages of the top-1 % in-degree targets over the skip's RMS"),
-    "channels.dead_share": SignalKind(
-        "share of channels", "channels of the layer's output that are 0 on all nodes after its ReLU"
-    ),
-    "channels.constant_share": SignalKind(
-        "share of channels", "channels of the layer's input without variance over nodes"
-    ),
-    "tanh.saturated_share": SignalKind("share of entries", "entries of a tanh output beyond ±0.97"),
-    "clip.share": SignalKind("share of entries", "entries that sit exactly on a clamp's limit"),
-    "smoothness.relative": SignalKind("", "‖X − mean‖/‖X‖ of the layer's output, per graph"),
-    "smoothness.relative_input": SignalKind("", "‖X − mean‖/‖X‖ of the layer's input, per graph"),
+    (INPUT_RMS := "input.rms"): SignalKind("", "RMS of the layer's input node features",
+        title="Layer input RMS", spoken=("input rms",), floor=2.0, site="input", groups=("trend",)),
+    (INPUT_MAX_ABS := "input.max_abs"): SignalKind("", "largest |entry| of the layer's input"),
+    (OUTPUT_RMS := "output.rms"): SignalKind("", "RMS of the layer's output",
+        title="Activation RMS, forward", heading="out RMS", spoken=("output rms",), floor=2.0, site="output",
+        groups=("trend",)),
+    (OUTPUT_MAX_ABS := "output.max_abs"): SignalKind("", "largest |entry| of the layer's output"),
+    (MESSAGE_RMS := "message.rms"): SignalKind("", "RMS of the aggregated message α·v before the skip",
+        title="Message RMS before the skip"),
+    (SKIP_RMS := "skip.rms"): SignalKind("", "RMS of the layer's own linear skip, lin_skip(x)"),
+    (HUB_MESSAGE_SHARE := "hub.message_share"): SignalKind("",
+        "RMS of the messages of the top-1 % in-degree targets over the skip's RMS"),
+    (CHANNELS_DEAD_SHARE := "channels.dead_share"): SignalKind("share of channels",
+        "channels of the layer's output that are 0 on all nodes after its ReLU", spoken=("dead channels",), floor=0.1,
+        limits=(RuleLimit("GS701", "share"),), groups=("series",)),
+    (CHANNELS_CONSTANT_SHARE := "channels.constant_share"): SignalKind("share of channels",
+        "channels of the layer's input without variance over nodes"),
+    (TANH_SATURATED_SHARE := "tanh.saturated_share"): SignalKind("share of entries",
+        "entries of a tanh output beyond ±0.97", floor=0.05, limits=(RuleLimit("GS702", "share"),)),
+    (CLIP_SHARE := "clip.share"): SignalKind("share of entries", "entries that sit exactly on a clamp's limit",
+        floor=0.005, limits=(RuleLimit("GS703", "active"),)),
+    (SMOOTHNESS_RELATIVE := "smoothness.relative"): SignalKind("", "‖X − mean‖/‖X‖ of the layer's output, per graph",
+        worse="below", floor=0.3, limits=(RuleLimit("GS704", "relative"),), groups=("series",)),
+    (SMOOTHNESS_RELATIVE_INPUT := "smoothness.relative_input"): SignalKind("",
+        "‖X − mean‖/‖X‖ of the layer's input, per graph", worse="below"),
     # Gradients and updates.
-    "gradient.input_rms": SignalKind("", "RMS of ∂L/∂(layer input)"),
-    "gradient.output_rms": SignalKind("", "RMS of ∂L/∂(layer output)"),
-    "gradient.ratio": SignalKind("", "RMS of ∂L/∂(node states) at the first over the last layer"),
-    "gradient.slope": SignalKind("ln per layer", "slope of ln RMS(∂L/∂x) against depth, backwards (+ grows)"),
-    "gradient.norm": SignalKind("", "L2 norm over all parameter gradients"),
-    "gradient.spike": SignalKind("× running median", "largest gradient norm over its running median"),
-    "weight.rms": SignalKind("", "RMS of a parameter"),
-    "weight.grad_rms": SignalKind("", "RMS of a parameter's gradient"),
-    "update.ratio": SignalKind("", "RMS(ΔW)/RMS(W) of one optimizer step"),
-    "optimizer.lr_to_rms": SignalKind("", "learning rate over RMS(W): the relative size of Adam's first updates"),
-    "optimizer.below_eps_share": SignalKind("share of entries", "entries with √v̂ below Adam's eps"),
-    "optimizer.gradient_rms": SignalKind("", "RMS gradient recovered from Adam's second moment"),
-    "optimizer.loss_rise": SignalKind(
-        "× first loss", "largest loss within 6 real optimizer steps on a copy over the loss before them"
-    ),
-    "optimizer.output_move": SignalKind(
-        "× its spread", "change of the output in one real optimizer step over the output's spread"
-    ),
-    "optimizer.eps_damping": SignalKind(
-        "", "change of the output in one step with the eps in use over that with an eps of 1e-12"
-    ),
-    "optimizer.never_updated": SignalKind("parameters", "trainable parameters that never received a gradient"),
-    "loss": SignalKind("", "training loss"),
-    "loss.first_rise": SignalKind("× first loss", "largest loss of steps 1 to 10 of the run over the loss of step 0"),
-    "loss.validation": SignalKind("", "validation loss"),
-    "loss.generalisation_gap": SignalKind("", "validation loss minus training loss, relative to the training loss"),
-    "output.train_eval_difference": SignalKind("", "relative RMS difference between train-mode and eval-mode outputs"),
+    (GRADIENT_INPUT_RMS := "gradient.input_rms"): SignalKind("", "RMS of ∂L/∂(layer input)",
+        title="Gradient RMS, backward", heading="grad RMS", site="grad_input"),
+    (GRADIENT_OUTPUT_RMS := "gradient.output_rms"): SignalKind("", "RMS of ∂L/∂(layer output)",
+        title="Gradient RMS at the layer output", site="grad_output"),
+    (GRADIENT_RATIO := "gradient.ratio"): SignalKind("", "RMS of ∂L/∂(node states) at the first over the last layer",
+        spoken=("gradient ratio",), floor=2.0, limits=(RuleLimit("GS204", "warn_ratio"),), healthy=(1e-2, 1e2),
+        groups=("trend", "ratio")),
+    (GRADIENT_SLOPE := "gradient.slope"): SignalKind("ln per layer",
+        "slope of ln RMS(∂L/∂x) against depth, backwards (+ grows)", axis="linear"),
+    (GRADIENT_NORM := "gradient.norm"): SignalKind("", "L2 norm over all parameter gradients",
+        heading="grad norm", spoken=("gradient norm",), floor=1.0),
+    (GRADIENT_SPIKE := "gradient.spike"): SignalKind("× running median",
+        "largest gradient norm over its running median"),
+    (WEIGHT_RMS := "weight.rms"): SignalKind("", "RMS of a parameter", floor=0.1),
+    (WEIGHT_GRAD_RMS := "weight.grad_rms"): SignalKind("", "RMS of a parameter's gradient"),
+    (UPDATE_RATIO := "update.ratio"): SignalKind("", "RMS(ΔW)/RMS(W) of one optimizer step",
+        spoken=("update ratio",), floor=0.01, limits=(RuleLimit("GS601", "warn_ratio"),)),
+    (OPTIMIZER_LR_TO_RMS := "optimizer.lr_to_rms"): SignalKind("",
+        "learning rate over RMS(W): the relative size of Adam's first updates",
+        limits=(RuleLimit("GS601", "warn_ratio", "warning"),), groups=("ratio", "setting", "typical")),
+    (OPTIMIZER_BELOW_EPS_SHARE := "optimizer.below_eps_share"): SignalKind("share of entries",
+        "entries with √v̂ below Adam's eps", groups=("setting",)),
+    (OPTIMIZER_GRADIENT_RMS := "optimizer.gradient_rms"): SignalKind("",
+        "RMS gradient recovered from Adam's second moment", groups=("trend",)),
+    (OPTIMIZER_LOSS_RISE := "optimizer.loss_rise"): SignalKind("× first loss",
+        "largest loss within 6 real optimizer steps on a copy over the loss before them",
+        limits=(RuleLimit("GS601", "warn_rise", "warning"), RuleLimit("GS601", "error_rise", "error"))),
+    (OPTIMIZER_OUTPUT_MOVE := "optimizer.output_move"): SignalKind("× its spread",
+        "change of the output in one real optimizer step on a copy over the output's spread"),
+    (OPTIMIZER_EPS_DAMPING := "optimizer.eps_damping"): SignalKind("share of the step",
+        "change of the output in one step with the eps in use over that with an eps of 1e-12", worse="below",
+        limits=(RuleLimit("GS602", "least_kept", "warning"),)),
+    (OPTIMIZER_NEVER_UPDATED := "optimizer.never_updated"): SignalKind("parameters",
+        "trainable parameters that never received a gradient"),
+    (LOSS := "loss"): SignalKind("", "training loss", heading="loss"),
+    (LOSS_FIRST_RISE := "loss.first_rise"): SignalKind("× first loss",
+        "largest loss of steps 1 to 10 of the run over the loss of step 0"),
+    (LOSS_VALIDATION := "loss.validation"): SignalKind("", "validation loss"),
+    (LOSS_GENERALISATION_GAP := "loss.generalisation_gap"): SignalKind("",
+        "validation loss minus training loss, relative to the training loss"),
+    (OUTPUT_TRAIN_EVAL_DIFFERENCE := "output.train_eval_difference"): SignalKind("",
+        "relative RMS difference between train-mode and eval-mode outputs"),
     # Graph and data.
-    "degree.median": SignalKind("edges", "median in-degree of the targets with at least one edge"),
-    "degree.mean": SignalKind("edges", "mean in-degree over all nodes"),
-    "degree.max": SignalKind("edges", "largest in-degree"),
-    "degree.isolated_share": SignalKind("share of nodes", "nodes without incoming edges"),
-    "degree.at_most_one_share": SignalKind("share of nodes", "nodes with in-degree 0 or 1"),
-    "graph.smallest": SignalKind("nodes", "size of the smallest graph in the batch"),
-    "aggregation.exponent": SignalKind("", "p in RMS(sum aggregation) ∝ in-degree^p"),
-    "aggregation.rms": SignalKind("", "RMS of a sum aggregator's output"),
-    "feature.rms": SignalKind("", "RMS of the model's input node features"),
-    "feature.column_ratio": SignalKind("", "largest over median column RMS of the input features"),
-    "feature.constant_share": SignalKind("share of columns", "input columns without variance"),
-    "feature.non_finite": SignalKind("entries", "NaN or Inf entries in the input"),
+    (DEGREE_MEDIAN := "degree.median"): SignalKind("edges", "median in-degree of the targets with at least one edge"),
+    (DEGREE_MEAN := "degree.mean"): SignalKind("edges", "mean in-degree over all nodes"),
+    (DEGREE_MAX := "degree.max"): SignalKind("edges", "largest in-degree"),
+    (DEGREE_ISOLATED_SHARE := "degree.isolated_share"): SignalKind("share of nodes", "nodes without incoming edges",
+        spoken=("isolated nodes",)),
+    (DEGREE_AT_MOST_ONE_SHARE := "degree.at_most_one_share"): SignalKind("share of nodes",
+        "nodes with in-degree 0 or 1"),
+    (GRAPH_SMALLEST := "graph.smallest"): SignalKind("nodes", "size of the smallest graph in the batch"),
+    (AGGREGATION_EXPONENT := "aggregation.exponent"): SignalKind("", "p in RMS(sum aggregation) ∝ in-degree^p"),
+    (AGGREGATION_RMS := "aggregation.rms"): SignalKind("", "RMS of a sum aggregator's output",
+        floor=1.0, limits=(RuleLimit("GS401", "rms"),)),
+    (FEATURE_RMS := "feature.rms"): SignalKind("", "RMS of the model's input node features"),
+    (FEATURE_COLUMN_RATIO := "feature.column_ratio"): SignalKind("",
+        "largest over median column RMS of the input features", groups=("ratio",)),
+    (FEATURE_CONSTANT_SHARE := "feature.constant_share"): SignalKind("share of columns",
+        "input columns without variance"),
+    (FEATURE_NON_FINITE := "feature.non_finite"): SignalKind("entries", "NaN or Inf entries in the input"),
     # Weights alone.
-    "logit.spectral_qk": SignalKind("logit per unit²", "‖W_qᵀW_k‖₂/√C of a head, biases left out"),
-    "logit.spectral": SignalKind("logit per unit²", "‖M_h‖₂: M_h = Q̃ᵀK̃/√C of a head with its biases"),
-    "logit.frobenius": SignalKind("logit", "‖M_h‖_F without the key-bias column: typical σ_w at an input of RMS 1"),
-    "logit.alignment": SignalKind(
-        "", "√C·‖W_qᵀW_k‖_F / (‖W_q‖_F ‖W_k‖_F): 1 for independent weights, √C when one direction rules"
-    ),
-    "logit.edge_spectral": SignalKind("logit per unit²", "‖Q̃ᵀW_e/√C‖₂ of a head"),
-    "gain.value": SignalKind("", "√(‖W_v‖_F²/D_in): RMS gain of the values"),
-    "gain.skip": SignalKind("", "√(‖W_s‖_F²/D_in): RMS gain of the linear skip"),
-    "gain.lambda_low": SignalKind("ln per layer", "lower end of the static log gain per layer (independent nodes)"),
-    "gain.lambda_high": SignalKind("ln per layer", "upper end of the static log gain per layer (aligned nodes)"),
-    "weight.non_finite": SignalKind("entries", "NaN or Inf entries in a parameter"),
+    (LOGIT_SPECTRAL_QK := "logit.spectral_qk"): SignalKind("logit per unit²",
+        "‖W_qᵀW_k‖₂/√C of a head, biases left out", title="Spectral norm of W_qᵀW_k/√C", heading="‖QᵀK‖",
+        spoken=("spectral norm",), floor=0.3, groups=("trend",)),
+    (LOGIT_SPECTRAL := "logit.spectral"): SignalKind("logit per unit²",
+        "‖M_h‖₂: M_h = Q̃ᵀK̃/√C of a head with its biases"),
+    (LOGIT_FROBENIUS := "logit.frobenius"): SignalKind("logit",
+        "‖M_h‖_F without the key-bias column: typical σ_w at an input of RMS 1", floor=0.5,
+        limits=(RuleLimit("GS301", "free_frobenius"),), groups=("trend",)),
+    (LOGIT_ALIGNMENT := "logit.alignment"): SignalKind("",
+        "√C·‖W_qᵀW_k‖_F / (‖W_q‖_F ‖W_k‖_F): 1 for independent weights, √C when one direction rules",
+        groups=("trend",)),
+    (LOGIT_EDGE_SPECTRAL := "logit.edge_spectral"): SignalKind("logit per unit²", "‖Q̃ᵀW_e/√C‖₂ of a head"),
+    (GAIN_VALUE := "gain.value"): SignalKind("", "√(‖W_v‖_F²/D_in): RMS gain of the values",
+        floor=0.5, groups=("trend",)),
+    (GAIN_SKIP := "gain.skip"): SignalKind("", "√(‖W_s‖_F²/D_in): RMS gain of the linear skip",
+        floor=0.5, groups=("trend",)),
+    (GAIN_LAMBDA_LOW := "gain.lambda_low"): SignalKind("ln per layer",
+        "lower end of the static log gain per layer (independent nodes)", axis="linear"),
+    (GAIN_LAMBDA_HIGH := "gain.lambda_high"): SignalKind("ln per layer",
+        "upper end of the static log gain per layer (aligned nodes)", title="Static log gain per layer", axis="linear"),
+    (WEIGHT_NON_FINITE := "weight.non_finite"): SignalKind("entries", "NaN or Inf entries in a parameter"),
     # Precision.
-    "precision.rounding": SignalKind("", "u·max|s|: relative rounding of the logits in the dtype of the run"),
-    "precision.fp16_headroom": SignalKind("×", "65504 over the largest |q·k| before the division by √C"),
-    "precision.underflow_share": SignalKind(
-        "share of entries", "non-zero entries that fall below the dtype's smallest normal"
-    ),
+    (PRECISION_ROUNDING := "precision.rounding"): SignalKind("",
+        "u·max|s|: relative rounding of the logits in the dtype of the run", spoken=("rounding",), floor=0.01,
+        limits=(RuleLimit("GS501", "warn_rounding", "warning"), RuleLimit("GS501", "error_rounding", "error"))),
+    (PRECISION_FP16_HEADROOM := "precision.fp16_headroom"): SignalKind("×",
+        "65504 over the largest |q·k| before the division by √C",
+        title="Headroom to fp16: 65504 over the largest |q·k|", heading="fp16 ×", spoken=("fp16 headroom",),
+        worse="below", floor=100.0, limits=(RuleLimit("GS501", "overflow", "error"),), groups=("ratio",)),
+    (PRECISION_UNDERFLOW_SHARE := "precision.underflow_share"): SignalKind("share of entries",
+        "non-zero entries that fall below the dtype's smallest normal"),
 }
+# fmt: on
+
+OF_SITE: Mapping[str, str] = {kind.site: name for name, kind in SIGNALS.items() if kind.site}
+"""Site of the light tier → the signal that is recorded there at every step."""
+
+
+def in_group(group: str) -> tuple[str, ...]:
+    """The signals of a group, in the order of the table."""
+    return tuple(name for name, kind in SIGNALS.items() if group in kind.groups)
+
+
+def compared() -> Mapping[str, SignalKind]:
+    """The signals that are compared between two states of a network."""
+    return {name: kind for name, kind in SIGNALS.items() if kind.floor is not None}

@@ -12,11 +12,11 @@ from itertools import groupby
 import numpy as np
 from markupsafe import Markup
 
-from gnnstab.records import SIGNALS, Event, Finding, Series, Signal
+from gnnstab.records import Event, Finding, Series, Signal
 from gnnstab.report.distribution import Distribution
 from gnnstab.report.escape import visible
 from gnnstab.report.evidence import MODEL, BeforeAfter, Evidence, Limit, thin
-from gnnstab.report.scales import LINEAR_FROM_ZERO, scale_of, status
+from gnnstab.report.scales import axis_of, status
 from gnnstab.report.svg import Axis, axis_for, drawing, join, label, line_through, pixel, rules, tag, tick_text
 from gnnstab.report.wording import short
 
@@ -148,11 +148,7 @@ def per_head(signals: Sequence[Signal], limits: Sequence[Limit]) -> Markup | Non
         return None
     name, row, left, width = shown[0].name, 20.0, 46.0, 440.0
     height = row * len(shown) + 30
-    kind = scale_of(name)
-    share = SIGNALS[name].unit in LINEAR_FROM_ZERO
-    axis = (
-        Axis(0.0, 1.0, left, width - 12) if share else axis_for([s.value for s in shown], left, width - 12, kind=kind)
-    )
+    axis = axis_of(name, [s.value for s in shown], left, width - 12)
     zones = [_zone(axis, limit, 2, height - 24) for limit in limits if axis.low < limit.value < axis.high]
     dots = [
         join(
@@ -203,9 +199,7 @@ def growth(series: Series, limits: Sequence[Limit], events: Sequence[Event], *, 
         return None
     name, (width, height) = series.name, ((900.0, 130.0) if wide else (440.0, 96.0))
     left, right, top, bottom = 46.0, width - 12, 8.0, height - 24
-    share = SIGNALS[name].unit in LINEAR_FROM_ZERO
-    kind = scale_of(name) if (finite > 0).all() else "linear"
-    axis_y = Axis(0.0, 1.0, bottom, top) if share else axis_for(finite, bottom, top, kind=kind)
+    axis_y = axis_of(name, finite, bottom, top, linear=not (finite > 0).all())
     steps = series.steps.astype(np.float64)
     axis_x = Axis(float(steps[0]), max(float(steps[-1]), float(steps[0]) + 1), left, right)
     xs, ys = thin(steps, series.values, 4 * POINTS if wide else POINTS)
@@ -262,15 +256,8 @@ def before_after(change: BeforeAfter) -> Markup | None:
     before, after = change.fix.before, change.fix.after
     if before is None or after is None or not (math.isfinite(before) and math.isfinite(after)):
         return None
-    signal = change.fix.signal
-    known = signal in SIGNALS
-    share = known and SIGNALS[signal].unit in LINEAR_FROM_ZERO
-    kind = scale_of(signal) if known and min(before, after) > 0 else "linear"
-    axis = (
-        Axis(0.0, 1.0, 14, 426)
-        if share
-        else axis_for([before, after, *(m.value for m in change.limits)], 14, 426, kind=kind)
-    )
+    signal, shown = change.fix.signal, [before, after, *(m.value for m in change.limits)]
+    axis = axis_of(signal, shown, 14, 426, linear=min(before, after) <= 0)
     zones = [_zone(axis, m, 22, 46) for m in change.limits if axis.low < m.value < axis.high]
     x0, x1, y = axis(before), axis(after), 34
     apart = abs(x1 - x0) > 120  # both captions fit side by side, wherever they are anchored

@@ -10,11 +10,20 @@ import numpy as np
 from markupsafe import Markup
 
 from gnnstab.records import SIGNALS
+from gnnstab.records.vocabulary import (
+    ATTENTION_ENTROPY,
+    GAIN_LAMBDA_HIGH,
+    GRADIENT_INPUT_RMS,
+    LOGIT_SPECTRAL_QK,
+    OUTPUT_RMS,
+    PRECISION_FP16_HEADROOM,
+    SCORE_MAX_ABS,
+)
 from gnnstab.report.charts import mark
 from gnnstab.report.escape import apart, shorten
 from gnnstab.report.evidence import Evidence, Limit, Profile, worst
-from gnnstab.report.scales import LINEAR_FROM_ZERO, scale_of, status
-from gnnstab.report.svg import Axis, axis_for, drawing, join, label, line_through, rules, tag, tick_text
+from gnnstab.report.scales import axis_of, status
+from gnnstab.report.svg import Axis, drawing, join, label, line_through, rules, tag, tick_text
 from gnnstab.report.wording import short
 
 WIDTH, LEFT, RIGHT = 900.0, 46.0, 892.0
@@ -23,15 +32,15 @@ MOST_NAMES = 24
 """Up to so many layers are named below the chart; beyond, they are numbered."""
 
 PANELS = (
-    ("attention.entropy", "Attention entropy"),
-    ("score.max_abs", "Largest |score|"),
-    ("output.rms", "Activation RMS, forward"),
-    ("gradient.input_rms", "Gradient RMS, backward"),
-    ("precision.fp16_headroom", "Headroom to fp16: 65504 over the largest |q·k|"),
-    ("logit.spectral_qk", "Spectral norm of W_qᵀW_k/√C"),
-    ("gain.lambda_high", "Static log gain per layer"),
+    ATTENTION_ENTROPY,
+    SCORE_MAX_ABS,
+    OUTPUT_RMS,
+    GRADIENT_INPUT_RMS,
+    PRECISION_FP16_HEADROOM,
+    LOGIT_SPECTRAL_QK,
+    GAIN_LAMBDA_HIGH,
 )
-"""(signal, title), from top to bottom; a signal that no layer measured has no panel."""
+"""Signals from top to bottom; one that no layer measured has no panel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +53,7 @@ class _Panel:
 
 def depth(evidence: Evidence) -> Markup | None:
     """The network from the first to the last layer, or None when no panel has a number."""
-    found = [(title, profile) for name, title in PANELS if (profile := evidence.profile(name)) is not None]
+    found = [(SIGNALS[name].title, p) for name in PANELS if (p := evidence.profile(name)) is not None]
     found = [(title, profile) for title, profile in found if np.isfinite(profile.values).any()]
     if not found:
         return None
@@ -86,9 +95,8 @@ def _severity_columns(evidence: Evidence, names: Sequence[str], x: Sequence[floa
 
 def _draw(panel: _Panel, names: Sequence[str], x: Sequence[float]) -> Markup:
     profile, top, base = panel.profile, panel.top, panel.top + PANEL
-    share = SIGNALS[profile.name].unit in LINEAR_FROM_ZERO
     spread = np.concatenate([profile.values, profile.low, profile.high])
-    axis = Axis(0.0, 1.0, base, top) if share else axis_for(spread, base, top, kind=scale_of(profile.name))
+    axis = axis_of(profile.name, spread, base, top)
     row = {layer: i for i, layer in enumerate(profile.layers)}
     order = [row.get(name, -1) for name in names]
     values = np.array([profile.values[i] if i >= 0 else math.nan for i in order])

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gnnstab.records import Signal
+from gnnstab.records.vocabulary import SCORE_MAX, SCORE_MAX_ABS, SCORE_MIN, SCORE_STD
 
 Array = NDArray[np.float64]
 
@@ -52,15 +53,15 @@ def distribution(signals: list[Signal], head: int | None) -> Distribution | None
         details.update(signal.detail)
     edges, counts = _histogram(details.get("histogram"))
     quantiles = _quantiles(details.get("percentiles"))
-    bound = values.get("score.max_abs", math.nan)
-    low, high = values.get("score.min", -bound), values.get("score.max", bound)
+    bound = values.get(SCORE_MAX_ABS, math.nan)
+    low, high = values.get(SCORE_MIN, -bound), values.get(SCORE_MAX, bound)
     if len(edges):
         low, high = float(edges[0]), float(edges[-1])
     elif quantiles:
         low, high = quantiles[0][1], quantiles[-1][1]
     if not (math.isfinite(low) and math.isfinite(high)):
         return None
-    return Distribution(head, low, high, edges, counts, quantiles, values.get("score.std", math.nan))
+    return Distribution(head, low, high, edges, counts, quantiles, values.get(SCORE_STD, math.nan))
 
 
 def _histogram(raw: object) -> tuple[Array, Array]:

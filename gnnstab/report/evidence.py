@@ -15,9 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gnnstab.records import SEVERITIES, SIGNALS, Diagnosis, Event, Finding, FixAdvice, LayerFacts, Series, Signal
+from gnnstab.records.vocabulary import (
+    ATTENTION_ENTROPY,
+    GRADIENT_INPUT_RMS,
+    GRADIENT_NORM,
+    GRADIENT_OUTPUT_RMS,
+    LOSS,
+    OUTPUT_RMS,
+    SCORE_MAX_ABS,
+)
 from gnnstab.report.distribution import Distribution, distribution
-from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
-from gnnstab.rules.gs501_precision_headroom import PrecisionHeadroom
+from gnnstab.rules.limits import limits_of
 
 Array = NDArray[np.float64]
 
@@ -39,19 +47,12 @@ class Limit:
         return value < self.value if self.side == "below" else value > self.value
 
 
-_LIMITS: Mapping[str, tuple[Limit, ...]] = {
-    "attention.entropy": (
-        Limit(AttentionExplosion.error_entropy, "error", "below"),
-        Limit(AttentionExplosion.warn_entropy, "warning", "below"),
-    ),
-    "attention.one_hot_share": (Limit(AttentionExplosion.one_hot_share, "warning", "above"),),
-    "precision.fp16_headroom": (Limit(PrecisionHeadroom.overflow, "error", "below"),),
-    "precision.rounding": (
-        Limit(PrecisionHeadroom.warn_rounding, "warning", "above"),
-        Limit(PrecisionHeadroom.error_rounding, "error", "above"),
-    ),
-}
-"""Limits that are drawn even when no finding names one: the rules' own."""
+def own_limits(signal: str) -> tuple[Limit, ...]:
+    """The rules' own limits of a signal, drawn even when no finding names one."""
+    kind = SIGNALS.get(signal)
+    if kind is None or "typical" in kind.groups:
+        return ()
+    return tuple(Limit(value, severity, kind.worse) for value, severity in limits_of(signal))
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +207,7 @@ class Evidence:
 
     def limits(self, name: str) -> tuple[Limit, ...]:
         """Limits of a signal: those that findings were raised against, else those that the rules are known to use."""
-        return self._limits.get(name) or _LIMITS.get(name, ())
+        return self._limits.get(name) or own_limits(name)
 
     @cached_property
     def _limits(self) -> Mapping[str, tuple[Limit, ...]]:
@@ -214,9 +215,8 @@ class Evidence:
         for finding in self.diagnosis.findings:
             if math.isfinite(finding.threshold) and not math.isnan(finding.value):
                 side = "below" if finding.value < finding.threshold else "above"
-                known = raised.setdefault(
-                    finding.signal, {(m.value, m.side): m for m in _LIMITS.get(finding.signal, ())}
-                )
+                own = {(m.value, m.side): m for m in own_limits(finding.signal)}
+                known = raised.setdefault(finding.signal, own)
                 known.setdefault((finding.threshold, side), Limit(finding.threshold, finding.severity, side))
         return {name: tuple(sorted(limits.values(), key=lambda m: m.value)) for name, limits in raised.items()}
 
@@ -266,13 +266,13 @@ class Evidence:
 
 
 _GROWTH = (
-    "score.max_abs",
-    "attention.entropy",
-    "output.rms",
-    "gradient.input_rms",
-    "gradient.output_rms",
-    "loss",
-    "gradient.norm",
+    SCORE_MAX_ABS,
+    ATTENTION_ENTROPY,
+    OUTPUT_RMS,
+    GRADIENT_INPUT_RMS,
+    GRADIENT_OUTPUT_RMS,
+    LOSS,
+    GRADIENT_NORM,
 )
 
 

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from gnnstab.records import SIGNALS
 from gnnstab.report.evidence import Limit
-
-LINEAR_FROM_ZERO = frozenset(
-    {"fraction of ln(in-degree)", "share of node-heads", "share of nodes", "share of channels", "share of entries"}
-)
-"""Units of numbers between 0 and 1: their axis always spans both."""
+from gnnstab.report.svg import Axis, axis_for
 
 
 def scale_of(name: str) -> str:
     """``linear`` for shares and for numbers that are logarithms already, ``log`` for sizes, ``symlog`` for scores."""
-    if name in ("score.min", "score.max"):
-        return "symlog"
-    linear = SIGNALS[name].unit in LINEAR_FROM_ZERO or name.startswith(("gain.lambda", "gradient.slope"))
-    return "linear" if linear else "log"
+    kind = SIGNALS[name]
+    return "linear" if kind.is_share else kind.axis
+
+
+def is_share(name: str) -> bool:
+    """True for a signal between 0 and 1: its axis always spans both. False for a stranger."""
+    return name in SIGNALS and SIGNALS[name].is_share
+
+
+def axis_of(name: str, values: Iterable[float], start: float, stop: float, *, linear: bool = False) -> Axis:
+    """The axis that a signal is drawn on, from pixel ``start`` to ``stop``; ``linear`` where no logarithm exists."""
+    if is_share(name):
+        return Axis(0.0, 1.0, start, stop)
+    return axis_for(values, start, stop, kind="linear" if linear or name not in SIGNALS else scale_of(name))
 
 
 def status(value: float, limits: Sequence[Limit]) -> str:

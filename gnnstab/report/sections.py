@@ -10,6 +10,13 @@ from typing import Any
 import numpy as np
 
 from gnnstab.records import SIGNALS, Cause, Finding, FixAdvice, LayerFacts
+from gnnstab.records.vocabulary import (
+    ATTENTION_ENTROPY,
+    DEGREE_MEDIAN,
+    GATE_SATURATED_SHARE,
+    LOGIT_SPECTRAL_QK,
+    WEIGHT_NON_FINITE,
+)
 from gnnstab.report import charts, summary
 from gnnstab.report.evidence import MODEL, Evidence, parameter, worst
 from gnnstab.report.scales import status
@@ -23,17 +30,17 @@ FIGURE_OF = {"score.": "scores", "attention.": "entropy", "logit.": "weights", "
 PER_HEAD = (
     (
         "entropy",
-        "attention.entropy",
+        ATTENTION_ENTROPY,
         "Attention entropy per head",
         "Fraction of ln(in-degree): 1 is even, 0 is one neighbour only.",
     ),
     (
         "weights",
-        "logit.spectral_qk",
+        LOGIT_SPECTRAL_QK,
         "Spectral norm per head",
         "‖W_qᵀW_k‖₂/√C in logits per unit² of input: how sharp this head can get.",
     ),
-    ("gate", "gate.saturated_share", "Saturated gate per head", "Share of β gates below 0.05 or above 0.95."),
+    ("gate", GATE_SATURATED_SHARE, "Saturated gate per head", "Share of β gates below 0.05 or above 0.95."),
 )
 
 
@@ -110,8 +117,8 @@ def verdict(evidence: Evidence, anchors: Anchors) -> dict[str, str]:
     if word == "NOT EVALUABLE":
         none = "Nothing was measured, so nothing can be called healthy."
         return _words(state, "unknown", "Nothing could be judged.", lead, none)
-    if word == "STABLE":
-        whole = d.coverage.layers_observed >= d.coverage.layers_expected and not d.coverage.blind
+    if word in ("STABLE", "NOTHING FOUND"):
+        whole = word == "STABLE" and not d.coverage.blind
         headline = "No instability found." if whole else "No instability in what could be seen."
         return _words(state, "good", headline, lead, "Nothing crossed a limit.")
     tone = "error" if severity == "error" else "warning"
@@ -203,7 +210,7 @@ def _numbers(evidence: Evidence, name: str, anchor: str) -> Iterator[dict[str, A
     """The numbers of a layer; of several with one name, such as one per parameter, the first carries the id."""
     taken: set[str] = set()
     for signal in evidence.numbers(name):
-        if signal.name == "weight.non_finite" and signal.value == 0:
+        if signal.name == WEIGHT_NON_FINITE and signal.value == 0:
             continue  # a line per parameter that says nothing; one that is not zero stays
         owner = parameter(signal)
         told = meaning(signal.name) + (f", {owner.removeprefix(name).lstrip('.')}" if owner and owner != name else "")
@@ -251,11 +258,11 @@ def degree_cap(evidence: Evidence, layer: str = MODEL) -> float:
 
     d is the median in-degree of the layer, else of the model, else the largest of any layer; NaN when none is known.
     """
-    profile = evidence.profile("degree.median")
+    profile = evidence.profile(DEGREE_MEDIAN)
     known = profile.values[np.isfinite(profile.values)] if profile is not None else np.empty(0)
     candidates = (
-        evidence.value("degree.median", layer),
-        evidence.value("degree.median"),
+        evidence.value(DEGREE_MEDIAN, layer),
+        evidence.value(DEGREE_MEDIAN),
         *np.sort(known)[::-1].tolist(),
     )
     degree = next((d for d in candidates if d > 1), math.nan)

@@ -3,62 +3,61 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from gnnstab.records import Diagnosis, Finding, LayerFacts
+from gnnstab.records import SIGNALS, Diagnosis, Finding, LayerFacts
+from gnnstab.records.vocabulary import (
+    ATTENTION_ENTROPY,
+    ATTENTION_ONE_HOT_SHARE,
+    GRADIENT_INPUT_RMS,
+    LOGIT_SPECTRAL_QK,
+    OUTPUT_RMS,
+    PRECISION_FP16_HEADROOM,
+    SCORE_MAX_ABS,
+)
 from gnnstab.report import escape, summary
 from gnnstab.report.numbers import count, number
 from gnnstab.report.text_parts import relative_to, table
-from gnnstab.report.text_style import MUTED, SEVERITY
+from gnnstab.report.text_style import SEVERITY
 
-ROWS = 12
-"""Layers shown unless all are asked for."""
-
-COLUMNS: tuple[tuple[str, str, Callable[[Iterable[float]], float]], ...] = (
-    ("score.max_abs", "max |s|", max),
-    ("attention.entropy", "entropy", min),
-    ("attention.one_hot_share", "one-hot", max),
-    ("logit.spectral_qk", "‖QᵀK‖", max),
-    ("precision.fp16_headroom", "fp16 ×", min),
-    ("output.rms", "out RMS", max),
-    ("gradient.input_rms", "grad RMS", max),
+COLUMNS = (
+    SCORE_MAX_ABS,
+    ATTENTION_ENTROPY,
+    ATTENTION_ONE_HOT_SHARE,
+    LOGIT_SPECTRAL_QK,
+    PRECISION_FP16_HEADROOM,
+    OUTPUT_RMS,
+    GRADIENT_INPUT_RMS,
 )
-"""Signal, heading, and which head speaks for the layer where no aggregate over heads was measured."""
+"""From the most to the least telling; narrow terminals lose the last."""
 
 
-def layers(diagnosis: Diagnosis, width: int, verbose: bool) -> RenderableType | None:
+def layers(diagnosis: Diagnosis, width: int) -> RenderableType | None:
     """One row per layer with the numbers that decide; a column without any value is left out."""
     if not any(layer.attention for layer in diagnosis.layers):
         return None
-    values = {signal: _per_layer(diagnosis, signal, worst) for signal, _, worst in COLUMNS}
-    used = [(signal, heading) for signal, heading, _ in COLUMNS if values[signal]]
+    values = {signal: _per_layer(diagnosis, signal) for signal in COLUMNS}
+    used = [signal for signal in COLUMNS if values[signal]]
     used = used[: max(1, (width - 40) // 9)]
     troubled = {finding.layer for finding in diagnosis.findings}
-    measured = [x for x in diagnosis.layers if x.attention or any(x.name in values[signal] for signal, _ in used)]
-    chosen = _chosen(measured, troubled, verbose)
+    chosen = [x for x in diagnosis.layers if x.attention or any(x.name in values[signal] for signal in used)]
     path, names = escape.apart([layer.name for layer in chosen], max(16, width - 24 - 10 * len(used)))
-    grid = table("", "Layer", "Shape", *(heading for _, heading in used), numbers=3)
+    grid = table("", "Layer", "Shape", *(SIGNALS[signal].heading for signal in used), numbers=3)
     for layer, label in zip(chosen, names, strict=True):
-        numbers = [number(values[signal].get(layer.name)) for signal, _ in used]
+        numbers = [number(values[signal].get(layer.name)) for signal in used]
         mark = Text("!", style=SEVERITY["warning"]) if layer.name in troubled else Text(" ")
         grid.add_row(mark, Text(label), Text(_shape(layer)), *numbers)
-    left_out = len(measured) - len(chosen)
-    more = f"and {count(left_out, 'more layer')} (--verbose shows all)"
-    parts: list[RenderableType] = [relative_to(path)] if path else []
-    parts.append(grid)
-    if left_out:
-        parts.append(Text(more, style=MUTED))
-    return Group(*parts)
+    return Group(*([relative_to(path)] if path else []), grid)
 
 
-def _per_layer(diagnosis: Diagnosis, name: str, worst: Callable[[Iterable[float]], float]) -> dict[str, float]:
+def _per_layer(diagnosis: Diagnosis, name: str) -> dict[str, float]:
     """Layer → the aggregate over heads, the latest step's where there are several, else the worst head."""
     found: dict[str, float] = {}
     heads: dict[str, list[float]] = {}
+    worst = max if SIGNALS[name].rises else min
     for signal in diagnosis.signals:
         if signal.name != name or signal.layer is None:
             continue
@@ -69,13 +68,6 @@ def _per_layer(diagnosis: Diagnosis, name: str, worst: Callable[[Iterable[float]
     for layer, values in heads.items():
         found.setdefault(layer, math.nan if any(math.isnan(v) for v in values) else worst(values))
     return found
-
-
-def _chosen(all_layers: Sequence[LayerFacts], troubled: set[str | None], verbose: bool) -> Sequence[LayerFacts]:
-    if verbose or len(all_layers) <= ROWS:
-        return all_layers
-    first = [layer for layer in all_layers if layer.name in troubled] or list(all_layers)
-    return first[:ROWS]
 
 
 def _shape(layer: LayerFacts) -> str:
@@ -89,14 +81,14 @@ def _shape(layer: LayerFacts) -> str:
     return f"{inputs}→{outputs} ×{heads}"
 
 
-def coverage(diagnosis: Diagnosis, verbose: bool) -> RenderableType:
+def coverage(diagnosis: Diagnosis) -> RenderableType:
     """Layers seen, blind sites with the remedy, rules without verdict, assumptions, notes."""
     seen = diagnosis.coverage
     lines = [
         f"{seen.layers_observed} of {count(seen.layers_expected, 'attention layer')} observed; {_rule_counts(diagnosis)}."
     ]
     lines += [f"Blind: {escape.name(b.layer)}, {escape.name(b.site)}: {escape.sentence(b.reason)}" for b in seen.blind]
-    lines += _unjudged(diagnosis, verbose)
+    lines += _rules(diagnosis)
     lines += [_withheld(item.finding, item.reason) for item in diagnosis.suppressed]
     if seen.assumptions:
         lines.append("Taken as: " + "; ".join(escape.sentence(a) for a in seen.assumptions) + ".")
@@ -116,11 +108,10 @@ def _withheld(finding: Finding, reason: str) -> str:
     return f"Suppressed: {finding.code} at {summary.where(finding)}: {escape.sentence(reason)}"
 
 
-def _unjudged(diagnosis: Diagnosis, verbose: bool) -> list[str]:
-    """Rules that could not be judged, those with the same reason together; all others too when ``verbose``."""
-    statuses = ("not-evaluable", "suppressed", *(("not-applicable", "passed", "fired") if verbose else ()))
-    chosen = [rule for rule in diagnosis.rules if rule.status in statuses]
-    chosen.sort(key=lambda rule: (statuses.index(rule.status), rule.reason, rule.code))
+def _rules(diagnosis: Diagnosis) -> list[str]:
+    """All rules with their status, those with the same reason together; first the ones that could not be judged."""
+    statuses = ("not-evaluable", "suppressed", "not-applicable", "passed", "fired")
+    chosen = sorted(diagnosis.rules, key=lambda rule: (statuses.index(rule.status), rule.reason, rule.code))
     lines = []
     for (status, reason), rules in groupby(chosen, key=lambda rule: (rule.status, rule.reason)):
         codes = " ".join(rule.code for rule in rules)

@@ -9,6 +9,14 @@ from typing import Any, ClassVar
 
 from gnnstab.errors import NotEvaluable
 from gnnstab.records import Finding, Signal, Signals
+from gnnstab.records.vocabulary import (
+    LOSS,
+    LOSS_FIRST_RISE,
+    OPTIMIZER_LOSS_RISE,
+    OPTIMIZER_LR_TO_RMS,
+    OPTIMIZER_OUTPUT_MOVE,
+    UPDATE_RATIO,
+)
 from gnnstab.rules.base import Rule, threshold
 from gnnstab.rules.reading import percent, typical_matrix
 
@@ -79,10 +87,10 @@ class LearningRateTooHigh(Rule):
 
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding: steps that were tried, the first steps of the run, the end of the run, and a hint where there is nothing else."""
-        tried = [*signals.find("optimizer.loss_rise"), *signals.find("loss.first_rise")]
-        losses, ratio = signals.find("loss"), _ratio(signals)
+        tried = [*signals.find(OPTIMIZER_LOSS_RISE), *signals.find(LOSS_FIRST_RISE)]
+        losses, ratio = signals.find(LOSS), _ratio(signals)
         if not tried and not losses and ratio is None:
-            raise NotEvaluable(signals.why_missing("optimizer.loss_rise"))
+            raise NotEvaluable(signals.why_missing(OPTIMIZER_LOSS_RISE))
         found = [finding for rise in tried for finding in self._rise(rise, signals)]
         found = found or [finding for loss in losses for finding in self._lost(loss)]
         if not found and not tried and ratio is not None and ratio.value > self.warn_ratio:
@@ -90,11 +98,11 @@ class LearningRateTooHigh(Rule):
         yield from found[:1]
 
     def _rise(self, rise: Signal, signals: Signals) -> Iterator[Finding]:
-        moves = [s.value for s in signals.find("optimizer.output_move")]
+        moves = [s.value for s in signals.find(OPTIMIZER_OUTPUT_MOVE)]
         limit = self.warn_rise
         if moves and max(moves) < self.least_move and math.isfinite(rise.value):
             return
-        if not moves and rise.name == "loss.first_rise":
+        if not moves and rise.name == LOSS_FIRST_RISE:
             limit = self.run_rise
         if not rise.value <= limit and self._lasts(rise):
             severe = not rise.value <= self.error_rise
@@ -119,7 +127,7 @@ class LearningRateTooHigh(Rule):
             )
 
     def _hint(self, ratio: Signal) -> Finding:
-        what = "Adam's first steps move" if ratio.name == "optimizer.lr_to_rms" else "early updates moved"
+        what = "Adam's first steps move" if ratio.name == OPTIMIZER_LR_TO_RMS else "early updates moved"
         lr = ratio.detail.get("lr")
         rate = f" (lr {lr:g})" if isinstance(lr, (int, float)) else ""
         return self.finding(
@@ -134,8 +142,8 @@ class LearningRateTooHigh(Rule):
 
 def _ratio(signals: Signals) -> Signal | None:
     """The larger of the two relative updates that are known without a step: a hint."""
-    early = [s for s in signals.find("update.ratio") if s.detail.get("early", True)]
-    known = [typical_matrix(signals.find("optimizer.lr_to_rms")), typical_matrix(early)]
+    early = [s for s in signals.find(UPDATE_RATIO) if s.detail.get("early", True)]
+    known = [typical_matrix(signals.find(OPTIMIZER_LR_TO_RMS)), typical_matrix(early)]
     return max((s for s in known if s is not None), key=lambda s: s.value, default=None)
 
 
@@ -147,7 +155,7 @@ def _said(rise: Signal, moves: Sequence[float]) -> str:
     if isinstance(first, (int, float)):
         began = f" from {first:.3g}"
         to = f" to {first * rise.value:.3g}," + to + " as much" if math.isfinite(rise.value) else to
-    where = "of this run" if rise.name == "loss.first_rise" else "taken on a copy"
+    where = "of this run" if rise.name == LOSS_FIRST_RISE else "taken on a copy"
     who = detail.get("optimizer", "the optimizer")
     moved = f"; one update moves the output by {max(moves):.3g} times its spread" if moves else ""
     return f"in the first steps of {who}{rate} {where} the loss rises{began}{to}{moved}. {_advice(detail)}"

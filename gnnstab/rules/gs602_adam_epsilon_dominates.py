@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from gnnstab.errors import NotApplicable
 from gnnstab.records import Finding, Signal, Signals
+from gnnstab.records.vocabulary import OPTIMIZER_BELOW_EPS_SHARE, OPTIMIZER_EPS_DAMPING
 from gnnstab.rules.base import Rule, threshold
 from gnnstab.rules.reading import largest, percent, smallest
 
@@ -62,12 +63,12 @@ class AdamEpsilonDominates(Rule):
 
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding for steps that were tried, else one per layer."""
-        tried = signals.find("optimizer.eps_damping")
+        tried = signals.find(OPTIMIZER_EPS_DAMPING)
         if tried:
             yield from self._damped(smallest(tried))
             return
         per_layer: dict[str, list[Signal]] = {}
-        for signal in signals.need("optimizer.below_eps_share"):
+        for signal in signals.need(OPTIMIZER_BELOW_EPS_SHARE):
             parameter = str(signal.detail.get("parameter", ""))
             if parameter.endswith(("lin_value.weight", "lin_skip.weight")) or not parameter:
                 per_layer.setdefault(signal.layer or "", []).append(signal)

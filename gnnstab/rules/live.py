@@ -21,6 +21,7 @@ from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.gs501_precision_headroom import UNIT_ROUNDOFF, PrecisionHeadroom
 from gnnstab.rules.gs601_learning_rate_too_high import LearningRateTooHigh
 from gnnstab.rules.gs603_gradient_spike import GradientSpike
+from gnnstab.signals.fitting import log_linear
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -118,17 +119,8 @@ class _Track:
 
     def growth(self) -> tuple[float, float]:
         """Slope of ln(value) per step over the window, and its standard error."""
-        points = [(step, math.log(v)) for step, v in zip(self.steps, self.values, strict=True) if v > 0]
-        n = len(points)
-        if n <= WARM_UP:
-            return 0.0, math.inf
-        mean_x, mean_y = sum(x for x, _ in points) / n, sum(y for _, y in points) / n
-        spread = sum((x - mean_x) ** 2 for x, _ in points)
-        if spread == 0:
-            return 0.0, math.inf
-        slope = sum((x - mean_x) * (y - mean_y) for x, y in points) / spread
-        rest = sum((y - mean_y - slope * (x - mean_x)) ** 2 for x, y in points)
-        return slope, math.sqrt(rest / (n - 2) / spread)
+        fitted = log_linear(self.steps, self.values, WARM_UP + 1)
+        return (0.0, math.inf) if fitted is None else (fitted.slope, fitted.error)
 
 
 class _Quiet:
@@ -259,8 +251,6 @@ class LiveEngine:
             return  # The fit is the expensive part, and at every healthy step nothing asks for it.
         growth, error = track.growth()
         yield from self._headroom(step, key.layer, size, growth if growth > 3 * error else 0.0)
-        limits = self._limits
-        grown = size > limits.score_factor * track.start and size > limits.score_floor
         steady = track.ready and grown and growth > max(limits.score_growth, 3 * error)
         if steady or self._jumped(track, size):
             first = track.start if track.ready else track.before

@@ -9,6 +9,7 @@ from importlib.metadata import EntryPoint
 from gnnstab.errors import ConfigurationError, UsageError
 from gnnstab.plugins import installed
 from gnnstab.rules.base import Rule
+from gnnstab.rules.table import RULES
 
 GROUP = "gnnstab.rules"
 """Entry-point group in which a package offers rule classes."""
@@ -22,8 +23,6 @@ def rule_classes() -> tuple[type[Rule], ...]:
 
     Raises `ConfigurationError` naming the plugin that does not load, has a malformed code, or takes one in use.
     """
-    from gnnstab.rules import RULES
-
     return join(RULES, installed(GROUP))
 
 

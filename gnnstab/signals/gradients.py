@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from gnnstab.records import LayerFacts, SeriesKey, Signal
+from gnnstab.records.vocabulary import GRADIENT_INPUT_RMS, GRADIENT_SLOPE, OF_SITE
 from gnnstab.signals.window import LATEST_STEPS, latest
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 Sites: TypeAlias = "Mapping[SeriesKey, NDArray[np.void]]"
 
-_NAMES = {"grad_input": "gradient.input_rms", "grad_output": "gradient.output_rms"}
+_SITES = ("grad_input", "grad_output")
 
 
 def gradient_signals(sites: Sites, layers: Sequence[LayerFacts], source: str, *, single: bool) -> list[Signal]:
@@ -27,12 +28,12 @@ def gradient_signals(sites: Sites, layers: Sequence[LayerFacts], source: str, *,
     """
     signals: list[Signal] = []
     for key, rows in sites.items():
-        if key.site in _NAMES and key.call == 0:
+        if key.site in _SITES and key.call == 0:
             value = _rms(rows)
             if math.isfinite(value):
                 detail = {"mode": key.mode}
                 step = None if single else int(rows["step"][-1])
-                signals.append(Signal(_NAMES[key.site], value, key.layer, None, step, source, detail))
+                signals.append(Signal(OF_SITE[key.site], value, key.layer, None, step, source, detail))
     return signals + over_depth(signals, layers, source)
 
 
@@ -40,7 +41,7 @@ def over_depth(signals: Sequence[Signal], layers: Sequence[LayerFacts], source: 
     """Ratio and slope of the node-state gradients over the attention layers; nothing below two layers."""
     by_mode: dict[str, dict[str, float]] = {}
     for signal in signals:
-        if signal.name == "gradient.input_rms" and signal.layer is not None:
+        if signal.name == GRADIENT_INPUT_RMS and signal.layer is not None:
             by_mode.setdefault(str(signal.detail.get("mode", "")), {})[signal.layer] = signal.value
     order = [layer.name for layer in sorted(layers, key=lambda layer: layer.position) if layer.attention]
     found: list[Signal] = []
@@ -57,7 +58,7 @@ def over_depth(signals: Sequence[Signal], layers: Sequence[LayerFacts], source: 
         positive = [(depth, math.log(value)) for depth, value in points if value > 0]
         if len(positive) >= 2:
             steepness = float(np.polyfit([d for d, _ in positive], [g for _, g in positive], 1)[0])
-            found.append(Signal("gradient.slope", -steepness, None, None, None, source, detail))
+            found.append(Signal(GRADIENT_SLOPE, -steepness, None, None, None, source, detail))
     return found
 
 

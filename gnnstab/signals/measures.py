@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from gnnstab.records import SIGNALS, Measure, Signal
+from gnnstab.records.vocabulary import DEGREE_MEDIAN
 from gnnstab.signals.window import best_mode, latest
 
 Stream = tuple[str, str, int, str, int]
@@ -45,7 +46,7 @@ def measured_signals(measures: Sequence[Measure], source: str, *, single: bool) 
     for layer, mode, *_ in found:
         seen.setdefault(layer, set()).add(mode)
     modes = judged_modes(seen)
-    degrees = {k[0]: {row.step: row.value for row in rows} for k, rows in found.items() if k[3] == "degree.median"}
+    degrees = {k[0]: {row.step: row.value for row in rows} for k, rows in found.items() if k[3] == DEGREE_MEDIAN}
     signals: list[Signal] = []
     undefined: dict[str, str] = {}
     for (layer, mode, call, name, head), rows in found.items():

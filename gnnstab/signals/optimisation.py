@@ -10,6 +10,7 @@ import numpy as np
 
 from gnnstab.records import PARAMETER_SITES, Measure, SeriesKey, Signal
 from gnnstab.records.rises import rise_of
+from gnnstab.records.vocabulary import LOSS_FIRST_RISE, LOSS_VALIDATION
 from gnnstab.signals.window import Floats, Integers, latest, median
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def _first_rise(rows: NDArray[np.void]) -> list[Signal]:
     if math.isfinite(early["lr"][0]):
         detail["lr"] = float(early["lr"][0])
     step = int(early["step"][rise.peak])
-    return [Signal("loss.first_rise", rise.largest, None, None, step, "training", detail)]
+    return [Signal(LOSS_FIRST_RISE, rise.largest, None, None, step, "training", detail)]
 
 
 def _norm(rows: NDArray[np.void]) -> list[Signal]:
@@ -87,7 +88,7 @@ def gap_signals(steps: NDArray[np.void], measures: Sequence[Measure]) -> list[Si
     """
     known = steps[np.isfinite(steps["loss"])]
     gaps: list[float] = []
-    given = [row for row in measures if row.name == "loss.validation" and math.isfinite(row.value)]
+    given = [row for row in measures if row.name == LOSS_VALIDATION and math.isfinite(row.value)]
     for row in given[-VALIDATIONS:]:
         before = known["loss"][known["step"] <= row.step][-BEFORE:]
         training = float(median(before)) if len(before) else math.nan

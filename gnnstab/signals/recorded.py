@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from gnnstab.records import PARAMETER_SITES, SIGNALS, LayerFacts, SeriesKey, Signal, Signals
+from gnnstab.records.vocabulary import LOSS_GENERALISATION_GAP
 from gnnstab.signals.gradients import gradient_signals
 from gnnstab.signals.measures import measured_signals
 from gnnstab.signals.optimisation import gap_signals, parameter_signals, step_signals
@@ -26,7 +27,7 @@ _MISSING = {
     "optimizer.": "the trace does not hold the optimizer's state; pass a checkpoint with it, or the optimizer",
     "logit.": "the trace does not hold the weights; pass the checkpoint or the model",
     "gain.": "the trace does not hold the weights; pass the checkpoint or the model",
-    "loss.generalisation_gap": "no validation loss is known; pass it with monitor.validation(loss), beside monitor.loss(loss)",
+    LOSS_GENERALISATION_GAP: "no validation loss is known; pass it with monitor.validation(loss), beside monitor.loss(loss)",
     "aggregation.": "no aggregation other than attention was recorded",
     "update.": "no optimizer step was recorded",
     "loss": "no loss is known; pass it with monitor.loss(loss)",

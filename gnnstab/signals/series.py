@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gnnstab.records import LayerFacts, Measure, Series, SeriesKey, Signal
+from gnnstab.records import SIGNALS, LayerFacts, Measure, Series, SeriesKey, Signal
+from gnnstab.records.vocabulary import GRADIENT_NORM, LOSS, OF_SITE, SCORE_MAX_ABS, in_group
+from gnnstab.signals.fitting import log_linear
 from gnnstab.signals.measures import judged_modes, streams
-from gnnstab.signals.window import Floats, Integers, slope, thin
+from gnnstab.signals.window import Floats, Integers, thin
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_LIGHT = {"input": "input.rms", "output": "output.rms", "grad_input": "gradient.input_rms"}
-_FULL = ("attention.entropy", "attention.one_hot_share", "smoothness.relative", "channels.dead_share")
-_LOWEST = ("attention.entropy", "smoothness.relative")
-"""Series whose small values are the alarming ones."""
+_LIGHT = ("input", "output", "grad_input")
+"""Sites whose RMS is drawn; the gradient at the output of a layer is that at the input of the next."""
 
 GROWTH_WINDOW = 200
 """Latest steps over which the growth of the scores is fitted."""
@@ -39,11 +39,12 @@ def run_series(
             continue
         if key.site == "score":
             size = np.fmax(np.abs(rows["minimum"]), np.abs(rows["maximum"])).astype(np.float64)
-            found.append(_series("score.max_abs", key.layer, rows["step"], size))
+            found.append(_series(SCORE_MAX_ABS, key.layer, rows["step"], size))
         elif key.site in _LIGHT:
-            found.append(_series(_LIGHT[key.site], key.layer, rows["step"], rows["rms"].astype(np.float64)))
+            found.append(_series(OF_SITE[key.site], key.layer, rows["step"], rows["rms"].astype(np.float64)))
+    full = in_group("series")
     for (layer, mode, call, name, head), own in streams(measures).items():
-        if name in _FULL and head < 0 and call == 0 and mode == modes.get(layer, mode) and layer in watched:
+        if name in full and head < 0 and call == 0 and mode == modes.get(layer, mode) and layer in watched:
             values = np.array([row.value for row in own], dtype=np.float64)
             found.append(_series(name, layer, np.array([row.step for row in own], dtype=np.int64), values))
     return found
@@ -53,11 +54,11 @@ def growth_signals(series: Sequence[Series]) -> list[Signal]:
     """Relative growth of max |score| per step over the latest steps, with its standard error."""
     signals = []
     for one in series:
-        if one.name == "score.max_abs":
-            fitted = slope(one.steps[-GROWTH_WINDOW:], one.values[-GROWTH_WINDOW:])
+        if one.name == SCORE_MAX_ABS:
+            fitted = log_linear(one.steps[-GROWTH_WINDOW:], one.values[-GROWTH_WINDOW:])
             if fitted is not None:
-                detail = {"standard_error": fitted[1], "steps": int(min(len(one.steps), GROWTH_WINDOW))}
-                growth = math.expm1(min(fitted[0], 50.0))
+                detail = {"standard_error": fitted.error, "steps": int(min(len(one.steps), GROWTH_WINDOW))}
+                growth = math.expm1(min(fitted.slope, 50.0))
                 signals.append(Signal("score.growth", growth, one.layer, None, int(one.steps[-1]), "training", detail))
     return signals
 
@@ -65,7 +66,7 @@ def growth_signals(series: Sequence[Series]) -> list[Signal]:
 def _steps(steps: NDArray[np.void]) -> list[Series]:
     rows = steps[~steps["skipped"]]
     found = []
-    for name, field in (("loss", "loss"), ("gradient.norm", "grad_norm")):
+    for name, field in ((LOSS, "loss"), (GRADIENT_NORM, "grad_norm")):
         known = rows[~np.isnan(rows[field])]
         if len(known):
             found.append(_series(name, None, known["step"].astype(np.int64), known[field].astype(np.float64)))
@@ -81,5 +82,5 @@ def _modes(sites: Mapping[SeriesKey, NDArray[np.void]], watched: set[str]) -> di
 
 
 def _series(name: str, layer: str | None, steps: Integers, values: Floats) -> Series:
-    at, kept = thin(steps.astype(np.int64), values, lowest=name in _LOWEST)
+    at, kept = thin(steps.astype(np.int64), values, lowest=not SIGNALS[name].rises)
     return Series(name, layer, None, at, kept)

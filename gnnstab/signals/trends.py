@@ -11,30 +11,11 @@ import numpy as np
 
 from gnnstab.errors import UsageError
 from gnnstab.records import Series, Signals
-from gnnstab.signals.window import Floats, Integers
-
-TRENDS = (
-    "logit.frobenius",
-    "logit.spectral_qk",
-    "logit.alignment",
-    "gain.value",
-    "gain.skip",
-    "score.max_abs",
-    "score.within_std",
-    "attention.entropy",
-    "attention.one_hot_share",
-    "input.rms",
-    "output.rms",
-    "gradient.ratio",
-    "optimizer.gradient_rms",
-)
-"""Signals that are followed over checkpoints."""
+from gnnstab.records.vocabulary import in_group
+from gnnstab.signals.fitting import log_linear
 
 _Line = tuple[str, str | None, int | None, str]
 """Signal, layer, head, source."""
-
-LEAST = 4
-"""Checkpoints below which no trend is claimed: a line through three points always looks straight."""
 
 CLEAR = 3.0
 """A trend is clear when its slope exceeds this many standard errors."""
@@ -134,7 +115,7 @@ class Trajectory:
 
 
 def _followed(signals: Signals) -> Iterator[tuple[_Line, float]]:
-    for name in TRENDS:
+    for name in in_group("trend"):
         for signal in signals.find(name):
             parameter = str(signal.detail.get("parameter", ""))
             if not parameter or parameter.endswith("lin_value.weight"):
@@ -148,35 +129,15 @@ def _series(line: _Line, points: Mapping[int, float]) -> Series:
 
 
 def trends(series: Sequence[Series]) -> list[Trend]:
-    """A fit for every series with at least `LEAST` positive finite points."""
+    """A fit for every series with enough positive finite points."""
     fitted = [fit(one) for one in series]
     return [trend for trend in fitted if trend is not None]
 
 
 def fit(series: Series) -> Trend | None:
-    """The log-linear fit of one series by least squares; None with too few positive finite points."""
-    usable = np.isfinite(series.values) & (series.values > 0)
-    steps: Integers = series.steps[usable]
-    logs: Floats = np.log(series.values[usable])
-    if len(steps) < LEAST or steps[-1] == steps[0]:
-        return None
-    x = steps.astype(np.float64)
-    center, spread = float(x.mean()), float(((x - x.mean()) ** 2).sum())
-    slope = float(((x - center) * (logs - logs.mean())).sum() / spread)
-    residual = logs - logs.mean() - slope * (x - center)
-    noise = math.sqrt(float((residual**2).sum()) / (len(x) - 2))
-    ahead = float(x[-1]) - center
-    return Trend(
-        series.name,
-        series.layer,
-        series.head,
-        slope,
-        noise / math.sqrt(spread),
-        float(logs.mean()) + slope * ahead,
-        noise * math.sqrt(1 / len(x) + ahead**2 / spread),
-        int(steps[-1]),
-        len(x),
-    )
+    """The log-linear fit of one series; None with too few positive finite points."""
+    found = log_linear(series.steps, series.values)
+    return None if found is None else Trend(series.name, series.layer, series.head, *found)
 
 
 def _plain(trend: Trend) -> Mapping[str, object]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gnnstab.checkpoint.facts import CheckpointFacts
 from gnnstab.records import Signals
+from gnnstab.records.vocabulary import GRADIENT_NORM, GRADIENT_SPIKE, SCORE_GROWTH, WEIGHT_GRAD_RMS
 
 MODEL = "--model pkg.mod:factory"
 BATCH = f"{MODEL} --batch FILE"
@@ -27,10 +28,10 @@ _NEEDS_BATCH = {
     "aggregation.": "an aggregation needs a graph",
     "feature.": "the file holds no features",
     "precision.": "the size of the scores needs an input",
-    "weight.grad_rms": "gradients need an input",
+    WEIGHT_GRAD_RMS: "gradients need an input",
 }
 
-_NEEDS_RUN = ("update.", "loss", "gradient.spike", "gradient.norm", "score.growth")
+_NEEDS_RUN = ("update.", "loss", GRADIENT_SPIKE, GRADIENT_NORM, SCORE_GROWTH)
 
 
 def from_checkpoint(facts: CheckpointFacts) -> Signals:

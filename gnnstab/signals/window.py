@@ -55,17 +55,3 @@ def thin(steps: Integers, values: Floats, *, lowest: bool = False) -> tuple[Inte
     order = np.lexsort((rank, bucket))
     chosen = order[np.r_[True, np.diff(bucket) > 0]]
     return steps[chosen], values[chosen]
-
-
-def slope(steps: Integers, values: Floats) -> tuple[float, float] | None:
-    """Slope per step of ln(values) and its standard error; None for fewer than four positive finite values."""
-    usable = np.isfinite(values) & (values > 0)
-    x, y = steps[usable].astype(np.float64), np.log(values[usable])
-    if len(x) < 4 or x[-1] == x[0]:
-        return None
-    x = x - x.mean()
-    spread = float((x * x).sum())
-    fitted = float((x * (y - y.mean())).sum() / spread)
-    residual = y - y.mean() - fitted * x
-    error = float(np.sqrt((residual**2).sum() / max(len(x) - 2, 1) / spread))
-    return fitted, error

@@ -10,10 +10,10 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
-from urllib.parse import quote
 
 from gnnstab.errors import TraceError
 from gnnstab.trace import schema
+from gnnstab.trace.companions import address, check_companions, check_journal
 
 LONGEST_VALUE = 16 * 2**20
 """Bytes of the longest text that is read; the longest that gnnstab writes is far below it."""
@@ -110,6 +110,7 @@ def check_file(path: str) -> None:
         raise TraceError(f"{path}: not a regular file")
     if _bytes_of(path) == 0:
         raise TraceError(f"{path}: empty file, not a gnnstab trace")
+    check_companions(path)
 
 
 def harden(connection: sqlite3.Connection) -> None:
@@ -167,7 +168,8 @@ def _rolled_back(path: str) -> sqlite3.Connection:
         with tempfile.TemporaryDirectory(prefix="gnnstab-") as folder:
             there = os.path.join(folder, "trace")
             for end in ("", "-journal"):
-                shutil.copyfile(path + end, there + end)
+                shutil.copyfile(os.path.realpath(path) + end, there + end, follow_symlinks=False)
+            check_journal(path, f"{there}-journal")
             return _copy(_connect(there, "mode=rw"))
     except OSError as error:
         raise TraceError(f"{path}: its writer was killed, and a copy to repair could not be made ({error})") from error
@@ -176,9 +178,8 @@ def _rolled_back(path: str) -> sqlite3.Connection:
 
 
 def _connect(path: str, mode: str) -> sqlite3.Connection:
-    name = quote(os.fsencode(os.path.abspath(path)))
     connection = sqlite3.connect(
-        f"file:{name}?{mode}", uri=True, timeout=10.0, isolation_level=None, check_same_thread=False
+        address(path, mode), uri=True, timeout=10.0, isolation_level=None, check_same_thread=False
     )
     try:
         harden(connection)

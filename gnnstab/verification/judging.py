@@ -11,7 +11,7 @@ import numpy as np
 from scipy import stats
 
 from gnnstab.verification.arms import ArmResult
-from gnnstab.verification.targets import HEALTHY, Goal
+from gnnstab.verification.targets import Goal
 
 NO_EFFECT = 0.25
 """Share of the way to the threshold below which a fix is said to have no effect."""
@@ -147,10 +147,10 @@ def by_signal(pairs: Pairs, goal: Goal) -> tuple[str, str] | None:
 
 def _other_side(pairs: Pairs, goal: Goal) -> str:
     """In words, when a gradient that exploded now vanishes or the other way round; else empty."""
-    if goal.signal != "gradient.ratio":
+    if goal.healthy is None:
         return ""
     before, after = float(np.median(pairs.values("before"))), float(np.median(pairs.values("after")))
-    low, high = HEALTHY[goal.signal]
+    low, high = goal.healthy
     if before > high and after < low:
         return f"it overshoots into vanishing: the gradient ratio goes from {before:.2g} to {after:.2g}"
     if before < low and after > high:

@@ -8,15 +8,17 @@ from typing import Any
 
 from torch import nn
 
+from gnnstab.randomness import keeps_random_state
 from gnnstab.records import Cause, Diagnosis, Finding, FixAdvice
+from gnnstab.records.vocabulary import in_group
 from gnnstab.verification.protocol import verify
 from gnnstab.verification.sweep import INTERRUPTED, Progress
-from gnnstab.verification.targets import OF_SETTINGS
 from gnnstab.verification.verdict import Verdict
 
 _ORDER = ("confirmed", "inconclusive", "not-tested", "no-effect", "made-worse")
 
 
+@keeps_random_state
 def prove(
     diagnosis: Diagnosis,
     model: nn.Module,
@@ -61,7 +63,7 @@ def _groups(diagnosis: Diagnosis, causes: Sequence[Cause]) -> Iterator[tuple[Fin
     """Causes with the finding that their fixes are judged by; None for the most severe symptom of the model."""
     by_symptom = []
     for cause in causes:
-        own = [f for f in diagnosis.at_least("warning") if f.code in cause.codes and f.signal in OF_SETTINGS]
+        own = [f for f in diagnosis.at_least("warning") if f.code in cause.codes and f.signal in in_group("setting")]
         if own:
             yield own[0], [cause]
         else:

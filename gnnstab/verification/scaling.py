@@ -16,20 +16,32 @@ from torch import nn
 
 from gnnstab.errors import UsageError
 from gnnstab.fixes.places import duplicate
+from gnnstab.observation import measured_signals
 from gnnstab.probe.batches import as_arguments
+from gnnstab.randomness import keeps_random_state
 from gnnstab.records import Signals
+from gnnstab.records.vocabulary import (
+    AGGREGATION_RMS,
+    ATTENTION_ENTROPY,
+    ATTENTION_ONE_HOT_SHARE,
+    OUTPUT_RMS,
+    PRECISION_FP16_HEADROOM,
+    PRECISION_ROUNDING,
+    SCORE_MAX_ABS,
+    SCORE_STD,
+)
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.verification.growth import GraphCall, bound, find_graph_call, grown, in_degrees
-from gnnstab.verification.measuring import judged, measured_signals
+from gnnstab.verification.measuring import judged
 from gnnstab.verification.sweep import Progress, mark, sweep
 
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 """Multiples of the batch's in-degree that are measured."""
 
-GROWING = ("score.std", "score.max_abs", "output.rms", "aggregation.rms")
+GROWING = (SCORE_STD, SCORE_MAX_ABS, OUTPUT_RMS, AGGREGATION_RMS)
 """Signals whose growth exponent is fitted."""
 
-SHARES = ("attention.one_hot_share", "attention.entropy")
+SHARES = (ATTENTION_ONE_HOT_SHARE, ATTENTION_ENTROPY)
 """Signals between 0 and 1, interpolated instead."""
 
 
@@ -123,6 +135,7 @@ class Scaling:
         return ", ".join(parts) or "no limit is reached: nothing breaks with more neighbours per node"
 
 
+@keeps_random_state
 def scale(
     model: nn.Module,
     *,
@@ -189,7 +202,7 @@ def _point(part: nn.Module, call: GraphCall, factor: float, precision: str, seed
 
 
 def _values(signals: Signals) -> dict[str, float]:
-    names = (*GROWING, *SHARES, "precision.fp16_headroom", "precision.rounding")
+    names = (*GROWING, *SHARES, PRECISION_FP16_HEADROOM, PRECISION_ROUNDING)
     return {
         f"{s.name}|{(s.layer or '').removeprefix('inner.')}": s.value
         for name in names
@@ -259,11 +272,11 @@ def _exponent(points: Sequence[Point], signal: str, layer: str) -> Exponent | No
 def _limits(points: Sequence[Point], layer: str) -> list[Limit]:
     rule = AttentionExplosion()
     wanted = (
-        ("attention one-hot", "attention.one_hot_share", rule.one_hot_share, True),
-        ("attention saturated", "attention.entropy", rule.warn_entropy, False),
-        ("fp16 overflow", "precision.fp16_headroom", 1.0, False),
+        ("attention one-hot", ATTENTION_ONE_HOT_SHARE, rule.one_hot_share, True),
+        ("attention saturated", ATTENTION_ENTROPY, rule.warn_entropy, False),
+        ("fp16 overflow", PRECISION_FP16_HEADROOM, 1.0, False),
         # 8 bits of mantissa: the rounding of a logit reaches a tenth at 0.1·2⁸.
-        ("bf16 logits off by 10 %", "score.max_abs", 0.1 * 256, True),
+        ("bf16 logits off by 10 %", SCORE_MAX_ABS, 0.1 * 256, True),
     )
     limits = [(_limit(points, layer, *row), row) for row in wanted]
     return [replace(found, signal=row[1], line=row[2], rises=row[3]) for found, row in limits if found is not None]

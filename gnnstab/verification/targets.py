@@ -8,23 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gnnstab.records import Finding, Signals
+from gnnstab.records import SIGNALS, Finding, Signals
+from gnnstab.records.vocabulary import OPTIMIZER_BELOW_EPS_SHARE, PRECISION_FP16_HEADROOM, WEIGHT_NON_FINITE, in_group
+from gnnstab.rules.limits import limits_of
 from gnnstab.rules.reading import typical_matrix
-
-RATIOS = ("gradient.ratio", "precision.fp16_headroom", "optimizer.lr_to_rms", "score.max_abs", "feature.column_ratio")
-"""Signals on which distances are taken between logarithms."""
 
 MARGIN = 0.1
 """A threshold counts as crossed when the value lies beyond it by this share of it."""
-
-HEALTHY = {"gradient.ratio": (1e-2, 1e2)}
-"""Signals with a healthy range that is narrower than their thresholds: by measurement, networks inside it train."""
-
-TYPICAL = ("optimizer.lr_to_rms",)
-"""Signals that a rule judges by the median over all weight matrices, whichever layer that stands in."""
-
-OF_SETTINGS = ("optimizer.lr_to_rms", "optimizer.below_eps_share")
-"""Signals of the optimizer's settings, which fixes of the training move and nothing else shows."""
 
 _SYMPTOMS = ("attention.", "gradient.", "precision.", "score.", "output.", "smoothness.", "channels.")
 """Signals of what happens in the network, in contrast to causes such as the exponent of an aggregation."""
@@ -54,9 +44,17 @@ class Goal:
     stands around it, and need not move. The value is then 1 where the rule fires and 0 where it does not."""
 
     @property
+    def healthy(self) -> tuple[float, float] | None:
+        """The signal's healthy range, where that is narrower than the thresholds."""
+        return SIGNALS[self.signal].healthy if self.signal in SIGNALS else None
+
+    def _is(self, group: str) -> bool:
+        return self.signal in in_group(group)
+
+    @property
     def logarithmic(self) -> bool:
         """True when distances are ratios."""
-        return self.signal in RATIOS
+        return self._is("ratio")
 
     def read(self, signals: Signals) -> float:
         """The goal's signal now: the worst over what was measured, NaN when it was not measured.
@@ -64,18 +62,18 @@ class Goal:
         Of a goal that `silences` nothing is to be read off the signals.
         """
         if self.counts_events:
-            broken = sum(s.value > 0 for s in signals.find("weight.non_finite"))
+            broken = sum(s.value > 0 for s in signals.find(WEIGHT_NON_FINITE))
             return float(sum(event.kind == "non-finite" for event in signals.events) + broken)
-        if self.signal == "precision.fp16_headroom" and not self._in_fp16(signals):
+        if self.signal == PRECISION_FP16_HEADROOM and not self._in_fp16(signals):
             return math.inf
-        if self.signal in TYPICAL:
+        if self._is("typical"):
             typical = typical_matrix(signals.find(self.signal))
             return math.nan if typical is None else typical.value
         found = [s.value for s in signals.find(self.signal, layer=self.layer, head=None)]
         found = found or [s.value for s in signals.find(self.signal, layer=self.layer)]
         if not found or any(math.isnan(v) for v in found):
             return math.nan
-        if self.signal in HEALTHY:
+        if self.healthy:
             return max(found, key=lambda v: abs(math.log(v)) if 0 < v < math.inf else math.inf)
         return min(found) if self.rises else max(found)
 
@@ -92,8 +90,8 @@ class Goal:
             return False
         if self.counts_events or self.silences:
             return value == 0
-        if self.signal in HEALTHY:
-            low, high = HEALTHY[self.signal]
+        if self.healthy:
+            low, high = self.healthy
             return low <= value <= high
         return value >= self.line if self.rises else value <= self.line
 
@@ -114,7 +112,7 @@ class Goal:
     @property
     def line(self) -> float:
         """The threshold with its margin."""
-        if self.signal in HEALTHY or self.counts_events or self.silences:
+        if self.healthy or self.counts_events or self.silences:
             return self.threshold
         return self.threshold * (1 + MARGIN if self.rises else 1 - MARGIN)
 
@@ -148,23 +146,26 @@ def goal_of(finding: Finding) -> Goal:
     if finding.signal.startswith(_OF_THE_DATA):
         return Goal(finding.code, finding.signal, finding.layer, 0.0, False, 1.0, silences=True)
     rises = finding.value < finding.threshold
-    if finding.signal in TYPICAL:
+    if finding.signal in in_group("typical"):
         return Goal(finding.code, finding.signal, None, _line(finding), rises, finding.value)
     return Goal(finding.code, finding.signal, finding.layer, _line(finding), rises, finding.value)
 
 
 _NON_FINITE = "GS502"
 
-_OF_THE_DATA = ("degree.", "graph.", "feature.", "optimizer.below_eps_share")
+_OF_THE_DATA = ("degree.", "graph.", "feature.", OPTIMIZER_BELOW_EPS_SHARE)
 """Signals that no change of the model moves, or that tell of a fault only together with a setting such as eps."""
 
 
 def _line(finding: Finding) -> float:
     """Where health begins; the threshold of a warning even when an error fired."""
-    if finding.signal in HEALTHY:
-        low, high = HEALTHY[finding.signal]
-        return low if finding.value < finding.threshold else high
-    return _WARNING_LINES.get(finding.signal, finding.threshold)
+    if finding.signal not in SIGNALS:
+        return finding.threshold
+    healthy = SIGNALS[finding.signal].healthy
+    if healthy:
+        return healthy[0] if finding.value < finding.threshold else healthy[1]
+    warnings = (value for value, severity in limits_of(finding.signal) if severity == "warning")
+    return next(warnings, finding.threshold)
 
 
 def _distance(finding: Finding) -> float:
@@ -173,18 +174,3 @@ def _distance(finding: Finding) -> float:
     if not math.isfinite(value) or value == 0 or line == 0:
         return math.inf if not math.isfinite(value) else 0.0
     return abs(float(np.log(value / line)))
-
-
-def _warning_lines() -> dict[str, float]:
-    from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
-    from gnnstab.rules.gs601_learning_rate_too_high import LearningRateTooHigh
-
-    rule = AttentionExplosion()
-    return {
-        "attention.entropy": rule.warn_entropy,
-        "attention.one_hot_share": rule.one_hot_share,
-        "optimizer.lr_to_rms": LearningRateTooHigh().warn_ratio,
-    }
-
-
-_WARNING_LINES = _warning_lines()

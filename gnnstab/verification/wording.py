@@ -8,6 +8,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gnnstab.records.json_numbers import json_number
+from gnnstab.records.vocabulary import ATTENTION_ONE_HOT_SHARE
 from gnnstab.verification.clamping import Side
 from gnnstab.verification.ladder import Ladder
 from gnnstab.verification.replay import Replay
@@ -86,8 +88,7 @@ def scaling_text(scaling: Scaling) -> str:
     degrees = sorted({round(p.degree, 1) for p in scaling.points if p.precision == "fp32"})
     rows = [("in-degree", *scaling.layers)]
     rows += [
-        (number(d), *(f"{scaling.predict('attention.one_hot_share', n, d):.0%}" for n in scaling.layers))
-        for d in degrees
+        (number(d), *(f"{scaling.predict(ATTENTION_ONE_HOT_SHARE, n, d):.0%}" for n in scaling.layers)) for d in degrees
     ]
     table = _table(rows) if degrees and all(_has_share(scaling, n) for n in scaling.layers) else ""
     limits = [f"  {limit.sentence}" for limit in scaling.limits if math.isfinite(limit.degree)]
@@ -150,8 +151,8 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
+    if isinstance(value, float):
+        return json_number(value)
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
         return _plain(value._asdict())
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -9,7 +9,15 @@ import numpy as np
 from rich.console import Group
 from rich.text import Text
 
-from gnnstab.records import SEVERITIES, Event, Finding, Series
+from gnnstab.records import SEVERITIES, SIGNALS, Event, Finding, Series
+from gnnstab.records.vocabulary import (
+    ATTENTION_ENTROPY,
+    GRADIENT_INPUT_RMS,
+    GRADIENT_NORM,
+    LOSS,
+    OUTPUT_RMS,
+    SCORE_MAX_ABS,
+)
 from gnnstab.report import escape, summary
 from gnnstab.report.evidence import Evidence, worst
 from gnnstab.report.numbers import number
@@ -17,13 +25,8 @@ from gnnstab.report.scales import status
 from gnnstab.watch.snapshot import Snapshot
 from gnnstab.watch.sparkline import sparkline
 
-SITES = (
-    ("score.max_abs", "max |score|"),
-    ("attention.entropy", "entropy"),
-    ("output.rms", "output RMS"),
-    ("gradient.input_rms", "grad RMS"),
-)
-"""(signal, heading) of the columns, from the most to the least telling; narrow terminals lose the last."""
+COLUMNS = (SCORE_MAX_ABS, ATTENTION_ENTROPY, OUTPUT_RMS, GRADIENT_INPUT_RMS)
+"""From the most to the least telling; narrow terminals lose the last."""
 
 STYLES = {"error": "bold red", "warning": "yellow", "info": "blue", "": ""}
 MARKS = {"error": "■", "warning": "▲", "info": "●", "": " "}
@@ -77,7 +80,11 @@ def _fit(lines: Sequence[Text], width: int, height: int) -> Group:
 
 def _headline(snapshot: Snapshot, width: int) -> Text:
     word, rest = summary.verdict(snapshot.diagnosis, short=True)
-    tone = {"UNSTABLE": "bold white on red", "STABLE": "bold white on green"}.get(word, "bold black on yellow")
+    tone = {
+        "UNSTABLE": "bold white on red",
+        "STABLE": "bold white on green",
+        "NOTHING FOUND": "bold white on blue",
+    }.get(word, "bold black on yellow")
     line = Text(f" {word} ", style=tone)
     line.append(f" {escape.sentence(rest)}")
     line.truncate(width, overflow="ellipsis")
@@ -97,9 +104,9 @@ def _run_lines(snapshot: Snapshot, evidence: Evidence, width: int, ascii_only: b
     first.append(f"  {escape.name(snapshot.path, max(width - first.cell_len - 2, 12))}")
     room = max((width - 2) // 2, 20)
     second = Text()
-    for label, name in (("loss", "loss"), ("grad norm", "gradient.norm")):
+    for name in (LOSS, GRADIENT_NORM):
         series = next((s for s in evidence.growth() if s.name == name), None)
-        cell = Text(f"{label} {_last(series)} ", style="")
+        cell = Text(f"{SIGNALS[name].heading} {_last(series)} ", style="")
         cell.append(sparkline(_values(series), max(room - cell.cell_len - 2, 4), ascii_only=ascii_only), style="cyan")
         second.append_text(cell).append("  ")
     notes = [Text(f"note: {escape.sentence(note)}", style="yellow") for note in snapshot.notes[:1]]
@@ -108,19 +115,19 @@ def _run_lines(snapshot: Snapshot, evidence: Evidence, width: int, ascii_only: b
 
 def _attention(evidence: Evidence) -> list[str]:
     """The layers with something to show, in order of depth."""
-    names = {name for name, _ in SITES}
+    names = set(COLUMNS)
     recorded = {layer for layer in evidence.layers if any(s.name in names for s in evidence.growth(layer))}
     return [n for n in evidence.layers if n in recorded or n in evidence.findings_by_layer]
 
 
 def _layer_lines(evidence: Evidence, width: int, rows: int, ascii_only: bool) -> list[Text]:
     layers = _attention(evidence)
-    columns = max(1, min(len(SITES), (width - 20) // 14))
+    columns = max(1, min(len(COLUMNS), (width - 20) // 14))
     cell = 14 if width < 100 else min(26, (width - 26) // columns)
     label = width - columns * cell - 2
     heading = Text("  " + "layer".ljust(label - 1) + " ", style="bold")
-    for _, title in SITES[:columns]:
-        heading.append(title.ljust(cell))
+    for signal in COLUMNS[:columns]:
+        heading.append(SIGNALS[signal].heading.ljust(cell))
     if not layers:
         return [heading, Text("  no layer recorded yet", style="dim")][:rows]
     shown = _chosen(evidence, layers, rows - 1)
@@ -153,7 +160,7 @@ def _layer_line(
     column.truncate(label - 1, overflow="ellipsis", pad=True)
     line.append_text(column).append(" ")
     recorded = {s.name: s for s in evidence.growth(layer)}
-    for signal, _ in SITES[:columns]:
+    for signal in COLUMNS[:columns]:
         series = recorded.get(signal)
         values = _values(series)
         bad = bool(len(values)) and not np.isfinite(values[-1])

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
+from torch_geometric.loader import DataLoader
 from torch_geometric.nn import TransformerConv
 
 import gnnstab
@@ -162,6 +163,15 @@ def test_several_batches_go_round() -> None:
     signals = found(model, torch.optim.Adam(model.parameters(), lr=1e-3), batches)
     mean = sum(float(loss(model(b.x, b.edge_index), b).detach()) for b in batches) / 3
     assert signals["loss_rise"].detail["first"] == pytest.approx(mean)
+
+
+def test_a_shuffling_loader_keeps_batch_and_call_together_and_the_generator() -> None:
+    loader = DataLoader([graph(seed) for seed in range(9)], shuffle=True)
+    model = Net()
+    before = torch.get_rng_state()
+    signals = found(model, torch.optim.Adam(model.parameters(), lr=1e-3), loader)
+    assert torch.equal(before, torch.get_rng_state())
+    assert signals["loss_rise"].value < 1.05
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from gnnstab.records import LayerFacts, Measure, SeriesKey, StepRow
 from gnnstab.signals import from_trace
+from gnnstab.signals.fitting import log_linear
 from gnnstab.signals.optimisation import running_median, spikes
-from gnnstab.signals.window import MOST_POINTS, latest, median, slope, thin
+from gnnstab.signals.window import MOST_POINTS, latest, median, thin
 from gnnstab.trace import Trace, TraceWriter
 
 anything = st.floats(width=64)
@@ -63,7 +64,7 @@ def test_spikes(values: list[float]) -> None:
 @many
 def test_growth_is_the_slope_of_the_logarithms(points: list[tuple[int, float]]) -> None:
     steps, values = (list(column) for column in zip(*sorted(points), strict=True))
-    fitted = slope(np.array(steps), np.array(values))
+    fitted = log_linear(steps, values)
     assert fitted is not None
     expected = statistics.linear_regression(steps, [math.log(v) for v in values]).slope
     assert fitted[0] == pytest.approx(expected, rel=1e-6, abs=1e-12)

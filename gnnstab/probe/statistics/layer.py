@@ -23,6 +23,7 @@ from gnnstab.probe.statistics.groups import group_sizes
 from gnnstab.probe.statistics.numbers import Measured, as_rows, quiet, rms
 from gnnstab.probe.statistics.smoothness import relative_difference
 from gnnstab.probe.statistics.unit_input import is_plain, unit_input_attention
+from gnnstab.records.vocabulary import SMOOTHNESS_RELATIVE_INPUT
 
 # The adapters import this package in turn.
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def activation_measures(
         "tanh.saturated_share": tanh_saturated_share(x),
         "clip.share": clip_share(x),
         "smoothness.relative": relative_difference(output, batch),
-        "smoothness.relative_input": relative_difference(x, batch),
+        SMOOTHNESS_RELATIVE_INPUT: relative_difference(x, batch),
         "precision.underflow_share": underflow_share(output),
     }
     return {name: Measured(value) for name, value in numbers.items()}

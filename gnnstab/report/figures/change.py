@@ -31,7 +31,7 @@ from gnnstab.report.figures.canvas import (
     say_empty,
     sheet,
 )
-from gnnstab.report.scales import LINEAR_FROM_ZERO, scale_of
+from gnnstab.report.scales import is_share, scale_of
 from gnnstab.report.summary import verdict_words
 from gnnstab.report.wording import meaning, sentence, short
 
@@ -103,7 +103,7 @@ def _scale(ax: Any, signal: str, drawn: list[float], limits: Sequence[Limit]) ->
         say_empty(ax, "no finite number")
         ax.set_xticks([])
         return
-    if signal in SIGNALS and SIGNALS[signal].unit in LINEAR_FROM_ZERO:
+    if is_share(signal):
         ax.set_xlim(0, 1)
     elif signal in SIGNALS and scale_of(signal) == "log" and min(drawn) > 0:
         log_scale(ax, "x")

@@ -8,15 +8,22 @@ from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
+from gnnstab.records.vocabulary import (
+    ATTENTION_ENTROPY,
+    ATTENTION_ONE_HOT_SHARE,
+    PRECISION_FP16_HEADROOM,
+    SCORE_MAX_ABS,
+)
 from gnnstab.report.evidence import Limit
 from gnnstab.report.figures.change import scaling_curve
+from gnnstab.report.figures.writing import write_figures
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from gnnstab.verification.scaling import Scaling
 
-DRAWN = ("attention.one_hot_share", "attention.entropy", "precision.fp16_headroom", "score.max_abs")
+DRAWN = (ATTENTION_ONE_HOT_SHARE, ATTENTION_ENTROPY, PRECISION_FP16_HEADROOM, SCORE_MAX_ABS)
 """Signals that have a limit, in the order in which they are drawn."""
 
 
@@ -53,6 +60,4 @@ def write_growth(scaling: Scaling, folder: str | os.PathLike[str]) -> list[Path]
 
     The folder is made when it is missing. Raises `UsageError` when it cannot be written to.
     """
-    from gnnstab.report.figures.writing import write_figures
-
     return write_figures(growth_figures(scaling), folder)

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from gnnstab.records import SIGNALS, Diagnosis, Event
+from gnnstab.records.vocabulary import SCORE_MAX_ABS
 from gnnstab.report.distribution import Array
 from gnnstab.report.evidence import Evidence, Heat
 from gnnstab.report.figures.canvas import (
@@ -26,15 +27,13 @@ from gnnstab.report.figures.canvas import (
     say_empty,
     sheet,
 )
-from gnnstab.report.scales import LINEAR_FROM_ZERO
+from gnnstab.report.scales import is_share
 
 MOST_COLUMNS = 600
 """Columns beyond what 800 pixels can show are merged, worst value first."""
 
-WORST_IS_LOW = ("attention.entropy", "precision.fp16_headroom", "smoothness.")
 
-
-def heat_map(diagnosis: Diagnosis, signal: str = "score.max_abs") -> Figure:
+def heat_map(diagnosis: Diagnosis, signal: str = SCORE_MAX_ABS) -> Figure:
     """Layers (rows, first layer on top) × steps of one recorded signal; events are marked above and in their row.
 
     Raises `NothingEvaluable` when no layer has this signal over steps.
@@ -71,18 +70,18 @@ def _columns(heat: Heat) -> tuple[Array, Array]:
     if len(steps) <= MOST_COLUMNS:
         return edges, heat.values
     starts = np.unique(np.linspace(0, len(steps), MOST_COLUMNS, endpoint=False).astype(int))
-    worst = np.fmin if heat.name.startswith(WORST_IS_LOW) else np.fmax
+    worst = np.fmax if SIGNALS[heat.name].rises else np.fmin
     return np.append(edges[starts], last), worst.reduceat(heat.values, starts, axis=1)
 
 
 def _paint(figure: Figure, ax: Any, heat: Heat, edges: Array, values: Array) -> None:
     masked = np.ma.masked_invalid(values)
     ax.set_facecolor("#eceeee")
-    share = SIGNALS[heat.name].unit in LINEAR_FROM_ZERO
-    norm = Normalize(0, 1) if share else _norm(masked)
-    low_is_bad = heat.name.startswith(WORST_IS_LOW)
+    norm = Normalize(0, 1) if is_share(heat.name) else _norm(masked)
     rows = np.arange(len(heat.layers) + 1) - 0.5
-    mesh = ax.pcolormesh(edges, rows, masked, cmap="cividis_r" if low_is_bad else "cividis", norm=norm, rasterized=True)
+    mesh = ax.pcolormesh(
+        edges, rows, masked, cmap="cividis" if SIGNALS[heat.name].rises else "cividis_r", norm=norm, rasterized=True
+    )
     if masked.mask.all():
         say_empty(ax)
         return

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from gnnstab.records import Diagnosis
+from gnnstab.records import SIGNALS, Diagnosis
+from gnnstab.records.vocabulary import GRADIENT_INPUT_RMS, GRADIENT_OUTPUT_RMS, INPUT_RMS, MESSAGE_RMS, OUTPUT_RMS
 from gnnstab.report.distribution import Array
 from gnnstab.report.evidence import Evidence, Profile
 from gnnstab.report.figures.canvas import (
@@ -25,11 +26,8 @@ from gnnstab.report.figures.canvas import (
 )
 from gnnstab.report.wording import short
 
-FORWARD = (("output.rms", "layer output"), ("input.rms", "layer input"), ("message.rms", "messages before the skip"))
-BACKWARD = (
-    ("gradient.input_rms", "gradient at the layer input"),
-    ("gradient.output_rms", "gradient at the layer output"),
-)
+FORWARD = (OUTPUT_RMS, INPUT_RMS, MESSAGE_RMS)
+BACKWARD = (GRADIENT_INPUT_RMS, GRADIENT_OUTPUT_RMS)
 
 
 def depth_profile(diagnosis: Diagnosis) -> Figure:
@@ -44,7 +42,7 @@ def depth_profile(diagnosis: Diagnosis) -> Figure:
     ]
     panels = [(title, profiles) for title, profiles in panels if profiles]
     need(panels, "activations or gradients of any layer")
-    known = {layer for _, profiles in panels for profile, _ in profiles for layer in profile.layers}
+    known = {layer for _, profiles in panels for profile in profiles for layer in profile.layers}
     layers = tuple(layer for layer in evidence.layers if layer in known)
     figure, axes = sheet(0.9 + 2.35 * len(panels), len(panels), sharex=True)
     for ax, (title, profiles) in zip(axes, panels, strict=True):
@@ -56,21 +54,27 @@ def depth_profile(diagnosis: Diagnosis) -> Figure:
     return figure
 
 
-def _profiles(evidence: Evidence, group: tuple[tuple[str, str], ...]) -> list[tuple[Profile, str]]:
-    found = [(evidence.profile(name), words) for name, words in group]
-    return [(profile, words) for profile, words in found if profile is not None]
+def _profiles(evidence: Evidence, group: tuple[str, ...]) -> list[Profile]:
+    found = [evidence.profile(name) for name in group]
+    return [profile for profile in found if profile is not None]
 
 
-def _draw(ax: Any, profiles: list[tuple[Profile, str]], layers: tuple[str, ...]) -> None:
+def _draw(ax: Any, profiles: list[Profile], layers: tuple[str, ...]) -> None:
     drawn = 0
-    for i, (profile, words) in enumerate(profiles):
+    for i, profile in enumerate(profiles):
         values = _on(profile, layers)
         if not (values > 0).any():
             continue
         drawn += 1
         size = 5 if len(layers) <= 40 else 2.2
         style = {"color": HUES[i], "marker": MARKERS[i], "markersize": size, "linestyle": ("-", "--", ":")[i]}
-        ax.plot(np.arange(len(layers)), values, linewidth=1.5, label=f"{words}{_travel(values)}", **style)
+        ax.plot(
+            np.arange(len(layers)),
+            values,
+            linewidth=1.5,
+            label=f"{SIGNALS[profile.name].title}{_travel(values)}",
+            **style,
+        )
     if not drawn:
         say_empty(ax)
         ax.set_yticks([])

@@ -9,6 +9,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from gnnstab.records import SIGNALS, Diagnosis
+from gnnstab.records.vocabulary import (
+    LOGIT_FROBENIUS,
+    LOGIT_SPECTRAL,
+    LOGIT_SPECTRAL_QK,
+    SCORE_MAX,
+    SCORE_MAX_ABS,
+    SCORE_MIN,
+)
 from gnnstab.report.distribution import Distribution
 from gnnstab.report.evidence import Evidence
 from gnnstab.report.figures.canvas import (
@@ -33,7 +41,7 @@ from gnnstab.report.sections import degree_cap
 
 MOST_HEADS = 16
 
-_SPECTRAL = ("logit.spectral_qk", "logit.spectral", "logit.frobenius")
+_SPECTRAL = (LOGIT_SPECTRAL_QK, LOGIT_SPECTRAL, LOGIT_FROBENIUS)
 
 
 def score_distribution(diagnosis: Diagnosis, layer: str) -> Figure:
@@ -84,7 +92,7 @@ def score_ranges(diagnosis: Diagnosis) -> Figure:
     Raises `NothingEvaluable` when no layer's scores were measured.
     """
     evidence = Evidence(diagnosis)
-    low, high, peak = (evidence.profile(name) for name in ("score.min", "score.max", "score.max_abs"))
+    low, high, peak = (evidence.profile(name) for name in (SCORE_MIN, SCORE_MAX, SCORE_MAX_ABS))
     need(peak or (low and high), "scores of any layer")
     measured = {layer for profile in (low, high, peak) if profile is not None for layer in profile.layers}
     layers = tuple(layer for layer in evidence.layers if layer in measured)
@@ -110,8 +118,8 @@ def score_ranges(diagnosis: Diagnosis) -> Figure:
 
 
 def _ends(evidence: Evidence, layer: str) -> tuple[float, float]:
-    peak = evidence.value("score.max_abs", layer)
-    low, high = evidence.value("score.min", layer), evidence.value("score.max", layer)
+    peak = evidence.value(SCORE_MAX_ABS, layer)
+    low, high = evidence.value(SCORE_MIN, layer), evidence.value(SCORE_MAX, layer)
     ends = (low, high) if not math.isnan(low + high) else (-peak, peak)
     return ends if all(map(math.isfinite, ends)) else (math.nan, math.nan)
 

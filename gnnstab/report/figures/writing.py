@@ -12,13 +12,14 @@ from matplotlib.figure import Figure
 
 from gnnstab.errors import NothingEvaluable, UsageError
 from gnnstab.records import Diagnosis
+from gnnstab.records.vocabulary import ATTENTION_ENTROPY, GRADIENT_INPUT_RMS, SCORE_MAX_ABS
 from gnnstab.report.evidence import Evidence
 from gnnstab.report.figures.change import before_after
 from gnnstab.report.figures.heat import heat_map
 from gnnstab.report.figures.profile import depth_profile
 from gnnstab.report.figures.scores import score_distribution, score_ranges, spectral_norms
 
-HEAT_MAPS = (("scores", "score.max_abs"), ("entropy", "attention.entropy"), ("gradients", "gradient.input_rms"))
+HEAT_MAPS = (("scores", SCORE_MAX_ABS), ("entropy", ATTENTION_ENTROPY), ("gradients", GRADIENT_INPUT_RMS))
 DISTRIBUTIONS = 6
 """Score distributions are drawn for so many layers, those with findings first."""
 

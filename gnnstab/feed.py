@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from gnnstab.errors import GnnstabWarning
 from gnnstab.records import Diagnosis, Finding, SeriesKey, StepRow
+from gnnstab.records.vocabulary import GRADIENT_NORM, OF_SITE
 from gnnstab.report.escape import name as short_name
-from gnnstab.trace import Trace
 
 Extremes = Sequence[float]
 """Minimum, maximum, RMS (further entries are not read) of one site in one step."""
@@ -47,32 +47,19 @@ def step_values(row: StepRow | None, stats: Mapping[SeriesKey, Extremes] | None 
     """
     values: dict[str, float] = {}
     if row is not None:
-        known = {"loss": row.loss, "lr": row.lr, "gradient.norm": row.grad_norm, "scale": row.scale}
+        known = {"loss": row.loss, "lr": row.lr, GRADIENT_NORM: row.grad_norm, "scale": row.scale}
         values.update({name: value for name, value in known.items() if value is not None})
     for key, extremes in (stats or {}).items():
-        if key.mode.startswith("train") and key.site in _SITES:
-            signal, reduce = _SITES[key.site]
+        signal = OF_SITE.get(key.site)
+        if signal and key.mode.startswith("train"):
             name = f"{signal}/{short_name(key.layer, 120)}"
-            values[name] = _larger(values.get(name), reduce(extremes))
+            values[name] = _larger(values.get(name), _max_abs(extremes) if key.site == "score" else float(extremes[2]))
     return values
 
 
 def _max_abs(extremes: Extremes) -> float:
     low, high = abs(extremes[0]), abs(extremes[1])
     return math.nan if math.isnan(low) or math.isnan(high) else max(low, high)
-
-
-def _rms(extremes: Extremes) -> float:
-    return float(extremes[2])
-
-
-_SITES: Mapping[str, tuple[str, Callable[[Extremes], float]]] = {
-    "score": ("score.max_abs", _max_abs),
-    "input": ("input.rms", _rms),
-    "output": ("output.rms", _rms),
-    "grad_input": ("gradient.input_rms", _rms),
-    "grad_output": ("gradient.output_rms", _rms),
-}
 
 
 def _larger(known: float | None, value: float) -> float:
@@ -116,35 +103,3 @@ class Feed:
                 reason = " ".join(f"{type(error).__name__}: {error}".split())
                 told = f"{type(sink).__name__}.{method} failed and is left out from now on: {reason}"
                 warnings.warn(told, GnnstabWarning, stacklevel=4)
-
-
-def replay(trace: Trace, sinks: Iterable[Sink]) -> Diagnosis:
-    """Stream a recorded run to sinks, as if it ran now: every step, every finding, the end. Returns its diagnosis."""
-    from gnnstab.diagnosis import diagnose_trace
-
-    feed = Feed(sinks)
-    for step, values in recorded_values(trace):
-        feed.step(step, values)
-    diagnosis = diagnose_trace(trace)
-    for finding in diagnosis.findings:
-        feed.finding(finding)
-    feed.end(diagnosis)
-    return diagnosis
-
-
-def recorded_values(trace: Trace) -> Iterator[tuple[int, dict[str, float]]]:
-    """(step, values) of a recorded run in order of steps, of rank 0 in a distributed one; full-tier numbers included."""
-    rank = min(trace.ranks)
-    rows = {row.step: row for row in trace.steps() if row.rank == rank}
-    stats: dict[int, dict[SeriesKey, Extremes]] = {}
-    for key, array in trace.sites().items():
-        for row in array[array["rank"] == rank]:
-            extremes = (float(row["minimum"]), float(row["maximum"]), float(row["rms"]))
-            stats.setdefault(int(row["step"]), {})[key] = extremes
-    full: dict[int, dict[str, float]] = {}
-    for measure in trace.measures():
-        if measure.rank == rank and measure.head < 0 and measure.mode.startswith("train"):
-            name = f"{measure.name}/{short_name(measure.layer, 120)}" if measure.layer else measure.name
-            full.setdefault(measure.step, {})[name] = measure.value
-    for step in sorted({*rows, *stats, *full}):
-        yield step, {**full.get(step, {}), **step_values(rows.get(step), stats.get(step))}
