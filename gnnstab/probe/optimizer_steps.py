@@ -38,7 +38,7 @@ LOWER = 3.0
 LOWEST = 3**8
 """Largest divisor that is tried."""
 
-SAVED_BY_SIZE = ("Adadelta",)
+MADE_OF_EPS = ("Adadelta",)
 """Optimizers whose first steps are made of eps: a smaller one is no other setting but another method."""
 
 _SCALES = tuple(2.0**power for power in (16, 12, 8, 4, 0))
@@ -90,14 +90,17 @@ class Bench:
     dtype: torch.dtype | None = None
     clip: float | None = None
 
-    def trial(self, steps: int = STEPS, *, factor: float = 1.0, eps: float | None = None) -> Trial:
-        """Take ``steps`` with the rates of all groups times ``factor``, and with another ``eps`` when one is given.
+    def trial(self, steps: int = STEPS, *, factor: float = 1.0, without_eps: bool = False) -> Trial:
+        """Take ``steps`` with the rates of all groups times ``factor``, and with next to no eps where asked for.
 
         Raises:
             UsageError: The model or the optimizer cannot be copied, or forward, loss or step fail on the copy.
         """
         model, optimizer = twins(self.model, self.optimizer)
-        _set(optimizer, factor, eps)
+        for group in optimizer.param_groups:
+            group["lr"] = group["lr"] * factor
+        if without_eps:
+            shrink_eps(optimizer)
         with forked_rng(), torch.enable_grad():
             state = rng_snapshot()
             try:
@@ -158,15 +161,19 @@ class Bench:
         return candidate
 
 
-def twins(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """A copy of the model in training mode and one of the optimizer that moves it: same class, groups, settings and state.
+def twins(
+    model: nn.Module, optimizer: torch.optim.Optimizer, *, keep_mode: bool = False
+) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """A copy of the model and one of the optimizer that moves it: same class, groups, settings and state.
+
+    A model in evaluation mode is copied in training mode, unless ``keep_mode``.
 
     Raises:
         UsageError: One of them cannot be copied, or the optimizer moves none of the model's parameters.
     """
     inner, _ = unwrap(model)
     twin = replica(inner)
-    if not inner.training:
+    if not inner.training and not keep_mode:
         twin.train()
     own = dict(inner.named_parameters(remove_duplicate=False))
     memo = {
@@ -184,11 +191,17 @@ def twins(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module
     return twin, moved
 
 
-def _set(optimizer: torch.optim.Optimizer, factor: float, eps: float | None) -> None:
+def eps_of(optimizer: torch.optim.Optimizer) -> float | None:
+    """The largest eps of the groups; None where there is none, or where the first steps are made of it."""
+    sizes = [group["eps"] for group in optimizer.param_groups if isinstance(group.get("eps"), float)]
+    return None if type(optimizer).__name__ in MADE_OF_EPS else max(sizes, default=None)
+
+
+def shrink_eps(optimizer: torch.optim.Optimizer) -> None:
+    """Set every eps to `NO_EPS`."""
     for group in optimizer.param_groups:
-        group["lr"] = group["lr"] * factor
-        if eps is not None and isinstance(group.get("eps"), float):
-            group["eps"] = eps
+        if isinstance(group.get("eps"), float):
+            group["eps"] = NO_EPS
 
 
 def change_over_spread(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
@@ -296,12 +309,12 @@ def calm_rate(bench: Bench, rate: float) -> float:
 
 
 def _eps(bench: Bench, trial: Trial) -> Iterator[Signal]:
-    sizes = [g["eps"] for g in bench.optimizer.param_groups if isinstance(g.get("eps"), float)]
-    if not sizes or type(bench.optimizer).__name__ in SAVED_BY_SIZE:
+    eps = eps_of(bench.optimizer)
+    if eps is None:
         return
-    free = bench.trial(1, eps=NO_EPS).moved
+    free = bench.trial(1, without_eps=True).moved
     if math.isfinite(free) and free > 0 and math.isfinite(trial.moved):
-        detail = {"eps": max(sizes), "optimizer": type(bench.optimizer).__name__}
+        detail = {"eps": eps, "optimizer": type(bench.optimizer).__name__}
         yield Signal(OPTIMIZER_EPS_DAMPING, trial.moved / free, source="steps", detail=detail)
 
 

@@ -70,7 +70,12 @@ class LearningRateTooHigh(Rule):
         unit="steps",
         source="measured: a rise that fewer of the first six steps share is one that healthy programs make up for",
     )
-    """Steps above 1.25 × the first loss; one fewer is enough when the largest comes in the third or later: it is still building up."""
+    """Steps above 1.25 × the first loss."""
+
+    building: float = threshold(
+        2, unit="steps", source="measured: as few are enough when the rise was still building up"
+    )
+    """The same, when the largest loss comes in the third step or later."""
 
     least_move: float = threshold(
         4.0, unit="× the output's spread", source="measured: a first step of healthy rates moves the output by about 1"
@@ -110,7 +115,7 @@ class LearningRateTooHigh(Rule):
 
     def _lasts(self, rise: Signal) -> bool:
         above, peak = rise.detail.get("above", self.lasting), rise.detail.get("peak", 1)
-        return not math.isfinite(rise.value) or above >= self.lasting or (above >= self.lasting - 1 and peak >= 3)
+        return not math.isfinite(rise.value) or above >= self.lasting or (above >= self.building and peak >= 3)
 
     def _lost(self, loss: Signal) -> Iterator[Finding]:
         best, start = loss.detail.get("best"), loss.detail.get("start")

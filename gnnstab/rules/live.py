@@ -16,6 +16,7 @@ import numpy as np
 
 from gnnstab.records import Finding, SeriesKey
 from gnnstab.rules.base import Rule, threshold
+from gnnstab.rules.beginning import Beginning
 from gnnstab.rules.engine import Thresholds, configure
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.gs501_precision_headroom import UNIT_ROUNDOFF, PrecisionHeadroom
@@ -175,6 +176,7 @@ class LiveEngine:
         self._raised: set[tuple[str, str, str]] = set()
         self._quiet = _Quiet()
         self._quiet_below = min(self._limits.score_floor, self._limits.jump_floor) if precision == "fp32" else 0.0
+        self._beginning = Beginning(self._rate)
         self._spikes: deque[int] = deque(maxlen=16)
 
     def update(
@@ -186,6 +188,7 @@ class LiveEngine:
         loss: float | None = None,
         lr: float | None = None,
         grad_norm: float | None = None,
+        moved: float | None = None,
         skipped: bool = False,
     ) -> list[Finding]:
         """Take one step in and return what is new.
@@ -197,13 +200,20 @@ class LiveEngine:
             loss: Training loss.
             lr: Learning rate, for the wording.
             grad_norm: L2 norm over all parameter gradients.
+            moved: Change of the output by the update of this step over its spread, where it was measured.
             skipped: True when a GradScaler skipped the step; its gradients are then left out.
         """
+        self._beginning.moved(moved)
         found = self._sites(step, keys, sizes)
         if grad_norm is not None and not skipped:
             found += self._gradient(step, grad_norm)
-        if loss is not None:
-            found += self._loss(step, loss, lr)
+        return [f for f in found if self._first_time(f)] + ([] if loss is None else self.loss(step, loss, lr))
+
+    def loss(self, step: int, loss: float, lr: float | None = None) -> list[Finding]:
+        """Take in the loss of a step that came after the step, and return what is new."""
+        found = list(self._loss(step, loss, lr))
+        if not any(code == self._rate.code for code, _, _ in self._raised) and not found:
+            found = list(self._beginning.loss(step, loss, lr))
         return [finding for finding in found if self._first_time(finding)]
 
     def _sites(self, step: int, keys: Sequence[SeriesKey], sizes: NDArray[np.float64]) -> list[Finding]:

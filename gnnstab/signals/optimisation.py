@@ -10,7 +10,7 @@ import numpy as np
 
 from gnnstab.records import PARAMETER_SITES, Measure, SeriesKey, Signal
 from gnnstab.records.rises import rise_of
-from gnnstab.records.vocabulary import LOSS_FIRST_RISE, LOSS_VALIDATION
+from gnnstab.records.vocabulary import LOSS_FIRST_RISE, LOSS_VALIDATION, OPTIMIZER_OUTPUT_MOVE
 from gnnstab.signals.window import Floats, Integers, latest, median
 
 if TYPE_CHECKING:
@@ -69,6 +69,15 @@ def _first_rise(rows: NDArray[np.void]) -> list[Signal]:
         detail["lr"] = float(early["lr"][0])
     step = int(early["step"][rise.peak])
     return [Signal(LOSS_FIRST_RISE, rise.largest, None, None, step, "training", detail)]
+
+
+def first_moves(measures: Sequence[Measure]) -> list[Signal]:
+    """The change of the output by the first update that was measured; the median over the run says nothing of the beginning."""
+    rows = [row for row in measures if row.name == OPTIMIZER_OUTPUT_MOVE]
+    if not rows:
+        return []
+    first = min(rows, key=lambda row: row.step)
+    return [Signal(OPTIMIZER_OUTPUT_MOVE, first.value, None, None, first.step, "training", {"first": True})]
 
 
 def _norm(rows: NDArray[np.void]) -> list[Signal]:
