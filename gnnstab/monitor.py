@@ -19,6 +19,7 @@ from gnnstab.errors import GnnstabWarning, UnstableError, UsageError
 from gnnstab.evaluation import diagnose_trace
 from gnnstab.feed import Feed, Sink
 from gnnstab.probe.boundary import Boundary
+from gnnstab.probe.next_update import UpdateWatch
 from gnnstab.probe.operations.repeat import objective_of
 from gnnstab.probe.outbox import Layout
 from gnnstab.probe.recorder import Recorder
@@ -121,7 +122,10 @@ class Monitor:
         )
         self._recorder.closes_accounts = False
         self._tell_held = budget is not None
-        self._boundary = Boundary(self._recorder, optimizers, scaler, self._act, self._after_step)
+        self._updates = UpdateWatch(
+            self._recorder.model, optimizers, self._writer, lambda: (self._recorder.step, self._recorder.inputs)
+        )
+        self._boundary = Boundary(self._recorder, optimizers, scaler, self._act, self._after_step, self._updates.look)
         self._has_optimizer = bool(optimizers)
         self._waiting: list[Finding] = []
         self._told: set[str] = set()
@@ -172,6 +176,9 @@ class Monitor:
     def loss(self, loss: Tensor | float) -> None:
         """Give the loss of this step, before or after the optimizer's step."""
         self._guarded("the loss", lambda: self._recorder.loss(loss))
+        row = self._recorder.row
+        if row is not None and row.step == self._looked_at and row.loss is not None and not self._recorder.state.open:
+            self._waiting += self._live.loss(row.step, row.loss, row.lr)
 
     def validation(self, loss: Tensor | float) -> None:
         """Give a validation loss, to be called between two steps; compared with the training losses before it.
@@ -262,7 +269,7 @@ class Monitor:
             loss=row.loss,
             lr=row.lr,
             grad_norm=row.grad_norm,
-            weights=recorder.update,
+            moved=self._updates.moved(row.step),
             skipped=row.skipped,
         )
         for finding in found:

@@ -23,7 +23,7 @@ from gnnstab.probe.norms import Norms
 from gnnstab.probe.operations.explaining import Explainer
 from gnnstab.probe.operations.repeat import Objective
 from gnnstab.probe.outbox import NOTHING, Outbox, Writer
-from gnnstab.probe.outer import Outer
+from gnnstab.probe.outer import Inputs, Outer
 from gnnstab.probe.parameters import Parameters
 from gnnstab.probe.replica import unwrap
 from gnnstab.probe.rerun import run_again
@@ -166,6 +166,11 @@ class Recorder:
     def held(self) -> str:
         """Why every step is recorded although there is a budget; empty while it may leave some out."""
         return self.budget.schedule.held
+
+    @property
+    def inputs(self) -> dict[str, Inputs]:
+        """Mode → inputs of the latest forward of the step that is being recorded."""
+        return self._outer.last
 
     @property
     def step(self) -> int:
