@@ -17,8 +17,20 @@ from numpy.typing import NDArray
 from gnnstab.errors import UsageError
 from gnnstab.records import Event, Measure, SeriesKey, StepRow
 from gnnstab.trace import Trace, TraceWriter
-from gnnstab.trace.intake import FOREVER, level_of
-from gnnstab.trace.pooling import COUNT, FACTOR, MAXIMUM, MINIMUM, NON_FINITE, RMS, SPAN, STEP, coarser, gather
+from gnnstab.trace.resolution import (
+    COUNT,
+    FACTOR,
+    FOREVER,
+    MAXIMUM,
+    MINIMUM,
+    NON_FINITE,
+    RMS,
+    SPAN,
+    STEP,
+    coarser,
+    gather,
+    level_of,
+)
 
 BUDGET = 512 * 1024
 STEPS, SERIES = 4000, 4
@@ -167,7 +179,7 @@ def test_a_budget_that_cannot_be_met_does_not_stop_the_recording(path: Path, rec
 
 
 def test_events_beyond_the_cap_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gnnstab.trace.mailbox.EVENTS_LIMIT", 5)
+    monkeypatch.setattr("gnnstab.trace.queue.EVENTS_LIMIT", 5)
     with TraceWriter(None) as writer:
         for step in range(9):
             writer.event(Event(step, "note"))
