@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from gnnstab.records import Blind, Event, LayerFacts, Measure, SeriesKey, StepRow
 from gnnstab.trace import codec
 from gnnstab.trace.resolution import FOREVER, SHARED_SITES, SiteItem, level_of
-from gnnstab.trace.schema import EVENTS_LIMIT
+from gnnstab.trace.schema import EVENTS_LIMIT, EVENTS_TEXT
 
 if TYPE_CHECKING:
     from gnnstab.trace.store import Store
@@ -194,6 +194,7 @@ class RowEncoder:
         self.malformed = 0
         """Rows that were left out because they were no rows."""
 
+        self.events_dropped = self._event_text = 0
         self._queue = queue
         self._quantities: dict[tuple[Any, ...], int] = {}
         self._measures = 0
@@ -234,7 +235,12 @@ class RowEncoder:
     def _sort_in(self, fact: Any) -> None:
         facts = self.batch.facts
         if isinstance(fact, Event):
-            self.batch.events.extend(self._convert([fact], codec.event_to_columns))
+            for row in self._convert([fact], codec.event_to_columns):
+                self._event_text += sum(len(value) for value in row if isinstance(value, str))
+                if self._event_text <= EVENTS_TEXT:
+                    self.batch.events.append(row)
+                else:
+                    self.events_dropped += 1
             return
         for row in self._convert([fact], _fact_to_columns):
             if isinstance(fact, LayerFacts):

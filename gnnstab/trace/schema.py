@@ -25,6 +25,9 @@ LEVELS = 6
 EVENTS_LIMIT = 10_000
 """Events of one run that are kept; the first ones tell what happened."""
 
+EVENTS_TEXT = 8 * 2**20
+"""Characters of all events of one run together."""
+
 FAR = 2**62
 """A step beyond all steps."""
 

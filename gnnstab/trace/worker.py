@@ -126,7 +126,7 @@ class Worker:
         self._encoder.collect()
         losses = {
             "dropped.rows": self._queue.dropped + self._dropped,
-            "dropped.events": self._queue.events_dropped,
+            "dropped.events": self._queue.events_dropped + self._encoder.events_dropped,
             "malformed.rows": self._encoder.malformed,
         }
         for name, count in losses.items():

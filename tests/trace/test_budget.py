@@ -188,7 +188,20 @@ def test_events_beyond_the_cap_are_counted(monkeypatch: pytest.MonkeyPatch) -> N
             assert trace.meta["dropped.events"] == "4"
 
 
-def test_a_budget_too_small_is_refused(path: Path) -> None:
+def test_events_with_too_much_text_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written can be read: the reader takes no more text than this from anybody."""
+    monkeypatch.setattr("gnnstab.trace.queue.EVENTS_TEXT", 1000)
+    with TraceWriter(None) as writer:
+        for step in range(9):
+            writer.event(Event(step, "note", message="x" * 200))
+        with writer.read() as trace:
+            assert [event.step for event in trace.events()] == [0, 1, 2, 3]
+            assert trace.meta["dropped.events"] == "5"
+
+
+def test_a_budget_out_of_bounds_is_refused(path: Path) -> None:
+    with pytest.raises(UsageError, match="at most 134217728"):
+        TraceWriter(path, budget=2**30)
     with pytest.raises(UsageError, match="give at least 262144"):
         TraceWriter(path, budget=1000)
     with pytest.raises(UsageError, match="positive number of seconds"):

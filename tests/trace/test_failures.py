@@ -18,7 +18,7 @@ import pytest
 import gnnstab
 from gnnstab.errors import TraceError
 from gnnstab.records import Event, SeriesKey, StepRow
-from gnnstab.trace import Trace, TraceWriter, connection
+from gnnstab.trace import Trace, TraceWriter, opening
 from gnnstab.trace.queue import Batch, RowEncoder
 from gnnstab.trace.store import Store
 
@@ -512,6 +512,6 @@ def test_a_writer_that_was_killed_within_a_transaction(tmp_path: Path, monkeypat
         assert [row.loss for row in trace.steps()] == [1.0] * 3
         assert not any(key.startswith("half") for key in trace.meta)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == files
-    monkeypatch.setattr(connection, "LARGEST_FILE", 10)
+    monkeypatch.setattr(opening, "LARGEST_FILE", 10)
     with pytest.raises(TraceError, match="larger than any trace of gnnstab"):
         Trace.open(path)
