@@ -178,7 +178,7 @@ class Monitor:
         self._guarded("the loss", lambda: self._recorder.loss(loss))
         row = self._recorder.row
         if row is not None and row.step == self._looked_at and row.loss is not None and not self._recorder.state.open:
-            self._waiting += self._live.loss(row.step, row.loss, row.lr)
+            self._note(self._live.loss(row.step, row.loss, row.lr))
 
     def validation(self, loss: Tensor | float) -> None:
         """Give a validation loss, to be called between two steps; compared with the training losses before it.
@@ -272,6 +272,10 @@ class Monitor:
             moved=self._updates.moved(row.step),
             skipped=row.skipped,
         )
+        self._note(found)
+
+    def _note(self, found: list[Finding]) -> None:
+        """Live findings go into the trace at once, so that every later diagnosis of it has them."""
         for finding in found:
             self._writer.event(as_event(finding))
         self._waiting += found
