@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from gnnstab.errors import GnnstabError, LoadError, UsageError
 from gnnstab.fixes import recommend
-from gnnstab.records import Coverage, Diagnosis, Signals, Target
+from gnnstab.records import Coverage, Diagnosis, Signal, Signals, Target
 from gnnstab.rules import advice, causes, run
 from gnnstab.trace import Trace, rank_files
 
@@ -207,6 +207,7 @@ def _observe_model(model: Any, request: _Request) -> tuple[Target, Signals, _Liv
         return target, static, None
     dynamic, live = _measure(model, request)
     groups = () if request.optimizer is None else request.optimizer.param_groups
+    dynamic = dataclasses.replace(dynamic, values=(*dynamic.values, *_not_held(model, groups)))
     return target, join(dynamic, static), dataclasses.replace(live, training=_adam(groups))
 
 
@@ -232,6 +233,13 @@ def _observe_checkpoint(path: Path, request: _Request, *, probe: bool = True) ->
     dynamic, live = _measure(model, request)
     training = _adam([entry.settings for state in checkpoint.optimizers for entry in state.entries])
     return target, join(dynamic, static), dataclasses.replace(live, training=training)
+
+
+def _not_held(model: nn.Module, groups: Sequence[Mapping[str, Any]]) -> tuple[Signal, ...]:
+    from gnnstab.probe.places import not_held
+
+    found = not_held(model, groups) if groups else {}
+    return (Signal("place.not_held", float(found["count"]), detail=found),) if found else ()
 
 
 def _adam(groups: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -29,6 +29,7 @@ class PreNormResidual(Fix):
         "unsuitable-init",
         "normalization-misuse",
         "saturated-gate",
+        "indistinguishable-nodes",
     )
     signal: ClassVar[str] = "gradient.ratio"
     keeps_function: ClassVar[bool] = False

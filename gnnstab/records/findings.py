@@ -38,6 +38,7 @@ FURTHER_CAUSES = (
     "uninitialized-parameter",
     "never-updated-parameter",
     "saturated-gate",
+    "indistinguishable-nodes",
 )
 """Reported, in this order, when not absent."""
 

@@ -88,6 +88,24 @@ SIGNALS: dict[str, SignalKind] = {
     "feature.column_ratio": SignalKind("", "largest over median column RMS of the input features"),
     "feature.constant_share": SignalKind("share of columns", "input columns without variance"),
     "feature.non_finite": SignalKind("entries", "NaN or Inf entries in the input"),
+    # Every place on the way of the data, see `gnnstab.probe.places`; the layer is the name of the tensor or module.
+    "place.rms": SignalKind("", "RMS of the measured values of a tensor of the batch"),
+    "place.column_ratio": SignalKind("", "largest over median column RMS of the measured values of a tensor"),
+    "place.non_finite": SignalKind("entries", "NaN or Inf entries of a tensor of the batch"),
+    "place.dead_share": SignalKind("share of channels", "channels that a ReLU closes on at least 99 % of the rows"),
+    "place.clamped_share": SignalKind("share of entries", "entries that a clamp cuts, where its gradient is 0"),
+    "place.saturated_share": SignalKind("share of entries", "entries of a tanh beyond ±0.97"),
+    "place.node_difference": SignalKind("", "‖X − mean‖/‖X‖ over the nodes of a graph behind a module"),
+    "place.graph_difference": SignalKind(
+        "× chance", "variance of the pooled states over graphs, relative to that of nodes drawn at random"
+    ),
+    "place.post_norms": SignalKind("normalisations", "normalisations directly behind a residual sum"),
+    "place.without_gradient": SignalKind("parameters", "trainable parameters whose gradient is None after a backward"),
+    "place.idle": SignalKind("parameters", "parameters of a part that its layer was asked to leave out"),
+    "place.not_owned": SignalKind(
+        "parameters", "weights that the loss depends on and model.parameters() does not hold"
+    ),
+    "place.not_held": SignalKind("parameters", "trainable parameters of the model that no optimizer holds"),
     # Weights alone.
     "logit.spectral_qk": SignalKind("logit per unit²", "‖W_qᵀW_k‖₂/√C of a head, biases left out"),
     "logit.spectral": SignalKind("logit per unit²", "‖M_h‖₂: M_h = Q̃ᵀK̃/√C of a head with its biases"),

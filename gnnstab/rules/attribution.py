@@ -100,5 +100,6 @@ CODES_OF_CAUSE: Mapping[str, tuple[str, ...]] = {
     "uninitialized-parameter": ("GS502", "GS605"),
     "never-updated-parameter": ("GS604",),
     "saturated-gate": ("GS104",),
+    "indistinguishable-nodes": ("GS704",),
 }
 """Rules whose verdict decides whether a further cause was looked at."""

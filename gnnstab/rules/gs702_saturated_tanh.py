@@ -9,7 +9,7 @@ from typing import ClassVar
 from gnnstab.errors import NotApplicable
 from gnnstab.records import Finding, Signals
 from gnnstab.rules.base import Rule, threshold
-from gnnstab.rules.reading import largest, need_layers, need_measured, percent
+from gnnstab.rules.reading import largest, measured, need_layers, need_measured, percent
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,8 @@ class SaturatedTanh(Rule):
     """Most entries behind a tanh stand at its limits.
 
     ## What it sees
-    The share of entries beyond ±0.97 in an input that lies within [−1, 1] throughout, as it does behind a tanh.
+    The share of entries beyond ±0.97 in an input that lies within [−1, 1] throughout, as it does behind a tanh. Where the model ran,
+    every tanh between the batch and the output, behind whatever module.
 
     ## Why it is unstable
     Beyond ±0.97 a tanh passes less than 6 % of the gradient. Stacked, the layers before it stop learning.
@@ -46,7 +47,20 @@ class SaturatedTanh(Rule):
     )
 
     def check(self, signals: Signals) -> Iterator[Finding]:
-        """One finding per layer."""
+        """One finding per layer, and one per other module that a tanh stands behind."""
+        places = measured(signals.find("place.saturated_share"))
+        for signal in places:
+            if signal.value > self.share and not signal.detail.get("output"):
+                yield self.finding(
+                    f"the tanh behind {signal.layer} stands beyond ±0.97 in {percent(signal.value)} of its entries, where it passes less than "
+                    "6 % of the gradient. Normalise in front of it.",
+                    severity="warning",
+                    limit=self.share,
+                    signal=signal,
+                    confidence="medium",
+                )
+        if places:
+            return
         layers = [layer for layer in need_layers(signals) if layer.activation in (None, "tanh")]
         if not layers:
             raise NotApplicable("no tanh was found beside an attention layer")
