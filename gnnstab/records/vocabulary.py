@@ -92,7 +92,7 @@ SIGNALS: dict[str, SignalKind] = {
     "place.rms": SignalKind("", "RMS of the measured values of a tensor of the batch"),
     "place.column_ratio": SignalKind("", "largest over median column RMS of the measured values of a tensor"),
     "place.non_finite": SignalKind("entries", "NaN or Inf entries of a tensor of the batch"),
-    "place.dead_share": SignalKind("share of channels", "channels that a ReLU closes on at least 99 % of the rows"),
+    "place.dead_share": SignalKind("share of channels", "channels that a ReLU closes on at least 98 % of the rows"),
     "place.clamped_share": SignalKind("share of entries", "entries that a clamp cuts, where its gradient is 0"),
     "place.saturated_share": SignalKind("share of entries", "entries of a tanh beyond ±0.97"),
     "place.node_difference": SignalKind("", "‖X − mean‖/‖X‖ over the nodes of a graph behind a module"),

@@ -19,7 +19,7 @@ class DeadUnits(Rule):
     ## What it sees
     The share of channels of a layer's output that are ≤ 0 on all nodes of the batch, and so exactly 0 behind a ReLU. Where the model
     ran, every ReLU on the way to the output, behind whatever module (an embedding, a linear map, a normalisation): the share of its
-    channels that are closed on at least 99 % of the rows.
+    channels that are closed on at least 98 % of the rows.
 
     ## Why it is unstable
     A ReLU that never opens passes no gradient, so nothing it depends on can open it again. Gradients before the layer vanish,
@@ -71,7 +71,7 @@ class DeadUnits(Rule):
             # Where all nodes are alike a channel is open on all of them or on none.
             if signal.value > (self.share if signal.layer in alike else self.closed):
                 yield self.finding(
-                    f"the ReLU behind {signal.layer} is closed on at least 99 % of the rows in {percent(signal.value)} of its channels: no "
+                    f"the ReLU behind {signal.layer} is closed on at least 98 % of the rows in {percent(signal.value)} of its channels: no "
                     "gradient passes. Use LeakyReLU, lower the learning rate, or reset the bias in front of it.",
                     severity="warning",
                     limit=self.closed,

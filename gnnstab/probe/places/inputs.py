@@ -76,11 +76,18 @@ class _Entry:
 
 
 def _normalised_next(seen: Seen, call: Call) -> bool:
-    """True for a linear map whose output goes straight into a normalisation, which takes the scale away again."""
+    """True for a linear map whose output goes into a normalisation, which takes the scale away again, at most a ReLU between."""
     if not isinstance(call.module, nn.Linear):
         return False
     left = {t.grad_fn for t in call.leaving if t.grad_fn is not None}
-    return any(other.normalises and any(t.grad_fn in left for t in other.entering) for other in seen.calls.all)
+    return any(other.normalises and any(_before(t.grad_fn) in left for t in other.entering) for other in seen.calls.all)
+
+
+def _before(node: Any) -> Any:
+    """The node of a tensor, or what stands before it where scale goes through unchanged."""
+    while type(node).__name__.startswith(("ReluBackward", "LeakyReluBackward", "NativeDropoutBackward")):
+        node = node.next_functions[0][0]
+    return node
 
 
 def _rows(bad: Tensor) -> list[int]:

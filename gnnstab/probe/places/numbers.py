@@ -53,7 +53,7 @@ def graph_means(flat: Tensor, graphs: Tensor | None) -> Tensor:
 
 
 def dead_share(result: Tensor) -> float:
-    """Share of the channels (last dimension) of a ReLU's result that are open in at most 1 % of the rows.
+    """Share of the channels (last dimension) of a ReLU's result that are open in at most 2 % of the rows.
 
     NaN for fewer than 8 rows or 4 channels, where a closed one means little.
     """
@@ -62,7 +62,7 @@ def dead_share(result: Tensor) -> float:
     flat = sampled(result.detach()).reshape(-1, result.shape[-1])
     if len(flat) < 8 or not bool(flat.isfinite().all()):
         return math.nan
-    return float(((flat > 0).double().mean(0) <= 0.01).double().mean())
+    return float(((flat > 0).double().mean(0) <= 0.02).double().mean())
 
 
 def cut_share(entering: Tensor, low: float | None, high: float | None) -> float:

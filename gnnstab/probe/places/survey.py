@@ -123,8 +123,9 @@ def _nodes(named: Mapping[str, Tensor]) -> frozenset[int]:
 
 
 def _graphs(values: Any, nodes: frozenset[int]) -> Tensor | None:
-    found = [t for t in graphs_in(values) if len(t) in nodes]
-    return found[0] if len(found) == 1 and len(nodes) == 1 and found[0].numel() else None
+    # The arguments and the batch that they came from hold the same one.
+    found = [t for t in graphs_in(values) if len(t) in nodes and t.numel()]
+    return found[0] if found and len(nodes) == 1 else None
 
 
 def to_json(places: list[Place]) -> str:
