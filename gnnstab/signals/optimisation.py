@@ -248,7 +248,8 @@ def _never_updated(rows: Mapping[str, Mapping[str, NDArray[np.void]]]) -> list[S
     if not any("weight_grad" in own for own in rows.values()) or not any("weight" in own for own in rows.values()):
         return []
     silent = sorted(parameter for parameter, own in rows.items() if "weight" in own and not _moved(own))
-    detail = {"parameters": silent[:MOST_NAMES], "of": len(rows)}
+    zero = [parameter for parameter in silent if "weight_grad" in rows[parameter]]
+    detail = {"parameters": silent[:MOST_NAMES], "zero": zero[:MOST_NAMES], "of": len(rows)}
     return [Signal("optimizer.never_updated", float(len(silent)), None, None, None, "training", detail)]
 
 
