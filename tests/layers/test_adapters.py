@@ -389,3 +389,14 @@ def test_the_static_spread_is_that_of_a_fresh_layer(
         told = torch.tensor(stored.kind.logits(stored, heads)["logit.frobenius"])
         ratios.append((told / measured).mean())
     assert low <= float(torch.stack(ratios).mean()) <= high
+
+
+def test_targets_without_features_are_no_failure() -> None:
+    torch.manual_seed(0)
+    layer = pyg.GATConv((6, 5), 4, heads=3, add_self_loops=False)
+    edges = torch.stack([torch.randint(0, 12, (40,)), torch.randint(0, 9, (40,))])
+    arguments = ((torch.randn(12, 6), None), edges, None, (12, 9))
+    expected = called(layer, arguments)
+    with TraceWriter(None) as writer, Recorder(layer, writer) as recorder:
+        assert torch.equal(called(layer, arguments), expected)
+        assert not {b.site for b in recorder.coverage.blind} & {"score", "attention", "output", "input"}
