@@ -118,7 +118,7 @@ def _change(cause: Cause, room: int, width: int) -> list[Text]:
     """The best fix and its code; the name alone where the code does not fit."""
     best = summary.recommended(cause)
     if best is None:
-        failed = ", ".join(fix.fix for fix in cause.fixes)
+        failed = escape.sentence(", ".join(fix.fix for fix in cause.fixes))
         return _Line("change", Text(f"none to recommend; measured to fail: {failed}")).rows(width) if failed else []
     named = Text.assemble((escape.name(best.fix), "bold"), f" ({summary.verdict_words(best.verdict)}")
     if best.before is not None or best.after is not None:
