@@ -50,7 +50,7 @@ def load(checkpoint: str | None, model: str, batch: str, loss: str | None, *, un
     """Build the model, put the checkpoint's weights in, read the batch."""
     from gnnstab.checkpoint import load as read
     from gnnstab.checkpoint import load_into
-    from gnnstab.diagnosis import build, resolve
+    from gnnstab.observation import build, resolve
     from gnnstab.probe.batches import load_batch
 
     factory = resolve(model)

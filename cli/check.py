@@ -22,4 +22,4 @@ def command(targets: tuple[str, ...], **given: Any) -> int:
     Exits 0 when nothing is at or above --fail-on, 1 on findings, 2 when a target cannot be read, 3 when nothing could be
     judged. With several targets the worst counts (2, then 1, then 3). No format changes the exit code.
     """
-    return gate.run(targets, gate.Request.take(given), **given)
+    return gate.run(targets, gate.Request.take(given, brief=True), **given)

@@ -36,9 +36,11 @@ class Request:
     quiet: bool
     verbose: bool
     plots: Path | None
+    brief: bool
+    """One line for a target in which nothing was found."""
 
     @classmethod
-    def take(cls, given: dict[str, Any]) -> Request:
+    def take(cls, given: dict[str, Any], *, brief: bool = False) -> Request:
         """Take the options of settings and reports out of ``given``; what stays are arguments of `diagnose`."""
         take = given.pop
         where = (take("config_file"), take("isolated"))
@@ -51,6 +53,7 @@ class Request:
             take("quiet"),
             take("verbose"),
             Path(plots) if plots else None,
+            brief,
         )
 
 
@@ -130,7 +133,7 @@ def _report(diagnoses: Sequence[Diagnosis], request: Request) -> None:
     if request.plots is not None:
         _plots(diagnoses, request.plots)
     format = request.chosen.format
-    on_screen = {**options, **output.terminal(), "quiet": request.quiet}
+    on_screen = {**options, **output.terminal(), "quiet": request.quiet, "brief": request.brief}
     text = render(one_or_all, format, **supported(format, on_screen))
     output.show(text, format)
 

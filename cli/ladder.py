@@ -44,7 +44,7 @@ def command(
     Every rung is built anew from fresh weights. The first stable one is then tried on larger graphs, and the rungs above
     it where it is no longer stable. Exit code 0 when some rung is stable, else 1.
     """
-    from gnnstab.diagnosis import resolve
+    from gnnstab.observation import resolve
     from gnnstab.verification.ladder import climb
     from gnnstab.verification.wording import as_json, ladder_text
 

@@ -59,8 +59,8 @@ def command(
 
 
 def _of_bundle(folder: str, model: str | None, batch: str | None, precision: str | None, fixes: Any) -> Replay:
-    from gnnstab.diagnosis import build
     from gnnstab.errors import UsageError
+    from gnnstab.observation import build
     from gnnstab.probe.bundle import read
     from gnnstab.verification.bundles import NEEDS_MODEL, replay_bundle, seen_in
     from gnnstab.verification.replay import FIRST_AID

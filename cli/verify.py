@@ -64,7 +64,7 @@ def _with_options(fixes: tuple[str, ...], extra: tuple[str, ...]) -> list[str]:
 
 def _export(given: case.Case, name: str, path: str) -> None:
     from gnnstab.fixes import export
-    from gnnstab.verification.measuring import measured_signals
+    from gnnstab.observation import measured_signals
     from gnnstab.verification.wanted import wanted
 
     item = wanted(name)[0]

@@ -28,6 +28,20 @@ _HOMES = {
 }
 
 
+# Records are the lowest room and know no report; only the face of the package knows both.
+_PRESENTERS = {
+    "text": ("gnnstab.report.text", "render"),
+    "page": ("gnnstab.report.html", "embed"),
+    "file": ("gnnstab.report.saving", "save"),
+}
+
+
+def presented(diagnosis: "Diagnosis", form: str, *arguments: Any, **options: Any) -> Any:
+    """A diagnosis as ``text`` for a terminal, as a ``page`` for a notebook, or as a ``file``."""
+    home, name = _PRESENTERS[form]
+    return getattr(import_module(home), name)(diagnosis, *arguments, **options)
+
+
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'gnnstab' has no attribute {name!r}")

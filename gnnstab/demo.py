@@ -14,6 +14,7 @@ from torch_geometric.nn import MessagePassing, TransformerConv
 
 from gnnstab.diagnosis import diagnose
 from gnnstab.monitor import Monitor
+from gnnstab.randomness import keeps_random_state
 from gnnstab.records import Diagnosis, Finding
 from gnnstab.verification import prove
 
@@ -105,6 +106,7 @@ def loss(output: Tensor, batch: Data) -> Tensor:
     return error.square().mean()
 
 
+@keeps_random_state
 def run(folder: Path, say: Callable[[str], None]) -> Outcome:
     """Train until it blows up under the monitor, diagnose, and prove the fixes; ``say`` is told what happens."""
     batch = swarm_graphs()

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gnnstab.errors import GnnstabWarning, UnstableError, UsageError
+from gnnstab.evaluation import diagnose_trace
+from gnnstab.feed import Feed, Sink
 from gnnstab.probe.boundary import Boundary
 from gnnstab.probe.outbox import Layout
 from gnnstab.probe.recorder import Recorder
@@ -26,7 +28,6 @@ from gnnstab.rules.recalled import as_event
 from gnnstab.trace import TraceWriter, rank_path
 
 if TYPE_CHECKING:
-    from gnnstab.sinks import Sink
     from gnnstab.trace import Trace
 
 OnFinding = str | Callable[[Finding], None]
@@ -85,8 +86,6 @@ class Monitor:
         scaler: Any = None,
         sinks: Iterable[Sink] = (),
     ) -> None:
-        from gnnstab.sinks.base import Feed
-
         if not isinstance(model, nn.Module):
             raise UsageError(f"Monitor needs a torch.nn.Module, not a {type(model).__name__}")
         if not callable(on_finding) and on_finding not in ("warn", "raise", "ignore"):
@@ -171,9 +170,7 @@ class Monitor:
         self._guarded("the validation loss", lambda: self._recorder.validation(float(loss)))
 
     def diagnose(self, **options: Any) -> Diagnosis:
-        """Diagnose what was recorded so far; ``options`` are those of `gnnstab.diagnosis.diagnose_trace`."""
-        from gnnstab.diagnosis import diagnose_trace
-
+        """Diagnose what was recorded so far; ``options`` are those of `gnnstab.evaluation.diagnose_trace`."""
         trace = self.trace
         if self._recorder.row is None and "target" not in options:
             options["target"] = Target("trace", str(self._path or "in memory"), (self._nothing_yet(),))

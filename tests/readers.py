@@ -27,8 +27,8 @@ from torch_geometric.nn import TransformerConv
 from gnnstab import baseline, config
 from gnnstab.checkpoint import load, rebuild, recover
 from gnnstab.config.validating import validate
-from gnnstab.diagnosis import judge
 from gnnstab.errors import GnnstabError
+from gnnstab.evaluation import evaluate
 from gnnstab.probe import bundle
 from gnnstab.probe.batches import as_arguments, load_batch
 from gnnstab.records import Blind, Event, LayerFacts, Measure, SeriesKey, Signals, StepRow, Target
@@ -245,7 +245,7 @@ def read_trace(path: Path) -> None:
 
 def report(target: Target, signals: Signals, formats: tuple[str, ...]) -> None:
     """Judge and render; a report is text that can be written."""
-    diagnosis = judge(target, signals)
+    diagnosis = evaluate(target, signals)
     for format in formats:
         text = render(diagnosis, format)
         assert text.encode("utf-8"), format

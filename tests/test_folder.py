@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import gnnstab
-from gnnstab import diagnosis as subject
 from gnnstab.errors import LoadError
+from gnnstab.observation import folders as subject
 from gnnstab.records import Diagnosis
 from models.stacks import Stack
 

@@ -2,35 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import pickle
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from gnnstab.archive import LARGEST_LEGACY, check_archive, check_cost, imports_of, newer_version
+from gnnstab import unpickling
+from gnnstab.archive import LARGEST_LEGACY, check_archive, imports_of, newer_version
 from gnnstab.checkpoint.naming import printable
-from gnnstab.checkpoint.standins import STANDINS
 from gnnstab.errors import GnnstabError, LoadError, MissingExtra, UnsafeFileError
-
-_HARMLESS = (
-    "torch._utils.",
-    "torch._tensor.",
-    "torch.nn.parameter.",
-    "torch.storage.",
-    "collections.OrderedDict",
-    "collections.Counter",
-    "builtins.set",
-    "__builtin__.set",
-    "_codecs.encode",
-    "torch.Size",
-    "torch.device",
-    "torch.serialization._get_layout",
-)
-"""Beginnings of names that are not worth telling when a file is refused for another one."""
 
 _ADVICE = (
     "save the weights alone with torch.save(model.state_dict(), …), or, only if you trust where the file comes from, "
@@ -39,18 +21,21 @@ _ADVICE = (
 
 
 def read_torch(file: Path, kind: str, *, unsafe: bool) -> Any:
-    """What torch.save wrote: memory-mapped where the format allows, tensors only unless ``unsafe``.
+    """What torch.save wrote: plain values, records, and tensors that look into the file; with ``unsafe`` real objects.
 
     Raises `UnsafeFileError` when the file needs code to run, `LoadError` when it cannot be read.
     """
     shown = printable(str(file), 500)
-    description = check_archive(file) if kind == "zip" else _legacy_bytes(file)
     if unsafe:
+        description = check_archive(file) if kind == "zip" else _legacy_bytes(file)
         return _guarded(shown, description, lambda: _read_everything(file, kind))
-    check_cost(shown, description)
-    if kind == "pickle":
-        raise UnsafeFileError(f"{shown}: is a plain pickle{_needs(description)}; {_ADVICE}")
-    return _guarded(shown, description, lambda: _read_tensors(file, mapped=kind == "zip"))
+    if kind != "zip":
+        description = _legacy_bytes(file)
+        if kind == "pickle":
+            raise UnsafeFileError(f"{shown}: is a plain pickle{_needs(description)}; {_ADVICE}")
+    return unpickling.read(
+        file, kind, shown, unpickling.any_class, f"reading it would run code: it imports {{}}; {_ADVICE}"
+    )
 
 
 def read_safetensors(file: Path) -> dict[str, torch.Tensor]:
@@ -73,11 +58,6 @@ def read_safetensors(file: Path) -> dict[str, torch.Tensor]:
         ) from None
 
 
-def _read_tensors(file: Path, *, mapped: bool) -> Any:
-    with _standins():
-        return torch.load(str(file), map_location="cpu", weights_only=True, mmap=mapped)
-
-
 def _read_everything(file: Path, kind: str) -> Any:
     if kind == "pickle":
         with file.open("rb") as stream:
@@ -93,20 +73,6 @@ def _legacy_bytes(file: Path) -> bytes:
             f"{LARGEST_LEGACY >> 20} MiB that gnnstab reads; load it with torch and save it again"
         )
     return file.read_bytes()
-
-
-@contextlib.contextmanager
-def _standins() -> Iterator[None]:
-    """Let torch's restricted unpickler build the inert stand-ins; torch before 2.6 refuses those files instead."""
-    manager = getattr(torch.serialization, "safe_globals", None)
-    if manager is None or tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 6):
-        yield
-        return
-    # The class of a lazily initialised parameter is torch's own and holds no data.
-    lazy = [(kind, f"torch.nn.parameter.{kind.__name__}") for kind in
-            (torch.nn.parameter.UninitializedParameter, torch.nn.parameter.UninitializedBuffer)]  # fmt: skip
-    with manager([(built, name) for name, built in STANDINS.items()] + lazy):
-        yield
 
 
 def _guarded(shown: str, description: bytes, read: Any) -> Any:
@@ -146,7 +112,7 @@ def _needs(description: bytes) -> str:
     names = [
         n
         for n in imports_of(description)
-        if not n.startswith(_HARMLESS) and n not in STANDINS and not n.endswith("Storage")
+        if not n.startswith(("torch.", "collections.", "builtins.", "__builtin__.", "_codecs."))
     ]
     if not names:
         return ""

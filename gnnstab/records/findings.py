@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import math
-import re
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
-from gnnstab.errors import UsageError
+from gnnstab.characters import as_json
+from gnnstab.errors import NothingEvaluable, UnstableError, UsageError
+from gnnstab.records.json_numbers import json_number
 from gnnstab.records.layers import LayerFacts
 from gnnstab.records.rows import Blind, Event
 from gnnstab.records.signals import Series, Signal
@@ -228,6 +229,30 @@ class Diagnosis:
         verdicts = [r for r in self.rules if r.status in ("fired", "passed") and not r.code.startswith("GS9")]
         return self.coverage.layers_observed == 0 or not verdicts
 
+    def raise_for(self, severity: str = "warning") -> Diagnosis:
+        """Raise `UnstableError` with the worst finding when there is one of this severity or worse; else return self.
+
+        Raises:
+            UnstableError: A finding at or above ``severity``.
+            NothingEvaluable: Nothing was judged, so that nothing can be called healthy.
+        """
+        failing = self.at_least(severity)
+        if failing:
+            raise UnstableError(max(failing, key=lambda f: (SEVERITIES.index(f.severity), f.explained_by is None)))
+        if self.nothing_evaluable:
+            raise NothingEvaluable("nothing could be judged; print(diagnosis) says what is missing")
+        return self
+
+    def save(self, path: str | os.PathLike[str], format: str | None = None, **options: Any) -> Path:
+        """Write the report to a file and return its path; the ending says which (``.html .json .md .txt .sarif .xml``).
+
+        ``format`` names one where the ending does not; ``options`` are those of the format. Raises `UsageError`.
+        """
+        from gnnstab import presented
+
+        saved: Path = presented(self, "file", path, format, **options)
+        return saved
+
     def suppress(self, withheld: Sequence[Suppressed]) -> Diagnosis:
         """A copy without these findings; a rule that has none left becomes ``suppressed``."""
         taken = {id(item.finding) for item in withheld}
@@ -271,28 +296,25 @@ class Diagnosis:
         }
 
     def to_json(self, indent: int | None = 2) -> str:
-        """`to_dict` as text; NaN and Inf are the strings "nan", "inf", "-inf"."""
-        text = json.dumps(self.to_dict(), indent=indent, ensure_ascii=False, allow_nan=False)
-        # A layer name may hold lone surrogates (file names do on POSIX); UTF-8 cannot carry them, JSON escapes can.
-        return _LONE_SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+        """`to_dict` as text; numbers have seven significant digits, NaN and Inf are the strings "nan", "inf", "-inf"."""
+        return as_json(self.to_dict(), indent)
 
     def _repr_html_(self) -> str:
         """The page in a frame of its own, so that its styles cannot reach the notebook."""
-        from gnnstab.report.html import embed
+        from gnnstab import presented
 
-        return embed(self)
+        page: str = presented(self, "page")
+        return page
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         """The text, for IPython and for what a notebook keeps beside the page."""
         printer.text(str(self).rstrip())
 
     def __str__(self) -> str:
-        from gnnstab.report import render
+        from gnnstab import presented
 
-        return render(self, "text")
-
-
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+        text: str = presented(self, "text")
+        return text
 
 
 def _plain(value: Any) -> Any:
@@ -300,9 +322,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, bool) or value is None or isinstance(value, (str, int)):
         return value
     if isinstance(value, float):
-        if math.isfinite(value):
-            return value
-        return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
+        return json_number(value)
     if hasattr(value, "__dataclass_fields__"):
         return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, Mapping):

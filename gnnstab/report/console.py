@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable
 
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 
 from gnnstab.errors import UsageError
 
@@ -35,6 +35,7 @@ def printed(parts: Iterable[RenderableType], width: int, color: str | None) -> s
         _environ={},
     )
     with console.capture() as capture:
+        # In a group a line keeps its own rule for wrapping; code, which must not be wrapped, is not cut either.
         for part in parts:
-            console.print(part)
+            console.print(Group(part), crop=False)
     return "".join(f"{line.rstrip()}\n" for line in capture.get().splitlines())

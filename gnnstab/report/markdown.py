@@ -14,7 +14,7 @@ MOST_FINDINGS = 50
 """A job summary may hold one megabyte in all; the other formats carry every finding."""
 
 _MARKS = {"error": "❌", "warning": "⚠️", "info": "ℹ️"}
-_STATES = {"unstable": "❌", "stable": "✅", "not-evaluable": "⚠️"}
+_STATES = {"unstable": "❌", "stable": "✅", "nothing-found": "☑️", "not-evaluable": "⚠️"}
 
 
 def render(diagnosis: Diagnosis) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from gnnstab.errors import ConfigurationError, UsageError
 from gnnstab.plugins import installed
 from gnnstab.records import Diagnosis
+from gnnstab.report.formats import FORMATS
 
 GROUP = "gnnstab.formats"
 """Entry-point group in which a package offers modules with a function ``render(diagnosis, **options) -> str``."""
@@ -59,8 +60,6 @@ def _call(module: Any, name: str, format: str, argument: Any, options: dict[str,
 
 def format_names() -> tuple[str, ...]:
     """Names of all formats: the built-in ones in the order of the table, then those of plugins."""
-    from gnnstab.report import FORMATS
-
     return (*FORMATS, *(plugin.name for plugin in installed(GROUP) if plugin.name not in FORMATS))
 
 
@@ -85,8 +84,6 @@ def load_plugin(name: str, offered: Iterable[EntryPoint]) -> Any:
 
 
 def _module(format: str) -> Any:
-    from gnnstab.report import FORMATS
-
     if format in FORMATS:
         return import_module(FORMATS[format])
     return load_plugin(format, installed(GROUP))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
@@ -10,6 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from gnnstab.records import Diagnosis
+from gnnstab.records.json_numbers import json_number
 from gnnstab.report import escape, rulebook
 
 LEVELS = {"error": "error", "warning": "warning", "info": "note"}
@@ -70,10 +70,4 @@ def message(text: str) -> str:
 def plain(values: Mapping[str, Any]) -> dict[str, Any]:
     """The mapping without None, non-finite numbers as strings."""
     kept = {key: value for key, value in values.items() if value is not None}
-    return {key: _number(value) if isinstance(value, float) else value for key, value in kept.items()}
-
-
-def _number(value: float) -> float | str:
-    if math.isfinite(value):
-        return value
-    return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
+    return {key: json_number(value) if isinstance(value, float) else value for key, value in kept.items()}

@@ -118,8 +118,8 @@ def verdict(evidence: Evidence, anchors: Anchors) -> dict[str, str]:
     if word == "NOT EVALUABLE":
         none = "Nothing was measured, so nothing can be called healthy."
         return _words(state, "unknown", "Nothing could be judged.", lead, none)
-    if word == "STABLE":
-        whole = d.coverage.layers_observed >= d.coverage.layers_expected and not d.coverage.blind
+    if word in ("STABLE", "NOTHING FOUND"):
+        whole = word == "STABLE" and not d.coverage.blind
         headline = "No instability found." if whole else "No instability in what could be seen."
         return _words(state, "good", headline, lead, "Nothing crossed a limit.")
     tone = "error" if severity == "error" else "warning"

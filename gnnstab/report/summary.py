@@ -23,30 +23,61 @@ RECOMMENDED = ("confirmed", "not-tested", "inconclusive")
 
 
 def state(diagnosis: Diagnosis) -> str:
-    """``unstable`` (an error or warning about the model), ``stable``, or ``not-evaluable``.
+    """``unstable`` (an error or warning about the model), ``stable``, ``nothing-found`` or ``not-evaluable``.
 
-    A warning about the observation itself (GS9xx) makes a model neither stable nor unstable.
+    ``nothing-found`` is a calm verdict that does not cover everything (`not_covered`). A warning about the observation
+    itself (GS9xx) makes a model neither stable nor unstable.
     """
     warned = diagnosis.at_least("warning")
     if any(not _of_observation(finding) for finding in warned):
         return "unstable"
-    return "not-evaluable" if warned or diagnosis.nothing_evaluable else "stable"
+    if warned or diagnosis.nothing_evaluable:
+        return "not-evaluable"
+    return "nothing-found" if not_covered(diagnosis) else "stable"
+
+
+WORDS = {
+    "unstable": "UNSTABLE",
+    "stable": "STABLE",
+    "nothing-found": "NOTHING FOUND",
+    "not-evaluable": "NOT EVALUABLE",
+}
+"""State → the word that every face prints for it."""
 
 
 def verdict(diagnosis: Diagnosis, *, short: bool = False) -> tuple[str, str]:
-    """The word (``UNSTABLE``, ``STABLE``, ``NOT EVALUABLE``) and the rest of the first line."""
-    kind = state(diagnosis)
-    where = _layers(diagnosis, short)
+    """The word of `WORDS` and the rest of the first line."""
+    kind, where = state(diagnosis), _layers(diagnosis, short)
+    if kind == "not-evaluable" and diagnosis.nothing_evaluable:
+        return WORDS[kind], _nothing_judged(diagnosis)
     if kind == "not-evaluable":
-        if diagnosis.nothing_evaluable:
-            return "NOT EVALUABLE", _nothing_judged(diagnosis)
-        return (
-            "NOT EVALUABLE",
-            f"{severities(diagnosis.at_least('warning'))} about what was not seen; {_calm(diagnosis)} in {where}",
-        )
-    if kind == "stable":
-        return "STABLE", f"{_calm(diagnosis)} in {where}{_unseen(diagnosis)}"
-    return "UNSTABLE", f"{severities(diagnosis.findings)} in {where}{_why(diagnosis)}"
+        blind = severities(diagnosis.at_least("warning"))
+        return WORDS[kind], f"{blind} about what was not seen; {_calm(diagnosis)} in {where}"
+    if kind == "unstable":
+        return WORDS[kind], f"{severities(diagnosis.findings)} in {where}{_why(diagnosis)}"
+    limits = "" if short else _limits(diagnosis)
+    return WORDS[kind], f"{calm(diagnosis, short=short)}{limits}"
+
+
+def calm(diagnosis: Diagnosis, *, short: bool = False) -> str:
+    """``nothing to fix, 2 notes in 3 TransformerConv layers``."""
+    return f"{_calm(diagnosis)} in {_layers(diagnosis, short)}"
+
+
+def not_covered(diagnosis: Diagnosis) -> tuple[str, ...]:
+    """What a calm verdict does not cover: layers, the user's own data, rules that were not asked, findings hidden."""
+    parts = []
+    blind = diagnosis.coverage.layers_expected - diagnosis.coverage.layers_observed
+    if blind > 0:
+        parts.append(count(blind, "attention layer"))
+    if not any(signal.source in ("batch", "training") for signal in diagnosis.signals):
+        parts.append("your data and the training")
+    left_out = sum(rule.reason == "not selected" for rule in diagnosis.rules)
+    if left_out:
+        parts.append(f"{left_out} of {count(len(diagnosis.rules), 'rule')}, not selected")
+    hidden = Counter(item.origin for item in diagnosis.suppressed if item.finding.severity != "info")
+    parts += [f"{count(number, 'finding')}, hidden by the {origin}" for origin, number in sorted(hidden.items())]
+    return tuple(parts)
 
 
 def _of_observation(finding: Finding) -> bool:
@@ -174,7 +205,7 @@ def rules_by_status(diagnosis: Diagnosis) -> Counter[str]:
 def _layers(diagnosis: Diagnosis, short: bool) -> str:
     seen = diagnosis.coverage.layers_observed
     kinds = Counter(layer.kind for layer in diagnosis.layers if layer.attention)
-    kind = f"{next(iter(kinds))} " if len(kinds) == 1 and not short else ""
+    kind = f"{escape.name(next(iter(kinds)))} " if len(kinds) == 1 and not short else ""
     if not kind and not short:
         kind = "attention "
     return count(seen, f"{kind}layer")
@@ -192,16 +223,12 @@ def _calm(diagnosis: Diagnosis) -> str:
     return "nothing to fix" if not notes else f"nothing to fix, {count(notes, 'note')}"
 
 
-def _unseen(diagnosis: Diagnosis) -> str:
-    """What a calm verdict does not cover: a reader must not take it for more than it is."""
-    parts = []
-    blind = diagnosis.coverage.layers_expected - diagnosis.coverage.layers_observed
-    if blind > 0:
-        parts.append(f"{count(blind, 'layer')} not seen")
-    unjudged = rules_by_status(diagnosis)["not-evaluable"]
-    if unjudged:
-        parts.append(f"{count(unjudged, 'rule')} not evaluable")
-    return f" ({', '.join(parts)})" if parts else ""
+def _limits(diagnosis: Diagnosis) -> str:
+    """What a calm verdict does not cover, in brackets: a reader must not take it for more than it is."""
+    unjudged, parts = rules_by_status(diagnosis)["not-evaluable"], not_covered(diagnosis)
+    told = [f"not seen: {'; '.join(parts)}"] if parts else []
+    told += [f"{count(unjudged, 'rule')} not evaluable"] if unjudged else []
+    return f" ({'; '.join(told)})" if told else ""
 
 
 def _nothing_judged(diagnosis: Diagnosis) -> str:

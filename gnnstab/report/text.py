@@ -1,4 +1,4 @@
-"""The report for a terminal: verdict, what to change, causes, findings, advice, layers, coverage.
+"""The report for a terminal: a short one that fits a screen, and with ``-v`` a long one that holds everything.
 
 Rich lays it out; the text carries the meaning without colour, so pipes and ``NO_COLOR`` lose nothing.
 """
@@ -16,11 +16,18 @@ from gnnstab.report import escape, summary
 from gnnstab.report.console import WIDEST, printed
 from gnnstab.report.text_layers import coverage, layers
 from gnnstab.report.text_parts import advice, causes, changes, findings
+from gnnstab.report.text_short import one_line, short
 from gnnstab.report.text_style import HEADING, MUTED, RED, STATE
 
 
 def render(
-    diagnosis: Diagnosis, *, width: int = 80, color: str | None = None, verbose: bool = False, quiet: bool = False
+    diagnosis: Diagnosis,
+    *,
+    width: int = 80,
+    color: str | None = None,
+    verbose: bool = False,
+    quiet: bool = False,
+    brief: bool = False,
 ) -> str:
     """The report as text.
 
@@ -28,10 +35,11 @@ def render(
         diagnosis: What to report.
         width: Columns, at least 40.
         color: ``standard``, ``256`` or ``truecolor`` for ANSI colours, None for plain text.
-        verbose: Every finding, all rules and their reasons, and all fixes.
-        quiet: The first line alone.
+        verbose: All causes, findings, layers, rules and reasons instead of the short report.
+        quiet: One line.
+        brief: One line where nothing at warning or above was found, else the short report: what a check says.
     """
-    return _print([_report(diagnosis, min(width, WIDEST), verbose, quiet)], width, color)
+    return render_many([diagnosis], width=width, color=color, verbose=verbose, quiet=quiet, brief=brief)
 
 
 def render_many(
@@ -41,22 +49,28 @@ def render_many(
     color: str | None = None,
     verbose: bool = False,
     quiet: bool = False,
+    brief: bool = False,
 ) -> str:
-    """The reports one after another; options as for `render`."""
-    reports = [_report(diagnosis, min(width, WIDEST), verbose, quiet) for diagnosis in diagnoses]
-    return _print(reports, width, color, gap=not quiet)
+    """The reports one after another, blank lines between those of several lines; options as for `render`."""
+    parts: list[RenderableType] = []
+    lonely = True
+    for diagnosis in diagnoses:
+        single = quiet or (brief and not verbose and not diagnosis.at_least("warning"))
+        if parts and not (lonely and single):
+            parts.append(Text())
+        lonely = single
+        parts.append(_report(diagnosis, min(width, WIDEST), verbose, single))
+    return printed(parts, width, color)
 
 
-def _print(reports: Sequence[RenderableType], width: int, color: str | None, gap: bool = True) -> str:
-    parts = [part for report in reports for part in ((Text(), report) if gap else (report,))]
-    return printed(parts[1:] if gap else parts, width, color)
-
-
-def _report(diagnosis: Diagnosis, width: int, verbose: bool, quiet: bool) -> RenderableType:
-    first = _first_line(diagnosis, width)
-    if quiet:
-        return Group(first, _target(diagnosis))
-    return Group(first, _target(diagnosis), *_first_break(diagnosis), *_sections(diagnosis, width, verbose))
+def _report(diagnosis: Diagnosis, width: int, verbose: bool, single: bool) -> RenderableType:
+    if single:
+        return one_line(diagnosis, width)
+    if not verbose:
+        return short(diagnosis, width)
+    return Group(
+        _first_line(diagnosis, width), _target(diagnosis), *_first_break(diagnosis), *_sections(diagnosis, width)
+    )
 
 
 def _first_line(diagnosis: Diagnosis, width: int) -> Text:
@@ -81,17 +95,21 @@ def _first_break(diagnosis: Diagnosis) -> Iterator[Text]:
         yield Text.assemble(("First non-finite value: ", f"bold {RED}"), escape.sentence(summary.event_place(event)))
 
 
-def _sections(diagnosis: Diagnosis, width: int, verbose: bool) -> Iterator[RenderableType]:
+def _sections(diagnosis: Diagnosis, width: int) -> Iterator[RenderableType]:
     titled: list[tuple[str, RenderableType | None]] = [
-        ("What to change first", changes(diagnosis, verbose)),
-        ("Causes", causes(diagnosis, width, verbose)),
-        ("Findings, in the order to look at them", findings(diagnosis, verbose)),
-        ("Well-known advice that would not help here", advice(diagnosis)),
-        ("Layers", layers(diagnosis, width, verbose)),
-        ("What was seen, and what was not", coverage(diagnosis, verbose)),
+        ("What to change first", changes(diagnosis)),
+        ("Causes", _indented(causes(diagnosis, width))),
+        ("Findings, in the order to look at them", _indented(findings(diagnosis))),
+        ("Well-known advice that would not help here", _indented(advice(diagnosis))),
+        ("Layers", _indented(layers(diagnosis, width))),
+        ("What was seen, and what was not", _indented(coverage(diagnosis))),
     ]
     for title, body in titled:
         if body is not None:
             yield Text()
             yield Text(title, style=HEADING)
-            yield Padding(body, (0, 0, 0, 2))
+            yield body
+
+
+def _indented(body: RenderableType | None) -> RenderableType | None:
+    return None if body is None else Padding(body, (0, 0, 0, 2))

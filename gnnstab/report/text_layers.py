@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from itertools import groupby
 
 from rich.console import Group, RenderableType
@@ -23,10 +22,7 @@ from gnnstab.report import escape, summary
 from gnnstab.report.extremes import extremes
 from gnnstab.report.numbers import count, number
 from gnnstab.report.text_parts import relative_to, table
-from gnnstab.report.text_style import MUTED, SEVERITY
-
-ROWS = 12
-"""Layers shown unless all are asked for."""
+from gnnstab.report.text_style import SEVERITY
 
 COLUMNS = (
     SCORE_MAX_ABS,
@@ -40,7 +36,7 @@ COLUMNS = (
 """From the most to the least telling; narrow terminals lose the last."""
 
 
-def layers(diagnosis: Diagnosis, width: int, verbose: bool) -> RenderableType | None:
+def layers(diagnosis: Diagnosis, width: int) -> RenderableType | None:
     """One row per layer with the numbers that decide; a column without any value is left out."""
     if not any(layer.attention for layer in diagnosis.layers):
         return None
@@ -48,21 +44,14 @@ def layers(diagnosis: Diagnosis, width: int, verbose: bool) -> RenderableType | 
     used = [signal for signal in COLUMNS if values[signal]]
     used = used[: max(1, (width - 40) // 9)]
     troubled = {finding.layer for finding in diagnosis.findings}
-    measured = [x for x in diagnosis.layers if x.attention or any(x.name in values[signal] for signal in used)]
-    chosen = _chosen(measured, troubled, verbose)
+    chosen = [x for x in diagnosis.layers if x.attention or any(x.name in values[signal] for signal in used)]
     path, names = escape.apart([layer.name for layer in chosen], max(16, width - 24 - 10 * len(used)))
     grid = table("", "Layer", "Shape", *(SIGNALS[signal].heading for signal in used), numbers=3)
     for layer, label in zip(chosen, names, strict=True):
         numbers = [number(values[signal].get(layer.name)) for signal in used]
         mark = Text("!", style=SEVERITY["warning"]) if layer.name in troubled else Text(" ")
         grid.add_row(mark, Text(label), Text(_shape(layer)), *numbers)
-    left_out = len(measured) - len(chosen)
-    more = f"and {count(left_out, 'more layer')} (--verbose shows all)"
-    parts: list[RenderableType] = [relative_to(path)] if path else []
-    parts.append(grid)
-    if left_out:
-        parts.append(Text(more, style=MUTED))
-    return Group(*parts)
+    return Group(*([relative_to(path)] if path else []), grid)
 
 
 def _per_layer(diagnosis: Diagnosis, name: str) -> dict[str, float]:
@@ -82,13 +71,6 @@ def _per_layer(diagnosis: Diagnosis, name: str) -> dict[str, float]:
     return found
 
 
-def _chosen(all_layers: Sequence[LayerFacts], troubled: set[str | None], verbose: bool) -> Sequence[LayerFacts]:
-    if verbose or len(all_layers) <= ROWS:
-        return all_layers
-    first = [layer for layer in all_layers if layer.name in troubled] or list(all_layers)
-    return first[:ROWS]
-
-
 def _shape(layer: LayerFacts) -> str:
     """``16→16 ×3``: input width, output width per head, heads; ``?`` where the source cannot show it."""
     if layer.in_channels is None and layer.out_channels is None:
@@ -100,7 +82,7 @@ def _shape(layer: LayerFacts) -> str:
     return f"{inputs}→{outputs} ×{heads}"
 
 
-def coverage(diagnosis: Diagnosis, verbose: bool) -> RenderableType:
+def coverage(diagnosis: Diagnosis) -> RenderableType:
     """Layers seen, blind sites with the remedy, rules without verdict, assumptions, notes."""
     seen = diagnosis.coverage
     lines = [
@@ -108,7 +90,7 @@ def coverage(diagnosis: Diagnosis, verbose: bool) -> RenderableType:
     ]
     lines += [f"Blind: {escape.name(b.layer)}, {escape.name(b.site)}: {escape.sentence(b.reason)}" for b in seen.blind]
     lines += [f"During the run: {escape.sentence(words)}." for words in extremes(diagnosis)]
-    lines += _unjudged(diagnosis, verbose)
+    lines += _rules(diagnosis)
     lines += [_withheld(item.finding, item.reason) for item in diagnosis.suppressed]
     if seen.assumptions:
         lines.append("Taken as: " + "; ".join(escape.sentence(a) for a in seen.assumptions) + ".")
@@ -128,11 +110,10 @@ def _withheld(finding: Finding, reason: str) -> str:
     return f"Suppressed: {finding.code} at {summary.where(finding)}: {escape.sentence(reason)}"
 
 
-def _unjudged(diagnosis: Diagnosis, verbose: bool) -> list[str]:
-    """Rules that could not be judged, those with the same reason together; all others too when ``verbose``."""
-    statuses = ("not-evaluable", "suppressed", *(("not-applicable", "passed", "fired") if verbose else ()))
-    chosen = [rule for rule in diagnosis.rules if rule.status in statuses]
-    chosen.sort(key=lambda rule: (statuses.index(rule.status), rule.reason, rule.code))
+def _rules(diagnosis: Diagnosis) -> list[str]:
+    """All rules with their status, those with the same reason together; first the ones that could not be judged."""
+    statuses = ("not-evaluable", "suppressed", "not-applicable", "passed", "fired")
+    chosen = sorted(diagnosis.rules, key=lambda rule: (statuses.index(rule.status), rule.reason, rule.code))
     lines = []
     for (status, reason), rules in groupby(chosen, key=lambda rule: (rule.status, rule.reason)):
         codes = " ".join(rule.code for rule in rules)

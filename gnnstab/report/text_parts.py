@@ -10,34 +10,33 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from gnnstab.records import FIVE_CAUSES, Cause, Diagnosis, Finding, FixAdvice
+from gnnstab.records import Cause, Diagnosis, Finding, FixAdvice
 from gnnstab.report import escape, summary
 from gnnstab.report.numbers import compared, number
 from gnnstab.report.text_style import CAUSE, MUTED, SEVERITY, VERDICT
 
-PER_RULE = 3
-"""Findings shown of one rule and severity unless all are asked for."""
 
-
-def changes(diagnosis: Diagnosis, verbose: bool) -> RenderableType | None:
-    """The causes to treat, each with its evidence and the code of the best fix."""
+def changes(diagnosis: Diagnosis) -> RenderableType | None:
+    """The causes to treat, each with its evidence and the code of its fixes; code is never wrapped."""
     if summary.state(diagnosis) != "unstable":
         return None
-    parts = [_change(i, cause, verbose) for i, cause in enumerate(summary.to_change(diagnosis), start=1)]
+    parts = [part for i, cause in enumerate(summary.to_change(diagnosis), start=1) for part in _change(i, cause)]
     return Group(*parts) if parts else None
 
 
-def _change(position: int, cause: Cause, verbose: bool) -> RenderableType:
-    head = Text.assemble(f"{position}. ", (cause.cause, "bold"), (f"  {cause.status}", CAUSE[cause.status]))
-    body: list[RenderableType] = [Text(escape.sentence(cause.reason))]
-    best = summary.recommended(cause)
-    shown = summary.fixes_in_order(cause) if verbose else ((best,) if best else ())
-    for fix in shown:
-        body += [_fix_line(fix), Padding(Text(escape.code(fix.change)), (0, 0, 0, 2))]
-    if not shown:
+def _change(position: int, cause: Cause) -> Iterator[RenderableType]:
+    yield Text.assemble(f"  {position}. ", (cause.cause, "bold"), (f"  {cause.status}", CAUSE[cause.status]))
+    yield Padding(Text(escape.sentence(cause.reason)), (0, 0, 0, 5))
+    for fix in summary.fixes_in_order(cause):
+        yield Padding(_fix_line(fix), (0, 0, 0, 5))
+        # Rich crops what stands in a padding, so the blanks are part of the code's text.
+        yield from (
+            Text(f"       {line}", no_wrap=True, overflow="ignore") for line in escape.code(fix.change).split("\n")
+        )
+    if summary.recommended(cause) is None:
         failed = ", ".join(fix.fix for fix in cause.fixes)
-        body.append(Text(f"No fix to recommend{f'; measured to fail: {failed}' if failed else ''}.", style=MUTED))
-    return Group(head, Padding(Group(*body), (0, 0, 0, 3)))
+        why = f"No fix to recommend{f'; measured to fail: {escape.sentence(failed)}' if failed else ''}."
+        yield Padding(Text(why, style=MUTED), (0, 0, 0, 5))
 
 
 def _fix_line(fix: FixAdvice) -> Text:
@@ -51,10 +50,10 @@ def _fix_line(fix: FixAdvice) -> Text:
     return line
 
 
-def causes(diagnosis: Diagnosis, width: int, verbose: bool) -> RenderableType:
+def causes(diagnosis: Diagnosis, width: int) -> RenderableType:
     """The five causes in their fixed order, then further ones that are not absent.
 
-    Further ones that could not be judged are only named; their reasons stand with the coverage. A narrow terminal has the fixes below the evidence instead of in a column of their own.
+    A narrow terminal has the fixes below the evidence instead of in a column of their own.
     """
     wide = width >= 100
     grid = table(
@@ -62,12 +61,8 @@ def causes(diagnosis: Diagnosis, width: int, verbose: bool) -> RenderableType:
         "Status",
         *(("Evidence or reason", "Fix: verdict") if wide else ("Evidence or reason, → fix: verdict",)),
     )
-    unjudged = [c.cause for c in diagnosis.causes if c.status == "not-evaluable" and c.cause not in FIVE_CAUSES]
     for cause in diagnosis.causes:
-        if cause.cause in unjudged and not verbose:
-            continue
-        reason = escape.sentence(cause.reason, 40)
-        evidence = Text(reason if verbose else summary.beginning(reason))
+        evidence = Text(escape.sentence(cause.reason, 40))
         fixes = [_fix_cell(fix, "" if wide else "→ ") for fix in summary.fixes_in_order(cause)]
         cells = (
             [evidence, Text("\n").join(fixes) if fixes else Text("–", style=MUTED)]
@@ -75,8 +70,6 @@ def causes(diagnosis: Diagnosis, width: int, verbose: bool) -> RenderableType:
             else [Text("\n").join([evidence, *fixes])]
         )
         grid.add_row(Text(cause.cause), Text(summary.verdict_words(cause.status), style=CAUSE[cause.status]), *cells)
-    if unjudged and not verbose:
-        return Group(grid, Text(f"Not evaluable either: {', '.join(unjudged)}.", style=MUTED))
     return grid
 
 
@@ -86,16 +79,16 @@ def _fix_cell(fix: FixAdvice, arrow: str) -> Text:
     )
 
 
-def findings(diagnosis: Diagnosis, verbose: bool) -> RenderableType | None:
+def findings(diagnosis: Diagnosis) -> RenderableType | None:
     """Findings by what to do first, those of one rule and severity together."""
     ordered = summary.in_reading_order(diagnosis)
     if not ordered:
         return None
     groups = groupby(ordered, key=lambda f: (f.severity, f.code, f.explained_by is not None))
-    return Group(*(part for _, found in groups for part in _rule_findings(diagnosis, list(found), verbose)))
+    return Group(*(part for _, found in groups for part in _rule_findings(diagnosis, list(found))))
 
 
-def _rule_findings(diagnosis: Diagnosis, found: list[Finding], verbose: bool) -> Iterator[RenderableType]:
+def _rule_findings(diagnosis: Diagnosis, found: list[Finding]) -> Iterator[RenderableType]:
     first = found[0]
     head = Text.assemble(
         (f"{first.severity:<8}", SEVERITY[first.severity]), (f"{first.code} {escape.name(first.name)}", "bold")
@@ -105,16 +98,9 @@ def _rule_findings(diagnosis: Diagnosis, found: list[Finding], verbose: bool) ->
     if first.explained_by:
         head.append(f"  follows from {escape.name(first.explained_by)}", style=MUTED)
     yield head
-    shown = found if verbose else found[:PER_RULE]
     yield Padding(
-        Group(Text(escape.sentence(first.message)), *(_place(diagnosis, finding) for finding in shown)), (0, 0, 0, 8)
+        Group(Text(escape.sentence(first.message)), *(_place(diagnosis, finding) for finding in found)), (0, 0, 0, 8)
     )
-    if len(shown) < len(found):
-        places = dict.fromkeys(escape.name(f.layer or "the model", 40) for f in found[PER_RULE:])
-        named = ", ".join(list(places)[:3]) + (", …" if len(places) > 3 else "")
-        yield Padding(
-            Text(f"and {len(found) - PER_RULE} more at {named} (--verbose shows all)", style=MUTED), (0, 0, 0, 8)
-        )
 
 
 def _place(diagnosis: Diagnosis, finding: Finding) -> Text:

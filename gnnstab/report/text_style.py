@@ -14,7 +14,8 @@ MUTED = "color(243)"
 HEADING = "bold underline"
 
 SEVERITY = {"error": f"bold {RED}", "warning": f"bold {AMBER}", "info": BLUE}
-STATE = {"unstable": f"bold reverse {RED}", "stable": f"bold {GREEN}", "not-evaluable": f"bold {AMBER}"}
+STATE = {"unstable": f"bold reverse {RED}", "stable": f"bold {GREEN}", "nothing-found": f"bold {BLUE}",
+         "not-evaluable": f"bold {AMBER}"}  # fmt: skip
 CAUSE = {"root-cause": f"bold {RED}", "contributing": AMBER, "present": BLUE, "absent": GREEN, "not-evaluable": MUTED}
 VERDICT = {
     "confirmed": f"bold {GREEN}",

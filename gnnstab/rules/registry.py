@@ -6,9 +6,10 @@ import re
 from collections.abc import Iterable, Sequence
 from importlib.metadata import EntryPoint
 
-from gnnstab.errors import ConfigurationError, UsageError
+from gnnstab.errors import ConfigurationError, UsageError, hint
 from gnnstab.plugins import installed
 from gnnstab.rules.base import Rule
+from gnnstab.rules.table import RULES
 
 GROUP = "gnnstab.rules"
 """Entry-point group in which a package offers rule classes."""
@@ -22,8 +23,6 @@ def rule_classes() -> tuple[type[Rule], ...]:
 
     Raises `ConfigurationError` naming the plugin that does not load, has a malformed code, or takes one in use.
     """
-    from gnnstab.rules import RULES
-
     return join(RULES, installed(GROUP))
 
 
@@ -33,7 +32,9 @@ def rule_class(code: str) -> type[Rule]:
     for rule in rule_classes():
         if wanted.upper() == rule.code or wanted.lower() == rule.name:
             return rule
-    raise UsageError(f"there is no rule {code!r}; `gnnstab rules` lists them")
+    names = [name for rule in rule_classes() for name in (rule.code, rule.name)]
+    near = hint(wanted.lower(), names) or hint(wanted.upper(), names)
+    raise UsageError(f"there is no rule {code!r}; {near + ' ' if near else ''}`gnnstab rules` lists them")
 
 
 def join(builtin: Sequence[type[Rule]], plugins: Iterable[EntryPoint]) -> tuple[type[Rule], ...]:

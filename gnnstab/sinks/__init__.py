@@ -9,10 +9,10 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from gnnstab.sinks.base import Feed as Feed
-from gnnstab.sinks.base import Sink as Sink
-from gnnstab.sinks.base import replay as replay
-from gnnstab.sinks.base import step_values as step_values
+from gnnstab.feed import Feed as Feed
+from gnnstab.feed import Sink as Sink
+from gnnstab.feed import step_values as step_values
+from gnnstab.sinks.recorded import replay as replay
 
 if TYPE_CHECKING:
     from gnnstab.sinks.export import to_pandas as to_pandas

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from gnnstab.errors import GnnstabWarning, MissingExtra, UsageError
+from gnnstab.feed import PREFIX
 from gnnstab.monitor import Monitor
 from gnnstab.records import Diagnosis, Finding
-from gnnstab.sinks.base import PREFIX
 from gnnstab.trace import rank_path
 
 try:

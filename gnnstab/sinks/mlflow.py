@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from gnnstab.errors import MissingExtra
+from gnnstab.feed import PREFIX
 from gnnstab.records import Diagnosis, Finding
 from gnnstab.report import render, summary
-from gnnstab.sinks.base import PREFIX
 
 REPORTS = {"html": "report.html", "json": "report.json", "text": "report.txt"}
 

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 import numpy as np
 
 from gnnstab.errors import MissingExtra
+from gnnstab.feed import PREFIX
 from gnnstab.records import Diagnosis, Finding
 from gnnstab.report import render
 from gnnstab.report.escape import name as short_name
 from gnnstab.report.evidence import Evidence
-from gnnstab.sinks.base import PREFIX
 
 
 class TensorBoardSink:

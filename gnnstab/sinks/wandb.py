@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from gnnstab.errors import MissingExtra
+from gnnstab.feed import PREFIX
 from gnnstab.records import Diagnosis, Finding
 from gnnstab.report import render, summary
 from gnnstab.report.escape import name as short_name
-from gnnstab.sinks.base import PREFIX
 
 _COLUMNS = ("code", "name", "severity", "layer", "head", "step", "signal", "value", "threshold", "message")
 

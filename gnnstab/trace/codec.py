@@ -119,15 +119,15 @@ def quantity_from_columns(row: tuple[Any, ...]) -> tuple[int, Quantity]:
     return integer(number), (_text(layer), _text(mode), integer(call), _text(name), integer(head))
 
 
-def measure_from_columns(row: tuple[Any, ...], rank: int, quantities: Mapping[int, Quantity]) -> Measure:
-    """The measure of one row; raises `ValueError` when a column does not hold what it should."""
-    step, quantity, value, detail = row
+def measure_from_columns(row: tuple[Any, ...], rank: int, quantities: Mapping[int, Quantity]) -> tuple[int, Measure]:
+    """Number and measure of one row; raises `ValueError` when a column does not hold what it should."""
+    order, step, quantity, value, detail = row
     known = quantities.get(quantity)
     if known is None:
         raise ValueError(f"the quantity {str(quantity)[:40]!r} of a measure is not listed")
     number = math.nan if value is None else column_to_number(value)
     assert number is not None
-    return Measure(integer(step), *known, number, "" if detail is None else _text(detail), rank)
+    return integer(order), Measure(integer(step), *known, number, "" if detail is None else _text(detail), rank)
 
 
 def series_from_columns(row: tuple[Any, ...]) -> tuple[int, SeriesKey]:
@@ -164,13 +164,13 @@ def _plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
-def event_from_columns(row: tuple[Any, ...], rank: int) -> Event:
-    """The event of one row; raises `ValueError` when a column does not hold what it should."""
-    step, kind, layer, mode, call, stage, origin, nodes, edges, heads, message, detail = row
+def event_from_columns(row: tuple[Any, ...], rank: int) -> tuple[int, Event]:
+    """Id and event of one row; raises `ValueError` when a column does not hold what it should."""
+    number, step, kind, layer, mode, call, stage, origin, nodes, edges, heads, message, detail = row
     parsed = parse(detail)
     if not isinstance(parsed, dict):
         raise ValueError("the detail of an event is no JSON object")
-    return Event(
+    return integer(number), Event(
         step=integer(step),
         kind=_text(kind),
         layer=None if layer is None else _text(layer),

@@ -9,6 +9,7 @@ from typing import Any
 
 from gnnstab.records import Blind, Event, LayerFacts, Measure, SeriesKey, StepRow
 from gnnstab.trace.batch import SiteItem
+from gnnstab.trace.schema import EVENTS_LIMIT
 from gnnstab.trace.store import Store
 
 SITES_LIMIT = 16_384
@@ -16,9 +17,6 @@ SITES_LIMIT = 16_384
 
 ROWS_LIMIT = 65_536
 """Measures or step rows that may wait."""
-
-EVENTS_LIMIT = 10_000
-"""Events of one run that are kept; the first ones tell what happened."""
 
 
 class Request:

@@ -6,9 +6,11 @@ import os
 import re
 from pathlib import Path
 
+from gnnstab.trace.companions import COMPANIONS
+
 SUFFIX = ".gnnstab"
-COMPANIONS = ("", "-wal", "-shm", "-journal")
-"""What SQLite keeps beside a database."""
+_FILES = ("", *COMPANIONS)
+"""A trace and what SQLite keeps beside it."""
 
 _RANK = re.compile(r"^(?P<stem>.+)\.rank(?P<rank>\d{1,6})$")
 _NUMBERED = re.compile(r"^(?P<stem>.+)\.(?P<number>\d{1,6})$")
@@ -34,7 +36,7 @@ def free_numbered(path: str) -> str:
     match = _RANK.match(stem)
     stem, tail = (match["stem"], f".rank{match['rank']}") if match else (stem, "")
     number = 1
-    while os.path.lexists(os.path.join(folder, f"{stem}.{number}{tail}{suffix}")):
+    while any(os.path.lexists(os.path.join(folder, f"{stem}.{number}{tail}{suffix}{end}")) for end in _FILES):
         number += 1
     return os.path.join(folder, f"{stem}.{number}{tail}{suffix}")
 
@@ -42,16 +44,16 @@ def free_numbered(path: str) -> str:
 def move_trace(path: str) -> str:
     """Rename a trace and what belongs to it to its next free number; return the new path."""
     target = free_numbered(path)
-    for companion in COMPANIONS:
-        if os.path.exists(path + companion):
+    for companion in _FILES:
+        if os.path.lexists(path + companion):
             os.replace(path + companion, target + companion)
     return target
 
 
 def remove_trace(path: str) -> None:
     """Remove a trace and what belongs to it, where it exists."""
-    for companion in COMPANIONS:
-        if os.path.exists(path + companion):
+    for companion in _FILES:
+        if os.path.lexists(path + companion):
             os.unlink(path + companion)
 
 

@@ -17,6 +17,9 @@ APPLICATION_ID = int.from_bytes(b"gnst", "big")
 SCHEMA_VERSION = 1
 """Version of the tables (``PRAGMA user_version``)."""
 
+EVENTS_LIMIT = 10_000
+"""Events of one run that are kept; the first ones tell what happened."""
+
 FAR = 2**62
 """A step beyond all steps."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sqlite3
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 from gnnstab.errors import TraceError
 from gnnstab.trace import schema, tables
 from gnnstab.trace.batch import Batch
+from gnnstab.trace.companions import COMPANIONS, address
 from gnnstab.trace.filesystem import network_type_here
 from gnnstab.trace.lock import WriterLock
 from gnnstab.trace.paths import free_numbered, move_trace, remove_trace
@@ -161,19 +161,24 @@ class Store:
 
     def _create(self) -> sqlite3.Connection:
         self._waiting = Waiting()
-        connection = self._connect()
+        return self._connect(new=True)
+
+    def _connect(self, new: bool = False) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            ":memory:" if self.path is None else self.path, timeout=5.0, isolation_level=None, check_same_thread=False
+        )
         try:
-            schema.create(connection)
+            self._prepare(connection, new)
         except BaseException:
             connection.close()
             raise
         return connection
 
-    def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(
-            ":memory:" if self.path is None else self.path, timeout=5.0, isolation_level=None, check_same_thread=False
-        )
+    def _prepare(self, connection: sqlite3.Connection, new: bool) -> None:
         connection.execute("PRAGMA trusted_schema = OFF")
+        if new:
+            # Before there is a write-ahead log: the mark of a trace is in the file itself from its first page on.
+            schema.create(connection)
         connection.execute("PRAGMA temp_store = MEMORY")
         if self.path is not None:
             wal_bytes = min(max(self.budget // 16, 16 * PAGE), 1000 * PAGE)
@@ -183,7 +188,6 @@ class Store:
             connection.execute(f"PRAGMA journal_size_limit = {wal_bytes}")
             self._identity = os.stat(self.path)
         ensure_sqrt(connection)
-        return connection
 
     def _pragma(self, name: str) -> int:
         row: tuple[Any, ...] = self.connection.execute(f"PRAGMA {name}").fetchone()
@@ -210,19 +214,23 @@ def check_place(path: str) -> None:
 
 def keep_old(path: str) -> None:
     """Move the trace of an earlier run to the next free number; refuse to touch anything that is no trace."""
-    if not os.path.exists(path) or os.stat(path).st_size == 0:
-        return
-    # Looked at through SQLite alone: opening and closing the file directly would drop the locks of its readers.
-    connection = sqlite3.connect(path, isolation_level=None)
+    if os.path.exists(path) and os.stat(path).st_size and not _is_marked(path):
+        raise TraceError(f"{path}: exists and is not a gnnstab trace; give another path or remove it")
+    if any(os.path.lexists(path + end) for end in COMPANIONS) or (os.path.exists(path) and os.stat(path).st_size):
+        move_trace(path)
+
+
+def _is_marked(path: str) -> bool:
+    """Read the mark of a trace in its first page, and nothing else.
+
+    Neither journal nor log is looked at: SQLite would carry out what a stranger has written there. It still has to be
+    SQLite that reads: opening and closing the file directly would drop the locks of its readers in this process.
+    """
+    connection = sqlite3.connect(address(path, "mode=ro&immutable=1"), uri=True, isolation_level=None)
     try:
-        if not schema.is_trace(connection):
-            raise TraceError(f"{path}: exists and is not a gnnstab trace; give another path or remove it")
-        with contextlib.suppress(sqlite3.DatabaseError):
-            # When it is busy, damaged, or there is no room, the file moves together with its journal.
-            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        return schema.is_trace(connection)
     finally:
         connection.close()
-    move_trace(path)
 
 
 def ensure_sqrt(connection: sqlite3.Connection) -> None:

@@ -22,6 +22,9 @@ from gnnstab.trace.worker import Trouble, Worker
 SMALLEST_BUDGET = 256 * 1024
 """Bytes; below it the tables and indices alone would fill a trace."""
 
+LARGEST_BUDGET = 128 * 2**20
+"""Bytes; half of what a reader takes from a stranger, so that whatever is written can be read."""
+
 _LIVE: weakref.WeakSet[TraceWriter] = weakref.WeakSet()
 
 
@@ -48,8 +51,10 @@ class TraceWriter:
         flush_seconds: float = 1.0,
         on_failure: Callable[[str], None] | None = None,
     ) -> None:
-        if budget < SMALLEST_BUDGET:
-            raise UsageError(f"the budget of a trace is {budget} bytes; give at least {SMALLEST_BUDGET}")
+        if not SMALLEST_BUDGET <= budget <= LARGEST_BUDGET:
+            raise UsageError(
+                f"the budget of a trace is {budget} bytes; give at least {SMALLEST_BUDGET} and at most {LARGEST_BUDGET}"
+            )
         if not flush_seconds > 0:
             raise UsageError(f"flush_seconds is {flush_seconds}; give a positive number of seconds")
         self.path = None if path is None else os.path.abspath(os.fsdecode(path))

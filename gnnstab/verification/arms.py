@@ -102,7 +102,7 @@ def run_arm(setting: Setting, arm: Arm) -> ArmResult:
         return ArmResult(error=str(error))
     changes = training_changes(setting, arm.wanted)
     settings = replace(setting.training, **changes)
-    with seeded(arm.seed, model):
+    with seeded(arm.seed):
         result = ArmResult()
         if arm.measure and not arm.measure_after:
             result = _measured(setting, model, settings, arm.seed)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from gnnstab.errors import CheckpointMismatch, UsageError
 from gnnstab.probe.bundle import Bundle
 from gnnstab.probe.replica import Autocast, tensors_in, unwrap
+from gnnstab.randomness import keeps_random_state
 from gnnstab.records import Event
 from gnnstab.verification.replay import FIRST_AID, Replay, replay
 
@@ -20,6 +21,7 @@ NEEDS_MODEL = (
 )
 
 
+@keeps_random_state
 def replay_bundle(bundle: Bundle, model: nn.Module, fixes: Any = FIRST_AID) -> Replay:
     """Run the forward of a bundle again on ``model`` with the bundle's weights, and once more with every fix.
 

@@ -16,6 +16,7 @@ from gnnstab.errors import FixError
 from gnnstab.fixes import find
 from gnnstab.fixes.places import duplicate
 from gnnstab.probe.batches import as_arguments
+from gnnstab.randomness import keeps_random_state
 from gnnstab.verification.measuring import items, observe
 from gnnstab.verification.scaling import FACTORS, Scaling, scale
 from gnnstab.verification.sweep import Progress
@@ -49,6 +50,7 @@ class Side:
     """Why the fix finds no place; the other numbers are then NaN."""
 
 
+@keeps_random_state
 def compare(
     model: nn.Module,
     *,

@@ -17,6 +17,7 @@ from torch import nn
 from gnnstab.errors import UsageError
 from gnnstab.fixes.places import duplicate
 from gnnstab.probe.batches import as_arguments
+from gnnstab.randomness import keeps_random_state
 from gnnstab.verification.arms import Arm, ArmResult, Setting, build, run_arm, training_changes
 from gnnstab.verification.growth import bound, find_graph_call, grown, in_degrees
 from gnnstab.verification.measuring import items, observe
@@ -132,6 +133,7 @@ class Ladder:
         return tuple(rung for rung in self.rungs if rung.helped is False)
 
 
+@keeps_random_state
 def climb(
     model: nn.Module,
     *,
@@ -176,7 +178,7 @@ def climb(
         raise UsageError("a ladder needs at least one rung")
     if any(not 0 < size < math.inf for size in sizes):
         raise UsageError(f"sizes must be positive numbers, not {', '.join(f'{size:g}' for size in sizes)}")
-    with seeded(0, model):
+    with seeded(0):
         seen = observe(model, batch, loss=loss, precision=precision)
     training = TrainingSettings(steps=steps, lr=lr)
     setting = Setting(duplicate(model), batch, loss, precision, training, choose(seen.findings), seen.signals, factory)
@@ -235,7 +237,7 @@ def _trained_by_user(
     setting: Setting, arm: Arm, train: Train, result: ArmResult, more: Mapping[str, float]
 ) -> ArmResult:
     model = build(setting, arm)
-    with seeded(arm.seed, model):
+    with seeded(arm.seed):
         losses = list(train(model, seed=arm.seed, **training_changes(setting, arm.wanted), **more))
     finite = bool(losses) and all(math.isfinite(v) for v in losses)
     tail = losses[-max(1, len(losses) // 10) :]
@@ -286,7 +288,7 @@ def _larger_job(setting: Setting, arm: Arm, size: float, factor: float, train: T
     """Codes and training of one rung on a larger graph; ``value`` is the mean in-degree there."""
     model = build(setting, arm)
     part, batch, degree = _graph(setting, model, factor, arm.seed)
-    with seeded(arm.seed, part):
+    with seeded(arm.seed):
         codes = {f.code: f.severity for f in observe(part, batch, precision=setting.precision).findings}
         result = ArmResult(value=degree, codes=codes)
         if train is not None and "agents" in inspect.signature(train).parameters:

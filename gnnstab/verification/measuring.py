@@ -1,4 +1,4 @@
-"""The whole signal vector of a model: the same probe, signals and rules that a diagnosis uses."""
+"""An arm of a comparison: its signals, the findings that the rules make of them, and the batches it is measured on."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch_geometric.data.data import BaseData
 
+from gnnstab.observation import model_signals
 from gnnstab.records import Finding, Signals
 from gnnstab.rules import run
 from gnnstab.verification.objective import trained_on
@@ -28,20 +29,7 @@ def observe(
     model: nn.Module, batch: Any, *, loss: Any = None, precision: str = "fp32", optimizer: Any = None
 ) -> Observation:
     """Forward and backward through the recorder, then signals and rules; the model is left as it was."""
-    from gnnstab.checkpoint import recover_model
-    from gnnstab.signals import from_checkpoint, join
-
-    static = from_checkpoint(recover_model(model, optimizer=optimizer))
-    return judged(join(measured_signals(model, batch, loss=loss, precision=precision), static))
-
-
-def measured_signals(model: nn.Module, batch: Any, *, loss: Any = None, precision: str = "fp32") -> Signals:
-    """What the recorder sees in one forward and backward of every batch, without what the weights alone say."""
-    from gnnstab.probe.measure import measure
-    from gnnstab.signals import from_trace
-
-    with measure(model, batch, loss=loss, precision=precision) as trace:
-        return from_trace(trace)
+    return judged(model_signals(model, batch, loss=loss, precision=precision, optimizer=optimizer))
 
 
 def judged(signals: Signals) -> Observation:

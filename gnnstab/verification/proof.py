@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from gnnstab.randomness import keeps_random_state
 from gnnstab.records import Cause, Diagnosis, Finding, FixAdvice
 from gnnstab.records.vocabulary import in_group
 from gnnstab.verification.protocol import verify
@@ -17,6 +18,7 @@ from gnnstab.verification.verdict import Verdict
 _ORDER = ("confirmed", "inconclusive", "not-tested", "no-effect", "made-worse")
 
 
+@keeps_random_state
 def prove(
     diagnosis: Diagnosis,
     model: nn.Module,

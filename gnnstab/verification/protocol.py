@@ -23,6 +23,7 @@ from torch import nn
 from gnnstab.errors import UsageError
 from gnnstab.fixes import find
 from gnnstab.fixes.places import duplicate
+from gnnstab.randomness import keeps_random_state
 from gnnstab.records import Finding, Signal
 from gnnstab.verification import judging
 from gnnstab.verification.arms import Arm, ArmResult, Setting, run_arm
@@ -41,6 +42,7 @@ FIRST = 2
 """Seeds that are measured first: a fresh fix that the signal refutes in both is not measured on more."""
 
 
+@keeps_random_state
 def verify(
     model: nn.Module,
     fixes: Any,
@@ -134,7 +136,7 @@ def _setting(
     factory: Factory | None,
     finding: Finding | None,
 ) -> Setting:
-    with seeded(0, model):
+    with seeded(0):
         seen = observe(model, measured_on(batch, loss), loss=loss, precision=precision)
     goal = goal_of(finding) if finding is not None else choose(seen.findings)
     signals = seen.signals

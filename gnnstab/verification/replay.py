@@ -11,10 +11,11 @@ from torch import nn
 
 from gnnstab.errors import FixError, UsageError
 from gnnstab.fixes import find
+from gnnstab.observation import measured_signals
 from gnnstab.probe.provenance import StageRow, locate_non_finite, walk
 from gnnstab.probe.replica import Autocast
+from gnnstab.randomness import keeps_random_state
 from gnnstab.records import Event, Signals
-from gnnstab.verification.measuring import measured_signals
 from gnnstab.verification.training import AUTOCAST
 from gnnstab.verification.wanted import wanted
 
@@ -56,6 +57,7 @@ class Replay:
     """How the replay compares with the run; empty without a bundle."""
 
 
+@keeps_random_state
 def replay(
     model: nn.Module,
     args: Sequence[Any] = (),

@@ -16,7 +16,9 @@ from torch import nn
 
 from gnnstab.errors import UsageError
 from gnnstab.fixes.places import duplicate
+from gnnstab.observation import measured_signals
 from gnnstab.probe.batches import as_arguments
+from gnnstab.randomness import keeps_random_state
 from gnnstab.records import Signals
 from gnnstab.records.vocabulary import (
     AGGREGATION_RMS,
@@ -30,7 +32,7 @@ from gnnstab.records.vocabulary import (
 )
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.verification.growth import GraphCall, bound, find_graph_call, grown, in_degrees
-from gnnstab.verification.measuring import judged, measured_signals
+from gnnstab.verification.measuring import judged
 from gnnstab.verification.sweep import Progress, mark, sweep
 
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
@@ -133,6 +135,7 @@ class Scaling:
         return ", ".join(parts) or "no limit is reached: nothing breaks with more neighbours per node"
 
 
+@keeps_random_state
 def scale(
     model: nn.Module,
     *,

@@ -92,7 +92,7 @@ def micro_train(
     The synthetic task and its read-out depend on the seed alone, so that arms with the same seed are paired.
     """
     model.train()
-    with seeded(seed, model):
+    with seeded(seed):
         objective = objective_for(model, calls, batches, loss, seed)
         parameters = [*model.parameters(), *(objective.head.parameters() if objective.head else ())]
         optimizer = torch.optim.Adam([p for p in parameters if p.requires_grad], lr=settings.lr, eps=settings.eps)

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import nn
 
 from gnnstab.errors import UsageError
 from gnnstab.fixes.places import duplicate
+from gnnstab.randomness import same_random_state
 
 Factory = Callable[[], nn.Module]
 
 
 @contextmanager
-def seeded(seed: int, model: nn.Module) -> Iterator[None]:
-    """torch's generators set to ``seed`` inside, and given back as they were."""
-    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices):
+def seeded(seed: int) -> Iterator[None]:
+    """Every generator set to ``seed`` inside, and given back as it was: two arms then differ in their fixes alone."""
+    with same_random_state():
         torch.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
         yield
 
 
@@ -28,7 +32,7 @@ def fresh_twin(model: nn.Module, seed: int, factory: Factory | None = None) -> n
 
     Raises `UsageError` when the factory makes a model with other parameters.
     """
-    with seeded(seed, model):
+    with seeded(seed):
         if factory is None:
             twin = duplicate(model)
             reinitialise(twin)

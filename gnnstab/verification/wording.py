@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gnnstab import characters
+from gnnstab.records.json_numbers import json_number
 from gnnstab.records.vocabulary import ATTENTION_ONE_HOT_SHARE
 from gnnstab.verification.clamping import Side
 from gnnstab.verification.ladder import Ladder
@@ -18,7 +19,7 @@ from gnnstab.verification.verdict import Verdict
 
 def as_json(result: Any) -> str:
     """Any result of this room; NaN and Inf as the strings "nan", "inf", "-inf"."""
-    return json.dumps(_plain(result), indent=2, ensure_ascii=False, allow_nan=False)
+    return characters.as_json(_plain(result))
 
 
 def verdicts_text(verdicts: Sequence[Verdict]) -> str:
@@ -150,8 +151,8 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
+    if isinstance(value, float):
+        return json_number(value)
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
         return _plain(value._asdict())
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from gnnstab.diagnosis import diagnose_trace
+from gnnstab.evaluation import diagnose_trace
 from gnnstab.records import Diagnosis
 from gnnstab.trace import Trace
 

@@ -18,10 +18,11 @@ import torch
 from torch import nn
 
 from gnnstab import fixes, verify
+from gnnstab.observation import measured_signals
 from gnnstab.probe.batches import as_arguments
 from gnnstab.records import Finding
 from gnnstab.verification import Verdict
-from gnnstab.verification.measuring import measured_signals, observe
+from gnnstab.verification.measuring import observe
 from gnnstab.verification.replay import replay
 from gnnstab.verification.scaling import scale
 from gnnstab.verification.twins import fresh_twin

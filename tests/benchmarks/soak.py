@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch_geometric.nn import TransformerConv
 
 import gnnstab
-from gnnstab.diagnosis import diagnose_trace
+from gnnstab.evaluation import diagnose_trace
 from gnnstab.trace import Trace
 
 WARM_UP = 0.25

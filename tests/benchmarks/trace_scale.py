@@ -71,7 +71,7 @@ print(json.dumps({
 
 DIAGNOSE = """
 import json, sys, time
-from gnnstab.diagnosis import diagnose_trace
+from gnnstab.evaluation import diagnose_trace
 from gnnstab.trace import Trace
 begin = time.perf_counter()
 with Trace.open(sys.argv[1]) as trace:

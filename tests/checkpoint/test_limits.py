@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from effort import at_most
 from gnnstab import archive
 from gnnstab.checkpoint import containers, load, recover
 from gnnstab.errors import LoadError
@@ -102,9 +102,8 @@ def test_cycles_and_exponential_nesting_end(saved: Save, state: dict[str, torch.
         laughs = [laughs, laughs, laughs, laughs]
     cycle: dict[str, Any] = {"state_dict": state, "laughs": laughs}
     cycle["self"] = cycle
-    start = time.process_time()
-    assert len(recover(load(saved(cycle))).layers) == 2
-    assert time.process_time() - start < 10
+    with at_most(calls=500_000):
+        assert len(recover(load(saved(cycle))).layers) == 2
 
 
 def test_too_many_objects(saved: Save, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,12 +122,12 @@ def test_a_million_keys_are_refused_unread(saved: Save, tmp_path: Path) -> None:
 
 
 def test_fifty_thousand_keys(saved: Save) -> None:
-    start = time.process_time()
     zero = torch.zeros(1)
-    checkpoint = load(saved({f"layer.{i}.scale": zero for i in range(50_000)}))
-    assert len(checkpoint.tensors) == 50_000
-    assert recover(checkpoint).layers == ()
-    assert time.process_time() - start < 60
+    path = saved({f"layer.{i}.scale": zero for i in range(50_000)})
+    with at_most(calls=40_000_000):
+        checkpoint = load(path)
+        assert len(checkpoint.tensors) == 50_000
+        assert recover(checkpoint).layers == ()
 
 
 def test_hostile_names_become_one_printable_line(saved: Save) -> None:

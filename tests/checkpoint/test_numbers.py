@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch_geometric.nn import TransformerConv
 
+from effort import at_most
 from gnnstab.checkpoint import recover
 from gnnstab.checkpoint.facts import CheckpointFacts
 from gnnstab.checkpoint.loading import Checkpoint
@@ -193,15 +194,12 @@ def test_weight_rms() -> None:
         assert rms[f"layer.{name}"] == pytest.approx(expected, rel=1e-12)
 
 
-def test_many_layers_are_quick() -> None:
-    import time
-
+def test_work_grows_with_the_number_of_layers() -> None:
     state = TransformerConv(128, 32, heads=4, concat=False).state_dict()
     tensors = {f"convs.{i}.{name}": tensor * (1 + i / 1000) for i in range(60) for name, tensor in state.items()}
-    start = time.process_time()
-    facts = recover(Checkpoint("memory", "torch", 0, tensors, {"": tuple(tensors)}))
+    with at_most(calls=1_000_000):
+        facts = recover(Checkpoint("memory", "torch", 0, tensors, {"": tuple(tensors)}))
     assert len(facts.layers) == 60
-    assert time.process_time() - start < 10
 
 
 @settings(max_examples=25, deadline=None)

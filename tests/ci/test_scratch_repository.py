@@ -134,7 +134,7 @@ def test_a_suppression_with_its_reason(repository: Path, gate) -> None:
         )
     code, out, _ = gate(*GATE)
     assert code == 0
-    assert "looks up one neighbour" in out
+    assert "(2 findings suppressed)" in out
 
 
 def test_what_cannot_be_read_exits_2(repository: Path, gate) -> None:

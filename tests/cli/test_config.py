@@ -52,8 +52,9 @@ def test_suppressions_silence_and_complain(cli, tmp_path: Path) -> None:
         '[[tool.gnnstab.suppressions]]\ncode = "GS301"\nlayer = "gnn_base.*"\nreason = "by design"\n'
         '[[tool.gnnstab.suppressions]]\ncode = "GS4"\nreason = "old"\n'
     )
-    ran = cli("check", "one.pt")
+    ran = cli("check", "one.pt", "-v")
     assert ran.code == 0
+    assert "(1 finding suppressed)" in cli("check", "one.pt").out
     assert "Suppressed: GS301 at gnn_base.gnn.gnn1: by design" in ran.out
     assert ran.err.count("\n") == 1
     assert "suppression of GS4 at layer *" in ran.err

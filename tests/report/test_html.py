@@ -200,7 +200,11 @@ def test_a_fix_that_was_seen_to_fail_is_never_the_first_thing_to_do() -> None:
     [
         (gallery.run, "Unstable", "The root cause is sum aggregation."),
         (examples.clean, "Stable", "No instability found."),
-        (lambda: replace(examples.clean(), coverage=Coverage(5, 3)), "Stable", "No instability in what could be seen."),
+        (
+            lambda: replace(examples.clean(), coverage=Coverage(5, 3)),
+            "Nothing found",
+            "No instability in what could be seen.",
+        ),
         (lambda: replace(examples.clean(), coverage=Coverage(3, 0)), "Not evaluable", "Nothing could be judged."),
     ],
 )

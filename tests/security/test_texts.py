@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 from gnnstab.cli.group import run as command
 
+from effort import at_most
 from gnnstab import baseline, config
 from gnnstab.config.validating import validate
 from gnnstab.errors import ConfigurationError
@@ -25,12 +25,10 @@ def read_config(path: Path) -> Any:
 
 
 def refused(read: Callable[[Path], Any], path: Path) -> str:
-    started = time.process_time()
-    with pytest.raises(ConfigurationError) as caught:
+    with at_most(calls=100_000), pytest.raises(ConfigurationError) as caught:
         read(path)
     message = str(caught.value)
     assert message.isprintable() and len(message) < LONGEST_LINE, message[:2000]
-    assert time.process_time() - started < 20
     return message
 
 
@@ -149,9 +147,8 @@ def test_globs_of_layers_take_linear_time(tmp_path: Path) -> None:
     class Finding:
         code, layer = "GS301", "a" * 2000
 
-    started = time.process_time()
+    # Tried in every way, this would not end within a lifetime.
     assert not suppression.covers(Finding())  # type: ignore[arg-type]
-    assert time.process_time() - started < 5
 
 
 def test_a_configuration_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-import time
 from pathlib import Path
 
 import pytest
@@ -64,9 +63,7 @@ def test_the_command_line_bears_it(
     connection.close()
     before = path.read_bytes()
     outputs = [f"--output={kind}={tmp_path / kind}" for kind in ("json", "html", "sarif", "junit", "markdown")]
-    started = time.process_time()
     code = command(["diagnose", str(path), *outputs])
-    assert time.process_time() - started < 30
     captured = capsys.readouterr()
     assert code in (0, 1, 2, 3)
     if code == 2:

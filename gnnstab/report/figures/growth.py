@@ -16,6 +16,7 @@ from gnnstab.records.vocabulary import (
 )
 from gnnstab.report.evidence import Limit
 from gnnstab.report.figures.change import scaling_curve
+from gnnstab.report.figures.writing import write_figures
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,6 +60,4 @@ def write_growth(scaling: Scaling, folder: str | os.PathLike[str]) -> list[Path]
 
     The folder is made when it is missing. Raises `UsageError` when it cannot be written to.
     """
-    from gnnstab.report.figures.writing import write_figures
-
     return write_figures(growth_figures(scaling), folder)

@@ -1,0 +1,55 @@
+"""Signals → `Diagnosis`: the rules, the causes they point to, the fixes, the advice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gnnstab.fixes import recommend
+from gnnstab.records import Coverage, Diagnosis, Signals, Target
+from gnnstab.rules import advice, causes, run
+from gnnstab.signals import from_trace
+from gnnstab.trace import Trace
+
+
+def diagnose_trace(trace: Trace, *, target: Target | None = None, **options: Any) -> Diagnosis:
+    """Diagnose an open trace; ``options`` as for `evaluate`."""
+    return evaluate(target or Target(kind="trace", path=str(trace.path or "in memory")), from_trace(trace), **options)
+
+
+def evaluate(
+    target: Target,
+    signals: Signals,
+    *,
+    select: Sequence[str] | None = None,
+    ignore: Sequence[str] | None = None,
+    thresholds: Mapping[str, Mapping[str, float]] | None = None,
+    overrides: Sequence[Any] = (),
+) -> Diagnosis:
+    """Run the rules on signals and put everything that a report needs into a `Diagnosis`."""
+    outcome = run(signals, select=select or (), ignore=ignore or (), thresholds=thresholds, overrides=overrides)
+    found = causes(outcome.findings, outcome.statuses, signals)
+    return Diagnosis(
+        target=target,
+        coverage=_coverage(signals),
+        causes=recommend(found, outcome.findings, signals),
+        findings=outcome.findings,
+        rules=outcome.statuses,
+        advice=advice(outcome.findings, signals),
+        layers=signals.layers,
+        signals=signals.values,
+        series=signals.series,
+        events=signals.events,
+        context=signals.context,
+    )
+
+
+def _coverage(signals: Signals) -> Coverage:
+    blind_layers = {b.layer for b in signals.blind if b.site in ("score", "output", "*")}
+    observed = [layer for layer in signals.attention_layers if layer.name not in blind_layers]
+    return Coverage(
+        layers_expected=max(int(signals.context.get("layers_expected", 0)), signals.depth),
+        layers_observed=len(observed),
+        blind=signals.blind,
+        assumptions=tuple(signals.context.get("assumptions", ())),
+    )

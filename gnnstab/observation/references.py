@@ -1,0 +1,72 @@
+"""Models and functions that the user names as ``"pkg.mod:name"``."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from gnnstab.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def build(model: Any) -> nn.Module:
+    """The module itself, or what a factory makes.
+
+    Raises:
+        UsageError: The factory cannot be found, fails, or makes something else than a module.
+    """
+    from torch import nn
+
+    if isinstance(model, nn.Module):
+        return model
+    name = model if isinstance(model, str) else getattr(model, "__name__", repr(model))
+    factory = resolve(model) if isinstance(model, str) else model
+    try:
+        made = factory()
+    except Exception as error:
+        raise UsageError(f"the model factory {name} failed: {type(error).__name__}: {error}") from error
+    if not isinstance(made, nn.Module):
+        raise UsageError(f"the model factory {name} made a {type(made).__name__}, not a torch.nn.Module")
+    return made
+
+
+def resolve(reference: str) -> Callable[..., Any]:
+    """The object behind ``"pkg.mod:name"``; the working directory is searched first.
+
+    Raises:
+        UsageError: The reference has another form, or its module or name does not exist.
+    """
+    module, separator, name = reference.partition(":")
+    if not (module and separator and name):
+        raise UsageError(f"{reference!r} is not of the form pkg.mod:name")
+    try:
+        with _importable_from_here():
+            found: Any = importlib.import_module(module)
+    except ImportError as error:
+        raise UsageError(
+            f"cannot import {module!r} for {reference!r}: {error}; run from the folder that holds it"
+        ) from error
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise UsageError(f"module {module!r} has no {name!r}")
+        found = getattr(found, part)
+    if not callable(found):
+        raise UsageError(f"{reference!r} is a {type(found).__name__}, not something to call")
+    return found  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _importable_from_here() -> Iterator[None]:
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        if here in sys.path:
+            sys.path.remove(here)

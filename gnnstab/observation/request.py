@@ -1,0 +1,50 @@
+"""What an observation is asked for, and what it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from gnnstab.records import Signals, Target
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Progress = Callable[[str], None]
+"""Called with what is being done now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """How to observe a target; the fields are the arguments of `gnnstab.diagnose`."""
+
+    model: Any = None
+    batch: Any = None
+    loss: Any = None
+    optimizer: Any = None
+    precision: str = "fp32"
+    heads: int | None = None
+    activation: str | None = None
+    unsafe: bool = False
+    progress: Progress = field(default=lambda _: None)
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """A model and a batch at hand, so that something can be tried on copies."""
+
+    model: nn.Module
+    batch: Any
+    loss: Any
+    training: Mapping[str, float] = field(default_factory=dict)
+    """``lr`` and ``eps`` of the user's Adam, where they are known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What kind of target it is, its signals, and the live model where there is one."""
+
+    target: Target
+    signals: Signals
+    live: Live | None = None

@@ -1,0 +1,53 @@
+"""The random state of a process: torch's, CUDA's, NumPy's and that of `random`."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any, TypeVar
+
+import numpy as np
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@contextmanager
+def same_random_state() -> Iterator[None]:
+    """Give every generator back as it was, also after an exception.
+
+    Whoever runs a user's model draws from generators that the user's training goes on with: dropout from torch's, a
+    sampler from NumPy's, a layer that drops whole paths from `random`.
+    """
+    numbers, python, generators = np.random.get_state(), random.getstate(), _torch_states()
+    try:
+        yield
+    finally:
+        np.random.set_state(numbers)
+        random.setstate(python)
+        for generator, state in generators:
+            generator.set_state(state)
+
+
+def keeps_random_state(function: Function) -> Function:
+    """A function that runs within `same_random_state`."""
+
+    @wraps(function)
+    def kept(*args: Any, **kwargs: Any) -> Any:
+        with same_random_state():
+            return function(*args, **kwargs)
+
+    return kept  # type: ignore[return-value]
+
+
+def _torch_states() -> list[tuple[Any, Any]]:
+    """(generator, its state) of the CPU and of every device in use; asking must neither import torch nor start CUDA."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return []
+    generators = [torch.default_generator]
+    if torch.cuda.is_initialized():
+        generators += torch.cuda.default_generators
+    return [(generator, generator.get_state()) for generator in generators]

@@ -1,0 +1,129 @@
+"""Every public function leaves the generators of torch, NumPy and `random` as they were, whatever the user's model draws from."""
+
+import ast
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import gnnstab
+from gnnstab import demo, fixes
+from gnnstab.compare import compare
+from gnnstab.errors import UsageError
+from gnnstab.randomness import same_random_state
+from gnnstab.testing import assert_stable
+from gnnstab.verification import clamping
+from gnnstab.verification.ladder import climb
+from gnnstab.verification.replay import replay
+from gnnstab.verification.scaling import scale
+from models.stacks import Stack, random_batch
+
+SOURCE = Path(gnnstab.__file__).parent
+SMALL = {"seeds": 1, "steps": 2}
+
+
+class Restless(nn.Module):
+    """Draws from all three generators in every forward, also in evaluation mode, as samplers and path dropping do."""
+
+    def __init__(self):
+        super().__init__()
+        self.stack = Stack(2, heads=2, concat=False, edge_dim=None, dropout=0.2)
+
+    def forward(self, x, edge_index):
+        noise = np.random.rand() + random.random() + float(torch.rand(()))
+        return self.stack(x * (1.0 + 1e-3 * noise), edge_index)
+
+
+def objective(output, batch):
+    return output.square().mean() + np.random.rand() + random.random() + float(torch.rand(()))
+
+
+def broken():
+    model = Restless()
+    with torch.no_grad():
+        model.stack.convs[0].lin_query.weight.mul_(30.0)
+    return model
+
+
+def given():
+    batch = random_batch(12)
+    return {"x": batch["x"], "edge_index": batch["edge_index"]}
+
+
+def compared(model, batch):
+    return compare(*(gnnstab.diagnose(model, batch=batch) for _ in range(2)))
+
+
+def demonstrated(folder, monkeypatch):
+    monkeypatch.setattr(demo, "MOST_STEPS", 3)
+    monkeypatch.setattr(demo, "SEEDS", (0,))
+    monkeypatch.setattr(demo, "SEEDS_OF_PROOF", 1)
+    monkeypatch.setattr(demo, "STEPS_OF_PROOF", 2)
+    demo.run(folder, lambda _: None)
+
+
+CALLS = {
+    "diagnose": lambda model, batch: gnnstab.diagnose(model, batch=batch, loss=objective),
+    "verify": lambda model, batch: gnnstab.verify(model, ["dropout", "residual", "qk-redraw"], batch=batch, **SMALL),
+    "prove": lambda model, batch: gnnstab.verification.prove(
+        gnnstab.diagnose(model, batch=batch), model, batch=batch, **SMALL
+    ),
+    "climb": lambda model, batch: climb(model, batch=batch, rungs=[("dropout", ["dropout"])], sizes=(1, 2), **SMALL),
+    "scale": lambda model, batch: scale(model, batch=batch, factors=(1.0,), precisions=("fp32",), seeds=1),
+    "clamping.compare": lambda model, batch: clamping.compare(model, batch=batch, fixes=["dropout"], factors=(1.0,)),
+    "compare": compared,
+    "replay": lambda model, batch: replay(model, (), {**batch, "x": batch["x"] * float("inf")}, fixes=["score-cap"]),
+    "apply": lambda model, batch: fixes.apply(model, "residual"),
+    "assert_stable": lambda model, batch: assert_stable(model, batch, objective, fail_on="error", select="GS4"),
+}
+
+
+def states():
+    numbers = np.random.get_state()
+    return torch.random.get_rng_state().tolist(), (numbers[0], numbers[1].tolist(), *numbers[2:]), random.getstate()
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_generators_stay_where_they_were(call):
+    model, batch = broken(), given()
+    before = states()
+    call(model, batch)
+    assert states() == before
+
+
+def test_the_demo_leaves_them_too(tmp_path, monkeypatch):
+    before = states()
+    demonstrated(tmp_path, monkeypatch)
+    assert states() == before
+
+
+def test_they_are_given_back_after_a_failure():
+    model, batch = Restless(), {"x": torch.rand(3, 5), "edge_index": torch.zeros(2, 1, dtype=torch.long)}
+    before = states()
+    with pytest.raises(UsageError):
+        gnnstab.diagnose(model, batch=batch)
+    assert states() == before
+
+
+def test_the_model_of_this_test_draws_from_all_of_them():
+    before = states()
+    with same_random_state():
+        broken()(**given())
+        assert all(a != b for a, b in zip(states(), before, strict=True))
+    assert states() == before
+
+
+def test_every_function_that_runs_a_model_is_tried_here():
+    """Those that the package offers, and those of verification that take a batch by name, as its commands do."""
+    offered = {name for name in gnnstab.__all__ if not isinstance(getattr(gnnstab, name), type)}
+    found = offered - {"__version__", "fixes"}
+    for path in (SOURCE / "verification").glob("*.py"):
+        functions = [n for n in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(n, ast.FunctionDef)]
+        for node in functions:
+            takes_batch = any(argument.arg == "batch" for argument in node.args.kwonlyargs)
+            if takes_batch and not node.name.startswith("_"):
+                found.add(f"clamping.{node.name}" if path.stem == "clamping" else node.name)
+    assert found <= set(CALLS)
