@@ -19,6 +19,7 @@ from gnnstab.errors import GnnstabWarning, UnstableError, UsageError
 from gnnstab.evaluation import diagnose_trace
 from gnnstab.feed import Feed, Sink
 from gnnstab.probe.boundary import Boundary
+from gnnstab.probe.operations.repeat import objective_of
 from gnnstab.probe.outbox import Layout
 from gnnstab.probe.recorder import Recorder
 from gnnstab.records import Coverage, Diagnosis, Event, Finding, SeriesKey, Signals, StepRow, Target
@@ -67,6 +68,10 @@ class Monitor:
             on a copy before the optimizer moves the weights, and recorded in full. Where that is not possible every
             step is recorded; the trace says so and, when a budget was given, a warning.
         scaler: The GradScaler in use, so that gradients are recorded unscaled and skipped steps are known as such.
+        loss: The loss as ``loss(output, batch)``, where ``batch`` is what the model is called with: its only argument, the
+            tuple of its arguments or the dict of its keyword arguments. It is called for a step that went wrong alone, on a
+            copy, before the weights move, to name the operation that made the first NaN or Inf. Without it the next step of
+            the run is watched for that.
         sinks: Where numbers, findings and the final report stream to besides the trace (see `gnnstab.sinks`).
 
     Raises:
@@ -84,6 +89,7 @@ class Monitor:
         schedule: int | str | None = None,
         budget: float | None = None,
         scaler: Any = None,
+        loss: Callable[[Any, Any], Tensor] | None = None,
         sinks: Iterable[Sink] = (),
     ) -> None:
         if not isinstance(model, nn.Module):
@@ -93,6 +99,10 @@ class Monitor:
         if budget is not None and not 0 < budget < 1:
             raise UsageError(f"budget={budget!r}; give a share of a step's time between 0 and 1, e.g. 0.02")
         optimizers = _optimizers(optimizer)
+        if loss is not None and not callable(loss):
+            raise UsageError(
+                f"loss={loss!r}; give a function loss(output, batch), and a value of the loss to monitor.loss"
+            )
         every = _every(_FULL_EVERY if schedule is None else schedule)
         by_default = schedule is None and budget is None
         self._path = _rank_path(trace)
@@ -107,6 +117,7 @@ class Monitor:
             beginning=_BEGINNING if by_default else 0,
             bundles=self._path,
             on_event=self._noticed,
+            objective=None if loss is None else objective_of(loss),
         )
         self._recorder.closes_accounts = False
         self._tell_held = budget is not None

@@ -7,15 +7,19 @@ from typing import Any
 
 from torch import Tensor
 
-from gnnstab.checkpoint.modules import ATTRIBUTES
 from gnnstab.checkpoint.naming import printable, unique
 from gnnstab.errors import LoadError
+from gnnstab.layers import LAYERS
 from gnnstab.unpickling import Record
 
 DEEPEST = 100
 """Levels of submodules."""
 
 MOST_MODULES = 100_000
+
+
+_KEPT = ("heads", "concat", "dropout", "out_channels", "edge_dim", "aggr", *(key for x in LAYERS for key in x.defaults))
+"""What constructors of attention layers keep as attributes."""
 
 
 def is_module(value: Any) -> bool:
@@ -39,8 +43,8 @@ def facts_of(module: Record) -> dict[str, dict[str, Any]]:
     """Module path → configuration of every attention layer, as far as it holds plain values."""
     facts: dict[str, dict[str, Any]] = {}
     for path, part in _modules(module):
-        if "heads" in part.attributes or part.kind == "TransformerConv":
-            values = {key: part.attributes.get(key) for key in ATTRIBUTES}
+        if "heads" in part.attributes or any(part.kind == layer.kind for layer in LAYERS):
+            values = {key: part.attributes.get(key) for key in _KEPT}
             facts[path] = {key: v for key, v in values.items() if isinstance(v, (bool, int, float, str))}
             facts[path]["kind"] = printable(part.kind)
     return facts

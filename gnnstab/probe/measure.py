@@ -15,6 +15,7 @@ from torch_geometric.data.data import BaseData
 from gnnstab.errors import UsageError
 from gnnstab.probe.batches import Arguments, as_arguments, on_device
 from gnnstab.probe.norms import graphs_in
+from gnnstab.probe.operations.repeat import Objective
 from gnnstab.probe.recorder import Recorder
 from gnnstab.trace import Trace, TraceWriter
 
@@ -54,6 +55,8 @@ def measure(model: nn.Module, batch: Any, *, loss: Loss | None = None, precision
         for arguments, original in _batches(batch, model):
             # The batch may know more graphs than the forward takes: just then its normalisations mix them.
             recorder.norms.graphs = graphs_in(original)
+            recorder.explainer.batch = original
+            recorder.explainer.objective = _repeated(original, loss, device)
             _one(twin, tracked(on_device(arguments, device)), original, loss, precision, recorder)
     return _handed_over(writer)
 
@@ -111,6 +114,16 @@ def _one(
         objective.backward()  # type: ignore[no-untyped-call]
     recorder.loss(objective)
     recorder.end_step()
+
+
+def _repeated(batch: Any, loss: Loss | None, device: torch.device) -> Objective:
+    """The objective of one batch, as `_one` computes it: outside of autocast."""
+
+    def objective(output: Any, args: tuple[Any, ...], kwargs: dict[str, Any], watch: Any) -> Tensor:
+        with torch.autocast(device.type, enabled=False):
+            return _objective(output, batch, loss)
+
+    return objective
 
 
 def _objective(output: Any, batch: Any, loss: Loss | None) -> Tensor:

@@ -39,10 +39,15 @@ FURTHER_CAUSES = (
     "uninitialized-parameter",
     "never-updated-parameter",
     "saturated-gate",
+    "undefined-operation",
+    "masking",
 )
 """Reported, in this order, when not absent."""
 
 CAUSE_STATUSES = ("root-cause", "contributing", "present", "absent", "not-evaluable")
+HOW_KNOWN = ("observed", "undone", "inferred")
+"""Seen directly; undone on a copy and the symptom measured again; or the mechanism fits and nothing could be tried."""
+
 RULE_STATUSES = ("fired", "passed", "not-applicable", "not-evaluable", "suppressed")
 VERDICTS = ("confirmed", "no-effect", "made-worse", "inconclusive", "not-tested")
 
@@ -58,7 +63,8 @@ class Finding:
     """Rule name, e.g. ``attention-explosion``."""
 
     cause: str
-    """One of `FIVE_CAUSES` or `FURTHER_CAUSES`, or ``""`` for an observation about the tool itself (GS9xx)."""
+    """One of `FIVE_CAUSES` or `FURTHER_CAUSES`, or ``""`` where nothing measured shows one and for an observation about the tool itself
+    (GS9xx)."""
 
     severity: str
     confidence: str
@@ -131,6 +137,11 @@ class Cause:
     reason: str
     codes: tuple[str, ...] = ()
     fixes: tuple[FixAdvice, ...] = ()
+    how: str = ""
+    """How it is known, one of `HOW_KNOWN`; empty for a cause without a symptom that it could have brought about."""
+
+    share: float | None = None
+    """Share of the way back to the healthy band when it is undone on a copy; None where it was not undone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,7 +295,7 @@ class Diagnosis:
             "findings": [{**_plain(f), "fingerprint": f.fingerprint} for f in self.findings],
             "rules": [_plain(r) for r in self.rules],
             "advice": [_plain(a) for a in self.advice],
-            "layers": [_plain(layer) for layer in self.layers],
+            "layers": [_plain(layer.flat()) for layer in self.layers],
             "signals": [{**_plain(s), "unit": s.unit} for s in self.signals],
             "series": [_plain(s) for s in self.series],
             "events": [_plain(e) for e in self.events],

@@ -133,7 +133,7 @@ SIGNALS: dict[str, SignalKind] = {
     (OUTPUT_MAX_ABS := "output.max_abs"): SignalKind("", "largest |entry| of the layer's output"),
     (MESSAGE_RMS := "message.rms"): SignalKind("", "RMS of the aggregated message α·v before the skip",
         title="Message RMS before the skip"),
-    (SKIP_RMS := "skip.rms"): SignalKind("", "RMS of the layer's own linear skip, lin_skip(x)"),
+    (SKIP_RMS := "skip.rms"): SignalKind("", "RMS of the layer's own linear skip"),
     (HUB_MESSAGE_SHARE := "hub.message_share"): SignalKind("",
         "RMS of the messages of the top-1 % in-degree targets over the skip's RMS"),
     (CHANNELS_DEAD_SHARE := "channels.dead_share"): SignalKind("share of channels",

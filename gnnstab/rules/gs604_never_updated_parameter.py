@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
+from gnnstab.layers import plays
 from gnnstab.records import Finding, Signal, Signals
 from gnnstab.rules.base import Rule, threshold
 from gnnstab.rules.reading import largest, measured, names
@@ -99,7 +100,7 @@ def _without_part(signals: Signals, parameter: str) -> bool:
     layer = next((one for one in signals.attention_layers if parameter.startswith(f"{one.name}.")), None)
     if layer is None or not _trains(signals, layer.name):
         return False
-    if layer.root_weight is False and "skip" in parameter.removeprefix(layer.name):
+    if layer.get("root_weight") is False and plays(parameter, "skip"):
         return True
     # The softmax over one neighbour is 1 whatever the score is.
     degrees = measured(signals.find("degree.max", layer=layer.name) or signals.find("degree.max"))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from gnnstab.errors import NotApplicable
+from gnnstab.layers import parts
 from gnnstab.records import Finding, Signals
 from gnnstab.rules.base import Rule, threshold
 from gnnstab.rules.reading import largest, need_layers, need_measured, percent
@@ -60,7 +61,7 @@ class DeadUnits(Rule):
                 assumed = "" if layer.activation else ", if a ReLU follows"
                 yield self.finding(
                     f"{layer.name}: {percent(largest(own).value)} of its channels are zero or below on every node and dead{assumed}: no "
-                    "gradient passes. Use LeakyReLU, lower the learning rate, or reset the bias of lin_skip.",
+                    f"gradient passes. Use LeakyReLU, lower the learning rate, or reset the bias of {parts(layer.kind, 'skip')}.",
                     severity="warning",
                     limit=self.share,
                     signal=largest(own),

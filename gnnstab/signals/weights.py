@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gnnstab.checkpoint.facts import CheckpointFacts
+from gnnstab.layers import LAYERS, kinds
 from gnnstab.records import Signals
 from gnnstab.records.vocabulary import GRADIENT_NORM, GRADIENT_SPIKE, SCORE_GROWTH, WEIGHT_GRAD_RMS
 
@@ -80,8 +81,8 @@ def _missing(facts: CheckpointFacts) -> dict[str, str]:
 def _no_layer(facts: CheckpointFacts) -> str:
     if facts.unjudged:
         first = facts.unjudged[0]
-        return f"no TransformerConv that can be judged; {first.layer or 'the file'} {first.reason}"
-    return "no TransformerConv in this file (no lin_key, lin_query, lin_value and lin_skip side by side)"
+        return f"no {kinds()} that can be judged; {first.layer or 'the file'} {first.reason}"
+    return f"no {kinds()} in this file ({'; '.join(layer.absent for layer in LAYERS)})"
 
 
 def _no_optimizer(facts: CheckpointFacts) -> str:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping
+from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 from gnnstab.records import Event, LayerFacts, Measure, SeriesKey, StepRow
@@ -21,6 +22,8 @@ WHOLE_LIMIT = 2**53
 
 _HINTS = get_type_hints(LayerFacts)
 _REQUIRED = ("name", "kind", "position", "attention")
+_FORMER_FIELDS = ("beta", "beta_requested", "root_weight")
+"""Options of one kind of layer that were fields of every layer's facts in traces written before."""
 
 
 def clean(text: str) -> str:
@@ -76,10 +79,17 @@ def facts_from_json(text: str) -> LayerFacts:
     data = parse(text)
     if not isinstance(data, dict) or any(name not in data for name in _REQUIRED):
         raise ValueError("the facts of a layer are incomplete")
+    former = {name: data[name] for name in _FORMER_FIELDS if name in data}
+    if former and "options" not in data:
+        data["options"] = former
     return LayerFacts(**{name: _field(name, data[name]) for name in _HINTS if name in data})
 
 
 def _field(name: str, value: Any) -> Any:
+    if name == "options":
+        if isinstance(value, dict) and all(isinstance(v, (bool, int, float, str, NoneType)) for v in value.values()):
+            return value
+        raise ValueError("the options of a layer are no plain values")
     allowed = get_args(_HINTS[name]) or (_HINTS[name],)
     if value is None and type(None) in allowed:
         return None

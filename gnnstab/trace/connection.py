@@ -62,7 +62,7 @@ _PRAGMAS = frozenset(
         "table_info",
     ]
 )
-_FUNCTIONS = frozenset(("count", "max", "min"))
+_FUNCTIONS = frozenset(("abs", "count", "max", "min"))
 
 
 class Connection:

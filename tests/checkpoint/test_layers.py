@@ -37,8 +37,8 @@ def test_averaged_heads_are_fully_decided(edge_dim: int | None, beta: bool, bias
     assert (layer.name, layer.kind, layer.position, layer.attention) == ("convs.0", "TransformerConv", 0, True)
     assert (layer.heads, layer.concat, layer.out_channels) == (3, False, 4)
     assert layer.in_channels == (channels if isinstance(channels, tuple) else (6, 6))
-    assert (layer.beta, layer.edge_dim, layer.bias) == (beta, edge_dim or 0, bias)
-    assert layer.root_weight is (True if beta else None)
+    assert (layer.get("beta"), layer.edge_dim, layer.bias) == (beta, edge_dim or 0, bias)
+    assert layer.get("root_weight") is (True if beta else None)
     assert layer.dropout is layer.identity_path is layer.norm_before is None
 
 

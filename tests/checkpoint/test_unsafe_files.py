@@ -133,7 +133,7 @@ def test_a_pickled_module_tells_its_settings(
         name: tensor.tolist() for name, tensor in net.state_dict().items()
     }
     facts = recover(checkpoint)
-    assert [(x.name, x.heads, x.concat, x.dropout, x.root_weight) for x in facts.layers] == [
+    assert [(x.name, x.heads, x.concat, x.dropout, x.get("root_weight")) for x in facts.layers] == [
         ("conv", 2, True, 0.25, True)
     ]
     assert any("whole module" in note for note in facts.notes)

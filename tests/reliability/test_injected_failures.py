@@ -24,7 +24,7 @@ from gnnstab.errors import TraceError
 from side_by_side import Net, Run, codes, graph, identical, run
 
 ROOT = str(Path(gnnstab.__file__).parent)
-ROOMS = ("monitor", "probe", "rules", "trace", "records")
+ROOMS = ("monitor", "layers", "probe", "rules", "trace", "records")
 
 GUARDS = (
     "probe.failsafe:Failsafe.",
@@ -185,7 +185,7 @@ def said(result: Run) -> str:
 
 def test_a_failure_is_a_finding_and_the_rest_goes_on(reached: dict[str, FunctionType]) -> None:
     """What the failed part would have seen is missing; everything else is recorded as ever."""
-    with failing(reached["probe.layers.transformer_conv:TransformerConvWatch.record"]):
+    with failing(reached["probe.layers.attention:AttentionWatch.record"]):
         result = watched()
     assert codes(result.monitor).count("GS902") >= 1
     assert "records less from here on; the training is not affected (ZeroDivisionError: injected)" in result.warned[0]

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-from torch_geometric import EdgeIndex, Index
-from torch_geometric.typing import SparseTensor
-from torch_geometric.utils import is_torch_sparse_tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def edge_ends(edge_index: Any, flow: str = "source_to_target") -> tuple[Tensor, Tensor, Tensor | None]:
@@ -16,6 +13,9 @@ def edge_ends(edge_index: Any, flow: str = "source_to_target") -> tuple[Tensor, 
 
     A sparse adjacency is transposed by the convention of PyG: its rows are the targets.
     """
+    from torch_geometric.typing import SparseTensor
+    from torch_geometric.utils import is_torch_sparse_tensor
+
     if isinstance(edge_index, SparseTensor):
         row, column, value = edge_index.coo()
         return column, row, value
@@ -28,6 +28,9 @@ def edge_ends(edge_index: Any, flow: str = "source_to_target") -> tuple[Tensor, 
 
 def plain_tensor(tensor: Tensor) -> Tensor:
     """The same numbers as a tensor of torch's own class; PyG's EdgeIndex and Index wrap one instead of being one."""
+    from torch import Tensor
+    from torch_geometric import EdgeIndex, Index
+
     if isinstance(tensor, (EdgeIndex, Index)):
         own: Tensor = tensor.as_tensor()
         return own
@@ -40,6 +43,8 @@ def _sparse_ends(adjacency: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     torch_geometric's `to_edge_index` marks the adjacency as coalesced in place, and autograd then refuses the backward
     of what the layer has saved; so the parts are only read here.
     """
+    import torch
+
     if adjacency.layout is torch.sparse_coo:
         indices = adjacency._indices()
         return indices[0], indices[1], adjacency._values()

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from gnnstab.checkpoint.facts import CheckpointFacts
-from gnnstab.checkpoint.layers import Conv, find_convs
+from gnnstab.checkpoint.layers import find_layers
 from gnnstab.checkpoint.loading import Checkpoint
+from gnnstab.layers import StoredLayer
 from gnnstab.records import LayerFacts
 
 IN_DEGREES = (4, 10, 20, 50)
@@ -38,7 +39,7 @@ class Rebuilt(NamedTuple):
 
 
 class RebuiltLayers(nn.Module):
-    """PyG's own TransformerConvs at the module paths that they have in the checkpoint, in evaluation mode.
+    """PyG's own layers at the module paths that they have in the checkpoint, in evaluation mode.
 
     One forward runs every layer once, each on its own input, in order of appearance.
     """
@@ -75,10 +76,10 @@ def rebuild(facts: CheckpointFacts, checkpoint: Checkpoint) -> Rebuilt:
     by_name = {layer.name: layer for layer in facts.layers}
     usable = [
         (by_name[conv.name], conv)
-        for conv in find_convs(checkpoint.tensors)[0]
+        for conv in find_layers(checkpoint.tensors)[0]
         if conv.name in by_name and by_name[conv.name].heads is not None and _finite(conv)
     ]
-    model = RebuiltLayers([(layer.name, _layer(layer, conv)) for layer, conv in usable])
+    model = RebuiltLayers([(layer.name, conv.kind.build(conv, layer)) for layer, conv in usable])
     generator = torch.Generator().manual_seed(SEED)
     layers = [layer for layer, _ in usable]
     return Rebuilt(model, {degree: _batch(layers, degree, generator) for degree in IN_DEGREES} if layers else {})
@@ -107,34 +108,8 @@ def _child_name(parent: nn.Module, part: str) -> str:
     return part + "_" if taken or not part else part
 
 
-def _finite(conv: Conv) -> bool:
+def _finite(conv: StoredLayer) -> bool:
     return all(bool(torch.isfinite(tensor).all()) for tensor in conv.parameters().values())
-
-
-def _layer(facts: LayerFacts, conv: Conv) -> nn.Module:
-    """PyG's layer with the tensors of the file; built on the meta device, where nothing is drawn at random."""
-    from torch_geometric.nn import TransformerConv
-
-    with torch.device("meta"):
-        layer = TransformerConv(
-            facts.in_channels,
-            facts.out_channels,
-            heads=facts.heads,
-            concat=facts.concat,
-            beta=bool(facts.beta),
-            dropout=facts.dropout or 0.0,
-            edge_dim=int(conv.weights["edge"].shape[1]) if "edge" in conv.weights else None,
-            bias=bool(conv.biases),
-            root_weight=facts.root_weight is not False,
-            aggr=facts.aggregation or "add",
-        )
-    state = {
-        name.rpartition("lin_")[1] + name.rpartition("lin_")[2]: t.detach().float()
-        for name, t in conv.parameters().items()
-    }
-    layer.load_state_dict(state, strict=True, assign=True)
-    made: nn.Module = layer.requires_grad_(False)
-    return made
 
 
 def _batch(layers: Sequence[LayerFacts], degree: int, generator: torch.Generator) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""TransformerConv and its subclasses: scores, attention, gate."""
+"""Every attention layer that has an adapter: scores, attention, gate."""
 
 from __future__ import annotations
 
@@ -8,41 +8,41 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gnnstab.layers import Call, Layer
 from gnnstab.probe.hooks import Placed
-from gnnstab.probe.layers.base import Call
-from gnnstab.probe.layers.edges import edge_ends
-from gnnstab.probe.layers.tap import Seen, Tap, Untappable
+from gnnstab.probe.layers.tap import SoftmaxCall, Tap, Untappable
 from gnnstab.probe.state import State
 from gnnstab.probe.statistics import attention_measures
 from gnnstab.probe.watch import Plan, Watch
 from gnnstab.records import LayerFacts
 
 
-class TransformerConvWatch(Watch):
-    """Records one TransformerConv."""
+class AttentionWatch(Watch):
+    """Records one attention layer, as its adapter says."""
 
     attention = True
     sites = ("input", "output", "score", "attention")
     compiled_sites = ("output", "input", "score", "attention", "gate")
 
-    def __init__(self, state: State, name: str, module: nn.Module) -> None:
+    def __init__(self, state: State, name: str, module: nn.Module, kind: Layer) -> None:
         super().__init__(state, name, module)
+        self.kind = kind
         self._tap: Tap | None = None
         self._silent = False
-        self._seen: list[Seen] = []
+        self._seen: list[SoftmaxCall] = []
         self._gate: Tensor | None = None
         self._message: Tensor | None = None
         self._layout: dict[tuple[int, int, bool], tuple[str, ...]] = {}
 
     def attach(self) -> None:
-        """Begin to record: a tap on ``message``, a hook on the layer and one on its gate."""
+        """Begin to record: a tap where softmax is called, a hook on the layer and one on its gate."""
         try:
-            self._tap = Tap.attach(self.module, self)
+            self._tap = Tap.attach(self.module, self, kind=self.kind)
         except Untappable as reason:
             for site in ("score", "attention"):
                 self.state.unseen(self.name, site, str(reason))
-        gate = getattr(self.module, "lin_beta", None)
-        if isinstance(gate, nn.Module):
+        gate = self.kind.gate(self.module)
+        if gate is not None:
             self._placed.append(Placed(gate, self.hook("the gate", self._after_gate, self._compiled_gate)))
         super().attach()
 
@@ -55,7 +55,7 @@ class TransformerConvWatch(Watch):
     def resume(self) -> None:
         """Put tap and hooks back."""
         if self._tap is not None and not self._silent:
-            self._tap = Tap.attach(self.module, self, self._tap)
+            self._tap = Tap.attach(self.module, self, self._tap, self.kind)
         super().resume()
 
     def detach(self) -> None:
@@ -80,7 +80,7 @@ class TransformerConvWatch(Watch):
         if self.state.full and not self.state.foreign():
             self._message = message
 
-    def saw(self, seen: Seen) -> None:
+    def saw(self, seen: SoftmaxCall) -> None:
         """Keep one softmax until the layer returns."""
         # A checkpointed segment that is run again in the backward stops as soon as it has what the gradients need: the
         # layer may then never return.
@@ -116,41 +116,32 @@ class TransformerConvWatch(Watch):
 
     def facts(self, position: int) -> LayerFacts:
         """The configuration in force."""
-        return conv_facts(self.name, self.module, position)
+        return self.kind.facts(self.name, self.module, position)
 
     def _call(self, inputs: Sequence[Any], args: Any, kwargs: Any, output: Tensor, gate: Tensor | None) -> Call:
-        edge_index = args[1] if len(args) > 1 else kwargs["edge_index"]
-        edge_attr = args[2] if len(args) > 2 else kwargs.get("edge_attr")
-        flow = getattr(self.module, "flow", "source_to_target")
-        source, target, values = edge_ends(edge_index, flow)
         (seen,) = self._seen
-        index = target if seen.index is None else seen.index
+        source, target, features = self.kind.edges(self.module, args, kwargs, seen.index)
+        message = None
+        if self._message is not None:
+            message = self.kind.joined(self.module, self._message, target, output.shape[0])
         return Call(
             x_source=inputs[0].detach(),
             x_target=inputs[-1].detach(),
             index_source=source,
-            index_target=index,
-            edge_attr=values if edge_attr is None else edge_attr.detach(),
+            index_target=target,
+            edge_attr=features,
             score=seen.score.detach(),
             attention=seen.attention.detach(),
             output=output.detach(),
             gate=gate,
-            message=self._aggregated(index, output),
+            message=message,
         )
-
-    def _aggregated(self, index: Tensor, output: Tensor) -> Tensor | None:
-        """(N_t, H·C) or (N_t, C): the sum over the edges of every target, as the layer joins or averages its heads."""
-        message, conv = self._message, self.module
-        if message is None or message.dim() != 3 or conv.aggr not in ("add", "sum"):
-            return None
-        summed = message.new_zeros(output.shape[0], *message.shape[1:]).index_add_(0, index, message.detach())
-        return summed.flatten(1) if conv.concat else summed.mean(dim=1)
 
     def _measure(self, plan: Plan, call: Call) -> None:
         batch = self.state.batch
         if batch is not None and len(batch) != len(call.x_target):
             batch = None
-        self.state.queue(plan.layer, plan.mode, plan.call, attention_measures(call, self.module, batch))
+        self.state.queue(plan.layer, plan.mode, plan.call, attention_measures(call, self.kind, self.module, batch))
 
     def _after_gate(self, grad: bool, module: nn.Module, args: Any, output: Tensor) -> None:
         self._gate = output.detach()
@@ -161,33 +152,3 @@ class TransformerConvWatch(Watch):
 
 def _layout(inputs: int, seen: int, gate: bool) -> tuple[str, ...]:
     return ("output", *["input"] * inputs, *["score", "attention"] * seen, *["gate"] * gate)
-
-
-def conv_facts(name: str, conv: Any, position: int) -> LayerFacts:
-    """The configuration of a TransformerConv as its attributes show it."""
-    width = conv.in_channels
-    beta = getattr(conv, "lin_beta", None) is not None
-    linear = getattr(conv, "lin_query", None)
-    return LayerFacts(
-        name=name,
-        kind=type(conv).__name__,
-        position=position,
-        attention=True,
-        in_channels=_widths(conv, (width, width) if isinstance(width, int) else tuple(width)),
-        out_channels=conv.out_channels,
-        heads=conv.heads,
-        concat=conv.concat,
-        beta=beta,
-        beta_requested=True if beta else (False if conv.root_weight else None),
-        dropout=float(conv.dropout),
-        edge_dim=conv.edge_dim or 0,
-        root_weight=conv.root_weight,
-        bias=None if linear is None else linear.bias is not None,
-        aggregation=conv.aggr if isinstance(conv.aggr, str) else None,
-    )
-
-
-def _widths(conv: Any, declared: tuple[int, ...]) -> tuple[int, int]:
-    """Input widths; a lazy layer declares -1 and knows better after its first call."""
-    actual = [getattr(getattr(conv, part, None), "in_channels", -1) for part in ("lin_key", "lin_query")]
-    return tuple(a if d < 0 else d for d, a in zip(declared, actual, strict=True))  # type: ignore[return-value]
