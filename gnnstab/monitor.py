@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 import warnings
@@ -19,8 +20,10 @@ from gnnstab.errors import GnnstabWarning, UnstableError, UsageError
 from gnnstab.evaluation import diagnose_trace
 from gnnstab.feed import Feed, Sink
 from gnnstab.probe.boundary import Boundary
+from gnnstab.probe.next_update import UpdateWatch
 from gnnstab.probe.operations.repeat import objective_of
 from gnnstab.probe.outbox import Layout
+from gnnstab.probe.places import not_held
 from gnnstab.probe.recorder import Recorder
 from gnnstab.records import Coverage, Diagnosis, Event, Finding, SeriesKey, Signals, StepRow, Target
 from gnnstab.rules.gs502_non_finite_value import NonFiniteValue
@@ -116,12 +119,17 @@ class Monitor:
             budget=_BUDGET if by_default else budget,
             beginning=_BEGINNING if by_default else 0,
             bundles=self._path,
+            places=True,
             on_event=self._noticed,
             objective=None if loss is None else objective_of(loss),
         )
         self._recorder.closes_accounts = False
         self._tell_held = budget is not None
-        self._boundary = Boundary(self._recorder, optimizers, scaler, self._act, self._after_step)
+        self._updates = UpdateWatch(
+            self._recorder.model, optimizers, self._writer, lambda: (self._recorder.step, self._recorder.inputs)
+        )
+        self._boundary = Boundary(self._recorder, optimizers, scaler, self._act, self._after_step, self._updates.look)
+        self._model, self._optimizers = model, optimizers
         self._has_optimizer = bool(optimizers)
         self._waiting: list[Finding] = []
         self._told: set[str] = set()
@@ -138,11 +146,13 @@ class Monitor:
     def __enter__(self) -> Monitor:
         self._guarded("attaching to the model", self._recorder.attach)
         self._guarded("attaching to the optimizer", self._boundary.attach)
+        self._guarded("what the optimizer holds", self._compare_with_optimizer)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._guarded("what the optimizer holds", self._compare_with_optimizer)
         self._guarded("detaching from the optimizer", self._boundary.detach)
         late: list[bool] = []
         self._guarded("numbers on their way", lambda: late.append(self._recorder.late and error is None))
@@ -172,6 +182,9 @@ class Monitor:
     def loss(self, loss: Tensor | float) -> None:
         """Give the loss of this step, before or after the optimizer's step."""
         self._guarded("the loss", lambda: self._recorder.loss(loss))
+        row = self._recorder.row
+        if row is not None and row.step == self._looked_at and row.loss is not None and not self._recorder.state.open:
+            self._note(self._live.loss(row.step, row.loss, row.lr))
 
     def validation(self, loss: Tensor | float) -> None:
         """Give a validation loss, to be called between two steps; compared with the training losses before it.
@@ -201,6 +214,13 @@ class Monitor:
     def coverage(self) -> Coverage:
         """Layers expected and observed, and what is blind and why."""
         return self._recorder.coverage
+
+    def _compare_with_optimizer(self) -> None:
+        """Note which trainable parameters no optimizer holds; a model may get new ones during the run."""
+        groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
+        found = not_held(self._model, groups)
+        if found:
+            self._writer.meta("not_held", json.dumps(found))
 
     def _nothing_yet(self) -> str:
         """Why there is nothing to judge before the first step has ended, and what will be watched."""
@@ -262,9 +282,13 @@ class Monitor:
             loss=row.loss,
             lr=row.lr,
             grad_norm=row.grad_norm,
-            weights=recorder.update,
+            moved=self._updates.moved(row.step),
             skipped=row.skipped,
         )
+        self._note(found)
+
+    def _note(self, found: list[Finding]) -> None:
+        """Live findings go into the trace at once, so that every later diagnosis of it has them."""
         for finding in found:
             self._writer.event(as_event(finding))
         self._waiting += found

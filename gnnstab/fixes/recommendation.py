@@ -26,6 +26,7 @@ _SIMPLE: Mapping[str, tuple[str, ...]] = {
     "oversmoothing": ("residual-depth-init", "pre-norm-residual"),
     "saturated-gate": ("gate-redraw", "pre-norm-residual"),
     "isolated-nodes": ("root-weight",),
+    "indistinguishable-nodes": ("pre-norm-residual", "root-weight"),
     "active-clamp": ("remove-clamp",),
     "non-finite-data": ("clean-data",),
     "never-updated-parameter": ("reconnect",),

@@ -23,8 +23,9 @@ from gnnstab.probe.norms import Norms
 from gnnstab.probe.operations.explaining import Explainer
 from gnnstab.probe.operations.repeat import Objective
 from gnnstab.probe.outbox import NOTHING, Outbox, Writer
-from gnnstab.probe.outer import Outer
+from gnnstab.probe.outer import Inputs, Outer
 from gnnstab.probe.parameters import Parameters
+from gnnstab.probe.places.surveys import Surveys
 from gnnstab.probe.replica import unwrap
 from gnnstab.probe.rerun import run_again
 from gnnstab.probe.schedule import Schedule
@@ -63,6 +64,8 @@ class Recorder:
         replay: Keep the inputs of the latest forward until the step ends, so that a non-finite value can be located.
         bundles: Path of the trace, beside which a bundle is written for a non-finite value; None for none.
         norm_forwards: How many forwards with gradients are watched for the normalisations beside the layers.
+        places: In the first step of the full tier, and then in the 2nd, 4th, 8th, … of them, run the step's forward again on
+            a copy and look at every place, see `gnnstab.probe.places`; nothing of it happens in the light tier.
         on_event: Called at the step's end with every event.
         objective: The loss of the run, to repeat a step that went wrong with it.
         batch: The batch as the loss sees it, where it is not what the model is called with.
@@ -79,6 +82,7 @@ class Recorder:
         replay: bool = True,
         bundles: Path | None = None,
         norm_forwards: float = 1,
+        places: bool = False,
         on_event: Callable[[Event], None] | None = None,
         objective: Objective | None = None,
         batch: Any = None,
@@ -120,6 +124,7 @@ class Recorder:
         self._outer.keep_before = objective is not None
 
         self._judge = Judge(self.model, self.state, self._outer, self._parameters, self.facts, bundles, self.explainer)
+        self._places = Surveys(self.model, writer) if places else None
         self._on_event = on_event
         self._weights = NOTHING
         self._start = time.monotonic()
@@ -166,6 +171,11 @@ class Recorder:
     def held(self) -> str:
         """Why every step is recorded although there is a budget; empty while it may leave some out."""
         return self.budget.schedule.held
+
+    @property
+    def inputs(self) -> dict[str, Inputs]:
+        """Mode → inputs of the latest forward of the step that is being recorded."""
+        return self._outer.last
 
     @property
     def step(self) -> int:
@@ -298,6 +308,8 @@ class Recorder:
         self._write_facts()
         if state.full:
             self._outbox.measures(step, state.measures)
+            if self._places is not None:
+                self._places.step(ended.inputs)
             if moves:
                 self._parameters.remember(state.stage)
                 self._weights = self._outbox.sites(step, state.stage.take())

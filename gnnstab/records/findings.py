@@ -41,6 +41,7 @@ FURTHER_CAUSES = (
     "saturated-gate",
     "undefined-operation",
     "masking",
+    "indistinguishable-nodes",
 )
 """Reported, in this order, when not absent."""
 

@@ -124,5 +124,6 @@ CODES_OF_CAUSE: Mapping[str, tuple[str, ...]] = {
     "saturated-gate": ("GS104",),
     "undefined-operation": ("GS502",),
     "masking": ("GS502",),
+    "indistinguishable-nodes": ("GS704",),
 }
 """Rules whose verdict decides whether a further cause was looked at."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from gnnstab.records import SEVERITIES, Finding, Signals
 from gnnstab.rules.gs401_sum_aggregation_growth import SumAggregationGrowth
+from gnnstab.rules.gs406_feature_scale import FeatureScale
 from gnnstab.rules.reading import large_gain, largest, measured
 
 Condition = Callable[[Finding, Finding, Signals], bool]
@@ -85,10 +86,48 @@ def _grown_on_the_way(symptom: Finding, explanation: Finding, signals: Signals) 
     return facts is not None and facts.position > first
 
 
+def _given_to_the_layer(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    """A large tensor of the batch goes into the layer beside the node states, as edge features do."""
+    fed = (
+        str(name) for s in signals.find("place.rms") if s.layer == explanation.layer for name in s.detail.get("fed", ())
+    )
+    return explanation.signal == "place.rms" and any(name.startswith(f"{symptom.layer}.") for name in fed)
+
+
+def _from_large_data(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    """Measured values of a hundred and more that reach the weights make everything behind them large."""
+    own = ("non-finite-data", "undefined-operation", "masking", "precision")
+    large = explanation.signal == "place.rms" and explanation.value > FeatureScale.target
+    return large and not explanation.message.startswith("the targets") and symptom.cause not in own
+
+
+def _of_absurd_size(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    return explanation.signal == "place.rms" and explanation.value > FeatureScale.absurd
+
+
+def _behind_sums(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    return explanation.signal == "place.post_norms"
+
+
+def _alike(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    return explanation.signal == "place.node_difference"
+
+
+def _over_depth(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    return symptom.signal != "place.node_difference"
+
+
 LINKS: tuple[Link, ...] = (
     # Data.
     Link("GS502", "GS407", _always),
+    Link("GS502", "GS406", _from_large_data),
+    Link("GS605", "GS406", _from_large_data),
+    Link("GS701", "GS406", _from_large_data),
     Link("GS401", "GS406", _only_by_scale),
+    Link("GS301", "GS406", _given_to_the_layer),
+    Link("GS303", "GS406", _given_to_the_layer),
+    Link("GS603", "GS406", _always),
+    Link("GS601", "GS406", _of_absurd_size),
     Link("GS302", "GS406", _always),
     Link("GS104", "GS406", _always),
     Link("GS702", "GS406", _always),
@@ -126,6 +165,19 @@ LINKS: tuple[Link, ...] = (
     Link("GS602", "GS604", _always),
     # Depth, behind a mis-placed normalisation or dead units.
     Link("GS204", "GS106", _always),
+    Link("GS203", "GS106", _behind_sums),
+    Link("GS103", "GS106", _behind_sums),
+    Link("GS601", "GS106", _behind_sums),
+    Link("GS603", "GS106", _behind_sums),
+    Link("GS301", "GS106", _behind_sums),
+    Link("GS302", "GS106", _behind_sums),
+    # Nodes that cannot be told apart: no score, no gradient of a score, no sum makes a difference.
+    Link("GS604", "GS704", _alike),
+    Link("GS401", "GS704", _alike),
+    Link("GS203", "GS704", _alike),
+    Link("GS103", "GS704", _alike),
+    Link("GS602", "GS704", _alike),
+    Link("GS304", "GS704", _alike),
     Link("GS301", "GS204", _part_of_explosion),
     Link("GS302", "GS204", _grown_on_the_way),
     Link("GS204", "GS301", _driven_by_attention),
@@ -141,7 +193,7 @@ LINKS: tuple[Link, ...] = (
     Link("GS703", "GS204", _always),
     # What depth brings about.
     Link("GS704", "GS701", _always),
-    Link("GS704", "GS203", _always),
+    Link("GS704", "GS203", _over_depth),
     Link("GS602", "GS203", _always),
     Link("GS503", "GS203", _always),
     # The overflow that has happened, then the one that is near.

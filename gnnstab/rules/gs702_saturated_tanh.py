@@ -19,6 +19,7 @@ class SaturatedTanh(Rule):
     ## What it sees
     The share of entries beyond ±0.97 in an input that lies within [−1, 1] throughout, as it does behind a tanh. Columns that are
     constant over the nodes do not count, nor do layers that read the features of a node type themselves: ±1 may be data.
+    Where the model ran, every tanh between the batch and the output, behind whatever module.
 
     ## Why it is unstable
     Beyond ±0.97 a tanh passes less than 6 % of the gradient. Stacked, the layers before it stop learning.
@@ -47,7 +48,20 @@ class SaturatedTanh(Rule):
     )
 
     def check(self, signals: Signals) -> Iterator[Finding]:
-        """One finding per layer."""
+        """One finding per layer, and one per other module that a tanh stands behind."""
+        places = measured(signals.find("place.saturated_share"))
+        for signal in places:
+            if signal.value > self.share and not signal.detail.get("output"):
+                yield self.finding(
+                    f"the tanh behind {signal.layer} stands beyond ±0.97 in {percent(signal.value)} of its entries, where it passes less than "
+                    "6 % of the gradient. Normalise in front of it.",
+                    severity="warning",
+                    limit=self.share,
+                    signal=signal,
+                    confidence="medium",
+                )
+        if places:
+            return
         layers = [layer for layer in need_layers(signals) if layer.activation in (None, "tanh")]
         if not layers:
             raise NotApplicable("no tanh was found beside an attention layer")

@@ -16,6 +16,7 @@ import numpy as np
 
 from gnnstab.records import Finding, SeriesKey
 from gnnstab.rules.base import Rule, threshold
+from gnnstab.rules.beginning import Beginning
 from gnnstab.rules.engine import Thresholds, configure
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.gs501_precision_headroom import UNIT_ROUNDOFF, PrecisionHeadroom
@@ -176,9 +177,9 @@ class LiveEngine:
         self._raised: set[tuple[str, str, str]] = set()
         self._quiet = _Quiet()
         self._quiet_below = min(self._limits.score_floor, self._limits.jump_floor) if precision == "fp32" else 0.0
+        self._beginning = Beginning(self._rate)
         self._spikes: deque[int] = deque(maxlen=16)
         self._warming, self._rate_before = True, -math.inf
-        self._high_updates = 0
 
     def update(
         self,
@@ -189,7 +190,7 @@ class LiveEngine:
         loss: float | None = None,
         lr: float | None = None,
         grad_norm: float | None = None,
-        weights: Mapping[str, tuple[float, float]] | None = None,
+        moved: float | None = None,
         skipped: bool = False,
     ) -> list[Finding]:
         """Take one step in and return what is new.
@@ -201,18 +202,22 @@ class LiveEngine:
             loss: Training loss.
             lr: Learning rate, for the wording.
             grad_norm: L2 norm over all parameter gradients.
-            weights: Parameter → (RMS of the weight, RMS of its change in this step), where they were recorded.
+            moved: Change of the output by the update of this step over its spread, where it was measured.
             skipped: True when a GradScaler skipped the step; its gradients are then left out.
         """
+        self._beginning.moved(moved)
         found = self._sites(step, keys, sizes)
         self._warming = self._warming and lr is not None and lr > self._rate_before
         self._rate_before = -math.inf if lr is None else lr
         if grad_norm is not None and not skipped:
             found += self._gradient(step, grad_norm, self._warming)
-        if loss is not None:
-            found += self._loss(step, loss, lr)
-        if weights and not skipped:
-            found += self._weights(step, weights, lr)
+        return [f for f in found if self._first_time(f)] + ([] if loss is None else self.loss(step, loss, lr))
+
+    def loss(self, step: int, loss: float, lr: float | None = None) -> list[Finding]:
+        """Take in the loss of a step that came after the step, and return what is new."""
+        found = list(self._loss(step, loss, lr))
+        if not any(code == self._rate.code for code, _, _ in self._raised) and not found:
+            found = list(self._beginning.loss(step, loss, lr))
         return [finding for finding in found if self._first_time(finding)]
 
     def _sites(self, step: int, keys: Sequence[SeriesKey], sizes: NDArray[np.float64]) -> list[Finding]:
@@ -388,27 +393,6 @@ class LiveEngine:
         recent = list(track.values)[-int(self._limits.loss_lasts) :]
         track.best = min(track.best, _median(list(track.values)[-2 * len(recent) :]))
         return min(recent) > max(self._limits.loss_factor * track.best, track.start)
-
-    def _weights(self, step: int, weights: Mapping[str, tuple[float, float]], lr: float | None) -> Iterator[Finding]:
-        matrices = [change / size for name, (size, change) in weights.items() if name.endswith("weight") and size > 0]
-        ratios = [r for r in matrices if math.isfinite(r)]
-        if not ratios:
-            return
-        ratio = _median(ratios)
-        self._high_updates = self._high_updates + 1 if ratio > self._rate.warn_ratio else 0
-        # One large first step can be a warm-up gone by; two in a row, or one beyond the error limit, cannot.
-        if self._high_updates >= 2 or ratio > self._rate.error_ratio:
-            severe = ratio > self._rate.error_ratio
-            rate = "" if lr is None else f" (lr {lr:g})"
-            yield self._rate.finding(
-                f"at step {step} one update moves the weights by {100 * ratio:.3g} % of their size{rate}. Divide the learning rate by 3 "
-                "and warm up.",
-                severity="error" if severe else "warning",
-                limit=self._rate.error_ratio if severe else self._rate.warn_ratio,
-                name="update.ratio",
-                value=ratio,
-                step=step,
-            )
 
 
 R = TypeVar("R", bound=Rule)

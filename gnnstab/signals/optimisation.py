@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gnnstab.records import PARAMETER_SITES, Measure, SeriesKey, Signal
-from gnnstab.records.vocabulary import LOSS_VALIDATION
+from gnnstab.records.rises import rise_of
+from gnnstab.records.vocabulary import LOSS_FIRST_RISE, LOSS_VALIDATION, OPTIMIZER_OUTPUT_MOVE
 from gnnstab.signals.window import Floats, Integers, latest, median
 
 if TYPE_CHECKING:
@@ -42,6 +43,9 @@ BEFORE = 20
 MOST_NAMES = 500
 """Silent parameters that are named."""
 
+FIRST = 10
+"""Steps after step 0 in which a rate that is too high raises the loss; batches differ, so that some more than on one batch."""
+
 EARLY = 3
 """First measurements of the update that show the step's size before the weights have grown."""
 
@@ -61,7 +65,30 @@ def _loss(rows: NDArray[np.void]) -> list[Signal]:
     detail = {"start": float(median(values[:5])), "best": float(smooth.min()), "steps": len(known)} | _peak(
         known, "loss"
     )
-    return [Signal("loss", latest(values), None, None, int(known["step"][-1]), "training", detail)]
+    found = [Signal("loss", latest(values), None, None, int(known["step"][-1]), "training", detail)]
+    return found + _first_rise(rows)
+
+
+def _first_rise(rows: NDArray[np.void]) -> list[Signal]:
+    """The largest loss of the first steps over that of step 0; nothing unless step 0 is there with a positive loss."""
+    early = rows[(rows["step"] <= FIRST) & ~np.isnan(rows["loss"])]
+    rise = rise_of(early["loss"].tolist()) if len(early) and early["step"][0] == 0 else None
+    if rise is None:
+        return []
+    detail: dict[str, Any] = {"first": float(early["loss"][0]), "above": rise.above, "peak": rise.peak}
+    if math.isfinite(early["lr"][0]):
+        detail["lr"] = float(early["lr"][0])
+    step = int(early["step"][rise.peak])
+    return [Signal(LOSS_FIRST_RISE, rise.largest, None, None, step, "training", detail)]
+
+
+def first_moves(measures: Sequence[Measure]) -> list[Signal]:
+    """The change of the output by the first update that was measured; the median over the run says nothing of the beginning."""
+    rows = [row for row in measures if row.name == OPTIMIZER_OUTPUT_MOVE]
+    if not rows:
+        return []
+    first = min(rows, key=lambda row: row.step)
+    return [Signal(OPTIMIZER_OUTPUT_MOVE, first.value, None, None, first.step, "training", {"first": True})]
 
 
 def _norm(rows: NDArray[np.void]) -> list[Signal]:
@@ -221,7 +248,8 @@ def _never_updated(rows: Mapping[str, Mapping[str, NDArray[np.void]]]) -> list[S
     if not any("weight_grad" in own for own in rows.values()) or not any("weight" in own for own in rows.values()):
         return []
     silent = sorted(parameter for parameter, own in rows.items() if "weight" in own and not _moved(own))
-    detail = {"parameters": silent[:MOST_NAMES], "of": len(rows)}
+    zero = [parameter for parameter in silent if "weight_grad" in rows[parameter]]
+    detail = {"parameters": silent[:MOST_NAMES], "zero": zero[:MOST_NAMES], "of": len(rows)}
     return [Signal("optimizer.never_updated", float(len(silent)), None, None, None, "training", detail)]
 
 

@@ -14,7 +14,8 @@ from gnnstab.records.vocabulary import LOSS_GENERALISATION_GAP
 from gnnstab.signals.extremes import short_run, with_extremes
 from gnnstab.signals.gradients import gradient_signals
 from gnnstab.signals.measures import measured_signals
-from gnnstab.signals.optimisation import gap_signals, parameter_signals, step_signals
+from gnnstab.signals.optimisation import first_moves, gap_signals, parameter_signals, step_signals
+from gnnstab.signals.places import place_signals
 from gnnstab.signals.series import growth_signals, run_series
 from gnnstab.signals.window import LATEST_STEPS, MOST_POINTS, latest
 from gnnstab.trace import Trace
@@ -31,6 +32,7 @@ _MISSING = {
     LOSS_GENERALISATION_GAP: "no validation loss is known; pass it with monitor.validation(loss), beside monitor.loss(loss)",
     "aggregation.": "no aggregation other than attention was recorded",
     "update.": "no optimizer step was recorded",
+    "place.": "the places beside the attention layers were not looked at; pass the model and a batch, or record a training run",
     "loss": "no loss is known; pass it with monitor.loss(loss)",
 }
 
@@ -52,9 +54,11 @@ def from_trace(trace: Trace) -> Signals:
     values += gradient_signals(sites, layers, source, single=single)
     values += parameter_signals(sites, [layer.name for layer in layers], source, single=single)
     values += _modes_apart(sites, layers, source)
+    values += place_signals(meta, source)
     series = () if single else tuple(run_series(sites, measures, steps, layers))
     if not single:
         values += step_signals(steps)
+        values += first_moves(measures)
         values += gap_signals(steps, measures)
         values += growth_signals(series)
         values = with_extremes(trace, measures, values)

@@ -115,21 +115,6 @@ def test_bf16_rounds_early_and_fp32_does_not() -> None:
     assert follow(LiveEngine(precision="fp32"), range(5), lambda i: 40.0) == []
 
 
-@pytest.mark.parametrize(
-    ("ratio", "times", "severity"), [(0.35, 1, "error"), (0.2, 1, None), (0.2, 2, "warning"), (0.05, 9, None)]
-)
-def test_updates(ratio: float, times: int, severity: str | None) -> None:
-    engine = LiveEngine()
-    found = [
-        f
-        for i in range(times)
-        for f in engine.update(
-            i, (), NOTHING, lr=0.05, weights={"conv.lin_key.weight": (1.0, ratio), "conv.bias": (1e-9, 1.0)}
-        )
-    ]
-    assert [f.severity for f in found] == ([severity] if severity else [])
-
-
 def test_non_finite_values_are_left_to_their_own_event() -> None:
     assert (
         follow(LiveEngine(), range(50), lambda i: math.nan, loss=lambda i: math.inf, grad_norm=lambda i: math.nan) == []

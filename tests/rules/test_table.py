@@ -84,6 +84,7 @@ def test_every_cause_can_be_reached() -> None:
         "non-finite-data",
         "learning-rate",
         "masking",
+        "indistinguishable-nodes",
     }
     assert reached >= {*FIVE_CAUSES, *FURTHER_CAUSES}
     assert set(CODES_OF_CAUSE) == set(FURTHER_CAUSES)
