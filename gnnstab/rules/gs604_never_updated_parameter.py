@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from gnnstab.layers import plays
+from gnnstab.layers import layer_named
 from gnnstab.records import Finding, Signal, Signals
 from gnnstab.rules.base import Rule, threshold
 from gnnstab.rules.reading import largest, measured, names
@@ -180,11 +180,16 @@ def _without_part(signals: Signals, parameter: str) -> bool:
     layer = next((one for one in signals.attention_layers if parameter.startswith(f"{one.name}.")), None)
     if layer is None or not _trains(signals, layer.name):
         return False
-    if layer.get("root_weight") is False and plays(parameter, "skip"):
+    roles, own = layer_named(layer.kind).roles, parameter.removeprefix(f"{layer.name}.")
+    if layer.get("root_weight") is False and own.startswith(_inside(roles.get("skip", ()))):
         return True
     # The softmax over one neighbour is 1 whatever the score is.
     degrees = measured(signals.find("degree.max", layer=layer.name) or signals.find("degree.max"))
-    return bool(degrees) and largest(degrees).value <= 1
+    return bool(degrees) and largest(degrees).value <= 1 and own.startswith(_inside(roles.get("score", ())))
+
+
+def _inside(parts: Sequence[str]) -> tuple[str, ...]:
+    return tuple(f"{part}." for part in parts)
 
 
 def _trains(signals: Signals, layer: str) -> bool:

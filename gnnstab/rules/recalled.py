@@ -7,10 +7,16 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from gnnstab.records import SEVERITIES, Event, Finding
+import numpy as np
+
+from gnnstab.records import SEVERITIES, Event, Finding, Series
+from gnnstab.records.vocabulary import SCORE_GROWTH, SCORE_MAX_ABS
 from gnnstab.rules.base import Rule
 
 KIND = "finding"
+LONG = 50
+"""Steps after which a forecast has come true or not: the horizon of those that the live rules make."""
+
 _TEXTS = ("code", "name", "cause", "severity", "confidence", "signal", "unit")
 _NUMBERS = ("value", "threshold")
 
@@ -37,6 +43,23 @@ def _finding(event: Event) -> Finding | None:
         return None
     head = event.heads[0] if event.heads else None
     return Finding(**kept, layer=event.layer, head=head, step=event.step, message=event.message)
+
+
+def settled(finding: Finding, series: Iterable[Series]) -> bool:
+    """True for a forecast that did not come true: scores said to grow, and for `LONG` steps or more they have not doubled.
+
+    Judged by every recorded step since, so no calm end hides what has happened in between. What was seen to go wrong, in
+    contrast to what was expected to, is never settled.
+    """
+    if finding.signal != SCORE_GROWTH or finding.step is None:
+        return False
+    own = next((s for s in series if s.name == SCORE_MAX_ABS and s.layer == finding.layer and s.head is None), None)
+    if own is None:
+        return False
+    before, after = own.values[own.steps <= finding.step], own.values[own.steps > finding.step]
+    if not len(before) or not len(after) or own.steps[-1] - finding.step < LONG or not np.isfinite(after).all():
+        return False
+    return bool(after.max() <= 2 * before[-1])
 
 
 def joined(rule: Rule, found: Sequence[Finding], raised: Iterable[Finding]) -> list[Finding]:

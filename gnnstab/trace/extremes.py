@@ -22,7 +22,7 @@ class Peak(NamedTuple):
 
 
 _LARGEST = {
-    "size": "max(abs(a.minimum), abs(a.maximum))",
+    "size": "max(-a.minimum, a.maximum)",
     "rms": "a.rms",
 }
 
@@ -39,7 +39,7 @@ def read_peaks(connection: Connection, measure: str) -> dict[int, Peak]:
         f"ON a.level = r.level AND a.step >= r.since AND a.step < r.until WHERE {value} < 9e999 GROUP BY a.series"
     )
     found: dict[int, Peak] = {}
-    for series, peak, step, span in connection.rows(query):
+    for series, peak, step, span in (row for chunk in connection.numbers(query) for row in chunk):
         if not (isinstance(peak, (int, float)) and all(isinstance(n, int) for n in (series, step, span))):
             raise TraceError(f"{connection.path}: damaged trace, a number is none")
         found[series] = Peak(float(peak), step, span)

@@ -7,14 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import gnnstab
-from gnnstab.records import Event, Finding, Signals
+from gnnstab.records import Event, Finding, Series, Signals
+from gnnstab.report import render
 from gnnstab.rules.engine import Override, Suppression, run
 from gnnstab.rules.gs603_gradient_spike import GradientSpike
-from gnnstab.rules.recalled import as_event, findings_in, joined
+from gnnstab.rules.recalled import as_event, findings_in, joined, settled
 from models.convnets import Stack, graph
 
 SPIKE = GradientSpike().finding(
@@ -67,7 +69,8 @@ def test_what_was_warned_about_is_in_the_diagnosis_of_a_run_that_has_calmed_down
     assert score.value < 100
     assert score.detail["worst"] > 1e4
     assert 30 <= score.detail["worst_step"] < 35
-    assert "During the run: Score.max_abs" in str(diagnosis) or "During the run: score.max_abs" in str(diagnosis)
+    assert "\nrun      score.max_abs" in str(diagnosis)
+    assert "During the run: score.max_abs" in render(diagnosis, "text", verbose=True)
 
 
 def test_the_healthy_twin_says_nothing(tmp_path: Path) -> None:
@@ -75,7 +78,8 @@ def test_the_healthy_twin_says_nothing(tmp_path: Path) -> None:
     assert trained(path, burst=False) == []
     diagnosis = gnnstab.diagnose(path)
     assert not [e for e in diagnosis.events if e.kind == "finding"]
-    assert "During the run" not in str(diagnosis)
+    assert "\nrun  " not in str(diagnosis)
+    assert "During the run" not in render(diagnosis, "text", verbose=True)
 
 
 def test_an_event_gives_the_finding_back() -> None:
@@ -115,3 +119,31 @@ def test_selection_thresholds_and_suppressions_hold_for_live_findings_too() -> N
     assert codes(overrides=[Override("other", "GS603", {"ratio": 50.0})]) == ["GS603"]
     outcome = run(signals, suppress=[Suppression("GS603", "a hard batch")])
     assert [f.code for f, _ in outcome.suppressed] == ["GS603"]
+
+
+GROWTH = replace(SPIKE, code="GS301", layer="conv", signal="score.growth", step=60, value=0.08, threshold=0.05)
+
+
+def scores(after: float, steps: int = 200, *, last: float | None = None) -> tuple[Series, ...]:
+    """Scores of 70 up to step 60, ``after`` from then on."""
+    values = np.where(np.arange(steps) <= 60, 70.0, after)
+    values[-1] = values[-1] if last is None else last
+    return (Series("score.max_abs", "conv", None, np.arange(steps), values),)
+
+
+@pytest.mark.parametrize(
+    ("series", "expected"),
+    [
+        (scores(80.0), True),
+        (scores(400.0), False),
+        (scores(400.0, last=20.0), False),
+        (scores(math.inf), False),
+        (scores(80.0, steps=100), False),
+        ((), False),
+    ],
+)
+def test_only_a_forecast_that_did_not_come_true_is_settled(series: tuple[Series, ...], expected: bool) -> None:
+    assert settled(GROWTH, series) is expected
+    found = run(Signals("trace", (), series=series, events=(as_event(GROWTH),))).findings
+    assert ("GS301" in [f.code for f in found]) is not expected
+    assert not settled(replace(SPIKE, layer="conv"), series)

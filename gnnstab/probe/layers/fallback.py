@@ -16,6 +16,7 @@ from gnnstab.probe.state import State
 from gnnstab.probe.statistics import activation_measures, aggregation_measures
 from gnnstab.probe.watch import Plan, Watch
 from gnnstab.records import Blind, LayerFacts
+from gnnstab.records.vocabulary import AGGREGATION_EXPONENT
 
 _NOT_JUDGED = f"the attention of {kinds()} alone is judged; of this layer input, output and gradients are recorded"
 
@@ -89,7 +90,7 @@ class FallbackWatch(Watch):
         if self._messages is not None:
             sums = aggregation_measures(*self._messages)
             if normalises(self.module):
-                del sums["aggregation.exponent"]  # Edges that are left out would change the weights of the others.
+                del sums[AGGREGATION_EXPONENT]  # Edges that are left out would change the weights of the others.
             numbers.update(sums)
         self.state.queue(plan.layer, plan.mode, plan.call, numbers)
 
