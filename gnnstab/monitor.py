@@ -25,6 +25,7 @@ from gnnstab.records import Coverage, Diagnosis, Event, Finding, SeriesKey, Sign
 from gnnstab.rules.gs502_non_finite_value import NonFiniteValue
 from gnnstab.rules.live import LiveEngine
 from gnnstab.trace import TraceWriter, rank_path
+from gnnstab.verification.interventions import as_batch, undo
 
 if TYPE_CHECKING:
     from gnnstab.trace import Trace
@@ -112,6 +113,7 @@ class Monitor:
         self._boundary = Boundary(self._recorder, optimizers, scaler, self._act, self._after_step)
         self._has_optimizer = bool(optimizers)
         self._waiting: list[Finding] = []
+        self._ended = False
         self._told: set[str] = set()
         self._live = LiveEngine()
         self._precision = ""
@@ -124,6 +126,7 @@ class Monitor:
         self._live_keys: list[SeriesKey] = []
 
     def __enter__(self) -> Monitor:
+        self._ended = False
         self._guarded("attaching to the model", self._recorder.attach)
         self._guarded("attaching to the optimizer", self._boundary.attach)
         return self
@@ -135,6 +138,7 @@ class Monitor:
         late: list[bool] = []
         self._guarded("numbers on their way", lambda: late.append(self._recorder.late and error is None))
         self._guarded("detaching from the model", self._recorder.detach)
+        self._ended = True
         self._guarded("handing over failures", self._recorder.hand_over_failures)
         if any(late):
             self._guarded("the live rules", self._look)
@@ -173,7 +177,21 @@ class Monitor:
         trace = self.trace
         if self._recorder.row is None and "target" not in options:
             options["target"] = Target("trace", str(self._path or "in memory"), (self._nothing_yet(),))
-        return diagnose_trace(trace, **options)
+        diagnosis = diagnose_trace(trace, **options)
+        return self._undone(diagnosis) if self._ended else diagnosis
+
+    def _undone(self, diagnosis: Diagnosis) -> Diagnosis:
+        """The run is over: each suspect undone on a copy of the model, with a batch of the latest full-tier step."""
+        kept, found = self._recorder.kept, [diagnosis]
+        if kept is None or self._recorder.row is None:
+            return diagnosis
+        model, precision = self._recorder.model, self._recorder.precision or "fp32"
+
+        def body() -> None:
+            found.append(undo(diagnosis, model, batch=as_batch(model, kept.args, kept.kwargs), precision=precision))
+
+        self._guarded("undoing the suspects", body)
+        return found[-1]
 
     def _repr_html_(self) -> str:
         """The page of what was recorded so far, for notebooks."""

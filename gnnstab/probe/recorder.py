@@ -20,7 +20,7 @@ from gnnstab.probe.ending import Ended, Number
 from gnnstab.probe.judge import Judge
 from gnnstab.probe.norms import Norms
 from gnnstab.probe.outbox import NOTHING, Outbox, Writer
-from gnnstab.probe.outer import Outer
+from gnnstab.probe.outer import Inputs, Outer
 from gnnstab.probe.parameters import Parameters
 from gnnstab.probe.replica import unwrap
 from gnnstab.probe.rerun import run_again
@@ -158,6 +158,11 @@ class Recorder:
     def step(self) -> int:
         """The step that is being recorded, from 0."""
         return self.state.step
+
+    @property
+    def kept(self) -> Inputs | None:
+        """What a forward of the latest full-tier step got; None where none was kept."""
+        return self._outer.kept
 
     @property
     def coverage(self) -> Coverage:
