@@ -183,6 +183,11 @@ class Recorder:
         return self.state.step
 
     @property
+    def kept(self) -> Inputs | None:
+        """What a forward of the latest full-tier step got; None where none was kept."""
+        return self._outer.kept
+
+    @property
     def coverage(self) -> Coverage:
         """What was seen and what was not, so far."""
         self._note_unseen()
