@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import Tensor
 
-from gnnstab.checkpoint.modules import ATTRIBUTES
 from gnnstab.checkpoint.naming import printable, unique
 from gnnstab.errors import LoadError
 from gnnstab.unpickling import Record
@@ -16,6 +15,9 @@ DEEPEST = 100
 """Levels of submodules."""
 
 MOST_MODULES = 100_000
+
+ATTRIBUTES = ("heads", "concat", "dropout", "out_channels", "root_weight", "beta", "edge_dim", "aggr")
+"""What a layer's constructor keeps and its tensors do not show."""
 
 
 def is_module(value: Any) -> bool:
