@@ -157,6 +157,8 @@ class Monitor:
     ) -> None:
         self._guarded("what the optimizer holds", self._compare_with_optimizer)
         self._guarded("detaching from the optimizer", self._boundary.detach)
+        if error is not None:
+            self._guarded("the failed step", lambda: self._recorder.failed(error))
         late: list[bool] = []
         self._guarded("numbers on their way", lambda: late.append(self._recorder.late and error is None))
         self._guarded("detaching from the model", self._recorder.detach)

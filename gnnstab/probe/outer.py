@@ -97,6 +97,12 @@ class Outer:
         self.end_step()
         self.before = {}
 
+    def close_watch(self) -> None:
+        """Stop watching operations in place."""
+        if self.watching is not None:
+            self.watching.close()
+            self.watching = None
+
     def end_step(self) -> None:
         """Release the inputs."""
         if self.keep_before:
