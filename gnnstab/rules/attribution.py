@@ -88,7 +88,7 @@ def _not_evaluable(cause: str, statuses: Mapping[str, RuleStatus]) -> str:
 CODES_OF_CAUSE: Mapping[str, tuple[str, ...]] = {
     "sum-aggregation": ("GS401", "GS404"),
     "feature-scale": ("GS406",),
-    "learning-rate": ("GS601", "GS603"),
+    "learning-rate": ("GS601", "GS603", "GS606"),
     "adam-epsilon": ("GS602",),
     "precision": ("GS501",),
     "dead-units": ("GS701",),
