@@ -35,11 +35,22 @@ def measured_signals(model: nn.Module, batch: Any, *, loss: Any = None, precisio
 
 
 def model_signals(
-    model: nn.Module, batch: Any, *, loss: Any = None, precision: str = "fp32", optimizer: Any = None
+    model: nn.Module,
+    batch: Any,
+    *,
+    loss: Any = None,
+    precision: str = "fp32",
+    optimizer: Any = None,
+    try_steps: bool = False,
 ) -> Signals:
-    """All signals of a model and a batch; the model is left as it was."""
+    """All signals of a model and a batch, with ``try_steps`` those of real steps on a copy; the model is left as it was."""
     static = static_signals(model, optimizer=optimizer)
-    return join(measured_signals(model, batch, loss=loss, precision=precision), static)
+    measured = measured_signals(model, batch, loss=loss, precision=precision)
+    if try_steps:
+        from gnnstab.probe.optimizer_steps import with_trial_steps
+
+        measured = with_trial_steps(measured, model, batch, loss, optimizer, precision)
+    return join(measured, static)
 
 
 def observe_model(model: Any, request: Request) -> Observed:

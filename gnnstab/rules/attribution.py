@@ -110,7 +110,7 @@ a cause is inferred from a symptom."""
 CODES_OF_CAUSE: Mapping[str, tuple[str, ...]] = {
     "sum-aggregation": ("GS401", "GS404"),
     "feature-scale": ("GS406",),
-    "learning-rate": ("GS601", "GS603"),
+    "learning-rate": ("GS601", "GS603", "GS606"),
     "adam-epsilon": ("GS602",),
     "precision": ("GS501",),
     "dead-units": ("GS701",),

@@ -64,7 +64,11 @@ class LearningRateTooHigh(Rule):
     confidence: ClassVar[str] = "high"
 
     warn_rise: float = threshold(1.5, unit="× first loss", source="measured: 1.0 at nine of ten healthy rates")
-    error_rise: float = threshold(10.0, unit="× first loss", source="measured: such runs do not recover what they lost")
+    error_rise: float = threshold(
+        100.0, unit="× first loss", source="measured: none of 110 healthy programs at usual rates"
+    )
+    """Such a rise counts however soon it passes: what the initialisation was worth is lost."""
+
     lasting: float = threshold(
         4,
         unit="steps",
@@ -115,7 +119,7 @@ class LearningRateTooHigh(Rule):
 
     def _lasts(self, rise: Signal) -> bool:
         above, peak = rise.detail.get("above", self.lasting), rise.detail.get("peak", 1)
-        return not math.isfinite(rise.value) or above >= self.lasting or (above >= self.building and peak >= 3)
+        return not rise.value <= self.error_rise or above >= self.lasting or (above >= self.building and peak >= 3)
 
     def _lost(self, loss: Signal) -> Iterator[Finding]:
         best, start = loss.detail.get("best"), loss.detail.get("start")

@@ -16,12 +16,13 @@ import numpy as np
 
 from gnnstab.records import Finding, SeriesKey
 from gnnstab.rules.base import Rule, threshold
-from gnnstab.rules.beginning import Beginning
+from gnnstab.rules.beginning import Beginning, Rates
 from gnnstab.rules.engine import Thresholds, configure
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.gs501_precision_headroom import UNIT_ROUNDOFF, PrecisionHeadroom
 from gnnstab.rules.gs601_learning_rate_too_high import LearningRateTooHigh
 from gnnstab.rules.gs603_gradient_spike import GradientSpike
+from gnnstab.rules.gs606_rate_jump import RateJump
 from gnnstab.signals.fitting import log_linear
 from gnnstab.signals.optimisation import BESIDE, JUMP
 
@@ -150,7 +151,7 @@ class LiveEngine:
     """Judges a run while it goes on; each finding is raised once, with its step.
 
     Args:
-        thresholds: Rule code → threshold name → value, as for `gnnstab.rules.run`; GS301, GS501, GS601 and GS603 are
+        thresholds: Rule code → threshold name → value, as for `gnnstab.rules.run`; GS301, GS501, GS601, GS603 and GS606 are
             used here.
         limits: What counts as growth.
         precision: ``fp32``, ``fp16`` or ``bf16``: the format that the attention is computed in.
@@ -178,6 +179,7 @@ class LiveEngine:
         self._quiet = _Quiet()
         self._quiet_below = min(self._limits.score_floor, self._limits.jump_floor) if precision == "fp32" else 0.0
         self._beginning = Beginning(self._rate)
+        self._rates = Rates(_configured(RateJump, given))
         self._spikes: deque[int] = deque(maxlen=16)
         self._warming, self._rate_before = True, -math.inf
 
@@ -211,6 +213,7 @@ class LiveEngine:
         self._rate_before = -math.inf if lr is None else lr
         if grad_norm is not None and not skipped:
             found += self._gradient(step, grad_norm, self._warming)
+        found += self._rates.rate(step, lr)
         return [f for f in found if self._first_time(f)] + ([] if loss is None else self.loss(step, loss, lr))
 
     def loss(self, step: int, loss: float, lr: float | None = None) -> list[Finding]:

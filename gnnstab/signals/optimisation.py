@@ -10,7 +10,7 @@ import numpy as np
 
 from gnnstab.records import PARAMETER_SITES, Measure, SeriesKey, Signal
 from gnnstab.records.rises import rise_of
-from gnnstab.records.vocabulary import LOSS_FIRST_RISE, LOSS_VALIDATION, OPTIMIZER_OUTPUT_MOVE
+from gnnstab.records.vocabulary import LOSS_FIRST_RISE, LOSS_VALIDATION, OPTIMIZER_LR_JUMP, OPTIMIZER_OUTPUT_MOVE
 from gnnstab.signals.window import Floats, Integers, latest, median
 
 if TYPE_CHECKING:
@@ -43,6 +43,12 @@ BEFORE = 20
 MOST_NAMES = 500
 """Silent parameters that are named."""
 
+WARM_START = 5
+"""Steps in which a warm-up from next to nothing may multiply the rate."""
+
+NEIGHBOURS = 2
+"""Steps between two recorded ones that are still neighbours."""
+
 FIRST = 10
 """Steps after step 0 in which a rate that is too high raises the loss; batches differ, so that some more than on one batch."""
 
@@ -53,7 +59,21 @@ EARLY = 3
 def step_signals(steps: NDArray[np.void]) -> list[Signal]:
     """Loss and gradient norm of a run, ``steps`` of `gnnstab.trace.arrays.STEP_DTYPE`; skipped steps are left out."""
     rows = steps[~steps["skipped"]]
-    return [*_loss(rows), *_norm(rows)]
+    return [*_loss(rows), *_norm(rows), *_jump(rows)]
+
+
+def _jump(rows: NDArray[np.void]) -> list[Signal]:
+    """The largest factor of the rate from one recorded step to the next that leads beyond every rate before, 1 for none."""
+    known = rows[np.isfinite(rows["lr"]) & (rows["lr"] > 0)]
+    if len(known) < 2:
+        return []
+    rates, steps = known["lr"].astype(np.float64), known["step"]
+    factors = np.where(rates[1:] > np.maximum.accumulate(rates)[:-1], rates[1:] / rates[:-1], 1.0)
+    # Between steps far apart a schedule may have gone up bit by bit.
+    factors[(steps[1:] - steps[:-1] > NEIGHBOURS) | (steps[1:] < WARM_START)] = 1.0
+    worst = int(np.argmax(factors))
+    detail = {"before": float(rates[worst]), "after": float(rates[worst + 1])}
+    return [Signal(OPTIMIZER_LR_JUMP, float(factors[worst]), None, None, int(steps[worst + 1]), "training", detail)]
 
 
 def _loss(rows: NDArray[np.void]) -> list[Signal]:
