@@ -58,6 +58,9 @@ class Monitor:
     the device inside a step, all hooks are gone at the end, and a failure inside gnnstab is recorded and warned about
     once instead of raised.
 
+    In the 1st, 2nd, 4th, 8th, … step of the full tier the forward runs once more on a copy of the model, which looks at every
+    place that the data passes (see `gnnstab.probe.places`): a forward that counts its calls outside the model counts this one too.
+
     Args:
         model: The model, also one compiled by `torch.compile` or wrapped for data parallelism.
         optimizer: The optimizer, or a sequence of optimizers, that moves it.

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from gnnstab.probe.places.survey import Place, survey, to_json
@@ -44,6 +45,10 @@ class Surveys:
             return
         self._asked += 1
         if self._asked & (self._asked - 1):
+            return
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            # Ranks may be asked in different steps, and a forward may wait for the others (SyncBatchNorm).
+            self._writer.meta("places_failed", "several processes train the model")
             return
         cast = forward.autocast
         context = torch.autocast(cast.device_type, dtype=cast.dtype) if cast.enabled else nullcontext()
