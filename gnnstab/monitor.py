@@ -30,6 +30,7 @@ from gnnstab.rules.gs502_non_finite_value import NonFiniteValue
 from gnnstab.rules.live import LiveEngine
 from gnnstab.rules.recalled import as_event
 from gnnstab.trace import TraceWriter, rank_path
+from gnnstab.verification.interventions import as_batch, undo
 
 if TYPE_CHECKING:
     from gnnstab.trace import Trace
@@ -132,6 +133,7 @@ class Monitor:
         self._model, self._optimizers = model, optimizers
         self._has_optimizer = bool(optimizers)
         self._waiting: list[Finding] = []
+        self._ended = False
         self._told: set[str] = set()
         self._live = LiveEngine()
         self._precision = ""
@@ -144,6 +146,7 @@ class Monitor:
         self._live_keys: list[SeriesKey] = []
 
     def __enter__(self) -> Monitor:
+        self._ended = False
         self._guarded("attaching to the model", self._recorder.attach)
         self._guarded("attaching to the optimizer", self._boundary.attach)
         self._guarded("what the optimizer holds", self._compare_with_optimizer)
@@ -154,9 +157,12 @@ class Monitor:
     ) -> None:
         self._guarded("what the optimizer holds", self._compare_with_optimizer)
         self._guarded("detaching from the optimizer", self._boundary.detach)
+        if error is not None:
+            self._guarded("the failed step", lambda: self._recorder.failed(error))
         late: list[bool] = []
         self._guarded("numbers on their way", lambda: late.append(self._recorder.late and error is None))
         self._guarded("detaching from the model", self._recorder.detach)
+        self._ended = True
         self._guarded("handing over failures", self._recorder.hand_over_failures)
         if any(late):
             self._guarded("the live rules", self._look)
@@ -198,7 +204,21 @@ class Monitor:
         trace = self.trace
         if self._recorder.row is None and "target" not in options:
             options["target"] = Target("trace", str(self._path or "in memory"), (self._nothing_yet(),))
-        return diagnose_trace(trace, **options)
+        diagnosis = diagnose_trace(trace, **options)
+        return self._undone(diagnosis) if self._ended else diagnosis
+
+    def _undone(self, diagnosis: Diagnosis) -> Diagnosis:
+        """The run is over: each suspect undone on a copy of the model, with a batch of the latest full-tier step."""
+        kept, found = self._recorder.kept, [diagnosis]
+        if kept is None or self._recorder.row is None:
+            return diagnosis
+        model, precision = self._recorder.model, self._recorder.precision or "fp32"
+
+        def body() -> None:
+            found.append(undo(diagnosis, model, batch=as_batch(model, kept.args, kept.kwargs), precision=precision))
+
+        self._guarded("undoing the suspects", body)
+        return found[-1]
 
     def _repr_html_(self) -> str:
         """The page of what was recorded so far, for notebooks."""

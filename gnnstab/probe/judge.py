@@ -78,9 +78,9 @@ class Judge:
                 weights = self._parameters.non_finite()
                 lost = _LOST if moved and weights else ""
                 event = anomaly.forward_event(view, self._model, inputs, weights, lost)
-                return self._with_bundle(self._explained(event, inputs, lost, moved), inputs, moved)
+                return self._with_bundle(self._explained(event, inputs, lost), inputs, moved)
         elif view.gradients_bad() and not skipped and self._first("gradient"):
-            return self._with_bundle(self._explained(anomaly.gradient_event(view), inputs, moved=moved), inputs, moved)
+            return self._with_bundle(self._explained(anomaly.gradient_event(view), inputs), inputs, moved)
         return None
 
     def left_out(self, step: int, loss: float, bad: Sequence[str], again: Callable[[Kept], Sent]) -> Event | None:
@@ -117,7 +117,16 @@ class Judge:
         if math.isfinite(loss) or self.met or not self._first("loss"):
             return None
         inputs = (self._outer.last or self._outer.before) if inputs is None else inputs
-        return self._with_bundle(self._explained(anomaly.loss_event(step, loss), inputs, moved=moved), inputs, moved)
+        return self._with_bundle(self._explained(anomaly.loss_event(step, loss), inputs), inputs, moved)
+
+    def failed(self, step: int, error: Exception) -> Event | None:
+        """The event of a step that ended in an exception, when repeating it shows an Inf or NaN before that."""
+        if self.met or not (self._outer.calls or self._outer.last):
+            return None
+        text = f"the step ended in {type(error).__name__}"
+        event = Event(step, "non-finite", mode="train", stage="loss", message=text)
+        told = self._explained(event, dict(self._outer.last))
+        return told if told.detail.get("operation") and self._first("exception") else None
 
     def watched(self) -> Event | None:
         """What the step that has just ended says about the one before it that went wrong, when it was watched in place."""
@@ -128,7 +137,7 @@ class Judge:
         self._outer.watching = self._explainer.pending
         return event
 
-    def _explained(self, event: Event, inputs: Mapping[str, Inputs], lost: str = "", moved: bool = False) -> Event:
+    def _explained(self, event: Event, inputs: Mapping[str, Inputs], lost: str = "") -> Event:
         """The event with the operation behind it, where the step can be repeated with the weights that it had."""
         if lost or event.stage == "weight":
             return event

@@ -13,13 +13,17 @@ from gnnstab.probe.identity import identity_paths
 from gnnstab.probe.keys import MODES
 from gnnstab.probe.norms import Norms, batch_vectors
 from gnnstab.probe.operations.in_place import StepWatch
-from gnnstab.probe.replica import Autocast, rng_snapshot, tensors_in, unwrap
+from gnnstab.probe.replica import Autocast, copied, rng_snapshot, tensors_in, unwrap
 from gnnstab.probe.rerun import MOST, Kept, watch
 from gnnstab.probe.state import State
 from gnnstab.probe.statistics import graph_measures, node_measures
 from gnnstab.probe.watch import Watch
 
 _NO_AUTOCAST = Autocast("cpu", torch.bfloat16, False)
+
+
+LARGEST_KEPT = 64 * 2**20
+"""Bytes of the inputs of one forward up to which a copy of them is kept for the end of the run."""
 
 
 class Inputs(NamedTuple):
@@ -60,6 +64,10 @@ class Outer:
         self.paths: dict[str, bool | None] = {}
         """Layer → whether a path leads around it, after the first training forward."""
 
+        self.kept: Inputs | None = None
+        """A copy of what the latest forward of a full-tier step got, kept beyond the step so that causes can be undone at the
+        end of a run; None where it is larger than `LARGEST_KEPT`."""
+
         self._state = state
         self._watches = tuple(watches)
         self._norms = norms
@@ -88,6 +96,12 @@ class Outer:
         self._handles.clear()
         self.end_step()
         self.before = {}
+
+    def close_watch(self) -> None:
+        """Stop watching operations in place."""
+        if self.watching is not None:
+            self.watching.close()
+            self.watching = None
 
     def end_step(self) -> None:
         """Release the inputs."""
@@ -159,6 +173,10 @@ class Outer:
 
     def _measure(self, model: nn.Module, mode: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         state = self._state
+        if self._keep and mode.startswith("train"):
+            size = sum(t.element_size() * t.numel() for _, t in tensors_in([*args, kwargs]))
+            fits = size <= LARGEST_KEPT
+            self.kept = self.last[mode]._replace(args=copied(args), kwargs=copied(kwargs)) if fits else None
         state.batch = next(iter(batch_vectors(unwrap(model)[0], args, kwargs)), None)
         x = next((t for _, t in tensors_in([*args, kwargs]) if t.dim() == 2 and t.is_floating_point()), None)
         if x is not None:

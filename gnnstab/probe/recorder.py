@@ -41,6 +41,9 @@ _COMPILED_BEFORE = (
     "the first call of the compiled model, or call torch._dynamo.reset()"
 )
 
+_OF_VALUES = (ValueError, ArithmeticError, AssertionError, RuntimeError)
+"""Exceptions that a NaN may stand behind: checks of arguments, and of what decompositions need."""
+
 _COARSE = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 _CAME_LATER = "the layer was put into the model after the monitor was attached; attach a new monitor to see it"
@@ -183,6 +186,11 @@ class Recorder:
         return self.state.step
 
     @property
+    def kept(self) -> Inputs | None:
+        """What a forward of the latest full-tier step got; None where none was kept."""
+        return self._outer.kept
+
+    @property
     def coverage(self) -> Coverage:
         """What was seen and what was not, so far."""
         self._note_unseen()
@@ -263,6 +271,15 @@ class Recorder:
         finally:
             torch._C._set_grad_enabled(grad)
         return True
+
+    def failed(self, error: BaseException) -> None:
+        """A step ends in an exception: tell whether an Inf or NaN stands behind it."""
+        if not isinstance(error, _OF_VALUES) or isinstance(error, torch.OutOfMemoryError):
+            return
+        self._outer.close_watch()
+        event = self._judge.failed(self.state.step, error)
+        if event is not None:
+            self._emit(event)
 
     def _end_watched(self) -> None:
         self._emit(self._judge.watched())

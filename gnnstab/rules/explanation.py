@@ -51,6 +51,11 @@ def _always(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
     return True
 
 
+def _scale_that_was_undone(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    """The same step without an input's scale was finite: that scale stands in every score as well, and in its square."""
+    return explanation.cause == "feature-scale"
+
+
 def _same_layer(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
     return symptom.layer == explanation.layer
 
@@ -132,6 +137,8 @@ LINKS: tuple[Link, ...] = (
     Link("GS104", "GS406", _always),
     Link("GS702", "GS406", _always),
     Link("GS501", "GS406", _always),
+    Link("GS301", "GS502", _scale_that_was_undone),
+    Link("GS302", "GS502", _scale_that_was_undone),
     # Memory that was never initialised, before everything that its size brings about.
     Link("GS502", "GS605", _always),
     Link("GS301", "GS605", _same_layer),

@@ -277,6 +277,8 @@ def _formula(name: str, here: Sequence[float]) -> str:
 
 def _value(value: Any) -> str:
     number = float(value)
+    if number == 0:
+        return "0"
     if math.isnan(number):
         return "NaN"
     if math.isinf(number):

@@ -77,6 +77,15 @@ def cut_share(entering: Tensor, low: float | None, high: float | None) -> float:
 
 
 def saturated_share(result: Tensor) -> float:
-    """Share of the entries of a tanh beyond ±0.97, where it passes less than 6 % of the gradient."""
-    flat = sampled(result.detach())
+    """Share of the entries of a tanh beyond ±0.97, where it passes less than 6 % of the gradient.
+
+    Columns that are the same in every row do not count: a flag that is always set has nothing to learn.
+    """
+    rows = result.detach()
+    if rows.dim() > 1 and rows.shape[0] > 1:
+        rows = rows.flatten(1)
+        rows = rows[:, (rows != rows[0]).any(0)]
+        if not rows.numel():
+            return 0.0
+    flat = sampled(rows)
     return float((flat.abs() > 0.97).double().mean()) if flat.numel() and bool(flat.isfinite().all()) else math.nan

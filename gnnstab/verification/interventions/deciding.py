@@ -22,6 +22,10 @@ TIE = 0.2
 """Shares that lie no further below the best one are as good."""
 
 
+_OF_WEIGHTS = ("unsuitable-init", "attention-explosion", "dead-units")
+"""Causes that are a state of the weights, which training with too high a rate makes as well."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ruling:
     """What was decided about one symptom."""
@@ -37,6 +41,14 @@ class Ruling:
     after: float
     ruled_out: tuple[str, ...]
     """Suspects whose undoing did little, each with its numbers."""
+
+    follows: Finding | None = None
+    """What has made the root so: a rate that is too high, where the root are weights that were trained with it."""
+
+    @property
+    def cause(self) -> str | None:
+        """The root cause; None where it is not established, or follows from another."""
+        return None if self.root is None or self.follows is not None else self.root.trial.cause
 
 
 def rulings(found: Investigation) -> tuple[Ruling, ...]:
@@ -55,7 +67,8 @@ def _ruling(found: Investigation, i: int) -> Ruling:
     good = [tried for tried in known if tried.shares[i] >= max(ROOT, best - TIE)]
     # What differs from its reference explains more than what is merely configured; the table stands upstream first.
     root = next((tried for tried in good if tried.trial.deviates), good[0])
-    return Ruling(symptom, before, root, root.shares[i], root.after[i], ruled_out)
+    follows = found.rate if root.trial.cause in _OF_WEIGHTS else None
+    return Ruling(symptom, before, root, root.shares[i], root.after[i], ruled_out, follows)
 
 
 def _moved(before: float, tried: Tried, i: int) -> str:
@@ -100,11 +113,11 @@ def decided_findings(findings: Sequence[Finding], found: Investigation) -> tuple
 def _heads(findings: Sequence[Finding], rules: Sequence[Ruling]) -> dict[str, Finding]:
     """For every cause that was shown: the finding about it that is no symptom itself, warnings first."""
     symptoms = {id(ruling.symptom.finding) for ruling in rules}
-    shown = {ruling.root.trial.cause for ruling in rules if ruling.root is not None}
+    shown = {ruling.cause for ruling in rules if ruling.cause is not None}
     heads: dict[str, Finding] = {}
     for finding in sorted(findings, key=lambda f: not is_warning(f)):
         # A cause that is named after its symptom has no other head than that.
-        own = any(r.root is not None and r.root.trial.cause == finding.cause == r.symptom.finding.cause for r in rules)
+        own = any(ruling.cause == finding.cause == ruling.symptom.finding.cause for ruling in rules)
         if finding.cause in shown and not own and id(finding) not in symptoms and finding.signal:
             heads.setdefault(finding.cause, finding)
     return heads
@@ -120,6 +133,8 @@ def _of_symptom(finding: Finding, ruling: Ruling, found: Investigation, heads: d
             message=f"{_seen(ruling)}. Softer scores on a copy raise your loss from {before:.3g} to {after:.3g}: the sharpness is "
             "earned, and nothing is to be changed about it.",
         )  # fmt: skip
+    if ruling.follows is not None:
+        return replace(finding, explained_by=ruling.follows.code)
     if ruling.root is None:
         return _not_established(finding, ruling, found)
     head = heads.get(ruling.root.trial.cause)
@@ -162,7 +177,7 @@ def _seen(ruling: Ruling) -> str:
 
 def _promoted(finding: Finding, rules: Sequence[Ruling]) -> Finding:
     """A finding about a cause that was shown: as severe as the worst symptom that it brings about."""
-    own = [r for r in rules if r.root is not None and r.root.trial.cause == finding.cause]
+    own = [ruling for ruling in rules if ruling.cause == finding.cause]
     worst = "error" if any(r.symptom.finding.severity == "error" for r in own) else "warning"
     best = max(own, key=lambda r: r.share)
     assert best.root is not None
@@ -178,14 +193,14 @@ def decided_causes(causes: Sequence[Cause], found: Investigation) -> tuple[Cause
     rules = rulings(found)
     known = {cause.cause: cause for cause in causes}
     for name in {tried.trial.cause for tried in found.tried} - set(known):
-        if any(r.root is not None and r.root.trial.cause == name for r in rules):
+        if any(ruling.cause == name for ruling in rules):
             known[name] = Cause(name, "absent", "")
     decided = {name: _cause(cause, found, rules) for name, cause in known.items()}
     return tuple(decided[name] for name in (*FIVE_CAUSES, *FURTHER_CAUSES) if name in decided)
 
 
 def _cause(cause: Cause, found: Investigation, rules: Sequence[Ruling]) -> Cause:
-    own = [r for r in rules if r.root is not None and r.root.trial.cause == cause.cause]
+    own = [ruling for ruling in rules if ruling.cause == cause.cause]
     if own:
         best = max(own, key=lambda r: r.share)
         assert best.root is not None
@@ -220,7 +235,7 @@ def _without_trial(cause: Cause, found: Investigation, rules: Sequence[Ruling]) 
     if cause.cause in found.untried or not _only_symptoms(cause, found):
         return cause
     by = [r for r in rules if r.symptom.finding.code in cause.codes]
-    roots = ", ".join(dict.fromkeys(r.root.trial.cause for r in by if r.root is not None))
+    roots = ", ".join(dict.fromkeys(ruling.cause for ruling in by if ruling.cause is not None))
     if roots:
         what = by[0]
         return replace(cause, status="contributing", reason=f"{_seen(what)}. It follows from {roots}.", how="observed")

@@ -63,6 +63,16 @@ def standardised(tensor: Tensor, columns: Tensor) -> Tensor:
     return values
 
 
+def as_batch(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """The arguments of one forward as a batch: a ``Data`` itself, else by the names of the forward's parameters."""
+    if len(args) == 1 and not kwargs and isinstance(args[0], (BaseData, Tensor)):
+        return args[0]
+    bound = inspect.signature(model.forward).bind(*args, **kwargs)
+    if len(bound.arguments) == len(args) + len(kwargs):
+        return dict(bound.arguments)
+    return args if not kwargs else dict(kwargs)
+
+
 def named_tensors(batch: Any, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) of everything in a batch: ``edge_attr``, ``x_dict.user``, or the name of the forward's parameter."""
     if isinstance(batch, BaseData):

@@ -47,6 +47,9 @@ class Look:
     outputs: Mapping[str, Tensor]
     """What every watched layer gave, detached."""
 
+    post_norms: tuple[str, ...] = ()
+    """Normalisations of a sum of a branch and what the normalisation before gave: post-norm; known after a backward."""
+
 
 def look(
     model: nn.Module,
@@ -87,6 +90,7 @@ def look(
         Signals("model", layers, tuple(values), events=events),
         math.nan if loss is None else float(objective.detach()),
         watched.outputs,
+        tuple(watched.post_norms),
     )
 
 
@@ -121,6 +125,7 @@ class _Watched:
         self._gradients: dict[str, Tensor] = {}
         self._entered: set[str] = set()
         self.outputs: dict[str, Tensor] = {}
+        self.post_norms: dict[str, None] = {}
         self.broken = False
 
     @contextmanager
@@ -135,6 +140,9 @@ class _Watched:
                 handles.append(modules[name].register_forward_pre_hook(partial(self._enter, name), with_kwargs=True))
                 handles.append(modules[name].register_forward_hook(partial(self._leave, name), always_call=True))
                 homes |= {id(home): home for home in _homes(modules[name])}
+        for name, module in modules.items():
+            if "Norm" in type(module).__name__:
+                handles.append(module.register_forward_pre_hook(partial(self._normalise, name)))
         try:
             for home in homes.values():
                 home.softmax = self._softmax
@@ -152,6 +160,12 @@ class _Watched:
             for name, value in self._gradients.items()
         ]
         return [*self._values, *gradients]
+
+    def _normalise(self, name: str, module: nn.Module, args: Any) -> None:
+        node = getattr(args[0], "grad_fn", None) if args else None
+        parts = node.next_functions if node is not None and node.name().startswith("Add") else ()
+        if any(part is not None and "Norm" in part.name() for part, _ in parts):
+            self.post_norms[name] = None
 
     def _enter(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
         self._running.append(name)

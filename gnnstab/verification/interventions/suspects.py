@@ -121,6 +121,34 @@ def identity_paths(case: Case, base: Look) -> Iterator[Trial]:
     )  # fmt: skip
 
 
+def post_norms(case: Case, base: Look) -> Iterator[Trial]:
+    """The gradient passes around the normalisations that stand on the residual path itself."""
+    names = list(base.post_norms)
+    if not names or not case.suffers("gradient."):
+        return
+
+    @contextmanager
+    def edited(model: nn.Module) -> Iterator[nn.Module]:
+        hooks = [model.get_submodule(name).register_forward_hook(_around) for name in names]
+        try:
+            yield model
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    yield Trial(
+        "post-norms", "normalization-misuse", f"letting the gradient pass around {_listed(names)}",
+        f"the normalisations {_listed(names)} stand after the residual sum (post-norm), so that every gradient passes through all of them",
+        Edit(model=edited), deviates=False, place=_listed(names),
+    )  # fmt: skip
+
+
+def _around(module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+    """The same numbers, and the gradient of the identity."""
+    x: torch.Tensor = args[0]
+    return output if x.shape != output.shape else x + (output - x).detach()
+
+
 def full_precision(case: Case, base: Look) -> Iterator[Trial]:
     """The same forward in fp32."""
     if case.precision != "fp32" and case.suffers("precision.", "output.", "input.", "score.", "attention.", "loss"):
@@ -178,7 +206,7 @@ def norms_told_of_graphs(case: Case, base: Look) -> Iterator[Trial]:
 
     yield Trial(
         "norms-told-of-graphs", "normalization-misuse", f"passing batch to {_listed(names)}",
-        f"{_listed(names)} normalises the graphs of one batch together", Edit(model=edited), deviates=True,
+        f"the normalisation {_listed(names)} takes the graphs of one batch together", Edit(model=edited), deviates=True,
         place=_listed(names),
     )  # fmt: skip
 

@@ -21,6 +21,7 @@ INTERVENTIONS: tuple[Suspects, ...] = (
     suspects.rescale_queries,
     suspects.centred_units,
     suspects.identity_paths,
+    suspects.post_norms,
     suspects.clamps_off,
 )
 

@@ -15,6 +15,7 @@ from gnnstab.errors import FixError, GnnstabError
 from gnnstab.fixes.places import duplicate
 from gnnstab.records import Finding, Signals
 from gnnstab.records.vocabulary import GAIN_VALUE, LOGIT_ALIGNMENT, LOGIT_FROBENIUS
+from gnnstab.rules.explanation import is_warning
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.reading import fresh, measured
 from gnnstab.verification.interventions.measuring import Look, look
@@ -55,6 +56,9 @@ class Investigation:
     untried: frozenset[str] = frozenset()
     """Causes that may be suspects and could not be undone: the numbers that show them, or a place for the edit, are missing."""
 
+    rate: Finding | None = None
+    """The finding that shows a rate which is too high for this optimizer and model, where the weights have been trained."""
+
     losses: tuple[float, float] | None = None
     """The user's loss as it is and with softer attention, where sharp attention was learned."""
 
@@ -94,7 +98,14 @@ def investigate(
     explained = any(_restores(one, there) for one in tried if one.trial.cause != "attention-explosion")
     losses = None if explained else _softened(case, base, there)
     untried = (failed | _unknown(case)) - {one.trial.cause for one in tried}
-    return Investigation(there, before, tried, frozenset(untried), losses)
+    return Investigation(there, before, tried, frozenset(untried), _rate(case), losses)
+
+
+def _rate(case: Case) -> Finding | None:
+    if fresh(case.signals):
+        return None
+    heads = [f for f in case.findings if f.cause == "learning-rate" and is_warning(f) and f.explained_by is None]
+    return heads[0] if heads else None
 
 
 def _suspects(case: Case, base: Look) -> list[Trial]:

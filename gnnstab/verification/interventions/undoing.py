@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from gnnstab.fixes import recommend
+from gnnstab.observation import static_signals
 from gnnstab.randomness import keeps_random_state
-from gnnstab.records import Cause, Diagnosis, Signals
+from gnnstab.records import Cause, Diagnosis, Finding, FixAdvice, Signals
+from gnnstab.signals import join
 from gnnstab.verification.interventions.deciding import decided_causes, decided_findings, told
-from gnnstab.verification.interventions.trying import Investigation, investigate
+from gnnstab.verification.interventions.trying import Investigation, Tried, investigate
+
+_OF_WEIGHTS = "gain.value"
+"""A signal that the weights alone give."""
 
 
 @keeps_random_state
@@ -31,6 +37,9 @@ def undo(diagnosis: Diagnosis, model: nn.Module, *, batch: Any, loss: Any = None
         diagnosis.target.kind, diagnosis.layers, diagnosis.signals, diagnosis.series, diagnosis.events,
         context=diagnosis.context,
     )  # fmt: skip
+    if any(finding.severity != "info" for finding in diagnosis.findings) and not signals.find(_OF_WEIGHTS):
+        # A trace holds no weights; here they are.
+        signals = join(signals, static_signals(model))
     found = investigate(diagnosis.findings, signals, model, batch, loss, precision)
     if not found.symptoms:
         return diagnosis
@@ -43,7 +52,7 @@ def undo(diagnosis: Diagnosis, model: nn.Module, *, batch: Any, loss: Any = None
     )
 
 
-def _quieted(causes: tuple[Cause, ...], findings: tuple[Any, ...], found: Investigation) -> tuple[Cause, ...]:
+def _quieted(causes: tuple[Cause, ...], findings: tuple[Finding, ...], found: Investigation) -> tuple[Cause, ...]:
     """Sharp attention that is earned is a fact about the model, and no cause of anything."""
     loud = {
         finding.code for finding in findings if finding.severity != "info" and finding.cause == "attention-explosion"
@@ -61,26 +70,25 @@ def _quieted(causes: tuple[Cause, ...], findings: tuple[Any, ...], found: Invest
 
 
 def _placed(causes: tuple[Cause, ...], found: Investigation) -> tuple[Cause, ...]:
-    """The change for the tensor that was standardised, under its own name."""
-    names = [tried.trial.place for tried in found.tried if tried.trial.cause == "feature-scale"]
-    best = max(
-        (tried for tried in found.tried if tried.trial.cause == "feature-scale"),
-        key=lambda tried: max((share for share in tried.shares if share == share), default=0.0),
-        default=None,
-    )
-    if best is None or not names:
-        return causes
-    name = best.trial.place.rpartition(".")[2]
+    """The fixes that fit what was undone: the tensor that was standardised by its name, no other norm for a post-norm stack."""
+    best: dict[str, Tried] = {}
+    for tried in sorted(found.tried, key=_most):
+        best[tried.trial.cause] = tried
+    return tuple(replace(cause, fixes=_fitting(cause.fixes, best.get(cause.cause))) for cause in causes)
+
+
+def _most(tried: Tried) -> float:
+    return max((share for share in tried.shares if not math.isnan(share)), default=0.0)
+
+
+def _fitting(fixes: tuple[FixAdvice, ...], tried: Tried | None) -> tuple[FixAdvice, ...]:
+    if tried is not None and tried.trial.name == "post-norms":
+        return tuple(fix for fix in fixes if fix.fix != "layer-norm")
+    if tried is None or tried.trial.name != "standardise-input":
+        return fixes
+    name = tried.trial.place.rpartition(".")[2]
     change = (
         f"mean, std = train_{name}.mean(0), train_{name}.std(0).clamp(min=1e-6)  # of the training set; leave id columns out\n"
         f"{name} = ({name} - mean) / std"
     )
-    return tuple(
-        replace(
-            cause,
-            fixes=tuple(replace(f, change=change) if f.fix == "input-standardisation" else f for f in cause.fixes),
-        )
-        if cause.cause == "feature-scale"
-        else cause
-        for cause in causes
-    )
+    return tuple(replace(fix, change=change) if fix.fix == "input-standardisation" else fix for fix in fixes)

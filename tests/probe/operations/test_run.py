@@ -183,6 +183,20 @@ def test_an_exception_in_the_watched_step_leaves_no_mode_behind() -> None:
     assert torch._C._len_torch_dispatch_stack() == 0
 
 
+def test_an_exception_with_a_nan_behind_it_names_the_operation() -> None:
+    torch.manual_seed(0)
+    model, data = Net(end=lambda out, b: torch.distributions.Normal(out * 0 / (b.y * 0), 1.0)), batch()
+    with pytest.raises(ValueError, match="invalid values"), gnnstab.Monitor(model, on_finding="ignore") as monitor:
+        model(data)
+    (finding,) = monitor.diagnose(select=["GS502"]).findings
+    assert finding.cause == "undefined-operation"
+    assert "0 / 0 = NaN" in finding.message
+    model = Net(end=lambda out, b: out.view(-1, 5))
+    with pytest.raises(RuntimeError, match="shape"), gnnstab.Monitor(model, on_finding="ignore") as monitor:
+        model(data)
+    assert not monitor.trace.events("non-finite")
+
+
 def test_a_loss_that_cannot_be_called_is_said_and_the_next_step_is_watched() -> None:
     torch.manual_seed(0)
     model, data = Net(), batch()
