@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from gnnstab.records.vocabulary import LOGIT_EDGE_SPECTRAL
+from gnnstab.records.vocabulary import LOGIT_EDGE_SPECTRAL, LOGIT_FROBENIUS
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -87,7 +87,7 @@ def product_norms(
     norms = {
         "logit.spectral_qk": norm(q @ k.mT, 2),
         "logit.spectral": norm(with_bias @ triangle(per_head(key, key_bias, heads)).mT, 2),
-        "logit.frobenius": norm(with_bias @ k.mT),
+        LOGIT_FROBENIUS: norm(with_bias @ k.mT),
     }
     if edge is not None:
         norms[LOGIT_EDGE_SPECTRAL] = norm(with_bias @ triangle(per_head(edge, None, heads)).mT, 2)
