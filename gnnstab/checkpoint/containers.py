@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gnnstab.checkpoint.modules import known_facts
 from gnnstab.checkpoint.naming import SHADOWS, printable, unique
+from gnnstab.checkpoint.settings import plain_settings
 from gnnstab.checkpoint.standins import facts_of, is_module, tensors_of
 from gnnstab.errors import LoadError
 from gnnstab.unpickling import Record
@@ -21,7 +22,6 @@ DEEPEST = 100
 """Levels of nesting that are looked at before a file is refused."""
 
 _PROGRESS = ("epoch", "step", "global_step", "iteration", "iter", "update", "num_updates", "n_iter", "total_steps")
-_SETTINGS = ("args", "hparams", "hyper_parameters", "hyperparameters", "config", "cfg", "opt", "options")
 _SKIPPED = frozenset(
     [
         "lr_scheduler",
@@ -157,18 +157,7 @@ def _read_progress(root: Mapping[Any, Any], found: Contents) -> None:
         value = root.get(name)
         if isinstance(value, int) and not isinstance(value, bool):
             found.progress[name] = value
-    for name in _SETTINGS:
-        settings = root.get(name)
-        items = plain_attributes(settings)
-        plain = {printable(k): v for k, v in items.items() if isinstance(v, (int, float, str, bool))}
-        found.settings.update({f"{name}.{key}": value for key, value in list(plain.items())[:200]})
-
-
-def plain_attributes(settings: Any) -> Mapping[Any, Any]:
-    """The items of a mapping or the attributes of an object, whichever the settings of a run are kept in."""
-    if isinstance(settings, Record):
-        return {**settings.attributes, **settings.mapping}
-    return settings if isinstance(settings, Mapping) else getattr(settings, "__dict__", {})
+    found.settings = plain_settings(root)
 
 
 def _set_loose_tensors_aside(found: Contents) -> None:

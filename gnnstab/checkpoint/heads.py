@@ -33,6 +33,11 @@ def heads_of(stored: StoredLayer, given: int | None, concat: bool | None, known:
     kept = known.get("heads")
     if isinstance(kept, int) and kept > 0 and rows % kept == 0:
         return Heads(kept, bool(known.get("concat", rows == out)), "stored in the module")
+    shown = stored.kind.shown_heads(stored)
+    if shown is not None:
+        if given not in (None, shown):
+            raise UsageError(f"--heads {given} contradicts the file: {inner} of {stored.name} shows {shown}")
+        return Heads(shown, rows == out if concat is None else concat, "read from the shapes")
     if rows != out:
         if concat:
             raise UsageError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 from torch import Tensor
 
@@ -11,8 +11,7 @@ from gnnstab.layers import LAYERS, Layer, StoredLayer, kinds
 from gnnstab.records import Blind
 
 _OTHER_KINDS = (
-    ("att_src", "GATConv"),
-    ("att", "GATv2Conv"),
+    ("att", "HypergraphConv"),
     ("in_proj_weight", "MultiheadAttention"),
     ("kqv_lin.lins", "HGTConv"),
 )
@@ -35,7 +34,7 @@ def find_layers(tensors: Mapping[str, Tensor]) -> tuple[list[StoredLayer], list[
         else:
             first[key] = stored.name
             layers.append(stored)
-    return layers, blind + _other_attention(tensors), shared
+    return layers, blind + _other_attention(tensors, {*first.values(), *shared}), shared
 
 
 def _candidates(tensors: Mapping[str, Tensor]) -> list[StoredLayer]:
@@ -67,12 +66,13 @@ def _objection(stored: StoredLayer) -> str:
     return f"{wrong}; {missing}" if wrong else ""
 
 
-def _other_attention(tensors: Mapping[str, Tensor]) -> list[Blind]:
+def _other_attention(tensors: Mapping[str, Tensor], known: Container[str]) -> list[Blind]:
     """Attention layers of other kinds, which are counted but not judged."""
     found: dict[str, str] = {}
     for name in tensors:
         for ending, kind in _OTHER_KINDS:
             if name.endswith("." + ending) or name == ending:
                 found.setdefault(name[: -len(ending)].rstrip("."), kind)
+    found = {layer: kind for layer, kind in found.items() if layer not in known}
     reason = f"and the attention of {kinds()} alone is judged; --model pkg.mod:factory --batch FILE shows its outputs and gradients"
     return [Blind.other_attention(layer, kind, f"looks like {kind}, {reason}") for layer, kind in found.items()]

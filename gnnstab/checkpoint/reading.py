@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import warnings
 from pathlib import Path
@@ -10,9 +11,13 @@ from typing import Any
 import torch
 
 from gnnstab import unpickling
-from gnnstab.archive import LARGEST_LEGACY, check_archive, imports_of, newer_version
+from gnnstab.archive import LARGEST_LEGACY, LARGEST_PICKLE, check_archive, imports_of, newer_version
 from gnnstab.checkpoint.naming import printable
 from gnnstab.errors import GnnstabError, LoadError, MissingExtra, UnsafeFileError
+from gnnstab.unpickling.guard import look_first
+
+MOST_ENTRIES = 200_000
+"""Tensors of a safetensors file, as many as the pickle of a torch file can describe."""
 
 _ADVICE = (
     "save the weights alone with torch.save(model.state_dict(), …), or, only if you trust where the file comes from, "
@@ -47,15 +52,39 @@ def read_safetensors(file: Path) -> dict[str, torch.Tensor]:
         from safetensors import safe_open
     except ImportError:
         raise MissingExtra("safetensors", "safetensors") from None
+    shown = printable(str(file), 500)
+    size = int.from_bytes(_first_bytes(file, 8), "little")
+    if size > LARGEST_PICKLE:
+        raise LoadError(
+            f"{shown}: its header has {size >> 20} MiB, more than the {LARGEST_PICKLE >> 20} MiB that gnnstab reads; save the "
+            "state_dict alone"
+        )
+    look_first(shown, size, lambda: _check_header(shown, _first_bytes(file, 8 + size)[8:]))
     try:
         with safe_open(str(file), framework="pt", device="cpu") as archive:
             return {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118 - not a mapping
     except GnnstabError:
         raise
     except Exception as error:
-        raise LoadError(
-            f"{printable(str(file), 500)}: damaged safetensors file ({printable(str(error), 120)})"
-        ) from None
+        raise LoadError(f"{shown}: damaged safetensors file ({printable(str(error), 120)})") from None
+
+
+def _first_bytes(file: Path, size: int) -> bytes:
+    try:
+        with file.open("rb") as stream:
+            return stream.read(size)
+    except OSError as error:
+        raise LoadError(f"{printable(str(file), 500)}: cannot be read ({printable(error.strerror)})") from None
+
+
+def _check_header(shown: str, header: bytes) -> None:
+    """Raise `LoadError` for a header that is none, or has more entries than can be told of in a bounded time."""
+    try:
+        entries = json.loads(header)
+    except (ValueError, RecursionError):
+        raise LoadError(f"{shown}: damaged safetensors file (its header is no JSON)") from None
+    if not isinstance(entries, dict) or len(entries) > MOST_ENTRIES:
+        raise LoadError(f"{shown}: damaged safetensors file, or one of more than {MOST_ENTRIES} tensors")
 
 
 def _read_everything(file: Path, kind: str) -> Any:

@@ -152,7 +152,11 @@ def _weight_values(convs: Sequence[StoredLayer], seen: Survey) -> list[Signal]:
     ]
     for name in told:
         layer = owners.get(name, name.rpartition(".")[0])
-        detail = {"parameter": name, **({"statistic": True} if is_statistic(name) else {})}
+        detail = {
+            "parameter": name,
+            "tensors": len(seen.non_finite),
+            **({"statistic": True} if is_statistic(name) else {}),
+        }
         values.append(Signal(WEIGHT_NON_FINITE, float(seen.non_finite[name]), layer, source="weights", detail=detail))
     return values
 

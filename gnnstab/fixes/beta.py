@@ -9,6 +9,7 @@ from gnnstab.errors import FixError
 from gnnstab.fixes.base import Fix
 from gnnstab.fixes.places import add_part, editable_layers, edited_copy
 from gnnstab.fixes.printing import constructor_calls
+from gnnstab.layers import layer_named
 from gnnstab.records import LayerFacts, Signals
 from gnnstab.records.vocabulary import GRADIENT_RATIO
 
@@ -33,7 +34,11 @@ class Beta(Fix):
 
     def change(self, layers: Sequence[LayerFacts], signals: Signals | None = None, **options: Any) -> str:
         """The constructor with ``beta=True``."""
-        return constructor_calls([layer for layer in layers if layer.attention], beta=True)
+        attention = [layer for layer in layers if layer.attention]
+        able = [layer for layer in attention if layer_named(layer.kind).applies("add_gate")]
+        if attention and not able:
+            return f"# {attention[0].kind} has no gate between skip and message"
+        return constructor_calls(able, beta=True)
 
     def apply(self, model: nn.Module, **options: Any) -> nn.Module:
         """Give every layer with a skip a gate of its own.

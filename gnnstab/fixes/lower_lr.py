@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from gnnstab.fixes.training_fix import TrainingFix, positive
 from gnnstab.records import LayerFacts, Signals
-from gnnstab.records.vocabulary import OPTIMIZER_LR_TO_RMS
-from gnnstab.rules.reading import matrices
+from gnnstab.records.vocabulary import OPTIMIZER_LOSS_RISE, OPTIMIZER_LR_TO_RMS
 
-CALM = 0.03
-"""lr/rms(W) to aim at: .002 to .07 trained well where it was measured, .35 collapsed."""
+LOWER = 1 / 3
+"""The advice where no lower rate was tried: what makes a difference that can be measured. 5e-4 to 3.5e-4 cures nothing."""
 
 
 class LowerLearningRate(TrainingFix):
-    """Lowers the learning rate until a first update of Adam moves no weight matrix by more than 3 % of its RMS.
+    """Lowers the learning rate to the first third, ninth, … at which real steps of the optimizer on a copy are calm.
 
-    The RMS is the measured one, or that of fresh weights where it is smaller: too large a rate has made the weights grow, and
-    the training has to start again. Where nothing was measured, the rate is divided by three. A step from 5e-4 to 3.5e-4
-    cures nothing that was measured.
+    Where none was tried, the rate is divided by three. Too large a rate has made the weights grow: the training has to start
+    again.
     Options: ``lr`` (the new rate), or ``factor`` and ``current`` (the present rate, 1e-3).
     """
 
@@ -35,36 +32,32 @@ class LowerLearningRate(TrainingFix):
 
     def change(self, layers: Sequence[LayerFacts], signals: Signals | None = None, **options: Any) -> str:
         """The optimizer's ``lr=``."""
+        name, _, calm = _tried(signals)
         if "lr" in options or "current" in options:
-            rate = self.training_options(signals=signals, **options)["lr"]
-            return f"torch.optim.Adam(model.parameters(), lr={rate:.3g})"
-        factor = options.get("factor", _factor(signals, None))
-        written = "lr / 3" if factor == 1 / 3 else f"{factor:.2g} * lr"
-        return f"torch.optim.Adam(model.parameters(), lr={written})"
+            return _written(name, self.training_options(signals=signals, **options)["lr"])
+        if "factor" not in options and calm is not None:
+            return _written(name, calm)
+        factor = options.get("factor", LOWER)
+        return f"torch.optim.{name}(model.parameters(), lr={'lr / 3' if factor == LOWER else f'{factor:.2g} * lr'})"
 
     def training_options(self, **options: Any) -> Mapping[str, Any]:
         """``lr``."""
         if "lr" in options:
             return {"lr": positive(options, "lr", 1.0)}
         current = positive(options, "current", 1e-3)
-        return {"lr": current * positive(options, "factor", _factor(options.get("signals"), current))}
+        _, rate, calm = _tried(options.get("signals"))
+        factor = calm / rate if calm is not None and rate else LOWER
+        return {"lr": current * positive(options, "factor", factor)}
 
 
-def _factor(signals: Signals | None, rate: float | None) -> float:
-    """What the rate has to be multiplied with, from the largest measured lr/rms(W); a third at least.
-
-    ``rate`` is the present one, None where only the signals may know it.
-    """
-    moved = matrices(signals.find(OPTIMIZER_LR_TO_RMS)) if signals is not None else []
-    if signals is None or not moved:
-        return 1 / 3
-    known = [lr for s in moved if isinstance(lr := s.detail.get("lr"), (int, float))]
-    now = rate if rate is not None else max(known, default=0.0)
-    worst = max(now * _one_over_fresh_rms(signals), *(s.value for s in moved))
-    return min(1 / 3, CALM / worst) if worst > 0 else 1 / 3
+def _written(name: str, rate: float) -> str:
+    return f"torch.optim.{name}(model.parameters(), lr={rate:.3g})"
 
 
-def _one_over_fresh_rms(signals: Signals) -> float:
-    """Of the widest layer: PyG draws its linear maps from U(−1/√D, 1/√D), whose RMS is 1/√(3D); 0 where no width is known."""
-    widest = max((max(layer.in_channels) for layer in signals.layers if layer.in_channels), default=0)
-    return math.sqrt(3 * widest)
+def _tried(signals: Signals | None) -> tuple[str, float | None, float | None]:
+    """The optimizer's class, its rate, and the rate at which steps were calm; ``Adam`` and None where nothing was tried."""
+    for rise in signals.find(OPTIMIZER_LOSS_RISE) if signals is not None else ():
+        calm, rate = rise.detail.get("calm_lr"), rise.detail.get("lr")
+        usable = isinstance(calm, (int, float)) and isinstance(rate, (int, float)) and 0 < calm < rate
+        return str(rise.detail.get("optimizer", "Adam")), rate if usable else None, calm if usable else None
+    return "Adam", None, None

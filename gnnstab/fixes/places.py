@@ -46,13 +46,8 @@ def attention_layers(model: nn.Module, names: Sequence[str] | None = None) -> li
 
     Raises `FixError` when there is none.
     """
-    found = [(n, m) for n, m in model.named_modules() if layer_of(m) is not None or _without_adapter(m)]
+    found = [(n, m) for n, m in model.named_modules() if layer_of(m) is not None]
     return _narrowed(found, names, f"{type(model).__name__} has no attention layer")
-
-
-def _without_adapter(module: nn.Module) -> bool:
-    """Layers that no adapter describes, and that take dropout, a residual, a norm or an initialisation all the same."""
-    return any(kind.__name__ in ("GATConv", "GATv2Conv") for kind in type(module).__mro__)
 
 
 def editable_layers(model: nn.Module, edit: str, names: Sequence[str] | None = None) -> list[tuple[str, Any, Layer]]:

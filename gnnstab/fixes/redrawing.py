@@ -35,7 +35,7 @@ def redraw_lines(layers: Sequence[LayerFacts], role: str) -> str:
     attention = [layer for layer in layers if layer.attention]
     owners = [(owner, layer.kind) for owner, layer in zip(attribute_names(attention).values(), attention, strict=True)]
     return "\n".join(
-        f"{owner}.{name}.reset_parameters()"
+        layer_named(kind).redraw_line(owner, name)
         for owner, kind in owners or [("conv", "")]
         for name in layer_named(kind).roles.get(role, ())
     )

@@ -21,7 +21,7 @@ class RootWeight(Fix):
 
     name: ClassVar[str] = "root-weight"
     title: ClassVar[str] = "root_weight=True"
-    causes: ClassVar[tuple[str, ...]] = ("isolated-nodes",)
+    causes: ClassVar[tuple[str, ...]] = ("isolated-nodes", "indistinguishable-nodes")
     signal: ClassVar[str] = DEGREE_ISOLATED_SHARE
     keeps_function: ClassVar[bool] = False
     needs_fresh_weights: ClassVar[bool] = True

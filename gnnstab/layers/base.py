@@ -108,6 +108,9 @@ class Layer(ABC):
     roles: ClassVar[Mapping[str, tuple[str, ...]]]
     """Role of `ROLES` → children or parameters of the layer that play it."""
 
+    vectors: ClassVar[tuple[str, ...]] = ()
+    """Parts that are parameters of the layer itself and no modules."""
+
     stages: ClassVar[Mapping[str, str]]
     """Child of the layer → stage (`gnnstab.records.STAGES`) that its output is."""
 
@@ -189,10 +192,10 @@ class Layer(ABC):
         """Scores (E, H) and attention (E, H) from what the watched method received and left behind, for compiled graphs."""
         raise NotImplementedError(f"{self.kind} shows nothing inside a compiled graph")
 
-    @abstractmethod
     def operands(self, module: nn.Module, given: Mapping[str, Any], made: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """What the scores of a call were computed from, on the edges, out of what the watched method was ``given`` and the
         stages ``made`` before; a query comes first where there is one, then what it is multiplied with the sum of."""
+        return ()
 
     @abstractmethod
     def skip(self, module: nn.Module, x_target: Tensor) -> Tensor | None:
@@ -219,6 +222,10 @@ class Layer(ABC):
     @abstractmethod
     def widths(self, stored: StoredLayer) -> tuple[int, int]:
         """(H·C, width of the output), as the shapes show them; `width_names` says where they were read."""
+
+    def shown_heads(self, stored: StoredLayer) -> int | None:
+        """The number of heads where a tensor keeps them apart; None where only the widths tell."""
+        return None
 
     @abstractmethod
     def stored_facts(self, stored: StoredLayer, known: Mapping[str, Any]) -> dict[str, Any]:
@@ -278,10 +285,22 @@ class Layer(ABC):
 
     def redraw(self, module: nn.Module, parts: Sequence[str]) -> int:
         """Initialise the children of these names anew as their own ``reset_parameters`` does; how many there were."""
+        import torch
+        from torch_geometric.nn.inits import glorot
+
         found = [part for name in parts if (part := getattr(module, name, None)) is not None]
         for part in found:
-            part.reset_parameters()
+            if isinstance(part, torch.Tensor):
+                glorot(part)
+            else:
+                part.reset_parameters()
         return len(found)
+
+    def redraw_line(self, owner: str, part: str) -> str:
+        """The same for one part, to print."""
+        if part in self.vectors:
+            return f"torch_geometric.nn.inits.glorot({owner}.{part})"
+        return f"{owner}.{part}.reset_parameters()"
 
     def _inapplicable(self, why: str) -> FixError:
         return FixError(f"{self.kind} has {why}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gnnstab.layers.base import Layer
+from gnnstab.layers.gat_conv import GATConvLayer
+from gnnstab.layers.gatv2_conv import GATv2ConvLayer
 from gnnstab.layers.transformer_conv import TransformerConvLayer
 
 if TYPE_CHECKING:
@@ -12,7 +14,11 @@ if TYPE_CHECKING:
 
     from gnnstab.records import LayerFacts
 
-LAYERS: tuple[Layer, ...] = (TransformerConvLayer(),)
+LAYERS: tuple[Layer, ...] = (
+    TransformerConvLayer(),
+    GATv2ConvLayer(),
+    GATConvLayer(),
+)
 """One adapter per kind; the first that matches a module is taken."""
 
 
@@ -23,7 +29,7 @@ def layer_of(module: nn.Module) -> Layer | None:
 
 def layer_named(kind: str) -> Layer:
     """The adapter that recorded facts of this class name come from; a subclass under a name of its own is taken for the first."""
-    return next((layer for layer in LAYERS if kind in (layer.kind, layer.stable)), LAYERS[0])
+    return next((layer for layer in LAYERS if kind and kind in (layer.kind, layer.stable)), LAYERS[0])
 
 
 def kinds() -> str:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from gnnstab.errors import UsageError
 from gnnstab.observation.references import resolve
 from gnnstab.observation.request import Live, Observed, Request
-from gnnstab.records import Signals, Target
+from gnnstab.records import Signal, Signals, Target
+from gnnstab.records.vocabulary import PLACE_NOT_HELD
 from gnnstab.signals import from_trace, join
 
 if TYPE_CHECKING:
@@ -34,11 +35,22 @@ def measured_signals(model: nn.Module, batch: Any, *, loss: Any = None, precisio
 
 
 def model_signals(
-    model: nn.Module, batch: Any, *, loss: Any = None, precision: str = "fp32", optimizer: Any = None
+    model: nn.Module,
+    batch: Any,
+    *,
+    loss: Any = None,
+    precision: str = "fp32",
+    optimizer: Any = None,
+    try_steps: bool = False,
 ) -> Signals:
-    """All signals of a model and a batch; the model is left as it was."""
+    """All signals of a model and a batch, with ``try_steps`` those of real steps on a copy; the model is left as it was."""
     static = static_signals(model, optimizer=optimizer)
-    return join(measured_signals(model, batch, loss=loss, precision=precision), static)
+    measured = measured_signals(model, batch, loss=loss, precision=precision)
+    if try_steps:
+        from gnnstab.probe.optimizer_steps import with_trial_steps
+
+        measured = with_trial_steps(measured, model, batch, loss, optimizer, precision)
+    return join(measured, static)
 
 
 def observe_model(model: Any, request: Request) -> Observed:
@@ -60,15 +72,27 @@ def on_batch(seen: Observed, model: nn.Module, request: Request, groups: Sequenc
     if request.batch is None:
         return seen
     from gnnstab.probe.batches import load_batch
+    from gnnstab.probe.optimizer_steps import with_trial_steps
 
     batch, loss = request.batch, request.loss
     if isinstance(batch, (str, os.PathLike)):
         batch = load_batch(os.fspath(batch), unsafe=request.unsafe)
     if isinstance(loss, str):
         loss = resolve(loss)
+    batch = list(batch) if isinstance(batch, Iterator) else batch  # it is gone through twice
     request.progress("running forward and backward")
     dynamic = measured_signals(model, batch, loss=loss, precision=request.precision)
+    dynamic = with_trial_steps(dynamic, model, batch, loss, request.optimizer, request.precision)
+    if request.optimizer is not None:
+        dynamic = replace(dynamic, values=(*dynamic.values, *_not_held(model, request.optimizer.param_groups)))
     return replace(seen, signals=join(dynamic, seen.signals), live=Live(model, batch, loss, _adam(groups)))
+
+
+def _not_held(model: nn.Module, groups: Sequence[Mapping[str, Any]]) -> tuple[Signal, ...]:
+    from gnnstab.probe.places import not_held
+
+    found = not_held(model, groups)
+    return (Signal(PLACE_NOT_HELD, float(found["count"]), detail=found),) if found else ()
 
 
 def _adam(groups: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -27,6 +27,7 @@ class Boundary:
         scaler: The GradScaler in use; a step that it skips is recorded as skipped.
         ended: Called at the end of a step, before the weights move; what it raises stops the run.
         updated: Called after the weights have moved, or the step was skipped; likewise.
+        moving: Called with an optimizer that is about to move the weights, before the step ends.
     """
 
     def __init__(
@@ -36,12 +37,14 @@ class Boundary:
         scaler: Any = None,
         ended: Callable[[], None] = ignore,
         updated: Callable[[], None] = ignore,
+        moving: Callable[[torch.optim.Optimizer], None] = ignore,
     ) -> None:
         self._recorder = recorder
         self._optimizers = tuple(optimizers)
         self._scaler = scaler
         self.ended = ended
         self.updated = updated
+        self._moving = moving
         self._handles: list[Any] = []
         self._hooks: list[Hook] = []
         self._update: Any = None
@@ -99,6 +102,7 @@ class Boundary:
         # A fused optimizer is handed scaled gradients and decides by itself, on the device, whether to move.
         found = getattr(optimizer, "found_inf", None)
         self._ended = True
+        self._recorder.state.failsafe.guard("the next update", self._moving, optimizer)
         self.end(optimizer, skipped=found.detach().clone() if isinstance(found, Tensor) else False, moves=True)
 
     def _after(self, grad: bool, optimizer: torch.optim.Optimizer) -> None:

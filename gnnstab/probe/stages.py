@@ -72,7 +72,9 @@ def instrument(model: nn.Module, observe: Observer, prefix: str = "") -> None:
     """Hook every module of ``model`` (a copy that is thrown away) so that ``observe`` sees what it makes."""
     kinds = {name: layer_of(m) for name, m in model.named_modules()}
     attention = {
-        name: kind for name, kind in kinds.items() if kind is not None and kind.own_forward(model.get_submodule(name))
+        name: kind
+        for name, kind in kinds.items()
+        if kind is not None and kind.stages and kind.own_forward(model.get_submodule(name))
     }
     passing = [name for name, m in model.named_modules() if isinstance(m, MessagePassing)]
     for name, module in model.named_modules():

@@ -39,6 +39,9 @@ FURTHER_CAUSES = (
     "uninitialized-parameter",
     "never-updated-parameter",
     "saturated-gate",
+    "undefined-operation",
+    "masking",
+    "indistinguishable-nodes",
 )
 """Reported, in this order, when not absent."""
 
@@ -61,7 +64,8 @@ class Finding:
     """Rule name, e.g. ``attention-explosion``."""
 
     cause: str
-    """One of `FIVE_CAUSES` or `FURTHER_CAUSES`, or ``""`` for an observation about the tool itself (GS9xx)."""
+    """One of `FIVE_CAUSES` or `FURTHER_CAUSES`, or ``""`` where nothing measured shows one and for an observation about the tool itself
+    (GS9xx)."""
 
     severity: str
     confidence: str

@@ -19,6 +19,7 @@ from gnnstab.records.vocabulary import (
 )
 from gnnstab.report import charts, summary
 from gnnstab.report.evidence import MODEL, Evidence, parameter, worst
+from gnnstab.report.extremes import worst_words
 from gnnstab.report.scales import status
 from gnnstab.report.wording import fix_title, meaning, rule_page
 
@@ -214,6 +215,7 @@ def _numbers(evidence: Evidence, name: str, anchor: str) -> Iterator[dict[str, A
             continue  # a line per parameter that says nothing; one that is not zero stays
         owner = parameter(signal)
         told = meaning(signal.name) + (f", {owner.removeprefix(name).lstrip('.')}" if owner and owner != name else "")
+        told += f"; {words}" if (words := worst_words(signal)) else ""
         tone = status(signal.value, evidence.limits(signal.name))
         yield {
             "signal": signal,

@@ -110,7 +110,7 @@ a cause is inferred from a symptom."""
 CODES_OF_CAUSE: Mapping[str, tuple[str, ...]] = {
     "sum-aggregation": ("GS401", "GS404"),
     "feature-scale": ("GS406",),
-    "learning-rate": ("GS601", "GS603"),
+    "learning-rate": ("GS601", "GS603", "GS606"),
     "adam-epsilon": ("GS602",),
     "precision": ("GS501",),
     "dead-units": ("GS701",),
@@ -122,5 +122,8 @@ CODES_OF_CAUSE: Mapping[str, tuple[str, ...]] = {
     "uninitialized-parameter": ("GS502", "GS605"),
     "never-updated-parameter": ("GS604",),
     "saturated-gate": ("GS104",),
+    "undefined-operation": ("GS502",),
+    "masking": ("GS502",),
+    "indistinguishable-nodes": ("GS704",),
 }
 """Rules whose verdict decides whether a further cause was looked at."""

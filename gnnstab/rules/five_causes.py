@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from gnnstab.layers import parts
 from gnnstab.records import LayerFacts, RuleStatus, Signals
 from gnnstab.rules.reading import count, largest, measured, smallest
 
@@ -38,6 +39,8 @@ def _no_dropout(statuses: Statuses, signals: Signals) -> Standing:
 
 def _beta_disabled(statuses: Statuses, signals: Signals) -> Standing:
     known = [layer for layer in signals.attention_layers if layer.get("beta") is not None]
+    if not known and not any(parts(layer.kind, "gate") for layer in signals.attention_layers):
+        return "absent", "layers of this kind have no gate between message and skip"
     if not known:
         return "not-evaluable", f"whether the beta gate is on cannot be seen; {_PASS_MODEL}"
     off = [layer for layer in known if not layer.get("beta")]

@@ -61,7 +61,9 @@ class GateSaturated(Rule):
 
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding per layer."""
-        gated = [layer for layer in need_layers(signals) if layer.get("beta") is not False]
+        gated = [
+            layer for layer in need_layers(signals) if layer.get("beta") is not False and parts(layer.kind, "gate")
+        ]
         if not gated:
             raise NotApplicable("the beta gate is off in every layer")
         found = measured(signals.need("gate.saturated_share"))

@@ -16,12 +16,15 @@ import numpy as np
 
 from gnnstab.records import Finding, SeriesKey
 from gnnstab.rules.base import Rule, threshold
+from gnnstab.rules.beginning import Beginning, Rates
 from gnnstab.rules.engine import Thresholds, configure
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.gs501_precision_headroom import UNIT_ROUNDOFF, PrecisionHeadroom
 from gnnstab.rules.gs601_learning_rate_too_high import LearningRateTooHigh
 from gnnstab.rules.gs603_gradient_spike import GradientSpike
+from gnnstab.rules.gs606_rate_jump import RateJump
 from gnnstab.signals.fitting import log_linear
+from gnnstab.signals.optimisation import BESIDE, JUMP
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -148,7 +151,7 @@ class LiveEngine:
     """Judges a run while it goes on; each finding is raised once, with its step.
 
     Args:
-        thresholds: Rule code → threshold name → value, as for `gnnstab.rules.run`; GS301, GS501, GS601 and GS603 are
+        thresholds: Rule code → threshold name → value, as for `gnnstab.rules.run`; GS301, GS501, GS601, GS603 and GS606 are
             used here.
         limits: What counts as growth.
         precision: ``fp32``, ``fp16`` or ``bf16``: the format that the attention is computed in.
@@ -175,8 +178,10 @@ class LiveEngine:
         self._raised: set[tuple[str, str, str]] = set()
         self._quiet = _Quiet()
         self._quiet_below = min(self._limits.score_floor, self._limits.jump_floor) if precision == "fp32" else 0.0
+        self._beginning = Beginning(self._rate)
+        self._rates = Rates(_configured(RateJump, given))
         self._spikes: deque[int] = deque(maxlen=16)
-        self._high_updates = 0
+        self._warming, self._rate_before = True, -math.inf
 
     def update(
         self,
@@ -187,7 +192,7 @@ class LiveEngine:
         loss: float | None = None,
         lr: float | None = None,
         grad_norm: float | None = None,
-        weights: Mapping[str, tuple[float, float]] | None = None,
+        moved: float | None = None,
         skipped: bool = False,
     ) -> list[Finding]:
         """Take one step in and return what is new.
@@ -199,16 +204,23 @@ class LiveEngine:
             loss: Training loss.
             lr: Learning rate, for the wording.
             grad_norm: L2 norm over all parameter gradients.
-            weights: Parameter → (RMS of the weight, RMS of its change in this step), where they were recorded.
+            moved: Change of the output by the update of this step over its spread, where it was measured.
             skipped: True when a GradScaler skipped the step; its gradients are then left out.
         """
+        self._beginning.moved(moved)
         found = self._sites(step, keys, sizes)
+        self._warming = self._warming and lr is not None and lr > self._rate_before
+        self._rate_before = -math.inf if lr is None else lr
         if grad_norm is not None and not skipped:
-            found += self._gradient(step, grad_norm)
-        if loss is not None:
-            found += self._loss(step, loss, lr)
-        if weights and not skipped:
-            found += self._weights(step, weights, lr)
+            found += self._gradient(step, grad_norm, self._warming)
+        found += self._rates.rate(step, lr)
+        return [f for f in found if self._first_time(f)] + ([] if loss is None else self.loss(step, loss, lr))
+
+    def loss(self, step: int, loss: float, lr: float | None = None) -> list[Finding]:
+        """Take in the loss of a step that came after the step, and return what is new."""
+        found = list(self._loss(step, loss, lr))
+        if not any(code == self._rate.code for code, _, _ in self._raised) and not found:
+            found = list(self._beginning.loss(step, loss, lr))
         return [finding for finding in found if self._first_time(finding)]
 
     def _sites(self, step: int, keys: Sequence[SeriesKey], sizes: NDArray[np.float64]) -> list[Finding]:
@@ -326,14 +338,14 @@ class LiveEngine:
     def _jumped(self, track: _Track, value: float) -> bool:
         return track.before > 0 and value > self._limits.jump * track.before and value > self._limits.jump_floor
 
-    def _gradient(self, step: int, norm: float) -> Iterator[Finding]:
+    def _gradient(self, step: int, norm: float, warming: bool) -> Iterator[Finding]:
         track = self._track(step, "gradient.norm", norm)
         # The median is the expensive part; no value lies above it by more than above the smallest.
         if track is None or not track.ready or norm <= self._spike.ratio * min(track.values) or track.middle <= 0:
             return
         ratio = norm / track.middle
         # Close to convergence the median is tiny, and a norm ten times as large is still less than training began with.
-        if ratio <= self._spike.ratio or norm <= track.start:
+        if ratio <= self._spike.ratio or norm <= track.start or not self._sudden(step, norm, track, warming):
             return
         self._spikes.append(step)
         lately = [s for s in self._spikes if s > step - 5 * WINDOW]
@@ -349,6 +361,14 @@ class LiveEngine:
                 step=step,
                 unit="× running median",
             )
+
+    def _sudden(self, step: int, norm: float, track: _Track, warming: bool) -> bool:
+        """False for a norm that has risen slowly, or in the warm-up of the rate to no more than ten times all but the last few."""
+        before, beside = list(track.values)[: -BESIDE - 1], list(track.values)[-BESIDE - 1 : -1]
+        if warming and norm <= self._spike.ratio * max(before):
+            return False
+        lasts = bool(self._spikes) and step - self._spikes[-1] <= 1
+        return lasts or norm > JUMP * _median(beside)
 
     def _loss(self, step: int, loss: float, lr: float | None) -> Iterator[Finding]:
         track = self._track(step, "loss", loss)
@@ -376,27 +396,6 @@ class LiveEngine:
         recent = list(track.values)[-int(self._limits.loss_lasts) :]
         track.best = min(track.best, _median(list(track.values)[-2 * len(recent) :]))
         return min(recent) > max(self._limits.loss_factor * track.best, track.start)
-
-    def _weights(self, step: int, weights: Mapping[str, tuple[float, float]], lr: float | None) -> Iterator[Finding]:
-        matrices = [change / size for name, (size, change) in weights.items() if name.endswith("weight") and size > 0]
-        ratios = [r for r in matrices if math.isfinite(r)]
-        if not ratios:
-            return
-        ratio = _median(ratios)
-        self._high_updates = self._high_updates + 1 if ratio > self._rate.warn_ratio else 0
-        # One large first step can be a warm-up gone by; two in a row, or one beyond the error limit, cannot.
-        if self._high_updates >= 2 or ratio > self._rate.error_ratio:
-            severe = ratio > self._rate.error_ratio
-            rate = "" if lr is None else f" (lr {lr:g})"
-            yield self._rate.finding(
-                f"at step {step} one update moves the weights by {100 * ratio:.3g} % of their size{rate}. Divide the learning rate by 3 "
-                "and warm up.",
-                severity="error" if severe else "warning",
-                limit=self._rate.error_ratio if severe else self._rate.warn_ratio,
-                name="update.ratio",
-                value=ratio,
-                step=step,
-            )
 
 
 R = TypeVar("R", bound=Rule)

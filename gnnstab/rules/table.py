@@ -32,6 +32,7 @@ from gnnstab.rules.gs602_adam_epsilon_dominates import AdamEpsilonDominates
 from gnnstab.rules.gs603_gradient_spike import GradientSpike
 from gnnstab.rules.gs604_never_updated_parameter import NeverUpdatedParameter
 from gnnstab.rules.gs605_absurd_weight import AbsurdWeight
+from gnnstab.rules.gs606_rate_jump import RateJump
 from gnnstab.rules.gs701_dead_units import DeadUnits
 from gnnstab.rules.gs702_saturated_tanh import SaturatedTanh
 from gnnstab.rules.gs703_active_clamp import ActiveClamp
@@ -72,6 +73,7 @@ RULES: tuple[type[Rule], ...] = (
     GradientSpike,
     NeverUpdatedParameter,
     AbsurdWeight,
+    RateJump,
     DeadUnits,
     SaturatedTanh,
     ActiveClamp,

@@ -9,7 +9,7 @@ import numpy as np
 
 from gnnstab.errors import TraceError
 from gnnstab.trace.connection import MOST_ROWS, Connection
-from gnnstab.trace.pooling import FACTOR, LEVELS
+from gnnstab.trace.schema import FACTOR, LEVELS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

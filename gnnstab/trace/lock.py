@@ -55,8 +55,9 @@ class WriterLock:
             try:
                 self._descriptor = os.open(self._path, _FLAGS, 0o644)
             except OSError as error:
-                reason = "is a link; remove it" if error.errno in _LINK else f"{error.strerror}; choose another folder"
-                raise TraceError(f"{path}: cannot be written here ({self._path}: {reason})") from None
+                if error.errno in _LINK:
+                    raise TraceError(f"{path}: {self._path} is a link; remove it or choose another folder") from None
+                raise TraceError(f"{path}: cannot be written here ({error.strerror}); choose another folder") from None
             try:
                 if not self._guards(path):
                     return

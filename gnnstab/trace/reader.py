@@ -16,6 +16,7 @@ from gnnstab.records import Blind, Event, LayerFacts, Measure, SeriesKey, StepRo
 from gnnstab.trace import codec
 from gnnstab.trace.arrays import join_ranks, read_sites, read_steps
 from gnnstab.trace.connection import MOST_FACTS, MOST_ROWS, Connection
+from gnnstab.trace.extremes import Peak, read_peaks
 from gnnstab.trace.locate import Part, open_parts
 from gnnstab.trace.schema import EVENTS_LIMIT
 
@@ -157,6 +158,15 @@ class Trace:
                 if i in arrays:
                     found.setdefault(key, []).append(arrays[i])
         return {key: join_ranks(arrays) for key, arrays in found.items()}
+
+    def peaks(self, measure: str) -> dict[SeriesKey, Peak]:
+        """The largest finite ``size`` (of any entry) or ``rms`` of every series over the whole run, with its step."""
+        found: dict[SeriesKey, Peak] = {}
+        for part, keys in zip(self._parts, self._keys, strict=True):
+            for i, peak in read_peaks(part.connection, measure).items():
+                if i in keys and (keys[i] not in found or peak.value > found[keys[i]].value):
+                    found[keys[i]] = peak
+        return found
 
     def measures(self, name: str | None = None, layer: str | None = None) -> list[Measure]:
         """Full-tier numbers in order of steps."""

@@ -13,6 +13,9 @@ ITEM_SIZES: dict[str, int] = {
 }
 """Bytes of an element by dtype."""
 
+PACKED = {"quint4x2": 2, "quint2x4": 4}
+"""Entries that share a byte, by dtype."""
+
 STORAGES = {
     "FloatStorage": "float32", "DoubleStorage": "float64", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
     "LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16", "CharStorage": "int8",

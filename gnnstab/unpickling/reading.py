@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,10 @@ def _read(
 ) -> Any:
     try:
         opened = open_torch(file, kind, records)
-        return opened.read(make or Builder(file, swapped=opened.swapped), records)
+        with warnings.catch_warnings():
+            # Of torch, that some kinds of tensors are new or old.
+            warnings.simplefilter("ignore")
+            return opened.read(make or Builder(file, swapped=opened.swapped), records)
     except NeedsCode as error:
         raise UnsafeFileError(f"{shown}: {code.format(printable(str(error), 160))}") from None
     except Damaged as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from gnnstab.errors import printable
-from gnnstab.unpickling.dtypes import ITEM_SIZES
+from gnnstab.unpickling.dtypes import ITEM_SIZES, PACKED
 from gnnstab.unpickling.values import Damaged, Named, NeedsCode, Record, Storage, StoredTensor
 
 if TYPE_CHECKING:
@@ -35,9 +35,10 @@ def _view(machine: Machine, kind: str, dtype: str, storage: Any, place: tuple[An
     item = ITEM_SIZES[dtype]
     empty = 0 in shape
     last = 0 if empty else offset + sum((size - 1) * step for size, step in zip(shape, stride, strict=True)) + 1
-    if last * item > storage.nbytes:
+    needed = -(-last * item // PACKED.get(dtype, 1))
+    if needed > storage.nbytes:
         raise Damaged(
-            f"a tensor of shape {shape!r:.60} needs {last * item} bytes, its storage has {storage.nbytes} in the file"
+            f"a tensor of shape {shape!r:.60} needs {needed} bytes, its storage has {storage.nbytes} in the file"
         )
     return machine.tensor(StoredTensor(kind, dtype, shape, stride, 0 if empty else offset, storage, **more))
 
@@ -110,7 +111,22 @@ def quantized(machine: Machine, arguments: tuple[Any, ...]) -> Any:
     dtype = storage.dtype if type(storage) is Storage else ""
     if not dtype.startswith(("qint", "quint")) or type(quantizer) is not tuple or type(quantizer[0]) is not Named:
         raise Damaged("a quantized tensor is none that torch writes")
-    return _view(machine, "quantized", dtype, storage, arguments[1:4], parts=(quantizer[0].name, *quantizer[1:]))
+    scheme, *numbers = quantizer
+    if not _fitting(machine, scheme.name, numbers, sizes(machine, arguments[2])):
+        raise Damaged("a quantized tensor is none that torch writes")
+    return _view(machine, "quantized", dtype, storage, arguments[1:4], parts=(scheme.name, *numbers))
+
+
+def _fitting(machine: Machine, scheme: str, numbers: list[Any], shape: tuple[int, ...]) -> bool:
+    """True when scale and zero point are as many as the shape asks for, which not every torch checks."""
+    if scheme == "torch.per_tensor_affine":
+        return len(numbers) == 2 and type(numbers[0]) in (float, int) and type(numbers[1]) is int
+    if len(numbers) != 3 or type(numbers[2]) is not int or not 0 <= numbers[2] < len(shape):
+        return False
+    *each, axis = numbers
+    if all(type(part) is list for part in each):
+        return all(len(part) == shape[axis] and all(type(n) in (int, float) for n in part) for part in each)
+    return all(machine.described(part).shape == (shape[axis],) for part in each)
 
 
 def nested(machine: Machine, arguments: tuple[Any, ...]) -> Any:

@@ -151,10 +151,13 @@ def training_changes(setting: Setting, wanted: Sequence[Wanted]) -> dict[str, An
 
 def _measured(setting: Setting, model: nn.Module, settings: TrainingSettings, seed: int) -> ArmResult:
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr, eps=settings.eps)
-    if setting.goal is not None and setting.goal.signal.startswith("optimizer."):
+    of_optimizer = setting.goal is not None and setting.goal.signal.startswith("optimizer.")
+    if of_optimizer:
         _prime(setting, model, settings, optimizer, seed)
     batch = measured_on(setting.batch, setting.loss)
-    seen = observe(model, batch, loss=setting.loss, precision=setting.precision, optimizer=optimizer)
+    seen = observe(
+        model, batch, loss=setting.loss, precision=setting.precision, optimizer=optimizer, try_steps=of_optimizer
+    )
     codes: dict[str, str] = {}
     for finding in seen.findings:
         codes[finding.code] = max(codes.get(finding.code, ""), finding.severity, key=("", "warning", "error").index)

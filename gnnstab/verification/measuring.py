@@ -26,10 +26,13 @@ class Observation:
 
 
 def observe(
-    model: nn.Module, batch: Any, *, loss: Any = None, precision: str = "fp32", optimizer: Any = None
+    model: nn.Module, batch: Any, *, loss: Any = None, precision: str = "fp32", **optimizing: Any
 ) -> Observation:
-    """Forward and backward through the recorder, then signals and rules; the model is left as it was."""
-    return judged(model_signals(model, batch, loss=loss, precision=precision, optimizer=optimizer))
+    """Forward and backward through the recorder, then signals and rules; the model is left as it was.
+
+    ``optimizing``: ``optimizer`` and ``try_steps`` as of `model_signals`.
+    """
+    return judged(model_signals(model, batch, loss=loss, precision=precision, **optimizing))
 
 
 def judged(signals: Signals) -> Observation:

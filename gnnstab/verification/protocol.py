@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from gnnstab.errors import UsageError
@@ -136,8 +137,13 @@ def _setting(
     factory: Factory | None,
     finding: Finding | None,
 ) -> Setting:
+    optimizing: dict[str, Any] = {}
+    if finding is not None and finding.signal.startswith("optimizer."):
+        # The rate that is advised is the one that the same steps found calm.
+        adam = torch.optim.Adam(model.parameters(), lr=training.lr, eps=training.eps)
+        optimizing = {"optimizer": adam, "try_steps": True}
     with seeded(0):
-        seen = observe(model, measured_on(batch, loss), loss=loss, precision=precision)
+        seen = observe(model, measured_on(batch, loss), loss=loss, precision=precision, **optimizing)
     goal = goal_of(finding) if finding is not None else choose(seen.findings)
     signals = seen.signals
     if finding is not None and not signals.find(finding.signal):

@@ -125,7 +125,8 @@ def replay_text(replay: Replay) -> str:
         for r in replay.rows
     ]
     tried = [f"{t.fix}: {t.verdict}, {t.reason}" for t in replay.tried]
-    return "\n".join([_table(rows), "", replay.event.message, *about, "", *tried])
+    operation = [f"First operation: {replay.operation}"] if replay.operation else []
+    return "\n".join([_table(rows), "", replay.event.message, *operation, *about, "", *tried])
 
 
 def _about(replay: Replay) -> list[str]:

@@ -149,22 +149,16 @@ def test_export_writes_only_weight_edits_to_new_files(tmp_path):
         fixes.export(state, "qk-clip", tmp_path / "y.pt", scores={"other": [1.0]}, degree=10)
 
 
-def test_the_learning_rate_goes_down_by_what_was_measured():
+def test_the_learning_rate_goes_down_to_what_was_tried():
     fix = fixes.find("lower-lr")
-    signals = Signals(
-        "model", (), values=(Signal("optimizer.lr_to_rms", 0.6, "conv"), Signal("optimizer.lr_to_rms", 0.2))
-    )
-    assert fix.training_options(current=0.2, signals=signals)["lr"] == pytest.approx(0.01)
-    assert "0.05 * lr" in fix.change([], signals)
-    grown = Signals(
-        "model",
-        (LayerFacts("conv", "TransformerConv", 0, True, in_channels=(12, 12)),),
-        values=(Signal("optimizer.lr_to_rms", 0.4, "conv"), Signal("optimizer.lr_to_rms", 900.0, "norm")),
-    )
-    assert fix.training_options(current=0.3, signals=grown)["lr"] == pytest.approx(0.03 / 36**0.5), (
-        "fresh weights are smaller"
-    )
-    mild = Signals("model", (), values=(Signal("optimizer.lr_to_rms", 0.05, "conv"),))
-    assert fix.training_options(current=0.3, signals=mild)["lr"] == pytest.approx(0.1)
-    assert fix.training_options(current=0.3)["lr"] == pytest.approx(0.1)
+    detail = {"optimizer": "AdamW", "lr": 0.3, "calm_lr": 0.1 / 3}
+    signals = Signals("model", (), values=(Signal("optimizer.loss_rise", 5.0, detail=detail),))
+    assert fix.training_options(current=0.3, signals=signals)["lr"] == pytest.approx(0.1 / 3)
+    assert fix.change([], signals) == "torch.optim.AdamW(model.parameters(), lr=0.0333)"
+    detail = {"optimizer": "Adam", "lr": 0.3, "calm_lr": float("nan")}
+    none_calm = Signals("model", (), values=(Signal("optimizer.loss_rise", 5.0, detail=detail),))
+    ratio = Signals("model", (), values=(Signal("optimizer.lr_to_rms", 0.6, "conv"),))
+    for not_tried in (none_calm, ratio, None):
+        assert fix.training_options(current=0.3, signals=not_tried)["lr"] == pytest.approx(0.1)
+        assert fix.change([], not_tried) == "torch.optim.Adam(model.parameters(), lr=lr / 3)"
     assert fix.training_options(lr=1e-4, signals=signals)["lr"] == 1e-4

@@ -7,9 +7,20 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch_geometric.nn import TransformerConv
+from torch_geometric.nn import GATConv, GATv2Conv, TransformerConv
 
 NODES, WIDTH, EDGE = 12, 6, 3
+
+ADDITIVE: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("plain", {}),
+    ("averaged", {"concat": False}),
+    ("edges", {"edge_dim": EDGE}),
+    ("no-loops", {"add_self_loops": False, "negative_slope": 0.1}),
+    ("residual", {"residual": True, "concat": False}),
+    ("no-bias", {"bias": False}),
+    ("dropout", {"dropout": 0.5}),
+)
+"""Options that GATConv and GATv2Conv share."""
 
 
 class Case(NamedTuple):
@@ -35,6 +46,19 @@ CASES = (
     Case("no-skip", "TransformerConv", _conv(concat=False, root_weight=False)),
     Case("dropout", "TransformerConv", _conv(concat=False, dropout=0.5)),
     Case("bipartite", "TransformerConv", lambda: TransformerConv((WIDTH, 5), 4, heads=3, concat=False), bipartite=True),
+    *(
+        Case(
+            name,
+            kind.__name__,
+            lambda kind=kind, o=options: kind(WIDTH, 4, heads=3, **o),
+            edge_attr="edge_dim" in options,
+        )
+        for kind in (GATConv, GATv2Conv)
+        for name, options in ADDITIVE
+    ),
+    Case("bipartite", "GATConv", lambda: GATConv((WIDTH, 5), 4, heads=3, add_self_loops=False), bipartite=True),
+    Case("bipartite", "GATv2Conv", lambda: GATv2Conv((WIDTH, 5), 4, heads=3), bipartite=True),
+    Case("shared", "GATv2Conv", lambda: GATv2Conv(WIDTH, 4, heads=3, share_weights=True)),
 )
 
 

@@ -39,9 +39,9 @@ GUARDS = (
     # What carries a failure into the trace, and what is called when nothing more can be carried.
     "trace.codec:_detail",
     "trace.codec:event_to_columns",
-    "trace.mailbox:Mailbox.post_event",
-    "trace.mailbox:Mailbox.silence",
-    "trace.mailbox:Request.wait",
+    "trace.queue:WriteQueue.put_event",
+    "trace.queue:WriteQueue.close",
+    "trace.queue:Request.wait",
     "trace.writer:TraceWriter.event",
     "monitor:Monitor._",
     "monitor:Monitor.loss",

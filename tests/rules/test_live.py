@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 
 from gnnstab.records import Finding, SeriesKey
+from gnnstab.records.vocabulary import OPTIMIZER_LR_JUMP
 from gnnstab.rules.live import WINDOW, LiveEngine
+from gnnstab.signals.optimisation import step_signals
+from gnnstab.trace.arrays import STEP_DTYPE
 
 SCORE, OUTPUT = SeriesKey("conv", "train", 0, "score"), SeriesKey("conv", "train", 0, "output")
 NOTHING = np.empty(0)
@@ -115,21 +118,6 @@ def test_bf16_rounds_early_and_fp32_does_not() -> None:
     assert follow(LiveEngine(precision="fp32"), range(5), lambda i: 40.0) == []
 
 
-@pytest.mark.parametrize(
-    ("ratio", "times", "severity"), [(0.35, 1, "error"), (0.2, 1, None), (0.2, 2, "warning"), (0.05, 9, None)]
-)
-def test_updates(ratio: float, times: int, severity: str | None) -> None:
-    engine = LiveEngine()
-    found = [
-        f
-        for i in range(times)
-        for f in engine.update(
-            i, (), NOTHING, lr=0.05, weights={"conv.lin_key.weight": (1.0, ratio), "conv.bias": (1e-9, 1.0)}
-        )
-    ]
-    assert [f.severity for f in found] == ([severity] if severity else [])
-
-
 def test_non_finite_values_are_left_to_their_own_event() -> None:
     assert (
         follow(LiveEngine(), range(50), lambda i: math.nan, loss=lambda i: math.inf, grad_norm=lambda i: math.nan) == []
@@ -159,3 +147,39 @@ def test_what_was_too_small_to_be_judged_is_remembered(seed: int) -> None:
         return [(f.code, f.step, f.value) for f in found]
 
     assert tell(quiet=True) == tell(quiet=False) != []
+
+
+@pytest.mark.parametrize(
+    ("rates", "steps"),
+    [
+        ([1e-3] * 20 + [1e-2] * 5, [20]),
+        ([1e-3] * 20 + [3e-3] * 5, []),
+        ([1e-2] * 10 + [1e-4] * 10 + [1e-2] * 5, []),
+        ([1e-6 + 1e-3 * min(i, 50) / 50 for i in range(60)], []),
+        ([0.0] * 3 + [1e-3] * 20, []),
+        ([1e-3 * 1.2**i for i in range(30)], []),
+    ],
+)
+def test_a_rate_that_jumps_beyond_all_before(rates: list[float], steps: list[int]) -> None:
+    engine = LiveEngine()
+    found = [f for i, lr in enumerate(rates) for f in engine.update(i, (), NOTHING, lr=lr)]
+    assert [(f.code, f.step) for f in found] == [("GS606", step) for step in steps]
+    rows = np.zeros(len(rates), dtype=STEP_DTYPE)
+    rows["step"], rows["lr"], rows["loss"], rows["grad_norm"] = range(len(rates)), rates, np.nan, np.nan
+    (jump,) = [s for s in step_signals(rows) if s.name == OPTIMIZER_LR_JUMP]
+    assert [jump.step] * (jump.value >= 10) == steps
+
+
+def test_the_first_losses_with_a_large_move_name_the_rate() -> None:
+    losses = [0.70, 0.84, 1.10, 1.78, 0.87, 0.71]
+
+    def told(moved: float | None) -> list[tuple[str, str]]:
+        engine = LiveEngine()
+        found = []
+        for i, loss in enumerate(losses):
+            found += engine.update(i, (), NOTHING, moved=moved if i == 0 else None, lr=0.05)
+            found += engine.loss(i, loss, 0.05)
+        return [(f.code, f.signal) for f in found]
+
+    assert told(13.0) == [("GS601", "loss.first_rise")]
+    assert told(0.5) == told(None) == []

@@ -9,6 +9,7 @@ import re
 import signal
 import struct
 import time
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -153,6 +154,22 @@ ATTACKS: dict[str, tuple[bytes, str]] = {
     "a storage that is a number": (
         call("torch._utils._rebuild_tensor_v2", b"K\x07", b"K\x00K\x02\x85K\x01\x85\x89}"),
         "stands where the storage",
+    ),
+    "a quantized tensor whose axis is none": (
+        call(
+            "torch._utils._rebuild_qtensor",
+            storage(16, "QInt8Storage"),
+            b"K\x00K\x04\x85K\x01\x85(ctorch\nper_channel_affine\n](G" + bytes(8) + b"e](K\x00eK\x07t\x89}",
+        ),
+        "quantized tensor is none",
+    ),
+    "a quantized tensor of too few scales": (
+        call(
+            "torch._utils._rebuild_qtensor",
+            storage(16, "QInt8Storage"),
+            b"K\x00K\x04\x85K\x01\x85(ctorch\nper_channel_affine\n](G" + bytes(8) + b"e](K\x00eK\x00t\x89}",
+        ),
+        "quantized tensor is none",
     ),
     "an extension": (b"\x82\x01", "stands in no checkpoint"),
     "a text of the first protocol": (b"I10\n", "stands in no checkpoint"),
@@ -371,6 +388,47 @@ def test_settings_of_every_kind_are_read_as_records(tmp_path: Path) -> None:
         archive.writestr("a/data/0", struct.pack("<4f", 1, 2, 3, 4))
     found = load(tmp_path / "x.pt")
     assert found.settings == {"config.heads": 4} and list(found.tensors) == ["w"]
+
+
+def _of_every_kind() -> dict[str, Any]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Some of these are old, some new.
+        return {
+            "per tensor": torch.quantize_per_tensor(torch.rand(3, 4), 0.1, 0, torch.qint8),
+            "per channel": torch.quantize_per_channel(
+                torch.rand(3, 4), torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0, 1, 2]), 0, torch.quint8
+            ),
+            "coo": torch.eye(4).to_sparse(),
+            "csr": torch.eye(4).to_sparse_csr(),
+            "csc": torch.eye(4).to_sparse_csc(),
+            "bsr": torch.eye(4).to_sparse_bsr((2, 2)),
+            "nested": torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(4, 3)]),
+            "conjugate": torch.tensor([1 + 2j]).conj(),
+            "negative": torch.tensor([1 + 2j]).conj().imag,
+            "parameter": torch.nn.Parameter(torch.ones(2)),
+        }
+
+
+def test_tensors_of_every_kind_are_read(tmp_path: Path) -> None:
+    """No healthy file is refused for what it holds beside plain weights."""
+    content = _of_every_kind()
+    torch.save(content, tmp_path / "x.pt")
+    found = load(tmp_path / "x.pt").tensors
+    assert torch.equal(found["per channel"].dequantize(), content["per channel"].dequantize())
+    assert torch.equal(found["per tensor"].dequantize(), content["per tensor"].dequantize())
+    assert all(found[name].to_dense().equal(torch.eye(4)) for name in ("coo", "csr", "csc", "bsr"))
+    assert [part.tolist() for part in found["nested"].unbind()] == [
+        part.tolist() for part in content["nested"].unbind()
+    ]
+    assert found["conjugate"].tolist() == [1 - 2j] and found["negative"].tolist() == [-2.0]
+    assert type(found["parameter"]) is torch.Tensor and not found["parameter"].requires_grad
+
+
+def test_sparse_indices_beyond_the_shape_are_refused(tmp_path: Path) -> None:
+    wild = torch.sparse_coo_tensor(torch.tensor([[0, 9]]), torch.ones(2), (4,), check_invariants=False)
+    torch.save({"w": torch.ones(2, 2), "x": wild}, tmp_path / "x.pt")
+    with pytest.raises(LoadError, match="a sparse tensor cannot be built"):
+        load(tmp_path / "x.pt")
 
 
 def test_tensors_see_the_bytes_of_their_file(tmp_path: Path) -> None:

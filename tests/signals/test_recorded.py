@@ -65,7 +65,8 @@ def test_the_mode_of_the_update_is_judged_and_named() -> None:
     rows = [measure(0, "attention.entropy", 0.2, mode="eval"), measure(0, "attention.entropy", 0.7, mode="train")]
     signal = one(from_trace(written(measures=rows)), "attention.entropy")
     assert signal.value == 0.7
-    assert signal.detail == {"mode": "train", "other_modes": ["eval"]}
+    assert (signal.detail["mode"], signal.detail["other_modes"]) == ("train", ["eval"])
+    assert (signal.detail["worst"], signal.detail["worst_step"], signal.detail["measurements"]) == (0.7, 0, 1)
 
 
 def test_every_call_of_a_shared_layer_is_judged() -> None:

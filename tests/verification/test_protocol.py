@@ -197,26 +197,21 @@ def test_prove_puts_verdicts_into_the_diagnosis_and_confirmed_fixes_first(deep, 
 
 
 def _too_fast():
-    """A network after eight steps of Adam at a rate of 0.1, its batch, its loss, and what is said of it."""
+    """A network, its batch, its loss, and what is said of them with Adam at a rate of 2."""
     torch.manual_seed(0)
     model, batch, target = Stack(2, 16), random_batch(24, 4, 16), torch.randn(24, 16)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=2.0)
 
     def loss(output, batch):
         return (output - target).square().mean()
 
-    for _ in range(8):
-        optimizer.zero_grad()
-        loss(model(**batch), batch).backward()
-        optimizer.step()
     return model, batch, loss, gnnstab.diagnose(model, batch=batch, loss=loss, optimizer=optimizer)
 
 
 def test_a_rate_that_the_optimizer_alone_shows_is_judged_by_that_and_not_by_what_it_did_to_the_weights():
     model, batch, loss, diagnosis = _too_fast()
     assert [cause.cause for cause in diagnosis.root_causes()] == ["learning-rate"]
-    assert "GS301" in [f.code for f in diagnosis.at_least("warning")]
-    proven = prove(diagnosis, model, batch=batch, loss=loss, seeds=3, steps=60, lr=0.1)
+    proven = prove(diagnosis, model, batch=batch, loss=loss, seeds=3, steps=60, lr=2.0)
     (root,) = proven.root_causes()
     assert [(f.fix, f.verdict) for f in root.fixes] == [("lower-lr", "confirmed"), ("gradient-clipping", "no-effect")]
     other = next(cause for cause in proven.causes if cause.cause == "attention-explosion")
@@ -340,12 +335,13 @@ def test_a_learning_rate_is_judged_from_fresh_weights_by_the_median_over_all_mat
         values=(Signal("optimizer.lr_to_rms", 0.31, "convs.1", detail={"parameter": "convs.1.lin_key.weight"}),),
     )
     (finding,) = LearningRateTooHigh().check(said)
+    assert finding.severity == "info", "a hint; asked for by name it is judged all the same"
     (verdict,) = gnnstab.verify(deep, "lower-lr", batch=batch, loss=loss, lr=0.2, finding=finding, seeds=2, steps=3)
     assert verdict.layer is None
     assert "pairs of fresh twins" in verdict.arms
     assert verdict.threshold == 0.1
     assert 0.2 / verdict.before == pytest.approx(8**-0.5 / 3**0.5, rel=0.1), "RMS of PyG's U(-1/√D, 1/√D)"
-    assert verdict.after == pytest.approx(0.03, rel=0.2)
+    assert verdict.after == pytest.approx(verdict.before / 3)
 
 
 def test_a_training_that_does_not_learn_is_not_confirmed_by_a_comparison_of_useless_networks():

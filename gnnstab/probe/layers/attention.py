@@ -96,7 +96,7 @@ class AttentionWatch(Watch):
     def record(self, grad: bool, plan: Plan, inputs: Sequence[Any], args: Any, kwargs: Any, output: Tensor) -> None:
         """Put input, output, scores, weights and gate of one call into the stage."""
         seen, gate = self._seen, self._gate
-        xs = inputs[:1] if len(inputs) == 2 and inputs[0] is inputs[1] else inputs
+        xs = inputs[:1] if len(inputs) == 2 and (inputs[1] is inputs[0] or inputs[1] is None) else inputs
         tensors = [output, *xs]
         for one in seen:
             tensors += (one.score, one.attention)
@@ -109,7 +109,7 @@ class AttentionWatch(Watch):
         if sites is None:
             sites = self._layout[variant] = _layout(*variant)
         self.state.stage.put(plan.slots(sites), tensors)
-        if self.state.full and plan.full_step != self.state.step and len(seen) == 1:
+        if self.state.full and plan.full_step != self.state.step and len(seen) == 1 and inputs[-1] is not None:
             plan.full_step = self.state.step
             self._measure(plan, self._call(inputs, args, kwargs, output, gate))
         self.forget()

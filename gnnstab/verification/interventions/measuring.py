@@ -22,6 +22,15 @@ from gnnstab.probe.statistics.attention import entropy_measures, precision_measu
 from gnnstab.probe.statistics.numbers import rms
 from gnnstab.probe.statistics.smoothness import relative_difference
 from gnnstab.records import Event, LayerFacts, Signal, Signals
+from gnnstab.records.vocabulary import (
+    CHANNELS_DEAD_SHARE,
+    CLIP_SHARE,
+    GRADIENT_INPUT_RMS,
+    INPUT_MAX_ABS,
+    OUTPUT_MAX_ABS,
+    SCORE_MAX_ABS,
+    SMOOTHNESS_RELATIVE,
+)
 from gnnstab.signals.gradients import over_depth
 from gnnstab.verification.interventions.trial import Edit
 from gnnstab.verification.training import autocast
@@ -147,7 +156,7 @@ class _Watched:
     def signals(self) -> list[Signal]:
         """Everything that was seen."""
         gradients = [
-            Signal("gradient.input_rms", float(value), name, detail={"mode": "eval"})
+            Signal(GRADIENT_INPUT_RMS, float(value), name, detail={"mode": "eval"})
             for name, value in self._gradients.items()
         ]
         return [*self._values, *gradients]
@@ -165,8 +174,8 @@ class _Watched:
         if not isinstance(x, Tensor) or not x.is_floating_point() or name in self._entered:
             return
         self._entered.add(name)
-        self._measure("input.max_abs", _peak, x, name)
-        self._measure("clip.share", clip_share, x, name)
+        self._measure(INPUT_MAX_ABS, _peak, x, name)
+        self._measure(CLIP_SHARE, clip_share, x, name)
         if x.requires_grad:
             x.register_hook(partial(self._gradient, name))  # type: ignore[no-untyped-call]
 
@@ -187,9 +196,9 @@ class _Watched:
             changed = changed - torch.zeros_like(mean).index_copy_(0, columns, mean[columns])
         seen = changed.detach()
         self.outputs[name] = seen
-        self._measure("output.max_abs", _peak, seen, name)
-        self._measure("channels.dead_share", dead_share, seen, name)
-        self._measure("smoothness.relative", relative_difference, seen, name)
+        self._measure(OUTPUT_MAX_ABS, _peak, seen, name)
+        self._measure(CHANNELS_DEAD_SHARE, dead_share, seen, name)
+        self._measure(SMOOTHNESS_RELATIVE, relative_difference, seen, name)
         self.broken |= not bool(torch.isfinite(seen).all())
         return None if changed is output else changed
 
@@ -209,7 +218,7 @@ class _Watched:
         for signal, measured in found.items():
             if measured.total is not None:
                 self._add(signal, float(measured.total), name)
-        self._measure("score.max_abs", _peak, score, name)
+        self._measure(SCORE_MAX_ABS, _peak, score, name)
 
     def _measure(self, signal: str, function: Callable[[Tensor], Any], x: Tensor, layer: str) -> None:
         if signal in self._wanted and x.dim() == 2 and x.numel():

@@ -15,6 +15,7 @@ from gnnstab.fixes.aggregation import set_aggregation
 from gnnstab.fixes.identity import add_identity
 from gnnstab.fixes.places import duplicate, sum_aggregators
 from gnnstab.records import LayerFacts
+from gnnstab.records.vocabulary import AGGREGATION_RMS, GAIN_SKIP, GAIN_VALUE, LOGIT_FROBENIUS
 from gnnstab.rules.reading import large_gain, per_head
 from gnnstab.verification.interventions.measuring import Look
 from gnnstab.verification.interventions.trial import Case, Edit, Trial
@@ -53,7 +54,7 @@ def divide_sums(case: Case, base: Look) -> Iterator[Trial]:
             for module, (name, reduction) in zip(sums, before, strict=True):
                 module.aggr, module.aggr_module = name, reduction
 
-    grown = [s.value for s in case.signals.find("aggregation.rms") if math.isfinite(s.value)]
+    grown = [s.value for s in case.signals.find(AGGREGATION_RMS) if math.isfinite(s.value)]
     size = f" and reaches RMS {max(grown):.2g}" if grown else ""
     yield Trial(
         "divide-sums", "sum-aggregation", f"dividing the sum of {_listed(names)} by the in-degree",
@@ -226,7 +227,7 @@ def _wide(case: Case, layers: Sequence[LayerFacts]) -> list[tuple[str, torch.Ten
     """(layer, (H,) factors on its scores, widest spread) of layers whose logits spread beyond the reference at RMS 1."""
     found = []
     for layer in layers:
-        spreads = {s.head or 0: s.value for s in per_head(case.signals, "logit.frobenius", layer.name)}
+        spreads = {s.head or 0: s.value for s in per_head(case.signals, LOGIT_FROBENIUS, layer.name)}
         if spreads and max(spreads.values()) > LOGIT_REFERENCE:
             heads = [spreads.get(head, 0.0) for head in range(layer.heads or max(spreads) + 1)]
             gammas = [LOGIT_REFERENCE / max(spread, LOGIT_REFERENCE) for spread in heads]
@@ -235,7 +236,7 @@ def _wide(case: Case, layers: Sequence[LayerFacts]) -> list[tuple[str, torch.Ten
 
 
 def _gain(case: Case, layer: LayerFacts) -> float | None:
-    found = [case.signals.value(name, layer=layer.name) for name in ("gain.value", "gain.skip")]
+    found = [case.signals.value(name, layer=layer.name) for name in (GAIN_VALUE, GAIN_SKIP)]
     known = [value for value in found if value is not None and math.isfinite(value)]
     return math.sqrt(sum(value**2 for value in known)) if known else None
 

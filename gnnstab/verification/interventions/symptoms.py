@@ -7,20 +7,32 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gnnstab.records import Finding, Signals
+from gnnstab.records.vocabulary import (
+    ATTENTION_ENTROPY,
+    ATTENTION_ONE_HOT_SHARE,
+    CHANNELS_DEAD_SHARE,
+    CLIP_SHARE,
+    GRADIENT_RATIO,
+    INPUT_MAX_ABS,
+    OUTPUT_MAX_ABS,
+    PRECISION_FP16_HEADROOM,
+    SCORE_MAX_ABS,
+    SMOOTHNESS_RELATIVE,
+)
 from gnnstab.rules.explanation import is_warning
 from gnnstab.verification.targets import Goal, goal_of
 
 MEASURED = (
-    "attention.entropy",
-    "attention.one_hot_share",
-    "score.max_abs",
-    "gradient.ratio",
-    "precision.fp16_headroom",
-    "channels.dead_share",
-    "clip.share",
-    "smoothness.relative",
-    "output.max_abs",
-    "input.max_abs",
+    ATTENTION_ENTROPY,
+    ATTENTION_ONE_HOT_SHARE,
+    SCORE_MAX_ABS,
+    GRADIENT_RATIO,
+    PRECISION_FP16_HEADROOM,
+    CHANNELS_DEAD_SHARE,
+    CLIP_SHARE,
+    SMOOTHNESS_RELATIVE,
+    OUTPUT_MAX_ABS,
+    INPUT_MAX_ABS,
     "loss",
 )
 """Signals of `measuring.look`; a symptom of another signal cannot be tried."""

@@ -14,6 +14,7 @@ from torch import nn
 from gnnstab.errors import FixError, GnnstabError
 from gnnstab.fixes.places import duplicate
 from gnnstab.records import Finding, Signals
+from gnnstab.records.vocabulary import GAIN_VALUE, LOGIT_ALIGNMENT, LOGIT_FROBENIUS
 from gnnstab.rules.explanation import is_warning
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.reading import fresh, measured
@@ -113,7 +114,7 @@ def _suspects(case: Case, base: Look) -> list[Trial]:
 
 def _unknown(case: Case) -> set[str]:
     """Causes of which nobody can say whether they are suspects, since their numbers are known of no layer."""
-    numbers = {"attention-explosion": "logit.frobenius", "unsuitable-init": "gain.value"}
+    numbers = {"attention-explosion": LOGIT_FROBENIUS, "unsuitable-init": GAIN_VALUE}
     return {cause for cause, signal in numbers.items() if not case.signals.find(signal)}
 
 
@@ -163,7 +164,7 @@ def _softened(case: Case, base: Look, symptoms: tuple[Symptom, ...]) -> tuple[fl
     if not sharp or case.loss is None or fresh(case.signals) or not math.isfinite(base.loss):
         return None
     limit = AttentionExplosion().alignment
-    aligned = [s for s in measured(case.signals.find("logit.alignment")) if s.layer in sharp and s.value > limit]
+    aligned = [s for s in measured(case.signals.find(LOGIT_ALIGNMENT)) if s.layer in sharp and s.value > limit]
     factors = {layer: torch.tensor(SOFTER) for layer in sharp}
     softer = _looked(case, Edit(score_factors=factors)) if aligned else None
     return None if softer is None else (base.loss, softer.loss)

@@ -1,0 +1,37 @@
+"""How far a loss rose in the first steps, and whether the rise lasted: one reading for trial steps and for runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+LASTING = 1.25
+"""× the first loss: a step above it has not come back."""
+
+
+class Rise(NamedTuple):
+    """The rise of a series of losses over its first."""
+
+    largest: float
+    """Largest later loss over the first; inf where one is not finite."""
+
+    above: int
+    """Number of later losses above `LASTING` × the first."""
+
+    peak: int
+    """Position of the largest, from 1."""
+
+
+def rise_of(losses: Sequence[float]) -> Rise | None:
+    """The rise of losses in order of steps; None where fewer than two are given or one is not positive, which has no ratio.
+
+    What follows a loss that is not finite counts as not finite.
+    """
+    if len(losses) < 2 or not 0 < losses[0] < math.inf:
+        return None
+    later = [value if math.isfinite(value) else math.inf for value in losses[1:]]
+    if min(later) <= 0:
+        return None
+    largest = max(later)
+    return Rise(largest / losses[0], sum(v > LASTING * losses[0] for v in later), later.index(largest) + 1)

@@ -1,0 +1,66 @@
+"""The learning rate of a run, as it comes: does it raise the loss of the first steps, does it jump?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from gnnstab.records import Finding, Signal, Signals
+from gnnstab.records.rises import rise_of
+from gnnstab.records.vocabulary import LOSS_FIRST_RISE, OPTIMIZER_LR_JUMP, OPTIMIZER_OUTPUT_MOVE
+from gnnstab.rules.gs601_learning_rate_too_high import LearningRateTooHigh
+from gnnstab.rules.gs606_rate_jump import RateJump
+from gnnstab.signals.optimisation import FIRST, NEIGHBOURS, WARM_START
+
+
+class Beginning:
+    """Asks GS601 about the losses of the first steps, once each of them is known.
+
+    Args:
+        rule: GS601 with the thresholds of the run.
+    """
+
+    def __init__(self, rule: LearningRateTooHigh) -> None:
+        self._rule = rule
+        self._losses: list[float] = []
+        self._moves: list[Signal] = []
+
+    def moved(self, value: float | None) -> None:
+        """The change of the output by one update, over its spread."""
+        if value is not None and len(self._losses) <= FIRST:
+            self._moves.append(Signal(OPTIMIZER_OUTPUT_MOVE, value, source="training"))
+
+    def loss(self, step: int, loss: float, lr: float | None) -> Iterator[Finding]:
+        """The loss of one step; later ones, and those of a run whose step 0 is not known, are not looked at."""
+        if step > FIRST or (step > 0 and not self._losses):
+            return
+        self._losses.append(loss)
+        rise = rise_of(self._losses)
+        if rise is None:
+            return
+        detail = {"first": self._losses[0], "lr": lr, "above": rise.above, "peak": rise.peak}
+        signal = Signal(LOSS_FIRST_RISE, rise.largest, None, None, step, "training", detail)
+        yield from self._rule.check(Signals(kind="trace", layers=(), values=(signal, *self._moves)))
+
+
+class Rates:
+    """Asks GS606 about a learning rate that jumps.
+
+    Args:
+        rule: GS606 with the thresholds of the run.
+    """
+
+    def __init__(self, rule: RateJump) -> None:
+        self._rule = rule
+        self._last: tuple[int, float] = (-1, math.inf)
+        self._largest = math.inf
+
+    def rate(self, step: int, lr: float | None) -> Iterator[Finding]:
+        """The rate of one step, in order of steps."""
+        if lr is None or not 0 < lr < math.inf:
+            return
+        before, (at, last) = self._largest, self._last
+        self._last, self._largest = (step, lr), lr if math.isinf(before) else max(before, lr)
+        if lr > before and step - at <= NEIGHBOURS and step >= WARM_START:
+            jump = Signal(OPTIMIZER_LR_JUMP, lr / last, None, None, step, "training", {"before": last, "after": lr})
+            yield from self._rule.check(Signals(kind="trace", layers=(), values=(jump,)))

@@ -1,0 +1,111 @@
+"""What the next update does to the output: on a copy, with the gradients of the run."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch_geometric.nn import TransformerConv
+
+import gnnstab
+from gnnstab.records.vocabulary import OPTIMIZER_EPS_DAMPING, OPTIMIZER_OUTPUT_MOVE
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = TransformerConv(6, 8, heads=2, dropout=0.2)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        return self.head(torch.relu(self.conv(x, edge_index)))
+
+
+def train(lr: float, steps: int = 12, watched: bool = True, **settings: Any) -> tuple[list[float], Any, Any]:
+    """Losses, the monitor and the final weights of one training."""
+    torch.manual_seed(3)
+    model = Net()
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr, **settings)
+    x, edges = torch.randn(40, 6), torch.randint(0, 40, (2, 160))
+    y = (x[:, :3] * 2).argmax(1)
+    monitor = gnnstab.Monitor(model, optimizer=optimizer, on_finding="ignore") if watched else None
+    losses = []
+    if monitor is not None:
+        monitor.__enter__()
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(x, edges), y)
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+        if monitor is not None:
+            monitor.loss(loss)
+    if monitor is not None:
+        monitor.__exit__(None, None, None)
+    return losses, monitor, copy.deepcopy(model.state_dict())
+
+
+def measured(monitor: gnnstab.Monitor, name: str) -> dict[int, float]:
+    return {row.step: row.value for row in monitor.trace.measures() if row.name == name}
+
+
+def test_the_run_stays_as_it_is() -> None:
+    with_it, monitor, state = train(0.1)
+    without, _, other = train(0.1, watched=False)
+    assert with_it == without
+    assert all(torch.equal(state[name], other[name]) for name in state)
+    assert set(measured(monitor, OPTIMIZER_OUTPUT_MOVE)) == {0}
+
+
+def test_steps_that_are_measured_get_rarer() -> None:
+    _, monitor, _ = train(1e-3, steps=130)
+    assert set(measured(monitor, OPTIMIZER_OUTPUT_MOVE)) == {0, 50, 100}
+
+
+def test_what_is_measured_grows_with_the_rate_and_falls_with_eps() -> None:
+    low, high = (measured(train(lr, steps=1)[1], OPTIMIZER_OUTPUT_MOVE)[0] for lr in (1e-3, 1.0))
+    assert 0 < low < 1 < 10 < high
+    kept, damped = (measured(train(1e-3, 1, eps=eps)[1], OPTIMIZER_EPS_DAMPING)[0] for eps in (1e-8, 1.0))
+    assert kept == pytest.approx(1, abs=0.02)
+    assert damped < 0.3
+
+
+def test_the_monitor_names_the_rate_from_the_first_steps() -> None:
+    losses, monitor, _ = train(1.0)
+    assert max(losses[1:7]) > 2 * losses[0]
+    (finding,) = [f for f in monitor.diagnose().findings if f.code == "GS601"]
+    assert finding.severity in ("warning", "error")
+    assert finding.signal == "loss.first_rise"
+    assert "first steps" in finding.message
+    assert not [f for f in train(1e-3)[1].diagnose().findings if f.code == "GS601"]
+
+
+def test_the_monitor_tells_while_the_run_goes_on() -> None:
+    torch.manual_seed(3)
+    model, told = Net(), []
+    optimizer = torch.optim.Adam(model.parameters(), lr=1.0)
+    x, edges = torch.randn(40, 6), torch.randint(0, 40, (2, 160))
+    with gnnstab.Monitor(model, optimizer=optimizer, on_finding=told.append) as monitor:
+        for _ in range(8):
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(x, edges), (x[:, :3] * 2).argmax(1))
+            loss.backward()
+            optimizer.step()
+            monitor.loss(loss)
+    assert [f.signal for f in told if f.code == "GS601"][:1] == ["loss.first_rise"]
+    assert not math.isnan(told[0].value)
+
+
+def test_several_optimizers_are_not_measured() -> None:
+    model = Net()
+    parts = [torch.optim.SGD(m.parameters(), lr=0.1) for m in (model.conv, model.head)]
+    x, edges = torch.randn(10, 6), torch.randint(0, 10, (2, 30))
+    with gnnstab.Monitor(model, optimizer=parts) as monitor:
+        model(x, edges).square().mean().backward()
+        for part in parts:
+            part.step()
+    assert measured(monitor, OPTIMIZER_OUTPUT_MOVE) == {}
