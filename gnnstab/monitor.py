@@ -22,6 +22,7 @@ from gnnstab.probe.boundary import Boundary
 from gnnstab.probe.next_update import UpdateWatch
 from gnnstab.probe.outbox import Layout
 from gnnstab.probe.recorder import Recorder
+from gnnstab.probe.slope import SlopeWatch
 from gnnstab.records import Coverage, Diagnosis, Event, Finding, SeriesKey, Signals, StepRow, Target
 from gnnstab.rules.gs502_non_finite_value import NonFiniteValue
 from gnnstab.rules.live import LiveEngine
@@ -113,7 +114,8 @@ class Monitor:
         self._updates = UpdateWatch(
             self._recorder.model, optimizers, self._writer, lambda: (self._recorder.step, self._recorder.inputs)
         )
-        self._boundary = Boundary(self._recorder, optimizers, scaler, self._act, self._after_step, self._updates.look)
+        self._slopes = SlopeWatch(optimizers, self._writer, lambda: self._recorder.step)
+        self._boundary = Boundary(self._recorder, optimizers, scaler, self._act, self._after_step, self._moving)
         self._has_optimizer = bool(optimizers)
         self._waiting: list[Finding] = []
         self._told: set[str] = set()
@@ -204,6 +206,11 @@ class Monitor:
         how = "run the training inside `with monitor:`" + ("" if self._has_optimizer else " and call monitor.step()")
         return f"nothing was recorded: no step has ended while the monitor watched {layers}; {how}"
 
+    def _moving(self, optimizer: torch.optim.Optimizer) -> None:
+        """The optimizer is about to move the weights."""
+        self._updates.look(optimizer)
+        self._slopes.look(optimizer)
+
     def _noticed(self, event: Event) -> None:
         """An event was recorded; a non-finite value is a finding at once."""
         if event.kind == "non-finite":
@@ -258,6 +265,7 @@ class Monitor:
             lr=row.lr,
             grad_norm=row.grad_norm,
             moved=self._updates.moved(row.step),
+            overshoot=self._slopes.latest if self._slopes.latest[0] >= 0 else None,
             skipped=row.skipped,
         )
 
