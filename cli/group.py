@@ -34,6 +34,19 @@ class Commands(click.Group):
         command: click.Command = import_module(COMMANDS[cmd_name][0]).command
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command of this name; a mistyped one is answered with those that come near."""
+        from gnnstab.errors import hint
+
+        from . import COMMANDS
+
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            near = hint(args[0], COMMANDS, "gnnstab --help lists them")
+            ctx.fail(f"no such command {args[0]!r}; {near}")
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list of commands, from the table alone."""
         from . import COMMANDS

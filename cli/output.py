@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,42 +47,19 @@ def check_writable(path: Path) -> None:
 
 
 def write(path: Path, text: str) -> None:
-    """Write a file: afterwards it holds all of the text, or what it held before.
+    """Write a file: afterwards it holds all of the text, or what it held before; raises `UsageError`."""
+    from gnnstab.report.saving import write as whole
 
-    Raises `UsageError` naming the file and the reason.
-    """
-    data = text.encode("utf-8")
-    try:
-        if path.exists() and not path.is_file():  # a pipe or a device has nothing to preserve
-            with path.open("wb") as stream:
-                stream.write(data)
-            return
-        target = path.resolve()  # a link stays a link
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:40]}.")
-        try:
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(data)
-            os.chmod(name, _mode(target))
-            os.replace(name, target)
-        except BaseException:
-            os.unlink(name)
-            raise
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
-
-
-def _mode(path: Path) -> int:
-    """Permissions of the file that is replaced, or those of a new one."""
-    if path.exists():
-        return path.stat().st_mode & 0o777
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask
+    whole(path, text)
 
 
 def show(text: str, format: str = "text") -> None:
     """Print to standard output; formats for programs are UTF-8 whatever the terminal speaks."""
+    from gnnstab.report.escape import printed
+
     stream = sys.stdout
+    if format == "text":
+        text = printed(text)
     encoding = "utf-8" if format not in ("text", "markdown") else (stream.encoding or "utf-8")
     stream.flush()
     try:

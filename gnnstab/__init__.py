@@ -29,14 +29,17 @@ _HOMES = {
 
 
 # Records are the lowest room and know no report; only the face of the package knows both.
-_PRESENTERS = {"text": ("gnnstab.report.text", "render"), "page": ("gnnstab.report.html", "embed")}
+_PRESENTERS = {
+    "text": ("gnnstab.report.text", "render"),
+    "page": ("gnnstab.report.html", "embed"),
+    "file": ("gnnstab.report.saving", "save"),
+}
 
 
-def presented(diagnosis: "Diagnosis", form: str) -> str:
-    """A diagnosis as ``text`` for a terminal, or as a ``page`` for a notebook."""
+def presented(diagnosis: "Diagnosis", form: str, *arguments: Any, **options: Any) -> Any:
+    """A diagnosis as ``text`` for a terminal, as a ``page`` for a notebook, or as a ``file``."""
     home, name = _PRESENTERS[form]
-    text: str = getattr(import_module(home), name)(diagnosis)
-    return text
+    return getattr(import_module(home), name)(diagnosis, *arguments, **options)
 
 
 def __getattr__(name: str) -> Any:

@@ -72,7 +72,19 @@ def diagnose(
     diagnosis = evaluate(
         seen.target, seen.signals, select=select, ignore=ignore, thresholds=thresholds, overrides=overrides
     )
+    diagnosis = _undone(diagnosis, seen, request)
     return _prove(diagnosis, seen, request, jobs) if verify else diagnosis
+
+
+def _undone(diagnosis: Diagnosis, seen: Observed, request: Request) -> Diagnosis:
+    """Where a model and a batch are at hand, what undoing each suspect shows decides."""
+    live = seen.live
+    if live is None:
+        return diagnosis
+    from gnnstab.verification.interventions import undo
+
+    request.progress("undoing each suspect on a copy")
+    return undo(diagnosis, live.model, batch=live.batch, loss=live.loss, precision=request.precision)
 
 
 def _prove(diagnosis: Diagnosis, seen: Observed, request: Request, jobs: int) -> Diagnosis:

@@ -20,7 +20,11 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
+
+from gnnstab.characters import is_hidden
 
 if TYPE_CHECKING:
     from gnnstab.records import Finding
@@ -99,6 +103,14 @@ class GnnstabWarning(UserWarning):
     """Something that the user of a monitored run should know; never raised by gnnstab itself."""
 
 
+def hint(given: str, known: Iterable[str], otherwise: str = "") -> str:
+    """``did you mean 'qk-norm' or 'qk-clip'?`` for a mistyped name; ``otherwise`` where nothing known comes near."""
+    names = list(known)
+    near = difflib.get_close_matches(given, names, n=3, cutoff=0.7)
+    near += [name for name in names if len(given) > 3 and given.lower() in name.lower() and name not in near]
+    return f"did you mean {' or '.join(repr(name) for name in near[:3])}?" if near else otherwise
+
+
 LONGEST_MESSAGE = 2000
 """Characters of an error's message."""
 
@@ -110,8 +122,8 @@ def printable(text: object, limit: int = LONGEST_NAME) -> str:
     """One line without control characters, lone surrogates or terminal escapes, cut at ``limit`` characters."""
     raw = text if isinstance(text, str) else str(text) if isinstance(text, (int, float, bool)) else type(text).__name__
     cut = raw[:limit]
-    if not cut.isprintable():
-        cut = "".join(
-            c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in cut
-        )
+    cut = "".join(
+        c if c.isprintable() and not is_hidden(c) else c.encode("unicode_escape", "surrogatepass").decode("ascii")
+        for c in cut
+    )
     return cut + "…" if len(raw) > limit else cut

@@ -7,7 +7,7 @@ from typing import Any
 
 from gnnstab.fixes import recommend
 from gnnstab.records import Coverage, Diagnosis, Signals, Target
-from gnnstab.rules import advice, causes, run
+from gnnstab.rules import advice, causes, modest, run
 from gnnstab.signals import from_trace
 from gnnstab.trace import Trace
 
@@ -29,13 +29,14 @@ def evaluate(
     """Run the rules on signals and put everything that a report needs into a `Diagnosis`."""
     outcome = run(signals, select=select or (), ignore=ignore or (), thresholds=thresholds, overrides=overrides)
     found = causes(outcome.findings, outcome.statuses, signals)
+    findings = modest(outcome.findings, found)
     return Diagnosis(
         target=target,
         coverage=_coverage(signals),
-        causes=recommend(found, outcome.findings, signals),
-        findings=outcome.findings,
+        causes=recommend(found, findings, signals),
+        findings=findings,
         rules=outcome.statuses,
-        advice=advice(outcome.findings, signals),
+        advice=advice(findings, signals),
         layers=signals.layers,
         signals=signals.values,
         series=signals.series,

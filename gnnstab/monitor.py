@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 import warnings
@@ -20,13 +21,17 @@ from gnnstab.evaluation import diagnose_trace
 from gnnstab.feed import Feed, Sink
 from gnnstab.probe.boundary import Boundary
 from gnnstab.probe.next_update import UpdateWatch
+from gnnstab.probe.operations.repeat import objective_of
 from gnnstab.probe.outbox import Layout
+from gnnstab.probe.places import not_held
 from gnnstab.probe.recorder import Recorder
 from gnnstab.probe.slope import SlopeWatch
 from gnnstab.records import Coverage, Diagnosis, Event, Finding, SeriesKey, Signals, StepRow, Target
 from gnnstab.rules.gs502_non_finite_value import NonFiniteValue
 from gnnstab.rules.live import LiveEngine
+from gnnstab.rules.recalled import as_event
 from gnnstab.trace import TraceWriter, rank_path
+from gnnstab.verification.interventions import as_batch, undo
 
 if TYPE_CHECKING:
     from gnnstab.trace import Trace
@@ -54,6 +59,9 @@ class Monitor:
     the device inside a step, all hooks are gone at the end, and a failure inside gnnstab is recorded and warned about
     once instead of raised.
 
+    In the 1st, 2nd, 4th, 8th, … step of the full tier the forward runs once more on a copy of the model, which looks at every
+    place that the data passes (see `gnnstab.probe.places`): a forward that counts its calls outside the model counts this one too.
+
     Args:
         model: The model, also one compiled by `torch.compile` or wrapped for data parallelism.
         optimizer: The optimizer, or a sequence of optimizers, that moves it.
@@ -68,6 +76,10 @@ class Monitor:
             on a copy before the optimizer moves the weights, and recorded in full. Where that is not possible every
             step is recorded; the trace says so and, when a budget was given, a warning.
         scaler: The GradScaler in use, so that gradients are recorded unscaled and skipped steps are known as such.
+        loss: The loss as ``loss(output, batch)``, where ``batch`` is what the model is called with: its only argument, the
+            tuple of its arguments or the dict of its keyword arguments. It is called for a step that went wrong alone, on a
+            copy, before the weights move, to name the operation that made the first NaN or Inf. Without it the next step of
+            the run is watched for that.
         sinks: Where numbers, findings and the final report stream to besides the trace (see `gnnstab.sinks`).
 
     Raises:
@@ -85,6 +97,7 @@ class Monitor:
         schedule: int | str | None = None,
         budget: float | None = None,
         scaler: Any = None,
+        loss: Callable[[Any, Any], Tensor] | None = None,
         sinks: Iterable[Sink] = (),
     ) -> None:
         if not isinstance(model, nn.Module):
@@ -94,6 +107,10 @@ class Monitor:
         if budget is not None and not 0 < budget < 1:
             raise UsageError(f"budget={budget!r}; give a share of a step's time between 0 and 1, e.g. 0.02")
         optimizers = _optimizers(optimizer)
+        if loss is not None and not callable(loss):
+            raise UsageError(
+                f"loss={loss!r}; give a function loss(output, batch), and a value of the loss to monitor.loss"
+            )
         every = _every(_FULL_EVERY if schedule is None else schedule)
         by_default = schedule is None and budget is None
         self._path = _rank_path(trace)
@@ -107,7 +124,9 @@ class Monitor:
             budget=_BUDGET if by_default else budget,
             beginning=_BEGINNING if by_default else 0,
             bundles=self._path,
+            places=True,
             on_event=self._noticed,
+            objective=None if loss is None else objective_of(loss),
         )
         self._recorder.closes_accounts = False
         self._tell_held = budget is not None
@@ -116,8 +135,10 @@ class Monitor:
         )
         self._slopes = SlopeWatch(optimizers, self._writer, lambda: self._recorder.step)
         self._boundary = Boundary(self._recorder, optimizers, scaler, self._act, self._after_step, self._moving)
+        self._model, self._optimizers = model, optimizers
         self._has_optimizer = bool(optimizers)
         self._waiting: list[Finding] = []
+        self._ended = False
         self._told: set[str] = set()
         self._live = LiveEngine()
         self._precision = ""
@@ -130,17 +151,23 @@ class Monitor:
         self._live_keys: list[SeriesKey] = []
 
     def __enter__(self) -> Monitor:
+        self._ended = False
         self._guarded("attaching to the model", self._recorder.attach)
         self._guarded("attaching to the optimizer", self._boundary.attach)
+        self._guarded("what the optimizer holds", self._compare_with_optimizer)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._guarded("what the optimizer holds", self._compare_with_optimizer)
         self._guarded("detaching from the optimizer", self._boundary.detach)
+        if error is not None:
+            self._guarded("the failed step", lambda: self._recorder.failed(error))
         late: list[bool] = []
         self._guarded("numbers on their way", lambda: late.append(self._recorder.late and error is None))
         self._guarded("detaching from the model", self._recorder.detach)
+        self._ended = True
         self._guarded("handing over failures", self._recorder.hand_over_failures)
         if any(late):
             self._guarded("the live rules", self._look)
@@ -166,9 +193,13 @@ class Monitor:
     def loss(self, loss: Tensor | float) -> None:
         """Give the loss of this step, before or after the optimizer's step."""
         self._guarded("the loss", lambda: self._recorder.loss(loss))
+        self._guarded("the live rules", self._look_at_loss)
+
+    def _look_at_loss(self) -> None:
+        """A loss that came after its step was looked at."""
         row = self._recorder.row
         if row is not None and row.step == self._looked_at and row.loss is not None and not self._recorder.state.open:
-            self._waiting += self._live.loss(row.step, row.loss, row.lr)
+            self._note(self._live.loss(row.step, row.loss, row.lr))
 
     def validation(self, loss: Tensor | float) -> None:
         """Give a validation loss, to be called between two steps; compared with the training losses before it.
@@ -182,7 +213,21 @@ class Monitor:
         trace = self.trace
         if self._recorder.row is None and "target" not in options:
             options["target"] = Target("trace", str(self._path or "in memory"), (self._nothing_yet(),))
-        return diagnose_trace(trace, **options)
+        diagnosis = diagnose_trace(trace, **options)
+        return self._undone(diagnosis) if self._ended else diagnosis
+
+    def _undone(self, diagnosis: Diagnosis) -> Diagnosis:
+        """The run is over: each suspect undone on a copy of the model, with a batch of the latest full-tier step."""
+        kept, found = self._recorder.kept, [diagnosis]
+        if kept is None or self._recorder.row is None:
+            return diagnosis
+        model, precision = self._recorder.model, self._recorder.precision or "fp32"
+
+        def body() -> None:
+            found.append(undo(diagnosis, model, batch=as_batch(model, kept.args, kept.kwargs), precision=precision))
+
+        self._guarded("undoing the suspects", body)
+        return found[-1]
 
     def _repr_html_(self) -> str:
         """The page of what was recorded so far, for notebooks."""
@@ -198,6 +243,13 @@ class Monitor:
     def coverage(self) -> Coverage:
         """Layers expected and observed, and what is blind and why."""
         return self._recorder.coverage
+
+    def _compare_with_optimizer(self) -> None:
+        """Note which trainable parameters no optimizer holds; a model may get new ones during the run."""
+        groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
+        found = not_held(self._model, groups)
+        if found:
+            self._writer.meta("not_held", json.dumps(found))
 
     def _nothing_yet(self) -> str:
         """Why there is nothing to judge before the first step has ended, and what will be watched."""
@@ -257,7 +309,7 @@ class Monitor:
             live, count = rows.take(self._live_rows, axis=0), self._live_scores
             sizes = live[:, 2]
             np.maximum(-live[:count, 0], live[:count, 1], out=sizes[:count])
-        self._waiting += self._live.update(
+        found = self._live.update(
             row.step,
             self._live_keys if len(rows) else (),
             sizes,
@@ -268,6 +320,13 @@ class Monitor:
             overshoot=self._slopes.latest if self._slopes.latest[0] >= 0 else None,
             skipped=row.skipped,
         )
+        self._note(found)
+
+    def _note(self, found: list[Finding]) -> None:
+        """Live findings go into the trace at once, so that every later diagnosis of it has them."""
+        for finding in found:
+            self._writer.event(as_event(finding))
+        self._waiting += found
 
     def _says_much(self, row: StepRow) -> bool:
         """True when the live rules must hear of a step that was left out; most are as the recorded ones beside them."""

@@ -320,7 +320,7 @@ def make_rules(fired: dict[str, tuple[str, str]]) -> tuple[RuleStatus, ...]:
 
 def make_layers(names: Sequence[str]) -> tuple[LayerFacts, ...]:
     return tuple(
-        LayerFacts(
+        LayerFacts.of(
             name=name,
             kind="TransformerConv",
             position=i,

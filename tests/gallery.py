@@ -27,7 +27,7 @@ STEPS = np.arange(0, 401, 5, dtype=np.int64)
 
 
 def facts(name: str, position: int) -> LayerFacts:
-    return LayerFacts(
+    return LayerFacts.of(
         name=name,
         kind="TransformerConv",
         position=position,

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch_geometric.data import Data
+from torch_geometric.data import Batch, Data
 from torch_geometric.nn import TransformerConv
 
 from gnnstab import baseline, config
@@ -35,6 +35,7 @@ from gnnstab.records import Blind, Event, LayerFacts, Measure, SeriesKey, Signal
 from gnnstab.report import render
 from gnnstab.signals import from_checkpoint, from_trace
 from gnnstab.trace import Trace, TraceWriter
+from structure import in_members, in_operations
 
 Edit = tuple[float, str, bytes]
 """Where (0 … 1 of the content), what (one of `EDITS`), with what."""
@@ -305,6 +306,7 @@ def checkpoints() -> dict[str, bytes]:
     return {
         "state": _saved(state),
         "whole": _saved(whole),
+        "module": _saved({"model": layers["gnn1"]}, pickle_protocol=4),
         "legacy": _saved(state, _use_new_zipfile_serialization=False),
     }
 
@@ -321,7 +323,7 @@ def _write_trace(path: Path) -> None:
     with TraceWriter(path) as writer:
         for number in range(2):
             writer.layer(
-                LayerFacts(f"gnn{number}", "TransformerConv", number, True, (4, 4), heads=2, beta=False, dropout=0.1)
+                LayerFacts.of(f"gnn{number}", "TransformerConv", number, True, (4, 4), heads=2, beta=False, dropout=0.1)
             )
         writer.blind(Blind("gnn1", "gate", "no gate"))
         keys = [
@@ -352,7 +354,12 @@ def traces(folder: Path | None = None) -> dict[str, bytes]:
 def batches() -> dict[str, bytes]:
     """A dict, a tuple, a Data."""
     tensors = {"x": torch.ones(3, 4), "edge_index": torch.tensor([[0, 1], [1, 2]])}
-    return {"dict": _saved(tensors), "tuple": _saved(tuple(tensors.values())), "data": _saved(Data(**tensors))}
+    return {
+        "dict": _saved(tensors),
+        "tuple": _saved(tuple(tensors.values())),
+        "data": _saved(Data(**tensors)),
+        "batch": _saved(Batch.from_data_list([Data(**tensors)] * 2)),
+    }
 
 
 @cache
@@ -405,18 +412,21 @@ expires = 2027-01-31
 """
 
 
+_TORCH: tuple[Callable[..., bytes], ...] = (in_values, apply, in_archive, in_operations, in_members)
+
+
 def _of_bundle(name: str) -> Reader:
     damage: tuple[Callable[..., bytes], ...] = (in_json, apply)
     if name.endswith(".pt"):
-        damage = (in_values, apply, in_archive)
+        damage = _TORCH
     return Reader(name, read_bundle, lambda: {"bundle": bundle_files()[name]}, damage, bundle_files)
 
 
 READERS: dict[str, Reader] = {
-    "checkpoint": Reader("model.pt", read_checkpoint, checkpoints, (in_values, apply, in_archive)),
+    "checkpoint": Reader("model.pt", read_checkpoint, checkpoints, _TORCH),
     "safetensors": Reader("model.safetensors", read_checkpoint, safetensors, (in_header, apply)),
     "trace": Reader("run.gnnstab", read_trace, cache(traces), (in_tables, apply)),
-    "batch": Reader("batch.pt", read_batch, batches, (in_values, apply, in_archive)),
+    "batch": Reader("batch.pt", read_batch, batches, _TORCH),
     "baseline": Reader("known.json", baseline.read, lambda: {"one": BASELINE}, (in_json, apply)),
     "pyproject": Reader("pyproject.toml", read_config, lambda: {"all keys": TOML}),
     "setup.cfg": Reader("setup.cfg", read_config, lambda: {"all keys": INI}),
@@ -432,7 +442,7 @@ READERS: dict[str, Reader] = {
 def damaged(reader: Reader, seed: str, way: int, edits: list[Edit], folder: Path) -> bytes:
     """One input."""
     content, how = reader.seeds()[seed], reader.damage[way % len(reader.damage)]
-    if how is in_archive and not content.startswith(b"PK"):
+    if how in (in_archive, in_operations, in_members) and not content.startswith(b"PK"):
         how = apply
     return partial(how, scratch=folder)(content, edits) if how is in_tables else how(content, edits)
 

@@ -26,7 +26,9 @@ def recording(
     """Write a run step by step; every step is on the disk when it is yielded."""
     with TraceWriter(path, meta={"source": "training", "precision": "fp32"}) as writer:
         for i, name in enumerate(names):
-            writer.layer(LayerFacts(name, "TransformerConv", i, True, (16, 16), 16, 3, False, False, dropout=0.0))
+            writer.layer(
+                LayerFacts(name, "TransformerConv", i, True, (16, 16), 16, 3, False, 0.0, options={"beta": False})
+            )
         sites = ("score", "output", "grad_input", "input")
         ids = [writer.series(SeriesKey(name, "train", 0, site)) for name in names for site in sites]
         for step in range(steps):

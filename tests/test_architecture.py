@@ -14,8 +14,10 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "gnnstab"
 
 ORDER = [
+    {"characters"},
     {"errors"},
     {"archive", "plugins", "randomness"},
+    {"unpickling"},
     {"records"},
     {"layers"},
     {"trace"},

@@ -132,3 +132,25 @@ def test_json_is_strict_and_complete() -> None:
 def test_hostile_names_are_text() -> None:
     text = render(compare(examples.hostile_names(), examples.hostile_names()), verbose=True)
     assert all(c == "\n" or c.isprintable() for c in text)
+
+
+def went_through(end: float, worst: float, step: int = 12) -> Diagnosis:
+    """A run whose largest score at its end is ``end`` and was ``worst`` at ``step``."""
+    detail = {"worst": worst, "worst_step": step}
+    signal = Signal("score.max_abs", end, "gnn.a", None, 149, "training", detail)
+    return replace(examples.clean(), signals=(signal,))
+
+
+def test_runs_that_end_alike_are_not_steady_when_one_of_them_exploded_on_its_way() -> None:
+    comparison = compare(went_through(1.35, 9.0), went_through(1.35, 1.5e7))
+    (grown,) = comparison.grown(1.1)
+    assert grown.extreme
+    assert (grown.before, grown.after) == (9.0, 1.5e7)
+    text = render(comparison)
+    assert text.startswith("GREW")
+    assert "score.max_abs (worst)" in text
+
+
+def test_runs_whose_worst_values_scatter_as_single_steps_do_are_steady() -> None:
+    comparison = compare(went_through(10.0, 20.0), went_through(10.2, 35.0))
+    assert render(comparison).startswith("STEADY")

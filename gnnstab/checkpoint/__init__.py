@@ -1,6 +1,6 @@
 """Checkpoint file → facts.
 
-`load` reads a file without running code from it, `recover` finds the TransformerConv layers and their numbers,
+`load` reads a file without running code from it, `recover` finds the attention layers and their numbers,
 `rebuild` makes layers to probe out of them, `load_into` puts the file's tensors into a model, `recover_model` gives the
 facts of a model in memory and `checkpoints_in` the files of a folder. The names are resolved on
 first use, so that `gnnstab.checkpoint.facts` can be imported without torch.
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from gnnstab.checkpoint.loading import Checkpoint as Checkpoint
     from gnnstab.checkpoint.loading import load as load
     from gnnstab.checkpoint.matching import load_into as load_into
-    from gnnstab.checkpoint.rebuild import rebuild as rebuild
+    from gnnstab.checkpoint.rebuilding import rebuild as rebuild
     from gnnstab.checkpoint.recovery import recover as recover
 
 _HOMES = {
@@ -31,14 +31,12 @@ _HOMES = {
     "load_into": "matching",
     "recover": "recovery",
     "recover_model": "live",
-    "rebuild": "rebuild",
+    "rebuild": "rebuilding",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    # Importing the submodule `rebuild` has just bound the module under this very name; the function must win.
-    globals()[name] = value
+    value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
     return value

@@ -10,7 +10,10 @@ from torch import Tensor, nn
 
 from gnnstab.checkpoint.modules import known_facts
 from gnnstab.checkpoint.naming import SHADOWS, printable, unique
+from gnnstab.checkpoint.settings import plain_settings
+from gnnstab.checkpoint.standins import facts_of, is_module, tensors_of
 from gnnstab.errors import LoadError
+from gnnstab.unpickling import Record
 
 MOST_NODES = 1_000_000
 """Nested objects that are looked at before a file is refused."""
@@ -19,7 +22,6 @@ DEEPEST = 100
 """Levels of nesting that are looked at before a file is refused."""
 
 _PROGRESS = ("epoch", "step", "global_step", "iteration", "iter", "update", "num_updates", "n_iter", "total_steps")
-_SETTINGS = ("args", "hparams", "hyper_parameters", "hyperparameters", "config", "cfg", "opt", "options")
 _SKIPPED = frozenset(
     [
         "lr_scheduler",
@@ -81,6 +83,9 @@ def contents_of(root: Any, shown: str) -> Contents:
             known = known_facts(node)
             found.networks.append(Network(path, dict(node.state_dict()), known))
             found.notes.append(f"unpickled the whole module {printable(type(node).__name__)}")
+        elif is_module(node):
+            found.networks.append(Network(path, tensors_of(node), facts_of(node)))
+            found.notes.append(f"read the whole module {printable(node.kind)} without running its code")
         elif _is_optimizer(node):
             found.optimizers.append((".".join(path) or "optimizer", node))
         elif tensors := _direct_tensors(node):
@@ -103,7 +108,7 @@ def _walk(root: Any, shown: str) -> Iterator[tuple[tuple[str, ...], Any]]:
             continue
         seen.add(id(node))
         yield path, node
-        children = list(_children(node)) if not _is_optimizer(node) else []
+        children = list(_children(node)) if not (_is_optimizer(node) or is_module(node)) else []
         count += len(children)
         if count > MOST_NODES:
             raise LoadError(f"{shown}: holds more than {MOST_NODES} nested objects; save the state_dict alone")
@@ -113,14 +118,20 @@ def _walk(root: Any, shown: str) -> Iterator[tuple[tuple[str, ...], Any]]:
 
 
 def _children(node: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(node, Mapping):
+    if isinstance(node, Record):
+        yield from _children(node.mapping)
+        yield from _children(node.attributes)
+    elif isinstance(node, Mapping):
         for key, child in node.items():
-            if isinstance(child, (Mapping, list, tuple, nn.Module)) and key not in _SKIPPED:
+            if isinstance(child, _NESTING) and key not in _SKIPPED:
                 yield printable(key), child
     elif isinstance(node, (list, tuple)):
         for index, child in enumerate(node):
-            if isinstance(child, (Mapping, list, tuple, nn.Module)):
+            if isinstance(child, _NESTING):
                 yield str(index), child
+
+
+_NESTING = (Mapping, list, tuple, nn.Module, Record)
 
 
 def _is_optimizer(node: Any) -> bool:
@@ -146,11 +157,7 @@ def _read_progress(root: Mapping[Any, Any], found: Contents) -> None:
         value = root.get(name)
         if isinstance(value, int) and not isinstance(value, bool):
             found.progress[name] = value
-    for name in _SETTINGS:
-        settings = root.get(name)
-        items = settings if isinstance(settings, Mapping) else getattr(settings, "__dict__", {})
-        plain = {printable(k): v for k, v in items.items() if isinstance(v, (int, float, str, bool))}
-        found.settings.update({f"{name}.{key}": value for key, value in list(plain.items())[:200]})
+    found.settings = plain_settings(root)
 
 
 def _set_loose_tensors_aside(found: Contents) -> None:

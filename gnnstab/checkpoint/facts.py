@@ -33,7 +33,7 @@ class CheckpointFacts:
     path: str
     format: str
     layers: tuple[LayerFacts, ...] = ()
-    """The TransformerConv layers in order of appearance in the file."""
+    """The attention layers in order of appearance in the file."""
 
     values: tuple[Signal, ...] = ()
     """Numbers from the weights (source ``weights``) and the optimizer state (source ``optimizer``)."""
@@ -44,10 +44,10 @@ class CheckpointFacts:
 
     notes: tuple[str, ...] = ()
     unjudged: tuple[Blind, ...] = ()
-    """Attention layers of other kinds, and TransformerConv layers whose tensors cannot be read."""
+    """Attention layers of kinds without an adapter, and layers whose tensors cannot be read."""
 
     linear_layers: int = 0
-    """Plain Linear layers beside the TransformerConvs."""
+    """Plain Linear layers beside the attention layers."""
 
     linear_initialisation: str | None = None
     """Initialisation that all plain Linear layers share, ``mixed``, ``unknown``, or None when there is none to look at."""

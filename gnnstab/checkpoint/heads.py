@@ -1,12 +1,12 @@
-"""How many heads a TransformerConv has, where its shapes or the user say so."""
+"""How many heads a layer has, where its shapes or the user say so."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from gnnstab.checkpoint.layers import Conv
 from gnnstab.errors import UsageError
+from gnnstab.layers import StoredLayer
 
 
 class Heads(NamedTuple):
@@ -20,33 +20,39 @@ class Heads(NamedTuple):
     """``read from the shapes``, ``given``, ``stored in the module`` or ``""``."""
 
 
-def heads_of(conv: Conv, given: int | None, concat: bool | None, known: Mapping[str, Any]) -> Heads:
+def heads_of(stored: StoredLayer, given: int | None, concat: bool | None, known: Mapping[str, Any]) -> Heads:
     """The heads of one layer.
 
-    Averaged heads (``concat=False``) make lin_skip H times narrower than lin_key, which shows H. Concatenated heads leave
-    no trace: any divisor of the width is possible, one head included.
+    Averaged heads (``concat=False``) make the output H times narrower than the heads together, which shows H. Concatenated
+    heads leave no trace: any divisor of the width is possible, one head included.
 
     Raises `UsageError` when what was given contradicts the shapes.
     """
-    rows, skip = conv.rows, conv.skip_rows
-    stored = known.get("heads")
-    if isinstance(stored, int) and stored > 0 and rows % stored == 0:
-        return Heads(stored, bool(known.get("concat", rows == skip)), "stored in the module")
-    if rows != skip:
+    rows, out = stored.kind.widths(stored)
+    inner, outer = stored.kind.width_names
+    kept = known.get("heads")
+    if isinstance(kept, int) and kept > 0 and rows % kept == 0:
+        return Heads(kept, bool(known.get("concat", rows == out)), "stored in the module")
+    shown = stored.kind.shown_heads(stored)
+    if shown is not None:
+        if given not in (None, shown):
+            raise UsageError(f"--heads {given} contradicts the file: {inner} of {stored.name} shows {shown}")
+        return Heads(shown, rows == out if concat is None else concat, "read from the shapes")
+    if rows != out:
         if concat:
             raise UsageError(
-                f"{conv.name}: concat=True contradicts the file: lin_skip gives {skip} channels, lin_key {rows}"
+                f"{stored.name}: concat=True contradicts the file: {outer} gives {out} channels, {inner} {rows}"
             )
-        return Heads(rows // skip, False, "read from the shapes")
+        return Heads(rows // out, False, "read from the shapes")
     if concat is False:
         if given not in (None, 1):
             raise UsageError(
-                f"{conv.name}: {given} averaged heads contradict the file: lin_skip and lin_key both give {rows} channels"
+                f"{stored.name}: {given} averaged heads contradict the file: {outer} and {inner} both give {rows} channels"
             )
         return Heads(1, False, "follows from concat=False")
     if given is None:
         return Heads(None, None, "")
     if given < 1 or rows % given:
         divisors = ", ".join(str(n) for n in range(1, rows + 1) if rows % n == 0)
-        raise UsageError(f"--heads {given} does not divide the {rows} channels of {conv.name}; possible: {divisors}")
+        raise UsageError(f"--heads {given} does not divide the {rows} channels of {stored.name}; possible: {divisors}")
     return Heads(given, True, "given")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,10 @@ from torch import Tensor
 
 from gnnstab.checkpoint.containers import Contents, Network, contents_of
 from gnnstab.checkpoint.naming import SHADOWS, printable, unique, unwrapped_names
-from gnnstab.checkpoint.optimizer import OptimizerState, read_optimizer, tensors_in
+from gnnstab.checkpoint.optimizer import OptimizerState, read_optimizer
 from gnnstab.checkpoint.reading import read_safetensors, read_torch
 from gnnstab.checkpoint.sniffing import regular_file, sniff
-from gnnstab.checkpoint.tensors import stored_bytes
 from gnnstab.errors import LoadError
-
-MOST_EXPANSION = 8
-"""A file whose tensors declare more than this many times its size (and 64 MiB) is refused."""
 
 FORMATS = {"zip": "torch", "legacy": "torch before 1.6", "pickle": "pickle", "safetensors": "safetensors"}
 
@@ -74,11 +70,9 @@ def load(path: str | os.PathLike[str], *, unsafe: bool = False) -> Checkpoint:
     root = read_safetensors(file) if kind == "safetensors" else read_torch(file, kind, unsafe=unsafe)
     try:
         contents = contents_of(root, shown)
-        checkpoint = _assemble(shown, kind, file, contents, root)
+        return _assemble(shown, kind, file, contents, root)
     except MemoryError:
         raise LoadError(f"{shown}: asks for more memory than there is") from None
-    _check_expansion(checkpoint)
-    return checkpoint
 
 
 def _assemble(shown: str, kind: str, file: Path, contents: Contents, root: Any) -> Checkpoint:
@@ -155,21 +149,3 @@ def _split_shadow(named: dict[str, Tensor], notes: list[str]) -> tuple[dict[str,
             notes.append(f"{len(mirrored)} averaged tensors under '{prefix}.': scanned, not judged")
             return others, mirrored
     return named, {}
-
-
-def _check_expansion(checkpoint: Checkpoint) -> None:
-    """Raise `LoadError` when tensors share or repeat storage so much that looking at all would never end."""
-    limit = max(MOST_EXPANSION * checkpoint.size, 64 * 2**20)
-    declared = stored_bytes(_every_tensor(checkpoint))
-    if declared > limit:
-        raise LoadError(
-            f"{checkpoint.path}: its tensors declare {declared / 2**20:.3g} MiB, the file has {checkpoint.size / 2**20:.3g} MiB; "
-            "refused (expanded or overlapping storages)"
-        )
-
-
-def _every_tensor(checkpoint: Checkpoint) -> Iterable[Tensor]:
-    yield from checkpoint.tensors.values()
-    yield from checkpoint.shadows.values()
-    for optimizer in checkpoint.optimizers:
-        yield from tensors_in(optimizer)

@@ -11,6 +11,7 @@ from gnnstab.checkpoint.loading import Checkpoint
 from gnnstab.checkpoint.naming import printable
 from gnnstab.checkpoint.tensors import unreadable
 from gnnstab.errors import CheckpointMismatch
+from gnnstab.layers import layer_of
 
 MOST_LISTED = 5
 """Names shown of each kind; the number of all is always told."""
@@ -20,15 +21,15 @@ def load_into(model: nn.Module, checkpoint: Checkpoint, *, prefix: str | None = 
     """Copy the file's tensors into ``model`` and say what matched.
 
     The names may differ by a prefix, as when the model is the graph part of a larger network: the prefix under which most
-    TransformerConv tensors fit is used, or ``prefix`` (with its dot) when given. Tensors that only one side has are
+    tensors of attention layers fit is used, or ``prefix`` (with its dot) when given. Tensors that only one side has are
     counted and listed.
 
-    Raises `CheckpointMismatch`, before anything is copied, when nothing fits, a shape differs or a TransformerConv tensor
-    of the model is not in the file.
+    Raises `CheckpointMismatch`, before anything is copied, when nothing fits, a shape differs or a tensor of an
+    attention layer of the model is not in the file.
     """
     wanted = _state(model)
-    convs = _convs(model)
-    vital = {name for name in wanted if _owner(name) in convs}
+    attention = [f"{name}." for name, m in model.named_modules(remove_duplicate=False) if layer_of(m) is not None]
+    vital = {name for name in wanted if any(name.startswith(layer) for layer in attention)}
     fits = [(prefix, "")] if prefix is not None else best_prefixes(wanted, checkpoint.tensors, vital)
     in_front, behind = fits[0]
     pairs = {name: found for name in wanted if (found := _file_name(name, in_front, behind)) in checkpoint.tensors}
@@ -46,7 +47,7 @@ def load_into(model: nn.Module, checkpoint: Checkpoint, *, prefix: str | None = 
 def best_prefixes(wanted: Mapping[str, Tensor], stored: Mapping[str, Tensor], vital: set[str]) -> list[tuple[str, str]]:
     """(prefix that the file's names have in front, prefix that the model's names have in front); several when they tie.
 
-    Each pair of names that end alike votes; TransformerConv tensors of equal shape count most, then any of equal shape.
+    Each pair of names that end alike votes; tensors of attention layers of equal shape count most, then any of equal shape.
     Among equals the shorter prefix comes first, then the one that is first in the file.
     """
     votes: Counter[tuple[str, str]] = Counter()
@@ -92,20 +93,6 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
 
 
-def _convs(model: nn.Module) -> set[str]:
-    """Module paths of TransformerConvs and their subclasses."""
-    return {
-        name
-        for name, module in model.named_modules(remove_duplicate=False)
-        if any(kind.__name__ == "TransformerConv" for kind in type(module).__mro__)
-    }
-
-
-def _owner(name: str) -> str:
-    """Module path two levels above a tensor: the layer of ``layer.lin_key.weight``."""
-    return name.rpartition(".")[0].rpartition(".")[0]
-
-
 def _shape(tensor: Tensor) -> tuple[int, ...] | None:
     return None if unreadable(tensor) == "uninitialised" else tuple(tensor.shape)
 
@@ -130,7 +117,7 @@ def _check(
     if lacking:
         under = f" under the prefix '{in_front}'" if in_front else ""
         raise CheckpointMismatch(
-            f"{where}: lacks {len(lacking)} TransformerConv tensors of the model{under}, first {lacking[0]} {_shape(wanted[lacking[0]])}"
+            f"{where}: lacks {len(lacking)} tensors of attention layers of the model{under}, first {lacking[0]} {_shape(wanted[lacking[0]])}"
         )
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from gnnstab.checkpoint.optimizer import SECOND_MOMENTS, Entry, OptimizerState
 from gnnstab.checkpoint.scan import Statistics
 from gnnstab.checkpoint.tensors import readable
+from gnnstab.layers import plays
 from gnnstab.records import Signal
 from gnnstab.records.vocabulary import OPTIMIZER_NEVER_UPDATED
 
@@ -33,7 +34,7 @@ def optimizer_signals(
     """Numbers of one optimizer.
 
     ``names`` ties the index of an entry to its parameter (see `matching_names`), ``owners`` a parameter to its
-    TransformerConv (other parameters: the module that holds them), ``statistics`` a parameter to its own statistics.
+    attention layer (other parameters: the module that holds them), ``statistics`` a parameter to its own statistics.
     """
     signals: list[Signal] = []
     silent: list[str] = []
@@ -51,22 +52,20 @@ def optimizer_signals(
 
 
 def gradient_slope(signals: Sequence[Signal], layers: Sequence[str]) -> list[Signal]:
-    """Slope of ln(RMS gradient of ``lin_value.weight``) over the layers, backwards; needs three layers.
+    """Slope of ln(RMS gradient of the value weights) over the layers, backwards; needs three layers.
 
     The query and key weights are left out: their gradients follow the uniformity of the attention, not depth.
     """
     by_layer = {
         s.layer: s.value
         for s in signals
-        if s.name == "optimizer.gradient_rms"
-        and str(s.detail.get("parameter", "")).endswith("lin_value.weight")
-        and s.value > 0
+        if s.name == "optimizer.gradient_rms" and plays(str(s.detail.get("parameter", "")), "value") and s.value > 0
     }
     points = [(position, math.log(by_layer[name])) for position, name in enumerate(layers) if name in by_layer]
     if len(points) < 3:
         return []
     slope = float(np.polyfit([p for p, _ in points], [g for _, g in points], 1)[0])
-    detail = {"from": "second moments of lin_value.weight", "layers": len(points)}
+    detail = {"from": "second moments of the value weights", "layers": len(points)}
     return [Signal("gradient.slope", -slope, None, source="optimizer", detail=detail)]
 
 

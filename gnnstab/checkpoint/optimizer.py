@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,12 +73,6 @@ def read_optimizer(path: str, state: Mapping[Any, Any]) -> OptimizerState:
                 _entry(_lookup(state["state"], key), settings, index, name if isinstance(name, str) else None)
             )
     return OptimizerState(path, tuple(entries))
-
-
-def tensors_in(optimizer: OptimizerState) -> Iterator[Tensor]:
-    """Every tensor of the state."""
-    for entry in optimizer.entries:
-        yield from entry.tensors.values()
 
 
 def _lookup(state: Mapping[Any, Any], key: Any) -> Any:

@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
+import json
 import pickle
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from gnnstab.archive import LARGEST_LEGACY, check_archive, check_cost, imports_of, newer_version
+from gnnstab import unpickling
+from gnnstab.archive import LARGEST_LEGACY, LARGEST_PICKLE, check_archive, imports_of, newer_version
 from gnnstab.checkpoint.naming import printable
-from gnnstab.checkpoint.standins import STANDINS
 from gnnstab.errors import GnnstabError, LoadError, MissingExtra, UnsafeFileError
+from gnnstab.unpickling.guard import look_first
 
-_HARMLESS = (
-    "torch._utils.",
-    "torch._tensor.",
-    "torch.nn.parameter.",
-    "torch.storage.",
-    "collections.OrderedDict",
-    "collections.Counter",
-    "builtins.set",
-    "__builtin__.set",
-    "_codecs.encode",
-    "torch.Size",
-    "torch.device",
-    "torch.serialization._get_layout",
-)
-"""Beginnings of names that are not worth telling when a file is refused for another one."""
+MOST_ENTRIES = 200_000
+"""Tensors of a safetensors file, as many as the pickle of a torch file can describe."""
 
 _ADVICE = (
     "save the weights alone with torch.save(model.state_dict(), …), or, only if you trust where the file comes from, "
@@ -39,18 +26,21 @@ _ADVICE = (
 
 
 def read_torch(file: Path, kind: str, *, unsafe: bool) -> Any:
-    """What torch.save wrote: memory-mapped where the format allows, tensors only unless ``unsafe``.
+    """What torch.save wrote: plain values, records, and tensors that look into the file; with ``unsafe`` real objects.
 
     Raises `UnsafeFileError` when the file needs code to run, `LoadError` when it cannot be read.
     """
     shown = printable(str(file), 500)
-    description = check_archive(file) if kind == "zip" else _legacy_bytes(file)
     if unsafe:
+        description = check_archive(file) if kind == "zip" else _legacy_bytes(file)
         return _guarded(shown, description, lambda: _read_everything(file, kind))
-    check_cost(shown, description)
-    if kind == "pickle":
-        raise UnsafeFileError(f"{shown}: is a plain pickle{_needs(description)}; {_ADVICE}")
-    return _guarded(shown, description, lambda: _read_tensors(file, mapped=kind == "zip"))
+    if kind != "zip":
+        description = _legacy_bytes(file)
+        if kind == "pickle":
+            raise UnsafeFileError(f"{shown}: is a plain pickle{_needs(description)}; {_ADVICE}")
+    return unpickling.read(
+        file, kind, shown, unpickling.any_class, f"reading it would run code: it imports {{}}; {_ADVICE}"
+    )
 
 
 def read_safetensors(file: Path) -> dict[str, torch.Tensor]:
@@ -62,20 +52,39 @@ def read_safetensors(file: Path) -> dict[str, torch.Tensor]:
         from safetensors import safe_open
     except ImportError:
         raise MissingExtra("safetensors", "safetensors") from None
+    shown = printable(str(file), 500)
+    size = int.from_bytes(_first_bytes(file, 8), "little")
+    if size > LARGEST_PICKLE:
+        raise LoadError(
+            f"{shown}: its header has {size >> 20} MiB, more than the {LARGEST_PICKLE >> 20} MiB that gnnstab reads; save the "
+            "state_dict alone"
+        )
+    look_first(shown, size, lambda: _check_header(shown, _first_bytes(file, 8 + size)[8:]))
     try:
         with safe_open(str(file), framework="pt", device="cpu") as archive:
             return {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118 - not a mapping
     except GnnstabError:
         raise
     except Exception as error:
-        raise LoadError(
-            f"{printable(str(file), 500)}: damaged safetensors file ({printable(str(error), 120)})"
-        ) from None
+        raise LoadError(f"{shown}: damaged safetensors file ({printable(str(error), 120)})") from None
 
 
-def _read_tensors(file: Path, *, mapped: bool) -> Any:
-    with _standins():
-        return torch.load(str(file), map_location="cpu", weights_only=True, mmap=mapped)
+def _first_bytes(file: Path, size: int) -> bytes:
+    try:
+        with file.open("rb") as stream:
+            return stream.read(size)
+    except OSError as error:
+        raise LoadError(f"{printable(str(file), 500)}: cannot be read ({printable(error.strerror)})") from None
+
+
+def _check_header(shown: str, header: bytes) -> None:
+    """Raise `LoadError` for a header that is none, or has more entries than can be told of in a bounded time."""
+    try:
+        entries = json.loads(header)
+    except (ValueError, RecursionError):
+        raise LoadError(f"{shown}: damaged safetensors file (its header is no JSON)") from None
+    if not isinstance(entries, dict) or len(entries) > MOST_ENTRIES:
+        raise LoadError(f"{shown}: damaged safetensors file, or one of more than {MOST_ENTRIES} tensors")
 
 
 def _read_everything(file: Path, kind: str) -> Any:
@@ -93,20 +102,6 @@ def _legacy_bytes(file: Path) -> bytes:
             f"{LARGEST_LEGACY >> 20} MiB that gnnstab reads; load it with torch and save it again"
         )
     return file.read_bytes()
-
-
-@contextlib.contextmanager
-def _standins() -> Iterator[None]:
-    """Let torch's restricted unpickler build the inert stand-ins; torch before 2.6 refuses those files instead."""
-    manager = getattr(torch.serialization, "safe_globals", None)
-    if manager is None or tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 6):
-        yield
-        return
-    # The class of a lazily initialised parameter is torch's own and holds no data.
-    lazy = [(kind, f"torch.nn.parameter.{kind.__name__}") for kind in
-            (torch.nn.parameter.UninitializedParameter, torch.nn.parameter.UninitializedBuffer)]  # fmt: skip
-    with manager([(built, name) for name, built in STANDINS.items()] + lazy):
-        yield
 
 
 def _guarded(shown: str, description: bytes, read: Any) -> Any:
@@ -146,7 +141,7 @@ def _needs(description: bytes) -> str:
     names = [
         n
         for n in imports_of(description)
-        if not n.startswith(_HARMLESS) and n not in STANDINS and not n.endswith("Storage")
+        if not n.startswith(("torch.", "collections.", "builtins.", "__builtin__.", "_codecs."))
     ]
     if not names:
         return ""

@@ -11,7 +11,7 @@ from gnnstab.checkpoint.correspondence import matching_names
 from gnnstab.checkpoint.facts import CheckpointFacts
 from gnnstab.checkpoint.fingerprint import Fingerprint, fingerprint, prevailing_label, shared_label
 from gnnstab.checkpoint.heads import Heads, heads_of
-from gnnstab.checkpoint.layers import Conv, find_convs
+from gnnstab.checkpoint.layers import find_layers
 from gnnstab.checkpoint.loading import Checkpoint
 from gnnstab.checkpoint.moments import gradient_slope, optimizer_signals
 from gnnstab.checkpoint.naming import is_statistic
@@ -22,6 +22,7 @@ from gnnstab.checkpoint.threads import one_thread
 from gnnstab.checkpoint.training import was_trained
 from gnnstab.checkpoint.unseen import assumptions, undecided
 from gnnstab.errors import UsageError
+from gnnstab.layers import StoredLayer
 from gnnstab.records import LayerFacts, Signal
 from gnnstab.records.vocabulary import WEIGHT_NON_FINITE, WEIGHT_RMS
 
@@ -35,10 +36,10 @@ MOST_LINEAR = 64
 def recover(
     checkpoint: Checkpoint, *, heads: int | None = None, activation: str | None = None, concat: bool | None = None
 ) -> CheckpointFacts:
-    """Find every TransformerConv of a checkpoint by names and shapes, and compute what the file alone can tell.
+    """Find every attention layer of a checkpoint by names and shapes, and compute what the file alone can tell.
 
     ``heads`` and ``concat`` decide what concatenated heads leave open, ``activation`` (``relu`` unless given) enters the
-    static gain. A file without any TransformerConv gives facts without layers.
+    static gain. A file without any attention layer gives facts without layers.
 
     Raises `UsageError` when an option contradicts the file.
     """
@@ -49,10 +50,10 @@ def recover(
 
 
 def _recover(checkpoint: Checkpoint, heads: int | None, activation: str | None, concat: bool | None) -> CheckpointFacts:
-    convs, unjudged, shared = find_convs(checkpoint.tensors)
+    convs, unjudged, shared = find_layers(checkpoint.tensors)
     decided = [heads_of(conv, heads, concat, _known(checkpoint, conv)) for conv in convs]
     _check_given(convs, decided, heads)
-    prints = [[fingerprint(conv.weights[part]) for part in ("key", "query", "value", "skip")] for conv in convs]
+    prints = [[fingerprint(weight) for weight in conv.kind.drawn(conv)] for conv in convs]
     layers = tuple(
         _layer_facts(conv, position, decided[position], _known(checkpoint, conv), prints[position], activation)
         for position, conv in enumerate(convs)
@@ -90,11 +91,11 @@ def _recover(checkpoint: Checkpoint, heads: int | None, activation: str | None, 
     )
 
 
-def _known(checkpoint: Checkpoint, conv: Conv) -> Mapping[str, Any]:
+def _known(checkpoint: Checkpoint, conv: StoredLayer) -> Mapping[str, Any]:
     return checkpoint.known.get(conv.name, {})
 
 
-def _check_given(convs: Sequence[Conv], decided: Sequence[Heads], given: int | None) -> None:
+def _check_given(convs: Sequence[StoredLayer], decided: Sequence[Heads], given: int | None) -> None:
     """A number of heads that every layer contradicts is a mistake; one that some layer can use is not."""
     if given is None or not convs or any(h.source == "given" or h.heads == given for h in decided):
         return
@@ -105,32 +106,31 @@ def _check_given(convs: Sequence[Conv], decided: Sequence[Heads], given: int | N
 
 
 def _layer_facts(
-    conv: Conv, position: int, heads: Heads, known: Mapping[str, Any], prints: list[Fingerprint], activation: str | None
+    conv: StoredLayer,
+    position: int,
+    heads: Heads,
+    known: Mapping[str, Any],
+    prints: list[Fingerprint],
+    activation: str | None,
 ) -> LayerFacts:
-    beta = "beta" in conv.weights
+    rows, _ = conv.kind.widths(conv)
     return LayerFacts(
         name=conv.name,
-        kind=str(known.get("kind", "TransformerConv")),
+        kind=str(known.get("kind", conv.kind.kind)),
         position=position,
         attention=True,
-        in_channels=conv.in_channels,
-        out_channels=None if heads.heads is None else conv.rows // heads.heads,
+        out_channels=None if heads.heads is None else rows // heads.heads,
         heads=heads.heads,
         concat=heads.concat,
-        beta=beta,
-        # A gate is only built beside a root weight, so its tensor proves both; its absence proves nothing about the request.
-        beta_requested=True if beta else None,
-        dropout=known.get("dropout"),
-        edge_dim=int(conv.weights["edge"].shape[1]) if "edge" in conv.weights else 0,
-        root_weight=True if beta else known.get("root_weight"),
-        bias=bool(conv.biases),
-        aggregation=known.get("aggr"),
         activation=activation,
         initialisation=shared_label(prints),
+        **conv.kind.stored_facts(conv, known),
     )
 
 
-def _layer_values(convs: Sequence[Conv], layers: Sequence[LayerFacts], seen: Survey, activation: str) -> list[Signal]:
+def _layer_values(
+    convs: Sequence[StoredLayer], layers: Sequence[LayerFacts], seen: Survey, activation: str
+) -> list[Signal]:
     """Numbers of the layers whose weights are all finite; decompositions of others have no meaning."""
     values: list[Signal] = []
     for conv, facts in zip(convs, layers, strict=True):
@@ -139,8 +139,8 @@ def _layer_values(convs: Sequence[Conv], layers: Sequence[LayerFacts], seen: Sur
     return values
 
 
-def _weight_values(convs: Sequence[Conv], seen: Survey) -> list[Signal]:
-    """RMS of the TransformerConvs' parameters, and NaN and Inf entries of every tensor of the file."""
+def _weight_values(convs: Sequence[StoredLayer], seen: Survey) -> list[Signal]:
+    """RMS of the attention layers' parameters, and NaN and Inf entries of every tensor of the file."""
     owners = _owners(convs)
     values = [
         Signal(WEIGHT_RMS, numbers.rms, owners[name], source="weights", detail={"parameter": name})
@@ -152,13 +152,17 @@ def _weight_values(convs: Sequence[Conv], seen: Survey) -> list[Signal]:
     ]
     for name in told:
         layer = owners.get(name, name.rpartition(".")[0])
-        detail = {"parameter": name, **({"statistic": True} if is_statistic(name) else {})}
+        detail = {
+            "parameter": name,
+            "tensors": len(seen.non_finite),
+            **({"statistic": True} if is_statistic(name) else {}),
+        }
         values.append(Signal(WEIGHT_NON_FINITE, float(seen.non_finite[name]), layer, source="weights", detail=detail))
     return values
 
 
 def _optimizer_values(
-    checkpoint: Checkpoint, convs: Sequence[Conv], layers: Sequence[LayerFacts], seen: Survey
+    checkpoint: Checkpoint, convs: Sequence[StoredLayer], layers: Sequence[LayerFacts], seen: Survey
 ) -> tuple[list[Signal], tuple[str, ...]]:
     shapes = {
         prefix: [(name, seen.shapes[name]) for name in names if name in seen.shapes]
@@ -174,12 +178,12 @@ def _optimizer_values(
     return values, tuple(lines)
 
 
-def _owners(convs: Sequence[Conv]) -> dict[str, str]:
+def _owners(convs: Sequence[StoredLayer]) -> dict[str, str]:
     return {name: conv.name for conv in convs for name in conv.parameters()}
 
 
 def _plain_linear(tensors: Mapping[str, Tensor]) -> list[Tensor]:
-    """Weights of Linear layers outside any TransformerConv: a matrix beside a bias of as many entries as it has rows."""
+    """Weights of Linear layers outside any attention layer: a matrix beside a bias of as many entries as it has rows."""
     found = []
     for name, weight in tensors.items():
         module = name.rpartition(".")[0]

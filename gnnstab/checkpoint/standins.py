@@ -1,78 +1,74 @@
-"""Inert stand-ins for harmless classes that training programs leave in their checkpoints.
-
-torch's restricted unpickler maps a global *name* to the object given here; the class that the name belongs to is never
-imported and none of its code runs. A stand-in only keeps what it was given. No real NumPy object is built either: the
-state of a crafted NumPy dtype reaches unchecked C code.
-"""
+"""Modules that were pickled whole, read as records: their tensors and what their constructors kept, without their code."""
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
+from torch import Tensor
 
-class Inert:
-    """Keeps the attributes that a pickle sets and does nothing else."""
+from gnnstab.checkpoint.naming import printable, unique
+from gnnstab.errors import LoadError
+from gnnstab.layers import LAYERS
+from gnnstab.unpickling import Record
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.__dict__["arguments"] = args
+DEEPEST = 100
+"""Levels of submodules."""
 
-    def __setstate__(self, state: Any) -> None:
-        if isinstance(state, dict):
-            self.__dict__.update({key: value for key, value in state.items() if isinstance(key, str)})
+MOST_MODULES = 100_000
 
-
-class Record(Inert):
-    """Stands for argparse.Namespace and its like."""
-
-
-class PathText(Inert):
-    """Stands for a pathlib path."""
+ATTRIBUTES = ("heads", "concat", "dropout", "out_channels", "root_weight", "beta", "edge_dim", "aggr")
+"""What a layer's constructor keeps and its tensors do not show."""
 
 
-class DataType(Inert):
-    """Stands for numpy.dtype: the code of a number, such as ``f8``."""
-
-    def __init__(self, code: Any = "", *args: Any) -> None:
-        super().__init__(code, *args)
-        self.__dict__["code"] = code if isinstance(code, str) else ""
+_KEPT = ("heads", "concat", "dropout", "out_channels", "edge_dim", "aggr", *(key for x in LAYERS for key in x.defaults))
+"""What constructors of attention layers keep as attributes."""
 
 
-class Array(Inert):
-    """Stands for a NumPy array, whose content is of no use here."""
+def is_module(value: Any) -> bool:
+    """True for the record of an ``nn.Module``."""
+    return isinstance(value, Record) and all(isinstance(value.attributes.get(key), dict) for key in _PARTS)
 
 
-class AttributeDictionary(dict[Any, Any]):
-    """Stands for Lightning's dictionary of hyper-parameters."""
+def tensors_of(module: Record) -> dict[str, Tensor]:
+    """What ``state_dict()`` would give."""
+    tensors: dict[str, Tensor] = {}
+    for path, part in _modules(module):
+        passing = part.attributes.get("_non_persistent_buffers_set")
+        passing = passing if isinstance(passing, set) else ()
+        for key, value in (*part.attributes["_parameters"].items(), *part.attributes["_buffers"].items()):
+            if isinstance(value, Tensor) and key not in passing:
+                tensors[unique(_joined(path, key), tensors)] = value
+    return tensors
 
 
-def scalar(kind: Any = None, data: Any = b"", *_: Any) -> Any:
-    """A NumPy scalar as the Python number that it holds, or an `Inert` one."""
-    formats = {"f8": "<d", "f4": "<f", "i8": "<q", "i4": "<i", "u8": "<Q", "b1": "<?", "f2": "<e"}
-    form = formats.get(getattr(kind, "code", "")) if isinstance(kind, DataType) else None
-    raw = data.encode("latin-1", "replace") if isinstance(data, str) else data
-    if form is None or not isinstance(raw, bytes) or len(raw) != struct.calcsize(form):
-        return Inert()
-    return struct.unpack(form, raw)[0]
+def facts_of(module: Record) -> dict[str, dict[str, Any]]:
+    """Module path → configuration of every attention layer, as far as it holds plain values."""
+    facts: dict[str, dict[str, Any]] = {}
+    for path, part in _modules(module):
+        if "heads" in part.attributes or any(part.kind == layer.kind for layer in LAYERS):
+            values = {key: part.attributes.get(key) for key in _KEPT}
+            facts[path] = {key: v for key, v in values.items() if isinstance(v, (bool, int, float, str))}
+            facts[path]["kind"] = printable(part.kind)
+    return facts
 
 
-def reconstruct(*_: Any) -> Array:
-    """An empty `Array`, whatever shape the file asks for."""
-    return Array()
+_PARTS = ("_parameters", "_buffers", "_modules")
 
 
-STANDINS: dict[str, Callable[..., Any]] = {
-    "argparse.Namespace": Record,
-    "types.SimpleNamespace": Record,
-    **{f"{module}.{kind}": PathText for module in ("pathlib", "pathlib._local") for kind in (
-        "Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")},
-    "numpy.dtype": DataType,
-    "numpy.ndarray": Array,
-    **{f"{module}.multiarray.{name}": function for module in ("numpy.core", "numpy._core")
-       for name, function in (("scalar", scalar), ("_reconstruct", reconstruct))},
-    "lightning.fabric.utilities.data.AttributeDict": AttributeDictionary,
-    "lightning_fabric.utilities.data.AttributeDict": AttributeDictionary,
-    "pytorch_lightning.utilities.parsing.AttributeDict": AttributeDictionary,
-}  # fmt: skip
-"""Global name in the file → what is built instead."""
+def _modules(root: Record) -> Iterator[tuple[str, Record]]:
+    """Every module with its path, in the order of ``named_modules``; one that contains itself ends in `LoadError`."""
+    pending: list[tuple[str, Record, int]] = [("", root, 0)]
+    count = 0
+    while pending:
+        path, module, depth = pending.pop()
+        count += 1
+        if depth > DEEPEST or count > MOST_MODULES:
+            raise LoadError(f"holds a module with more than {DEEPEST} levels or {MOST_MODULES} submodules")
+        yield path, module
+        children = [(key, child) for key, child in module.attributes["_modules"].items() if is_module(child)]
+        pending.extend((_joined(path, key), child, depth + 1) for key, child in reversed(children))
+
+
+def _joined(path: str, key: object) -> str:
+    return f"{path}.{printable(key)}" if path else printable(key)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
@@ -42,16 +40,3 @@ def identity(tensor: Tensor) -> tuple[object, ...]:
         tuple(tensor.shape),
         tensor.stride(),
     )
-
-
-def stored_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes that reading every dense tensor once would touch, tensors of one identity counted once."""
-    seen: set[tuple[object, ...]] = set()
-    total = 0
-    for tensor in tensors:
-        if unreadable(tensor) in ("", "complex", "integer", "boolean") and tensor.numel():
-            key = identity(tensor)
-            if key not in seen:
-                seen.add(key)
-                total += tensor.numel() * tensor.element_size()
-    return total

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from gnnstab.checkpoint.fingerprint import Fingerprint
-from gnnstab.checkpoint.layers import Conv
 from gnnstab.checkpoint.loading import Checkpoint
 from gnnstab.checkpoint.tensors import readable
+from gnnstab.layers import StoredLayer
 
 
 def was_trained(
-    checkpoint: Checkpoint, convs: Sequence[Conv], prints: Sequence[Fingerprint]
+    checkpoint: Checkpoint, convs: Sequence[StoredLayer], prints: Sequence[Fingerprint]
 ) -> tuple[bool | None, str]:
     """(True, False or None, what it was read from). None: no evidence either way."""
     for evidence in (_steps(checkpoint), _moved_norm(checkpoint.tensors), _moved_bias(convs)):
@@ -58,12 +58,15 @@ def _moved_norm(tensors: Mapping[str, Tensor]) -> str:
     return ""
 
 
-def _moved_bias(convs: Sequence[Conv]) -> str:
+def _moved_bias(convs: Sequence[StoredLayer]) -> str:
     """Biases of PyG's own initialisation stay within ±1/√D; weights that do so too while a bias does not were trained."""
     for conv in convs:
-        for part, bias in conv.biases.items():
-            bound = 1 / math.sqrt(int(conv.weights[part].shape[1]))
-            inside = torch.aminmax(conv.weights[part].detach().double().abs()).max <= bound
+        for name, bias in conv.tensors.items():
+            weight = conv.tensors.get(name.removesuffix("bias") + "weight")
+            if not name.endswith(".bias") or weight is None:
+                continue
+            bound = 1 / math.sqrt(int(weight.shape[1]))
+            inside = torch.aminmax(weight.detach().double().abs()).max <= bound
             if bool(inside) and float(bias.detach().double().abs().max()) > bound * 1.01:
-                return f"{conv.name}.lin_{part}.bias left the range of its initialisation"
+                return f"{conv.name}.{name} left the range of its initialisation"
     return ""

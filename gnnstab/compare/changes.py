@@ -12,6 +12,9 @@ from gnnstab.records import SIGNALS, Diagnosis, Finding, Target
 from gnnstab.records.vocabulary import SignalKind, compared
 from gnnstab.rules.limits import value_of
 
+EXTREME = 2.0
+"""Growth from which on a worst value counts at least: one step of a run scatters more than the median of many."""
+
 
 class Key(NamedTuple):
     """What identifies a number in both states."""
@@ -24,6 +27,8 @@ class Key(NamedTuple):
     """-1 for the aggregate over heads."""
 
     source: str
+    extreme: bool
+    """True for the worst value of a run, False for the one that stands for its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +48,9 @@ class Change:
 
     limit: float | None = None
     """That limit."""
+
+    extreme: bool = False
+    """True when ``before`` and ``after`` are the worst values of two runs instead of those at their ends."""
 
     @property
     def approach(self) -> float | None:
@@ -80,7 +88,9 @@ class Comparison:
 
     def grown(self, factor: float) -> tuple[Change, ...]:
         """Changes by this factor or more towards danger, those below the floor of their signal left out."""
-        return tuple(c for c in self.changes if c.growth >= factor and _counts(c))
+        return tuple(
+            c for c in self.changes if c.growth >= (max(factor, EXTREME) if c.extreme else factor) and _counts(c)
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, non-finite numbers as strings."""
@@ -126,16 +136,17 @@ def compare(a: Diagnosis, b: Diagnosis, *, thresholds: Mapping[str, Mapping[str,
 
 
 def _latest(diagnosis: Diagnosis) -> dict[Key, float]:
-    """The last value of every signal that is compared."""
+    """The last value of every signal that is compared, and of a run its worst."""
     watched = compared()
     found: dict[Key, tuple[int, float]] = {}
     for s in diagnosis.signals:
         if s.name not in watched:
             continue
-        key = Key(s.name, s.layer or "", -1 if s.head is None else s.head, s.source)
-        step = -1 if s.step is None else s.step
-        if key not in found or step >= found[key][0]:
-            found[key] = (step, s.value)
+        step, worst = -1 if s.step is None else s.step, s.detail.get("worst")
+        for extreme, value in ((False, s.value), (True, worst)):
+            key = Key(s.name, s.layer or "", -1 if s.head is None else s.head, s.source, extreme)
+            if isinstance(value, (int, float)) and (key not in found or step >= found[key][0]):
+                found[key] = (step, float(value))
     return {key: value for key, (_, value) in found.items()}
 
 
@@ -149,7 +160,7 @@ def _change(key: Key, before: float, after: float, limits: Mapping[str, tuple[st
     rule, limit = limits.get(key.signal, (None, None))
     growth = _growth(SIGNALS[key.signal], before, after)
     head = None if key.head < 0 else key.head
-    return Change(key.signal, key.layer or None, head, before, after, growth, rule, limit)
+    return Change(key.signal, key.layer or None, head, before, after, growth, rule, limit, key.extreme)
 
 
 def _growth(kind: SignalKind, before: float, after: float) -> float:
@@ -169,5 +180,6 @@ def _rank(change: Change) -> tuple[Any, ...]:
         -change.growth,
         change.signal,
         change.layer or "",
+        change.extreme,
         -1 if change.head is None else change.head,
     )

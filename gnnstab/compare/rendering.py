@@ -73,7 +73,7 @@ def _verdict(comparison: Comparison, factor: float | None) -> Text:
         return Text.assemble(("STEADY", f"bold {GREEN}"), "  ", (text, "bold"))
     worst = grown[0]
     amount = f"{count(len(grown), 'number')} grew by {limit:g}× or more"
-    place = f"worst: {worst.signal} {times(worst.growth)} at {place_of(worst)}"
+    place = f"worst: {name_of(worst)} {times(worst.growth)} at {place_of(worst)}"
     return Text.assemble(("GREW", f"bold {RED}"), "  ", (f"{amount}; {place}", "bold"))
 
 
@@ -81,9 +81,9 @@ def _shown(comparison: Comparison, factor: float | None, verbose: bool) -> list[
     if verbose:
         return [c for c in comparison.changes if c.growth > 1]
     grown = comparison.grown(min(factor or NOTABLE, NOTABLE))
-    worst: dict[tuple[str, str | None], Change] = {}
+    worst: dict[tuple[str, str | None, bool], Change] = {}
     for change in grown:  # strongest first: the head that grew most speaks for its layer
-        worst.setdefault((change.signal, change.layer), change)
+        worst.setdefault((change.signal, change.layer, change.extreme), change)
     return list(worst.values())
 
 
@@ -94,7 +94,7 @@ def _changes(shown: list[Change], verbose: bool) -> RenderableType:
     grid.columns[0].no_wrap = True
     for change, name in zip(rows, names, strict=True):
         grid.add_row(
-            Text(change.signal),
+            Text(name_of(change)),
             Text(name),
             "all" if change.head is None else str(change.head),
             number(change.before),
@@ -114,6 +114,11 @@ def place_of(change: Change, longest: int = 60) -> str:
     """``layer head 0``, or ``the model``."""
     layer = escape.name(change.layer, longest) if change.layer else "the model"
     return layer if change.head is None else f"{layer} head {change.head}"
+
+
+def name_of(change: Change) -> str:
+    """The signal; with a word that its worst value of the run was compared, not the one at the end."""
+    return f"{change.signal} (worst)" if change.extreme else change.signal
 
 
 def times(growth: float) -> str:

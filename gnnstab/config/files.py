@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import re
 import reprlib
 import stat
 import sys
@@ -15,6 +16,12 @@ from gnnstab.errors import ConfigurationError, printable
 
 MOST_DOTS = 1000
 """In one line of a TOML file."""
+
+MOST_LINES = 20_000
+"""Of an ini file; the parser's message about lines that it does not understand grows with their square."""
+
+_BLANKS = re.compile(r"[^\S\n]{50,}")
+"""A run of blanks so long that the ini parser, whose time grows with its square, must not see it."""
 
 LARGEST = 1_000_000
 """Bytes; a configuration file is never larger, so anything larger is a mistake."""
@@ -110,10 +117,12 @@ def _ini(file: Path, text: str) -> dict[str, Any] | None:
     """``[gnnstab]``, ``[gnnstab:thresholds:GS301]``, ``[gnnstab:layers:GLOB:GS301]``, ``[gnnstab:suppression:NAME]``."""
     if "[gnnstab" not in text:
         return None
+    if text.count("\n") > MOST_LINES:
+        raise ConfigurationError(f"{file}: not read: it has more than {MOST_LINES} lines, which no configuration has")
     parser = configparser.ConfigParser(interpolation=None)
     parser.optionxform = str  # type: ignore[assignment, method-assign]
     try:
-        parser.read_string(text, source=str(file))
+        parser.read_string(_BLANKS.sub(" ", text), source=str(file))
     except configparser.Error as error:
         raise ConfigurationError(f"{file}: {printable(' '.join(str(error).split()), 400)}") from error
     result: dict[str, Any] = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import reprlib
 from collections.abc import Collection, Mapping, Sequence
 from datetime import date, datetime
@@ -11,7 +10,7 @@ from typing import Any
 
 from gnnstab.config.accepting import Suppression
 from gnnstab.config.settings import Settings
-from gnnstab.errors import ConfigurationError, printable
+from gnnstab.errors import ConfigurationError, hint, printable
 from gnnstab.records import SEVERITIES
 
 KEYS = ("select", "ignore", "fail-on", "format", "baseline", "thresholds", "layers", "suppressions")
@@ -40,9 +39,8 @@ def parse(section: Mapping[str, Any], file: Path) -> Settings:
 def _refuse_unknown(given: Mapping[str, Any], known: Collection[str], where: str) -> None:
     for key in given:
         if key not in known:
-            close = difflib.get_close_matches(printable(key), known, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(known)}"
-            raise ConfigurationError(f"{where}: unknown key {reprlib.repr(key)}; {hint}")
+            near = hint(printable(key), known, f"known are {', '.join(known)}")
+            raise ConfigurationError(f"{where}: unknown key {reprlib.repr(key)}; {near}")
 
 
 def _text(value: Any, where: str) -> str:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from gnnstab.errors import FixError
 from gnnstab.fixes.base import Fix
-from gnnstab.fixes.places import add_part, edited_copy, transformer_layers
+from gnnstab.fixes.places import add_part, editable_layers, edited_copy
 from gnnstab.fixes.printing import constructor_calls
+from gnnstab.layers import layer_named
 from gnnstab.records import LayerFacts, Signals
 from gnnstab.records.vocabulary import GRADIENT_RATIO
 
@@ -33,21 +34,22 @@ class Beta(Fix):
 
     def change(self, layers: Sequence[LayerFacts], signals: Signals | None = None, **options: Any) -> str:
         """The constructor with ``beta=True``."""
-        return constructor_calls([layer for layer in layers if layer.attention], beta=True)
+        attention = [layer for layer in layers if layer.attention]
+        able = [layer for layer in attention if layer_named(layer.kind).applies("add_gate")]
+        if attention and not able:
+            return f"# {attention[0].kind} has no gate between skip and message"
+        return constructor_calls(able, beta=True)
 
     def apply(self, model: nn.Module, **options: Any) -> nn.Module:
-        """Give every TransformerConv with a skip a gate of its own.
+        """Give every layer with a skip a gate of its own.
 
         Raises `FixError` when no layer has ``root_weight=True`` and no gate yet.
         """
-        from torch_geometric.nn.dense.linear import Linear
-
         with edited_copy(model, options.get("seed", 0)) as copy:
-            layers = [m for _, m in transformer_layers(copy) if m.root_weight and not m.beta]
+            able = editable_layers(copy, "add_gate")
+            layers = [(m, kind) for _, m, kind in able if kind.has_skip(m) and kind.gate(m) is None]
             if not layers:
-                raise FixError("no TransformerConv with root_weight=True and beta=False; the gate needs the skip")
-            for layer in layers:
-                width = layer.out_channels * (layer.heads if layer.concat else 1)
-                add_part(layer, "lin_beta", Linear(3 * width, 1, bias=False))
-                layer.beta = True
+                raise FixError(f"no {able[0][2].kind} with root_weight=True and beta=False; the gate needs the skip")
+            for layer, kind in layers:
+                add_part(layer, kind.roles["gate"][0], kind.add_gate(layer))
             return copy

@@ -9,6 +9,7 @@ from gnnstab.fixes.clean_data import CleanData
 from gnnstab.fixes.depth_init import DepthInit
 from gnnstab.fixes.dropout import Dropout
 from gnnstab.fixes.fp32_attention import Fp32Attention
+from gnnstab.fixes.fp32_operation import Fp32Operation
 from gnnstab.fixes.gate_redraw import GateRedraw
 from gnnstab.fixes.gradient_clipping import GradientClipping
 from gnnstab.fixes.graph_norm import GraphNorm
@@ -27,7 +28,9 @@ from gnnstab.fixes.remove_clamp import RemoveClamp
 from gnnstab.fixes.residual import Residual
 from gnnstab.fixes.residual_depth_init import ResidualDepthInit
 from gnnstab.fixes.root_term import RootWeight
+from gnnstab.fixes.safe_operation import SafeOperation
 from gnnstab.fixes.score_cap import ScoreCap
+from gnnstab.fixes.set_mask import SetMask
 from gnnstab.fixes.unit_gain_init import UnitGainInit
 
 FIXES: dict[str, Fix] = {
@@ -63,6 +66,9 @@ FIXES: dict[str, Fix] = {
         RemoveClamp(),
         # What can only be done by hand.
         CleanData(),
+        SafeOperation(),
+        SetMask(),
+        Fp32Operation(),
         Reconnect(),
     )
 }

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from gnnstab.fixes.by_hand import ByHand
+from gnnstab.fixes.operation_behind import operation_behind
 from gnnstab.records import LayerFacts, Signals
 from gnnstab.records.vocabulary import FEATURE_NON_FINITE
 
@@ -21,9 +22,11 @@ class CleanData(ByHand):
     where: ClassVar[str] = "the data"
 
     def change(self, layers: Sequence[LayerFacts], signals: Signals | None = None, **options: Any) -> str:
-        """The check to put where the data is made."""
+        """The check to put where the data is made, for the tensor that held the value."""
+        tensor = operation_behind(signals).get("tensor")
+        name = str(tensor["name"]) if isinstance(tensor, dict) and str(tensor.get("name", "")).isidentifier() else "x"
         return (
-            "bad = ~torch.isfinite(data.x)\n"
+            f"bad = ~torch.isfinite(data.{name})\n"
             "if bad.any():  # where the data is made: mend the source, do not hide it\n"
-            '    raise ValueError(f"NaN or Inf in rows {bad.any(1).nonzero()[:5].flatten().tolist()}")'
+            '    raise ValueError(f"NaN or Inf in rows {bad.nonzero()[:5, 0].tolist()}")'
         )

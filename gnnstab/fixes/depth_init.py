@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from gnnstab.fixes.base import Fix
 from gnnstab.fixes.places import attention_layers, edited_copy
+from gnnstab.layers import LAYERS
 from gnnstab.records import LayerFacts, Signals
 from gnnstab.records.vocabulary import GRADIENT_RATIO
 
@@ -36,7 +37,7 @@ class DepthInit(Fix):
         """The initialisation routine."""
         depth = sum(1 for layer in layers if layer.attention)
         gain = options.get("gain")
-        return init_lines(f"{gain:g}" if gain is not None else f"1 / math.sqrt(1 + {depth})")
+        return init_lines(f"{gain:g}" if gain is not None else f"1 / math.sqrt(1 + {depth})", layers)
 
     def apply(self, model: nn.Module, **options: Any) -> nn.Module:
         """Draw the attention layers' matrices anew."""
@@ -61,12 +62,14 @@ def initialise(model: nn.Module, gain: float | None = None) -> None:
                 init.zeros_(parameter)
 
 
-def init_lines(gain: str) -> str:
+def init_lines(gain: str, layers: Sequence[LayerFacts]) -> str:
     """The routine to paste, with the gain as code."""
+    kinds = list(dict.fromkeys(layer.kind for layer in layers if layer.attention)) or [LAYERS[0].kind]
+    classes = kinds[0] if len(kinds) == 1 else f"({', '.join(kinds)})"
     return (
         "from torch_geometric.nn.dense.linear import Linear\n"
         "for module in self.modules():\n"
-        "    if isinstance(module, TransformerConv):\n"
+        f"    if isinstance(module, {classes}):\n"
         "        for linear in module.modules():\n"
         "            if isinstance(linear, (nn.Linear, Linear)):  # PyG's Linear is no nn.Linear\n"
         f"                nn.init.xavier_uniform_(linear.weight, gain={gain})\n"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gnnstab.errors import FixError, UsageError
+from gnnstab.layers import LAYERS
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -48,15 +49,11 @@ def export(source: nn.Module | dict[str, Tensor], name: str, path: str | Path, *
 def _clipped(state: dict[str, Tensor], factors: dict[str, list[float]]) -> dict[str, Tensor]:
     changed = dict(state)
     for layer, gammas in factors.items():
-        for key in (f"{layer}.lin_query.weight", f"{layer}.lin_query.bias"):
-            if key not in state:
-                if key.endswith("weight"):
-                    raise FixError(f"{key} is not in the state dict; the scores were measured under other layer names")
-                continue
-            rows = state[key].detach().clone()
-            if rows.size(0) % len(gammas):
-                raise FixError(f"{key} has {rows.size(0)} rows, which is no multiple of {len(gammas)} heads")
-            by_head = rows.view(len(gammas), -1)
-            by_head *= by_head.new_tensor(gammas).view(-1, 1)
-            changed[key] = rows
+        own = {name.removeprefix(f"{layer}."): t for name, t in state.items() if name.startswith(f"{layer}.")}
+        kind = next((kind for kind in LAYERS if kind.essential <= own.keys()), None)
+        if kind is None:
+            raise FixError(
+                f"{layer} is no attention layer of the state dict; the scores were measured under other layer names"
+            )
+        changed |= {f"{layer}.{name}": tensor for name, tensor in kind.scaled(own, gammas).items()}
     return changed

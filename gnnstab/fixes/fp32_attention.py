@@ -34,5 +34,5 @@ class Fp32Attention(Fix):
         return exchange_lines(layers, fp32_attention=True)
 
     def apply(self, model: nn.Module, **options: Any) -> nn.Module:
-        """Exchange the TransformerConvs."""
+        """Exchange the layers."""
         return exchanged(model, options.get("only"), fp32_attention=True)

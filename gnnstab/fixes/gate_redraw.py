@@ -13,8 +13,6 @@ from gnnstab.records.vocabulary import GATE_SATURATED_SHARE
 if TYPE_CHECKING:
     from torch import nn
 
-_MAPS = ("lin_beta",)
-
 
 class GateRedraw(Fix):
     """Initialises the map of the beta gate anew, so that it passes skip and message again.
@@ -34,8 +32,8 @@ class GateRedraw(Fix):
 
     def change(self, layers: Sequence[LayerFacts], signals: Signals | None = None, **options: Any) -> str:
         """The calls to make once."""
-        return redraw_lines([layer for layer in layers if layer.beta is not False], _MAPS)
+        return redraw_lines([layer for layer in layers if layer.get("beta") is not False], "gate")
 
     def apply(self, model: nn.Module, **options: Any) -> nn.Module:
         """Draw the gates anew."""
-        return redrawn(model, _MAPS, options)
+        return redrawn(model, "gate", options)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gnnstab.errors import FixError
+from gnnstab.layers import LAYERS, Layer, layer_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -41,22 +42,25 @@ def duplicate(model: nn.Module) -> nn.Module:
 
 
 def attention_layers(model: nn.Module, names: Sequence[str] | None = None) -> list[tuple[str, Any]]:
-    """Attention layers of PyG with their module paths, in order of registration; ``names`` narrows them.
+    """Attention layers with their module paths, in order of registration; ``names`` narrows them.
 
     Raises `FixError` when there is none.
     """
-    from torch_geometric.nn import GATConv, GATv2Conv, TransformerConv
-
-    found = [(n, m) for n, m in model.named_modules() if isinstance(m, (TransformerConv, GATConv, GATv2Conv))]
+    found = [(n, m) for n, m in model.named_modules() if layer_of(m) is not None]
     return _narrowed(found, names, f"{type(model).__name__} has no attention layer")
 
 
-def transformer_layers(model: nn.Module, names: Sequence[str] | None = None) -> list[tuple[str, Any]]:
-    """The TransformerConvs among the `attention_layers`."""
-    from torch_geometric.nn import TransformerConv
+def editable_layers(model: nn.Module, edit: str, names: Sequence[str] | None = None) -> list[tuple[str, Any, Layer]]:
+    """The `attention_layers` whose kind can be edited so, each with its adapter.
 
-    found = [(n, m) for n, m in attention_layers(model) if isinstance(m, TransformerConv)]
-    return _narrowed(found, names, f"{type(model).__name__} has no TransformerConv")
+    ``edit`` is a method of `gnnstab.layers.Layer`, or ``stable`` for an exchange for the class of `gnnstab.nn`.
+    Raises `FixError` when there is none.
+    """
+    found = {n: (m, kind) for n, m in attention_layers(model) if (kind := layer_of(m)) and kind.applies(edit)}
+    able = " or ".join(kind.kind for kind in LAYERS if kind.applies(edit))
+    nothing = f"{type(model).__name__} has no {able}"
+    chosen = _narrowed([(n, m) for n, (m, _) in found.items()], names, nothing)
+    return [(n, m, found[n][1]) for n, m in chosen]
 
 
 def sum_aggregators(model: nn.Module, names: Sequence[str] | None = None) -> list[tuple[str, Any]]:

@@ -30,6 +30,7 @@ class PreNormResidual(Fix):
         "unsuitable-init",
         "normalization-misuse",
         "saturated-gate",
+        "indistinguishable-nodes",
     )
     signal: ClassVar[str] = GRADIENT_RATIO
     keeps_function: ClassVar[bool] = False

@@ -5,17 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from gnnstab.layers import LAYERS, layer_named
 from gnnstab.records import LayerFacts
-
-_DEFAULTS: dict[str, Any] = {
-    "heads": 1,
-    "concat": True,
-    "beta": False,
-    "dropout": 0.0,
-    "edge_dim": 0,
-    "bias": True,
-    "root_weight": True,
-}
 
 
 def constructor_call(layer: LayerFacts, kind: str | None = None, **extra: Any) -> str:
@@ -23,10 +14,9 @@ def constructor_call(layer: LayerFacts, kind: str | None = None, **extra: Any) -
 
     ``...`` stands for widths that the source of the facts could not show.
     """
-    known = {name: getattr(layer, name) for name in _DEFAULTS}
-    if "beta" not in extra and layer.beta is None and layer.beta_requested is not None:
-        known["beta"] = layer.beta_requested
-    shown = {k: v for k, v in known.items() if v is not None and v != _DEFAULTS[k] and k not in extra}
+    adapter = layer_named(layer.kind)
+    known = adapter.arguments(layer).items()
+    shown = {k: v for k, v in known if v is not None and v != adapter.defaults[k] and k not in extra}
     arguments = [_widths(layer.in_channels), "..." if layer.out_channels is None else str(layer.out_channels)]
     arguments += [f"{name}={value!r}" for name, value in {**shown, **extra}.items()]
     return f"{kind or layer.kind}({', '.join(arguments)})"
@@ -38,7 +28,7 @@ def constructor_calls(layers: Sequence[LayerFacts], kind: str | None = None, **e
     for layer in layers:
         by_call.setdefault(constructor_call(layer, kind, **extra), []).append(layer.name)
     if not by_call:
-        return f"{kind or 'TransformerConv'}(..., {', '.join(f'{k}={v!r}' for k, v in extra.items())})"
+        return f"{kind or LAYERS[0].kind}(..., {', '.join(f'{k}={v!r}' for k, v in extra.items())})"
     return "\n".join(f"{call}  # {', '.join(names)}" for call, names in by_call.items())
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from gnnstab.errors import FixError
 from gnnstab.fixes.base import Fix
-from gnnstab.fixes.places import edited_copy, transformer_layers
+from gnnstab.fixes.places import editable_layers, edited_copy
+from gnnstab.layers import layer_named
 from gnnstab.records import LayerFacts, Signals
 from gnnstab.records.vocabulary import ATTENTION_ENTROPY, DEGREE_MEDIAN, SCORE_MAX_ABS
 
@@ -40,12 +41,8 @@ class QKClip(Fix):
         """The edit with this model's own factors."""
         factors = self._factors_or_none({"signals": signals, **options})
         if factors is None:
-            return (
-                "for h in range(conv.heads):  # gamma = min(1, 3 * sqrt(2 * ln(median in-degree)) / max|score of head h|)\n"
-                "    rows = slice(h * conv.out_channels, (h + 1) * conv.out_channels)\n"
-                "    conv.lin_query.weight.data[rows] *= gamma[h]\n"
-                "    conv.lin_query.bias.data[rows] *= gamma[h]"
-            )
+            kind = layer_named(next((layer.kind for layer in layers if layer.attention), ""))
+            return "\n".join(kind.scale_lines("conv", None, None))
         known = {layer.name: layer for layer in layers}
         lines = [line for name, gammas in factors.items() for line in _edit_lines(name, gammas, known.get(name))]
         return "\n".join(lines) or "# every head is below its cap: nothing to scale"
@@ -56,12 +53,8 @@ class QKClip(Fix):
 
         factors = self.factors(**options)
         with edited_copy(model) as copy, torch.no_grad():
-            for name, layer in transformer_layers(copy):
-                for head, gamma in enumerate(factors.get(name, ())):
-                    rows = slice(head * layer.out_channels, (head + 1) * layer.out_channels)
-                    layer.lin_query.weight[rows] *= gamma
-                    if layer.lin_query.bias is not None:
-                        layer.lin_query.bias[rows] *= gamma
+            for name, layer, kind in editable_layers(copy, "scale_scores"):
+                kind.scale_scores(layer, factors.get(name, ()))
             return copy
 
     def factors(self, **options: Any) -> Factors:
@@ -105,13 +98,5 @@ def _measured(options: dict[str, Any]) -> tuple[dict[str, list[float]], float]:
 
 
 def _edit_lines(name: str, gammas: Sequence[float], layer: LayerFacts | None) -> list[str]:
-    width = layer.out_channels if layer and layer.out_channels else 0
     path = "model" + "".join(f"[{p}]" if p.isdigit() else f".{p}" for p in name.split(".") if p)
-    lines = []
-    for head, gamma in enumerate(gammas):
-        if gamma < 1.0:
-            rows = f"{head * width}:{(head + 1) * width}" if width else f"{head} * C:{head + 1} * C"
-            lines.append(f"{path}.lin_query.weight.data[{rows}] *= {gamma:.4g}")
-            if layer is None or layer.bias is not False:
-                lines.append(f"{path}.lin_query.bias.data[{rows}] *= {gamma:.4g}")
-    return lines
+    return layer_named(layer.kind if layer else "").scale_lines(path, layer, gammas)

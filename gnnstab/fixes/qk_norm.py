@@ -34,5 +34,5 @@ class QKNorm(Fix):
         return exchange_lines(layers, qk_norm=True)
 
     def apply(self, model: nn.Module, **options: Any) -> nn.Module:
-        """Exchange the TransformerConvs."""
+        """Exchange the layers."""
         return exchanged(model, options.get("only"), qk_norm=True)

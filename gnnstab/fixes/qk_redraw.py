@@ -13,8 +13,6 @@ from gnnstab.records.vocabulary import ATTENTION_ENTROPY
 if TYPE_CHECKING:
     from torch import nn
 
-_MAPS = ("lin_query", "lin_key")
-
 
 class QKRedraw(Fix):
     """Initialises the query and key maps anew and leaves everything else as it is.
@@ -36,8 +34,8 @@ class QKRedraw(Fix):
 
     def change(self, layers: Sequence[LayerFacts], signals: Signals | None = None, **options: Any) -> str:
         """The calls to make once."""
-        return redraw_lines(layers, _MAPS)
+        return redraw_lines(layers, "score")
 
     def apply(self, model: nn.Module, **options: Any) -> nn.Module:
         """Draw the maps anew."""
-        return redrawn(model, _MAPS, options)
+        return redrawn(model, "score", options)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from gnnstab.fixes.by_hand import ByHand
+from gnnstab.fixes.operation_behind import operation_behind
 from gnnstab.fixes.table import find
 from gnnstab.records import Cause, Finding, FixAdvice, Signals
 from gnnstab.records.vocabulary import LOGIT_ALIGNMENT
@@ -19,16 +20,18 @@ _SIMPLE: Mapping[str, tuple[str, ...]] = {
     "feature-scale": ("input-standardisation",),
     "learning-rate": ("lower-lr", "gradient-clipping"),
     "adam-epsilon": ("adam-eps",),
-    "precision": ("fp32-attention", "qk-clip"),
     "dead-units": ("layer-redraw", "unit-gain-init", "lower-lr"),
     "uninitialized-parameter": ("layer-redraw",),
     "normalization-misuse": ("layer-norm", "pre-norm-residual"),
     "oversmoothing": ("residual-depth-init", "pre-norm-residual"),
     "saturated-gate": ("gate-redraw", "pre-norm-residual"),
     "isolated-nodes": ("root-weight",),
+    "indistinguishable-nodes": ("pre-norm-residual", "root-weight"),
     "active-clamp": ("remove-clamp",),
     "non-finite-data": ("clean-data",),
     "never-updated-parameter": ("reconnect",),
+    "undefined-operation": ("safe-operation",),
+    "masking": ("set-mask",),
 }
 """Causes whose fixes do not depend on anything else that was found, best first."""
 
@@ -86,6 +89,7 @@ def _choices(cause: str, codes: set[str], roots: set[str], signals: Signals | No
         "unsuitable-init": _for_init,
         "beta-disabled": _for_beta,
         "no-dropout": _for_dropout,
+        "precision": _for_precision,
     }
     return special[cause](codes, roots, signals) if cause in special else []
 
@@ -149,6 +153,18 @@ def _for_beta(codes: set[str], roots: set[str], signals: Signals | None) -> list
     if _EXPLODING not in codes:
         return []
     return [("beta", {}, "damps an exploding stack; beyond about 12 layers it overshoots into vanishing")]
+
+
+def _for_precision(codes: set[str], roots: set[str], signals: Signals | None) -> list[Choice]:
+    """Where it overflowed decides: in the loss no change of the attention helps."""
+    attention: list[Choice] = [("fp32-attention", {}, ""), ("qk-clip", {}, "")]
+    operation = operation_behind(signals)
+    if not operation:
+        return attention
+    inside = {layer.name for layer in signals.attention_layers} if signals is not None else set()
+    if operation.get("place") == "model" and str(operation.get("module")) in inside:
+        return attention
+    return [("fp32-operation", {}, "")]
 
 
 def _for_dropout(codes: set[str], roots: set[str], signals: Signals | None) -> list[Choice]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from gnnstab.errors import FixError
 from gnnstab.fixes.base import Fix
-from gnnstab.fixes.places import edited_copy, transformer_layers
+from gnnstab.fixes.places import editable_layers, edited_copy
 from gnnstab.fixes.printing import constructor_calls
 from gnnstab.records import LayerFacts, Signals
 from gnnstab.records.vocabulary import DEGREE_ISOLATED_SHARE
@@ -21,7 +21,7 @@ class RootWeight(Fix):
 
     name: ClassVar[str] = "root-weight"
     title: ClassVar[str] = "root_weight=True"
-    causes: ClassVar[tuple[str, ...]] = ("isolated-nodes",)
+    causes: ClassVar[tuple[str, ...]] = ("isolated-nodes", "indistinguishable-nodes")
     signal: ClassVar[str] = DEGREE_ISOLATED_SHARE
     keeps_function: ClassVar[bool] = False
     needs_fresh_weights: ClassVar[bool] = True
@@ -30,18 +30,18 @@ class RootWeight(Fix):
 
     def change(self, layers: Sequence[LayerFacts], signals: Signals | None = None, **options: Any) -> str:
         """The constructor with ``root_weight=True``."""
-        bare = [layer for layer in layers if layer.attention and layer.root_weight is False]
+        bare = [layer for layer in layers if layer.attention and layer.get("root_weight") is False]
         return constructor_calls(bare, root_weight=True)
 
     def apply(self, model: nn.Module, **options: Any) -> nn.Module:
-        """Switch the skip of every TransformerConv on; PyG builds its map in any case.
+        """Switch the skip of every layer on.
 
         Raises `FixError` when every layer has one.
         """
         with edited_copy(model) as copy:
-            bare = [layer for _, layer in transformer_layers(copy) if not layer.root_weight]
+            bare = [(m, kind) for _, m, kind in editable_layers(copy, "switch_skip_on") if not kind.has_skip(m)]
             if not bare:
                 raise FixError("every layer has its root term (root_weight=True) already")
-            for layer in bare:
-                layer.root_weight = True
+            for layer, kind in bare:
+                kind.switch_skip_on(layer)
             return copy

@@ -37,7 +37,7 @@ class ScoreCap(Fix):
         return exchange_lines(layers, **_arguments(options))
 
     def apply(self, model: nn.Module, **options: Any) -> nn.Module:
-        """Exchange the TransformerConvs."""
+        """Exchange the layers."""
         return exchanged(model, options.get("only"), **_arguments(options))
 
 

@@ -14,6 +14,7 @@ from gnnstab.fixes.forward_calls import Unclear
 from gnnstab.fixes.identity_diff import identity_edits, reached
 from gnnstab.fixes.places import attention_layers
 from gnnstab.fixes.text_edits import Edit, edited, end_of, start_of
+from gnnstab.layers import LAYERS
 
 if TYPE_CHECKING:
     from torch import nn
@@ -64,7 +65,7 @@ def _identity_diff(model: nn.Module, sources: Sources, weight: float, *, norms: 
 
 def _wanted(name: str, options: dict[str, Any]) -> tuple[str, str, dict[str, Any]] | None:
     """Name of the call to look for, its new name, and the keywords to set."""
-    conv, stable = "TransformerConv", "StableTransformerConv"
+    conv, stable = LAYERS[0].kind, LAYERS[0].stable
     table: dict[str, tuple[str, str, dict[str, Any]]] = {
         "dropout": (conv, conv, {"dropout": options.get("p", 0.1)}),
         "beta": (conv, conv, {"beta": True}),

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from gnnstab.errors import FixError
+from gnnstab.errors import FixError, hint
 from gnnstab.fixes.base import Fix
 from gnnstab.fixes.catalogue import FIXES
 from gnnstab.randomness import keeps_random_state
@@ -23,9 +22,7 @@ def find(name: str) -> Fix:
     """
     if name in FIXES:
         return FIXES[name]
-    near = difflib.get_close_matches(name, FIXES, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(FIXES)}"
-    raise FixError(f"unknown fix {name!r}; {hint}")
+    raise FixError(f"unknown fix {name!r}; {hint(name, FIXES, 'choose from ' + ', '.join(FIXES))}")
 
 
 @keeps_random_state

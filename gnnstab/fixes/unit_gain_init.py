@@ -32,7 +32,7 @@ class UnitGainInit(Fix):
 
     def change(self, layers: Sequence[LayerFacts], signals: Signals | None = None, **options: Any) -> str:
         """The initialisation routine."""
-        return init_lines("1.0")
+        return init_lines("1.0", layers)
 
     def apply(self, model: nn.Module, **options: Any) -> nn.Module:
         """Draw the attention layers' matrices anew."""

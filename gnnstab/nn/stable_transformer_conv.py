@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch_geometric.nn import TransformerConv
 from torch_geometric.utils import softmax
 
 from gnnstab.errors import FixError
+from gnnstab.layers.transformer_conv import dot_scores
 from gnnstab.nn.score_cap import CAP_SHAPES, cap_scores
 
 
@@ -144,7 +144,7 @@ class StableTransformerConv(TransformerConv):  # type: ignore[misc]
         if self.qk_norm:
             query_i = _layer_norm(self.norm_query, query_i)
             key_j = _layer_norm(self.norm_key, key_j)
-        return (query_i * key_j).sum(dim=-1) / math.sqrt(self.out_channels)
+        return dot_scores(query_i, key_j)
 
     def _cap(self, score: Tensor, index: Tensor, size: int | None) -> Tensor:
         if self.score_cap is None:

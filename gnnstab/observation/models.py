@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from gnnstab.errors import UsageError
 from gnnstab.observation.references import resolve
 from gnnstab.observation.request import Live, Observed, Request
-from gnnstab.records import Signals, Target
+from gnnstab.records import Signal, Signals, Target
+from gnnstab.records.vocabulary import PLACE_NOT_HELD
 from gnnstab.signals import from_trace, join
 
 if TYPE_CHECKING:
@@ -82,7 +83,16 @@ def on_batch(seen: Observed, model: nn.Module, request: Request, groups: Sequenc
     request.progress("running forward and backward")
     dynamic = measured_signals(model, batch, loss=loss, precision=request.precision)
     dynamic = with_trial_steps(dynamic, model, batch, loss, request.optimizer, request.precision)
+    if request.optimizer is not None:
+        dynamic = replace(dynamic, values=(*dynamic.values, *_not_held(model, request.optimizer.param_groups)))
     return replace(seen, signals=join(dynamic, seen.signals), live=Live(model, batch, loss, _adam(groups)))
+
+
+def _not_held(model: nn.Module, groups: Sequence[Mapping[str, Any]]) -> tuple[Signal, ...]:
+    from gnnstab.probe.places import not_held
+
+    found = not_held(model, groups)
+    return (Signal(PLACE_NOT_HELD, float(found["count"]), detail=found),) if found else ()
 
 
 def _adam(groups: Sequence[Mapping[str, Any]]) -> dict[str, float]:

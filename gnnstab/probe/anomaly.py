@@ -67,7 +67,7 @@ def forward_event(
     if lost:
         return _recorded(view, bad, lost, weights_finite=None)
     if weights:
-        return _weight_event(view, weights)
+        return _weight_event(view, weights, sum(1 for _ in model.parameters()))
     for mode in dict.fromkeys(key.mode for key in bad):
         if mode in inputs:
             found = _located(view.step, model, inputs[mode])
@@ -124,7 +124,7 @@ def _recorded(view: StepView, bad: Sequence[SeriesKey], note: str, *, weights_fi
     )
 
 
-def _weight_event(view: StepView, weights: Sequence[str]) -> Event:
+def _weight_event(view: StepView, weights: Sequence[str], parameters: int) -> Event:
     first = weights[0]
     return Event(
         view.step,
@@ -133,7 +133,12 @@ def _weight_event(view: StepView, weights: Sequence[str]) -> Event:
         stage="weight",
         origin="made-here",
         message=f"{len(weights)} parameters hold NaN or Inf since the update before step {view.step}, the first is {first}",
-        detail={"weights_finite": False, "non_finite_parameters": list(weights[:16])},
+        detail={
+            "weights_finite": False,
+            "non_finite_parameters": list(weights[:16]),
+            "bad_parameters": len(weights),
+            "parameters": parameters,
+        },
     )
 
 

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch_geometric.data import Data, HeteroData
 
 from gnnstab.errors import LoadError
+from gnnstab.layers.edges import plain_tensor
 from gnnstab.probe.batch_file import load_plain
-from gnnstab.probe.layers.edges import plain_tensor
 from gnnstab.probe.outer import Inputs
 from gnnstab.probe.replica import Autocast
 from gnnstab.records import Event, LayerFacts

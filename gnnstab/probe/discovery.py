@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch_geometric.nn import MessagePassing
 
-from gnnstab.probe.layers import ADAPTERS
+from gnnstab.layers import LAYERS, layer_of
+from gnnstab.probe.layers import AttentionWatch, FallbackWatch
 from gnnstab.probe.state import State
 from gnnstab.probe.watch import Watch
+
+_SCRIPTED = ("MessagePassing", *(layer.kind for layer in LAYERS))
 
 
 def find_watches(model: nn.Module, state: State) -> list[Watch]:
@@ -15,18 +19,20 @@ def find_watches(model: nn.Module, state: State) -> list[Watch]:
     watches: list[Watch] = []
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
-            if module.original_name.startswith(("TransformerConv", "MessagePassing")):
+            if module.original_name.startswith(_SCRIPTED):
                 state.unseen(
                     name, "output", "a scripted layer runs no Python hooks; monitor the model before scripting it"
                 )
             continue
-        adapter = adapter_of(module)
-        if adapter is not None:
-            # A model that is one bare layer has no path; its class name stands for it.
-            watches.append(adapter(state, name or type(module).__name__, module))
+        # A model that is one bare layer has no path; its class name stands for it.
+        kind, path = layer_of(module), name or type(module).__name__
+        if kind is not None:
+            watches.append(AttentionWatch(state, path, module, kind))
+        elif isinstance(module, MessagePassing):
+            watches.append(FallbackWatch(state, path, module))
     return watches
 
 
-def adapter_of(module: nn.Module) -> type[Watch] | None:
-    """The adapter of a layer that can be recorded, or None for every other module."""
-    return next((adapter for kind, adapter in ADAPTERS if isinstance(module, kind)), None)
+def recordable(module: nn.Module) -> bool:
+    """True for a layer that `find_watches` has a watch for."""
+    return layer_of(module) is not None or isinstance(module, MessagePassing)

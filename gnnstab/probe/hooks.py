@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from time import perf_counter
 from typing import Any
 
@@ -14,7 +15,12 @@ from gnnstab.probe.failsafe import Failsafe
 
 
 def ignore(*args: Any, **kwargs: Any) -> None:
-    """Do nothing; this is what a hook becomes in a copy of the model, in a pickle, and after a failure."""
+    """Do nothing; this is what a hook becomes after a failure."""
+
+
+_NOTHING: Callable[..., None] = nullcontext().__exit__
+"""What a hook becomes in a copy of the model and in a pickle: the standard library's own way to do nothing with any
+arguments, so that neither holds anything of gnnstab and both can be loaded without it."""
 
 
 class Hook:
@@ -22,8 +28,8 @@ class Hook:
 
     ``body`` runs with gradients switched off and gets whether they were on as its first argument. It returns nothing,
     so it can change neither inputs nor outputs nor gradients. When it fails, the failure is noted and it is not called
-    again. While ``skip`` answers True nothing is done. A copied or pickled model carries `ignore` in its place: an
-    averaged copy of a model is not the model.
+    again. While ``skip`` answers True nothing is done. A copied or pickled model carries a call that does nothing in its
+    place: an averaged copy of a model is not the model.
     """
 
     __slots__ = ("_body", "_clock", "_failsafe", "_skip", "_where", "compiled")
@@ -72,13 +78,13 @@ class Hook:
         self._skip = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
-        return ignore
+        return _NOTHING
 
     def __copy__(self) -> Callable[..., None]:
-        return ignore
+        return _NOTHING
 
     def __reduce__(self) -> str | tuple[Any, ...]:
-        return _ignore, ()
+        return getattr, (nullcontext(), "__exit__")
 
 
 class Placed:
@@ -108,7 +114,3 @@ class Placed:
     def remove(self) -> None:
         """Take the hook off for good."""
         self._handle.remove()
-
-
-def _ignore() -> Callable[..., None]:
-    return ignore

@@ -10,6 +10,7 @@ from torch import nn
 
 from gnnstab.errors import UsageError
 from gnnstab.probe import anomaly, bundle
+from gnnstab.probe.operations.explaining import Explainer, call_of
 from gnnstab.probe.outbox import Sent
 from gnnstab.probe.outer import Inputs, Outer
 from gnnstab.probe.parameters import Parameters
@@ -29,6 +30,9 @@ _LOST = "when its numbers had come from the device, its update had made the weig
 _MOVED = "no bundle: when the numbers of this step had come from the device, its update had made the weights non-finite"
 
 
+_TOO_LATE = "an update had moved the weights before the end of the step was told: pass optimizer= to the monitor"
+
+
 class Judge:
     """Locates the first non-finite value of a forward, of a backward and of the loss; later ones are only counted.
 
@@ -44,6 +48,7 @@ class Judge:
         parameters: Parameters,
         facts: Callable[[], Sequence[LayerFacts]],
         bundles: Path | None,
+        explainer: Explainer,
     ) -> None:
         self.met: dict[str, int] = {}
         """Kind (``forward``, ``gradient``, ``loss``) → number of steps that had it."""
@@ -54,6 +59,7 @@ class Judge:
         self._parameters = parameters
         self._facts = facts
         self._bundles = bundles
+        self._explainer = explainer
         self._written = 0
         self._reruns = 0
 
@@ -70,10 +76,11 @@ class Judge:
         if view.forward_bad():
             if self._first("forward"):
                 weights = self._parameters.non_finite()
-                event = anomaly.forward_event(view, self._model, inputs, weights, _LOST if moved and weights else "")
-                return self._with_bundle(event, inputs, moved)
+                lost = _LOST if moved and weights else ""
+                event = anomaly.forward_event(view, self._model, inputs, weights, lost)
+                return self._with_bundle(self._explained(event, inputs, lost), inputs, moved)
         elif view.gradients_bad() and not skipped and self._first("gradient"):
-            return self._with_bundle(anomaly.gradient_event(view), inputs, moved)
+            return self._with_bundle(self._explained(anomaly.gradient_event(view), inputs), inputs, moved)
         return None
 
     def left_out(self, step: int, loss: float, bad: Sequence[str], again: Callable[[Kept], Sent]) -> Event | None:
@@ -99,7 +106,9 @@ class Judge:
         if not bad:
             return self.loss(step, loss)
         event = anomaly.left_out_event(step, bad, note)
-        return self._with_bundle(event, self._outer.last) if self._first("gradient") else None
+        if not self._first("gradient"):
+            return None
+        return self._with_bundle(self._explained(event, self._outer.last), self._outer.last)
 
     def loss(
         self, step: int, loss: float, inputs: Mapping[str, Inputs] | None = None, *, moved: bool = False
@@ -107,7 +116,41 @@ class Judge:
         """The event of a loss that is not finite, when nothing before it was reported; the rest as for `step`."""
         if math.isfinite(loss) or self.met or not self._first("loss"):
             return None
-        return self._with_bundle(anomaly.loss_event(step, loss), self._outer.last if inputs is None else inputs, moved)
+        inputs = (self._outer.last or self._outer.before) if inputs is None else inputs
+        return self._with_bundle(self._explained(anomaly.loss_event(step, loss), inputs), inputs, moved)
+
+    def failed(self, step: int, error: Exception) -> Event | None:
+        """The event of a step that ended in an exception, when repeating it shows an Inf or NaN before that."""
+        if self.met or not (self._outer.calls or self._outer.last):
+            return None
+        text = f"the step ended in {type(error).__name__}"
+        event = Event(step, "non-finite", mode="train", stage="loss", message=text)
+        told = self._explained(event, dict(self._outer.last))
+        return told if told.detail.get("operation") and self._first("exception") else None
+
+    def watched(self) -> Event | None:
+        """What the step that has just ended says about the one before it that went wrong, when it was watched in place."""
+        if self._outer.watching is None:
+            return None
+        self._outer.watching.close()
+        event = self._explainer.after_watched()
+        self._outer.watching = self._explainer.pending
+        return event
+
+    def _explained(self, event: Event, inputs: Mapping[str, Inputs], lost: str = "") -> Event:
+        """The event with the operation behind it, where the step can be repeated with the weights that it had."""
+        if lost or event.stage == "weight":
+            return event
+        broken = self._parameters.non_finite()
+        if broken and event.step > 0:
+            return anomaly.with_detail(event, note=_TOO_LATE)
+        if broken:
+            event = anomaly.with_detail(event, bad_parameters=len(broken), parameters=len(self._parameters.names))
+        kept = [one for one in self._outer.calls if inputs.get(one.mode) is not one]
+        ordered = sorted([*inputs.values(), *kept], key=lambda one: one.mode != event.mode)
+        event = self._explainer.explain(event, map(call_of, ordered))
+        self._outer.watching = self._explainer.pending
+        return event
 
     def _first(self, kind: str) -> bool:
         self.met[kind] = self.met.get(kind, 0) + 1

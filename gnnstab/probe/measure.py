@@ -15,13 +15,13 @@ from torch_geometric.data.data import BaseData
 from gnnstab.errors import UsageError
 from gnnstab.probe.batches import Arguments, as_arguments, on_device
 from gnnstab.probe.norms import graphs_in
+from gnnstab.probe.operations.repeat import Objective
+from gnnstab.probe.places import survey, to_json
+from gnnstab.probe.read_out import read_out as read_out
 from gnnstab.probe.recorder import Recorder
 from gnnstab.trace import Trace, TraceWriter
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
-
-SEED = 20231
-"""Seed of the random read-out that stands in for a loss."""
 
 OBJECTIVE = "loss: a fixed random linear read-out of the output, since none was given"
 
@@ -50,12 +50,42 @@ def measure(model: nn.Module, batch: Any, *, loss: Loss | None = None, precision
     twin = _copied(model).eval()
     device = next((p.device for p in twin.parameters()), torch.device("cpu"))
     recorder = Recorder(twin, writer, full_every=1, norm_forwards=math.inf)
+    batches = list(_batches(batch, model))
+    with _same_random_state(device), torch.enable_grad():
+        _look_at_places(twin, batches[0], device, loss, precision, writer)
     with _same_random_state(device), torch.enable_grad(), recorder:
-        for arguments, original in _batches(batch, model):
+        for arguments, original in batches:
             # The batch may know more graphs than the forward takes: just then its normalisations mix them.
             recorder.norms.graphs = graphs_in(original)
+            recorder.explainer.batch = original
+            recorder.explainer.objective = _repeated(original, loss, device)
             _one(twin, tracked(on_device(arguments, device)), original, loss, precision, recorder)
     return _handed_over(writer)
+
+
+def _look_at_places(
+    twin: nn.Module,
+    first: tuple[Arguments, Any],
+    device: torch.device,
+    loss: Loss | None,
+    precision: str,
+    writer: TraceWriter,
+) -> None:
+    """Survey the first batch; where the forward or the loss fails, the recording below says so."""
+    (args, kwargs), original = on_device(first[0], device), first[1]
+    try:
+        found = survey(
+            twin,
+            args,
+            kwargs,
+            batch=original,
+            objective=lambda output: _objective(output, original, loss),
+            cast=_autocast(twin, precision),
+        )
+    except Exception as error:
+        writer.meta("places_failed", f"{type(error).__name__}: {error}")
+        return
+    writer.meta("places", to_json(found))
 
 
 def tracked(value: Any) -> Any:
@@ -113,6 +143,16 @@ def _one(
     recorder.end_step()
 
 
+def _repeated(batch: Any, loss: Loss | None, device: torch.device) -> Objective:
+    """The objective of one batch, as `_one` computes it: outside of autocast."""
+
+    def objective(output: Any, args: tuple[Any, ...], kwargs: dict[str, Any], watch: Any) -> Tensor:
+        with torch.autocast(device.type, enabled=False):
+            return _objective(output, batch, loss)
+
+    return objective
+
+
 def _objective(output: Any, batch: Any, loss: Loss | None) -> Tensor:
     if loss is None:
         return read_out(output)
@@ -123,34 +163,6 @@ def _objective(output: Any, batch: Any, loss: Loss | None) -> Tensor:
     if not isinstance(value, Tensor) or value.numel() != 1:
         raise UsageError(f"the loss returned {type(value).__name__}, not a scalar tensor")
     return value.reshape(())
-
-
-def read_out(output: Any) -> Tensor:
-    """Mean over all entries of a fixed random linear map of every floating tensor in the output; a scalar.
-
-    Every node has weights of its own: a read-out shared by all nodes would hide gradients that vanish by being averaged.
-    """
-    generator = torch.Generator().manual_seed(SEED)
-    total: Tensor | None = None
-    for tensor in _floating(output):
-        weight = torch.randn(tensor.shape, generator=generator).to(tensor.device)
-        part = (tensor.float() * weight).mean() if tensor.numel() else tensor.float().sum()
-        total = part if total is None else total + part
-    if total is None:
-        raise UsageError("the model returned no floating-point tensor that a loss could be made of; pass --loss")
-    return total
-
-
-def _floating(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        if value.is_floating_point():
-            yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _floating(item)
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from _floating(item)
 
 
 def _copied(model: nn.Module) -> nn.Module:

@@ -12,13 +12,18 @@ from gnnstab.probe.hooks import Hook
 from gnnstab.probe.identity import identity_paths
 from gnnstab.probe.keys import MODES
 from gnnstab.probe.norms import Norms, batch_vectors
-from gnnstab.probe.replica import Autocast, rng_snapshot, tensors_in, unwrap
+from gnnstab.probe.operations.in_place import StepWatch
+from gnnstab.probe.replica import Autocast, copied, rng_snapshot, tensors_in, unwrap
 from gnnstab.probe.rerun import MOST, Kept, watch
 from gnnstab.probe.state import State
 from gnnstab.probe.statistics import graph_measures, node_measures
 from gnnstab.probe.watch import Watch
 
 _NO_AUTOCAST = Autocast("cpu", torch.bfloat16, False)
+
+
+LARGEST_KEPT = 64 * 2**20
+"""Bytes of the inputs of one forward up to which a copy of them is kept for the end of the run."""
 
 
 class Inputs(NamedTuple):
@@ -38,6 +43,18 @@ class Outer:
         self.last: dict[str, Inputs] = {}
         """Mode → latest inputs of this step."""
 
+        self.before: dict[str, Inputs] = {}
+        """Mode → latest inputs of the step before, until the next forward begins; only where ``keep_before``."""
+
+        self.keep_before = False
+        """True when a loss that is told after the step's end can be repeated, which needs the inputs of that step."""
+
+        self.calls: list[Inputs] = []
+        """Forwards with gradients of this step, the first `MOST`; held by reference."""
+
+        self.watching: StepWatch | None = None
+        """Watches the operations of this step in place, after one that went wrong."""
+
         self.left_out: list[Kept] = []
         """Forwards with gradients of a step that is left out, the first `MOST`."""
 
@@ -46,6 +63,10 @@ class Outer:
 
         self.paths: dict[str, bool | None] = {}
         """Layer → whether a path leads around it, after the first training forward."""
+
+        self.kept: Inputs | None = None
+        """A copy of what the latest forward of a full-tier step got, kept beyond the step so that causes can be undone at the
+        end of a run; None where it is larger than `LARGEST_KEPT`."""
 
         self._state = state
         self._watches = tuple(watches)
@@ -74,10 +95,20 @@ class Outer:
             hook.close()
         self._handles.clear()
         self.end_step()
+        self.before = {}
+
+    def close_watch(self) -> None:
+        """Stop watching operations in place."""
+        if self.watching is not None:
+            self.watching.close()
+            self.watching = None
 
     def end_step(self) -> None:
         """Release the inputs."""
+        if self.keep_before:
+            self.before = dict(self.last)
         self.last.clear()
+        self.calls.clear()
         self.left_out.clear()
         self.forwards = 0
         if self._state.trail is not None:
@@ -94,12 +125,18 @@ class Outer:
             for watch in self._watches:
                 watch.forget()
         state.epoch += 1
+        if self.before:
+            self.before = {}
         state.inside = True
         # A step is a step also when no layer can be recorded: its loss and the gradients of its parameters are still seen.
         state.recorded = True
         mode = MODES[2 * model.training + grad]
         if self._keep:
-            self.last[mode] = Inputs(args, kwargs, rng_snapshot(), _autocast(args, kwargs), mode)
+            self.last[mode] = kept = Inputs(args, kwargs, rng_snapshot(), _autocast(args, kwargs), mode)
+            if grad and len(self.calls) < MOST:
+                self.calls.append(kept)
+        if self.watching is not None:
+            self.watching.forward_begins(args, kwargs)
         if grad:
             self.forwards += 1
             if state.light and (not self.paths or self._norms.wanted):
@@ -113,6 +150,8 @@ class Outer:
         if torch._C._current_graph_task_id() != -1:
             return
         state.inside = False
+        if self.watching is not None:
+            self.watching.forward_ended(output, grad)
         if grad and not state.light and self._keep and len(self.left_out) < MOST:
             self.left_out.append(watch(output, self.last[MODES[2 * model.training + 1]], state.gradient_arrived))
         trail, state.trail = state.trail, None
@@ -134,6 +173,10 @@ class Outer:
 
     def _measure(self, model: nn.Module, mode: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         state = self._state
+        if self._keep and mode.startswith("train"):
+            size = sum(t.element_size() * t.numel() for _, t in tensors_in([*args, kwargs]))
+            fits = size <= LARGEST_KEPT
+            self.kept = self.last[mode]._replace(args=copied(args), kwargs=copied(kwargs)) if fits else None
         state.batch = next(iter(batch_vectors(unwrap(model)[0], args, kwargs)), None)
         x = next((t for _, t in tensors_in([*args, kwargs]) if t.dim() == 2 and t.is_floating_point()), None)
         if x is not None:

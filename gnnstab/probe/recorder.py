@@ -10,18 +10,22 @@ from functools import partial
 from pathlib import Path
 from threading import get_ident
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gnnstab.probe.budget import Budget
-from gnnstab.probe.discovery import adapter_of, find_watches
+from gnnstab.probe.discovery import find_watches, recordable
 from gnnstab.probe.ending import Ended, Number
 from gnnstab.probe.judge import Judge
 from gnnstab.probe.norms import Norms
+from gnnstab.probe.operations.explaining import Explainer
+from gnnstab.probe.operations.repeat import Objective
 from gnnstab.probe.outbox import NOTHING, Outbox, Writer
 from gnnstab.probe.outer import Inputs, Outer
 from gnnstab.probe.parameters import Parameters
+from gnnstab.probe.places.surveys import Surveys
 from gnnstab.probe.replica import unwrap
 from gnnstab.probe.rerun import run_again
 from gnnstab.probe.schedule import Schedule
@@ -36,6 +40,9 @@ _COMPILED_BEFORE = (
     "no call was seen: a graph that was compiled before the monitor was attached runs no hooks; attach the monitor before "
     "the first call of the compiled model, or call torch._dynamo.reset()"
 )
+
+_OF_VALUES = (ValueError, ArithmeticError, AssertionError, RuntimeError)
+"""Exceptions that a NaN may stand behind: checks of arguments, and of what decompositions need."""
 
 _COARSE = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 
@@ -60,7 +67,11 @@ class Recorder:
         replay: Keep the inputs of the latest forward until the step ends, so that a non-finite value can be located.
         bundles: Path of the trace, beside which a bundle is written for a non-finite value; None for none.
         norm_forwards: How many forwards with gradients are watched for the normalisations beside the layers.
+        places: In the first step of the full tier, and then in the 2nd, 4th, 8th, … of them, run the step's forward again on
+            a copy and look at every place, see `gnnstab.probe.places`; nothing of it happens in the light tier.
         on_event: Called at the step's end with every event.
+        objective: The loss of the run, to repeat a step that went wrong with it.
+        batch: The batch as the loss sees it, where it is not what the model is called with.
     """
 
     def __init__(
@@ -74,7 +85,10 @@ class Recorder:
         replay: bool = True,
         bundles: Path | None = None,
         norm_forwards: float = 1,
+        places: bool = False,
         on_event: Callable[[Event], None] | None = None,
+        objective: Objective | None = None,
+        batch: Any = None,
     ) -> None:
         self._called = model
         self.model, _ = unwrap(model)
@@ -107,7 +121,13 @@ class Recorder:
         self._outer = Outer(self.state, self.watches, self.norms, keep=replay)
         self._parameters = Parameters(self.model, self.state.keys)
         self._outbox = Outbox(writer, self.state.keys)
-        self._judge = Judge(self.model, self.state, self._outer, self._parameters, self.facts, bundles)
+        self.explainer = Explainer(model, objective, batch)
+        """Names the operation behind an event."""
+
+        self._outer.keep_before = objective is not None
+
+        self._judge = Judge(self.model, self.state, self._outer, self._parameters, self.facts, bundles, self.explainer)
+        self._places = Surveys(self.model, writer) if places else None
         self._on_event = on_event
         self._weights = NOTHING
         self._start = time.monotonic()
@@ -135,6 +155,7 @@ class Recorder:
         self._attached = False
         self.end_step()
         self.settle()
+        self.explainer.close()
         for watch in self.watches:
             self.state.failsafe.run(f"detaching from {watch.name}", watch.detach)
         self.state.failsafe.run("detaching from the model", self._outer.detach)
@@ -165,6 +186,11 @@ class Recorder:
         return self.state.step
 
     @property
+    def kept(self) -> Inputs | None:
+        """What a forward of the latest full-tier step got; None where none was kept."""
+        return self._outer.kept
+
+    @property
     def coverage(self) -> Coverage:
         """What was seen and what was not, so far."""
         self._note_unseen()
@@ -190,6 +216,7 @@ class Recorder:
     def loss(self, loss: Tensor | float) -> None:
         """Give the loss of the current step, or of the one that has just ended."""
         value = loss.detach().clone() if isinstance(loss, Tensor) else float(loss)
+        self.explainer.loss_given(loss)
         if self._late is not None and not self.state.open:
             self._late.tell(value)
         elif self.row is not None and not self.state.open:
@@ -228,6 +255,8 @@ class Recorder:
         if not (state.recorded or state.open):
             return False
         guard, grad = state.failsafe.guard, torch.is_grad_enabled()
+        if self._outer.watching is not None:
+            guard("the watched step", self._end_watched)
         torch._C._set_grad_enabled(False)
         try:
             guard("the end of a step", self._end if state.light else self._end_left_out, lr, scale, skipped, moves)
@@ -242,6 +271,18 @@ class Recorder:
         finally:
             torch._C._set_grad_enabled(grad)
         return True
+
+    def failed(self, error: BaseException) -> None:
+        """A step ends in an exception: tell whether an Inf or NaN stands behind it."""
+        if not isinstance(error, _OF_VALUES) or isinstance(error, torch.OutOfMemoryError):
+            return
+        self._outer.close_watch()
+        event = self._judge.failed(self.state.step, error)
+        if event is not None:
+            self._emit(event)
+
+    def _end_watched(self) -> None:
+        self._emit(self._judge.watched())
 
     def after_update(self) -> None:
         """The optimizer has moved the weights: record by how much, in a step of the full tier."""
@@ -284,6 +325,8 @@ class Recorder:
         self._write_facts()
         if state.full:
             self._outbox.measures(step, state.measures)
+            if self._places is not None:
+                self._places.step(ended.inputs)
             if moves:
                 self._parameters.remember(state.stage)
                 self._weights = self._outbox.sites(step, state.stage.take())
@@ -300,10 +343,10 @@ class Recorder:
         self.sent = sent = self._outbox.sites(ended.step, ended.sending.land(), scale or 1.0)
         self.row = StepRow(ended.step, ended.time, loss, lr, scale, sent.gradient_norm, skipped)
         self.writer.step(self.row)
-        if not sent.finite:
-            self._emit(self._judge.step(ended.step, sent, skipped, ended.inputs, moved=moved))
-        elif loss is not None:
-            self._emit(self._judge.loss(ended.step, loss, ended.inputs, moved=moved))
+        event = None if sent.finite else self._judge.step(ended.step, sent, skipped, ended.inputs, moved=moved)
+        if event is None and loss is not None:
+            event = self._judge.loss(ended.step, loss, ended.inputs, moved=moved)
+        self._emit(event)
 
     def _next(self) -> None:
         """Release what belongs to the step that has ended."""
@@ -363,7 +406,7 @@ class Recorder:
     def _note_new_layers(self) -> None:
         watched = {watch.module for watch in self.watches}
         for name, module in self.model.named_modules():
-            if module not in watched and adapter_of(module) is not None:
+            if module not in watched and recordable(module):
                 self.state.unseen(name, "output", _CAME_LATER)
 
     def _note_unseen(self) -> None:

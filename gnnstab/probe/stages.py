@@ -1,30 +1,17 @@
-"""Every tensor of a forward pass in the order in which it comes into being, stage by stage inside a `TransformerConv`."""
+"""Every tensor of a forward pass in the order in which it comes into being, stage by stage inside an attention layer."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch_geometric.nn import MessagePassing, TransformerConv
-from torch_geometric.utils import softmax
+from torch_geometric.nn import MessagePassing
 
+from gnnstab.layers import Layer, layer_of
+from gnnstab.probe.layers.tap import SoftmaxCall, Tap, Untappable
 from gnnstab.probe.replica import tensors_in
-from gnnstab.probe.statistics.unit_input import is_plain
-
-STAGE_OF_CHILD = {
-    "lin_query": "query",
-    "lin_key": "key",
-    "lin_value": "value",
-    "lin_edge": "edge",
-    "aggr_module": "aggregate",
-    "lin_skip": "skip",
-    "lin_beta": "gate",
-}
-"""Which stage the output of each child of a `TransformerConv` is."""
 
 
 class Seen(NamedTuple):
@@ -60,7 +47,7 @@ class Seen(NamedTuple):
     """Name of the argument for an input; the reason why stages are missing for an output."""
 
     detailed: bool = False
-    """True inside a `TransformerConv`, and for the inputs of the model and the outputs of leaf modules: what a table shows."""
+    """True inside an attention layer, and for the inputs of the model and the outputs of leaf modules: what a table shows."""
 
 
 Observer = Callable[[Seen], None]
@@ -83,20 +70,19 @@ def observe_inputs(args: Sequence[Any], kwargs: dict[str, Any], observe: Observe
 
 def instrument(model: nn.Module, observe: Observer, prefix: str = "") -> None:
     """Hook every module of ``model`` (a copy that is thrown away) so that ``observe`` sees what it makes."""
-    attention = {name: m for name, m in model.named_modules() if _has_stages(m)}
+    kinds = {name: layer_of(m) for name, m in model.named_modules()}
+    attention = {
+        name: kind
+        for name, kind in kinds.items()
+        if kind is not None and kind.stages and kind.own_forward(model.get_submodule(name))
+    }
     passing = [name for name, m in model.named_modules() if isinstance(m, MessagePassing)]
     for name, module in model.named_modules():
         if name in attention:
-            _Attention((prefix + name).rstrip("."), module, observe)
+            _Attention((prefix + name).rstrip("."), module, attention[name], observe)
         elif not _inside(name, attention):
             rows = "" if _inside(name, passing) else "nodes"
             _Module(prefix + name if name else None, module, observe, rows)
-
-
-def _has_stages(module: nn.Module) -> bool:
-    """A `TransformerConv`, or a subclass that keeps its forward."""
-    kind: Any = type(module)
-    return isinstance(module, TransformerConv) and kind.forward is TransformerConv.forward
 
 
 def _inside(name: str, parents: Any) -> bool:
@@ -126,22 +112,39 @@ class _Module:
 
 
 class _Attention:
-    """Watches every stage of a `TransformerConv`."""
+    """Watches every stage of an attention layer whose forward is PyG's own."""
 
-    def __init__(self, name: str, conv: TransformerConv, observe: Observer) -> None:
-        self.name, self.conv, self.observe = name, conv, observe
+    def __init__(self, name: str, module: nn.Module, kind: Layer, observe: Observer) -> None:
+        self.name, self.module, self.kind, self.observe = name, module, kind, observe
+        self.heads = int(getattr(module, "heads", 1))
         self.calls = 0
         self.made: dict[str, Tensor] = {}
-        self.reason = "" if is_plain(conv) else f"{type(conv).__name__} overrides message: its scores cannot be seen"
-        conv.register_forward_pre_hook(self.before, with_kwargs=True)
-        conv.register_forward_hook(self.after)
-        for child, stage in STAGE_OF_CHILD.items():
-            module = getattr(conv, child, None)
+        self.given: dict[str, Any] = {}
+        self.reason = (
+            "" if kind.own_code(module) else f"{type(module).__name__} overrides message: its scores cannot be seen"
+        )
+        module.register_forward_pre_hook(self.before, with_kwargs=True)
+        module.register_forward_hook(self.after)
+        for child, stage in kind.stages.items():
+            part = getattr(module, child, None)
             # Behind a foreign message the aggregate would be blamed for what the message did.
-            if module is not None and not (self.reason and stage == "aggregate"):
-                module.register_forward_hook(self._child(stage))
+            if part is not None and not (self.reason and stage == "aggregate"):
+                part.register_forward_hook(self._child(stage))
         if not self.reason:
-            conv.message = self.message
+            self._listen()
+
+    def _listen(self) -> None:
+        try:
+            tap = Tap.attach(self.module, self, kind=self.kind)
+        except Untappable as reason:
+            self.reason = str(reason)
+            return
+
+        def noting(*args: Any, **kwargs: Any) -> Any:
+            self.given = kwargs
+            return tap(*args, **kwargs)
+
+        tap.replace(noting)
 
     def see(self, stage: str, tensor: Tensor, fed: Sequence[Tensor] = (), **more: Any) -> None:
         self.made[stage] = tensor
@@ -162,7 +165,7 @@ class _Attention:
             if stage == "aggregate":
                 fed += [self.made[name] for name in ("attention", "value") if name in self.made]
             rows = "edges" if stage == "edge" else "nodes"
-            heads = 0 if stage in ("skip", "gate") else int(self.conv.heads)
+            heads = 0 if stage in ("skip", "gate") else self.heads
             self.see(stage, output, fed, module=module, rows=rows, heads=heads)
 
         return after
@@ -171,31 +174,20 @@ class _Attention:
         fed = [self.made[name] for name in ("aggregate", "skip", "gate") if name in self.made]
         for _, tensor in floats(output)[:1]:
             self.see("output", tensor, fed, note=self.reason)
-        self.made = {}
+        self.made, self.given = {}, {}
 
-    def message(
-        self,
-        query_i: Tensor,
-        key_j: Tensor,
-        value_j: Tensor,
-        edge_attr: Tensor | None,
-        index: Tensor,
-        ptr: Tensor | None,
-        size_i: int | None,
-    ) -> Tensor:
-        """`TransformerConv.message` with its intermediate results shown; same operations, same dtypes, same values."""
-        conv = self.conv
-        fed: tuple[Tensor, ...] = (query_i, key_j)
-        if conv.lin_edge is not None:
-            edge_attr = conv.lin_edge(edge_attr).view(-1, conv.heads, conv.out_channels)
-            fed = (query_i, key_j, edge_attr)
-            key_j = key_j + edge_attr
-        on_edges = {"rows": "edges", "heads": int(conv.heads), "targets": index}
-        alpha = (query_i * key_j).sum(dim=-1) / math.sqrt(conv.out_channels)
-        self.see("score", alpha, fed, **on_edges)
-        alpha = softmax(alpha, index, ptr, size_i)
-        self.see("attention", alpha, (self.made["score"],), **on_edges)
-        conv._alpha = alpha
-        alpha = F.dropout(alpha, p=conv.dropout, training=conv.training)
-        out = value_j if edge_attr is None else value_j + edge_attr
-        return out * alpha.view(-1, conv.heads, 1)
+    def saw(self, seen: SoftmaxCall) -> None:
+        """Show scores and attention; what softmax was given came into being last."""
+        on_edges = {"rows": "edges", "heads": self.heads, "targets": seen.index}
+        self.see("score", seen.score, self.kind.operands(self.module, self.given, self.made), **on_edges)
+        self.see("attention", seen.attention, (seen.score,), **on_edges)
+
+    def returned(self, message: Tensor) -> None:
+        """Nothing: the aggregation shows the messages."""
+
+    def failed(self, error: Exception) -> None:
+        """A failure of whoever observes is theirs."""
+        raise error
+
+    def saw_compiled(self, score: Tensor, attention: Tensor | None) -> None:
+        """Nothing: the copy runs without a compiler."""

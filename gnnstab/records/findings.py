@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import re
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
-from gnnstab.errors import UsageError
+from gnnstab.characters import as_json
+from gnnstab.errors import NothingEvaluable, UnstableError, UsageError
 from gnnstab.records.json_numbers import json_number
 from gnnstab.records.layers import LayerFacts
 from gnnstab.records.rows import Blind, Event
@@ -38,10 +39,16 @@ FURTHER_CAUSES = (
     "uninitialized-parameter",
     "never-updated-parameter",
     "saturated-gate",
+    "undefined-operation",
+    "masking",
+    "indistinguishable-nodes",
 )
 """Reported, in this order, when not absent."""
 
 CAUSE_STATUSES = ("root-cause", "contributing", "present", "absent", "not-evaluable")
+HOW_KNOWN = ("observed", "undone", "inferred")
+"""Seen directly; undone on a copy and the symptom measured again; or the mechanism fits and nothing could be tried."""
+
 RULE_STATUSES = ("fired", "passed", "not-applicable", "not-evaluable", "suppressed")
 VERDICTS = ("confirmed", "no-effect", "made-worse", "inconclusive", "not-tested")
 
@@ -57,7 +64,8 @@ class Finding:
     """Rule name, e.g. ``attention-explosion``."""
 
     cause: str
-    """One of `FIVE_CAUSES` or `FURTHER_CAUSES`, or ``""`` for an observation about the tool itself (GS9xx)."""
+    """One of `FIVE_CAUSES` or `FURTHER_CAUSES`, or ``""`` where nothing measured shows one and for an observation about the tool itself
+    (GS9xx)."""
 
     severity: str
     confidence: str
@@ -130,6 +138,11 @@ class Cause:
     reason: str
     codes: tuple[str, ...] = ()
     fixes: tuple[FixAdvice, ...] = ()
+    how: str = ""
+    """How it is known, one of `HOW_KNOWN`; empty for a cause without a symptom that it could have brought about."""
+
+    share: float | None = None
+    """Share of the way back to the healthy band when it is undone on a copy; None where it was not undone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +241,30 @@ class Diagnosis:
         verdicts = [r for r in self.rules if r.status in ("fired", "passed") and not r.code.startswith("GS9")]
         return self.coverage.layers_observed == 0 or not verdicts
 
+    def raise_for(self, severity: str = "warning") -> Diagnosis:
+        """Raise `UnstableError` with the worst finding when there is one of this severity or worse; else return self.
+
+        Raises:
+            UnstableError: A finding at or above ``severity``.
+            NothingEvaluable: Nothing was judged, so that nothing can be called healthy.
+        """
+        failing = self.at_least(severity)
+        if failing:
+            raise UnstableError(max(failing, key=lambda f: (SEVERITIES.index(f.severity), f.explained_by is None)))
+        if self.nothing_evaluable:
+            raise NothingEvaluable("nothing could be judged; print(diagnosis) says what is missing")
+        return self
+
+    def save(self, path: str | os.PathLike[str], format: str | None = None, **options: Any) -> Path:
+        """Write the report to a file and return its path; the ending says which (``.html .json .md .txt .sarif .xml``).
+
+        ``format`` names one where the ending does not; ``options`` are those of the format. Raises `UsageError`.
+        """
+        from gnnstab import presented
+
+        saved: Path = presented(self, "file", path, format, **options)
+        return saved
+
     def suppress(self, withheld: Sequence[Suppressed]) -> Diagnosis:
         """A copy without these findings; a rule that has none left becomes ``suppressed``."""
         taken = {id(item.finding) for item in withheld}
@@ -259,7 +296,7 @@ class Diagnosis:
             "findings": [{**_plain(f), "fingerprint": f.fingerprint} for f in self.findings],
             "rules": [_plain(r) for r in self.rules],
             "advice": [_plain(a) for a in self.advice],
-            "layers": [_plain(layer) for layer in self.layers],
+            "layers": [_plain(layer.flat()) for layer in self.layers],
             "signals": [{**_plain(s), "unit": s.unit} for s in self.signals],
             "series": [_plain(s) for s in self.series],
             "events": [_plain(e) for e in self.events],
@@ -272,15 +309,14 @@ class Diagnosis:
 
     def to_json(self, indent: int | None = 2) -> str:
         """`to_dict` as text; numbers have seven significant digits, NaN and Inf are the strings "nan", "inf", "-inf"."""
-        text = json.dumps(self.to_dict(), indent=indent, ensure_ascii=False, allow_nan=False)
-        # A layer name may hold lone surrogates (file names do on POSIX); UTF-8 cannot carry them, JSON escapes can.
-        return _LONE_SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+        return as_json(self.to_dict(), indent)
 
     def _repr_html_(self) -> str:
         """The page in a frame of its own, so that its styles cannot reach the notebook."""
         from gnnstab import presented
 
-        return presented(self, "page")
+        page: str = presented(self, "page")
+        return page
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         """The text, for IPython and for what a notebook keeps beside the page."""
@@ -289,10 +325,8 @@ class Diagnosis:
     def __str__(self) -> str:
         from gnnstab import presented
 
-        return presented(self, "text")
-
-
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+        text: str = presented(self, "text")
+        return text
 
 
 def _plain(value: Any) -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,19 +31,12 @@ class LayerFacts:
 
     heads: int | None = None
     concat: bool | None = None
-    beta: bool | None = None
-    """The gate as it is in force: ``beta=True, root_weight=False`` is False."""
-
-    beta_requested: bool | None = None
-    """The gate as it was asked for, where that can be seen."""
-
     dropout: float | None = None
     """Dropout probability on the attention weights."""
 
     edge_dim: int | None = None
     """Edge feature width; 0 for none; None when not visible."""
 
-    root_weight: bool | None = None
     bias: bool | None = None
     aggregation: str | None = None
     """Reduction over incoming messages: add, mean, max, …"""
@@ -67,3 +62,26 @@ class LayerFacts:
     score_format: str | None = None
     """Coarsest number format that the layer's own scores were computed in: ``fp16``, ``bf16``, ``fp32``; None when no
     score was seen. A layer whose attention runs outside autocast differs from the rest of the run."""
+
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Facts that only one kind of layer has, by the name of the constructor's argument; see the adapter of the kind in
+    `gnnstab.layers`. ``None`` or absent means not visible here too."""
+
+    @classmethod
+    def of(cls, name: str, kind: str, position: int, attention: bool = True, **facts: Any) -> LayerFacts:
+        """Facts from names and values alone: what is no field is an option."""
+        known = {key: value for key, value in facts.items() if key in _FIELDS}
+        options = {key: value for key, value in facts.items() if key not in _FIELDS}
+        return cls(name, kind, position, attention, **{"options": options, **known})
+
+    def get(self, name: str) -> Any:
+        """A field or an option by its name; None where it is not known or the kind has no such thing."""
+        return self.options.get(name) if name not in _FIELDS else getattr(self, name)
+
+    def flat(self) -> dict[str, Any]:
+        """Fields and options side by side, by name: the form in JSON."""
+        named = {name: getattr(self, name) for name in _FIELDS if name != "options"}
+        return {**named, **self.options}
+
+
+_FIELDS = tuple(one.name for one in fields(LayerFacts))

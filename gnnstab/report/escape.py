@@ -7,12 +7,13 @@ Layer names, paths and messages come from files that anybody may have written. E
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Sequence
 
+from gnnstab.characters import as_escape, is_hidden
+
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
-_INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 _PLAIN = re.compile(r"[\x20-\x7e]*")
+_COLOUR = re.compile(r"(\x1b\[[0-9;]*m)")
 
 # Build servers execute log lines that begin, after blanks, with "::command" or hold "##[command]" or "##vso[command]".
 _COMMAND = re.compile(r"(?<!\S):(?=:)|#(?=#\w*\[)")
@@ -32,10 +33,17 @@ def visible(text: str, *, newlines: bool = False) -> str:
 def _visible_character(character: str) -> str:
     if character in _SHORT:
         return _SHORT[character]
-    if unicodedata.category(character) not in _INVISIBLE:
-        return character
-    code = ord(character)
-    return f"\\x{code:02x}" if code < 0x100 else (f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}")
+    return as_escape(character) if is_hidden(character) else character
+
+
+def printed(text: str) -> str:
+    """Text for a terminal whose parts were escaped when they were written: what was forgotten is made visible now.
+
+    Colours stay: they are the only sequences that gnnstab writes.
+    """
+    parts = _COLOUR.split(text)
+    parts[::2] = ["".join(as_escape(c) if is_hidden(c) and c not in "\n\t" else c for c in part) for part in parts[::2]]
+    return "".join(parts)
 
 
 def shorten(text: str, longest: int) -> str:

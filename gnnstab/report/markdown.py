@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from gnnstab.records import Diagnosis, Finding
 from gnnstab.report import escape, summary
+from gnnstab.report.extremes import extremes
 from gnnstab.report.numbers import compared, count, number
 
 MOST_FINDINGS = 50
@@ -124,6 +125,7 @@ def _coverage(diagnosis: Diagnosis) -> Iterator[str]:
     for item in diagnosis.suppressed:
         yield f"- Suppressed: {text(item.finding.code)} at {text(summary.where(item.finding))}: {text(item.reason)}"
     yield from (f"- Taken as: {text(assumption)}" for assumption in seen.assumptions)
+    yield from (f"- During the run: {text(words)}" for words in extremes(diagnosis))
     yield from (f"- Note: {text(note)}" for note in diagnosis.target.notes)
 
 

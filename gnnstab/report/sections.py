@@ -19,6 +19,7 @@ from gnnstab.records.vocabulary import (
 )
 from gnnstab.report import charts, summary
 from gnnstab.report.evidence import MODEL, Evidence, parameter, worst
+from gnnstab.report.extremes import worst_words
 from gnnstab.report.scales import status
 from gnnstab.report.wording import fix_title, meaning, rule_page
 
@@ -214,6 +215,7 @@ def _numbers(evidence: Evidence, name: str, anchor: str) -> Iterator[dict[str, A
             continue  # a line per parameter that says nothing; one that is not zero stays
         owner = parameter(signal)
         told = meaning(signal.name) + (f", {owner.removeprefix(name).lstrip('.')}" if owner and owner != name else "")
+        told += f"; {words}" if (words := worst_words(signal)) else ""
         tone = status(signal.value, evidence.limits(signal.name))
         yield {
             "signal": signal,
@@ -280,9 +282,9 @@ def describe(facts: LayerFacts | None) -> str:
         width,
         heads,
         None if facts.concat is None else ("concatenated" if facts.concat else "averaged"),
-        None if facts.beta is None else f"beta {'on' if facts.beta else 'off'}",
+        _switch(facts, "beta"),
         None if facts.dropout is None else f"dropout {facts.dropout:g}",
-        None if facts.root_weight is None else f"root weight {'on' if facts.root_weight else 'off'}",
+        _switch(facts, "root_weight"),
         None if facts.aggregation is None else f"aggregation {facts.aggregation}",
         None if facts.identity_path is None else ("identity path" if facts.identity_path else "no identity path"),
         f"{facts.norm_before} before" if facts.norm_before else None,
@@ -291,3 +293,8 @@ def describe(facts: LayerFacts | None) -> str:
         f"weights {facts.initialisation}" if facts.initialisation else None,
     ]
     return ", ".join(part for part in told if part)
+
+
+def _switch(facts: LayerFacts, option: str) -> str | None:
+    value = facts.get(option)
+    return None if value is None else f"{option.replace('_', ' ')} {'on' if value else 'off'}"

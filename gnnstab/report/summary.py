@@ -145,9 +145,10 @@ def worst_head(diagnosis: Diagnosis, finding: Finding) -> int | None:
 
 
 def first_non_finite(diagnosis: Diagnosis) -> Event | None:
-    """The earliest event of a non-finite value, or None."""
+    """The earliest event of a non-finite value, the explained one where there is one, or None."""
     broken = [event for event in diagnosis.events if event.kind == "non-finite"]
-    return min(broken, key=lambda event: event.step, default=None)
+    # Of the events of one step the one that knows the operation says where it was.
+    return min(broken, key=lambda event: (event.step, not event.detail.get("operation")), default=None)
 
 
 def event_place(event: Event) -> str:
@@ -205,7 +206,7 @@ def rules_by_status(diagnosis: Diagnosis) -> Counter[str]:
 def _layers(diagnosis: Diagnosis, short: bool) -> str:
     seen = diagnosis.coverage.layers_observed
     kinds = Counter(layer.kind for layer in diagnosis.layers if layer.attention)
-    kind = f"{next(iter(kinds))} " if len(kinds) == 1 and not short else ""
+    kind = f"{escape.name(next(iter(kinds)))} " if len(kinds) == 1 and not short else ""
     if not kind and not short:
         kind = "attention "
     return count(seen, f"{kind}layer")
@@ -214,7 +215,7 @@ def _layers(diagnosis: Diagnosis, short: bool) -> str:
 def _why(diagnosis: Diagnosis) -> str:
     roots = [cause.cause for cause in diagnosis.root_causes()]
     if not roots:
-        return ", no root cause established"
+        return ": cause not established"
     return f": root cause {roots[0]}" if len(roots) == 1 else f": root causes {', '.join(roots)}"
 
 

@@ -19,6 +19,7 @@ from gnnstab.records.vocabulary import (
     SCORE_MAX_ABS,
 )
 from gnnstab.report import escape, summary
+from gnnstab.report.extremes import extremes
 from gnnstab.report.numbers import count, number
 from gnnstab.report.text_parts import relative_to, table
 from gnnstab.report.text_style import SEVERITY
@@ -88,6 +89,7 @@ def coverage(diagnosis: Diagnosis) -> RenderableType:
         f"{seen.layers_observed} of {count(seen.layers_expected, 'attention layer')} observed; {_rule_counts(diagnosis)}."
     ]
     lines += [f"Blind: {escape.name(b.layer)}, {escape.name(b.site)}: {escape.sentence(b.reason)}" for b in seen.blind]
+    lines += [f"During the run: {escape.sentence(words)}." for words in extremes(diagnosis)]
     lines += _rules(diagnosis)
     lines += [_withheld(item.finding, item.reason) for item in diagnosis.suppressed]
     if seen.assumptions:

@@ -35,7 +35,7 @@ def _change(position: int, cause: Cause) -> Iterator[RenderableType]:
         )
     if summary.recommended(cause) is None:
         failed = ", ".join(fix.fix for fix in cause.fixes)
-        why = f"No fix to recommend{f'; measured to fail: {failed}' if failed else ''}."
+        why = f"No fix to recommend{f'; measured to fail: {escape.sentence(failed)}' if failed else ''}."
         yield Padding(Text(why, style=MUTED), (0, 0, 0, 5))
 
 

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from gnnstab.records import Cause, Diagnosis, Finding
 from gnnstab.report import escape, summary
+from gnnstab.report.extremes import extremes
 from gnnstab.report.numbers import compared, count, number
 from gnnstab.report.text_style import CAUSE, MUTED, RED, SEVERITY, STATE
 
@@ -101,10 +102,13 @@ def _last(diagnosis: Diagnosis, width: int) -> Text:
 
 
 def _began(diagnosis: Diagnosis) -> Iterator[_Line]:
-    """Where a number first stopped being one: what an engineer with a NaN wants to know before all else."""
+    """Where a number first stopped being one, and what was far worse on the way than at the end."""
     if (event := summary.first_non_finite(diagnosis)) is not None:
         place = escape.sentence(f"first non-finite value: {summary.event_place(event)}", 60, 150)
         yield _Line("began", Text(place, f"bold {RED}"))
+    if told := extremes(diagnosis):
+        more = f"; {len(told) - 1} more" if len(told) > 1 else ""
+        yield _Line("run", Text(escape.sentence(told[0], 60, 150) + more))
 
 
 def _cause(diagnosis: Diagnosis, cause: Cause) -> _Line:
@@ -118,7 +122,7 @@ def _change(cause: Cause, room: int, width: int) -> list[Text]:
     """The best fix and its code; the name alone where the code does not fit."""
     best = summary.recommended(cause)
     if best is None:
-        failed = ", ".join(fix.fix for fix in cause.fixes)
+        failed = escape.sentence(", ".join(fix.fix for fix in cause.fixes))
         return _Line("change", Text(f"none to recommend; measured to fail: {failed}")).rows(width) if failed else []
     named = Text.assemble((escape.name(best.fix), "bold"), f" ({summary.verdict_words(best.verdict)}")
     if best.before is not None or best.after is not None:

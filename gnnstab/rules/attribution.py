@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from gnnstab.records import FIVE_CAUSES, FURTHER_CAUSES, Cause, Finding, RuleStatus, Signals
 from gnnstab.rules.explanation import is_warning
@@ -18,7 +19,24 @@ def causes(findings: Sequence[Finding], statuses: Sequence[RuleStatus], signals:
     by_code = {status.code: status for status in statuses}
     five = [_five(cause, findings, by_code, signals) for cause in FIVE_CAUSES]
     further = [_further(cause, findings, by_code) for cause in FURTHER_CAUSES]
-    return (*five, *(cause for cause in further if cause is not None))
+    found = (*five, *(cause for cause in further if cause is not None))
+    return tuple(replace(cause, how=_how(cause)) for cause in found)
+
+
+def _how(cause: Cause) -> str:
+    """``observed`` where a rule sees the cause itself, ``inferred`` where a mechanism ties a symptom to it."""
+    if cause.status not in ("root-cause", "contributing"):
+        return ""
+    return "observed" if OBSERVED.intersection(cause.codes) else "inferred"
+
+
+def modest(findings: Sequence[Finding], found: Sequence[Cause]) -> tuple[Finding, ...]:
+    """The findings, of which those whose cause is only inferred are of medium confidence at most."""
+    inferred = {cause.cause for cause in found if cause.how == "inferred"}
+    return tuple(
+        replace(f, confidence="medium") if f.cause in inferred and f.confidence == "high" and is_warning(f) else f
+        for f in findings
+    )
 
 
 def _five(cause: str, findings: Sequence[Finding], statuses: Mapping[str, RuleStatus], signals: Signals) -> Cause:
@@ -85,6 +103,10 @@ def _not_evaluable(cause: str, statuses: Mapping[str, RuleStatus]) -> str:
     return f"{blind[0].code}: {blind[0].reason}"
 
 
+OBSERVED = frozenset({"GS104", "GS108", "GS402", "GS407", "GS503", "GS602", "GS604", "GS701", "GS703", "GS704"})
+"""Rules that see the cause itself, such as NaN in the data or a parameter that never got a gradient; what others say about
+a cause is inferred from a symptom."""
+
 CODES_OF_CAUSE: Mapping[str, tuple[str, ...]] = {
     "sum-aggregation": ("GS401", "GS404"),
     "feature-scale": ("GS406",),
@@ -100,5 +122,8 @@ CODES_OF_CAUSE: Mapping[str, tuple[str, ...]] = {
     "uninitialized-parameter": ("GS502", "GS605"),
     "never-updated-parameter": ("GS604",),
     "saturated-gate": ("GS104",),
+    "undefined-operation": ("GS502",),
+    "masking": ("GS502",),
+    "indistinguishable-nodes": ("GS704",),
 }
 """Rules whose verdict decides whether a further cause was looked at."""

@@ -12,6 +12,7 @@ from gnnstab.errors import ConfigurationError, NotApplicable, NotEvaluable
 from gnnstab.records import Finding, RuleStatus, Signals
 from gnnstab.rules.base import Rule
 from gnnstab.rules.explanation import explain
+from gnnstab.rules.recalled import findings_in, joined, settled
 from gnnstab.rules.registry import rule_classes
 from gnnstab.rules.selection import Selection
 
@@ -103,11 +104,15 @@ def run(
     kept: list[Finding] = []
     taken: list[tuple[Finding, Suppression]] = []
     statuses: list[RuleStatus] = []
+    raised = [f for f in findings_in(signals.events) if not settled(f, signals.series)]
     for rule in plain.values():
         if not selection.includes(rule.code):
             statuses.append(RuleStatus(rule.code, "suppressed", "not selected"))
             continue
         status, found = _judge(rule, signals, special.get(rule.code, ()))
+        everything = joined(rule, found, raised)
+        if len(everything) > len(found):
+            found, status = everything, RuleStatus(rule.code, "fired")
         left, out = _split(found, suppress)
         kept += left
         taken += out

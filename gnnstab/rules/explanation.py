@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from gnnstab.records import SEVERITIES, Finding, Signals
 from gnnstab.rules.gs401_sum_aggregation_growth import SumAggregationGrowth
+from gnnstab.rules.gs406_feature_scale import FeatureScale
 from gnnstab.rules.reading import large_gain, largest, measured
 
 Condition = Callable[[Finding, Finding, Signals], bool]
@@ -50,6 +51,11 @@ def _always(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
     return True
 
 
+def _scale_that_was_undone(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    """The same step without an input's scale was finite: that scale stands in every score as well, and in its square."""
+    return explanation.cause == "feature-scale"
+
+
 def _same_layer(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
     return symptom.layer == explanation.layer
 
@@ -85,14 +91,58 @@ def _grown_on_the_way(symptom: Finding, explanation: Finding, signals: Signals) 
     return facts is not None and facts.position > first
 
 
+def _given_to_the_layer(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    """A large tensor of the batch goes into the layer beside the node states, as edge features do."""
+    fed = (
+        str(name) for s in signals.find("place.rms") if s.layer == explanation.layer for name in s.detail.get("fed", ())
+    )
+    return explanation.signal == "place.rms" and any(name.startswith(f"{symptom.layer}.") for name in fed)
+
+
+_MANY = 10
+"""Times the limit of GS406 from which on the size of the data explains values that leave the number format."""
+
+
+def _from_large_data(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    """Measured values of many times their limit that reach the weights make everything behind them large."""
+    own = ("non-finite-data", "undefined-operation", "masking", "precision")
+    large = explanation.signal == "place.rms" and explanation.value > _MANY * FeatureScale.rms
+    return large and not explanation.message.startswith("the targets") and symptom.cause not in own
+
+
+def _of_absurd_size(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    return explanation.signal == "place.rms" and explanation.value > FeatureScale.absurd
+
+
+def _behind_sums(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    return explanation.signal == "place.post_norms"
+
+
+def _alike(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    return explanation.signal == "place.node_difference"
+
+
+def _over_depth(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    return symptom.signal != "place.node_difference"
+
+
 LINKS: tuple[Link, ...] = (
     # Data.
     Link("GS502", "GS407", _always),
+    Link("GS502", "GS406", _from_large_data),
+    Link("GS605", "GS406", _from_large_data),
+    Link("GS701", "GS406", _from_large_data),
     Link("GS401", "GS406", _only_by_scale),
+    Link("GS301", "GS406", _given_to_the_layer),
+    Link("GS303", "GS406", _given_to_the_layer),
+    Link("GS603", "GS406", _always),
+    Link("GS601", "GS406", _of_absurd_size),
     Link("GS302", "GS406", _always),
     Link("GS104", "GS406", _always),
     Link("GS702", "GS406", _always),
     Link("GS501", "GS406", _always),
+    Link("GS301", "GS502", _scale_that_was_undone),
+    Link("GS302", "GS502", _scale_that_was_undone),
     # Memory that was never initialised, before everything that its size brings about.
     Link("GS502", "GS605", _always),
     Link("GS301", "GS605", _same_layer),
@@ -126,6 +176,20 @@ LINKS: tuple[Link, ...] = (
     Link("GS602", "GS604", _always),
     # Depth, behind a mis-placed normalisation or dead units.
     Link("GS204", "GS106", _always),
+    Link("GS203", "GS106", _behind_sums),
+    Link("GS103", "GS106", _behind_sums),
+    Link("GS601", "GS106", _behind_sums),
+    Link("GS603", "GS106", _behind_sums),
+    Link("GS301", "GS106", _behind_sums),
+    Link("GS302", "GS106", _behind_sums),
+    Link("GS704", "GS106", _behind_sums),
+    # Nodes that cannot be told apart: no score, no gradient of a score, no sum makes a difference.
+    Link("GS604", "GS704", _alike),
+    Link("GS401", "GS704", _alike),
+    Link("GS203", "GS704", _alike),
+    Link("GS103", "GS704", _alike),
+    Link("GS602", "GS704", _alike),
+    Link("GS304", "GS704", _alike),
     Link("GS301", "GS204", _part_of_explosion),
     Link("GS302", "GS204", _grown_on_the_way),
     Link("GS204", "GS301", _driven_by_attention),
@@ -141,7 +205,7 @@ LINKS: tuple[Link, ...] = (
     Link("GS703", "GS204", _always),
     # What depth brings about.
     Link("GS704", "GS701", _always),
-    Link("GS704", "GS203", _always),
+    Link("GS704", "GS203", _over_depth),
     Link("GS602", "GS203", _always),
     Link("GS503", "GS203", _always),
     # The overflow that has happened, then the one that is near.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from gnnstab.layers import parts
 from gnnstab.records import LayerFacts, RuleStatus, Signals
 from gnnstab.rules.reading import count, largest, measured, smallest
 
@@ -37,13 +38,15 @@ def _no_dropout(statuses: Statuses, signals: Signals) -> Standing:
 
 
 def _beta_disabled(statuses: Statuses, signals: Signals) -> Standing:
-    known = [layer for layer in signals.attention_layers if layer.beta is not None]
+    known = [layer for layer in signals.attention_layers if layer.get("beta") is not None]
+    if not known and not any(parts(layer.kind, "gate") for layer in signals.attention_layers):
+        return "absent", "layers of this kind have no gate between message and skip"
     if not known:
         return "not-evaluable", f"whether the beta gate is on cannot be seen; {_PASS_MODEL}"
-    off = [layer for layer in known if not layer.beta]
+    off = [layer for layer in known if not layer.get("beta")]
     if not off:
         return "absent", f"beta=True in {count(known, known)} layers"
-    silent = [layer for layer in off if layer.beta_requested]
+    silent = [layer for layer in off if layer.get("beta_requested")]
     asked = f" (asked for in {count(silent, off)}, but root_weight=False switches it off)" if silent else ""
     return "present", (
         f"beta=False in {count(off, known)} layers{asked}; the gate halves skip and message, which damps only gradients that "
@@ -120,8 +123,8 @@ _STANDINGS: Mapping[str, Callable[[Statuses, Signals], Standing]] = {
 
 
 def _linear_skip(layers: Sequence[LayerFacts]) -> str:
-    known = [layer for layer in layers if layer.root_weight is not None]
-    kept = [layer for layer in known if layer.root_weight]
+    known = [layer for layer in layers if layer.get("root_weight") is not None]
+    kept = [layer for layer in known if layer.get("root_weight")]
     if not known:
         return "the layers' own linear skip cannot be seen"
     return f"{count(kept, known)} layers have their own linear skip (root_weight=True)"

@@ -54,7 +54,7 @@ class BetaDisabled(Rule):
         """Info when gradients explode and the gate is off."""
         how = "whether the gate is on cannot be seen here; pass the model (--model pkg.mod:factory)"
         layers = need_fact(signals, "beta", how)
-        off = [layer for layer in layers if not layer.beta]
+        off = [layer for layer in layers if not layer.get("beta")]
         if not off:
             return
         need_depth(signals, self.min_layers)

@@ -21,7 +21,7 @@ class NoResidual(Rule):
     at the first layer with less than 1/1000 of its size at the last.
 
     ## Why it is unstable
-    `TransformerConv` adds `lin_skip(x)`, which is a *linear* skip: it multiplies by a matrix, whose gain at PyG's default
+    `TransformerConv` adds a skip of its own, but a *linear* one: it multiplies by a matrix, whose gain at PyG's default
     initialisation is 1/√3. Each layer then shrinks the gradient to 0.42 to 0.54 of its size (ReLU, measured), and nothing
     goes around. Without even the linear skip (`root_weight=False`) it is 0.36.
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from gnnstab.errors import NotApplicable
+from gnnstab.layers import parts, weights
 from gnnstab.records import Finding, LayerFacts, Signal, Signals
 from gnnstab.rules.base import Rule, threshold
 from gnnstab.rules.reading import largest, measured, need_layers, percent
@@ -32,7 +33,7 @@ class GateSaturated(Rule):
 
     ## Fix
     Normalise before the layer: `x = conv(norm(x), edge_index)`; or find what makes the input large (GS401, GS406). When its
-    weights are: `conv.lin_beta.reset_parameters()`.
+    weights are: draw its map anew (the fix `gate-redraw` prints the call).
 
     ## When it is wrong
     Trained gates may be open or shut for good reasons.
@@ -60,7 +61,9 @@ class GateSaturated(Rule):
 
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding per layer."""
-        gated = [layer for layer in need_layers(signals) if layer.beta is not False]
+        gated = [
+            layer for layer in need_layers(signals) if layer.get("beta") is not False and parts(layer.kind, "gate")
+        ]
         if not gated:
             raise NotApplicable("the beta gate is off in every layer")
         found = measured(signals.need("gate.saturated_share"))
@@ -78,7 +81,7 @@ class GateSaturated(Rule):
         why = (
             "its input decides it by size alone: normalise before the layer"
             if by_scale
-            else f"its weights have a gain of {gain:.2g}, beyond any initialisation: reset lin_beta"
+            else f"its weights have a gain of {gain:.2g}, beyond any initialisation: reset {_gate(signals, share)}"
             if by_weights
             else "it may have learned that"
         )
@@ -90,6 +93,11 @@ class GateSaturated(Rule):
         )
 
 
+def _gate(signals: Signals, share: Signal) -> str:
+    facts = signals.layer(share.layer or "")
+    return parts(facts.kind if facts else "", "gate")
+
+
 def _gain(signals: Signals, layer: LayerFacts | None) -> float | None:
     """RMS·√fan_in of the gate's weight, which reads skip, message and their difference; None when it was not seen."""
     if layer is None or not layer.out_channels:
@@ -98,6 +106,6 @@ def _gain(signals: Signals, layer: LayerFacts | None) -> float | None:
     found = [
         s.value
         for s in signals.find("weight.rms")
-        if str(s.detail.get("parameter", "")).endswith(f"{layer.name}.lin_beta.weight")
+        if str(s.detail.get("parameter", "")).endswith(weights(layer, "gate"))
     ]
     return max(found) * math.sqrt(3 * width) if found else None

@@ -18,7 +18,9 @@ class DropoutOnSparseNeighbourhood(Rule):
 
     ## What it sees
     `dropout > 0` in an attention layer and more than 20 % of the nodes with in-degree 0 or 1 (those of in-degree 0 have no
-    message to lose and count only beside others).
+    message to lose and count only beside others). Where the run was seen in train and in eval mode, the RMS of what those
+    layers return decides: a difference above 10 % is a warning, a smaller one is nothing. Where only one mode was seen the
+    configuration is information: whether it harms was not measured.
 
     ## Why it is unstable
     Dropout acts on the attention weights of single edges. A node with one neighbour has one weight, 1; with probability p
@@ -47,6 +49,12 @@ class DropoutOnSparseNeighbourhood(Rule):
         0.2, unit="share of nodes", source="heuristic: one node in five loses its message at rate p"
     )
 
+    difference: float = threshold(
+        0.1,
+        unit="relative",
+        source="derived: √(1/(1 − p)) − 1, what a lone neighbour's message gains, reaches it at p = .17",
+    )
+
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding for all layers with dropout."""
         how = "a state dict does not hold the dropout probability; pass the model (--model pkg.mod:factory)"
@@ -57,11 +65,15 @@ class DropoutOnSparseNeighbourhood(Rule):
         isolated = signals.find("degree.isolated_share", layer=sparse.layer)
         single = sparse.value - (largest(isolated).value if isolated else 0.0)
         if single > self.share:
+            apart = [s for layer in on for s in signals.find("output.train_eval_difference", layer=layer.name)]
+            if apart and largest(apart).value <= self.difference:
+                return
+            told = f" Train and eval mode differ by {percent(largest(apart).value)}." if apart else ""
             rate = max(layer.dropout or 0.0 for layer in on)
             yield self.finding(
                 f"dropout={rate:g} in {names(layer.name for layer in on)} and {percent(single)} of the nodes have a single neighbour: "
-                f"each loses its whole message with probability {rate:g} per step. Add self-loops or set dropout=0.",
-                severity="warning",
+                f"each loses its whole message with probability {rate:g} per step.{told} Add self-loops or set dropout=0.",
+                severity="warning" if apart else "info",
                 limit=self.share,
                 signal=sparse,
             )

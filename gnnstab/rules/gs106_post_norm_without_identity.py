@@ -10,7 +10,7 @@ from typing import ClassVar
 from gnnstab.errors import NotApplicable
 from gnnstab.records import Finding, Signals
 from gnnstab.rules.base import Rule, threshold
-from gnnstab.rules.reading import count, largest, need_depth, need_fact, preferred
+from gnnstab.rules.reading import count, largest, measured, names, need_depth, need_fact, preferred
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,8 @@ class PostNormWithoutIdentity(Rule):
     """A normalisation follows each layer, no identity path goes around, and gradients grow with depth.
 
     ## What it sees
-    At least 8 attention layers, most of them followed by a normalisation and without an identity path, and a log gradient that
+    At least 8 normalisations that stand after the residual sum (post-norm) in a network whose gradient vanishes
+    or explodes over depth, or in a run whose loss does not fall. Or at least 8 attention layers, most of them followed by a normalisation and without an identity path, and a log gradient that
     grows by more than 0.15 per layer backwards.
 
     ## Why it is unstable
@@ -49,9 +50,21 @@ class PostNormWithoutIdentity(Rule):
     min_layers: float = threshold(8, unit="attention layers", source="measured: at 8 layers R² falls from .98 to .85")
     slope: float = threshold(0.15, unit="ln per layer", source="measured: GraphNorm +.23 to +.48, LayerNorm +.08")
     share: float = threshold(0.5, unit="share of layers", source="heuristic: most layers")
+    ratio: float = threshold(1e-3, unit="first over last layer", source="as GS203")
+    norms: float = threshold(8, unit="normalisations", source="heuristic: as many as layers")
+    steps: float = threshold(50, unit="steps", source="heuristic: enough for a loss to move")
+    learned: float = threshold(
+        0.6,
+        unit="× the first loss",
+        source="measured: .8 to 1 in 12 post-norm blocks at a rate of 1e-2, .1 in pre-norm ones",
+    )
 
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding for the stack."""
+        behind = list(self._behind_the_sum(signals))
+        yield from behind
+        if behind:
+            return
         depth = need_depth(signals, self.min_layers)
         how = "what follows a layer is code, not weights; pass the model and a batch (--model, --batch)"
         layers = need_fact(signals, "norm_after", how)
@@ -68,3 +81,38 @@ class PostNormWithoutIdentity(Rule):
                 limit=self.slope,
                 signal=slope,
             )
+
+    def _behind_the_sum(self, signals: Signals) -> Iterator[Finding]:
+        """Post-norm blocks, ``norm(x + f(x))``: a hazard where the gradient is seen to vanish or the training to stand still."""
+        found = signals.find("place.post_norms")
+        if not found or largest(found).value < self.norms:
+            return
+        symptom = self._vanishes(signals) or self._stands_still(signals)
+        if not symptom:
+            return
+        norms = largest(found)
+        yield self.finding(
+            f"{norms.value:.0f} normalisations stand after the residual sum (post-norm, {names(map(str, norms.detail.get('names', ())), 2)}), so "
+            f"that no identity path leads through the stack, and {symptom}. Normalise in front of each layer instead, x = x + f(norm(x)), or "
+            "lower the learning rate and warm it up.",
+            severity="warning",
+            limit=self.norms,
+            signal=norms,
+            confidence="medium",
+        )
+
+    def _vanishes(self, signals: Signals) -> str:
+        ratios = [s.value for s in measured(signals.find("gradient.ratio")) if math.isfinite(s.value)]
+        worst = max(ratios, key=lambda ratio: abs(math.log(max(ratio, 1e-300))), default=1.0)
+        if self.ratio <= worst <= 1 / self.ratio:
+            return ""
+        return f"the gradient at the first layer is {worst:.1g} times that at the last"
+
+    def _stands_still(self, signals: Signals) -> str:
+        loss = signals.find("loss")
+        if not loss or int(loss[0].detail.get("steps", 0)) < self.steps:
+            return ""
+        start, best = (float(loss[0].detail.get(key, math.nan)) for key in ("start", "best"))
+        if not best > self.learned * start > 0:
+            return ""
+        return f"the loss does not fall (from {start:.3g} to {best:.3g} at best)"

@@ -23,7 +23,7 @@ class BetaSilentlyOff(Rule):
     on the gate does not have it.
 
     ## What it looks like
-    The state dict has no `lin_beta`.
+    The state dict has no weights of a gate.
 
     ## Fix
     `TransformerConv(..., beta=True, root_weight=True)`.
@@ -45,7 +45,7 @@ class BetaSilentlyOff(Rule):
         """One finding per layer."""
         how = "what was asked for is code, not weights; pass the model (--model pkg.mod:factory)"
         for layer in need_fact(signals, "beta_requested", how):
-            if layer.beta_requested and layer.beta is False:
+            if layer.get("beta_requested") and layer.get("beta") is False:
                 yield self.finding(
                     f"{layer.name}: beta=True has no effect, since root_weight=False switches it off. Set root_weight=True or remove beta.",
                     severity="info",

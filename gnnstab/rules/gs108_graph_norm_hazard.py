@@ -18,7 +18,8 @@ class GraphNormHazard(Rule):
 
     ## What it sees
     GraphNorm, InstanceNorm or PairNorm anywhere in the model that met a graph of one or two nodes, or was called without
-    `batch` on several graphs; or such a norm beside an attention layer whose channels do not vary over the nodes.
+    `batch` on several graphs; one that takes away the mean of every graph, which the pooling behind it needs since the targets
+    follow it; or such a norm beside an attention layer whose channels do not vary over the nodes.
 
     ## Why it is unstable
     It divides each channel by its standard deviation over the nodes of a graph. With one node that is 0 and the output is the
@@ -46,12 +47,22 @@ class GraphNormHazard(Rule):
     confidence: ClassVar[str] = "high"
 
     smallest: float = threshold(2, unit="nodes", source="derived: with two nodes a normalised channel is ±1")
+    erased: float = threshold(
+        0.15, unit="× chance", source="derived: .03 behind GraphNorm and a ReLU, 1 for nodes drawn at random"
+    )
+    follows: float = threshold(
+        0.6, unit="|correlation|", source="heuristic: the mean alone explains a third of the targets"
+    )
     constant: float = threshold(
         0.5, unit="share of channels", source="heuristic: half of the channels without variance"
     )
 
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding per hazard."""
+        erased = list(self._erased(signals))
+        yield from erased
+        if erased:
+            return
         known = [
             layer for layer in need_layers(signals) if layer.norm_before is not None or layer.norm_after is not None
         ]
@@ -67,6 +78,20 @@ class GraphNormHazard(Rule):
         for layer in normed:
             which = f"{_over_nodes(layer)} at {names(one.name for one in normed)}"
             yield from self._constant(signals, layer.name, which)
+
+    def _erased(self, signals: Signals) -> Iterator[Finding]:
+        """The mean of every graph is gone before the pooling, and the targets follow it."""
+        for signal in measured(signals.find("place.graph_difference")):
+            follows = float(signal.detail.get("target_follows", 0.0))
+            if signal.value < self.erased and follows > self.follows:
+                yield self.finding(
+                    f"{signal.layer} takes away the mean over the nodes of every graph, and of what is pooled behind it {signal.value:.2g} times "
+                    f"the differences of chance is left. The targets follow that mean (correlation {follows:.2f}). Use LayerNorm or BatchNorm "
+                    "there, or pool before it.",
+                    severity="warning",
+                    limit=self.erased,
+                    signal=signal,
+                )
 
     def _size(self, met: Mapping[str, tuple[str, int]]) -> Iterator[Finding]:
         small = {name: kind for name, (kind, nodes) in met.items() if nodes <= self.smallest}

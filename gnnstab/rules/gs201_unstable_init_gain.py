@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from gnnstab.errors import NotApplicable, NotEvaluable
+from gnnstab.layers import parts
 from gnnstab.records import Finding, Signal, Signals
 from gnnstab.rules.base import Rule, threshold
 from gnnstab.rules.gs203_vanishing_gradient import VanishingGradient
@@ -34,7 +35,7 @@ class UnstableInitGain(Rule):
     configurations; for explosion the interval is only a lower bound.
 
     ## Fix
-    Re-initialise `lin_value` and `lin_skip` with Xavier gain 1. PyG's `Linear` is not a subclass of `torch.nn.Linear`, so
+    Re-initialise the maps of value and skip with Xavier gain 1. PyG's `Linear` is not a subclass of `torch.nn.Linear`, so
     loop over both: `isinstance(m, (nn.Linear, torch_geometric.nn.dense.linear.Linear))`. Beyond 10 layers add an identity
     path as well: Xavier alone does not train at 16.
 
@@ -90,7 +91,8 @@ class UnstableInitGain(Rule):
             if unseen
             else ""
         )
-        advice = "Give lin_value and lin_skip Xavier weights of gain 1, and an identity path of weight 1.0."
+        maps = list(dict.fromkeys(parts(layer.kind, "value", "skip") for layer in signals.attention_layers))
+        advice = f"Give {', '.join(maps)} Xavier weights of gain 1, and an identity path of weight 1.0."
         return self.finding(
             f"the initial gain of values and skip {what} (limits e^{self.vanishing:g} and e^{self.exploding:g}){unless}. {advice}",
             severity="info" if unseen else "warning",

@@ -34,7 +34,7 @@ class VanishingGradient(Rule):
     residual (no effect), Xavier 1/√(1+L) without the identity (underflows to 0 at 32 layers).
 
     ## When it is wrong
-    A layer of dead units gives the same picture (GS701) and then explains it. The gradients of `lin_query` and `lin_key`
+    A layer of dead units gives the same picture (GS701) and then explains it. The gradients of the query and key maps
     follow how uniform the attention is, not the depth; they are not used here. A ratio near 1 is no proof of health: Xavier
     at 16 layers has .13 and still does not train.
 
@@ -64,7 +64,7 @@ class VanishingGradient(Rule):
         if not ratio.value < self.warn_ratio:
             return
         severe = ratio.value < self.error_ratio
-        gate = any(layer.beta for layer in signals.attention_layers)
+        gate = any(layer.get("beta") for layer in signals.attention_layers)
         brake = " The beta gate is on and halves skip and message in every layer: turn it off." if gate else ""
         yield self.finding(
             f"over {depth} attention layers the node-state gradient falls to {ratio.value:.2g} of its size "

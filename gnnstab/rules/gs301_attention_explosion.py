@@ -41,7 +41,8 @@ class AttentionExplosion(Rule):
 
     Beside a batch the weights still count where nobody has learned them: ‖M_h‖_F above 4 *without* alignment is no sharpness
     that training found, it was put there. It is reported when an input of RMS 1 is saturated by it as well, even though
-    smaller inputs hide that on this batch, or when the batch is saturated by weights and input together.
+    smaller inputs hide that on this batch, or when the batch is saturated by weights and input together. Of a trained model
+    whose attention is soft on your data the weights are not judged.
 
     Over several checkpoints of one run (a folder of them) a clear trend of Ĥ or ‖M_h‖_F towards its limit is information, with
     the step at which it gets there and the range of ± 2 standard errors.
@@ -146,6 +147,9 @@ class AttentionExplosion(Rule):
             return None
         real = state is not None and not state.synthetic
         if real and state is not None:
+            # Training has had its say: what it made of large weights is soft on the data that they were trained on.
+            if signals.context.get("trained") and not state.crosses(self.warn_entropy, self.one_hot_share):
+                return None
             unlearned = self.unlearned(signals, layer, state)
             if unlearned is not None:
                 return self._put_there(layer, state, unlearned)

@@ -18,8 +18,9 @@ class SumAggregationGrowth(Rule):
     """A sum over neighbours grows with in-degree and saturates the attention behind it.
 
     ## What it sees
-    For every aggregation without softmax: the exponent p in RMS(output) ∝ in-degree^p, from the batch with all edges and
-    with half of them, and the RMS of its output. Both large, and attention behind it sharpened by that (Ĥ below 0.6, and
+    For every sum whose weights no softmax and no in-degree normalises: the exponent p in RMS(output) ∝ in-degree^p, from the
+    batch with all edges and with half of them, less what the messages themselves lose over nodes of larger in-degree, and the
+    RMS of its output. Both large, and attention behind it sharpened by that (Ĥ below 0.6, and
     by more than 0.2 below that at an input of RMS 1): a warning. Both large without such a symptom: information.
 
     ## Why it is unstable
@@ -77,9 +78,9 @@ class SumAggregationGrowth(Rule):
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding per aggregation that grows."""
         found = measured(signals.find("aggregation.exponent"))
-        others = [layer for layer in signals.layers if not layer.attention and layer.aggregation]
+        others = [layer for layer in signals.layers if not layer.attention and layer.aggregation in ("add", "sum")]
         if not found and signals.kind != "checkpoint" and not others:
-            raise NotApplicable("no aggregation other than attention was found")
+            raise NotApplicable("no sum over neighbours other than attention was found")
         if not found:
             raise NotEvaluable(signals.why_missing("aggregation.exponent"))
         for growth in self._growing(signals, found):

@@ -20,7 +20,7 @@ class IsolatedNodes(Rule):
     above 5 % is information, since such nodes keep a path that trains.
 
     ## Why it is unstable
-    Such a node's output is `lin_skip(x)` and nothing else; with the beta gate about half of that (measured ×.51). With
+    Such a node's output is the linear skip and nothing else; with the beta gate about half of that (measured ×.51). With
     `root_weight=False` it is exactly 0 and carries no gradient, so everything behind it sees a constant, and a
     normalisation behind it divides by almost nothing.
 
@@ -50,7 +50,7 @@ class IsolatedNodes(Rule):
     def check(self, signals: Signals) -> Iterator[Finding]:
         """Error where the output of such nodes is exactly 0, information above ``share``."""
         worst = largest(need_measured(signals, "degree.isolated_share"))
-        bare = [layer.name for layer in signals.attention_layers if layer.root_weight is False]
+        bare = [layer.name for layer in signals.attention_layers if layer.get("root_weight") is False]
         if worst.value > 0 and bare:
             yield self.finding(
                 f"{percent(worst.value)} of the nodes have no incoming edge and {names(bare)} has root_weight=False: its output "

@@ -23,7 +23,7 @@ class DegreeOneAttention(Rule):
     (measured), and they stay as they were initialised.
 
     ## What it looks like
-    GS604 may list `lin_query` and `lin_key` as never updated.
+    GS604 may list the query and key maps as never updated.
 
     ## Fix
     Self-loops, or a layer without attention.

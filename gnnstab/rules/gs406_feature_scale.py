@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,8 +19,12 @@ class FeatureScale(Rule):
     """Input features are unscaled, and something behind them saturates.
 
     ## What it sees
-    The RMS of the input features above 10, or one column more than 20 times the median column. With a symptom that scale
-    explains (attention saturated that is healthy at an input of RMS 1, or a saturated gate) a warning; without, information.
+    The RMS of the input features above 10, or one column more than 20 times the median column; where the model ran, of every tensor
+    of the batch by its name (node and edge features, time deltas, encodings) whose size reaches a weight, no normalisation in between. With
+    a symptom that scale explains (attention saturated that is healthy at an input of RMS 1, or by such edge features; a saturated
+    gate) a warning; without, information. An RMS above 1000 that reaches a weight is a warning by itself, and so are targets of an RMS above
+    1000 that the output falls 30 times short of. Whole numbers (ids, indices, counts, masks, one-hot columns) are not judged, unless
+    they are above 1000 and reach a weight as they are.
 
     ## Why it is unstable
     The logits of the first attention layer grow with the square of the scale: measured, × 10 and × 100 took them from 31
@@ -67,8 +71,91 @@ class FeatureScale(Rule):
     )
     gate_share: float = threshold(0.5, unit="share of gates", source="as GS104")
 
+    absurd: float = threshold(
+        1000.0, unit="RMS", source="derived: a step of a usual rate moves what follows by more than it is"
+    )
+    target: float = threshold(
+        1000.0, unit="RMS", source="measured: energies of 380 still train; a network begins at outputs of RMS 1 or less"
+    )
+    short: float = threshold(30.0, unit="× the output", source="heuristic: many hundred steps of Adam at 1e-3 away")
+
     def check(self, signals: Signals) -> Iterator[Finding]:
-        """One finding for the batch."""
+        """One finding for each tensor with a symptom, else one for the batch."""
+        places = [s for name in ("place.rms", "place.column_ratio") for s in measured(signals.find(name))]
+        if places:
+            # What is not even finite has no scale: GS407 tells.
+            broken = {s.layer for s in signals.find("place.non_finite")}
+            yield from self._at_places(signals, [s for s in places if s.layer not in broken])
+        else:
+            yield from self._of_the_input(signals)
+
+    def _at_places(self, signals: Signals, places: Sequence[Signal]) -> Iterator[Finding]:
+        quiet: list[tuple[Signal, float]] = []
+        done: set[str | None] = set()
+        for signal, limit in sorted(self._crossed(places), key=lambda pair: pair[0].value / pair[1], reverse=True):
+            if signal.layer in done:
+                continue
+            what, (symptoms, severe) = self._what(signal, limit), self._symptoms_of(signals, signal)
+            if signal.detail.get("target"):
+                output = float(signal.detail["output_rms"])
+                after = f"and the output {output:.3g}: the loss is of their scale, and so is its gradient. Standardise the targets"
+            elif symptoms:
+                after = f"and saturates {names(symptoms)}: logits grow with its square. Standardise it, or put a LayerNorm in front"
+            elif signal.name == "place.rms" and signal.value > self.absurd:
+                after = "and reaches a weight as it is. Standardise it, or put a normalisation in front"
+            else:
+                quiet.append((signal, limit))
+                continue
+            done.add(signal.layer)
+            yield self.finding(
+                f"{what} {after}.", severity="error" if severe else "warning", limit=limit, signal=signal
+            )
+        if quiet and not done:
+            signal, limit = quiet[0]
+            message = f"{self._what(signal, limit)}. Nothing behind it is saturated on this data."
+            yield self.finding(message, severity="info", limit=limit, signal=signal)
+
+    def _crossed(self, places: Sequence[Signal]) -> Iterator[tuple[Signal, float]]:
+        for signal in places:
+            detail = signal.detail
+            if detail.get("target"):
+                output = detail.get("output_rms")
+                if signal.name == "place.rms" and output is not None and signal.value > self.short * float(output):
+                    limit = self.target
+                else:
+                    continue
+            elif not detail.get("arrives"):
+                continue
+            elif detail.get("whole"):
+                if signal.name != "place.rms" or not detail.get("fed"):
+                    continue
+                limit = self.absurd
+            else:
+                limit = self.rms if signal.name == "place.rms" else self.column_ratio
+            if signal.value > limit:
+                yield signal, limit
+
+    def _what(self, signal: Signal, limit: float) -> str:
+        if signal.name == "place.rms":
+            kind = "the targets" if signal.detail.get("target") else "the input"
+            return f"{kind} `{signal.layer}` of the batch has RMS {signal.value:.3g} (limit {limit:g})"
+        column = signal.detail.get("column")
+        return f"column {column} of the input `{signal.layer}` has {signal.value:.3g} times the median column's RMS (limit {limit:g})"
+
+    def _symptoms_of(self, signals: Signals, signal: Signal) -> tuple[list[str], bool]:
+        """What is saturated by a tensor: layers that it is given to beside the node states, else whatever its input drives."""
+        fed = [str(name) for name in signal.detail.get("fed", ())]
+        states = [
+            state
+            for state in attention(signals)
+            if any(name.startswith(f"{state.layer}.") for name in fed)
+            and state.crosses(self.warn_entropy, self.one_hot_share)
+        ]
+        if states and signal.name == "place.rms":
+            return [state.layer for state in states], any(s.entropy.value < self.error_entropy for s in states)
+        return self._symptoms(signals)
+
+    def _of_the_input(self, signals: Signals) -> Iterator[Finding]:
         found = measured([*signals.find("feature.column_ratio"), *signals.find("feature.rms")])
         if not found:
             raise NotEvaluable(signals.why_missing("feature.rms"))

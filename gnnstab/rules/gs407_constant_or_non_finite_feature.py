@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from gnnstab.errors import NotEvaluable
-from gnnstab.records import Finding, Signals
+from gnnstab.records import Finding, Signal, Signals
 from gnnstab.rules.base import Rule, threshold
 from gnnstab.rules.reading import largest, measured, percent
 
@@ -17,7 +17,8 @@ class ConstantOrNonFiniteFeature(Rule):
     """The input holds NaN or Inf, or columns that never change.
 
     ## What it sees
-    NaN and Inf entries in the input node features: an error. Columns without variance over the batch: information.
+    NaN and Inf entries in the input node features, and in any other tensor of the batch by its name: an error. Where output and loss
+    are finite all the same, as with targets that a mask leaves out, information. Columns without variance over the batch: information.
 
     ## Why it is unstable
     One NaN reaches every node within as many layers as the graph is wide, and every weight with the next step. A constant column
@@ -47,8 +48,14 @@ class ConstantOrNonFiniteFeature(Rule):
 
     def check(self, signals: Signals) -> Iterator[Finding]:
         """At most one finding of each kind."""
+        places = measured(signals.find("place.non_finite"))
+        yield from self._at_places(places, signals)
         bad, constant = measured(signals.find("feature.non_finite")), measured(signals.find("feature.constant_share"))
+        if places:
+            bad = ()
         if not bad and not constant:
+            if places or signals.find("place.rms"):
+                return
             raise NotEvaluable(signals.why_missing("feature.non_finite"))
         if bad and largest(bad).value > self.non_finite:
             yield self.finding(
@@ -64,4 +71,24 @@ class ConstantOrNonFiniteFeature(Rule):
                 limit=self.constant,
                 signal=largest(constant),
                 cause="feature-scale",
+            )
+
+    def _at_places(self, places: Sequence[Signal], signals: Signals) -> Iterator[Finding]:
+        """One finding for each tensor of the batch that holds NaN or Inf."""
+        wrong = any(event.kind == "non-finite" for event in signals.events)
+        for signal in places:
+            rows = ", ".join(str(row) for row in signal.detail.get("rows", ()))
+            # A monitor does not see the loss: whether a target is masked shows in what became of the step.
+            masked = signal.detail.get("masked") and not wrong
+            what = f"`{signal.layer}` of the batch holds {signal.value:.0f} NaN or Inf entries (rows {rows})"
+            after = (
+                "output and loss are finite all the same"
+                if masked
+                else "everything behind them follows. Clean the data"
+            )
+            yield self.finding(
+                f"{what}: {after}.",
+                severity="info" if masked else "error",
+                limit=self.non_finite,
+                signal=signal,
             )

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from gnnstab.records import Event, Finding, Signals
+from gnnstab.records import Event, Finding, Signal, Signals
 from gnnstab.rules.base import Rule
-
-FORWARD = ("query", "key", "value", "edge", "score", "attention", "aggregate", "skip", "gate", "output")
-"""Stages inside a layer, where finite weights and inputs can still make a non-finite value."""
+from gnnstab.rules.event_cause import event_cause
 
 
 @dataclass(frozen=True)
@@ -20,21 +18,27 @@ class NonFiniteValue(Rule):
     ## What it sees
     The first non-finite value of the run: layer, stage (input, query, key, value, edge, score, attention, aggregate, skip,
     gate, output, gradient, weight, loss), step, the nodes and edges, and whether it came in from outside or was made there.
-    In a checkpoint: parameters with NaN or Inf.
+    The step is repeated with every operation watched: the finding names the operation, the line of your code, the sizes of its
+    operands and the tensor of the batch that carried the value in. In a checkpoint: parameters with NaN or Inf.
 
     ## Why it is unstable
     One +Inf among the logits of a target makes Inf − Inf = NaN in the softmax, the sum over neighbours spreads it by one hop
     per layer, the loss carries it into every weight with the next step. Only the *first* place tells the cause.
 
     ## What it looks like
-    - Input: NaN in the data.
-    - Score in fp16 with finite weights: q·k passed 65 504. A GradScaler cannot prevent that.
-    - Weights first, finite before: the step was too large.
+    - A tensor of the batch: NaN in features, edge features, targets or masked slots (`non-finite-data`).
+    - An operation on finite operands that is undefined there: log 0, 0/0, ∞ − ∞, exp without a shift, the derivative of a root
+      at zero (`undefined-operation`); a softmax in which everything is masked, a mask that is multiplied (`masking`).
+    - An overflow of fp16 that float32 does not have (`precision`): q·k past 65 504, squares in a loss.
+    - An overflow that is gone when a badly scaled input is standardised (`feature-scale`).
+    - Weights first, after a growth that was recorded over steps (`learning-rate`).
     - Weights from the first step, or few parameters of a file: memory that was never initialised.
+    - A file that is mostly NaN: too late to show why.
 
     ## Fix
-    By cause: clean the data; keep query, key and softmax in fp32; divide the learning rate by 3 and find what was growing
-    before (GS301, GS401, GS601); call `reset_parameters()`.
+    The finding says what to write instead: `logsigmoid`, `log_softmax`, a subtracted maximum, `clamp_min` before `log`, eps inside
+    `sqrt`, `masked_fill` in place of a product, the loss in float32. Where no cause was measured it says what to pass:
+    `Monitor(loss=fn)`.
 
     ## When it is wrong
     Non-finite *gradients* in the first steps of a GradScaler are normal: the step is skipped and the scale lowered. Such
@@ -47,7 +51,7 @@ class NonFiniteValue(Rule):
 
     code: ClassVar[str] = "GS502"
     name: ClassVar[str] = "non-finite-value"
-    cause: ClassVar[str] = "precision"
+    cause: ClassVar[str] = "undefined-operation"
     severity: ClassVar[str] = "error"
     confidence: ClassVar[str] = "high"
 
@@ -55,14 +59,14 @@ class NonFiniteValue(Rule):
         """Error for the first non-finite event, else for non-finite parameters."""
         events = [event for event in signals.events if event.kind == "non-finite"]
         if events:
-            yield self._event(signals, min(events, key=_order), len(events))
+            yield self._event(signals, first_explained(events), len({(e.step, e.stage) for e in events}))
             return
         bad = [s for s in signals.find("weight.non_finite") if s.value > 0 and s.layer is not None]
         if bad:
             parameters = [str(s.detail.get("parameter", s.layer)) for s in bad]
-            cause, why = self._weights_cause(signals, len(bad))
+            cause, why = self._weights_cause(signals, bad)
             yield self.finding(
-                f"{len(bad)} parameters hold NaN or Inf ({', '.join(parameters[:3])}{', …' if len(bad) > 3 else ''}): {why}.",
+                f"{len(bad)} tensors hold NaN or Inf ({', '.join(parameters[:3])}{', …' if len(bad) > 3 else ''}): {why}.",
                 severity="error",
                 limit=0.0,
                 signal=bad[0],
@@ -72,7 +76,7 @@ class NonFiniteValue(Rule):
             signals.need("weight.non_finite")
 
     def _event(self, signals: Signals, event: Event, total: int) -> Finding:
-        cause, why = event_cause(signals, event)
+        cause, why, do = event_cause(signals, event)
         origin = {"made-here": "made here", "came-in": "came in from outside"}.get(
             event.origin or "", "origin undecided"
         )
@@ -82,8 +86,10 @@ class NonFiniteValue(Rule):
         size = f" (largest finite value before: {largest:.3g})" if isinstance(largest, (int, float)) else ""
         rank = f" on rank {event.rank}" if event.rank >= 0 else ""
         more = "" if total == 1 else f" {total - 1} later ones follow from it."
+        said = "; ".join(part for part in (str(event.detail.get("said", "")), why) if part)
+        what = f" {do[0].upper()}{do[1:]}." if do else ""
         return self.finding(
-            f"first non-finite value at step {event.step}{rank}: {where}{ids}, {origin}{size}: {why}.{more}",
+            f"first non-finite value at step {event.step}{rank}: {where}{ids}, {origin}{size}: {said}.{what}{more}",
             severity="error",
             limit=0.0,
             name=_SIGNAL_OF_STAGE.get(event.stage or "", "output.max_abs"),
@@ -94,12 +100,29 @@ class NonFiniteValue(Rule):
         )
 
     @staticmethod
-    def _weights_cause(signals: Signals, bad: int) -> tuple[str, str]:
-        totals = [s.detail.get("tensors") for s in signals.find("weight.non_finite") if s.layer is None]
-        tensors = next((t for t in totals if isinstance(t, int)), None)
-        if tensors is not None and 2 * bad > tensors:
-            return "learning-rate", "most of the network is non-finite, as after a step that blew up"
-        return "uninitialized-parameter", "the others are finite, as with memory that was never initialised"
+    def _weights_cause(signals: Signals, bad: Sequence[Signal]) -> tuple[str, str]:
+        """A file alone: a blow-up leaves nothing to tell a cause by."""
+        tensors = next(
+            (t for s in signals.find("weight.non_finite") if isinstance(t := s.detail.get("tensors"), int)), None
+        )
+        if tensors is not None and 2 * len(bad) > tensors:
+            counts = [s.detail.get("step") for s in signals.values if s.name.startswith("optimizer.")]
+            steps = [int(c) for c in (*counts, signals.context.get("step")) if isinstance(c, (int, float))]
+            saved = f", saved at step {max(steps)}" if steps else ""
+            return "", (
+                f"most of the network is non-finite{saved}: too late to show why. Look at an earlier checkpoint, or at the trace of the run"
+            )
+        return (
+            "uninitialized-parameter",
+            "the others are finite, which fits memory that was never initialised (inferred from the file)",
+        )
+
+
+def first_explained(events: Sequence[Event]) -> Event:
+    """The first event; of those at its step the one that knows the operation."""
+    first = min(events, key=_order)
+    same = [e for e in events if e.step == first.step and e.rank == first.rank and e.detail.get("operation")]
+    return min(same, key=_order) if same else first
 
 
 _SIGNAL_OF_STAGE = {
@@ -117,26 +140,3 @@ _SIGNAL_OF_STAGE = {
 def _order(event: Event) -> tuple[int, bool, int]:
     """What came first: within a step the forward comes before the gradients, which carry a NaN of one rank to all."""
     return event.step, event.stage in ("gradient", "loss"), event.rank
-
-
-def event_cause(signals: Signals, event: Event) -> tuple[str, str]:
-    """Cause of the first non-finite value, and the reason in words."""
-    features = any(s.value > 0 for s in signals.find("feature.non_finite"))
-    if features or (event.origin == "came-in" and (event.stage in (None, "input") or _is_first(signals, event))):
-        return "non-finite-data", "the data held it already"
-    weights_finite = event.detail.get("weights_finite")
-    if event.stage == "weight" or weights_finite is False:
-        if event.step <= 0:
-            return "uninitialized-parameter", "the weights were non-finite before the first update"
-        return "learning-rate", "the weights went non-finite in an update"
-    low = str(event.detail.get("dtype") or signals.context.get("precision") or "")
-    if low.removeprefix("torch.") in ("fp16", "float16", "half"):
-        limit = " (65504)" if event.stage in FORWARD else ""
-        return "precision", f"overflow of fp16{limit} with all weights finite"
-    if event.step > 0 and signals.kind == "trace":
-        return "learning-rate", "values had grown over the run until they left the number format"
-    return "unsuitable-init", "the weights are finite but so large that values leave the number format"
-
-
-def _is_first(signals: Signals, event: Event) -> bool:
-    return bool(signals.layers) and event.layer == min(signals.layers, key=lambda layer: layer.position).name

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from gnnstab.errors import NotApplicable
+from gnnstab.layers import plays
 from gnnstab.records import Finding, Signal, Signals
 from gnnstab.records.vocabulary import OPTIMIZER_BELOW_EPS_SHARE, OPTIMIZER_EPS_DAMPING
 from gnnstab.rules.base import Rule, threshold
@@ -70,7 +71,7 @@ class AdamEpsilonDominates(Rule):
         per_layer: dict[str, list[Signal]] = {}
         for signal in signals.need(OPTIMIZER_BELOW_EPS_SHARE):
             parameter = str(signal.detail.get("parameter", ""))
-            if parameter.endswith(("lin_value.weight", "lin_skip.weight")) or not parameter:
+            if not parameter or plays(parameter, "value") or plays(parameter, "skip"):
                 per_layer.setdefault(signal.layer or "", []).append(signal)
         if not per_layer:
             raise NotApplicable("the optimizer's state holds no value or skip weight of an attention layer")

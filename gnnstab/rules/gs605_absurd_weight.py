@@ -10,7 +10,7 @@ from typing import ClassVar
 from gnnstab.errors import NotEvaluable
 from gnnstab.records import Finding, Signal, Signals
 from gnnstab.rules.base import Rule, threshold
-from gnnstab.rules.reading import largest, names
+from gnnstab.rules.reading import largest, measured, names
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,8 @@ class AbsurdWeight(Rule):
 
     ## What it sees
     Weights whose RMS lies above 1000, and biases above a million, in a network whose other parameters are of ordinary size:
-    the median RMS below 100.
+    the median RMS below 100. Where the layer that holds such a weight was run on your data and what it returned is finite and
+    below 1000, the weight is large and works: information, up to an RMS of a million.
 
     ## Why it is unstable
     `torch.empty` hands out memory as it was. Read as numbers it is zero, NaN, or anything up to 1e38: finite garbage passes
@@ -65,6 +66,11 @@ class AbsurdWeight(Rule):
         absurd = [s for s in found if s.value > self._limit(s)]
         if not absurd or median(s.value for s in found) > self.ordinary:
             return
+        working = [s for s in absurd if s.value <= self.offset and self._works(signals, s)]
+        if len(working) == len(absurd):
+            yield self._large(largest(working))
+            return
+        absurd = [s for s in absurd if s not in working]
         worst = largest(absurd)
         listed = sorted({str(s.detail.get("parameter", s.layer)) for s in absurd})
         yield self.finding(
@@ -74,6 +80,23 @@ class AbsurdWeight(Rule):
             limit=self._limit(worst),
             signal=worst,
         )
+
+    def _large(self, worst: Signal) -> Finding:
+        parameter = worst.detail.get("parameter", worst.layer)
+        return self.finding(
+            f"{parameter}: RMS {worst.value:.2g}, and its layer returns numbers of ordinary size on this data: large, and it works.",
+            severity="info",
+            limit=self._limit(worst),
+            signal=worst,
+            confidence="medium",
+        )
+
+    def _works(self, signals: Signals, signal: Signal) -> bool:
+        """True when what the layer of this weight returned was measured and is of ordinary size."""
+        if signal.layer is None:
+            return False
+        returned = measured(signals.find("output.rms", layer=signal.layer))
+        return bool(returned) and all(s.value < self.rms for s in returned)
 
     def _limit(self, signal: Signal) -> float:
         return self.offset if str(signal.detail.get("parameter", "")).endswith("bias") else self.rms

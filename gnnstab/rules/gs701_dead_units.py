@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from typing import ClassVar
 
 from gnnstab.errors import NotApplicable
-from gnnstab.records import Finding, Signals
+from gnnstab.layers import parts
+from gnnstab.records import Finding, Signal, Signals
 from gnnstab.rules.base import Rule, threshold
-from gnnstab.rules.reading import largest, need_layers, need_measured, percent
+from gnnstab.rules.reading import largest, measured, need_layers, need_measured, percent
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,9 @@ class DeadUnits(Rule):
     """Nearly all channels behind a layer are zero on every node.
 
     ## What it sees
-    The share of channels of a layer's output that are ≤ 0 on all nodes of the batch, and so exactly 0 behind a ReLU.
+    The share of channels of a layer's output that are ≤ 0 on all nodes of the batch, and so exactly 0 behind a ReLU. Where the model
+    ran, every ReLU on the way to the output, behind whatever module (an embedding, a linear map, a normalisation): the share of its
+    channels that are closed on at least 98 % of the rows.
 
     ## Why it is unstable
     A ReLU that never opens passes no gradient, so nothing it depends on can open it again. Gradients before the layer vanish,
@@ -48,19 +51,48 @@ class DeadUnits(Rule):
         0.9, unit="share of channels", source="measured: .5 in collapsed deep networks, .75 in a ruined actor"
     )
 
+    alike: float = threshold(0.01, unit="‖X − mean‖/‖X‖", source="as GS704")
+    closed: float = threshold(
+        0.75,
+        unit="share of channels",
+        source="measured: 0 to .06 in healthy actors, .75 in a ruined one, .7 where nodes are alike",
+    )
+
     def check(self, signals: Signals) -> Iterator[Finding]:
-        """One finding per layer."""
+        """One finding per layer, and one per other module that a ReLU stands behind."""
+        places = measured(signals.find("place.dead_share"))
+        yield from self._at_places(places, signals)
+        if places and not signals.find("channels.dead_share"):
+            return
+        yield from self._of_layers(signals, {s.layer for s in places})
+
+    def _at_places(self, places: Sequence[Signal], signals: Signals) -> Iterator[Finding]:
+        alike = {s.layer for s in signals.find("place.node_difference") if s.value < self.alike}
+        for signal in places:
+            # Where all nodes are alike a channel is open on all of them or on none.
+            if signal.value > (self.share if signal.layer in alike else self.closed):
+                yield self.finding(
+                    f"the ReLU behind {signal.layer} is closed on at least 98 % of the rows in {percent(signal.value)} of its channels: no "
+                    "gradient passes. Use LeakyReLU, lower the learning rate, or reset the bias in front of it.",
+                    severity="warning",
+                    limit=self.closed,
+                    signal=signal,
+                )
+
+    def _of_layers(self, signals: Signals, known: Set[str | None]) -> Iterator[Finding]:
         candidates = [layer for layer in need_layers(signals) if layer.activation in (None, "relu")]
         if not candidates:
+            if known:
+                return
             raise NotApplicable("no ReLU follows an attention layer")
         found = need_measured(signals, "channels.dead_share")
         for layer in candidates:
             own = [s for s in found if s.layer == layer.name]
-            if own and largest(own).value > self.share:
+            if own and layer.name not in known and largest(own).value > self.share:
                 assumed = "" if layer.activation else ", if a ReLU follows"
                 yield self.finding(
                     f"{layer.name}: {percent(largest(own).value)} of its channels are zero or below on every node and dead{assumed}: no "
-                    "gradient passes. Use LeakyReLU, lower the learning rate, or reset the bias of lin_skip.",
+                    f"gradient passes. Use LeakyReLU, lower the learning rate, or reset the bias of {parts(layer.kind, 'skip')}.",
                     severity="warning",
                     limit=self.share,
                     signal=largest(own),

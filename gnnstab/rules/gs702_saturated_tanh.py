@@ -9,7 +9,7 @@ from typing import ClassVar
 from gnnstab.errors import NotApplicable
 from gnnstab.records import Finding, Signals
 from gnnstab.rules.base import Rule, threshold
-from gnnstab.rules.reading import largest, need_layers, need_measured, percent
+from gnnstab.rules.reading import largest, measured, need_layers, need_measured, percent
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,9 @@ class SaturatedTanh(Rule):
     """Most entries behind a tanh stand at its limits.
 
     ## What it sees
-    The share of entries beyond ±0.97 in an input that lies within [−1, 1] throughout, as it does behind a tanh.
+    The share of entries beyond ±0.97 in an input that lies within [−1, 1] throughout, as it does behind a tanh. Columns that are
+    constant over the nodes do not count, nor do layers that read the features of a node type themselves: ±1 may be data.
+    Where the model ran, every tanh between the batch and the output, behind whatever module.
 
     ## Why it is unstable
     Beyond ±0.97 a tanh passes less than 6 % of the gradient. Stacked, the layers before it stop learning.
@@ -46,16 +48,31 @@ class SaturatedTanh(Rule):
     )
 
     def check(self, signals: Signals) -> Iterator[Finding]:
-        """One finding per layer."""
+        """One finding per layer, and one per other module that a tanh stands behind."""
+        places = measured(signals.find("place.saturated_share"))
+        for signal in places:
+            if signal.value > self.share and not signal.detail.get("output"):
+                yield self.finding(
+                    f"the tanh behind {signal.layer} stands beyond ±0.97 in {percent(signal.value)} of its entries, where it passes less than "
+                    "6 % of the gradient. Normalise in front of it.",
+                    severity="warning",
+                    limit=self.share,
+                    signal=signal,
+                    confidence="medium",
+                )
+        if places:
+            return
         layers = [layer for layer in need_layers(signals) if layer.activation in (None, "tanh")]
         if not layers:
             raise NotApplicable("no tanh was found beside an attention layer")
         found = need_measured(signals, "tanh.saturated_share")
-        first = min(layer.position for layer in signals.attention_layers)
+        first = min(signals.attention_layers, key=lambda layer: layer.position)
         for layer in layers:
             own = [s for s in found if s.layer == layer.name]
-            # The input of the first layer may be features of ±1 rather than the output of a tanh.
-            if own and layer.position > first and largest(own).value > self.share:
+            constant = [s.value for s in measured(signals.find("channels.constant_share", layer=layer.name))]
+            # The input of the first layers may be features of ±1 rather than the output of a tanh.
+            reads_features = layer is first or _same_hop(layer.name, first.name)
+            if own and not reads_features and largest(own).value - max(constant, default=0.0) > self.share:
                 yield self.finding(
                     f"{layer.name}: {percent(largest(own).value)} of its input stands beyond ±0.97, where a tanh passes less than 6 % of the "
                     "gradient. Normalise before the layer in front of it.",
@@ -63,3 +80,9 @@ class SaturatedTanh(Rule):
                     limit=self.share,
                     signal=largest(own),
                 )
+
+
+def _same_hop(one: str, other: str) -> bool:
+    """True for two relations of one `HeteroConv`: each reads the states of its own node types, side by side."""
+    before, relation, _ = one.partition("<")
+    return bool(relation) and other.startswith(f"{before}<")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from gnnstab.records import Finding, Signal, Signals
 from gnnstab.rules.base import Rule, threshold
-from gnnstab.rules.reading import largest, need_measured, percent
+from gnnstab.rules.reading import largest, measured, need_measured, percent
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,9 @@ class ActiveClamp(Rule):
     """A clamp on the activations cuts off many of them.
 
     ## What it sees
-    The share of entries of a layer's input that sit exactly on the limit of a clamp. Above 1 % information, above 10 % a warning.
+    The share of entries of a layer's input that sit exactly on the limit of a clamp, and, where the model ran, the share that any
+    clamp cuts on the way to the output: `clamp`, `hardtanh`, `minimum`, behind whatever module. Above 1 % information, above 10 %
+    a warning.
 
     ## Why it is unstable
     Behind a clamp the gradient is exactly 0. It does not remove what makes the values grow, it hides it, and takes away the
@@ -48,11 +50,18 @@ class ActiveClamp(Rule):
 
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding per layer."""
+        places = measured(signals.find("place.clamped_share"))
+        yield from self._at_places(places)
+        if places and not signals.find("clip.share"):
+            return
         per_layer: dict[str | None, list[Signal]] = {}
         for signal in need_measured(signals, "clip.share"):
             per_layer.setdefault(signal.layer, []).append(signal)
+        known = {s.layer for s in places}
         for layer, found in per_layer.items():
             worst = largest(found)
+            if layer in known:
+                continue
             if worst.value > self.present:
                 active = worst.value > self.active
                 yield self.finding(
@@ -61,4 +70,19 @@ class ActiveClamp(Rule):
                     severity="warning" if active else "info",
                     limit=self.active if active else self.present,
                     signal=worst,
+                )
+
+    def _at_places(self, places: Sequence[Signal]) -> Iterator[Finding]:
+        """A clamp that the forward was seen to call, by the module whose output it cuts."""
+        for signal in places:
+            if signal.value > self.present:
+                active = signal.value > self.active
+                where = "in front of the output, behind" if signal.detail.get("output") else "behind"
+                yield self.finding(
+                    f"a clamp {where} {signal.layer} cuts {percent(signal.value)} of its entries, and their gradient is 0. Treat what makes "
+                    "the values grow, then remove the clamp.",
+                    severity="warning" if active else "info",
+                    limit=self.active if active else self.present,
+                    signal=signal,
+                    confidence="high",
                 )

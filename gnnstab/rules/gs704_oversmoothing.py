@@ -24,6 +24,9 @@ class Oversmoothing(Rule):
     networks of at least 12 layers without any identity path or norm, whose gradient neither vanishes nor explodes, get the
     warning once half of the differences are gone: depth alone stops them, and the gradient does not show it.
 
+    Whatever the number of layers: where the nodes differ by less than a thousandth of their size from some place on up to an output
+    that has a row for each node, they are indistinguishable, and that is a warning.
+
     ## Why it is unstable
     Attention averages over neighbours; averaging over and over leaves the mean. The measure is free of scale, so it does not
     confuse a signal that shrinks with nodes that become equal.
@@ -69,8 +72,44 @@ class Oversmoothing(Rule):
         source="measured: Xavier with tanh at 12 to 16 layers without identity path loses .15 to 1.1 in R², gradient ratio .35 to 4",
     )
 
+    alike: float = threshold(
+        1e-3,
+        unit="‖X − mean‖/‖X‖",
+        source="derived: less than the first digits of a float16; .1 and more in networks that train",
+    )
+
     def check(self, signals: Signals) -> Iterator[Finding]:
-        """One finding for the stack."""
+        """One finding for nodes that cannot be told apart, else one for the stack."""
+        same = list(self._indistinguishable(signals))
+        yield from same
+        if not same:
+            yield from self._over_depth(signals)
+
+    def _indistinguishable(self, signals: Signals) -> Iterator[Finding]:
+        """The nodes are alike at some place and stay so up to an output that has a row for each of them."""
+        found = sorted(measured(signals.find("place.node_difference")), key=lambda s: int(s.detail.get("position", 0)))
+        ends = [s for s in found if s.layer == "output"]
+        if not ends or largest(ends).value >= self.alike:
+            return
+        last_apart = max((i for i, s in enumerate(found) if s.value >= self.alike), default=-1)
+        hidden = [s for s in found[last_apart + 1 :] if s.layer != "output"]
+        # A last layer alone may give every node the same answer: it has not learned anything yet.
+        if len(hidden) < 2:
+            return
+        first = hidden[0]
+        where = f"already in the input `{first.layer}`" if last_apart < 0 else f"from {first.layer} on"
+        yield self.finding(
+            f"the nodes of a graph are alike up to rounding {where} (they differ by {first.value:.1g} of their size, in the output by "
+            f"{largest(ends).value:.1g}), so that every node gets the same answer. Give each node a term of its own: root_weight=True, "
+            "residual=True, or x = x + conv(x, edge_index).",
+            severity="warning",
+            limit=self.alike,
+            signal=first,
+            confidence="high",
+            cause="indistinguishable-nodes",
+        )
+
+    def _over_depth(self, signals: Signals) -> Iterator[Finding]:
         depth = need_depth(signals, self.min_layers)
         found = need_measured(signals, "smoothness.relative")
         ordered = sorted(signals.attention_layers, key=lambda layer: layer.position)

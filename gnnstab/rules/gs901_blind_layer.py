@@ -19,8 +19,8 @@ class BlindLayer(Rule):
 
     ## What it sees
     Every site that the probe expected and did not get, with the reason. A layer whose scores, attention or output are
-    missing is a warning, other sites are information, and so are attention layers of other kinds than TransformerConv
-    (GATv2Conv, HGTConv, a class of your own that calls PyG's softmax): nothing failed there, but nobody looked.
+    missing is a warning, other sites are information, and so are attention layers of kinds that nobody described
+    (HGTConv, a class of your own that calls PyG's softmax): nothing failed there, but nobody looked.
 
     ## Why it is unstable
     It may not be. But what was not seen cannot be called healthy: PyG drops message hooks without a word under

@@ -24,6 +24,7 @@ from gnnstab.rules.gs601_learning_rate_too_high import LearningRateTooHigh
 from gnnstab.rules.gs603_gradient_spike import GradientSpike
 from gnnstab.rules.gs606_rate_jump import RateJump
 from gnnstab.signals.fitting import log_linear
+from gnnstab.signals.optimisation import BESIDE, JUMP
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -190,6 +191,7 @@ class LiveEngine:
         self._overshoots = Overshoots(self._rate)
         self._rates = Rates(_configured(RateJump, given))
         self._spikes: deque[int] = deque(maxlen=16)
+        self._warming, self._rate_before = True, -math.inf
 
     def update(
         self,
@@ -219,8 +221,10 @@ class LiveEngine:
         """
         self._beginning.moved(moved)
         found = self._sites(step, keys, sizes)
+        self._warming = self._warming and lr is not None and lr > self._rate_before
+        self._rate_before = -math.inf if lr is None else lr
         if grad_norm is not None and not skipped:
-            found += self._gradient(step, grad_norm)
+            found += self._gradient(step, grad_norm, self._warming)
         found += self._rates.rate(step, lr)
         if overshoot is not None:
             found += self._overshoots.measured(*overshoot, lr)
@@ -351,14 +355,14 @@ class LiveEngine:
     def _jumped(self, track: _Track, value: float) -> bool:
         return track.before > 0 and value > self._limits.jump * track.before and value > self._limits.jump_floor
 
-    def _gradient(self, step: int, norm: float) -> Iterator[Finding]:
+    def _gradient(self, step: int, norm: float, warming: bool) -> Iterator[Finding]:
         track = self._track(step, "gradient.norm", norm)
         # The median is the expensive part; no value lies above it by more than above the smallest.
         if track is None or not track.ready or norm <= self._spike.ratio * min(track.values) or track.middle <= 0:
             return
         ratio = norm / track.middle
         # Close to convergence the median is tiny, and a norm ten times as large is still less than training began with.
-        if ratio <= self._spike.ratio or norm <= track.start:
+        if ratio <= self._spike.ratio or norm <= track.start or not self._sudden(step, norm, track, warming):
             return
         self._spikes.append(step)
         lately = [s for s in self._spikes if s > step - 5 * WINDOW]
@@ -374,6 +378,14 @@ class LiveEngine:
                 step=step,
                 unit="× running median",
             )
+
+    def _sudden(self, step: int, norm: float, track: _Track, warming: bool) -> bool:
+        """False for a norm that has risen slowly, or in the warm-up of the rate to no more than ten times all but the last few."""
+        before, beside = list(track.values)[: -BESIDE - 1], list(track.values)[-BESIDE - 1 : -1]
+        if warming and norm <= self._spike.ratio * max(before):
+            return False
+        lasts = bool(self._spikes) and step - self._spikes[-1] <= 1
+        return lasts or norm > JUMP * _median(beside)
 
     def _loss(self, step: int, loss: float, lr: float | None) -> Iterator[Finding]:
         track = self._track(step, "loss", loss)

@@ -93,7 +93,9 @@ def need_layers(signals: Signals) -> tuple[LayerFacts, ...]:
 
 def need_fact(signals: Signals, field: str, how: str) -> tuple[LayerFacts, ...]:
     """The attention layers whose ``field`` is known; raises `NotEvaluable` with ``how`` to see it when none is."""
-    known = tuple(layer for layer in need_layers(signals) if getattr(layer, field) is not None)
+    known = tuple(layer for layer in need_layers(signals) if layer.get(field) is not None)
+    if not known and not any(field in layer.flat() for layer in need_layers(signals)):
+        raise NotApplicable(f"no attention layer here has {field}")
     if not known:
         seen = signals.kind != "checkpoint"
         raise NotEvaluable(f"{field} of the attention layers could not be seen although the model ran" if seen else how)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from importlib.metadata import EntryPoint
 
-from gnnstab.errors import ConfigurationError, UsageError
+from gnnstab.errors import ConfigurationError, UsageError, hint
 from gnnstab.plugins import installed
 from gnnstab.rules.base import Rule
 from gnnstab.rules.table import RULES
@@ -32,7 +32,9 @@ def rule_class(code: str) -> type[Rule]:
     for rule in rule_classes():
         if wanted.upper() == rule.code or wanted.lower() == rule.name:
             return rule
-    raise UsageError(f"there is no rule {code!r}; `gnnstab rules` lists them")
+    names = [name for rule in rule_classes() for name in (rule.code, rule.name)]
+    near = hint(wanted.lower(), names) or hint(wanted.upper(), names)
+    raise UsageError(f"there is no rule {code!r}; {near + ' ' if near else ''}`gnnstab rules` lists them")
 
 
 def join(builtin: Sequence[type[Rule]], plugins: Iterable[EntryPoint]) -> tuple[type[Rule], ...]:

@@ -85,7 +85,9 @@ def _layers(first: Sequence[LayerFacts], others: Sequence[Sequence[LayerFacts]])
 
 def _filled(layer: LayerFacts, other: LayerFacts) -> LayerFacts:
     unknown = [f.name for f in dataclasses.fields(layer) if getattr(layer, f.name) is None]
-    return dataclasses.replace(layer, **{name: getattr(other, name) for name in unknown})
+    known = {name: value for name, value in layer.options.items() if value is not None}
+    options = {**layer.options, **other.options, **known}
+    return dataclasses.replace(layer, options=options, **{name: getattr(other, name) for name in unknown})
 
 
 def _blind(views: Sequence[Signals]) -> tuple[Any, ...]:

@@ -31,6 +31,12 @@ SPIKE_WARM_UP = 10
 SPIKE = 10.0
 """Multiple of the running median that counts as a spike in the figures that go with the signal."""
 
+BESIDE = 5
+"""Steps just before a spike, whose median its norm must exceed."""
+
+JUMP = 3.0
+"""Multiple of that median that tells a spike from a rise by less than 44 % per step."""
+
 RECOVERY = 10
 """Steps within which the norm must come back to three times the median for a spike to have passed."""
 
@@ -39,6 +45,9 @@ VALIDATIONS = 3
 
 BEFORE = 20
 """Steps before a validation whose median training loss it is compared with."""
+
+MOST_NAMES = 500
+"""Silent parameters that are named."""
 
 WARM_START = 5
 """Steps in which a warm-up from next to nothing may multiply the rate."""
@@ -79,7 +88,9 @@ def _loss(rows: NDArray[np.void]) -> list[Signal]:
         return []
     values = known["loss"].astype(np.float64)
     smooth = running_median(values, 5)
-    detail = {"start": float(median(values[:5])), "best": float(smooth.min()), "steps": len(known)}
+    detail = {"start": float(median(values[:5])), "best": float(smooth.min()), "steps": len(known)} | _peak(
+        known, "loss"
+    )
     found = [Signal("loss", latest(values), None, None, int(known["step"][-1]), "training", detail)]
     return found + _first_rise(rows)
 
@@ -121,8 +132,20 @@ def _norm(rows: NDArray[np.void]) -> list[Signal]:
     if not len(known):
         return []
     steps, values = known["step"].astype(np.int64), known["grad_norm"].astype(np.float64)
-    norm = Signal("gradient.norm", latest(values), None, None, int(steps[-1]), "training")
-    return [norm, *spikes(steps, values)]
+    rates = known["lr"].astype(np.float64)
+    norm = Signal("gradient.norm", latest(values), None, None, int(steps[-1]), "training", _peak(known, "grad_norm"))
+    return [norm, *spikes(steps, values, warm_up(rates))]
+
+
+def _peak(rows: NDArray[np.void], field: str) -> dict[str, float | int]:
+    """The largest and the last of finite values with their steps."""
+    worst, last = rows[int(np.argmax(rows[field]))], rows[-1]
+    return {
+        "worst": float(worst[field]),
+        "worst_step": int(worst["step"]),
+        "last": float(last[field]),
+        "last_step": int(last["step"]),
+    }
 
 
 def gap_signals(steps: NDArray[np.void], measures: Sequence[Measure]) -> list[Signal]:
@@ -145,12 +168,20 @@ def gap_signals(steps: NDArray[np.void], measures: Sequence[Measure]) -> list[Si
     return [Signal("loss.generalisation_gap", value, None, None, given[-1].step, "training")]
 
 
-def spikes(steps: Integers, values: Floats) -> list[Signal]:
+def warm_up(rates: Floats) -> int:
+    """For how many steps from the first on the learning rate rises; 0 for one that does not, or is not known."""
+    rising = np.diff(rates) > 0
+    first = int(np.argmin(rising)) if not rising.all() else len(rising)
+    return first + 1 if first else 0
+
+
+def spikes(steps: Integers, values: Floats, warm: int = 0) -> list[Signal]:
     """The largest norm over the median of the steps before it, how many exceeded it tenfold, and whether it came back.
 
     Norms below that of the first steps count only where there are no larger ones, and are no spikes: close to convergence
-    the median is tiny, and ten times as much is still less than training began with. ``steps`` and ``values`` (n,) in order
-    of steps. Nothing for a run that is too short to have a median.
+    the median is tiny, and ten times as much is still less than training began with. Nor is a norm a spike that has risen
+    there step by step: it must be `JUMP` times the median of the `BESIDE` before it, or follow one that was. Of the first
+    ``warm`` steps, in which the rate rises, only what exceeds all norms but the last few before it tenfold. ``steps`` and ``values`` (n,) in order of steps. Nothing for a run that is too short to have a median.
     """
     if len(values) <= SPIKE_WARM_UP:
         return []
@@ -159,7 +190,10 @@ def spikes(steps: Integers, values: Floats) -> list[Signal]:
     np.divide(values[SPIKE_WARM_UP:], before_each, out=ratios[SPIKE_WARM_UP:], where=before_each > 0)
     if not np.isfinite(ratios).any():
         return []
-    large = np.where(values > median(values[:SPIKE_WARM_UP]), ratios, np.nan)
+    counted = (values > median(values[:SPIKE_WARM_UP])) & _sudden(values, ratios)
+    highest = np.maximum.accumulate(values)
+    counted[BESIDE:warm] &= values[BESIDE:warm] > SPIKE * highest[: max(warm - BESIDE, 0)]
+    large = np.where(counted, ratios, np.nan)
     risen = bool(np.isfinite(large).any())
     worst = int(np.nanargmax(large if risen else ratios))
     above = np.flatnonzero(large > SPIKE)
@@ -169,6 +203,15 @@ def spikes(steps: Integers, values: Floats) -> list[Signal]:
     recovered = len(after) < RECOVERY // 2 or float(median(after)) <= 3 * before
     detail = {"count": separate, "recovered": recovered, "above_start": risen}
     return [Signal("gradient.spike", float(ratios[worst]), None, None, int(steps[worst]), "training", detail)]
+
+
+def _sudden(values: Floats, ratios: Floats) -> NDArray[np.bool_]:
+    """Where a norm has jumped, and the steps after that up to the first that is no spike any more."""
+    jumped, found = np.zeros(len(values), dtype=bool), np.zeros(len(values), dtype=bool)
+    jumped[BESIDE:] = values[BESIDE:] > JUMP * running_median(values, BESIDE)[BESIDE - 1 : -1]
+    for i in np.flatnonzero(ratios > SPIKE):
+        found[i] = jumped[i] or found[i - 1]
+    return found | ~(ratios > SPIKE)
 
 
 def running_median(values: Floats, width: int) -> Floats:
@@ -241,7 +284,8 @@ def _never_updated(rows: Mapping[str, Mapping[str, NDArray[np.void]]]) -> list[S
     if not any("weight_grad" in own for own in rows.values()) or not any("weight" in own for own in rows.values()):
         return []
     silent = sorted(parameter for parameter, own in rows.items() if "weight" in own and not _moved(own))
-    detail = {"parameters": silent[:50], "of": len(rows)}
+    zero = [parameter for parameter in silent if "weight_grad" in rows[parameter]]
+    detail = {"parameters": silent[:MOST_NAMES], "zero": zero[:MOST_NAMES], "of": len(rows)}
     return [Signal("optimizer.never_updated", float(len(silent)), None, None, None, "training", detail)]
 
 

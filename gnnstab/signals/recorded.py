@@ -11,9 +11,11 @@ import numpy as np
 
 from gnnstab.records import PARAMETER_SITES, SIGNALS, LayerFacts, SeriesKey, Signal, Signals
 from gnnstab.records.vocabulary import LOSS_GENERALISATION_GAP
+from gnnstab.signals.extremes import short_run, with_extremes
 from gnnstab.signals.gradients import gradient_signals
 from gnnstab.signals.measures import measured_signals
 from gnnstab.signals.optimisation import first_moves, gap_signals, overshoot_signals, parameter_signals, step_signals
+from gnnstab.signals.places import place_signals
 from gnnstab.signals.series import growth_signals, run_series
 from gnnstab.signals.window import LATEST_STEPS, MOST_POINTS, latest
 from gnnstab.trace import Trace
@@ -30,6 +32,7 @@ _MISSING = {
     LOSS_GENERALISATION_GAP: "no validation loss is known; pass it with monitor.validation(loss), beside monitor.loss(loss)",
     "aggregation.": "no aggregation other than attention was recorded",
     "update.": "no optimizer step was recorded",
+    "place.": "the places beside the attention layers were not looked at; pass the model and a batch, or record a training run",
     "loss": "no loss is known; pass it with monitor.loss(loss)",
 }
 
@@ -51,12 +54,14 @@ def from_trace(trace: Trace) -> Signals:
     values += gradient_signals(sites, layers, source, single=single)
     values += parameter_signals(sites, [layer.name for layer in layers], source, single=single)
     values += _modes_apart(sites, layers, source)
+    values += place_signals(meta, source)
     series = () if single else tuple(run_series(sites, measures, steps, layers))
     if not single:
         values += step_signals(steps)
         values += first_moves(measures) + overshoot_signals(measures)
         values += gap_signals(steps, measures)
         values += growth_signals(series)
+        values = with_extremes(trace, measures, values)
     if source == "synthetic":
         return _rebuilt(trace, layers, values)
     return Signals(
@@ -67,7 +72,7 @@ def from_trace(trace: Trace) -> Signals:
         events=trace.events(),
         blind=trace.blind(),
         missing=_missing(values, undefined),
-        context=_context(trace, source, layers, len(steps)),
+        context=_context(trace, source, layers, len(steps), short_run(0 if single else len(steps), measures)),
     )
 
 
@@ -115,14 +120,16 @@ def _missing(values: Sequence[Signal], undefined: dict[str, str]) -> dict[str, s
     return {**kept, **undefined}
 
 
-def _context(trace: Trace, source: str, layers: Sequence[LayerFacts], steps: int) -> dict[str, Any]:
+def _context(
+    trace: Trace, source: str, layers: Sequence[LayerFacts], steps: int, told: Sequence[str]
+) -> dict[str, Any]:
     meta, others = trace.meta, {blind.layer for blind in trace.blind() if blind.is_other_attention}
     context: dict[str, Any] = {
         "precision": meta.get("precision", "fp32"),
         "steps": steps,
         "layers_expected": sum(layer.attention for layer in layers) + len(others),
         "loss_given": meta.get("loss_given") == "true",
-        "assumptions": [note for note in meta.get("assumptions", "").split("\n") if note],
+        "assumptions": [*(note for note in meta.get("assumptions", "").split("\n") if note), *told],
         "notes": [*trace.notes, *([f"the recording failed: {meta['failure']}"] if "failure" in meta else [])],
     }
     if source == "training":

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gnnstab.errors import UsageError
+from gnnstab.layers import plays
 from gnnstab.records import Series, Signals
 from gnnstab.records.vocabulary import in_group
 from gnnstab.signals.fitting import log_linear
@@ -118,7 +119,7 @@ def _followed(signals: Signals) -> Iterator[tuple[_Line, float]]:
     for name in in_group("trend"):
         for signal in signals.find(name):
             parameter = str(signal.detail.get("parameter", ""))
-            if not parameter or parameter.endswith("lin_value.weight"):
+            if not parameter or plays(parameter, "value"):
                 yield (name, signal.layer, signal.head, signal.source), signal.value
 
 

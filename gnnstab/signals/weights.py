@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gnnstab.checkpoint.facts import CheckpointFacts
+from gnnstab.layers import LAYERS, kinds
 from gnnstab.records import Signals
 from gnnstab.records.vocabulary import GRADIENT_NORM, GRADIENT_SPIKE, SCORE_GROWTH, WEIGHT_GRAD_RMS
 
@@ -26,6 +27,7 @@ _NEEDS_BATCH = {
     "degree.": "the file holds no graph",
     "graph.": "the file holds no graph",
     "aggregation.": "an aggregation needs a graph",
+    "place.": "the file holds no data",
     "feature.": "the file holds no features",
     "precision.": "the size of the scores needs an input",
     WEIGHT_GRAD_RMS: "gradients need an input",
@@ -80,8 +82,8 @@ def _missing(facts: CheckpointFacts) -> dict[str, str]:
 def _no_layer(facts: CheckpointFacts) -> str:
     if facts.unjudged:
         first = facts.unjudged[0]
-        return f"no TransformerConv that can be judged; {first.layer or 'the file'} {first.reason}"
-    return "no TransformerConv in this file (no lin_key, lin_query, lin_value and lin_skip side by side)"
+        return f"no {kinds()} that can be judged; {first.layer or 'the file'} {first.reason}"
+    return f"no {kinds()} in this file ({'; '.join(layer.absent for layer in LAYERS)})"
 
 
 def _no_optimizer(facts: CheckpointFacts) -> str:

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gnnstab.errors import TraceError
-from gnnstab.trace.connection import Connection
-from gnnstab.trace.pooling import FACTOR, LEVELS
+from gnnstab.trace.connection import MOST_ROWS, Connection
+from gnnstab.trace.schema import FACTOR, LEVELS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+MOST_LEVELS = 16
+"""Levels of resolution that are read; each is one query over all statistics."""
 
 SITE_DTYPE = np.dtype(
     [
@@ -51,6 +54,7 @@ def read_sites(
     ``points``: see `Trace.sites`.
     """
     chosen = "" if series is None else f" AND series IN ({', '.join(str(int(i)) for i in series)})"
+    left = MOST_ROWS
     ids: list[NDArray[np.int64]] = []
     parts: list[NDArray[np.void]] = []
     for level, since, until in _resolutions(connection, points):
@@ -58,19 +62,26 @@ def read_sites(
             "SELECT series, step, span, minimum, maximum, rms, count, non_finite FROM statistic "
             f"WHERE level = ? AND step >= ? AND step < ?{chosen}"
         )
-        for chunk in connection.chunks(query, (level, since, until)):
-            part, names = _structured(connection, chunk, rank)
+        for chunk in connection.numbers(query, (level, since, until), left):
+            left -= len(chunk)
+            part, numbers = _structured(connection, chunk, rank)
             parts.append(part)
-            ids.append(names)
+            ids.append(numbers)
     if not parts:
         return {}
-    return _split(np.concatenate(ids), np.concatenate(parts))
+    numbers, rows = np.concatenate(ids), np.concatenate(parts)
+    ids.clear()
+    parts.clear()  # Half of all the memory that this takes.
+    return _split(numbers, rows)
 
 
 def _resolutions(connection: Connection, points: int | None) -> list[tuple[int, int, int]]:
     """(level, since, until) from the oldest steps to the latest."""
-    levels = connection.rows("SELECT level, since, until FROM resolution ORDER BY level DESC")
-    if points is None or any(not isinstance(value, int) for row in levels for value in row):
+    levels = connection.rows("SELECT level, since, until FROM resolution", most=MOST_LEVELS)
+    if any(not isinstance(value, int) for row in levels for value in row):
+        raise TraceError(f"{connection.path}: damaged trace, a level of resolution is no number")
+    levels.sort(reverse=True)
+    if points is None:
         return [(level, since, until) for level, since, until in levels]
     # One search of the primary key for each; min and max over all levels would read the whole table.
     ends = [
@@ -109,7 +120,7 @@ def _structured(
 def read_steps(connection: Connection, rank: int) -> NDArray[np.void]:
     """The training steps as an array of `STEP_DTYPE`."""
     parts = [np.empty(0, dtype=STEP_DTYPE)]
-    for chunk in connection.chunks("SELECT step, time, loss, lr, scale, grad_norm, skipped FROM step ORDER BY step"):
+    for chunk in connection.numbers("SELECT step, time, loss, lr, scale, grad_norm, skipped FROM step"):
         matrix = _matrix(connection, chunk)
         _check_whole(connection, matrix[:, [0, 6]])
         part = np.empty(len(matrix), dtype=STEP_DTYPE)
@@ -117,7 +128,8 @@ def read_steps(connection: Connection, rank: int) -> NDArray[np.void]:
             part[name] = matrix[:, column]
         part["rank"] = rank
         parts.append(part)
-    return np.concatenate(parts)
+    rows = np.concatenate(parts)
+    return rows[np.argsort(rows["step"], kind="stable")]
 
 
 def _matrix(connection: Connection, chunk: list[tuple[object, ...]]) -> NDArray[np.float64]:

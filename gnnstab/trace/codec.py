@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping
+from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 from gnnstab.records import Event, LayerFacts, Measure, SeriesKey, StepRow
@@ -21,6 +22,8 @@ WHOLE_LIMIT = 2**53
 
 _HINTS = get_type_hints(LayerFacts)
 _REQUIRED = ("name", "kind", "position", "attention")
+_FORMER_FIELDS = ("beta", "beta_requested", "root_weight")
+"""Options of one kind of layer that were fields of every layer's facts in traces written before."""
 
 
 def clean(text: str) -> str:
@@ -76,10 +79,17 @@ def facts_from_json(text: str) -> LayerFacts:
     data = parse(text)
     if not isinstance(data, dict) or any(name not in data for name in _REQUIRED):
         raise ValueError("the facts of a layer are incomplete")
+    former = {name: data[name] for name in _FORMER_FIELDS if name in data}
+    if former and "options" not in data:
+        data["options"] = former
     return LayerFacts(**{name: _field(name, data[name]) for name in _HINTS if name in data})
 
 
 def _field(name: str, value: Any) -> Any:
+    if name == "options":
+        if isinstance(value, dict) and all(isinstance(v, (bool, int, float, str, NoneType)) for v in value.values()):
+            return value
+        raise ValueError("the options of a layer are no plain values")
     allowed = get_args(_HINTS[name]) or (_HINTS[name],)
     if value is None and type(None) in allowed:
         return None
@@ -119,15 +129,15 @@ def quantity_from_columns(row: tuple[Any, ...]) -> tuple[int, Quantity]:
     return integer(number), (_text(layer), _text(mode), integer(call), _text(name), integer(head))
 
 
-def measure_from_columns(row: tuple[Any, ...], rank: int, quantities: Mapping[int, Quantity]) -> Measure:
-    """The measure of one row; raises `ValueError` when a column does not hold what it should."""
-    step, quantity, value, detail = row
+def measure_from_columns(row: tuple[Any, ...], rank: int, quantities: Mapping[int, Quantity]) -> tuple[int, Measure]:
+    """Number and measure of one row; raises `ValueError` when a column does not hold what it should."""
+    order, step, quantity, value, detail = row
     known = quantities.get(quantity)
     if known is None:
         raise ValueError(f"the quantity {str(quantity)[:40]!r} of a measure is not listed")
     number = math.nan if value is None else column_to_number(value)
     assert number is not None
-    return Measure(integer(step), *known, number, "" if detail is None else _text(detail), rank)
+    return integer(order), Measure(integer(step), *known, number, "" if detail is None else _text(detail), rank)
 
 
 def series_from_columns(row: tuple[Any, ...]) -> tuple[int, SeriesKey]:
@@ -164,13 +174,13 @@ def _plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else str(value)
 
 
-def event_from_columns(row: tuple[Any, ...], rank: int) -> Event:
-    """The event of one row; raises `ValueError` when a column does not hold what it should."""
-    step, kind, layer, mode, call, stage, origin, nodes, edges, heads, message, detail = row
+def event_from_columns(row: tuple[Any, ...], rank: int) -> tuple[int, Event]:
+    """Id and event of one row; raises `ValueError` when a column does not hold what it should."""
+    number, step, kind, layer, mode, call, stage, origin, nodes, edges, heads, message, detail = row
     parsed = parse(detail)
     if not isinstance(parsed, dict):
         raise ValueError("the detail of an event is no JSON object")
-    return Event(
+    return integer(number), Event(
         step=integer(step),
         kind=_text(kind),
         layer=None if layer is None else _text(layer),

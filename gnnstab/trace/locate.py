@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gnnstab.errors import TraceError
-from gnnstab.trace.connection import Connection, open_trace
+from gnnstab.trace.connection import Connection
+from gnnstab.trace.opening import open_trace
 from gnnstab.trace.paths import SUFFIX, rank_files, rank_of, runs_in
 
 Name = str | os.PathLike[str]

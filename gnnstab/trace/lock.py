@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from types import ModuleType
 
 from gnnstab.errors import TraceError
@@ -12,6 +14,14 @@ try:
     import fcntl
 except ImportError:  # Windows: only writers of one process are told apart there.
     fcntl = None
+
+_FLAGS = os.O_RDWR | os.O_CREAT | sum(getattr(os, name, 0) for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK"))
+"""A link in the place of the lock is not followed, and a pipe there not waited for."""
+
+_LINK = (errno.ELOOP, errno.EMLINK)
+
+LONGEST = 20
+"""Bytes of the number of a process."""
 
 _HELD: dict[tuple[int, str], WriterLock] = {}
 """By process and path: a forked child inherits the table, but none of the locks."""
@@ -43,11 +53,18 @@ class WriterLock:
     def _acquire(self, path: str) -> None:
         while True:
             try:
-                self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o644)
+                self._descriptor = os.open(self._path, _FLAGS, 0o644)
             except OSError as error:
+                if error.errno in _LINK:
+                    raise TraceError(f"{path}: {self._path} is a link; remove it or choose another folder") from None
                 raise TraceError(f"{path}: cannot be written here ({error.strerror}); choose another folder") from None
-            if not self._take(path):
-                return
+            try:
+                if not self._guards(path):
+                    return
+            except BaseException:
+                os.close(self._descriptor)
+                self._descriptor = -1
+                raise
             # The holder may have removed the file between our open and our lock; then the lock guards nothing.
             if self._still_there():
                 os.ftruncate(self._descriptor, 0)
@@ -55,15 +72,23 @@ class WriterLock:
                 return
             os.close(self._descriptor)
 
-    def _take(self, path: str) -> bool:
+    def _guards(self, path: str) -> bool:
         """Lock the descriptor; False where the file system knows no locks."""
+        found = os.fstat(self._descriptor)
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+            raise TraceError(f"{path}: {self._path} is no file of its own; remove it or choose another folder")
+        content = os.read(self._descriptor, LONGEST + 1)
+        # What is written here is the number of a process, so whatever else is in it belongs to somebody else.
+        if content.strip(b"0123456789") or len(content) > LONGEST:
+            raise TraceError(f"{path}: {self._path} is no lock of gnnstab; move it away or choose another folder")
+        return self._take(path, content.decode() or "unknown")
+
+    def _take(self, path: str, holder: str) -> bool:
         if fcntl is None:
             return False
         try:
             fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
-            holder = os.read(self._descriptor, 20).decode("ascii", "replace").strip() or "unknown"
-            os.close(self._descriptor)
             raise TraceError(f"{path}: process {holder} is writing it; give this run its own path") from None
         except OSError:
             return False
@@ -71,7 +96,7 @@ class WriterLock:
 
     def _still_there(self) -> bool:
         try:
-            return os.path.samestat(os.stat(self._path), os.fstat(self._descriptor))
+            return os.path.samestat(os.lstat(self._path), os.fstat(self._descriptor))
         except OSError:
             return False
 

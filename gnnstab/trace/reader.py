@@ -15,8 +15,10 @@ from gnnstab.errors import TraceError
 from gnnstab.records import Blind, Event, LayerFacts, Measure, SeriesKey, StepRow
 from gnnstab.trace import codec
 from gnnstab.trace.arrays import join_ranks, read_sites, read_steps
-from gnnstab.trace.connection import Connection
+from gnnstab.trace.connection import MOST_FACTS, MOST_ROWS, Connection
+from gnnstab.trace.extremes import Peak, read_peaks
 from gnnstab.trace.locate import Part, open_parts
+from gnnstab.trace.schema import EVENTS_LIMIT
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -52,7 +54,7 @@ class Trace:
     @classmethod
     def of_connection(cls, connection: sqlite3.Connection) -> Trace:
         """A trace in memory; the connection belongs to the trace from here on."""
-        return cls("memory", [Part(Connection(connection, "memory", 2**40), -1)])
+        return cls("memory", [Part(Connection(connection, "memory"), -1)])
 
     @cached_property
     def meta(self) -> dict[str, str]:
@@ -84,9 +86,9 @@ class Trace:
         """Facts of all recorded layers in order of their position."""
         merged: dict[str, LayerFacts] = {}
         for part in self._parts:
-            for facts in self._decoded(part, "SELECT facts FROM layer ORDER BY position, name", "layer", _layer):
+            for facts in self._decoded(part, "SELECT facts FROM layer", "layer", _layer):
                 merged.setdefault(facts.name, facts)
-        return tuple(sorted(merged.values(), key=lambda facts: facts.position))
+        return tuple(sorted(merged.values(), key=lambda facts: (facts.position, facts.name)))
 
     def blind(self) -> tuple[Blind, ...]:
         """Sites that could not be observed."""
@@ -99,8 +101,8 @@ class Trace:
 
     def steps(self) -> tuple[StepRow, ...]:
         """Training steps in order, of a distributed run one per rank."""
-        query = "SELECT step, time, loss, lr, scale, grad_norm, skipped FROM step ORDER BY step"
-        rows = [row for part in self._parts for row in self._rows_of(part, query, (), codec.step_from_columns)]
+        query = "SELECT step, time, loss, lr, scale, grad_norm, skipped FROM step"
+        rows = [row for part in self._parts for row in self._rows_of(part, query, codec.step_from_columns)]
         return tuple(sorted(rows, key=_by_step))
 
     def step_arrays(self) -> NDArray[np.void]:
@@ -109,8 +111,8 @@ class Trace:
 
     @cached_property
     def _keys(self) -> list[dict[int, SeriesKey]]:
-        query = "SELECT id, layer, mode, call, site FROM series ORDER BY id"
-        return [dict(self._decoded(part, query, "series", codec.series_from_columns)) for part in self._parts]
+        query = "SELECT id, layer, mode, call, site FROM series"
+        return [dict(sorted(self._decoded(part, query, "series", codec.series_from_columns))) for part in self._parts]
 
     def keys(self) -> dict[int, SeriesKey]:
         """The recorded series by id; of a distributed run numbered anew, since every rank counts for itself."""
@@ -157,33 +159,43 @@ class Trace:
                     found.setdefault(key, []).append(arrays[i])
         return {key: join_ranks(arrays) for key, arrays in found.items()}
 
-    def measures(self, name: str | None = None, layer: str | None = None, latest: bool = False) -> list[Measure]:
-        """Full-tier numbers in order of steps; ``latest``: of each stream only those of its last step."""
+    def peaks(self, measure: str) -> dict[SeriesKey, Peak]:
+        """The largest finite ``size`` (of any entry) or ``rms`` of every series over the whole run, with its step."""
+        found: dict[SeriesKey, Peak] = {}
+        for part, keys in zip(self._parts, self._keys, strict=True):
+            for i, peak in read_peaks(part.connection, measure).items():
+                if i in keys and (keys[i] not in found or peak.value > found[keys[i]].value):
+                    found[keys[i]] = peak
+        return found
+
+    def measures(self, name: str | None = None, layer: str | None = None) -> list[Measure]:
+        """Full-tier numbers in order of steps."""
         found: list[Measure] = []
         for part in self._parts:
             query = "SELECT id, layer, mode, call, name, head FROM quantity"
-            listed = dict(self._rows_of(part, query, (), lambda row, _: codec.quantity_from_columns(row)))
+            listed = dict(self._rows_of(part, query, lambda row, _: codec.quantity_from_columns(row), MOST_FACTS))
             chosen = {
                 i: quantity
                 for i, quantity in listed.items()
                 if (name is None or quantity[3] == name) and (layer is None or quantity[0] == layer)
             }
             decode = partial(codec.measure_from_columns, quantities=chosen)
-            found += self._rows_of(
-                part, _measure_query(None if len(chosen) == len(listed) else chosen, latest), (), decode
-            )
+            query = _measure_query(None if len(chosen) == len(listed) else chosen)
+            found += [measure for _, measure in sorted(self._rows_of(part, query, decode), key=_first)]
         return sorted(found, key=_by_step)
 
     def events(self, kind: str | None = None) -> tuple[Event, ...]:
         """Events in order of steps; ``kind`` narrows them."""
         query = (
-            "SELECT step, kind, layer, mode, call, stage, origin, nodes, edges, heads, message, detail FROM event "
-            "ORDER BY step, id"
+            "SELECT id, step, kind, layer, mode, call, stage, origin, nodes, edges, heads, message, detail FROM event"
         )
         found = [
             event
             for part in self._parts
-            for event in self._decoded(part, query, "event", partial(codec.event_from_columns, rank=part.rank))
+            for _, event in sorted(
+                self._decoded(part, query, "event", partial(codec.event_from_columns, rank=part.rank), EVENTS_LIMIT),
+                key=_first,
+            )
             if kind in (None, event.kind)
         ]
         return tuple(sorted(found, key=_by_step))
@@ -210,19 +222,19 @@ class Trace:
     ) -> None:
         self.close()
 
-    def _rows_of(
-        self, part: Part, query: str, parameters: Sequence[str], decode: Callable[[Row, int], T]
-    ) -> Iterator[T]:
+    def _rows_of(self, part: Part, query: str, decode: Callable[[Row, int], T], most: int = MOST_ROWS) -> Iterator[T]:
         """Numbers over steps: one that is none spoils what is made of them, so it is an error and not a note."""
-        for chunk in part.connection.chunks(query, parameters):
+        for chunk in part.connection.chunks(query, most):
             try:
                 yield from [decode(row, part.rank) for row in chunk]
             except (ValueError, TypeError) as error:
                 raise TraceError(f"{part.connection.path}: damaged trace, {error}") from error
 
-    def _decoded(self, part: Part, query: str, what: str, decode: Callable[[Row], T]) -> Iterator[T]:
+    def _decoded(
+        self, part: Part, query: str, what: str, decode: Callable[[Row], T], most: int = MOST_FACTS
+    ) -> Iterator[T]:
         """Facts and events: a row that a stranger, or a fault of the disk, has spoilt costs that row and a note."""
-        for row in part.connection.rows(query):
+        for row in part.connection.rows(query, most=most):
             try:
                 yield decode(row)
             except (ValueError, TypeError) as error:
@@ -239,13 +251,11 @@ def _layer(row: Row) -> LayerFacts:
     return codec.facts_from_json(row[0])
 
 
-def _measure_query(quantities: Iterable[int] | None, latest: bool) -> str:
-    last = (
-        "JOIN (SELECT quantity, max(step) AS step FROM measure GROUP BY quantity) l "
-        "ON l.quantity = m.quantity AND l.step = m.step "
-    )
-    where = "" if quantities is None else f"WHERE m.quantity IN ({', '.join(str(int(i)) for i in quantities)}) "
-    return (
-        f"SELECT m.step, m.quantity, m.value, m.detail FROM measure m {last if latest else ''}{where}"
-        "ORDER BY m.step, m.number"
-    )
+def _first(pair: tuple[int, object]) -> int:
+    return pair[0]
+
+
+def _measure_query(quantities: Iterable[int] | None) -> str:
+    # Not sorted by SQLite: a crafted file could make it gather more rows than memory holds before it gives the first.
+    where = "" if quantities is None else f" WHERE quantity IN ({', '.join(str(int(i)) for i in quantities)})"
+    return f"SELECT number, step, quantity, value, detail FROM measure{where}"

@@ -9,13 +9,24 @@ import sqlite3
 from collections.abc import Mapping
 
 from gnnstab.errors import TraceError
-from gnnstab.trace.pooling import FACTOR, LEVELS
 
 APPLICATION_ID = int.from_bytes(b"gnst", "big")
 """Written into the header of the file (``PRAGMA application_id``): this SQLite file is a gnnstab trace."""
 
 SCHEMA_VERSION = 1
 """Version of the tables (``PRAGMA user_version``)."""
+
+FACTOR = 8
+"""Steps of one level that make one row of the next: a seventh more rows in all, and three levels span 512 steps."""
+
+LEVELS = 6
+"""Levels of resolution; a row of the last one covers 32 768 steps."""
+
+EVENTS_LIMIT = 10_000
+"""Events of one run that are kept; the first ones tell what happened."""
+
+EVENTS_TEXT = 8 * 2**20
+"""Characters of all events of one run together."""
 
 FAR = 2**62
 """A step beyond all steps."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import threading
 import time
@@ -10,10 +9,9 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 
 from gnnstab.errors import TraceError
-from gnnstab.trace.intake import Intake
-from gnnstab.trace.mailbox import ROWS_LIMIT, SITES_LIMIT, Mailbox
+from gnnstab.trace.queue import ROWS_LIMIT, SITES_LIMIT, Batch, RowEncoder, WriteQueue
+from gnnstab.trace.resolution import thin
 from gnnstab.trace.store import Store
-from gnnstab.trace.thinning import thin
 
 FILL = 0.75
 """Share of the budget at which old steps are thinned out; the rest is room for the journal and for what arrives meanwhile."""
@@ -50,14 +48,16 @@ class Trouble:
 class Worker:
     """Everything but `start` runs on the writer thread."""
 
-    def __init__(self, path: str | None, budget: int, flush_seconds: float, mailbox: Mailbox, trouble: Trouble) -> None:
+    def __init__(
+        self, path: str | None, budget: int, flush_seconds: float, queue: WriteQueue, trouble: Trouble
+    ) -> None:
         self._budget, self._flush_seconds = budget, flush_seconds
-        self._mailbox, self._trouble = mailbox, trouble
-        self._intake = Intake(mailbox)
+        self._queue, self._trouble = queue, trouble
+        self._encoder = RowEncoder(queue)
         self._trigger = FILL * budget
         self._portion = budget // PORTION
         self._failures, self._not_before = 0, 0.0
-        self._dropped = 0
+        self._dropped = self._stored = 0
         self._stopping = False
         self._ready = threading.Event()
         self._refused: Exception | None = None
@@ -100,22 +100,22 @@ class Worker:
             self._ready.set()
 
     def _live(self, store: Store) -> None:
-        self._mailbox.facts.append(("journal", store.journal.label))
+        self._queue.facts.append(("journal", store.journal.label))
         self._serve(store)
         self._ready.set()
         pause = self._flush_seconds * store.journal.patience
         while not self._stopping:
-            self._mailbox.wake.wait(pause)
+            self._queue.wake.wait(pause)
             self._serve(store)
         self._end(store)
 
     def _serve(self, store: Store) -> None:
         """One round: write what waits, then answer those who wait for it."""
-        self._mailbox.wake.clear()
-        requests = [self._mailbox.requests.popleft() for _ in range(len(self._mailbox.requests))]
+        self._queue.wake.clear()
+        requests = [self._queue.requests.popleft() for _ in range(len(self._queue.requests))]
         try:
             self._collect()
-            if self._intake.batch and (requests or time.monotonic() >= self._not_before):
+            if self._encoder.batch and (requests or time.monotonic() >= self._not_before):
                 self._write(store)
         except Exception as error:  # A thread that ends would take all further rows with it.
             self._trouble.report(f"{self.path or 'in-memory trace'}: rows were given up ({error!r})")
@@ -123,25 +123,27 @@ class Worker:
             request.run(store)
 
     def _collect(self) -> None:
-        self._intake.collect()
+        self._encoder.collect()
         losses = {
-            "dropped.rows": self._mailbox.dropped + self._dropped,
-            "dropped.events": self._mailbox.events_dropped,
-            "malformed.rows": self._intake.malformed,
+            "dropped.rows": self._queue.dropped + self._dropped,
+            "dropped.events": self._queue.events_dropped + self._encoder.events_dropped,
+            "malformed.rows": self._encoder.malformed,
         }
         for name, count in losses.items():
             if count:
-                self._intake.note(name, str(count))
+                self._encoder.note(name, str(count))
 
     def _write(self, store: Store) -> None:
-        batch = self._intake.batch
+        batch = self._encoder.batch
         while batch:
-            portion = batch.portion(self._portion)
+            portion = Batch()
             try:
                 if store.displaced():
-                    self._trouble.report(f"{self.path}: the trace {store.rescue()}; it goes on as {store.path}")
-                    self.path = store.path
-                self._intake.malformed += store.write(portion)
+                    self._begin_anew(store)
+                portion = batch.portion(self._portion)
+                count = portion.count()
+                self._encoder.malformed += store.write(portion)
+                self._stored += count
                 self._keep_budget(store)
             except Exception as error:  # No failure of the store may reach the training.
                 batch.put_back(portion)
@@ -149,42 +151,35 @@ class Worker:
                 return
             self._failures, self._not_before = 0, 0.0
 
+    def _begin_anew(self, store: Store, *, damaged: bool = False) -> None:
+        """Go on in an empty file, which says what is missing in it: a reader must not take it for the whole run."""
+        found = store.begin_anew(damaged=damaged)
+        self._trouble.report(f"{self.path}: the trace {found}; a new one begins as {store.path}")
+        self.path, self._trigger = store.path, FILL * self._budget
+        self._dropped, self._stored = self._dropped + self._stored, 0
+        self._encoder.batch.facts.update(self._encoder.facts)
+        self._encoder.note("dropped.rows", str(self._queue.dropped + self._dropped))
+        self._encoder.note("failure", self._trouble.message or "")
+
     def _failed(self, store: Store, error: Exception) -> None:
         self._failures += 1
         self._not_before = time.monotonic() + min(LONGEST_PAUSE, self._flush_seconds * 2**self._failures)
         if not isinstance(error, FILE_TROUBLE) and type(error) is not sqlite3.DatabaseError:
             # The rows themselves are at fault, and would be again at every attempt.
-            self._dropped += self._intake.batch.shrink(0, 0)
+            self._dropped += self._encoder.batch.shrink(0, 0)
             self._trouble.report(f"{store.path or 'in-memory trace'}: rows were given up ({error!r})")
             return
-        self._dropped += self._intake.batch.shrink(SITES_LIMIT, ROWS_LIMIT)
+        self._dropped += self._encoder.batch.shrink(SITES_LIMIT, ROWS_LIMIT)
         self._trouble.report(
             f"{store.path or 'in-memory trace'}: cannot be written ({error}); the training goes on, "
             "new rows wait in memory and the oldest of them are dropped when that is full"
         )
-        try:
-            if self._recover(store, error):
-                self._intake.batch.facts.update(self._intake.facts)
-        except Exception as further:  # The next attempt comes after the pause.
-            self._trouble.report(f"{store.path}: cannot be written ({error}), nor opened again ({further})")
-
-    def _recover(self, store: Store, error: Exception) -> bool:
-        """Make the next attempt more promising; True when the file was begun anew."""
-        if store.path is None or not os.path.isdir(os.path.dirname(os.path.abspath(store.path))):
-            return False
-        if type(error) is sqlite3.DatabaseError:
-            # Not an operational error: the file itself is damaged.
-            aside = store.start_over()
-            self._trouble.report(
-                f"{store.path}: damaged from outside ({error}); kept as {aside}, the trace begins anew"
-            )
-            return True
-        if not store.displaced():
-            return self._failures > 1 and store.reopen()
-        if self._failures > 3:
-            store.start_over()
-            return True
-        return False
+        # Not an operational error: the file itself is damaged.
+        if store.path is not None and type(error) is sqlite3.DatabaseError:
+            try:
+                self._begin_anew(store, damaged=not store.displaced())
+            except Exception as further:  # The next attempt comes after the pause.
+                self._trouble.report(f"{store.path}: cannot be written ({error}), nor begun anew ({further})")
 
     def _keep_budget(self, store: Store) -> None:
         before = store.live_bytes()
@@ -199,8 +194,8 @@ class Worker:
     def _end(self, store: Store) -> None:
         self._collect()
         if self._trouble.message:
-            self._intake.note("failure", self._trouble.message)
-        self._intake.note("closed", datetime.now(timezone.utc).isoformat(timespec="seconds"))
+            self._encoder.note("failure", self._trouble.message)
+        self._encoder.note("closed", datetime.now(timezone.utc).isoformat(timespec="seconds"))
         self._write(store)
         if self.path is None:
             self.kept = store.connection

@@ -14,13 +14,16 @@ from types import TracebackType
 from gnnstab import __version__
 from gnnstab.errors import TraceError, UsageError
 from gnnstab.records import Blind, Event, LayerFacts, Measure, SeriesKey, StepRow
-from gnnstab.trace.batch import SiteRows
-from gnnstab.trace.mailbox import SITES_LIMIT, Mailbox
+from gnnstab.trace.queue import SITES_LIMIT, WriteQueue
 from gnnstab.trace.reader import Trace
+from gnnstab.trace.resolution import SiteRows
 from gnnstab.trace.worker import Trouble, Worker
 
 SMALLEST_BUDGET = 256 * 1024
 """Bytes; below it the tables and indices alone would fill a trace."""
+
+LARGEST_BUDGET = 128 * 2**20
+"""Bytes; half of what a reader takes from a stranger, so that whatever is written can be read."""
 
 _LIVE: weakref.WeakSet[TraceWriter] = weakref.WeakSet()
 
@@ -48,23 +51,25 @@ class TraceWriter:
         flush_seconds: float = 1.0,
         on_failure: Callable[[str], None] | None = None,
     ) -> None:
-        if budget < SMALLEST_BUDGET:
-            raise UsageError(f"the budget of a trace is {budget} bytes; give at least {SMALLEST_BUDGET}")
+        if not SMALLEST_BUDGET <= budget <= LARGEST_BUDGET:
+            raise UsageError(
+                f"the budget of a trace is {budget} bytes; give at least {SMALLEST_BUDGET} and at most {LARGEST_BUDGET}"
+            )
         if not flush_seconds > 0:
             raise UsageError(f"flush_seconds is {flush_seconds}; give a positive number of seconds")
         self.path = None if path is None else os.path.abspath(os.fsdecode(path))
-        self._mailbox = Mailbox()
-        self._sites = self._mailbox.sites
+        self._queue = WriteQueue()
+        self._sites = self._queue.sites
         self._trouble = Trouble(on_failure)
         self._ids: dict[SeriesKey, int] = {}
         self._guard = threading.Lock()
         self._closed = False
-        self._worker = Worker(self.path, budget, flush_seconds, self._mailbox, self._trouble)
+        self._worker = Worker(self.path, budget, flush_seconds, self._queue, self._trouble)
         for key, value in {**_default_meta(budget, flush_seconds), **(meta or {})}.items():
             self.meta(key, value)
         self._thread = self._worker.start()
         # Runs at garbage collection and at interpreter exit, while the writer thread still lives.
-        self._finalizer = weakref.finalize(self, _finish, self._mailbox, self._worker, self._thread)
+        self._finalizer = weakref.finalize(self, _finish, self._queue, self._worker, self._thread)
         _LIVE.add(self)
 
     @property
@@ -79,7 +84,7 @@ class TraceWriter:
             return found
         with self._guard:
             if key not in self._ids:
-                self._mailbox.facts.append((len(self._ids) + 1, key))
+                self._queue.facts.append((len(self._ids) + 1, key))
                 self._ids[key] = len(self._ids) + 1
             return self._ids[key]
 
@@ -93,36 +98,36 @@ class TraceWriter:
         self._sites.append((step, ids, rows))
         waiting = len(self._sites)
         if waiting == SITES_LIMIT // 4 or waiting > SITES_LIMIT:
-            self._mailbox.crowded()
+            self._queue.drop_oldest()
 
     def measures(self, rows: Iterable[Measure]) -> None:
         """Hand over full-tier numbers."""
-        self._mailbox.post_rows(self._mailbox.measures, list(rows))
+        self._queue.put_rows(self._queue.measures, list(rows))
 
     def step(self, row: StepRow) -> None:
         """Hand over one training step; a step that is given twice keeps its last row."""
-        self._mailbox.post_rows(self._mailbox.steps, (row,))
+        self._queue.put_rows(self._queue.steps, (row,))
 
     def event(self, event: Event) -> None:
         """Hand over an event; it is written at once, by the writer thread."""
-        self._mailbox.post_event(event)
+        self._queue.put_event(event)
 
     def layer(self, facts: LayerFacts) -> None:
         """Record or replace the facts of a layer."""
-        self._mailbox.facts.append(facts)
+        self._queue.facts.append(facts)
 
     def blind(self, blind: Blind) -> None:
         """Record a site that cannot be observed."""
-        self._mailbox.facts.append(blind)
+        self._queue.facts.append(blind)
 
     def meta(self, key: str, value: str) -> None:
         """Record or replace one entry of the trace's metadata."""
-        self._mailbox.facts.append((str(key), str(value)))
+        self._queue.facts.append((str(key), str(value)))
 
     def flush(self) -> None:
         """Wait until everything handed over so far is written, or has failed to be (see `failure`)."""
         if not self._closed and threading.current_thread() is not self._thread:
-            self._mailbox.ask(lambda store: None).wait(self._thread.is_alive)
+            self._queue.ask(lambda store: None).wait(self._thread.is_alive)
 
     def read(self) -> Trace:
         """Everything recorded so far, as an independent snapshot; also after `close`.
@@ -142,8 +147,8 @@ class TraceWriter:
         if not self._closed:
             self._closed = True
             self._finalizer()
-            self._mailbox.silence()
-            self._sites = self._mailbox.sites
+            self._queue.close()
+            self._sites = self._queue.sites
 
     def __enter__(self) -> TraceWriter:
         return self
@@ -155,7 +160,7 @@ class TraceWriter:
 
     def _copy(self) -> sqlite3.Connection | None:
         if not self._closed:
-            copy: sqlite3.Connection | None = self._mailbox.ask(lambda store: store.snapshot()).wait(
+            copy: sqlite3.Connection | None = self._queue.ask(lambda store: store.snapshot()).wait(
                 self._thread.is_alive
             )
             return copy
@@ -169,19 +174,19 @@ class TraceWriter:
         """Make the copy of this writer in a forked child inert; it touches no lock, which the parent may have held."""
         self._finalizer.detach()
         self._closed = True
-        self._mailbox = Mailbox()
-        self._mailbox.silence()
-        self._sites = self._mailbox.sites
+        self._queue = WriteQueue()
+        self._queue.close()
+        self._sites = self._queue.sites
         self._trouble = Trouble(None)
         self._trouble.report("recording stopped in this process: it was forked from the one that writes the trace")
 
 
-def _finish(mailbox: Mailbox, worker: Worker, thread: threading.Thread) -> None:
+def _finish(queue: WriteQueue, worker: Worker, thread: threading.Thread) -> None:
     if threading.current_thread() is thread:
         # The garbage collector may run on any thread, on this one too, which cannot wait for itself.
         worker.stop()
         return
-    mailbox.ask(lambda store: worker.stop()).wait(thread.is_alive)
+    queue.ask(lambda store: worker.stop()).wait(thread.is_alive)
     thread.join()
 
 

@@ -9,11 +9,14 @@ from typing import Any
 from torch import nn
 
 from gnnstab.randomness import keeps_random_state
-from gnnstab.records import Cause, Diagnosis, Finding, FixAdvice
+from gnnstab.records import Cause, Diagnosis, Finding
 from gnnstab.records.vocabulary import in_group
+from gnnstab.verification.interventions.deciding import ROOT
 from gnnstab.verification.protocol import verify
 from gnnstab.verification.sweep import INTERRUPTED, Progress
 from gnnstab.verification.verdict import Verdict
+
+_REFUTED = ("no-effect", "made-worse")
 
 _ORDER = ("confirmed", "inconclusive", "not-tested", "no-effect", "made-worse")
 
@@ -33,8 +36,8 @@ def prove(
 
     The fixes are judged by the most severe symptom of the model; those of a cause that the optimizer alone shows, by the
     finding that led to it: no symptom of the current weights tells whether a run would have gone well at another rate.
-    A cause that was held for the root, and none of whose fixes had any effect, is called contributing: the verification
-    spoke against it. ``options`` are those of `verify`; the short training has 100 steps unless they say otherwise.
+    A cause whose fixes all had no effect, or a bad one, loses its status: it is merely present, or contributing where it was seen
+    or undone on a copy. With the last root gone, the cause is not established. ``options`` are those of `verify`; the short training has 100 steps unless they say otherwise.
     """
     judged = [c for c in diagnosis.causes if c.status in ("root-cause", "contributing")]
     proven: dict[str, Cause] = {}
@@ -74,11 +77,10 @@ def _groups(diagnosis: Diagnosis, causes: Sequence[Cause]) -> Iterator[tuple[Fin
 def _proven(cause: Cause, verdicts: Mapping[str, Verdict]) -> Cause:
     fixes = [verdicts[advice.fix].as_advice(advice) for advice in cause.fixes]
     ordered = tuple(sorted(fixes, key=lambda advice: _ORDER.index(advice.verdict)))
-    if cause.status == "root-cause" and ordered and _spoke_against(ordered):
-        reason = f"{cause.reason} Verification spoke against it as the root: none of its fixes had an effect."
-        return replace(cause, status="contributing", reason=reason, fixes=ordered)
-    return replace(cause, fixes=ordered)
-
-
-def _spoke_against(fixes: Sequence[FixAdvice]) -> bool:
-    return all(advice.verdict == "no-effect" for advice in fixes)
+    if not (ordered and all(advice.verdict in _REFUTED for advice in ordered)):
+        return replace(cause, fixes=ordered)
+    # What was seen itself, or went away when it was undone, is there, whatever its fixes do.
+    shown = cause.how == "observed" or (cause.share is not None and cause.share >= ROOT)
+    status = "contributing" if shown else "present"
+    reason = f"{cause.reason} Verification spoke against it as the root: none of its fixes had an effect."
+    return replace(cause, status=status, how=cause.how if shown else "", reason=reason, fixes=ordered)

@@ -12,6 +12,8 @@ from torch import nn
 from gnnstab.errors import FixError, UsageError
 from gnnstab.fixes import find
 from gnnstab.observation import measured_signals
+from gnnstab.probe.operations.repeat import Call, repeat
+from gnnstab.probe.operations.telling import sentence
 from gnnstab.probe.provenance import StageRow, locate_non_finite, walk
 from gnnstab.probe.replica import Autocast
 from gnnstab.randomness import keeps_random_state
@@ -56,6 +58,9 @@ class Replay:
     note: str = ""
     """How the replay compares with the run; empty without a bundle."""
 
+    operation: str = ""
+    """The first operation behind it: sizes of its operands, line of the code."""
+
 
 @keeps_random_state
 def replay(
@@ -98,7 +103,9 @@ def replay(
                 f"{item.fix} makes these weights useless, so that replaying them proves nothing; use gnnstab verify"
             )
     tried = [_try(model, args, kwargs, item, event, run, scores) for item in chosen]
-    return Replay(event, tuple(rows), tuple(tried))
+    found = repeat(model, Call(tuple(args), dict(kwargs or {}), rng_state, autocast, grad=False))
+    operation = sentence(found.origin) if found.origin is not None else ""
+    return Replay(event, tuple(rows), tuple(tried), operation=operation)
 
 
 def _try(

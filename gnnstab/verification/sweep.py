@@ -16,6 +16,8 @@ import joblib
 import torch
 from torch import nn
 
+from gnnstab.errors import UsageError
+
 T = TypeVar("T")
 Progress = Callable[[str], None]
 
@@ -97,7 +99,11 @@ def _working_directory_importable() -> Iterator[None]:
 
 
 def _stored(store: Path | None, jobs: Mapping[str, Any], load: Callable[..., T] | None) -> dict[str, T]:
-    if store is None or load is None or not store.exists():
+    if store is None or not store.exists():
+        return {}
+    if not store.is_file():  # Opening a pipe would wait for ever.
+        raise UsageError(f"{store}: is not a regular file; give --store the path of a new file, or of one it wrote")
+    if load is None:
         return {}
     # A run that was killed while writing leaves half a line at the end.
     found: dict[str, T] = {}

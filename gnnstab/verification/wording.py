@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gnnstab import characters
 from gnnstab.records.json_numbers import json_number
 from gnnstab.records.vocabulary import ATTENTION_ONE_HOT_SHARE
 from gnnstab.verification.clamping import Side
@@ -19,7 +19,7 @@ from gnnstab.verification.verdict import Verdict
 
 def as_json(result: Any) -> str:
     """Any result of this room; NaN and Inf as the strings "nan", "inf", "-inf"."""
-    return json.dumps(_plain(result), indent=2, ensure_ascii=False, allow_nan=False)
+    return characters.as_json(_plain(result))
 
 
 def verdicts_text(verdicts: Sequence[Verdict]) -> str:
@@ -125,7 +125,8 @@ def replay_text(replay: Replay) -> str:
         for r in replay.rows
     ]
     tried = [f"{t.fix}: {t.verdict}, {t.reason}" for t in replay.tried]
-    return "\n".join([_table(rows), "", replay.event.message, *about, "", *tried])
+    operation = [f"First operation: {replay.operation}"] if replay.operation else []
+    return "\n".join([_table(rows), "", replay.event.message, *operation, *about, "", *tried])
 
 
 def _about(replay: Replay) -> list[str]:

@@ -9,6 +9,7 @@ import numpy as np
 from rich.console import Group
 from rich.text import Text
 
+from gnnstab.characters import is_hidden
 from gnnstab.records import SEVERITIES, SIGNALS, Event, Finding, Series
 from gnnstab.records.vocabulary import (
     ATTENTION_ENTROPY,
@@ -70,7 +71,8 @@ def _share(room: int, wanted: Sequence[int]) -> list[int]:
 def _fit(lines: Sequence[Text], width: int, height: int) -> Group:
     fitted = []
     for line in lines[:height]:
-        cut = line.copy()
+        # The parts are escaped as they are written; a part that was forgotten costs its colours and no more.
+        cut = line.copy() if not any(map(is_hidden, line.plain)) else Text(escape.visible(line.plain))
         cut.truncate(width, overflow="ellipsis")
         cut.no_wrap, cut.end = True, "\n"
         fitted.append(cut)
@@ -183,7 +185,7 @@ def _finding_lines(findings: Sequence[Finding], ascii_only: bool) -> list[Text]:
     for finding in findings:
         mark = (ASCII_MARKS if ascii_only else MARKS)[finding.severity]
         line = Text(f"{mark} {finding.code} ", style=STYLES[finding.severity])
-        line.append(f"{finding.name}  ", style="bold")
+        line.append(f"{escape.name(finding.name)}  ", style="bold")
         limit = "" if math.isnan(finding.threshold) else f" (limit {number(finding.threshold)})"
         line.append(f"{summary.where(finding)}  {finding.signal} {number(finding.value)}{limit}")
         lines.append(line)
@@ -193,11 +195,11 @@ def _finding_lines(findings: Sequence[Finding], ascii_only: bool) -> list[Text]:
 def _event_line(event: Event) -> Text:
     style = STYLES["error"] if event.kind in ("non-finite", "tool-failure") else ""
     line = Text(f"step {event.step} ", style="dim")
-    line.append(event.kind, style=style)
+    line.append(escape.name(event.kind, 30), style=style)
     if event.layer:
         line.append(f"  {escape.name(event.layer, 30)}")
     if event.stage:
-        line.append(f" {event.stage}{f', {event.origin}' if event.origin else ''}")
+        line.append(f" {', '.join(escape.name(word, 30) for word in (event.stage, event.origin) if word)}")
     return line.append(f"  {escape.sentence(event.message)}")
 
 

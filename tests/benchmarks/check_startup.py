@@ -47,9 +47,8 @@ def write(path: Path, steps: int) -> None:
                     16,
                     HEADS,
                     False,
-                    False,
                     dropout=0.0,
-                    root_weight=True,
+                    options={"beta": False, "root_weight": True},
                 )
             )
         ids = [writer.series(SeriesKey(f"gnn{i}", "train", 0, site)) for i in range(LAYERS) for site in SITES]

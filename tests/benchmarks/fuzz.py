@@ -1,6 +1,8 @@
 """Feed damaged files to every reader for as long as you like.
 
-    python tests/benchmarks/fuzz.py [--minutes 10] [--reader NAME]... [--seed 0] [--keep DIR]
+    python tests/benchmarks/fuzz.py [--minutes 5] [--reader NAME]... [--seed N] [--keep DIR] [--log FILE]
+
+Every run is a slice that adds one line to the log, and begins with seeds that no earlier slice of the log has used.
 
 An input is a fault when a reader raises anything else than one clear line, takes longer than ten seconds of processor time
 or two minutes of waiting, needs more than three GiB, or takes the interpreter down. Inputs with faults are kept; the exit code is 1 when there was one.
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import json
 import os
 import random
 import resource
@@ -20,6 +23,7 @@ import time
 import traceback
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 
@@ -30,7 +34,7 @@ SECONDS, WAITING = 10, 120
 """Processor time of one input, and the time until it is over; on a busy machine only the first says anything."""
 
 GIBIBYTES = 3
-ROUND = 400
+ROUND = 100
 """Inputs of one child process."""
 
 INTERESTING = (
@@ -125,16 +129,20 @@ def child(name: str, seed: int, kept: Path) -> tuple[list[tuple[float, str]], st
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--reader", action="append", choices=sorted(readers.READERS))
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--seed", type=int, help="number of the first round; by default the first that the log has not used"
+    )
+    parser.add_argument("--log", type=Path, default=Path(__file__).with_name("fuzz-log.jsonl"))
     parser.add_argument("--keep", type=Path, default=Path("fuzz-faults"))
     options = parser.parse_args()
     options.keep.mkdir(exist_ok=True)
     names = options.reader or sorted(readers.READERS)
     tried: dict[str, collections.Counter[str]] = {name: collections.Counter() for name in names}
     slowest = dict.fromkeys(names, 0.0)
-    until, seed = time.monotonic() + 60 * options.minutes, options.seed
+    begun = time.monotonic()
+    until, seed = begun + 60 * options.minutes, next_seed(options.log) if options.seed is None else options.seed
     while time.monotonic() < until:
         for name in names:
             outcomes, ended = child(name, seed, options.keep)
@@ -146,11 +154,42 @@ def main() -> int:
             if time.monotonic() > until:
                 break
     (options.keep / "current").unlink(missing_ok=True)
-    return tell(tried, slowest)
+    faults = tell(tried, slowest)
+    with options.log.open("a") as log:
+        print(json.dumps(line(tried, slowest, faults, seed, time.monotonic() - begun)), file=log)
+    slices = [json.loads(text) for text in options.log.read_text().splitlines()]
+    print(
+        f"the log: {len(slices)} slices, {sum(s['inputs'] for s in slices)} inputs, {sum(s['faults'] for s in slices)} faults"
+    )
+    return bool(faults)
+
+
+def next_seed(log: Path) -> int:
+    """The first round that no slice of the log has used."""
+    return (
+        max([json.loads(text)["next_seed"] for text in log.read_text().splitlines()], default=0) if log.exists() else 0
+    )
+
+
+def line(
+    tried: dict[str, collections.Counter[str]], slowest: dict[str, float], faults: int, seed: int, seconds: float
+) -> dict[str, Any]:
+    """One slice, as the log keeps it."""
+    return {
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "torch": torch.__version__,
+        "minutes": round(seconds / 60, 1),
+        "next_seed": seed,
+        "inputs": sum(sum(counts.values()) for counts in tried.values()),
+        "read": sum(counts["read"] for counts in tried.values()),
+        "faults": faults,
+        "slowest": round(max(slowest.values()), 2),
+        "readers": {name: sum(counts.values()) for name, counts in tried.items()},
+    }
 
 
 def tell(tried: dict[str, collections.Counter[str]], slowest: dict[str, float]) -> int:
-    """Print the table; 1 when there was a fault."""
+    """Print the table; the number of faults."""
     faults = 0
     print(f"{'reader':<16}{'inputs':>9}{'read':>9}{'refused':>9}{'faults':>8}{'slowest s':>11}")
     for name, counts in tried.items():
@@ -163,7 +202,7 @@ def tell(tried: dict[str, collections.Counter[str]], slowest: dict[str, float]) 
         for outcome, count in sorted(bad.items(), key=lambda item: -item[1]):
             print(f"    {count} x {outcome}")
     print(f"{sum(sum(counts.values()) for counts in tried.values())} inputs, {faults} faults")
-    return bool(faults)
+    return faults
 
 
 if __name__ == "__main__":

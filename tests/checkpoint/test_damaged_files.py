@@ -80,7 +80,7 @@ def test_a_file_of_a_later_torch(tmp_path: Path) -> None:
         for member in source.namelist():
             target.writestr(member, b"99\n" if member.endswith("/version") else source.read(member))
     for read in (load, load_batch):
-        with pytest.raises(LoadError, match=r"version 99 of torch's file format, newer than .*; update torch"):
+        with pytest.raises(LoadError, match=r"version 99 of torch's file format, newer than .*; update gnnstab"):
             read(tmp_path / "x.pt")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch_geometric.nn import GATConv, GATv2Conv, HeteroConv, ResGatedGraphConv, TransformerConv
+from torch_geometric.nn import GATConv, GATv2Conv, HeteroConv, HypergraphConv, ResGatedGraphConv, TransformerConv
 
 from gnnstab.checkpoint import load, recover
 from gnnstab.checkpoint.loading import Checkpoint
@@ -37,8 +37,8 @@ def test_averaged_heads_are_fully_decided(edge_dim: int | None, beta: bool, bias
     assert (layer.name, layer.kind, layer.position, layer.attention) == ("convs.0", "TransformerConv", 0, True)
     assert (layer.heads, layer.concat, layer.out_channels) == (3, False, 4)
     assert layer.in_channels == (channels if isinstance(channels, tuple) else (6, 6))
-    assert (layer.beta, layer.edge_dim, layer.bias) == (beta, edge_dim or 0, bias)
-    assert layer.root_weight is (True if beta else None)
+    assert (layer.get("beta"), layer.edge_dim, layer.bias) == (beta, edge_dim or 0, bias)
+    assert layer.get("root_weight") is (True if beta else None)
     assert layer.dropout is layer.identity_path is layer.norm_before is None
 
 
@@ -117,7 +117,8 @@ def test_other_layers_are_counted_not_judged() -> None:
     net = nn.ModuleDict(
         {
             "gat": GATConv(8, 8),
-            "gat2": GATv2Conv(8, 8),
+            "gat2": GATv2Conv(8, 8, heads=2),
+            "hyper": HypergraphConv(8, 8, use_attention=True),
             "gated": ResGatedGraphConv(8, 8),
             "mha": nn.MultiheadAttention(8, 2),
             "conv": TransformerConv(8, 8, heads=2, concat=False),
@@ -125,10 +126,14 @@ def test_other_layers_are_counted_not_judged() -> None:
         }
     )
     facts = recover(_checkpoint(net))
-    assert [layer.name for layer in facts.layers] == ["conv"]
+    assert [(layer.name, layer.kind, layer.heads) for layer in facts.layers] == [
+        ("gat", "GATConv", 1),
+        ("gat2", "GATv2Conv", 2),
+        ("conv", "TransformerConv", 2),
+    ]
     kinds = {blind.layer: blind.reason for blind in facts.unjudged}
-    assert set(kinds) == {"gat", "gat2", "gated", "mha"}
-    assert "GATConv" in kinds["gat"]
+    assert set(kinds) == {"hyper", "gated", "mha"}
+    assert "HypergraphConv" in kinds["hyper"]
     assert "ResGatedGraphConv" in kinds["gated"]
     assert all("--model" in reason for reason in kinds.values())
     assert facts.linear_layers >= 1

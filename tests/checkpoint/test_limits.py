@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import struct
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -119,6 +121,18 @@ def test_a_million_keys_are_refused_unread(saved: Save, tmp_path: Path) -> None:
             target.writestr(member, description if member.endswith("data.pkl") else source.read(member))
     with pytest.raises(LoadError, match=r"table of contents has .* more than the 16 MiB"):
         load(tmp_path / "many.pt")
+
+
+@pytest.mark.parametrize(("count", "expected"), [(1_000_000, "its header has"), (240_000, "more than 200000 tensors")])
+def test_empty_tensors_by_the_million(count: int, expected: str, tmp_path: Path) -> None:
+    pytest.importorskip("safetensors")
+    entry = '"%d":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
+    header = ("{" + ",".join(entry % number for number in range(count)) + "}").encode()
+    (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    started = time.process_time()
+    with pytest.raises(LoadError, match=expected):
+        load(tmp_path / "x.safetensors")
+    assert time.process_time() - started < 5
 
 
 def test_fifty_thousand_keys(saved: Save) -> None:

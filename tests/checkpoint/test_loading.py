@@ -82,6 +82,7 @@ def test_lightning(saved: Save, state: State) -> None:
         "hyper_parameters.heads": 3,
         "hyper_parameters.lr": 1e-3,
         "hyper_parameters.name": "x",
+        "hyper_parameters.net.a": 1,
     }
     assert [optimizer.path for optimizer in checkpoint.optimizers] == ["optimizer_states.0"]
     assert checkpoint.progress == {"epoch": 2, "global_step": 300}

@@ -94,7 +94,7 @@ def test_a_missing_convolution_tensor() -> None:
     before = {name: t.clone() for name, t in model.state_dict().items()}
     with pytest.raises(
         CheckpointMismatch,
-        match=r"lacks 1 TransformerConv tensors of the model, first convs.1.lin_query.weight \(12, 6\)",
+        match=r"lacks 1 tensors of attention layers of the model, first convs.1.lin_query.weight \(12, 6\)",
     ):
         load_into(model, _checkpoint(tensors))
     assert _equal(model, before)

@@ -31,7 +31,7 @@ def test_layers_and_largest_norm_of_every_actor(run: str, data: Path) -> None:
     assert [layer.name for layer in facts.layers] == [f"gnn_base.gnn.{n}" for n in ("gnn1", "gnn2.0", "gnn2.1")]
     for layer in facts.layers:
         assert (layer.in_channels, layer.out_channels, layer.heads) == ((16, 16), 16, 3)
-        assert (layer.concat, layer.edge_dim, layer.beta, layer.bias) == (False, 1, False, True)
+        assert (layer.concat, layer.edge_dim, layer.get("beta"), layer.bias) == (False, 1, False, True)
     norms = [s.value for s in facts.values if s.name == "logit.spectral_qk" and s.head is not None]
     assert len(norms) == 9
     assert max(norms) == pytest.approx(SPECTRAL[run], abs=0.01)

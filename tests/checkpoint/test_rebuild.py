@@ -11,7 +11,7 @@ from torch_geometric.nn import TransformerConv
 
 from gnnstab.checkpoint import rebuild, recover
 from gnnstab.checkpoint.loading import Checkpoint
-from gnnstab.checkpoint.rebuild import IN_DEGREES
+from gnnstab.checkpoint.rebuilding import IN_DEGREES
 
 
 def _checkpoint(module: nn.Module) -> Checkpoint:

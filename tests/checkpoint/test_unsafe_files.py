@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from gnnstab.checkpoint import load
+from gnnstab.checkpoint import load, recover
 from gnnstab.errors import GnnstabError, LoadError, UnsafeFileError
 
 
@@ -110,18 +110,30 @@ class _Net(nn.Module):
         self.conv = TransformerConv(8, 4, heads=2, concat=True, dropout=0.25)
 
 
-def test_a_pickled_module_needs_the_option_and_then_tells_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gnnstab.checkpoint import recover
+def _importable(monkeypatch: pytest.MonkeyPatch, kind: type) -> None:
+    """Pickle finds classes by module name, under which pytest does not register this file."""
+    monkeypatch.setitem(sys.modules, kind.__module__, sys.modules.get(kind.__module__, type(sys)(kind.__module__)))
+    monkeypatch.setattr(sys.modules[kind.__module__], kind.__name__, kind, raising=False)
 
-    # Pickle finds classes by module name, under which pytest does not register this file.
-    monkeypatch.setitem(sys.modules, _Net.__module__, sys.modules.get(_Net.__module__, type(sys)(_Net.__module__)))
-    monkeypatch.setattr(sys.modules[_Net.__module__], "_Net", _Net, raising=False)
+
+@pytest.mark.parametrize("unsafe", [False, True])
+@pytest.mark.parametrize("options", [{}, {"_use_new_zipfile_serialization": False}, {"pickle_protocol": 4}], ids=str)
+def test_a_pickled_module_tells_its_settings(
+    options: dict[str, Any], unsafe: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same with and without its code; without, nothing of it runs."""
+    _importable(monkeypatch, _Net)
     path = tmp_path / "module.pt"
-    torch.save({"model": _Net()}, path)
-    with pytest.raises(UnsafeFileError, match=r"_Net.*--unsafe-load"):
-        load(path)
-    facts = recover(load(path, unsafe=True))
-    assert [(x.name, x.heads, x.concat, x.dropout, x.root_weight) for x in facts.layers] == [
+    net = _Net()
+    torch.save({"model": net}, path, **options)
+    if not unsafe:
+        monkeypatch.delattr(sys.modules[_Net.__module__], "_Net")
+    checkpoint = load(path, unsafe=unsafe)
+    assert {name: tensor.tolist() for name, tensor in checkpoint.tensors.items()} == {
+        name: tensor.tolist() for name, tensor in net.state_dict().items()
+    }
+    facts = recover(checkpoint)
+    assert [(x.name, x.heads, x.concat, x.dropout, x.get("root_weight")) for x in facts.layers] == [
         ("conv", 2, True, 0.25, True)
     ]
     assert any("whole module" in note for note in facts.notes)

@@ -88,3 +88,15 @@ def test_standard_output_on_a_full_disk() -> None:
         ran = subprocess.run([*GNNSTAB, "rules"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
     assert ran.returncode == 2
     assert ran.stderr == "gnnstab: error: cannot write to standard output: No space left on device\n"
+
+
+def test_mistyped_names_are_answered_with_what_comes_near(cli) -> None:
+    for arguments, told in (
+        (("diagnoze", "x.pt"), "did you mean 'diagnose'?"),
+        (("explain", "explosion"), "did you mean 'attention-explosion'?"),
+        (("explain", "GS31"), "'GS301'"),
+        (("nonsense",), "gnnstab --help lists them"),
+    ):
+        ran = cli(*arguments)
+        assert ran.code == 2
+        assert told in ran.err

@@ -22,7 +22,7 @@ sys.exit(code)
 def check(path: Path, entropy: float) -> subprocess.CompletedProcess:
     with TraceWriter(path) as writer:
         writer.layer(
-            LayerFacts("gnn1", "TransformerConv", 0, True, (16, 16), 16, 1, False, False, dropout=0.0, root_weight=True)
+            LayerFacts("gnn1", "TransformerConv", 0, True, (16, 16), 16, 1, False, 0.0, options={"beta": False})
         )
         score = writer.series(SeriesKey("gnn1", "train", 0, "score"))
         for step in range(20):

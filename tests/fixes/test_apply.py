@@ -15,7 +15,17 @@ from models.stacks import Hetero, Stack, SumThenAttention, hetero_batch, random_
 
 SCORES = {"degree": 8.0}
 TRAINING_ONLY = {"lower-lr", "gradient-clipping", "adam-eps"}
-SOME_MODELS = {"gate-redraw", "layer-norm", "root-weight", "remove-clamp", "clean-data", "reconnect"}
+SOME_MODELS = {
+    "gate-redraw",
+    "layer-norm",
+    "root-weight",
+    "remove-clamp",
+    "clean-data",
+    "reconnect",
+    "safe-operation",
+    "set-mask",
+    "fp32-operation",
+}
 """Fixes that find no place in the models below: see test_repairs.py."""
 
 AGGREGATION = {"aggregation", "mean-aggregation-root", "norm-after-sum"}

@@ -17,7 +17,7 @@ from models.informarl import Actor
 
 def facts(name="gnn.gnn1", **known):
     options = {"in_channels": (16, 16), "out_channels": 16, "heads": 3, "concat": False, "beta": False, "dropout": 0.0}
-    return LayerFacts(name, "TransformerConv", 0, True, **{**options, "edge_dim": 1, "activation": "relu", **known})
+    return LayerFacts.of(name, "TransformerConv", 0, True, **{**options, "edge_dim": 1, "activation": "relu", **known})
 
 
 THREE = [facts("gnn.gnn1"), facts("gnn.gnn2.0"), facts("gnn.gnn2.1")]

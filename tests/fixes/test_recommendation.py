@@ -5,7 +5,7 @@ from gnnstab.fixes import FIXES
 from gnnstab.fixes.by_hand import ByHand
 from gnnstab.records import FIVE_CAUSES, FURTHER_CAUSES, Cause, Finding, LayerFacts, Signal, Signals
 
-LAYERS = (LayerFacts("conv", "TransformerConv", 0, True, (8, 8), 8, 1, True, False, False, 0.0, 0),)
+LAYERS = (LayerFacts("conv", "TransformerConv", 0, True, (8, 8), 8, 1, True, 0.0, 0, options={"beta": False}),)
 SIGNALS = Signals("model", LAYERS)
 
 

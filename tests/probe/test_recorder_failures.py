@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from gnnstab.errors import GnnstabWarning
+from gnnstab.layers.transformer_conv import TransformerConvLayer
 from gnnstab.probe import anomaly, judge
 from gnnstab.probe import recorder as recorder_module
 from gnnstab.probe.boundary import Boundary
 from gnnstab.probe.ending import Ended
 from gnnstab.probe.gradients import GradientHook
-from gnnstab.probe.layers import transformer_conv
-from gnnstab.probe.layers.transformer_conv import TransformerConvWatch
+from gnnstab.probe.layers import attention
+from gnnstab.probe.layers.attention import AttentionWatch
 from gnnstab.probe.outbox import Outbox
 from gnnstab.probe.outer import Outer
 from gnnstab.probe.parameters import Parameters
@@ -33,15 +34,16 @@ STAGES = [
     (Stage, "send"),
     (State, "send"),
     (Ended, "land"),
-    (TransformerConvWatch, "record"),
-    (TransformerConvWatch, "saw"),
-    (TransformerConvWatch, "returned"),
-    (TransformerConvWatch, "attach"),
-    (TransformerConvWatch, "detach"),
-    (TransformerConvWatch, "facts"),
-    (TransformerConvWatch, "_after_gate"),
-    (transformer_conv, "attention_measures"),
-    (transformer_conv, "edge_ends"),
+    (AttentionWatch, "record"),
+    (AttentionWatch, "saw"),
+    (AttentionWatch, "returned"),
+    (AttentionWatch, "attach"),
+    (AttentionWatch, "detach"),
+    (AttentionWatch, "facts"),
+    (AttentionWatch, "_after_gate"),
+    (attention, "attention_measures"),
+    (TransformerConvLayer, "edges"),
+    (TransformerConvLayer, "joined"),
     (GradientHook, "watch"),
     (Outer, "_before"),
     (Outer, "_after"),
@@ -132,7 +134,7 @@ def test_warnings_as_errors_do_not_turn_a_failure_into_an_exception(monkeypatch:
 
 def test_a_failing_hook_is_not_called_again(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    monkeypatch.setattr(TransformerConvWatch, "record", lambda self, *a: calls.append(self.name) or fail())
+    monkeypatch.setattr(AttentionWatch, "record", lambda self, *a: calls.append(self.name) or fail())
     with pytest.warns(GnnstabWarning, match="records less"):
         train(monitored=True)
     assert sorted(calls) == ["convs.0", "convs.1"]

@@ -14,7 +14,7 @@ from gnnstab.rules.limits import limits_of, value_of
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = ROOT / "gnnstab" / "records" / "vocabulary.py"
-MEASURES = ("probe/", "checkpoint/", "signals/")
+MEASURES = ("layers/", "probe/", "checkpoint/", "signals/")
 """Rooms that produce numbers; every name is spelled by one of their files at most."""
 
 

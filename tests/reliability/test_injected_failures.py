@@ -24,7 +24,7 @@ from gnnstab.errors import TraceError
 from side_by_side import Net, Run, codes, graph, identical, run
 
 ROOT = str(Path(gnnstab.__file__).parent)
-ROOMS = ("monitor", "probe", "rules", "trace", "records")
+ROOMS = ("monitor", "layers", "probe", "rules", "trace", "records")
 
 GUARDS = (
     "probe.failsafe:Failsafe.",
@@ -39,9 +39,9 @@ GUARDS = (
     # What carries a failure into the trace, and what is called when nothing more can be carried.
     "trace.codec:_detail",
     "trace.codec:event_to_columns",
-    "trace.mailbox:Mailbox.post_event",
-    "trace.mailbox:Mailbox.silence",
-    "trace.mailbox:Request.wait",
+    "trace.queue:WriteQueue.put_event",
+    "trace.queue:WriteQueue.close",
+    "trace.queue:Request.wait",
     "trace.writer:TraceWriter.event",
     "monitor:Monitor._",
     "monitor:Monitor.loss",
@@ -185,7 +185,7 @@ def said(result: Run) -> str:
 
 def test_a_failure_is_a_finding_and_the_rest_goes_on(reached: dict[str, FunctionType]) -> None:
     """What the failed part would have seen is missing; everything else is recorded as ever."""
-    with failing(reached["probe.layers.transformer_conv:TransformerConvWatch.record"]):
+    with failing(reached["probe.layers.attention:AttentionWatch.record"]):
         result = watched()
     assert codes(result.monitor).count("GS902") >= 1
     assert "records less from here on; the training is not affected (ZeroDivisionError: injected)" in result.warned[0]

@@ -20,7 +20,7 @@ from forked import Child, wait_until
 from gnnstab.errors import TraceError
 from gnnstab.records import SeriesKey
 from gnnstab.trace import Trace
-from gnnstab.trace.pooling import SHARED_SITES
+from gnnstab.trace.resolution import SHARED_SITES
 from side_by_side import Loop, Net, Run, graph, hooks_of, unnoticed
 
 NOBODY = 65534
@@ -102,9 +102,11 @@ def empty(folder: Path) -> None:
 
 def test_the_trace_is_deleted_under_the_writer(path: Path) -> None:
     run = unnoticed(disturbed(lambda: empty(path.parent)), trace=path)
-    assert len(run.warned) == 1 and "was deleted; it goes on as" in run.warned[0]
+    assert len(run.warned) == 1 and "was deleted; a new one begins as" in run.warned[0]
     with Trace.open(path) as trace:
-        assert [row.step for row in trace.steps()] == list(range(12)) and trace.complete
+        steps = [row.step for row in trace.steps()]
+        assert steps == list(range(steps[0], 12)) and 0 < steps[0] < 12 and trace.complete
+        assert int(trace.meta["dropped.rows"]) >= steps[0]
 
 
 def test_the_folder_vanishes(path: Path) -> None:

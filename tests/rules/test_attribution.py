@@ -21,7 +21,7 @@ def model(
 ) -> Signals:
     before = tuple(LayerFacts(name, "Embed", i, False, aggregation="add") for i, name in enumerate(others))
     convs = tuple(
-        LayerFacts(f"conv{i}", "TransformerConv", len(before) + i, True, **{**CONV, **facts}) for i in range(depth)
+        LayerFacts.of(f"conv{i}", "TransformerConv", len(before) + i, True, **{**CONV, **facts}) for i in range(depth)
     )
     return Signals("model", (*before, *convs), values, context=context or {})
 
@@ -154,7 +154,7 @@ def test_sharp_attention_explains_a_growing_gradient() -> None:
 
 
 def test_a_bare_file_says_what_it_cannot_show() -> None:
-    layers = tuple(LayerFacts(f"conv{i}", "TransformerConv", i, True, beta=False) for i in range(3))
+    layers = tuple(LayerFacts.of(f"conv{i}", "TransformerConv", i, True, beta=False) for i in range(3))
     signals = Signals("checkpoint", layers, (Signal("logit.frobenius", 0.6, "conv0", 0, source="weights"),))
     found, _ = judge(signals)
     assert {name: found[name].status for name in FIVE_CAUSES} == {

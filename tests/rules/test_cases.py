@@ -34,7 +34,7 @@ def build(case: dict[str, Any]) -> Signals:
         LayerFacts(kind="Embed", position=i, attention=False, **other) for i, other in enumerate(case.get("others", ()))
     ]
     facts = {name: tuple(value) if isinstance(value, list) else value for name, value in case.get("layer", {}).items()}
-    convs = [LayerFacts(f"conv{i}", "TransformerConv", len(others) + i, True, **facts) for i in range(case["depth"])]
+    convs = [LayerFacts.of(f"conv{i}", "TransformerConv", len(others) + i, True, **facts) for i in range(case["depth"])]
     values = [Signal(**value) for value in case.get("values", ())]
     values += [Signal(layer=conv.name, source="weights", **value) for value in case.get("each", ()) for conv in convs]
     return Signals(

@@ -178,7 +178,7 @@ def test_hostile_numbers_break_no_rule() -> None:
     from gnnstab.records import SIGNALS
 
     facts = tuple(
-        LayerFacts(
+        LayerFacts.of(
             f"c{i}", "TransformerConv", i, True, dropout=0.1, beta=True, norm_after="GraphNorm", identity_path=False
         )
         for i in range(12)

@@ -79,7 +79,13 @@ def test_the_page_holds_the_docstring(rule: type[Rule]) -> None:
 
 def test_every_cause_can_be_reached() -> None:
     """By a rule's own cause, or by one of those that a rule chooses among."""
-    reached = {rule.cause for rule in RULES} | {"uninitialized-parameter", "non-finite-data", "learning-rate"}
+    reached = {rule.cause for rule in RULES} | {
+        "uninitialized-parameter",
+        "non-finite-data",
+        "learning-rate",
+        "masking",
+        "indistinguishable-nodes",
+    }
     assert reached >= {*FIVE_CAUSES, *FURTHER_CAUSES}
     assert set(CODES_OF_CAUSE) == set(FURTHER_CAUSES)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import sys
+import types
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -115,9 +117,25 @@ def test_ordinary_batches_are_read(batch: Any, tmp_path: Path) -> None:
     assert type(load_batch(tmp_path / "batch.pt")) is type(batch)
 
 
-def test_a_pyg_batch_says_what_to_do(tmp_path: Path) -> None:
-    torch.save(Batch.from_data_list([Data(**plain())]), tmp_path / "batch.pt")
-    with pytest.raises(UnsafeFileError, match="save a dict of tensors or a PyG Data instead"):
+@pytest.mark.parametrize("options", [{}, {"_use_new_zipfile_serialization": False}, {"pickle_protocol": 4}], ids=str)
+@pytest.mark.parametrize("graph", [Data(**plain()), hetero()], ids=lambda g: type(g).__name__)
+def test_a_pyg_batch_is_read_without_its_code(graph: Any, options: dict[str, Any], tmp_path: Path) -> None:
+    batch = Batch.from_data_list([graph, graph])
+    torch.save(batch, tmp_path / "batch.pt", **options)
+    found = load_batch(tmp_path / "batch.pt")
+    assert type(found) is type(batch) and str(found) == str(batch) and found.num_graphs == 2
+    assert str(found.get_example(1)) == str(graph)
+
+
+class Strange(Data):
+    """A class of somebody's own."""
+
+
+def test_a_container_of_another_class_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, __name__, sys.modules.get(__name__, types.ModuleType(__name__)))
+    monkeypatch.setattr(sys.modules[__name__], "Strange", Strange, raising=False)
+    torch.save(Strange(**plain()), tmp_path / "batch.pt")
+    with pytest.raises(UnsafeFileError, match=r"Strange.*save a dict of tensors or a PyG Data instead"):
         load_batch(tmp_path / "batch.pt")
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -125,6 +127,38 @@ def test_the_command_line_refuses_configurations_in_one_line(
     captured = capsys.readouterr()
     assert captured.out == "" and len(captured.err.strip().splitlines()) == 1
     assert "unexpected" not in captured.err and captured.err.strip().isprintable()
+
+
+SLOW = {
+    "blanks": b"a" + b" " * 800_000 + b"b",
+    "blanks and a value": b"a" + b" " * 800_000 + b"= 1",
+    "runs of blanks": (b"a" + b" " * 49) * 16_000 + b"b",
+    "other blanks": b"a" + b"\x0b\x0c\x1c\x85"[:3] * 250_000 + b"b",
+    "tabs": b"a" + b"\t" * 800_000 + b"b",
+    "signs": b"=" * 800_000,
+    "brackets": b"[" * 400_000 + b"]" * 400_000,
+    "lines": b"a\n" * 400_000,
+    "continued lines": b"a = 1\n" + b" b\n" * 250_000,
+    "carriage returns": b"a" + b" \r" * 400_000 + b"b",
+}
+
+
+@pytest.mark.parametrize("name", SLOW)
+@pytest.mark.parametrize("file", ["setup.cfg", "pyproject.toml"])
+def test_no_configuration_takes_long(name: str, file: str, tmp_path: Path) -> None:
+    """The ini parser's time grew with the square of the blanks in a row: half a minute for 800 KB of them."""
+    head = b"[gnnstab]\n" if file == "setup.cfg" else b"[tool.gnnstab]\n"
+    (tmp_path / file).write_bytes(head + SLOW[name] + b"\n")
+    started = time.process_time()
+    with contextlib.suppress(ConfigurationError):
+        # A section of another tool is none of ours, whatever its name is.
+        read_config(tmp_path / file)
+    assert time.process_time() - started < 5
+
+
+def test_blanks_within_a_value_stay(tmp_path: Path) -> None:
+    (tmp_path / "setup.cfg").write_text("[gnnstab:suppression:a]\ncode = GS301\nreason = two  blanks\n")
+    assert read_config(tmp_path / "setup.cfg").suppressions[0].reason == "two  blanks"
 
 
 @pytest.mark.parametrize("read", [baseline.read, read_config])

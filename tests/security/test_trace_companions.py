@@ -181,3 +181,41 @@ def test_a_trace_behind_a_link_is_checked_where_sqlite_looks(trace: Path, victim
     read(tmp_path / "link.gnnstab")
     overwrite(tmp_path / "link.gnnstab")
     assert unharmed(victim)
+
+
+@pytest.mark.parametrize("link", [_symlink, _hard_link])
+def test_a_lock_that_is_a_link_truncates_nothing(link: Callable[[Path, Path], None], trace: Path, victim: Path) -> None:
+    link(victim, Path(f"{trace}-lock"))
+    with pytest.raises(TraceError, match="lock"):
+        TraceWriter(trace)
+    assert unharmed(victim)
+    assert not (trace.parent / "run.1.gnnstab").exists()
+
+
+def test_a_lock_that_points_to_nothing_creates_nothing(trace: Path, tmp_path: Path) -> None:
+    Path(f"{trace}-lock").symlink_to(tmp_path / "planted")
+    with pytest.raises(TraceError, match="is a link"):
+        TraceWriter(trace)
+    assert not (tmp_path / "planted").exists()
+
+
+def test_a_file_that_is_no_lock_is_left_alone(trace: Path) -> None:
+    lock = Path(f"{trace}-lock")
+    lock.write_text("my notes on locks")
+    with pytest.raises(TraceError, match="is no lock of gnnstab"):
+        TraceWriter(trace)
+    assert lock.read_text() == "my notes on locks"
+
+
+def test_a_pipe_in_the_place_of_the_lock_does_not_hang(trace: Path) -> None:
+    os.mkfifo(f"{trace}-lock")
+    forked.Child(lambda: overwrite(trace)).result(60)
+    assert not (trace.parent / "run.1.gnnstab").exists()
+
+
+def test_the_lock_of_a_killed_process_is_taken_over(trace: Path) -> None:
+    lock = Path(f"{trace}-lock")
+    for content in ("", "12345"):
+        lock.write_text(content)
+        TraceWriter(trace).close()
+        assert not lock.exists()

@@ -65,7 +65,8 @@ def test_the_mode_of_the_update_is_judged_and_named() -> None:
     rows = [measure(0, "attention.entropy", 0.2, mode="eval"), measure(0, "attention.entropy", 0.7, mode="train")]
     signal = one(from_trace(written(measures=rows)), "attention.entropy")
     assert signal.value == 0.7
-    assert signal.detail == {"mode": "train", "other_modes": ["eval"]}
+    assert (signal.detail["mode"], signal.detail["other_modes"]) == ("train", ["eval"])
+    assert (signal.detail["worst"], signal.detail["worst_step"], signal.detail["measurements"]) == (0.7, 0, 1)
 
 
 def test_every_call_of_a_shared_layer_is_judged() -> None:
@@ -97,12 +98,12 @@ def test_generated_graphs_stay_apart_by_in_degree_and_tell_nothing_about_setting
         for i, d in enumerate((4, 10))
         for name, v in (("degree.median", d), ("attention.entropy", 1 / d))
     ]
-    rebuilt = LayerFacts("a", "TransformerConv", 0, True, dropout=0.0, root_weight=True)
+    rebuilt = LayerFacts.of("a", "TransformerConv", 0, True, dropout=0.0, root_weight=True)
     signals = from_trace(written({"source": "synthetic"}, layers=[rebuilt], measures=rows))
     assert {s.detail["in_degree"]: s.value for s in signals.find("attention.entropy")} == {4: 0.25, 10: 0.1}
     assert {s.source for s in signals.values} == {"synthetic"}
     assert signals.layers[0].dropout is None
-    assert signals.layers[0].root_weight is None
+    assert signals.layers[0].get("root_weight") is None
 
 
 def test_gradient_ratio_and_slope_over_depth() -> None:
@@ -230,12 +231,12 @@ def test_generated_graphs_leave_a_checkpoint_a_checkpoint() -> None:
     )
     static = Signals(
         "checkpoint",
-        (LayerFacts("a", "TransformerConv", 0, True, beta=False),),
+        (LayerFacts.of("a", "TransformerConv", 0, True, beta=False),),
         missing={"feature.": "no features in a file"},
     )
     joined = join(synthetic, static)
     assert joined.kind == "checkpoint"
-    assert joined.layers[0].beta is False
+    assert joined.layers[0].get("beta") is False
     assert joined.why_missing("feature.rms") == "no features in a file"
 
 

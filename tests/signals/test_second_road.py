@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gnnstab.records import LayerFacts, Measure, SeriesKey, StepRow
 from gnnstab.signals import from_trace
 from gnnstab.signals.fitting import log_linear
-from gnnstab.signals.optimisation import running_median, spikes
+from gnnstab.signals.optimisation import running_median, spikes, warm_up
 from gnnstab.signals.window import MOST_POINTS, latest, median, thin
 from gnnstab.trace import Trace, TraceWriter
 
@@ -42,7 +42,9 @@ def test_the_end_of_a_series(values: list[float], most: int) -> None:
 @many
 def test_running_median(values: list[float], width: int) -> None:
     expected = [statistics.median(values[max(0, i + 1 - width) : i + 1]) for i in range(len(values))]
-    assert np.allclose(running_median(np.array(values), width), expected, rtol=1e-12, atol=0)
+    assert np.allclose(
+        running_median(np.array(values), width), expected, rtol=1e-12, atol=1e-300
+    )  # halves of denormal numbers are rounded
     assert float(median(np.array(values))) == pytest.approx(statistics.median(values), rel=1e-12)
 
 
@@ -52,12 +54,39 @@ def test_spikes(values: list[float]) -> None:
     (signal,) = spikes(np.arange(len(values)), np.array(values))
     start = statistics.median(values[:10])
     ratios = {i: values[i] / statistics.median(values[max(0, i - 50) : i]) for i in range(10, len(values))}
-    large = {i: ratio for i, ratio in ratios.items() if values[i] > start}
+    sudden: set[int] = set()
+    for i, ratio in ratios.items():
+        if ratio > 10 and (values[i] > 3 * statistics.median(values[i - 5 : i]) or i - 1 in sudden):
+            sudden.add(i)
+    large = {i: ratio for i, ratio in ratios.items() if values[i] > start and (ratio <= 10 or i in sudden)}
     assert signal.value == pytest.approx(max((large or ratios).values()), rel=1e-12)
     assert signal.detail["above_start"] == bool(large)
     assert ratios[signal.step] == pytest.approx(signal.value, rel=1e-12)
     above = [i for i, ratio in large.items() if ratio > 10]
     assert signal.detail["count"] == sum(i == 0 or at - above[i - 1] > 10 for i, at in enumerate(above))
+
+
+def told(values: list[float], rates: list[float] | None = None) -> tuple[bool, int]:
+    (signal,) = spikes(
+        np.arange(len(values)), np.array(values), warm_up(np.array(rates or [1e-3] * len(values), dtype=float))
+    )
+    return bool(signal.value > 10 and signal.detail["above_start"]), int(signal.detail["count"])
+
+
+def test_a_norm_that_rises_slowly_is_no_spike_and_one_that_jumps_as_far_is() -> None:
+    slow = [1.1**i for i in range(80)]
+    assert told(slow) == (False, 0)
+    assert told([1.0] * 40 + [40.0] * 40)[0]
+    assert told([1.0] * 40 + [4.0**i for i in range(1, 6)]) == (True, 1)
+
+
+def test_a_spike_in_the_warm_up_of_the_rate_counts_only_beyond_everything_before() -> None:
+    norms = [1.0, 30.0, *[1.0] * 28, 25.0, *[1.0] * 29]
+    ramp = [1e-5 * min(i + 1, 40) for i in range(60)]
+    assert told(norms) == (True, 1)
+    assert told(norms, ramp) == (False, 0)
+    assert told([n if n != 25 else 400.0 for n in norms], ramp) == (True, 1)
+    assert [warm_up(np.array(r)) for r in ([1.0, 1, 1], [1.0, 2, 3], [1.0, 2, 2], [math.nan, math.nan])] == [0, 3, 2, 0]
 
 
 @given(st.lists(st.tuples(st.integers(0, 10**6), positive), min_size=4, max_size=60, unique_by=lambda point: point[0]))

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from gnnstab.trace import TraceWriter, schema
-from gnnstab.trace.mailbox import EVENTS_LIMIT, SITES_LIMIT
-from gnnstab.trace.pooling import FACTOR, LEVELS
+from gnnstab.trace.queue import SITES_LIMIT
+from gnnstab.trace.resolution import FACTOR, LEVELS
+from gnnstab.trace.schema import EVENTS_LIMIT
 
 TEXT = (Path(__file__).parents[2] / "docs" / "trace.md").read_text(encoding="utf-8")
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
+import gnnstab
 from gnnstab.errors import TraceError
 from gnnstab.records import Event, SeriesKey, StepRow
-from gnnstab.trace import Trace, TraceWriter, connection
-from gnnstab.trace.batch import Batch
-from gnnstab.trace.intake import Intake
+from gnnstab.trace import Trace, TraceWriter, opening
+from gnnstab.trace.queue import Batch, RowEncoder
 from gnnstab.trace.store import Store
 
 Record = Callable[..., None]
@@ -175,21 +175,54 @@ def test_rows_that_can_never_be_written_are_dropped_oldest_first_and_counted(
 
 
 @pytest.mark.parametrize("also", [(), ("-wal",), ("-wal", "-shm", "-lock")])
-def test_a_file_deleted_under_the_writer_comes_back_whole(path: Path, record: Record, also: tuple[str, ...]) -> None:
+def test_a_file_deleted_under_the_writer_begins_anew_and_says_so(
+    path: Path, record: Record, also: tuple[str, ...]
+) -> None:
     told: list[str] = []
     with TraceWriter(path, on_failure=told.append) as writer:
         record(writer, range(50))
+        writer.event(Event(3, "note"))
         writer.flush()
         for suffix in ("", *also):
             os.unlink(f"{path}{suffix}")
         record(writer, range(50, 70))
         writer.flush()
-        assert steps_in(path) == list(range(70))
+        assert steps_in(path) == list(range(50, 70))
         record(writer, range(70, 80))
     assert len(told) == 1
-    assert "was deleted; it goes on as" in told[0]
-    assert steps_in(path) == list(range(80))
+    assert "was deleted; a new one begins as" in told[0]
+    assert steps_in(path) == list(range(50, 80))
     assert os.listdir(path.parent) == [path.name]
+    with Trace.open(path) as trace:
+        # 50 steps with 3 statistics and 1 step row each.
+        assert trace.meta["dropped.rows"] == str(50 * 4)
+        assert trace.meta["failure"] == told[0]
+        assert {"created", "journal"} <= set(trace.meta)
+        assert len(trace.keys()) == 3
+    diagnosis = gnnstab.diagnose(path)
+    assert "200 rows" in next(f.message for f in diagnosis.findings if "rows" in f.message)
+
+
+def test_a_trace_that_is_deleted_and_restored_is_two_traces(path: Path, record: Record) -> None:
+    """The restored file holds the beginning alone; what comes later must not be looked for in it."""
+    with TraceWriter(path) as writer:
+        record(writer, range(50))
+        writer.flush()
+        kept = path.with_name("kept")
+        sqlite3.connect(path).execute("VACUUM INTO ?", (str(kept),)).connection.close()
+        for file in path.parent.glob("run.gnnstab*"):
+            file.unlink()
+        record(writer, range(50, 60))
+        writer.flush()
+        os.replace(kept, path)
+        record(writer, range(60, 70))
+        writer.flush()
+        assert "was replaced by another file; a new one begins as" in (writer.failure or "")
+    assert steps_in(path) == list(range(50))
+    assert not any(finding.code == "GS902" for finding in gnnstab.diagnose(path).findings)
+    with Trace.open(path.with_name("run.1.gnnstab")) as trace:
+        assert [row.step for row in trace.steps()] == list(range(60, 70))
+        assert int(trace.meta["dropped.rows"]) == 60 * 4
 
 
 def test_a_folder_deleted_under_the_writer(tmp_path: Path, record: Record) -> None:
@@ -210,8 +243,8 @@ def test_a_folder_deleted_under_the_writer(tmp_path: Path, record: Record) -> No
             writer.read()
         folder.mkdir()
         writer.flush()
-        assert steps_in(path) == list(range(60))
-    assert steps_in(path) == list(range(60))
+        assert steps_in(path) == list(range(10, 60))
+    assert steps_in(path) == list(range(10, 60))
 
 
 def test_another_file_put_in_its_place_is_left_alone(path: Path, record: Record) -> None:
@@ -222,11 +255,11 @@ def test_another_file_put_in_its_place_is_left_alone(path: Path, record: Record)
         path.write_text("somebody else's")
         record(writer, range(10, 20))
         writer.flush()
-        assert "was replaced by another file; it goes on as" in (writer.failure or "")
+        assert "was replaced by another file; a new one begins as" in (writer.failure or "")
         with writer.read() as trace:
             assert trace.path == str(path.with_name("run.1.gnnstab"))
     assert path.read_text() == "somebody else's"
-    assert steps_in(path.with_name("run.1.gnnstab")) == list(range(20))
+    assert steps_in(path.with_name("run.1.gnnstab")) == list(range(10, 20))
 
 
 def test_a_file_damaged_under_the_writer_is_set_aside(
@@ -245,9 +278,8 @@ def test_a_file_damaged_under_the_writer_is_set_aside(
         record(writer, range(500))
         writer.flush()
         record(writer, range(500, 1000))
-        assert (
-            f"damaged from outside (database disk image is malformed); kept as {path.with_name('run.1.gnnstab')}"
-            in (writer.failure or "")
+        assert f"is damaged, and kept as {path.with_name('run.1.gnnstab')}; a new one begins as {path}" in (
+            writer.failure or ""
         )
         writer.flush()
         with writer.read() as trace:
@@ -257,7 +289,7 @@ def test_a_file_damaged_under_the_writer_is_set_aside(
     assert steps_in(path.with_name("run.1.gnnstab")) == list(range(500))
 
 
-@pytest.mark.parametrize("place", ["gnnstab.trace.store.Store.write", "gnnstab.trace.intake.Intake.collect"])
+@pytest.mark.parametrize("place", ["gnnstab.trace.store.Store.write", "gnnstab.trace.queue.RowEncoder.collect"])
 def test_an_error_of_our_own_costs_rows_and_not_the_run(
     path: Path, monkeypatch: pytest.MonkeyPatch, record: Record, place: str
 ) -> None:
@@ -291,10 +323,12 @@ def test_the_training_never_waits_for_a_busy_file(path: Path, record: Record) ->
 
 
 def test_the_queue_is_bounded_when_the_writer_does_not_keep_up(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("mailbox", "writer"):
+    for module in ("queue", "writer"):
         monkeypatch.setattr(f"gnnstab.trace.{module}.SITES_LIMIT", 50)
     held = threading.Event()
-    monkeypatch.setattr("gnnstab.trace.intake.Intake.collect", lambda self, do=Intake.collect: (held.wait(), do(self)))
+    monkeypatch.setattr(
+        "gnnstab.trace.queue.RowEncoder.collect", lambda self, do=RowEncoder.collect: (held.wait(), do(self))
+    )
     held.set()
     writer = TraceWriter(path, flush_seconds=0.01)
     held.clear()
@@ -322,7 +356,7 @@ def test_a_callback_that_raises_changes_nothing(path: Path, record: Record) -> N
         record(writer, range(5, 10))
         writer.flush()
         assert "callback" in (writer.failure or "")
-    assert steps_in(path) == list(range(10))
+    assert steps_in(path) == list(range(5, 10))
 
 
 FORK = """
@@ -478,6 +512,6 @@ def test_a_writer_that_was_killed_within_a_transaction(tmp_path: Path, monkeypat
         assert [row.loss for row in trace.steps()] == [1.0] * 3
         assert not any(key.startswith("half") for key in trace.meta)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == files
-    monkeypatch.setattr(connection, "LARGEST_COPY", 10)
-    with pytest.raises(TraceError, match="killed within a transaction"):
+    monkeypatch.setattr(opening, "LARGEST_FILE", 10)
+    with pytest.raises(TraceError, match="larger than any trace of gnnstab"):
         Trace.open(path)

@@ -111,10 +111,6 @@ def test_measures(rows: list[Measure]) -> None:
         assert all(map(equal, trace.measures(), written))
         for name in {row.name for row in rows}:
             assert all(map(equal, trace.measures(name=name), [row for row in written if row.name == name]))
-        last = {row[1:6]: row.step for row in written}
-        latest = [row for row in written if row.step == last[row[1:6]]]
-        assert len(trace.measures(latest=True)) == len(latest)
-        assert all(map(equal, trace.measures(latest=True), latest))
 
     round_trip(lambda writer: writer.measures(rows), look, in_memory=True)
 

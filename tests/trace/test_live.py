@@ -129,16 +129,16 @@ def test_a_killed_trace_is_read_from_a_read_only_folder(
     written(process, 200)
     process.kill()
     process.wait()
-    from gnnstab.trace import connection
+    from gnnstab.trace import opening
 
-    original = connection._connect
+    original = opening._connect
 
     def connect(path: str, mode: str) -> sqlite3.Connection:
         if "immutable" not in mode:
             raise sqlite3.OperationalError("unable to open database file")
         return original(path, mode)
 
-    monkeypatch.setattr(connection, "_connect", connect)
+    monkeypatch.setattr(opening, "_connect", connect)
     with pytest.raises(TraceError, match="cannot be read as a trace"):
         Trace.open(path)
     monkeypatch.setattr(os, "access", lambda path, mode: False)

@@ -11,7 +11,7 @@ import pytest
 
 from gnnstab.records import SeriesKey
 from gnnstab.trace import Trace, TraceWriter
-from gnnstab.trace.pooling import FACTOR, LEVELS, RMS, STEP, Waiting, coarser
+from gnnstab.trace.resolution import FACTOR, LEVELS, RMS, STEP, OpenBuckets, coarser
 
 SCORE, GRADIENT = SeriesKey("a", "train", 0, "score"), SeriesKey("a.weight", "train", 0, "weight_grad")
 
@@ -82,7 +82,7 @@ def test_rows_that_wait_come_out_when_their_bucket_is_over() -> None:
         matrix[:, RMS] = steps
         return matrix
 
-    over, waiting = Waiting().add(rows(*range(7)))
+    over, waiting = OpenBuckets().add(rows(*range(7)))
     assert [len(level) for level in over] == [0] * (LEVELS - 1)
     over, waiting = waiting.add(rows(7, 8))
     assert over[0] == pytest.approx(coarser(rows(*range(8)), 1))

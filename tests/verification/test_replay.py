@@ -30,6 +30,9 @@ def test_the_overflow_is_shown_stage_by_stage(crash):
     text = replay_text(crash)
     assert "65504" in text
     assert "fp32-attention: confirmed" in text
+    assert "First operation: " in text
+    assert "float16 ends at 65504" in crash.operation
+    assert "gnn.gnn2.1" in crash.operation
 
 
 def test_only_what_reaches_the_failing_layer_helps(crash):

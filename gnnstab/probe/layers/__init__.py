@@ -1,14 +1,4 @@
-"""One adapter per layer family; the first class that matches is taken, the fallback matches every MessagePassing."""
+"""How a layer is recorded: attention layers by their adapter in `gnnstab.layers`, every other MessagePassing from outside."""
 
-from torch_geometric.nn import MessagePassing, TransformerConv
-
-from gnnstab.probe.layers.base import Call as Call
-from gnnstab.probe.layers.fallback import FallbackWatch
-from gnnstab.probe.layers.transformer_conv import TransformerConvWatch
-from gnnstab.probe.watch import Watch
-
-ADAPTERS: tuple[tuple[type, type[Watch]], ...] = (
-    (TransformerConv, TransformerConvWatch),
-    (MessagePassing, FallbackWatch),
-)
-"""Layer class → watch."""
+from gnnstab.probe.layers.attention import AttentionWatch as AttentionWatch
+from gnnstab.probe.layers.fallback import FallbackWatch as FallbackWatch

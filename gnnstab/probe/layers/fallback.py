@@ -10,13 +10,15 @@ from torch import Tensor, nn
 from torch_geometric.nn import MessagePassing
 from torch_geometric.utils import softmax
 
+from gnnstab.layers import kinds
 from gnnstab.probe.hooks import Placed
 from gnnstab.probe.state import State
 from gnnstab.probe.statistics import activation_measures, aggregation_measures
 from gnnstab.probe.watch import Plan, Watch
 from gnnstab.records import Blind, LayerFacts
+from gnnstab.records.vocabulary import AGGREGATION_EXPONENT
 
-_NOT_JUDGED = "the attention of TransformerConv alone is judged; of this layer input, output and gradients are recorded"
+_NOT_JUDGED = f"the attention of {kinds()} alone is judged; of this layer input, output and gradients are recorded"
 
 
 class FallbackWatch(Watch):
@@ -74,7 +76,7 @@ class FallbackWatch(Watch):
             attention=False,
             in_channels=pair if known else None,
             out_channels=out if isinstance(out, int) else None,
-            aggregation=module.aggr if isinstance(getattr(module, "aggr", None), str) else None,
+            aggregation=_aggregation(module),
         )
 
     def _measure(self, plan: Plan, xs: Sequence[Tensor], output: Tensor) -> None:
@@ -86,7 +88,10 @@ class FallbackWatch(Watch):
                 batch = None
             numbers.update(activation_measures(floating[-1], output.detach(), batch))
         if self._messages is not None:
-            numbers.update(aggregation_measures(*self._messages))
+            sums = aggregation_measures(*self._messages)
+            if normalises(self.module):
+                del sums[AGGREGATION_EXPONENT]  # Edges that are left out would change the weights of the others.
+            numbers.update(sums)
         self.state.queue(plan.layer, plan.mode, plan.call, numbers)
 
     def _after_aggregation(self, grad: bool, module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
@@ -96,6 +101,19 @@ class FallbackWatch(Watch):
         if self.state.full and isinstance(index, Tensor):
             messages = args[0].detach()
             self._messages = (messages.flatten(1), index, output.shape[0])
+
+
+def _aggregation(module: Any) -> str | None:
+    """``add``, ``mean``, …; ``weighted mean`` for a sum whose weights are normalised; None where it is not known."""
+    name = getattr(module, "aggr", None)
+    if not isinstance(name, str):
+        return None
+    return "weighted mean" if name in ("add", "sum") and normalises(module) else name
+
+
+def normalises(module: nn.Module) -> bool:
+    """True for a layer whose messages are weighted by in-degree (GCN) or by a softmax (GAT): its sum is a mean, or near one."""
+    return attends(module) or getattr(module, "normalize", False) is True
 
 
 def attends(module: nn.Module) -> bool:

@@ -1,14 +1,16 @@
-"""Sees the scores exactly where ``softmax`` receives them inside a layer's ``message``, without changing a class.
+"""Sees the scores exactly where ``softmax`` receives them inside a method of a layer, without changing a class.
 
-A tap stands as ``conv.message`` in the instance. It runs the layer's own code object; only the name ``softmax`` means
-something else to it: a wrapper that notes its input and output. So scores and weights are the layer's own, bit for
-bit, with nothing computed twice.
+A tap stands in the place of the method in the instance: ``conv.message``, ``conv.edge_update``, or the method of a
+helper, wherever the layer's adapter says that softmax is called. It runs the layer's own code object; only the name
+``softmax`` means something else to it: a wrapper that notes its input and output. So scores and weights are the layer's
+own, bit for bit, with nothing computed twice.
 """
 
 from __future__ import annotations
 
+import copy
 import dis
-import math
+import operator
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,12 +18,13 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 from torch.compiler import is_compiling
-from torch_geometric.nn import TransformerConv
 from torch_geometric.utils import softmax
+
+from gnnstab.layers import Layer, layer_of
 
 
 @dataclass(slots=True)
-class Seen:
+class SoftmaxCall:
     """One softmax over edges; alive only until the layer returns."""
 
     score: Tensor
@@ -37,78 +40,115 @@ class Seen:
 class Listener(Protocol):
     """Who wants to know what a tap sees."""
 
-    def saw(self, seen: Seen) -> None:
+    def saw(self, seen: SoftmaxCall) -> None:
         """Called once per softmax, in eager execution."""
 
     def failed(self, error: Exception) -> None:
         """Called when one of the above raised; nothing more is said to this listener."""
 
     def returned(self, message: Tensor) -> None:
-        """Called with what ``message`` returned, (E, H, C), in eager execution."""
+        """Called with what ``message`` returned, (E, H, C), in eager execution, where softmax is called in ``message``."""
 
     def saw_compiled(self, score: Tensor, attention: Tensor | None) -> None:
         """Called while `torch.compile` traces the layer; may only write into preallocated tensors."""
 
 
 class Untappable(Exception):
-    """The layer's ``message`` offers no place to look; the text says why."""
+    """The layer offers no place to look; the text says why."""
 
 
 class Tap:
-    """Stands in for ``conv.message``; shared by everybody who listens to this layer.
+    """Stands in for the method that calls softmax; shared by everybody who listens to this layer.
 
     Raises:
-        Untappable: ``message`` is no plain function, or calls no ``softmax`` that can be observed.
+        Untappable: The method is no plain function, or calls no ``softmax`` that can be observed.
     """
 
-    __slots__ = ("_before", "_conv", "_function", "_listeners", "_original", "_plain")
+    __slots__ = (
+        "_before",
+        "_function",
+        "_kind",
+        "_listeners",
+        "_method",
+        "_module",
+        "_original",
+        "_owner",
+        "_returns",
+        "_traced",
+    )
 
-    def __init__(self, conv: nn.Module) -> None:
-        self._conv = conv
-        self._before = conv.__dict__.get("message")
+    def __init__(self, module: nn.Module, kind: Layer, place: str) -> None:
+        self._module = module
+        self._kind = kind
+        self._owner, self._method = _owner_of(module, place)
+        self._before = self._owner.__dict__.get(self._method)
         self._listeners: tuple[Listener, ...] = ()
-        self._original = _message_of(conv, self._before)
-        self._plain = self._original is TransformerConv.message
-        self._function = _observed(self._original, conv, self._notice)
+        self._original, bound = _function_of(self._owner, self._method, self._before)
+        self._traced = kind.repeats(self._original)
+        self._returns = place == "message"
+        twin = _observed(self._original, self._owner, self._method, self._notice)
+        # Bound by hand: a function that somebody put into the instance takes no ``self``.
+        self._function: Callable[..., Any] = types.MethodType(twin, self._owner) if bound else twin
 
     @classmethod
-    def attach(cls, conv: nn.Module, listener: Listener, former: Tap | None = None) -> Tap:
+    def attach(cls, module: nn.Module, listener: Listener, former: Tap | None = None, kind: Layer | None = None) -> Tap:
         """Listen to a layer, through the tap that is there, the ``former`` one where it still fits, or a new one."""
-        present = conv.__dict__.get("message")
-        if isinstance(present, Tap):
-            tap = present
-        elif former is not None and present is former._before and former._original is _message_of(conv, present):
-            tap = former
-        else:
-            tap = cls(conv)
+        tap = cls._fitting(module, former, kind or layer_of(module))
         tap._listeners = (*tap._listeners, listener)
-        conv.__dict__["message"] = tap
+        tap._owner.__dict__[tap._method] = tap
         return tap
+
+    @classmethod
+    def _fitting(cls, module: nn.Module, former: Tap | None, kind: Layer | None) -> Tap:
+        if kind is None:
+            raise Untappable(f"{type(module).__name__} is no attention layer that gnnstab knows")
+        reasons: list[Untappable] = []
+        for place in kind.softmax_in:
+            try:
+                owner, method = _owner_of(module, place)
+                present = owner.__dict__.get(method)
+                if isinstance(present, Tap):
+                    return present
+                if former is not None and former._stands_in_for(owner, method, present):
+                    return former
+                return cls(module, kind, place)
+            except Untappable as reason:
+                reasons.append(reason)
+        raise reasons[0]
+
+    def _stands_in_for(self, owner: nn.Module, method: str, present: Any) -> bool:
+        same = owner is self._owner and method == self._method and present is self._before
+        return same and self._original is _function_of(owner, method, present)[0]
 
     def detach(self, listener: Listener) -> None:
         """Stop listening; with the last listener the layer is as it was."""
         self._listeners = tuple(one for one in self._listeners if one is not listener)
-        if self._listeners or self._conv.__dict__.get("message") is not self:
+        if self._listeners or self._owner.__dict__.get(self._method) is not self:
             return
         if self._before is None:
-            del self._conv.__dict__["message"]
+            del self._owner.__dict__[self._method]
         else:
-            self._conv.__dict__["message"] = self._before
+            self._owner.__dict__[self._method] = self._before
+
+    def replace(self, method: Callable[..., Any]) -> None:
+        """Let something else, which calls the tap, stand in its place; for a copy that is thrown away."""
+        self._owner.__dict__[self._method] = method
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the layer's own ``message``."""
+        """Run the layer's own method."""
         if is_compiling():
             return self._compiled(*args, **kwargs)
-        message = self._function(self._conv, *args, **kwargs)
-        for listener in self._listeners:
-            try:
-                listener.returned(message)
-            except Exception as error:
-                self._silence(listener, error)
-        return message
+        out = self._function(*args, **kwargs)
+        if self._returns:
+            for listener in self._listeners:
+                try:
+                    listener.returned(out)
+                except Exception as error:
+                    self._silence(listener, error)
+        return out
 
     def _notice(self, score: Tensor, attention: Tensor, index: Tensor | None) -> None:
-        seen = Seen(score, attention, index)
+        seen = SoftmaxCall(score, attention, index)
         for listener in self._listeners:
             try:
                 listener.saw(seen)
@@ -122,38 +162,49 @@ class Tap:
     def _compiled(self, *args: Any, **kwargs: Any) -> Any:
         # The twin's own globals defeat the compiler's guards, so here the original runs and the scores are computed
         # once more from what it was given; the compiler finds the common work.
-        conv: Any = self._conv
-        out = self._original(conv, *args, **kwargs)
-        if self._plain:
-            score = plain_scores(conv, **kwargs)
+        if isinstance(self._function, types.MethodType):
+            out = self._original(self._owner, *args, **kwargs)
+        else:
+            out = self._original(*args, **kwargs)
+        if self._traced:
+            score, attention = self._kind.traced_scores(self._module, *args, **kwargs)
             for listener in self._listeners:
-                listener.saw_compiled(score, conv._alpha)
+                listener.saw_compiled(score, attention)
         return out
 
+    # A copy or a pickle of the model carries what stood here before, or the class' own method: nothing of gnnstab.
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        copy = memo.get(id(self._conv), self._conv)
-        return types.MethodType(type(copy).message, copy)
+        if self._before is not None:
+            return copy.deepcopy(self._before, memo)
+        twin = memo.get(id(self._owner), self._owner)
+        return types.MethodType(getattr(type(twin), self._method), twin)
 
     def __reduce__(self) -> Any:
-        return getattr, (self._conv, "message")
+        if self._before is not None:
+            return operator.getitem, ((self._before,), 0)
+        return getattr, (self._owner, self._method)
 
 
-def plain_scores(conv: Any, *, query_i: Tensor, key_j: Tensor, edge_attr: Tensor | None = None, **rest: Any) -> Tensor:
-    """(E, H) scores by the arithmetic of `TransformerConv.message`, operation by operation."""
-    if conv.lin_edge is not None:
-        key_j = key_j + conv.lin_edge(edge_attr).view(-1, conv.heads, conv.out_channels)
-    score: Tensor = (query_i * key_j).sum(dim=-1) / math.sqrt(conv.out_channels)
-    return score
+def _owner_of(module: nn.Module, place: str) -> tuple[nn.Module, str]:
+    """Whose method a place is: ``message`` of the layer itself, ``aggr_module.forward`` of a helper."""
+    path, _, method = place.rpartition(".")
+    try:
+        return operator.attrgetter(path)(module) if path else module, method
+    except AttributeError:
+        raise Untappable(f"{type(module).__name__} has no {path}") from None
 
 
-def _message_of(conv: nn.Module, before: Any) -> types.FunctionType:
-    """The function behind ``conv.message``."""
-    found = before if before is not None else getattr(type(conv), "message", None)
-    if isinstance(found, types.MethodType) and found.__self__ is conv:
-        found = found.__func__
+def _function_of(owner: nn.Module, method: str, before: Any) -> tuple[types.FunctionType, bool]:
+    """The function behind a method, and whether it takes the owner as its first argument."""
+    found, bound = before, False
+    if found is None:
+        found, bound = getattr(type(owner), method, None), True
+    if isinstance(found, types.MethodType) and found.__self__ is owner:
+        found, bound = found.__func__, True
     if not isinstance(found, types.FunctionType):
-        raise Untappable(f"{type(conv).__name__}.message is no plain function but a {type(found).__name__}")
-    return found
+        raise Untappable(f"{type(owner).__name__}.{method} is no plain function but a {type(found).__name__}")
+    return found, bound
 
 
 def _globals(module: dict[str, Any], replaced: dict[str, Any]) -> dict[str, Any]:
@@ -164,7 +215,9 @@ def _globals(module: dict[str, Any], replaced: dict[str, Any]) -> dict[str, Any]
     return found
 
 
-def _observed(function: types.FunctionType, conv: nn.Module, notice: Callable[..., None]) -> types.FunctionType:
+def _observed(
+    function: types.FunctionType, owner: nn.Module, method: str, notice: Callable[..., None]
+) -> types.FunctionType:
     """A twin of ``function`` to which ``softmax`` means the wrapper that notes."""
     code = function.__code__
     if any(instruction.opname in ("STORE_GLOBAL", "DELETE_GLOBAL") for instruction in dis.get_instructions(code)):
@@ -174,7 +227,7 @@ def _observed(function: types.FunctionType, conv: nn.Module, notice: Callable[..
         if function.__globals__.get(name) is softmax:
             replaced[name] = _noting(softmax, notice)
     if "super" in code.co_names and "super" not in function.__globals__:
-        parent = _parent_message(function, conv, notice)
+        parent = _parent(function, owner, method, notice)
         if parent is not None:
             replaced["super"] = parent
     if not replaced:
@@ -195,33 +248,31 @@ def _noting(original: Any, notice: Callable[..., None]) -> Callable[..., Tensor]
     return softmax
 
 
-def _parent_message(
-    function: types.FunctionType, conv: nn.Module, notice: Callable[..., None]
+def _parent(
+    function: types.FunctionType, owner: nn.Module, method: str, notice: Callable[..., None]
 ) -> Callable[..., Any] | None:
-    """A ``super`` for ``function`` whose ``message`` is the observed twin of the parent's; None when it has none."""
-    owner = next((cls for cls in type(conv).__mro__ if cls.__dict__.get("message") is function), None)
-    if owner is None:
+    """A ``super`` for ``function`` whose method of that name is the observed twin of the parent's; None when it has none."""
+    mro = type(owner).__mro__
+    home = next((cls for cls in mro if cls.__dict__.get(method) is function), None)
+    if home is None:
         return None
-    mro = type(conv).__mro__
-    parent = next((c.__dict__["message"] for c in mro[mro.index(owner) + 1 :] if "message" in c.__dict__), None)
-    if not isinstance(parent, types.FunctionType):
+    above = next((c.__dict__[method] for c in mro[mro.index(home) + 1 :] if method in c.__dict__), None)
+    if not isinstance(above, types.FunctionType):
         return None
     try:
-        twin = _observed(parent, conv, notice)
+        twin = _observed(above, owner, method, notice)
     except Untappable:
         return None
-    above = _Above(super(owner, conv), types.MethodType(twin, conv))
-    return lambda *args: above if not args or args == (owner, conv) else super(*args)
+    stand_in = _Above(super(home, owner), method, types.MethodType(twin, owner))
+    return lambda *args: stand_in if not args or args == (home, owner) else super(*args)
 
 
 class _Above:
-    """What ``super()`` returns to an observed function: the real one, except for ``message``."""
+    """What ``super()`` returns to an observed function: the real one, except for one method."""
 
-    __slots__ = ("_real", "message")
-
-    def __init__(self, real: Any, message: Callable[..., Any]) -> None:
+    def __init__(self, real: Any, method: str, observed: Callable[..., Any]) -> None:
         self._real = real
-        self.message = message
+        self.__dict__[method] = observed
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._real, name)

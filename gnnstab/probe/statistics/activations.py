@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from gnnstab.layers import Call, Layer
 from gnnstab.probe.statistics.numbers import (
     Measured,
     exact,
@@ -18,13 +18,7 @@ from gnnstab.probe.statistics.numbers import (
     rms,
     share,
     square_sum,
-    wide,
 )
-from gnnstab.probe.statistics.unit_input import is_plain, project
-
-# The adapters import this package in turn.
-if TYPE_CHECKING:
-    from gnnstab.probe.layers.base import Call
 
 HUB_SHARE = 100
 """Targets among the N/100 largest in-degrees are hubs."""
@@ -47,14 +41,14 @@ def gate_measures(gate: Tensor | None) -> dict[str, Measured]:
     return {"gate.mean": Measured(values.mean()), "gate.saturated_share": Measured(shut)}
 
 
-def message_measures(call: Call, conv: nn.Module, degree: Tensor) -> dict[str, Measured]:
+def message_measures(call: Call, kind: Layer, module: nn.Module, degree: Tensor) -> dict[str, Measured]:
     """RMS of the aggregated message and of the linear skip, and the hubs' message against the skip.
 
     A message that was not observed is the output minus the skip, where the layer adds the two; with the gate on it
     cannot be told apart and is left out. The difference carries the rounding of the output's dtype.
     """
-    skip = project(getattr(conv, "lin_skip", None), call.x_target) if _has_skip(conv) else None
-    message = call.message if call.message is not None else _message(call, conv, skip)
+    skip = kind.skip(module, call.x_target)
+    message = call.message if call.message is not None else kind.message(module, call, skip)
     numbers: dict[str, Measured] = {}
     if message is not None:
         numbers["message.rms"] = Measured(rms(message))
@@ -63,18 +57,6 @@ def message_measures(call: Call, conv: nn.Module, degree: Tensor) -> dict[str, M
     if message is not None and skip is not None:
         numbers["hub.message_share"] = Measured(_hub_rms(message, degree) / rms(skip))
     return numbers
-
-
-def _has_skip(conv: nn.Module) -> bool:
-    return bool(getattr(conv, "root_weight", False))
-
-
-def _message(call: Call, conv: nn.Module, skip: Tensor | None) -> Tensor | None:
-    if not is_plain(conv) or call.gate is not None or getattr(conv, "lin_beta", None) is not None:
-        return None
-    if not _has_skip(conv):
-        return call.output
-    return None if skip is None else wide(call.output) - skip
 
 
 def _hub_rms(message: Tensor, degree: Tensor) -> Tensor:

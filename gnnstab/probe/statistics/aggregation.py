@@ -21,6 +21,11 @@ def aggregation_measures(messages: Tensor, index: Tensor, size: int) -> dict[str
     and T = Σm over the d edges of a target, a half of the edges has E‖·‖² = S/2 + (‖T‖² − S)(d − 2)/(4(d − 1)). So no
     random number is drawn and the order of the edges does not matter. Independent zero-mean messages (‖T‖² ≈ S) give
     p ≈ ½, aligned ones (‖T‖² = d·S) give 1 exactly, messages that cancel go towards −∞.
+
+    A half of messages that were divided by the in-degree is no sum at half the in-degree: those messages would have been
+    larger. So twice the power q with which the messages themselves fall over nodes of different in-degree is taken off: q is
+    1 for attention weights and ½ for GCN's, which fall with the in-degree of the source as well. What counts of q is what
+    its standard error leaves for certain (97.5 %); nothing where all in-degrees are alike.
     """
     if messages.shape[0] == 0:
         nothing = Measured(undefined(messages))
@@ -32,8 +37,25 @@ def aggregation_measures(messages: Tensor, index: Tensor, size: int) -> dict[str
     mean_square = mean_where(whole, degree > 0) / messages.shape[1]
     return {
         "aggregation.rms": Measured(mean_square.sqrt()),
-        "aggregation.exponent": Measured(_exponent(whole, single, degree)),
+        "aggregation.exponent": Measured(_exponent(whole, single, degree) - 2 * _decay(single, degree)),
     }
+
+
+def _decay(single: Tensor, degree: Tensor) -> Tensor:
+    """The power of the in-degree by which messages are smaller at their target, what chance can make taken off; 0 at least."""
+    seen = (degree > 0) & (single > 0)
+    x = torch.where(seen, degree.clamp(min=1).log(), 0.0)
+    y = torch.where(seen, (single / degree.clamp(min=1)).log() / 2, 0.0)
+    count = seen.sum()
+    x = torch.where(seen, x - x.sum() / count, 0.0)
+    y = torch.where(seen, y - y.sum() / count, 0.0)
+    spread = x.square().sum()
+    slope = (x * y).sum() / spread
+    freedom = count - 2
+    error = ((y - slope * x).square().sum() / freedom / spread).sqrt()
+    # 2 + 10/n² is near the 97.5 % quantile of Student's t at any n, and needs no table.
+    certain = (-slope - (2 + 10 / freedom.square()) * error).clamp(min=0)
+    return torch.where((count > 2) & (spread > 1e-9), certain, torch.zeros_like(certain))
 
 
 def _exponent(whole: Tensor, single: Tensor, degree: Tensor) -> Tensor:

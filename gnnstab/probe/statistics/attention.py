@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -66,15 +64,15 @@ def entropy_measures(attention: Tensor, index: Tensor, degree: Tensor, suffix: s
     }
 
 
-def precision_measures(score: Tensor, channels: int | None) -> dict[str, Measured]:
-    """Rounding of the scores in their own dtype, and how far q·k = |score|·√channels stays below fp16's largest number.
+def precision_measures(score: Tensor, product: float | None) -> dict[str, Measured]:
+    """Rounding of the scores in their own dtype, and how far the largest number on the way to them stays below fp16's.
 
-    ``channels`` is C where the layer divides by √C, else None and the headroom is left out.
+    ``product`` is that number over the score (√C where q·k is divided by it), else None and the headroom is left out.
     """
     peak = largest(*extremes(score))
     unit = torch.finfo(score.dtype).eps / 2
     numbers = {"precision.rounding": Measured(highest(peak) * unit, peak * unit)}
-    if channels is not None:
-        headroom = FP16_MAX / (peak * math.sqrt(channels))
+    if product is not None:
+        headroom = FP16_MAX / (peak * product)
         numbers["precision.fp16_headroom"] = Measured(lowest(headroom), headroom)
     return numbers

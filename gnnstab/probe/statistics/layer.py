@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 
+from gnnstab.layers import Call, Layer
 from gnnstab.probe.statistics.activations import (
     clip_share,
     dead_share,
@@ -22,34 +21,30 @@ from gnnstab.probe.statistics.graph import from_degrees
 from gnnstab.probe.statistics.groups import group_sizes
 from gnnstab.probe.statistics.numbers import Measured, as_rows, quiet, rms
 from gnnstab.probe.statistics.smoothness import relative_difference
-from gnnstab.probe.statistics.unit_input import is_plain, unit_input_attention
+from gnnstab.probe.statistics.unit_input import unit_input_attention
 from gnnstab.records.vocabulary import SMOOTHNESS_RELATIVE_INPUT
 
-# The adapters import this package in turn.
-if TYPE_CHECKING:
-    from gnnstab.probe.layers.base import Call
 
-
-def attention_measures(call: Call, conv: nn.Module, batch: Tensor | None = None) -> dict[str, Measured]:
+def attention_measures(call: Call, kind: Layer, module: nn.Module, batch: Tensor | None = None) -> dict[str, Measured]:
     """Every full-tier number of one call of an attention layer, by name in `gnnstab.records.SIGNALS`.
 
-    ``batch`` (N_t,) is the graph of every target node, where known. What ``conv`` does not allow to be measured (a
-    gate that is off, scores that are not `TransformerConv`'s own) is absent. Nothing is synchronised with the host.
+    ``batch`` (N_t,) is the graph of every target node, where known. What the layer does not allow to be measured
+    (a gate that is off, scores that its weights do not give) is absent. Nothing is synchronised with the host.
     """
     with torch.no_grad(), torch.autocast(call.output.device.type, enabled=False):
         index, degree = call.index_target, group_sizes(call.index_target, call.x_target.shape[0])
         numbers = {
             **from_degrees(degree),
             **score_measures(call.score, index, degree),
-            **precision_measures(call.score, conv.out_channels if is_plain(conv) else None),
+            **precision_measures(call.score, kind.product(module)),
             **entropy_measures(call.attention, index, degree),
             **gate_measures(call.gate),
-            **message_measures(call, conv, degree),
+            **message_measures(call, kind, module, degree),
             **activation_measures(
                 call.x_target, call.output, batch, x_source=None if call.x_source is call.x_target else call.x_source
             ),
         }
-        unit = unit_input_attention(call, conv)
+        unit = unit_input_attention(call, kind, module)
         if unit is not None:
             numbers.update(entropy_measures(unit, index, degree, "_unit_input"))
         return numbers

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch_geometric.nn import TransformerConv
 from torch_geometric.utils import softmax as edge_softmax
 
-from gnnstab.probe.layers.tap import Seen, Tap, Untappable
+from gnnstab.probe.layers.tap import SoftmaxCall, Tap, Untappable
 from gnnstab.probe.recorder import Recorder
 from gnnstab.trace import TraceWriter
 from models.convnets import WIDTH, graph
@@ -25,11 +25,11 @@ class Recording:
     """A listener that keeps everything."""
 
     def __init__(self) -> None:
-        self.seen: list[Seen] = []
+        self.seen: list[SoftmaxCall] = []
         self.messages: list[Tensor] = []
         self.errors: list[Exception] = []
 
-    def saw(self, seen: Seen) -> None:
+    def saw(self, seen: SoftmaxCall) -> None:
         self.seen.append(seen)
 
     def returned(self, message: Tensor) -> None:
@@ -152,7 +152,7 @@ def test_what_cannot_be_seen_is_named_and_left_alone(kind: type[TransformerConv]
 
 def test_a_failing_listener_is_dropped_and_told() -> None:
     class Failing(Recording):
-        def saw(self, seen: Seen) -> None:
+        def saw(self, seen: SoftmaxCall) -> None:
             raise ValueError("broken")
 
     conv, (x, edge_index, _) = TransformerConv(WIDTH, WIDTH), graph()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch_geometric.nn import TransformerConv
 
-from gnnstab.probe.layers.base import Call
+from gnnstab.layers import Call
 
 Made = tuple[Call, TransformerConv]
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch_geometric.nn import TransformerConv
 
+from gnnstab.layers import LAYERS
 from gnnstab.probe.statistics import activation_measures, attention_measures
 from gnnstab.probe.statistics.activations import (
     clip_share,
@@ -40,7 +41,7 @@ def test_scale_message_skip_and_gate_equal_to_plain_recomputations(
     made: Callable[..., Any], options: dict[str, Any]
 ) -> None:
     call, conv = made(**options)
-    found = totals(attention_measures(call, conv))
+    found = totals(attention_measures(call, LAYERS[0], conv))
     assert found["input.rms"] == pytest.approx(rms(call.x_source))
     assert found["input.max_abs"] == pytest.approx(float(call.x_source.abs().max()))
     assert found["output.rms"] == pytest.approx(rms(call.output))
@@ -65,7 +66,7 @@ def test_a_message_that_was_not_observed_is_the_output_without_the_skip(
     made: Callable[..., Any], options: dict[str, Any], known: bool
 ) -> None:
     call, conv = made(**options)
-    found = totals(attention_measures(dataclasses.replace(call, message=None), conv))
+    found = totals(attention_measures(dataclasses.replace(call, message=None), LAYERS[0], conv))
     assert ("message.rms" in found) == known
     if known:
         assert found["message.rms"] == pytest.approx(rms(call.message), rel=1e-5)
@@ -78,7 +79,7 @@ def test_a_hub_hears_little(recorded: Callable[..., Any]) -> None:
     chain = torch.stack([leaves, leaves.roll(1)])
     edges = torch.cat([torch.stack([leaves, torch.zeros_like(leaves)]), chain], 1)
     call = recorded(conv, torch.randn(400, 5), edges)
-    found = totals(attention_measures(call, conv))
+    found = totals(attention_measures(call, LAYERS[0], conv))
     assert found["degree.max"] == 399
     # N/100 = 4 targets, but the fourth largest in-degree is 1: all of that in-degree belong to it.
     assert found["hub.message_share"] == pytest.approx(found["message.rms"] / found["skip.rms"], rel=0.01)
@@ -86,7 +87,9 @@ def test_a_hub_hears_little(recorded: Callable[..., Any]) -> None:
     call = recorded(conv, torch.randn(400, 5), both)
     hubs = [0, 4, 5, 6]
     expected = rms(call.message[hubs]) / rms(conv.lin_skip(call.x_target).detach())
-    assert float(attention_measures(call, conv)["hub.message_share"].total) == pytest.approx(expected, rel=1e-6)
+    assert float(attention_measures(call, LAYERS[0], conv)["hub.message_share"].total) == pytest.approx(
+        expected, rel=1e-6
+    )
 
 
 def test_gates_count_as_saturated_at_both_ends() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from torch import Tensor
 
 from gnnstab.probe.statistics import aggregation_measures
@@ -35,8 +37,41 @@ def by_all_halves(messages: Any, index: Any, size: int) -> dict[str, float]:
             half.append(np.mean([np.sum(rows[list(chosen)].sum(0) ** 2) for chosen in halves]))
     return {
         "aggregation.rms": float(np.sqrt(np.mean(np.square(sums)))),
-        "aggregation.exponent": 0.5 * math.log2(np.mean(whole) / np.mean(half)),
+        "aggregation.exponent": 0.5 * math.log2(np.mean(whole) / np.mean(half)) - 2 * falling(messages, index, size),
     }
+
+
+def falling(messages: np.ndarray, index: np.ndarray, size: int) -> float:
+    """The certain part of the power by which the RMS of a target's messages falls with its in-degree."""
+    rows = [messages[index == node] for node in range(size) if (index == node).any()]
+    x = [math.log(len(own)) for own in rows]
+    if len(rows) < 3 or len(set(x)) < 2:
+        return 0.0
+    fit = stats.linregress(x, [0.5 * math.log(np.sum(own**2) / len(own)) for own in rows])
+    freedom = len(rows) - 2
+    return max(0.0, -float(fit.slope) - (2 + 10 / freedom**2) * float(fit.stderr))
+
+
+def graph_of(degrees: list[int], weight: Callable[[int], float], common: float = 1.0) -> tuple[torch.Tensor, ...]:
+    """Messages of equal features, each times the weight that its target's in-degree gives it."""
+    torch.manual_seed(0)
+    index = torch.tensor([node for node, degree in enumerate(degrees) for _ in range(degree)])
+    messages = (common + 0.3 * torch.randn(len(index), 8)) * torch.tensor([weight(degrees[i]) for i in index])[:, None]
+    return messages, index
+
+
+@pytest.mark.parametrize(("power", "expected"), [(0.0, 1.0), (0.5, 0.0), (1.0, -1.0)])
+def test_messages_that_were_normalised_by_in_degree_make_no_growing_sum(power: float, expected: float) -> None:
+    degrees = [3, 4, 6, 8, 12, 16, 24, 32] * 4
+    messages, index = graph_of(degrees, lambda degree: degree**-power)
+    found = totals(aggregation_measures(messages, index, len(degrees)))
+    assert found["aggregation.exponent"] == pytest.approx(expected, abs=0.12)
+
+
+def test_a_plain_sum_is_seen_where_all_in_degrees_are_alike_and_where_messages_scatter() -> None:
+    for degrees in ([7] * 7, [4, 5, 6, 7, 8, 9]):
+        messages, index = graph_of(degrees, lambda degree: 1.0)
+        assert totals(aggregation_measures(messages, index, len(degrees)))["aggregation.exponent"] > 0.9
 
 
 @given(seed=st.integers(0, 10**6), common=st.floats(-3, 3), pairs=st.lists(st.integers(0, 4), min_size=1, max_size=12))

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gnnstab.probe.layers.base import Call
+from gnnstab.layers import LAYERS, Call
 from gnnstab.probe.statistics import Measured, attention_measures
 from gnnstab.probe.statistics.attention import entropy_measures, precision_measures, score_measures
 from gnnstab.probe.statistics.groups import group_sizes
@@ -66,7 +66,7 @@ def by_loops(score: Any, attention: Any, index: Any, size: int) -> dict[str, lis
 @pytest.mark.parametrize("heads", [1, 3])
 def test_equal_to_plain_loops(made: Callable[..., Any], scale: float, heads: int) -> None:
     call, conv = made(scale=scale, heads=heads)
-    found = attention_measures(call, conv)
+    found = attention_measures(call, LAYERS[0], conv)
     for name, expected in by_loops(call.score, call.attention, call.index_target, 20).items():
         measured = found[name]
         assert measured.per_head is not None
@@ -95,7 +95,9 @@ def test_the_real_networks_have_their_known_figures(
     source, target = tensors["edge_index"]
     parts = (tensors[f"{layer}.{part}"] for part in ("score", "attention", "output"))
     found = totals(
-        attention_measures(Call(x, x, source, target, tensors["edge_attr"], *parts), model.gnn.get_submodule(layer))
+        attention_measures(
+            Call(x, x, source, target, tensors["edge_attr"], *parts), LAYERS[0], model.gnn.get_submodule(layer)
+        )
     )
     half = {"score.std": 0.005, "score.min": 0.05, "score.max": 0.05, "output.rms": 0.0005, "output.max_abs": 0.005}
     figures = {"score.std": std, "score.min": low, "score.max": high, "output.rms": rms, "output.max_abs": peak}
@@ -129,7 +131,10 @@ def test_the_order_of_nodes_and_edges_does_not_matter(
         output=call.output[node],
         message=call.message[node],
     )
-    first, second = totals(attention_measures(call, conv)), totals(attention_measures(moved, conv))
+    first, second = (
+        totals(attention_measures(call, LAYERS[0], conv)),
+        totals(attention_measures(moved, LAYERS[0], conv)),
+    )
     assert first == pytest.approx(second, rel=1e-5, abs=1e-6, nan_ok=True)
 
 
@@ -137,7 +142,7 @@ def test_the_order_of_nodes_and_edges_does_not_matter(
 @settings(max_examples=25, deadline=None)
 def test_scores_follow_the_square_of_the_input(made: Callable[..., Any], seed: int, factor: float) -> None:
     options = {"edge_dim": None, "bias": False}
-    small, large = (totals(attention_measures(*made(seed, scale=s, **options))) for s in (1.0, factor))
+    small, large = (totals(_measured(*made(seed, scale=s, **options))) for s in (1.0, factor))
     for name in ("score.max_abs", "score.std", "score.within_std", "precision.rounding"):
         assert large[name] == pytest.approx(factor**2 * small[name], rel=1e-4)
     assert large["score.rho"] == pytest.approx(factor**4 * small["score.rho"], rel=1e-4)
@@ -213,7 +218,7 @@ def test_a_graph_without_edges_is_undefined_not_healthy(size: int) -> None:
     nothing = torch.zeros(0, dtype=torch.long)
     found = of_scores(torch.zeros(0, 2), nothing, size)
     found |= entropy_measures(torch.zeros(0, 2), nothing, torch.zeros(size))
-    found |= precision_measures(torch.zeros(0, 2), 4)
+    found |= precision_measures(torch.zeros(0, 2), 2.0)
     assert all(math.isnan(v) for v in totals(found).values())
     assert all(v.per_head is not None and v.per_head.shape == (2,) for v in found.values())
 
@@ -247,7 +252,7 @@ def test_huge_and_tiny_scores_neither_overflow_nor_vanish(scale: float) -> None:
 @pytest.mark.parametrize(("dtype", "unit"), [(torch.float16, 2**-11), (torch.bfloat16, 2**-8), (torch.float32, 2**-24), (torch.float64, 2**-53)])  # fmt: skip
 def test_precision_is_that_of_the_scores_own_dtype(dtype: torch.dtype, unit: float) -> None:
     score = torch.tensor([[8.0, -16.0], [2.0, 4.0]], dtype=dtype)
-    found = precision_measures(score, 64)
+    found = precision_measures(score, 8.0)
     assert found["precision.rounding"].per_head is not None
     assert found["precision.rounding"].per_head.tolist() == [8 * unit, 16 * unit]
     assert float(found["precision.rounding"].total) == 16 * unit
@@ -263,3 +268,7 @@ def test_half_precision_is_measured_in_full_precision(dtype: torch.dtype) -> Non
     expected = by_loops(score, torch.ones(400, 2), index, 20)
     for name in found:
         assert float(found[name].total) == pytest.approx(expected[name][-1], rel=1e-9), name
+
+
+def _measured(call: Call, conv: Any) -> Any:
+    return attention_measures(call, LAYERS[0], conv)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch_geometric.nn import TransformerConv
 
-from gnnstab.probe.layers.base import Call
+from gnnstab.layers import LAYERS, Call
 from gnnstab.probe.statistics import (
     Measured,
     activation_measures,
@@ -38,7 +38,7 @@ def everything(call: Call, conv: TransformerConv, batch: Tensor | None = None) -
         **degree_measures(call.index_target, size),
         **aggregation_measures(call.message.index_select(0, call.index_target), call.index_target, size),
         **activation_measures(call.x_target, call.output, batch),
-        **attention_measures(call, conv, batch),
+        **attention_measures(call, LAYERS[0], conv, batch),
     }
 
 

@@ -1,0 +1,306 @@
+"""What gnnstab knows of one kind of attention: the questions that every other room asks of an adapter."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from gnnstab.errors import FixError
+from gnnstab.records import LayerFacts
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+ROLES = ("score", "value", "edge", "skip", "gate")
+"""What the parts of a layer are for: what decides the scores, what is passed on, edge features, a node's own features,
+and the gate between the last two."""
+
+
+@dataclass(slots=True)
+class Call:
+    """The tensors of one call of an attention layer, detached; never kept beyond the call.
+
+    N_s, N_t: source and target nodes (equal unless bipartite), E edges, H heads, C channels per head.
+    """
+
+    x_source: Tensor
+    """(N_s, D_s) source node features as the layer received them."""
+
+    x_target: Tensor
+    """(N_t, D_t) target node features."""
+
+    index_source: Tensor
+    """(E,) source node of every edge, self-loops that the layer adds included."""
+
+    index_target: Tensor
+    """(E,) target node of every edge, the softmax' group."""
+
+    edge_attr: Tensor | None
+    """(E, D_e) edge features."""
+
+    score: Tensor
+    """(E, H) scores exactly as softmax received them."""
+
+    attention: Tensor
+    """(E, H) softmax output, before dropout."""
+
+    output: Tensor
+    """(N_t, H·C) or (N_t, C) what the layer returned."""
+
+    gate: Tensor | None = None
+    """(N_t, 1) β after the sigmoid, when the gate is on."""
+
+    message: Tensor | None = None
+    """(N_t, H·C) or (N_t, C) aggregated message before the skip, where observed."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredLayer:
+    """The tensors of one layer in a file."""
+
+    kind: Layer
+    """Whose signature they have."""
+
+    name: str
+    """Key prefix, without the last dot."""
+
+    tensors: Mapping[str, Tensor]
+    """Name within the layer, e.g. ``lin_key.weight``, → tensor."""
+
+    beside: tuple[str, ...] = ()
+    """Names of further tensors directly in the layer, which its kind does not have."""
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Full parameter name → tensor."""
+        dot = f"{self.name}." if self.name else ""
+        return {dot + name: tensor for name, tensor in self.tensors.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """How the branches of a layer scale node states of RMS 1 with independent entries, by the weights alone."""
+
+    value: float
+    """Message of uniform attention at in-degree 1: ‖W_v‖_F/√D."""
+
+    skip: float
+    """The node's own branch: ‖W_s‖_F/√D; 0 without one."""
+
+    gated: bool
+    """True where a gate halves both at first."""
+
+
+class Layer(ABC):
+    """One kind of attention layer. Adapters hold no state; torch is imported inside the methods that need it."""
+
+    kind: ClassVar[str]
+    """Name of PyG's class."""
+
+    module: ClassVar[str] = "torch_geometric.nn"
+    """Where the class is imported from."""
+
+    attributes: ClassVar[tuple[str, ...]] = ("heads", "out_channels", "message")
+    """What a class of that name must have to be this kind: somebody else's class may bear the same name."""
+
+    roles: ClassVar[Mapping[str, tuple[str, ...]]]
+    """Role of `ROLES` → children or parameters of the layer that play it."""
+
+    vectors: ClassVar[tuple[str, ...]] = ()
+    """Parts that are parameters of the layer itself and no modules."""
+
+    stages: ClassVar[Mapping[str, str]]
+    """Child of the layer → stage (`gnnstab.records.STAGES`) that its output is."""
+
+    softmax_in: ClassVar[tuple[str, ...]] = ("message",)
+    """Methods in which softmax may be called, the first that does so is watched: of the layer itself, or of a helper as in
+    ``aggr_module.forward``."""
+
+    signature: ClassVar[re.Pattern[str]]
+    """Matches the names of the layer's tensors in a state dict, ``layer`` its prefix and ``own`` the rest."""
+
+    essential: ClassVar[frozenset[str]]
+    """Names within the layer without which nobody takes its tensors for this kind."""
+
+    absent: ClassVar[str]
+    """``no a, b and c side by side``: what a file without such a layer lacks."""
+
+    width_names: ClassVar[tuple[str, str]]
+    """The parts whose shapes show H·C and the width of the output."""
+
+    defaults: ClassVar[Mapping[str, Any]]
+    """Arguments of the constructor beyond the widths, in the order in which they are printed, with their defaults."""
+
+    stable: ClassVar[str] = ""
+    """Class of `gnnstab.nn` that takes this one's place with scores bounded, normalised or in float32; ``""`` for none."""
+
+    edits: ClassVar[frozenset[str]] = frozenset()
+    """Methods of this class that edit a layer and apply to this kind: see `applies`."""
+
+    # Which modules are of this kind
+
+    def matches(self, module: nn.Module) -> bool:
+        """True for a module of PyG's class, of a subclass, and of a copy of the class in somebody's own code."""
+        named = any(kind.__name__ == self.kind for kind in type(module).__mro__)
+        return named and all(hasattr(module, name) for name in self.attributes)
+
+    @abstractmethod
+    def own_forward(self, module: nn.Module) -> bool:
+        """True when forward is PyG's own, so that the children's outputs are the stages that `stages` says."""
+
+    @abstractmethod
+    def own_code(self, module: nn.Module) -> bool:
+        """True when forward and message are PyG's own, so that `scores` gives what the layer computes."""
+
+    @abstractmethod
+    def repeats(self, function: Any) -> bool:
+        """True when this function, found where softmax is called, is PyG's own, so that `traced_scores` repeats it."""
+
+    # A layer in memory
+
+    @abstractmethod
+    def facts(self, name: str, module: nn.Module, position: int) -> LayerFacts:
+        """The configuration as the module's attributes show it."""
+
+    def gate(self, module: nn.Module) -> nn.Module | None:
+        """The child whose output is the gate before its sigmoid; None without one."""
+        return None
+
+    @abstractmethod
+    def edges(
+        self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], target: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Source (E,), target (E,) and features (E, D_e) of every edge that a call attended over.
+
+        ``args`` and ``kwargs`` are the call's own, ``target`` what softmax received as its index, where it is known.
+        """
+
+    @abstractmethod
+    def joined(self, module: nn.Module, messages: Tensor, target: Tensor, nodes: int) -> Tensor | None:
+        """(N_t, H·C) or (N_t, C): the messages of every edge, summed over each target as the layer does; None where it does not."""
+
+    @abstractmethod
+    def scores(self, module: nn.Module, call: Call, x_source: Tensor, x_target: Tensor) -> Tensor | None:
+        """(E, H) scores that the weights give for other node features on the edges of a call, without calling a module.
+
+        None where the weights alone cannot tell them. Holds whenever `own_code` does.
+        """
+
+    def traced_scores(self, module: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        """Scores (E, H) and attention (E, H) from what the watched method received and left behind, for compiled graphs."""
+        raise NotImplementedError(f"{self.kind} shows nothing inside a compiled graph")
+
+    def operands(self, module: nn.Module, given: Mapping[str, Any], made: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """What the scores of a call were computed from, on the edges, out of what the watched method was ``given`` and the
+        stages ``made`` before; a query comes first where there is one, then what it is multiplied with the sum of."""
+        return ()
+
+    @abstractmethod
+    def skip(self, module: nn.Module, x_target: Tensor) -> Tensor | None:
+        """The node's own branch (N_t, H·C or C) without calling a module; None where there is none or it cannot be told."""
+
+    def message(self, module: nn.Module, call: Call, skip: Tensor | None) -> Tensor | None:
+        """The aggregated message where it was not observed but follows from output and skip; None where it does not."""
+        return None
+
+    def product(self, module: nn.Module) -> float | None:
+        """Largest intermediate of a score over the score itself: what overflows first in fp16; None where that is unknown."""
+        return None
+
+    # A layer in a file
+
+    @abstractmethod
+    def lookalike(self, stored: StoredLayer) -> str:
+        """Why layers of another kind have such names, by the names alone; ``""`` when nothing speaks against this kind."""
+
+    @abstractmethod
+    def wrong_shape(self, stored: StoredLayer) -> str:
+        """The first tensor whose shape cannot belong to this kind, with its shape; ``""`` when all can."""
+
+    @abstractmethod
+    def widths(self, stored: StoredLayer) -> tuple[int, int]:
+        """(H·C, width of the output), as the shapes show them; `width_names` says where they were read."""
+
+    def shown_heads(self, stored: StoredLayer) -> int | None:
+        """The number of heads where a tensor keeps them apart; None where only the widths tell."""
+        return None
+
+    @abstractmethod
+    def stored_facts(self, stored: StoredLayer, known: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of `LayerFacts` that the tensors, or ``known`` values of the module they came from, show."""
+
+    @abstractmethod
+    def drawn(self, stored: StoredLayer) -> list[Tensor]:
+        """The matrices whose distribution tells how the layer was initialised."""
+
+    @abstractmethod
+    def logits(self, stored: StoredLayer, heads: int) -> dict[str, list[float]]:
+        """Signal name → one value per head: what the weights alone say about the size of the scores."""
+
+    @abstractmethod
+    def gain(self, stored: StoredLayer, facts: LayerFacts) -> Gain:
+        """How strongly the branches scale their input."""
+
+    @abstractmethod
+    def build(self, stored: StoredLayer, facts: LayerFacts) -> nn.Module:
+        """PyG's layer with the tensors of the file, widened to float32; the global random state is left alone."""
+
+    # A layer in print
+
+    @abstractmethod
+    def arguments(self, facts: LayerFacts) -> Mapping[str, Any]:
+        """The arguments of the constructor beyond the widths, as far as they are known."""
+
+    # What can be changed about a layer, in place, on a copy that the caller made
+
+    def applies(self, edit: str) -> bool:
+        """Whether layers of this kind can be edited so."""
+        return edit in self.edits or (edit == "stable" and bool(self.stable))
+
+    def scale_scores(self, module: Any, factors: Sequence[float]) -> None:
+        """Multiply the scores of every head by its factor, by an edit of the weights."""
+        raise self._inapplicable("no weights that scale its scores alone")
+
+    def scaled(self, tensors: Mapping[str, Tensor], factors: Sequence[float]) -> dict[str, Tensor]:
+        """The changed tensors of a state dict (names within the layer) after the same edit."""
+        raise self._inapplicable("no weights that scale its scores alone")
+
+    def scale_lines(self, owner: str, facts: LayerFacts | None, factors: Sequence[float] | None) -> list[str]:
+        """The same edit as lines of code; ``factors`` None for the loop to adapt."""
+        raise self._inapplicable("no weights that scale its scores alone")
+
+    def add_gate(self, module: Any) -> nn.Module:
+        """A new gate between skip and message, to be registered by the caller under the name that `roles` gives."""
+        raise self._inapplicable("no gate")
+
+    def has_skip(self, module: nn.Module) -> bool | None:
+        """Whether the node's own branch is on; None for a kind that has none."""
+        return None
+
+    def switch_skip_on(self, module: Any) -> None:
+        """Turn the node's own branch on."""
+        raise self._inapplicable("no branch of the node's own features")
+
+    def redraw(self, module: nn.Module, parts: Sequence[str]) -> int:
+        """Initialise the children of these names anew as their own ``reset_parameters`` does; how many there were."""
+        import torch
+        from torch_geometric.nn.inits import glorot
+
+        found = [part for name in parts if (part := getattr(module, name, None)) is not None]
+        for part in found:
+            if isinstance(part, torch.Tensor):
+                glorot(part)
+            else:
+                part.reset_parameters()
+        return len(found)
+
+    def redraw_line(self, owner: str, part: str) -> str:
+        """The same for one part, to print."""
+        if part in self.vectors:
+            return f"torch_geometric.nn.inits.glorot({owner}.{part})"
+        return f"{owner}.{part}.reset_parameters()"
+
+    def _inapplicable(self, why: str) -> FixError:
+        return FixError(f"{self.kind} has {why}")

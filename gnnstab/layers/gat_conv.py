@@ -1,0 +1,100 @@
+"""GATConv: scores LeakyReLU(a_s·W x_j + a_t·W x_i + a_e·e), the same ranking of sources for every target."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from gnnstab.layers.additive import AdditiveLayer
+from gnnstab.layers.base import Call, StoredLayer
+from gnnstab.layers.maps import per_head, project
+from gnnstab.records.vocabulary import LOGIT_FROBENIUS
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class GATConvLayer(AdditiveLayer):
+    """`torch_geometric.nn.GATConv` and its subclasses."""
+
+    kind: ClassVar[str] = "GATConv"
+    roles: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "score": ("att_src", "att_dst", "att_edge"),
+        "value": ("lin", "lin_src"),
+        "edge": ("lin_edge",),
+        "skip": ("res",),
+    }
+    vectors: ClassVar[tuple[str, ...]] = ("att_src", "att_dst", "att_edge")
+    source_maps: ClassVar[tuple[str, ...]] = ("lin", "lin_src")
+    target_maps: ClassVar[tuple[str, ...]] = ("lin", "lin_dst")
+    signature: ClassVar[re.Pattern[str]] = re.compile(
+        r"(?:(?P<layer>.*?)\.)?(?P<own>att_(?:src|dst|edge)|bias|(?:lin|lin_src|lin_dst|lin_edge|res)\.weight)"
+    )
+    essential: ClassVar[frozenset[str]] = frozenset({"att_src", "att_dst"})
+    absent: ClassVar[str] = "no att_src and att_dst side by side"
+    width_names: ClassVar[tuple[str, str]] = ("att_src", "bias")
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "heads": 1,
+        "concat": True,
+        "negative_slope": 0.2,
+        "dropout": 0.0,
+        "add_self_loops": True,
+        "edge_dim": 0,
+        "bias": True,
+        "residual": False,
+    }
+
+    def pyg(self) -> Any:
+        """`torch_geometric.nn.GATConv`."""
+        from torch_geometric.nn import GATConv
+
+        return GATConv
+
+    def scores(self, module: nn.Module, call: Call, x_source: Tensor, x_target: Tensor) -> Tensor | None:
+        """On the edges of a call."""
+        import torch.nn.functional as F
+
+        conv: Any = module
+        source = self._heads(conv, project(self._map(conv, self.source_maps), x_source))
+        target = self._heads(conv, project(self._map(conv, self.target_maps), x_target))
+        if source is None or target is None:
+            return None
+        sent = (source * conv.att_src.to(source.dtype)).sum(dim=-1).index_select(0, call.index_source)
+        score = sent + (target * conv.att_dst.to(target.dtype)).sum(dim=-1).index_select(0, call.index_target)
+        if call.edge_attr is not None and conv.lin_edge is not None:
+            edge = self._edge_term(conv, call)
+            if edge is None:
+                return None
+            score = score + (edge * conv.att_edge.to(edge.dtype)).sum(dim=-1)
+        return F.leaky_relu(score, conv.negative_slope)
+
+    def traced_scores(
+        self, module: Any, *args: Any, alpha_j: Any, alpha_i: Any, edge_attr: Any, index: Any, ptr: Any, dim_size: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """From what ``edge_update`` received."""
+        import torch.nn.functional as F
+        from torch_geometric.utils import softmax
+
+        score = alpha_j if alpha_i is None else alpha_j + alpha_i
+        if edge_attr is not None and module.lin_edge is not None:
+            edge_attr = edge_attr.view(-1, 1) if edge_attr.dim() == 1 else edge_attr
+            edge = module.lin_edge(edge_attr).view(-1, module.heads, module.out_channels)
+            score = score + (edge * module.att_edge).sum(dim=-1)
+        score = F.leaky_relu(score, module.negative_slope)
+        return score, softmax(score, index, ptr, dim_size)
+
+    def lookalike(self, stored: StoredLayer) -> str:
+        """Layers of several relations keep such vectors beside maps of other names."""
+        mapped = any(f"{name}.weight" in stored.tensors for name in self.source_maps)
+        targets = any(f"{name}.weight" in stored.tensors for name in self.target_maps)
+        return "" if mapped and targets else "has att_src and att_dst but no lin: not PyG's GATConv"
+
+    def logits(self, stored: StoredLayer, heads: int) -> dict[str, list[float]]:
+        """``logit.frobenius``, the spread within a target at an input of RMS 1: ‖u‖ with u = W_hᵀ a_s.
+
+        LeakyReLU makes the measured spread at initialisation 1.5 to 1.9 times smaller.
+        """
+        vector = stored.tensors["att_src"].detach().double().view(heads, 1, -1)
+        direction = vector @ per_head(self._weight(stored, self.source_maps), None, heads)
+        return {LOGIT_FROBENIUS: direction.flatten(1).norm(dim=1).tolist()}

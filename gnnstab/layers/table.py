@@ -1,0 +1,54 @@
+"""The kinds of attention that gnnstab knows; asked about a module, a parameter or recorded facts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gnnstab.layers.base import Layer
+from gnnstab.layers.gat_conv import GATConvLayer
+from gnnstab.layers.gatv2_conv import GATv2ConvLayer
+from gnnstab.layers.transformer_conv import TransformerConvLayer
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from gnnstab.records import LayerFacts
+
+LAYERS: tuple[Layer, ...] = (
+    TransformerConvLayer(),
+    GATv2ConvLayer(),
+    GATConvLayer(),
+)
+"""One adapter per kind; the first that matches a module is taken."""
+
+
+def layer_of(module: nn.Module) -> Layer | None:
+    """The adapter of an attention layer, or None for every other module: the one definition of an attention layer."""
+    return next((layer for layer in LAYERS if layer.matches(module)), None)
+
+
+def layer_named(kind: str) -> Layer:
+    """The adapter that recorded facts of this class name come from; a subclass under a name of its own is taken for the first."""
+    return next((layer for layer in LAYERS if kind and kind in (layer.kind, layer.stable)), LAYERS[0])
+
+
+def kinds() -> str:
+    """``TransformerConv``, or ``A, B and C``: the kinds whose attention is judged, for a sentence."""
+    names = [layer.kind for layer in LAYERS]
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def plays(parameter: str, role: str) -> bool:
+    """Whether a parameter, by the end of its name, is the weight of a part with this role in some kind of layer."""
+    return any(parameter.endswith(f"{part}.weight") for layer in LAYERS for part in layer.roles.get(role, ()))
+
+
+def weights(facts: LayerFacts, role: str) -> tuple[str, ...]:
+    """Full names of the weights of the parts with this role in one layer."""
+    return tuple(f"{facts.name}.{part}.weight" for part in layer_named(facts.kind).roles.get(role, ()))
+
+
+def parts(kind: str, *roles: str) -> str:
+    """``lin_value and lin_skip``: what the parts with these roles are called in a layer of this class."""
+    found = [part for role in roles for part in layer_named(kind).roles.get(role, ())]
+    return " and ".join(found)

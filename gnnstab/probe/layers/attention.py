@@ -1,0 +1,154 @@
+"""Every attention layer that has an adapter: scores, attention, gate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gnnstab.layers import Call, Layer
+from gnnstab.probe.hooks import Placed
+from gnnstab.probe.layers.tap import SoftmaxCall, Tap, Untappable
+from gnnstab.probe.state import State
+from gnnstab.probe.statistics import attention_measures
+from gnnstab.probe.watch import Plan, Watch
+from gnnstab.records import LayerFacts
+
+
+class AttentionWatch(Watch):
+    """Records one attention layer, as its adapter says."""
+
+    attention = True
+    sites = ("input", "output", "score", "attention")
+    compiled_sites = ("output", "input", "score", "attention", "gate")
+
+    def __init__(self, state: State, name: str, module: nn.Module, kind: Layer) -> None:
+        super().__init__(state, name, module)
+        self.kind = kind
+        self._tap: Tap | None = None
+        self._silent = False
+        self._seen: list[SoftmaxCall] = []
+        self._gate: Tensor | None = None
+        self._message: Tensor | None = None
+        self._layout: dict[tuple[int, int, bool], tuple[str, ...]] = {}
+
+    def attach(self) -> None:
+        """Begin to record: a tap where softmax is called, a hook on the layer and one on its gate."""
+        try:
+            self._tap = Tap.attach(self.module, self, kind=self.kind)
+        except Untappable as reason:
+            for site in ("score", "attention"):
+                self.state.unseen(self.name, site, str(reason))
+        gate = self.kind.gate(self.module)
+        if gate is not None:
+            self._placed.append(Placed(gate, self.hook("the gate", self._after_gate, self._compiled_gate)))
+        super().attach()
+
+    def pause(self) -> None:
+        """Take tap and hooks off until `resume`."""
+        if self._tap is not None:
+            self._tap.detach(self)
+        super().pause()
+
+    def resume(self) -> None:
+        """Put tap and hooks back."""
+        if self._tap is not None and not self._silent:
+            self._tap = Tap.attach(self.module, self, self._tap, self.kind)
+        super().resume()
+
+    def detach(self) -> None:
+        """Leave the layer as it was found."""
+        if self._tap is not None:
+            self._tap.detach(self)
+        super().detach()
+        self.forget()
+
+    def saw_compiled(self, score: Tensor, attention: Tensor | None) -> None:
+        """Record one softmax inside a compiled graph."""
+        self.note(2, score)
+        self.note(3, attention)
+
+    def failed(self, error: Exception) -> None:
+        """The tap could not hand something over."""
+        self._silent = True
+        self.state.failsafe.note(f"the scores of {self.name}", error)
+
+    def returned(self, message: Tensor) -> None:
+        """Keep the weighted values of one call, in a step of the full tier."""
+        if self.state.full and not self.state.foreign():
+            self._message = message
+
+    def saw(self, seen: SoftmaxCall) -> None:
+        """Keep one softmax until the layer returns."""
+        # A checkpointed segment that is run again in the backward stops as soon as it has what the gradients need: the
+        # layer may then never return.
+        again = torch._C._current_graph_task_id() != -1 and self._counts[3] > 0
+        if not again and not self.state.foreign():
+            self._seen.append(seen)
+
+    def forget(self) -> None:
+        """Drop what an interrupted call left behind."""
+        self._seen = []
+        self._gate = self._message = None
+
+    def record(self, grad: bool, plan: Plan, inputs: Sequence[Any], args: Any, kwargs: Any, output: Tensor) -> None:
+        """Put input, output, scores, weights and gate of one call into the stage."""
+        seen, gate = self._seen, self._gate
+        xs = inputs[:1] if len(inputs) == 2 and (inputs[1] is inputs[0] or inputs[1] is None) else inputs
+        tensors = [output, *xs]
+        for one in seen:
+            tensors += (one.score, one.attention)
+            plan.dtype = one.score.dtype
+        if gate is not None:
+            gate = gate.sigmoid()
+            tensors.append(gate)
+        variant = (len(xs), len(seen), gate is not None)
+        sites = self._layout.get(variant)
+        if sites is None:
+            sites = self._layout[variant] = _layout(*variant)
+        self.state.stage.put(plan.slots(sites), tensors)
+        if self.state.full and plan.full_step != self.state.step and len(seen) == 1 and inputs[-1] is not None:
+            plan.full_step = self.state.step
+            self._measure(plan, self._call(inputs, args, kwargs, output, gate))
+        self.forget()
+
+    def facts(self, position: int) -> LayerFacts:
+        """The configuration in force."""
+        return self.kind.facts(self.name, self.module, position)
+
+    def _call(self, inputs: Sequence[Any], args: Any, kwargs: Any, output: Tensor, gate: Tensor | None) -> Call:
+        (seen,) = self._seen
+        source, target, features = self.kind.edges(self.module, args, kwargs, seen.index)
+        message = None
+        if self._message is not None:
+            message = self.kind.joined(self.module, self._message, target, output.shape[0])
+        return Call(
+            x_source=inputs[0].detach(),
+            x_target=inputs[-1].detach(),
+            index_source=source,
+            index_target=target,
+            edge_attr=features,
+            score=seen.score.detach(),
+            attention=seen.attention.detach(),
+            output=output.detach(),
+            gate=gate,
+            message=message,
+        )
+
+    def _measure(self, plan: Plan, call: Call) -> None:
+        batch = self.state.batch
+        if batch is not None and len(batch) != len(call.x_target):
+            batch = None
+        self.state.queue(plan.layer, plan.mode, plan.call, attention_measures(call, self.kind, self.module, batch))
+
+    def _after_gate(self, grad: bool, module: nn.Module, args: Any, output: Tensor) -> None:
+        self._gate = output.detach()
+
+    def _compiled_gate(self, module: nn.Module, args: Any, output: Tensor) -> None:
+        self.note(4, output.sigmoid())
+
+
+def _layout(inputs: int, seen: int, gate: bool) -> tuple[str, ...]:
+    return ("output", *["input"] * inputs, *["score", "attention"] * seen, *["gate"] * gate)

@@ -1,0 +1,141 @@
+"""From an event to the operation behind it: repeated at once where the loss is known, else in the next step of the run."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from gnnstab.errors import UsageError
+from gnnstab.probe.operations.in_place import StepWatch, Suspect
+from gnnstab.probe.operations.loss_graph import chain
+from gnnstab.probe.operations.repeat import Call, Found, Objective, repeat
+from gnnstab.probe.operations.telling import facts, named, sentence
+from gnnstab.records import Event
+
+MOST_WATCHED = 3
+"""Steps of one run that are watched in place at most."""
+
+
+class Explainer:
+    """Finds the first operation of a step that went wrong.
+
+    Args:
+        model: The model of the run.
+        objective: Its loss, where it can be called.
+        batch: The batch as the loss sees it, to name its tensors.
+    """
+
+    def __init__(self, model: nn.Module, objective: Objective | None = None, batch: Any = None) -> None:
+        self.objective = objective
+        self.batch = batch
+        self.pending: StepWatch | None = None
+        """Watches the next step of the run, when the last bad one could not be repeated."""
+
+        self._model = model
+        self._watched = 0
+        self._loss: Any = None
+
+    def loss_given(self, loss: Any) -> None:
+        """The user has told the loss; its graph may be asked for at the step's end."""
+        self._loss = weakref.ref(loss) if isinstance(loss, Tensor) else None
+
+    def explain(self, event: Event, calls: Iterable[Call]) -> Event:
+        """The event, with the operation where repeating the forwards of its step shows it."""
+        given = list(calls)
+        last: Found | None = None
+        note = ""
+        for call in given:
+            try:
+                last = repeat(self._model, call, self.objective, batch=self.batch)
+            except UsageError as error:
+                note = str(error)
+                continue
+            if last.origin is not None:
+                return told(event, last)
+        event = self._without_operation(event, last, note)
+        if event.stage not in ("loss", "gradient") or self._watched >= MOST_WATCHED:
+            return event
+        reason = self._watch_next(event, [call for call in given if call.grad])
+        if not reason:
+            return event
+        notes = [str(event.detail["note"])] if event.detail.get("note") else []
+        return replace(event, detail={**event.detail, "note": "; ".join([*notes, reason])})
+
+    def _watch_next(self, event: Event, calls: Sequence[Call]) -> str:
+        """Have the next step watched; why that is not possible, or nothing."""
+        self._watched += 1
+        try:
+            watch = StepWatch(self._model, Suspect.of(event, self._model, calls))
+        except UsageError as error:
+            return str(error)
+        if watch.reason:
+            return watch.reason
+        self.pending = watch
+        return ""
+
+    def after_watched(self) -> Event | None:
+        """The event of the step before, when the step that has just ended showed its operation."""
+        watch = self.pending
+        if watch is None or not watch.ran:
+            if watch is not None and watch.reason:
+                self.pending = None
+            return None
+        self.pending = None
+        found, how = watch.found()
+        if found.origin is None:
+            return None
+        event = told(watch.suspect.event, found, how)
+        return replace(event, detail={**event.detail, "refines": True})
+
+    def close(self) -> None:
+        """Stop watching."""
+        if self.pending is not None:
+            self.pending.close()
+            self.pending = None
+
+    def _without_operation(self, event: Event, found: Found | None, note: str) -> Event:
+        """What can be said of a step whose loss cannot be called."""
+        loss = self._loss() if self._loss is not None else None
+        graph = chain(loss) if event.stage in ("loss", "gradient") else ""
+        said = []
+        more: dict[str, Any] = {}
+        if found is not None:
+            more["output_largest"] = found.largest
+            more["held"] = [named(t) for t in found.held]
+            note = note or found.note
+            if not found.symptom:
+                said.append(f"the model's output is finite, largest {found.largest:.3g}")
+            said += [tensor.words for tensor in found.held]
+        if graph:
+            more["loss_graph"] = graph
+            said.append(f"the graph of the loss is {graph}")
+        if note:
+            more["note"] = note
+        return replace(event, detail={**event.detail, **more, **({"said": "; ".join(said)} if said else {})})
+
+
+def told(event: Event, found: Found, how: str = "repeated") -> Event:
+    """The event with the operation, the line and the sizes that the repeated step showed."""
+    assert found.origin is not None
+    operation, tensor = found.origin.operation, found.origin.tensor
+    said = sentence(found.origin)
+    detail: dict[str, Any] = {**event.detail, "operation": facts(found, how), "said": said}
+    detail["held"] = [named(t) for t in found.held]
+    changed: dict[str, Any] = {"message": f"{event.message}; {said}" if event.message else said, "detail": detail}
+    if event.stage in ("loss", "gradient", None):
+        in_loss = operation.place.part == "loss"
+        changed["stage"] = "gradient" if operation.node else "loss" if in_loss else "output"
+        changed["layer"] = operation.place.module or None
+        changed["origin"] = "made-here" if tensor is None else "came-in"
+    return replace(event, **changed)
+
+
+def call_of(inputs: Any) -> Call:
+    """A forward that was kept, ready to be repeated."""
+    return Call(
+        inputs.args, inputs.kwargs, inputs.rng, inputs.autocast, inputs.mode == "train" or inputs.mode.endswith("-grad")
+    )

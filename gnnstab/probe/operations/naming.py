@@ -1,0 +1,198 @@
+"""Names of the tensors that a step is computed from: those of the batch, the parameters and buffers, and local variables."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gnnstab.probe.replica import tensors_in
+
+SHOWN = 16
+"""Rows of one tensor that are told at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A tensor that came from outside the step."""
+
+    name: str
+    """``y``, ``paper.x``, ``conv.lin.weight``; empty when nothing is known about it."""
+
+    owner: str
+    """``batch``, ``parameter``, ``buffer``, ``local`` (a variable where it was used) or ``unknown``."""
+
+    rows: tuple[int, ...] = ()
+    """Rows of it that hold NaN or Inf, at most `SHOWN`; empty for a scalar."""
+
+    bad_rows: int = 0
+    """How many rows do."""
+
+    kinds: str = "NaN"
+    """``NaN``, ``Inf`` or ``NaN and Inf``."""
+
+    dims: int = 0
+    mask: bool = False
+    """True when it holds −inf beside a single other value: an additive mask."""
+
+    @property
+    def words(self) -> str:
+        """`` `y[3]`, `y[17]` hold NaN`` or `` `nbr_e` holds NaN in rows 3, 7``."""
+        name = self.name
+        if not name:
+            return f"a tensor that came from outside holds {self.kinds}"
+        if not self.rows:
+            return f"`{name}` holds {self.kinds}"
+        more = f" and {self.bad_rows - 4} more" if self.bad_rows > 4 else ""
+        if self.dims == 1:
+            entries = ", ".join(f"`{name}[{row}]`" for row in self.rows[:4])
+            return f"{entries}{more} hold{'s' if self.bad_rows == 1 else ''} {self.kinds}"
+        plural = "s" if self.bad_rows > 1 else ""
+        return f"`{name}` holds {self.kinds} in row{plural} {', '.join(map(str, self.rows[:4]))}{more}"
+
+
+class TensorNames:
+    """Looks up what a tensor is called, by the memory that it lies in.
+
+    Args:
+        model: Names its parameters and buffers.
+        args: Positional arguments of its forward, named as the forward names them.
+        kwargs: Keyword arguments.
+        batch: The batch as the loss sees it, where it is another object.
+    """
+
+    def __init__(
+        self, model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, batch: Any = None
+    ) -> None:
+        self.tensors: list[tuple[str, str, Tensor]] = []
+        """(owner, name, tensor)."""
+
+        self._memory: dict[int, tuple[str, str, Tensor]] = {}
+        self.learn(model, args, kwargs or {})
+        for name, tensor in [] if batch is None else tensors_in(batch):
+            self._add("batch", name or "batch", tensor)
+        for name, tensor in model.named_parameters():
+            self._add("parameter", name, tensor)
+        for name, tensor in model.named_buffers():
+            self._add("buffer", name, tensor)
+
+    def learn(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Name the arguments of one more forward."""
+        for name, tensor in arguments(model, args, kwargs):
+            self._add("batch", name, tensor)
+
+    def _add(self, owner: str, name: str, tensor: Tensor) -> None:
+        key = memory(tensor)
+        known = self._memory.get(key)
+        if key and (known is None or (owner == "batch" and known[2] is not tensor)):
+            self._memory[key] = (owner, name, tensor)
+            self.tensors.append((owner, name, tensor))
+
+    def non_finite(self) -> list[Named]:
+        """Every named tensor that holds a NaN or an Inf, masks left out."""
+        found = [_named(name, owner, tensor) for owner, name, tensor in self.tensors if not is_finite(tensor)]
+        return [named for named in found if not named.mask]
+
+    def named(self, tensor: Tensor, frame: FrameType | None = None) -> Named:
+        """What is known about a tensor that holds NaN or Inf; ``frame`` is where it was used."""
+        known = self._memory.get(memory(tensor))
+        if known is not None and not is_finite(known[2]):
+            return _named(known[1], known[0], known[2])
+        if known is not None:
+            return _named(known[1], known[0], tensor)
+        name = local_name(tensor, frame)
+        return _named(name, "local" if name else "unknown", tensor)
+
+
+def arguments(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterable[tuple[str, Tensor]]:
+    """Every tensor among the arguments of a forward, with the name that the user knows it by.
+
+    A ``Data`` or a dict that is the only argument lends the names of its entries; others stand under their parameter.
+    """
+    if len(args) == 1 and not kwargs and not isinstance(args[0], (Tensor, tuple, list)):
+        yield from tensors_in(args[0])
+        return
+    for name, value in zip(_parameters(model, len(args)), args, strict=False):
+        yield from tensors_in(value, name)
+    for name, value in kwargs.items():
+        yield from tensors_in(value, str(name))
+
+
+def local_name(tensor: Tensor, frame: FrameType | None) -> str:
+    """The variable of a frame, or the part of one, that holds the tensor; empty when none does."""
+    if frame is None:
+        return ""
+    wanted = memory(tensor)
+    read = {name: frame.f_globals[name] for name in frame.f_code.co_names if name in frame.f_globals}
+    for name, value in [*frame.f_locals.items(), *read.items()]:
+        if isinstance(value, (Tensor, tuple, list, dict)) or hasattr(value, "to_dict"):
+            for path, found in tensors_in(value, name):
+                if wanted and memory(found) == wanted:
+                    return path
+        elif name == "self":
+            for path, found in tensors_in({k: v for k, v in vars(value).items() if not k.startswith("_")}, name):
+                if wanted and memory(found) == wanted:
+                    return path
+    return ""
+
+
+def memory(tensor: Tensor) -> int:
+    """Where a tensor's storage lies; 0 for one without memory."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):
+        return 0
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """True for a tensor without NaN and Inf, and for one of integers."""
+    if not (tensor.is_floating_point() or tensor.is_complex()) or tensor.layout is not torch.strided:
+        return True
+    if tensor.is_meta or not tensor.numel():
+        return True
+    # One pass without a copy; only a sum may overflow although every entry is finite.
+    if bool(torch.isfinite(tensor.detach().sum())):
+        return True
+    return bool(torch.isfinite(tensor.detach()).all())
+
+
+def kinds(tensor: Tensor) -> str:
+    """``NaN``, ``Inf``, or both, of a tensor that is not finite."""
+    nan, inf = bool(torch.isnan(tensor).any()), bool(torch.isinf(tensor).any())
+    return "NaN and Inf" if nan and inf else "NaN" if nan else "Inf"
+
+
+def bad_rows(tensor: Tensor) -> list[int]:
+    """Positions along the first axis that hold a NaN or an Inf."""
+    if not tensor.dim():
+        return []
+    bad = ~torch.isfinite(tensor.detach())
+    found: list[int] = bad.reshape(len(bad), -1).any(1).nonzero().flatten().tolist()
+    return found
+
+
+def _named(name: str, owner: str, tensor: Tensor) -> Named:
+    rows = bad_rows(tensor)
+    return Named(name, owner, tuple(rows[:SHOWN]), len(rows), kinds(tensor), tensor.dim(), is_mask(tensor))
+
+
+def is_mask(tensor: Tensor) -> bool:
+    """True for a tensor of −inf beside one other value, as masks that are added to scores have it."""
+    values = tensor.detach()
+    finite = values[torch.isfinite(values)]
+    if bool((values == -torch.inf).sum() + finite.numel() != values.numel()):
+        return False
+    return not finite.numel() or bool((finite == finite[0]).all())
+
+
+def _parameters(model: nn.Module, count: int) -> list[str]:
+    try:
+        names = [p.name for p in inspect.signature(model.forward).parameters.values() if p.kind not in (2, 4)]
+    except (TypeError, ValueError):
+        names = []
+    return [*names, *(f"argument {i}" for i in range(len(names), count))]

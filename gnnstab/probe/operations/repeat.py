@@ -1,0 +1,170 @@
+"""One step again, on a copy, with every operation watched: forward, and where it is known the loss and the backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gnnstab.errors import UsageError
+from gnnstab.probe.operations.call import Call as Call
+from gnnstab.probe.operations.naming import Named, TensorNames, is_finite
+from gnnstab.probe.operations.undo import WideMode, scale_to_blame, widened
+from gnnstab.probe.operations.watch import OperationWatch, Origin
+from gnnstab.probe.replica import Autocast, copied, eager, forked_rng, replica, tensors_in, unwrap
+
+Objective = Callable[[Any, tuple[Any, ...], dict[str, Any], OperationWatch], Tensor]
+"""(output, positional arguments, keyword arguments, the watch) → loss."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the repeated step showed."""
+
+    origin: Origin | None
+    """Where the first Inf or NaN came from; None when everything that was repeated is finite."""
+
+    symptom: str = ""
+    """``output``, ``loss``, ``gradient`` or ``exception``: what was not as it should be; empty for nothing."""
+
+    largest: float = 0.0
+    """Largest finite |entry| of the model's output."""
+
+    held: tuple[Named, ...] = ()
+    """Tensors of the batch, parameters and buffers that hold NaN or Inf."""
+
+    note: str = ""
+    """Why the loss was not repeated, or with which exception the step ended."""
+
+    undone: tuple[str, ...] = ()
+    """Badly scaled inputs without whose scale everything is finite."""
+
+    wide: bool = False
+    """True when the same step in float32 is finite."""
+
+
+def repeat(
+    model: nn.Module, call: Call, objective: Objective | None = None, *, batch: Any = None, undo: bool = True
+) -> Found:
+    """Repeat a step on a copy; the model, its gradients, the inputs and the random generators stay as they are.
+
+    Args:
+        model: The model with the weights before the update.
+        call: The forward.
+        objective: The loss; the forward alone is repeated when omitted.
+        batch: The batch as the loss sees it, to name its tensors.
+        undo: Whether to try, for a value that grew too large, the same step with standardised inputs.
+
+    Raises:
+        UsageError: The model cannot be copied.
+    """
+    found = _once(model, call, objective, batch)
+    if not undo or found.origin is None or found.origin.tensor is not None:
+        return found
+    if found.origin.operation.dtype in ("float16", "bfloat16"):
+        wide = _once(model, widened(call), objective, batch, wide=True)
+        return replace(found, wide=wide.origin is None and not wide.note)
+    if found.origin.operation.sizes.kind in GREW:
+        undone = scale_to_blame(call, lambda changed: _once(model, changed, objective, batch).origin is None)
+        return replace(found, undone=undone)
+    return found
+
+
+GREW = ("overflow", "exp-overflow", "inf-minus-inf", "inf-over-inf", "undefined-of-inf")
+"""Kinds in which a value was too large, not undefined."""
+
+
+def _once(model: nn.Module, call: Call, objective: Objective | None, batch: Any, *, wide: bool = False) -> Found:
+    inner, prefix = unwrap(model)
+    twin = replica(inner).float() if wide else replica(inner)
+    twin.zero_grad(set_to_none=True)
+    args, kwargs = copied(tuple(call.args)), copied(dict(call.kwargs))
+    names = TensorNames(twin, args, kwargs, batch)
+    held = tuple(names.non_finite())
+    watch = OperationWatch(twin, names, prefix)
+    state = _State()
+    with forked_rng(call.rng), torch.set_grad_enabled(call.grad), _quiet():
+        try:
+            with watch, WideMode() if wide else nullcontext():  # type: ignore[no-untyped-call]
+                with _autocast(call.autocast):
+                    state.output = eager(twin)(*args, **kwargs)
+                    state.ran = "output"
+                    if objective is not None and call.grad:
+                        watch.loss_begins()
+                        state.loss = objective(state.output, args, kwargs, watch)
+                        state.ran = "loss"
+                if state.loss is not None and state.loss.requires_grad:
+                    state.loss.backward()  # type: ignore[no-untyped-call]
+                    state.ran = "gradient"
+        except Exception as error:
+            state.note = f"the step ended in {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        return _judged(watch, twin, state, held)
+
+
+class _State:
+    """How far a repeated step has come."""
+
+    def __init__(self) -> None:
+        self.output: Any = None
+        self.loss: Tensor | None = None
+        self.ran = ""
+        self.note = ""
+
+
+def _judged(watch: OperationWatch, twin: nn.Module, state: _State, held: tuple[Named, ...]) -> Found:
+    """What is not finite at the end decides which of all bad values counts: others were dealt with on the way."""
+    outputs = [t.detach() for _, t in tensors_in(state.output)]
+    finite = [t[torch.isfinite(t)].abs() for t in outputs if t.is_floating_point()]
+    largest = max((float(t.max()) for t in finite if t.numel()), default=0.0)
+    if state.loss is not None and not is_finite(state.loss):
+        return Found(watch.origin(state.loss) or watch.origin(), "loss", largest, held, state.note)
+    gradients = [p.grad for p in twin.parameters() if p.grad is not None and not is_finite(p.grad)]
+    if gradients:
+        return Found(watch.first_of(gradients), "gradient", largest, held, state.note)
+    bad = next((t for t in outputs if not is_finite(t)), None)
+    if bad is not None and state.loss is None:
+        return Found(watch.origin(bad) or watch.origin(), "output", largest, held, state.note)
+    if state.note and state.ran != "output":
+        return Found(watch.origin(), "exception", largest, held, state.note)
+    return Found(None, "", largest, held, state.note)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The user's warnings were given when the step ran for the first time."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _autocast(cast: Autocast | None) -> Any:
+    if cast is None or not cast.enabled:
+        return nullcontext()
+    return torch.autocast(cast.device_type, dtype=cast.dtype, cache_enabled=False)
+
+
+def objective_of(loss: Callable[[Any, Any], Tensor]) -> Objective:
+    """The objective that calls ``loss(output, batch)`` with what the model was called with."""
+
+    def objective(output: Any, args: tuple[Any, ...], kwargs: dict[str, Any], watch: OperationWatch) -> Tensor:
+        value = loss(output, as_batch(args, kwargs))
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            raise UsageError(f"the loss returned {type(value).__name__}, not a scalar tensor")
+        return value
+
+    return objective
+
+
+def as_batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What a model was called with, as ``loss(output, batch)`` gets it: its only argument, the tuple, or the dict."""
+    if args and kwargs:
+        raise UsageError("the model was called with positional and keyword arguments, which no single batch holds")
+    if kwargs:
+        return kwargs
+    return args[0] if len(args) == 1 else args

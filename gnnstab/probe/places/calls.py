@@ -1,0 +1,94 @@
+"""What every module of a copy is given and returns within one forward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+from torch_geometric.nn import LayerNorm as GraphLayerNorm
+
+from gnnstab.probe.replica import tensors_in
+
+MOST_CALLS = 4
+"""Calls of one module that are kept; a shared module may be called many times."""
+
+
+@dataclass
+class Call:
+    """One call of a module."""
+
+    name: str
+    module: nn.Module
+    entering: list[Tensor]
+    leaving: list[Tensor]
+
+    @property
+    def computes(self) -> bool:
+        """True for a module with weights of its own that multiplies what it is given: no normalisation, no embedding."""
+        own = next(self.module.parameters(recurse=False), None) is not None
+        return own and not self.normalises and not isinstance(self.module, (nn.Embedding, nn.EmbeddingBag))
+
+    @property
+    def normalises(self) -> bool:
+        """True for a normalisation, by the name of its class."""
+        return "Norm" in type(self.module).__name__
+
+    @property
+    def per_graph(self) -> bool:
+        """True for a normalisation that takes the mean over the nodes of a graph away."""
+        kind = type(self.module).__name__
+        known = ("GraphNorm", "InstanceNorm", "PairNorm", "MeanSubtractionNorm")
+        return any(name in kind for name in known) or (
+            isinstance(self.module, GraphLayerNorm) and self.module.mode == "graph"
+        )
+
+
+@dataclass
+class Calls:
+    """All calls of one forward, in the order in which they ended."""
+
+    all: list[Call] = field(default_factory=list)
+    maker: dict[Any, str] = field(default_factory=dict)
+    """Node of the autograd graph → the innermost module that returned its tensor."""
+
+    called: set[str] = field(default_factory=set)
+
+    def fed(self, tensor: Tensor) -> Iterator[Call]:
+        """The calls that were given a tensor itself, or a view of all of it."""
+        key = (tensor.data_ptr(), tensor.numel())
+        for call in self.all:
+            if any((t.data_ptr(), t.numel()) == key for t in call.entering):
+                yield call
+
+
+@contextmanager
+def watched(model: nn.Module) -> Iterator[Calls]:
+    """Collect the calls within the block; the hooks are gone afterwards."""
+    calls, count, handles = Calls(), dict[str, int](), []
+
+    def hook(name: str) -> Any:
+        def keep(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            calls.called.add(name)
+            count[name] = count.get(name, 0) + 1
+            if count[name] > MOST_CALLS:
+                return
+            entering = [t for _, t in tensors_in([*args, *kwargs.values()]) if t.is_floating_point()]
+            leaving = [t for _, t in tensors_in([output]) if t.is_floating_point()]
+            calls.all.append(Call(name, module, entering, leaving))
+            for tensor in leaving:
+                if tensor.grad_fn is not None:
+                    calls.maker.setdefault(tensor.grad_fn, name)
+
+        return keep
+
+    try:
+        for name, module in model.named_modules():
+            if name:
+                handles.append(module.register_forward_hook(hook(name), with_kwargs=True))
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()

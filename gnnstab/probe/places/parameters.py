@@ -1,0 +1,93 @@
+"""Parameters that a backward leaves without a gradient, and weights that the model does not own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from gnnstab.probe.places.survey import Seen
+
+
+def rows(seen: Seen, leaves: list[Tensor]) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
+    """After a backward: ``leaves`` are the tensors that its loss depends on."""
+    without: dict[str, list[str]] = {"called": [], "never called": []}
+    for name, parameter in seen.model.named_parameters():
+        if parameter.requires_grad and parameter.grad is None and parameter.numel() and not _left_out(seen, name):
+            owner = name.rpartition(".")[0]
+            called = not owner or owner in seen.calls.called or _used(parameter, leaves)
+            without["called" if called else "never called"].append(name)
+    if leaves:
+        for why, names in without.items():
+            if names:
+                detail = {"parameters": names[:50], "why": why, "kinds_of_nodes": len(seen.nodes)}
+                yield "place.without_gradient", names[0], float(len(names)), detail
+    idle = [name for name, _ in seen.model.named_parameters() if _left_out(seen, name)]
+    if idle:
+        yield "place.idle", idle[0], float(len(idle)), {"parameters": idle[:200]}
+    strangers = _not_owned(seen.model, leaves, list(seen.batch.values()))
+    if strangers:
+        yield "place.not_owned", strangers[0], float(len(strangers)), {"parameters": strangers[:50]}
+
+
+def not_held(model: nn.Module, groups: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """What of a model no optimizer moves: names, their share of all trainable entries, and tensors of no model that one holds.
+
+    ``groups`` are the parameter groups of all optimizers. Empty when they hold everything.
+    """
+    held = {id(p) for group in groups for p in group["params"]}
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    missing = [name for name, p in trainable.items() if id(p) not in held]
+    if not missing or not held:
+        return {}
+    total = sum(p.numel() for p in trainable.values())
+    share = sum(trainable[name].numel() for name in missing) / max(1, total)
+    strangers = len(held - {id(p) for p in model.parameters()})
+    return {"parameters": missing[:50], "count": len(missing), "share": share, "strangers": strangers}
+
+
+def _used(parameter: Tensor, leaves: list[Tensor]) -> bool:
+    return any(leaf is parameter for leaf in leaves)
+
+
+def _left_out(seen: Seen, name: str) -> bool:
+    """True for the root weight of a layer that was asked to have none: PyG keeps the module and never calls it."""
+    owner = name.rpartition(".")[0]
+    layer = owner.rpartition(".")[0]
+    if owner in seen.calls.called or not owner:
+        return False
+    return getattr(seen.model.get_submodule(layer), "root_weight", True) is False
+
+
+def _not_owned(model: nn.Module, leaves: list[Tensor], given: list[Tensor]) -> list[str]:
+    """Names of the trainable weights that the loss depends on and ``model.parameters()`` does not hold."""
+    owned = {id(p) for p in model.parameters()} | {id(t) for t in given}
+    missing = [leaf for leaf in leaves if isinstance(leaf, nn.Parameter) and id(leaf) not in owned]
+    if not missing:
+        return []
+    known = {id(p): name for name, p in _hidden(model)}
+    return [known.get(id(leaf), f"a parameter of shape {tuple(leaf.shape)}") for leaf in missing]
+
+
+def _hidden(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Parameters of modules that are kept in plain lists, tuples and dictionaries."""
+    for path, module in model.named_modules():
+        for attribute, value in vars(module).items():
+            if attribute.startswith("_"):
+                continue
+            yield from _within(value, f"{path}.{attribute}" if path else attribute)
+
+
+def _within(value: Any, name: str) -> Iterator[tuple[str, nn.Parameter]]:
+    if isinstance(value, nn.Parameter):
+        yield name, value
+    elif isinstance(value, nn.Module):
+        yield from ((f"{name}.{inner}", p) for inner, p in value.named_parameters())
+    elif isinstance(value, (list, tuple)):
+        for position, item in enumerate(value):
+            yield from _within(item, f"{name}[{position}]")
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _within(item, f"{name}[{key!r}]")

@@ -1,0 +1,32 @@
+"""What a tensor of the batch means: measured values, or ids, counts, masks and one-hot columns, whose size says nothing."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+TARGETS = ("y", "target", "targets", "label", "labels", "reward", "rewards", "returns")
+"""Last parts of the names under which a batch holds what the output is compared with."""
+
+
+def columns(tensor: Tensor) -> Tensor:
+    """(rows, columns) view of a tensor of any shape in float64: the last dimension is the columns, a vector is one column."""
+    flat = tensor.detach().reshape(-1, 1) if tensor.dim() < 2 else tensor.detach().reshape(-1, tensor.shape[-1])
+    return flat.double()
+
+
+def value_columns(tensor: Tensor) -> Tensor:
+    """Bool mask (columns,) of those that hold measured values.
+
+    Not those of integer or boolean tensors, and not those whose finite entries are all whole numbers: ids, indices, counts,
+    masks, one-hot codes. A constant column of a fraction is a value.
+    """
+    flat = columns(tensor)
+    if not tensor.is_floating_point() or not flat.numel():
+        return torch.zeros(flat.shape[1], dtype=torch.bool, device=flat.device)
+    return ((flat != flat.round()) & flat.isfinite()).any(0)
+
+
+def is_target(name: str) -> bool:
+    """True when the name of a tensor says that the output is compared with it."""
+    return name.rsplit(".", 1)[-1].lower() in TARGETS

@@ -1,0 +1,134 @@
+"""`survey`: one forward and backward of a copy of the model, and what every place on the way shows."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gnnstab.probe.named_tensors import named_tensors
+from gnnstab.probe.norms import graphs_in
+from gnnstab.probe.places import graph_level, inputs, operations, parameters, states
+from gnnstab.probe.places.calls import Calls, watched
+from gnnstab.probe.replica import copied, eager, forked_rng, replica, tensors_in
+from gnnstab.records.vocabulary import PLACE_NON_FINITE
+
+MOST_PLACES = 2000
+"""Rows of one survey that are handed on."""
+
+
+class Place(NamedTuple):
+    """One number at one place."""
+
+    signal: str
+    """A key of `SIGNALS`, ``place.…``."""
+
+    name: str
+    """``x``, ``paper.x``, ``blocks.0.conv``, ``output``."""
+
+    value: float
+    detail: Mapping[str, Any] = {}
+
+
+class Seen(NamedTuple):
+    """What the parts of a survey read."""
+
+    model: nn.Module
+    batch: Mapping[str, Tensor]
+    """Every tensor of the batch by name."""
+
+    calls: Calls
+    outputs: list[Tensor]
+    nodes: frozenset[int]
+    """Numbers of nodes, one for each kind of them."""
+
+    graphs: Tensor | None
+    """(nodes,) graph of every node; None where there is one graph, or several kinds of nodes."""
+
+
+def survey(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    *,
+    batch: Any = None,
+    objective: Callable[[Any], Tensor],
+    rng: Any = None,
+    cast: AbstractContextManager[Any] | None = None,
+) -> list[Place]:
+    """Look at every place of one forward and backward.
+
+    A copy runs, so that the model, its gradients, the arguments and the generators stay as they are.
+
+    Args:
+        model: Any module, in the mode in which it is to run.
+        args: Positional arguments of its forward.
+        kwargs: Keyword arguments of its forward.
+        batch: What else the loss may read (targets, masks); its tensors are looked at as well.
+        objective: Output → scalar whose gradients are looked for.
+        rng: State of the generators, see `rng_snapshot`.
+        cast: The autocast in which the forward runs.
+
+    Raises:
+        UsageError: The model cannot be copied.
+    """
+    twin = replica(model)
+    args, kwargs = copied(tuple(args)), copied(dict(kwargs))
+    named = named_tensors(args, kwargs, model)
+    if batch is not None:
+        beside = named_tensors((batch,) if not isinstance(batch, tuple) else batch)
+        known = {(t.shape, t.dtype, name.rsplit(".", 1)[-1]) for name, t in named.items()}
+        # The forward has been given copies: a tensor that it knows under this name is not looked at twice.
+        named |= {
+            n: t for n, t in beside.items() if (t.shape, t.dtype, n.rsplit(".", 1)[-1]) not in known and n not in named
+        }
+    given = {name: tensor.detach().clone() for name, tensor in named.items()}
+    with forked_rng(rng), torch.enable_grad(), watched(twin) as calls, cast or nullcontext():
+        output = eager(twin)(*args, **kwargs)
+        outputs = [t for _, t in tensors_in([output]) if t.is_floating_point()]
+        nodes = _nodes(given)
+        seen = Seen(twin, named, calls, outputs, nodes, _graphs([args, kwargs, batch], nodes))
+        found = [Place(*row) for row in _before_backward(seen, given)]
+        loss = objective(output)
+        if loss.isfinite().all() and all(bool(t.isfinite().all()) for t in outputs):
+            found = [
+                p._replace(detail={**p.detail, "masked": True}) if p.signal == PLACE_NON_FINITE else p for p in found
+            ]
+        roots = operations.leaves([loss]) if loss.requires_grad else []
+        if loss.requires_grad:
+            loss.backward()  # type: ignore[no-untyped-call]
+        found += [Place(*row) for row in parameters.rows(seen, roots)]
+    return found[:MOST_PLACES]
+
+
+def _before_backward(seen: Seen, given: Mapping[str, Tensor]) -> Iterator[tuple[Any, ...]]:
+    with torch.no_grad():
+        yield from inputs.rows(seen, given)
+        yield from states.rows(seen)
+        yield from graph_level.rows(seen)
+
+
+def _nodes(named: Mapping[str, Tensor]) -> frozenset[int]:
+    """Rows of what is called ``x``, of each kind of nodes; else of the first matrix of numbers."""
+    own = {len(t) for name, t in named.items() if "x" in (name.rsplit(".", 1)[-1], name.split(".")[0]) and t.dim()}
+    own |= {len(t) for name, t in named.items() if name.startswith("x_dict.") and t.dim()}
+    if not own:
+        first = next((t for t in named.values() if t.dim() == 2 and t.is_floating_point()), None)
+        own = set() if first is None else {len(first)}
+    return frozenset(own)
+
+
+def _graphs(values: Any, nodes: frozenset[int]) -> Tensor | None:
+    # The arguments and the batch that they came from hold the same one.
+    found = [t for t in graphs_in(values) if len(t) in nodes and t.numel()]
+    return found[0] if found and len(nodes) == 1 else None
+
+
+def to_json(places: list[Place]) -> str:
+    """The places for a trace's metadata; what is no number is left out."""
+    return json.dumps([[p.signal, p.name, p.value, dict(p.detail)] for p in places if math.isfinite(p.value)])

@@ -1,0 +1,71 @@
+"""Surveys during a run: rarely, on a copy, with the inputs of the step that is ending."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from gnnstab.probe.places.survey import Place, survey, to_json
+from gnnstab.probe.read_out import read_out
+from gnnstab.records.vocabulary import PLACE_COLUMN_RATIO, PLACE_NON_FINITE, PLACE_RMS
+
+if TYPE_CHECKING:
+    from gnnstab.probe.outer import Inputs
+
+_LARGEST = (PLACE_RMS, PLACE_COLUMN_RATIO, PLACE_NON_FINITE)
+"""Numbers of the data: the largest of the run counts. Of everything else the latest does."""
+
+
+class _Meta(Protocol):
+    def meta(self, key: str, value: str) -> None: ...
+
+
+class Surveys:
+    """Looks at every place in the 1st, 2nd, 4th, 8th, … step that it is asked in.
+
+    Args:
+        model: The model; a copy of it runs.
+        writer: The trace; the rows are its metadata ``places``.
+    """
+
+    def __init__(self, model: nn.Module, writer: _Meta) -> None:
+        self._model = model
+        self._writer = writer
+        self._asked = 0
+        self._found: dict[tuple[str, str], Place] = {}
+
+    def step(self, inputs: Mapping[str, Inputs]) -> None:
+        """The step with these inputs of the latest forward in each mode is ending; the weights have not moved yet."""
+        forward = inputs.get("train") or inputs.get("eval-grad")
+        if forward is None:
+            return
+        self._asked += 1
+        if self._asked & (self._asked - 1):
+            return
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            # Ranks may be asked in different steps, and a forward may wait for the others (SyncBatchNorm).
+            self._writer.meta("places_failed", "several processes train the model")
+            return
+        cast = forward.autocast
+        context = torch.autocast(cast.device_type, dtype=cast.dtype) if cast.enabled else nullcontext()
+        try:
+            found = survey(self._model, forward.args, forward.kwargs, objective=read_out, rng=forward.rng, cast=context)
+        except Exception as error:
+            # A model that cannot be copied, or no memory for a second one: the run itself is recorded all the same.
+            self._writer.meta("places_failed", f"{type(error).__name__}: {error}")
+            return
+        self._keep(found)
+
+    def _keep(self, found: list[Place]) -> None:
+        kept = {key: place for key, place in self._found.items() if key[0] in _LARGEST}
+        for place in found:
+            before = kept.get((place.signal, place.name))
+            if before is None or not before.value >= place.value:
+                kept[place.signal, place.name] = place
+        self._found = kept
+        self._writer.meta("places", to_json(list(kept.values())))

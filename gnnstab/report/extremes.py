@@ -1,0 +1,43 @@
+"""What a run went through: the worst value of a number beside the one that stands for its end."""
+
+from __future__ import annotations
+
+import math
+
+from gnnstab.records import SIGNALS, Diagnosis, Signal
+from gnnstab.report.escape import name
+from gnnstab.report.numbers import number
+
+NOTABLE = 4.0
+"""A worst value counts from so many times the value that stands for the end of the run, as danger counts."""
+
+SHOWN = 6
+
+
+def worst_words(signal: Signal) -> str:
+    """``worst 1.5e7 at step 12, last 1.3 at step 149``; empty for a number without a run."""
+    told = []
+    for which in ("worst", "last"):
+        value, step = signal.detail.get(which), signal.detail.get(f"{which}_step")
+        if isinstance(value, (int, float)) and isinstance(step, int):
+            span = signal.detail.get("worst_span") if which == "worst" else None
+            place = f"steps {step} to {step + span - 1}" if isinstance(span, int) else f"step {step}"
+            told.append(f"{which} {number(float(value))} at {place}")
+    return ", ".join(told)
+
+
+def extremes(diagnosis: Diagnosis) -> list[str]:
+    """A sentence for every number that was far worse during the run than at its end, the furthest first."""
+    found: list[tuple[float, str]] = []
+    for signal in diagnosis.signals:
+        value, kind = signal.detail.get("worst"), SIGNALS[signal.name]
+        if signal.head is not None or not isinstance(value, (int, float)) or not math.isfinite(signal.value):
+            continue
+        growth = kind.growth(signal.value, float(value))
+        if growth >= NOTABLE and kind.counts(float(value)):
+            place = f" of {name(signal.layer)}" if signal.layer else ""
+            words = f"{signal.name}{place}: {worst_words(signal)}; {number(signal.value)} stands for the end of the run"
+            found.append((growth, words))
+    found.sort(key=lambda item: -item[0])
+    more = len(found) - SHOWN
+    return [words for _, words in found[:SHOWN]] + ([f"and {more} more"] if more > 0 else [])

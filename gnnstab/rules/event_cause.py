@@ -1,0 +1,172 @@
+"""The cause of a non-finite value, from what was measured of it; none where nothing was."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gnnstab.records import Event, Signals
+from gnnstab.rules.operation_advice import advice
+
+LOW = ("fp16", "float16", "half", "bf16", "bfloat16")
+GREW = 100.0
+"""× the median of the steps before: from here on a size has grown over the run."""
+
+_SHORTEST = 5
+"""Steps that a growth must be seen over."""
+
+_LARGE = ("overflow", "exp-overflow", "inf-minus-inf", "inf-over-inf", "undefined-of-inf")
+_UNDEFINED = (
+    "log-of-zero", "log-of-negative", "division-by-zero", "zero-over-zero", "root-of-negative", "inf-minus-inf", "inf-over-inf",
+    "exp-overflow", "outside-domain", "undefined-of-inf", "uninitialised", "undefined", "written",
+)  # fmt: skip
+
+
+class Judged(NamedTuple):
+    """What is known of the cause of an event."""
+
+    cause: str
+    """One of the causes; ``""`` where nothing measured shows one."""
+
+    why: str
+    """The measurement that shows it, or what to pass to know more."""
+
+    do: str = ""
+    """What to change."""
+
+
+def event_cause(signals: Signals, event: Event) -> Judged:
+    """Cause of a non-finite value, the measurement that shows it, and what to change."""
+    operation = event.detail.get("operation")
+    if isinstance(operation, Mapping) and operation:
+        return _of_operation(signals, event, operation)
+    if any(s.value > 0 for s in signals.find("feature.non_finite")) or _came_with_input(signals, event):
+        return Judged("non-finite-data", "the data held it already")
+    held = event.detail.get("held")
+    if isinstance(held, (list, tuple)) and held and event.stage in ("loss", "gradient"):
+        batch = [t for t in held if t.get("owner") == "batch"]
+        if batch:
+            told = {"tensor": batch[0], "place": "loss"}
+            why = f"the model's output is finite, and of the batch {batch[0]['words']}"
+            return Judged("non-finite-data", why, advice(told, "non-finite-data"))
+    if event.stage == "weight" or event.detail.get("weights_finite") is False:
+        return _of_weights(signals, event)
+    if _overflowed_in_low_precision(event):
+        return Judged(
+            "precision",
+            f"the sum passed the largest number of {event.detail.get('dtype')} with all weights finite; in float64 it is "
+            f"{event.detail['largest_exact']:.3g}",
+        )
+    return Judged("", _unknown(event))
+
+
+def _of_operation(signals: Signals, event: Event, operation: Mapping[str, Any]) -> Judged:
+    kind, tensor = str(operation.get("kind", "")), operation.get("tensor")
+    if isinstance(tensor, Mapping):
+        return _of_tensor(signals, event, operation, tensor)
+    if operation.get("dtype") in LOW and (
+        operation.get("finite_in_float32") or (operation.get("facts") or {}).get("float32") is not None
+    ):
+        what = "step" if operation.get("finite_in_float32") else "operation"
+        return _with_advice("precision", f"the same {what} is finite in float32", operation)
+    undone = operation.get("undone")
+    if undone:
+        which = " and ".join(f"`{name}`" for name in undone)
+        return _with_advice("feature-scale", f"with {which} standardised the same step is finite", operation)
+    if kind in ("all-masked", "zero-times-inf"):
+        return _with_advice("masking", "", operation)
+    if kind == "overflow":
+        grown = growth(signals, event.step)
+        if grown:
+            return Judged("learning-rate", grown)
+        return Judged(
+            "",
+            "cause not established: the operands were as large as that, and no growth over steps was recorded before it",
+        )
+    if kind in _UNDEFINED:
+        return _with_advice("undefined-operation", "", operation)
+    return Judged("", _unknown(event))
+
+
+def _of_tensor(signals: Signals, event: Event, operation: Mapping[str, Any], tensor: Mapping[str, Any]) -> Judged:
+    owner = tensor.get("owner")
+    if owner in ("batch", "local", "unknown"):
+        return _with_advice("non-finite-data", "", operation)
+    return _of_weights(signals, event)
+
+
+def _of_weights(signals: Signals, event: Event) -> Judged:
+    if event.step <= 0:
+        bad, total = event.detail.get("bad_parameters"), event.detail.get("parameters")
+        if isinstance(bad, int) and isinstance(total, int) and 2 * bad > total > 2:
+            return Judged("", TOO_LATE)
+        name = (event.detail.get("operation") or {}).get("tensor", {}).get("name")
+        which = f"`{name}` was" if name else "the weights were"
+        return Judged("uninitialized-parameter", f"{which} non-finite before the first update")
+    grown = growth(signals, event.step)
+    if grown:
+        return Judged("learning-rate", f"the weights went non-finite in an update; {grown}")
+    return Judged(
+        "",
+        "the weights went non-finite in an update, and no growth over steps was recorded before it: cause not established. Pass "
+        "Monitor(loss=fn), so that the step is repeated with its loss before the weights move",
+    )
+
+
+TOO_LATE = (
+    "most of the network is non-finite: too late to show why. Look at an earlier state, or run the training under gnnstab.Monitor, which "
+    "names the first operation"
+)
+
+
+def growth(signals: Signals, step: int) -> str:
+    """Which size grew over the steps before ``step``, in words; empty when none did or no steps were recorded."""
+    best, words = GREW, ""
+    for series in signals.series:
+        if series.name not in (
+            "loss",
+            "gradient.norm",
+            "output.max_abs",
+            "output.rms",
+            "score.max_abs",
+            "weight.rms",
+            "input.rms",
+        ):
+            continue
+        before = np.asarray(series.values, dtype=float)[np.asarray(series.steps) <= step]
+        before = np.abs(before[np.isfinite(before)])
+        if len(before) < _SHORTEST:
+            continue
+        usual = float(np.median(before[: max(_SHORTEST - 1, len(before) // 2)]))
+        if usual > 0 and before[-1] / usual > best and before[-1] >= before[-2]:
+            best = float(before[-1] / usual)
+            where = f" of {series.layer}" if series.layer else ""
+            words = f"{series.name}{where} had grown ×{best:.3g} over the {len(before)} recorded steps before it"
+    return words
+
+
+def _with_advice(cause: str, why: str, operation: Mapping[str, Any]) -> Judged:
+    return Judged(cause, why, advice(operation, cause))
+
+
+def _came_with_input(signals: Signals, event: Event) -> bool:
+    if event.origin != "came-in":
+        return False
+    first = min(signals.layers, key=lambda layer: layer.position).name if signals.layers else None
+    return event.stage in (None, "input") or (first is not None and event.layer == first and event.stage != "gradient")
+
+
+def _overflowed_in_low_precision(event: Event) -> bool:
+    exact = event.detail.get("largest_exact")
+    dtype = str(event.detail.get("dtype") or "").removeprefix("torch.")
+    return dtype in LOW and isinstance(exact, (int, float)) and event.detail.get("weights_finite") is True
+
+
+def _unknown(event: Event) -> str:
+    note = event.detail.get("note")
+    said = f" ({note})" if note else ""
+    if event.stage in ("loss", "gradient"):
+        return f"cause not established{said}: pass Monitor(loss=fn), so that the loss and its backward are repeated as well"
+    return f"cause not established{said}: run gnnstab replay on the bundle, or diagnose(model, batch, loss)"

@@ -1,0 +1,10 @@
+"""Reads the pickles of torch files as data: nothing of a file is imported, called or run.
+
+`read` looks at a file in a child process with limits first, where there are any, and then builds
+its value out of plain containers, `Record` objects and tensors that look into the file.
+"""
+
+from gnnstab.unpickling.reading import any_class as any_class
+from gnnstab.unpickling.reading import read as read
+from gnnstab.unpickling.values import Named as Named
+from gnnstab.unpickling.values import Record as Record

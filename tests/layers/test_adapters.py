@@ -1,0 +1,402 @@
+"""Every kind in the table: watched without a trace, recomputed, recovered from its tensors, edited."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import inspect
+import io
+import math
+import pickletools
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch_geometric.nn as pyg
+from torch import Tensor, nn
+from torch_geometric.nn.conv import transformer_conv
+from torch_geometric.utils import softmax
+
+from gnnstab import fixes
+from gnnstab.checkpoint.layers import find_layers
+from gnnstab.checkpoint.loading import Checkpoint
+from gnnstab.checkpoint.rebuilding import rebuild
+from gnnstab.checkpoint.recovery import recover
+from gnnstab.errors import FixError
+from gnnstab.layers import LAYERS, Call, Layer, layer_named, layer_of, plays
+from gnnstab.layers.base import ROLES
+from gnnstab.probe.layers.tap import SoftmaxCall, Tap
+from gnnstab.probe.recorder import Recorder
+from gnnstab.records import STAGES, LayerFacts
+from gnnstab.trace import TraceWriter
+from layers.cases import CASES, NODES, Case, called, made
+
+EACH = pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c.kind}-{c.name}")
+
+
+class Listener:
+    """Keeps what a tap shows."""
+
+    def __init__(self) -> None:
+        self.seen: list[SoftmaxCall] = []
+        self.messages: list[Tensor] = []
+
+    def saw(self, seen: SoftmaxCall) -> None:
+        self.seen.append(seen)
+
+    def returned(self, message: Tensor) -> None:
+        self.messages.append(message)
+
+    def failed(self, error: Exception) -> None:
+        raise error
+
+    def saw_compiled(self, score: Tensor, attention: Tensor | None) -> None:
+        raise AssertionError("nothing is compiled here")
+
+
+def watched(layer: Any, arguments: tuple[Any, ...]) -> tuple[Tensor, Listener]:
+    listener = Listener()
+    tap = Tap.attach(layer, listener)
+    output = called(layer, arguments)
+    tap.detach(listener)
+    return output, listener
+
+
+def kind_of(layer: nn.Module) -> Layer:
+    found = layer_of(layer)
+    assert found is not None
+    return found
+
+
+def call_of(layer: Any, arguments: tuple[Any, ...]) -> Call:
+    """One call as the recorder puts it together."""
+    kind = kind_of(layer)
+    gates: list[Tensor] = []
+    gate = kind.gate(layer)
+    handle = None if gate is None else gate.register_forward_hook(lambda _, __, out: gates.append(out.sigmoid()))
+    output, listener = watched(layer, arguments)
+    if handle is not None:
+        handle.remove()
+    (seen,) = listener.seen
+    source, target, features = kind.edges(layer, arguments, {}, seen.index)
+    x = arguments[0] if isinstance(arguments[0], tuple) else (arguments[0], arguments[0])
+    message = kind.joined(layer, listener.messages[0], target, len(output)) if listener.messages else None
+    score, attention = seen.score.detach(), seen.attention.detach()
+    return Call(
+        x[0], x[1], source, target, features, score, attention, output.detach(), gates[0] if gates else None, message
+    )
+
+
+def test_every_kind_has_cases_and_every_case_its_kind() -> None:
+    assert {case.kind for case in CASES} == {layer.kind for layer in LAYERS}
+    assert all(kind_of(made(case)[0]).kind == case.kind for case in CASES)
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.kind)
+def test_the_table_speaks_the_common_words(layer: Layer) -> None:
+    assert set(layer.roles) <= set(ROLES)
+    assert set(layer.stages.values()) <= set(STAGES)
+    assert "score" in layer.roles
+    assert "value" in layer.roles
+    assert layer_named(layer.kind) is layer
+    assert plays(f"a.b.{layer.roles['value'][0]}.weight", "value")
+    assert not plays("a.b.weight", "value")
+    assert all(callable(getattr(layer, edit)) for edit in layer.edits)
+
+
+@EACH
+def test_a_tap_changes_no_bit_and_leaves_nothing(case: Case) -> None:
+    layer, arguments = made(case)
+    expected, before = called(layer, arguments), dict(vars(layer))
+    output, listener = watched(layer, arguments)
+    assert torch.equal(output, expected)
+    assert vars(layer) == before
+    (seen,) = listener.seen
+    assert torch.equal(softmax(seen.score, seen.index, num_nodes=len(output)), seen.attention)
+
+
+@EACH
+def test_the_recorder_sees_scores_and_leaves_no_hook(case: Case) -> None:
+    layer, arguments = made(case)
+    expected, hooks = called(layer, arguments), [len(m._forward_hooks) for m in layer.modules()]
+    with TraceWriter(None) as writer, Recorder(layer, writer) as recorder:
+        assert torch.equal(called(layer, arguments), expected)
+        assert recorder.coverage.layers_observed == recorder.coverage.layers_expected == 1
+        assert not {b.site for b in recorder.coverage.blind} & {"score", "attention", "output", "input"}
+    assert [len(m._forward_hooks) for m in layer.modules()] == hooks
+
+
+@EACH
+def test_recomputed_scores_are_the_layers_own(case: Case) -> None:
+    layer, arguments = made(case)
+    call = call_of(layer, arguments)
+    scores = kind_of(layer).scores(layer, call, call.x_source, call.x_target)
+    assert scores is not None
+    assert torch.allclose(scores, call.score, atol=1e-6)
+
+
+@EACH
+def test_message_and_skip_make_up_the_output(case: Case) -> None:
+    layer, arguments = made(case)
+    layer.eval()
+    kind, call = kind_of(layer), call_of(layer, arguments)
+    skip = kind.skip(layer, call.x_target)
+    told = kind.message(layer, call, skip)
+    if call.gate is not None:
+        assert told is None
+        assert call.message is not None
+        assert skip is not None
+        assert torch.allclose(call.gate * skip + (1 - call.gate) * call.message, call.output, atol=1e-6)
+        return
+    assert told is not None
+    if call.message is not None:
+        assert torch.allclose(call.message, told, atol=1e-6)
+    assert torch.allclose(told + (0 if skip is None else skip), call.output, atol=1e-6)
+
+
+@EACH
+def test_the_largest_intermediate_is_a_factor_of_at_least_one(case: Case) -> None:
+    layer = made(case)[0]
+    product = kind_of(layer).product(layer)
+    if product is not None:
+        assert product >= 1
+        assert math.isfinite(product)
+
+
+@EACH
+def test_from_tensors_to_facts_to_the_same_output(case: Case) -> None:
+    layer, arguments = made(case)
+    layer.eval()
+    tensors = {f"net.conv.{name}": tensor for name, tensor in layer.state_dict().items()}
+    (stored,), blind, _ = find_layers(tensors)
+    assert not blind
+    assert stored.kind is kind_of(layer)
+    assert stored.parameters().keys() == tensors.keys()
+    checkpoint = Checkpoint("x.pt", "pt", 0, tensors, {"": tuple(tensors)}, known={"net.conv": _known(layer)})
+    facts = recover(checkpoint)
+    (found,) = facts.layers
+    live = stored.kind.facts("net.conv", layer, 0)
+    for name in (
+        "kind",
+        "in_channels",
+        "out_channels",
+        "heads",
+        "concat",
+        "edge_dim",
+        "bias",
+        "aggregation",
+        "dropout",
+    ):
+        assert found.get(name) == live.get(name), name
+    built = rebuild(facts, checkpoint).model.get_submodule("net.conv")
+    assert torch.equal(called(built, arguments), called(layer, arguments))
+
+
+def _known(layer: nn.Module) -> dict[str, Any]:
+    return {k: v for k, v in kind_of(layer).facts("", layer, 0).flat().items() if v is not None}
+
+
+@EACH
+def test_the_printed_constructor_makes_such_a_layer(case: Case) -> None:
+    layer, _ = made(case)
+    facts = kind_of(layer).facts("conv", layer, 0)
+    text = fixes.change("dropout", [facts], p=layer.dropout or 0.1).split("  #")[0]
+    again = eval(text, vars(pyg))
+    assert {n: t.shape for n, t in again.state_dict().items()} == {n: t.shape for n, t in layer.state_dict().items()}
+
+
+class TestEdits:
+    """Each edit that a kind says it supports does what it says; the others are refused."""
+
+    @pytest.mark.parametrize("edit", ["scale_scores", "add_gate", "switch_skip_on", "redraw"])
+    @EACH
+    def test_it_applies_or_is_refused(self, case: Case, edit: str) -> None:
+        layer, arguments = made(case)
+        kind = kind_of(layer)
+        with torch.no_grad():
+            if not kind.applies(edit):
+                with pytest.raises(FixError, match=kind.kind):
+                    getattr(kind, edit)(*([layer] if edit != "scale_scores" else [layer, [1.0]]))
+                return
+            getattr(self, edit)(kind, layer, arguments)
+
+    def scale_scores(self, kind: Layer, layer: Any, arguments: Any) -> None:
+        before = call_of(layer, arguments).score
+        state = kind.scaled(layer.state_dict(), [0.5, 1.0, 2.0])
+        lines = kind.scale_lines("conv", kind.facts("conv", layer, 0), [0.5, 1.0, 0.25])
+        kind.scale_scores(layer, [0.5, 1.0, 2.0])
+        assert torch.allclose(call_of(layer, arguments).score, before * torch.tensor([0.5, 1.0, 2.0]), atol=1e-6)
+        assert state
+        assert all(torch.equal(layer.state_dict()[name], tensor) for name, tensor in state.items())
+        kind.scale_scores(layer, [2.0, 1.0, 0.5])
+        for line in lines:
+            exec(line, {"conv": layer})
+        assert torch.allclose(call_of(layer, arguments).score, before * torch.tensor([0.5, 1.0, 0.25]), atol=1e-6)
+
+    def add_gate(self, kind: Layer, layer: Any, arguments: Any) -> None:
+        if kind.gate(layer) is not None or not kind.has_skip(layer):
+            return
+        changed = fixes.apply(nn.ModuleDict({"conv": layer}), "beta")["conv"]
+        assert kind.gate(changed) is not None
+        assert not torch.equal(called(changed, arguments), called(layer, arguments))
+
+    def switch_skip_on(self, kind: Layer, layer: Any, arguments: Any) -> None:
+        if not kind.has_skip(layer):
+            assert kind.skip(layer, call_of(layer, arguments).x_target) is None
+            kind.switch_skip_on(layer)
+        assert kind.has_skip(layer)
+        assert kind.skip(layer, call_of(layer, arguments).x_target) is not None
+
+    def redraw(self, kind: Layer, layer: Any, arguments: Any) -> None:
+        before = copy.deepcopy(layer.state_dict())
+        torch.manual_seed(7)
+        for role, parts in kind.roles.items():
+            count = kind.redraw(layer, parts)
+            for name, tensor in layer.state_dict().items():
+                if name.rpartition(".")[0] in parts and name.endswith("weight"):
+                    assert count
+                    assert not torch.equal(tensor, before[name]), (role, name)
+
+
+@EACH
+def test_a_copy_made_while_watched_carries_nothing_of_gnnstab(case: Case) -> None:
+    layer, arguments = made(case)
+    expected = called(layer, arguments)
+    model = nn.Sequential(layer)
+    with TraceWriter(None) as writer, Recorder(model, writer):
+        called(layer, arguments)
+        twin, file = copy.deepcopy(model), io.BytesIO()
+        torch.save(model, file)
+    for found in _reachable(twin):
+        assert not type(found).__module__.startswith("gnnstab"), found
+        assert not getattr(found, "__module__", "").startswith("gnnstab") or isinstance(found, type), found
+    assert b"gnnstab" not in _text(file)
+    loaded = torch.load(io.BytesIO(file.getvalue()), weights_only=False)
+    for clean in (twin[0], loaded[0]):
+        assert torch.equal(called(clean, arguments), expected)
+        assert torch.equal(called(copy.deepcopy(clean), arguments), expected)
+
+
+def _reachable(model: nn.Module) -> Iterator[Any]:
+    for module in model.modules():
+        for name, value in vars(module).items():
+            yield value
+            if isinstance(value, dict) and name not in ("_modules", "_parameters", "_buffers"):
+                yield from value.values()
+
+
+def _text(file: io.BytesIO) -> bytes:
+    with zipfile.ZipFile(io.BytesIO(file.getvalue())) as archive:
+        data = next(archive.read(name) for name in archive.namelist() if name.endswith("data.pkl"))
+    assert list(pickletools.genops(data))
+    return data
+
+
+class Helper(nn.Module):
+    """Calls softmax in a method of its own."""
+
+    def forward(self, score: Tensor, index: Tensor) -> Tensor:
+        return softmax(score, index, num_nodes=NODES)
+
+
+class Elsewhere(nn.Module):
+    """A layer whose softmax stands in a method with another name, or in a helper."""
+
+    def __init__(self, place: str) -> None:
+        super().__init__()
+        self.place, self.helper = place, Helper()
+
+    def edge_update(self, score: Tensor, index: Tensor) -> Tensor:
+        return softmax(score, index, num_nodes=NODES)
+
+    def forward(self, score: Tensor, index: Tensor) -> Tensor:
+        return self.helper(score, index) if self.place == "helper.forward" else self.edge_update(score, index=index)
+
+
+@pytest.mark.parametrize("place", ["edge_update", "helper.forward"])
+def test_softmax_is_watched_wherever_the_adapter_says(place: str) -> None:
+    class Kind(type(LAYERS[0])):  # type: ignore[misc]
+        softmax_in = ("nothing.forward", place)
+
+    layer = Elsewhere(place)
+    score, index = torch.randn(30, 2), torch.randint(0, NODES, (30,))
+    expected, before = layer(score, index), [dict(vars(m)) for m in layer.modules()]
+    listener = Listener()
+    tap = Tap.attach(layer, listener, kind=Kind())
+    assert torch.equal(layer(score, index), expected)
+    assert torch.equal(copy.deepcopy(layer)(score, index), expected)
+    tap.detach(listener)
+    assert [dict(vars(m)) for m in layer.modules()] == before
+    (seen,) = listener.seen
+    assert torch.equal(seen.score, score)
+    assert torch.equal(seen.attention, expected)
+    assert listener.messages == []
+
+
+def test_a_function_that_the_user_put_into_the_instance_is_run_as_it_is() -> None:
+    layer, arguments = made(CASES[0])
+
+    def message(query_i, key_j, value_j, edge_attr, index, ptr, size_i):  # type: ignore[no-untyped-def]
+        return value_j * softmax((query_i * key_j).sum(-1), index, ptr, size_i).unsqueeze(-1)
+
+    layer.message = message
+    expected = called(layer, arguments)
+    output, listener = watched(layer, arguments)
+    assert torch.equal(output, expected)
+    assert len(listener.seen) == 1
+    assert layer.message is message
+
+
+def test_a_copy_of_the_class_is_the_same_kind_and_a_namesake_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "vendored.py").write_text(inspect.getsource(transformer_conv))
+    monkeypatch.syspath_prepend(tmp_path)
+    vendored = importlib.import_module("vendored").TransformerConv(6, 4, heads=3)
+    assert layer_of(vendored) is LAYERS[0]
+    assert not LAYERS[0].own_code(vendored)
+    namesake = type("TransformerConv", (nn.Module,), {})()
+    assert layer_of(namesake) is None
+
+
+def test_facts_keep_apart_what_only_one_kind_has() -> None:
+    facts = LayerFacts.of("a", "TransformerConv", 0, heads=2, beta=True)
+    assert (facts.heads, facts.options, facts.get("beta"), facts.get("heads")) == (2, {"beta": True}, True, 2)
+    assert facts.get("residual") is None
+    assert facts.flat()["beta"] is True
+    assert "options" not in facts.flat()
+    assert hash(facts) == hash(LayerFacts.of("a", "TransformerConv", 0, heads=2, beta=False))
+
+
+@pytest.mark.parametrize(("kind", "low", "high"), [(pyg.GATv2Conv, 1 / 1.3, 1.3), (pyg.GATConv, 1.0, 2.0)])
+@pytest.mark.parametrize(("width", "heads", "channels"), [(64, 1, 64), (32, 4, 16), (128, 8, 8)])
+def test_the_static_spread_is_that_of_a_fresh_layer(
+    kind: Any, low: float, high: float, width: int, heads: int, channels: int
+) -> None:
+    """Within a target, at an input of RMS 1, the mean over seeds of the spread that the weights alone tell."""
+    ratios = []
+    for seed in range(8):
+        torch.manual_seed(seed)
+        layer = kind(width, channels, heads=heads, add_self_loops=False)
+        x, targets = torch.randn(400, width), torch.arange(40).repeat_interleave(50)
+        edges = torch.stack([torch.randint(0, 400, (2000,)), targets])
+        call = call_of(layer, (x, edges))
+        measured = call.score.view(40, 50, heads).var(1, correction=0).mean(0).sqrt()
+        ((stored,), _, _) = find_layers({f"conv.{name}": tensor for name, tensor in layer.state_dict().items()})
+        told = torch.tensor(stored.kind.logits(stored, heads)["logit.frobenius"])
+        ratios.append((told / measured).mean())
+    assert low <= float(torch.stack(ratios).mean()) <= high
+
+
+def test_targets_without_features_are_no_failure() -> None:
+    torch.manual_seed(0)
+    layer = pyg.GATConv((6, 5), 4, heads=3, add_self_loops=False)
+    edges = torch.stack([torch.randint(0, 12, (40,)), torch.randint(0, 9, (40,))])
+    arguments = ((torch.randn(12, 6), None), edges, None, (12, 9))
+    expected = called(layer, arguments)
+    with TraceWriter(None) as writer, Recorder(layer, writer) as recorder:
+        assert torch.equal(called(layer, arguments), expected)
+        assert not {b.site for b in recorder.coverage.blind} & {"score", "attention", "output", "input"}

@@ -1,0 +1,86 @@
+"""Every kind of attention through all faces: monitor, model with a batch, bare file, compiler; all count the same layers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch_geometric.nn import GATConv, GATv2Conv, TransformerConv
+
+import gnnstab
+from gnnstab.probe.recorder import Recorder
+from gnnstab.trace import TraceWriter
+
+KINDS = pytest.mark.parametrize("kind", [TransformerConv, GATConv, GATv2Conv], ids=lambda kind: kind.__name__)
+
+
+class Net(nn.Module):
+    """Two layers for node classification, healthy."""
+
+    def __init__(self, kind: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = kind(16, 8, heads=4), kind(32, 4, concat=False)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        return self.second(torch.relu(self.first(x, edge_index)), edge_index)
+
+
+def graph() -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(1)
+    return torch.randn(100, 16), torch.randint(0, 100, (2, 600)), torch.randint(0, 4, (100,))
+
+
+def counted(diagnosis: gnnstab.Diagnosis) -> tuple[int, int]:
+    return diagnosis.coverage.layers_observed, diagnosis.coverage.layers_expected
+
+
+@KINDS
+def test_a_healthy_model_is_seen_and_stable_with_a_batch_and_in_training(kind: Any) -> None:
+    x, edge_index, y = graph()
+    net = Net(kind)
+    looked = gnnstab.diagnose(net, batch=(x, edge_index), loss=lambda out, _: nn.functional.cross_entropy(out, y))
+    optimizer = torch.optim.Adam(net.parameters(), lr=5e-3)
+    with gnnstab.Monitor(net, optimizer=optimizer, schedule=5) as monitor:
+        for _ in range(20):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(x, edge_index), y).backward()
+            optimizer.step()
+    for diagnosis in (looked, monitor.diagnose()):
+        assert counted(diagnosis) == (2, 2)
+        assert not [f for f in diagnosis.findings if f.severity != "info"]
+        assert {layer.kind for layer in diagnosis.layers if layer.attention} == {kind.__name__}
+        for name in ("attention.entropy", "score.within_std", "message.rms", "attention.entropy_unit_input"):
+            assert {s.layer for s in diagnosis.signals if s.name == name} == {"first", "second"}, name
+        (gate,) = [cause for cause in diagnosis.causes if cause.cause == "beta-disabled"]
+        assert gate.status == ("present" if kind is TransformerConv else "absent")
+
+
+@KINDS
+def test_a_bare_file_shows_the_same_layers(kind: Any, tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    torch.save(Net(kind).state_dict(), path)
+    diagnosis = gnnstab.diagnose(path, heads=None if kind is not TransformerConv else 4)
+    assert counted(diagnosis) == (2, 2)
+    assert [layer.kind for layer in diagnosis.layers] == [kind.__name__] * 2
+    assert [layer.heads for layer in diagnosis.layers] == [4, 1 if kind is not TransformerConv else 4]
+    assert not [f for f in diagnosis.findings if f.severity != "info"]
+
+
+@pytest.mark.slow
+# Where a layer adds self-loops the graph breaks, and the compiler then looks at the gradient of what is handed over.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@KINDS
+def test_scores_are_seen_inside_a_compiled_graph(kind: Any) -> None:
+    x, edge_index, _ = graph()
+    net = Net(kind)
+    expected = net(x, edge_index)
+    torch.compiler.reset()
+    with TraceWriter(None) as writer, Recorder(net, writer) as recorder:
+        compiled = torch.compile(net, backend="aot_eager")
+        assert torch.allclose(compiled(x, edge_index), expected, atol=1e-6)
+        blind = {(b.layer, b.site) for b in recorder.coverage.blind}
+    assert not [place for place in blind if place[1] in ("score", "attention")]

@@ -1,0 +1,59 @@
+"""Every way in which a line makes a NaN or Inf, told by three faces; and nothing said of the line mended."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+
+import gnnstab
+from gnnstab.probe.operations import repeat
+from gnnstab.probe.operations.repeat import Call, objective_of
+from models.programs import PROGRAMS, Program
+
+EVERY_PROGRAM = pytest.mark.parametrize("program", PROGRAMS.values(), ids=list(PROGRAMS))
+
+
+def judged(program: Program, face: str, broken: bool) -> Any:
+    torch.manual_seed(0)
+    model, loss, batch = program.model(broken), program.loss(broken), program.batch(broken)
+    if face == "diagnose":
+        return gnnstab.diagnose(model, batch=batch, loss=loss, select=["GS502"])
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    told = loss if face == "monitor with the loss" else None
+    with gnnstab.Monitor(model, optimizer=optimizer, on_finding="ignore", loss=told) as monitor:
+        for _ in range(3):
+            optimizer.zero_grad()
+            value = loss(model(batch), batch)
+            value.backward()
+            optimizer.step()
+            monitor.loss(value)
+    return monitor.diagnose(select=["GS502"])
+
+
+@EVERY_PROGRAM
+@pytest.mark.parametrize("face", ["monitor with the loss", "monitor", "diagnose"])
+def test_cause_and_line_are_named(program: Program, face: str) -> None:
+    (finding,) = judged(program, face, True).findings
+    assert finding.cause == program.cause
+    assert re.search(program.says, finding.message), finding.message
+    assert "programs.py" in finding.message
+    assert judged(program, face, False).findings == ()
+
+
+@EVERY_PROGRAM
+def test_the_first_operation_and_its_place(program: Program) -> None:
+    torch.manual_seed(0)
+    found = repeat(program.model(True), Call((program.batch(True),)), objective_of(program.loss(True)))
+    assert found.origin is not None
+    operation = found.origin.operation
+    assert operation.name == program.operation
+    assert ("backward" if operation.node else operation.place.part) == program.place
+    assert operation.place.file.endswith("programs.py")
+
+    torch.manual_seed(0)
+    mended = repeat(program.model(False), Call((program.batch(False),)), objective_of(program.loss(False)))
+    assert mended.origin is None
+    assert mended.note == ""

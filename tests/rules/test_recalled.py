@@ -1,0 +1,149 @@
+"""Live findings stay in the trace and in every later diagnosis, however calm the run has become since."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import gnnstab
+from gnnstab.records import Event, Finding, Series, Signals
+from gnnstab.report import render
+from gnnstab.rules.engine import Override, Suppression, run
+from gnnstab.rules.gs603_gradient_spike import GradientSpike
+from gnnstab.rules.recalled import as_event, findings_in, joined, settled
+from models.convnets import Stack, graph
+
+SPIKE = GradientSpike().finding(
+    "at step 12 the gradient norm is 40 times its running median",
+    severity="warning",
+    limit=10.0,
+    name="gradient.spike",
+    value=40.0,
+    step=12,
+    unit="× running median",
+)
+
+
+def trained(path: Path, *, burst: bool) -> list[Finding]:
+    """60 small steps; in the middle of the burst one the weights are blown up for five steps and put back."""
+    torch.manual_seed(0)
+    model, args = Stack(2), graph()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    seen: list[Finding] = []
+    with gnnstab.Monitor(model, optimizer=optimizer, trace=path, on_finding=seen.append) as monitor:
+        for step in range(60):
+            if burst and step == 30:
+                kept = [p.detach().clone() for p in model.parameters()]
+                with torch.no_grad():
+                    for p in model.parameters():
+                        p.mul_(300)
+            if burst and step == 35:
+                with torch.no_grad():
+                    for p, old in zip(model.parameters(), kept, strict=True):
+                        p.copy_(old)
+            optimizer.zero_grad()
+            loss = model(*args).square().mean()
+            loss.backward()
+            optimizer.step()
+            monitor.step(loss)
+        live = {f.fingerprint for f in seen}
+        assert live <= {f.fingerprint for f in monitor.diagnose().findings}
+    return seen
+
+
+def test_what_was_warned_about_is_in_the_diagnosis_of_a_run_that_has_calmed_down(tmp_path: Path) -> None:
+    path = tmp_path / "run.gnnstab"
+    seen = trained(path, burst=True)
+    assert seen
+    diagnosis = gnnstab.diagnose(path)
+    assert {f.fingerprint for f in seen} <= {f.fingerprint for f in diagnosis.findings}
+    statuses = {rule.code: rule.status for rule in diagnosis.rules}
+    assert {statuses[f.code] for f in seen} == {"fired"}
+    (score, *_) = [s for s in diagnosis.signals if s.name == "score.max_abs" and s.head is None]
+    assert score.value < 100
+    assert score.detail["worst"] > 1e4
+    assert 30 <= score.detail["worst_step"] < 35
+    assert "\nrun      score.max_abs" in str(diagnosis)
+    assert "During the run: score.max_abs" in render(diagnosis, "text", verbose=True)
+
+
+def test_the_healthy_twin_says_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "run.gnnstab"
+    assert trained(path, burst=False) == []
+    diagnosis = gnnstab.diagnose(path)
+    assert not [e for e in diagnosis.events if e.kind == "finding"]
+    assert "\nrun  " not in str(diagnosis)
+    assert "During the run" not in render(diagnosis, "text", verbose=True)
+
+
+def test_an_event_gives_the_finding_back() -> None:
+    for finding in (SPIKE, replace(SPIKE, layer="a", head=2, value=math.inf, severity="error")):
+        assert findings_in([as_event(finding)]) == [finding]
+
+
+@pytest.mark.parametrize(
+    "spoilt", [{}, {"code": 3}, {"severity": "loud"}, {"value": "much"}, {"threshold": True}, {"unit": None}]
+)
+def test_what_a_stranger_has_spoilt_is_left_out(spoilt: dict[str, Any]) -> None:
+    event = as_event(SPIKE)
+    detail = {**event.detail, **spoilt} if spoilt else {}
+    assert findings_in([replace(event, detail=detail), Event(1, "note")]) == []
+
+
+def test_a_rule_that_says_as_much_itself_is_not_doubled_and_one_that_says_less_does_not_take_it_back() -> None:
+    rule = GradientSpike()
+    again, calm, worse = (replace(SPIKE, severity=s, step=50) for s in ("warning", "info", "error"))
+    assert joined(rule, [again], [SPIKE]) == [again]
+    assert joined(rule, [worse], [SPIKE]) == [worse]
+    assert joined(rule, [calm], [SPIKE]) == [calm, SPIKE]
+    assert joined(rule, [], [SPIKE, replace(SPIKE, severity="error"), SPIKE]) == [replace(SPIKE, severity="error")]
+    assert joined(rule, [], [replace(SPIKE, code="GS301")]) == []
+
+
+def test_selection_thresholds_and_suppressions_hold_for_live_findings_too() -> None:
+    signals = Signals("trace", (), events=(as_event(SPIKE),))
+
+    def codes(**options: Any) -> list[str]:
+        return [f.code for f in run(signals, **options).findings if f.code == "GS603"]
+
+    assert codes() == ["GS603"]
+    assert codes(ignore=["GS603"]) == []
+    assert codes(thresholds={"GS603": {"ratio": 20.0}}) == ["GS603"]
+    assert codes(thresholds={"GS603": {"ratio": 50.0}}) == []
+    assert codes(overrides=[Override("other", "GS603", {"ratio": 50.0})]) == ["GS603"]
+    outcome = run(signals, suppress=[Suppression("GS603", "a hard batch")])
+    assert [f.code for f, _ in outcome.suppressed] == ["GS603"]
+
+
+GROWTH = replace(SPIKE, code="GS301", layer="conv", signal="score.growth", step=60, value=0.08, threshold=0.05)
+
+
+def scores(after: float, steps: int = 200, *, last: float | None = None) -> tuple[Series, ...]:
+    """Scores of 70 up to step 60, ``after`` from then on."""
+    values = np.where(np.arange(steps) <= 60, 70.0, after)
+    values[-1] = values[-1] if last is None else last
+    return (Series("score.max_abs", "conv", None, np.arange(steps), values),)
+
+
+@pytest.mark.parametrize(
+    ("series", "expected"),
+    [
+        (scores(80.0), True),
+        (scores(400.0), False),
+        (scores(400.0, last=20.0), False),
+        (scores(math.inf), False),
+        (scores(80.0, steps=100), False),
+        ((), False),
+    ],
+)
+def test_only_a_forecast_that_did_not_come_true_is_settled(series: tuple[Series, ...], expected: bool) -> None:
+    assert settled(GROWTH, series) is expected
+    found = run(Signals("trace", (), series=series, events=(as_event(GROWTH),))).findings
+    assert ("GS301" in [f.code for f in found]) is not expected
+    assert not settled(replace(SPIKE, layer="conv"), series)
