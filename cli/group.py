@@ -98,8 +98,9 @@ def _report(error: Exception) -> int:
     """One line on standard error."""
     from gnnstab.errors import GnnstabError, NothingEvaluable
     from gnnstab.report.escape import sentence
+    from gnnstab.report.faces import speak
 
-    text = sentence(" ".join(str(error).split()), 200, 2000)
+    text = sentence(speak(" ".join(str(error).split()), "cli"), 200, 2000)
     if isinstance(error, GnnstabError):
         click.echo(f"gnnstab: error: {text}", err=True)
         return NOTHING_EVALUABLE if isinstance(error, NothingEvaluable) else ERROR

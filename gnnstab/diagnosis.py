@@ -90,7 +90,7 @@ def _undone(diagnosis: Diagnosis, seen: Observed, request: Request) -> Diagnosis
 def _prove(diagnosis: Diagnosis, seen: Observed, request: Request, jobs: int) -> Diagnosis:
     live = seen.live
     if live is None:
-        raise UsageError("--verify needs a model to apply the fixes to: pass --model pkg.mod:factory and --batch FILE")
+        raise UsageError("verify=True needs a model to apply the fixes to: pass model= and batch=")
     from gnnstab.verification import prove
 
     return prove(
