@@ -31,7 +31,10 @@ class Commands(click.Group):
 
         if cmd_name not in COMMANDS:
             return None
+        from .examples import epilog
+
         command: click.Command = import_module(COMMANDS[cmd_name][0]).command
+        command.epilog = epilog(cmd_name)
         return command
 
     def resolve_command(

@@ -37,11 +37,10 @@ def render(
         ConfigurationError: A plugin's format does not load or does not return text.
     """
     module = _module(format)
-    if format != "json":
-        one = isinstance(diagnosis, Diagnosis)
-        diagnosis = spoken(diagnosis, face) if one else [spoken(item, face) for item in diagnosis]
     if isinstance(diagnosis, Diagnosis):
+        diagnosis = diagnosis if format == "json" else spoken(diagnosis, face)
         return _call(module, "render", format, diagnosis, options)
+    diagnosis = diagnosis if format == "json" else [spoken(item, face) for item in diagnosis]
     if hasattr(module, "render_many"):
         return _call(module, "render_many", format, diagnosis, options)
     if len(diagnosis) != 1:
