@@ -182,6 +182,18 @@ def recommended(cause: Cause) -> FixAdvice | None:
     return next((fix for fix in fixes_in_order(cause) if fix.verdict in RECOMMENDED), None)
 
 
+def to_try(diagnosis: Diagnosis) -> tuple[str, ...]:
+    """Fixes of the causes to treat that can be tried on a copy, as `gnnstab.verify` takes them: ``qk-clip:limit=4``."""
+    found: dict[str, None] = {}
+    for cause in to_change(diagnosis):
+        for fix in fixes_in_order(cause):
+            tried = re.search(rf"verify --fix {re.escape(fix.fix)}((?: --option [^\s,]+)*)", fix.note)
+            if tried and fix.verdict in RECOMMENDED:
+                options = ",".join(tried[1].replace("--option", "").split())
+                found[f"{fix.fix}:{options}" if options else fix.fix] = None
+    return tuple(found)
+
+
 def beginning(text: str, longest: int = 140) -> str:
     """The first clauses of a reason, for tables that stand beside its full text."""
     if len(text) <= longest:
