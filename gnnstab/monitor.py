@@ -25,6 +25,7 @@ from gnnstab.probe.operations.repeat import objective_of
 from gnnstab.probe.outbox import Layout
 from gnnstab.probe.places import not_held
 from gnnstab.probe.recorder import Recorder
+from gnnstab.probe.slope import SlopeWatch
 from gnnstab.records import Coverage, Diagnosis, Event, Finding, SeriesKey, Signals, StepRow, Target
 from gnnstab.rules.gs502_non_finite_value import NonFiniteValue
 from gnnstab.rules.live import LiveEngine
@@ -132,7 +133,8 @@ class Monitor:
         self._updates = UpdateWatch(
             self._recorder.model, optimizers, self._writer, lambda: (self._recorder.step, self._recorder.inputs)
         )
-        self._boundary = Boundary(self._recorder, optimizers, scaler, self._act, self._after_step, self._updates.look)
+        self._slopes = SlopeWatch(optimizers, self._writer, lambda: self._recorder.step)
+        self._boundary = Boundary(self._recorder, optimizers, scaler, self._act, self._after_step, self._moving)
         self._model, self._optimizers = model, optimizers
         self._has_optimizer = bool(optimizers)
         self._waiting: list[Finding] = []
@@ -191,6 +193,10 @@ class Monitor:
     def loss(self, loss: Tensor | float) -> None:
         """Give the loss of this step, before or after the optimizer's step."""
         self._guarded("the loss", lambda: self._recorder.loss(loss))
+        self._guarded("the live rules", self._look_at_loss)
+
+    def _look_at_loss(self) -> None:
+        """A loss that came after its step was looked at."""
         row = self._recorder.row
         if row is not None and row.step == self._looked_at and row.loss is not None and not self._recorder.state.open:
             self._note(self._live.loss(row.step, row.loss, row.lr))
@@ -252,6 +258,11 @@ class Monitor:
         how = "run the training inside `with monitor:`" + ("" if self._has_optimizer else " and call monitor.step()")
         return f"nothing was recorded: no step has ended while the monitor watched {layers}; {how}"
 
+    def _moving(self, optimizer: torch.optim.Optimizer) -> None:
+        """The optimizer is about to move the weights."""
+        self._updates.look(optimizer)
+        self._slopes.look(optimizer)
+
     def _noticed(self, event: Event) -> None:
         """An event was recorded; a non-finite value is a finding at once."""
         if event.kind == "non-finite":
@@ -306,6 +317,7 @@ class Monitor:
             lr=row.lr,
             grad_norm=row.grad_norm,
             moved=self._updates.moved(row.step),
+            overshoot=self._slopes.latest if self._slopes.latest[0] >= 0 else None,
             skipped=row.skipped,
         )
         self._note(found)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from gnnstab.layers.additive import AdditiveLayer
 from gnnstab.layers.base import Call, StoredLayer
 from gnnstab.layers.maps import per_head, project
+from gnnstab.records.vocabulary import LOGIT_FROBENIUS
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -97,4 +98,4 @@ class GATConvLayer(AdditiveLayer):
         """
         vector = stored.tensors["att_src"].detach().double().view(heads, 1, -1)
         direction = vector @ per_head(self._weight(stored, self.source_maps), None, heads)
-        return {"logit.frobenius": direction.flatten(1).norm(dim=1).tolist()}
+        return {LOGIT_FROBENIUS: direction.flatten(1).norm(dim=1).tolist()}

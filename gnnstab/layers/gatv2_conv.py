@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from gnnstab.layers.additive import AdditiveLayer
 from gnnstab.layers.base import Call, StoredLayer
 from gnnstab.layers.maps import in_blocks, per_head, project
+from gnnstab.records.vocabulary import LOGIT_FROBENIUS
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -100,4 +101,4 @@ class GATv2ConvLayer(AdditiveLayer):
         """
         vector = stored.tensors["att"].detach().double().view(heads, -1, 1)
         weighted = vector * per_head(stored.tensors["lin_l.weight"], None, heads)
-        return {"logit.frobenius": [math.sqrt(SPREAD) * value for value in weighted.flatten(1).norm(dim=1).tolist()]}
+        return {LOGIT_FROBENIUS: [math.sqrt(SPREAD) * value for value in weighted.flatten(1).norm(dim=1).tolist()]}
