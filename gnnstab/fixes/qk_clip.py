@@ -40,7 +40,7 @@ class QKClip(Fix):
         """The edit with this model's own factors."""
         factors = self._factors_or_none({"signals": signals, **options})
         if factors is None:
-            kind = layer_named(next((layer.kind for layer in layers if layer.attention), ""))
+            kind = layer_named(next((layer for layer in layers if layer.attention), ""))
             return "\n".join(kind.scale_lines("conv", None, None))
         known = {layer.name: layer for layer in layers}
         lines = [line for name, gammas in factors.items() for line in _edit_lines(name, gammas, known.get(name))]
@@ -98,4 +98,4 @@ def _measured(options: dict[str, Any]) -> tuple[dict[str, list[float]], float]:
 
 def _edit_lines(name: str, gammas: Sequence[float], layer: LayerFacts | None) -> list[str]:
     path = "model" + "".join(f"[{p}]" if p.isdigit() else f".{p}" for p in name.split(".") if p)
-    return layer_named(layer.kind if layer else "").scale_lines(path, layer, gammas)
+    return layer_named(layer or "").scale_lines(path, layer, gammas)

@@ -148,6 +148,9 @@ class Layer(ABC):
     stable: ClassVar[str] = ""
     """Class of `gnnstab.nn` that takes this one's place with scores bounded, normalised or in float32; ``""`` for none."""
 
+    multiplies: ClassVar[bool] = False
+    """True where a score is the product of a query and a key, and so grows with the square of the input."""
+
     edits: ClassVar[frozenset[str]] = frozenset()
     """Methods of this class that edit a layer and apply to this kind: see `applies`."""
 

@@ -28,6 +28,7 @@ class TransformerConvLayer(Layer):
     """`torch_geometric.nn.TransformerConv` and its subclasses."""
 
     kind: ClassVar[str] = "TransformerConv"
+    multiplies: ClassVar[bool] = True
     roles: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "score": ("lin_query", "lin_key"),
         "value": ("lin_value",),

@@ -180,7 +180,7 @@ def _without_part(signals: Signals, parameter: str) -> bool:
     layer = next((one for one in signals.attention_layers if parameter.startswith(f"{one.name}.")), None)
     if layer is None or not _trains(signals, layer.name):
         return False
-    roles, own = layer_named(layer.kind).roles, parameter.removeprefix(f"{layer.name}.")
+    roles, own = layer_named(layer).roles, parameter.removeprefix(f"{layer.name}.")
     if layer.get("root_weight") is False and own.startswith(_inside(roles.get("skip", ()))):
         return True
     # The softmax over one neighbour is 1 whatever the score is.
