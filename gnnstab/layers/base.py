@@ -264,6 +264,10 @@ class Layer(ABC):
     def build(self, stored: StoredLayer, facts: LayerFacts) -> nn.Module:
         """PyG's layer with the tensors of the file, widened to float32; the global random state is left alone."""
 
+    def idle(self, facts: LayerFacts) -> tuple[str, ...]:
+        """Parts that a layer of this configuration holds and does not use."""
+        return self.roles.get("skip", ()) if facts.get("root_weight") is False else ()
+
     # A layer in print
 
     def positional(self, facts: LayerFacts) -> list[str]:

@@ -180,12 +180,12 @@ def _without_part(signals: Signals, parameter: str) -> bool:
     layer = next((one for one in signals.attention_layers if parameter.startswith(f"{one.name}.")), None)
     if layer is None or not _trains(signals, layer.name):
         return False
-    roles, own = layer_named(layer.kind).roles, parameter.removeprefix(f"{layer.name}.")
-    if layer.get("root_weight") is False and own.startswith(_inside(roles.get("skip", ()))):
+    kind, own = layer_named(layer.kind), parameter.removeprefix(f"{layer.name}.")
+    if f"{own}.".startswith(_inside(kind.idle(layer))):
         return True
     # The softmax over one neighbour is 1 whatever the score is.
     degrees = measured(signals.find("degree.max", layer=layer.name) or signals.find("degree.max"))
-    return bool(degrees) and largest(degrees).value <= 1 and own.startswith(_inside(roles.get("score", ())))
+    return bool(degrees) and largest(degrees).value <= 1 and f"{own}.".startswith(_inside(kind.roles.get("score", ())))
 
 
 def _inside(parts: Sequence[str]) -> tuple[str, ...]:
