@@ -142,6 +142,9 @@ class Layer(ABC):
     hint: ClassVar[str] = ""
     """End of a key that gives a kind away which no file is recovered to; ``""`` for none."""
 
+    probed: ClassVar[bool] = True
+    """False for a kind that a file alone gives no synthetic graph for: how many nodes of which type is not in the file."""
+
     prints: ClassVar[bool] = True
     """False where the constructor takes modules of the user's own, so that a call cannot be written down."""
 

@@ -91,7 +91,9 @@ def _filled(layer: LayerFacts, other: LayerFacts) -> LayerFacts:
 
 
 def _blind(views: Sequence[Signals]) -> tuple[Any, ...]:
-    return tuple(dict.fromkeys(blind for view in views for blind in view.blind))
+    seen = {layer.name for view in views for layer in view.attention_layers}
+    every = dict.fromkeys(blind for view in views for blind in view.blind)
+    return tuple(blind for blind in every if not (blind.is_other_attention and blind.layer in seen))
 
 
 def _missing(views: Sequence[Signals], seen: set[str]) -> dict[str, str]:
