@@ -81,10 +81,12 @@ def _undone(diagnosis: Diagnosis, seen: Observed, request: Request) -> Diagnosis
     live = seen.live
     if live is None:
         return diagnosis
+    from gnnstab.fixes.own_lines import in_own_lines
     from gnnstab.verification.interventions import undo
 
     request.progress("undoing each suspect on a copy")
-    return undo(diagnosis, live.model, batch=live.batch, loss=live.loss, precision=request.precision)
+    undone = undo(diagnosis, live.model, batch=live.batch, loss=live.loss, precision=request.precision)
+    return in_own_lines(undone, live.model)
 
 
 def _prove(diagnosis: Diagnosis, seen: Observed, request: Request, jobs: int) -> Diagnosis:
