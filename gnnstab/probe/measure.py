@@ -14,6 +14,7 @@ from torch_geometric.data.data import BaseData
 
 from gnnstab.errors import UsageError
 from gnnstab.probe.batches import Arguments, as_arguments, on_device
+from gnnstab.probe.data import taken
 from gnnstab.probe.norms import graphs_in
 from gnnstab.probe.operations.repeat import Objective
 from gnnstab.probe.places import survey, to_json
@@ -117,7 +118,7 @@ def measure_layers(layers: nn.Module, batches: Mapping[int, dict[str, Any]]) -> 
 
 def _batches(batch: Any, model: nn.Module) -> Iterator[tuple[Arguments, Any]]:
     """Arguments of every forward, and the batch as the loss wants to see it."""
-    batch = list(batch) if isinstance(batch, Iterator) else batch
+    batch = taken(batch, model)
     found = as_arguments(batch, model)
     if len(found) == 1:
         yield found[0], batch
