@@ -1,6 +1,6 @@
 """The three faces of the tool, asked about one program; run as a script it asks about all of them.
 
-    PYTHONPATH=tests python tests/truth/faces.py --out said.jsonl [--steps 0,20,150] [--only NAME,…] [--seconds 240]
+PYTHONPATH=tests python tests/truth/faces.py --out said.jsonl [--steps 0,20,150] [--only 'NAME;…'] [--seconds 240]
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     old = options.out.read_text().splitlines() if options.out.exists() else []
     done = {(row["name"], row["steps"]) for row in map(json.loads, old)}
-    names = options.only.split(",") if options.only else list(HEALTHY)
+    names = options.only.split(";") if options.only else list(HEALTHY)
     until = time.monotonic() + options.seconds
     for steps in map(int, options.steps.split(",")):
         for name in names:

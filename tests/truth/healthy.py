@@ -15,7 +15,21 @@ from torch_geometric.nn import GATConv, GATv2Conv, GCNConv, GraphNorm, SAGEConv,
 
 from truth import batches as of
 from truth.networks import (
-    WIDTH, Auxiliary, Bounded, Copying, Dense, Gps, Hetero, Links, Mixed, Nodes, Planetoid, Policy, Pooled, Tgn, Unimp,
+    WIDTH,
+    Auxiliary,
+    Bounded,
+    Copying,
+    Dense,
+    Gps,
+    Hetero,
+    Links,
+    Mixed,
+    Nodes,
+    Planetoid,
+    Policy,
+    Pooled,
+    Tgn,
+    Unimp,
 )  # fmt: skip
 
 Loss = Callable[[Tensor, Any], Tensor]
@@ -64,7 +78,7 @@ class Program:
     model: Callable[[], nn.Module]
     batch: Callable[[int], Any] = of.nodes
     loss: Loss = squared
-    optimizer: Callable[[Any], torch.optim.Optimizer] = partial(torch.optim.Adam, lr=3e-3)
+    optimizer: Callable[[Any], torch.optim.Optimizer] = field(default=partial(torch.optim.Adam, lr=3e-3))
     batches: int = 1
     """How many batches the steps go through in turn."""
 

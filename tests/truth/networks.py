@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch_geometric.data import Data, HeteroData
 from torch_geometric.nn import (
     GATConv,
-    GATv2Conv,
     GCNConv,
     GINConv,
     GPSConv,

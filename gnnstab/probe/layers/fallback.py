@@ -18,7 +18,7 @@ from gnnstab.probe.watch import Plan, Watch
 from gnnstab.records import Blind, LayerFacts
 from gnnstab.records.vocabulary import AGGREGATION_EXPONENT
 
-_NOT_JUDGED = f"the attention of {kinds()} alone is judged; of this layer input, output and gradients are recorded"
+_NOT_JUDGED = f"the attention of {kinds()} alone is judged; of this layer inputs, outputs and gradients that are tensors are recorded"
 
 
 class FallbackWatch(Watch):
