@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gnnstab.errors import GnnstabWarning, UnstableError, UsageError
+from gnnstab.errors import UnstableError, UsageError, warn
 from gnnstab.evaluation import diagnose_trace
 from gnnstab.feed import Feed, Sink
 from gnnstab.probe.boundary import Boundary
@@ -25,6 +24,7 @@ from gnnstab.probe.operations.repeat import objective_of
 from gnnstab.probe.outbox import Layout
 from gnnstab.probe.places import not_held
 from gnnstab.probe.recorder import Recorder
+from gnnstab.probe.slope import SlopeWatch
 from gnnstab.records import Coverage, Diagnosis, Event, Finding, SeriesKey, Signals, StepRow, Target
 from gnnstab.rules.gs502_non_finite_value import NonFiniteValue
 from gnnstab.rules.live import LiveEngine
@@ -132,11 +132,12 @@ class Monitor:
         self._updates = UpdateWatch(
             self._recorder.model, optimizers, self._writer, lambda: (self._recorder.step, self._recorder.inputs)
         )
-        self._boundary = Boundary(self._recorder, optimizers, scaler, self._act, self._after_step, self._updates.look)
+        self._slopes = SlopeWatch(optimizers, self._writer, lambda: self._recorder.step)
+        self._boundary = Boundary(self._recorder, optimizers, scaler, self._act, self._after_step, self._moving)
         self._model, self._optimizers = model, optimizers
         self._has_optimizer = bool(optimizers)
         self._waiting: list[Finding] = []
-        self._ended = False
+        self._ended = self._entered = False
         self._told: set[str] = set()
         self._live = LiveEngine()
         self._precision = ""
@@ -149,10 +150,11 @@ class Monitor:
         self._live_keys: list[SeriesKey] = []
 
     def __enter__(self) -> Monitor:
-        self._ended = False
+        self._ended, self._entered = False, True
         self._guarded("attaching to the model", self._recorder.attach)
         self._guarded("attaching to the optimizer", self._boundary.attach)
         self._guarded("what the optimizer holds", self._compare_with_optimizer)
+        self._told_foreign()
         return self
 
     def __exit__(
@@ -181,6 +183,7 @@ class Monitor:
 
         Call it after the update. With an optimizer the step's end is already known, and this only adds the loss.
         """
+        self._told_idle()
         if loss is not None:
             self.loss(loss)
         if not self._has_optimizer:
@@ -191,6 +194,10 @@ class Monitor:
     def loss(self, loss: Tensor | float) -> None:
         """Give the loss of this step, before or after the optimizer's step."""
         self._guarded("the loss", lambda: self._recorder.loss(loss))
+        self._guarded("the live rules", self._look_at_loss)
+
+    def _look_at_loss(self) -> None:
+        """A loss that came after its step was looked at."""
         row = self._recorder.row
         if row is not None and row.step == self._looked_at and row.loss is not None and not self._recorder.state.open:
             self._note(self._live.loss(row.step, row.loss, row.lr))
@@ -245,12 +252,39 @@ class Monitor:
         if found:
             self._writer.meta("not_held", json.dumps(found))
 
+    def _told_foreign(self) -> None:
+        """Say so when none of the optimizers moves the model: their steps are those of another network."""
+        held = {
+            id(tensor)
+            for optimizer in self._optimizers
+            for group in optimizer.param_groups
+            for tensor in group["params"]
+        }
+        own = {id(tensor) for tensor in self._model.parameters()}
+        if held and own and held.isdisjoint(own):
+            warn(
+                "gnnstab: the optimizer holds no parameter of the monitored model; pass the optimizer that moves this model"
+            )
+
+    def _told_idle(self) -> None:
+        """Say once that a monitor that was never entered watches nothing."""
+        if not self._entered:
+            self._entered = True
+            warn(
+                "gnnstab: the monitor was not entered and watches nothing; put the training loop inside `with monitor:`"
+            )
+
     def _nothing_yet(self) -> str:
         """Why there is nothing to judge before the first step has ended, and what will be watched."""
         watched = sum(facts.attention for facts in self._recorder.facts())
         layers = f"{watched} attention layer{'' if watched == 1 else 's'}"
         how = "run the training inside `with monitor:`" + ("" if self._has_optimizer else " and call monitor.step()")
         return f"nothing was recorded: no step has ended while the monitor watched {layers}; {how}"
+
+    def _moving(self, optimizer: torch.optim.Optimizer) -> None:
+        """The optimizer is about to move the weights."""
+        self._updates.look(optimizer)
+        self._slopes.look(optimizer)
 
     def _noticed(self, event: Event) -> None:
         """An event was recorded; a non-finite value is a finding at once."""
@@ -306,6 +340,7 @@ class Monitor:
             lr=row.lr,
             grad_norm=row.grad_norm,
             moved=self._updates.moved(row.step),
+            overshoot=self._slopes.latest if self._slopes.latest[0] >= 0 else None,
             skipped=row.skipped,
         )
         self._note(found)
@@ -324,7 +359,7 @@ class Monitor:
     def _look_at_budget(self) -> None:
         """Tell once that the budget cannot be kept."""
         self._tell_held = False
-        warnings.warn(f"gnnstab: budget: every step is recorded: {self._recorder.held}", GnnstabWarning, stacklevel=5)
+        warn(f"gnnstab: budget: every step is recorded: {self._recorder.held}")
 
     def _look_at_trace(self) -> None:
         """Tell once that the trace cannot be written as it should be."""
@@ -333,7 +368,7 @@ class Monitor:
             return
         self._trouble = failure
         self._writer.event(Event(self._recorder.step, "tool-failure", message=f"the trace: {failure}"))
-        warnings.warn(f"gnnstab: {failure}", GnnstabWarning, stacklevel=5)
+        warn(f"gnnstab: {failure}")
 
     def _sift(self, fresh: list[Finding]) -> None:
         """Move the findings that were not told before into ``fresh``."""
@@ -369,7 +404,7 @@ class Monitor:
             elif self._on_finding == "raise":
                 raise UnstableError(finding)
             elif self._on_finding == "warn":
-                warnings.warn(f"{finding.code} {finding.name}: {finding.message}", GnnstabWarning, stacklevel=4)
+                warn(f"{finding.code} {finding.name}: {finding.message}")
 
 
 def _rows_of(layout: Layout, site: str) -> list[int]:

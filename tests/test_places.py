@@ -187,6 +187,40 @@ def test_ids_beside_small_features_do_not_make_the_input_large() -> None:
     assert loud(look(Looked(), batch)) == []
 
 
+def test_bag_of_words_with_weight_decay_trained() -> None:
+    """The settings that PyG's examples use on citation graphs."""
+
+    class Citations(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.one, self.two = GCNConv(300, 16), GCNConv(16, 4)
+
+        def forward(self, batch: Data) -> Tensor:
+            h = F.relu(self.one(F.dropout(batch.x, 0.5, self.training), batch.edge_index))
+            return self.two(F.dropout(h, 0.5, self.training), batch.edge_index)
+
+    y = torch.arange(NODES) % 4
+    words = (torch.rand(NODES, 300, generator=seeded(8)) < 0.02).float()
+    for kind in range(4):
+        words[y == kind, 20 * kind : 20 * kind + 20] = (
+            torch.rand(NODES // 4, 20, generator=seeded(kind)) < 0.3
+        ).float()
+    batch = Data(x=words / words.sum(1, keepdim=True).clamp(min=1), edge_index=random_graph(), y=y)
+    model = Citations()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01, weight_decay=5e-4)
+    with gnnstab.Monitor(model, optimizer=optimizer, on_finding="ignore") as monitor:
+        for _ in range(60):
+            optimizer.zero_grad()
+            value = F.cross_entropy(model(batch), batch.y)
+            value.backward()
+            optimizer.step()
+            monitor.loss(value)
+    assert loud(monitor.diagnose()) == []
+    after = look(model, batch, loss=lambda out, b: F.cross_entropy(out, b.y), optimizer=optimizer)
+    assert loud(after) == []
+
+
 # Not finite.
 
 
@@ -395,6 +429,12 @@ def test_a_parameter_replaced_after_the_optimizer_was_built() -> None:
     assert "out.weight" in found[0].message and found[0].severity == "warning"
 
 
+def test_attention_over_one_neighbour_has_no_gradient_by_nature() -> None:
+    ring = torch.stack([torch.arange(NODES), (torch.arange(NODES) + 1) % NODES])
+    diagnosis = train(Net(), data(edge_index=ring))
+    assert loud(diagnosis, "GS604") == []
+
+
 def test_what_is_left_out_on_purpose_is_no_fault() -> None:
     frozen = Net()
     frozen.inp.requires_grad_(False)
@@ -487,8 +527,28 @@ def test_normalisations_behind_the_residual_sum() -> None:
     (signal,) = [s for s in post.signals if s.name == "place.post_norms"]
     assert signal.value == 10 and signal.detail["names"][:2] == ["norms.0", "norms.1"]
     assert not [s for s in pre.signals if s.name == "place.post_norms"]
-    # Fresh, its gradient reaches the first layer: nothing has gone wrong yet.
-    assert loud(pre, "GS106") == []
+    # Fresh, their gradient reaches the first layer: nothing has gone wrong yet.
+    assert loud(post, "GS106") == loud(pre, "GS106") == []
+
+
+def test_a_post_norm_stack_at_a_rate_that_a_pre_norm_one_bears() -> None:
+    def run(post: bool) -> Diagnosis:
+        model, batch = Blocks(16, post=post), data()
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+        with gnnstab.Monitor(model, optimizer=optimizer, on_finding="ignore") as monitor:
+            for _ in range(60):
+                optimizer.zero_grad()
+                value = loss(model(batch), batch)
+                value.backward()
+                optimizer.step()
+                monitor.loss(value)
+        return monitor.diagnose()
+
+    broken, twin = run(True), run(False)
+    (finding,) = loud(broken, "GS106")
+    assert "post-norm" in finding.message
+    assert [c.cause for c in broken.root_causes()] == ["normalization-misuse"]
+    assert loud(twin) == []
 
 
 # The run is left as it was.

@@ -11,9 +11,8 @@ from gnnstab.layers import LAYERS, Layer, StoredLayer, kinds
 from gnnstab.records import Blind
 
 _OTHER_KINDS = (
-    ("att", "HypergraphConv"),
     ("in_proj_weight", "MultiheadAttention"),
-    ("kqv_lin.lins", "HGTConv"),
+    *((kind.hint, kind.kind) for kind in LAYERS if kind.hint),
 )
 """(last part of a key, attention layer that has it), for kinds that no adapter recovers from a file."""
 
@@ -50,7 +49,7 @@ def _candidates(tensors: Mapping[str, Tensor]) -> list[StoredLayer]:
     return [
         StoredLayer(kind, name, own, tuple(last for last in beside.get(name, ()) if last not in own))
         for (kind, name), own in found.items()
-        if kind.essential <= own.keys()
+        if kind.essential and kind.essential <= own.keys()
     ]
 
 

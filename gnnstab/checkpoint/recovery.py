@@ -51,7 +51,7 @@ def recover(
 
 def _recover(checkpoint: Checkpoint, heads: int | None, activation: str | None, concat: bool | None) -> CheckpointFacts:
     convs, unjudged, shared = find_layers(checkpoint.tensors)
-    decided = [heads_of(conv, heads, concat, _known(checkpoint, conv)) for conv in convs]
+    decided = [heads_of(conv, heads, concat, _known(checkpoint, conv), checkpoint.settings) for conv in convs]
     _check_given(convs, decided, heads)
     prints = [[fingerprint(weight) for weight in conv.kind.drawn(conv)] for conv in convs]
     layers = tuple(
@@ -101,7 +101,7 @@ def _check_given(convs: Sequence[StoredLayer], decided: Sequence[Heads], given: 
         return
     first = next((i for i, h in enumerate(decided) if h.heads is not None), 0)
     raise UsageError(
-        f"--heads {given} contradicts the file: {convs[first].name} has {decided[first].heads}, {decided[first].source}"
+        f"heads={given} contradicts the file: {convs[first].name} has {decided[first].heads}, {decided[first].source}"
     )
 
 

@@ -15,7 +15,7 @@ PLACES = ("args", "hparams", "hyper_parameters", "hyperparameters", "config", "c
 DEEPEST, MOST = 6, 200
 """Levels of settings within settings, and values that are kept of one place."""
 
-_HEADS = re.compile(r"(^|[._])(n_?|num_?|gnn_?|attention_?|attn_?|transformer_?)*heads?$", re.IGNORECASE)
+HEADS = re.compile(r"(^|[._])(n_?|num_?|gnn_?|attention_?|attn_?|transformer_?)*heads?$", re.IGNORECASE)
 
 
 class SaidHeads(NamedTuple):
@@ -46,7 +46,7 @@ def heads_in(settings: Mapping[str, Any], rows: int) -> SaidHeads | None:
     said = {
         name: value
         for name, value in settings.items()
-        if _HEADS.search(name) and type(value) is int and value > 0 and rows % value == 0
+        if HEADS.search(name) and type(value) is int and value > 0 and rows % value == 0
     }
     return SaidHeads(*next((v, k) for k, v in said.items())) if len(set(said.values())) == 1 else None
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gnnstab.checkpoint.facts import Undecided
+from gnnstab.checkpoint.settings import HEADS
 from gnnstab.layers import parts
 from gnnstab.records import LayerFacts
 
@@ -14,19 +14,14 @@ MODEL = "--model pkg.mod:factory"
 BATCH = "--model pkg.mod:factory --batch FILE"
 
 
-_HEADS_SETTING = re.compile(r"(^|[._])(n_?|num_?|gnn_num_?|attention_?|attn_?)*heads$", re.IGNORECASE)
-
-
 def undecided(layers: Sequence[LayerFacts], settings: Mapping[str, Any]) -> tuple[Undecided, ...]:
     """Everything about these layers that leaves no trace in a state dict, with what to pass to decide it.
 
-    A number of heads among the file's own ``settings`` is offered, not used: it may belong to another part of the model.
+    Several numbers of heads among the file's own ``settings`` are offered: each may belong to another part of the model.
     """
     if not layers:
         return ()
-    said = [
-        f"{name}={value}" for name, value in settings.items() if _HEADS_SETTING.search(name) and isinstance(value, int)
-    ]
+    said = [f"{name}={value}" for name, value in settings.items() if HEADS.search(name) and isinstance(value, int)]
     hint = f" (the file's settings say {', '.join(said[:3])})" if said else ""
     found = [
         _where("heads", layers, f"concatenated heads leave no trace in the shapes{hint}", "--heads N"),

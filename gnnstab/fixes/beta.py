@@ -29,7 +29,6 @@ class Beta(Fix):
     signal: ClassVar[str] = GRADIENT_RATIO
     keeps_function: ClassVar[bool] = False
     needs_fresh_weights: ClassVar[bool] = True
-    phase: ClassVar[int | None] = 1
     cost: ClassVar[str] = "3·width more parameters per layer; gradients shrink about twofold per layer"
 
     def change(self, layers: Sequence[LayerFacts], signals: Signals | None = None, **options: Any) -> str:

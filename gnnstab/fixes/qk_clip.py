@@ -34,7 +34,6 @@ class QKClip(Fix):
     signal: ClassVar[str] = ATTENTION_ENTROPY
     keeps_function: ClassVar[bool] = True
     needs_fresh_weights: ClassVar[bool] = False
-    phase: ClassVar[int | None] = None
     cost: ClassVar[str] = "none; flatter attention in the clipped heads, to be repeated in training"
 
     def change(self, layers: Sequence[LayerFacts], signals: Signals | None = None, **options: Any) -> str:

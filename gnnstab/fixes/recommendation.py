@@ -81,6 +81,11 @@ def _note(name: str, options: dict[str, Any], said: str) -> str:
 
 
 def _choices(cause: str, codes: set[str], roots: set[str], signals: Signals | None) -> list[Choice]:
+    if cause == "indistinguishable-nodes" and signals is not None and _without_skip(signals):
+        return [
+            ("root-weight", {}, "the layers were asked to leave the node's own features out"),
+            ("pre-norm-residual", {}, ""),
+        ]
     if cause in _SIMPLE:
         return [(name, {}, "") for name in _SIMPLE[cause]]
     special = {
@@ -92,6 +97,11 @@ def _choices(cause: str, codes: set[str], roots: set[str], signals: Signals | No
         "precision": _for_precision,
     }
     return special[cause](codes, roots, signals) if cause in special else []
+
+
+def _without_skip(signals: Signals) -> bool:
+    """True when some attention layer has no branch of the node's own features although its kind offers one."""
+    return any(layer.get("root_weight") is False for layer in signals.attention_layers)
 
 
 def _for_attention(codes: set[str], roots: set[str], signals: Signals | None) -> list[Choice]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from gnnstab.layers.additive import AdditiveLayer
 from gnnstab.layers.base import Call, StoredLayer
 from gnnstab.layers.maps import per_head, project
+from gnnstab.records.vocabulary import LOGIT_FROBENIUS
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -33,6 +34,7 @@ class GATConvLayer(AdditiveLayer):
     essential: ClassVar[frozenset[str]] = frozenset({"att_src", "att_dst"})
     absent: ClassVar[str] = "no att_src and att_dst side by side"
     width_names: ClassVar[tuple[str, str]] = ("att_src", "bias")
+    static: ClassVar[str] = "‖Wᵀa‖, within 2 × of the measured spread at initialisation"
     defaults: ClassVar[Mapping[str, Any]] = {
         "heads": 1,
         "concat": True,
@@ -96,4 +98,4 @@ class GATConvLayer(AdditiveLayer):
         """
         vector = stored.tensors["att_src"].detach().double().view(heads, 1, -1)
         direction = vector @ per_head(self._weight(stored, self.source_maps), None, heads)
-        return {"logit.frobenius": direction.flatten(1).norm(dim=1).tolist()}
+        return {LOGIT_FROBENIUS: direction.flatten(1).norm(dim=1).tolist()}

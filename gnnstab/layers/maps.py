@@ -6,7 +6,13 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from gnnstab.records.vocabulary import LOGIT_EDGE_SPECTRAL
+from gnnstab.records.vocabulary import (
+    LOGIT_ALIGNMENT,
+    LOGIT_EDGE_SPECTRAL,
+    LOGIT_FROBENIUS,
+    LOGIT_SPECTRAL,
+    LOGIT_SPECTRAL_QK,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -85,14 +91,14 @@ def product_norms(
     with_bias = triangle(per_head(query, query_bias, heads))
     root = math.sqrt(query.shape[0] // heads)
     norms = {
-        "logit.spectral_qk": norm(q @ k.mT, 2),
-        "logit.spectral": norm(with_bias @ triangle(per_head(key, key_bias, heads)).mT, 2),
-        "logit.frobenius": norm(with_bias @ k.mT),
+        LOGIT_SPECTRAL_QK: norm(q @ k.mT, 2),
+        LOGIT_SPECTRAL: norm(with_bias @ triangle(per_head(key, key_bias, heads)).mT, 2),
+        LOGIT_FROBENIUS: norm(with_bias @ k.mT),
     }
     if edge is not None:
         norms[LOGIT_EDGE_SPECTRAL] = norm(with_bias @ triangle(per_head(edge, None, heads)).mT, 2)
     scaled = {name: [value / root for value in values.tolist()] for name, values in norms.items()}
-    return {**scaled, "logit.alignment": _alignment(q, k, root).tolist()}
+    return {**scaled, LOGIT_ALIGNMENT: _alignment(q, k, root).tolist()}
 
 
 def _alignment(query: Tensor, key: Tensor, root: float) -> Tensor:

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gnnstab.layers.agnn_conv import AGNNConvLayer
+from gnnstab.layers.attentional_aggregation import AttentionalAggregationLayer
 from gnnstab.layers.base import Layer
 from gnnstab.layers.gat_conv import GATConvLayer
 from gnnstab.layers.gatv2_conv import GATv2ConvLayer
+from gnnstab.layers.general_conv import GeneralConvLayer
 from gnnstab.layers.generic import FAMILY, GenericLayer, MultiheadLayer
+from gnnstab.layers.han_conv import HANConvLayer
+from gnnstab.layers.heat_conv import HEATConvLayer
+from gnnstab.layers.hgt_conv import HGTConvLayer
+from gnnstab.layers.hypergraph_conv import HypergraphConvLayer
+from gnnstab.layers.point_transformer_conv import PointTransformerConvLayer
+from gnnstab.layers.rgat_conv import RGATConvLayer
+from gnnstab.layers.softmax_aggregation import SoftmaxAggregationLayer
+from gnnstab.layers.supergat_conv import SuperGATConvLayer
 from gnnstab.layers.transformer_conv import TransformerConvLayer
 
 if TYPE_CHECKING:
@@ -25,6 +36,17 @@ LAYERS: tuple[Layer, ...] = (
     TransformerConvLayer(),
     GATv2ConvLayer(),
     GATConvLayer(),
+    SuperGATConvLayer(),
+    HGTConvLayer(),
+    HANConvLayer(),
+    RGATConvLayer(),
+    AGNNConvLayer(),
+    HEATConvLayer(),
+    PointTransformerConvLayer(),
+    GeneralConvLayer(),
+    HypergraphConvLayer(),
+    SoftmaxAggregationLayer(),
+    AttentionalAggregationLayer(),
 )
 """One adapter per kind; the first that matches a module is taken."""
 
@@ -54,7 +76,8 @@ def kinds() -> str:
 
 def plays(parameter: str, role: str) -> bool:
     """Whether a parameter, by the end of its name, is the weight of a part with this role in some kind of layer."""
-    return any(parameter.endswith(f"{part}.weight") for layer in LAYERS for part in layer.roles.get(role, ()))
+    parts = {part for layer in LAYERS for part in layer.roles.get(role, ())}
+    return any(f".{parameter}".endswith(f".{part}.weight") for part in parts)
 
 
 def weights(facts: LayerFacts, role: str) -> tuple[str, ...]:

@@ -148,9 +148,13 @@ class Judge:
             event = anomaly.with_detail(event, bad_parameters=len(broken), parameters=len(self._parameters.names))
         kept = [one for one in self._outer.calls if inputs.get(one.mode) is not one]
         ordered = sorted([*inputs.values(), *kept], key=lambda one: one.mode != event.mode)
-        event = self._explainer.explain(event, map(call_of, ordered))
+        explained = [event]
+        # What was seen stays seen, also when the repeat fails.
+        self._state.failsafe.run(
+            "repeating a step", lambda: explained.append(self._explainer.explain(event, map(call_of, ordered)))
+        )
         self._outer.watching = self._explainer.pending
-        return event
+        return explained[-1]
 
     def _first(self, kind: str) -> bool:
         self.met[kind] = self.met.get(kind, 0) + 1

@@ -35,3 +35,12 @@ def rise_of(losses: Sequence[float]) -> Rise | None:
         return None
     largest = max(later)
     return Rise(largest / losses[0], sum(v > LASTING * losses[0] for v in later), later.index(largest) + 1)
+
+
+OF = 4
+"""Measurements in a row, of which all but one must lie above a level."""
+
+
+def lasting_level(values: Sequence[float]) -> float:
+    """The level that all but one of the last `OF` values exceed or reach; −inf for fewer values."""
+    return sorted(values[-OF:])[1] if len(values) >= OF else -math.inf

@@ -183,6 +183,8 @@ SIGNALS: dict[str, SignalKind] = {
     (OPTIMIZER_EPS_DAMPING := "optimizer.eps_damping"): SignalKind("share of the step",
         "change of the output in one step with the eps in use over that with an eps of 1e-12", worse="below",
         limits=(RuleLimit("GS602", "least_kept", "warning"),), groups=("setting",)),
+    (OPTIMIZER_OVERSHOOT := "optimizer.overshoot"): SignalKind("",
+        "1 − (slope after)/(slope before) along an update: the rate times the curvature, 2 where it ends as high on the other side"),
     (OPTIMIZER_LR_JUMP := "optimizer.lr_jump"): SignalKind("× the step before",
         "largest factor of the learning rate between two recorded steps that leads beyond every rate before"),
     (OPTIMIZER_NEVER_UPDATED := "optimizer.never_updated"): SignalKind("parameters",

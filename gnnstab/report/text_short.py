@@ -26,7 +26,10 @@ _LABEL = 9
 
 _MOST_CAUSES = 2
 _REASON = 210
-"""Characters of a cause's reason: its first clauses, three lines at 80 columns."""
+"""Characters of a cause's reason where room is scarce: its first clauses, three lines at 80 columns."""
+
+_WHOLE = 560
+_NO_ROOM = "; -v shows its"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +53,25 @@ def short(diagnosis: Diagnosis, width: int) -> RenderableType:
     head, last = [_head(diagnosis, width)], [_last(diagnosis, width)]
     unseen = [line for entry in _unseen(diagnosis, width) for line in entry.rows(width)]
     room = MOST_LINES - len(head) - len(last) - len(unseen)
+    body, whole = _body(diagnosis, room, _WHOLE, width)
+    if not whole:
+        body, _ = _body(diagnosis, room, _REASON, width)
+    return Group(*head, *body[:room], *unseen, *last)
+
+
+def _body(diagnosis: Diagnosis, room: int, longest: int, width: int) -> tuple[list[Text], bool]:
+    """Causes with reasons of at most ``longest`` characters, changes and findings; and whether all of it has room."""
     body: list[Text] = []
     for entry in _began(diagnosis):
         body += entry.rows(width)
-    for position, cause in enumerate(summary.to_change(diagnosis)[:_MOST_CAUSES]):
-        body += _cause(diagnosis, cause).rows(width)
+    causes = summary.to_change(diagnosis)
+    for position, cause in enumerate(causes[:_MOST_CAUSES]):
+        body += _cause(cause, longest).rows(width)
         # The code of the first change matters more than what was found beside it; the summary counts that.
         body += _change(cause, room - len(body) if position == 0 else min(5, room - len(body) - 1), width)
-    body += _further(diagnosis, room - len(body), width)
-    return Group(*head, *body[:room], *unseen, *last)
+    further = _further(diagnosis, MOST_LINES, width)
+    whole = len(body) + len(further) <= room and not any(_NO_ROOM in line.plain for line in body)
+    return [*body, *(further if whole else _further(diagnosis, room - len(body), width))], whole
 
 
 def one_line(diagnosis: Diagnosis, width: int) -> Text:
@@ -111,9 +124,9 @@ def _began(diagnosis: Diagnosis) -> Iterator[_Line]:
         yield _Line("run", Text(escape.sentence(told[0], 60, 150) + more))
 
 
-def _cause(diagnosis: Diagnosis, cause: Cause) -> _Line:
+def _cause(cause: Cause, longest: int) -> _Line:
     known = ", ".join(part for part in (" ".join(cause.codes), getattr(cause, "how", "")) if part)
-    reason = summary.beginning(escape.sentence(cause.reason), _REASON)
+    reason = summary.beginning(escape.sentence(cause.reason), longest)
     words = ((cause.cause, f"bold {CAUSE[cause.status]}"), f" ({known}): " if known else ": ", reason)
     return _Line("cause" if cause.status == "root-cause" else "suspect", Text.assemble(*words))
 
@@ -131,7 +144,7 @@ def _change(cause: Cause, room: int, width: int) -> list[Text]:
     code = escape.code(best.change)
     lines = len(code.splitlines())
     if lines + 1 > room:
-        named.append(f"; -v shows its {lines} lines of code", style=MUTED)
+        named.append(f"{_NO_ROOM} {lines} lines of code", style=MUTED)
         return _Line("change", named).rows(width)
     return [*_Line("change", named).rows(width), *_Line("", Text(code), code=True).rows(width)]
 

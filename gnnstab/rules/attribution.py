@@ -20,14 +20,16 @@ def causes(findings: Sequence[Finding], statuses: Sequence[RuleStatus], signals:
     five = [_five(cause, findings, by_code, signals) for cause in FIVE_CAUSES]
     further = [_further(cause, findings, by_code) for cause in FURTHER_CAUSES]
     found = (*five, *(cause for cause in further if cause is not None))
-    return tuple(replace(cause, how=_how(cause)) for cause in found)
+    return tuple(replace(cause, how=_how(cause, findings)) for cause in found)
 
 
-def _how(cause: Cause) -> str:
+def _how(cause: Cause, findings: Sequence[Finding]) -> str:
     """``observed`` where a rule sees the cause itself, ``inferred`` where a mechanism ties a symptom to it."""
     if cause.status not in ("root-cause", "contributing"):
         return ""
-    return "observed" if OBSERVED.intersection(cause.codes) else "inferred"
+    # GS502 names the cause of an event only where the repeat of the step has shown it; from a file it infers one.
+    repeated = any(f.code == "GS502" and f.step is not None for f in findings if f.cause == cause.cause)
+    return "observed" if repeated or OBSERVED.intersection(cause.codes) else "inferred"
 
 
 def modest(findings: Sequence[Finding], found: Sequence[Cause]) -> tuple[Finding, ...]:

@@ -1,13 +1,14 @@
-"""The learning rate of a run, as it comes: does it raise the loss of the first steps, does it jump?"""
+"""The learning rate of a run, as it comes: does it raise the loss of the first steps, jump, overshoot?"""
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterator
 
 from gnnstab.records import Finding, Signal, Signals
-from gnnstab.records.rises import rise_of
-from gnnstab.records.vocabulary import LOSS_FIRST_RISE, OPTIMIZER_LR_JUMP, OPTIMIZER_OUTPUT_MOVE
+from gnnstab.records.rises import OF, lasting_level, rise_of
+from gnnstab.records.vocabulary import LOSS_FIRST_RISE, OPTIMIZER_LR_JUMP, OPTIMIZER_OUTPUT_MOVE, OPTIMIZER_OVERSHOOT
 from gnnstab.rules.gs601_learning_rate_too_high import LearningRateTooHigh
 from gnnstab.rules.gs606_rate_jump import RateJump
 from gnnstab.signals.optimisation import FIRST, NEIGHBOURS, WARM_START
@@ -64,3 +65,26 @@ class Rates:
         if lr > before and step - at <= NEIGHBOURS and step >= WARM_START:
             jump = Signal(OPTIMIZER_LR_JUMP, lr / last, None, None, step, "training", {"before": last, "after": lr})
             yield from self._rule.check(Signals(kind="trace", layers=(), values=(jump,)))
+
+
+class Overshoots:
+    """Asks GS601 about updates that overshoot.
+
+    Args:
+        rule: GS601 with the thresholds of the run.
+    """
+
+    def __init__(self, rule: LearningRateTooHigh) -> None:
+        self._rule = rule
+        self._values: deque[float] = deque(maxlen=OF)
+        self._last = -1
+
+    def measured(self, step: int, value: float, lr: float | None) -> Iterator[Finding]:
+        """Rate times curvature along the update of ``step``; one that was told before is left out."""
+        if step <= self._last:
+            return
+        self._last = step
+        self._values.append(value)
+        detail = {"lasting": True, "lr": lr}
+        level = lasting_level(list(self._values))
+        yield from self._rule.overshot(Signal(OPTIMIZER_OVERSHOOT, level, None, None, step, "training", detail))

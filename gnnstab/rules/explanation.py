@@ -99,10 +99,14 @@ def _given_to_the_layer(symptom: Finding, explanation: Finding, signals: Signals
     return explanation.signal == "place.rms" and any(name.startswith(f"{symptom.layer}.") for name in fed)
 
 
+_MANY = 10
+"""Times the limit of GS406 from which on the size of the data explains values that leave the number format."""
+
+
 def _from_large_data(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
-    """Measured values of a hundred and more that reach the weights make everything behind them large."""
+    """Measured values of many times their limit that reach the weights make everything behind them large."""
     own = ("non-finite-data", "undefined-operation", "masking", "precision")
-    large = explanation.signal == "place.rms" and explanation.value > FeatureScale.target
+    large = explanation.signal == "place.rms" and explanation.value > _MANY * FeatureScale.rms
     return large and not explanation.message.startswith("the targets") and symptom.cause not in own
 
 
@@ -178,6 +182,7 @@ LINKS: tuple[Link, ...] = (
     Link("GS603", "GS106", _behind_sums),
     Link("GS301", "GS106", _behind_sums),
     Link("GS302", "GS106", _behind_sums),
+    Link("GS704", "GS106", _behind_sums),
     # Nodes that cannot be told apart: no score, no gradient of a score, no sum makes a difference.
     Link("GS604", "GS704", _alike),
     Link("GS401", "GS704", _alike),

@@ -15,6 +15,7 @@ from gnnstab.records.vocabulary import (
     OPTIMIZER_LOSS_RISE,
     OPTIMIZER_LR_TO_RMS,
     OPTIMIZER_OUTPUT_MOVE,
+    OPTIMIZER_OVERSHOOT,
     UPDATE_RATIO,
 )
 from gnnstab.rules.base import Rule, threshold
@@ -29,7 +30,8 @@ class LearningRateTooHigh(Rule):
     With a model, a batch, a loss and the optimizer: six real steps on a copy, by the optimizer's own class, groups, settings and
     state. The largest loss in them over the first one, and the change of the output in the first step over its spread (over
     nodes or graphs). In a run: the losses of the first steps over that of step 0, with the change of the output in one
-    step, measured on a copy; and the loss, when it ends far above what it had reached. Where no step could be tried, the
+    step, measured on a copy; while the rate rises after the first 50 steps, the slope along each update before and after it,
+    whose ratio gives rate times curvature; and the loss, when it ends far above what it had reached. Where no step could be tried, the
     learning rate over the RMS of the weight matrices is a hint, no more.
 
     ## Why it is unstable
@@ -91,6 +93,13 @@ class LearningRateTooHigh(Rule):
     )
     """Rise over the first steps of a run that counts without the move of the output."""
 
+    overshoot: float = threshold(
+        1.5,
+        unit="rate × curvature",
+        source="measured: runs whose rate ramps up pass it 30 to 160 steps before they blow up",
+    )
+    """Level that three of four updates in a row reach while the rate rises; beyond 2 every update ends higher than it began."""
+
     warn_ratio: float = threshold(0.1, unit="relative update", source="measured: .07 gives the best loss at width 16")
     loss_rise: float = threshold(10.0, unit="× best loss", source="heuristic: a run that has lost what it had learned")
 
@@ -101,6 +110,7 @@ class LearningRateTooHigh(Rule):
         if not tried and not losses and ratio is None:
             raise NotEvaluable(signals.why_missing(OPTIMIZER_LOSS_RISE))
         found = [finding for rise in tried for finding in self._rise(rise, signals)]
+        found = found or [finding for one in signals.find(OPTIMIZER_OVERSHOOT) for finding in self.overshot(one)]
         found = found or [finding for loss in losses for finding in self._lost(loss)]
         if not found and not tried and ratio is not None and ratio.value > self.warn_ratio:
             found = [self._hint(ratio)]
@@ -116,6 +126,21 @@ class LearningRateTooHigh(Rule):
         if not rise.value <= limit and self._lasts(rise):
             severe = not rise.value <= self.error_rise
             yield self.finding(_said(rise, moves), severity="error" if severe else "warning", limit=limit, signal=rise)
+
+    def overshot(self, level: Signal) -> Iterator[Finding]:
+        """One finding where updates overshoot while the rate rises; of a run the level that lasted counts."""
+        if level.detail.get("lasting") and level.value > self.overshoot:
+            lr = level.detail.get("lr")
+            rate = f" ({lr:.3g})" if isinstance(lr, (int, float)) else ""
+            yield self.finding(
+                f"at step {level.step} the learning rate{rate} rises and its updates overshoot: rate times curvature along them is "
+                f"{level.value:.3g} in three of four in a row, and beyond 2 each ends higher than it began. Stop the rise, or go back to a "
+                "third of this rate.",
+                severity="warning",
+                confidence="medium",
+                limit=self.overshoot,
+                signal=level,
+            )
 
     def _lasts(self, rise: Signal) -> bool:
         above, peak = rise.detail.get("above", self.lasting), rise.detail.get("peak", 1)

@@ -16,7 +16,7 @@ import numpy as np
 
 from gnnstab.records import Finding, SeriesKey
 from gnnstab.rules.base import Rule, threshold
-from gnnstab.rules.beginning import Beginning, Rates
+from gnnstab.rules.beginning import Beginning, Overshoots, Rates
 from gnnstab.rules.engine import Thresholds, configure
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.gs501_precision_headroom import UNIT_ROUNDOFF, PrecisionHeadroom
@@ -125,6 +125,15 @@ class _Track:
         fitted = log_linear(self.steps, self.values, WARM_UP + 1)
         return (0.0, math.inf) if fitted is None else (fitted.slope, fitted.error)
 
+    @property
+    def outlived_beginning(self) -> bool:
+        """True for a growth that the second half of a full window still has: that of the first steps ends by itself."""
+        if len(self.values) < WINDOW:
+            return False
+        half = WINDOW // 2
+        late = log_linear(list(self.steps)[half:], list(self.values)[half:], half)
+        return late is not None and late.slope > max(0.5 * self.growth()[0], 3 * late.error)
+
 
 class _Quiet:
     """Steps in which nothing was large enough for any rule: kept as they came until a later step needs them."""
@@ -179,6 +188,7 @@ class LiveEngine:
         self._quiet = _Quiet()
         self._quiet_below = min(self._limits.score_floor, self._limits.jump_floor) if precision == "fp32" else 0.0
         self._beginning = Beginning(self._rate)
+        self._overshoots = Overshoots(self._rate)
         self._rates = Rates(_configured(RateJump, given))
         self._spikes: deque[int] = deque(maxlen=16)
         self._warming, self._rate_before = True, -math.inf
@@ -193,6 +203,7 @@ class LiveEngine:
         lr: float | None = None,
         grad_norm: float | None = None,
         moved: float | None = None,
+        overshoot: tuple[int, float] | None = None,
         skipped: bool = False,
     ) -> list[Finding]:
         """Take one step in and return what is new.
@@ -205,6 +216,7 @@ class LiveEngine:
             lr: Learning rate, for the wording.
             grad_norm: L2 norm over all parameter gradients.
             moved: Change of the output by the update of this step over its spread, where it was measured.
+            overshoot: Step and rate × curvature of the last update along which it was measured.
             skipped: True when a GradScaler skipped the step; its gradients are then left out.
         """
         self._beginning.moved(moved)
@@ -214,6 +226,8 @@ class LiveEngine:
         if grad_norm is not None and not skipped:
             found += self._gradient(step, grad_norm, self._warming)
         found += self._rates.rate(step, lr)
+        if overshoot is not None:
+            found += self._overshoots.measured(*overshoot, lr)
         return [f for f in found if self._first_time(f)] + ([] if loss is None else self.loss(step, loss, lr))
 
     def loss(self, step: int, loss: float, lr: float | None = None) -> list[Finding]:
@@ -267,7 +281,7 @@ class LiveEngine:
         if not grown and self._format == "fp32":
             return  # The fit is the expensive part, and at every healthy step nothing asks for it.
         growth, error = track.growth()
-        yield from self._headroom(step, key.layer, size, growth if growth > 3 * error else 0.0)
+        yield from self._headroom(step, key.layer, track, growth if growth > 3 * error else 0.0)
         steady = track.ready and grown and growth > max(limits.score_growth, 3 * error)
         if steady or self._jumped(track, size):
             first = track.start if track.ready else track.before
@@ -285,7 +299,8 @@ class LiveEngine:
                 confidence="medium",
             )
 
-    def _headroom(self, step: int, layer: str, size: float, growth: float) -> Iterator[Finding]:
+    def _headroom(self, step: int, layer: str, track: _Track, growth: float) -> Iterator[Finding]:
+        size = track.values[-1]
         if self._format not in ("fp16", "bf16") or size <= 0:
             return
         rounding = size * UNIT_ROUNDOFF[self._format]
@@ -302,11 +317,13 @@ class LiveEngine:
                 step=step,
             )
         if self._format == "fp16":
-            yield from self._overflow(step, layer, size, growth)
+            yield from self._overflow(step, layer, track, growth)
 
-    def _overflow(self, step: int, layer: str, size: float, growth: float) -> Iterator[Finding]:
+    def _overflow(self, step: int, layer: str, track: _Track, growth: float) -> Iterator[Finding]:
+        size = track.values[-1]
         headroom = FP16_LARGEST / (size * math.sqrt(self._channels.get(layer, 1)))
-        left = math.log(headroom) / growth if growth > 0 and headroom > 1 else math.inf
+        lasting = growth > 0 and headroom > 1 and track.outlived_beginning
+        left = math.log(headroom) / growth if lasting else math.inf
         if headroom <= self._precision.overflow or left < self._limits.projected_steps:
             when = "now" if headroom <= 1 else f"in about {left:.0f} steps at the present growth"
             yield self._precision.finding(

@@ -9,8 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gnnstab.records import PARAMETER_SITES, Measure, SeriesKey, Signal
-from gnnstab.records.rises import rise_of
-from gnnstab.records.vocabulary import LOSS_FIRST_RISE, LOSS_VALIDATION, OPTIMIZER_LR_JUMP, OPTIMIZER_OUTPUT_MOVE
+from gnnstab.records.rises import OF, lasting_level, rise_of
+from gnnstab.records.vocabulary import (
+    LOSS_FIRST_RISE,
+    LOSS_VALIDATION,
+    OPTIMIZER_LR_JUMP,
+    OPTIMIZER_OUTPUT_MOVE,
+    OPTIMIZER_OVERSHOOT,
+)
 from gnnstab.signals.window import Floats, Integers, latest, median
 
 if TYPE_CHECKING:
@@ -109,6 +115,16 @@ def first_moves(measures: Sequence[Measure]) -> list[Signal]:
         return []
     first = min(rows, key=lambda row: row.step)
     return [Signal(OPTIMIZER_OUTPUT_MOVE, first.value, None, None, first.step, "training", {"first": True})]
+
+
+def overshoot_signals(measures: Sequence[Measure]) -> list[Signal]:
+    """The highest level that all but one of four measurements in a row reached, at the step of the last of them."""
+    rows = sorted((row for row in measures if row.name == OPTIMIZER_OVERSHOOT), key=lambda row: row.step)
+    levels = [(lasting_level([r.value for r in rows[i - OF + 1 : i + 1]]), i) for i in range(OF - 1, len(rows))]
+    if not levels:
+        return []
+    level, at = max(levels)
+    return [Signal(OPTIMIZER_OVERSHOOT, level, None, None, rows[at].step, "training", {"lasting": True})]
 
 
 def _norm(rows: NDArray[np.void]) -> list[Signal]:

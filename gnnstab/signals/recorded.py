@@ -14,7 +14,7 @@ from gnnstab.records.vocabulary import LOSS_GENERALISATION_GAP
 from gnnstab.signals.extremes import short_run, with_extremes
 from gnnstab.signals.gradients import gradient_signals
 from gnnstab.signals.measures import measured_signals
-from gnnstab.signals.optimisation import first_moves, gap_signals, parameter_signals, step_signals
+from gnnstab.signals.optimisation import first_moves, gap_signals, overshoot_signals, parameter_signals, step_signals
 from gnnstab.signals.places import place_signals
 from gnnstab.signals.series import growth_signals, run_series
 from gnnstab.signals.window import LATEST_STEPS, MOST_POINTS, latest
@@ -58,7 +58,7 @@ def from_trace(trace: Trace) -> Signals:
     series = () if single else tuple(run_series(sites, measures, steps, layers))
     if not single:
         values += step_signals(steps)
-        values += first_moves(measures)
+        values += first_moves(measures) + overshoot_signals(measures)
         values += gap_signals(steps, measures)
         values += growth_signals(series)
         values = with_extremes(trace, measures, values)

@@ -23,6 +23,10 @@ def _checkpoint(module: nn.Module) -> Checkpoint:
     return Checkpoint("memory", "torch", 0, tensors, {"": tuple(tensors)})
 
 
+def _of(tensors: dict[str, torch.Tensor], settings: dict[str, Any]) -> Checkpoint:
+    return Checkpoint("memory", "torch", 0, tensors, {"": tuple(tensors)}, settings=settings)
+
+
 def _wrapped(*layers: nn.Module) -> nn.Module:
     return nn.ModuleDict({"convs": nn.ModuleList(layers)})
 
@@ -56,26 +60,35 @@ def test_concatenated_heads_need_the_option(beta: bool) -> None:
     assert not [u for u in given.undecided if u.what == "heads"]
 
 
-@pytest.mark.parametrize(
-    ("name", "told"), [("args.num_heads", True), ("hparams.n_heads", True), ("args.headset", False)]
-)
-def test_heads_in_the_settings_are_offered_not_used(name: str, told: bool) -> None:
+@pytest.mark.parametrize("name", ["args.num_heads", "hparams.n_heads", "config.model.heads"])
+def test_heads_in_the_settings_are_a_stated_assumption(name: str) -> None:
     tensors = dict(TransformerConv(6, 4, heads=3).state_dict())
-    facts = recover(Checkpoint("memory", "torch", 0, tensors, {"": tuple(tensors)}, settings={name: 3}))
+    facts = recover(_of(tensors, {name: 3}))
+    assert (facts.layers[0].heads, facts.layers[0].concat, facts.layers[0].out_channels) == (3, True, 4)
+    assert f"heads=3: assumed from the file's setting {name}" in facts.assumptions
+    given = recover(_of(tensors, {name: 3}), heads=2)
+    assert given.layers[0].heads == 2, "what the user says counts more"
+
+
+@pytest.mark.parametrize(
+    "settings", [{"args.headset": 3}, {"args.heads": 5}, {"a.heads": 3, "b.heads": 2}, {"a.heads": True}]
+)
+def test_settings_that_do_not_say_it_leave_it_open(settings: dict[str, Any]) -> None:
+    facts = recover(_of(dict(TransformerConv(6, 4, heads=3).state_dict()), settings))
     assert facts.layers[0].heads is None
-    assert (f"{name}=3" in facts.undecided[0].reason) is told
+    assert next(u for u in facts.undecided if u.what == "heads").layers == ("",)
 
 
 def test_a_number_of_heads_that_does_not_divide() -> None:
     with pytest.raises(
-        UsageError, match=r"--heads 5 does not divide the 12 channels of convs.0; possible: 1, 2, 3, 4, 6, 12"
+        UsageError, match=r"heads=5 does not divide the 12 channels of convs.0; possible: 1, 2, 3, 4, 6, 12"
     ):
         recover(_checkpoint(_wrapped(TransformerConv(6, 4, heads=3))), heads=5)
 
 
 def test_a_number_of_heads_that_the_file_contradicts() -> None:
     checkpoint = _checkpoint(_wrapped(TransformerConv(6, 4, heads=3, concat=False)))
-    with pytest.raises(UsageError, match=r"--heads 2 contradicts the file: convs.0 has 3"):
+    with pytest.raises(UsageError, match=r"heads=2 contradicts the file: convs.0 has 3"):
         recover(checkpoint, heads=2)
     assert recover(checkpoint, heads=3).layers[0].heads == 3
 

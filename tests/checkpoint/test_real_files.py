@@ -51,7 +51,7 @@ def test_running_statistics_of_the_critic_are_no_weights(run: str, data: Path) -
     note = next(note for note in facts.notes if "running statistics" in note)
     assert all(name in note for name in ("v_out.mean", "v_out.mean_sq", "v_out.stddev", "v_out.debiasing_term"))
     counted = [s.detail for s in facts.values if s.name == "weight.non_finite" and s.detail.get("statistic")]
-    assert {"parameter": "v_out.mean_sq", "statistic": True} in counted
+    assert "v_out.mean_sq" in [detail["parameter"] for detail in counted]
 
 
 def test_a_layer_norm_under_two_names_counts_once(data: Path) -> None:

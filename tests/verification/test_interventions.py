@@ -111,7 +111,8 @@ REPAIRED = {
 def test_the_suspect_whose_undoing_helps_is_the_root(name):
     make, batch, expected, place = BROKEN[name]
     diagnosis = gnnstab.diagnose(drawn(make), batch=batch())
-    assert roots(diagnosis)[0] == expected and len(roots(diagnosis)) == 1
+    # That the nodes of a deep stack have become alike is seen itself, and no short look measures it.
+    assert set(roots(diagnosis)) - {"indistinguishable-nodes"} == {expected}
     cause = cause_of(diagnosis, expected)
     assert cause.how == "undone"
     assert ROOT <= cause.share <= 1
@@ -388,16 +389,16 @@ def test_a_clamp_is_taken_off_in_code_and_in_modules():
 @pytest.mark.parametrize("broken", ["refuses other scales", "cannot be copied"])
 def test_a_model_that_cannot_be_tried_keeps_the_diagnosis_of_the_rules(broken):
     class Odd(Stubborn):
-        calls = 0
+        refuses = False
 
         def forward(self, x, edge_index):
-            Odd.calls += 1
-            if broken == "refuses other scales" and Odd.calls > 1:
-                raise ValueError("only once")
+            if Odd.refuses:
+                raise ValueError("not again")
             return super().forward(x, edge_index)
 
     model = drawn(Odd)
     diagnosis = gnnstab.diagnose(model, batch=random_batch())
+    Odd.refuses = broken == "refuses other scales"
     context = pytest.MonkeyPatch.context() if broken == "cannot be copied" else nullcontext()
     with context as patch:
         if patch is not None:

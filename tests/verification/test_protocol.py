@@ -214,8 +214,6 @@ def test_a_rate_that_the_optimizer_alone_shows_is_judged_by_that_and_not_by_what
     proven = prove(diagnosis, model, batch=batch, loss=loss, seeds=3, steps=60, lr=2.0)
     (root,) = proven.root_causes()
     assert [(f.fix, f.verdict) for f in root.fixes] == [("lower-lr", "confirmed"), ("gradient-clipping", "no-effect")]
-    other = next(cause for cause in proven.causes if cause.cause == "attention-explosion")
-    assert {f.verdict for f in other.fixes} & {"confirmed", "inconclusive"}
 
 
 def test_an_interrupt_ends_the_proof_of_all_causes():

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 
@@ -35,6 +36,9 @@ class SoftmaxCall:
 
     index: Tensor | None
     """(E,) target node of every edge."""
+
+    size: int | None = None
+    """Number of targets, where softmax was told."""
 
 
 class Listener(Protocol):
@@ -147,8 +151,8 @@ class Tap:
                     self._silence(listener, error)
         return out
 
-    def _notice(self, score: Tensor, attention: Tensor, index: Tensor | None) -> None:
-        seen = SoftmaxCall(score, attention, index)
+    def _notice(self, score: Tensor, attention: Tensor, index: Tensor | None, size: int | None) -> None:
+        seen = SoftmaxCall(score, attention, index, size)
         for listener in self._listeners:
             try:
                 listener.saw(seen)
@@ -230,10 +234,13 @@ def _observed(
         parent = _parent(function, owner, method, notice)
         if parent is not None:
             replaced["super"] = parent
+    closure = function.__closure__
     if not replaced:
+        closure = _within(function, method, owner, notice)
+    if not replaced and closure is None:
         raise Untappable(f"{function.__qualname__} calls no softmax over edges by a global name")
     twin = types.FunctionType(
-        code, _globals(function.__globals__, replaced), function.__name__, function.__defaults__, function.__closure__
+        code, _globals(function.__globals__, replaced), function.__name__, function.__defaults__, closure
     )
     twin.__kwdefaults__ = function.__kwdefaults__
     return twin
@@ -262,10 +269,30 @@ def _seen(
 def _noting(original: Any, notice: Callable[..., None]) -> Callable[..., Tensor]:
     def softmax(src: Tensor, index: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
         out: Tensor = original(src, index, *args, **kwargs)
-        notice(src, out, index)
+        ptr = args[0] if args else kwargs.get("ptr")
+        size = args[1] if len(args) > 1 else kwargs.get("num_nodes")
+        if index is None and ptr is not None:
+            size, index = len(ptr) - 1, _spread(ptr, len(src))
+        notice(src, out, index, size)
         return out
 
     return softmax
+
+
+def _spread(ptr: Tensor, rows: int) -> Tensor:
+    """(E,) group of every row, from where the groups begin."""
+    groups = torch.arange(len(ptr) - 1, device=ptr.device)
+    return groups.repeat_interleave(ptr.diff(), output_size=rows)
+
+
+def _within(function: types.FunctionType, method: str, owner: nn.Module, notice: Callable[..., None]) -> Any:
+    """What a decorated function closes over, with the observed twin in the place of the function that was decorated."""
+    inner = getattr(function, "__wrapped__", None)
+    cells = function.__closure__ or ()
+    if not isinstance(inner, types.FunctionType) or not any(cell.cell_contents is inner for cell in cells):
+        return None
+    twin = _observed(inner, owner, method, notice)
+    return tuple(types.CellType(twin) if cell.cell_contents is inner else cell for cell in cells)
 
 
 def _parent(

@@ -125,8 +125,9 @@ def told(event: Event, found: Found, how: str = "repeated") -> Event:
     said = sentence(found.origin)
     detail: dict[str, Any] = {**event.detail, "operation": facts(found, how), "said": said}
     detail["held"] = [named(t) for t in found.held]
-    changed: dict[str, Any] = {"message": f"{event.message}; {said}" if event.message else said, "detail": detail}
+    changed: dict[str, Any] = {"detail": detail}
     if event.stage in ("loss", "gradient", None):
+        changed["message"] = f"{event.message}; {said}" if event.message else said
         in_loss = operation.place.part == "loss"
         changed["stage"] = "gradient" if operation.node else "loss" if in_loss else "output"
         changed["layer"] = operation.place.module or None

@@ -107,8 +107,8 @@ class StepWatch:
         self.close()
         if self._mode is None:
             return Found(None, note=self.reason), ""
-        if self._mode.failure:
-            return Found(None, note=f"the watched step could not be noted: {self._mode.failure}"), ""
+        if self._mode.failure is not None:
+            raise self._mode.failure
         own = Found(None) if self._lost else self._own(self._mode)
         if own.origin is not None and (
             own.origin.tensor is None or own.origin.tensor.owner not in ("parameter", "buffer")

@@ -22,7 +22,7 @@ class Named:
     """A tensor that came from outside the step."""
 
     name: str
-    """``y``, ``paper.x``, ``conv.lin_key.weight``; empty when nothing is known about it."""
+    """``y``, ``paper.x``, ``conv.lin.weight``; empty when nothing is known about it."""
 
     owner: str
     """``batch``, ``parameter``, ``buffer``, ``local`` (a variable where it was used) or ``unknown``."""

@@ -86,12 +86,12 @@ def _once(model: nn.Module, call: Call, objective: Objective | None, batch: Any,
     names = TensorNames(twin, args, kwargs, batch)
     held = tuple(names.non_finite())
     watch = OperationWatch(twin, names, prefix)
-    state = _State()
+    state, forward, cast = _State(), eager(twin), _autocast(call.autocast)
     with forked_rng(call.rng), torch.set_grad_enabled(call.grad), _quiet():
         try:
             with watch, WideMode() if wide else nullcontext():  # type: ignore[no-untyped-call]
-                with _autocast(call.autocast):
-                    state.output = eager(twin)(*args, **kwargs)
+                with cast:
+                    state.output = forward(*args, **kwargs)
                     state.ran = "output"
                     if objective is not None and call.grad:
                         watch.loss_begins()
@@ -102,6 +102,8 @@ def _once(model: nn.Module, call: Call, objective: Objective | None, batch: Any,
                     state.ran = "gradient"
         except Exception as error:
             state.note = f"the step ended in {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        if watch.failure is not None:
+            raise watch.failure
         return _judged(watch, twin, state, held)
 
 

@@ -92,7 +92,7 @@ class OperationWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.active = True
         """False once nothing is looked at any longer."""
 
-        self.failure = ""
+        self.failure: Exception | None = None
         """What went wrong inside the watch, after which it only lets operations through."""
 
         self.backward_seen = False
@@ -122,17 +122,19 @@ class OperationWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         """Run ``function`` and note what is to be noted."""
         given = (tuple(args), dict(kwargs or {}))
-        if not self.active or is_own():
+        if not self.active:
             return function(*given[0], **given[1])
-        before = given
+        before, own = given, False
         try:
-            self._note_place()
-            if writes_in_place(function):
+            own = is_own()
+            if not own:
+                self._note_place()
+            if not own and writes_in_place(function):
                 before = tree_map(_copied, given)
         except Exception as error:
             self._fail(error)
         result = function(*given[0], **given[1])
-        if self.active:
+        if self.active and not own:
             try:
                 self._note(function, given, before, result)
             except Exception as error:
@@ -147,7 +149,7 @@ class OperationWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _fail(self, error: Exception) -> None:
         """The step of the user goes on, whatever happens in here."""
         self.active = False
-        self.failure = f"{type(error).__name__}: {error}"
+        self.failure = error
 
     def _note(self, function: Any, given: Arguments, before: Arguments, result: Any) -> None:
         self._count += 1

@@ -16,6 +16,7 @@ from gnnstab.probe.norms import graphs_in
 from gnnstab.probe.places import graph_level, inputs, operations, parameters, states
 from gnnstab.probe.places.calls import Calls, watched
 from gnnstab.probe.replica import copied, eager, forked_rng, replica, tensors_in
+from gnnstab.records.vocabulary import PLACE_NON_FINITE
 
 MOST_PLACES = 2000
 """Rows of one survey that are handed on."""
@@ -96,7 +97,7 @@ def survey(
         loss = objective(output)
         if loss.isfinite().all() and all(bool(t.isfinite().all()) for t in outputs):
             found = [
-                p._replace(detail={**p.detail, "masked": True}) if p.signal == "place.non_finite" else p for p in found
+                p._replace(detail={**p.detail, "masked": True}) if p.signal == PLACE_NON_FINITE else p for p in found
             ]
         roots = operations.leaves([loss]) if loss.requires_grad else []
         if loss.requires_grad:

@@ -12,11 +12,12 @@ from torch import nn
 
 from gnnstab.probe.places.survey import Place, survey, to_json
 from gnnstab.probe.read_out import read_out
+from gnnstab.records.vocabulary import PLACE_COLUMN_RATIO, PLACE_NON_FINITE, PLACE_RMS
 
 if TYPE_CHECKING:
     from gnnstab.probe.outer import Inputs
 
-_LARGEST = ("place.rms", "place.column_ratio", "place.non_finite")
+_LARGEST = (PLACE_RMS, PLACE_COLUMN_RATIO, PLACE_NON_FINITE)
 """Numbers of the data: the largest of the run counts. Of everything else the latest does."""
 
 

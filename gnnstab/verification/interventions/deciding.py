@@ -135,6 +135,8 @@ def _of_symptom(finding: Finding, ruling: Ruling, found: Investigation, heads: d
         )  # fmt: skip
     if ruling.follows is not None:
         return replace(finding, explained_by=ruling.follows.code)
+    if ruling.root is None and found.rate is not None and finding.explained_by == found.rate.code:
+        return finding
     if ruling.root is None:
         return _not_established(finding, ruling, found)
     head = heads.get(ruling.root.trial.cause)

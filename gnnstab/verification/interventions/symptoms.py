@@ -20,6 +20,7 @@ from gnnstab.records.vocabulary import (
     SMOOTHNESS_RELATIVE,
 )
 from gnnstab.rules.explanation import is_warning
+from gnnstab.rules.gs502_non_finite_value import NonFiniteValue
 from gnnstab.verification.targets import Goal, goal_of
 
 MEASURED = (
@@ -70,6 +71,8 @@ def symptoms_in(findings: Sequence[Finding]) -> tuple[Symptom, ...]:
     """The symptoms among the findings of at least a warning."""
     found = []
     for finding in findings:
+        if finding.code == NonFiniteValue.code and finding.cause:
+            continue  # The repeat of the step has shown its cause; nothing that can be undone knows better.
         goal = goal_of(finding) if is_warning(finding) and finding.signal else None
         if goal is not None and (goal.counts_events or (goal.signal in MEASURED and not goal.silences)):
             found.append(Symptom(finding, goal))

@@ -12,11 +12,12 @@ from gnnstab.fixes import recommend
 from gnnstab.observation import static_signals
 from gnnstab.randomness import keeps_random_state
 from gnnstab.records import Cause, Diagnosis, Finding, FixAdvice, Signals
+from gnnstab.records.vocabulary import GAIN_VALUE
 from gnnstab.signals import join
 from gnnstab.verification.interventions.deciding import decided_causes, decided_findings, told
 from gnnstab.verification.interventions.trying import Investigation, Tried, investigate
 
-_OF_WEIGHTS = "gain.value"
+_OF_WEIGHTS = GAIN_VALUE
 """A signal that the weights alone give."""
 
 

@@ -185,7 +185,10 @@ def test_an_exception_in_the_watched_step_leaves_no_mode_behind() -> None:
 
 def test_an_exception_with_a_nan_behind_it_names_the_operation() -> None:
     torch.manual_seed(0)
-    model, data = Net(end=lambda out, b: torch.distributions.Normal(out * 0 / (b.y * 0), 1.0)), batch()
+    model, data = (
+        Net(end=lambda out, b: torch.distributions.Normal(out * 0 / (b.y * 0), 1.0, validate_args=True)),
+        batch(),
+    )
     with pytest.raises(ValueError, match="invalid values"), gnnstab.Monitor(model, on_finding="ignore") as monitor:
         model(data)
     (finding,) = monitor.diagnose(select=["GS502"]).findings

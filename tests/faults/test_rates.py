@@ -1,0 +1,48 @@
+"""GS601 on small programs that its author did not tune one by one: silent at usual rates, loud far above them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from faults.rates import Program, build, loss, programs
+from gnnstab.probe.optimizer_steps import optimizer_signals
+from gnnstab.records import Signals
+from gnnstab.rules.gs601_learning_rate_too_high import LearningRateTooHigh
+from gnnstab.rules.gs602_adam_epsilon_dominates import AdamEpsilonDominates
+
+CHOSEN = list(programs(77, 10))
+
+
+def said(program: Program) -> set[str]:
+    model, optimizer, batches = build(program)
+    precision = program.dtype if program.dtype is torch.bfloat16 else None
+    batch = [((b.x, b.edge_index), b) for b in batches[:2]]
+    calls = [arguments for arguments, _ in batch]
+    targets = {id(arguments[0]): b for arguments, b in batch}
+
+    def objective(output: torch.Tensor, given: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        return loss(output, targets[id(given[0])])
+
+    values, missing = optimizer_signals(model, calls, objective, optimizer, precision=precision)
+    assert missing == {}
+    signals = Signals(kind="model", layers=(), values=tuple(values))
+    found = list(LearningRateTooHigh().check(signals))
+    if signals.find("optimizer.eps_damping"):
+        found += AdamEpsilonDominates().check(signals)
+    return {finding.code for finding in found if finding.severity != "info"}
+
+
+def test_usual_rates_are_silent() -> None:
+    assert sum(bool(said(program)) for program in CHOSEN) == 0
+
+
+def test_rates_far_above_are_named() -> None:
+    assert sum("GS601" in said(replace(program, lr=1000 * program.lr)) for program in CHOSEN) >= 9
+
+
+@pytest.mark.parametrize("program", [p for p in CHOSEN if p.optimizer.startswith("adam")][:3], ids=lambda p: p.layer)
+def test_an_eps_that_is_too_large_is_named(program: Program) -> None:
+    assert said(replace(program, eps=1.0)) == {"GS602"}

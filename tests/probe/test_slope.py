@@ -1,0 +1,100 @@
+"""Rate times curvature along the updates of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import gnnstab
+from gnnstab.probe.slope import BEGINNING, SlopeWatch
+from gnnstab.records import Measure
+
+
+class Written:
+    def __init__(self) -> None:
+        self.rows: list[Measure] = []
+
+    def measures(self, rows: Any) -> None:
+        self.rows += rows
+
+
+def parabola(rate: Callable[[int], float], steps: int, curvature: float = 1.0, **settings: Any) -> list[Measure]:
+    """The measures along gradient descent on curvature · w²/2."""
+    weight = nn.Parameter(torch.full((3,), 1e-3))
+    optimizer = torch.optim.SGD([weight], lr=1.0, **settings)
+    written, at = Written(), [0]
+    watch = SlopeWatch((optimizer,), written, lambda: at[0])  # type: ignore[arg-type]
+    for step in range(steps):
+        at[0] = step
+        optimizer.param_groups[0]["lr"] = rate(step)
+        optimizer.zero_grad()
+        (curvature * weight.square().sum() / 2).backward()
+        watch.look(optimizer)
+        optimizer.step()
+    return written.rows
+
+
+def test_a_constant_and_a_falling_rate_are_not_watched() -> None:
+    assert parabola(lambda _: 0.1, 100) == []
+    assert parabola(lambda step: 0.1 * 0.9**step, 100) == []
+
+
+def test_no_linear_warm_up_is_watched() -> None:
+    for length in (20, 100, 1000):
+        assert parabola(lambda step, n=length: 0.1 * min(1, (step + 1) / n), 200) == []  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("curvature", [0.5, 3.0])
+def test_on_a_parabola_the_number_is_rate_times_curvature(curvature: float) -> None:
+    def rate(step: int) -> float:
+        return 0.002 * 1.04**step
+
+    rows = parabola(rate, 100, curvature)
+    assert rows[0].step == BEGINNING
+    assert [row.value for row in rows] == pytest.approx([rate(row.step) * curvature for row in rows], rel=1e-4)
+
+
+def test_a_ramp_is_told_before_the_loss_knows_and_the_run_stays_as_it_is() -> None:
+    def train(watched: bool) -> tuple[list[float], list[gnnstab.Finding], torch.Tensor]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 1))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        batches = torch.randn(6, 16, 6)
+        told: list[gnnstab.Finding] = []
+        monitor = gnnstab.Monitor(model, optimizer=optimizer, on_finding=told.append)
+        losses = []
+
+        def steps() -> None:
+            for step in range(220):
+                optimizer.param_groups[0]["lr"] = 0.05 * 1.03 ** max(0, step - 60)
+                optimizer.zero_grad()
+                x = batches[step % 6]
+                loss = (model(x).squeeze(-1) - x.prod(1) - x.sum(1)).square().mean()
+                losses.append(float(loss.detach()))
+                if losses[-1] > 50 * losses[0]:
+                    break
+                loss.backward()
+                optimizer.step()
+                if watched:
+                    monitor.loss(loss)
+
+        if watched:
+            with monitor:
+                steps()
+            assert "optimizer.overshoot" in {f.signal for f in monitor.diagnose().findings if f.code == "GS601"}
+        else:
+            steps()
+        return losses, told, torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    losses, told, weights = train(watched=True)
+    without, _, others = train(watched=False)
+    assert losses == without
+    assert torch.equal(weights, others)
+    first = next(f for f in told if f.signal == "optimizer.overshoot")
+    worse = next(i for i, loss in enumerate(losses) if i > 60 and loss > 10 * losses[0])
+    assert first.step is not None
+    assert first.step + 5 <= worse
