@@ -20,6 +20,7 @@ class HGTConvLayer(HeteroLayer):
     """`torch_geometric.nn.HGTConv` and its subclasses."""
 
     kind: ClassVar[str] = "HGTConv"
+    multiplies: ClassVar[bool] = True
     attributes: ClassVar[tuple[str, ...]] = ("heads", "out_channels", "p_rel", "message")
     roles: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "score": ("k_rel", "kqv_lin"),
