@@ -32,6 +32,7 @@ class QKClip(Fix):
     title: ClassVar[str] = "QK-clip: scale the query weights of saturated heads"
     causes: ClassVar[tuple[str, ...]] = ("attention-explosion", "precision")
     signal: ClassVar[str] = ATTENTION_ENTROPY
+    edit: ClassVar[str] = "scale_scores"
     keeps_function: ClassVar[bool] = True
     needs_fresh_weights: ClassVar[bool] = False
     phase: ClassVar[int | None] = None
@@ -41,10 +42,16 @@ class QKClip(Fix):
         """The edit with this model's own factors."""
         factors = self._factors_or_none({"signals": signals, **options})
         if factors is None:
-            kind = layer_named(next((layer.kind for layer in layers if layer.attention), ""))
+            kinds = [layer_named(layer.kind) for layer in layers if layer.attention]
+            kind = next((kind for kind in kinds if kind.applies("scale_scores")), layer_named(""))
             return "\n".join(kind.scale_lines("conv", None, None))
         known = {layer.name: layer for layer in layers}
-        lines = [line for name, gammas in factors.items() for line in _edit_lines(name, gammas, known.get(name))]
+        lines = [
+            line
+            for name, gammas in factors.items()
+            if _able(known.get(name))
+            for line in _edit_lines(name, gammas, known.get(name))
+        ]
         return "\n".join(lines) or "# every head is below its cap: nothing to scale"
 
     def apply(self, model: nn.Module, **options: Any) -> nn.Module:
@@ -95,6 +102,10 @@ def _measured(options: dict[str, Any]) -> tuple[dict[str, list[float]], float]:
             "qk-clip needs each head's largest |score| and the median in-degree: pass signals= of a run on a batch"
         )
     return scores, float(degree)
+
+
+def _able(layer: LayerFacts | None) -> bool:
+    return layer is None or layer_named(layer.kind).applies("scale_scores")
 
 
 def _edit_lines(name: str, gammas: Sequence[float], layer: LayerFacts | None) -> list[str]:

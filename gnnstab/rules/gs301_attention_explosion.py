@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from gnnstab.errors import NotEvaluable
+from gnnstab.layers import layer_named
 from gnnstab.records import Finding, LayerFacts, Signal, Signals
 from gnnstab.rules.base import Rule, threshold
 from gnnstab.rules.reading import (
@@ -109,7 +110,7 @@ class AttentionExplosion(Rule):
             raise NotEvaluable(signals.why_missing("attention.entropy"))
         for layer in layers:
             state = states.get(layer.name)
-            found = self._measured(state) if state is not None else None
+            found = self._measured(state, layer) if state is not None else None
             if found is None:
                 found = self._static(signals, layer, state)
             if found is None:
@@ -117,7 +118,7 @@ class AttentionExplosion(Rule):
             if found is not None:
                 yield found
 
-    def _measured(self, state: Attention) -> Finding | None:
+    def _measured(self, state: Attention, layer: LayerFacts) -> Finding | None:
         if (
             not state.crosses(self.warn_entropy, self.one_hot_share)
             or state.made_by_weights(self.warn_entropy) is False
@@ -126,15 +127,15 @@ class AttentionExplosion(Rule):
         severe = state.entropy.value < self.error_entropy
         crossed, limit = state.crossing(self.error_entropy if severe else self.warn_entropy, self.one_hot_share)
         unknown = state.unit_entropy is None
+        kind = layer_named(layer.kind)
         told = (
             "which of weights and input scale did it was not measured"
             if unknown
-            else f"{state.unit_entropy:.2f} at an input of RMS 1"
+            else f"{state.unit_entropy:.2f} at an input of RMS 1: the {kind.score_words} saturate it"
         )
         return self.finding(
             f"{state.layer}: attention entropy is {state.entropy.value:.2f} of ln(in-degree){state.worst_head_words}{_share(state)}, "
-            f"{told}: the query and "
-            "key weights saturate it. Scale the query weights of the worst heads down, or normalise queries and keys.",
+            f"{told}. {kind.score_advice()}.",
             severity="error" if severe else "warning",
             limit=limit,
             signal=crossed,
@@ -160,7 +161,7 @@ class AttentionExplosion(Rule):
         if not real:
             limit = self._limit(layer, degree)
             if worst.value > limit and not self._same_gain(signals, layer, worst):
-                return self._spread(worst, limit, degree)
+                return self._spread(layer, worst, limit, degree)
         return self._sharpened(signals, layer, found, degree, real)
 
     def unlearned(self, signals: Signals, layer: LayerFacts, state: Attention) -> Signal | None:
@@ -182,10 +183,10 @@ class AttentionExplosion(Rule):
     def _put_there(self, layer: LayerFacts, state: Attention, worst: Signal) -> Finding:
         unit = "unknown" if state.unit_entropy is None else f"{state.unit_entropy:.2f}"
         return self.finding(
-            f"{layer.name}: the query and key weights of head {worst.head} spread the logits of one target by {worst.value:.2g} at "
+            f"{layer.name}: the {layer_named(layer.kind).score_words} of head {worst.head} spread the logits of one target by {worst.value:.2g} at "
             f"an input of RMS 1 (limit {self.free_frobenius:g}) and agree no more than independent weights do, so that training has "
             f"not made them so. Entropy of ln(in-degree): {unit} at RMS 1, {state.entropy.value:.2f} on this batch"
-            f"{state.worst_head_words}. Scale the query weights down, or normalise queries and keys.",
+            f"{state.worst_head_words}. {layer_named(layer.kind).score_advice()}.",
             severity="error" if state.entropy.value < self.error_entropy else "warning",
             limit=self.free_frobenius,
             signal=worst,
@@ -228,9 +229,9 @@ class AttentionExplosion(Rule):
         value = signals.value("gain.value", layer=layer.name)
         return not layer.norm_before and value is not None and value**2 > worst.value / 2
 
-    def _spread(self, worst: Signal, limit: float, degree: float) -> Finding:
+    def _spread(self, layer: LayerFacts, worst: Signal, limit: float, degree: float) -> Finding:
         return self.finding(
-            f"{worst.layer}: the query and key weights of head {worst.head} spread the logits of one target by {worst.value:.2g} "
+            f"{worst.layer}: the {layer_named(layer.kind).score_words} of head {worst.head} spread the logits of one target by {worst.value:.2g} "
             f"at an input of RMS 1 (limit {limit:.2g} at in-degree {degree:g}). Judged by the weights alone: pass a batch to "
             "measure the attention itself.",
             severity="warning",

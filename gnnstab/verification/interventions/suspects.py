@@ -97,8 +97,8 @@ def rescale_queries(case: Case, base: Look) -> Iterator[Trial]:
     if factors:
         yield Trial(
             "rescale-queries", "attention-explosion",
-            f"scaling the query weights of {_listed(list(factors))} to a logit spread of {LOGIT_REFERENCE:g} at an input of RMS 1",
-            f"the query and key weights of {_listed(list(factors))} spread the logits by up to {max(spreads):.3g} at an input of RMS 1",
+            f"scaling the scores of {_listed(list(factors))} to a logit spread of {LOGIT_REFERENCE:g} at an input of RMS 1",
+            f"the weights behind the scores of {_listed(list(factors))} spread the logits by up to {max(spreads):.3g} at an input of RMS 1",
             Edit(score_factors=factors), deviates=max(spreads) > 2 * LOGIT_REFERENCE, place=_listed(list(factors)),
         )  # fmt: skip
 
