@@ -36,6 +36,7 @@ class QKClip(Fix):
     title: ClassVar[str] = "QK-clip: scale the query weights of saturated heads"
     causes: ClassVar[tuple[str, ...]] = ("attention-explosion", "precision")
     signal: ClassVar[str] = ATTENTION_ENTROPY
+    edit: ClassVar[str] = "scale_scores"
     keeps_function: ClassVar[bool] = True
     needs_fresh_weights: ClassVar[bool] = False
     cost: ClassVar[str] = "none; flatter attention in the clipped heads, to be repeated in training"
@@ -44,14 +45,19 @@ class QKClip(Fix):
         """The edit with this model's own factors."""
         factors = self._factors_or_none({"signals": signals, **options})
         if factors is None:
-            kind = layer_named(next((layer for layer in layers if layer.attention), ""))
+            kinds = [layer_named(layer) for layer in layers if layer.attention]
+            kind = next((kind for kind in kinds if kind.applies("scale_scores")), layer_named(""))
             return "\n".join(kind.scale_lines("conv", None, None))
         known = {layer.name: layer for layer in layers}
-        clipped = {name: gammas for name, gammas in factors.items() if min(gammas, default=1.0) < _UNTOUCHED}
-        kinds = {known[name].kind if name in known else "" for name in clipped}
+        clipped = {
+            name: gammas
+            for name, gammas in factors.items()
+            if _able(known.get(name)) and min(gammas, default=1.0) < _UNTOUCHED
+        }
+        families = {known[name].kind if name in known else "" for name in clipped}
         biased = all(known[name].bias is not False for name in clipped if name in known)
-        if len(clipped) > 1 and len(kinds) == 1 and biased:
-            return _loop(clipped, layer_named(kinds.pop()))
+        if len(clipped) > 1 and len(families) == 1 and biased:
+            return _loop(clipped, layer_named(families.pop()))
         lines = [line for name, gammas in clipped.items() for line in _edit_lines(name, gammas, known.get(name))]
         return "\n".join(lines) or "# every head is below its cap: nothing to scale"
 
@@ -108,6 +114,10 @@ def _measured(options: dict[str, Any]) -> tuple[dict[str, list[float]], float]:
             "qk-clip needs each head's largest |score| and the median in-degree: pass signals= of a run on a batch"
         )
     return scores, float(degree)
+
+
+def _able(layer: LayerFacts | None) -> bool:
+    return layer is None or layer_named(layer).applies("scale_scores")
 
 
 def _edit_lines(name: str, gammas: Sequence[float], layer: LayerFacts | None) -> list[str]:

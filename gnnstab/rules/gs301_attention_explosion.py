@@ -165,10 +165,11 @@ class AttentionExplosion(Rule):
         severe = state.entropy.value < self.error_entropy
         crossed, limit = state.crossing(self.error_entropy if severe else self.warn_entropy, self.one_hot_share)
         unknown = state.unit_entropy is None
+        kind = layer_named(layer.kind)
         told = (
             "which of weights and input scale did it was not measured"
             if unknown
-            else f"{state.unit_entropy:.2f} at an input of RMS 1"
+            else f"{state.unit_entropy:.2f} at an input of RMS 1: the {kind.score_words} saturate it"
         )
         return self.finding(
             f"{state.layer}: attention entropy is {state.entropy.value:.2f} of ln(in-degree){state.worst_head_words}{_share(state)}, "
@@ -198,7 +199,7 @@ class AttentionExplosion(Rule):
         if not real:
             limit = self._limit(layer, degree)
             if worst.value > limit and not self._same_gain(signals, layer, worst):
-                return self._spread(worst, limit, degree)
+                return self._spread(layer, worst, limit, degree)
         return self._sharpened(signals, layer, found, degree, real)
 
     def _reads_words(self, layer: LayerFacts) -> bool:
@@ -224,10 +225,10 @@ class AttentionExplosion(Rule):
     def _put_there(self, layer: LayerFacts, state: Attention, worst: Signal) -> Finding:
         unit = "unknown" if state.unit_entropy is None else f"{state.unit_entropy:.2f}"
         return self.finding(
-            f"{layer.name}: the query and key weights of head {worst.head} spread the logits of one target by {worst.value:.2g} at "
+            f"{layer.name}: the {layer_named(layer.kind).score_words} of head {worst.head} spread the logits of one target by {worst.value:.2g} at "
             f"an input of RMS 1 (limit {self.free_frobenius:g}) and agree no more than independent weights do, so that training has "
             f"not made them so. Entropy of ln(in-degree): {unit} at RMS 1, {state.entropy.value:.2f} on this batch"
-            f"{state.worst_head_words}. Scale the query weights down, or normalise queries and keys.",
+            f"{state.worst_head_words}. {layer_named(layer.kind).score_advice()}.",
             severity="error" if state.entropy.value < self.error_entropy else "warning",
             limit=self.free_frobenius,
             signal=worst,
@@ -270,9 +271,9 @@ class AttentionExplosion(Rule):
         value = signals.value("gain.value", layer=layer.name)
         return not layer.norm_before and value is not None and value**2 > worst.value / 2
 
-    def _spread(self, worst: Signal, limit: float, degree: float) -> Finding:
+    def _spread(self, layer: LayerFacts, worst: Signal, limit: float, degree: float) -> Finding:
         return self.finding(
-            f"{worst.layer}: the query and key weights of head {worst.head} spread the logits of one target by {worst.value:.2g} "
+            f"{worst.layer}: the {layer_named(layer.kind).score_words} of head {worst.head} spread the logits of one target by {worst.value:.2g} "
             f"at an input of RMS 1 (limit {limit:.2g} at in-degree {degree:g}). Judged by the weights alone: pass a batch to "
             "measure the attention itself.",
             severity="warning",
