@@ -43,7 +43,7 @@ def write(folder: Path, say: Callable[[str], None]) -> tuple[Path, ...]:
     with torch.no_grad():
         for name, factor in (("healthy.pt", 1.0), ("actor.pt", _SHARPENED), ("crash.pt", _BROKEN)):
             changed = copy.deepcopy(model)
-            changed.convs[0].lin_query.weight *= factor
+            changed.get_parameter("convs.0.lin_query.weight").mul_(factor)
             torch.save(changed.state_dict(), folder / name)
     return tuple(folder / name for name in FILES)
 

@@ -82,11 +82,26 @@ def on_batch(seen: Observed, model: nn.Module, request: Request, groups: Sequenc
         loss = resolve(loss)
     batch = taken(batch, model)
     request.progress("running forward and backward")
+    target = replace(seen.target, notes=(*seen.target.notes, *_kept(model)))
     dynamic = measured_signals(model, batch, loss=loss, precision=request.precision)
     dynamic = with_trial_steps(dynamic, model, batch, loss, request.optimizer, request.precision)
     if request.optimizer is not None:
         dynamic = replace(dynamic, values=(*dynamic.values, *_not_held(model, request.optimizer.param_groups)))
-    return replace(seen, signals=join(dynamic, seen.signals), live=Live(model, batch, loss, _adam(groups)))
+    return replace(
+        seen, target=target, signals=join(dynamic, seen.signals), live=Live(model, batch, loss, _adam(groups))
+    )
+
+
+def _kept(model: nn.Module) -> list[str]:
+    from gnnstab.probe.replica import kept_with_history
+
+    kept = kept_with_history(model)
+    if not kept:
+        return []
+    what = f"keeps {', '.join(kept[:3])} from an earlier forward, with the graph behind it"
+    return [
+        f"the model {what}: copies hold the numbers alone, and the memory of that forward is not freed; detach() frees it"
+    ]
 
 
 def _not_held(model: nn.Module, groups: Sequence[Mapping[str, Any]]) -> tuple[Signal, ...]:

@@ -20,6 +20,7 @@ from gnnstab.probe.operations.repeat import Objective
 from gnnstab.probe.places import survey, to_json
 from gnnstab.probe.read_out import read_out as read_out
 from gnnstab.probe.recorder import Recorder
+from gnnstab.probe.replica import without_history
 from gnnstab.trace import Trace, TraceWriter
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -168,7 +169,7 @@ def _objective(output: Any, batch: Any, loss: Loss | None) -> Tensor:
 
 def _copied(model: nn.Module) -> nn.Module:
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, without_history(model))
     except Exception as error:
         raise UsageError(
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}), and gnnstab runs nothing on your own "

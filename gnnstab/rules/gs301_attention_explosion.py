@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from gnnstab.errors import NotEvaluable
+from gnnstab.layers import layer_named, parts
 from gnnstab.records import Finding, LayerFacts, Signal, Signals
 from gnnstab.rules.base import Rule, threshold
 from gnnstab.rules.reading import (
@@ -109,7 +110,7 @@ class AttentionExplosion(Rule):
             raise NotEvaluable(signals.why_missing("attention.entropy"))
         for layer in layers:
             state = states.get(layer.name)
-            found = self._measured(state) if state is not None else None
+            found = self._measured(layer, state) if state is not None else None
             if found is None:
                 found = self._static(signals, layer, state)
             if found is None:
@@ -117,7 +118,7 @@ class AttentionExplosion(Rule):
             if found is not None:
                 yield found
 
-    def _measured(self, state: Attention) -> Finding | None:
+    def _measured(self, layer: LayerFacts, state: Attention) -> Finding | None:
         if (
             not state.crosses(self.warn_entropy, self.one_hot_share)
             or state.made_by_weights(self.warn_entropy) is False
@@ -133,8 +134,7 @@ class AttentionExplosion(Rule):
         )
         return self.finding(
             f"{state.layer}: attention entropy is {state.entropy.value:.2f} of ln(in-degree){state.worst_head_words}{_share(state)}, "
-            f"{told}: the query and "
-            "key weights saturate it. Scale the query weights of the worst heads down, or normalise queries and keys.",
+            f"{told}{_saturating(layer, unknown)}",
             severity="error" if severe else "warning",
             limit=limit,
             signal=crossed,
@@ -273,6 +273,20 @@ class AttentionExplosion(Rule):
         """The limit, raised for narrow heads, whose alignment scatters at initialisation (± 0.3 at 4 channels)."""
         widths = [w for w in (layer.out_channels, *(layer.in_channels or ())) if w]
         return max(self.alignment, 1.0 + 2.5 / min(widths)) if widths else self.alignment
+
+
+def _saturating(layer: LayerFacts, unknown: bool) -> str:
+    """What made the scores so large and what to do about it, in words that fit the layer."""
+    kind = layer_named(layer)
+    if kind.multiplies:
+        return (
+            ": the query and key weights saturate it. Scale the query weights of the worst heads down, or normalise queries "
+            "and keys."
+        )
+    made_of = parts(layer, "score")
+    if made_of and not unknown:
+        return f": the weights that make its scores ({made_of}) saturate it. Scale them down for the worst heads."
+    return ". Scale what its scores are made of down, or normalise the input of the layer."
 
 
 def _share(state: Attention) -> str:
