@@ -23,12 +23,19 @@ from . import options, output
 @click.option(
     "--open/--no-open", "opened", default=None, help="Open the page in a browser; by default where there is a screen."
 )
+@click.option(
+    "--files",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Only write the files that the documentation names into this folder.",
+)
 @options.debug
-def command(folder: Path, opened: bool | None) -> int:
+def command(folder: Path, opened: bool | None, files: Path | None) -> int:
     """A small network that blows up: recorded, diagnosed, fixed and proven, in under a minute.
 
     Exits with 0 when the demonstration worked, whatever it found.
     """
+    if files is not None:
+        return _write_files(files)
     from gnnstab import demo
     from gnnstab.report import render
 
@@ -38,11 +45,20 @@ def command(folder: Path, opened: bool | None) -> int:
     outcome = demo.run(folder, lambda line: click.echo(f"  {line}", err=True))
     page = folder / "report.html"
     output.write(page, render(outcome.proof, "html", face="cli"))
-    output.show(render(outcome.run, "text", face="cli", **output.terminal()))
-    click.echo(demo.summary(outcome))
+    output.show(render(demo.without_fixes(outcome.run), "text", face="cli", **output.terminal()))
+    click.echo(f"\n{demo.summary(outcome)}")
     click.echo(f"\nThe run:  {outcome.trace}  (gnnstab diagnose {outcome.trace})\nThe page: {page.resolve()}")
     if _has_screen() if opened is None else opened:
         webbrowser.open(page.resolve().as_uri())
+    return 0
+
+
+def _write_files(folder: Path) -> int:
+    from gnnstab import demo_files
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in demo_files.write(folder, lambda line: click.echo(f"  {line}", err=True)):
+        click.echo(path)
     return 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -153,8 +153,11 @@ def _train(seed: int, batch: Data, trace: Path, say: Callable[[str], None]) -> t
             steps += 1
             if not torch.isfinite(value):
                 break
+    told: set[str] = set()
     for finding in findings:
-        say(f"update {finding.step}: {finding.code} {finding.name}")
+        if finding.code not in told:
+            say(f"update {finding.step}: {finding.code} {finding.name}")
+            told.add(finding.code)
     return warned, steps, tuple(findings)
 
 
@@ -175,4 +178,12 @@ def summary(outcome: Outcome) -> str:
     for fix in judged.values():
         moved = "" if fix.before is None or fix.after is None else f"{fix.signal} {fix.before:.3g} → {fix.after:.3g}"
         lines.append(f"  {fix.verdict:<13} {fix.fix:<24} {moved}")
+    worked = next((fix for fix in judged.values() if fix.verdict == "confirmed"), None)
+    if worked is not None:
+        lines += ["", f"What works here, {worked.fix}:", *(f"  {line}" for line in worked.change.splitlines())]
     return "\n".join(lines)
+
+
+def without_fixes(diagnosis: Diagnosis) -> Diagnosis:
+    """The diagnosis of the run for a reader who gets the verdicts on its fixes right after it."""
+    return replace(diagnosis, causes=tuple(replace(cause, fixes=()) for cause in diagnosis.causes))

@@ -35,6 +35,7 @@ ORDER = [
     {"sinks"},
     {"baseline", "budgets", "compare", "config", "watch"},
     {"testing", "demo"},
+    {"demo_files"},
     {"pytest_plugin", "cli"},
 ]
 """A room may import what stands in an earlier row, and itself, inside functions too. `cli/` on disk is `gnnstab.cli`."""
@@ -42,7 +43,7 @@ ORDER = [
 FACE = {"__version__", "presented"}
 """What any room may ask the package itself for: its version, and to present a diagnosis (records know no report)."""
 
-MAY_IMPORT_TORCH = {"probe", "checkpoint", "verification", "monitor", "sinks", "nn", "demo"}
+MAY_IMPORT_TORCH = {"probe", "checkpoint", "verification", "monitor", "sinks", "nn", "demo", "demo_files"}
 
 
 def room(path: Path) -> str:

@@ -18,6 +18,11 @@ def test_the_demonstration(tmp_path: Path, capsys: pytest.CaptureFixture[str], m
     assert "non-finite-value" in shown.err
     assert "UNSTABLE" in shown.out
     assert "confirmed     mean-aggregation-root" in shown.out
+    before, _, after = shown.out.partition("Judged on copies")
+    assert "mean-aggregation-root" not in before, "verdicts are printed once, after the proof"
+    assert "self.lin_root" in after
+    raised = [line.split()[2] for line in shown.err.splitlines() if line.startswith("  update")]
+    assert len(raised) == len(set(raised)) > 2
     assert (tmp_path / "here" / "report.html").stat().st_size > 10_000
 
 

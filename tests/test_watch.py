@@ -61,6 +61,16 @@ def test_a_recorded_run_in_80_by_24(saturating: Snapshot) -> None:
     assert shown[-1] == "q quits"
 
 
+def test_the_worst_layer_stands_first(saturating: Snapshot) -> None:
+    shown = lines(saturating, 120, 40)
+    rows = [line for line in shown if re.match(r".{0,2}\s*net\.conv\d ", line)]
+    assert len(rows) == 3
+    worst = [line[0] for line in rows]
+    assert worst == sorted(worst, key="■▲● ".index)
+    assert any("loss" in line for line in shown[:3]), "loss and rate stand above the layers"
+    assert "lr 0.001" in shown[1]
+
+
 def test_numbers_of_the_frame_are_those_of_the_trace(saturating: Snapshot) -> None:
     first = next(line for line in lines(saturating, 120) if "net.conv1" in line)
     assert [n for n in first.split() if re.fullmatch(r"[\d.e-]+", n)] == ["63", "0.124", "2.18", "2e-4"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from gnnstab.errors import FixError
 from gnnstab.fixes.base import Fix
 from gnnstab.fixes.places import editable_layers, edited_copy
-from gnnstab.layers import layer_named
+from gnnstab.layers import LAYERS, layer_named
 from gnnstab.records import LayerFacts, Signals
 from gnnstab.records.vocabulary import ATTENTION_ENTROPY, DEGREE_MEDIAN, SCORE_MAX_ABS
 
@@ -54,10 +54,8 @@ class QKClip(Fix):
             for name, gammas in factors.items()
             if _able(known.get(name)) and min(gammas, default=1.0) < _UNTOUCHED
         }
-        families = {known[name].kind if name in known else "" for name in clipped}
-        biased = all(known[name].bias is not False for name in clipped if name in known)
-        if len(clipped) > 1 and len(families) == 1 and biased:
-            return _loop(clipped, layer_named(families.pop()))
+        if len(clipped) > 1 and all(_alike(known.get(name)) for name in clipped):
+            return _loop(clipped)
         lines = [line for name, gammas in clipped.items() for line in _edit_lines(name, gammas, known.get(name))]
         return "\n".join(lines) or "# every head is below its cap: nothing to scale"
 
@@ -125,12 +123,17 @@ def _edit_lines(name: str, gammas: Sequence[float], layer: LayerFacts | None) ->
     return layer_named(layer or "").scale_lines(_path(name), layer, kept)
 
 
-def _loop(factors: Factors, kind: Any) -> str:
+def _alike(layer: LayerFacts | None) -> bool:
+    """True for layers whose edit differs in nothing but the factors: the first kind, with a bias."""
+    return layer_named(layer or "") is LAYERS[0] and (layer is None or layer.bias is not False)
+
+
+def _loop(factors: Factors) -> str:
     """The same edit of several layers as one loop."""
     lines = [
         f"    {_path(name)}: [{', '.join(f'{gamma:.4g}' for gamma in gammas)}]," for name, gammas in factors.items()
     ]
-    body = [f"    {line.partition('  #')[0]}" for line in kind.scale_lines("conv", None, None)]
+    body = [f"    {line.partition('  #')[0]}" for line in LAYERS[0].scale_lines("conv", None, None)]
     return "\n".join(["gammas = {", *lines, "}", "for conv, gamma in gammas.items():", *body])
 
 

@@ -40,7 +40,7 @@ SMALLEST = (40, 8)
 def frame(snapshot: Snapshot, width: int, height: int, *, ascii_only: bool = False, hint: str = "") -> Group:
     """The whole view in ``width`` columns and at most ``height`` rows; with a hint, exactly so many.
 
-    Layers with findings or broken values are shown before calm ones when not all fit. ``hint`` is the last line.
+    Loss, rate and the worst layer come first. ``hint`` is the last line.
     """
     if width < SMALLEST[0] or height < SMALLEST[1]:
         return _fit([Text(f"terminal too small: {width} × {height}")], width, max(height, 1))
@@ -116,7 +116,7 @@ def _run_lines(snapshot: Snapshot, evidence: Evidence, width: int, ascii_only: b
 
 
 def _attention(evidence: Evidence) -> list[str]:
-    """The layers with something to show, in order of depth."""
+    """The layers with something to show."""
     names = set(COLUMNS)
     recorded = {layer for layer in evidence.layers if any(s.name in names for s in evidence.growth(layer))}
     return [n for n in evidence.layers if n in recorded or n in evidence.findings_by_layer]
@@ -144,13 +144,11 @@ def _layer_lines(evidence: Evidence, width: int, rows: int, ascii_only: bool) ->
 
 
 def _chosen(evidence: Evidence, layers: list[str], rows: int) -> list[str]:
-    """The layers that fit, those in trouble before the calm ones, in order of depth."""
-    if len(layers) <= rows:
-        return layers
+    """The layers that fit, the worst first, those alike in order of depth."""
     order = {layer: i for i, layer in enumerate(layers)}
     rank = {s: -i for i, s in enumerate(SEVERITIES, start=1)} | {"": 0}
     found = sorted(layers, key=lambda n: (rank[worst(evidence.findings_by_layer.get(n, ()))], order[n]))
-    return sorted(found[: max(1, rows - 1)], key=order.__getitem__)
+    return found if len(found) <= rows else found[: max(1, rows - 1)]
 
 
 def _layer_line(

@@ -1,0 +1,61 @@
+"""The files that the documentation names, made from the network of the demonstration."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch_geometric.data import Data
+
+from gnnstab import demo, fixes
+from gnnstab.monitor import Monitor
+from gnnstab.randomness import keeps_random_state
+
+NETWORK = '''"""The network of the examples: `--model network:actor --loss network:policy_loss`."""
+
+from gnnstab.demo import Swarm as actor
+from gnnstab.demo import loss as policy_loss
+'''
+
+FILES = ("network.py", "batch.pt", "healthy.pt", "actor.pt", "crash.pt", "run.gnnstab")
+"""What `write` makes, in this order."""
+
+_SHARPENED, _BROKEN = 3.0, 3000.0
+"""× the first layer's query weights: attention saturates on the batch, which the file alone does not show; its products pass the largest half-precision number."""
+
+
+@keeps_random_state
+def write(folder: Path, say: Callable[[str], None]) -> tuple[Path, ...]:
+    """Write the files into a folder that exists, over those of the same names; ``say`` is told what is done.
+
+    ``healthy.pt`` is a fresh network, in ``actor.pt`` attention saturates on this batch, in ``crash.pt`` the scores overflow in fp16,
+    ``run.gnnstab`` is a short healthy run.
+    """
+    torch.manual_seed(0)
+    model, batch = demo.Swarm(), demo.swarm_graphs()
+    (folder / "network.py").write_text(NETWORK, encoding="utf-8")
+    torch.save(batch, folder / "batch.pt")
+    say("training a few steps under gnnstab.Monitor")
+    _record(fixes.apply(model, "mean-aggregation-root", batch=batch), batch, folder / "run.gnnstab")
+    with torch.no_grad():
+        for name, factor in (("healthy.pt", 1.0), ("actor.pt", _SHARPENED), ("crash.pt", _BROKEN)):
+            changed = copy.deepcopy(model)
+            changed.get_parameter("convs.0.lin_query.weight").mul_(factor)
+            torch.save(changed.state_dict(), folder / name)
+    return tuple(folder / name for name in FILES)
+
+
+def _record(model: nn.Module, batch: Data, trace: Path) -> None:
+    for old in trace.parent.glob(f"{trace.name}*"):
+        old.unlink()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    with Monitor(model, optimizer=optimizer, trace=trace, on_finding="ignore") as monitor:
+        for _ in range(20):
+            optimizer.zero_grad()
+            value = demo.loss(model(batch.x, batch.edge_index, batch.edge_attr), batch)
+            value.backward()  # type: ignore[no-untyped-call]
+            monitor.loss(value)
+            optimizer.step()
