@@ -324,14 +324,7 @@ def _write_trace(path: Path) -> None:
         for number in range(2):
             writer.layer(
                 LayerFacts.of(
-                    f"gnn{number}",
-                    "TransformerConv",
-                    number,
-                    True,
-                    in_channels=(4, 4),
-                    heads=2,
-                    beta=False,
-                    dropout=0.1,
+                    f"gnn{number}", "TransformerConv", number, in_channels=(4, 4), heads=2, beta=False, dropout=0.1
                 )
             )
         writer.blind(Blind("gnn1", "gate", "no gate"))

@@ -27,7 +27,6 @@ class Aggregation(Fix):
     signal: ClassVar[str] = AGGREGATION_EXPONENT
     keeps_function: ClassVar[bool] = False
     needs_fresh_weights: ClassVar[bool] = True
-    phase: ClassVar[int | None] = 3
     cost: ClassVar[str] = "none; without a root term node identity fades as 1/degree"
 
     def change(self, layers: Sequence[LayerFacts], signals: Signals | None = None, **options: Any) -> str:
@@ -51,6 +50,17 @@ def set_aggregation(module: Any, aggr: str) -> None:
     except (ValueError, TypeError) as error:
         raise FixError(f"aggr={aggr!r} is no aggregation of PyG") from error
     module.aggr = aggr
+
+
+def aggregator_widths(layers: Sequence[LayerFacts]) -> tuple[str, str]:
+    """Input and output width of the layers that sum, as code; the names of the arguments where they were not seen."""
+    found = {
+        (f.in_channels[1] if f.in_channels else None, f.out_channels)
+        for f in layers
+        if not f.attention and f.aggregation in ("add", "sum")
+    }
+    wide, narrow = found.pop() if len(found) == 1 else (None, None)
+    return str(wide or "in_channels"), str(narrow or "out_channels")
 
 
 def aggregator_names(layers: Sequence[LayerFacts]) -> str:

@@ -36,9 +36,6 @@ class Fix(ABC):
     needs_fresh_weights: ClassVar[bool]
     """True when trained weights are useless after it: judged on paired fresh twins."""
 
-    phase: ClassVar[int | None]
-    """Phase 1, 2 or 3 of the document that the project grew from; None for a fix that it does not name."""
-
     cost: ClassVar[str]
     """What it costs in time, memory or accuracy, in a few words."""
 
@@ -52,6 +49,10 @@ class Fix(ABC):
 
         Raises `FixError` when the model offers no place for the change.
         """
+
+    def helps(self, layers: Sequence[LayerFacts], signals: Signals | None = None, **options: Any) -> bool:
+        """False where the change would leave this model as it is; such a fix is not offered."""
+        return True
 
     def training_options(self, **options: Any) -> Mapping[str, Any]:
         """What the fix changes about training rather than the model: ``lr``, ``eps``, ``clip``, ``autocast``."""

@@ -29,7 +29,6 @@ class ScoreCap(Fix):
     signal: ClassVar[str] = ATTENTION_ENTROPY
     keeps_function: ClassVar[bool] = True
     needs_fresh_weights: ClassVar[bool] = False
-    phase: ClassVar[int | None] = 3
     cost: ClassVar[str] = "one mean per target and a tanh per score; sharp attention becomes impossible"
 
     def change(self, layers: Sequence[LayerFacts], signals: Signals | None = None, **options: Any) -> str:

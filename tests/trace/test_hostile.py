@@ -216,7 +216,7 @@ def test_damaged_facts_cost_one_layer_and_a_note(good: Path, facts: str) -> None
 
 
 def test_facts_of_a_later_gnnstab_are_read_without_what_is_new(good: Path) -> None:
-    change(good, "UPDATE layer SET facts = replace(facts, '{', '{\"invented\": [1], ')")
+    change(good, "UPDATE layer SET facts = '{\"invented\": [1], ' || substr(facts, 2)")
     with Trace.open(good) as trace:
         assert [layer.name for layer in trace.layers()] == ["gnn1"]
 

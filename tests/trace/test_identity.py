@@ -182,9 +182,9 @@ facts = st.builds(
     attention=st.booleans(),
     in_channels=st.none() | st.tuples(st.integers(1, 9), st.integers(1, 9)),
     heads=st.none() | st.integers(1, 8),
-    beta=st.none() | st.booleans(),
     dropout=st.none() | st.floats(0, 1),
     norm_before=st.none() | names,
+    options=st.dictionaries(names, st.none() | st.booleans() | names, max_size=3),
     source_file=st.none() | names,
 )
 
