@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from gnnstab.cli.group import run as command
 
 import gnnstab
 from gnnstab.records import Diagnosis
@@ -60,3 +63,30 @@ def test_the_repaired_program_is_silent(name: str, tmp_path: Path) -> None:
         "diagnose": [],
     }
     assert {face: summary.verdict(d)[0] for face, d in said.items()} == {"monitor": "STABLE", "diagnose": "STABLE"}
+
+
+@pytest.mark.parametrize(
+    "name", ["time differences in seconds", "an output that is held back", "a gain that nobody wrote"]
+)
+@pytest.mark.parametrize("broken", [True, False])
+def test_the_command_line_says_the_same(
+    name: str, broken: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = PROGRAMS[name]
+    torch.manual_seed(1)
+    model, batch = program.net(broken), program.batches(broken)[0]
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    torch.save(batch, tmp_path / "batch.pt")
+    (tmp_path / "mine.py").write_text(
+        f"from truth.programs import PROGRAMS\n\n\ndef net():\n    return PROGRAMS[{name!r}].net({broken})\n\n\n"
+        f"loss = PROGRAMS[{name!r}].loss({broken})\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    given = ["--model", "mine:net", "--batch", str(tmp_path / "batch.pt"), "--loss", "mine:loss"]
+    command(["diagnose", str(tmp_path / "model.pt"), *given, "--format", "json"])
+    shown = json.loads(capsys.readouterr().out)
+    said = gnnstab.diagnose(model, batch=batch, loss=program.loss(broken))
+    assert [c["cause"] for c in shown["causes"] if c["status"] == "root-cause"] == roots(said)
+    assert roots(said) == ([program.root] if broken else [])
+    assert shown["coverage"]["layers_observed"] == said.coverage.layers_observed == 2
