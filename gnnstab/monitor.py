@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from gnnstab.errors import UnstableError, UsageError, warn
 from gnnstab.evaluation import diagnose_trace
 from gnnstab.feed import Feed, Sink
+from gnnstab.fixes.own_lines import in_own_lines
 from gnnstab.probe.boundary import Boundary
 from gnnstab.probe.next_update import UpdateWatch
 from gnnstab.probe.operations.repeat import objective_of
@@ -225,7 +226,8 @@ class Monitor:
         model, precision = self._recorder.model, self._recorder.precision or "fp32"
 
         def body() -> None:
-            found.append(undo(diagnosis, model, batch=as_batch(model, kept.args, kept.kwargs), precision=precision))
+            undone = undo(diagnosis, model, batch=as_batch(model, kept.args, kept.kwargs), precision=precision)
+            found.extend([undone, in_own_lines(undone, model)])
 
         self._guarded("undoing the suspects", body)
         return found[-1]

@@ -7,7 +7,7 @@ from collections.abc import Container, Mapping
 from torch import Tensor
 
 from gnnstab.checkpoint.tensors import identity, unreadable
-from gnnstab.layers import LAYERS, Layer, StoredLayer, kinds
+from gnnstab.layers import LAYERS, Layer, StoredLayer
 from gnnstab.records import Blind
 
 _OTHER_KINDS = (
@@ -73,5 +73,5 @@ def _other_attention(tensors: Mapping[str, Tensor], known: Container[str]) -> li
             if name.endswith("." + ending) or name == ending:
                 found.setdefault(name[: -len(ending)].rstrip("."), kind)
     found = {layer: kind for layer, kind in found.items() if layer not in known}
-    reason = f"and the attention of {kinds()} alone is judged; --model pkg.mod:factory --batch FILE shows its outputs and gradients"
+    reason = "whose attention the weights alone do not show; --model pkg.mod:factory --batch FILE looks at it"
     return [Blind.other_attention(layer, kind, f"looks like {kind}, {reason}") for layer, kind in found.items()]

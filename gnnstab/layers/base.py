@@ -142,6 +142,9 @@ class Layer(ABC):
     hint: ClassVar[str] = ""
     """End of a key that gives a kind away which no file is recovered to; ``""`` for none."""
 
+    probed: ClassVar[bool] = True
+    """False for a kind that a file alone gives no synthetic graph for: how many nodes of which type is not in the file."""
+
     prints: ClassVar[bool] = True
     """False where the constructor takes modules of the user's own, so that a call cannot be written down."""
 
@@ -266,6 +269,10 @@ class Layer(ABC):
     @abstractmethod
     def build(self, stored: StoredLayer, facts: LayerFacts) -> nn.Module:
         """PyG's layer with the tensors of the file, widened to float32; the global random state is left alone."""
+
+    def idle(self, facts: LayerFacts) -> tuple[str, ...]:
+        """Parts that a layer of this configuration holds and does not use."""
+        return self.roles.get("skip", ()) if facts.get("root_weight") is False else ()
 
     # A layer in print
 

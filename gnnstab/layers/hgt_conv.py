@@ -35,8 +35,18 @@ class HGTConvLayer(HeteroLayer):
     essential: ClassVar[frozenset[str]] = frozenset({"k_rel.weight", "v_rel.weight"})
     absent: ClassVar[str] = "no k_rel, v_rel and kqv_lin side by side"
     width_names: ClassVar[tuple[str, str]] = ("k_rel", "out_lin")
+    probed: ClassVar[bool] = False
     static: ClassVar[str] = "|p|·‖W_qᵀA_relᵀW_k‖/√d, the largest of all relations"
     defaults: ClassVar[Mapping[str, Any]] = {"heads": 1}
+
+    def more(self, conv: Any) -> dict[str, Any]:
+        """The node types whose input is not added to the output, by a comma: widths differ, or no relation leads to them."""
+        added = {kind for kind, width in conv.in_channels.items() if width in (conv.out_channels, -1)}
+        return {"without_skip": ",".join(kind for kind in conv.node_types if kind not in added & conv.dst_node_types)}
+
+    def idle(self, facts: LayerFacts) -> tuple[str, ...]:
+        """The shares of those inputs."""
+        return tuple(f"skip.{kind}" for kind in str(facts.get("without_skip") or "").split(",") if kind)
 
     # A layer in a file
 

@@ -11,6 +11,7 @@ from gnnstab.records import LayerFacts
 if TYPE_CHECKING:
     from torch import Tensor
 
+_DEGREE = ("l1", "b1", "l2", "b2")
 _PRODUCT = "multiplicative-self-attention"
 
 
@@ -51,6 +52,11 @@ class RGATConvLayer(WatchedLayer):
     def more(self, conv: Any) -> dict[str, Any]:
         """The number of relations."""
         return {"num_relations": conv.num_relations}
+
+    def idle(self, facts: LayerFacts) -> tuple[str, ...]:
+        """What the modifiers of the attention by the in-degree would use."""
+        used = {"additive": ("w",), "scaled": _DEGREE}.get(facts.get("mod") or "", ())
+        return tuple(name for name in ("w", *_DEGREE) if name not in used)
 
     def positional(self, facts: LayerFacts) -> list[str]:
         """Widths and number of relations."""

@@ -69,8 +69,8 @@ def layer_named(kind: str | LayerFacts) -> Layer:
 
 
 def kinds() -> str:
-    """``TransformerConv``, or ``A, B and C``: the kinds whose attention is judged, for a sentence."""
-    names = [layer.kind for layer in LAYERS]
+    """``TransformerConv``, or ``A, B and C``: the kinds that a file of weights is recovered to, for a sentence."""
+    names = [layer.kind for layer in LAYERS if layer.essential]
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 

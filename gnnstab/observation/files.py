@@ -43,7 +43,7 @@ def _probe_alone(facts: Any, checkpoint: Any, request: Request) -> Signals | Non
     from gnnstab.probe.measure import measure_layers
 
     request.progress("probing the recovered layers on synthetic graphs")
-    rebuilt = rebuild(facts, checkpoint)
+    rebuilt = rebuild(facts, checkpoint, probed=True)
     if not rebuilt:
         return None
     with one_thread(), measure_layers(rebuilt.model, rebuilt.batches) as trace:

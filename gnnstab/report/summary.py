@@ -209,7 +209,10 @@ def beginning(text: str, longest: int = 140) -> str:
     while len(clauses) > 1 and len(" ".join(clauses)) > longest:
         clauses.pop()
     short = " ".join(clauses)
-    return f"{short.rstrip(';:')} …" if len(short) <= longest else f"{short[:longest].rpartition(' ')[0]} …"
+    # A first clause that is a mere name tells nothing: then the words count.
+    if longest // 3 < len(short) <= longest:
+        return f"{short.rstrip(';:')} …"
+    return f"{text[:longest].rpartition(' ')[0].rstrip(';:,')} …"
 
 
 def verdict_words(verdict: str) -> str:

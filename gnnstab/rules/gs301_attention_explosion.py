@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from gnnstab.errors import NotEvaluable
@@ -17,6 +17,7 @@ from gnnstab.rules.reading import (
     attention,
     degree_of,
     largest,
+    loss_at_its_best,
     names,
     need_layers,
     per_head,
@@ -65,7 +66,9 @@ class AttentionExplosion(Rule):
     each target before any cap.
 
     ## When it is wrong
-    Attention can be sharp and right: the best small networks reached Ĥ = .35. With fewer than 3 neighbours Ĥ says little,
+    Attention can be sharp and right: the best small networks reached Ĥ = .35. Sharpness that training has found is therefore
+    information where a file alone is judged on generated graphs, and in a run whose loss ended at its best; with a batch and a loss, softer scores on a
+    copy decide. With fewer than 3 neighbours Ĥ says little,
     and such layers are left out. Judged by weights alone the real input may be smaller than assumed.
 
     ## References
@@ -116,7 +119,32 @@ class AttentionExplosion(Rule):
             if found is None:
                 found = self._predicted(signals, layer)
             if found is not None:
-                yield found
+                yield self._as_learned(found, signals, state)
+
+    def _as_learned(self, found: Finding, signals: Signals, state: Attention | None) -> Finding:
+        """Sharpness that training has found is information where only a loss could tell whether it is of use.
+
+        That is so of attention on generated graphs, unless the weights agree so little that training has not made them so, of layers
+        without queries and keys that could agree, and in a run whose loss ended at its best while attention that had begun soft became sharp.
+        """
+        if not signals.context.get("trained", signals.kind == "trace"):
+            return found
+        if signals.kind == "checkpoint" and (state is None or state.synthetic):
+            aligned = {s.head: s.value for s in signals.find("logit.alignment", layer=found.layer)}
+            layer = signals.layer(found.layer or "")
+            put_there = layer is not None and max(aligned.values(), default=math.inf) <= self._alignment_limit(layer)
+            if put_there or (aligned and found.signal.startswith("logit.")):
+                return found
+            why = "Training has made it so; whether it is of use, your data and loss tell: pass the model with batch= and loss=."
+        elif signals.kind == "trace" and loss_at_its_best(signals.series) and self._began_soft(signals, found.layer):
+            why = "Attention began soft, and the loss has ended at its best: training has found it of use."
+        else:
+            return found
+        return replace(found, severity="info", confidence="low", message=f"{found.message} {why}")
+
+    def _began_soft(self, signals: Signals, layer: str | None) -> bool:
+        first = [s.values[0] for s in signals.over_steps("attention.entropy", layer=layer) if len(s.values) > 1]
+        return bool(first) and min(first) >= self.warn_entropy
 
     def _measured(self, layer: LayerFacts, state: Attention) -> Finding | None:
         if (
