@@ -52,18 +52,6 @@ def attention_measures(call: Call, kind: Layer, module: nn.Module, batch: Tensor
         return numbers
 
 
-def softmax_measures(score: Tensor, attention: Tensor, index: Tensor, size: int) -> dict[str, Measured]:
-    """What every attention has: scores and attention (E, H) over targets ``index`` (E,), of which there are ``size``."""
-    with torch.no_grad(), torch.autocast(score.device.type, enabled=False):
-        degree = group_sizes(index, size)
-        return {
-            **from_degrees(degree),
-            **score_measures(score, index, degree),
-            **precision_measures(score, None),
-            **entropy_measures(attention, index, degree),
-        }
-
-
 _OF_INPUT = (
     "input.rms",
     "input.max_abs",
@@ -77,6 +65,18 @@ _OF_INPUT = (
 
 def _groups(call: Call) -> int:
     return len(call.x_target) if call.groups is None else call.groups
+
+
+def softmax_measures(score: Tensor, attention: Tensor, index: Tensor, size: int) -> dict[str, Measured]:
+    """What every attention has: scores and attention (E, H) over targets ``index`` (E,), of which there are ``size``."""
+    with torch.no_grad(), torch.autocast(score.device.type, enabled=False):
+        degree = group_sizes(index, size)
+        return {
+            **from_degrees(degree),
+            **score_measures(score, index, degree),
+            **precision_measures(score, None),
+            **entropy_measures(attention, index, degree),
+        }
 
 
 @quiet
