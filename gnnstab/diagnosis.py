@@ -28,8 +28,8 @@ def diagnose(
     activation: str | None = None,
     verify: bool = False,
     jobs: int = 1,
-    select: Sequence[str] | None = None,
-    ignore: Sequence[str] | None = None,
+    select: str | Sequence[str] | None = None,
+    ignore: str | Sequence[str] | None = None,
     thresholds: Mapping[str, Mapping[str, float]] | None = None,
     overrides: Sequence[Any] = (),
     unsafe: bool = False,
@@ -41,8 +41,9 @@ def diagnose(
         target: Path of a checkpoint (``.pt .pth .ckpt .safetensors``), of a ``.gnnstab`` trace, of a folder of
             checkpoints of one run, or an ``nn.Module``.
         model: For a checkpoint: the module it belongs to, a factory without arguments, or ``"pkg.mod:factory"``.
-        batch: A ``Data``/``HeteroData``, a tuple of positional or dict of keyword arguments, an iterable of those, or
-            the path of a file holding one. Makes attention, activations and gradients visible.
+        batch: A ``Data``, ``Batch`` or ``HeteroData``, a tuple of positional or dict of keyword arguments, a list or a
+            ``DataLoader`` of those (its first 16), or the path of a file holding one. Labels beside the inputs, as in
+            ``(data, y)``, are for the loss. Makes attention, activations and gradients visible.
         loss: ``callable(output, batch) -> scalar tensor`` or ``"pkg.mod:function"``; a random linear read-out of the
             output when omitted, which the diagnosis states.
         optimizer: An optimizer of ``model`` whose state and settings are judged too. ``verify`` trains with its rate and eps;
@@ -52,7 +53,7 @@ def diagnose(
         activation: ``relu`` or ``tanh``: activation between the layers, where a file cannot show it.
         verify: Prove every recommended fix on a copy of the model (needs a model and a batch).
         jobs: Processes of ``verify``.
-        select: Code prefixes of the rules to run; all when omitted.
+        select: Code prefixes of the rules to run, ``"GS3"`` or ``["GS3", "GS5"]``; all when omitted.
         ignore: Code prefixes of the rules to leave out.
         thresholds: ``{"GS301": {"warn_entropy": 0.3}}`` replaces thresholds of rules.
         overrides: Thresholds for single layers, see `gnnstab.rules.run`.
@@ -81,16 +82,18 @@ def _undone(diagnosis: Diagnosis, seen: Observed, request: Request) -> Diagnosis
     live = seen.live
     if live is None:
         return diagnosis
+    from gnnstab.fixes.own_lines import in_own_lines
     from gnnstab.verification.interventions import undo
 
     request.progress("undoing each suspect on a copy")
-    return undo(diagnosis, live.model, batch=live.batch, loss=live.loss, precision=request.precision)
+    undone = undo(diagnosis, live.model, batch=live.batch, loss=live.loss, precision=request.precision)
+    return in_own_lines(undone, live.model)
 
 
 def _prove(diagnosis: Diagnosis, seen: Observed, request: Request, jobs: int) -> Diagnosis:
     live = seen.live
     if live is None:
-        raise UsageError("--verify needs a model to apply the fixes to: pass --model pkg.mod:factory and --batch FILE")
+        raise UsageError("verify=True needs a model to apply the fixes to: pass model= and batch=")
     from gnnstab.verification import prove
 
     return prove(

@@ -7,13 +7,12 @@ from collections.abc import Container, Mapping
 from torch import Tensor
 
 from gnnstab.checkpoint.tensors import identity, unreadable
-from gnnstab.layers import LAYERS, Layer, StoredLayer, kinds
+from gnnstab.layers import LAYERS, Layer, StoredLayer
 from gnnstab.records import Blind
 
 _OTHER_KINDS = (
-    ("att", "HypergraphConv"),
     ("in_proj_weight", "MultiheadAttention"),
-    ("kqv_lin.lins", "HGTConv"),
+    *((kind.hint, kind.kind) for kind in LAYERS if kind.hint),
 )
 """(last part of a key, attention layer that has it), for kinds that no adapter recovers from a file."""
 
@@ -50,7 +49,7 @@ def _candidates(tensors: Mapping[str, Tensor]) -> list[StoredLayer]:
     return [
         StoredLayer(kind, name, own, tuple(last for last in beside.get(name, ()) if last not in own))
         for (kind, name), own in found.items()
-        if kind.essential <= own.keys()
+        if kind.essential and kind.essential <= own.keys()
     ]
 
 
@@ -74,5 +73,5 @@ def _other_attention(tensors: Mapping[str, Tensor], known: Container[str]) -> li
             if name.endswith("." + ending) or name == ending:
                 found.setdefault(name[: -len(ending)].rstrip("."), kind)
     found = {layer: kind for layer, kind in found.items() if layer not in known}
-    reason = f"and the attention of {kinds()} alone is judged; --model pkg.mod:factory --batch FILE shows its outputs and gradients"
+    reason = "whose attention the weights alone do not show; --model pkg.mod:factory --batch FILE looks at it"
     return [Blind.other_attention(layer, kind, f"looks like {kind}, {reason}") for layer, kind in found.items()]

@@ -68,16 +68,19 @@ class RebuiltLayers(nn.Module):
         }
 
 
-def rebuild(facts: CheckpointFacts, checkpoint: Checkpoint) -> Rebuilt:
+def rebuild(facts: CheckpointFacts, checkpoint: Checkpoint, *, probed: bool = False) -> Rebuilt:
     """The recovered layers with known heads and finite weights, and one batch per in-degree of `IN_DEGREES`.
 
-    The global random state is left alone. Weights of low precision are widened to float32.
+    ``probed`` leaves out the kinds that no synthetic graph is made for. The global random state is left alone. Weights of low precision are widened to float32.
     """
     by_name = {layer.name: layer for layer in facts.layers}
     usable = [
         (by_name[conv.name], conv)
         for conv in find_layers(checkpoint.tensors)[0]
-        if conv.name in by_name and by_name[conv.name].heads is not None and _finite(conv)
+        if conv.name in by_name
+        and by_name[conv.name].heads is not None
+        and _finite(conv)
+        and (conv.kind.probed or not probed)
     ]
     model = RebuiltLayers([(layer.name, conv.kind.build(conv, layer)) for layer, conv in usable])
     generator = torch.Generator().manual_seed(SEED)

@@ -52,6 +52,17 @@ def set_aggregation(module: Any, aggr: str) -> None:
     module.aggr = aggr
 
 
+def aggregator_widths(layers: Sequence[LayerFacts]) -> tuple[str, str]:
+    """Input and output width of the layers that sum, as code; the names of the arguments where they were not seen."""
+    found = {
+        (f.in_channels[1] if f.in_channels else None, f.out_channels)
+        for f in layers
+        if not f.attention and f.aggregation in ("add", "sum")
+    }
+    wide, narrow = found.pop() if len(found) == 1 else (None, None)
+    return str(wide or "in_channels"), str(narrow or "out_channels")
+
+
 def aggregator_names(layers: Sequence[LayerFacts]) -> str:
     """``embed_layer (EmbedConv)``: the recorded layers that sum raw messages."""
     found = [f"{f.name} ({f.kind})" for f in layers if not f.attention and f.aggregation in ("add", "sum")]

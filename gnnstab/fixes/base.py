@@ -50,6 +50,10 @@ class Fix(ABC):
         Raises `FixError` when the model offers no place for the change.
         """
 
+    def helps(self, layers: Sequence[LayerFacts], signals: Signals | None = None, **options: Any) -> bool:
+        """False where the change would leave this model as it is; such a fix is not offered."""
+        return True
+
     def training_options(self, **options: Any) -> Mapping[str, Any]:
         """What the fix changes about training rather than the model: ``lr``, ``eps``, ``clip``, ``autocast``."""
         return {}

@@ -34,7 +34,7 @@ class Beta(Fix):
     def change(self, layers: Sequence[LayerFacts], signals: Signals | None = None, **options: Any) -> str:
         """The constructor with ``beta=True``."""
         attention = [layer for layer in layers if layer.attention]
-        able = [layer for layer in attention if layer_named(layer.kind).applies("add_gate")]
+        able = [layer for layer in attention if layer_named(layer).applies("add_gate")]
         if attention and not able:
             return f"# {attention[0].kind} has no gate between skip and message"
         return constructor_calls(able, beta=True)

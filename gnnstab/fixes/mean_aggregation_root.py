@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from gnnstab.fixes.aggregation import aggregator_names, set_aggregation
+from gnnstab.fixes.aggregation import aggregator_names, aggregator_widths, set_aggregation
 from gnnstab.fixes.base import Fix
 from gnnstab.fixes.places import edited_copy, sum_aggregators
 from gnnstab.fixes.self_term import add_self_term
@@ -36,8 +36,8 @@ class MeanAggregationRoot(Fix):
         return (
             f"# in {aggregator_names(layers)}\n"
             "super().__init__(aggr='mean')\n"
-            "self.lin_root = nn.Linear(in_channels, out_channels)  # in __init__\n"
-            "out = self.propagate(...) + self.lin_root(x)  # in forward"
+            f"self.lin_root = nn.Linear({', '.join(aggregator_widths(layers))})  # in __init__\n"
+            "out = out + self.lin_root(x)  # in forward, after out = self.propagate"
         )
 
     def apply(self, model: nn.Module, **options: Any) -> nn.Module:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from gnnstab.fixes.aggregation import aggregator_names
+from gnnstab.fixes.aggregation import aggregator_names, aggregator_widths
 from gnnstab.fixes.base import Fix
 from gnnstab.fixes.places import edited_copy, sum_aggregators
 from gnnstab.fixes.self_term import add_self_term
@@ -34,11 +34,12 @@ class NormAfterSum(Fix):
     def change(self, layers: Sequence[LayerFacts], signals: Signals | None = None, **options: Any) -> str:
         """The constructor and the lines of forward."""
         root = options.get("root", True)
-        lines = [f"# in {aggregator_names(layers)}", "self.sum_norm = nn.LayerNorm(out_channels)  # in __init__"]
+        wide, narrow = aggregator_widths(layers)
+        lines = [f"# in {aggregator_names(layers)}", f"self.sum_norm = nn.LayerNorm({narrow})  # in __init__"]
         if root:
-            lines.append("self.lin_root = nn.Linear(in_channels, out_channels)  # in __init__")
+            lines.append(f"self.lin_root = nn.Linear({wide}, {narrow})  # in __init__")
         term = " + self.lin_root(x)" if root else ""
-        return "\n".join([*lines, f"out = self.sum_norm(self.propagate(...)){term}  # in forward"])
+        return "\n".join([*lines, f"out = self.sum_norm(out){term}  # in forward, after out = self.propagate"])
 
     def apply(self, model: nn.Module, **options: Any) -> nn.Module:
         """Add ``sum_norm`` and ``root_term`` to the module's output."""

@@ -29,11 +29,13 @@ def edited_copy(model: nn.Module, seed: int = 0) -> Iterator[nn.Module]:
 
 def duplicate(model: nn.Module) -> nn.Module:
     """A deep copy, without the shell of ``torch.compile`` or of a data-parallel wrapper."""
+    from gnnstab.probe.replica import without_history
+
     inner = getattr(model, "_orig_mod", model)
     if type(inner).__name__ in ("DistributedDataParallel", "DataParallel"):
         inner = inner.module
     try:
-        return copy.deepcopy(inner)
+        return copy.deepcopy(inner, without_history(inner))
     except Exception as error:
         raise FixError(
             f"{type(model).__name__} cannot be copied ({_first_line(error)}); a module must not keep tensors with a "

@@ -20,6 +20,10 @@ Factors = Mapping[str, Sequence[float]]
 """Layer → factor γ of each head."""
 
 
+_UNTOUCHED = 1.0 - 1e-3
+"""A factor above this is no change that anything could show."""
+
+
 class QKClip(Fix):
     """Scales the query rows of every head (weight and bias) by γ = min(1, τ_d / max|s|), τ_d = 3·√(2 ln d).
 
@@ -40,11 +44,21 @@ class QKClip(Fix):
         """The edit with this model's own factors."""
         factors = self._factors_or_none({"signals": signals, **options})
         if factors is None:
-            kind = layer_named(next((layer.kind for layer in layers if layer.attention), ""))
+            kind = layer_named(next((layer for layer in layers if layer.attention), ""))
             return "\n".join(kind.scale_lines("conv", None, None))
         known = {layer.name: layer for layer in layers}
-        lines = [line for name, gammas in factors.items() for line in _edit_lines(name, gammas, known.get(name))]
+        clipped = {name: gammas for name, gammas in factors.items() if min(gammas, default=1.0) < _UNTOUCHED}
+        kinds = {known[name].kind if name in known else "" for name in clipped}
+        biased = all(known[name].bias is not False for name in clipped if name in known)
+        if len(clipped) > 1 and len(kinds) == 1 and biased:
+            return _loop(clipped, layer_named(kinds.pop()))
+        lines = [line for name, gammas in clipped.items() for line in _edit_lines(name, gammas, known.get(name))]
         return "\n".join(lines) or "# every head is below its cap: nothing to scale"
+
+    def helps(self, layers: Sequence[LayerFacts], signals: Signals | None = None, **options: Any) -> bool:
+        """True unless the scores were measured and every head is below its cap, or above it by rounding alone."""
+        factors = self._factors_or_none({"signals": signals, **options})
+        return factors is None or any(gamma < _UNTOUCHED for gammas in factors.values() for gamma in gammas)
 
     def apply(self, model: nn.Module, **options: Any) -> nn.Module:
         """Scale the query rows; layers without measured scores stay as they are."""
@@ -97,5 +111,19 @@ def _measured(options: dict[str, Any]) -> tuple[dict[str, list[float]], float]:
 
 
 def _edit_lines(name: str, gammas: Sequence[float], layer: LayerFacts | None) -> list[str]:
-    path = "model" + "".join(f"[{p}]" if p.isdigit() else f".{p}" for p in name.split(".") if p)
-    return layer_named(layer.kind if layer else "").scale_lines(path, layer, gammas)
+    kept = [gamma if gamma < _UNTOUCHED else 1.0 for gamma in gammas]
+    return layer_named(layer or "").scale_lines(_path(name), layer, kept)
+
+
+def _loop(factors: Factors, kind: Any) -> str:
+    """The same edit of several layers as one loop."""
+    lines = [
+        f"    {_path(name)}: [{', '.join(f'{gamma:.4g}' for gamma in gammas)}]," for name, gammas in factors.items()
+    ]
+    body = [f"    {line.partition('  #')[0]}" for line in kind.scale_lines("conv", None, None)]
+    return "\n".join(["gammas = {", *lines, "}", "for conv, gamma in gammas.items():", *body])
+
+
+def _path(name: str) -> str:
+    """``convs.0`` as code: ``model.convs[0]``."""
+    return "model" + "".join(f"[{p}]" if p.isdigit() else f".{p}" for p in name.split(".") if p)

@@ -69,6 +69,7 @@ def _advice(cause: Cause, codes: set[str], roots: set[str], signals: Signals | N
             note=_note(name, options, said),
         )
         for name, options, said in choices
+        if find(name).helps(layers, signals, **options)
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from gnnstab.layers.base import Call, Gain, Layer, StoredLayer
-from gnnstab.layers.edges import edge_ends
+from gnnstab.layers.edges import edge_ends, fewest, with_loops
 from gnnstab.layers.maps import project
 from gnnstab.records import LayerFacts
 
@@ -90,19 +90,14 @@ class AdditiveLayer(Layer):
         self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], target: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """The edges after the layer has put its own self-loops in the place of those that it was given."""
-        from torch import Tensor
-        from torch_geometric.utils import add_self_loops, remove_self_loops
-
         conv: Any = module
         x = args[0] if args else kwargs["x"]
         edge_index = args[1] if len(args) > 1 else kwargs["edge_index"]
         edge_attr = args[2] if len(args) > 2 else kwargs.get("edge_attr")
         size = args[3] if len(args) > 3 else kwargs.get("size")
-        if conv.add_self_loops and isinstance(edge_index, Tensor):
-            ends = [one.size(0) for one in (x if isinstance(x, (tuple, list)) else (x,)) if one is not None]
-            nodes = min(size) if isinstance(size, (tuple, list)) else min(ends)
-            edge_index, edge_attr = remove_self_loops(edge_index, edge_attr)
-            edge_index, edge_attr = add_self_loops(edge_index, edge_attr, fill_value=conv.fill_value, num_nodes=nodes)
+        if conv.add_self_loops:
+            nodes = min(size) if isinstance(size, (tuple, list)) else fewest(x)
+            edge_index, edge_attr = with_loops(edge_index, nodes, edge_attr, conv.fill_value)
         source, index, values = edge_ends(edge_index, conv.flow)
         features = values if edge_attr is None else edge_attr.detach()
         if features is not None and features.dim() == 1:

@@ -56,6 +56,9 @@ class Call:
     message: Tensor | None = None
     """(N_t, H·C) or (N_t, C) aggregated message before the skip, where observed."""
 
+    groups: int | None = None
+    """Number of groups that ``index_target`` counts, where it is not that of the target nodes: several node types or relations."""
+
 
 @dataclass(frozen=True, slots=True)
 class StoredLayer:
@@ -133,8 +136,23 @@ class Layer(ABC):
     defaults: ClassVar[Mapping[str, Any]]
     """Arguments of the constructor beyond the widths, in the order in which they are printed, with their defaults."""
 
+    static: ClassVar[str] = ""
+    """What the weights alone tell of the size or the spread of the scores, or ``none`` with the reason."""
+
+    hint: ClassVar[str] = ""
+    """End of a key that gives a kind away which no file is recovered to; ``""`` for none."""
+
+    probed: ClassVar[bool] = True
+    """False for a kind that a file alone gives no synthetic graph for: how many nodes of which type is not in the file."""
+
+    prints: ClassVar[bool] = True
+    """False where the constructor takes modules of the user's own, so that a call cannot be written down."""
+
     stable: ClassVar[str] = ""
     """Class of `gnnstab.nn` that takes this one's place with scores bounded, normalised or in float32; ``""`` for none."""
+
+    multiplies: ClassVar[bool] = False
+    """True where a score is the product of a query and a key, and so grows with the square of the input."""
 
     edits: ClassVar[frozenset[str]] = frozenset()
     """Methods of this class that edit a layer and apply to this kind: see `applies`."""
@@ -180,6 +198,11 @@ class Layer(ABC):
     @abstractmethod
     def joined(self, module: nn.Module, messages: Tensor, target: Tensor, nodes: int) -> Tensor | None:
         """(N_t, H·C) or (N_t, C): the messages of every edge, summed over each target as the layer does; None where it does not."""
+
+    def nodes(self, inputs: Sequence[Any]) -> tuple[Tensor, Tensor]:
+        """Features of source and target nodes among the tensors that the layer received first; zero columns where they
+        have no common width."""
+        return inputs[0], inputs[-1]
 
     @abstractmethod
     def scores(self, module: nn.Module, call: Call, x_source: Tensor, x_target: Tensor) -> Tensor | None:
@@ -247,7 +270,17 @@ class Layer(ABC):
     def build(self, stored: StoredLayer, facts: LayerFacts) -> nn.Module:
         """PyG's layer with the tensors of the file, widened to float32; the global random state is left alone."""
 
+    def idle(self, facts: LayerFacts) -> tuple[str, ...]:
+        """Parts that a layer of this configuration holds and does not use."""
+        return self.roles.get("skip", ()) if facts.get("root_weight") is False else ()
+
     # A layer in print
+
+    def positional(self, facts: LayerFacts) -> list[str]:
+        """The arguments of the constructor before those of `defaults`, ``...`` for what is not known."""
+        widths = facts.in_channels
+        shown = "..." if widths is None else str(widths[0] if widths[0] == widths[1] else widths)
+        return [shown, "..." if facts.out_channels is None else str(facts.out_channels)]
 
     @abstractmethod
     def arguments(self, facts: LayerFacts) -> Mapping[str, Any]:

@@ -26,6 +26,26 @@ def edge_ends(edge_index: Any, flow: str = "source_to_target") -> tuple[Tensor, 
     return (plain[0], plain[1], None) if flow == "source_to_target" else (plain[1], plain[0], None)
 
 
+def with_loops(edge_index: Any, nodes: int, edge_attr: Any = None, fill: Any = None) -> tuple[Any, Any]:
+    """Edges and features after a layer has put its own self-loops in the place of those that it was given.
+
+    A sparse adjacency of torch_sparse stays as it is: the layer fills its diagonal.
+    """
+    from torch import Tensor
+    from torch_geometric.utils import add_self_loops, remove_self_loops
+
+    if not isinstance(edge_index, Tensor):
+        return edge_index, edge_attr
+    edge_index, edge_attr = remove_self_loops(edge_index, edge_attr)
+    pair: tuple[Any, Any] = add_self_loops(edge_index, edge_attr, fill_value=fill, num_nodes=nodes)
+    return pair
+
+
+def fewest(x: Any) -> int:
+    """Number of nodes, of the smaller side where source and target nodes are given apart."""
+    return min(int(one.size(0)) for one in (x if isinstance(x, (tuple, list)) else (x,)) if one is not None)
+
+
 def plain_tensor(tensor: Tensor) -> Tensor:
     """The same numbers as a tensor of torch's own class; PyG's EdgeIndex and Index wrap one instead of being one."""
     from torch import Tensor

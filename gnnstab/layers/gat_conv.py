@@ -34,6 +34,7 @@ class GATConvLayer(AdditiveLayer):
     essential: ClassVar[frozenset[str]] = frozenset({"att_src", "att_dst"})
     absent: ClassVar[str] = "no att_src and att_dst side by side"
     width_names: ClassVar[tuple[str, str]] = ("att_src", "bias")
+    static: ClassVar[str] = "‖Wᵀa‖, within 2 × of the measured spread at initialisation"
     defaults: ClassVar[Mapping[str, Any]] = {
         "heads": 1,
         "concat": True,

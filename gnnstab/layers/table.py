@@ -4,9 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gnnstab.layers.agnn_conv import AGNNConvLayer
+from gnnstab.layers.attentional_aggregation import AttentionalAggregationLayer
 from gnnstab.layers.base import Layer
 from gnnstab.layers.gat_conv import GATConvLayer
 from gnnstab.layers.gatv2_conv import GATv2ConvLayer
+from gnnstab.layers.general_conv import GeneralConvLayer
+from gnnstab.layers.generic import FAMILY, GenericLayer, MultiheadLayer
+from gnnstab.layers.han_conv import HANConvLayer
+from gnnstab.layers.heat_conv import HEATConvLayer
+from gnnstab.layers.hgt_conv import HGTConvLayer
+from gnnstab.layers.hypergraph_conv import HypergraphConvLayer
+from gnnstab.layers.point_transformer_conv import PointTransformerConvLayer
+from gnnstab.layers.rgat_conv import RGATConvLayer
+from gnnstab.layers.softmax_aggregation import SoftmaxAggregationLayer
+from gnnstab.layers.supergat_conv import SuperGATConvLayer
 from gnnstab.layers.transformer_conv import TransformerConvLayer
 
 if TYPE_CHECKING:
@@ -14,10 +26,27 @@ if TYPE_CHECKING:
 
     from gnnstab.records import LayerFacts
 
+GENERIC = GenericLayer()
+"""Stands for every layer that was seen by what it does."""
+
+TORCHS = MultiheadLayer()
+"""Stands for torch's own layer, which is seen live and not read from a file."""
+
 LAYERS: tuple[Layer, ...] = (
     TransformerConvLayer(),
     GATv2ConvLayer(),
     GATConvLayer(),
+    SuperGATConvLayer(),
+    HGTConvLayer(),
+    HANConvLayer(),
+    RGATConvLayer(),
+    AGNNConvLayer(),
+    HEATConvLayer(),
+    PointTransformerConvLayer(),
+    GeneralConvLayer(),
+    HypergraphConvLayer(),
+    SoftmaxAggregationLayer(),
+    AttentionalAggregationLayer(),
 )
 """One adapter per kind; the first that matches a module is taken."""
 
@@ -27,28 +56,36 @@ def layer_of(module: nn.Module) -> Layer | None:
     return next((layer for layer in LAYERS if layer.matches(module)), None)
 
 
-def layer_named(kind: str) -> Layer:
-    """The adapter that recorded facts of this class name come from; a subclass under a name of its own is taken for the first."""
+def layer_named(kind: str | LayerFacts) -> Layer:
+    """The adapter that recorded facts, or facts of this class name, come from.
+
+    A subclass under a name of its own is taken for the first; what was read without an adapter stays without one.
+    """
+    if not isinstance(kind, str):
+        if FAMILY in kind.options:
+            return TORCHS if kind.options[FAMILY] == TORCHS.family else GENERIC
+        kind = kind.kind
     return next((layer for layer in LAYERS if kind and kind in (layer.kind, layer.stable)), LAYERS[0])
 
 
 def kinds() -> str:
-    """``TransformerConv``, or ``A, B and C``: the kinds whose attention is judged, for a sentence."""
-    names = [layer.kind for layer in LAYERS]
+    """``TransformerConv``, or ``A, B and C``: the kinds that a file of weights is recovered to, for a sentence."""
+    names = [layer.kind for layer in LAYERS if layer.essential]
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def plays(parameter: str, role: str) -> bool:
     """Whether a parameter, by the end of its name, is the weight of a part with this role in some kind of layer."""
-    return any(parameter.endswith(f"{part}.weight") for layer in LAYERS for part in layer.roles.get(role, ()))
+    parts = {part for layer in LAYERS for part in layer.roles.get(role, ())}
+    return any(f".{parameter}".endswith(f".{part}.weight") for part in parts)
 
 
 def weights(facts: LayerFacts, role: str) -> tuple[str, ...]:
     """Full names of the weights of the parts with this role in one layer."""
-    return tuple(f"{facts.name}.{part}.weight" for part in layer_named(facts.kind).roles.get(role, ()))
+    return tuple(f"{facts.name}.{part}.weight" for part in layer_named(facts).roles.get(role, ()))
 
 
-def parts(kind: str, *roles: str) -> str:
-    """``lin_value and lin_skip``: what the parts with these roles are called in a layer of this class."""
+def parts(kind: str | LayerFacts, *roles: str) -> str:
+    """``lin_value and lin_skip``: what the parts with these roles are called in a layer of this class or with these facts."""
     found = [part for role in roles for part in layer_named(kind).roles.get(role, ())]
     return " and ".join(found)

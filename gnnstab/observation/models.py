@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +72,7 @@ def on_batch(seen: Observed, model: nn.Module, request: Request, groups: Sequenc
     if request.batch is None:
         return seen
     from gnnstab.probe.batches import load_batch
+    from gnnstab.probe.data import taken
     from gnnstab.probe.optimizer_steps import with_trial_steps
 
     batch, loss = request.batch, request.loss
@@ -79,13 +80,28 @@ def on_batch(seen: Observed, model: nn.Module, request: Request, groups: Sequenc
         batch = load_batch(os.fspath(batch), unsafe=request.unsafe)
     if isinstance(loss, str):
         loss = resolve(loss)
-    batch = list(batch) if isinstance(batch, Iterator) else batch  # it is gone through twice
+    batch = taken(batch, model)
     request.progress("running forward and backward")
+    target = replace(seen.target, notes=(*seen.target.notes, *_kept(model)))
     dynamic = measured_signals(model, batch, loss=loss, precision=request.precision)
     dynamic = with_trial_steps(dynamic, model, batch, loss, request.optimizer, request.precision)
     if request.optimizer is not None:
         dynamic = replace(dynamic, values=(*dynamic.values, *_not_held(model, request.optimizer.param_groups)))
-    return replace(seen, signals=join(dynamic, seen.signals), live=Live(model, batch, loss, _adam(groups)))
+    return replace(
+        seen, target=target, signals=join(dynamic, seen.signals), live=Live(model, batch, loss, _adam(groups))
+    )
+
+
+def _kept(model: nn.Module) -> list[str]:
+    from gnnstab.probe.replica import kept_with_history
+
+    kept = kept_with_history(model)
+    if not kept:
+        return []
+    what = f"keeps {', '.join(kept[:3])} from an earlier forward, with the graph behind it"
+    return [
+        f"the model {what}: copies hold the numbers alone, and the memory of that forward is not freed; detach() frees it"
+    ]
 
 
 def _not_held(model: nn.Module, groups: Sequence[Mapping[str, Any]]) -> tuple[Signal, ...]:

@@ -13,6 +13,7 @@ from torch_geometric.data.data import BaseData
 
 from gnnstab.errors import UsageError
 from gnnstab.probe.batch_file import load_batch as load_batch
+from gnnstab.probe.data import fitting
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of one forward."""
@@ -21,7 +22,8 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 def as_arguments(batch: Any, model: nn.Module) -> list[Arguments]:
     """Every forward that a batch asks for.
 
-    A dict is keyword arguments, a tuple positional ones, any other iterable (a loader, a list) several batches. A
+    A dict is keyword arguments, a tuple positional ones, any other iterable (a loader, a list) several batches. What the
+    forward has no parameter for (labels behind the inputs, entries of other names) is left for the loss. A
     ``Data`` or ``HeteroData`` is handed over whole when the forward takes one argument, else by the names of the
     forward's parameters.
 
@@ -33,9 +35,12 @@ def as_arguments(batch: Any, model: nn.Module) -> list[Arguments]:
     if isinstance(batch, Tensor):
         return [((batch,), {})]
     if isinstance(batch, Mapping):
-        return [((), {str(k): v for k, v in batch.items()})]
+        return [fitting((), {str(k): v for k, v in batch.items()}, model)]
     if isinstance(batch, tuple):
-        return [(batch, {})]
+        if batch and isinstance(batch[0], BaseData) and not any(isinstance(item, BaseData) for item in batch[1:]):
+            args, kwargs = _from_data(batch[0], model)
+            return [fitting((*args, *batch[1:]) if args else (), kwargs, model)]
+        return [fitting(batch, {}, model)]
     if isinstance(batch, Iterable) and not isinstance(batch, (str, bytes)):
         found = [arguments for item in batch for arguments in as_arguments(item, model)]
         if found:

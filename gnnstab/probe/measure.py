@@ -14,12 +14,14 @@ from torch_geometric.data.data import BaseData
 
 from gnnstab.errors import UsageError
 from gnnstab.probe.batches import Arguments, as_arguments, on_device
+from gnnstab.probe.data import taken
 from gnnstab.probe.evaluating import evaluating
 from gnnstab.probe.norms import graphs_in
 from gnnstab.probe.operations.repeat import Objective
 from gnnstab.probe.places import survey, to_json
 from gnnstab.probe.read_out import read_out as read_out
 from gnnstab.probe.recorder import Recorder
+from gnnstab.probe.replica import without_history
 from gnnstab.trace import Trace, TraceWriter
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -117,7 +119,7 @@ def measure_layers(layers: nn.Module, batches: Mapping[int, dict[str, Any]]) -> 
 
 def _batches(batch: Any, model: nn.Module) -> Iterator[tuple[Arguments, Any]]:
     """Arguments of every forward, and the batch as the loss wants to see it."""
-    batch = list(batch) if isinstance(batch, Iterator) else batch
+    batch = taken(batch, model)
     found = as_arguments(batch, model)
     if len(found) == 1:
         yield found[0], batch
@@ -168,7 +170,7 @@ def _objective(output: Any, batch: Any, loss: Loss | None) -> Tensor:
 
 def _copied(model: nn.Module) -> nn.Module:
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, without_history(model))
     except Exception as error:
         raise UsageError(
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}), and gnnstab runs nothing on your own "

@@ -58,9 +58,7 @@ def replica(model: nn.Module) -> nn.Module:
                 memo[id(value)] = type(value)((k, copy.deepcopy(v, memo)) for k, v in value.items() if k in kept)
             elif name == "message":
                 memo[id(value)] = None
-            else:
-                # A tensor kept from an earlier forward still hangs in its autograd graph and refuses to be copied.
-                memo.update({id(t): t.detach().clone() for _, t in tensors_in(value) if t.grad_fn is not None})
+    memo.update(without_history(model))
     try:
         twin = copy.deepcopy(model, memo)
     except Exception as error:
@@ -70,6 +68,25 @@ def replica(model: nn.Module) -> nn.Module:
         if getattr(module, "_compiled_call_impl", None) is not None:
             module._compiled_call_impl = None
     return twin
+
+
+def without_history(model: nn.Module) -> dict[int, Any]:
+    """The memo with which `copy.deepcopy` copies the numbers of a tensor that a module keeps from an earlier forward.
+
+    Such a tensor still hangs in its autograd graph and refuses to be copied.
+    """
+    attributes = [value for module in model.modules() for value in vars(module).values()]
+    return {id(t): t.detach().clone() for value in attributes for _, t in tensors_in(value) if t.grad_fn is not None}
+
+
+def kept_with_history(model: nn.Module) -> list[str]:
+    """Names of the tensors that modules keep from an earlier forward, with the graph that they came from."""
+    named = [(path, attribute, value) for path, m in model.named_modules() for attribute, value in vars(m).items()]
+    return [
+        f"{path}.{attribute}".lstrip(".")
+        for path, attribute, value in named
+        if not attribute.startswith("_") and any(t.grad_fn is not None for _, t in tensors_in(value))
+    ]
 
 
 def reason_against_a_copy(model: nn.Module) -> str:

@@ -66,6 +66,9 @@ class Watch(ABC):
     """Records one layer. Subclasses say in `record` what a call of their layer consists of."""
 
     attention = False
+    counts = True
+    """False as long as it is not known that the module is a layer of interest at all."""
+
     sites: tuple[str, ...] = ("input", "output")
     """Sites that must have been seen after a call, or be named as blind."""
 
@@ -158,21 +161,25 @@ class Watch(ABC):
             return
         plan = self._plan(mode)
         x = args[0] if args else kwargs.get("x", next(iter(kwargs.values()), None))
-        inputs = x if type(x) is tuple or type(x) is list else (x,)
+        inputs = parts(x)
         out = output[0] if type(output) is tuple else output
-        if not isinstance(out, Tensor):
+        outs = [one for one in out.values() if isinstance(one, Tensor)] if isinstance(out, dict) else [out]
+        if not outs or not isinstance(outs[0], Tensor):
             state.unseen(self.name, "output", f"returned a {type(out).__name__}, not a tensor")
             self.forget()
             return
+        out = outs[0]
         if out.is_cuda and torch.cuda.is_current_stream_capturing():
             state.unseen(self.name, "output", _CAPTURED)
             self.forget()
             return
-        self.record(grad, plan, inputs, args, kwargs, out)
+        self.record(grad, plan, inputs, args, kwargs, out if len(outs) == 1 else joined(outs))
         if state.trail is not None:
             self._tell(inputs, out)
-        if grad and out.requires_grad:
-            plan.grad_output.watch(out)
+        if grad and any(one.requires_grad for one in outs):
+            for one in outs:
+                if one.requires_grad:
+                    plan.grad_output.watch(one)
             for one in inputs:
                 if isinstance(one, Tensor) and one.requires_grad:
                     plan.grad_input.watch(one)
@@ -187,8 +194,7 @@ class Watch(ABC):
 
     def _compiled_after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         self.note(0, output[0] if isinstance(output, tuple) else output)
-        x = args[0] if len(args) > 0 else kwargs.get("x")
-        for one in x if isinstance(x, (tuple, list)) else (x,):
+        for one in parts(args[0] if len(args) > 0 else kwargs.get("x")):
             self.note(1, one)
 
     def note(self, position: int, tensor: Any) -> None:
@@ -216,3 +222,16 @@ class Watch(ABC):
         # A forward inside a backward is a checkpointed segment run again. Its first run was recorded, unless that was
         # without gradients (the reentrant form): then this is the run that the gradients belong to.
         return mode == 3 and self._counts[3] == 0
+
+
+def parts(x: Any) -> Sequence[Any]:
+    """The tensors of a first argument: one, the two sides of a bipartite graph, or one per node type."""
+    if isinstance(x, dict):
+        return [one for one in x.values() if isinstance(one, Tensor)]
+    return x if type(x) is tuple or type(x) is list else (x,)
+
+
+def joined(outs: Sequence[Tensor]) -> Tensor:
+    """The outputs of all node types, one after the other; the first where they have no common width."""
+    same = len({(one.shape[1:], one.dtype, one.device) for one in outs}) == 1
+    return torch.cat([one.detach() for one in outs]) if same and outs[0].dim() else outs[0]

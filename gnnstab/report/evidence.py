@@ -22,6 +22,7 @@ from gnnstab.records.vocabulary import (
     GRADIENT_OUTPUT_RMS,
     LOSS,
     OUTPUT_RMS,
+    PRECISION_FP16_HEADROOM,
     SCORE_MAX_ABS,
 )
 from gnnstab.report.distribution import Distribution, distribution
@@ -207,7 +208,15 @@ class Evidence:
 
     def limits(self, name: str) -> tuple[Limit, ...]:
         """Limits of a signal: those that findings were raised against, else those that the rules are known to use."""
+        if name == PRECISION_FP16_HEADROOM and name not in self._limits and not self._half:
+            return ()  # a network that computes in fp32 is not unhealthy for what it would be in fp16
         return self._limits.get(name) or own_limits(name)
+
+    @cached_property
+    def _half(self) -> bool:
+        """True where scores are computed in fp16."""
+        formats = {layer.score_format for layer in self.diagnosis.layers} | {self.diagnosis.context.get("precision")}
+        return "fp16" in formats
 
     @cached_property
     def _limits(self) -> Mapping[str, tuple[Limit, ...]]:
@@ -269,6 +278,7 @@ _GROWTH = (
     SCORE_MAX_ABS,
     ATTENTION_ENTROPY,
     OUTPUT_RMS,
+    PRECISION_FP16_HEADROOM,
     GRADIENT_INPUT_RMS,
     GRADIENT_OUTPUT_RMS,
     LOSS,

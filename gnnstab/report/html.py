@@ -16,16 +16,18 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from gnnstab.records import Diagnosis, FixAdvice
+from gnnstab.records import Cause, Diagnosis, FixAdvice
 from gnnstab.report import charts
 from gnnstab.report.depth import depth
 from gnnstab.report.escape import visible
 from gnnstab.report.evidence import MODEL, BeforeAfter, Evidence
+from gnnstab.report.faces import spoken
 from gnnstab.report.sections import Anchors, findings, fix_rank, layers, verdict
-from gnnstab.report.summary import CAUSE_ORDER
+from gnnstab.report.summary import CAUSE_ORDER, in_reading_order, recommended, to_change
 from gnnstab.report.wording import clip, fix_cost, fix_title, meaning, rule_page, sentence, short, words
 
 EVENTS_SHOWN = 60
+EVIDENCE_SHOWN = 3
 
 CAUSE_TONES = {
     "root-cause": "error",
@@ -67,7 +69,7 @@ def render(diagnosis: Diagnosis) -> str:
 def embed(diagnosis: Diagnosis, height: int = 720) -> str:
     """The page inside a frame of its own, for notebooks: its styles and scripts cannot reach the notebook."""
     frame = '<iframe title="gnnstab report" sandbox="allow-scripts" srcdoc="{}" width="100%" height="{}" style="border:0"></iframe>'
-    return str(Markup(frame).format(render(diagnosis), height))
+    return str(Markup(frame).format(render(spoken(diagnosis)), height))
 
 
 def _context(diagnosis: Diagnosis, evidence: Evidence, anchors: Anchors) -> dict[str, Any]:
@@ -119,6 +121,7 @@ def _sections(page: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _causes(diagnosis: Diagnosis, anchors: Anchors) -> list[dict[str, Any]]:
+    """Root causes first, then the others in the order of the diagnosis: the five, then the rest."""
     return [
         {
             "cause": cause,
@@ -126,10 +129,26 @@ def _causes(diagnosis: Diagnosis, anchors: Anchors) -> list[dict[str, Any]]:
             "tone": CAUSE_TONES.get(cause.status, "unknown"),
             "words": cause.status.replace("-", " "),
             "codes": [(code, anchors.first[code]) for code in cause.codes if code in anchors.first],
-            "fixes": [anchors.fixes[cause.cause, i] for i in range(len(cause.fixes))],
+            "fixes": [anchor for i in range(len(cause.fixes)) if (anchor := anchors.fixes.get((cause.cause, i)))],
+            **_card(cause, diagnosis, anchors),
         }
-        for cause in diagnosis.causes
+        for cause in sorted(diagnosis.causes, key=lambda cause: cause.status != "root-cause")
     ]
+
+
+def _card(cause: Cause, diagnosis: Diagnosis, anchors: Anchors) -> dict[str, Any]:
+    """Of a cause to treat: the findings that show it, with their numbers, and the change to make first."""
+    if cause not in to_change(diagnosis):
+        return {"shown": [], "change": None}
+    own = [f for f in in_reading_order(diagnosis) if f.code in cause.codes and f.explained_by is None]
+    best = recommended(cause)
+    anchor = None if best is None else anchors.fixes.get((cause.cause, cause.fixes.index(best)))
+    change = best and {
+        "title": fix_title(best.fix),
+        "words": VERDICT_WORDS.get(best.verdict, best.verdict),
+        "anchor": anchor,
+    }
+    return {"shown": [(anchors.finding(f), f) for f in own[:EVIDENCE_SHOWN]], "change": change if anchor else None}
 
 
 def _fixes(evidence: Evidence, anchors: Anchors) -> list[dict[str, Any]]:
@@ -138,7 +157,9 @@ def _fixes(evidence: Evidence, anchors: Anchors) -> list[dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
     for cause in sorted(evidence.diagnosis.causes, key=lambda cause: CAUSE_ORDER.index(cause.status)):
         for i, fix in sorted(enumerate(cause.fixes), key=lambda item: fix_rank(item[1])):
-            anchor = anchors.fixes[cause.cause, i]
+            anchor = anchors.fixes.get((cause.cause, i), "")
+            if not anchor:
+                continue
             row = rows.setdefault(anchor, {"anchor": anchor, "causes": [], **_fix(fix, measured.get(id(fix)))})
             row["causes"].append(words(cause.cause).lower())
     return list(rows.values())

@@ -51,8 +51,10 @@ class Anchors:
     def __init__(self, evidence: Evidence) -> None:
         self._evidence = evidence
         self.layers = {name: f"layer-{i}" for i, name in enumerate(evidence.layers)}
-        self.fixes = _fix_anchors(evidence.diagnosis.causes)
-        """(cause, place among its fixes) → id; a fix that is offered for several causes stands on the page once."""
+        unstable = summary.state(evidence.diagnosis) == "unstable"
+        self.fixes = _fix_anchors(evidence.diagnosis.causes) if unstable else {}
+        """(cause, place among its fixes) → id; a fix that is offered for several causes stands on the page once; of a
+        network in which nothing is wrong there are none."""
         self.first: dict[str, str] = {}
         """Rule code → anchor of its first finding."""
         self._of_finding: dict[int, str] = {}
@@ -170,7 +172,7 @@ def _next(evidence: Evidence, anchors: Anchors) -> dict[str, str]:
 def findings(evidence: Evidence, anchors: Anchors) -> list[dict[str, Any]]:
     """The findings in order, each with its picture and where its links lead."""
     told = {code for code in anchors.first if next(rule_page(code), None)}
-    fixes = {c.cause: anchors.fixes[c.cause, 0] for c in evidence.diagnosis.causes if c.fixes}
+    fixes = {c.cause: anchors.fixes.get((c.cause, 0), "") for c in evidence.diagnosis.causes}
     return [
         {
             "finding": finding,

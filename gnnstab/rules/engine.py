@@ -48,8 +48,8 @@ def run(
     signals: Signals,
     *,
     rules: Sequence[type[Rule]] | None = None,
-    select: Sequence[str] = (),
-    ignore: Sequence[str] = (),
+    select: str | Sequence[str] = (),
+    ignore: str | Sequence[str] = (),
     thresholds: Thresholds | None = None,
     overrides: Sequence[Override] = (),
 ) -> Outcome:

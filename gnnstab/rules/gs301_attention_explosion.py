@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from gnnstab.errors import NotEvaluable
+from gnnstab.layers import layer_named, parts
 from gnnstab.records import Finding, LayerFacts, Signal, Signals
 from gnnstab.rules.base import Rule, threshold
 from gnnstab.rules.reading import (
@@ -16,6 +17,7 @@ from gnnstab.rules.reading import (
     attention,
     degree_of,
     largest,
+    loss_at_its_best,
     names,
     need_layers,
     per_head,
@@ -64,7 +66,9 @@ class AttentionExplosion(Rule):
     each target before any cap.
 
     ## When it is wrong
-    Attention can be sharp and right: the best small networks reached Ĥ = .35. With fewer than 3 neighbours Ĥ says little,
+    Attention can be sharp and right: the best small networks reached Ĥ = .35. Sharpness that training has found is therefore
+    information where a file alone is judged on generated graphs, and in a run whose loss ended at its best; with a batch and a loss, softer scores on a
+    copy decide. With fewer than 3 neighbours Ĥ says little,
     and such layers are left out. Judged by weights alone the real input may be smaller than assumed; a first layer of more
     than 256 columns (words, counts) is not judged so.
 
@@ -119,15 +123,40 @@ class AttentionExplosion(Rule):
             state = states.get(layer.name)
             if (state is None or state.synthetic) and self._reads_words(layer):
                 continue
-            found = self._measured(state) if state is not None else None
+            found = self._measured(layer, state) if state is not None else None
             if found is None:
                 found = self._static(signals, layer, state)
             if found is None:
                 found = self._predicted(signals, layer)
             if found is not None:
-                yield found
+                yield self._as_learned(found, signals, state)
 
-    def _measured(self, state: Attention) -> Finding | None:
+    def _as_learned(self, found: Finding, signals: Signals, state: Attention | None) -> Finding:
+        """Sharpness that training has found is information where only a loss could tell whether it is of use.
+
+        That is so of attention on generated graphs, unless the weights agree so little that training has not made them so, of layers
+        without queries and keys that could agree, and in a run whose loss ended at its best while attention that had begun soft became sharp.
+        """
+        if not signals.context.get("trained", signals.kind == "trace"):
+            return found
+        if signals.kind == "checkpoint" and (state is None or state.synthetic):
+            aligned = {s.head: s.value for s in signals.find("logit.alignment", layer=found.layer)}
+            layer = signals.layer(found.layer or "")
+            put_there = layer is not None and max(aligned.values(), default=math.inf) <= self._alignment_limit(layer)
+            if put_there or (aligned and found.signal.startswith("logit.")):
+                return found
+            why = "Training has made it so; whether it is of use, your data and loss tell: pass the model with batch= and loss=."
+        elif signals.kind == "trace" and loss_at_its_best(signals.series) and self._began_soft(signals, found.layer):
+            why = "Attention began soft, and the loss has ended at its best: training has found it of use."
+        else:
+            return found
+        return replace(found, severity="info", confidence="low", message=f"{found.message} {why}")
+
+    def _began_soft(self, signals: Signals, layer: str | None) -> bool:
+        first = [s.values[0] for s in signals.over_steps("attention.entropy", layer=layer) if len(s.values) > 1]
+        return bool(first) and min(first) >= self.warn_entropy
+
+    def _measured(self, layer: LayerFacts, state: Attention) -> Finding | None:
         if (
             not state.crosses(self.warn_entropy, self.one_hot_share)
             or state.made_by_weights(self.warn_entropy) is False
@@ -143,8 +172,7 @@ class AttentionExplosion(Rule):
         )
         return self.finding(
             f"{state.layer}: attention entropy is {state.entropy.value:.2f} of ln(in-degree){state.worst_head_words}{_share(state)}, "
-            f"{told}: the query and "
-            "key weights saturate it. Scale the query weights of the worst heads down, or normalise queries and keys.",
+            f"{told}{_saturating(layer, unknown)}",
             severity="error" if severe else "warning",
             limit=limit,
             signal=crossed,
@@ -287,6 +315,20 @@ class AttentionExplosion(Rule):
         """The limit, raised for narrow heads, whose alignment scatters at initialisation (± 0.3 at 4 channels)."""
         widths = [w for w in (layer.out_channels, *(layer.in_channels or ())) if w]
         return max(self.alignment, 1.0 + 2.5 / min(widths)) if widths else self.alignment
+
+
+def _saturating(layer: LayerFacts, unknown: bool) -> str:
+    """What made the scores so large and what to do about it, in words that fit the layer."""
+    kind = layer_named(layer)
+    if kind.multiplies:
+        return (
+            ": the query and key weights saturate it. Scale the query weights of the worst heads down, or normalise queries "
+            "and keys."
+        )
+    made_of = parts(layer, "score")
+    if made_of and not unknown:
+        return f": the weights that make its scores ({made_of}) saturate it. Scale them down for the worst heads."
+    return ". Scale what its scores are made of down, or normalise the input of the layer."
 
 
 def _share(state: Attention) -> str:

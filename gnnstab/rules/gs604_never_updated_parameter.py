@@ -148,6 +148,9 @@ class NeverUpdatedParameter(Rule):
     def _without_gradient(self, signals: Signals) -> Iterator[Finding]:
         """After a backward of the diagnosis itself."""
         for signal in signals.find("place.without_gradient", source="batch"):
+            silent = [str(name) for name in signal.detail.get("parameters", ())]
+            if silent and all(_unused(signals, name) for name in silent):
+                continue
             if signal.detail.get("why") == OTHER_HEAD:
                 yield self._of_another_head(signal)
                 continue
@@ -201,17 +204,26 @@ class NeverUpdatedParameter(Rule):
             )
 
 
+def _unused(signals: Signals, parameter: str) -> bool:
+    """True for a parameter that its layer holds and, configured so, does not use."""
+    layer = next((one for one in signals.attention_layers if parameter.startswith(f"{one.name}.")), None)
+    if layer is None:
+        return False
+    own = parameter.removeprefix(f"{layer.name}.")
+    return _inside(own, layer_named(layer).idle(layer))
+
+
 def _without_part(signals: Signals, parameter: str) -> bool:
     """True for a parameter whose gradient is 0 by the configuration of its layer, which trains otherwise."""
     layer = next((one for one in signals.attention_layers if parameter.startswith(f"{one.name}.")), None)
     if layer is None or not _trains(signals, layer.name):
         return False
-    roles, own = layer_named(layer.kind).roles, parameter.removeprefix(f"{layer.name}.")
-    if layer.get("root_weight") is False and _inside(own, roles.get("skip", ())):
+    kind, own = layer_named(layer), parameter.removeprefix(f"{layer.name}.")
+    if _unused(signals, parameter):
         return True
     # The softmax over one neighbour is 1 whatever the score is.
     degrees = measured(signals.find("degree.max", layer=layer.name) or signals.find("degree.max"))
-    return bool(degrees) and largest(degrees).value <= 1 and _inside(own, roles.get("score", ()))
+    return bool(degrees) and largest(degrees).value <= 1 and _inside(own, kind.roles.get("score", ()))
 
 
 def _inside(own: str, parts: Sequence[str]) -> bool:
@@ -224,7 +236,7 @@ def _optional(signals: Signals, parameters: Sequence[str]) -> bool:
 
     A file says neither that a layer was asked for no root weight nor that every target has one neighbour.
     """
-    roles = {layer.name: layer_named(layer.kind).roles for layer in signals.attention_layers}
+    roles = {layer.name: layer_named(layer).roles for layer in signals.attention_layers}
     for role in ("skip", "score"):
         owners = {
             layer

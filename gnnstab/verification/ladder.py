@@ -17,6 +17,7 @@ from torch import nn
 from gnnstab.errors import UsageError
 from gnnstab.fixes.places import duplicate
 from gnnstab.probe.batches import as_arguments
+from gnnstab.probe.data import taken
 from gnnstab.randomness import keeps_random_state
 from gnnstab.verification.arms import Arm, ArmResult, Setting, build, run_arm, training_changes
 from gnnstab.verification.growth import bound, find_graph_call, grown, in_degrees
@@ -179,6 +180,7 @@ def climb(
     if any(not 0 < size < math.inf for size in sizes):
         raise UsageError(f"sizes must be positive numbers, not {', '.join(f'{size:g}' for size in sizes)}")
     with seeded(0):
+        batch = taken(batch, model)
         seen = observe(model, batch, loss=loss, precision=precision)
     training = TrainingSettings(steps=steps, lr=lr)
     setting = Setting(duplicate(model), batch, loss, precision, training, choose(seen.findings), seen.signals, factory)

@@ -24,6 +24,7 @@ from torch import nn
 from gnnstab.errors import UsageError
 from gnnstab.fixes import find
 from gnnstab.fixes.places import duplicate
+from gnnstab.probe.data import taken
 from gnnstab.randomness import keeps_random_state
 from gnnstab.records import Finding, Signal
 from gnnstab.verification import judging
@@ -92,7 +93,7 @@ def verify(
     if seeds < 1 or steps < 1:
         raise UsageError(f"seeds={seeds} and steps={steps} must be at least 1")
     training = TrainingSettings(steps=steps, lr=lr, eps=eps)
-    setting = _setting(model, batch, loss, precision, training, factory, finding)
+    setting = _setting(model, taken(batch, model), loss, precision, training, factory, finding)
     runner = partial(_run, setting, workers=workers, progress=progress, store=None if store is None else Path(store))
     plans = [_Plan(setting, item, seeds) for item in chosen]
     results: dict[Arm, ArmResult] = {}

@@ -18,6 +18,7 @@ from gnnstab.errors import UsageError
 from gnnstab.fixes.places import duplicate
 from gnnstab.observation import measured_signals
 from gnnstab.probe.batches import as_arguments
+from gnnstab.probe.data import taken
 from gnnstab.randomness import keeps_random_state
 from gnnstab.records import Signals
 from gnnstab.records.vocabulary import (
@@ -168,7 +169,7 @@ def scale(
     if not factors or min(factors) <= 0:
         raise UsageError("factors must be positive multiples of the batch's in-degree")
     twin = duplicate(model).eval()
-    call = find_graph_call(twin, as_arguments(batch, twin)[0])
+    call = find_graph_call(twin, as_arguments(taken(batch, twin), twin)[0])
     part = twin.get_submodule(call.name)
     plan = [(f, p, s) for f in sorted(factors) for p in precisions for s in range(seeds)]
     prefix = "" if store is None else mark(twin, *call.graph)

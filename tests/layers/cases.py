@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch_geometric.nn import GATConv, GATv2Conv, TransformerConv
 
-NODES, WIDTH, EDGE = 12, 6, 3
+from layers.other_cases import EDGE, NODES, OTHERS, WIDTH, Arguments
+from layers.other_cases import METADATA as METADATA
 
 ADDITIVE: tuple[tuple[str, dict[str, Any]], ...] = (
     ("plain", {}),
@@ -31,6 +32,7 @@ class Case(NamedTuple):
     make: Callable[[], Any]
     edge_attr: bool = False
     bipartite: bool = False
+    arguments: Arguments | None = None
 
 
 def _conv(**options: Any) -> Callable[[], Any]:
@@ -59,6 +61,7 @@ CASES = (
     Case("bipartite", "GATConv", lambda: GATConv((WIDTH, 5), 4, heads=3, add_self_loops=False), bipartite=True),
     Case("bipartite", "GATv2Conv", lambda: GATv2Conv((WIDTH, 5), 4, heads=3), bipartite=True),
     Case("shared", "GATv2Conv", lambda: GATv2Conv(WIDTH, 4, heads=3, share_weights=True)),
+    *(Case(name, kind, make, arguments=arguments) for name, kind, make, arguments in OTHERS),
 )
 
 
@@ -66,6 +69,11 @@ def made(case: Case) -> tuple[Any, tuple[Any, ...]]:
     """A layer and the arguments of one call, from a fixed seed."""
     torch.manual_seed(0)
     layer = case.make()
+    if case.arguments is not None:
+        with torch.no_grad():
+            for one in layer.parameters():
+                one.uniform_(-0.5, 0.5)  # RGATConv leaves a parameter uninitialised.
+        return layer, case.arguments()
     edges = torch.stack([torch.randint(0, NODES, (40,)), torch.randint(0, 9, (40,))])
     x: Any = torch.randn(NODES, WIDTH)
     if case.bipartite:
@@ -77,4 +85,5 @@ def made(case: Case) -> tuple[Any, tuple[Any, ...]]:
 def called(layer: Any, arguments: tuple[Any, ...]) -> Tensor:
     """The output, from a fixed random state."""
     torch.manual_seed(1)
-    return layer(*arguments)
+    out = layer(*arguments)
+    return torch.cat(list(out.values())) if isinstance(out, dict) else out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,13 @@ import pytest
 import torch
 from torch import nn
 from torch_geometric.data import Batch, Data, HeteroData
+from torch_geometric.loader import DataLoader
 from torch_geometric.nn import TransformerConv
 
+import gnnstab
 from gnnstab.errors import LoadError, UnsafeFileError, UsageError
 from gnnstab.probe.batches import as_arguments, load_batch
+from gnnstab.probe.data import MOST_BATCHES
 from gnnstab.probe.measure import measure, read_out
 from models.informarl import load_actor, policy_loss, reference, sample_batch
 
@@ -112,12 +116,58 @@ def graph() -> Data:
         (Plain(), {"x": graph().x, "edge_index": graph().edge_index}, 1),
         (Whole(), [graph(), graph(), graph()], 3),
         (Plain(), iter([graph(), graph()]), 2),
+        (Plain(), Batch.from_data_list([graph(), graph()]), 1),
+        (Whole(), DataLoader([graph() for _ in range(6)], batch_size=2, shuffle=True), 3),
+        (Plain(), itertools.repeat(graph()), MOST_BATCHES),
+        (Plain(), [graph().x, graph().edge_index], 1),
+        (Plain(), (graph().x, graph().edge_index, torch.zeros(4)), 1),
+        (Plain(), {"x": graph().x, "edge_index": graph().edge_index, "y": torch.zeros(4)}, 1),
+        (Whole(), (graph(), torch.zeros(4)), 1),
+        (Plain(), (graph(), torch.zeros(4)), 1),
+        (Plain(), [graph(), torch.zeros(4)], 1),
+        (Whole(), [[graph(), torch.zeros(4)], [graph(), torch.zeros(4)]], 2),
     ],
 )
 def test_every_kind_of_batch(model: nn.Module, batch: Any, forwards: int) -> None:
     trace = measure(model, batch)
     assert len(trace.steps()) == forwards
     assert [layer.name for layer in trace.layers()] == ["conv"]
+
+
+def test_a_loader_that_shuffles_gives_the_loss_the_batch_that_the_model_saw() -> None:
+    loader = DataLoader([graph() for _ in range(8)], batch_size=1, shuffle=True)
+    seen: list[torch.Tensor] = []
+
+    class Looking(Whole):
+        def forward(self, data: Data) -> torch.Tensor:  # type: ignore[override]
+            seen.append(data.x)
+            return super().forward(data)
+
+    def loss(output: torch.Tensor, batch: Data) -> torch.Tensor:
+        assert torch.equal(batch.x, seen[-1])
+        return output.square().mean()
+
+    assert len(measure(Looking(), loader, loss=loss).steps()) == 8
+
+
+def test_a_tuple_for_a_forward_of_one_argument_is_refused_with_its_own_message() -> None:
+    with pytest.raises(UsageError, match=r"takes 2 positional arguments but 3 were given"):
+        measure(Whole(), (graph().x, graph().edge_index))
+
+
+def test_a_list_of_one_gives_the_loss_what_stands_in_it() -> None:
+    given = []
+    measure(Whole(), [graph()], loss=lambda output, batch: given.append(batch) or output.sum())
+    assert all(isinstance(batch, Data) for batch in given)
+
+
+@pytest.mark.parametrize("file", [False, True])
+def test_several_batches_are_diagnosed_live_and_saved(file: bool, tmp_path: Path) -> None:
+    batches: Any = [Batch.from_data_list([graph(), graph()]), Batch.from_data_list([graph()])]
+    if file:
+        torch.save(batches, tmp_path / "batches.pt")
+        batches = str(tmp_path / "batches.pt")
+    assert gnnstab.diagnose(Plain(), batch=batches).coverage.layers_observed == 1
 
 
 @pytest.mark.parametrize("batch", ["text", 7, None, [], object()])
@@ -145,7 +195,7 @@ def test_a_loss_that_fails(loss: Any, message: str) -> None:
 
 
 def test_a_model_without_floating_output_needs_a_loss() -> None:
-    with pytest.raises(UsageError, match="pass --loss"):
+    with pytest.raises(UsageError, match="pass loss="):
         read_out({"labels": torch.zeros(3, dtype=torch.long)})
 
 

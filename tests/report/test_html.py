@@ -15,8 +15,11 @@ import pytest
 import examples
 import gallery
 from gnnstab.records import Cause, Coverage, Diagnosis, FixAdvice, Suppressed
+from gnnstab.records.vocabulary import PRECISION_FP16_HEADROOM
 from gnnstab.report import render
 from gnnstab.report.escape import visible
+from gnnstab.report.evidence import Evidence
+from gnnstab.report.faces import spoken
 from gnnstab.report.html import embed
 
 DIAGNOSES: dict[str, Callable[[], Diagnosis]] = {
@@ -133,7 +136,7 @@ def test_the_policy_allows_exactly_this_style_and_this_script(page: Page) -> Non
 def test_every_finding_stands_there_with_its_message(diagnosis: Diagnosis, page: Page) -> None:
     items = [a["id"] for a in page.all("li") if a.get("id", "").startswith("finding-")]
     assert len(items) == len(diagnosis.findings)
-    for finding in diagnosis.findings:
+    for finding in spoken(diagnosis).findings:
         same = [page.by_id[i] for i in items if i.startswith(f"finding-{finding.fingerprint}")]
         assert any(finding.code in text and visible(finding.message)[:150] in text for text in same)
 
@@ -217,7 +220,7 @@ def test_the_verdict_never_calls_healthy_what_was_not_seen(
 
 
 def test_all_causes_with_their_status(diagnosis: Diagnosis, page: Page) -> None:
-    for i, cause in enumerate(diagnosis.causes):
+    for i, cause in enumerate(sorted(diagnosis.causes, key=lambda cause: cause.status != "root-cause")):
         assert cause.status.replace("-", " ") in page.by_id[f"cause-{i}"]
 
 
@@ -287,3 +290,26 @@ def test_in_a_notebook_the_page_stands_in_a_frame_of_its_own() -> None:
     attributes = frame.tags[0][1]
     assert attributes["sandbox"] == "allow-scripts"
     assert Page(attributes["srcdoc"]).all("h1")
+
+
+def test_a_cause_to_treat_is_a_card_with_its_evidence_and_its_change() -> None:
+    page = Page(render(gallery.run(), "html"))
+    first = page.by_id["cause-0"]
+    assert "root cause" in first
+    assert re.search(r"Evidence.*GS\d{3}.*limit", first)
+    assert re.search(r"Change.*confirmed on this model", first)
+
+
+def test_a_network_in_which_nothing_is_wrong_is_offered_no_fixes() -> None:
+    calm = examples.clean()
+    offered = tuple(replace(cause, fixes=(FixAdvice("dropout", "code"),)) for cause in calm.causes)
+    page = Page(render(replace(calm, causes=offered), "html"))
+    assert not [identity for identity in page.by_id if identity.startswith("fix")]
+    assert not [a for a in page.all("a") if a.get("href", "").startswith("#fix")]
+
+
+@pytest.mark.parametrize(("precision", "shaded"), [("fp32", False), ("bf16", False), ("fp16", True)])
+def test_headroom_is_shaded_where_scores_are_in_half_precision(precision: str, shaded: bool) -> None:
+    calm = examples.clean()
+    evidence = Evidence(replace(calm, context={**calm.context, "precision": precision}))
+    assert bool(evidence.limits(PRECISION_FP16_HEADROOM)) is shaded

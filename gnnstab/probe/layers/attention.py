@@ -16,6 +16,8 @@ from gnnstab.probe.statistics import attention_measures
 from gnnstab.probe.watch import Plan, Watch
 from gnnstab.records import LayerFacts
 
+_STATIC = "scores of more than two axes, as a graph with a batch of features has them: only their extremes are recorded"
+
 
 class AttentionWatch(Watch):
     """Records one attention layer, as its adapter says."""
@@ -109,9 +111,9 @@ class AttentionWatch(Watch):
         if sites is None:
             sites = self._layout[variant] = _layout(*variant)
         self.state.stage.put(plan.slots(sites), tensors)
-        if self.state.full and plan.full_step != self.state.step and len(seen) == 1 and inputs[-1] is not None:
+        if self.state.full and plan.full_step != self.state.step and seen and xs and inputs[-1] is not None:
             plan.full_step = self.state.step
-            self._measure(plan, self._call(inputs, args, kwargs, output, gate))
+            self._measure(plan, inputs, args, kwargs, output, gate)
         self.forget()
 
     def facts(self, position: int) -> LayerFacts:
@@ -119,14 +121,16 @@ class AttentionWatch(Watch):
         return self.kind.facts(self.name, self.module, position)
 
     def _call(self, inputs: Sequence[Any], args: Any, kwargs: Any, output: Tensor, gate: Tensor | None) -> Call:
-        (seen,) = self._seen
+        seen = together(self._seen, len(output))
+        x_source, x_target = self.kind.nodes(inputs)
+        groups = len(x_target) if seen.size is None else seen.size
         source, target, features = self.kind.edges(self.module, args, kwargs, seen.index)
         message = None
-        if self._message is not None:
-            message = self.kind.joined(self.module, self._message, target, output.shape[0])
+        if self._message is not None and len(self._seen) == 1:
+            message = self.kind.joined(self.module, self._message, target, groups)
         return Call(
-            x_source=inputs[0].detach(),
-            x_target=inputs[-1].detach(),
+            x_source=x_source.detach(),
+            x_target=x_target.detach(),
             index_source=source,
             index_target=target,
             edge_attr=features,
@@ -135,11 +139,18 @@ class AttentionWatch(Watch):
             output=output.detach(),
             gate=gate,
             message=message,
+            groups=groups,
         )
 
-    def _measure(self, plan: Plan, call: Call) -> None:
+    def _measure(
+        self, plan: Plan, inputs: Sequence[Any], args: Any, kwargs: Any, output: Tensor, gate: Tensor | None
+    ) -> None:
+        if any(one.score.dim() > 2 for one in self._seen):
+            self.state.unseen(self.name, "attention", _STATIC)
+            return
+        call = self._call(inputs, args, kwargs, output, gate)
         batch = self.state.batch
-        if batch is not None and len(batch) != len(call.x_target):
+        if batch is not None and not len(batch) == len(call.x_target) == len(output):
             batch = None
         self.state.queue(plan.layer, plan.mode, plan.call, attention_measures(call, self.kind, self.module, batch))
 
@@ -148,6 +159,24 @@ class AttentionWatch(Watch):
 
     def _compiled_gate(self, module: nn.Module, args: Any, output: Tensor) -> None:
         self.note(4, output.sigmoid())
+
+
+def together(seen: Sequence[SoftmaxCall], targets: int) -> SoftmaxCall:
+    """Several softmaxes of one call as one over groups apart, scores (E, H) in any case; ``targets`` for a size unsaid."""
+    if len(seen) == 1:
+        (one,) = seen
+        return SoftmaxCall(_columns(one.score), _columns(one.attention), one.index, one.size)
+    begins, indices = 0, []
+    for one in seen:
+        if one.index is not None:
+            indices.append(one.index + begins)
+        begins += targets if one.size is None else one.size
+    score, attention = torch.cat([_columns(s.score) for s in seen]), torch.cat([_columns(s.attention) for s in seen])
+    return SoftmaxCall(score, attention, torch.cat(indices), begins)
+
+
+def _columns(values: Tensor) -> Tensor:
+    return values.detach().unsqueeze(1) if values.dim() == 1 else values.detach()
 
 
 def _layout(inputs: int, seen: int, gate: bool) -> tuple[str, ...]:

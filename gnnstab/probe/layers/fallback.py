@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch_geometric.nn import MessagePassing
 from torch_geometric.utils import softmax
 
-from gnnstab.layers import kinds
 from gnnstab.probe.hooks import Placed
 from gnnstab.probe.state import State
 from gnnstab.probe.statistics import activation_measures, aggregation_measures
@@ -18,7 +17,7 @@ from gnnstab.probe.watch import Plan, Watch
 from gnnstab.records import Blind, LayerFacts
 from gnnstab.records.vocabulary import AGGREGATION_EXPONENT
 
-_NOT_JUDGED = f"the attention of {kinds()} alone is judged; of this layer inputs, outputs and gradients that are tensors are recorded"
+_NOT_JUDGED = "no adapter knows where its scores are; inputs, outputs and gradients that are tensors are recorded"
 
 
 class FallbackWatch(Watch):

@@ -16,11 +16,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
-from torch_geometric.utils import softmax
 
 from gnnstab.layers import Layer, layer_of
+from gnnstab.probe.layers.finding import calls_edge_softmax, edge_softmax, helper, named, softmax_within
 
 
 @dataclass(slots=True)
@@ -35,6 +36,9 @@ class SoftmaxCall:
 
     index: Tensor | None
     """(E,) target node of every edge."""
+
+    size: int | None = None
+    """Number of targets, where softmax was told."""
 
 
 class Listener(Protocol):
@@ -147,8 +151,8 @@ class Tap:
                     self._silence(listener, error)
         return out
 
-    def _notice(self, score: Tensor, attention: Tensor, index: Tensor | None) -> None:
-        seen = SoftmaxCall(score, attention, index)
+    def _notice(self, score: Tensor, attention: Tensor, index: Tensor | None, size: int | None) -> None:
+        seen = SoftmaxCall(score, attention, index, size)
         for listener in self._listeners:
             try:
                 listener.saw(seen)
@@ -223,29 +227,72 @@ def _observed(
     if any(instruction.opname in ("STORE_GLOBAL", "DELETE_GLOBAL") for instruction in dis.get_instructions(code)):
         raise Untappable(f"{function.__qualname__} assigns a global variable")
     replaced: dict[str, Any] = {}
-    for name in code.co_names:
-        if function.__globals__.get(name) is softmax:
-            replaced[name] = _noting(softmax, notice)
+    for name, value in named(function):
+        if (seen := _seen(value, code.co_names, owner, notice)) is not None:
+            replaced[name] = seen
     if "super" in code.co_names and "super" not in function.__globals__:
         parent = _parent(function, owner, method, notice)
         if parent is not None:
             replaced["super"] = parent
+    closure = function.__closure__
     if not replaced:
-        raise Untappable(f"{function.__qualname__} calls no torch_geometric.utils.softmax by a global name")
+        closure = _within(function, method, owner, notice)
+    if not replaced and closure is None:
+        raise Untappable(f"{function.__qualname__} calls no softmax over edges by a global name")
     twin = types.FunctionType(
-        code, _globals(function.__globals__, replaced), function.__name__, function.__defaults__, function.__closure__
+        code, _globals(function.__globals__, replaced), function.__name__, function.__defaults__, closure
     )
     twin.__kwdefaults__ = function.__kwdefaults__
     return twin
 
 
+def _seen(
+    value: Any, names: tuple[str, ...], owner: nn.Module, notice: Callable[..., None], further: bool = True
+) -> Any:
+    """What a global of an observed function is replaced with; None for one that has nothing to do with softmax."""
+    if edge_softmax(value):
+        return _noting(value, notice)
+    if isinstance(value, types.ModuleType) and softmax_within(value, names):
+        space = types.ModuleType(value.__name__)
+        vars(space).update(vars(value))
+        for name in names:
+            found = getattr(value, name, None)
+            # ``torch_geometric.utils.softmax`` is two steps away; packages refer to each other in circles.
+            if edge_softmax(found) or (further and isinstance(found, types.ModuleType) and found is not value):
+                setattr(space, name, _seen(found, names, owner, notice, False) or found)
+        return space
+    if helper(value) and calls_edge_softmax(value):
+        return _observed(value, owner, value.__name__, notice)
+    return None
+
+
 def _noting(original: Any, notice: Callable[..., None]) -> Callable[..., Tensor]:
     def softmax(src: Tensor, index: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
         out: Tensor = original(src, index, *args, **kwargs)
-        notice(src, out, index)
+        ptr = args[0] if args else kwargs.get("ptr")
+        size = args[1] if len(args) > 1 else kwargs.get("num_nodes")
+        if index is None and ptr is not None:
+            size, index = len(ptr) - 1, _spread(ptr, len(src))
+        notice(src, out, index, size)
         return out
 
     return softmax
+
+
+def _spread(ptr: Tensor, rows: int) -> Tensor:
+    """(E,) group of every row, from where the groups begin."""
+    groups = torch.arange(len(ptr) - 1, device=ptr.device)
+    return groups.repeat_interleave(ptr.diff(), output_size=rows)
+
+
+def _within(function: types.FunctionType, method: str, owner: nn.Module, notice: Callable[..., None]) -> Any:
+    """What a decorated function closes over, with the observed twin in the place of the function that was decorated."""
+    inner = getattr(function, "__wrapped__", None)
+    cells = function.__closure__ or ()
+    if not isinstance(inner, types.FunctionType) or not any(cell.cell_contents is inner for cell in cells):
+        return None
+    twin = _observed(inner, owner, method, notice)
+    return tuple(types.CellType(twin) if cell.cell_contents is inner else cell for cell in cells)
 
 
 def _parent(

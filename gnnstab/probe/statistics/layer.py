@@ -32,7 +32,7 @@ def attention_measures(call: Call, kind: Layer, module: nn.Module, batch: Tensor
     (a gate that is off, scores that its weights do not give) is absent. Nothing is synchronised with the host.
     """
     with torch.no_grad(), torch.autocast(call.output.device.type, enabled=False):
-        index, degree = call.index_target, group_sizes(call.index_target, call.x_target.shape[0])
+        index, degree = call.index_target, group_sizes(call.index_target, _groups(call))
         numbers = {
             **from_degrees(degree),
             **score_measures(call.score, index, degree),
@@ -44,10 +44,39 @@ def attention_measures(call: Call, kind: Layer, module: nn.Module, batch: Tensor
                 call.x_target, call.output, batch, x_source=None if call.x_source is call.x_target else call.x_source
             ),
         }
+        if call.x_target.shape[-1] == 0:
+            numbers = {name: value for name, value in numbers.items() if name not in _OF_INPUT}
         unit = unit_input_attention(call, kind, module)
         if unit is not None:
             numbers.update(entropy_measures(unit, index, degree, "_unit_input"))
         return numbers
+
+
+_OF_INPUT = (
+    "input.rms",
+    "input.max_abs",
+    "channels.constant_share",
+    "tanh.saturated_share",
+    "clip.share",
+    SMOOTHNESS_RELATIVE_INPUT,
+)
+"""What is left out where the node types have no common width."""
+
+
+def _groups(call: Call) -> int:
+    return len(call.x_target) if call.groups is None else call.groups
+
+
+def softmax_measures(score: Tensor, attention: Tensor, index: Tensor, size: int) -> dict[str, Measured]:
+    """What every attention has: scores and attention (E, H) over targets ``index`` (E,), of which there are ``size``."""
+    with torch.no_grad(), torch.autocast(score.device.type, enabled=False):
+        degree = group_sizes(index, size)
+        return {
+            **from_degrees(degree),
+            **score_measures(score, index, degree),
+            **precision_measures(score, None),
+            **entropy_measures(attention, index, degree),
+        }
 
 
 @quiet

@@ -1,0 +1,48 @@
+"""GeneralConv with attention: scores LeakyReLU(a·m) of the message m, or of a product of two messages over √C."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from gnnstab.layers.watched import Factor, WatchedLayer
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class GeneralConvLayer(WatchedLayer):
+    """`torch_geometric.nn.GeneralConv(attention=True)` and its subclasses."""
+
+    kind: ClassVar[str] = "GeneralConv"
+    attributes: ClassVar[tuple[str, ...]] = ("heads", "out_channels", "message_basic")
+    roles: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "score": ("att_msg",),
+        "value": ("lin_msg", "lin_msg_i"),
+        "edge": ("lin_edge",),
+        "skip": ("lin_self",),
+    }
+    vectors: ClassVar[tuple[str, ...]] = ("att_msg",)
+    factors: ClassVar[tuple[Factor, ...]] = (Factor("att_msg", 1),)
+    edits: ClassVar[frozenset[str]] = frozenset({"scale_scores", "redraw"})
+    given: ClassVar[tuple[str, ...]] = ("x", "edge_index", "edge_attr")
+    hint: ClassVar[str] = "att_msg"
+    static: ClassVar[str] = "none: the score is that of the message, edge features included"
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "in_edge_channels": None,
+        "aggr": "add",
+        "skip_linear": False,
+        "directed_msg": True,
+        "heads": 1,
+        "attention": False,
+        "attention_type": "additive",
+        "l2_normalize": False,
+    }
+
+    def matches(self, module: nn.Module) -> bool:
+        """Only where attention was asked for."""
+        return super().matches(module) and bool(getattr(module, "attention", False))
+
+    def more(self, conv: Any) -> dict[str, Any]:
+        """An argument that the layer keeps under another name."""
+        return {"l2_normalize": getattr(conv, "normalize_l2", None)}

@@ -1,0 +1,59 @@
+"""HEATConv: scores LeakyReLU(a·[W x_i, W x_j, type of the edge, features of the edge]), a map per node type."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from gnnstab.layers.watched import Factor, WatchedLayer
+from gnnstab.records import LayerFacts
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_NEEDED = ("num_node_types", "num_edge_types", "edge_type_emb_dim", "edge_dim", "edge_attr_emb_dim")
+
+
+class HEATConvLayer(WatchedLayer):
+    """`torch_geometric.nn.HEATConv` and its subclasses."""
+
+    kind: ClassVar[str] = "HEATConv"
+    attributes: ClassVar[tuple[str, ...]] = ("heads", "out_channels", "hetero_lin", "message")
+    roles: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "score": ("att",),
+        "value": ("lin", "hetero_lin"),
+        "edge": ("edge_type_emb", "edge_attr_emb"),
+    }
+    factors: ClassVar[tuple[Factor, ...]] = (Factor("att.weight", 0),)
+    edits: ClassVar[frozenset[str]] = frozenset({"scale_scores", "redraw"})
+    given: ClassVar[tuple[str, ...]] = ("x", "edge_index", "node_type", "edge_type", "edge_attr")
+    hint: ClassVar[str] = "hetero_lin.weight"
+    static: ClassVar[str] = "none: node types, edge types and edge features have maps of their own"
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "heads": 1,
+        "concat": True,
+        "negative_slope": 0.2,
+        "dropout": 0.0,
+        "root_weight": True,
+        "bias": True,
+    }
+
+    def facts(self, name: str, module: nn.Module, position: int) -> LayerFacts:
+        """The configuration as the attributes and the layer's parts show it."""
+        conv: Any = module
+        known = super().facts(name, module, position)
+        return replace(known, edge_dim=conv.edge_attr_emb.in_channels, bias=conv.lin.bias is not None)
+
+    def more(self, conv: Any) -> dict[str, Any]:
+        """The sizes that the constructor needs."""
+        return {
+            "num_node_types": conv.hetero_lin.num_types,
+            "num_edge_types": conv.edge_type_emb.num_embeddings,
+            "edge_type_emb_dim": conv.edge_type_emb.embedding_dim,
+            "edge_attr_emb_dim": conv.edge_attr_emb.out_channels,
+        }
+
+    def positional(self, facts: LayerFacts) -> list[str]:
+        """Widths and sizes."""
+        return [*super().positional(facts), *(str(facts.get(name) or "...") for name in _NEEDED)]

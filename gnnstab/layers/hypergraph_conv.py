@@ -1,0 +1,48 @@
+"""HypergraphConv with attention: scores LeakyReLU(a·[W x, W h]) of a node and a hyperedge, softmax over either."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from gnnstab.layers.watched import Factor, WatchedLayer
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class HypergraphConvLayer(WatchedLayer):
+    """`torch_geometric.nn.HypergraphConv(use_attention=True)` and its subclasses."""
+
+    kind: ClassVar[str] = "HypergraphConv"
+    attributes: ClassVar[tuple[str, ...]] = ("heads", "out_channels", "att")
+    softmax_in: ClassVar[tuple[str, ...]] = ("forward",)
+    roles: ClassVar[Mapping[str, tuple[str, ...]]] = {"score": ("att",), "value": ("lin",)}
+    vectors: ClassVar[tuple[str, ...]] = ("att",)
+    factors: ClassVar[tuple[Factor, ...]] = (Factor("att", 1),)
+    edits: ClassVar[frozenset[str]] = frozenset({"scale_scores", "redraw"})
+    given: ClassVar[tuple[str, ...]] = ("x", "hyperedge_index")
+    hint: ClassVar[str] = "att"
+    static: ClassVar[str] = "none: hyperedges have features of their own"
+    defaults: ClassVar[Mapping[str, Any]] = {
+        "use_attention": False,
+        "attention_mode": "node",
+        "heads": 1,
+        "concat": True,
+        "negative_slope": 0.2,
+        "dropout": 0,
+        "bias": True,
+    }
+
+    def matches(self, module: nn.Module) -> bool:
+        """Only where attention was asked for."""
+        return super().matches(module) and bool(getattr(module, "use_attention", False))
+
+    def edges(
+        self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], target: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Node and hyperedge of every membership, the one that softmax groups by as the target."""
+        members = self.argument("hyperedge_index", args, kwargs)
+        by_edge = getattr(module, "attention_mode", "node") == "node"
+        source, index = (members[0], members[1]) if by_edge else (members[1], members[0])
+        return source, index if target is None else target, None

@@ -1,0 +1,33 @@
+"""PointTransformerConv: a score per channel, γ(W_t x_i − W_s x_j + δ) with δ of the difference of the positions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from gnnstab.layers.watched import WatchedLayer
+
+
+class PointTransformerConvLayer(WatchedLayer):
+    """`torch_geometric.nn.PointTransformerConv` and its subclasses."""
+
+    kind: ClassVar[str] = "PointTransformerConv"
+    attributes: ClassVar[tuple[str, ...]] = ("pos_nn", "out_channels", "message")
+    roles: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "score": ("lin_src", "lin_dst", "attn_nn"),
+        "value": ("lin",),
+        "edge": ("pos_nn",),
+    }
+    edits: ClassVar[frozenset[str]] = frozenset({"redraw"})
+    given: ClassVar[tuple[str, ...]] = ("x", "pos", "edge_index")
+    prints: ClassVar[bool] = False
+    static: ClassVar[str] = "none: γ and δ are networks of the user's own"
+    defaults: ClassVar[Mapping[str, Any]] = {"add_self_loops": True}
+
+    def heads(self, conv: Any) -> int | None:
+        """One score per channel."""
+        return int(conv.out_channels)
+
+    def head_channels(self, conv: Any) -> int | None:
+        """The width, which the constructor is given: every channel has a score of its own."""
+        return int(conv.out_channels)

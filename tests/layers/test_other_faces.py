@@ -1,0 +1,184 @@
+"""The kinds that are judged in a model: seen by the monitor and with a batch, nothing said of a healthy one; HGTConv also in a file."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch_geometric.nn import GENConv, HGTConv, SuperGATConv
+
+import gnnstab
+from gnnstab.checkpoint.layers import find_layers
+from gnnstab.probe.recorder import Recorder
+from gnnstab.trace import TraceWriter
+from layers.cases import CASES, METADATA, WIDTH, Case, called, made
+from layers.other_cases import plain
+
+EACH = pytest.mark.parametrize(
+    "case", [c for c in CASES if c.arguments is not None], ids=lambda c: f"{c.kind}-{c.name}"
+)
+
+
+class Net(nn.Module):
+    """A model of one layer."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.conv = layer
+
+    def forward(self, *args: Any) -> Any:
+        return self.conv(*args)
+
+
+def total(out: Any) -> Tensor:
+    parts = list(out.values()) if isinstance(out, dict) else [out]
+    return torch.stack([part.square().mean() for part in parts]).sum()
+
+
+def judged(diagnosis: gnnstab.Diagnosis, case: Case) -> None:
+    assert (diagnosis.coverage.layers_observed, diagnosis.coverage.layers_expected) == (1, 1)
+    assert not diagnosis.coverage.blind
+    assert not [f for f in diagnosis.findings if f.severity != "info"]
+    assert [layer.kind for layer in diagnosis.layers if layer.attention] == [case.kind]
+    names = {s.name for s in diagnosis.signals if s.layer == "conv"}
+    assert {"attention.entropy", "attention.one_hot_share", "score.within_std", "score.max_abs"} <= names
+
+
+@EACH
+def test_a_healthy_model_is_seen_in_training_and_nothing_is_said(case: Case) -> None:
+    layer, arguments = made(case)
+    alone, net = copy.deepcopy(layer), Net(layer)
+    if not list(net.parameters()):
+        return
+    losses: list[list[float]] = []
+    for model in (Net(alone), net):
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+        torch.manual_seed(3)
+        monitor = gnnstab.Monitor(model, optimizer=optimizer, schedule=2) if model is net else None
+        if monitor is not None:
+            monitor.__enter__()
+        losses.append([])
+        for _ in range(5):
+            loss = total(model(*arguments))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses[-1].append(loss.item())
+        if monitor is not None:
+            monitor.__exit__(None, None, None)
+            judged(monitor.diagnose(), case)
+    assert losses[0] == losses[1]
+    assert all(torch.equal(a, b) for a, b in zip(alone.parameters(), layer.parameters(), strict=True))
+
+
+@EACH
+def test_a_healthy_model_with_a_batch_has_no_warning(case: Case) -> None:
+    layer, arguments = made(case)
+    judged(gnnstab.diagnose(Net(layer), batch=arguments, loss=lambda out, _: total(out)), case)
+
+
+@pytest.mark.slow
+# A layer that adds self-loops breaks the graph, and the compiler then looks at the gradient of what is handed over.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize("kind", sorted({c.kind for c in CASES if c.arguments is not None}))
+def test_a_compiled_model_computes_the_same_and_what_is_not_seen_is_named(kind: str) -> None:
+    layer, arguments = made(next(c for c in CASES if c.kind == kind and c.arguments is not None))
+    layer.eval()
+    net, expected = Net(layer), called(layer, arguments)
+    torch.compiler.reset()
+    with TraceWriter(None) as writer, Recorder(net, writer) as recorder:
+        assert torch.allclose(called(torch.compile(net, backend="aot_eager"), arguments), expected, atol=1e-6)
+        recorder.end_step()
+        assert not recorder.state.failsafe.events
+        coverage = recorder.coverage
+    assert coverage.layers_observed == 1
+    assert "not seen inside a compiled graph" in next(b.reason for b in coverage.blind if b.site == "score")
+
+
+def test_a_convolution_that_sums_by_softmax_is_judged_through_its_aggregation() -> None:
+    torch.manual_seed(0)
+    net, arguments = Net(GENConv(WIDTH, 4, aggr="softmax", learn_t=True)), plain()
+    diagnosis = gnnstab.diagnose(net, batch=arguments, loss=lambda out, _: total(out))
+    assert [layer.name for layer in diagnosis.layers if layer.attention] == ["conv.aggr_module"]
+    assert {s.layer for s in diagnosis.signals if s.name == "attention.entropy"} == {"conv.aggr_module"}
+    assert not [f for f in diagnosis.findings if f.severity != "info"]
+
+
+def test_a_model_that_keeps_its_attention_is_diagnosed_with_a_note() -> None:
+    torch.manual_seed(0)
+    net, arguments = Net(SuperGATConv(WIDTH, 4, heads=3)), plain()
+    net(*arguments)
+    with pytest.raises(RuntimeError, match="deepcopy"):
+        copy.deepcopy(net)
+    diagnosis = gnnstab.diagnose(net, batch=arguments, loss=lambda out, _: total(out))
+    assert diagnosis.coverage.layers_observed == 1
+    assert any("keeps conv.att_x" in note for note in diagnosis.target.notes)
+    assert net.conv.att_x.grad_fn is not None
+
+
+class TestHGTInAFile:
+    """From keys and shapes alone."""
+
+    def test_it_is_judged_and_reported_calmly(self, tmp_path: Path) -> None:
+        torch.manual_seed(0)
+        path = tmp_path / "model.pt"
+        torch.save(nn.ModuleList(HGTConv(16, 16, METADATA, heads=4) for _ in range(2)).state_dict(), path)
+        diagnosis = gnnstab.diagnose(path)
+        assert [(layer.kind, layer.heads, layer.out_channels) for layer in diagnosis.layers] == [("HGTConv", 4, 4)] * 2
+        assert not [f for f in diagnosis.findings if f.severity != "info"]
+
+    @pytest.mark.parametrize("gain", [1.0, 3.0])
+    def test_the_static_spread_is_that_of_the_relation_where_it_is_largest(self, gain: float) -> None:
+        """Against the bilinear form written out in float64."""
+        torch.manual_seed(0)
+        layer = HGTConv(6, 6, METADATA, heads=2)
+        with torch.no_grad():
+            layer.p_rel["b__s__a"].fill_(gain)
+        ((stored,), blind, _) = find_layers(dict(layer.state_dict()))
+        assert not blind
+        told = stored.kind.logits(stored, 2)["logit.spectral_qk"]
+        weights = {kind: layer.kqv_lin.lins[kind].weight.detach().double() for kind in "ab"}
+        for head in range(2):
+            sizes = []
+            for position, (source, name, target) in enumerate(METADATA[1]):
+                rows = slice(3 * head, 3 * head + 3)
+                key, query = weights[source][:6][rows], weights[target][6:12][rows]
+                mapped = layer.k_rel.weight.detach().double()[head * 3 + position].T @ key
+                prior = layer.p_rel[f"{source}__{name}__{target}"].detach().double()[0, head]
+                sizes.append(float(prior.abs() * torch.linalg.matrix_norm(query.T @ mapped, 2) / 3**0.5))
+            assert told[head] == pytest.approx(max(sizes))
+
+    @pytest.mark.parametrize(
+        ("old", "new", "why"),
+        [
+            ("p_rel.a__r__b", "p_rel.ab", "not source__relation__target"),
+            ("kqv_lin", "k_lin", "but no p_rel and kqv_lin"),
+        ],
+    )
+    def test_a_lookalike_is_refused(self, old: str, new: str, why: str) -> None:
+        state = HGTConv(6, 6, METADATA, heads=2).state_dict()
+        layers, blind, _ = find_layers({name.replace(old, new): tensor for name, tensor in state.items()})
+        assert not layers
+        assert why in blind[0].reason
+
+    def test_a_wrong_shape_is_refused(self) -> None:
+        state = dict(HGTConv(6, 6, METADATA, heads=2).state_dict())
+        state["v_rel.weight"] = torch.zeros(6, 2, 3)
+        layers, blind, _ = find_layers(state)
+        assert not layers
+        assert "v_rel.weight is (6, 2, 3), expected (6, 3, 3)" in blind[0].reason
+
+
+@pytest.mark.parametrize("kind", ["SuperGATConv", "HEATConv", "GeneralConv", "HypergraphConv"])
+def test_in_a_bare_file_the_others_are_one_calm_line(kind: str, tmp_path: Path) -> None:
+    layer, _ = made(next(c for c in CASES if c.kind == kind))
+    path = tmp_path / "model.pt"
+    torch.save(Net(layer).state_dict(), path)
+    diagnosis = gnnstab.diagnose(path)
+    (line,) = [f for f in diagnosis.findings if f.code == "GS901"]
+    assert line.severity == "info"
+    assert kind in line.message
