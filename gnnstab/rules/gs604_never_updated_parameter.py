@@ -236,7 +236,7 @@ def _optional(signals: Signals, parameters: Sequence[str]) -> bool:
 
     A file says neither that a layer was asked for no root weight nor that every target has one neighbour.
     """
-    roles = {layer.name: layer_named(layer.kind).roles for layer in signals.attention_layers}
+    roles = {layer.name: layer_named(layer).roles for layer in signals.attention_layers}
     for role in ("skip", "score"):
         owners = {
             layer
