@@ -37,8 +37,8 @@ def command(folder: Path, opened: bool | None) -> int:
         old.unlink()
     outcome = demo.run(folder, lambda line: click.echo(f"  {line}", err=True))
     page = folder / "report.html"
-    output.write(page, render(outcome.proof, "html"))
-    output.show(render(outcome.run, "text", **output.terminal()))
+    output.write(page, render(outcome.proof, "html", face="cli"))
+    output.show(render(outcome.run, "text", face="cli", **output.terminal()))
     click.echo(demo.summary(outcome))
     click.echo(f"\nThe run:  {outcome.trace}  (gnnstab diagnose {outcome.trace})\nThe page: {page.resolve()}")
     if _has_screen() if opened is None else opened:

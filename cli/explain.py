@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import click
 
-from . import options, output
+from . import completion, options, output
 
 
 @click.command()
-@click.argument("code")
+@click.argument("code", shell_complete=completion.rules)
 @options.debug
 def command(code: str) -> int:
     """One rule's page: what it sees, why that is unstable, the fix, and when it is wrong. CODE is a code or a name."""

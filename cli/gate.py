@@ -129,12 +129,12 @@ def _report(diagnoses: Sequence[Diagnosis], request: Request) -> None:
     options = {"root": str(Path.cwd()), "fail_on": request.chosen.fail_on, "verbose": request.verbose}
     one_or_all = diagnoses[0] if len(diagnoses) == 1 else diagnoses
     for item in request.outputs:
-        output.write(item.path, render(one_or_all, item.format, **supported(item.format, options)))
+        output.write(item.path, render(one_or_all, item.format, face="cli", **supported(item.format, options)))
     if request.plots is not None:
         _plots(diagnoses, request.plots)
     format = request.chosen.format
     on_screen = {**options, **output.terminal(), "quiet": request.quiet, "brief": request.brief}
-    text = render(one_or_all, format, **supported(format, on_screen))
+    text = render(one_or_all, format, face="cli", **supported(format, on_screen))
     output.show(text, format)
 
 

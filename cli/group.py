@@ -31,7 +31,10 @@ class Commands(click.Group):
 
         if cmd_name not in COMMANDS:
             return None
+        from .examples import epilog
+
         command: click.Command = import_module(COMMANDS[cmd_name][0]).command
+        command.epilog = epilog(cmd_name)
         return command
 
     def resolve_command(
@@ -98,8 +101,9 @@ def _report(error: Exception) -> int:
     """One line on standard error."""
     from gnnstab.errors import GnnstabError, NothingEvaluable
     from gnnstab.report.escape import sentence
+    from gnnstab.report.faces import speak
 
-    text = sentence(" ".join(str(error).split()), 200, 2000)
+    text = sentence(speak(" ".join(str(error).split()), "cli"), 200, 2000)
     if isinstance(error, GnnstabError):
         click.echo(f"gnnstab: error: {text}", err=True)
         return NOTHING_EVALUABLE if isinstance(error, NothingEvaluable) else ERROR

@@ -7,6 +7,8 @@ from typing import Any, TypeVar
 
 import click
 
+from . import completion
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -63,9 +65,21 @@ GATE = _together(
         "--fail-on", type=click.Choice(["error", "warning", "info"]), help="Lowest severity that exits 1. [warning]"
     ),
     click.option(
-        "--select", multiple=True, metavar="CODES", callback=prefixes, help="Run only these rules, e.g. GS3,GS401."
+        "--select",
+        multiple=True,
+        metavar="CODES",
+        callback=prefixes,
+        shell_complete=completion.codes,
+        help="Run only these rules, e.g. GS3,GS401.",
     ),
-    click.option("--ignore", multiple=True, metavar="CODES", callback=prefixes, help="Leave these rules out."),
+    click.option(
+        "--ignore",
+        multiple=True,
+        metavar="CODES",
+        callback=prefixes,
+        shell_complete=completion.codes,
+        help="Leave these rules out.",
+    ),
     click.option("--baseline", type=click.Path(), help="File of known findings; only new ones fail."),
     click.option("--update-baseline", is_flag=True, help="Write the findings of this run to the baseline and exit 0."),
 )
@@ -73,10 +87,19 @@ GATE = _together(
 
 REPORT = _together(
     click.option(
-        "--format", "format", metavar="FORMAT", help="Of standard output: text, json, sarif, junit, github, …  [text]"
+        "--format",
+        "format",
+        metavar="FORMAT",
+        shell_complete=completion.formats,
+        help="Of standard output: text, json, sarif, junit, github, …  [text]",
     ),
     click.option(
-        "--output", "outputs", multiple=True, metavar="FORMAT=PATH", help="Also write a report; any number of times."
+        "--output",
+        "outputs",
+        multiple=True,
+        metavar="FORMAT=PATH",
+        shell_complete=completion.outputs,
+        help="Also write a report; any number of times.",
     ),
     click.option("-q", "--quiet", is_flag=True, help="The verdict alone."),
     click.option("-v", "--verbose", is_flag=True, help="Every finding, every layer, every rule."),

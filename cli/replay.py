@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from . import case, gate, options, output
+from . import case, completion, gate, options, output
 
 if TYPE_CHECKING:
     from gnnstab.verification.replay import Replay
@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("target", required=False, metavar="[BUNDLE | CHECKPOINT]")
 @click.option(
-    "--fix", "fixes", multiple=True, metavar="NAME[:KEY=VALUE,…]", help="Try this fix; a set of first aid when omitted."
+    "--fix",
+    "fixes",
+    multiple=True,
+    metavar="NAME[:KEY=VALUE,…]",
+    shell_complete=completion.fixes,
+    help="Try this fix; a set of first aid when omitted.",
 )
 @click.option("--model", metavar="PKG.MOD:FACTORY", help="Makes the model; a bundle holds its weights, not its code.")
 @click.option("--batch", metavar="FILE", help="For a checkpoint: file with the batch; a bundle has its own.")
@@ -43,11 +48,14 @@ def command(
     and random numbers of the forward that failed. Or give a CHECKPOINT with --batch. Exit code 1 when a value is
     non-finite, 0 when none is.
     """
+    from gnnstab.errors import UsageError
     from gnnstab.report.escape import visible
     from gnnstab.verification.wording import as_json, replay_text
 
     with gate.progress() as tell:
         tell("replaying")
+        if target is not None and not Path(target).exists():
+            raise UsageError(f"{target}: no such file or folder; a bundle stands beside its trace, as run.bundle-12")
         if target is not None and Path(target).is_dir():
             found = _of_bundle(target, model, batch, precision, fixes)
         else:

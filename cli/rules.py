@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import click
 
-from . import options, output
+from . import completion, options, output
 
 
 @click.command()
-@click.option("--select", multiple=True, metavar="CODES", callback=options.prefixes, help="Only these, e.g. GS3,GS401.")
+@click.option(
+    "--select",
+    multiple=True,
+    metavar="CODES",
+    callback=options.prefixes,
+    shell_complete=completion.codes,
+    help="Only these, e.g. GS3,GS401.",
+)
 @options.debug
 def command(select: tuple[str, ...] | None) -> int:
     """The table of rules: code, severity, name, and what it means."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import click
 
-from . import case, gate, options, output
+from . import case, completion, gate, options, output
 
 
 @click.command()
 @click.argument("checkpoint", required=False)
-@click.option("--fix", "fixes", multiple=True, required=True, metavar="NAME[:KEY=VALUE,…]", help="Any number of times.")
+@click.option("--fix", "fixes", multiple=True, metavar="NAME[:KEY=VALUE,…]",
+              shell_complete=completion.fixes, help="Any number of times; the recommended ones when omitted.")  # fmt: skip
 @click.option("--option", "extra", multiple=True, metavar="KEY=VALUE", help="Option of the last --fix.")
 @click.option("--seeds", type=click.IntRange(min=1), default=5, show_default=True, help="Paired seeds.")
 @click.option("--steps", type=click.IntRange(min=1), default=150, show_default=True, help="Of the short training.")
@@ -37,14 +40,15 @@ def command(
 ) -> int:
     """Does a fix work? Applied to a copy of your model and judged on your batch.
 
-    CHECKPOINT holds the weights; without one the factory's own are used. Exit code 0 when every fix is confirmed, else 1.
+    CHECKPOINT holds the weights; without one the factory's own are used. Without --fix the model is diagnosed first, and
+    what is recommended is tried. Exit code 0 when every fix is confirmed, else 1.
     """
     from gnnstab.verification import verify
     from gnnstab.verification.wording import as_json, verdicts_text
 
-    named = _with_options(fixes, extra)
     given = case.load(checkpoint, model, batch, loss, unsafe=unsafe_load)
     with gate.progress() as tell:
+        named = _with_options(fixes or _recommended(given, precision, tell), extra)
         found = verify(
             given.model, named, batch=given.batch, loss=given.loss, seeds=seeds, steps=steps, precision=precision, lr=lr,
             factory=given.factory, workers=jobs, store=store, progress=tell,
@@ -53,6 +57,19 @@ def command(
     if export is not None:
         _export(given, named[-1], export)
     return 0 if all(verdict.verdict == "confirmed" for verdict in found) else 1
+
+
+def _recommended(given: case.Case, precision: str, tell: Callable[[str], None]) -> tuple[str, ...]:
+    """The fixes that a diagnosis of the same model, batch and loss advises, the best of each cause first."""
+    from gnnstab.diagnosis import diagnose
+    from gnnstab.errors import NothingEvaluable
+    from gnnstab.report.summary import to_try
+
+    found = to_try(diagnose(given.model, batch=given.batch, loss=given.loss, precision=precision, progress=tell))
+    if not found:
+        raise NothingEvaluable("no fix is recommended for this model on this batch; name one with --fix")
+    output.complain(f"trying the recommended {', '.join(found)}", "note")
+    return found
 
 
 def _with_options(fixes: tuple[str, ...], extra: tuple[str, ...]) -> list[str]:

@@ -17,7 +17,7 @@ from gnnstab.cli.group import run
 from layer_table import rows
 
 from gnnstab.rules import RULES
-from gnnstab.rules.pages import page
+from gnnstab.rules.pages import page, summary
 
 DOCS = Path(__file__).resolve().parent
 README = DOCS.parent / "README.md"
@@ -41,11 +41,11 @@ def index() -> str:
         "",
         "Every rule, generated from its docstring. `gnnstab explain CODE` prints the same page.",
         "",
-        "| code | name | points to | severity | confidence |",
-        "| --- | --- | --- | --- | --- |",
+        "| code | name | meaning | points to | severity | confidence |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     lines += [
-        f"| [{rule.code}]({rule.code}.md) | {rule.name} | {rule.cause or '(the observation itself)'} | {rule.severity} | {rule.confidence} |"
+        f"| [{rule.code}]({rule.code}.md) | {rule.name} | {summary(rule.code)} | {rule.cause or '(the observation itself)'} | {rule.severity} | {rule.confidence} |"
         for rule in RULES
     ]
     toctree = ["", "```{toctree}", ":hidden:", "", *(rule.code for rule in RULES), "```", ""]

@@ -30,7 +30,7 @@ _HOMES = {
 
 # Records are the lowest room and know no report; only the face of the package knows both.
 _PRESENTERS = {
-    "text": ("gnnstab.report.text", "render"),
+    "text": ("gnnstab.report.rendering", "render"),
     "page": ("gnnstab.report.html", "embed"),
     "file": ("gnnstab.report.saving", "save"),
 }

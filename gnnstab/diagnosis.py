@@ -28,8 +28,8 @@ def diagnose(
     activation: str | None = None,
     verify: bool = False,
     jobs: int = 1,
-    select: Sequence[str] | None = None,
-    ignore: Sequence[str] | None = None,
+    select: str | Sequence[str] | None = None,
+    ignore: str | Sequence[str] | None = None,
     thresholds: Mapping[str, Mapping[str, float]] | None = None,
     overrides: Sequence[Any] = (),
     unsafe: bool = False,
@@ -52,7 +52,7 @@ def diagnose(
         activation: ``relu`` or ``tanh``: activation between the layers, where a file cannot show it.
         verify: Prove every recommended fix on a copy of the model (needs a model and a batch).
         jobs: Processes of ``verify``.
-        select: Code prefixes of the rules to run; all when omitted.
+        select: Code prefixes of the rules to run, ``"GS3"`` or ``["GS3", "GS5"]``; all when omitted.
         ignore: Code prefixes of the rules to leave out.
         thresholds: ``{"GS301": {"warn_entropy": 0.3}}`` replaces thresholds of rules.
         overrides: Thresholds for single layers, see `gnnstab.rules.run`.
@@ -90,7 +90,7 @@ def _undone(diagnosis: Diagnosis, seen: Observed, request: Request) -> Diagnosis
 def _prove(diagnosis: Diagnosis, seen: Observed, request: Request, jobs: int) -> Diagnosis:
     live = seen.live
     if live is None:
-        raise UsageError("--verify needs a model to apply the fixes to: pass --model pkg.mod:factory and --batch FILE")
+        raise UsageError("verify=True needs a model to apply the fixes to: pass model= and batch=")
     from gnnstab.verification import prove
 
     return prove(

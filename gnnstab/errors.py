@@ -21,6 +21,8 @@
 from __future__ import annotations
 
 import difflib
+import sys
+import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -101,6 +103,18 @@ class NotApplicable(RuleOutcome):
 
 class GnnstabWarning(UserWarning):
     """Something that the user of a monitored run should know; never raised by gnnstab itself."""
+
+
+_MACHINERY = ("gnnstab", "torch", "torch_geometric", "lightning", "pytorch_lightning", "lightning_fabric", "contextlib")
+"""Packages whose frames lie between a training loop and what gnnstab has to say about it."""
+
+
+def warn(message: str) -> None:
+    """A `GnnstabWarning` that points at the user's line: the innermost frame outside gnnstab and the training machinery."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in _MACHINERY:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, GnnstabWarning, stacklevel=level)
 
 
 def hint(given: str, known: Iterable[str], otherwise: str = "") -> str:

@@ -21,8 +21,8 @@ def evaluate(
     target: Target,
     signals: Signals,
     *,
-    select: Sequence[str] | None = None,
-    ignore: Sequence[str] | None = None,
+    select: str | Sequence[str] | None = None,
+    ignore: str | Sequence[str] | None = None,
     thresholds: Mapping[str, Mapping[str, float]] | None = None,
     overrides: Sequence[Any] = (),
 ) -> Diagnosis:

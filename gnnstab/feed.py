@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gnnstab.errors import GnnstabWarning
+from gnnstab.errors import warn
 from gnnstab.records import Diagnosis, Finding, SeriesKey, StepRow
 from gnnstab.records.vocabulary import GRADIENT_NORM, OF_SITE
 from gnnstab.report.escape import name as short_name
@@ -102,4 +101,4 @@ class Feed:
                 self._sinks.remove(sink)
                 reason = " ".join(f"{type(error).__name__}: {error}".split())
                 told = f"{type(sink).__name__}.{method} failed and is left out from now on: {reason}"
-                warnings.warn(told, GnnstabWarning, stacklevel=4)
+                warn(told)

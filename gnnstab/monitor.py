@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gnnstab.errors import GnnstabWarning, UnstableError, UsageError
+from gnnstab.errors import UnstableError, UsageError, warn
 from gnnstab.evaluation import diagnose_trace
 from gnnstab.feed import Feed, Sink
 from gnnstab.probe.boundary import Boundary
@@ -138,7 +137,7 @@ class Monitor:
         self._model, self._optimizers = model, optimizers
         self._has_optimizer = bool(optimizers)
         self._waiting: list[Finding] = []
-        self._ended = False
+        self._ended = self._entered = False
         self._told: set[str] = set()
         self._live = LiveEngine()
         self._precision = ""
@@ -151,10 +150,11 @@ class Monitor:
         self._live_keys: list[SeriesKey] = []
 
     def __enter__(self) -> Monitor:
-        self._ended = False
+        self._ended, self._entered = False, True
         self._guarded("attaching to the model", self._recorder.attach)
         self._guarded("attaching to the optimizer", self._boundary.attach)
         self._guarded("what the optimizer holds", self._compare_with_optimizer)
+        self._told_foreign()
         return self
 
     def __exit__(
@@ -183,6 +183,7 @@ class Monitor:
 
         Call it after the update. With an optimizer the step's end is already known, and this only adds the loss.
         """
+        self._told_idle()
         if loss is not None:
             self.loss(loss)
         if not self._has_optimizer:
@@ -250,6 +251,28 @@ class Monitor:
         found = not_held(self._model, groups)
         if found:
             self._writer.meta("not_held", json.dumps(found))
+
+    def _told_foreign(self) -> None:
+        """Say so when none of the optimizers moves the model: their steps are those of another network."""
+        held = {
+            id(tensor)
+            for optimizer in self._optimizers
+            for group in optimizer.param_groups
+            for tensor in group["params"]
+        }
+        own = {id(tensor) for tensor in self._model.parameters()}
+        if held and own and held.isdisjoint(own):
+            warn(
+                "gnnstab: the optimizer holds no parameter of the monitored model; pass the optimizer that moves this model"
+            )
+
+    def _told_idle(self) -> None:
+        """Say once that a monitor that was never entered watches nothing."""
+        if not self._entered:
+            self._entered = True
+            warn(
+                "gnnstab: the monitor was not entered and watches nothing; put the training loop inside `with monitor:`"
+            )
 
     def _nothing_yet(self) -> str:
         """Why there is nothing to judge before the first step has ended, and what will be watched."""
@@ -336,7 +359,7 @@ class Monitor:
     def _look_at_budget(self) -> None:
         """Tell once that the budget cannot be kept."""
         self._tell_held = False
-        warnings.warn(f"gnnstab: budget: every step is recorded: {self._recorder.held}", GnnstabWarning, stacklevel=5)
+        warn(f"gnnstab: budget: every step is recorded: {self._recorder.held}")
 
     def _look_at_trace(self) -> None:
         """Tell once that the trace cannot be written as it should be."""
@@ -345,7 +368,7 @@ class Monitor:
             return
         self._trouble = failure
         self._writer.event(Event(self._recorder.step, "tool-failure", message=f"the trace: {failure}"))
-        warnings.warn(f"gnnstab: {failure}", GnnstabWarning, stacklevel=5)
+        warn(f"gnnstab: {failure}")
 
     def _sift(self, fresh: list[Finding]) -> None:
         """Move the findings that were not told before into ``fresh``."""
@@ -381,7 +404,7 @@ class Monitor:
             elif self._on_finding == "raise":
                 raise UnstableError(finding)
             elif self._on_finding == "warn":
-                warnings.warn(f"{finding.code} {finding.name}: {finding.message}", GnnstabWarning, stacklevel=4)
+                warn(f"{finding.code} {finding.name}: {finding.message}")
 
 
 def _rows_of(layout: Layout, site: str) -> list[int]:

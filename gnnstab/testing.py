@@ -9,6 +9,7 @@ from gnnstab import budgets as limits
 from gnnstab.baseline import read
 from gnnstab.records import Diagnosis
 from gnnstab.report import escape, summary
+from gnnstab.report.faces import spoken
 from gnnstab.report.numbers import compared
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def assert_stable(
 
     from gnnstab.diagnosis import diagnose
 
+    __tracebackhide__ = True  # pytest shows the test's own line
     diagnosis = diagnose(
         model,
         batch=batch,
@@ -74,6 +76,7 @@ def assert_stable(
 
 def require(diagnosis: Diagnosis, *, fail_on: str = "warning", budgets: Sequence[str | limits.Budget] = ()) -> None:
     """Raise `AssertionError` unless the diagnosis passes; arguments as for `assert_stable`."""
+    __tracebackhide__ = True
     broken = limits.check(budgets, diagnosis)
     text = failure(diagnosis, fail_on, broken)
     if text:
@@ -82,6 +85,7 @@ def require(diagnosis: Diagnosis, *, fail_on: str = "warning", budgets: Sequence
 
 def failure(diagnosis: Diagnosis, fail_on: str, broken: Sequence[limits.Violation] = ()) -> str:
     """Why a diagnosis does not pass, or ``""``."""
+    diagnosis = spoken(diagnosis)
     word, rest = summary.verdict(diagnosis)
     lines = []
     # A selection of rules that all had nothing to judge must not look like health.

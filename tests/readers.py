@@ -323,7 +323,9 @@ def _write_trace(path: Path) -> None:
     with TraceWriter(path) as writer:
         for number in range(2):
             writer.layer(
-                LayerFacts.of(f"gnn{number}", "TransformerConv", number, True, (4, 4), heads=2, beta=False, dropout=0.1)
+                LayerFacts.of(
+                    f"gnn{number}", "TransformerConv", number, in_channels=(4, 4), heads=2, beta=False, dropout=0.1
+                )
             )
         writer.blind(Blind("gnn1", "gate", "no gate"))
         keys = [

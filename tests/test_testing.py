@@ -95,3 +95,10 @@ def test_codes() -> None:
     assert codes(None) is None
     assert codes("gs3, GS401") == ("GS3", "GS401")
     assert codes(["gs3"]) == ("GS3",)
+
+
+def test_a_failure_shows_the_line_of_the_test_alone(batch: Data) -> None:
+    with pytest.raises(AssertionError) as failed:
+        assert_stable(Network(gain=20.0), batch, select="GS3")
+    shown = [entry for entry in failed.traceback if not entry.ishidden(failed)]
+    assert [entry.path.name for entry in shown] == ["test_testing.py"]

@@ -47,7 +47,7 @@ def heads_of(
     shown = stored.kind.shown_heads(stored)
     if shown is not None:
         if given not in (None, shown):
-            raise UsageError(f"--heads {given} contradicts the file: {inner} of {stored.name} shows {shown}")
+            raise UsageError(f"heads={given} contradicts the file: {inner} of {stored.name} shows {shown}")
         return Heads(shown, rows == out if concat is None else concat, "read from the shapes")
     if rows != out:
         if concat:
@@ -66,5 +66,5 @@ def heads_of(
         return Heads(None, None, "") if said is None else Heads(said.heads, True, f"{ASSUMED} {said.setting}")
     if given < 1 or rows % given:
         divisors = ", ".join(str(n) for n in range(1, rows + 1) if rows % n == 0)
-        raise UsageError(f"--heads {given} does not divide the {rows} channels of {stored.name}; possible: {divisors}")
+        raise UsageError(f"heads={given} does not divide the {rows} channels of {stored.name}; possible: {divisors}")
     return Heads(given, True, "given")

@@ -101,7 +101,7 @@ def _check_given(convs: Sequence[StoredLayer], decided: Sequence[Heads], given: 
         return
     first = next((i for i, h in enumerate(decided) if h.heads is not None), 0)
     raise UsageError(
-        f"--heads {given} contradicts the file: {convs[first].name} has {decided[first].heads}, {decided[first].source}"
+        f"heads={given} contradicts the file: {convs[first].name} has {decided[first].heads}, {decided[first].source}"
     )
 
 

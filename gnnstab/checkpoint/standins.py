@@ -17,9 +17,6 @@ DEEPEST = 100
 
 MOST_MODULES = 100_000
 
-ATTRIBUTES = ("heads", "concat", "dropout", "out_channels", "root_weight", "beta", "edge_dim", "aggr")
-"""What a layer's constructor keeps and its tensors do not show."""
-
 
 _KEPT = ("heads", "concat", "dropout", "out_channels", "edge_dim", "aggr", *(key for x in LAYERS for key in x.defaults))
 """What constructors of attention layers keep as attributes."""

@@ -30,7 +30,6 @@ class ActivationClamp(Fix):
     signal: ClassVar[str] = OUTPUT_MAX_ABS
     keeps_function: ClassVar[bool] = True
     needs_fresh_weights: ClassVar[bool] = False
-    phase: ClassVar[int | None] = None
     cost: ClassVar[str] = "no gradient through clipped entries; hides the cause"
 
     def change(self, layers: Sequence[LayerFacts], signals: Signals | None = None, **options: Any) -> str:

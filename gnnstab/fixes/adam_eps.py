@@ -19,7 +19,6 @@ class AdamEps(TrainingFix):
     signal: ClassVar[str] = OPTIMIZER_BELOW_EPS_SHARE
     keeps_function: ClassVar[bool] = True
     needs_fresh_weights: ClassVar[bool] = False
-    phase: ClassVar[int | None] = None
     cost: ClassVar[str] = "none; larger steps where gradients are tiny"
 
     def change(self, layers: Sequence[LayerFacts], signals: Signals | None = None, **options: Any) -> str:

@@ -27,7 +27,6 @@ class Aggregation(Fix):
     signal: ClassVar[str] = AGGREGATION_EXPONENT
     keeps_function: ClassVar[bool] = False
     needs_fresh_weights: ClassVar[bool] = True
-    phase: ClassVar[int | None] = 3
     cost: ClassVar[str] = "none; without a root term node identity fades as 1/degree"
 
     def change(self, layers: Sequence[LayerFacts], signals: Signals | None = None, **options: Any) -> str:

@@ -39,9 +39,6 @@ class Fix(ABC):
     needs_fresh_weights: ClassVar[bool]
     """True when trained weights are useless after it: judged on paired fresh twins."""
 
-    phase: ClassVar[int | None]
-    """Phase 1, 2 or 3 of the document that the project grew from; None for a fix that it does not name."""
-
     cost: ClassVar[str]
     """What it costs in time, memory or accuracy, in a few words."""
 

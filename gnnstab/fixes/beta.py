@@ -30,13 +30,12 @@ class Beta(Fix):
     edit: ClassVar[str] = "add_gate"
     keeps_function: ClassVar[bool] = False
     needs_fresh_weights: ClassVar[bool] = True
-    phase: ClassVar[int | None] = 1
     cost: ClassVar[str] = "3·width more parameters per layer; gradients shrink about twofold per layer"
 
     def change(self, layers: Sequence[LayerFacts], signals: Signals | None = None, **options: Any) -> str:
         """The constructor with ``beta=True``."""
         attention = [layer for layer in layers if layer.attention]
-        able = [layer for layer in attention if layer_named(layer.kind).applies("add_gate")]
+        able = [layer for layer in attention if layer_named(layer).applies("add_gate")]
         if attention and not able:
             return f"# {attention[0].kind} has no gate between skip and message"
         return constructor_calls(able, beta=True)

@@ -16,7 +16,6 @@ class ByHand(Fix):
 
     keeps_function: ClassVar[bool] = False
     needs_fresh_weights: ClassVar[bool] = False
-    phase: ClassVar[int | None] = None
 
     where: ClassVar[str]
     """What has to be changed, in a few words."""

@@ -28,7 +28,6 @@ class Dropout(Fix):
     signal: ClassVar[str] = LOSS_GENERALISATION_GAP
     keeps_function: ClassVar[bool] = True
     needs_fresh_weights: ClassVar[bool] = False
-    phase: ClassVar[int | None] = 1
     cost: ClassVar[str] = "noise: message RMS × 1/√(1−p) in training; train and eval outputs differ"
 
     def change(self, layers: Sequence[LayerFacts], signals: Signals | None = None, **options: Any) -> str:

@@ -27,7 +27,6 @@ class Fp32Attention(Fix):
     edit: ClassVar[str] = "stable"
     keeps_function: ClassVar[bool] = True
     needs_fresh_weights: ClassVar[bool] = False
-    phase: ClassVar[int | None] = None
     cost: ClassVar[str] = "queries and keys of every edge in float32: about twice the attention's memory"
 
     def change(self, layers: Sequence[LayerFacts], signals: Signals | None = None, **options: Any) -> str:

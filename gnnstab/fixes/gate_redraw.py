@@ -27,7 +27,6 @@ class GateRedraw(Fix):
     signal: ClassVar[str] = GATE_SATURATED_SHARE
     keeps_function: ClassVar[bool] = False
     needs_fresh_weights: ClassVar[bool] = False
-    phase: ClassVar[int | None] = None
     cost: ClassVar[str] = "none; what the gate had learned is lost"
 
     def change(self, layers: Sequence[LayerFacts], signals: Signals | None = None, **options: Any) -> str:

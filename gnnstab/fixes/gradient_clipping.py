@@ -22,7 +22,6 @@ class GradientClipping(TrainingFix):
     signal: ClassVar[str] = GRADIENT_SPIKE
     keeps_function: ClassVar[bool] = True
     needs_fresh_weights: ClassVar[bool] = False
-    phase: ClassVar[int | None] = None
     cost: ClassVar[str] = "one norm over all gradients per step"
 
     def change(self, layers: Sequence[LayerFacts], signals: Signals | None = None, **options: Any) -> str:

@@ -28,7 +28,6 @@ class GraphNorm(Fix):
     signal: ClassVar[str] = OUTPUT_RMS
     keeps_function: ClassVar[bool] = False
     needs_fresh_weights: ClassVar[bool] = True
-    phase: ClassVar[int | None] = 3
     cost: ClassVar[str] = "two passes over the node states per layer; couples all nodes of a graph"
 
     def change(self, layers: Sequence[LayerFacts], signals: Signals | None = None, **options: Any) -> str:

@@ -28,7 +28,6 @@ class InputStandardisation(Fix):
     signal: ClassVar[str] = FEATURE_COLUMN_RATIO
     keeps_function: ClassVar[bool] = True
     needs_fresh_weights: ClassVar[bool] = False
-    phase: ClassVar[int | None] = None
     cost: ClassVar[str] = "none; the statistics have to be stored with the model"
 
     def change(self, layers: Sequence[LayerFacts], signals: Signals | None = None, **options: Any) -> str:

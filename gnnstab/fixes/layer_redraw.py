@@ -28,7 +28,6 @@ class LayerRedraw(Fix):
     signal: ClassVar[str] = CHANNELS_DEAD_SHARE
     keeps_function: ClassVar[bool] = False
     needs_fresh_weights: ClassVar[bool] = False
-    phase: ClassVar[int | None] = None
     cost: ClassVar[str] = "none; what these layers had learned is lost"
 
     def change(self, layers: Sequence[LayerFacts], signals: Signals | None = None, **options: Any) -> str:

@@ -27,7 +27,6 @@ class LowerLearningRate(TrainingFix):
     signal: ClassVar[str] = OPTIMIZER_LR_TO_RMS
     keeps_function: ClassVar[bool] = True
     needs_fresh_weights: ClassVar[bool] = False
-    phase: ClassVar[int | None] = 2
     cost: ClassVar[str] = "slower training"
 
     def change(self, layers: Sequence[LayerFacts], signals: Signals | None = None, **options: Any) -> str:

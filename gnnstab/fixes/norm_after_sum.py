@@ -29,7 +29,6 @@ class NormAfterSum(Fix):
     signal: ClassVar[str] = ATTENTION_ENTROPY
     keeps_function: ClassVar[bool] = False
     needs_fresh_weights: ClassVar[bool] = True
-    phase: ClassVar[int | None] = None
     cost: ClassVar[str] = "one LayerNorm and one linear layer"
 
     def change(self, layers: Sequence[LayerFacts], signals: Signals | None = None, **options: Any) -> str:

@@ -35,7 +35,6 @@ class PreNormResidual(Fix):
     signal: ClassVar[str] = GRADIENT_RATIO
     keeps_function: ClassVar[bool] = False
     needs_fresh_weights: ClassVar[bool] = True
-    phase: ClassVar[int | None] = None
     cost: ClassVar[str] = "one LayerNorm and one addition per layer"
 
     def change(self, layers: Sequence[LayerFacts], signals: Signals | None = None, **options: Any) -> str:

@@ -35,14 +35,13 @@ class QKClip(Fix):
     edit: ClassVar[str] = "scale_scores"
     keeps_function: ClassVar[bool] = True
     needs_fresh_weights: ClassVar[bool] = False
-    phase: ClassVar[int | None] = None
     cost: ClassVar[str] = "none; flatter attention in the clipped heads, to be repeated in training"
 
     def change(self, layers: Sequence[LayerFacts], signals: Signals | None = None, **options: Any) -> str:
         """The edit with this model's own factors."""
         factors = self._factors_or_none({"signals": signals, **options})
         if factors is None:
-            kinds = [layer_named(layer.kind) for layer in layers if layer.attention]
+            kinds = [layer_named(layer) for layer in layers if layer.attention]
             kind = next((kind for kind in kinds if kind.applies("scale_scores")), layer_named(""))
             return "\n".join(kind.scale_lines("conv", None, None))
         known = {layer.name: layer for layer in layers}
@@ -105,9 +104,9 @@ def _measured(options: dict[str, Any]) -> tuple[dict[str, list[float]], float]:
 
 
 def _able(layer: LayerFacts | None) -> bool:
-    return layer is None or layer_named(layer.kind).applies("scale_scores")
+    return layer is None or layer_named(layer).applies("scale_scores")
 
 
 def _edit_lines(name: str, gammas: Sequence[float], layer: LayerFacts | None) -> list[str]:
     path = "model" + "".join(f"[{p}]" if p.isdigit() else f".{p}" for p in name.split(".") if p)
-    return layer_named(layer.kind if layer else "").scale_lines(path, layer, gammas)
+    return layer_named(layer or "").scale_lines(path, layer, gammas)

@@ -27,7 +27,6 @@ class QKNorm(Fix):
     edit: ClassVar[str] = "stable"
     keeps_function: ClassVar[bool] = False
     needs_fresh_weights: ClassVar[bool] = True
-    phase: ClassVar[int | None] = None
     cost: ClassVar[str] = "two LayerNorms over (edges, heads, channels); trained attention has to be learnt anew"
 
     def change(self, layers: Sequence[LayerFacts], signals: Signals | None = None, **options: Any) -> str:

@@ -30,7 +30,6 @@ class QKRedraw(Fix):
     edit: ClassVar[str] = "redraw"
     keeps_function: ClassVar[bool] = False
     needs_fresh_weights: ClassVar[bool] = False
-    phase: ClassVar[int | None] = None
     cost: ClassVar[str] = "none; what the attention had learned is lost"
 
     def change(self, layers: Sequence[LayerFacts], signals: Signals | None = None, **options: Any) -> str:

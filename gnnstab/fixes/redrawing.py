@@ -33,9 +33,12 @@ def redrawn(model: nn.Module, role: str, options: dict[str, Any]) -> nn.Module:
 def redraw_lines(layers: Sequence[LayerFacts], role: str) -> str:
     """The calls to make once, before training."""
     attention = [layer for layer in layers if layer.attention]
-    owners = [(owner, layer.kind) for owner, layer in zip(attribute_names(attention).values(), attention, strict=True)]
+    owners: list[tuple[str, LayerFacts | str]] = [
+        (owner, layer) for owner, layer in zip(attribute_names(attention).values(), attention, strict=True)
+    ]
     return "\n".join(
-        layer_named(kind).redraw_line(owner, name)
-        for owner, kind in owners or [("conv", "")]
-        for name in layer_named(kind).roles.get(role, ())
+        line
+        for owner, layer in owners or [("conv", "")]
+        for line in [layer_named(layer).redraw_line(owner, name) for name in layer_named(layer).roles.get(role, ())]
+        or [f"# {owner}: initialise anew what its {role}s are made of"]
     )

@@ -28,7 +28,6 @@ class RemoveClamp(Fix):
     signal: ClassVar[str] = CLIP_SHARE
     keeps_function: ClassVar[bool] = False
     needs_fresh_weights: ClassVar[bool] = False
-    phase: ClassVar[int | None] = None
     cost: ClassVar[str] = "values are unbounded again"
 
     def change(self, layers: Sequence[LayerFacts], signals: Signals | None = None, **options: Any) -> str:

@@ -29,7 +29,6 @@ class Residual(Fix):
     signal: ClassVar[str] = GRADIENT_RATIO
     keeps_function: ClassVar[bool] = False
     needs_fresh_weights: ClassVar[bool] = True
-    phase: ClassVar[int | None] = 2
     cost: ClassVar[str] = "one addition per layer"
 
     def change(self, layers: Sequence[LayerFacts], signals: Signals | None = None, **options: Any) -> str:

@@ -25,7 +25,6 @@ class RootWeight(Fix):
     signal: ClassVar[str] = DEGREE_ISOLATED_SHARE
     keeps_function: ClassVar[bool] = False
     needs_fresh_weights: ClassVar[bool] = True
-    phase: ClassVar[int | None] = None
     cost: ClassVar[str] = "one linear map per layer; training starts anew"
 
     def change(self, layers: Sequence[LayerFacts], signals: Signals | None = None, **options: Any) -> str:

@@ -30,7 +30,6 @@ class ScoreCap(Fix):
     edit: ClassVar[str] = "stable"
     keeps_function: ClassVar[bool] = True
     needs_fresh_weights: ClassVar[bool] = False
-    phase: ClassVar[int | None] = 3
     cost: ClassVar[str] = "one mean per target and a tanh per score; sharp attention becomes impossible"
 
     def change(self, layers: Sequence[LayerFacts], signals: Signals | None = None, **options: Any) -> str:

@@ -27,9 +27,9 @@ def exchanged(model: nn.Module, layers: Sequence[str] | None, **options: Any) ->
 def exchange_lines(layers: Sequence[LayerFacts], **options: Any) -> str:
     """The import and the constructor calls to paste."""
     attention = [layer for layer in layers if layer.attention]
-    able = [layer for layer in attention if layer_named(layer.kind).stable]
+    able = [layer for layer in attention if layer_named(layer).stable]
     if attention and not able:
         kinds = " and ".join(dict.fromkeys(layer.kind for layer in attention))
         return f"# gnnstab.nn has no counterpart of {kinds} with bounded scores"
-    attention, name = able, layer_named(able[0].kind if able else "").stable
+    attention, name = able, layer_named(able[0] if able else "").stable
     return f"from gnnstab.nn import {name}\n{constructor_calls(attention, name, **options)}"

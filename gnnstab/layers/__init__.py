@@ -7,6 +7,7 @@ The only room that knows the names of a layer's parameters and the formula of it
 from gnnstab.layers.base import Call as Call
 from gnnstab.layers.base import Layer as Layer
 from gnnstab.layers.base import StoredLayer as StoredLayer
+from gnnstab.layers.generic import FAMILY as FAMILY
 from gnnstab.layers.table import LAYERS as LAYERS
 from gnnstab.layers.table import kinds as kinds
 from gnnstab.layers.table import layer_named as layer_named

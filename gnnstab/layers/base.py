@@ -136,9 +136,6 @@ class Layer(ABC):
     defaults: ClassVar[Mapping[str, Any]]
     """Arguments of the constructor beyond the widths, in the order in which they are printed, with their defaults."""
 
-    score_words: ClassVar[str] = "weights behind the scores"
-    """What decides the scores, in a sentence; ``query and key weights`` where there are such."""
-
     static: ClassVar[str] = ""
     """What the weights alone tell of the size or the spread of the scores, or ``none`` with the reason."""
 
@@ -153,6 +150,9 @@ class Layer(ABC):
 
     stable: ClassVar[str] = ""
     """Class of `gnnstab.nn` that takes this one's place with scores bounded, normalised or in float32; ``""`` for none."""
+
+    multiplies: ClassVar[bool] = False
+    """True where a score is the product of a query and a key, and so grows with the square of the input."""
 
     edits: ClassVar[frozenset[str]] = frozenset()
     """Methods of this class that edit a layer and apply to this kind: see `applies`."""
@@ -269,16 +269,6 @@ class Layer(ABC):
     @abstractmethod
     def build(self, stored: StoredLayer, facts: LayerFacts) -> nn.Module:
         """PyG's layer with the tensors of the file, widened to float32; the global random state is left alone."""
-
-    def score_advice(self) -> str:
-        """What to do about scores that these weights make too large, as a sentence without its end."""
-        if self.score_words.startswith("query"):
-            return "Scale the query weights of the worst heads down, or normalise queries and keys"
-        return (
-            f"Scale the {self.score_words} of the worst heads down"
-            if self.applies("scale_scores")
-            else "Normalise its input"
-        )
 
     def idle(self, facts: LayerFacts) -> tuple[str, ...]:
         """Parts that a layer of this configuration holds and does not use."""

@@ -10,6 +10,7 @@ from gnnstab.layers.base import Layer
 from gnnstab.layers.gat_conv import GATConvLayer
 from gnnstab.layers.gatv2_conv import GATv2ConvLayer
 from gnnstab.layers.general_conv import GeneralConvLayer
+from gnnstab.layers.generic import FAMILY, GenericLayer, MultiheadLayer
 from gnnstab.layers.han_conv import HANConvLayer
 from gnnstab.layers.heat_conv import HEATConvLayer
 from gnnstab.layers.hgt_conv import HGTConvLayer
@@ -24,6 +25,12 @@ if TYPE_CHECKING:
     from torch import nn
 
     from gnnstab.records import LayerFacts
+
+GENERIC = GenericLayer()
+"""Stands for every layer that was seen by what it does."""
+
+TORCHS = MultiheadLayer()
+"""Stands for torch's own layer, which is seen live and not read from a file."""
 
 LAYERS: tuple[Layer, ...] = (
     TransformerConvLayer(),
@@ -49,8 +56,15 @@ def layer_of(module: nn.Module) -> Layer | None:
     return next((layer for layer in LAYERS if layer.matches(module)), None)
 
 
-def layer_named(kind: str) -> Layer:
-    """The adapter that recorded facts of this class name come from; a subclass under a name of its own is taken for the first."""
+def layer_named(kind: str | LayerFacts) -> Layer:
+    """The adapter that recorded facts, or facts of this class name, come from.
+
+    A subclass under a name of its own is taken for the first; what was read without an adapter stays without one.
+    """
+    if not isinstance(kind, str):
+        if FAMILY in kind.options:
+            return TORCHS if kind.options[FAMILY] == TORCHS.family else GENERIC
+        kind = kind.kind
     return next((layer for layer in LAYERS if kind and kind in (layer.kind, layer.stable)), LAYERS[0])
 
 
@@ -68,10 +82,10 @@ def plays(parameter: str, role: str) -> bool:
 
 def weights(facts: LayerFacts, role: str) -> tuple[str, ...]:
     """Full names of the weights of the parts with this role in one layer."""
-    return tuple(f"{facts.name}.{part}.weight" for part in layer_named(facts.kind).roles.get(role, ()))
+    return tuple(f"{facts.name}.{part}.weight" for part in layer_named(facts).roles.get(role, ()))
 
 
-def parts(kind: str, *roles: str) -> str:
-    """``lin_value and lin_skip``: what the parts with these roles are called in a layer of this class."""
+def parts(kind: str | LayerFacts, *roles: str) -> str:
+    """``lin_value and lin_skip``: what the parts with these roles are called in a layer of this class or with these facts."""
     found = [part for role in roles for part in layer_named(kind).roles.get(role, ())]
     return " and ".join(found)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 from torch_geometric.utils import scatter
@@ -38,8 +36,3 @@ def degree_unit(index: Tensor, size: int, dtype: torch.dtype) -> Tensor:
     degree = scatter(ones, index, dim=0, dim_size=size, reduce="sum")
     unit: Tensor = (2.0 * degree.clamp(min=2.0).log()).sqrt()
     return unit
-
-
-def typical_cap(degree: float, cap: float = 3.0) -> float:
-    """τ at one in-degree: cap·√(2 ln d), in logits (6.4 at d = 10 for the default of 3)."""
-    return cap * math.sqrt(2.0 * math.log(max(degree, 2.0)))

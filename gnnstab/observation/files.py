@@ -27,7 +27,7 @@ def observe_checkpoint(path: Path, request: Request, *, probe: bool = True) -> O
     static, notes = from_checkpoint(facts), tuple(checkpoint.notes)
     if request.model is None:
         if request.batch is not None or request.loss is not None:
-            raise UsageError("a batch or a loss needs the model they belong to: pass --model pkg.mod:factory as well")
+            raise UsageError("a batch or a loss needs the model they belong to: pass model= as well")
         synthetic = _probe_alone(facts, checkpoint, request) if probe else None
         return Observed(Target("checkpoint", str(path), notes), join(synthetic, static) if synthetic else static)
     model = build(request.model)

@@ -7,11 +7,17 @@ from torch import nn
 from torch_geometric.nn import MessagePassing
 
 from gnnstab.layers import LAYERS, layer_of
-from gnnstab.probe.layers import AttentionWatch, FallbackWatch
+from gnnstab.probe.layers import AttentionWatch, DenseWatch, EdgeWatch, FallbackWatch, MultiheadWatch
+from gnnstab.probe.layers.finding import LINEAR, edge_places, mentions_dense
 from gnnstab.probe.state import State
 from gnnstab.probe.watch import Watch
+from gnnstab.records import Blind
 
 _SCRIPTED = ("MessagePassing", *(layer.kind for layer in LAYERS))
+
+_LINEAR = (
+    "linear attention has no softmax and so no scores that could saturate; its outputs and gradients are not looked at"
+)
 
 
 def find_watches(model: nn.Module, state: State) -> list[Watch]:
@@ -28,8 +34,17 @@ def find_watches(model: nn.Module, state: State) -> list[Watch]:
         kind, path = layer_of(module), name or type(module).__name__
         if kind is not None:
             watches.append(AttentionWatch(state, path, module, kind))
+        elif places := edge_places(module):
+            watches.append(EdgeWatch(state, path, module, places))
         elif isinstance(module, MessagePassing):
             watches.append(FallbackWatch(state, path, module))
+        elif isinstance(module, nn.MultiheadAttention):
+            watches.append(MultiheadWatch(state, path, module))
+        elif type(module).__name__ in LINEAR:
+            note = Blind.other_attention(path, type(module).__name__, _LINEAR)
+            state.unseen(note.layer, note.site, note.reason)
+        elif mentions_dense(module):
+            watches.append(DenseWatch(state, path, module))
     return watches
 
 

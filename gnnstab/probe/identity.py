@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
-import torch
 from torch import Tensor
 from torch.autograd.graph import Node, get_gradient_edge
 
@@ -96,35 +95,3 @@ def _behind(
 
 def _is_parameter(node: Node) -> bool:
     return node.name().endswith("AccumulateGrad")
-
-
-class IdentityWeight(NamedTuple):
-    """How much of a layer's input reaches the next layer unchanged."""
-
-    weight: float
-    """r in x_next ≈ a·relu(y) + b·y + r·x; NaN when x is a combination of the other two, or anything is non-finite."""
-
-    r_squared: float
-    """1 − ‖residual‖²/‖x_next‖²: how far the form holds; a weight with a low value means nothing."""
-
-
-def identity_weight(x: Tensor, y: Tensor, x_next: Tensor) -> IdentityWeight:
-    """Least-squares estimate of the identity weight r from a layer's input, its output and the next layer's input.
-
-    All three (N, D); other shapes, and entries that are not finite, give NaN. Waits for the device.
-    """
-    nothing = IdentityWeight(float("nan"), float("nan"))
-    if not x.shape == y.shape == x_next.shape or x.numel() == 0:
-        return nothing
-    x, y, goal = (t.detach().cpu().double().flatten() for t in (x, y, x_next))
-    design = torch.stack([y.relu(), y, x], 1)
-    scale = torch.linalg.vector_norm(design, dim=0)
-    if not torch.isfinite(design).all() or not torch.isfinite(goal).all() or scale[2] == 0 or not goal.any():
-        return nothing
-    design = design / torch.where(scale == 0, 1.0, scale)
-    others = torch.linalg.lstsq(design[:, :2], design[:, 2:], driver="gelsd").solution
-    own = torch.linalg.vector_norm(design[:, 2:] - design[:, :2] @ others)
-    fit = torch.linalg.lstsq(design, goal[:, None], driver="gelsd").solution
-    error = (goal[:, None] - design @ fit).square().sum() / goal.square().sum()
-    weight = float(fit[2, 0] / scale[2]) if own > 1e-6 else float("nan")
-    return IdentityWeight(weight, 1 - float(error))

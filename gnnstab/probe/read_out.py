@@ -26,7 +26,7 @@ def read_out(output: Any) -> Tensor:
         part = (tensor.float() * weight).mean() if tensor.numel() else tensor.float().sum()
         total = part if total is None else total + part
     if total is None:
-        raise UsageError("the model returned no floating-point tensor that a loss could be made of; pass --loss")
+        raise UsageError("the model returned no floating-point tensor that a loss could be made of; pass loss=")
     return total
 
 

@@ -194,7 +194,7 @@ class Recorder:
     def coverage(self) -> Coverage:
         """What was seen and what was not, so far."""
         self._note_unseen()
-        attention = [watch for watch in self.watches if watch.attention]
+        attention = [watch for watch in self.watches if watch.attention and watch.counts]
         blind = tuple(self.state.blinds())
         scripted = {b.layer for b in blind} - {watch.name for watch in self.watches}
         others = {b.layer for b in blind if b.is_other_attention}
@@ -204,7 +204,8 @@ class Recorder:
     def facts(self) -> list[LayerFacts]:
         """The configuration of every layer, in the order of first calls; layers not called yet come last."""
         fired, paths = self.state.fired, self._outer.paths
-        ordered = sorted(self.watches, key=lambda watch: fired.get(watch.name, len(fired)))
+        counted = (watch for watch in self.watches if watch.counts)
+        ordered = sorted(counted, key=lambda watch: fired.get(watch.name, len(fired)))
         found = [(watch.facts(position), watch.score_dtypes()) for position, watch in enumerate(ordered)]
         return [replace(f, identity_path=paths.get(f.name), score_format=_format(seen)) for f, seen in found]
 
@@ -412,6 +413,8 @@ class Recorder:
     def _note_unseen(self) -> None:
         self._note_new_layers()
         for watch in self.watches:
+            if not watch.counts:
+                continue
             if watch.name in self.state.fired:
                 watch.note_unseen()
             elif self._called is not self.model:

@@ -66,6 +66,9 @@ class Watch(ABC):
     """Records one layer. Subclasses say in `record` what a call of their layer consists of."""
 
     attention = False
+    counts = True
+    """False as long as it is not known that the module is a layer of interest at all."""
+
     sites: tuple[str, ...] = ("input", "output")
     """Sites that must have been seen after a call, or be named as blind."""
 

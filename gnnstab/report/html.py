@@ -21,6 +21,7 @@ from gnnstab.report import charts
 from gnnstab.report.depth import depth
 from gnnstab.report.escape import visible
 from gnnstab.report.evidence import MODEL, BeforeAfter, Evidence
+from gnnstab.report.faces import spoken
 from gnnstab.report.sections import Anchors, findings, fix_rank, layers, verdict
 from gnnstab.report.summary import CAUSE_ORDER
 from gnnstab.report.wording import clip, fix_cost, fix_title, meaning, rule_page, sentence, short, words
@@ -67,7 +68,7 @@ def render(diagnosis: Diagnosis) -> str:
 def embed(diagnosis: Diagnosis, height: int = 720) -> str:
     """The page inside a frame of its own, for notebooks: its styles and scripts cannot reach the notebook."""
     frame = '<iframe title="gnnstab report" sandbox="allow-scripts" srcdoc="{}" width="100%" height="{}" style="border:0"></iframe>'
-    return str(Markup(frame).format(render(diagnosis), height))
+    return str(Markup(frame).format(render(spoken(diagnosis)), height))
 
 
 def _context(diagnosis: Diagnosis, evidence: Evidence, anchors: Anchors) -> dict[str, Any]:

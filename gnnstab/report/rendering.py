@@ -11,13 +11,16 @@ from typing import Any
 from gnnstab.errors import ConfigurationError, UsageError
 from gnnstab.plugins import installed
 from gnnstab.records import Diagnosis
+from gnnstab.report.faces import spoken
 from gnnstab.report.formats import FORMATS
 
 GROUP = "gnnstab.formats"
 """Entry-point group in which a package offers modules with a function ``render(diagnosis, **options) -> str``."""
 
 
-def render(diagnosis: Diagnosis | Sequence[Diagnosis], format: str = "text", **options: Any) -> str:
+def render(
+    diagnosis: Diagnosis | Sequence[Diagnosis], format: str = "text", *, face: str = "python", **options: Any
+) -> str:
     """A diagnosis, or several of them as one document, as text in the named format.
 
     Pure and deterministic: the same diagnosis gives the same characters; nothing is printed or opened.
@@ -25,6 +28,8 @@ def render(diagnosis: Diagnosis | Sequence[Diagnosis], format: str = "text", **o
     Args:
         diagnosis: One diagnosis, or several (formats that hold one only refuse them).
         format: A key of `FORMATS` or the name of a plugin's format.
+        face: Whose options the sentences name: ``python`` (``batch=``) or ``cli`` (``--batch FILE``). JSON is the record
+            as it is, so that one diagnosis gives one document.
         options: Passed on to the format, e.g. ``width`` and ``color`` of ``text``.
 
     Raises:
@@ -33,7 +38,9 @@ def render(diagnosis: Diagnosis | Sequence[Diagnosis], format: str = "text", **o
     """
     module = _module(format)
     if isinstance(diagnosis, Diagnosis):
+        diagnosis = diagnosis if format == "json" else spoken(diagnosis, face)
         return _call(module, "render", format, diagnosis, options)
+    diagnosis = diagnosis if format == "json" else [spoken(item, face) for item in diagnosis]
     if hasattr(module, "render_many"):
         return _call(module, "render_many", format, diagnosis, options)
     if len(diagnosis) != 1:

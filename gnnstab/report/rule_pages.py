@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.markdown import Markdown
+from rich.table import Table
 from rich.text import Text
 
 from gnnstab.report import rulebook
 from gnnstab.report.console import printed
+from gnnstab.report.faces import plain
 from gnnstab.report.text_parts import table
 from gnnstab.report.text_style import SEVERITY
 
@@ -24,7 +26,10 @@ def rule_table(codes: Sequence[str], *, width: int = 80, color: str | None = Non
 
 
 def rule_page(code: str, *, width: int = 80, color: str | None = None) -> str:
-    """One rule's page, by code or name; raises `UsageError` when there is none."""
-    from gnnstab.rules.pages import page
+    """One rule's page, opened by what it is, why it matters and what to do; by code or name. Raises `UsageError` when there is none."""
+    from gnnstab.rules.pages import brief, page
 
-    return printed([Markdown(page(code), hyperlinks=False)], width, color)
+    opening = Table.grid(padding=(0, 2, 0, 0))
+    for label, sentence in brief(code):
+        opening.add_row(Text(label, style="bold"), Text(plain(sentence.replace("`", ""))))
+    return printed([opening, Text(), Markdown(page(code), hyperlinks=False)], width, color)

@@ -64,9 +64,16 @@ def calm(diagnosis: Diagnosis, *, short: bool = False) -> str:
     return f"{_calm(diagnosis)} in {_layers(diagnosis, short)}"
 
 
+LEFT_OUT = "left out "
+"""How a note about a file of a folder begins that could not be read."""
+
+
 def not_covered(diagnosis: Diagnosis) -> tuple[str, ...]:
     """What a calm verdict does not cover: layers, the user's own data, rules that were not asked, findings hidden."""
     parts = []
+    unread = [note[len(LEFT_OUT) :].partition(": ")[0] for note in diagnosis.target.notes if note.startswith(LEFT_OUT)]
+    if unread:
+        parts.append(f"{escape.name(', '.join(unread), 40)}, which could not be read")
     blind = diagnosis.coverage.layers_expected - diagnosis.coverage.layers_observed
     if blind > 0:
         parts.append(count(blind, "attention layer"))
@@ -182,6 +189,18 @@ def recommended(cause: Cause) -> FixAdvice | None:
     return next((fix for fix in fixes_in_order(cause) if fix.verdict in RECOMMENDED), None)
 
 
+def to_try(diagnosis: Diagnosis) -> tuple[str, ...]:
+    """Fixes of the causes to treat that can be tried on a copy, as `gnnstab.verify` takes them: ``qk-clip:limit=4``."""
+    found: dict[str, None] = {}
+    for cause in to_change(diagnosis):
+        for fix in fixes_in_order(cause):
+            tried = re.search(rf"verify --fix {re.escape(fix.fix)}((?: --option [^\s,]+)*)", fix.note)
+            if tried and fix.verdict in RECOMMENDED:
+                options = ",".join(tried[1].replace("--option", "").split())
+                found[f"{fix.fix}:{options}" if options else fix.fix] = None
+    return tuple(found)
+
+
 def beginning(text: str, longest: int = 140) -> str:
     """The first clauses of a reason, for tables that stand beside its full text."""
     if len(text) <= longest:
@@ -190,7 +209,10 @@ def beginning(text: str, longest: int = 140) -> str:
     while len(clauses) > 1 and len(" ".join(clauses)) > longest:
         clauses.pop()
     short = " ".join(clauses)
-    return f"{short.rstrip(';:')} …" if len(short) <= longest else f"{short[:longest].rpartition(' ')[0]} …"
+    # A first clause that is a mere name tells nothing: then the words count.
+    if longest // 3 < len(short) <= longest:
+        return f"{short.rstrip(';:')} …"
+    return f"{text[:longest].rpartition(' ')[0].rstrip(';:,')} …"
 
 
 def verdict_words(verdict: str) -> str:

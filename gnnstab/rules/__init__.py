@@ -6,6 +6,5 @@ from gnnstab.rules.base import Rule as Rule
 from gnnstab.rules.counsel import advice as advice
 from gnnstab.rules.engine import Outcome as Outcome
 from gnnstab.rules.engine import Override as Override
-from gnnstab.rules.engine import Suppression as Suppression
 from gnnstab.rules.engine import run as run
 from gnnstab.rules.table import RULES as RULES

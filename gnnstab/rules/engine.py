@@ -23,24 +23,6 @@ Thresholds = Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True, slots=True)
-class Suppression:
-    """A finding that the user has looked at and accepted."""
-
-    code: str
-    """Rule code or a prefix of it."""
-
-    reason: str
-    """Why; mandatory."""
-
-    layer: str = "*"
-    """Glob over layer names; a finding of the whole model has the name ``""``."""
-
-    def covers(self, finding: Finding) -> bool:
-        """True when this suppression speaks of the finding."""
-        return finding.code.startswith(self.code) and fnmatchcase(finding.layer or "", self.layer)
-
-
-@dataclass(frozen=True, slots=True)
 class Override:
     """Thresholds of one rule that hold for some layers only."""
 
@@ -61,24 +43,15 @@ class Outcome:
     statuses: tuple[RuleStatus, ...]
     """One per rule of the table, in its order."""
 
-    suppressed: tuple[tuple[Finding, Suppression], ...] = ()
-    """Findings that a suppression took out."""
-
-    def unused(self, suppressions: Sequence[Suppression]) -> tuple[Suppression, ...]:
-        """The suppressions that covered nothing."""
-        used = [suppression for _, suppression in self.suppressed]
-        return tuple(s for s in suppressions if s not in used)
-
 
 def run(
     signals: Signals,
     *,
     rules: Sequence[type[Rule]] | None = None,
-    select: Sequence[str] = (),
-    ignore: Sequence[str] = (),
+    select: str | Sequence[str] = (),
+    ignore: str | Sequence[str] = (),
     thresholds: Thresholds | None = None,
     overrides: Sequence[Override] = (),
-    suppress: Sequence[Suppression] = (),
 ) -> Outcome:
     """Judge signals by every selected rule.
 
@@ -89,7 +62,6 @@ def run(
         ignore: Code prefixes to leave out, stronger than ``select`` unless the selecting prefix is longer.
         thresholds: Values that replace thresholds of rules.
         overrides: Thresholds that hold for some layers only; the first that matches a layer counts.
-        suppress: Findings to take out, each with its reason.
 
     Raises:
         UsageError: A prefix matches no rule.
@@ -102,7 +74,6 @@ def run(
     special = _special(plain, thresholds or {}, overrides)
 
     kept: list[Finding] = []
-    taken: list[tuple[Finding, Suppression]] = []
     statuses: list[RuleStatus] = []
     raised = [f for f in findings_in(signals.events) if not settled(f, signals.series)]
     for rule in plain.values():
@@ -113,13 +84,9 @@ def run(
         everything = joined(rule, found, raised)
         if len(everything) > len(found):
             found, status = everything, RuleStatus(rule.code, "fired")
-        left, out = _split(found, suppress)
-        kept += left
-        taken += out
-        if out and not left:
-            status = RuleStatus(rule.code, "suppressed", out[0][1].reason)
+        kept += found
         statuses.append(status)
-    return Outcome(explain(kept, signals), _with_failures(statuses, kept), tuple(taken))
+    return Outcome(explain(kept, signals), _with_failures(statuses, kept))
 
 
 def configure(rule: type[R], overrides: Mapping[str, float]) -> R:
@@ -173,19 +140,6 @@ def _judge(rule: Rule, signals: Signals, special: Sequence[tuple[str, Rule]]) ->
 
 def _matches(finding: Finding, glob: str) -> bool:
     return fnmatchcase(finding.layer or "", glob)
-
-
-def _split(
-    found: Sequence[Finding], suppress: Sequence[Suppression]
-) -> tuple[list[Finding], list[tuple[Finding, Suppression]]]:
-    left, out = [], []
-    for finding in found:
-        cover = next((s for s in suppress if s.covers(finding)), None)
-        if cover is None:
-            left.append(finding)
-        else:
-            out.append((finding, cover))
-    return left, out
 
 
 def _with_failures(statuses: Sequence[RuleStatus], found: Sequence[Finding]) -> tuple[RuleStatus, ...]:

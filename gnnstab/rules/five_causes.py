@@ -39,7 +39,7 @@ def _no_dropout(statuses: Statuses, signals: Signals) -> Standing:
 
 def _beta_disabled(statuses: Statuses, signals: Signals) -> Standing:
     known = [layer for layer in signals.attention_layers if layer.get("beta") is not None]
-    if not known and not any(parts(layer.kind, "gate") for layer in signals.attention_layers):
+    if not known and not any(parts(layer, "gate") for layer in signals.attention_layers):
         return "absent", "layers of this kind have no gate between message and skip"
     if not known:
         return "not-evaluable", f"whether the beta gate is on cannot be seen; {_PASS_MODEL}"

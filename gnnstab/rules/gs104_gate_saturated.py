@@ -61,9 +61,7 @@ class GateSaturated(Rule):
 
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding per layer."""
-        gated = [
-            layer for layer in need_layers(signals) if layer.get("beta") is not False and parts(layer.kind, "gate")
-        ]
+        gated = [layer for layer in need_layers(signals) if layer.get("beta") is not False and parts(layer, "gate")]
         if not gated:
             raise NotApplicable("the beta gate is off in every layer")
         found = measured(signals.need("gate.saturated_share"))
@@ -95,7 +93,7 @@ class GateSaturated(Rule):
 
 def _gate(signals: Signals, share: Signal) -> str:
     facts = signals.layer(share.layer or "")
-    return parts(facts.kind if facts else "", "gate")
+    return parts(facts or "", "gate")
 
 
 def _gain(signals: Signals, layer: LayerFacts | None) -> float | None:

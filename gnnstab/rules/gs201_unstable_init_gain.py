@@ -91,7 +91,7 @@ class UnstableInitGain(Rule):
             if unseen
             else ""
         )
-        maps = list(dict.fromkeys(parts(layer.kind, "value", "skip") for layer in signals.attention_layers))
+        maps = list(dict.fromkeys(parts(layer, "value", "skip") for layer in signals.attention_layers))
         advice = f"Give {', '.join(maps)} Xavier weights of gain 1, and an identity path of weight 1.0."
         return self.finding(
             f"the initial gain of values and skip {what} (limits e^{self.vanishing:g} and e^{self.exploding:g}){unless}. {advice}",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from gnnstab.errors import NotEvaluable
-from gnnstab.layers import layer_named
+from gnnstab.layers import layer_named, parts
 from gnnstab.records import Finding, LayerFacts, Signal, Signals
 from gnnstab.rules.base import Rule, threshold
 from gnnstab.rules.reading import (
@@ -110,7 +110,7 @@ class AttentionExplosion(Rule):
             raise NotEvaluable(signals.why_missing("attention.entropy"))
         for layer in layers:
             state = states.get(layer.name)
-            found = self._measured(state, layer) if state is not None else None
+            found = self._measured(layer, state) if state is not None else None
             if found is None:
                 found = self._static(signals, layer, state)
             if found is None:
@@ -118,7 +118,7 @@ class AttentionExplosion(Rule):
             if found is not None:
                 yield found
 
-    def _measured(self, state: Attention, layer: LayerFacts) -> Finding | None:
+    def _measured(self, layer: LayerFacts, state: Attention) -> Finding | None:
         if (
             not state.crosses(self.warn_entropy, self.one_hot_share)
             or state.made_by_weights(self.warn_entropy) is False
@@ -127,15 +127,14 @@ class AttentionExplosion(Rule):
         severe = state.entropy.value < self.error_entropy
         crossed, limit = state.crossing(self.error_entropy if severe else self.warn_entropy, self.one_hot_share)
         unknown = state.unit_entropy is None
-        kind = layer_named(layer.kind)
         told = (
             "which of weights and input scale did it was not measured"
             if unknown
-            else f"{state.unit_entropy:.2f} at an input of RMS 1: the {kind.score_words} saturate it"
+            else f"{state.unit_entropy:.2f} at an input of RMS 1"
         )
         return self.finding(
             f"{state.layer}: attention entropy is {state.entropy.value:.2f} of ln(in-degree){state.worst_head_words}{_share(state)}, "
-            f"{told}. {kind.score_advice()}.",
+            f"{told}{_saturating(layer, unknown)}",
             severity="error" if severe else "warning",
             limit=limit,
             signal=crossed,
@@ -181,12 +180,14 @@ class AttentionExplosion(Rule):
         return worst
 
     def _put_there(self, layer: LayerFacts, state: Attention, worst: Signal) -> Finding:
+        products = layer_named(layer).multiplies
+        advice = "Scale the query weights down, or normalise queries and keys" if products else "Scale them down"
         unit = "unknown" if state.unit_entropy is None else f"{state.unit_entropy:.2f}"
         return self.finding(
-            f"{layer.name}: the {layer_named(layer.kind).score_words} of head {worst.head} spread the logits of one target by {worst.value:.2g} at "
+            f"{layer.name}: the {_behind(layer)} of head {worst.head} spread the logits of one target by {worst.value:.2g} at "
             f"an input of RMS 1 (limit {self.free_frobenius:g}) and agree no more than independent weights do, so that training has "
             f"not made them so. Entropy of ln(in-degree): {unit} at RMS 1, {state.entropy.value:.2f} on this batch"
-            f"{state.worst_head_words}. {layer_named(layer.kind).score_advice()}.",
+            f"{state.worst_head_words}. {advice}.",
             severity="error" if state.entropy.value < self.error_entropy else "warning",
             limit=self.free_frobenius,
             signal=worst,
@@ -231,7 +232,7 @@ class AttentionExplosion(Rule):
 
     def _spread(self, layer: LayerFacts, worst: Signal, limit: float, degree: float) -> Finding:
         return self.finding(
-            f"{worst.layer}: the {layer_named(layer.kind).score_words} of head {worst.head} spread the logits of one target by {worst.value:.2g} "
+            f"{layer.name}: the {_behind(layer)} of head {worst.head} spread the logits of one target by {worst.value:.2g} "
             f"at an input of RMS 1 (limit {limit:.2g} at in-degree {degree:g}). Judged by the weights alone: pass a batch to "
             "measure the attention itself.",
             severity="warning",
@@ -274,6 +275,24 @@ class AttentionExplosion(Rule):
         """The limit, raised for narrow heads, whose alignment scatters at initialisation (± 0.3 at 4 channels)."""
         widths = [w for w in (layer.out_channels, *(layer.in_channels or ())) if w]
         return max(self.alignment, 1.0 + 2.5 / min(widths)) if widths else self.alignment
+
+
+def _behind(layer: LayerFacts) -> str:
+    return "query and key weights" if layer_named(layer).multiplies else "weights behind the scores"
+
+
+def _saturating(layer: LayerFacts, unknown: bool) -> str:
+    """What made the scores so large and what to do about it, in words that fit the layer."""
+    kind = layer_named(layer)
+    if kind.multiplies:
+        return (
+            ": the query and key weights saturate it. Scale the query weights of the worst heads down, or normalise queries "
+            "and keys."
+        )
+    made_of = parts(layer, "score")
+    if made_of and not unknown:
+        return f": the weights that make its scores ({made_of}) saturate it. Scale them down for the worst heads."
+    return ". Scale what its scores are made of down, or normalise the input of the layer."
 
 
 def _share(state: Attention) -> str:

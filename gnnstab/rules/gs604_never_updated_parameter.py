@@ -184,7 +184,7 @@ def _unused(signals: Signals, parameter: str) -> bool:
     if layer is None:
         return False
     own = parameter.removeprefix(f"{layer.name}.")
-    return f"{own}.".startswith(_inside(layer_named(layer.kind).idle(layer)))
+    return f"{own}.".startswith(_inside(layer_named(layer).idle(layer)))
 
 
 def _without_part(signals: Signals, parameter: str) -> bool:
@@ -192,7 +192,7 @@ def _without_part(signals: Signals, parameter: str) -> bool:
     layer = next((one for one in signals.attention_layers if parameter.startswith(f"{one.name}.")), None)
     if layer is None or not _trains(signals, layer.name):
         return False
-    kind, own = layer_named(layer.kind), parameter.removeprefix(f"{layer.name}.")
+    kind, own = layer_named(layer), parameter.removeprefix(f"{layer.name}.")
     if _unused(signals, parameter):
         return True
     # The softmax over one neighbour is 1 whatever the score is.

@@ -92,7 +92,7 @@ class DeadUnits(Rule):
                 assumed = "" if layer.activation else ", if a ReLU follows"
                 yield self.finding(
                     f"{layer.name}: {percent(largest(own).value)} of its channels are zero or below on every node and dead{assumed}: no "
-                    f"gradient passes. Use LeakyReLU, lower the learning rate, or reset the bias of {parts(layer.kind, 'skip')}.",
+                    f"gradient passes. Use LeakyReLU, lower the learning rate, or reset the bias of {parts(layer, 'skip') or 'the layer'}.",
                     severity="warning",
                     limit=self.share,
                     signal=largest(own),

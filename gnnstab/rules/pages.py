@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 
 from gnnstab.rules.base import Rule
 from gnnstab.rules.registry import rule_class
@@ -26,6 +27,25 @@ def page(code: str) -> str:
         )
         + "\n"
     )
+
+
+def brief(code: str) -> tuple[tuple[str, str], ...]:
+    """What the pattern is, why it matters and what to do, one sentence each."""
+    return (
+        ("What", summary(code)),
+        ("Why", _first_sentence(section(code, "Why it is unstable"))),
+        ("Do", _first_sentence(section(code, "Fix"))),
+    )
+
+
+_TOO_SHORT = 25
+
+
+def _first_sentence(text: str) -> str:
+    paragraph = " ".join(text.partition("\n\n")[0].split())
+    first, *more = re.split(r"(?<=[.]) (?=[A-Z`*])", paragraph, maxsplit=2)
+    # "It is not." tells nothing without what follows.
+    return " ".join([first, *more[:1]]) if len(first) < _TOO_SHORT else first
 
 
 def summary(code: str) -> str:

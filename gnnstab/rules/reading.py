@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 
 from gnnstab.errors import NotApplicable, NotEvaluable
+from gnnstab.layers import FAMILY, layer_named
 from gnnstab.records import LayerFacts, Signal, Signals
 from gnnstab.signals import Trend
 
@@ -214,10 +215,13 @@ def _attention_of(signals: Signals, layer: str, entropy: Signal, degree: float |
 def _unit_entropy(signals: Signals, layer: str, degree: float | None) -> float | None:
     """Ĥ at an input of RMS 1 from the score spread, which grows with the square of the input's RMS.
 
-    Uses Ĥ ≈ 1 − ρ for small ρ and a fit of the measured table for larger ones (ρ=.5: .71, 1: .58, 4: .33, 16: .17).
+    None for a layer whose scores are no products of two maps of the input. Uses Ĥ ≈ 1 − ρ for small ρ and a fit of the measured table for larger ones (ρ=.5: .71, 1: .58, 4: .33, 16: .17).
     """
     spread = measured(signals.find("score.within_std", layer=layer, head=None))
     scale = measured(signals.find("input.rms", layer=layer))
+    facts = signals.layer(layer)
+    if facts is not None and FAMILY in facts.options and not layer_named(facts).multiplies:
+        return None
     if not spread or not scale or not degree or degree <= 1 or smallest(scale).value <= 0:
         return None
     at_one = largest(spread).value / max(1.0, smallest(scale).value ** 2)

@@ -18,17 +18,23 @@ class Selection:
     ignore: tuple[str, ...] = ()
 
     @classmethod
-    def parse(cls, select: Sequence[str], ignore: Sequence[str], *, codes: Sequence[str]) -> Selection:
-        """Check the prefixes against the known codes.
+    def parse(cls, select: str | Sequence[str], ignore: str | Sequence[str], *, codes: Sequence[str]) -> Selection:
+        """Check the prefixes against the known codes; a text may hold several, with commas between.
 
         Raises `UsageError` for a prefix that no code begins with. ``ALL`` stands for every rule.
         """
-        return cls(_checked(select, codes, "select"), _checked(ignore, codes, "ignore"))
+        return cls(_checked(listed(select), codes, "select"), _checked(listed(ignore), codes, "ignore"))
 
     def includes(self, code: str) -> bool:
         """True when the rule of this code runs."""
         chosen = _longest(self.select or ("",), code)
         return chosen >= 0 and chosen > _longest(self.ignore, code)
+
+
+def listed(given: str | Sequence[str] | None) -> tuple[str, ...]:
+    """``"GS3,GS5"`` or a sequence of such texts → prefixes, in capitals."""
+    items = [given] if isinstance(given, str) else given or ()
+    return tuple(part.strip().upper() for item in items for part in item.split(","))
 
 
 def _checked(prefixes: Sequence[str], codes: Sequence[str], option: str) -> tuple[str, ...]:

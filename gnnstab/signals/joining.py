@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from gnnstab.records import LayerFacts, Signals
@@ -29,7 +29,7 @@ def join(*parts: Signals) -> Signals:
         values=values,
         series=tuple(one for view in views for one in view.series),
         events=tuple(event for view in views for event in view.events),
-        blind=_blind(views),
+        blind=_blind(views, {layer.name for layer in layers if layer.attention}),
         missing=_missing(views, {signal.name for signal in values}),
         context=_context(views),
     )
@@ -90,10 +90,10 @@ def _filled(layer: LayerFacts, other: LayerFacts) -> LayerFacts:
     return dataclasses.replace(layer, options=options, **{name: getattr(other, name) for name in unknown})
 
 
-def _blind(views: Sequence[Signals]) -> tuple[Any, ...]:
-    seen = {layer.name for view in views for layer in view.attention_layers}
-    every = dict.fromkeys(blind for view in views for blind in view.blind)
-    return tuple(blind for blind in every if not (blind.is_other_attention and blind.layer in seen))
+def _blind(views: Sequence[Signals], seen: Container[str]) -> tuple[Any, ...]:
+    """All notes, except that a kind which the weights alone do not tell is no longer unseen where one view saw it."""
+    notes = dict.fromkeys(blind for view in views for blind in view.blind)
+    return tuple(note for note in notes if not (note.is_other_attention and note.layer in seen))
 
 
 def _missing(views: Sequence[Signals], seen: set[str]) -> dict[str, str]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gnnstab.errors import GnnstabWarning, MissingExtra, UsageError
+from gnnstab.errors import MissingExtra, UsageError, warn
 from gnnstab.feed import PREFIX
 from gnnstab.monitor import Monitor
 from gnnstab.records import Diagnosis, Finding
@@ -85,7 +84,7 @@ class GnnstabCallback(Callback):  # type: ignore[misc]  # lightning's own types 
         fresh, self._told = self.findings[self._told :], len(self.findings)
         if self._on_finding == "warn":
             for finding in fresh:
-                warnings.warn(f"{finding.code} {finding.name}: {finding.message}", GnnstabWarning, stacklevel=2)
+                warn(f"{finding.code} {finding.name}: {finding.message}")
         if self._on_finding == "stop":
             # All ranks must agree, or those that go on wait for ever for the gradients of the one that stopped.
             wanted = trainer.strategy.reduce_boolean_decision(bool(self.findings), all=False)

@@ -114,6 +114,7 @@ def sides_text(sides: Sequence[Side]) -> str:
 
 def replay_text(replay: Replay) -> str:
     """The stages up to the failure, and what each fix did."""
+    # Whether the replay agrees with the run is what the reader wants to know before all else.
     about = _about(replay)
     if replay.event is None:
         # Without a model nothing was run, so that nothing can be said of the stages.
@@ -126,7 +127,7 @@ def replay_text(replay: Replay) -> str:
     ]
     tried = [f"{t.fix}: {t.verdict}, {t.reason}" for t in replay.tried]
     operation = [f"First operation: {replay.operation}"] if replay.operation else []
-    return "\n".join([_table(rows), "", replay.event.message, *operation, *about, "", *tried])
+    return "\n".join([*about, *([""] if about else []), _table(rows), "", replay.event.message, *operation, "", *tried])
 
 
 def _about(replay: Replay) -> list[str]:
@@ -134,8 +135,8 @@ def _about(replay: Replay) -> list[str]:
     if replay.recorded is None:
         return []
     return [
-        f"Recorded at step {replay.recorded.step}: {replay.recorded.message}",
         *([replay.note] if replay.note else []),
+        f"Recorded at step {replay.recorded.step}: {replay.recorded.message}",
     ]
 
 

@@ -81,14 +81,14 @@ def test_settings_that_do_not_say_it_leave_it_open(settings: dict[str, Any]) -> 
 
 def test_a_number_of_heads_that_does_not_divide() -> None:
     with pytest.raises(
-        UsageError, match=r"--heads 5 does not divide the 12 channels of convs.0; possible: 1, 2, 3, 4, 6, 12"
+        UsageError, match=r"heads=5 does not divide the 12 channels of convs.0; possible: 1, 2, 3, 4, 6, 12"
     ):
         recover(_checkpoint(_wrapped(TransformerConv(6, 4, heads=3))), heads=5)
 
 
 def test_a_number_of_heads_that_the_file_contradicts() -> None:
     checkpoint = _checkpoint(_wrapped(TransformerConv(6, 4, heads=3, concat=False)))
-    with pytest.raises(UsageError, match=r"--heads 2 contradicts the file: convs.0 has 3"):
+    with pytest.raises(UsageError, match=r"heads=2 contradicts the file: convs.0 has 3"):
         recover(checkpoint, heads=2)
     assert recover(checkpoint, heads=3).layers[0].heads == 3
 

@@ -94,7 +94,10 @@ def test_every_command_has_a_page(name: str) -> None:
     assert name in pages
 
 
-@pytest.mark.parametrize("page", sorted((DOCS / "commands").glob("*.md")), ids=lambda p: p.name)
+PAGES = sorted(p for p in (DOCS / "commands").glob("*.md") if p.stem in COMMANDS)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_every_command_line_of_a_page_is_one_that_the_program_takes(page: Path) -> None:
     lines = re.findall(r"^(?:\$ )?gnnstab (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     assert lines

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from torch_geometric.nn import TransformerConv
 
 from gnnstab.probe import identity
-from gnnstab.probe.identity import identity_paths, identity_weight, node_of
+from gnnstab.probe.identity import identity_paths, node_of
 
 DEPTH = 3
 
@@ -171,35 +170,3 @@ def test_a_graph_beyond_the_budget_is_left_open(monkeypatch: pytest.MonkeyPatch)
 
 def test_nothing_recorded_is_nothing_answered() -> None:
     assert identity_paths([]) == {}
-
-
-@pytest.mark.parametrize("weight", [0.0, 0.1, 1.0])
-@pytest.mark.parametrize("scale", [1e-20, 1.0, 1e15])
-def test_the_weight_of_the_identity_is_recovered(weight: float, scale: float) -> None:
-    torch.manual_seed(0)
-    x, y = scale * torch.randn(50, 8), scale * torch.randn(50, 8)
-    found = identity_weight(x, y, y.relu() + weight * x)
-    assert found.weight == pytest.approx(weight, abs=1e-5)
-    assert found.r_squared == pytest.approx(1)
-
-
-def test_an_output_that_is_never_negative_still_gives_the_weight() -> None:
-    torch.manual_seed(0)
-    x, y = torch.randn(50, 8), torch.rand(50, 8)
-    assert identity_weight(x, y, y + 0.5 * x).weight == pytest.approx(0.5, abs=1e-6)
-
-
-def test_a_form_that_does_not_hold_shows_in_r_squared() -> None:
-    torch.manual_seed(0)
-    x, y, other = torch.randn(3, 500, 8)
-    assert identity_weight(x, y, other).r_squared < 0.05
-
-
-def test_what_cannot_be_told_is_nan() -> None:
-    torch.manual_seed(0)
-    x, y = torch.randn(2, 20, 3)
-    assert math.isnan(identity_weight(x, 2 * x, x).weight)
-    assert math.isnan(identity_weight(x, y[:, :2], x).weight)
-    assert math.isnan(identity_weight(x * math.nan, y, x).weight)
-    assert math.isnan(identity_weight(torch.zeros_like(x), y, y).weight)
-    assert math.isnan(identity_weight(x[:0], y[:0], x[:0]).weight)

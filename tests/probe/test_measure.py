@@ -145,7 +145,7 @@ def test_a_loss_that_fails(loss: Any, message: str) -> None:
 
 
 def test_a_model_without_floating_output_needs_a_loss() -> None:
-    with pytest.raises(UsageError, match="pass --loss"):
+    with pytest.raises(UsageError, match="pass loss="):
         read_out({"labels": torch.zeros(3, dtype=torch.long)})
 
 

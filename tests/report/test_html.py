@@ -17,6 +17,7 @@ import gallery
 from gnnstab.records import Cause, Coverage, Diagnosis, FixAdvice, Suppressed
 from gnnstab.report import render
 from gnnstab.report.escape import visible
+from gnnstab.report.faces import spoken
 from gnnstab.report.html import embed
 
 DIAGNOSES: dict[str, Callable[[], Diagnosis]] = {
@@ -133,7 +134,7 @@ def test_the_policy_allows_exactly_this_style_and_this_script(page: Page) -> Non
 def test_every_finding_stands_there_with_its_message(diagnosis: Diagnosis, page: Page) -> None:
     items = [a["id"] for a in page.all("li") if a.get("id", "").startswith("finding-")]
     assert len(items) == len(diagnosis.findings)
-    for finding in diagnosis.findings:
+    for finding in spoken(diagnosis).findings:
         same = [page.by_id[i] for i in items if i.startswith(f"finding-{finding.fingerprint}")]
         assert any(finding.code in text and visible(finding.message)[:150] in text for text in same)
 

@@ -1,4 +1,4 @@
-"""The engine: statuses, selection, thresholds, suppressions, broken rules, plugins."""
+"""The engine: statuses, selection, thresholds, broken rules, plugins."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from gnnstab.errors import ConfigurationError, UsageError
 from gnnstab.records import Event, Finding, LayerFacts, Signal, Signals
-from gnnstab.rules import RULES, Override, Rule, Suppression, run
+from gnnstab.rules import RULES, Override, Rule, run
 from gnnstab.rules.registry import join, rule_class
 from gnnstab.rules.selection import Selection
 
@@ -123,18 +123,6 @@ def test_the_first_matching_override_counts() -> None:
     overrides = [Override("b1", "GS301", {"warn_entropy": 0.3}), Override("b*", "GS301", {"warn_entropy": 0.1})]
     found = run(saturated("a", "b1", "b2"), select=["GS301"], overrides=overrides).findings
     assert [finding.layer for finding in found] == ["a", "b1"]
-
-
-def test_a_suppression_takes_findings_out_with_its_reason() -> None:
-    accepted = Suppression("GS301", "sharp on purpose", layer="a")
-    idle = Suppression("GS4", "never")
-    outcome = run(saturated("a", "b"), select=["GS301"], suppress=[accepted, idle])
-    assert [finding.layer for finding in outcome.findings] == ["b"]
-    assert outcome.statuses[CODES.index("GS301")].status == "fired"
-    assert outcome.unused([accepted, idle]) == (idle,)
-    outcome = run(saturated("a"), select=["GS301"], suppress=[accepted])
-    status = outcome.statuses[CODES.index("GS301")]
-    assert (status.status, status.reason) == ("suppressed", "sharp on purpose")
 
 
 def test_rules_are_found_by_code_and_by_name() -> None:

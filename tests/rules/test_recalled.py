@@ -14,7 +14,7 @@ import torch
 import gnnstab
 from gnnstab.records import Event, Finding, Series, Signals
 from gnnstab.report import render
-from gnnstab.rules.engine import Override, Suppression, run
+from gnnstab.rules.engine import Override, run
 from gnnstab.rules.gs603_gradient_spike import GradientSpike
 from gnnstab.rules.recalled import as_event, findings_in, joined, settled
 from models.convnets import Stack, graph
@@ -106,7 +106,7 @@ def test_a_rule_that_says_as_much_itself_is_not_doubled_and_one_that_says_less_d
     assert joined(rule, [], [replace(SPIKE, code="GS301")]) == []
 
 
-def test_selection_thresholds_and_suppressions_hold_for_live_findings_too() -> None:
+def test_selection_and_thresholds_hold_for_live_findings_too() -> None:
     signals = Signals("trace", (), events=(as_event(SPIKE),))
 
     def codes(**options: Any) -> list[str]:
@@ -117,8 +117,6 @@ def test_selection_thresholds_and_suppressions_hold_for_live_findings_too() -> N
     assert codes(thresholds={"GS603": {"ratio": 20.0}}) == ["GS603"]
     assert codes(thresholds={"GS603": {"ratio": 50.0}}) == []
     assert codes(overrides=[Override("other", "GS603", {"ratio": 50.0})]) == ["GS603"]
-    outcome = run(signals, suppress=[Suppression("GS603", "a hard batch")])
-    assert [f.code for f, _ in outcome.suppressed] == ["GS603"]
 
 
 GROWTH = replace(SPIKE, code="GS301", layer="conv", signal="score.growth", step=60, value=0.08, threshold=0.05)

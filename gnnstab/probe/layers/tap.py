@@ -19,9 +19,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
-from torch_geometric.utils import softmax
 
 from gnnstab.layers import Layer, layer_of
+from gnnstab.probe.layers.finding import calls_edge_softmax, edge_softmax, helper, named, softmax_within
 
 
 @dataclass(slots=True)
@@ -227,9 +227,9 @@ def _observed(
     if any(instruction.opname in ("STORE_GLOBAL", "DELETE_GLOBAL") for instruction in dis.get_instructions(code)):
         raise Untappable(f"{function.__qualname__} assigns a global variable")
     replaced: dict[str, Any] = {}
-    for name in code.co_names:
-        if function.__globals__.get(name) is softmax:
-            replaced[name] = _noting(softmax, notice)
+    for name, value in named(function):
+        if (seen := _seen(value, code.co_names, owner, notice)) is not None:
+            replaced[name] = seen
     if "super" in code.co_names and "super" not in function.__globals__:
         parent = _parent(function, owner, method, notice)
         if parent is not None:
@@ -238,12 +238,32 @@ def _observed(
     if not replaced:
         closure = _within(function, method, owner, notice)
     if not replaced and closure is None:
-        raise Untappable(f"{function.__qualname__} calls no torch_geometric.utils.softmax by a global name")
+        raise Untappable(f"{function.__qualname__} calls no softmax over edges by a global name")
     twin = types.FunctionType(
         code, _globals(function.__globals__, replaced), function.__name__, function.__defaults__, closure
     )
     twin.__kwdefaults__ = function.__kwdefaults__
     return twin
+
+
+def _seen(
+    value: Any, names: tuple[str, ...], owner: nn.Module, notice: Callable[..., None], further: bool = True
+) -> Any:
+    """What a global of an observed function is replaced with; None for one that has nothing to do with softmax."""
+    if edge_softmax(value):
+        return _noting(value, notice)
+    if isinstance(value, types.ModuleType) and softmax_within(value, names):
+        space = types.ModuleType(value.__name__)
+        vars(space).update(vars(value))
+        for name in names:
+            found = getattr(value, name, None)
+            # ``torch_geometric.utils.softmax`` is two steps away; packages refer to each other in circles.
+            if edge_softmax(found) or (further and isinstance(found, types.ModuleType) and found is not value):
+                setattr(space, name, _seen(found, names, owner, notice, False) or found)
+        return space
+    if helper(value) and calls_edge_softmax(value):
+        return _observed(value, owner, value.__name__, notice)
+    return None
 
 
 def _noting(original: Any, notice: Callable[..., None]) -> Callable[..., Tensor]:

@@ -67,6 +67,18 @@ def _groups(call: Call) -> int:
     return len(call.x_target) if call.groups is None else call.groups
 
 
+def softmax_measures(score: Tensor, attention: Tensor, index: Tensor, size: int) -> dict[str, Measured]:
+    """What every attention has: scores and attention (E, H) over targets ``index`` (E,), of which there are ``size``."""
+    with torch.no_grad(), torch.autocast(score.device.type, enabled=False):
+        degree = group_sizes(index, size)
+        return {
+            **from_degrees(degree),
+            **score_measures(score, index, degree),
+            **precision_measures(score, None),
+            **entropy_measures(attention, index, degree),
+        }
+
+
 @quiet
 def activation_measures(
     x: Tensor, output: Tensor, batch: Tensor | None = None, *, x_source: Tensor | None = None

@@ -14,6 +14,7 @@ from gnnstab.errors import FixError
 from gnnstab.fixes.aggregation import set_aggregation
 from gnnstab.fixes.identity import add_identity
 from gnnstab.fixes.places import duplicate, sum_aggregators
+from gnnstab.layers import layer_named
 from gnnstab.records import LayerFacts
 from gnnstab.records.vocabulary import AGGREGATION_RMS, GAIN_SKIP, GAIN_VALUE, LOGIT_FROBENIUS
 from gnnstab.rules.reading import large_gain, per_head
@@ -95,10 +96,13 @@ def rescale_queries(case: Case, base: Look) -> Iterator[Trial]:
     wide = _wide(case, case.signals.attention_layers)
     factors, spreads = {name: gammas for name, gammas, _ in wide}, [spread for *_, spread in wide]
     if factors:
+        own = [layer for layer in case.signals.attention_layers if layer.name in factors]
+        products = all(layer_named(layer).multiplies for layer in own)
+        query, both = ("query", "query and key") if products else ("score", "score")
         yield Trial(
             "rescale-queries", "attention-explosion",
-            f"scaling the scores of {_listed(list(factors))} to a logit spread of {LOGIT_REFERENCE:g} at an input of RMS 1",
-            f"the weights behind the scores of {_listed(list(factors))} spread the logits by up to {max(spreads):.3g} at an input of RMS 1",
+            f"scaling the {query} weights of {_listed(list(factors))} to a logit spread of {LOGIT_REFERENCE:g} at an input of RMS 1",
+            f"the {both} weights of {_listed(list(factors))} spread the logits by up to {max(spreads):.3g} at an input of RMS 1",
             Edit(score_factors=factors), deviates=max(spreads) > 2 * LOGIT_REFERENCE, place=_listed(list(factors)),
         )  # fmt: skip
 

@@ -77,7 +77,7 @@ class Inherits(TransformerConv):
 
 
 class ThroughModule(TransformerConv):
-    """Reaches softmax as an attribute of a module, where no name stands for it."""
+    """Reaches softmax as an attribute of a module of a package."""
 
     def message(self, query_i, key_j, value_j, edge_attr, index, ptr, size_i):  # type: ignore[no-untyped-def]
         score = (query_i * key_j).sum(-1)
@@ -137,7 +137,17 @@ def test_scores_of_the_layer_itself(kind: type[TransformerConv], edge_dim: int |
     assert listener.messages[0].shape == (edge_index.shape[1], 2, WIDTH)
 
 
-@pytest.mark.parametrize(("kind", "reason"), [(ThroughModule, "by a global name"), (Counting, "assigns a global")])
+def test_softmax_is_seen_as_an_attribute_of_a_module() -> None:
+    conv, (x, edge_index, _), listener = ThroughModule(WIDTH, WIDTH, heads=2), graph(), Recording()
+    expected = conv(x, edge_index)
+    tap = Tap.attach(conv, listener)
+    assert torch.equal(conv(x, edge_index), expected)
+    tap.detach(listener)
+    (seen,) = listener.seen
+    assert torch.equal(seen.attention, edge_softmax(seen.score, edge_index[1], num_nodes=len(x)))
+
+
+@pytest.mark.parametrize(("kind", "reason"), [(Counting, "assigns a global")])
 def test_what_cannot_be_seen_is_named_and_left_alone(kind: type[TransformerConv], reason: str) -> None:
     conv, (x, edge_index, _) = kind(WIDTH, WIDTH, heads=2), graph()
     with pytest.raises(Untappable, match=reason):

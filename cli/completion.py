@@ -1,0 +1,42 @@
+"""What the shell completes: codes of rules, formats of reports, names of fixes. Each list is read when it is asked for."""
+
+from __future__ import annotations
+
+import click
+from click.shell_completion import CompletionItem
+
+
+def codes(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Rule codes, also the last one of a list with commas, each with the rule's name."""
+    from gnnstab.rules.registry import rule_classes
+
+    before, comma, part = incomplete.rpartition(",")
+    found = [rule for rule in rule_classes() if rule.code.startswith(part.upper())]
+    return [CompletionItem(f"{before}{comma}{rule.code}", help=rule.name) for rule in found]
+
+
+def rules(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Rules by code or by name."""
+    from gnnstab.rules.registry import rule_classes
+
+    named = [CompletionItem(rule.name, help=rule.code) for rule in rule_classes() if rule.name.startswith(incomplete)]
+    return named if incomplete and named else codes(context, parameter, incomplete)
+
+
+def formats(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Formats of reports."""
+    from gnnstab.report import format_names
+
+    return [CompletionItem(name) for name in format_names() if name.startswith(incomplete)]
+
+
+def outputs(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """``FORMAT=``, to be followed by a path."""
+    return [CompletionItem(f"{item.value}=") for item in formats(context, parameter, incomplete)]
+
+
+def fixes(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Names of fixes, each with what it does."""
+    from gnnstab.fixes import FIXES
+
+    return [CompletionItem(name, help=fix.title) for name, fix in FIXES.items() if name.startswith(incomplete)]

@@ -1,0 +1,183 @@
+"""Attention of a class that nobody described: scores are seen where softmax receives them, formulas are not known."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from gnnstab.errors import FixError
+from gnnstab.layers.base import Call, Gain, Layer, StoredLayer
+from gnnstab.records import LayerFacts
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+FAMILY = "family"
+"""Option of `LayerFacts` of a layer that is read by this adapter: where its softmax stands."""
+
+_HEADS = ("heads", "num_heads", "n_heads", "nhead", "n_head")
+
+
+MULTIHEAD = "multihead"
+"""The family of torch's own `nn.MultiheadAttention`."""
+
+
+class GenericLayer(Layer):
+    """Any layer whose softmax is over edges, or over the keys of a dense matrix of scores.
+
+    It is in no table: what a file holds tells nothing about it, and no weight of it can be edited.
+    """
+
+    kind: ClassVar[str] = "attention of another class"
+    attributes: ClassVar[tuple[str, ...]] = ()
+    roles: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    stages: ClassVar[Mapping[str, str]] = {}
+    signature: ClassVar[re.Pattern[str]] = re.compile(r"(?!)(?P<layer>)(?P<own>)")
+    essential: ClassVar[frozenset[str]] = frozenset()
+    absent: ClassVar[str] = ""
+    width_names: ClassVar[tuple[str, str]] = ("", "")
+    defaults: ClassVar[Mapping[str, Any]] = {}
+
+    def __init__(self, family: str = "", softmax_in: tuple[str, ...] = ()) -> None:
+        self.family = family
+        self.softmax_in = softmax_in  # type: ignore[misc]  # differs from class to class
+
+    def matches(self, module: nn.Module) -> bool:
+        """False: the probe decides by what a layer does."""
+        return False
+
+    def own_forward(self, module: nn.Module) -> bool:
+        """False."""
+        return False
+
+    def own_code(self, module: nn.Module) -> bool:
+        """False."""
+        return False
+
+    def repeats(self, function: Any) -> bool:
+        """False."""
+        return False
+
+    def facts(self, name: str, module: nn.Module, position: int) -> LayerFacts:
+        """What attributes of the customary names show."""
+        layer: Any = module
+        heads = next((h for key in _HEADS if isinstance(h := getattr(layer, key, None), int)), None)
+        width, out = (_first(layer, names) for names in (("in_channels", "embed_dim"), ("out_channels", "head_dim")))
+        pair = (width, width) if isinstance(width, int) else width
+        known = isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(one, int) for one in pair)
+        aggregation = getattr(layer, "aggr", None)
+        return LayerFacts(
+            name=name,
+            kind=type(layer).__name__,
+            position=position,
+            attention=True,
+            in_channels=pair if known else None,
+            out_channels=out if isinstance(out, int) else None,
+            heads=heads,
+            dropout=_dropout(layer),
+            bias=layer.in_proj_bias is not None if self.family == MULTIHEAD else None,
+            aggregation=aggregation if isinstance(aggregation, str) else None,
+            options={FAMILY: self.family},
+        )
+
+    def edges(
+        self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], target: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Sources are not known: this raises `FixError`."""
+        raise self._unknown()
+
+    def joined(self, module: nn.Module, messages: Tensor, target: Tensor, nodes: int) -> Tensor | None:
+        """None."""
+        return None
+
+    def scores(self, module: nn.Module, call: Call, x_source: Tensor, x_target: Tensor) -> Tensor | None:
+        """None."""
+        return None
+
+    def skip(self, module: nn.Module, x_target: Tensor) -> Tensor | None:
+        """None."""
+        return None
+
+    def lookalike(self, stored: StoredLayer) -> str:
+        """Of no file."""
+        return "no names of its own"
+
+    def wrong_shape(self, stored: StoredLayer) -> str:
+        """Of no file."""
+        return "no shapes of its own"
+
+    def widths(self, stored: StoredLayer) -> tuple[int, int]:
+        """Of no file: raises `FixError`."""
+        raise self._unknown()
+
+    def stored_facts(self, stored: StoredLayer, known: Mapping[str, Any]) -> dict[str, Any]:
+        """None."""
+        return {}
+
+    def drawn(self, stored: StoredLayer) -> list[Tensor]:
+        """None."""
+        return []
+
+    def logits(self, stored: StoredLayer, heads: int) -> dict[str, list[float]]:
+        """None."""
+        return {}
+
+    def gain(self, stored: StoredLayer, facts: LayerFacts) -> Gain:
+        """Of no file: raises `FixError`."""
+        raise self._unknown()
+
+    def build(self, stored: StoredLayer, facts: LayerFacts) -> nn.Module:
+        """Of no file: raises `FixError`."""
+        raise self._unknown()
+
+    def arguments(self, facts: LayerFacts) -> Mapping[str, Any]:
+        """Dropout, where it is known."""
+        return {} if facts.dropout is None else {"dropout": facts.dropout}
+
+    def scale_lines(self, owner: str, facts: LayerFacts | None, factors: Sequence[float] | None) -> list[str]:
+        """What to do by hand: which weights make the scores is not known, except for torch's own layer."""
+        if facts is not None and facts.get(FAMILY) == MULTIHEAD and factors is not None and facts.out_channels:
+            width = facts.out_channels
+            return [
+                f"{owner}.{name}.data[{head * width}:{(head + 1) * width}] *= {factor:.4g}"
+                for head, factor in enumerate(factors)
+                if factor < 1.0
+                for name in ("in_proj_weight", *(["in_proj_bias"] if facts.bias else []))
+            ]
+        if factors is None:
+            return [
+                f"# {owner}: multiply the scores before its softmax by gamma = min(1, 3 * sqrt(2 * ln(median in-degree)) / max|score|)"
+            ]
+        shown = ", ".join(f"{factor:.4g} in head {head}" for head, factor in enumerate(factors) if factor < 1.0)
+        return [f"# {owner}: multiply the scores before its softmax by {shown}"] if shown else []
+
+    def _unknown(self) -> FixError:
+        return self._inapplicable("weights whose use is not known")
+
+
+def _first(layer: Any, names: Sequence[str]) -> Any:
+    return next((found for name in names if (found := getattr(layer, name, None)) is not None), None)
+
+
+def _dropout(layer: Any) -> float | None:
+    """Of a number or an `nn.Dropout` under the name ``dropout``."""
+    found = getattr(layer, "dropout", None)
+    found = getattr(found, "p", found)
+    return float(found) if isinstance(found, (int, float)) and not isinstance(found, bool) else None
+
+
+class MultiheadLayer(GenericLayer):
+    """`torch.nn.MultiheadAttention`, whose scores are products of a query and a key."""
+
+    kind: ClassVar[str] = "MultiheadAttention"
+    module: ClassVar[str] = "torch.nn"
+    multiplies: ClassVar[bool] = True
+    roles: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "score": ("in_proj_weight", "q_proj_weight", "k_proj_weight"),
+        "value": ("v_proj_weight", "out_proj"),
+    }
+    vectors: ClassVar[tuple[str, ...]] = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+
+    def __init__(self) -> None:
+        super().__init__(MULTIHEAD)

@@ -1,0 +1,240 @@
+"""Sees every dense softmax of a forward and decides by its use whether it is attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from threading import get_ident
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+_SOFTMAX = frozenset({torch.softmax, F.softmax, Tensor.softmax})
+_FUSED = F.scaled_dot_product_attention
+_TURNED: tuple[Any, ...] = tuple(getattr(one, "__get__") for one in (Tensor.mT, Tensor.T))  # noqa: B009  # no class attribute to mypy
+_SAME = frozenset(
+    {
+        *(F.dropout, torch.dropout, F.alpha_dropout, torch.nan_to_num, Tensor.nan_to_num, torch.clone, Tensor.clone),
+        *(Tensor.to, Tensor.float, Tensor.half, Tensor.double, Tensor.bfloat16, Tensor.type, Tensor.type_as),
+        *(Tensor.contiguous, Tensor.masked_fill, torch.masked_fill, torch.where, Tensor.masked_fill_),
+        *(Tensor.transpose, torch.transpose, Tensor.permute, torch.permute, Tensor.unsqueeze, torch.unsqueeze),
+        *(Tensor.squeeze, torch.squeeze, Tensor.view, Tensor.reshape, torch.reshape, Tensor.movedim, torch.movedim),
+        *(*_TURNED, Tensor.expand, Tensor.__getitem__, Tensor.swapaxes, torch.swapaxes),
+        *(Tensor.flatten, torch.flatten),
+    }
+)
+"""What keeps the numbers of a softmax, or drops some: its result is followed through these."""
+
+_TIMES = frozenset(
+    {torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.multiply, Tensor.multiply, Tensor.mul_}
+)
+_PRODUCTS = frozenset(
+    {
+        *(
+            torch.matmul,
+            Tensor.matmul,
+            Tensor.__matmul__,
+            Tensor.__rmatmul__,
+            torch.bmm,
+            Tensor.bmm,
+            torch.mm,
+            Tensor.mm,
+        ),
+    }
+)
+_SUMS = frozenset({torch.sum, Tensor.sum, torch.mean, Tensor.mean})
+
+
+@dataclass(slots=True)
+class Attended:
+    """One softmax over keys that weighted values; alive only until the layer returns."""
+
+    score: Tensor
+    """(…) what softmax received."""
+
+    attention: Tensor
+    """(…) what it returned."""
+
+    axis: int
+    """The axis of the keys, from 0."""
+
+
+@dataclass(slots=True)
+class Fused:
+    """One call of torch's fused attention, whose scores nobody keeps."""
+
+    query: Tensor
+    key: Tensor
+    mask: Tensor | None
+    causal: bool
+    scale: float | None
+
+
+@dataclass(slots=True)
+class _Followed:
+    tensor: Tensor
+    seen: Attended
+    axis: int
+
+
+class Attending(TorchFunctionMode):
+    """Notes what is attention among the softmaxes of one forward.
+
+    A softmax counts as attention when its result, dropout and the like behind it, is multiplied with something else and
+    the product is summed along the axis of the keys: by a matrix product, an einsum, or a product with a sum after it. A
+    softmax whose result is returned, compared or looked up (classes, policies, clusters that nodes are assigned to) is none.
+    """
+
+    current: dict[int, list[Attending]] = {}  # noqa: RUF012  # shared on purpose: who looks, per thread, innermost last
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attended: list[Attended] = []
+        self.fused: list[Fused] = []
+        self.error: Exception | None = None
+        self._followed: list[_Followed] = []
+        self._weighted: list[_Followed] = []
+
+    def __enter__(self) -> Attending:
+        self.current.setdefault(get_ident(), []).append(self)
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        stack = self.current[get_ident()]
+        stack.pop()
+        if not stack:
+            del self.current[get_ident()]
+        self._followed, self._weighted = [], []
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run the function; look at it if it is one of those that matter."""
+        output = func(*args, **(kwargs or {}))
+        if self.error is None and (self._followed or func in _SOFTMAX or func is _FUSED):
+            # A layer within this one has a look of its own.
+            if self.current[get_ident()][-1] is not self:
+                return output
+            try:
+                with torch._C.DisableTorchFunction():
+                    self._look(func, args, kwargs or {}, output)
+            except Exception as error:
+                self.error = error
+        return output
+
+    def _look(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
+        if func in _SOFTMAX:
+            self._softmax(args, kwargs, output)
+        elif func is _FUSED:
+            self._attention(*args, **kwargs)
+        elif func in _PRODUCTS:
+            self._product(*(args if func is not Tensor.__rmatmul__ else args[::-1]), *kwargs.values())
+        elif func is torch.einsum:
+            self._einsum(*args)
+        elif func in _TIMES:
+            self._times(args, output)
+        elif func in _SUMS and self._weighted:
+            self._sum(args, kwargs)
+        elif func in _SAME and isinstance(output, Tensor):
+            self._same(args, kwargs, output)
+
+    def _softmax(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> None:
+        score = args[0] if args else kwargs["input"]
+        axis = args[1] if len(args) > 1 else kwargs.get("dim")
+        if isinstance(axis, int) and score.dim() > 1 and not score.is_sparse and score.is_floating_point():
+            axis %= score.dim()
+            self._followed.append(_Followed(output, Attended(score, output, axis), axis))
+
+    def _attention(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        *,
+        scale: float | None = None,
+        **other: Any,
+    ) -> None:
+        if not query.is_nested and query.shape[:-2] == key.shape[:-2]:
+            self.fused.append(Fused(query.detach(), key.detach(), attn_mask, is_causal, scale))
+
+    def _found(self, tensor: Any) -> _Followed | None:
+        return next((one for one in self._followed if one.tensor is tensor), None)
+
+    def _same(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> None:
+        for one in (*args[:2], *args[2:3], *kwargs.values()):
+            found = self._found(one) if isinstance(one, Tensor) else None
+            axis = None if found is None else _axis(found.tensor, found.axis, output)
+            if found is not None and axis is not None:
+                self._followed.append(_Followed(output, found.seen, axis))
+                return
+
+    def _product(self, left: Tensor, right: Tensor) -> None:
+        found = self._found(left)
+        if found is not None and found.axis == left.dim() - 1:
+            self._keep(found.seen)
+        found = self._found(right)
+        if found is not None and found.axis == max(right.dim() - 2, 0):
+            self._keep(found.seen)
+
+    def _einsum(self, equation: Any, *operands: Any) -> None:
+        operands = tuple(operands[0]) if len(operands) == 1 and isinstance(operands[0], (tuple, list)) else operands
+        if not isinstance(equation, str) or len(operands) != 2:
+            return
+        terms, _, result = equation.replace(" ", "").partition("->")
+        parts = terms.split(",")
+        for own, other, operand in ((parts[0], parts[1], operands[0]), (parts[1], parts[0], operands[1])):
+            found = self._found(operand)
+            if found is not None and "." not in own and len(own) == operand.dim():
+                letter = own[found.axis]
+                if letter in other and letter not in result:
+                    self._keep(found.seen)
+
+    def _times(self, args: tuple[Any, ...], output: Tensor) -> None:
+        for one, other in (args[:2], args[1::-1]):
+            found = self._found(one)
+            if found is None:
+                continue
+            if isinstance(other, Tensor) and other.dim() and output.shape != one.shape:
+                behind = output.dim() - one.dim()
+                self._weighted.append(_Followed(output, found.seen, found.axis + behind))
+            elif output.shape == one.shape and not (
+                isinstance(other, Tensor) and other.is_floating_point() and other.dim() > 1
+            ):
+                self._followed.append(_Followed(output, found.seen, found.axis))
+
+    def _sum(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        axes = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis"))
+        for one in self._weighted:
+            if one.tensor is args[0]:
+                given = axes if isinstance(axes, (tuple, list)) else (axes,)
+                if any(isinstance(axis, int) and axis % one.tensor.dim() == one.axis for axis in given):
+                    self._keep(one.seen)
+
+    def _keep(self, seen: Attended) -> None:
+        if not any(seen is one for one in self.attended):
+            self.attended.append(seen)
+
+
+def _axis(before: Tensor, axis: int, after: Tensor) -> int | None:
+    """Where the axis of the keys is after an operation that keeps or moves axes; None where it cannot be told."""
+    if after.shape == before.shape and after.stride() == before.stride():
+        return axis
+    if after.untyped_storage().data_ptr() == before.untyped_storage().data_ptr():
+        places = [
+            i
+            for i in range(after.dim())
+            if (after.shape[i], after.stride(i)) == (before.shape[axis], before.stride(axis))
+        ]
+        return places[0] if len(places) == 1 else None
+    last = axis == before.dim() - 1 and after.dim() and after.shape[-1] == before.shape[-1]
+    if after.shape == before.shape:
+        return axis
+    return after.dim() - 1 if last else None

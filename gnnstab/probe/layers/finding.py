@@ -1,0 +1,148 @@
+"""Where the code of a class calls a softmax: over edges, or over the keys of a dense matrix."""
+
+from __future__ import annotations
+
+import dis
+import inspect
+from collections.abc import Iterator
+from types import CodeType, FunctionType, ModuleType
+from typing import Any
+
+from torch import nn
+from torch_geometric.nn import MessagePassing
+from torch_geometric.utils import softmax
+
+_DENSE = frozenset({"softmax", "Softmax", "scaled_dot_product_attention", "softmax_"})
+_LIBRARIES = ("torch", "torch_geometric", "torch_scatter", "torch_sparse", "numpy", "builtins")
+_NEVER = frozenset({"__init__", "reset_parameters", "extra_repr", "__repr__"})
+_FIRST = ("message", "edge_update", "forward")
+_DEPTH = 3
+"""How many functions may stand between a method and the softmax."""
+
+LINEAR = ("SGFormerAttention", "PerformerAttention", "PolynormerAttention")
+"""Classes whose attention has no softmax, and so no scores that could be looked at."""
+
+FUSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
+"""Classes that take another way, whose results differ by rounding, as soon as anybody looks at what torch's functions get."""
+
+
+def edge_softmax(value: Any) -> bool:
+    """True for PyG's softmax over edges, and for a function that bears such a name and takes an index second."""
+    if value is softmax:
+        return True
+    if (
+        not isinstance(value, FunctionType)
+        or "softmax" not in value.__name__.lower()
+        or "log" in value.__name__.lower()
+    ):
+        return False
+    names = list(inspect.signature(value).parameters)
+    return len(names) > 1 and names[1] in (
+        "index",
+        "idx",
+        "indices",
+        "batch",
+        "edge_index_i",
+        "dst",
+        "target",
+        "segment_ids",
+    )
+
+
+def helper(value: Any) -> bool:
+    """True for a plain function of somebody's own code."""
+    return isinstance(value, FunctionType) and not library(value.__module__)
+
+
+def library(name: str | None) -> bool:
+    """True for a module of torch, PyG and the like."""
+    return (name or "").partition(".")[0] in _LIBRARIES
+
+
+def named(function: FunctionType) -> Iterator[tuple[str, Any]]:
+    """(name, value) of every global that a function uses."""
+    # A code object keeps the names of globals and of attributes together: ``F.softmax`` is no use of a global softmax.
+    loaded = {i.argval for i in dis.get_instructions(function.__code__) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    for name in function.__code__.co_names:
+        if name in loaded and name in function.__globals__:
+            yield name, function.__globals__[name]
+
+
+def softmax_within(space: ModuleType, names: tuple[str, ...]) -> bool:
+    """True where an imported module has an edge softmax under one of the names, itself or one step further in."""
+    for name in names:
+        found = getattr(space, name, None)
+        if edge_softmax(found):
+            return True
+        if (
+            isinstance(found, ModuleType)
+            and found is not space
+            and any(edge_softmax(getattr(found, n, None)) for n in names)
+        ):
+            return True
+    return False
+
+
+def calls_edge_softmax(function: FunctionType, depth: int = _DEPTH) -> bool:
+    """True for a function that calls a softmax over edges, itself or through functions of its own kind."""
+    names = function.__code__.co_names
+    for _, value in named(function):
+        if edge_softmax(value) or (isinstance(value, ModuleType) and softmax_within(value, names)):
+            return True
+        if depth and helper(value) and value is not function and calls_edge_softmax(value, depth - 1):
+            return True
+    return False
+
+
+def edge_places(module: nn.Module) -> tuple[str, ...]:
+    """Names of the methods of a module in which a softmax over edges is called, the customary ones first."""
+    if getattr(module, "attention", True) is False or getattr(module, "use_attention", True) is False:
+        return ()  # GeneralConv and HypergraphConv attend only when they are asked to.
+    found = [name for name, function in _methods(module) if calls_edge_softmax(function)]
+    return tuple(sorted(found, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST)))
+
+
+def mentions_dense(module: nn.Module) -> bool:
+    """True for a module whose own code names torch's softmax or attention; whether it attends shows when it runs."""
+    if any(isinstance(part, FUSED) for part in module.modules()):
+        return False
+    if not _own(type(module)):
+        return False
+    if any(isinstance(child, nn.Softmax) for child in module.children()):
+        return True
+    return any(_mentions(function) for _, function in _methods(module))
+
+
+def _mentions(function: FunctionType, depth: int = _DEPTH) -> bool:
+    if _DENSE & set(_names(function.__code__)):
+        return True
+    helpers = (value for _, value in named(function) if helper(value) and value is not function)
+    return depth > 0 and any(_mentions(value, depth - 1) for value in helpers)
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    """Of a function and of those that are written within it."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
+
+
+def _methods(module: nn.Module) -> Iterator[tuple[str, FunctionType]]:
+    """The methods in force that classes of this kind add to `nn.Module` or `MessagePassing`."""
+    seen: set[str] = set()
+    for kind in _own(type(module)):
+        for name, value in vars(kind).items():
+            if name not in seen and isinstance(value, FunctionType) and name not in _NEVER:
+                seen.add(name)
+                yield name, value
+
+
+def _own(kind: type) -> tuple[type, ...]:
+    """The classes that make a module what it is."""
+    mro = kind.__mro__
+    if MessagePassing in mro:
+        return mro[: mro.index(MessagePassing)]
+    return tuple(
+        c for c in mro if not library(c.__module__) or c.__module__.startswith("torch_geometric.nn.dense.dense_gat")
+    )

@@ -1,0 +1,43 @@
+"""What a command says of itself: examples that its own options accept, and pages that open with three sentences."""
+
+from __future__ import annotations
+
+import shlex
+from importlib import import_module
+
+import click
+import pytest
+from gnnstab.cli import COMMANDS
+from gnnstab.cli.examples import EXAMPLES
+
+from gnnstab.rules import RULES
+from gnnstab.rules.pages import brief
+
+
+def test_every_command_has_examples_and_no_others_have() -> None:
+    assert EXAMPLES.keys() == COMMANDS.keys()
+    assert all(EXAMPLES.values())
+
+
+@pytest.mark.parametrize(("name", "line"), [(name, line) for name, lines in EXAMPLES.items() for line in lines])
+def test_an_example_stands_in_the_help_and_is_understood(cli, name: str, line: str) -> None:
+    assert f"\n    {line}\n" in cli(name, "-h").out
+    program, called, *arguments = shlex.split(line)
+    assert (program, called) == ("gnnstab", name)
+    command: click.Command = import_module(COMMANDS[name][0]).command
+    command.make_context(name, arguments, obj={"debug": False})
+
+
+@pytest.mark.parametrize("code", [rule.code for rule in RULES])
+def test_a_page_opens_with_what_why_and_what_to_do(cli, code: str) -> None:
+    opening = brief(code)
+    assert [label for label, _ in opening] == ["What", "Why", "Do"]
+    assert all(20 < len(sentence) < 400 and sentence[-1] in ".)" for _, sentence in opening), opening
+    shown = [line for line in cli("explain", code).out.splitlines() if line.strip()]
+    assert [line.split()[0] for line in shown if line[:1] != " "][:3] == ["What", "Why", "Do"]
+
+
+def test_replay_says_that_a_path_is_missing(cli) -> None:
+    ran = cli("replay", "run.bundle-9")
+    assert ran.code == 2
+    assert ran.err.startswith("gnnstab: error: run.bundle-9: no such file or folder")

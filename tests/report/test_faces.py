@@ -1,0 +1,90 @@
+"""Texts in the words of the face that shows them, without asking for what was passed."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+
+import examples
+from gnnstab.errors import UsageError
+from gnnstab.records import Diagnosis, RuleStatus, Target
+from gnnstab.report import render
+from gnnstab.report.faces import plain, speak, spoken
+
+PAIRS = [
+    ("pass --model pkg.mod:factory --batch FILE", "pass model=, batch="),
+    ("pass the model (--model pkg.mod:factory)", "pass the model (model=)"),
+    ("pass a batch (--batch FILE)", "pass a batch (batch=)"),
+    ("pass --heads N", "pass heads="),
+    ("pass --activation NAME", "pass activation="),
+    ("--heads 3 contradicts the file", "heads=3 contradicts the file"),
+    ("--verify needs a model", "verify=True needs a model"),
+]
+
+
+@pytest.mark.parametrize(("cli", "python"), PAIRS)
+def test_both_faces_say_the_same_in_their_own_words(cli: str, python: str) -> None:
+    assert speak(cli, "python") == python
+    assert speak(python, "cli") == cli
+    assert (speak(cli, "cli"), speak(python, "python")) == (cli, python)
+
+
+def test_facts_are_no_options() -> None:
+    for text in ("heads=3: given", "activation=relu: assumed", "loss=3.1", "diagnose(model, batch=…, loss=…)", "lr=1"):
+        assert speak(text, "cli") == speak(text, "python") == text
+
+
+def test_a_test_of_a_fix_is_a_call_in_python() -> None:
+    note = "not tested: gnnstab verify --fix qk-clip --option limit=4, or diagnose --verify"
+    told = speak(note, "python")
+    assert told == 'not tested: gnnstab.verify(model, ["qk-clip:limit=4"], batch=batch), or diagnose(…, verify=True)'
+    assert speak(note, "cli") == note
+
+
+def test_an_unknown_face_is_refused() -> None:
+    with pytest.raises(UsageError, match="python, cli"):
+        speak("", "browser")
+
+
+def asking(diagnosis: Diagnosis, reason: str, **changes: object) -> str:
+    shown = spoken(replace(diagnosis, rules=(RuleStatus("GS101", "not-evaluable", reason),), **changes))
+    return shown.rules[0].reason
+
+
+def test_nobody_is_asked_for_what_they_passed() -> None:
+    text = "what goes around a layer is code, not weights; pass the model and a batch (--model, --batch)"
+    bare = replace(examples.clean(), signals=())
+    assert asking(bare, text, target=Target("checkpoint", "a.pt")).endswith(
+        "pass the model and a batch (model=, batch=)"
+    )
+    assert asking(bare, text, target=Target("model", "Net")).endswith("; pass a batch (batch=)")
+    measured = tuple(replace(s, source="batch") for s in examples.clean().signals)
+    assert asking(bare, text, signals=measured) == "what goes around a layer is code, not weights"
+    # A trace takes neither: what shows more is a diagnosis of the model.
+    assert asking(bare, text, target=Target("trace", "run.gnnstab")).endswith("; diagnose the model with a batch")
+
+
+def test_terms_of_the_manual_are_told_in_everyday_words() -> None:
+    assert plain("0.99 at an input of RMS 1") == "0.99 with the input scaled to size 1"
+    assert plain("42 % of node-heads are one-hot") == "42 % of the attention rows look at one neighbour alone"
+    assert (
+        plain("activation=relu: assumed, for the static gain")
+        == "activation=relu: assumed, for the gain of the weights alone"
+    )
+
+
+@pytest.mark.parametrize("format", ["text", "markdown", "html", "github", "sarif"])
+@pytest.mark.parametrize("name", examples.ALL)
+def test_every_default_report_speaks_one_face(name: str, format: str) -> None:
+    shown = render(examples.ALL[name](), format)
+    assert not re.search(r"(?<![\w-])--(model|batch|loss|verify)\b", shown)
+    # Rule pages define the terms of the manual; a page shows parts of them, and sarif carries them whole.
+    if format in ("text", "github"):
+        assert not re.search(r"input of RMS 1|node-head|static gain|Ĥ", shown)
+
+
+def test_one_diagnosis_is_one_json_document_in_both_faces() -> None:
+    diagnosis = examples.many_findings()
+    assert render(diagnosis, "json", face="cli") == render(diagnosis, "json", face="python")

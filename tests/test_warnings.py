@@ -1,0 +1,67 @@
+"""Warnings of a run: what they say, and that they point at the user's line."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+
+import gnnstab
+from gnnstab.errors import GnnstabWarning, warn
+from gnnstab.rules.selection import Selection
+from models.stacks import Stack, random_batch
+
+
+@pytest.fixture
+def model() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return Stack()
+
+
+def test_a_monitor_that_was_not_entered_says_so_once(model) -> None:
+    monitor = gnnstab.Monitor(model)
+    with pytest.warns(GnnstabWarning, match="not entered and watches nothing") as told:
+        [monitor.step() for _ in range(2)]
+    assert len(told) == 1
+    assert told[0].filename == __file__
+
+
+def test_the_optimizer_of_another_model_is_told(model) -> None:
+    monitor = gnnstab.Monitor(model, optimizer=torch.optim.SGD(Stack().parameters(), lr=0.1))
+    with pytest.warns(GnnstabWarning, match="holds no parameter of the monitored model") as told, monitor:
+        pass
+    assert told[0].filename == __file__
+
+
+def test_the_right_optimizer_is_not(model) -> None:
+    with gnnstab.Monitor(model, optimizer=torch.optim.SGD(model.parameters(), lr=0.1)):
+        pass
+
+
+def test_a_finding_of_a_live_run_points_at_the_line_of_the_step(model) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+
+    def train() -> None:
+        with gnnstab.Monitor(model, optimizer=optimizer):
+            (model(**random_batch()).sum() * float("nan")).backward()
+            optimizer.step()
+
+    with pytest.warns(GnnstabWarning, match="GS502") as told:
+        train()
+    assert {item.filename for item in told} == {__file__}
+
+
+def test_the_frames_of_the_machinery_are_left_out() -> None:
+    namespace = {"__name__": "torch.optim.optimizer", "warn": warn}
+    exec("def step():\n    warn('here')\n", namespace)
+    with pytest.warns(GnnstabWarning, match="here") as told:
+        namespace["step"]()
+    assert (told[0].filename, told[0].lineno) == (__file__, sys._getframe().f_lineno - 1)
+
+
+@pytest.mark.parametrize("given", ["GS3,gs401", ["GS3", "GS401"], ("gs3,GS401",)])
+def test_a_selection_is_a_text_or_a_list(given) -> None:
+    selection = Selection.parse(given, "GS303", codes=["GS301", "GS303", "GS401", "GS601"])
+    assert selection.select == ("GS3", "GS401")
+    assert [code for code in ("GS301", "GS303", "GS401", "GS601") if selection.includes(code)] == ["GS301", "GS401"]
