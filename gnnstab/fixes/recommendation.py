@@ -76,7 +76,7 @@ def _advice(cause: Cause, codes: set[str], roots: set[str], signals: Signals | N
 
 def _fits(edit: str, layers: Sequence[LayerFacts]) -> bool:
     """False where no attention layer is of a kind that can be edited so."""
-    kinds = [layer_named(layer.kind) for layer in layers if layer.attention]
+    kinds = [layer_named(layer) for layer in layers if layer.attention]
     return not edit or not kinds or any(kind.applies(edit) for kind in kinds)
 
 

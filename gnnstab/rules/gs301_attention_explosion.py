@@ -165,11 +165,10 @@ class AttentionExplosion(Rule):
         severe = state.entropy.value < self.error_entropy
         crossed, limit = state.crossing(self.error_entropy if severe else self.warn_entropy, self.one_hot_share)
         unknown = state.unit_entropy is None
-        kind = layer_named(layer.kind)
         told = (
             "which of weights and input scale did it was not measured"
             if unknown
-            else f"{state.unit_entropy:.2f} at an input of RMS 1: the {kind.score_words} saturate it"
+            else f"{state.unit_entropy:.2f} at an input of RMS 1"
         )
         return self.finding(
             f"{state.layer}: attention entropy is {state.entropy.value:.2f} of ln(in-degree){state.worst_head_words}{_share(state)}, "
@@ -223,12 +222,14 @@ class AttentionExplosion(Rule):
         return worst
 
     def _put_there(self, layer: LayerFacts, state: Attention, worst: Signal) -> Finding:
+        products = layer_named(layer).multiplies
+        advice = "Scale the query weights down, or normalise queries and keys" if products else "Scale them down"
         unit = "unknown" if state.unit_entropy is None else f"{state.unit_entropy:.2f}"
         return self.finding(
-            f"{layer.name}: the {layer_named(layer.kind).score_words} of head {worst.head} spread the logits of one target by {worst.value:.2g} at "
+            f"{layer.name}: the {_behind(layer)} of head {worst.head} spread the logits of one target by {worst.value:.2g} at "
             f"an input of RMS 1 (limit {self.free_frobenius:g}) and agree no more than independent weights do, so that training has "
             f"not made them so. Entropy of ln(in-degree): {unit} at RMS 1, {state.entropy.value:.2f} on this batch"
-            f"{state.worst_head_words}. {layer_named(layer.kind).score_advice()}.",
+            f"{state.worst_head_words}. {advice}.",
             severity="error" if state.entropy.value < self.error_entropy else "warning",
             limit=self.free_frobenius,
             signal=worst,
@@ -273,7 +274,7 @@ class AttentionExplosion(Rule):
 
     def _spread(self, layer: LayerFacts, worst: Signal, limit: float, degree: float) -> Finding:
         return self.finding(
-            f"{worst.layer}: the {layer_named(layer.kind).score_words} of head {worst.head} spread the logits of one target by {worst.value:.2g} "
+            f"{layer.name}: the {_behind(layer)} of head {worst.head} spread the logits of one target by {worst.value:.2g} "
             f"at an input of RMS 1 (limit {limit:.2g} at in-degree {degree:g}). Judged by the weights alone: pass a batch to "
             "measure the attention itself.",
             severity="warning",
@@ -316,6 +317,10 @@ class AttentionExplosion(Rule):
         """The limit, raised for narrow heads, whose alignment scatters at initialisation (± 0.3 at 4 channels)."""
         widths = [w for w in (layer.out_channels, *(layer.in_channels or ())) if w]
         return max(self.alignment, 1.0 + 2.5 / min(widths)) if widths else self.alignment
+
+
+def _behind(layer: LayerFacts) -> str:
+    return "query and key weights" if layer_named(layer).multiplies else "weights behind the scores"
 
 
 def _saturating(layer: LayerFacts, unknown: bool) -> str:
