@@ -14,12 +14,14 @@ from pathlib import Path
 from unittest.mock import patch
 
 from gnnstab.cli.group import run
+from layer_table import rows
 
 from gnnstab.rules import RULES
 from gnnstab.rules.pages import page, summary
 
 DOCS = Path(__file__).resolve().parent
 README = DOCS.parent / "README.md"
+LAYERS = DOCS / "layers.md"
 BEGIN, END = "<!-- help:begin -->", "<!-- help:end -->"
 
 
@@ -28,6 +30,7 @@ def pages() -> dict[Path, str]:
     made = {DOCS / "rules" / f"{rule.code}.md": page(rule.code).rstrip() + "\n" for rule in RULES}
     made[DOCS / "rules" / "index.md"] = index()
     made[README] = readme()
+    made[LAYERS] = layers()
     return made
 
 
@@ -47,6 +50,13 @@ def index() -> str:
     ]
     toctree = ["", "```{toctree}", ":hidden:", "", *(rule.code for rule in RULES), "```", ""]
     return "\n".join(lines + toctree)
+
+
+def layers() -> str:
+    """The page of all kinds of attention with the table as the adapters tell it now."""
+    before, _, rest = LAYERS.read_text(encoding="utf-8").partition("<!-- layers:begin -->")
+    _, _, after = rest.partition("<!-- layers:end -->")
+    return f"{before}<!-- layers:begin -->\n\n{rows()}\n\n<!-- layers:end -->{after}"
 
 
 def readme() -> str:

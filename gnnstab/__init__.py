@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from gnnstab import fixes as fixes
     from gnnstab.diagnosis import diagnose as diagnose
     from gnnstab.monitor import Monitor as Monitor
+    from gnnstab.probe.showing import attention as attention
     from gnnstab.records import Diagnosis as Diagnosis
     from gnnstab.records import Finding as Finding
     from gnnstab.trace import Trace as Trace
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["Diagnosis", "Finding", "Monitor", "Trace", "__version__", "diagnose", "fixes", "verify"]
+__all__ = ["Diagnosis", "Finding", "Monitor", "Trace", "__version__", "attention", "diagnose", "fixes", "verify"]
 
 # Loaded on first use, so that `import gnnstab` stays cheap and free of torch.
 _HOMES = {
@@ -22,6 +23,7 @@ _HOMES = {
     "Finding": "gnnstab.records",
     "Monitor": "gnnstab.monitor",
     "Trace": "gnnstab.trace",
+    "attention": "gnnstab.probe.showing",
     "diagnose": "gnnstab.diagnosis",
     "fixes": "gnnstab.fixes",
     "verify": "gnnstab.verification",

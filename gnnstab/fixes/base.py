@@ -30,6 +30,9 @@ class Fix(ABC):
     signal: ClassVar[str]
     """The signal that should move when it works."""
 
+    edit: ClassVar[str] = ""
+    """What it does to a layer, where not every kind can be edited so: see `gnnstab.layers.Layer.applies`."""
+
     keeps_function: ClassVar[bool]
     """True when the trained weights keep their meaning (a setting or a weight edit): judged on the current weights."""
 

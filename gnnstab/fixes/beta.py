@@ -27,6 +27,7 @@ class Beta(Fix):
     title: ClassVar[str] = "beta gate between skip and message"
     causes: ClassVar[tuple[str, ...]] = ("beta-disabled",)
     signal: ClassVar[str] = GRADIENT_RATIO
+    edit: ClassVar[str] = "add_gate"
     keeps_function: ClassVar[bool] = False
     needs_fresh_weights: ClassVar[bool] = True
     cost: ClassVar[str] = "3·width more parameters per layer; gradients shrink about twofold per layer"

@@ -24,6 +24,7 @@ class Fp32Attention(Fix):
     title: ClassVar[str] = "attention scores in float32"
     causes: ClassVar[tuple[str, ...]] = ("precision",)
     signal: ClassVar[str] = PRECISION_FP16_HEADROOM
+    edit: ClassVar[str] = "stable"
     keeps_function: ClassVar[bool] = True
     needs_fresh_weights: ClassVar[bool] = False
     cost: ClassVar[str] = "queries and keys of every edge in float32: about twice the attention's memory"

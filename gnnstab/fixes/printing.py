@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from gnnstab.layers import FAMILY, LAYERS, layer_named
+from gnnstab.layers import LAYERS, layer_named
 from gnnstab.records import LayerFacts
 
 
@@ -18,8 +18,6 @@ def constructor_call(layer: LayerFacts, kind: str | None = None, **extra: Any) -
     known = adapter.arguments(layer).items()
     shown = {k: v for k, v in known if v is not None and v != adapter.defaults.get(k) and k not in extra}
     arguments = adapter.positional(layer)
-    if FAMILY in layer.options:
-        arguments, shown = ["..."], {}  # How its constructor is called nobody knows.
     arguments += [f"{name}={value!r}" for name, value in {**shown, **extra}.items()]
     return f"{kind or layer.kind}({', '.join(arguments)})"
 

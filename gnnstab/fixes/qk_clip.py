@@ -36,6 +36,7 @@ class QKClip(Fix):
     title: ClassVar[str] = "QK-clip: scale the query weights of saturated heads"
     causes: ClassVar[tuple[str, ...]] = ("attention-explosion", "precision")
     signal: ClassVar[str] = ATTENTION_ENTROPY
+    edit: ClassVar[str] = "scale_scores"
     keeps_function: ClassVar[bool] = True
     needs_fresh_weights: ClassVar[bool] = False
     cost: ClassVar[str] = "none; flatter attention in the clipped heads, to be repeated in training"
@@ -44,10 +45,15 @@ class QKClip(Fix):
         """The edit with this model's own factors."""
         factors = self._factors_or_none({"signals": signals, **options})
         if factors is None:
-            kind = layer_named(next((layer for layer in layers if layer.attention), ""))
+            kinds = [layer_named(layer) for layer in layers if layer.attention]
+            kind = next((kind for kind in kinds if kind.applies("scale_scores")), layer_named(""))
             return "\n".join(kind.scale_lines("conv", None, None))
         known = {layer.name: layer for layer in layers}
-        clipped = {name: gammas for name, gammas in factors.items() if min(gammas, default=1.0) < _UNTOUCHED}
+        clipped = {
+            name: gammas
+            for name, gammas in factors.items()
+            if _able(known.get(name)) and min(gammas, default=1.0) < _UNTOUCHED
+        }
         if len(clipped) > 1 and all(_alike(known.get(name)) for name in clipped):
             return _loop(clipped)
         lines = [line for name, gammas in clipped.items() for line in _edit_lines(name, gammas, known.get(name))]
@@ -106,6 +112,10 @@ def _measured(options: dict[str, Any]) -> tuple[dict[str, list[float]], float]:
             "qk-clip needs each head's largest |score| and the median in-degree: pass signals= of a run on a batch"
         )
     return scores, float(degree)
+
+
+def _able(layer: LayerFacts | None) -> bool:
+    return layer is None or layer_named(layer).applies("scale_scores")
 
 
 def _edit_lines(name: str, gammas: Sequence[float], layer: LayerFacts | None) -> list[str]:

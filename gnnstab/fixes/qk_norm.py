@@ -24,6 +24,7 @@ class QKNorm(Fix):
     title: ClassVar[str] = "LayerNorm on queries and keys"
     causes: ClassVar[tuple[str, ...]] = ("attention-explosion", "precision")
     signal: ClassVar[str] = ATTENTION_ENTROPY
+    edit: ClassVar[str] = "stable"
     keeps_function: ClassVar[bool] = False
     needs_fresh_weights: ClassVar[bool] = True
     cost: ClassVar[str] = "two LayerNorms over (edges, heads, channels); trained attention has to be learnt anew"

@@ -27,6 +27,7 @@ class QKRedraw(Fix):
     title: ClassVar[str] = "queries and keys drawn anew"
     causes: ClassVar[tuple[str, ...]] = ("attention-explosion",)
     signal: ClassVar[str] = ATTENTION_ENTROPY
+    edit: ClassVar[str] = "redraw"
     keeps_function: ClassVar[bool] = False
     needs_fresh_weights: ClassVar[bool] = False
     cost: ClassVar[str] = "none; what the attention had learned is lost"

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from gnnstab.fixes.by_hand import ByHand
 from gnnstab.fixes.operation_behind import operation_behind
 from gnnstab.fixes.table import find
-from gnnstab.records import Cause, Finding, FixAdvice, Signals
+from gnnstab.layers import layer_named
+from gnnstab.records import Cause, Finding, FixAdvice, LayerFacts, Signals
 from gnnstab.records.vocabulary import LOGIT_ALIGNMENT
 
 Choice = tuple[str, dict[str, Any], str]
@@ -69,8 +70,14 @@ def _advice(cause: Cause, codes: set[str], roots: set[str], signals: Signals | N
             note=_note(name, options, said),
         )
         for name, options, said in choices
-        if find(name).helps(layers, signals, **options)
+        if find(name).helps(layers, signals, **options) and _fits(find(name).edit, layers)
     )
+
+
+def _fits(edit: str, layers: Sequence[LayerFacts]) -> bool:
+    """False where no attention layer is of a kind that can be edited so."""
+    kinds = [layer_named(layer.kind) for layer in layers if layer.attention]
+    return not edit or not kinds or any(kind.applies(edit) for kind in kinds)
 
 
 def _note(name: str, options: dict[str, Any], said: str) -> str:

@@ -27,6 +27,7 @@ class ScoreCap(Fix):
     title: ClassVar[str] = "degree-aware cap on the attention scores"
     causes: ClassVar[tuple[str, ...]] = ("attention-explosion",)
     signal: ClassVar[str] = ATTENTION_ENTROPY
+    edit: ClassVar[str] = "stable"
     keeps_function: ClassVar[bool] = True
     needs_fresh_weights: ClassVar[bool] = False
     cost: ClassVar[str] = "one mean per target and a tanh per score; sharp attention becomes impossible"

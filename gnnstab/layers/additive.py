@@ -23,6 +23,7 @@ class AdditiveLayer(Layer):
     stages: ClassVar[Mapping[str, str]] = {}
     softmax_in: ClassVar[tuple[str, ...]] = ("edge_update",)
     edits: ClassVar[frozenset[str]] = frozenset({"scale_scores", "redraw"})
+    score_words: ClassVar[str] = "attention vectors"
     vectors: ClassVar[tuple[str, ...]]
     """The parameters (1, H, C) that the scores are proportional to, all together; the first is always there."""
 

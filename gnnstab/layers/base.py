@@ -136,6 +136,9 @@ class Layer(ABC):
     defaults: ClassVar[Mapping[str, Any]]
     """Arguments of the constructor beyond the widths, in the order in which they are printed, with their defaults."""
 
+    score_words: ClassVar[str] = "weights behind the scores"
+    """What decides the scores, in a sentence; ``query and key weights`` where there are such."""
+
     static: ClassVar[str] = ""
     """What the weights alone tell of the size or the spread of the scores, or ``none`` with the reason."""
 
@@ -269,6 +272,16 @@ class Layer(ABC):
     @abstractmethod
     def build(self, stored: StoredLayer, facts: LayerFacts) -> nn.Module:
         """PyG's layer with the tensors of the file, widened to float32; the global random state is left alone."""
+
+    def score_advice(self) -> str:
+        """What to do about scores that these weights make too large, as a sentence without its end."""
+        if self.score_words.startswith("query"):
+            return "Scale the query weights of the worst heads down, or normalise queries and keys"
+        return (
+            f"Scale the {self.score_words} of the worst heads down"
+            if self.applies("scale_scores")
+            else "Normalise its input"
+        )
 
     def idle(self, facts: LayerFacts) -> tuple[str, ...]:
         """Parts that a layer of this configuration holds and does not use."""

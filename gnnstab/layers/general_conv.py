@@ -27,6 +27,7 @@ class GeneralConvLayer(WatchedLayer):
     edits: ClassVar[frozenset[str]] = frozenset({"scale_scores", "redraw"})
     given: ClassVar[tuple[str, ...]] = ("x", "edge_index", "edge_attr")
     hint: ClassVar[str] = "att_msg"
+    score_words: ClassVar[str] = "attention vectors"
     static: ClassVar[str] = "none: the score is that of the message, edge features included"
     defaults: ClassVar[Mapping[str, Any]] = {
         "in_edge_channels": None,

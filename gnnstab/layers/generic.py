@@ -131,9 +131,13 @@ class GenericLayer(Layer):
         """Of no file: raises `FixError`."""
         raise self._unknown()
 
+    def positional(self, facts: LayerFacts) -> list[str]:
+        """How the constructor is called nobody knows."""
+        return ["..."]
+
     def arguments(self, facts: LayerFacts) -> Mapping[str, Any]:
-        """Dropout, where it is known."""
-        return {} if facts.dropout is None else {"dropout": facts.dropout}
+        """None that are known to be any."""
+        return {}
 
     def scale_lines(self, owner: str, facts: LayerFacts | None, factors: Sequence[float] | None) -> list[str]:
         """What to do by hand: which weights make the scores is not known, except for torch's own layer."""

@@ -20,6 +20,7 @@ class HGTConvLayer(HeteroLayer):
     """`torch_geometric.nn.HGTConv` and its subclasses."""
 
     kind: ClassVar[str] = "HGTConv"
+    multiplies: ClassVar[bool] = True
     attributes: ClassVar[tuple[str, ...]] = ("heads", "out_channels", "p_rel", "message")
     roles: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "score": ("k_rel", "kqv_lin"),
@@ -35,6 +36,7 @@ class HGTConvLayer(HeteroLayer):
     absent: ClassVar[str] = "no k_rel, v_rel and kqv_lin side by side"
     width_names: ClassVar[tuple[str, str]] = ("k_rel", "out_lin")
     probed: ClassVar[bool] = False
+    score_words: ClassVar[str] = "query and key weights"
     static: ClassVar[str] = "|p|·‖W_qᵀA_relᵀW_k‖/√d, the largest of all relations"
     defaults: ClassVar[Mapping[str, Any]] = {"heads": 1}
 

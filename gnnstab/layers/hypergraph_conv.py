@@ -23,6 +23,7 @@ class HypergraphConvLayer(WatchedLayer):
     edits: ClassVar[frozenset[str]] = frozenset({"scale_scores", "redraw"})
     given: ClassVar[tuple[str, ...]] = ("x", "hyperedge_index")
     hint: ClassVar[str] = "att"
+    score_words: ClassVar[str] = "attention vectors"
     static: ClassVar[str] = "none: hyperedges have features of their own"
     defaults: ClassVar[Mapping[str, Any]] = {
         "use_attention": False,

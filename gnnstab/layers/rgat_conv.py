@@ -29,6 +29,7 @@ class RGATConvLayer(WatchedLayer):
     factors: ClassVar[tuple[Factor, ...]] = (Factor("q", 1), Factor("k", 1), Factor("e", 1))
     edits: ClassVar[frozenset[str]] = frozenset({"scale_scores", "redraw"})
     given: ClassVar[tuple[str, ...]] = ("x", "edge_index", "edge_type", "edge_attr")
+    score_words: ClassVar[str] = "attention vectors"
     static: ClassVar[str] = "none: every relation has a map of its own"
     defaults: ClassVar[Mapping[str, Any]] = {
         "num_bases": None,

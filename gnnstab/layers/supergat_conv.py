@@ -19,6 +19,7 @@ class SuperGATConvLayer(WatchedLayer):
     factors: ClassVar[tuple[Factor, ...]] = (Factor("att_l", 1), Factor("att_r", 1))
     edits: ClassVar[frozenset[str]] = frozenset({"scale_scores", "redraw"})
     hint: ClassVar[str] = "att_l"
+    score_words: ClassVar[str] = "attention vectors"
     static: ClassVar[str] = "none: σ(x_i·x_j) and x_i·x_j depend on the nodes' features"
     defaults: ClassVar[Mapping[str, Any]] = {
         "heads": 1,

@@ -51,6 +51,7 @@ class TransformerConvLayer(Layer):
     essential: ClassVar[frozenset[str]] = frozenset({"lin_key.weight", "lin_query.weight", "lin_value.weight"})
     absent: ClassVar[str] = "no lin_key, lin_query, lin_value and lin_skip side by side"
     width_names: ClassVar[tuple[str, str]] = ("lin_key", "lin_skip")
+    score_words: ClassVar[str] = "query and key weights"
     static: ClassVar[str] = "‖W_qᵀW_k‖/√C"
     defaults: ClassVar[Mapping[str, Any]] = {
         "heads": 1,

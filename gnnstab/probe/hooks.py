@@ -72,6 +72,14 @@ class Hook:
             if clock is not None:
                 clock[0] += perf_counter()
 
+    def __getattr__(self, name: str) -> Any:
+        if name == "__name__":  # The first thing that torch.jit.script asks of a hook.
+            raise AttributeError(
+                "torch.jit.script compiles the hooks of a model with it, and gnnstab's are Python; script the model before the "
+                "monitor is attached, or after it has ended"
+            )
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
     def close(self) -> None:
         """Turn the hook into one that does nothing and references nothing."""
         self._body = self.compiled = ignore

@@ -15,6 +15,7 @@ from torch_geometric.data.data import BaseData
 from gnnstab.errors import UsageError
 from gnnstab.probe.batches import Arguments, as_arguments, on_device
 from gnnstab.probe.data import taken
+from gnnstab.probe.evaluating import evaluating
 from gnnstab.probe.norms import graphs_in
 from gnnstab.probe.operations.repeat import Objective
 from gnnstab.probe.places import survey, to_json
@@ -49,7 +50,7 @@ def measure(model: nn.Module, batch: Any, *, loss: Loss | None = None, precision
     if loss is None:
         meta["assumptions"] = OBJECTIVE
     writer = TraceWriter(None, meta=meta)
-    twin = _copied(model).eval()
+    twin = evaluating(_copied(model))
     device = next((p.device for p in twin.parameters()), torch.device("cpu"))
     recorder = Recorder(twin, writer, full_every=1, norm_forwards=math.inf)
     batches = list(_batches(batch, model))

@@ -63,7 +63,8 @@ def _move(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Inputs, *,
         before = _outputs(twin, inputs)
         mover.step()
         return change_over_spread(before, _outputs(twin, inputs))
-    except Exception as error:
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
+        # The model or the optimizer may refuse a copy; anything else is a failure of the tool, and told as such.
         raise UsageError(f"the update failed on a copy: {type(error).__name__}: {error}") from error
 
 

@@ -105,6 +105,8 @@ class Bench:
             state = rng_snapshot()
             try:
                 return self._run(model, optimizer, steps, state)
+            except UsageError:
+                raise
             except Exception as error:
                 raise UsageError(f"trial steps on a copy failed: {type(error).__name__}: {error}") from error
 
@@ -116,6 +118,10 @@ class Bench:
                 break
             optimizer.zero_grad(set_to_none=True)
             scale = self._gradients(model, step % len(self.calls), scale)
+            if step == 0 and not all(p.grad is None or bool(p.grad.isfinite().all()) for p in model.parameters()):
+                raise UsageError(
+                    "the gradients are not finite before any step, so that steps say nothing of the optimizer"
+                )
             if self.clip is not None:
                 nn.utils.clip_grad_norm_(model.parameters(), self.clip)
             optimizer.step()

@@ -44,7 +44,7 @@ def replica(model: nn.Module) -> nn.Module:
 
     Hooks never enter the copy, so whatever they hold on to (a logger, an open file) is not copied. Kept are the hooks
     that are part of what the model computes: those of torch's ``weight_norm``, ``spectral_norm`` and pruning, and
-    those by which a fix of gnnstab changed the model.
+    those by which a fix of gnnstab changed the model, or `evaluating` has a BatchNorm go by the batch.
 
     Raises:
         UsageError: The model holds something that cannot be copied.
@@ -112,7 +112,7 @@ def _computing_hooks(module: nn.Module) -> set[Any]:
         for name, table in vars(module).items()
         if name.endswith("_hooks") and isinstance(table, dict)
         for key, hook in table.items()
-        if type(hook).__module__.startswith(("torch.nn.utils.", "gnnstab.nn."))
+        if type(hook).__module__.startswith(("torch.nn.utils.", "gnnstab.nn.", "gnnstab.probe.evaluating"))
     }
 
 

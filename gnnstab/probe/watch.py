@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from gnnstab.probe.hooks import Hook, Placed, ignore
 from gnnstab.probe.identity import node_of
 from gnnstab.probe.keys import CALLS, MODES
 from gnnstab.probe.state import State
+from gnnstab.probe.statistics.dense import Rows
 from gnnstab.records import LayerFacts
 
 _IN_GRAPH = "not seen inside a compiled graph; run the layer without torch.compile to see it"
@@ -120,6 +121,10 @@ class Watch(ABC):
     @abstractmethod
     def record(self, grad: bool, plan: Plan, inputs: Sequence[Any], args: Any, kwargs: Any, output: Tensor) -> None:
         """Put the call's tensors into the stage."""
+
+    def shown(self, inputs: Sequence[Any], args: Any, kwargs: Any, output: Tensor) -> Iterator[Rows]:
+        """Scores and attention of the call that has just returned, all of them."""
+        return iter(())
 
     def note_unseen(self) -> None:
         """Name the sites that a called layer should have shown and did not."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import NamedTuple
 
 LASTING = 1.25
@@ -35,6 +36,14 @@ def rise_of(losses: Sequence[float]) -> Rise | None:
         return None
     largest = max(later)
     return Rise(largest / losses[0], sum(v > LASTING * losses[0] for v in later), later.index(largest) + 1)
+
+
+def rise_of_run(losses: Sequence[float]) -> Rise | None:
+    """The rise of the losses of a run up to the first that is not finite; None where fewer than two are left.
+
+    In a run the batches differ, and what made a loss NaN may be one of them: only what rose before it is a rise.
+    """
+    return rise_of(list(takewhile(math.isfinite, losses)))
 
 
 OF = 4

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from gnnstab.records import Finding, Signal, Signals
-from gnnstab.records.rises import OF, lasting_level, rise_of
+from gnnstab.records.rises import OF, lasting_level, rise_of_run
 from gnnstab.records.vocabulary import LOSS_FIRST_RISE, OPTIMIZER_LR_JUMP, OPTIMIZER_OUTPUT_MOVE, OPTIMIZER_OVERSHOOT
 from gnnstab.rules.gs601_learning_rate_too_high import LearningRateTooHigh
 from gnnstab.rules.gs606_rate_jump import RateJump
@@ -36,12 +36,23 @@ class Beginning:
         if step > FIRST or (step > 0 and not self._losses):
             return
         self._losses.append(loss)
-        rise = rise_of(self._losses)
+        rise = rise_of_run(self._losses)
         if rise is None:
             return
-        detail = {"first": self._losses[0], "lr": lr, "above": rise.above, "peak": rise.peak}
+        detail = {
+            "first": self._losses[0],
+            "lr": lr,
+            "above": rise.above,
+            "peak": rise.peak,
+            "broke": _broke(self._losses, rise.peak),
+        }
         signal = Signal(LOSS_FIRST_RISE, rise.largest, None, None, step, "training", detail)
         yield from self._rule.check(Signals(kind="trace", layers=(), values=(signal, *self._moves)))
+
+
+def _broke(losses: Sequence[float], peak: int) -> bool:
+    """True where the loss after the largest is not finite: the rise was still going on."""
+    return peak + 1 < len(losses) and not math.isfinite(losses[peak + 1])
 
 
 class Rates:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from gnnstab.records import Event, Signals
+from gnnstab.records.vocabulary import OPTIMIZER_OUTPUT_MOVE
 from gnnstab.rules.operation_advice import advice
 
 LOW = ("fp16", "float16", "half", "bf16", "bfloat16")
@@ -124,6 +126,10 @@ TOO_LATE = (
 def growth(signals: Signals, step: int) -> str:
     """Which size grew over the steps before ``step``, in words; empty when none did or no steps were recorded."""
     best, words = GREW, ""
+    for move in signals.find(OPTIMIZER_OUTPUT_MOVE):
+        if move.source == "training" and best < move.value < math.inf and (move.step or 0) <= step:
+            best = move.value
+            words = f"the update of step {move.step} moved the output by {move.value:.3g} times its spread"
     for series in signals.series:
         if series.name not in (
             "loss",

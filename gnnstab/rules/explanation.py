@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from gnnstab.records import SEVERITIES, Finding, Signals
+from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.gs401_sum_aggregation_growth import SumAggregationGrowth
 from gnnstab.rules.gs406_feature_scale import FeatureScale
 from gnnstab.rules.reading import large_gain, largest, measured
@@ -114,6 +115,21 @@ def _of_absurd_size(symptom: Finding, explanation: Finding, signals: Signals) ->
     return explanation.signal == "place.rms" and explanation.value > FeatureScale.absurd
 
 
+def _through_one_hot_attention(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    """Gradients that arrived as exact zeros, in layers whose attention is one-hot: a softmax passes none to its scores there."""
+    hot = {
+        s.layer
+        for s in measured(signals.find("attention.entropy", head=None))
+        if s.value < AttentionExplosion.error_entropy
+    }
+    seen = [s.detail for s in signals.find("optimizer.never_updated") if s.value > 0]
+    silent = {str(name) for detail in seen for name in detail.get("parameters", ())}
+    zero = {str(name) for detail in seen for name in detail.get("zero", ())}
+    return (
+        bool(silent) and silent <= zero and all(any(name.startswith(f"{layer}.") for layer in hot) for name in silent)
+    )
+
+
 def _behind_sums(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
     return explanation.signal == "place.post_norms"
 
@@ -164,6 +180,10 @@ LINKS: tuple[Link, ...] = (
     Link("GS501", "GS401", _behind),
     Link("GS304", "GS404", _always),
     Link("GS704", "GS404", _always),
+    # Parameters in front of scores that a saturated softmax cuts off.
+    Link("GS604", "GS406", _through_one_hot_attention),
+    Link("GS604", "GS302", _through_one_hot_attention),
+    Link("GS604", "GS301", _through_one_hot_attention),
     # Learning rate before what it did to the weights.
     Link("GS301", "GS601", _always),
     Link("GS302", "GS601", _always),

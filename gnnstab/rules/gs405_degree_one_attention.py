@@ -50,8 +50,8 @@ class DegreeOneAttention(Rule):
         worst = largest(need_measured(signals, "degree.at_most_one_share"))
         if worst.value > self.share:
             yield self.finding(
-                f"{percent(worst.value)} of the nodes have one neighbour at most: their attention weight is 1 and the query and key weights "
-                "get a gradient of exactly 0 from them.",
+                f"{percent(worst.value)} of the nodes have one neighbour at most: their attention weight is 1 and the weights behind the "
+                "scores get a gradient of exactly 0 from them.",
                 severity="info",
                 limit=self.share,
                 signal=worst,

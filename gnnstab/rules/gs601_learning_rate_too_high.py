@@ -19,7 +19,8 @@ from gnnstab.records.vocabulary import (
     UPDATE_RATIO,
 )
 from gnnstab.rules.base import Rule, threshold
-from gnnstab.rules.reading import percent, typical_matrix
+from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
+from gnnstab.rules.reading import attention, names, percent, typical_matrix
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,8 @@ class LearningRateTooHigh(Rule):
     nodes or graphs). In a run: the losses of the first steps over that of step 0, with the change of the output in one
     step, measured on a copy; while the rate rises after the first 50 steps, the slope along each update before and after it,
     whose ratio gives rate times curvature; and the loss, when it ends far above what it had reached. Where no step could be tried, the
-    learning rate over the RMS of the weight matrices is a hint, no more.
+    learning rate over the RMS of the weight matrices is a hint, no more, unless the weights that an optimizer has made saturate the
+    attention: trial steps from there are calm, since saturated attention hardly moves.
 
     ## Why it is unstable
     A step goes down the slope of the loss as it is before the step. One that changes the output by many times its spread
@@ -49,7 +51,7 @@ class LearningRateTooHigh(Rule):
     over some hundred steps helps as well. A factor of 0.7 changes nothing that can be measured.
 
     ## When it is wrong
-    Losses that are not positive have no ratio: there only a loss that is not finite counts. Some networks recover from a loss
+    A loss of the run that is not finite is no rise: the data or an operation may have made it so, which GS502 looks into. Losses that are not positive have no ratio: there only a loss of the trial steps that is not finite counts. Some networks recover from a loss
     that rose within the first steps, at the price of what their initialisation was worth. A loss may rise for other reasons in
     reinforcement learning, so the loss alone counts only when it is ten times its best and above its start. The ratio of
     rate and weights depends on the width of the input and misleads: large weights of a failed run make it small.
@@ -81,7 +83,7 @@ class LearningRateTooHigh(Rule):
     building: float = threshold(
         2, unit="steps", source="measured: as few are enough when the rise was still building up"
     )
-    """The same, when the largest loss comes in the third step or later."""
+    """The same, when the largest loss comes in the third step or later, or is the last before one that is not finite."""
 
     least_move: float = threshold(
         4.0, unit="× the output's spread", source="measured: a first step of healthy rates moves the output by about 1"
@@ -101,6 +103,13 @@ class LearningRateTooHigh(Rule):
     """Level that three of four updates in a row reach while the rate rises; beyond 2 every update ends higher than it began."""
 
     warn_ratio: float = threshold(0.1, unit="relative update", source="measured: .07 gives the best loss at width 16")
+    ruined_ratio: float = threshold(
+        0.2,
+        unit="relative update",
+        source="measured: .31 in stacks that eight updates have ruined, .07 at the best rate",
+    )
+    """Update over weights from which saturated attention behind trained weights counts as made by the rate."""
+
     loss_rise: float = threshold(10.0, unit="× best loss", source="heuristic: a run that has lost what it had learned")
 
     def check(self, signals: Signals) -> Iterator[Finding]:
@@ -112,6 +121,7 @@ class LearningRateTooHigh(Rule):
         found = [finding for rise in tried for finding in self._rise(rise, signals)]
         found = found or [finding for one in signals.find(OPTIMIZER_OVERSHOOT) for finding in self.overshot(one)]
         found = found or [finding for loss in losses for finding in self._lost(loss)]
+        found = found or list(self._ruined(signals))
         if not found and not tried and ratio is not None and ratio.value > self.warn_ratio:
             found = [self._hint(ratio)]
         yield from found[:1]
@@ -144,7 +154,8 @@ class LearningRateTooHigh(Rule):
 
     def _lasts(self, rise: Signal) -> bool:
         above, peak = rise.detail.get("above", self.lasting), rise.detail.get("peak", 1)
-        return not rise.value <= self.error_rise or above >= self.lasting or (above >= self.building and peak >= 3)
+        grew = above >= self.building and (peak >= 3 or bool(rise.detail.get("broke")))
+        return not rise.value <= self.error_rise or above >= self.lasting or grew
 
     def _lost(self, loss: Signal) -> Iterator[Finding]:
         best, start = loss.detail.get("best"), loss.detail.get("start")
@@ -158,6 +169,30 @@ class LearningRateTooHigh(Rule):
                 confidence="medium",
                 limit=self.loss_rise * best,
                 signal=loss,
+            )
+
+    def _ruined(self, signals: Signals) -> Iterator[Finding]:
+        """Weights that saturate the attention, moved by their own size in a few updates: calm steps come too late to show it."""
+        ratio = typical_matrix(signals.find(OPTIMIZER_LR_TO_RMS))
+        steps = None if ratio is None else ratio.detail.get("step")
+        if ratio is None or not isinstance(steps, (int, float)) or steps < 1 or not ratio.value > self.ruined_ratio:
+            return
+        sharp = AttentionExplosion()
+        states = [
+            s for s in attention(signals) if not s.synthetic and s.crosses(sharp.warn_entropy, sharp.one_hot_share)
+        ]
+        by_weights = [s for s in states if s.made_by_weights(sharp.warn_entropy)]
+        if by_weights:
+            lr = ratio.detail.get("lr")
+            rate = f" (lr {lr:.3g})" if isinstance(lr, (int, float)) else ""
+            yield self.finding(
+                f"{steps:.0f} updates{rate} of up to {percent(ratio.value)} of the weights' present size each have made the weights, which "
+                f"saturate the attention of {names(s.layer for s in by_weights)} at an input of RMS 1. Divide the learning rate by 3 and "
+                "train anew.",
+                severity="warning",
+                confidence="medium",
+                limit=self.ruined_ratio,
+                signal=ratio,
             )
 
     def _hint(self, ratio: Signal) -> Finding:

@@ -11,8 +11,11 @@ from gnnstab.records import Finding, Signal, Signals
 from gnnstab.rules.base import Rule, threshold
 from gnnstab.rules.reading import largest, measured, names
 
-RELATION = "___"
-"""Stands between source, relation and target in the module names of PyG's `HeteroConv`."""
+RELATION = "__"
+"""Stands between source, relation and target in PyG's names of modules; `HeteroConv` writes three of them."""
+
+OTHER_HEAD = "another head"
+"""Why parameters have no gradient, as the look at the places says it."""
 
 _OF_PARAMETERS = ("weight.rms", "weight.grad_rms", "optimizer.gradient_rms")
 
@@ -25,8 +28,9 @@ class NeverUpdatedParameter(Rule):
     In a checkpoint with optimizer state: parameters without state, or whose second moment is exactly 0. In a recorded run:
     trainable parameters whose gradient was None or exactly 0 in every step. Left out are those that the configuration leaves
     without a part to play: the skip of a layer with `root_weight=False`, and queries and keys where no target has two
-    neighbours. A relation of a heterogeneous model that nothing reads, beside others that train, and an optimizer that has not
-    moved anything yet are information.
+    neighbours. A relation or kind of nodes that nothing reads, beside others that train, an optimizer that has not moved
+    anything yet, and a head that this forward does not use are information, and so are, in a bare file, the skips or the
+    queries and keys of every layer at once.
     With a model and a batch: parameters without a gradient after a backward, and why (the module was not called, or no path
     leads to it); weights that the loss depends on and `model.parameters()` does not hold, as of layers in a plain list; with
     the optimizer: parameters that it does not hold.
@@ -44,7 +48,7 @@ class NeverUpdatedParameter(Rule):
 
     ## When it is wrong
     At in-degree 1 the query and key weights get a gradient of exactly 0 (GS405). Embeddings of rare ids may not have been
-    seen yet. Layers for an edge type that the data lacks.
+    seen yet. Layers for an edge type that the data lacks. A head that was forgotten looks like one that a later phase trains.
 
     ## References
     Kingma and Ba 2015, *Adam*, arXiv 1412.6980, for the second moment; PyTorch documentation of `torch.optim.Adam`.
@@ -78,7 +82,8 @@ class NeverUpdatedParameter(Rule):
         worst = largest(signals.need("optimizer.never_updated"))
         silent = {str(name) for name in worst.detail.get("parameters", ())}
         left_out = {str(name) for s in signals.find("place.idle") for name in s.detail.get("parameters", ())}
-        idle = {name for name in silent if name in left_out or _without_part(signals, name)}
+        heads = {str(name) for s in _other_heads(signals) for name in s.detail.get("parameters", ())}
+        idle = {name for name in silent if name in left_out or name in heads or _without_part(signals, name)}
         unread = {name for name in silent - idle if _unread_relation(signals, name, silent)}
         count = worst.value - len(idle)
         if not count > self.parameters:
@@ -91,9 +96,17 @@ class NeverUpdatedParameter(Rule):
         which = f": {names(listed, 6)}" if listed else ""
         known = signals.kind != "checkpoint"
         severity = "error" if known else "warning"
-        if not known and self._same_part(signals, listed):
+        if not known and (self._same_part(signals, listed) or _optional(signals, listed)):
             severity = "info"
-            which += "; they are the same part of every layer, as when the layers were asked to leave it out"
+            which += (
+                "; they are the same part of every layer, as when the layers were asked to leave it out, or when no target has "
+                "two neighbours to choose from"
+            )
+        elif not known and _registered_as_heads(
+            signals, worst.detail.get("parameters", ()), worst.detail.get("places", ())
+        ):
+            severity = "info"
+            which += "; they are a head behind all layers beside one that trains, as for another task or a later phase"
         if self._several_kinds(signals):
             severity = "info"
             which += " (with several kinds of nodes the read-out may leave some relations out)"
@@ -138,6 +151,9 @@ class NeverUpdatedParameter(Rule):
             silent = [str(name) for name in signal.detail.get("parameters", ())]
             if silent and all(_unused(signals, name) for name in silent):
                 continue
+            if signal.detail.get("why") == OTHER_HEAD:
+                yield self._of_another_head(signal)
+                continue
             called = signal.detail.get("why") == "called"
             given = bool(signals.context.get("loss_given"))
             several = int(signal.detail.get("kinds_of_nodes", 1)) > 1
@@ -150,6 +166,16 @@ class NeverUpdatedParameter(Rule):
                 signal=replace(signal, layer=None),
                 confidence="high" if given else "medium",
             )
+
+    def _of_another_head(self, signal: Signal) -> Finding:
+        return self.finding(
+            f"{signal.value:.0f} trainable parameters belong to a head that this forward does not use: {_listed(signal)}. Freeze them "
+            "until a later phase trains them; wire them in if this loss should.",
+            severity="info",
+            limit=self.parameters,
+            signal=replace(signal, layer=None),
+            confidence="medium",
+        )
 
     def _not_owned(self, signals: Signals) -> Iterator[Finding]:
         for signal in signals.find("place.not_owned"):
@@ -184,7 +210,7 @@ def _unused(signals: Signals, parameter: str) -> bool:
     if layer is None:
         return False
     own = parameter.removeprefix(f"{layer.name}.")
-    return f"{own}.".startswith(_inside(layer_named(layer).idle(layer)))
+    return _inside(own, layer_named(layer).idle(layer))
 
 
 def _without_part(signals: Signals, parameter: str) -> bool:
@@ -197,11 +223,56 @@ def _without_part(signals: Signals, parameter: str) -> bool:
         return True
     # The softmax over one neighbour is 1 whatever the score is.
     degrees = measured(signals.find("degree.max", layer=layer.name) or signals.find("degree.max"))
-    return bool(degrees) and largest(degrees).value <= 1 and f"{own}.".startswith(_inside(kind.roles.get("score", ())))
+    return bool(degrees) and largest(degrees).value <= 1 and _inside(own, kind.roles.get("score", ()))
 
 
-def _inside(parts: Sequence[str]) -> tuple[str, ...]:
-    return tuple(f"{part}." for part in parts)
+def _inside(own: str, parts: Sequence[str]) -> bool:
+    """True for a part of a layer: a module such as ``lin_key``, or a parameter such as ``att_src``."""
+    return any(own == part or own.startswith(f"{part}.") for part in parts)
+
+
+def _optional(signals: Signals, parameters: Sequence[str]) -> bool:
+    """True for nothing but skips, or but queries and keys, of layers that train, and of all layers alike.
+
+    A file says neither that a layer was asked for no root weight nor that every target has one neighbour.
+    """
+    roles = {layer.name: layer_named(layer.kind).roles for layer in signals.attention_layers}
+    for role in ("skip", "score"):
+        owners = {
+            layer
+            for name in parameters
+            for layer, parts in roles.items()
+            if name.startswith(f"{layer}.") and _inside(name.removeprefix(f"{layer}."), parts.get(role, ()))
+            and _trains(signals, layer)
+        }  # fmt: skip
+        covered = all(
+            any(
+                name.startswith(f"{o}.") and _inside(name.removeprefix(f"{o}."), roles[o].get(role, ())) for o in owners
+            )
+            for name in parameters
+        )
+        if parameters and covered and owners == set(roles):
+            return True
+    return False
+
+
+def _other_heads(signals: Signals) -> tuple[Signal, ...]:
+    return tuple(s for s in signals.find("place.without_gradient") if s.detail.get("why") == OTHER_HEAD)
+
+
+def _registered_as_heads(signals: Signals, parameters: Sequence[str], places: Sequence[int]) -> bool:
+    """True for whole modules that an optimizer lists behind all attention layers, beside another one there that trains."""
+    order = list(dict.fromkeys(str(s.detail.get("parameter", "")) for s in signals.find("optimizer.gradient_rms")))
+    trained = set(order)
+    for place, name in zip(places, parameters, strict=False):
+        order.insert(place, name)
+    layers = tuple(f"{layer.name}." for layer in signals.attention_layers)
+    last = max((i for i, name in enumerate(order) if name.startswith(layers)), default=len(order))
+    behind = order[last + 1 :]
+    silent = {name.partition(".")[0] for name in parameters}
+    whole = {name for name in order if name.partition(".")[0] in silent} == set(parameters)
+    others = {name.partition(".")[0] for name in trained.intersection(behind)} - silent
+    return bool(parameters) and whole and set(parameters) <= set(behind) and bool(others)
 
 
 def _trains(signals: Signals, layer: str) -> bool:
@@ -210,16 +281,28 @@ def _trains(signals: Signals, layer: str) -> bool:
 
 
 def _unread_relation(signals: Signals, parameter: str, silent: set[str]) -> bool:
-    """True for a parameter of one relation, all silent, whose twin in another relation of the same layer trains."""
+    """True for a parameter of one relation or kind of node, all silent there, whose twin of another one trains."""
+    known = {str(s.detail.get("parameter", "")) for name in _OF_PARAMETERS for s in signals.find(name)} | silent
+    kinds = _kinds(known)
     parts = parameter.split(".")
-    place = next((i for i, part in enumerate(parts) if RELATION in part), None)
+    place = next((i for i, part in enumerate(parts) if part in kinds), None)
     if place is None:
         return False
-    known = {str(s.detail.get("parameter", "")) for name in _OF_PARAMETERS for s in signals.find(name)} | silent
-    before = ".".join(parts[:place])
-    here = [name for name in known if name.startswith(".".join(parts[: place + 1]) + ".")]
-    beside = [name for name in known - silent if name.startswith(f"{before}.") and RELATION in name[len(before) :]]
+    before, after = ".".join(parts[:place]), parts[place + 1 :]
+    here = [name for name in known if f"{name}.".startswith(".".join(parts[: place + 1]) + ".")]
+    beside = [
+        name
+        for name in known - silent
+        if name.startswith(f"{before}.") and (own := name.split(".")[place:])[0] in kinds and own[1:] == after
+    ]
     return bool(beside) and silent.issuperset(here)
+
+
+def _kinds(parameters: set[str]) -> set[str]:
+    """The parts of names that stand for a relation, or for one of the kinds of nodes that relations lead between."""
+    relations = {part for name in parameters for part in name.split(".") if RELATION in part.strip("_")}
+    ends = {part.strip("<>").split(RELATION)[i].strip("_") for part in relations for i in (0, -1)}
+    return relations | ends
 
 
 def _listed(signal: Signal) -> str:

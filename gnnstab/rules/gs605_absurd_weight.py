@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import median
@@ -20,7 +21,8 @@ class AbsurdWeight(Rule):
     ## What it sees
     Weights whose RMS lies above 1000, and biases above a million, in a network whose other parameters are of ordinary size:
     the median RMS below 100. Where the layer that holds such a weight was run on your data and what it returned is finite and
-    below 1000, the weight is large and works: information, up to an RMS of a million.
+    below 1000, the weight is large and works: information, up to an RMS of a million. In a run only what was as large at step 0: a
+    weight that grew was initialised.
 
     ## Why it is unstable
     `torch.empty` hands out memory as it was. Read as numbers it is zero, NaN, or anything up to 1e38: finite garbage passes
@@ -63,7 +65,7 @@ class AbsurdWeight(Rule):
         found = signals.find("weight.rms")
         if not found:
             raise NotEvaluable(signals.why_missing("weight.rms"))
-        absurd = [s for s in found if s.value > self._limit(s)]
+        absurd = [s for s in found if s.value > self._limit(s) and not self._has_grown(s)]
         if not absurd or median(s.value for s in found) > self.ordinary:
             return
         working = [s for s in absurd if s.value <= self.offset and self._works(signals, s)]
@@ -97,6 +99,10 @@ class AbsurdWeight(Rule):
             return False
         returned = measured(signals.find("output.rms", layer=signal.layer))
         return bool(returned) and all(s.value < self.rms for s in returned)
+
+    def _has_grown(self, signal: Signal) -> bool:
+        """True for a parameter that began at an ordinary size: training has made it large, no memory."""
+        return bool(signal.detail.get("first", math.inf) <= self._limit(signal))
 
     def _limit(self, signal: Signal) -> float:
         return self.offset if str(signal.detail.get("parameter", "")).endswith("bias") else self.rms

@@ -20,7 +20,8 @@ class BlindLayer(Rule):
     ## What it sees
     Every site that the probe expected and did not get, with the reason. A layer whose scores, attention or output are
     missing is a warning, other sites are information, and so are attention layers of kinds that nobody described
-    (HGTConv, a class of your own that calls PyG's softmax): nothing failed there, but nobody looked.
+    (HGTConv, a class of your own that calls PyG's softmax), with whatever else of them goes unseen: nothing failed there, but
+    nobody looked.
 
     ## Why it is unstable
     It may not be. But what was not seen cannot be called healthy: PyG drops message hooks without a word under
@@ -53,7 +54,9 @@ class BlindLayer(Rule):
             per_layer.setdefault(blind.layer, []).append(blind)
         for layer, blinds in per_layer.items():
             sites = [blind.site or "all sites" for blind in blinds]
-            essential = any(blind.site in ESSENTIAL for blind in blinds)
+            # Layers over several kinds of nodes take and return dictionaries, so that input and output go unseen as well.
+            other = any(blind.is_other_attention for blind in blinds)
+            essential = not other and any(blind.site in ESSENTIAL for blind in blinds)
             yield self.finding(
                 f"{layer or 'the model'}: not observed: {', '.join(dict.fromkeys(sites))}; {blinds[0].reason.rstrip('.')}.",
                 severity="warning" if essential else "info",

@@ -256,7 +256,8 @@ class LiveEngine:
         return found
 
     def _first_time(self, finding: Finding) -> bool:
-        mark = (finding.code, finding.layer or "", finding.signal)
+        # What was information may become a warning later on.
+        mark = (finding.code, finding.layer or "", f"{finding.signal} {finding.severity == 'info'}")
         if mark in self._raised:
             return False
         self._raised.add(mark)
@@ -289,7 +290,7 @@ class LiveEngine:
             yield self._attention.finding(
                 f"{key.layer}: at step {step} the largest |score| is {size:.3g}, {size / max(first, 1e-12):.3g} times that of the steps "
                 f"before{pace}. Lower the learning rate, or cap the scores.",
-                severity="warning",
+                severity="info" if steady and not self._jumped(track, size) and self._learning() else "warning",
                 limit=limits.score_growth,
                 name="score.growth",
                 value=math.expm1(min(growth, 50.0)) if steady else size / max(first, 1e-12),
@@ -298,6 +299,14 @@ class LiveEngine:
                 unit="per step",
                 confidence="medium",
             )
+
+    def _learning(self) -> bool:
+        """True while a positive loss is at its best and at most half of what it began with: what grows then is being learned."""
+        track = self._tracks.get("loss")
+        if track is None or not track.ready or track.lowest <= 0:
+            return False
+        recent = list(track.values)[-int(self._limits.loss_lasts) :]
+        return _median(recent) <= min(0.5 * track.start, 1.5 * track.lowest)
 
     def _headroom(self, step: int, layer: str, track: _Track, growth: float) -> Iterator[Finding]:
         size = track.values[-1]

@@ -6,10 +6,16 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 
+import numpy as np
+
 from gnnstab.errors import NotApplicable, NotEvaluable
 from gnnstab.layers import FAMILY, layer_named
-from gnnstab.records import LayerFacts, Signal, Signals
+from gnnstab.records import LayerFacts, Series, Signal, Signals
+from gnnstab.records.vocabulary import LOSS
 from gnnstab.signals import Trend
+
+LOSSES = 5
+"""Losses whose median stands for one point of a run: batches differ."""
 
 ASSUMED_DEGREE = 10.0
 """In-degree that a static judgement assumes when no graph was seen; every message that uses it says so."""
@@ -270,6 +276,19 @@ def _ratio_from_slope(signals: Signals) -> tuple[Signal, ...]:
         for s in slopes
         if depth > 1
     )
+
+
+def loss_at_its_best(series: Iterable[Series], since: int = 0) -> bool:
+    """True for a run whose positive loss fell to half of its start or less and ended no higher than 1.5 times its best.
+
+    Medians of `LOSSES` losses count; one that is not finite after step ``since`` makes it false.
+    """
+    loss = next((s for s in series if s.name == LOSS and s.layer is None and s.head is None), None)
+    if loss is None or len(loss.values) < 2 * LOSSES or not np.isfinite(loss.values[loss.steps >= since]).all():
+        return False
+    finite = loss.values[np.isfinite(loss.values)]
+    medians = np.median(np.lib.stride_tricks.sliding_window_view(finite, LOSSES), axis=1)
+    return bool(medians.min() > 0 and medians[-1] <= 0.5 * medians[0] and medians[-1] <= 1.5 * medians.min())
 
 
 def percent(share: float) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gnnstab.records import PARAMETER_SITES, Measure, SeriesKey, Signal
-from gnnstab.records.rises import OF, lasting_level, rise_of
+from gnnstab.records.rises import OF, lasting_level, rise_of_run
 from gnnstab.records.vocabulary import (
     LOSS_FIRST_RISE,
     LOSS_VALIDATION,
@@ -96,12 +96,14 @@ def _loss(rows: NDArray[np.void]) -> list[Signal]:
 
 
 def _first_rise(rows: NDArray[np.void]) -> list[Signal]:
-    """The largest loss of the first steps over that of step 0; nothing unless step 0 is there with a positive loss."""
+    """The largest finite loss of the first steps over that of step 0; nothing unless step 0 is there with a positive loss."""
     early = rows[(rows["step"] <= FIRST) & ~np.isnan(rows["loss"])]
-    rise = rise_of(early["loss"].tolist()) if len(early) and early["step"][0] == 0 else None
+    rise = rise_of_run(early["loss"].tolist()) if len(early) and early["step"][0] == 0 else None
     if rise is None:
         return []
     detail: dict[str, Any] = {"first": float(early["loss"][0]), "above": rise.above, "peak": rise.peak}
+    after = rows["loss"][(rows["step"] > early["step"][rise.peak]) & (rows["step"] <= FIRST)]
+    detail["broke"] = bool(len(after)) and not math.isfinite(after[0])
     if math.isfinite(early["lr"][0]):
         detail["lr"] = float(early["lr"][0])
     step = int(early["step"][rise.peak])
@@ -252,7 +254,10 @@ def _parameter(
             value = latest(own[site]["rms"].astype(np.float64))
             step = None if single else int(own[site]["step"][-1])
             if math.isfinite(value):
-                signals.append(Signal(name, value, layer, None, step, source, {"parameter": parameter}))
+                detail: dict[str, Any] = {"parameter": parameter}
+                if not single and own[site]["step"][0] == 0:
+                    detail["first"] = float(own[site]["rms"][0])
+                signals.append(Signal(name, value, layer, None, step, source, detail))
     if "update" in own and "weight" in own:
         signals += _updates(parameter, layer, own["update"], own["weight"], source)
     return signals

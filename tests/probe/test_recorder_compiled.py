@@ -147,3 +147,13 @@ def test_a_scripted_layer_is_named() -> None:
     assert coverage.layers_observed == 0
     assert [(b.layer, b.site) for b in coverage.blind] == [("inner", "output")]
     assert "scripted" in coverage.blind[0].reason
+
+
+def test_scripting_a_monitored_model_says_what_to_do() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), TransformerConv(4, 2))
+    with (
+        TraceWriter(None) as writer,
+        Recorder(model, writer),
+        pytest.raises(AttributeError, match="script the model before the monitor is attached"),
+    ):
+        torch.jit.script(model)

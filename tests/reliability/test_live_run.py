@@ -56,12 +56,12 @@ def test_a_run_that_blows_up(path: Path, capsys: pytest.CaptureFixture[str]) -> 
         event = trace.events("non-finite")[0]
     assert event.step == first
     assert event.layer in ("first", "second") and event.stage and event.origin == "made-here"
-    assert command(["diagnose", str(path)]) == 1
+    assert command(["diagnose", "-v", str(path)]) == 1
     out = capsys.readouterr().out
     assert out.startswith("UNSTABLE"), "the verdict is the first line"
     shown = " ".join(out.split())
     assert f"first non-finite value at step {first}: {event.layer}, stage {event.stage}" in shown
-    assert "learning-rate" in shown
+    assert [c.cause for c in diagnose_trace(Trace.open(path)).root_causes()] == ["learning-rate"]
 
 
 def test_it_is_told_before_and_when_it_happens(path: Path) -> None:
@@ -113,7 +113,7 @@ def test_a_run_that_is_killed_in_the_middle(path: Path, capsys: pytest.CaptureFi
     assert diagnosis.coverage.layers_observed == diagnosis.coverage.layers_expected == 2
     assert [f.code for f in diagnosis.findings if f.severity != "info"] == []
     assert "GS903" in [f.code for f in diagnosis.findings]
-    assert command(["diagnose", str(path)]) == 0
+    assert command(["diagnose", "-v", str(path)]) == 0
     assert "was not closed" in " ".join(capsys.readouterr().out.split())
 
 

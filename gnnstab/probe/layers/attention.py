@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from gnnstab.probe.hooks import Placed
 from gnnstab.probe.layers.tap import SoftmaxCall, Tap, Untappable
 from gnnstab.probe.state import State
 from gnnstab.probe.statistics import attention_measures
+from gnnstab.probe.statistics.dense import Rows
 from gnnstab.probe.watch import Plan, Watch
 from gnnstab.records import LayerFacts
 
@@ -119,6 +120,13 @@ class AttentionWatch(Watch):
     def facts(self, position: int) -> LayerFacts:
         """The configuration in force."""
         return self.kind.facts(self.name, self.module, position)
+
+    def shown(self, inputs: Sequence[Any], args: Any, kwargs: Any, output: Tensor) -> Iterator[Rows]:
+        """On the edges as the adapter tells them."""
+        if self._seen and inputs[-1] is not None:
+            call = self._call(inputs, args, kwargs, output, None)
+            size = len(call.x_target) if call.groups is None else call.groups
+            yield Rows(call.score, call.attention, call.index_target, size, call.index_source)
 
     def _call(self, inputs: Sequence[Any], args: Any, kwargs: Any, output: Tensor, gate: Tensor | None) -> Call:
         seen = together(self._seen, len(output))

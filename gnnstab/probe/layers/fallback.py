@@ -17,7 +17,7 @@ from gnnstab.probe.watch import Plan, Watch
 from gnnstab.records import Blind, LayerFacts
 from gnnstab.records.vocabulary import AGGREGATION_EXPONENT
 
-_NOT_JUDGED = "no adapter knows where its scores are; input, output and gradients are recorded"
+_NOT_JUDGED = "no adapter knows where its scores are; inputs, outputs and gradients that are tensors are recorded"
 
 
 class FallbackWatch(Watch):

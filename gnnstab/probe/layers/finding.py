@@ -85,6 +85,7 @@ def softmax_within(space: ModuleType, names: tuple[str, ...]) -> bool:
 
 def calls_edge_softmax(function: FunctionType, depth: int = _DEPTH) -> bool:
     """True for a function that calls a softmax over edges, itself or through functions of its own kind."""
+    function = inspect.unwrap(function)
     names = function.__code__.co_names
     for _, value in named(function):
         if edge_softmax(value) or (isinstance(value, ModuleType) and softmax_within(value, names)):

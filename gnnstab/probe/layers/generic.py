@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gnnstab.layers.edges import plain_tensor
 from gnnstab.layers.generic import GenericLayer
-from gnnstab.probe.layers.attending import Attending
+from gnnstab.probe.layers.attending import Attended, Attending
 from gnnstab.probe.layers.stand_in import StandIn
 from gnnstab.probe.layers.tap import SoftmaxCall, Tap, Untappable
 from gnnstab.probe.state import State
@@ -31,18 +32,22 @@ class GenericWatch(Watch):
     def __init__(self, state: State, name: str, module: nn.Module, family: str, places: tuple[str, ...] = ()) -> None:
         super().__init__(state, name, module)
         self.kind = GenericLayer(family, places)
+        self.given: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
+        """Arguments of the call that is being recorded."""
 
     def facts(self, position: int) -> LayerFacts:
         """What attributes of the customary names show."""
         return self.kind.facts(self.name, self.module, position)
 
     def _after(self, grad: bool, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        self.given = (args, kwargs)
         inputs = tuple(tensors((args, kwargs)))
         outputs = tuple(tensors(output))
         if inputs and outputs:
             super()._after(grad, module, (inputs[:1],), {}, outputs[0])
         else:
             self.forget()
+        self.given = ((), {})
 
     def put(self, plan: Plan, inputs: Sequence[Any], output: Tensor, seen: Sequence[tuple[Tensor, Tensor]]) -> None:
         """Put input, output, scores and attention of one call into the stage, masked scores left out."""
@@ -141,6 +146,12 @@ class EdgeWatch(GenericWatch):
                 self.measure(plan, inputs, output, rows)
         self.forget()
 
+    def shown(self, inputs: Sequence[Any], args: Any, kwargs: Any, output: Tensor) -> Iterator[Rows]:
+        """With the sources, where the edges that softmax went by are those of an argument."""
+        rows = _edge_rows(self._seen)
+        if rows is not None:
+            yield rows._replace(source=_sources(self.given, rows.target))
+
 
 class DenseWatch(GenericWatch):
     """A module whose own code calls torch's softmax or fused attention; counted once it has attended."""
@@ -213,13 +224,40 @@ class DenseWatch(GenericWatch):
             self.put(plan, inputs, output, [])
             return
         due = self.due(plan)
-        heads = self.kind.facts(self.name, self.module, 0).heads
-        seen = [(one.score.detach(), one.attention.detach(), one.axis) for one in look.attended]
-        if due:
-            seen += [_of_fused(one) for one in look.fused]
+        seen = self._all(look) if due else [_of_attended(one) for one in look.attended]
         self.put(plan, inputs, output, [(score, attention) for score, attention, _ in seen])
         if due and seen:
-            self.measure(plan, inputs, output, as_edges(*seen[0], heads))
+            self.measure(plan, inputs, output, as_edges(*seen[0], self._heads))
+
+    def shown(self, inputs: Sequence[Any], args: Any, kwargs: Any, output: Tensor) -> Iterator[Rows]:
+        """Of every softmax that weighted values."""
+        for seen in [] if self._look is None else self._all(self._look):
+            yield as_edges(*seen, self._heads, None)
+
+    @property
+    def _heads(self) -> int | None:
+        return self.kind.facts(self.name, self.module, 0).heads
+
+    @staticmethod
+    def _all(look: Attending) -> list[tuple[Tensor, Tensor, int]]:
+        return [*map(_of_attended, look.attended), *map(_of_fused, look.fused)]
+
+
+def _of_attended(one: Attended) -> tuple[Tensor, Tensor, int]:
+    return one.score.detach(), one.attention.detach(), one.axis
+
+
+def _sources(given: Any, target: Tensor) -> Tensor | None:
+    """The other end of the edges among the arguments that have these targets; None where there are no such edges."""
+    args, kwargs = given
+    for one in (*args, *kwargs.values()):
+        if isinstance(one, Tensor) and not one.is_floating_point() and one.layout is torch.strided:
+            plain = plain_tensor(one)
+            if plain.shape == (2, len(target)):
+                for end in (1, 0):
+                    if torch.equal(plain[end], target):
+                        return plain[1 - end]
+    return None
 
 
 def _of_fused(call: Any) -> tuple[Tensor, Tensor, int]:

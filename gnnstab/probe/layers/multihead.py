@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from gnnstab.layers.generic import MULTIHEAD
 from gnnstab.probe.layers.generic import GenericWatch
 from gnnstab.probe.layers.stand_in import StandIn
 from gnnstab.probe.state import State
-from gnnstab.probe.statistics.dense import as_edges, product_scores
+from gnnstab.probe.statistics.dense import Rows, as_edges, product_scores
 from gnnstab.probe.watch import Plan
 
 
@@ -25,7 +25,6 @@ class MultiheadWatch(GenericWatch):
 
     def __init__(self, state: State, name: str, module: nn.MultiheadAttention) -> None:
         super().__init__(state, name, module, MULTIHEAD)
-        self._given: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
         self._stand_in: StandIn | None = None
 
     def attach(self) -> None:
@@ -52,27 +51,28 @@ class MultiheadWatch(GenericWatch):
         super().detach()
         self.forget()
 
-    def forget(self) -> None:
-        """Drop what an interrupted call left behind."""
-        self._given = ((), {})
-
-    def _after(self, grad: bool, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        self._given = (args, kwargs)
-        super()._after(grad, module, args, kwargs, output)
-        self.forget()
-
     def record(self, grad: bool, plan: Plan, inputs: Sequence[Any], args: Any, kwargs: Any, output: Tensor) -> None:
         """Put the call's tensors into the stage."""
         if not self.due(plan):
             self.put(plan, inputs, output, [])
             return
-        score = multihead_scores(self.module, *self._given[0], **self._given[1])
+        score = self._scores()
         if score is None:
             self.put(plan, inputs, output, [])
             return
         attention = torch.softmax(score, -1)
         self.put(plan, inputs, output, [(score, attention)])
         self.measure(plan, inputs, output, as_edges(score, attention, 3, score.shape[1]))
+
+    def shown(self, inputs: Sequence[Any], args: Any, kwargs: Any, output: Tensor) -> Iterator[Rows]:
+        """Computed once more from what the layer was given."""
+        score = self._scores()
+        if score is not None:
+            yield as_edges(score, torch.softmax(score, -1), 3, score.shape[1], None)
+
+    def _scores(self) -> Tensor | None:
+        args, kwargs = self.given
+        return multihead_scores(self.module, *args, **kwargs)
 
 
 def multihead_scores(

@@ -6,19 +6,26 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
+from torch_geometric.nn import MessagePassing
 
 if TYPE_CHECKING:
     from gnnstab.probe.places.survey import Seen
 
 
+OTHER_HEAD = "another head"
+"""Why parameters have no gradient: they could stand where the model's last map stands, and this forward did not use them."""
+
+
 def rows(seen: Seen, leaves: list[Tensor]) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
     """After a backward: ``leaves`` are the tensors that its loss depends on."""
-    without: dict[str, list[str]] = {"called": [], "never called": []}
+    without: dict[str, list[str]] = {"called": [], "never called": [], OTHER_HEAD: []}
+    heads = tuple(f"{head}." for head in _other_heads(seen))
     for name, parameter in seen.model.named_parameters():
         if parameter.requires_grad and parameter.grad is None and parameter.numel() and not _left_out(seen, name):
             owner = name.rpartition(".")[0]
             called = not owner or owner in seen.calls.called or _used(parameter, leaves)
-            without["called" if called else "never called"].append(name)
+            why = "called" if called else OTHER_HEAD if name.startswith(heads) else "never called"
+            without[why].append(name)
     if leaves:
         for why, names in without.items():
             if names:
@@ -46,6 +53,28 @@ def not_held(model: nn.Module, groups: Iterable[Mapping[str, Any]]) -> dict[str,
     share = sum(trainable[name].numel() for name in missing) / max(1, total)
     strangers = len(held - {id(p) for p in model.parameters()})
     return {"parameters": missing[:50], "count": len(missing), "share": share, "strangers": strangers}
+
+
+def _other_heads(seen: Seen) -> list[str]:
+    """Modules that no part of was called and that take what the last map of the forward takes, to another width.
+
+    A head for another task or a later phase looks so. A layer that was forgotten does not: in the middle of a network it
+    would keep the width, and one that fits nowhere takes another.
+    """
+    weights = [getattr(call.module, "weight", None) for call in seen.calls.all if call.computes]
+    maps = [weight for weight in weights if isinstance(weight, Tensor) and weight.dim() == 2]
+    if not maps:
+        return []
+    width, found = maps[-1].size(1), list[str]()
+    for name, module in seen.model.named_modules():
+        if not name or name.startswith(tuple(f"{head}." for head in found)):
+            continue
+        called = any(one == name or one.startswith(f"{name}.") for one in seen.calls.called)
+        matrices = [p for p in module.parameters() if p.dim() == 2]
+        passes = any(isinstance(part, MessagePassing) for part in module.modules())
+        if not called and not passes and matrices and matrices[0].size(1) == width != matrices[-1].size(0):
+            found.append(name)
+    return found
 
 
 def _used(parameter: Tensor, leaves: list[Tensor]) -> bool:

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from gnnstab.errors import UsageError
 from gnnstab.probe.places.survey import Place, survey, to_json
 from gnnstab.probe.read_out import read_out
 from gnnstab.records.vocabulary import PLACE_COLUMN_RATIO, PLACE_NON_FINITE, PLACE_RMS
@@ -55,8 +56,9 @@ class Surveys:
         context = torch.autocast(cast.device_type, dtype=cast.dtype) if cast.enabled else nullcontext()
         try:
             found = survey(self._model, forward.args, forward.kwargs, objective=read_out, rng=forward.rng, cast=context)
-        except Exception as error:
-            # A model that cannot be copied, or no memory for a second one: the run itself is recorded all the same.
+        except (UsageError, RuntimeError) as error:
+            # A model that cannot be copied, or no memory for a second one: the run itself is recorded all the same. Any other
+            # failure is one of the tool, and told as such.
             self._writer.meta("places_failed", f"{type(error).__name__}: {error}")
             return
         self._keep(found)

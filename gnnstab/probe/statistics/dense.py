@@ -16,19 +16,26 @@ ROWS = 1 << 22
 
 
 class Rows(NamedTuple):
-    """Scores and attention (E, H) of every row and key, the row (E,), and how many rows there are."""
+    """Scores and attention (E, H) of every row and key."""
 
     score: Tensor
     attention: Tensor
     target: Tensor
+    """(E,) the row, counted through all graphs of the batch."""
+
     size: int
+    """How many rows there are."""
+
+    source: Tensor | None = None
+    """(E,) the key, counted in the same way; None where it is not known."""
 
 
-def as_edges(score: Tensor, attention: Tensor, axis: int, heads: int | None) -> Rows:
+def as_edges(score: Tensor, attention: Tensor, axis: int, heads: int | None, limit: int | None = ROWS) -> Rows:
     """Score and attention (…) with the keys along ``axis``, masked keys left out.
 
     Heads are told apart where exactly one other axis before the last two, or the last one, is ``heads`` long and masks are
-    the same for all of them; otherwise every row of every head counts as a row of one head.
+    the same for all of them; otherwise every row of every head counts as a row of one head. Beyond ``limit`` entries rows are
+    left out, evenly spaced; None keeps them all.
     """
     score, attention = (one.detach().movedim(axis, -1) for one in (score, attention))
     place = _head_axis(score, heads)
@@ -36,14 +43,17 @@ def as_edges(score: Tensor, attention: Tensor, axis: int, heads: int | None) -> 
         score, attention = score.unsqueeze(0), attention.unsqueeze(0)
     else:
         score, attention = score.movedim(place, 0), attention.movedim(place, 0)
+    length = score.shape[-2]
     score, attention = (one.reshape(one.shape[0], -1, one.shape[-1]) for one in (score, attention))
-    step = max(1, math.ceil(score.numel() / ROWS))
+    step = 1 if limit is None else max(1, math.ceil(score.numel() / limit))
     score, attention = score[:, ::step], attention[:, ::step]
     kept = ~(score <= MASKED)
     if not bool((kept == kept[:1]).all()):
         score, attention, kept = (one.reshape(1, -1, one.shape[-1]) for one in (score, attention, kept))
     row, key = kept[0].nonzero(as_tuple=True)
-    return Rows(score[:, row, key].T, attention[:, row, key].T, row, score.shape[1])
+    return Rows(
+        score[:, row, key].T, attention[:, row, key].T, row, score.shape[1], row * step // length * kept.shape[-1] + key
+    )
 
 
 def _head_axis(score: Tensor, heads: int | None) -> int | None:

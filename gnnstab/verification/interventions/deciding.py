@@ -105,9 +105,33 @@ def decided_findings(findings: Sequence[Finding], found: Investigation) -> tuple
             changed.append(_of_symptom(finding, ruling, found, heads))
         elif id(finding) in {id(head) for head in heads.values()}:
             changed.append(_promoted(finding, rules))
+        elif finding.code == "GS301" and is_warning(finding) and finding.layer in _earned_layers(rules, found):
+            changed.append(_of_use(finding, found))
         else:
             changed.append(finding)
     return tuple(changed)
+
+
+def _earned_layers(rules: Sequence[Ruling], found: Investigation) -> set[str | None]:
+    """Layers whose measured sharpness the loss needs and nothing else has brought about."""
+    if not found.earned:
+        return set()
+    return {
+        ruling.symptom.goal.layer
+        for ruling in rules
+        if ruling.symptom.goal.signal.startswith("attention.")
+        and (ruling.root is None or ruling.root.trial.cause == "attention-explosion")
+    }
+
+
+def _of_use(finding: Finding, found: Investigation) -> Finding:
+    """What the weights alone say of a layer whose sharpness was measured and is of use."""
+    assert found.losses is not None
+    before, after = found.losses
+    return replace(
+        finding, severity="info", explained_by=None,
+        message=f"{finding.message} Softer scores on a copy raise your loss from {before:.3g} to {after:.3g}: it is of use.",
+    )  # fmt: skip
 
 
 def _heads(findings: Sequence[Finding], rules: Sequence[Ruling]) -> dict[str, Finding]:

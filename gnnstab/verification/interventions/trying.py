@@ -13,6 +13,7 @@ from torch import nn
 
 from gnnstab.errors import FixError, GnnstabError
 from gnnstab.fixes.places import duplicate
+from gnnstab.probe.evaluating import evaluating
 from gnnstab.records import Finding, Signals
 from gnnstab.records.vocabulary import GAIN_VALUE, LOGIT_ALIGNMENT, LOGIT_FROBENIUS
 from gnnstab.rules.explanation import is_warning
@@ -29,6 +30,9 @@ MOST_TRIALS = 12
 
 SOFTER = 0.5
 """Factor on the scores that shows whether sharp attention is of use."""
+
+_WAY_BACK = 0.5
+"""Share of the way back from which on something that was undone explains sharp attention, as for a root cause."""
 
 EARNED = 0.05
 """Relative rise of the loss under softer scores from which on the sharpness is called earned."""
@@ -83,7 +87,7 @@ def investigate(
     if not wanted:
         return Investigation((), (), ())
     try:
-        copy = duplicate(model).eval()
+        copy = evaluating(duplicate(model))
     except FixError:
         return Investigation((), (), ())
     case = Case(copy, items(batch)[0], loss, precision, signals, findings, wanted)
@@ -96,7 +100,8 @@ def investigate(
     tried = tuple(_undone(case, base, there, trials, failed))
     before = tuple(symptom.goal.read(base.signals) for symptom in there)
     explained = any(_restores(one, there) for one in tried if one.trial.cause != "attention-explosion")
-    losses = None if explained else _softened(case, base, there)
+    established = any(share >= _WAY_BACK for one in tried for share in one.shares)
+    losses = None if explained else _softened(case, base, there, established)
     untried = (failed | _unknown(case)) - {one.trial.cause for one in tried}
     return Investigation(there, before, tried, frozenset(untried), _rate(case), losses)
 
@@ -158,13 +163,17 @@ def _looked(case: Case, edit: Edit) -> Look | None:
         case.model.zero_grad(set_to_none=True)
 
 
-def _softened(case: Case, base: Look, symptoms: tuple[Symptom, ...]) -> tuple[float, float] | None:
-    """The loss with and without softer scores, where training has made queries and keys agree and the loss is known."""
+def _softened(case: Case, base: Look, symptoms: tuple[Symptom, ...], established: bool) -> tuple[float, float] | None:
+    """The loss with and without softer scores, where the loss is known and the sharpness may have been learned.
+
+    It may where training has made queries and keys agree, and where nothing that was undone explains it: values that grow
+    with the training sharpen attention as well.
+    """
     sharp = [s.goal.layer for s in symptoms if s.goal.signal.startswith("attention.") and s.goal.layer is not None]
     if not sharp or case.loss is None or fresh(case.signals) or not math.isfinite(base.loss):
         return None
     limit = AttentionExplosion().alignment
     aligned = [s for s in measured(case.signals.find(LOGIT_ALIGNMENT)) if s.layer in sharp and s.value > limit]
     factors = {layer: torch.tensor(SOFTER) for layer in sharp}
-    softer = _looked(case, Edit(score_factors=factors)) if aligned else None
+    softer = _looked(case, Edit(score_factors=factors)) if aligned or not established else None
     return None if softer is None else (base.loss, softer.loss)

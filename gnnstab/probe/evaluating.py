@@ -1,0 +1,32 @@
+"""Evaluation mode for a copy that is looked at: no dropout, and normalisations that have something to go by."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def evaluating(model: Model) -> Model:
+    """Puts a copy into evaluation mode and returns it; ``model`` itself is changed.
+
+    A BatchNorm that has seen no batch yet would divide by the 1 that its running variance starts with, and so normalise
+    nothing. It takes the statistics of the batch instead, as it will in the first step of the training.
+    """
+    model.eval()
+    for module in model.modules():
+        if isinstance(module, _BatchNorm) and module.num_batches_tracked is not None and not module.num_batches_tracked:
+            module.register_forward_pre_hook(ByBatch())
+    return model
+
+
+class ByBatch:
+    """A hook before a BatchNorm that has it take the statistics of the batch, where that has any."""
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """A single row has no spread: PyTorch refuses it in training mode."""
+        x = args[0] if args else None
+        module.training = isinstance(x, Tensor) and x.numel() > x.size(1)
