@@ -34,6 +34,21 @@ def test_verify_prints_the_verdict_and_its_exit_code(capsys, batch):
     assert "nothing to cure" in verdict["reason"]
 
 
+def test_verify_without_a_fix_tries_the_recommended_ones(capsys, batch, tmp_path):
+    model = Stack()
+    with torch.no_grad():
+        model.convs[0].lin_query.weight *= 100
+    torch.save(model.state_dict(), tmp_path / "checkpoint.pt")
+    arguments = [str(tmp_path / "checkpoint.pt"), "--model", "models.stacks:Stack", "--batch", batch]
+    _, out, err = call(capsys, "verify", *arguments, "--seeds", "1", "--steps", "1", "--format", "json")
+    tried = [verdict["fix"] for verdict in json.loads(out)]
+    assert "qk-clip" in tried
+    assert all(fix in err for fix in tried)
+    code, _, err = call(capsys, "verify", *arguments[1:], "--seeds", "1", "--steps", "1")
+    assert code == 3
+    assert "no fix is recommended" in err
+
+
 def test_verify_exports_a_clipped_state_dict_to_a_new_file_only(capsys, batch, tmp_path):
     model = Stack()
     with torch.no_grad():
