@@ -11,6 +11,7 @@ from torch import nn
 from torch_geometric.data import Data
 
 from gnnstab import demo, fixes
+from gnnstab.layers import layer_of
 from gnnstab.monitor import Monitor
 from gnnstab.randomness import keeps_random_state
 
@@ -43,7 +44,10 @@ def write(folder: Path, say: Callable[[str], None]) -> tuple[Path, ...]:
     with torch.no_grad():
         for name, factor in (("healthy.pt", 1.0), ("actor.pt", _SHARPENED), ("crash.pt", _BROKEN)):
             changed = copy.deepcopy(model)
-            changed.get_parameter("convs.0.lin_query.weight").mul_(factor)
+            first = changed.convs[0]
+            adapter = layer_of(first)
+            assert adapter is not None
+            adapter.scale_scores(first, [factor] * first.heads)
             torch.save(changed.state_dict(), folder / name)
     return tuple(folder / name for name in FILES)
 

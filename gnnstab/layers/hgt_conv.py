@@ -36,7 +36,6 @@ class HGTConvLayer(HeteroLayer):
     absent: ClassVar[str] = "no k_rel, v_rel and kqv_lin side by side"
     width_names: ClassVar[tuple[str, str]] = ("k_rel", "out_lin")
     probed: ClassVar[bool] = False
-    multiplies: ClassVar[bool] = True
     static: ClassVar[str] = "|p|·‖W_qᵀA_relᵀW_k‖/√d, the largest of all relations"
     defaults: ClassVar[Mapping[str, Any]] = {"heads": 1}
 

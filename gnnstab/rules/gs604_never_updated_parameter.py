@@ -227,7 +227,7 @@ def _without_part(signals: Signals, parameter: str) -> bool:
 
 
 def _inside(own: str, parts: Sequence[str]) -> bool:
-    """True for a part of a layer: a module such as ``lin_key``, or a parameter such as ``att_src``."""
+    """True for a part of a layer: a module by its name, or a parameter of the layer's own."""
     return any(own == part or own.startswith(f"{part}.") for part in parts)
 
 
