@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -44,7 +45,7 @@ def write(folder: Path, say: Callable[[str], None]) -> tuple[Path, ...]:
     with torch.no_grad():
         for name, factor in (("healthy.pt", 1.0), ("actor.pt", _SHARPENED), ("crash.pt", _BROKEN)):
             changed = copy.deepcopy(model)
-            first = changed.convs[0]
+            first: Any = changed.convs[0]
             adapter = layer_of(first)
             assert adapter is not None
             adapter.scale_scores(first, [factor] * first.heads)

@@ -67,6 +67,7 @@ def demonstrated(folder, monkeypatch):
 
 CALLS = {
     "diagnose": lambda model, batch: gnnstab.diagnose(model, batch=batch, loss=objective),
+    "attention": lambda model, batch: gnnstab.attention(model, batch),
     "verify": lambda model, batch: gnnstab.verify(model, ["dropout", "residual", "qk-redraw"], batch=batch, **SMALL),
     "prove": lambda model, batch: gnnstab.verification.prove(
         gnnstab.diagnose(model, batch=batch), model, batch=batch, **SMALL
