@@ -16,6 +16,7 @@ from gnnstab.probe.discovery import find_watches
 from gnnstab.probe.replica import unwrap
 from gnnstab.probe.state import State
 from gnnstab.probe.watch import Plan, Watch
+from gnnstab.randomness import keeps_random_state
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,6 +45,7 @@ class AttentionCall:
     """(E,) where it goes to."""
 
 
+@keeps_random_state
 def attention(model: nn.Module, batch: Any) -> list[AttentionCall]:
     """Scores and attention of every attention layer for a batch, in the order of the calls.
 
