@@ -35,6 +35,8 @@ class Commands(click.Group):
 
         command: click.Command = import_module(COMMANDS[cmd_name][0]).command
         command.epilog = epilog(cmd_name)
+        # Click keeps the first help option that it makes for a command: one made outside this group must know -h as well.
+        command.context_settings.setdefault("help_option_names", ["-h", "--help"])
         return command
 
     def resolve_command(

@@ -86,6 +86,7 @@ class Signals:
 
     context: Mapping[str, Any] = field(default_factory=dict)
     """Facts of the run: ``precision`` (fp32, fp16, bf16), ``trained`` (bool | None), ``steps`` (int), ``loss_given``,
+    ``losses`` (of the batches),
     ``layers_expected``, ``assumptions`` (list of str), ``linear_initialisation`` (label of the plain Linear layers)."""
 
     @property

@@ -115,6 +115,14 @@ def _of_absurd_size(symptom: Finding, explanation: Finding, signals: Signals) ->
     return explanation.signal == "place.rms" and explanation.value > FeatureScale.absurd
 
 
+def _nothing_comes_back(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    """Gradients that are 0 for every parameter: a clamp or a ReLU that is closed everywhere passes none."""
+    if symptom.signal == "weight.grad_rms":
+        return True
+    seen = [s for s in signals.find("optimizer.never_updated") if s.value > 0]
+    return bool(seen) and all(s.value == s.detail.get("of") and s.detail.get("zero") for s in seen)
+
+
 def _through_one_hot_attention(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
     """Gradients that arrived as exact zeros, in layers whose attention is one-hot: a softmax passes none to its scores there."""
     hot = {
@@ -181,6 +189,8 @@ LINKS: tuple[Link, ...] = (
     Link("GS304", "GS404", _always),
     Link("GS704", "GS404", _always),
     # Parameters in front of scores that a saturated softmax cuts off.
+    Link("GS604", "GS703", _nothing_comes_back),
+    Link("GS604", "GS701", _nothing_comes_back),
     Link("GS604", "GS406", _through_one_hot_attention),
     Link("GS604", "GS302", _through_one_hot_attention),
     Link("GS604", "GS301", _through_one_hot_attention),

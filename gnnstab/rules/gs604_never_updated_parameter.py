@@ -33,7 +33,7 @@ class NeverUpdatedParameter(Rule):
     queries and keys of every layer at once.
     With a model and a batch: parameters without a gradient after a backward, and why (the module was not called, or no path
     leads to it); weights that the loss depends on and `model.parameters()` does not hold, as of layers in a plain list; with
-    the optimizer: parameters that it does not hold.
+    the optimizer: parameters that it does not hold. Gradients that are exactly 0 for every parameter, as behind `round` or `argmax`.
 
     ## Why it is unstable
     The layer keeps its initial weights while everything around it moves. It is a wiring mistake far more often than an
@@ -73,6 +73,7 @@ class NeverUpdatedParameter(Rule):
         found = [*self._not_owned(signals), *self._not_held(signals)]
         if signals.kind == "model" or signals.find("place.without_gradient", source="batch"):
             found += self._without_gradient(signals)
+        found += self._all_zero(signals)
         yield from found
         if not signals.find("optimizer.never_updated") and (found or signals.find("place.rms", source="batch")):
             return
@@ -89,6 +90,9 @@ class NeverUpdatedParameter(Rule):
         if not count > self.parameters:
             return
         listed = sorted(silent - idle)
+        if signals.kind != "checkpoint" and worst.value == worst.detail.get("of") and worst.detail.get("zero"):
+            yield self._nothing_arrives(worst, count, listed, "error")
+            return
         if len(unread) == count or worst.value == worst.detail.get("of"):
             yield self._not_yet(worst, count, listed, bool(unread))
             return
@@ -117,6 +121,23 @@ class NeverUpdatedParameter(Rule):
             limit=self.parameters,
             signal=worst,
             confidence="high" if known else "medium",
+        )
+
+    def _all_zero(self, signals: Signals) -> Iterator[Finding]:
+        """One batch whose backward gives every parameter a gradient of exactly 0 although the loss is not 0."""
+        gradients = signals.find("weight.grad_rms", source="batch")
+        if not gradients or any(s.value != 0 for s in gradients) or 0.0 in signals.context.get("losses", ()):
+            return
+        listed = [str(s.detail.get("parameter", s.layer)) for s in gradients]
+        yield self._nothing_arrives(gradients[0], len(listed), listed, "warning")
+
+    def _nothing_arrives(self, signal: Signal, count: float, listed: Sequence[str], severity: str) -> Finding:
+        return self.finding(
+            f"the gradients of all {count:.0f} parameters are exactly 0 ({names(listed, 6)}), so that no update moves them: no operation with a "
+            "derivative leads from them to the loss. Look for round, sign, argmax, a comparison, or a ReLU or clamp that is closed everywhere.",
+            severity=severity,
+            limit=self.parameters,
+            signal=signal,
         )
 
     def _not_yet(self, worst: Signal, count: float, listed: list[str], unread: bool) -> Finding:

@@ -72,7 +72,10 @@ def from_trace(trace: Trace) -> Signals:
         events=trace.events(),
         blind=trace.blind(),
         missing=_missing(values, undefined),
-        context=_context(trace, source, layers, len(steps), short_run(0 if single else len(steps), measures)),
+        context={
+            **_context(trace, source, layers, len(steps), short_run(0 if single else len(steps), measures)),
+            **({"losses": [float(loss) for loss in steps["loss"]]} if source == "batch" else {}),
+        },
     )
 
 

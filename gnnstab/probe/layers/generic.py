@@ -13,6 +13,7 @@ from gnnstab.layers.generic import GenericLayer
 from gnnstab.probe.layers.attending import Attended, Attending
 from gnnstab.probe.layers.stand_in import StandIn
 from gnnstab.probe.layers.tap import SoftmaxCall, Tap, Untappable
+from gnnstab.probe.named_tensors import named_tensors
 from gnnstab.probe.state import State
 from gnnstab.probe.statistics.dense import MASKED, Rows, as_edges, product_scores
 from gnnstab.probe.statistics.layer import activation_measures, softmax_measures
@@ -43,6 +44,8 @@ class GenericWatch(Watch):
         self.given = (args, kwargs)
         inputs = tuple(tensors((args, kwargs)))
         outputs = tuple(tensors(output))
+        if not inputs:  # a whole batch object: its features are the input
+            inputs = tuple(x for x in named_tensors(args, kwargs).values() if x.is_floating_point())
         if inputs and outputs:
             super()._after(grad, module, (inputs[:1],), {}, outputs[0])
         else:

@@ -71,7 +71,8 @@ def _other_heads(seen: Seen) -> list[str]:
             continue
         called = any(one == name or one.startswith(f"{name}.") for one in seen.calls.called)
         matrices = [p for p in module.parameters() if p.dim() == 2]
-        passes = any(isinstance(part, MessagePassing) for part in module.modules())
+        # A table is looked up and no map; one that nothing reads has lost its way, as by ``.data``.
+        passes = any(isinstance(part, (MessagePassing, nn.Embedding)) for part in module.modules())
         if not called and not passes and matrices and matrices[0].size(1) == width != matrices[-1].size(0):
             found.append(name)
     return found
