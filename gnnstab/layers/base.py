@@ -213,6 +213,7 @@ class Layer(ABC):
 
     def traced_scores(self, module: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         """Scores (E, H) and attention (E, H) from what the watched method received and left behind, for compiled graphs."""
+        # Asked only where `repeats` says yes: a kind that never does needs none, and one that does must have its own.
         raise NotImplementedError(f"{self.kind} shows nothing inside a compiled graph")
 
     def operands(self, module: nn.Module, given: Mapping[str, Any], made: Mapping[str, Tensor]) -> tuple[Tensor, ...]:

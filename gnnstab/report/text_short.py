@@ -125,7 +125,7 @@ def _began(diagnosis: Diagnosis) -> Iterator[_Line]:
 
 
 def _cause(cause: Cause, longest: int) -> _Line:
-    known = ", ".join(part for part in (" ".join(cause.codes), getattr(cause, "how", "")) if part)
+    known = ", ".join(part for part in (" ".join(cause.codes), cause.how) if part)
     reason = summary.beginning(escape.sentence(cause.reason), longest)
     words = ((cause.cause, f"bold {CAUSE[cause.status]}"), f" ({known}): " if known else ": ", reason)
     return _Line("cause" if cause.status == "root-cause" else "suspect", Text.assemble(*words))
@@ -167,7 +167,7 @@ def _further(diagnosis: Diagnosis, room: int, width: int) -> list[Text]:
 
 
 def _also(diagnosis: Diagnosis, group: Sequence[Finding], width: int) -> Text:
-    """``warning GS302 attention-saturated-by-input, gnn1: 0.229 < 0.35, follows from GS401``."""
+    """``warning GS302 attention-saturated-by-input, gnn1: 0.229 < 0.35, from GS401``."""
     first, times = group[0], f" ×{len(group)}" if len(group) > 1 else ""
     tail = f", from {escape.name(first.explained_by)}" if first.explained_by else ""
     measured = compared(first.value, first.threshold, "") if math.isfinite(first.threshold) else ""
