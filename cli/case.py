@@ -51,7 +51,7 @@ def load(checkpoint: str | None, model: str, batch: str, loss: str | None, *, un
     from gnnstab.checkpoint import load as read
     from gnnstab.checkpoint import load_into
     from gnnstab.observation import build, resolve
-    from gnnstab.probe.batches import load_batch
+    from gnnstab.probe.batches.arguments import load_batch
 
     factory = resolve(model)
     made = build(model)

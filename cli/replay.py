@@ -69,7 +69,7 @@ def command(
 def _of_bundle(folder: str, model: str | None, batch: str | None, precision: str | None, fixes: Any) -> Replay:
     from gnnstab.errors import UsageError
     from gnnstab.observation import build
-    from gnnstab.probe.bundle import read
+    from gnnstab.probe.replaying.bundle import read
     from gnnstab.verification.bundles import NEEDS_MODEL, replay_bundle, seen_in
     from gnnstab.verification.replay import FIRST_AID
 
@@ -87,7 +87,7 @@ def _of_checkpoint(
     path: str | None, model: str | None, batch: str | None, precision: str, fixes: Any, *, unsafe: bool
 ) -> Replay:
     from gnnstab.errors import UsageError
-    from gnnstab.probe.batches import as_arguments
+    from gnnstab.probe.batches.arguments import as_arguments
     from gnnstab.verification.replay import FIRST_AID, replay
 
     if model is None or batch is None:

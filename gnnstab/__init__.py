@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from gnnstab import fixes as fixes
     from gnnstab.diagnosis import diagnose as diagnose
     from gnnstab.monitor import Monitor as Monitor
-    from gnnstab.probe.showing import attention as attention
+    from gnnstab.probe.attention_calls import attention as attention
     from gnnstab.records import Diagnosis as Diagnosis
     from gnnstab.records import Finding as Finding
     from gnnstab.trace import Trace as Trace
@@ -23,7 +23,7 @@ _HOMES = {
     "Finding": "gnnstab.records",
     "Monitor": "gnnstab.monitor",
     "Trace": "gnnstab.trace",
-    "attention": "gnnstab.probe.showing",
+    "attention": "gnnstab.probe.attention_calls",
     "diagnose": "gnnstab.diagnosis",
     "fixes": "gnnstab.fixes",
     "verify": "gnnstab.verification",

@@ -19,13 +19,13 @@ from gnnstab.errors import UnstableError, UsageError, warn
 from gnnstab.evaluation import diagnose_trace
 from gnnstab.feed import Feed, Sink
 from gnnstab.fixes.own_lines import in_own_lines
-from gnnstab.probe.boundary import Boundary
-from gnnstab.probe.next_update import UpdateWatch
+from gnnstab.probe.attaching.boundary import Boundary
+from gnnstab.probe.buffering.step_writer import Layout
 from gnnstab.probe.operations.repeat import objective_of
-from gnnstab.probe.outbox import Layout
+from gnnstab.probe.optimizer.next_update import UpdateWatch
+from gnnstab.probe.optimizer.slope import SlopeWatch
 from gnnstab.probe.places import not_held
 from gnnstab.probe.recorder import Recorder
-from gnnstab.probe.slope import SlopeWatch
 from gnnstab.records import Coverage, Diagnosis, Event, Finding, SeriesKey, Signals, StepRow, Target
 from gnnstab.rules.gs502_non_finite_value import NonFiniteValue
 from gnnstab.rules.live import LiveEngine

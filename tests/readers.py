@@ -29,8 +29,8 @@ from gnnstab.checkpoint import load, rebuild, recover
 from gnnstab.config.validating import validate
 from gnnstab.errors import GnnstabError
 from gnnstab.evaluation import evaluate
-from gnnstab.probe import bundle
-from gnnstab.probe.batches import as_arguments, load_batch
+from gnnstab.probe.batches.arguments import as_arguments, load_batch
+from gnnstab.probe.replaying import bundle
 from gnnstab.records import Blind, Event, LayerFacts, Measure, SeriesKey, Signals, StepRow, Target
 from gnnstab.report import render
 from gnnstab.signals import from_checkpoint, from_trace
@@ -369,8 +369,8 @@ def bundle_files() -> dict[str, bytes]:
     """The files of a bundle, as the probe writes them."""
     import tempfile
 
-    from gnnstab.probe.outer import Inputs
-    from gnnstab.probe.replica import Autocast, rng_snapshot
+    from gnnstab.probe.attaching.forward_tracker import Inputs
+    from gnnstab.probe.replaying.replica import Autocast, rng_snapshot
 
     model, x = TransformerConv(4, 4), torch.ones(3, 4)
     inputs = Inputs(

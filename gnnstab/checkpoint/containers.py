@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from gnnstab.checkpoint.modules import known_facts
 from gnnstab.checkpoint.naming import SHADOWS, printable, unique
+from gnnstab.checkpoint.pickle_stubs import facts_of, is_module, tensors_of
 from gnnstab.checkpoint.settings import plain_settings
-from gnnstab.checkpoint.standins import facts_of, is_module, tensors_of
 from gnnstab.errors import LoadError
 from gnnstab.unpickling import Record
 

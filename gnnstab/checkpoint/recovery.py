@@ -16,11 +16,11 @@ from gnnstab.checkpoint.loading import Checkpoint
 from gnnstab.checkpoint.moments import gradient_slope, optimizer_signals
 from gnnstab.checkpoint.naming import is_statistic
 from gnnstab.checkpoint.numbers import SLOPE_SQUARED, layer_signals
-from gnnstab.checkpoint.survey import Survey, survey
+from gnnstab.checkpoint.tensor_scan import Survey, survey
 from gnnstab.checkpoint.tensors import readable
 from gnnstab.checkpoint.threads import one_thread
 from gnnstab.checkpoint.training import was_trained
-from gnnstab.checkpoint.unseen import assumptions, undecided
+from gnnstab.checkpoint.undecidable import assumptions, undecided
 from gnnstab.errors import UsageError
 from gnnstab.layers import StoredLayer
 from gnnstab.records import LayerFacts, Signal

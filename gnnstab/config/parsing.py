@@ -8,8 +8,8 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
-from gnnstab.config.accepting import Suppression
 from gnnstab.config.settings import Settings
+from gnnstab.config.suppressions import Suppression
 from gnnstab.errors import ConfigurationError, hint, printable
 from gnnstab.records import SEVERITIES
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from gnnstab.config.accepting import Suppression
+from gnnstab.config.suppressions import Suppression
 from gnnstab.errors import UsageError
 from gnnstab.records import SEVERITIES
 from gnnstab.rules.engine import Override

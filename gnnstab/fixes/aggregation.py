@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from gnnstab.errors import FixError
 from gnnstab.fixes.base import Fix
-from gnnstab.fixes.places import edited_copy, sum_aggregators
+from gnnstab.fixes.model_structure import edited_copy, sum_aggregators
 from gnnstab.records import LayerFacts, Signals
 from gnnstab.records.vocabulary import AGGREGATION_EXPONENT
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from gnnstab.errors import FixError
 from gnnstab.fixes.base import Fix
-from gnnstab.fixes.places import add_part, editable_layers, edited_copy
+from gnnstab.fixes.model_structure import add_part, editable_layers, edited_copy
 from gnnstab.fixes.printing import constructor_calls
 from gnnstab.layers import layer_named
 from gnnstab.records import LayerFacts, Signals

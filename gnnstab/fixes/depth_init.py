@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from gnnstab.fixes.base import Fix
-from gnnstab.fixes.places import attention_layers, edited_copy
+from gnnstab.fixes.model_structure import attention_layers, edited_copy
 from gnnstab.layers import LAYERS
 from gnnstab.records import LayerFacts, Signals
 from gnnstab.records.vocabulary import GRADIENT_RATIO

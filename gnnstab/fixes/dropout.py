@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from gnnstab.errors import FixError
 from gnnstab.fixes.base import Fix
-from gnnstab.fixes.places import attention_layers, edited_copy
+from gnnstab.fixes.model_structure import attention_layers, edited_copy
 from gnnstab.fixes.printing import constructor_calls
 from gnnstab.records import LayerFacts, Signals
 from gnnstab.records.vocabulary import LOSS_GENERALISATION_GAP

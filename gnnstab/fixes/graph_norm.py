@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from gnnstab.fixes.base import Fix
-from gnnstab.fixes.places import add_part, attention_layers, edited_copy
+from gnnstab.fixes.model_structure import add_part, attention_layers, edited_copy
 from gnnstab.fixes.printing import activated, attribute_names, layer_call
 from gnnstab.records import LayerFacts, Signals
 from gnnstab.records.vocabulary import OUTPUT_RMS

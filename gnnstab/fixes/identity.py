@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from gnnstab.errors import FixError
-from gnnstab.fixes.places import Stack, Unit, add_part, stacks
+from gnnstab.fixes.model_structure import Stack, Unit, add_part, stacks
 
 if TYPE_CHECKING:
     from torch import nn

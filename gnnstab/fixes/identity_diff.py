@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from gnnstab.errors import FixError
 from gnnstab.fixes.forward_calls import LayerCall, Unclear, layer_calls, method
 from gnnstab.fixes.identity import keeps_width
-from gnnstab.fixes.places import attention_layers
+from gnnstab.fixes.model_structure import attention_layers
 from gnnstab.fixes.text_edits import Edit, end_of, start_of
 
 if TYPE_CHECKING:

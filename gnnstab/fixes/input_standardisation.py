@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from gnnstab.errors import FixError
 from gnnstab.fixes.base import Fix
-from gnnstab.fixes.places import edited_copy
+from gnnstab.fixes.model_structure import edited_copy
 from gnnstab.records import LayerFacts, Signals
 from gnnstab.records.vocabulary import FEATURE_COLUMN_RATIO
 
@@ -53,7 +53,7 @@ def _features(model: nn.Module, options: dict[str, Any]) -> tuple[Tensor, str | 
     """The node features of a batch, and the model's argument that they came in by."""
     from torch_geometric.data import Data
 
-    from gnnstab.probe.batches import as_arguments
+    from gnnstab.probe.batches.arguments import as_arguments
 
     if options.get("batch") is None:
         raise FixError("the features' mean and std have to be measured: pass batch=")

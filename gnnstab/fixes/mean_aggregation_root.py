@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from gnnstab.fixes.aggregation import aggregator_names, aggregator_widths, set_aggregation
 from gnnstab.fixes.base import Fix
-from gnnstab.fixes.places import edited_copy, sum_aggregators
+from gnnstab.fixes.model_structure import edited_copy, sum_aggregators
 from gnnstab.fixes.self_term import add_self_term
 from gnnstab.records import LayerFacts, Signals
 from gnnstab.records.vocabulary import ATTENTION_ENTROPY

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from gnnstab.errors import FixError
 from gnnstab.fixes.base import Fix
-from gnnstab.fixes.places import editable_layers, edited_copy
+from gnnstab.fixes.model_structure import editable_layers, edited_copy
 from gnnstab.layers import LAYERS, layer_named
 from gnnstab.records import LayerFacts, Signals
 from gnnstab.records.vocabulary import ATTENTION_ENTROPY, DEGREE_MEDIAN, SCORE_MAX_ABS

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from gnnstab.errors import FixError
-from gnnstab.fixes.places import add_part
+from gnnstab.fixes.model_structure import add_part
 
 if TYPE_CHECKING:
     from torch import nn
@@ -45,7 +45,7 @@ def _observed(model: nn.Module, modules: list[nn.Module], batch: Any) -> list[tu
     """Widths (own features, output) of the modules during one forward pass in eval mode."""
     import torch
 
-    from gnnstab.probe.batches import as_arguments
+    from gnnstab.probe.batches.arguments import as_arguments
 
     if batch is None:
         raise FixError("the widths of the aggregation are only seen in a forward pass: pass batch=")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from gnnstab.errors import FixError
 from gnnstab.fixes.forward_calls import Unclear
 from gnnstab.fixes.identity_diff import identity_edits, reached
-from gnnstab.fixes.places import attention_layers
+from gnnstab.fixes.model_structure import attention_layers
 from gnnstab.fixes.text_edits import Edit, edited, end_of, start_of
 from gnnstab.layers import LAYERS
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from gnnstab.fixes.places import editable_layers, edited_copy
+from gnnstab.fixes.model_structure import editable_layers, edited_copy
 from gnnstab.fixes.printing import constructor_calls
 from gnnstab.layers import layer_named
 from gnnstab.records import LayerFacts

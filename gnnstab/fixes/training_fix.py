@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from gnnstab.errors import FixError
 from gnnstab.fixes.base import Fix
-from gnnstab.fixes.places import duplicate
+from gnnstab.fixes.model_structure import duplicate
 
 if TYPE_CHECKING:
     from torch import nn

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from gnnstab.fixes.base import Fix
 from gnnstab.fixes.depth_init import init_lines, initialise
-from gnnstab.fixes.places import edited_copy
+from gnnstab.fixes.model_structure import edited_copy
 from gnnstab.records import LayerFacts, Signals
 from gnnstab.records.vocabulary import GRADIENT_RATIO
 

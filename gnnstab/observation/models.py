@@ -47,7 +47,7 @@ def model_signals(
     static = static_signals(model, optimizer=optimizer)
     measured = measured_signals(model, batch, loss=loss, precision=precision)
     if try_steps:
-        from gnnstab.probe.optimizer_steps import with_trial_steps
+        from gnnstab.probe.optimizer.optimizer_steps import with_trial_steps
 
         measured = with_trial_steps(measured, model, batch, loss, optimizer, precision)
     return join(measured, static)
@@ -71,9 +71,9 @@ def on_batch(seen: Observed, model: nn.Module, request: Request, groups: Sequenc
     """
     if request.batch is None:
         return seen
-    from gnnstab.probe.batches import load_batch
-    from gnnstab.probe.data import taken
-    from gnnstab.probe.optimizer_steps import with_trial_steps
+    from gnnstab.probe.batches.arguments import load_batch
+    from gnnstab.probe.batches.data import taken
+    from gnnstab.probe.optimizer.optimizer_steps import with_trial_steps
 
     batch, loss = request.batch, request.loss
     if isinstance(batch, (str, os.PathLike)):
@@ -93,7 +93,7 @@ def on_batch(seen: Observed, model: nn.Module, request: Request, groups: Sequenc
 
 
 def _kept(model: nn.Module) -> list[str]:
-    from gnnstab.probe.replica import kept_with_history
+    from gnnstab.probe.replaying.replica import kept_with_history
 
     kept = kept_with_history(model)
     if not kept:

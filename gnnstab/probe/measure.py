@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from torch_geometric.data.data import BaseData
 
 from gnnstab.errors import UsageError
-from gnnstab.probe.batches import Arguments, as_arguments, on_device
-from gnnstab.probe.data import taken
-from gnnstab.probe.evaluating import evaluating
-from gnnstab.probe.norms import graphs_in
+from gnnstab.probe.attaching.norms import graphs_in
+from gnnstab.probe.batches.arguments import Arguments, as_arguments, on_device
+from gnnstab.probe.batches.data import taken
 from gnnstab.probe.operations.repeat import Objective
 from gnnstab.probe.places import survey, to_json
-from gnnstab.probe.read_out import read_out as read_out
 from gnnstab.probe.recorder import Recorder
-from gnnstab.probe.replica import without_history
+from gnnstab.probe.replaying.evaluating import evaluating
+from gnnstab.probe.replaying.read_out import read_out as read_out
+from gnnstab.probe.replaying.replica import without_history
 from gnnstab.trace import Trace, TraceWriter
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -39,7 +39,7 @@ def measure(model: nn.Module, batch: Any, *, loss: Loss | None = None, precision
 
     Args:
         model: Any module.
-        batch: What the user calls a batch, see `gnnstab.probe.batches.as_arguments`; each one is a step of the trace.
+        batch: What the user calls a batch, see `gnnstab.probe.batches.arguments.as_arguments`; each one is a step of the trace.
         loss: ``loss(output, batch)``; a fixed random linear read-out of the output when omitted.
         precision: ``fp16`` and ``bf16`` run the forward under autocast.
 

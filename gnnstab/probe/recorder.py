@@ -15,21 +15,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gnnstab.probe.budget import Budget
-from gnnstab.probe.discovery import find_watches, recordable
-from gnnstab.probe.ending import Ended, Number
-from gnnstab.probe.judge import Judge
-from gnnstab.probe.norms import Norms
+from gnnstab.probe.attaching.discovery import find_watches, recordable
+from gnnstab.probe.attaching.forward_tracker import Inputs, Outer
+from gnnstab.probe.attaching.norms import Norms
+from gnnstab.probe.buffering.pending_step import Ended, Number
+from gnnstab.probe.buffering.stats_buffer import NONE, Sending
+from gnnstab.probe.buffering.step_writer import NOTHING, Outbox, Writer
+from gnnstab.probe.events.non_finite_detector import Judge
+from gnnstab.probe.layers.parameters import Parameters
 from gnnstab.probe.operations.explaining import Explainer
 from gnnstab.probe.operations.repeat import Objective
-from gnnstab.probe.outbox import NOTHING, Outbox, Writer
-from gnnstab.probe.outer import Inputs, Outer
-from gnnstab.probe.parameters import Parameters
+from gnnstab.probe.overhead_budget import Budget
 from gnnstab.probe.places.surveys import Surveys
-from gnnstab.probe.replica import unwrap
-from gnnstab.probe.rerun import run_again
+from gnnstab.probe.replaying.replica import unwrap
+from gnnstab.probe.replaying.skipped_step import run_again
 from gnnstab.probe.schedule import Schedule
-from gnnstab.probe.staging import NONE, Sending
 from gnnstab.probe.state import State
 from gnnstab.records import Coverage, Event, LayerFacts, Measure, StepRow
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from gnnstab.probe.compiled import CompiledCells
-from gnnstab.probe.failsafe import Failsafe
-from gnnstab.probe.identity import Endpoint
-from gnnstab.probe.keys import Keys
-from gnnstab.probe.norms import Norms
-from gnnstab.probe.staging import Sending, Stage
+from gnnstab.probe.attaching.identity_path import Endpoint
+from gnnstab.probe.attaching.norms import Norms
+from gnnstab.probe.buffering.compiled import CompiledCells
+from gnnstab.probe.buffering.series_ids import Keys
+from gnnstab.probe.buffering.stats_buffer import Sending, Stage
+from gnnstab.probe.error_guard import Failsafe
 from gnnstab.records import Blind
 
 

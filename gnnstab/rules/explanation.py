@@ -9,7 +9,7 @@ from gnnstab.records import SEVERITIES, Finding, Signals
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.gs401_sum_aggregation_growth import SumAggregationGrowth
 from gnnstab.rules.gs406_feature_scale import FeatureScale
-from gnnstab.rules.reading import large_gain, largest, measured
+from gnnstab.rules.queries import large_gain, largest, measured
 
 Condition = Callable[[Finding, Finding, Signals], bool]
 """(symptom, explanation, signals) → whether the mechanism ties the two on this target."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from gnnstab.layers import parts
 from gnnstab.records import LayerFacts, RuleStatus, Signals
-from gnnstab.rules.reading import count, largest, measured, smallest
+from gnnstab.rules.queries import count, largest, measured, smallest
 
 Standing = tuple[str, str]
 """(status, reason)."""

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from gnnstab.records import Finding, Signals
 from gnnstab.rules.base import Rule, threshold
-from gnnstab.rules.reading import count, largest, need_fact
+from gnnstab.rules.queries import count, largest, need_fact
 
 
 @dataclass(frozen=True)

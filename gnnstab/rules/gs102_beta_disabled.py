@@ -9,7 +9,7 @@ from typing import ClassVar
 from gnnstab.records import Finding, Signals
 from gnnstab.rules.base import Rule, threshold
 from gnnstab.rules.gs204_exploding_gradient import ExplodingGradient
-from gnnstab.rules.reading import count, need_depth, need_fact, worst_gradient_ratio
+from gnnstab.rules.queries import count, need_depth, need_fact, worst_gradient_ratio
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import ClassVar
 from gnnstab.records import Finding, Signals
 from gnnstab.rules.base import Rule, threshold
 from gnnstab.rules.gs203_vanishing_gradient import VanishingGradient
-from gnnstab.rules.reading import count, names, need_depth, need_fact, worst_gradient_ratio
+from gnnstab.rules.queries import count, names, need_depth, need_fact, worst_gradient_ratio
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from gnnstab.errors import NotApplicable
 from gnnstab.layers import parts, weights
 from gnnstab.records import Finding, LayerFacts, Signal, Signals
 from gnnstab.rules.base import Rule, threshold
-from gnnstab.rules.reading import largest, measured, need_layers, percent
+from gnnstab.rules.queries import largest, measured, need_layers, percent
 
 
 @dataclass(frozen=True)

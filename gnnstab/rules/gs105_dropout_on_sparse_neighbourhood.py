@@ -9,7 +9,7 @@ from typing import ClassVar
 from gnnstab.errors import NotApplicable
 from gnnstab.records import Finding, Signals
 from gnnstab.rules.base import Rule, threshold
-from gnnstab.rules.reading import largest, names, need_fact, need_measured, percent
+from gnnstab.rules.queries import largest, names, need_fact, need_measured, percent
 
 
 @dataclass(frozen=True)

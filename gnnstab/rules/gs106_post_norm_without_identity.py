@@ -10,7 +10,7 @@ from typing import ClassVar
 from gnnstab.errors import NotApplicable
 from gnnstab.records import Finding, Signals
 from gnnstab.rules.base import Rule, threshold
-from gnnstab.rules.reading import count, largest, measured, names, need_depth, need_fact, preferred
+from gnnstab.rules.queries import count, largest, measured, names, need_depth, need_fact, preferred
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from gnnstab.records import Finding, Signals
 from gnnstab.rules.base import Rule
-from gnnstab.rules.reading import need_fact
+from gnnstab.rules.queries import need_fact
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import ClassVar
 from gnnstab.errors import NotApplicable
 from gnnstab.records import Finding, LayerFacts, Signals
 from gnnstab.rules.base import Rule, threshold
-from gnnstab.rules.reading import largest, measured, names, need_fact, need_layers, percent
+from gnnstab.rules.queries import largest, measured, names, need_fact, need_layers, percent
 
 
 @dataclass(frozen=True)

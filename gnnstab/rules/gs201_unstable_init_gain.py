@@ -12,7 +12,7 @@ from gnnstab.records import Finding, Signal, Signals
 from gnnstab.rules.base import Rule, threshold
 from gnnstab.rules.gs203_vanishing_gradient import VanishingGradient
 from gnnstab.rules.gs204_exploding_gradient import ExplodingGradient
-from gnnstab.rules.reading import fresh, measured, need_depth, smallest
+from gnnstab.rules.queries import fresh, measured, need_depth, smallest
 
 
 @dataclass(frozen=True)

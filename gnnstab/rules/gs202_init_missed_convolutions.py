@@ -9,7 +9,7 @@ from typing import ClassVar
 from gnnstab.errors import NotApplicable, NotEvaluable
 from gnnstab.records import Finding, Signals
 from gnnstab.rules.base import Rule
-from gnnstab.rules.reading import need_layers
+from gnnstab.rules.queries import need_layers
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from gnnstab.records import Finding, Signals
 from gnnstab.rules.base import Rule, threshold
-from gnnstab.rules.reading import need_depth, worst_gradient_ratio
+from gnnstab.rules.queries import need_depth, worst_gradient_ratio
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from gnnstab.errors import NotEvaluable
 from gnnstab.layers import layer_named, parts
 from gnnstab.records import Finding, LayerFacts, Signal, Signals
 from gnnstab.rules.base import Rule, threshold
-from gnnstab.rules.reading import (
+from gnnstab.rules.queries import (
     ASSUMED_DEGREE,
     Attention,
     attention,

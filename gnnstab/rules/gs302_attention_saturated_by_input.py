@@ -10,7 +10,7 @@ from gnnstab.errors import NotEvaluable
 from gnnstab.records import Finding, Signals
 from gnnstab.rules.base import Rule, threshold
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
-from gnnstab.rules.reading import Attention, attention, large_gain, need_layers, percent
+from gnnstab.rules.queries import Attention, attention, large_gain, need_layers, percent
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from gnnstab.records import Finding, Signal, Signals
 from gnnstab.rules.base import Rule, threshold
-from gnnstab.rules.reading import ASSUMED_DEGREE, degree_of, largest, need_layers, per_head
+from gnnstab.rules.queries import ASSUMED_DEGREE, degree_of, largest, need_layers, per_head
 
 
 @dataclass(frozen=True)

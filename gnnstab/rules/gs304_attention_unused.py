@@ -9,7 +9,7 @@ from typing import ClassVar
 from gnnstab.errors import NotApplicable, NotEvaluable
 from gnnstab.records import Finding, Signals
 from gnnstab.rules.base import Rule, threshold
-from gnnstab.rules.reading import attention
+from gnnstab.rules.queries import attention
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from gnnstab.errors import NotApplicable, NotEvaluable
 from gnnstab.records import Finding, Signal, Signals
 from gnnstab.rules.base import Rule, threshold
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
-from gnnstab.rules.reading import Attention, attention, degree_of, largest, measured, names
+from gnnstab.rules.queries import Attention, attention, degree_of, largest, measured, names
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from gnnstab.records import Finding, Signals
 from gnnstab.rules.base import Rule, threshold
-from gnnstab.rules.reading import degree_of, largest, measured, need_measured, smallest
+from gnnstab.rules.queries import degree_of, largest, measured, need_measured, smallest
 
 
 @dataclass(frozen=True)

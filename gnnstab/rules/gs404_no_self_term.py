@@ -9,7 +9,7 @@ from typing import ClassVar
 from gnnstab.errors import NotApplicable
 from gnnstab.records import Finding, Signals
 from gnnstab.rules.base import Rule, threshold
-from gnnstab.rules.reading import largest, measured, need_measured, percent
+from gnnstab.rules.queries import largest, measured, need_measured, percent
 
 
 @dataclass(frozen=True)

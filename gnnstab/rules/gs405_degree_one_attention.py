@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from gnnstab.records import Finding, Signals
 from gnnstab.rules.base import Rule, threshold
-from gnnstab.rules.reading import largest, need_measured, percent
+from gnnstab.rules.queries import largest, need_measured, percent
 
 
 @dataclass(frozen=True)

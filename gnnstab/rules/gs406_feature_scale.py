@@ -11,7 +11,7 @@ from gnnstab.records import Finding, Signal, Signals
 from gnnstab.rules.base import Rule, threshold
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.gs302_attention_saturated_by_input import AttentionSaturatedByInput
-from gnnstab.rules.reading import Attention, attention, measured, names
+from gnnstab.rules.queries import Attention, attention, measured, names
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import ClassVar
 from gnnstab.errors import NotEvaluable
 from gnnstab.records import Finding, Signal, Signals
 from gnnstab.rules.base import Rule, threshold
-from gnnstab.rules.reading import largest, measured, smallest
+from gnnstab.rules.queries import largest, measured, smallest
 
 UNIT_ROUNDOFF = {"fp16": 2.0**-11, "bf16": 2.0**-8, "fp32": 2.0**-24, "fp64": 2.0**-53}
 """u of each dtype: relative error of one rounding."""

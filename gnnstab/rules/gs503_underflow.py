@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from gnnstab.records import Finding, Signal, Signals
 from gnnstab.rules.base import Rule, threshold
-from gnnstab.rules.reading import largest, measured, percent
+from gnnstab.rules.queries import largest, measured, percent
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from gnnstab.records.vocabulary import (
 )
 from gnnstab.rules.base import Rule, threshold
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
-from gnnstab.rules.reading import attention, names, percent, typical_matrix
+from gnnstab.rules.queries import attention, names, percent, typical_matrix
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from gnnstab.layers import plays
 from gnnstab.records import Finding, Signal, Signals
 from gnnstab.records.vocabulary import OPTIMIZER_BELOW_EPS_SHARE, OPTIMIZER_EPS_DAMPING
 from gnnstab.rules.base import Rule, threshold
-from gnnstab.rules.reading import largest, percent, smallest
+from gnnstab.rules.queries import largest, percent, smallest
 
 
 @dataclass(frozen=True)

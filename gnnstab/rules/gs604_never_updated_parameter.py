@@ -9,7 +9,7 @@ from typing import ClassVar
 from gnnstab.layers import layer_named
 from gnnstab.records import Finding, Signal, Signals
 from gnnstab.rules.base import Rule, threshold
-from gnnstab.rules.reading import largest, measured, names
+from gnnstab.rules.queries import largest, measured, names
 
 RELATION = "__"
 """Stands between source, relation and target in PyG's names of modules; `HeteroConv` writes three of them."""

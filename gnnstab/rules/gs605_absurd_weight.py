@@ -11,7 +11,7 @@ from typing import ClassVar
 from gnnstab.errors import NotEvaluable
 from gnnstab.records import Finding, Signal, Signals
 from gnnstab.rules.base import Rule, threshold
-from gnnstab.rules.reading import largest, measured, names
+from gnnstab.rules.queries import largest, measured, names
 
 
 @dataclass(frozen=True)

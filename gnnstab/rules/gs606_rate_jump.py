@@ -9,7 +9,7 @@ from typing import ClassVar
 from gnnstab.records import Finding, Signals
 from gnnstab.records.vocabulary import OPTIMIZER_LR_JUMP
 from gnnstab.rules.base import Rule, threshold
-from gnnstab.rules.reading import largest
+from gnnstab.rules.queries import largest
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from gnnstab.errors import NotApplicable
 from gnnstab.layers import parts
 from gnnstab.records import Finding, Signal, Signals
 from gnnstab.rules.base import Rule, threshold
-from gnnstab.rules.reading import largest, measured, need_layers, need_measured, percent
+from gnnstab.rules.queries import largest, measured, need_layers, need_measured, percent
 
 
 @dataclass(frozen=True)

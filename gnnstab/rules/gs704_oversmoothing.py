@@ -11,7 +11,7 @@ from gnnstab.records import Finding, Signals
 from gnnstab.rules.base import Rule, threshold
 from gnnstab.rules.gs203_vanishing_gradient import VanishingGradient
 from gnnstab.rules.gs204_exploding_gradient import ExplodingGradient
-from gnnstab.rules.reading import fresh, largest, measured, need_depth, need_measured, percent, smallest
+from gnnstab.rules.queries import fresh, largest, measured, need_depth, need_measured, percent, smallest
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,14 @@ from torch import nn
 
 from gnnstab.errors import FixError
 from gnnstab.fixes import find
-from gnnstab.fixes.places import duplicate
-from gnnstab.probe.batches import as_arguments
+from gnnstab.fixes.model_structure import duplicate
+from gnnstab.probe.batches.arguments import as_arguments
 from gnnstab.records import Signals
+from gnnstab.verification.fix_spec import Wanted
+from gnnstab.verification.fresh_copies import Factory, fresh_twin, seeded
 from gnnstab.verification.measuring import items, measured_on, observe
 from gnnstab.verification.targets import Goal
 from gnnstab.verification.training import Run, TrainingSettings, micro_train
-from gnnstab.verification.twins import Factory, fresh_twin, seeded
-from gnnstab.verification.wanted import Wanted
 
 
 @dataclass(frozen=True)

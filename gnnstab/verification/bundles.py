@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from gnnstab.errors import CheckpointMismatch, UsageError
-from gnnstab.probe.bundle import Bundle
-from gnnstab.probe.replica import Autocast, tensors_in, unwrap
+from gnnstab.probe.replaying.bundle import Bundle
+from gnnstab.probe.replaying.replica import Autocast, tensors_in, unwrap
 from gnnstab.randomness import keeps_random_state
 from gnnstab.records import Event
 from gnnstab.verification.replay import FIRST_AID, Replay, replay

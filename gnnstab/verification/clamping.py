@@ -14,14 +14,14 @@ from torch import nn
 
 from gnnstab.errors import FixError
 from gnnstab.fixes import find
-from gnnstab.fixes.places import duplicate
-from gnnstab.probe.batches import as_arguments
+from gnnstab.fixes.model_structure import duplicate
+from gnnstab.probe.batches.arguments import as_arguments
 from gnnstab.randomness import keeps_random_state
+from gnnstab.verification.fix_spec import wanted
+from gnnstab.verification.fresh_copies import Factory, fresh_twin
 from gnnstab.verification.measuring import items, observe
 from gnnstab.verification.scaling import FACTORS, Scaling, scale
 from gnnstab.verification.sweep import Progress
-from gnnstab.verification.twins import Factory, fresh_twin
-from gnnstab.verification.wanted import wanted
 
 SIDE_BY_SIDE = ("activation-clamp", "norm-after-sum", "mean-aggregation-root", "pre-norm-residual", "qk-norm")
 """The clamp, and the proper fixes that it is compared with."""
@@ -138,7 +138,7 @@ def _forward_time(model: nn.Module, batch: Any, repeats: int = 5) -> float:
 
 
 def _clipped(model: nn.Module, batch: Any, limit: float) -> float:
-    from gnnstab.fixes.places import attention_layers
+    from gnnstab.fixes.model_structure import attention_layers
 
     counts = []
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 
 from gnnstab.errors import UsageError
-from gnnstab.probe.batches import Arguments
+from gnnstab.probe.batches.arguments import Arguments
 from gnnstab.verification.objective import is_edges
 
 WINDOW = 0.05

@@ -15,18 +15,18 @@ import torch
 from torch import nn
 
 from gnnstab.errors import UsageError
-from gnnstab.fixes.places import duplicate
-from gnnstab.probe.batches import as_arguments
-from gnnstab.probe.data import taken
+from gnnstab.fixes.model_structure import duplicate
+from gnnstab.probe.batches.arguments import as_arguments
+from gnnstab.probe.batches.data import taken
 from gnnstab.randomness import keeps_random_state
 from gnnstab.verification.arms import Arm, ArmResult, Setting, build, run_arm, training_changes
+from gnnstab.verification.fix_spec import Wanted, wanted
+from gnnstab.verification.fresh_copies import Factory, seeded
 from gnnstab.verification.growth import bound, find_graph_call, grown, in_degrees
 from gnnstab.verification.measuring import items, observe
 from gnnstab.verification.sweep import Progress, mark, sweep
 from gnnstab.verification.targets import choose
 from gnnstab.verification.training import TrainingSettings, micro_train
-from gnnstab.verification.twins import Factory, seeded
-from gnnstab.verification.wanted import Wanted, wanted
 
 DOCUMENT_ORDER: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("+ dropout + beta", ("dropout", "beta")),

@@ -51,7 +51,7 @@ def measured_on(batch: Any, loss: Any) -> Any:
 
 
 def items(batch: Any) -> Sequence[Any]:
-    """The single batches of what the caller gave as batch; the same cut as `gnnstab.probe.batches.as_arguments`."""
+    """The single batches of what the caller gave as batch; the same cut as `gnnstab.probe.batches.arguments.as_arguments`."""
     if isinstance(batch, (BaseData, torch.Tensor, dict, tuple)):
         return [batch]
     return [single for item in batch for single in items(item)]

@@ -12,8 +12,8 @@ from torch_geometric.data.data import BaseData
 from torch_geometric.utils import scatter
 
 from gnnstab.errors import UsageError
-from gnnstab.fixes.places import attention_layers
-from gnnstab.probe.batches import Arguments
+from gnnstab.fixes.model_structure import attention_layers
+from gnnstab.probe.batches.arguments import Arguments
 
 UserLoss = Callable[[Any, Any], Tensor]
 

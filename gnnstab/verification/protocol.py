@@ -23,20 +23,20 @@ from torch import nn
 
 from gnnstab.errors import UsageError
 from gnnstab.fixes import find
-from gnnstab.fixes.places import duplicate
-from gnnstab.probe.data import taken
+from gnnstab.fixes.model_structure import duplicate
+from gnnstab.probe.batches.data import taken
 from gnnstab.randomness import keeps_random_state
 from gnnstab.records import Finding, Signal
 from gnnstab.verification import judging
 from gnnstab.verification.arms import Arm, ArmResult, Setting, run_arm
+from gnnstab.verification.fix_spec import Wanted, wanted
+from gnnstab.verification.fresh_copies import Factory, how_initialised, seeded
 from gnnstab.verification.judging import Pairs
 from gnnstab.verification.measuring import measured_on, observe
 from gnnstab.verification.sweep import Progress, mark, sweep
 from gnnstab.verification.targets import choose, goal_of
 from gnnstab.verification.training import TrainingSettings
-from gnnstab.verification.twins import Factory, how_initialised, seeded
 from gnnstab.verification.verdict import Verdict
-from gnnstab.verification.wanted import Wanted, wanted
 
 AS_IT_IS: tuple[Wanted, ...] = ()
 

@@ -14,12 +14,12 @@ from gnnstab.fixes import find
 from gnnstab.observation import measured_signals
 from gnnstab.probe.operations.repeat import Call, repeat
 from gnnstab.probe.operations.telling import sentence
-from gnnstab.probe.provenance import StageRow, locate_non_finite, walk
-from gnnstab.probe.replica import Autocast
+from gnnstab.probe.replaying.provenance import StageRow, locate_non_finite, walk
+from gnnstab.probe.replaying.replica import Autocast
 from gnnstab.randomness import keeps_random_state
 from gnnstab.records import Event, Signals
+from gnnstab.verification.fix_spec import wanted
 from gnnstab.verification.training import AUTOCAST
-from gnnstab.verification.wanted import wanted
 
 FIRST_AID = ("fp32-attention", "qk-clip", "score-cap", "activation-clamp", "dropout", "lower-lr")
 """Fixes that leave the weights' meaning alone, and can therefore be tried on the very forward that failed."""

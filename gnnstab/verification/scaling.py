@@ -15,10 +15,10 @@ from scipy import stats
 from torch import nn
 
 from gnnstab.errors import UsageError
-from gnnstab.fixes.places import duplicate
+from gnnstab.fixes.model_structure import duplicate
 from gnnstab.observation import measured_signals
-from gnnstab.probe.batches import as_arguments
-from gnnstab.probe.data import taken
+from gnnstab.probe.batches.arguments import as_arguments
+from gnnstab.probe.batches.data import taken
 from gnnstab.randomness import keeps_random_state
 from gnnstab.records import Signals
 from gnnstab.records.vocabulary import (

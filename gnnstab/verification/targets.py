@@ -11,7 +11,7 @@ import numpy as np
 from gnnstab.records import SIGNALS, Finding, Signals
 from gnnstab.records.vocabulary import OPTIMIZER_BELOW_EPS_SHARE, PRECISION_FP16_HEADROOM, WEIGHT_NON_FINITE, in_group
 from gnnstab.rules.limits import limits_of
-from gnnstab.rules.reading import typical_matrix
+from gnnstab.rules.queries import typical_matrix
 
 MARGIN = 0.1
 """A threshold counts as crossed when the value lies beyond it by this share of it."""

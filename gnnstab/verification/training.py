@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gnnstab.probe.batches import Arguments
+from gnnstab.probe.batches.arguments import Arguments
+from gnnstab.verification.fresh_copies import seeded
 from gnnstab.verification.objective import UserLoss, objective_for
-from gnnstab.verification.twins import seeded
 
 
 @dataclass(frozen=True, slots=True)

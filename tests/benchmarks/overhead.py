@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch_geometric.nn import HeteroConv, TransformerConv
 
 import gnnstab
-from gnnstab.probe.staging import Stage
+from gnnstab.probe.buffering.stats_buffer import Stage
 
 NEVER = 1_000_000_000
 """A full-tier interval that no benchmark reaches: after the first step only the light tier runs."""

@@ -19,13 +19,13 @@ from torch import nn
 
 from gnnstab import fixes, verify
 from gnnstab.observation import measured_signals
-from gnnstab.probe.batches import as_arguments
+from gnnstab.probe.batches.arguments import as_arguments
 from gnnstab.records import Finding
 from gnnstab.verification import Verdict
+from gnnstab.verification.fresh_copies import fresh_twin
 from gnnstab.verification.measuring import observe
 from gnnstab.verification.replay import replay
 from gnnstab.verification.scaling import scale
-from gnnstab.verification.twins import fresh_twin
 from gnnstab.verification.wording import number, replay_text, scaling_text
 from models.informarl import Actor, load_actor, sample_batch
 from models.stacks import Stack, random_batch

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from forked import Child
 from gnnstab.checkpoint import load, recover
 from gnnstab.errors import GnnstabError, LoadError
-from gnnstab.probe.batches import load_batch
+from gnnstab.probe.batches.arguments import load_batch
 
 REAL = (Path(__file__).parents[1] / "data" / "informarl" / "healthy_3agents" / "actor.pt").read_bytes()
 

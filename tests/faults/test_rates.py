@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from faults.rates import Program, build, loss, programs
-from gnnstab.probe.optimizer_steps import optimizer_signals
+from gnnstab.probe.optimizer.optimizer_steps import optimizer_signals
 from gnnstab.records import Signals
 from gnnstab.rules.gs601_learning_rate_too_high import LearningRateTooHigh
 from gnnstab.rules.gs602_adam_epsilon_dominates import AdamEpsilonDominates

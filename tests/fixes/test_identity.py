@@ -166,7 +166,7 @@ def test_standardised_actor_leaves_the_entity_column_alone():
 
 @pytest.mark.parametrize("name", ["pre-norm-residual", "graph-norm", "activation-clamp"])
 def test_a_replica_of_a_changed_copy_computes_what_the_copy_computes(name):
-    from gnnstab.probe.replica import replica
+    from gnnstab.probe.replaying.replica import replica
 
     torch.manual_seed(0)
     changed, batch = (

@@ -29,10 +29,10 @@ from gnnstab.errors import FixError
 from gnnstab.fixes.printing import constructor_call
 from gnnstab.layers import LAYERS, Call, Layer, layer_named, layer_of, plays
 from gnnstab.layers.base import ROLES
+from gnnstab.probe.attaching.softmax_tap import SoftmaxCall, Tap
 from gnnstab.probe.layers.attention import together
-from gnnstab.probe.layers.tap import SoftmaxCall, Tap
+from gnnstab.probe.layers.layer_recorder import parts
 from gnnstab.probe.recorder import Recorder
-from gnnstab.probe.watch import parts
 from gnnstab.records import STAGES, LayerFacts
 from gnnstab.trace import TraceWriter
 from layers.cases import CASES, METADATA, NODES, Case, called, made

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.nn import TransformerConv
 
-from gnnstab.probe import identity
-from gnnstab.probe.identity import identity_paths, node_of
+from gnnstab.probe.attaching import identity_path as identity
+from gnnstab.probe.attaching.identity_path import identity_paths, node_of
 
 DEPTH = 3
 

@@ -15,7 +15,7 @@ from torch_geometric.nn import TransformerConv
 
 import gnnstab
 from gnnstab.errors import GnnstabWarning
-from gnnstab.probe import flight
+from gnnstab.probe.buffering import device_copy as flight
 from gnnstab.probe.recorder import Recorder
 from gnnstab.records import SeriesKey
 from gnnstab.trace import Trace, TraceWriter

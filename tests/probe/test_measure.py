@@ -15,8 +15,8 @@ from torch_geometric.nn import TransformerConv
 
 import gnnstab
 from gnnstab.errors import LoadError, UnsafeFileError, UsageError
-from gnnstab.probe.batches import as_arguments, load_batch
-from gnnstab.probe.data import MOST_BATCHES
+from gnnstab.probe.batches.arguments import as_arguments, load_batch
+from gnnstab.probe.batches.data import MOST_BATCHES
 from gnnstab.probe.measure import measure, read_out
 from models.informarl import load_actor, policy_loss, reference, sample_batch
 

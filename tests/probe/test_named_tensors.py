@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data, HeteroData
 
-from gnnstab.probe.named_tensors import named_tensors
+from gnnstab.probe.batches.named_tensors import named_tensors
 
 X, EDGES = torch.ones(3, 2), torch.tensor([[0, 1], [1, 2]])
 

@@ -13,8 +13,8 @@ from torch_geometric.data import Batch, Data
 from torch_geometric.nn import GraphNorm, LayerNorm, TransformerConv
 
 import gnnstab
+from gnnstab.probe.attaching.norms import batch_vectors
 from gnnstab.probe.measure import measure
-from gnnstab.probe.norms import batch_vectors
 from gnnstab.signals import from_trace, recorded
 from side_by_side import hooks_of, identical
 

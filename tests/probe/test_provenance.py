@@ -15,8 +15,8 @@ from torch_geometric.data import Data
 from torch_geometric.nn import HeteroConv, TransformerConv
 
 from gnnstab.errors import UsageError
-from gnnstab.probe.provenance import locate_non_finite, walk
-from gnnstab.probe.replica import Autocast, forked_rng, replica, rng_snapshot
+from gnnstab.probe.replaying.provenance import locate_non_finite, walk
+from gnnstab.probe.replaying.replica import Autocast, forked_rng, replica, rng_snapshot
 from gnnstab.records import STAGES
 from models.informarl import load_actor, sample_batch
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 
 from gnnstab.errors import LoadError
-from gnnstab.probe import bundle
-from gnnstab.probe.provenance import locate_non_finite
 from gnnstab.probe.recorder import Recorder
+from gnnstab.probe.replaying import bundle
+from gnnstab.probe.replaying.provenance import locate_non_finite
 from gnnstab.records import Event
 from gnnstab.trace import TraceWriter
 from models.convnets import CASES, Stack, graph, scalar

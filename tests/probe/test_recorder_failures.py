@@ -13,16 +13,16 @@ from gnnstab.errors import GnnstabWarning
 from gnnstab.layers.transformer_conv import TransformerConvLayer
 from gnnstab.probe import anomaly, judge
 from gnnstab.probe import recorder as recorder_module
-from gnnstab.probe.boundary import Boundary
-from gnnstab.probe.ending import Ended
-from gnnstab.probe.gradients import GradientHook
+from gnnstab.probe.attaching.activation_gradients import GradientHook
+from gnnstab.probe.attaching.boundary import Boundary
+from gnnstab.probe.attaching.forward_tracker import Outer
+from gnnstab.probe.buffering.pending_step import Ended
+from gnnstab.probe.buffering.stats_buffer import Stage
+from gnnstab.probe.buffering.step_writer import Outbox
 from gnnstab.probe.layers import attention
 from gnnstab.probe.layers.attention import AttentionWatch
-from gnnstab.probe.outbox import Outbox
-from gnnstab.probe.outer import Outer
-from gnnstab.probe.parameters import Parameters
+from gnnstab.probe.layers.parameters import Parameters
 from gnnstab.probe.recorder import Recorder
-from gnnstab.probe.staging import Stage
 from gnnstab.probe.state import State
 from gnnstab.trace import TraceWriter
 from models.convnets import CASES, scalar

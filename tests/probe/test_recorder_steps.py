@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from gnnstab.probe.boundary import Boundary
+from gnnstab.probe.attaching.boundary import Boundary
 from gnnstab.probe.recorder import Recorder
 from gnnstab.trace import Trace, TraceWriter
 from models.convnets import CASES, NODES, WIDTH, Stack, graph, scalar

@@ -15,7 +15,7 @@ from torch_geometric.nn import MessagePassing
 
 from gnnstab.errors import GnnstabWarning
 from gnnstab.probe.recorder import Recorder
-from gnnstab.probe.rerun import MOST
+from gnnstab.probe.replaying.skipped_step import MOST
 from gnnstab.records import Event
 from gnnstab.trace import TraceWriter
 from models.convnets import CASES, Stack, graph, scalar
@@ -177,8 +177,8 @@ def test_the_norm_of_the_gradients_is_told_for_every_step() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("size", [1e-30, 1.0, 1e25])
 def test_a_norm_is_infinite_only_where_an_entry_is(dtype: torch.dtype, size: float) -> None:
-    from gnnstab.probe.keys import Keys
-    from gnnstab.probe.parameters import Parameters
+    from gnnstab.probe.buffering.series_ids import Keys
+    from gnnstab.probe.layers.parameters import Parameters
 
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 40_000)).to(dtype)
     parameters = Parameters(model, Keys())

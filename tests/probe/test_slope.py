@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import gnnstab
-from gnnstab.probe.slope import BEGINNING, SlopeWatch
+from gnnstab.probe.optimizer.slope import BEGINNING, SlopeWatch
 from gnnstab.records import Measure
 
 

@@ -19,7 +19,7 @@ from torch_geometric.data import Batch, Data, HeteroData
 
 from effort import at_most
 from gnnstab.errors import GnnstabError, LoadError, UnsafeFileError
-from gnnstab.probe.batches import load_batch
+from gnnstab.probe.batches.arguments import load_batch
 
 
 def stored(content: Any, **options: Any) -> bytes:

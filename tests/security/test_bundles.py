@@ -15,9 +15,9 @@ from torch_geometric.nn import TransformerConv
 
 import readers
 from gnnstab.errors import LoadError, UnsafeFileError
-from gnnstab.probe import bundle
-from gnnstab.probe.outer import Inputs
-from gnnstab.probe.replica import Autocast, rng_snapshot
+from gnnstab.probe.attaching.forward_tracker import Inputs
+from gnnstab.probe.replaying import bundle
+from gnnstab.probe.replaying.replica import Autocast, rng_snapshot
 from gnnstab.records import Event
 
 

@@ -23,7 +23,7 @@ from torch_geometric.nn import TransformerConv
 
 from gnnstab.checkpoint import load, recover
 from gnnstab.errors import LoadError, UnsafeFileError
-from gnnstab.probe.batches import load_batch
+from gnnstab.probe.batches.arguments import load_batch
 from gnnstab.unpickling import guard
 
 DEEP = 150_000

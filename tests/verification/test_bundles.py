@@ -13,7 +13,7 @@ from torch import nn
 
 from gnnstab import Monitor
 from gnnstab.errors import CheckpointMismatch
-from gnnstab.probe import bundle
+from gnnstab.probe.replaying import bundle
 from gnnstab.verification.bundles import replay_bundle, seen_in
 from models.informarl import Actor, load_actor, sample_batch
 from models.stacks import Stack, random_batch

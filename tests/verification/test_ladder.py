@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gnnstab.errors import UsageError
-from gnnstab.probe.batches import as_arguments
+from gnnstab.probe.batches.arguments import as_arguments
 from gnnstab.verification.clamping import compare
 from gnnstab.verification.growth import find_graph_call, in_degrees
 from gnnstab.verification.ladder import DOCUMENT_ORDER, climb

@@ -437,7 +437,7 @@ def test_what_the_signal_refutes_at_once_is_not_measured_on_more_seeds(deep):
 
 
 def test_actor_import_is_used_for_twins():
-    from gnnstab.verification.twins import fresh_twin
+    from gnnstab.verification.fresh_copies import fresh_twin
 
     one, two = fresh_twin(Actor(), 0), fresh_twin(Actor(), 0)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))

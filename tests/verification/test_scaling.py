@@ -7,7 +7,7 @@ import torch
 
 from gnnstab.errors import UsageError
 from gnnstab.observation import measured_signals
-from gnnstab.probe.batches import as_arguments
+from gnnstab.probe.batches.arguments import as_arguments
 from gnnstab.verification.growth import find_graph_call, grown, in_degrees
 from gnnstab.verification.scaling import Point, evaluate, scale
 from gnnstab.verification.wording import as_json, scaling_text

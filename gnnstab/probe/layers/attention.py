@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from gnnstab.layers import Call, Layer
-from gnnstab.probe.hooks import Placed
-from gnnstab.probe.layers.tap import SoftmaxCall, Tap, Untappable
+from gnnstab.probe.attaching.hooks import Placed
+from gnnstab.probe.attaching.softmax_tap import SoftmaxCall, Tap, Untappable
+from gnnstab.probe.layers.layer_recorder import Plan, Watch
 from gnnstab.probe.state import State
 from gnnstab.probe.statistics import attention_measures
 from gnnstab.probe.statistics.dense import Rows
-from gnnstab.probe.watch import Plan, Watch
 from gnnstab.records import LayerFacts
 
 _STATIC = "scores of more than two axes, as a graph with a batch of features has them: only their extremes are recorded"

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gnnstab.layers.generic import MULTIHEAD
-from gnnstab.probe.layers.generic import GenericWatch
-from gnnstab.probe.layers.stand_in import StandIn
+from gnnstab.probe.attaching.stand_in import StandIn
+from gnnstab.probe.layers.edge_softmax import GenericWatch
+from gnnstab.probe.layers.layer_recorder import Plan
 from gnnstab.probe.state import State
 from gnnstab.probe.statistics.dense import Rows, as_edges, product_scores
-from gnnstab.probe.watch import Plan
 
 
 class MultiheadWatch(GenericWatch):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from gnnstab.probe.replica import Autocast
+from gnnstab.probe.replaying.replica import Autocast
 
 
 class Call(NamedTuple):
@@ -14,7 +14,7 @@ class Call(NamedTuple):
     args: Sequence[Any] = ()
     kwargs: Mapping[str, Any] = {}
     rng: Any = None
-    """As `gnnstab.probe.replica.rng_snapshot` gives it; None for the present state."""
+    """As `gnnstab.probe.replaying.replica.rng_snapshot` gives it; None for the present state."""
 
     autocast: Autocast | None = None
     grad: bool = True

@@ -16,7 +16,7 @@ from gnnstab.probe.operations.naming import TensorNames, is_finite
 from gnnstab.probe.operations.repeat import Call, Found, repeat
 from gnnstab.probe.operations.tape import LossTape
 from gnnstab.probe.operations.watch import OperationWatch
-from gnnstab.probe.replica import copied, replica, unwrap
+from gnnstab.probe.replaying.replica import copied, replica, unwrap
 from gnnstab.records import Event
 
 

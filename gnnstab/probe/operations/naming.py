@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gnnstab.probe.replica import tensors_in
+from gnnstab.probe.replaying.replica import tensors_in
 
 SHOWN = 16
 """Rows of one tensor that are told at most."""

@@ -15,7 +15,7 @@ from gnnstab.probe.operations.call import Call as Call
 from gnnstab.probe.operations.naming import Named, TensorNames, is_finite
 from gnnstab.probe.operations.undo import WideMode, scale_to_blame, widened
 from gnnstab.probe.operations.watch import OperationWatch, Origin
-from gnnstab.probe.replica import Autocast, copied, eager, forked_rng, replica, tensors_in, unwrap
+from gnnstab.probe.replaying.replica import Autocast, copied, eager, forked_rng, replica, tensors_in, unwrap
 
 Objective = Callable[[Any, tuple[Any, ...], dict[str, Any], OperationWatch], Tensor]
 """(output, positional arguments, keyword arguments, the watch) → loss."""

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from gnnstab.probe.operations.naming import arguments, memory
 from gnnstab.probe.operations.places import Place
-from gnnstab.probe.replica import tensors_in
+from gnnstab.probe.replaying.replica import tensors_in
 
 _MOST = 5000
 """Operations of a loss that are noted; a longer one is not repeated."""

@@ -13,7 +13,7 @@ from torch_geometric.data.data import BaseData
 from gnnstab.probe.operations.call import Call
 from gnnstab.probe.operations.naming import is_finite
 from gnnstab.probe.operations.operands import LOW
-from gnnstab.probe.replica import copied
+from gnnstab.probe.replaying.replica import copied
 
 BAD_RMS = 10.0
 """RMS from which an input's scale is a suspect: standardised features have 1."""

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch_geometric.nn import LayerNorm as GraphLayerNorm
 
-from gnnstab.probe.replica import tensors_in
+from gnnstab.probe.replaying.replica import tensors_in
 
 MOST_CALLS = 4
 """Calls of one module that are kept; a shared module may be called many times."""

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gnnstab.probe.named_tensors import named_tensors
-from gnnstab.probe.norms import graphs_in
+from gnnstab.probe.attaching.norms import graphs_in
+from gnnstab.probe.batches.named_tensors import named_tensors
 from gnnstab.probe.places import graph_level, inputs, operations, parameters, states
 from gnnstab.probe.places.calls import Calls, watched
-from gnnstab.probe.replica import copied, eager, forked_rng, replica, tensors_in
+from gnnstab.probe.replaying.replica import copied, eager, forked_rng, replica, tensors_in
 from gnnstab.records.vocabulary import PLACE_NON_FINITE
 
 MOST_PLACES = 2000

@@ -12,11 +12,11 @@ from torch import nn
 
 from gnnstab.errors import UsageError
 from gnnstab.probe.places.survey import Place, survey, to_json
-from gnnstab.probe.read_out import read_out
+from gnnstab.probe.replaying.read_out import read_out
 from gnnstab.records.vocabulary import PLACE_COLUMN_RATIO, PLACE_NON_FINITE, PLACE_RMS
 
 if TYPE_CHECKING:
-    from gnnstab.probe.outer import Inputs
+    from gnnstab.probe.attaching.forward_tracker import Inputs
 
 _LARGEST = (PLACE_RMS, PLACE_COLUMN_RATIO, PLACE_NON_FINITE)
 """Numbers of the data: the largest of the run counts. Of everything else the latest does."""

@@ -13,11 +13,11 @@ from torch import nn
 from gnnstab.errors import FixError
 from gnnstab.fixes.aggregation import set_aggregation
 from gnnstab.fixes.identity import add_identity
-from gnnstab.fixes.places import duplicate, sum_aggregators
+from gnnstab.fixes.model_structure import duplicate, sum_aggregators
 from gnnstab.layers import layer_named
 from gnnstab.records import LayerFacts
 from gnnstab.records.vocabulary import AGGREGATION_RMS, GAIN_SKIP, GAIN_VALUE, LOGIT_FROBENIUS
-from gnnstab.rules.reading import large_gain, per_head
+from gnnstab.rules.queries import large_gain, per_head
 from gnnstab.verification.interventions.measuring import Look
 from gnnstab.verification.interventions.trial import Case, Edit, Trial
 
@@ -190,7 +190,7 @@ def centred_units(case: Case, base: Look) -> Iterator[Trial]:
 
 def norms_told_of_graphs(case: Case, base: Look) -> Iterator[Trial]:
     """Normalisations over the nodes of a graph get the ``batch`` that they were called without."""
-    from gnnstab.probe.norms import graphs_in
+    from gnnstab.probe.attaching.norms import graphs_in
 
     found: Any = case.signals.context.get("norm_without_batch", ())
     vectors = graphs_in(case.batch)

@@ -12,13 +12,13 @@ import torch
 from torch import nn
 
 from gnnstab.errors import FixError, GnnstabError
-from gnnstab.fixes.places import duplicate
-from gnnstab.probe.evaluating import evaluating
+from gnnstab.fixes.model_structure import duplicate
+from gnnstab.probe.replaying.evaluating import evaluating
 from gnnstab.records import Finding, Signals
 from gnnstab.records.vocabulary import GAIN_VALUE, LOGIT_ALIGNMENT, LOGIT_FROBENIUS
 from gnnstab.rules.explanation import is_warning
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
-from gnnstab.rules.reading import fresh, measured
+from gnnstab.rules.queries import fresh, measured
 from gnnstab.verification.interventions.measuring import Look, look
 from gnnstab.verification.interventions.symptoms import Symptom, symptoms_in
 from gnnstab.verification.interventions.table import INTERVENTIONS

@@ -14,10 +14,10 @@ from torch_geometric.nn import GATConv, GPSConv
 from torch_geometric.utils import softmax
 
 import gnnstab
-from gnnstab.probe.layers.attending import Attending
-from gnnstab.probe.layers.generic import DenseWatch, EdgeWatch
+from gnnstab.probe.attaching.stand_in import StandIn
+from gnnstab.probe.layers.dense_softmax import Attending
+from gnnstab.probe.layers.edge_softmax import DenseWatch, EdgeWatch
 from gnnstab.probe.layers.multihead import multihead_scores
-from gnnstab.probe.layers.stand_in import StandIn
 from gnnstab.probe.recorder import Recorder
 from gnnstab.probe.statistics.dense import as_edges, product_scores
 from gnnstab.trace import TraceWriter

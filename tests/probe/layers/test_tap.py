@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch_geometric.nn import TransformerConv
 from torch_geometric.utils import softmax as edge_softmax
 
-from gnnstab.probe.layers.tap import SoftmaxCall, Tap, Untappable
+from gnnstab.probe.attaching.softmax_tap import SoftmaxCall, Tap, Untappable
 from gnnstab.probe.recorder import Recorder
 from gnnstab.trace import TraceWriter
 from models.convnets import WIDTH, graph

@@ -1,0 +1,66 @@
+"""Gradients of activations, by hooks on the autograd graph that only read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gnnstab.probe.attaching.hooks import ignore
+from gnnstab.probe.state import State
+
+
+class GradientHook:
+    """Records every gradient that reaches one site; one object serves all steps and references no tensor."""
+
+    __slots__ = ("_slots", "_state", "_where")
+
+    def __init__(self, state: State, slot: int, where: str) -> None:
+        self._state: State | None = state
+        self._slots = (slot,)
+        self._where = where
+
+    def __call__(self, gradient: Any) -> None:
+        """Record one gradient; a node of the graph hands over those of all its outputs, of which the first is ours."""
+        state = self._state
+        if state is None:
+            return
+        if type(gradient) is tuple:
+            gradient = gradient[0]
+            if gradient is None:
+                return
+        # Within a backward they are off, unless it is to be differentiated itself.
+        grad = torch.is_grad_enabled()
+        if grad:
+            torch._C._set_grad_enabled(False)
+        try:
+            state.backward = True
+            state.stage.put(self._slots, [gradient])
+        except Exception as error:
+            self._state = None
+            state.failsafe.note(self._where, error)
+        finally:
+            if grad:
+                torch._C._set_grad_enabled(True)
+
+    def watch(self, tensor: Tensor) -> None:
+        """Record the gradients of ``tensor`` until the end of the step."""
+        state = self._state
+        if state is None:
+            return
+        node = tensor.grad_fn
+        if node is not None and tensor.output_nr == 0:
+            # A hook on the node costs half of one on the tensor, and ends with the graph.
+            node.register_prehook(self)
+            return
+        handle = tensor.register_hook(self)  # type: ignore[no-untyped-call]
+        if node is None:
+            state.handles.append(handle)
+
+    def close(self) -> None:
+        """Record nothing more."""
+        self._state = None
+
+    def __deepcopy__(self, memo: dict[int, object]) -> object:
+        return ignore

@@ -1,0 +1,176 @@
+"""Where a step ends: found from the optimizer, or said by the user."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gnnstab.probe.attaching.hooks import Hook, ignore
+from gnnstab.probe.buffering.pending_step import Number
+from gnnstab.probe.recorder import Recorder
+
+
+class Boundary:
+    """Ends the recorder's step just before an optimizer moves the weights.
+
+    An optimizer step ends the step if anything was recorded since the last end, so several optimizers that move after
+    one forward and backward share a step, and several backward passes before one move are one step. A closure that the
+    optimizer evaluates once (every optimizer of torch but L-BFGS) ends the step when it returns; L-BFGS evaluates it
+    many times, and all of them are one step that ends with `step`.
+
+    Args:
+        recorder: What to end the steps of.
+        optimizers: The optimizers that move the model.
+        scaler: The GradScaler in use; a step that it skips is recorded as skipped.
+        ended: Called at the end of a step, before the weights move; what it raises stops the run.
+        updated: Called after the weights have moved, or the step was skipped; likewise.
+        moving: Called with an optimizer that is about to move the weights, before the step ends.
+    """
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        optimizers: Sequence[torch.optim.Optimizer],
+        scaler: Any = None,
+        ended: Callable[[], None] = ignore,
+        updated: Callable[[], None] = ignore,
+        moving: Callable[[torch.optim.Optimizer], None] = ignore,
+    ) -> None:
+        self._recorder = recorder
+        self._optimizers = tuple(optimizers)
+        self._scaler = scaler
+        self.ended = ended
+        self.updated = updated
+        self._moving = moving
+        self._handles: list[Any] = []
+        self._hooks: list[Hook] = []
+        self._update: Any = None
+        self._moved = False
+        self._ended = False
+
+    def attach(self) -> None:
+        """Hook the optimizers and the scaler."""
+        failsafe = self._recorder.state.failsafe
+        before, after = (
+            Hook("the optimizer's step", self._before, failsafe),
+            Hook("the optimizer's step", self._after, failsafe),
+        )
+        self._hooks = [before, after]
+        for optimizer in self._optimizers:
+            self._handles.append(optimizer.register_step_pre_hook(_StepHook(before, self.ended)))
+            self._handles.append(optimizer.register_step_post_hook(_after_step(after, self.updated)))
+        if self._scaler is not None:
+            self._scaler.__dict__["update"] = _Update(self, self._scaler)
+
+    def detach(self) -> None:
+        """Remove the hooks."""
+        for handle in self._handles:
+            handle.remove()
+        for hook in self._hooks:
+            hook.close()
+        self._handles.clear()
+        if self._scaler is not None and isinstance(self._scaler.__dict__.get("update"), _Update):
+            del self._scaler.__dict__["update"]
+
+    def end(
+        self, optimizer: torch.optim.Optimizer | None, *, skipped: Tensor | bool = False, moves: bool = False
+    ) -> bool:
+        """End the step with this optimizer's learning rate and the scaler's scale."""
+        lr = None if optimizer is None else _number(optimizer.param_groups[0]["lr"])
+        ended = self._recorder.end_step(lr=lr, scale=self._scale(), skipped=skipped, moves=moves)
+        self._moved = moves
+        return ended
+
+    def scaler_updates(self) -> None:
+        """The scaler is about to be updated: a step that is still open by now was skipped."""
+        if not self._moved:
+            self.end(self._optimizers[0] if self._optimizers else None, skipped=True)
+        self._moved = False
+
+    def guarded(self, where: str, body: Callable[[], object]) -> None:
+        """Run ``body``; a failure is noted instead of raised."""
+        self._recorder.state.failsafe.run(where, body)
+
+    def _scale(self) -> Number:
+        scale = getattr(self._scaler, "_scale", None)
+        return _number(scale) if isinstance(scale, Tensor) else None
+
+    def _before(self, grad: bool, optimizer: torch.optim.Optimizer) -> None:
+        # A fused optimizer is handed scaled gradients and decides by itself, on the device, whether to move.
+        found = getattr(optimizer, "found_inf", None)
+        self._ended = True
+        self._recorder.state.failsafe.guard("the next update", self._moving, optimizer)
+        self.end(optimizer, skipped=found.detach().clone() if isinstance(found, Tensor) else False, moves=True)
+
+    def _after(self, grad: bool, optimizer: torch.optim.Optimizer) -> None:
+        if not self._ended and self._recorder.state.open:
+            self.end(optimizer)
+        self._ended = False
+        self._recorder.after_update()
+
+
+def _number(value: Any) -> Number:
+    """A setting, which may be a tensor on a device that the next update changes in place."""
+    return value.detach().clone() if isinstance(value, Tensor) else float(value)
+
+
+class _StepHook:
+    """A hook of an optimizer's step; a closure is followed into, since the gradients come out of it.
+
+    ``then`` is called outside the guard of ``body``: what it raises, the user asked for.
+    """
+
+    __slots__ = ("_body", "_then")
+
+    def __init__(self, body: Hook, then: Callable[[], None]) -> None:
+        self._body = body
+        self._then = then
+
+    def __call__(
+        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        closure = args[1] if len(args) > 1 else kwargs.get("closure")
+        if closure is None:
+            self._body(optimizer)
+            self._then()
+            return None
+        if isinstance(optimizer, torch.optim.LBFGS) or not callable(closure):
+            return None
+
+        def followed() -> Any:
+            loss = closure()
+            self._body(optimizer)
+            self._then()
+            return loss
+
+        return ((args[0], followed, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": followed})
+
+
+def _after_step(body: Hook, then: Callable[[], None]) -> Callable[[Any, tuple[Any, ...], dict[str, Any]], None]:
+    def after(optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        body(optimizer)
+        then()
+
+    return after
+
+
+class _Update:
+    """Stands in for ``scaler.update``: what has not moved by then was skipped."""
+
+    __slots__ = ("_boundary", "_scaler")
+
+    def __init__(self, boundary: Boundary, scaler: Any) -> None:
+        self._boundary = boundary
+        self._scaler = scaler
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        boundary = self._boundary
+        boundary.guarded("the scaler's update", boundary.scaler_updates)
+        boundary.updated()
+        return type(self._scaler).update(self._scaler, *args, **kwargs)
+
+    def __reduce__(self) -> Any:
+        return getattr, (self._scaler, "update")

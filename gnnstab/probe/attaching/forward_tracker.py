@@ -1,0 +1,193 @@
+"""The forward of the recorded model as a whole: what went in, and what is needed to run it again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gnnstab.probe.attaching.hooks import Hook
+from gnnstab.probe.attaching.identity_path import identity_paths
+from gnnstab.probe.attaching.norms import Norms, batch_vectors
+from gnnstab.probe.buffering.series_ids import MODES
+from gnnstab.probe.layers.layer_recorder import Watch
+from gnnstab.probe.operations.in_place import StepWatch
+from gnnstab.probe.replaying.replica import Autocast, copied, rng_snapshot, tensors_in, unwrap
+from gnnstab.probe.replaying.skipped_step import MOST, Kept, watch
+from gnnstab.probe.state import State
+from gnnstab.probe.statistics import graph_measures, node_measures
+
+_NO_AUTOCAST = Autocast("cpu", torch.bfloat16, False)
+
+
+LARGEST_KEPT = 64 * 2**20
+"""Bytes of the inputs of one forward up to which a copy of them is kept for the end of the run."""
+
+
+class Inputs(NamedTuple):
+    """One outer forward, ready to be run again; held by reference until the end of the step."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    rng: Mapping[str, Any]
+    autocast: Autocast
+    mode: str
+
+
+class Outer:
+    """Marks where forwards of the model begin and end, and keeps the inputs of the latest one per mode."""
+
+    def __init__(self, state: State, watches: Iterable[Watch], norms: Norms, keep: bool = True) -> None:
+        self.last: dict[str, Inputs] = {}
+        """Mode → latest inputs of this step."""
+
+        self.before: dict[str, Inputs] = {}
+        """Mode → latest inputs of the step before, until the next forward begins; only where ``keep_before``."""
+
+        self.keep_before = False
+        """True when a loss that is told after the step's end can be repeated, which needs the inputs of that step."""
+
+        self.calls: list[Inputs] = []
+        """Forwards with gradients of this step, the first `MOST`; held by reference."""
+
+        self.watching: StepWatch | None = None
+        """Watches the operations of this step in place, after one that went wrong."""
+
+        self.left_out: list[Kept] = []
+        """Forwards with gradients of a step that is left out, the first `MOST`."""
+
+        self.forwards = 0
+        """Forwards with gradients of this step."""
+
+        self.paths: dict[str, bool | None] = {}
+        """Layer → whether a path leads around it, after the first training forward."""
+
+        self.kept: Inputs | None = None
+        """A copy of what the latest forward of a full-tier step got, kept beyond the step so that causes can be undone at the
+        end of a run; None where it is larger than `LARGEST_KEPT`."""
+
+        self._state = state
+        self._watches = tuple(watches)
+        self._norms = norms
+        self._keep = keep
+        self._handles: list[Any] = []
+        self._hooks: list[Hook] = []
+        self._full_step = -1
+
+    def attach(self, model: nn.Module) -> None:
+        """Hook the model; to be called after its layers were hooked, since the model may be a layer itself."""
+        state = self._state
+        before = Hook("the model's forward", self._before, state.failsafe, clock=state.clock, skip=state.foreign)
+        after = Hook("the model's output", self._after, state.failsafe, clock=state.clock, skip=state.foreign)
+        self._hooks = [before, after]
+        self._handles = [
+            model.register_forward_pre_hook(before, with_kwargs=True, prepend=True),
+            model.register_forward_hook(after),
+        ]
+
+    def detach(self) -> None:
+        """Remove the hooks and release everything."""
+        for handle in self._handles:
+            handle.remove()
+        for hook in self._hooks:
+            hook.close()
+        self._handles.clear()
+        self.end_step()
+        self.before = {}
+
+    def close_watch(self) -> None:
+        """Stop watching operations in place."""
+        if self.watching is not None:
+            self.watching.close()
+            self.watching = None
+
+    def end_step(self) -> None:
+        """Release the inputs."""
+        if self.keep_before:
+            self.before = dict(self.last)
+        self.last.clear()
+        self.calls.clear()
+        self.left_out.clear()
+        self.forwards = 0
+        if self._state.trail is not None:
+            # A forward ended in an exception and nobody called the model again.
+            self._state.trail = self._state.norms = None
+            self._norms.stop()
+
+    def _before(self, grad: bool, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        state = self._state
+        if torch._C._current_graph_task_id() != -1:
+            return
+        if state.inside:
+            # The last forward ended in an exception.
+            for watch in self._watches:
+                watch.forget()
+        state.epoch += 1
+        if self.before:
+            self.before = {}
+        state.inside = True
+        # A step is a step also when no layer can be recorded: its loss and the gradients of its parameters are still seen.
+        state.recorded = True
+        mode = MODES[2 * model.training + grad]
+        if self._keep:
+            self.last[mode] = kept = Inputs(args, kwargs, rng_snapshot(), _autocast(args, kwargs), mode)
+            if grad and len(self.calls) < MOST:
+                self.calls.append(kept)
+        if self.watching is not None:
+            self.watching.forward_begins(args, kwargs)
+        if grad:
+            self.forwards += 1
+            if state.light and (not self.paths or self._norms.wanted):
+                self._look_around(model, args, kwargs)
+        if state.full and self._full_step != state.step:
+            self._full_step = state.step
+            self._measure(model, mode, args, kwargs)
+
+    def _after(self, grad: bool, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        state = self._state
+        if torch._C._current_graph_task_id() != -1:
+            return
+        state.inside = False
+        if self.watching is not None:
+            self.watching.forward_ended(output, grad)
+        if grad and not state.light and self._keep and len(self.left_out) < MOST:
+            self.left_out.append(watch(output, self.last[MODES[2 * model.training + 1]], state.gradient_arrived))
+        trail, state.trail = state.trail, None
+        if trail is not None and self._norms.watching:
+            self._norms.end()
+            state.norms = None
+        if trail and grad and not self.paths:
+            first = next((tensor for _, tensor in tensors_in(output) if tensor.requires_grad), None)
+            self.paths = identity_paths([*trail, ("", first, None)] if first is not None else trail)
+
+    def _look_around(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Have the layers say what goes in and what comes out, to find what stands beside and around them."""
+        state = self._state
+        if state.trail is None:
+            state.trail = []
+        if self._norms.wanted:
+            self._norms.begin(model, args, kwargs, state.failsafe)
+            state.norms = self._norms if self._norms.watching else None
+
+    def _measure(self, model: nn.Module, mode: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        state = self._state
+        if self._keep and mode.startswith("train"):
+            size = sum(t.element_size() * t.numel() for _, t in tensors_in([*args, kwargs]))
+            fits = size <= LARGEST_KEPT
+            self.kept = self.last[mode]._replace(args=copied(args), kwargs=copied(kwargs)) if fits else None
+        state.batch = next(iter(batch_vectors(unwrap(model)[0], args, kwargs)), None)
+        x = next((t for _, t in tensors_in([*args, kwargs]) if t.dim() == 2 and t.is_floating_point()), None)
+        if x is not None:
+            batch = state.batch if state.batch is not None and len(state.batch) == len(x) else None
+            state.queue("", mode, 0, node_measures(x.detach(), batch))
+            if batch is not None:
+                state.queue("", mode, 0, graph_measures(batch))
+
+
+def _autocast(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Autocast:
+    first = args[0] if args else next(iter(kwargs.values()), None)
+    device = first.device.type if isinstance(first, Tensor) else "cpu"
+    enabled = torch.is_autocast_enabled(device)
+    return Autocast(device, torch.get_autocast_dtype(device), True) if enabled else _NO_AUTOCAST

@@ -1,0 +1,124 @@
+"""Hooks that cannot hurt: guarded, absent from copies of the model, and gone after `remove`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import nn
+from torch.compiler import is_compiling
+
+from gnnstab.probe.error_guard import Failsafe
+
+
+def ignore(*args: Any, **kwargs: Any) -> None:
+    """Do nothing; this is what a hook becomes after a failure."""
+
+
+_NOTHING: Callable[..., None] = nullcontext().__exit__
+"""What a hook becomes in a copy of the model and in a pickle: the standard library's own way to do nothing with any
+arguments, so that neither holds anything of gnnstab and both can be loaded without it."""
+
+
+class Hook:
+    """A module or tensor hook around ``body``.
+
+    ``body`` runs with gradients switched off and gets whether they were on as its first argument. It returns nothing,
+    so it can change neither inputs nor outputs nor gradients. When it fails, the failure is noted and it is not called
+    again. While ``skip`` answers True nothing is done. A copied or pickled model carries a call that does nothing in its
+    place: an averaged copy of a model is not the model.
+    """
+
+    __slots__ = ("_body", "_clock", "_failsafe", "_skip", "_where", "compiled")
+
+    def __init__(
+        self,
+        where: str,
+        body: Callable[..., object],
+        failsafe: Failsafe,
+        compiled: Callable[..., object] = ignore,
+        clock: list[float] | None = None,
+        skip: Callable[[], bool] | None = None,
+    ) -> None:
+        self._where = where
+        self._skip = skip
+        self._clock = clock
+        self._body = body
+        self._failsafe = failsafe
+        self.compiled = compiled
+        """Called instead of ``body`` while `torch.compile` traces the model."""
+
+    def __call__(self, *args: Any) -> None:
+        """Run the body, guarded."""
+        if is_compiling():
+            self.compiled(*args)
+            return
+        clock = self._clock
+        if clock is not None:
+            clock[0] -= perf_counter()
+        grad = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(False)
+        try:
+            if self._skip is None or not self._skip():
+                self._body(grad, *args)
+        except Exception as error:
+            self.close()
+            self._failsafe.note(self._where, error)
+        finally:
+            torch._C._set_grad_enabled(grad)
+            if clock is not None:
+                clock[0] += perf_counter()
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "__name__":  # The first thing that torch.jit.script asks of a hook.
+            raise AttributeError(
+                "torch.jit.script compiles the hooks of a model with it, and gnnstab's are Python; script the model before the "
+                "monitor is attached, or after it has ended"
+            )
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def close(self) -> None:
+        """Turn the hook into one that does nothing and references nothing."""
+        self._body = self.compiled = ignore
+        self._skip = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., None]:
+        return _NOTHING
+
+    def __copy__(self) -> Callable[..., None]:
+        return _NOTHING
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        return getattr, (nullcontext(), "__exit__")
+
+
+class Placed:
+    """A forward hook that can be taken off its module and put back, at the price of one dictionary operation.
+
+    Taken off, it costs nothing: a module without hooks is called on torch's short way.
+    """
+
+    __slots__ = ("_handle", "_hook", "_table")
+
+    def __init__(self, module: nn.Module, hook: Hook, *, with_kwargs: bool = False) -> None:
+        self._hook = hook
+        self._table = module._forward_hooks
+        self._handle = module.register_forward_hook(hook, with_kwargs=with_kwargs)
+
+    def pause(self) -> None:
+        """Take the hook off.
+
+        The mark that it takes keyword arguments stays: another thread may be on its way to call it.
+        """
+        self._table.pop(self._handle.id, None)
+
+    def resume(self) -> None:
+        """Put the hook back, as the last of its module."""
+        self._table[self._handle.id] = self._hook
+
+    def remove(self) -> None:
+        """Take the hook off for good."""
+        self._handle.remove()

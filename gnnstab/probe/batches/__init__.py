@@ -1,0 +1,1 @@
+"""Batches: the data that people have, as arguments of a forward and under the names of its tensors."""

@@ -1,0 +1,84 @@
+"""What the user calls a batch, as arguments of the model's forward."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch_geometric.data import Data, HeteroData
+from torch_geometric.data.data import BaseData
+
+from gnnstab.errors import UsageError
+from gnnstab.probe.batches.batch_file import load_batch as load_batch
+from gnnstab.probe.batches.data import fitting
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword arguments of one forward."""
+
+
+def as_arguments(batch: Any, model: nn.Module) -> list[Arguments]:
+    """Every forward that a batch asks for.
+
+    A dict is keyword arguments, a tuple positional ones, any other iterable (a loader, a list) several batches. What the
+    forward has no parameter for (labels behind the inputs, entries of other names) is left for the loss. A
+    ``Data`` or ``HeteroData`` is handed over whole when the forward takes one argument, else by the names of the
+    forward's parameters.
+
+    Raises:
+        UsageError: Nothing that a forward could take.
+    """
+    if isinstance(batch, BaseData):
+        return [_from_data(batch, model)]
+    if isinstance(batch, Tensor):
+        return [((batch,), {})]
+    if isinstance(batch, Mapping):
+        return [fitting((), {str(k): v for k, v in batch.items()}, model)]
+    if isinstance(batch, tuple):
+        if batch and isinstance(batch[0], BaseData) and not any(isinstance(item, BaseData) for item in batch[1:]):
+            args, kwargs = _from_data(batch[0], model)
+            return [fitting((*args, *batch[1:]) if args else (), kwargs, model)]
+        return [fitting(batch, {}, model)]
+    if isinstance(batch, Iterable) and not isinstance(batch, (str, bytes)):
+        found = [arguments for item in batch for arguments in as_arguments(item, model)]
+        if found:
+            return found
+    raise UsageError(
+        f"batch of type {type(batch).__name__} is none that a model could be called with; pass a PyG Data, a tuple of "
+        "positional or a dict of keyword arguments, or an iterable of those"
+    )
+
+
+def _from_data(data: BaseData, model: nn.Module) -> Arguments:
+    names = _forward_names(model)
+    if len(names) <= 1:
+        return (data,), {}
+    if isinstance(data, HeteroData):
+        stores = {"x_dict": "x", "edge_index_dict": "edge_index", "edge_attr_dict": "edge_attr"}
+        known = {name: data.collect(key) for name, key in stores.items() if name in names and _has(data, key)}
+    else:
+        known = {name: data[name] for name in names if isinstance(data, Data) and data.get(name) is not None}
+    return ((), known) if known else ((data,), {})
+
+
+def _has(data: HeteroData, key: str) -> bool:
+    return any(key in store for store in data.stores)
+
+
+def _forward_names(model: nn.Module) -> list[str]:
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = inspect.signature(model.forward).parameters.values()
+    return [p.name for p in parameters if p.kind in kinds]
+
+
+def on_device(value: Any, device: torch.device) -> Any:
+    """A copy of the arguments on a device; what cannot move is handed on as it is."""
+    if isinstance(value, (Tensor, BaseData)):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return {k: on_device(v, device) for k, v in value.items()}
+    if isinstance(value, (tuple, list)) and not hasattr(value, "_fields"):
+        return type(value)(on_device(v, device) for v in value)
+    return value

@@ -1,0 +1,129 @@
+"""Reads a file of tensors in plain containers without running code from it, within bounds of time and memory."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gnnstab import unpickling
+from gnnstab.archive import LARGEST_LEGACY, newer_version
+from gnnstab.errors import LoadError, UnsafeFileError, printable
+from gnnstab.probe.batches.containers import container, is_container
+from gnnstab.unpickling import Named, Record
+
+_CODE = (
+    "holds objects that can only be read by running code from the file (it imports {}); save a dict of tensors or a PyG Data "
+    "instead, or pass --unsafe-load if you trust it (dangerous)"
+)
+
+_PLAIN = (Tensor, str, bytes, bytearray, int, float, complex, set, frozenset, slice, type(None))
+"""Kinds of what stands in a batch beside containers; a bool is an int."""
+
+DEEPEST = 50
+"""Levels of lists, tuples and dicts within each other."""
+
+MOST_ITEMS = 1_000_000
+"""Things in a batch."""
+
+
+def load_batch(path: str | Path, *, unsafe: bool = False) -> Any:
+    """Read a batch file: a dict or tuple of tensors, or a PyG ``Data``, saved with ``torch.save``.
+
+    Raises:
+        LoadError: The file is missing, damaged, no torch file, or beyond the limits of docs/security.md.
+        UnsafeFileError: Reading it would run code from the file and ``unsafe`` is off.
+    """
+    return load_plain(Path(path), "batch", unsafe=unsafe)
+
+
+def load_plain(path: Path, what: str, *, unsafe: bool = False) -> Any:
+    """What `load_batch` does, for a file that errors call ``what``."""
+    shown = f"{what} {printable(str(path), 500)}"
+    kind = _kind(path, shown)
+    if unsafe:
+        return _read_everything(path, shown)
+    if kind == "legacy":
+        _check_legacy(path, shown)
+    return _filled(unpickling.read(path, kind, shown, is_container, _CODE), shown)
+
+
+def _kind(path: Path, shown: str) -> str:
+    """``zip`` or ``legacy``; whatever else is refused unread."""
+    try:
+        if not path.is_file():
+            raise LoadError(f"{shown}: no such file" if not path.exists() else f"{shown}: is not a regular file")
+        with path.open("rb") as stream:
+            start = stream.read(2)
+    except (OSError, ValueError) as error:
+        raise LoadError(f"{shown}: cannot be read ({_gist(error)})") from None
+    if start == b"PK":
+        return "zip"
+    if start[:1] != b"\x80":
+        raise LoadError(f"{shown}: not a file written by torch.save")
+    return "legacy"
+
+
+def _check_legacy(path: Path, shown: str) -> None:
+    size = path.stat().st_size
+    if size > LARGEST_LEGACY:
+        raise LoadError(
+            f"{shown}: {size >> 20} MiB in the format before torch 1.6, more than the {LARGEST_LEGACY >> 20} MiB that "
+            "gnnstab reads; load it with torch and save it again"
+        )
+
+
+def _read_everything(path: Path, shown: str) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=False)
+    except MemoryError:
+        raise LoadError(f"{shown}: asks for more memory than there is") from None
+    except Exception as error:
+        newer = newer_version(error)
+        raise LoadError(f"{shown}: {newer or f'not a file written by torch.save ({_gist(error)})'}") from None
+
+
+def _filled(value: Any, shown: str) -> Any:
+    """The value with PyG's containers in the place of their records.
+
+    Raises `LoadError` for nesting or numbers beyond the limits, `UnsafeFileError` for an object of any other class.
+    """
+    try:
+        return _fill(value, shown, [0], 0)
+    except LoadError:
+        raise
+    except Exception as error:
+        # Attributes of a container that its own class would never have set.
+        kind = printable(value.kind if isinstance(value, Record) else type(value).__name__, 60)
+        raise LoadError(f"{shown}: holds a damaged {kind} ({_gist(error)})") from None
+
+
+def _fill(value: Any, shown: str, count: list[int], depth: int) -> Any:
+    count[0] += 1
+    if depth > DEEPEST:
+        raise LoadError(f"{shown}: is nested deeper than {DEEPEST} levels")
+    if count[0] > MOST_ITEMS:
+        raise LoadError(f"{shown}: holds more than {MOST_ITEMS} things")
+    if isinstance(value, (list, tuple)):
+        return type(value)(_fill(item, shown, count, depth + 1) for item in value)
+    if isinstance(value, dict):
+        return type(value)((key, _fill(item, shown, count, depth + 1)) for key, item in value.items())
+    if isinstance(value, Record):
+        if not is_container(value.name):
+            raise UnsafeFileError(f"{shown}: {_CODE.format(printable(value.name, 80))}")
+        return container(value, lambda item: _fill(item, shown, count, depth + 1))
+    if isinstance(value, _PLAIN):
+        return value
+    name = value.name if isinstance(value, Named) else type(value).__name__
+    raise LoadError(f"{shown}: holds {printable(name, 80)}, which belongs in no batch")
+
+
+def _gist(error: BaseException) -> str:
+    """The first line of what a library objected to, without its general advice."""
+    text = str(error).rpartition("WeightsUnpickler error: ")[2].strip() or type(error).__name__
+    return printable(text.splitlines()[0], 160)

@@ -1,0 +1,73 @@
+"""Every tensor of a batch under the name that its owner would call it by."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch_geometric.data.data import BaseData
+
+from gnnstab.probe.replaying.replica import tensors_in
+
+
+def named_tensors(
+    args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None, model: nn.Module | None = None
+) -> dict[str, Tensor]:
+    """Name → tensor, of any shape and type, in the order of the arguments.
+
+    A ``Data`` gives ``x``, ``edge_attr``, ``y``, …, a ``HeteroData`` ``paper.x`` and ``author__writes__paper.edge_index``, a
+    nested container names joined by dots. A container that is the only positional argument gives no name of its own. Other
+    positional arguments are called as the forward of ``model`` calls them, or by their number without one.
+
+    Args:
+        args: Positional arguments of a forward, or a batch in a tuple of one.
+        kwargs: Keyword arguments.
+        model: Whose forward names the positional arguments.
+    """
+    called = _names(model) if model is not None else []
+    found: dict[str, Tensor] = {}
+    alone = len(args) == 1 and not isinstance(args[0], Tensor)
+    for position, value in enumerate(args):
+        name = called[position] if position < len(called) else str(position)
+        found.update(_within(value, "" if alone else name))
+    for name, value in (kwargs or {}).items():
+        found.update(_within(value, str(name)))
+    return found
+
+
+def _within(value: Any, name: str) -> dict[str, Tensor]:
+    if isinstance(value, BaseData):
+        # A store of a HeteroData is keyed by its kind; edges by (source, relation, target).
+        return {
+            ".".join(part for part in (name, found) if part): tensor
+            for key, entry in value.to_dict().items()
+            for found, tensor in tensors_in(entry, _kind(key))
+        }
+    if isinstance(value, Mapping):
+        return {
+            k: t
+            for key, entry in value.items()
+            for k, t in _within(entry, ".".join(filter(None, (name, _kind(key))))).items()
+        }
+    if isinstance(value, (tuple, list)):
+        return {
+            k: t
+            for position, entry in enumerate(value)
+            for k, t in _within(entry, ".".join(filter(None, (name, str(position))))).items()
+        }
+    return dict(tensors_in(value, name))
+
+
+def _kind(key: Any) -> str:
+    return "__".join(map(str, key)) if isinstance(key, tuple) else str(key)
+
+
+def _names(model: nn.Module) -> list[str]:
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    try:
+        parameters = inspect.signature(model.forward).parameters.values()
+    except (TypeError, ValueError):  # A forward that is no Python function names no arguments.
+        return []
+    return [p.name for p in parameters if p.kind in kinds]

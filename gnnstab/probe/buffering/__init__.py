@@ -1,0 +1,1 @@
+"""Buffering: from tensors of one step to the rows of a trace, without waiting for a device."""

@@ -1,0 +1,242 @@
+"""What is common to the watches of all layers: counting calls, finding slots, hooking gradients."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gnnstab.probe.attaching.activation_gradients import GradientHook
+from gnnstab.probe.attaching.hooks import Hook, Placed, ignore
+from gnnstab.probe.attaching.identity_path import node_of
+from gnnstab.probe.buffering.series_ids import CALLS, MODES
+from gnnstab.probe.state import State
+from gnnstab.probe.statistics.dense import Rows
+from gnnstab.records import LayerFacts
+
+_IN_GRAPH = "not seen inside a compiled graph; run the layer without torch.compile to see it"
+
+_CAPTURED = (
+    "called while a CUDA graph was captured, whose replays run no hooks; record a run without the graph to see it"
+)
+
+_in_transform = torch._C._functorch.peek_interpreter_stack
+_graph_task = torch._C._current_graph_task_id
+
+
+class Plan:
+    """The slots of one call of one layer in one mode, found once and used at every step."""
+
+    __slots__ = ("_known", "_state", "call", "dtype", "full_step", "grad_input", "grad_output", "layer", "mode")
+
+    def __init__(self, state: State, layer: str, mode: str, call: int) -> None:
+        self._state = state
+        self._known: dict[tuple[str, ...], tuple[int, ...]] = {}
+        self.layer = layer
+        self.mode = mode
+        self.call = call
+        self.dtype: torch.dtype | None = None
+        """Number format of the scores, as softmax received them."""
+
+        self.full_step = -1
+        """The step in which this call was last measured in full: once per step is enough."""
+
+        self.grad_output = GradientHook(state, self._slot("grad_output"), f"the output gradient of {layer}")
+        self.grad_input = GradientHook(state, self._slot("grad_input"), f"the input gradient of {layer}")
+
+    def slots(self, sites: tuple[str, ...]) -> tuple[int, ...]:
+        """Slots of these sites; the same tuple object whenever the same sites are asked for."""
+        known = self._known.get(sites)
+        if known is None:
+            known = self._known[sites] = tuple(self._slot(site) for site in sites)
+        return known
+
+    @property
+    def seen_sites(self) -> set[str]:
+        """Sites that have arrived at least once."""
+        return {site for sites in self._known for site in sites}
+
+    def _slot(self, site: str) -> int:
+        return self._state.keys.slot(self.layer, self.mode, self.call, site)
+
+
+class Watch(ABC):
+    """Records one layer. Subclasses say in `record` what a call of their layer consists of."""
+
+    attention = False
+    counts = True
+    """False as long as it is not known that the module is a layer of interest at all."""
+
+    sites: tuple[str, ...] = ("input", "output")
+    """Sites that must have been seen after a call, or be named as blind."""
+
+    compiled_sites: tuple[str, ...] = ("output", "input")
+    """Sites that are seen inside a compiled graph; `compiled` writes them in this order."""
+
+    def __init__(self, state: State, name: str, module: nn.Module) -> None:
+        self.state = state
+        self.name = name
+        self.module = module
+        self._cells = state.compiled.reserve(name, self.compiled_sites)
+        self._plans: dict[tuple[int, int], Plan] = {}
+        self._epoch = -1
+        self._counts = [0, 0, 0, 0]
+        self._placed: list[Placed] = []
+        self._hooks: list[Hook] = []
+
+    def attach(self) -> None:
+        """Begin to record."""
+        hook = self.hook("the forward hook", self._after, self._compiled_after)
+        self._placed.append(Placed(self.module, hook, with_kwargs=True))
+
+    def pause(self) -> None:
+        """Take the hooks off until `resume`, so that the layer runs as if nobody looked."""
+        for placed in self._placed:
+            placed.pause()
+
+    def resume(self) -> None:
+        """Put back what `pause` took off."""
+        for placed in self._placed:
+            placed.resume()
+
+    def detach(self) -> None:
+        """Leave the layer as it was found."""
+        for placed in self._placed:
+            placed.remove()
+        for hook in self._hooks:
+            hook.close()
+        for plan in self._plans.values():
+            plan.grad_output.close()
+            plan.grad_input.close()
+        self._placed.clear()
+        self._hooks.clear()
+
+    @abstractmethod
+    def facts(self, position: int) -> LayerFacts:
+        """What is known of the layer's configuration."""
+
+    @abstractmethod
+    def record(self, grad: bool, plan: Plan, inputs: Sequence[Any], args: Any, kwargs: Any, output: Tensor) -> None:
+        """Put the call's tensors into the stage."""
+
+    def shown(self, inputs: Sequence[Any], args: Any, kwargs: Any, output: Tensor) -> Iterator[Rows]:
+        """Scores and attention of the call that has just returned, all of them."""
+        return iter(())
+
+    def note_unseen(self) -> None:
+        """Name the sites that a called layer should have shown and did not."""
+        for plan in self._plans.values():
+            for site in self.sites:
+                if site not in plan.seen_sites:
+                    self.state.unseen(self.name, site, f"nothing arrived in mode {plan.mode}")
+        if not self._plans:
+            for site in ("grad_output", "grad_input", *self.sites):
+                if (self.name, site) not in self.state.compiled.seen:
+                    self.state.unseen(self.name, site, _IN_GRAPH)
+
+    def forget(self) -> None:  # noqa: B027  # most watches keep nothing between calls
+        """Drop what an interrupted or unrecorded call left behind."""
+
+    def score_dtypes(self) -> set[torch.dtype]:
+        """Number formats that the scores of this layer were seen in."""
+        return {plan.dtype for plan in self._plans.values() if plan.dtype is not None}
+
+    def hook(self, what: str, body: Any, compiled: Any = ignore) -> Hook:
+        """A guarded hook of this layer that ends with `detach`."""
+        hook = Hook(f"{what} of {self.name}", body, self.state.failsafe, compiled, self.state.clock, self.state.foreign)
+        self._hooks.append(hook)
+        return hook
+
+    def _after(self, grad: bool, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        state = self.state
+        if _in_transform() is not None:
+            self.forget()
+            state.unseen(self.name, "output", "called inside a torch.func transform, whose tensors have no values yet")
+            return
+        if not state.light:
+            self.forget()
+            state.recorded = True
+            return
+        mode = 2 * module.training + grad
+        if _graph_task() != -1 and not self._first_run(mode):
+            self.forget()
+            return
+        plan = self._plan(mode)
+        x = args[0] if args else kwargs.get("x", next(iter(kwargs.values()), None))
+        inputs = parts(x)
+        out = output[0] if type(output) is tuple else output
+        outs = [one for one in out.values() if isinstance(one, Tensor)] if isinstance(out, dict) else [out]
+        if not outs or not isinstance(outs[0], Tensor):
+            state.unseen(self.name, "output", f"returned a {type(out).__name__}, not a tensor")
+            self.forget()
+            return
+        out = outs[0]
+        if out.is_cuda and torch.cuda.is_current_stream_capturing():
+            state.unseen(self.name, "output", _CAPTURED)
+            self.forget()
+            return
+        self.record(grad, plan, inputs, args, kwargs, out if len(outs) == 1 else joined(outs))
+        if state.trail is not None:
+            self._tell(inputs, out)
+        if grad and any(one.requires_grad for one in outs):
+            for one in outs:
+                if one.requires_grad:
+                    plan.grad_output.watch(one)
+            for one in inputs:
+                if isinstance(one, Tensor) and one.requires_grad:
+                    plan.grad_input.watch(one)
+
+    def _tell(self, inputs: Sequence[Any], output: Tensor) -> None:
+        """Leave a mark for those who want to know what stands around the layer."""
+        state = self.state
+        if state.trail is not None and isinstance(inputs[-1], Tensor):
+            state.trail.append((self.name, inputs[-1], node_of(output)))
+        if state.norms is not None and self.attention:
+            state.norms.layer_called(self.name, inputs[0], output)
+
+    def _compiled_after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        self.note(0, output[0] if isinstance(output, tuple) else output)
+        for one in parts(args[0] if len(args) > 0 else kwargs.get("x")):
+            self.note(1, one)
+
+    def note(self, position: int, tensor: Any) -> None:
+        """Record a tensor inside a compiled graph, under ``compiled_sites[position]``."""
+        if isinstance(tensor, Tensor) and tensor.is_floating_point():
+            self.state.compiled.add(self._cells + position * len(MODES), tensor, self.module.training)
+
+    def _plan(self, mode: int) -> Plan:
+        state = self.state
+        if not state.inside:
+            state.epoch += 1
+        if self._epoch != state.epoch:
+            self._epoch = state.epoch
+            self._counts = [0, 0, 0, 0]
+        call = min(self._counts[mode], CALLS - 1)
+        self._counts[mode] += 1
+        plan = self._plans.get((mode, call))
+        if plan is None:
+            plan = self._plans[mode, call] = Plan(state, self.name, MODES[mode], call)
+            state.fired.setdefault(self.name, len(state.fired))
+        state.recorded = True
+        return plan
+
+    def _first_run(self, mode: int) -> bool:
+        # A forward inside a backward is a checkpointed segment run again. Its first run was recorded, unless that was
+        # without gradients (the reentrant form): then this is the run that the gradients belong to.
+        return mode == 3 and self._counts[3] == 0
+
+
+def parts(x: Any) -> Sequence[Any]:
+    """The tensors of a first argument: one, the two sides of a bipartite graph, or one per node type."""
+    if isinstance(x, dict):
+        return [one for one in x.values() if isinstance(one, Tensor)]
+    return x if type(x) is tuple or type(x) is list else (x,)
+
+
+def joined(outs: Sequence[Tensor]) -> Tensor:
+    """The outputs of all node types, one after the other; the first where they have no common width."""
+    same = len({(one.shape[1:], one.dtype, one.device) for one in outs}) == 1
+    return torch.cat([one.detach() for one in outs]) if same and outs[0].dim() else outs[0]

@@ -1,0 +1,188 @@
+"""Parameters of the model: their gradients every step; their size and their change in steps of the full tier."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gnnstab.probe.buffering import device_copy as flight
+from gnnstab.probe.buffering.series_ids import Keys
+from gnnstab.probe.buffering.stats_buffer import Stage
+
+_CHUNK = 15
+"""Tensors in one `put`: as many of the largest copied size as surely fit into the buffer."""
+
+_JOINED = 1 << 12
+"""Entries up to which tensors of one width are joined by a single operation; copying a larger one twice costs more."""
+
+_TOGETHER = 1 << 16
+"""Entries joined at most, half of the buffer."""
+
+_SMALL = 1 << 15
+"""Entries up to which gradients are joined for their norm; a larger one is worth an operation of its own."""
+
+
+class _Part(NamedTuple):
+    """Tensors that are recorded by one operation."""
+
+    slots: tuple[int, ...]
+    pick: Callable[[Sequence[Any]], tuple[Tensor, ...]]
+    """The tensors from those of all parameters."""
+
+    sizes: list[int]
+    """Entries of each; empty for tensors that are put in as they are."""
+
+
+class Parameters:
+    """All trainable parameters, each once, under the first of its names."""
+
+    def __init__(self, model: nn.Module, keys: Keys) -> None:
+        self.names: list[str] = []
+        self._model = model
+        self._keys = keys
+        self._parameters: list[Tensor] = []
+        self._parts: dict[tuple[str, tuple[int, ...]], list[_Part]] = {}
+        self._before: list[Tensor] = []
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Look at the model anew: one that was pruned, re-initialised or grown has other parameters than before."""
+        named = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
+        same = len(named) == len(self.names) and all(
+            p is named.get(name) for name, p in zip(self.names, self._parameters, strict=True)
+        )
+        if not same:
+            self.names, self._parameters = list(named), list(named.values())
+            self._parts.clear()
+            self._before = []
+
+    def gradients(self, stage: Stage) -> None:
+        """Put every gradient that is there into ``stage``."""
+        gradients = [parameter.grad for parameter in self._parameters]
+        self._put(stage, "weight_grad", gradients)
+
+    def norm(self) -> float | None:
+        """L2 norm of all gradients, None without any; NaN or Inf only where an entry is.
+
+        One copy and one product of all small gradients together, without the extremes of each.
+        """
+        gradients = [parameter.grad for parameter in self._parameters]
+        parts = self._parts_of("weight_grad", gradients)
+        if not parts:
+            return None
+        try:
+            small: list[Tensor] = []
+            large: list[Tensor] = []
+            for part in parts:
+                if part.sizes:
+                    small.append(torch.cat(part.pick(gradients)))
+                else:
+                    for g in part.pick(gradients):
+                        (small if g.numel() <= _SMALL else large).append(g)
+            if small:
+                flat = torch._C._nn.flatten_dense_tensors(small)
+                large.append(flat.float() if flat.element_size() < 4 else flat)
+            # Whatever there is crosses from its device once.
+            square = _square(large)
+        except (RuntimeError, NotImplementedError):  # Sparse gradients, or several devices.
+            square = math.nan
+        # A square can leave the range of the gradients' own dtype although no entry does.
+        return math.sqrt(square) if square < math.inf else _exact_norm([g for g in gradients if g is not None])
+
+    def bad_gradients(self) -> list[str]:
+        """Names of the parameters whose gradient holds a NaN or an Inf."""
+        named = zip(self.names, self._parameters, strict=True)
+        return [name for name, p in named if p.grad is not None and not torch.isfinite(_entries(p.grad)).all()]
+
+    def remember(self, stage: Stage) -> None:
+        """Put the parameters into ``stage`` before the optimizer moves them; keeps a copy until `change`."""
+        self._before = [p.detach().clone() for p in self._parameters]
+        self._put(stage, "weight", self._before)
+
+    @property
+    def remembers(self) -> bool:
+        """True between `remember` and `change`."""
+        return bool(self._before)
+
+    def change(self, stage: Stage) -> bool:
+        """Put the change since `remember` into ``stage``; False without one."""
+        if not self._before:
+            return False
+        difference = torch._foreach_sub([p.detach() for p in self._parameters], self._before)
+        self._before = []
+        self._put(stage, "update", difference)
+        return True
+
+    def non_finite(self) -> list[str]:
+        """Names of the parameters that hold a NaN or an Inf."""
+        return [n for n, p in zip(self.names, self._parameters, strict=True) if not torch.isfinite(p).all()]
+
+    def _put(self, stage: Stage, site: str, tensors: Sequence[Tensor | None]) -> None:
+        for part in self._parts_of(site, tensors):
+            own = part.pick(tensors)
+            joined = _join(own) if part.sizes else None
+            if joined is not None:
+                stage.put_joined(part.slots, part.sizes, joined)
+            else:
+                stage.put(part.slots, list(own), fixed=not part.sizes)
+
+    def _parts_of(self, site: str, tensors: Sequence[Tensor | None]) -> list[_Part]:
+        present = tuple([i for i, tensor in enumerate(tensors) if tensor is not None])
+        parts = self._parts.get((site, present))
+        if parts is None:
+            parts = self._parts[site, present] = self._new_parts(site, present)
+        return parts
+
+    def _new_parts(self, site: str, present: Sequence[int]) -> list[_Part]:
+        alike: dict[object, list[list[int]]] = {}
+        apart: list[int] = []
+        for i in present:
+            p = self._parameters[i]
+            if not flight.at_hand(p) or p.dim() == 0 or not 0 < p.numel() <= _JOINED:
+                apart.append(i)
+                continue
+            groups = alike.setdefault((p.dtype, p.shape[1:]), [[]])
+            if sum(self._parameters[k].numel() for k in groups[-1]) + p.numel() > _TOGETHER:
+                groups.append([])
+            groups[-1].append(i)
+        joined = [group for groups in alike.values() for group in groups]
+        apart += [group[0] for group in joined if len(group) == 1]
+        return [
+            *(self._part(site, group, sized=True) for group in joined if len(group) > 1),
+            *(self._part(site, apart[k : k + _CHUNK], sized=False) for k in range(0, len(apart), _CHUNK)),
+        ]
+
+    def _part(self, site: str, positions: list[int], *, sized: bool) -> _Part:
+        slots = tuple(self._keys.slot(self.names[i], "train", 0, site) for i in positions)
+        # Of a single position an itemgetter returns the item itself.
+        pick = itemgetter(*positions) if len(positions) > 1 else lambda tensors: (tensors[positions[0]],)
+        return _Part(slots, pick, [self._parameters[i].numel() for i in positions] if sized else [])
+
+
+def _join(tensors: tuple[Tensor, ...]) -> Tensor | None:
+    """All of them one after the other; None for what cannot be joined, as some of it may be sparse."""
+    try:
+        joined = torch.cat(tensors)
+    except (RuntimeError, NotImplementedError):
+        return None
+    return joined if joined.layout is torch.strided and flight.at_hand(joined) else None
+
+
+def _square(tensors: Sequence[Tensor]) -> float:
+    if len(tensors) == 1 and tensors[0].dim() == 1:
+        return float(torch.dot(tensors[0], tensors[0]))
+    norms = [torch.linalg.vector_norm(t, dtype=torch.float32 if t.element_size() < 4 else None) for t in tensors]
+    return float(torch.stack(norms).double().square().sum())
+
+
+def _entries(gradient: Tensor) -> Tensor:
+    return gradient.coalesce().values() if gradient.is_sparse else gradient
+
+
+def _exact_norm(gradients: Sequence[Tensor]) -> float:
+    return math.sqrt(sum(float(_entries(g).double().square().sum()) for g in gradients))

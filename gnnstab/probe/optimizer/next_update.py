@@ -1,0 +1,125 @@
+"""What the update that is about to happen does to the output, measured on a copy in a run: no loss function is needed."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gnnstab.errors import UsageError
+from gnnstab.probe.attaching.forward_tracker import Inputs
+from gnnstab.probe.buffering.step_writer import Writer
+from gnnstab.probe.optimizer.optimizer_steps import change_over_spread, eps_of, shrink_eps, twins
+from gnnstab.probe.replaying.replica import forked_rng, run_replica, tensors_in
+from gnnstab.records import Measure
+from gnnstab.records.vocabulary import OPTIMIZER_EPS_DAMPING, OPTIMIZER_OUTPUT_MOVE
+
+FIRST_AGAIN = 50
+"""Step of the second measurement; the steps double from there on, so that their share of the run's time falls."""
+
+
+class Update(NamedTuple):
+    """The effect of one update."""
+
+    moved: float
+    """Change of the output over its spread; NaN where it has none."""
+
+    damping: float
+    """That change over the one with an eps of 1e-12; NaN where the optimizer has no eps."""
+
+
+def next_update(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Inputs) -> Update:
+    """Take the update that the gradients of ``model`` ask for on a copy, and compare its outputs on ``inputs``.
+
+    Model, gradients, optimizer, inputs and random generators stay as they are.
+
+    Raises:
+        UsageError: Model or optimizer cannot be copied, a gradient is not finite, or forward or step fail on the copy.
+    """
+    with forked_rng():
+        moved, damping = _move(model, optimizer, inputs, free=False), math.nan
+        if eps_of(optimizer) is not None:
+            free = _move(model, optimizer, inputs, free=True)
+            damping = moved / free if free > 0 else math.nan
+        return Update(moved, damping)
+
+
+def _move(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Inputs, *, free: bool) -> float:
+    twin, mover = twins(model, optimizer, keep_mode=True)
+    if free:
+        shrink_eps(mover)
+    own = dict(model.named_parameters())
+    for name, parameter in twin.named_parameters():
+        gradient = own[name].grad
+        if gradient is not None:
+            parameter.grad = gradient.detach().clone()
+    if not all(bool(p.grad.isfinite().all()) for p in twin.parameters() if p.grad is not None):
+        raise UsageError("a gradient is not finite, so that the update was not tried on a copy")
+    try:
+        before = _outputs(twin, inputs)
+        mover.step()
+        return change_over_spread(before, _outputs(twin, inputs))
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
+        # The model or the optimizer may refuse a copy; anything else is a failure of the tool, and told as such.
+        raise UsageError(f"the update failed on a copy: {type(error).__name__}: {error}") from error
+
+
+def _outputs(twin: nn.Module, inputs: Inputs) -> list[Tensor]:
+    output = run_replica(twin, inputs.args, inputs.kwargs, rng_state=inputs.rng, autocast=inputs.autocast)
+    return [t.detach().float() for _, t in tensors_in(output) if t.is_floating_point()]
+
+
+class UpdateWatch:
+    """Measures the update of step 0, and those of ever rarer steps after it, and hands them to the trace.
+
+    Args:
+        model: The model inside its wrappers.
+        optimizers: All that move it; with several nothing is measured, since what one of them does is no whole update.
+        writer: Gets the measures.
+        now: The step that is about to end, and the latest inputs of it per mode.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizers: Sequence[torch.optim.Optimizer],
+        writer: Writer,
+        now: Callable[[], tuple[int, Mapping[str, Inputs]]],
+    ) -> None:
+        self._model = model
+        self._watched = len(optimizers) == 1 and not isinstance(optimizers[0], torch.optim.LBFGS)
+        self._writer = writer
+        self._now = now
+        self._next = 0
+        self._latest: tuple[int, float] = (-1, math.nan)
+
+    def moved(self, step: int) -> float | None:
+        """Change of the output over its spread by the update of ``step``; None when it was not measured."""
+        at, value = self._latest
+        return value if at == step and not math.isnan(value) else None
+
+    def look(self, optimizer: torch.optim.Optimizer) -> None:
+        """Measure what ``optimizer`` is about to do, when it is time to."""
+        step, last = self._now()
+        if not self._watched or step < self._next:
+            return
+        inputs = last.get("train") or last.get("eval-grad")
+        # A fused optimizer under a GradScaler is handed gradients that are still scaled.
+        if inputs is None or getattr(optimizer, "grad_scale", None) is not None:
+            return
+        self._next = max(FIRST_AGAIN, 2 * step)
+        try:
+            update = next_update(self._model, optimizer, inputs)
+        except UsageError:
+            # What cannot be copied now cannot be copied later; a gradient that is not finite is an event of its own.
+            self._watched = False
+            return
+        self._latest = (step, update.moved)
+        found = {OPTIMIZER_OUTPUT_MOVE: update.moved, OPTIMIZER_EPS_DAMPING: update.damping}
+        detail = json.dumps({"optimizer": type(optimizer).__name__, "eps": eps_of(optimizer)})
+        rows = [Measure(step, "", inputs.mode, 0, name, -1, value, detail) for name, value in found.items()]
+        self._writer.measures([row for row in rows if not math.isnan(row.value)])

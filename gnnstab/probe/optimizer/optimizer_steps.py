@@ -1,0 +1,329 @@
+"""Real steps of the user's optimizer on a copy of the model: what its rate and its eps do to the loss and to the output."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch_geometric.data.data import BaseData
+
+from gnnstab.errors import UsageError
+from gnnstab.probe.batches.arguments import Arguments, as_arguments
+from gnnstab.probe.replaying.replica import copied, eager, forked_rng, replica, rng_snapshot, tensors_in, unwrap
+from gnnstab.records import Signal, Signals
+from gnnstab.records.rises import Rise, rise_of
+from gnnstab.records.vocabulary import OPTIMIZER_EPS_DAMPING, OPTIMIZER_LOSS_RISE, OPTIMIZER_OUTPUT_MOVE
+
+Loss = Callable[[Any, Any], Tensor]
+
+STEPS = 6
+"""Steps of one trial: a rate that is too high shows in these, and a first batch is not learnt by heart in them."""
+
+MOST_BATCHES = 4
+"""Batches that a trial goes round; each one costs a forward per step."""
+
+NO_EPS = 1e-12
+"""What eps is compared with: as good as none."""
+
+LOWER = 3.0
+"""What the rate is divided by until the trial is calm; smaller changes make no difference that can be measured."""
+
+LOWEST = 3**8
+"""Largest divisor that is tried."""
+
+MADE_OF_EPS = ("Adadelta",)
+"""Optimizers whose first steps are made of eps: a smaller one is no other setting but another method."""
+
+_SCALES = tuple(2.0**power for power in (16, 12, 8, 4, 0))
+"""Factors of the loss under fp16, as a GradScaler would choose: the largest that leaves the gradients finite."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What a few steps on a copy did."""
+
+    losses: tuple[float, ...]
+    """Mean loss over the batches before the first step and after each; inf from the step that broke it."""
+
+    moved: float
+    """Change of the output in the first step over its spread (over nodes or graphs); NaN where it has none."""
+
+    @property
+    def rise(self) -> Rise | None:
+        """How far the loss rose; None where losses are not positive, which have no ratio, unless one is not finite."""
+        if not all(math.isfinite(value) for value in self.losses):
+            return Rise(math.inf, STEPS, len(self.losses) - 1)
+        return rise_of(self.losses)
+
+    @property
+    def calm(self) -> bool:
+        """True when no loss rose by more than a quarter."""
+        return self.rise is None or self.rise.above == 0
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A model, an optimizer and batches from which any number of trials can start; none of them changes anything.
+
+    Args:
+        model: The model, which is copied for every trial.
+        optimizer: Its optimizer; class, groups, settings and state are carried over to the copy.
+        calls: Arguments of one forward per batch.
+        batches: What the loss gets as its second argument, one per call.
+        loss: ``loss(output, batch)``, a scalar.
+        dtype: Format of the autocast around forward and loss; None for none.
+        clip: Limit of the gradient's norm, where the training has one.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    calls: Sequence[Arguments]
+    batches: Sequence[Any]
+    loss: Loss
+    dtype: torch.dtype | None = None
+    clip: float | None = None
+
+    def trial(self, steps: int = STEPS, *, factor: float = 1.0, without_eps: bool = False) -> Trial:
+        """Take ``steps`` with the rates of all groups times ``factor``, and with next to no eps where asked for.
+
+        Raises:
+            UsageError: The model or the optimizer cannot be copied, or forward, loss or step fail on the copy.
+        """
+        model, optimizer = twins(self.model, self.optimizer)
+        for group in optimizer.param_groups:
+            group["lr"] = group["lr"] * factor
+        if without_eps:
+            shrink_eps(optimizer)
+        with forked_rng(), torch.enable_grad():
+            state = rng_snapshot()
+            try:
+                return self._run(model, optimizer, steps, state)
+            except UsageError:
+                raise
+            except Exception as error:
+                raise UsageError(f"trial steps on a copy failed: {type(error).__name__}: {error}") from error
+
+    def _run(self, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, state: Mapping[str, Any]) -> Trial:
+        before, first = self._look(model, state)
+        losses, moved, scale = [first], math.nan, _SCALES[0] if self.dtype is torch.float16 else 1.0
+        for step in range(steps):
+            if not math.isfinite(losses[-1]):
+                break
+            optimizer.zero_grad(set_to_none=True)
+            scale = self._gradients(model, step % len(self.calls), scale)
+            if step == 0 and not all(p.grad is None or bool(p.grad.isfinite().all()) for p in model.parameters()):
+                raise UsageError(
+                    "the gradients are not finite before any step, so that steps say nothing of the optimizer"
+                )
+            if self.clip is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), self.clip)
+            optimizer.step()
+            after, loss = self._look(model, state)
+            losses.append(loss if math.isfinite(loss) else math.inf)
+            if step == 0:
+                moved = change_over_spread(before, after)
+        return Trial(tuple(losses), moved)
+
+    def _look(self, model: nn.Module, state: Mapping[str, Any]) -> tuple[list[Tensor], float]:
+        """All outputs and the mean loss, in training mode from the same random numbers every time."""
+        outputs: list[Tensor] = []
+        losses = []
+        with torch.no_grad(), forked_rng(state):
+            for number in range(len(self.calls)):
+                output, loss = self._forward(model, number)
+                outputs += [t.detach().float() for _, t in tensors_in(output) if t.is_floating_point()]
+                losses.append(float(loss))
+        return outputs, sum(losses) / len(losses)
+
+    def _forward(self, model: nn.Module, number: int) -> tuple[Any, Tensor]:
+        args, kwargs = self.calls[number]
+        device = next((p.device.type for p in model.parameters()), "cpu")
+        # Without the cache: weights change between two forwards, some of which keep no gradients.
+        cast = nullcontext() if self.dtype is None else torch.autocast(device, dtype=self.dtype, cache_enabled=False)
+        with cast:
+            output = eager(model)(*copied(tuple(args)), **copied(dict(kwargs)))
+            return output, self.loss(output, self.batches[number])
+
+    def _gradients(self, model: nn.Module, number: int, scale: float) -> float:
+        """Backward of one batch; returns the scale of the loss that it took to keep the gradients finite."""
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        for candidate in [s for s in _SCALES if s <= scale] or [1.0]:
+            for parameter in parameters:
+                parameter.grad = None
+            _, loss = self._forward(model, number)
+            (loss * candidate).backward()  # type: ignore[no-untyped-call]
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            if candidate == 1 or all(bool(gradient.isfinite().all()) for gradient in gradients):
+                break
+        for gradient in gradients if candidate != 1 else ():
+            gradient.div_(candidate)
+        return candidate
+
+
+def twins(
+    model: nn.Module, optimizer: torch.optim.Optimizer, *, keep_mode: bool = False
+) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """A copy of the model and one of the optimizer that moves it: same class, groups, settings and state.
+
+    A model in evaluation mode is copied in training mode, unless ``keep_mode``.
+
+    Raises:
+        UsageError: One of them cannot be copied, or the optimizer moves none of the model's parameters.
+    """
+    inner, _ = unwrap(model)
+    twin = replica(inner)
+    if not inner.training and not keep_mode:
+        twin.train()
+    own = dict(inner.named_parameters(remove_duplicate=False))
+    memo = {
+        id(own[name]): parameter for name, parameter in twin.named_parameters(remove_duplicate=False) if name in own
+    }
+    if not any(id(p) in memo for group in optimizer.param_groups for p in group["params"]):
+        raise UsageError("the optimizer moves none of the model's parameters")
+    # What hangs on the instance is the schedule's or a logger's: their wrappers of `step` would move the user's weights.
+    kept = {k: v for k, v in vars(optimizer).items() if k != "step" and not k.startswith("_optimizer_")}
+    moved = object.__new__(type(optimizer))
+    try:
+        moved.__setstate__(copy.deepcopy(kept, memo))
+    except Exception as error:
+        raise UsageError(f"{type(optimizer).__name__} cannot be copied: {type(error).__name__}: {error}") from error
+    return twin, moved
+
+
+def eps_of(optimizer: torch.optim.Optimizer) -> float | None:
+    """The largest eps of the groups; None where there is none, or where the first steps are made of it."""
+    sizes = [group["eps"] for group in optimizer.param_groups if isinstance(group.get("eps"), float)]
+    return None if type(optimizer).__name__ in MADE_OF_EPS else max(sizes, default=None)
+
+
+def shrink_eps(optimizer: torch.optim.Optimizer) -> None:
+    """Set every eps to `NO_EPS`."""
+    for group in optimizer.param_groups:
+        if isinstance(group.get("eps"), float):
+            group["eps"] = NO_EPS
+
+
+def change_over_spread(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
+    """‖after − before‖ over the spread of ``before`` around its mean over rows, all tensors together; NaN without a spread.
+
+    A tensor of one row, or of none, is spread around zero.
+    """
+    moved = spread = 0.0
+    for old, new in zip(before, after, strict=True):
+        if old.shape == new.shape and old.numel():
+            centre = old.mean(0, keepdim=True) if old.dim() and old.size(0) > 1 else 0.0
+            moved += float((new - old).double().square().sum())
+            spread += float((old - centre).double().square().sum())
+    return math.sqrt(moved / spread) if spread > 0 else math.nan
+
+
+def optimizer_signals(
+    model: nn.Module,
+    batch: Any,
+    loss: Loss | None,
+    optimizer: torch.optim.Optimizer | None,
+    *,
+    precision: torch.dtype | None = None,
+    clip: float | None = None,
+) -> tuple[list[Signal], dict[str, str]]:
+    """What trial steps say of the rate and the eps of an optimizer, and why they say nothing (signal name → reason).
+
+    ``batch`` is what the user calls one, see `gnnstab.probe.batches.arguments.as_arguments`; of several the first four count.
+    Nothing of the user's changes: model, gradients, optimizer, batches and the generators of torch, NumPy and ``random``.
+    """
+    try:
+        bench = _bench(model, batch, loss, optimizer, precision, clip)
+        return list(_judged(bench)), {}
+    except UsageError as error:
+        return [], dict.fromkeys((OPTIMIZER_LOSS_RISE, OPTIMIZER_OUTPUT_MOVE, OPTIMIZER_EPS_DAMPING), str(error))
+
+
+def with_trial_steps(
+    signals: Signals,
+    model: nn.Module,
+    batch: Any,
+    loss: Loss | None,
+    optimizer: torch.optim.Optimizer | None,
+    precision: str = "fp32",
+) -> Signals:
+    """``signals`` with those of trial steps, or with the reasons why none were taken; ``precision`` as of `gnnstab.diagnose`."""
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
+    values, missing = optimizer_signals(model, batch, loss, optimizer, precision=dtype)
+    return replace(signals, values=(*signals.values, *values), missing={**signals.missing, **missing})
+
+
+def _bench(
+    model: nn.Module,
+    batch: Any,
+    loss: Loss | None,
+    optimizer: torch.optim.Optimizer | None,
+    precision: torch.dtype | None,
+    clip: float | None,
+) -> Bench:
+    if optimizer is None:
+        raise UsageError("no steps were tried; pass optimizer= to have its rate and eps judged")
+    if loss is None:
+        raise UsageError("no steps were tried; pass loss= to have the optimizer's rate and eps judged")
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise UsageError("LBFGS chooses its steps by itself; none were tried on a copy")
+    one = isinstance(batch, (BaseData, Tensor, Mapping, tuple, str, bytes)) or not isinstance(batch, Iterable)
+    with forked_rng():  # a loader draws its order from the global generator
+        batches = [batch] if one else list(itertools.islice(batch, MOST_BATCHES))
+    calls = [arguments for item in batches for arguments in as_arguments(item, model)]
+    if not calls or len(calls) != len(batches):
+        raise UsageError("no steps were tried: the batch is none that a model could be called with")
+    return Bench(model, optimizer, calls, batches, loss, precision, clip)
+
+
+def _judged(bench: Bench) -> Iterator[Signal]:
+    trial = bench.trial()
+    if not math.isfinite(trial.losses[0]):
+        raise UsageError("the loss is not finite before any step, so that steps say nothing of the optimizer")
+    rate = _rate(bench.optimizer)
+    detail: dict[str, Any] = {
+        "optimizer": type(bench.optimizer).__name__,
+        "lr": rate,
+        "steps": len(trial.losses) - 1,
+        "first": trial.losses[0],
+        "moved": trial.moved,
+    }
+    if not trial.calm:
+        detail["calm_lr"] = calm_rate(bench, rate)
+    if trial.rise is not None:
+        detail |= {"above": trial.rise.above, "peak": trial.rise.peak}
+        yield Signal(OPTIMIZER_LOSS_RISE, trial.rise.largest, source="steps", detail=detail)
+    if not math.isnan(trial.moved):
+        yield Signal(OPTIMIZER_OUTPUT_MOVE, trial.moved, source="steps", detail=detail)
+    yield from _eps(bench, trial)
+
+
+def calm_rate(bench: Bench, rate: float) -> float:
+    """The first of rate/3, rate/9, … at which the same steps raise the loss by no more than a quarter; NaN when none does."""
+    divisor = LOWER
+    while divisor <= LOWEST:
+        if bench.trial(factor=1 / divisor).calm:
+            return rate / divisor
+        divisor *= LOWER
+    return math.nan
+
+
+def _eps(bench: Bench, trial: Trial) -> Iterator[Signal]:
+    eps = eps_of(bench.optimizer)
+    if eps is None:
+        return
+    free = bench.trial(1, without_eps=True).moved
+    if math.isfinite(free) and free > 0 and math.isfinite(trial.moved):
+        detail = {"eps": eps, "optimizer": type(bench.optimizer).__name__}
+        yield Signal(OPTIMIZER_EPS_DAMPING, trial.moved / free, source="steps", detail=detail)
+
+
+def _rate(optimizer: torch.optim.Optimizer) -> float:
+    """The largest rate of the groups."""
+    return max(float(group["lr"]) for group in optimizer.param_groups)

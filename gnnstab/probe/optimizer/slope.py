@@ -1,0 +1,98 @@
+"""Whether updates overshoot: the slope along an update before and after it, from the gradients of the run itself."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gnnstab.probe.buffering.step_writer import Writer
+from gnnstab.records import Measure
+from gnnstab.records.vocabulary import OPTIMIZER_OVERSHOOT
+
+RISING = 1.3
+"""Rise of the rate within `LATELY` steps from which on updates are watched: a constant or falling rate costs nothing."""
+
+LATELY = 10
+
+BEGINNING = 50
+"""Steps that are not watched: from here on no linear warm-up, however long, rises by `RISING` within `LATELY` steps."""
+
+
+class SlopeWatch:
+    """While the learning rate rises, measures 1 − (slope after)/(slope before) along every update, and hands it to the trace.
+
+    That is the rate times the curvature along the update: 1 where an update ends at the bottom of a parabola, 2 where it ends as
+    high on the other side. The slope after it is taken from the next step's gradients, so that no loss is called; batches that
+    differ pull the number towards 1. Two copies of the parameters are kept meanwhile.
+
+    Args:
+        optimizers: All that move the model; several are not watched.
+        writer: Gets the measures.
+        now: The step that is about to end.
+    """
+
+    def __init__(self, optimizers: Any, writer: Writer, now: Callable[[], int]) -> None:
+        self.latest: tuple[int, float] = (-1, math.nan)
+        """Step and number of the last update that was measured."""
+
+        self._watched = len(optimizers) == 1 and not isinstance(optimizers[0], torch.optim.LBFGS)
+        self._writer = writer
+        self._now = now
+        self._rates: deque[tuple[int, float]] = deque(maxlen=LATELY + 1)
+        self._before: tuple[int, list[Tensor], list[Tensor], list[Tensor]] | None = None
+        self._sent: tuple[int, Tensor, Any] | None = None
+
+    @torch.no_grad()
+    def look(self, optimizer: torch.optim.Optimizer) -> None:
+        """Before an update: finish what the last one began, and begin anew while the rate rises."""
+        lr, step = optimizer.param_groups[0]["lr"], self._now()
+        if not self._watched or isinstance(lr, Tensor) or getattr(optimizer, "grad_scale", None) is not None:
+            return
+        self._land()
+        self._rates.append((step, lr))
+        before, self._before = self._before, None
+        if before is not None and before[0] == step - 1:
+            self._send(*before)
+            self._land()
+        lowest = min(rate for _, rate in self._rates)
+        if step >= BEGINNING and step - self._rates[0][0] <= LATELY and lr >= RISING * lowest:
+            moved = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+            self._before = (step, moved, [p.detach().clone() for p in moved], [_grad(p).clone() for p in moved])
+
+    def _send(self, step: int, parameters: list[Tensor], weights: list[Tensor], gradients: list[Tensor]) -> None:
+        if any(p.grad is None for p in parameters):
+            return
+        slopes = torch.zeros(2, dtype=torch.float64, device=parameters[0].device)
+        for parameter, weight, gradient in zip(parameters, weights, gradients, strict=True):
+            change = (parameter - weight).flatten().double()
+            pair = torch.stack([gradient.flatten().double() @ change, _grad(parameter).flatten().double() @ change])
+            slopes += pair.to(slopes.device)
+        if slopes.device.type != "cuda":
+            self._sent = (step, slopes, None)
+            return
+        # Nothing waits for a device: the numbers are read when they have arrived.
+        host = torch.empty(2, dtype=torch.float64, pin_memory=True)
+        host.copy_(slopes, non_blocking=True)
+        arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        arrived.record()
+        self._sent = (step, host, arrived)
+
+    def _land(self) -> None:
+        if self._sent is None or (self._sent[2] is not None and not self._sent[2].query()):
+            return
+        (step, slopes, _), self._sent = self._sent, None
+        before, after = slopes.tolist()
+        # Momentum may carry an update uphill: then the two slopes say nothing of an overshoot.
+        if before < 0 and math.isfinite(after):
+            self.latest = (step, 1 - after / before)
+            self._writer.measures([Measure(step, "", "train", 0, OPTIMIZER_OVERSHOOT, -1, self.latest[1])])
+
+
+def _grad(parameter: Tensor) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad.detach()

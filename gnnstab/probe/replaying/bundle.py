@@ -1,0 +1,167 @@
+"""Everything that is needed to reproduce a non-finite value: one folder beside the trace.
+
+``event.json`` (what happened, where; mode and autocast of the forward), ``layers.json`` (facts of the layers),
+``batch.pt`` (arguments of the forward), ``rng.pt`` (random generators before it), ``weights.pt`` (state dict before the
+step's update). The ``.pt`` files hold tensors in plain containers and are read with ``weights_only=True`` alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch_geometric.data import Data, HeteroData
+
+from gnnstab.errors import LoadError
+from gnnstab.layers.edges import plain_tensor
+from gnnstab.probe.attaching.forward_tracker import Inputs
+from gnnstab.probe.batches.batch_file import load_plain
+from gnnstab.probe.replaying.replica import Autocast
+from gnnstab.records import Event, LayerFacts
+
+_KIND, _VALUE = "gnnstab.kind", "gnnstab.value"
+_LARGEST_JSON = 20_000_000
+_DATA = {"Data": Data, "HeteroData": HeteroData}
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle as it was read."""
+
+    event: dict[str, Any]
+    """The event, field by field, with JSON's types."""
+
+    layers: tuple[dict[str, Any], ...]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    rng: Mapping[str, Any]
+    """As `gnnstab.probe.replaying.replica.rng_snapshot` gives it."""
+
+    autocast: Autocast
+    mode: str
+    weights: dict[str, Tensor]
+    left_out: tuple[str, ...]
+    """Arguments that could not be saved, each with the reason."""
+
+
+def write(
+    folder: str | os.PathLike[str], model: nn.Module, inputs: Inputs, event: Event, layers: Sequence[LayerFacts] = ()
+) -> Path:
+    """Write a bundle into a new folder and return its path.
+
+    Raises:
+        OSError: The folder exists or cannot be written.
+    """
+    path = Path(folder)
+    path.mkdir(parents=True)
+    left_out: list[str] = []
+    batch = {
+        "args": [_plain(value, f"argument {i}", left_out) for i, value in enumerate(inputs.args)],
+        "kwargs": {key: _plain(value, key, left_out) for key, value in inputs.kwargs.items()},
+    }
+    torch.save(batch, path / "batch.pt")
+    torch.save({"cpu": inputs.rng["cpu"], "cuda": dict(inputs.rng.get("cuda") or {})}, path / "rng.pt")
+    weights = {name: value.detach().clone() for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    torch.save(weights, path / "weights.pt")
+    about = {
+        "event": dataclasses.asdict(event),
+        "mode": inputs.mode,
+        "autocast": [inputs.autocast[0], str(inputs.autocast[1]).removeprefix("torch."), inputs.autocast[2]],
+        "left_out": left_out,
+    }
+    _write_json(path / "event.json", about)
+    _write_json(path / "layers.json", [dataclasses.asdict(facts) for facts in layers])
+    return path
+
+
+def read(folder: str | os.PathLike[str]) -> Bundle:
+    """Read a bundle; nothing in it is run.
+
+    Raises:
+        LoadError: The folder is no bundle, or one of its files is damaged.
+    """
+    path = Path(folder)
+    about = _read_json(path / "event.json")
+    batch, rng, weights = (load_plain(path / name, "bundle file") for name in ("batch.pt", "rng.pt", "weights.pt"))
+    try:
+        for content in (about, batch, rng, weights):
+            if not isinstance(content, Mapping):
+                raise TypeError(f"a {type(content).__name__} stands where a dict belongs")
+        device, dtype, enabled = about["autocast"]
+        return Bundle(
+            event=dict(about["event"]),
+            layers=tuple(dict(facts) for facts in _read_json(path / "layers.json")),
+            args=tuple(_revived(value) for value in batch["args"]),
+            kwargs={str(key): _revived(value) for key, value in batch["kwargs"].items()},
+            rng={"cpu": _tensor(rng["cpu"]), "cuda": dict(rng["cuda"])},
+            autocast=Autocast(str(device), _dtype(dtype), bool(enabled)),
+            mode=str(about["mode"]),
+            weights={str(name): _tensor(value) for name, value in weights.items()},
+            left_out=tuple(str(text) for text in about["left_out"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise LoadError(f"{path}: not a bundle of gnnstab ({type(error).__name__}: {error})") from error
+
+
+def _plain(value: Any, name: str, left_out: list[str]) -> Any:
+    """``value`` in types that ``weights_only`` loads."""
+    if isinstance(value, Tensor):
+        # A subclass such as EdgeIndex would need its class to be loaded; its numbers do not.
+        return plain_tensor(value).detach().clone()
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple)):
+        items = [_plain(item, f"{name}[{i}]", left_out) for i, item in enumerate(value)]
+        return items if isinstance(value, list) else tuple(items)
+    if isinstance(value, Mapping):
+        return {key: _plain(item, f"{name}[{key!r}]", left_out) for key, item in value.items()}
+    if hasattr(value, "to_dict"):
+        kind = "HeteroData" if isinstance(value, HeteroData) else "Data"
+        return {_KIND: kind, _VALUE: _plain(value.to_dict(), name, left_out)}
+    left_out.append(f"{name}: a {type(value).__name__} cannot be saved without its code")
+    return None
+
+
+def _revived(value: Any) -> Any:
+    if isinstance(value, dict) and _KIND in value:
+        return _DATA[value[_KIND]].from_dict(_revived(value[_VALUE]))
+    if isinstance(value, dict):
+        return {key: _revived(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_revived(item) for item in value)
+    return value
+
+
+def _tensor(value: Any) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"a {type(value).__name__} stands where a tensor belongs")
+    return value
+
+
+def _dtype(name: str) -> torch.dtype:
+    found = getattr(torch, str(name), None)
+    if not isinstance(found, torch.dtype):
+        raise ValueError(f"{name!r} is no dtype")
+    return found
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1, default=str), encoding="utf-8")
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        if path.exists() and not path.is_file():
+            raise LoadError(f"{path}: is not a regular file")
+        if path.stat().st_size > _LARGEST_JSON:
+            raise LoadError(f"{path}: larger than {_LARGEST_JSON} bytes, which no part of a bundle is")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise LoadError(f"{path}: cannot be read as part of a bundle ({type(error).__name__}: {error})") from error

@@ -1,0 +1,119 @@
+"""A step that was left out did not end well: it is run again, on a copy, with everything recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gnnstab.errors import UsageError
+from gnnstab.probe.buffering.step_writer import Sent, Writer
+from gnnstab.probe.replaying.replica import copied, eager, forked_rng, replica, tensors_in
+from gnnstab.records import Blind, Event, LayerFacts, SeriesKey, StepRow
+
+if TYPE_CHECKING:
+    from gnnstab.probe.attaching.forward_tracker import Inputs
+    from gnnstab.probe.recorder import Recorder
+
+MOST = 8
+"""Forward passes of one step that are kept; a step of more is always recorded."""
+
+
+class Kept(NamedTuple):
+    """One forward with gradients that was left out: what went in, and the gradients that came back to its outputs."""
+
+    inputs: Inputs
+    gradients: list[Tensor | None]
+    """One per output with a history, in the order of `histories`; filled by the backward."""
+
+
+class OutputGradient:
+    """A hook on the node of one output that remembers the gradient until the step ends."""
+
+    __slots__ = ("_arrived", "_kept", "_position", "_which")
+
+    def __init__(self, kept: list[Tensor | None], position: int, which: int, arrived: Callable[[], object]) -> None:
+        self._kept = kept
+        self._position = position
+        self._which = which
+        self._arrived = arrived
+
+    def __call__(self, gradients: tuple[Tensor | None, ...]) -> None:
+        """Remember; two backward passes through one output add up."""
+        gradient, before = gradients[self._which], self._kept[self._position]
+        self._kept[self._position] = gradient if before is None or gradient is None else before + gradient
+        self._arrived()
+
+
+def histories(output: Any) -> list[Tensor]:
+    """The tensors in what a model returned that a backward can come through."""
+    if isinstance(output, Tensor):
+        return [output] if output.grad_fn is not None else []
+    return [tensor for _, tensor in tensors_in(output) if tensor.grad_fn is not None]
+
+
+def watch(output: Any, inputs: Inputs, arrived: Callable[[], object]) -> Kept:
+    """Remember the gradients of a forward that has just returned ``output``; ``arrived`` is called with each."""
+    outputs = histories(output)
+    kept = Kept(inputs, [None] * len(outputs))
+    for position, tensor in enumerate(outputs):
+        assert tensor.grad_fn is not None
+        tensor.grad_fn.register_prehook(OutputGradient(kept.gradients, position, tensor.output_nr, arrived))
+    return kept
+
+
+def run_again(
+    model: nn.Module, kept: Kept, step: int, writer: Writer, recorder: Callable[[nn.Module, Writer], Recorder]
+) -> Sent:
+    """Forward and backward on a copy, the rows under the number of ``step`` in the trace; returns them.
+
+    Generators, autocast and inputs are as they were; the model, its gradients and the generators stay as they are.
+
+    Raises:
+        UsageError: The model cannot be copied, or its forward or backward fails on the copy.
+    """
+    inner = recorder(replica(model), _Into(writer))
+    inner.state.step = step
+    cast, inputs = kept.inputs.autocast, kept.inputs
+    context = torch.autocast(cast.device_type, dtype=cast.dtype) if cast.enabled else nullcontext()
+    with inner:
+        try:
+            with forked_rng(inputs.rng), torch.enable_grad(), context:
+                output = eager(inner.model)(*copied(tuple(inputs.args)), **copied(dict(inputs.kwargs)))
+            _backward(histories(output), kept.gradients)
+        except Exception as error:
+            raise UsageError(f"the step could not be run again: {type(error).__name__}: {error}") from error
+    return inner.sent
+
+
+def _backward(outputs: Iterable[Tensor], gradients: Iterable[Tensor | None]) -> None:
+    pairs = [(output, gradient) for output, gradient in zip(outputs, gradients, strict=True) if gradient is not None]
+    if pairs:
+        torch.autograd.backward([output for output, _ in pairs], [gradient.detach() for _, gradient in pairs])
+
+
+class _Into:
+    """Takes only numbers: what else there is to say of the step, the recorder of the run says."""
+
+    def __init__(self, writer: Writer) -> None:
+        self.series: Callable[[SeriesKey], int] = writer.series
+        self.sites: Callable[[int, Any, Any], None] = writer.sites
+        self.measures: Callable[[Any], None] = writer.measures
+
+    def meta(self, key: str, value: str) -> None:
+        """Known already."""
+
+    def layer(self, facts: LayerFacts) -> None:
+        """Known already."""
+
+    def blind(self, blind: Blind) -> None:
+        """Known already."""
+
+    def step(self, row: StepRow) -> None:
+        """Told by the recorder of the run."""
+
+    def event(self, event: Event) -> None:
+        """Found by the recorder of the run."""

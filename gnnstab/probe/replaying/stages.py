@@ -1,0 +1,193 @@
+"""Every tensor of a forward pass in the order in which it comes into being, stage by stage inside an attention layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch_geometric.nn import MessagePassing
+
+from gnnstab.layers import Layer, layer_of
+from gnnstab.probe.attaching.softmax_tap import SoftmaxCall, Tap, Untappable
+from gnnstab.probe.replaying.replica import tensors_in
+
+
+class Seen(NamedTuple):
+    """One floating-point tensor at the moment it was made."""
+
+    layer: str | None
+    """Module path; None for the model itself."""
+
+    call: int
+    """0 for the first call of this layer in the forward pass."""
+
+    stage: str
+    """One of `gnnstab.records.STAGES`."""
+
+    tensor: Tensor
+
+    fed: tuple[Tensor, ...] = ()
+    """What it was computed from, parameters aside; empty for an input."""
+
+    module: nn.Module | None = None
+    """The module whose own parameters took part."""
+
+    rows: str = ""
+    """What the first axis counts: ``nodes``, ``edges``, or ``""`` when that cannot be told."""
+
+    heads: int = 0
+    """Number of heads when the other axes hold (heads, …) in order, else 0."""
+
+    targets: Tensor | None = None
+    """(E,) targets, where the rows are edges and the targets are known."""
+
+    note: str = ""
+    """Name of the argument for an input; the reason why stages are missing for an output."""
+
+    detailed: bool = False
+    """True inside an attention layer, and for the inputs of the model and the outputs of leaf modules: what a table shows."""
+
+
+Observer = Callable[[Seen], None]
+
+
+def floats(value: Any) -> list[tuple[str, Tensor]]:
+    """The named dense floating-point tensors inside ``value``."""
+    named = tensors_in(value)
+    return [(name, t) for name, t in named if t.is_floating_point() and t.layout is torch.strided]
+
+
+def observe_inputs(args: Sequence[Any], kwargs: dict[str, Any], observe: Observer) -> None:
+    """Report the model's own inputs."""
+    single = len(args) == 1 and not isinstance(args[0], Tensor)
+    named = floats(args[0] if single else list(args)) + floats(kwargs)
+    for name, tensor in named:
+        rows = "edges" if "edge" in name else "nodes"
+        observe(Seen(None, 0, "input", tensor, rows=rows, note=name, detailed=True))
+
+
+def instrument(model: nn.Module, observe: Observer, prefix: str = "") -> None:
+    """Hook every module of ``model`` (a copy that is thrown away) so that ``observe`` sees what it makes."""
+    kinds = {name: layer_of(m) for name, m in model.named_modules()}
+    attention = {
+        name: kind
+        for name, kind in kinds.items()
+        if kind is not None and kind.stages and kind.own_forward(model.get_submodule(name))
+    }
+    passing = [name for name, m in model.named_modules() if isinstance(m, MessagePassing)]
+    for name, module in model.named_modules():
+        if name in attention:
+            _Attention((prefix + name).rstrip("."), module, attention[name], observe)
+        elif not _inside(name, attention):
+            rows = "" if _inside(name, passing) else "nodes"
+            _Module(prefix + name if name else None, module, observe, rows)
+
+
+def _inside(name: str, parents: Any) -> bool:
+    return any(name != parent and name.startswith(f"{parent}." if parent else "") for parent in parents)
+
+
+class _Module:
+    """Watches the inputs and outputs of any module."""
+
+    def __init__(self, name: str | None, module: nn.Module, observe: Observer, rows: str) -> None:
+        self.name, self.observe, self.rows = name, observe, rows
+        self.leaf = isinstance(module, MessagePassing) or next(module.children(), None) is None
+        self.calls = 0
+        module.register_forward_pre_hook(self.before, with_kwargs=True)
+        module.register_forward_hook(self.after, with_kwargs=True)
+
+    def before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        self.calls += 1
+        for name, tensor in () if self.name is None else floats([*args, *kwargs.values()]):
+            self.observe(Seen(self.name, self.calls - 1, "input", tensor, rows=self.rows, note=name))
+
+    def after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        fed = tuple(tensor for _, tensor in floats([*args, *kwargs.values()]))
+        for _, tensor in floats(output):
+            seen = Seen(self.name, self.calls - 1, "output", tensor, fed, module, self.rows)
+            self.observe(seen._replace(detailed=self.leaf and self.name is not None))
+
+
+class _Attention:
+    """Watches every stage of an attention layer whose forward is PyG's own."""
+
+    def __init__(self, name: str, module: nn.Module, kind: Layer, observe: Observer) -> None:
+        self.name, self.module, self.kind, self.observe = name, module, kind, observe
+        self.heads = int(getattr(module, "heads", 1))
+        self.calls = 0
+        self.made: dict[str, Tensor] = {}
+        self.given: dict[str, Any] = {}
+        self.reason = (
+            "" if kind.own_code(module) else f"{type(module).__name__} overrides message: its scores cannot be seen"
+        )
+        module.register_forward_pre_hook(self.before, with_kwargs=True)
+        module.register_forward_hook(self.after)
+        for child, stage in kind.stages.items():
+            part = getattr(module, child, None)
+            # Behind a foreign message the aggregate would be blamed for what the message did.
+            if part is not None and not (self.reason and stage == "aggregate"):
+                part.register_forward_hook(self._child(stage))
+        if not self.reason:
+            self._listen()
+
+    def _listen(self) -> None:
+        try:
+            tap = Tap.attach(self.module, self, kind=self.kind)
+        except Untappable as reason:
+            self.reason = str(reason)
+            return
+
+        def noting(*args: Any, **kwargs: Any) -> Any:
+            self.given = kwargs
+            return tap(*args, **kwargs)
+
+        tap.replace(noting)
+
+    def see(self, stage: str, tensor: Tensor, fed: Sequence[Tensor] = (), **more: Any) -> None:
+        self.made[stage] = tensor
+        seen = Seen(self.name, self.calls - 1, stage, tensor, tuple(fed), rows="nodes", detailed=True)
+        self.observe(seen._replace(**more))
+
+    def before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        self.calls += 1
+        self.made = {}
+        names = ("x", "edge_index", "edge_attr")
+        for name, tensor in floats({**dict(zip(names, args, strict=False)), **kwargs}):
+            on_edges = name.startswith("edge")
+            self.see("input", tensor, rows="edges" if on_edges else "nodes", note=name, detailed=not on_edges)
+
+    def _child(self, stage: str) -> Callable[..., None]:
+        def after(module: nn.Module, args: Any, output: Tensor) -> None:
+            fed = [tensor for _, tensor in floats(list(args))]
+            if stage == "aggregate":
+                fed += [self.made[name] for name in ("attention", "value") if name in self.made]
+            rows = "edges" if stage == "edge" else "nodes"
+            heads = 0 if stage in ("skip", "gate") else self.heads
+            self.see(stage, output, fed, module=module, rows=rows, heads=heads)
+
+        return after
+
+    def after(self, module: nn.Module, args: Any, output: Any) -> None:
+        fed = [self.made[name] for name in ("aggregate", "skip", "gate") if name in self.made]
+        for _, tensor in floats(output)[:1]:
+            self.see("output", tensor, fed, note=self.reason)
+        self.made, self.given = {}, {}
+
+    def saw(self, seen: SoftmaxCall) -> None:
+        """Show scores and attention; what softmax was given came into being last."""
+        on_edges = {"rows": "edges", "heads": self.heads, "targets": seen.index}
+        self.see("score", seen.score, self.kind.operands(self.module, self.given, self.made), **on_edges)
+        self.see("attention", seen.attention, (seen.score,), **on_edges)
+
+    def returned(self, message: Tensor) -> None:
+        """Nothing: the aggregation shows the messages."""
+
+    def failed(self, error: Exception) -> None:
+        """A failure of whoever observes is theirs."""
+        raise error
+
+    def saw_compiled(self, score: Tensor, attention: Tensor | None) -> None:
+        """Nothing: the copy runs without a compiler."""

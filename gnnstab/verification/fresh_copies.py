@@ -1,0 +1,70 @@
+"""Fresh twins: copies of a model with newly drawn weights."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import nn
+
+from gnnstab.errors import UsageError
+from gnnstab.fixes.model_structure import duplicate
+from gnnstab.randomness import same_random_state
+
+Factory = Callable[[], nn.Module]
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Every generator set to ``seed`` inside, and given back as it was: two arms then differ in their fixes alone."""
+    with same_random_state():
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
+        yield
+
+
+def fresh_twin(model: nn.Module, seed: int, factory: Factory | None = None) -> nn.Module:
+    """A copy with fresh weights drawn from ``seed``: by the user's ``factory``, else by every ``reset_parameters``.
+
+    Raises `UsageError` when the factory makes a model with other parameters.
+    """
+    with seeded(seed):
+        if factory is None:
+            twin = duplicate(model)
+            reinitialise(twin)
+            return twin
+        twin = factory()
+    first = next(model.parameters(), None)
+    if {k: v.shape for k, v in twin.state_dict().items()} != {
+        k: v.shape for k, v in duplicate(model).state_dict().items()
+    }:
+        raise UsageError(
+            "the factory makes a model with other parameters than the one given; its twins would prove nothing"
+        )
+    return twin if first is None else twin.to(first.device, first.dtype).train(model.training)
+
+
+def reinitialise(model: nn.Module) -> list[str]:
+    """Call ``reset_parameters`` of every module that has one; names of the parameters that none of them reached."""
+    reached: set[int] = set()
+    for module in model.modules():
+        reset = getattr(module, "reset_parameters", None)
+        if callable(reset):
+            reset()
+            reached |= {id(p) for p in module.parameters()}
+    return [name for name, p in model.named_parameters() if id(p) not in reached]
+
+
+def how_initialised(model: nn.Module, factory: Factory | None) -> str:
+    """In words, for the verdict."""
+    if factory is not None:
+        return "initialised by your factory"
+    kept = reinitialise(duplicate(model)) if next(model.parameters(), None) is not None else []
+    if not kept:
+        return "initialised by every layer's reset_parameters (pass factory= for an initialisation of your own)"
+    shown = ", ".join(kept[:3]) + (" …" if len(kept) > 3 else "")
+    return f"initialised by every layer's reset_parameters, except {shown}, which keep their values (pass factory=)"
