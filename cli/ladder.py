@@ -45,12 +45,12 @@ def command(
     it where it is no longer stable. Exit code 0 when some rung is stable, else 1.
     """
     from gnnstab.observation import resolve
-    from gnnstab.verification.ladder import climb
+    from gnnstab.verification.ladder import run_ladder
     from gnnstab.verification.wording import as_json, ladder_text
 
     given = case.load(None, model, batch, loss, unsafe=unsafe_load)
     with gate.progress() as tell:
-        found = climb(
+        found = run_ladder(
             given.model, batch=given.batch, loss=given.loss, train=resolve(train) if train else None, seeds=seeds,
             steps=steps, precision=precision, lr=lr, sizes=sizes, factory=given.factory, workers=jobs, store=store, progress=tell,
         )  # fmt: skip

@@ -82,7 +82,7 @@ def _with_options(fixes: tuple[str, ...], extra: tuple[str, ...]) -> list[str]:
 def _export(given: case.Case, name: str, path: str) -> None:
     from gnnstab.fixes import export
     from gnnstab.observation import measured_signals
-    from gnnstab.verification.fix_spec import wanted
+    from gnnstab.verification.fix_spec import fix_specs
 
-    item = wanted(name)[0]
+    item = fix_specs(name)[0]
     export(given.model, item.fix, path, signals=measured_signals(given.model, given.batch), **item.options)

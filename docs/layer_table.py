@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gnnstab.layers import LAYERS, Layer
 
-EDITS = {"scale_scores": "qk-clip", "redraw": "qk-redraw", "add_gate": "beta", "switch_skip_on": "root-weight"}
+EDITS = {"scale_scores": "qk-clip", "reinitialise": "reinit-qk", "add_gate": "beta", "switch_skip_on": "root-weight"}
 """Edit of a layer → the fix that needs it."""
 
 

@@ -125,7 +125,7 @@ class Monitor:
             beginning=_BEGINNING if by_default else 0,
             bundles=self._path,
             places=True,
-            on_event=self._noticed,
+            on_event=self._on_event,
             objective=None if loss is None else objective_of(loss),
         )
         self._recorder.closes_accounts = False
@@ -139,10 +139,10 @@ class Monitor:
         self._has_optimizer = bool(optimizers)
         self._waiting: list[Finding] = []
         self._ended = self._entered = False
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
         self._live = LiveEngine()
         self._precision = ""
-        self._looked_at = -1
+        self._checked_step = -1
         self._usual = 0.0
         self._trouble = ""
         self._layout: Layout | None = None
@@ -155,7 +155,7 @@ class Monitor:
         self._guarded("attaching to the model", self._recorder.attach)
         self._guarded("attaching to the optimizer", self._boundary.attach)
         self._guarded("what the optimizer holds", self._compare_with_optimizer)
-        self._told_foreign()
+        self._warn_foreign_optimizer()
         return self
 
     def __exit__(
@@ -171,7 +171,7 @@ class Monitor:
         self._ended = True
         self._guarded("handing over failures", self._recorder.hand_over_failures)
         if any(late):
-            self._guarded("the live rules", self._look)
+            self._guarded("the live rules", self._run_live_rules)
         self._guarded("closing the trace", self._writer.close)
         self._guarded("the trace", self._look_at_trace)
         if self._feed:
@@ -184,7 +184,7 @@ class Monitor:
 
         Call it after the update. With an optimizer the step's end is already known, and this only adds the loss.
         """
-        self._told_idle()
+        self._warn_not_entered()
         if loss is not None:
             self.loss(loss)
         if not self._has_optimizer:
@@ -200,7 +200,12 @@ class Monitor:
     def _look_at_loss(self) -> None:
         """A loss that came after its step was looked at."""
         row = self._recorder.row
-        if row is not None and row.step == self._looked_at and row.loss is not None and not self._recorder.state.open:
+        if (
+            row is not None
+            and row.step == self._checked_step
+            and row.loss is not None
+            and not self._recorder.state.open
+        ):
             self._note(self._live.loss(row.step, row.loss, row.lr))
 
     def validation(self, loss: Tensor | float) -> None:
@@ -254,7 +259,7 @@ class Monitor:
         if found:
             self._writer.meta("not_held", json.dumps(found))
 
-    def _told_foreign(self) -> None:
+    def _warn_foreign_optimizer(self) -> None:
         """Say so when none of the optimizers moves the model: their steps are those of another network."""
         held = {
             id(tensor)
@@ -268,7 +273,7 @@ class Monitor:
                 "gnnstab: the optimizer holds no parameter of the monitored model; pass the optimizer that moves this model"
             )
 
-    def _told_idle(self) -> None:
+    def _warn_not_entered(self) -> None:
         """Say once that a monitor that was never entered watches nothing."""
         if not self._entered:
             self._entered = True
@@ -288,7 +293,7 @@ class Monitor:
         self._updates.look(optimizer)
         self._slopes.look(optimizer)
 
-    def _noticed(self, event: Event) -> None:
+    def _on_event(self, event: Event) -> None:
         """An event was recorded; a non-finite value is a finding at once."""
         if event.kind == "non-finite":
             facts = tuple(self._recorder.facts())
@@ -303,21 +308,25 @@ class Monitor:
 
     def _settle(self) -> None:
         begun, recorder = time.perf_counter(), self._recorder
-        guard, row = recorder.state.failsafe.guard, recorder.row
-        if row is not None and row.step != self._looked_at and (recorder.sent.layout.ids or self._says_much(row)):
-            guard("the live rules", self._look)
+        guard, row = recorder.state.error_guard.guard, recorder.row
+        if (
+            row is not None
+            and row.step != self._checked_step
+            and (recorder.sent.layout.ids or self._needs_live_check(row))
+        ):
+            guard("the live rules", self._run_live_rules)
         guard("the trace", self._look_at_trace)
         if self._tell_held and recorder.held:
             guard("the budget", self._look_at_budget)
         recorder.budget.spent_since(begun)
         recorder.budget.close_account()
 
-    def _look(self) -> None:
+    def _run_live_rules(self) -> None:
         """The one place where the live rules are asked."""
         recorder, row = self._recorder, self._recorder.row
-        if row is None or row.step == self._looked_at:
+        if row is None or row.step == self._checked_step:
             return
-        self._looked_at = row.step
+        self._checked_step = row.step
         if row.grad_norm is not None and recorder.sent.layout.ids:
             self._usual = row.grad_norm
         layout, rows = recorder.sent.layout, recorder.sent.rows
@@ -325,7 +334,7 @@ class Monitor:
             self._feed.row(row, layout.keys, rows)
         if layout is not self._layout and layout.ids:
             self._layout = layout
-            self._told_precision()
+            self._set_precision()
             scores, outputs = (_rows_of(layout, site) for site in ("score", "output"))
             self._live_scores, self._live_rows = len(scores), np.array([*scores, *outputs], dtype=np.int64)
             self._live_keys = [layout.keys[i] for i in self._live_rows]
@@ -353,7 +362,7 @@ class Monitor:
             self._writer.event(as_event(finding))
         self._waiting += found
 
-    def _says_much(self, row: StepRow) -> bool:
+    def _needs_live_check(self, row: StepRow) -> bool:
         """True when the live rules must hear of a step that was left out; most are as the recorded ones beside them."""
         norm = row.grad_norm
         return bool(self._feed) or row.loss is not None or (norm is not None and not norm <= _UNUSUAL * self._usual)
@@ -372,20 +381,20 @@ class Monitor:
         self._writer.event(Event(self._recorder.step, "tool-failure", message=f"the trace: {failure}"))
         warn(f"gnnstab: {failure}")
 
-    def _sift(self, fresh: list[Finding]) -> None:
+    def _deduplicate(self, fresh: list[Finding]) -> None:
         """Move the findings that were not told before into ``fresh``."""
         waiting, self._waiting = self._waiting, []
         for finding in waiting:
-            if finding.fingerprint not in self._told:
-                self._told.add(finding.fingerprint)
+            if finding.fingerprint not in self._reported:
+                self._reported.add(finding.fingerprint)
                 fresh.append(finding)
                 self._feed.finding(finding)
 
     def _guarded(self, where: str, body: Callable[[], object]) -> None:
         """Run ``body``; a failure inside gnnstab is noted instead of raised."""
-        self._recorder.state.failsafe.run(where, body)
+        self._recorder.state.error_guard.run(where, body)
 
-    def _told_precision(self) -> None:
+    def _set_precision(self) -> None:
         """Tell the trace and the live rules which number format the attention is computed in; asked when layers are new."""
         precision = self._recorder.precision
         if precision != self._precision:
@@ -399,7 +408,7 @@ class Monitor:
         if not self._waiting:
             return
         fresh: list[Finding] = []
-        self._guarded("the findings", lambda: self._sift(fresh))
+        self._guarded("the findings", lambda: self._deduplicate(fresh))
         for finding in fresh:
             if callable(self._on_finding):
                 self._on_finding(finding)

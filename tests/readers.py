@@ -245,7 +245,7 @@ def read_trace(path: Path) -> None:
 
 
 def report(target: Target, signals: Signals, formats: tuple[str, ...]) -> None:
-    """Judge and render; a report is text that can be written."""
+    """NonFiniteDetector and render; a report is text that can be written."""
     diagnosis = evaluate(target, signals)
     for format in formats:
         text = render(diagnosis, format)

@@ -16,7 +16,7 @@ from gnnstab.errors import UsageError
 from gnnstab.randomness import same_random_state
 from gnnstab.testing import assert_stable
 from gnnstab.verification import clamping
-from gnnstab.verification.ladder import climb
+from gnnstab.verification.ladder import run_ladder
 from gnnstab.verification.replay import replay
 from gnnstab.verification.scaling import scale
 from models.stacks import Stack, random_batch
@@ -68,11 +68,13 @@ def demonstrated(folder, monkeypatch):
 CALLS = {
     "diagnose": lambda model, batch: gnnstab.diagnose(model, batch=batch, loss=objective),
     "attention": lambda model, batch: gnnstab.attention(model, batch),
-    "verify": lambda model, batch: gnnstab.verify(model, ["dropout", "residual", "qk-redraw"], batch=batch, **SMALL),
+    "verify": lambda model, batch: gnnstab.verify(model, ["dropout", "residual", "reinit-qk"], batch=batch, **SMALL),
     "prove": lambda model, batch: gnnstab.verification.prove(
         gnnstab.diagnose(model, batch=batch), model, batch=batch, **SMALL
     ),
-    "climb": lambda model, batch: climb(model, batch=batch, rungs=[("dropout", ["dropout"])], sizes=(1, 2), **SMALL),
+    "climb": lambda model, batch: run_ladder(
+        model, batch=batch, rungs=[("dropout", ["dropout"])], sizes=(1, 2), **SMALL
+    ),
     "scale": lambda model, batch: scale(model, batch=batch, factors=(1.0,), precisions=("fp32",), seeds=1),
     "clamping.compare": lambda model, batch: clamping.compare(model, batch=batch, fixes=["dropout"], factors=(1.0,)),
     "compare": compared,

@@ -16,7 +16,7 @@ from gnnstab.checkpoint.loading import Checkpoint
 from gnnstab.checkpoint.moments import gradient_slope, optimizer_signals
 from gnnstab.checkpoint.naming import is_statistic
 from gnnstab.checkpoint.numbers import SLOPE_SQUARED, layer_signals
-from gnnstab.checkpoint.tensor_scan import Survey, survey
+from gnnstab.checkpoint.tensor_scan import TensorScan, scan_tensors
 from gnnstab.checkpoint.tensors import readable
 from gnnstab.checkpoint.threads import one_thread
 from gnnstab.checkpoint.training import was_trained
@@ -58,7 +58,7 @@ def _recover(checkpoint: Checkpoint, heads: int | None, activation: str | None, 
         _layer_facts(conv, position, decided[position], _known(checkpoint, conv), prints[position], activation)
         for position, conv in enumerate(convs)
     )
-    seen = survey(checkpoint)
+    seen = scan_tensors(checkpoint)
     optimizer_values, optimizers = _optimizer_values(checkpoint, convs, layers, seen)
     plain = _plain_linear(checkpoint.tensors)
     linear = [fingerprint(weight) for weight in plain[:MOST_LINEAR]]
@@ -129,7 +129,7 @@ def _layer_facts(
 
 
 def _layer_values(
-    convs: Sequence[StoredLayer], layers: Sequence[LayerFacts], seen: Survey, activation: str
+    convs: Sequence[StoredLayer], layers: Sequence[LayerFacts], seen: TensorScan, activation: str
 ) -> list[Signal]:
     """Numbers of the layers whose weights are all finite; decompositions of others have no meaning."""
     values: list[Signal] = []
@@ -139,7 +139,7 @@ def _layer_values(
     return values
 
 
-def _weight_values(convs: Sequence[StoredLayer], seen: Survey) -> list[Signal]:
+def _weight_values(convs: Sequence[StoredLayer], seen: TensorScan) -> list[Signal]:
     """RMS of the attention layers' parameters, and NaN and Inf entries of every tensor of the file."""
     owners = _owners(convs)
     values = [
@@ -162,7 +162,7 @@ def _weight_values(convs: Sequence[StoredLayer], seen: Survey) -> list[Signal]:
 
 
 def _optimizer_values(
-    checkpoint: Checkpoint, convs: Sequence[StoredLayer], layers: Sequence[LayerFacts], seen: Survey
+    checkpoint: Checkpoint, convs: Sequence[StoredLayer], layers: Sequence[LayerFacts], seen: TensorScan
 ) -> tuple[list[Signal], tuple[str, ...]]:
     shapes = {
         prefix: [(name, seen.shapes[name]) for name in names if name in seen.shapes]

@@ -23,7 +23,7 @@ LARGEST_COMPARED = 2**22
 
 
 @dataclass(slots=True)
-class Survey:
+class TensorScan:
     """What the pass over all tensors found."""
 
     parameters: dict[str, Statistics] = field(default_factory=dict)
@@ -39,10 +39,10 @@ class Survey:
     notes: tuple[str, ...] = ()
 
 
-def survey(checkpoint: Checkpoint) -> Survey:
+def scan_tensors(checkpoint: Checkpoint) -> TensorScan:
     """Look at every tensor of the file once, in pieces."""
     mapped = MappedFiles() if checkpoint.size > LARGE_FILE else None
-    found = Survey()
+    found = TensorScan()
     unread: dict[str, list[str]] = defaultdict(list)
     aliases = _Aliases()
     statistics: list[str] = []
@@ -101,7 +101,7 @@ class _Aliases:
         return True
 
 
-def _look(found: Survey, name: str, tensor: Tensor, mapped: MappedFiles | None) -> Statistics:
+def _look(found: TensorScan, name: str, tensor: Tensor, mapped: MappedFiles | None) -> Statistics:
     numbers = scan(tensor, mapped)
     found.non_finite[name] = numbers.non_finite
     return numbers

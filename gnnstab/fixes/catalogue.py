@@ -21,9 +21,9 @@ from gnnstab.fixes.pre_norm_residual import PreNormResidual
 from gnnstab.fixes.qk_clip import QKClip
 from gnnstab.fixes.qk_norm import QKNorm
 from gnnstab.fixes.reconnect import Reconnect
-from gnnstab.fixes.reinit_gate import GateRedraw
-from gnnstab.fixes.reinit_layers import LayerRedraw
-from gnnstab.fixes.reinit_qk import QKRedraw
+from gnnstab.fixes.reinit_gate import ReinitGate
+from gnnstab.fixes.reinit_layers import ReinitLayers
+from gnnstab.fixes.reinit_qk import ReinitQK
 from gnnstab.fixes.remove_clamp import RemoveClamp
 from gnnstab.fixes.residual import Residual
 from gnnstab.fixes.residual_depth_init import ResidualDepthInit
@@ -58,9 +58,9 @@ FIXES: dict[str, Fix] = {
         GradientClipping(),
         AdamEps(),
         InputStandardisation(),
-        QKRedraw(),
-        GateRedraw(),
-        LayerRedraw(),
+        ReinitQK(),
+        ReinitGate(),
+        ReinitLayers(),
         LayerNormInstead(),
         RootWeight(),
         RemoveClamp(),

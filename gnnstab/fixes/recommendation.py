@@ -21,11 +21,11 @@ _SIMPLE: Mapping[str, tuple[str, ...]] = {
     "feature-scale": ("input-standardisation",),
     "learning-rate": ("lower-lr", "gradient-clipping"),
     "adam-epsilon": ("adam-eps",),
-    "dead-units": ("layer-redraw", "unit-gain-init", "lower-lr"),
-    "uninitialized-parameter": ("layer-redraw",),
+    "dead-units": ("reinit-layers", "unit-gain-init", "lower-lr"),
+    "uninitialized-parameter": ("reinit-layers",),
     "normalization-misuse": ("layer-norm", "pre-norm-residual"),
     "oversmoothing": ("residual-depth-init", "pre-norm-residual"),
-    "saturated-gate": ("gate-redraw", "pre-norm-residual"),
+    "saturated-gate": ("reinit-gate", "pre-norm-residual"),
     "isolated-nodes": ("root-weight",),
     "indistinguishable-nodes": ("pre-norm-residual", "root-weight"),
     "active-clamp": ("remove-clamp",),
@@ -126,7 +126,7 @@ def _for_attention(codes: set[str], roots: set[str], signals: Signals | None) ->
         return [("qk-norm", {}, "keeps the input's scale out of the scores"), ("score-cap", {}, "")]
     if signals is not None and _independent(signals):
         said = "query and key agree no more than independent weights do: nothing learned is lost"
-        return [("qk-redraw", {}, said), ("qk-norm", {}, ""), ("qk-clip", {}, "keeps the weights' directions")]
+        return [("reinit-qk", {}, said), ("qk-norm", {}, ""), ("qk-clip", {}, "keeps the weights' directions")]
     return [
         ("qk-clip", {}, "a weight edit without any change of code"),
         ("qk-norm", {}, ""),

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-class LayerRedraw(Fix):
+class ReinitLayers(Fix):
     """Initialises the layers anew that are dead or hold broken weights, and leaves the others as they are.
 
     Dead means that GS701's share of channels is zero or below on every node; broken, that a weight is not finite or beyond
     GS605's limit. Options: ``only`` (names of layers; those that the signals show, else all), ``signals``, ``seed``.
     """
 
-    name: ClassVar[str] = "layer-redraw"
+    name: ClassVar[str] = "reinit-layers"
     title: ClassVar[str] = "dead or broken layers drawn anew"
     causes: ClassVar[tuple[str, ...]] = ("dead-units", "uninitialized-parameter")
     signal: ClassVar[str] = CHANNELS_DEAD_SHARE

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from gnnstab.fixes.base import Fix
-from gnnstab.fixes.reinitialising import redraw_lines, redrawn
+from gnnstab.fixes.reinitialising import reinit_lines, reinitialised
 from gnnstab.records import LayerFacts, Signals
 from gnnstab.records.vocabulary import ATTENTION_ENTROPY
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-class QKRedraw(Fix):
+class ReinitQK(Fix):
     """Initialises the query and key maps anew and leaves everything else as it is.
 
     For attention that large weights saturate although query and key agree no more than independent ones do: nothing
@@ -23,19 +23,19 @@ class QKRedraw(Fix):
     Options: ``only`` (names of layers; all), ``seed``.
     """
 
-    name: ClassVar[str] = "qk-redraw"
+    name: ClassVar[str] = "reinit-qk"
     title: ClassVar[str] = "queries and keys drawn anew"
     causes: ClassVar[tuple[str, ...]] = ("attention-explosion",)
     signal: ClassVar[str] = ATTENTION_ENTROPY
-    edit: ClassVar[str] = "redraw"
+    edit: ClassVar[str] = "reinitialise"
     keeps_function: ClassVar[bool] = False
     needs_fresh_weights: ClassVar[bool] = False
     cost: ClassVar[str] = "none; what the attention had learned is lost"
 
     def change(self, layers: Sequence[LayerFacts], signals: Signals | None = None, **options: Any) -> str:
         """The calls to make once."""
-        return redraw_lines(layers, "score")
+        return reinit_lines(layers, "score")
 
     def apply(self, model: nn.Module, **options: Any) -> nn.Module:
         """Draw the maps anew."""
-        return redrawn(model, "score", options)
+        return reinitialised(model, "score", options)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def redrawn(model: nn.Module, role: str, options: dict[str, Any]) -> nn.Module:
+def reinitialised(model: nn.Module, role: str, options: dict[str, Any]) -> nn.Module:
     """A copy whose parts with this role are initialised anew, as their own ``reset_parameters`` does.
 
     ``options``: ``only`` (names of layers; all that have such a part) and ``seed``.
@@ -23,14 +23,14 @@ def redrawn(model: nn.Module, role: str, options: dict[str, Any]) -> nn.Module:
     Raises `FixError` when no layer has such a part.
     """
     with edited_copy(model, int(options.get("seed", 0))) as copy:
-        layers = editable_layers(copy, "redraw", options.get("only"))
-        if not sum(kind.redraw(layer, kind.roles.get(role, ())) for _, layer, kind in layers):
+        layers = editable_layers(copy, "reinitialise", options.get("only"))
+        if not sum(kind.reinitialise(layer, kind.roles.get(role, ())) for _, layer, kind in layers):
             names = dict.fromkeys(name for _, _, kind in layers for name in kind.roles.get(role, ()))
             raise FixError(f"no layer of {type(model).__name__} has {' or '.join(names)}")
         return copy
 
 
-def redraw_lines(layers: Sequence[LayerFacts], role: str) -> str:
+def reinit_lines(layers: Sequence[LayerFacts], role: str) -> str:
     """The calls to make once, before training."""
     attention = [layer for layer in layers if layer.attention]
     owners: list[tuple[str, LayerFacts | str]] = [
@@ -39,6 +39,6 @@ def redraw_lines(layers: Sequence[LayerFacts], role: str) -> str:
     return "\n".join(
         line
         for owner, layer in owners or [("conv", "")]
-        for line in [layer_named(layer).redraw_line(owner, name) for name in layer_named(layer).roles.get(role, ())]
+        for line in [layer_named(layer).reinit_line(owner, name) for name in layer_named(layer).roles.get(role, ())]
         or [f"# {owner}: initialise anew what its {role}s are made of"]
     )

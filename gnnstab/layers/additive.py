@@ -22,7 +22,7 @@ class AdditiveLayer(Layer):
     attributes: ClassVar[tuple[str, ...]] = ("heads", "out_channels", "edge_update")
     stages: ClassVar[Mapping[str, str]] = {}
     softmax_in: ClassVar[tuple[str, ...]] = ("edge_update",)
-    edits: ClassVar[frozenset[str]] = frozenset({"scale_scores", "redraw"})
+    edits: ClassVar[frozenset[str]] = frozenset({"scale_scores", "reinitialise"})
     vectors: ClassVar[tuple[str, ...]]
     """The parameters (1, H, C) that the scores are proportional to, all together; the first is always there."""
 

@@ -317,7 +317,7 @@ class Layer(ABC):
         """Turn the node's own branch on."""
         raise self._inapplicable("no branch of the node's own features")
 
-    def redraw(self, module: nn.Module, parts: Sequence[str]) -> int:
+    def reinitialise(self, module: nn.Module, parts: Sequence[str]) -> int:
         """Initialise the children of these names anew as their own ``reset_parameters`` does; how many there were."""
         import torch
         from torch_geometric.nn.inits import glorot
@@ -330,7 +330,7 @@ class Layer(ABC):
                 part.reset_parameters()
         return len(found)
 
-    def redraw_line(self, owner: str, part: str) -> str:
+    def reinit_line(self, owner: str, part: str) -> str:
         """The same for one part, to print."""
         if part in self.vectors:
             return f"torch_geometric.nn.inits.glorot({owner}.{part})"

@@ -62,7 +62,7 @@ class TransformerConvLayer(Layer):
         "root_weight": True,
     }
     stable: ClassVar[str] = "StableTransformerConv"
-    edits: ClassVar[frozenset[str]] = frozenset({"scale_scores", "add_gate", "switch_skip_on", "redraw"})
+    edits: ClassVar[frozenset[str]] = frozenset({"scale_scores", "add_gate", "switch_skip_on", "reinitialise"})
 
     def own_forward(self, module: nn.Module) -> bool:
         """True for PyG's class and a subclass that keeps its forward."""

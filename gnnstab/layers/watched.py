@@ -223,18 +223,18 @@ class WatchedLayer(Layer):
         """Whether a layer of this configuration has this parameter."""
         return True
 
-    def redraw(self, module: nn.Module, parts: Sequence[str]) -> int:
+    def reinitialise(self, module: nn.Module, parts: Sequence[str]) -> int:
         """Initialise the parts anew: matrices and vectors by glorot, modules as they do it themselves."""
         from torch_geometric.nn.inits import glorot, reset
 
-        if not self.applies("redraw"):
+        if not self.applies("reinitialise"):
             raise self._inapplicable("no part that can be initialised anew alone")
         found = {name: part for name in parts if (part := getattr(module, name, None)) is not None}
         for name, part in found.items():
             glorot(part) if name in self.vectors else reset(part)
         return len(found)
 
-    def redraw_line(self, owner: str, part: str) -> str:
+    def reinit_line(self, owner: str, part: str) -> str:
         """The same for one part."""
         return f"torch_geometric.nn.inits.{'glorot' if part in self.vectors else 'reset'}({owner}.{part})"
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from gnnstab.errors import UsageError
-from gnnstab.probe.attaching.discovery import find_watches
+from gnnstab.probe.attaching.discovery import find_layers
 from gnnstab.probe.batches.arguments import as_arguments, on_device
-from gnnstab.probe.layers.layer_recorder import Plan, Watch
+from gnnstab.probe.layers.layer_recorder import LayerRecorder, Plan
 from gnnstab.probe.replaying.replica import unwrap
 from gnnstab.probe.state import State
 from gnnstab.randomness import keeps_random_state
@@ -64,10 +64,10 @@ def attention(model: nn.Module, batch: Any) -> list[AttentionCall]:
     twin = _copied(unwrap(model)[0])
     device = next((p.device for p in twin.parameters()), torch.device("cpu"))
     state, found = State(), _Found()
-    watches = [watch for watch in find_watches(twin, state) if watch.attention]
-    for watch in watches:
-        watch.record = found.of(watch)  # type: ignore[method-assign]
-        watch.attach()
+    layers = [layer for layer in find_layers(twin, state) if layer.attention]
+    for layer in layers:
+        layer.record = found.of(layer)  # type: ignore[method-assign]
+        layer.attach()
     devices = [device] if device.type == "cuda" else []
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=devices):
@@ -81,8 +81,8 @@ def attention(model: nn.Module, batch: Any) -> list[AttentionCall]:
             f"the forward of {type(model).__name__} failed on the batch: {type(error).__name__}: {error}"
         ) from error
     finally:
-        for watch in watches:
-            watch.detach()
+        for layer in layers:
+            layer.detach()
     if not found.calls:
         raise UsageError(f"no attention was seen in {type(model).__name__}{_why(state)}")
     return found.calls
@@ -94,16 +94,16 @@ class _Found:
     def __init__(self) -> None:
         self.calls: list[AttentionCall] = []
 
-    def of(self, watch: Watch) -> Any:
+    def of(self, layer: LayerRecorder) -> Any:
         """What takes the place of the recording of one layer."""
 
         def record(grad: bool, plan: Plan, inputs: Sequence[Any], args: Any, kwargs: Any, output: Tensor) -> None:
-            kind = type(watch.module).__name__
-            for rows in watch.shown(inputs, args, kwargs, output):
-                call = sum(one.layer == watch.name for one in self.calls)
+            kind = type(layer.module).__name__
+            for rows in layer.shown(inputs, args, kwargs, output):
+                call = sum(one.layer == layer.name for one in self.calls)
                 seen = (rows.score.clone(), rows.attention.clone(), rows.source, rows.target)
-                self.calls.append(AttentionCall(watch.name, kind, call, *seen))
-            watch.forget()
+                self.calls.append(AttentionCall(layer.name, kind, call, *seen))
+            layer.forget()
 
         return record
 
@@ -117,5 +117,5 @@ def _copied(model: nn.Module) -> nn.Module:
 
 def _why(state: State) -> str:
     reasons = [f"{note.layer}: {note.reason}" for note in state.blinds()]
-    reasons += [f"{event.detail}" for event in state.failsafe.events]
+    reasons += [f"{event.detail}" for event in state.error_guard.events]
     return f": {'; '.join(dict.fromkeys(reasons))}" if reasons else "; it calls no softmax that weights values"

@@ -15,7 +15,7 @@ _LIMIT = 16
 """Failures that are kept; each hook fails at most once, so more would say nothing new."""
 
 
-class Failsafe:
+class ErrorGuard:
     """Collects failures of the tool as events and says so once."""
 
     def __init__(self) -> None:

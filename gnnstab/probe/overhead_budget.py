@@ -8,33 +8,33 @@ from collections.abc import Iterable
 from torch import nn
 
 from gnnstab.probe.buffering.step_writer import Writer
-from gnnstab.probe.layers.layer_recorder import Watch
+from gnnstab.probe.layers.layer_recorder import LayerRecorder
 from gnnstab.probe.replaying.replica import reason_against_a_copy
 from gnnstab.probe.replaying.skipped_step import MOST
 from gnnstab.probe.schedule import Schedule
 from gnnstab.probe.state import State
 
 
-class Budget:
+class OverheadBudget:
     """Decides for every step whether it is recorded, and keeps the accounts of what that costs.
 
     Args:
         schedule: Chooses the steps.
         state: Gets the choice.
-        watches: Their hooks are taken off for a step that is left out.
+        layers: Their hooks are taken off for a step that is left out.
         model: What would be run again when a step that was left out goes wrong.
         writer: Is told why every step is recorded although there is a budget.
     """
 
     def __init__(
-        self, schedule: Schedule, state: State, watches: Iterable[Watch], model: nn.Module, writer: Writer
+        self, schedule: Schedule, state: State, layers: Iterable[LayerRecorder], model: nn.Module, writer: Writer
     ) -> None:
         self.schedule = schedule
         self.hooked = True
         """False while the hooks of the layers are taken off."""
 
         self._state = state
-        self._watches = tuple(watches)
+        self._layers = tuple(layers)
         self._model = model
         self._writer = writer
         self._first_left_out = True
@@ -74,11 +74,11 @@ class Budget:
         state.light, state.full = light or bool(self.schedule.held), full
         if state.light is not self.hooked:
             self.hooked = state.light
-            for watch in self._watches:
+            for layer in self._layers:
                 if self.hooked:
-                    watch.resume()
+                    layer.resume()
                 else:
-                    watch.pause()
+                    layer.pause()
 
     def open_account(self) -> None:
         """The step has ended; what is still spent on it counts for it until `close_account`."""
@@ -93,4 +93,4 @@ class Budget:
         """All work for the step that has ended is done: what it has cost is known."""
         account, self._account = self._account, None
         if account is not None and self._state.clock is not None:
-            self._state.failsafe.guard("the schedule", self.schedule.ended, *account)
+            self._state.error_guard.guard("the schedule", self.schedule.ended, *account)

@@ -15,17 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gnnstab.probe.attaching.discovery import find_watches, recordable
-from gnnstab.probe.attaching.forward_tracker import Inputs, Outer
+from gnnstab.probe.attaching.discovery import find_layers, recordable
+from gnnstab.probe.attaching.forward_tracker import ForwardInputs, ForwardTracker
 from gnnstab.probe.attaching.norms import Norms
-from gnnstab.probe.buffering.pending_step import Ended, Number
-from gnnstab.probe.buffering.stats_buffer import NONE, Sending
-from gnnstab.probe.buffering.step_writer import NOTHING, Outbox, Writer
-from gnnstab.probe.events.non_finite_detector import Judge
+from gnnstab.probe.buffering.pending_step import Number, PendingStep
+from gnnstab.probe.buffering.stats_buffer import NO_STATS, PendingStats
+from gnnstab.probe.buffering.step_writer import EMPTY, StepWriter, Writer
+from gnnstab.probe.events.non_finite_detector import NonFiniteDetector
 from gnnstab.probe.layers.parameters import Parameters
 from gnnstab.probe.operations.explaining import Explainer
 from gnnstab.probe.operations.repeat import Objective
-from gnnstab.probe.overhead_budget import Budget
+from gnnstab.probe.overhead_budget import OverheadBudget
 from gnnstab.probe.places.surveys import Surveys
 from gnnstab.probe.replaying.replica import unwrap
 from gnnstab.probe.replaying.skipped_step import run_again
@@ -95,12 +95,12 @@ class Recorder:
         self.writer = writer
         schedule = Schedule(full_every, budget, beginning)
         self.state = State(schedule.clock)
-        self.watches = find_watches(self.model, self.state)
+        self.layers = find_layers(self.model, self.state)
         self.state.compiled.allocate()
         self.events: list[Event] = []
         """Every event of the run so far, bounded."""
 
-        self.sent = NOTHING
+        self.sent = EMPTY
         """The light tier of the step that was handed over last."""
 
         self.row: StepRow | None = None
@@ -112,27 +112,29 @@ class Recorder:
         self.closes_accounts = True
         """False when the caller has more to do at a step's end than `end_step` and closes the account after it."""
 
-        self.norms = Norms(self.model, {w.name: w.module for w in self.watches if w.attention}, norm_forwards)
+        self.norms = Norms(self.model, {w.name: w.module for w in self.layers if w.attention}, norm_forwards)
         """What normalises beside the layers."""
 
-        self.budget = Budget(schedule, self.state, self.watches, self.model, writer)
+        self.budget = OverheadBudget(schedule, self.state, self.layers, self.model, writer)
         """Which steps are recorded, and why."""
 
-        self._outer = Outer(self.state, self.watches, self.norms, keep=replay)
+        self._forwards = ForwardTracker(self.state, self.layers, self.norms, keep=replay)
         self._parameters = Parameters(self.model, self.state.keys)
-        self._outbox = Outbox(writer, self.state.keys)
+        self._step_writer = StepWriter(writer, self.state.keys)
         self.explainer = Explainer(model, objective, batch)
         """Names the operation behind an event."""
 
-        self._outer.keep_before = objective is not None
+        self._forwards.keep_before = objective is not None
 
-        self._judge = Judge(self.model, self.state, self._outer, self._parameters, self.facts, bundles, self.explainer)
+        self._detector = NonFiniteDetector(
+            self.model, self.state, self._forwards, self._parameters, self.facts, bundles, self.explainer
+        )
         self._places = Surveys(self.model, writer) if places else None
         self._on_event = on_event
-        self._weights = NOTHING
+        self._weights = EMPTY
         self._start = time.monotonic()
         self._loss: Number = None
-        self._late: Ended | None = None
+        self._late: PendingStep | None = None
         self._facts_at = (-1, False, 0)
         self._attached = False
         if budget is not None and not replay:
@@ -142,10 +144,10 @@ class Recorder:
         """Hook the model; a layer that cannot be hooked is named as blind."""
         if not self._attached:
             self._attached = True
-            for watch in self.watches:
-                self.state.failsafe.run(f"attaching to {watch.name}", watch.attach)
-            self.state.failsafe.run("attaching to the model", lambda: self._outer.attach(self._called))
-            self.state.failsafe.run("the beginning of a step", self.budget.begin)
+            for layer in self.layers:
+                self.state.error_guard.run(f"attaching to {layer.name}", layer.attach)
+            self.state.error_guard.run("attaching to the model", lambda: self._forwards.attach(self._called))
+            self.state.error_guard.run("the beginning of a step", self.budget.begin)
         return self
 
     def detach(self) -> None:
@@ -156,11 +158,11 @@ class Recorder:
         self.end_step()
         self.settle()
         self.explainer.close()
-        for watch in self.watches:
-            self.state.failsafe.run(f"detaching from {watch.name}", watch.detach)
-        self.state.failsafe.run("detaching from the model", self._outer.detach)
-        self.state.failsafe.run("the end of the run", self._finish)
-        self.state.failsafe.run("handing over failures", self.hand_over_failures)
+        for layer in self.layers:
+            self.state.error_guard.run(f"detaching from {layer.name}", layer.detach)
+        self.state.error_guard.run("detaching from the model", self._forwards.detach)
+        self.state.error_guard.run("the end of the run", self._finish)
+        self.state.error_guard.run("handing over failures", self.hand_over_failures)
 
     def __enter__(self) -> Recorder:
         return self.attach()
@@ -176,9 +178,9 @@ class Recorder:
         return self.budget.schedule.held
 
     @property
-    def inputs(self) -> dict[str, Inputs]:
+    def inputs(self) -> dict[str, ForwardInputs]:
         """Mode → inputs of the latest forward of the step that is being recorded."""
-        return self._outer.last
+        return self._forwards.last
 
     @property
     def step(self) -> int:
@@ -186,33 +188,33 @@ class Recorder:
         return self.state.step
 
     @property
-    def kept(self) -> Inputs | None:
+    def kept(self) -> ForwardInputs | None:
         """What a forward of the latest full-tier step got; None where none was kept."""
-        return self._outer.kept
+        return self._forwards.kept
 
     @property
     def coverage(self) -> Coverage:
         """What was seen and what was not, so far."""
         self._note_unseen()
-        attention = [watch for watch in self.watches if watch.attention and watch.counts]
+        attention = [layer for layer in self.layers if layer.attention and layer.counts]
         blind = tuple(self.state.blinds())
-        scripted = {b.layer for b in blind} - {watch.name for watch in self.watches}
+        scripted = {b.layer for b in blind} - {layer.name for layer in self.layers}
         others = {b.layer for b in blind if b.is_other_attention}
-        observed = sum(watch.name in self.state.fired for watch in attention)
+        observed = sum(layer.name in self.state.fired for layer in attention)
         return Coverage(len(attention) + len(scripted | others), observed, blind)
 
     def facts(self) -> list[LayerFacts]:
         """The configuration of every layer, in the order of first calls; layers not called yet come last."""
-        fired, paths = self.state.fired, self._outer.paths
-        counted = (watch for watch in self.watches if watch.counts)
-        ordered = sorted(counted, key=lambda watch: fired.get(watch.name, len(fired)))
-        found = [(watch.facts(position), watch.score_dtypes()) for position, watch in enumerate(ordered)]
+        fired, paths = self.state.fired, self._forwards.paths
+        counted = (layer for layer in self.layers if layer.counts)
+        ordered = sorted(counted, key=lambda layer: fired.get(layer.name, len(fired)))
+        found = [(layer.facts(position), layer.score_dtypes()) for position, layer in enumerate(ordered)]
         return [replace(f, identity_path=paths.get(f.name), score_format=_format(seen)) for f, seen in found]
 
     @property
     def precision(self) -> str:
         """The coarsest number format that scores were seen in: ``fp16``, ``bf16`` or ``fp32``."""
-        return _format({dtype for watch in self.watches for dtype in watch.score_dtypes()}) or "fp32"
+        return _format({dtype for layer in self.layers for dtype in layer.score_dtypes()}) or "fp32"
 
     def loss(self, loss: Tensor | float) -> None:
         """Give the loss of the current step, or of the one that has just ended."""
@@ -223,7 +225,7 @@ class Recorder:
         elif self.row is not None and not self.state.open:
             row, self.row = self.row, self.row._replace(loss=float(value))
             self.writer.step(self.row)
-            self._emit(self._judge.loss(row.step, float(value)))
+            self._emit(self._detector.loss(row.step, float(value)))
         else:
             self._loss = value
 
@@ -241,7 +243,7 @@ class Recorder:
         """Hand over the step whose numbers are still on their way, and wait for them."""
         late, self._late = self._late, None
         if late is not None:
-            self.state.failsafe.run("handing over a step", lambda: self._hand_over(late, moved=True))
+            self.state.error_guard.run("handing over a step", lambda: self._hand_over(late, moved=True))
 
     def end_step(
         self, *, lr: Number = None, scale: Number = None, skipped: Tensor | bool = False, moves: bool = False
@@ -255,14 +257,14 @@ class Recorder:
         begun, state.thread = time.perf_counter(), get_ident()
         if not (state.recorded or state.open):
             return False
-        guard, grad = state.failsafe.guard, torch.is_grad_enabled()
-        if self._outer.watching is not None:
+        guard, grad = state.error_guard.guard, torch.is_grad_enabled()
+        if self._forwards.watching is not None:
             guard("the watched step", self._end_watched)
         torch._C._set_grad_enabled(False)
         try:
             guard("the end of a step", self._end if state.light else self._end_left_out, lr, scale, skipped, moves)
             # Whatever failed above, the next step begins, and nothing of this one is held any longer.
-            if state.failsafe.events:
+            if state.error_guard.events:
                 guard("handing over failures", self.hand_over_failures)
             guard("the next step", self._next)
             guard("the beginning of a step", self.budget.begin)
@@ -277,33 +279,33 @@ class Recorder:
         """A step ends in an exception: tell whether an Inf or NaN stands behind it."""
         if not isinstance(error, _OF_VALUES) or isinstance(error, torch.OutOfMemoryError):
             return
-        self._outer.close_watch()
-        event = self._judge.failed(self.state.step, error)
+        self._forwards.close_watch()
+        event = self._detector.failed(self.state.step, error)
         if event is not None:
             self._emit(event)
 
     def _end_watched(self) -> None:
-        self._emit(self._judge.watched())
+        self._emit(self._detector.watched())
 
     def after_update(self) -> None:
         """The optimizer has moved the weights: record by how much, in a step of the full tier."""
         if self.update or self._parameters.remembers:
             begun = time.perf_counter()
-            self.state.failsafe.run("the update", self._record_update)
+            self.state.error_guard.run("the update", self._record_update)
             self.budget.spent_since(begun)
 
     def _end_left_out(self, lr: Number, scale: Number, skipped: Tensor | bool, moves: bool) -> None:
         step, norm = self.state.step, self._parameters.norm()
-        ended = self._ended(NONE, lr, scale, skipped)
-        loss, rate, factor, dropped = ended.land()
-        self.sent = NOTHING if norm is None else NOTHING._replace(gradient_norm=norm)
+        ended = self._ended(NO_STATS, lr, scale, skipped)
+        loss, rate, factor, dropped = ended.result()
+        self.sent = EMPTY if norm is None else EMPTY._replace(gradient_norm=norm)
         self.row = StepRow(step, ended.time, loss, rate, factor, norm, dropped)
         self.writer.step(self.row)
         bad = norm is not None and not math.isfinite(norm) and not dropped
         if bad or (loss is not None and not math.isfinite(loss)):
             names = self._parameters.bad_gradients() if bad else []
             again = partial(run_again, self.model, step=step, writer=self.writer, recorder=_full)
-            self._emit(self._judge.left_out(step, math.nan if loss is None else loss, names, again))
+            self._emit(self._detector.skipped_step(step, math.nan if loss is None else loss, names, again))
             self.budget.schedule.force()
 
     def _end(self, lr: Number, scale: Number, skipped: Tensor | bool, moves: bool) -> None:
@@ -312,7 +314,7 @@ class Recorder:
             self._parameters.refresh()
             self._note_new_layers()
         if state.backward or moves:
-            self._parameters.gradients(state.stage)
+            self._parameters.gradients(state.buffer)
         ended, before = self._ended(state.send(), lr, scale, skipped), self._late
         if before is not None:
             self._late = None
@@ -325,28 +327,28 @@ class Recorder:
             self._hand_over(ended, moved=False)
         self._write_facts()
         if state.full:
-            self._outbox.measures(step, state.measures)
+            self._step_writer.measures(step, state.measures)
             if self._places is not None:
                 self._places.step(ended.inputs)
             if moves:
-                self._parameters.remember(state.stage)
-                self._weights = self._outbox.sites(step, state.stage.take())
+                self._parameters.remember(state.buffer)
+                self._weights = self._step_writer.sites(step, state.buffer.take())
         known = self._late is not None or self.sent.gradient_norm is not None or self._loss is not None
-        self.budget.check(self._outer.forwards, known)
+        self.budget.check(self._forwards.forwards, known)
 
-    def _ended(self, sending: Sending, lr: Number, scale: Number, skipped: Tensor | bool) -> Ended:
-        now, inputs = time.monotonic() - self._start, dict(self._outer.last)
-        return Ended(self.state.step, now, sending, inputs, loss=self._loss, lr=lr, scale=scale, skipped=skipped)
+    def _ended(self, sending: PendingStats, lr: Number, scale: Number, skipped: Tensor | bool) -> PendingStep:
+        now, inputs = time.monotonic() - self._start, dict(self._forwards.last)
+        return PendingStep(self.state.step, now, sending, inputs, loss=self._loss, lr=lr, scale=scale, skipped=skipped)
 
-    def _hand_over(self, ended: Ended, *, moved: bool) -> None:
+    def _hand_over(self, ended: PendingStep, *, moved: bool) -> None:
         """Give the numbers of a step to the trace and look at them; ``moved``: the weights are no longer those of the step."""
-        loss, lr, scale, skipped = ended.land()
-        self.sent = sent = self._outbox.sites(ended.step, ended.sending.land(), scale or 1.0)
+        loss, lr, scale, skipped = ended.result()
+        self.sent = sent = self._step_writer.sites(ended.step, ended.stats.result(), scale or 1.0)
         self.row = StepRow(ended.step, ended.time, loss, lr, scale, sent.gradient_norm, skipped)
         self.writer.step(self.row)
-        event = None if sent.finite else self._judge.step(ended.step, sent, skipped, ended.inputs, moved=moved)
+        event = None if sent.finite else self._detector.step(ended.step, sent, skipped, ended.inputs, moved=moved)
         if event is None and loss is not None:
-            event = self._judge.loss(ended.step, loss, ended.inputs, moved=moved)
+            event = self._detector.loss(ended.step, loss, ended.inputs, moved=moved)
         self._emit(event)
 
     def _next(self) -> None:
@@ -355,20 +357,20 @@ class Recorder:
         self.budget.open_account()
         self._loss = None
         state.step += 1
-        state.failsafe.step = state.step
+        state.error_guard.step = state.step
         state.end_step()
-        self._outer.end_step()
+        self._forwards.end_step()
         if self.budget.hooked:
-            for watch in self.watches:
-                watch.forget()
-            state.stage.clear()
+            for layer in self.layers:
+                layer.forget()
+            state.buffer.clear()
 
     def _record_update(self) -> None:
         self.update = {}
-        stage, before, self._weights = self.state.stage, self._weights, NOTHING
-        if not self._parameters.change(stage):
+        buffer, before, self._weights = self.state.buffer, self._weights, EMPTY
+        if not self._parameters.change(buffer):
             return
-        change = self._outbox.sites(self.state.step - 1, stage.take())
+        change = self._step_writer.sites(self.state.step - 1, buffer.take())
         sizes = {key.layer: row[2] for key, row in zip(before.layout.keys, before.rows.tolist(), strict=True)}
         moved = {key.layer: row[2] for key, row in zip(change.layout.keys, change.rows.tolist(), strict=True)}
         self.update = {name: (size, moved[name]) for name, size in sizes.items() if name in moved}
@@ -386,13 +388,13 @@ class Recorder:
 
     def hand_over_failures(self) -> None:
         """Put the failures of the recorder's own that were noted since the last time into the trace."""
-        failures, self.state.failsafe.events = self.state.failsafe.events, []
+        failures, self.state.error_guard.events = self.state.error_guard.events, []
         self.events += failures[: _EVENTS - len(self.events)]
         for event in failures:
             self.writer.event(event)
 
     def _write_facts(self) -> None:
-        known = (len(self.state.fired), bool(self._outer.paths), self.norms.seen)
+        known = (len(self.state.fired), bool(self._forwards.paths), self.norms.seen)
         if known != self._facts_at:
             self._facts_at = known
             self._all_facts()
@@ -402,25 +404,25 @@ class Recorder:
             self.writer.layer(facts)
         for key, value in self.norms.meta().items():
             self.writer.meta(key, value)
-        self._outbox.blinds(self.state.blinds())
+        self._step_writer.blinds(self.state.blinds())
 
     def _note_new_layers(self) -> None:
-        watched = {watch.module for watch in self.watches}
+        watched = {layer.module for layer in self.layers}
         for name, module in self.model.named_modules():
             if module not in watched and recordable(module):
                 self.state.unseen(name, "output", _CAME_LATER)
 
     def _note_unseen(self) -> None:
         self._note_new_layers()
-        for watch in self.watches:
-            if not watch.counts:
+        for layer in self.layers:
+            if not layer.counts:
                 continue
-            if watch.name in self.state.fired:
-                watch.note_unseen()
+            if layer.name in self.state.fired:
+                layer.note_unseen()
             elif self._called is not self.model:
-                self.state.unseen(watch.name, "output", _COMPILED_BEFORE)
+                self.state.unseen(layer.name, "output", _COMPILED_BEFORE)
             else:
-                self.state.unseen(watch.name, "output", "the layer was not called while it was recorded")
+                self.state.unseen(layer.name, "output", "the layer was not called while it was recorded")
 
     def _finish(self) -> None:
         self._note_unseen()

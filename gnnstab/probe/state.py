@@ -12,9 +12,9 @@ from torch.utils.hooks import RemovableHandle
 from gnnstab.probe.attaching.identity_path import Endpoint
 from gnnstab.probe.attaching.norms import Norms
 from gnnstab.probe.buffering.compiled import CompiledCells
-from gnnstab.probe.buffering.series_ids import Keys
-from gnnstab.probe.buffering.stats_buffer import Sending, Stage
-from gnnstab.probe.error_guard import Failsafe
+from gnnstab.probe.buffering.series_ids import SeriesIds
+from gnnstab.probe.buffering.stats_buffer import PendingStats, StatsBuffer
+from gnnstab.probe.error_guard import ErrorGuard
 from gnnstab.records import Blind
 
 
@@ -40,23 +40,23 @@ class State:
         "backward",
         "batch",
         "blind",
+        "buffer",
         "clock",
         "compiled",
         "epoch",
-        "failsafe",
+        "error_guard",
         "fired",
         "full",
         "handles",
         "inside",
         "keys",
+        "layer_trace",
         "light",
         "measures",
         "norms",
         "recorded",
-        "stage",
         "step",
         "thread",
-        "trail",
     )
 
     def __init__(self, clock: list[float] | None = None) -> None:
@@ -66,9 +66,9 @@ class State:
         self.thread = get_ident()
         """The thread that trains: the one that ended the last step, at first the one that made this."""
 
-        self.failsafe = Failsafe()
-        self.keys = Keys()
-        self.stage = Stage(self._refuse)
+        self.error_guard = ErrorGuard()
+        self.keys = SeriesIds()
+        self.buffer = StatsBuffer(self._refuse)
         self.compiled = CompiledCells(self.keys)
         """Where layers inside compiled graphs write."""
 
@@ -104,11 +104,11 @@ class State:
         self.batch: Tensor | None = None
         """(N,) graph of every node, where the model was given it; full tier only."""
 
-        self.trail: list[tuple[str, Endpoint, Endpoint]] | None = None
+        self.layer_trace: list[tuple[str, Endpoint, Endpoint]] | None = None
         """Input and output of every layer in the first training forward, to find the paths around them."""
 
         self.norms: Norms | None = None
-        """Hears of every layer while the normalisations beside them are watched; only ever set along with `trail`."""
+        """Hears of every layer while the normalisations beside them are watched; only ever set along with `layer_trace`."""
 
     def foreign(self) -> bool:
         """True in another thread than the one that trains, whose calls are no part of the step.
@@ -121,9 +121,9 @@ class State:
         """A backward has reached the model."""
         self.backward = True
 
-    def send(self) -> Sending:
+    def send(self) -> PendingStats:
         """Everything of the light tier since the last call, from eager and from compiled layers."""
-        eager = self.stage.send()
+        eager = self.buffer.send()
         if not self.compiled.written:
             return eager
         self.compiled.used = True

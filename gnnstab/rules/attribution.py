@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from gnnstab.records import FIVE_CAUSES, FURTHER_CAUSES, Cause, Finding, RuleStatus, Signals
 from gnnstab.rules.explanation import is_warning
-from gnnstab.rules.five_causes import standing
+from gnnstab.rules.five_causes import status_from_configuration
 
 
 def causes(findings: Sequence[Finding], statuses: Sequence[RuleStatus], signals: Signals) -> tuple[Cause, ...]:
@@ -43,7 +43,7 @@ def modest(findings: Sequence[Finding], found: Sequence[Cause]) -> tuple[Finding
 
 def _five(cause: str, findings: Sequence[Finding], statuses: Mapping[str, RuleStatus], signals: Signals) -> Cause:
     own = [f for f in findings if f.cause == cause]
-    status, facts = standing(cause, statuses, signals)
+    status, facts = status_from_configuration(cause, statuses, signals)
     judged = _judged(own, findings)
     if judged is None:
         return Cause(cause, status, facts, _codes(own))

@@ -8,7 +8,7 @@ from gnnstab.layers import parts
 from gnnstab.records import LayerFacts, RuleStatus, Signals
 from gnnstab.rules.queries import count, largest, measured, smallest
 
-Standing = tuple[str, str]
+StatusAndReason = tuple[str, str]
 """(status, reason)."""
 
 Statuses = Mapping[str, RuleStatus]
@@ -16,14 +16,14 @@ Statuses = Mapping[str, RuleStatus]
 _PASS_MODEL = "pass the model to see it (--model pkg.mod:factory --batch FILE)"
 
 
-def standing(cause: str, statuses: Statuses, signals: Signals) -> Standing:
+def status_from_configuration(cause: str, statuses: Statuses, signals: Signals) -> StatusAndReason:
     """Status and reason of one of the five causes from configuration and rule statuses alone."""
     if not signals.attention_layers:
         return "not-evaluable", "no attention layer was found"
-    return _STANDINGS[cause](statuses, signals)
+    return _BY_CAUSE[cause](statuses, signals)
 
 
-def _no_dropout(statuses: Statuses, signals: Signals) -> Standing:
+def _no_dropout(statuses: Statuses, signals: Signals) -> StatusAndReason:
     known = [layer for layer in signals.attention_layers if layer.dropout is not None]
     if not known:
         return "not-evaluable", f"a state dict does not hold the dropout probability; {_PASS_MODEL}"
@@ -37,7 +37,7 @@ def _no_dropout(statuses: Statuses, signals: Signals) -> Standing:
     )
 
 
-def _beta_disabled(statuses: Statuses, signals: Signals) -> Standing:
+def _beta_disabled(statuses: Statuses, signals: Signals) -> StatusAndReason:
     known = [layer for layer in signals.attention_layers if layer.get("beta") is not None]
     if not known and not any(parts(layer, "gate") for layer in signals.attention_layers):
         return "absent", "layers of this kind have no gate between message and skip"
@@ -54,7 +54,7 @@ def _beta_disabled(statuses: Statuses, signals: Signals) -> Standing:
     )
 
 
-def _no_residual(statuses: Statuses, signals: Signals) -> Standing:
+def _no_residual(statuses: Statuses, signals: Signals) -> StatusAndReason:
     layers = signals.attention_layers
     known = [layer for layer in layers if layer.identity_path is not None]
     if not known:
@@ -70,7 +70,7 @@ def _no_residual(statuses: Statuses, signals: Signals) -> Standing:
     return "present", f"{where}{shallow}{_ratio(signals)}"
 
 
-def _attention_explosion(statuses: Statuses, signals: Signals) -> Standing:
+def _attention_explosion(statuses: Statuses, signals: Signals) -> StatusAndReason:
     entropy = measured(signals.find("attention.entropy", head=None))
     if entropy:
         worst = smallest(entropy)
@@ -90,7 +90,7 @@ def _attention_explosion(statuses: Statuses, signals: Signals) -> Standing:
     )
 
 
-def _unsuitable_init(statuses: Statuses, signals: Signals) -> Standing:
+def _unsuitable_init(statuses: Statuses, signals: Signals) -> StatusAndReason:
     layers, depth = signals.attention_layers, signals.depth
     labels = sorted({layer.initialisation for layer in layers if layer.initialisation})
     looks = f"weights look {', '.join(labels)}; " if labels else ""
@@ -113,7 +113,7 @@ def _unsuitable_init(statuses: Statuses, signals: Signals) -> Standing:
     return "not-evaluable", f"{looks}{missed}{_reason(statuses, 'GS203', 'GS201')}"
 
 
-_STANDINGS: Mapping[str, Callable[[Statuses, Signals], Standing]] = {
+_BY_CAUSE: Mapping[str, Callable[[Statuses, Signals], StatusAndReason]] = {
     "no-dropout": _no_dropout,
     "beta-disabled": _beta_disabled,
     "no-residual": _no_residual,

@@ -33,7 +33,7 @@ class GateSaturated(Rule):
 
     ## Fix
     Normalise before the layer: `x = conv(norm(x), edge_index)`; or find what makes the input large (GS401, GS406). When its
-    weights are: draw its map anew (the fix `gate-redraw` prints the call).
+    weights are: draw its map anew (the fix `reinit-gate` prints the call).
 
     ## When it is wrong
     Trained gates may be open or shut for good reasons.

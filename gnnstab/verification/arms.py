@@ -15,7 +15,7 @@ from gnnstab.fixes import find
 from gnnstab.fixes.model_structure import duplicate
 from gnnstab.probe.batches.arguments import as_arguments
 from gnnstab.records import Signals
-from gnnstab.verification.fix_spec import Wanted
+from gnnstab.verification.fix_spec import FixSpec
 from gnnstab.verification.fresh_copies import Factory, fresh_twin, seeded
 from gnnstab.verification.measuring import items, measured_on, observe
 from gnnstab.verification.targets import Goal
@@ -44,7 +44,7 @@ class Setting:
 class Arm:
     """What to build: ``wanted`` on the current weights, or on a fresh twin drawn from ``seed``."""
 
-    wanted: tuple[Wanted, ...]
+    wanted: tuple[FixSpec, ...]
     """Fixes in order; empty for the arm without any."""
 
     fresh: bool
@@ -133,13 +133,13 @@ def build(setting: Setting, arm: Arm) -> nn.Module:
     return model
 
 
-def apply_options(setting: Setting, wanted: Wanted, seed: int) -> dict[str, Any]:
+def apply_options(setting: Setting, wanted: FixSpec, seed: int) -> dict[str, Any]:
     """The caller's options, and what a fix may need besides: a batch, measured signals, a seed."""
     given: dict[str, Any] = {"batch": items(setting.batch)[0], "signals": setting.signals, "seed": seed}
     return {**given, **wanted.options}
 
 
-def training_changes(setting: Setting, wanted: Sequence[Wanted]) -> dict[str, Any]:
+def training_changes(setting: Setting, wanted: Sequence[FixSpec]) -> dict[str, Any]:
     """What the fixes change about the training settings."""
     changes: dict[str, Any] = {}
     for item in wanted:
@@ -167,7 +167,7 @@ def _measured(setting: Setting, model: nn.Module, settings: TrainingSettings, se
 def _value(goal: Goal | None, signals: Signals, codes: Mapping[str, str]) -> float:
     if goal is None:
         return math.nan
-    return float(goal.code in codes) if goal.silences else goal.read(signals)
+    return float(goal.code in codes) if goal.judged_by_status else goal.read(signals)
 
 
 def _prime(

@@ -17,7 +17,7 @@ from gnnstab.fixes import find
 from gnnstab.fixes.model_structure import duplicate
 from gnnstab.probe.batches.arguments import as_arguments
 from gnnstab.randomness import keeps_random_state
-from gnnstab.verification.fix_spec import wanted
+from gnnstab.verification.fix_spec import fix_specs
 from gnnstab.verification.fresh_copies import Factory, fresh_twin
 from gnnstab.verification.measuring import items, observe
 from gnnstab.verification.scaling import FACTORS, Scaling, scale
@@ -70,7 +70,7 @@ def compare(
     signals = observe(twin, batch).signals
     base = _forward_time(twin, batch)
     sides = [_side("as it is", twin, None, batch, factors, seeds, base, workers, progress)]
-    for item in wanted(list(fixes)):
+    for item in fix_specs(list(fixes)):
         options = {"batch": items(batch)[0], "signals": signals, **item.options}
         try:
             changed = find(item.fix).apply(twin, **options)

@@ -12,7 +12,7 @@ from gnnstab.fixes import find
 
 
 @dataclass(frozen=True)
-class Wanted:
+class FixSpec:
     """One fix and its options."""
 
     fix: str
@@ -28,14 +28,14 @@ class Wanted:
         return f"{self.fix}({inner})" if inner else self.fix
 
 
-def wanted(fixes: Any) -> list[Wanted]:
+def fix_specs(fixes: Any) -> list[FixSpec]:
     """Names, ``(name, options)`` pairs, or texts like ``"residual:weight=1.0,seed=3"``; one of them or several.
 
     Raises:
         FixError: No such fix.
         UsageError: Something else.
     """
-    several = [fixes] if isinstance(fixes, (str, Wanted)) or _is_pair(fixes) else fixes
+    several = [fixes] if isinstance(fixes, (str, FixSpec)) or _is_pair(fixes) else fixes
     if not isinstance(several, Iterable):
         raise UsageError(f"fixes must be names or (name, options) pairs, not {type(fixes).__name__}")
     found = [_one(item) for item in several]
@@ -50,14 +50,14 @@ def _is_pair(item: Any) -> bool:
     return isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str) and isinstance(item[1], Mapping)
 
 
-def _one(item: Any) -> Wanted:
-    if isinstance(item, Wanted):
+def _one(item: Any) -> FixSpec:
+    if isinstance(item, FixSpec):
         return item
     if _is_pair(item):
-        return Wanted(item[0], dict(item[1]))
+        return FixSpec(item[0], dict(item[1]))
     if isinstance(item, str):
         name, _, rest = item.partition(":")
-        return Wanted(name.strip(), dict(_option(part) for part in rest.split(",") if part.strip()))
+        return FixSpec(name.strip(), dict(_option(part) for part in rest.split(",") if part.strip()))
     raise UsageError(f"a fix must be a name or a (name, options) pair, not {item!r}")
 
 

@@ -20,7 +20,7 @@ from gnnstab.probe.batches.arguments import as_arguments
 from gnnstab.probe.batches.data import taken
 from gnnstab.randomness import keeps_random_state
 from gnnstab.verification.arms import Arm, ArmResult, Setting, build, run_arm, training_changes
-from gnnstab.verification.fix_spec import Wanted, wanted
+from gnnstab.verification.fix_spec import FixSpec, fix_specs
 from gnnstab.verification.fresh_copies import Factory, seeded
 from gnnstab.verification.growth import bound, find_graph_call, grown, in_degrees
 from gnnstab.verification.measuring import items, observe
@@ -135,7 +135,7 @@ class Ladder:
 
 
 @keeps_random_state
-def climb(
+def run_ladder(
     model: nn.Module,
     *,
     batch: Any,
@@ -209,15 +209,15 @@ def climb(
 
 def _stages(
     setting: Setting, rungs: Sequence[tuple[str, Sequence[Any]]]
-) -> tuple[list[tuple[str, tuple[Wanted, ...]]], dict[str, str]]:
+) -> tuple[list[tuple[str, tuple[FixSpec, ...]]], dict[str, str]]:
     """Cumulative fixes per rung; a fix that finds no place is left out and its reason kept."""
     from gnnstab.errors import FixError
 
-    so_far: tuple[Wanted, ...] = ()
-    stages: list[tuple[str, tuple[Wanted, ...]]] = [("baseline", so_far)]
+    so_far: tuple[FixSpec, ...] = ()
+    stages: list[tuple[str, tuple[FixSpec, ...]]] = [("baseline", so_far)]
     errors: dict[str, str] = {}
     for name, fixes in rungs:
-        for item in wanted(list(fixes)):
+        for item in fix_specs(list(fixes)):
             try:
                 build(setting, Arm((*so_far, item), fresh=True, seed=0))
             except FixError as error:
@@ -252,7 +252,7 @@ def _trained_by_user(
 def _scaled_up(
     ladder: Ladder,
     setting: Setting,
-    stages: Sequence[tuple[str, tuple[Wanted, ...]]],
+    stages: Sequence[tuple[str, tuple[FixSpec, ...]]],
     sizes: Sequence[float],
     seeds: int,
     train: Train | None,
@@ -314,7 +314,7 @@ def _graph(setting: Setting, model: nn.Module, factor: float, seed: int) -> tupl
 
 def _ladder(
     setting: Setting,
-    stages: Sequence[tuple[str, tuple[Wanted, ...]]],
+    stages: Sequence[tuple[str, tuple[FixSpec, ...]]],
     errors: dict[str, str],
     results: dict[str, ArmResult],
     seeds: int,
@@ -330,7 +330,7 @@ def _ladder(
 
 
 def _rung(
-    setting: Setting, name: str, fixes: tuple[Wanted, ...], done: Sequence[ArmResult], below: Rung | None, error: str
+    setting: Setting, name: str, fixes: tuple[FixSpec, ...], done: Sequence[ArmResult], below: Rung | None, error: str
 ) -> Rung:
     most = math.ceil(0.8 * len(done))
     stable = sum(not r.codes and math.isfinite(r.final or 0.0) for r in done) >= most

@@ -87,7 +87,7 @@ def _of_user(loss: UserLoss, calls: Sequence[Arguments], batches: Sequence[Any])
     return compute
 
 
-class Seen(NamedTuple):
+class GraphView(NamedTuple):
     """What one forward shows of its graph."""
 
     x: Tensor
@@ -163,7 +163,7 @@ def shuffled(call: Arguments, nodes: int) -> Arguments | None:
     return (args, kwargs) if any(new is not old for new, old in pairs) else None
 
 
-def look(model: nn.Module, call: Arguments, *, grad: bool = False) -> Seen:
+def look(model: nn.Module, call: Arguments, *, grad: bool = False) -> GraphView:
     """One forward with hooks on the first message-passing module and the last attention layer; nothing is left behind."""
     from torch_geometric.nn import MessagePassing
 
@@ -207,7 +207,7 @@ def look(model: nn.Module, call: Arguments, *, grad: bool = False) -> Seen:
         layers = [n for n in layers if len(returned[n]) == len(found["x"])]
     if found.get("edges") is None or not layers:
         raise UsageError("the model shows no node features and edge_index to make a synthetic task from; pass a loss")
-    return Seen(found["x"], found["edges"], returned[layers[-1]], layers[-1], output, found["source"])
+    return GraphView(found["x"], found["edges"], returned[layers[-1]], layers[-1], output, found["source"])
 
 
 def is_edges(value: Any) -> bool:
@@ -215,7 +215,7 @@ def is_edges(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dim() == 2 and value.size(0) == 2 and not value.is_floating_point()
 
 
-def _target(x: Tensor, seen: Seen, projection: Tensor) -> Tensor:
+def _target(x: Tensor, seen: GraphView, projection: Tensor) -> Tensor:
     """Own feature + 2 × mean neighbour feature of one random projection of ``x``, standardised and scaled as of ``seen``.
 
     With the features of ``seen`` itself it has mean 0 and standard deviation 1.

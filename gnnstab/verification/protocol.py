@@ -29,7 +29,7 @@ from gnnstab.randomness import keeps_random_state
 from gnnstab.records import Finding, Signal
 from gnnstab.verification import judging
 from gnnstab.verification.arms import Arm, ArmResult, Setting, run_arm
-from gnnstab.verification.fix_spec import Wanted, wanted
+from gnnstab.verification.fix_spec import FixSpec, fix_specs
 from gnnstab.verification.fresh_copies import Factory, how_initialised, seeded
 from gnnstab.verification.judging import Pairs
 from gnnstab.verification.measuring import measured_on, observe
@@ -38,7 +38,7 @@ from gnnstab.verification.targets import choose, goal_of
 from gnnstab.verification.training import TrainingSettings
 from gnnstab.verification.verdict import Verdict
 
-AS_IT_IS: tuple[Wanted, ...] = ()
+AS_IT_IS: tuple[FixSpec, ...] = ()
 
 FIRST = 2
 """Seeds that are measured first: a fresh fix that the signal refutes in both is not measured on more."""
@@ -62,7 +62,7 @@ def verify(
     store: str | Path | None = None,
     progress: Progress | None = None,
 ) -> list[Verdict]:
-    """Judge fixes on copies of a model; the model, its mode and the random state stay as they are.
+    """NonFiniteDetector fixes on copies of a model; the model, its mode and the random state stay as they are.
 
     Args:
         model: Any module with attention layers.
@@ -89,7 +89,7 @@ def verify(
         FixError: An unknown fix.
         UsageError: A batch that the model cannot be called with, or numbers that make no sense.
     """
-    chosen = wanted(fixes)
+    chosen = fix_specs(fixes)
     if seeds < 1 or steps < 1:
         raise UsageError(f"seeds={seeds} and steps={steps} must be at least 1")
     training = TrainingSettings(steps=steps, lr=lr, eps=eps)
@@ -168,7 +168,7 @@ def _run(
 class _Plan:
     """The arms of one fix, and the verdict that they give."""
 
-    def __init__(self, setting: Setting, item: Wanted, seeds: int) -> None:
+    def __init__(self, setting: Setting, item: FixSpec, seeds: int) -> None:
         self.setting, self.item = setting, item
         self.fix = find(item.fix)
         # What too large a rate has done to the weights a lower one does not undo: would the run have gone well with it?
@@ -263,9 +263,9 @@ class _Plan:
             verdict,
             signal=goal.signal,
             layer=goal.layer,
-            before=None if goal.silences else float(np.median(screened.values("before"))),
-            after=None if goal.silences else float(np.median(screened.values("after"))),
-            threshold=None if goal.silences else goal.threshold,
+            before=None if goal.judged_by_status else float(np.median(screened.values("before"))),
+            after=None if goal.judged_by_status else float(np.median(screened.values("after"))),
+            threshold=None if goal.judged_by_status else goal.threshold,
             effect=judging.effect(screened, goal),
             spread=judging.spread(screened, goal),
             seeds=len(losses.after) or len(screened.after),

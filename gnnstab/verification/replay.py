@@ -18,7 +18,7 @@ from gnnstab.probe.replaying.provenance import StageRow, locate_non_finite, walk
 from gnnstab.probe.replaying.replica import Autocast
 from gnnstab.randomness import keeps_random_state
 from gnnstab.records import Event, Signals
-from gnnstab.verification.fix_spec import wanted
+from gnnstab.verification.fix_spec import fix_specs
 from gnnstab.verification.training import AUTOCAST
 
 FIRST_AID = ("fp32-attention", "qk-clip", "score-cap", "activation-clamp", "dropout", "lower-lr")
@@ -96,7 +96,7 @@ def replay(
     event = locate_non_finite(model, args, kwargs, **run)
     if event is None:
         return Replay(None, tuple(rows), ())
-    chosen = wanted(fixes)
+    chosen = fix_specs(fixes)
     for item in chosen:
         if find(item.fix).needs_fresh_weights:
             raise UsageError(

@@ -39,7 +39,7 @@ class Goal:
     counts_events: bool = False
     """True when the goal is that no non-finite value comes into being; the value is then the number of those seen."""
 
-    silences: bool = False
+    judged_by_status: bool = False
     """True when the goal is that the rule falls silent: its signal describes the data or a setting together with what
     stands around it, and need not move. The value is then 1 where the rule fires and 0 where it does not."""
 
@@ -59,7 +59,7 @@ class Goal:
     def read(self, signals: Signals) -> float:
         """The goal's signal now: the worst over what was measured, NaN when it was not measured.
 
-        Of a goal that `silences` nothing is to be read off the signals.
+        Of a goal that `judged_by_status` nothing is to be read off the signals.
         """
         if self.counts_events:
             broken = sum(s.value > 0 for s in signals.find(WEIGHT_NON_FINITE))
@@ -88,7 +88,7 @@ class Goal:
         """True when the value lies on the healthy side with margin."""
         if math.isnan(value):
             return False
-        if self.counts_events or self.silences:
+        if self.counts_events or self.judged_by_status:
             return value == 0
         if self.healthy:
             low, high = self.healthy
@@ -112,13 +112,13 @@ class Goal:
     @property
     def line(self) -> float:
         """The threshold with its margin."""
-        if self.healthy or self.counts_events or self.silences:
+        if self.healthy or self.counts_events or self.judged_by_status:
             return self.threshold
         return self.threshold * (1 + MARGIN if self.rises else 1 - MARGIN)
 
     def scaled(self, value: float) -> float:
         """The value on the scale on which distances are taken."""
-        if not self.logarithmic or self.silences:
+        if not self.logarithmic or self.judged_by_status:
             return value
         return math.log(value) if value > 0 else -math.inf if value == 0 else math.nan
 
@@ -144,7 +144,7 @@ def goal_of(finding: Finding) -> Goal:
     if finding.code == _NON_FINITE:
         return Goal(finding.code, finding.signal, finding.layer, 0.0, False, finding.value, counts_events=True)
     if finding.signal.startswith(_OF_THE_DATA):
-        return Goal(finding.code, finding.signal, finding.layer, 0.0, False, 1.0, silences=True)
+        return Goal(finding.code, finding.signal, finding.layer, 0.0, False, 1.0, judged_by_status=True)
     rises = finding.value < finding.threshold
     if finding.signal in in_group("typical"):
         return Goal(finding.code, finding.signal, None, _line(finding), rises, finding.value)

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch_geometric.nn import HeteroConv, TransformerConv
 
 import gnnstab
-from gnnstab.probe.buffering.stats_buffer import Stage
+from gnnstab.probe.buffering.stats_buffer import StatsBuffer
 
 NEVER = 1_000_000_000
 """A full-tier interval that no benchmark reaches: after the first step only the light tier runs."""
@@ -270,7 +270,7 @@ def memory(size: Size) -> tuple[int, int, int]:
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             plain.step()
         peaks = [_python_peak(runner) for runner in (plain, watched)]
-    stage = Stage(lambda slot, reason: None)
+    stage = StatsBuffer(lambda slot, reason: None)
     return sum(saved.values()), stage.nbytes, peaks[1] - peaks[0]
 
 

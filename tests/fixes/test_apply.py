@@ -17,7 +17,7 @@ from models.stacks import Hetero, Stack, SumThenAttention, hetero_batch, random_
 SCORES = {"degree": 8.0}
 TRAINING_ONLY = {"lower-lr", "gradient-clipping", "adam-eps"}
 SOME_MODELS = {
-    "gate-redraw",
+    "reinit-gate",
     "layer-norm",
     "root-weight",
     "remove-clamp",

@@ -51,14 +51,14 @@ def test_nothing_leaks_from_one_graph_to_the_next_nor_after_an_error():
 
 def test_the_three_layers_of_the_actor_form_one_stack():
     actor = Actor()
-    stack = fixes.places.stacks(actor)
+    stack = fixes.model_structure.stacks(actor)
     assert [[u.name for u in s.units] for s in stack] == [["gnn.gnn1", "gnn.gnn2.0", "gnn.gnn2.1"]]
     assert stack[0].owner is actor.gnn
 
 
 def test_two_towers_are_two_stacks():
     towers = torch.nn.ModuleDict({"actor": Stack(2), "critic": Stack(3)})
-    assert [len(s.units) for s in fixes.places.stacks(towers)] == [2, 3]
+    assert [len(s.units) for s in fixes.model_structure.stacks(towers)] == [2, 3]
 
 
 def test_a_layer_used_twice_carries_the_identity_each_time():

@@ -44,7 +44,7 @@ def test_large_weights_that_training_has_not_aligned_are_drawn_anew_and_others_s
     for alignment in (1.0, 1.39, 1.6):
         signals = Signals("model", LAYERS, values=(Signal("logit.alignment", alignment, "conv", 0),))
         first.append(fixes.recommend(causes, [], signals)[0].fixes[0].fix)
-    assert first == ["qk-redraw", "qk-redraw", "qk-clip"]
+    assert first == ["reinit-qk", "reinit-qk", "qk-clip"]
 
 
 def test_every_cause_that_can_be_the_root_has_a_fix():

@@ -1,4 +1,4 @@
-"""Fixes that repair what is broken in single places: redrawn weights, exchanged norms, clamps, changes by hand."""
+"""Fixes that repair what is broken in single places: reinitialised weights, exchanged norms, clamps, changes by hand."""
 
 import pytest
 import torch
@@ -35,12 +35,12 @@ def test_queries_and_keys_are_drawn_anew_and_nothing_else():
     with torch.no_grad():
         for conv in model.convs:
             conv.lin_query.weight *= 100
-    fixed = fixes.apply(model, "qk-redraw", seed=3)
+    fixed = fixes.apply(model, "reinit-qk", seed=3)
     assert {n.split(".")[2] for n in changed_parameters(fixed, model)} == {"lin_query", "lin_key"}
     assert fixed.convs[0].lin_query.weight.abs().max() < 1
-    again = fixes.apply(model, "qk-redraw", seed=3)
+    again = fixes.apply(model, "reinit-qk", seed=3)
     assert changed_parameters(fixed, again) == set()
-    one = fixes.apply(model, "qk-redraw", only=["convs.1"])
+    one = fixes.apply(model, "reinit-qk", only=["convs.1"])
     assert {n.split(".")[1] for n in changed_parameters(one, model)} == {"1"}
 
 
@@ -48,15 +48,15 @@ def test_the_gate_is_drawn_anew():
     model = Net(beta=True)
     with torch.no_grad():
         model.convs[0].lin_beta.weight *= 100
-    fixed = fixes.apply(model, "gate-redraw")
+    fixed = fixes.apply(model, "reinit-gate")
     assert changed_parameters(fixed, model) == {"convs.0.lin_beta.weight", "convs.1.lin_beta.weight"}
     assert fixed.convs[0].lin_beta.weight.abs().max() < 1
     with pytest.raises(FixError, match="no layer of Net has lin_beta"):
-        fixes.apply(Net(), "gate-redraw")
+        fixes.apply(Net(), "reinit-gate")
 
 
 @pytest.mark.parametrize(
-    ("signal", "redrawn"),
+    ("signal", "reinitialised"),
     [
         (Signal("channels.dead_share", 1.0, "convs.1"), {"1"}),
         (Signal("weight.rms", 1e25, "convs.0"), {"0"}),
@@ -64,17 +64,17 @@ def test_the_gate_is_drawn_anew():
         (Signal("channels.dead_share", 0.5, "convs.1"), {"0", "1"}),
     ],
 )
-def test_only_broken_layers_are_drawn_anew_where_the_signals_show_them(signal, redrawn):
+def test_only_broken_layers_are_drawn_anew_where_the_signals_show_them(signal, reinitialised):
     model = Stack(2, 8)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(7.0)
     signals = Signals("model", (), values=(signal,))
-    fixed = fixes.apply(model, "layer-redraw", signals=signals)
-    assert {n.split(".")[1] for n in changed_parameters(fixed, model)} == redrawn
+    fixed = fixes.apply(model, "reinit-layers", signals=signals)
+    assert {n.split(".")[1] for n in changed_parameters(fixed, model)} == reinitialised
     layers = [LayerFacts(f"convs.{i}", "TransformerConv", i, True) for i in range(2)]
-    lines = fixes.change("layer-redraw", layers, signals).splitlines()
-    assert lines == [f"self.convs[{i}].reset_parameters()" for i in sorted(redrawn)]
+    lines = fixes.change("reinit-layers", layers, signals).splitlines()
+    assert lines == [f"self.convs[{i}].reset_parameters()" for i in sorted(reinitialised)]
 
 
 def test_layer_norm_takes_the_place_of_graph_norm_and_keeps_graphs_of_one_node_alive():
@@ -123,6 +123,6 @@ def test_dropout_names_attention_layers_alone():
 
 def test_a_redrawn_network_trains():
     model, batch = Stack(3, 8), random_batch(12, 4, 8)
-    fixed = fixes.apply(model, "qk-redraw")
+    fixed = fixes.apply(model, "reinit-qk")
     fixed(**batch).square().sum().backward()
     assert all(p.grad is not None for p in fixed.parameters())

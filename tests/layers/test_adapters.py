@@ -232,7 +232,7 @@ def test_the_printed_constructor_makes_such_a_layer(case: Case) -> None:
 class TestEdits:
     """Each edit that a kind says it supports does what it says; the others are refused."""
 
-    @pytest.mark.parametrize("edit", ["scale_scores", "add_gate", "switch_skip_on", "redraw"])
+    @pytest.mark.parametrize("edit", ["scale_scores", "add_gate", "switch_skip_on", "reinitialise"])
     @EACH
     def test_it_applies_or_is_refused(self, case: Case, edit: str) -> None:
         layer, arguments = made(case)
@@ -240,7 +240,7 @@ class TestEdits:
         with torch.no_grad():
             if not kind.applies(edit):
                 with pytest.raises(FixError, match=kind.kind):
-                    getattr(kind, edit)(layer, *({"scale_scores": ([1.0],), "redraw": ((),)}.get(edit, ())))
+                    getattr(kind, edit)(layer, *({"scale_scores": ([1.0],), "reinitialise": ((),)}.get(edit, ())))
                 return
             getattr(self, edit)(kind, layer, arguments)
 
@@ -284,11 +284,11 @@ class TestEdits:
         assert kind.has_skip(layer)
         assert kind.skip(layer, call_of(layer, arguments).x_target) is not None
 
-    def redraw(self, kind: Layer, layer: Any, arguments: Any) -> None:
+    def reinitialise(self, kind: Layer, layer: Any, arguments: Any) -> None:
         before = copy.deepcopy(layer.state_dict())
         torch.manual_seed(7)
         for role, names in kind.roles.items():
-            count = kind.redraw(layer, names)
+            count = kind.reinitialise(layer, names)
             for name, tensor in layer.state_dict().items():
                 if name.rpartition(".")[0] in names and name.endswith("weight"):
                     assert count

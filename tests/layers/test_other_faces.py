@@ -93,7 +93,7 @@ def test_a_compiled_model_computes_the_same_and_what_is_not_seen_is_named(kind: 
     with TraceWriter(None) as writer, Recorder(net, writer) as recorder:
         assert torch.allclose(called(torch.compile(net, backend="aot_eager"), arguments), expected, atol=1e-6)
         recorder.end_step()
-        assert not recorder.state.failsafe.events
+        assert not recorder.state.error_guard.events
         coverage = recorder.coverage
     assert coverage.layers_observed == 1
     assert "not seen inside a compiled graph" in next(b.reason for b in coverage.blind if b.site == "score")

@@ -34,13 +34,15 @@ class Stack(nn.Module):
         return h
 
 
-def trail_of(model: nn.Module, *inputs: Any, output: bool = True) -> list[Any]:
-    trail: list[Any] = []
+def layer_trace_of(model: nn.Module, *inputs: Any, output: bool = True) -> list[Any]:
+    layer_trace: list[Any] = []
     for name, module in model.named_modules():
         if isinstance(module, TransformerConv):
-            module.register_forward_hook(lambda _, args, out, name=name: trail.append((name, args[0], node_of(out))))
+            module.register_forward_hook(
+                lambda _, args, out, name=name: layer_trace.append((name, args[0], node_of(out)))
+            )
     result = model(*inputs)
-    return [*trail, ("", result, None)] if output else trail
+    return [*layer_trace, ("", result, None)] if output else layer_trace
 
 
 def graph() -> tuple[Tensor, Tensor, Tensor]:
@@ -91,12 +93,12 @@ def pre_norm(conv: Any, norm: Any, h: Tensor) -> Tensor:
     ],
 )
 def test_every_layer_of_a_uniform_stack(step: Callable[..., Tensor], expected: bool) -> None:
-    answers = identity_paths(trail_of(Stack(step), *graph()))
+    answers = identity_paths(layer_trace_of(Stack(step), *graph()))
     assert answers == {f"convs.{i}": expected for i in range(DEPTH)}
 
 
 def test_the_last_layer_is_open_without_the_models_output() -> None:
-    answers = identity_paths(trail_of(Stack(residual), *graph(), output=False))
+    answers = identity_paths(layer_trace_of(Stack(residual), *graph(), output=False))
     assert answers == {"convs.0": True, "convs.1": True, "convs.2": None}
 
 
@@ -111,14 +113,14 @@ def test_raw_data_as_input_leaves_the_question_open() -> None:
             return h + self.second(h, edge_index)
 
     x, edge_index, _ = graph()
-    assert identity_paths(trail_of(Raw(), x, edge_index)) == {"first": None, "second": True}
+    assert identity_paths(layer_trace_of(Raw(), x, edge_index)) == {"first": None, "second": True}
     # With a gradient wanted for the data themselves it can be told.
-    assert identity_paths(trail_of(Raw(), x.requires_grad_(), edge_index)) == {"first": True, "second": True}
+    assert identity_paths(layer_trace_of(Raw(), x.requires_grad_(), edge_index)) == {"first": True, "second": True}
 
 
 def test_a_forward_without_gradients_decides_nothing() -> None:
     with torch.no_grad():
-        answers = identity_paths(trail_of(Stack(residual), *graph()))
+        answers = identity_paths(layer_trace_of(Stack(residual), *graph()))
     assert set(answers.values()) == {None}
 
 
@@ -129,7 +131,7 @@ def test_a_residual_over_two_layers_goes_around_both() -> None:
             inner = self.convs[1](self.convs[0](h, edge_index, e).relu(), edge_index, e).relu()
             return self.convs[2](h + inner, edge_index, e).relu()
 
-    answers = identity_paths(trail_of(Dense(plain), *graph()))
+    answers = identity_paths(layer_trace_of(Dense(plain), *graph()))
     assert answers == {"convs.0": True, "convs.1": True, "convs.2": False}
 
 
@@ -142,7 +144,7 @@ def test_concatenating_all_layers_leads_around_all_but_the_first() -> None:
                 states.append(h)
             return torch.cat(states, 1)
 
-    answers = identity_paths(trail_of(Jumping(plain), *graph()))
+    answers = identity_paths(layer_trace_of(Jumping(plain), *graph()))
     assert answers == {"convs.0": False, "convs.1": True, "convs.2": True}
 
 
@@ -158,14 +160,14 @@ def test_a_shared_layer_is_true_only_if_every_call_is() -> None:
             return h * self.second + self.conv(h, edge_index) if self.second else self.conv(h, edge_index)
 
     x, edge_index, _ = graph()
-    assert identity_paths(trail_of(Shared(True), x, edge_index)) == {"conv": True}
-    assert identity_paths(trail_of(Shared(False), x, edge_index)) == {"conv": False}
+    assert identity_paths(layer_trace_of(Shared(True), x, edge_index)) == {"conv": True}
+    assert identity_paths(layer_trace_of(Shared(False), x, edge_index)) == {"conv": False}
 
 
 def test_a_graph_beyond_the_budget_is_left_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    trail = trail_of(Stack(plain), *graph())
+    layer_trace = layer_trace_of(Stack(plain), *graph())
     monkeypatch.setattr(identity, "BUDGET", 5)
-    assert set(identity_paths(trail).values()) == {None}
+    assert set(identity_paths(layer_trace).values()) == {None}
 
 
 def test_nothing_recorded_is_nothing_answered() -> None:

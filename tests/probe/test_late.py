@@ -15,7 +15,7 @@ from torch_geometric.nn import TransformerConv
 
 import gnnstab
 from gnnstab.errors import GnnstabWarning
-from gnnstab.probe.buffering import device_copy as flight
+from gnnstab.probe.buffering import device_copy
 from gnnstab.probe.recorder import Recorder
 from gnnstab.records import SeriesKey
 from gnnstab.trace import Trace, TraceWriter
@@ -43,7 +43,7 @@ def batch(device: str = "cpu") -> tuple[Tensor, ...]:
 @pytest.fixture
 def far(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is at hand, as on a device."""
-    monkeypatch.setattr(flight, "at_hand", lambda tensor: False)
+    monkeypatch.setattr(device_copy, "is_on_host", lambda tensor: False)
 
 
 def run(
@@ -73,7 +73,7 @@ def rows(trace: Trace) -> dict[SeriesKey, list[tuple[Any, ...]]]:
 
 def test_what_comes_late_is_what_would_have_come_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, at_once = run(tmp_path / "a.gnnstab", schedule=3)
-    monkeypatch.setattr(flight, "at_hand", lambda tensor: False)
+    monkeypatch.setattr(device_copy, "is_on_host", lambda tensor: False)
     _, late = run(tmp_path / "b.gnnstab", schedule=3)
     assert rows(late) == rows(at_once)
     for key, array in at_once.sites().items():
@@ -87,13 +87,13 @@ def test_what_comes_late_is_what_would_have_come_at_once(tmp_path: Path, monkeyp
 
 def test_nothing_is_read_before_the_next_step_ends(far: None, monkeypatch: pytest.MonkeyPatch) -> None:
     landed: list[int] = []
-    land = flight.Flight.land
+    result = device_copy.DeviceCopy.result
 
-    def counted(self: flight.Flight) -> Any:
+    def counted(self: device_copy.DeviceCopy) -> Any:
         landed.append(recorder.step)
-        return land(self)
+        return result(self)
 
-    monkeypatch.setattr(flight.Flight, "land", counted)
+    monkeypatch.setattr(device_copy.DeviceCopy, "result", counted)
     model, arguments = Net(), batch()
     with TraceWriter(None) as writer, Recorder(model, writer, full_every=0) as recorder:
         for step in range(3):
@@ -144,7 +144,7 @@ def test_weights_that_were_not_spoilt_are_run_again(far: None) -> None:
 @pytest.mark.parametrize("distant", [False, True])
 def test_a_validation_belongs_to_the_step_before_it(distant: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if distant:
-        monkeypatch.setattr(flight, "at_hand", lambda tensor: False)
+        monkeypatch.setattr(device_copy, "is_on_host", lambda tensor: False)
     model, arguments = Net(), batch()
     with TraceWriter(None) as writer, Recorder(model, writer, full_every=0) as recorder:
         for _ in range(3):
@@ -166,7 +166,7 @@ def test_the_run_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     def weights(late: bool) -> list[Tensor]:
         with monkeypatch.context() as patch:
             if late:
-                patch.setattr(flight, "at_hand", lambda tensor: False)
+                patch.setattr(device_copy, "is_on_host", lambda tensor: False)
             torch.manual_seed(1)
             model, arguments = Net(), batch()
             optimizer = torch.optim.Adam(model.parameters())

@@ -11,16 +11,16 @@ from torch import Tensor
 
 from gnnstab.errors import GnnstabWarning
 from gnnstab.layers.transformer_conv import TransformerConvLayer
-from gnnstab.probe import anomaly, judge
 from gnnstab.probe import recorder as recorder_module
 from gnnstab.probe.attaching.activation_gradients import GradientHook
 from gnnstab.probe.attaching.boundary import Boundary
-from gnnstab.probe.attaching.forward_tracker import Outer
-from gnnstab.probe.buffering.pending_step import Ended
-from gnnstab.probe.buffering.stats_buffer import Stage
-from gnnstab.probe.buffering.step_writer import Outbox
+from gnnstab.probe.attaching.forward_tracker import ForwardTracker
+from gnnstab.probe.buffering.pending_step import PendingStep
+from gnnstab.probe.buffering.stats_buffer import StatsBuffer
+from gnnstab.probe.buffering.step_writer import StepWriter
+from gnnstab.probe.events import non_finite_detector, non_finite_event
 from gnnstab.probe.layers import attention
-from gnnstab.probe.layers.attention import AttentionWatch
+from gnnstab.probe.layers.attention import AttentionRecorder
 from gnnstab.probe.layers.parameters import Parameters
 from gnnstab.probe.recorder import Recorder
 from gnnstab.probe.state import State
@@ -28,31 +28,31 @@ from gnnstab.trace import TraceWriter
 from models.convnets import CASES, scalar
 
 STAGES = [
-    (Stage, "put"),
-    (Stage, "put_joined"),
-    (Stage, "take"),
-    (Stage, "send"),
+    (StatsBuffer, "put"),
+    (StatsBuffer, "put_joined"),
+    (StatsBuffer, "take"),
+    (StatsBuffer, "send"),
     (State, "send"),
-    (Ended, "land"),
-    (AttentionWatch, "record"),
-    (AttentionWatch, "saw"),
-    (AttentionWatch, "returned"),
-    (AttentionWatch, "attach"),
-    (AttentionWatch, "detach"),
-    (AttentionWatch, "facts"),
-    (AttentionWatch, "_after_gate"),
+    (PendingStep, "result"),
+    (AttentionRecorder, "record"),
+    (AttentionRecorder, "saw"),
+    (AttentionRecorder, "returned"),
+    (AttentionRecorder, "attach"),
+    (AttentionRecorder, "detach"),
+    (AttentionRecorder, "facts"),
+    (AttentionRecorder, "_after_gate"),
     (attention, "attention_measures"),
     (TransformerConvLayer, "edges"),
     (TransformerConvLayer, "joined"),
     (GradientHook, "watch"),
-    (Outer, "_before"),
-    (Outer, "_after"),
-    (Outer, "attach"),
+    (ForwardTracker, "_before"),
+    (ForwardTracker, "_after"),
+    (ForwardTracker, "attach"),
     (Parameters, "gradients"),
     (Parameters, "remember"),
     (Parameters, "change"),
-    (Outbox, "sites"),
-    (Outbox, "measures"),
+    (StepWriter, "sites"),
+    (StepWriter, "measures"),
     (Boundary, "end"),
     (TraceWriter, "sites"),
     (TraceWriter, "step"),
@@ -110,7 +110,12 @@ def test_a_failure_in_any_stage_leaves_training_alone(stage: tuple[Any, str], mo
 
 
 @pytest.mark.parametrize(
-    "stage", [(judge.Judge, "step"), (anomaly, "forward_event"), (recorder_module.Recorder, "facts")]
+    "stage",
+    [
+        (non_finite_detector.NonFiniteDetector, "step"),
+        (non_finite_event, "forward_event"),
+        (recorder_module.Recorder, "facts"),
+    ],
 )
 def test_a_failure_while_locating_a_non_finite_value(stage: tuple[Any, str], monkeypatch: pytest.MonkeyPatch) -> None:
     model, (x, *rest) = CASES[0].make()
@@ -123,7 +128,7 @@ def test_a_failure_while_locating_a_non_finite_value(stage: tuple[Any, str], mon
 
 
 def test_warnings_as_errors_do_not_turn_a_failure_into_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Stage, "put", fail)
+    monkeypatch.setattr(StatsBuffer, "put", fail)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found, failures = train(monitored=True)
@@ -134,7 +139,7 @@ def test_warnings_as_errors_do_not_turn_a_failure_into_an_exception(monkeypatch:
 
 def test_a_failing_hook_is_not_called_again(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    monkeypatch.setattr(AttentionWatch, "record", lambda self, *a: calls.append(self.name) or fail())
+    monkeypatch.setattr(AttentionRecorder, "record", lambda self, *a: calls.append(self.name) or fail())
     with pytest.warns(GnnstabWarning, match="records less"):
         train(monitored=True)
     assert sorted(calls) == ["convs.0", "convs.1"]

@@ -177,11 +177,11 @@ def test_the_norm_of_the_gradients_is_told_for_every_step() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("size", [1e-30, 1.0, 1e25])
 def test_a_norm_is_infinite_only_where_an_entry_is(dtype: torch.dtype, size: float) -> None:
-    from gnnstab.probe.buffering.series_ids import Keys
+    from gnnstab.probe.buffering.series_ids import SeriesIds
     from gnnstab.probe.layers.parameters import Parameters
 
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 40_000)).to(dtype)
-    parameters = Parameters(model, Keys())
+    parameters = Parameters(model, SeriesIds())
     assert parameters.norm() is None
     for p in model.parameters():
         p.grad = torch.full_like(p, min(size, torch.finfo(dtype).max / 2))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gnnstab.probe.buffering.stats_buffer import LARGE, REDUCED, Stage
+from gnnstab.probe.buffering.stats_buffer import LARGE, REDUCED, StatsBuffer
 from gnnstab.probe.buffering.totals import Totals, merge
 
 SHAPES = st.lists(
@@ -40,7 +40,7 @@ def as_dict(totals: Totals) -> dict[int, tuple[float, float, float, int]]:
 @settings(max_examples=80, deadline=None)
 @given(steps=st.lists(SHAPES, min_size=1, max_size=4), capacity=st.sampled_from([LARGE + 8, 1 << 17]))
 def test_any_sequence_of_shapes(steps: list[list[tuple[int, tuple[int, ...]]]], capacity: int) -> None:
-    stage = Stage(lambda slot, reason: None, capacity)
+    stage = StatsBuffer(lambda slot, reason: None, capacity)
     slots = [(i,) for i in range(6)]
     for number, step in enumerate(steps):
         parts: dict[int, list[Tensor]] = {}
@@ -59,7 +59,7 @@ def test_any_sequence_of_shapes(steps: list[list[tuple[int, tuple[int, ...]]]], 
 
 
 def test_more_large_tensors_than_are_kept_apart() -> None:
-    stage, values = Stage(lambda slot, reason: None), torch.ones(LARGE + 1)
+    stage, values = StatsBuffer(lambda slot, reason: None), torch.ones(LARGE + 1)
     for i in range(REDUCED + 3):
         stage.put((0,), [values * i])
     totals = stage.take()
@@ -70,7 +70,7 @@ def test_more_large_tensors_than_are_kept_apart() -> None:
 def test_non_finite_values_are_carried_through() -> None:
     for bad in (torch.nan, torch.inf, -torch.inf):
         for size in (5, LARGE + 5):
-            stage, values = Stage(lambda slot, reason: None), torch.zeros(size)
+            stage, values = StatsBuffer(lambda slot, reason: None), torch.zeros(size)
             values[size // 2] = bad
             stage.put((0,), [values])
             rows, finite = stage.take().rows()
@@ -80,14 +80,14 @@ def test_non_finite_values_are_carried_through() -> None:
 
 def test_what_has_no_extremes_is_refused_with_a_reason() -> None:
     refused: list[tuple[int, str]] = []
-    stage = Stage(lambda slot, reason: refused.append((slot, reason)))
+    stage = StatsBuffer(lambda slot, reason: refused.append((slot, reason)))
     stage.put((1, 2, 3), [torch.zeros(3, dtype=torch.long), torch.eye(3).to_sparse(), torch.ones(2)])
     assert [slot for slot, _ in refused] == [1, 2]
     assert list(stage.take().slots) == [3]
 
 
 def test_squares_beyond_the_range_of_their_precision_are_bounded_by_the_largest_entry() -> None:
-    stage = Stage(lambda slot, reason: None)
+    stage = StatsBuffer(lambda slot, reason: None)
     stage.put((0, 1), [torch.full((LARGE + 1,), 1e30), torch.full((LARGE + 1,), 1e-30)])
     rows, finite = stage.take().rows()
     assert finite

@@ -27,7 +27,7 @@ ROOT = str(Path(gnnstab.__file__).parent)
 ROOMS = ("monitor", "layers", "probe", "rules", "trace", "records")
 
 GUARDS = (
-    "probe.failsafe:Failsafe.",
+    "probe.error_guard:ErrorGuard.",
     "probe.recorder:Recorder.hand_over_failures",
     "probe.hooks:Hook.__call__",
     "probe.hooks:Hook.close",
@@ -43,7 +43,7 @@ GUARDS = (
     "trace.queue:WriteQueue.close",
     "trace.queue:Request.wait",
     "trace.writer:TraceWriter.event",
-    "probe.operations.watch:OperationWatch.__torch_dispatch__",
+    "probe.operations.watch:OperationMode.__torch_dispatch__",
     "monitor:Monitor._",
     "monitor:Monitor.loss",
 )
@@ -186,7 +186,7 @@ def said(result: Run) -> str:
 
 def test_a_failure_is_a_finding_and_the_rest_goes_on(reached: dict[str, FunctionType]) -> None:
     """What the failed part would have seen is missing; everything else is recorded as ever."""
-    with failing(reached["probe.layers.attention:AttentionWatch.record"]):
+    with failing(reached["probe.layers.attention:AttentionRecorder.record"]):
         result = watched()
     assert codes(result.monitor).count("GS902") >= 1
     assert "records less from here on; the training is not affected (ZeroDivisionError: injected)" in result.warned[0]

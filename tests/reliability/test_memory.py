@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch_geometric.nn import SAGEConv, TransformerConv
 
 import gnnstab
-from gnnstab.probe.layers.attention import AttentionWatch
+from gnnstab.probe.layers.attention import AttentionRecorder
 from side_by_side import WIDTH, Net, graph
 
 
@@ -73,7 +73,7 @@ def test_no_activation_outlives_its_step_when_a_layer_cannot_be_recorded(monkeyp
     def fails(*args: Any, **kwargs: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(AttentionWatch, "record", fails)
+    monkeypatch.setattr(AttentionRecorder, "record", fails)
     scores: list[weakref.ref[Any]] = []
     model = Net()
     inner = model.second.register_forward_hook(lambda module, args, out: scores.append(weakref.ref(out)))

@@ -9,7 +9,7 @@ from gnnstab.errors import UsageError
 from gnnstab.probe.batches.arguments import as_arguments
 from gnnstab.verification.clamping import compare
 from gnnstab.verification.growth import find_graph_call, in_degrees
-from gnnstab.verification.ladder import DOCUMENT_ORDER, climb
+from gnnstab.verification.ladder import DOCUMENT_ORDER, run_ladder
 from gnnstab.verification.wording import ladder_text, sides_text
 from models.informarl import actor, sample_batch
 from models.stacks import Hetero, Stack, hetero_batch, random_batch
@@ -38,7 +38,7 @@ def test_says_at_which_rung_it_becomes_stable_and_which_did_nothing():
     model = Stack(14, 8)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     rungs = (RUNGS[0], RUNGS[1], RUNGS[2])
-    found = climb(model, batch=random_batch(16, 5, 8), train=train, rungs=rungs, seeds=1)
+    found = run_ladder(model, batch=random_batch(16, 5, 8), train=train, rungs=rungs, seeds=1)
     baseline, small, normed, last = found.rungs
     assert (baseline.stable, small.stable, normed.stable) == (False, False, True)
     assert small.helped is False
@@ -67,7 +67,7 @@ def test_the_documents_order():
         "+ aggregation",
     ]
     with pytest.raises(UsageError, match="at least one rung"):
-        climb(Stack(2, 8), batch=random_batch(8, 3, 8), rungs=())
+        run_ladder(Stack(2, 8), batch=random_batch(8, 3, 8), rungs=())
 
 
 def test_the_clamp_beside_the_proper_fixes():
@@ -96,7 +96,7 @@ def test_the_first_stable_rung_is_tried_on_larger_graphs_and_those_above_it_wher
     model, batch = actor(), sample_batch(7)
     degree = mean_in_degree(model, batch)
     rungs = (("+ depth", ["depth-init"]), ("+ norm", ["norm-after-sum"]))
-    found = climb(model, batch=batch, rungs=rungs, seeds=1, steps=3, sizes=(7, 14, 70))
+    found = run_ladder(model, batch=batch, rungs=rungs, seeds=1, steps=3, sizes=(7, 14, 70))
     assert [(r.name, r.stable) for r in found.rungs] == [("baseline", False), ("+ depth", True), ("+ norm", True)]
     tried = [(at.size, at.rung, at.stable) for at in found.larger]
     assert tried == [(14, "+ depth", False), (14, "+ norm", True), (70, "+ norm", True)]
@@ -111,13 +111,13 @@ def test_the_first_stable_rung_is_tried_on_larger_graphs_and_those_above_it_wher
 def test_nothing_larger_without_a_stable_rung_or_with_one_size():
     torch.manual_seed(0)
     model = Stack(14, 8)
-    unstable = climb(model, batch=random_batch(16, 5, 8), rungs=RUNGS[:1], seeds=1, steps=1)
+    unstable = run_ladder(model, batch=random_batch(16, 5, 8), rungs=RUNGS[:1], seeds=1, steps=1)
     assert (unstable.stable_from, unstable.larger, unstable.not_scaled) == (None, (), "")
-    single = climb(Stack(2, 8), batch=random_batch(16, 5, 8), rungs=RUNGS[1:2], seeds=1, steps=1, sizes=(7,))
+    single = run_ladder(Stack(2, 8), batch=random_batch(16, 5, 8), rungs=RUNGS[1:2], seeds=1, steps=1, sizes=(7,))
     assert single.stable_from is not None
     assert single.larger == ()
     with pytest.raises(UsageError, match="positive"):
-        climb(model, batch=random_batch(16, 5, 8), sizes=(7, -1))
+        run_ladder(model, batch=random_batch(16, 5, 8), sizes=(7, -1))
 
 
 def test_a_training_function_that_takes_agents_is_called_with_them():
@@ -128,7 +128,7 @@ def test_a_training_function_that_takes_agents_is_called_with_them():
         return [0.5] if agents < 50 else [math.nan]
 
     case = {"batch": random_batch(16, 5, 8), "rungs": RUNGS[1:2], "seeds": 1}
-    found = climb(Stack(2, 8), train=sized, **case)
+    found = run_ladder(Stack(2, 8), train=sized, **case)
     assert asked == [7, 7, 10, 50, 50]
     assert [(at.size, at.rung, at.stable) for at in found.larger] == [
         (10, "baseline", True),
@@ -136,13 +136,13 @@ def test_a_training_function_that_takes_agents_is_called_with_them():
         (50, "+ pre-norm", False),
     ]
     assert "No rung is stable at size 50." in ladder_text(found)
-    blind = climb(Stack(2, 8), train=train, **case, steps=2)
+    blind = run_ladder(Stack(2, 8), train=train, **case, steps=2)
     assert {at.objective.split(":")[0] for at in blind.larger} == {"a synthetic task"}
 
 
 def test_a_model_without_one_graph_says_that_it_is_not_scaled():
     model, batch = Hetero(), hetero_batch()
-    found = climb(model, batch=batch, rungs=(("+ dropout", ["dropout"]),), seeds=1, steps=1)
+    found = run_ladder(model, batch=batch, rungs=(("+ dropout", ["dropout"]),), seeds=1, steps=1)
     assert found.stable_from is not None
     assert found.larger == ()
     assert "homogeneous graph" in found.not_scaled
@@ -163,7 +163,7 @@ def test_an_interrupt_ends_the_ladder_and_keeps_what_is_done(at, tried, said):
         if len(told) == at:
             raise KeyboardInterrupt
 
-    found = climb(Stack(2, 8), batch=random_batch(16, 5, 8), rungs=RUNGS[1:2], seeds=2, steps=1, progress=stop)
+    found = run_ladder(Stack(2, 8), batch=random_batch(16, 5, 8), rungs=RUNGS[1:2], seeds=2, steps=1, progress=stop)
     assert sum("interrupted" in line for line in told) == 1
     assert told[-1].startswith("interrupted")
     assert len(found.larger) == tried

@@ -36,10 +36,10 @@ class GradientHook:
             torch._C._set_grad_enabled(False)
         try:
             state.backward = True
-            state.stage.put(self._slots, [gradient])
+            state.buffer.put(self._slots, [gradient])
         except Exception as error:
             self._state = None
-            state.failsafe.note(self._where, error)
+            state.error_guard.note(self._where, error)
         finally:
             if grad:
                 torch._C._set_grad_enabled(True)

@@ -53,10 +53,10 @@ class Boundary:
 
     def attach(self) -> None:
         """Hook the optimizers and the scaler."""
-        failsafe = self._recorder.state.failsafe
+        error_guard = self._recorder.state.error_guard
         before, after = (
-            Hook("the optimizer's step", self._before, failsafe),
-            Hook("the optimizer's step", self._after, failsafe),
+            Hook("the optimizer's step", self._before, error_guard),
+            Hook("the optimizer's step", self._after, error_guard),
         )
         self._hooks = [before, after]
         for optimizer in self._optimizers:
@@ -92,7 +92,7 @@ class Boundary:
 
     def guarded(self, where: str, body: Callable[[], object]) -> None:
         """Run ``body``; a failure is noted instead of raised."""
-        self._recorder.state.failsafe.run(where, body)
+        self._recorder.state.error_guard.run(where, body)
 
     def _scale(self) -> Number:
         scale = getattr(self._scaler, "_scale", None)
@@ -102,7 +102,7 @@ class Boundary:
         # A fused optimizer is handed scaled gradients and decides by itself, on the device, whether to move.
         found = getattr(optimizer, "found_inf", None)
         self._ended = True
-        self._recorder.state.failsafe.guard("the next update", self._moving, optimizer)
+        self._recorder.state.error_guard.guard("the next update", self._moving, optimizer)
         self.end(optimizer, skipped=found.detach().clone() if isinstance(found, Tensor) else False, moves=True)
 
     def _after(self, grad: bool, optimizer: torch.optim.Optimizer) -> None:

@@ -7,8 +7,14 @@ from torch import nn
 from torch_geometric.nn import MessagePassing
 
 from gnnstab.layers import LAYERS, layer_of
-from gnnstab.probe.layers import AttentionWatch, DenseWatch, EdgeWatch, FallbackWatch, MultiheadWatch
-from gnnstab.probe.layers.layer_recorder import Watch
+from gnnstab.probe.layers import (
+    AttentionRecorder,
+    DenseSoftmaxRecorder,
+    EdgeSoftmaxRecorder,
+    MultiheadRecorder,
+    OtherLayerRecorder,
+)
+from gnnstab.probe.layers.layer_recorder import LayerRecorder
 from gnnstab.probe.layers.softmax_calls import LINEAR, edge_places, mentions_dense
 from gnnstab.probe.state import State
 from gnnstab.records import Blind
@@ -20,9 +26,9 @@ _LINEAR = (
 )
 
 
-def find_watches(model: nn.Module, state: State) -> list[Watch]:
+def find_layers(model: nn.Module, state: State) -> list[LayerRecorder]:
     """A watch for every message-passing layer, each module once; layers that cannot be hooked are named as blind."""
-    watches: list[Watch] = []
+    layers: list[LayerRecorder] = []
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
             if module.original_name.startswith(_SCRIPTED):
@@ -33,21 +39,21 @@ def find_watches(model: nn.Module, state: State) -> list[Watch]:
         # A model that is one bare layer has no path; its class name stands for it.
         kind, path = layer_of(module), name or type(module).__name__
         if kind is not None:
-            watches.append(AttentionWatch(state, path, module, kind))
+            layers.append(AttentionRecorder(state, path, module, kind))
         elif places := edge_places(module):
-            watches.append(EdgeWatch(state, path, module, places))
+            layers.append(EdgeSoftmaxRecorder(state, path, module, places))
         elif isinstance(module, MessagePassing):
-            watches.append(FallbackWatch(state, path, module))
+            layers.append(OtherLayerRecorder(state, path, module))
         elif isinstance(module, nn.MultiheadAttention):
-            watches.append(MultiheadWatch(state, path, module))
+            layers.append(MultiheadRecorder(state, path, module))
         elif type(module).__name__ in LINEAR:
             note = Blind.other_attention(path, type(module).__name__, _LINEAR)
             state.unseen(note.layer, note.site, note.reason)
         elif mentions_dense(module):
-            watches.append(DenseWatch(state, path, module))
-    return watches
+            layers.append(DenseSoftmaxRecorder(state, path, module))
+    return layers
 
 
 def recordable(module: nn.Module) -> bool:
-    """True for a layer that `find_watches` has a watch for."""
+    """True for a layer that `find_layers` has a watch for."""
     return layer_of(module) is not None or isinstance(module, MessagePassing)

@@ -12,10 +12,10 @@ from gnnstab.probe.attaching.hooks import Hook
 from gnnstab.probe.attaching.identity_path import identity_paths
 from gnnstab.probe.attaching.norms import Norms, batch_vectors
 from gnnstab.probe.buffering.series_ids import MODES
-from gnnstab.probe.layers.layer_recorder import Watch
+from gnnstab.probe.layers.layer_recorder import LayerRecorder
 from gnnstab.probe.operations.in_place import StepWatch
 from gnnstab.probe.replaying.replica import Autocast, copied, rng_snapshot, tensors_in, unwrap
-from gnnstab.probe.replaying.skipped_step import MOST, Kept, watch
+from gnnstab.probe.replaying.skipped_step import MOST, SkippedForward, keep_gradients
 from gnnstab.probe.state import State
 from gnnstab.probe.statistics import graph_measures, node_measures
 
@@ -26,7 +26,7 @@ LARGEST_KEPT = 64 * 2**20
 """Bytes of the inputs of one forward up to which a copy of them is kept for the end of the run."""
 
 
-class Inputs(NamedTuple):
+class ForwardInputs(NamedTuple):
     """One outer forward, ready to be run again; held by reference until the end of the step."""
 
     args: tuple[Any, ...]
@@ -36,26 +36,26 @@ class Inputs(NamedTuple):
     mode: str
 
 
-class Outer:
+class ForwardTracker:
     """Marks where forwards of the model begin and end, and keeps the inputs of the latest one per mode."""
 
-    def __init__(self, state: State, watches: Iterable[Watch], norms: Norms, keep: bool = True) -> None:
-        self.last: dict[str, Inputs] = {}
+    def __init__(self, state: State, layers: Iterable[LayerRecorder], norms: Norms, keep: bool = True) -> None:
+        self.last: dict[str, ForwardInputs] = {}
         """Mode → latest inputs of this step."""
 
-        self.before: dict[str, Inputs] = {}
+        self.before: dict[str, ForwardInputs] = {}
         """Mode → latest inputs of the step before, until the next forward begins; only where ``keep_before``."""
 
         self.keep_before = False
         """True when a loss that is told after the step's end can be repeated, which needs the inputs of that step."""
 
-        self.calls: list[Inputs] = []
+        self.calls: list[ForwardInputs] = []
         """Forwards with gradients of this step, the first `MOST`; held by reference."""
 
         self.watching: StepWatch | None = None
         """Watches the operations of this step in place, after one that went wrong."""
 
-        self.left_out: list[Kept] = []
+        self.skipped: list[SkippedForward] = []
         """Forwards with gradients of a step that is left out, the first `MOST`."""
 
         self.forwards = 0
@@ -64,12 +64,12 @@ class Outer:
         self.paths: dict[str, bool | None] = {}
         """Layer → whether a path leads around it, after the first training forward."""
 
-        self.kept: Inputs | None = None
+        self.kept: ForwardInputs | None = None
         """A copy of what the latest forward of a full-tier step got, kept beyond the step so that causes can be undone at the
         end of a run; None where it is larger than `LARGEST_KEPT`."""
 
         self._state = state
-        self._watches = tuple(watches)
+        self._layers = tuple(layers)
         self._norms = norms
         self._keep = keep
         self._handles: list[Any] = []
@@ -79,8 +79,8 @@ class Outer:
     def attach(self, model: nn.Module) -> None:
         """Hook the model; to be called after its layers were hooked, since the model may be a layer itself."""
         state = self._state
-        before = Hook("the model's forward", self._before, state.failsafe, clock=state.clock, skip=state.foreign)
-        after = Hook("the model's output", self._after, state.failsafe, clock=state.clock, skip=state.foreign)
+        before = Hook("the model's forward", self._before, state.error_guard, clock=state.clock, skip=state.foreign)
+        after = Hook("the model's output", self._after, state.error_guard, clock=state.clock, skip=state.foreign)
         self._hooks = [before, after]
         self._handles = [
             model.register_forward_pre_hook(before, with_kwargs=True, prepend=True),
@@ -109,11 +109,11 @@ class Outer:
             self.before = dict(self.last)
         self.last.clear()
         self.calls.clear()
-        self.left_out.clear()
+        self.skipped.clear()
         self.forwards = 0
-        if self._state.trail is not None:
+        if self._state.layer_trace is not None:
             # A forward ended in an exception and nobody called the model again.
-            self._state.trail = self._state.norms = None
+            self._state.layer_trace = self._state.norms = None
             self._norms.stop()
 
     def _before(self, grad: bool, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -122,8 +122,8 @@ class Outer:
             return
         if state.inside:
             # The last forward ended in an exception.
-            for watch in self._watches:
-                watch.forget()
+            for layer in self._layers:
+                layer.forget()
         state.epoch += 1
         if self.before:
             self.before = {}
@@ -132,7 +132,7 @@ class Outer:
         state.recorded = True
         mode = MODES[2 * model.training + grad]
         if self._keep:
-            self.last[mode] = kept = Inputs(args, kwargs, rng_snapshot(), _autocast(args, kwargs), mode)
+            self.last[mode] = kept = ForwardInputs(args, kwargs, rng_snapshot(), _autocast(args, kwargs), mode)
             if grad and len(self.calls) < MOST:
                 self.calls.append(kept)
         if self.watching is not None:
@@ -152,23 +152,25 @@ class Outer:
         state.inside = False
         if self.watching is not None:
             self.watching.forward_ended(output, grad)
-        if grad and not state.light and self._keep and len(self.left_out) < MOST:
-            self.left_out.append(watch(output, self.last[MODES[2 * model.training + 1]], state.gradient_arrived))
-        trail, state.trail = state.trail, None
-        if trail is not None and self._norms.watching:
+        if grad and not state.light and self._keep and len(self.skipped) < MOST:
+            self.skipped.append(
+                keep_gradients(output, self.last[MODES[2 * model.training + 1]], state.gradient_arrived)
+            )
+        layer_trace, state.layer_trace = state.layer_trace, None
+        if layer_trace is not None and self._norms.watching:
             self._norms.end()
             state.norms = None
-        if trail and grad and not self.paths:
+        if layer_trace and grad and not self.paths:
             first = next((tensor for _, tensor in tensors_in(output) if tensor.requires_grad), None)
-            self.paths = identity_paths([*trail, ("", first, None)] if first is not None else trail)
+            self.paths = identity_paths([*layer_trace, ("", first, None)] if first is not None else layer_trace)
 
     def _look_around(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Have the layers say what goes in and what comes out, to find what stands beside and around them."""
         state = self._state
-        if state.trail is None:
-            state.trail = []
+        if state.layer_trace is None:
+            state.layer_trace = []
         if self._norms.wanted:
-            self._norms.begin(model, args, kwargs, state.failsafe)
+            self._norms.begin(model, args, kwargs, state.error_guard)
             state.norms = self._norms if self._norms.watching else None
 
     def _measure(self, model: nn.Module, mode: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

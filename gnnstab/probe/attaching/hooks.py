@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.compiler import is_compiling
 
-from gnnstab.probe.error_guard import Failsafe
+from gnnstab.probe.error_guard import ErrorGuard
 
 
 def ignore(*args: Any, **kwargs: Any) -> None:
@@ -38,7 +38,7 @@ class Hook:
         self,
         where: str,
         body: Callable[..., object],
-        failsafe: Failsafe,
+        error_guard: ErrorGuard,
         compiled: Callable[..., object] = ignore,
         clock: list[float] | None = None,
         skip: Callable[[], bool] | None = None,
@@ -47,7 +47,7 @@ class Hook:
         self._skip = skip
         self._clock = clock
         self._body = body
-        self._failsafe = failsafe
+        self._failsafe = error_guard
         self.compiled = compiled
         """Called instead of ``body`` while `torch.compile` traces the model."""
 

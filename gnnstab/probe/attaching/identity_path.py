@@ -24,10 +24,10 @@ def node_of(tensor: Tensor) -> Node | None:
     return get_gradient_edge(tensor).node if tensor.requires_grad else None
 
 
-def identity_paths(trail: Sequence[tuple[str, Endpoint, Endpoint]]) -> dict[str, bool | None]:
+def identity_paths(layer_trace: Sequence[tuple[str, Endpoint, Endpoint]]) -> dict[str, bool | None]:
     """For every layer: does a path lead around it?
 
-    ``trail`` holds (layer, its node input, its output) in order of execution, from one forward with gradients; a final
+    ``layer_trace`` holds (layer, its node input, its output) in order of execution, from one forward with gradients; a final
     entry named ``""`` may hold the model's output as its input. Outputs should be nodes (`node_of`) taken when the
     layer returned.
 
@@ -39,7 +39,7 @@ def identity_paths(trail: Sequence[tuple[str, Endpoint, Endpoint]]) -> dict[str,
     (raw data as input, a forward without gradients), no later entry, or a graph of more than 20 000 nodes. A layer that
     is called several times is True only if every call is.
     """
-    steps = [(name, _node(entry), _node(leaving)) for name, entry, leaving in trail]
+    steps = [(name, _node(entry), _node(leaving)) for name, entry, leaving in layer_trace]
     answers: dict[str, bool | None] = {}
     for position, (name, entry, leaving) in enumerate(steps):
         if name:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch_geometric.nn import GraphNorm, GraphSizeNorm, InstanceNorm, LayerNorm, MeanSubtractionNorm, PairNorm
 
 from gnnstab.probe.attaching.hooks import Hook
-from gnnstab.probe.error_guard import Failsafe
+from gnnstab.probe.error_guard import ErrorGuard
 from gnnstab.probe.replaying.replica import tensors_in
 
 Neighbours = dict[str, dict[str, str]]
@@ -71,7 +71,9 @@ class Norms:
         """Grows with what was found."""
         return len(self._found) + len(self._without) + len(self._smallest)
 
-    def begin(self, called: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], failsafe: Failsafe) -> None:
+    def begin(
+        self, called: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], error_guard: ErrorGuard
+    ) -> None:
         """Hook the normalisations for a forward with these arguments of the model, or of what is wrapped around it.
 
         Nothing of a model with compiled parts: a hook that comes and goes would have them compiled twice.
@@ -86,7 +88,7 @@ class Norms:
         self._several = {len(v): v.min() != v.max() for v in vectors if v.numel()}
         for name, module in self._model.named_modules():
             if id(module) not in self._own and "Norm" in type(module).__name__:
-                self._hook(name, module, failsafe)
+                self._hook(name, module, error_guard)
 
     def end(self) -> None:
         """The forward has returned: leave the normalisations as they were found."""
@@ -124,7 +126,7 @@ class Norms:
         found = {"norms": self._found, "norm_without_batch": without, "norm_smallest": smallest}
         return {key: json.dumps(value) for key, value in found.items() if value}
 
-    def _hook(self, name: str, module: nn.Module, failsafe: Failsafe) -> None:
+    def _hook(self, name: str, module: nn.Module, error_guard: ErrorGuard) -> None:
         def body(grad: bool, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             entry, kind = _first(args, kwargs), type(module).__name__
             layer = _made(self._made_by_layer, entry)
@@ -140,7 +142,7 @@ class Norms:
                 nodes = _smallest(graphs) if isinstance(graphs, Tensor) and len(graphs) else len(entry)
                 self._smallest.append((name, kind, nodes))
 
-        self._hooks.append(Hook(f"the normalisation {name or 'that is the model'}", body, failsafe))
+        self._hooks.append(Hook(f"the normalisation {name or 'that is the model'}", body, error_guard))
         self._handles.append(module.register_forward_hook(self._hooks[-1], with_kwargs=True))
 
 

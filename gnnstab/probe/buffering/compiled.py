@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gnnstab.probe.buffering.series_ids import MODES, Keys
+from gnnstab.probe.buffering.series_ids import MODES, SeriesIds
 from gnnstab.probe.buffering.totals import EMPTY, Totals
 
 _START = (float("inf"), float("-inf"), 0.0, 0.0)
@@ -22,7 +22,7 @@ _START = (float("inf"), float("-inf"), 0.0, 0.0)
 class CompiledCells:
     """Running minimum, maximum, sum of squares and count of every site of every layer, in every mode."""
 
-    def __init__(self, keys: Keys) -> None:
+    def __init__(self, keys: SeriesIds) -> None:
         self._keys = keys
         self._sites: list[tuple[str, str]] = []
         self._start = torch.tensor(_START, dtype=torch.float64)

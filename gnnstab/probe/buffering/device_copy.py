@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 
-def at_hand(tensor: Tensor) -> bool:
+def is_on_host(tensor: Tensor) -> bool:
     """True when the host can read the tensor without waiting for a device."""
     return tensor.is_cpu
 
 
-class Flight:
+class DeviceCopy:
     """Single numbers on their way to the host.
 
-    From a CUDA device they are copied into pinned memory, in the order of the stream that computes them; `land` then
+    From a CUDA device they are copied into pinned memory, in the order of the stream that computes them; `result` then
     waits for nothing when it is called a step later. Other devices have no such copy here and are waited for at once.
 
     Args:
@@ -37,7 +37,7 @@ class Flight:
             stacked = torch.stack([numbers[i].detach().reshape(()) for i in positions])
             self._legs.append((positions, *_depart(stacked, device)))
 
-    def land(self) -> NDArray[np.float64]:
+    def result(self) -> NDArray[np.float64]:
         """(n,) the numbers in their order."""
         found = np.empty(self._size)
         for positions, host, event in self._legs:

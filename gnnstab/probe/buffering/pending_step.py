@@ -6,22 +6,22 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from gnnstab.probe.attaching.forward_tracker import Inputs
-from gnnstab.probe.buffering import device_copy as flight
-from gnnstab.probe.buffering.device_copy import Flight
-from gnnstab.probe.buffering.stats_buffer import Sending
+from gnnstab.probe.attaching.forward_tracker import ForwardInputs
+from gnnstab.probe.buffering import device_copy
+from gnnstab.probe.buffering.device_copy import DeviceCopy
+from gnnstab.probe.buffering.stats_buffer import PendingStats
 
 Number = Tensor | float | None
 """A tensor of one entry, which may be on a device."""
 
 
-class Ended:
+class PendingStep:
     """What is kept of a step until its numbers are on the host.
 
     Args:
         step: Its number.
         time: Seconds since the run began.
-        sending: The light tier.
+        stats: The light tier.
         inputs: Mode → the arguments of its last forward, to run it again.
         loss: Training loss, where it is known.
         lr: Learning rate.
@@ -29,15 +29,15 @@ class Ended:
         skipped: True, or an entry above 0, when a GradScaler skipped it.
     """
 
-    __slots__ = ("_lr", "_scale", "_skipped", "inputs", "loss", "sending", "step", "time")
+    __slots__ = ("_lr", "_scale", "_skipped", "inputs", "loss", "stats", "step", "time")
 
     def __init__(
-        self, step: int, time: float, sending: Sending, inputs: Mapping[str, Inputs], *, loss: Number, lr: Number,
+        self, step: int, time: float, stats: PendingStats, inputs: Mapping[str, ForwardInputs], *, loss: Number, lr: Number,
         scale: Number, skipped: Tensor | bool,
     ) -> None:  # fmt: skip
         self.step = step
         self.time = time
-        self.sending = sending
+        self.stats = stats
         self.inputs = inputs
         self.loss = _sent(loss)
         self._lr = _sent(lr)
@@ -48,22 +48,22 @@ class Ended:
     def waits(self) -> bool:
         """True when reading it now would wait for a device."""
         numbers = (self.loss, self._lr, self._scale, self._skipped)
-        return self.sending.waits or any(isinstance(number, Flight) for number in numbers)
+        return self.stats.waits or any(isinstance(number, DeviceCopy) for number in numbers)
 
     def tell(self, loss: Number) -> None:
         """The loss became known after the step's end."""
         self.loss = _sent(loss)
 
-    def land(self) -> tuple[float | None, float | None, float | None, bool]:
+    def result(self) -> tuple[float | None, float | None, float | None, bool]:
         """Loss, learning rate, loss scale, and whether the step was skipped."""
         return _landed(self.loss), _landed(self._lr), _landed(self._scale), bool(_landed(self._skipped))
 
 
-def _sent(number: Number) -> Flight | float | None:
+def _sent(number: Number) -> DeviceCopy | float | None:
     if isinstance(number, Tensor):
-        return float(number) if flight.at_hand(number) else Flight([number])
+        return float(number) if device_copy.is_on_host(number) else DeviceCopy([number])
     return number
 
 
-def _landed(number: Flight | float | None) -> float | None:
-    return float(number.land()[0]) if isinstance(number, Flight) else number
+def _landed(number: DeviceCopy | float | None) -> float | None:
+    return float(number.result()[0]) if isinstance(number, DeviceCopy) else number

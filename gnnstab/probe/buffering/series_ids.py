@@ -11,7 +11,7 @@ CALLS = 16
 """Calls of one layer within one outer forward that get series of their own; later ones are merged into the last."""
 
 
-class Keys:
+class SeriesIds:
     """Numbers series in the order in which they appear."""
 
     def __init__(self) -> None:

@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gnnstab.probe.buffering import device_copy as flight
-from gnnstab.probe.buffering.device_copy import Flight
-from gnnstab.probe.buffering.totals import EMPTY, Tally, Totals, merge
+from gnnstab.probe.buffering import device_copy
+from gnnstab.probe.buffering.device_copy import DeviceCopy
+from gnnstab.probe.buffering.totals import EMPTY, StatsAccumulator, Totals, merge
 
 CAPACITY = 1 << 17
 """Entries of the copy buffer (1 MiB of float64)."""
@@ -51,37 +51,37 @@ class _Group:
         """Positions of the tensors that are reduced where they stand."""
 
 
-class Sending:
+class PendingStats:
     """What one step has put into the buffers: numbers of the host, and those that are still on their way from a device."""
 
-    __slots__ = ("_flights", "_here")
+    __slots__ = ("_copies", "_here")
 
-    def __init__(self, here: Totals, flights: Sequence[tuple[Flight, list[int], list[int]]] = ()) -> None:
+    def __init__(self, here: Totals, copies: Sequence[tuple[DeviceCopy, list[int], list[int]]] = ()) -> None:
         self._here = here
-        self._flights = flights
+        self._copies = copies
 
     @property
     def waits(self) -> bool:
         """True when reading it now would wait for a device."""
-        return bool(self._flights)
+        return bool(self._copies)
 
-    def land(self) -> Totals:
+    def result(self) -> Totals:
         """One entry per slot."""
-        if not self._flights:
+        if not self._copies:
             return self._here
         with np.errstate(all="ignore"):
-            return merge([self._here, *(_reduced(f.land(), slots, counts) for f, slots, counts in self._flights)])
+            return merge([self._here, *(_reduced(f.result(), slots, counts) for f, slots, counts in self._copies)])
 
-    def along_with(self, totals: Totals) -> Sending:
+    def along_with(self, totals: Totals) -> PendingStats:
         """The same and more of the host's numbers."""
-        return Sending(merge([self._here, totals]), self._flights)
+        return PendingStats(merge([self._here, totals]), self._copies)
 
 
-NONE = Sending(EMPTY)
+NO_STATS = PendingStats(EMPTY)
 """Nothing was put in."""
 
 
-class Stage:
+class StatsBuffer:
     """The buffers of one recorder.
 
     Args:
@@ -91,7 +91,7 @@ class Stage:
     __slots__ = (
         "_array",
         "_buffer",
-        "_flights",
+        "_copies",
         "_groups",
         "_index",
         "_position",
@@ -111,11 +111,11 @@ class Stage:
         self._reduced: list[Tensor] = []
         self._reduced_slots: list[int] = []
         self._reduced_counts: list[int] = []
-        self._flights: list[tuple[Flight, list[int], list[int]]] = []
+        self._copies: list[tuple[DeviceCopy, list[int], list[int]]] = []
         self._groups: list[_Group] = []
         self._position = 0
         self._index: _Index | None = None
-        self._tally = Tally()
+        self._tally = StatsAccumulator()
         self._refuse = refuse
 
     @property
@@ -162,21 +162,21 @@ class Stage:
 
     def take(self) -> Totals:
         """What was put in since the last call, one entry per slot; waits for a device that has part of it."""
-        return self.send().land()
+        return self.send().result()
 
-    def send(self) -> Sending:
+    def send(self) -> PendingStats:
         """The same without waiting: what a device has reduced is on its way afterwards."""
         with np.errstate(all="ignore"):
             self._tally.add(self._take_copies())
             self._take_reduced()
-        flights, self._flights = self._flights, []
-        return Sending(self._tally.take(), flights)
+        copies, self._copies = self._copies, []
+        return PendingStats(self._tally.take(), copies)
 
     def clear(self) -> None:
         """Forget what was put in since the last `take`."""
         self._position = 0
         self._forget_reduced()
-        self._flights = []
+        self._copies = []
         self._tally.clear()
 
     def _place(self, slots: tuple[int, ...], tensors: Sequence[Tensor]) -> _Group:
@@ -208,7 +208,7 @@ class Stage:
     def _place_one(self, group: _Group, i: int, tensor: Tensor, size: int) -> None:
         if not tensor.is_floating_point() or tensor.layout is not torch.strided:
             self._refuse(group.slots[i], f"a {tensor.layout} tensor of {tensor.dtype} has no recorded statistics")
-        elif size > LARGE or (size and not flight.at_hand(tensor)):
+        elif size > LARGE or (size and not device_copy.is_on_host(tensor)):
             # On another device everything is reduced there: three numbers cross, and nobody waits for them.
             group.direct.append(i)
         elif size:
@@ -266,10 +266,10 @@ class Stage:
         if not self._reduced_slots:
             return
         parts, slots, counts = self._reduced, self._reduced_slots, self._reduced_counts
-        if all(map(flight.at_hand, parts)):
+        if all(map(device_copy.is_on_host, parts)):
             self._tally.add(_reduced(torch.stack(parts).double().numpy(), slots, counts))
         else:
-            self._flights.append((Flight(parts), slots, counts))
+            self._copies.append((DeviceCopy(parts), slots, counts))
         self._forget_reduced()
 
     def _forget_reduced(self) -> None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from gnnstab.probe.buffering.series_ids import Keys
+from gnnstab.probe.buffering.series_ids import SeriesIds
 from gnnstab.probe.buffering.totals import Totals
 from gnnstab.probe.state import Queued
 from gnnstab.records import Blind, Event, LayerFacts, Measure, SeriesKey, StepRow
@@ -60,7 +60,7 @@ class Layout(NamedTuple):
     """Rows of ``weight_grad``."""
 
 
-class Sent(NamedTuple):
+class StepRows(NamedTuple):
     """What one step handed to the trace."""
 
     layout: Layout
@@ -75,32 +75,32 @@ class Sent(NamedTuple):
 
 
 _NONE = np.empty(0, dtype=np.int64)
-NOTHING = Sent(Layout((), [], _NONE, _NONE), np.empty((0, 5)), True, None)
+EMPTY = StepRows(Layout((), [], _NONE, _NONE), np.empty((0, 5)), True, None)
 """A step without rows."""
 
 
-class Outbox:
+class StepWriter:
     """Hands the numbers of a step to a writer."""
 
-    def __init__(self, writer: Writer, keys: Keys) -> None:
+    def __init__(self, writer: Writer, keys: SeriesIds) -> None:
         self._writer = writer
         self._keys = keys
         self._ids: list[int] = []
         self._layouts: dict[bytes, Layout] = {}
-        self._last: tuple[NDArray[np.int64], Layout] = (_NONE, NOTHING.layout)
+        self._last: tuple[NDArray[np.int64], Layout] = (_NONE, EMPTY.layout)
         self._said: dict[tuple[str, str], str] = {}
 
-    def sites(self, step: int, totals: Totals, scale: float = 1.0) -> Sent:
+    def sites(self, step: int, totals: Totals, scale: float = 1.0) -> StepRows:
         """Hand over the light tier and say what went out; gradients of activations are divided by the loss scale."""
         if not len(totals.slots):
-            return NOTHING
+            return EMPTY
         layout = self._layout(totals.slots)
         rows, finite = totals.rows()
         if scale != 1.0:
             rows[layout.activation_gradients, :3] /= scale
         self._writer.sites(step, layout.ids, rows)
         norm = math.sqrt(totals.square[layout.weight_gradients].sum()) if len(layout.weight_gradients) else None
-        return Sent(layout, rows, finite, norm)
+        return StepRows(layout, rows, finite, norm)
 
     def measures(self, step: int, queued: Iterable[Queued]) -> None:
         """Read the full tier from the device and hand it over."""

@@ -14,7 +14,7 @@ _MERGE_AT = 32
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """One entry per slot; a slot is the number that `Keys` gave to a series."""
+    """One entry per slot; a slot is the number that `SeriesIds` gave to a series."""
 
     slots: NDArray[np.int64]
     """(n,) without repetition after `merge`; the same object whenever the same layout comes again."""
@@ -98,7 +98,7 @@ def merge(parts: list[Totals]) -> Totals:
     return Totals(distinct[order], minimum[order], maximum[order], square[order], count[order], exact=exact)
 
 
-class Tally:
+class StatsAccumulator:
     """Collects the parts of one step."""
 
     __slots__ = ("_parts",)

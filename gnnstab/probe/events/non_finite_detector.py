@@ -9,13 +9,13 @@ from pathlib import Path
 from torch import nn
 
 from gnnstab.errors import UsageError
-from gnnstab.probe.events import non_finite_event as anomaly
-from gnnstab.probe.replaying import bundle
-from gnnstab.probe.attaching.forward_tracker import Inputs, Outer
-from gnnstab.probe.buffering.step_writer import Sent
+from gnnstab.probe.attaching.forward_tracker import ForwardInputs, ForwardTracker
+from gnnstab.probe.buffering.step_writer import StepRows
+from gnnstab.probe.events import non_finite_event
 from gnnstab.probe.layers.parameters import Parameters
 from gnnstab.probe.operations.explaining import Explainer, call_of
-from gnnstab.probe.replaying.skipped_step import Kept
+from gnnstab.probe.replaying import bundle
+from gnnstab.probe.replaying.skipped_step import SkippedForward
 from gnnstab.probe.state import State
 from gnnstab.records import Event, LayerFacts
 
@@ -34,7 +34,7 @@ _MOVED = "no bundle: when the numbers of this step had come from the device, its
 _TOO_LATE = "an update had moved the weights before the end of the step was told: pass optimizer= to the monitor"
 
 
-class Judge:
+class NonFiniteDetector:
     """Locates the first non-finite value of a forward, of a backward and of the loss; later ones are only counted.
 
     Args:
@@ -45,7 +45,7 @@ class Judge:
         self,
         model: nn.Module,
         state: State,
-        outer: Outer,
+        outer: ForwardTracker,
         parameters: Parameters,
         facts: Callable[[], Sequence[LayerFacts]],
         bundles: Path | None,
@@ -56,7 +56,7 @@ class Judge:
 
         self._model = model
         self._state = state
-        self._outer = outer
+        self._forwards = outer
         self._parameters = parameters
         self._facts = facts
         self._bundles = bundles
@@ -65,26 +65,34 @@ class Judge:
         self._reruns = 0
 
     def step(
-        self, step: int, sent: Sent, skipped: bool, inputs: Mapping[str, Inputs] | None = None, *, moved: bool = False
+        self,
+        step: int,
+        sent: StepRows,
+        skipped: bool,
+        inputs: Mapping[str, ForwardInputs] | None = None,
+        *,
+        moved: bool = False,
     ) -> Event | None:
         """The event of a step whose numbers are not all finite, if it is the first of its kind.
 
         ``inputs`` are those of the step (those of the latest forward when omitted). ``moved`` says that an update has
         moved the weights since: where they are not finite either, nothing can be run again with them.
         """
-        inputs = self._outer.last if inputs is None else inputs
-        view = anomaly.StepView.of(step, sent, list(self._state.fired))
+        inputs = self._forwards.last if inputs is None else inputs
+        view = non_finite_event.StepView.of(step, sent, list(self._state.fired))
         if view.forward_bad():
             if self._first("forward"):
                 weights = self._parameters.non_finite()
                 lost = _LOST if moved and weights else ""
-                event = anomaly.forward_event(view, self._model, inputs, weights, lost)
+                event = non_finite_event.forward_event(view, self._model, inputs, weights, lost)
                 return self._with_bundle(self._explained(event, inputs, lost), inputs, moved)
         elif view.gradients_bad() and not skipped and self._first("gradient"):
-            return self._with_bundle(self._explained(anomaly.gradient_event(view), inputs), inputs, moved)
+            return self._with_bundle(self._explained(non_finite_event.gradient_event(view), inputs), inputs, moved)
         return None
 
-    def left_out(self, step: int, loss: float, bad: Sequence[str], again: Callable[[Kept], Sent]) -> Event | None:
+    def skipped_step(
+        self, step: int, loss: float, bad: Sequence[str], again: Callable[[SkippedForward], StepRows]
+    ) -> Event | None:
         """The event of a step that was left out and whose loss, or whose gradients ``bad``, are not finite.
 
         It is run again, forward by forward, until one shows where the first non-finite value came from.
@@ -93,86 +101,90 @@ class Judge:
             return None
         self._reruns += 1
         note = "none of its forward passes was kept"
-        for kept in self._outer.left_out:
+        for kept in self._forwards.skipped:
             try:
                 sent = again(kept)
             except UsageError as error:
                 note = str(error)
                 continue
             note = "run again, everything was finite"
-            self._outer.last[kept.inputs.mode] = kept.inputs
+            self._forwards.last[kept.inputs.mode] = kept.inputs
             event = None if sent.finite else self.step(step, sent, False)
             if event is not None:
                 return event
         if not bad:
             return self.loss(step, loss)
-        event = anomaly.left_out_event(step, bad, note)
+        event = non_finite_event.left_out_event(step, bad, note)
         if not self._first("gradient"):
             return None
-        return self._with_bundle(self._explained(event, self._outer.last), self._outer.last)
+        return self._with_bundle(self._explained(event, self._forwards.last), self._forwards.last)
 
     def loss(
-        self, step: int, loss: float, inputs: Mapping[str, Inputs] | None = None, *, moved: bool = False
+        self, step: int, loss: float, inputs: Mapping[str, ForwardInputs] | None = None, *, moved: bool = False
     ) -> Event | None:
         """The event of a loss that is not finite, when nothing before it was reported; the rest as for `step`."""
         if math.isfinite(loss) or self.met or not self._first("loss"):
             return None
-        inputs = (self._outer.last or self._outer.before) if inputs is None else inputs
-        return self._with_bundle(self._explained(anomaly.loss_event(step, loss), inputs), inputs, moved)
+        inputs = (self._forwards.last or self._forwards.before) if inputs is None else inputs
+        return self._with_bundle(self._explained(non_finite_event.loss_event(step, loss), inputs), inputs, moved)
 
     def failed(self, step: int, error: Exception) -> Event | None:
         """The event of a step that ended in an exception, when repeating it shows an Inf or NaN before that."""
-        if self.met or not (self._outer.calls or self._outer.last):
+        if self.met or not (self._forwards.calls or self._forwards.last):
             return None
         text = f"the step ended in {type(error).__name__}"
         event = Event(step, "non-finite", mode="train", stage="loss", message=text)
-        told = self._explained(event, dict(self._outer.last))
+        told = self._explained(event, dict(self._forwards.last))
         return told if told.detail.get("operation") and self._first("exception") else None
 
     def watched(self) -> Event | None:
         """What the step that has just ended says about the one before it that went wrong, when it was watched in place."""
-        if self._outer.watching is None:
+        if self._forwards.watching is None:
             return None
-        self._outer.watching.close()
+        self._forwards.watching.close()
         event = self._explainer.after_watched()
-        self._outer.watching = self._explainer.pending
+        self._forwards.watching = self._explainer.pending
         return event
 
-    def _explained(self, event: Event, inputs: Mapping[str, Inputs], lost: str = "") -> Event:
+    def _explained(self, event: Event, inputs: Mapping[str, ForwardInputs], lost: str = "") -> Event:
         """The event with the operation behind it, where the step can be repeated with the weights that it had."""
         if lost or event.stage == "weight":
             return event
         broken = self._parameters.non_finite()
         if broken and event.step > 0:
-            return anomaly.with_detail(event, note=_TOO_LATE)
+            return non_finite_event.with_detail(event, note=_TOO_LATE)
         if broken:
-            event = anomaly.with_detail(event, bad_parameters=len(broken), parameters=len(self._parameters.names))
-        kept = [one for one in self._outer.calls if inputs.get(one.mode) is not one]
+            event = non_finite_event.with_detail(
+                event, bad_parameters=len(broken), parameters=len(self._parameters.names)
+            )
+        kept = [one for one in self._forwards.calls if inputs.get(one.mode) is not one]
         ordered = sorted([*inputs.values(), *kept], key=lambda one: one.mode != event.mode)
         explained = [event]
         # What was seen stays seen, also when the repeat fails.
-        self._state.failsafe.run(
+        self._state.error_guard.run(
             "repeating a step", lambda: explained.append(self._explainer.explain(event, map(call_of, ordered)))
         )
-        self._outer.watching = self._explainer.pending
+        self._forwards.watching = self._explainer.pending
         return explained[-1]
 
     def _first(self, kind: str) -> bool:
         self.met[kind] = self.met.get(kind, 0) + 1
         return self.met[kind] == 1
 
-    def _with_bundle(self, event: Event, kept: Mapping[str, Inputs], moved: bool = False) -> Event:
+    def _with_bundle(self, event: Event, kept: Mapping[str, ForwardInputs], moved: bool = False) -> Event:
         inputs = kept.get(event.mode) or next(iter(kept.values()), None)
         if inputs is None or self._written >= _BUNDLES:
             return event
         if moved and self._parameters.non_finite():
-            return anomaly.with_detail(event, bundle="", bundle_note=_MOVED)
+            return non_finite_event.with_detail(event, bundle="", bundle_note=_MOVED)
         if self._bundles is None:
-            return anomaly.with_detail(event, bundle="", bundle_note="the trace is in memory, so no bundle was written")
+            return non_finite_event.with_detail(
+                event, bundle="", bundle_note="the trace is in memory, so no bundle was written"
+            )
         folder = self._bundles.with_name(f"{self._bundles.name.removesuffix('.gnnstab')}.bundle-{event.step}")
         self._written += 1
         try:
             bundle.write(folder, self._model, inputs, event, self._facts())
         except OSError as error:
-            return anomaly.with_detail(event, bundle="", bundle_note=f"{folder}: not written ({error})")
-        return anomaly.with_detail(event, bundle=str(folder))
+            return non_finite_event.with_detail(event, bundle="", bundle_note=f"{folder}: not written ({error})")
+        return non_finite_event.with_detail(event, bundle=str(folder))

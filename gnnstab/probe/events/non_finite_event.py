@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from gnnstab.errors import UsageError
-from gnnstab.probe.attaching.forward_tracker import Inputs
-from gnnstab.probe.buffering.step_writer import Sent
+from gnnstab.probe.attaching.forward_tracker import ForwardInputs
+from gnnstab.probe.buffering.step_writer import StepRows
 from gnnstab.probe.replaying.provenance import locate_non_finite
 from gnnstab.records import Event, SeriesKey
 
@@ -33,7 +33,7 @@ class StepView:
     """Layers in the order of their first calls."""
 
     @classmethod
-    def of(cls, step: int, sent: Sent, layers: Sequence[str]) -> StepView:
+    def of(cls, step: int, sent: StepRows, layers: Sequence[str]) -> StepView:
         """Look at what was handed to the trace."""
         finite = (sent.rows[:, 4] == 0).tolist()
         pairs = list(zip(sent.layout.keys, finite, strict=True))
@@ -56,7 +56,7 @@ class StepView:
 
 
 def forward_event(
-    view: StepView, model: nn.Module, inputs: Mapping[str, Inputs], weights: Sequence[str], lost: str = ""
+    view: StepView, model: nn.Module, inputs: Mapping[str, ForwardInputs], weights: Sequence[str], lost: str = ""
 ) -> Event:
     """The first non-finite value of a forward pass.
 
@@ -93,7 +93,7 @@ def left_out_event(step: int, bad: Sequence[str], note: str) -> Event:
     )
 
 
-def _located(step: int, model: nn.Module, last: Inputs) -> Event | str:
+def _located(step: int, model: nn.Module, last: ForwardInputs) -> Event | str:
     try:
         found = locate_non_finite(
             model, last.args, last.kwargs, rng_state=last.rng, autocast=last.autocast, step=step, mode=last.mode

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gnnstab.layers import Call, Layer
 from gnnstab.probe.attaching.hooks import Placed
 from gnnstab.probe.attaching.softmax_tap import SoftmaxCall, Tap, Untappable
-from gnnstab.probe.layers.layer_recorder import Plan, Watch
+from gnnstab.probe.layers.layer_recorder import LayerRecorder, Plan
 from gnnstab.probe.state import State
 from gnnstab.probe.statistics import attention_measures
 from gnnstab.probe.statistics.dense import Rows
@@ -20,7 +20,7 @@ from gnnstab.records import LayerFacts
 _STATIC = "scores of more than two axes, as a graph with a batch of features has them: only their extremes are recorded"
 
 
-class AttentionWatch(Watch):
+class AttentionRecorder(LayerRecorder):
     """Records one attention layer, as its adapter says."""
 
     attention = True
@@ -76,7 +76,7 @@ class AttentionWatch(Watch):
     def failed(self, error: Exception) -> None:
         """The tap could not hand something over."""
         self._silent = True
-        self.state.failsafe.note(f"the scores of {self.name}", error)
+        self.state.error_guard.note(f"the scores of {self.name}", error)
 
     def returned(self, message: Tensor) -> None:
         """Keep the weighted values of one call, in a step of the full tier."""
@@ -97,7 +97,7 @@ class AttentionWatch(Watch):
         self._gate = self._message = None
 
     def record(self, grad: bool, plan: Plan, inputs: Sequence[Any], args: Any, kwargs: Any, output: Tensor) -> None:
-        """Put input, output, scores, weights and gate of one call into the stage."""
+        """Put input, output, scores, weights and gate of one call into the buffer."""
         seen, gate = self._seen, self._gate
         xs = inputs[:1] if len(inputs) == 2 and (inputs[1] is inputs[0] or inputs[1] is None) else inputs
         tensors = [output, *xs]
@@ -111,7 +111,7 @@ class AttentionWatch(Watch):
         sites = self._layout.get(variant)
         if sites is None:
             sites = self._layout[variant] = _layout(*variant)
-        self.state.stage.put(plan.slots(sites), tensors)
+        self.state.buffer.put(plan.slots(sites), tensors)
         if self.state.full and plan.full_step != self.state.step and seen and xs and inputs[-1] is not None:
             plan.full_step = self.state.step
             self._measure(plan, inputs, args, kwargs, output, gate)

@@ -14,7 +14,7 @@ from gnnstab.probe.attaching.softmax_tap import SoftmaxCall, Tap, Untappable
 from gnnstab.probe.attaching.stand_in import StandIn
 from gnnstab.probe.batches.named_tensors import named_tensors
 from gnnstab.probe.layers.dense_softmax import Attended, Attending
-from gnnstab.probe.layers.layer_recorder import Plan, Watch
+from gnnstab.probe.layers.layer_recorder import LayerRecorder, Plan
 from gnnstab.probe.state import State
 from gnnstab.probe.statistics.dense import MASKED, Rows, as_edges, product_scores
 from gnnstab.probe.statistics.layer import activation_measures, softmax_measures
@@ -25,7 +25,7 @@ _NO_ATTENTION = 3
 """Calls without any attention after which a module is no longer looked at."""
 
 
-class GenericWatch(Watch):
+class SoftmaxRecorder(LayerRecorder):
     """Records input, output, scores and attention of one layer."""
 
     attention = True
@@ -53,13 +53,13 @@ class GenericWatch(Watch):
         self.given = ((), {})
 
     def put(self, plan: Plan, inputs: Sequence[Any], output: Tensor, seen: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """Put input, output, scores and attention of one call into the stage, masked scores left out."""
+        """Put input, output, scores and attention of one call into the buffer, masked scores left out."""
         sites = ("output", *["input"] * len(inputs), *["score", "attention"] * len(seen))
         staged = [output, *inputs]
         for score, attention in seen:
             staged += [score.masked_fill(score <= MASKED, 0.0), attention]
             plan.dtype = score.dtype
-        self.state.stage.put(plan.slots(sites), staged)
+        self.state.buffer.put(plan.slots(sites), staged)
 
     def measure(self, plan: Plan, inputs: Sequence[Any], output: Tensor, rows: Rows) -> None:
         """Queue the numbers of one call."""
@@ -79,7 +79,7 @@ class GenericWatch(Watch):
         return True
 
 
-class EdgeWatch(GenericWatch):
+class EdgeSoftmaxRecorder(SoftmaxRecorder):
     """A layer whose softmax is over edges, or over the nodes of every graph."""
 
     sites = ("input", "output", "score", "attention")
@@ -134,14 +134,14 @@ class EdgeWatch(GenericWatch):
     def failed(self, error: Exception) -> None:
         """The tap could not hand something over."""
         self._silent = True
-        self.state.failsafe.note(f"the scores of {self.name}", error)
+        self.state.error_guard.note(f"the scores of {self.name}", error)
 
     def forget(self) -> None:
         """Drop what an interrupted call left behind."""
         self._seen = []
 
     def record(self, grad: bool, plan: Plan, inputs: Sequence[Any], args: Any, kwargs: Any, output: Tensor) -> None:
-        """Put the call's tensors into the stage."""
+        """Put the call's tensors into the buffer."""
         self.put(plan, inputs, output, [(one.score.detach(), one.attention.detach()) for one in self._seen])
         if self._seen and self.due(plan):
             rows = _edge_rows(self._seen)
@@ -156,7 +156,7 @@ class EdgeWatch(GenericWatch):
             yield rows._replace(source=_sources(self.given, rows.target))
 
 
-class DenseWatch(GenericWatch):
+class DenseSoftmaxRecorder(SoftmaxRecorder):
     """A module whose own code calls torch's softmax or fused attention; counted once it has attended."""
 
     def __init__(self, state: State, name: str, module: nn.Module) -> None:
@@ -207,7 +207,7 @@ class DenseWatch(GenericWatch):
         if look is not None and look.error is not None:
             self._leave()
             self._stand_in = None
-            self.state.failsafe.note(f"the scores of {self.name}", look.error)
+            self.state.error_guard.note(f"the scores of {self.name}", look.error)
         if look is not None and (look.attended or look.fused):
             self.counts = True
             super()._after(grad, module, args, kwargs, output)
@@ -221,7 +221,7 @@ class DenseWatch(GenericWatch):
         self.forget()
 
     def record(self, grad: bool, plan: Plan, inputs: Sequence[Any], args: Any, kwargs: Any, output: Tensor) -> None:
-        """Put the call's tensors into the stage; scores of fused attention only in a step of the full tier."""
+        """Put the call's tensors into the buffer; scores of fused attention only in a step of the full tier."""
         look = self._look
         if look is None:
             self.put(plan, inputs, output, [])

@@ -1,4 +1,4 @@
-"""What is common to the watches of all layers: counting calls, finding slots, hooking gradients."""
+"""What is common to the layers of all layers: counting calls, finding slots, hooking gradients."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Plan:
         return self._state.keys.slot(self.layer, self.mode, self.call, site)
 
 
-class Watch(ABC):
+class LayerRecorder(ABC):
     """Records one layer. Subclasses say in `record` what a call of their layer consists of."""
 
     attention = False
@@ -120,7 +120,7 @@ class Watch(ABC):
 
     @abstractmethod
     def record(self, grad: bool, plan: Plan, inputs: Sequence[Any], args: Any, kwargs: Any, output: Tensor) -> None:
-        """Put the call's tensors into the stage."""
+        """Put the call's tensors into the buffer."""
 
     def shown(self, inputs: Sequence[Any], args: Any, kwargs: Any, output: Tensor) -> Iterator[Rows]:
         """Scores and attention of the call that has just returned, all of them."""
@@ -146,7 +146,9 @@ class Watch(ABC):
 
     def hook(self, what: str, body: Any, compiled: Any = ignore) -> Hook:
         """A guarded hook of this layer that ends with `detach`."""
-        hook = Hook(f"{what} of {self.name}", body, self.state.failsafe, compiled, self.state.clock, self.state.foreign)
+        hook = Hook(
+            f"{what} of {self.name}", body, self.state.error_guard, compiled, self.state.clock, self.state.foreign
+        )
         self._hooks.append(hook)
         return hook
 
@@ -179,7 +181,7 @@ class Watch(ABC):
             self.forget()
             return
         self.record(grad, plan, inputs, args, kwargs, out if len(outs) == 1 else joined(outs))
-        if state.trail is not None:
+        if state.layer_trace is not None:
             self._tell(inputs, out)
         if grad and any(one.requires_grad for one in outs):
             for one in outs:
@@ -192,8 +194,8 @@ class Watch(ABC):
     def _tell(self, inputs: Sequence[Any], output: Tensor) -> None:
         """Leave a mark for those who want to know what stands around the layer."""
         state = self.state
-        if state.trail is not None and isinstance(inputs[-1], Tensor):
-            state.trail.append((self.name, inputs[-1], node_of(output)))
+        if state.layer_trace is not None and isinstance(inputs[-1], Tensor):
+            state.layer_trace.append((self.name, inputs[-1], node_of(output)))
         if state.norms is not None and self.attention:
             state.norms.layer_called(self.name, inputs[0], output)
 

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from gnnstab.layers.generic import MULTIHEAD
 from gnnstab.probe.attaching.stand_in import StandIn
-from gnnstab.probe.layers.edge_softmax import GenericWatch
+from gnnstab.probe.layers.edge_softmax import SoftmaxRecorder
 from gnnstab.probe.layers.layer_recorder import Plan
 from gnnstab.probe.state import State
 from gnnstab.probe.statistics.dense import Rows, as_edges, product_scores
 
 
-class MultiheadWatch(GenericWatch):
+class MultiheadRecorder(SoftmaxRecorder):
     """Records one `nn.MultiheadAttention`; scores and attention in steps of the full tier."""
 
     compiled_sites = ("output", "input")
@@ -52,7 +52,7 @@ class MultiheadWatch(GenericWatch):
         self.forget()
 
     def record(self, grad: bool, plan: Plan, inputs: Sequence[Any], args: Any, kwargs: Any, output: Tensor) -> None:
-        """Put the call's tensors into the stage."""
+        """Put the call's tensors into the buffer."""
         if not self.due(plan):
             self.put(plan, inputs, output, [])
             return

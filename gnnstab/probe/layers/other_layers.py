@@ -11,7 +11,7 @@ from torch_geometric.nn import MessagePassing
 from torch_geometric.utils import softmax
 
 from gnnstab.probe.attaching.hooks import Placed
-from gnnstab.probe.layers.layer_recorder import Plan, Watch
+from gnnstab.probe.layers.layer_recorder import LayerRecorder, Plan
 from gnnstab.probe.state import State
 from gnnstab.probe.statistics import activation_measures, aggregation_measures
 from gnnstab.records import Blind, LayerFacts
@@ -20,7 +20,7 @@ from gnnstab.records.vocabulary import AGGREGATION_EXPONENT
 _NOT_JUDGED = "no adapter knows where its scores are; inputs, outputs and gradients that are tensors are recorded"
 
 
-class FallbackWatch(Watch):
+class OtherLayerRecorder(LayerRecorder):
     """Records a layer whose inside is not known."""
 
     def __init__(self, state: State, name: str, module: nn.Module) -> None:
@@ -51,11 +51,11 @@ class FallbackWatch(Watch):
         self._messages = None
 
     def record(self, grad: bool, plan: Plan, inputs: Sequence[Any], args: Any, kwargs: Any, output: Tensor) -> None:
-        """Put input, output and the summed messages into the stage."""
+        """Put input, output and the summed messages into the buffer."""
         xs = [x for x in inputs if isinstance(x, Tensor)]
         sums = self._aggregates
         sites = ("output", *["input"] * len(xs), *["aggregate"] * len(sums))
-        self.state.stage.put(plan.slots(sites), [output, *xs, *sums])
+        self.state.buffer.put(plan.slots(sites), [output, *xs, *sums])
         if self.state.full and plan.full_step != self.state.step:
             plan.full_step = self.state.step
             self._measure(plan, xs, output)

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gnnstab.probe.buffering import device_copy as flight
-from gnnstab.probe.buffering.series_ids import Keys
-from gnnstab.probe.buffering.stats_buffer import Stage
+from gnnstab.probe.buffering import device_copy
+from gnnstab.probe.buffering.series_ids import SeriesIds
+from gnnstab.probe.buffering.stats_buffer import StatsBuffer
 
 _CHUNK = 15
 """Tensors in one `put`: as many of the largest copied size as surely fit into the buffer."""
@@ -41,7 +41,7 @@ class _Part(NamedTuple):
 class Parameters:
     """All trainable parameters, each once, under the first of its names."""
 
-    def __init__(self, model: nn.Module, keys: Keys) -> None:
+    def __init__(self, model: nn.Module, keys: SeriesIds) -> None:
         self.names: list[str] = []
         self._model = model
         self._keys = keys
@@ -61,10 +61,10 @@ class Parameters:
             self._parts.clear()
             self._before = []
 
-    def gradients(self, stage: Stage) -> None:
-        """Put every gradient that is there into ``stage``."""
+    def gradients(self, buffer: StatsBuffer) -> None:
+        """Put every gradient that is there into ``buffer``."""
         gradients = [parameter.grad for parameter in self._parameters]
-        self._put(stage, "weight_grad", gradients)
+        self._put(buffer, "weight_grad", gradients)
 
     def norm(self) -> float | None:
         """L2 norm of all gradients, None without any; NaN or Inf only where an entry is.
@@ -99,37 +99,37 @@ class Parameters:
         named = zip(self.names, self._parameters, strict=True)
         return [name for name, p in named if p.grad is not None and not torch.isfinite(_entries(p.grad)).all()]
 
-    def remember(self, stage: Stage) -> None:
-        """Put the parameters into ``stage`` before the optimizer moves them; keeps a copy until `change`."""
+    def remember(self, buffer: StatsBuffer) -> None:
+        """Put the parameters into ``buffer`` before the optimizer moves them; keeps a copy until `change`."""
         self._before = [p.detach().clone() for p in self._parameters]
-        self._put(stage, "weight", self._before)
+        self._put(buffer, "weight", self._before)
 
     @property
     def remembers(self) -> bool:
         """True between `remember` and `change`."""
         return bool(self._before)
 
-    def change(self, stage: Stage) -> bool:
-        """Put the change since `remember` into ``stage``; False without one."""
+    def change(self, buffer: StatsBuffer) -> bool:
+        """Put the change since `remember` into ``buffer``; False without one."""
         if not self._before:
             return False
         difference = torch._foreach_sub([p.detach() for p in self._parameters], self._before)
         self._before = []
-        self._put(stage, "update", difference)
+        self._put(buffer, "update", difference)
         return True
 
     def non_finite(self) -> list[str]:
         """Names of the parameters that hold a NaN or an Inf."""
         return [n for n, p in zip(self.names, self._parameters, strict=True) if not torch.isfinite(p).all()]
 
-    def _put(self, stage: Stage, site: str, tensors: Sequence[Tensor | None]) -> None:
+    def _put(self, buffer: StatsBuffer, site: str, tensors: Sequence[Tensor | None]) -> None:
         for part in self._parts_of(site, tensors):
             own = part.pick(tensors)
             joined = _join(own) if part.sizes else None
             if joined is not None:
-                stage.put_joined(part.slots, part.sizes, joined)
+                buffer.put_joined(part.slots, part.sizes, joined)
             else:
-                stage.put(part.slots, list(own), fixed=not part.sizes)
+                buffer.put(part.slots, list(own), fixed=not part.sizes)
 
     def _parts_of(self, site: str, tensors: Sequence[Tensor | None]) -> list[_Part]:
         present = tuple([i for i, tensor in enumerate(tensors) if tensor is not None])
@@ -143,7 +143,7 @@ class Parameters:
         apart: list[int] = []
         for i in present:
             p = self._parameters[i]
-            if not flight.at_hand(p) or p.dim() == 0 or not 0 < p.numel() <= _JOINED:
+            if not device_copy.is_on_host(p) or p.dim() == 0 or not 0 < p.numel() <= _JOINED:
                 apart.append(i)
                 continue
             groups = alike.setdefault((p.dtype, p.shape[1:]), [[]])
@@ -170,7 +170,7 @@ def _join(tensors: tuple[Tensor, ...]) -> Tensor | None:
         joined = torch.cat(tensors)
     except (RuntimeError, NotImplementedError):
         return None
-    return joined if joined.layout is torch.strided and flight.at_hand(joined) else None
+    return joined if joined.layout is torch.strided and device_copy.is_on_host(joined) else None
 
 
 def _square(tensors: Sequence[Tensor]) -> float:

@@ -3,4 +3,4 @@
 from gnnstab.probe.operations.naming import TensorNames as TensorNames
 from gnnstab.probe.operations.repeat import Found as Found
 from gnnstab.probe.operations.repeat import repeat as repeat
-from gnnstab.probe.operations.watch import OperationWatch as OperationWatch
+from gnnstab.probe.operations.watch import OperationMode as OperationMode

@@ -15,7 +15,7 @@ from gnnstab.errors import UsageError
 from gnnstab.probe.operations.naming import TensorNames, is_finite
 from gnnstab.probe.operations.repeat import Call, Found, repeat
 from gnnstab.probe.operations.tape import LossTape
-from gnnstab.probe.operations.watch import OperationWatch
+from gnnstab.probe.operations.watch import OperationMode
 from gnnstab.probe.replaying.replica import copied, replica, unwrap
 from gnnstab.records import Event
 
@@ -57,7 +57,7 @@ class StepWatch:
         """Why nothing can be watched; empty when it can."""
 
         self._model = model
-        self._mode: OperationWatch | None = None
+        self._mode: OperationMode | None = None
         self._names: TensorNames | None = None
         self._entered = self._lost = False
         self._given: tuple[Sequence[Any], Mapping[str, Any]] = ((), {})
@@ -75,7 +75,7 @@ class StepWatch:
             inner, prefix = unwrap(self._model)
             self._names = TensorNames(inner)
             self._lost = bool(self._names.non_finite())
-            self._mode = OperationWatch(inner, self._names, prefix, tape=self._tape)
+            self._mode = OperationMode(inner, self._names, prefix, tape=self._tape)
             self._mode.__enter__()  # type: ignore[no-untyped-call]
             self._entered = True
         assert self._names is not None
@@ -129,7 +129,7 @@ class StepWatch:
                 break
         return found, "loss repeated, other tensors as in the next step" if foreign else "loss repeated"
 
-    def _own(self, mode: OperationWatch) -> Found:
+    def _own(self, mode: OperationMode) -> Found:
         parameters = list(unwrap(self._model)[0].parameters())
         gradients = [p.grad for p in parameters if isinstance(p.grad, Tensor) and not is_finite(p.grad)]
         loss = mode.last_scalar

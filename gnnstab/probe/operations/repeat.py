@@ -14,10 +14,10 @@ from gnnstab.errors import UsageError
 from gnnstab.probe.operations.call import Call as Call
 from gnnstab.probe.operations.naming import Named, TensorNames, is_finite
 from gnnstab.probe.operations.undo import WideMode, scale_to_blame, widened
-from gnnstab.probe.operations.watch import OperationWatch, Origin
+from gnnstab.probe.operations.watch import OperationMode, Origin
 from gnnstab.probe.replaying.replica import Autocast, copied, eager, forked_rng, replica, tensors_in, unwrap
 
-Objective = Callable[[Any, tuple[Any, ...], dict[str, Any], OperationWatch], Tensor]
+Objective = Callable[[Any, tuple[Any, ...], dict[str, Any], OperationMode], Tensor]
 """(output, positional arguments, keyword arguments, the watch) → loss."""
 
 
@@ -85,7 +85,7 @@ def _once(model: nn.Module, call: Call, objective: Objective | None, batch: Any,
     args, kwargs = copied(tuple(call.args)), copied(dict(call.kwargs))
     names = TensorNames(twin, args, kwargs, batch)
     held = tuple(names.non_finite())
-    watch = OperationWatch(twin, names, prefix)
+    watch = OperationMode(twin, names, prefix)
     state, forward, cast = _State(), eager(twin), _autocast(call.autocast)
     with forked_rng(call.rng), torch.set_grad_enabled(call.grad), _quiet():
         try:
@@ -117,7 +117,7 @@ class _State:
         self.note = ""
 
 
-def _judged(watch: OperationWatch, twin: nn.Module, state: _State, held: tuple[Named, ...]) -> Found:
+def _judged(watch: OperationMode, twin: nn.Module, state: _State, held: tuple[Named, ...]) -> Found:
     """What is not finite at the end decides which of all bad values counts: others were dealt with on the way."""
     outputs = [t.detach() for _, t in tensors_in(state.output)]
     finite = [t[torch.isfinite(t)].abs() for t in outputs if t.is_floating_point()]
@@ -154,7 +154,7 @@ def _autocast(cast: Autocast | None) -> Any:
 def objective_of(loss: Callable[[Any, Any], Tensor]) -> Objective:
     """The objective that calls ``loss(output, batch)`` with what the model was called with."""
 
-    def objective(output: Any, args: tuple[Any, ...], kwargs: dict[str, Any], watch: OperationWatch) -> Tensor:
+    def objective(output: Any, args: tuple[Any, ...], kwargs: dict[str, Any], watch: OperationMode) -> Tensor:
         value = loss(output, as_batch(args, kwargs))
         if not isinstance(value, Tensor) or value.numel() != 1:
             raise UsageError(f"the loss returned {type(value).__name__}, not a scalar tensor")

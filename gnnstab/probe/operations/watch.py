@@ -76,7 +76,7 @@ def _on_purpose(source: Operation | Named) -> bool:
     return source.written if isinstance(source, Operation) else source.mask
 
 
-class OperationWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class OperationMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Runs every operation as it is and looks at what comes out; no value and no random number changes.
 
     Args:

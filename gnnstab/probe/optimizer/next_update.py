@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gnnstab.errors import UsageError
-from gnnstab.probe.attaching.forward_tracker import Inputs
+from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 from gnnstab.probe.buffering.step_writer import Writer
 from gnnstab.probe.optimizer.optimizer_steps import change_over_spread, eps_of, shrink_eps, twins
 from gnnstab.probe.replaying.replica import forked_rng, run_replica, tensors_in
@@ -32,7 +32,7 @@ class Update(NamedTuple):
     """That change over the one with an eps of 1e-12; NaN where the optimizer has no eps."""
 
 
-def next_update(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Inputs) -> Update:
+def next_update(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: ForwardInputs) -> Update:
     """Take the update that the gradients of ``model`` ask for on a copy, and compare its outputs on ``inputs``.
 
     Model, gradients, optimizer, inputs and random generators stay as they are.
@@ -48,7 +48,7 @@ def next_update(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Inpu
         return Update(moved, damping)
 
 
-def _move(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Inputs, *, free: bool) -> float:
+def _move(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: ForwardInputs, *, free: bool) -> float:
     twin, mover = twins(model, optimizer, keep_mode=True)
     if free:
         shrink_eps(mover)
@@ -68,7 +68,7 @@ def _move(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Inputs, *,
         raise UsageError(f"the update failed on a copy: {type(error).__name__}: {error}") from error
 
 
-def _outputs(twin: nn.Module, inputs: Inputs) -> list[Tensor]:
+def _outputs(twin: nn.Module, inputs: ForwardInputs) -> list[Tensor]:
     output = run_replica(twin, inputs.args, inputs.kwargs, rng_state=inputs.rng, autocast=inputs.autocast)
     return [t.detach().float() for _, t in tensors_in(output) if t.is_floating_point()]
 
@@ -88,7 +88,7 @@ class UpdateWatch:
         model: nn.Module,
         optimizers: Sequence[torch.optim.Optimizer],
         writer: Writer,
-        now: Callable[[], tuple[int, Mapping[str, Inputs]]],
+        now: Callable[[], tuple[int, Mapping[str, ForwardInputs]]],
     ) -> None:
         self._model = model
         self._watched = len(optimizers) == 1 and not isinstance(optimizers[0], torch.optim.LBFGS)

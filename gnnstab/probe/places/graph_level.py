@@ -13,13 +13,13 @@ from gnnstab.probe.places import numbers
 from gnnstab.probe.places.roles import is_target
 
 if TYPE_CHECKING:
-    from gnnstab.probe.places.survey import Seen
+    from gnnstab.probe.places.survey import ForwardView
 
 _FEWEST = 8
 """Graphs from which on a correlation over them says something."""
 
 
-def rows(seen: Seen) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
+def rows(seen: ForwardView) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
     """For every such normalisation: how much of the differences between graphs is left in what is pooled.
 
     The value is the variance of the pooled numbers over the graphs, relative to what nodes drawn at random would leave
@@ -46,7 +46,7 @@ def rows(seen: Seen) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
             yield "place.graph_difference", call.name, left, {"target_follows": _follows(seen, entering, count)}
 
 
-def _pooled(seen: Seen, count: int, nodes: int) -> Tensor | None:
+def _pooled(seen: ForwardView, count: int, nodes: int) -> Tensor | None:
     """The first tensor (graphs, channels) that a module is given, or that is returned."""
     if count == nodes:
         return None
@@ -60,7 +60,7 @@ def _between(pooled: Tensor, states: Tensor, graphs: Tensor, sizes: Tensor) -> f
     return float(pooled.var(0).mean() / expected) if float(expected) > 0 else math.nan
 
 
-def _follows(seen: Seen, entering: Tensor, count: int) -> float:
+def _follows(seen: ForwardView, entering: Tensor, count: int) -> float:
     """Largest |correlation| over the graphs between a target and the mean of a channel before the normalisation; 0 unknown."""
     assert seen.graphs is not None
     found = [t for name, t in seen.batch.items() if is_target(name) and t.numel() == count]

@@ -14,13 +14,13 @@ from gnnstab.probe.places.calls import Call
 from gnnstab.probe.places.roles import columns, is_target, value_columns
 
 if TYPE_CHECKING:
-    from gnnstab.probe.places.survey import Seen
+    from gnnstab.probe.places.survey import ForwardView
 
 _MUCH = 0.3
 """Share of a tensor's RMS at the entry of a module from which on the tensor is said to arrive there."""
 
 
-def rows(seen: Seen, given: Mapping[str, Tensor]) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
+def rows(seen: ForwardView, given: Mapping[str, Tensor]) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
     """Numbers of every tensor; ``given`` are its values before the forward, which may change them in place."""
     entries = [
         _Entry(call) for call in seen.calls.all if call.computes and call.entering and not _normalised_next(seen, call)
@@ -37,7 +37,7 @@ def rows(seen: Seen, given: Mapping[str, Tensor]) -> Iterator[tuple[str, str, fl
 
 
 def _scale(
-    seen: Seen, name: str, tensor: Tensor, entries: list[_Entry], output: float
+    seen: ForwardView, name: str, tensor: Tensor, entries: list[_Entry], output: float
 ) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
     flat = columns(numbers.sampled(tensor))
     values = value_columns(numbers.sampled(tensor))
@@ -75,7 +75,7 @@ class _Entry:
         return rms > 0 and self.rms >= _MUCH * rms
 
 
-def _normalised_next(seen: Seen, call: Call) -> bool:
+def _normalised_next(seen: ForwardView, call: Call) -> bool:
     """True for a linear map whose output goes into a normalisation, which takes the scale away again, at most a ReLU between."""
     if not isinstance(call.module, nn.Linear):
         return False

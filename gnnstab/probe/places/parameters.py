@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from torch_geometric.nn import MessagePassing
 
 if TYPE_CHECKING:
-    from gnnstab.probe.places.survey import Seen
+    from gnnstab.probe.places.survey import ForwardView
 
 
 OTHER_HEAD = "another head"
 """Why parameters have no gradient: they could stand where the model's last map stands, and this forward did not use them."""
 
 
-def rows(seen: Seen, leaves: list[Tensor]) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
+def rows(seen: ForwardView, leaves: list[Tensor]) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
     """After a backward: ``leaves`` are the tensors that its loss depends on."""
     without: dict[str, list[str]] = {"called": [], "never called": [], OTHER_HEAD: []}
     heads = tuple(f"{head}." for head in _other_heads(seen))
@@ -55,7 +55,7 @@ def not_held(model: nn.Module, groups: Iterable[Mapping[str, Any]]) -> dict[str,
     return {"parameters": missing[:50], "count": len(missing), "share": share, "strangers": strangers}
 
 
-def _other_heads(seen: Seen) -> list[str]:
+def _other_heads(seen: ForwardView) -> list[str]:
     """Modules that no part of was called and that take what the last map of the forward takes, to another width.
 
     A head for another task or a later phase looks so. A layer that was forgotten does not: in the middle of a network it
@@ -82,7 +82,7 @@ def _used(parameter: Tensor, leaves: list[Tensor]) -> bool:
     return any(leaf is parameter for leaf in leaves)
 
 
-def _left_out(seen: Seen, name: str) -> bool:
+def _left_out(seen: ForwardView, name: str) -> bool:
     """True for the root weight of a layer that was asked to have none: PyG keeps the module and never calls it."""
     owner = name.rpartition(".")[0]
     layer = owner.rpartition(".")[0]

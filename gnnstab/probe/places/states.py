@@ -12,7 +12,7 @@ from torch import Tensor
 from gnnstab.probe.places import numbers, operations
 
 if TYPE_CHECKING:
-    from gnnstab.probe.places.survey import Seen
+    from gnnstab.probe.places.survey import ForwardView
 
 _ALIKE = 0.01
 """Difference below which a place is listed."""
@@ -21,14 +21,14 @@ _THROUGH = ("DropoutBackward", "MulBackward", "NativeDropoutBackward", "ViewBack
 """Operations that leave a residual sum one."""
 
 
-def rows(seen: Seen) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
+def rows(seen: ForwardView) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
     """Numbers of everything between the batch and the output."""
     yield from _operations(seen)
     yield from _differences(seen)
     yield from _post_norms(seen)
 
 
-def _operations(seen: Seen) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
+def _operations(seen: ForwardView) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
     """The worst of each kind for each module behind which an operation stands."""
     worst: dict[tuple[str, str], tuple[float, str]] = {}
     order = {call.name: i for i, call in enumerate(seen.calls.all)}
@@ -47,7 +47,7 @@ def _operations(seen: Seen) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
         yield signal, place, value, {"operation": operation, "output": place in last or place == "output"}
 
 
-def _differences(seen: Seen) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
+def _differences(seen: ForwardView) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
     """How much the nodes of a graph differ at the input, behind every module, and in the output."""
     if len(seen.nodes) != 1:
         return
@@ -74,7 +74,7 @@ def _of_nodes(tensor: Tensor, count: int) -> bool:
     return 1 <= tensor.dim() <= 2 and len(tensor) == count
 
 
-def _post_norms(seen: Seen) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
+def _post_norms(seen: ForwardView) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
     """Normalisations that a residual sum ends in: nothing leads around them.
 
     In front of a layer the normalisation is beside the identity path, since the sum goes on to the next one.
@@ -91,7 +91,7 @@ def _post_norms(seen: Seen) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
         yield "place.post_norms", names[0], float(len(names)), {"names": names[:40]}
 
 
-def _ends_a_residual(node: Any, seen: Seen, users: Mapping[Any, int]) -> bool:
+def _ends_a_residual(node: Any, seen: ForwardView, users: Mapping[Any, int]) -> bool:
     """A sum that nothing else uses, one of whose operands lies before the other, with a module in between."""
     while node is not None and type(node).__name__.startswith(_THROUGH):
         node = next((above for above, _ in node.next_functions if above is not None), None)

@@ -35,7 +35,7 @@ class Place(NamedTuple):
     detail: Mapping[str, Any] = {}
 
 
-class Seen(NamedTuple):
+class ForwardView(NamedTuple):
     """What the parts of a survey read."""
 
     model: nn.Module
@@ -92,7 +92,7 @@ def survey(
         output = eager(twin)(*args, **kwargs)
         outputs = [t for _, t in tensors_in([output]) if t.is_floating_point()]
         nodes = _nodes(given)
-        seen = Seen(twin, named, calls, outputs, nodes, _graphs([args, kwargs, batch], nodes))
+        seen = ForwardView(twin, named, calls, outputs, nodes, _graphs([args, kwargs, batch], nodes))
         found = [Place(*row) for row in _before_backward(seen, given)]
         loss = objective(output)
         if loss.isfinite().all() and all(bool(t.isfinite().all()) for t in outputs):
@@ -106,7 +106,7 @@ def survey(
     return found[:MOST_PLACES]
 
 
-def _before_backward(seen: Seen, given: Mapping[str, Tensor]) -> Iterator[tuple[Any, ...]]:
+def _before_backward(seen: ForwardView, given: Mapping[str, Tensor]) -> Iterator[tuple[Any, ...]]:
     with torch.no_grad():
         yield from inputs.rows(seen, given)
         yield from states.rows(seen)

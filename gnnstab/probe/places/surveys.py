@@ -16,7 +16,7 @@ from gnnstab.probe.replaying.read_out import read_out
 from gnnstab.records.vocabulary import PLACE_COLUMN_RATIO, PLACE_NON_FINITE, PLACE_RMS
 
 if TYPE_CHECKING:
-    from gnnstab.probe.attaching.forward_tracker import Inputs
+    from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 
 _LARGEST = (PLACE_RMS, PLACE_COLUMN_RATIO, PLACE_NON_FINITE)
 """Numbers of the data: the largest of the run counts. Of everything else the latest does."""
@@ -40,7 +40,7 @@ class Surveys:
         self._asked = 0
         self._found: dict[tuple[str, str], Place] = {}
 
-    def step(self, inputs: Mapping[str, Inputs]) -> None:
+    def step(self, inputs: Mapping[str, ForwardInputs]) -> None:
         """The step with these inputs of the latest forward in each mode is ending; the weights have not moved yet."""
         forward = inputs.get("train") or inputs.get("eval-grad")
         if forward is None:

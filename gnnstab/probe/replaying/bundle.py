@@ -21,7 +21,7 @@ from torch_geometric.data import Data, HeteroData
 
 from gnnstab.errors import LoadError
 from gnnstab.layers.edges import plain_tensor
-from gnnstab.probe.attaching.forward_tracker import Inputs
+from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 from gnnstab.probe.batches.batch_file import load_plain
 from gnnstab.probe.replaying.replica import Autocast
 from gnnstab.records import Event, LayerFacts
@@ -52,7 +52,11 @@ class Bundle:
 
 
 def write(
-    folder: str | os.PathLike[str], model: nn.Module, inputs: Inputs, event: Event, layers: Sequence[LayerFacts] = ()
+    folder: str | os.PathLike[str],
+    model: nn.Module,
+    inputs: ForwardInputs,
+    event: Event,
+    layers: Sequence[LayerFacts] = (),
 ) -> Path:
     """Write a bundle into a new folder and return its path.
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gnnstab.errors import UsageError
 from gnnstab.probe.replaying.replica import Autocast, replica, run_replica, unwrap
-from gnnstab.probe.replaying.stages import Seen, instrument, observe_inputs
+from gnnstab.probe.replaying.stages import StageTensor, instrument, observe_inputs
 from gnnstab.records import Event
 
 SHOWN = 16
@@ -37,7 +37,7 @@ class StageRow(NamedTuple):
 class _Found(BaseException):
     """Ends the replay at the first non-finite tensor; no ``except Exception`` of the model may stop it."""
 
-    def __init__(self, seen: Seen) -> None:
+    def __init__(self, seen: StageTensor) -> None:
         super().__init__()
         self.seen = seen
 
@@ -60,7 +60,7 @@ def walk(
     """
     rows: list[StageRow] = []
 
-    def observe(seen: Seen) -> None:
+    def observe(seen: StageTensor) -> None:
         if seen.detailed:
             rows.append(_row(seen))
 
@@ -95,9 +95,9 @@ def locate_non_finite(
     Raises:
         UsageError: The model cannot be copied, or its forward fails before anything non-finite was seen.
     """
-    last: list[Seen] = []
+    last: list[StageTensor] = []
 
-    def observe(seen: Seen) -> None:
+    def observe(seen: StageTensor) -> None:
         if not torch.isfinite(seen.tensor).all():
             raise _Found(seen)
         last[:] = [seen]
@@ -122,7 +122,7 @@ def _replay(
         raise UsageError(f"the replayed forward of {type(inner).__name__} failed: {error}") from error
 
 
-def _row(seen: Seen) -> StageRow:
+def _row(seen: StageTensor) -> StageRow:
     values = seen.tensor.detach().double().flatten()
     finite = values[values.isfinite()]
     low, high, rms = math.nan, math.nan, math.nan
@@ -132,7 +132,7 @@ def _row(seen: Seen) -> StageRow:
     return StageRow(seen.layer, seen.call, seen.stage, low, high, rms, missing, _name(seen.tensor.dtype))
 
 
-def _event(seen: Seen, model: nn.Module, previous: Seen | None, step: int, mode: str) -> Event:
+def _event(seen: StageTensor, model: nn.Module, previous: StageTensor | None, step: int, mode: str) -> Event:
     bad = ~torch.isfinite(seen.tensor)
     broken = non_finite_state(model)
     own = [] if seen.module is None else non_finite_state(seen.module)
@@ -173,7 +173,7 @@ def non_finite_state(module: nn.Module) -> list[str]:
     return [name for name, t in named if t.is_floating_point() and not torch.isfinite(t).all()]
 
 
-def _where(seen: Seen, bad: Tensor) -> dict[str, Any]:
+def _where(seen: StageTensor, bad: Tensor) -> dict[str, Any]:
     """Nodes, edges and heads of the non-finite entries."""
     if bad.dim() == 0:
         return {}
@@ -197,7 +197,7 @@ def _largest(tensors: Sequence[Tensor]) -> float | None:
     return max(sizes) if sizes else None
 
 
-def _overflow(seen: Seen) -> dict[str, Any]:
+def _overflow(seen: StageTensor) -> dict[str, Any]:
     """What q·k was before it broke: its largest finite value as computed, and its largest value in float64."""
     query, *keys = seen.fed
     total = seen.tensor.double() * math.sqrt(query.shape[-1])
@@ -209,7 +209,7 @@ def _overflow(seen: Seen) -> dict[str, Any]:
     }
 
 
-def _sentence(seen: Seen, detail: Mapping[str, Any], own: Sequence[str], made_here: bool) -> str:
+def _sentence(seen: StageTensor, detail: Mapping[str, Any], own: Sequence[str], made_here: bool) -> str:
     """One sentence that a user understands."""
     weights = "all weights are finite" if detail["weights_finite"] else "some weights are not finite"
     count, place = _count(detail["non_finite"]), _place(seen)
@@ -234,7 +234,7 @@ def _sentence(seen: Seen, detail: Mapping[str, Any], own: Sequence[str], made_he
     return f"{place} holds {count} made here: what fed it was finite, {largest} in {dtype} (limit {limit}); {weights}{missing}"
 
 
-def _place(seen: Seen) -> str:
+def _place(seen: StageTensor) -> str:
     """``the score of gnn2.1``, ``the model's input``, with the call where there are several."""
     owner = "the model" if seen.layer is None else (seen.layer or "the layer")
     return f"the {seen.stage} of {owner}" + (f" (call {seen.call})" if seen.call else "")

@@ -10,22 +10,22 @@ import torch
 from torch import Tensor, nn
 
 from gnnstab.errors import UsageError
-from gnnstab.probe.buffering.step_writer import Sent, Writer
+from gnnstab.probe.buffering.step_writer import StepRows, Writer
 from gnnstab.probe.replaying.replica import copied, eager, forked_rng, replica, tensors_in
 from gnnstab.records import Blind, Event, LayerFacts, SeriesKey, StepRow
 
 if TYPE_CHECKING:
-    from gnnstab.probe.attaching.forward_tracker import Inputs
+    from gnnstab.probe.attaching.forward_tracker import ForwardInputs
     from gnnstab.probe.recorder import Recorder
 
 MOST = 8
 """Forward passes of one step that are kept; a step of more is always recorded."""
 
 
-class Kept(NamedTuple):
+class SkippedForward(NamedTuple):
     """One forward with gradients that was left out: what went in, and the gradients that came back to its outputs."""
 
-    inputs: Inputs
+    inputs: ForwardInputs
     gradients: list[Tensor | None]
     """One per output with a history, in the order of `histories`; filled by the backward."""
 
@@ -55,10 +55,10 @@ def histories(output: Any) -> list[Tensor]:
     return [tensor for _, tensor in tensors_in(output) if tensor.grad_fn is not None]
 
 
-def watch(output: Any, inputs: Inputs, arrived: Callable[[], object]) -> Kept:
+def keep_gradients(output: Any, inputs: ForwardInputs, arrived: Callable[[], object]) -> SkippedForward:
     """Remember the gradients of a forward that has just returned ``output``; ``arrived`` is called with each."""
     outputs = histories(output)
-    kept = Kept(inputs, [None] * len(outputs))
+    kept = SkippedForward(inputs, [None] * len(outputs))
     for position, tensor in enumerate(outputs):
         assert tensor.grad_fn is not None
         tensor.grad_fn.register_prehook(OutputGradient(kept.gradients, position, tensor.output_nr, arrived))
@@ -66,8 +66,8 @@ def watch(output: Any, inputs: Inputs, arrived: Callable[[], object]) -> Kept:
 
 
 def run_again(
-    model: nn.Module, kept: Kept, step: int, writer: Writer, recorder: Callable[[nn.Module, Writer], Recorder]
-) -> Sent:
+    model: nn.Module, kept: SkippedForward, step: int, writer: Writer, recorder: Callable[[nn.Module, Writer], Recorder]
+) -> StepRows:
     """Forward and backward on a copy, the rows under the number of ``step`` in the trace; returns them.
 
     Generators, autocast and inputs are as they were; the model, its gradients and the generators stay as they are.

@@ -14,7 +14,7 @@ from gnnstab.probe.attaching.softmax_tap import SoftmaxCall, Tap, Untappable
 from gnnstab.probe.replaying.replica import tensors_in
 
 
-class Seen(NamedTuple):
+class StageTensor(NamedTuple):
     """One floating-point tensor at the moment it was made."""
 
     layer: str | None
@@ -50,7 +50,7 @@ class Seen(NamedTuple):
     """True inside an attention layer, and for the inputs of the model and the outputs of leaf modules: what a table shows."""
 
 
-Observer = Callable[[Seen], None]
+Observer = Callable[[StageTensor], None]
 
 
 def floats(value: Any) -> list[tuple[str, Tensor]]:
@@ -65,7 +65,7 @@ def observe_inputs(args: Sequence[Any], kwargs: dict[str, Any], observe: Observe
     named = floats(args[0] if single else list(args)) + floats(kwargs)
     for name, tensor in named:
         rows = "edges" if "edge" in name else "nodes"
-        observe(Seen(None, 0, "input", tensor, rows=rows, note=name, detailed=True))
+        observe(StageTensor(None, 0, "input", tensor, rows=rows, note=name, detailed=True))
 
 
 def instrument(model: nn.Module, observe: Observer, prefix: str = "") -> None:
@@ -102,12 +102,12 @@ class _Module:
     def before(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         self.calls += 1
         for name, tensor in () if self.name is None else floats([*args, *kwargs.values()]):
-            self.observe(Seen(self.name, self.calls - 1, "input", tensor, rows=self.rows, note=name))
+            self.observe(StageTensor(self.name, self.calls - 1, "input", tensor, rows=self.rows, note=name))
 
     def after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         fed = tuple(tensor for _, tensor in floats([*args, *kwargs.values()]))
         for _, tensor in floats(output):
-            seen = Seen(self.name, self.calls - 1, "output", tensor, fed, module, self.rows)
+            seen = StageTensor(self.name, self.calls - 1, "output", tensor, fed, module, self.rows)
             self.observe(seen._replace(detailed=self.leaf and self.name is not None))
 
 
@@ -148,7 +148,7 @@ class _Attention:
 
     def see(self, stage: str, tensor: Tensor, fed: Sequence[Tensor] = (), **more: Any) -> None:
         self.made[stage] = tensor
-        seen = Seen(self.name, self.calls - 1, stage, tensor, tuple(fed), rows="nodes", detailed=True)
+        seen = StageTensor(self.name, self.calls - 1, stage, tensor, tuple(fed), rows="nodes", detailed=True)
         self.observe(seen._replace(**more))
 
     def before(self, module: nn.Module, args: Any, kwargs: Any) -> None:

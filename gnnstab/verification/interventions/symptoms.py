@@ -74,6 +74,6 @@ def symptoms_in(findings: Sequence[Finding]) -> tuple[Symptom, ...]:
         if finding.code == NonFiniteValue.code and finding.cause:
             continue  # The repeat of the step has shown its cause; nothing that can be undone knows better.
         goal = goal_of(finding) if is_warning(finding) and finding.signal else None
-        if goal is not None and (goal.counts_events or (goal.signal in MEASURED and not goal.silences)):
+        if goal is not None and (goal.counts_events or (goal.signal in MEASURED and not goal.judged_by_status)):
             found.append(Symptom(finding, goal))
     return tuple(found)

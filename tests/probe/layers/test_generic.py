@@ -16,7 +16,7 @@ from torch_geometric.utils import softmax
 import gnnstab
 from gnnstab.probe.attaching.stand_in import StandIn
 from gnnstab.probe.layers.dense_softmax import Attending
-from gnnstab.probe.layers.edge_softmax import DenseWatch, EdgeWatch
+from gnnstab.probe.layers.edge_softmax import DenseSoftmaxRecorder, EdgeSoftmaxRecorder
 from gnnstab.probe.layers.multihead import multihead_scores
 from gnnstab.probe.recorder import Recorder
 from gnnstab.probe.statistics.dense import as_edges, product_scores
@@ -128,7 +128,7 @@ def test_scores_over_edges_are_the_layers_own(name: str) -> None:
     layer = EDGES[name]().double()
     with TraceWriter(None) as writer:
         recorder = Recorder(layer, writer)
-        (watch,) = [w for w in recorder.watches if isinstance(w, EdgeWatch) and w.module is layer]
+        (watch,) = [w for w in recorder.layers if isinstance(w, EdgeSoftmaxRecorder) and w.module is layer]
         watch.attach()
         seen = watch._seen
         watch.forget = lambda: None  # type: ignore[method-assign]
@@ -175,7 +175,7 @@ def test_classes_clusters_and_policies_are_no_attention(kind: Any) -> None:
         for _ in range(4):
             model(x)
             recorder.end_step()
-        (watch,) = [w for w in recorder.watches if isinstance(w, DenseWatch)]
+        (watch,) = [w for w in recorder.layers if isinstance(w, DenseSoftmaxRecorder)]
         assert not watch.counts
         assert "forward" not in vars(watch.module), "no longer looked at"
         assert recorder.coverage.layers_expected == 0
