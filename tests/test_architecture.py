@@ -167,3 +167,16 @@ def test_public_names() -> None:
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
     assert config["metadata"]["version"] == gnnstab.__version__
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_private_modules_stay_in_their_package(path: Path) -> None:
+    """A module whose name begins with `_` is imported by the files of its own folder alone, so that it can change freely."""
+    own = ".".join(path.parent.relative_to(ROOT).parts)
+    for name in imported(path, top_level_only=False):
+        parts = name.split(".")
+        hidden = [i for i, part in enumerate(parts) if part.startswith("_") and not part.startswith("__")]
+        if parts[0] == "gnnstab" and hidden:
+            package = ".".join(parts[: hidden[0]])
+            is_module = (ROOT / Path(*parts[: hidden[0] + 1])).with_suffix(".py").exists()
+            assert not is_module or package == own, f"{path.relative_to(ROOT)} imports {name}"

@@ -10,7 +10,7 @@ import torch
 
 import gnnstab
 from gnnstab.errors import LoadError
-from gnnstab.observation import folders as subject
+from gnnstab.observation import _folders as subject
 from gnnstab.records import Diagnosis
 from models.stacks import Stack
 

@@ -24,8 +24,8 @@ import gallery
 import runs
 from gnnstab.records import Diagnosis
 from gnnstab.watch import Snapshot, frame
-from gnnstab.watch.live import read
-from gnnstab.watch.sparkline import sparkline
+from gnnstab.watch._live import read
+from gnnstab.watch._sparkline import sparkline
 
 
 def snapshot(diagnosis: Diagnosis) -> Snapshot:

@@ -12,15 +12,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gnnstab.checkpoint._folder import checkpoints_in as checkpoints_in
+    from gnnstab.checkpoint._live import recover_model as recover_model
+    from gnnstab.checkpoint._loading import Checkpoint as Checkpoint
+    from gnnstab.checkpoint._loading import load as load
+    from gnnstab.checkpoint._matching import load_into as load_into
+    from gnnstab.checkpoint._rebuilding import rebuild as rebuild
+    from gnnstab.checkpoint._recovery import recover as recover
     from gnnstab.checkpoint.facts import CheckpointFacts as CheckpointFacts
     from gnnstab.checkpoint.facts import Undecided as Undecided
-    from gnnstab.checkpoint.folder import checkpoints_in as checkpoints_in
-    from gnnstab.checkpoint.live import recover_model as recover_model
-    from gnnstab.checkpoint.loading import Checkpoint as Checkpoint
-    from gnnstab.checkpoint.loading import load as load
-    from gnnstab.checkpoint.matching import load_into as load_into
-    from gnnstab.checkpoint.rebuilding import rebuild as rebuild
-    from gnnstab.checkpoint.recovery import recover as recover
 
 _HOMES = {
     "Checkpoint": "loading",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gnnstab.config.settings import Settings
+from gnnstab.config._settings import Settings
 from gnnstab.errors import ConfigurationError, UsageError
 from gnnstab.rules.engine import configure
 from gnnstab.rules.registry import rule_classes

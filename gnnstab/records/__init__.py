@@ -1,5 +1,15 @@
 """Frozen records: what flows from room to room, free of torch."""
 
+from gnnstab.records._layers import LayerFacts as LayerFacts
+from gnnstab.records._rows import PARAMETER_SITES as PARAMETER_SITES
+from gnnstab.records._rows import SITES as SITES
+from gnnstab.records._rows import STAGES as STAGES
+from gnnstab.records._rows import Blind as Blind
+from gnnstab.records._rows import Event as Event
+from gnnstab.records._rows import Measure as Measure
+from gnnstab.records._rows import SeriesKey as SeriesKey
+from gnnstab.records._rows import SiteRow as SiteRow
+from gnnstab.records._rows import StepRow as StepRow
 from gnnstab.records.findings import CAUSE_STATUSES as CAUSE_STATUSES
 from gnnstab.records.findings import FIVE_CAUSES as FIVE_CAUSES
 from gnnstab.records.findings import FURTHER_CAUSES as FURTHER_CAUSES
@@ -16,16 +26,6 @@ from gnnstab.records.findings import FixAdvice as FixAdvice
 from gnnstab.records.findings import RuleStatus as RuleStatus
 from gnnstab.records.findings import Suppressed as Suppressed
 from gnnstab.records.findings import Target as Target
-from gnnstab.records.layers import LayerFacts as LayerFacts
-from gnnstab.records.rows import PARAMETER_SITES as PARAMETER_SITES
-from gnnstab.records.rows import SITES as SITES
-from gnnstab.records.rows import STAGES as STAGES
-from gnnstab.records.rows import Blind as Blind
-from gnnstab.records.rows import Event as Event
-from gnnstab.records.rows import Measure as Measure
-from gnnstab.records.rows import SeriesKey as SeriesKey
-from gnnstab.records.rows import SiteRow as SiteRow
-from gnnstab.records.rows import StepRow as StepRow
 from gnnstab.records.signals import Series as Series
 from gnnstab.records.signals import Signal as Signal
 from gnnstab.records.signals import Signals as Signals

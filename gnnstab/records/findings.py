@@ -11,9 +11,9 @@ from typing import Any
 
 from gnnstab.characters import as_json
 from gnnstab.errors import NothingEvaluable, UnstableError, UsageError
+from gnnstab.records._layers import LayerFacts
+from gnnstab.records._rows import Blind, Event
 from gnnstab.records.json_numbers import json_number
-from gnnstab.records.layers import LayerFacts
-from gnnstab.records.rows import Blind, Event
 from gnnstab.records.signals import Series, Signal
 
 SCHEMA_VERSION = "1"

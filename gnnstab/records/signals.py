@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gnnstab.errors import NotEvaluable
-from gnnstab.records.layers import LayerFacts
-from gnnstab.records.rows import Blind, Event
+from gnnstab.records._layers import LayerFacts
+from gnnstab.records._rows import Blind, Event
 from gnnstab.records.vocabulary import SIGNALS
 
 if TYPE_CHECKING:

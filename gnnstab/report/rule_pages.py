@@ -8,7 +8,7 @@ from rich.markdown import Markdown
 from rich.table import Table
 from rich.text import Text
 
-from gnnstab.report import rulebook
+from gnnstab.report import _rulebook as rulebook
 from gnnstab.report.console import printed
 from gnnstab.report.faces import plain
 from gnnstab.report.text_parts import table

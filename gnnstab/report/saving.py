@@ -9,7 +9,7 @@ from typing import Any
 
 from gnnstab.errors import UsageError, hint
 from gnnstab.records import Diagnosis
-from gnnstab.report.rendering import format_names, render
+from gnnstab.report._rendering import format_names, render
 
 ENDINGS = {
     ".html": "html",

@@ -17,9 +17,10 @@ from gnnstab.records.vocabulary import (
     LOGIT_SPECTRAL_QK,
     WEIGHT_NON_FINITE,
 )
-from gnnstab.report import charts, summary
+from gnnstab.report import _charts as charts
+from gnnstab.report import summary
+from gnnstab.report._extremes import worst_words
 from gnnstab.report.evidence import MODEL, Evidence, parameter, worst
-from gnnstab.report.extremes import worst_words
 from gnnstab.report.scales import status
 from gnnstab.report.wording import fix_title, meaning, rule_page
 

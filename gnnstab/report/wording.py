@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from markupsafe import Markup, escape
 
 from gnnstab.records import SIGNALS
-from gnnstab.report import rulebook
+from gnnstab.report import _rulebook as rulebook
 from gnnstab.report.escape import shorten, visible
 from gnnstab.report.numbers import number
 

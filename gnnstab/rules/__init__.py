@@ -1,10 +1,10 @@
-"""The rules: signals → findings, causes and advice. One file per rule; `RULES` in rules/table.py names them."""
+"""The rules: signals → findings, causes and advice. One file per rule; `RULES` in rules/_table.py names them."""
 
+from gnnstab.rules._attribution import causes as causes
+from gnnstab.rules._attribution import modest as modest
+from gnnstab.rules._table import RULES as RULES
 from gnnstab.rules.advice import advice as advice
-from gnnstab.rules.attribution import causes as causes
-from gnnstab.rules.attribution import modest as modest
 from gnnstab.rules.base import Rule as Rule
 from gnnstab.rules.engine import Outcome as Outcome
 from gnnstab.rules.engine import Override as Override
 from gnnstab.rules.engine import run as run
-from gnnstab.rules.table import RULES as RULES

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from gnnstab.records import Event, Finding, Signal, Signals
+from gnnstab.rules._event_cause import event_cause
 from gnnstab.rules.base import Rule
-from gnnstab.rules.event_cause import event_cause
 
 
 @dataclass(frozen=True)

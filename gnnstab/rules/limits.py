@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gnnstab.records.vocabulary import SIGNALS, RuleLimit
+from gnnstab.rules._table import RULES
 from gnnstab.rules.engine import Thresholds, configure
-from gnnstab.rules.table import RULES
 
 _RULES = {rule.code: rule for rule in RULES}
 

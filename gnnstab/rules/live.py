@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from gnnstab.records import Finding, SeriesKey
+from gnnstab.rules._beginning import Beginning, Overshoots, Rates
 from gnnstab.rules.base import Rule, threshold
-from gnnstab.rules.beginning import Beginning, Overshoots, Rates
 from gnnstab.rules.engine import Thresholds, configure
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.gs501_precision_headroom import UNIT_ROUNDOFF, PrecisionHeadroom

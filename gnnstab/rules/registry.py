@@ -8,8 +8,8 @@ from importlib.metadata import EntryPoint
 
 from gnnstab.errors import ConfigurationError, UsageError, hint
 from gnnstab.plugins import installed
+from gnnstab.rules._table import RULES
 from gnnstab.rules.base import Rule
-from gnnstab.rules.table import RULES
 
 GROUP = "gnnstab.rules"
 """Entry-point group in which a package offers rule classes."""

@@ -2,11 +2,11 @@
 
 from typing import TYPE_CHECKING, Any
 
-from gnnstab.signals.joining import join as join
-from gnnstab.signals.joining import renamed as renamed
-from gnnstab.signals.recorded import from_trace as from_trace
-from gnnstab.signals.trends import Trajectory as Trajectory
-from gnnstab.signals.trends import Trend as Trend
+from gnnstab.signals._joining import join as join
+from gnnstab.signals._joining import renamed as renamed
+from gnnstab.signals._recorded import from_trace as from_trace
+from gnnstab.signals._trends import Trajectory as Trajectory
+from gnnstab.signals._trends import Trend as Trend
 
 if TYPE_CHECKING:
     from gnnstab.signals.weights import from_checkpoint as from_checkpoint

@@ -10,7 +10,7 @@ import numpy as np
 
 from gnnstab.records import LayerFacts, SeriesKey, Signal
 from gnnstab.records.vocabulary import GRADIENT_INPUT_RMS, GRADIENT_SLOPE, OF_SITE
-from gnnstab.signals.window import LATEST_STEPS, latest
+from gnnstab.signals._window import LATEST_STEPS, latest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -17,7 +17,7 @@ from gnnstab.records.vocabulary import (
     OPTIMIZER_OUTPUT_MOVE,
     OPTIMIZER_OVERSHOOT,
 )
-from gnnstab.signals.window import Floats, Integers, latest, median
+from gnnstab.signals._window import Floats, Integers, latest, median
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -63,7 +63,7 @@ EARLY = 3
 
 
 def step_signals(steps: NDArray[np.void]) -> list[Signal]:
-    """Loss and gradient norm of a run, ``steps`` of `gnnstab.trace.arrays.STEP_DTYPE`; skipped steps are left out."""
+    """Loss and gradient norm of a run, ``steps`` of `gnnstab.trace._arrays.STEP_DTYPE`; skipped steps are left out."""
     rows = steps[~steps["skipped"]]
     return [*_loss(rows), *_norm(rows), *_jump(rows)]
 

@@ -4,7 +4,7 @@
 its value out of plain containers, `Record` objects and tensors that look into the file.
 """
 
-from gnnstab.unpickling.reading import any_class as any_class
-from gnnstab.unpickling.reading import read as read
-from gnnstab.unpickling.values import Named as Named
-from gnnstab.unpickling.values import Record as Record
+from gnnstab.unpickling._reading import any_class as any_class
+from gnnstab.unpickling._reading import read as read
+from gnnstab.unpickling._values import Named as Named
+from gnnstab.unpickling._values import Record as Record

@@ -17,11 +17,11 @@ from gnnstab.fixes import find
 from gnnstab.fixes.model_structure import duplicate
 from gnnstab.probe.batches.arguments import as_arguments
 from gnnstab.randomness import keeps_random_state
+from gnnstab.verification._fresh_copies import Factory, fresh_twin
+from gnnstab.verification._sweep import Progress
 from gnnstab.verification.fix_spec import fix_specs
-from gnnstab.verification.fresh_copies import Factory, fresh_twin
 from gnnstab.verification.measuring import items, observe
 from gnnstab.verification.scaling import FACTORS, Scaling, scale
-from gnnstab.verification.sweep import Progress
 
 SIDE_BY_SIDE = ("activation-clamp", "norm-after-sum", "mean-aggregation-root", "pre-norm-residual", "qk-norm")
 """The clamp, and the proper fixes that it is compared with."""

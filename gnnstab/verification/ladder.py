@@ -19,12 +19,12 @@ from gnnstab.fixes.model_structure import duplicate
 from gnnstab.probe.batches.arguments import as_arguments
 from gnnstab.probe.batches.data import taken
 from gnnstab.randomness import keeps_random_state
-from gnnstab.verification.arms import Arm, ArmResult, Setting, build, run_arm, training_changes
+from gnnstab.verification._arms import Arm, ArmResult, Setting, build, run_arm, training_changes
+from gnnstab.verification._fresh_copies import Factory, seeded
+from gnnstab.verification._growth import bound, find_graph_call, grown, in_degrees
+from gnnstab.verification._sweep import Progress, mark, sweep
 from gnnstab.verification.fix_spec import FixSpec, fix_specs
-from gnnstab.verification.fresh_copies import Factory, seeded
-from gnnstab.verification.growth import bound, find_graph_call, grown, in_degrees
 from gnnstab.verification.measuring import items, observe
-from gnnstab.verification.sweep import Progress, mark, sweep
 from gnnstab.verification.targets import choose
 from gnnstab.verification.training import TrainingSettings, micro_train
 

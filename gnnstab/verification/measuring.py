@@ -13,7 +13,7 @@ from torch_geometric.data.data import BaseData
 from gnnstab.observation import model_signals
 from gnnstab.records import Finding, Signals
 from gnnstab.rules import run
-from gnnstab.verification.objective import trained_on
+from gnnstab.verification._objective import trained_on
 
 
 @dataclass(frozen=True)

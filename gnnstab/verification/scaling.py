@@ -32,9 +32,9 @@ from gnnstab.records.vocabulary import (
     SCORE_STD,
 )
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
-from gnnstab.verification.growth import GraphCall, bound, find_graph_call, grown, in_degrees
+from gnnstab.verification._growth import GraphCall, bound, find_graph_call, grown, in_degrees
+from gnnstab.verification._sweep import Progress, mark, sweep
 from gnnstab.verification.measuring import judged
-from gnnstab.verification.sweep import Progress, mark, sweep
 
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 """Multiples of the batch's in-degree that are measured."""

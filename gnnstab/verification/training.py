@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from gnnstab.probe.batches.arguments import Arguments
-from gnnstab.verification.fresh_copies import seeded
-from gnnstab.verification.objective import UserLoss, objective_for
+from gnnstab.verification._fresh_copies import seeded
+from gnnstab.verification._objective import UserLoss, objective_for
 
 
 @dataclass(frozen=True, slots=True)

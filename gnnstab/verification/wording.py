@@ -10,11 +10,11 @@ from typing import Any
 from gnnstab import characters
 from gnnstab.records.json_numbers import json_number
 from gnnstab.records.vocabulary import ATTENTION_ONE_HOT_SHARE
+from gnnstab.verification._verdict import Verdict
 from gnnstab.verification.clamping import Side
 from gnnstab.verification.ladder import Ladder
 from gnnstab.verification.replay import Replay
 from gnnstab.verification.scaling import Scaling
-from gnnstab.verification.verdict import Verdict
 
 
 def as_json(result: Any) -> str:

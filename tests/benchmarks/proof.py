@@ -22,7 +22,7 @@ from gnnstab.observation import measured_signals
 from gnnstab.probe.batches.arguments import as_arguments
 from gnnstab.records import Finding
 from gnnstab.verification import Verdict
-from gnnstab.verification.fresh_copies import fresh_twin
+from gnnstab.verification._fresh_copies import fresh_twin
 from gnnstab.verification.measuring import observe
 from gnnstab.verification.replay import replay
 from gnnstab.verification.scaling import scale

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch_geometric.nn import TransformerConv
 
 from gnnstab.checkpoint import recover
-from gnnstab.checkpoint.fingerprint import Fingerprint, fingerprint, prevailing_label, shared_label
-from gnnstab.checkpoint.loading import Checkpoint
+from gnnstab.checkpoint._fingerprint import Fingerprint, fingerprint, prevailing_label, shared_label
+from gnnstab.checkpoint._loading import Checkpoint
 
 SHAPES = [(16, 16), (48, 16), (64, 64), (256, 64), (64, 256)]
 init = nn.init

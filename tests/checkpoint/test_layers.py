@@ -12,7 +12,7 @@ from torch import nn
 from torch_geometric.nn import GATConv, GATv2Conv, HeteroConv, HypergraphConv, ResGatedGraphConv, TransformerConv
 
 from gnnstab.checkpoint import load, recover
-from gnnstab.checkpoint.loading import Checkpoint
+from gnnstab.checkpoint._loading import Checkpoint
 from gnnstab.errors import UsageError
 
 Save = Callable[..., Path]

@@ -15,7 +15,8 @@ import torch
 
 from effort import at_most
 from gnnstab import archive
-from gnnstab.checkpoint import containers, load, recover
+from gnnstab.checkpoint import _containers as containers
+from gnnstab.checkpoint import load, recover
 from gnnstab.errors import LoadError
 
 Save = Callable[..., Path]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch_geometric.nn import TransformerConv
 
 from gnnstab.checkpoint import load, load_into
-from gnnstab.checkpoint.loading import Checkpoint
+from gnnstab.checkpoint._loading import Checkpoint
 from gnnstab.errors import CheckpointMismatch
 
 

@@ -13,9 +13,9 @@ from torch_geometric.nn import TransformerConv
 
 from effort import at_most
 from gnnstab.checkpoint import recover
+from gnnstab.checkpoint._loading import Checkpoint
+from gnnstab.checkpoint._scan import scan
 from gnnstab.checkpoint.facts import CheckpointFacts
-from gnnstab.checkpoint.loading import Checkpoint
-from gnnstab.checkpoint.scan import scan
 
 CASES = [
     {"in_channels": 6, "out_channels": 4, "heads": 3, "concat": False, "edge_dim": 2},
@@ -210,7 +210,7 @@ def test_work_grows_with_the_number_of_layers() -> None:
     seed=st.integers(0, 100),
 )
 def test_scan_in_pieces_equals_the_whole(shape: list[int], transposed: bool, bad: int, seed: int) -> None:
-    from gnnstab.checkpoint import scan as module
+    from gnnstab.checkpoint import _scan as module
 
     tensor = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     tensor = tensor.mT if transposed and tensor.dim() > 1 else tensor

@@ -14,7 +14,7 @@ from torch import nn
 from torch_geometric.nn import TransformerConv
 
 from gnnstab.checkpoint import load, recover
-from gnnstab.checkpoint.optimizer import plain_number
+from gnnstab.checkpoint._optimizer import plain_number
 from gnnstab.records import Signal
 
 Save = Callable[..., Path]

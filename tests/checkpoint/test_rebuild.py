@@ -10,8 +10,8 @@ from torch import nn
 from torch_geometric.nn import TransformerConv
 
 from gnnstab.checkpoint import rebuild, recover
-from gnnstab.checkpoint.loading import Checkpoint
-from gnnstab.checkpoint.rebuilding import IN_DEGREES
+from gnnstab.checkpoint._loading import Checkpoint
+from gnnstab.checkpoint._rebuilding import IN_DEGREES
 
 
 def _checkpoint(module: nn.Module) -> Checkpoint:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from gnnstab.checkpoint import load
-from gnnstab.checkpoint.settings import MOST, heads_in, plain_settings
+from gnnstab.checkpoint._settings import MOST, heads_in, plain_settings
 
 
 class Dotted(dict):  # type: ignore[type-arg]

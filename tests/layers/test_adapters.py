@@ -21,16 +21,16 @@ from torch_geometric.nn.conv import transformer_conv
 from torch_geometric.utils import softmax
 
 from gnnstab import fixes
-from gnnstab.checkpoint.layers import find_layers
-from gnnstab.checkpoint.loading import Checkpoint
-from gnnstab.checkpoint.rebuilding import rebuild
-from gnnstab.checkpoint.recovery import recover
+from gnnstab.checkpoint._layers import find_layers
+from gnnstab.checkpoint._loading import Checkpoint
+from gnnstab.checkpoint._rebuilding import rebuild
+from gnnstab.checkpoint._recovery import recover
 from gnnstab.errors import FixError
 from gnnstab.fixes.printing import constructor_call
 from gnnstab.layers import LAYERS, Call, Layer, layer_named, layer_of, plays
 from gnnstab.layers.base import ROLES
 from gnnstab.probe.attaching.softmax_tap import SoftmaxCall, Tap
-from gnnstab.probe.layers.attention import together
+from gnnstab.probe.layers._attention import together
 from gnnstab.probe.layers.layer_recorder import parts
 from gnnstab.probe.recorder import Recorder
 from gnnstab.records import STAGES, LayerFacts

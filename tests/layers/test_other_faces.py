@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch_geometric.nn import GENConv, HGTConv, SuperGATConv
 
 import gnnstab
-from gnnstab.checkpoint.layers import find_layers
+from gnnstab.checkpoint._layers import find_layers
 from gnnstab.probe.recorder import Recorder
 from gnnstab.trace import TraceWriter
 from layers.cases import CASES, METADATA, WIDTH, Case, called, made

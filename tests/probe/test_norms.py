@@ -15,7 +15,8 @@ from torch_geometric.nn import GraphNorm, LayerNorm, TransformerConv
 import gnnstab
 from gnnstab.probe.attaching.norms import batch_vectors
 from gnnstab.probe.measure import measure
-from gnnstab.signals import from_trace, recorded
+from gnnstab.signals import _recorded as recorded
+from gnnstab.signals import from_trace
 from side_by_side import hooks_of, identical
 
 EDGES = torch.tensor([[0, 1, 2, 3, 2, 1], [1, 0, 3, 2, 1, 2]])

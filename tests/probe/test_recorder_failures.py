@@ -18,9 +18,10 @@ from gnnstab.probe.attaching.forward_tracker import ForwardTracker
 from gnnstab.probe.buffering.pending_step import PendingStep
 from gnnstab.probe.buffering.stats_buffer import StatsBuffer
 from gnnstab.probe.buffering.step_writer import StepWriter
-from gnnstab.probe.events import non_finite_detector, non_finite_event
-from gnnstab.probe.layers import attention
-from gnnstab.probe.layers.attention import AttentionRecorder
+from gnnstab.probe.events import _non_finite_event as non_finite_event
+from gnnstab.probe.events import non_finite_detector
+from gnnstab.probe.layers import _attention as attention
+from gnnstab.probe.layers._attention import AttentionRecorder
 from gnnstab.probe.layers.parameters import Parameters
 from gnnstab.probe.recorder import Recorder
 from gnnstab.probe.state import State

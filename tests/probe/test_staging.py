@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from gnnstab.probe.buffering._totals import Totals, merge
 from gnnstab.probe.buffering.stats_buffer import LARGE, REDUCED, StatsBuffer
-from gnnstab.probe.buffering.totals import Totals, merge
 
 SHAPES = st.lists(
     st.tuples(st.integers(0, 5), st.sampled_from([(), (1,), (3, 2), (0, 4), (7,), (LARGE + 5,), (40, 50)])), max_size=12

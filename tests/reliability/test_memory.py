@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch_geometric.nn import SAGEConv, TransformerConv
 
 import gnnstab
-from gnnstab.probe.layers.attention import AttentionRecorder
+from gnnstab.probe.layers._attention import AttentionRecorder
 from side_by_side import WIDTH, Net, graph
 
 

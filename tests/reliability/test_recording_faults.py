@@ -20,7 +20,7 @@ from forked import Child, wait_until
 from gnnstab.errors import TraceError
 from gnnstab.records import SeriesKey
 from gnnstab.trace import Trace
-from gnnstab.trace.resolution import SHARED_SITES
+from gnnstab.trace._resolution import SHARED_SITES
 from side_by_side import Loop, Net, Run, graph, hooks_of, unnoticed
 
 NOBODY = 65534

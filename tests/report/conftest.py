@@ -8,7 +8,7 @@ from typing import ClassVar
 import pytest
 
 from example_parts import RULES
-from gnnstab.report import rulebook
+from gnnstab.report import _rulebook as rulebook
 from gnnstab.rules.base import Rule
 
 
@@ -31,4 +31,4 @@ def small_rulebook(monkeypatch: pytest.MonkeyPatch) -> None:
     rules = {code: rule(code) for code in RULES}
     monkeypatch.setattr(rulebook, "known", lambda: rules)
     monkeypatch.setattr("gnnstab.__version__", "0.0.0")
-    monkeypatch.setattr("gnnstab.report.sarif.__version__", "0.0.0")
+    monkeypatch.setattr("gnnstab.report._sarif.__version__", "0.0.0")

@@ -22,9 +22,9 @@ from gnnstab.errors import NothingEvaluable, UsageError
 from gnnstab.records import Coverage, Diagnosis, Target
 from gnnstab.report import figures
 from gnnstab.report.evidence import Evidence, Limit
-from gnnstab.report.figures.canvas import drawable
-from gnnstab.report.figures.change import crossing
-from gnnstab.report.figures.writing import figures as all_figures
+from gnnstab.report.figures._canvas import drawable
+from gnnstab.report.figures._change import crossing
+from gnnstab.report.figures._writing import figures as all_figures
 from gnnstab.report.wording import short
 from gnnstab.verification.scaling import Point, Scaling, evaluate
 
@@ -135,8 +135,8 @@ def test_nothing_to_draw_is_said_in_one_line(tmp_path: Path) -> None:
 
 
 def test_files_are_the_same_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gnnstab.report.figures.writing.DPI", 40)
-    monkeypatch.setattr("gnnstab.report.figures.writing.DISTRIBUTIONS", 0)
+    monkeypatch.setattr("gnnstab.report.figures._writing.DPI", 40)
+    monkeypatch.setattr("gnnstab.report.figures._writing.DISTRIBUTIONS", 0)
     first = figures.write_all(gallery.single_step(), tmp_path / "a")
     second = figures.write_all(gallery.single_step(), tmp_path / "b")
     assert [p.name for p in first] == [p.name for p in second]

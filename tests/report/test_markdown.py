@@ -7,7 +7,7 @@ from markdown_it import MarkdownIt
 
 import examples
 from gnnstab.report import render
-from gnnstab.report.markdown import span, text
+from gnnstab.report._markdown import span, text
 
 
 def tokens(source: str):

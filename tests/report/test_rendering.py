@@ -10,7 +10,8 @@ import pytest
 
 import examples
 from gnnstab.errors import ConfigurationError, UsageError
-from gnnstab.report import FORMATS, format_names, render, rendering, supported
+from gnnstab.report import FORMATS, format_names, render, supported
+from gnnstab.report import _rendering as rendering
 from gnnstab.report.faces import spoken
 
 
@@ -33,7 +34,7 @@ def plugins(monkeypatch: pytest.MonkeyPatch, *values: str) -> None:
 
 
 def test_a_plugins_format_is_offered_and_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    plugins(monkeypatch, "gnnstab.report.json")
+    plugins(monkeypatch, "gnnstab.report._json")
     assert "yaml" in format_names()
     assert render(examples.clean(), "yaml") == render(spoken(examples.clean()), "json")
 
@@ -43,7 +44,7 @@ def test_a_plugins_format_is_offered_and_used(monkeypatch: pytest.MonkeyPatch) -
     [
         (["no.such.module"], r"format plugin 'yaml' \(no.such.module\) failed to load: ModuleNotFoundError"),
         (["gnnstab.report.escape"], "has no function render"),
-        (["gnnstab.report.json", "gnnstab.report.text"], "offered by gnnstab.report.json and gnnstab.report.text"),
+        (["gnnstab.report._json", "gnnstab.report._text"], "offered by gnnstab.report._json and gnnstab.report._text"),
     ],
 )
 def test_a_broken_plugin_is_named(monkeypatch: pytest.MonkeyPatch, values: list[str], message: str) -> None:

@@ -13,7 +13,7 @@ from gnnstab.records import Finding, SeriesKey
 from gnnstab.records.vocabulary import OPTIMIZER_LR_JUMP
 from gnnstab.rules.live import WINDOW, LiveEngine
 from gnnstab.signals.optimisation import step_signals
-from gnnstab.trace.arrays import STEP_DTYPE
+from gnnstab.trace._arrays import STEP_DTYPE
 
 SCORE, OUTPUT = SeriesKey("conv", "train", 0, "score"), SeriesKey("conv", "train", 0, "output")
 NOTHING = np.empty(0)

@@ -13,7 +13,7 @@ import pytest
 import gnnstab.rules
 from gnnstab.records import FIVE_CAUSES, FURTHER_CAUSES, SEVERITIES
 from gnnstab.rules import RULES, Rule
-from gnnstab.rules.attribution import CODES_OF_CAUSE
+from gnnstab.rules._attribution import CODES_OF_CAUSE
 from gnnstab.rules.explanation import LINKS
 from gnnstab.rules.pages import HEADINGS, page, section, summary
 from gnnstab.rules.registry import CODE

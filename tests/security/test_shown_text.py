@@ -21,8 +21,8 @@ from gnnstab.errors import printable
 from gnnstab.records import Diagnosis
 from gnnstab.report import FORMATS, escape, render
 from gnnstab.verification.wording import as_json
-from gnnstab.watch.frame import frame
-from gnnstab.watch.snapshot import Snapshot
+from gnnstab.watch._frame import frame
+from gnnstab.watch._snapshot import Snapshot
 
 POISON = "\x1b[2J\x9b31m\x07\x08\u202e\u2066\u200b\u2028\x00\u3164\ufe0f\u034f\U000e0041"
 

@@ -9,7 +9,7 @@ import pytest
 
 import forked
 from gnnstab.errors import UsageError
-from gnnstab.verification.sweep import sweep
+from gnnstab.verification._sweep import sweep
 
 
 @pytest.mark.parametrize("target", ["pipe", "folder", "device"])

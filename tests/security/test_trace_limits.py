@@ -17,7 +17,7 @@ import forked
 import readers
 from gnnstab.errors import TraceError
 from gnnstab.trace import Trace
-from gnnstab.trace.opening import LARGEST_FILE
+from gnnstab.trace._opening import LARGEST_FILE
 
 MEMORY = 2**30
 """Bytes that reading may add to a process; the largest honest trace takes about as much."""
@@ -151,12 +151,12 @@ def test_triggers_do_not_run_while_an_old_trace_is_upgraded(trace: Path, monkeyp
         "CREATE TRIGGER t AFTER UPDATE ON meta BEGIN INSERT INTO victim VALUES (1); END",
         "CREATE TRIGGER u AFTER INSERT ON meta BEGIN UPDATE layer SET name = 'changed'; END",
     )
-    monkeypatch.setattr("gnnstab.trace.schema.SCHEMA_VERSION", 2)
+    monkeypatch.setattr("gnnstab.trace._schema.SCHEMA_VERSION", 2)
     for statement in ("UPDATE meta SET value = 'x'", "INSERT INTO meta VALUES ('new', '')"):
-        monkeypatch.setattr("gnnstab.trace.schema.MIGRATIONS", {1: (statement,)})
+        monkeypatch.setattr("gnnstab.trace._schema.MIGRATIONS", {1: (statement,)})
         with pytest.raises(TraceError, match="not authorized"):
             Trace.open(trace)
-    monkeypatch.setattr("gnnstab.trace.schema.MIGRATIONS", {1: ("ALTER TABLE blind ADD COLUMN extra TEXT",)})
+    monkeypatch.setattr("gnnstab.trace._schema.MIGRATIONS", {1: ("ALTER TABLE blind ADD COLUMN extra TEXT",)})
     with Trace.open(trace) as opened:
         assert "changed" not in {layer.name for layer in opened.layers()}
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from gnnstab.signals.places import place_signals
+from gnnstab.signals._places import place_signals
 
 
 def test_rows_become_signals() -> None:

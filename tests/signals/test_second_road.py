@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from gnnstab.records import LayerFacts, Measure, SeriesKey, StepRow
 from gnnstab.signals import from_trace
+from gnnstab.signals._window import MOST_POINTS, latest, median, thin
 from gnnstab.signals.fitting import log_linear
 from gnnstab.signals.optimisation import running_median, spikes, warm_up
-from gnnstab.signals.window import MOST_POINTS, latest, median, thin
 from gnnstab.trace import Trace, TraceWriter
 
 anything = st.floats(width=64)

@@ -11,7 +11,7 @@ import pytest
 from gnnstab.errors import UsageError
 from gnnstab.records import LayerFacts, Series, Signal, Signals
 from gnnstab.signals import Trajectory
-from gnnstab.signals.trends import fit
+from gnnstab.signals._trends import fit
 
 
 def state(step: int, value: float) -> tuple[int, Signals]:

@@ -30,7 +30,7 @@ def test_metrics_tags_report_and_figures(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    monkeypatch.setattr("gnnstab.report.figures.writing.DPI", 40)
+    monkeypatch.setattr("gnnstab.report.figures._writing.DPI", 40)
     runs.record(tmp_path / "run.gnnstab", 8, ("net.conv1",))
     uri = store(tmp_path)
     sink = MlflowSink(tracking_uri=uri, experiment="agents")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from gnnstab.errors import UsageError
 from gnnstab.records import Event, Measure, SeriesKey, StepRow
 from gnnstab.trace import Trace, TraceWriter
-from gnnstab.trace.resolution import (
+from gnnstab.trace._resolution import (
     COUNT,
     FACTOR,
     FOREVER,
@@ -179,7 +179,7 @@ def test_a_budget_that_cannot_be_met_does_not_stop_the_recording(path: Path, rec
 
 
 def test_events_beyond_the_cap_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gnnstab.trace.queue.EVENTS_LIMIT", 5)
+    monkeypatch.setattr("gnnstab.trace._queue.EVENTS_LIMIT", 5)
     with TraceWriter(None) as writer:
         for step in range(9):
             writer.event(Event(step, "note"))
@@ -190,7 +190,7 @@ def test_events_beyond_the_cap_are_counted(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_events_with_too_much_text_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is written can be read: the reader takes no more text than this from anybody."""
-    monkeypatch.setattr("gnnstab.trace.queue.EVENTS_TEXT", 1000)
+    monkeypatch.setattr("gnnstab.trace._queue.EVENTS_TEXT", 1000)
     with TraceWriter(None) as writer:
         for step in range(9):
             writer.event(Event(step, "note", message="x" * 200))

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from gnnstab.trace import TraceWriter, schema
-from gnnstab.trace.queue import SITES_LIMIT
-from gnnstab.trace.resolution import FACTOR, LEVELS
-from gnnstab.trace.schema import EVENTS_LIMIT
+from gnnstab.trace import TraceWriter
+from gnnstab.trace import _schema as schema
+from gnnstab.trace._queue import SITES_LIMIT
+from gnnstab.trace._resolution import FACTOR, LEVELS
+from gnnstab.trace._schema import EVENTS_LIMIT
 
 TEXT = (Path(__file__).parents[2] / "docs" / "trace.md").read_text(encoding="utf-8")
 

@@ -18,9 +18,10 @@ import pytest
 import gnnstab
 from gnnstab.errors import TraceError
 from gnnstab.records import Event, SeriesKey, StepRow
-from gnnstab.trace import Trace, TraceWriter, opening
-from gnnstab.trace.queue import Batch, RowEncoder
-from gnnstab.trace.store import Store
+from gnnstab.trace import Trace, TraceWriter
+from gnnstab.trace import _opening as opening
+from gnnstab.trace._queue import Batch, RowEncoder
+from gnnstab.trace._store import Store
 
 Record = Callable[..., None]
 
@@ -147,8 +148,8 @@ def test_a_full_disk_is_told_once_and_everything_is_written_when_there_is_room_a
 def test_rows_that_can_never_be_written_are_dropped_oldest_first_and_counted(
     path: Path, monkeypatch: pytest.MonkeyPatch, record: Record
 ) -> None:
-    monkeypatch.setattr("gnnstab.trace.worker.SITES_LIMIT", 100)
-    monkeypatch.setattr("gnnstab.trace.worker.ROWS_LIMIT", 100)
+    monkeypatch.setattr("gnnstab.trace._worker.SITES_LIMIT", 100)
+    monkeypatch.setattr("gnnstab.trace._worker.ROWS_LIMIT", 100)
     refuse = True
     original = Store.write
 
@@ -289,7 +290,7 @@ def test_a_file_damaged_under_the_writer_is_set_aside(
     assert steps_in(path.with_name("run.1.gnnstab")) == list(range(500))
 
 
-@pytest.mark.parametrize("place", ["gnnstab.trace.store.Store.write", "gnnstab.trace.queue.RowEncoder.collect"])
+@pytest.mark.parametrize("place", ["gnnstab.trace._store.Store.write", "gnnstab.trace._queue.RowEncoder.collect"])
 def test_an_error_of_our_own_costs_rows_and_not_the_run(
     path: Path, monkeypatch: pytest.MonkeyPatch, record: Record, place: str
 ) -> None:
@@ -327,7 +328,7 @@ def test_the_queue_is_bounded_when_the_writer_does_not_keep_up(path: Path, monke
         monkeypatch.setattr(f"gnnstab.trace.{module}.SITES_LIMIT", 50)
     held = threading.Event()
     monkeypatch.setattr(
-        "gnnstab.trace.queue.RowEncoder.collect", lambda self, do=RowEncoder.collect: (held.wait(), do(self))
+        "gnnstab.trace._queue.RowEncoder.collect", lambda self, do=RowEncoder.collect: (held.wait(), do(self))
     )
     held.set()
     writer = TraceWriter(path, flush_seconds=0.01)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gnnstab.trace import Trace, TraceWriter
-from gnnstab.trace.filesystem import network_type, network_type_here
+from gnnstab.trace._filesystem import network_type, network_type_here
 
 MOUNTS = """\
 /dev/sda1 / ext4 rw,relatime 0 0
@@ -66,7 +66,7 @@ def test_a_local_trace_uses_wal_and_says_so(path: Path) -> None:
 def test_a_trace_on_a_network_file_system_uses_a_rollback_journal(
     path: Path, monkeypatch: pytest.MonkeyPatch, record: Callable[..., None]
 ) -> None:
-    monkeypatch.setattr("gnnstab.trace.store.network_type_here", lambda path: "nfs4")
+    monkeypatch.setattr("gnnstab.trace._store.network_type_here", lambda path: "nfs4")
     with TraceWriter(path) as writer:
         record(writer, range(20))
         writer.flush()

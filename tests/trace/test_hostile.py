@@ -12,7 +12,8 @@ import pytest
 
 from gnnstab.errors import TraceError
 from gnnstab.records import Blind, Event, LayerFacts, Measure, SeriesKey
-from gnnstab.trace import Trace, TraceWriter, schema
+from gnnstab.trace import Trace, TraceWriter
+from gnnstab.trace import _schema as schema
 
 Record = Callable[..., None]
 
@@ -238,7 +239,7 @@ def test_a_query_without_end_is_stopped(good: Path, monkeypatch: pytest.MonkeyPa
         connection = trace._parts[0].connection
         with pytest.raises(TraceError, match="more rows than gnnstab writes"):
             connection.rows("SELECT 1 FROM statistic a, statistic b, statistic c")
-        monkeypatch.setattr("gnnstab.trace.connection.MOST_OPERATIONS", 20_000_000)
+        monkeypatch.setattr("gnnstab.trace._connection.MOST_OPERATIONS", 20_000_000)
         with pytest.raises(TraceError, match="interrupted"):
             connection.rows("SELECT 1 FROM statistic a, statistic b, statistic c WHERE a.rms + b.rms + c.rms < 0")
 

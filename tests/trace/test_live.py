@@ -129,7 +129,7 @@ def test_a_killed_trace_is_read_from_a_read_only_folder(
     written(process, 200)
     process.kill()
     process.wait()
-    from gnnstab.trace import opening
+    from gnnstab.trace import _opening as opening
 
     original = opening._connect
 

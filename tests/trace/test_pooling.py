@@ -11,7 +11,7 @@ import pytest
 
 from gnnstab.records import SeriesKey
 from gnnstab.trace import Trace, TraceWriter
-from gnnstab.trace.resolution import FACTOR, LEVELS, RMS, STEP, OpenBuckets, coarser
+from gnnstab.trace._resolution import FACTOR, LEVELS, RMS, STEP, OpenBuckets, coarser
 
 SCORE, GRADIENT = SeriesKey("a", "train", 0, "score"), SeriesKey("a.weight", "train", 0, "weight_grad")
 

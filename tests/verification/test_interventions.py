@@ -13,9 +13,11 @@ import gnnstab
 from gnnstab.records import FIVE_CAUSES, FURTHER_CAUSES, Signals
 from gnnstab.report import summary
 from gnnstab.verification import undo
-from gnnstab.verification.interventions import inputs, measuring, table
+from gnnstab.verification.interventions import _inputs as inputs
+from gnnstab.verification.interventions import _measuring as measuring
+from gnnstab.verification.interventions import _table as table
+from gnnstab.verification.interventions._trial import Edit
 from gnnstab.verification.interventions.deciding import CONTRIBUTES, ROOT
-from gnnstab.verification.interventions.trial import Edit
 from models.stacks import Stack, random_batch
 
 
@@ -350,8 +352,8 @@ class Normed(nn.Module):
 
 
 def test_a_norm_gets_the_batch_that_it_was_called_without():
-    from gnnstab.verification.interventions.suspects import norms_told_of_graphs
-    from gnnstab.verification.interventions.trial import Case
+    from gnnstab.verification.interventions._suspects import norms_told_of_graphs
+    from gnnstab.verification.interventions._trial import Case
 
     model = Normed().eval()
     given = {**random_batch(), "batch": torch.arange(64) // 16}

@@ -7,8 +7,8 @@ import torch
 
 from gnnstab.errors import UsageError
 from gnnstab.probe.batches.arguments import as_arguments
+from gnnstab.verification._growth import find_graph_call, in_degrees
 from gnnstab.verification.clamping import compare
-from gnnstab.verification.growth import find_graph_call, in_degrees
 from gnnstab.verification.ladder import DOCUMENT_ORDER, run_ladder
 from gnnstab.verification.wording import ladder_text, sides_text
 from models.informarl import actor, sample_batch

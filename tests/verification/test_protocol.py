@@ -183,7 +183,7 @@ def test_an_interrupt_keeps_what_is_finished(deep):
 
 
 def test_prove_puts_verdicts_into_the_diagnosis_and_confirmed_fixes_first(deep, verdicts, monkeypatch):
-    monkeypatch.setattr("gnnstab.verification.proof.verify", lambda model, names, **_: [verdicts[n] for n in names])
+    monkeypatch.setattr("gnnstab.verification._proof.verify", lambda model, names, **_: [verdicts[n] for n in names])
     advice = (FixAdvice("beta", "…"), FixAdvice("pre-norm-residual", "kept"))
     causes = (Cause("no-residual", "root-cause", "why", ("GS203",), advice), Cause("no-dropout", "present", ""))
     diagnosis = Diagnosis(Target("model", "Stack"), Coverage(14, 14), causes, (), ())
@@ -243,8 +243,8 @@ def test_bad_requests_are_refused():
 
 
 def test_a_run_that_breaks_off_counts_as_infinite_loss():
-    from gnnstab.verification.arms import ArmResult
-    from gnnstab.verification.judging import Pairs, by_training, loss_change
+    from gnnstab.verification._arms import ArmResult
+    from gnnstab.verification._judging import Pairs, by_training, loss_change
 
     alive, broken = ArmResult(final=1.0), ArmResult(final=math.inf)
     assert loss_change(Pairs((broken,), (alive,))) == (-math.inf, -math.inf)
@@ -262,8 +262,8 @@ def test_a_run_that_breaks_off_counts_as_infinite_loss():
 
 def _pairs(before, after):
     """Pairs of arms, each given as (loss of the training, loss on what is kept from it)."""
-    from gnnstab.verification.arms import ArmResult
-    from gnnstab.verification.judging import Pairs
+    from gnnstab.verification._arms import ArmResult
+    from gnnstab.verification._judging import Pairs
 
     return Pairs(*(tuple(ArmResult(start=1.0, final=f, unseen=u) for f, u in arm) for arm in (before, after)))
 
@@ -280,7 +280,7 @@ def _pairs(before, after):
 @pytest.mark.parametrize("own", [0.01, 0.1, 0.3])
 def test_what_was_not_seen_decides_where_it_is_clear_whatever_the_batch_that_was_learnt(unseen, own, expected):
     """In both directions: neither a batch learnt by heart nor one that is learnt less closely counts."""
-    from gnnstab.verification.judging import by_training
+    from gnnstab.verification._judging import by_training
 
     verdict, reason = by_training(_pairs([(0.1, 1.0)] * 3, [(own, u) for u in unseen]))
     assert verdict == expected
@@ -289,7 +289,7 @@ def test_what_was_not_seen_decides_where_it_is_clear_whatever_the_batch_that_was
 
 @pytest.mark.parametrize(("own", "expected"), [(0.05, "confirmed"), (0.1, "confirmed"), (0.3, "inconclusive")])
 def test_the_training_decides_where_what_was_not_seen_is_better_on_average_and_unclear(own, expected):
-    from gnnstab.verification.judging import by_training, loss_change
+    from gnnstab.verification._judging import by_training, loss_change
 
     pairs = _pairs([(0.1, 1.0)] * 3, [(own, u) for u in (0.2, 1.5, 0.5)])
     low, high = loss_change(pairs, "unseen")
@@ -298,7 +298,7 @@ def test_the_training_decides_where_what_was_not_seen_is_better_on_average_and_u
 
 
 def test_only_a_fix_that_looks_harmless_and_is_not_shown_to_be_is_trained_more_often():
-    from gnnstab.verification.judging import too_wide
+    from gnnstab.verification._judging import too_wide
 
     before = [(0.1, 1.0)] * 3
     assert too_wide(_pairs(before, [(0.3, u) for u in (0.2, 1.5, 0.5)]))
@@ -309,7 +309,7 @@ def test_only_a_fix_that_looks_harmless_and_is_not_shown_to_be_is_trained_more_o
 
 
 def test_trainings_that_leave_it_open_are_repeated_from_as_many_seeds_again(monkeypatch):
-    from gnnstab.verification import judging
+    from gnnstab.verification import _judging as judging
 
     monkeypatch.setattr(judging, "too_wide", lambda pairs: len(pairs.after) == 3)
     model, seen = Stack(14, 8), []
@@ -343,7 +343,7 @@ def test_a_learning_rate_is_judged_from_fresh_weights_by_the_median_over_all_mat
 
 
 def test_a_training_that_does_not_learn_is_not_confirmed_by_a_comparison_of_useless_networks():
-    from gnnstab.verification.judging import by_training
+    from gnnstab.verification._judging import by_training
 
     verdict, reason = by_training(_pairs([(0.1, 2.0)] * 3, [(1.2, 1.0)] * 3))
     assert verdict == "inconclusive"
@@ -352,7 +352,7 @@ def test_a_training_that_does_not_learn_is_not_confirmed_by_a_comparison_of_usel
 
 
 def test_without_a_kept_batch_the_training_decides():
-    from gnnstab.verification.judging import by_training
+    from gnnstab.verification._judging import by_training
 
     assert by_training(_pairs([(0.1, None)] * 3, [(0.3, None)] * 3))[0] == "made-worse"
     assert by_training(_pairs([(0.1, None)] * 3, [(0.1, None)] * 3)) == (
@@ -362,7 +362,7 @@ def test_without_a_kept_batch_the_training_decides():
 
 
 def test_half_of_several_batches_is_kept_from_the_training_of_your_loss():
-    from gnnstab.verification.objective import objective_for
+    from gnnstab.verification._objective import objective_for
 
     batches = [random_batch(n, 4, 8) for n in (12, 14, 16, 18, 20)]
     objective = objective_for(
@@ -387,7 +387,7 @@ def test_a_training_without_chance_is_run_once_and_a_training_with_chance_for_ev
 
 
 def test_unseen_features_are_others_of_the_same_task_and_the_same_for_both_arms():
-    from gnnstab.verification.objective import objective_for, shuffled
+    from gnnstab.verification._objective import objective_for, shuffled
 
     model, batch = Stack(2, 8), random_batch(16, 5, 8)
     call = ((), batch)
@@ -437,7 +437,7 @@ def test_what_the_signal_refutes_at_once_is_not_measured_on_more_seeds(deep):
 
 
 def test_actor_import_is_used_for_twins():
-    from gnnstab.verification.fresh_copies import fresh_twin
+    from gnnstab.verification._fresh_copies import fresh_twin
 
     one, two = fresh_twin(Actor(), 0), fresh_twin(Actor(), 0)
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))

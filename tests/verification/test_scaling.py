@@ -8,7 +8,7 @@ import torch
 from gnnstab.errors import UsageError
 from gnnstab.observation import measured_signals
 from gnnstab.probe.batches.arguments import as_arguments
-from gnnstab.verification.growth import find_graph_call, grown, in_degrees
+from gnnstab.verification._growth import find_graph_call, grown, in_degrees
 from gnnstab.verification.scaling import Point, evaluate, scale
 from gnnstab.verification.wording import as_json, scaling_text
 from models.informarl import load_actor, sample_batch

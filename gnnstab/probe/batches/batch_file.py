@@ -12,7 +12,7 @@ from torch import Tensor
 from gnnstab import unpickling
 from gnnstab.archive import LARGEST_LEGACY, newer_version
 from gnnstab.errors import LoadError, UnsafeFileError, printable
-from gnnstab.probe.batches.containers import container, is_container
+from gnnstab.probe.batches._containers import container, is_container
 from gnnstab.unpickling import Named, Record
 
 _CODE = (

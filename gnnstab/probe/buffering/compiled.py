@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gnnstab.probe.buffering._totals import EMPTY, Totals
 from gnnstab.probe.buffering.series_ids import MODES, SeriesIds
-from gnnstab.probe.buffering.totals import EMPTY, Totals
 
 _START = (float("inf"), float("-inf"), 0.0, 0.0)
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gnnstab.probe.buffering import device_copy
+from gnnstab.probe.buffering._totals import EMPTY, StatsAccumulator, Totals, merge
 from gnnstab.probe.buffering.device_copy import DeviceCopy
-from gnnstab.probe.buffering.totals import EMPTY, StatsAccumulator, Totals, merge
 
 CAPACITY = 1 << 17
 """Entries of the copy buffer (1 MiB of float64)."""

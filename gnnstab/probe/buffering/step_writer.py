@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from gnnstab.probe.buffering._totals import Totals
 from gnnstab.probe.buffering.series_ids import SeriesIds
-from gnnstab.probe.buffering.totals import Totals
 from gnnstab.probe.state import Queued
 from gnnstab.records import Blind, Event, LayerFacts, Measure, SeriesKey, StepRow
 

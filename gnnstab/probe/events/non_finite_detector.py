@@ -11,7 +11,7 @@ from torch import nn
 from gnnstab.errors import UsageError
 from gnnstab.probe.attaching.forward_tracker import ForwardInputs, ForwardTracker
 from gnnstab.probe.buffering.step_writer import StepRows
-from gnnstab.probe.events import non_finite_event
+from gnnstab.probe.events import _non_finite_event as non_finite_event
 from gnnstab.probe.layers.parameters import Parameters
 from gnnstab.probe.operations.explaining import Explainer, call_of
 from gnnstab.probe.replaying import bundle

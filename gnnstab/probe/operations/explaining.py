@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from gnnstab.errors import UsageError
+from gnnstab.probe.operations._loss_graph import chain
 from gnnstab.probe.operations.in_place import StepWatch, Suspect
-from gnnstab.probe.operations.loss_graph import chain
 from gnnstab.probe.operations.repeat import Call, Found, Objective, repeat
 from gnnstab.probe.operations.telling import facts, named, sentence
 from gnnstab.records import Event

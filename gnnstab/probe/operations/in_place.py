@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from gnnstab.errors import UsageError
-from gnnstab.probe.operations.naming import TensorNames, is_finite
+from gnnstab.probe.operations._naming import TensorNames, is_finite
+from gnnstab.probe.operations._tape import LossTape
+from gnnstab.probe.operations._watch import OperationMode
 from gnnstab.probe.operations.repeat import Call, Found, repeat
-from gnnstab.probe.operations.tape import LossTape
-from gnnstab.probe.operations.watch import OperationMode
 from gnnstab.probe.replaying.replica import copied, replica, unwrap
 from gnnstab.records import Event
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from gnnstab.errors import UsageError
-from gnnstab.probe.operations.call import Call as Call
-from gnnstab.probe.operations.naming import Named, TensorNames, is_finite
-from gnnstab.probe.operations.undo import WideMode, scale_to_blame, widened
-from gnnstab.probe.operations.watch import OperationMode, Origin
+from gnnstab.probe.operations._call import Call as Call
+from gnnstab.probe.operations._naming import Named, TensorNames, is_finite
+from gnnstab.probe.operations._undo import WideMode, scale_to_blame, widened
+from gnnstab.probe.operations._watch import OperationMode, Origin
 from gnnstab.probe.replaying.replica import Autocast, copied, eager, forked_rng, replica, tensors_in, unwrap
 
 Objective = Callable[[Any, tuple[Any, ...], dict[str, Any], OperationMode], Tensor]

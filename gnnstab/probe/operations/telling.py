@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from gnnstab.probe.operations.naming import Named
+from gnnstab.probe.operations._naming import Named
+from gnnstab.probe.operations._watch import Operation, Origin
 from gnnstab.probe.operations.repeat import Found
-from gnnstab.probe.operations.watch import Operation, Origin
 
 _IN_WORDS = {"model": "the model's forward", "loss": "the loss", "backward": "the backward"}
 

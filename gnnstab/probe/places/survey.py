@@ -13,8 +13,12 @@ from torch import Tensor, nn
 
 from gnnstab.probe.attaching.norms import graphs_in
 from gnnstab.probe.batches.named_tensors import named_tensors
-from gnnstab.probe.places import graph_level, inputs, operations, parameters, states
-from gnnstab.probe.places.calls import Calls, watched
+from gnnstab.probe.places import _graph_level as graph_level
+from gnnstab.probe.places import _inputs as inputs
+from gnnstab.probe.places import _operations as operations
+from gnnstab.probe.places import _parameters as parameters
+from gnnstab.probe.places import _states as states
+from gnnstab.probe.places._calls import Calls, watched
 from gnnstab.probe.replaying.replica import copied, eager, forked_rng, replica, tensors_in
 from gnnstab.records.vocabulary import PLACE_NON_FINITE
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from gnnstab.errors import UsageError
+from gnnstab.probe.replaying._stages import StageTensor, instrument, observe_inputs
 from gnnstab.probe.replaying.replica import Autocast, replica, run_replica, unwrap
-from gnnstab.probe.replaying.stages import StageTensor, instrument, observe_inputs
 from gnnstab.records import Event
 
 SHOWN = 16

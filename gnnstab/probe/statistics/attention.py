@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gnnstab.probe.statistics.groups import group_sum
-from gnnstab.probe.statistics.histogram import spread
+from gnnstab.probe.statistics._groups import group_sum
+from gnnstab.probe.statistics._histogram import spread
 from gnnstab.probe.statistics.numbers import Measured, extremes, fine, highest, largest, lowest, mean_where, undefined
 
 ONE_HOT = 0.1

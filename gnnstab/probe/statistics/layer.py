@@ -6,6 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from gnnstab.layers import Call, Layer
+from gnnstab.probe.statistics._features import constant_share
+from gnnstab.probe.statistics._graph import from_degrees
+from gnnstab.probe.statistics._groups import group_sizes
+from gnnstab.probe.statistics._unit_input import unit_input_attention
 from gnnstab.probe.statistics.activations import (
     clip_share,
     dead_share,
@@ -16,12 +20,8 @@ from gnnstab.probe.statistics.activations import (
     underflow_share,
 )
 from gnnstab.probe.statistics.attention import entropy_measures, precision_measures, score_measures
-from gnnstab.probe.statistics.features import constant_share
-from gnnstab.probe.statistics.graph import from_degrees
-from gnnstab.probe.statistics.groups import group_sizes
 from gnnstab.probe.statistics.numbers import Measured, as_rows, quiet, rms
 from gnnstab.probe.statistics.smoothness import relative_difference
-from gnnstab.probe.statistics.unit_input import unit_input_attention
 from gnnstab.records.vocabulary import SMOOTHNESS_RELATIVE_INPUT
 
 

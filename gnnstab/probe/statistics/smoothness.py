@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from gnnstab.probe.statistics.groups import compact, group_sizes, group_sum
+from gnnstab.probe.statistics._groups import compact, group_sizes, group_sum
 from gnnstab.probe.statistics.numbers import exact, mean_where, square_sum, undefined, wide
 
 

@@ -15,9 +15,9 @@ from torch_geometric.utils import softmax
 
 import gnnstab
 from gnnstab.probe.attaching.stand_in import StandIn
-from gnnstab.probe.layers.dense_softmax import Attending
-from gnnstab.probe.layers.edge_softmax import DenseSoftmaxRecorder, EdgeSoftmaxRecorder
-from gnnstab.probe.layers.multihead import multihead_scores
+from gnnstab.probe.layers._dense_softmax import Attending
+from gnnstab.probe.layers._edge_softmax import DenseSoftmaxRecorder, EdgeSoftmaxRecorder
+from gnnstab.probe.layers._multihead import multihead_scores
 from gnnstab.probe.recorder import Recorder
 from gnnstab.probe.statistics.dense import as_edges, product_scores
 from gnnstab.trace import TraceWriter

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from gnnstab.layers import LAYERS, Call
 from gnnstab.probe.statistics import Measured, attention_measures
+from gnnstab.probe.statistics._groups import group_sizes
 from gnnstab.probe.statistics.attention import entropy_measures, precision_measures, score_measures
-from gnnstab.probe.statistics.groups import group_sizes
 from models.informarl import load_actor, reference
 
 

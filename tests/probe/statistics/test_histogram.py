@@ -15,7 +15,7 @@ from torch_geometric.data import Data
 from torch_geometric.nn import TransformerConv
 
 import gnnstab
-from gnnstab.probe.statistics.histogram import BINS, spread
+from gnnstab.probe.statistics._histogram import BINS, spread
 from gnnstab.probe.statistics.numbers import extremes
 from gnnstab.report.evidence import Evidence
 

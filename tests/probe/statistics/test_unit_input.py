@@ -13,7 +13,7 @@ from torch_geometric.nn import TransformerConv
 
 from gnnstab.layers import LAYERS, maps
 from gnnstab.probe.statistics import attention_measures
-from gnnstab.probe.statistics.unit_input import unit_input_attention
+from gnnstab.probe.statistics._unit_input import unit_input_attention
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 50.0])

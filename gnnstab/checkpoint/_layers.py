@@ -1,0 +1,77 @@
+"""Attention layers, found by the names and shapes of their tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+
+from torch import Tensor
+
+from gnnstab.checkpoint._tensors import identity, unreadable
+from gnnstab.layers import LAYERS, Layer, StoredLayer
+from gnnstab.records import Blind
+
+_OTHER_KINDS = (
+    ("in_proj_weight", "MultiheadAttention"),
+    *((kind.hint, kind.kind) for kind in LAYERS if kind.hint),
+)
+"""(last part of a key, attention layer that has it), for kinds that no adapter recovers from a file."""
+
+
+def find_layers(tensors: Mapping[str, Tensor]) -> tuple[list[StoredLayer], list[Blind], dict[str, str]]:
+    """Layers in order of appearance, what could not be judged, and {second name: first name} of shared layers."""
+    layers: list[StoredLayer] = []
+    blind: list[Blind] = []
+    shared: dict[str, str] = {}
+    first: dict[tuple[object, ...], str] = {}
+    for stored in _candidates(tensors):
+        if reason := _objection(stored):
+            blind.append(Blind(stored.name, "score", reason))
+            continue
+        key = tuple(identity(tensor) for tensor in stored.tensors.values())
+        if key in first:
+            shared[stored.name] = first[key]
+        else:
+            first[key] = stored.name
+            layers.append(stored)
+    return layers, blind + _other_attention(tensors, {*first.values(), *shared}), shared
+
+
+def _candidates(tensors: Mapping[str, Tensor]) -> list[StoredLayer]:
+    """Layers that have the essential tensors of a kind, in order of appearance, with the keys that stand beside them."""
+    found: dict[tuple[Layer, str], dict[str, Tensor]] = {}
+    beside: dict[str, list[str]] = {}
+    for name, tensor in tensors.items():
+        layer, _, last = name.rpartition(".")
+        beside.setdefault(layer, []).append(last)
+        for kind in LAYERS:
+            if match := kind.signature.fullmatch(name):
+                found.setdefault((kind, match["layer"] or ""), {})[match["own"]] = tensor
+    return [
+        StoredLayer(kind, name, own, tuple(last for last in beside.get(name, ()) if last not in own))
+        for (kind, name), own in found.items()
+        if kind.essential and kind.essential <= own.keys()
+    ]
+
+
+def _objection(stored: StoredLayer) -> str:
+    """Why these tensors are no layer of that kind that can be judged; ``""`` when they are."""
+    missing = "pass --model pkg.mod:factory to judge what it really is"
+    if why := stored.kind.lookalike(stored):
+        return f"{why}; {missing}"
+    for name, tensor in stored.tensors.items():
+        if why := unreadable(tensor):
+            return f"{name} is {why}; save the weights as floating-point numbers"
+    wrong = stored.kind.wrong_shape(stored)
+    return f"{wrong}; {missing}" if wrong else ""
+
+
+def _other_attention(tensors: Mapping[str, Tensor], known: Container[str]) -> list[Blind]:
+    """Attention layers of other kinds, which are counted but not judged."""
+    found: dict[str, str] = {}
+    for name in tensors:
+        for ending, kind in _OTHER_KINDS:
+            if name.endswith("." + ending) or name == ending:
+                found.setdefault(name[: -len(ending)].rstrip("."), kind)
+    found = {layer: kind for layer, kind in found.items() if layer not in known}
+    reason = "whose attention the weights alone do not show; --model pkg.mod:factory --batch FILE looks at it"
+    return [Blind.other_attention(layer, kind, f"looks like {kind}, {reason}") for layer, kind in found.items()]

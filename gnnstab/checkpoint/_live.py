@@ -1,0 +1,46 @@
+"""A module in memory, read like a checkpoint, so that weights are judged in one place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from gnnstab.checkpoint._loading import Checkpoint
+from gnnstab.checkpoint._modules import known_facts
+from gnnstab.checkpoint._optimizer import OptimizerState, read_optimizer
+from gnnstab.checkpoint._recovery import recover
+from gnnstab.checkpoint.facts import CheckpointFacts
+
+
+def recover_model(
+    model: nn.Module, *, optimizer: torch.optim.Optimizer | None = None, activation: str | None = None
+) -> CheckpointFacts:
+    """What a module's weights and its optimizer's state tell, as `recover` tells it of a file.
+
+    The module decides heads, concat and dropout; nothing has to be assumed about them. No tensor is copied or changed.
+    """
+    known = known_facts(model)
+    # A model that is one bare layer is named as the probe names it.
+    prefix = f"{type(model).__name__}." if "" in known else ""
+    tensors = {prefix + name: tensor.detach() for name, tensor in model.state_dict(keep_vars=True).items()}
+    states = () if optimizer is None else (_named_state(model, optimizer, prefix),)
+    checkpoint = Checkpoint(
+        path=type(model).__name__,
+        format="module",
+        size=0,
+        tensors=tensors,
+        networks={"": tuple(tensors)},
+        known={name or type(model).__name__: facts for name, facts in known.items()},
+        optimizers=states,
+    )
+    return recover(checkpoint, activation=activation)
+
+
+def _named_state(model: nn.Module, optimizer: torch.optim.Optimizer, prefix: str) -> OptimizerState:
+    names = {id(parameter): prefix + name for name, parameter in model.named_parameters()}
+    state: dict[str, Any] = optimizer.state_dict()
+    for group, live in zip(state["param_groups"], optimizer.param_groups, strict=True):
+        group["param_names"] = [names.get(id(parameter)) for parameter in live["params"]]
+    return read_optimizer("the optimizer", state)

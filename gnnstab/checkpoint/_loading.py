@@ -1,0 +1,151 @@
+"""The one way to open a checkpoint."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from gnnstab.checkpoint._containers import Contents, Network, contents_of
+from gnnstab.checkpoint._naming import SHADOWS, printable, unique, unwrapped_names
+from gnnstab.checkpoint._optimizer import OptimizerState, read_optimizer
+from gnnstab.checkpoint._reading import read_safetensors, read_torch
+from gnnstab.checkpoint._sniffing import regular_file, sniff
+from gnnstab.errors import LoadError
+
+FORMATS = {"zip": "torch", "legacy": "torch before 1.6", "pickle": "pickle", "safetensors": "safetensors"}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened checkpoint: named tensors and what stood beside them."""
+
+    path: str
+    """As the user gave it, made printable."""
+
+    format: str
+    """One of the values of `FORMATS`."""
+
+    size: int
+    """Bytes of the file."""
+
+    tensors: Mapping[str, Tensor]
+    """Full name → tensor, in file order, wrappers such as ``module.`` removed, networks told apart by a prefix."""
+
+    networks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Network prefix (``""`` for a single network) → its names in `tensors`."""
+
+    shadows: Mapping[str, Tensor] = field(default_factory=dict)
+    """Averaged copies of the weights (EMA): scanned for NaN and Inf, not judged."""
+
+    optimizers: tuple[OptimizerState, ...] = ()
+    progress: Mapping[str, int] = field(default_factory=dict)
+    """``epoch``, ``step``, ``global_step``, … as found."""
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Plain values of ``args`` / ``hyper_parameters`` / ``config``, keyed ``args.lr``."""
+
+    known: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Layer name → configuration; only from a module that was unpickled whole (``unsafe=True``)."""
+
+    notes: tuple[str, ...] = ()
+    """What was unwrapped, renamed or left out on the way in."""
+
+
+def load(path: str | os.PathLike[str], *, unsafe: bool = False) -> Checkpoint:
+    """Open a ``.pt``, ``.pth``, ``.ckpt`` or ``.safetensors`` file, or one of unknown suffix with such a content.
+
+    No code from the file runs unless ``unsafe`` is set, which also reads a module that was pickled whole.
+
+    Raises `LoadError` for a file that is missing, damaged, something else or beyond the limits of the documentation,
+    `UnsafeFileError` when reading it would run code, `MissingExtra` when safetensors is not installed.
+    """
+    file = regular_file(path)
+    kind = sniff(file)
+    shown = printable(str(path), 500)
+    root = read_safetensors(file) if kind == "safetensors" else read_torch(file, kind, unsafe=unsafe)
+    try:
+        contents = contents_of(root, shown)
+        return _assemble(shown, kind, file, contents, root)
+    except MemoryError:
+        raise LoadError(f"{shown}: asks for more memory than there is") from None
+
+
+def _assemble(shown: str, kind: str, file: Path, contents: Contents, root: Any) -> Checkpoint:
+    notes = list(contents.notes)
+    if isinstance(root, Mapping) and "pytorch-lightning_version" in root:
+        notes.append("Lightning checkpoint")
+    tensors: dict[str, Tensor] = {}
+    networks: dict[str, tuple[str, ...]] = {}
+    shadows = {".".join((*n.path, name)): t for n in contents.shadows for name, t in n.tensors.items()}
+    known: dict[str, Mapping[str, Any]] = {}
+    for prefix, network in zip(_prefixes(contents.networks, notes), contents.networks, strict=True):
+        named = _unwrap(network, notes)
+        named, averaged = _split_shadow(named, notes)
+        shadows.update({prefix + name: tensor for name, tensor in averaged.items()})
+        mine = {unique(prefix + name, tensors): tensor for name, tensor in named.items()}
+        networks[prefix.rstrip(".")] = tuple(mine)
+        tensors.update(mine)
+        known.update({prefix + name: facts for name, facts in network.known.items()})
+    if kind == "safetensors":
+        notes.append("safetensors hold weights alone: no optimizer, no step")
+    return Checkpoint(
+        path=shown,
+        format=FORMATS[kind],
+        size=file.stat().st_size,
+        tensors=tensors,
+        networks=networks,
+        shadows=shadows,
+        optimizers=tuple(read_optimizer(name, state) for name, state in contents.optimizers),
+        progress=contents.progress,
+        settings=contents.settings,
+        known=known,
+        notes=tuple(notes),
+    )
+
+
+def _prefixes(networks: list[Network], notes: list[str]) -> list[str]:
+    """One prefix per network: nothing for a single one, else the part of the path that differs."""
+    if len(networks) == 1:
+        if networks[0].path:
+            notes.append(f"unwrapped '{'.'.join(networks[0].path)}'")
+        return [""]
+    shared = _common_start([network.path for network in networks])
+    if shared:
+        notes.append(f"unwrapped '{'.'.join(shared)}'")
+    names = [".".join(network.path[len(shared) :]) for network in networks]
+    shown = ", ".join(repr(name) for name in names[:6]) + (", …" if len(names) > 6 else "")
+    notes.append(f"{len(networks)} groups of tensors: {shown}")
+    return [name + "." if name else "" for name in names]
+
+
+def _common_start(paths: list[tuple[str, ...]]) -> tuple[str, ...]:
+    first, last = min(paths), max(paths)
+    length = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
+    return first[:length]
+
+
+def _unwrap(network: Network, notes: list[str]) -> dict[str, Tensor]:
+    names, removed = unwrapped_names(list(network.tensors))
+    if removed:
+        notes.append(f"removed the prefix {', '.join(repr(prefix) for prefix in removed)} from the names")
+        stripped = unwrapped_names([*network.tensors, *(f"{name}.*" for name in network.known)])[0]
+        layers = (name[:-2] for name in stripped[len(names) :])
+        network.known = dict(zip(layers, network.known.values(), strict=True))
+    return dict(zip(names, network.tensors.values(), strict=True))
+
+
+def _split_shadow(named: dict[str, Tensor], notes: list[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Set aside names under ``ema.`` (or the like) that mirror the others."""
+    for prefix in sorted({name.partition(".")[0] for name in named} & SHADOWS):
+        mirrored = {n: t for n, t in named.items() if n.startswith(prefix + ".")}
+        others = {n: t for n, t in named.items() if n not in mirrored}
+        twins = sum(name[len(prefix) + 1 :].removeprefix("module.") in others for name in mirrored)
+        if others and twins * 2 > len(mirrored):
+            notes.append(f"{len(mirrored)} averaged tensors under '{prefix}.': scanned, not judged")
+            return others, mirrored
+    return named, {}

@@ -1,0 +1,132 @@
+"""Optimizer state → numbers per parameter.
+
+Adam's second moment v, divided by its bias correction 1 − β₂^t, is a running mean of the squared gradient over some
+1/(1 − β₂) steps: its root mean is the RMS gradient. It saw clipped gradients, and with Adam's own ``weight_decay`` (not
+AdamW's) the decay term as well.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gnnstab.checkpoint._optimizer import SECOND_MOMENTS, Entry, OptimizerState
+from gnnstab.checkpoint._scan import Statistics
+from gnnstab.checkpoint._tensors import readable
+from gnnstab.layers import plays
+from gnnstab.records import Signal
+from gnnstab.records.vocabulary import OPTIMIZER_NEVER_UPDATED
+
+MOST_NAMES = 50
+"""Parameter names listed with one number."""
+
+
+def optimizer_signals(
+    optimizer: OptimizerState,
+    names: Mapping[int, str],
+    owners: Mapping[str, str],
+    statistics: Mapping[str, Statistics],
+) -> list[Signal]:
+    """Numbers of one optimizer.
+
+    ``names`` ties the index of an entry to its parameter (see `matching_names`), ``owners`` a parameter to its
+    attention layer (other parameters: the module that holds them), ``statistics`` a parameter to its own statistics.
+    """
+    signals: list[Signal] = []
+    silent: list[str] = []
+    places: list[int] = []
+    for place, (index, name) in enumerate(names.items()):
+        entry = optimizer.entries[index]
+        layer = owners.get(name, name.rpartition(".")[0])
+        if _never_updated(entry, optimizer):
+            silent.append(name)
+            places.append(place)
+            continue
+        signals += _entry_signals(entry, name, layer, statistics[name], optimizer.path)
+    if optimizer.adaptive and names:
+        detail = {
+            "parameters": silent[:MOST_NAMES],
+            "places": places[:MOST_NAMES],
+            "optimizer": optimizer.path,
+            "of": len(names),
+        }
+        signals.append(Signal(OPTIMIZER_NEVER_UPDATED, float(len(silent)), None, source="optimizer", detail=detail))
+    return signals
+
+
+def gradient_slope(signals: Sequence[Signal], layers: Sequence[str]) -> list[Signal]:
+    """Slope of ln(RMS gradient of the value weights) over the layers, backwards; needs three layers.
+
+    The query and key weights are left out: their gradients follow the uniformity of the attention, not depth.
+    """
+    by_layer = {
+        s.layer: s.value
+        for s in signals
+        if s.name == "optimizer.gradient_rms" and plays(str(s.detail.get("parameter", "")), "value") and s.value > 0
+    }
+    points = [(position, math.log(by_layer[name])) for position, name in enumerate(layers) if name in by_layer]
+    if len(points) < 3:
+        return []
+    slope = float(np.polyfit([p for p, _ in points], [g for _, g in points], 1)[0])
+    detail = {"from": "second moments of the value weights", "layers": len(points)}
+    return [Signal("gradient.slope", -slope, None, source="optimizer", detail=detail)]
+
+
+def _entry_signals(entry: Entry, name: str, layer: str, weight: Statistics, path: str) -> list[Signal]:
+    lr, eps = entry.settings.get("lr"), entry.settings.get("eps")
+    detail = {"parameter": name, "optimizer": path, "lr": lr, "eps": eps, "step": entry.step}
+    signals = []
+    moment = corrected_moment(entry, "exp_avg_sq", "square_avg")
+    if moment is not None:
+        signals.append(
+            Signal("optimizer.gradient_rms", float(moment.mean().sqrt()), layer, source="optimizer", detail=detail)
+        )
+        damping = corrected_moment(entry, *SECOND_MOMENTS)
+        if eps is not None and damping is not None:
+            share = float((damping.sqrt() < eps).double().mean())
+            signals.append(Signal("optimizer.below_eps_share", share, layer, source="optimizer", detail=detail))
+    # The relative size of a first step is lr over RMS only where the step is normalised by the gradient's own size.
+    if moment is not None and lr is not None and weight.rms > 0:
+        signals.append(Signal("optimizer.lr_to_rms", float(lr) / weight.rms, layer, source="optimizer", detail=detail))
+    return signals
+
+
+def corrected_moment(entry: Entry, *names: str) -> Tensor | None:
+    """The first of the named second moments, in float64 and freed of its start at zero; None when not finite or absent."""
+    for name in names:
+        tensor = entry.tensors.get(name)
+        if tensor is None or not readable(tensor) or tensor.numel() == 0:
+            continue
+        moment = tensor.detach().double()
+        if not bool(torch.isfinite(moment).all()):
+            return None
+        decay = _decay(entry, name)
+        if decay is None or not entry.step or entry.step <= 0:
+            return None
+        corrected: Tensor = moment / (1 - decay**entry.step)
+        return corrected
+    return None
+
+
+def _decay(entry: Entry, moment: str) -> float | None:
+    """The decay rate of a second moment: RMSprop's alpha, Adam's β₂."""
+    betas = entry.settings.get("betas")
+    if moment == "square_avg":
+        decay = entry.settings.get("alpha")
+    else:
+        decay = betas[1] if isinstance(betas, (list, tuple)) and len(betas) == 2 else None
+    return float(decay) if isinstance(decay, (int, float)) and 0 <= decay < 1 else None
+
+
+def _never_updated(entry: Entry, optimizer: OptimizerState) -> bool:
+    """True without any state while the optimizer keeps state, or with a second moment of exactly zero."""
+    if not optimizer.adaptive:
+        return False
+    if not entry.tensors:
+        return True
+    moments = [t for name, t in entry.tensors.items() if name in SECOND_MOMENTS and readable(t)]
+    return bool(moments) and all(not bool(t.any()) for t in moments)

@@ -1,0 +1,101 @@
+"""Optimizer state: what a state dict of torch.optim holds, entry by entry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from gnnstab.checkpoint._tensors import unreadable
+
+SECOND_MOMENTS = ("max_exp_avg_sq", "exp_avg_sq", "square_avg")
+"""Names of a running mean of squared gradients: AMSGrad, Adam and its family, RMSprop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One parameter as the optimizer knows it."""
+
+    tensors: Mapping[str, Tensor]
+    """Its state, e.g. ``exp_avg_sq``; empty for a parameter that never received a gradient."""
+
+    step: float | None
+    """Updates so far."""
+
+    settings: Mapping[str, Any]
+    """Plain settings of its group: ``lr``, ``eps``, ``betas``, …"""
+
+    group: int
+    """Index of its group."""
+
+    name: str | None
+    """The parameter's own name, when the optimizer was given names."""
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """Shape of the parameter, or None without state."""
+        return next((tuple(t.shape) for name, t in self.tensors.items() if name != "step" and t.dim()), None)
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerState:
+    """One optimizer of a checkpoint."""
+
+    path: str
+    """Where it stood in the file, e.g. ``optimizer_states.0``."""
+
+    entries: tuple[Entry, ...] = ()
+    """Its parameters in the order of the groups."""
+
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def adaptive(self) -> bool:
+        """True when any entry has a second moment."""
+        return any(name in entry.tensors for entry in self.entries for name in SECOND_MOMENTS)
+
+
+def read_optimizer(path: str, state: Mapping[Any, Any]) -> OptimizerState:
+    """Put a state dict of torch.optim into order; what does not look like one is left out."""
+    entries: list[Entry] = []
+    for index, group in enumerate(state["param_groups"]):
+        if not isinstance(group, Mapping) or not isinstance(group.get("params"), (list, tuple)):
+            continue
+        numbers = {str(key): plain_number(value) for key, value in group.items()}
+        settings: dict[str, Any] = {key: value for key, value in numbers.items() if value is not None}
+        settings["betas"] = group.get("betas")
+        names = group.get("param_names")
+        for position, key in enumerate(group["params"]):
+            name = names[position] if isinstance(names, (list, tuple)) and position < len(names) else None
+            entries.append(
+                _entry(_lookup(state["state"], key), settings, index, name if isinstance(name, str) else None)
+            )
+    return OptimizerState(path, tuple(entries))
+
+
+def _lookup(state: Mapping[Any, Any], key: Any) -> Any:
+    try:
+        return state.get(key, {})
+    except TypeError:
+        return {}
+
+
+def _entry(state: Any, settings: Mapping[str, Any], group: int, name: str | None) -> Entry:
+    if not isinstance(state, Mapping):
+        state = {}
+    tensors = {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
+    return Entry(tensors, plain_number(state.get("step")), settings, group, name)
+
+
+def plain_number(value: Any) -> float | None:
+    """A number, or the entry of a tensor that holds one, as a float; None for anything else."""
+    try:
+        if isinstance(value, Tensor):
+            # Detached: torch warns of a parameter that becomes a plain number.
+            value = value.detach()
+            return float(value) if value.numel() == 1 and not unreadable(value).startswith(("meta", "uninit")) else None
+        return float(value) if isinstance(value, (int, float)) else None
+    except (OverflowError, RuntimeError, TypeError):
+        return None

@@ -1,0 +1,71 @@
+"""Modules that were pickled whole, read as records: their tensors and what their constructors kept, without their code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+
+from gnnstab.checkpoint._naming import printable, unique
+from gnnstab.errors import LoadError
+from gnnstab.layers import LAYERS
+from gnnstab.unpickling import Record
+
+DEEPEST = 100
+"""Levels of submodules."""
+
+MOST_MODULES = 100_000
+
+
+_KEPT = ("heads", "concat", "dropout", "out_channels", "edge_dim", "aggr", *(key for x in LAYERS for key in x.defaults))
+"""What constructors of attention layers keep as attributes."""
+
+
+def is_module(value: Any) -> bool:
+    """True for the record of an ``nn.Module``."""
+    return isinstance(value, Record) and all(isinstance(value.attributes.get(key), dict) for key in _PARTS)
+
+
+def tensors_of(module: Record) -> dict[str, Tensor]:
+    """What ``state_dict()`` would give."""
+    tensors: dict[str, Tensor] = {}
+    for path, part in _modules(module):
+        passing = part.attributes.get("_non_persistent_buffers_set")
+        passing = passing if isinstance(passing, set) else ()
+        for key, value in (*part.attributes["_parameters"].items(), *part.attributes["_buffers"].items()):
+            if isinstance(value, Tensor) and key not in passing:
+                tensors[unique(_joined(path, key), tensors)] = value
+    return tensors
+
+
+def facts_of(module: Record) -> dict[str, dict[str, Any]]:
+    """Module path → configuration of every attention layer, as far as it holds plain values."""
+    facts: dict[str, dict[str, Any]] = {}
+    for path, part in _modules(module):
+        if "heads" in part.attributes or any(part.kind == layer.kind for layer in LAYERS):
+            values = {key: part.attributes.get(key) for key in _KEPT}
+            facts[path] = {key: v for key, v in values.items() if isinstance(v, (bool, int, float, str))}
+            facts[path]["kind"] = printable(part.kind)
+    return facts
+
+
+_PARTS = ("_parameters", "_buffers", "_modules")
+
+
+def _modules(root: Record) -> Iterator[tuple[str, Record]]:
+    """Every module with its path, in the order of ``named_modules``; one that contains itself ends in `LoadError`."""
+    pending: list[tuple[str, Record, int]] = [("", root, 0)]
+    count = 0
+    while pending:
+        path, module, depth = pending.pop()
+        count += 1
+        if depth > DEEPEST or count > MOST_MODULES:
+            raise LoadError(f"holds a module with more than {DEEPEST} levels or {MOST_MODULES} submodules")
+        yield path, module
+        children = [(key, child) for key, child in module.attributes["_modules"].items() if is_module(child)]
+        pending.extend((_joined(path, key), child, depth + 1) for key, child in reversed(children))
+
+
+def _joined(path: str, key: object) -> str:
+    return f"{path}.{printable(key)}" if path else printable(key)

@@ -1,0 +1,195 @@
+"""Checkpoint → facts: layers, numbers, and what the file cannot show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from gnnstab.checkpoint._correspondence import matching_names
+from gnnstab.checkpoint._fingerprint import Fingerprint, fingerprint, prevailing_label, shared_label
+from gnnstab.checkpoint._heads import Heads, heads_of
+from gnnstab.checkpoint._layers import find_layers
+from gnnstab.checkpoint._loading import Checkpoint
+from gnnstab.checkpoint._moments import gradient_slope, optimizer_signals
+from gnnstab.checkpoint._naming import is_statistic
+from gnnstab.checkpoint._numbers import SLOPE_SQUARED, layer_signals
+from gnnstab.checkpoint._tensor_scan import TensorScan, scan_tensors
+from gnnstab.checkpoint._tensors import readable
+from gnnstab.checkpoint._training import was_trained
+from gnnstab.checkpoint._undecidable import assumptions, undecided
+from gnnstab.checkpoint.facts import CheckpointFacts
+from gnnstab.checkpoint.threads import one_thread
+from gnnstab.errors import UsageError
+from gnnstab.layers import StoredLayer
+from gnnstab.records import LayerFacts, Signal
+from gnnstab.records.vocabulary import WEIGHT_NON_FINITE, WEIGHT_RMS
+
+MOST_TOLD = 2000
+"""Tensors of a file up to which each one's count of NaN and Inf is told; beyond, those of the layers and the bad ones."""
+
+MOST_LINEAR = 64
+"""Plain Linear layers whose initialisation is looked at."""
+
+
+def recover(
+    checkpoint: Checkpoint, *, heads: int | None = None, activation: str | None = None, concat: bool | None = None
+) -> CheckpointFacts:
+    """Find every attention layer of a checkpoint by names and shapes, and compute what the file alone can tell.
+
+    ``heads`` and ``concat`` decide what concatenated heads leave open, ``activation`` (``relu`` unless given) enters the
+    static gain. A file without any attention layer gives facts without layers.
+
+    Raises `UsageError` when an option contradicts the file.
+    """
+    if activation is not None and activation not in SLOPE_SQUARED:
+        raise UsageError(f"unknown activation {activation!r}; choose from {', '.join(SLOPE_SQUARED)}")
+    with one_thread():
+        return _recover(checkpoint, heads, activation, concat)
+
+
+def _recover(checkpoint: Checkpoint, heads: int | None, activation: str | None, concat: bool | None) -> CheckpointFacts:
+    convs, unjudged, shared = find_layers(checkpoint.tensors)
+    decided = [heads_of(conv, heads, concat, _known(checkpoint, conv), checkpoint.settings) for conv in convs]
+    _check_given(convs, decided, heads)
+    prints = [[fingerprint(weight) for weight in conv.kind.drawn(conv)] for conv in convs]
+    layers = tuple(
+        _layer_facts(conv, position, decided[position], _known(checkpoint, conv), prints[position], activation)
+        for position, conv in enumerate(convs)
+    )
+    seen = scan_tensors(checkpoint)
+    optimizer_values, optimizers = _optimizer_values(checkpoint, convs, layers, seen)
+    plain = _plain_linear(checkpoint.tensors)
+    linear = [fingerprint(weight) for weight in plain[:MOST_LINEAR]]
+    trained, reason = was_trained(checkpoint, convs, [p for group in prints for p in group] + linear)
+    return CheckpointFacts(
+        path=checkpoint.path,
+        format=checkpoint.format,
+        layers=layers,
+        values=(
+            *_layer_values(convs, layers, seen, activation or "relu"),
+            *_weight_values(convs, seen),
+            *optimizer_values,
+        ),
+        undecided=undecided(layers, checkpoint.settings),
+        assumptions=assumptions(layers, [h.source for h in decided], activation),
+        notes=(
+            *checkpoint.notes,
+            *(f"{second} is {first} under another name" for second, first in shared.items()),
+            *seen.notes,
+        ),
+        unjudged=tuple(unjudged),
+        linear_layers=len(plain),
+        linear_initialisation=prevailing_label(linear) if linear else None,
+        trained=trained,
+        trained_reason=reason,
+        uninitialised=seen.uninitialised,
+        optimizers=optimizers,
+        progress=checkpoint.progress,
+        settings=checkpoint.settings,
+    )
+
+
+def _known(checkpoint: Checkpoint, conv: StoredLayer) -> Mapping[str, Any]:
+    return checkpoint.known.get(conv.name, {})
+
+
+def _check_given(convs: Sequence[StoredLayer], decided: Sequence[Heads], given: int | None) -> None:
+    """A number of heads that every layer contradicts is a mistake; one that some layer can use is not."""
+    if given is None or not convs or any(h.source == "given" or h.heads == given for h in decided):
+        return
+    first = next((i for i, h in enumerate(decided) if h.heads is not None), 0)
+    raise UsageError(
+        f"heads={given} contradicts the file: {convs[first].name} has {decided[first].heads}, {decided[first].source}"
+    )
+
+
+def _layer_facts(
+    conv: StoredLayer,
+    position: int,
+    heads: Heads,
+    known: Mapping[str, Any],
+    prints: list[Fingerprint],
+    activation: str | None,
+) -> LayerFacts:
+    rows, _ = conv.kind.widths(conv)
+    return LayerFacts(
+        name=conv.name,
+        kind=str(known.get("kind", conv.kind.kind)),
+        position=position,
+        attention=True,
+        out_channels=None if heads.heads is None else rows // heads.heads,
+        heads=heads.heads,
+        concat=heads.concat,
+        activation=activation,
+        initialisation=shared_label(prints),
+        **conv.kind.stored_facts(conv, known),
+    )
+
+
+def _layer_values(
+    convs: Sequence[StoredLayer], layers: Sequence[LayerFacts], seen: TensorScan, activation: str
+) -> list[Signal]:
+    """Numbers of the layers whose weights are all finite; decompositions of others have no meaning."""
+    values: list[Signal] = []
+    for conv, facts in zip(convs, layers, strict=True):
+        if not any(seen.non_finite.get(name) for name in conv.parameters()):
+            values += layer_signals(conv, facts, activation)
+    return values
+
+
+def _weight_values(convs: Sequence[StoredLayer], seen: TensorScan) -> list[Signal]:
+    """RMS of the attention layers' parameters, and NaN and Inf entries of every tensor of the file."""
+    owners = _owners(convs)
+    values = [
+        Signal(WEIGHT_RMS, numbers.rms, owners[name], source="weights", detail={"parameter": name})
+        for name, numbers in seen.parameters.items()
+        if name in owners and not numbers.non_finite
+    ]
+    told = [
+        name for name in seen.non_finite if len(seen.non_finite) <= MOST_TOLD or name in owners or seen.non_finite[name]
+    ]
+    for name in told:
+        layer = owners.get(name, name.rpartition(".")[0])
+        detail = {
+            "parameter": name,
+            "tensors": len(seen.non_finite),
+            **({"statistic": True} if is_statistic(name) else {}),
+        }
+        values.append(Signal(WEIGHT_NON_FINITE, float(seen.non_finite[name]), layer, source="weights", detail=detail))
+    return values
+
+
+def _optimizer_values(
+    checkpoint: Checkpoint, convs: Sequence[StoredLayer], layers: Sequence[LayerFacts], seen: TensorScan
+) -> tuple[list[Signal], tuple[str, ...]]:
+    shapes = {
+        prefix: [(name, seen.shapes[name]) for name in names if name in seen.shapes]
+        for prefix, names in checkpoint.networks.items()
+    }
+    values: list[Signal] = []
+    lines: list[str] = []
+    for optimizer in checkpoint.optimizers:
+        names, line = matching_names(optimizer, shapes)
+        lines.append(line)
+        found = optimizer_signals(optimizer, names, _owners(convs), seen.parameters)
+        values += [*found, *gradient_slope(found, [layer.name for layer in layers])]
+    return values, tuple(lines)
+
+
+def _owners(convs: Sequence[StoredLayer]) -> dict[str, str]:
+    return {name: conv.name for conv in convs for name in conv.parameters()}
+
+
+def _plain_linear(tensors: Mapping[str, Tensor]) -> list[Tensor]:
+    """Weights of Linear layers outside any attention layer: a matrix beside a bias of as many entries as it has rows."""
+    found = []
+    for name, weight in tensors.items():
+        module = name.rpartition(".")[0]
+        bias = tensors.get(module + ".bias")
+        if name.endswith(".weight") and bias is not None and not module.rpartition(".")[2].startswith("lin_"):
+            matrix = readable(weight) and readable(bias) and weight.dim() == 2
+            if matrix and tuple(bias.shape) == (weight.shape[0],):
+                found.append(weight)
+    return found

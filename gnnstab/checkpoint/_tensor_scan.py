@@ -1,0 +1,148 @@
+"""Every tensor of a file looked at once: RMS, NaN and Inf, aliases, tensors that cannot be read."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from gnnstab.checkpoint._loading import Checkpoint
+from gnnstab.checkpoint._memory import MappedFiles
+from gnnstab.checkpoint._naming import is_statistic
+from gnnstab.checkpoint._scan import Statistics, scan
+from gnnstab.checkpoint._tensors import identity, unreadable
+
+LARGE_FILE = 256 * 2**20
+"""Bytes of a file from which pages that were read are given back to the system."""
+
+LARGEST_COMPARED = 2**22
+"""Entries up to which tensors of equal statistics are compared entry by entry."""
+
+
+@dataclass(slots=True)
+class TensorScan:
+    """What the pass over all tensors found."""
+
+    parameters: dict[str, Statistics] = field(default_factory=dict)
+    """Statistics of every trainable-looking tensor, aliases left out, in file order."""
+
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Shapes of the same tensors."""
+
+    non_finite: dict[str, int] = field(default_factory=dict)
+    """Tensor name → NaN and Inf entries; also of running statistics, averaged weights and optimizer moments."""
+
+    uninitialised: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def scan_tensors(checkpoint: Checkpoint) -> TensorScan:
+    """Look at every tensor of the file once, in pieces."""
+    mapped = MappedFiles() if checkpoint.size > LARGE_FILE else None
+    found = TensorScan()
+    unread: dict[str, list[str]] = defaultdict(list)
+    aliases = _Aliases()
+    statistics: list[str] = []
+    for name, tensor in checkpoint.tensors.items():
+        why = unreadable(tensor)
+        if why not in ("", "complex"):
+            if why in ("integer", "boolean") and is_statistic(name):
+                statistics.append(name)
+            else:
+                unread[why].append(name)
+            continue
+        if aliases.same_storage(name, tensor):
+            continue
+        numbers = _look(found, name, tensor, mapped)
+        if is_statistic(name):
+            statistics.append(name)
+        elif why:
+            unread[why].append(name)
+        elif not aliases.equal_values(name, tensor, numbers):
+            found.parameters[name] = numbers
+            found.shapes[name] = tuple(tensor.shape)
+    for name, tensor in _beside(checkpoint).items():
+        if unreadable(tensor) in ("", "complex"):
+            _look(found, name, tensor, mapped)
+    found.uninitialised = tuple(unread.pop("uninitialised", ()))
+    found.notes = tuple(_notes(aliases, statistics, unread, found.uninitialised))
+    return found
+
+
+class _Aliases:
+    """Tensors that are in the file under more than one name."""
+
+    def __init__(self) -> None:
+        self.pairs: list[tuple[str, str]] = []
+        self._views: dict[tuple[object, ...], str] = {}
+        self._values: dict[tuple[object, ...], list[tuple[str, Tensor]]] = defaultdict(list)
+
+    def same_storage(self, name: str, tensor: Tensor) -> bool:
+        if tensor.numel() == 0:
+            return False
+        first = self._views.setdefault(identity(tensor), name)
+        if first != name:
+            self.pairs.append((name, first))
+        return first != name
+
+    def equal_values(self, name: str, tensor: Tensor, numbers: Statistics) -> bool:
+        """Constant tensors do not count: two untouched biases are equal without being one."""
+        if numbers.non_finite or numbers.minimum == numbers.maximum or not 2 <= tensor.numel() <= LARGEST_COMPARED:
+            return False
+        twins = self._values[(tensor.dtype, tuple(tensor.shape), numbers.rms, numbers.minimum, numbers.maximum)]
+        first = next((other for other, twin in twins if torch.equal(twin, tensor)), None)
+        if first is None:
+            twins.append((name, tensor))
+            return False
+        self.pairs.append((name, first))
+        return True
+
+
+def _look(found: TensorScan, name: str, tensor: Tensor, mapped: MappedFiles | None) -> Statistics:
+    numbers = scan(tensor, mapped)
+    found.non_finite[name] = numbers.non_finite
+    return numbers
+
+
+def _beside(checkpoint: Checkpoint) -> Mapping[str, Tensor]:
+    """Averaged weights and optimizer moments, under names that say where they stood."""
+    moments = {
+        f"{optimizer.path}.{index}.{key}": tensor
+        for optimizer in checkpoint.optimizers
+        for index, entry in enumerate(optimizer.entries)
+        for key, tensor in entry.tensors.items()
+    }
+    return {**checkpoint.shadows, **moments}
+
+
+def _notes(
+    aliases: _Aliases, statistics: list[str], unread: Mapping[str, list[str]], lazy: tuple[str, ...]
+) -> list[str]:
+    notes = []
+    if aliases.pairs:
+        second, first = aliases.pairs[0]
+        notes.append(
+            f"{_some(len(aliases.pairs), 'tensor')} saved under a second name, counted once (e.g. {second} = {first})"
+        )
+    if statistics:
+        notes.append(
+            f"{_some(len(statistics), 'running statistic')}, not a weight: {', '.join(statistics[:4])}{_dots(statistics)}"
+        )
+    for why, names in unread.items():
+        notes.append(f"{_some(len(names), 'tensor')} not judged, {why}: {', '.join(names[:3])}{_dots(names, 3)}")
+    if lazy:
+        notes.append(
+            f"{_some(len(lazy), 'parameter')} saved before the first forward pass gave a shape: {', '.join(lazy[:3])}{_dots(lazy, 3)}"
+        )
+    return notes
+
+
+def _some(count: int, noun: str) -> str:
+    return f"{count} {noun}" + ("s" if count != 1 else "")
+
+
+def _dots(names: list[str] | tuple[str, ...], shown: int = 4) -> str:
+    return ", …" if len(names) > shown else ""

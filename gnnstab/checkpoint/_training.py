@@ -1,0 +1,72 @@
+"""Was this checkpoint trained, as far as the file tells?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from gnnstab.checkpoint._fingerprint import Fingerprint
+from gnnstab.checkpoint._loading import Checkpoint
+from gnnstab.checkpoint._tensors import readable
+from gnnstab.layers import StoredLayer
+
+
+def was_trained(
+    checkpoint: Checkpoint, convs: Sequence[StoredLayer], prints: Sequence[Fingerprint]
+) -> tuple[bool | None, str]:
+    """(True, False or None, what it was read from). None: no evidence either way."""
+    for evidence in (_steps(checkpoint), _moved_norm(checkpoint.tensors), _moved_bias(convs)):
+        if evidence:
+            return True, evidence
+    light = sum(p.family != "unknown" and not p.pristine for p in prints)
+    if light:
+        return True, f"{light} weight matrices are close to, but not at, a known initialisation"
+    if prints and all(p.family != "unknown" for p in prints):
+        return False, f"all {len(prints)} weight matrices looked at still have their initial distribution"
+    return None, "the weights match no known initialisation and the file holds no step count"
+
+
+def _steps(checkpoint: Checkpoint) -> str:
+    for name, value in checkpoint.progress.items():
+        if value > 0:
+            return f"{name} = {value} in the file"
+    steps = [e.step for optimizer in checkpoint.optimizers for e in optimizer.entries if e.step]
+    if steps:
+        return f"the optimizer took {max(steps):.0f} steps"
+    for name, tensor in checkpoint.tensors.items():
+        if name.endswith("num_batches_tracked") and not tensor.is_meta and tensor.numel() == 1 and float(tensor) > 0:
+            return f"{name} = {float(tensor):.0f}"
+    return ""
+
+
+def _moved_norm(tensors: Mapping[str, Tensor]) -> str:
+    """Weights of normalisations start at exactly 1."""
+    for name, weight in tensors.items():
+        bias = tensors.get(name.removesuffix("weight") + "bias")
+        if not name.endswith(".weight") or bias is None or not readable(weight) or not readable(bias):
+            continue
+        if (
+            weight.dim() == 1
+            and 1 < weight.numel() <= 2**20
+            and weight.shape == bias.shape
+            and not bool((weight == 1).all())
+        ):
+            return f"{name} is a normalisation's weight and no longer 1"
+    return ""
+
+
+def _moved_bias(convs: Sequence[StoredLayer]) -> str:
+    """Biases of PyG's own initialisation stay within ±1/√D; weights that do so too while a bias does not were trained."""
+    for conv in convs:
+        for name, bias in conv.tensors.items():
+            weight = conv.tensors.get(name.removesuffix("bias") + "weight")
+            if not name.endswith(".bias") or weight is None:
+                continue
+            bound = 1 / math.sqrt(int(weight.shape[1]))
+            inside = torch.aminmax(weight.detach().double().abs()).max <= bound
+            if bool(inside) and float(bias.detach().double().abs().max()) > bound * 1.01:
+                return f"{conv.name}.{name} left the range of its initialisation"
+    return ""

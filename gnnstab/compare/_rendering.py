@@ -1,0 +1,144 @@
+"""A comparison as text for a terminal or as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.text import Text
+
+from gnnstab.compare._changes import Change, Comparison
+from gnnstab.errors import UsageError
+from gnnstab.records import Finding
+from gnnstab.report import escape, summary
+from gnnstab.report.console import printed
+from gnnstab.report.numbers import compared, count, number
+from gnnstab.report.text_parts import relative_to, table
+from gnnstab.report.text_style import GREEN, HEADING, MUTED, RED, SEVERITY
+
+NOTABLE = 1.1
+"""Growth from which on a change is worth a line when no limit is asked for."""
+
+ROWS = 20
+FORMATS = ("text", "json")
+
+
+def render(
+    comparison: Comparison,
+    format: str = "text",
+    *,
+    factor: float | None = None,
+    width: int = 80,
+    color: str | None = None,
+    verbose: bool = False,
+) -> str:
+    """The comparison as text; ``factor`` is the growth from which on it fails."""
+    if format == "json":
+        document = {"schema_version": "1", **comparison.to_dict()}
+        return json.dumps(document, indent=2, allow_nan=False) + "\n"
+    if format != "text":
+        raise UsageError(f"unknown format {format!r}; choose from {', '.join(FORMATS)}")
+    return printed(_parts(comparison, factor, verbose), width, color)
+
+
+def _parts(comparison: Comparison, factor: float | None, verbose: bool) -> Iterator[RenderableType]:
+    yield _verdict(comparison, factor)
+    names = (escape.name(t.path, 90) for t in (comparison.before, comparison.after))
+    yield Text(" → ".join(names), style=MUTED)
+    shown = _shown(comparison, factor, verbose)
+    if shown:
+        yield from _section("What grew towards danger", _changes(shown, verbose))
+    for title, found in (("New findings", comparison.new), ("Findings that are gone", comparison.gone)):
+        if found:
+            yield from _section(title, Group(*(_finding(f) for f in found)))
+    for title, layers in (("Only before", comparison.only_before), ("Only after", comparison.only_after)):
+        if layers:
+            yield Text(f"\n{title}: {', '.join(escape.name(x) for x in layers)}", style=MUTED)
+
+
+def _section(title: str, body: RenderableType) -> Iterator[RenderableType]:
+    yield Text()
+    yield Text(title, style=HEADING)
+    yield Padding(body, (0, 0, 0, 2))
+
+
+def _verdict(comparison: Comparison, factor: float | None) -> Text:
+    limit = NOTABLE if factor is None else factor
+    grown = comparison.grown(limit)
+    if not grown:
+        text = f"nothing grew by {limit:g}× or more in {count(len(comparison.changes), 'number')} compared"
+        return Text.assemble(("STEADY", f"bold {GREEN}"), "  ", (text, "bold"))
+    worst = grown[0]
+    amount = f"{count(len(grown), 'number')} grew by {limit:g}× or more"
+    place = f"worst: {name_of(worst)} {times(worst.growth)} at {place_of(worst)}"
+    return Text.assemble(("GREW", f"bold {RED}"), "  ", (f"{amount}; {place}", "bold"))
+
+
+def _shown(comparison: Comparison, factor: float | None, verbose: bool) -> list[Change]:
+    if verbose:
+        return [c for c in comparison.changes if c.growth > 1]
+    grown = comparison.grown(min(factor or NOTABLE, NOTABLE))
+    worst: dict[tuple[str, str | None, bool], Change] = {}
+    for change in grown:  # strongest first: the head that grew most speaks for its layer
+        worst.setdefault((change.signal, change.layer, change.extreme), change)
+    return list(worst.values())
+
+
+def _changes(shown: list[Change], verbose: bool) -> RenderableType:
+    rows = shown if verbose else shown[:ROWS]
+    path, names = escape.apart([change.layer or "the model" for change in rows], 18)
+    grid = table("Signal", "Layer", "Head", "Before", "After", "Growth", "Limit", numbers=3)
+    grid.columns[0].no_wrap = True
+    for change, name in zip(rows, names, strict=True):
+        grid.add_row(
+            Text(name_of(change)),
+            Text(name),
+            "all" if change.head is None else str(change.head),
+            number(change.before),
+            number(change.after),
+            times(change.growth),
+            _limit(change),
+        )
+    left_out = 0 if verbose else len(shown) - ROWS
+    parts: list[RenderableType] = [relative_to(path)] if path else []
+    parts.append(grid)
+    if left_out > 0:
+        parts.append(Text(f"and {left_out} more (--verbose shows all)", style=MUTED))
+    return Group(*parts)
+
+
+def place_of(change: Change, longest: int = 60) -> str:
+    """``layer head 0``, or ``the model``."""
+    layer = escape.name(change.layer, longest) if change.layer else "the model"
+    return layer if change.head is None else f"{layer} head {change.head}"
+
+
+def name_of(change: Change) -> str:
+    """The signal; with a word that its worst value of the run was compared, not the one at the end."""
+    return f"{change.signal} (worst)" if change.extreme else change.signal
+
+
+def times(growth: float) -> str:
+    """``2.5×``; ``new`` for growth from nothing."""
+    return f"{number(growth)}×" if math.isfinite(growth) else "new"
+
+
+def _limit(change: Change) -> str:
+    approach = change.approach
+    if change.rule is None or approach is None:
+        return "–"
+    if approach >= 1:
+        return f"beyond {change.rule}"
+    return f"{approach:.0%} to {change.rule}"
+
+
+def _finding(finding: Finding) -> Text:
+    measured = f"{finding.signal} {compared(finding.value, finding.threshold, finding.unit)}".strip()
+    return Text.assemble(
+        (f"{finding.severity:<8}", SEVERITY[finding.severity]),
+        (f"{finding.code} {escape.name(finding.name)}", "bold"),
+        f"  {summary.where(finding)}: {measured}",
+    )

@@ -1,0 +1,132 @@
+"""Turns the raw section of a configuration file into `Settings`; every mistake is named with its place."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Collection, Mapping, Sequence
+from datetime import date, datetime
+from pathlib import Path
+from typing import Any
+
+from gnnstab.config._settings import Settings
+from gnnstab.config._suppressions import Suppression
+from gnnstab.errors import ConfigurationError, hint, printable
+from gnnstab.records import SEVERITIES
+
+KEYS = ("select", "ignore", "fail-on", "format", "baseline", "thresholds", "layers", "suppressions")
+SUPPRESSION_KEYS = ("code", "layer", "reason", "expires")
+
+
+def parse(section: Mapping[str, Any], file: Path) -> Settings:
+    """The settings of one section; raises `ConfigurationError` for an unknown key or an impossible value."""
+    where = str(file)
+    _refuse_unknown(section, KEYS, where)
+    origins = {key.replace("-", "_"): where for key in section}
+    baseline = section.get("baseline")
+    return Settings(
+        select=_codes(section.get("select", ()), f"{where}: select"),
+        ignore=_codes(section.get("ignore", ()), f"{where}: ignore"),
+        fail_on=_choice(section.get("fail-on", "warning"), SEVERITIES, f"{where}: fail-on"),
+        format=_text(section.get("format", "text"), f"{where}: format"),
+        baseline=None if baseline is None else str(file.parent / _text(baseline, f"{where}: baseline")),
+        thresholds=_thresholds(section.get("thresholds", {}), f"{where}: thresholds"),
+        layers=_layers(section.get("layers", {}), f"{where}: layers"),
+        suppressions=tuple(_suppressions(section.get("suppressions", ()), where)),
+        origins=origins,
+    )
+
+
+def _refuse_unknown(given: Mapping[str, Any], known: Collection[str], where: str) -> None:
+    for key in given:
+        if key not in known:
+            near = hint(printable(key), known, f"known are {', '.join(known)}")
+            raise ConfigurationError(f"{where}: unknown key {reprlib.repr(key)}; {near}")
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ConfigurationError(f"{where} must be a text, not {reprlib.repr(value)}")
+    return value.strip()
+
+
+def _choice(value: Any, choices: Sequence[str], where: str) -> str:
+    if value not in choices:
+        raise ConfigurationError(f"{where} must be one of {', '.join(choices)}, not {reprlib.repr(value)}")
+    return str(value)
+
+
+def _codes(value: Any, where: str) -> tuple[str, ...]:
+    """A list of code prefixes; an ini file gives them as one text parted by commas, blanks or lines."""
+    items = value.replace(",", " ").split() if isinstance(value, str) else value
+    if not isinstance(items, (list, tuple)) or not all(isinstance(item, str) and item.strip() for item in items):
+        raise ConfigurationError(f"{where} must be a list of rule codes or prefixes, not {reprlib.repr(value)}")
+    return tuple(item.strip().upper() for item in items)
+
+
+def _table(value: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ConfigurationError(f"{where} must be a table, not {reprlib.repr(value)}")
+    return value
+
+
+def _thresholds(value: Any, where: str) -> dict[str, dict[str, float]]:
+    return {
+        str(code): {
+            str(name): _number(number, f"{where}.{printable(code, 40)}.{printable(name, 40)}")
+            for name, number in _table(values, f"{where}.{printable(code, 40)}").items()
+        }
+        for code, values in _table(value, where).items()
+    }
+
+
+def _number(value: Any, where: str) -> float:
+    try:
+        if isinstance(value, bool):
+            raise ValueError
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"{where} must be a number, not {reprlib.repr(value)}") from error
+    if number != number:
+        raise ConfigurationError(f"{where} must be a number; with nan no limit would ever be crossed")
+    return number
+
+
+def _layers(value: Any, where: str) -> dict[str, dict[str, dict[str, float]]]:
+    return {
+        str(glob): _thresholds(rules, f"{where}.{printable(glob, 80)}") for glob, rules in _table(value, where).items()
+    }
+
+
+def _suppressions(value: Any, file: str) -> list[Suppression]:
+    if not isinstance(value, (list, tuple)):
+        raise ConfigurationError(f"{file}: suppressions must be a list of tables, not {reprlib.repr(value)}")
+    found = []
+    for position, item in enumerate(value, start=1):
+        where = f"{file}: suppression {position}"
+        entry = _table(item, where)
+        _refuse_unknown(entry, SUPPRESSION_KEYS, where)
+        if not str(entry.get("reason", "")).strip():
+            raise ConfigurationError(f"{where} has no reason; say why the finding is accepted")
+        found.append(
+            Suppression(
+                code=_text(entry.get("code"), f"{where}: code").upper(),
+                reason=_text(entry["reason"], f"{where}: reason"),
+                layer=_text(entry.get("layer", "*"), f"{where}: layer"),
+                expires=_day(entry.get("expires"), f"{where}: expires"),
+                origin=file,
+            )
+        )
+    return found
+
+
+def _day(value: Any, where: str) -> date | None:
+    if value is None:
+        return None
+    if isinstance(value, datetime):
+        return value.date()
+    if isinstance(value, date):
+        return value
+    try:
+        return date.fromisoformat(str(value).strip())
+    except ValueError as error:
+        raise ConfigurationError(f"{where} must be a day such as 2026-12-31, not {reprlib.repr(value)}") from error

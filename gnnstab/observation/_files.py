@@ -1,0 +1,50 @@
+"""One checkpoint file → signals: from the file alone, or in the model that it belongs to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from gnnstab.errors import UsageError
+from gnnstab.observation._models import on_batch
+from gnnstab.observation._references import build
+from gnnstab.observation._request import Observed, Request
+from gnnstab.records import Signals, Target
+from gnnstab.signals import from_trace, join, renamed
+
+
+def observe_checkpoint(path: Path, request: Request, *, probe: bool = True) -> Observed:
+    """``probe`` also runs the recovered layers of a file without a model on synthetic graphs.
+
+    Raises `LoadError` when the file cannot be read or does not fit the model, `UsageError` for a batch without a model.
+    """
+    from gnnstab.checkpoint import load, load_into, recover
+    from gnnstab.signals.weights import from_checkpoint
+
+    request.progress(f"reading {path.name}")
+    checkpoint = load(path, unsafe=request.unsafe)
+    facts = recover(checkpoint, heads=request.heads, activation=request.activation)
+    static, notes = from_checkpoint(facts), tuple(checkpoint.notes)
+    if request.model is None:
+        if request.batch is not None or request.loss is not None:
+            raise UsageError("a batch or a loss needs the model they belong to: pass model= as well")
+        synthetic = _probe_alone(facts, checkpoint, request) if probe else None
+        return Observed(Target("checkpoint", str(path), notes), join(synthetic, static) if synthetic else static)
+    model = build(request.model)
+    notes += tuple(load_into(model, checkpoint))
+    groups = [entry.settings for state in checkpoint.optimizers for entry in state.entries]
+    return on_batch(Observed(Target("checkpoint", str(path), notes), static), model, request, groups)
+
+
+def _probe_alone(facts: Any, checkpoint: Any, request: Request) -> Signals | None:
+    """With nothing but the file: the recovered layers on synthetic graphs."""
+    from gnnstab.checkpoint import rebuild
+    from gnnstab.checkpoint.threads import one_thread
+    from gnnstab.probe.measure import measure_layers
+
+    request.progress("probing the recovered layers on synthetic graphs")
+    rebuilt = rebuild(facts, checkpoint, probed=True)
+    if not rebuilt:
+        return None
+    with one_thread(), measure_layers(rebuilt.model, rebuilt.batches) as trace:
+        return renamed(from_trace(trace), {path: name for name, path in rebuilt.model.paths.items()})

@@ -1,0 +1,80 @@
+"""A folder of checkpoints of one run → signals of the newest, and trends over all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from gnnstab.errors import GnnstabError, LoadError
+from gnnstab.observation._files import observe_checkpoint
+from gnnstab.observation._request import Observed, Request
+from gnnstab.records import Target
+from gnnstab.signals import Trajectory
+
+MOST_PROBED = 100
+"""Checkpoints of a folder whose layers are run on synthetic graphs; a trend has enough points in these."""
+
+MOST_LEFT_OUT = 20
+"""Files of a folder that could not be read and are told by name."""
+
+
+def observe_folder(folder: Path, request: Request) -> Observed:
+    """Raises `LoadError` when the folder holds no checkpoint, or none that can be read."""
+    from gnnstab.checkpoint import checkpoints_in
+
+    paths = checkpoints_in(folder)
+    if not paths:
+        raise LoadError(f"{folder}: no checkpoint (.pt .pth .ckpt .safetensors) and no trace in this folder")
+    collected, notes = Trajectory(), _Notes()
+    probed = _evenly(len(paths), MOST_PROBED)
+    newest, live = -1, None
+    for position, path in enumerate(paths):
+        request.progress(f"{position + 1}/{len(paths)} {path.name}")
+        try:
+            seen = observe_checkpoint(path, request, probe=position in probed)
+        except GnnstabError as error:
+            notes.leave_out(path.name, str(error))
+            continue
+        notes.add(path.name, seen.target.notes)
+        step = int(seen.signals.context.get("step") or position)
+        if collected.last_step is None or step >= collected.last_step:
+            newest, live = position, seen.live
+        collected.add(step, seen.signals)
+    if collected.last_step is None:
+        raise LoadError(f"{folder}: none of its {len(paths)} checkpoints could be read; the first: {notes.left_out[0]}")
+    if newest not in probed:
+        collected.add(collected.last_step, observe_checkpoint(paths[newest], request).signals)
+    if len(probed) < len(paths) and request.model is None:
+        notes.add("", [f"probed on synthetic graphs: {len(probed)} of the {len(paths)} checkpoints, evenly spread"])
+    return Observed(Target("checkpoint", str(folder), notes.gathered()), collected.signals(), live)
+
+
+def _evenly(count: int, most: int) -> frozenset[int]:
+    """``most`` of the numbers below ``count`` at even distances, the first and the last among them; all when they are fewer."""
+    if count <= most:
+        return frozenset(range(count))
+    return frozenset(round(i * (count - 1) / (most - 1)) for i in range(most))
+
+
+class _Notes:
+    """Notes on the files of a folder: what holds for many of them is told once."""
+
+    def __init__(self) -> None:
+        self.left_out: list[str] = []
+        self._files: dict[str, list[str]] = {}
+
+    def add(self, file: str, notes: Iterable[str]) -> None:
+        for note in notes:
+            self._files.setdefault(note, []).append(file)
+
+    def leave_out(self, file: str, why: str) -> None:
+        self.left_out.append(f"left out {file}: {why}")
+
+    def gathered(self) -> tuple[str, ...]:
+        more = len(self.left_out) - MOST_LEFT_OUT
+        left_out = self.left_out[:MOST_LEFT_OUT] + ([f"left out {more} more"] if more > 0 else [])
+        told = (
+            f"{files[0]}{f' and {len(files) - 1} more' if len(files) > 1 else ''}: {note}" if files[0] else note
+            for note, files in self._files.items()
+        )
+        return (*left_out, *told)

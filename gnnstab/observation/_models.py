@@ -1,0 +1,122 @@
+"""A model in memory → signals: from its weights and settings alone, and measured on a batch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from gnnstab.errors import UsageError
+from gnnstab.observation._references import resolve
+from gnnstab.observation._request import Live, Observed, Request
+from gnnstab.records import Signal, Signals, Target
+from gnnstab.records.vocabulary import PLACE_NOT_HELD
+from gnnstab.signals import from_trace, join
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def static_signals(model: nn.Module, *, optimizer: Any = None, activation: str | None = None) -> Signals:
+    """What weights, settings and the optimizer's state alone say."""
+    from gnnstab.checkpoint import recover_model
+    from gnnstab.signals.weights import from_checkpoint
+
+    return from_checkpoint(recover_model(model, optimizer=optimizer, activation=activation))
+
+
+def measured_signals(model: nn.Module, batch: Any, *, loss: Any = None, precision: str = "fp32") -> Signals:
+    """What the recorder sees in one forward and backward of every batch, without what the weights alone say."""
+    from gnnstab.probe.measure import measure
+
+    with measure(model, batch, loss=loss, precision=precision) as trace:
+        return from_trace(trace)
+
+
+def model_signals(
+    model: nn.Module,
+    batch: Any,
+    *,
+    loss: Any = None,
+    precision: str = "fp32",
+    optimizer: Any = None,
+    try_steps: bool = False,
+) -> Signals:
+    """All signals of a model and a batch, with ``try_steps`` those of real steps on a copy; the model is left as it was."""
+    static = static_signals(model, optimizer=optimizer)
+    measured = measured_signals(model, batch, loss=loss, precision=precision)
+    if try_steps:
+        from gnnstab.probe.optimizer.optimizer_steps import with_trial_steps
+
+        measured = with_trial_steps(measured, model, batch, loss, optimizer, precision)
+    return join(measured, static)
+
+
+def observe_model(model: Any, request: Request) -> Observed:
+    """Raises `UsageError` when ``model`` is no module."""
+    from torch import nn
+
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"cannot diagnose a {type(model).__name__}; pass a path or a torch.nn.Module")
+    static = static_signals(model, optimizer=request.optimizer, activation=request.activation)
+    groups = () if request.optimizer is None else request.optimizer.param_groups
+    return on_batch(Observed(Target(kind="model", path=type(model).__name__), static), model, request, groups)
+
+
+def on_batch(seen: Observed, model: nn.Module, request: Request, groups: Sequence[Mapping[str, Any]] = ()) -> Observed:
+    """``seen`` joined with what a forward and backward of the request's batch shows, where it has one.
+
+    ``groups`` are the settings of the optimizer that moved the model.
+    """
+    if request.batch is None:
+        return seen
+    from gnnstab.probe.batches.arguments import load_batch
+    from gnnstab.probe.batches.data import taken
+    from gnnstab.probe.optimizer.optimizer_steps import with_trial_steps
+
+    batch, loss = request.batch, request.loss
+    if isinstance(batch, (str, os.PathLike)):
+        batch = load_batch(os.fspath(batch), unsafe=request.unsafe)
+    if isinstance(loss, str):
+        loss = resolve(loss)
+    batch = taken(batch, model)
+    request.progress("running forward and backward")
+    target = replace(seen.target, notes=(*seen.target.notes, *_kept(model)))
+    dynamic = measured_signals(model, batch, loss=loss, precision=request.precision)
+    dynamic = with_trial_steps(dynamic, model, batch, loss, request.optimizer, request.precision)
+    if request.optimizer is not None:
+        dynamic = replace(dynamic, values=(*dynamic.values, *_not_held(model, request.optimizer.param_groups)))
+    return replace(
+        seen, target=target, signals=join(dynamic, seen.signals), live=Live(model, batch, loss, _adam(groups))
+    )
+
+
+def _kept(model: nn.Module) -> list[str]:
+    from gnnstab.probe.replaying.replica import kept_with_history
+
+    kept = kept_with_history(model)
+    if not kept:
+        return []
+    what = f"keeps {', '.join(kept[:3])} from an earlier forward, with the graph behind it"
+    return [
+        f"the model {what}: copies hold the numbers alone, and the memory of that forward is not freed; detach() frees it"
+    ]
+
+
+def _not_held(model: nn.Module, groups: Sequence[Mapping[str, Any]]) -> tuple[Signal, ...]:
+    from gnnstab.probe.places import not_held
+
+    found = not_held(model, groups)
+    return (Signal(PLACE_NOT_HELD, float(found["count"]), detail=found),) if found else ()
+
+
+def _adam(groups: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """``lr`` and ``eps`` of groups of the Adam family; empty where there is none, or where they differ."""
+    found = {(g.get("lr"), g.get("eps")) for g in groups if g.get("betas") is not None}
+    if len(found) != 1:
+        return {}
+    lr, eps = found.pop()
+    numbers = {"lr": lr, "eps": eps}
+    # A schedule that has come to its end leaves a rate of 0, with which nothing can be trained.
+    return {k: float(v) for k, v in numbers.items() if isinstance(v, (int, float)) and (k == "eps" or v > 0)}

@@ -1,0 +1,41 @@
+"""What kind of target it is, and the road to its signals."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from gnnstab.observation._files import observe_checkpoint
+from gnnstab.observation._folders import observe_folder
+from gnnstab.observation._models import observe_model
+from gnnstab.observation._request import Observed, Request
+from gnnstab.records import Target
+from gnnstab.signals import from_trace
+from gnnstab.trace import Trace, rank_files
+
+
+def observe(target: Any, request: Request) -> Observed:
+    """The signals of a path (checkpoint, trace, folder of either) or of an ``nn.Module``.
+
+    Raises `LoadError` for a file that cannot be read and `UsageError` for arguments that ask for something impossible.
+    """
+    if not isinstance(target, (str, os.PathLike)):
+        return observe_model(target, request)
+    path = Path(target)
+    if path.is_dir() and not any(path.glob("*.gnnstab")):
+        return observe_folder(path, request)
+    if path.is_dir() or is_trace(path):
+        with Trace.open(path) as trace:
+            return Observed(Target(kind="trace", path=str(path)), from_trace(trace))
+    return observe_checkpoint(path, request)
+
+
+def is_trace(path: Path) -> bool:
+    """True for a file that is, or claims to be, a trace, and for the stem of the traces of a distributed run."""
+    if path.suffix == ".gnnstab":
+        return True
+    if not path.is_file():
+        return not path.exists() and bool(rank_files(path))
+    with path.open("rb") as stream:
+        return stream.read(16) == b"SQLite format 3\x00"

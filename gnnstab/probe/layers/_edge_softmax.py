@@ -1,0 +1,291 @@
+"""Attention of classes that no adapter describes: seen by what their code does, judged by what every attention has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gnnstab.layers.edges import plain_tensor
+from gnnstab.layers.generic import GenericLayer
+from gnnstab.probe.attaching.softmax_tap import SoftmaxCall, Tap, Untappable
+from gnnstab.probe.attaching.stand_in import StandIn
+from gnnstab.probe.batches.named_tensors import named_tensors
+from gnnstab.probe.layers._dense_softmax import Attended, Attending
+from gnnstab.probe.layers.layer_recorder import LayerRecorder, Plan
+from gnnstab.probe.state import State
+from gnnstab.probe.statistics.dense import MASKED, Rows, as_edges, product_scores
+from gnnstab.probe.statistics.layer import activation_measures, softmax_measures
+from gnnstab.probe.statistics.numbers import Measured
+from gnnstab.records import LayerFacts
+
+_NO_ATTENTION = 3
+"""Calls without any attention after which a module is no longer looked at."""
+
+
+class SoftmaxRecorder(LayerRecorder):
+    """Records input, output, scores and attention of one layer."""
+
+    attention = True
+
+    def __init__(self, state: State, name: str, module: nn.Module, family: str, places: tuple[str, ...] = ()) -> None:
+        super().__init__(state, name, module)
+        self.kind = GenericLayer(family, places)
+        self.given: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
+        """Arguments of the call that is being recorded."""
+
+    def facts(self, position: int) -> LayerFacts:
+        """What attributes of the customary names show."""
+        return self.kind.facts(self.name, self.module, position)
+
+    def _after(self, grad: bool, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        self.given = (args, kwargs)
+        inputs = tuple(tensors((args, kwargs)))
+        outputs = tuple(tensors(output))
+        if not inputs:  # a whole batch object: its features are the input
+            inputs = tuple(x for x in named_tensors(args, kwargs).values() if x.is_floating_point())
+        if inputs and outputs:
+            super()._after(grad, module, (inputs[:1],), {}, outputs[0])
+        else:
+            self.forget()
+        self.given = ((), {})
+
+    def put(self, plan: Plan, inputs: Sequence[Any], output: Tensor, seen: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Put input, output, scores and attention of one call into the buffer, masked scores left out."""
+        sites = ("output", *["input"] * len(inputs), *["score", "attention"] * len(seen))
+        staged = [output, *inputs]
+        for score, attention in seen:
+            staged += [score.masked_fill(score <= MASKED, 0.0), attention]
+            plan.dtype = score.dtype
+        self.state.buffer.put(plan.slots(sites), staged)
+
+    def measure(self, plan: Plan, inputs: Sequence[Any], output: Tensor, rows: Rows) -> None:
+        """Queue the numbers of one call."""
+        numbers: dict[str, Measured] = softmax_measures(rows.score, rows.attention, rows.target, rows.size)
+        if inputs and output.is_floating_point():
+            batch = self.state.batch
+            if batch is not None and not len(batch) == len(output) == len(inputs[-1]):
+                batch = None
+            numbers.update(activation_measures(inputs[-1].detach(), output.detach(), batch))
+        self.state.queue(plan.layer, plan.mode, plan.call, numbers)
+
+    def due(self, plan: Plan) -> bool:
+        """True when this call is to be measured in full."""
+        if not self.state.full or plan.full_step == self.state.step:
+            return False
+        plan.full_step = self.state.step
+        return True
+
+
+class EdgeSoftmaxRecorder(SoftmaxRecorder):
+    """A layer whose softmax is over edges, or over the nodes of every graph."""
+
+    sites = ("input", "output", "score", "attention")
+    compiled_sites = ("output", "input", "score", "attention")
+
+    def __init__(self, state: State, name: str, module: nn.Module, places: tuple[str, ...]) -> None:
+        super().__init__(state, name, module, "edges", places)
+        self._tap: Tap | None = None
+        self._silent = False
+        self._seen: list[SoftmaxCall] = []
+
+    def attach(self) -> None:
+        """Begin to record: a tap where softmax is called, and a hook on the layer."""
+        try:
+            self._tap = Tap.attach(self.module, self, kind=self.kind)
+        except Untappable as reason:
+            for site in ("score", "attention"):
+                self.state.unseen(self.name, site, str(reason))
+        super().attach()
+
+    def pause(self) -> None:
+        """Take tap and hook off until `resume`."""
+        if self._tap is not None:
+            self._tap.detach(self)
+        super().pause()
+
+    def resume(self) -> None:
+        """Put tap and hook back."""
+        if self._tap is not None and not self._silent:
+            self._tap = Tap.attach(self.module, self, self._tap, self.kind)
+        super().resume()
+
+    def detach(self) -> None:
+        """Leave the layer as it was found."""
+        if self._tap is not None:
+            self._tap.detach(self)
+        super().detach()
+        self.forget()
+
+    def saw(self, seen: SoftmaxCall) -> None:
+        """Keep one softmax until the layer returns."""
+        again = torch._C._current_graph_task_id() != -1 and self._counts[3] > 0
+        if not again and not self.state.foreign():
+            self._seen.append(seen)
+
+    def returned(self, message: Tensor) -> None:
+        """Messages of a class that nobody described are not read."""
+
+    def saw_compiled(self, score: Tensor, attention: Tensor | None) -> None:
+        """Never called: nothing is known inside a compiled graph."""
+
+    def failed(self, error: Exception) -> None:
+        """The tap could not hand something over."""
+        self._silent = True
+        self.state.error_guard.note(f"the scores of {self.name}", error)
+
+    def forget(self) -> None:
+        """Drop what an interrupted call left behind."""
+        self._seen = []
+
+    def record(self, grad: bool, plan: Plan, inputs: Sequence[Any], args: Any, kwargs: Any, output: Tensor) -> None:
+        """Put the call's tensors into the buffer."""
+        self.put(plan, inputs, output, [(one.score.detach(), one.attention.detach()) for one in self._seen])
+        if self._seen and self.due(plan):
+            rows = _edge_rows(self._seen)
+            if rows is not None:
+                self.measure(plan, inputs, output, rows)
+        self.forget()
+
+    def shown(self, inputs: Sequence[Any], args: Any, kwargs: Any, output: Tensor) -> Iterator[Rows]:
+        """With the sources, where the edges that softmax went by are those of an argument."""
+        rows = _edge_rows(self._seen)
+        if rows is not None:
+            yield rows._replace(source=_sources(self.given, rows.target))
+
+
+class DenseSoftmaxRecorder(SoftmaxRecorder):
+    """A module whose own code calls torch's softmax or fused attention; counted once it has attended."""
+
+    def __init__(self, state: State, name: str, module: nn.Module) -> None:
+        super().__init__(state, name, module, "dense")
+        self.counts = False
+        self._without = 0
+        self._look: Attending | None = None
+        self._stand_in: StandIn | None = None
+
+    def attach(self) -> None:
+        """Begin to record: a look at torch's functions while the forward runs, and a hook."""
+        self._stand_in = StandIn(self.module, self._new_look)
+        self._stand_in.put()
+        super().attach()
+
+    def pause(self) -> None:
+        """Take stand-in and hook off until `resume`."""
+        self._leave()
+        super().pause()
+
+    def resume(self) -> None:
+        """Put stand-in and hook back."""
+        if self._stand_in is not None:
+            self._stand_in = self._stand_in.again()
+            self._stand_in.put()
+        super().resume()
+
+    def detach(self) -> None:
+        """Leave the module as it was found."""
+        self._leave()
+        super().detach()
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop what an interrupted call left behind."""
+        self._look = None
+
+    def _leave(self) -> None:
+        if self._stand_in is not None:
+            self._stand_in.take()
+
+    def _new_look(self) -> Attending:
+        self._look = Attending()
+        return self._look
+
+    def _after(self, grad: bool, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        look = self._look
+        if look is not None and look.error is not None:
+            self._leave()
+            self._stand_in = None
+            self.state.error_guard.note(f"the scores of {self.name}", look.error)
+        if look is not None and (look.attended or look.fused):
+            self.counts = True
+            super()._after(grad, module, args, kwargs, output)
+        elif self.counts:
+            super()._after(grad, module, args, kwargs, output)
+        else:
+            self._without += 1
+            if self._without >= _NO_ATTENTION:
+                self._leave()
+                self._stand_in = None
+        self.forget()
+
+    def record(self, grad: bool, plan: Plan, inputs: Sequence[Any], args: Any, kwargs: Any, output: Tensor) -> None:
+        """Put the call's tensors into the buffer; scores of fused attention only in a step of the full tier."""
+        look = self._look
+        if look is None:
+            self.put(plan, inputs, output, [])
+            return
+        due = self.due(plan)
+        seen = self._all(look) if due else [_of_attended(one) for one in look.attended]
+        self.put(plan, inputs, output, [(score, attention) for score, attention, _ in seen])
+        if due and seen:
+            self.measure(plan, inputs, output, as_edges(*seen[0], self._heads))
+
+    def shown(self, inputs: Sequence[Any], args: Any, kwargs: Any, output: Tensor) -> Iterator[Rows]:
+        """Of every softmax that weighted values."""
+        for seen in [] if self._look is None else self._all(self._look):
+            yield as_edges(*seen, self._heads, None)
+
+    @property
+    def _heads(self) -> int | None:
+        return self.kind.facts(self.name, self.module, 0).heads
+
+    @staticmethod
+    def _all(look: Attending) -> list[tuple[Tensor, Tensor, int]]:
+        return [*map(_of_attended, look.attended), *map(_of_fused, look.fused)]
+
+
+def _of_attended(one: Attended) -> tuple[Tensor, Tensor, int]:
+    return one.score.detach(), one.attention.detach(), one.axis
+
+
+def _sources(given: Any, target: Tensor) -> Tensor | None:
+    """The other end of the edges among the arguments that have these targets; None where there are no such edges."""
+    args, kwargs = given
+    for one in (*args, *kwargs.values()):
+        if isinstance(one, Tensor) and not one.is_floating_point() and one.layout is torch.strided:
+            plain = plain_tensor(one)
+            if plain.shape == (2, len(target)):
+                for end in (1, 0):
+                    if torch.equal(plain[end], target):
+                        return plain[1 - end]
+    return None
+
+
+def _of_fused(call: Any) -> tuple[Tensor, Tensor, int]:
+    score = product_scores(call.query, call.key, call.mask, call.causal, call.scale)
+    return score, torch.softmax(score, -1), score.dim() - 1
+
+
+def _edge_rows(seen: Sequence[SoftmaxCall]) -> Rows | None:
+    """The first softmax of a call that went by an index, its heads side by side."""
+    for one in seen:
+        if one.index is not None and one.score.shape[:1] == one.index.shape:
+            score, attention = (t.detach().reshape(t.shape[0], -1) for t in (one.score, one.attention))
+            size = int(one.index.max()) + 1 if one.index.numel() else 0
+            return Rows(score, attention, one.index, size)
+    return None
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """Every floating-point tensor of arguments or an output, in order."""
+    if isinstance(value, Tensor):
+        if value.is_floating_point() and not value.is_nested and value.layout is torch.strided:
+            yield value
+    elif isinstance(value, Mapping):
+        for one in value.values():
+            yield from tensors(one)
+    elif isinstance(value, (tuple, list)):
+        for one in value:
+            yield from tensors(one)

@@ -1,0 +1,94 @@
+"""The tensors of a batch: NaN and Inf, the size of measured values, and whether that size reaches a weight."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from gnnstab.probe.places import _numbers as numbers
+from gnnstab.probe.places._calls import Call
+from gnnstab.probe.places._roles import columns, is_target, value_columns
+
+if TYPE_CHECKING:
+    from gnnstab.probe.places.survey import ForwardView
+
+_MUCH = 0.3
+"""Share of a tensor's RMS at the entry of a module from which on the tensor is said to arrive there."""
+
+
+def rows(seen: ForwardView, given: Mapping[str, Tensor]) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
+    """Numbers of every tensor; ``given`` are its values before the forward, which may change them in place."""
+    entries = [
+        _Entry(call) for call in seen.calls.all if call.computes and call.entering and not _normalised_next(seen, call)
+    ]
+    size = max((numbers.rms(numbers.sampled(t)) for t in seen.outputs), default=math.nan)
+    for name, tensor in given.items():
+        if not tensor.numel():
+            continue
+        if tensor.is_floating_point():
+            bad = ~tensor.isfinite()
+            if bool(bad.any()):
+                yield "place.non_finite", name, float(bad.sum()), {"rows": _rows(bad), "target": is_target(name)}
+            yield from _scale(seen, name, tensor, entries, size)
+
+
+def _scale(
+    seen: ForwardView, name: str, tensor: Tensor, entries: list[_Entry], output: float
+) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
+    flat = columns(numbers.sampled(tensor))
+    values = value_columns(numbers.sampled(tensor))
+    whole = not bool(values.any())
+    judged = flat if whole else flat[:, values]
+    rms = numbers.rms(judged)
+    if math.isnan(rms):
+        return
+    ratio, column = numbers.column_ratio(judged)
+    fed = [call for call in seen.calls.fed(seen.batch[name]) if call.computes and not _normalised_next(seen, call)]
+    detail = {
+        "whole": whole,
+        "target": is_target(name),
+        "fed": [call.name for call in fed][:20],
+        "arrives": bool(fed) or any(entry.carries(rms) for entry in entries),
+        "output_rms": output if math.isfinite(output) else None,
+    }
+    yield "place.rms", name, rms, detail
+    if math.isfinite(ratio):
+        place = int(torch.arange(flat.shape[1], device=flat.device)[values][column]) if not whole else column
+        reached = bool(fed) or any(entry.ratio >= _MUCH * ratio for entry in entries)
+        yield "place.column_ratio", name, ratio, {**detail, "arrives": reached, "column": place}
+
+
+class _Entry:
+    """The largest RMS and column ratio that a computing module was given, its output not normalised at once."""
+
+    def __init__(self, call: Call) -> None:
+        flats = [columns(numbers.sampled(t)) for t in call.entering if t.numel()]
+        self.rms = max((numbers.rms(flat) for flat in flats), default=math.nan)
+        ratios = [numbers.column_ratio(flat)[0] for flat in flats]
+        self.ratio = max((r for r in ratios if math.isfinite(r)), default=math.nan)
+
+    def carries(self, rms: float) -> bool:
+        return rms > 0 and self.rms >= _MUCH * rms
+
+
+def _normalised_next(seen: ForwardView, call: Call) -> bool:
+    """True for a linear map whose output goes into a normalisation, which takes the scale away again, at most a ReLU between."""
+    if not isinstance(call.module, nn.Linear):
+        return False
+    left = {t.grad_fn for t in call.leaving if t.grad_fn is not None}
+    return any(other.normalises and any(_before(t.grad_fn) in left for t in other.entering) for other in seen.calls.all)
+
+
+def _before(node: Any) -> Any:
+    """The node of a tensor, or what stands before it where scale goes through unchanged."""
+    while type(node).__name__.startswith(("ReluBackward", "LeakyReluBackward", "NativeDropoutBackward")):
+        node = node.next_functions[0][0]
+    return node
+
+
+def _rows(bad: Tensor) -> list[int]:
+    return [int(row) for row in bad.reshape(len(bad), -1).any(1).nonzero().flatten()[:8]] if bad.dim() else [0]

@@ -1,0 +1,205 @@
+"""The chart of the whole network: one column per layer, one panel per signal, limits shaded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from markupsafe import Markup
+
+from gnnstab.records import SIGNALS
+from gnnstab.records.vocabulary import (
+    ATTENTION_ENTROPY,
+    GAIN_LAMBDA_HIGH,
+    GRADIENT_INPUT_RMS,
+    LOGIT_SPECTRAL_QK,
+    OUTPUT_RMS,
+    PRECISION_FP16_HEADROOM,
+    SCORE_MAX_ABS,
+)
+from gnnstab.report._charts import mark
+from gnnstab.report.escape import apart, shorten
+from gnnstab.report.evidence import Evidence, Limit, Profile, worst
+from gnnstab.report.scales import axis_of, status
+from gnnstab.report.svg import Axis, drawing, join, label, line_through, rules, tag, tick_text
+from gnnstab.report.wording import short
+
+WIDTH, LEFT, RIGHT = 900.0, 46.0, 892.0
+PANEL, GAP = 74.0, 34.0
+MOST_NAMES = 24
+"""Up to so many layers are named below the chart; beyond, they are numbered."""
+
+PANELS = (
+    ATTENTION_ENTROPY,
+    SCORE_MAX_ABS,
+    OUTPUT_RMS,
+    GRADIENT_INPUT_RMS,
+    PRECISION_FP16_HEADROOM,
+    LOGIT_SPECTRAL_QK,
+    GAIN_LAMBDA_HIGH,
+)
+"""Signals from top to bottom; one that no layer measured has no panel."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Panel:
+    title: str
+    profile: Profile
+    limits: tuple[Limit, ...]
+    top: float
+
+
+def depth(evidence: Evidence) -> Markup | None:
+    """The network from the first to the last layer, or None when no panel has a number."""
+    found = [(SIGNALS[name].title, p) for name in PANELS if (p := evidence.profile(name)) is not None]
+    found = [(title, profile) for title, profile in found if np.isfinite(profile.values).any()]
+    if not found:
+        return None
+    names = _columns(evidence, [profile for _, profile in found])
+    panels = [_Panel(title, p, evidence.limits(p.name), 44 + i * (PANEL + GAP)) for i, (title, p) in enumerate(found)]
+    bottom = panels[-1].top + PANEL
+    x = _places(len(names))
+    body = [*_severity_columns(evidence, names, x, bottom), *(_draw(panel, names, x) for panel in panels)]
+    body += _links(evidence, names, x, bottom, panels)
+    captions, room = _axis_names(names, x, bottom)
+    titles = ", ".join(title for title, _ in found)
+    return drawing(
+        WIDTH, bottom + room, *body, captions, label=f"Profile over {len(names)} layers: {titles}", class_="chart depth"
+    )
+
+
+def _columns(evidence: Evidence, profiles: Sequence[Profile]) -> tuple[str, ...]:
+    present = {layer for profile in profiles for layer in profile.layers}
+    return tuple(layer for layer in evidence.layers if layer in present)
+
+
+def _places(count: int) -> list[float]:
+    band = (RIGHT - LEFT) / count
+    return [LEFT + band * (i + 0.5) for i in range(count)]
+
+
+def _severity_columns(evidence: Evidence, names: Sequence[str], x: Sequence[float], bottom: float) -> list[Markup]:
+    """A shape above every column with findings: where to look first."""
+    marks = []
+    size = min(4.0, max(1.6, (RIGHT - LEFT) / len(names) / 2.6))
+    for name, place in zip(names, x, strict=True):
+        severity = worst(evidence.findings_by_layer.get(name, ()))
+        if severity:
+            if len(names) <= MOST_NAMES:
+                marks.append(tag("line", x1=place, x2=place, y1=14, y2=bottom, class_=f"thread {severity}"))
+            marks.append(mark(place, 7, severity, size))
+    return marks
+
+
+def _draw(panel: _Panel, names: Sequence[str], x: Sequence[float]) -> Markup:
+    profile, top, base = panel.profile, panel.top, panel.top + PANEL
+    spread = np.concatenate([profile.values, profile.low, profile.high])
+    axis = axis_of(profile.name, spread, base, top)
+    row = {layer: i for i, layer in enumerate(profile.layers)}
+    order = [row.get(name, -1) for name in names]
+    values = np.array([profile.values[i] if i >= 0 else math.nan for i in order])
+    ticks = axis.ticks(4)
+    grid = [
+        rules([axis(t) for t in ticks], LEFT, RIGHT, "grid"),
+        *(label(tick_text(t, axis.kind), LEFT - 6, axis(t) + 3.5, "tick", "end") for t in ticks),
+    ]
+    parts = [
+        label(panel.title, LEFT, top - 8, "panel-title"),
+        label(SIGNALS[profile.name].unit, RIGHT, top - 8, "tick unit", "end"),
+        *grid,
+        *(_band(axis, limit) for limit in panel.limits if axis.low < limit.value < axis.high),
+        *_whiskers(profile, order, x, axis),
+        _line(values, x, axis),
+        *_marks(values, x, axis, panel.limits),
+    ]
+    return join(parts)
+
+
+def _band(axis: Axis, limit: Limit) -> Markup:
+    edge, end = axis(limit.value), axis.start if limit.side == "below" else axis.stop
+    zone = tag(
+        "rect", x=LEFT, y=min(edge, end), width=RIGHT - LEFT, height=abs(end - edge), class_=f"zone {limit.severity}"
+    )
+    return join([zone, tag("line", x1=LEFT, x2=RIGHT, y1=edge, y2=edge, class_=f"limit {limit.severity}")])
+
+
+def _line(values: np.ndarray, x: Sequence[float], axis: Axis) -> Markup:
+    pixels = Axis(LEFT, RIGHT, LEFT, RIGHT)
+    return line_through(pixels, axis, np.array(x), values, "line")
+
+
+def _whiskers(profile: Profile, order: Sequence[int], x: Sequence[float], axis: Axis) -> list[Markup]:
+    marks = []
+    for place, i in zip(x, order, strict=True):
+        if i >= 0 and math.isfinite(profile.low[i]) and profile.high[i] > profile.low[i]:
+            low, high = axis(float(profile.low[i])), axis(float(profile.high[i]))
+            marks.append(
+                tag(
+                    "line",
+                    x1=place,
+                    x2=place,
+                    y1=low,
+                    y2=high,
+                    class_="whisker" if len(x) <= MOST_NAMES else "whisker fine",
+                )
+            )
+    return marks
+
+
+def _marks(values: np.ndarray, x: Sequence[float], axis: Axis, limits: Sequence[Limit]) -> list[Markup]:
+    size = min(3.5, max(1.5, (RIGHT - LEFT) / len(x) / 3.0))
+    return [
+        mark(place, axis(float(v)), status(float(v), limits), size)
+        for place, v in zip(x, values, strict=True)
+        if math.isfinite(v)
+    ]
+
+
+def _axis_names(names: Sequence[str], x: Sequence[float], bottom: float) -> tuple[Markup, float]:
+    """The names below the columns and the height that they take: level where they fit, else turned, else numbers."""
+    if len(names) > MOST_NAMES:
+        stride = next(s for s in (5, 10, 20, 50, 100, 200, 500, 1000, 10**9) if len(names) / s <= 25)
+        shown = [i for i in range(len(names)) if i % stride == 0]
+        numbers = [label(str(i), x[i], bottom + 16, "tick", "middle") for i in shown]
+        return join([*numbers, label("layer, from 0", RIGHT, bottom + 32, "tick unit", "end")]), 40.0
+    room = int((RIGHT - LEFT) / len(names) / 6.5)
+    shared, tails = apart(names, room)
+    tails = [f"…{tail}" for tail in tails] if shared else tails
+    if max(map(len, tails)) <= room:
+        return join(
+            [label(tail, place, bottom + 18, "name", "middle") for tail, place in zip(tails, x, strict=True)]
+        ), 30.0
+    tails = [shorten(tail, 20) for tail in tails]
+    turned = [
+        tag(
+            "text",
+            tail,
+            x=place + 4,
+            y=bottom + 14,
+            class_="name",
+            text_anchor="end",
+            transform=f"rotate(-38 {place + 4:.1f} {bottom + 14:.1f})",
+        )
+        for tail, place in zip(tails, x, strict=True)
+    ]
+    return join(turned), 24 + 4.2 * max(map(len, tails))
+
+
+def _links(
+    evidence: Evidence, names: Sequence[str], x: Sequence[float], bottom: float, panels: Sequence[_Panel]
+) -> list[Markup]:
+    """A clear column over every layer that leads to its evidence and tells its numbers on hover."""
+    width = (RIGHT - LEFT) / len(names)
+    position = {layer: i for i, layer in enumerate(evidence.layers)}
+    links = []
+    for name, place in zip(names, x, strict=True):
+        numbers = [
+            f"{p.title}: {short(evidence.value(p.profile.name, name))}" for p in panels if name in p.profile.layers
+        ]
+        title = tag("title", "\n".join([name, *numbers]))
+        column = tag("rect", title, x=place - width / 2, y=0.0, width=width, height=bottom, class_="column")
+        # Not in the tab order: the same links stand in the list of layers below, once each.
+        links.append(tag("a", column, href=f"#layer-{position[name]}", tabindex="-1", aria_hidden="true"))
+    return links

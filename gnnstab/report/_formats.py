@@ -1,0 +1,12 @@
+"""The table of the output formats."""
+
+FORMATS: dict[str, str] = {
+    "text": "gnnstab.report._text",
+    "json": "gnnstab.report._json",
+    "sarif": "gnnstab.report._sarif",
+    "junit": "gnnstab.report._junit",
+    "github": "gnnstab.report._github",
+    "markdown": "gnnstab.report._markdown",
+    "html": "gnnstab.report._html",
+}
+"""Format name → module, imported when the format is asked for."""

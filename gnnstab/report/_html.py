@@ -1,0 +1,226 @@
+"""One self-contained page: verdict, causes, findings with their evidence drawn, fixes, coverage.
+
+Nothing is loaded from anywhere. Every text of a diagnosis is hostile input: the templates escape it, invisible and
+direction-changing characters are spelled out, and the page's own policy allows exactly one script and one style sheet,
+by their hashes. The same diagnosis gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from gnnstab.records import Cause, Diagnosis, FixAdvice
+from gnnstab.report import _charts as charts
+from gnnstab.report._depth import depth
+from gnnstab.report.escape import visible
+from gnnstab.report.evidence import MODEL, BeforeAfter, Evidence
+from gnnstab.report.faces import spoken
+from gnnstab.report.sections import Anchors, findings, fix_rank, layers, verdict
+from gnnstab.report.summary import CAUSE_ORDER, in_reading_order, recommended, to_change
+from gnnstab.report.wording import clip, fix_cost, fix_title, meaning, rule_page, sentence, short, words
+
+EVENTS_SHOWN = 60
+EVIDENCE_SHOWN = 3
+
+CAUSE_TONES = {
+    "root-cause": "error",
+    "contributing": "warning",
+    "present": "info",
+    "absent": "good",
+    "not-evaluable": "unknown",
+}
+RULE_TONES = {
+    "fired": "error",
+    "passed": "good",
+    "not-applicable": "unknown",
+    "not-evaluable": "unknown",
+    "suppressed": "unknown",
+}
+VERDICT_TONES = {
+    "confirmed": "good",
+    "no-effect": "unknown",
+    "made-worse": "error",
+    "inconclusive": "warning",
+    "not-tested": "unknown",
+}
+VERDICT_WORDS = {
+    "confirmed": "confirmed on this model",
+    "no-effect": "tried, no effect",
+    "made-worse": "tried, made it worse",
+    "inconclusive": "tried, inconclusive",
+    "not-tested": "not tested yet",
+}
+
+
+def render(diagnosis: Diagnosis) -> str:
+    """The page as one HTML document, ready to be written as UTF-8."""
+    evidence = Evidence(diagnosis)
+    anchors = Anchors(evidence)
+    return _environment().get_template("report.html.j2").render(_context(diagnosis, evidence, anchors))
+
+
+def embed(diagnosis: Diagnosis, height: int = 720) -> str:
+    """The page inside a frame of its own, for notebooks: its styles and scripts cannot reach the notebook."""
+    frame = '<iframe title="gnnstab report" sandbox="allow-scripts" srcdoc="{}" width="100%" height="{}" style="border:0"></iframe>'
+    return str(Markup(frame).format(render(spoken(diagnosis)), height))
+
+
+def _context(diagnosis: Diagnosis, evidence: Evidence, anchors: Anchors) -> dict[str, Any]:
+    from gnnstab import __version__
+
+    css, js = _asset("page.css"), _asset("page.js")
+    page: dict[str, Any] = {
+        "version": __version__,
+        "policy": _policy(css, js),
+        "css": Markup(css),
+        "js": Markup(js),
+        "d": diagnosis,
+        "verdict": verdict(evidence, anchors),
+        "tally": [(w, p, sum(f.severity == w for f in diagnosis.findings)) for w, p in _PLURALS],
+        "depth": depth(evidence),
+        "causes": _causes(diagnosis, anchors),
+        "findings": findings(evidence, anchors),
+        "codes": sorted({(f.code, f.name) for f in diagnosis.findings}),
+        "suppressed": diagnosis.suppressed,
+        "fixes": _fixes(evidence, anchors),
+        "run": charts.run_series(evidence),
+        "model_numbers": evidence.numbers(MODEL),
+        "events": evidence.events()[:EVENTS_SHOWN],
+        "events_left": max(0, len(diagnosis.events) - EVENTS_SHOWN),
+        "layers": layers(evidence, anchors),
+        "pages": [(code, anchor, list(rule_page(code))) for code, anchor in anchors.first.items()],
+        "rules": [(rule, RULE_TONES.get(rule.status, "unknown")) for rule in diagnosis.rules],
+    }
+    page["sections"] = list(_sections(page))
+    return page
+
+
+_PLURALS = (("error", "errors"), ("warning", "warnings"), ("info", "infos"))
+
+
+def _sections(page: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    present = {
+        "network": ("Network", page["depth"]),
+        "causes": ("Causes", True),
+        "findings": ("Findings", True),
+        "fixes": ("Fixes", page["fixes"]),
+        "advice": ("Advice", page["d"].advice),
+        "run": ("Run", page["run"] or page["model_numbers"] or page["events"]),
+        "layers": ("Layers", page["layers"]),
+        "coverage": ("Coverage", True),
+        "guide": ("Guide", True),
+    }
+    return ((anchor, title) for anchor, (title, there) in present.items() if there)
+
+
+def _causes(diagnosis: Diagnosis, anchors: Anchors) -> list[dict[str, Any]]:
+    """Root causes first, then the others in the order of the diagnosis: the five, then the rest."""
+    return [
+        {
+            "cause": cause,
+            "title": words(cause.cause),
+            "tone": CAUSE_TONES.get(cause.status, "unknown"),
+            "words": cause.status.replace("-", " "),
+            "codes": [(code, anchors.first[code]) for code in cause.codes if code in anchors.first],
+            "fixes": [anchor for i in range(len(cause.fixes)) if (anchor := anchors.fixes.get((cause.cause, i)))],
+            **_card(cause, diagnosis, anchors),
+        }
+        for cause in sorted(diagnosis.causes, key=lambda cause: cause.status != "root-cause")
+    ]
+
+
+def _card(cause: Cause, diagnosis: Diagnosis, anchors: Anchors) -> dict[str, Any]:
+    """Of a cause to treat: the findings that show it, with their numbers, and the change to make first."""
+    if cause not in to_change(diagnosis):
+        return {"shown": [], "change": None}
+    own = [f for f in in_reading_order(diagnosis) if f.code in cause.codes and f.explained_by is None]
+    best = recommended(cause)
+    anchor = None if best is None else anchors.fixes.get((cause.cause, cause.fixes.index(best)))
+    change = best and {
+        "title": fix_title(best.fix),
+        "words": VERDICT_WORDS.get(best.verdict, best.verdict),
+        "anchor": anchor,
+    }
+    return {"shown": [(anchors.finding(f), f) for f in own[:EVIDENCE_SHOWN]], "change": change if anchor else None}
+
+
+def _fixes(evidence: Evidence, anchors: Anchors) -> list[dict[str, Any]]:
+    """Fixes of root causes first, then in the order of the causes; the proven ones of a cause before the others."""
+    measured = {id(change.fix): change for change in evidence.before_after()}
+    rows: dict[str, dict[str, Any]] = {}
+    for cause in sorted(evidence.diagnosis.causes, key=lambda cause: CAUSE_ORDER.index(cause.status)):
+        for i, fix in sorted(enumerate(cause.fixes), key=lambda item: fix_rank(item[1])):
+            anchor = anchors.fixes.get((cause.cause, i), "")
+            if not anchor:
+                continue
+            row = rows.setdefault(anchor, {"anchor": anchor, "causes": [], **_fix(fix, measured.get(id(fix)))})
+            row["causes"].append(words(cause.cause).lower())
+    return list(rows.values())
+
+
+def _fix(fix: FixAdvice, change: BeforeAfter | None) -> dict[str, Any]:
+    return {
+        "fix": fix,
+        "title": fix_title(fix.fix),
+        "cost": fix_cost(fix.fix),
+        "tone": VERDICT_TONES.get(fix.verdict, "unknown"),
+        "words": VERDICT_WORDS.get(fix.verdict, fix.verdict),
+        "code": _code(fix),
+        "chart": _dumbbell(change),
+        "meaning": meaning(fix.signal),
+    }
+
+
+def _dumbbell(change: BeforeAfter | None) -> Markup | None:
+    return None if change is None else charts.before_after(change)
+
+
+def _code(fix: FixAdvice) -> Markup:
+    """The change line by line; the added and removed lines of a diff are marked as such."""
+    kinds = {"+": "add", "-": "del"}
+    lines = []
+    for line in visible(fix.change, newlines=True).split("\n"):
+        kind = kinds.get(line[:1])
+        lines.append(Markup('<span class="{}">{}</span>').format(kind, line) if kind else escape(line))
+    return Markup("\n").join(lines)
+
+
+def _show(value: object) -> object:
+    return visible(value, newlines=True) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+@lru_cache(maxsize=1)
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("gnnstab.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_show,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(short=short, clip=clip, oneline=visible, meaning=meaning, capfirst=sentence)
+    return environment
+
+
+def _asset(name: str) -> str:
+    loader = _environment().loader
+    assert loader is not None
+    return loader.get_source(_environment(), name)[0]
+
+
+def _policy(css: str, js: str) -> str:
+    """A policy that allows this style sheet and this script, and nothing else at all."""
+    return f"default-src 'none'; style-src '{_digest(css)}'; script-src '{_digest(js)}'; img-src data:; base-uri 'none'; form-action 'none'"
+
+
+def _digest(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")

@@ -1,0 +1,179 @@
+"""The report for people in a browser: Markdown for a job summary, a pull request or a notebook."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+from gnnstab.records import Diagnosis, Finding
+from gnnstab.report import escape, summary
+from gnnstab.report._extremes import extremes
+from gnnstab.report.numbers import compared, count, number
+
+MOST_FINDINGS = 50
+"""A job summary may hold one megabyte in all; the other formats carry every finding."""
+
+_MARKS = {"error": "❌", "warning": "⚠️", "info": "ℹ️"}
+_STATES = {"unstable": "❌", "stable": "✅", "nothing-found": "☑️", "not-evaluable": "⚠️"}
+
+
+def render(diagnosis: Diagnosis) -> str:
+    """The report as GitHub-flavoured Markdown; all text of the target is escaped."""
+    sections = (_head, _changes, _causes, _findings, _advice, _coverage)
+    return "\n".join(line for section in sections for line in section(diagnosis)) + "\n"
+
+
+def render_many(diagnoses: Sequence[Diagnosis]) -> str:
+    """The reports one after another."""
+    return "\n".join(render(diagnosis) for diagnosis in diagnoses)
+
+
+def _head(diagnosis: Diagnosis) -> Iterator[str]:
+    word, rest = summary.verdict(diagnosis)
+    yield f"## {_STATES[summary.state(diagnosis)]} gnnstab: {word}"
+    yield ""
+    yield f"**{text(rest)}**"
+    yield ""
+    yield f"{text(diagnosis.target.kind.capitalize())} {span(diagnosis.target.path, 200)}"
+    event = summary.first_non_finite(diagnosis)
+    if event is not None:
+        yield ""
+        yield f"**First non-finite value:** {text(summary.event_place(event))}"
+
+
+def _changes(diagnosis: Diagnosis) -> Iterator[str]:
+    causes = summary.to_change(diagnosis) if summary.state(diagnosis) == "unstable" else ()
+    if causes:
+        yield from _heading("What to change first")
+    for position, cause in enumerate(causes, start=1):
+        yield f"{position}. **{text(cause.cause)}** ({summary.verdict_words(cause.status)}): {text(cause.reason)}"
+        fix = summary.recommended(cause)
+        if fix is not None:
+            result = (
+                f", {text(fix.signal)} {number(fix.before)} → {number(fix.after)}" if fix.before is not None else ""
+            )
+            note = f" ({text(fix.note)})" if fix.note else ""
+            yield ""
+            yield f"   Fix **{text(fix.fix)}**: {summary.verdict_words(fix.verdict)}{result}{note}"
+            yield ""
+            yield from (f"   {line}" for line in block(fix.change))
+            yield ""
+
+
+def _causes(diagnosis: Diagnosis) -> Iterator[str]:
+    yield from _heading("Causes")
+    rows = (
+        (
+            cause.cause,
+            f"**{summary.verdict_words(cause.status)}**"
+            if cause.status == "root-cause"
+            else summary.verdict_words(cause.status),
+            text(cause.reason),
+            "<br>".join(
+                f"{text(fix.fix)}: {summary.verdict_words(fix.verdict)}" for fix in summary.fixes_in_order(cause)
+            )
+            or "–",
+        )
+        for cause in diagnosis.causes
+    )
+    yield from _table(("Cause", "Status", "Evidence or reason", "Fix: verdict"), rows)
+
+
+def _findings(diagnosis: Diagnosis) -> Iterator[str]:
+    ordered = summary.in_reading_order(diagnosis)
+    if not ordered:
+        return
+    yield from _heading(f"Findings: {summary.severities(ordered)}")
+    rows = (_finding(diagnosis, finding) for finding in ordered[:MOST_FINDINGS])
+    yield from _table(("", "Rule", "Where", "Measured", "What to do"), rows)
+    if len(ordered) > MOST_FINDINGS:
+        yield ""
+        yield f"And {count(len(ordered) - MOST_FINDINGS, 'more finding')}; the JSON and SARIF reports list all."
+
+
+def _finding(diagnosis: Diagnosis, finding: Finding) -> tuple[str, ...]:
+    where = span(finding.layer, 80) if finding.layer is not None else "the model"
+    worst = summary.worst_head(diagnosis, finding)
+    where += f" worst head {worst}" if worst is not None else "" if finding.head is None else f" head {finding.head}"
+    where += "" if finding.step is None else f" step {finding.step}"
+    measured = text(f"{finding.signal} {compared(finding.value, finding.threshold, finding.unit)}".strip())
+    after = f" (follows from {text(finding.explained_by)})" if finding.explained_by else ""
+    return (
+        _MARKS[finding.severity],
+        f"{text(finding.code)} {text(finding.name)}",
+        where,
+        measured,
+        text(finding.message) + after,
+    )
+
+
+def _advice(diagnosis: Diagnosis) -> Iterator[str]:
+    if diagnosis.advice:
+        yield from _heading("Well-known advice that would not help here")
+        yield from (f"- **{text(item.advice)}** ({text(item.code)}): {text(item.reason)}" for item in diagnosis.advice)
+
+
+def _coverage(diagnosis: Diagnosis) -> Iterator[str]:
+    seen = diagnosis.coverage
+    counts = summary.rules_by_status(diagnosis)
+    listed = ", ".join(f"{amount} {summary.verdict_words(status)}" for status, amount in sorted(counts.items()))
+    yield from _heading("What was seen, and what was not")
+    yield f"- {seen.layers_observed} of {count(seen.layers_expected, 'attention layer')} observed; rules: {listed or 'none'}"
+    yield from (f"- Blind: {span(b.layer, 80)}, {text(b.site)}: {text(b.reason)}" for b in seen.blind)
+    for reason, codes in _unjudged(diagnosis).items():
+        yield f"- Not evaluable: {' '.join(codes)}: {text(reason)}"
+    for item in diagnosis.suppressed:
+        yield f"- Suppressed: {text(item.finding.code)} at {text(summary.where(item.finding))}: {text(item.reason)}"
+    yield from (f"- Taken as: {text(assumption)}" for assumption in seen.assumptions)
+    yield from (f"- During the run: {text(words)}" for words in extremes(diagnosis))
+    yield from (f"- Note: {text(note)}" for note in diagnosis.target.notes)
+
+
+def _unjudged(diagnosis: Diagnosis) -> dict[str, list[str]]:
+    """Reason → codes of the rules that could not be judged for it."""
+    found: dict[str, list[str]] = {}
+    for rule in diagnosis.rules:
+        if rule.status == "not-evaluable":
+            found.setdefault(rule.reason, []).append(rule.code)
+    return found
+
+
+def _heading(title: str) -> tuple[str, ...]:
+    return ("", f"### {title}", "")
+
+
+def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    yield f"| {' | '.join(headings)} |"
+    yield f"|{' --- |' * len(headings)}"
+    yield from (f"| {' | '.join(row)} |" for row in rows)
+
+
+def text(value: str) -> str:
+    """Escaped for running text and table cells: shown as written, never taken for markup, a link or a mention."""
+    shown = escape.sentence(value)
+    shown = (
+        re.sub(r"([\\`*_{}\[\]()#+!|~$^])", r"\\\1", shown)
+        .replace("&", "&amp;")
+        .replace("<", "&lt;")
+        .replace(">", "&gt;")
+    )
+    # Bare addresses and @mentions become links on GitHub unless something invisible to the reader parts them.
+    return re.sub(r"(://|@|www\.)", lambda match: match[0][:-1] + f"&#{ord(match[0][-1])};", shown)
+
+
+def span(value: str, longest: int) -> str:
+    """Escaped as code for running text and table cells."""
+    shown = escape.name(value, longest)
+    fence = "`" * (1 + max((len(run) for run in re.findall(r"`+", shown)), default=0))
+    pad = " " if "`" in shown else ""
+    # A table cell ends at every bar, also inside code; the backslash is taken away again by the table.
+    return f"{fence}{pad}{shown}{pad}{fence}".replace("|", "\\|")
+
+
+def block(value: str) -> Iterator[str]:
+    """Lines of a fenced code block that its own content cannot close."""
+    shown = escape.code(value)
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", shown)), default=0))
+    yield f"{fence}python"
+    yield from shown.splitlines()
+    yield fence

@@ -1,0 +1,150 @@
+"""The report for code scanning: SARIF 2.1.0, in the form that GitHub accepts.
+
+One run for all targets (GitHub refuses several runs of one tool in one upload), every known rule in the driver, the
+checked file as the physical location and layer and head as logical locations.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from gnnstab import __version__
+from gnnstab.records import Diagnosis, Finding, Suppressed
+from gnnstab.report import _rulebook as rulebook
+from gnnstab.report import escape, summary
+from gnnstab.report._sarif_parts import LEVELS, artifact_uri, descriptor, message, plain
+from gnnstab.report.numbers import compared
+
+SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
+
+
+def render(diagnosis: Diagnosis, *, root: str = "") -> str:
+    """A SARIF log; absolute paths below ``root`` become relative to it."""
+    return render_many([diagnosis], root=root)
+
+
+def render_many(diagnoses: Sequence[Diagnosis], *, root: str = "") -> str:
+    """A SARIF log with the results of all targets in one run."""
+    codes = rulebook.codes(diagnoses)
+    position = {code: i for i, code in enumerate(codes)}
+    run = {
+        "tool": {
+            "driver": {
+                "name": "gnnstab",
+                "version": __version__,
+                "semanticVersion": __version__,
+                "rules": [descriptor(code, diagnoses) for code in codes],
+            }
+        },
+        "invocations": [
+            {
+                "executionSuccessful": True,
+                "toolExecutionNotifications": [n for d in diagnoses for n in _notifications(d, position, root)],
+            }
+        ],
+        "artifacts": [{"location": {"uri": uri}} for uri in dict.fromkeys(_uris(diagnoses, root))],
+        "columnKind": "utf16CodeUnits",
+        "results": [result for d in diagnoses for result in _results(d, position, root)],
+    }
+    log = {"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}
+    # Escaped to ASCII: lone surrogates in names survive, and no viewer has to guess the encoding.
+    return json.dumps(log, indent=2, allow_nan=False) + "\n"
+
+
+def _uris(diagnoses: Sequence[Diagnosis], root: str) -> list[str]:
+    return [artifact_uri(d.target.path, root) for d in diagnoses if d.target.kind != "model"]
+
+
+def _results(diagnosis: Diagnosis, position: dict[str, int], root: str) -> list[dict[str, Any]]:
+    active = [_result(diagnosis, finding, position, root) for finding in summary.in_reading_order(diagnosis)]
+    return [*active, *(_suppressed(diagnosis, item, position, root) for item in diagnosis.suppressed)]
+
+
+def _suppressed(diagnosis: Diagnosis, item: Suppressed, position: dict[str, int], root: str) -> dict[str, Any]:
+    result = _result(diagnosis, item.finding, position, root)
+    result["suppressions"] = [{"kind": "external", "justification": escape.sentence(item.reason)}]
+    return result
+
+
+def _result(diagnosis: Diagnosis, finding: Finding, position: dict[str, int], root: str) -> dict[str, Any]:
+    measured = f"{finding.signal} {compared(finding.value, finding.threshold, finding.unit)}".strip()
+    return {
+        "ruleId": finding.code,
+        "ruleIndex": position[finding.code],
+        "level": LEVELS[finding.severity],
+        "message": {"text": message(f"{finding.message} ({summary.where(finding, diagnosis)}: {measured})")},
+        "locations": [_location(diagnosis, finding, root)],
+        # GitHub follows an alert by this key alone; without it the key would be computed from a line of the checkpoint.
+        "partialFingerprints": {
+            "primaryLocationLineHash": f"{finding.fingerprint}:1",
+            "gnnstab/v1": finding.fingerprint,
+        },
+        "properties": plain(
+            {
+                "cause": finding.cause,
+                "confidence": finding.confidence,
+                "signal": finding.signal,
+                "value": finding.value,
+                "threshold": finding.threshold,
+                "unit": finding.unit,
+                "layer": finding.layer,
+                "head": finding.head,
+                "worstHead": summary.worst_head(diagnosis, finding),
+                "step": finding.step,
+                "explainedBy": finding.explained_by,
+            }
+        ),
+    }
+
+
+def _location(diagnosis: Diagnosis, finding: Finding, root: str) -> dict[str, Any]:
+    location: dict[str, Any] = {}
+    physical = _physical(diagnosis, finding, root)
+    if physical:
+        location["physicalLocation"] = physical
+    logical = _logical(finding)
+    if logical:
+        location["logicalLocations"] = logical
+    return location
+
+
+def _physical(diagnosis: Diagnosis, finding: Finding, root: str) -> dict[str, Any] | None:
+    """The checked file; for a model in memory the source line of the layer's class, where known."""
+    path, line = diagnosis.target.path, 1
+    if diagnosis.target.kind == "model":
+        source = next((x.source_file for x in diagnosis.layers if x.name == finding.layer and x.source_file), None)
+        if source is None:
+            return None
+        path, _, number = source.rpartition(":")
+        path, line = (path, max(1, int(number))) if path and number.isdigit() else (source, 1)
+    return {"artifactLocation": {"uri": artifact_uri(path, root)}, "region": {"startLine": line}}
+
+
+def _logical(finding: Finding) -> list[dict[str, Any]]:
+    if finding.layer is None:
+        return []
+    layer = {
+        "name": finding.layer.rpartition(".")[2] or finding.layer,
+        "fullyQualifiedName": finding.layer,
+        "kind": "layer",
+    }
+    if finding.head is None:
+        return [layer]
+    head = f"head {finding.head}"
+    return [layer, {"name": head, "fullyQualifiedName": f"{finding.layer}/{head}", "kind": "attention head"}]
+
+
+def _notifications(diagnosis: Diagnosis, position: dict[str, int], root: str) -> list[dict[str, Any]]:
+    """What was not seen and could not be judged: silence would read as health."""
+    notes = [
+        {"level": "warning", "message": {"text": message(f"Not observed: {b.layer}, {b.site}: {b.reason}")}}
+        for b in diagnosis.coverage.blind
+    ]
+    for rule in diagnosis.rules:
+        if rule.status == "not-evaluable":
+            text = message(f"{rule.code} could not be judged: {rule.reason}")
+            reference = {"id": rule.code, "index": position[rule.code]}
+            notes.append({"level": "note", "message": {"text": text}, "associatedRule": reference})
+    return notes

@@ -1,0 +1,196 @@
+"""The default terminal report: at most `MOST_LINES` lines, the verdict first and the summary last.
+
+Everything that is left out here stands in the long report (``-v``). Code to paste is never wrapped and never cut: what does
+not fit is named, with the command that shows it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from rich.cells import cell_len
+from rich.console import Group, RenderableType
+from rich.text import Text
+
+from gnnstab.records import Cause, Diagnosis, Finding
+from gnnstab.report import escape, summary
+from gnnstab.report._extremes import extremes
+from gnnstab.report.numbers import compared, count, number
+from gnnstab.report.text_style import CAUSE, MUTED, RED, SEVERITY, STATE
+
+MOST_LINES = 15
+_LABEL = 9
+"""Columns of the labels at the left."""
+
+_MOST_CAUSES = 2
+_REASON = 210
+"""Characters of a cause's reason where room is scarce: its first clauses, three lines at 80 columns."""
+
+_WHOLE = 560
+_NO_ROOM = "; -v shows its"
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """One entry: a label, its text, and whether the text is code."""
+
+    label: str
+    text: Text
+    code: bool = False
+
+    def rows(self, width: int) -> list[Text]:
+        """The entry in lines of ``width`` columns, the label in front of the first."""
+        body = self.text.split("\n") if self.code else _wrapped(self.text, width - _LABEL)
+        return [
+            _unwrapped((f"{self.label if row == 0 else '':<{_LABEL}}", MUTED), part) for row, part in enumerate(body)
+        ]
+
+
+def short(diagnosis: Diagnosis, width: int) -> RenderableType:
+    """Verdict, where it began, root causes with the change as code, further findings, what was not seen, summary."""
+    head, last = [_head(diagnosis, width)], [_last(diagnosis, width)]
+    unseen = [line for entry in _unseen(diagnosis, width) for line in entry.rows(width)]
+    room = MOST_LINES - len(head) - len(last) - len(unseen)
+    body, whole = _body(diagnosis, room, _WHOLE, width)
+    if not whole:
+        body, _ = _body(diagnosis, room, _REASON, width)
+    return Group(*head, *body[:room], *unseen, *last)
+
+
+def _body(diagnosis: Diagnosis, room: int, longest: int, width: int) -> tuple[list[Text], bool]:
+    """Causes with reasons of at most ``longest`` characters, changes and findings; and whether all of it has room."""
+    body: list[Text] = []
+    for entry in _began(diagnosis):
+        body += entry.rows(width)
+    causes = summary.to_change(diagnosis)
+    for position, cause in enumerate(causes[:_MOST_CAUSES]):
+        body += _cause(cause, longest).rows(width)
+        # The code of the first change matters more than what was found beside it; the summary counts that.
+        body += _change(cause, room - len(body) if position == 0 else min(5, room - len(body) - 1), width)
+    further = _further(diagnosis, MOST_LINES, width)
+    whole = len(body) + len(further) <= room and not any(_NO_ROOM in line.plain for line in body)
+    return [*body, *(further if whole else _further(diagnosis, room - len(body), width))], whole
+
+
+def one_line(diagnosis: Diagnosis, width: int) -> Text:
+    """Verdict, target and numbers in one line: what a passing check says."""
+    word, rest = summary.verdict(diagnosis, short=True)
+    if hidden := len(diagnosis.suppressed):
+        rest += f" ({count(hidden, 'finding')} suppressed)"
+    target = _fit(diagnosis.target.path, width - len(word) - cell_len(rest) - 4)
+    return _unwrapped((word, STATE[summary.state(diagnosis)]), f"  {target}: {rest}")
+
+
+def _fit(text: str, cells: int) -> str:
+    """A name in at most so many columns, but never in fewer than 12; wide characters take two."""
+    longest = max(12, cells)
+    shown = escape.name(text, longest)
+    while cell_len(shown) > max(12, cells) and longest > 12:
+        longest -= 1
+        shown = escape.name(text, longest)
+    return shown
+
+
+def _unwrapped(*parts: str | tuple[str, str] | Text) -> Text:
+    return Text.assemble(*parts, no_wrap=True, overflow="ignore")
+
+
+def _head(diagnosis: Diagnosis, width: int) -> Text:
+    word, _ = summary.verdict(diagnosis)
+    precision = escape.name(str(diagnosis.context.get("precision", "")), 8)
+    about = f" ({diagnosis.target.kind}{', ' if precision else ''}{precision})"
+    path = _fit(diagnosis.target.path, width - len(word) - 2 - cell_len(about))
+    return _unwrapped((word, STATE[summary.state(diagnosis)]), "  ", (path + about, MUTED))
+
+
+def _last(diagnosis: Diagnosis, width: int) -> Text:
+    """The summary: what was found, in how many layers, and how to see more."""
+    if summary.state(diagnosis) in ("stable", "nothing-found"):
+        return _unwrapped((escape.shorten(summary.calm(diagnosis), width), "bold"))
+    whole = f"{summary.verdict(diagnosis)[1]}; -v shows all"
+    rest = whole if cell_len(whole) <= width else summary.verdict(diagnosis, short=True)[1]
+    return _unwrapped((escape.shorten(rest, width), "bold"))
+
+
+def _began(diagnosis: Diagnosis) -> Iterator[_Line]:
+    """Where a number first stopped being one, and what was far worse on the way than at the end."""
+    if (event := summary.first_non_finite(diagnosis)) is not None:
+        place = escape.sentence(f"first non-finite value: {summary.event_place(event)}", 60, 150)
+        yield _Line("began", Text(place, f"bold {RED}"))
+    if told := extremes(diagnosis):
+        more = f"; {len(told) - 1} more" if len(told) > 1 else ""
+        yield _Line("run", Text(escape.sentence(told[0], 60, 150) + more))
+
+
+def _cause(cause: Cause, longest: int) -> _Line:
+    known = ", ".join(part for part in (" ".join(cause.codes), cause.how) if part)
+    reason = summary.beginning(escape.sentence(cause.reason), longest)
+    words = ((cause.cause, f"bold {CAUSE[cause.status]}"), f" ({known}): " if known else ": ", reason)
+    return _Line("cause" if cause.status == "root-cause" else "suspect", Text.assemble(*words))
+
+
+def _change(cause: Cause, room: int, width: int) -> list[Text]:
+    """The best fix and its code; the name alone where the code does not fit."""
+    best = summary.recommended(cause)
+    if best is None:
+        failed = escape.sentence(", ".join(fix.fix for fix in cause.fixes))
+        return _Line("change", Text(f"none to recommend; measured to fail: {failed}")).rows(width) if failed else []
+    named = Text.assemble((escape.name(best.fix), "bold"), f" ({summary.verdict_words(best.verdict)}")
+    if best.before is not None or best.after is not None:
+        named.append(f": {escape.name(best.signal)} {number(best.before)} → {number(best.after)}")
+    named.append(")")
+    code = escape.code(best.change)
+    lines = len(code.splitlines())
+    if lines + 1 > room:
+        named.append(f"{_NO_ROOM} {lines} lines of code", style=MUTED)
+        return _Line("change", named).rows(width)
+    return [*_Line("change", named).rows(width), *_Line("", Text(code), code=True).rows(width)]
+
+
+def _further(diagnosis: Diagnosis, room: int, width: int) -> list[Text]:
+    """One line per rule whose findings no shown cause has told yet; the last line counts the rest."""
+    told = {code for cause in summary.to_change(diagnosis)[:_MOST_CAUSES] for code in cause.codes}
+    rules: dict[str, list[Finding]] = {}
+    for finding in summary.in_reading_order(diagnosis):
+        if finding.severity != "info" and not (finding.code in told and finding.explained_by is None):
+            rules.setdefault(finding.code, []).append(finding)
+    groups = list(rules.values())
+    shown = groups if len(groups) <= room else groups[: max(room - 1, 0)]
+    lines = [_also(diagnosis, group, width) for group in shown]
+    if len(shown) < len(groups) and room > 0:
+        left = groups[len(shown) :]
+        what = f"{count(len(left), 'more rule')}: {' '.join(group[0].code for group in left)}"
+        lines += _Line("also", Text(escape.shorten(what, width - _LABEL))).rows(width)
+    return lines
+
+
+def _also(diagnosis: Diagnosis, group: Sequence[Finding], width: int) -> Text:
+    """``warning GS302 attention-saturated-by-input, gnn1: 0.229 < 0.35, from GS401``."""
+    first, times = group[0], f" ×{len(group)}" if len(group) > 1 else ""
+    tail = f", from {escape.name(first.explained_by)}" if first.explained_by else ""
+    measured = compared(first.value, first.threshold, "") if math.isfinite(first.threshold) else ""
+    tail = f"{': ' if measured else ''}{measured}{tail}"
+    place = escape.name(first.layer or "the model")
+    room = width - _LABEL - len(first.severity) - cell_len(f" {first.code} {times}, {tail}")
+    rule = escape.shorten(escape.name(first.name), max(12, room - min(len(place), 20)))
+    text = f" {first.code} {rule}{times}, {escape.shorten(place, max(8, room - len(rule)))}{tail}"
+    label = Text(f"{'also':<{_LABEL}}", MUTED)
+    return _unwrapped(label, (first.severity, SEVERITY[first.severity]), escape.shorten(text, width - _LABEL - 5))
+
+
+def _unseen(diagnosis: Diagnosis, width: int) -> Iterator[_Line]:
+    """What the verdict does not cover, in one line."""
+    parts = list(summary.not_covered(diagnosis))
+    unjudged = summary.rules_by_status(diagnosis)["not-evaluable"]
+    if unjudged:
+        parts.append(f"what {count(unjudged, 'rule')} {'needs' if unjudged == 1 else 'need'} (-v tells)")
+    if parts:
+        yield _Line("not seen", Text(escape.shorten("; ".join(parts), width - _LABEL)))
+
+
+def _wrapped(text: Text, width: int) -> list[Text]:
+    from rich.console import Console
+
+    return list(text.wrap(Console(width=width, _environ={}), width))

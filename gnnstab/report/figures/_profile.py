@@ -1,0 +1,97 @@
+"""How size travels through the network: activations forward, gradients backward."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from gnnstab.records import SIGNALS, Diagnosis
+from gnnstab.records.vocabulary import GRADIENT_INPUT_RMS, GRADIENT_OUTPUT_RMS, INPUT_RMS, MESSAGE_RMS, OUTPUT_RMS
+from gnnstab.report.distribution import Array
+from gnnstab.report.evidence import Evidence, Profile
+from gnnstab.report.figures._canvas import (
+    FAINT,
+    HUES,
+    MARKERS,
+    SIZE,
+    head,
+    label_y,
+    log_scale,
+    name_layers,
+    need,
+    say_empty,
+    sheet,
+)
+from gnnstab.report.wording import short
+
+FORWARD = (OUTPUT_RMS, INPUT_RMS, MESSAGE_RMS)
+BACKWARD = (GRADIENT_INPUT_RMS, GRADIENT_OUTPUT_RMS)
+
+
+def depth_profile(diagnosis: Diagnosis) -> Figure:
+    """RMS of activations (upper panel) and of gradients (lower panel) from the first to the last layer.
+
+    Raises `NothingEvaluable` when neither was measured.
+    """
+    evidence = Evidence(diagnosis)
+    panels = [
+        (title, _profiles(evidence, group))
+        for title, group in (("Forward: activations", FORWARD), ("Backward: gradients", BACKWARD))
+    ]
+    panels = [(title, profiles) for title, profiles in panels if profiles]
+    need(panels, "activations or gradients of any layer")
+    known = {layer for _, profiles in panels for profile in profiles for layer in profile.layers}
+    layers = tuple(layer for layer in evidence.layers if layer in known)
+    figure, axes = sheet(0.9 + 2.35 * len(panels), len(panels), sharex=True)
+    for ax, (title, profiles) in zip(axes, panels, strict=True):
+        _draw(ax, profiles, layers)
+        head(ax, title, "RMS of an entry")
+        label_y(ax, "RMS")
+    name_layers(axes[-1].xaxis, layers, turned=True)
+    axes[-1].set_xlim(-0.5, len(layers) - 0.5)
+    return figure
+
+
+def _profiles(evidence: Evidence, group: tuple[str, ...]) -> list[Profile]:
+    found = [evidence.profile(name) for name in group]
+    return [profile for profile in found if profile is not None]
+
+
+def _draw(ax: Any, profiles: list[Profile], layers: tuple[str, ...]) -> None:
+    drawn = 0
+    for i, profile in enumerate(profiles):
+        values = _on(profile, layers)
+        if not (values > 0).any():
+            continue
+        drawn += 1
+        size = 5 if len(layers) <= 40 else 2.2
+        style = {"color": HUES[i], "marker": MARKERS[i], "markersize": size, "linestyle": ("-", "--", ":")[i]}
+        ax.plot(
+            np.arange(len(layers)),
+            values,
+            linewidth=1.5,
+            label=f"{SIGNALS[profile.name].title}{_travel(values)}",
+            **style,
+        )
+    if not drawn:
+        say_empty(ax)
+        ax.set_yticks([])
+        return
+    log_scale(ax)
+    ax.grid(axis="y", color=FAINT, linewidth=0.7)
+    ax.legend(fontsize=SIZE - 1, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+
+
+def _on(profile: Profile, layers: tuple[str, ...]) -> Array:
+    row = dict(zip(profile.layers, profile.values, strict=True))
+    values = np.array([row.get(layer, np.nan) for layer in layers])
+    return np.where(np.isfinite(values) & (values > 0), values, np.nan)
+
+
+def _travel(values: Array) -> str:
+    """First over last layer, where both were measured: the number that says vanishing or exploding."""
+    if len(values) < 2 or not np.isfinite(values[[0, -1]]).all():
+        return ""
+    return f"\nfirst/last = {short(float(values[0] / values[-1]))}"

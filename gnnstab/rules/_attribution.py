@@ -1,0 +1,131 @@
+"""From findings to causes: one root cause per chain of symptoms, and a reason for every one of the five."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from gnnstab.records import FIVE_CAUSES, FURTHER_CAUSES, Cause, Finding, RuleStatus, Signals
+from gnnstab.rules._five_causes import status_from_configuration
+from gnnstab.rules.explanation import is_warning
+
+
+def causes(findings: Sequence[Finding], statuses: Sequence[RuleStatus], signals: Signals) -> tuple[Cause, ...]:
+    """The five causes, always and in their order, then the further ones that are not absent; without fixes.
+
+    A cause is ``root-cause`` when one of its warnings heads a chain, ``contributing`` when all of them follow from
+    others or only add to them, ``present`` with information alone. ``findings`` must carry ``explained_by``.
+    """
+    by_code = {status.code: status for status in statuses}
+    five = [_five(cause, findings, by_code, signals) for cause in FIVE_CAUSES]
+    further = [_further(cause, findings, by_code) for cause in FURTHER_CAUSES]
+    found = (*five, *(cause for cause in further if cause is not None))
+    return tuple(replace(cause, how=_how(cause, findings)) for cause in found)
+
+
+def _how(cause: Cause, findings: Sequence[Finding]) -> str:
+    """``observed`` where a rule sees the cause itself, ``inferred`` where a mechanism ties a symptom to it."""
+    if cause.status not in ("root-cause", "contributing"):
+        return ""
+    # GS502 names the cause of an event only where the repeat of the step has shown it; from a file it infers one.
+    repeated = any(f.code == "GS502" and f.step is not None for f in findings if f.cause == cause.cause)
+    return "observed" if repeated or OBSERVED.intersection(cause.codes) else "inferred"
+
+
+def modest(findings: Sequence[Finding], found: Sequence[Cause]) -> tuple[Finding, ...]:
+    """The findings, of which those whose cause is only inferred are of medium confidence at most."""
+    inferred = {cause.cause for cause in found if cause.how == "inferred"}
+    return tuple(
+        replace(f, confidence="medium") if f.cause in inferred and f.confidence == "high" and is_warning(f) else f
+        for f in findings
+    )
+
+
+def _five(cause: str, findings: Sequence[Finding], statuses: Mapping[str, RuleStatus], signals: Signals) -> Cause:
+    own = [f for f in findings if f.cause == cause]
+    status, facts = status_from_configuration(cause, statuses, signals)
+    judged = _judged(own, findings)
+    if judged is None:
+        return Cause(cause, status, facts, _codes(own))
+    said = _evidence(own) if cause == "attention-explosion" else f"{_evidence(own)} {facts}"
+    return Cause(cause, judged, said.strip(), _codes(own))
+
+
+def _further(cause: str, findings: Sequence[Finding], statuses: Mapping[str, RuleStatus]) -> Cause | None:
+    own = [f for f in findings if f.cause == cause]
+    judged = _judged(own, findings)
+    if judged is not None:
+        return Cause(cause, judged, _evidence(own), _codes(own))
+    if own:
+        return Cause(cause, "present", f"{own[0].message} No symptom was measured.", _codes(own))
+    reason = _not_evaluable(cause, statuses)
+    return Cause(cause, "not-evaluable", reason) if reason else None
+
+
+def _judged(own: Sequence[Finding], findings: Sequence[Finding]) -> str | None:
+    """``root-cause`` or ``contributing`` from the findings of one cause; None when they say neither."""
+    strong = [f for f in own if is_warning(f)]
+    if any(f.explained_by is None and not _only_adds(f, findings) for f in strong):
+        return "root-cause"
+    return "contributing" if strong or any(f.code in _ADD_AS_INFORMATION for f in own) else None
+
+
+_ADD_AS_INFORMATION = ("GS102",)
+"""Rules that speak only beside a measured symptom, which they make worse."""
+
+
+def _only_adds(finding: Finding, findings: Sequence[Finding]) -> bool:
+    """True for weak static evidence beside a measured symptom that something else explains."""
+    if finding.code == "GS301" and finding.signal.startswith("logit.") and finding.confidence == "low":
+        return any(f.code == "GS302" and f.layer == finding.layer for f in findings)
+    return False
+
+
+def _evidence(own: Sequence[Finding]) -> str:
+    """The message of the finding that counts most, with what it follows from."""
+    strong = sorted(
+        (f for f in own if is_warning(f)), key=lambda f: (f.explained_by is not None, f.severity != "error")
+    )
+    head = (strong or list(own))[0]
+    follows = f" It follows from {head.explained_by}." if head.explained_by else ""
+    return f"{head.message}{follows}"
+
+
+def _codes(own: Sequence[Finding]) -> tuple[str, ...]:
+    return tuple(sorted({f.code for f in own}))
+
+
+def _not_evaluable(cause: str, statuses: Mapping[str, RuleStatus]) -> str:
+    """The reason why a cause could not be judged, ``""`` when at least one of its rules came to a verdict."""
+    codes = CODES_OF_CAUSE.get(cause, ())
+    own = [statuses[code] for code in codes if code in statuses]
+    blind = [status for status in own if status.status == "not-evaluable"]
+    if not blind or any(status.status in ("passed", "fired", "suppressed") for status in own):
+        return ""
+    return f"{blind[0].code}: {blind[0].reason}"
+
+
+OBSERVED = frozenset({"GS104", "GS108", "GS402", "GS407", "GS503", "GS602", "GS604", "GS701", "GS703", "GS704"})
+"""Rules that see the cause itself, such as NaN in the data or a parameter that never got a gradient; what others say about
+a cause is inferred from a symptom."""
+
+CODES_OF_CAUSE: Mapping[str, tuple[str, ...]] = {
+    "sum-aggregation": ("GS401", "GS404"),
+    "feature-scale": ("GS406",),
+    "learning-rate": ("GS601", "GS603", "GS606"),
+    "adam-epsilon": ("GS602",),
+    "precision": ("GS501",),
+    "dead-units": ("GS701",),
+    "isolated-nodes": ("GS402",),
+    "normalization-misuse": ("GS106", "GS108"),
+    "oversmoothing": ("GS704",),
+    "active-clamp": ("GS703",),
+    "non-finite-data": ("GS407",),
+    "uninitialized-parameter": ("GS502", "GS605"),
+    "never-updated-parameter": ("GS604",),
+    "saturated-gate": ("GS104",),
+    "undefined-operation": ("GS502",),
+    "masking": ("GS502",),
+    "indistinguishable-nodes": ("GS704",),
+}
+"""Rules whose verdict decides whether a further cause was looked at."""

@@ -1,0 +1,204 @@
+"""Trace → signals: what a run, or one forward and backward of a batch, has shown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from gnnstab.records import PARAMETER_SITES, SIGNALS, LayerFacts, SeriesKey, Signal, Signals
+from gnnstab.records.vocabulary import LOSS_GENERALISATION_GAP
+from gnnstab.signals._extremes import short_run, with_extremes
+from gnnstab.signals._measures import measured_signals
+from gnnstab.signals._places import place_signals
+from gnnstab.signals._series import growth_signals, run_series
+from gnnstab.signals._window import LATEST_STEPS, MOST_POINTS, latest
+from gnnstab.signals.gradients import gradient_signals
+from gnnstab.signals.optimisation import first_moves, gap_signals, overshoot_signals, parameter_signals, step_signals
+from gnnstab.trace import Trace
+
+TRAINED_STEPS = 200
+"""Recorded updates after which weights count as trained."""
+
+_MISSING = {
+    "attention.": "no attention was measured in the full tier",
+    "gradient.": "no backward pass was recorded; pass a loss, or record a training run",
+    "optimizer.": "the trace does not hold the optimizer's state; pass a checkpoint with it, or the optimizer",
+    "logit.": "the trace does not hold the weights; pass the checkpoint or the model",
+    "gain.": "the trace does not hold the weights; pass the checkpoint or the model",
+    LOSS_GENERALISATION_GAP: "no validation loss is known; pass it with monitor.validation(loss), beside monitor.loss(loss)",
+    "aggregation.": "no aggregation other than attention was recorded",
+    "update.": "no optimizer step was recorded",
+    "place.": "the places beside the attention layers were not looked at; pass the model and a batch, or record a training run",
+    "loss": "no loss is known; pass it with monitor.loss(loss)",
+}
+
+
+# Numbers at the end of the range overflow where they are averaged; the Inf that comes out is the right answer.
+@np.errstate(all="ignore")
+def from_trace(trace: Trace) -> Signals:
+    """The signals of a trace.
+
+    The trace's metadata may say ``source`` (``training``, ``batch`` or ``synthetic``), ``precision`` and ``trained``.
+    Of a layer that ran in several modes one is judged, that of the update first; which one stands in the detail.
+    """
+    meta, steps = trace.meta, trace.step_arrays()
+    layers = _with_norms(trace.layers(), meta.get("norms", ""))
+    source = meta.get("source", "training")
+    single = source != "training"
+    sites, measures = _sites(trace), trace.measures()
+    values, undefined = measured_signals(measures, source, single=single)
+    values += gradient_signals(sites, layers, source, single=single)
+    values += parameter_signals(sites, [layer.name for layer in layers], source, single=single)
+    values += _modes_apart(sites, layers, source)
+    values += place_signals(meta, source)
+    series = () if single else tuple(run_series(sites, measures, steps, layers))
+    if not single:
+        values += step_signals(steps)
+        values += first_moves(measures) + overshoot_signals(measures)
+        values += gap_signals(steps, measures)
+        values += growth_signals(series)
+        values = with_extremes(trace, measures, values)
+    if source == "synthetic":
+        return _rebuilt(trace, layers, values)
+    return Signals(
+        kind="trace" if not single else "model",
+        layers=layers,
+        values=tuple(values),
+        series=series,
+        events=trace.events(),
+        blind=trace.blind(),
+        missing=_missing(values, undefined),
+        context={
+            **_context(trace, source, layers, len(steps), short_run(0 if single else len(steps), measures)),
+            **({"losses": [float(loss) for loss in steps["loss"]]} if source == "batch" else {}),
+        },
+    )
+
+
+def _sites(trace: Trace) -> dict[SeriesKey, Any]:
+    """Layers in as many rows as a series can hold; parameters, which the full tier records now and then, in full."""
+    return {**trace.sites(points=MOST_POINTS), **trace.sites(site=PARAMETER_SITES)}
+
+
+def _with_norms(layers: tuple[LayerFacts, ...], norms: str) -> tuple[LayerFacts, ...]:
+    """Fill what normalises beside a layer from the metadata ``norms``: JSON, layer → ``before`` and ``after``."""
+    try:
+        found = json.loads(norms or "{}")
+    except ValueError:
+        return layers
+    beside = {name: one for name, one in found.items() if isinstance(one, dict)} if isinstance(found, dict) else {}
+    return tuple(
+        replace(
+            layer,
+            norm_before=_text(beside[layer.name].get("before")) if layer.norm_before is None else layer.norm_before,
+            norm_after=_text(beside[layer.name].get("after")) if layer.norm_after is None else layer.norm_after,
+        )
+        if layer.name in beside
+        else layer
+        for layer in layers
+    )
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _rebuilt(trace: Trace, layers: Sequence[LayerFacts], values: Sequence[Signal]) -> Signals:
+    """Of layers that were rebuilt from a file: only their numbers; dropout, precision and the like are not the user's."""
+    bare = tuple(LayerFacts(layer.name, layer.kind, layer.position, layer.attention) for layer in layers)
+    return Signals(kind="checkpoint", layers=bare, values=tuple(values), events=trace.events(), blind=trace.blind())
+
+
+def _missing(values: Sequence[Signal], undefined: dict[str, str]) -> dict[str, str]:
+    seen = {signal.name for signal in values}
+    kept = {
+        key: reason
+        for key, reason in _MISSING.items()
+        if key in SIGNALS or not any(name.startswith(key) for name in seen)
+    }
+    return {**kept, **undefined}
+
+
+def _context(
+    trace: Trace, source: str, layers: Sequence[LayerFacts], steps: int, told: Sequence[str]
+) -> dict[str, Any]:
+    meta, others = trace.meta, {blind.layer for blind in trace.blind() if blind.is_other_attention}
+    context: dict[str, Any] = {
+        "precision": meta.get("precision", "fp32"),
+        "steps": steps,
+        "layers_expected": sum(layer.attention for layer in layers) + len(others),
+        "loss_given": meta.get("loss_given") == "true",
+        "assumptions": [*(note for note in meta.get("assumptions", "").split("\n") if note), *told],
+        "notes": [*trace.notes, *([f"the recording failed: {meta['failure']}"] if "failure" in meta else [])],
+    }
+    if source == "training":
+        context["closed"] = trace.complete
+        context["rows_lost"] = _number(meta.get("dropped.rows")) + _number(meta.get("malformed.rows"))
+        context["trained"] = True if steps >= TRAINED_STEPS else None
+    if meta.get("trained") in ("true", "false"):
+        context["trained"] = meta["trained"] == "true"
+    without = _names(meta.get("norm_without_batch", ""))
+    if without:
+        context["norm_without_batch"] = without
+    smallest = _sizes(meta.get("norm_smallest", ""))
+    if smallest:
+        context["norm_smallest"] = smallest
+    return context
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """A JSON list of names; empty for anything else."""
+    try:
+        found = json.loads(text or "[]")
+    except ValueError:
+        return ()
+    return tuple(name for name in found if isinstance(name, str)) if isinstance(found, list) else ()
+
+
+def _sizes(text: str) -> dict[str, tuple[str, int]]:
+    """A JSON object of name → class and number of nodes; what is anything else is left out."""
+    try:
+        found = json.loads(text or "{}")
+    except ValueError:
+        return {}
+    entries = found.items() if isinstance(found, dict) else ()
+    return {
+        name: (value[0], value[1])
+        for name, value in entries
+        if isinstance(value, list) and [type(part) for part in value] == [str, int]
+    }
+
+
+def _number(text: str | None) -> int:
+    return int(text) if text is not None and text.isdigit() else 0
+
+
+def _modes_apart(sites: Any, layers: Sequence[LayerFacts], source: str) -> list[Signal]:
+    """How far the output's RMS differs between train and eval mode, per layer that ran in both."""
+    signals = []
+    for layer in layers:
+        own = {
+            key: rows
+            for key, rows in sites.items()
+            if key.layer == layer.name and key.site == "output" and key.call == 0
+        }
+        train, quiet = _rms(own, ("train", "train-nograd")), _rms(own, ("eval", "eval-grad"))
+        if train and quiet:
+            detail = {"train": train, "eval": quiet}
+            signals.append(
+                Signal("output.train_eval_difference", abs(train / quiet - 1), layer.name, None, None, source, detail)
+            )
+    return signals
+
+
+def _rms(own: dict[SeriesKey, Any], modes: tuple[str, ...]) -> float | None:
+    for mode in modes:
+        for key, rows in own.items():
+            if key.mode == mode:
+                value = latest(rows["rms"].astype(float), LATEST_STEPS)
+                return value if value == value else None
+    return None

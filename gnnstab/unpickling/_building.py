@@ -1,0 +1,102 @@
+"""`StoredTensor` → `torch.Tensor`: plain tensors that look into the file's own bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gnnstab.unpickling._values import Damaged, Storage, StoredTensor
+
+if TYPE_CHECKING:
+    from torch import Tensor, UntypedStorage
+
+ALIGNMENT = 16
+"""Bytes; a storage that begins elsewhere is copied, since torch's kernels expect what an allocation would give."""
+
+
+class Builder:
+    """Builds the tensors of one file; the file is mapped into memory and never written to."""
+
+    def __init__(self, file: Path, *, swapped: bool = False) -> None:
+        """``swapped`` means that the file was written on a machine of the other byte order."""
+        import torch
+
+        self._torch = torch
+        self._whole: Any = torch.UntypedStorage.from_file(str(file), False, file.stat().st_size)
+        self._swapped = swapped
+        self._storages: dict[tuple[object, ...], UntypedStorage] = {}
+
+    def __call__(self, stored: StoredTensor) -> Tensor:
+        """The tensor; raises `Damaged` when torch itself refuses its parts."""
+        try:
+            tensor: Tensor = getattr(self, f"_{stored.kind}")(stored)
+            if stored.conjugate and tensor.is_complex():
+                tensor = tensor.conj()
+            return self._torch._neg_view(tensor) if stored.negative else tensor
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise Damaged(f"a {stored.kind} tensor cannot be built ({str(error)[:80]})") from None
+
+    def _storage(self, storage: Storage, dtype: Any) -> UntypedStorage:
+        key = (storage.begin, storage.nbytes, dtype if self._swapped else None)
+        found = self._storages.get(key)
+        if found is None:
+            if storage.nbytes == 0:
+                found = self._torch.UntypedStorage(0)  # type: ignore[no-untyped-call]
+            else:
+                found = self._whole[storage.begin : storage.begin + storage.nbytes]
+                if storage.begin % ALIGNMENT or self._swapped:
+                    found = found.clone()
+                if self._swapped:
+                    found.byteswap(dtype)
+            self._storages[key] = found
+        return found
+
+    def _strided(self, stored: StoredTensor) -> Tensor:
+        assert stored.storage is not None
+        dtype = getattr(self._torch, stored.dtype)
+        storage = self._storage(stored.storage, dtype)
+        return self._torch.empty(0, dtype=dtype).set_(storage, stored.offset, stored.shape, stored.stride)
+
+    def _meta(self, stored: StoredTensor) -> Tensor:
+        dtype = getattr(self._torch, stored.dtype)
+        return self._torch.empty_strided(stored.shape, stored.stride, dtype=dtype, device="meta")
+
+    def _uninitialised(self, stored: StoredTensor) -> Tensor:
+        return self._torch.nn.parameter.UninitializedParameter(requires_grad=False)
+
+    def _sparse(self, stored: StoredTensor) -> Tensor:
+        layout, *parts, coalesced = stored.parts
+        if layout == "torch.sparse_coo":
+            indices, values = parts
+            return self._torch.sparse_coo_tensor(
+                indices, values, stored.shape, check_invariants=True, is_coalesced=coalesced or None
+            )
+        outer, inner, values = parts
+        name = getattr(self._torch, layout.removeprefix("torch."))
+        return self._torch.sparse_compressed_tensor(
+            outer, inner, values, stored.shape, layout=name, check_invariants=True
+        )
+
+    def _quantized(self, stored: StoredTensor) -> Tensor:
+        assert stored.storage is not None
+        torch = self._torch
+        dtype = getattr(torch, stored.dtype)
+        typed = torch.storage.TypedStorage(
+            wrap_storage=self._storage(stored.storage, dtype), dtype=dtype, _internal=True
+        )
+        scheme, *quantizer = stored.parts
+        known = (torch.per_tensor_affine, torch.per_channel_affine, torch.per_channel_affine_float_qparams)
+        method = next((each for each in known if str(each) == scheme), None)
+        if method is None:
+            raise ValueError("unknown scheme")
+        place = (stored.offset, stored.shape, stored.stride)
+        tensor: Tensor = torch._utils._rebuild_qtensor(typed, *place, (method, *quantizer), False, {})
+        return tensor
+
+    def _nested(self, stored: StoredTensor) -> Tensor:
+        buffer, shapes, strides, offsets = stored.parts
+        table = zip(shapes.tolist(), strides.tolist(), offsets.tolist(), strict=True)
+        pieces = [(tuple(shape), tuple(stride), offset) for shape, stride, offset in table]
+        if buffer.dim() != 1 or sum(self._torch.Size(shape).numel() for shape, _, _ in pieces) > buffer.numel():
+            raise ValueError("its parts are larger than its buffer")
+        return self._torch.nested.as_nested_tensor([buffer.as_strided(*piece) for piece in pieces])

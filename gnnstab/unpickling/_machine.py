@@ -1,0 +1,419 @@
+"""Runs the operations of a pickle that a checkpoint needs, without importing, calling or hashing anything of the file.
+
+Python's own unpickler does what the file says. This one knows the operations that `pickle` writes at the protocols 2 to 5
+and gives each its one harmless meaning: containers are built, everything else stays a description (`values`). Every
+operation costs time and memory in proportion to the bytes that it has in the file, or is paid from a budget.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from gnnstab.errors import printable
+from gnnstab.unpickling._calls import call, instance
+from gnnstab.unpickling._dtypes import ITEM_SIZES, STORAGES
+from gnnstab.unpickling._values import Damaged, Named, NeedsCode, Record, Storage, StoredTensor
+
+MOST_CONTAINERS = 1_000_000
+"""Empty lists, dicts and sets, which need one byte in a file and a hundred in memory."""
+
+LONGEST_INTEGER = 256
+"""Bytes of one integer."""
+
+MOST_LOOSE_KEYS = 10_000
+"""Keys whose hashes a file could choose to be equal: tuples and integers beyond 60 bits."""
+
+LONGEST_KEY = 16
+"""Entries of a tuple that is a key."""
+
+
+class Storages(Protocol):
+    """Knows where the storages of a file lie."""
+
+    def find(self, key: str, dtype: str, elements: int) -> Storage:
+        """The storage of this key; raises `Damaged` when the file does not hold that many elements of it."""
+
+
+Make = Callable[[StoredTensor], Any]
+"""Turns the description of a tensor into what the caller wants in its place."""
+
+
+class Machine:
+    """One pickle being read."""
+
+    def __init__(
+        self, data: bytes, at: int, storages: Storages, make: Make, budget: int, records: Callable[[str], bool]
+    ):
+        """``budget`` is the number of bytes that tensors may declare; ``records`` says which classes may become a `Record`."""
+        self.data, self.at = data, at
+        self.storages, self.make, self.records = storages, make, records
+        self.stack: list[Any] = []
+        self.below: list[list[Any]] = []
+        self.memo: dict[int, Any] = {}
+        self.budget = self.left = budget
+        self.made = 0
+        self.containers = self.loose_keys = 0
+        self.names: dict[str, Named] = {}
+        self.tensors: dict[int, tuple[Any, StoredTensor]] = {}
+        self.views: set[tuple[object, ...]] = set()
+
+    def run(self) -> Any:
+        """The value of the pickle; `at` is then the byte behind it.
+
+        Raises `Damaged` or `NeedsCode`.
+        """
+        data = self.data
+        try:
+            while True:
+                code = data[self.at]
+                self.at += 1
+                if code == 0x2E:
+                    return self.stack.pop()
+                operation = _OPERATIONS.get(code)
+                if operation is None:
+                    raise Damaged(f"operation 0x{code:02x} at byte {self.at - 1} stands in no checkpoint")
+                operation(self)
+        except (Damaged, NeedsCode):
+            raise
+        except (IndexError, KeyError, struct.error):
+            raise Damaged(f"the pickle breaks off or is out of order at byte {min(self.at, len(data))}") from None
+        except (TypeError, ValueError, OverflowError, AttributeError) as error:
+            raise Damaged(f"at byte {self.at}: {printable(str(error), 80)}") from None
+
+    def spend(self, size: int) -> None:
+        """Account for work that a few bytes of the file ask for again and again."""
+        self.made += size
+        if self.made > max(4 * len(self.data), 64 * 2**20):
+            raise Damaged("its calls can fill the memory")
+
+    def described(self, value: Any) -> StoredTensor:
+        """The description of what `make` made of a tensor."""
+        found = self.tensors.get(id(value))
+        if found is None:
+            raise Damaged(f"a {printable(type(value).__name__, 40)} stands where a tensor belongs")
+        return found[1]
+
+    def tensor(self, stored: StoredTensor) -> Any:
+        """Hand a tensor over, once it is paid for."""
+        view = (stored.storage, stored.dtype, stored.offset, stored.shape, stored.stride)
+        if stored.storage is not None and view not in self.views:
+            self.views.add(view)
+            self.left -= math.prod(stored.shape) * ITEM_SIZES[stored.dtype]
+            if self.left < 0:
+                raise Damaged(
+                    f"its tensors declare more than {self.budget >> 20} MiB, many times what the file holds; refused "
+                    "(expanded or overlapping storages)"
+                )
+        made = self.make(stored)
+        # The table goes by identity, so what is in it is kept: no other object may get the identity of one that is gone.
+        self.tensors[id(made)] = made, stored
+        return made
+
+    def take(self, size: int) -> bytes:
+        """The next bytes; raises `IndexError` when there are fewer."""
+        found = self.data[self.at : self.at + size]
+        if len(found) != size:
+            raise IndexError
+        self.at += size
+        return found
+
+    def line(self) -> str:
+        """Text up to the end of the line."""
+        end = self.data.index(b"\n", self.at, self.at + 1000)
+        found = self.data[self.at : end].decode("utf-8")
+        self.at = end + 1
+        return found
+
+    def since_mark(self) -> list[Any]:
+        """What was put down since the last mark, which goes with it."""
+        items = self.stack
+        self.stack = self.below.pop()
+        return items
+
+    def named(self, name: str) -> Named:
+        """The one object for a name."""
+        return self.names.setdefault(name, Named(name))
+
+    def check_key(self, key: Any, depth: int = 0) -> None:
+        """Raise `Damaged` unless hashing this key takes constant time, memory and depth."""
+        kind = type(key)
+        if (
+            kind is str
+            or kind is bool
+            or kind is float
+            or key is None
+            or kind is bytes
+            or kind is Named
+            or kind is Record
+        ):
+            return
+        if kind is int and -(2**60) < key < 2**60:
+            return
+        if kind is not int and not (kind is tuple and depth < 2 and len(key) <= LONGEST_KEY):
+            raise Damaged(f"a {printable(kind.__name__, 40)} is a key, which no checkpoint has")
+        self.loose_keys += 1
+        if self.loose_keys > MOST_LOOSE_KEYS:
+            raise Damaged(f"more than {MOST_LOOSE_KEYS} keys are tuples or integers without end")
+        for part in key if kind is tuple else ():
+            self.check_key(part, depth + 1)
+
+
+def _number(form: str) -> Callable[[Machine], Any]:
+    packed = struct.Struct(form)
+
+    def read(machine: Machine) -> Any:
+        (value,) = packed.unpack_from(machine.data, machine.at)
+        machine.at += packed.size
+        return value
+
+    return read
+
+
+_U1, _U2, _I4, _U4, _U8, _F8 = (_number(form) for form in ("<B", "<H", "<i", "<I", "<Q", ">d"))
+
+
+def _push(read: Callable[[Machine], Any]) -> Callable[[Machine], None]:
+    def operation(machine: Machine) -> None:
+        machine.stack.append(read(machine))
+
+    return operation
+
+
+def _constant(value: Any) -> Callable[[Machine], None]:
+    return lambda machine: machine.stack.append(value)
+
+
+def _empty(kind: Callable[[], Any]) -> Callable[[Machine], None]:
+    def operation(machine: Machine) -> None:
+        machine.containers += 1
+        if machine.containers > MOST_CONTAINERS:
+            raise Damaged(f"has more than {MOST_CONTAINERS} lists and dicts")
+        machine.stack.append(kind())
+
+    return operation
+
+
+def _text(length: Callable[[Machine], int]) -> Callable[[Machine], None]:
+    return lambda machine: machine.stack.append(machine.take(length(machine)).decode("utf-8", "surrogatepass"))
+
+
+def _old_text(length: Callable[[Machine], int]) -> Callable[[Machine], None]:
+    """A ``str`` of Python 2."""
+    return lambda machine: machine.stack.append(machine.take(length(machine)).decode("utf-8", "surrogateescape"))
+
+
+def _bytes(length: Callable[[Machine], int]) -> Callable[[Machine], None]:
+    return lambda machine: machine.stack.append(machine.take(length(machine)))
+
+
+def _long(length: Callable[[Machine], int]) -> Callable[[Machine], None]:
+    def operation(machine: Machine) -> None:
+        size = length(machine)
+        if not 0 <= size <= LONGEST_INTEGER:
+            raise Damaged(f"an integer has {size} bytes")
+        machine.stack.append(int.from_bytes(machine.take(size), "little", signed=True))
+
+    return operation
+
+
+def _tuple(size: int) -> Callable[[Machine], None]:
+    def operation(machine: Machine) -> None:
+        stack = machine.stack
+        if len(stack) < size:
+            raise IndexError
+        stack[-size:] = [tuple(stack[-size:])]
+
+    return operation
+
+
+def _marked_tuple(machine: Machine) -> None:
+    items = tuple(machine.since_mark())
+    machine.stack.append(items)
+
+
+def _marked_frozenset(machine: Machine) -> None:
+    items = machine.since_mark()
+    for item in items:
+        machine.check_key(item)
+    machine.stack.append(frozenset(items))
+
+
+def _mark(machine: Machine) -> None:
+    machine.below.append(machine.stack)
+    machine.stack = []
+
+
+def _pop(machine: Machine) -> None:
+    if machine.stack:
+        machine.stack.pop()
+    else:
+        machine.since_mark()
+
+
+def _append(machine: Machine) -> None:
+    item = machine.stack.pop()
+    _extend(machine.stack[-1], [item])
+
+
+def _appends(machine: Machine) -> None:
+    items = machine.since_mark()
+    _extend(machine.stack[-1], items)
+
+
+def _extend(target: Any, items: list[Any]) -> None:
+    if isinstance(target, Record):
+        target.sequence.extend(items)
+    elif type(target) in (list, deque):
+        target.extend(items)
+    else:
+        raise Damaged(f"items are appended to a {printable(type(target).__name__, 40)}")
+
+
+def _add_items(machine: Machine) -> None:
+    items = machine.since_mark()
+    target = machine.stack[-1]
+    if type(target) is not set:
+        raise Damaged(f"items are added to a {printable(type(target).__name__, 40)}")
+    for item in items:
+        machine.check_key(item)
+    target.update(items)
+
+
+def _set_item(machine: Machine) -> None:
+    value, key = machine.stack.pop(), machine.stack.pop()
+    _set(machine, [key, value])
+
+
+def _set_items(machine: Machine) -> None:
+    _set(machine, machine.since_mark())
+
+
+def _set(machine: Machine, items: list[Any]) -> None:
+    target = machine.stack[-1]
+    if isinstance(target, Record):
+        target = target.mapping
+    elif type(target) not in (dict, OrderedDict, defaultdict):
+        raise Damaged(f"keys are set on a {printable(type(target).__name__, 40)}")
+    if len(items) % 2:
+        raise Damaged("a key has no value")
+    for at in range(0, len(items), 2):
+        machine.check_key(items[at])
+        target[items[at]] = items[at + 1]
+
+
+def _put(place: Callable[[Machine], int]) -> Callable[[Machine], None]:
+    def operation(machine: Machine) -> None:
+        machine.memo[place(machine)] = machine.stack[-1]
+
+    return operation
+
+
+def _get(place: Callable[[Machine], int]) -> Callable[[Machine], None]:
+    return lambda machine: machine.stack.append(machine.memo[place(machine)])
+
+
+def _memoize(machine: Machine) -> None:
+    machine.memo[len(machine.memo)] = machine.stack[-1]
+
+
+def _global(machine: Machine) -> None:
+    module = machine.line()
+    machine.stack.append(machine.named(f"{module}.{machine.line()}"))
+
+
+def _stack_global(machine: Machine) -> None:
+    name, module = machine.stack.pop(), machine.stack.pop()
+    if type(name) is not str or type(module) is not str or len(name) + len(module) > 1000:
+        raise Damaged("a name is no text")
+    machine.stack.append(machine.named(f"{module}.{name}"))
+
+
+def _reduce(machine: Machine) -> None:
+    arguments, function = machine.stack.pop(), machine.stack.pop()
+    if type(arguments) is not tuple:
+        raise Damaged("a call has no arguments")
+    machine.stack.append(call(machine, function, arguments))
+
+
+def _new_object(machine: Machine) -> None:
+    arguments, kind = machine.stack.pop(), machine.stack.pop()
+    if type(arguments) is not tuple or type(kind) is not Named:
+        raise Damaged("an object has no class")
+    machine.stack.append(instance(machine, kind.name, arguments))
+
+
+def _new_object_with_keywords(machine: Machine) -> None:
+    keywords = machine.stack.pop()
+    _new_object(machine)
+    if type(keywords) is dict and isinstance(machine.stack[-1], Record):
+        machine.stack[-1].attributes = keywords
+
+
+def _build(machine: Machine) -> None:
+    state, target = machine.stack.pop(), machine.stack[-1]
+    if isinstance(target, Named):
+        raise NeedsCode(target.name)
+    if not isinstance(target, Record):
+        return  # Attributes of a tensor or a dict, such as `_metadata` of a state dict: nothing is read from them.
+    parts = state if type(state) is tuple and len(state) == 2 else (state,)
+    if not all(part is None or type(part) in (dict, OrderedDict) for part in parts):
+        target.state = state
+        return
+    for part in filter(None, parts):
+        machine.spend(64 * len(part) if target.attributes else 0)
+        target.attributes = {**target.attributes, **part} if target.attributes else part
+
+
+def _persistent(machine: Machine) -> None:
+    """``("storage", type, key, device, elements[, view])``, or a class with its source in the format before torch 1.6."""
+    identifier = machine.stack.pop()
+    if type(identifier) is not tuple or not identifier:
+        raise Damaged("a reference to the file is none that torch writes")
+    if identifier[0] == "module" and len(identifier) == 4 and type(identifier[1]) is Named:
+        machine.stack.append(identifier[1])
+        return
+    if identifier[0] != "storage" or len(identifier) not in (5, 6):
+        raise Damaged("a reference to the file is none that torch writes")
+    kind, key, _, elements = identifier[1:5]
+    dtype = (
+        STORAGES.get(kind.name.rpartition(".")[2]) if type(kind) is Named and kind.name.startswith("torch.") else None
+    )
+    if dtype is None or type(key) is not str or type(elements) is not int or not 0 <= elements < 2**60:
+        raise Damaged("a storage is none that torch writes")
+    storage = machine.storages.find(key, dtype, elements)
+    view = identifier[5] if len(identifier) == 6 else None
+    machine.stack.append(storage if view is None else _view(storage, view))
+
+
+def _view(storage: Storage, view: Any) -> Storage:
+    if type(view) is not tuple or len(view) != 3 or any(type(n) is not int or n < 0 for n in view[1:]):
+        raise Damaged("a view of a storage is none that torch writes")
+    item, (name, offset, size) = ITEM_SIZES[storage.dtype], view
+    if (offset + size) * item > storage.nbytes:
+        raise Damaged("a view reaches beyond its storage")
+    begin = storage.begin + offset * item if storage.begin >= 0 else -1
+    return Storage(f"{storage.key}/{name}", storage.dtype, begin, size * item)
+
+
+_OPERATIONS: dict[int, Callable[[Machine], None]] = {
+    ord("N"): _constant(None), 0x88: _constant(True), 0x89: _constant(False),
+    ord("K"): _push(_U1), ord("M"): _push(_U2), ord("J"): _push(_I4), ord("G"): _push(_F8),
+    0x8A: _long(_U1), 0x8B: _long(_I4),
+    ord("X"): _text(_U4), 0x8C: _text(_U1), 0x8D: _text(_U8), ord("U"): _old_text(_U1), ord("T"): _old_text(_I4),
+    ord("B"): _bytes(_U4), ord("C"): _bytes(_U1), 0x8E: _bytes(_U8),
+    0x96: lambda machine: machine.stack.append(bytearray(machine.take(_U8(machine)))),
+    ord(")"): _constant(()), 0x85: _tuple(1), 0x86: _tuple(2), 0x87: _tuple(3), ord("t"): _marked_tuple,
+    ord("]"): _empty(list), ord("}"): _empty(dict), 0x8F: _empty(set), 0x91: _marked_frozenset,
+    ord("("): _mark, ord("0"): _pop, ord("1"): lambda machine: (machine.since_mark(), None)[1],
+    ord("2"): lambda machine: machine.stack.append(machine.stack[-1]),
+    ord("a"): _append, ord("e"): _appends, 0x90: _add_items, ord("s"): _set_item, ord("u"): _set_items,
+    ord("q"): _put(_U1), ord("r"): _put(_U4), 0x94: _memoize, ord("h"): _get(_U1), ord("j"): _get(_U4),
+    ord("c"): _global, 0x93: _stack_global, ord("R"): _reduce, 0x81: _new_object,
+    0x92: _new_object_with_keywords, ord("b"): _build, ord("Q"): _persistent,
+    0x80: lambda machine: (_U1(machine), None)[1], 0x95: lambda machine: (_U8(machine), None)[1],
+}  # fmt: skip
+"""Code → what it does."""

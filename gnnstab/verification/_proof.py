@@ -1,0 +1,86 @@
+"""A diagnosis whose recommended fixes have been tried."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from gnnstab.randomness import keeps_random_state
+from gnnstab.records import Cause, Diagnosis, Finding
+from gnnstab.records.vocabulary import in_group
+from gnnstab.verification._protocol import verify
+from gnnstab.verification._sweep import INTERRUPTED, Progress
+from gnnstab.verification._verdict import Verdict
+from gnnstab.verification.interventions.deciding import ROOT
+
+_REFUTED = ("no-effect", "made-worse")
+
+_ORDER = ("confirmed", "inconclusive", "not-tested", "no-effect", "made-worse")
+
+
+@keeps_random_state
+def prove(
+    diagnosis: Diagnosis,
+    model: nn.Module,
+    *,
+    batch: Any,
+    loss: Any = None,
+    precision: str = "fp32",
+    progress: Progress | None = None,
+    **options: Any,
+) -> Diagnosis:
+    """The diagnosis with a verdict on every fix of a root or contributing cause; confirmed fixes come first.
+
+    The fixes are judged by the most severe symptom of the model; those of a cause that the optimizer alone shows, by the
+    finding that led to it: no symptom of the current weights tells whether a run would have gone well at another rate.
+    A cause whose fixes all had no effect, or a bad one, loses its status: it is merely present, or contributing where it was seen
+    or undone on a copy. With the last root gone, the cause is not established. ``options`` are those of `verify`; the short training has 100 steps unless they say otherwise.
+    """
+    judged = [c for c in diagnosis.causes if c.status in ("root-cause", "contributing")]
+    proven: dict[str, Cause] = {}
+    interrupted = False
+
+    def tell(line: str) -> None:
+        nonlocal interrupted
+        interrupted |= line.startswith(INTERRUPTED)
+        if progress is not None:
+            progress(line)
+
+    for finding, causes in _groups(diagnosis, judged):
+        names = list(dict.fromkeys(advice.fix for cause in causes for advice in cause.fixes))
+        if interrupted or not names:
+            continue
+        found = verify(
+            model, names, batch=batch, loss=loss, precision=precision, progress=tell, finding=finding,
+            **{"steps": 100, **options},
+        )  # fmt: skip
+        verdicts = {verdict.fix: verdict for verdict in found}
+        proven |= {cause.cause: _proven(cause, verdicts) for cause in causes}
+    return replace(diagnosis, causes=tuple(proven.get(cause.cause, cause) for cause in diagnosis.causes))
+
+
+def _groups(diagnosis: Diagnosis, causes: Sequence[Cause]) -> Iterator[tuple[Finding | None, list[Cause]]]:
+    """Causes with the finding that their fixes are judged by; None for the most severe symptom of the model."""
+    by_symptom = []
+    for cause in causes:
+        own = [f for f in diagnosis.at_least("warning") if f.code in cause.codes and f.signal in in_group("setting")]
+        if own:
+            yield own[0], [cause]
+        else:
+            by_symptom.append(cause)
+    yield None, by_symptom
+
+
+def _proven(cause: Cause, verdicts: Mapping[str, Verdict]) -> Cause:
+    fixes = [verdicts[advice.fix].as_advice(advice) for advice in cause.fixes]
+    ordered = tuple(sorted(fixes, key=lambda advice: _ORDER.index(advice.verdict)))
+    if not (ordered and all(advice.verdict in _REFUTED for advice in ordered)):
+        return replace(cause, fixes=ordered)
+    # What was seen itself, or went away when it was undone, is there, whatever its fixes do.
+    shown = cause.how == "observed" or (cause.share is not None and cause.share >= ROOT)
+    status = "contributing" if shown else "present"
+    reason = f"{cause.reason} Verification spoke against it as the root: none of its fixes had an effect."
+    return replace(cause, status=status, how=cause.how if shown else "", reason=reason, fixes=ordered)

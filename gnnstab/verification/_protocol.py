@@ -1,0 +1,317 @@
+"""The protocol: a fix is applied to a copy and judged on the user's own model and batch.
+
+1. Weight edits and settings are judged on the current weights; structural fixes, which make trained weights useless, and
+   a lower learning rate, which does not undo what the higher one did, on paired fresh twins; other changes of the training
+   alone after a short training.
+2. Everything is measured again, through the recorder and the rules that a diagnosis uses.
+3. Confirmed means: the signal that fired crosses its threshold with margin, no other rule newly fires at warning or
+   above, and a short training is not worse, nor what it has not seen. A training that leaves this open is repeated from as
+   many seeds again. Inconclusive is a legitimate answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from gnnstab.errors import UsageError
+from gnnstab.fixes import find
+from gnnstab.fixes.model_structure import duplicate
+from gnnstab.probe.batches.data import taken
+from gnnstab.randomness import keeps_random_state
+from gnnstab.records import Finding, Signal
+from gnnstab.verification import _judging as judging
+from gnnstab.verification._arms import Arm, ArmResult, Setting, run_arm
+from gnnstab.verification._fresh_copies import Factory, how_initialised, seeded
+from gnnstab.verification._judging import Pairs
+from gnnstab.verification._sweep import Progress, mark, sweep
+from gnnstab.verification._verdict import Verdict
+from gnnstab.verification.fix_spec import FixSpec, fix_specs
+from gnnstab.verification.measuring import measured_on, observe
+from gnnstab.verification.targets import choose, goal_of
+from gnnstab.verification.training import TrainingSettings
+
+AS_IT_IS: tuple[FixSpec, ...] = ()
+
+FIRST = 2
+"""Seeds that are measured first: a fresh fix that the signal refutes in both is not measured on more."""
+
+
+@keeps_random_state
+def verify(
+    model: nn.Module,
+    fixes: Any,
+    *,
+    batch: Any,
+    loss: Callable[[Any, Any], Any] | None = None,
+    seeds: int = 5,
+    steps: int = 150,
+    precision: str = "fp32",
+    lr: float = 1e-3,
+    eps: float = 1e-8,
+    factory: Factory | None = None,
+    finding: Finding | None = None,
+    workers: int = 1,
+    store: str | Path | None = None,
+    progress: Progress | None = None,
+) -> list[Verdict]:
+    """NonFiniteDetector fixes on copies of a model; the model, its mode and the random state stay as they are.
+
+    Args:
+        model: Any module with attention layers.
+        fixes: Names, ``(name, options)`` pairs or texts like ``"residual:weight=1.0"``; one or several.
+        batch: As for `gnnstab.diagnose`. With ``loss``, the second half of several batches is kept from the training and
+            judges it; four or six judge better than two.
+        loss: ``loss(output, batch) -> scalar``; a stated synthetic task when omitted.
+        seeds: Paired seeds; 5 at least for a verdict on structural fixes that means something. Twice as many trainings where
+            these leave open whether the training is worse.
+        steps: Steps of the short training.
+        precision: ``fp32``, ``fp16`` or ``bf16``: measuring and training run under autocast to it.
+        lr: Learning rate of the short training (Adam).
+        eps: Adam's eps there.
+        factory: Makes the model with fresh weights, for an initialisation of your own.
+        finding: What the fixes are to cure; the most severe symptom of the model when omitted.
+        workers: Processes.
+        store: A file that keeps every finished arm, so that an interrupted call continues.
+        progress: Called after every arm.
+
+    Returns:
+        One `Verdict` per fix, in the order given.
+
+    Raises:
+        FixError: An unknown fix.
+        UsageError: A batch that the model cannot be called with, or numbers that make no sense.
+    """
+    chosen = fix_specs(fixes)
+    if seeds < 1 or steps < 1:
+        raise UsageError(f"seeds={seeds} and steps={steps} must be at least 1")
+    training = TrainingSettings(steps=steps, lr=lr, eps=eps)
+    setting = _setting(model, taken(batch, model), loss, precision, training, factory, finding)
+    runner = partial(_run, setting, workers=workers, progress=progress, store=None if store is None else Path(store))
+    plans = [_Plan(setting, item, seeds) for item in chosen]
+    results: dict[Arm, ArmResult] = {}
+    for stage in (_first, _rest, _first_trainings, _trainings, _more_trainings):
+        arms = dict.fromkeys(arm for plan in plans for arm in stage(plan, results) if arm not in results)
+        results |= runner(arms)
+        if not results.keys() >= arms.keys():
+            # Interrupted: what is finished is judged, and nothing more is started.
+            break
+    return [plan.verdict(results) for plan in plans]
+
+
+def _first(plan: _Plan, results: dict[Arm, ArmResult]) -> list[Arm]:
+    return plan.screening(FIRST)
+
+
+def _rest(plan: _Plan, results: dict[Arm, ArmResult]) -> list[Arm]:
+    plan.settle(results)
+    return plan.screening()
+
+
+def _first_trainings(plan: _Plan, results: dict[Arm, ArmResult]) -> list[Arm]:
+    return plan.trainings(results, FIRST)
+
+
+def _trainings(plan: _Plan, results: dict[Arm, ArmResult]) -> list[Arm]:
+    plan.settle_trainings(results)
+    return plan.trainings(results)
+
+
+def _more_trainings(plan: _Plan, results: dict[Arm, ArmResult]) -> list[Arm]:
+    plan.extend_trainings(results)
+    return plan.trainings(results)
+
+
+def _setting(
+    model: nn.Module,
+    batch: Any,
+    loss: Any,
+    precision: str,
+    training: TrainingSettings,
+    factory: Factory | None,
+    finding: Finding | None,
+) -> Setting:
+    optimizing: dict[str, Any] = {}
+    if finding is not None and finding.signal.startswith("optimizer."):
+        # The rate that is advised is the one that the same steps found calm.
+        adam = torch.optim.Adam(model.parameters(), lr=training.lr, eps=training.eps)
+        optimizing = {"optimizer": adam, "try_steps": True}
+    with seeded(0):
+        seen = observe(model, measured_on(batch, loss), loss=loss, precision=precision, **optimizing)
+    goal = goal_of(finding) if finding is not None else choose(seen.findings)
+    signals = seen.signals
+    if finding is not None and not signals.find(finding.signal):
+        # Numbers of the user's optimizer come with the finding alone; a fix may be made from them.
+        told = Signal(finding.signal, finding.value, finding.layer)
+        signals = replace(signals, values=(*signals.values, told))
+    return Setting(duplicate(model), batch, loss, precision, training, goal, signals, factory)
+
+
+def _run(
+    setting: Setting, arms: Iterable[Arm], *, workers: int, progress: Progress | None, store: Path | None
+) -> dict[Arm, ArmResult]:
+    facts = (setting.precision, setting.training, setting.goal, setting.loss is None)
+    prefix = "" if store is None else mark(setting.model, *facts)
+    by_key = {f"{prefix}{arm.key}": arm for arm in arms}
+    jobs = {key: partial(run_arm, setting, arm) for key, arm in by_key.items()}
+    found = sweep(jobs, workers=workers, progress=progress, store=store, load=ArmResult)
+    return {by_key[key]: result for key, result in found.items()}
+
+
+class _Plan:
+    """The arms of one fix, and the verdict that they give."""
+
+    def __init__(self, setting: Setting, item: FixSpec, seeds: int) -> None:
+        self.setting, self.item = setting, item
+        self.fix = find(item.fix)
+        # What too large a rate has done to the weights a lower one does not undo: would the run have gone well with it?
+        restarts = self.fix.name == "lower-lr" and _seen_in_settings(setting)
+        self.fresh = self.fix.needs_fresh_weights or restarts
+        # What changes the training alone, dropout included, shows only after a training.
+        self.after_training = self.fix.name in ("dropout", "lower-lr", "gradient-clipping", "adam-eps")
+        self.after_training &= not _seen_in_settings(setting)
+        self.seeds, self.asked = range(seeds), seeds
+        self.trained_seeds = self.seeds
+
+    def screening(self, most: int | None = None) -> list[Arm]:
+        """Measure both arms, of the first ``most`` seeds; an edit without chance gives the same numbers for every seed."""
+        if self.setting.goal is None:
+            return []
+        by_chance = self.fresh or self.after_training or not self.fix.keeps_function
+        seeds = self.seeds[:most] if by_chance else range(1)
+        return [arm for seed in seeds for arm in self._pair(seed)]
+
+    def settle(self, results: dict[Arm, ArmResult]) -> None:
+        """Keep to the seeds seen so far where the signal has refuted the fix in all of them."""
+        goal, pairs = self.setting.goal, self._pairs(results)
+        if self.after_training and _repeats(pairs):
+            self.seeds = self.seeds[:1]
+        if goal is None or not self.fresh or len(pairs.after) < FIRST or any(r.error for r in pairs.after):
+            return
+        if not judging.fires_before(pairs, goal):
+            return
+        decided = judging.by_signal(pairs, goal)
+        if decided is not None and decided[0] in ("no-effect", "made-worse"):
+            self.seeds = self.seeds[:FIRST]
+
+    def settle_trainings(self, results: dict[Arm, ArmResult]) -> None:
+        """Keep to one seed where chance plays no part: your own loss, current weights, no dropout."""
+        if _repeats(self._pairs(results, train=True)):
+            self.seeds = self.trained_seeds = self.seeds[:1]
+
+    def extend_trainings(self, results: dict[Arm, ArmResult]) -> None:
+        """Train from as many seeds again where the fix looks harmless and the interval is too wide to say so."""
+        if judging.too_wide(self._pairs(results, train=True)):
+            self.trained_seeds = range(2 * self.asked)
+
+    def _pair(self, seed: int, *, train: bool = False) -> tuple[Arm, Arm]:
+        after = self.after_training and not train
+        without = Arm(AS_IT_IS, self.fresh, seed, train, measure=not train, measure_after=after)
+        return without, replace(without, wanted=(self.item,))
+
+    def trainings(self, results: dict[Arm, ArmResult], most: int | None = None) -> list[Arm]:
+        """What has to be trained, of the first ``most`` seeds: nothing where the signal alone has decided.
+
+        Fresh twins may be healthy until they are trained; then both arms are measured after a short training.
+        """
+        goal, pairs = self.setting.goal, self._pairs(results)
+        if goal is None or not pairs.after or self.after_training or any(r.error for r in pairs.after):
+            return []
+        if self.fresh and not judging.fires_before(pairs, goal):
+            self.after_training = True
+            return [arm for seed in self.seeds for arm in self._pair(seed)]
+        if judging.by_signal(pairs, goal) is not None:
+            return []
+        return [arm for seed in self.trained_seeds[:most] for arm in self._pair(seed, train=True)]
+
+    def _pairs(self, results: dict[Arm, ArmResult], *, train: bool = False) -> Pairs:
+        both = [self._pair(seed, train=train) for seed in (self.trained_seeds if train else self.seeds)]
+        done = [(results[a], results[b]) for a, b in both if a in results and b in results]
+        return Pairs(tuple(a for a, _ in done), tuple(b for _, b in done))
+
+    def verdict(self, results: dict[Arm, ArmResult]) -> Verdict:
+        """The verdict from all finished arms."""
+        change = self.fix.change(self.setting.signals.layers, self.setting.signals, **self.item.options)
+        base = Verdict(self.item.fix, "not-tested", "", change=change, options=dict(self.item.options))
+        goal = self.setting.goal
+        if goal is None:
+            return replace(
+                base, verdict="no-effect", reason="no rule fires on this model and batch: there is nothing to cure"
+            )
+        screened, trained = self._pairs(results), self._pairs(results, train=True)
+        if not screened.after:
+            return replace(base, reason="interrupted before both arms of one seed were finished")
+        errors = [r.error for r in (*screened.before, *screened.after) if r.error]
+        if errors:
+            return replace(base, reason=f"the fix cannot be applied here: {errors[0]}")
+        losses = screened if self.after_training else trained
+        decided = judging.by_signal(screened, goal) or judging.by_training(losses)
+        return self._filled(replace(base, verdict=decided[0], reason=decided[1]), screened, losses)
+
+    def _filled(self, verdict: Verdict, screened: Pairs, losses: Pairs) -> Verdict:
+        goal = self.setting.goal
+        assert goal is not None
+        finals = [[r.final for r in arm if r.final is not None] for arm in (losses.before, losses.after)]
+        return replace(
+            verdict,
+            signal=goal.signal,
+            layer=goal.layer,
+            before=None if goal.judged_by_status else float(np.median(screened.values("before"))),
+            after=None if goal.judged_by_status else float(np.median(screened.values("after"))),
+            threshold=None if goal.judged_by_status else goal.threshold,
+            effect=judging.effect(screened, goal),
+            spread=judging.spread(screened, goal),
+            seeds=len(losses.after) or len(screened.after),
+            new_findings=screened.new_codes,
+            loss_before=float(np.median(finals[0])) if finals[0] else None,
+            loss_after=float(np.median(finals[1])) if finals[1] else None,
+            loss_change=judging.loss_change(losses),
+            unseen_change=judging.loss_change(losses, "unseen"),
+            step_time=_ratio(losses),
+            arms=self._arms(),
+            objective=self._objective(losses),
+        )
+
+    def _arms(self) -> str:
+        measured = ", measured after a short training" if self.after_training else ""
+        extended = len(self.trained_seeds) > len(self.seeds)
+        more = f"; {len(self.trained_seeds)} trainings each, since {self.asked} decided nothing" if extended else ""
+        if self.fresh:
+            how = how_initialised(self.setting.model, self.setting.factory)
+            return f"Compared: {len(self.seeds)} pairs of fresh twins with and without it, {how}{measured}{more}"
+        once = ", once: every seed gives the same training" if len(self.seeds) == 1 < self.asked else ""
+        return f"Compared: the current weights with and without it{measured}{once}{more}"
+
+    def _objective(self, losses: Pairs) -> str:
+        stated = next((r.objective for r in losses.after if r.objective), "")
+        training = self.setting.training
+        if not stated:
+            return "Not trained: the signal decided"
+        return f"Trained {training.steps} steps of Adam(lr={training.lr:g}, eps={training.eps:g}) on {stated}"
+
+
+def _seen_in_settings(setting: Setting) -> bool:
+    """True when the goal's signal is a number of the optimizer, which one step that moves nothing shows."""
+    return setting.goal is not None and setting.goal.signal.startswith("optimizer.")
+
+
+def _repeats(pairs: Pairs) -> bool:
+    """True when the trainings of the first seeds end in the very same numbers, so that more seeds would tell nothing new."""
+    ends = [{(r.start, r.final, r.unseen) for r in arm[:FIRST]} for arm in (pairs.before, pairs.after)]
+    return len(pairs.after) >= FIRST and all(len(end) == 1 for end in ends)
+
+
+def _ratio(losses: Pairs) -> float | None:
+    """Median over the seeds of the time per step with the fix over that without."""
+    pairs: Sequence[tuple[Any, Any]] = [
+        (b.per_step, a.per_step) for b, a in zip(losses.before, losses.after, strict=True)
+    ]
+    ratios = [a / b for b, a in pairs if a and b]
+    return float(np.median(ratios)) if ratios else None

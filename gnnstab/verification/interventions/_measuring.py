@@ -1,0 +1,241 @@
+"""The symptoms of one forward and backward, and nothing else: a tenth of what a look through the recorder costs."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch_geometric.utils import softmax
+
+from gnnstab.probe.batches.arguments import as_arguments, on_device
+from gnnstab.probe.measure import read_out, tracked
+from gnnstab.probe.statistics.activations import clip_share, dead_share
+from gnnstab.probe.statistics.attention import entropy_measures, precision_measures
+from gnnstab.probe.statistics.numbers import rms
+from gnnstab.probe.statistics.smoothness import relative_difference
+from gnnstab.records import Event, LayerFacts, Signal, Signals
+from gnnstab.records.vocabulary import (
+    CHANNELS_DEAD_SHARE,
+    CLIP_SHARE,
+    GRADIENT_INPUT_RMS,
+    INPUT_MAX_ABS,
+    OUTPUT_MAX_ABS,
+    SCORE_MAX_ABS,
+    SMOOTHNESS_RELATIVE,
+)
+from gnnstab.signals.gradients import over_depth
+from gnnstab.verification.interventions._trial import Edit
+from gnnstab.verification.training import autocast
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What one forward, and one backward where it was asked for, has shown."""
+
+    signals: Signals
+    loss: float
+    """NaN where no loss was given."""
+
+    outputs: Mapping[str, Tensor]
+    """What every watched layer gave, detached."""
+
+    post_norms: tuple[str, ...] = ()
+    """Normalisations of a sum of a branch and what the normalisation before gave: post-norm; known after a backward."""
+
+
+def look(
+    model: nn.Module,
+    batch: Any,
+    edit: Edit,
+    *,
+    loss: Any,
+    precision: str,
+    layers: tuple[LayerFacts, ...],
+    signals: frozenset[str],
+    backward: bool,
+) -> Look:
+    """Run ``model`` on one batch with the edit; ``model`` is the caller's to give away.
+
+    ``layers`` are looked at, by their names as modules, and of the costlier ``signals`` those that are named. Raises whatever the forward or the loss raises.
+    """
+    watched = _Watched(layers, edit, signals)
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    args, kwargs = as_arguments(batch, model)[0]
+    arguments = on_device((args, kwargs), device)
+    with ExitStack() as stack:
+        stack.enter_context(torch.set_grad_enabled(backward))
+        stack.enter_context(watched.attached(model))
+        if edit.unclamped:
+            stack.enter_context(_Unclamped())
+        with autocast(model, edit.precision or precision):
+            positional, named = tracked(arguments) if backward else arguments
+            output = model(*positional, **named)
+        objective = read_out(output) if loss is None else loss(output, batch).reshape(())
+        if backward and objective.requires_grad:
+            objective.backward()
+    finite = bool(torch.isfinite(objective.detach()))
+    values = watched.signals()
+    values += over_depth(values, layers, "batch")
+    broken = watched.broken or not finite
+    events = (Event(0, "non-finite", stage="output"),) if broken else ()
+    return Look(
+        Signals("model", layers, tuple(values), events=events),
+        math.nan if loss is None else float(objective.detach()),
+        watched.outputs,
+        tuple(watched.post_norms),
+    )
+
+
+class _Unclamped(TorchFunctionMode):
+    """Lets everything through clamps that have an upper limit; a lower limit alone guards a logarithm or a division."""
+
+    _CLAMPS = (torch.clamp, torch.clip, Tensor.clamp, Tensor.clamp_, Tensor.clip, Tensor.clip_)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is nn.functional.hardtanh:
+            low = args[1] if len(args) > 1 else kwargs.get("min_val", -1.0)
+            return torch.relu(args[0]) if low == 0 else args[0]  # ReLU6 is a ReLU with a limit
+        if func in self._CLAMPS and args and args[0].is_floating_point() and _upper(args, kwargs) is not None:
+            return args[0]
+        return func(*args, **kwargs)
+
+
+def _upper(args: Any, kwargs: Mapping[str, Any]) -> Any:
+    return args[2] if len(args) > 2 else kwargs.get("max")
+
+
+class _Watched:
+    """Collects the signals of the attention layers while the model runs, and makes the edits that no copy has to hold."""
+
+    def __init__(self, layers: tuple[LayerFacts, ...], edit: Edit, signals: frozenset[str]) -> None:
+        self._wanted = signals
+        self._facts = {facts.name: facts for facts in layers if facts.attention}
+        self._edit = edit
+        self._running: list[str] = []
+        self._values: list[Signal] = []
+        self._gradients: dict[str, Tensor] = {}
+        self._entered: set[str] = set()
+        self.outputs: dict[str, Tensor] = {}
+        self.post_norms: dict[str, None] = {}
+        self.broken = False
+
+    @contextmanager
+    def attached(self, model: nn.Module) -> Iterator[None]:
+        """Hooks on the layers, and a wrapper where their modules say ``softmax``; all gone afterwards."""
+        # A model that is itself a layer is recorded under the name of its class.
+        modules = {type(model).__name__: model, **dict(model.named_modules())}
+        handles = []
+        homes: dict[int, Any] = {}
+        for name in self._facts:
+            if name in modules:
+                handles.append(modules[name].register_forward_pre_hook(partial(self._enter, name), with_kwargs=True))
+                handles.append(modules[name].register_forward_hook(partial(self._leave, name), always_call=True))
+                homes |= {id(home): home for home in _homes(modules[name])}
+        for name, module in modules.items():
+            if "Norm" in type(module).__name__:
+                handles.append(module.register_forward_pre_hook(partial(self._normalise, name)))
+        try:
+            for home in homes.values():
+                home.softmax = self._softmax
+            yield
+        finally:
+            for home in homes.values():
+                home.softmax = softmax
+            for handle in handles:
+                handle.remove()
+
+    def signals(self) -> list[Signal]:
+        """Everything that was seen."""
+        gradients = [
+            Signal(GRADIENT_INPUT_RMS, float(value), name, detail={"mode": "eval"})
+            for name, value in self._gradients.items()
+        ]
+        return [*self._values, *gradients]
+
+    def _normalise(self, name: str, module: nn.Module, args: Any) -> None:
+        node = getattr(args[0], "grad_fn", None) if args else None
+        parts = node.next_functions if node is not None and node.name().startswith("Add") else ()
+        if any(part is not None and "Norm" in part.name() for part, _ in parts):
+            self.post_norms[name] = None
+
+    def _enter(self, name: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+        self._running.append(name)
+        x = args[0] if args else kwargs.get("x")
+        x = x[-1] if isinstance(x, (tuple, list)) else x
+        if not isinstance(x, Tensor) or not x.is_floating_point() or name in self._entered:
+            return
+        self._entered.add(name)
+        self._measure(INPUT_MAX_ABS, _peak, x, name)
+        self._measure(CLIP_SHARE, clip_share, x, name)
+        if x.requires_grad:
+            x.register_hook(partial(self._gradient, name))  # type: ignore[no-untyped-call]
+
+    def _gradient(self, name: str, gradient: Tensor) -> None:
+        self._gradients[name] = rms(gradient)
+        self.broken |= not bool(torch.isfinite(gradient).all())
+
+    def _leave(self, name: str, module: nn.Module, args: Any, output: Any) -> Any:
+        self._running.pop()
+        if not isinstance(output, Tensor):
+            return None
+        changed = output
+        if name in self._edit.output_factors:
+            changed = changed * self._edit.output_factors[name]
+        if name in self._edit.centred:
+            columns = self._edit.centred[name]
+            mean = changed.detach().mean(0)
+            changed = changed - torch.zeros_like(mean).index_copy_(0, columns, mean[columns])
+        seen = changed.detach()
+        self.outputs[name] = seen
+        self._measure(OUTPUT_MAX_ABS, _peak, seen, name)
+        self._measure(CHANNELS_DEAD_SHARE, dead_share, seen, name)
+        self._measure(SMOOTHNESS_RELATIVE, relative_difference, seen, name)
+        self.broken |= not bool(torch.isfinite(seen).all())
+        return None if changed is output else changed
+
+    def _softmax(self, src: Tensor, index: Any = None, *args: Any, **kwargs: Any) -> Tensor:
+        name = self._running[-1] if self._running else ""
+        if name in self._edit.score_factors:
+            src = src * self._edit.score_factors[name].to(src)
+        result: Tensor = softmax(src, index, *args, **kwargs)
+        if name and isinstance(index, Tensor) and src.dim() == 2:
+            self._saw(name, src.detach(), result.detach(), index)
+        return result
+
+    def _saw(self, name: str, score: Tensor, attention: Tensor, index: Tensor) -> None:
+        degree = torch.bincount(index).to(attention.dtype)
+        channels = self._facts[name].out_channels
+        found = {**entropy_measures(attention, index, degree), **precision_measures(score, channels)}
+        for signal, measured in found.items():
+            if measured.total is not None:
+                self._add(signal, float(measured.total), name)
+        self._measure(SCORE_MAX_ABS, _peak, score, name)
+
+    def _measure(self, signal: str, function: Callable[[Tensor], Any], x: Tensor, layer: str) -> None:
+        if signal in self._wanted and x.dim() == 2 and x.numel():
+            self._add(signal, float(function(x.detach())), layer)
+
+    def _add(self, signal: str, value: float, layer: str) -> None:
+        self._values.append(Signal(signal, value, layer))
+
+
+def _peak(x: Tensor) -> Tensor:
+    return x.abs().max()
+
+
+def _homes(module: nn.Module) -> Iterator[Any]:
+    """The Python modules in which a layer's class, or a class above it, knows PyG's ``softmax`` by that name."""
+    for part in module.modules():
+        for kind in type(part).__mro__:
+            home = sys.modules.get(kind.__module__)
+            if home is not None and vars(home).get("softmax") is softmax:
+                yield home

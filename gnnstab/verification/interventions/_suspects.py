@@ -1,0 +1,249 @@
+"""Suspects in the model: sums, initial gains, query and key weights, missing paths, clamps, biases, number formats."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from gnnstab.errors import FixError
+from gnnstab.fixes.aggregation import set_aggregation
+from gnnstab.fixes.identity import add_identity
+from gnnstab.fixes.model_structure import duplicate, sum_aggregators
+from gnnstab.layers import layer_named
+from gnnstab.records import LayerFacts
+from gnnstab.records.vocabulary import AGGREGATION_RMS, GAIN_SKIP, GAIN_VALUE, LOGIT_FROBENIUS
+from gnnstab.rules.queries import large_gain, per_head
+from gnnstab.verification.interventions._measuring import Look
+from gnnstab.verification.interventions._trial import Case, Edit, Trial
+
+LOGIT_REFERENCE = 1.0
+"""Spread of the logits of one target at an input of RMS 1 that query and key of gain 1 give."""
+
+GAINS = (0.5, 1.7)
+"""√(value gain² + skip gain²) of initialisations in use: .8 for PyG's default, 1.4 for gain 1 in both."""
+
+DEAD = 0.5
+"""Share of the channels of a layer that are negative on every node; by chance about a quarter are, on a few nodes."""
+
+_SIZE = ("attention.", "score.", "precision.", "output.", "input.", "clip.")
+"""Symptoms that the size of node states brings about."""
+
+
+def divide_sums(case: Case, base: Look) -> Iterator[Trial]:
+    """The sums of messages divided by the in-degree."""
+    if not case.suffers(*_SIZE, "gradient.", "channels."):
+        return
+    try:
+        names = [name for name, _ in sum_aggregators(case.model)]
+    except FixError:
+        return
+
+    @contextmanager
+    def edited(model: nn.Module) -> Iterator[nn.Module]:
+        sums = [module for _, module in sum_aggregators(model)]
+        before = [(module.aggr, module.aggr_module) for module in sums]
+        try:
+            for module in sums:
+                set_aggregation(module, "mean")
+            yield model
+        finally:
+            for module, (name, reduction) in zip(sums, before, strict=True):
+                module.aggr, module.aggr_module = name, reduction
+
+    grown = [s.value for s in case.signals.find(AGGREGATION_RMS) if math.isfinite(s.value)]
+    size = f" and reaches RMS {max(grown):.2g}" if grown else ""
+    yield Trial(
+        "divide-sums", "sum-aggregation", f"dividing the sum of {_listed(names)} by the in-degree",
+        f"the sum over neighbours in {_listed(names)} follows the in-degree{size}", Edit(model=edited),
+        deviates=bool(grown) and max(grown) > 2.0, place=_listed(names),
+    )  # fmt: skip
+
+
+def unit_gains(case: Case, base: Look) -> Iterator[Trial]:
+    """Layers whose weights carry a gain outside the initialisations in use, scaled to a gain of 1.
+
+    Where query and key are as large as the values, the initialisation made all of them, and all are scaled.
+    """
+    if not case.suffers(*_SIZE, "gradient.", "smoothness.", "channels."):
+        return
+    gains = {layer.name: _gain(case, layer) for layer in case.signals.attention_layers}
+    odd = {name: gain for name, gain in gains.items() if gain and not GAINS[0] <= gain <= GAINS[1]}
+    if odd:
+        alike = [
+            layer
+            for layer in case.signals.attention_layers
+            if layer.name in odd and large_gain(layer.name, case.signals)
+        ]
+        scores = {name: factors for name, factors, _ in _wide(case, alike)}
+        worst = max(odd.values(), key=lambda gain: abs(math.log(gain)))
+        yield Trial(
+            "unit-gains", "unsuitable-init", f"scaling the weights of {_listed(list(odd))} to a gain of 1",
+            f"the weights of {_listed(list(odd))} carry a gain of {worst:.2g}",
+            Edit(output_factors={name: 1.0 / gain for name, gain in odd.items()}, score_factors=scores),
+            deviates=True, place=_listed(list(odd)),
+        )  # fmt: skip
+
+
+def rescale_queries(case: Case, base: Look) -> Iterator[Trial]:
+    """Heads whose query and key weights spread the logits more than weights of gain 1, scaled down to those."""
+    if not case.suffers("attention.", "score.", "precision.", "gradient.", "output."):
+        return
+    wide = _wide(case, case.signals.attention_layers)
+    factors, spreads = {name: gammas for name, gammas, _ in wide}, [spread for *_, spread in wide]
+    if factors:
+        own = [layer for layer in case.signals.attention_layers if layer.name in factors]
+        products = all(layer_named(layer).multiplies for layer in own)
+        query, both = ("query", "query and key") if products else ("score", "score")
+        yield Trial(
+            "rescale-queries", "attention-explosion",
+            f"scaling the {query} weights of {_listed(list(factors))} to a logit spread of {LOGIT_REFERENCE:g} at an input of RMS 1",
+            f"the {both} weights of {_listed(list(factors))} spread the logits by up to {max(spreads):.3g} at an input of RMS 1",
+            Edit(score_factors=factors), deviates=max(spreads) > 2 * LOGIT_REFERENCE, place=_listed(list(factors)),
+        )  # fmt: skip
+
+
+def identity_paths(case: Case, base: Look) -> Iterator[Trial]:
+    """An identity of weight 1 around every attention layer that has none."""
+    bare = [layer.name for layer in case.signals.attention_layers if layer.identity_path is False]
+    if not bare or not case.suffers("gradient.", "smoothness."):
+        return
+
+    @contextmanager
+    def edited(model: nn.Module) -> Iterator[nn.Module]:
+        copy = duplicate(model)
+        add_identity(copy, 1.0)
+        yield copy
+
+    yield Trial(
+        "identity-paths", "no-residual", "laying an identity path around the layers",
+        f"no identity path leads around {_listed(bare)}", Edit(model=edited), deviates=False, place=_listed(bare),
+    )  # fmt: skip
+
+
+def post_norms(case: Case, base: Look) -> Iterator[Trial]:
+    """The gradient passes around the normalisations that stand on the residual path itself."""
+    names = list(base.post_norms)
+    if not names or not case.suffers("gradient."):
+        return
+
+    @contextmanager
+    def edited(model: nn.Module) -> Iterator[nn.Module]:
+        hooks = [model.get_submodule(name).register_forward_hook(_around) for name in names]
+        try:
+            yield model
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    yield Trial(
+        "post-norms", "normalization-misuse", f"letting the gradient pass around {_listed(names)}",
+        f"the normalisations {_listed(names)} stand after the residual sum (post-norm), so that every gradient passes through all of them",
+        Edit(model=edited), deviates=False, place=_listed(names),
+    )  # fmt: skip
+
+
+def _around(module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+    """The same numbers, and the gradient of the identity."""
+    x: torch.Tensor = args[0]
+    return output if x.shape != output.shape else x + (output - x).detach()
+
+
+def full_precision(case: Case, base: Look) -> Iterator[Trial]:
+    """The same forward in fp32."""
+    if case.precision != "fp32" and case.suffers("precision.", "output.", "input.", "score.", "attention.", "loss"):
+        yield Trial(
+            "full-precision", "precision", "computing in fp32", f"the forward runs in {case.precision}",
+            Edit(precision="fp32"), deviates=True,
+        )  # fmt: skip
+
+
+def clamps_off(case: Case, base: Look) -> Iterator[Trial]:
+    """Clamps with an upper limit let everything through."""
+    if any(finding.cause == "active-clamp" for finding in case.findings):
+        yield Trial(
+            "clamps-off", "active-clamp", "taking the clamp off", "a clamp cuts values off on the way",
+            Edit(unclamped=True), deviates=False,
+        )  # fmt: skip
+
+
+def centred_units(case: Case, base: Look) -> Iterator[Trial]:
+    """Channels that are negative on every node get back a mean of zero, as with the bias that they were made with."""
+    if not case.suffers("channels.", "gradient."):
+        return
+    dead = {}
+    for name, output in base.outputs.items():
+        columns = (output <= 0).all(0).nonzero().flatten() if output.dim() == 2 else output.new_empty(0)
+        if columns.numel() > DEAD * output.shape[-1]:
+            dead[name] = columns
+    if dead:
+        yield Trial(
+            "centred-units", "dead-units", f"restoring the bias of the dead units of {_listed(list(dead))}",
+            f"units of {_listed(list(dead))} are negative on every node", Edit(centred=dead), deviates=True,
+            place=_listed(list(dead)),
+        )  # fmt: skip
+
+
+def norms_told_of_graphs(case: Case, base: Look) -> Iterator[Trial]:
+    """Normalisations over the nodes of a graph get the ``batch`` that they were called without."""
+    from gnnstab.probe.attaching.norms import graphs_in
+
+    found: Any = case.signals.context.get("norm_without_batch", ())
+    vectors = graphs_in(case.batch)
+    if not found or not vectors:
+        return
+    names = [str(name) for name in found]
+
+    @contextmanager
+    def edited(model: nn.Module) -> Iterator[nn.Module]:
+        told = _Told(vectors)
+        hooks = [model.get_submodule(name).register_forward_pre_hook(told, with_kwargs=True) for name in names]
+        try:
+            yield model
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    yield Trial(
+        "norms-told-of-graphs", "normalization-misuse", f"passing batch to {_listed(names)}",
+        f"the normalisation {_listed(names)} takes the graphs of one batch together", Edit(model=edited), deviates=True,
+        place=_listed(names),
+    )  # fmt: skip
+
+
+class _Told:
+    """A hook that adds ``batch`` where its length fits the nodes."""
+
+    def __init__(self, vectors: list[torch.Tensor]) -> None:
+        self._vectors = vectors
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        nodes = args[0].shape[0] if args else -1
+        fitting = next((v for v in self._vectors if len(v) == nodes), None)
+        return None if fitting is None or len(args) > 1 else (args, {"batch": fitting, **kwargs})
+
+
+def _wide(case: Case, layers: Sequence[LayerFacts]) -> list[tuple[str, torch.Tensor, float]]:
+    """(layer, (H,) factors on its scores, widest spread) of layers whose logits spread beyond the reference at RMS 1."""
+    found = []
+    for layer in layers:
+        spreads = {s.head or 0: s.value for s in per_head(case.signals, LOGIT_FROBENIUS, layer.name)}
+        if spreads and max(spreads.values()) > LOGIT_REFERENCE:
+            heads = [spreads.get(head, 0.0) for head in range(layer.heads or max(spreads) + 1)]
+            gammas = [LOGIT_REFERENCE / max(spread, LOGIT_REFERENCE) for spread in heads]
+            found.append((layer.name, torch.tensor(gammas), max(spreads.values())))
+    return found
+
+
+def _gain(case: Case, layer: LayerFacts) -> float | None:
+    found = [case.signals.value(name, layer=layer.name) for name in (GAIN_VALUE, GAIN_SKIP)]
+    known = [value for value in found if value is not None and math.isfinite(value)]
+    return math.sqrt(sum(value**2 for value in known)) if known else None
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

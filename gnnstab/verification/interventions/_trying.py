@@ -1,0 +1,179 @@
+"""Every suspect undone on a copy, one forward and backward each, and the symptoms measured again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from gnnstab.errors import FixError, GnnstabError
+from gnnstab.fixes.model_structure import duplicate
+from gnnstab.probe.replaying.evaluating import evaluating
+from gnnstab.records import Finding, Signals
+from gnnstab.records.vocabulary import GAIN_VALUE, LOGIT_ALIGNMENT, LOGIT_FROBENIUS
+from gnnstab.rules.explanation import is_warning
+from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
+from gnnstab.rules.queries import fresh, measured
+from gnnstab.verification.interventions._measuring import Look, look
+from gnnstab.verification.interventions._symptoms import Symptom, symptoms_in
+from gnnstab.verification.interventions._table import INTERVENTIONS
+from gnnstab.verification.interventions._trial import Case, Edit, Trial
+from gnnstab.verification.measuring import items
+
+MOST_TRIALS = 12
+"""Suspects that are undone; with more of them a diagnosis would take long, and the first ones stand furthest upstream."""
+
+SOFTER = 0.5
+"""Factor on the scores that shows whether sharp attention is of use."""
+
+_WAY_BACK = 0.5
+"""Share of the way back from which on something that was undone explains sharp attention, as for a root cause."""
+
+EARNED = 0.05
+"""Relative rise of the loss under softer scores from which on the sharpness is called earned."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """One suspect, undone, and what became of every symptom."""
+
+    trial: Trial
+    shares: tuple[float, ...]
+    """Share of the way back to the healthy band, one per symptom; NaN without meaning."""
+
+    after: tuple[float, ...]
+    """The symptoms' values with the suspect undone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Investigation:
+    """The symptoms that were measured again, and what undoing each suspect did to them."""
+
+    symptoms: tuple[Symptom, ...]
+    before: tuple[float, ...]
+    tried: tuple[Tried, ...]
+    untried: frozenset[str] = frozenset()
+    """Causes that may be suspects and could not be undone: the numbers that show them, or a place for the edit, are missing."""
+
+    rate: Finding | None = None
+    """The finding that shows a rate which is too high for this optimizer and model, where the weights have been trained."""
+
+    losses: tuple[float, float] | None = None
+    """The user's loss as it is and with softer attention, where sharp attention was learned."""
+
+    @property
+    def earned(self) -> bool:
+        """True when softer attention makes the user's loss worse."""
+        if self.losses is None:
+            return False
+        before, after = self.losses
+        return after - before > EARNED * abs(before)
+
+
+def investigate(
+    findings: tuple[Finding, ...], signals: Signals, model: nn.Module, batch: Any, loss: Any, precision: str
+) -> Investigation:
+    """Undo what could have brought the symptoms about; the model stays as it is.
+
+    Nothing is tried where no finding is a symptom, where the model cannot be copied, or where the short look that
+    compares does not see a symptom that the full one saw.
+    """
+    wanted = symptoms_in(findings)
+    if not wanted:
+        return Investigation((), (), ())
+    try:
+        copy = evaluating(duplicate(model))
+    except FixError:
+        return Investigation((), (), ())
+    case = Case(copy, items(batch)[0], loss, precision, signals, findings, wanted)
+    base = _looked(case, Edit())
+    if base is None:
+        return Investigation((), (), ())
+    there = tuple(symptom for symptom in wanted if symptom.there(base.signals))
+    trials = _suspects(case, base) if there else []
+    failed: set[str] = set()
+    tried = tuple(_undone(case, base, there, trials, failed))
+    before = tuple(symptom.goal.read(base.signals) for symptom in there)
+    explained = any(_restores(one, there) for one in tried if one.trial.cause != "attention-explosion")
+    established = any(share >= _WAY_BACK for one in tried for share in one.shares)
+    losses = None if explained else _softened(case, base, there, established)
+    untried = (failed | _unknown(case)) - {one.trial.cause for one in tried}
+    return Investigation(there, before, tried, frozenset(untried), _rate(case), losses)
+
+
+def _rate(case: Case) -> Finding | None:
+    if fresh(case.signals):
+        return None
+    heads = [f for f in case.findings if f.cause == "learning-rate" and is_warning(f) and f.explained_by is None]
+    return heads[0] if heads else None
+
+
+def _suspects(case: Case, base: Look) -> list[Trial]:
+    return [trial for suspects in INTERVENTIONS for trial in suspects(case, base)][:MOST_TRIALS]
+
+
+def _unknown(case: Case) -> set[str]:
+    """Causes of which nobody can say whether they are suspects, since their numbers are known of no layer."""
+    numbers = {"attention-explosion": LOGIT_FROBENIUS, "unsuitable-init": GAIN_VALUE}
+    return {cause for cause, signal in numbers.items() if not case.signals.find(signal)}
+
+
+def _undone(
+    case: Case, base: Look, symptoms: tuple[Symptom, ...], trials: list[Trial], failed: set[str]
+) -> Iterator[Tried]:
+    """What undoing each suspect did; the causes of trials that do not run are put into ``failed``."""
+    for trial in trials:
+        after = _looked(case, trial.edit)
+        if after is None:
+            failed.add(trial.cause)
+            continue
+        shares = tuple(symptom.share(base.signals, after.signals) for symptom in symptoms)
+        values = tuple(symptom.goal.read(after.signals) for symptom in symptoms)
+        yield (found := Tried(trial, shares, values))
+        if _restores(found, symptoms):
+            # The table stands upstream first: what comes after could at best do as much.
+            return
+
+
+def _restores(tried: Tried, symptoms: tuple[Symptom, ...]) -> bool:
+    """True for what deviates from its reference and, undone, brings every symptom back entirely."""
+    return tried.trial.deviates and bool(symptoms) and all(share == 1.0 for share in tried.shares)
+
+
+def _looked(case: Case, edit: Edit) -> Look | None:
+    """One look with an edit; None where the model has no place for it, or does not run with it."""
+    backward = case.suffers("gradient.") or any(symptom.goal.counts_events for symptom in case.symptoms)
+    batch = case.batch if edit.batch is None else edit.batch
+    wanted = frozenset(symptom.goal.signal for symptom in case.symptoms)
+    try:
+        with nullcontext(case.model) if edit.model is None else edit.model(case.model) as model:
+            return look(
+                model, batch, edit, loss=case.loss, precision=case.precision, layers=case.signals.layers, signals=wanted,
+                backward=backward,
+            )  # fmt: skip
+    except (GnnstabError, RuntimeError, ValueError, TypeError, IndexError, KeyError):
+        # A stranger's forward may refuse what the edit makes of its model or batch: that suspect is then not tried.
+        return None
+    finally:
+        case.model.zero_grad(set_to_none=True)
+
+
+def _softened(case: Case, base: Look, symptoms: tuple[Symptom, ...], established: bool) -> tuple[float, float] | None:
+    """The loss with and without softer scores, where the loss is known and the sharpness may have been learned.
+
+    It may where training has made queries and keys agree, and where nothing that was undone explains it: values that grow
+    with the training sharpen attention as well.
+    """
+    sharp = [s.goal.layer for s in symptoms if s.goal.signal.startswith("attention.") and s.goal.layer is not None]
+    if not sharp or case.loss is None or fresh(case.signals) or not math.isfinite(base.loss):
+        return None
+    limit = AttentionExplosion().alignment
+    aligned = [s for s in measured(case.signals.find(LOGIT_ALIGNMENT)) if s.layer in sharp and s.value > limit]
+    factors = {layer: torch.tensor(SOFTER) for layer in sharp}
+    softer = _looked(case, Edit(score_factors=factors)) if aligned or not established else None
+    return None if softer is None else (base.loss, softer.loss)
