@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -128,7 +127,6 @@ class Monitor:
             on_event=self._on_event,
             objective=None if loss is None else objective_of(loss),
         )
-        self._recorder.closes_accounts = False
         self._tell_held = budget is not None
         self._updates = UpdateWatch(
             self._recorder.model, optimizers, self._writer, lambda: (self._recorder.step, self._recorder.inputs)
@@ -228,7 +226,7 @@ class Monitor:
         kept, found = self._recorder.kept, [diagnosis]
         if kept is None or self._recorder.row is None:
             return diagnosis
-        model, precision = self._recorder.model, self._recorder.precision or "fp32"
+        model, precision = self._recorder.model, self._recorder.notes.precision
 
         def body() -> None:
             undone = undo(diagnosis, model, batch=as_batch(model, kept.args, kept.kwargs), precision=precision)
@@ -283,7 +281,7 @@ class Monitor:
 
     def _nothing_yet(self) -> str:
         """Why there is nothing to judge before the first step has ended, and what will be watched."""
-        watched = sum(facts.attention for facts in self._recorder.facts())
+        watched = sum(facts.attention for facts in self._recorder.notes.facts())
         layers = f"{watched} attention layer{'' if watched == 1 else 's'}"
         how = "run the training inside `with monitor:`" + ("" if self._has_optimizer else " and call monitor.step()")
         return f"nothing was recorded: no step has ended while the monitor watched {layers}; {how}"
@@ -296,7 +294,7 @@ class Monitor:
     def _on_event(self, event: Event) -> None:
         """An event was recorded; a non-finite value is a finding at once."""
         if event.kind == "non-finite":
-            facts = tuple(self._recorder.facts())
+            facts = tuple(self._recorder.notes.facts())
             signals = Signals(kind="trace", layers=facts, events=(event,))
             self._waiting += list(NonFiniteValue().check(signals))
 
@@ -307,19 +305,18 @@ class Monitor:
             self._act()
 
     def _settle(self) -> None:
-        begun, recorder = time.perf_counter(), self._recorder
+        recorder = self._recorder
         guard, row = recorder.state.error_guard.guard, recorder.row
-        if (
-            row is not None
-            and row.step != self._checked_step
-            and (recorder.sent.layout.ids or self._needs_live_check(row))
-        ):
-            guard("the live rules", self._run_live_rules)
-        guard("the trace", self._look_at_trace)
-        if self._tell_held and recorder.held:
-            guard("the budget", self._look_at_budget)
-        recorder.budget.spent_since(begun)
-        recorder.budget.close_account()
+        with recorder.budget:
+            if (
+                row is not None
+                and row.step != self._checked_step
+                and (recorder.sent.layout.ids or self._needs_live_check(row))
+            ):
+                guard("the live rules", self._run_live_rules)
+            guard("the trace", self._look_at_trace)
+            if self._tell_held and recorder.held:
+                guard("the budget", self._look_at_budget)
 
     def _run_live_rules(self) -> None:
         """The one place where the live rules are asked."""
@@ -396,11 +393,11 @@ class Monitor:
 
     def _set_precision(self) -> None:
         """Tell the trace and the live rules which number format the attention is computed in; asked when layers are new."""
-        precision = self._recorder.precision
+        precision = self._recorder.notes.precision
         if precision != self._precision:
             self._precision = precision
             self._writer.meta("precision", precision)
-            channels = {facts.name: facts.out_channels for facts in self._recorder.facts() if facts.out_channels}
+            channels = {facts.name: facts.out_channels for facts in self._recorder.notes.facts() if facts.out_channels}
             self._live = LiveEngine(precision=precision, channels=channels)
 
     def _act(self) -> None:
