@@ -32,8 +32,8 @@ _HOMES = {
 
 # Records are the lowest room and know no report; only the face of the package knows both.
 _PRESENTERS = {
-    "text": ("gnnstab.report._rendering", "render"),
-    "page": ("gnnstab.report._html", "embed"),
+    "text": ("gnnstab.report", "render"),
+    "page": ("gnnstab.report.html", "embed"),
     "file": ("gnnstab.report.saving", "save"),
 }
 

@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from gnnstab.checkpoint.facts import Undecided as Undecided
 
 _HOMES = {
-    "Checkpoint": "loading",
+    "Checkpoint": "_loading",
     "CheckpointFacts": "facts",
     "Undecided": "facts",
-    "checkpoints_in": "folder",
-    "load": "loading",
-    "load_into": "matching",
-    "recover": "recovery",
-    "recover_model": "live",
-    "rebuild": "rebuilding",
+    "checkpoints_in": "_folder",
+    "load": "_loading",
+    "load_into": "_matching",
+    "recover": "_recovery",
+    "recover_model": "_live",
+    "rebuild": "_rebuilding",
 }
 
 

@@ -7,6 +7,6 @@ FORMATS: dict[str, str] = {
     "junit": "gnnstab.report._junit",
     "github": "gnnstab.report._github",
     "markdown": "gnnstab.report._markdown",
-    "html": "gnnstab.report._html",
+    "html": "gnnstab.report.html",
 }
 """Format name → module, imported when the format is asked for."""

@@ -17,10 +17,10 @@ import gallery
 from gnnstab.records import Cause, Coverage, Diagnosis, FixAdvice, Suppressed
 from gnnstab.records.vocabulary import PRECISION_FP16_HEADROOM
 from gnnstab.report import render
-from gnnstab.report._html import embed
 from gnnstab.report.escape import visible
 from gnnstab.report.evidence import Evidence
 from gnnstab.report.faces import spoken
+from gnnstab.report.html import embed
 
 DIAGNOSES: dict[str, Callable[[], Diagnosis]] = {
     "run": gallery.run,
