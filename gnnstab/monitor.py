@@ -9,25 +9,22 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gnnstab.errors import UnstableError, UsageError, warn
 from gnnstab.evaluation import diagnose_trace
 from gnnstab.feed import Feed, Sink
 from gnnstab.fixes.own_lines import in_own_lines
+from gnnstab.live_checks import LiveChecks
 from gnnstab.probe.attaching.boundary import Boundary
-from gnnstab.probe.buffering.step_writer import Layout
 from gnnstab.probe.operations.repeat import objective_of
 from gnnstab.probe.optimizer.next_update import UpdateWatch
 from gnnstab.probe.optimizer.slope import SlopeWatch
 from gnnstab.probe.places import not_held
 from gnnstab.probe.recorder import Recorder
-from gnnstab.records import Coverage, Diagnosis, Event, Finding, SeriesKey, Signals, StepRow, Target
+from gnnstab.records import Coverage, Diagnosis, Event, Finding, Signals, Target
 from gnnstab.rules.gs502_non_finite_value import NonFiniteValue
-from gnnstab.rules.live import LiveEngine
 from gnnstab.rules.recalled import as_event
 from gnnstab.trace import TraceWriter, rank_path
 from gnnstab.verification.interventions import as_batch, undo
@@ -38,9 +35,6 @@ if TYPE_CHECKING:
 OnFinding = str | Callable[[Finding], None]
 
 _EVERY_STEP = "every step"
-_UNUSUAL = 4.0
-"""× the gradient norm of the last recorded step: a smaller one is no news for rules that speak from 10 × on."""
-
 _FULL_EVERY = 50
 _BUDGET = 0.02
 _BEGINNING = 100
@@ -138,15 +132,8 @@ class Monitor:
         self._waiting: list[Finding] = []
         self._ended = self._entered = False
         self._reported: set[str] = set()
-        self._live = LiveEngine()
-        self._precision = ""
-        self._checked_step = -1
-        self._usual = 0.0
         self._trouble = ""
-        self._layout: Layout | None = None
-        self._live_rows: NDArray[np.int64] = np.empty(0, dtype=np.int64)
-        self._live_scores = 0
-        self._live_keys: list[SeriesKey] = []
+        self._live = LiveChecks(self._recorder, self._feed, self._updates, self._slopes)
 
     def __enter__(self) -> Monitor:
         self._ended, self._entered = False, True
@@ -193,18 +180,7 @@ class Monitor:
     def loss(self, loss: Tensor | float) -> None:
         """Give the loss of this step, before or after the optimizer's step."""
         self._guarded("the loss", lambda: self._recorder.loss(loss))
-        self._guarded("the live rules", self._look_at_loss)
-
-    def _look_at_loss(self) -> None:
-        """A loss that came after its step was looked at."""
-        row = self._recorder.row
-        if (
-            row is not None
-            and row.step == self._checked_step
-            and row.loss is not None
-            and not self._recorder.state.open
-        ):
-            self._note(self._live.loss(row.step, row.loss, row.lr))
+        self._guarded("the live rules", lambda: self._note(self._live.late_loss()))
 
     def validation(self, loss: Tensor | float) -> None:
         """Give a validation loss, to be called between two steps; compared with the training losses before it.
@@ -306,63 +282,22 @@ class Monitor:
 
     def _settle(self) -> None:
         recorder = self._recorder
-        guard, row = recorder.state.error_guard.guard, recorder.row
+        guard = recorder.state.error_guard.guard
         with recorder.budget:
-            if (
-                row is not None
-                and row.step != self._checked_step
-                and (recorder.sent.layout.ids or self._needs_live_check(row))
-            ):
+            if self._live.has_news():
                 guard("the live rules", self._run_live_rules)
             guard("the trace", self._look_at_trace)
             if self._tell_held and recorder.held:
                 guard("the budget", self._look_at_budget)
 
     def _run_live_rules(self) -> None:
-        """The one place where the live rules are asked."""
-        recorder, row = self._recorder, self._recorder.row
-        if row is None or row.step == self._checked_step:
-            return
-        self._checked_step = row.step
-        if row.grad_norm is not None and recorder.sent.layout.ids:
-            self._usual = row.grad_norm
-        layout, rows = recorder.sent.layout, recorder.sent.rows
-        if self._feed:
-            self._feed.row(row, layout.keys, rows)
-        if layout is not self._layout and layout.ids:
-            self._layout = layout
-            self._set_precision()
-            scores, outputs = (_rows_of(layout, site) for site in ("score", "output"))
-            self._live_scores, self._live_rows = len(scores), np.array([*scores, *outputs], dtype=np.int64)
-            self._live_keys = [layout.keys[i] for i in self._live_rows]
-        sizes = rows[:0, 2]
-        if len(rows):
-            live, count = rows.take(self._live_rows, axis=0), self._live_scores
-            sizes = live[:, 2]
-            np.maximum(-live[:count, 0], live[:count, 1], out=sizes[:count])
-        found = self._live.update(
-            row.step,
-            self._live_keys if len(rows) else (),
-            sizes,
-            loss=row.loss,
-            lr=row.lr,
-            grad_norm=row.grad_norm,
-            moved=self._updates.moved(row.step),
-            overshoot=self._slopes.latest if self._slopes.latest[0] >= 0 else None,
-            skipped=row.skipped,
-        )
-        self._note(found)
+        self._note(self._live.run())
 
     def _note(self, found: list[Finding]) -> None:
         """Live findings go into the trace at once, so that every later diagnosis of it has them."""
         for finding in found:
             self._writer.event(as_event(finding))
         self._waiting += found
-
-    def _needs_live_check(self, row: StepRow) -> bool:
-        """True when the live rules must hear of a step that was left out; most are as the recorded ones beside them."""
-        norm = row.grad_norm
-        return bool(self._feed) or row.loss is not None or (norm is not None and not norm <= _UNUSUAL * self._usual)
 
     def _look_at_budget(self) -> None:
         """Tell once that the budget cannot be kept."""
@@ -391,15 +326,6 @@ class Monitor:
         """Run ``body``; a failure inside gnnstab is noted instead of raised."""
         self._recorder.state.error_guard.run(where, body)
 
-    def _set_precision(self) -> None:
-        """Tell the trace and the live rules which number format the attention is computed in; asked when layers are new."""
-        precision = self._recorder.notes.precision
-        if precision != self._precision:
-            self._precision = precision
-            self._writer.meta("precision", precision)
-            channels = {facts.name: facts.out_channels for facts in self._recorder.notes.facts() if facts.out_channels}
-            self._live = LiveEngine(precision=precision, channels=channels)
-
     def _act(self) -> None:
         """Warn about, raise or hand over each finding once."""
         if not self._waiting:
@@ -413,11 +339,6 @@ class Monitor:
                 raise UnstableError(finding)
             elif self._on_finding == "warn":
                 warn(f"{finding.code} {finding.name}: {finding.message}")
-
-
-def _rows_of(layout: Layout, site: str) -> list[int]:
-    """Rows of a site in training."""
-    return [i for i, key in enumerate(layout.keys) if key.site == site and key.mode == "train"]
 
 
 def _optimizers(given: Any) -> tuple[torch.optim.Optimizer, ...]:

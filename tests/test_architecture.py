@@ -31,6 +31,7 @@ ORDER = [
     {"report"},
     {"evaluation"},
     {"feed"},
+    {"live_checks"},
     {"diagnosis", "monitor"},
     {"sinks"},
     {"baseline", "budgets", "compare", "config", "watch"},
