@@ -41,7 +41,7 @@ def synchronisations(variant: str, device: str, steps: int = 20) -> int:
             for _ in range(steps):
                 runner.step()
             torch.cuda.set_sync_debug_mode("default")
-        return sum("synchroniz" in str(warning.message) for warning in caught)
+        return sum("called a synchronizing" in str(warning.message) for warning in caught)
 
 
 def captured(blocks: int, replays: int = 200) -> tuple[float, str]:
