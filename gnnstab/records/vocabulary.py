@@ -264,6 +264,9 @@ SIGNALS: dict[str, SignalKind] = {
 }
 # fmt: on
 
+INVESTIGATION = "investigation"
+"""Entry of a trace's metadata, and of the context of its signals: what undoing the suspects showed at the run's end."""
+
 OF_SITE: Mapping[str, str] = {kind.site: name for name, kind in SIGNALS.items() if kind.site}
 """Site of the light tier → the signal that is recorded there at every step."""
 
