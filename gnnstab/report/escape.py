@@ -60,8 +60,8 @@ def shorten(text: str, longest: int) -> str:
             (left, part + right, room - len(part)) if fitting[0] else (left + part, right, room - len(part))
         )
     if not right:
-        left = left or text[: room // 2]
-        right = text[len(text) - (longest - 1 - len(left)) :]
+        head = max(len(left), (longest - 1) // 2)
+        left, right = text[:head], text[len(text) - (longest - 1 - head) :]
     return f"{left}…{right}"
 
 
