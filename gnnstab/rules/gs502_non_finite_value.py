@@ -66,7 +66,7 @@ class NonFiniteValue(Rule):
             parameters = [str(s.detail.get("parameter", s.layer)) for s in bad]
             cause, why = self._weights_cause(signals, bad)
             yield self.finding(
-                f"{len(bad)} tensors hold NaN or Inf ({', '.join(parameters[:3])}{', …' if len(bad) > 3 else ''}): {why}.",
+                f"{len(bad)} tensor{'s hold' if len(bad) > 1 else ' holds'} NaN or Inf ({', '.join(parameters[:3])}{', …' if len(bad) > 3 else ''}): {why}.",
                 severity="error",
                 limit=0.0,
                 signal=bad[0],
@@ -77,15 +77,14 @@ class NonFiniteValue(Rule):
 
     def _event(self, signals: Signals, event: Event, total: int) -> Finding:
         cause, why, do = event_cause(signals, event)
-        origin = {"made-here": "made here", "came-in": "came in from outside"}.get(
-            event.origin or "", "origin undecided"
-        )
+        came_in = "came from the layers behind it" if event.stage == "gradient" else "came in with its input"
+        origin = {"made-here": "made here", "came-in": came_in}.get(event.origin or "", "origin undecided")
         where = f"{event.layer or 'the model'}, stage {event.stage or 'unknown'}"
         ids = f", target nodes {', '.join(map(str, event.nodes[:4]))}" if event.nodes else ""
         largest = event.detail.get("largest_before")
         size = f" (largest finite value before: {largest:.3g})" if isinstance(largest, (int, float)) else ""
         rank = f" on rank {event.rank}" if event.rank >= 0 else ""
-        more = "" if total == 1 else f" {total - 1} later ones follow from it."
+        more = {1: "", 2: " A later one follows from it."}.get(total, f" {total - 1} later ones follow from it.")
         said = "; ".join(part for part in (str(event.detail.get("said", "")), why) if part)
         what = f" {do[0].upper()}{do[1:]}." if do else ""
         return self.finding(
