@@ -66,7 +66,7 @@ class NonFiniteValue(Rule):
             parameters = [str(s.detail.get("parameter", s.layer)) for s in bad]
             cause, why = self._weights_cause(signals, bad)
             yield self.finding(
-                f"{len(bad)} tensors hold NaN or Inf ({', '.join(parameters[:3])}{', …' if len(bad) > 3 else ''}): {why}.",
+                f"{len(bad)} {'tensor holds' if len(bad) == 1 else 'tensors hold'} NaN or Inf ({', '.join(parameters[:3])}{', …' if len(bad) > 3 else ''}): {why}.",
                 severity="error",
                 limit=0.0,
                 signal=bad[0],
@@ -112,9 +112,14 @@ class NonFiniteValue(Rule):
             return "", (
                 f"most of the network is non-finite{saved}: too late to show why. Look at an earlier checkpoint, or at the trace of the run"
             )
-        return (
-            "uninitialized-parameter",
-            "the others are finite, which fits memory that was never initialised (inferred from the file)",
+        if signals.context.get("trained") is False:
+            return (
+                "uninitialized-parameter",
+                "the others are as they were initialised, which fits memory that was never written (inferred from the file)",
+            )
+        return "", (
+            f"the others are finite, and {signals.context.get('trained_reason') or 'may be trained'}: which step or file made these so "
+            "cannot be seen. Look at an earlier checkpoint, and train on under gnnstab.Monitor"
         )
 
 

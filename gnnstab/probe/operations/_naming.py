@@ -74,24 +74,22 @@ class TensorNames:
 
         self._memory: dict[int, tuple[str, str, Tensor]] = {}
         self.learn(model, args, kwargs or {})
-        for name, tensor in [] if batch is None else tensors_in(batch):
-            self._add("batch", name or "batch", tensor)
-        for name, tensor in model.named_parameters():
-            self._add("parameter", name, tensor)
-        for name, tensor in model.named_buffers():
-            self._add("buffer", name, tensor)
+        self.add("batch", [] if batch is None else [(name or "batch", t) for name, t in tensors_in(batch)])
+        self.add("parameter", model.named_parameters())
+        self.add("buffer", model.named_buffers())
 
     def learn(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Name the arguments of one more forward."""
-        for name, tensor in arguments(model, args, kwargs):
-            self._add("batch", name, tensor)
+        self.add("batch", arguments(model, args, kwargs))
 
-    def _add(self, owner: str, name: str, tensor: Tensor) -> None:
-        key = memory(tensor)
-        known = self._memory.get(key)
-        if key and (known is None or (owner == "batch" and known[2] is not tensor)):
-            self._memory[key] = (owner, name, tensor)
-            self.tensors.append((owner, name, tensor))
+    def add(self, owner: str, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Name tensors of one owner; a name that is empty is none."""
+        for name, tensor in tensors:
+            key = memory(tensor)
+            known = self._memory.get(key)
+            if key and name and (known is None or (owner == "batch" and known[2] is not tensor)):
+                self._memory[key] = (owner, name, tensor)
+                self.tensors.append((owner, name, tensor))
 
     def non_finite(self) -> list[Named]:
         """Every named tensor that holds a NaN or an Inf, masks left out."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, NamedTuple
@@ -141,6 +141,10 @@ class OperationMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._fail(error)
         return result
 
+    def know(self, owner: str, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Name more tensors that the step is computed from."""
+        self._names.add(owner, tensors)
+
     def loss_begins(self) -> None:
         """The model has returned: what comes now is the loss."""
         self.part = "loss"
@@ -159,6 +163,8 @@ class OperationMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             outputs = list(_tensors(given))
         self._look(function, given, before, outputs)
         if torch._C._current_autograd_node() is not None or (self._in_loss and begins_backward()):
+            if self._in_loss and self._tape is not None:
+                self._tape.backward_begins(next(_tensors(given)))
             self.backward_seen, self._in_loss = True, False
         elif self._in_loss:
             self._note_loss(function, given, result, outputs)
@@ -185,9 +191,12 @@ class OperationMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _note_loss(self, function: Any, given: Arguments, result: Any, outputs: Sequence[Tensor]) -> None:
         if self._tape is not None:
-            self._tape.note(function, *given, result, self._here()[0])
+            place, frame, _ = self._here()
+            self._tape.note(function, *given, result, place, frame)
         if torch.is_grad_enabled():
-            self.last_scalar = next((t for t in outputs if t.numel() == 1 and t.is_floating_point()), self.last_scalar)
+            first = outputs[0] if outputs else None
+            if first is not None and first.numel() == 1 and first.is_floating_point():
+                self.last_scalar = first
 
     def _note_place(self) -> None:
         """Remember for the backward on which line the node was recorded that this operation belongs to."""
