@@ -165,8 +165,8 @@ def event_place(event: Event) -> str:
         parts.append(f"stage {event.stage}")
     if event.heads:
         parts.append(f"head {', '.join(map(str, event.heads))}")
-    if event.nodes:
-        parts.append(f"node {', '.join(map(str, event.nodes[:4]))}{' …' if len(event.nodes) > 4 else ''}")
+    if event.ids:
+        parts.append(event.ids)
     parts.append(f"step {event.step}")
     if event.origin:
         parts.append({"made-here": "made here", "came-in": "came in bad"}.get(event.origin, event.origin))

@@ -73,6 +73,9 @@ def _of_operation(signals: Signals, event: Event, operation: Mapping[str, Any]) 
     ):
         what = "step" if operation.get("finite_in_float32") else "operation"
         return _with_advice("precision", f"the same {what} is finite in float32", operation)
+    if operation.get("fits_float32"):
+        why = "in float64 the same step is finite, and what comes out fits float32: only the way there does not"
+        return _with_advice("undefined-operation", why, operation)
     undone = operation.get("undone")
     if undone:
         which = " and ".join(f"`{name}`" for name in undone)

@@ -185,7 +185,8 @@ def _gradient(view: StepView, layer: str, origin: str | None, text: str) -> Even
 def loss_event(step: int, loss: float) -> Event:
     """A loss that is not finite although everything before it was."""
     text = f"the loss is {loss} while all recorded activations are finite"
-    return Event(step, "non-finite", mode="train", stage="loss", origin="made-here", message=text)
+    detail = {"loss": str(loss)}
+    return Event(step, "non-finite", mode="train", stage="loss", origin="made-here", message=text, detail=detail)
 
 
 def with_detail(event: Event, **more: Any) -> Event:

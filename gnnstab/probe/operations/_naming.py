@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gnnstab.probe.batches.named_tensors import named_tensors
 from gnnstab.probe.replaying.replica import tensors_in
 
 SHOWN = 16
@@ -39,6 +39,9 @@ class Named:
     dims: int = 0
     mask: bool = False
     """True when it holds −inf beside a single other value: an additive mask."""
+
+    bias: bool = False
+    """True when it holds −inf and neither NaN nor +inf: an additive mask, if it is added to scores."""
 
     @property
     def words(self) -> str:
@@ -80,7 +83,7 @@ class TensorNames:
 
     def learn(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Name the arguments of one more forward."""
-        self.add("batch", arguments(model, args, kwargs))
+        self.add("batch", named_tensors(tuple(args), kwargs, model).items())
 
     def add(self, owner: str, tensors: Iterable[tuple[str, Tensor]]) -> None:
         """Name tensors of one owner; a name that is empty is none."""
@@ -105,20 +108,6 @@ class TensorNames:
             return _named(known[1], known[0], tensor)
         name = local_name(tensor, frame)
         return _named(name, "local" if name else "unknown", tensor)
-
-
-def arguments(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterable[tuple[str, Tensor]]:
-    """Every tensor among the arguments of a forward, with the name that the user knows it by.
-
-    A ``Data`` or a dict that is the only argument lends the names of its entries; others stand under their parameter.
-    """
-    if len(args) == 1 and not kwargs and not isinstance(args[0], (Tensor, tuple, list)):
-        yield from tensors_in(args[0])
-        return
-    for name, value in zip(_parameters(model, len(args)), args, strict=False):
-        yield from tensors_in(value, name)
-    for name, value in kwargs.items():
-        yield from tensors_in(value, str(name))
 
 
 def local_name(tensor: Tensor, frame: FrameType | None) -> str:
@@ -176,7 +165,8 @@ def bad_rows(tensor: Tensor) -> list[int]:
 
 def _named(name: str, owner: str, tensor: Tensor) -> Named:
     rows = bad_rows(tensor)
-    return Named(name, owner, tuple(rows[:SHOWN]), len(rows), kinds(tensor), tensor.dim(), is_mask(tensor))
+    bias = bool(((tensor == -torch.inf) | torch.isfinite(tensor)).all())
+    return Named(name, owner, tuple(rows[:SHOWN]), len(rows), kinds(tensor), tensor.dim(), is_mask(tensor), bias)
 
 
 def is_mask(tensor: Tensor) -> bool:
@@ -186,11 +176,3 @@ def is_mask(tensor: Tensor) -> bool:
     if bool((values == -torch.inf).sum() + finite.numel() != values.numel()):
         return False
     return not finite.numel() or bool((finite == finite[0]).all())
-
-
-def _parameters(model: nn.Module, count: int) -> list[str]:
-    try:
-        names = [p.name for p in inspect.signature(model.forward).parameters.values() if p.kind not in (2, 4)]
-    except (TypeError, ValueError):
-        names = []
-    return [*names, *(f"argument {i}" for i in range(len(names), count))]

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from gnnstab.probe.operations._naming import arguments, local_name, memory
+from gnnstab.probe.batches.named_tensors import named_tensors
+from gnnstab.probe.operations._naming import local_name, memory
 from gnnstab.probe.operations._places import Place
 from gnnstab.probe.replaying.replica import tensors_in
 
@@ -67,7 +68,7 @@ class LossTape:
         self._last = None
         for name, parameter in self._model.named_parameters():
             self._slots[_key(parameter)] = Slot("parameter", name)
-        for name, tensor in arguments(self._model, args, kwargs):
+        for name, tensor in named_tensors(tuple(args), kwargs, self._model).items():
             self._slots[_key(tensor)] = Slot("batch", name)
         for name, tensor in tensors_in(output):
             self._slots[_key(tensor)] = Slot("output", name)
@@ -102,7 +103,7 @@ class LossTape:
     def __call__(self, output: Any, args: tuple[Any, ...], kwargs: dict[str, Any], watch: Any) -> Tensor:
         """The loss of another output: an objective for `gnnstab.probe.operations.repeat.repeat`."""
         known: dict[Slot, Any] = {Slot("output", name): t for name, t in tensors_in(output)}
-        known.update({Slot("batch", name): t for name, t in arguments(watch.model, args, kwargs)})
+        known.update({Slot("batch", name): t for name, t in named_tensors(args, kwargs, watch.model).items()})
         known.update({Slot("parameter", name): p for name, p in watch.model.named_parameters()})
         watch.know("local", self.foreign)
 

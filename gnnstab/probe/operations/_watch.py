@@ -69,11 +69,25 @@ class Operation:
             return False
         if self.sizes.kind == "written":
             return True
-        return not self.made_here and all(_on_purpose(source) for source in self.sources)
+        return not self.made_here and all(_on_purpose(source, self.name) for source in self.sources)
 
 
-def _on_purpose(source: Operation | Named) -> bool:
-    return source.written if isinstance(source, Operation) else source.mask
+def _on_purpose(source: Operation | Named, reader: str) -> bool:
+    """True for infinities that are meant: written, of a mask, or −inf of a tensor that is added as a mask is."""
+    if isinstance(source, Operation):
+        return source.written
+    return source.mask or (source.bias and (reader == "add" or reader in _HANDED_ON))
+
+
+def mask_behind(operation: Operation) -> Named | None:
+    """The tensor from outside whose −inf an operation has read as those of a mask; None for infinities of its own code."""
+    for source in operation.sources:
+        if isinstance(source, Named):
+            if source.bias:
+                return source
+        elif source.written and (found := mask_behind(source)) is not None:
+            return found
+    return None
 
 
 class OperationMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -249,7 +263,7 @@ class OperationMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._count, name, place, node, not fed, kinds(output), output.numel(), _name(output.dtype), sources=sources
         )
         # Most bad values have come in: only of an operation that answers for one are the sizes worth their time.
-        if all(_on_purpose(source) for source in sources):
+        if all(_on_purpose(source, name) for source in sources):
             noted.count = int((~torch.isfinite(output)).sum())
             noted.rows = tuple(bad_rows(output)[:16])
             noted.sizes = sizes(function, *before, output.detach(), producer)
@@ -274,8 +288,18 @@ class Origin(NamedTuple):
 def first_cause(operation: Operation) -> Origin:
     """Follow bad operands back to the operation that made them, or to the tensor from outside that held them.
 
-    Infinities that were written on purpose are no cause: what could not deal with them is.
+    Infinities that were written on purpose are no cause: what could not deal with them is. The −inf of a tensor from outside is
+    on purpose only where a softmax is what reads it.
     """
+    found = _followed(operation)
+    if found.tensor is None and found.operation.sizes.kind != "all-masked":
+        bias = mask_behind(found.operation)
+        if bias is not None and not bias.mask:
+            return found._replace(tensor=bias)
+    return found
+
+
+def _followed(operation: Operation) -> Origin:
     seen: set[int] = set()
     reader, masked = operation, False
     while not operation.made_here and id(operation) not in seen:
@@ -283,7 +307,7 @@ def first_cause(operation: Operation) -> Origin:
         if operation.name not in _HANDED_ON:
             reader = operation
         masked = masked or operation.masks
-        faults = [source for source in operation.sources if not _on_purpose(source)]
+        faults = [source for source in operation.sources if not _on_purpose(source, operation.name)]
         # A tensor with a name says more than what was computed from it beside it.
         first = next((s for s in faults if isinstance(s, Named) and s.owner != "unknown"), None)
         if first is not None:
