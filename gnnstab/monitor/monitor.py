@@ -25,7 +25,7 @@ from gnnstab.probe.optimizer.slope import SlopeWatch
 from gnnstab.probe.places import not_held
 from gnnstab.probe.recorder import Recorder
 from gnnstab.records import Coverage, Diagnosis, Event, Finding, Signals, Target
-from gnnstab.rules.gs502_non_finite_value import NonFiniteValue
+from gnnstab.rules.gs502_non_finite_value import NonFiniteValue, follows
 from gnnstab.rules.recalled import as_event
 from gnnstab.trace import TraceWriter
 
@@ -251,8 +251,8 @@ class Monitor:
         self._slopes.look(optimizer)
 
     def _on_event(self, event: Event) -> None:
-        """An event was recorded; a non-finite value is a finding at once."""
-        if event.kind == "non-finite":
+        """An event was recorded; a non-finite value is a finding at once, unless one that was told has brought it about."""
+        if event.kind == "non-finite" and not follows(event, self._recorder.events):
             facts = tuple(self._recorder.notes.facts())
             signals = Signals(kind="trace", layers=facts, events=(event,))
             self._waiting += list(NonFiniteValue().check(signals))

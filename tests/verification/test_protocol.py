@@ -11,7 +11,7 @@ from torch_geometric.nn import TransformerConv
 
 import gnnstab
 from gnnstab.errors import FixError, UsageError
-from gnnstab.records import VERDICTS, Cause, Coverage, Diagnosis, FixAdvice, Signal, Signals, Target
+from gnnstab.records import Cause, Coverage, Diagnosis, FixAdvice, Signal, Signals, Target
 from gnnstab.rules.gs601_learning_rate_too_high import LearningRateTooHigh
 from gnnstab.verification import prove
 from gnnstab.verification.measuring import measured_on, observe
