@@ -16,7 +16,8 @@ from torch.overrides import TorchFunctionMode
 from torch_geometric.utils import softmax
 
 from gnnstab.probe.batches.arguments import as_arguments, on_device
-from gnnstab.probe.measure import read_out, tracked
+from gnnstab.probe.measure import read_out
+from gnnstab.probe.replaying.replica import tracked
 from gnnstab.probe.statistics.activations import clip_share, dead_share
 from gnnstab.probe.statistics.attention import entropy_measures, precision_measures
 from gnnstab.probe.statistics.numbers import rms
