@@ -82,7 +82,7 @@ class GateSaturated(Rule):
         for signal in stops(signals, "sigmoid", "tanh"):
             bias = signal.detail.get("bias")
             filled = isinstance(bias, float) and abs(bias) > self.logit
-            drawn = filled or bool(never) and never.issuperset(map(str, signal.detail.get("parameters", ())))
+            drawn = filled or (bool(never) and never.issuperset(map(str, signal.detail.get("parameters", ()))))
             which = f" (its bias is {bias:g})" if filled else ""
             since = "It was so before training: initialise it so that it is half open" if drawn else "Reset it"
             yield self.finding(

@@ -106,11 +106,10 @@ class GraphNormHazard(Rule):
 
     def _over_one(self, signals: Signals) -> Iterator[Finding]:
         """A normalisation that is given one number at a time gives back its bias."""
-        for signal in stops(signals, "layer_norm", "batch_norm", "group_norm"):
-            kind = str(signal.detail.get("operation")).replace("_", " ")
+        for signal in stops(signals, "layer_norm"):
             yield self.finding(
-                f"{signal.layer} hands no gradient on: the {kind} finds nothing that varies in what it normalises, as over a single entry, and its "
-                f"output is its bias whatever comes in. {signal.value:.0f} parameters in front of it cannot learn. Take it off.",
+                f"{signal.layer} hands no gradient on: this LayerNorm runs over a single entry, so that its output is its bias whatever comes in. "
+                f" {signal.value:.0f} parameters in front of it cannot learn. Take it off.",
                 severity="warning",
                 limit=0.0,
                 signal=signal,

@@ -68,7 +68,10 @@ class UnstableInitGain(Rule):
 
     def check(self, signals: Signals) -> Iterator[Finding]:
         """Warn when the whole gain interval of fresh weights lies outside the limits."""
-        yield from self._of_weights(signals)
+        weights = list(self._of_weights(signals))
+        yield from weights
+        if weights:
+            return
         depth = need_depth(signals, self.min_layers)
         if not fresh(signals):
             raise NotApplicable(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
 
 PASSES = 1e-8
 """Largest gradient that an operation hands on over the largest that it is given, from which on it passes one."""
+
+ROUNDING = 1e-4
+"""The same for an operation over a single entry, which is known to hand nothing on but rounding."""
 
 SILENT = 1e-7
 """The same for the gradients of a parameter over those of all parameters: rounding leaves as much in single precision."""
@@ -37,10 +41,12 @@ KINDS = {
     "TanhBackward": "tanh",
     "SoftmaxBackward": "softmax",
     "NativeLayerNormBackward": "layer_norm",
-    "NativeBatchNormBackward": "batch_norm",
-    "NativeGroupNormBackward": "group_norm",
 }
 """Beginning of a node's class name → the operation. Not multiplication: a factor of 0 that learns is how a branch may begin."""
+
+
+OVER_ONE = ("softmax", "layer_norm")
+"""Operations that hand nothing on over a single entry, and are looked at only there: a softmax that is sharp may be right."""
 
 
 class Blocks:
@@ -52,7 +58,7 @@ class Blocks:
         self._kinds: dict[Any, str] = {}
         for node in operations.walk(seen.outputs):
             kind = next((k for beginning, k in KINDS.items() if type(node).__name__.startswith(beginning)), None)
-            if kind is not None and (kind != "softmax" or _over_one(node)):
+            if kind is not None and (kind not in OVER_ONE or _over_one(node)):
                 self._kinds[node] = kind
                 node.register_hook(self._listener(node))
 
@@ -69,14 +75,16 @@ class Blocks:
         sizes = {key: _peak((p.grad,)) for p in self._seen.model.parameters() if (key := id(p)) in names}
         largest = max(sizes.values(), default=0.0)
         for node, (given, handed) in self._passed.items():
-            if not given > 0 or handed > PASSES * given:
+            over_one = self._kinds[node] in OVER_ONE
+            if not given > 0 or handed > (ROUNDING if over_one else PASSES) * given:
                 continue
+            limit = (ROUNDING if over_one else SILENT) * largest
             above = [above for above, _ in node.next_functions if above is not None]
             before = {id(n.variable) for n in operations.walk_nodes(above) if hasattr(n, "variable")}
-            silent = [name for key, name in names.items() if key in before and sizes[key] <= SILENT * largest]
+            silent = [name for key, name in names.items() if key in before and sizes[key] <= limit]
             if silent:
                 place = operations.made_by(above[0], self._seen.calls.maker) or "output"
-                if self._kinds[node].endswith("norm"):  # It is a module itself.
+                if self._kinds[node] == "layer_norm":  # It is a module itself.
                     place = operations.made_by(node, self._seen.calls.maker) or place
                 detail = {
                     "operation": self._kinds[node],
@@ -94,12 +102,15 @@ class Blocks:
 
 
 def _over_one(node: Any) -> bool:
-    """True for a softmax over one entry, whose result is 1 whatever it is given; one that is sharp may be right."""
+    """True for a softmax or LayerNorm over one entry, whose result is 1, or the bias, whatever it is given."""
     try:
-        result, dim = node._saved_result, node._saved_dim
+        if hasattr(node, "_saved_normalized_shape"):
+            return bool(math.prod(node._saved_normalized_shape) == 1)
+        shape, dim = tuple(node._saved_result.shape), int(node._saved_dim)
     except (RuntimeError, AttributeError):
         return False
-    return result.dim() > 0 and result.shape[dim if dim < 1 << 63 else dim - (1 << 64)] == 1
+    # A negative dim is saved as an unsigned number.
+    return bool(shape) and bool(shape[dim if dim < 1 << 63 else dim - (1 << 64)] == 1)
 
 
 def _peak(gradients: tuple[Tensor | None, ...]) -> float:

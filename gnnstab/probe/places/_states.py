@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch_geometric.nn import MessagePassing
 
 from gnnstab.probe.places import _numbers as numbers
 from gnnstab.probe.places import _operations as operations
@@ -86,12 +87,21 @@ def _differences(seen: ForwardView) -> Iterator[tuple[str, str, float, dict[str,
 
 
 def _reached(seen: ForwardView, count: int) -> Tensor | None:
-    """(count,) mask of the nodes that edges lead to, since what attention gives the others is no average; None for too few."""
+    """(count,) mask of the nodes that edges lead to, and to all that they hear of; None for too few.
+
+    What attention gives a node without incoming edges is no average, and tells it and those behind it from all others.
+    """
     edges = [t for name, t in seen.batch.items() if name.rsplit(".", 1)[-1] == "edge_index" and t.dim() == 2]
     if len(edges) != 1 or len(edges[0]) != 2 or not edges[0].numel() or int(edges[0].max()) >= count:
         return None
-    reached = torch.bincount(edges[0][1], minlength=count) > 0
-    return reached if int(reached.sum()) > 2 else None
+    source, target = edges[0]
+    reached, found = torch.bincount(target, minlength=count) > 0, None
+    for _ in range(sum(isinstance(call.module, MessagePassing) for call in seen.calls.all)):
+        if int(reached.sum()) < 3:
+            break
+        found = reached
+        reached = reached & (torch.bincount(target[~reached[source]], minlength=count) == 0)
+    return found
 
 
 def _of_nodes(tensor: Tensor, count: int) -> bool:

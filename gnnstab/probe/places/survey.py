@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.nn import MessagePassing
 
-from gnnstab.probe.attaching.norms import graphs_in
+from gnnstab.probe.attaching.norms import batch_vectors, graphs_in
 from gnnstab.probe.batches.named_tensors import named_tensors
 from gnnstab.probe.places import _gains as gains
 from gnnstab.probe.places import _graph_level as graph_level
@@ -115,15 +115,17 @@ def _survey(
         outputs = [t for _, t in tensors_in([output]) if t.is_floating_point()]
         nodes = _nodes(given, calls)
         calls.name_beginnings(twin, named)
-        seen = ForwardView(twin, named, calls, outputs, nodes, _graphs([args, kwargs, batch], nodes))
+        seen = ForwardView(
+            twin, named, calls, outputs, nodes, _graphs([*batch_vectors(model, args, kwargs), *graphs_in(batch)], nodes)
+        )
         found = [Place(*row) for row in _before_backward(seen, given)]
         loss = objective(output)
         if loss.isfinite().all() and all(bool(t.isfinite().all()) for t in outputs):
             found = [
                 p._replace(detail={**p.detail, "masked": True}) if p.signal == PLACE_NON_FINITE else p for p in found
             ]
-        fed = {id(t.grad_fn.next_functions[0][0].variable) for t in named.values() if t.grad_fn is not None}
-        roots = [t for t in operations.leaves([loss]) if id(t) not in fed] if loss.requires_grad else []
+        fed = {id(leaf) for leaf in operations.leaves(list(named.values()))}
+        roots = [leaf for leaf in operations.leaves([loss]) if id(leaf) not in fed]
         if roots:
             blocks = Blocks(seen)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -150,9 +152,9 @@ def _nodes(named: Mapping[str, Tensor], calls: Calls) -> frozenset[int]:
     return frozenset(own)
 
 
-def _graphs(values: Any, nodes: frozenset[int]) -> Tensor | None:
+def _graphs(vectors: list[Tensor], nodes: frozenset[int]) -> Tensor | None:
     # The arguments and the batch that they came from hold the same one.
-    found = [t for t in graphs_in(values) if len(t) in nodes and t.numel()]
+    found = [t for t in vectors if len(t) in nodes and t.numel()]
     return found[0] if found and len(nodes) == 1 else None
 
 
