@@ -226,6 +226,9 @@ SIGNALS: dict[str, SignalKind] = {
     (PLACE_GRAPH_DIFFERENCE := "place.graph_difference"): SignalKind("× chance", "variance of the pooled states over graphs, relative to that of nodes drawn at random"),
     (PLACE_POST_NORMS := "place.post_norms"): SignalKind("normalisations", "normalisations directly behind a residual sum"),
     (PLACE_WITHOUT_GRADIENT := "place.without_gradient"): SignalKind("parameters", "trainable parameters whose gradient is None after a backward"),
+    (PLACE_GRADIENT_STOPS := "place.gradient_stops"): SignalKind("parameters", "trainable parameters behind an operation that hands no gradient on"),
+    (PLACE_GAIN := "place.gain"): SignalKind("RMS·√fan_in", "gain of a weight that no normalisation follows; the RMS of a table of embeddings"),
+    (PLACE_COPIED_UNITS := "place.copied_units"): SignalKind("units", "units of a weight that are alike, and whose gradients are"),
     (PLACE_IDLE := "place.idle"): SignalKind("parameters", "parameters of a part that its layer was asked to leave out"),
     (PLACE_NOT_OWNED := "place.not_owned"): SignalKind("parameters", "weights that the loss depends on and model.parameters() does not hold"),
     (PLACE_NOT_HELD := "place.not_held"): SignalKind("parameters", "trainable parameters of the model that no optimizer holds"),
@@ -263,6 +266,9 @@ SIGNALS: dict[str, SignalKind] = {
         "non-zero entries that fall below the dtype's smallest normal"),
 }
 # fmt: on
+
+INVESTIGATION = "investigation"
+"""Entry of a trace's metadata, and of the context of its signals: what undoing the suspects showed at the run's end."""
 
 OF_SITE: Mapping[str, str] = {kind.site: name for name, kind in SIGNALS.items() if kind.site}
 """Site of the light tier → the signal that is recorded there at every step."""

@@ -165,8 +165,8 @@ def event_place(event: Event) -> str:
         parts.append(f"stage {event.stage}")
     if event.heads:
         parts.append(_ids("head", event.heads))
-    if event.nodes:
-        parts.append(_ids("node", event.nodes))
+    if event.ids:
+        parts.append(event.ids)
     parts.append(f"step {event.step}")
     if event.origin:
         came_in = "came from the layers behind it" if event.stage == "gradient" else "came in with its input"
