@@ -82,9 +82,9 @@ def log_scale(ax: Any, side: str = "y") -> None:
     round_ticks(getattr(ax, f"{side}axis"), low, high)
 
 
-def round_ticks(axis: Any, low: float, high: float) -> None:
+def round_ticks(axis: Any, low: float, high: float, kind: str = "log") -> None:
     """Powers of ten, with their doubles and fives where few fit, as the only ticks of a logarithmic axis."""
-    ticks, texts = zip(*Axis(low, high, 0.0, 1.0, "log").labels(6), strict=True)
+    ticks, texts = zip(*Axis(low, high, 0.0, 1.0, kind).labels(6), strict=True)
     axis.set_ticks(ticks, labels=texts)
     axis.set_ticks([], minor=True)
 
