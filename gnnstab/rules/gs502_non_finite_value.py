@@ -67,7 +67,7 @@ class NonFiniteValue(Rule):
             parameters = [str(s.detail.get("parameter", s.layer)) for s in bad]
             cause, why = self._weights_cause(signals, bad)
             yield self.finding(
-                f"{len(bad)} {'tensor holds' if len(bad) == 1 else 'tensors hold'} NaN or Inf ({', '.join(parameters[:3])}{', …' if len(bad) > 3 else ''}): {why}.",
+                f"{len(bad)} tensor{'s hold' if len(bad) > 1 else ' holds'} NaN or Inf ({', '.join(parameters[:3])}{', …' if len(bad) > 3 else ''}): {why}.",
                 severity="error",
                 limit=0.0,
                 signal=bad[0],
@@ -78,9 +78,8 @@ class NonFiniteValue(Rule):
 
     def _event(self, signals: Signals, event: Event, total: int) -> Finding:
         cause, why, do = event_cause(signals, event)
-        origin = {"made-here": "made here", "came-in": "came in from outside"}.get(
-            event.origin or "", "origin undecided"
-        )
+        came_in = "came from the layers behind it" if event.stage == "gradient" else "came in with its input"
+        origin = {"made-here": "made here", "came-in": came_in}.get(event.origin or "", "origin undecided")
         where = f"{event.layer or 'the model'}, stage {event.stage or 'unknown'}"
         ids = f", {event.ids}" if event.ids else ""
         largest = event.detail.get("largest_before")

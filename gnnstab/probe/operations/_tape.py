@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
 
 from gnnstab.probe.batches.named_tensors import named_tensors
 from gnnstab.probe.operations._naming import local_name, memory
 from gnnstab.probe.operations._places import Place
 from gnnstab.probe.replaying.replica import tensors_in
+from gnnstab.torch_private import tree_leaves, tree_map
 
 _MOST = 5000
 """Operations of a loss that are noted; a longer one is not repeated."""

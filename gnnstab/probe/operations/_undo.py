@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch_geometric.data.data import BaseData
 
 from gnnstab.probe.operations._call import Call
 from gnnstab.probe.operations._naming import is_finite
 from gnnstab.probe.replaying.replica import copied
+from gnnstab.torch_private import TorchDispatchMode
 
 BAD_RMS = 10.0
 """RMS from which an input's scale is a suspect: standardised features have 1."""

@@ -9,13 +9,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 from gnnstab.probe.operations._naming import Named, TensorNames, bad_rows, is_finite, kinds, memory
 from gnnstab.probe.operations._operands import Sizes, display_name, masks_all, sizes, writes_in_place
 from gnnstab.probe.operations._places import Modules, Place, begins_backward, caller_place, is_own
 from gnnstab.probe.operations._tape import LossTape
+from gnnstab.torch_private import TorchDispatchMode, autograd_node, next_sequence_number, tree_leaves, tree_map
 
 _MOST = 4000
 """Operations with a bad result that are noted; the first ones are those that explain."""
@@ -176,7 +175,7 @@ class OperationMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             # Operations on lists of tensors give nothing back and change what they were given.
             outputs = list(_tensors(given))
         self._look(function, given, before, outputs)
-        if torch._C._current_autograd_node() is not None or (self._in_loss and begins_backward()):
+        if autograd_node() is not None or (self._in_loss and begins_backward()):
             if self._in_loss and self._tape is not None:
                 self._tape.backward_begins(next(_tensors(given)))
             self.backward_seen, self._in_loss = True, False
@@ -216,13 +215,13 @@ class OperationMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Remember for the backward on which line the node was recorded that this operation belongs to."""
         if not torch.is_grad_enabled():
             return
-        number = torch._C._autograd._get_sequence_nr() - 1
+        number = next_sequence_number() - 1
         if number not in self._recorded:
             self._recorded[number] = self.place or self._here()[0]
 
     def _here(self) -> tuple[Place, FrameType | None, str]:
         """The place of the running operation, the user's frame there, and the node whose backward it is part of."""
-        node: Any = torch._C._current_autograd_node()
+        node: Any = autograd_node()
         place, frame, recomputing = caller_place(self._modules, self.part)
         if node is None or recomputing:
             return self.place or place, frame, ""
