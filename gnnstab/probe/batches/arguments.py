@@ -24,8 +24,8 @@ def as_arguments(batch: Any, model: nn.Module) -> list[Arguments]:
 
     A dict is keyword arguments, a tuple positional ones, any other iterable (a loader, a list) several batches. What the
     forward has no parameter for (labels behind the inputs, entries of other names) is left for the loss. A
-    ``Data`` or ``HeteroData`` is handed over whole when the forward takes one argument, else by the names of the
-    forward's parameters.
+    ``Data`` or ``HeteroData`` is handed over whole when the forward takes one argument of another name than its tensors have, else by
+    the names of the forward's parameters.
 
     Raises:
         UsageError: Nothing that a forward could take.
@@ -53,7 +53,8 @@ def as_arguments(batch: Any, model: nn.Module) -> list[Arguments]:
 
 def _from_data(data: BaseData, model: nn.Module) -> Arguments:
     names = _forward_names(model)
-    if len(names) <= 1:
+    # One argument called like a tensor of the data is that tensor; `batch` is also what people call the whole.
+    if len(names) <= 1 and not (isinstance(data, Data) and names != ["batch"] and all(name in data for name in names)):
         return (data,), {}
     if isinstance(data, HeteroData):
         stores = {"x_dict": "x", "edge_index_dict": "edge_index", "edge_attr_dict": "edge_attr"}
