@@ -31,7 +31,6 @@ ORDER = [
     {"report"},
     {"evaluation"},
     {"feed"},
-    {"live_checks"},
     {"diagnosis", "monitor"},
     {"sinks"},
     {"baseline", "budgets", "compare", "config", "watch"},

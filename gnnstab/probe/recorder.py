@@ -138,6 +138,7 @@ class Recorder:
                 self.state.error_guard.run(f"attaching to {layer.name}", layer.attach)
             self.state.error_guard.run("attaching to the model", lambda: self._forwards.attach(self._called))
             self.state.error_guard.run("the beginning of a step", self.budget.begin)
+            self.state.error_guard.run("looking at the weights", self._detector.begin)
         return self
 
     def detach(self) -> None:

@@ -26,7 +26,7 @@ from gnnstab.errors import TraceError
 from side_by_side import Net, Run, codes, graph, identical, run
 
 ROOT = str(Path(gnnstab.__file__).parent)
-ROOMS = ("monitor", "live_checks", "layers", "probe", "rules", "trace", "records")
+ROOMS = ("monitor", "layers", "probe", "rules", "trace", "records")
 
 GUARDS = (
     "probe.error_guard:ErrorGuard.",

@@ -118,7 +118,7 @@ class StepWatch:
             return Found(None, note="the step was over when its loss became known, and the next one was finite"), ""
         if not self._tape.is_complete:
             return Found(None, note="no scalar loss was computed from the model's output in Python"), ""
-        foreign = any(t.numel() > 1 for t in self._tape.foreign)
+        foreign = any(t.numel() > 1 for _, t in self._tape.foreign)
         found = Found(None)
         for call in self.suspect.calls:
             try:
