@@ -136,37 +136,16 @@ def _context(
         context["trained"] = True if steps >= TRAINED_STEPS else None
     if meta.get("trained") in ("true", "false"):
         context["trained"] = meta["trained"] == "true"
-    without = _names(meta.get("norm_without_batch", ""))
-    if without:
-        context["norm_without_batch"] = without
-    undone = _json(meta.get(INVESTIGATION, ""))
-    if isinstance(undone, dict):
-        context[INVESTIGATION] = undone
-    smallest = _sizes(meta.get("norm_smallest", ""))
-    if smallest:
-        context["norm_smallest"] = smallest
-    return context
-
-
-def _json(text: str) -> Any:
-    try:
-        return json.loads(text or "null")
-    except ValueError:
-        return None
-
-
-def _names(text: str) -> tuple[str, ...]:
-    """A JSON list of names; empty for anything else."""
-    return tuple(name for name in parsed(text, list) if isinstance(name, str))
-
-
-def _sizes(text: str) -> dict[str, tuple[str, int]]:
-    """A JSON object of name → class and number of nodes; what is anything else is left out."""
-    return {
-        name: (value[0], value[1])
-        for name, value in parsed(text, dict).items()
-        if isinstance(value, list) and [type(part) for part in value] == [str, int]
+    found = {
+        "norm_without_batch": tuple(n for n in parsed(meta.get("norm_without_batch", ""), list) if isinstance(n, str)),
+        INVESTIGATION: parsed(meta.get(INVESTIGATION, ""), dict),
+        "norm_smallest": {
+            name: tuple(value)  # Class and number of nodes.
+            for name, value in parsed(meta.get("norm_smallest", ""), dict).items()
+            if isinstance(value, list) and [type(part) for part in value] == [str, int]
+        },
     }
+    return {**context, **{name: value for name, value in found.items() if value}}
 
 
 def _number(text: str | None) -> int:
