@@ -148,6 +148,7 @@ class Monitor:
             self._guarded("the live rules", self._run_live_rules)
         if error is None or isinstance(error, (Exception, KeyboardInterrupt)):
             self._guarded("undoing the suspects", lambda: self._ending.look(self.trace))
+            self._guarded("handing over failures", self._recorder.hand_over_failures)
         self._guarded("closing the trace", self._writer.close)
         self._guarded("the trace", self._look_at_trace)
         if self._feed:
