@@ -16,7 +16,7 @@ from gnnstab.config import Settings, accept, load
 from gnnstab.config.validating import validate
 from gnnstab.errors import GnnstabError, NothingEvaluable, UsageError
 
-from . import output
+from . import interrupt, output
 from .group import ERROR, FINDINGS, NOTHING_EVALUABLE
 
 if TYPE_CHECKING:
@@ -149,12 +149,16 @@ def _plots(diagnoses: Sequence[Diagnosis], folder: Path) -> None:
 def progress() -> Iterator[Callable[[str], None]]:
     """A line on standard error that says what is being done, on a terminal only; gone when it ends."""
     if not sys.stderr.isatty():
-        yield lambda _: None
+        yield lambda _: interrupt.obey()
         return
     from rich.console import Console
     from rich.text import Text
 
     from gnnstab.report.escape import name
 
+    def tell(doing: str) -> None:
+        interrupt.obey()
+        status.update(Text(name(doing, 70)))
+
     with Console(stderr=True).status("starting") as status:
-        yield lambda doing: status.update(Text(name(doing, 70)))
+        yield tell

@@ -9,7 +9,7 @@ from markupsafe import Markup, escape
 
 from gnnstab.records import SIGNALS
 from gnnstab.report import _rulebook as rulebook
-from gnnstab.report.escape import shorten, visible
+from gnnstab.report.escape import ending, shorten, visible
 from gnnstab.report.numbers import number
 
 _SIGNS = str.maketrans({"-": "−"})
@@ -26,14 +26,14 @@ def short(value: float | None) -> str:
 
 
 def words(name: str) -> str:
-    """A name in kebab case as words: ``sum-aggregation`` → ``Sum aggregation``."""
-    return sentence(name.replace("-", " ").strip())
+    """A name as the start of a line, its hyphens kept: ``sum-aggregation`` → ``Sum-aggregation``."""
+    return sentence(name.strip())
 
 
 def sentence(text: str) -> str:
     """``text`` with a capital first letter, unless its first word is a name in code such as ``fp16`` or ``lr=``."""
     first = text.split(" ", 1)[0].rstrip(",;")
-    return text[:1].upper() + text[1:] if first.isalpha() and first.islower() else text
+    return text[:1].upper() + text[1:] if first.replace("-", "").isalpha() and first.islower() else text
 
 
 def meaning(signal: str) -> str:
@@ -44,6 +44,11 @@ def meaning(signal: str) -> str:
 def clip(text: object, longest: int) -> str:
     """``text`` in one line with nothing hidden in it, and shortened in its middle where it has no end."""
     return shorten(visible(str(text)), longest)
+
+
+def prose(text: str, longest: int = 900) -> Markup:
+    """A message as a sentence, what stands in backticks as code."""
+    return _code(sentence(ending(visible(text), longest)))
 
 
 def fix_title(name: str) -> str:
@@ -76,5 +81,8 @@ def _paragraphs(text: str) -> Markup:
 
 def _inline(text: str) -> Markup:
     """`` `code` `` and ``*stress*`` as elements; everything else is text."""
-    marked = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
-    return Markup(re.sub(r"(?<![\w*])\*([^*\s][^*]*)\*(?![\w*])", r"<em>\1</em>", marked))
+    return Markup(re.sub(r"(?<![\w*])\*([^*\s][^*]*)\*(?![\w*])", r"<em>\1</em>", str(_code(text))))
+
+
+def _code(text: str) -> Markup:
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))

@@ -62,7 +62,7 @@ def verify(
     store: str | Path | None = None,
     progress: Progress | None = None,
 ) -> list[Verdict]:
-    """NonFiniteDetector fixes on copies of a model; the model, its mode and the random state stay as they are.
+    """Judge fixes on copies of a model; the model, its mode and the random state stay as they are.
 
     Args:
         model: Any module with attention layers.
@@ -79,7 +79,7 @@ def verify(
         factory: Makes the model with fresh weights, for an initialisation of your own.
         finding: What the fixes are to cure; the most severe symptom of the model when omitted.
         workers: Processes.
-        store: A file that keeps every finished arm, so that an interrupted call continues.
+        store: A file that keeps every finished arm, so that a call that Ctrl-C has ended continues from there.
         progress: Called after every arm.
 
     Returns:
@@ -100,9 +100,6 @@ def verify(
     for stage in (_first, _rest, _first_trainings, _trainings, _more_trainings):
         arms = dict.fromkeys(arm for plan in plans for arm in stage(plan, results) if arm not in results)
         results |= runner(arms)
-        if not results.keys() >= arms.keys():
-            # Interrupted: what is finished is judged, and nothing more is started.
-            break
     return [plan.verdict(results) for plan in plans]
 
 
@@ -246,8 +243,6 @@ class _Plan:
                 base, verdict="no-effect", reason="no rule fires on this model and batch: there is nothing to cure"
             )
         screened, trained = self._pairs(results), self._pairs(results, train=True)
-        if not screened.after:
-            return replace(base, reason="interrupted before both arms of one seed were finished")
         errors = [r.error for r in (*screened.before, *screened.after) if r.error]
         if errors:
             return replace(base, reason=f"the fix cannot be applied here: {errors[0]}")

@@ -71,11 +71,11 @@ def _larger_text(ladder: Ladder) -> list[str]:
         last = ladder.larger[-1]
         if last.stable:
             lines.append(f"Holds up to size {number(last.size)} with “{last.rung}”.")
-        elif not ladder.not_scaled:
+        else:
             lines.append(f"No rung is stable at size {number(last.size)}.")
         lines += dict.fromkeys(at.objective for at in ladder.larger if at.objective != ladder.objective)
     if ladder.not_scaled:
-        lines += ["", f"Not tried on larger graphs{' beyond that' * bool(ladder.larger)}: {ladder.not_scaled}"]
+        lines += ["", f"Not tried on larger graphs: {ladder.not_scaled}"]
     return lines
 
 

@@ -14,7 +14,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from gnnstab.errors import NothingEvaluable
 from gnnstab.report.escape import apart, visible
-from gnnstab.report.svg import Axis, tick_text
+from gnnstab.report.svg import Axis
 
 WIDTH = 8.0
 """Inches; at 100 dots per inch 800 pixels, the width at which every figure must be readable."""
@@ -80,8 +80,8 @@ def log_scale(ax: Any, side: str = "y") -> None:
 
 def round_ticks(axis: Any, low: float, high: float) -> None:
     """Powers of ten, with their doubles and fives where few fit, as the only ticks of a logarithmic axis."""
-    ticks = Axis(low, high, 0.0, 1.0, "log").ticks(6)
-    axis.set_ticks(ticks, labels=[tick_text(t) for t in ticks])
+    ticks, texts = zip(*Axis(low, high, 0.0, 1.0, "log").labels(6), strict=True)
+    axis.set_ticks(ticks, labels=texts)
     axis.set_ticks([], minor=True)
 
 
