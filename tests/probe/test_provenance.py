@@ -148,8 +148,8 @@ def test_a_nan_feature_came_in_with_the_data(net: Net, graph: Any) -> None:
     assert (event.layer, event.stage, event.origin) == (None, "input", "came-in")
     assert event.nodes == (5,)
     assert event.detail["non_finite"] == 1
-    assert event.detail["argument"] == "0"
-    assert event.message == "the model's own input 0 already holds 1 non-finite entry"
+    assert event.detail["argument"] == "x"
+    assert event.message == "the model's own input x already holds 1 non-finite entry"
 
 
 def test_a_nan_edge_feature_names_the_edges(net: Net, graph: Any) -> None:

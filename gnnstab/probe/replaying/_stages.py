@@ -11,6 +11,7 @@ from torch_geometric.nn import MessagePassing
 
 from gnnstab.layers import Layer, layer_of
 from gnnstab.probe.attaching.softmax_tap import SoftmaxCall, Tap, Untappable
+from gnnstab.probe.batches.named_tensors import named_tensors
 from gnnstab.probe.replaying.replica import tensors_in
 
 
@@ -59,11 +60,11 @@ def floats(value: Any) -> list[tuple[str, Tensor]]:
     return [(name, t) for name, t in named if t.is_floating_point() and t.layout is torch.strided]
 
 
-def observe_inputs(args: Sequence[Any], kwargs: dict[str, Any], observe: Observer) -> None:
-    """Report the model's own inputs."""
-    single = len(args) == 1 and not isinstance(args[0], Tensor)
-    named = floats(args[0] if single else list(args)) + floats(kwargs)
-    for name, tensor in named:
+def observe_inputs(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], observe: Observer) -> None:
+    """Report the model's own inputs, under the names that its forward gives them."""
+    for name, tensor in named_tensors(tuple(args), kwargs, model).items():
+        if not tensor.is_floating_point() or tensor.layout is not torch.strided:
+            continue
         rows = "edges" if "edge" in name else "nodes"
         observe(StageTensor(None, 0, "input", tensor, rows=rows, note=name, detailed=True))
 
