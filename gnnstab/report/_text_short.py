@@ -7,6 +7,7 @@ not fit is named, with the command that shows it.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from gnnstab.records import Cause, Diagnosis, Finding
+from gnnstab.records import Cause, Diagnosis, Finding, FixAdvice
 from gnnstab.report import escape, summary
 from gnnstab.report._extremes import extremes
 from gnnstab.report.numbers import compared, count, number
@@ -29,6 +30,7 @@ _REASON = 210
 """Characters of a cause's reason where room is scarce: its first clauses, three lines at 80 columns."""
 
 _WHOLE = 560
+_OPTION = re.compile(r"--\w+|\b\w+=")
 _NO_ROOM = "; -v shows its"
 
 
@@ -77,6 +79,10 @@ def _body(diagnosis: Diagnosis, room: int, longest: int, width: int) -> tuple[li
 def one_line(diagnosis: Diagnosis, width: int) -> Text:
     """Verdict, target and numbers in one line: what a passing check says."""
     word, rest = summary.verdict(diagnosis, short=True)
+    unjudged, asked = summary.rules_by_status(diagnosis)["not-evaluable"], _OPTION.findall(summary.to_pass(diagnosis))
+    if summary.state(diagnosis) == "nothing-found" and asked:
+        seen = count(diagnosis.coverage.layers_observed, "layer")
+        rest = f"{seen}; {count(unjudged, 'rule')} {'needs' if unjudged == 1 else 'need'} {' '.join(asked)}"
     if hidden := len(diagnosis.suppressed):
         rest += f" ({count(hidden, 'finding')} suppressed)"
     target = _fit(diagnosis.target.path, width - len(word) - cell_len(rest) - 4)
@@ -119,6 +125,8 @@ def _began(diagnosis: Diagnosis) -> Iterator[_Line]:
     if (event := summary.first_non_finite(diagnosis)) is not None:
         place = escape.sentence(f"first non-finite value: {summary.event_place(event)}", 60, 150)
         yield _Line("began", Text(place, f"bold {RED}"))
+        if event.stage == "loss" and not event.detail.get("operation") and not diagnosis.root_causes():
+            yield _Line("next", Text("the loss is your code: Monitor(model, loss=fn) names the operation in it"))
     if told := extremes(diagnosis):
         more = f"; {len(told) - 1} more" if len(told) > 1 else ""
         yield _Line("run", Text(escape.sentence(told[0], 60, 150) + more))
@@ -137,7 +145,9 @@ def _change(cause: Cause, room: int, width: int) -> list[Text]:
     if best is None:
         failed = escape.sentence(", ".join(fix.fix for fix in cause.fixes))
         return _Line("change", Text(f"none to recommend; measured to fail: {failed}")).rows(width) if failed else []
-    named = Text.assemble((escape.name(best.fix), "bold"), f" ({summary.verdict_words(best.verdict)}")
+    named = Text.assemble(
+        (escape.name(best.fix), "bold"), f" ({summary.verdict_words(best.verdict)}{_how_to_test(best)}"
+    )
     if best.before is not None or best.after is not None:
         named.append(f": {escape.name(best.signal)} {number(best.before)} → {number(best.after)}")
     named.append(")")
@@ -147,6 +157,13 @@ def _change(cause: Cause, room: int, width: int) -> list[Text]:
         named.append(f"{_NO_ROOM} {lines} lines of code", style=MUTED)
         return _Line("change", named).rows(width)
     return [*_Line("change", named).rows(width), *_Line("", Text(code), code=True).rows(width)]
+
+
+def _how_to_test(fix: FixAdvice) -> str:
+    """What proves an untested fix, in the words of the face that its note was written for."""
+    if fix.verdict != "not-tested" or "verify" not in fix.note:
+        return ""
+    return "; verify=True tries it" if "gnnstab.verify(" in fix.note else "; --verify tries it"
 
 
 def _further(diagnosis: Diagnosis, room: int, width: int) -> list[Text]:
@@ -185,9 +202,11 @@ def _unseen(diagnosis: Diagnosis, width: int) -> Iterator[_Line]:
     parts = list(summary.not_covered(diagnosis))
     unjudged = summary.rules_by_status(diagnosis)["not-evaluable"]
     if unjudged:
-        parts.append(f"what {count(unjudged, 'rule')} {'needs' if unjudged == 1 else 'need'} (-v tells)")
+        asked = summary.to_pass(diagnosis) if summary.state(diagnosis) == "nothing-found" else ""
+        needs = f"what {count(unjudged, 'rule')} {'needs' if unjudged == 1 else 'need'}"
+        parts.append(f"{needs}: pass {asked}" if asked else f"{needs} (-v tells)")
     if parts:
-        yield _Line("not seen", Text(escape.shorten("; ".join(parts), width - _LABEL)))
+        yield _Line("not seen", Text(escape.shorten("; ".join(parts), 2 * (width - _LABEL) - 12)))
 
 
 def _wrapped(text: Text, width: int) -> list[Text]:
