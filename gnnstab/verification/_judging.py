@@ -138,7 +138,7 @@ def by_signal(pairs: Pairs, goal: Goal) -> tuple[str, str] | None:
         alive = "the signal is no number in one of the arms" if not goal.counts_events else "non-finite values remain"
         return ("no-effect" if goal.counts_events else "inconclusive"), alive
     if covered < NO_EFFECT:
-        return "no-effect", f"the signal covers {covered:.0%} of the way to its threshold"
+        return "no-effect", f"the signal covers {max(covered, 0.0):.0%} of the way to its threshold"
     return (
         "inconclusive",
         f"the signal covers {min(covered, 1.0):.0%} of the way to its threshold and does not pass it with margin in most seeds",

@@ -33,7 +33,9 @@ def _verdict(v: Verdict) -> str:
     if v.before is not None and v.after is not None:
         where = f" of {v.layer}" if v.layer else ""
         limit = f", limit {number(v.threshold)}" if v.threshold is not None else ""
-        lines.append(f"  {v.signal}{where}: {number(v.before)} → {number(v.after)}{limit} ({v.seeds} seeds)")
+        lines.append(
+            f"  {v.signal}{where}: {number(v.before)} → {number(v.after)}{limit} ({v.seeds} seed{'s' if v.seeds != 1 else ''})"
+        )
     if v.loss_change is not None:
         low, high = (number(math.expm1(b) * 100) for b in v.loss_change)
         lines.append(f"  loss {number(v.loss_before)} → {number(v.loss_after)} (change {low} % … {high} %)")
