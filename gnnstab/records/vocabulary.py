@@ -218,6 +218,7 @@ SIGNALS: dict[str, SignalKind] = {
     # Every place on the way of the data, see `gnnstab.probe.places`; the layer is the name of the tensor or module.
     (PLACE_RMS := "place.rms"): SignalKind("", "RMS of the measured values of a tensor of the batch"),
     (PLACE_COLUMN_RATIO := "place.column_ratio"): SignalKind("", "largest over median column RMS of the measured values of a tensor"),
+    (PLACE_OUTPUT := "place.output"): SignalKind("", "RMS of the model's output"),
     (PLACE_NON_FINITE := "place.non_finite"): SignalKind("entries", "NaN or Inf entries of a tensor of the batch"),
     (PLACE_DEAD_SHARE := "place.dead_share"): SignalKind("share of channels", "channels that a ReLU closes on at least 98 % of the rows"),
     (PLACE_CLAMPED_SHARE := "place.clamped_share"): SignalKind("share of entries", "entries that a clamp cuts, where its gradient is 0"),
@@ -227,6 +228,7 @@ SIGNALS: dict[str, SignalKind] = {
     (PLACE_POST_NORMS := "place.post_norms"): SignalKind("normalisations", "normalisations directly behind a residual sum"),
     (PLACE_WITHOUT_GRADIENT := "place.without_gradient"): SignalKind("parameters", "trainable parameters whose gradient is None after a backward"),
     (PLACE_GRADIENT_STOPS := "place.gradient_stops"): SignalKind("parameters", "trainable parameters behind an operation that hands no gradient on"),
+    (PLACE_ISOLATED_READ := "place.isolated_read"): SignalKind("share of nodes", "nodes without an incoming edge whose states the loss depends on"),
     (PLACE_GAIN := "place.gain"): SignalKind("RMS·√fan_in", "gain of a weight that no normalisation follows; the RMS of a table of embeddings"),
     (PLACE_COPIED_UNITS := "place.copied_units"): SignalKind("units", "units of a weight that are alike, and whose gradients are"),
     (PLACE_IDLE := "place.idle"): SignalKind("parameters", "parameters of a part that its layer was asked to leave out"),
