@@ -64,7 +64,7 @@ def _draw(ax: Any, profiles: list[Profile], layers: tuple[str, ...]) -> None:
     drawn = 0
     for i, profile in enumerate(profiles):
         values = _on(profile, layers)
-        zero = np.flatnonzero(values == 0)
+        zero = np.flatnonzero(values == 0).astype(np.float64)
         values = np.where(values > 0, values, np.nan)
         if not (values > 0).any() and not len(zero):
             continue
