@@ -69,9 +69,10 @@ class Monitor:
             step is recorded; the trace says so and, when a budget was given, a warning.
         scaler: The GradScaler in use, so that gradients are recorded unscaled and skipped steps are known as such.
         loss: The loss as ``loss(output, batch)``, where ``batch`` is what the model is called with: its only argument, the
-            tuple of its arguments or the dict of its keyword arguments. It is called for a step that went wrong alone, on a
-            copy, before the weights move, to name the operation that made the first NaN or Inf. Without it the next step of
-            the run is watched for that.
+            tuple of its arguments or the dict of its keyword arguments. It is called on copies alone: before the first update,
+            to see by a few real steps whether the rate is too high; for a step that went wrong, before the weights move, to
+            name the operation that made the first NaN or Inf; and when the run has ended, to undo what may have caused its
+            symptoms. Without it the next step of a run that went wrong is watched, and a read-out of the output stands for it.
         sinks: Where numbers, findings and the final report stream to besides the trace (see `gnnstab.sinks`).
 
     Raises:
@@ -113,7 +114,7 @@ class Monitor:
         )
         self._tell_held = budget is not None
         self._updates = UpdateWatch(
-            self._recorder.model, optimizers, self._writer, lambda: (self._recorder.step, self._recorder.inputs)
+            self._recorder.model, optimizers, self._writer, lambda: (self._recorder.step, self._recorder.inputs), loss
         )
         self._slopes = SlopeWatch(optimizers, self._writer, lambda: self._recorder.step)
         self._boundary = Boundary(self._recorder, optimizers, scaler, self._act, self._after_step, self._moving)

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from threading import get_ident
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -162,9 +161,7 @@ class Recorder:
     def __enter__(self) -> Recorder:
         return self.attach()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *failure: object) -> None:
         self.detach()
 
     @property

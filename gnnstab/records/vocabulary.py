@@ -203,6 +203,8 @@ SIGNALS: dict[str, SignalKind] = {
     (DEGREE_MAX := "degree.max"): SignalKind("edges", "largest in-degree"),
     (DEGREE_ISOLATED_SHARE := "degree.isolated_share"): SignalKind("share of nodes", "nodes without incoming edges",
         spoken=("isolated nodes",)),
+    (DEGREE_ISOLATED_READ_SHARE := "degree.isolated_read_share"): SignalKind("share of nodes",
+        "nodes without incoming edges whose output of a layer without root weight the loss depends on"),
     (DEGREE_AT_MOST_ONE_SHARE := "degree.at_most_one_share"): SignalKind("share of nodes",
         "nodes with in-degree 0 or 1"),
     (GRAPH_SMALLEST := "graph.smallest"): SignalKind("nodes", "size of the smallest graph in the batch"),
