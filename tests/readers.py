@@ -369,11 +369,11 @@ def bundle_files() -> dict[str, bytes]:
     """The files of a bundle, as the probe writes them."""
     import tempfile
 
-    from gnnstab.probe.attaching.forward_tracker import Inputs
+    from gnnstab.probe.attaching.forward_tracker import ForwardInputs
     from gnnstab.probe.replaying.replica import Autocast, rng_snapshot
 
     model, x = TransformerConv(4, 4), torch.ones(3, 4)
-    inputs = Inputs(
+    inputs = ForwardInputs(
         (x, torch.tensor([[0, 1], [1, 2]])), {}, rng_snapshot(), Autocast("cpu", torch.bfloat16, False), "train"
     )
     with tempfile.TemporaryDirectory() as name:

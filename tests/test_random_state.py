@@ -72,7 +72,7 @@ CALLS = {
     "prove": lambda model, batch: gnnstab.verification.prove(
         gnnstab.diagnose(model, batch=batch), model, batch=batch, **SMALL
     ),
-    "climb": lambda model, batch: run_ladder(
+    "run_ladder": lambda model, batch: run_ladder(
         model, batch=batch, rungs=[("dropout", ["dropout"])], sizes=(1, 2), **SMALL
     ),
     "scale": lambda model, batch: scale(model, batch=batch, factors=(1.0,), precisions=("fp32",), seeds=1),

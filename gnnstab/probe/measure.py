@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch_geometric.data.data import BaseData
 
 from gnnstab.errors import UsageError
 from gnnstab.probe.attaching.norms import graphs_in
@@ -21,7 +20,7 @@ from gnnstab.probe.places import survey, to_json
 from gnnstab.probe.recorder import Recorder
 from gnnstab.probe.replaying.evaluating import evaluating
 from gnnstab.probe.replaying.read_out import read_out as read_out
-from gnnstab.probe.replaying.replica import without_history
+from gnnstab.probe.replaying.replica import tracked, without_history
 from gnnstab.trace import Trace, TraceWriter
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -89,22 +88,6 @@ def _look_at_places(
         writer.meta("places_failed", f"{type(error).__name__}: {error}")
         return
     writer.meta("places", to_json(found))
-
-
-def tracked(value: Any) -> Any:
-    """A copy of the arguments whose floating tensors have a gradient, so that the first layer's input has one too.
-
-    The copies are no leaves, so that a model may change its input in place, and the caller's tensors stay as they are.
-    """
-    if isinstance(value, Tensor):
-        return value.detach().requires_grad_().clone() if value.is_floating_point() else value
-    if isinstance(value, BaseData):
-        return value.clone().apply(tracked)
-    if isinstance(value, Mapping):
-        return {k: tracked(v) for k, v in value.items()}
-    if isinstance(value, (tuple, list)) and not hasattr(value, "_fields"):
-        return type(value)(tracked(v) for v in value)
-    return value
 
 
 def measure_layers(layers: nn.Module, batches: Mapping[int, dict[str, Any]]) -> Trace:

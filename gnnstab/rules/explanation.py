@@ -106,7 +106,7 @@ _MANY = 10
 
 def _from_large_data(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
     """Measured values of many times their limit that reach the weights make everything behind them large."""
-    own = ("non-finite-data", "undefined-operation", "masking", "precision")
+    own = ("non-finite-data", "uninitialized-parameter", "undefined-operation", "masking", "precision")
     large = explanation.signal == "place.rms" and explanation.value > _MANY * FeatureScale.rms
     return large and not explanation.message.startswith("the targets") and symptom.cause not in own
 
@@ -121,6 +121,21 @@ def _nothing_comes_back(symptom: Finding, explanation: Finding, signals: Signals
         return True
     seen = [s for s in signals.find("optimizer.never_updated") if s.value > 0]
     return bool(seen) and all(s.value == s.detail.get("of") and s.detail.get("zero") for s in seen)
+
+
+def _stopped_there(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    """Most of the parameters stand in front of an operation that hands no gradient on."""
+    lists = [s.detail.get("parameters", ()) for s in signals.find("optimizer.never_updated")]
+    silent = {str(name) for names in lists for name in names}
+    stopped = [
+        s for s in signals.find("place.gradient_stops") if explanation.code == "GS701" or s.layer == explanation.layer
+    ]
+    told = {str(name) for s in stopped for name in s.detail.get("parameters", ())}
+    return bool(silent) and symptom.signal == "optimizer.never_updated" and len(silent & told) > len(silent) / 2
+
+
+def _what_the_clamp_left(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    return symptom.signal == "place.node_difference" and explanation.cause == "feature-scale"
 
 
 def _through_one_hot_attention(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
@@ -191,6 +206,10 @@ LINKS: tuple[Link, ...] = (
     # Parameters in front of scores that a saturated softmax cuts off.
     Link("GS604", "GS703", _nothing_comes_back),
     Link("GS604", "GS701", _nothing_comes_back),
+    Link("GS604", "GS701", _stopped_there),
+    Link("GS604", "GS104", _stopped_there),
+    Link("GS604", "GS108", _stopped_there),
+    Link("GS704", "GS703", _what_the_clamp_left),
     Link("GS604", "GS406", _through_one_hot_attention),
     Link("GS604", "GS302", _through_one_hot_attention),
     Link("GS604", "GS301", _through_one_hot_attention),

@@ -9,7 +9,7 @@ from typing import ClassVar
 from gnnstab.layers import layer_named
 from gnnstab.records import Finding, Signal, Signals
 from gnnstab.rules.base import Rule, threshold
-from gnnstab.rules.queries import largest, measured, names
+from gnnstab.rules.queries import largest, measured, names, stops
 
 RELATION = "__"
 """Stands between source, relation and target in PyG's names of modules; `HeteroConv` writes three of them."""
@@ -74,6 +74,7 @@ class NeverUpdatedParameter(Rule):
         if signals.kind == "model" or signals.find("place.without_gradient", source="batch"):
             found += self._without_gradient(signals)
         found += self._all_zero(signals)
+        found += self._stopped(signals)
         yield from found
         if not signals.find("optimizer.never_updated") and (found or signals.find("place.rms", source="batch")):
             return
@@ -85,6 +86,9 @@ class NeverUpdatedParameter(Rule):
         left_out = {str(name) for s in signals.find("place.idle") for name in s.detail.get("parameters", ())}
         heads = {str(name) for s in _other_heads(signals) for name in s.detail.get("parameters", ())}
         idle = {name for name in silent if name in left_out or name in heads or _without_part(signals, name)}
+        told = {str(name) for s in _stops(signals) for name in s.detail.get("parameters", ())}
+        if told.issuperset(silent - idle):
+            return
         unread = {name for name in silent - idle if _unread_relation(signals, name, silent)}
         count = worst.value - len(idle)
         if not count > self.parameters:
@@ -123,11 +127,28 @@ class NeverUpdatedParameter(Rule):
             confidence="high" if known else "medium",
         )
 
+    def _stopped(self, signals: Signals) -> Iterator[Finding]:
+        """Parameters in front of an operation that hands no gradient on, by the name of the operation."""
+        for signal in _stops(signals):
+            kind, place = signal.detail["operation"], signal.layer
+            what, advice = _STOPS.get(
+                kind, (f"{kind} has no derivative", "Use a straight-through gradient, x + (q - x).detach()")
+            )
+            yield self.finding(
+                f"{signal.value:.0f} trainable parameters get a gradient of 0 and keep their initial values, since a {kind} behind {place} hands "
+                f"none on: {_listed(signal)}. {what[0].upper()}{what[1:]}. {advice}.",
+                severity="error" if signals.find("optimizer.never_updated") else "warning",
+                limit=self.parameters,
+                signal=signal,
+            )
+
     def _all_zero(self, signals: Signals) -> Iterator[Finding]:
         """One batch whose backward gives every parameter a gradient of exactly 0 although the loss is not 0."""
         gradients = signals.find("weight.grad_rms", source="batch")
         if not gradients or any(s.value != 0 for s in gradients) or 0.0 in signals.context.get("losses", ()):
             return
+        if any(event.kind == "non-finite" for event in signals.events):
+            return  # What is not finite has no size: those left are a few of all.
         listed = [str(s.detail.get("parameter", s.layer)) for s in gradients]
         yield self._nothing_arrives(gradients[0], len(listed), listed, "warning")
 
@@ -223,6 +244,30 @@ class NeverUpdatedParameter(Rule):
                 limit=self.parameters,
                 signal=signal,
             )
+
+
+_STOPS = {
+    "clamp": (
+        "it cuts every entry",
+        "Widen its limits, or look whether lower and upper limit stand in the right place",
+    ),
+    "softmax": (
+        "it runs over a single entry, so that its result is 1",
+        "Look at its dim, and at the shape of the scores",
+    ),
+}
+"""Operation → why it hands no gradient on, and what to do; the others are steps."""
+
+
+def _stops(signals: Signals) -> list[Signal]:
+    """Places where a gradient stops, each of which is a finding of this rule; in a run, of parameters that never had one."""
+    seen = signals.find("optimizer.never_updated")
+    never = {str(name) for s in seen for name in s.detail.get("parameters", ())}
+    found = stops(signals, "clamp", "softmax", "round", "floor", "ceil", "trunc", "sign", "heaviside")
+    return [
+        s for s in found
+        if not s.detail.get("all") and (not seen or never.issuperset(map(str, s.detail.get("parameters", ()))))
+    ]  # fmt: skip
 
 
 def _unused(signals: Signals, parameter: str) -> bool:

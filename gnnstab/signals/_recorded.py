@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from gnnstab.records import PARAMETER_SITES, SIGNALS, LayerFacts, SeriesKey, Signal, Signals
-from gnnstab.records.vocabulary import LOSS_GENERALISATION_GAP
+from gnnstab.records.vocabulary import INVESTIGATION, LOSS_GENERALISATION_GAP
 from gnnstab.signals._extremes import short_run, with_extremes
 from gnnstab.signals._measures import measured_signals
 from gnnstab.signals._places import place_signals
@@ -144,10 +144,20 @@ def _context(
     without = _names(meta.get("norm_without_batch", ""))
     if without:
         context["norm_without_batch"] = without
+    undone = _json(meta.get(INVESTIGATION, ""))
+    if isinstance(undone, dict):
+        context[INVESTIGATION] = undone
     smallest = _sizes(meta.get("norm_smallest", ""))
     if smallest:
         context["norm_smallest"] = smallest
     return context
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text or "null")
+    except ValueError:
+        return None
 
 
 def _names(text: str) -> tuple[str, ...]:

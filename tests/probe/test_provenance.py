@@ -140,6 +140,17 @@ def test_gate_and_low_precision_appear_in_the_table(graph: Any) -> None:
     assert sum(row.stage == "gate" for row in rows) == 2
 
 
+def test_an_inf_of_an_edge_is_named_by_its_ends(net: Net, graph: Any) -> None:
+    x, edge_index, edge_attr = graph
+    edge_attr = edge_attr.clone()
+    edge_attr[7, 1] = math.inf
+    event = locate_non_finite(net, (x, edge_index, edge_attr))
+    assert event is not None
+    assert (event.stage, event.detail["argument"], event.nodes, event.edges) == ("input", "edge_attr", (), (7,))
+    source, target = edge_index[:, 7].tolist()
+    assert event.ids == f"edge {source}→{target}"
+
+
 def test_a_nan_feature_came_in_with_the_data(net: Net, graph: Any) -> None:
     x, edge_index, edge_attr = graph
     x[5, 2] = math.nan

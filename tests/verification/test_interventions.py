@@ -16,6 +16,7 @@ from gnnstab.verification import undo
 from gnnstab.verification.interventions import _inputs as inputs
 from gnnstab.verification.interventions import _measuring as measuring
 from gnnstab.verification.interventions import _table as table
+from gnnstab.verification.interventions._investigation import TRIED
 from gnnstab.verification.interventions._trial import Edit
 from gnnstab.verification.interventions.deciding import CONTRIBUTES, ROOT
 from models.stacks import Stack, random_batch
@@ -413,5 +414,5 @@ def test_a_model_that_cannot_be_tried_keeps_the_diagnosis_of_the_rules(broken):
 
 def test_the_table_says_which_causes_it_can_undo():
     assert len(set(table.INTERVENTIONS)) == len(table.INTERVENTIONS)
-    assert {expected for *_, expected, _ in BROKEN.values()} <= table.TRIED <= {*FIVE_CAUSES, *FURTHER_CAUSES}
+    assert {expected for *_, expected, _ in BROKEN.values()} <= TRIED <= {*FIVE_CAUSES, *FURTHER_CAUSES}
     assert 0 < CONTRIBUTES < ROOT < 1

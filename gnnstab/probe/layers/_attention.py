@@ -70,8 +70,8 @@ class AttentionRecorder(LayerRecorder):
 
     def saw_compiled(self, score: Tensor, attention: Tensor | None) -> None:
         """Record one softmax inside a compiled graph."""
-        self.note(2, score)
-        self.note(3, attention)
+        self.note("score", score)
+        self.note("attention", attention)
 
     def failed(self, error: Exception) -> None:
         """The tap could not hand something over."""
@@ -87,8 +87,7 @@ class AttentionRecorder(LayerRecorder):
         """Keep one softmax until the layer returns."""
         # A checkpointed segment that is run again in the backward stops as soon as it has what the gradients need: the
         # layer may then never return.
-        again = torch._C._current_graph_task_id() != -1 and self._counts[3] > 0
-        if not again and not self.state.foreign():
+        if not self.repeats() and not self.state.foreign():
             self._seen.append(seen)
 
     def forget(self) -> None:
@@ -166,7 +165,7 @@ class AttentionRecorder(LayerRecorder):
         self._gate = output.detach()
 
     def _compiled_gate(self, module: nn.Module, args: Any, output: Tensor) -> None:
-        self.note(4, output.sigmoid())
+        self.note("gate", output.sigmoid())
 
 
 def together(seen: Sequence[SoftmaxCall], targets: int) -> SoftmaxCall:

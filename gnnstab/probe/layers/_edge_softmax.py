@@ -121,8 +121,7 @@ class EdgeSoftmaxRecorder(SoftmaxRecorder):
 
     def saw(self, seen: SoftmaxCall) -> None:
         """Keep one softmax until the layer returns."""
-        again = torch._C._current_graph_task_id() != -1 and self._counts[3] > 0
-        if not again and not self.state.foreign():
+        if not self.repeats() and not self.state.foreign():
             self._seen.append(seen)
 
     def returned(self, message: Tensor) -> None:

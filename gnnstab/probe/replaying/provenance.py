@@ -152,6 +152,9 @@ def _event(seen: StageTensor, model: nn.Module, previous: StageTensor | None, st
         detail["non_finite_parameters"] = broken[:SHOWN]
     if seen.note:
         detail["reason" if seen.stage == "output" else "argument"] = seen.note
+    if seen.ends is not None:
+        first = bad.reshape(len(bad), -1).any(1).nonzero().flatten()[:SHOWN]
+        detail["edge_ends"] = seen.ends[:, first].t().tolist()
     if seen.stage == "input" and seen.layer is not None and previous is not None:
         detail["finite_before"] = _place(previous)
     if seen.stage == "score":

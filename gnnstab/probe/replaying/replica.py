@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch_geometric.data.data import BaseData
 
 from gnnstab.errors import UsageError
 
@@ -195,6 +196,22 @@ def copied(value: Any) -> Any:
         return {k: copied(v) for k, v in value.items()}
     if hasattr(value, "to_dict") and hasattr(value, "clone"):
         return value.clone()
+    return value
+
+
+def tracked(value: Any) -> Any:
+    """A copy of the arguments whose floating tensors have a gradient, so that the first layer's input has one too.
+
+    The copies are no leaves, so that a model may change its input in place, and the caller's tensors stay as they are.
+    """
+    if isinstance(value, Tensor):
+        return value.detach().requires_grad_().clone() if value.is_floating_point() else value
+    if isinstance(value, BaseData):
+        return value.clone().apply(tracked)
+    if isinstance(value, Mapping):
+        return {k: tracked(v) for k, v in value.items()}
+    if isinstance(value, (tuple, list)) and not hasattr(value, "_fields"):
+        return type(value)(tracked(v) for v in value)
     return value
 
 
