@@ -41,7 +41,9 @@ def test_a_whole_bundle_is_read(folder: Path) -> None:
 def test_a_subclass_of_tensor_needs_no_code_to_be_read_again(tmp_path: Path) -> None:
     """PyG's EdgeIndex is stored as the numbers that it wraps."""
     model, edges = TransformerConv(4, 4), EdgeIndex([[0, 1], [1, 2]], sparse_size=(3, 3))
-    inputs = ForwardInputs((torch.ones(3, 4), edges), {}, rng_snapshot(), Autocast("cpu", torch.bfloat16, False), "train")
+    inputs = ForwardInputs(
+        (torch.ones(3, 4), edges), {}, rng_snapshot(), Autocast("cpu", torch.bfloat16, False), "train"
+    )
     found = bundle.read(bundle.write(tmp_path / "b", model, inputs, Event(3, "non-finite"), []))
     assert type(found.args[1]) is torch.Tensor and found.args[1].tolist() == [[0, 1], [1, 2]]
 
