@@ -221,10 +221,7 @@ def _unseen(diagnosis: Diagnosis, width: int) -> Iterator[_Line]:
         needs = f"what {count(unjudged, 'rule')} {'needs' if unjudged == 1 else 'need'}"
         parts.append(f"{needs}: pass {asked}" if asked else f"{needs} (-v tells)")
     if parts:
-        asks = summary.state(diagnosis) == "nothing-found"
-        shown = escape.shorten if asks else escape.ending
-        room = 2 * (width - _LABEL) - 12 if asks else width - _LABEL
-        yield _Line("not seen", Text(shown("; ".join(parts), room)))
+        yield _Line("not seen", Text(escape.shorten("; ".join(parts), 2 * (width - _LABEL) - 12)))
 
 
 def _wrapped(text: Text, width: int) -> list[Text]:

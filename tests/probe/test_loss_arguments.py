@@ -33,7 +33,9 @@ def test_both_forms_are_called_alike() -> None:
 def test_a_loss_that_cannot_get_an_output_is_refused() -> None:
     def closure() -> None: ...
 
-    with pytest.raises(UsageError, match=r"loss=closure can be called neither .* lambda output: criterion\(output, y\)"):
+    with pytest.raises(
+        UsageError, match=r"loss=closure can be called neither .* lambda output: criterion\(output, y\)"
+    ):
         of_output_and_batch(closure)
     with pytest.raises(UsageError, match="loss=closure"):
         gnnstab.Monitor(Net(), loss=closure)
@@ -49,7 +51,9 @@ def test_labels_of_a_model_of_several_tensors_are_reached_from_around_the_loss(t
         return -torch.log(labels * output.sigmoid()).mean()
 
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    with gnnstab.Monitor(model, optimizer=optimizer, loss=distance, trace=tmp_path / "run.gnnstab", on_finding="ignore") as monitor:
+    with gnnstab.Monitor(
+        model, optimizer=optimizer, loss=distance, trace=tmp_path / "run.gnnstab", on_finding="ignore"
+    ) as monitor:
         value = distance(model(x, edge_index))
         assert math.isinf(value.item())
         monitor.loss(value)

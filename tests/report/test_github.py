@@ -48,7 +48,9 @@ def test_file_title_layer_head_and_number() -> None:
     )
     assert command == "error"
     assert properties == {"file": "runs/7agents/run.gnnstab", "title": "GS301 attention-explosion"}
-    assert data.startswith("encoder.blocks.0.attention, head 0, step 1200 and 5 more places: attention.entropy 0.09 < 0.1")
+    assert data.startswith(
+        "encoder.blocks.0.attention, head 0, step 1200 and 5 more places: attention.entropy 0.09 < 0.1"
+    )
 
 
 @pytest.mark.parametrize("format", ["text", "github", "markdown"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 from gnnstab.probe.replaying import bundle
 from gnnstab.probe.replaying.replica import Autocast, rng_snapshot
 from gnnstab.records import Event
+from strangers import compressed
 
 
 @pytest.fixture
@@ -67,11 +67,8 @@ def test_the_command_line_refuses_it_in_one_line(
 
 
 @pytest.mark.parametrize("name", ["batch.pt", "rng.pt", "weights.pt"])
-def test_a_compressed_file_is_refused(folder: Path, name: str, tmp_path: Path) -> None:
-    with zipfile.ZipFile(folder / name) as honest, zipfile.ZipFile(tmp_path / "b", "w", zipfile.ZIP_DEFLATED) as bomb:
-        for member in honest.infolist():
-            bomb.writestr(member.filename, honest.read(member))
-    (tmp_path / "b").replace(folder / name)
+def test_a_compressed_file_is_refused(folder: Path, name: str) -> None:
+    (folder / name).write_bytes(compressed((folder / name).read_bytes()))
     with pytest.raises(LoadError, match="possible zip bomb"):
         bundle.read(folder)
 
