@@ -12,7 +12,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "replay": ("gnnstab.cli.replay", "A failing forward, stage by stage, and the fixes tried on it."),
     "watch": ("gnnstab.cli.watch", "A live view of a run in another terminal."),
     "rules": ("gnnstab.cli.rules", "The table of rules."),
-    "explain": ("gnnstab.cli.explain", "One rule's page."),
+    "explain": ("gnnstab.cli.explain", "What a rule, a cause, a fix or a signal is."),
     "demo": ("gnnstab.cli.demo", "A small network that blows up: recorded, diagnosed, fixed and proven."),
     "config": ("gnnstab.cli.config", "The settings in force and where each came from."),
 }

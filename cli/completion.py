@@ -15,12 +15,11 @@ def codes(_: click.Context, __: click.Parameter, incomplete: str) -> list[Comple
     return [CompletionItem(f"{before}{comma}{rule.code}", help=rule.name) for rule in found]
 
 
-def rules(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Rules by code or by name."""
-    from gnnstab.rules.registry import rule_classes
+def topics(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Words that `explain` knows: rules, causes, fixes, signals, events."""
+    from gnnstab.report.topic_pages import topics
 
-    named = [CompletionItem(rule.name, help=rule.code) for rule in rule_classes() if rule.name.startswith(incomplete)]
-    return named if incomplete and named else codes(context, parameter, incomplete)
+    return [CompletionItem(name) for name in topics() if name.startswith((incomplete, incomplete.upper()))]
 
 
 def formats(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import click
 
-from . import completion, options, output
+from . import case, completion, options, output
 
 
 @click.command()
-@click.argument("code", shell_complete=completion.rules)
+@click.argument("name", shell_complete=completion.topics)
+@case.VERBOSE
 @options.debug
-def command(code: str) -> int:
-    """One rule's page: what it sees, why that is unstable, the fix, and when it is wrong. CODE is a code or a name."""
-    from gnnstab.report.rule_pages import rule_page
+def command(name: str, verbose: bool) -> int:
+    """What a word of a report means, why it matters, and what to do.
 
-    output.show(rule_page(code, **output.terminal()))
+    NAME is a rule (code or name), a cause, a fix, a signal, or nan, inf, overflow.
+    """
+    from gnnstab.report.topic_pages import topic_page
+
+    output.show(topic_page(name, verbose=verbose, **output.terminal()))
     return 0

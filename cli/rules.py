@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from . import completion, options, output
+from . import case, completion, options, output
 
 
 @click.command()
@@ -16,14 +16,23 @@ from . import completion, options, output
     shell_complete=completion.codes,
     help="Only these, e.g. GS3,GS401.",
 )
+@case.VERBOSE
 @options.debug
-def command(select: tuple[str, ...] | None) -> int:
-    """The table of rules: code, severity, name, and what it means."""
-    from gnnstab.report.rule_pages import rule_table
+def command(select: tuple[str, ...] | None, verbose: bool) -> int:
+    """The rules: by subject, with --select one line each, with -v what each means."""
+    from gnnstab.errors import UsageError
+    from gnnstab.report.rule_pages import rule_list, rule_table
     from gnnstab.rules.registry import rule_classes
     from gnnstab.rules.selection import Selection
 
     codes = [rule.code for rule in rule_classes()]
-    selection = Selection.parse(select or (), (), codes=codes)
-    output.show(rule_table([code for code in codes if selection.includes(code)], **output.terminal()))
+    try:
+        selection = Selection.parse(select or (), (), codes=codes)
+    except UsageError as error:
+        raise UsageError(f"command line: {error}") from error
+    chosen = [code for code in codes if selection.includes(code)]
+    if verbose:
+        output.show(rule_table(chosen, **output.terminal()))
+    else:
+        output.show(rule_list(chosen, by_subject=not select, **output.terminal()))
     return 0

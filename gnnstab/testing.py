@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gnnstab import budgets as limits
 from gnnstab.baseline import read
-from gnnstab.records import Diagnosis
+from gnnstab.records import Diagnosis, Finding
 from gnnstab.report import escape, summary
 from gnnstab.report.faces import spoken
 from gnnstab.report.numbers import measured
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-MOST = 10
-"""Findings named in the message of a failure."""
+MOST = 5
+"""Rules whose worst finding is named in the message of a failure, and budgets."""
 
 
 def assert_stable(
@@ -97,16 +98,40 @@ def failure(diagnosis: Diagnosis, fail_on: str, broken: Sequence[limits.Violatio
             if rule.status == "not-evaluable"
         ][:MOST]
     failing = diagnosis.at_least(fail_on)
-    ordered = [f for f in summary.in_reading_order(diagnosis) if f in failing]
-    for finding in ordered[:MOST]:
+    rules: dict[str, list[Finding]] = {}
+    for finding in summary.in_reading_order(diagnosis):
+        if finding in failing:
+            rules.setdefault(finding.code, []).append(finding)
+    for finding, *others in list(rules.values())[:MOST]:
         lines.append(
-            f"{finding.severity} {finding.code} {finding.name} at {summary.where(finding, diagnosis)}: {measured(finding)}"
+            f"{finding.severity} {finding.code} {finding.name} at {summary.where(finding, diagnosis)}"
+            f"{f' and {len(others)} more' if others else ''}: {measured(finding)}"
         )
-        lines.append(f"  {escape.sentence(finding.message)}")
-    if len(ordered) > MOST:
-        lines.append(f"and {len(ordered) - MOST} more")
-    lines += [f"budget {escape.sentence(str(violation))}" for violation in broken]
+        # One sentence each where there are several.
+        lines.append(f"  {summary.beginning(escape.sentence(finding.message), 600 if len(rules) == 1 else 200)}")
+    if len(rules) > MOST:
+        lines.append(f"and {' '.join(list(rules)[MOST:])}")
+    lines += _budgets(broken)
     return "\n".join([f"{word}: {rest}", *lines]) if lines else ""
+
+
+def _budgets(broken: Sequence[limits.Violation]) -> list[str]:
+    """The worst place of each budget, and how many more there are."""
+    by_budget: dict[str, list[limits.Violation]] = {}
+    for violation in broken:
+        by_budget.setdefault(violation.budget.text, []).append(violation)
+    lines = []
+    for found in by_budget.values():
+        more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+        lines.append(f"budget {escape.sentence(str(max(found, key=_beyond)))}{more}")
+    return [*lines[:MOST], *([f"and {len(lines) - MOST} more budgets"] if len(lines) > MOST else [])]
+
+
+def _beyond(violation: limits.Violation) -> float:
+    """How far beyond its budget a number lies; what is no number comes first."""
+    if violation.signal is None or math.isnan(violation.signal.value):
+        return math.inf
+    return violation.signal.value if violation.budget.upper else -violation.signal.value
 
 
 def codes(given: str | Sequence[str] | None) -> tuple[str, ...] | None:

@@ -20,6 +20,7 @@ from gnnstab.monitor._ending import Ending
 from gnnstab.monitor._live import LiveWatch
 from gnnstab.observation import static_signals
 from gnnstab.probe.attaching.boundary import Boundary
+from gnnstab.probe.batches.loss import of_output_and_batch
 from gnnstab.probe.operations.repeat import objective_of
 from gnnstab.probe.optimizer.next_update import UpdateWatch
 from gnnstab.probe.optimizer.slope import SlopeWatch
@@ -69,8 +70,8 @@ class Monitor:
             step is recorded; the trace says so and, when a budget was given, a warning.
         scaler: The GradScaler in use, so that gradients are recorded unscaled and skipped steps are known as such.
         loss: The loss as ``loss(output, batch)``, where ``batch`` is what the model is called with: its only argument, the
-            tuple of its arguments or the dict of its keyword arguments. It is called on copies alone: before the first update,
-            to see by a few real steps whether the rate is too high; for a step that went wrong, before the weights move, to
+            tuple of its arguments or the dict of its keyword arguments; or as ``loss(output)``, with the labels from around
+            it: ``lambda output: criterion(output, y)``. It is called on copies alone: before the first update, to see by a few real steps whether the rate is too high; for a step that went wrong, before the weights move, to
             name the operation that made the first NaN or Inf; and when the run has ended, to undo what may have caused its
             symptoms. Without it the next step of a run that went wrong is watched, and a read-out of the output stands for it.
         sinks: Where numbers, findings and the final report stream to besides the trace (see `gnnstab.sinks`).
@@ -94,6 +95,7 @@ class Monitor:
         sinks: Iterable[Sink] = (),
     ) -> None:
         check(model, on_finding, budget, loss)
+        loss = None if loss is None else of_output_and_batch(loss)
         optimizers = optimizers_of(optimizer)
         every = steps_between(_FULL_EVERY if schedule is None else schedule)
         by_default = schedule is None and budget is None

@@ -73,6 +73,7 @@ def on_batch(seen: Observed, model: nn.Module, request: Request, groups: Sequenc
         return seen
     from gnnstab.probe.batches.arguments import load_batch
     from gnnstab.probe.batches.data import taken
+    from gnnstab.probe.batches.loss import of_output_and_batch
     from gnnstab.probe.optimizer.optimizer_steps import with_trial_steps
 
     batch, loss = request.batch, request.loss
@@ -80,6 +81,7 @@ def on_batch(seen: Observed, model: nn.Module, request: Request, groups: Sequenc
         batch = load_batch(os.fspath(batch), unsafe=request.unsafe)
     if isinstance(loss, str):
         loss = resolve(loss)
+    loss = None if loss is None else of_output_and_batch(loss)
     batch = taken(batch, model)
     request.progress("running forward and backward")
     target = replace(seen.target, notes=(*seen.target.notes, *_kept(model)))

@@ -6,18 +6,27 @@ from collections.abc import Sequence
 
 from gnnstab.records import Diagnosis, Finding
 from gnnstab.report import escape, summary
-from gnnstab.report.numbers import measured
+from gnnstab.report.numbers import count, measured
+
+_MOST = 10
+"""Annotations that GitHub shows of one level in one step."""
 
 COMMANDS = {"error": "error", "warning": "warning", "info": "notice"}
 
 
 def render(diagnosis: Diagnosis) -> str:
-    """One command per finding, in the order to look at them, then the verdict as plain log text.
+    """One command per rule with its first finding, in the order to look at them, then the verdict as plain log text.
 
-    GitHub shows the first ten annotations of each level per step, so the order matters.
+    GitHub shows the first ten annotations of each level per step, so the order matters, and more would not be seen.
     """
     word, rest = summary.verdict(diagnosis)
-    lines = [_command(diagnosis, finding) for finding in summary.in_reading_order(diagnosis)]
+    rules: dict[tuple[str, str], list[Finding]] = {}
+    for finding in summary.in_reading_order(diagnosis):
+        rules.setdefault((finding.code, finding.severity), []).append(finding)
+    lines = [_command(diagnosis, found) for found in list(rules.values())[:_MOST]]
+    if len(rules) > _MOST:
+        left = ", ".join(dict.fromkeys(code for code, _ in list(rules)[_MOST:]))
+        lines.append(f"gnnstab: {len(rules) - _MOST} more kinds of findings: {left}")
     if summary.state(diagnosis) == "not-evaluable":
         lines.append(f"::warning title=gnnstab::{_data(rest)}")
     lines.append(f"gnnstab: {word} {escape.name(diagnosis.target.path, 200)}: {rest}")
@@ -29,12 +38,16 @@ def render_many(diagnoses: Sequence[Diagnosis]) -> str:
     return "".join(render(diagnosis) for diagnosis in diagnoses)
 
 
-def _command(diagnosis: Diagnosis, finding: Finding) -> str:
+def _command(diagnosis: Diagnosis, found: Sequence[Finding]) -> str:
+    """The command for the first of these findings of one rule, with how many more places there are."""
+    finding = found[0]
     properties = {"title": f"{finding.code} {finding.name}"}
     if diagnosis.target.kind != "model":
         properties = {"file": diagnosis.target.path, **properties}
     listed = ",".join(f"{key}={_property(value)}" for key, value in properties.items())
     place = summary.where(finding, diagnosis)
+    if len(found) > 1:
+        place += f" and {count(len(found) - 1, 'more place')}"
     return f"::{COMMANDS[finding.severity]} {listed}::{_data(f'{place}: {measured(finding)}. {escape.sentence(finding.message)}')}"
 
 

@@ -38,11 +38,17 @@ def listed(given: str | Sequence[str] | None) -> tuple[str, ...]:
 
 
 def _checked(prefixes: Sequence[str], codes: Sequence[str], option: str) -> tuple[str, ...]:
-    cleaned = tuple("" if p.strip().upper() == "ALL" else p.strip().upper() for p in prefixes)
+    from gnnstab.rules.registry import rule_classes
+
+    # ALL is every rule; a rule's name stands for its code.
+    meant = {rule.name.upper(): rule.code for rule in rule_classes()} | {"ALL": ""}
+    cleaned = tuple(meant.get(p.strip().upper(), p.strip().upper()) for p in prefixes)
     for given, prefix in zip(prefixes, cleaned, strict=True):
         empty = not prefix and given.strip().upper() != "ALL"
         if empty or not any(code.startswith(prefix) for code in codes):
-            raise UsageError(f"{option}: no rule code begins with {given!r}; `gnnstab rules` lists them")
+            raise UsageError(
+                f"{option}: no rule code begins with {given!r} and no rule has that name; `gnnstab rules` lists them"
+            )
     return cleaned
 
 

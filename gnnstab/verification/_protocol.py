@@ -26,6 +26,7 @@ from gnnstab.fixes import find
 from gnnstab.fixes.model_structure import duplicate
 from gnnstab.fixes.own_lines import own_lines
 from gnnstab.probe.batches.data import taken
+from gnnstab.probe.batches.loss import of_output_and_batch
 from gnnstab.randomness import keeps_random_state
 from gnnstab.records import Finding, Signal
 from gnnstab.verification import _judging as judging
@@ -92,6 +93,7 @@ def verify(
         UsageError: A batch that the model cannot be called with, or numbers that make no sense.
     """
     chosen = fix_specs(fixes)
+    loss = None if loss is None else of_output_and_batch(loss)
     if seeds < 1 or steps < 1:
         raise UsageError(f"seeds={seeds} and steps={steps} must be at least 1")
     given = {key: value for key, value in (("lr", lr), ("eps", eps)) if value is not None}

@@ -11,6 +11,7 @@ import pytest
 from gnnstab.cli import COMMANDS
 
 from gnnstab import __version__
+from gnnstab.report.topic_pages import topics
 from gnnstab.rules.registry import rule_classes
 
 GNNSTAB = [sys.executable, "-c", "from gnnstab.cli import main; main()"]
@@ -40,7 +41,7 @@ def test_version(cli) -> None:
 
 
 def test_rules_lists_every_rule(cli) -> None:
-    out = cli("rules").out
+    out = cli("rules", "-v").out
     for rule in rule_classes():
         assert rule.code in out
         assert rule.name in out
@@ -50,14 +51,44 @@ def test_rules_lists_every_rule(cli) -> None:
     assert cli("rules", "--select", "GX").code == 2
 
 
+def test_every_word_is_explained_within_fifteen_lines(cli) -> None:
+    for name in topics():
+        ran = cli("explain", name)
+        assert ran.code == 0, name
+        assert 2 <= len(ran.out.splitlines()) <= 15, ran.out
+        assert max(map(len, ran.out.splitlines())) <= 80
+
+
+def test_words_of_a_report_that_are_no_rules(cli) -> None:
+    fix = cli("explain", "pre-norm-residual").out
+    assert "verify --fix\n" in fix or "verify --fix pre-norm-residual" in fix
+    assert "fresh copies" in fix
+    assert "by you" in cli("explain", "clean-data").out
+    for word in ("nan", "NaN", "inf"):
+        assert "GS502 non-finite-value" in cli("explain", word).out
+    assert "GS601" in cli("explain", "learning-rate").out
+    assert "Inf" in cli("explain", "nan", "-v").out
+
+
+def test_the_list_of_rules_fits_a_screen_and_takes_names(cli) -> None:
+    out = cli("rules").out
+    assert len(out.splitlines()) <= 15
+    assert all(f"GS{digit}  " in out for digit in "12345679")
+    assert cli("rules", "--select", "attention-explosion").out.split() == ["GS301", "error", "attention-explosion"]
+    assert cli("rules", "--select", "GS3").out.count("\n") == 4
+    assert all(rule.code in cli("rules", "-v").out for rule in rule_classes())
+    assert "command line: select: no rule code begins with 'GSX'" in cli("rules", "--select", "GSX").err
+
+
 def test_explain_by_code_and_name(cli) -> None:
     for name in ("GS301", "gs301", "attention-explosion"):
-        out = cli("explain", name).out
+        assert "GS301 attention-explosion" in cli("explain", name).out
+        out = cli("explain", name, "-v").out
         assert "GS301 attention-explosion" in out
         assert "When it is wrong" in out
     unknown = cli("explain", "GS999")
     assert unknown.code == 2
-    assert "there is no rule 'GS999'" in unknown.err
+    assert "there is no rule, cause, fix or signal 'GS999'" in unknown.err
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess:

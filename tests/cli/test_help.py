@@ -34,7 +34,7 @@ def test_a_page_opens_with_what_why_and_what_to_do(cli, code: str) -> None:
     assert [label for label, _ in opening] == ["What", "Why", "Do"]
     assert all(20 < len(sentence) < 400 and sentence[-1] in ".)" for _, sentence in opening), opening
     shown = [line for line in cli("explain", code).out.splitlines() if line.strip()]
-    assert [line.split()[0] for line in shown if line[:1] != " "][:3] == ["What", "Why", "Do"]
+    assert [line.split()[0] for line in shown if line[:1] != " "][:4] == ["Rule", "What", "Why", "Do"]
 
 
 def test_replay_says_that_a_path_is_missing(cli) -> None:
