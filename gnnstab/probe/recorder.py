@@ -149,6 +149,9 @@ class Recorder:
         self.end_step()
         self.settle()
         self.explainer.close()
+        if self._places is not None and self.state.step > 1:
+            places = self._places
+            self.state.error_guard.run("the places at the end", lambda: places.end(self.kept))
         for layer in self.layers:
             self.state.error_guard.run(f"detaching from {layer.name}", layer.detach)
         self.state.error_guard.run("detaching from the model", self._forwards.detach)

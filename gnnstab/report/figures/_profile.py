@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from gnnstab.records import SIGNALS, Diagnosis
 from gnnstab.records.vocabulary import GRADIENT_INPUT_RMS, GRADIENT_OUTPUT_RMS, INPUT_RMS, MESSAGE_RMS, OUTPUT_RMS
@@ -88,7 +89,7 @@ def _draw(ax: Any, profiles: list[Profile], layers: tuple[str, ...]) -> None:
     ax.legend(fontsize=SIZE - 1, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
-def _exact_zeros(ax: Any, places: Array, style: dict[str, Any]) -> None:
+def _exact_zeros(ax: Any, places: NDArray[np.int64], style: dict[str, Any]) -> None:
     """Marks on the frame for the layers whose number is exactly 0, which has no place on a logarithmic axis."""
     if not len(places):
         return
