@@ -12,9 +12,13 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
+
+from gnnstab.errors import TraceError
+from gnnstab.trace import Trace
 
 
 class Child:
@@ -89,3 +93,12 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 60.0) 
     while not condition():
         assert time.monotonic() < until, f"waited {seconds} seconds for {what}"
         time.sleep(0.01)
+
+
+def last_step(path: Path) -> int:
+    """The last step that a reader sees, or -1."""
+    try:
+        with Trace.open(path) as trace:
+            return -1 if trace.last_step is None else trace.last_step
+    except TraceError:
+        return -1

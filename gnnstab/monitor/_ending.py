@@ -8,12 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
+from gnnstab.errors import TraceError
 from gnnstab.evaluation import diagnose_trace
 from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 from gnnstab.probe.operations.repeat import as_batch as as_given
 from gnnstab.probe.recorder import Recorder
 from gnnstab.records.vocabulary import INVESTIGATION
-from gnnstab.trace import Trace, TraceWriter
+from gnnstab.trace import TraceWriter
 from gnnstab.verification.interventions import as_batch, investigated, kept
 
 Loss = Callable[[Any, Any], Tensor]
@@ -31,10 +32,14 @@ class Ending:
     def __init__(self, recorder: Recorder, writer: TraceWriter, loss: Loss | None) -> None:
         self._recorder, self._writer, self._loss = recorder, writer, loss
 
-    def look(self, trace: Trace) -> None:
+    def look(self) -> None:
         """Let the trace keep what undoing shows; a run without a full-tier step, or without a symptom, leaves nothing."""
         inputs, model = self._recorder.kept, self._recorder.model
         if inputs is None or self._recorder.row is None:
+            return
+        try:
+            trace = self._writer.read()
+        except TraceError:  # It could not be written either, which the user has been told.
             return
         found = investigated(
             diagnose_trace(trace),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -137,9 +136,7 @@ class Monitor:
         self._warn_foreign_optimizer()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         self._guarded("what the optimizer holds", self._compare_with_optimizer)
         self._guarded("detaching from the optimizer", self._boundary.detach)
         if error is not None:
@@ -152,7 +149,7 @@ class Monitor:
         if any(late):
             self._guarded("the live rules", self._run_live_rules)
         if error is None or isinstance(error, (Exception, KeyboardInterrupt)):
-            self._guarded("undoing the suspects", lambda: self._ending.look(self.trace))
+            self._guarded("undoing the suspects", self._ending.look)
             self._guarded("handing over failures", self._recorder.hand_over_failures)
         self._guarded("closing the trace", self._writer.close)
         self._guarded("the trace", self._look_at_trace)

@@ -15,8 +15,8 @@ from torch_geometric.nn import GraphNorm, LayerNorm, TransformerConv
 import gnnstab
 from gnnstab.probe.attaching.norms import batch_vectors
 from gnnstab.probe.measure import measure
-from gnnstab.signals import _recorded as recorded
 from gnnstab.signals import from_trace
+from gnnstab.trace import TraceWriter
 from side_by_side import hooks_of, identical
 
 EDGES = torch.tensor([[0, 1, 2, 3, 2, 1], [1, 0, 3, 2, 1, 2]])
@@ -212,4 +212,7 @@ def test_the_smallest_of_several_forwards_and_calls_counts_and_norms_over_channe
     "text", ["[1]", '{"a": 2}', '{"a": ["GraphNorm", true]}', '{"a": ["GraphNorm", 1.5]}', "{", '{"a": []}']
 )
 def test_sizes_that_are_none_are_left_out(text: str) -> None:
-    assert recorded._sizes(text) == {}
+    with TraceWriter(None) as writer:
+        writer.meta("norm_smallest", text)
+        with writer.read() as trace:
+            assert "norm_smallest" not in from_trace(trace).context

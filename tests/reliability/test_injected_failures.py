@@ -46,17 +46,17 @@ GUARDS = (
     "trace._queue:Request.wait",
     "trace._writer:TraceWriter.event",
     "probe.operations._watch:OperationMode.__torch_dispatch__",
-    "monitor:Monitor._",
-    "monitor:Monitor.loss",
+    "monitor.monitor:Monitor._",
+    "monitor.monitor:Monitor.loss",
 )
 """What catches the failures of all others, and the road that leads there: a few lines each, and nobody can catch theirs.
 The steps of the monitor itself that are called by one of these are tried."""
 
 TRIED = (
-    "monitor:Monitor._run_live_rules",
-    "monitor:Monitor._look_at_trace",
-    "monitor:Monitor._on_event",
-    "monitor:Monitor._deduplicate",
+    "monitor.monitor:Monitor._run_live_rules",
+    "monitor.monitor:Monitor._look_at_trace",
+    "monitor.monitor:Monitor._on_event",
+    "monitor.monitor:Monitor._deduplicate",
 )
 
 
@@ -66,6 +66,7 @@ def test_every_guard_exists() -> None:
         owner, _, name = path.rpartition(".")
         found = functools.reduce(getattr, filter(None, owner.split(".")), import_module(f"gnnstab.{module}"))
         assert any(n.startswith(name) for n in dir(found)), guard
+        assert getattr(found, "__module__", found.__name__) == f"gnnstab.{module}", f"{guard} is defined elsewhere"
 
 
 def is_guard(name: str) -> bool:

@@ -10,8 +10,8 @@ from gnnstab.cli.group import run as command
 from torch import nn
 
 import gnnstab
-from forked import Child, wait_until
-from gnnstab.errors import GnnstabWarning, TraceError, UnstableError
+from forked import Child, last_step, wait_until
+from gnnstab.errors import GnnstabWarning, UnstableError
 from gnnstab.evaluation import diagnose_trace
 from gnnstab.records import Finding
 from gnnstab.trace import Trace
@@ -115,15 +115,6 @@ def test_a_run_that_is_killed_in_the_middle(path: Path, capsys: pytest.CaptureFi
     assert "GS903" in [f.code for f in diagnosis.findings]
     assert command(["diagnose", "-v", str(path)]) == 0
     assert "was not closed" in " ".join(capsys.readouterr().out.split())
-
-
-def last_step(path: Path) -> int:
-    """The last step that a reader sees, or -1."""
-    try:
-        with Trace.open(path) as trace:
-            return -1 if trace.last_step is None else trace.last_step
-    except TraceError:
-        return -1
 
 
 class Deep(nn.Module):

@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import gnnstab
-from forked import Child, wait_until
+from forked import Child, last_step, wait_until
 from gnnstab.errors import TraceError
 from gnnstab.records import SeriesKey
 from gnnstab.trace import Trace
@@ -312,12 +312,3 @@ def test_an_interrupt_at_any_moment_ends_the_loop_and_keeps_the_trace(path: Path
     with Trace.open(path) as trace:
         assert trace.complete and [row.step for row in trace.steps()][:3] == [0, 1, 2]
         assert trace.events("tool-failure") == ()
-
-
-def last_step(path: Path) -> int:
-    """The last step that a reader sees, or -1."""
-    try:
-        with Trace.open(path) as trace:
-            return -1 if trace.last_step is None else trace.last_step
-    except TraceError:
-        return -1

@@ -6,6 +6,8 @@ import copy
 import gc
 import pickle
 import weakref
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -31,22 +33,31 @@ def steps(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, start: i
         optimizer.step()
 
 
-def test_parameters_replaced_in_mid_run() -> None:
-    """New parameter objects, as after pruning or re-initialisation by assignment; their gradients are seen."""
+def two_halves(change: Callable[[Any, torch.optim.Optimizer], None], kind: type[nn.Module] = Net) -> Run:
+    """A training whose model changes in the middle, with and without a monitor; nothing is warned about."""
 
     def loop(run: Run) -> None:
-        model = Net()
+        model = kind()
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
         with run.watching(model, optimizer=optimizer, schedule="every step"):
             steps(run, model, optimizer)
-            model.first.lin_value.weight = nn.Parameter(torch.full((2 * WIDTH, WIDTH), 0.25))
-            optimizer.add_param_group({"params": [model.first.lin_value.weight]})
+            change(model, optimizer)
             steps(run, model, optimizer, STEPS)
             run.keep(*model.parameters())
 
     run = unnoticed(loop)
     assert run.warned == []
-    with run.monitor.trace as trace:
+    return run
+
+
+def test_parameters_replaced_in_mid_run() -> None:
+    """New parameter objects, as after pruning or re-initialisation by assignment; their gradients are seen."""
+
+    def change(model: Net, optimizer: torch.optim.Optimizer) -> None:
+        model.first.lin_value.weight = nn.Parameter(torch.full((2 * WIDTH, WIDTH), 0.25))
+        optimizer.add_param_group({"params": [model.first.lin_value.weight]})
+
+    with two_halves(change).monitor.trace as trace:
         (rows,) = trace.sites(layer="first.lin_value.weight", site="weight").values()
     assert rows["step"].tolist() == list(range(2 * STEPS))
     assert abs(rows["rms"][STEPS] - 0.25) < 1e-6, "the size recorded is that of the new parameter"
@@ -54,61 +65,44 @@ def test_parameters_replaced_in_mid_run() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_moved_to_another_dtype_in_mid_run(dtype: torch.dtype) -> None:
-    def loop(run: Run) -> None:
-        model = Net()
-        optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
-        with run.watching(model, optimizer=optimizer, schedule="every step"):
-            steps(run, model, optimizer)
-            model.to(dtype)
-            optimizer.zero_grad()
-            steps(run, model, optimizer, STEPS)
+    def change(model: Net, optimizer: torch.optim.Optimizer) -> None:
+        model.to(dtype)
+        optimizer.zero_grad()
 
-    run = unnoticed(loop)
-    assert run.warned == []
-    with run.monitor.trace as trace:
+    with two_halves(change).monitor.trace as trace:
         assert [row.step for row in trace.steps()] == list(range(2 * STEPS))
         (rows,) = trace.sites(layer="first", site="score").values()
     assert len(rows) == 2 * STEPS
 
 
+class Growing(nn.Module):
+    """As many layers as it holds by now."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList([TransformerConv(WIDTH, WIDTH)])
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        for conv in self.convs:
+            x = torch.relu(conv(x, edge_index))
+        return x
+
+
 def test_layers_added_in_mid_run_are_named_as_unseen() -> None:
-    class Growing(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.convs = nn.ModuleList([TransformerConv(WIDTH, WIDTH)])
+    def change(model: Growing, optimizer: torch.optim.Optimizer) -> None:
+        model.convs.append(TransformerConv(WIDTH, WIDTH))
+        optimizer.add_param_group({"params": list(model.convs[1].parameters())})
 
-        def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
-            for conv in self.convs:
-                x = torch.relu(conv(x, edge_index))
-            return x
-
-    def loop(run: Run) -> None:
-        model = Growing()
-        optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
-        with run.watching(model, optimizer=optimizer):
-            steps(run, model, optimizer)
-            model.convs.append(TransformerConv(WIDTH, WIDTH))
-            optimizer.add_param_group({"params": list(model.convs[1].parameters())})
-            steps(run, model, optimizer, STEPS)
-
-    run = unnoticed(loop)
-    assert run.warned == []
+    run = two_halves(change, Growing)
     assert "convs.1" in {blind.layer for blind in run.monitor.coverage.blind}
     assert "GS901" in codes(run.monitor, "info")
 
 
 def test_layers_replaced_in_mid_run() -> None:
-    def loop(run: Run) -> None:
-        model = Net()
-        optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
-        with run.watching(model, optimizer=optimizer):
-            steps(run, model, optimizer)
-            model.second = TransformerConv(WIDTH, WIDTH, heads=2, concat=False)
-            steps(run, model, optimizer, STEPS)
+    def change(model: Net, optimizer: torch.optim.Optimizer) -> None:
+        model.second = TransformerConv(WIDTH, WIDTH, heads=2, concat=False)
 
-    run = unnoticed(loop)
-    assert run.warned == []
-    assert "second" in {blind.layer for blind in run.monitor.coverage.blind}
+    assert "second" in {blind.layer for blind in two_halves(change).monitor.coverage.blind}
 
 
 class Oops(RuntimeError):
@@ -128,20 +122,13 @@ class Failing(Net):
 
 
 def test_an_exception_inside_the_forward_that_the_loop_survives() -> None:
-    def loop(run: Run) -> None:
-        model = Failing()
-        optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
-        with run.watching(model, optimizer=optimizer):
-            steps(run, model, optimizer)
-            model.fails = True
-            with pytest.raises(Oops):
-                model(*graph(99))
-            model.fails = False
-            steps(run, model, optimizer, STEPS)
+    def change(model: Failing, optimizer: torch.optim.Optimizer) -> None:
+        model.fails = True
+        with pytest.raises(Oops):
+            model(*graph(99))
+        model.fails = False
 
-    run = unnoticed(loop)
-    assert run.warned == []
-    with run.monitor.trace as trace:
+    with two_halves(change, Failing).monitor.trace as trace:
         calls = {key.call for key in trace.keys().values()}
         assert len(trace.steps()) == 2 * STEPS
     assert calls == {0}, "the call after a broken forward is the first of its forward, not a second one"

@@ -2,36 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import pytest
 import torch
 from torch_geometric.nn import TransformerConv
 
 import gnnstab
 from gnnstab.errors import GnnstabWarning
-from gnnstab.records import Diagnosis, Finding
-
-
-class Notes:
-    """Keeps what it is told; with ``breaks`` it fails like a service that is away."""
-
-    def __init__(self, breaks: bool = False) -> None:
-        self.steps: dict[int, dict[str, float]] = {}
-        self.findings: list[Finding] = []
-        self.ends: list[Diagnosis] = []
-        self.breaks = breaks
-
-    def on_step(self, step: int, values: Mapping[str, float]) -> None:
-        if self.breaks:
-            raise ConnectionError("away")
-        self.steps[step] = dict(values)
-
-    def on_finding(self, finding: Finding) -> None:
-        self.findings.append(finding)
-
-    def on_end(self, diagnosis: Diagnosis) -> None:
-        self.ends.append(diagnosis)
+from noting import Notes
 
 
 def train(sinks: list[Notes], *, break_at: int | None = None, steps: int = 8) -> TransformerConv:
@@ -53,21 +30,20 @@ def train(sinks: list[Notes], *, break_at: int | None = None, steps: int = 8) ->
 def test_steps_findings_and_the_end() -> None:
     notes = Notes()
     train([notes], break_at=5)
-    assert len(notes.steps) >= 7
-    for values in notes.steps.values():
+    assert len(notes.values) >= 7
+    for values in notes.values.values():
         assert {"lr", "gradient.norm"} <= set(values)
         assert any(name.startswith("score.max_abs") for name in values)
-    assert sum("loss" in values for values in notes.steps.values()) >= 6
-    assert "GS502" in {f.code for f in notes.findings}
-    (diagnosis,) = notes.ends
-    assert diagnosis.coverage.layers_observed == 1
+    assert sum("loss" in values for values in notes.values.values()) >= 6
+    assert ("on_finding", "GS502") in notes.told
+    assert [what for method, what in notes.told if method == "on_end"] == ["trace"]
 
 
 def test_a_sink_that_fails_disturbs_neither_the_training_nor_the_other_sinks() -> None:
     healthy = Notes()
     with pytest.warns(GnnstabWarning, match="Notes.on_step failed and is left out"):
-        watched = train([Notes(breaks=True), healthy])
-    assert len(healthy.steps) >= 7
-    assert len(healthy.ends) == 1
+        watched = train([Notes(broken="on_step"), healthy])
+    assert len(healthy.values) >= 7
+    assert healthy.told[-1] == ("on_end", "trace")
     alone = train([])
     assert all(torch.equal(a, b) for a, b in zip(watched.parameters(), alone.parameters(), strict=True))
