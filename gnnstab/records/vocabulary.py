@@ -221,6 +221,7 @@ SIGNALS: dict[str, SignalKind] = {
     (PLACE_NON_FINITE := "place.non_finite"): SignalKind("entries", "NaN or Inf entries of a tensor of the batch"),
     (PLACE_DEAD_SHARE := "place.dead_share"): SignalKind("share of channels", "channels that a ReLU closes on at least 98 % of the rows"),
     (PLACE_CLAMPED_SHARE := "place.clamped_share"): SignalKind("share of entries", "entries that a clamp cuts, where its gradient is 0"),
+    (PLACE_MASKED_WEIGHT := "place.masked_weight"): SignalKind("share of the weight", "softmax weight of entries that a factor of 0 was to mask"),
     (PLACE_SATURATED_SHARE := "place.saturated_share"): SignalKind("share of entries", "entries of a tanh beyond ±0.97"),
     (PLACE_NODE_DIFFERENCE := "place.node_difference"): SignalKind("", "‖X − mean‖/‖X‖ over the nodes of a graph behind a module"),
     (PLACE_GRAPH_DIFFERENCE := "place.graph_difference"): SignalKind("× chance", "variance of the pooled states over graphs, relative to that of nodes drawn at random"),
