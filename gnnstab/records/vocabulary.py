@@ -183,6 +183,8 @@ SIGNALS: dict[str, SignalKind] = {
     (OPTIMIZER_EPS_DAMPING := "optimizer.eps_damping"): SignalKind("share of the step",
         "change of the output in one step with the eps in use over that with an eps of 1e-12", worse="below",
         limits=(RuleLimit("GS602", "least_kept", "warning"),), groups=("setting",)),
+    (OPTIMIZER_LOST_SHARE := "optimizer.lost_share"): SignalKind("share of entries",
+        "entries of 16-bit weights with a gradient that one update leaves as they are: it is rounded away"),
     (OPTIMIZER_OVERSHOOT := "optimizer.overshoot"): SignalKind("",
         "1 − (slope after)/(slope before) along an update: the rate times the curvature, 2 where it ends as high on the other side"),
     (OPTIMIZER_LR_JUMP := "optimizer.lr_jump"): SignalKind("× the step before",
