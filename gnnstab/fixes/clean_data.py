@@ -24,9 +24,19 @@ class CleanData(ByHand):
     def change(self, layers: Sequence[LayerFacts], signals: Signals | None = None, **options: Any) -> str:
         """The check to put where the data is made, for the tensor that held the value."""
         tensor = operation_behind(signals).get("tensor")
-        name = str(tensor["name"]) if isinstance(tensor, dict) and str(tensor.get("name", "")).isidentifier() else "x"
+        tensor = tensor if isinstance(tensor, dict) else {}
+        events = signals.events if signals is not None else ()
+        if tensor.get("owner") == "parameter" or any(e.stage == "weight" for e in events):
+            return (
+                "bad = [name for name, p in model.named_parameters() if not torch.isfinite(p).all()]\n"
+                "if bad:  # after the weights are loaded\n"
+                '    raise ValueError(f"NaN or Inf in {bad}")'
+            )
+        *stores, name = str(tensor.get("name") or "x").split(".")
+        named = all(part.isidentifier() for part in (*stores, name))
+        data = "".join(f'["{store}"]' for store in stores) + f".{name}" if named else ".x"
         return (
-            f"bad = ~torch.isfinite(data.{name})\n"
+            f"bad = ~torch.isfinite(data{data})\n"
             "if bad.any():  # where the data is made: mend the source, do not hide it\n"
             '    raise ValueError(f"NaN or Inf in rows {bad.nonzero()[:5, 0].tolist()}")'
         )

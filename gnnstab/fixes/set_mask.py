@@ -28,6 +28,8 @@ class SetMask(ByHand):
                 "empty = ~mask.any(-1, keepdim=True)  # rows in which nothing is left\n"
                 "weights = scores.masked_fill(~mask & ~empty, float('-inf')).softmax(-1).masked_fill(empty, 0.0)"
             )
+        elif not operation:
+            change = "scores = scores.masked_fill(~mask, float('-inf'))  # in place of scores * mask: exp(0) is 1"
         else:
             change = "values = values.masked_fill(~mask, 0.0)  # in place of values * mask: 0 · inf and 0 · NaN are NaN"
         return spot(operation) + change

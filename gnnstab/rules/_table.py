@@ -17,6 +17,7 @@ from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.gs302_attention_saturated_by_input import AttentionSaturatedByInput
 from gnnstab.rules.gs303_logit_bound import LogitBound
 from gnnstab.rules.gs304_attention_unused import AttentionUnused
+from gnnstab.rules.gs305_softmax_misused import SoftmaxMisused
 from gnnstab.rules.gs401_sum_aggregation_growth import SumAggregationGrowth
 from gnnstab.rules.gs402_isolated_nodes import IsolatedNodes
 from gnnstab.rules.gs403_hub_dilution import HubDilution
@@ -58,6 +59,7 @@ RULES: tuple[type[Rule], ...] = (
     AttentionSaturatedByInput,
     LogitBound,
     AttentionUnused,
+    SoftmaxMisused,
     SumAggregationGrowth,
     IsolatedNodes,
     HubDilution,

@@ -215,6 +215,9 @@ LINKS: tuple[Link, ...] = (
     Link("GS701", "GS605", _always),
     Link("GS702", "GS605", _always),
     Link("GS704", "GS605", _always),
+    # A mask that leaves weight where none belongs: how sharp the rest is says nothing.
+    Link("GS301", "GS305", _always),
+    Link("GS302", "GS305", _always),
     # Aggregation.
     Link("GS302", "GS401", _behind),
     Link("GS104", "GS401", _behind),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from gnnstab.records import Finding, Signal, Signals
+from gnnstab.records.vocabulary import OPTIMIZER_LOST_SHARE
 from gnnstab.rules.base import Rule, threshold
 from gnnstab.rules.queries import largest, measured, percent
 
@@ -16,7 +17,9 @@ class Underflow(Rule):
     """Values fall below the smallest normal number of the format.
 
     ## What it sees
-    The share of non-zero entries of a layer's output that are smaller than the dtype's smallest normal number.
+    The share of non-zero entries of a layer's output that are smaller than the dtype's smallest normal number. In a run whose weights are
+    held in 16 bits: the share of their entries that an update leaves as they are, since it is less than half of the distance to the next
+    number (the median over steps 0, 50, 100, 200, …).
 
     ## Why it is unstable
     Such numbers lose digits one after the other and then become 0; many devices flush them at once. A gradient that has become
@@ -27,10 +30,11 @@ class Underflow(Rule):
     path end at exactly 0.
 
     ## Fix
-    In fp16: a GradScaler for the gradients, bf16 for the range. Otherwise find what shrinks the signal (GS203).
+    Keep the weights in float32 and compute in 16 bits under `torch.autocast`. In fp16: a GradScaler for the gradients, bf16 for the range. Otherwise find what shrinks the signal (GS203).
 
     ## When it is wrong
-    Attention weights of neighbours that do not count are meant to underflow; they are not looked at.
+    Attention weights of neighbours that do not count are meant to underflow; they are not looked at. Optimizers that round at random lose
+    nothing on average.
 
     ## References
     Micikevicius et al. 2018, *Mixed Precision Training*, arXiv 1710.03740; IEEE 754.
@@ -44,8 +48,14 @@ class Underflow(Rule):
 
     share: float = threshold(0.2, unit="share of entries", source="heuristic: one entry in five has lost digits")
 
+    lost: float = threshold(
+        0.5, unit="share of entries", source="heuristic: half of what the updates ask for is not done"
+    )
+    measurements: float = threshold(3, unit="steps", source="a rate that warms up begins near 0; the third is step 100")
+
     def check(self, signals: Signals) -> Iterator[Finding]:
-        """One finding per layer."""
+        """One finding per layer, and one for the weights."""
+        yield from self._updates(signals)
         per_layer: dict[str | None, list[Signal]] = {}
         for signal in measured(signals.need("precision.underflow_share")):
             per_layer.setdefault(signal.layer, []).append(signal)
@@ -57,4 +67,15 @@ class Underflow(Rule):
                     severity="warning",
                     limit=self.share,
                     signal=largest(found),
+                )
+
+    def _updates(self, signals: Signals) -> Iterator[Finding]:
+        for signal in measured(signals.find(OPTIMIZER_LOST_SHARE)):
+            if signal.value > self.lost and int(signal.detail.get("measurements", 1)) >= self.measurements:
+                yield self.finding(
+                    f"{percent(signal.value)} of the weights' entries stay as they are in an update that asks them to move: in 16 bits (fp16, "
+                    "bf16) it is rounded away. Keep the weights in float32, and compute in 16 bits under torch.autocast.",
+                    severity="warning",
+                    limit=self.lost,
+                    signal=signal,
                 )

@@ -127,6 +127,7 @@ def _context(
         "steps": steps,
         "layers_expected": sum(layer.attention for layer in layers) + len(others),
         "loss_given": meta.get("loss_given") == "true",
+        "loss_graph": meta.get("loss_graph", ""),
         "assumptions": [*(note for note in meta.get("assumptions", "").split("\n") if note), *told],
         "notes": [*trace.notes, *([f"the recording failed: {meta['failure']}"] if "failure" in meta else [])],
     }

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch_geometric.nn import TransformerConv
 
 import gnnstab
-from gnnstab.records.vocabulary import OPTIMIZER_EPS_DAMPING, OPTIMIZER_OUTPUT_MOVE
+from gnnstab.records.vocabulary import OPTIMIZER_EPS_DAMPING, OPTIMIZER_LOST_SHARE, OPTIMIZER_OUTPUT_MOVE
 
 
 class Net(nn.Module):
@@ -109,3 +109,26 @@ def test_several_optimizers_are_not_measured() -> None:
         for part in parts:
             part.step()
     assert measured(monitor, OPTIMIZER_OUTPUT_MOVE) == {}
+
+
+@pytest.mark.parametrize(
+    ("lr", "dtype", "limits"),
+    [(1e-5, torch.bfloat16, (0.8, 1)), (3e-2, torch.bfloat16, (0, 0.3)), (1e-5, torch.float32, None)],
+)
+def test_an_update_that_is_rounded_away_is_counted(
+    lr: float, dtype: torch.dtype, limits: tuple[float, float] | None
+) -> None:
+    torch.manual_seed(0)
+    model = Net().to(dtype)
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    x, edges = torch.randn(40, 6, dtype=dtype), torch.randint(0, 40, (2, 160))
+    with gnnstab.Monitor(model, optimizer=optimizer, on_finding="ignore") as monitor:
+        for _ in range(102):
+            optimizer.zero_grad()
+            (model(x, edges).float() - torch.randn(40, 3)).square().mean().backward()
+            optimizer.step()
+    lost = measured(monitor, OPTIMIZER_LOST_SHARE)
+    assert list(lost) == ([0, 50, 100] if limits else [])
+    assert limits is None or all(limits[0] <= share <= limits[1] for share in lost.values()), lost
+    said = [f.cause for f in monitor.diagnose(select=["GS503"]).findings]
+    assert said == (["precision"] if limits and limits[0] else [])

@@ -38,10 +38,13 @@ class Explainer:
         self._model = model
         self._watched = 0
         self._loss: Any = None
+        self._told = False
 
-    def loss_given(self, loss: Any) -> None:
-        """The user has told the loss; its graph may be asked for at the step's end."""
+    def loss_given(self, loss: Any) -> str:
+        """The user has told the loss; its graph may be asked for at the step's end. The first one's is given back at once."""
+        first, self._told = not self._told, True
         self._loss = weakref.ref(loss) if isinstance(loss, Tensor) else None
+        return chain(loss) if first else ""
 
     def explain(self, event: Event, calls: Iterable[Call]) -> Event:
         """The event, with the operation where repeating the forwards of its step shows it."""

@@ -17,7 +17,7 @@ from gnnstab.probe.optimizer.optimizer_steps import Loss, change_over_spread, ep
 from gnnstab.probe.optimizer.run_trial import run_trial
 from gnnstab.probe.replaying.replica import forked_rng, run_replica, tensors_in
 from gnnstab.records import Measure, Signal
-from gnnstab.records.vocabulary import OPTIMIZER_EPS_DAMPING, OPTIMIZER_OUTPUT_MOVE
+from gnnstab.records.vocabulary import OPTIMIZER_EPS_DAMPING, OPTIMIZER_LOST_SHARE, OPTIMIZER_OUTPUT_MOVE
 
 FIRST_AGAIN = 50
 """Step of the second measurement; the steps double from there on, so that their share of the run's time falls."""
@@ -32,6 +32,9 @@ class Update(NamedTuple):
     damping: float
     """That change over the one with an eps of 1e-12; NaN where the optimizer has no eps."""
 
+    lost: float = math.nan
+    """Share of the entries with a gradient that the update leaves as they are, of weights held in 16 bits; NaN without such."""
+
 
 def next_update(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: ForwardInputs) -> Update:
     """Take the update that the gradients of ``model`` ask for on a copy, and compare its outputs on ``inputs``.
@@ -42,14 +45,16 @@ def next_update(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Forw
         UsageError: Model or optimizer cannot be copied, a gradient is not finite, or forward or step fail on the copy.
     """
     with forked_rng():
-        moved, damping = _move(model, optimizer, inputs, free=False), math.nan
+        (moved, lost), damping = _move(model, optimizer, inputs, free=False), math.nan
         if eps_of(optimizer) is not None:
-            free = _move(model, optimizer, inputs, free=True)
+            free, _ = _move(model, optimizer, inputs, free=True)
             damping = moved / free if free > 0 else math.nan
-        return Update(moved, damping)
+        return Update(moved, damping, lost)
 
 
-def _move(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: ForwardInputs, *, free: bool) -> float:
+def _move(
+    model: nn.Module, optimizer: torch.optim.Optimizer, inputs: ForwardInputs, *, free: bool
+) -> tuple[float, float]:
     twin, mover = twins(model, optimizer, keep_mode=True)
     if free:
         shrink_eps(mover)
@@ -62,11 +67,21 @@ def _move(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: ForwardInp
         raise UsageError("a gradient is not finite, so that the update was not tried on a copy")
     try:
         before = _outputs(twin, inputs)
+        asked = [p for p in twin.parameters() if p.grad is not None and p.is_floating_point() and p.element_size() == 2]
+        weights = [p.detach().clone() for p in asked]
         mover.step()
-        return change_over_spread(before, _outputs(twin, inputs))
+        return change_over_spread(before, _outputs(twin, inputs)), _lost(asked, weights)
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
         # The model or the optimizer may refuse a copy; anything else is a failure of the tool, and told as such.
         raise UsageError(f"the update failed on a copy: {type(error).__name__}: {error}") from error
+
+
+def _lost(moved: Sequence[Tensor], before: Sequence[Tensor]) -> float:
+    """An update that is smaller than half of the distance to the next number is rounded away."""
+    wanted = [p.grad != 0 for p in moved if p.grad is not None]
+    total = sum(int(mask.sum()) for mask in wanted)
+    same = sum(int((mask & (p == old)).sum()) for mask, p, old in zip(wanted, moved, before, strict=True))
+    return same / total if total else math.nan
 
 
 def _outputs(twin: nn.Module, inputs: ForwardInputs) -> list[Tensor]:
@@ -126,7 +141,11 @@ class UpdateWatch:
             self._watched = False
             return
         self._latest = (step, update.moved)
-        found = {OPTIMIZER_OUTPUT_MOVE: update.moved, OPTIMIZER_EPS_DAMPING: update.damping}
+        found = {
+            OPTIMIZER_OUTPUT_MOVE: update.moved,
+            OPTIMIZER_EPS_DAMPING: update.damping,
+            OPTIMIZER_LOST_SHARE: update.lost,
+        }
         detail = json.dumps({"optimizer": type(optimizer).__name__, "eps": eps_of(optimizer)})
         rows = [Measure(step, "", inputs.mode, 0, name, -1, value, detail) for name, value in found.items()]
         self._writer.measures([row for row in rows if not math.isnan(row.value)])

@@ -17,6 +17,7 @@ from gnnstab.probe.batches.named_tensors import named_tensors
 from gnnstab.probe.places import _gains as gains
 from gnnstab.probe.places import _graph_level as graph_level
 from gnnstab.probe.places import _inputs as inputs
+from gnnstab.probe.places import _masks as masks
 from gnnstab.probe.places import _operations as operations
 from gnnstab.probe.places import _parameters as parameters
 from gnnstab.probe.places import _states as states
@@ -138,6 +139,7 @@ def _before_backward(seen: ForwardView, given: Mapping[str, Tensor]) -> Iterator
     with torch.no_grad():
         yield from inputs.rows(seen, given)
         yield from states.rows(seen)
+        yield from masks.rows(seen)
         yield from graph_level.rows(seen)
 
 

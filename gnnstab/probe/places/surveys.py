@@ -13,13 +13,19 @@ from torch import nn
 from gnnstab.errors import UsageError
 from gnnstab.probe.places.survey import Place, survey, to_json
 from gnnstab.probe.replaying.read_out import read_out
-from gnnstab.records.vocabulary import PLACE_COLUMN_RATIO, PLACE_NON_FINITE, PLACE_OUTPUT, PLACE_RMS
+from gnnstab.records.vocabulary import (
+    PLACE_COLUMN_RATIO,
+    PLACE_MASKED_WEIGHT,
+    PLACE_NON_FINITE,
+    PLACE_OUTPUT,
+    PLACE_RMS,
+)
 
 if TYPE_CHECKING:
     from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 
-_LARGEST = (PLACE_RMS, PLACE_COLUMN_RATIO, PLACE_NON_FINITE)
-"""Numbers of the data: the largest of the run counts; of the output the first, as before training; of everything else the latest."""
+_LARGEST = (PLACE_RMS, PLACE_COLUMN_RATIO, PLACE_NON_FINITE, PLACE_MASKED_WEIGHT)
+"""Numbers of the data and the weight behind a mask: the largest of the run counts; of the output the first, as before training; of everything else the latest."""
 
 
 class _Meta(Protocol):
