@@ -16,10 +16,10 @@ class IsolatedNodes(Rule):
     """Nodes without incoming edges get no message.
 
     ## What it sees
-    The share of nodes of in-degree 0. With `root_weight=False` in a layer any share is an error, unless a backward shows that nothing
-    reads those nodes; so are more than 5 % of them in layers without self-loops or any other term of the node itself where all
-    rows of the output are alike; with the linear skip a share
-    above 5 % is information, since such nodes keep a path that trains.
+    The share of nodes of in-degree 0. With `root_weight=False` in a layer any share is an error, unless an identity path leads
+    around it, or a backward shows that nothing reads those nodes. So are more than 5 % of them in layers without self-loops or any
+    other term of the node itself, where all rows of the output are alike. With the linear skip a share above 5 % is information,
+    since such nodes keep a path that trains.
 
     ## Why it is unstable
     Such a node's output is the linear skip and nothing else; with the beta gate about half of that (measured ×.51). With
@@ -64,7 +64,10 @@ class IsolatedNodes(Rule):
     def check(self, signals: Signals) -> Iterator[Finding]:
         """Error where the output of such nodes is exactly 0, information above ``share``."""
         worst = largest(need_measured(signals, "degree.isolated_share"))
-        bare = [layer.name for layer in signals.attention_layers if layer.get("root_weight") is False]
+        bare = [
+            layer.name for layer in signals.attention_layers
+            if layer.get("root_weight") is False and not layer.identity_path
+        ]  # fmt: skip
         read = signals.find("place.isolated_read")
         if worst.value > 0 and bare and (not read or largest(read).value > 0):
             yield self.finding(

@@ -97,7 +97,7 @@ class FeatureScale(Rule):
         if not loss or not output or any(s.detail.get("target") for s in signals.find("place.rms")):
             return
         start, entries = float(loss[0].detail.get("start", math.nan)), int(output[0].detail.get("entries", 0))
-        limit = entries * (self.target + output[0].value) ** 2
+        limit = entries * (self.target + output[0].value) * (self.target + output[0].value)
         if entries and output[0].value < self.target / self.short and start > limit:
             yield self.finding(
                 f"the loss starts at {start:.3g} while the {entries} entries of the output have RMS {output[0].value:.2g}: what it compares them "

@@ -115,8 +115,8 @@ class Blocks:
     def _filled_bias(self, place: str) -> float | None:
         """The one number that the bias of a module was filled with; None where its entries differ, as after training."""
         bias = dict(self._seen.model.named_parameters()).get(f"{place}.bias")
-        filled = bias is not None and bias.numel() > 1 and bool((bias == bias.reshape(-1)[0]).all())
-        return float(bias.reshape(-1)[0]) if bias is not None and filled else None
+        entries = [] if bias is None else bias.detach().flatten().tolist()
+        return entries[0] if len(entries) > 1 and len(set(entries)) == 1 else None
 
 
 def _over_one(node: Any) -> bool:
