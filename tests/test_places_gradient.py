@@ -51,6 +51,7 @@ class Skipping(Net):
 
     def __init__(self, levels: nn.Module) -> None:
         super().__init__()
+        self.mid = nn.Identity()
         self.code = nn.Linear(8, WIDTH)
         self.levels = levels
 
@@ -185,7 +186,7 @@ def test_units_that_are_copies(face: Face) -> None:
     class Copied(Net):
         def __init__(self, weight: float | None) -> None:
             super().__init__()
-            self.norm = nn.Identity()
+            self.norm = self.mid = nn.Identity()
             self.second = nn.Linear(WIDTH, WIDTH)
             self.inp = nn.Linear(8, WIDTH)
             for layer in (self.inp, self.second) if weight is not None else ():

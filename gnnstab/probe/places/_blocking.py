@@ -21,8 +21,8 @@ PASSES = 1e-8
 ROUNDING = 1e-4
 """The same for an operation over a single entry, which is known to hand nothing on but rounding."""
 
-SILENT = 1e-7
-"""The same for the gradients of a parameter over those of all parameters: rounding leaves as much in single precision."""
+SILENT = 1e-12
+"""Largest gradient of a parameter over that of all parameters, below which it counts as without one: rounding leaves more."""
 
 KINDS = {
     "ReluBackward": "relu",
@@ -84,15 +84,16 @@ class Blocks:
         yield from self._unreached()
         names = {id(p): name for name, p in self._seen.model.named_parameters() if p.requires_grad and p.numel()}
         sizes = {key: _peak((p.grad,)) for p in self._seen.model.parameters() if (key := id(p)) in names}
-        largest = max(sizes.values(), default=0.0)
-        for node, (given, handed) in self._passed.items():
-            over_one = self._kinds[node] in OVER_ONE
-            if not given > 0 or handed > (ROUNDING if over_one else PASSES) * given:
-                continue
-            limit = (ROUNDING if over_one else SILENT) * largest
+        limit = SILENT * max(sizes.values(), default=0.0)
+        closed = {node for node, passed in self._passed.items() if self._stops(node, *passed)}
+        # What a way around leads to has a gradient; what it does not is in front of a closed operation alone.
+        around = _parameters_before([t.grad_fn for t in self._seen.outputs if t.grad_fn is not None], closed)
+        for node in closed:
             above = [above for above, _ in node.next_functions if above is not None]
-            before = {id(n.variable) for n in operations.walk_nodes(above) if hasattr(n, "variable")}
-            silent = [name for key, name in names.items() if key in before and sizes[key] <= limit]
+            before = _parameters_before(above, set())
+            silent = [
+                name for key, name in names.items() if key in before and (key not in around or sizes[key] <= limit)
+            ]
             if silent:
                 place = operations.made_by(above[0], self._seen.calls.maker) or "output"
                 if self._kinds[node] == "layer_norm":  # It is a module itself.
@@ -104,6 +105,9 @@ class Blocks:
                     "bias": self._filled_bias(place),
                 }
                 yield "place.gradient_stops", place, float(len(silent)), detail
+
+    def _stops(self, node: Any, given: float, handed: float) -> bool:
+        return given > 0 and handed <= (ROUNDING if self._kinds[node] in OVER_ONE else PASSES) * given
 
     def _unreached(self) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
         """For every layer that passes messages: the share of its nodes that no edge leads to and that the loss depends on."""
@@ -117,6 +121,12 @@ class Blocks:
         bias = dict(self._seen.model.named_parameters()).get(f"{place}.bias")
         entries = [] if bias is None else bias.detach().flatten().tolist()
         return entries[0] if len(entries) > 1 and len(set(entries)) == 1 else None
+
+
+def _parameters_before(nodes: list[Any], closed: set[Any]) -> set[int]:
+    """Ids of the leaves that lead to these nodes, by ways that no closed node lies on."""
+    found = operations.walk_nodes([node for node in nodes if node not in closed], closed)
+    return {id(node.variable) for node in found if hasattr(node, "variable")}
 
 
 def _over_one(node: Any) -> bool:

@@ -44,11 +44,12 @@ def _operations(seen: ForwardView) -> Iterator[tuple[str, str, float, dict[str, 
         place = operations.made_by(above, seen.calls.maker) or operations.made_by(node, seen.calls.maker) or "output"
         worst[signal, place] = max(worst.get((signal, place), (-1.0, "")), (value, type(node).__name__))
     at_the_end = {t.grad_fn for t in seen.outputs}
+    given = {*seen.batch, *(name for name, _ in seen.model.named_parameters())}
     last = {operations.made_by(node, seen.calls.maker) for node in at_the_end if node is not None}
     for (signal, place), (value, kind) in sorted(worst.items(), key=lambda item: order.get(item[0][1], 1 << 30)):
         operation = kind.partition("Backward")[0].lower()
-        if place in seen.batch and signal != "place.clamped_share":
-            continue  # What a batch holds, a ReLU or tanh may well cut: that is no activation.
+        if place in given and signal != "place.clamped_share":
+            continue  # No module stands in front: a ReLU or tanh of features or of a bare parameter is no activation.
         detail = {"operation": operation, "output": place in last or place == "output", "input": place in seen.batch}
         yield signal, place, value, detail
 
