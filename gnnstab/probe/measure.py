@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from gnnstab.probe.recorder import Recorder
 from gnnstab.probe.replaying.evaluating import evaluating
 from gnnstab.probe.replaying.read_out import read_out as read_out
 from gnnstab.probe.replaying.replica import tracked, without_history
+from gnnstab.randomness import deep_copy
 from gnnstab.trace import Trace, TraceWriter
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -153,7 +153,7 @@ def _objective(output: Any, batch: Any, loss: Loss | None) -> Tensor:
 
 def _copied(model: nn.Module) -> nn.Module:
     try:
-        return copy.deepcopy(model, without_history(model))
+        return deep_copy(model, without_history(model))
     except Exception as error:
         raise UsageError(
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}), and gnnstab runs nothing on your own "

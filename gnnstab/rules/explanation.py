@@ -109,7 +109,7 @@ _MANY = 10
 
 def _from_large_data(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
     """Measured values of many times their limit that reach the weights make everything behind them large."""
-    own = ("non-finite-data", "undefined-operation", "masking", "precision")
+    own = ("non-finite-data", "uninitialized-parameter", "undefined-operation", "masking", "precision")
     large = explanation.signal == "place.rms" and explanation.value > _MANY * FeatureScale.rms
     return large and not explanation.message.startswith("the targets") and symptom.cause not in own
 

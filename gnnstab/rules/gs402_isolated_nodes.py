@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from gnnstab.records import Finding, Signals
+from gnnstab.records.vocabulary import DEGREE_ISOLATED_READ_SHARE
 from gnnstab.rules.base import Rule, threshold
-from gnnstab.rules.queries import largest, names, need_measured, percent
+from gnnstab.rules.queries import largest, measured, names, need_measured, percent
 
 
 @dataclass(frozen=True)
@@ -16,10 +17,10 @@ class IsolatedNodes(Rule):
     """Nodes without incoming edges get no message.
 
     ## What it sees
-    The share of nodes of in-degree 0. With `root_weight=False` in a layer any share is an error, unless an identity path leads
-    around it, or a backward shows that nothing reads those nodes. So are more than 5 % of them in layers without self-loops or any
-    other term of the node itself, where all rows of the output are alike. With the linear skip a share above 5 % is information,
-    since such nodes keep a path that trains.
+    The share of nodes of in-degree 0. In a layer with `root_weight=False` around which no identity path leads any share is an
+    error, where a backward shows that the loss reads those nodes; so are more than 5 % of them in layers without self-loops or
+    any other term of the node itself where all rows of the output are alike. Otherwise, and with the linear skip, it is
+    information, since such nodes keep a path that trains, or nobody asks for them.
 
     ## Why it is unstable
     Such a node's output is the linear skip and nothing else; with the beta gate about half of that (measured ×.51). With
@@ -64,14 +65,11 @@ class IsolatedNodes(Rule):
     def check(self, signals: Signals) -> Iterator[Finding]:
         """Error where the output of such nodes is exactly 0, information above ``share``."""
         worst = largest(need_measured(signals, "degree.isolated_share"))
-        bare = [
-            layer.name for layer in signals.attention_layers
-            if layer.get("root_weight") is False and not layer.identity_path
-        ]  # fmt: skip
-        read = signals.find("place.isolated_read")
-        if worst.value > 0 and bare and (not read or largest(read).value > 0):
+        bare = [layer.name for layer in signals.attention_layers if layer.get("root_weight") is False]
+        silent = [name for name in bare if self._silent(signals, name)]
+        if worst.value > 0 and silent:
             yield self.finding(
-                f"{percent(worst.value)} of the nodes have no incoming edge and {names(bare)} has root_weight=False: its output "
+                f"{percent(worst.value)} of the nodes have no incoming edge and {names(silent)} has root_weight=False: its output "
                 "there is exactly 0 and carries no gradient. Set root_weight=True or add self-loops.",
                 severity="error",
                 limit=0.0,
@@ -86,6 +84,14 @@ class IsolatedNodes(Rule):
                 limit=self.share,
                 signal=worst,
             )
+        elif worst.value > 0 and bare:
+            yield self.finding(
+                f"{percent(worst.value)} of the nodes have no incoming edge and {names(bare)} has root_weight=False: its output "
+                "there is exactly 0, which an identity path makes up for, or which the loss does not depend on.",
+                severity="info",
+                limit=0.0,
+                signal=worst,
+            )
         elif worst.value > self.share:
             yield self.finding(
                 f"{percent(worst.value)} of the nodes have no incoming edge (limit {percent(self.share)}): attention never reaches "
@@ -94,3 +100,9 @@ class IsolatedNodes(Rule):
                 limit=self.share,
                 signal=worst,
             )
+
+    def _silent(self, signals: Signals, layer: str) -> bool:
+        """True where the zeros of a layer are all that isolated nodes get of it, and the loss depends on them."""
+        facts, read = signals.layer(layer), measured(signals.find(DEGREE_ISOLATED_READ_SHARE, layer=layer))
+        around = facts is not None and facts.identity_path is True
+        return not around and (not read or largest(read).value > 0)

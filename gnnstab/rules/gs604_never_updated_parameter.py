@@ -145,6 +145,8 @@ class NeverUpdatedParameter(Rule):
         gradients = signals.find("weight.grad_rms", source="batch")
         if not gradients or any(s.value != 0 for s in gradients) or 0.0 in signals.context.get("losses", ()):
             return
+        if any(event.kind == "non-finite" for event in signals.events):
+            return  # What is not finite has no size: those left are a few of all.
         listed = [str(s.detail.get("parameter", s.layer)) for s in gradients]
         yield self._nothing_arrives(gradients[0], len(listed), listed, "warning")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,8 +15,11 @@ from gnnstab.probe.attaching.softmax_tap import SoftmaxCall, Tap, Untappable
 from gnnstab.probe.layers.layer_recorder import LayerRecorder, Plan
 from gnnstab.probe.state import State
 from gnnstab.probe.statistics import attention_measures
+from gnnstab.probe.statistics._groups import group_sizes
 from gnnstab.probe.statistics.dense import Rows
+from gnnstab.probe.statistics.numbers import Measured
 from gnnstab.records import LayerFacts
+from gnnstab.records.vocabulary import DEGREE_ISOLATED_READ_SHARE
 
 _STATIC = "scores of more than two axes, as a graph with a batch of features has them: only their extremes are recorded"
 
@@ -70,8 +74,8 @@ class AttentionRecorder(LayerRecorder):
 
     def saw_compiled(self, score: Tensor, attention: Tensor | None) -> None:
         """Record one softmax inside a compiled graph."""
-        self.note(2, score)
-        self.note(3, attention)
+        self.note("score", score)
+        self.note("attention", attention)
 
     def failed(self, error: Exception) -> None:
         """The tap could not hand something over."""
@@ -87,8 +91,7 @@ class AttentionRecorder(LayerRecorder):
         """Keep one softmax until the layer returns."""
         # A checkpointed segment that is run again in the backward stops as soon as it has what the gradients need: the
         # layer may then never return.
-        again = torch._C._current_graph_task_id() != -1 and self._counts[3] > 0
-        if not again and not self.state.foreign():
+        if not self.repeats() and not self.state.foreign():
             self._seen.append(seen)
 
     def forget(self) -> None:
@@ -161,12 +164,27 @@ class AttentionRecorder(LayerRecorder):
         if batch is not None and not len(batch) == len(call.x_target) == len(output):
             batch = None
         self.state.queue(plan.layer, plan.mode, plan.call, attention_measures(call, self.kind, self.module, batch))
+        groups = len(call.x_target) if call.groups is None else call.groups
+        if output.requires_grad and len(output) == groups and self.facts(0).get("root_weight") is False:
+            alone = group_sizes(call.index_target, groups) == 0
+            output.register_hook(partial(self._reached, plan, alone))  # type: ignore[no-untyped-call]
+
+    def _reached(self, plan: Plan, alone: Tensor, gradient: Tensor) -> None:
+        """What the loss asks of nodes without incoming edges: the layer gives them 0 whatever is asked."""
+
+        def note() -> None:
+            with torch.no_grad():
+                asked = alone & (gradient.detach().flatten(1) != 0).any(1)
+                share = {DEGREE_ISOLATED_READ_SHARE: Measured(asked.to(torch.float32).mean())}
+                self.state.queue(plan.layer, plan.mode, plan.call, share)
+
+        self.state.error_guard.run(f"the gradient of {plan.layer}", note)
 
     def _after_gate(self, grad: bool, module: nn.Module, args: Any, output: Tensor) -> None:
         self._gate = output.detach()
 
     def _compiled_gate(self, module: nn.Module, args: Any, output: Tensor) -> None:
-        self.note(4, output.sigmoid())
+        self.note("gate", output.sigmoid())
 
 
 def together(seen: Sequence[SoftmaxCall], targets: int) -> SoftmaxCall:

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from gnnstab.torch_private import without_torch_function
+
 _SOFTMAX = frozenset({torch.softmax, F.softmax, Tensor.softmax})
 _FUSED = F.scaled_dot_product_attention
 _TURNED: tuple[Any, ...] = tuple(getattr(one, "__get__") for one in (Tensor.mT, Tensor.T))  # noqa: B009  # no class attribute to mypy
@@ -121,7 +123,7 @@ class Attending(TorchFunctionMode):
             if self.current[get_ident()][-1] is not self:
                 return output
             try:
-                with torch._C.DisableTorchFunction():
+                with without_torch_function():
                     self._look(func, args, kwargs or {}, output)
             except Exception as error:
                 self.error = error

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
-from torch_geometric.nn import MessagePassing
 
 from gnnstab.probe.places import _operations as operations
-from gnnstab.probe.places._states import in_degree
 
 if TYPE_CHECKING:
     from gnnstab.probe.places.survey import ForwardView
@@ -64,14 +62,6 @@ class Blocks:
                 self._kinds[node] = kind
                 node.register_hook(self._listener(node))
 
-        self._lone: list[tuple[str, Tensor, Tensor]] = []
-        for call in seen.calls.all:
-            tensor = call.leaving[0] if isinstance(call.module, MessagePassing) and call.leaving else None
-            degree = None if tensor is None or tensor.dim() < 2 else in_degree(seen, len(tensor))
-            if tensor is not None and degree is not None and tensor.grad_fn is not None:
-                tensor.retain_grad()
-                self._lone.append((call.name, tensor, degree == 0))
-
     def _listener(self, node: Any) -> Any:
         def listen(leaving: tuple[Tensor | None, ...], entering: tuple[Tensor | None, ...]) -> None:
             given, handed = self._passed.get(node, (0.0, 0.0))
@@ -81,16 +71,15 @@ class Blocks:
 
     def rows(self) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
         """One row for each operation behind which parameters have no gradient that counts: how many."""
-        yield from self._unreached()
         names = {id(p): name for name, p in self._seen.model.named_parameters() if p.requires_grad and p.numel()}
         sizes = {key: _peak((p.grad,)) for p in self._seen.model.parameters() if (key := id(p)) in names}
         limit = SILENT * max(sizes.values(), default=0.0)
-        closed = {node for node, passed in self._passed.items() if self._stops(node, *passed)}
+        closed = dict.fromkeys(node for node, passed in self._passed.items() if self._stops(node, *passed))
         # What a way around leads to has a gradient; what it does not is in front of a closed operation alone.
         around = _parameters_before([t.grad_fn for t in self._seen.outputs if t.grad_fn is not None], closed)
         for node in closed:
             above = [above for above, _ in node.next_functions if above is not None]
-            before = _parameters_before(above, set())
+            before = _parameters_before(above, ())
             silent = [
                 name for key, name in names.items() if key in before and (key not in around or sizes[key] <= limit)
             ]
@@ -109,13 +98,6 @@ class Blocks:
     def _stops(self, node: Any, given: float, handed: float) -> bool:
         return given > 0 and handed <= (ROUNDING if self._kinds[node] in OVER_ONE else PASSES) * given
 
-    def _unreached(self) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
-        """For every layer that passes messages: the share of its nodes that no edge leads to and that the loss depends on."""
-        for call, tensor, lone in self._lone:
-            if tensor.grad is not None:
-                read = tensor.grad.flatten(1).any(1)
-                yield "place.isolated_read", call, float((read & lone).double().mean()), {}
-
     def _filled_bias(self, place: str) -> float | None:
         """The one number that the bias of a module was filled with; None where its entries differ, as after training."""
         bias = dict(self._seen.model.named_parameters()).get(f"{place}.bias")
@@ -123,7 +105,7 @@ class Blocks:
         return entries[0] if len(entries) > 1 and len(set(entries)) == 1 else None
 
 
-def _parameters_before(nodes: list[Any], closed: set[Any]) -> set[int]:
+def _parameters_before(nodes: list[Any], closed: Collection[Any]) -> set[int]:
     """Ids of the leaves that lead to these nodes, by ways that no closed node lies on."""
     found = operations.walk_nodes([node for node in nodes if node not in closed], closed)
     return {id(node.variable) for node in found if hasattr(node, "variable")}
