@@ -25,6 +25,10 @@ class UnstableInitGain(Rule):
     b = ¼ with the beta gate, r the weight of the identity path. Low end: nodes independent; high end: nodes aligned. It is
     summed over the layers; the rule speaks when the *whole* interval lies below −6 or above +5.
 
+    Where the model ran, of every single weight on the way as well: a gain RMS·√fan_in above 5 (of a table of embeddings, an RMS
+    above 5) that no normalisation follows, on fresh weights or where the matrix looks drawn, its singular values spread as those of
+    independent entries; and a weight whose units are alike, with gradients that are alike, so that they stay copies.
+
     ## Why it is unstable
     Gains multiply. Twelve layers of PyG's default, U(±1/√fan_in), sum to −6.7 at best, and 12 layers is where training was
     measured to begin to fail. Only the gain matters: an orthogonal matrix of gain 1 behaved like Xavier of gain 1 in every
