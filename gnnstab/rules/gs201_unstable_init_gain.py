@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from gnnstab.errors import NotApplicable, NotEvaluable
-from gnnstab.layers import parts
+from gnnstab.layers import layer_named, parts
 from gnnstab.records import Finding, Signal, Signals
 from gnnstab.rules.base import Rule, threshold
 from gnnstab.rules.gs203_vanishing_gradient import VanishingGradient
@@ -95,7 +95,8 @@ class UnstableInitGain(Rule):
     def _of_weights(self, signals: Signals) -> Iterator[Finding]:
         """Single weights that no initialisation in use has drawn."""
         for signal in signals.find("place.gain"):
-            if signal.value > self.gain and (fresh(signals) or signal.detail.get("drawn")):
+            drawn = fresh(signals) or (signal.detail.get("drawn") and signals.context.get("trained") is not True)
+            if signal.value > self.gain and drawn and not _judged_elsewhere(signals, signal.layer or ""):
                 what = "holds entries of RMS" if signal.detail.get("table") else "has a gain (RMS·√fan_in) of"
                 usual = (
                     "1 for nn.Embedding" if signal.detail.get("table") else "0.6 to 1.7 for the initialisations in use"
@@ -150,3 +151,12 @@ class UnstableInitGain(Rule):
                 f"{name} is known for {len(per_layer)} of {len(free)} layers; pass --activation to fix the assumption"
             )
         return sum(smallest(found).value for found in per_layer.values())
+
+
+def _judged_elsewhere(signals: Signals, module: str) -> bool:
+    """True for the maps of an attention layer whose gains have rules of their own: those of scores, values and the skip."""
+    for layer in signals.attention_layers:
+        if module.startswith(f"{layer.name}."):
+            own, roles = module.removeprefix(f"{layer.name}."), layer_named(layer).roles
+            return any(own == part for role in ("score", "value", "skip") for part in roles.get(role, ()))
+    return False

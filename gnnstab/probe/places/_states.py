@@ -13,6 +13,7 @@ from torch_geometric.nn import MessagePassing
 
 from gnnstab.probe.places import _numbers as numbers
 from gnnstab.probe.places import _operations as operations
+from gnnstab.records.vocabulary import PLACE_CLAMPED_SHARE
 
 if TYPE_CHECKING:
     from gnnstab.probe.places.survey import ForwardView
@@ -48,7 +49,7 @@ def _operations(seen: ForwardView) -> Iterator[tuple[str, str, float, dict[str, 
     last = {operations.made_by(node, seen.calls.maker) for node in at_the_end if node is not None}
     for (signal, place), (value, kind) in sorted(worst.items(), key=lambda item: order.get(item[0][1], 1 << 30)):
         operation = kind.partition("Backward")[0].lower()
-        if place in given and signal != "place.clamped_share":
+        if place in given and signal != PLACE_CLAMPED_SHARE:
             continue  # No module stands in front: a ReLU or tanh of features or of a bare parameter is no activation.
         detail = {"operation": operation, "output": place in last or place == "output", "input": place in seen.batch}
         yield signal, place, value, detail
