@@ -440,7 +440,13 @@ def test_what_is_left_out_on_purpose_is_no_fault() -> None:
     frozen.inp.requires_grad_(False)
     assert loud(look(frozen, data()), "GS604") == []
     head = Net()
+    with torch.no_grad():  # A body that another run has trained: not as drawn.
+        for parameter in head.convs.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=seeded(7)))
     assert loud(train(head, data(), parameters=list(head.out.parameters())), "GS604") == []
+    drawn = Net()
+    (finding,) = loud(train(drawn, data(), parameters=list(drawn.out.parameters())), "GS604")
+    assert finding.signal == "place.not_held" and "convs.0" in finding.message
     bare = Stack(lambda: TransformerConv(WIDTH, WIDTH, root_weight=False), identity=True)
     assert loud(look(bare, data()), "GS604") == []
     assert loud(train(bare, data()), "GS604") == []

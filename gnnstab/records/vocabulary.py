@@ -233,7 +233,6 @@ SIGNALS: dict[str, SignalKind] = {
     (PLACE_POST_NORMS := "place.post_norms"): SignalKind("normalisations", "normalisations directly behind a residual sum"),
     (PLACE_WITHOUT_GRADIENT := "place.without_gradient"): SignalKind("parameters", "trainable parameters whose gradient is None after a backward"),
     (PLACE_GRADIENT_STOPS := "place.gradient_stops"): SignalKind("parameters", "trainable parameters behind an operation that hands no gradient on"),
-    (PLACE_ISOLATED_READ := "place.isolated_read"): SignalKind("share of nodes", "nodes without an incoming edge whose states the loss depends on"),
     (PLACE_GAIN := "place.gain"): SignalKind("RMS·√fan_in", "gain of a weight that no normalisation follows; the RMS of a table of embeddings"),
     (PLACE_COPIED_UNITS := "place.copied_units"): SignalKind("units", "units of a weight that are alike, and whose gradients are"),
     (PLACE_IDLE := "place.idle"): SignalKind("parameters", "parameters of a part that its layer was asked to leave out"),

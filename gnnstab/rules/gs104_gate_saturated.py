@@ -21,7 +21,8 @@ class GateSaturated(Rule):
     ## What it sees
     The share of nodes whose gate lies below 0.05 or above 0.95, together with what can drive it there: the RMS of the layer's
     input, and the gain of the gate's own weights, RMS(W_β)·√fan_in. A saturated gate of ordinary weights behind an input of
-    ordinary size is information: the network may have learned it.
+    ordinary size is information: the network may have learned it. Where the model ran, also every sigmoid or tanh on the way that
+    hands no gradient on at any entry; if its bias was filled with one number, or it never trained, the initialisation made it so.
 
     ## Why it is unstable
     The gate is a sigmoid of the features themselves, β = σ(W·[skip, message, skip − message]). With features that are not

@@ -19,7 +19,8 @@ class GraphNormHazard(Rule):
     ## What it sees
     GraphNorm, InstanceNorm or PairNorm anywhere in the model that met a graph of one or two nodes, or was called without
     `batch` on several graphs; one that takes away the mean of every graph, which the pooling behind it needs since the targets
-    follow it; or such a norm beside an attention layer whose channels do not vary over the nodes.
+    follow it, or which is all that the pooling takes; a LayerNorm over a single number; or such a norm beside an attention layer
+    whose channels do not vary over the nodes.
 
     ## Why it is unstable
     It divides each channel by its standard deviation over the nodes of a graph. With one node that is 0 and the output is the

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from gnnstab.errors import NotApplicable, NotEvaluable
-from gnnstab.layers import parts
+from gnnstab.layers import layer_named, parts
 from gnnstab.records import Finding, Signal, Signals
 from gnnstab.rules.base import Rule, threshold
 from gnnstab.rules.gs203_vanishing_gradient import VanishingGradient
@@ -24,6 +24,10 @@ class UnstableInitGain(Rule):
     λ ∈ [½ ln(φ·b·g_s² + r²), ½ ln(φ·b·(g_s² + g_v²) + r²)], with g² = ‖W‖_F²/D_in, φ = ½ for ReLU and 1 for tanh near 0,
     b = ¼ with the beta gate, r the weight of the identity path. Low end: nodes independent; high end: nodes aligned. It is
     summed over the layers; the rule speaks when the *whole* interval lies below −6 or above +5.
+
+    Where the model ran, of every single weight on the way as well: a gain RMS·√fan_in above 5 (of a table of embeddings, an RMS
+    above 5) that no normalisation follows, on fresh weights or where the matrix looks drawn, its singular values spread as those of
+    independent entries; and a weight whose units are alike, with gradients that are alike, so that they stay copies.
 
     ## Why it is unstable
     Gains multiply. Twelve layers of PyG's default, U(±1/√fan_in), sum to −6.7 at best, and 12 layers is where training was
@@ -91,7 +95,8 @@ class UnstableInitGain(Rule):
     def _of_weights(self, signals: Signals) -> Iterator[Finding]:
         """Single weights that no initialisation in use has drawn."""
         for signal in signals.find("place.gain"):
-            if signal.value > self.gain and (fresh(signals) or signal.detail.get("drawn")):
+            drawn = fresh(signals) or (signal.detail.get("drawn") and signals.context.get("trained") is not True)
+            if signal.value > self.gain and drawn and not _judged_elsewhere(signals, signal.layer or ""):
                 what = "holds entries of RMS" if signal.detail.get("table") else "has a gain (RMS·√fan_in) of"
                 usual = (
                     "1 for nn.Embedding" if signal.detail.get("table") else "0.6 to 1.7 for the initialisations in use"
@@ -146,3 +151,12 @@ class UnstableInitGain(Rule):
                 f"{name} is known for {len(per_layer)} of {len(free)} layers; pass --activation to fix the assumption"
             )
         return sum(smallest(found).value for found in per_layer.values())
+
+
+def _judged_elsewhere(signals: Signals, module: str) -> bool:
+    """True for the maps of an attention layer whose gains have rules of their own: those of scores, values and the skip."""
+    for layer in signals.attention_layers:
+        if module.startswith(f"{layer.name}."):
+            own, roles = module.removeprefix(f"{layer.name}."), layer_named(layer).roles
+            return any(own == part for role in ("score", "value", "skip") for part in roles.get(role, ()))
+    return False

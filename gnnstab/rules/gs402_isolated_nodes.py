@@ -66,9 +66,8 @@ class IsolatedNodes(Rule):
         """Error where the output of such nodes is exactly 0, information above ``share``."""
         worst = largest(need_measured(signals, "degree.isolated_share"))
         bare = [layer.name for layer in signals.attention_layers if layer.get("root_weight") is False]
-        read = signals.find("place.isolated_read")
         silent = [name for name in bare if self._silent(signals, name)]
-        if worst.value > 0 and silent and (not read or largest(read).value > 0):
+        if worst.value > 0 and silent:
             yield self.finding(
                 f"{percent(worst.value)} of the nodes have no incoming edge and {names(silent)} has root_weight=False: its output "
                 "there is exactly 0 and carries no gradient. Set root_weight=True or add self-loops.",

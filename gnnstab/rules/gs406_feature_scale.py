@@ -24,7 +24,8 @@ class FeatureScale(Rule):
     of the batch by its name (node and edge features, time deltas, encodings) whose size reaches a weight, no normalisation in between. With
     a symptom that scale explains (attention saturated that is healthy at an input of RMS 1, or by such edge features; a saturated
     gate) a warning; without, information. An RMS above 1000 that reaches a weight is a warning by itself, and so are targets of an RMS above
-    1000 that the output falls 30 times short of. Whole numbers (ids, indices, counts, masks, one-hot columns) are not judged, unless
+    1000 that the output falls 30 times short of; in a run whose targets nobody saw, a loss that no mean or sum of squares of
+    smaller targets reaches. Whole numbers (ids, indices, counts, masks, one-hot columns) are not judged, unless
     they are above 1000 and reach a weight as they are.
 
     ## Why it is unstable
@@ -97,7 +98,7 @@ class FeatureScale(Rule):
         if not loss or not output or any(s.detail.get("target") for s in signals.find("place.rms")):
             return
         start, entries = float(loss[0].detail.get("start", math.nan)), int(output[0].detail.get("entries", 0))
-        limit = entries * (self.target + output[0].value) ** 2
+        limit = entries * (self.target + output[0].value) * (self.target + output[0].value)
         if entries and output[0].value < self.target / self.short and start > limit:
             yield self.finding(
                 f"the loss starts at {start:.3g} while the {entries} entries of the output have RMS {output[0].value:.2g}: what it compares them "

@@ -33,7 +33,9 @@ class NeverUpdatedParameter(Rule):
     queries and keys of every layer at once.
     With a model and a batch: parameters without a gradient after a backward, and why (the module was not called, or no path
     leads to it); weights that the loss depends on and `model.parameters()` does not hold, as of layers in a plain list; with
-    the optimizer: parameters that it does not hold. Gradients that are exactly 0 for every parameter, as behind `round` or `argmax`.
+    the optimizer: parameters that it does not hold. A model whose layers are fresh and that the optimizer does
+    not hold is no body that was trained before. Gradients that are exactly 0 for every parameter, as behind `round` or `argmax`,
+    or for those in front of an operation that hands none on: a clamp that cuts every entry, a step function, a softmax over one entry.
 
     ## Why it is unstable
     The layer keeps its initial weights while everything around it moves. It is a wiring mistake far more often than an

@@ -20,7 +20,7 @@ class DeadUnits(Rule):
     ## What it sees
     The share of channels of a layer's output that are ≤ 0 on all nodes of the batch, and so exactly 0 behind a ReLU. Where the model
     ran, every ReLU on the way to the output, behind whatever module (an embedding, a linear map, a normalisation): the share of its
-    channels that are closed on at least 98 % of the rows.
+    channels that are closed on at least 98 % of the rows, or all its entries where parameters in front of it get no gradient.
 
     ## Why it is unstable
     A ReLU that never opens passes no gradient, so nothing it depends on can open it again. Gradients before the layer vanish,

@@ -18,7 +18,8 @@ class ActiveClamp(Rule):
     ## What it sees
     The share of entries of a layer's input that sit exactly on the limit of a clamp, and, where the model ran, the share that any
     clamp cuts on the way to the output: `clamp`, `hardtanh`, `minimum`, behind whatever module. Above 1 % information, above 10 %
-    a warning.
+    a warning. A clamp on a tensor of the batch says that its scale is another one (feature-scale); one that leaves parameters
+    without any gradient is told by GS604, with their names.
 
     ## Why it is unstable
     Behind a clamp the gradient is exactly 0. It does not remove what makes the values grow, it hides it, and takes away the

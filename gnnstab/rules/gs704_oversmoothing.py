@@ -25,7 +25,8 @@ class Oversmoothing(Rule):
     warning once half of the differences are gone: depth alone stops them, and the gradient does not show it.
 
     Whatever the number of layers: where the nodes differ by less than a thousandth of their size from some place on up to an output
-    that has a row for each node, they are indistinguishable, and that is a warning.
+    that has a row for each node, they are indistinguishable, and that is a warning; of an output for each graph, where nodes and graphs
+    are. Nodes without incoming edges, and those that hear of them, are left out: what they lack tells them apart.
 
     ## Why it is unstable
     Attention averages over neighbours; averaging over and over leaves the mean. The measure is free of scale, so it does not

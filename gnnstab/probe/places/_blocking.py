@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
-from torch_geometric.nn import MessagePassing
 
 from gnnstab.probe.places import _operations as operations
-from gnnstab.probe.places._states import in_degree
 
 if TYPE_CHECKING:
     from gnnstab.probe.places.survey import ForwardView
@@ -21,8 +19,8 @@ PASSES = 1e-8
 ROUNDING = 1e-4
 """The same for an operation over a single entry, which is known to hand nothing on but rounding."""
 
-SILENT = 1e-7
-"""The same for the gradients of a parameter over those of all parameters: rounding leaves as much in single precision."""
+SILENT = 1e-12
+"""Largest gradient of a parameter over that of all parameters, below which it counts as without one: rounding leaves more."""
 
 KINDS = {
     "ReluBackward": "relu",
@@ -64,14 +62,6 @@ class Blocks:
                 self._kinds[node] = kind
                 node.register_hook(self._listener(node))
 
-        self._lone: list[tuple[str, Tensor, Tensor]] = []
-        for call in seen.calls.all:
-            tensor = call.leaving[0] if isinstance(call.module, MessagePassing) and call.leaving else None
-            degree = None if tensor is None or tensor.dim() < 2 else in_degree(seen, len(tensor))
-            if tensor is not None and degree is not None and tensor.grad_fn is not None:
-                tensor.retain_grad()
-                self._lone.append((call.name, tensor, degree == 0))
-
     def _listener(self, node: Any) -> Any:
         def listen(leaving: tuple[Tensor | None, ...], entering: tuple[Tensor | None, ...]) -> None:
             given, handed = self._passed.get(node, (0.0, 0.0))
@@ -81,18 +71,18 @@ class Blocks:
 
     def rows(self) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
         """One row for each operation behind which parameters have no gradient that counts: how many."""
-        yield from self._unreached()
         names = {id(p): name for name, p in self._seen.model.named_parameters() if p.requires_grad and p.numel()}
         sizes = {key: _peak((p.grad,)) for p in self._seen.model.parameters() if (key := id(p)) in names}
-        largest = max(sizes.values(), default=0.0)
-        for node, (given, handed) in self._passed.items():
-            over_one = self._kinds[node] in OVER_ONE
-            if not given > 0 or handed > (ROUNDING if over_one else PASSES) * given:
-                continue
-            limit = (ROUNDING if over_one else SILENT) * largest
+        limit = SILENT * max(sizes.values(), default=0.0)
+        closed = dict.fromkeys(node for node, passed in self._passed.items() if self._stops(node, *passed))
+        # What a way around leads to has a gradient; what it does not is in front of a closed operation alone.
+        around = _parameters_before([t.grad_fn for t in self._seen.outputs if t.grad_fn is not None], closed)
+        for node in closed:
             above = [above for above, _ in node.next_functions if above is not None]
-            before = {id(n.variable) for n in operations.walk_nodes(above) if hasattr(n, "variable")}
-            silent = [name for key, name in names.items() if key in before and sizes[key] <= limit]
+            before = _parameters_before(above, ())
+            silent = [
+                name for key, name in names.items() if key in before and (key not in around or sizes[key] <= limit)
+            ]
             if silent:
                 place = operations.made_by(above[0], self._seen.calls.maker) or "output"
                 if self._kinds[node] == "layer_norm":  # It is a module itself.
@@ -105,18 +95,20 @@ class Blocks:
                 }
                 yield "place.gradient_stops", place, float(len(silent)), detail
 
-    def _unreached(self) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
-        """For every layer that passes messages: the share of its nodes that no edge leads to and that the loss depends on."""
-        for call, tensor, lone in self._lone:
-            if tensor.grad is not None:
-                read = tensor.grad.flatten(1).any(1)
-                yield "place.isolated_read", call, float((read & lone).double().mean()), {}
+    def _stops(self, node: Any, given: float, handed: float) -> bool:
+        return given > 0 and handed <= (ROUNDING if self._kinds[node] in OVER_ONE else PASSES) * given
 
     def _filled_bias(self, place: str) -> float | None:
         """The one number that the bias of a module was filled with; None where its entries differ, as after training."""
         bias = dict(self._seen.model.named_parameters()).get(f"{place}.bias")
-        filled = bias is not None and bias.numel() > 1 and bool((bias == bias.reshape(-1)[0]).all())
-        return float(bias.reshape(-1)[0]) if bias is not None and filled else None
+        entries = [] if bias is None else bias.detach().flatten().tolist()
+        return entries[0] if len(entries) > 1 and len(set(entries)) == 1 else None
+
+
+def _parameters_before(nodes: list[Any], closed: Collection[Any]) -> set[int]:
+    """Ids of the leaves that lead to these nodes, by ways that no closed node lies on."""
+    found = operations.walk_nodes([node for node in nodes if node not in closed], closed)
+    return {id(node.variable) for node in found if hasattr(node, "variable")}
 
 
 def _over_one(node: Any) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -19,9 +19,9 @@ def walk(roots: list[Tensor]) -> Iterator[Any]:
     yield from walk_nodes([t.grad_fn for t in roots if t.grad_fn is not None])
 
 
-def walk_nodes(nodes: list[Any]) -> Iterator[Any]:
-    """Every node from these on towards the inputs."""
-    waiting, seen = list(nodes), set(nodes)
+def walk_nodes(nodes: list[Any], closed: Collection[Any] = ()) -> Iterator[Any]:
+    """Every node from these on towards the inputs; nothing behind the ``closed`` ones."""
+    waiting, seen = list(nodes), {*nodes, *closed}
     while waiting and len(seen) < MOST_NODES:
         node = waiting.pop()
         yield node

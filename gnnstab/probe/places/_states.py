@@ -13,6 +13,7 @@ from torch_geometric.nn import MessagePassing
 
 from gnnstab.probe.places import _numbers as numbers
 from gnnstab.probe.places import _operations as operations
+from gnnstab.records.vocabulary import PLACE_CLAMPED_SHARE
 
 if TYPE_CHECKING:
     from gnnstab.probe.places.survey import ForwardView
@@ -44,11 +45,12 @@ def _operations(seen: ForwardView) -> Iterator[tuple[str, str, float, dict[str, 
         place = operations.made_by(above, seen.calls.maker) or operations.made_by(node, seen.calls.maker) or "output"
         worst[signal, place] = max(worst.get((signal, place), (-1.0, "")), (value, type(node).__name__))
     at_the_end = {t.grad_fn for t in seen.outputs}
+    given = {*seen.batch, *(name for name, _ in seen.model.named_parameters())}
     last = {operations.made_by(node, seen.calls.maker) for node in at_the_end if node is not None}
     for (signal, place), (value, kind) in sorted(worst.items(), key=lambda item: order.get(item[0][1], 1 << 30)):
         operation = kind.partition("Backward")[0].lower()
-        if place in seen.batch and signal != "place.clamped_share":
-            continue  # What a batch holds, a ReLU or tanh may well cut: that is no activation.
+        if place in given and signal != PLACE_CLAMPED_SHARE:
+            continue  # No module stands in front: a ReLU or tanh of features or of a bare parameter is no activation.
         detail = {"operation": operation, "output": place in last or place == "output", "input": place in seen.batch}
         yield signal, place, value, detail
 
@@ -86,14 +88,6 @@ def _differences(seen: ForwardView) -> Iterator[tuple[str, str, float, dict[str,
             yield "place.node_difference", name, value, {"position": position, "per_node": bool(own)}
 
 
-def in_degree(seen: ForwardView, count: int) -> Tensor | None:
-    """(count,) edges that lead to each node; None where the batch does not hold the edges of so many nodes."""
-    edges = _edges(seen)
-    if edges is None or not edges.numel() or int(edges.max()) >= count:
-        return None
-    return torch.bincount(edges[1], minlength=count)
-
-
 def _edges(seen: ForwardView) -> Tensor | None:
     """(2, edges) of the one edge list of the batch."""
     found = [t for name, t in seen.batch.items() if name.rsplit(".", 1)[-1] == "edge_index"]
@@ -105,11 +99,11 @@ def _reached(seen: ForwardView, count: int) -> Tensor | None:
 
     What attention gives a node without incoming edges is no average, and tells it and those behind it from all others.
     """
-    edges, degree = _edges(seen), in_degree(seen, count)
-    if edges is None or degree is None:
+    edges = _edges(seen)
+    if edges is None or not edges.numel() or int(edges.max()) >= count:
         return None
     source, target = edges
-    reached, found = degree > 0, None
+    reached, found = torch.bincount(target, minlength=count) > 0, None
     for _ in range(sum(isinstance(call.module, MessagePassing) for call in seen.calls.all)):
         if int(reached.sum()) < 3:
             break

@@ -86,7 +86,9 @@ def survey(
         UsageError: The model cannot be copied.
     """
     try:
-        return _survey(model, tracked(copied(tuple(args))), tracked(copied(dict(kwargs))), batch, objective, rng, cast)
+        with torch.enable_grad():
+            own = tracked(copied(tuple(args))), tracked(copied(dict(kwargs)))
+        return _survey(model, *own, batch, objective, rng, cast)
     except RuntimeError:
         # A forward may refuse inputs that have a gradient, as where it hands them to NumPy; operations on them are then not seen.
         return _survey(model, copied(tuple(args)), copied(dict(kwargs)), batch, objective, rng, cast)

@@ -15,6 +15,7 @@ from gnnstab.probe.places.survey import Place, survey, to_json
 from gnnstab.probe.replaying.read_out import read_out
 from gnnstab.records.vocabulary import (
     PLACE_COLUMN_RATIO,
+    PLACE_GAIN,
     PLACE_MASKED_WEIGHT,
     PLACE_NON_FINITE,
     PLACE_OUTPUT,
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
     from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 
 _LARGEST = (PLACE_RMS, PLACE_COLUMN_RATIO, PLACE_NON_FINITE, PLACE_MASKED_WEIGHT)
-"""Numbers of the data and the weight behind a mask: the largest of the run counts; of the output the first, as before training; of everything else the latest."""
+"""Numbers of the data and the weight behind a mask: the largest of the run counts. Of everything else the latest does."""
+
+_FIRST = (PLACE_OUTPUT, PLACE_GAIN)
+"""What was so before training."""
 
 
 class _Meta(Protocol):
@@ -77,8 +81,10 @@ class Surveys:
         self._keep(found)
 
     def _keep(self, found: list[Place]) -> None:
-        kept = {key: place for key, place in self._found.items() if key[0] in (*_LARGEST, PLACE_OUTPUT)}
+        kept = {key: place for key, place in self._found.items() if key[0] in (*_LARGEST, *_FIRST)}
         for place in found:
+            if self._found and place.signal in _FIRST:
+                continue
             before = kept.get((place.signal, place.name))
             if before is None or (place.signal in _LARGEST and not before.value >= place.value):
                 kept[place.signal, place.name] = place

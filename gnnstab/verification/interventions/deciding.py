@@ -101,7 +101,8 @@ def decided_findings(findings: Sequence[Finding], found: Investigation) -> tuple
     for finding in findings:
         ruling = by_finding.get(id(finding))
         if ruling is not None:
-            changed.append(_of_symptom(finding, ruling, found, heads))
+            kept = ruling.root is None and _follows_from_what_was_seen(finding, findings)
+            changed.append(finding if kept else _of_symptom(finding, ruling, found, heads))
         elif id(finding) in {id(head) for head in heads.values()}:
             changed.append(_promoted(finding, rules))
         elif finding.code == "GS301" and is_warning(finding) and finding.layer in _earned_layers(rules, found):
@@ -144,6 +145,11 @@ def _heads(findings: Sequence[Finding], rules: Sequence[Ruling]) -> dict[str, Fi
         if finding.cause in shown and not own and id(finding) not in symptoms and finding.signal:
             heads.setdefault(finding.cause, finding)
     return heads
+
+
+def _follows_from_what_was_seen(finding: Finding, findings: Sequence[Finding]) -> bool:
+    """True where a rule has tied the symptom to a fault that no edit undoes, such as edges that are missing."""
+    return any(f.code == finding.explained_by and is_warning(f) and f.cause not in TRIED for f in findings)
 
 
 def _of_symptom(finding: Finding, ruling: Ruling, found: Investigation, heads: dict[str, Finding]) -> Finding:

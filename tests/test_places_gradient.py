@@ -1,0 +1,355 @@
+"""Where a gradient stops, weights nobody would draw, rows that are alike: broken programs, their repaired twins, both faces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch_geometric.data import Batch, Data
+from torch_geometric.nn import GATConv, InstanceNorm, TransformerConv, global_mean_pool
+
+import gnnstab
+from gnnstab.records import Diagnosis, Finding
+from test_places import NODES, WIDTH, Net, data, look, loss, loud, random_graph, seeded, train
+
+Face = Callable[[nn.Module, Data], Diagnosis]
+FACES = pytest.mark.parametrize("face", [look, train], ids=["diagnose", "monitor"])
+
+
+def one(diagnosis: Diagnosis, code: str) -> Finding:
+    """The one finding that is loud and not explained by another."""
+    (finding,) = [f for f in loud(diagnosis) if f.explained_by is None]
+    assert finding.code == code
+    assert [c.cause for c in diagnosis.root_causes()] == [finding.cause]
+    return finding
+
+
+class Levels(nn.Module):
+    """Three levels of every state, with a gradient or without."""
+
+    def __init__(self, straight: bool) -> None:
+        super().__init__()
+        self.straight = straight
+
+    def forward(self, h: Tensor) -> Tensor:
+        levels = torch.sign(h) * (h.abs() > 0.1)
+        return h + (levels - h).detach() if self.straight else levels
+
+
+@FACES
+def test_an_operation_without_a_derivative(face: Face) -> None:
+    finding = one(face(Skipping(Levels(False)), data()), "GS604")
+    assert "sign behind code" in finding.message and "code.weight" in finding.message
+    assert loud(face(Skipping(Levels(True)), data())) == []
+
+
+class Skipping(Net):
+    """A code beside the road, so that the other parameters train."""
+
+    def __init__(self, levels: nn.Module) -> None:
+        super().__init__()
+        self.mid = nn.Identity()
+        self.code = nn.Linear(8, WIDTH)
+        self.levels = levels
+
+    def forward(self, batch: Data) -> Tensor:
+        h = self.norm(F.relu(self.inp(batch.x))) + self.levels(self.code(batch.x))
+        for conv in self.convs:
+            h = h + F.relu(conv(h, batch.edge_index))
+        return self.out(h).squeeze(-1)
+
+
+class Scaled(nn.Module):
+    """A learned temperature within limits."""
+
+    def __init__(self, high: float) -> None:
+        super().__init__()
+        self.temperature = nn.Parameter(torch.ones(()))
+        self.high = high
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h / F.hardtanh(self.temperature, 0.01, self.high)
+
+
+@FACES
+def test_a_parameter_beyond_its_limits(face: Face) -> None:
+    finding = one(face(Net(inside=Scaled(0.5)), data()), "GS604")
+    assert "clamp behind inside.temperature" in finding.message
+    assert loud(face(Net(inside=Scaled(5.0)), data())) == []
+
+
+class Slots(nn.Module):
+    """Attention over four slots by hand."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.ask, self.value, self.dim = nn.Linear(WIDTH // 4, 1), nn.Linear(WIDTH // 4, WIDTH), dim
+
+    def forward(self, h: Tensor) -> Tensor:
+        slots = h.unflatten(-1, (4, WIDTH // 4))
+        return (torch.softmax(self.ask(slots), self.dim) * self.value(slots)).sum(1)
+
+
+@FACES
+def test_a_softmax_over_one_entry(face: Face) -> None:
+    finding = one(face(Net(inside=Slots(-1)), data()), "GS604")
+    assert "softmax behind inside.ask" in finding.message
+    assert loud(face(Net(inside=Slots(1)), data())) == []
+
+
+class Normed(Net):
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        self.last = norm
+
+    def forward(self, batch: Data) -> Tensor:
+        return self.last(super().forward(batch).unsqueeze(-1)).squeeze(-1)
+
+
+@FACES
+def test_a_norm_of_a_single_number(face: Face) -> None:
+    finding = one(face(Normed(nn.LayerNorm(1)), data()), "GS108")
+    assert finding.layer == "last" and "single entry" in finding.message
+    assert loud(face(Normed(nn.Identity()), data())) == []
+
+
+class Gated(nn.Module):
+    def __init__(self, bias: float) -> None:
+        super().__init__()
+        self.gate, self.branch = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        nn.init.constant_(self.gate.bias, bias)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h + torch.sigmoid(self.gate(h)) * torch.tanh(self.branch(h))
+
+
+@FACES
+@pytest.mark.parametrize("bias", [-35.0, 35.0])
+def test_a_gate_that_was_made_shut_or_open(face: Face, bias: float) -> None:
+    finding = one(face(Net(inside=Gated(bias)), data()), "GS104")
+    assert finding.cause == "unsuitable-init" and finding.layer == "inside.gate" and f"{bias:g}" in finding.message
+    assert loud(face(Net(inside=Gated(-1.0)), data())) == []
+
+
+class Positive(Net):
+    def __init__(self, bias: float) -> None:
+        super().__init__()
+        nn.init.constant_(self.out.bias, bias)
+
+    def forward(self, batch: Data) -> Tensor:
+        return F.relu(super().forward(batch))
+
+
+@FACES
+def test_a_single_relu_at_the_output(face: Face) -> None:
+    finding = one(face(Positive(-60.0), data()), "GS701")
+    assert finding.layer == "out" and "in front of the output" in finding.message
+    assert loud(face(Positive(1.0), data())) == []
+
+
+class Branch(nn.Module):
+    """A branch that begins with a factor of 0 and may learn another one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map, self.factor = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU()), nn.Parameter(torch.zeros(()))
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h + self.factor * self.map(h)
+
+
+def test_a_factor_of_zero_that_learns_is_how_a_branch_begins() -> None:
+    assert loud(look(Net(inside=Branch()), data())) == []
+
+
+class Wide(Net):
+    def __init__(self, factor: float, norm: bool = False) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(WIDTH) if norm else nn.Identity()
+        with torch.no_grad():
+            self.inp.weight.mul_(factor)
+
+
+@FACES
+def test_a_weight_that_no_initialisation_draws(face: Face) -> None:
+    finding = one(face(Wide(80.0), data()), "GS201")
+    assert finding.layer == "inp" and finding.cause == "unsuitable-init"
+    assert loud(face(Wide(1.0), data())) == []
+    assert loud(look(Wide(80.0, norm=True), data()), "GS201") == []  # the norm takes it away
+
+
+@FACES
+def test_units_that_are_copies(face: Face) -> None:
+    class Copied(Net):
+        def __init__(self, weight: float | None) -> None:
+            super().__init__()
+            self.norm = self.mid = nn.Identity()
+            self.second = nn.Linear(WIDTH, WIDTH)
+            self.inp = nn.Linear(8, WIDTH)
+            for layer in (self.inp, self.second) if weight is not None else ():
+                nn.init.constant_(layer.weight, weight)
+                nn.init.zeros_(layer.bias)
+
+        def forward(self, batch: Data) -> Tensor:
+            h = self.second(torch.tanh(self.inp(batch.x)))
+            for conv in self.convs:
+                h = h + F.relu(conv(h, batch.edge_index))
+            return self.out(h).squeeze(-1)
+
+    finding = one(face(Copied(0.2), data()), "GS201")
+    assert finding.layer == "inp" and "copies" in finding.message
+    assert loud(face(Copied(None), data())) == []
+
+
+class Limited(Net):
+    def forward(self, batch: Data) -> Tensor:
+        return super().forward(Data(x=batch.x.clamp(-3, 3), edge_index=batch.edge_index))
+
+
+@FACES
+def test_a_clamp_for_another_scale(face: Face) -> None:
+    raw = data(x=400 + 150 * torch.randn(NODES, 8, generator=seeded(2)))
+    finding = one(face(Limited(), raw), "GS703")
+    assert finding.layer == "x" and finding.cause == "feature-scale"
+    assert loud(face(Limited(), data())) == []
+
+
+class Ids(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.table, self.out = nn.Embedding(NODES, WIDTH), nn.Linear(WIDTH, 1)
+        self.convs = nn.ModuleList([TransformerConv(WIDTH, WIDTH // 2, heads=2) for _ in range(2)])
+
+    def forward(self, batch: Data) -> Tensor:
+        h = self.table(batch.ids)
+        for conv in self.convs:
+            h = h + F.relu(conv(h, batch.edge_index))
+        return self.out(h).squeeze(-1)
+
+
+@FACES
+def test_ids_that_were_lost(face: Face) -> None:
+    """One node has no incoming edge, which tells it from the others and nothing more."""
+    edges = random_graph()
+    edges = edges[:, edges[1] > 0]
+    lost = data(ids=torch.full((NODES,), 7), edge_index=edges)
+    del lost.x
+    assert one(face(Ids(), lost), "GS704").cause == "indistinguishable-nodes"
+    assert loud(face(Ids(), data(ids=torch.arange(NODES), edge_index=edges))) == []
+
+
+def several() -> Batch:
+    found = []
+    for seed in range(12):
+        x = torch.randn(9, 8, generator=seeded(seed)) + torch.randn(1, 8, generator=seeded(50 + seed))
+        found.append(Data(x=x, edge_index=random_graph(9, 3, seed), y=x[:, :1].mean(0)))
+    return Batch.from_data_list(found)
+
+
+class PerGraph(nn.Module):
+    def __init__(self, instance: bool) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.inp, self.conv, self.out = nn.Linear(8, WIDTH), GATConv(WIDTH, WIDTH), nn.Linear(WIDTH, 1)
+        self.instance, self.norm = instance, InstanceNorm(WIDTH) if instance else nn.LayerNorm(WIDTH)
+
+    def forward(self, batch: Data) -> Tensor:
+        h = self.inp(batch.x)
+        h = h + F.elu(self.conv(h, batch.edge_index))
+        h = self.norm(h, batch.batch) if self.instance else self.norm(h)
+        return self.out(global_mean_pool(h, batch.batch)).squeeze(-1)
+
+
+@FACES
+def test_a_pooling_of_what_a_norm_took_away(face: Face) -> None:
+    finding = one(face(PerGraph(True), several()), "GS108")
+    assert finding.layer == "norm" and "nothing is left" in finding.message
+    assert loud(face(PerGraph(False), several())) == []
+
+
+class OneWay(nn.Module):
+    def __init__(self, loops: bool) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.convs = nn.ModuleList([GATConv(8, 8, add_self_loops=loops) for _ in range(2)])
+        self.out = nn.Linear(8, 1)
+
+    def forward(self, batch: Data) -> Tensor:
+        h = batch.x
+        for conv in self.convs:
+            h = F.elu(conv(h, batch.edge_index))
+        return self.out(h).squeeze(-1)
+
+
+@FACES
+def test_edges_that_lead_away_from_every_node_with_an_answer(face: Face) -> None:
+    """Ten hubs hear of all others, which hear of nobody."""
+    source = torch.arange(10, NODES).repeat(3)
+    edges = torch.stack([source, torch.randint(0, 10, source.shape, generator=seeded(3))])
+    finding = one(face(OneWay(False), data(edge_index=edges)), "GS402")
+    assert finding.cause == "isolated-nodes" and "reverse" in finding.message
+    assert loud(face(OneWay(True), data(edge_index=edges))) == []
+
+
+def test_isolated_nodes_that_nothing_reads() -> None:
+    class Hubs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.out = TransformerConv(8, WIDTH, root_weight=False), nn.Linear(WIDTH, 1)
+
+        def forward(self, batch: Data) -> Tensor:
+            return self.out(self.conv(batch.x, batch.edge_index))[batch.read].squeeze(-1)
+
+    source = torch.arange(10, NODES).repeat(3)
+    edges = torch.stack([source, torch.arange(len(source)) % 10])
+    read = data(edge_index=edges, read=torch.arange(10), y=torch.randn(10, generator=seeded(6)))
+    everyone = data(edge_index=edges, read=torch.arange(NODES))
+    assert loud(look(Hubs(), read), "GS402") == []
+    assert [f.severity for f in loud(look(Hubs(), everyone), "GS402")] == ["error"]
+
+
+def test_targets_that_a_monitor_sees_by_the_loss_alone() -> None:
+    class Positional(Net):
+        def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+            return super().forward(Data(x=x, edge_index=edge_index))
+
+    def run(factor: float) -> Diagnosis:
+        batch = data()
+        model = Positional()
+        with gnnstab.Monitor(
+            model, optimizer=(optimizer := torch.optim.Adam(model.parameters())), on_finding="ignore"
+        ) as monitor:
+            for _ in range(8):
+                optimizer.zero_grad()
+                value = F.mse_loss(model(batch.x, batch.edge_index), factor * batch.y)
+                value.backward()
+                optimizer.step()
+                monitor.loss(value)
+        return monitor.diagnose()
+
+    finding = one(run(1e6), "GS406")
+    assert finding.signal == "loss" and "targets" in finding.message
+    assert loud(run(1.0)) == []
+
+
+def test_a_monitor_looks_again_at_its_end() -> None:
+    """Between two full measurements the output dies; nothing but the last look can see it."""
+
+    def run(bias: float | None) -> Diagnosis:
+        model, batch = Positive(1.0), data()
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+        with gnnstab.Monitor(model, optimizer=optimizer, on_finding="ignore") as monitor:
+            for step in range(6):
+                if step == 3 and bias is not None:
+                    nn.init.constant_(model.out.bias, bias)
+                optimizer.zero_grad()
+                loss(model(batch), batch).backward()
+                optimizer.step()
+        return monitor.diagnose()
+
+    assert "GS701" in {f.code for f in loud(run(-60.0))}
+    assert loud(run(None)) == []
