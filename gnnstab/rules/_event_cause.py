@@ -129,9 +129,7 @@ def _of_loaded_weights(signals: Signals, name: str) -> Judged:
     return Judged("non-finite-data", why, MEND_FILE)
 
 
-MEND_FILE = (
-    "load an earlier checkpoint, in which this weight is finite, and train on under gnnstab.Monitor, which names what makes it so"
-)
+MEND_FILE = "load an earlier checkpoint, in which this weight is finite, and train on under gnnstab.Monitor, which names what makes it so"
 
 TOO_LATE = (
     "most of the network is non-finite: too late to show why. Look at an earlier state, or run the training under gnnstab.Monitor, which "

@@ -115,6 +115,9 @@ class NeverUpdatedParameter(Rule):
         ):
             severity = "info"
             which += "; they are a head behind all layers beside one that trains, as for another task or a later phase"
+        elif not known and _in_front(signals, worst.detail.get("parameters", ()), worst.detail.get("places", ())):
+            severity = "info"
+            which += "; they are whole modules in front of everything that trains, as of an encoder that was frozen on purpose"
         if self._several_kinds(signals):
             severity = "info"
             which += " (with several kinds of nodes the read-out may leave some relations out)"
@@ -337,6 +340,14 @@ def _registered_as_heads(signals: Signals, parameters: Sequence[str], places: Se
     whole = {name for name in order if name.partition(".")[0] in silent} == set(parameters)
     others = {name.partition(".")[0] for name in trained.intersection(behind)} - silent
     return bool(parameters) and whole and set(parameters) <= set(behind) and bool(others)
+
+
+def _in_front(signals: Signals, parameters: Sequence[str], places: Sequence[int]) -> bool:
+    """True for whole modules that an optimizer lists before every parameter that trains: a file cannot say whether they are frozen."""
+    trained = {str(s.detail.get("parameter", "")).partition(".")[0] for s in signals.find("optimizer.gradient_rms")}
+    silent = {name.partition(".")[0] for name in parameters}
+    first = sorted(places)[: len(parameters)] == list(range(len(parameters)))
+    return bool(parameters) and first and trained.isdisjoint(silent)
 
 
 def _trains(signals: Signals, layer: str) -> bool:

@@ -46,7 +46,10 @@ _DERIVATIVES: Mapping[str, str] = {
 _WITH_PRODUCER: Mapping[tuple[str, str], str] = {
     ("log", "sigmoid"): "write torch.nn.functional.logsigmoid(x) in place of log(sigmoid(x)); with targets, "
     "binary_cross_entropy_with_logits",
-    ("log", "softmax"): "write log_softmax in place of log(softmax(x)), or cross_entropy on the scores; where a mask makes p exactly 0, "
+    (
+        "log",
+        "softmax",
+    ): "write log_softmax in place of log(softmax(x)), or cross_entropy on the scores; where a mask makes p exactly 0, "
     "torch.special.entr(p) gives −p·log(p) with 0 there",
     ("log", "exp"): "log(exp(x)) is x; for a sum of exponentials use torch.logsumexp",
     (

@@ -32,7 +32,12 @@ def rows(seen: ForwardView, given: Mapping[str, Tensor]) -> Iterator[tuple[str, 
         if tensor.is_floating_point():
             bad = ~tensor.isfinite()
             if bool(bad.any()):
-                yield "place.non_finite", name, float(bad.sum()), {"rows": _rows(bad), "target": is_target(name), "minus_inf": bool(tensor[bad].isneginf().all())}
+                yield (
+                    "place.non_finite",
+                    name,
+                    float(bad.sum()),
+                    {"rows": _rows(bad), "target": is_target(name), "minus_inf": bool(tensor[bad].isneginf().all())},
+                )
             yield from _scale(seen, name, tensor, entries, size)
 
 
