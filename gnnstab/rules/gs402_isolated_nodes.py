@@ -18,8 +18,9 @@ class IsolatedNodes(Rule):
 
     ## What it sees
     The share of nodes of in-degree 0. In a layer with `root_weight=False` around which no identity path leads any share is an
-    error, where the gradient shows that the loss depends on the layer's output there; otherwise, and with the linear skip, it
-    is information, since such nodes keep a path that trains, or nobody asks for them.
+    error, where a backward shows that the loss reads those nodes; so are more than 5 % of them in layers without self-loops or
+    any other term of the node itself where all rows of the output are alike. Otherwise, and with the linear skip, it is
+    information, since such nodes keep a path that trains, or nobody asks for them.
 
     ## Why it is unstable
     Such a node's output is the linear skip and nothing else; with the beta gate about half of that (measured ×.51). With
@@ -49,17 +50,39 @@ class IsolatedNodes(Rule):
 
     share: float = threshold(0.05, unit="share of nodes", source="heuristic: ten times the share in healthy real data")
 
+    alike: float = threshold(1e-3, unit="‖X − mean‖/‖X‖", source="as GS704")
+
+    def _alone(self, signals: Signals) -> list[str]:
+        """Layers without a term of the node itself, in a network whose answers are all alike."""
+        ends = [s for s in signals.find("place.node_difference") if s.layer == "output"]
+        if not ends or largest(ends).value >= self.alike:
+            return []
+        return [
+            layer.name for layer in signals.attention_layers
+            if layer.get("add_self_loops") is False and not layer.get("residual") and not layer.identity_path
+        ]  # fmt: skip
+
     def check(self, signals: Signals) -> Iterator[Finding]:
         """Error where the output of such nodes is exactly 0, information above ``share``."""
         worst = largest(need_measured(signals, "degree.isolated_share"))
         bare = [layer.name for layer in signals.attention_layers if layer.get("root_weight") is False]
+        read = signals.find("place.isolated_read")
         silent = [name for name in bare if self._silent(signals, name)]
-        if worst.value > 0 and silent:
+        if worst.value > 0 and silent and (not read or largest(read).value > 0):
             yield self.finding(
                 f"{percent(worst.value)} of the nodes have no incoming edge and {names(silent)} has root_weight=False: its output "
                 "there is exactly 0 and carries no gradient. Set root_weight=True or add self-loops.",
                 severity="error",
                 limit=0.0,
+                signal=worst,
+            )
+        elif worst.value > self.share and (alone := self._alone(signals)):
+            yield self.finding(
+                f"{percent(worst.value)} of the nodes have no incoming edge, and {names(alone)} has no term of the node itself (neither self-loops "
+                "nor a skip): their output is the bias alone, and all rows of the model's output are alike. Look whether the edges point the "
+                "right way, add the reverse ones, or self-loops.",
+                severity="error",
+                limit=self.share,
                 signal=worst,
             )
         elif worst.value > 0 and bare:

@@ -34,7 +34,8 @@ class DeadUnits(Rule):
     LeakyReLU or GELU; a lower learning rate; set the bias of the linear skip back to 0.
 
     ## When it is wrong
-    With an activation that is no ReLU; such layers are left out where the activation is known. In deep networks whose nodes have
+    With an activation that is no ReLU; such layers are left out where the activation is known, and where nobody looked at what
+    follows, a layer without a channel above zero is information. In deep networks whose nodes have
     become equal about half of the channels are dead for that reason alone; the limit lies above.
 
     ## References
@@ -95,7 +96,11 @@ class DeadUnits(Rule):
                 )
 
     def _of_layers(self, signals: Signals, known: Set[str | None]) -> Iterator[Finding]:
-        candidates = [layer for layer in need_layers(signals) if layer.activation in (None, "relu")]
+        # Where every operation was looked at, a layer behind which no ReLU was found has none.
+        looked = bool(signals.find("place.rms"))
+        candidates = [
+            layer for layer in need_layers(signals) if layer.activation == "relu" or not (looked or layer.activation)
+        ]
         if not candidates:
             if known:
                 return
@@ -108,7 +113,7 @@ class DeadUnits(Rule):
                 yield self.finding(
                     f"{layer.name}: {percent(largest(own).value)} of its channels are zero or below on every node and dead{assumed}: no "
                     f"gradient passes. Use LeakyReLU, lower the learning rate, or reset the bias of {parts(layer, 'skip') or 'the layer'}.",
-                    severity="warning",
+                    severity="warning" if layer.activation else "info",
                     limit=self.share,
                     signal=largest(own),
                     confidence="high" if layer.activation else "medium",

@@ -16,7 +16,7 @@ from gnnstab.probe.batches.named_tensors import named_tensors
 from gnnstab.probe.layers._dense_softmax import Attended, Attending
 from gnnstab.probe.layers.layer_recorder import LayerRecorder, Plan
 from gnnstab.probe.state import State
-from gnnstab.probe.statistics.dense import MASKED, Rows, as_edges, product_scores
+from gnnstab.probe.statistics.dense import MASKED, Rows, as_edges, fused_softmax, product_scores
 from gnnstab.probe.statistics.layer import activation_measures, softmax_measures
 from gnnstab.probe.statistics.numbers import Measured
 from gnnstab.records import LayerFacts
@@ -264,7 +264,7 @@ def _sources(given: Any, target: Tensor) -> Tensor | None:
 
 def _of_fused(call: Any) -> tuple[Tensor, Tensor, int]:
     score = product_scores(call.query, call.key, call.mask, call.causal, call.scale)
-    return score, torch.softmax(score, -1), score.dim() - 1
+    return score, fused_softmax(score), score.dim() - 1
 
 
 def _edge_rows(seen: Sequence[SoftmaxCall]) -> Rows | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch_geometric.data.data import BaseData
 
 from gnnstab.errors import UsageError
+from gnnstab.randomness import deep_copy
 
 HOOK_TABLES = ("_hooks", "_hooks_with_kwargs", "_hooks_always_called")
 """Endings of the attribute names under which torch and torch_geometric keep hooks."""
@@ -56,12 +56,12 @@ def replica(model: nn.Module) -> nn.Module:
         for name, value in vars(module).items():
             if name.endswith(HOOK_TABLES) and isinstance(value, dict):
                 # The tables with flags (`_with_kwargs`) share the keys of the tables that hold the hooks.
-                memo[id(value)] = type(value)((k, copy.deepcopy(v, memo)) for k, v in value.items() if k in kept)
+                memo[id(value)] = type(value)((k, deep_copy(v, memo)) for k, v in value.items() if k in kept)
             elif name == "message":
                 memo[id(value)] = None
     memo.update(without_history(model))
     try:
-        twin = copy.deepcopy(model, memo)
+        twin = deep_copy(model, memo)
     except Exception as error:
         raise UsageError(f"{type(model).__name__} cannot be copied for a replay: {error}") from error
     for module in twin.modules():
@@ -100,7 +100,7 @@ def reason_against_a_copy(model: nn.Module) -> str:
             else:
                 memo.update({id(tensor): tensor for _, tensor in tensors_in(value)})
     try:
-        copy.deepcopy(model, memo)
+        deep_copy(model, memo)
     except Exception as error:
         return f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error})"
     return ""
