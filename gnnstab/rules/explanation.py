@@ -175,6 +175,15 @@ def _sharp_from_the_start(symptom: Finding, explanation: Finding, signals: Signa
     return sharp_from_the_start(signals, explanation.layer, AttentionExplosion.warn_entropy)
 
 
+def _grown_in_the_run(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    """Updates have made the weight wide: its first was as large as itself, or it began at less than half of its size."""
+    weight = f"{symptom.layer}.weight"
+    sizes = [s for s in signals.find("weight.rms") if s.detail.get("parameter") == weight and s.value > 0]
+    early = [s for s in signals.find("update.ratio") if s.detail.get("parameter") == weight and s.detail.get("early")]
+    grown = any(float(s.detail.get("first", s.value)) < s.value / 2 for s in sizes)
+    return symptom.signal == "place.gain" and (grown or any(s.value > 1 / 2 for s in early))
+
+
 def _behind_sums(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
     return explanation.signal == "place.post_norms"
 
@@ -247,6 +256,7 @@ LINKS: tuple[Link, ...] = (
     Link("GS104", "GS601", _always),
     Link("GS501", "GS601", _always),
     Link("GS603", "GS601", _always),
+    Link("GS201", "GS601", _grown_in_the_run),
     Link("GS701", "GS601", _always),
     Link("GS702", "GS601", _always),
     # A gradient that was cut off is not damped, it is absent.
