@@ -10,7 +10,7 @@ from gnnstab.baseline import read
 from gnnstab.records import Diagnosis
 from gnnstab.report import escape, summary
 from gnnstab.report.faces import spoken
-from gnnstab.report.numbers import compared
+from gnnstab.report.numbers import measured
 
 if TYPE_CHECKING:
     import os
@@ -99,9 +99,8 @@ def failure(diagnosis: Diagnosis, fail_on: str, broken: Sequence[limits.Violatio
     failing = diagnosis.at_least(fail_on)
     ordered = [f for f in summary.in_reading_order(diagnosis) if f in failing]
     for finding in ordered[:MOST]:
-        measured = f"{finding.signal} {compared(finding.value, finding.threshold, finding.unit)}".strip()
         lines.append(
-            f"{finding.severity} {finding.code} {finding.name} at {summary.where(finding, diagnosis)}: {measured}"
+            f"{finding.severity} {finding.code} {finding.name} at {summary.where(finding, diagnosis)}: {measured(finding)}"
         )
         lines.append(f"  {escape.sentence(finding.message)}")
     if len(ordered) > MOST:

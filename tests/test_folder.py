@@ -56,7 +56,7 @@ def test_of_many_some_are_probed_and_the_newest_always(folder: Path, monkeypatch
 def test_what_holds_for_many_files_is_told_once(folder: Path) -> None:
     (folder / "3.pt").write_bytes(b"epoch,loss\n1,2\n")
     notes = gnnstab.diagnose(folder, heads=1).target.notes
-    assert [n for n in notes if "unwrapped" in n] == [f"0.pt and {FILES - 2} more: unwrapped 'state_dict'"]
+    assert [n for n in notes if "entry" in n] == [f"0.pt and {FILES - 2} more: read from the entry 'state_dict'"]
     (left_out,) = [n for n in notes if "left out" in n]
     assert left_out.startswith("left out 3.pt: ") and "text file" in left_out
 

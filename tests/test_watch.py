@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import pty
 import re
@@ -10,6 +11,7 @@ import select
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +24,7 @@ from rich.console import Console
 import examples
 import gallery
 import runs
-from gnnstab.records import Diagnosis
+from gnnstab.records import Diagnosis, Series
 from gnnstab.watch import Snapshot, frame
 from gnnstab.watch._live import read
 from gnnstab.watch._sparkline import sparkline
@@ -57,7 +59,7 @@ def test_a_recorded_run_in_80_by_24(saturating: Snapshot) -> None:
     assert "inf" in third
     assert "×" in third
     assert "GS502" in text
-    assert "step 55 non-finite  net.conv3 score, made-here" in text
+    assert "step 55 non-finite  net.conv3 score, made here" in text
     assert shown[-1] == "q quits"
 
 
@@ -69,6 +71,18 @@ def test_the_worst_layer_stands_first(saturating: Snapshot) -> None:
     assert worst == sorted(worst, key="■▲● ".index)
     assert any("loss" in line for line in shown[:3]), "loss and rate stand above the layers"
     assert "lr 0.001" in shown[1]
+
+
+def test_a_layer_whose_last_number_is_none_comes_before_calm_ones() -> None:
+    names = [f"net.conv{i}" for i in range(3)]
+    ends = {"net.conv2": math.nan, "net.conv1": 0.2}
+    series = tuple(
+        Series("attention.entropy", name, None, np.array([0, 1]), np.array([0.9, ends.get(name, 0.9)]))
+        for name in names
+    )
+    shown = lines(snapshot(replace(gallery.run(), layers=(), signals=(), findings=(), events=(), series=series)), 100)
+    order = [match[1] for line in shown if (match := re.search(r"(net\.conv\d) ", line))]
+    assert order == ["net.conv2", "net.conv1", "net.conv0"]
 
 
 def test_numbers_of_the_frame_are_those_of_the_trace(saturating: Snapshot) -> None:

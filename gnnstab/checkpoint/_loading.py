@@ -112,11 +112,11 @@ def _prefixes(networks: list[Network], notes: list[str]) -> list[str]:
     """One prefix per network: nothing for a single one, else the part of the path that differs."""
     if len(networks) == 1:
         if networks[0].path:
-            notes.append(f"unwrapped '{'.'.join(networks[0].path)}'")
+            notes.append(f"read from the entry '{'.'.join(networks[0].path)}'")
         return [""]
     shared = _common_start([network.path for network in networks])
     if shared:
-        notes.append(f"unwrapped '{'.'.join(shared)}'")
+        notes.append(f"read from the entry '{'.'.join(shared)}'")
     names = [".".join(network.path[len(shared) :]) for network in networks]
     notes.append(f"{len(networks)} groups of tensors: {listed([repr(name) for name in names], 6)}")
     return [name + "." if name else "" for name in names]

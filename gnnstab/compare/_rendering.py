@@ -15,7 +15,7 @@ from gnnstab.errors import UsageError
 from gnnstab.records import Finding
 from gnnstab.report import escape, summary
 from gnnstab.report.console import printed
-from gnnstab.report.numbers import compared, count, number
+from gnnstab.report.numbers import count, measured, number
 from gnnstab.report.text_parts import relative_to, table
 from gnnstab.report.text_style import GREEN, HEADING, MUTED, RED, SEVERITY
 
@@ -136,9 +136,8 @@ def _limit(change: Change) -> str:
 
 
 def _finding(finding: Finding) -> Text:
-    measured = f"{finding.signal} {compared(finding.value, finding.threshold, finding.unit)}".strip()
     return Text.assemble(
         (f"{finding.severity:<8}", SEVERITY[finding.severity]),
         (f"{finding.code} {escape.name(finding.name)}", "bold"),
-        f"  {summary.where(finding)}: {measured}",
+        f"  {summary.where(finding)}: {measured(finding)}",
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from threading import get_ident
@@ -26,8 +26,8 @@ from gnnstab.probe.operations.explaining import Explainer
 from gnnstab.probe.operations.repeat import Objective
 from gnnstab.probe.overhead_budget import OverheadBudget
 from gnnstab.probe.places.surveys import Surveys
-from gnnstab.probe.replaying.replica import unwrap
-from gnnstab.probe.replaying.skipped_step import run_again
+from gnnstab.probe.replaying.replica import replica, unwrap
+from gnnstab.probe.replaying.skipped_step import SkippedForward, run_again
 from gnnstab.probe.schedule import Schedule
 from gnnstab.probe.state import State
 from gnnstab.records import Coverage, Event, Measure, StepRow
@@ -214,9 +214,8 @@ class Recorder:
 
     def settle(self) -> None:
         """Hand over the step whose numbers are still on their way, and wait for them."""
-        late, self._late = self._late, None
-        if late is not None:
-            self.state.error_guard.run("handing over a step", lambda: self._hand_over(late, moved=True))
+        if self._late is not None:
+            self.state.error_guard.run("handing over a step", self._hand_over_late)
 
     def end_step(
         self, *, lr: Number = None, scale: Number = None, skipped: Tensor | bool = False, moves: bool = False
@@ -266,17 +265,33 @@ class Recorder:
                 self.state.error_guard.run("the update", self._record_update)
 
     def _end_left_out(self, lr: Number, scale: Number, skipped: Tensor | bool, moves: bool) -> None:
-        step, norm = self.state.step, self._parameters.norm()
-        ended = self._ended(NO_STATS, lr, scale, skipped)
+        ended, far = self._ended(NO_STATS, lr, scale, skipped), self._parameters.far
+        norm = self._parameters.norm_on_device() if far else self._parameters.norm()
+        ended.leave_out(norm, self._forwards.skipped)
+        self._hand_over_late()
+        if not ended.waits:
+            self._hand_over(ended, moved=False)
+        elif self._parameters.save():
+            # On a device it is known one step later whether this one was finite; the weights that it had are kept for that.
+            self._late = ended
+        else:
+            self.budget.hold("the weights that a step on a device would be run again with are too large to be kept")
+            ended.leave_out(norm, ())
+            self._late = ended
+
+    def _hand_over_left_out(self, ended: PendingStep, forwards: Sequence[SkippedForward], moved: bool) -> None:
         loss, rate, factor, dropped = ended.result()
+        norm = ended.gradient_norm
         self.sent = EMPTY if norm is None else EMPTY._replace(gradient_norm=norm)
-        self.row = StepRow(step, ended.time, loss, rate, factor, norm, dropped)
+        self.row = StepRow(ended.step, ended.time, loss, rate, factor, norm, dropped)
         self.writer.step(self.row)
         bad = norm is not None and not math.isfinite(norm) and not dropped
         if bad or (loss is not None and not math.isfinite(loss)):
-            names = self._parameters.bad_gradients() if bad else []
-            again = partial(run_again, self.model, step=step, writer=self.writer, recorder=_full)
-            self._emit(self._detector.skipped_step(step, math.nan if loss is None else loss, names, again))
+            names = [] if not bad else ["a parameter"] if moved else self._parameters.bad_gradients()
+            twin = self._parameters.with_saved(replica(self.model)) if moved and forwards else None
+            again = partial(run_again, twin or self.model, step=ended.step, writer=self.writer, recorder=_full)
+            told = math.nan if loss is None else loss
+            self._emit(self._detector.skipped_step(ended.step, told, names, forwards, again, twin))
             self.budget.schedule.force()
 
     def _end(self, lr: Number, scale: Number, skipped: Tensor | bool, moves: bool) -> None:
@@ -286,14 +301,10 @@ class Recorder:
             self.notes.note_new_layers()
         if state.backward or moves:
             self._parameters.gradients(state.buffer)
-        ended, before = self._ended(state.send(), lr, scale, skipped), self._late
-        if before is not None:
-            self._late = None
-            self._hand_over(before, moved=True)
+        ended = self._ended(state.send(), lr, scale, skipped)
+        self._hand_over_late()
         if ended.waits:
             self._late = ended
-            if state.clock is not None and not self.held:
-                self.budget.hold("asking whether a step on a device was finite would wait for the device")
         else:
             self._hand_over(ended, moved=False)
         self.notes.write(self._step_writer)
@@ -311,8 +322,17 @@ class Recorder:
         now, inputs = time.monotonic() - self._start, dict(self._forwards.last)
         return PendingStep(self.state.step, now, sending, inputs, loss=self._loss, lr=lr, scale=scale, skipped=skipped)
 
+    def _hand_over_late(self) -> None:
+        """The step before this one, whose numbers have come from a device by now."""
+        before, self._late = self._late, None
+        if before is not None:
+            self._hand_over(before, moved=True)
+
     def _hand_over(self, ended: PendingStep, *, moved: bool) -> None:
         """Give the numbers of a step to the trace and look at them; ``moved``: the weights are no longer those of the step."""
+        if ended.forwards is not None:
+            self._hand_over_left_out(ended, ended.forwards, moved)
+            return
         loss, lr, scale, skipped = ended.result()
         self.sent = sent = self._step_writer.sites(ended.step, ended.stats.result(), scale or 1.0)
         self.row = StepRow(ended.step, ended.time, loss, lr, scale, sent.gradient_norm, skipped)

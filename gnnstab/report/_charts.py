@@ -164,7 +164,6 @@ def per_head(signals: Sequence[Signal], limits: Sequence[Limit]) -> Markup | Non
     name, row, left, width = shown[0].name, 20.0, 46.0, 440.0
     height = row * len(shown) + 30
     axis = axis_of(name, [s.value for s in shown], left, width - 12)
-    zones = [_zone(axis, limit, 2, height - 24) for limit in limits if axis.low < limit.value < axis.high]
     dots = [
         join(
             [
@@ -178,26 +177,33 @@ def per_head(signals: Sequence[Signal], limits: Sequence[Limit]) -> Markup | Non
     words = ", ".join(f"head {s.head} {short(s.value)}" for s in shown)
     stems = rules([10 + row * i for i in range(len(shown))], axis.start, axis.stop, "stem")
     return drawing(
-        width, height, *zones, stems, _bottom_ticks(axis, height - 22), *dots, label=f"{name} per head: {words}"
+        width,
+        height,
+        zones(axis, limits, 2, height - 24),
+        stems,
+        _bottom_ticks(axis, height - 22),
+        *dots,
+        label=f"{name} per head: {words}",
     )
 
 
-def _zone(axis: Axis, limit: Limit, top: float, bottom: float) -> Markup:
-    edge = axis(limit.value)
-    start, stop = (axis.start, edge) if limit.side == "below" else (edge, axis.stop)
-    return join(
-        [
-            tag(
-                "rect",
-                x=start,
-                y=top,
-                width=max(stop - start, 0.0),
-                height=bottom - top,
-                class_=f"zone {limit.severity}",
-            ),
-            tag("line", x1=edge, x2=edge, y1=top, y2=bottom, class_="limit"),
-        ]
+def zone(axis: Axis, limit: Limit, near: float, far: float, *, upright: bool = False) -> Markup | None:
+    """The unhealthy side of a limit that lies inside the axis, shaded from pixel ``near`` to ``far`` across it."""
+    if not axis.low < limit.value < axis.high:
+        return None
+    edge, end = axis(limit.value), axis.start if limit.side == "below" else axis.stop
+    along, deep = (min(edge, end), abs(end - edge)), (near, far - near)
+    (x, width), (y, height) = (deep, along) if upright else (along, deep)
+    line = (
+        {"x1": near, "x2": far, "y1": edge, "y2": edge} if upright else {"x1": edge, "x2": edge, "y1": near, "y2": far}
     )
+    shade = tag("rect", x=x, y=y, width=width, height=height, class_=f"zone {limit.severity}")
+    return join([shade, tag("line", **line, class_=f"limit {limit.severity}")])
+
+
+def zones(axis: Axis, limits: Sequence[Limit], near: float, far: float, *, upright: bool = False) -> Markup:
+    """The `zone` of every limit that the axis shows."""
+    return join(z for limit in limits if (z := zone(axis, limit, near, far, upright=upright)) is not None)
 
 
 def _bottom_ticks(axis: Axis, y: float) -> Markup:
@@ -296,7 +302,6 @@ def before_after(change: BeforeAfter) -> Markup | None:
         return None
     signal, shown = change.fix.signal, [before, after, *(m.value for m in change.limits)]
     axis = axis_of(signal, shown, 14, 426, linear=min(before, after) <= 0)
-    zones = [_zone(axis, m, 22, 46) for m in change.limits if axis.low < m.value < axis.high]
     x0, x1, y = axis(before), axis(after), 34
     apart = abs(x1 - x0) > 120  # both captions fit side by side, wherever they are anchored
     first, second = f"before {short(before)}", f"after {short(after)}"
@@ -305,7 +310,7 @@ def before_after(change: BeforeAfter) -> Markup | None:
     return drawing(
         440,
         92,
-        *zones,
+        zones(axis, change.limits, 22, 46),
         tag("line", x1=x0, x2=x1, y1=y, y2=y, class_="move"),
         tag("circle", cx=x0, cy=y, r=5, class_="mark hollow"),
         tag("circle", cx=x1, cy=y, r=5, class_=f"mark {status(after, change.limits) or 'good'}"),

@@ -19,7 +19,7 @@ from gnnstab.records.vocabulary import (
     PRECISION_FP16_HEADROOM,
     SCORE_MAX_ABS,
 )
-from gnnstab.report._charts import mark, side_ticks
+from gnnstab.report._charts import mark, side_ticks, zones
 from gnnstab.report.escape import apart, shorten
 from gnnstab.report.evidence import MODEL, Evidence, Limit, Profile, worst
 from gnnstab.report.scales import axis_of, status
@@ -112,26 +112,13 @@ def _draw(panel: _Panel, names: Sequence[str], x: Sequence[float]) -> Markup:
         label(panel.title, LEFT, top - 8, "panel-title"),
         label(SIGNALS[profile.name].unit, RIGHT, top - 8, "tick unit", "end"),
         side_ticks(axis, 4, LEFT, RIGHT),
-        *(_band(axis, limit) for limit in panel.limits if axis.low < limit.value < axis.high),
+        zones(axis, panel.limits, LEFT, RIGHT, upright=True),
         *_whiskers(profile, order, x, axis),
-        _line(values, x, axis),
+        line_through(Axis(LEFT, RIGHT, LEFT, RIGHT), axis, np.array(x), values, "line"),
         *_marks(values, x, axis, panel.limits),
         *_broken(panel.broken, names, x, top),
     ]
     return join(parts)
-
-
-def _band(axis: Axis, limit: Limit) -> Markup:
-    edge, end = axis(limit.value), axis.start if limit.side == "below" else axis.stop
-    zone = tag(
-        "rect", x=LEFT, y=min(edge, end), width=RIGHT - LEFT, height=abs(end - edge), class_=f"zone {limit.severity}"
-    )
-    return join([zone, tag("line", x1=LEFT, x2=RIGHT, y1=edge, y2=edge, class_=f"limit {limit.severity}")])
-
-
-def _line(values: np.ndarray, x: Sequence[float], axis: Axis) -> Markup:
-    pixels = Axis(LEFT, RIGHT, LEFT, RIGHT)
-    return line_through(pixels, axis, np.array(x), values, "line")
 
 
 def _whiskers(profile: Profile, order: Sequence[int], x: Sequence[float], axis: Axis) -> list[Markup]:

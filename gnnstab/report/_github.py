@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from gnnstab.records import Diagnosis, Finding
 from gnnstab.report import escape, summary
-from gnnstab.report.numbers import compared
+from gnnstab.report.numbers import measured
 
 COMMANDS = {"error": "error", "warning": "warning", "info": "notice"}
 
@@ -35,10 +35,7 @@ def _command(diagnosis: Diagnosis, finding: Finding) -> str:
         properties = {"file": diagnosis.target.path, **properties}
     listed = ",".join(f"{key}={_property(value)}" for key, value in properties.items())
     place = summary.where(finding, diagnosis)
-    measured = f"{finding.signal} {compared(finding.value, finding.threshold, finding.unit)}".strip()
-    return (
-        f"::{COMMANDS[finding.severity]} {listed}::{_data(f'{place}: {measured}. {escape.sentence(finding.message)}')}"
-    )
+    return f"::{COMMANDS[finding.severity]} {listed}::{_data(f'{place}: {measured(finding)}. {escape.sentence(finding.message)}')}"
 
 
 def _data(text: str) -> str:

@@ -12,7 +12,7 @@ from xml.etree import ElementTree as ET
 from gnnstab.records import SEVERITIES, Diagnosis, Finding, RuleStatus
 from gnnstab.report import _rulebook as rulebook
 from gnnstab.report import escape, summary
-from gnnstab.report.numbers import compared
+from gnnstab.report.numbers import measured
 
 LONGEST_NAME = 200
 
@@ -103,9 +103,9 @@ def _element(code: str, name: str, place: str) -> ET.Element:
 
 
 def _line(diagnosis: Diagnosis, finding: Finding) -> str:
-    measured = f"{finding.signal} {compared(finding.value, finding.threshold, finding.unit)}".strip()
     return _text(
-        f"{finding.severity}: {summary.where(finding, diagnosis)}: {measured}. {escape.sentence(finding.message)}", 3000
+        f"{finding.severity}: {summary.where(finding, diagnosis)}: {measured(finding)}. {escape.sentence(finding.message)}",
+        3000,
     )
 
 

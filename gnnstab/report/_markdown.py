@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from gnnstab.records import Cause, Diagnosis, Finding
 from gnnstab.report import escape, summary
 from gnnstab.report._extremes import extremes
-from gnnstab.report.numbers import compared, count, number
+from gnnstab.report.numbers import count, measured, number
 from gnnstab.report.summary import Told
 
 MOST_FINDINGS = 50
@@ -110,13 +110,12 @@ def _finding(diagnosis: Diagnosis, finding: Finding, message: str) -> tuple[str,
     worst = summary.worst_head(diagnosis, finding)
     where += f" worst head {worst}" if worst is not None else "" if finding.head is None else f" head {finding.head}"
     where += "" if finding.step is None else f" step {finding.step}"
-    measured = text(f"{finding.signal} {compared(finding.value, finding.threshold, finding.unit)}".strip())
     after = f" (follows from {text(finding.explained_by)})" if finding.explained_by else ""
     return (
         _MARKS[finding.severity],
         f"{text(finding.code)} {text(finding.name)}",
         where,
-        measured,
+        text(measured(finding)),
         (text(message) or "as above") + after,
     )
 

@@ -15,7 +15,7 @@ from gnnstab.records import Diagnosis, Finding, Suppressed
 from gnnstab.report import _rulebook as rulebook
 from gnnstab.report import escape, summary
 from gnnstab.report._sarif_parts import LEVELS, artifact_uri, descriptor, message, plain
-from gnnstab.report.numbers import compared
+from gnnstab.report.numbers import measured
 
 SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 
@@ -69,12 +69,11 @@ def _suppressed(diagnosis: Diagnosis, item: Suppressed, position: dict[str, int]
 
 
 def _result(diagnosis: Diagnosis, finding: Finding, position: dict[str, int], root: str) -> dict[str, Any]:
-    measured = f"{finding.signal} {compared(finding.value, finding.threshold, finding.unit)}".strip()
     return {
         "ruleId": finding.code,
         "ruleIndex": position[finding.code],
         "level": LEVELS[finding.severity],
-        "message": {"text": message(f"{finding.message} ({summary.where(finding, diagnosis)}: {measured})")},
+        "message": {"text": message(f"{finding.message} ({summary.where(finding, diagnosis)}: {measured(finding)})")},
         "locations": [_location(diagnosis, finding, root)],
         # GitHub follows an alert by this key alone; without it the key would be computed from a line of the checkpoint.
         "partialFingerprints": {

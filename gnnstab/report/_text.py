@@ -12,12 +12,12 @@ from rich.padding import Padding
 from rich.text import Text
 
 from gnnstab.records import Diagnosis
-from gnnstab.report import escape, summary
+from gnnstab.report import summary
 from gnnstab.report._text_layers import coverage, layers
-from gnnstab.report._text_short import one_line, short
+from gnnstab.report._text_short import closing, one_line, opening, short
 from gnnstab.report.console import WIDEST, printed
 from gnnstab.report.text_parts import advice, causes, changes, findings
-from gnnstab.report.text_style import HEADING, MUTED, RED, STATE
+from gnnstab.report.text_style import HEADING
 
 
 def render(
@@ -68,31 +68,7 @@ def _report(diagnosis: Diagnosis, width: int, verbose: bool, single: bool) -> Re
         return one_line(diagnosis, width)
     if not verbose:
         return short(diagnosis, width)
-    return Group(
-        _first_line(diagnosis, width), _target(diagnosis), *_first_break(diagnosis), *_sections(diagnosis, width)
-    )
-
-
-def _first_line(diagnosis: Diagnosis, width: int) -> Text:
-    word, rest = summary.verdict(diagnosis)
-    if len(word) + 2 + len(rest) > width:
-        word, rest = summary.verdict(diagnosis, short=True)
-    return Text.assemble((word, STATE[summary.state(diagnosis)]), "  ", (rest, "bold"))
-
-
-def _target(diagnosis: Diagnosis) -> Text:
-    run = [diagnosis.target.kind]
-    precision = diagnosis.context.get("precision")
-    if precision:
-        run.append(escape.name(str(precision), 20))
-    return Text(f"{escape.name(diagnosis.target.path, 90)} ({', '.join(run)})", style=MUTED)
-
-
-def _first_break(diagnosis: Diagnosis) -> Iterator[Text]:
-    """Where a number first stopped being one: what an engineer with a NaN wants to know before all else."""
-    event = summary.first_non_finite(diagnosis)
-    if event is not None:
-        yield Text.assemble(("First non-finite value: ", f"bold {RED}"), escape.sentence(summary.event_place(event)))
+    return Group(*opening(diagnosis, width), *_sections(diagnosis, width), Text(), *closing(diagnosis, width))
 
 
 def _sections(diagnosis: Diagnosis, width: int) -> Iterator[RenderableType]:

@@ -61,6 +61,18 @@ def short(diagnosis: Diagnosis, width: int) -> RenderableType:
     return Group(*head, *body[:room], *unseen, *last)
 
 
+def opening(diagnosis: Diagnosis, width: int) -> list[Text]:
+    """The first lines of the long report: the verdict, and where a number first stopped being one."""
+    event = next((entry for entry in _began(diagnosis) if entry.label == "began"), None)
+    return [_head(diagnosis, width), *(event.rows(width) if event else [])]
+
+
+def closing(diagnosis: Diagnosis, width: int) -> list[Text]:
+    """The last line of the long report: all that was found, in as many lines as it takes."""
+    word, rest = summary.verdict(diagnosis)
+    return _wrapped(Text(f"{word}: {rest}", "bold"), width)
+
+
 def _body(diagnosis: Diagnosis, room: int, longest: int, width: int) -> tuple[list[Text], bool]:
     """Causes with reasons of at most ``longest`` characters, changes and findings; and whether all of it has room."""
     body: list[Text] = []

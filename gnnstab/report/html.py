@@ -144,7 +144,7 @@ def _causes(diagnosis: Diagnosis, anchors: Anchors, told: summary.Told) -> list[
             "fixes": [anchor for i in range(len(cause.fixes)) if (anchor := anchors.fixes.get((cause.cause, i)))],
             **_card(cause, diagnosis, anchors),
         }
-        for cause in sorted(diagnosis.causes, key=lambda cause: cause.status != "root-cause")
+        for cause in (*diagnosis.root_causes(), *(c for c in diagnosis.causes if c.status != "root-cause"))
         if cause not in quiet
     ]
 
@@ -165,7 +165,8 @@ def _card(cause: Cause, diagnosis: Diagnosis, anchors: Anchors) -> dict[str, Any
 
 
 def _by_status(diagnosis: Diagnosis) -> list[Cause]:
-    return sorted(diagnosis.causes, key=lambda cause: summary.CAUSE_ORDER.index(cause.status))
+    others = (cause for cause in diagnosis.causes if cause.status != "root-cause")
+    return [*diagnosis.root_causes(), *sorted(others, key=lambda cause: summary.CAUSE_ORDER.index(cause.status))]
 
 
 def _fixes(evidence: Evidence, anchors: Anchors) -> list[dict[str, Any]]:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gnnstab.records import Finding
 
 
 def number(value: float | None) -> str:
@@ -36,3 +40,8 @@ def compared(value: float, threshold: float, unit: str) -> str:
     if left == right and sign in "<>":  # three digits hide on which side it lies
         left, right = f"{value:.6g}", f"{threshold:.6g}"
     return f"{left} {sign} {right} {unit}".rstrip()
+
+
+def measured(finding: Finding) -> str:
+    """``attention.entropy 0.229 < 0.35 fraction of ln(in-degree)``: the signal of a finding beside its limit."""
+    return f"{finding.signal} {compared(finding.value, finding.threshold, finding.unit)}".strip()

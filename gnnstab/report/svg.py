@@ -133,6 +133,8 @@ def _decades(low: float, high: float, most: int) -> tuple[float, ...]:
     for parts in ((1, 2, 5), (1, 3), (1,)):
         ticks = [m * 10.0**k for k in range(first, last + 1) for m in parts]
         inside = tuple(t for t in ticks if low * (1 - 1e-9) <= t <= high * (1 + 1e-9))
+        if len(inside) < 2:
+            return _linear_ticks(low, high, most)  # too narrow for round steps
         if len(inside) <= most:
             return inside
     return inside[:: math.ceil(len(inside) / most)]

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from gnnstab.records import Cause, Diagnosis, Finding, FixAdvice
 from gnnstab.report import escape, summary
-from gnnstab.report.numbers import compared, number
+from gnnstab.report.numbers import measured, number
 from gnnstab.report.summary import Told
 from gnnstab.report.text_style import CAUSE, MUTED, SEVERITY, VERDICT
 
@@ -112,8 +112,7 @@ def _alike(diagnosis: Diagnosis, found: list[Finding], told: Told) -> Iterator[R
 
 
 def _place(diagnosis: Diagnosis, finding: Finding) -> Text:
-    measured = f"{finding.signal} {compared(finding.value, finding.threshold, finding.unit)}".strip()
-    place = Text.assemble((summary.where(finding, diagnosis), "bold"), f": {measured}")
+    place = Text.assemble((summary.where(finding, diagnosis), "bold"), f": {measured(finding)}")
     if finding.confidence != "high":
         place.append(f" ({finding.confidence} confidence)", style=MUTED)
     return place

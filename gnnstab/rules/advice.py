@@ -149,7 +149,7 @@ def _learning_rate(codes: set[str], signals: Signals) -> Iterator[Advice]:
     if codes & {"GS301", "GS302", "GS401", "GS601"}:
         yield Advice(
             "W9",
-            "lower the learning rate by 0.7",
+            "multiply the learning rate by 0.7",
             f"that changes little{_scores(signals)}: measured end max|s| 9.5 against 10.3; if the step is too large, divide by 3",
         )
 

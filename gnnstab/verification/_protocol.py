@@ -284,10 +284,11 @@ class _Plan:
     def _arms(self) -> str:
         measured = ", measured after a short training" if self.after_training else ""
         extended = len(self.trained_seeds) > len(self.seeds)
-        more = f"; {len(self.trained_seeds)} trainings each, since {self.asked} decided nothing" if extended else ""
+        more = f"; {self.asked} seeds did not decide, so {len(self.trained_seeds)} were trained" if extended else ""
         if self.fresh:
             how = how_initialised(self.setting.model, self.setting.factory)
-            return f"Compared: {len(self.seeds)} pairs of fresh twins with and without it, {how}{measured}{more}"
+            pairs = "1 pair" if len(self.seeds) == 1 else f"{len(self.seeds)} pairs"
+            return f"Compared: {pairs} of fresh twins with and without it, {how}{measured}{more}"
         once = ", once: every seed gives the same training" if self.repeats else ""
         return f"Compared: the current weights with and without it{measured}{once}{more}"
 

@@ -20,7 +20,7 @@ from gnnstab.records.vocabulary import (
     SCORE_MAX_ABS,
 )
 from gnnstab.report import escape, summary
-from gnnstab.report.evidence import Evidence, worst
+from gnnstab.report.evidence import Evidence, Limit, worst
 from gnnstab.report.numbers import number
 from gnnstab.report.scales import status
 from gnnstab.watch._snapshot import Snapshot
@@ -147,7 +147,13 @@ def _chosen(evidence: Evidence, layers: list[str], rows: int) -> list[str]:
     """The layers that fit, the worst first, those alike in order of depth."""
     order = {layer: i for i, layer in enumerate(layers)}
     rank = {s: -i for i, s in enumerate(SEVERITIES, start=1)} | {"": 0}
-    found = sorted(layers, key=lambda n: (rank[worst(evidence.findings_by_layer.get(n, ()))], order[n]))
+
+    def key(layer: str) -> tuple[int, int, int]:
+        numbers = [s for s in evidence.growth(layer) if s.name in COLUMNS]
+        tones = [rank[_tone(s.values, evidence.limits(s.name))] for s in numbers]
+        return rank[worst(evidence.findings_by_layer.get(layer, ()))], min(tones, default=0), order[layer]
+
+    found = sorted(layers, key=key)
     return found if len(found) <= rows else found[: max(1, rows - 1)]
 
 
@@ -163,11 +169,16 @@ def _layer_line(
     for signal in COLUMNS[:columns]:
         series = recorded.get(signal)
         values = _values(series)
-        bad = bool(len(values)) and not np.isfinite(values[-1])
-        tone = "error" if bad else status(float(values[-1]), evidence.limits(signal)) if len(values) else ""
-        line.append(_last(series).rjust(7) + " ", style=STYLES[tone])
+        line.append(_last(series).rjust(7) + " ", style=STYLES[_tone(values, evidence.limits(signal))])
         line.append(sparkline(values, cell - 10, ascii_only=ascii_only) + "  ", style="cyan")
     return line
+
+
+def _tone(values: np.ndarray[tuple[int, ...], np.dtype[np.float64]], limits: Sequence[Limit]) -> str:
+    """The severity that the last value alone speaks of; no number at all is an error."""
+    if not len(values):
+        return ""
+    return status(float(values[-1]), limits) if np.isfinite(values[-1]) else "error"
 
 
 def _values(series: Series | None) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
@@ -197,7 +208,9 @@ def _event_line(event: Event) -> Text:
     if event.layer:
         line.append(f"  {escape.name(event.layer, 30)}")
     if event.stage:
-        line.append(f" {', '.join(escape.name(word, 30) for word in (event.stage, event.origin) if word)}")
+        line.append(
+            f" {', '.join(escape.name(word.replace('-', ' '), 30) for word in (event.stage, event.origin) if word)}"
+        )
     return line.append(f"  {escape.sentence(event.message)}")
 
 

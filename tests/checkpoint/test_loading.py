@@ -42,7 +42,7 @@ def test_the_format_before_torch_1_6(saved: Save, state: State) -> None:
 def test_one_container(key: str, saved: Save, state: State) -> None:
     checkpoint = load(saved({"epoch": 7, key: OrderedDict(state), "best": torch.tensor(0.5)}))
     assert list(checkpoint.tensors) == list(state)
-    assert f"unwrapped '{key}'" in checkpoint.notes
+    assert f"read from the entry '{key}'" in checkpoint.notes
     assert "left out: best" in _said(checkpoint)
     assert checkpoint.progress == {"epoch": 7}
 
@@ -95,7 +95,7 @@ def test_several_networks_keep_a_prefix(saved: Save, state: State) -> None:
     assert list(checkpoint.networks) == ["actor", "critic"]
     assert len(recover(checkpoint).layers) == 4
     assert recover(checkpoint).layers[2].name == "critic.convs.0"
-    assert "unwrapped 'models'" in checkpoint.notes
+    assert "read from the entry 'models'" in checkpoint.notes
     assert "2 groups of tensors: 'actor', 'critic'" in checkpoint.notes
 
 

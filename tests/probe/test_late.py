@@ -16,6 +16,7 @@ from torch_geometric.nn import TransformerConv
 import gnnstab
 from gnnstab.errors import GnnstabWarning
 from gnnstab.probe.buffering import device_copy
+from gnnstab.probe.layers import parameters
 from gnnstab.probe.recorder import Recorder
 from gnnstab.records import SeriesKey
 from gnnstab.trace import Trace, TraceWriter
@@ -64,10 +65,11 @@ def run(
     return monitor, Trace.open(trace)
 
 
-def rows(trace: Trace) -> dict[SeriesKey, list[tuple[Any, ...]]]:
+def rows(trace: Trace) -> dict[SeriesKey, tuple[Any, ...]]:
+    """What stands in a series, however many steps each of its rows spans: a slow machine closes rows early."""
     return {
-        key: [tuple(row[name] for name in ("step", "span", "minimum", "maximum", "count")) for row in array]
-        for key, array in trace.sites().items()
+        key: (a["span"].sum(), a["minimum"].min(), a["maximum"].max(), a["count"].sum())
+        for key, a in trace.sites().items()
     }
 
 
@@ -76,7 +78,7 @@ def test_what_comes_late_is_what_would_have_come_at_once(tmp_path: Path, monkeyp
     monkeypatch.setattr(device_copy, "is_on_host", lambda tensor: False)
     _, late = run(tmp_path / "b.gnnstab", schedule=3)
     assert rows(late) == rows(at_once)
-    for key, array in at_once.sites().items():
+    for key, array in at_once.sites(site="score").items():
         assert np.allclose(late.sites()[key]["rms"], array["rms"], rtol=1e-6), key
     assert [row.step for row in late.steps()] == list(range(6))
     for one, other in zip(late.steps(), at_once.steps(), strict=True):
@@ -155,11 +157,50 @@ def test_a_validation_belongs_to_the_step_before_it(distant: bool, monkeypatch: 
     assert measure.step == 2
 
 
-def test_on_a_device_no_step_is_left_out_and_the_trace_says_why(far: None, tmp_path: Path) -> None:
-    with pytest.warns(GnnstabWarning, match="would wait for the device"):
-        _, trace = run(tmp_path / "run.gnnstab", steps=12, budget=0.001)
-    assert "would wait for the device" in trace.meta["schedule"]
-    assert all(array["span"].sum() == 12 for key, array in trace.sites(site="output").items())
+def left_out(device: str = "cpu") -> tuple[Any, Trace]:
+    """A step that is left out meets a NaN in the data, and the update has spoilt the weights before anybody knows."""
+    torch.manual_seed(1)
+    model, (x, *rest) = Net().to(device), batch(device)
+    bad = x.clone()
+    bad[5, 1] = math.nan
+
+    def one_step(x: Tensor) -> None:
+        model.zero_grad()
+        model(x, *rest).square().mean().backward()
+        recorder.end_step(moves=True)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter -= 1e-3 * parameter.grad
+        recorder.after_update()
+
+    with TraceWriter(None) as writer, Recorder(model, writer, full_every=0, budget=1e-6) as recorder:
+        while recorder.state.light:
+            one_step(x)
+        step = recorder.step
+        one_step(bad)
+        one_step(x)
+        assert not [event.message for event in recorder.events if event.kind == "tool-failure"]
+        event, trace = recorder.events[0], writer.read()
+        assert event.step == step
+        assert not recorder.held
+    return event, trace
+
+
+def test_a_left_out_step_is_run_again_with_the_weights_that_it_had(far: None) -> None:
+    event, trace = left_out()
+    assert (event.stage, event.origin, event.nodes) == ("input", "came-in", (5,))
+    (rows,) = trace.sites("first", "input").values()
+    at = list(rows["step"]).index(event.step)
+    assert math.isnan(rows["maximum"][at])
+
+
+def test_weights_too_large_to_be_kept_have_every_step_recorded(
+    far: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(parameters, "LARGEST_SAVED", 100)
+    with pytest.warns(GnnstabWarning, match="too large to be kept"):
+        _, trace = run(tmp_path / "run.gnnstab", steps=60, budget=0.001)
+    assert "too large to be kept" in trace.meta["schedule"]
 
 
 def test_the_run_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -229,3 +270,10 @@ def test_a_captured_graph_is_named_as_blind() -> None:
             with warnings.catch_warnings(), torch.cuda.graph(graph):
                 model(*arguments)
         assert any("CUDA graph" in blind.reason for blind in recorder.state.blinds())
+
+
+@pytest.mark.gpu
+@CUDA
+def test_a_step_that_a_device_left_out_is_run_again() -> None:
+    event, _ = left_out("cuda")
+    assert (event.stage, event.origin, event.nodes) == ("input", "came-in", (5,))

@@ -224,7 +224,9 @@ def test_the_verdict_never_calls_healthy_what_was_not_seen(
 
 
 def test_all_causes_with_their_status(diagnosis: Diagnosis, page: Page) -> None:
-    for i, cause in enumerate(sorted(diagnosis.causes, key=lambda cause: cause.status != "root-cause")):
+    others = [cause for cause in diagnosis.causes if cause.status != "root-cause"]
+    for i, cause in enumerate([*diagnosis.root_causes(), *others]):
+        assert cause.cause in page.by_id[f"cause-{i}"].casefold()
         assert cause.status.replace("-", " ") in page.by_id[f"cause-{i}"]
 
 

@@ -103,7 +103,7 @@ def test_a_calm_verdict_that_does_not_cover_everything_is_not_called_stable() ->
 
 def test_where_the_first_nan_was_made_stands_at_the_top() -> None:
     top = " ".join(" ".join(lines(examples.nan_values())[:5]).split())
-    assert "first non-finite value: gnn_base.gnn.gnn2.1, stage score, head 2, node 5, step 17, made here" in top
+    assert "first non-finite value: gnn_base.gnn.gnn2.1, stage score, head 2, target node 5, step 17, made here" in top
 
 
 def test_root_causes_come_before_their_symptoms() -> None:

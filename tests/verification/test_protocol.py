@@ -324,7 +324,7 @@ def test_trainings_that_leave_it_open_are_repeated_from_as_many_seeds_again(monk
         model, "pre-norm-residual", batch=random_batch(24, 4, 8), seeds=3, steps=2, progress=lambda p: seen.append(p)
     )
     assert verdict.seeds == 6
-    assert "; 6 trainings each, since 3 decided nothing" in verdict.arms
+    assert "; 3 seeds did not decide, so 6 were trained" in verdict.arms
 
 
 def test_a_learning_rate_is_judged_from_fresh_weights_by_the_median_over_all_matrices():

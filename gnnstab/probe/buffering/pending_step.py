@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -10,6 +11,9 @@ from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 from gnnstab.probe.buffering import device_copy
 from gnnstab.probe.buffering.device_copy import DeviceCopy
 from gnnstab.probe.buffering.stats_buffer import PendingStats
+
+if TYPE_CHECKING:
+    from gnnstab.probe.replaying.skipped_step import SkippedForward
 
 Number = Tensor | float | None
 """A tensor of one entry, which may be on a device."""
@@ -29,7 +33,7 @@ class PendingStep:
         skipped: True, or an entry above 0, when a GradScaler skipped it.
     """
 
-    __slots__ = ("_lr", "_scale", "_skipped", "inputs", "loss", "stats", "step", "time")
+    __slots__ = ("_lr", "_norm", "_scale", "_skipped", "forwards", "inputs", "loss", "stats", "step", "time")
 
     def __init__(
         self, step: int, time: float, stats: PendingStats, inputs: Mapping[str, ForwardInputs], *, loss: Number, lr: Number,
@@ -43,11 +47,24 @@ class PendingStep:
         self._lr = _sent(lr)
         self._scale = _sent(scale)
         self._skipped = _sent(skipped)
+        self._norm: DeviceCopy | float | None = None
+        self.forwards: tuple[SkippedForward, ...] | None = None
+        """Of a step that was left out, what it takes to run it again; None for a recorded one."""
+
+    def leave_out(self, norm: Number, forwards: Sequence[SkippedForward]) -> None:
+        """Of a step that was left out, all that was looked at: the norm of its gradients."""
+        self._norm = _sent(norm)
+        self.forwards = tuple(forwards)
+
+    @property
+    def gradient_norm(self) -> float | None:
+        """L2 norm of all gradients of a step that was left out; None without any."""
+        return _landed(self._norm)
 
     @property
     def waits(self) -> bool:
         """True when reading it now would wait for a device."""
-        numbers = (self.loss, self._lr, self._scale, self._skipped)
+        numbers = (self.loss, self._lr, self._scale, self._skipped, self._norm)
         return self.stats.waits or any(isinstance(number, DeviceCopy) for number in numbers)
 
     def tell(self, loss: Number) -> None:

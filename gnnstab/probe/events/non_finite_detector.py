@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from gnnstab.errors import UsageError
@@ -77,26 +78,35 @@ class NonFiniteDetector:
         inputs: Mapping[str, ForwardInputs] | None = None,
         *,
         moved: bool = False,
+        twin: nn.Module | None = None,
     ) -> Event | None:
         """The event of a step whose numbers are not all finite, if it is the first of its kind.
 
         ``inputs`` are those of the step (those of the latest forward when omitted). ``moved`` says that an update has
-        moved the weights since: where they are not finite either, nothing can be run again with them.
+        moved the weights since: where they are not finite either, nothing can be run again with them, unless ``twin`` has
+        the weights of the step.
         """
         inputs = self._forwards.last if inputs is None else inputs
         view = non_finite_event.StepView.of(step, sent, list(self._state.fired))
         if view.forward_bad():
             if self._first("forward"):
-                weights = self._parameters.non_finite()
+                weights = self._parameters.non_finite() if twin is None else bad_parameters(twin)
                 lost = _LOST if moved and weights else ""
-                event = non_finite_event.forward_event(view, self._model, inputs, weights, lost, self._from_start)
+                model = self._model if twin is None else twin
+                event = non_finite_event.forward_event(view, model, inputs, weights, lost, self._from_start)
                 return self._with_bundle(self._explained(event, inputs, lost), inputs, moved)
         elif view.gradients_bad() and not skipped and self._first("gradient"):
             return self._with_bundle(self._explained(non_finite_event.gradient_event(view), inputs), inputs, moved)
         return None
 
     def skipped_step(
-        self, step: int, loss: float, bad: Sequence[str], again: Callable[[SkippedForward], StepRows]
+        self,
+        step: int,
+        loss: float,
+        bad: Sequence[str],
+        forwards: Iterable[SkippedForward],
+        again: Callable[[SkippedForward], StepRows],
+        twin: nn.Module | None = None,
     ) -> Event | None:
         """The event of a step that was left out and whose loss, or whose gradients ``bad``, are not finite.
 
@@ -106,7 +116,7 @@ class NonFiniteDetector:
             return None
         self._reruns += 1
         note = "none of its forward passes was kept"
-        for kept in self._forwards.skipped:
+        for kept in forwards:
             try:
                 sent = again(kept)
             except UsageError as error:
@@ -114,7 +124,7 @@ class NonFiniteDetector:
                 continue
             note = "run again, everything was finite"
             self._forwards.last[kept.inputs.mode] = kept.inputs
-            event = None if sent.finite else self.step(step, sent, False)
+            event = None if sent.finite else self.step(step, sent, False, twin=twin)
             if event is not None:
                 return event
         if not bad:
@@ -193,3 +203,8 @@ class NonFiniteDetector:
         except OSError as error:
             return non_finite_event.with_detail(event, bundle="", bundle_note=f"{folder}: not written ({error})")
         return non_finite_event.with_detail(event, bundle=str(folder))
+
+
+def bad_parameters(model: nn.Module) -> list[str]:
+    """Names of the parameters of a model that hold a NaN or an Inf."""
+    return [name for name, p in model.named_parameters() if p.requires_grad and not torch.isfinite(p).all()]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gnnstab.probe.buffering import device_copy
 from gnnstab.probe.buffering.series_ids import SeriesIds
 from gnnstab.probe.buffering.stats_buffer import StatsBuffer
-from gnnstab.torch_private import flatten_tensors, foreach_subtract
+from gnnstab.torch_private import flatten_tensors, foreach_copy, foreach_subtract
 
 _CHUNK = 15
 """Tensors in one `put`: as many of the largest copied size as surely fit into the buffer."""
@@ -23,6 +23,9 @@ _JOINED = 1 << 12
 
 _TOGETHER = 1 << 16
 """Entries joined at most, half of the buffer."""
+
+LARGEST_SAVED = 256 * 2**20
+"""Bytes of weights up to which those of a step on a device are kept until it is known whether the step was finite."""
 
 _SMALL = 1 << 15
 """Entries up to which gradients are joined for their norm; a larger one is worth an operation of its own."""
@@ -49,6 +52,7 @@ class Parameters:
         self._parameters: list[Tensor] = []
         self._parts: dict[tuple[str, tuple[int, ...]], list[_Part]] = {}
         self._before: list[Tensor] = []
+        self._saved: list[Tensor] = []
         self.refresh()
 
     def refresh(self) -> None:
@@ -66,6 +70,30 @@ class Parameters:
         """Put every gradient that is there into ``buffer``."""
         gradients = [parameter.grad for parameter in self._parameters]
         self._put(buffer, "weight_grad", gradients)
+
+    @property
+    def far(self) -> bool:
+        """True when a parameter is on a device that reading it would wait for."""
+        return not all(map(device_copy.is_on_host, self._parameters))
+
+    def norm_on_device(self) -> Tensor | None:
+        """L2 norm of all gradients, one entry, None without any; nothing is waited for."""
+        gradients = [_entries(p.grad) for p in self._parameters if p.grad is not None]
+        if not gradients:
+            return None
+        norms = [torch.linalg.vector_norm(g, dtype=torch.float32 if g.element_size() < 4 else None) for g in gradients]
+        norm: Tensor = torch.linalg.vector_norm(torch.stack([one.to(norms[0].device) for one in norms]))
+        return norm
+
+    def save(self) -> bool:
+        """Keep the weights as they are until the next call; False, and nothing kept, when they are larger than `LARGEST_SAVED`."""
+        weights = [p.detach() for p in self._parameters]
+        if sum(w.nbytes for w in weights) > LARGEST_SAVED:
+            return False
+        if [w.shape for w in self._saved] != [w.shape for w in weights]:
+            self._saved = [torch.empty_like(w) for w in weights]
+        foreach_copy(self._saved, weights)
+        return True
 
     def norm(self) -> float | None:
         """L2 norm of all gradients, None without any; NaN or Inf only where an entry is.
@@ -122,6 +150,15 @@ class Parameters:
     def non_finite(self) -> list[str]:
         """Names of the parameters that hold a NaN or an Inf."""
         return [n for n, p in zip(self.names, self._parameters, strict=True) if not torch.isfinite(p).all()]
+
+    def with_saved(self, twin: nn.Module) -> nn.Module:
+        """A copy of the model with the weights that the last `save` found."""
+        saved = dict(zip(self.names, self._saved, strict=True))
+        with torch.no_grad():
+            for name, parameter in twin.named_parameters():
+                if name in saved:
+                    parameter.copy_(saved[name])
+        return twin
 
     def _put(self, buffer: StatsBuffer, site: str, tensors: Sequence[Tensor | None]) -> None:
         for part in self._parts_of(site, tensors):

@@ -66,7 +66,11 @@ def keep_gradients(output: Any, inputs: ForwardInputs, arrived: Callable[[], obj
 
 
 def run_again(
-    model: nn.Module, kept: SkippedForward, step: int, writer: Writer, recorder: Callable[[nn.Module, Writer], Recorder]
+    model: nn.Module,
+    kept: SkippedForward,
+    step: int,
+    writer: Writer,
+    recorder: Callable[[nn.Module, Writer], Recorder],
 ) -> StepRows:
     """Forward and backward on a copy, the rows under the number of ``step`` in the trace; returns them.
 
