@@ -9,7 +9,7 @@ from gnnstab.records import SEVERITIES, Finding, Signals
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.gs401_sum_aggregation_growth import SumAggregationGrowth
 from gnnstab.rules.gs406_feature_scale import FeatureScale
-from gnnstab.rules.queries import large_gain, largest, measured
+from gnnstab.rules.queries import large_gain, largest, measured, sharp_from_the_start
 
 Condition = Callable[[Finding, Finding, Signals], bool]
 """(symptom, explanation, signals) → whether the mechanism ties the two on this target."""
@@ -170,6 +170,20 @@ def _through_one_hot_attention(symptom: Finding, explanation: Finding, signals: 
     )
 
 
+def _sharp_from_the_start(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    """The attention was saturated before any update: no rate has made it so, and its gradients jump."""
+    return sharp_from_the_start(signals, explanation.layer, AttentionExplosion.warn_entropy)
+
+
+def _grown_in_the_run(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    """Updates have made the weight wide: its first was as large as itself, or it began at less than half of its size."""
+    weight = f"{symptom.layer}.weight"
+    sizes = [s for s in signals.find("weight.rms") if s.detail.get("parameter") == weight and s.value > 0]
+    early = [s for s in signals.find("update.ratio") if s.detail.get("parameter") == weight and s.detail.get("early")]
+    grown = any(float(s.detail.get("first", s.value)) < s.value / 2 for s in sizes)
+    return symptom.signal == "place.gain" and (grown or any(s.value > 1 / 2 for s in early))
+
+
 def _behind_sums(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
     return explanation.signal == "place.post_norms"
 
@@ -245,6 +259,7 @@ LINKS: tuple[Link, ...] = (
     Link("GS104", "GS601", _always),
     Link("GS501", "GS601", _always),
     Link("GS603", "GS601", _always),
+    Link("GS201", "GS601", _grown_in_the_run),
     Link("GS701", "GS601", _always),
     Link("GS702", "GS601", _always),
     # A gradient that was cut off is not damped, it is absent.
@@ -265,6 +280,7 @@ LINKS: tuple[Link, ...] = (
     Link("GS103", "GS704", _alike),
     Link("GS602", "GS704", _alike),
     Link("GS304", "GS704", _alike),
+    Link("GS603", "GS301", _sharp_from_the_start),
     Link("GS301", "GS204", _part_of_explosion),
     Link("GS302", "GS204", _grown_on_the_way),
     Link("GS204", "GS301", _driven_by_attention),

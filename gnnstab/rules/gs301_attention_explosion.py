@@ -143,7 +143,8 @@ class AttentionExplosion(Rule):
             aligned = {s.head: s.value for s in signals.find("logit.alignment", layer=found.layer)}
             layer = signals.layer(found.layer or "")
             put_there = layer is not None and max(aligned.values(), default=math.inf) <= self._alignment_limit(layer)
-            if put_there or (aligned and found.signal.startswith("logit.")):
+            learned = found.confidence == "low"  # queries and keys that agree: see `_sharpened`
+            if put_there or (aligned and found.signal.startswith("logit.") and not learned):
                 return found
             why = "Training has made it so; whether it is of use, your data and loss tell: pass the model with batch= and loss=."
         elif signals.kind == "trace" and loss_at_its_best(signals.series) and self._began_soft(signals, found.layer):

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from gnnstab.errors import NotApplicable, NotEvaluable
 from gnnstab.records import Finding, Signal, Signals
+from gnnstab.records.vocabulary import LOSS_OVER_ZERO, POOL_SUM_SIZE
 from gnnstab.rules.base import Rule, threshold
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.queries import Attention, attention, degree_of, largest, measured, names
@@ -75,17 +76,46 @@ class SumAggregationGrowth(Rule):
     )
     one_hot_share: float = threshold(AttentionExplosion.one_hot_share, unit="share of node-heads", source="as GS301")
 
+    far_off: float = threshold(
+        10.0, unit="× the loss of zeros", source="measured: .5 to 1.5 in fresh networks of usual initialisation"
+    )
+    """Loss of a fresh network's output from which on it does worse than no output at all, by its size."""
+
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding per aggregation that grows."""
         found = measured(signals.find("aggregation.exponent"))
+        if not found and signals.find(POOL_SUM_SIZE):
+            yield from self._pooled(signals)
+            return
         others = [layer for layer in signals.layers if not layer.attention and layer.aggregation in ("add", "sum")]
         if not found and signals.kind != "checkpoint" and not others:
             raise NotApplicable("no sum over neighbours other than attention was found")
         if not found:
             raise NotEvaluable(signals.why_missing("aggregation.exponent"))
+        far = self._far_off(signals)
         for growth in self._growing(signals, found):
             symptoms = self._saturated_behind(signals, growth.layer)
-            yield self._finding(signals, growth, symptoms)
+            yield self._finding(signals, growth, symptoms, far)
+            far = None
+        if far is not None:
+            yield from self._pooled(signals)
+
+    def _far_off(self, signals: Signals) -> Signal | None:
+        """The loss of a fresh network beside that of zeros, where its output is far off."""
+        found = [] if signals.context.get("trained") else signals.find(LOSS_OVER_ZERO)
+        return next((s for s in found if s.value > self.far_off), None)
+
+    def _pooled(self, signals: Signals) -> Iterator[Finding]:
+        far, sizes = self._far_off(signals), signals.find(POOL_SUM_SIZE)
+        if far is not None and sizes:
+            yield self.finding(
+                f"a pooling adds up the nodes of graphs of up to {largest(sizes).value:.0f} nodes, and the loss of the output is "
+                f"{far.value:.3g} times that of an output of zeros. Take the mean, or divide by a typical size.",
+                severity="warning",
+                limit=self.far_off,
+                signal=far,
+                confidence="medium",
+            )
 
     def _growing(self, signals: Signals, measurements: tuple[Signal, ...]) -> Iterator[Signal]:
         per_layer: dict[str | None, list[Signal]] = {}
@@ -116,11 +146,20 @@ class SumAggregationGrowth(Rule):
         sharpened = state.unit_entropy - state.entropy.value > self.drop
         return sharpened and state.crosses(self.sharp_entropy, self.one_hot_share)
 
-    def _finding(self, signals: Signals, growth: Signal, symptoms: list[Attention]) -> Finding:
+    def _finding(self, signals: Signals, growth: Signal, symptoms: list[Attention], far: Signal | None) -> Finding:
         rms = largest(signals.find("aggregation.rms", layer=growth.layer)).value
         degree = degree_of(signals, growth.layer)
         at = "" if degree is None else f" at median in-degree {degree:g}"
         what = f"{growth.layer or 'an aggregation'}: its sum over neighbours grows like in-degree^{growth.value:.2g} and has reached RMS {rms:.2g}{at}"
+        if not symptoms and far is not None:
+            return self.finding(
+                f"{what}, and the loss of the output is {far.value:.3g} times that of an output of zeros. Use mean aggregation and add a "
+                "term of the node itself (h + lin_root(x)), or a LayerNorm after the sum.",
+                severity="warning",
+                limit=self.far_off,
+                signal=far,
+                confidence="medium",
+            )
         if not symptoms:
             return self.finding(
                 f"{what}. No attention behind it is saturated by that on this data; denser graphs will change it.",

@@ -11,7 +11,7 @@ import numpy as np
 from gnnstab.errors import NotApplicable, NotEvaluable
 from gnnstab.layers import FAMILY, layer_named
 from gnnstab.records import LayerFacts, Series, Signal, Signals
-from gnnstab.records.vocabulary import LOSS
+from gnnstab.records.vocabulary import ATTENTION_ENTROPY, LOSS
 from gnnstab.signals import Trend
 
 LOSSES = 5
@@ -243,6 +243,12 @@ def _degree_detail(signal: Signal) -> float:
 def stops(signals: Signals, *operations: str) -> list[Signal]:
     """The places at which an operation of these kinds hands no gradient on to parameters."""
     return [s for s in signals.find("place.gradient_stops") if s.detail.get("operation") in operations]
+
+
+def sharp_from_the_start(signals: Signals, layer: str | None, limit: float) -> bool:
+    """True where the run's first measurement of a layer's attention has an entropy below ``limit`` already."""
+    own = (s for s in signals.series if s.name == ATTENTION_ENTROPY and s.layer == layer and len(s.values))
+    return any(bool(series.values[0] < limit) for series in own)
 
 
 def fresh(signals: Signals) -> bool:

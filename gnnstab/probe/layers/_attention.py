@@ -15,7 +15,6 @@ from gnnstab.probe.attaching.softmax_tap import SoftmaxCall, Tap, Untappable
 from gnnstab.probe.layers.layer_recorder import LayerRecorder, Plan
 from gnnstab.probe.state import State
 from gnnstab.probe.statistics import attention_measures
-from gnnstab.probe.statistics._groups import group_sizes
 from gnnstab.probe.statistics.dense import Rows
 from gnnstab.probe.statistics.numbers import Measured
 from gnnstab.records import LayerFacts
@@ -166,7 +165,7 @@ class AttentionRecorder(LayerRecorder):
         self.state.queue(plan.layer, plan.mode, plan.call, attention_measures(call, self.kind, self.module, batch))
         groups = len(call.x_target) if call.groups is None else call.groups
         if output.requires_grad and len(output) == groups and self.facts(0).get("root_weight") is False:
-            alone = group_sizes(call.index_target, groups) == 0
+            alone = torch.ones(groups, dtype=torch.bool, device=output.device).index_fill_(0, call.index_target, False)
             output.register_hook(partial(self._reached, plan, alone))  # type: ignore[no-untyped-call]
 
     def _reached(self, plan: Plan, alone: Tensor, gradient: Tensor) -> None:

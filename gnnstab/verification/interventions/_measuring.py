@@ -16,7 +16,8 @@ from torch.overrides import TorchFunctionMode
 from torch_geometric.utils import softmax
 
 from gnnstab.probe.batches.arguments import as_arguments, on_device
-from gnnstab.probe.measure import read_out
+from gnnstab.probe.measure import loss_over_zero, read_out
+from gnnstab.probe.pooling import poolings_watched
 from gnnstab.probe.replaying.replica import tracked
 from gnnstab.probe.statistics.activations import clip_share, dead_share
 from gnnstab.probe.statistics.attention import entropy_measures, precision_measures
@@ -28,6 +29,7 @@ from gnnstab.records.vocabulary import (
     CLIP_SHARE,
     GRADIENT_INPUT_RMS,
     INPUT_MAX_ABS,
+    LOSS_OVER_ZERO,
     OUTPUT_MAX_ABS,
     SCORE_MAX_ABS,
     SMOOTHNESS_RELATIVE,
@@ -79,6 +81,7 @@ def look(
         stack.enter_context(watched.attached(model))
         if edit.unclamped:
             stack.enter_context(_Unclamped())
+        stack.enter_context(poolings_watched(mean=edit.pool_mean))
         with autocast(model, edit.precision or precision):
             positional, named = tracked(arguments) if backward else arguments
             output = model(*positional, **named)
@@ -87,6 +90,8 @@ def look(
             objective.backward()
     finite = bool(torch.isfinite(objective.detach()))
     values = watched.signals()
+    over = loss_over_zero(output, objective, batch, loss)
+    values += [] if math.isnan(over) else [Signal(LOSS_OVER_ZERO, over)]
     values += over_depth(values, layers, "batch")
     broken = watched.broken or not finite
     events = (Event(0, "non-finite", stage="output"),) if broken else ()

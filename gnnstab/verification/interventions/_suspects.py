@@ -21,8 +21,10 @@ from gnnstab.records.vocabulary import (
     GAIN_SKIP,
     GAIN_VALUE,
     LOGIT_FROBENIUS,
+    LOSS_OVER_ZERO,
     PLACE_DEAD_SHARE,
     PLACE_GAIN,
+    POOL_SUM_SIZE,
 )
 from gnnstab.rules.queries import large_gain, per_head
 from gnnstab.verification.interventions._measuring import Look
@@ -43,8 +45,15 @@ _SIZE = ("attention.", "score.", "precision.", "output.", "input.", "clip.")
 
 def divide_sums(case: Case, base: Look) -> Iterator[Trial]:
     """The sums of messages divided by the in-degree."""
-    if not case.suffers(*_SIZE, "gradient.", "channels."):
+    if not case.suffers(*_SIZE, LOSS_OVER_ZERO, "gradient.", "channels."):
         return
+    pooled = [s.value for s in case.signals.find(POOL_SUM_SIZE)]
+    if pooled:
+        yield Trial(
+            "divide-pooled", "sum-aggregation", "dividing the pooled sums by the number of nodes",
+            f"a pooling adds up the nodes of graphs of up to {max(pooled):.0f} nodes", Edit(pool_mean=True),
+            deviates=case.suffers(LOSS_OVER_ZERO), place="the pooling",
+        )  # fmt: skip
     try:
         names = [name for name, _ in sum_aggregators(case.model)]
     except FixError:

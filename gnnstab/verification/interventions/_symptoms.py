@@ -14,6 +14,7 @@ from gnnstab.records.vocabulary import (
     CLIP_SHARE,
     GRADIENT_RATIO,
     INPUT_MAX_ABS,
+    LOSS_OVER_ZERO,
     OUTPUT_MAX_ABS,
     PRECISION_FP16_HEADROOM,
     SCORE_MAX_ABS,
@@ -34,6 +35,7 @@ MEASURED = (
     SMOOTHNESS_RELATIVE,
     OUTPUT_MAX_ABS,
     INPUT_MAX_ABS,
+    LOSS_OVER_ZERO,
     "loss",
 )
 """Signals of `measuring.look`; a symptom of another signal cannot be tried."""

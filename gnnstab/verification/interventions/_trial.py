@@ -59,6 +59,9 @@ class Edit:
     centred: frozenset[str] = frozenset()
     """Modules of whose channels those that are negative on nearly all rows lose their mean over the rows."""
 
+    pool_mean: bool = False
+    """Poolings by a sum take the mean."""
+
     unclamped: bool = False
     """Clamps at an upper limit let everything through."""
 

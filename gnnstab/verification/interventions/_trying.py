@@ -17,7 +17,7 @@ from gnnstab.records import Finding, Signals
 from gnnstab.records.vocabulary import GAIN_VALUE, LOGIT_ALIGNMENT, LOGIT_FROBENIUS
 from gnnstab.rules.explanation import is_warning
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
-from gnnstab.rules.queries import fresh, measured
+from gnnstab.rules.queries import fresh, measured, sharp_from_the_start
 from gnnstab.verification.interventions._investigation import Investigation, Tried
 from gnnstab.verification.interventions._measuring import Look, look
 from gnnstab.verification.interventions._symptoms import Symptom, symptoms_in
@@ -67,7 +67,9 @@ def investigate(
 
 
 def _rate(case: Case) -> Finding | None:
-    if fresh(case.signals):
+    sharp = {s.goal.layer for s in case.symptoms if s.goal.signal.startswith("attention.")}
+    limit = AttentionExplosion().warn_entropy
+    if fresh(case.signals) or any(sharp_from_the_start(case.signals, layer, limit) for layer in sharp):
         return None
     heads = [f for f in case.findings if f.cause == "learning-rate" and is_warning(f) and f.explained_by is None]
     return heads[0] if heads else None

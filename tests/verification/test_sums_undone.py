@@ -1,0 +1,145 @@
+"""Sums that make a fresh output far larger than what it is compared with: found by the loss of zeros, and undone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch_geometric.data import Batch, Data
+from torch_geometric.nn import GCNConv, MessagePassing, TransformerConv, global_add_pool, global_mean_pool
+from torch_geometric.nn.pool import glob
+
+import gnnstab
+from gnnstab.probe.measure import loss_over_zero
+from gnnstab.probe.pooling import poolings_watched
+
+
+class Crowd(MessagePassing):
+    """Adds up, or averages, what everybody around says."""
+
+    def __init__(self, width: int, aggr: str) -> None:
+        super().__init__(aggr=aggr)
+        self.lin = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        return x + torch.relu(self.propagate(edge_index, x=self.lin(x)))
+
+    def message(self, x_j: Tensor) -> Tensor:
+        return x_j
+
+
+class Voters(nn.Module):
+    """Two rounds of talk among many, a number for each voter."""
+
+    def __init__(self, aggr: str) -> None:
+        super().__init__()
+        self.inp = nn.Linear(4, 16)
+        self.rounds = nn.ModuleList([Crowd(16, aggr) for _ in range(3)])
+        self.out = nn.Linear(16, 1)
+
+    def forward(self, data: Data) -> Tensor:
+        h = self.inp(data.x)
+        for talk in self.rounds:
+            h = talk(h, data.edge_index)
+        return self.out(h).squeeze(-1)
+
+
+class Towns(nn.Module):
+    """A share for each town, out of what its houses are."""
+
+    def __init__(self, pool: str) -> None:
+        super().__init__()
+        self.inp = nn.Linear(4, 16)
+        self.conv = TransformerConv(16, 8, heads=2)
+        self.pool = global_add_pool if pool == "add" else global_mean_pool
+        self.out = nn.Linear(16, 1)
+
+    def forward(self, data: Batch) -> Tensor:
+        h = torch.relu(self.inp(data.x))
+        return self.out(self.pool(h + self.conv(h, data.edge_index), data.batch)).squeeze(-1)
+
+
+def squared(output: Tensor, data: Data) -> Tensor:
+    return nn.functional.mse_loss(output, data.y)
+
+
+def voters() -> Data:
+    torch.manual_seed(4)
+    x = torch.randn(60, 4) + 1
+    return Data(x=x, edge_index=torch.randint(0, 60, (2, 1800)), y=x.mean(1))
+
+
+def towns() -> Batch:
+    torch.manual_seed(5)
+    sizes = (30, 400, 900)
+    graphs = [Data(x=torch.randn(n, 4), edge_index=torch.randint(0, n, (2, 3 * n)), y=torch.rand(1)) for n in sizes]
+    return Batch.from_data_list(graphs)
+
+
+@pytest.fixture(autouse=True)
+def _own_random_numbers():
+    with torch.random.fork_rng(devices=[]):
+        yield
+
+
+@pytest.mark.parametrize(
+    ("model_of", "batch_of", "broken", "repaired", "said"),
+    [(Voters, voters, "add", "mean", "in-degree"), (Towns, towns, "add", "mean", "pool")],
+    ids=["messages", "pooling"],
+)
+def test_a_sum_whose_undoing_brings_the_loss_back_is_the_root(model_of, batch_of, broken, repaired, said):
+    batch = batch_of()
+    torch.manual_seed(6)
+    bad = gnnstab.diagnose(model_of(broken), batch=batch, loss=squared)
+    assert [cause.cause for cause in bad.root_causes()] == ["sum-aggregation"]
+    (root,) = bad.root_causes()
+    assert root.how == "undone" and root.share is not None and root.share > 0.5
+    assert said in root.reason
+    torch.manual_seed(6)
+    good = gnnstab.diagnose(model_of(repaired), batch=batch, loss=squared)
+    assert not good.root_causes()
+    assert not [finding for finding in good.findings if finding.code == "GS401"]
+
+
+def test_a_target_as_large_as_the_sum_is_no_fault():
+    batch = towns()
+    batch.y = 40 * torch.bincount(batch.batch).float()
+    torch.manual_seed(6)
+    assert "sum-aggregation" not in [
+        c.cause for c in gnnstab.diagnose(Towns("add"), batch=batch, loss=squared).root_causes()
+    ]
+
+
+def test_the_pooling_is_given_back_and_means_only_where_asked():
+    before, x, batch = glob.scatter, torch.ones(6, 2), torch.tensor([0, 0, 0, 0, 1, 1])
+    with poolings_watched() as seen:
+        assert global_add_pool(x, batch)[0, 0] == 4
+        global_mean_pool(x, batch)
+    with poolings_watched(mean=True):
+        assert global_add_pool(x, batch)[0, 0] == 1
+    with pytest.raises(AttributeError), poolings_watched():
+        global_add_pool(None, batch)
+    assert seen == [4]
+    assert glob.scatter is before
+
+
+def test_losses_without_a_ratio_have_none():
+    output = torch.ones(3)
+    for loss in (None, lambda o, b: o.sum() - 3, lambda o, b: o.square().sum(), lambda o, b: o.nonexistent):
+        assert loss_over_zero(output, torch.tensor(2.0), None, loss) != loss_over_zero(
+            output, torch.tensor(2.0), None, loss
+        )
+    assert loss_over_zero({"a": output}, torch.tensor(6.0), None, lambda o, b: (o["a"] - 1).square().sum()) == 2.0
+
+
+def test_normalised_sums_are_left_alone():
+    class Gcn(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.att = GCNConv(4, 16), TransformerConv(16, 1)
+
+        def forward(self, data: Data) -> Tensor:
+            return self.att(torch.relu(self.conv(data.x, data.edge_index)), data.edge_index).squeeze(-1)
+
+    torch.manual_seed(6)
+    assert not gnnstab.diagnose(Gcn(), batch=voters(), loss=squared).root_causes()
