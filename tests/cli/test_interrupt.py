@@ -12,7 +12,7 @@ import torch
 from gnnstab.cli import interrupt
 from gnnstab.cli.group import run
 
-NETWORK = '''
+NETWORK = """
 import os
 import signal
 
@@ -50,7 +50,7 @@ def in_a_worker(output, batch):
     if os.getpid() != int(os.environ["GNNSTAB_TEST_MAIN"]):
         os.kill(int(os.environ["GNNSTAB_TEST_MAIN"]), signal.SIGINT)
     return error(output, batch)
-'''
+"""
 
 VERIFY = ("verify", "--fix", "residual", "--steps", "2")
 

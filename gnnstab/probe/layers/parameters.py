@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gnnstab.layers.lazy import unwritten
 from gnnstab.probe.buffering import device_copy
 from gnnstab.probe.buffering.series_ids import SeriesIds
 from gnnstab.probe.buffering.stats_buffer import StatsBuffer
@@ -53,7 +54,8 @@ class Parameters:
 
     def refresh(self) -> None:
         """Look at the model anew: one that was pruned, re-initialised or grown has other parameters than before."""
-        named = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
+        lazy = unwritten(self._model)
+        named = {name: p for name, p in self._model.named_parameters() if p.requires_grad and name not in lazy}
         same = len(named) == len(self.names) and all(
             p is named.get(name) for name, p in zip(self.names, self._parameters, strict=True)
         )

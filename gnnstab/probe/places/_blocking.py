@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from gnnstab.probe.places import _operations as operations
 
@@ -71,7 +72,11 @@ class Blocks:
 
     def rows(self) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
         """One row for each operation behind which parameters have no gradient that counts: how many."""
-        names = {id(p): name for name, p in self._seen.model.named_parameters() if p.requires_grad and p.numel()}
+        names = {
+            id(p): name
+            for name, p in self._seen.model.named_parameters()
+            if p.requires_grad and not is_lazy(p) and p.numel()
+        }
         sizes = {key: _peak((p.grad,)) for p in self._seen.model.parameters() if (key := id(p)) in names}
         largest = max(sizes.values(), default=0.0)
         for node, (given, handed) in self._passed.items():

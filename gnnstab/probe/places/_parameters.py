@@ -6,7 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch_geometric.nn import MessagePassing
+
+from gnnstab.layers.lazy import unwritten
 
 if TYPE_CHECKING:
     from gnnstab.probe.places.survey import ForwardView
@@ -20,7 +23,10 @@ def rows(seen: ForwardView, leaves: list[Tensor]) -> Iterator[tuple[str, str, fl
     """After a backward: ``leaves`` are the tensors that its loss depends on."""
     without: dict[str, list[str]] = {"called": [], "never called": [], OTHER_HEAD: []}
     heads = tuple(f"{head}." for head in _other_heads(seen))
+    lazy = unwritten(seen.model)
     for name, parameter in seen.model.named_parameters():
+        if name in lazy:
+            continue
         if parameter.requires_grad and parameter.grad is None and parameter.numel() and not _left_out(seen, name):
             owner = name.rpartition(".")[0]
             called = not owner or owner in seen.calls.called or _used(parameter, leaves)
@@ -45,7 +51,8 @@ def not_held(model: nn.Module, groups: Iterable[Mapping[str, Any]]) -> dict[str,
     ``groups`` are the parameter groups of all optimizers. Empty when they hold everything.
     """
     held = {id(p) for group in groups for p in group["params"]}
-    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    lazy = unwritten(model)
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad and name not in lazy}
     missing = [name for name, p in trainable.items() if id(p) not in held]
     if not missing or not held:
         return {}
@@ -70,7 +77,7 @@ def _other_heads(seen: ForwardView) -> list[str]:
         if not name or name.startswith(tuple(f"{head}." for head in found)):
             continue
         called = any(one == name or one.startswith(f"{name}.") for one in seen.calls.called)
-        matrices = [p for p in module.parameters() if p.dim() == 2]
+        matrices = [p for p in module.parameters() if not is_lazy(p) and p.dim() == 2]
         # A table is looked up and no map; one that nothing reads has lost its way, as by ``.data``.
         passes = any(isinstance(part, (MessagePassing, nn.Embedding)) for part in module.modules())
         if not called and not passes and matrices and matrices[0].size(1) == width != matrices[-1].size(0):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.nn import MessagePassing
 
+from gnnstab.errors import UsageError
 from gnnstab.probe.attaching.norms import batch_vectors, graphs_in
 from gnnstab.probe.batches.named_tensors import named_tensors
 from gnnstab.probe.places import _gains as gains
@@ -82,7 +83,7 @@ def survey(
         cast: The autocast in which the forward runs.
 
     Raises:
-        UsageError: The model cannot be copied.
+        UsageError: The model cannot be copied, or its forward fails.
     """
     try:
         return _survey(model, tracked(copied(tuple(args))), tracked(copied(dict(kwargs))), batch, objective, rng, cast)
@@ -111,7 +112,12 @@ def _survey(
         }
     given = {name: tensor.detach().clone() for name, tensor in named.items()}
     with forked_rng(rng), torch.enable_grad(), watched(twin) as calls, cast or nullcontext():
-        output = eager(twin)(*args, **kwargs)
+        try:
+            output = eager(twin)(*args, **kwargs)
+        except RuntimeError:
+            raise
+        except Exception as error:
+            raise UsageError(f"the model's forward failed: {type(error).__name__}: {error}") from error
         outputs = [t for _, t in tensors_in([output]) if t.is_floating_point()]
         nodes = _nodes(given, calls)
         calls.name_beginnings(twin, named)
