@@ -159,6 +159,13 @@ PROGRAMS: dict[str, Callable[[], tuple[nn.Module, tuple[Any, ...]]]] = {
 }
 
 
+EMPTY = {
+    name: ("GS604",)
+    for name in ("no edges, TransformerConv", "no nodes", "HeteroConv without users", "HAN without items")
+}
+"""Programs without an edge to the nodes that are read, and the rule that is right about it."""
+
+
 def trained(
     model: nn.Module, args: tuple[Any, ...], monitored: bool, steps: int = 3
 ) -> tuple[list[Tensor], Diagnosis | None]:

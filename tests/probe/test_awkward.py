@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import gnnstab
-from probe.awkward import PROGRAMS, trained
+from probe.awkward import EMPTY, PROGRAMS, trained
 
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse")
 
@@ -25,4 +25,5 @@ def test_both_faces_watch_it_bit_for_bit_and_say_nothing(name: str) -> None:
         model(*args)
     of_batch = gnnstab.diagnose(copy.deepcopy(model), batch=args)
     for diagnosis in (of_run, of_batch):
-        assert [(f.code, f.message) for f in diagnosis.findings if f.severity != "info" and f.code != "GS604"] == []
+        silent = EMPTY.get(name, ())  # Of a graph without edges no gradient arrives, and that is said.
+        assert [(f.code, f.message) for f in diagnosis.findings if f.severity != "info" and f.code not in silent] == []

@@ -143,15 +143,19 @@ class Parameters:
 
     def _new_parts(self, site: str, present: Sequence[int]) -> list[_Part]:
         alike: dict[object, list[list[int]]] = {}
+        entries: dict[object, int] = {}
         apart: list[int] = []
         for i in present:
             p = self._parameters[i]
             if not device_copy.is_on_host(p) or p.dim() == 0 or not 0 < p.numel() <= _JOINED:
                 apart.append(i)
                 continue
-            groups = alike.setdefault((p.dtype, p.shape[1:]), [[]])
-            if sum(self._parameters[k].numel() for k in groups[-1]) + p.numel() > _TOGETHER:
+            kind = (p.dtype, p.shape[1:])
+            groups = alike.setdefault(kind, [[]])
+            entries[kind] = entries.get(kind, 0) + p.numel()
+            if entries[kind] > _TOGETHER:
                 groups.append([])
+                entries[kind] = p.numel()
             groups[-1].append(i)
         joined = [group for groups in alike.values() for group in groups]
         apart += [group[0] for group in joined if len(group) == 1]

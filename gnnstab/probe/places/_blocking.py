@@ -103,7 +103,7 @@ class Blocks:
         """The one number that the bias of a module was filled with; None where its entries differ, as after training."""
         bias = dict(self._seen.model.named_parameters()).get(f"{place}.bias")
         filled = bias is not None and bias.numel() > 1 and bool((bias == bias.reshape(-1)[0]).all())
-        return float(bias.reshape(-1)[0]) if bias is not None and filled else None
+        return float(bias.detach().reshape(-1)[0]) if bias is not None and filled else None
 
 
 def _over_one(node: Any) -> bool:

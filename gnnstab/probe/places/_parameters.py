@@ -12,16 +12,21 @@ from torch_geometric.nn import MessagePassing
 from gnnstab.layers.lazy import unwritten
 
 if TYPE_CHECKING:
+    from gnnstab.probe.places._reach import Reach
     from gnnstab.probe.places.survey import ForwardView
 
+
+CUT_OFF, OUT_OF_REACH, NEVER_CALLED = "cut off", "out of reach", "never called"
+"""Why parameters have no gradient: the output depends on them, and no derivative leads back; a module was called with them,
+and the output depends on nothing of what it returned; no module was called with them."""
 
 OTHER_HEAD = "another head"
 """Why parameters have no gradient: they could stand where the model's last map stands, and this forward did not use them."""
 
 
-def rows(seen: ForwardView, leaves: list[Tensor]) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
+def rows(seen: ForwardView, leaves: list[Tensor], reach: Reach) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
     """After a backward: ``leaves`` are the tensors that its loss depends on."""
-    without: dict[str, list[str]] = {"called": [], "never called": [], OTHER_HEAD: []}
+    without: dict[str, list[str]] = {CUT_OFF: [], OUT_OF_REACH: [], NEVER_CALLED: [], OTHER_HEAD: []}
     heads = tuple(f"{head}." for head in _other_heads(seen))
     lazy = unwritten(seen.model)
     for name, parameter in seen.model.named_parameters():
@@ -30,12 +35,16 @@ def rows(seen: ForwardView, leaves: list[Tensor]) -> Iterator[tuple[str, str, fl
         if parameter.requires_grad and parameter.grad is None and parameter.numel() and not _left_out(seen, name):
             owner = name.rpartition(".")[0]
             called = not owner or owner in seen.calls.called or _used(parameter, leaves)
-            why = "called" if called else OTHER_HEAD if name.startswith(heads) else "never called"
+            why = OUT_OF_REACH if called else OTHER_HEAD if name.startswith(heads) else NEVER_CALLED
             without[why].append(name)
     if leaves:
+        cut = reach.of([*without[OUT_OF_REACH], *without[NEVER_CALLED]])
+        without = {why: [name for name in names if name not in cut] for why, names in without.items()} | {
+            CUT_OFF: [name for names in without.values() for name in names if name in cut]
+        }
         for why, names in without.items():
             if names:
-                detail = {"parameters": names[:50], "why": why, "kinds_of_nodes": len(seen.nodes)}
+                detail = {"parameters": names[:200], "why": why}
                 yield "place.without_gradient", names[0], float(len(names)), detail
     idle = [name for name, _ in seen.model.named_parameters() if _left_out(seen, name)]
     if idle:
