@@ -36,7 +36,6 @@ from gnnstab.signals.gradients import over_depth
 from gnnstab.verification.interventions._trial import Edit
 from gnnstab.verification.training import autocast
 
-
 MOSTLY = 0.02
 """Share of the rows on which a channel may be positive and still count as dead, as at the places."""
 
