@@ -14,6 +14,8 @@ import numpy as np
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+T = TypeVar("T")
+
 
 @contextmanager
 def same_random_state() -> Iterator[None]:
@@ -43,7 +45,7 @@ def keeps_random_state(function: Function) -> Function:
     return kept  # type: ignore[return-value]
 
 
-def deep_copy(value: Any, memo: dict[int, Any] | None = None) -> Any:
+def deep_copy(value: T, memo: dict[int, Any] | None = None) -> T:
     """`copy.deepcopy`, with names that are drawn from `random` during the copy unlike any that the caller will draw.
 
     torch_geometric's Sequential draws a name for its generated forward, also when it is copied, and two that draw the same

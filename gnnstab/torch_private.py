@@ -68,6 +68,8 @@ ATTRIBUTES: Mapping[str, str] = MappingProxyType(
         "_sequence_nr": "a node of the autograd graph",
         "_saved_max": "a node of the autograd graph",
         "_saved_max_val": "a node of the autograd graph",
+        "_saved_dim": "a node of the autograd graph",
+        "_saved_normalized_shape": "a node of the autograd graph",
         "_saved_min": "a node of the autograd graph",
         "_saved_min_val": "a node of the autograd graph",
         "_saved_other": "a node of the autograd graph",

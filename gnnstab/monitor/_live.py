@@ -72,7 +72,10 @@ class LiveWatch:
             live, count = rows.take(self._rows, axis=0), self._scores
             sizes = live[:, 2]
             np.maximum(-live[:count, 0], live[:count, 1], out=sizes[:count])
-        return self._engine.update(
+        rise, found = self._updates.rise, []
+        if rise is not None and rise.step == row.step:
+            found = self._engine.tried(rise, self._updates.moved(row.step))
+        return found + self._engine.update(
             row.step,
             self._keys if len(rows) else (),
             sizes,

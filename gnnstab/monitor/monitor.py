@@ -18,6 +18,7 @@ from gnnstab.fixes.own_lines import in_own_lines
 from gnnstab.monitor._arguments import OnFinding, check, optimizers_of, path_of, steps_between
 from gnnstab.monitor._ending import Ending
 from gnnstab.monitor._live import LiveWatch
+from gnnstab.observation import static_signals
 from gnnstab.probe.attaching.boundary import Boundary
 from gnnstab.probe.operations.repeat import objective_of
 from gnnstab.probe.optimizer.next_update import UpdateWatch
@@ -26,6 +27,7 @@ from gnnstab.probe.places import not_held
 from gnnstab.probe.recorder import Recorder
 from gnnstab.records import Coverage, Diagnosis, Event, Finding, Signals, Target
 from gnnstab.rules.gs502_non_finite_value import NonFiniteValue, follows
+from gnnstab.rules.queries import fresh
 from gnnstab.rules.recalled import as_event
 from gnnstab.trace import TraceWriter
 
@@ -49,7 +51,7 @@ class Monitor:
     the device inside a step, all hooks are gone at the end, and a failure inside gnnstab is recorded and warned about
     once instead of raised.
 
-    In the 1st, 2nd, 4th, 8th, … step of the full tier the forward runs once more on a copy of the model, which looks at every
+    In the 1st, 2nd, 4th, 8th, … step of the full tier, and at the end, the forward runs once more on a copy of the model, which looks at every
     place that the data passes (see `gnnstab.probe.places`): a forward that counts its calls outside the model counts this one too.
 
     Args:
@@ -67,9 +69,10 @@ class Monitor:
             step is recorded; the trace says so and, when a budget was given, a warning.
         scaler: The GradScaler in use, so that gradients are recorded unscaled and skipped steps are known as such.
         loss: The loss as ``loss(output, batch)``, where ``batch`` is what the model is called with: its only argument, the
-            tuple of its arguments or the dict of its keyword arguments. It is called for a step that went wrong alone, on a
-            copy, before the weights move, to name the operation that made the first NaN or Inf. Without it the next step of
-            the run is watched for that.
+            tuple of its arguments or the dict of its keyword arguments. It is called on copies alone: before the first update,
+            to see by a few real steps whether the rate is too high; for a step that went wrong, before the weights move, to
+            name the operation that made the first NaN or Inf; and when the run has ended, to undo what may have caused its
+            symptoms. Without it the next step of a run that went wrong is watched, and a read-out of the output stands for it.
         sinks: Where numbers, findings and the final report stream to besides the trace (see `gnnstab.sinks`).
 
     Raises:
@@ -111,14 +114,14 @@ class Monitor:
         )
         self._tell_held = budget is not None
         self._updates = UpdateWatch(
-            self._recorder.model, optimizers, self._writer, lambda: (self._recorder.step, self._recorder.inputs)
+            self._recorder.model, optimizers, self._writer, lambda: (self._recorder.step, self._recorder.inputs), loss
         )
         self._slopes = SlopeWatch(optimizers, self._writer, lambda: self._recorder.step)
         self._boundary = Boundary(self._recorder, optimizers, scaler, self._act, self._after_step, self._moving)
         self._model, self._optimizers = model, optimizers
         self._has_optimizer = bool(optimizers)
         self._waiting: list[Finding] = []
-        self._ended = self._entered = False
+        self._ended = self._entered = self._began_fresh = False
         self._reported: set[str] = set()
         self._trouble = ""
         self._live = LiveWatch(self._recorder, self._writer, self._feed, self._updates, self._slopes)
@@ -148,6 +151,7 @@ class Monitor:
             self._guarded("the live rules", self._run_live_rules)
         if error is None or isinstance(error, (Exception, KeyboardInterrupt)):
             self._guarded("undoing the suspects", lambda: self._ending.look(self.trace))
+            self._guarded("handing over failures", self._recorder.hand_over_failures)
         self._guarded("closing the trace", self._writer.close)
         self._guarded("the trace", self._look_at_trace)
         if self._feed:
@@ -214,7 +218,9 @@ class Monitor:
         groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
         found = not_held(self._model, groups)
         if found:
-            self._writer.meta("not_held", json.dumps(found))
+            if self._recorder.row is None:
+                self._began_fresh = fresh(static_signals(self._model))
+            self._writer.meta("not_held", json.dumps({**found, "fresh": self._began_fresh}))
 
     def _warn_foreign_optimizer(self) -> None:
         """Say so when none of the optimizers moves the model: their steps are those of another network."""

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from threading import get_ident
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -150,6 +149,9 @@ class Recorder:
         self.end_step()
         self.settle()
         self.explainer.close()
+        if self._places is not None and self.state.step > 1:
+            places = self._places
+            self.state.error_guard.run("the places at the end", lambda: places.end(self.kept))
         for layer in self.layers:
             self.state.error_guard.run(f"detaching from {layer.name}", layer.detach)
         self.state.error_guard.run("detaching from the model", self._forwards.detach)
@@ -159,9 +161,7 @@ class Recorder:
     def __enter__(self) -> Recorder:
         return self.attach()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *failure: object) -> None:
         self.detach()
 
     @property

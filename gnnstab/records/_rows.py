@@ -13,20 +13,8 @@ PARAMETER_SITES = ("weight", "weight_grad", "update")
 """Sites of a parameter; the series' layer is then the parameter's full name."""
 
 STAGES = (
-    "input",
-    "query",
-    "key",
-    "value",
-    "edge",
-    "score",
-    "attention",
-    "aggregate",
-    "skip",
-    "gate",
-    "output",
-    "gradient",
-    "weight",
-    "loss",
+    *("input", "query", "key", "value", "edge", "score", "attention", "aggregate", "skip", "gate", "output"),
+    *("gradient", "weight", "loss"),
 )
 """Stages of an attention layer in the order of computation, then the later ones of a step."""
 

@@ -25,23 +25,9 @@ FIVE_CAUSES = ("no-dropout", "beta-disabled", "no-residual", "attention-explosio
 """Always reported, in this order."""
 
 FURTHER_CAUSES = (
-    "sum-aggregation",
-    "feature-scale",
-    "learning-rate",
-    "adam-epsilon",
-    "precision",
-    "dead-units",
-    "isolated-nodes",
-    "normalization-misuse",
-    "oversmoothing",
-    "active-clamp",
-    "non-finite-data",
-    "uninitialized-parameter",
-    "never-updated-parameter",
-    "saturated-gate",
-    "undefined-operation",
-    "masking",
-    "indistinguishable-nodes",
+    *("sum-aggregation", "feature-scale", "learning-rate", "adam-epsilon", "precision", "dead-units", "isolated-nodes"),
+    *("normalization-misuse", "oversmoothing", "active-clamp", "non-finite-data", "uninitialized-parameter"),
+    *("never-updated-parameter", "saturated-gate", "undefined-operation", "masking", "indistinguishable-nodes"),
 )
 """Reported, in this order, when not absent."""
 

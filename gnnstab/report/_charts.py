@@ -12,7 +12,7 @@ from itertools import groupby
 import numpy as np
 from markupsafe import Markup
 
-from gnnstab.records import SIGNALS, Event, Finding, Series, Signal
+from gnnstab.records import Event, Finding, Series, Signal
 from gnnstab.report.distribution import Distribution
 from gnnstab.report.escape import visible
 from gnnstab.report.evidence import MODEL, BeforeAfter, Evidence, Limit, thin
@@ -45,22 +45,14 @@ GAUGE_DECADE = 30.0
 def gauge(finding: Finding) -> Markup | None:
     """How many times the number of a finding lies past its limit, on the scale that all strips share."""
     value, limit = finding.value, finding.threshold
-    if math.isnan(value) or not math.isfinite(limit) or limit <= 0 or value < 0:
-        return None
-    known = SIGNALS.get(finding.signal) if finding.severity == "info" else None
-    above = known.worse == "above" if known else value > limit
+    if finding.severity == "info" or math.isnan(value) or not math.isfinite(limit) or limit <= 0 or value < 0:
+        return None  # a note need not lie past its limit
+    above = value > limit
     past = value / limit if above else limit / value if value > 0 else math.inf
-    decades = min(max(math.log10(past), -1.6), 9.0) if 0 < past < math.inf else math.copysign(9.0, past - 1)
-    x = min(max(GAUGE_LIMIT + GAUGE_DECADE * decades, 12.0), 190.0)
-    told = (
-        "exactly 0"
-        if not value
-        else "far past it"
-        if past >= 1e9
-        else f"{short(past)} × past it"
-        if past > 1
-        else "not past it"
-    )
+    decades = math.log10(past) if past < 1e9 else 9.0
+    x = min(GAUGE_LIMIT + GAUGE_DECADE * decades, 190.0)
+    factor = f"{short(past)} × {'the limit' if above else 'below it'}"
+    told = "exactly 0" if not value else "infinite" if math.isinf(value) else "far past it" if past >= 1e9 else factor
     far = [tag("path", d="M190 7l6 5l-6 5", class_=f"far {finding.severity}")] if x >= 190 else []
     return drawing(
         200,
@@ -79,6 +71,11 @@ def gauge(finding: Finding) -> Markup | None:
 
 def _anchor(x: float, left: float, right: float) -> str:
     return "start" if x < left else ("end" if x > right else "middle")
+
+
+def _beside(text: str, x: float, y: float, right: float) -> Markup:
+    """A number beside its mark, in front of it where there is no room behind."""
+    return label(text, x - 9, y, "value", "end") if x > right else label(text, x + 9, y, "value", "start")
 
 
 def side_ticks(axis: Axis, most: int, left: float, right: float) -> Markup:
@@ -173,7 +170,7 @@ def per_head(signals: Sequence[Signal], limits: Sequence[Limit]) -> Markup | Non
             [
                 label(f"head {s.head}", left - 6, 14 + row * i, "tick", "end"),
                 mark(axis(s.value), 10 + row * i, status(s.value, limits), 4),
-                label(short(s.value), min(axis(s.value) + 9, width - 30), 14 + row * i, "value", "start"),
+                _beside(short(s.value), axis(s.value), 14 + row * i, width - 50),
             ]
         )
         for i, s in enumerate(shown)

@@ -162,16 +162,16 @@ def _marks(values: np.ndarray, x: Sequence[float], axis: Axis, limits: Sequence[
 
 
 def _first_break(evidence: Evidence, names: Sequence[str], x: Sequence[float], bottom: float) -> list[Markup]:
-    """A line through the layer in which a forward first made or met a value that is no number."""
+    """A line through the layer in which a forward first made or met a non-finite value."""
     event = first_non_finite(evidence.diagnosis)
     owner = evidence.owner(event.layer) if event else MODEL
     if event is None or owner not in names or event.stage in ("gradient", "loss"):
         return []
     place = x[names.index(owner)]
-    side, anchor = (6, "start") if place < RIGHT - 150 else (-6, "end")
+    side, anchor = (9, "start") if place < RIGHT - 150 else (-9, "end")
     return [
         tag("line", x1=place, x2=place, y1=14, y2=bottom, class_="event error"),
-        label("not finite from here on", place + side, 11, "value", anchor),
+        label("first non-finite value", place + side, 11, "value", anchor),
     ]
 
 

@@ -7,6 +7,7 @@ not fit is named, with the command that shows it.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -29,6 +30,7 @@ _REASON = 210
 """Characters of a cause's reason where room is scarce: its first clauses, three lines at 80 columns."""
 
 _WHOLE = 560
+_OPTION = re.compile(r"--\w+|\b\w+=")
 _NO_ROOM = "; -v shows its"
 
 
@@ -93,6 +95,10 @@ def _other_cause(cause: Cause, width: int) -> Text:
 def one_line(diagnosis: Diagnosis, width: int) -> Text:
     """Verdict, target and numbers in one line: what a passing check says."""
     word, rest = summary.verdict(diagnosis, short=True)
+    unjudged, asked = summary.rules_by_status(diagnosis)["not-evaluable"], _OPTION.findall(summary.to_pass(diagnosis))
+    if summary.state(diagnosis) == "nothing-found" and asked:
+        seen = count(diagnosis.coverage.layers_observed, "layer")
+        rest = f"{seen}; {count(unjudged, 'rule')} {'needs' if unjudged == 1 else 'need'} {' '.join(asked)}"
     if hidden := len(diagnosis.suppressed):
         rest += f" ({count(hidden, 'finding')} suppressed)"
     target = _fit(diagnosis.target.path, width - len(word) - cell_len(rest) - 4)
@@ -142,6 +148,8 @@ def _began(diagnosis: Diagnosis) -> Iterator[_Line]:
     if (event := summary.first_non_finite(diagnosis)) is not None:
         place = escape.sentence(f"first non-finite value: {summary.event_place(event)}", 60, 180)
         yield _Line("began", Text(place, f"bold {RED}"))
+        if event.stage == "loss" and not event.detail.get("operation") and not diagnosis.root_causes():
+            yield _Line("next", Text("the loss is your code: Monitor(model, loss=fn) names the operation in it"))
     if told := extremes(diagnosis):
         more = f"; {len(told) - 1} more" if len(told) > 1 else ""
         yield _Line("run", Text(escape.sentence(told[0], 60, 180) + more))
@@ -209,9 +217,11 @@ def _unseen(diagnosis: Diagnosis, width: int) -> Iterator[_Line]:
     parts = list(summary.not_covered(diagnosis))
     unjudged = summary.rules_by_status(diagnosis)["not-evaluable"]
     if unjudged:
-        parts.append(f"what {count(unjudged, 'rule')} {'needs' if unjudged == 1 else 'need'} (-v tells)")
+        asked = summary.to_pass(diagnosis) if summary.state(diagnosis) == "nothing-found" else ""
+        needs = f"what {count(unjudged, 'rule')} {'needs' if unjudged == 1 else 'need'}"
+        parts.append(f"{needs}: pass {asked}" if asked else f"{needs} (-v tells)")
     if parts:
-        yield _Line("not seen", Text(escape.ending("; ".join(parts), width - _LABEL)))
+        yield _Line("not seen", Text(escape.shorten("; ".join(parts), 2 * (width - _LABEL) - 12)))
 
 
 def _wrapped(text: Text, width: int) -> list[Text]:

@@ -60,7 +60,7 @@ def shorten(text: str, longest: int) -> str:
             (left, part + right, room - len(part)) if fitting[0] else (left + part, right, room - len(part))
         )
     if not right:
-        head = max(len(left), (longest - 1) // 2)
+        head = min(max(len(left), (longest - 1) // 2), longest - 2)
         left, right = text[:head], text[len(text) - (longest - 1 - head) :]
     return f"{left}…{right}"
 

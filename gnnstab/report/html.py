@@ -22,7 +22,7 @@ from gnnstab.report import summary
 from gnnstab.report._depth import depth
 from gnnstab.report.escape import visible
 from gnnstab.report.evidence import MODEL, BeforeAfter, Evidence
-from gnnstab.report.faces import spoken
+from gnnstab.report.faces import plain, spoken
 from gnnstab.report.sections import Anchors, findings, fix_rank, layers, verdict
 from gnnstab.report.wording import clip, fix_cost, fix_title, meaning, prose, rule_page, sentence, short, words
 
@@ -94,7 +94,9 @@ def _context(diagnosis: Diagnosis, evidence: Evidence, anchors: Anchors) -> dict
         "fixes": _fixes(evidence, anchors),
         "run": charts.run_series(evidence),
         "model_numbers": evidence.numbers(MODEL),
-        "test": summary.how_to_test(fix for cause in diagnosis.causes for fix in cause.fixes),
+        "test": summary.how_to_test(
+            fix for c in _by_status(diagnosis) for i, fix in enumerate(c.fixes) if (c.cause, i) in anchors.fixes
+        ),
         "events": evidence.events()[:EVENTS_SHOWN],
         "events_left": max(0, len(diagnosis.events) - EVENTS_SHOWN),
         "layers": layers(evidence, anchors),
@@ -137,7 +139,7 @@ def _causes(diagnosis: Diagnosis, anchors: Anchors, told: summary.Told) -> list[
             "tone": CAUSE_TONES.get(cause.status, "unknown"),
             "words": summary.verdict_words(cause.status),
             "how": summary.HOW.get(cause.how, ""),
-            "reason": told.new(cause.reason),
+            "reason": told.new(cause.reason) or ("" if cause in summary.to_change(diagnosis) else "As above."),
             "codes": [(code, anchors.first[code]) for code in cause.codes if code in anchors.first],
             "fixes": [anchor for i in range(len(cause.fixes)) if (anchor := anchors.fixes.get((cause.cause, i)))],
             **_card(cause, diagnosis, anchors),
@@ -162,12 +164,16 @@ def _card(cause: Cause, diagnosis: Diagnosis, anchors: Anchors) -> dict[str, Any
     return {"shown": [(anchors.finding(f), f) for f in own[:EVIDENCE_SHOWN]], "change": change if anchor else None}
 
 
+def _by_status(diagnosis: Diagnosis) -> list[Cause]:
+    return sorted(diagnosis.causes, key=lambda cause: summary.CAUSE_ORDER.index(cause.status))
+
+
 def _fixes(evidence: Evidence, anchors: Anchors) -> list[dict[str, Any]]:
     """Fixes of root causes first, then in the order of the causes; the proven ones of a cause before the others."""
     measured = {id(change.fix): change for change in evidence.before_after()}
     rows: dict[str, dict[str, Any]] = {}
     told = summary.Told()
-    for cause in sorted(evidence.diagnosis.causes, key=lambda cause: summary.CAUSE_ORDER.index(cause.status)):
+    for cause in _by_status(evidence.diagnosis):
         for i, fix in sorted(enumerate(cause.fixes), key=lambda item: fix_rank(item[1])):
             anchor = anchors.fixes.get((cause.cause, i), "")
             if not anchor:
@@ -199,7 +205,7 @@ def _code(fix: FixAdvice) -> Markup:
     kinds = {"+": "add", "-": "del"}
     lines = []
     for line in visible(fix.change, newlines=True).split("\n"):
-        kind = kinds.get(line[:1])
+        kind = None if line.startswith(("---", "+++")) else kinds.get(line[:1])
         lines.append(Markup('<span class="{}">{}</span>').format(kind, line) if kind else escape(line))
     return Markup("\n").join(lines)
 
@@ -219,7 +225,9 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(short=short, clip=clip, oneline=visible, meaning=meaning, capfirst=sentence, prose=prose)
+    environment.filters.update(
+        short=short, clip=clip, oneline=visible, meaning=meaning, capfirst=sentence, prose=prose, plain=plain
+    )
     return environment
 
 

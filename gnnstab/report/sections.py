@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gnnstab.records import SIGNALS, Cause, Finding, FixAdvice, LayerFacts
+from gnnstab.records import Cause, Finding, FixAdvice, LayerFacts
 from gnnstab.records.vocabulary import (
     ATTENTION_ENTROPY,
     DEGREE_MEDIAN,
@@ -262,7 +262,7 @@ def _draw(evidence: Evidence, name: str) -> Iterator[dict[str, Any]]:
         yield figure(key, title, words, charts.per_head(evidence.heads(signal, name), evidence.limits(signal)))
     for series in evidence.growth(name)[:4]:
         picture = charts.growth(series, evidence.limits(series.name), evidence.events(name))
-        yield figure(series.name, f"{series.name} over the run", SIGNALS[series.name].meaning, picture, growth=True)
+        yield figure(series.name, f"{series.name} over the run", meaning(series.name), picture, growth=True)
 
 
 def degree_cap(evidence: Evidence, layer: str = MODEL) -> float:

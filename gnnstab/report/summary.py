@@ -311,7 +311,18 @@ def _why(diagnosis: Diagnosis) -> str:
 
 def _calm(diagnosis: Diagnosis) -> str:
     notes = sum(finding.severity == "info" for finding in diagnosis.findings)
-    return "nothing to fix" if not notes else f"nothing to fix, {count(notes, 'note')}"
+    known = any(item.finding.severity != "info" for item in diagnosis.suppressed)
+    word = "nothing new" if known else "nothing to fix seen" if not_covered(diagnosis) else "nothing to fix"
+    return word if not notes else f"{word}, {count(notes, 'note')}"
+
+
+def to_pass(diagnosis: Diagnosis) -> str:
+    """What most of the rules that could not be judged ask for, ``--model pkg.mod:factory --batch FILE``; may be empty."""
+    reasons = (rule.reason for rule in diagnosis.rules if rule.status == "not-evaluable")
+    asked = Counter(
+        found[1] for reason in reasons if (found := re.search(r"; pass ((?:--|\w+=).+?)(?: to |$)", reason))
+    )
+    return asked.most_common(1)[0][0] if asked else ""
 
 
 def _limits(diagnosis: Diagnosis) -> str:

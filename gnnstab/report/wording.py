@@ -10,6 +10,7 @@ from markupsafe import Markup, escape
 from gnnstab.records import SIGNALS
 from gnnstab.report import _rulebook as rulebook
 from gnnstab.report.escape import ending, shorten, visible
+from gnnstab.report.faces import plain
 from gnnstab.report.numbers import number
 
 _SIGNS = str.maketrans({"-": "−"})
@@ -33,12 +34,16 @@ def words(name: str) -> str:
 def sentence(text: str) -> str:
     """``text`` with a capital first letter, unless its first word is a name in code such as ``fp16`` or ``lr=``."""
     first = text.split(" ", 1)[0].rstrip(",;")
-    return text[:1].upper() + text[1:] if first.replace("-", "").isalpha() and first.islower() else text
+    return (
+        text[:1].upper() + text[1:]
+        if first.replace("-", "").isalpha() and first.islower() and first != "gnnstab"
+        else text
+    )
 
 
 def meaning(signal: str) -> str:
     """What a signal stands for, from the vocabulary; the name itself for a stranger."""
-    return SIGNALS[signal].meaning if signal in SIGNALS else signal
+    return plain(SIGNALS[signal].meaning) if signal in SIGNALS else signal
 
 
 def clip(text: object, longest: int) -> str:
@@ -48,7 +53,8 @@ def clip(text: object, longest: int) -> str:
 
 def prose(text: str, longest: int = 900) -> Markup:
     """A message as a sentence, what stands in backticks as code."""
-    return _code(sentence(ending(visible(text), longest)))
+    shown = sentence(ending(visible(text), longest))
+    return _code(f"{shown}." if shown[-1:].isalnum() else shown)
 
 
 def fix_title(name: str) -> str:

@@ -100,6 +100,9 @@ def _given_to_the_layer(symptom: Finding, explanation: Finding, signals: Signals
     return explanation.signal == "place.rms" and any(name.startswith(f"{symptom.layer}.") for name in fed)
 
 
+_MOST = 0.5
+"""Share of the entries that a clamp cuts from which on the rest says little about the whole."""
+
 _MANY = 10
 """Times the limit of GS406 from which on the size of the data explains values that leave the number format."""
 
@@ -121,6 +124,20 @@ def _nothing_comes_back(symptom: Finding, explanation: Finding, signals: Signals
         return True
     seen = [s for s in signals.find("optimizer.never_updated") if s.value > 0]
     return bool(seen) and all(s.value == s.detail.get("of") and s.detail.get("zero") for s in seen)
+
+
+def _of_targets(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    """Targets of another scale drive every weight that way: what grows on the way follows."""
+    return explanation.signal == "loss" or explanation.message.startswith("the targets")
+
+
+def _mostly_cut(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    """The loss jumps where a clamp lets a gradient through at a few entries only."""
+    return symptom.signal == "loss.first_rise" and explanation.value > _MOST
+
+
+def _without_edges(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    return explanation.severity == "error"
 
 
 def _stopped_there(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
@@ -174,6 +191,10 @@ LINKS: tuple[Link, ...] = (
     Link("GS401", "GS406", _only_by_scale),
     Link("GS301", "GS406", _given_to_the_layer),
     Link("GS303", "GS406", _given_to_the_layer),
+    Link("GS301", "GS406", _of_targets),
+    Link("GS303", "GS406", _of_targets),
+    Link("GS704", "GS402", _without_edges),
+    Link("GS701", "GS402", _without_edges),
     Link("GS603", "GS406", _always),
     Link("GS601", "GS406", _of_absurd_size),
     Link("GS302", "GS406", _always),
@@ -204,6 +225,8 @@ LINKS: tuple[Link, ...] = (
     Link("GS304", "GS404", _always),
     Link("GS704", "GS404", _always),
     # Parameters in front of scores that a saturated softmax cuts off.
+    Link("GS604", "GS402", _without_edges),
+    Link("GS601", "GS703", _mostly_cut),
     Link("GS604", "GS703", _nothing_comes_back),
     Link("GS604", "GS701", _nothing_comes_back),
     Link("GS604", "GS701", _stopped_there),

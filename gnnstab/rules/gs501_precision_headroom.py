@@ -86,11 +86,10 @@ class PrecisionHeadroom(Rule):
         if rounding is not None and rounding.value >= self.warn_rounding:
             severe = rounding.value >= self.error_rounding
             limit = self.error_rounding if severe else self.warn_rounding
-            weights = 100 * math.expm1(min(rounding.value, 50.0))
-            off = f"off by {weights:.3g} %" if weights < 1000 else "that mean nothing any more"
+            off = "a factor of 2.7 or more" if severe else f"{100 * math.expm1(rounding.value):.3g} %"
             yield self.finding(
                 f"{layer}: in {precision} the largest logit is rounded by {rounding.value:.2g} (limit {limit:g}), which "
-                f"leaves attention weights {off}. Keep query, key and softmax in fp32.",
+                f"leaves attention weights off by {off}. Keep query, key and softmax in fp32.",
                 severity="error" if severe else "warning",
                 limit=limit,
                 signal=rounding,

@@ -9,7 +9,7 @@ from typing import ClassVar
 from gnnstab.layers import layer_named
 from gnnstab.records import Finding, Signal, Signals
 from gnnstab.rules.base import Rule, threshold
-from gnnstab.rules.queries import largest, measured, names, stops
+from gnnstab.rules.queries import fresh, largest, measured, names, stops
 
 RELATION = "__"
 """Stands between source, relation and target in PyG's names of modules; `HeteroConv` writes three of them."""
@@ -118,11 +118,9 @@ class NeverUpdatedParameter(Rule):
                 "; they are the same part of every layer, as when the layers were asked to leave it out, or when no target has "
                 "two neighbours to choose from"
             )
-        elif not known and _registered_as_heads(
-            signals, worst.detail.get("parameters", ()), worst.detail.get("places", ())
-        ):
+        elif not known and (part := _whole_part(signals, *_listed_of(worst))):
             severity = "info"
-            which += "; they are a head behind all layers beside one that trains, as for another task or a later phase"
+            which += part
         yield self.finding(
             f"{count:.0f} {'trainable ' if known else ''}parameters never received a gradient{which}. Wire them in, or freeze "
             "them on purpose.",
@@ -152,6 +150,8 @@ class NeverUpdatedParameter(Rule):
         gradients = signals.find("weight.grad_rms", source="batch")
         if not gradients or any(s.value != 0 for s in gradients) or 0.0 in signals.context.get("losses", ()):
             return
+        if any(event.kind == "non-finite" for event in signals.events):
+            return  # What is not finite has no size: those left are a few of all.
         listed = [str(s.detail.get("parameter", s.layer)) for s in gradients]
         yield self._nothing_arrives(gradients[0], len(listed), listed, "warning")
 
@@ -229,6 +229,8 @@ class NeverUpdatedParameter(Rule):
         for signal in signals.find("place.not_held"):
             replaced = int(signal.detail.get("strangers", 0)) > 0
             few = float(signal.detail.get("share", 1.0)) < self.minority
+            # Who trains a head alone has a body that was trained before.
+            drawn = bool(signal.detail.get("fresh")) or (signals.kind == "model" and fresh(signals))
             why = (
                 "the optimizer holds tensors that are no longer in the model: a parameter was replaced after it was built"
                 if replaced
@@ -236,7 +238,7 @@ class NeverUpdatedParameter(Rule):
             )
             yield self.finding(
                 f"no optimizer holds {signal.value:.0f} trainable parameters of the model: {_listed(signal)}; {why}.",
-                severity="error" if replaced else "warning" if few else "info",
+                severity="error" if replaced else "warning" if few or drawn else "info",
                 limit=self.parameters,
                 signal=signal,
             )
@@ -323,19 +325,33 @@ def _unreachable(signals: Signals) -> tuple[Signal, ...]:
     return tuple(s for s in signals.find("place.without_gradient") if s.detail.get("why") in _BEYOND)
 
 
-def _registered_as_heads(signals: Signals, parameters: Sequence[str], places: Sequence[int]) -> bool:
-    """True for whole modules that an optimizer lists behind all attention layers, beside another one there that trains."""
+def _listed_of(signal: Signal) -> tuple[Sequence[str], Sequence[int]]:
+    """The parameters of a finding of a file, and their places in the optimizer's list."""
+    return signal.detail.get("parameters", ()), signal.detail.get("places", ())
+
+
+def _whole_part(signals: Signals, parameters: Sequence[str], places: Sequence[int]) -> str:
+    """Why whole modules may be silent on purpose, by where an optimizer lists them; empty where nothing speaks for it.
+
+    Behind all attention layers, beside another module there that trains, they look like a head; in front of all like what was frozen.
+    """
     order = list(dict.fromkeys(str(s.detail.get("parameter", "")) for s in signals.find("optimizer.gradient_rms")))
     trained = set(order)
     for place, name in zip(places, parameters, strict=False):
         order.insert(place, name)
     layers = tuple(f"{layer.name}." for layer in signals.attention_layers)
-    last = max((i for i, name in enumerate(order) if name.startswith(layers)), default=len(order))
-    behind = order[last + 1 :]
+    own = [i for i, name in enumerate(order) if name.startswith(layers)]
     silent = {name.partition(".")[0] for name in parameters}
     whole = {name for name in order if name.partition(".")[0] in silent} == set(parameters)
+    if not (parameters and whole and own):
+        return ""
+    front, behind = order[: own[0]], order[own[-1] + 1 :]
+    if set(parameters) <= set(front):
+        return "; they are a module in front of all layers, as one that was frozen and handed over all the same"
     others = {name.partition(".")[0] for name in trained.intersection(behind)} - silent
-    return bool(parameters) and whole and set(parameters) <= set(behind) and bool(others)
+    if set(parameters) <= set(behind) and others:
+        return "; they are a head behind all layers beside one that trains, as for another task or a later phase"
+    return ""
 
 
 def _trains(signals: Signals, layer: str) -> bool:

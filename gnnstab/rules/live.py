@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from gnnstab.records import Finding, SeriesKey
+from gnnstab.records import Finding, SeriesKey, Signal, Signals
+from gnnstab.records.vocabulary import OPTIMIZER_OUTPUT_MOVE
 from gnnstab.rules._beginning import Beginning, Overshoots, Rates
 from gnnstab.rules._tracks import WINDOW, Quiet, Track, median
 from gnnstab.rules.base import Rule, threshold
@@ -140,6 +141,12 @@ class LiveEngine:
         if overshoot is not None:
             found += self._overshoots.measured(*overshoot, lr)
         return [f for f in found if self._first_time(f)] + ([] if loss is None else self.loss(step, loss, lr))
+
+    def tried(self, rise: Signal, moved: float | None) -> list[Finding]:
+        """Take in how far trial steps before the first update raised the loss, and by how much one moves the output."""
+        values = (rise,) if moved is None else (rise, Signal(OPTIMIZER_OUTPUT_MOVE, moved, source="training"))
+        found = self._rate.check(Signals(kind="trace", layers=(), values=values))
+        return [finding for finding in found if self._first_time(finding)]
 
     def loss(self, step: int, loss: float, lr: float | None = None) -> list[Finding]:
         """Take in the loss of a step that came after the step, and return what is new."""

@@ -11,6 +11,7 @@ import pytest
 import torch
 from gnnstab.cli import interrupt
 from gnnstab.cli.group import run
+from joblib.externals.loky import get_reusable_executor
 
 NETWORK = """
 import os
@@ -82,6 +83,8 @@ def test_no_verdict_after_ctrl_c(desk, capfd, command, loss):
 
 
 def test_no_verdict_after_ctrl_c_while_other_processes_work(desk, capfd):
+    # Processes that an earlier test has left know nothing of this folder.
+    get_reusable_executor().shutdown(wait=True)
     _ends_without_a_verdict(capfd, *VERIFY, "--jobs", "2", loss="in_a_worker")
 
 

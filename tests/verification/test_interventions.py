@@ -212,6 +212,24 @@ def test_a_monitor_undoes_the_suspects_at_its_end_and_leaves_the_run_alone():
     assert all(torch.equal(a.grad, b.grad) for a, b in zip(plain.parameters(), model.parameters(), strict=True))
 
 
+def test_a_trace_says_what_the_monitor_said_at_its_end(tmp_path):
+    model, batch = drawn(Distances), points(900.0)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    with gnnstab.Monitor(model, optimizer=optimizer, trace=tmp_path / "run.gnnstab", on_finding="ignore") as monitor:
+        for _ in range(5):
+            optimizer.zero_grad()
+            model(**batch).square().mean().backward()
+            optimizer.step()
+    said, read = monitor.diagnose(), gnnstab.diagnose(tmp_path / "run.gnnstab")
+    assert roots(read) == roots(said) == ["feature-scale"]
+    assert [(c.cause, c.status, c.how, c.share, c.reason) for c in read.causes] == [
+        (c.cause, c.status, c.how, c.share, c.reason) for c in said.causes
+    ]
+    assert read.findings == said.findings
+    fewer = gnnstab.diagnose(tmp_path / "run.gnnstab", ignore=[f.code for f in read.findings])
+    assert not fewer.root_causes()
+
+
 class Stubborn(nn.Module):
     """Attention that is sharp through a constant in the forward, which no suspect is."""
 

@@ -7,6 +7,7 @@ from torch import nn
 from torch_geometric.nn import MessagePassing
 
 from gnnstab.layers import LAYERS, layer_of
+from gnnstab.probe.attaching._softmax_calls import LINEAR, edge_places, mentions_dense
 from gnnstab.probe.layers import (
     AttentionRecorder,
     DenseSoftmaxRecorder,
@@ -15,7 +16,6 @@ from gnnstab.probe.layers import (
     OtherLayerRecorder,
 )
 from gnnstab.probe.layers.layer_recorder import LayerRecorder
-from gnnstab.probe.layers.softmax_calls import LINEAR, edge_places, mentions_dense
 from gnnstab.probe.state import State
 from gnnstab.records import Blind
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,8 +15,11 @@ from gnnstab.probe.attaching.softmax_tap import SoftmaxCall, Tap, Untappable
 from gnnstab.probe.layers.layer_recorder import LayerRecorder, Plan
 from gnnstab.probe.state import State
 from gnnstab.probe.statistics import attention_measures
+from gnnstab.probe.statistics._groups import group_sizes
 from gnnstab.probe.statistics.dense import ROWS, Rows
+from gnnstab.probe.statistics.numbers import Measured
 from gnnstab.records import LayerFacts
+from gnnstab.records.vocabulary import DEGREE_ISOLATED_READ_SHARE
 
 _STATIC = "scores of more than two axes, as a graph with a batch of features has them: only their extremes are recorded"
 _SPARSE = "sparse features, too many to be measured densely: only extremes are recorded"
@@ -164,6 +168,21 @@ class AttentionRecorder(LayerRecorder):
         if batch is not None and not len(batch) == len(call.x_target) == len(output):
             batch = None
         self.state.queue(plan.layer, plan.mode, plan.call, attention_measures(call, self.kind, self.module, batch))
+        groups = len(call.x_target) if call.groups is None else call.groups
+        if output.requires_grad and len(output) == groups and self.facts(0).get("root_weight") is False:
+            alone = group_sizes(call.index_target, groups) == 0
+            output.register_hook(partial(self._reached, plan, alone))  # type: ignore[no-untyped-call]
+
+    def _reached(self, plan: Plan, alone: Tensor, gradient: Tensor) -> None:
+        """What the loss asks of nodes without incoming edges: the layer gives them 0 whatever is asked."""
+
+        def note() -> None:
+            with torch.no_grad():
+                asked = alone & (gradient.detach().flatten(1) != 0).any(1)
+                share = {DEGREE_ISOLATED_READ_SHARE: Measured(asked.to(torch.float32).mean())}
+                self.state.queue(plan.layer, plan.mode, plan.call, share)
+
+        self.state.error_guard.run(f"the gradient of {plan.layer}", note)
 
     def _after_gate(self, grad: bool, module: nn.Module, args: Any, output: Tensor) -> None:
         self._gate = output.detach()

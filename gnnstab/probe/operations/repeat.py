@@ -100,7 +100,7 @@ def _once(
     state, forward, cast = _State(), eager(twin), _autocast(call.autocast)
     with forked_rng(call.rng), torch.set_grad_enabled(call.grad), _quiet():
         try:
-            with watch, nullcontext() if wide is None else wider(wide):  # type: ignore[no-untyped-call]
+            with watch, nullcontext() if wide is None else wider(wide):
                 with cast:
                     state.output = forward(*args, **kwargs)
                     state.ran = "output"

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from torch.nn.parameter import is_lazy
+from torch_geometric.nn import MessagePassing
 
 from gnnstab.probe.places import _operations as operations
+from gnnstab.probe.places._states import in_degree
 
 if TYPE_CHECKING:
     from gnnstab.probe.places.survey import ForwardView
@@ -63,6 +65,14 @@ class Blocks:
                 self._kinds[node] = kind
                 node.register_hook(self._listener(node))
 
+        self._lone: list[tuple[str, Tensor, Tensor]] = []
+        for call in seen.calls.all:
+            tensor = call.leaving[0] if isinstance(call.module, MessagePassing) and call.leaving else None
+            degree = None if tensor is None or tensor.dim() < 2 else in_degree(seen, len(tensor))
+            if tensor is not None and degree is not None and tensor.grad_fn is not None:
+                tensor.retain_grad()
+                self._lone.append((call.name, tensor, degree == 0))
+
     def _listener(self, node: Any) -> Any:
         def listen(leaving: tuple[Tensor | None, ...], entering: tuple[Tensor | None, ...]) -> None:
             given, handed = self._passed.get(node, (0.0, 0.0))
@@ -72,6 +82,7 @@ class Blocks:
 
     def rows(self) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
         """One row for each operation behind which parameters have no gradient that counts: how many."""
+        yield from self._unreached()
         names = {
             id(p): name
             for name, p in self._seen.model.named_parameters()
@@ -98,6 +109,13 @@ class Blocks:
                     "bias": self._filled_bias(place),
                 }
                 yield "place.gradient_stops", place, float(len(silent)), detail
+
+    def _unreached(self) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
+        """For every layer that passes messages: the share of its nodes that no edge leads to and that the loss depends on."""
+        for call, tensor, lone in self._lone:
+            if tensor.grad is not None:
+                read = tensor.grad.flatten(1).any(1)
+                yield "place.isolated_read", call, float((read & lone).double().mean()), {}
 
     def _filled_bias(self, place: str) -> float | None:
         """The one number that the bias of a module was filled with; None where its entries differ, as after training."""

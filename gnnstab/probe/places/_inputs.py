@@ -26,6 +26,9 @@ def rows(seen: ForwardView, given: Mapping[str, Tensor]) -> Iterator[tuple[str, 
         _Entry(call) for call in seen.calls.all if call.computes and call.entering and not normalised_next(seen, call)
     ]
     size = max((numbers.rms(numbers.sampled(t)) for t in seen.outputs), default=math.nan)
+    entries_out = max((t.numel() for t in seen.outputs), default=0)
+    if math.isfinite(size):
+        yield "place.output", "output", size, {"entries": entries_out}
     for name, tensor in given.items():
         if not tensor.numel():
             continue

@@ -95,16 +95,30 @@ def _differences(seen: ForwardView) -> Iterator[tuple[str, str, float, dict[str,
             yield "place.node_difference", name, value, {"position": position, "per_node": bool(own)}
 
 
+def in_degree(seen: ForwardView, count: int) -> Tensor | None:
+    """(count,) edges that lead to each node; None where the batch does not hold the edges of so many nodes."""
+    edges = _edges(seen)
+    if edges is None or not edges.numel() or int(edges.max()) >= count:
+        return None
+    return torch.bincount(edges[1], minlength=count)
+
+
+def _edges(seen: ForwardView) -> Tensor | None:
+    """(2, edges) of the one edge list of the batch."""
+    found = [t for name, t in seen.batch.items() if name.rsplit(".", 1)[-1] == "edge_index"]
+    return found[0] if len(found) == 1 and found[0].dim() == 2 and len(found[0]) == 2 else None
+
+
 def _reached(seen: ForwardView, count: int) -> Tensor | None:
     """(count,) mask of the nodes that edges lead to, and to all that they hear of; None for too few.
 
     What attention gives a node without incoming edges is no average, and tells it and those behind it from all others.
     """
-    edges = [t for name, t in seen.batch.items() if name.rsplit(".", 1)[-1] == "edge_index" and t.dim() == 2]
-    if len(edges) != 1 or len(edges[0]) != 2 or not edges[0].numel() or int(edges[0].max()) >= count:
+    edges, degree = _edges(seen), in_degree(seen, count)
+    if edges is None or degree is None:
         return None
-    source, target = edges[0]
-    reached, found = torch.bincount(target, minlength=count) > 0, None
+    source, target = edges
+    reached, found = degree > 0, None
     for _ in range(sum(isinstance(call.module, MessagePassing) for call in seen.calls.all)):
         if int(reached.sum()) < 3:
             break

@@ -34,6 +34,9 @@ class StageRow(NamedTuple):
     dtype: str
     """``float16``, …"""
 
+    name: str = ""
+    """Of the model's argument, where the row is an input of the model."""
+
 
 class _Found(BaseException):
     """Ends the replay at the first non-finite tensor; no ``except Exception`` of the model may stop it."""
@@ -130,7 +133,8 @@ def _row(seen: StageTensor) -> StageRow:
     if finite.numel():
         low, high, rms = finite.min().item(), finite.max().item(), finite.square().mean().sqrt().item()
     missing = values.numel() - finite.numel()
-    return StageRow(seen.layer, seen.call, seen.stage, low, high, rms, missing, _name(seen.tensor.dtype))
+    argument = seen.note if seen.layer is None and seen.stage == "input" else ""
+    return StageRow(seen.layer, seen.call, seen.stage, low, high, rms, missing, _name(seen.tensor.dtype), argument)
 
 
 def _event(seen: StageTensor, model: nn.Module, previous: StageTensor | None, step: int, mode: str) -> Event:
