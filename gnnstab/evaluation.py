@@ -8,6 +8,7 @@ from typing import Any
 from gnnstab.fixes import recommend
 from gnnstab.records import Coverage, Diagnosis, Signals, Target
 from gnnstab.rules import advice, causes, modest, run
+from gnnstab.rules.queries import left_out
 from gnnstab.signals import from_trace
 from gnnstab.trace import Trace
 from gnnstab.verification.interventions import recalled
@@ -51,7 +52,7 @@ def _coverage(signals: Signals) -> Coverage:
     blind_layers = {b.layer for b in signals.blind if b.site in ("score", "output", "*")}
     observed = [layer for layer in signals.attention_layers if layer.name not in blind_layers]
     return Coverage(
-        layers_expected=max(int(signals.context.get("layers_expected", 0)), signals.depth),
+        layers_expected=max(int(signals.context.get("layers_expected", 0)), signals.depth) - len(left_out(signals)),
         layers_observed=len(observed),
         blind=signals.blind,
         assumptions=tuple(signals.context.get("assumptions", ())),

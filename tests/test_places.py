@@ -412,8 +412,44 @@ def test_layers_in_a_plain_list(face: Callable[..., Diagnosis]) -> None:
 def test_a_module_that_is_never_called() -> None:
     model = Net()
     model.forgotten = nn.Linear(3, 3)
-    (finding,) = loud(look(model, data()), "GS604")
-    assert "forgotten.weight" in finding.message and "not called" in finding.message
+    for diagnosis in (look(model, data()), train(model, data())):
+        (finding,) = [f for f in diagnosis.findings if f.code == "GS604"]
+        assert "forgotten.weight" in finding.message and "not called" in finding.message
+        assert finding.severity == "info"
+
+
+class Edged(nn.Module):
+    """An embedding of the edges that is updated behind every layer; ``way`` is what becomes of the embedding of the nodes."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.embed, self.out = nn.Linear(8, WIDTH), nn.Linear(WIDTH, 1)
+        self.updates = nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(2))
+        self.table, self.way = nn.Parameter(torch.rand(NODES, 1)), way
+
+    def forward(self, batch: Data) -> Tensor:
+        x, edge_index = batch.x, batch.edge_index
+        h = self.embed(x)
+        if self.way == "no_grad":
+            with torch.no_grad():
+                h = self.embed(x)
+        h = {"detach": h.detach(), "round": h.detach().round()}.get(self.way, h)
+        e = x[edge_index[0]].repeat(1, WIDTH // 8)
+        for update in self.updates:
+            h = h + torch.zeros_like(h).index_add(0, edge_index[1], e) / 8
+            e = update(e).tanh()
+        result = self.out(h)
+        self.table.data = result.detach()
+        return result.squeeze(-1)
+
+
+@pytest.mark.parametrize("way", ["as it is", "detach", "round", "no_grad"])
+@pytest.mark.parametrize("face", [look, train])
+def test_what_no_loss_can_reach_is_information_and_a_cut_is_not(face: Any, way: str) -> None:
+    found = [f for f in face(Edged(way), data()).findings if f.code == "GS604"]
+    told = {part: f.severity for f in found for part in ("embed", "updates.1", "table") if part in f.message}
+    cut = {} if way == "as it is" else {"embed": "error"}
+    assert told == {"updates.1": "info", "table": "info", **cut}
 
 
 def test_a_parameter_replaced_after_the_optimizer_was_built() -> None:

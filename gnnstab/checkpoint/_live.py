@@ -12,6 +12,7 @@ from gnnstab.checkpoint._optimizer import OptimizerState, read_optimizer
 from gnnstab.checkpoint._pickle_stubs import known_facts
 from gnnstab.checkpoint._recovery import recover
 from gnnstab.checkpoint.facts import CheckpointFacts
+from gnnstab.layers.lazy import unwritten
 
 
 def recover_model(
@@ -24,7 +25,8 @@ def recover_model(
     known = known_facts(model)
     # A model that is one bare layer is named as the probe names it.
     prefix = f"{type(model).__name__}." if "" in known else ""
-    tensors = {prefix + name: tensor.detach() for name, tensor in model.state_dict(keep_vars=True).items()}
+    entries, lazy = model.state_dict(keep_vars=True).items(), unwritten(model)
+    tensors = {prefix + name: tensor.detach() for name, tensor in entries if name not in lazy}
     states = () if optimizer is None else (_named_state(model, optimizer, prefix),)
     checkpoint = Checkpoint(
         path=type(model).__name__,

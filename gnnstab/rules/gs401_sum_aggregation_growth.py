@@ -11,7 +11,7 @@ from gnnstab.records import Finding, Signal, Signals
 from gnnstab.records.vocabulary import LOSS_OVER_ZERO, POOL_SUM_SIZE
 from gnnstab.rules.base import Rule, threshold
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
-from gnnstab.rules.queries import Attention, attention, degree_of, largest, measured, names
+from gnnstab.rules.queries import Attention, attention, largest, measured, names, smallest
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,9 @@ class SumAggregationGrowth(Rule):
 
     def _finding(self, signals: Signals, growth: Signal, symptoms: list[Attention], far: Signal | None) -> Finding:
         rms = largest(signals.find("aggregation.rms", layer=growth.layer)).value
-        degree = degree_of(signals, growth.layer)
+        # The in-degree of another layer, as of attention over all pairs, says nothing about this sum.
+        own = [s for s in measured(signals.find("degree.median")) if s.layer in (growth.layer, None)]
+        degree = smallest(own).value if own else None
         at = "" if degree is None else f" at median in-degree {degree:g}"
         what = f"{growth.layer or 'an aggregation'}: its sum over neighbours grows like in-degree^{growth.value:.2g} and has reached RMS {rms:.2g}{at}"
         if not symptoms and far is not None:

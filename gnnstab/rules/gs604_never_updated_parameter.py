@@ -14,8 +14,12 @@ from gnnstab.rules.queries import fresh, largest, measured, names, stops
 RELATION = "__"
 """Stands between source, relation and target in PyG's names of modules; `HeteroConv` writes three of them."""
 
-OTHER_HEAD = "another head"
-"""Why parameters have no gradient, as the look at the places says it."""
+_BEYOND = {
+    "another head": "since they belong to a head that this forward does not use, as of another task or a later phase",
+    "never called": "since this forward does not use them (not called), as of a template for copies, another phase, or a module that was forgotten",
+    "out of reach": "since no entry of the output changes with them, as of an update of edges behind the last layer",
+}
+"""Why no loss can reach parameters, as the look at the places says it → in words."""
 
 _OF_PARAMETERS = ("weight.rms", "weight.grad_rms", "optimizer.gradient_rms")
 
@@ -29,7 +33,8 @@ class NeverUpdatedParameter(Rule):
     trainable parameters whose gradient was None or exactly 0 in every step. Left out are those that the configuration leaves
     without a part to play: the skip of a layer with `root_weight=False`, and queries and keys where no target has two
     neighbours. A relation or kind of nodes that nothing reads, beside others that train, an optimizer that has not moved
-    anything yet, and a head that this forward does not use are information, and so are, in a bare file, the skips or the
+    anything yet, and what no loss can reach by the way the model is built (a head or template that this forward does not call, an update
+    of edges behind the last layer: the output stays the same when the parameters are changed) are information, and so are, in a bare file, the skips or the
     queries and keys of every layer at once.
     With a model and a batch: parameters without a gradient after a backward, and why (the module was not called, or no path
     leads to it); weights that the loss depends on and `model.parameters()` does not hold, as of layers in a plain list; with
@@ -42,7 +47,8 @@ class NeverUpdatedParameter(Rule):
     intention: a module that the forward pass skips, a `detach()`, a parameter created after the optimizer.
 
     ## What it looks like
-    An error for parameters that the model says are trainable; a warning for those of a bare file, which cannot say it.
+    An error for parameters that the output depends on; a warning for those of a bare file, which cannot say it, and information where
+    no attention layer tells what stands in front of what.
 
     ## Fix
     Wire it into the forward pass, pass it to the optimizer, or freeze it on purpose with `requires_grad_(False)` and leave it
@@ -73,8 +79,7 @@ class NeverUpdatedParameter(Rule):
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding for each way in which a parameter can be left behind."""
         found = [*self._not_owned(signals), *self._not_held(signals)]
-        if signals.kind == "model" or signals.find("place.without_gradient", source="batch"):
-            found += self._without_gradient(signals)
+        found += self._without_gradient(signals)
         found += self._all_zero(signals)
         found += self._stopped(signals)
         yield from found
@@ -86,8 +91,8 @@ class NeverUpdatedParameter(Rule):
         worst = largest(signals.need("optimizer.never_updated"))
         silent = {str(name) for name in worst.detail.get("parameters", ())}
         left_out = {str(name) for s in signals.find("place.idle") for name in s.detail.get("parameters", ())}
-        heads = {str(name) for s in _other_heads(signals) for name in s.detail.get("parameters", ())}
-        idle = {name for name in silent if name in left_out or name in heads or _without_part(signals, name)}
+        beyond = {str(n) for s in _unreachable(signals) for n in s.detail.get("parameters", ())}
+        idle = {name for name in silent if name in left_out or name in beyond or _without_part(signals, name)}
         told = {str(name) for s in _stops(signals) for name in s.detail.get("parameters", ())}
         if told.issuperset(silent - idle):
             return
@@ -106,7 +111,10 @@ class NeverUpdatedParameter(Rule):
         which = f": {names(listed, 6)}" if listed else ""
         known = signals.kind != "checkpoint"
         severity = "error" if known else "warning"
-        if not known and (self._same_part(signals, listed) or _optional(signals, listed)):
+        if not known and not signals.attention_layers:
+            severity = "info"
+            which += "; a file does not say what the output depends on"
+        elif not known and (self._same_part(signals, listed) or _optional(signals, listed)):
             severity = "info"
             which += (
                 "; they are the same part of every layer, as when the layers were asked to leave it out, or when no target has "
@@ -115,9 +123,6 @@ class NeverUpdatedParameter(Rule):
         elif not known and (part := _whole_part(signals, *_listed_of(worst))):
             severity = "info"
             which += part
-        if self._several_kinds(signals):
-            severity = "info"
-            which += " (with several kinds of nodes the read-out may leave some relations out)"
         yield self.finding(
             f"{count:.0f} {'trainable ' if known else ''}parameters never received a gradient{which}. Wire them in, or freeze "
             "them on purpose.",
@@ -184,40 +189,33 @@ class NeverUpdatedParameter(Rule):
             len(layers) > 1 and len(parts) == 1 and owners == {f"{layer}.{part}" for layer in layers for part in parts}
         )
 
-    def _several_kinds(self, signals: Signals) -> bool:
-        return any(int(s.detail.get("kinds_of_nodes", 1)) > 1 for s in signals.find("place.without_gradient"))
-
     def _without_gradient(self, signals: Signals) -> Iterator[Finding]:
-        """After a backward of the diagnosis itself."""
-        for signal in signals.find("place.without_gradient", source="batch"):
+        """After a backward of the diagnosis itself; of a run only what no loss can reach, the rest is seen step by step."""
+        for signal in signals.find("place.without_gradient"):
             silent = [str(name) for name in signal.detail.get("parameters", ())]
+            why = str(signal.detail.get("why"))
             if silent and all(_unused(signals, name) for name in silent):
                 continue
-            if signal.detail.get("why") == OTHER_HEAD:
-                yield self._of_another_head(signal)
-                continue
-            called = signal.detail.get("why") == "called"
-            given = bool(signals.context.get("loss_given"))
-            several = int(signal.detail.get("kinds_of_nodes", 1)) > 1
-            reason = "no path leads from the loss back to them" if called else "their modules were not called"
-            yield self.finding(
-                f"{signal.value:.0f} trainable parameters have no gradient after a backward, {reason}: {_listed(signal)}. Look for a "
-                "detach(), a .data, a conversion to numbers or lists; wire them in, or freeze them on purpose.",
-                severity="info" if several or not (called or given) else "error" if given else "warning",
-                limit=self.parameters,
-                signal=replace(signal, layer=None),
-                confidence="high" if given else "medium",
-            )
-
-    def _of_another_head(self, signal: Signal) -> Finding:
-        return self.finding(
-            f"{signal.value:.0f} trainable parameters belong to a head that this forward does not use: {_listed(signal)}. Freeze them "
-            "until a later phase trains them; wire them in if this loss should.",
-            severity="info",
-            limit=self.parameters,
-            signal=replace(signal, layer=None),
-            confidence="medium",
-        )
+            if why in _BEYOND:
+                yield self.finding(
+                    f"{signal.value:.0f} trainable parameters have no gradient, {_BEYOND[why]}: {_listed(signal)}. Freeze them, or wire them "
+                    "in if this loss should train them.",
+                    severity="info",
+                    limit=self.parameters,
+                    signal=replace(signal, layer=None),
+                    confidence="medium",
+                )
+            elif signal.source == "batch":
+                given = bool(signals.context.get("loss_given"))
+                yield self.finding(
+                    f"{signal.value:.0f} trainable parameters have no gradient after a backward although the output depends on them, no path leads "
+                    f"from the loss back to them: {_listed(signal)}. Look for a detach(), a .data, torch.no_grad, a rounding, an argmax, or a "
+                    "conversion to numbers or lists; wire them in, or freeze them on purpose.",
+                    severity="error" if given else "warning",
+                    limit=self.parameters,
+                    signal=replace(signal, layer=None),
+                    confidence="high" if given else "medium",
+                )
 
     def _not_owned(self, signals: Signals) -> Iterator[Finding]:
         for signal in signals.find("place.not_owned"):
@@ -324,13 +322,14 @@ def _optional(signals: Signals, parameters: Sequence[str]) -> bool:
     return False
 
 
+def _unreachable(signals: Signals) -> tuple[Signal, ...]:
+    """Parameters that no loss on this output can reach by the way the model is built."""
+    return tuple(s for s in signals.find("place.without_gradient") if s.detail.get("why") in _BEYOND)
+
+
 def _listed_of(signal: Signal) -> tuple[Sequence[str], Sequence[int]]:
     """The parameters of a finding of a file, and their places in the optimizer's list."""
     return signal.detail.get("parameters", ()), signal.detail.get("places", ())
-
-
-def _other_heads(signals: Signals) -> tuple[Signal, ...]:
-    return tuple(s for s in signals.find("place.without_gradient") if s.detail.get("why") == OTHER_HEAD)
 
 
 def _whole_part(signals: Signals, parameters: Sequence[str], places: Sequence[int]) -> str:

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from gnnstab.records import Blind, Finding, Signals
 from gnnstab.rules.base import Rule
+from gnnstab.rules.queries import left_out
 
 ESSENTIAL = ("score", "attention", "output", "*", "", "all")
 """Sites without which a layer cannot be called healthy."""
@@ -21,7 +22,8 @@ class BlindLayer(Rule):
     Every site that the probe expected and did not get, with the reason. A layer whose scores, attention or output are
     missing is a warning, other sites are information, and so are attention layers of kinds that nobody described
     (HGTConv, a class of your own that calls PyG's softmax), with whatever else of them goes unseen: nothing failed there, but
-    nobody looked.
+    nobody looked. Information is as well a layer that is not called and that no gradient reaches, as the template of
+    `nn.TransformerEncoder`: the forward does without it.
 
     ## Why it is unstable
     It may not be. But what was not seen cannot be called healthy: PyG drops message hooks without a word under
@@ -52,11 +54,12 @@ class BlindLayer(Rule):
         per_layer: dict[str, list[Blind]] = {}
         for blind in signals.blind:
             per_layer.setdefault(blind.layer, []).append(blind)
+        unused = left_out(signals)
         for layer, blinds in per_layer.items():
             sites = [blind.site or "all sites" for blind in blinds]
             # Layers over several kinds of nodes take and return dictionaries, so that input and output go unseen as well.
             other = any(blind.is_other_attention for blind in blinds)
-            essential = not other and any(blind.site in ESSENTIAL for blind in blinds)
+            essential = not other and layer not in unused and any(blind.site in ESSENTIAL for blind in blinds)
             yield self.finding(
                 f"{layer or 'the model'}: not observed: {', '.join(dict.fromkeys(sites))}; {blinds[0].reason.rstrip('.')}.",
                 severity="warning" if essential else "info",

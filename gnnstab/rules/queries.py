@@ -240,6 +240,20 @@ def _degree_detail(signal: Signal) -> float:
     return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else ASSUMED_DEGREE
 
 
+def left_out(signals: Signals) -> frozenset[str]:
+    """Attention layers that no forward calls and that no gradient reaches, as of a template that copies were made from."""
+    silent = [
+        str(name)
+        for signal in (*signals.find("place.without_gradient"), *signals.find("optimizer.never_updated"))
+        for name in signal.detail.get("parameters", ())
+    ]
+    layers = {b.layer for b in signals.blind if b.site == "output" and not b.is_other_attention}
+    moved = {s.layer for s in signals.find("weight.grad_rms") if s.value > 0}
+    return frozenset(
+        layer for layer in layers - moved if layer and any(name.startswith(f"{layer}.") for name in silent)
+    )
+
+
 def stops(signals: Signals, *operations: str) -> list[Signal]:
     """The places at which an operation of these kinds hands no gradient on to parameters."""
     return [s for s in signals.find("place.gradient_stops") if s.detail.get("operation") in operations]

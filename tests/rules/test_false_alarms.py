@@ -86,7 +86,7 @@ def test_parameters_without_a_part_to_play_are_no_wiring_mistake() -> None:
     assert codes(run(Nodes(root_weight=False), (x, tree)), "GS604") == []
     model = Nodes()
     model.forgotten = nn.Linear(8, 8)
-    assert codes(run(model, (x, tree)), "GS604") == ["error"]
+    assert codes(run(model, (x, tree)), "GS604") == ["info"]
 
 
 class Relations(nn.Module):
@@ -114,7 +114,7 @@ def test_relations_that_nothing_reads_are_information_and_a_detached_model_is_an
     torch.manual_seed(0)
     edges = ring(10, lambda i: 3)
     args = ({"a": torch.randn(10, 8), "b": torch.randn(10, 8)}, {("a", "to", "b"): edges, ("b", "to", "a"): edges})
-    assert codes(run(Relations(detached), args), "GS604") == (["error"] if detached else ["info"])
+    assert set(codes(run(Relations(detached), args), "GS604")) - {"info"} == ({"error"} if detached else set())
 
 
 @pytest.mark.parametrize(("rate", "expected"), [(0.1, []), (0.6, ["warning"])])

@@ -179,7 +179,8 @@ class ForwardTracker:
             fits = size <= LARGEST_KEPT
             self.kept = self.last[mode]._replace(args=copied(args), kwargs=copied(kwargs)) if fits else None
         state.batch = next(iter(batch_vectors(unwrap(model)[0], args, kwargs)), None)
-        x = next((t for _, t in tensors_in([*args, kwargs]) if t.dim() == 2 and t.is_floating_point()), None)
+        given = (t for _, t in tensors_in([*args, kwargs]) if t.dim() == 2 and t.is_floating_point())
+        x = next((t for t in given if t.layout is torch.strided), None)  # A sparse matrix may well be the adjacency.
         if x is not None:
             batch = state.batch if state.batch is not None and len(state.batch) == len(x) else None
             state.queue("", mode, 0, node_measures(x.detach(), batch))

@@ -23,6 +23,11 @@ _NOTHING: Callable[..., None] = nullcontext().__exit__
 """What a hook becomes in a copy of the model and in a pickle: the standard library's own way to do nothing with any
 arguments, so that neither holds anything of gnnstab and both can be loaded without it."""
 
+NOT_SCRIPTED = (
+    "torch.jit.script compiles the hooks of a model with it, and gnnstab's are Python; script the model before the monitor is attached, "
+    "or after it has ended"
+)
+
 
 class Hook:
     """A module or tensor hook around ``body``.
@@ -75,10 +80,7 @@ class Hook:
 
     def __getattr__(self, name: str) -> Any:
         if name == "__name__":  # The first thing that torch.jit.script asks of a hook.
-            raise AttributeError(
-                "torch.jit.script compiles the hooks of a model with it, and gnnstab's are Python; script the model before the "
-                "monitor is attached, or after it has ended"
-            )
+            raise AttributeError(NOT_SCRIPTED)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def close(self) -> None:

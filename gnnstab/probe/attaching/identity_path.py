@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import TypeAlias
 
 from torch import Tensor
@@ -11,8 +11,8 @@ from torch.autograd.graph import Node, get_gradient_edge
 Endpoint: TypeAlias = "Tensor | Node | None"
 """A tensor that still hangs in its autograd graph, or its node as `node_of` gave it; None when it has no history."""
 
-BUDGET = 20_000
-"""Autograd nodes visited per layer before the question is left open."""
+BUDGET = 200_000
+"""Autograd nodes of one forward beyond which the question is left open."""
 
 
 def node_of(tensor: Tensor) -> Node | None:
@@ -36,15 +36,16 @@ def identity_paths(layer_trace: Sequence[tuple[str, Endpoint, Endpoint]]) -> dic
     residual over several layers, a concatenation of all layers at the end. Other recorded layers on the way are passed
     from output straight to input, so that what they share besides the nodes (an edge encoder) is no way around.
     Parameters are no common ancestors either. False when there is none. None when it cannot be decided: no history
-    (raw data as input, a forward without gradients), no later entry, or a graph of more than 20 000 nodes. A layer that
+    (raw data as input, a forward without gradients), no later entry, or a graph of more than 200 000 nodes. A layer that
     is called several times is True only if every call is.
     """
     steps = [(name, _node(entry), _node(leaving)) for name, entry, leaving in layer_trace]
+    around = _around(steps)
     answers: dict[str, bool | None] = {}
     for position, (name, entry, leaving) in enumerate(steps):
         if name:
-            later = steps[position + 1 :]
-            answer = _around(entry, leaving, later) if entry and leaving and later else None
+            known = around is not None and entry and leaving and position + 1 < len(steps)
+            answer = bool(around >> position & 1) if known and around is not None else None
             answers[name] = _both(answers.get(name, True), answer)
     return answers
 
@@ -59,38 +60,60 @@ def _both(one: bool | None, other: bool | None) -> bool | None:
     return None if one is None or other is None else True
 
 
-def _around(entry: Node, leaving: Node, later: Sequence[tuple[str, Node | None, Node | None]]) -> bool | None:
-    targets = _behind([entry], {}, None)
-    if targets is None:
-        return None
-    targets = {node for node in targets if node is entry or not _is_parameter(node)}
-    shortcuts = {out: [inside] for _, inside, out in later if out is not None and inside is not None}
-    starts = [inside for _, inside, _ in later if inside is not None]
-    found = _behind(starts, {**shortcuts, leaving: []}, targets)
-    return None if found is None else not targets.isdisjoint(found)
+def _around(steps: Sequence[tuple[str, Node | None, Node | None]]) -> int | None:
+    """A bit for every step around which a path leads; None when the budget is spent.
 
-
-def _behind(
-    starts: Iterable[Node], shortcuts: Mapping[Node, Sequence[Node]], until: set[Node] | None
-) -> set[Node] | None:
-    """All nodes at and behind ``starts``; ``shortcuts`` replaces what lies behind a node; ends early inside ``until``.
-
-    None when the budget is spent.
+    Every node bears two sets of steps, as bits: those whose input was made from it, and those around which one gets to it
+    from a later input. One pass over the graph, from the outputs to the inputs, hands both on for all steps at once.
     """
+    order = _ordered([entry for _, entry, _ in steps if entry is not None])
+    if order is None:
+        return None
+    inside: dict[Node, list[tuple[int, Node | None]]] = {}
+    above: dict[Node, int] = {}
+    reached: dict[Node, int] = {}
+    entries: dict[Node, int] = {}
+    for position, (_, entry, leaving) in enumerate(steps):
+        if leaving is not None:
+            inside.setdefault(leaving, []).append((position, entry))
+        if entry is not None:
+            entries[entry] = entries.get(entry, 0) | 1 << position
+            above[entry] = above.get(entry, 0) | 1 << position
+            reached[entry] = reached.get(entry, 0) | (1 << position) - 1
+    found = 0
+    for node in order:
+        makes, ways = above.get(node, 0), reached.get(node, 0)
+        found |= (entries.get(node, 0) if _is_parameter(node) else makes) & ways
+        for position, entry in inside.get(node, ()):
+            # Around a layer no way leads through its output; one around an earlier layer passes it from output to input.
+            if entry is not None:
+                reached[entry] = reached.get(entry, 0) | ways & (1 << position) - 1
+                ways &= ~((1 << position + 1) - 1)
+            else:
+                ways &= ~(1 << position)
+        for behind, _ in node.next_functions:
+            if behind is not None:
+                above[behind] = above.get(behind, 0) | makes
+                reached[behind] = reached.get(behind, 0) | ways
+    return found
+
+
+def _ordered(starts: Sequence[Node]) -> list[Node] | None:
+    """All nodes at and behind ``starts``, each in front of what it was made from; None when the budget is spent."""
     seen: set[Node] = set()
-    waiting = list(starts)
+    order: list[Node] = []
+    waiting = [(node, False) for node in starts]
     while waiting:
-        node = waiting.pop()
-        if node in seen:
-            continue
-        seen.add(node)
-        if until is not None and node in until:
-            return seen
-        if len(seen) > BUDGET:
-            return None
-        behind = shortcuts.get(node)
-        waiting += [n for n, _ in node.next_functions if n is not None] if behind is None else behind
-    return seen
+        node, done = waiting.pop()
+        if done:
+            order.append(node)
+        elif node not in seen:
+            seen.add(node)
+            if len(seen) > BUDGET:
+                return None
+            waiting.append((node, True))
+            waiting += [(behind, False) for behind, _ in node.next_functions if behind is not None]
+    return order[::-1]
 
 
 def _is_parameter(node: Node) -> bool:

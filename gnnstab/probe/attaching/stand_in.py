@@ -12,6 +12,8 @@ from typing import Any
 from torch import nn
 from torch.compiler import is_compiling
 
+from gnnstab.probe.attaching.hooks import NOT_SCRIPTED
+
 
 class StandIn:
     """Runs the module's own forward ``within`` a context, then tells ``after`` about the call.
@@ -47,6 +49,11 @@ class StandIn:
         if self._after is not None:
             self._after(self._module, args, kwargs, output)
         return output
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "__globals__":  # The first thing that torch.jit.script asks of a forward.
+            raise AttributeError(NOT_SCRIPTED)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def again(self) -> StandIn:
         """A new one for what the module's forward is by now."""

@@ -15,12 +15,13 @@ from gnnstab.probe.attaching.softmax_tap import SoftmaxCall, Tap, Untappable
 from gnnstab.probe.layers.layer_recorder import LayerRecorder, Plan
 from gnnstab.probe.state import State
 from gnnstab.probe.statistics import attention_measures
-from gnnstab.probe.statistics.dense import Rows
+from gnnstab.probe.statistics.dense import ROWS, Rows
 from gnnstab.probe.statistics.numbers import Measured
 from gnnstab.records import LayerFacts
 from gnnstab.records.vocabulary import DEGREE_ISOLATED_READ_SHARE
 
 _STATIC = "scores of more than two axes, as a graph with a batch of features has them: only their extremes are recorded"
+_SPARSE = "sparse features, too many to be measured densely: only extremes are recorded"
 
 
 class AttentionRecorder(LayerRecorder):
@@ -139,8 +140,8 @@ class AttentionRecorder(LayerRecorder):
         if self._message is not None and len(self._seen) == 1:
             message = self.kind.joined(self.module, self._message, target, groups)
         return Call(
-            x_source=x_source.detach(),
-            x_target=x_target.detach(),
+            x_source=_plain(x_source),
+            x_target=_plain(x_target),
             index_source=source,
             index_target=target,
             edge_attr=features,
@@ -157,6 +158,9 @@ class AttentionRecorder(LayerRecorder):
     ) -> None:
         if any(one.score.dim() > 2 for one in self._seen):
             self.state.unseen(self.name, "attention", _STATIC)
+            return
+        if any(x.layout is not torch.strided and x.numel() > ROWS for x in self.kind.nodes(inputs)):
+            self.state.unseen(self.name, "attention", _SPARSE)
             return
         call = self._call(inputs, args, kwargs, output, gate)
         batch = self.state.batch
@@ -202,6 +206,10 @@ def together(seen: Sequence[SoftmaxCall], targets: int) -> SoftmaxCall:
 
 def _columns(values: Tensor) -> Tensor:
     return values.detach().unsqueeze(1) if values.dim() == 1 else values.detach()
+
+
+def _plain(x: Tensor) -> Tensor:
+    return x.detach() if x.layout is torch.strided or x.numel() > ROWS else x.detach().to_dense()
 
 
 def _layout(inputs: int, seen: int, gate: bool) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from types import FunctionType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch_geometric.nn import MessagePassing
 from torch_geometric.utils import softmax
@@ -80,12 +81,13 @@ class OtherLayerRecorder(LayerRecorder):
 
     def _measure(self, plan: Plan, xs: Sequence[Tensor], output: Tensor) -> None:
         numbers: dict[str, Any] = {}
-        floating = [x.detach() for x in xs if x.is_floating_point()]
+        floating = [x.detach() for x in xs if x.is_floating_point() and x.layout is torch.strided]
         if floating and output.is_floating_point():
+            entering, leaving = self._nodes_first(floating[-1]), self._nodes_first(output.detach())
             batch = self.state.batch
-            if batch is not None and (len(batch) != len(output) or len(batch) != len(floating[-1])):
+            if batch is not None and (len(batch) != len(leaving) or len(batch) != len(entering)):
                 batch = None
-            numbers.update(activation_measures(floating[-1], output.detach(), batch))
+            numbers.update(activation_measures(entering, leaving, batch))
         if self._messages is not None:
             sums = aggregation_measures(*self._messages)
             if normalises(self.module):
@@ -98,8 +100,13 @@ class OtherLayerRecorder(LayerRecorder):
         # PyG's Aggregation hands everything but the messages on by name.
         index = args[1] if len(args) > 1 else kwargs.get("index")
         if self.state.full and isinstance(index, Tensor):
-            messages = args[0].detach()
-            self._messages = (messages.flatten(1), index, output.shape[0])
+            axis = kwargs.get("dim", -2)
+            self._messages = (args[0].detach().movedim(axis, 0).flatten(1), index, output.shape[axis])
+
+    def _nodes_first(self, x: Tensor) -> Tensor:
+        """(N, …) of one graph; (N, B · F) of several states (B, N, F) of the same nodes."""
+        axis: int = getattr(self.module, "node_dim", 0)
+        return x.movedim(axis, 0).flatten(1) if x.dim() > 2 else x
 
 
 def _aggregation(module: Any) -> str | None:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gnnstab.layers.lazy import unwritten
 from gnnstab.probe.buffering import device_copy
 from gnnstab.probe.buffering.series_ids import SeriesIds
 from gnnstab.probe.buffering.stats_buffer import StatsBuffer
@@ -57,7 +58,8 @@ class Parameters:
 
     def refresh(self) -> None:
         """Look at the model anew: one that was pruned, re-initialised or grown has other parameters than before."""
-        named = {name: p for name, p in self._model.named_parameters() if p.requires_grad}
+        lazy = unwritten(self._model)
+        named = {name: p for name, p in self._model.named_parameters() if p.requires_grad and name not in lazy}
         same = len(named) == len(self.names) and all(
             p is named.get(name) for name, p in zip(self.names, self._parameters, strict=True)
         )
@@ -178,15 +180,19 @@ class Parameters:
 
     def _new_parts(self, site: str, present: Sequence[int]) -> list[_Part]:
         alike: dict[object, list[list[int]]] = {}
+        entries: dict[object, int] = {}
         apart: list[int] = []
         for i in present:
             p = self._parameters[i]
             if not device_copy.is_on_host(p) or p.dim() == 0 or not 0 < p.numel() <= _JOINED:
                 apart.append(i)
                 continue
-            groups = alike.setdefault((p.dtype, p.shape[1:]), [[]])
-            if sum(self._parameters[k].numel() for k in groups[-1]) + p.numel() > _TOGETHER:
+            kind = (p.dtype, p.shape[1:])
+            groups = alike.setdefault(kind, [[]])
+            entries[kind] = entries.get(kind, 0) + p.numel()
+            if entries[kind] > _TOGETHER:
                 groups.append([])
+                entries[kind] = p.numel()
             groups[-1].append(i)
         joined = [group for groups in alike.values() for group in groups]
         apart += [group[0] for group in joined if len(group) == 1]

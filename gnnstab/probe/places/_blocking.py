@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from gnnstab.probe.places import _operations as operations
 
@@ -71,7 +72,8 @@ class Blocks:
 
     def rows(self) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
         """One row for each operation behind which parameters have no gradient that counts: how many."""
-        names = {id(p): name for name, p in self._seen.model.named_parameters() if p.requires_grad and p.numel()}
+        named = self._seen.model.named_parameters()
+        names = {id(p): name for name, p in named if p.requires_grad and not is_lazy(p) and p.numel()}
         sizes = {key: _peak((p.grad,)) for p in self._seen.model.parameters() if (key := id(p)) in names}
         limit = SILENT * max(sizes.values(), default=0.0)
         closed = dict.fromkeys(node for node, passed in self._passed.items() if self._stops(node, *passed))

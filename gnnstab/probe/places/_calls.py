@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch_geometric.nn import LayerNorm as GraphLayerNorm
 
 from gnnstab.probe.replaying.replica import tensors_in
@@ -59,7 +60,7 @@ class Calls:
     def name_beginnings(self, model: nn.Module, batch: Mapping[str, Tensor]) -> None:
         """Give operations that no module stands in front of the name of the tensor or parameter that they begin with."""
         for name, tensor in (*model.named_parameters(), *batch.items()):
-            if tensor.requires_grad:
+            if tensor.requires_grad and not is_lazy(tensor):
                 node = tensor.grad_fn or tensor.view_as(tensor).grad_fn.next_functions[0][0]  # type: ignore[union-attr]
                 self.maker.setdefault(node, name)
 

@@ -6,30 +6,45 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch_geometric.nn import MessagePassing
 
+from gnnstab.layers.lazy import unwritten
+
 if TYPE_CHECKING:
+    from gnnstab.probe.places._reach import Reach
     from gnnstab.probe.places.survey import ForwardView
 
+
+CUT_OFF, OUT_OF_REACH, NEVER_CALLED = "cut off", "out of reach", "never called"
+"""Why parameters have no gradient: the output depends on them, and no derivative leads back; a module was called with them,
+and the output depends on nothing of what it returned; no module was called with them."""
 
 OTHER_HEAD = "another head"
 """Why parameters have no gradient: they could stand where the model's last map stands, and this forward did not use them."""
 
 
-def rows(seen: ForwardView, leaves: list[Tensor]) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
+def rows(seen: ForwardView, leaves: list[Tensor], reach: Reach) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
     """After a backward: ``leaves`` are the tensors that its loss depends on."""
-    without: dict[str, list[str]] = {"called": [], "never called": [], OTHER_HEAD: []}
+    without: dict[str, list[str]] = {CUT_OFF: [], OUT_OF_REACH: [], NEVER_CALLED: [], OTHER_HEAD: []}
     heads = tuple(f"{head}." for head in _other_heads(seen))
+    lazy = unwritten(seen.model)
     for name, parameter in seen.model.named_parameters():
+        if name in lazy:
+            continue
         if parameter.requires_grad and parameter.grad is None and parameter.numel() and not _left_out(seen, name):
             owner = name.rpartition(".")[0]
             called = not owner or owner in seen.calls.called or _used(parameter, leaves)
-            why = "called" if called else OTHER_HEAD if name.startswith(heads) else "never called"
+            why = OUT_OF_REACH if called else OTHER_HEAD if name.startswith(heads) else NEVER_CALLED
             without[why].append(name)
     if leaves:
+        cut = reach.of([*without[OUT_OF_REACH], *without[NEVER_CALLED]])
+        without = {why: [name for name in names if name not in cut] for why, names in without.items()} | {
+            CUT_OFF: [name for names in without.values() for name in names if name in cut]
+        }
         for why, names in without.items():
             if names:
-                detail = {"parameters": names[:50], "why": why, "kinds_of_nodes": len(seen.nodes)}
+                detail = {"parameters": names[:200], "why": why}
                 yield "place.without_gradient", names[0], float(len(names)), detail
     idle = [name for name, _ in seen.model.named_parameters() if _left_out(seen, name)]
     if idle:
@@ -45,7 +60,8 @@ def not_held(model: nn.Module, groups: Iterable[Mapping[str, Any]]) -> dict[str,
     ``groups`` are the parameter groups of all optimizers. Empty when they hold everything.
     """
     held = {id(p) for group in groups for p in group["params"]}
-    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    lazy = unwritten(model)
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad and name not in lazy}
     missing = [name for name, p in trainable.items() if id(p) not in held]
     if not missing or not held:
         return {}
@@ -70,7 +86,7 @@ def _other_heads(seen: ForwardView) -> list[str]:
         if not name or name.startswith(tuple(f"{head}." for head in found)):
             continue
         called = any(one == name or one.startswith(f"{name}.") for one in seen.calls.called)
-        matrices = [p for p in module.parameters() if p.dim() == 2]
+        matrices = [p for p in module.parameters() if not is_lazy(p) and p.dim() == 2]
         # A table is looked up and no map; one that nothing reads has lost its way, as by ``.data``.
         passes = any(isinstance(part, (MessagePassing, nn.Embedding)) for part in module.modules())
         if not called and not passes and matrices and matrices[0].size(1) == width != matrices[-1].size(0):

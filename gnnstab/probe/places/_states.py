@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 from torch_geometric.nn import MessagePassing
+from torch_geometric.nn.aggr import Aggregation
 
 from gnnstab.probe.places import _numbers as numbers
 from gnnstab.probe.places import _operations as operations
@@ -36,6 +37,12 @@ def _operations(seen: ForwardView) -> Iterator[tuple[str, str, float, dict[str, 
     """The worst of each kind for each module behind which an operation stands."""
     worst: dict[tuple[str, str], tuple[float, str]] = {}
     order = {call.name: i for i, call in enumerate(seen.calls.all)}
+    # Without an edge a sum over neighbours is 0, and a ReLU behind it closed by no fault of its own.
+    empty = {
+        call.name
+        for call in seen.calls.all
+        if isinstance(call.module, Aggregation) and not any(bool(t.any()) for t in call.leaving)
+    }
     for node in operations.walk(seen.outputs):
         found = operations.measure(node)
         if found is None:
@@ -43,6 +50,8 @@ def _operations(seen: ForwardView) -> Iterator[tuple[str, str, float, dict[str, 
         signal, value = found
         above = next((one for one, _ in node.next_functions if one is not None), None)
         place = operations.made_by(above, seen.calls.maker) or operations.made_by(node, seen.calls.maker) or "output"
+        if signal == "place.dead_share" and place in empty:
+            continue
         worst[signal, place] = max(worst.get((signal, place), (-1.0, "")), (value, type(node).__name__))
     at_the_end = {t.grad_fn for t in seen.outputs}
     given = {*seen.batch, *(name for name, _ in seen.model.named_parameters())}

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.nn import MessagePassing
 
+from gnnstab.errors import UsageError
 from gnnstab.probe.attaching.norms import batch_vectors, graphs_in
 from gnnstab.probe.batches.named_tensors import named_tensors
 from gnnstab.probe.places import _gains as gains
@@ -23,7 +24,8 @@ from gnnstab.probe.places import _parameters as parameters
 from gnnstab.probe.places import _states as states
 from gnnstab.probe.places._blocking import Blocks
 from gnnstab.probe.places._calls import Calls, watched
-from gnnstab.probe.replaying.replica import copied, eager, forked_rng, replica, tensors_in, tracked
+from gnnstab.probe.places._reach import Reach
+from gnnstab.probe.replaying.replica import copied, eager, forked_rng, replica, rng_snapshot, tensors_in, tracked
 from gnnstab.records.vocabulary import PLACE_NON_FINITE
 
 MOST_PLACES = 2000
@@ -83,7 +85,7 @@ def survey(
         cast: The autocast in which the forward runs.
 
     Raises:
-        UsageError: The model cannot be copied.
+        UsageError: The model cannot be copied, or its forward fails.
     """
     try:
         with torch.enable_grad():
@@ -113,8 +115,20 @@ def _survey(
             n: t for n, t in beside.items() if (t.shape, t.dtype, n.rsplit(".", 1)[-1]) not in known and n not in named
         }
     given = {name: tensor.detach().clone() for name, tensor in named.items()}
-    with forked_rng(rng), torch.enable_grad(), watched(twin) as calls, cast or nullcontext():
-        output = eager(twin)(*args, **kwargs)
+    rng, cast = rng_snapshot() if rng is None else rng, cast or nullcontext()
+
+    def again() -> list[Tensor]:
+        with forked_rng(rng), cast:
+            return [objective(eager(twin)(*copied(tuple(args)), **copied(dict(kwargs))))]
+
+    reach = Reach(twin, again)
+    with forked_rng(rng), torch.enable_grad(), watched(twin) as calls, cast:
+        try:
+            output = eager(twin)(*args, **kwargs)
+        except RuntimeError:
+            raise
+        except Exception as error:
+            raise UsageError(f"the model's forward failed: {type(error).__name__}: {error}") from error
         outputs = [t for _, t in tensors_in([output]) if t.is_floating_point()]
         nodes = _nodes(given, calls)
         calls.name_beginnings(twin, named)
@@ -133,7 +147,7 @@ def _survey(
             blocks = Blocks(seen)
             loss.backward()  # type: ignore[no-untyped-call]
             found += [Place(*row) for row in blocks.rows()]
-        found += [Place(*row) for row in (*parameters.rows(seen, roots), *gains.rows(seen))]
+        found += [Place(*row) for row in (*parameters.rows(seen, roots, reach), *gains.rows(seen))]
     return found[:MOST_PLACES]
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gnnstab.errors import UsageError
+from gnnstab.layers.lazy import unwritten
 from gnnstab.probe.replaying._stages import StageTensor, instrument, observe_inputs
 from gnnstab.probe.replaying.replica import Autocast, replica, run_replica, unwrap
 from gnnstab.records import Event
@@ -176,8 +177,8 @@ def _event(seen: StageTensor, model: nn.Module, previous: StageTensor | None, st
 
 def non_finite_state(module: nn.Module) -> list[str]:
     """Names of the parameters and buffers of ``module`` that hold a NaN or an Inf."""
-    named = [*module.named_parameters(), *module.named_buffers()]
-    return [name for name, t in named if t.is_floating_point() and not torch.isfinite(t).all()]
+    named, lazy = [*module.named_parameters(), *module.named_buffers()], unwritten(module)
+    return [name for name, t in named if name not in lazy and t.is_floating_point() and not torch.isfinite(t).all()]
 
 
 def _where(seen: StageTensor, bad: Tensor) -> dict[str, Any]:

@@ -118,8 +118,17 @@ def _computing_hooks(module: nn.Module) -> set[Any]:
 
 
 def unwrap(model: nn.Module) -> tuple[nn.Module, str]:
-    """The model inside ``torch.compile`` and ``DistributedDataParallel`` wrappers, and the prefix of its module paths."""
+    """The model inside ``torch.compile`` and ``DistributedDataParallel`` wrappers, and the prefix of its module paths.
+
+    Raises:
+        UsageError: The model as a whole was scripted or traced.
+    """
     prefix = ""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UsageError(
+            f"{type(model).__name__}: a scripted or traced model runs no Python code that could be watched; give gnnstab the module as it "
+            "was before torch.jit.script or torch.jit.trace"
+        )
     while True:
         for name in ("_orig_mod", "module"):
             inner = model._modules.get(name)

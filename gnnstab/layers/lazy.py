@@ -1,0 +1,23 @@
+"""Parameters of layers that have not been given their shapes yet."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def unwritten(model: nn.Module) -> frozenset[str]:
+    """Names of all parameters of modules of which one is still lazy, as for a node type that no batch has had so far.
+
+    What such a module holds beside it, a bias, is memory that nobody has written: there are no numbers to judge.
+    """
+    from torch.nn.parameter import is_lazy
+
+    return frozenset(
+        f"{path}.{name}".lstrip(".")
+        for path, module in model.named_modules()
+        if any(is_lazy(parameter) for parameter in module.parameters(recurse=False))
+        for name, _ in module.named_parameters(recurse=False)
+    )

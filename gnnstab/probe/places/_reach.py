@@ -1,0 +1,60 @@
+"""Whether parameters without a gradient change the output at all: they are changed, and the forward runs again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+MOST_OWNERS = 16
+"""Modules that are tried one by one; what lies beyond them counts with the parameters that change the output."""
+
+
+class Reach:
+    """Runs the forward of a copy once more for each question.
+
+    Args:
+        model: The copy; its weights and buffers are given back.
+        again: Runs its forward from the same state of the generators and returns every tensor of its output.
+    """
+
+    def __init__(self, model: nn.Module, again: Callable[[], Sequence[Tensor]]) -> None:
+        self._named = dict(model.named_parameters())
+        self._buffers = {b: b.detach().clone() for b in model.buffers()}
+        self._again = again
+
+    def of(self, names: Sequence[str]) -> set[str]:
+        """Those of the parameters that the output depends on; all of them where two equal forwards already differ."""
+        if not names:
+            return set()
+        before = self._outputs(())
+        if not _same(before, self._outputs(())):
+            return set(names)
+        if _same(before, self._outputs(names)):
+            return set()
+        owners: dict[str, list[str]] = {}
+        for name in names:
+            owners.setdefault(name.rpartition(".")[0], []).append(name)
+        tried = list(owners.values())
+        beyond = {name for group in tried[MOST_OWNERS:] for name in group}
+        return beyond | {n for group in tried[:MOST_OWNERS] if not _same(before, self._outputs(group)) for n in group}
+
+    def _outputs(self, changed: Iterable[str]) -> list[Tensor]:
+        own = [self._named[name] for name in changed]
+        kept = [p.detach().clone() for p in own]
+        with torch.no_grad():
+            for p in own:
+                # Far enough for a rounding or an argmax behind it to notice.
+                p.mul_(-1.5).add_(0.1)
+            for buffer, value in self._buffers.items():
+                buffer.copy_(value)
+            try:
+                return [t.detach().clone() for t in self._again()]
+            finally:
+                for p, value in zip(own, kept, strict=True):
+                    p.copy_(value)
+
+
+def _same(one: Sequence[Tensor], other: Sequence[Tensor]) -> bool:
+    return len(one) == len(other) and all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
