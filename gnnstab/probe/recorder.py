@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable
@@ -394,7 +395,7 @@ class Recorder:
             self.writer.event(event)
 
     def _write_facts(self) -> None:
-        known = (len(self.state.fired), bool(self._forwards.paths), self.norms.seen)
+        known = (len(self.state.fired), bool(self._forwards.paths), self.norms.seen + len(self.state.normalising))
         if known != self._facts_at:
             self._facts_at = known
             self._all_facts()
@@ -404,6 +405,9 @@ class Recorder:
             self.writer.layer(facts)
         for key, value in self.norms.meta().items():
             self.writer.meta(key, value)
+        normalising = [name for name in self.state.normalising if name not in {layer.name for layer in self.facts()}]
+        if normalising:
+            self.writer.meta("normalising", json.dumps(normalising))
         self._step_writer.blinds(self.state.blinds())
 
     def _note_new_layers(self) -> None:

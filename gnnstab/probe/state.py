@@ -53,6 +53,7 @@ class State:
         "layer_trace",
         "light",
         "measures",
+        "normalising",
         "norms",
         "recorded",
         "step",
@@ -74,6 +75,9 @@ class State:
 
         self.blind: dict[tuple[str, str], str] = {}
         """(layer, site) → why it is not seen."""
+
+        self.normalising: dict[str, None] = {}
+        """Modules that called a softmax whose result weighted nothing that was summed."""
 
         self.fired: dict[str, int] = {}
         """Layer → position, in the order of first calls."""

@@ -144,6 +144,9 @@ def _context(
     without = _names(meta.get("norm_without_batch", ""))
     if without:
         context["norm_without_batch"] = without
+    normalising = _names(meta.get("normalising", ""))
+    if normalising:
+        context["normalising"] = normalising
     smallest = _sizes(meta.get("norm_smallest", ""))
     if smallest:
         context["norm_smallest"] = smallest
