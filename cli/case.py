@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -22,6 +22,9 @@ class Case(NamedTuple):
     factory: Any
     """Makes the model with fresh weights."""
 
+    training: Mapping[str, float]
+    """``lr`` and ``eps`` of the Adam whose state the checkpoint holds; empty where it holds none."""
+
 
 def options(function: F) -> F:
     """``--model --batch --loss --precision --seeds --steps --lr --jobs --store --format``."""
@@ -31,6 +34,7 @@ def options(function: F) -> F:
 
 
 FORMAT = click.option("--format", "format", type=click.Choice(["text", "json"]), default="text", show_default=True)
+VERBOSE = click.option("-v", "--verbose", is_flag=True, help="Every number, every stage, all code.")
 UNSAFE = click.option("--unsafe-load", is_flag=True, help="DANGEROUS: allow a file to run code while it is read.")
 
 _OPTIONS = (
@@ -50,13 +54,15 @@ def load(checkpoint: str | None, model: str, batch: str, loss: str | None, *, un
     """Build the model, put the checkpoint's weights in, read the batch."""
     from gnnstab.checkpoint import load as read
     from gnnstab.checkpoint import load_into
-    from gnnstab.observation import build, resolve
+    from gnnstab.observation import adam_settings, build, resolve
     from gnnstab.probe.batches.arguments import load_batch
 
     factory = resolve(model)
-    made = build(model)
+    made, training = build(model), {}
     if checkpoint is not None:
         if not Path(checkpoint).is_file():
             raise UsageError(f"{checkpoint}: no such file")
-        load_into(made, read(Path(checkpoint), unsafe=unsafe))
-    return Case(made, load_batch(batch, unsafe=unsafe), resolve(loss) if loss else None, factory)
+        file = read(Path(checkpoint), unsafe=unsafe)
+        load_into(made, file)
+        training = adam_settings([entry.settings for state in file.optimizers for entry in state.entries])
+    return Case(made, load_batch(batch, unsafe=unsafe), resolve(loss) if loss else None, factory, training)

@@ -43,7 +43,7 @@ def command(folder: Path, opened: bool | None, files: Path | None) -> int:
     for old in folder.glob("demo-*.gnnstab*"):
         old.unlink()
     outcome = demo.run(folder, lambda line: click.echo(f"  {line}", err=True))
-    page = folder / "report.html"
+    page = folder / "demo.html"
     output.write(page, render(outcome.proof, "html", face="cli"))
     output.show(render(demo.without_fixes(outcome.run), "text", face="cli", **output.terminal()))
     click.echo(f"\n{demo.summary(outcome)}")

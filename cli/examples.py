@@ -24,7 +24,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "watch": ("gnnstab watch run.gnnstab", "gnnstab watch run.gnnstab --once"),
     "rules": ("gnnstab rules", "gnnstab rules --select GS3,GS401"),
     "explain": ("gnnstab explain GS301", "gnnstab explain attention-explosion"),
-    "demo": ("gnnstab demo", "gnnstab demo --files .", "gnnstab demo --folder tour --no-open"),
+    "demo": ("gnnstab demo", "gnnstab demo --files example", "gnnstab demo --folder tour --no-open"),
     "config": ("gnnstab config", "gnnstab config --config ci.toml --quiet"),
 }
 """Command → calls of it."""

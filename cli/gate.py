@@ -16,7 +16,7 @@ from gnnstab.config import Settings, accept, load
 from gnnstab.config.validating import validate
 from gnnstab.errors import GnnstabError, NothingEvaluable, UsageError
 
-from . import output
+from . import interrupt, output
 from .group import ERROR, FINDINGS, NOTHING_EVALUABLE
 
 if TYPE_CHECKING:
@@ -75,6 +75,8 @@ def run(targets: Sequence[str], request: Request, **observe: Any) -> int:
     accepted = accept(diagnoses, chosen.suppressions, date.today())
     for complaint in accepted.complaints:
         output.complain(complaint)
+    for note in (note for d in accepted.diagnoses for note in d.target.notes if " as one run, " in note):
+        output.complain(note, "note")
     judged = accepted.diagnoses if known is None else tuple(known.apply(d) for d in accepted.diagnoses)
     if judged:
         _report(judged, request)
@@ -130,6 +132,8 @@ def _report(diagnoses: Sequence[Diagnosis], request: Request) -> None:
     one_or_all = diagnoses[0] if len(diagnoses) == 1 else diagnoses
     for item in request.outputs:
         output.write(item.path, render(one_or_all, item.format, face="cli", **supported(item.format, options)))
+        if not request.quiet:
+            click.echo(f"gnnstab: wrote {item.path}", err=True)
     if request.plots is not None:
         _plots(diagnoses, request.plots)
     format = request.chosen.format
@@ -149,12 +153,16 @@ def _plots(diagnoses: Sequence[Diagnosis], folder: Path) -> None:
 def progress() -> Iterator[Callable[[str], None]]:
     """A line on standard error that says what is being done, on a terminal only; gone when it ends."""
     if not sys.stderr.isatty():
-        yield lambda _: None
+        yield lambda _: interrupt.obey()
         return
     from rich.console import Console
     from rich.text import Text
 
     from gnnstab.report.escape import name
 
+    def tell(doing: str) -> None:
+        interrupt.obey()
+        status.update(Text(name(doing, 70)))
+
     with Console(stderr=True).status("starting") as status:
-        yield lambda doing: status.update(Text(name(doing, 70)))
+        yield tell

@@ -13,6 +13,8 @@ import click
 
 from gnnstab import __version__
 
+from . import interrupt
+
 FINDINGS, ERROR, NOTHING_EVALUABLE, INTERRUPTED = 1, 2, 3, 130
 
 
@@ -80,6 +82,16 @@ def main(state: dict[str, bool], debug: bool) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command line; the exit code."""
+    with interrupt.listening():
+        code = _run(arguments)
+        # What was not stopped at once may have failed because of it, or ended with what nobody waits for any more.
+        if not interrupt.pressed() and code != INTERRUPTED:
+            return code
+    click.echo("gnnstab: interrupted", err=True)
+    return INTERRUPTED
+
+
+def _run(arguments: Sequence[str]) -> int:
     state = {"debug": False}
     try:
         result = click.Group.main(main, list(arguments), prog_name="gnnstab", obj=state, standalone_mode=False)
@@ -88,12 +100,13 @@ def run(arguments: Sequence[str]) -> int:
         error.show()
         return ERROR
     except (click.Abort, KeyboardInterrupt):
-        click.echo("gnnstab: interrupted", err=True)
         return INTERRUPTED
     except BrokenPipeError:
         _discard_output()
         return ERROR
     except Exception as error:
+        if interrupt.pressed():
+            return INTERRUPTED
         if state["debug"]:
             raise
         return _report(error)

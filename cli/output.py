@@ -13,6 +13,8 @@ import click
 
 from gnnstab.errors import UsageError
 
+from . import interrupt
+
 
 @dataclass(frozen=True, slots=True)
 class Output:
@@ -50,6 +52,7 @@ def write(path: Path, text: str) -> None:
     """Write a file: afterwards it holds all of the text, or what it held before; raises `UsageError`."""
     from gnnstab.report.saving import write as whole
 
+    interrupt.obey()
     whole(path, text)
 
 
@@ -57,6 +60,7 @@ def show(text: str, format: str = "text") -> None:
     """Print to standard output; formats for programs are UTF-8 whatever the terminal speaks."""
     from gnnstab.report.escape import printed
 
+    interrupt.obey()
     stream = sys.stdout
     if format == "text":
         text = printed(text)

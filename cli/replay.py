@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 )
 @case.FORMAT
 @case.UNSAFE
+@case.VERBOSE
 @options.debug
 def command(
     target: str | None,
@@ -41,6 +42,7 @@ def command(
     precision: str | None,
     format: str,
     unsafe_load: bool,
+    verbose: bool,
 ) -> int:
     """Run a failing forward again, stage by stage, and try the fixes on it.
 
@@ -60,7 +62,7 @@ def command(
             found = _of_bundle(target, model, batch, precision, fixes)
         else:
             found = _of_checkpoint(target, model, batch, precision or "fp32", fixes, unsafe=unsafe_load)
-    text = as_json(found) if format == "json" else visible(replay_text(found), newlines=True) + "\n"
+    text = as_json(found) if format == "json" else visible(replay_text(found, verbose=verbose), newlines=True) + "\n"
     output.show(text, format)
     ran = bool(found.rows) or found.recorded is None
     return int(found.event is not None or not ran)

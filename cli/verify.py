@@ -16,10 +16,11 @@ from . import case, completion, gate, options, output
 @click.option("--option", "extra", multiple=True, metavar="KEY=VALUE", help="Option of the last --fix.")
 @click.option("--seeds", type=click.IntRange(min=1), default=5, show_default=True, help="Paired seeds.")
 @click.option("--steps", type=click.IntRange(min=1), default=150, show_default=True, help="Of the short training.")
-@click.option("--lr", type=float, default=1e-3, show_default=True, help="Of the short training.")
+@click.option("--lr", type=float, help="Of the short training; when omitted that of the checkpoint's Adam, else 0.001.")
 @click.option("--export", type=click.Path(dir_okay=False), metavar="FILE",
               help="Write a repaired state dict (qk-clip alone; a new file).")  # fmt: skip
 @case.options
+@case.VERBOSE
 @options.debug
 def command(
     checkpoint: str | None,
@@ -27,7 +28,7 @@ def command(
     extra: tuple[str, ...],
     seeds: int,
     steps: int,
-    lr: float,
+    lr: float | None,
     export: str | None,
     model: str,
     batch: str,
@@ -37,23 +38,31 @@ def command(
     store: str | None,
     format: str,
     unsafe_load: bool,
+    verbose: bool,
 ) -> int:
     """Does a fix work? Applied to a copy of your model and judged on your batch.
 
     CHECKPOINT holds the weights; without one the factory's own are used. Without --fix the model is diagnosed first, and
     what is recommended is tried. Exit code 0 when every fix is confirmed, else 1.
     """
+    from gnnstab.report.faces import speak
     from gnnstab.verification import verify
     from gnnstab.verification.wording import as_json, verdicts_text
 
     given = case.load(checkpoint, model, batch, loss, unsafe=unsafe_load)
+    own = given.training
     with gate.progress() as tell:
         named = _with_options(fixes or _recommended(given, precision, tell), extra)
         found = verify(
-            given.model, named, batch=given.batch, loss=given.loss, seeds=seeds, steps=steps, precision=precision, lr=lr,
-            factory=given.factory, workers=jobs, store=store, progress=tell,
+            given.model, named, batch=given.batch, loss=given.loss, seeds=seeds, steps=steps, precision=precision,
+            lr=own.get("lr") if lr is None else lr, eps=own.get("eps"), factory=given.factory,
+            workers=jobs, store=store, progress=tell,
         )  # fmt: skip
-    output.show(as_json(found) if format == "json" else verdicts_text(found) + "\n", format)
+    if format == "json":
+        output.show(as_json(found), format)
+    else:
+        width = output.terminal()["width"]
+        output.show(speak(verdicts_text(found, width=width, verbose=verbose), "cli") + "\n", format)
     if export is not None:
         _export(given, named[-1], export)
     return 0 if all(verdict.verdict == "confirmed" for verdict in found) else 1

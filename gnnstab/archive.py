@@ -49,16 +49,7 @@ def check_archive(file: Path) -> bytes:
             _check_members(shown, members, file.stat().st_size)
             description = next(m for m in members if m.filename.rpartition("/")[2] == "data.pkl")
             return archive.read(description)
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        EOFError,
-        NotImplementedError,
-        UnicodeError,
-        ValueError,
-        RuntimeError,
-        OSError,
-    ) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, OSError) as error:
         raise LoadError(f"{shown}: the archive is truncated or damaged ({printable(str(error), 80)})") from None
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from torch_geometric.data import Data
 
 from gnnstab import demo, fixes
+from gnnstab.errors import UsageError
 from gnnstab.layers import layer_of
 from gnnstab.monitor import Monitor
 from gnnstab.randomness import keeps_random_state
@@ -31,11 +32,16 @@ _SHARPENED, _BROKEN = 3.0, 3000.0
 
 @keeps_random_state
 def write(folder: Path, say: Callable[[str], None]) -> tuple[Path, ...]:
-    """Write the files into a folder that exists, over those of the same names; ``say`` is told what is done.
+    """Write the files into a folder that exists; ``say`` is told what is done.
 
     ``healthy.pt`` is a fresh network, in ``actor.pt`` attention saturates on this batch, in ``crash.pt`` the scores overflow in fp16,
     ``run.gnnstab`` is a short healthy run.
+
+    Raises `UsageError`, before it writes anything, when one of them is there already.
     """
+    there = [name for name in FILES if (folder / name).exists()]
+    if there:
+        raise UsageError(f"{folder}: {', '.join(there)} is there already and stays as it is; name an empty folder")
     torch.manual_seed(0)
     model, batch = demo.Swarm(), demo.swarm_graphs()
     (folder / "network.py").write_text(NETWORK, encoding="utf-8")
@@ -54,8 +60,6 @@ def write(folder: Path, say: Callable[[str], None]) -> tuple[Path, ...]:
 
 
 def _record(model: nn.Module, batch: Data, trace: Path) -> None:
-    for old in trace.parent.glob(f"{trace.name}*"):
-        old.unlink()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     with Monitor(model, optimizer=optimizer, trace=trace, on_finding="ignore") as monitor:
         for _ in range(20):

@@ -10,6 +10,7 @@ from gnnstab.records import Coverage, Diagnosis, Signals, Target
 from gnnstab.rules import advice, causes, modest, run
 from gnnstab.signals import from_trace
 from gnnstab.trace import Trace
+from gnnstab.verification.interventions import recalled
 
 
 def diagnose_trace(trace: Trace, *, target: Target | None = None, **options: Any) -> Diagnosis:
@@ -30,7 +31,7 @@ def evaluate(
     outcome = run(signals, select=select or (), ignore=ignore or (), thresholds=thresholds, overrides=overrides)
     found = causes(outcome.findings, outcome.statuses, signals)
     findings = modest(outcome.findings, found)
-    return Diagnosis(
+    diagnosis = Diagnosis(
         target=target,
         coverage=_coverage(signals),
         causes=recommend(found, findings, signals),
@@ -43,6 +44,7 @@ def evaluate(
         events=signals.events,
         context=signals.context,
     )
+    return recalled(diagnosis, signals)
 
 
 def _coverage(signals: Signals) -> Coverage:

@@ -62,7 +62,7 @@ def options(item: pytest.Item) -> dict[str, Any]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
-    """NonFiniteDetector the monitors right after the test function, so that the test itself fails and not its teardown."""
+    """Judge the monitors right after the test function, so that the test itself fails and not its teardown."""
     result = yield
     _judge(pyfuncitem)
     return result

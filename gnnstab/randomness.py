@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +13,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -40,6 +43,20 @@ def keeps_random_state(function: Function) -> Function:
             return function(*args, **kwargs)
 
     return kept  # type: ignore[return-value]
+
+
+def deep_copy(value: T, memo: dict[int, Any] | None = None) -> T:
+    """`copy.deepcopy`, with names that are drawn from `random` during the copy unlike any that the caller will draw.
+
+    torch_geometric's Sequential draws a name for its generated forward, also when it is copied, and two that draw the same
+    name share one forward. Giving the state of `random` back after a plain copy would make the caller's next one such a pair.
+    """
+    state = random.getstate()
+    random.seed()
+    try:
+        return copy.deepcopy(value, memo)
+    finally:
+        random.setstate(state)
 
 
 def _torch_states() -> list[tuple[Any, Any]]:

@@ -33,6 +33,7 @@ from gnnstab.records import (
     Series,
     Target,
 )
+from gnnstab.report.numbers import count
 
 INFORMARL_LAYERS = ("gnn_base.gnn.gnn1", "gnn_base.gnn.gnn2.0", "gnn_base.gnn.gnn2.1")
 
@@ -195,7 +196,9 @@ def many_findings(findings: int = 24, layers: int = 6) -> Diagnosis:
         ),
         causes=many_causes(names),
         findings=(*head, *heads_used),
-        rules=make_rules({c: ("fired", f"{sum(f.code == c for f in (*head, *heads_used))} findings") for c in fired}),
+        rules=make_rules(
+            {c: ("fired", count(sum(f.code == c for f in (*head, *heads_used)), "finding")) for c in fired}
+        ),
         advice=(
             Advice(
                 "W1",

@@ -12,7 +12,6 @@ import random
 import shutil
 import sqlite3
 import warnings
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
@@ -35,6 +34,7 @@ from gnnstab.records import Blind, Event, LayerFacts, Measure, SeriesKey, Signal
 from gnnstab.report import render
 from gnnstab.signals import from_checkpoint, from_trace
 from gnnstab.trace import Trace, TraceWriter
+from strangers import rewritten
 from structure import in_members, in_operations
 
 Edit = tuple[float, str, bytes]
@@ -68,12 +68,7 @@ def apply(content: bytes, edits: list[Edit]) -> bytes:
 
 def in_archive(content: bytes, edits: list[Edit]) -> bytes:
     """Edits of the pickle inside a torch archive, packed again with right lengths and checksums."""
-    out = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as new:
-        for member in old.infolist():
-            data = old.read(member)
-            new.writestr(member.filename, apply(data, edits) if member.filename.endswith("data.pkl") else data)
-    return out.getvalue()
+    return rewritten(content, lambda name, data: apply(data, edits) if name.endswith("data.pkl") else data)
 
 
 def in_json(content: bytes, edits: list[Edit]) -> bytes:
@@ -369,11 +364,11 @@ def bundle_files() -> dict[str, bytes]:
     """The files of a bundle, as the probe writes them."""
     import tempfile
 
-    from gnnstab.probe.attaching.forward_tracker import Inputs
+    from gnnstab.probe.attaching.forward_tracker import ForwardInputs
     from gnnstab.probe.replaying.replica import Autocast, rng_snapshot
 
     model, x = TransformerConv(4, 4), torch.ones(3, 4)
-    inputs = Inputs(
+    inputs = ForwardInputs(
         (x, torch.tensor([[0, 1], [1, 2]])), {}, rng_snapshot(), Autocast("cpu", torch.bfloat16, False), "train"
     )
     with tempfile.TemporaryDirectory() as name:

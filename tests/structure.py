@@ -9,9 +9,10 @@ from __future__ import annotations
 import io
 import pickletools
 import random
-import warnings
 import zipfile
 from collections.abc import Callable
+
+from strangers import repacked
 
 Edit = tuple[float, str, bytes]
 
@@ -143,7 +144,7 @@ def in_operations(content: bytes, edits: list[Edit]) -> bytes:
                 rng.choice(WAYS)(parts, int(place * len(parts)) % len(parts), rng)
         return b"".join(parts)[: 20 * 2**20]
 
-    return _packed(content, lambda name, data: [(name, changed(data) if name.endswith("data.pkl") else data)])
+    return repacked(content, lambda name, data: [(name, changed(data) if name.endswith("data.pkl") else data)])
 
 
 def in_members(content: bytes, edits: list[Edit]) -> bytes:
@@ -166,18 +167,4 @@ def in_members(content: bytes, edits: list[Edit]) -> bytes:
             [(name, data), (name.upper(), data), ("x/" + name, data)],
         ][way]
 
-    return _packed(content, changed)
-
-
-def _packed(content: bytes, changed: Callable[[str, bytes], list[tuple[str, bytes]]]) -> bytes:
-    out = io.BytesIO()
-    with (
-        warnings.catch_warnings(),
-        zipfile.ZipFile(io.BytesIO(content)) as old,
-        zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as new,
-    ):
-        warnings.simplefilter("ignore")  # Of a second member of one name.
-        for member in old.infolist():
-            for name, data in changed(member.filename, old.read(member)):
-                new.writestr(name, data)
-    return out.getvalue()
+    return repacked(content, changed)

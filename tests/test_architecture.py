@@ -16,7 +16,7 @@ SOURCE = ROOT / "gnnstab"
 ORDER = [
     {"characters"},
     {"errors"},
-    {"archive", "plugins", "randomness"},
+    {"archive", "plugins", "randomness", "torch_private"},
     {"unpickling"},
     {"records"},
     {"layers"},
@@ -43,7 +43,17 @@ ORDER = [
 FACE = {"__version__", "presented"}
 """What any room may ask the package itself for: its version, and to present a diagnosis (records know no report)."""
 
-MAY_IMPORT_TORCH = {"probe", "checkpoint", "verification", "monitor", "sinks", "nn", "demo", "demo_files"}
+MAY_IMPORT_TORCH = {
+    "probe",
+    "checkpoint",
+    "verification",
+    "monitor",
+    "sinks",
+    "nn",
+    "demo",
+    "demo_files",
+    "torch_private",
+}
 
 
 def room(path: Path) -> str:

@@ -13,7 +13,7 @@ def test_the_demonstration(tmp_path: Path, capsys: pytest.CaptureFixture[str], m
     opened: list[str] = []
     monkeypatch.setattr("webbrowser.open", opened.append)
     assert run(["demo", "--folder", str(tmp_path / "here"), "--open"]) == 0
-    assert opened == [(tmp_path / "here" / "report.html").resolve().as_uri()]
+    assert opened == [(tmp_path / "here" / "demo.html").resolve().as_uri()]
     shown = capsys.readouterr()
     assert "non-finite-value" in shown.err
     assert "UNSTABLE" in shown.out
@@ -23,7 +23,7 @@ def test_the_demonstration(tmp_path: Path, capsys: pytest.CaptureFixture[str], m
     assert "self.lin_root" in after
     raised = [line.split()[2] for line in shown.err.splitlines() if line.startswith("  update")]
     assert len(raised) == len(set(raised)) > 2
-    assert (tmp_path / "here" / "report.html").stat().st_size > 10_000
+    assert (tmp_path / "here" / "demo.html").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize(("display", "terminal"), [("", True), (":0", False), (":0", True)])

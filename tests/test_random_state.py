@@ -2,17 +2,19 @@
 
 import ast
 import random
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch_geometric.nn import Sequential, TransformerConv
 
 import gnnstab
 from gnnstab import demo, fixes
 from gnnstab.compare import compare
-from gnnstab.errors import UsageError
+from gnnstab.errors import GnnstabError, UsageError
 from gnnstab.randomness import same_random_state
 from gnnstab.testing import assert_stable
 from gnnstab.verification import clamping
@@ -72,7 +74,7 @@ CALLS = {
     "prove": lambda model, batch: gnnstab.verification.prove(
         gnnstab.diagnose(model, batch=batch), model, batch=batch, **SMALL
     ),
-    "climb": lambda model, batch: run_ladder(
+    "run_ladder": lambda model, batch: run_ladder(
         model, batch=batch, rungs=[("dropout", ["dropout"])], sizes=(1, 2), **SMALL
     ),
     "scale": lambda model, batch: scale(model, batch=batch, factors=(1.0,), precisions=("fp32",), seeds=1),
@@ -95,6 +97,26 @@ def test_generators_stay_where_they_were(call):
     before = states()
     call(model, batch)
     assert states() == before
+
+
+def in_a_row(layers):
+    """torch_geometric's Sequential, whose generated forward bears a name that is drawn from `random`."""
+    convs = [TransformerConv(16, 16) for _ in range(layers)]
+    return Sequential("x, edge_index", [(conv, "x, edge_index -> x") for conv in convs]), convs
+
+
+def watched(model, batch):
+    with gnnstab.Monitor(model) as monitor:
+        monitor.step(objective(model(**batch), batch))
+
+
+@pytest.mark.parametrize("call", [*CALLS.values(), watched], ids=[*CALLS, "Monitor"])
+def test_the_next_sequential_computes_its_own_layers(call):
+    model, batch = in_a_row(1)[0], given()
+    with suppress(GnnstabError):
+        call(model, batch)
+    following, convs = in_a_row(2)
+    assert torch.equal(following(**batch), convs[1](convs[0](**batch), batch["edge_index"]))
 
 
 def test_the_demo_leaves_them_too(tmp_path, monkeypatch):

@@ -8,9 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from gnnstab.checkpoint._modules import known_facts
-from gnnstab.checkpoint._naming import SHADOWS, printable, unique
-from gnnstab.checkpoint._pickle_stubs import facts_of, is_module, tensors_of
+from gnnstab.checkpoint._naming import SHADOWS, listed, printable, unique
+from gnnstab.checkpoint._pickle_stubs import facts_of, is_module, known_facts, tensors_of
 from gnnstab.checkpoint._settings import plain_settings
 from gnnstab.errors import LoadError
 from gnnstab.unpickling import Record
@@ -167,8 +166,7 @@ def _set_loose_tensors_aside(found: Contents) -> None:
         loose = [n for n in found.networks if n not in proper]
         found.networks = proper
         names = [".".join((*n.path, key)) for n in loose for key in n.tensors]
-        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-        found.notes.append(f"not part of a network, left out: {', '.join(names[:5])}{more}")
+        found.notes.append(f"not part of a network, left out: {listed(names, 5, ' and {} more')}")
 
 
 def _set_shadows_aside(found: Contents) -> None:

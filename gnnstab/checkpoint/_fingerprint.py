@@ -52,15 +52,18 @@ class Fingerprint:
 UNKNOWN = Fingerprint("unknown")
 
 
+def is_judged(weight: Tensor) -> bool:
+    """True for a matrix of a size at which a distribution can be told, without NaN and Inf."""
+    return SMALLEST <= weight.numel() <= LARGEST and bool(torch.isfinite(weight).all())
+
+
 def fingerprint(weight: Tensor) -> Fingerprint:
     """The initialisation of a 2-D weight (out, in), or `UNKNOWN`."""
     out, width = (int(n) for n in weight.shape)
-    if not SMALLEST <= weight.numel() <= LARGEST:
+    if not is_judged(weight):
         return UNKNOWN
     slack = 8 * torch.finfo(weight.dtype).eps
     matrix = weight.detach().double()
-    if not bool(torch.isfinite(matrix).all()):
-        return UNKNOWN
     if float(matrix.max()) == float(matrix.min()):
         return Fingerprint("constant", float(matrix.flatten()[0]), pristine=True)
     return _orthogonal(matrix) or _uniform(matrix, out, width, slack) or _normal(matrix, out, width) or UNKNOWN

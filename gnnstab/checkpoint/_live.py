@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from gnnstab.checkpoint._loading import Checkpoint
-from gnnstab.checkpoint._modules import known_facts
 from gnnstab.checkpoint._optimizer import OptimizerState, read_optimizer
+from gnnstab.checkpoint._pickle_stubs import known_facts
 from gnnstab.checkpoint._recovery import recover
 from gnnstab.checkpoint.facts import CheckpointFacts
 

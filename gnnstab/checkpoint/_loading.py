@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from gnnstab.checkpoint._containers import Contents, Network, contents_of
-from gnnstab.checkpoint._naming import SHADOWS, printable, unique, unwrapped_names
+from gnnstab.checkpoint._naming import SHADOWS, listed, printable, unique, unwrapped_names
 from gnnstab.checkpoint._optimizer import OptimizerState, read_optimizer
 from gnnstab.checkpoint._reading import read_safetensors, read_torch
 from gnnstab.checkpoint._sniffing import regular_file, sniff
@@ -118,8 +118,7 @@ def _prefixes(networks: list[Network], notes: list[str]) -> list[str]:
     if shared:
         notes.append(f"unwrapped '{'.'.join(shared)}'")
     names = [".".join(network.path[len(shared) :]) for network in networks]
-    shown = ", ".join(repr(name) for name in names[:6]) + (", …" if len(names) > 6 else "")
-    notes.append(f"{len(networks)} groups of tensors: {shown}")
+    notes.append(f"{len(networks)} groups of tensors: {listed([repr(name) for name in names], 6)}")
     return [name + "." if name else "" for name in names]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from gnnstab.checkpoint._loading import Checkpoint
-from gnnstab.checkpoint._naming import printable
+from gnnstab.checkpoint._naming import listed, printable
 from gnnstab.checkpoint._tensors import unreadable
 from gnnstab.errors import CheckpointMismatch
 from gnnstab.layers import layer_of
@@ -128,7 +128,4 @@ def _prefix_note(in_front: str, behind: str) -> str:
 
 
 def _listed(what: str, names: list[str]) -> list[str]:
-    if not names:
-        return []
-    more = ", …" if len(names) > MOST_LISTED else ""
-    return [f"{len(names)} {what}: {', '.join(names[:MOST_LISTED])}{more}"]
+    return [f"{len(names)} {what}: {listed(names, MOST_LISTED)}"] if names else []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from gnnstab.errors import LONGEST_NAME as LONGEST_NAME
 from gnnstab.errors import printable as printable
@@ -51,6 +51,12 @@ def unique(name: str, taken: Iterable[str]) -> str:
     while candidate in taken:
         candidate, number = f"{name}#{number}", number + 1
     return candidate
+
+
+def listed(names: Collection[str], most: int, rest: str = ", …") -> str:
+    """The first ``most`` names, and ``rest`` where there are more; ``{}`` in it is how many."""
+    shown = ", ".join(list(names)[:most])
+    return shown + rest.format(len(names) - most) if len(names) > most else shown
 
 
 def is_statistic(name: str) -> bool:

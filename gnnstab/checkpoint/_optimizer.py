@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -48,8 +48,6 @@ class OptimizerState:
 
     entries: tuple[Entry, ...] = ()
     """Its parameters in the order of the groups."""
-
-    extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def adaptive(self) -> bool:

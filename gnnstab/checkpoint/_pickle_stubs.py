@@ -1,22 +1,21 @@
-"""Modules that were pickled whole, read as records: their tensors and what their constructors kept, without their code."""
+"""Whole modules: what they say about their layers, and those that were pickled, read as records without their code."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from gnnstab.checkpoint._naming import printable, unique
 from gnnstab.errors import LoadError
-from gnnstab.layers import LAYERS
+from gnnstab.layers import LAYERS, layer_of
 from gnnstab.unpickling import Record
 
 DEEPEST = 100
 """Levels of submodules."""
 
 MOST_MODULES = 100_000
-
 
 _KEPT = ("heads", "concat", "dropout", "out_channels", "edge_dim", "aggr", *(key for x in LAYERS for key in x.defaults))
 """What constructors of attention layers keep as attributes."""
@@ -25,6 +24,13 @@ _KEPT = ("heads", "concat", "dropout", "out_channels", "edge_dim", "aggr", *(key
 def is_module(value: Any) -> bool:
     """True for the record of an ``nn.Module``."""
     return isinstance(value, Record) and all(isinstance(value.attributes.get(key), dict) for key in _PARTS)
+
+
+def known_facts(root: nn.Module) -> dict[str, dict[str, Any]]:
+    """Module path → configuration of every attention layer of a module with its code, as far as it is known."""
+    found = ((name, layer_of(module), module) for name, module in root.named_modules(remove_duplicate=False))
+    flat = {name: kind.facts(name, module, 0).flat() for name, kind, module in found if kind is not None}
+    return {name: {key: value for key, value in facts.items() if value is not None} for name, facts in flat.items()}
 
 
 def tensors_of(module: Record) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ import torch
 
 from gnnstab import unpickling
 from gnnstab.archive import LARGEST_LEGACY, LARGEST_PICKLE, check_archive, imports_of, newer_version
-from gnnstab.checkpoint._naming import printable
+from gnnstab.checkpoint._naming import listed, printable
 from gnnstab.errors import GnnstabError, LoadError, MissingExtra, UnsafeFileError
 from gnnstab.unpickling.guard import look_first
 
@@ -143,7 +143,4 @@ def _needs(description: bytes) -> str:
         for n in imports_of(description)
         if not n.startswith(("torch.", "collections.", "builtins.", "__builtin__.", "_codecs."))
     ]
-    if not names:
-        return ""
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return f": it imports {', '.join(printable(name, 80) for name in names[:5])}{more}"
+    return f": it imports {listed([printable(n, 80) for n in names], 5, ' and {} more')}" if names else ""

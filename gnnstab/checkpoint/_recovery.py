@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from gnnstab.checkpoint._correspondence import matching_names
-from gnnstab.checkpoint._fingerprint import Fingerprint, fingerprint, prevailing_label, shared_label
+from gnnstab.checkpoint._fingerprint import Fingerprint, fingerprint, is_judged, prevailing_label, shared_label
 from gnnstab.checkpoint._heads import Heads, heads_of
 from gnnstab.checkpoint._layers import find_layers
 from gnnstab.checkpoint._loading import Checkpoint
@@ -62,7 +62,9 @@ def _recover(checkpoint: Checkpoint, heads: int | None, activation: str | None, 
     optimizer_values, optimizers = _optimizer_values(checkpoint, convs, layers, seen)
     plain = _plain_linear(checkpoint.tensors)
     linear = [fingerprint(weight) for weight in plain[:MOST_LINEAR]]
-    trained, reason = was_trained(checkpoint, convs, [p for group in prints for p in group] + linear)
+    drawn = [weight for conv in convs for weight in conv.kind.drawn(conv)] + plain[:MOST_LINEAR]
+    known = [p for group in prints for p in group] + linear
+    trained, reason = was_trained(checkpoint, convs, [p for p, w in zip(known, drawn, strict=True) if is_judged(w)])
     return CheckpointFacts(
         path=checkpoint.path,
         format=checkpoint.format,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gnnstab.checkpoint._loading import Checkpoint
 from gnnstab.checkpoint._memory import MappedFiles
-from gnnstab.checkpoint._naming import is_statistic
+from gnnstab.checkpoint._naming import is_statistic, listed
 from gnnstab.checkpoint._scan import Statistics, scan
 from gnnstab.checkpoint._tensors import identity, unreadable
 
@@ -56,7 +56,8 @@ def scan_tensors(checkpoint: Checkpoint) -> TensorScan:
             continue
         if aliases.same_storage(name, tensor):
             continue
-        numbers = _look(found, name, tensor, mapped)
+        numbers = scan(tensor, mapped)
+        found.non_finite[name] = numbers.non_finite
         if is_statistic(name):
             statistics.append(name)
         elif why:
@@ -66,7 +67,7 @@ def scan_tensors(checkpoint: Checkpoint) -> TensorScan:
             found.shapes[name] = tuple(tensor.shape)
     for name, tensor in _beside(checkpoint).items():
         if unreadable(tensor) in ("", "complex"):
-            _look(found, name, tensor, mapped)
+            found.non_finite[name] = scan(tensor, mapped).non_finite
     found.uninitialised = tuple(unread.pop("uninitialised", ()))
     found.notes = tuple(_notes(aliases, statistics, unread, found.uninitialised))
     return found
@@ -101,12 +102,6 @@ class _Aliases:
         return True
 
 
-def _look(found: TensorScan, name: str, tensor: Tensor, mapped: MappedFiles | None) -> Statistics:
-    numbers = scan(tensor, mapped)
-    found.non_finite[name] = numbers.non_finite
-    return numbers
-
-
 def _beside(checkpoint: Checkpoint) -> Mapping[str, Tensor]:
     """Averaged weights and optimizer moments, under names that say where they stood."""
     moments = {
@@ -128,21 +123,15 @@ def _notes(
             f"{_some(len(aliases.pairs), 'tensor')} saved under a second name, counted once (e.g. {second} = {first})"
         )
     if statistics:
-        notes.append(
-            f"{_some(len(statistics), 'running statistic')}, not a weight: {', '.join(statistics[:4])}{_dots(statistics)}"
-        )
+        notes.append(f"{_some(len(statistics), 'running statistic')}, not a weight: {listed(statistics, 4)}")
     for why, names in unread.items():
-        notes.append(f"{_some(len(names), 'tensor')} not judged, {why}: {', '.join(names[:3])}{_dots(names, 3)}")
+        notes.append(f"{_some(len(names), 'tensor')} not judged, {why}: {listed(names, 3)}")
     if lazy:
         notes.append(
-            f"{_some(len(lazy), 'parameter')} saved before the first forward pass gave a shape: {', '.join(lazy[:3])}{_dots(lazy, 3)}"
+            f"{_some(len(lazy), 'parameter')} saved before the first forward pass gave a shape: {listed(lazy, 3)}"
         )
     return notes
 
 
 def _some(count: int, noun: str) -> str:
     return f"{count} {noun}" + ("s" if count != 1 else "")
-
-
-def _dots(names: list[str] | tuple[str, ...], shown: int = 4) -> str:
-    return ", …" if len(names) > shown else ""

@@ -36,7 +36,7 @@ class DepthInit(Fix):
         """The initialisation routine."""
         depth = sum(1 for layer in layers if layer.attention)
         gain = options.get("gain")
-        return init_lines(f"{gain:g}" if gain is not None else f"1 / math.sqrt(1 + {depth})", layers)
+        return init_lines(f"{gain:g}" if gain is not None else f"(1 + {depth}) ** -0.5", layers)
 
     def apply(self, model: nn.Module, **options: Any) -> nn.Module:
         """Draw the attention layers' matrices anew."""

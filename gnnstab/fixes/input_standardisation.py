@@ -26,8 +26,9 @@ class InputStandardisation(Fix):
     title: ClassVar[str] = "standardised input features"
     causes: ClassVar[tuple[str, ...]] = ("feature-scale",)
     signal: ClassVar[str] = FEATURE_COLUMN_RATIO
-    keeps_function: ClassVar[bool] = True
-    needs_fresh_weights: ClassVar[bool] = False
+    keeps_function: ClassVar[bool] = False
+    # Weights that were trained on raw features know nothing of standardised ones.
+    needs_fresh_weights: ClassVar[bool] = True
     cost: ClassVar[str] = "none; the statistics have to be stored with the model"
 
     def change(self, layers: Sequence[LayerFacts], signals: Signals | None = None, **options: Any) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gnnstab.errors import FixError
 from gnnstab.layers import LAYERS, Layer, layer_of
+from gnnstab.randomness import deep_copy
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,7 +35,7 @@ def duplicate(model: nn.Module) -> nn.Module:
     if type(inner).__name__ in ("DistributedDataParallel", "DataParallel"):
         inner = inner.module
     try:
-        return copy.deepcopy(inner, without_history(inner))
+        return deep_copy(inner, without_history(inner))
     except Exception as error:
         raise FixError(
             f"{type(model).__name__} cannot be copied ({_first_line(error)}); a module must not keep tensors with a "

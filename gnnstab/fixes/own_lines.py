@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -28,12 +29,17 @@ def in_own_lines(diagnosis: Diagnosis, model: nn.Module) -> Diagnosis:
     return replace(diagnosis, causes=causes)
 
 
-def _advice(fix: FixAdvice, model: nn.Module) -> FixAdvice:
+def own_lines(model: nn.Module, fix: str, options: Mapping[str, Any]) -> str:
+    """The change of a fix as a unified diff of the model's own file; empty where its place there is not certain."""
     try:
-        found = diff(model, fix.fix, **_options(fix.note))
-    except (OSError, UnicodeDecodeError):  # the file is gone, or no text: the code that was printed still holds
-        found = None
-    return replace(fix, change=found.rstrip("\n")) if found else fix
+        return (diff(model, fix, **options) or "").rstrip("\n")
+    except (OSError, UnicodeDecodeError):  # the file is gone, or no text
+        return ""
+
+
+def _advice(fix: FixAdvice, model: nn.Module) -> FixAdvice:
+    found = own_lines(model, fix.fix, _options(fix.note))
+    return replace(fix, change=found) if found else fix
 
 
 def _options(note: str) -> dict[str, Any]:

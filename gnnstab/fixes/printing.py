@@ -57,7 +57,11 @@ def activated(layer: LayerFacts, call: str) -> str:
     """The call inside its activation; ``act`` where the activation is not known."""
     if layer.activation == "":
         return call
-    return f"{layer.activation or 'act'}({call})"
+    return f"{f'torch.{layer.activation}' if layer.activation else 'act'}({call})"
+
+
+ACT = "act = torch.relu  # or the activation that stands between your layers"
+"""What a change begins with that calls ``act``."""
 
 
 def listed(layers: Sequence[LayerFacts]) -> str:

@@ -32,7 +32,7 @@ class RemoveClamp(Fix):
 
     def change(self, layers: Sequence[LayerFacts], signals: Signals | None = None, **options: Any) -> str:
         """What to take out of forward."""
-        return "# forward: without .clamp(…), torch.clamp, Hardtanh or ReLU6 between the layers\nx = act(conv(x, edge_index))"
+        return "# forward: without .clamp(…), torch.clamp, Hardtanh or ReLU6 between the layers"
 
     def apply(self, model: nn.Module, **options: Any) -> nn.Module:
         """Exchange the modules.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from gnnstab.fixes.base import Fix
 from gnnstab.fixes.identity import add_identity
 from gnnstab.fixes.model_structure import edited_copy
-from gnnstab.fixes.printing import activated, attribute_names, layer_call
+from gnnstab.fixes.printing import ACT, activated, attribute_names, layer_call
 from gnnstab.records import LayerFacts, Signals
 from gnnstab.records.vocabulary import GRADIENT_RATIO
 
@@ -43,18 +43,24 @@ class Residual(Fix):
 
 
 def residual_lines(layers: Sequence[LayerFacts], weight: float, *, norm: bool = False) -> str:
-    """``x = act(conv(x)) + weight * x`` for every attention layer whose width stays the same."""
-    lines = []
-    written = attribute_names(layers)
-    for number, layer in enumerate(layer for layer in layers if layer.attention):
-        inner = f"self.norms[{number}](x)" if norm else "x"
-        new = activated(layer, layer_call(layer, written[layer.name], inner))
-        term = "x" if weight == 1.0 else f"{weight} * x"
-        lines.append(f"x = {term} + {new}" if _same_width(layer) else f"x = {new}  # other width: no identity here")
-    return (
-        "\n".join(lines)
-        or f"x = {'' if weight == 1.0 else f'{weight} * '}x + act(conv({'norm(x)' if norm else 'x'}, edge_index))"
-    )
+    """``x = act(conv(x)) + weight * x`` for every attention layer whose width stays the same; a list of layers as one loop."""
+    attention = [layer for layer in layers if layer.attention]
+    written, term = attribute_names(layers), "x" if weight == 1.0 else f"{weight} * x"
+
+    def line(layer: LayerFacts, called: str, normed: str) -> str:
+        new = activated(layer, layer_call(layer, called, normed if norm else "x"))
+        return f"x = {term} + {new}" if _same_width(layer) else f"x = {new}  # other width: no identity here"
+
+    whole = {written[layer.name].rpartition("[")[0] for layer in attention}
+    in_loop = {line(layer, "conv", "norm(x)") for layer in attention}
+    if len(attention) > 1 and len(whole) == len(in_loop) == 1 and "" not in whole:
+        convs = whole.pop()
+        over = f"conv, norm in zip({convs}, self.norms)" if norm else f"conv in {convs}"
+        lines = [f"for {over}:", f"    {in_loop.pop()}"]
+    else:
+        lines = [line(layer, written[layer.name], f"self.norms[{number}](x)") for number, layer in enumerate(attention)]
+    code = "\n".join(lines) or f"x = {term} + act(conv({'norm(x)' if norm else 'x'}, edge_index))"
+    return f"{ACT}\n{code}" if " act(" in code else code
 
 
 def _same_width(layer: LayerFacts) -> bool:

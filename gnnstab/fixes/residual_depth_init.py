@@ -34,7 +34,7 @@ class ResidualDepthInit(Fix):
     def change(self, layers: Sequence[LayerFacts], signals: Signals | None = None, **options: Any) -> str:
         """The initialisation routine and the lines of forward."""
         depth = sum(1 for layer in layers if layer.attention)
-        return f"{init_lines(f'1 / math.sqrt(1 + {depth})', layers)}\n{residual_lines(layers, float(options.get('weight', 1.0)))}"
+        return f"{init_lines(f'(1 + {depth}) ** -0.5', layers)}\n{residual_lines(layers, float(options.get('weight', 1.0)))}"
 
     def apply(self, model: nn.Module, **options: Any) -> nn.Module:
         """Draw the attention layers' matrices anew and lay the identity path around them."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gnnstab.errors import FixError
 from gnnstab.nn.output_hooks import BatchVector
+from gnnstab.torch_private import graph_task
 
 
 class IdentityPath:
@@ -154,7 +155,7 @@ def _normalised(norm: nn.Module, x: Any) -> Any:
 
 def _refuse_recomputation() -> None:
     """Inside a backward pass a layer runs only because of activation checkpointing, and the path is empty by then."""
-    if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+    if not torch.compiler.is_compiling() and graph_task() != -1:
         raise FixError(
             "activation checkpointing runs the layers again without their identity path: add the residual in forward"
         )

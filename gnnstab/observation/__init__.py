@@ -1,5 +1,6 @@
 """Observation: a target (path, folder, trace or model) → its signals, the one road that every face and every proof takes."""
 
+from gnnstab.observation._models import adam_settings as adam_settings
 from gnnstab.observation._models import measured_signals as measured_signals
 from gnnstab.observation._models import model_signals as model_signals
 from gnnstab.observation._models import static_signals as static_signals

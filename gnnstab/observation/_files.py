@@ -23,17 +23,27 @@ def observe_checkpoint(path: Path, request: Request, *, probe: bool = True) -> O
 
     request.progress(f"reading {path.name}")
     checkpoint = load(path, unsafe=request.unsafe)
-    facts = recover(checkpoint, heads=request.heads, activation=request.activation)
+    model = None if request.model is None else build(request.model)
+    facts = recover(checkpoint, heads=request.heads or _heads(model), activation=request.activation)
     static, notes = from_checkpoint(facts), tuple(checkpoint.notes)
-    if request.model is None:
+    if model is None:
         if request.batch is not None or request.loss is not None:
             raise UsageError("a batch or a loss needs the model they belong to: pass model= as well")
         synthetic = _probe_alone(facts, checkpoint, request) if probe else None
         return Observed(Target("checkpoint", str(path), notes), join(synthetic, static) if synthetic else static)
-    model = build(request.model)
     notes += tuple(load_into(model, checkpoint))
     groups = [entry.settings for state in checkpoint.optimizers for entry in state.entries]
     return on_batch(Observed(Target("checkpoint", str(path), notes), static), model, request, groups)
+
+
+def _heads(model: Any) -> int | None:
+    """The number of heads that all attention layers of a model share, which a file alone need not show."""
+    from gnnstab.layers import layer_of
+
+    modules = [] if model is None else [m for m in model.modules() if layer_of(m) is not None]
+    found = {getattr(module, "heads", None) for module in modules}
+    only = found.pop() if len(found) == 1 else None
+    return only if isinstance(only, int) else None
 
 
 def _probe_alone(facts: Any, checkpoint: Any, request: Request) -> Signals | None:

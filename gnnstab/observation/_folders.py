@@ -8,7 +8,7 @@ from pathlib import Path
 from gnnstab.errors import GnnstabError, LoadError
 from gnnstab.observation._files import observe_checkpoint
 from gnnstab.observation._request import Observed, Request
-from gnnstab.records import Target
+from gnnstab.records import Signals, Target
 from gnnstab.signals import Trajectory
 
 MOST_PROBED = 100
@@ -26,6 +26,7 @@ def observe_folder(folder: Path, request: Request) -> Observed:
     if not paths:
         raise LoadError(f"{folder}: no checkpoint (.pt .pth .ckpt .safetensors) and no trace in this folder")
     collected, notes = Trajectory(), _Notes()
+    run: dict[str, str] = {}
     probed = _evenly(len(paths), MOST_PROBED)
     newest, live = -1, None
     for position, path in enumerate(paths):
@@ -35,6 +36,7 @@ def observe_folder(folder: Path, request: Request) -> Observed:
         except GnnstabError as error:
             notes.leave_out(path.name, str(error))
             continue
+        _of_one_run(folder, run, path.name, seen.signals)
         notes.add(path.name, seen.target.notes)
         step = int(seen.signals.context.get("step") or position)
         if collected.last_step is None or step >= collected.last_step:
@@ -46,7 +48,19 @@ def observe_folder(folder: Path, request: Request) -> Observed:
         collected.add(collected.last_step, observe_checkpoint(paths[newest], request).signals)
     if len(probed) < len(paths) and request.model is None:
         notes.add("", [f"probed on synthetic graphs: {len(probed)} of the {len(paths)} checkpoints, evenly spread"])
-    return Observed(Target("checkpoint", str(folder), notes.gathered()), collected.signals(), live)
+    read = len(paths) - len(notes.left_out)
+    of = f"{folder}: read {read} checkpoint{'s' if read != 1 else ''} as one run, {paths[0].name} to {paths[-1].name}"
+    return Observed(Target("checkpoint", str(folder), (of, *notes.gathered())), collected.signals(), live)
+
+
+def _of_one_run(folder: Path, known: dict[str, str], file: str, signals: Signals) -> None:
+    """Keep which file each layer was first seen in; raise `LoadError` for a file that shares no layer with those before."""
+    layers = [layer.name for layer in signals.layers]
+    if known and layers and not any(name in known for name in layers):
+        other = next(iter(known.values()))
+        raise LoadError(f"{folder}: {other} and {file} share no layer and are no run; name the files one by one")
+    for name in layers:
+        known.setdefault(name, file)
 
 
 def _evenly(count: int, most: int) -> frozenset[int]:

@@ -88,7 +88,7 @@ def on_batch(seen: Observed, model: nn.Module, request: Request, groups: Sequenc
     if request.optimizer is not None:
         dynamic = replace(dynamic, values=(*dynamic.values, *_not_held(model, request.optimizer.param_groups)))
     return replace(
-        seen, target=target, signals=join(dynamic, seen.signals), live=Live(model, batch, loss, _adam(groups))
+        seen, target=target, signals=join(dynamic, seen.signals), live=Live(model, batch, loss, adam_settings(groups))
     )
 
 
@@ -111,7 +111,7 @@ def _not_held(model: nn.Module, groups: Sequence[Mapping[str, Any]]) -> tuple[Si
     return (Signal(PLACE_NOT_HELD, float(found["count"]), detail=found),) if found else ()
 
 
-def _adam(groups: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def adam_settings(groups: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """``lr`` and ``eps`` of groups of the Adam family; empty where there is none, or where they differ."""
     found = {(g.get("lr"), g.get("eps")) for g in groups if g.get("betas") is not None}
     if len(found) != 1:

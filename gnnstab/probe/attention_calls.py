@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,7 @@ from gnnstab.probe.batches.arguments import as_arguments, on_device
 from gnnstab.probe.layers.layer_recorder import LayerRecorder, Plan
 from gnnstab.probe.replaying.replica import unwrap
 from gnnstab.probe.state import State
-from gnnstab.randomness import keeps_random_state
+from gnnstab.randomness import deep_copy, keeps_random_state
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -110,7 +109,7 @@ class _Found:
 
 def _copied(model: nn.Module) -> nn.Module:
     try:
-        return copy.deepcopy(model).eval()
+        return deep_copy(model).eval()
     except Exception as error:
         raise UsageError(f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error})") from error
 

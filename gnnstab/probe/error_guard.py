@@ -10,6 +10,7 @@ import torch
 
 from gnnstab.errors import GnnstabWarning
 from gnnstab.records import Event
+from gnnstab.torch_private import set_grad_enabled
 
 _LIMIT = 16
 """Failures that are kept; each hook fails at most once, so more would say nothing new."""
@@ -55,14 +56,14 @@ class ErrorGuard:
     def run(self, where: str, body: Callable[[], object]) -> bool:
         """Call ``body`` with gradients switched off; a failure is noted, and the answer is then False."""
         grad = torch.is_grad_enabled()
-        torch._C._set_grad_enabled(False)
+        set_grad_enabled(False)
         try:
             body()
         except Exception as error:
             self.note(where, error)
             return False
         finally:
-            torch._C._set_grad_enabled(grad)
+            set_grad_enabled(grad)
         return True
 
     def note(self, where: str, error: Exception) -> None:

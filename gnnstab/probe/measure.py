@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch_geometric.data.data import BaseData
 
 from gnnstab.errors import UsageError
 from gnnstab.probe.attaching.norms import graphs_in
@@ -21,7 +19,8 @@ from gnnstab.probe.places import survey, to_json
 from gnnstab.probe.recorder import Recorder
 from gnnstab.probe.replaying.evaluating import evaluating
 from gnnstab.probe.replaying.read_out import read_out as read_out
-from gnnstab.probe.replaying.replica import without_history
+from gnnstab.probe.replaying.replica import tracked, without_history
+from gnnstab.randomness import deep_copy
 from gnnstab.trace import Trace, TraceWriter
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
@@ -91,22 +90,6 @@ def _look_at_places(
     writer.meta("places", to_json(found))
 
 
-def tracked(value: Any) -> Any:
-    """A copy of the arguments whose floating tensors have a gradient, so that the first layer's input has one too.
-
-    The copies are no leaves, so that a model may change its input in place, and the caller's tensors stay as they are.
-    """
-    if isinstance(value, Tensor):
-        return value.detach().requires_grad_().clone() if value.is_floating_point() else value
-    if isinstance(value, BaseData):
-        return value.clone().apply(tracked)
-    if isinstance(value, Mapping):
-        return {k: tracked(v) for k, v in value.items()}
-    if isinstance(value, (tuple, list)) and not hasattr(value, "_fields"):
-        return type(value)(tracked(v) for v in value)
-    return value
-
-
 def measure_layers(layers: nn.Module, batches: Mapping[int, dict[str, Any]]) -> Trace:
     """Record layers on synthetic graphs, one step per in-degree; ``batches`` maps in-degree → keyword arguments."""
     writer = TraceWriter(None, meta={"source": "synthetic", "precision": "fp32"})
@@ -170,7 +153,7 @@ def _objective(output: Any, batch: Any, loss: Loss | None) -> Tensor:
 
 def _copied(model: nn.Module) -> nn.Module:
     try:
-        return copy.deepcopy(model, without_history(model))
+        return deep_copy(model, without_history(model))
     except Exception as error:
         raise UsageError(
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}), and gnnstab runs nothing on your own "

@@ -16,7 +16,9 @@ from gnnstab.probe.state import State
 
 
 class OverheadBudget:
-    """Decides for every step whether it is recorded, and keeps the accounts of what that costs.
+    """Decides for every step whether it is recorded, by what that costs.
+
+    A ``with`` block around the work at a step's end, or after it, adds the work to what the step has cost.
 
     Args:
         schedule: Chooses the steps.
@@ -38,7 +40,8 @@ class OverheadBudget:
         self._model = model
         self._writer = writer
         self._first_left_out = True
-        self._account: tuple[int, bool, bool] | None = None
+        self._paying: tuple[int, bool, bool] | None = None
+        self._begun = self._until = self._spent = 0.0
 
     def hold(self, reason: str) -> None:
         """Record every step from here on."""
@@ -80,17 +83,19 @@ class OverheadBudget:
                 else:
                     layer.pause()
 
-    def open_account(self) -> None:
-        """The step has ended; what is still spent on it counts for it until `close_account`."""
-        self._account = (self._state.step, self._state.light, self._state.full)
+    def step_ends(self) -> None:
+        """All work for the step before this one is done, so that what it has cost is known; from here on this one pays."""
+        state, clock = self._state, self._state.clock
+        if clock is not None:
+            if self._paying is not None:
+                state.error_guard.guard("the schedule", self.schedule.ended, *self._paying, self._until, self._spent)
+            self._paying = (state.step, state.light, state.full)
+            self._spent, clock[0] = clock[0], 0.0
 
-    def spent_since(self, begun: float) -> None:
-        """Add the time since ``begun`` (`time.perf_counter`) to what recording the current step has cost."""
-        if self._state.clock is not None:
-            self._state.clock[0] += time.perf_counter() - begun
+    def __enter__(self) -> None:
+        """The time within counts for the step that has ended last, or that ends within."""
+        self._begun = time.perf_counter()
 
-    def close_account(self) -> None:
-        """All work for the step that has ended is done: what it has cost is known."""
-        account, self._account = self._account, None
-        if account is not None and self._state.clock is not None:
-            self._state.error_guard.guard("the schedule", self.schedule.ended, *account)
+    def __exit__(self, *failure: object) -> None:
+        self._until = time.perf_counter()
+        self._spent += self._until - self._begun

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from threading import get_ident
-from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gnnstab.probe.attaching.discovery import find_layers, recordable
+from gnnstab.probe.attaching.discovery import find_layers
 from gnnstab.probe.attaching.forward_tracker import ForwardInputs, ForwardTracker
 from gnnstab.probe.attaching.norms import Norms
 from gnnstab.probe.buffering.pending_step import Number, PendingStep
 from gnnstab.probe.buffering.stats_buffer import NO_STATS, PendingStats
 from gnnstab.probe.buffering.step_writer import EMPTY, StepWriter, Writer
 from gnnstab.probe.events.non_finite_detector import NonFiniteDetector
+from gnnstab.probe.layer_notes import LayerNotes
 from gnnstab.probe.layers.parameters import Parameters
 from gnnstab.probe.operations.explaining import Explainer
 from gnnstab.probe.operations.repeat import Objective
@@ -32,22 +30,14 @@ from gnnstab.probe.replaying.replica import unwrap
 from gnnstab.probe.replaying.skipped_step import run_again
 from gnnstab.probe.schedule import Schedule
 from gnnstab.probe.state import State
-from gnnstab.records import Coverage, Event, LayerFacts, Measure, StepRow
+from gnnstab.records import Coverage, Event, Measure, StepRow
+from gnnstab.torch_private import set_grad_enabled
 
 _EVENTS = 1000
 """Events that are kept in memory; the trace has its own limit."""
 
-_COMPILED_BEFORE = (
-    "no call was seen: a graph that was compiled before the monitor was attached runs no hooks; attach the monitor before "
-    "the first call of the compiled model, or call torch._dynamo.reset()"
-)
-
 _OF_VALUES = (ValueError, ArithmeticError, AssertionError, RuntimeError)
 """Exceptions that a NaN may stand behind: checks of arguments, and of what decompositions need."""
-
-_COARSE = {torch.float16: "fp16", torch.bfloat16: "bf16"}
-
-_CAME_LATER = "the layer was put into the model after the monitor was attached; attach a new monitor to see it"
 
 
 class Recorder:
@@ -110,9 +100,6 @@ class Recorder:
         self.update: dict[str, tuple[float, float]] = {}
         """Parameter → (RMS, RMS of its change) in that step, when it was one of the full tier."""
 
-        self.closes_accounts = True
-        """False when the caller has more to do at a step's end than `end_step` and closes the account after it."""
-
         self.norms = Norms(self.model, {w.name: w.module for w in self.layers if w.attention}, norm_forwards)
         """What normalises beside the layers."""
 
@@ -120,6 +107,9 @@ class Recorder:
         """Which steps are recorded, and why."""
 
         self._forwards = ForwardTracker(self.state, self.layers, self.norms, keep=replay)
+        self.notes = LayerNotes(model, self.model, self.state, self.layers, self.norms, self._forwards.paths)
+        """What is known of the layers."""
+
         self._parameters = Parameters(self.model, self.state.keys)
         self._step_writer = StepWriter(writer, self.state.keys)
         self.explainer = Explainer(model, objective, batch)
@@ -128,7 +118,7 @@ class Recorder:
         self._forwards.keep_before = objective is not None
 
         self._detector = NonFiniteDetector(
-            self.model, self.state, self._forwards, self._parameters, self.facts, bundles, self.explainer
+            self.model, self.state, self._forwards, self._parameters, self.notes.facts, bundles, self.explainer
         )
         self._places = Surveys(self.model, writer) if places else None
         self._on_event = on_event
@@ -136,7 +126,6 @@ class Recorder:
         self._start = time.monotonic()
         self._loss: Number = None
         self._late: PendingStep | None = None
-        self._facts_at = (-1, False, 0)
         self._attached = False
         if budget is not None and not replay:
             self.budget.hold("the inputs of a step are not kept, so that it could not be run again")
@@ -149,6 +138,7 @@ class Recorder:
                 self.state.error_guard.run(f"attaching to {layer.name}", layer.attach)
             self.state.error_guard.run("attaching to the model", lambda: self._forwards.attach(self._called))
             self.state.error_guard.run("the beginning of a step", self.budget.begin)
+            self.state.error_guard.run("looking at the weights", self._detector.begin)
         return self
 
     def detach(self) -> None:
@@ -159,6 +149,9 @@ class Recorder:
         self.end_step()
         self.settle()
         self.explainer.close()
+        if self._places is not None and self.state.step > 1:
+            places = self._places
+            self.state.error_guard.run("the places at the end", lambda: places.end(self.kept))
         for layer in self.layers:
             self.state.error_guard.run(f"detaching from {layer.name}", layer.detach)
         self.state.error_guard.run("detaching from the model", self._forwards.detach)
@@ -168,9 +161,7 @@ class Recorder:
     def __enter__(self) -> Recorder:
         return self.attach()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *failure: object) -> None:
         self.detach()
 
     @property
@@ -196,26 +187,7 @@ class Recorder:
     @property
     def coverage(self) -> Coverage:
         """What was seen and what was not, so far."""
-        self._note_unseen()
-        attention = [layer for layer in self.layers if layer.attention and layer.counts]
-        blind = tuple(self.state.blinds())
-        scripted = {b.layer for b in blind} - {layer.name for layer in self.layers}
-        others = {b.layer for b in blind if b.is_other_attention}
-        observed = sum(layer.name in self.state.fired for layer in attention)
-        return Coverage(len(attention) + len(scripted | others), observed, blind)
-
-    def facts(self) -> list[LayerFacts]:
-        """The configuration of every layer, in the order of first calls; layers not called yet come last."""
-        fired, paths = self.state.fired, self._forwards.paths
-        counted = (layer for layer in self.layers if layer.counts)
-        ordered = sorted(counted, key=lambda layer: fired.get(layer.name, len(fired)))
-        found = [(layer.facts(position), layer.score_dtypes()) for position, layer in enumerate(ordered)]
-        return [replace(f, identity_path=paths.get(f.name), score_format=_format(seen)) for f, seen in found]
-
-    @property
-    def precision(self) -> str:
-        """The coarsest number format that scores were seen in: ``fp16``, ``bf16`` or ``fp32``."""
-        return _format({dtype for layer in self.layers for dtype in layer.score_dtypes()}) or "fp32"
+        return self.notes.coverage
 
     def loss(self, loss: Tensor | float) -> None:
         """Give the loss of the current step, or of the one that has just ended."""
@@ -255,25 +227,24 @@ class Recorder:
         when nothing was recorded since the last end, so that there was no step to end.
         """
         state = self.state
-        begun, state.thread = time.perf_counter(), get_ident()
+        state.thread = get_ident()
         if not (state.recorded or state.open):
             return False
         guard, grad = state.error_guard.guard, torch.is_grad_enabled()
-        if self._forwards.watching is not None:
-            guard("the watched step", self._end_watched)
-        torch._C._set_grad_enabled(False)
-        try:
-            guard("the end of a step", self._end if state.light else self._end_left_out, lr, scale, skipped, moves)
-            # Whatever failed above, the next step begins, and nothing of this one is held any longer.
-            if state.error_guard.events:
-                guard("handing over failures", self.hand_over_failures)
-            guard("the next step", self._next)
-            guard("the beginning of a step", self.budget.begin)
-            self.budget.spent_since(begun)
-            if self.closes_accounts:
-                self.budget.close_account()
-        finally:
-            torch._C._set_grad_enabled(grad)
+        with self.budget:
+            self.budget.step_ends()
+            if self._forwards.watching is not None:
+                guard("the watched step", self._end_watched)
+            set_grad_enabled(False)
+            try:
+                guard("the end of a step", self._end if state.light else self._end_left_out, lr, scale, skipped, moves)
+                # Whatever failed above, the next step begins, and nothing of this one is held any longer.
+                if state.error_guard.events:
+                    guard("handing over failures", self.hand_over_failures)
+                guard("the next step", self._next)
+                guard("the beginning of a step", self.budget.begin)
+            finally:
+                set_grad_enabled(grad)
         return True
 
     def failed(self, error: BaseException) -> None:
@@ -291,9 +262,8 @@ class Recorder:
     def after_update(self) -> None:
         """The optimizer has moved the weights: record by how much, in a step of the full tier."""
         if self.update or self._parameters.remembers:
-            begun = time.perf_counter()
-            self.state.error_guard.run("the update", self._record_update)
-            self.budget.spent_since(begun)
+            with self.budget:
+                self.state.error_guard.run("the update", self._record_update)
 
     def _end_left_out(self, lr: Number, scale: Number, skipped: Tensor | bool, moves: bool) -> None:
         step, norm = self.state.step, self._parameters.norm()
@@ -313,7 +283,7 @@ class Recorder:
         state, step = self.state, self.state.step
         if state.full:
             self._parameters.refresh()
-            self._note_new_layers()
+            self.notes.note_new_layers()
         if state.backward or moves:
             self._parameters.gradients(state.buffer)
         ended, before = self._ended(state.send(), lr, scale, skipped), self._late
@@ -326,7 +296,7 @@ class Recorder:
                 self.budget.hold("asking whether a step on a device was finite would wait for the device")
         else:
             self._hand_over(ended, moved=False)
-        self._write_facts()
+        self.notes.write(self._step_writer)
         if state.full:
             self._step_writer.measures(step, state.measures)
             if self._places is not None:
@@ -355,7 +325,6 @@ class Recorder:
     def _next(self) -> None:
         """Release what belongs to the step that has ended."""
         state = self.state
-        self.budget.open_account()
         self._loss = None
         state.step += 1
         state.error_guard.step = state.step
@@ -394,49 +363,9 @@ class Recorder:
         for event in failures:
             self.writer.event(event)
 
-    def _write_facts(self) -> None:
-        known = (len(self.state.fired), bool(self._forwards.paths), self.norms.seen + len(self.state.normalising))
-        if known != self._facts_at:
-            self._facts_at = known
-            self._all_facts()
-
-    def _all_facts(self) -> None:
-        for facts in self.facts():
-            self.writer.layer(facts)
-        for key, value in self.norms.meta().items():
-            self.writer.meta(key, value)
-        normalising = [name for name in self.state.normalising if name not in {layer.name for layer in self.facts()}]
-        if normalising:
-            self.writer.meta("normalising", json.dumps(normalising))
-        self._step_writer.blinds(self.state.blinds())
-
-    def _note_new_layers(self) -> None:
-        watched = {layer.module for layer in self.layers}
-        for name, module in self.model.named_modules():
-            if module not in watched and recordable(module):
-                self.state.unseen(name, "output", _CAME_LATER)
-
-    def _note_unseen(self) -> None:
-        self._note_new_layers()
-        for layer in self.layers:
-            if not layer.counts:
-                continue
-            if layer.name in self.state.fired:
-                layer.note_unseen()
-            elif self._called is not self.model:
-                self.state.unseen(layer.name, "output", _COMPILED_BEFORE)
-            else:
-                self.state.unseen(layer.name, "output", "the layer was not called while it was recorded")
-
     def _finish(self) -> None:
-        self._note_unseen()
-        self._all_facts()
-        self.hand_over_failures()
-
-
-def _format(seen: set[torch.dtype]) -> str | None:
-    """The coarsest of the number formats seen; None for none."""
-    return next((name for dtype, name in _COARSE.items() if dtype in seen), "fp32" if seen else None)
+        self.notes.note_unseen()
+        self.notes.write(self._step_writer, changed=True)
 
 
 def _full(model: nn.Module, writer: Writer) -> Recorder:

@@ -39,7 +39,7 @@ class Schedule:
         self.light_every = 1
         self.budget = budget
         self.clock: list[float] | None = None if budget is None else [0.0]
-        """Seconds spent in hooks since the last end of a step, added to by the hooks; None when nobody asks."""
+        """Seconds spent in hooks since a step ended last, added to by the hooks; None when nobody asks."""
 
         self.held = ""
         """Why every step is recorded although a budget would leave some out; empty when it does."""
@@ -76,13 +76,11 @@ class Schedule:
             self._next_light = step + self.light_every
         return light, full
 
-    def ended(self, step: int, light: bool, full: bool) -> None:
-        """A step has ended, and all that the recorder had to do for it is in `clock`."""
-        if self.clock is None or self.budget is None:
+    def ended(self, step: int, light: bool, full: bool, now: float, own: float) -> None:
+        """A step has ended at ``now`` (`time.perf_counter`), and all that the recorder did for it took ``own`` seconds."""
+        if self.budget is None:
             return
-        now = time.perf_counter()
-        wall, own = now - self._boundary, self.clock[0]
-        self._boundary, self.clock[0] = now, 0.0
+        wall, self._boundary = now - self._boundary, now
         if full:
             # The first one also bears what every operation costs at its first use.
             self._full = min(own, 0.7 * self._full + 0.3 * own) if self._full > own else own

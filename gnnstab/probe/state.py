@@ -5,7 +5,6 @@ from __future__ import annotations
 from threading import get_ident
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
@@ -16,6 +15,7 @@ from gnnstab.probe.buffering.series_ids import SeriesIds
 from gnnstab.probe.buffering.stats_buffer import PendingStats, StatsBuffer
 from gnnstab.probe.error_guard import ErrorGuard
 from gnnstab.records import Blind
+from gnnstab.torch_private import graph_task
 
 
 class Queued(NamedTuple):
@@ -31,6 +31,9 @@ class Queued(NamedTuple):
     value: Tensor
     spread: Tensor | None = None
     """See `gnnstab.probe.statistics.Measured`."""
+
+
+_LINEAR = "linear attention has no softmax and so no scores that could saturate; its denominator is not looked at"
 
 
 class State:
@@ -119,7 +122,7 @@ class State:
 
         Within a backward pass any thread is right: on a device it has threads of its own.
         """
-        return get_ident() != self.thread and torch._C._current_graph_task_id() == -1
+        return get_ident() != self.thread and graph_task() == -1
 
     def gradient_arrived(self) -> None:
         """A backward has reached the model."""
@@ -153,6 +156,11 @@ class State:
     def unseen(self, layer: str, site: str, reason: str) -> None:
         """Note why a site is not seen; the first reason stays."""
         self.blind.setdefault((layer, site), reason)
+
+    def linear_attention(self, layer: str, kind: str) -> None:
+        """Note a layer of linear attention."""
+        note = Blind.other_attention(layer, kind, _LINEAR)
+        self.unseen(note.layer, note.site, note.reason)
 
     def blinds(self) -> list[Blind]:
         """All notes."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -13,20 +13,8 @@ PARAMETER_SITES = ("weight", "weight_grad", "update")
 """Sites of a parameter; the series' layer is then the parameter's full name."""
 
 STAGES = (
-    "input",
-    "query",
-    "key",
-    "value",
-    "edge",
-    "score",
-    "attention",
-    "aggregate",
-    "skip",
-    "gate",
-    "output",
-    "gradient",
-    "weight",
-    "loss",
+    *("input", "query", "key", "value", "edge", "score", "attention", "aggregate", "skip", "gate", "output"),
+    *("gradient", "weight", "loss"),
 )
 """Stages of an attention layer in the order of computation, then the later ones of a step."""
 
@@ -138,6 +126,20 @@ class Event:
 
     rank: int = -1
     """Process of a distributed run, set when the event is read back; -1 outside one."""
+
+    @property
+    def ids(self) -> str:
+        """``edge 106→69``, ``node 4``, ``target nodes 4, 7``, or nothing."""
+        ends = [f"{source}→{target}" for source, target in self.detail.get("edge_ends") or ()]
+        if ends or (self.edges and not self.nodes):
+            return _listed("edge", ends or self.edges)
+        return _listed("target node" if self.edges else "node", self.nodes)
+
+
+def _listed(what: str, ids: Sequence[object]) -> str:
+    if not ids:
+        return ""
+    return f"{what}{'s' * (len(ids) > 1)} {', '.join(map(str, ids[:4]))}{' …' if len(ids) > 4 else ''}"
 
 
 _OTHER = "scores of "

@@ -25,23 +25,9 @@ FIVE_CAUSES = ("no-dropout", "beta-disabled", "no-residual", "attention-explosio
 """Always reported, in this order."""
 
 FURTHER_CAUSES = (
-    "sum-aggregation",
-    "feature-scale",
-    "learning-rate",
-    "adam-epsilon",
-    "precision",
-    "dead-units",
-    "isolated-nodes",
-    "normalization-misuse",
-    "oversmoothing",
-    "active-clamp",
-    "non-finite-data",
-    "uninitialized-parameter",
-    "never-updated-parameter",
-    "saturated-gate",
-    "undefined-operation",
-    "masking",
-    "indistinguishable-nodes",
+    *("sum-aggregation", "feature-scale", "learning-rate", "adam-epsilon", "precision", "dead-units", "isolated-nodes"),
+    *("normalization-misuse", "oversmoothing", "active-clamp", "non-finite-data", "uninitialized-parameter"),
+    *("never-updated-parameter", "saturated-gate", "undefined-operation", "masking", "indistinguishable-nodes"),
 )
 """Reported, in this order, when not absent."""
 
@@ -280,8 +266,9 @@ class Diagnosis:
         return replace(self, findings=kept, rules=rules, suppressed=(*self.suppressed, *withheld))
 
     def root_causes(self) -> tuple[Cause, ...]:
-        """The causes with status ``root-cause``."""
-        return tuple(c for c in self.causes if c.status == "root-cause")
+        """The causes with status ``root-cause``; what made a value NaN or infinite comes first."""
+        roots = (c for c in self.causes if c.status == "root-cause")
+        return tuple(sorted(roots, key=lambda c: "GS502" not in c.codes))
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form, schema 1 (docs/schema/diagnosis-1.json)."""

@@ -108,7 +108,7 @@ SIGNALS: dict[str, SignalKind] = {
     (SCORE_GROWTH := "score.growth"): SignalKind("per step",
         "relative growth of max |score| per step, fitted over the recorded steps"),
     (ATTENTION_ENTROPY := "attention.entropy"): SignalKind("fraction of ln(in-degree)",
-        "mean attention entropy Ĥ over targets with in-degree ≥ 2", title="Attention entropy", heading="entropy",
+        "mean attention entropy over targets with in-degree ≥ 2", title="Attention entropy", heading="entropy",
         spoken=("entropy", "attention entropy"), worse="below", floor=0.8,
         limits=(RuleLimit("GS301", "warn_entropy", "warning"), RuleLimit("GS301", "error_entropy", "error")),
         groups=("trend", "series")),
@@ -203,6 +203,8 @@ SIGNALS: dict[str, SignalKind] = {
     (DEGREE_MAX := "degree.max"): SignalKind("edges", "largest in-degree"),
     (DEGREE_ISOLATED_SHARE := "degree.isolated_share"): SignalKind("share of nodes", "nodes without incoming edges",
         spoken=("isolated nodes",)),
+    (DEGREE_ISOLATED_READ_SHARE := "degree.isolated_read_share"): SignalKind("share of nodes",
+        "nodes without incoming edges whose output of a layer without root weight the loss depends on"),
     (DEGREE_AT_MOST_ONE_SHARE := "degree.at_most_one_share"): SignalKind("share of nodes",
         "nodes with in-degree 0 or 1"),
     (GRAPH_SMALLEST := "graph.smallest"): SignalKind("nodes", "size of the smallest graph in the batch"),
@@ -218,6 +220,7 @@ SIGNALS: dict[str, SignalKind] = {
     # Every place on the way of the data, see `gnnstab.probe.places`; the layer is the name of the tensor or module.
     (PLACE_RMS := "place.rms"): SignalKind("", "RMS of the measured values of a tensor of the batch"),
     (PLACE_COLUMN_RATIO := "place.column_ratio"): SignalKind("", "largest over median column RMS of the measured values of a tensor"),
+    (PLACE_OUTPUT := "place.output"): SignalKind("", "RMS of the model's output"),
     (PLACE_NON_FINITE := "place.non_finite"): SignalKind("entries", "NaN or Inf entries of a tensor of the batch"),
     (PLACE_DEAD_SHARE := "place.dead_share"): SignalKind("share of channels", "channels that a ReLU closes on at least 98 % of the rows"),
     (PLACE_CLAMPED_SHARE := "place.clamped_share"): SignalKind("share of entries", "entries that a clamp cuts, where its gradient is 0"),
@@ -226,6 +229,10 @@ SIGNALS: dict[str, SignalKind] = {
     (PLACE_GRAPH_DIFFERENCE := "place.graph_difference"): SignalKind("× chance", "variance of the pooled states over graphs, relative to that of nodes drawn at random"),
     (PLACE_POST_NORMS := "place.post_norms"): SignalKind("normalisations", "normalisations directly behind a residual sum"),
     (PLACE_WITHOUT_GRADIENT := "place.without_gradient"): SignalKind("parameters", "trainable parameters whose gradient is None after a backward"),
+    (PLACE_GRADIENT_STOPS := "place.gradient_stops"): SignalKind("parameters", "trainable parameters behind an operation that hands no gradient on"),
+    (PLACE_ISOLATED_READ := "place.isolated_read"): SignalKind("share of nodes", "nodes without an incoming edge whose states the loss depends on"),
+    (PLACE_GAIN := "place.gain"): SignalKind("RMS·√fan_in", "gain of a weight that no normalisation follows; the RMS of a table of embeddings"),
+    (PLACE_COPIED_UNITS := "place.copied_units"): SignalKind("units", "units of a weight that are alike, and whose gradients are"),
     (PLACE_IDLE := "place.idle"): SignalKind("parameters", "parameters of a part that its layer was asked to leave out"),
     (PLACE_NOT_OWNED := "place.not_owned"): SignalKind("parameters", "weights that the loss depends on and model.parameters() does not hold"),
     (PLACE_NOT_HELD := "place.not_held"): SignalKind("parameters", "trainable parameters of the model that no optimizer holds"),
@@ -249,7 +256,7 @@ SIGNALS: dict[str, SignalKind] = {
     (GAIN_LAMBDA_LOW := "gain.lambda_low"): SignalKind("ln per layer",
         "lower end of the static log gain per layer (independent nodes)", axis="linear"),
     (GAIN_LAMBDA_HIGH := "gain.lambda_high"): SignalKind("ln per layer",
-        "upper end of the static log gain per layer (aligned nodes)", title="Static log gain per layer", axis="linear"),
+        "upper end of the static log gain per layer (aligned nodes)", title="Log gain of the weights per layer", axis="linear"),
     (WEIGHT_NON_FINITE := "weight.non_finite"): SignalKind("entries", "NaN or Inf entries in a parameter"),
     # Precision.
     (PRECISION_ROUNDING := "precision.rounding"): SignalKind("",
@@ -257,12 +264,15 @@ SIGNALS: dict[str, SignalKind] = {
         limits=(RuleLimit("GS501", "warn_rounding", "warning"), RuleLimit("GS501", "error_rounding", "error"))),
     (PRECISION_FP16_HEADROOM := "precision.fp16_headroom"): SignalKind("×",
         "65504 over the largest |q·k| before the division by √C",
-        title="Headroom to fp16: 65504 over the largest |q·k|", heading="fp16 ×", spoken=("fp16 headroom",),
+        title="Headroom to fp16: 65504 over the largest |q·k|", heading="fp16 room", spoken=("fp16 headroom",),
         worse="below", floor=100.0, limits=(RuleLimit("GS501", "overflow", "error"),), groups=("ratio",)),
     (PRECISION_UNDERFLOW_SHARE := "precision.underflow_share"): SignalKind("share of entries",
         "non-zero entries that fall below the dtype's smallest normal"),
 }
 # fmt: on
+
+INVESTIGATION = "investigation"
+"""Entry of a trace's metadata, and of the context of its signals: what undoing the suspects showed at the run's end."""
 
 OF_SITE: Mapping[str, str] = {kind.site: name for name, kind in SIGNALS.items() if kind.site}
 """Site of the light tier → the signal that is recorded there at every step."""

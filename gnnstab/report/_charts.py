@@ -17,7 +17,7 @@ from gnnstab.report.distribution import Distribution
 from gnnstab.report.escape import visible
 from gnnstab.report.evidence import MODEL, BeforeAfter, Evidence, Limit, thin
 from gnnstab.report.scales import axis_of, status
-from gnnstab.report.svg import Axis, axis_for, drawing, join, label, line_through, pixel, rules, tag, tick_text
+from gnnstab.report.svg import Axis, axis_for, drawing, join, label, line_through, pixel, rules, tag
 from gnnstab.report.wording import short
 
 HEADS_SHOWN = 16
@@ -35,39 +35,54 @@ def mark(x: float, y: float, severity: str, size: float = 3.5) -> Markup:
     return tag("circle", cx=x, cy=y, r=size, class_=f"mark {severity}".strip())
 
 
+GAUGE_LIMIT = 60.0
+"""Pixel of the limit in every strip, so that strips compare across findings."""
+
+GAUGE_DECADE = 30.0
+"""Pixels per factor of ten past the limit; what lies further out than the strip is drawn at its end."""
+
+
 def gauge(finding: Finding) -> Markup | None:
-    """How far the number of a finding lies from its limit, on a scale that both fit on."""
+    """How many times the number of a finding lies past its limit, on the scale that all strips share."""
     value, limit = finding.value, finding.threshold
-    if not (math.isfinite(value) and math.isfinite(limit)):
-        return None
-    kind = "log" if value > 0 and limit > 0 and not 0.1 < value / limit < 10 else "linear"
-    axis = _gauge_axis(value, limit, kind)
-    x, edge = axis(value), axis(limit)
-    bad = (axis.start, edge) if value < limit else (edge, axis.stop)
+    if finding.severity == "info" or math.isnan(value) or not math.isfinite(limit) or limit <= 0 or value < 0:
+        return None  # a note need not lie past its limit
+    above = value > limit
+    past = value / limit if above else limit / value if value > 0 else math.inf
+    decades = math.log10(past) if past < 1e9 else 9.0
+    x = min(GAUGE_LIMIT + GAUGE_DECADE * decades, 190.0)
+    factor = f"{short(past)} × {'the limit' if above else 'below it'}"
+    told = "exactly 0" if not value else "infinite" if math.isinf(value) else "far past it" if past >= 1e9 else factor
+    far = [tag("path", d="M190 7l6 5l-6 5", class_=f"far {finding.severity}")] if x >= 190 else []
     return drawing(
         200,
         34,
-        tag("line", x1=axis.start, x2=axis.stop, y1=12, y2=12, class_="rail"),
-        tag("rect", x=bad[0], y=9, width=max(bad[1] - bad[0], 0.0), height=6, class_=f"zone {finding.severity}"),
-        tag("line", x1=edge, x2=edge, y1=4, y2=20, class_="limit"),
-        mark(x, 12, finding.severity, 4.5),
-        label(f"limit {tick_text(limit)}", edge, 31, "tick", _anchor(edge, 40, 160)),
+        tag("line", x1=6, x2=194, y1=12, y2=12, class_="rail"),
+        tag("rect", x=GAUGE_LIMIT, y=9, width=194 - GAUGE_LIMIT, height=6, class_=f"zone {finding.severity}"),
+        tag("line", x1=GAUGE_LIMIT, x2=GAUGE_LIMIT, y1=4, y2=20, class_="limit"),
+        *far,
+        mark(min(x, 186.0) if far else x, 12, finding.severity, 4.5),
+        label(f"limit {short(limit)}", GAUGE_LIMIT, 31, "tick", "middle"),
+        label(told, 194, 31, "tick", "end"),
         label=f"{finding.signal} {short(value)}, limit {short(limit)} {finding.unit}",
         class_="gauge",
     )
 
 
-def _gauge_axis(value: float, limit: float, kind: str) -> Axis:
-    if kind == "log":
-        low, high = min(value, limit) / 4, max(value, limit) * 4
-        return Axis(low, high, 6, 194, "log")
-    span = max(abs(value - limit), abs(limit) * 0.2, 1e-12)
-    low, high = min(value, limit) - 0.6 * span, max(value, limit) + 0.6 * span
-    return Axis(max(low, 0.0) if min(value, limit) >= 0 else low, high, 6, 194)
-
-
 def _anchor(x: float, left: float, right: float) -> str:
     return "start" if x < left else ("end" if x > right else "middle")
+
+
+def _beside(text: str, x: float, y: float, right: float) -> Markup:
+    """A number beside its mark, in front of it where there is no room behind."""
+    return label(text, x - 9, y, "value", "end") if x > right else label(text, x + 9, y, "value", "start")
+
+
+def side_ticks(axis: Axis, most: int, left: float, right: float) -> Markup:
+    """Level lines from ``left`` to ``right`` with their numbers in front."""
+    ticks = axis.labels(most)
+    texts = [label(text, left - 6, axis(t) + 3.5, "tick", "end") for t, text in ticks]
+    return join([rules([axis(t) for t, _ in ticks], left, right, "grid"), *texts])
 
 
 # ── One layer ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -155,7 +170,7 @@ def per_head(signals: Sequence[Signal], limits: Sequence[Limit]) -> Markup | Non
             [
                 label(f"head {s.head}", left - 6, 14 + row * i, "tick", "end"),
                 mark(axis(s.value), 10 + row * i, status(s.value, limits), 4),
-                label(short(s.value), min(axis(s.value) + 9, width - 30), 14 + row * i, "value", "start"),
+                _beside(short(s.value), axis(s.value), 14 + row * i, width - 50),
             ]
         )
         for i, s in enumerate(shown)
@@ -186,9 +201,9 @@ def _zone(axis: Axis, limit: Limit, top: float, bottom: float) -> Markup:
 
 
 def _bottom_ticks(axis: Axis, y: float) -> Markup:
-    ticks = axis.ticks(5)
-    places = [axis(t) for t in ticks]
-    texts = [label(tick_text(t, axis.kind), x, y + 14, "tick", "middle") for t, x in zip(ticks, places, strict=True)]
+    ticks = axis.labels(5)
+    places = [axis(t) for t, _ in ticks]
+    texts = [label(text, x, y + 14, "tick", "middle") for (_, text), x in zip(ticks, places, strict=True)]
     return join([rules([y], axis.start, axis.stop, "rail"), rules(places, y, y + 3, "rail", upright=True), *texts])
 
 
@@ -199,7 +214,7 @@ def growth(series: Series, limits: Sequence[Limit], events: Sequence[Event], *, 
         return None
     name, (width, height) = series.name, ((900.0, 130.0) if wide else (440.0, 96.0))
     left, right, top, bottom = 46.0, width - 12, 8.0, height - 24
-    axis_y = axis_of(name, finite, bottom, top, linear=not (finite > 0).all())
+    axis_y = axis_of(name, finite, bottom, top, linear=bool((finite < 0).any() or not (finite > 0).any()))
     steps = series.steps.astype(np.float64)
     axis_x = Axis(float(steps[0]), max(float(steps[-1]), float(steps[0]) + 1), left, right)
     xs, ys = thin(steps, series.values, 4 * POINTS if wide else POINTS)
@@ -208,17 +223,13 @@ def growth(series: Series, limits: Sequence[Limit], events: Sequence[Event], *, 
         for m in limits
         if axis_y.low < m.value < axis_y.high
     ]
-    ticks = axis_y.ticks(3)
-    frame = [
-        rules([axis_y(t) for t in ticks], left, right, "grid"),
-        *(label(tick_text(t, axis_y.kind), left - 6, axis_y(t) + 3.5, "tick", "end") for t in ticks),
-    ]
     last = len(ys) - 1 - int(np.argmax(np.isfinite(ys[::-1])))
     words = f"{name} from {short(float(finite[0]))} to {short(float(finite[-1]))} over steps {int(steps[0])} to {int(steps[-1])}"
     return drawing(
         width,
         height,
-        *frame,
+        side_ticks(axis_y, 3, left, right),
+        *_broken(series, axis_x, top, bottom),
         *lines,
         *_event_lines(events, axis_x, top, bottom),
         line_through(axis_x, axis_y, xs, ys, "line"),
@@ -229,9 +240,36 @@ def growth(series: Series, limits: Sequence[Limit], events: Sequence[Event], *, 
     )
 
 
+def _broken(series: Series, axis: Axis, top: float, bottom: float) -> list[Markup]:
+    """Every stretch of steps without a finite value as a band from its first step; the first says what it holds."""
+    bad = ~np.isfinite(series.values)
+    starts = np.flatnonzero(bad & ~np.concatenate([[False], bad[:-1]]))
+    marks = []
+    for start in starts:
+        end = start + int(np.argmin(bad[start:])) if not bad[start:].all() else None
+        left = axis(float(series.steps[start]))
+        right = axis.stop if end is None else axis(float(series.steps[end]))
+        marks.append(tag("rect", x=left, y=top, width=max(right - left, 1.0), height=bottom - top, class_="broken"))
+    if len(starts):
+        first = int(starts[0])
+        word = "NaN" if math.isnan(series.values[first]) else "∞"
+        x = axis(float(series.steps[first]))
+        anchor = "end" if x > axis.stop - 110 else "start"
+        marks.append(
+            label(
+                f"{word} from step {series.steps[first]}",
+                x + (4 if anchor == "start" else -4),
+                top + 10,
+                "value",
+                anchor,
+            )
+        )
+    return marks
+
+
 def _step_ticks(axis: Axis, y: float) -> list[Markup]:
     ticks = [t for t in axis.ticks(5) if t == int(t)] or [axis.low]
-    return [label(tick_text(t) if t < 1e4 else short(t), axis(t), y + 14, "tick", "middle") for t in ticks] + [
+    return [label(short(t), axis(t), y + 14, "tick", "middle") for t in ticks] + [
         label("step", axis.start - 6, y + 14, "tick unit", "end")
     ]
 
@@ -243,7 +281,7 @@ def _event_lines(events: Sequence[Event], axis: Axis, top: float, bottom: float)
     for x, here in by_place:
         group = list(here)
         severity = "error" if any(e.kind == "non-finite" for e in group) else "note"
-        title = tag("title", "; ".join(f"step {e.step}: {e.kind} {e.message}"[:200] for e in group[:4]))
+        title = tag("title", "; ".join(f"step {e.step}: {e.message or e.kind}"[:200] for e in group[:4]))
         marks.append(tag("line", title, x1=x, x2=x, y1=top, y2=bottom, class_=f"event {severity}"))
     return marks
 

@@ -19,11 +19,12 @@ from gnnstab.records.vocabulary import (
     PRECISION_FP16_HEADROOM,
     SCORE_MAX_ABS,
 )
-from gnnstab.report._charts import mark
+from gnnstab.report._charts import mark, side_ticks
 from gnnstab.report.escape import apart, shorten
-from gnnstab.report.evidence import Evidence, Limit, Profile, worst
+from gnnstab.report.evidence import MODEL, Evidence, Limit, Profile, worst
 from gnnstab.report.scales import axis_of, status
-from gnnstab.report.svg import Axis, drawing, join, label, line_through, rules, tag, tick_text
+from gnnstab.report.summary import first_non_finite
+from gnnstab.report.svg import Axis, drawing, join, label, line_through, tag
 from gnnstab.report.wording import short
 
 WIDTH, LEFT, RIGHT = 900.0, 46.0, 892.0
@@ -48,6 +49,9 @@ class _Panel:
     title: str
     profile: Profile
     limits: tuple[Limit, ...]
+    broken: dict[str, str]
+    """Layer → ``NaN`` or ``∞``, where the signal is no number."""
+
     top: float
 
 
@@ -58,10 +62,14 @@ def depth(evidence: Evidence) -> Markup | None:
     if not found:
         return None
     names = _columns(evidence, [profile for _, profile in found])
-    panels = [_Panel(title, p, evidence.limits(p.name), 44 + i * (PANEL + GAP)) for i, (title, p) in enumerate(found)]
+    panels = [
+        _Panel(title, p, evidence.limits(p.name), evidence.broken(p.name), 44 + i * (PANEL + GAP))
+        for i, (title, p) in enumerate(found)
+    ]
     bottom = panels[-1].top + PANEL
     x = _places(len(names))
     body = [*_severity_columns(evidence, names, x, bottom), *(_draw(panel, names, x) for panel in panels)]
+    body += _first_break(evidence, names, x, bottom)
     body += _links(evidence, names, x, bottom, panels)
     captions, room = _axis_names(names, x, bottom)
     titles = ", ".join(title for title, _ in found)
@@ -100,19 +108,15 @@ def _draw(panel: _Panel, names: Sequence[str], x: Sequence[float]) -> Markup:
     row = {layer: i for i, layer in enumerate(profile.layers)}
     order = [row.get(name, -1) for name in names]
     values = np.array([profile.values[i] if i >= 0 else math.nan for i in order])
-    ticks = axis.ticks(4)
-    grid = [
-        rules([axis(t) for t in ticks], LEFT, RIGHT, "grid"),
-        *(label(tick_text(t, axis.kind), LEFT - 6, axis(t) + 3.5, "tick", "end") for t in ticks),
-    ]
     parts = [
         label(panel.title, LEFT, top - 8, "panel-title"),
         label(SIGNALS[profile.name].unit, RIGHT, top - 8, "tick unit", "end"),
-        *grid,
+        side_ticks(axis, 4, LEFT, RIGHT),
         *(_band(axis, limit) for limit in panel.limits if axis.low < limit.value < axis.high),
         *_whiskers(profile, order, x, axis),
         _line(values, x, axis),
         *_marks(values, x, axis, panel.limits),
+        *_broken(panel.broken, names, x, top),
     ]
     return join(parts)
 
@@ -157,6 +161,31 @@ def _marks(values: np.ndarray, x: Sequence[float], axis: Axis, limits: Sequence[
     ]
 
 
+def _first_break(evidence: Evidence, names: Sequence[str], x: Sequence[float], bottom: float) -> list[Markup]:
+    """A line through the layer in which a forward first made or met a non-finite value."""
+    event = first_non_finite(evidence.diagnosis)
+    owner = evidence.owner(event.layer) if event else MODEL
+    if event is None or owner not in names or event.stage in ("gradient", "loss"):
+        return []
+    place = x[names.index(owner)]
+    side, anchor = (9, "start") if place < RIGHT - 150 else (-9, "end")
+    return [
+        tag("line", x1=place, x2=place, y1=14, y2=bottom, class_="event error"),
+        label("first non-finite value", place + side, 11, "value", anchor),
+    ]
+
+
+def _broken(broken: dict[str, str], names: Sequence[str], x: Sequence[float], top: float) -> list[Markup]:
+    """A square at the top of the panel over every layer whose number is none, with what it is instead."""
+    marks = []
+    for name, place in zip(names, x, strict=True):
+        if name in broken:
+            marks.append(mark(place, top + 6, "error", 3.5))
+            if len(names) <= MOST_NAMES:
+                marks.append(label(broken[name], place + 8, top + 10, "value", "start"))
+    return marks
+
+
 def _axis_names(names: Sequence[str], x: Sequence[float], bottom: float) -> tuple[Markup, float]:
     """The names below the columns and the height that they take: level where they fit, else turned, else numbers."""
     if len(names) > MOST_NAMES:
@@ -166,7 +195,7 @@ def _axis_names(names: Sequence[str], x: Sequence[float], bottom: float) -> tupl
         return join([*numbers, label("layer, from 0", RIGHT, bottom + 32, "tick unit", "end")]), 40.0
     room = int((RIGHT - LEFT) / len(names) / 6.5)
     shared, tails = apart(names, room)
-    tails = [f"…{tail}" for tail in tails] if shared else tails
+    tails = [f"….{tail}" for tail in tails] if shared else tails
     if max(map(len, tails)) <= room:
         return join(
             [label(tail, place, bottom + 18, "name", "middle") for tail, place in zip(tails, x, strict=True)]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from gnnstab.records import Diagnosis, Finding
+from gnnstab.records import Cause, Diagnosis, Finding
 from gnnstab.report import escape, summary
 from gnnstab.report._extremes import extremes
 from gnnstab.report.numbers import compared, count, number
+from gnnstab.report.summary import Told
 
 MOST_FINDINGS = 50
 """A job summary may hold one megabyte in all; the other formats carry every finding."""
@@ -20,7 +21,8 @@ _STATES = {"unstable": "❌", "stable": "✅", "nothing-found": "☑️", "not-e
 def render(diagnosis: Diagnosis) -> str:
     """The report as GitHub-flavoured Markdown; all text of the target is escaped."""
     sections = (_head, _changes, _causes, _findings, _advice, _coverage)
-    return "\n".join(line for section in sections for line in section(diagnosis)) + "\n"
+    told = summary.Told()
+    return "\n".join(line for section in sections for line in section(diagnosis, told)) + "\n"
 
 
 def render_many(diagnoses: Sequence[Diagnosis]) -> str:
@@ -28,7 +30,7 @@ def render_many(diagnoses: Sequence[Diagnosis]) -> str:
     return "\n".join(render(diagnosis) for diagnosis in diagnoses)
 
 
-def _head(diagnosis: Diagnosis) -> Iterator[str]:
+def _head(diagnosis: Diagnosis, _: Told) -> Iterator[str]:
     word, rest = summary.verdict(diagnosis)
     yield f"## {_STATES[summary.state(diagnosis)]} gnnstab: {word}"
     yield ""
@@ -41,57 +43,69 @@ def _head(diagnosis: Diagnosis) -> Iterator[str]:
         yield f"**First non-finite value:** {text(summary.event_place(event))}"
 
 
-def _changes(diagnosis: Diagnosis) -> Iterator[str]:
+def _changes(diagnosis: Diagnosis, told: Told) -> Iterator[str]:
     causes = summary.to_change(diagnosis) if summary.state(diagnosis) == "unstable" else ()
     if causes:
         yield from _heading("What to change first")
     for position, cause in enumerate(causes, start=1):
-        yield f"{position}. **{text(cause.cause)}** ({summary.verdict_words(cause.status)}): {text(cause.reason)}"
+        status = ", ".join(filter(None, (summary.verdict_words(cause.status), summary.HOW.get(cause.how))))
+        yield f"{position}. **{text(cause.cause)}** ({status}): {text(told.new(cause.reason)) or 'as above'}"
         fix = summary.recommended(cause)
         if fix is not None:
             result = (
                 f", {text(fix.signal)} {number(fix.before)} → {number(fix.after)}" if fix.before is not None else ""
             )
-            note = f" ({text(fix.note)})" if fix.note else ""
+            note = f" ({text(summary.note(fix))})" if summary.note(fix) else ""
+            repeated = told.before(fix.change)
             yield ""
-            yield f"   Fix **{text(fix.fix)}**: {summary.verdict_words(fix.verdict)}{result}{note}"
+            yield f"   Fix **{text(fix.fix)}**: {summary.verdict_words(fix.verdict)}{result}{note}{'; the change stands above' if repeated else ''}"
             yield ""
-            yield from (f"   {line}" for line in block(fix.change))
-            yield ""
+            if not repeated:
+                yield from (f"   {line}" for line in block(fix.change))
+                yield ""
+    if test := summary.how_to_test(fix for cause in causes for fix in cause.fixes):
+        yield f"{span(test[0], 200)} tests one fix, {span(test[1], 80)} all of them."
 
 
-def _causes(diagnosis: Diagnosis) -> Iterator[str]:
+def _causes(diagnosis: Diagnosis, told: Told) -> Iterator[str]:
     yield from _heading("Causes")
-    rows = (
-        (
-            cause.cause,
-            f"**{summary.verdict_words(cause.status)}**"
-            if cause.status == "root-cause"
-            else summary.verdict_words(cause.status),
-            text(cause.reason),
-            "<br>".join(
-                f"{text(fix.fix)}: {summary.verdict_words(fix.verdict)}" for fix in summary.fixes_in_order(cause)
-            )
-            or "–",
-        )
-        for cause in diagnosis.causes
-    )
+    above = summary.to_change(diagnosis) if summary.state(diagnosis) == "unstable" else ()
+    quiet = summary.unsuspected(diagnosis)
+    rows = (_cause(cause, cause in above, told) for cause in diagnosis.causes if cause not in quiet)
     yield from _table(("Cause", "Status", "Evidence or reason", "Fix: verdict"), rows)
+    if quiet:
+        yield ""
+        yield f"Nothing in this run points to {text(', '.join(cause.cause for cause in quiet))}."
 
 
-def _findings(diagnosis: Diagnosis) -> Iterator[str]:
-    ordered = summary.in_reading_order(diagnosis)
+def _cause(cause: Cause, above: bool, told: Told) -> tuple[str, ...]:
+    status = summary.verdict_words(cause.status)
+    fixes = (f"{text(fix.fix)}: {summary.verdict_words(fix.verdict)}" for fix in summary.fixes_in_order(cause))
+    return (
+        cause.cause,
+        f"**{status}**" if cause.status == "root-cause" else status,
+        "as above" if above else text(told.new(cause.reason)) or "as above",
+        "<br>".join(fixes) or "–",
+    )
+
+
+def _findings(diagnosis: Diagnosis, told: Told) -> Iterator[str]:
+    ordered = [finding for group in summary.alike(diagnosis) for finding in group]
     if not ordered:
         return
     yield from _heading(f"Findings: {summary.severities(ordered)}")
-    rows = (_finding(diagnosis, finding) for finding in ordered[:MOST_FINDINGS])
+    firsts = {id(group[0]) for group in summary.alike(diagnosis)}
+    rows = (
+        _finding(diagnosis, finding, told.new(finding.message) if id(finding) in firsts else "")
+        for finding in ordered[:MOST_FINDINGS]
+    )
     yield from _table(("", "Rule", "Where", "Measured", "What to do"), rows)
     if len(ordered) > MOST_FINDINGS:
         yield ""
         yield f"And {count(len(ordered) - MOST_FINDINGS, 'more finding')}; the JSON and SARIF reports list all."
 
 
-def _finding(diagnosis: Diagnosis, finding: Finding) -> tuple[str, ...]:
+def _finding(diagnosis: Diagnosis, finding: Finding, message: str) -> tuple[str, ...]:
     where = span(finding.layer, 80) if finding.layer is not None else "the model"
     worst = summary.worst_head(diagnosis, finding)
     where += f" worst head {worst}" if worst is not None else "" if finding.head is None else f" head {finding.head}"
@@ -103,17 +117,17 @@ def _finding(diagnosis: Diagnosis, finding: Finding) -> tuple[str, ...]:
         f"{text(finding.code)} {text(finding.name)}",
         where,
         measured,
-        text(finding.message) + after,
+        (text(message) or "as above") + after,
     )
 
 
-def _advice(diagnosis: Diagnosis) -> Iterator[str]:
+def _advice(diagnosis: Diagnosis, _: Told) -> Iterator[str]:
     if diagnosis.advice:
         yield from _heading("Well-known advice that would not help here")
         yield from (f"- **{text(item.advice)}** ({text(item.code)}): {text(item.reason)}" for item in diagnosis.advice)
 
 
-def _coverage(diagnosis: Diagnosis) -> Iterator[str]:
+def _coverage(diagnosis: Diagnosis, _: Told) -> Iterator[str]:
     seen = diagnosis.coverage
     counts = summary.rules_by_status(diagnosis)
     listed = ", ".join(f"{amount} {summary.verdict_words(status)}" for status, amount in sorted(counts.items()))
@@ -174,6 +188,6 @@ def block(value: str) -> Iterator[str]:
     """Lines of a fenced code block that its own content cannot close."""
     shown = escape.code(value)
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", shown)), default=0))
-    yield f"{fence}python"
+    yield f"{fence}{'diff' if shown.startswith('--- ') else 'python'}"
     yield from shown.splitlines()
     yield fence

@@ -96,10 +96,11 @@ def _first_break(diagnosis: Diagnosis) -> Iterator[Text]:
 
 
 def _sections(diagnosis: Diagnosis, width: int) -> Iterator[RenderableType]:
+    told = summary.Told()
     titled: list[tuple[str, RenderableType | None]] = [
-        ("What to change first", changes(diagnosis)),
-        ("Causes", _indented(causes(diagnosis, width))),
-        ("Findings, in the order to look at them", _indented(findings(diagnosis))),
+        ("What to change first", changes(diagnosis, told)),
+        ("Causes", _indented(causes(diagnosis, width, told))),
+        ("Findings, in the order to look at them", _indented(findings(diagnosis, told))),
         ("Well-known advice that would not help here", _indented(advice(diagnosis))),
         ("Layers", _indented(layers(diagnosis, width))),
         ("What was seen, and what was not", _indented(coverage(diagnosis))),

@@ -7,6 +7,7 @@ not fit is named, with the command that shows it.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -29,6 +30,7 @@ _REASON = 210
 """Characters of a cause's reason where room is scarce: its first clauses, three lines at 80 columns."""
 
 _WHOLE = 560
+_OPTION = re.compile(r"--\w+|\b\w+=")
 _NO_ROOM = "; -v shows its"
 
 
@@ -65,18 +67,38 @@ def _body(diagnosis: Diagnosis, room: int, longest: int, width: int) -> tuple[li
     for entry in _began(diagnosis):
         body += entry.rows(width)
     causes = summary.to_change(diagnosis)
+    # Every root cause that the summary counts stands in a line of its own at least.
+    rest = [_other_cause(cause, width) for cause in causes[_MOST_CAUSES:]][: max(room - len(body) - 4, 1)]
+    room -= len(rest)
     for position, cause in enumerate(causes[:_MOST_CAUSES]):
         body += _cause(cause, longest).rows(width)
         # The code of the first change matters more than what was found beside it; the summary counts that.
-        body += _change(cause, room - len(body) if position == 0 else min(5, room - len(body) - 1), width)
+        left = room - len(body)
+        change = _change(cause, left if position == 0 else min(5, left), width, first=position == 0)
+        body += change if len(change) <= left else []
     further = _further(diagnosis, MOST_LINES, width)
     whole = len(body) + len(further) <= room and not any(_NO_ROOM in line.plain for line in body)
-    return [*body, *(further if whole else _further(diagnosis, room - len(body), width))], whole
+    body = [*body[:room], *rest]
+    return [*body, *(further if whole else _further(diagnosis, room + len(rest) - len(body), width))], whole
+
+
+def _other_cause(cause: Cause, width: int) -> Text:
+    """``also     root cause feature-scale (GS406): change input-standardisation``."""
+    best = summary.recommended(cause)
+    tail = f": change {escape.name(best.fix)}" if best else ""
+    known = f" ({' '.join(cause.codes)})" if cause.codes else ""
+    text = Text.assemble((f"{'also':<{_LABEL}}", MUTED), f"{summary.verdict_words(cause.status)} ")
+    text.append(cause.cause, f"bold {CAUSE[cause.status]}")
+    return _unwrapped(text, escape.ending(f"{known}{tail}", max(width - cell_len(text.plain), 12)))
 
 
 def one_line(diagnosis: Diagnosis, width: int) -> Text:
     """Verdict, target and numbers in one line: what a passing check says."""
     word, rest = summary.verdict(diagnosis, short=True)
+    unjudged, asked = summary.rules_by_status(diagnosis)["not-evaluable"], _OPTION.findall(summary.to_pass(diagnosis))
+    if summary.state(diagnosis) == "nothing-found" and asked:
+        seen = count(diagnosis.coverage.layers_observed, "layer")
+        rest = f"{seen}; {count(unjudged, 'rule')} {'needs' if unjudged == 1 else 'need'} {' '.join(asked)}"
     if hidden := len(diagnosis.suppressed):
         rest += f" ({count(hidden, 'finding')} suppressed)"
     target = _fit(diagnosis.target.path, width - len(word) - cell_len(rest) - 4)
@@ -108,31 +130,40 @@ def _head(diagnosis: Diagnosis, width: int) -> Text:
 def _last(diagnosis: Diagnosis, width: int) -> Text:
     """The summary: what was found, in how many layers, and how to see more."""
     if summary.state(diagnosis) in ("stable", "nothing-found"):
-        return _unwrapped((escape.shorten(summary.calm(diagnosis), width), "bold"))
-    whole = f"{summary.verdict(diagnosis)[1]}; -v shows all"
-    rest = whole if cell_len(whole) <= width else summary.verdict(diagnosis, short=True)[1]
-    return _unwrapped((escape.shorten(rest, width), "bold"))
+        return _unwrapped((escape.ending(summary.calm(diagnosis), width), "bold"))
+    whole, short = summary.verdict(diagnosis)[1], summary.verdict(diagnosis, short=True)[1]
+    found = summary.severities(diagnosis.findings)
+    counted = f"{found}: {count(len(diagnosis.root_causes()), 'root cause')}; -v shows all"
+    return _fitting([f"{whole}; -v shows all", f"{short}; -v shows all", whole, short, counted], width, "bold")
+
+
+def _fitting(texts: Sequence[str], width: int, style: str = "") -> Text:
+    """The first of the texts that has room in a line; where none has, the last one as far as it goes."""
+    chosen = next((text for text in texts if cell_len(text) <= width), escape.ending(texts[-1], width))
+    return _unwrapped((chosen, style))
 
 
 def _began(diagnosis: Diagnosis) -> Iterator[_Line]:
     """Where a number first stopped being one, and what was far worse on the way than at the end."""
     if (event := summary.first_non_finite(diagnosis)) is not None:
-        place = escape.sentence(f"first non-finite value: {summary.event_place(event)}", 60, 150)
+        place = escape.sentence(f"first non-finite value: {summary.event_place(event)}", 60, 180)
         yield _Line("began", Text(place, f"bold {RED}"))
+        if event.stage == "loss" and not event.detail.get("operation") and not diagnosis.root_causes():
+            yield _Line("next", Text("the loss is your code: Monitor(model, loss=fn) names the operation in it"))
     if told := extremes(diagnosis):
         more = f"; {len(told) - 1} more" if len(told) > 1 else ""
-        yield _Line("run", Text(escape.sentence(told[0], 60, 150) + more))
+        yield _Line("run", Text(escape.sentence(told[0], 60, 180) + more))
 
 
 def _cause(cause: Cause, longest: int) -> _Line:
-    known = ", ".join(part for part in (" ".join(cause.codes), cause.how) if part)
+    known = ", ".join(part for part in (" ".join(cause.codes), summary.HOW.get(cause.how, "")) if part)
     reason = summary.beginning(escape.sentence(cause.reason), longest)
     words = ((cause.cause, f"bold {CAUSE[cause.status]}"), f" ({known}): " if known else ": ", reason)
     return _Line("cause" if cause.status == "root-cause" else "suspect", Text.assemble(*words))
 
 
-def _change(cause: Cause, room: int, width: int) -> list[Text]:
-    """The best fix and its code; the name alone where the code does not fit."""
+def _change(cause: Cause, room: int, width: int, *, first: bool) -> list[Text]:
+    """The best fix and its code; the name alone where the code does not fit. How to test is said with the first."""
     best = summary.recommended(cause)
     if best is None:
         failed = escape.sentence(", ".join(fix.fix for fix in cause.fixes))
@@ -140,6 +171,8 @@ def _change(cause: Cause, room: int, width: int) -> list[Text]:
     named = Text.assemble((escape.name(best.fix), "bold"), f" ({summary.verdict_words(best.verdict)}")
     if best.before is not None or best.after is not None:
         named.append(f": {escape.name(best.signal)} {number(best.before)} → {number(best.after)}")
+    elif first and (test := summary.how_to_test([best])):
+        named.append(f"; {test[1]} tests it")
     named.append(")")
     code = escape.code(best.change)
     lines = len(code.splitlines())
@@ -162,22 +195,21 @@ def _further(diagnosis: Diagnosis, room: int, width: int) -> list[Text]:
     if len(shown) < len(groups) and room > 0:
         left = groups[len(shown) :]
         what = f"{count(len(left), 'more rule')}: {' '.join(group[0].code for group in left)}"
-        lines += _Line("also", Text(escape.shorten(what, width - _LABEL))).rows(width)
+        lines += _Line("also", Text(escape.ending(what, width - _LABEL))).rows(width)
     return lines
 
 
 def _also(diagnosis: Diagnosis, group: Sequence[Finding], width: int) -> Text:
     """``warning GS302 attention-saturated-by-input, gnn1: 0.229 < 0.35, from GS401``."""
     first, times = group[0], f" ×{len(group)}" if len(group) > 1 else ""
-    tail = f", from {escape.name(first.explained_by)}" if first.explained_by else ""
-    measured = compared(first.value, first.threshold, "") if math.isfinite(first.threshold) else ""
-    tail = f"{': ' if measured else ''}{measured}{tail}"
-    place = escape.name(first.layer or "the model")
-    room = width - _LABEL - len(first.severity) - cell_len(f" {first.code} {times}, {tail}")
-    rule = escape.shorten(escape.name(first.name), max(12, room - min(len(place), 20)))
-    text = f" {first.code} {rule}{times}, {escape.shorten(place, max(8, room - len(rule)))}{tail}"
+    origin = f", from {escape.name(first.explained_by)}" if first.explained_by else ""
+    measured = f": {compared(first.value, first.threshold, '')}" if math.isfinite(first.threshold) else ""
+    rule, place = f" {first.code} {escape.name(first.name)}{times}", escape.name(first.layer or "the model")
+    room = width - _LABEL - len(first.severity)
+    texts = [f"{rule}, {place}{measured}{origin}", f"{rule}, {place}{origin}", f"{rule}{measured}{origin}", f"{rule}{origin}",
+             rule, f" {first.code}{times}{origin}"]  # fmt: skip
     label = Text(f"{'also':<{_LABEL}}", MUTED)
-    return _unwrapped(label, (first.severity, SEVERITY[first.severity]), escape.shorten(text, width - _LABEL - 5))
+    return _unwrapped(label, (first.severity, SEVERITY[first.severity]), _fitting(texts, room))
 
 
 def _unseen(diagnosis: Diagnosis, width: int) -> Iterator[_Line]:
@@ -185,9 +217,11 @@ def _unseen(diagnosis: Diagnosis, width: int) -> Iterator[_Line]:
     parts = list(summary.not_covered(diagnosis))
     unjudged = summary.rules_by_status(diagnosis)["not-evaluable"]
     if unjudged:
-        parts.append(f"what {count(unjudged, 'rule')} {'needs' if unjudged == 1 else 'need'} (-v tells)")
+        asked = summary.to_pass(diagnosis) if summary.state(diagnosis) == "nothing-found" else ""
+        needs = f"what {count(unjudged, 'rule')} {'needs' if unjudged == 1 else 'need'}"
+        parts.append(f"{needs}: pass {asked}" if asked else f"{needs} (-v tells)")
     if parts:
-        yield _Line("not seen", Text(escape.shorten("; ".join(parts), width - _LABEL)))
+        yield _Line("not seen", Text(escape.shorten("; ".join(parts), 2 * (width - _LABEL) - 12)))
 
 
 def _wrapped(text: Text, width: int) -> list[Text]:

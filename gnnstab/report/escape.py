@@ -47,12 +47,30 @@ def printed(text: str) -> str:
 
 
 def shorten(text: str, longest: int) -> str:
-    """The text with its middle left out when it has more than ``longest`` characters; both ends tell layers apart."""
+    """The name with its middle left out when it has more than ``longest`` characters; both ends tell layers apart.
+
+    It is cut between its parts, so that no half of a word reads as a name; inside one only where a part has no end.
+    """
     if len(text) <= longest:
         return text
-    head = (longest - 1) // 2
-    tail = longest - 1 - head
-    return f"{text[:head]}…{text[len(text) - tail :]}"
+    parts, left, right, room = re.split(r"(?=[\s./_-])", text), "", "", longest - 1
+    while fitting := [end for end in ((0, -1) if len(left) < len(right) else (-1, 0)) if len(parts[end]) <= room]:
+        part = parts.pop(fitting[0])
+        left, right, room = (
+            (left, part + right, room - len(part)) if fitting[0] else (left + part, right, room - len(part))
+        )
+    if not right:
+        head = min(max(len(left), (longest - 1) // 2), longest - 2)
+        left, right = text[:head], text[len(text) - (longest - 1 - head) :]
+    return f"{left}…{right}"
+
+
+def ending(text: str, longest: int) -> str:
+    """The beginning of a text that has more than ``longest`` characters, cut behind a word."""
+    if len(text) <= longest:
+        return text
+    words = text[: longest - 1].rpartition(" ")[0]
+    return f"{words.rstrip(';:, ')} …" if words else shorten(text, longest)
 
 
 def name(text: str, longest: int = 60) -> str:
@@ -63,7 +81,7 @@ def name(text: str, longest: int = 60) -> str:
 def sentence(text: str, longest_word: int = 60, longest: int = 1200) -> str:
     """A message fit for a paragraph: `visible`, with endless words and endless messages shortened."""
     words = re.sub(rf"\S{{{longest_word + 1},}}", lambda match: shorten(match[0], longest_word), visible(text))
-    return shorten(words, longest)
+    return ending(words, longest)
 
 
 def code(text: str, longest_line: int = 200, most_lines: int = 60) -> str:

@@ -206,6 +206,15 @@ class Evidence:
         value = value if math.isfinite(value) else math.nan
         return value, min(heads, default=value), max(heads, default=value)
 
+    def broken(self, name: str) -> dict[str, str]:
+        """The layers in which a signal was measured and is no finite number, with the word for what it is."""
+        found = {layer: [s for s in (self.signal(name, layer), *self.heads(name, layer)) if s] for layer in self.layers}
+        return {
+            layer: "NaN" if any(math.isnan(s.value) for s in signals) else "∞"
+            for layer, signals in found.items()
+            if any(not math.isfinite(s.value) for s in signals)
+        }
+
     def limits(self, name: str) -> tuple[Limit, ...]:
         """Limits of a signal: those that findings were raised against, else those that the rules are known to use."""
         if name == PRECISION_FP16_HEADROOM and name not in self._limits and not self._half:

@@ -48,6 +48,7 @@ _TO_CLI: tuple[tuple[str, _Replacement], ...] = (
     (r"\bbatch=(?![\w\"'…])", "--batch FILE"),
     (r"\bloss=(?![\w\"'…])", "--loss pkg.mod:function"),
     (r"\bverify=True", "--verify"),
+    (r"\bpass lr=", "pass --lr"),
     (r"\bheads=(?![\w\"'…])", "--heads N"),
     (r"\bactivation=(?![\w\"'…])", "--activation NAME"),
     (r"\bheads=(\w+) (contradicts|does not divide)", r"--heads \1 \2"),

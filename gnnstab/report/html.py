@@ -18,13 +18,13 @@ from markupsafe import Markup, escape
 
 from gnnstab.records import Cause, Diagnosis, FixAdvice
 from gnnstab.report import _charts as charts
+from gnnstab.report import summary
 from gnnstab.report._depth import depth
 from gnnstab.report.escape import visible
 from gnnstab.report.evidence import MODEL, BeforeAfter, Evidence
-from gnnstab.report.faces import spoken
+from gnnstab.report.faces import plain, spoken
 from gnnstab.report.sections import Anchors, findings, fix_rank, layers, verdict
-from gnnstab.report.summary import CAUSE_ORDER, in_reading_order, recommended, to_change
-from gnnstab.report.wording import clip, fix_cost, fix_title, meaning, rule_page, sentence, short, words
+from gnnstab.report.wording import clip, fix_cost, fix_title, meaning, prose, rule_page, sentence, short, words
 
 EVENTS_SHOWN = 60
 EVIDENCE_SHOWN = 3
@@ -75,23 +75,28 @@ def embed(diagnosis: Diagnosis, height: int = 720) -> str:
 def _context(diagnosis: Diagnosis, evidence: Evidence, anchors: Anchors) -> dict[str, Any]:
     from gnnstab import __version__
 
-    css, js = _asset("page.css"), _asset("page.js")
+    css, js, told = _asset("page.css"), _asset("page.js"), summary.Told()
     page: dict[str, Any] = {
         "version": __version__,
         "policy": _policy(css, js),
         "css": Markup(css),
         "js": Markup(js),
         "d": diagnosis,
-        "verdict": verdict(evidence, anchors),
-        "tally": [(w, p, sum(f.severity == w for f in diagnosis.findings)) for w, p in _PLURALS],
+        "verdict": _told(verdict(evidence, anchors), told),
+        "tally": [(w, one, many, sum(f.severity == w for f in diagnosis.findings)) for w, one, many in _PLURALS],
         "depth": depth(evidence),
-        "causes": _causes(diagnosis, anchors),
-        "findings": findings(evidence, anchors),
+        "causes": _causes(diagnosis, anchors, told),
+        "quiet": ", ".join(cause.cause for cause in summary.unsuspected(diagnosis)),
+        "findings": findings(evidence, anchors, told),
+        "found": len(diagnosis.findings),
         "codes": sorted({(f.code, f.name) for f in diagnosis.findings}),
         "suppressed": diagnosis.suppressed,
         "fixes": _fixes(evidence, anchors),
         "run": charts.run_series(evidence),
         "model_numbers": evidence.numbers(MODEL),
+        "test": summary.how_to_test(
+            fix for c in _by_status(diagnosis) for i, fix in enumerate(c.fixes) if (c.cause, i) in anchors.fixes
+        ),
         "events": evidence.events()[:EVENTS_SHOWN],
         "events_left": max(0, len(diagnosis.events) - EVENTS_SHOWN),
         "layers": layers(evidence, anchors),
@@ -102,7 +107,11 @@ def _context(diagnosis: Diagnosis, evidence: Evidence, anchors: Anchors) -> dict
     return page
 
 
-_PLURALS = (("error", "errors"), ("warning", "warnings"), ("info", "infos"))
+_PLURALS = (("error", "error", "errors"), ("warning", "warning", "warnings"), ("info", "note", "notes"))
+
+
+def _told(head: dict[str, str], told: summary.Told) -> dict[str, str]:
+    return {**head, "lead": told.new(head["lead"])}
 
 
 def _sections(page: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -120,28 +129,32 @@ def _sections(page: dict[str, Any]) -> Iterator[tuple[str, str]]:
     return ((anchor, title) for anchor, (title, there) in present.items() if there)
 
 
-def _causes(diagnosis: Diagnosis, anchors: Anchors) -> list[dict[str, Any]]:
+def _causes(diagnosis: Diagnosis, anchors: Anchors, told: summary.Told) -> list[dict[str, Any]]:
     """Root causes first, then the others in the order of the diagnosis: the five, then the rest."""
+    quiet = summary.unsuspected(diagnosis)
     return [
         {
             "cause": cause,
             "title": words(cause.cause),
             "tone": CAUSE_TONES.get(cause.status, "unknown"),
-            "words": cause.status.replace("-", " "),
+            "words": summary.verdict_words(cause.status),
+            "how": summary.HOW.get(cause.how, ""),
+            "reason": told.new(cause.reason) or ("" if cause in summary.to_change(diagnosis) else "As above."),
             "codes": [(code, anchors.first[code]) for code in cause.codes if code in anchors.first],
             "fixes": [anchor for i in range(len(cause.fixes)) if (anchor := anchors.fixes.get((cause.cause, i)))],
             **_card(cause, diagnosis, anchors),
         }
         for cause in sorted(diagnosis.causes, key=lambda cause: cause.status != "root-cause")
+        if cause not in quiet
     ]
 
 
 def _card(cause: Cause, diagnosis: Diagnosis, anchors: Anchors) -> dict[str, Any]:
     """Of a cause to treat: the findings that show it, with their numbers, and the change to make first."""
-    if cause not in to_change(diagnosis):
+    if cause not in summary.to_change(diagnosis):
         return {"shown": [], "change": None}
-    own = [f for f in in_reading_order(diagnosis) if f.code in cause.codes and f.explained_by is None]
-    best = recommended(cause)
+    own = [f for f in summary.in_reading_order(diagnosis) if f.code in cause.codes and f.explained_by is None]
+    best = summary.recommended(cause)
     anchor = None if best is None else anchors.fixes.get((cause.cause, cause.fixes.index(best)))
     change = best and {
         "title": fix_title(best.fix),
@@ -151,30 +164,35 @@ def _card(cause: Cause, diagnosis: Diagnosis, anchors: Anchors) -> dict[str, Any
     return {"shown": [(anchors.finding(f), f) for f in own[:EVIDENCE_SHOWN]], "change": change if anchor else None}
 
 
+def _by_status(diagnosis: Diagnosis) -> list[Cause]:
+    return sorted(diagnosis.causes, key=lambda cause: summary.CAUSE_ORDER.index(cause.status))
+
+
 def _fixes(evidence: Evidence, anchors: Anchors) -> list[dict[str, Any]]:
     """Fixes of root causes first, then in the order of the causes; the proven ones of a cause before the others."""
     measured = {id(change.fix): change for change in evidence.before_after()}
     rows: dict[str, dict[str, Any]] = {}
-    for cause in sorted(evidence.diagnosis.causes, key=lambda cause: CAUSE_ORDER.index(cause.status)):
+    told = summary.Told()
+    for cause in _by_status(evidence.diagnosis):
         for i, fix in sorted(enumerate(cause.fixes), key=lambda item: fix_rank(item[1])):
             anchor = anchors.fixes.get((cause.cause, i), "")
             if not anchor:
                 continue
-            row = rows.setdefault(anchor, {"anchor": anchor, "causes": [], **_fix(fix, measured.get(id(fix)))})
-            row["causes"].append(words(cause.cause).lower())
+            row = rows.setdefault(anchor, {"anchor": anchor, "causes": [], "outcomes": [], **_fix(fix)})
+            row["causes"].append(cause.cause)
+            outcome = {"fix": fix, "note": told.new(summary.note(fix)), "chart": _dumbbell(measured.get(id(fix)))}
+            if outcome["note"] or fix.before is not None:
+                row["outcomes"].append({**outcome, "meaning": meaning(fix.signal)})
     return list(rows.values())
 
 
-def _fix(fix: FixAdvice, change: BeforeAfter | None) -> dict[str, Any]:
+def _fix(fix: FixAdvice) -> dict[str, Any]:
     return {
-        "fix": fix,
         "title": fix_title(fix.fix),
         "cost": fix_cost(fix.fix),
         "tone": VERDICT_TONES.get(fix.verdict, "unknown"),
         "words": VERDICT_WORDS.get(fix.verdict, fix.verdict),
         "code": _code(fix),
-        "chart": _dumbbell(change),
-        "meaning": meaning(fix.signal),
     }
 
 
@@ -187,7 +205,7 @@ def _code(fix: FixAdvice) -> Markup:
     kinds = {"+": "add", "-": "del"}
     lines = []
     for line in visible(fix.change, newlines=True).split("\n"):
-        kind = kinds.get(line[:1])
+        kind = None if line.startswith(("---", "+++")) else kinds.get(line[:1])
         lines.append(Markup('<span class="{}">{}</span>').format(kind, line) if kind else escape(line))
     return Markup("\n").join(lines)
 
@@ -207,7 +225,9 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(short=short, clip=clip, oneline=visible, meaning=meaning, capfirst=sentence)
+    environment.filters.update(
+        short=short, clip=clip, oneline=visible, meaning=meaning, capfirst=sentence, prose=prose, plain=plain
+    )
     return environment
 
 

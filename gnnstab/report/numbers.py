@@ -27,10 +27,12 @@ def count(amount: int, noun: str) -> str:
 
 def compared(value: float, threshold: float, unit: str) -> str:
     """``0.229 < 0.35 fraction of ln(in-degree)``: a value, its limit, and on which side of it the value lies."""
+    if math.isnan(value):
+        return "not finite"  # a NaN also stands for an Inf that was not kept
     if math.isnan(threshold):
         return f"{number(value)} {unit}".rstrip()
     sign = "<" if value < threshold else ">" if value > threshold else "="
     left, right = number(value), number(threshold)
     if left == right and sign in "<>":  # three digits hide on which side it lies
         left, right = f"{value:.6g}", f"{threshold:.6g}"
-    return f"{left} {'vs' if math.isnan(value) else sign} {right} {unit}".rstrip()
+    return f"{left} {sign} {right} {unit}".rstrip()

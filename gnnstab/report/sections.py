@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gnnstab.records import SIGNALS, Cause, Finding, FixAdvice, LayerFacts
+from gnnstab.records import Cause, Finding, FixAdvice, LayerFacts
 from gnnstab.records.vocabulary import (
     ATTENTION_ENTROPY,
     DEGREE_MEDIAN,
@@ -53,7 +53,9 @@ class Anchors:
         self._evidence = evidence
         self.layers = {name: f"layer-{i}" for i, name in enumerate(evidence.layers)}
         unstable = summary.state(evidence.diagnosis) == "unstable"
-        self.fixes = _fix_anchors(evidence.diagnosis.causes) if unstable else {}
+        quiet = summary.unsuspected(evidence.diagnosis)
+        offered = [cause for cause in evidence.diagnosis.causes if cause not in quiet]
+        self.fixes = _fix_anchors(offered) if unstable else {}
         """(cause, place among its fixes) → id; a fix that is offered for several causes stands on the page once; of a
         network in which nothing is wrong there are none."""
         self.first: dict[str, str] = {}
@@ -97,11 +99,11 @@ class Anchors:
 
 
 def _fix_anchors(causes: Sequence[Cause]) -> dict[tuple[str, int], str]:
-    known: dict[FixAdvice, str] = {}
+    known: dict[tuple[str, str], str] = {}
     anchors: dict[tuple[str, int], str] = {}
     for n, cause in enumerate(causes):
         for i, fix in enumerate(cause.fixes):
-            anchors[cause.cause, i] = known.setdefault(fix, f"fix-{n}-{i}")
+            anchors[cause.cause, i] = known.setdefault((fix.fix, fix.change), f"fix-{n}-{i}")
     return anchors
 
 
@@ -111,7 +113,7 @@ def fix_rank(fix: FixAdvice) -> int:
 
 
 def verdict(evidence: Evidence, anchors: Anchors) -> dict[str, str]:
-    """State, headline, reason and first thing to do."""
+    """State, headline, what contributes, reason and first thing to do."""
     d = evidence.diagnosis
     word, rest = summary.verdict(d)
     state, lead = word.capitalize(), rest[:1].upper() + rest[1:] + "."
@@ -126,19 +128,21 @@ def verdict(evidence: Evidence, anchors: Anchors) -> dict[str, str]:
         headline = "No instability found." if whole else "No instability in what could be seen."
         return _words(state, "good", headline, lead, "Nothing crossed a limit.")
     tone = "error" if severity == "error" else "warning"
+    also = [cause.cause for cause in d.causes if cause.status == "contributing"]
     reason = roots[0].reason if roots else summary.in_reading_order(d)[0].message
     return {
-        **_words(state, tone, _roots(roots) if roots else "No root cause established.", reason, ""),
+        **_words(state, tone, _roots(roots) if roots else "Cause not established.", reason, ""),
+        "also": f"Contributing: {', '.join(also)}." if also else "",
         **_next(evidence, anchors),
     }
 
 
 def _roots(roots: tuple[Cause, ...]) -> str:
-    names = [cause.cause.replace("-", " ") for cause in roots]
-    if len(names) == 1:
-        return f"The root cause is {names[0]}."
-    listed = ", ".join(names[:-1]) + " and " + names[-1] if len(names) <= 3 else f"{names[0]} and {len(names) - 1} more"
-    return f"Root causes: {listed}."
+    """``Root cause: no-residual.``, or ``Root causes: no-residual, then feature-scale.``: the order in which to treat them."""
+    if len(roots) == 1:
+        return f"Root cause: {roots[0].cause}."
+    listed = ", then ".join(cause.cause for cause in roots[:3])
+    return f"Root causes: {listed}{f', and {len(roots) - 3} more' if len(roots) > 3 else ''}."
 
 
 def _words(state: str, tone: str, headline: str, lead: str, none: str) -> dict[str, str]:
@@ -146,6 +150,7 @@ def _words(state: str, tone: str, headline: str, lead: str, none: str) -> dict[s
         "state": state,
         "tone": tone,
         "headline": headline,
+        "also": "",
         "lead": lead,
         "none": none,
         "next": "",
@@ -170,21 +175,23 @@ def _next(evidence: Evidence, anchors: Anchors) -> dict[str, str]:
     return {}
 
 
-def findings(evidence: Evidence, anchors: Anchors) -> list[dict[str, Any]]:
-    """The findings in order, each with its picture and where its links lead."""
-    told = {code for code in anchors.first if next(rule_page(code), None)}
+def findings(evidence: Evidence, anchors: Anchors, told: summary.Told) -> list[dict[str, Any]]:
+    """The findings in order, those that say the same of several places in one card, each place with its picture and links."""
+    pages = {code for code in anchors.first if next(rule_page(code), None)}
     fixes = {c.cause: anchors.fixes.get((c.cause, 0), "") for c in evidence.diagnosis.causes}
     return [
         {
-            "finding": finding,
-            "anchor": anchors.finding(finding),
-            "evidence": anchors.evidence(finding),
-            "explained": anchors.first.get(finding.explained_by or "", ""),
-            "fix": fixes.get(finding.cause, ""),
-            "about": finding.code in told,
-            "gauge": charts.gauge(finding),
+            "first": found[0],
+            "message": told.new(found[0].message),
+            "explained": anchors.first.get(found[0].explained_by or "", ""),
+            "fix": fixes.get(found[0].cause, ""),
+            "about": found[0].code in pages,
+            "places": [
+                {"finding": f, "anchor": anchors.finding(f), "evidence": anchors.evidence(f), "gauge": charts.gauge(f)}
+                for f in found
+            ],
         }
-        for finding in summary.in_reading_order(evidence.diagnosis)
+        for found in summary.alike(evidence.diagnosis)
     ]
 
 
@@ -255,7 +262,7 @@ def _draw(evidence: Evidence, name: str) -> Iterator[dict[str, Any]]:
         yield figure(key, title, words, charts.per_head(evidence.heads(signal, name), evidence.limits(signal)))
     for series in evidence.growth(name)[:4]:
         picture = charts.growth(series, evidence.limits(series.name), evidence.events(name))
-        yield figure(series.name, f"{series.name} over the run", SIGNALS[series.name].meaning, picture, growth=True)
+        yield figure(series.name, f"{series.name} over the run", meaning(series.name), picture, growth=True)
 
 
 def degree_cap(evidence: Evidence, layer: str = MODEL) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from gnnstab.records import SEVERITIES, VERDICTS, Cause, Diagnosis, Event, Finding, FixAdvice
 from gnnstab.report import escape
@@ -164,13 +164,19 @@ def event_place(event: Event) -> str:
     if event.stage:
         parts.append(f"stage {event.stage}")
     if event.heads:
-        parts.append(f"head {', '.join(map(str, event.heads))}")
-    if event.nodes:
-        parts.append(f"node {', '.join(map(str, event.nodes[:4]))}{' …' if len(event.nodes) > 4 else ''}")
+        parts.append(_ids("head", event.heads))
+    if event.ids:
+        parts.append(event.ids)
     parts.append(f"step {event.step}")
     if event.origin:
-        parts.append({"made-here": "made here", "came-in": "came in bad"}.get(event.origin, event.origin))
+        came_in = "came from the layers behind it" if event.stage == "gradient" else "came in with its input"
+        parts.append({"made-here": "made here", "came-in": came_in}.get(event.origin, event.origin))
     return ", ".join(parts)
+
+
+def _ids(noun: str, ids: Sequence[int]) -> str:
+    """``node 3``, ``nodes 3, 17, 19, 20 …``."""
+    return f"{noun}{'s' if len(ids) > 1 else ''} {', '.join(map(str, ids[:4]))}{' …' if len(ids) > 4 else ''}"
 
 
 def to_change(diagnosis: Diagnosis) -> tuple[Cause, ...]:
@@ -199,6 +205,68 @@ def to_try(diagnosis: Diagnosis) -> tuple[str, ...]:
                 options = ",".join(tried[1].replace("--option", "").split())
                 found[f"{fix.fix}:{options}" if options else fix.fix] = None
     return tuple(found)
+
+
+HOW = {
+    "observed": "seen directly",
+    "undone": "undone on a copy",
+    "inferred": "fits the numbers, not tried",
+}
+"""How a cause is known → the words that a reader needs no manual for."""
+
+_UNTESTED = re.compile(r"(?:; )?not tested: (.+?), or (diagnose\b.+)$")
+
+
+def note(fix: FixAdvice) -> str:
+    """What is known about a fix beside its verdict; how to test it is said once for all of them, by `how_to_test`."""
+    return _UNTESTED.sub("", fix.note)
+
+
+def how_to_test(fixes: Iterable[FixAdvice]) -> tuple[str, str] | None:
+    """The call that tests the first of the untested fixes, and the one that tests all; None where none can be tested."""
+    found = (_UNTESTED.search(fix.note) for fix in fixes if fix.verdict == "not-tested")
+    return next(((match[1], match[2]) for match in found if match), None)
+
+
+def explained(diagnosis: Diagnosis) -> bool:
+    """True when an event of the run and its cause are known: how the network is set up explains nothing then."""
+    return first_non_finite(diagnosis) is not None and any(c.how == "observed" for c in diagnosis.root_causes())
+
+
+def unsuspected(diagnosis: Diagnosis) -> tuple[Cause, ...]:
+    """Of a run that an event explains, the causes to which no symptom points: there is nothing to do about them."""
+    quiet = diagnosis.causes if explained(diagnosis) else ()
+    return tuple(cause for cause in quiet if cause.status not in ("root-cause", "contributing"))
+
+
+def alike(diagnosis: Diagnosis) -> list[list[Finding]]:
+    """The findings in reading order, those together that say the same of several layers or heads."""
+    groups: dict[tuple[object, ...], list[Finding]] = {}
+    for finding in in_reading_order(diagnosis):
+        said = finding.message.replace(finding.layer, "") if finding.layer else finding.message
+        said = re.sub(r"\d[\d.,e+-]*", "", said)
+        groups.setdefault((finding.code, finding.severity, finding.explained_by, said), []).append(finding)
+    return list(groups.values())
+
+
+class Told:
+    """What a report has said already, sentence by sentence: nothing is said twice."""
+
+    def __init__(self) -> None:
+        self._said: set[str] = set()
+
+    def new(self, text: str) -> str:
+        """``text`` without the sentences that were told before; empty when all were."""
+        kept = [part for part in re.split(r"(?<=[.!?])\s+", text) if not self.before(part)]
+        shown = " ".join(kept)
+        return shown[:1].upper() + shown[1:] if kept and not text.startswith(kept[0]) else shown
+
+    def before(self, sentence: str) -> bool:
+        """True when this was told before; from now on it was."""
+        key = sentence.strip(" .").casefold()
+        known = key in self._said and not key.startswith("it ")  # "It follows from …" is about another thing each time
+        self._said.add(key)
+        return known
 
 
 def beginning(text: str, longest: int = 140) -> str:
@@ -243,7 +311,18 @@ def _why(diagnosis: Diagnosis) -> str:
 
 def _calm(diagnosis: Diagnosis) -> str:
     notes = sum(finding.severity == "info" for finding in diagnosis.findings)
-    return "nothing to fix" if not notes else f"nothing to fix, {count(notes, 'note')}"
+    known = any(item.finding.severity != "info" for item in diagnosis.suppressed)
+    word = "nothing new" if known else "nothing to fix seen" if not_covered(diagnosis) else "nothing to fix"
+    return word if not notes else f"{word}, {count(notes, 'note')}"
+
+
+def to_pass(diagnosis: Diagnosis) -> str:
+    """What most of the rules that could not be judged ask for, ``--model pkg.mod:factory --batch FILE``; may be empty."""
+    reasons = (rule.reason for rule in diagnosis.rules if rule.status == "not-evaluable")
+    asked = Counter(
+        found[1] for reason in reasons if (found := re.search(r"; pass ((?:--|\w+=).+?)(?: to |$)", reason))
+    )
+    return asked.most_common(1)[0][0] if asked else ""
 
 
 def _limits(diagnosis: Diagnosis) -> str:

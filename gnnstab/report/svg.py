@@ -59,6 +59,9 @@ def _escaped(text: str) -> Markup:
     return escape(visible(text))
 
 
+_ZERO_ROOM = 0.2
+"""Share of a logarithmic axis below its smallest number that is left to an exact 0."""
+
 _LARGEST = 1e300
 """Values beyond it are drawn at it."""
 
@@ -78,11 +81,17 @@ class Axis:
     kind: str = "linear"
     """``linear``, ``log`` or ``symlog`` (linear within ±1)."""
 
+    zero: bool = False
+    """A logarithmic axis that has a place of its own for 0, at ``start``, apart from all other numbers."""
+
     def __call__(self, value: float) -> float:
         """The pixel of ``value``, held inside the axis."""
+        if self.zero and value <= 0:
+            return self.start
         low, high = self._warp(self.low), self._warp(self.high)
-        share = (self._warp(value) - low) / (high - low) if high > low else 0.5
-        return self.start + min(max(share, 0.0), 1.0) * (self.stop - self.start)
+        share = min(max((self._warp(value) - low) / (high - low) if high > low else 0.5, 0.0), 1.0)
+        floor = _ZERO_ROOM if self.zero else 0.0
+        return self.start + (floor + (1 - floor) * share) * (self.stop - self.start)
 
     def _warp(self, value: float) -> float:
         if self.kind == "log":
@@ -96,10 +105,16 @@ class Axis:
         if self.kind == "linear":
             return _linear_ticks(self.low, self.high, most)
         if self.kind == "log":
-            return _decades(self.low, self.high, most)
+            return (*((0.0,) if self.zero else ()), *_decades(self.low, self.high, most - self.zero))
         positive = _decades(1.0, max(self.high, 1.0), max(2, most // 2)) if self.high > 1 else ()
         negative = _decades(1.0, max(-self.low, 1.0), max(2, most // 2)) if self.low < -1 else ()
         return (*sorted(-t for t in negative if t > 1), 0.0, *(t for t in positive if t > 1))
+
+    def labels(self, most: int = 5) -> tuple[tuple[float, str], ...]:
+        """The ticks with their texts, all in one style: plain numbers, or powers of ten where one of them needs it."""
+        ticks = self.ticks(most)
+        powers = self.kind != "linear" and any(t and not 1e-2 <= abs(t) < 1e4 for t in ticks)
+        return tuple((t, _power(t) if powers else short(t)) for t in ticks)
 
 
 def _linear_ticks(low: float, high: float, most: int) -> tuple[float, ...]:
@@ -126,6 +141,7 @@ def _decades(low: float, high: float, most: int) -> tuple[float, ...]:
 def axis_for(values: Iterable[float], start: float, stop: float, *, kind: str = "linear", room: float = 0.06) -> Axis:
     """An axis around the finite ``values`` with a little room; a sane one when there are none."""
     array = np.fromiter(values, dtype=np.float64)
+    zero = kind == "log" and bool((array == 0).any())
     # Room around the largest float would not be finite any more.
     finite = np.clip(array[np.isfinite(array)], -_LARGEST, _LARGEST)
     if kind == "log":
@@ -133,7 +149,7 @@ def axis_for(values: Iterable[float], start: float, stop: float, *, kind: str = 
         low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.1, 10.0)
         # A whole decade at least, so that a flat profile looks flat.
         middle = math.sqrt(low) * math.sqrt(high)
-        return Axis(min(low / 1.3, middle / 3.2), max(high * 1.3, middle * 3.2), start, stop, kind)
+        return Axis(min(low / 1.3, middle / 3.2), max(high * 1.3, middle * 3.2), start, stop, kind, zero)
     low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
     if high == low:
         low, high = low - (abs(low) * 0.1 or 1.0), high + (abs(high) * 0.1 or 1.0)
@@ -177,9 +193,21 @@ def rules(across: Iterable[float], start: float, stop: float, class_: str, *, up
 
 
 def line_through(axis_x: Axis, axis_y: Axis, xs: Array, ys: Array, class_: str) -> Markup:
-    """A polyline in data coordinates; a lone point between gaps becomes a dot so that it is seen."""
-    pixels = [axis_y(float(y)) if math.isfinite(y) else math.nan for y in ys]
+    """A polyline in data coordinates; a lone point between gaps becomes a dot so that it is seen.
+
+    On an axis with a place for 0 the line does not lead there: how far 0 lies below has no answer. It is said to be exact.
+    """
     places = [axis_x(float(x)) for x in xs]
+    if not axis_y.zero:
+        return _line(places, [axis_y(float(y)) if math.isfinite(y) else math.nan for y in ys], class_)
+    above, at_zero = np.where(ys > 0, ys, math.nan), np.where(ys == 0, ys, math.nan)
+    rows = [[axis_y(float(y)) if math.isfinite(y) else math.nan for y in part] for part in (above, at_zero)]
+    first = int(np.argmax(ys == 0)) if (ys == 0).any() else None
+    said = [] if first is None else [label("exactly 0", places[first] + 7, axis_y.start - 5, "value", "start")]
+    return join([*(_line(places, row, class_) for row in rows), *said])
+
+
+def _line(places: list[float], pixels: list[float], class_: str) -> Markup:
     data = path(places, pixels)
     dots = [tag("circle", cx=x, cy=y, r=2, class_=f"{class_} dot") for x, y in _lonely(places, pixels)]
     return join([tag("path", d=data, class_=class_), *dots] if data else dots)
@@ -198,13 +226,14 @@ def label(text: str, x: float, y: float, class_: str = "tick", anchor: str | Non
     return tag("text", text, x=x, y=y, class_=class_, text_anchor=anchor)
 
 
-def tick_text(value: float, kind: str = "log") -> str:
-    """A tick's number: powers of ten as such from 10⁴ on, except beside the plain numbers of a linear axis."""
-    if kind != "linear" and value and (abs(value) >= 1e4 or abs(value) < 1e-2):
-        exponent = round(math.log10(abs(value)))
-        if math.isclose(abs(value), 10.0**exponent):
-            return ("−" if value < 0 else "") + "10" + str(exponent).translate(_SUPERSCRIPT)
-    return short(value)
+def _power(value: float) -> str:
+    """``10⁻⁴``, ``5·10⁴``, ``−10³``; what lies between 1 and 100 as it is."""
+    exponent = math.floor(math.log10(abs(value)) + 1e-9) if value else 0
+    if exponent in (0, 1):
+        return short(value)
+    mantissa = abs(value) / 10.0**exponent
+    factor = "" if math.isclose(mantissa, 1.0) else f"{mantissa:.3g}·"
+    return f"{'−' if value < 0 else ''}{factor}10{str(exponent).translate(_SUPERSCRIPT)}"
 
 
 _SUPERSCRIPT = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import groupby
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -13,45 +12,52 @@ from rich.text import Text
 from gnnstab.records import Cause, Diagnosis, Finding, FixAdvice
 from gnnstab.report import escape, summary
 from gnnstab.report.numbers import compared, number
+from gnnstab.report.summary import Told
 from gnnstab.report.text_style import CAUSE, MUTED, SEVERITY, VERDICT
 
 
-def changes(diagnosis: Diagnosis) -> RenderableType | None:
+def changes(diagnosis: Diagnosis, told: Told) -> RenderableType | None:
     """The causes to treat, each with its evidence and the code of its fixes; code is never wrapped."""
     if summary.state(diagnosis) != "unstable":
         return None
-    parts = [part for i, cause in enumerate(summary.to_change(diagnosis), start=1) for part in _change(i, cause)]
+    chosen = summary.to_change(diagnosis)
+    parts = [part for i, cause in enumerate(chosen, start=1) for part in _change(i, cause, told)]
+    if test := summary.how_to_test(fix for cause in chosen for fix in cause.fixes):
+        parts.append(Padding(Text(f"{test[0]} tests one fix, {test[1]} all of them.", style=MUTED), (0, 0, 0, 2)))
     return Group(*parts) if parts else None
 
 
-def _change(position: int, cause: Cause) -> Iterator[RenderableType]:
-    yield Text.assemble(f"  {position}. ", (cause.cause, "bold"), (f"  {cause.status}", CAUSE[cause.status]))
-    yield Padding(Text(escape.sentence(cause.reason)), (0, 0, 0, 5))
+def _change(position: int, cause: Cause, told: Told) -> Iterator[RenderableType]:
+    status = ", ".join(part for part in (summary.verdict_words(cause.status), summary.HOW.get(cause.how, "")) if part)
+    yield Text.assemble(f"  {position}. ", (cause.cause, "bold"), (f"  {status}", CAUSE[cause.status]))
+    if reason := told.new(escape.sentence(cause.reason)):
+        yield Padding(Text(reason), (0, 0, 0, 5))
     for fix in summary.fixes_in_order(cause):
-        yield Padding(_fix_line(fix), (0, 0, 0, 5))
+        code = escape.code(fix.change)
+        repeated = told.before(code)
+        yield Padding(_fix_line(fix, "; the change stands above" if repeated else ""), (0, 0, 0, 5))
         # Rich crops what stands in a padding, so the blanks are part of the code's text.
-        yield from (
-            Text(f"       {line}", no_wrap=True, overflow="ignore") for line in escape.code(fix.change).split("\n")
-        )
+        for line in () if repeated else code.split("\n"):
+            yield Text(f"       {line}", no_wrap=True, overflow="ignore")
     if summary.recommended(cause) is None:
         failed = ", ".join(fix.fix for fix in cause.fixes)
         why = f"No fix to recommend{f'; measured to fail: {escape.sentence(failed)}' if failed else ''}."
         yield Padding(Text(why, style=MUTED), (0, 0, 0, 5))
 
 
-def _fix_line(fix: FixAdvice) -> Text:
+def _fix_line(fix: FixAdvice, tail: str) -> Text:
     line = Text.assemble(
         "Fix ", (escape.name(fix.fix), "bold"), ": ", (summary.verdict_words(fix.verdict), VERDICT[fix.verdict])
     )
     if fix.before is not None or fix.after is not None:
         line.append(f", {escape.name(fix.signal)} {number(fix.before)} → {number(fix.after)}")
-    if fix.note:
-        line.append(f" ({escape.sentence(fix.note)})", style=MUTED)
-    return line
+    if note := summary.note(fix):
+        line.append(f" ({escape.sentence(note)})", style=MUTED)
+    return line.append(tail, style=MUTED)
 
 
-def causes(diagnosis: Diagnosis, width: int) -> RenderableType:
-    """The five causes in their fixed order, then further ones that are not absent.
+def causes(diagnosis: Diagnosis, width: int, told: Told) -> RenderableType:
+    """The five causes in their fixed order, then further ones that are not absent; what was told above is not repeated.
 
     A narrow terminal has the fixes below the evidence instead of in a column of their own.
     """
@@ -61,15 +67,20 @@ def causes(diagnosis: Diagnosis, width: int) -> RenderableType:
         "Status",
         *(("Evidence or reason", "Fix: verdict") if wide else ("Evidence or reason, → fix: verdict",)),
     )
-    for cause in diagnosis.causes:
-        evidence = Text(escape.sentence(cause.reason, 40))
-        fixes = [_fix_cell(fix, "" if wide else "→ ") for fix in summary.fixes_in_order(cause)]
+    above = summary.to_change(diagnosis) if summary.state(diagnosis) == "unstable" else ()
+    quiet = summary.unsuspected(diagnosis)
+    for cause in (cause for cause in diagnosis.causes if cause not in quiet):
+        evidence = Text(told.new(escape.sentence(cause.reason, 40)) or "as above")
+        offered = () if cause in above else summary.fixes_in_order(cause)
+        fixes = [_fix_cell(fix, "" if wide else "→ ") for fix in offered]
         cells = (
             [evidence, Text("\n").join(fixes) if fixes else Text("–", style=MUTED)]
             if wide
             else [Text("\n").join([evidence, *fixes])]
         )
         grid.add_row(Text(cause.cause), Text(summary.verdict_words(cause.status), style=CAUSE[cause.status]), *cells)
+    if quiet:
+        return Group(grid, Text(f"Nothing in this run points to {', '.join(cause.cause for cause in quiet)}."))
     return grid
 
 
@@ -79,16 +90,13 @@ def _fix_cell(fix: FixAdvice, arrow: str) -> Text:
     )
 
 
-def findings(diagnosis: Diagnosis) -> RenderableType | None:
-    """Findings by what to do first, those of one rule and severity together."""
-    ordered = summary.in_reading_order(diagnosis)
-    if not ordered:
-        return None
-    groups = groupby(ordered, key=lambda f: (f.severity, f.code, f.explained_by is not None))
-    return Group(*(part for _, found in groups for part in _rule_findings(diagnosis, list(found))))
+def findings(diagnosis: Diagnosis, told: Told) -> RenderableType | None:
+    """Findings by what to do first, those that say the same of several places together."""
+    groups = summary.alike(diagnosis)
+    return Group(*(part for found in groups for part in _alike(diagnosis, found, told))) if groups else None
 
 
-def _rule_findings(diagnosis: Diagnosis, found: list[Finding]) -> Iterator[RenderableType]:
+def _alike(diagnosis: Diagnosis, found: list[Finding], told: Told) -> Iterator[RenderableType]:
     first = found[0]
     head = Text.assemble(
         (f"{first.severity:<8}", SEVERITY[first.severity]), (f"{first.code} {escape.name(first.name)}", "bold")
@@ -98,9 +106,9 @@ def _rule_findings(diagnosis: Diagnosis, found: list[Finding]) -> Iterator[Rende
     if first.explained_by:
         head.append(f"  follows from {escape.name(first.explained_by)}", style=MUTED)
     yield head
-    yield Padding(
-        Group(Text(escape.sentence(first.message)), *(_place(diagnosis, finding) for finding in found)), (0, 0, 0, 8)
-    )
+    message = told.new(escape.sentence(first.message))
+    places = [_place(diagnosis, finding) for finding in found]
+    yield Padding(Group(*([Text(message)] if message else []), *places), (0, 0, 0, 8))
 
 
 def _place(diagnosis: Diagnosis, finding: Finding) -> Text:

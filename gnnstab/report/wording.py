@@ -9,7 +9,8 @@ from markupsafe import Markup, escape
 
 from gnnstab.records import SIGNALS
 from gnnstab.report import _rulebook as rulebook
-from gnnstab.report.escape import shorten, visible
+from gnnstab.report.escape import ending, shorten, visible
+from gnnstab.report.faces import plain
 from gnnstab.report.numbers import number
 
 _SIGNS = str.maketrans({"-": "−"})
@@ -26,24 +27,34 @@ def short(value: float | None) -> str:
 
 
 def words(name: str) -> str:
-    """A name in kebab case as words: ``sum-aggregation`` → ``Sum aggregation``."""
-    return sentence(name.replace("-", " ").strip())
+    """A name as the start of a line, its hyphens kept: ``sum-aggregation`` → ``Sum-aggregation``."""
+    return sentence(name.strip())
 
 
 def sentence(text: str) -> str:
     """``text`` with a capital first letter, unless its first word is a name in code such as ``fp16`` or ``lr=``."""
     first = text.split(" ", 1)[0].rstrip(",;")
-    return text[:1].upper() + text[1:] if first.isalpha() and first.islower() else text
+    return (
+        text[:1].upper() + text[1:]
+        if first.replace("-", "").isalpha() and first.islower() and first != "gnnstab"
+        else text
+    )
 
 
 def meaning(signal: str) -> str:
     """What a signal stands for, from the vocabulary; the name itself for a stranger."""
-    return SIGNALS[signal].meaning if signal in SIGNALS else signal
+    return plain(SIGNALS[signal].meaning) if signal in SIGNALS else signal
 
 
 def clip(text: object, longest: int) -> str:
     """``text`` in one line with nothing hidden in it, and shortened in its middle where it has no end."""
     return shorten(visible(str(text)), longest)
+
+
+def prose(text: str, longest: int = 900) -> Markup:
+    """A message as a sentence, what stands in backticks as code."""
+    shown = sentence(ending(visible(text), longest))
+    return _code(f"{shown}." if shown[-1:].isalnum() else shown)
 
 
 def fix_title(name: str) -> str:
@@ -76,5 +87,8 @@ def _paragraphs(text: str) -> Markup:
 
 def _inline(text: str) -> Markup:
     """`` `code` `` and ``*stress*`` as elements; everything else is text."""
-    marked = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
-    return Markup(re.sub(r"(?<![\w*])\*([^*\s][^*]*)\*(?![\w*])", r"<em>\1</em>", marked))
+    return Markup(re.sub(r"(?<![\w*])\*([^*\s][^*]*)\*(?![\w*])", r"<em>\1</em>", str(_code(text))))
+
+
+def _code(text: str) -> Markup:
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))

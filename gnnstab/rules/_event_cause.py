@@ -73,6 +73,9 @@ def _of_operation(signals: Signals, event: Event, operation: Mapping[str, Any]) 
     ):
         what = "step" if operation.get("finite_in_float32") else "operation"
         return _with_advice("precision", f"the same {what} is finite in float32", operation)
+    if operation.get("fits_float32"):
+        why = "in float64 the same step is finite, and what comes out fits float32: only the way there does not"
+        return _with_advice("undefined-operation", why, operation)
     undone = operation.get("undone")
     if undone:
         which = " and ".join(f"`{name}`" for name in undone)
@@ -100,13 +103,13 @@ def _of_tensor(signals: Signals, event: Event, operation: Mapping[str, Any], ten
 
 
 def _of_weights(signals: Signals, event: Event) -> Judged:
-    if event.step <= 0:
-        bad, total = event.detail.get("bad_parameters"), event.detail.get("parameters")
+    tensor = (event.detail.get("operation") or {}).get("tensor") or {}
+    bad, total = event.detail.get("bad_parameters"), event.detail.get("parameters")
+    if event.step <= 0 or event.detail.get("from_start"):
         if isinstance(bad, int) and isinstance(total, int) and 2 * bad > total > 2:
             return Judged("", TOO_LATE)
-        name = (event.detail.get("operation") or {}).get("tensor", {}).get("name")
-        which = f"`{name}` was" if name else "the weights were"
-        return Judged("uninitialized-parameter", f"{which} non-finite before the first update")
+        names = event.detail.get("non_finite_parameters") or ()
+        return _of_loaded_weights(signals, str(tensor.get("name") or next(iter(names), "")))
     grown = growth(signals, event.step)
     if grown:
         return Judged("learning-rate", f"the weights went non-finite in an update; {grown}")
@@ -116,6 +119,17 @@ def _of_weights(signals: Signals, event: Event) -> Judged:
         "Monitor(loss=fn), so that the step is repeated with its loss before the weights move",
     )
 
+
+def _of_loaded_weights(signals: Signals, name: str) -> Judged:
+    """Weights that no update of what was seen has made non-finite: never written, or so in the file that they are from."""
+    which = f"`{name}` was" if name else "weights were"
+    if signals.kind == "trace" or signals.context.get("trained") is False:
+        return Judged("uninitialized-parameter", f"{which} non-finite before the first update")
+    why = f"{which} non-finite in the model as it was given: which step or file made it so was not seen"
+    return Judged("non-finite-data", why, MEND_FILE)
+
+
+MEND_FILE = "load an earlier checkpoint, in which this weight is finite, and train on under gnnstab.Monitor, which names what makes it so"
 
 TOO_LATE = (
     "most of the network is non-finite: too late to show why. Look at an earlier state, or run the training under gnnstab.Monitor, which "

@@ -100,13 +100,16 @@ def _given_to_the_layer(symptom: Finding, explanation: Finding, signals: Signals
     return explanation.signal == "place.rms" and any(name.startswith(f"{symptom.layer}.") for name in fed)
 
 
+_MOST = 0.5
+"""Share of the entries that a clamp cuts from which on the rest says little about the whole."""
+
 _MANY = 10
 """Times the limit of GS406 from which on the size of the data explains values that leave the number format."""
 
 
 def _from_large_data(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
     """Measured values of many times their limit that reach the weights make everything behind them large."""
-    own = ("non-finite-data", "undefined-operation", "masking", "precision")
+    own = ("non-finite-data", "uninitialized-parameter", "undefined-operation", "masking", "precision")
     large = explanation.signal == "place.rms" and explanation.value > _MANY * FeatureScale.rms
     return large and not explanation.message.startswith("the targets") and symptom.cause not in own
 
@@ -121,6 +124,35 @@ def _nothing_comes_back(symptom: Finding, explanation: Finding, signals: Signals
         return True
     seen = [s for s in signals.find("optimizer.never_updated") if s.value > 0]
     return bool(seen) and all(s.value == s.detail.get("of") and s.detail.get("zero") for s in seen)
+
+
+def _of_targets(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    """Targets of another scale drive every weight that way: what grows on the way follows."""
+    return explanation.signal == "loss" or explanation.message.startswith("the targets")
+
+
+def _mostly_cut(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    """The loss jumps where a clamp lets a gradient through at a few entries only."""
+    return symptom.signal == "loss.first_rise" and explanation.value > _MOST
+
+
+def _without_edges(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    return explanation.severity == "error"
+
+
+def _stopped_there(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    """Most of the parameters stand in front of an operation that hands no gradient on."""
+    lists = [s.detail.get("parameters", ()) for s in signals.find("optimizer.never_updated")]
+    silent = {str(name) for names in lists for name in names}
+    stopped = [
+        s for s in signals.find("place.gradient_stops") if explanation.code == "GS701" or s.layer == explanation.layer
+    ]
+    told = {str(name) for s in stopped for name in s.detail.get("parameters", ())}
+    return bool(silent) and symptom.signal == "optimizer.never_updated" and len(silent & told) > len(silent) / 2
+
+
+def _what_the_clamp_left(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    return symptom.signal == "place.node_difference" and explanation.cause == "feature-scale"
 
 
 def _through_one_hot_attention(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
@@ -159,6 +191,10 @@ LINKS: tuple[Link, ...] = (
     Link("GS401", "GS406", _only_by_scale),
     Link("GS301", "GS406", _given_to_the_layer),
     Link("GS303", "GS406", _given_to_the_layer),
+    Link("GS301", "GS406", _of_targets),
+    Link("GS303", "GS406", _of_targets),
+    Link("GS704", "GS402", _without_edges),
+    Link("GS701", "GS402", _without_edges),
     Link("GS603", "GS406", _always),
     Link("GS601", "GS406", _of_absurd_size),
     Link("GS302", "GS406", _always),
@@ -189,8 +225,14 @@ LINKS: tuple[Link, ...] = (
     Link("GS304", "GS404", _always),
     Link("GS704", "GS404", _always),
     # Parameters in front of scores that a saturated softmax cuts off.
+    Link("GS604", "GS402", _without_edges),
+    Link("GS601", "GS703", _mostly_cut),
     Link("GS604", "GS703", _nothing_comes_back),
     Link("GS604", "GS701", _nothing_comes_back),
+    Link("GS604", "GS701", _stopped_there),
+    Link("GS604", "GS104", _stopped_there),
+    Link("GS604", "GS108", _stopped_there),
+    Link("GS704", "GS703", _what_the_clamp_left),
     Link("GS604", "GS406", _through_one_hot_attention),
     Link("GS604", "GS302", _through_one_hot_attention),
     Link("GS604", "GS301", _through_one_hot_attention),

@@ -11,7 +11,7 @@ from gnnstab.errors import NotApplicable
 from gnnstab.layers import parts, weights
 from gnnstab.records import Finding, LayerFacts, Signal, Signals
 from gnnstab.rules.base import Rule, threshold
-from gnnstab.rules.queries import largest, measured, need_layers, percent
+from gnnstab.rules.queries import largest, measured, need_layers, percent, stops
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,8 @@ class GateSaturated(Rule):
         4.0, unit="RMS", source="derived: at default weights the gate's logit has a spread of about 0.6 times the RMS"
     )
 
+    logit: float = threshold(10.0, unit="bias", source="derived: a sigmoid passes 5e-5 of the gradient there")
+
     gain: float = threshold(
         5.0,
         unit="RMS·√fan_in",
@@ -61,6 +63,10 @@ class GateSaturated(Rule):
 
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding per layer."""
+        stuck = list(self._stuck(signals))
+        yield from stuck
+        if stuck:
+            return
         gated = [layer for layer in need_layers(signals) if layer.get("beta") is not False and parts(layer, "gate")]
         if not gated:
             raise NotApplicable("the beta gate is off in every layer")
@@ -69,6 +75,25 @@ class GateSaturated(Rule):
             own = [s for s in found if s.layer == layer.name]
             if own and largest(own).value > self.share:
                 yield self._finding(signals, largest(own))
+
+    def _stuck(self, signals: Signals) -> Iterator[Finding]:
+        """Sigmoids and tanhs that are shut or open on every entry, so that nothing in front of them learns."""
+        never = {str(p) for s in signals.find("optimizer.never_updated") for p in s.detail.get("parameters", ())}
+        for signal in stops(signals, "sigmoid", "tanh"):
+            bias = signal.detail.get("bias")
+            filled = isinstance(bias, float) and abs(bias) > self.logit
+            drawn = filled or (bool(never) and never.issuperset(map(str, signal.detail.get("parameters", ()))))
+            which = f" (its bias is {bias:g})" if filled else ""
+            since = "It was so before training: initialise it so that it is half open" if drawn else "Reset it"
+            yield self.finding(
+                f"the {signal.detail.get('operation')} behind {signal.layer}{which} stands at its limit on every entry and hands no gradient "
+                f"on: {signal.value:.0f} parameters in front of it cannot learn, and what it gates stays as it is. {since}.",
+                severity="warning",
+                limit=0.0,
+                signal=signal,
+                cause="unsuitable-init" if drawn else None,
+                confidence="high",
+            )
 
     def _finding(self, signals: Signals, share: Signal) -> Finding:
         rms = signals.value("input.rms", layer=share.layer)

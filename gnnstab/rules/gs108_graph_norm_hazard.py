@@ -9,7 +9,7 @@ from typing import ClassVar
 from gnnstab.errors import NotApplicable
 from gnnstab.records import Finding, LayerFacts, Signals
 from gnnstab.rules.base import Rule, threshold
-from gnnstab.rules.queries import largest, measured, names, need_fact, need_layers, percent
+from gnnstab.rules.queries import largest, measured, names, need_fact, need_layers, percent, stops
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,9 @@ class GraphNormHazard(Rule):
     erased: float = threshold(
         0.15, unit="× chance", source="derived: .03 behind GraphNorm and a ReLU, 1 for nodes drawn at random"
     )
+    nothing: float = threshold(
+        1e-6, unit="× chance", source="derived: what rounding leaves of a mean that was taken away"
+    )
     follows: float = threshold(
         0.6, unit="|correlation|", source="heuristic: the mean alone explains a third of the targets"
     )
@@ -59,7 +62,7 @@ class GraphNormHazard(Rule):
 
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding per hazard."""
-        erased = list(self._erased(signals))
+        erased = [*self._erased(signals), *self._over_one(signals)]
         yield from erased
         if erased:
             return
@@ -83,7 +86,15 @@ class GraphNormHazard(Rule):
         """The mean of every graph is gone before the pooling, and the targets follow it."""
         for signal in measured(signals.find("place.graph_difference")):
             follows = float(signal.detail.get("target_follows", 0.0))
-            if signal.value < self.erased and follows > self.follows:
+            if signal.value < self.nothing and not signal.detail.get("learns"):
+                yield self.finding(
+                    f"{signal.layer} takes away the mean over the nodes of every graph, and what is pooled behind it is that mean: nothing is left "
+                    "that tells one graph from another. Use LayerNorm or BatchNorm there, or pool before it.",
+                    severity="warning",
+                    limit=self.nothing,
+                    signal=signal,
+                )
+            elif signal.value < self.erased and follows > self.follows:
                 yield self.finding(
                     f"{signal.layer} takes away the mean over the nodes of every graph, and of what is pooled behind it {signal.value:.2g} times "
                     f"the differences of chance is left. The targets follow that mean (correlation {follows:.2f}). Use LayerNorm or BatchNorm "
@@ -92,6 +103,17 @@ class GraphNormHazard(Rule):
                     limit=self.erased,
                     signal=signal,
                 )
+
+    def _over_one(self, signals: Signals) -> Iterator[Finding]:
+        """A normalisation that is given one number at a time gives back its bias."""
+        for signal in stops(signals, "layer_norm"):
+            yield self.finding(
+                f"{signal.layer} hands no gradient on: this LayerNorm runs over a single entry, so that its output is its bias whatever comes in. "
+                f" {signal.value:.0f} parameters in front of it cannot learn. Take it off.",
+                severity="warning",
+                limit=0.0,
+                signal=signal,
+            )
 
     def _size(self, met: Mapping[str, tuple[str, int]]) -> Iterator[Finding]:
         small = {name: kind for name, (kind, nodes) in met.items() if nodes <= self.smallest}

@@ -58,6 +58,7 @@ class UnstableInitGain(Rule):
     min_layers: float = threshold(
         6, unit="attention layers", source="measured: no variant matters at 4 layers or fewer"
     )
+    gain: float = threshold(5.0, unit="RMS·√fan_in", source="as GS104: three times the largest gain in use, 5/3")
     vanishing: float = threshold(
         -6.0, unit="ln, summed over layers", source="measured: the default at 12 layers (−6.7) is the training boundary"
     )
@@ -67,6 +68,10 @@ class UnstableInitGain(Rule):
 
     def check(self, signals: Signals) -> Iterator[Finding]:
         """Warn when the whole gain interval of fresh weights lies outside the limits."""
+        weights = list(self._of_weights(signals))
+        yield from weights
+        if weights:
+            return
         depth = need_depth(signals, self.min_layers)
         if not fresh(signals):
             raise NotApplicable(
@@ -81,6 +86,31 @@ class UnstableInitGain(Rule):
         elif low > self.exploding and not any(ratio < ExplodingGradient.warn_ratio for ratio in seen):
             yield self._finding(
                 signals, f"grows the signal at least e^{low:.1f}-fold over {depth} layers", low, self.exploding
+            )
+
+    def _of_weights(self, signals: Signals) -> Iterator[Finding]:
+        """Single weights that no initialisation in use has drawn."""
+        for signal in signals.find("place.gain"):
+            if signal.value > self.gain and (fresh(signals) or signal.detail.get("drawn")):
+                what = "holds entries of RMS" if signal.detail.get("table") else "has a gain (RMS·√fan_in) of"
+                usual = (
+                    "1 for nn.Embedding" if signal.detail.get("table") else "0.6 to 1.7 for the initialisations in use"
+                )
+                yield self.finding(
+                    f"the weight of {signal.layer} {what} {signal.value:.3g}, {usual}, and no normalisation follows: everything behind it is as "
+                    f"much too large. Draw it anew, e.g. {signal.layer}.reset_parameters().",
+                    severity="warning",
+                    limit=self.gain,
+                    signal=signal,
+                )
+        for signal in signals.find("place.copied_units"):
+            yield self.finding(
+                f"the {signal.value:.0f} units of {signal.layer} have the same weights and the same gradients: they stay copies of one another, "
+                f"whatever is trained. Draw the weight at random, e.g. {signal.layer}.reset_parameters().",
+                severity="warning",
+                limit=0.0,
+                signal=signal,
+                confidence="high",
             )
 
     def _finding(self, signals: Signals, what: str, value: float, limit: float) -> Finding:

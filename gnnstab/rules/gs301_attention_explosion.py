@@ -123,7 +123,7 @@ class AttentionExplosion(Rule):
             state = states.get(layer.name)
             if (state is None or state.synthetic) and self._reads_words(layer):
                 continue
-            found = self._measured(layer, state) if state is not None else None
+            found = self._measured(signals, layer, state) if state is not None else None
             if found is None:
                 found = self._static(signals, layer, state)
             if found is None:
@@ -156,7 +156,7 @@ class AttentionExplosion(Rule):
         first = [s.values[0] for s in signals.over_steps("attention.entropy", layer=layer) if len(s.values) > 1]
         return bool(first) and min(first) >= self.warn_entropy
 
-    def _measured(self, layer: LayerFacts, state: Attention) -> Finding | None:
+    def _measured(self, signals: Signals, layer: LayerFacts, state: Attention) -> Finding | None:
         if (
             not state.crosses(self.warn_entropy, self.one_hot_share)
             or state.made_by_weights(self.warn_entropy) is False
@@ -172,7 +172,7 @@ class AttentionExplosion(Rule):
         )
         return self.finding(
             f"{state.layer}: attention entropy is {state.entropy.value:.2f} of ln(in-degree){state.worst_head_words}{_share(state)}, "
-            f"{told}{_saturating(layer, unknown)}",
+            f"{told}{_saturating(layer, unknown, _large_features(signals))}",
             severity="error" if severe else "warning",
             limit=limit,
             signal=crossed,
@@ -323,9 +323,29 @@ def _behind(layer: LayerFacts) -> str:
     return "query and key weights" if layer_named(layer).multiplies else "weights behind the scores"
 
 
-def _saturating(layer: LayerFacts, unknown: bool) -> str:
+def _large_features(signals: Signals) -> str:
+    """``x: RMS 110`` for the largest float input of the batch that reaches a weight, if GS406 would speak of it; else empty."""
+    found = [
+        s
+        for s in signals.find("place.rms")
+        if s.value > _FEATURES and s.detail.get("arrives") and not s.detail.get("whole") and not s.detail.get("target")
+    ]
+    worst = max(found, key=lambda s: s.value, default=None)
+    return "" if worst is None else f"{worst.layer}: RMS {worst.value:.3g}"
+
+
+_FEATURES = 10.0
+"""RMS of features above which GS406 speaks of them."""
+
+
+def _saturating(layer: LayerFacts, unknown: bool, features: str) -> str:
     """What made the scores so large and what to do about it, in words that fit the layer."""
     kind = layer_named(layer)
+    if kind.multiplies and features:
+        return (
+            f": the query and key weights saturate it, and the features are large ({features}). Standardise the features and "
+            "train anew, or normalise queries and keys."
+        )
     if kind.multiplies:
         return (
             ": the query and key weights saturate it. Scale the query weights of the worst heads down, or normalise queries "

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from gnnstab.records import Finding, Signals
+from gnnstab.records.vocabulary import DEGREE_ISOLATED_READ_SHARE
 from gnnstab.rules.base import Rule, threshold
-from gnnstab.rules.queries import largest, names, need_measured, percent
+from gnnstab.rules.queries import largest, measured, names, need_measured, percent
 
 
 @dataclass(frozen=True)
@@ -16,8 +17,10 @@ class IsolatedNodes(Rule):
     """Nodes without incoming edges get no message.
 
     ## What it sees
-    The share of nodes of in-degree 0. With `root_weight=False` in a layer any share is an error; with the linear skip a share
-    above 5 % is information, since such nodes keep a path that trains.
+    The share of nodes of in-degree 0. In a layer with `root_weight=False` around which no identity path leads any share is an
+    error, where a backward shows that the loss reads those nodes; so are more than 5 % of them in layers without self-loops or
+    any other term of the node itself where all rows of the output are alike. Otherwise, and with the linear skip, it is
+    information, since such nodes keep a path that trains, or nobody asks for them.
 
     ## Why it is unstable
     Such a node's output is the linear skip and nothing else; with the beta gate about half of that (measured ×.51). With
@@ -47,15 +50,46 @@ class IsolatedNodes(Rule):
 
     share: float = threshold(0.05, unit="share of nodes", source="heuristic: ten times the share in healthy real data")
 
+    alike: float = threshold(1e-3, unit="‖X − mean‖/‖X‖", source="as GS704")
+
+    def _alone(self, signals: Signals) -> list[str]:
+        """Layers without a term of the node itself, in a network whose answers are all alike."""
+        ends = [s for s in signals.find("place.node_difference") if s.layer == "output"]
+        if not ends or largest(ends).value >= self.alike:
+            return []
+        return [
+            layer.name for layer in signals.attention_layers
+            if layer.get("add_self_loops") is False and not layer.get("residual") and not layer.identity_path
+        ]  # fmt: skip
+
     def check(self, signals: Signals) -> Iterator[Finding]:
         """Error where the output of such nodes is exactly 0, information above ``share``."""
         worst = largest(need_measured(signals, "degree.isolated_share"))
         bare = [layer.name for layer in signals.attention_layers if layer.get("root_weight") is False]
-        if worst.value > 0 and bare:
+        read = signals.find("place.isolated_read")
+        silent = [name for name in bare if self._silent(signals, name)]
+        if worst.value > 0 and silent and (not read or largest(read).value > 0):
             yield self.finding(
-                f"{percent(worst.value)} of the nodes have no incoming edge and {names(bare)} has root_weight=False: its output "
+                f"{percent(worst.value)} of the nodes have no incoming edge and {names(silent)} has root_weight=False: its output "
                 "there is exactly 0 and carries no gradient. Set root_weight=True or add self-loops.",
                 severity="error",
+                limit=0.0,
+                signal=worst,
+            )
+        elif worst.value > self.share and (alone := self._alone(signals)):
+            yield self.finding(
+                f"{percent(worst.value)} of the nodes have no incoming edge, and {names(alone)} has no term of the node itself (neither self-loops "
+                "nor a skip): their output is the bias alone, and all rows of the model's output are alike. Look whether the edges point the "
+                "right way, add the reverse ones, or self-loops.",
+                severity="error",
+                limit=self.share,
+                signal=worst,
+            )
+        elif worst.value > 0 and bare:
+            yield self.finding(
+                f"{percent(worst.value)} of the nodes have no incoming edge and {names(bare)} has root_weight=False: its output "
+                "there is exactly 0, which an identity path makes up for, or which the loss does not depend on.",
+                severity="info",
                 limit=0.0,
                 signal=worst,
             )
@@ -67,3 +101,9 @@ class IsolatedNodes(Rule):
                 limit=self.share,
                 signal=worst,
             )
+
+    def _silent(self, signals: Signals, layer: str) -> bool:
+        """True where the zeros of a layer are all that isolated nodes get of it, and the loss depends on them."""
+        facts, read = signals.layer(layer), measured(signals.find(DEGREE_ISOLATED_READ_SHARE, layer=layer))
+        around = facts is not None and facts.identity_path is True
+        return not around and (not read or largest(read).value > 0)

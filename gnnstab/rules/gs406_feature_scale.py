@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -81,6 +82,7 @@ class FeatureScale(Rule):
 
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding for each tensor with a symptom, else one for the batch."""
+        yield from self._of_the_loss(signals)
         places = [s for name in ("place.rms", "place.column_ratio") for s in measured(signals.find(name))]
         if places:
             # What is not even finite has no scale: GS407 tells.
@@ -88,6 +90,23 @@ class FeatureScale(Rule):
             yield from self._at_places(signals, [s for s in places if s.layer not in broken])
         else:
             yield from self._of_the_input(signals)
+
+    def _of_the_loss(self, signals: Signals) -> Iterator[Finding]:
+        """A run whose loss says how large the targets are where nobody has seen them: no mean or sum of squares is larger."""
+        loss, output = signals.find("loss"), signals.find("place.output")
+        if not loss or not output or any(s.detail.get("target") for s in signals.find("place.rms")):
+            return
+        start, entries = float(loss[0].detail.get("start", math.nan)), int(output[0].detail.get("entries", 0))
+        limit = entries * (self.target + output[0].value) ** 2
+        if entries and output[0].value < self.target / self.short and start > limit:
+            yield self.finding(
+                f"the loss starts at {start:.3g} while the {entries} entries of the output have RMS {output[0].value:.2g}: what it compares them "
+                f"with is larger than {self.target:g}, whether it takes the mean or the sum of their squares. Standardise the targets.",
+                severity="warning",
+                limit=limit,
+                signal=loss[0],
+                confidence="medium",
+            )
 
     def _at_places(self, signals: Signals, places: Sequence[Signal]) -> Iterator[Finding]:
         quiet: list[tuple[Signal, float]] = []

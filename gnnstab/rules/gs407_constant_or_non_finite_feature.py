@@ -75,17 +75,19 @@ class ConstantOrNonFiniteFeature(Rule):
 
     def _at_places(self, places: Sequence[Signal], signals: Signals) -> Iterator[Finding]:
         """One finding for each tensor of the batch that holds NaN or Inf."""
-        wrong = any(event.kind == "non-finite" for event in signals.events)
+        events = [event for event in signals.events if event.kind == "non-finite"]
+        named = {str(((e.detail.get("operation") or {}).get("tensor") or {}).get("name")) for e in events}
         for signal in places:
+            # −inf is how a mask is written that is added to scores: bad data only where the step shows it to be.
+            wrong = bool(events) and (not signal.detail.get("minus_inf") or signal.layer in named)
             rows = ", ".join(str(row) for row in signal.detail.get("rows", ()))
             # A monitor does not see the loss: whether a target is masked shows in what became of the step.
-            masked = signal.detail.get("masked") and not wrong
-            what = f"`{signal.layer}` of the batch holds {signal.value:.0f} NaN or Inf entries (rows {rows})"
-            after = (
-                "output and loss are finite all the same"
-                if masked
-                else "everything behind them follows. Clean the data"
-            )
+            masked = not wrong and bool(signal.detail.get("masked") or signal.detail.get("minus_inf"))
+            kinds = "−inf" if signal.detail.get("minus_inf") else "NaN or Inf"
+            what = f"`{signal.layer}` of the batch holds {signal.value:.0f} {kinds} entries (rows {rows})"
+            after = "everything behind them follows. Clean the data"
+            if masked:
+                after = "they are not what is wrong here" if events else "output and loss are finite all the same"
             yield self.finding(
                 f"{what}: {after}.",
                 severity="info" if masked else "error",

@@ -85,12 +85,13 @@ class PrecisionHeadroom(Rule):
         rounding = self._rounding(signals, layer, precision)
         if rounding is not None and rounding.value >= self.warn_rounding:
             severe = rounding.value >= self.error_rounding
+            limit = self.error_rounding if severe else self.warn_rounding
+            off = "a factor of 2.7 or more" if severe else f"{100 * math.expm1(rounding.value):.3g} %"
             yield self.finding(
-                f"{layer}: in {precision} the largest logit is rounded by {rounding.value:.2g} (limit {self.warn_rounding:g}), which "
-                f"puts attention weights off by {100 * math.expm1(min(rounding.value, 50.0)):.3g} %. Keep query, key and softmax "
-                "in fp32.",
+                f"{layer}: in {precision} the largest logit is rounded by {rounding.value:.2g} (limit {limit:g}), which "
+                f"leaves attention weights off by {off}. Keep query, key and softmax in fp32.",
                 severity="error" if severe else "warning",
-                limit=self.error_rounding if severe else self.warn_rounding,
+                limit=limit,
                 signal=rounding,
             )
         elif precision != "fp16" and headroom is not None and headroom.value < self.fp16_information:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -66,7 +67,7 @@ class NonFiniteValue(Rule):
             parameters = [str(s.detail.get("parameter", s.layer)) for s in bad]
             cause, why = self._weights_cause(signals, bad)
             yield self.finding(
-                f"{len(bad)} tensors hold NaN or Inf ({', '.join(parameters[:3])}{', …' if len(bad) > 3 else ''}): {why}.",
+                f"{len(bad)} tensor{'s hold' if len(bad) > 1 else ' holds'} NaN or Inf ({', '.join(parameters[:3])}{', …' if len(bad) > 3 else ''}): {why}.",
                 severity="error",
                 limit=0.0,
                 signal=bad[0],
@@ -77,23 +78,22 @@ class NonFiniteValue(Rule):
 
     def _event(self, signals: Signals, event: Event, total: int) -> Finding:
         cause, why, do = event_cause(signals, event)
-        origin = {"made-here": "made here", "came-in": "came in from outside"}.get(
-            event.origin or "", "origin undecided"
-        )
+        came_in = "came from the layers behind it" if event.stage == "gradient" else "came in with its input"
+        origin = {"made-here": "made here", "came-in": came_in}.get(event.origin or "", "origin undecided")
         where = f"{event.layer or 'the model'}, stage {event.stage or 'unknown'}"
-        ids = f", target nodes {', '.join(map(str, event.nodes[:4]))}" if event.nodes else ""
+        ids = f", {event.ids}" if event.ids else ""
         largest = event.detail.get("largest_before")
         size = f" (largest finite value before: {largest:.3g})" if isinstance(largest, (int, float)) else ""
         rank = f" on rank {event.rank}" if event.rank >= 0 else ""
-        more = "" if total == 1 else f" {total - 1} later ones follow from it."
-        said = "; ".join(part for part in (str(event.detail.get("said", "")), why) if part)
+        more = {1: "", 2: " A later one follows from it."}.get(total, f" {total - 1} later ones follow from it.")
+        said = "".join(f"{part}; " for part in (str(event.detail.get("said", "")), why) if part)
         what = f" {do[0].upper()}{do[1:]}." if do else ""
         return self.finding(
-            f"first non-finite value at step {event.step}{rank}: {where}{ids}, {origin}{size}: {said}.{what}{more}",
+            f"{said}first non-finite value at step {event.step}{rank}: {where}{ids}, {origin}{size}.{what}{more}",
             severity="error",
             limit=0.0,
             name=_SIGNAL_OF_STAGE.get(event.stage or "", "output.max_abs"),
-            value=float("nan"),
+            value=_value(event),
             layer=event.layer,
             step=event.step,
             cause=cause,
@@ -112,10 +112,34 @@ class NonFiniteValue(Rule):
             return "", (
                 f"most of the network is non-finite{saved}: too late to show why. Look at an earlier checkpoint, or at the trace of the run"
             )
-        return (
-            "uninitialized-parameter",
-            "the others are finite, which fits memory that was never initialised (inferred from the file)",
+        if signals.context.get("trained") is False:
+            return (
+                "uninitialized-parameter",
+                "the others are as they were initialised, which fits memory that was never written (inferred from the file)",
+            )
+        return "", (
+            f"the others are finite, and {signals.context.get('trained_reason') or 'may be trained'}: which step or file made these so "
+            "cannot be seen. Look at an earlier checkpoint, and train on under gnnstab.Monitor"
         )
+
+
+def _value(event: Event) -> float:
+    """What the value was: inf where the event knows of nothing but infinities, else NaN."""
+    operation = event.detail.get("operation") or {}
+    kinds = (operation.get("tensor") or {}).get("kinds") or operation.get("kinds")
+    loss = event.detail.get("loss")
+    return math.inf if kinds == "Inf" or (loss is not None and math.isinf(float(loss))) else math.nan
+
+
+def follows(event: Event, told: Sequence[Event]) -> bool:
+    """True for an event that an earlier one of the run has brought about and that adds no operation to it.
+
+    Weights that are not finite after a step that was not; another place of a step that was told already.
+    """
+    earlier = [e for e in told if e.kind == "non-finite" and e is not event and e.step <= event.step]
+    if not earlier or event.detail.get("refines"):
+        return False
+    return event.stage == "weight" or any(e.step == event.step for e in earlier)
 
 
 def first_explained(events: Sequence[Event]) -> Event:

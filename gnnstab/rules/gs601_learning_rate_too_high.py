@@ -28,7 +28,7 @@ class LearningRateTooHigh(Rule):
     """The optimizer moves the output so far per step that the loss rises.
 
     ## What it sees
-    With a model, a batch, a loss and the optimizer: six real steps on a copy, by the optimizer's own class, groups, settings and
+    With a model, a batch, a loss and the optimizer: six real steps on a copy (with momentum up to twenty, until updates have their full size), by the optimizer's own class, groups, settings and
     state. The largest loss in them over the first one, and the change of the output in the first step over its spread (over
     nodes or graphs). In a run: the losses of the first steps over that of step 0, with the change of the output in one
     step, measured on a copy; while the rate rises after the first 50 steps, the slope along each update before and after it,
@@ -112,6 +112,9 @@ class LearningRateTooHigh(Rule):
 
     loss_rise: float = threshold(10.0, unit="× best loss", source="heuristic: a run that has lost what it had learned")
 
+    run: float = threshold(20, unit="steps", source="heuristic: the losses of fewer are those of single batches")
+    """Losses from which on the end of a run can be compared with its beginning."""
+
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding: steps that were tried, the first steps of the run, the end of the run, and a hint where there is nothing else."""
         tried = [*signals.find(OPTIMIZER_LOSS_RISE), *signals.find(LOSS_FIRST_RISE)]
@@ -120,7 +123,7 @@ class LearningRateTooHigh(Rule):
             raise NotEvaluable(signals.why_missing(OPTIMIZER_LOSS_RISE))
         found = [finding for rise in tried for finding in self._rise(rise, signals)]
         found = found or [finding for one in signals.find(OPTIMIZER_OVERSHOOT) for finding in self.overshot(one)]
-        found = found or [finding for loss in losses for finding in self._lost(loss)]
+        found = found or [finding for loss in losses for finding in self._lost(loss, signals)]
         found = found or list(self._ruined(signals))
         if not found and not tried and ratio is not None and ratio.value > self.warn_ratio:
             found = [self._hint(ratio)]
@@ -155,11 +158,22 @@ class LearningRateTooHigh(Rule):
     def _lasts(self, rise: Signal) -> bool:
         above, peak = rise.detail.get("above", self.lasting), rise.detail.get("peak", 1)
         grew = above >= self.building and (peak >= 3 or bool(rise.detail.get("broke")))
-        return not rise.value <= self.error_rise or above >= self.lasting or grew
+        lost = float(rise.detail.get("lost", 1.0)) > self.loss_rise  # it had fallen, and went beyond its start
+        return not rise.value <= self.error_rise or above >= self.lasting or grew or lost
 
-    def _lost(self, loss: Signal) -> Iterator[Finding]:
+    def _lost(self, loss: Signal, signals: Signals) -> Iterator[Finding]:
         best, start = loss.detail.get("best"), loss.detail.get("start")
         if not isinstance(best, (int, float)) or not isinstance(start, (int, float)) or not best > 0:
+            return
+        moved = max((s.value for s in signals.find(OPTIMIZER_OUTPUT_MOVE)), default=0.0)
+        if moved > self.least_move and loss.value > self.warn_rise * start and loss.detail.get("steps", 0) >= self.run:
+            yield self.finding(
+                f"the run ends above where it began, the loss at {loss.value:.3g} after {start:.3g}, and one update moves the output by "
+                f"{moved:.3g} times its spread. Divide the learning rate by 3.",
+                severity="warning",
+                limit=self.warn_rise * start,
+                signal=loss,
+            )
             return
         if _risen(loss.value, best, start, self.loss_rise):
             yield self.finding(

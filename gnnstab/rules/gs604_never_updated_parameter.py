@@ -9,7 +9,7 @@ from typing import ClassVar
 from gnnstab.layers import layer_named
 from gnnstab.records import Finding, Signal, Signals
 from gnnstab.rules.base import Rule, threshold
-from gnnstab.rules.queries import largest, measured, names
+from gnnstab.rules.queries import fresh, largest, measured, names, stops
 
 RELATION = "__"
 """Stands between source, relation and target in PyG's names of modules; `HeteroConv` writes three of them."""
@@ -74,6 +74,7 @@ class NeverUpdatedParameter(Rule):
         if signals.kind == "model" or signals.find("place.without_gradient", source="batch"):
             found += self._without_gradient(signals)
         found += self._all_zero(signals)
+        found += self._stopped(signals)
         yield from found
         if not signals.find("optimizer.never_updated") and (found or signals.find("place.rms", source="batch")):
             return
@@ -85,6 +86,9 @@ class NeverUpdatedParameter(Rule):
         left_out = {str(name) for s in signals.find("place.idle") for name in s.detail.get("parameters", ())}
         heads = {str(name) for s in _other_heads(signals) for name in s.detail.get("parameters", ())}
         idle = {name for name in silent if name in left_out or name in heads or _without_part(signals, name)}
+        told = {str(name) for s in _stops(signals) for name in s.detail.get("parameters", ())}
+        if told.issuperset(silent - idle):
+            return
         unread = {name for name in silent - idle if _unread_relation(signals, name, silent)}
         count = worst.value - len(idle)
         if not count > self.parameters:
@@ -106,11 +110,9 @@ class NeverUpdatedParameter(Rule):
                 "; they are the same part of every layer, as when the layers were asked to leave it out, or when no target has "
                 "two neighbours to choose from"
             )
-        elif not known and _registered_as_heads(
-            signals, worst.detail.get("parameters", ()), worst.detail.get("places", ())
-        ):
+        elif not known and (part := _whole_part(signals, *_listed_of(worst))):
             severity = "info"
-            which += "; they are a head behind all layers beside one that trains, as for another task or a later phase"
+            which += part
         if self._several_kinds(signals):
             severity = "info"
             which += " (with several kinds of nodes the read-out may leave some relations out)"
@@ -123,11 +125,28 @@ class NeverUpdatedParameter(Rule):
             confidence="high" if known else "medium",
         )
 
+    def _stopped(self, signals: Signals) -> Iterator[Finding]:
+        """Parameters in front of an operation that hands no gradient on, by the name of the operation."""
+        for signal in _stops(signals):
+            kind, place = signal.detail["operation"], signal.layer
+            what, advice = _STOPS.get(
+                kind, (f"{kind} has no derivative", "Use a straight-through gradient, x + (q - x).detach()")
+            )
+            yield self.finding(
+                f"{signal.value:.0f} trainable parameters get a gradient of 0 and keep their initial values, since a {kind} behind {place} hands "
+                f"none on: {_listed(signal)}. {what[0].upper()}{what[1:]}. {advice}.",
+                severity="error" if signals.find("optimizer.never_updated") else "warning",
+                limit=self.parameters,
+                signal=signal,
+            )
+
     def _all_zero(self, signals: Signals) -> Iterator[Finding]:
         """One batch whose backward gives every parameter a gradient of exactly 0 although the loss is not 0."""
         gradients = signals.find("weight.grad_rms", source="batch")
         if not gradients or any(s.value != 0 for s in gradients) or 0.0 in signals.context.get("losses", ()):
             return
+        if any(event.kind == "non-finite" for event in signals.events):
+            return  # What is not finite has no size: those left are a few of all.
         listed = [str(s.detail.get("parameter", s.layer)) for s in gradients]
         yield self._nothing_arrives(gradients[0], len(listed), listed, "warning")
 
@@ -212,6 +231,8 @@ class NeverUpdatedParameter(Rule):
         for signal in signals.find("place.not_held"):
             replaced = int(signal.detail.get("strangers", 0)) > 0
             few = float(signal.detail.get("share", 1.0)) < self.minority
+            # Who trains a head alone has a body that was trained before.
+            drawn = bool(signal.detail.get("fresh")) or (signals.kind == "model" and fresh(signals))
             why = (
                 "the optimizer holds tensors that are no longer in the model: a parameter was replaced after it was built"
                 if replaced
@@ -219,10 +240,34 @@ class NeverUpdatedParameter(Rule):
             )
             yield self.finding(
                 f"no optimizer holds {signal.value:.0f} trainable parameters of the model: {_listed(signal)}; {why}.",
-                severity="error" if replaced else "warning" if few else "info",
+                severity="error" if replaced else "warning" if few or drawn else "info",
                 limit=self.parameters,
                 signal=signal,
             )
+
+
+_STOPS = {
+    "clamp": (
+        "it cuts every entry",
+        "Widen its limits, or look whether lower and upper limit stand in the right place",
+    ),
+    "softmax": (
+        "it runs over a single entry, so that its result is 1",
+        "Look at its dim, and at the shape of the scores",
+    ),
+}
+"""Operation → why it hands no gradient on, and what to do; the others are steps."""
+
+
+def _stops(signals: Signals) -> list[Signal]:
+    """Places where a gradient stops, each of which is a finding of this rule; in a run, of parameters that never had one."""
+    seen = signals.find("optimizer.never_updated")
+    never = {str(name) for s in seen for name in s.detail.get("parameters", ())}
+    found = stops(signals, "clamp", "softmax", "round", "floor", "ceil", "trunc", "sign", "heaviside")
+    return [
+        s for s in found
+        if not s.detail.get("all") and (not seen or never.issuperset(map(str, s.detail.get("parameters", ()))))
+    ]  # fmt: skip
 
 
 def _unused(signals: Signals, parameter: str) -> bool:
@@ -277,23 +322,37 @@ def _optional(signals: Signals, parameters: Sequence[str]) -> bool:
     return False
 
 
+def _listed_of(signal: Signal) -> tuple[Sequence[str], Sequence[int]]:
+    """The parameters of a finding of a file, and their places in the optimizer's list."""
+    return signal.detail.get("parameters", ()), signal.detail.get("places", ())
+
+
 def _other_heads(signals: Signals) -> tuple[Signal, ...]:
     return tuple(s for s in signals.find("place.without_gradient") if s.detail.get("why") == OTHER_HEAD)
 
 
-def _registered_as_heads(signals: Signals, parameters: Sequence[str], places: Sequence[int]) -> bool:
-    """True for whole modules that an optimizer lists behind all attention layers, beside another one there that trains."""
+def _whole_part(signals: Signals, parameters: Sequence[str], places: Sequence[int]) -> str:
+    """Why whole modules may be silent on purpose, by where an optimizer lists them; empty where nothing speaks for it.
+
+    Behind all attention layers, beside another module there that trains, they look like a head; in front of all like what was frozen.
+    """
     order = list(dict.fromkeys(str(s.detail.get("parameter", "")) for s in signals.find("optimizer.gradient_rms")))
     trained = set(order)
     for place, name in zip(places, parameters, strict=False):
         order.insert(place, name)
     layers = tuple(f"{layer.name}." for layer in signals.attention_layers)
-    last = max((i for i, name in enumerate(order) if name.startswith(layers)), default=len(order))
-    behind = order[last + 1 :]
+    own = [i for i, name in enumerate(order) if name.startswith(layers)]
     silent = {name.partition(".")[0] for name in parameters}
     whole = {name for name in order if name.partition(".")[0] in silent} == set(parameters)
+    if not (parameters and whole and own):
+        return ""
+    front, behind = order[: own[0]], order[own[-1] + 1 :]
+    if set(parameters) <= set(front):
+        return "; they are a module in front of all layers, as one that was frozen and handed over all the same"
     others = {name.partition(".")[0] for name in trained.intersection(behind)} - silent
-    return bool(parameters) and whole and set(parameters) <= set(behind) and bool(others)
+    if set(parameters) <= set(behind) and others:
+        return "; they are a head behind all layers beside one that trains, as for another task or a later phase"
+    return ""
 
 
 def _trains(signals: Signals, layer: str) -> bool:

@@ -10,7 +10,7 @@ from gnnstab.errors import NotApplicable
 from gnnstab.layers import parts
 from gnnstab.records import Finding, Signal, Signals
 from gnnstab.rules.base import Rule, threshold
-from gnnstab.rules.queries import largest, measured, need_layers, need_measured, percent
+from gnnstab.rules.queries import largest, measured, need_layers, need_measured, percent, stops
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class DeadUnits(Rule):
     LeakyReLU or GELU; a lower learning rate; set the bias of the linear skip back to 0.
 
     ## When it is wrong
-    With an activation that is no ReLU; such layers are left out where the activation is known. In deep networks whose nodes have
+    With an activation that is no ReLU; such layers are left out where the activation is known, and where nobody looked at what
+    follows, a layer without a channel above zero is information. In deep networks whose nodes have
     become equal about half of the channels are dead for that reason alone; the limit lies above.
 
     ## References
@@ -61,10 +62,25 @@ class DeadUnits(Rule):
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding per layer, and one per other module that a ReLU stands behind."""
         places = measured(signals.find("place.dead_share"))
-        yield from self._at_places(places, signals)
-        if places and not signals.find("channels.dead_share"):
+        found = [*self._at_places(places, signals)]
+        found += self._closed(signals, {f.layer for f in found})
+        yield from found
+        if (places or found) and not signals.find("channels.dead_share"):
             return
         yield from self._of_layers(signals, {s.layer for s in places})
+
+    def _closed(self, signals: Signals, known: Set[str | None]) -> Iterator[Finding]:
+        """A ReLU that hands nothing on at all, of however few channels."""
+        for signal in stops(signals, "relu"):
+            if signal.layer not in known:
+                yield self.finding(
+                    f"the ReLU behind {signal.layer} is closed on every entry of the batch: {signal.value:.0f} parameters behind it get no "
+                    "gradient, and nothing can open it again. Take the ReLU off if it stands in front of the output, use LeakyReLU, or reset "
+                    "the bias in front of it.",
+                    severity="warning",
+                    limit=0.0,
+                    signal=signal,
+                )
 
     def _at_places(self, places: Sequence[Signal], signals: Signals) -> Iterator[Finding]:
         alike = {s.layer for s in signals.find("place.node_difference") if s.value < self.alike}
@@ -80,7 +96,11 @@ class DeadUnits(Rule):
                 )
 
     def _of_layers(self, signals: Signals, known: Set[str | None]) -> Iterator[Finding]:
-        candidates = [layer for layer in need_layers(signals) if layer.activation in (None, "relu")]
+        # Where every operation was looked at, a layer behind which no ReLU was found has none.
+        looked = bool(signals.find("place.rms"))
+        candidates = [
+            layer for layer in need_layers(signals) if layer.activation == "relu" or not (looked or layer.activation)
+        ]
         if not candidates:
             if known:
                 return
@@ -93,7 +113,7 @@ class DeadUnits(Rule):
                 yield self.finding(
                     f"{layer.name}: {percent(largest(own).value)} of its channels are zero or below on every node and dead{assumed}: no "
                     f"gradient passes. Use LeakyReLU, lower the learning rate, or reset the bias of {parts(layer, 'skip') or 'the layer'}.",
-                    severity="warning",
+                    severity="warning" if layer.activation else "info",
                     limit=self.share,
                     signal=largest(own),
                     confidence="high" if layer.activation else "medium",

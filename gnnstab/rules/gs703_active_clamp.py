@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from gnnstab.records import Finding, Signal, Signals
 from gnnstab.rules.base import Rule, threshold
-from gnnstab.rules.queries import largest, measured, need_measured, percent
+from gnnstab.rules.queries import largest, measured, need_measured, percent, stops
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,9 @@ class ActiveClamp(Rule):
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding per layer."""
         places = measured(signals.find("place.clamped_share"))
-        yield from self._at_places(places)
+        # A clamp that takes away the whole gradient of some parameters is told by GS604, with their names.
+        told = {s.layer for s in stops(signals, "clamp") if not s.detail.get("all")}
+        yield from self._at_places([s for s in places if s.layer not in told])
         if places and not signals.find("clip.share"):
             return
         per_layer: dict[str | None, list[Signal]] = {}
@@ -72,11 +74,25 @@ class ActiveClamp(Rule):
                     signal=worst,
                 )
 
+    def _of_input(self, signal: Signal) -> Finding:
+        return self.finding(
+            f"a clamp cuts {percent(signal.value)} of the entries of the input `{signal.layer}`: it is of another scale than the clamp takes it "
+            "for, and what is cut looks alike. Scale it into the limits instead.",
+            severity="warning",
+            limit=self.active,
+            signal=signal,
+            confidence="high",
+            cause="feature-scale",
+        )
+
     def _at_places(self, places: Sequence[Signal]) -> Iterator[Finding]:
         """A clamp that the forward was seen to call, by the module whose output it cuts."""
         for signal in places:
             if signal.value > self.present:
                 active = signal.value > self.active
+                if signal.detail.get("input") and active:
+                    yield self._of_input(signal)
+                    continue
                 where = "in front of the output, behind" if signal.detail.get("output") else "behind"
                 yield self.finding(
                     f"a clamp {where} {signal.layer} cuts {percent(signal.value)} of its entries, and their gradient is 0. Treat what makes "

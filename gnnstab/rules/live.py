@@ -9,13 +9,15 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from gnnstab.records import Finding, SeriesKey
+from gnnstab.records import Finding, SeriesKey, Signal, Signals
+from gnnstab.records.vocabulary import OPTIMIZER_OUTPUT_MOVE
 from gnnstab.rules._beginning import Beginning, Overshoots, Rates
+from gnnstab.rules._tracks import WINDOW, Quiet, Track, median
 from gnnstab.rules.base import Rule, threshold
 from gnnstab.rules.engine import Thresholds, configure
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
@@ -23,17 +25,10 @@ from gnnstab.rules.gs501_precision_headroom import UNIT_ROUNDOFF, PrecisionHeadr
 from gnnstab.rules.gs601_learning_rate_too_high import LearningRateTooHigh
 from gnnstab.rules.gs603_gradient_spike import GradientSpike
 from gnnstab.rules.gs606_rate_jump import RateJump
-from gnnstab.signals.fitting import log_linear
 from gnnstab.signals.optimisation import BESIDE, JUMP
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-WINDOW = 32
-"""Values kept per series."""
-
-WARM_UP = 10
-"""Steps before anything is judged against a median: the first losses and gradients of a network are no measure."""
 
 FP16_LARGEST = 65504.0
 
@@ -73,89 +68,6 @@ class LiveLimits:
     """Smaller values are never reported as a jump."""
 
 
-@dataclass(slots=True)
-class _Track:
-    """The last values of one series, and what it looked like at the beginning."""
-
-    values: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
-    steps: deque[int] = field(default_factory=lambda: deque(maxlen=WINDOW))
-    """The step of each value: a schedule may leave steps out."""
-
-    first: list[float] = field(default_factory=list)
-    best: float = math.inf
-    before: float = 0.0
-    """Largest earlier value."""
-
-    lowest: float = math.inf
-    """Smallest value so far."""
-
-    def add(self, step: int, value: float) -> None:
-        if self.values:
-            self.before = max(self.before, abs(self.values[-1]))
-        self.lowest = min(self.lowest, value)
-        if len(self.first) < WARM_UP:
-            self.first.append(value)
-        self.values.append(value)
-        self.steps.append(step)
-
-    def extend(self, steps: Sequence[int], values: Sequence[float], largest: float) -> None:
-        """Add finite values that nobody judged; ``largest`` is the largest of them and of others that were left out."""
-        if self.values:
-            self.before = max(self.before, abs(self.values[-1]))
-        self.before = max(self.before, largest)
-        self.values.extend(values)
-        self.steps.extend(steps)
-
-    @property
-    def start(self) -> float:
-        """Median of the first values."""
-        return _median(self.first)
-
-    @property
-    def middle(self) -> float:
-        """Median of the window without its last value."""
-        return _median(list(self.values)[:-1])
-
-    @property
-    def ready(self) -> bool:
-        return len(self.values) > WARM_UP
-
-    def growth(self) -> tuple[float, float]:
-        """Slope of ln(value) per step over the window, and its standard error."""
-        fitted = log_linear(self.steps, self.values, WARM_UP + 1)
-        return (0.0, math.inf) if fitted is None else (fitted.slope, fitted.error)
-
-    @property
-    def outlived_beginning(self) -> bool:
-        """True for a growth that the second half of a full window still has: that of the first steps ends by itself."""
-        if len(self.values) < WINDOW:
-            return False
-        half = WINDOW // 2
-        late = log_linear(list(self.steps)[half:], list(self.values)[half:], half)
-        return late is not None and late.slope > max(0.5 * self.growth()[0], 3 * late.error)
-
-
-class _Quiet:
-    """Steps in which nothing was large enough for any rule: kept as they came until a later step needs them."""
-
-    def __init__(self) -> None:
-        self.keys: Sequence[SeriesKey] = ()
-        self.largest: NDArray[np.float64] = np.empty(0)
-        self.held: deque[tuple[int, NDArray[np.float64]]] = deque(maxlen=WINDOW)
-
-    def add(self, step: int, values: NDArray[np.float64]) -> None:
-        self.largest = np.maximum(self.largest, values) if self.held else values
-        self.held.append((step, values))
-
-    def hand_over(self, tracks: Mapping[SeriesKey | str, _Track]) -> None:
-        """Put everything that is held where it belongs."""
-        if self.held:
-            steps, columns = [step for step, _ in self.held], np.stack([values for _, values in self.held]).T.tolist()
-            for key, column, largest in zip(self.keys, columns, self.largest.tolist(), strict=True):
-                tracks[key].extend(steps, column, largest)
-            self.held.clear()
-
-
 class LiveEngine:
     """Judges a run while it goes on; each finding is raised once, with its step.
 
@@ -183,9 +95,9 @@ class LiveEngine:
         self._attention = _configured(AttentionExplosion, given)
         self._format = precision
         self._channels = dict(channels or {})
-        self._tracks: dict[SeriesKey | str, _Track] = {}
+        self._tracks: dict[SeriesKey | str, Track] = {}
         self._raised: set[tuple[str, str, str]] = set()
-        self._quiet = _Quiet()
+        self._quiet = Quiet()
         self._quiet_below = min(self._limits.score_floor, self._limits.jump_floor) if precision == "fp32" else 0.0
         self._beginning = Beginning(self._rate)
         self._overshoots = Overshoots(self._rate)
@@ -230,6 +142,12 @@ class LiveEngine:
             found += self._overshoots.measured(*overshoot, lr)
         return [f for f in found if self._first_time(f)] + ([] if loss is None else self.loss(step, loss, lr))
 
+    def tried(self, rise: Signal, moved: float | None) -> list[Finding]:
+        """Take in how far trial steps before the first update raised the loss, and by how much one moves the output."""
+        values = (rise,) if moved is None else (rise, Signal(OPTIMIZER_OUTPUT_MOVE, moved, source="training"))
+        found = self._rate.check(Signals(kind="trace", layers=(), values=values))
+        return [finding for finding in found if self._first_time(finding)]
+
     def loss(self, step: int, loss: float, lr: float | None = None) -> list[Finding]:
         """Take in the loss of a step that came after the step, and return what is new."""
         found = list(self._loss(step, loss, lr))
@@ -263,13 +181,13 @@ class LiveEngine:
         self._raised.add(mark)
         return True
 
-    def _track(self, step: int, key: SeriesKey | str, value: float) -> _Track | None:
+    def _track(self, step: int, key: SeriesKey | str, value: float) -> Track | None:
         """The series with the value added; None for a non-finite value, which is an event of its own."""
         if not math.isfinite(value):
             return None
         track = self._tracks.get(key)
         if track is None:
-            track = self._tracks[key] = _Track()
+            track = self._tracks[key] = Track()
         track.add(step, value)
         return track
 
@@ -306,9 +224,9 @@ class LiveEngine:
         if track is None or not track.ready or track.lowest <= 0:
             return False
         recent = list(track.values)[-int(self._limits.loss_lasts) :]
-        return _median(recent) <= min(0.5 * track.start, 1.5 * track.lowest)
+        return median(recent) <= min(0.5 * track.start, 1.5 * track.lowest)
 
-    def _headroom(self, step: int, layer: str, track: _Track, growth: float) -> Iterator[Finding]:
+    def _headroom(self, step: int, layer: str, track: Track, growth: float) -> Iterator[Finding]:
         size = track.values[-1]
         if self._format not in ("fp16", "bf16") or size <= 0:
             return
@@ -328,7 +246,7 @@ class LiveEngine:
         if self._format == "fp16":
             yield from self._overflow(step, layer, track, growth)
 
-    def _overflow(self, step: int, layer: str, track: _Track, growth: float) -> Iterator[Finding]:
+    def _overflow(self, step: int, layer: str, track: Track, growth: float) -> Iterator[Finding]:
         size = track.values[-1]
         headroom = FP16_LARGEST / (size * math.sqrt(self._channels.get(layer, 1)))
         lasting = growth > 0 and headroom > 1 and track.outlived_beginning
@@ -361,7 +279,7 @@ class LiveEngine:
                 step=step,
             )
 
-    def _jumped(self, track: _Track, value: float) -> bool:
+    def _jumped(self, track: Track, value: float) -> bool:
         return track.before > 0 and value > self._limits.jump * track.before and value > self._limits.jump_floor
 
     def _gradient(self, step: int, norm: float, warming: bool) -> Iterator[Finding]:
@@ -388,13 +306,13 @@ class LiveEngine:
                 unit="× running median",
             )
 
-    def _sudden(self, step: int, norm: float, track: _Track, warming: bool) -> bool:
+    def _sudden(self, step: int, norm: float, track: Track, warming: bool) -> bool:
         """False for a norm that has risen slowly, or in the warm-up of the rate to no more than ten times all but the last few."""
         before, beside = list(track.values)[: -BESIDE - 1], list(track.values)[-BESIDE - 1 : -1]
         if warming and norm <= self._spike.ratio * max(before):
             return False
         lasts = bool(self._spikes) and step - self._spikes[-1] <= 1
-        return lasts or norm > JUMP * _median(beside)
+        return lasts or norm > JUMP * median(beside)
 
     def _loss(self, step: int, loss: float, lr: float | None) -> Iterator[Finding]:
         track = self._track(step, "loss", loss)
@@ -415,12 +333,12 @@ class LiveEngine:
                 step=step,
             )
 
-    def _risen(self, track: _Track) -> bool:
+    def _risen(self, track: Track) -> bool:
         """True when all of the latest losses lie far above the best and above the start."""
         if not track.ready:
             return False
         recent = list(track.values)[-int(self._limits.loss_lasts) :]
-        track.best = min(track.best, _median(list(track.values)[-2 * len(recent) :]))
+        track.best = min(track.best, median(list(track.values)[-2 * len(recent) :]))
         return min(recent) > max(self._limits.loss_factor * track.best, track.start)
 
 
@@ -429,8 +347,3 @@ R = TypeVar("R", bound=Rule)
 
 def _configured(rule: type[R], thresholds: Thresholds) -> R:
     return configure(rule, thresholds.get(rule.code, {}))
-
-
-def _median(values: list[float]) -> float:
-    ordered = sorted(values)
-    return ordered[len(ordered) // 2] if ordered else 0.0

@@ -46,13 +46,21 @@ _DERIVATIVES: Mapping[str, str] = {
 _WITH_PRODUCER: Mapping[tuple[str, str], str] = {
     ("log", "sigmoid"): "write torch.nn.functional.logsigmoid(x) in place of log(sigmoid(x)); with targets, "
     "binary_cross_entropy_with_logits",
-    ("log", "softmax"): "write log_softmax in place of log(softmax(x)), or cross_entropy on the scores",
+    (
+        "log",
+        "softmax",
+    ): "write log_softmax in place of log(softmax(x)), or cross_entropy on the scores; where a mask makes p exactly 0, "
+    "torch.special.entr(p) gives −p·log(p) with 0 there",
     ("log", "exp"): "log(exp(x)) is x; for a sum of exponentials use torch.logsumexp",
     (
         "log",
         "sum",
     ): "use torch.logsumexp in place of the logarithm of a sum of exponentials, or clamp_min(1e-12) before log",
 }
+
+
+_HALF = 65504.0
+"""Largest number of float16."""
 
 
 def advice(operation: Mapping[str, Any], cause: str) -> str:
@@ -77,6 +85,10 @@ def advice(operation: Mapping[str, Any], cause: str) -> str:
 
 
 def _in_float32(operation: Mapping[str, Any]) -> str:
+    operands = (operation.get("facts") or {}).get("operands") or ()
+    if operation.get("name") in ("mul", "add", "sub") and any(abs(float(v)) > _HALF for v in operands[1:]):
+        dtype = operation.get("dtype")
+        return f"the constant does not fit {dtype}: write torch.finfo(x.dtype).min, or masked_fill(mask, -torch.inf) where it is a mask"
     if operation.get("place") == "loss":
         return "compute the loss in float32: output.float() and targets.float() before it, outside of autocast"
     where = operation.get("module") or "this operation"

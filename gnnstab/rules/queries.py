@@ -240,6 +240,11 @@ def _degree_detail(signal: Signal) -> float:
     return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else ASSUMED_DEGREE
 
 
+def stops(signals: Signals, *operations: str) -> list[Signal]:
+    """The places at which an operation of these kinds hands no gradient on to parameters."""
+    return [s for s in signals.find("place.gradient_stops") if s.detail.get("operation") in operations]
+
+
 def fresh(signals: Signals) -> bool:
     """True when the weights are as initialised: the source says so, or every layer bears a recognisable fingerprint."""
     trained = signals.context.get("trained")

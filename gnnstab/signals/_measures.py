@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from gnnstab.records import SIGNALS, Measure, Signal
 from gnnstab.records.vocabulary import DEGREE_MEDIAN
 from gnnstab.signals._window import best_mode, latest
+
+T = TypeVar("T", list[Any], dict[str, Any])
 
 Stream = tuple[str, str, int, str, int]
 """layer, mode, call, name, head"""
@@ -62,7 +64,7 @@ def measured_signals(measures: Sequence[Measure], source: str, *, single: bool) 
             if np.isnan(value):
                 undefined[name] = _why_undefined(part[-1].value, name)
                 continue
-            told = {**_detail(next((row.detail for row in reversed(part) if row.detail), "")), **detail, **extra}
+            told = {**parsed(next((row.detail for row in reversed(part) if row.detail), ""), dict), **detail, **extra}
             step = None if single else part[-1].step
             signals.append(Signal(name, value, layer or None, None if head < 0 else head, step, source, told))
     defined = {signal.name for signal in signals}
@@ -84,12 +86,10 @@ def _why_undefined(value: float, name: str) -> str:
     return f"{name} is not defined on this data (no node, edge or channel that it could be taken over, or only NaN)"
 
 
-def _detail(text: str) -> dict[str, Any]:
-    """The JSON of a measure; what is no object is left out, since a trace may come from a stranger."""
-    if not text:
-        return {}
+def parsed(text: str, kind: type[T]) -> T:
+    """JSON of a trace; an empty ``kind`` for anything else, since a trace may come from a stranger."""
     try:
-        parsed = json.loads(text)
+        found = json.loads(text or "null")
     except (ValueError, RecursionError):
-        return {}
-    return parsed if isinstance(parsed, dict) else {}
+        return kind()
+    return found if isinstance(found, kind) else kind()

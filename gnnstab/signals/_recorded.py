@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from gnnstab.records import PARAMETER_SITES, SIGNALS, LayerFacts, SeriesKey, Signal, Signals
-from gnnstab.records.vocabulary import LOSS_GENERALISATION_GAP
+from gnnstab.records.vocabulary import INVESTIGATION, LOSS_GENERALISATION_GAP
 from gnnstab.signals._extremes import short_run, with_extremes
-from gnnstab.signals._measures import measured_signals
+from gnnstab.signals._measures import measured_signals, parsed
 from gnnstab.signals._places import place_signals
 from gnnstab.signals._series import growth_signals, run_series
 from gnnstab.signals._window import LATEST_STEPS, MOST_POINTS, latest
@@ -86,11 +85,7 @@ def _sites(trace: Trace) -> dict[SeriesKey, Any]:
 
 def _with_norms(layers: tuple[LayerFacts, ...], norms: str) -> tuple[LayerFacts, ...]:
     """Fill what normalises beside a layer from the metadata ``norms``: JSON, layer → ``before`` and ``after``."""
-    try:
-        found = json.loads(norms or "{}")
-    except ValueError:
-        return layers
-    beside = {name: one for name, one in found.items() if isinstance(one, dict)} if isinstance(found, dict) else {}
+    beside = {name: one for name, one in parsed(norms, dict).items() if isinstance(one, dict)}
     return tuple(
         replace(
             layer,
@@ -141,39 +136,17 @@ def _context(
         context["trained"] = True if steps >= TRAINED_STEPS else None
     if meta.get("trained") in ("true", "false"):
         context["trained"] = meta["trained"] == "true"
-    without = _names(meta.get("norm_without_batch", ""))
-    if without:
-        context["norm_without_batch"] = without
-    normalising = _names(meta.get("normalising", ""))
-    if normalising:
-        context["normalising"] = normalising
-    smallest = _sizes(meta.get("norm_smallest", ""))
-    if smallest:
-        context["norm_smallest"] = smallest
-    return context
-
-
-def _names(text: str) -> tuple[str, ...]:
-    """A JSON list of names; empty for anything else."""
-    try:
-        found = json.loads(text or "[]")
-    except ValueError:
-        return ()
-    return tuple(name for name in found if isinstance(name, str)) if isinstance(found, list) else ()
-
-
-def _sizes(text: str) -> dict[str, tuple[str, int]]:
-    """A JSON object of name → class and number of nodes; what is anything else is left out."""
-    try:
-        found = json.loads(text or "{}")
-    except ValueError:
-        return {}
-    entries = found.items() if isinstance(found, dict) else ()
-    return {
-        name: (value[0], value[1])
-        for name, value in entries
-        if isinstance(value, list) and [type(part) for part in value] == [str, int]
+    found = {
+        "norm_without_batch": tuple(n for n in parsed(meta.get("norm_without_batch", ""), list) if isinstance(n, str)),
+        "normalising": tuple(n for n in parsed(meta.get("normalising", ""), list) if isinstance(n, str)),
+        INVESTIGATION: parsed(meta.get(INVESTIGATION, ""), dict),
+        "norm_smallest": {
+            name: tuple(value)  # Class and number of nodes.
+            for name, value in parsed(meta.get("norm_smallest", ""), dict).items()
+            if isinstance(value, list) and [type(part) for part in value] == [str, int]
+        },
     }
+    return {**context, **{name: value for name, value in found.items() if value}}
 
 
 def _number(text: str | None) -> int:

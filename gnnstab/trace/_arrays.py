@@ -17,32 +17,12 @@ if TYPE_CHECKING:
 MOST_LEVELS = 16
 """Levels of resolution that are read; each is one query over all statistics."""
 
-SITE_DTYPE = np.dtype(
-    [
-        ("step", np.int64),
-        ("span", np.int64),
-        ("minimum", np.float64),
-        ("maximum", np.float64),
-        ("rms", np.float64),
-        ("count", np.int64),
-        ("non_finite", np.int64),
-        ("rank", np.int32),
-    ]
-)
+SITE_COLUMNS = ("step", "span", "minimum", "maximum", "rms", "count", "non_finite")
+SITE_DTYPE = np.dtype([*zip(SITE_COLUMNS, ("i8", "i8", "f8", "f8", "f8", "i8", "i8"), strict=True), ("rank", "i4")])
 """One row of `Trace.sites`; the fields of `SiteRow` and the rank (-1 outside a distributed run)."""
 
-STEP_DTYPE = np.dtype(
-    [
-        ("step", np.int64),
-        ("time", np.float64),
-        ("loss", np.float64),
-        ("lr", np.float64),
-        ("scale", np.float64),
-        ("grad_norm", np.float64),
-        ("skipped", np.bool_),
-        ("rank", np.int32),
-    ]
-)
+STEP_COLUMNS = ("step", "time", "loss", "lr", "scale", "grad_norm", "skipped")
+STEP_DTYPE = np.dtype([*zip(STEP_COLUMNS, ("i8", "f8", "f8", "f8", "f8", "f8", "?"), strict=True), ("rank", "i4")])
 """One row of `Trace.step_arrays`; what is not known is NaN."""
 
 
@@ -59,14 +39,14 @@ def read_sites(
     parts: list[NDArray[np.void]] = []
     for level, since, until in _resolutions(connection, points):
         query = (
-            "SELECT series, step, span, minimum, maximum, rms, count, non_finite FROM statistic "
+            f"SELECT series, {', '.join(SITE_COLUMNS)} FROM statistic "
             f"WHERE level = ? AND step >= ? AND step < ?{chosen}"
         )
         for chunk in connection.numbers(query, (level, since, until), left):
             left -= len(chunk)
-            part, numbers = _structured(connection, chunk, rank)
-            parts.append(part)
-            ids.append(numbers)
+            matrix = _matrix(connection, chunk)
+            parts.append(_structured(connection, matrix[:, 1:], SITE_DTYPE, rank))
+            ids.append(_whole(connection, matrix[:, 0]).astype(np.int64))
     if not parts:
         return {}
     numbers, rows = np.concatenate(ids), np.concatenate(parts)
@@ -105,31 +85,27 @@ def _resolutions(connection: Connection, points: int | None) -> list[tuple[int, 
     ]
 
 
-def _structured(
-    connection: Connection, chunk: list[tuple[object, ...]], rank: int
-) -> tuple[NDArray[np.void], NDArray[np.int64]]:
-    matrix = _matrix(connection, chunk)
-    _check_whole(connection, matrix[:, [0, 1, 2, 6, 7]])
-    part = np.empty(len(matrix), dtype=SITE_DTYPE)
-    for column, name in enumerate(("step", "span", "minimum", "maximum", "rms", "count", "non_finite"), start=1):
-        part[name] = matrix[:, column]
-    part["rank"] = rank
-    return part, matrix[:, 0].astype(np.int64)
-
-
 def read_steps(connection: Connection, rank: int) -> NDArray[np.void]:
     """The training steps as an array of `STEP_DTYPE`."""
+    query = f"SELECT {', '.join(STEP_COLUMNS)} FROM step"
     parts = [np.empty(0, dtype=STEP_DTYPE)]
-    for chunk in connection.numbers("SELECT step, time, loss, lr, scale, grad_norm, skipped FROM step"):
-        matrix = _matrix(connection, chunk)
-        _check_whole(connection, matrix[:, [0, 6]])
-        part = np.empty(len(matrix), dtype=STEP_DTYPE)
-        for column, name in enumerate(("step", "time", "loss", "lr", "scale", "grad_norm", "skipped")):
-            part[name] = matrix[:, column]
-        part["rank"] = rank
-        parts.append(part)
+    # A loop ends its generator, which must be over before the connection is, at the first error; a comprehension does not.
+    for chunk in connection.numbers(query):
+        parts += [_structured(connection, _matrix(connection, chunk), STEP_DTYPE, rank)]
     rows = np.concatenate(parts)
     return rows[np.argsort(rows["step"], kind="stable")]
+
+
+def _structured(
+    connection: Connection, matrix: NDArray[np.float64], dtype: np.dtype[np.void], rank: int
+) -> NDArray[np.void]:
+    """The columns under the names of ``dtype``, and the rank as the last."""
+    part = np.empty(len(matrix), dtype=dtype)
+    for column, name in enumerate((dtype.names or ())[:-1]):
+        values = matrix[:, column]
+        part[name] = values if dtype[name].kind == "f" else _whole(connection, values)
+    part["rank"] = rank
+    return part
 
 
 def _matrix(connection: Connection, chunk: list[tuple[object, ...]]) -> NDArray[np.float64]:
@@ -139,9 +115,10 @@ def _matrix(connection: Connection, chunk: list[tuple[object, ...]]) -> NDArray[
         raise TraceError(f"{connection.path}: damaged trace, a number is none ({error})") from error
 
 
-def _check_whole(connection: Connection, columns: NDArray[np.float64]) -> None:
-    if not np.all(np.abs(columns) < 2.0**62):
+def _whole(connection: Connection, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    if not np.all(np.abs(values) < 2.0**62):
         raise TraceError(f"{connection.path}: damaged trace, a step or a count is missing or out of range")
+    return values
 
 
 def _split(ids: NDArray[np.int64], rows: NDArray[np.void]) -> dict[int, NDArray[np.void]]:

@@ -6,7 +6,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import cached_property, partial
-from types import TracebackType
+from operator import attrgetter, itemgetter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Row = tuple[Any, ...]
+
+_by_step = attrgetter("step", "rank")
 
 
 class Trace:
@@ -86,7 +88,9 @@ class Trace:
         """Facts of all recorded layers in order of their position."""
         merged: dict[str, LayerFacts] = {}
         for part in self._parts:
-            for facts in self._decoded(part, "SELECT facts FROM layer", "layer", _layer):
+            for facts in self._decoded(
+                part, "SELECT facts FROM layer", "layer", lambda row: codec.facts_from_json(row[0])
+            ):
                 merged.setdefault(facts.name, facts)
         return tuple(sorted(merged.values(), key=lambda facts: (facts.position, facts.name)))
 
@@ -181,7 +185,7 @@ class Trace:
             }
             decode = partial(codec.measure_from_columns, quantities=chosen)
             query = _measure_query(None if len(chosen) == len(listed) else chosen)
-            found += [measure for _, measure in sorted(self._rows_of(part, query, decode), key=_first)]
+            found += [measure for _, measure in sorted(self._rows_of(part, query, decode), key=itemgetter(0))]
         return sorted(found, key=_by_step)
 
     def events(self, kind: str | None = None) -> tuple[Event, ...]:
@@ -194,7 +198,7 @@ class Trace:
             for part in self._parts
             for _, event in sorted(
                 self._decoded(part, query, "event", partial(codec.event_from_columns, rank=part.rank), EVENTS_LIMIT),
-                key=_first,
+                key=itemgetter(0),
             )
             if kind in (None, event.kind)
         ]
@@ -217,9 +221,7 @@ class Trace:
     def __enter__(self) -> Trace:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *failure: object) -> None:
         self.close()
 
     def _rows_of(self, part: Part, query: str, decode: Callable[[Row, int], T], most: int = MOST_ROWS) -> Iterator[T]:
@@ -241,18 +243,6 @@ class Trace:
                 note = f"{part.connection.path}: a damaged {what} was left out ({error})"
                 if note not in self._notes:
                     self._notes.append(note)
-
-
-def _by_step(row: StepRow | Measure | Event) -> tuple[int, int]:
-    return row.step, row.rank
-
-
-def _layer(row: Row) -> LayerFacts:
-    return codec.facts_from_json(row[0])
-
-
-def _first(pair: tuple[int, object]) -> int:
-    return pair[0]
 
 
 def _measure_query(quantities: Iterable[int] | None) -> str:

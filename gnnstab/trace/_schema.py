@@ -5,6 +5,7 @@ The tables and columns are described for readers in docs/trace.md.
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Mapping
 
@@ -59,34 +60,8 @@ CREATE VIEW measures AS SELECT m.step, q.layer, q.mode, q.call, q.name, q.head, 
 """
 
 COLUMNS: Mapping[str, frozenset[str]] = {
-    "meta": frozenset({"key", "value"}),
-    "layer": frozenset({"name", "position", "kind", "facts"}),
-    "blind": frozenset({"layer", "site", "reason"}),
-    "series": frozenset({"id", "layer", "mode", "call", "site"}),
-    "resolution": frozenset({"level", "stride", "since", "until"}),
-    "statistic": frozenset(
-        {"level", "step", "series", "part", "span", "minimum", "maximum", "rms", "count", "non_finite"}
-    ),
-    "quantity": frozenset({"id", "layer", "mode", "call", "name", "head"}),
-    "measure": frozenset({"step", "quantity", "number", "level", "value", "detail"}),
-    "step": frozenset({"step", "level", "time", "loss", "lr", "scale", "grad_norm", "skipped"}),
-    "event": frozenset(
-        {
-            "id",
-            "step",
-            "kind",
-            "layer",
-            "mode",
-            "call",
-            "stage",
-            "origin",
-            "nodes",
-            "edges",
-            "heads",
-            "message",
-            "detail",
-        }
-    ),
+    table: frozenset(re.findall(r"(\w+) (?:TEXT|INTEGER|REAL)", columns))
+    for table, columns in re.findall(r"CREATE TABLE (\w+) \((.*?)\)(?: WITHOUT ROWID)?;", TABLES, re.DOTALL)
 }
 """Columns that a file of this version must have, as real tables."""
 

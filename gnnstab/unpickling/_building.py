@@ -21,7 +21,9 @@ class Builder:
         """``swapped`` means that the file was written on a machine of the other byte order."""
         import torch
 
-        self._torch = torch
+        from gnnstab import torch_private
+
+        self._torch, self._private = torch, torch_private
         self._whole: Any = torch.UntypedStorage.from_file(str(file), False, file.stat().st_size)
         self._swapped = swapped
         self._storages: dict[tuple[object, ...], UntypedStorage] = {}
@@ -32,7 +34,7 @@ class Builder:
             tensor: Tensor = getattr(self, f"_{stored.kind}")(stored)
             if stored.conjugate and tensor.is_complex():
                 tensor = tensor.conj()
-            return self._torch._neg_view(tensor) if stored.negative else tensor
+            return self._private.negative_view(tensor) if stored.negative else tensor
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise Damaged(f"a {stored.kind} tensor cannot be built ({str(error)[:80]})") from None
 
@@ -90,8 +92,7 @@ class Builder:
         if method is None:
             raise ValueError("unknown scheme")
         place = (stored.offset, stored.shape, stored.stride)
-        tensor: Tensor = torch._utils._rebuild_qtensor(typed, *place, (method, *quantizer), False, {})
-        return tensor
+        return self._private.rebuild_quantized(typed, *place, (method, *quantizer), False, {})
 
     def _nested(self, stored: StoredTensor) -> Tensor:
         buffer, shapes, strides, offsets = stored.parts

@@ -30,6 +30,9 @@ MOST_LOOSE_KEYS = 10_000
 LONGEST_KEY = 16
 """Entries of a tuple that is a key."""
 
+_PLAIN_KEYS = frozenset({str, bool, float, type(None), bytes, Named, Record})
+"""Types of keys that hash in constant time, with a hash that no file can choose."""
+
 
 class Storages(Protocol):
     """Knows where the storages of a file lie."""
@@ -134,6 +137,13 @@ class Machine:
         self.stack = self.below.pop()
         return items
 
+    def checked_since_mark(self) -> list[Any]:
+        """The same, each fit to be a key."""
+        items = self.since_mark()
+        for item in items:
+            self.check_key(item)
+        return items
+
     def named(self, name: str) -> Named:
         """The one object for a name."""
         return self.names.setdefault(name, Named(name))
@@ -141,17 +151,7 @@ class Machine:
     def check_key(self, key: Any, depth: int = 0) -> None:
         """Raise `Damaged` unless hashing this key takes constant time, memory and depth."""
         kind = type(key)
-        if (
-            kind is str
-            or kind is bool
-            or kind is float
-            or key is None
-            or kind is bytes
-            or kind is Named
-            or kind is Record
-        ):
-            return
-        if kind is int and -(2**60) < key < 2**60:
+        if kind in _PLAIN_KEYS or (kind is int and -(2**60) < key < 2**60):
             return
         if kind is not int and not (kind is tuple and depth < 2 and len(key) <= LONGEST_KEY):
             raise Damaged(f"a {printable(kind.__name__, 40)} is a key, which no checkpoint has")
@@ -178,7 +178,8 @@ _U1, _U2, _I4, _U4, _U8, _F8 = (_number(form) for form in ("<B", "<H", "<i", "<I
 
 def _push(read: Callable[[Machine], Any]) -> Callable[[Machine], None]:
     def operation(machine: Machine) -> None:
-        machine.stack.append(read(machine))
+        value = read(machine)  # First, since it may bring back the stack below a mark.
+        machine.stack.append(value)
 
     return operation
 
@@ -197,17 +198,12 @@ def _empty(kind: Callable[[], Any]) -> Callable[[Machine], None]:
     return operation
 
 
-def _text(length: Callable[[Machine], int]) -> Callable[[Machine], None]:
-    return lambda machine: machine.stack.append(machine.take(length(machine)).decode("utf-8", "surrogatepass"))
+def _text(length: Callable[[Machine], int], errors: str = "surrogatepass") -> Callable[[Machine], None]:
+    return _push(lambda machine: machine.take(length(machine)).decode("utf-8", errors))
 
 
-def _old_text(length: Callable[[Machine], int]) -> Callable[[Machine], None]:
-    """A ``str`` of Python 2."""
-    return lambda machine: machine.stack.append(machine.take(length(machine)).decode("utf-8", "surrogateescape"))
-
-
-def _bytes(length: Callable[[Machine], int]) -> Callable[[Machine], None]:
-    return lambda machine: machine.stack.append(machine.take(length(machine)))
+def _bytes(length: Callable[[Machine], int], kind: Callable[[bytes], Any] = bytes) -> Callable[[Machine], None]:
+    return _push(lambda machine: kind(machine.take(length(machine))))
 
 
 def _long(length: Callable[[Machine], int]) -> Callable[[Machine], None]:
@@ -218,28 +214,6 @@ def _long(length: Callable[[Machine], int]) -> Callable[[Machine], None]:
         machine.stack.append(int.from_bytes(machine.take(size), "little", signed=True))
 
     return operation
-
-
-def _tuple(size: int) -> Callable[[Machine], None]:
-    def operation(machine: Machine) -> None:
-        stack = machine.stack
-        if len(stack) < size:
-            raise IndexError
-        stack[-size:] = [tuple(stack[-size:])]
-
-    return operation
-
-
-def _marked_tuple(machine: Machine) -> None:
-    items = tuple(machine.since_mark())
-    machine.stack.append(items)
-
-
-def _marked_frozenset(machine: Machine) -> None:
-    items = machine.since_mark()
-    for item in items:
-        machine.check_key(item)
-    machine.stack.append(frozenset(items))
 
 
 def _mark(machine: Machine) -> None:
@@ -254,17 +228,21 @@ def _pop(machine: Machine) -> None:
         machine.since_mark()
 
 
-def _append(machine: Machine) -> None:
-    item = machine.stack.pop()
-    _extend(machine.stack[-1], [item])
+def _last(count: int) -> Callable[[Machine], list[Any]]:
+    """The topmost items of the stack, which lose their place on it."""
+
+    def take(machine: Machine) -> list[Any]:
+        return [machine.stack.pop() for _ in range(count)][::-1]
+
+    return take
 
 
-def _appends(machine: Machine) -> None:
-    items = machine.since_mark()
-    _extend(machine.stack[-1], items)
+def _tuple(machine: Machine, items: list[Any]) -> None:
+    machine.stack.append(tuple(items))
 
 
-def _extend(target: Any, items: list[Any]) -> None:
+def _extend(machine: Machine, items: list[Any]) -> None:
+    target = machine.stack[-1]
     if isinstance(target, Record):
         target.sequence.extend(items)
     elif type(target) in (list, deque):
@@ -274,22 +252,11 @@ def _extend(target: Any, items: list[Any]) -> None:
 
 
 def _add_items(machine: Machine) -> None:
-    items = machine.since_mark()
+    items = machine.checked_since_mark()
     target = machine.stack[-1]
     if type(target) is not set:
         raise Damaged(f"items are added to a {printable(type(target).__name__, 40)}")
-    for item in items:
-        machine.check_key(item)
     target.update(items)
-
-
-def _set_item(machine: Machine) -> None:
-    value, key = machine.stack.pop(), machine.stack.pop()
-    _set(machine, [key, value])
-
-
-def _set_items(machine: Machine) -> None:
-    _set(machine, machine.since_mark())
 
 
 def _set(machine: Machine, items: list[Any]) -> None:
@@ -303,6 +270,12 @@ def _set(machine: Machine, items: list[Any]) -> None:
     for at in range(0, len(items), 2):
         machine.check_key(items[at])
         target[items[at]] = items[at + 1]
+
+
+def _with(
+    items: Callable[[Machine], list[Any]], use: Callable[[Machine, list[Any]], None]
+) -> Callable[[Machine], None]:
+    return lambda machine: use(machine, items(machine))
 
 
 def _put(place: Callable[[Machine], int]) -> Callable[[Machine], None]:
@@ -371,12 +344,11 @@ def _build(machine: Machine) -> None:
 def _persistent(machine: Machine) -> None:
     """``("storage", type, key, device, elements[, view])``, or a class with its source in the format before torch 1.6."""
     identifier = machine.stack.pop()
-    if type(identifier) is not tuple or not identifier:
-        raise Damaged("a reference to the file is none that torch writes")
-    if identifier[0] == "module" and len(identifier) == 4 and type(identifier[1]) is Named:
+    what, size = (identifier[:1], len(identifier)) if type(identifier) is tuple else ((), 0)
+    if what == ("module",) and size == 4 and type(identifier[1]) is Named:
         machine.stack.append(identifier[1])
         return
-    if identifier[0] != "storage" or len(identifier) not in (5, 6):
+    if what != ("storage",) or size not in (5, 6):
         raise Damaged("a reference to the file is none that torch writes")
     kind, key, _, elements = identifier[1:5]
     dtype = (
@@ -399,18 +371,24 @@ def _view(storage: Storage, view: Any) -> Storage:
     return Storage(f"{storage.key}/{name}", storage.dtype, begin, size * item)
 
 
+_PYTHON_2 = "surrogateescape"
+"""How the bytes of a ``str`` of Python 2 are decoded."""
+
 _OPERATIONS: dict[int, Callable[[Machine], None]] = {
     ord("N"): _constant(None), 0x88: _constant(True), 0x89: _constant(False),
     ord("K"): _push(_U1), ord("M"): _push(_U2), ord("J"): _push(_I4), ord("G"): _push(_F8),
     0x8A: _long(_U1), 0x8B: _long(_I4),
-    ord("X"): _text(_U4), 0x8C: _text(_U1), 0x8D: _text(_U8), ord("U"): _old_text(_U1), ord("T"): _old_text(_I4),
-    ord("B"): _bytes(_U4), ord("C"): _bytes(_U1), 0x8E: _bytes(_U8),
-    0x96: lambda machine: machine.stack.append(bytearray(machine.take(_U8(machine)))),
-    ord(")"): _constant(()), 0x85: _tuple(1), 0x86: _tuple(2), 0x87: _tuple(3), ord("t"): _marked_tuple,
-    ord("]"): _empty(list), ord("}"): _empty(dict), 0x8F: _empty(set), 0x91: _marked_frozenset,
+    ord("X"): _text(_U4), 0x8C: _text(_U1), 0x8D: _text(_U8),
+    ord("U"): _text(_U1, _PYTHON_2), ord("T"): _text(_I4, _PYTHON_2),
+    ord("B"): _bytes(_U4), ord("C"): _bytes(_U1), 0x8E: _bytes(_U8), 0x96: _bytes(_U8, bytearray),
+    ord(")"): _constant(()), 0x85: _with(_last(1), _tuple), 0x86: _with(_last(2), _tuple),
+    0x87: _with(_last(3), _tuple), ord("t"): _with(Machine.since_mark, _tuple),
+    ord("]"): _empty(list), ord("}"): _empty(dict), 0x8F: _empty(set),
+    0x91: _push(lambda machine: frozenset(machine.checked_since_mark())),
     ord("("): _mark, ord("0"): _pop, ord("1"): lambda machine: (machine.since_mark(), None)[1],
-    ord("2"): lambda machine: machine.stack.append(machine.stack[-1]),
-    ord("a"): _append, ord("e"): _appends, 0x90: _add_items, ord("s"): _set_item, ord("u"): _set_items,
+    ord("2"): _push(lambda machine: machine.stack[-1]),
+    ord("a"): _with(_last(1), _extend), ord("e"): _with(Machine.since_mark, _extend), 0x90: _add_items,
+    ord("s"): _with(_last(2), _set), ord("u"): _with(Machine.since_mark, _set),
     ord("q"): _put(_U1), ord("r"): _put(_U4), 0x94: _memoize, ord("h"): _get(_U1), ord("j"): _get(_U4),
     ord("c"): _global, 0x93: _stack_global, ord("R"): _reduce, 0x81: _new_object,
     0x92: _new_object_with_keywords, ord("b"): _build, ord("Q"): _persistent,

@@ -22,6 +22,9 @@ WORSE_SIGNAL = -0.15
 TOLERANCE = 0.1
 """ln(loss with / loss without) up to which a short training is called not worse: 10 %."""
 
+FEWEST = 3
+"""Pairs of trainings below which chance is not told from an effect: their 95 % interval says nothing."""
+
 MAJORITY = 0.8
 """Share of the seeds in which a threshold must be crossed."""
 
@@ -32,6 +35,13 @@ class Pairs:
 
     before: tuple[ArmResult, ...]
     after: tuple[ArmResult, ...]
+    by_chance: bool = True
+    """False where every seed is known to give the same training, so that one pair says all."""
+
+    @property
+    def too_few(self) -> bool:
+        """True where chance plays a part and the trained pairs are fewer than `FEWEST`."""
+        return self.by_chance and sum(r.final is not None for r in self.after) < FEWEST
 
     def values(self, which: str) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
         """The goal's signal per seed; ``which`` is ``before`` or ``after``."""
@@ -77,14 +87,14 @@ def spread(pairs: Pairs, goal: Goal) -> float | None:
 
 
 def loss_change(pairs: Pairs, which: str = "final") -> tuple[float, float] | None:
-    """95 % interval of the mean of ln(loss with / loss without) over paired seeds; None without trained pairs.
+    """95 % interval of the mean of ln(loss with / loss without) over paired seeds; None without trained pairs, or with too few.
 
     ``which`` is ``final``, the end of the training, or ``unseen``, features that it has not met. A run that broke off
     counts as an infinite loss: (−inf, −inf) when the fix keeps it alive, (inf, inf) when the fix kills it.
     """
     trained = [(getattr(b, which), getattr(a, which)) for b, a in zip(pairs.before, pairs.after, strict=True)]
     complete = [(b, a) for b, a in trained if b is not None and a is not None]
-    if not complete:
+    if not complete or (pairs.by_chance and len(complete) < FEWEST):
         return None
     broken_before = sum(not math.isfinite(b) for b, _ in complete)
     broken_after = sum(not math.isfinite(a) for _, a in complete)
@@ -138,7 +148,7 @@ def by_signal(pairs: Pairs, goal: Goal) -> tuple[str, str] | None:
         alive = "the signal is no number in one of the arms" if not goal.counts_events else "non-finite values remain"
         return ("no-effect" if goal.counts_events else "inconclusive"), alive
     if covered < NO_EFFECT:
-        return "no-effect", f"the signal covers {covered:.0%} of the way to its threshold"
+        return "no-effect", f"the signal covers {max(covered, 0.0):.0%} of the way to its threshold"
     return (
         "inconclusive",
         f"the signal covers {min(covered, 1.0):.0%} of the way to its threshold and does not pass it with margin in most seeds",
@@ -164,6 +174,12 @@ def by_training(pairs: Pairs) -> tuple[str, str]:
     What is kept from the training, where anything is, alone can speak against a fix; that it is not worse may be shown by
     either loss. The reasons stand in docs/decisions/0006.
     """
+    if pairs.too_few and pairs.after:
+        seeds = "1 seed does" if len(pairs.after) == 1 else f"{len(pairs.after)} seeds do"
+        return "inconclusive", (
+            f"the signal crosses its threshold, but {seeds} not tell whether the short training is worse: "
+            f"that takes at least {FEWEST}"
+        )
     own, unseen = loss_change(pairs), loss_change(pairs, "unseen")
     if own is None:
         return "inconclusive", "the signal crosses its threshold, but no short training was finished in both arms"

@@ -12,7 +12,7 @@ from gnnstab.randomness import keeps_random_state
 from gnnstab.records import Cause, Diagnosis, Finding
 from gnnstab.records.vocabulary import in_group
 from gnnstab.verification._protocol import verify
-from gnnstab.verification._sweep import INTERRUPTED, Progress
+from gnnstab.verification._sweep import Progress
 from gnnstab.verification._verdict import Verdict
 from gnnstab.verification.interventions.deciding import ROOT
 
@@ -41,20 +41,12 @@ def prove(
     """
     judged = [c for c in diagnosis.causes if c.status in ("root-cause", "contributing")]
     proven: dict[str, Cause] = {}
-    interrupted = False
-
-    def tell(line: str) -> None:
-        nonlocal interrupted
-        interrupted |= line.startswith(INTERRUPTED)
-        if progress is not None:
-            progress(line)
-
     for finding, causes in _groups(diagnosis, judged):
         names = list(dict.fromkeys(advice.fix for cause in causes for advice in cause.fixes))
-        if interrupted or not names:
+        if not names:
             continue
         found = verify(
-            model, names, batch=batch, loss=loss, precision=precision, progress=tell, finding=finding,
+            model, names, batch=batch, loss=loss, precision=precision, progress=progress, finding=finding,
             **{"steps": 100, **options},
         )  # fmt: skip
         verdicts = {verdict.fix: verdict for verdict in found}

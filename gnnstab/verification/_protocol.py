@@ -24,6 +24,7 @@ from torch import nn
 from gnnstab.errors import UsageError
 from gnnstab.fixes import find
 from gnnstab.fixes.model_structure import duplicate
+from gnnstab.fixes.own_lines import own_lines
 from gnnstab.probe.batches.data import taken
 from gnnstab.randomness import keeps_random_state
 from gnnstab.records import Finding, Signal
@@ -54,15 +55,15 @@ def verify(
     seeds: int = 5,
     steps: int = 150,
     precision: str = "fp32",
-    lr: float = 1e-3,
-    eps: float = 1e-8,
+    lr: float | None = None,
+    eps: float | None = None,
     factory: Factory | None = None,
     finding: Finding | None = None,
     workers: int = 1,
     store: str | Path | None = None,
     progress: Progress | None = None,
 ) -> list[Verdict]:
-    """NonFiniteDetector fixes on copies of a model; the model, its mode and the random state stay as they are.
+    """Judge fixes on copies of a model; the model, its mode and the random state stay as they are.
 
     Args:
         model: Any module with attention layers.
@@ -74,12 +75,13 @@ def verify(
             these leave open whether the training is worse.
         steps: Steps of the short training.
         precision: ``fp32``, ``fp16`` or ``bf16``: measuring and training run under autocast to it.
-        lr: Learning rate of the short training (Adam).
-        eps: Adam's eps there.
+        lr: Learning rate of the short training (Adam): that of your run, since a verdict holds for its rate. 0.001 when
+            omitted, which the verdict then says.
+        eps: Adam's eps there; 1e-8 when omitted.
         factory: Makes the model with fresh weights, for an initialisation of your own.
         finding: What the fixes are to cure; the most severe symptom of the model when omitted.
         workers: Processes.
-        store: A file that keeps every finished arm, so that an interrupted call continues.
+        store: A file that keeps every finished arm, so that a call that Ctrl-C has ended continues from there.
         progress: Called after every arm.
 
     Returns:
@@ -92,7 +94,8 @@ def verify(
     chosen = fix_specs(fixes)
     if seeds < 1 or steps < 1:
         raise UsageError(f"seeds={seeds} and steps={steps} must be at least 1")
-    training = TrainingSettings(steps=steps, lr=lr, eps=eps)
+    given = {key: value for key, value in (("lr", lr), ("eps", eps)) if value is not None}
+    training = TrainingSettings(steps=steps, **given, own_rate=lr is not None)
     setting = _setting(model, taken(batch, model), loss, precision, training, factory, finding)
     runner = partial(_run, setting, workers=workers, progress=progress, store=None if store is None else Path(store))
     plans = [_Plan(setting, item, seeds) for item in chosen]
@@ -100,9 +103,6 @@ def verify(
     for stage in (_first, _rest, _first_trainings, _trainings, _more_trainings):
         arms = dict.fromkeys(arm for plan in plans for arm in stage(plan, results) if arm not in results)
         results |= runner(arms)
-        if not results.keys() >= arms.keys():
-            # Interrupted: what is finished is judged, and nothing more is started.
-            break
     return [plan.verdict(results) for plan in plans]
 
 
@@ -179,6 +179,7 @@ class _Plan:
         self.after_training &= not _seen_in_settings(setting)
         self.seeds, self.asked = range(seeds), seeds
         self.trained_seeds = self.seeds
+        self.repeats = False
 
     def screening(self, most: int | None = None) -> list[Arm]:
         """Measure both arms, of the first ``most`` seeds; an edit without chance gives the same numbers for every seed."""
@@ -192,7 +193,7 @@ class _Plan:
         """Keep to the seeds seen so far where the signal has refuted the fix in all of them."""
         goal, pairs = self.setting.goal, self._pairs(results)
         if self.after_training and _repeats(pairs):
-            self.seeds = self.seeds[:1]
+            self.seeds, self.repeats = self.seeds[:1], True
         if goal is None or not self.fresh or len(pairs.after) < FIRST or any(r.error for r in pairs.after):
             return
         if not judging.fires_before(pairs, goal):
@@ -205,6 +206,7 @@ class _Plan:
         """Keep to one seed where chance plays no part: your own loss, current weights, no dropout."""
         if _repeats(self._pairs(results, train=True)):
             self.seeds = self.trained_seeds = self.seeds[:1]
+            self.repeats = True
 
     def extend_trainings(self, results: dict[Arm, ArmResult]) -> None:
         """Train from as many seeds again where the fix looks harmless and the interval is too wide to say so."""
@@ -234,11 +236,12 @@ class _Plan:
     def _pairs(self, results: dict[Arm, ArmResult], *, train: bool = False) -> Pairs:
         both = [self._pair(seed, train=train) for seed in (self.trained_seeds if train else self.seeds)]
         done = [(results[a], results[b]) for a, b in both if a in results and b in results]
-        return Pairs(tuple(a for a, _ in done), tuple(b for _, b in done))
+        return Pairs(tuple(a for a, _ in done), tuple(b for _, b in done), by_chance=not self.repeats)
 
     def verdict(self, results: dict[Arm, ArmResult]) -> Verdict:
         """The verdict from all finished arms."""
-        change = self.fix.change(self.setting.signals.layers, self.setting.signals, **self.item.options)
+        change = own_lines(self.setting.model, self.item.fix, self.item.options)
+        change = change or self.fix.change(self.setting.signals.layers, self.setting.signals, **self.item.options)
         base = Verdict(self.item.fix, "not-tested", "", change=change, options=dict(self.item.options))
         goal = self.setting.goal
         if goal is None:
@@ -246,14 +249,12 @@ class _Plan:
                 base, verdict="no-effect", reason="no rule fires on this model and batch: there is nothing to cure"
             )
         screened, trained = self._pairs(results), self._pairs(results, train=True)
-        if not screened.after:
-            return replace(base, reason="interrupted before both arms of one seed were finished")
         errors = [r.error for r in (*screened.before, *screened.after) if r.error]
         if errors:
             return replace(base, reason=f"the fix cannot be applied here: {errors[0]}")
         losses = screened if self.after_training else trained
-        decided = judging.by_signal(screened, goal) or judging.by_training(losses)
-        return self._filled(replace(base, verdict=decided[0], reason=decided[1]), screened, losses)
+        verdict, reason = judging.by_signal(screened, goal) or judging.by_training(losses)
+        return self._filled(replace(base, verdict=verdict, reason=reason), screened, losses)
 
     def _filled(self, verdict: Verdict, screened: Pairs, losses: Pairs) -> Verdict:
         goal = self.setting.goal
@@ -277,6 +278,7 @@ class _Plan:
             step_time=_ratio(losses),
             arms=self._arms(),
             objective=self._objective(losses),
+            rate=self.setting.training.rate if any(r.final is not None for r in losses.after) else "",
         )
 
     def _arms(self) -> str:
@@ -286,7 +288,7 @@ class _Plan:
         if self.fresh:
             how = how_initialised(self.setting.model, self.setting.factory)
             return f"Compared: {len(self.seeds)} pairs of fresh twins with and without it, {how}{measured}{more}"
-        once = ", once: every seed gives the same training" if len(self.seeds) == 1 < self.asked else ""
+        once = ", once: every seed gives the same training" if self.repeats else ""
         return f"Compared: the current weights with and without it{measured}{once}{more}"
 
     def _objective(self, losses: Pairs) -> str:

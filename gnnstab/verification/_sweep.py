@@ -21,9 +21,6 @@ from gnnstab.errors import UsageError
 T = TypeVar("T")
 Progress = Callable[[str], None]
 
-INTERRUPTED = "interrupted"
-"""How the line begins that tells of Ctrl-C."""
-
 
 def sweep(
     jobs: Mapping[str, Callable[[], T]],
@@ -43,7 +40,7 @@ def sweep(
         store: A JSON-lines file. What it holds is not run again, and each result is appended as it comes.
         load: Makes a result from its stored fields; needed with ``store``.
 
-    An interrupt (Ctrl-C) ends the sweep; what is finished is returned, and what is not is absent.
+    An interrupt (Ctrl-C) goes on to the caller: what is finished by then stands in the store.
     """
     done: dict[str, T] = _stored(store, jobs, load)
     todo = [key for key in jobs if key not in done]
@@ -57,9 +54,6 @@ def sweep(
                 _append(store, key, result)
                 if progress is not None:
                     progress(f"{len(done)}/{len(jobs)} {key}")
-    except KeyboardInterrupt:
-        if progress is not None:
-            progress(f"{INTERRUPTED} after {len(done)} of {len(jobs)} arms")
     finally:
         torch.set_num_threads(threads)
     return done

@@ -71,11 +71,19 @@ class Verdict:
     objective: str = ""
     """What the short training minimised."""
 
+    rate: str = ""
+    """The learning rate of the short training in words, for which the verdict holds; empty when nothing was trained."""
+
     change: str = ""
     """The exact change as code for this model."""
 
     options: Mapping[str, Any] = field(default_factory=dict)
     """Options that the fix was applied with."""
+
+    @property
+    def because(self) -> str:
+        """The reason, with the rate that it holds for."""
+        return f"{self.reason} ({self.rate})" if self.rate else self.reason
 
     def as_advice(self, advice: FixAdvice | None = None) -> FixAdvice:
         """This verdict as the advice of a diagnosis; the change of ``advice`` is kept."""
@@ -86,5 +94,5 @@ class Verdict:
             before=self.before,
             after=self.after,
             signal=self.signal or base.signal,
-            note=" ".join(f"{part.rstrip('.')}." for part in (self.reason, self.arms, self.objective) if part),
+            note=" ".join(f"{part.rstrip('.')}." for part in (self.because, self.arms, self.objective) if part),
         )

@@ -121,7 +121,7 @@ class Ladder:
     """The first stable rung on larger graphs; where it is not stable any more, the rungs above it."""
 
     not_scaled: str = ""
-    """Why there are no larger graphs, or no further ones; else empty."""
+    """Why there are no larger graphs; else empty."""
 
     @property
     def stable_from(self) -> Rung | None:
@@ -202,8 +202,6 @@ def run_ladder(
 
     results = run({key: partial(_job, setting, arm, train) for key, arm in arms.items()})
     ladder = _ladder(setting, stages, errors, results, seeds)
-    if len(results) < len(arms):
-        return replace(ladder, not_scaled="interrupted before all rungs were measured")
     return _scaled_up(ladder, setting, stages, sizes, seeds, train, run)
 
 
@@ -276,8 +274,6 @@ def _scaled_up(
                 for seed in range(seeds)
             }
             done = list(run(jobs).values())
-            if len(done) < seeds:
-                return replace(ladder, larger=tuple(larger), not_scaled=f"interrupted at size {size:g}")
             rung = _rung(setting, name, fixes, done, None, "")
             larger.append(Larger(size, rung.value, name, rung.stable, rung.loss, rung.codes, done[0].objective))
             if rung.stable:
@@ -321,9 +317,8 @@ def _ladder(
 ) -> Ladder:
     rungs: list[Rung] = []
     for name, fixes in stages:
-        done = [results[f"{name}/{seed}"] for seed in range(seeds) if f"{name}/{seed}" in results]
-        if done:
-            rungs.append(_rung(setting, name, fixes, done, rungs[-1] if rungs else None, errors.get(name, "")))
+        done = [results[f"{name}/{seed}"] for seed in range(seeds)]
+        rungs.append(_rung(setting, name, fixes, done, rungs[-1] if rungs else None, errors.get(name, "")))
     goal = setting.goal
     objective = next((r.objective for r in results.values() if r.objective), "")
     return Ladder(tuple(rungs), goal.signal if goal else "", objective)

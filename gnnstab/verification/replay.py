@@ -21,7 +21,7 @@ from gnnstab.records import Event, Signals
 from gnnstab.verification.fix_spec import fix_specs
 from gnnstab.verification.training import AUTOCAST
 
-FIRST_AID = ("fp32-attention", "qk-clip", "score-cap", "activation-clamp", "dropout", "lower-lr")
+FIRST_AID = ("fp32-attention", "qk-clip", "score-cap", "activation-clamp")
 """Fixes that leave the weights' meaning alone, and can therefore be tried on the very forward that failed."""
 
 
@@ -102,7 +102,9 @@ def replay(
             raise UsageError(
                 f"{item.fix} makes these weights useless, so that replaying them proves nothing; use gnnstab verify"
             )
-    tried = [_try(model, args, kwargs, item, event, run, scores) for item in chosen]
+    # A value that came in with the data is not cured by a change of the model.
+    from_data = event.layer is None and event.stage == "input" and fixes == FIRST_AID
+    tried = [] if from_data else [_try(model, args, kwargs, item, event, run, scores) for item in chosen]
     found = repeat(model, Call(tuple(args), dict(kwargs or {}), rng_state, autocast, grad=False))
     operation = sentence(found.origin) if found.origin is not None else ""
     return Replay(event, tuple(rows), tuple(tried), operation=operation)

@@ -177,10 +177,7 @@ def scale(
         f"{prefix}{f:g}/{p}/{s}": partial(_point, part, call, f, p, s) for f, p, s in plan
     }
     found = sweep(jobs, workers=workers, progress=progress, store=None if store is None else Path(store), load=_load)
-    points = tuple(found[key] for key in jobs if key in found)
-    if not points:
-        raise UsageError("interrupted before the first graph was measured")
-    return evaluate(points, call.name)
+    return evaluate(tuple(found[key] for key in jobs), call.name)
 
 
 def _load(**fields: Any) -> Point:

@@ -25,11 +25,19 @@ class TrainingSettings:
     steps: int = 150
     lr: float = 1e-3
     eps: float = 1e-8
+    own_rate: bool = True
+    """False where the caller's own rate is not known."""
+
     clip: float = 10.0
     """Limit of the gradient's norm."""
 
     clip_percentile: float | None = None
     """When set, the limit is this percentile of the norms seen so far, from the tenth step on."""
+
+    @property
+    def rate(self) -> str:
+        """The rate in words, for beside a verdict: it holds for this rate."""
+        return f"at learning rate {self.lr:g}" + ("" if self.own_rate else "; yours is not known: pass lr=")
 
 
 @dataclass(frozen=True, slots=True)

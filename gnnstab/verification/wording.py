@@ -10,7 +10,8 @@ from typing import Any
 from gnnstab import characters
 from gnnstab.records.json_numbers import json_number
 from gnnstab.records.vocabulary import ATTENTION_ONE_HOT_SHARE
-from gnnstab.verification._verdict import Verdict
+from gnnstab.verification._verdict_text import number as number
+from gnnstab.verification._verdict_text import verdicts_text as verdicts_text
 from gnnstab.verification.clamping import Side
 from gnnstab.verification.ladder import Ladder
 from gnnstab.verification.replay import Replay
@@ -22,30 +23,6 @@ def as_json(result: Any) -> str:
     return characters.as_json(_plain(result))
 
 
-def verdicts_text(verdicts: Sequence[Verdict]) -> str:
-    """One paragraph per fix."""
-    return "\n\n".join(_verdict(v) for v in verdicts)
-
-
-def _verdict(v: Verdict) -> str:
-    options = ", ".join(f"{k}={value}" for k, value in v.options.items())
-    lines = [f"{v.fix}{f' ({options})' if options else ''}: {v.verdict}", f"  {v.reason}"]
-    if v.before is not None and v.after is not None:
-        where = f" of {v.layer}" if v.layer else ""
-        limit = f", limit {number(v.threshold)}" if v.threshold is not None else ""
-        lines.append(f"  {v.signal}{where}: {number(v.before)} → {number(v.after)}{limit} ({v.seeds} seeds)")
-    if v.loss_change is not None:
-        low, high = (number(math.expm1(b) * 100) for b in v.loss_change)
-        lines.append(f"  loss {number(v.loss_before)} → {number(v.loss_after)} (change {low} % … {high} %)")
-    if v.unseen_change is not None:
-        low, high = (number(math.expm1(b) * 100) for b in v.unseen_change)
-        lines.append(f"  loss on what the training has not seen: change {low} % … {high} %")
-    if v.step_time is not None:
-        lines.append(f"  a step takes {v.step_time:.2f} × as long")
-    lines += [f"  {text}" for text in (v.arms, v.objective) if text]
-    return "\n".join([*lines, *(f"    {line}" for line in v.change.splitlines())])
-
-
 def ladder_text(ladder: Ladder) -> str:
     """A table of rungs and the sentence that sums them up."""
     rows = [("rung", ladder.signal or "signal", "loss", "stable", "fires")]
@@ -54,10 +31,13 @@ def ladder_text(ladder: Ladder) -> str:
         for r in ladder.rungs
     ]
     first = ladder.stable_from
-    said = f"Stable from the rung “{first.name}” on." if first else "No rung is stable."
+    said = f"Stable from the rung “{first.name}” on." if first else _NONE
     idle = ", ".join(r.name for r in ladder.without_effect)
     below = [f"Did nothing: {idle}."] if idle else []
     return "\n".join([_table(rows), "", said, *below, ladder.objective, *_larger_text(ladder)])
+
+
+_NONE = "No rung is stable. Next: gnnstab diagnose with --verify, which looks for causes that no rung treats."
 
 
 def _larger_text(ladder: Ladder) -> list[str]:
@@ -71,11 +51,11 @@ def _larger_text(ladder: Ladder) -> list[str]:
         last = ladder.larger[-1]
         if last.stable:
             lines.append(f"Holds up to size {number(last.size)} with “{last.rung}”.")
-        elif not ladder.not_scaled:
+        else:
             lines.append(f"No rung is stable at size {number(last.size)}.")
         lines += dict.fromkeys(at.objective for at in ladder.larger if at.objective != ladder.objective)
     if ladder.not_scaled:
-        lines += ["", f"Not tried on larger graphs{' beyond that' * bool(ladder.larger)}: {ladder.not_scaled}"]
+        lines += ["", f"Not tried on larger graphs: {ladder.not_scaled}"]
     return lines
 
 
@@ -112,22 +92,40 @@ def sides_text(sides: Sequence[Side]) -> str:
     return _table(rows)
 
 
-def replay_text(replay: Replay) -> str:
-    """The stages up to the failure, and what each fix did."""
+def replay_text(replay: Replay, *, verbose: bool = True) -> str:
+    """The stages up to the failure, and what each fix did; without ``verbose`` the last stages alone."""
     # Whether the replay agrees with the run is what the reader wants to know before all else.
     about = _about(replay)
     if replay.event is None:
         # Without a model nothing was run, so that nothing can be said of the stages.
         ran = replay.rows or replay.recorded is None
         return "\n".join([*about, *(["Every stage of this forward is finite here."] if ran else [])])
+    told = [replay.event.message] if not any(replay.event.message in line for line in about) else []
+    told += [f"First operation: {replay.operation}"] if replay.operation else []
+    tried = [f"{t.fix}: {t.verdict}, {t.reason}" for t in replay.tried]
+    first = next((i for i, r in enumerate(replay.rows) if r.non_finite), len(replay.rows) - 1)
+    last = len(replay.rows) if verbose else first + 1
+    shown = replay.rows[0 if verbose else max(0, last - _LAST_STAGES) : last]
     rows = [("layer", "stage", "min", "max", "RMS", "non-finite", "dtype")]
     rows += [
-        (r.layer or "input", r.stage, number(r.minimum), number(r.maximum), number(r.rms), str(r.non_finite), r.dtype)
-        for r in replay.rows
+        (
+            r.layer or "model",
+            f"{r.stage} {r.name}".rstrip(),
+            number(r.minimum),
+            number(r.maximum),
+            number(r.rms),
+            str(r.non_finite),
+            r.dtype,
+        )
+        for r in shown
     ]
-    tried = [f"{t.fix}: {t.verdict}, {t.reason}" for t in replay.tried]
-    operation = [f"First operation: {replay.operation}"] if replay.operation else []
-    return "\n".join([*about, *([""] if about else []), _table(rows), "", replay.event.message, *operation, "", *tried])
+    left = len(replay.rows) - len(shown)
+    more = [f"{left} more stages, with -v"] if left else []
+    return "\n".join([*about, *([""] if about else []), _table(rows), *more, *told, *tried])
+
+
+_LAST_STAGES = 3
+"""Stages before and at the first non-finite one that the short text shows."""
 
 
 def _about(replay: Replay) -> list[str]:
@@ -138,13 +136,6 @@ def _about(replay: Replay) -> list[str]:
         *([replay.note] if replay.note else []),
         f"Recorded at step {replay.recorded.step}: {replay.recorded.message}",
     ]
-
-
-def number(value: float | None) -> str:
-    """Three digits; ``–`` for what was not measured."""
-    if value is None or math.isnan(value):
-        return "–"
-    return f"{value:.3g}"
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

@@ -31,7 +31,7 @@ def verified(driver: Any) -> Diagnosis:
 
 def test_the_seven_agent_actor(show: Callable[[Diagnosis], Any], verified: Diagnosis) -> None:
     page = show(verified)
-    assert page.find_element("css selector", "h1").text == "The root cause is sum aggregation."
+    assert page.find_element("css selector", "h1").text == "Root cause: sum-aggregation."
     fix = page.find_element("css selector", ".fix")
     assert "tried" in fix.text or "confirmed on this model" in fix.text
     assert "before" in fix.text
@@ -40,14 +40,14 @@ def test_the_seven_agent_actor(show: Callable[[Diagnosis], Any], verified: Diagn
     page.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", button)
     button.click()
     assert button.text == "Copied"
-    finding = page.find_element("css selector", "#finding-list > li[data-layer='gnn.gnn1']")
+    finding = page.find_element("css selector", "#finding-list li[data-layer='gnn.gnn1']")
     link = finding.find_element("css selector", "a.evidence")
     page.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", link)
     target = link.get_attribute("href").partition("#")[2]
     link.click()
     assert "entropy" in page.find_element("id", target).text.lower()
     page.find_element("id", "f-layer").send_keys("embed")
-    shown = [e for e in page.find_elements("css selector", "#finding-list > li") if e.is_displayed()]
+    shown = [e for e in page.find_elements("css selector", "#finding-list li[data-code]") if e.is_displayed()]
     assert {e.get_attribute("data-layer") for e in shown} == {"gnn.embed_layer"}
     before = page.execute_script("return getComputedStyle(document.body).backgroundColor")
     page.find_element("id", "theme").click()

@@ -18,6 +18,7 @@ from gnnstab import archive
 from gnnstab.checkpoint import _containers as containers
 from gnnstab.checkpoint import load, recover
 from gnnstab.errors import LoadError
+from strangers import rewritten
 
 Save = Callable[..., Path]
 
@@ -80,15 +81,12 @@ def test_a_small_expanded_tensor_is_no_attack(saved: Save) -> None:
     assert load(saved({"w": torch.ones(1).expand(100, 100)})).tensors["w"].shape == (100, 100)
 
 
-def test_storage_beyond_the_end_of_the_file(tmp_path: Path, saved: Save) -> None:
+def test_storage_beyond_the_end_of_the_file(saved: Save) -> None:
     """A shape larger than its storage must not read what lies behind it."""
     path = saved({"w": torch.zeros(64, 64)})
-    with zipfile.ZipFile(path) as source, zipfile.ZipFile(tmp_path / "y.pt", "w") as target:
-        for member in source.namelist():
-            content = source.read(member)
-            target.writestr(member, content[:100] if "/data/" in member else content)
+    path.write_bytes(rewritten(path.read_bytes(), lambda name, data: data[:100] if "/data/" in name else data))
     with pytest.raises(LoadError):
-        load(tmp_path / "y.pt")
+        load(path)
 
 
 def test_deep_nesting(saved: Save) -> None:
@@ -115,13 +113,14 @@ def test_too_many_objects(saved: Save, monkeypatch: pytest.MonkeyPatch) -> None:
         load(saved({"w": torch.zeros(2, 2), "x": [[] for _ in range(100)]}))
 
 
-def test_a_million_keys_are_refused_unread(saved: Save, tmp_path: Path) -> None:
+def test_a_million_keys_are_refused_unread(saved: Save) -> None:
     description = pickle.dumps({f"layer{i}.weight": i for i in range(1_000_000)}, protocol=2)
-    with zipfile.ZipFile(saved({"a": torch.ones(2)})) as source, zipfile.ZipFile(tmp_path / "many.pt", "w") as target:
-        for member in source.namelist():
-            target.writestr(member, description if member.endswith("data.pkl") else source.read(member))
+    path = saved({"a": torch.ones(2)})
+    path.write_bytes(
+        rewritten(path.read_bytes(), lambda name, data: description if name.endswith("data.pkl") else data)
+    )
     with pytest.raises(LoadError, match=r"table of contents has .* more than the 16 MiB"):
-        load(tmp_path / "many.pt")
+        load(path)
 
 
 @pytest.mark.parametrize(("count", "expected"), [(1_000_000, "its header has"), (240_000, "more than 200000 tensors")])

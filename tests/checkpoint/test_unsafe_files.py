@@ -16,16 +16,7 @@ from torch import nn
 
 from gnnstab.checkpoint import load, recover
 from gnnstab.errors import GnnstabError, LoadError, UnsafeFileError
-
-
-class Payload:
-    """Creates a file when unpickled."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.marker),)
+from strangers import Payload
 
 
 @pytest.fixture

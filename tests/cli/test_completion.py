@@ -32,7 +32,7 @@ CODES = [rule.code for rule in rule_classes()]
         ("gnnstab check a.pt --select GS3,GS60", [f"GS3,{code}" for code in CODES if code.startswith("GS60")]),
         ("gnnstab check a.pt --format ", list(format_names())),
         ("gnnstab check a.pt --output ht", ["html="]),
-        ("gnnstab replay a.bundle-1 --fix qk", ["qk-norm", "qk-clip", "reinit-qk"]),
+        ("gnnstab replay a.bundle-1 --fix qk", ["qk-norm", "qk-clip"]),
         ("gnnstab verify a.pt --fix dropo", ["dropout"]),
     ],
 )

@@ -1,4 +1,4 @@
-"""Every command of the README and the quickstart, in an empty folder with only what `gnnstab demo --files .` writes there."""
+"""Every command of the README and the quickstart, in an empty folder with only what `gnnstab demo --files FOLDER` writes."""
 
 from __future__ import annotations
 

@@ -42,12 +42,31 @@ def test_what_is_not_known_is_an_ellipsis():
 
 def test_residual_prints_the_lines_of_forward():
     assert fixes.change("residual", THREE, weight=0.1).splitlines() == [
-        "x = 0.1 * x + relu(self.gnn1(x, edge_index, edge_attr))",
-        "x = 0.1 * x + relu(self.gnn2[0](x, edge_index, edge_attr))",
-        "x = 0.1 * x + relu(self.gnn2[1](x, edge_index, edge_attr))",
+        "x = 0.1 * x + torch.relu(self.gnn1(x, edge_index, edge_attr))",
+        "x = 0.1 * x + torch.relu(self.gnn2[0](x, edge_index, edge_attr))",
+        "x = 0.1 * x + torch.relu(self.gnn2[1](x, edge_index, edge_attr))",
     ]
-    assert "x = x + relu(self.gnn1(self.norms[0](x)" in fixes.change("pre-norm-residual", THREE)
+    assert "x = x + torch.relu(self.gnn1(self.norms[0](x)" in fixes.change("pre-norm-residual", THREE)
     assert "no identity here" in fixes.change("residual", [facts(in_channels=(7, 7))])
+
+
+def test_a_list_of_layers_is_one_loop_and_an_unknown_activation_is_defined():
+    layers = [facts(f"convs.{number}", activation=None) for number in range(6)]
+    assert fixes.change("pre-norm-residual", layers).splitlines() == [
+        "self.norms = nn.ModuleList([nn.LayerNorm(16) for _ in range(6)])  # in __init__",
+        "act = torch.relu  # or the activation that stands between your layers",
+        "for conv, norm in zip(self.convs, self.norms):",
+        "    x = x + act(conv(norm(x), edge_index, edge_attr))",
+    ]
+    other = [*layers, facts("convs.6", activation=None, in_channels=(7, 7))]
+    assert "self.convs[6]" in fixes.change("residual", other)
+
+
+@pytest.mark.parametrize("name", FIXES)
+def test_every_change_defines_what_it_calls(name):
+    text = fixes.change(name, [facts("conv", activation=None)])
+    assert "math." not in text
+    assert ("act = " in text) == ("+ act(" in text)
 
 
 def test_names_of_lists_stay():

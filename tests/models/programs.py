@@ -41,6 +41,15 @@ class Net(nn.Module):
         return out if self.end is None else self.end(out, data)
 
 
+class Encoded(Net):
+    """Adds an encoding to the features first."""
+
+    def forward(self, data: Any) -> Any:
+        data = data.clone()
+        data.x = data.x + torch.linspace(0, 1, NODES)[:, None]
+        return super().forward(data)
+
+
 def batch(**changed: Any) -> Data:
     """A graph whose every node has two neighbours; ``changed`` replaces or adds tensors."""
     g = torch.Generator().manual_seed(3)
@@ -175,6 +184,21 @@ def _written(h: Tensor, data: Any) -> Tensor:
     return h
 
 
+def _visits() -> Tensor:
+    return torch.tensor([1.0] * (NODES - 1) + [800.0])[:, None]
+
+
+def _softplus_by_hand(out: Tensor, data: Any) -> Tensor:
+    return (1 + (out.abs() * data.visits).exp()).log() / data.visits
+
+
+def _bias(closed: int) -> Tensor:
+    """Penalties that are added to scores; of two rows the first entries are closed."""
+    bias = -0.2 * torch.arange(4.0).repeat(NODES, 1)
+    bias[[3, 8], :closed] = -torch.inf
+    return bias
+
+
 def _hetero(broken: bool) -> HeteroData:
     data = HeteroData()
     plain = batch()
@@ -278,6 +302,30 @@ PROGRAMS: dict[str, Program] = {
         lambda broken: Net(end=lambda out, data: out.exp()),
         lambda broken: batch(edge_attr=batch().edge_attr * 2000 + 500 if broken else batch().edge_attr),
         lambda broken: mse, "exp", "feature-scale", "model", r"with `edge_attr` standardised the same step is finite",
+    ),
+    "a softplus written by hand": Program(
+        lambda broken: Net(end=_softplus_by_hand if broken else lambda out, data: F.softplus(out * data.visits) / data.visits),
+        lambda broken: batch(visits=_visits()),
+        lambda broken: mse, "exp", "undefined-operation", "model", r"in float64 the same step is finite.*use softplus",
+    ),
+    "rows of −inf in a mask that is added": Program(
+        lambda broken: Net(end=lambda out, data: (out + data.bias).softmax(-1)),
+        lambda broken: batch(bias=_bias(4 if broken else 1)),
+        lambda broken: mse, "softmax", "masking", "model", r"in 2 rows every score is −inf.*those of `bias`",
+    ),
+    "−inf in features that an encoding is added to": Program(
+        lambda broken: Encoded(),
+        lambda broken: batch(x=(batch().x.relu() if broken else batch().x.abs()).log()),
+        lambda broken: mse, "addmm", "non-finite-data", "model", r"`x` holds Inf in rows",
+    ),
+    "the entropy of a policy that is masked with −inf": Program(
+        lambda broken: Net(end=lambda out, data: out.masked_fill(data.y > 0.9, -torch.inf)),
+        _good,
+        _loss(
+            lambda o, b: (o.softmax(-1) * o.softmax(-1).log()).sum(-1).mean(),
+            lambda o, b: -torch.special.entr(o.softmax(-1).clamp_min(1e-9)).sum(-1).mean(),
+        ),
+        "log", "undefined-operation", "loss", r"softmax gave 0 .*log\(0\) = −inf.*entr\(p\)",
     ),
     "NaN in the targets": _of_data("y", 9, r"`y` holds NaN in row 9 and came in at", "mse_loss", "loss"),
     "NaN in the edge features": _of_data("edge_attr", 4, r"`edge_attr` holds NaN in row 4", "mm"),

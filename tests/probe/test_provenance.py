@@ -140,6 +140,17 @@ def test_gate_and_low_precision_appear_in_the_table(graph: Any) -> None:
     assert sum(row.stage == "gate" for row in rows) == 2
 
 
+def test_an_inf_of_an_edge_is_named_by_its_ends(net: Net, graph: Any) -> None:
+    x, edge_index, edge_attr = graph
+    edge_attr = edge_attr.clone()
+    edge_attr[7, 1] = math.inf
+    event = locate_non_finite(net, (x, edge_index, edge_attr))
+    assert event is not None
+    assert (event.stage, event.detail["argument"], event.nodes, event.edges) == ("input", "edge_attr", (), (7,))
+    source, target = edge_index[:, 7].tolist()
+    assert event.ids == f"edge {source}→{target}"
+
+
 def test_a_nan_feature_came_in_with_the_data(net: Net, graph: Any) -> None:
     x, edge_index, edge_attr = graph
     x[5, 2] = math.nan
@@ -148,8 +159,8 @@ def test_a_nan_feature_came_in_with_the_data(net: Net, graph: Any) -> None:
     assert (event.layer, event.stage, event.origin) == (None, "input", "came-in")
     assert event.nodes == (5,)
     assert event.detail["non_finite"] == 1
-    assert event.detail["argument"] == "0"
-    assert event.message == "the model's own input 0 already holds 1 non-finite entry"
+    assert event.detail["argument"] == "x"
+    assert event.message == "the model's own input x already holds 1 non-finite entry"
 
 
 def test_a_nan_edge_feature_names_the_edges(net: Net, graph: Any) -> None:

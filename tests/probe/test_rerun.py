@@ -259,4 +259,4 @@ def test_of_several_forwards_the_bad_one_is_found() -> None:
             scalar(model(batch, *rest)).backward()
         recorder.end_step(moves=True)
         (event,) = recorder.events
-    assert (event.stage, event.origin, event.detail["argument"]) == ("input", "came-in", "0")
+    assert (event.stage, event.origin, event.detail["argument"]) == ("input", "came-in", "x")

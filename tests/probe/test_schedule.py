@@ -38,9 +38,7 @@ def simulate(
         own = floor + (full if is_full else inside if light else 0.0)
         more = own + (dispatch if light else 0.0)
         clock.now += step + more
-        assert schedule.clock is not None
-        schedule.clock[0] += own
-        schedule.ended(number, light, is_full)
+        schedule.ended(number, light, is_full, clock.now, own)
         if number >= 200:
             spent += more
         if light:

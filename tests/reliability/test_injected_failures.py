@@ -6,11 +6,13 @@ and the same run must end with the same outputs and gradients, with one warning,
 
 from __future__ import annotations
 
+import functools
 import gc
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
@@ -29,28 +31,41 @@ ROOMS = ("monitor", "layers", "probe", "rules", "trace", "records")
 GUARDS = (
     "probe.error_guard:ErrorGuard.",
     "probe.recorder:Recorder.hand_over_failures",
-    "probe.hooks:Hook.__call__",
-    "probe.hooks:Hook.close",
-    "probe.gradients:GradientHook.__call__",
-    "probe.boundary:_StepHook.__call__",
-    "probe.boundary:_after_step",
-    "probe.layers.tap:Tap.__call__",
-    "probe.layers.tap:Tap._notice",
+    "probe.attaching.hooks:Hook.__call__",
+    "probe.attaching.hooks:Hook.close",
+    "probe.attaching.activation_gradients:GradientHook.__call__",
+    "probe.attaching.boundary:_StepHook.__call__",
+    "probe.attaching.boundary:_after_step",
+    "probe.attaching.softmax_tap:Tap.__call__",
+    "probe.attaching.softmax_tap:Tap._notice",
     # What carries a failure into the trace, and what is called when nothing more can be carried.
-    "trace.codec:_detail",
-    "trace.codec:event_to_columns",
-    "trace.queue:WriteQueue.put_event",
-    "trace.queue:WriteQueue.close",
-    "trace.queue:Request.wait",
-    "trace.writer:TraceWriter.event",
-    "probe.operations.watch:OperationMode.__torch_dispatch__",
+    "trace._codec:_detail",
+    "trace._codec:event_to_columns",
+    "trace._queue:WriteQueue.put_event",
+    "trace._queue:WriteQueue.close",
+    "trace._queue:Request.wait",
+    "trace._writer:TraceWriter.event",
+    "probe.operations._watch:OperationMode.__torch_dispatch__",
     "monitor:Monitor._",
     "monitor:Monitor.loss",
 )
 """What catches the failures of all others, and the road that leads there: a few lines each, and nobody can catch theirs.
 The steps of the monitor itself that are called by one of these are tried."""
 
-TRIED = ("monitor:Monitor._look", "monitor:Monitor._look_at_trace", "monitor:Monitor._noticed", "monitor:Monitor._sift")
+TRIED = (
+    "monitor:Monitor._run_live_rules",
+    "monitor:Monitor._look_at_trace",
+    "monitor:Monitor._on_event",
+    "monitor:Monitor._deduplicate",
+)
+
+
+def test_every_guard_exists() -> None:
+    for guard in (*GUARDS, *TRIED):
+        module, _, path = guard.partition(":")
+        owner, _, name = path.rpartition(".")
+        found = functools.reduce(getattr, filter(None, owner.split(".")), import_module(f"gnnstab.{module}"))
+        assert any(n.startswith(name) for n in dir(found)), guard
 
 
 def is_guard(name: str) -> bool:
@@ -186,7 +201,7 @@ def said(result: Run) -> str:
 
 def test_a_failure_is_a_finding_and_the_rest_goes_on(reached: dict[str, FunctionType]) -> None:
     """What the failed part would have seen is missing; everything else is recorded as ever."""
-    with failing(reached["probe.layers.attention:AttentionRecorder.record"]):
+    with failing(reached["probe.layers._attention:AttentionRecorder.record"]):
         result = watched()
     assert codes(result.monitor).count("GS902") >= 1
     assert "records less from here on; the training is not affected (ZeroDivisionError: injected)" in result.warned[0]

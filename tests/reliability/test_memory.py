@@ -85,7 +85,7 @@ def test_no_activation_outlives_its_step_when_a_layer_cannot_be_recorded(monkeyp
             step(model, optimizer, number)
         gc.collect()
         assert [one() for one in scores] == [None] * 5
-        assert all(not watch._seen for watch in monitor._recorder.watches)
+        assert all(not layer._seen for layer in monitor._recorder.layers)
     inner.remove()
 
 

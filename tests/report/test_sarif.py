@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import metadata
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,13 @@ def test_every_rule_has_what_code_scanning_shows() -> None:
         assert rule["defaultConfiguration"]["level"] in ("error", "warning", "note")
         assert len(rule["id"]) <= 255
         assert len(rule["fullDescription"]["text"]) <= 1024
+
+
+def test_a_rule_has_an_address_only_where_the_project_has_a_public_one() -> None:
+    told = metadata("gnnstab")
+    public = told.get_all("Project-URL") or told.get("Home-page")
+    rules = run_of(examples.clean())["tool"]["driver"]["rules"]
+    assert all(("helpUri" in rule) == bool(public) for rule in rules)
 
 
 def test_results_point_at_their_rule_file_layer_and_head() -> None:

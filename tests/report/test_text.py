@@ -39,7 +39,7 @@ def test_the_default_report_fits_a_screen(name: str, width: int) -> None:
 def test_the_verdict_comes_first_and_the_summary_last() -> None:
     shown = lines(examples.one_finding())
     assert shown[0] == "UNSTABLE  checkpoints/agents7/actor.pt (model, fp32)"
-    assert shown[-1] == "1 warning in 3 layers: root cause attention-explosion"
+    assert shown[-1] == "1 warning in 3 layers: root cause attention-explosion; -v shows all"
     shown = lines(examples.many_findings())
     assert shown[0].startswith("UNSTABLE  runs/7agents/run.gnnstab")
     assert shown[-1] == "9 errors, 14 warnings, 1 note in 6 layers: root cause sum-aggregation"

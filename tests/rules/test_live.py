@@ -11,7 +11,8 @@ import pytest
 
 from gnnstab.records import Finding, SeriesKey
 from gnnstab.records.vocabulary import OPTIMIZER_LR_JUMP
-from gnnstab.rules.live import WINDOW, LiveEngine
+from gnnstab.rules._tracks import WINDOW
+from gnnstab.rules.live import LiveEngine
 from gnnstab.signals.optimisation import step_signals
 from gnnstab.trace._arrays import STEP_DTYPE
 

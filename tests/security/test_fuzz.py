@@ -15,6 +15,9 @@ import readers
 SECONDS = 10.0
 """For one input; ordinary ones take milliseconds."""
 
+OLD = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+"""The beginning of a file that torch wrote before 1.6."""
+
 edits = st.lists(
     st.tuples(st.floats(0, 1, allow_nan=False), st.sampled_from(readers.EDITS), st.binary(min_size=1, max_size=12)),
     min_size=1,
@@ -46,7 +49,9 @@ def test_damaged_files(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", readers.READERS)
-@pytest.mark.parametrize("content", [b"", b"\0", b"\x80", b"PK", b"SQLite format 3\0", b"{}", b"[]", b"\xff" * 4096])
+@pytest.mark.parametrize(
+    "content", [b"", b"\0", b"\x80", b"PK", b"SQLite format 3\0", b"{}", b"[]", b"\xff" * 4096, OLD]
+)
 def test_contents_that_are_something_else(name: str, content: bytes, tmp_path: Path) -> None:
     reader = readers.READERS[name]
     readers.attempt(reader, content, tmp_path)

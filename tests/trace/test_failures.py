@@ -324,7 +324,7 @@ def test_the_training_never_waits_for_a_busy_file(path: Path, record: Record) ->
 
 
 def test_the_queue_is_bounded_when_the_writer_does_not_keep_up(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("queue", "writer"):
+    for module in ("_queue", "_writer"):
         monkeypatch.setattr(f"gnnstab.trace.{module}.SITES_LIMIT", 50)
     held = threading.Event()
     monkeypatch.setattr(

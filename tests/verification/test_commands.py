@@ -106,3 +106,41 @@ def test_mistakes_are_one_line(capsys, batch):
     code, _, err = call(capsys, "scale", *case, "--factors", "a,b")
     assert code == 2
     assert "no list of numbers" in err
+
+
+def test_verify_fits_a_screen_says_the_rate_and_shows_everything_on_request(capsys, batch, tmp_path):
+    model = Stack()
+    with torch.no_grad():
+        for conv in model.convs:
+            conv.lin_query.weight *= 30
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02, eps=1e-6)
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "run.pt")
+    case = ["--model", "models.stacks:Stack", "--batch", batch, "--fix", "qk-clip", "--fix", "residual"]
+    short = ("--seeds", "3", "--steps", "2")
+    _, out, _ = call(capsys, "verify", str(tmp_path / "run.pt"), *case, *short)
+    assert len(out.splitlines()) <= 15
+    assert max(map(len, out.splitlines())) <= 80
+    assert "at learning rate 0.02" in out
+    _, out, _ = call(capsys, "verify", str(tmp_path / "run.pt"), *case, *short, "--lr", "0.5")
+    assert "at learning rate 0.5" in out
+    # Without an optimizer's state in the file the rate is this command's own, and that is said.
+    torch.save(model.state_dict(), tmp_path / "bare.pt")
+    _, out, _ = call(capsys, "verify", str(tmp_path / "bare.pt"), *case, *short)
+    assert "at learning rate 0.001; yours is not known: pass --lr" in out
+    _, out, _ = call(capsys, "verify", str(tmp_path / "run.pt"), *case, *short, "-v")
+    assert "Adam(lr=0.02, eps=1e-06)" in out
+    assert out.count("Compared: ") == len({line for line in out.splitlines() if "Compared: " in line})
+
+
+def test_replay_shows_the_last_stages_by_argument_and_tries_no_fix_on_bad_data(capsys, tmp_path):
+    bad = random_batch(16, 5, 16)
+    bad["x"][3, 1] = float("inf")
+    torch.save((bad["x"], bad["edge_index"]), tmp_path / "bad.pt")
+    arguments = ["replay", "--model", "models.stacks:Stack", "--batch", str(tmp_path / "bad.pt")]
+    code, out, _ = call(capsys, *arguments)
+    assert code == 1
+    assert len(out.splitlines()) <= 15
+    assert "input x" in out
+    assert "score-cap" not in out
+    _, out, _ = call(capsys, *arguments, "--fix", "score-cap")
+    assert "score-cap: " in out

@@ -16,6 +16,7 @@ from gnnstab.verification import undo
 from gnnstab.verification.interventions import _inputs as inputs
 from gnnstab.verification.interventions import _measuring as measuring
 from gnnstab.verification.interventions import _table as table
+from gnnstab.verification.interventions._investigation import TRIED
 from gnnstab.verification.interventions._trial import Edit
 from gnnstab.verification.interventions.deciding import CONTRIBUTES, ROOT
 from models.stacks import Stack, random_batch
@@ -209,6 +210,24 @@ def test_a_monitor_undoes_the_suspects_at_its_end_and_leaves_the_run_alone():
     assert cause_of(diagnosis, "feature-scale").how == "undone"
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), model.parameters(), strict=True))
     assert all(torch.equal(a.grad, b.grad) for a, b in zip(plain.parameters(), model.parameters(), strict=True))
+
+
+def test_a_trace_says_what_the_monitor_said_at_its_end(tmp_path):
+    model, batch = drawn(Distances), points(900.0)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    with gnnstab.Monitor(model, optimizer=optimizer, trace=tmp_path / "run.gnnstab", on_finding="ignore") as monitor:
+        for _ in range(5):
+            optimizer.zero_grad()
+            model(**batch).square().mean().backward()
+            optimizer.step()
+    said, read = monitor.diagnose(), gnnstab.diagnose(tmp_path / "run.gnnstab")
+    assert roots(read) == roots(said) == ["feature-scale"]
+    assert [(c.cause, c.status, c.how, c.share, c.reason) for c in read.causes] == [
+        (c.cause, c.status, c.how, c.share, c.reason) for c in said.causes
+    ]
+    assert read.findings == said.findings
+    fewer = gnnstab.diagnose(tmp_path / "run.gnnstab", ignore=[f.code for f in read.findings])
+    assert not fewer.root_causes()
 
 
 class Stubborn(nn.Module):
@@ -413,5 +432,5 @@ def test_a_model_that_cannot_be_tried_keeps_the_diagnosis_of_the_rules(broken):
 
 def test_the_table_says_which_causes_it_can_undo():
     assert len(set(table.INTERVENTIONS)) == len(table.INTERVENTIONS)
-    assert {expected for *_, expected, _ in BROKEN.values()} <= table.TRIED <= {*FIVE_CAUSES, *FURTHER_CAUSES}
+    assert {expected for *_, expected, _ in BROKEN.values()} <= TRIED <= {*FIVE_CAUSES, *FURTHER_CAUSES}
     assert 0 < CONTRIBUTES < ROOT < 1

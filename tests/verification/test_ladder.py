@@ -152,10 +152,8 @@ def test_a_model_without_one_graph_says_that_it_is_not_scaled():
     assert math.isfinite(found.rungs[0].loss)
 
 
-@pytest.mark.parametrize(
-    ("at", "tried", "said"), [(1, 0, "before all rungs"), (5, 0, "at size 10"), (7, 1, "at size 50")]
-)
-def test_an_interrupt_ends_the_ladder_and_keeps_what_is_done(at, tried, said):
+@pytest.mark.parametrize("at", [1, 5, 7], ids=["first rung", "size 10", "size 50"])
+def test_an_interrupted_ladder_says_nothing_of_stability(at):
     told = []
 
     def stop(line):
@@ -163,9 +161,6 @@ def test_an_interrupt_ends_the_ladder_and_keeps_what_is_done(at, tried, said):
         if len(told) == at:
             raise KeyboardInterrupt
 
-    found = run_ladder(Stack(2, 8), batch=random_batch(16, 5, 8), rungs=RUNGS[1:2], seeds=2, steps=1, progress=stop)
-    assert sum("interrupted" in line for line in told) == 1
-    assert told[-1].startswith("interrupted")
-    assert len(found.larger) == tried
-    assert said in found.not_scaled
-    assert f"interrupted {said}" in ladder_text(found)
+    with pytest.raises(KeyboardInterrupt):
+        run_ladder(Stack(2, 8), batch=random_batch(16, 5, 8), rungs=RUNGS[1:2], seeds=2, steps=1, progress=stop)
+    assert len(told) == at

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gnnstab.probe.attaching.hooks import ignore
 from gnnstab.probe.state import State
+from gnnstab.torch_private import set_grad_enabled
 
 
 class GradientHook:
@@ -33,7 +34,7 @@ class GradientHook:
         # Within a backward they are off, unless it is to be differentiated itself.
         grad = torch.is_grad_enabled()
         if grad:
-            torch._C._set_grad_enabled(False)
+            set_grad_enabled(False)
         try:
             state.backward = True
             state.buffer.put(self._slots, [gradient])
@@ -42,7 +43,7 @@ class GradientHook:
             state.error_guard.note(self._where, error)
         finally:
             if grad:
-                torch._C._set_grad_enabled(True)
+                set_grad_enabled(True)
 
     def watch(self, tensor: Tensor) -> None:
         """Record the gradients of ``tensor`` until the end of the step."""

@@ -7,7 +7,7 @@ from torch import nn
 from torch_geometric.nn import MessagePassing
 
 from gnnstab.layers import LAYERS, layer_of
-from gnnstab.probe.attaching.softmax_calls import LINEAR, edge_places, may_attend, note_linear
+from gnnstab.probe.attaching._softmax_calls import LINEAR, edge_places, may_attend
 from gnnstab.probe.layers import (
     AttentionRecorder,
     DenseSoftmaxRecorder,
@@ -45,7 +45,7 @@ def find_layers(model: nn.Module, state: State) -> list[LayerRecorder]:
         elif isinstance(module, nn.MultiheadAttention):
             layers.append(MultiheadRecorder(state, path, module))
         elif type(module).__name__ in LINEAR:
-            note_linear(state, path, module)
+            state.linear_attention(path, type(module).__name__)
         elif may_attend(module):
             layers.append(DenseSoftmaxRecorder(state, path, module))
     return layers

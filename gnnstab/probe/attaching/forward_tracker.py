@@ -18,6 +18,7 @@ from gnnstab.probe.replaying.replica import Autocast, copied, rng_snapshot, tens
 from gnnstab.probe.replaying.skipped_step import MOST, SkippedForward, keep_gradients
 from gnnstab.probe.state import State
 from gnnstab.probe.statistics import graph_measures, node_measures
+from gnnstab.torch_private import graph_task
 
 _NO_AUTOCAST = Autocast("cpu", torch.bfloat16, False)
 
@@ -118,7 +119,7 @@ class ForwardTracker:
 
     def _before(self, grad: bool, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         state = self._state
-        if torch._C._current_graph_task_id() != -1:
+        if graph_task() != -1:
             return
         if state.inside:
             # The last forward ended in an exception.
@@ -130,7 +131,7 @@ class ForwardTracker:
         state.inside = True
         # A step is a step also when no layer can be recorded: its loss and the gradients of its parameters are still seen.
         state.recorded = True
-        mode = MODES[2 * model.training + grad]
+        mode = MODES[model.training][grad]
         if self._keep:
             self.last[mode] = kept = ForwardInputs(args, kwargs, rng_snapshot(), _autocast(args, kwargs), mode)
             if grad and len(self.calls) < MOST:
@@ -147,22 +148,20 @@ class ForwardTracker:
 
     def _after(self, grad: bool, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         state = self._state
-        if torch._C._current_graph_task_id() != -1:
+        if graph_task() != -1:
             return
         state.inside = False
         if self.watching is not None:
             self.watching.forward_ended(output, grad)
         if grad and not state.light and self._keep and len(self.skipped) < MOST:
-            self.skipped.append(
-                keep_gradients(output, self.last[MODES[2 * model.training + 1]], state.gradient_arrived)
-            )
+            self.skipped.append(keep_gradients(output, self.last[MODES[model.training][True]], state.gradient_arrived))
         layer_trace, state.layer_trace = state.layer_trace, None
         if layer_trace is not None and self._norms.watching:
             self._norms.end()
             state.norms = None
         if layer_trace and grad and not self.paths:
             first = next((tensor for _, tensor in tensors_in(output) if tensor.requires_grad), None)
-            self.paths = identity_paths([*layer_trace, ("", first, None)] if first is not None else layer_trace)
+            self.paths.update(identity_paths([*layer_trace, ("", first, None)] if first is not None else layer_trace))
 
     def _look_around(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Have the layers say what goes in and what comes out, to find what stands beside and around them."""

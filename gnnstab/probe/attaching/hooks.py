@@ -12,6 +12,7 @@ from torch import nn
 from torch.compiler import is_compiling
 
 from gnnstab.probe.error_guard import ErrorGuard
+from gnnstab.torch_private import set_grad_enabled
 
 
 def ignore(*args: Any, **kwargs: Any) -> None:
@@ -60,7 +61,7 @@ class Hook:
         if clock is not None:
             clock[0] -= perf_counter()
         grad = torch.is_grad_enabled()
-        torch._C._set_grad_enabled(False)
+        set_grad_enabled(False)
         try:
             if self._skip is None or not self._skip():
                 self._body(grad, *args)
@@ -68,7 +69,7 @@ class Hook:
             self.close()
             self._failsafe.note(self._where, error)
         finally:
-            torch._C._set_grad_enabled(grad)
+            set_grad_enabled(grad)
             if clock is not None:
                 clock[0] += perf_counter()
 

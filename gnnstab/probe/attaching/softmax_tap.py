@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.compiler import is_compiling
 
 from gnnstab.layers import Layer, layer_of
-from gnnstab.probe.attaching.softmax_calls import calls_edge_softmax, edge_softmax, helper, named, softmax_within
+from gnnstab.probe.attaching._softmax_calls import calls_edge_softmax, edge_softmax, helper, named, softmax_within
 
 
 @dataclass(slots=True)

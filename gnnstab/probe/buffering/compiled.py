@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gnnstab.probe.buffering._totals import EMPTY, Totals
@@ -26,40 +27,38 @@ class CompiledCells:
         self._keys = keys
         self._sites: list[tuple[str, str]] = []
         self._start = torch.tensor(_START, dtype=torch.float64)
-        self._array = np.empty((0, 4))
-        self._counts = self._array[:, 3]
+        self._array = np.empty((0, 2, 2, 4))
         self.used = False
         """True once compiled code has written anything."""
 
         self.seen: set[tuple[str, str]] = set()
         """(layer, site) that were ever written."""
 
-        self.cells = torch.empty(0, 4, dtype=torch.float64)
-        """(layers · sites · modes, 4), written by compiled code."""
+        self.cells = torch.empty(0, 2, 2, 4, dtype=torch.float64)
+        """(layers · sites, training, gradients, 4), written by compiled code."""
 
-    def reserve(self, layer: str, sites: Sequence[str]) -> int:
-        """Rows for a layer; returns the first. To be called for all layers before `allocate`."""
-        first = len(self._sites) * len(MODES)
+    def reserve(self, layer: str, sites: Sequence[str]) -> dict[str, int]:
+        """Places for the sites of a layer. To be called for all layers before `allocate`."""
+        first = len(self._sites)
         self._sites += [(layer, site) for site in sites]
-        return first
+        return {site: place for place, site in enumerate(sites, first)}
 
     def allocate(self) -> None:
         """Make the tensor; from here on it stays where it is."""
-        self.cells = self._start.repeat(len(MODES) * len(self._sites), 1)
+        self.cells = self._start.repeat(len(self._sites), 2, 2, 1)
         self._array = self.cells.numpy()
-        self._counts = self._array[:, 3]
 
-    def add(self, first: int, tensor: Tensor, training: bool) -> None:
-        """Take a tensor in for the site whose rows begin at ``first``; traced by the compiler, so it may only compute."""
+    def add(self, place: int, tensor: Tensor, training: bool) -> None:
+        """Take a tensor in for the site at ``place``; traced by the compiler, so it may only compute."""
         # The cells are on the CPU; what runs on another device is named as unseen rather than made to wait for it.
         if tensor.numel() == 0 or tensor.device.type != "cpu":
             return
-        row = first + 2 * training + torch.is_grad_enabled()
+        grad = torch.is_grad_enabled()
         with torch.no_grad():
             values = tensor.detach()
             low, high = torch.aminmax(values)
             wide = values.double()
-            cell = self.cells[row]
+            cell = self.cells[place, int(training), int(grad)]
             cell[0] = torch.minimum(cell[0], low.double())
             cell[1] = torch.maximum(cell[1], high.double())
             cell[2] = cell[2] + (wide * wide).sum()
@@ -68,25 +67,26 @@ class CompiledCells:
     @property
     def written(self) -> bool:
         """True when compiled code has run since the last `take`."""
-        return bool(np.count_nonzero(self._counts))
+        return bool(np.count_nonzero(self._array[..., 3]))
 
     def layers(self) -> list[str]:
         """Layers that have run since the last `take`."""
-        used = np.flatnonzero(self._array[:, 3]) // len(MODES)
-        return list(dict.fromkeys(self._sites[i][0] for i in used.tolist()))
+        return list(dict.fromkeys(self._sites[i][0] for i in self._used()[0].tolist()))
 
     def take(self) -> Totals:
         """What was written since the last call."""
-        used = np.flatnonzero(self._array[:, 3])
-        if not len(used):
+        used = self._used()
+        if not len(used[0]):
             return EMPTY
-        found = self._array[used]
+        low, high, square, count = self._array[used].T
         self._array[:] = _START
-        slots = np.array([self._slot(row) for row in used.tolist()])
-        return Totals(slots, found[:, 0], found[:, 1], found[:, 2], found[:, 3].astype(np.int64))
+        slots = np.array([self._slot(*place) for place in zip(*(axis.tolist() for axis in used), strict=True)])
+        return Totals(slots, low, high, square, count.astype(np.int64))
 
-    def _slot(self, row: int) -> int:
-        place, mode = divmod(row, len(MODES))
+    def _used(self) -> tuple[NDArray[np.int64], ...]:
+        return np.nonzero(self._array[..., 3])
+
+    def _slot(self, place: int, training: int, grad: int) -> int:
         layer, site = self._sites[place]
         self.seen.add((layer, site))
-        return self._keys.slot(layer, MODES[mode], 0, site)
+        return self._keys.slot(layer, MODES[training][grad], 0, site)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from gnnstab.records import SeriesKey
 
-MODES = ("eval", "eval-grad", "train-nograd", "train")
-"""Modes by ``2 * training + gradients enabled``."""
+MODES = (("eval", "eval-grad"), ("train-nograd", "train"))
+"""``MODES[training][gradients enabled]``."""
 
 CALLS = 16
 """Calls of one layer within one outer forward that get series of their own; later ones are merged into the last."""

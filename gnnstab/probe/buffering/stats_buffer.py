@@ -17,6 +17,7 @@ from torch import Tensor
 from gnnstab.probe.buffering import device_copy
 from gnnstab.probe.buffering._totals import EMPTY, StatsAccumulator, Totals, merge
 from gnnstab.probe.buffering.device_copy import DeviceCopy
+from gnnstab.torch_private import foreach_copy
 
 CAPACITY = 1 << 17
 """Entries of the copy buffer (1 MiB of float64)."""
@@ -137,9 +138,9 @@ class StatsBuffer:
         else:
             group = self._place(slots, tensors)
         if group.small is None:
-            torch._foreach_copy_(group.views, tensors)
+            foreach_copy(group.views, tensors)
         elif group.small:
-            torch._foreach_copy_(group.views, [tensors[i] for i in group.small])
+            foreach_copy(group.views, [tensors[i] for i in group.small])
         for i in group.direct:
             self._reduce(slots[i], tensors[i])
         self._position += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -115,6 +115,13 @@ class StepWriter:
             ]
         if rows:
             self._writer.measures(rows)
+
+    def layers(self, facts: Iterable[LayerFacts], meta: Mapping[str, str]) -> None:
+        """Hand over the facts of the layers, and those of the run."""
+        for layer in facts:
+            self._writer.layer(layer)
+        for key, value in meta.items():
+            self._writer.meta(key, value)
 
     def blinds(self, blinds: Iterable[Blind]) -> None:
         """Hand over what is not seen, each once."""

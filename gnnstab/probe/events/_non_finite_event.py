@@ -56,14 +56,21 @@ class StepView:
 
 
 def forward_event(
-    view: StepView, model: nn.Module, inputs: Mapping[str, ForwardInputs], weights: Sequence[str], lost: str = ""
+    view: StepView,
+    model: nn.Module,
+    inputs: Mapping[str, ForwardInputs],
+    weights: Sequence[str],
+    lost: str = "",
+    from_start: Sequence[str] = (),
 ) -> Event:
     """The first non-finite value of a forward pass.
 
     The forward is run again on a copy. Where that is not possible, or shows nothing, what was recorded decides. ``lost`` says
-    why nothing can be run again, whatever was kept.
+    why nothing can be run again, whatever was kept; ``from_start`` are those of the bad ``weights`` that no update made so.
     """
     bad = view.forward_bad()
+    if weights and from_start:
+        return _weight_event(view, from_start, sum(1 for _ in model.parameters()), from_start=True)
     if lost:
         return _recorded(view, bad, lost, weights_finite=None)
     if weights:
@@ -124,17 +131,20 @@ def _recorded(view: StepView, bad: Sequence[SeriesKey], note: str, *, weights_fi
     )
 
 
-def _weight_event(view: StepView, weights: Sequence[str], parameters: int) -> Event:
+def _weight_event(view: StepView, weights: Sequence[str], parameters: int, *, from_start: bool = False) -> Event:
     first = weights[0]
+    since = "the beginning of the run" if from_start else f"the update before step {view.step}"
+    many = f"{len(weights)} parameters hold NaN or Inf since {since}, the first is {first}"
     return Event(
         view.step,
         "non-finite",
         layer=first.rpartition(".")[0],
         stage="weight",
-        origin="made-here",
-        message=f"{len(weights)} parameters hold NaN or Inf since the update before step {view.step}, the first is {first}",
+        origin="came-in" if from_start else "made-here",
+        message=many if len(weights) > 1 else f"{first} holds NaN or Inf since {since}",
         detail={
             "weights_finite": False,
+            "from_start": from_start,
             "non_finite_parameters": list(weights[:16]),
             "bad_parameters": len(weights),
             "parameters": parameters,
@@ -175,7 +185,8 @@ def _gradient(view: StepView, layer: str, origin: str | None, text: str) -> Even
 def loss_event(step: int, loss: float) -> Event:
     """A loss that is not finite although everything before it was."""
     text = f"the loss is {loss} while all recorded activations are finite"
-    return Event(step, "non-finite", mode="train", stage="loss", origin="made-here", message=text)
+    detail = {"loss": str(loss)}
+    return Event(step, "non-finite", mode="train", stage="loss", origin="made-here", message=text, detail=detail)
 
 
 def with_detail(event: Event, **more: Any) -> Event:

@@ -61,8 +61,13 @@ class NonFiniteDetector:
         self._facts = facts
         self._bundles = bundles
         self._explainer = explainer
+        self._from_start: tuple[str, ...] = ()
         self._written = 0
         self._reruns = 0
+
+    def begin(self) -> None:
+        """Note which weights hold a NaN or an Inf before anything has run: no update of the run made those."""
+        self._from_start = tuple(self._parameters.non_finite())
 
     def step(
         self,
@@ -84,7 +89,7 @@ class NonFiniteDetector:
             if self._first("forward"):
                 weights = self._parameters.non_finite()
                 lost = _LOST if moved and weights else ""
-                event = non_finite_event.forward_event(view, self._model, inputs, weights, lost)
+                event = non_finite_event.forward_event(view, self._model, inputs, weights, lost, self._from_start)
                 return self._with_bundle(self._explained(event, inputs, lost), inputs, moved)
         elif view.gradients_bad() and not skipped and self._first("gradient"):
             return self._with_bundle(self._explained(non_finite_event.gradient_event(view), inputs), inputs, moved)
@@ -151,7 +156,7 @@ class NonFiniteDetector:
         if lost or event.stage == "weight":
             return event
         broken = self._parameters.non_finite()
-        if broken and event.step > 0:
+        if event.step > 0 and not set(broken) <= set(self._from_start):
             return non_finite_event.with_detail(event, note=_TOO_LATE)
         if broken:
             event = non_finite_event.with_detail(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,8 +16,11 @@ from gnnstab.probe.layers._tapped import TappedRecorder
 from gnnstab.probe.layers.layer_recorder import Plan
 from gnnstab.probe.state import State
 from gnnstab.probe.statistics import attention_measures
+from gnnstab.probe.statistics._groups import group_sizes
 from gnnstab.probe.statistics.dense import Rows
+from gnnstab.probe.statistics.numbers import Measured
 from gnnstab.records import LayerFacts
+from gnnstab.records.vocabulary import DEGREE_ISOLATED_READ_SHARE
 
 _STATIC = "scores of more than two axes, as a graph with a batch of features has them: only their extremes are recorded"
 
@@ -116,12 +120,27 @@ class AttentionRecorder(TappedRecorder):
         if batch is not None and not len(batch) == len(call.x_target) == len(output):
             batch = None
         self.state.queue(plan.layer, plan.mode, plan.call, attention_measures(call, self.kind, self.module, batch))
+        groups = len(call.x_target) if call.groups is None else call.groups
+        if output.requires_grad and len(output) == groups and self.facts(0).get("root_weight") is False:
+            alone = group_sizes(call.index_target, groups) == 0
+            output.register_hook(partial(self._reached, plan, alone))  # type: ignore[no-untyped-call]
+
+    def _reached(self, plan: Plan, alone: Tensor, gradient: Tensor) -> None:
+        """What the loss asks of nodes without incoming edges: the layer gives them 0 whatever is asked."""
+
+        def note() -> None:
+            with torch.no_grad():
+                asked = alone & (gradient.detach().flatten(1) != 0).any(1)
+                share = {DEGREE_ISOLATED_READ_SHARE: Measured(asked.to(torch.float32).mean())}
+                self.state.queue(plan.layer, plan.mode, plan.call, share)
+
+        self.state.error_guard.run(f"the gradient of {plan.layer}", note)
 
     def _after_gate(self, grad: bool, module: nn.Module, args: Any, output: Tensor) -> None:
         self._gate = output.detach()
 
     def _compiled_gate(self, module: nn.Module, args: Any, output: Tensor) -> None:
-        self.note(4, output.sigmoid())
+        self.note("gate", output.sigmoid())
 
 
 def together(seen: Sequence[SoftmaxCall], targets: int) -> SoftmaxCall:

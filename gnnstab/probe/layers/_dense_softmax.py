@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from gnnstab.probe.layers._exponentials import STARTS, Exponentials, OverEdges
 from gnnstab.probe.layers._functions import DIVIDES, MIXES, PRODUCTS, SAME, SUMS, TIMES
 from gnnstab.probe.layers._linear_attention import LinearAttention
+from gnnstab.torch_private import without_torch_function
 
 _SOFTMAX = frozenset({torch.softmax, F.softmax, Tensor.softmax})
 _FUSED = F.scaled_dot_product_attention
@@ -108,7 +109,7 @@ class Attending(TorchFunctionMode):
             if self.current[get_ident()][-1] is not self:
                 return output
             try:
-                with torch._C.DisableTorchFunction():
+                with without_torch_function():
                     self._look(func, args, kwargs or {}, output)
             except Exception as error:
                 self.error = error

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from gnnstab.layers import Layer
 from gnnstab.layers.edges import plain_tensor
 from gnnstab.layers.generic import GenericLayer
-from gnnstab.probe.attaching.softmax_calls import note_linear
 from gnnstab.probe.attaching.softmax_tap import SoftmaxCall
 from gnnstab.probe.attaching.stand_in import StandIn
 from gnnstab.probe.batches.named_tensors import named_tensors
@@ -20,7 +19,7 @@ from gnnstab.probe.layers._exponentials import OverEdges
 from gnnstab.probe.layers._tapped import TappedRecorder
 from gnnstab.probe.layers.layer_recorder import LayerRecorder, Plan
 from gnnstab.probe.state import State
-from gnnstab.probe.statistics.dense import MASKED, Rows, as_edges, product_scores
+from gnnstab.probe.statistics.dense import MASKED, Rows, as_edges, fused_softmax, product_scores
 from gnnstab.probe.statistics.layer import activation_measures, softmax_measures
 from gnnstab.probe.statistics.numbers import Measured
 from gnnstab.records import LayerFacts
@@ -180,7 +179,7 @@ class DenseSoftmaxRecorder(SoftmaxRecorder):
     def _unrecognised(self, look: Attending | None) -> None:
         if look is not None:
             if look.linear.found:
-                note_linear(self.state, self.name, self.module)
+                self.state.linear_attention(self.name, type(self.module).__name__)
             elif look.normalises:
                 self.state.normalising.setdefault(self.name)
         self._without += 1
@@ -243,7 +242,7 @@ def _sources(given: Any, target: Tensor) -> Tensor | None:
 
 def _of_fused(call: Any) -> tuple[Tensor, Tensor, int]:
     score = product_scores(call.query, call.key, call.mask, call.causal, call.scale)
-    return score, torch.softmax(score, -1), score.dim() - 1
+    return score, fused_softmax(score), score.dim() - 1
 
 
 def _edge_rows(seen: Sequence[SoftmaxCall | OverEdges]) -> Rows | None:

@@ -15,7 +15,7 @@ from gnnstab.probe.attaching.stand_in import StandIn
 from gnnstab.probe.layers._edge_softmax import SoftmaxRecorder
 from gnnstab.probe.layers.layer_recorder import Plan
 from gnnstab.probe.state import State
-from gnnstab.probe.statistics.dense import Rows, as_edges, product_scores
+from gnnstab.probe.statistics.dense import Rows, as_edges, fused_softmax, product_scores
 
 
 class MultiheadRecorder(SoftmaxRecorder):
@@ -56,23 +56,28 @@ class MultiheadRecorder(SoftmaxRecorder):
         if not self.due(plan):
             self.put(plan, inputs, output, [])
             return
-        score = self._scores()
-        if score is None:
+        seen = self._seen()
+        if seen is None:
             self.put(plan, inputs, output, [])
             return
-        attention = torch.softmax(score, -1)
+        score, attention = seen
         self.put(plan, inputs, output, [(score, attention)])
         self.measure(plan, inputs, output, as_edges(score, attention, 3, score.shape[1]))
 
     def shown(self, inputs: Sequence[Any], args: Any, kwargs: Any, output: Tensor) -> Iterator[Rows]:
         """Computed once more from what the layer was given."""
-        score = self._scores()
-        if score is not None:
-            yield as_edges(score, torch.softmax(score, -1), 3, score.shape[1], None)
+        seen = self._seen()
+        if seen is not None:
+            yield as_edges(*seen, 3, seen[0].shape[1], None)
 
-    def _scores(self) -> Tensor | None:
+    def _seen(self) -> tuple[Tensor, Tensor] | None:
+        """(B, H, N, M) scores and attention; fused attention runs where the caller asked for no weights."""
         args, kwargs = self.given
-        return multihead_scores(self.module, *args, **kwargs)
+        score = multihead_scores(self.module, *args, **kwargs)
+        if score is None:
+            return None
+        weights = args[4] if len(args) > 4 else kwargs.get("need_weights", True)
+        return score, torch.softmax(score, -1) if weights else fused_softmax(score)
 
 
 def multihead_scores(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from threading import get_ident
 
-import torch
 from torch import Tensor
 
 from gnnstab.layers import Layer
@@ -58,14 +57,13 @@ class TappedRecorder(LayerRecorder):
             look.exponentials.seen_elsewhere(seen.score, seen.attention)
         # A checkpointed segment that is run again in the backward stops as soon as it has what the gradients need: the
         # layer may then never return.
-        again = torch._C._current_graph_task_id() != -1 and self._counts[3] > 0
-        if not again and not self.state.foreign():
+        if not self.repeats() and not self.state.foreign():
             self._seen.append(seen)
 
     def saw_compiled(self, score: Tensor, attention: Tensor | None) -> None:
         """Record one softmax inside a compiled graph."""
-        self.note(2, score)
-        self.note(3, attention)
+        self.note("score", score)
+        self.note("attention", attention)
 
     def returned(self, message: Tensor) -> None:
         """Messages of a class that nobody described are not read."""

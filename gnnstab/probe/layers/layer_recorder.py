@@ -17,15 +17,13 @@ from gnnstab.probe.layers._dense_softmax import Attending
 from gnnstab.probe.state import State
 from gnnstab.probe.statistics.dense import Rows
 from gnnstab.records import LayerFacts
+from gnnstab.torch_private import graph_task, transform, without_torch_function
 
 _IN_GRAPH = "not seen inside a compiled graph; run the layer without torch.compile to see it"
 
 _CAPTURED = (
     "called while a CUDA graph was captured, whose replays run no hooks; record a run without the graph to see it"
 )
-
-_in_transform = torch._C._functorch.peek_interpreter_stack
-_graph_task = torch._C._current_graph_task_id
 
 
 class Plan:
@@ -75,16 +73,16 @@ class LayerRecorder(ABC):
     """Sites that must have been seen after a call, or be named as blind."""
 
     compiled_sites: tuple[str, ...] = ("output", "input")
-    """Sites that are seen inside a compiled graph; `compiled` writes them in this order."""
+    """Sites that are seen inside a compiled graph."""
 
     def __init__(self, state: State, name: str, module: nn.Module) -> None:
         self.state = state
         self.name = name
         self.module = module
         self._cells = state.compiled.reserve(name, self.compiled_sites)
-        self._plans: dict[tuple[int, int], Plan] = {}
+        self._plans: dict[tuple[str, int], Plan] = {}
         self._epoch = -1
-        self._counts = [0, 0, 0, 0]
+        self._counts: dict[str, int] = {}
         self._placed: list[Placed] = []
         self._hooks: list[Hook] = []
 
@@ -155,7 +153,7 @@ class LayerRecorder(ABC):
 
     def _after(self, grad: bool, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         state = self.state
-        if _in_transform() is not None:
+        if transform() is not None:
             self.forget()
             state.unseen(self.name, "output", "called inside a torch.func transform, whose tensors have no values yet")
             return
@@ -163,8 +161,8 @@ class LayerRecorder(ABC):
             self.forget()
             state.recorded = True
             return
-        mode = 2 * module.training + grad
-        if _graph_task() != -1 and not self._first_run(mode):
+        mode = MODES[module.training][grad]
+        if graph_task() != -1 and (mode != "train" or self.repeats()):
             self.forget()
             return
         plan = self._plan(mode)
@@ -183,7 +181,7 @@ class LayerRecorder(ABC):
             return
         out_of_all = out if len(outs) == 1 else joined(outs)
         if Attending.current:  # The module around this one is looked at, and is not to be taken for what happens here.
-            with torch._C.DisableTorchFunction():
+            with without_torch_function():
                 self.record(grad, plan, inputs, args, kwargs, out_of_all)
         else:
             self.record(grad, plan, inputs, args, kwargs, out_of_all)
@@ -206,35 +204,39 @@ class LayerRecorder(ABC):
             state.norms.layer_called(self.name, inputs[0], output)
 
     def _compiled_after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        self.note(0, output[0] if isinstance(output, tuple) else output)
+        self.note("output", output[0] if isinstance(output, tuple) else output)
         for one in parts(args[0] if len(args) > 0 else kwargs.get("x")):
-            self.note(1, one)
+            self.note("input", one)
 
-    def note(self, position: int, tensor: Any) -> None:
-        """Record a tensor inside a compiled graph, under ``compiled_sites[position]``."""
+    def note(self, site: str, tensor: Any) -> None:
+        """Record a tensor inside a compiled graph, under one of `compiled_sites`."""
         if isinstance(tensor, Tensor) and tensor.is_floating_point():
-            self.state.compiled.add(self._cells + position * len(MODES), tensor, self.module.training)
+            self.state.compiled.add(self._cells[site], tensor, self.module.training)
 
-    def _plan(self, mode: int) -> Plan:
+    def _plan(self, mode: str) -> Plan:
         state = self.state
         if not state.inside:
             state.epoch += 1
         if self._epoch != state.epoch:
             self._epoch = state.epoch
-            self._counts = [0, 0, 0, 0]
-        call = min(self._counts[mode], CALLS - 1)
-        self._counts[mode] += 1
+            self._counts = {}
+        calls = self._counts.get(mode, 0)
+        self._counts[mode] = calls + 1
+        call = min(calls, CALLS - 1)
         plan = self._plans.get((mode, call))
         if plan is None:
-            plan = self._plans[mode, call] = Plan(state, self.name, MODES[mode], call)
+            plan = self._plans[mode, call] = Plan(state, self.name, mode, call)
             state.fired.setdefault(self.name, len(state.fired))
         state.recorded = True
         return plan
 
-    def _first_run(self, mode: int) -> bool:
-        # A forward inside a backward is a checkpointed segment run again. Its first run was recorded, unless that was
-        # without gradients (the reentrant form): then this is the run that the gradients belong to.
-        return mode == 3 and self._counts[3] == 0
+    def repeats(self) -> bool:
+        """True while a checkpointed segment that was recorded runs again, for the gradients of a backward.
+
+        Its first run was not recorded where that was without gradients (the reentrant form): then this is the run that the
+        gradients belong to.
+        """
+        return graph_task() != -1 and bool(self._counts.get("train"))
 
 
 def parts(x: Any) -> Sequence[Any]:

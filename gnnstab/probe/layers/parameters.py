@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from gnnstab.probe.buffering import device_copy
 from gnnstab.probe.buffering.series_ids import SeriesIds
 from gnnstab.probe.buffering.stats_buffer import StatsBuffer
+from gnnstab.torch_private import flatten_tensors, foreach_subtract
 
 _CHUNK = 15
 """Tensors in one `put`: as many of the largest copied size as surely fit into the buffer."""
@@ -85,7 +86,7 @@ class Parameters:
                     for g in part.pick(gradients):
                         (small if g.numel() <= _SMALL else large).append(g)
             if small:
-                flat = torch._C._nn.flatten_dense_tensors(small)
+                flat = flatten_tensors(small)
                 large.append(flat.float() if flat.element_size() < 4 else flat)
             # Whatever there is crosses from its device once.
             square = _square(large)
@@ -113,7 +114,7 @@ class Parameters:
         """Put the change since `remember` into ``buffer``; False without one."""
         if not self._before:
             return False
-        difference = torch._foreach_sub([p.detach() for p in self._parameters], self._before)
+        difference = foreach_subtract([p.detach() for p in self._parameters], self._before)
         self._before = []
         self._put(buffer, "update", difference)
         return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gnnstab.probe.batches.named_tensors import named_tensors
 from gnnstab.probe.replaying.replica import tensors_in
 
 SHOWN = 16
@@ -39,6 +39,9 @@ class Named:
     dims: int = 0
     mask: bool = False
     """True when it holds −inf beside a single other value: an additive mask."""
+
+    bias: bool = False
+    """True when it holds −inf and neither NaN nor +inf: an additive mask, if it is added to scores."""
 
     @property
     def words(self) -> str:
@@ -74,24 +77,22 @@ class TensorNames:
 
         self._memory: dict[int, tuple[str, str, Tensor]] = {}
         self.learn(model, args, kwargs or {})
-        for name, tensor in [] if batch is None else tensors_in(batch):
-            self._add("batch", name or "batch", tensor)
-        for name, tensor in model.named_parameters():
-            self._add("parameter", name, tensor)
-        for name, tensor in model.named_buffers():
-            self._add("buffer", name, tensor)
+        self.add("batch", [] if batch is None else [(name or "batch", t) for name, t in tensors_in(batch)])
+        self.add("parameter", model.named_parameters())
+        self.add("buffer", model.named_buffers())
 
     def learn(self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Name the arguments of one more forward."""
-        for name, tensor in arguments(model, args, kwargs):
-            self._add("batch", name, tensor)
+        self.add("batch", named_tensors(tuple(args), kwargs, model).items())
 
-    def _add(self, owner: str, name: str, tensor: Tensor) -> None:
-        key = memory(tensor)
-        known = self._memory.get(key)
-        if key and (known is None or (owner == "batch" and known[2] is not tensor)):
-            self._memory[key] = (owner, name, tensor)
-            self.tensors.append((owner, name, tensor))
+    def add(self, owner: str, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Name tensors of one owner; a name that is empty is none."""
+        for name, tensor in tensors:
+            key = memory(tensor)
+            known = self._memory.get(key)
+            if key and name and (known is None or (owner == "batch" and known[2] is not tensor)):
+                self._memory[key] = (owner, name, tensor)
+                self.tensors.append((owner, name, tensor))
 
     def non_finite(self) -> list[Named]:
         """Every named tensor that holds a NaN or an Inf, masks left out."""
@@ -107,20 +108,6 @@ class TensorNames:
             return _named(known[1], known[0], tensor)
         name = local_name(tensor, frame)
         return _named(name, "local" if name else "unknown", tensor)
-
-
-def arguments(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterable[tuple[str, Tensor]]:
-    """Every tensor among the arguments of a forward, with the name that the user knows it by.
-
-    A ``Data`` or a dict that is the only argument lends the names of its entries; others stand under their parameter.
-    """
-    if len(args) == 1 and not kwargs and not isinstance(args[0], (Tensor, tuple, list)):
-        yield from tensors_in(args[0])
-        return
-    for name, value in zip(_parameters(model, len(args)), args, strict=False):
-        yield from tensors_in(value, name)
-    for name, value in kwargs.items():
-        yield from tensors_in(value, str(name))
 
 
 def local_name(tensor: Tensor, frame: FrameType | None) -> str:
@@ -178,7 +165,8 @@ def bad_rows(tensor: Tensor) -> list[int]:
 
 def _named(name: str, owner: str, tensor: Tensor) -> Named:
     rows = bad_rows(tensor)
-    return Named(name, owner, tuple(rows[:SHOWN]), len(rows), kinds(tensor), tensor.dim(), is_mask(tensor))
+    bias = bool(((tensor == -torch.inf) | torch.isfinite(tensor)).all())
+    return Named(name, owner, tuple(rows[:SHOWN]), len(rows), kinds(tensor), tensor.dim(), is_mask(tensor), bias)
 
 
 def is_mask(tensor: Tensor) -> bool:
@@ -188,11 +176,3 @@ def is_mask(tensor: Tensor) -> bool:
     if bool((values == -torch.inf).sum() + finite.numel() != values.numel()):
         return False
     return not finite.numel() or bool((finite == finite[0]).all())
-
-
-def _parameters(model: nn.Module, count: int) -> list[str]:
-    try:
-        names = [p.name for p in inspect.signature(model.forward).parameters.values() if p.kind not in (2, 4)]
-    except (TypeError, ValueError):
-        names = []
-    return [*names, *(f"argument {i}" for i in range(len(names), count))]

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+
+from gnnstab.torch_private import tree_map
 
 LOW = (torch.float16, torch.bfloat16)
 _SIGNS = {"add": "+", "sub": "−", "mul": "·", "div": "/", "pow": "**"}

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
+from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
 
-from gnnstab.probe.operations._naming import arguments, memory
+from gnnstab.probe.batches.named_tensors import named_tensors
+from gnnstab.probe.operations._naming import local_name, memory
 from gnnstab.probe.operations._places import Place
 from gnnstab.probe.replaying.replica import tensors_in
+from gnnstab.torch_private import tree_leaves, tree_map
 
 _MOST = 5000
 """Operations of a loss that are noted; a longer one is not repeated."""
@@ -42,8 +45,8 @@ class LossTape:
     """
 
     def __init__(self, model: torch.nn.Module) -> None:
-        self.foreign: list[Tensor] = []
-        """Floating tensors that are neither the model's output nor of its arguments: constants, or targets of their own."""
+        self.foreign: list[tuple[str, Tensor]] = []
+        """(variable, tensor): those that are neither the model's output nor of its arguments: constants, or targets of their own."""
 
         self._model = model
         self._noted: list[_Noted] = []
@@ -53,6 +56,7 @@ class LossTape:
         """Keeps all of them alive, so that neither an object nor its memory is another one later."""
 
         self._last: Slot | None = None
+        """The scalar that is taken for the loss: what the backward begins at, else the last one that came out."""
 
     def begin(self, output: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """The model has returned ``output``; what comes now is the loss. A later call begins anew."""
@@ -64,18 +68,19 @@ class LossTape:
         self._last = None
         for name, parameter in self._model.named_parameters():
             self._slots[_key(parameter)] = Slot("parameter", name)
-        for name, tensor in arguments(self._model, args, kwargs):
+        for name, tensor in named_tensors(tuple(args), kwargs, self._model).items():
             self._slots[_key(tensor)] = Slot("batch", name)
         for name, tensor in tensors_in(output):
             self._slots[_key(tensor)] = Slot("output", name)
 
-    def note(self, function: Any, args: Any, kwargs: Any, result: Any, place: Place) -> None:
-        """An operation of the loss has run."""
+    def note(self, function: Any, args: Any, kwargs: Any, result: Any, place: Place, frame: FrameType | None) -> None:
+        """An operation of the loss has run, in this frame of the user's."""
         if not self._held or len(self._noted) > _MOST:
             return
         position = len(self._noted)
+        slot_of = partial(self._slot, frame=frame)
         self._noted.append(
-            _Noted(function, tree_map(self._slot, args), tree_map(self._slot, kwargs), place, torch.is_grad_enabled())
+            _Noted(function, tree_map(slot_of, args), tree_map(slot_of, kwargs), place, torch.is_grad_enabled())
         )
         self._held.append(result)
         for number, tensor in enumerate(tree_leaves(result)):
@@ -83,8 +88,12 @@ class LossTape:
                 slot = self._objects[id(tensor)] = Slot("made", (position, number))
                 if not _is_detach(function):
                     self._slots[_key(tensor)] = slot
-                if tensor.numel() == 1 and tensor.is_floating_point() and torch.is_grad_enabled():
+                if not number and tensor.numel() == 1 and tensor.is_floating_point() and torch.is_grad_enabled():
                     self._last = slot
+
+    def backward_begins(self, root: Tensor) -> None:
+        """The backward starts at ``root``: a scalar computed after the loss, such as an accuracy, is not it."""
+        self._last = self._slots.get(_key(root), self._last)
 
     @property
     def is_complete(self) -> bool:
@@ -94,8 +103,9 @@ class LossTape:
     def __call__(self, output: Any, args: tuple[Any, ...], kwargs: dict[str, Any], watch: Any) -> Tensor:
         """The loss of another output: an objective for `gnnstab.probe.operations.repeat.repeat`."""
         known: dict[Slot, Any] = {Slot("output", name): t for name, t in tensors_in(output)}
-        known.update({Slot("batch", name): t for name, t in arguments(watch.model, args, kwargs)})
+        known.update({Slot("batch", name): t for name, t in named_tensors(args, kwargs, watch.model).items()})
         known.update({Slot("parameter", name): p for name, p in watch.model.named_parameters()})
+        watch.know("local", self.foreign)
 
         def value(item: Any) -> Any:
             return known[item] if isinstance(item, Slot) else item
@@ -114,15 +124,16 @@ class LossTape:
         loss: Tensor = known[self._last]  # type: ignore[index]
         return loss.reshape(())
 
-    def _slot(self, value: Any) -> Any:
+    def _slot(self, value: Any, frame: FrameType | None) -> Any:
         if not isinstance(value, Tensor):
             return value
         slot = self._objects.get(id(value)) or self._slots.get(_key(value))
         if slot is not None:
             return slot
+        kept = value.detach()
         if value.is_floating_point():
-            self.foreign.append(value)
-        return value.detach()
+            self.foreign.append((local_name(value, frame), kept))
+        return kept
 
 
 def _is_detach(function: Any) -> bool:

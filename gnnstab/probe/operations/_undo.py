@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch_geometric.data.data import BaseData
 
 from gnnstab.probe.operations._call import Call
 from gnnstab.probe.operations._naming import is_finite
-from gnnstab.probe.operations._operands import LOW
 from gnnstab.probe.replaying.replica import copied
+from gnnstab.torch_private import TorchDispatchMode
 
 BAD_RMS = 10.0
 """RMS from which an input's scale is a suspect: standardised features have 1."""
@@ -35,26 +35,45 @@ def scale_to_blame(call: Call, finite: Callable[[Call], bool]) -> tuple[str, ...
     return tuple(suspects)
 
 
-class WideMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Has everything computed in float32 that would be converted to half precision."""
+class _WideMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Has everything computed in a wider format that would be converted to, or made in, a narrower one."""
+
+    def __init__(self, wide: torch.dtype) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._wide = wide
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Run ``function``, with float32 wherever a result in half precision is asked for."""
+        """Run ``function``, with the wider format wherever a result in a narrower one is asked for."""
         given = dict(kwargs or {})
-        if given.get("dtype") in LOW:
-            given["dtype"] = torch.float32
-        return function(*(torch.float32 if isinstance(a, torch.dtype) and a in LOW else a for a in args), **given)
+        if _is_narrow(given.get("dtype"), self._wide):
+            given["dtype"] = self._wide
+        return function(*(self._wide if _is_narrow(a, self._wide) else a for a in args), **given)
 
 
-def widened(call: Call) -> Call:
-    """The call without autocast, its inputs in float32."""
-    wide = _walk(
+@contextmanager
+def wider(wide: torch.dtype) -> Iterator[None]:
+    """Within it, all floating numbers are computed in ``wide``."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(max(before, wide, key=lambda dtype: dtype.itemsize))
+    try:
+        with _WideMode(wide):
+            yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _is_narrow(dtype: Any, wide: torch.dtype) -> bool:
+    return isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize < wide.itemsize
+
+
+def widened(call: Call, wide: torch.dtype) -> Call:
+    """The call without autocast, its inputs in ``wide``."""
+    return _walk(
         call._replace(args=copied(tuple(call.args)), kwargs=copied(dict(call.kwargs)), autocast=None),
-        lambda path, tensor: tensor.float() if tensor.dtype in LOW else tensor,
+        lambda path, tensor: tensor.to(wide) if _is_narrow(tensor.dtype, wide) else tensor,
     )
-    return wide
 
 
 def badly_scaled(call: Call) -> list[str]:

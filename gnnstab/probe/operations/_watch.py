@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 from gnnstab.probe.operations._naming import Named, TensorNames, bad_rows, is_finite, kinds, memory
 from gnnstab.probe.operations._operands import Sizes, display_name, masks_all, sizes, writes_in_place
 from gnnstab.probe.operations._places import Modules, Place, begins_backward, caller_place, is_own
 from gnnstab.probe.operations._tape import LossTape
+from gnnstab.torch_private import TorchDispatchMode, autograd_node, next_sequence_number, tree_leaves, tree_map
 
 _MOST = 4000
 """Operations with a bad result that are noted; the first ones are those that explain."""
@@ -69,11 +68,25 @@ class Operation:
             return False
         if self.sizes.kind == "written":
             return True
-        return not self.made_here and all(_on_purpose(source) for source in self.sources)
+        return not self.made_here and all(_on_purpose(source, self.name) for source in self.sources)
 
 
-def _on_purpose(source: Operation | Named) -> bool:
-    return source.written if isinstance(source, Operation) else source.mask
+def _on_purpose(source: Operation | Named, reader: str) -> bool:
+    """True for infinities that are meant: written, of a mask, or −inf of a tensor that is added as a mask is."""
+    if isinstance(source, Operation):
+        return source.written
+    return source.mask or (source.bias and (reader == "add" or reader in _HANDED_ON))
+
+
+def mask_behind(operation: Operation) -> Named | None:
+    """The tensor from outside whose −inf an operation has read as those of a mask; None for infinities of its own code."""
+    for source in operation.sources:
+        if isinstance(source, Named):
+            if source.bias:
+                return source
+        elif source.written and (found := mask_behind(source)) is not None:
+            return found
+    return None
 
 
 class OperationMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -141,6 +154,10 @@ class OperationMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._fail(error)
         return result
 
+    def know(self, owner: str, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Name more tensors that the step is computed from."""
+        self._names.add(owner, tensors)
+
     def loss_begins(self) -> None:
         """The model has returned: what comes now is the loss."""
         self.part = "loss"
@@ -158,7 +175,9 @@ class OperationMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             # Operations on lists of tensors give nothing back and change what they were given.
             outputs = list(_tensors(given))
         self._look(function, given, before, outputs)
-        if torch._C._current_autograd_node() is not None or (self._in_loss and begins_backward()):
+        if autograd_node() is not None or (self._in_loss and begins_backward()):
+            if self._in_loss and self._tape is not None:
+                self._tape.backward_begins(next(_tensors(given)))
             self.backward_seen, self._in_loss = True, False
         elif self._in_loss:
             self._note_loss(function, given, result, outputs)
@@ -185,21 +204,24 @@ class OperationMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _note_loss(self, function: Any, given: Arguments, result: Any, outputs: Sequence[Tensor]) -> None:
         if self._tape is not None:
-            self._tape.note(function, *given, result, self._here()[0])
+            place, frame, _ = self._here()
+            self._tape.note(function, *given, result, place, frame)
         if torch.is_grad_enabled():
-            self.last_scalar = next((t for t in outputs if t.numel() == 1 and t.is_floating_point()), self.last_scalar)
+            first = outputs[0] if outputs else None
+            if first is not None and first.numel() == 1 and first.is_floating_point():
+                self.last_scalar = first
 
     def _note_place(self) -> None:
         """Remember for the backward on which line the node was recorded that this operation belongs to."""
         if not torch.is_grad_enabled():
             return
-        number = torch._C._autograd._get_sequence_nr() - 1
+        number = next_sequence_number() - 1
         if number not in self._recorded:
             self._recorded[number] = self.place or self._here()[0]
 
     def _here(self) -> tuple[Place, FrameType | None, str]:
         """The place of the running operation, the user's frame there, and the node whose backward it is part of."""
-        node: Any = torch._C._current_autograd_node()
+        node: Any = autograd_node()
         place, frame, recomputing = caller_place(self._modules, self.part)
         if node is None or recomputing:
             return self.place or place, frame, ""
@@ -240,7 +262,7 @@ class OperationMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._count, name, place, node, not fed, kinds(output), output.numel(), _name(output.dtype), sources=sources
         )
         # Most bad values have come in: only of an operation that answers for one are the sizes worth their time.
-        if all(_on_purpose(source) for source in sources):
+        if all(_on_purpose(source, name) for source in sources):
             noted.count = int((~torch.isfinite(output)).sum())
             noted.rows = tuple(bad_rows(output)[:16])
             noted.sizes = sizes(function, *before, output.detach(), producer)
@@ -265,8 +287,18 @@ class Origin(NamedTuple):
 def first_cause(operation: Operation) -> Origin:
     """Follow bad operands back to the operation that made them, or to the tensor from outside that held them.
 
-    Infinities that were written on purpose are no cause: what could not deal with them is.
+    Infinities that were written on purpose are no cause: what could not deal with them is. The −inf of a tensor from outside is
+    on purpose only where a softmax is what reads it.
     """
+    found = _followed(operation)
+    if found.tensor is None and found.operation.sizes.kind != "all-masked":
+        bias = mask_behind(found.operation)
+        if bias is not None and not bias.mask:
+            return found._replace(tensor=bias)
+    return found
+
+
+def _followed(operation: Operation) -> Origin:
     seen: set[int] = set()
     reader, masked = operation, False
     while not operation.made_here and id(operation) not in seen:
@@ -274,7 +306,7 @@ def first_cause(operation: Operation) -> Origin:
         if operation.name not in _HANDED_ON:
             reader = operation
         masked = masked or operation.masks
-        faults = [source for source in operation.sources if not _on_purpose(source)]
+        faults = [source for source in operation.sources if not _on_purpose(source, operation.name)]
         # A tensor with a name says more than what was computed from it beside it.
         first = next((s for s in faults if isinstance(s, Named) and s.owner != "unknown"), None)
         if first is not None:

@@ -107,8 +107,9 @@ class Explainer:
             more["output_largest"] = found.largest
             more["held"] = [named(t) for t in found.held]
             note = note or found.note
-            if not found.symptom:
-                said.append(f"the model's output is finite, largest {found.largest:.3g}")
+            if found.symptom in ("", "written"):
+                how = "finite" if not found.symptom else "finite but for infinities that the model writes itself"
+                said.append(f"the model's output is {how}, largest {found.largest:.3g}")
             said += [tensor.words for tensor in found.held]
         if graph:
             more["loss_graph"] = graph

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from gnnstab.errors import UsageError
 from gnnstab.probe.operations._naming import TensorNames, is_finite
@@ -18,6 +17,7 @@ from gnnstab.probe.operations._watch import OperationMode
 from gnnstab.probe.operations.repeat import Call, Found, repeat
 from gnnstab.probe.replaying.replica import copied, replica, unwrap
 from gnnstab.records import Event
+from gnnstab.torch_private import dispatch_modes, dispatch_stack
 
 
 @dataclass(slots=True)
@@ -93,7 +93,7 @@ class StepWatch:
         mode = self._mode
         if mode is not None and self._entered:
             self._entered = mode.active = False
-            stack = _get_current_dispatch_mode_stack()
+            stack = dispatch_stack()
             if stack and stack[-1] is mode:
                 mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
@@ -118,7 +118,7 @@ class StepWatch:
             return Found(None, note="the step was over when its loss became known, and the next one was finite"), ""
         if not self._tape.is_complete:
             return Found(None, note="no scalar loss was computed from the model's output in Python"), ""
-        foreign = any(t.numel() > 1 for t in self._tape.foreign)
+        foreign = any(t.numel() > 1 for _, t in self._tape.foreign)
         found = Found(None)
         for call in self.suspect.calls:
             try:
@@ -141,7 +141,7 @@ class StepWatch:
 
 
 def _reason_now() -> str:
-    if torch._C._len_torch_dispatch_stack():
+    if dispatch_modes():
         return "a dispatch mode of the run's own was active"
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         return "the step is captured as a CUDA graph"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gnnstab.errors import UsageError
 from gnnstab.probe.operations._call import Call as Call
 from gnnstab.probe.operations._naming import Named, TensorNames, is_finite
-from gnnstab.probe.operations._undo import WideMode, scale_to_blame, widened
+from gnnstab.probe.operations._undo import scale_to_blame, widened, wider
 from gnnstab.probe.operations._watch import OperationMode, Origin
 from gnnstab.probe.replaying.replica import Autocast, copied, eager, forked_rng, replica, tensors_in, unwrap
 
@@ -29,7 +29,8 @@ class Found:
     """Where the first Inf or NaN came from; None when everything that was repeated is finite."""
 
     symptom: str = ""
-    """``output``, ``loss``, ``gradient`` or ``exception``: what was not as it should be; empty for nothing."""
+    """``output``, ``loss``, ``gradient`` or ``exception``: what was not as it should be; ``written`` for an output that holds infinities
+    of the model's own writing and nothing else, empty for nothing."""
 
     largest: float = 0.0
     """Largest finite |entry| of the model's output."""
@@ -45,6 +46,9 @@ class Found:
 
     wide: bool = False
     """True when the same step in float32 is finite."""
+
+    exact: bool = False
+    """True when the same step in float64 is finite and its output, loss and gradients fit float32: only the way there does not."""
 
 
 def repeat(
@@ -66,8 +70,12 @@ def repeat(
     if not undo or found.origin is None or found.origin.tensor is not None:
         return found
     if found.origin.operation.dtype in ("float16", "bfloat16"):
-        wide = _once(model, widened(call), objective, batch, wide=True)
+        wide = _once(model, widened(call, torch.float32), objective, batch, wide=torch.float32)
         return replace(found, wide=wide.origin is None and not wide.note)
+    if found.origin.operation.sizes.kind == "exp-overflow":
+        exact = _once(model, widened(call, torch.float64), objective, batch, wide=torch.float64)
+        if exact.origin is None and not exact.note:
+            return replace(found, exact=True)
     if found.origin.operation.sizes.kind in GREW:
         undone = scale_to_blame(call, lambda changed: _once(model, changed, objective, batch).origin is None)
         return replace(found, undone=undone)
@@ -78,9 +86,12 @@ GREW = ("overflow", "exp-overflow", "inf-minus-inf", "inf-over-inf", "undefined-
 """Kinds in which a value was too large, not undefined."""
 
 
-def _once(model: nn.Module, call: Call, objective: Objective | None, batch: Any, *, wide: bool = False) -> Found:
+def _once(
+    model: nn.Module, call: Call, objective: Objective | None, batch: Any, *, wide: torch.dtype | None = None
+) -> Found:
+    """The step once; ``wide`` is the format in which all of it is computed, and what comes out must fit float32."""
     inner, prefix = unwrap(model)
-    twin = replica(inner).float() if wide else replica(inner)
+    twin = replica(inner) if wide is None else replica(inner).to(wide)
     twin.zero_grad(set_to_none=True)
     args, kwargs = copied(tuple(call.args)), copied(dict(call.kwargs))
     names = TensorNames(twin, args, kwargs, batch)
@@ -89,7 +100,7 @@ def _once(model: nn.Module, call: Call, objective: Objective | None, batch: Any,
     state, forward, cast = _State(), eager(twin), _autocast(call.autocast)
     with forked_rng(call.rng), torch.set_grad_enabled(call.grad), _quiet():
         try:
-            with watch, WideMode() if wide else nullcontext():  # type: ignore[no-untyped-call]
+            with watch, nullcontext() if wide is None else wider(wide):
                 with cast:
                     state.output = forward(*args, **kwargs)
                     state.ran = "output"
@@ -104,7 +115,15 @@ def _once(model: nn.Module, call: Call, objective: Objective | None, batch: Any,
             state.note = f"the step ended in {type(error).__name__}: {' '.join(str(error).split())[:300]}"
         if watch.failure is not None:
             raise watch.failure
-        return _judged(watch, twin, state, held)
+        found = _judged(watch, twin, state, held)
+        if found.origin is None and not found.note and wide is torch.float64 and not _fits_float32(twin, state):
+            return replace(found, note="what comes out does not fit float32")
+        return found
+
+
+def _fits_float32(twin: nn.Module, state: _State) -> bool:
+    made = [state.loss, *(t for _, t in tensors_in(state.output)), *(p.grad for p in twin.parameters())]
+    return all(is_finite(t.detach().float()) for t in made if t is not None)
 
 
 class _State:
@@ -127,12 +146,14 @@ def _judged(watch: OperationMode, twin: nn.Module, state: _State, held: tuple[Na
     gradients = [p.grad for p in twin.parameters() if p.grad is not None and not is_finite(p.grad)]
     if gradients:
         return Found(watch.first_of(gradients), "gradient", largest, held, state.note)
-    bad = next((t for t in outputs if not is_finite(t)), None)
-    if bad is not None and state.loss is None:
-        return Found(watch.origin(bad) or watch.origin(), "output", largest, held, state.note)
+    bad = [t for t in outputs if not is_finite(t)]
+    made = [watch.made(t) for t in bad]
+    if bad and state.loss is None and not all(one is not None and one.written for one in made):
+        return Found(watch.origin(bad[0]) or watch.origin(), "output", largest, held, state.note)
     if state.note and state.ran != "output":
         return Found(watch.origin(), "exception", largest, held, state.note)
-    return Found(None, "", largest, held, state.note)
+    # The loss that nobody called decides whether infinities that the model writes, as a masked policy does, are dealt with.
+    return Found(None, "written" if bad and state.loss is None else "", largest, held, state.note)
 
 
 @contextmanager

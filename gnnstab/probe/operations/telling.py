@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from gnnstab.probe.operations._naming import Named
-from gnnstab.probe.operations._watch import Operation, Origin
+from gnnstab.probe.operations._watch import Operation, Origin, mask_behind
 from gnnstab.probe.operations.repeat import Found
 
 _IN_WORDS = {"model": "the model's forward", "loss": "the loss", "backward": "the backward"}
@@ -29,6 +29,7 @@ def facts(found: Found, how: str = "repeated") -> dict[str, Any]:
         "how": how,
         "name": operation.name,
         "kind": sizes.kind,
+        "kinds": operation.kinds,
         "words": sizes.words,
         "place": "backward" if operation.node else place.part,
         "node": operation.node,
@@ -48,6 +49,8 @@ def facts(found: Found, how: str = "repeated") -> dict[str, Any]:
     }
     if origin.tensor is not None:
         told["tensor"] = named(origin.tensor)
+    if found.exact:
+        told["fits_float32"] = True
     if found.wide:
         told["finite_in_float32"] = True
     if found.undone:
@@ -71,7 +74,9 @@ def sentence(origin: Origin) -> str:
     operation = origin.operation
     where = spot(operation)
     if origin.tensor is None:
-        return f"{operation.sizes.words}, {where}"
+        mask = mask_behind(operation) if operation.sizes.kind == "all-masked" else None
+        held = f" (the −inf are those of `{mask.name}`)" if mask is not None and mask.name else ""
+        return f"{operation.sizes.words}{held}, {where}"
     return f"{origin.tensor.words} and came in at {operation.name}, {where}"
 
 

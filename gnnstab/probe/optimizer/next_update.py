@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from gnnstab.errors import UsageError
 from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 from gnnstab.probe.buffering.step_writer import Writer
-from gnnstab.probe.optimizer.optimizer_steps import change_over_spread, eps_of, shrink_eps, twins
+from gnnstab.probe.optimizer.optimizer_steps import Loss, change_over_spread, eps_of, shrink_eps, twins
+from gnnstab.probe.optimizer.run_trial import run_trial
 from gnnstab.probe.replaying.replica import forked_rng, run_replica, tensors_in
-from gnnstab.records import Measure
+from gnnstab.records import Measure, Signal
 from gnnstab.records.vocabulary import OPTIMIZER_EPS_DAMPING, OPTIMIZER_OUTPUT_MOVE
 
 FIRST_AGAIN = 50
@@ -81,6 +82,7 @@ class UpdateWatch:
         optimizers: All that move it; with several nothing is measured, since what one of them does is no whole update.
         writer: Gets the measures.
         now: The step that is about to end, and the latest inputs of it per mode.
+        loss: ``loss(output, batch)``, with which the first update of the run is tried in full, see `run_trial`.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class UpdateWatch:
         optimizers: Sequence[torch.optim.Optimizer],
         writer: Writer,
         now: Callable[[], tuple[int, Mapping[str, ForwardInputs]]],
+        loss: Loss | None = None,
     ) -> None:
         self._model = model
         self._watched = len(optimizers) == 1 and not isinstance(optimizers[0], torch.optim.LBFGS)
@@ -96,6 +99,9 @@ class UpdateWatch:
         self._now = now
         self._next = 0
         self._latest: tuple[int, float] = (-1, math.nan)
+        self._loss = loss
+        self.rise: Signal | None = None
+        """How far the loss rose in trial steps before the first update of the run; None where none were taken."""
 
     def moved(self, step: int) -> float | None:
         """Change of the output over its spread by the update of ``step``; None when it was not measured."""
@@ -113,6 +119,7 @@ class UpdateWatch:
             return
         self._next = max(FIRST_AGAIN, 2 * step)
         try:
+            self._try_rate(optimizer, inputs, step)
             update = next_update(self._model, optimizer, inputs)
         except UsageError:
             # What cannot be copied now cannot be copied later; a gradient that is not finite is an event of its own.
@@ -123,3 +130,17 @@ class UpdateWatch:
         detail = json.dumps({"optimizer": type(optimizer).__name__, "eps": eps_of(optimizer)})
         rows = [Measure(step, "", inputs.mode, 0, name, -1, value, detail) for name, value in found.items()]
         self._writer.measures([row for row in rows if not math.isnan(row.value)])
+
+    def _try_rate(self, optimizer: torch.optim.Optimizer, inputs: ForwardInputs, step: int) -> None:
+        """Once, before the first update that is looked at."""
+        loss, self._loss = self._loss, None
+        if loss is None:
+            return
+        try:
+            rows = run_trial(self._model, optimizer, inputs, loss, step)
+        except UsageError:
+            return  # A loss of more than one forward, as of a rollout, cannot be asked about one of them.
+        self._writer.measures(rows)
+        self.rise = next(
+            (Signal(r.name, r.value, None, None, step, "training", json.loads(r.detail)) for r in rows), None
+        )

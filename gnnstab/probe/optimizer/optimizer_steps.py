@@ -26,6 +26,9 @@ Loss = Callable[[Any, Any], Tensor]
 STEPS = 6
 """Steps of one trial: a rate that is too high shows in these, and a first batch is not learnt by heart in them."""
 
+MOST_STEPS = 20
+"""Steps of one trial at most: momentum of 0.95 has brought updates two thirds of the way to their size by then."""
+
 MOST_BATCHES = 4
 """Batches that a trial goes round; each one costs a forward per step."""
 
@@ -59,13 +62,20 @@ class Trial:
     def rise(self) -> Rise | None:
         """How far the loss rose; None where losses are not positive, which have no ratio, unless one is not finite."""
         if not all(math.isfinite(value) for value in self.losses):
-            return Rise(math.inf, STEPS, len(self.losses) - 1)
+            return Rise(math.inf, len(self.losses) - 1, len(self.losses) - 1)
         return rise_of(self.losses)
 
     @property
     def calm(self) -> bool:
         """True when no loss rose by more than a quarter."""
         return self.rise is None or self.rise.above == 0
+
+    @property
+    def lost(self) -> float:
+        """The largest loss after the lowest, over the lowest: what the steps had reached and did not keep."""
+        lowest = min(self.losses)
+        after = max(self.losses[self.losses.index(lowest) :])
+        return after / lowest if lowest > 0 else math.nan
 
 
 @dataclass(frozen=True)
@@ -90,8 +100,8 @@ class Bench:
     dtype: torch.dtype | None = None
     clip: float | None = None
 
-    def trial(self, steps: int = STEPS, *, factor: float = 1.0, without_eps: bool = False) -> Trial:
-        """Take ``steps`` with the rates of all groups times ``factor``, and with next to no eps where asked for.
+    def trial(self, steps: int | None = None, *, factor: float = 1.0, without_eps: bool = False) -> Trial:
+        """Take ``steps`` (as `steps_of` says, where None) with the rates of all groups times ``factor``, and with next to no eps where asked for.
 
         Raises:
             UsageError: The model or the optimizer cannot be copied, or forward, loss or step fail on the copy.
@@ -104,11 +114,21 @@ class Bench:
         with forked_rng(), torch.enable_grad():
             state = rng_snapshot()
             try:
-                return self._run(model, optimizer, steps, state)
+                return self._run(model, optimizer, steps_of(optimizer) if steps is None else steps, state)
             except UsageError:
                 raise
             except Exception as error:
                 raise UsageError(f"trial steps on a copy failed: {type(error).__name__}: {error}") from error
+
+    def gradient_norm(self) -> float:
+        """L2 norm over all gradients of the first batch, as no clipping has touched them; failures as of `trial`."""
+        model, _ = twins(self.model, self.optimizer)
+        with torch.enable_grad():
+            try:
+                self._gradients(model, 0, _SCALES[0] if self.dtype is torch.float16 else 1.0)
+            except Exception as error:
+                raise UsageError(f"the backward failed on a copy: {type(error).__name__}: {error}") from error
+        return norm_of(p.grad for p in model.parameters())
 
     def _run(self, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, state: Mapping[str, Any]) -> Trial:
         before, first = self._look(model, state)
@@ -195,6 +215,12 @@ def twins(
     except Exception as error:
         raise UsageError(f"{type(optimizer).__name__} cannot be copied: {type(error).__name__}: {error}") from error
     return twin, moved
+
+
+def steps_of(optimizer: torch.optim.Optimizer) -> int:
+    """Steps of one trial: with momentum as many as it takes until an update is as large as those of the run will be."""
+    momentum = max((float(group.get("momentum") or 0.0) for group in optimizer.param_groups), default=0.0)
+    return STEPS if momentum >= 1 else min(MOST_STEPS, max(STEPS, round(1 / (1 - momentum))))
 
 
 def eps_of(optimizer: torch.optim.Optimizer) -> float | None:
@@ -284,6 +310,16 @@ def _bench(
 
 def _judged(bench: Bench) -> Iterator[Signal]:
     trial = bench.trial()
+    yield from rate_signals(bench, trial)
+    yield from _eps(bench, trial)
+
+
+def rate_signals(bench: Bench, trial: Trial) -> Iterator[Signal]:
+    """What a trial says of the rate, with the rate at which the same steps are calm.
+
+    Raises:
+        UsageError: The loss is not finite before any step.
+    """
     if not math.isfinite(trial.losses[0]):
         raise UsageError("the loss is not finite before any step, so that steps say nothing of the optimizer")
     rate = _rate(bench.optimizer)
@@ -297,11 +333,10 @@ def _judged(bench: Bench) -> Iterator[Signal]:
     if not trial.calm:
         detail["calm_lr"] = calm_rate(bench, rate)
     if trial.rise is not None:
-        detail |= {"above": trial.rise.above, "peak": trial.rise.peak}
+        detail |= {"above": trial.rise.above, "peak": trial.rise.peak, "lost": trial.lost}
         yield Signal(OPTIMIZER_LOSS_RISE, trial.rise.largest, source="steps", detail=detail)
     if not math.isnan(trial.moved):
         yield Signal(OPTIMIZER_OUTPUT_MOVE, trial.moved, source="steps", detail=detail)
-    yield from _eps(bench, trial)
 
 
 def calm_rate(bench: Bench, rate: float) -> float:
@@ -322,6 +357,11 @@ def _eps(bench: Bench, trial: Trial) -> Iterator[Signal]:
     if math.isfinite(free) and free > 0 and math.isfinite(trial.moved):
         detail = {"eps": eps, "optimizer": type(bench.optimizer).__name__}
         yield Signal(OPTIMIZER_EPS_DAMPING, trial.moved / free, source="steps", detail=detail)
+
+
+def norm_of(gradients: Iterable[Tensor | None]) -> float:
+    """L2 norm over all gradients."""
+    return math.sqrt(sum(float(g.detach().double().square().sum()) for g in gradients if g is not None))
 
 
 def _rate(optimizer: torch.optim.Optimizer) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -55,6 +55,13 @@ class Calls:
     """Node of the autograd graph → the innermost module that returned its tensor."""
 
     called: set[str] = field(default_factory=set)
+
+    def name_beginnings(self, model: nn.Module, batch: Mapping[str, Tensor]) -> None:
+        """Give operations that no module stands in front of the name of the tensor or parameter that they begin with."""
+        for name, tensor in (*model.named_parameters(), *batch.items()):
+            if tensor.requires_grad:
+                node = tensor.grad_fn or tensor.view_as(tensor).grad_fn.next_functions[0][0]  # type: ignore[union-attr]
+                self.maker.setdefault(node, name)
 
     def fed(self, tensor: Tensor) -> Iterator[Call]:
         """The calls that were given a tensor itself, or a view of all of it."""

@@ -43,7 +43,9 @@ def rows(seen: ForwardView) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
             continue
         left = _between(pooled.double(), states.double(), graphs, sizes)
         if math.isfinite(left):
-            yield "place.graph_difference", call.name, left, {"target_follows": _follows(seen, entering, count)}
+            learns = hasattr(call.module, "mean_scale")  # GraphNorm learns how much of the mean it takes away.
+            detail = {"target_follows": _follows(seen, entering, count), "learns": learns}
+            yield "place.graph_difference", call.name, left, detail
 
 
 def _pooled(seen: ForwardView, count: int, nodes: int) -> Tensor | None:

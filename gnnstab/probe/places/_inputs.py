@@ -23,16 +23,24 @@ _MUCH = 0.3
 def rows(seen: ForwardView, given: Mapping[str, Tensor]) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
     """Numbers of every tensor; ``given`` are its values before the forward, which may change them in place."""
     entries = [
-        _Entry(call) for call in seen.calls.all if call.computes and call.entering and not _normalised_next(seen, call)
+        _Entry(call) for call in seen.calls.all if call.computes and call.entering and not normalised_next(seen, call)
     ]
     size = max((numbers.rms(numbers.sampled(t)) for t in seen.outputs), default=math.nan)
+    entries_out = max((t.numel() for t in seen.outputs), default=0)
+    if math.isfinite(size):
+        yield "place.output", "output", size, {"entries": entries_out}
     for name, tensor in given.items():
         if not tensor.numel():
             continue
         if tensor.is_floating_point():
             bad = ~tensor.isfinite()
             if bool(bad.any()):
-                yield "place.non_finite", name, float(bad.sum()), {"rows": _rows(bad), "target": is_target(name)}
+                yield (
+                    "place.non_finite",
+                    name,
+                    float(bad.sum()),
+                    {"rows": _rows(bad), "target": is_target(name), "minus_inf": bool(tensor[bad].isneginf().all())},
+                )
             yield from _scale(seen, name, tensor, entries, size)
 
 
@@ -47,7 +55,7 @@ def _scale(
     if math.isnan(rms):
         return
     ratio, column = numbers.column_ratio(judged)
-    fed = [call for call in seen.calls.fed(seen.batch[name]) if call.computes and not _normalised_next(seen, call)]
+    fed = [call for call in seen.calls.fed(seen.batch[name]) if call.computes and not normalised_next(seen, call)]
     detail = {
         "whole": whole,
         "target": is_target(name),
@@ -75,7 +83,7 @@ class _Entry:
         return rms > 0 and self.rms >= _MUCH * rms
 
 
-def _normalised_next(seen: ForwardView, call: Call) -> bool:
+def normalised_next(seen: ForwardView, call: Call) -> bool:
     """True for a linear map whose output goes into a normalisation, which takes the scale away again, at most a ReLU between."""
     if not isinstance(call.module, nn.Linear):
         return False

@@ -16,8 +16,12 @@ MOST_NODES = 20_000
 
 def walk(roots: list[Tensor]) -> Iterator[Any]:
     """Every node of the graphs of tensors, the outputs first."""
-    waiting = [t.grad_fn for t in roots if t.grad_fn is not None]
-    seen = set(waiting)
+    yield from walk_nodes([t.grad_fn for t in roots if t.grad_fn is not None])
+
+
+def walk_nodes(nodes: list[Any]) -> Iterator[Any]:
+    """Every node from these on towards the inputs."""
+    waiting, seen = list(nodes), set(nodes)
     while waiting and len(seen) < MOST_NODES:
         node = waiting.pop()
         yield node

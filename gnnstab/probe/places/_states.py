@@ -7,7 +7,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
+from torch_geometric.nn import MessagePassing
 
 from gnnstab.probe.places import _numbers as numbers
 from gnnstab.probe.places import _operations as operations
@@ -45,7 +47,10 @@ def _operations(seen: ForwardView) -> Iterator[tuple[str, str, float, dict[str, 
     last = {operations.made_by(node, seen.calls.maker) for node in at_the_end if node is not None}
     for (signal, place), (value, kind) in sorted(worst.items(), key=lambda item: order.get(item[0][1], 1 << 30)):
         operation = kind.partition("Backward")[0].lower()
-        yield signal, place, value, {"operation": operation, "output": place in last or place == "output"}
+        if place in seen.batch and signal != "place.clamped_share":
+            continue  # What a batch holds, a ReLU or tanh may well cut: that is no activation.
+        detail = {"operation": operation, "output": place in last or place == "output", "input": place in seen.batch}
+        yield signal, place, value, detail
 
 
 def _differences(seen: ForwardView) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
@@ -55,20 +60,62 @@ def _differences(seen: ForwardView) -> Iterator[tuple[str, str, float, dict[str,
     (count,) = seen.nodes
     if count < 3:
         return
+    own = [t for t in seen.outputs if _of_nodes(t, count)]
+    # An answer for each graph needs differences between the graphs as well.
+    graphs, reached = seen.graphs if own else None, _reached(seen, count)
+
+    def difference(tensor: Tensor) -> float:
+        rows = tensor if reached is None else tensor[reached]
+        return numbers.difference(rows, graphs if graphs is None or reached is None else graphs[reached])
+
     found: list[tuple[str, float]] = []
     for name, tensor in seen.batch.items():
         if name.rsplit(".", 1)[-1] == "x" and _of_nodes(tensor, count) and tensor.is_floating_point():
-            found.append((name, numbers.difference(tensor, seen.graphs)))
+            found.append((name, difference(tensor)))
     for call in seen.calls.all:
         if next(call.module.parameters(), None) is not None:
-            found += [(call.name, numbers.difference(t, seen.graphs)) for t in call.leaving if _of_nodes(t, count)]
-    outputs = [numbers.difference(t, seen.graphs) for t in seen.outputs if _of_nodes(t, count)]
+            found += [(call.name, difference(t)) for t in call.leaving if _of_nodes(t, count)]
+    outputs = [difference(t) for t in own] or [
+        numbers.difference(t, None) for t in seen.outputs if t.dim() and len(t) > 1
+    ]
     found += [("output", value) for value in outputs]
     alike = [name for name, value in found if value < _ALIKE]
     for position, (name, value) in enumerate(found):
         # All that is needed to say where the nodes became alike; healthy ones are told at both ends alone.
         if not math.isnan(value) and (position == 0 or name in ("output", *alike)):
-            yield "place.node_difference", name, value, {"position": position, "per_node": bool(outputs)}
+            yield "place.node_difference", name, value, {"position": position, "per_node": bool(own)}
+
+
+def in_degree(seen: ForwardView, count: int) -> Tensor | None:
+    """(count,) edges that lead to each node; None where the batch does not hold the edges of so many nodes."""
+    edges = _edges(seen)
+    if edges is None or not edges.numel() or int(edges.max()) >= count:
+        return None
+    return torch.bincount(edges[1], minlength=count)
+
+
+def _edges(seen: ForwardView) -> Tensor | None:
+    """(2, edges) of the one edge list of the batch."""
+    found = [t for name, t in seen.batch.items() if name.rsplit(".", 1)[-1] == "edge_index"]
+    return found[0] if len(found) == 1 and found[0].dim() == 2 and len(found[0]) == 2 else None
+
+
+def _reached(seen: ForwardView, count: int) -> Tensor | None:
+    """(count,) mask of the nodes that edges lead to, and to all that they hear of; None for too few.
+
+    What attention gives a node without incoming edges is no average, and tells it and those behind it from all others.
+    """
+    edges, degree = _edges(seen), in_degree(seen, count)
+    if edges is None or degree is None:
+        return None
+    source, target = edges
+    reached, found = degree > 0, None
+    for _ in range(sum(isinstance(call.module, MessagePassing) for call in seen.calls.all)):
+        if int(reached.sum()) < 3:
+            break
+        found = reached
+        reached = reached & (torch.bincount(target[~reached[source]], minlength=count) == 0)
+    return found
 
 
 def _of_nodes(tensor: Tensor, count: int) -> bool:

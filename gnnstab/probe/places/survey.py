@@ -10,16 +10,19 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch_geometric.nn import MessagePassing
 
-from gnnstab.probe.attaching.norms import graphs_in
+from gnnstab.probe.attaching.norms import batch_vectors, graphs_in
 from gnnstab.probe.batches.named_tensors import named_tensors
+from gnnstab.probe.places import _gains as gains
 from gnnstab.probe.places import _graph_level as graph_level
 from gnnstab.probe.places import _inputs as inputs
 from gnnstab.probe.places import _operations as operations
 from gnnstab.probe.places import _parameters as parameters
 from gnnstab.probe.places import _states as states
+from gnnstab.probe.places._blocking import Blocks
 from gnnstab.probe.places._calls import Calls, watched
-from gnnstab.probe.replaying.replica import copied, eager, forked_rng, replica, tensors_in
+from gnnstab.probe.replaying.replica import copied, eager, forked_rng, replica, tensors_in, tracked
 from gnnstab.records.vocabulary import PLACE_NON_FINITE
 
 MOST_PLACES = 2000
@@ -81,8 +84,23 @@ def survey(
     Raises:
         UsageError: The model cannot be copied.
     """
+    try:
+        return _survey(model, tracked(copied(tuple(args))), tracked(copied(dict(kwargs))), batch, objective, rng, cast)
+    except RuntimeError:
+        # A forward may refuse inputs that have a gradient, as where it hands them to NumPy; operations on them are then not seen.
+        return _survey(model, copied(tuple(args)), copied(dict(kwargs)), batch, objective, rng, cast)
+
+
+def _survey(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    batch: Any,
+    objective: Callable[[Any], Tensor],
+    rng: Any,
+    cast: AbstractContextManager[Any] | None,
+) -> list[Place]:
     twin = replica(model)
-    args, kwargs = copied(tuple(args)), copied(dict(kwargs))
     named = named_tensors(args, kwargs, model)
     if batch is not None:
         beside = named_tensors((batch,) if not isinstance(batch, tuple) else batch)
@@ -95,18 +113,24 @@ def survey(
     with forked_rng(rng), torch.enable_grad(), watched(twin) as calls, cast or nullcontext():
         output = eager(twin)(*args, **kwargs)
         outputs = [t for _, t in tensors_in([output]) if t.is_floating_point()]
-        nodes = _nodes(given)
-        seen = ForwardView(twin, named, calls, outputs, nodes, _graphs([args, kwargs, batch], nodes))
+        nodes = _nodes(given, calls)
+        calls.name_beginnings(twin, named)
+        seen = ForwardView(
+            twin, named, calls, outputs, nodes, _graphs([*batch_vectors(model, args, kwargs), *graphs_in(batch)], nodes)
+        )
         found = [Place(*row) for row in _before_backward(seen, given)]
         loss = objective(output)
         if loss.isfinite().all() and all(bool(t.isfinite().all()) for t in outputs):
             found = [
                 p._replace(detail={**p.detail, "masked": True}) if p.signal == PLACE_NON_FINITE else p for p in found
             ]
-        roots = operations.leaves([loss]) if loss.requires_grad else []
-        if loss.requires_grad:
+        fed = {id(leaf) for leaf in operations.leaves(list(named.values()))}
+        roots = [leaf for leaf in operations.leaves([loss]) if id(leaf) not in fed]
+        if roots:
+            blocks = Blocks(seen)
             loss.backward()  # type: ignore[no-untyped-call]
-        found += [Place(*row) for row in parameters.rows(seen, roots)]
+            found += [Place(*row) for row in blocks.rows()]
+        found += [Place(*row) for row in (*parameters.rows(seen, roots), *gains.rows(seen))]
     return found[:MOST_PLACES]
 
 
@@ -117,19 +141,20 @@ def _before_backward(seen: ForwardView, given: Mapping[str, Tensor]) -> Iterator
         yield from graph_level.rows(seen)
 
 
-def _nodes(named: Mapping[str, Tensor]) -> frozenset[int]:
-    """Rows of what is called ``x``, of each kind of nodes; else of the first matrix of numbers."""
+def _nodes(named: Mapping[str, Tensor], calls: Calls) -> frozenset[int]:
+    """Rows of what is called ``x``, of each kind of nodes; else of the first matrix of numbers that comes in or is passed on."""
     own = {len(t) for name, t in named.items() if "x" in (name.rsplit(".", 1)[-1], name.split(".")[0]) and t.dim()}
     own |= {len(t) for name, t in named.items() if name.startswith("x_dict.") and t.dim()}
     if not own:
-        first = next((t for t in named.values() if t.dim() == 2 and t.is_floating_point()), None)
+        passed = (t for call in calls.all if isinstance(call.module, MessagePassing) for t in call.entering)
+        first = next((t for t in (*named.values(), *passed) if t.dim() == 2 and t.is_floating_point()), None)
         own = set() if first is None else {len(first)}
     return frozenset(own)
 
 
-def _graphs(values: Any, nodes: frozenset[int]) -> Tensor | None:
+def _graphs(vectors: list[Tensor], nodes: frozenset[int]) -> Tensor | None:
     # The arguments and the batch that they came from hold the same one.
-    found = [t for t in graphs_in(values) if len(t) in nodes and t.numel()]
+    found = [t for t in vectors if len(t) in nodes and t.numel()]
     return found[0] if found and len(nodes) == 1 else None
 
 

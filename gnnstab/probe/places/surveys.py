@@ -13,13 +13,13 @@ from torch import nn
 from gnnstab.errors import UsageError
 from gnnstab.probe.places.survey import Place, survey, to_json
 from gnnstab.probe.replaying.read_out import read_out
-from gnnstab.records.vocabulary import PLACE_COLUMN_RATIO, PLACE_NON_FINITE, PLACE_RMS
+from gnnstab.records.vocabulary import PLACE_COLUMN_RATIO, PLACE_NON_FINITE, PLACE_OUTPUT, PLACE_RMS
 
 if TYPE_CHECKING:
     from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 
 _LARGEST = (PLACE_RMS, PLACE_COLUMN_RATIO, PLACE_NON_FINITE)
-"""Numbers of the data: the largest of the run counts. Of everything else the latest does."""
+"""Numbers of the data: the largest of the run counts; of the output the first, as before training; of everything else the latest."""
 
 
 class _Meta(Protocol):
@@ -27,7 +27,7 @@ class _Meta(Protocol):
 
 
 class Surveys:
-    """Looks at every place in the 1st, 2nd, 4th, 8th, … step that it is asked in.
+    """Looks at every place in the 1st, 2nd, 4th, 8th, … step that it is asked in, and at the end.
 
     Args:
         model: The model; a copy of it runs.
@@ -46,8 +46,15 @@ class Surveys:
         if forward is None:
             return
         self._asked += 1
-        if self._asked & (self._asked - 1):
-            return
+        if not self._asked & (self._asked - 1):
+            self._look(forward)
+
+    def end(self, kept: ForwardInputs | None) -> None:
+        """The run is over: look once more with inputs that were kept, unless the weights are lost and would show nothing."""
+        if kept is not None and self._found and all(bool(p.isfinite().all()) for p in self._model.parameters()):
+            self._look(kept)
+
+    def _look(self, forward: ForwardInputs) -> None:
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             # Ranks may be asked in different steps, and a forward may wait for the others (SyncBatchNorm).
             self._writer.meta("places_failed", "several processes train the model")
@@ -64,10 +71,10 @@ class Surveys:
         self._keep(found)
 
     def _keep(self, found: list[Place]) -> None:
-        kept = {key: place for key, place in self._found.items() if key[0] in _LARGEST}
+        kept = {key: place for key, place in self._found.items() if key[0] in (*_LARGEST, PLACE_OUTPUT)}
         for place in found:
             before = kept.get((place.signal, place.name))
-            if before is None or not before.value >= place.value:
+            if before is None or (place.signal in _LARGEST and not before.value >= place.value):
                 kept[place.signal, place.name] = place
         self._found = kept
         self._writer.meta("places", to_json(list(kept.values())))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +11,7 @@ from torch_geometric.nn import MessagePassing
 
 from gnnstab.layers import Layer, layer_of
 from gnnstab.probe.attaching.softmax_tap import SoftmaxCall, Tap, Untappable
+from gnnstab.probe.batches.named_tensors import named_tensors
 from gnnstab.probe.replaying.replica import tensors_in
 
 
@@ -43,6 +44,9 @@ class StageTensor(NamedTuple):
     targets: Tensor | None = None
     """(E,) targets, where the rows are edges and the targets are known."""
 
+    ends: Tensor | None = None
+    """(2, E) sources and targets of the edges that an input of the model has rows for."""
+
     note: str = ""
     """Name of the argument for an input; the reason why stages are missing for an output."""
 
@@ -59,13 +63,26 @@ def floats(value: Any) -> list[tuple[str, Tensor]]:
     return [(name, t) for name, t in named if t.is_floating_point() and t.layout is torch.strided]
 
 
-def observe_inputs(args: Sequence[Any], kwargs: dict[str, Any], observe: Observer) -> None:
-    """Report the model's own inputs."""
-    single = len(args) == 1 and not isinstance(args[0], Tensor)
-    named = floats(args[0] if single else list(args)) + floats(kwargs)
-    for name, tensor in named:
-        rows = "edges" if "edge" in name else "nodes"
-        observe(StageTensor(None, 0, "input", tensor, rows=rows, note=name, detailed=True))
+def observe_inputs(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], observe: Observer) -> None:
+    """Report the model's own inputs under the names that its forward has for them."""
+    named = named_tensors(tuple(args), kwargs, model)
+    for name, tensor in named.items():
+        if tensor.is_floating_point() and tensor.layout is torch.strided:
+            ends = _ends(name, tensor, named)
+            rows = "edges" if "edge" in name or ends is not None else "nodes"
+            observe(StageTensor(None, 0, "input", tensor, rows=rows, ends=ends, note=name, detailed=True))
+
+
+def _ends(name: str, tensor: Tensor, named: Mapping[str, Tensor]) -> Tensor | None:
+    """The list of edges for each of which a tensor has one row; None for a tensor of nodes."""
+    store, _, own = name.rpartition(".")
+    for other, edges in named.items():
+        fits = edges.dim() == 2 and len(edges) == 2 and tensor.dim() and edges.size(1) == len(tensor) > 0
+        if not fits or edges.is_floating_point() or other.rpartition(".")[0] != store:
+            continue
+        if "edge" in own or (own != "x" and int(edges.max()) + 1 < len(tensor)):
+            return edges
+    return None
 
 
 def instrument(model: nn.Module, observe: Observer, prefix: str = "") -> None:

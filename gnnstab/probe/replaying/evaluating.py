@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+
+from gnnstab.torch_private import BatchNorm
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -18,7 +19,7 @@ def evaluating(model: Model) -> Model:
     """
     model.eval()
     for module in model.modules():
-        if isinstance(module, _BatchNorm) and module.num_batches_tracked is not None and not module.num_batches_tracked:
+        if isinstance(module, BatchNorm) and module.num_batches_tracked is not None and not module.num_batches_tracked:
             module.register_forward_pre_hook(ByBatch())
     return model
 

@@ -33,6 +33,9 @@ class StageRow(NamedTuple):
     dtype: str
     """``float16``, …"""
 
+    name: str = ""
+    """Of the model's argument, where the row is an input of the model."""
+
 
 class _Found(BaseException):
     """Ends the replay at the first non-finite tensor; no ``except Exception`` of the model may stop it."""
@@ -115,7 +118,7 @@ def _replay(
     inner, prefix = unwrap(model)
     twin = replica(inner)
     instrument(twin, observe, prefix)
-    observe_inputs(args, dict(kwargs or {}), observe)
+    observe_inputs(inner, args, dict(kwargs or {}), observe)
     try:
         run_replica(twin, args, kwargs, rng_state=rng_state, autocast=autocast)
     except Exception as error:
@@ -129,7 +132,8 @@ def _row(seen: StageTensor) -> StageRow:
     if finite.numel():
         low, high, rms = finite.min().item(), finite.max().item(), finite.square().mean().sqrt().item()
     missing = values.numel() - finite.numel()
-    return StageRow(seen.layer, seen.call, seen.stage, low, high, rms, missing, _name(seen.tensor.dtype))
+    argument = seen.note if seen.layer is None and seen.stage == "input" else ""
+    return StageRow(seen.layer, seen.call, seen.stage, low, high, rms, missing, _name(seen.tensor.dtype), argument)
 
 
 def _event(seen: StageTensor, model: nn.Module, previous: StageTensor | None, step: int, mode: str) -> Event:
@@ -148,6 +152,9 @@ def _event(seen: StageTensor, model: nn.Module, previous: StageTensor | None, st
         detail["non_finite_parameters"] = broken[:SHOWN]
     if seen.note:
         detail["reason" if seen.stage == "output" else "argument"] = seen.note
+    if seen.ends is not None:
+        first = bad.reshape(len(bad), -1).any(1).nonzero().flatten()[:SHOWN]
+        detail["edge_ends"] = seen.ends[:, first].t().tolist()
     if seen.stage == "input" and seen.layer is not None and previous is not None:
         detail["finite_before"] = _place(previous)
     if seen.stage == "score":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -11,8 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch_geometric.data.data import BaseData
 
 from gnnstab.errors import UsageError
+from gnnstab.randomness import deep_copy
 
 HOOK_TABLES = ("_hooks", "_hooks_with_kwargs", "_hooks_always_called")
 """Endings of the attribute names under which torch and torch_geometric keep hooks."""
@@ -55,12 +56,12 @@ def replica(model: nn.Module) -> nn.Module:
         for name, value in vars(module).items():
             if name.endswith(HOOK_TABLES) and isinstance(value, dict):
                 # The tables with flags (`_with_kwargs`) share the keys of the tables that hold the hooks.
-                memo[id(value)] = type(value)((k, copy.deepcopy(v, memo)) for k, v in value.items() if k in kept)
+                memo[id(value)] = type(value)((k, deep_copy(v, memo)) for k, v in value.items() if k in kept)
             elif name == "message":
                 memo[id(value)] = None
     memo.update(without_history(model))
     try:
-        twin = copy.deepcopy(model, memo)
+        twin = deep_copy(model, memo)
     except Exception as error:
         raise UsageError(f"{type(model).__name__} cannot be copied for a replay: {error}") from error
     for module in twin.modules():
@@ -99,7 +100,7 @@ def reason_against_a_copy(model: nn.Module) -> str:
             else:
                 memo.update({id(tensor): tensor for _, tensor in tensors_in(value)})
     try:
-        copy.deepcopy(model, memo)
+        deep_copy(model, memo)
     except Exception as error:
         return f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error})"
     return ""
@@ -195,6 +196,22 @@ def copied(value: Any) -> Any:
         return {k: copied(v) for k, v in value.items()}
     if hasattr(value, "to_dict") and hasattr(value, "clone"):
         return value.clone()
+    return value
+
+
+def tracked(value: Any) -> Any:
+    """A copy of the arguments whose floating tensors have a gradient, so that the first layer's input has one too.
+
+    The copies are no leaves, so that a model may change its input in place, and the caller's tensors stay as they are.
+    """
+    if isinstance(value, Tensor):
+        return value.detach().requires_grad_().clone() if value.is_floating_point() else value
+    if isinstance(value, BaseData):
+        return value.clone().apply(tracked)
+    if isinstance(value, Mapping):
+        return {k: tracked(v) for k, v in value.items()}
+    if isinstance(value, (tuple, list)) and not hasattr(value, "_fields"):
+        return type(value)(tracked(v) for v in value)
     return value
 
 

@@ -76,3 +76,8 @@ def product_scores(query: Tensor, key: Tensor, mask: Tensor | None, causal: bool
     if mask is None:
         return score
     return score.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else score + mask.detach()
+
+
+def fused_softmax(score: Tensor) -> Tensor:
+    """Softmax (…, M) along the last axis as torch's fused attention takes it: a row in which every key is masked is 0, not NaN."""
+    return torch.softmax(score, -1).masked_fill((score == -math.inf).all(-1, keepdim=True), 0.0)

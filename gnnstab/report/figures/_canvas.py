@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -14,10 +15,13 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from gnnstab.errors import NothingEvaluable
 from gnnstab.report.escape import apart, visible
-from gnnstab.report.svg import Axis, tick_text
+from gnnstab.report.svg import Axis
 
 WIDTH = 8.0
 """Inches; at 100 dots per inch 800 pixels, the width at which every figure must be readable."""
+
+LONGEST_TITLE = 78
+"""Characters of a title in one line."""
 
 SIZE = 9.0
 """Points of ordinary text."""
@@ -54,8 +58,8 @@ def sheet(height: float, rows: int = 1, **grid: Any) -> tuple[Figure, list[Any]]
 
 def head(ax: Any, title: str, unit: str = "") -> None:
     """Title at the left above an axis, with the unit of what it shows."""
-    text = f"{title}, {unit}" if unit else title
-    ax.set_title(drawable(text), loc="left", fontsize=SIZE + 1, fontweight="bold", color=INK, parse_math=False, pad=9)
+    text = textwrap.fill(drawable(f"{title}, {unit}" if unit else title), LONGEST_TITLE)
+    ax.set_title(text, loc="left", fontsize=SIZE + 1, fontweight="bold", color=INK, parse_math=False, pad=9)
 
 
 def label_x(ax: Any, text: str) -> None:
@@ -78,10 +82,10 @@ def log_scale(ax: Any, side: str = "y") -> None:
     round_ticks(getattr(ax, f"{side}axis"), low, high)
 
 
-def round_ticks(axis: Any, low: float, high: float) -> None:
+def round_ticks(axis: Any, low: float, high: float, kind: str = "log") -> None:
     """Powers of ten, with their doubles and fives where few fit, as the only ticks of a logarithmic axis."""
-    ticks = Axis(low, high, 0.0, 1.0, "log").ticks(6)
-    axis.set_ticks(ticks, labels=[tick_text(t) for t in ticks])
+    ticks, texts = zip(*Axis(low, high, 0.0, 1.0, kind).labels(6), strict=True)
+    axis.set_ticks(ticks, labels=texts)
     axis.set_ticks([], minor=True)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from gnnstab.records import SIGNALS, Diagnosis
 from gnnstab.records.vocabulary import GRADIENT_INPUT_RMS, GRADIENT_OUTPUT_RMS, INPUT_RMS, MESSAGE_RMS, OUTPUT_RMS
@@ -14,6 +15,7 @@ from gnnstab.report.evidence import Evidence, Profile
 from gnnstab.report.figures._canvas import (
     FAINT,
     HUES,
+    INK,
     MARKERS,
     SIZE,
     head,
@@ -63,7 +65,9 @@ def _draw(ax: Any, profiles: list[Profile], layers: tuple[str, ...]) -> None:
     drawn = 0
     for i, profile in enumerate(profiles):
         values = _on(profile, layers)
-        if not (values > 0).any():
+        zero = np.flatnonzero(values == 0)
+        values = np.where(values > 0, values, np.nan)
+        if not (values > 0).any() and not len(zero):
             continue
         drawn += 1
         size = 5 if len(layers) <= 40 else 2.2
@@ -75,6 +79,7 @@ def _draw(ax: Any, profiles: list[Profile], layers: tuple[str, ...]) -> None:
             label=f"{SIGNALS[profile.name].title}{_travel(values)}",
             **style,
         )
+        _exact_zeros(ax, zero, style)
     if not drawn:
         say_empty(ax)
         ax.set_yticks([])
@@ -84,10 +89,22 @@ def _draw(ax: Any, profiles: list[Profile], layers: tuple[str, ...]) -> None:
     ax.legend(fontsize=SIZE - 1, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
+def _exact_zeros(ax: Any, places: NDArray[np.int64], style: dict[str, Any]) -> None:
+    """Marks on the frame for the layers whose number is exactly 0, which has no place on a logarithmic axis."""
+    if not len(places):
+        return
+    frame = ax.get_xaxis_transform()
+    ax.plot(places, np.zeros(len(places)), transform=frame, clip_on=False, **{**style, "linestyle": ""})
+    late = places[0] > ax.get_xlim()[1] / 2
+    said = ax.annotate("exactly 0", (places[0], 0), xycoords=frame, xytext=(-6 if late else 6, 5), ha="right" if late else "left",
+                       textcoords="offset points", fontsize=SIZE - 1, color=INK)  # fmt: skip
+    said.set_in_layout(False)
+
+
 def _on(profile: Profile, layers: tuple[str, ...]) -> Array:
     row = dict(zip(profile.layers, profile.values, strict=True))
     values = np.array([row.get(layer, np.nan) for layer in layers])
-    return np.where(np.isfinite(values) & (values > 0), values, np.nan)
+    return np.where(np.isfinite(values) & (values >= 0), values, np.nan)
 
 
 def _travel(values: Array) -> str:

@@ -33,6 +33,7 @@ from gnnstab.report.figures._canvas import (
     log_scale,
     name_layers,
     need,
+    round_ticks,
     say_empty,
     sheet,
 )
@@ -106,6 +107,7 @@ def score_ranges(diagnosis: Diagnosis) -> Figure:
         ax.vlines(places, ends[:, 0], ends[:, 1], color=HUES[0], linewidth=min(8.0, 380 / len(layers)), alpha=0.6)
         ax.axhline(0, color=FAINT, linewidth=0.8, zorder=0)
         ax.set_yscale("symlog", linthresh=1.0)
+        round_ticks(ax.yaxis, float(np.nanmin(ends)), float(np.nanmax(ends)), "symlog")
         ax.grid(axis="y", color=FAINT, linewidth=0.7)
         for side in (-cap, cap) if math.isfinite(cap) else ():
             ax.axhline(side, color=INK, linewidth=1, linestyle=(0, (3, 3)))

@@ -41,9 +41,15 @@
     setTimeout(() => { button.textContent = "Copy"; said.textContent = ""; button.classList.remove("done"); }, 2000);
   }));
 
+  // Only what is wider than its box says that it scrolls.
+  const measure = () => all(".code-box pre, .scroll").forEach((box) => box.parentElement.classList.toggle("wider", box.scrollWidth > box.clientWidth + 1));
+  addEventListener("resize", measure);
+  measure();
+
   const form = one("#filter");
   if (!form) return;
-  const findings = all("#finding-list > li");
+  const findings = all("#finding-list li[data-code]");
+  const cards = all("#finding-list > li");
   const layers = all(".layer");
   const count = one("#count");
   const empty = one("#nothing");
@@ -57,8 +63,9 @@
       item.hidden = !(named(item) && severities.has(item.dataset.severity) && (!code || item.dataset.code === code));
       shown += item.hidden ? 0 : 1;
     }
+    for (const card of cards) card.hidden = !card.querySelector("li:not([hidden])");
     for (const item of layers) item.hidden = !named(item);
-    count.textContent = `${shown} of ${findings.length} findings`;
+    count.textContent = `${shown} of ${findings.length} finding${findings.length === 1 ? "" : "s"}`;
     empty.hidden = shown > 0;
   };
   const clear = () => { form.reset(); apply(); };

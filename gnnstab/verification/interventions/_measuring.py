@@ -16,7 +16,8 @@ from torch.overrides import TorchFunctionMode
 from torch_geometric.utils import softmax
 
 from gnnstab.probe.batches.arguments import as_arguments, on_device
-from gnnstab.probe.measure import read_out, tracked
+from gnnstab.probe.measure import read_out
+from gnnstab.probe.replaying.replica import tracked
 from gnnstab.probe.statistics.activations import clip_share, dead_share
 from gnnstab.probe.statistics.attention import entropy_measures, precision_measures
 from gnnstab.probe.statistics.numbers import rms
@@ -34,6 +35,9 @@ from gnnstab.records.vocabulary import (
 from gnnstab.signals.gradients import over_depth
 from gnnstab.verification.interventions._trial import Edit
 from gnnstab.verification.training import autocast
+
+MOSTLY = 0.02
+"""Share of the rows on which a channel may be positive and still count as dead, as at the places."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +145,8 @@ class _Watched:
                 handles.append(modules[name].register_forward_hook(partial(self._leave, name), always_call=True))
                 homes |= {id(home): home for home in _homes(modules[name])}
         for name, module in modules.items():
+            if name not in self._facts and (name in self._edit.output_factors or name in self._edit.centred):
+                handles.append(module.register_forward_hook(partial(self._changed, name)))
             if "Norm" in type(module).__name__:
                 handles.append(module.register_forward_pre_hook(partial(self._normalise, name)))
         try:
@@ -187,13 +193,7 @@ class _Watched:
         self._running.pop()
         if not isinstance(output, Tensor):
             return None
-        changed = output
-        if name in self._edit.output_factors:
-            changed = changed * self._edit.output_factors[name]
-        if name in self._edit.centred:
-            columns = self._edit.centred[name]
-            mean = changed.detach().mean(0)
-            changed = changed - torch.zeros_like(mean).index_copy_(0, columns, mean[columns])
+        changed = self._changed(name, module, args, output)
         seen = changed.detach()
         self.outputs[name] = seen
         self._measure(OUTPUT_MAX_ABS, _peak, seen, name)
@@ -201,6 +201,17 @@ class _Watched:
         self._measure(SMOOTHNESS_RELATIVE, relative_difference, seen, name)
         self.broken |= not bool(torch.isfinite(seen).all())
         return None if changed is output else changed
+
+    def _changed(self, name: str, module: nn.Module, args: Any, output: Any) -> Any:
+        """What a module returns, with the edit."""
+        if not isinstance(output, Tensor):
+            return output
+        changed = output * self._edit.output_factors[name] if name in self._edit.output_factors else output
+        if name in self._edit.centred:
+            rows = changed.detach().flatten(0, -2)
+            dead = (rows > 0).double().mean(0) <= MOSTLY
+            changed = changed - rows.mean(0) * dead
+        return changed
 
     def _softmax(self, src: Tensor, index: Any = None, *args: Any, **kwargs: Any) -> Tensor:
         name = self._running[-1] if self._running else ""

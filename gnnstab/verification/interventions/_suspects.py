@@ -16,7 +16,14 @@ from gnnstab.fixes.identity import add_identity
 from gnnstab.fixes.model_structure import duplicate, sum_aggregators
 from gnnstab.layers import layer_named
 from gnnstab.records import LayerFacts
-from gnnstab.records.vocabulary import AGGREGATION_RMS, GAIN_SKIP, GAIN_VALUE, LOGIT_FROBENIUS
+from gnnstab.records.vocabulary import (
+    AGGREGATION_RMS,
+    GAIN_SKIP,
+    GAIN_VALUE,
+    LOGIT_FROBENIUS,
+    PLACE_DEAD_SHARE,
+    PLACE_GAIN,
+)
 from gnnstab.rules.queries import large_gain, per_head
 from gnnstab.verification.interventions._measuring import Look
 from gnnstab.verification.interventions._trial import Case, Edit, Trial
@@ -71,6 +78,7 @@ def unit_gains(case: Case, base: Look) -> Iterator[Trial]:
     """
     if not case.suffers(*_SIZE, "gradient.", "smoothness.", "channels."):
         return
+    yield from _of_single_weights(case)
     gains = {layer.name: _gain(case, layer) for layer in case.signals.attention_layers}
     odd = {name: gain for name, gain in gains.items() if gain and not GAINS[0] <= gain <= GAINS[1]}
     if odd:
@@ -86,6 +94,18 @@ def unit_gains(case: Case, base: Look) -> Iterator[Trial]:
             f"the weights of {_listed(list(odd))} carry a gain of {worst:.2g}",
             Edit(output_factors={name: 1.0 / gain for name, gain in odd.items()}, score_factors=scores),
             deviates=True, place=_listed(list(odd)),
+        )  # fmt: skip
+
+
+def _of_single_weights(case: Case) -> Iterator[Trial]:
+    """Weights anywhere on the way that were drawn far too wide, as GS201 has seen it."""
+    found = {str(f.layer): f.value for f in case.findings if f.signal == PLACE_GAIN and math.isfinite(f.value)}
+    if found:
+        yield Trial(
+            "unit-gains", "unsuitable-init", f"scaling what {_listed(list(found))} returns to a gain of 1",
+            f"the weight of {_listed(list(found))} has a gain of {max(found.values()):.3g}",
+            Edit(output_factors={name: 1.0 / gain for name, gain in found.items()}), deviates=True,
+            place=_listed(list(found)),
         )  # fmt: skip
 
 
@@ -175,16 +195,15 @@ def centred_units(case: Case, base: Look) -> Iterator[Trial]:
     """Channels that are negative on every node get back a mean of zero, as with the bias that they were made with."""
     if not case.suffers("channels.", "gradient."):
         return
-    dead = {}
+    dead = [str(f.layer) for f in case.findings if f.signal == PLACE_DEAD_SHARE]
     for name, output in base.outputs.items():
-        columns = (output <= 0).all(0).nonzero().flatten() if output.dim() == 2 else output.new_empty(0)
-        if columns.numel() > DEAD * output.shape[-1]:
-            dead[name] = columns
+        if output.dim() == 2 and (output <= 0).all(0).sum() > DEAD * output.shape[-1]:
+            dead.append(name)
     if dead:
         yield Trial(
-            "centred-units", "dead-units", f"restoring the bias of the dead units of {_listed(list(dead))}",
-            f"units of {_listed(list(dead))} are negative on every node", Edit(centred=dead), deviates=True,
-            place=_listed(list(dead)),
+            "centred-units", "dead-units", f"restoring the bias of the dead units of {_listed(dead)}",
+            f"units of {_listed(dead)} are negative on every node", Edit(centred=frozenset(dead)), deviates=True,
+            place=_listed(dead),
         )  # fmt: skip
 
 

@@ -24,18 +24,3 @@ INTERVENTIONS: tuple[Suspects, ...] = (
     suspects.post_norms,
     suspects.clamps_off,
 )
-
-TRIED = frozenset(
-    {
-        "feature-scale",
-        "precision",
-        "normalization-misuse",
-        "sum-aggregation",
-        "unsuitable-init",
-        "attention-explosion",
-        "dead-units",
-        "no-residual",
-        "active-clamp",
-    }
-)
-"""Causes that the table can undo; of others an intervention says nothing."""

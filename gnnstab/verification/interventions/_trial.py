@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from gnnstab.records import Finding, Signals
 from gnnstab.verification.interventions._symptoms import Symptom
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +54,10 @@ class Edit:
     """Layer → (H,) factors on the scores before the softmax."""
 
     output_factors: Mapping[str, float] = field(default_factory=dict)
-    """Layer → factor on its output."""
+    """Module → factor on its output."""
 
-    centred: Mapping[str, Tensor] = field(default_factory=dict)
-    """Layer → channels (n,) of its output whose mean over the nodes is taken off."""
+    centred: frozenset[str] = frozenset()
+    """Modules of whose channels those that are negative on nearly all rows lose their mean over the rows."""
 
     unclamped: bool = False
     """Clamps at an upper limit let everything through."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from gnnstab.records.vocabulary import GAIN_VALUE, LOGIT_ALIGNMENT, LOGIT_FROBEN
 from gnnstab.rules.explanation import is_warning
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.queries import fresh, measured
+from gnnstab.verification.interventions._investigation import Investigation, Tried
 from gnnstab.verification.interventions._measuring import Look, look
 from gnnstab.verification.interventions._symptoms import Symptom, symptoms_in
 from gnnstab.verification.interventions._table import INTERVENTIONS
@@ -33,46 +33,6 @@ SOFTER = 0.5
 
 _WAY_BACK = 0.5
 """Share of the way back from which on something that was undone explains sharp attention, as for a root cause."""
-
-EARNED = 0.05
-"""Relative rise of the loss under softer scores from which on the sharpness is called earned."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tried:
-    """One suspect, undone, and what became of every symptom."""
-
-    trial: Trial
-    shares: tuple[float, ...]
-    """Share of the way back to the healthy band, one per symptom; NaN without meaning."""
-
-    after: tuple[float, ...]
-    """The symptoms' values with the suspect undone."""
-
-
-@dataclass(frozen=True, slots=True)
-class Investigation:
-    """The symptoms that were measured again, and what undoing each suspect did to them."""
-
-    symptoms: tuple[Symptom, ...]
-    before: tuple[float, ...]
-    tried: tuple[Tried, ...]
-    untried: frozenset[str] = frozenset()
-    """Causes that may be suspects and could not be undone: the numbers that show them, or a place for the edit, are missing."""
-
-    rate: Finding | None = None
-    """The finding that shows a rate which is too high for this optimizer and model, where the weights have been trained."""
-
-    losses: tuple[float, float] | None = None
-    """The user's loss as it is and with softer attention, where sharp attention was learned."""
-
-    @property
-    def earned(self) -> bool:
-        """True when softer attention makes the user's loss worse."""
-        if self.losses is None:
-            return False
-        before, after = self.losses
-        return after - before > EARNED * abs(before)
 
 
 def investigate(

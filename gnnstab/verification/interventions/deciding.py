@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 
 from gnnstab.records import FIVE_CAUSES, FURTHER_CAUSES, SIGNALS, Cause, Finding
 from gnnstab.rules.explanation import is_warning
+from gnnstab.verification.interventions._investigation import TRIED, Investigation, Tried
 from gnnstab.verification.interventions._symptoms import Symptom
-from gnnstab.verification.interventions._table import TRIED
-from gnnstab.verification.interventions._trying import Investigation, Tried
 
 ROOT = 0.5
 """Share of the way back from which a suspect is the root of a symptom."""

@@ -180,7 +180,7 @@ def test_classes_clusters_and_policies_are_no_attention(kind: Any) -> None:
         assert "forward" not in vars(watch.module), "no longer looked at"
         assert recorder.coverage.layers_expected == 0
         assert not recorder.coverage.blind
-        assert not recorder.facts()
+        assert not recorder.notes.facts()
 
 
 def test_a_head_of_classes_beside_attention_adds_no_layer() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -81,6 +82,53 @@ def test_the_finding_comes_before_the_weights_move() -> None:
             optimizer.step()
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     assert operation(monitor)["how"] == "repeated"
+
+
+class Rooted(Net):
+    """Zeros under a root whose derivative is infinite there; one step in three has them."""
+
+    def forward(self, data: Any) -> Any:
+        out = super().forward(data)
+        return out + (out * data.mask.float()).abs().sqrt()
+
+
+def test_a_scalar_computed_after_the_loss_is_not_taken_for_it() -> None:
+    torch.manual_seed(0)
+    model = Rooted()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    labels = torch.arange(12) % 4
+    closed = torch.ones(12, 4, dtype=torch.bool)
+    closed[5] = False
+    told: list[Any] = []
+    with gnnstab.Monitor(model, optimizer=optimizer, on_finding=told.append) as monitor:
+        for data in (batch(), batch(mask=closed), batch(), batch()):
+            optimizer.zero_grad()
+            out = model(data)
+            loss = F.cross_entropy(out, labels)
+            (out.argmax(-1) == labels).float().mean()  # the accuracy, for a log
+            loss.backward()
+            optimizer.step()
+            monitor.loss(loss)
+    assert operation(monitor)["node"].startswith("Sqrt")
+    assert [finding.step for finding in told if finding.code == "GS502"] == [1, 1], (
+        "the weights that follow are no news"
+    )
+    assert "eps inside" in told[-1].message
+
+
+def test_with_the_loss_one_nan_is_one_warning() -> None:
+    torch.manual_seed(0)
+    model, told = Net(), []
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    with gnnstab.Monitor(model, optimizer=optimizer, loss=log_loss, on_finding=told.append) as monitor:
+        for data in (batch(), batch(), batch()):
+            optimizer.zero_grad()
+            loss = log_loss(model(data), data)
+            loss.backward()
+            optimizer.step()
+            monitor.loss(loss)
+    assert [finding.step for finding in told] == [0]
+    assert math.isinf(told[0].value), "log(0) is −inf, not NaN"
 
 
 def test_of_accumulated_batches_the_bad_one_is_found() -> None:

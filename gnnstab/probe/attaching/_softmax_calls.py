@@ -12,9 +12,6 @@ from torch import nn
 from torch_geometric.nn import MessagePassing
 from torch_geometric.utils import softmax
 
-from gnnstab.probe.state import State
-from gnnstab.records import Blind
-
 _SOFTMAX = frozenset({"softmax", "Softmax", "scaled_dot_product_attention", "softmax_"})
 _EXPONENTIALS = frozenset({"exp", "exp_"})
 _PRODUCTS = frozenset({"einsum", "matmul", "bmm", "mm", "@", "@="})
@@ -36,16 +33,8 @@ _DEPTH = 3
 LINEAR = ("SGFormerAttention", "PerformerAttention", "PolynormerAttention")
 """Classes whose attention has no softmax, and so no scores that could be looked at."""
 
-_NO_SCORES = "linear attention has no softmax and so no scores that could saturate; its denominator is not looked at"
-
 FUSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
 """Classes that take another way, whose results differ by rounding, as soon as anybody looks at what torch's functions get."""
-
-
-def note_linear(state: State, name: str, module: nn.Module) -> None:
-    """Name a layer of linear attention as blind, with the reason."""
-    note = Blind.other_attention(name, type(module).__name__, _NO_SCORES)
-    state.unseen(note.layer, note.site, note.reason)
 
 
 def edge_softmax(value: Any) -> bool:

@@ -1,46 +1,38 @@
-"""`Monitor`: the recorder, a trace and the live rules around a training loop."""
+"""`Monitor`: what a training loop is put inside of."""
 
 from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gnnstab.errors import UnstableError, UsageError, warn
+from gnnstab.errors import UnstableError, warn
 from gnnstab.evaluation import diagnose_trace
 from gnnstab.feed import Feed, Sink
 from gnnstab.fixes.own_lines import in_own_lines
+from gnnstab.monitor._arguments import OnFinding, check, optimizers_of, path_of, steps_between
+from gnnstab.monitor._ending import Ending
+from gnnstab.monitor._live import LiveWatch
+from gnnstab.observation import static_signals
 from gnnstab.probe.attaching.boundary import Boundary
-from gnnstab.probe.buffering.step_writer import Layout
 from gnnstab.probe.operations.repeat import objective_of
 from gnnstab.probe.optimizer.next_update import UpdateWatch
 from gnnstab.probe.optimizer.slope import SlopeWatch
 from gnnstab.probe.places import not_held
 from gnnstab.probe.recorder import Recorder
-from gnnstab.records import Coverage, Diagnosis, Event, Finding, SeriesKey, Signals, StepRow, Target
-from gnnstab.rules.gs502_non_finite_value import NonFiniteValue
-from gnnstab.rules.live import LiveEngine
+from gnnstab.records import Coverage, Diagnosis, Event, Finding, Signals, Target
+from gnnstab.rules.gs502_non_finite_value import NonFiniteValue, follows
+from gnnstab.rules.queries import fresh
 from gnnstab.rules.recalled import as_event
-from gnnstab.trace import TraceWriter, rank_path
-from gnnstab.verification.interventions import as_batch, undo
+from gnnstab.trace import TraceWriter
 
 if TYPE_CHECKING:
     from gnnstab.trace import Trace
-
-OnFinding = str | Callable[[Finding], None]
-
-_EVERY_STEP = "every step"
-_UNUSUAL = 4.0
-"""× the gradient norm of the last recorded step: a smaller one is no news for rules that speak from 10 × on."""
 
 _FULL_EVERY = 50
 _BUDGET = 0.02
@@ -59,7 +51,7 @@ class Monitor:
     the device inside a step, all hooks are gone at the end, and a failure inside gnnstab is recorded and warned about
     once instead of raised.
 
-    In the 1st, 2nd, 4th, 8th, … step of the full tier the forward runs once more on a copy of the model, which looks at every
+    In the 1st, 2nd, 4th, 8th, … step of the full tier, and at the end, the forward runs once more on a copy of the model, which looks at every
     place that the data passes (see `gnnstab.probe.places`): a forward that counts its calls outside the model counts this one too.
 
     Args:
@@ -77,9 +69,10 @@ class Monitor:
             step is recorded; the trace says so and, when a budget was given, a warning.
         scaler: The GradScaler in use, so that gradients are recorded unscaled and skipped steps are known as such.
         loss: The loss as ``loss(output, batch)``, where ``batch`` is what the model is called with: its only argument, the
-            tuple of its arguments or the dict of its keyword arguments. It is called for a step that went wrong alone, on a
-            copy, before the weights move, to name the operation that made the first NaN or Inf. Without it the next step of
-            the run is watched for that.
+            tuple of its arguments or the dict of its keyword arguments. It is called on copies alone: before the first update,
+            to see by a few real steps whether the rate is too high; for a step that went wrong, before the weights move, to
+            name the operation that made the first NaN or Inf; and when the run has ended, to undo what may have caused its
+            symptoms. Without it the next step of a run that went wrong is watched, and a read-out of the output stands for it.
         sinks: Where numbers, findings and the final report stream to besides the trace (see `gnnstab.sinks`).
 
     Raises:
@@ -100,20 +93,11 @@ class Monitor:
         loss: Callable[[Any, Any], Tensor] | None = None,
         sinks: Iterable[Sink] = (),
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise UsageError(f"Monitor needs a torch.nn.Module, not a {type(model).__name__}")
-        if not callable(on_finding) and on_finding not in ("warn", "raise", "ignore"):
-            raise UsageError(f'on_finding={on_finding!r}; choose "warn", "raise", "ignore" or a callable')
-        if budget is not None and not 0 < budget < 1:
-            raise UsageError(f"budget={budget!r}; give a share of a step's time between 0 and 1, e.g. 0.02")
-        optimizers = _optimizers(optimizer)
-        if loss is not None and not callable(loss):
-            raise UsageError(
-                f"loss={loss!r}; give a function loss(output, batch), and a value of the loss to monitor.loss"
-            )
-        every = _every(_FULL_EVERY if schedule is None else schedule)
+        check(model, on_finding, budget, loss)
+        optimizers = optimizers_of(optimizer)
+        every = steps_between(_FULL_EVERY if schedule is None else schedule)
         by_default = schedule is None and budget is None
-        self._path = _rank_path(trace)
+        self._path = path_of(trace)
         self._on_finding = on_finding
         self._feed = Feed(sinks)
         self._writer = TraceWriter(self._path)
@@ -128,27 +112,20 @@ class Monitor:
             on_event=self._on_event,
             objective=None if loss is None else objective_of(loss),
         )
-        self._recorder.closes_accounts = False
         self._tell_held = budget is not None
         self._updates = UpdateWatch(
-            self._recorder.model, optimizers, self._writer, lambda: (self._recorder.step, self._recorder.inputs)
+            self._recorder.model, optimizers, self._writer, lambda: (self._recorder.step, self._recorder.inputs), loss
         )
         self._slopes = SlopeWatch(optimizers, self._writer, lambda: self._recorder.step)
         self._boundary = Boundary(self._recorder, optimizers, scaler, self._act, self._after_step, self._moving)
         self._model, self._optimizers = model, optimizers
         self._has_optimizer = bool(optimizers)
         self._waiting: list[Finding] = []
-        self._ended = self._entered = False
+        self._ended = self._entered = self._began_fresh = False
         self._reported: set[str] = set()
-        self._live = LiveEngine()
-        self._precision = ""
-        self._checked_step = -1
-        self._usual = 0.0
         self._trouble = ""
-        self._layout: Layout | None = None
-        self._live_rows: NDArray[np.int64] = np.empty(0, dtype=np.int64)
-        self._live_scores = 0
-        self._live_keys: list[SeriesKey] = []
+        self._live = LiveWatch(self._recorder, self._writer, self._feed, self._updates, self._slopes)
+        self._ending = Ending(self._recorder, self._writer, loss)
 
     def __enter__(self) -> Monitor:
         self._ended, self._entered = False, True
@@ -172,6 +149,9 @@ class Monitor:
         self._guarded("handing over failures", self._recorder.hand_over_failures)
         if any(late):
             self._guarded("the live rules", self._run_live_rules)
+        if error is None or isinstance(error, (Exception, KeyboardInterrupt)):
+            self._guarded("undoing the suspects", lambda: self._ending.look(self.trace))
+            self._guarded("handing over failures", self._recorder.hand_over_failures)
         self._guarded("closing the trace", self._writer.close)
         self._guarded("the trace", self._look_at_trace)
         if self._feed:
@@ -195,18 +175,7 @@ class Monitor:
     def loss(self, loss: Tensor | float) -> None:
         """Give the loss of this step, before or after the optimizer's step."""
         self._guarded("the loss", lambda: self._recorder.loss(loss))
-        self._guarded("the live rules", self._look_at_loss)
-
-    def _look_at_loss(self) -> None:
-        """A loss that came after its step was looked at."""
-        row = self._recorder.row
-        if (
-            row is not None
-            and row.step == self._checked_step
-            and row.loss is not None
-            and not self._recorder.state.open
-        ):
-            self._note(self._live.loss(row.step, row.loss, row.lr))
+        self._guarded("the live rules", lambda: self._note(self._live.loss()))
 
     def validation(self, loss: Tensor | float) -> None:
         """Give a validation loss, to be called between two steps; compared with the training losses before it.
@@ -220,21 +189,13 @@ class Monitor:
         trace = self.trace
         if self._recorder.row is None and "target" not in options:
             options["target"] = Target("trace", str(self._path or "in memory"), (self._nothing_yet(),))
-        diagnosis = diagnose_trace(trace, **options)
-        return self._undone(diagnosis) if self._ended else diagnosis
+        return self._in_own_lines(diagnose_trace(trace, **options))
 
-    def _undone(self, diagnosis: Diagnosis) -> Diagnosis:
-        """The run is over: each suspect undone on a copy of the model, with a batch of the latest full-tier step."""
-        kept, found = self._recorder.kept, [diagnosis]
-        if kept is None or self._recorder.row is None:
-            return diagnosis
-        model, precision = self._recorder.model, self._recorder.precision or "fp32"
-
-        def body() -> None:
-            undone = undo(diagnosis, model, batch=as_batch(model, kept.args, kept.kwargs), precision=precision)
-            found.extend([undone, in_own_lines(undone, model)])
-
-        self._guarded("undoing the suspects", body)
+    def _in_own_lines(self, diagnosis: Diagnosis) -> Diagnosis:
+        """The changes of the fixes, once the run is over, in the words of the user's own code where it was found."""
+        found = [diagnosis]
+        if self._ended and diagnosis.causes:
+            self._guarded("the user's own lines", lambda: found.append(in_own_lines(diagnosis, self._recorder.model)))
         return found[-1]
 
     def _repr_html_(self) -> str:
@@ -257,7 +218,9 @@ class Monitor:
         groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
         found = not_held(self._model, groups)
         if found:
-            self._writer.meta("not_held", json.dumps(found))
+            if self._recorder.row is None:
+                self._began_fresh = fresh(static_signals(self._model))
+            self._writer.meta("not_held", json.dumps({**found, "fresh": self._began_fresh}))
 
     def _warn_foreign_optimizer(self) -> None:
         """Say so when none of the optimizers moves the model: their steps are those of another network."""
@@ -283,7 +246,7 @@ class Monitor:
 
     def _nothing_yet(self) -> str:
         """Why there is nothing to judge before the first step has ended, and what will be watched."""
-        watched = sum(facts.attention for facts in self._recorder.facts())
+        watched = sum(facts.attention for facts in self._recorder.notes.facts())
         layers = f"{watched} attention layer{'' if watched == 1 else 's'}"
         how = "run the training inside `with monitor:`" + ("" if self._has_optimizer else " and call monitor.step()")
         return f"nothing was recorded: no step has ended while the monitor watched {layers}; {how}"
@@ -294,9 +257,9 @@ class Monitor:
         self._slopes.look(optimizer)
 
     def _on_event(self, event: Event) -> None:
-        """An event was recorded; a non-finite value is a finding at once."""
-        if event.kind == "non-finite":
-            facts = tuple(self._recorder.facts())
+        """An event was recorded; a non-finite value is a finding at once, unless one that was told has brought it about."""
+        if event.kind == "non-finite" and not follows(event, self._recorder.events):
+            facts = tuple(self._recorder.notes.facts())
             signals = Signals(kind="trace", layers=facts, events=(event,))
             self._waiting += list(NonFiniteValue().check(signals))
 
@@ -307,65 +270,24 @@ class Monitor:
             self._act()
 
     def _settle(self) -> None:
-        begun, recorder = time.perf_counter(), self._recorder
-        guard, row = recorder.state.error_guard.guard, recorder.row
-        if (
-            row is not None
-            and row.step != self._checked_step
-            and (recorder.sent.layout.ids or self._needs_live_check(row))
-        ):
-            guard("the live rules", self._run_live_rules)
-        guard("the trace", self._look_at_trace)
-        if self._tell_held and recorder.held:
-            guard("the budget", self._look_at_budget)
-        recorder.budget.spent_since(begun)
-        recorder.budget.close_account()
+        recorder = self._recorder
+        guard = recorder.state.error_guard.guard
+        with recorder.budget:
+            if self._live.due:
+                guard("the live rules", self._run_live_rules)
+            guard("the trace", self._look_at_trace)
+            if self._tell_held and recorder.held:
+                guard("the budget", self._look_at_budget)
 
     def _run_live_rules(self) -> None:
         """The one place where the live rules are asked."""
-        recorder, row = self._recorder, self._recorder.row
-        if row is None or row.step == self._checked_step:
-            return
-        self._checked_step = row.step
-        if row.grad_norm is not None and recorder.sent.layout.ids:
-            self._usual = row.grad_norm
-        layout, rows = recorder.sent.layout, recorder.sent.rows
-        if self._feed:
-            self._feed.row(row, layout.keys, rows)
-        if layout is not self._layout and layout.ids:
-            self._layout = layout
-            self._set_precision()
-            scores, outputs = (_rows_of(layout, site) for site in ("score", "output"))
-            self._live_scores, self._live_rows = len(scores), np.array([*scores, *outputs], dtype=np.int64)
-            self._live_keys = [layout.keys[i] for i in self._live_rows]
-        sizes = rows[:0, 2]
-        if len(rows):
-            live, count = rows.take(self._live_rows, axis=0), self._live_scores
-            sizes = live[:, 2]
-            np.maximum(-live[:count, 0], live[:count, 1], out=sizes[:count])
-        found = self._live.update(
-            row.step,
-            self._live_keys if len(rows) else (),
-            sizes,
-            loss=row.loss,
-            lr=row.lr,
-            grad_norm=row.grad_norm,
-            moved=self._updates.moved(row.step),
-            overshoot=self._slopes.latest if self._slopes.latest[0] >= 0 else None,
-            skipped=row.skipped,
-        )
-        self._note(found)
+        self._note(self._live.step())
 
     def _note(self, found: list[Finding]) -> None:
         """Live findings go into the trace at once, so that every later diagnosis of it has them."""
         for finding in found:
             self._writer.event(as_event(finding))
         self._waiting += found
-
-    def _needs_live_check(self, row: StepRow) -> bool:
-        """True when the live rules must hear of a step that was left out; most are as the recorded ones beside them."""
-        norm = row.grad_norm
-        return bool(self._feed) or row.loss is not None or (norm is not None and not norm <= _UNUSUAL * self._usual)
 
     def _look_at_budget(self) -> None:
         """Tell once that the budget cannot be kept."""
@@ -394,15 +316,6 @@ class Monitor:
         """Run ``body``; a failure inside gnnstab is noted instead of raised."""
         self._recorder.state.error_guard.run(where, body)
 
-    def _set_precision(self) -> None:
-        """Tell the trace and the live rules which number format the attention is computed in; asked when layers are new."""
-        precision = self._recorder.precision
-        if precision != self._precision:
-            self._precision = precision
-            self._writer.meta("precision", precision)
-            channels = {facts.name: facts.out_channels for facts in self._recorder.facts() if facts.out_channels}
-            self._live = LiveEngine(precision=precision, channels=channels)
-
     def _act(self) -> None:
         """Warn about, raise or hand over each finding once."""
         if not self._waiting:
@@ -416,39 +329,3 @@ class Monitor:
                 raise UnstableError(finding)
             elif self._on_finding == "warn":
                 warn(f"{finding.code} {finding.name}: {finding.message}")
-
-
-def _rows_of(layout: Layout, site: str) -> list[int]:
-    """Rows of a site in training."""
-    return [i for i, key in enumerate(layout.keys) if key.site == site and key.mode == "train"]
-
-
-def _optimizers(given: Any) -> tuple[torch.optim.Optimizer, ...]:
-    if given is None:
-        return ()
-    several = given if isinstance(given, (list, tuple)) else (given,)
-    # Lightning and Accelerate wrap optimizers; the hooks belong to the one inside.
-    plain: tuple[Any, ...] = tuple(
-        one if hasattr(one, "register_step_pre_hook") else getattr(one, "optimizer", one) for one in several
-    )
-    for one in plain:
-        if not hasattr(one, "register_step_pre_hook"):
-            raise UsageError(f"optimizer must be a torch optimizer or a sequence of them, not a {type(one).__name__}")
-    return plain
-
-
-def _every(schedule: int | str) -> int:
-    if schedule == _EVERY_STEP:
-        return 1
-    if isinstance(schedule, bool) or not isinstance(schedule, int) or schedule < 1:
-        raise UsageError(f'schedule={schedule!r}; give a number of steps, at least 1, or "every step"')
-    return schedule
-
-
-def _rank_path(trace: str | os.PathLike[str] | None) -> Path | None:
-    if trace is None:
-        return None
-    rank, world = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
-    if rank.isdigit() and world.isdigit() and int(world) > 1:
-        return rank_path(trace, int(rank))
-    return Path(trace)

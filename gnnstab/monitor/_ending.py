@@ -1,0 +1,55 @@
+"""What is tried when a run has ended: each suspect is undone on a copy, and the trace keeps what that showed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from gnnstab.evaluation import diagnose_trace
+from gnnstab.probe.attaching.forward_tracker import ForwardInputs
+from gnnstab.probe.operations.repeat import as_batch as as_given
+from gnnstab.probe.recorder import Recorder
+from gnnstab.records.vocabulary import INVESTIGATION
+from gnnstab.trace import Trace, TraceWriter
+from gnnstab.verification.interventions import as_batch, investigated, kept
+
+Loss = Callable[[Any, Any], Tensor]
+
+
+class Ending:
+    """Undoes the suspects of a run with a batch of its latest full-tier step: a dozen forwards and backwards at most.
+
+    Args:
+        recorder: Of the run that has ended.
+        writer: Of its trace, still open.
+        loss: ``loss(output, batch)``, where the user gave it.
+    """
+
+    def __init__(self, recorder: Recorder, writer: TraceWriter, loss: Loss | None) -> None:
+        self._recorder, self._writer, self._loss = recorder, writer, loss
+
+    def look(self, trace: Trace) -> None:
+        """Let the trace keep what undoing shows; a run without a full-tier step, or without a symptom, leaves nothing."""
+        inputs, model = self._recorder.kept, self._recorder.model
+        if inputs is None or self._recorder.row is None:
+            return
+        found = investigated(
+            diagnose_trace(trace),
+            model,
+            batch=as_batch(model, inputs.args, inputs.kwargs),
+            loss=None if self._loss is None else _as_called(self._loss, inputs),
+            precision=self._recorder.notes.precision or "fp32",
+        )
+        if found.symptoms:
+            self._writer.meta(INVESTIGATION, json.dumps(kept(found)))
+
+
+def _as_called(loss: Loss, inputs: ForwardInputs) -> Loss:
+    """The loss on what the model is called with: a batch of several arguments is known by their names in a trial."""
+    if len(inputs.args) == 1 and not inputs.kwargs:
+        return loss
+    batch = as_given(inputs.args, inputs.kwargs)
+    return lambda output, _: loss(output, batch)

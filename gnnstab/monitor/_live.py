@@ -1,0 +1,116 @@
+"""The live rules of a run: every step is handed to them as it ends."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gnnstab.feed import Feed
+from gnnstab.probe.buffering.step_writer import Layout
+from gnnstab.probe.optimizer.next_update import UpdateWatch
+from gnnstab.probe.optimizer.slope import SlopeWatch
+from gnnstab.probe.recorder import Recorder
+from gnnstab.records import Finding, SeriesKey, StepRow
+from gnnstab.rules.live import LiveEngine
+from gnnstab.trace import TraceWriter
+
+_UNUSUAL = 4.0
+"""× the gradient norm of the last recorded step: a smaller one is no news for rules that speak from 10 × on."""
+
+
+class LiveWatch:
+    """Hands the latest step of a recorder to the live rules.
+
+    Args:
+        recorder: Has recorded the step.
+        writer: Is told the number format.
+        feed: Streams every step that is looked at.
+        updates: What the update of the step did to the output.
+        slopes: Whether it overshot.
+    """
+
+    def __init__(
+        self, recorder: Recorder, writer: TraceWriter, feed: Feed, updates: UpdateWatch, slopes: SlopeWatch
+    ) -> None:
+        self._recorder, self._writer, self._feed = recorder, writer, feed
+        self._updates, self._slopes = updates, slopes
+        self._engine = LiveEngine()
+        self._precision = ""
+        self._checked = -1
+        self._usual = 0.0
+        self._layout: Layout | None = None
+        self._rows: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+        self._scores = 0
+        self._keys: list[SeriesKey] = []
+
+    @property
+    def due(self) -> bool:
+        """True when the live rules must hear of the latest step."""
+        row = self._recorder.row
+        return row is not None and row.step != self._checked and bool(self._recorder.sent.layout.ids or self._news(row))
+
+    def _news(self, row: StepRow) -> bool:
+        """True for a step that was left out and must be heard of; most are as the recorded ones beside them."""
+        norm = row.grad_norm
+        return bool(self._feed) or row.loss is not None or (norm is not None and not norm <= _UNUSUAL * self._usual)
+
+    def step(self) -> list[Finding]:
+        """What is new in the latest step; nothing for one that was looked at before."""
+        recorder, row = self._recorder, self._recorder.row
+        if row is None or row.step == self._checked:
+            return []
+        self._checked = row.step
+        layout, rows = recorder.sent.layout, recorder.sent.rows
+        if row.grad_norm is not None and layout.ids:
+            self._usual = row.grad_norm
+        if self._feed:
+            self._feed.row(row, layout.keys, rows)
+        if layout is not self._layout and layout.ids:
+            self._lay_out(layout)
+        sizes = rows[:0, 2]
+        if len(rows):
+            live, count = rows.take(self._rows, axis=0), self._scores
+            sizes = live[:, 2]
+            np.maximum(-live[:count, 0], live[:count, 1], out=sizes[:count])
+        rise, found = self._updates.rise, []
+        if rise is not None and rise.step == row.step:
+            found = self._engine.tried(rise, self._updates.moved(row.step))
+        return found + self._engine.update(
+            row.step,
+            self._keys if len(rows) else (),
+            sizes,
+            loss=row.loss,
+            lr=row.lr,
+            grad_norm=row.grad_norm,
+            moved=self._updates.moved(row.step),
+            overshoot=self._slopes.latest if self._slopes.latest[0] >= 0 else None,
+            skipped=row.skipped,
+        )
+
+    def loss(self) -> list[Finding]:
+        """What is new where a loss came after its step was looked at."""
+        row = self._recorder.row
+        if row is None or row.step != self._checked or row.loss is None or self._recorder.state.open:
+            return []
+        return self._engine.loss(row.step, row.loss, row.lr)
+
+    def _lay_out(self, layout: Layout) -> None:
+        self._layout = layout
+        self._set_precision()
+        scores, outputs = (_rows_of(layout, site) for site in ("score", "output"))
+        self._scores, self._rows = len(scores), np.array([*scores, *outputs], dtype=np.int64)
+        self._keys = [layout.keys[i] for i in self._rows]
+
+    def _set_precision(self) -> None:
+        """Tell the trace and the live rules which number format the attention is computed in; asked when layers are new."""
+        precision = self._recorder.notes.precision
+        if precision != self._precision:
+            self._precision = precision
+            self._writer.meta("precision", precision)
+            channels = {facts.name: facts.out_channels for facts in self._recorder.notes.facts() if facts.out_channels}
+            self._engine = LiveEngine(precision=precision, channels=channels)
+
+
+def _rows_of(layout: Layout, site: str) -> list[int]:
+    """Rows of a site in training."""
+    return [i for i, key in enumerate(layout.keys) if key.site == site and key.mode == "train"]

@@ -1,0 +1,104 @@
+"""What is known of the layers of a run: their configuration, and which of them were seen and which not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from gnnstab.probe.attaching.discovery import recordable
+from gnnstab.probe.attaching.norms import Norms
+from gnnstab.probe.buffering.step_writer import StepWriter
+from gnnstab.probe.layers.layer_recorder import LayerRecorder
+from gnnstab.probe.state import State
+from gnnstab.records import Coverage, LayerFacts
+
+_COMPILED_BEFORE = (
+    "no call was seen: a graph that was compiled before the monitor was attached runs no hooks; attach the monitor before "
+    "the first call of the compiled model, or call torch._dynamo.reset()"
+)
+
+_CAME_LATER = "the layer was put into the model after the monitor was attached; attach a new monitor to see it"
+
+_COARSE = {torch.float16: "fp16", torch.bfloat16: "bf16"}
+
+
+class LayerNotes:
+    """Keeps the trace's facts of the layers up to date.
+
+    Args:
+        called: What the run calls: ``model``, or a wrapper of ``torch.compile`` around it.
+        paths: Layer → whether a path leads around it; filled in by others.
+    """
+
+    def __init__(
+        self,
+        called: nn.Module,
+        model: nn.Module,
+        state: State,
+        layers: Sequence[LayerRecorder],
+        norms: Norms,
+        paths: Mapping[str, bool | None],
+    ) -> None:
+        self._compiled = called is not model
+        self._model, self._state, self._layers, self._norms, self._paths = model, state, layers, norms, paths
+        self._written = (-1, False, 0)
+
+    @property
+    def coverage(self) -> Coverage:
+        """What was seen and what was not, so far."""
+        self.note_unseen()
+        attention = [layer for layer in self._layers if layer.attention and layer.counts]
+        blind = tuple(self._state.blinds())
+        scripted = {b.layer for b in blind} - {layer.name for layer in self._layers}
+        others = {b.layer for b in blind if b.is_other_attention}
+        observed = sum(layer.name in self._state.fired for layer in attention)
+        return Coverage(len(attention) + len(scripted | others), observed, blind)
+
+    def facts(self) -> list[LayerFacts]:
+        """The configuration of every layer, in the order of first calls; layers not called yet come last."""
+        fired = self._state.fired
+        counted = (layer for layer in self._layers if layer.counts)
+        ordered = sorted(counted, key=lambda layer: fired.get(layer.name, len(fired)))
+        found = [(layer.facts(position), layer.score_dtypes()) for position, layer in enumerate(ordered)]
+        return [replace(f, identity_path=self._paths.get(f.name), score_format=_format(seen)) for f, seen in found]
+
+    @property
+    def precision(self) -> str:
+        """The coarsest number format that scores were seen in: ``fp16``, ``bf16`` or ``fp32``."""
+        return _format({dtype for layer in self._layers for dtype in layer.score_dtypes()}) or "fp32"
+
+    def write(self, writer: StepWriter, *, changed: bool = False) -> None:
+        """Put everything into the trace, when it is news or has ``changed`` for sure."""
+        known = (len(self._state.fired), bool(self._paths), self._norms.seen + len(self._state.normalising))
+        if changed or known != self._written:
+            self._written = known
+            facts = self.facts()
+            idle = [name for name in self._state.normalising if name not in {layer.name for layer in facts}]
+            writer.layers(facts, self._norms.meta() | ({"normalising": json.dumps(idle)} if idle else {}))
+            writer.blinds(self._state.blinds())
+
+    def note_new_layers(self) -> None:
+        """Name the layers that nobody watches, since they came into the model later."""
+        watched = {layer.module for layer in self._layers}
+        for name, module in self._model.named_modules():
+            if module not in watched and recordable(module):
+                self._state.unseen(name, "output", _CAME_LATER)
+
+    def note_unseen(self) -> None:
+        """Name the layers and sites of which nothing arrived."""
+        self.note_new_layers()
+        for layer in self._layers:
+            if layer.counts and layer.name in self._state.fired:
+                layer.note_unseen()
+            elif layer.counts:
+                why = _COMPILED_BEFORE if self._compiled else "the layer was not called while it was recorded"
+                self._state.unseen(layer.name, "output", why)
+
+
+def _format(seen: set[torch.dtype]) -> str | None:
+    """The coarsest of the number formats seen; None for none."""
+    return next((name for dtype, name in _COARSE.items() if dtype in seen), "fp32" if seen else None)

@@ -1,0 +1,46 @@
+"""Trial steps of a run: before its first update moves the weights, real steps are taken on a copy."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from gnnstab.probe.attaching.forward_tracker import ForwardInputs
+from gnnstab.probe.operations.repeat import as_batch
+from gnnstab.probe.optimizer.optimizer_steps import Bench, Loss, norm_of, rate_signals
+from gnnstab.probe.replaying.replica import forked_rng
+from gnnstab.records import Measure
+from gnnstab.records.vocabulary import OPTIMIZER_LOSS_RISE
+
+CLIPPED = 0.9
+"""Share of the norm of the trial's own gradient below which the run's gradient has been clipped on its way to the update."""
+
+
+def run_trial(
+    model: nn.Module, optimizer: torch.optim.Optimizer, inputs: ForwardInputs, loss: Loss, step: int
+) -> list[Measure]:
+    """How far the loss rises in a few steps from here, as a row for the trace; nothing where it has no ratio.
+
+    ``model`` holds the gradients of ``step``, as the update will see them: where they are smaller than those of the
+    same loss on a copy, the run clips them, and so do the steps of the trial. Model, optimizer and generators stay as they are.
+
+    Raises:
+        UsageError: Model or optimizer cannot be copied, or forward, loss or step fail on the copy.
+    """
+    cast = inputs.autocast
+    bench = Bench(
+        model, optimizer, [(inputs.args, inputs.kwargs)], [as_batch(inputs.args, inputs.kwargs)], loss,
+        cast.dtype if cast.enabled else None,
+    )  # fmt: skip
+    with forked_rng(inputs.rng):
+        clipped = norm_of(p.grad for p in model.parameters())
+        if 0 < clipped < CLIPPED * bench.gradient_norm():
+            bench = replace(bench, clip=clipped)
+        signals = [signal for signal in rate_signals(bench, bench.trial()) if signal.name == OPTIMIZER_LOSS_RISE]
+    return [
+        Measure(step, "", inputs.mode, 0, signal.name, -1, signal.value, json.dumps(signal.detail))
+        for signal in signals
+    ]

@@ -1,0 +1,60 @@
+"""Weights that no initialisation in use has drawn: far too wide, or all units alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from gnnstab.probe.places._inputs import normalised_next
+
+if TYPE_CHECKING:
+    from gnnstab.probe.places.survey import ForwardView
+
+WIDE = 2.0
+"""Gain from which on a weight is listed; the largest initialisation in use has 5/3, a table of embeddings 1."""
+
+FLAT = 0.5
+"""Share of the stable rank of independent entries from which on a matrix looks drawn; training makes few directions large."""
+
+ALIKE = 1e-4
+"""Difference of the rows of a weight, and of its gradient, over the largest entry, below which its units are copies."""
+
+
+def rows(seen: ForwardView) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
+    """Numbers of every weight (out, in) that was used in the forward, after its backward."""
+    done: set[int] = set()
+    for call in seen.calls.all:
+        weight = getattr(call.module, "weight", None)
+        if not isinstance(weight, nn.Parameter) or weight.dim() != 2 or not weight.numel() or id(weight) in done:
+            continue
+        done.add(id(weight))
+        if not bool(weight.isfinite().all()):
+            continue
+        table = isinstance(call.module, (nn.Embedding, nn.EmbeddingBag))
+        gain = float(weight.detach().double().square().mean().sqrt()) * (1.0 if table else math.sqrt(weight.shape[1]))
+        if gain > WIDE and not normalised_next(seen, call):
+            yield "place.gain", call.name, gain, {"table": table, "drawn": _looks_drawn(weight.detach())}
+        if not table and _copies(weight):
+            yield "place.copied_units", call.name, float(len(weight)), {}
+
+
+def _looks_drawn(weight: Tensor) -> bool:
+    """True where ‖W‖_F²/‖W‖² is about mn/(√m + √n)², as for independent entries; few rows or columns say nothing."""
+    m, n = weight.shape
+    if min(m, n) < 3:
+        return False
+    flat = weight.double()
+    top = float(torch.linalg.matrix_norm(flat, 2))
+    return float(flat.square().sum()) / top**2 >= FLAT * m * n / (math.sqrt(m) + math.sqrt(n)) ** 2
+
+
+def _copies(weight: nn.Parameter) -> bool:
+    """True where all rows are the same and so are their gradients: no step can tell the units apart."""
+    own, gradient = weight.detach(), weight.grad
+    if len(own) < 4 or gradient is None:
+        return False
+    return all(bool((t - t[0]).abs().max() <= ALIKE * t.abs().max()) and bool(t.any()) for t in (own, gradient))

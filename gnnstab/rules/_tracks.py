@@ -1,0 +1,112 @@
+"""The last values of every series of a run, for rules that follow it step by step."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gnnstab.records import SeriesKey
+from gnnstab.signals.fitting import log_linear
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+WINDOW = 32
+"""Values kept per series."""
+
+WARM_UP = 10
+"""Steps before anything is judged against a median: the first losses and gradients of a network are no measure."""
+
+
+@dataclass(slots=True)
+class Track:
+    """The last values of one series, and what it looked like at the beginning."""
+
+    values: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    steps: deque[int] = field(default_factory=lambda: deque(maxlen=WINDOW))
+    """The step of each value: a schedule may leave steps out."""
+
+    first: list[float] = field(default_factory=list)
+    best: float = math.inf
+    before: float = 0.0
+    """Largest earlier value."""
+
+    lowest: float = math.inf
+    """Smallest value so far."""
+
+    def add(self, step: int, value: float) -> None:
+        if self.values:
+            self.before = max(self.before, abs(self.values[-1]))
+        self.lowest = min(self.lowest, value)
+        if len(self.first) < WARM_UP:
+            self.first.append(value)
+        self.values.append(value)
+        self.steps.append(step)
+
+    def extend(self, steps: Sequence[int], values: Sequence[float], largest: float) -> None:
+        """Add finite values that nobody judged; ``largest`` is the largest of them and of others that were left out."""
+        if self.values:
+            self.before = max(self.before, abs(self.values[-1]))
+        self.before = max(self.before, largest)
+        self.values.extend(values)
+        self.steps.extend(steps)
+
+    @property
+    def start(self) -> float:
+        """Median of the first values."""
+        return median(self.first)
+
+    @property
+    def middle(self) -> float:
+        """Median of the window without its last value."""
+        return median(list(self.values)[:-1])
+
+    @property
+    def ready(self) -> bool:
+        return len(self.values) > WARM_UP
+
+    def growth(self) -> tuple[float, float]:
+        """Slope of ln(value) per step over the window, and its standard error."""
+        fitted = log_linear(self.steps, self.values, WARM_UP + 1)
+        return (0.0, math.inf) if fitted is None else (fitted.slope, fitted.error)
+
+    @property
+    def outlived_beginning(self) -> bool:
+        """True for a growth that the second half of a full window still has: that of the first steps ends by itself."""
+        if len(self.values) < WINDOW:
+            return False
+        half = WINDOW // 2
+        late = log_linear(list(self.steps)[half:], list(self.values)[half:], half)
+        return late is not None and late.slope > max(0.5 * self.growth()[0], 3 * late.error)
+
+
+class Quiet:
+    """Steps in which nothing was large enough for any rule: kept as they came until a later step needs them."""
+
+    def __init__(self) -> None:
+        self.keys: Sequence[SeriesKey] = ()
+        self.largest: NDArray[np.float64] = np.empty(0)
+        self.held: deque[tuple[int, NDArray[np.float64]]] = deque(maxlen=WINDOW)
+
+    def add(self, step: int, values: NDArray[np.float64]) -> None:
+        self.largest = np.maximum(self.largest, values) if self.held else values
+        self.held.append((step, values))
+
+    def hand_over(self, tracks: Mapping[SeriesKey | str, Track]) -> None:
+        """Put everything that is held where it belongs."""
+        if self.held:
+            steps, columns = [step for step, _ in self.held], np.stack([values for _, values in self.held]).T.tolist()
+            for key, column, largest in zip(self.keys, columns, self.largest.tolist(), strict=True):
+                tracks[key].extend(steps, column, largest)
+            self.held.clear()
+
+
+def median(values: Sequence[float]) -> float:
+    """The upper median; 0 of nothing."""
+    ordered = sorted(values)
+    return ordered[len(ordered) // 2] if ordered else 0.0

@@ -1,0 +1,85 @@
+"""The names of torch and PyG that no release promises to keep: functions bound once, attributes listed with their owner.
+
+A release that drops one fails here at import, or in the test of this module, and not in the middle of a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+import torch
+from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm  # The base of all kinds; the public ones are one each.
+from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+from torch.utils._pytree import tree_leaves as tree_leaves
+from torch.utils._pytree import tree_map as tree_map
+
+__all__ = ["BatchNorm", "TorchDispatchMode", "tree_leaves", "tree_map"]
+
+graph_task = torch._C._current_graph_task_id
+"""Number of the backward that runs in this thread, -1 outside of one."""
+
+autograd_node = torch._C._current_autograd_node
+"""The node whose backward runs in this thread; None outside of one."""
+
+next_sequence_number = torch._C._autograd._get_sequence_nr
+"""The number that the next node of the autograd graph gets; a node keeps its own as ``_sequence_nr``."""
+
+transform = torch._C._functorch.peek_interpreter_stack
+"""The innermost function transform (``vmap``, ``grad``, …) that runs; None outside of one."""
+
+set_grad_enabled = torch._C._set_grad_enabled
+"""What `torch.set_grad_enabled` calls, without the object around it."""
+
+without_torch_function = torch._C.DisableTorchFunction
+"""A context in which tensor subclasses and function modes are not asked."""
+
+dispatch_modes = torch._C._len_torch_dispatch_stack
+"""How many dispatch modes are active."""
+
+dispatch_stack = _get_current_dispatch_mode_stack
+"""The active dispatch modes, the outermost first."""
+
+flatten_tensors = torch._C._nn.flatten_dense_tensors
+"""Several tensors as one flat one."""
+
+foreach_copy = torch._foreach_copy_
+foreach_subtract = torch._foreach_sub
+"""One kernel for many tensors."""
+
+negative_view = torch._neg_view
+"""A tensor with its negative bit set, as files hold it."""
+
+rebuild_quantized: Callable[..., torch.Tensor] = torch._utils._rebuild_qtensor
+"""What pickled quantized tensors name; torch has no public function that takes the storage."""
+
+ATTRIBUTES: Mapping[str, str] = MappingProxyType(
+    {
+        "_compiled_call_impl": "torch.nn.Module",
+        "_forward_hooks": "torch.nn.Module",
+        "_load_from_state_dict": "torch.nn.Module",
+        "_modules": "torch.nn.Module",
+        "_parameters": "torch.nn.Module",
+        "_orig_mod": "what torch.compile returns",
+        "_indices": "a sparse torch.Tensor",
+        "_values": "a sparse torch.Tensor",
+        "_schema": "torch._ops.OpOverload",
+        "_sequence_nr": "a node of the autograd graph",
+        "_saved_max": "a node of the autograd graph",
+        "_saved_max_val": "a node of the autograd graph",
+        "_saved_dim": "a node of the autograd graph",
+        "_saved_normalized_shape": "a node of the autograd graph",
+        "_saved_min": "a node of the autograd graph",
+        "_saved_min_val": "a node of the autograd graph",
+        "_saved_other": "a node of the autograd graph",
+        "_saved_result": "a node of the autograd graph",
+        "_saved_self": "a node of the autograd graph",
+        "_scale": "torch.amp.GradScaler",
+        "_alpha": "torch_geometric.nn.TransformerConv",
+        "_global_store": "torch_geometric.data.HeteroData",
+        "_key": "a store of torch_geometric.data.HeteroData",
+        "_store": "torch_geometric.data.Data",
+    }
+)
+"""Private attribute → whose it is. They are read in place: a function around each would cost a call per use."""

@@ -1,0 +1,75 @@
+"""A diagnosis with the causes that undoing its suspects has shown; needs neither torch nor the model."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from gnnstab.fixes import recommend
+from gnnstab.records import Cause, Diagnosis, Finding, FixAdvice, Signals
+from gnnstab.records.vocabulary import INVESTIGATION
+from gnnstab.verification.interventions._investigation import Investigation, Tried, restored
+from gnnstab.verification.interventions.deciding import decided_causes, decided_findings, told
+
+
+def recalled(diagnosis: Diagnosis, signals: Signals) -> Diagnosis:
+    """The diagnosis of a trace with what was undone at the run's end, which the trace has kept."""
+    plain = signals.context.get(INVESTIGATION)
+    found = None if plain is None else restored(plain, diagnosis.findings)
+    return diagnosis if found is None else decided(diagnosis, found, signals)
+
+
+def decided(diagnosis: Diagnosis, found: Investigation, signals: Signals) -> Diagnosis:
+    """Findings, causes and fixes as what was undone has shown them; without a symptom the diagnosis as it is."""
+    context = {key: value for key, value in diagnosis.context.items() if key != INVESTIGATION}
+    if not found.symptoms:
+        return replace(diagnosis, context=context)
+    findings = decided_findings(diagnosis.findings, found)
+    causes = _quieted(decided_causes(diagnosis.causes, found), findings, found)
+    bare = tuple(replace(cause, fixes=()) for cause in causes)
+    return replace(
+        diagnosis, findings=findings, causes=_placed(recommend(bare, findings, signals), found),
+        context={**context, "interventions": tuple(told(found))},
+    )  # fmt: skip
+
+
+def _quieted(causes: tuple[Cause, ...], findings: tuple[Finding, ...], found: Investigation) -> tuple[Cause, ...]:
+    """Sharp attention that is earned is a fact about the model, and no cause of anything."""
+    loud = {
+        finding.code for finding in findings if finding.severity != "info" and finding.cause == "attention-explosion"
+    }
+    if not found.earned or found.losses is None or loud:
+        return causes
+    before, after = found.losses
+    reason = f"Softer scores on a copy raise your loss from {before:.3g} to {after:.3g}: the sharpness is earned."
+    return tuple(
+        replace(cause, status="present", how="undone", share=None, reason=reason)
+        if cause.cause == "attention-explosion" and cause.status in ("root-cause", "contributing")
+        else cause
+        for cause in causes
+    )
+
+
+def _placed(causes: tuple[Cause, ...], found: Investigation) -> tuple[Cause, ...]:
+    """The fixes that fit what was undone: the tensor that was standardised by its name, no other norm for a post-norm stack."""
+    best: dict[str, Tried] = {}
+    for tried in sorted(found.tried, key=_most):
+        best[tried.trial.cause] = tried
+    return tuple(replace(cause, fixes=_fitting(cause.fixes, best.get(cause.cause))) for cause in causes)
+
+
+def _most(tried: Tried) -> float:
+    return max((share for share in tried.shares if not math.isnan(share)), default=0.0)
+
+
+def _fitting(fixes: tuple[FixAdvice, ...], tried: Tried | None) -> tuple[FixAdvice, ...]:
+    if tried is not None and tried.trial.name == "post-norms":
+        return tuple(fix for fix in fixes if fix.fix != "layer-norm")
+    if tried is None or tried.trial.name != "standardise-input":
+        return fixes
+    name = tried.trial.place.rpartition(".")[2]
+    change = (
+        f"mean, std = train_{name}.mean(0), train_{name}.std(0).clamp(min=1e-6)  # of the training set; leave id columns out\n"
+        f"{name} = ({name} - mean) / std"
+    )
+    return tuple(replace(fix, change=change) if fix.fix == "input-standardisation" else fix for fix in fixes)

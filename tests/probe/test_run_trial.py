@@ -1,0 +1,115 @@
+"""Trial steps before the first update of a run whose loss is known: the rate is judged before it has done its harm."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch_geometric.data import Data
+from torch_geometric.nn import GATv2Conv
+
+import gnnstab
+from gnnstab.probe.optimizer.optimizer_steps import MOST_STEPS, STEPS, optimizer_signals, steps_of
+from gnnstab.records import Finding, Signals
+from gnnstab.records.vocabulary import OPTIMIZER_LOSS_RISE
+from gnnstab.rules.gs601_learning_rate_too_high import LearningRateTooHigh
+
+
+class Roads(nn.Module):
+    """Attention over crossings, a number for each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inp = nn.Linear(5, 16)
+        self.conv = GATv2Conv(16, 8, heads=2)
+        self.out = nn.Linear(16, 1)
+
+    def forward(self, data: Data) -> Tensor:
+        h = torch.relu(self.inp(data.x))
+        return self.out(h + torch.relu(self.conv(h, data.edge_index))).squeeze(-1)
+
+
+def squared(output: Tensor, data: Data) -> Tensor:
+    return nn.functional.mse_loss(output, data.y)
+
+
+def crossings() -> tuple[Roads, Data]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(8)
+        x = torch.randn(50, 5)
+        return Roads(), Data(x=x, edge_index=torch.randint(0, 50, (2, 200)), y=x.sum(1))
+
+
+def run(lr: float, *, loss: Any = squared, steps: int = 3, clip: float | None = None, watched: bool = True) -> Any:
+    """Findings as they came, the losses and the weights of a short run of plain descent."""
+    model, data = crossings()
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    said: list[Finding] = []
+    monitor = gnnstab.Monitor(model, optimizer=optimizer, loss=loss, on_finding=said.append) if watched else None
+    losses = []
+    if monitor is not None:
+        monitor.__enter__()
+    for _ in range(steps):
+        optimizer.zero_grad()
+        value = squared(model(data), data)
+        value.backward()  # type: ignore[no-untyped-call]
+        if clip is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+        losses.append(float(value.detach()))
+    if monitor is not None:
+        monitor.__exit__(None, None, None)
+    return said, monitor, losses, copy.deepcopy(model.state_dict())
+
+
+def test_a_rate_that_is_too_high_is_told_at_the_first_step() -> None:
+    said, monitor, *_ = run(3.0, steps=1)
+    assert [(f.code, f.step) for f in said] == [("GS601", 0)]
+    assert "calm" in said[0].message
+    assert "learning-rate" in [cause.cause for cause in monitor.diagnose().root_causes()]
+
+
+def test_without_the_loss_one_step_tells_nothing() -> None:
+    assert run(3.0, loss=None, steps=1)[0] == []
+
+
+def test_a_usual_rate_is_calm_and_the_run_the_same_bit_for_bit() -> None:
+    said, _, losses, state = run(0.02)
+    _, _, others, other = run(0.02, watched=False)
+    assert said == []
+    assert losses == others
+    assert all(torch.equal(state[name], other[name]) for name in state)
+
+
+def test_a_run_that_clips_is_tried_with_its_clipping() -> None:
+    assert run(3.0, clip=0.005)[0] == []
+
+
+def test_a_loss_that_cannot_be_asked_about_one_forward_leaves_the_run_alone() -> None:
+    def of_a_rollout(output: Tensor, data: Data) -> Tensor:
+        raise RuntimeError("needs every step of the rollout")
+
+    said, monitor, *_ = run(0.02, loss=of_a_rollout)
+    assert said == []
+    assert not [row for row in monitor.trace.measures() if row.name == OPTIMIZER_LOSS_RISE]
+    assert not [event for event in monitor.trace.events() if event.kind == "tool-failure"]
+
+
+@pytest.mark.parametrize(("momentum", "steps"), [(0.0, STEPS), (0.9, 10), (0.95, MOST_STEPS), (0.999, MOST_STEPS)])
+def test_momentum_asks_for_steps_until_updates_have_their_size(momentum: float, steps: int) -> None:
+    assert steps_of(torch.optim.SGD([torch.zeros(1)], lr=1.0, momentum=momentum)) == steps
+
+
+def judged(lr: float, momentum: float) -> list[str]:
+    model, data = crossings()
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum)
+    found, _ = optimizer_signals(model, data, squared, optimizer)
+    return [finding.severity for finding in LearningRateTooHigh().check(Signals("model", (), tuple(found)))]
+
+
+def test_momentum_that_carries_the_steps_away_is_seen() -> None:
+    assert judged(0.3, 0.95) != []
+    assert judged(0.01, 0.9) == []
