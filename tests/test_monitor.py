@@ -204,7 +204,7 @@ def test_in_a_notebook_a_monitor_shows_what_it_has_recorded_so_far() -> None:
     page = monitor._repr_html_()
     assert "srcdoc" in page
     assert "othing was recorded yet" in page
-    assert "o attention layer found" not in page
+    assert "o attention was recognised" not in page
     with monitor:
         scalar(model(*args)).backward()
         monitor.step()

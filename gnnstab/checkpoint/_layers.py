@@ -12,6 +12,7 @@ from gnnstab.records import Blind
 
 _OTHER_KINDS = (
     ("in_proj_weight", "MultiheadAttention"),
+    ("q_proj_weight", "MultiheadAttention"),  # Keys or values of another width have matrices of their own.
     *((kind.hint, kind.kind) for kind in LAYERS if kind.hint),
 )
 """(last part of a key, attention layer that has it), for kinds that no adapter recovers from a file."""

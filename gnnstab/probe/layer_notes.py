@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -72,10 +73,12 @@ class LayerNotes:
 
     def write(self, writer: StepWriter, *, changed: bool = False) -> None:
         """Put everything into the trace, when it is news or has ``changed`` for sure."""
-        known = (len(self._state.fired), bool(self._paths), self._norms.seen)
+        known = (len(self._state.fired), bool(self._paths), self._norms.seen + len(self._state.normalising))
         if changed or known != self._written:
             self._written = known
-            writer.layers(self.facts(), self._norms.meta())
+            facts = self.facts()
+            idle = [name for name in self._state.normalising if name not in {layer.name for layer in facts}]
+            writer.layers(facts, self._norms.meta() | ({"normalising": json.dumps(idle)} if idle else {}))
             writer.blinds(self._state.blinds())
 
     def note_new_layers(self) -> None:

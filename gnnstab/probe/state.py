@@ -33,6 +33,9 @@ class Queued(NamedTuple):
     """See `gnnstab.probe.statistics.Measured`."""
 
 
+_LINEAR = "linear attention has no softmax and so no scores that could saturate; its denominator is not looked at"
+
+
 class State:
     """Shared by the watches of a recorder; what belongs to a step is reset at its end."""
 
@@ -53,6 +56,7 @@ class State:
         "layer_trace",
         "light",
         "measures",
+        "normalising",
         "norms",
         "recorded",
         "step",
@@ -74,6 +78,9 @@ class State:
 
         self.blind: dict[tuple[str, str], str] = {}
         """(layer, site) → why it is not seen."""
+
+        self.normalising: dict[str, None] = {}
+        """Modules that called a softmax whose result weighted nothing that was summed."""
 
         self.fired: dict[str, int] = {}
         """Layer → position, in the order of first calls."""
@@ -149,6 +156,11 @@ class State:
     def unseen(self, layer: str, site: str, reason: str) -> None:
         """Note why a site is not seen; the first reason stays."""
         self.blind.setdefault((layer, site), reason)
+
+    def linear_attention(self, layer: str, kind: str) -> None:
+        """Note a layer of linear attention."""
+        note = Blind.other_attention(layer, kind, _LINEAR)
+        self.unseen(note.layer, note.site, note.reason)
 
     def blinds(self) -> list[Blind]:
         """All notes."""

@@ -339,5 +339,13 @@ def _nothing_judged(diagnosis: Diagnosis) -> str:
         if diagnosis.target.kind == "trace" and diagnosis.context.get("steps") == 0:
             return "nothing was recorded" if diagnosis.context.get("closed") else "nothing was recorded yet"
         expected = diagnosis.coverage.layers_expected
-        return f"none of {expected} attention layers was seen" if expected else "no attention layer found"
+        return f"none of {expected} attention layers was seen" if expected else _none_recognised(diagnosis)
     return "no rule could be judged with what was given"
+
+
+def _none_recognised(diagnosis: Diagnosis) -> str:
+    """What was looked for and not found is no proof that there is none."""
+    if diagnosis.target.kind == "checkpoint":
+        return "no attention was recognised by names and shapes"
+    seen = ", ".join(map(escape.name, diagnosis.context.get("normalising", ())))
+    return f"no attention was recognised; {f'softmax-like normalisation seen in {seen}' if seen else 'no softmax-like normalisation seen'}"

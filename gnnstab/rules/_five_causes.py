@@ -19,7 +19,7 @@ _PASS_MODEL = "pass the model to see it (--model pkg.mod:factory --batch FILE)"
 def status_from_configuration(cause: str, statuses: Statuses, signals: Signals) -> StatusAndReason:
     """Status and reason of one of the five causes from configuration and rule statuses alone."""
     if not signals.attention_layers:
-        return "not-evaluable", "no attention layer was found"
+        return "not-evaluable", "no attention layer was recognised"
     return _BY_CAUSE[cause](statuses, signals)
 
 

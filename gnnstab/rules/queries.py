@@ -94,7 +94,7 @@ def need_depth(signals: Signals, at_least: float) -> int:
 def need_layers(signals: Signals) -> tuple[LayerFacts, ...]:
     """The attention layers; raises `NotApplicable` when there are none."""
     if not signals.attention_layers:
-        raise NotApplicable("no attention layer was found")
+        raise NotApplicable("no attention layer was recognised")
     return signals.attention_layers
 
 

@@ -139,6 +139,7 @@ def _context(
         context["trained"] = meta["trained"] == "true"
     found = {
         "norm_without_batch": tuple(n for n in parsed(meta.get("norm_without_batch", ""), list) if isinstance(n, str)),
+        "normalising": tuple(n for n in parsed(meta.get("normalising", ""), list) if isinstance(n, str)),
         INVESTIGATION: parsed(meta.get(INVESTIGATION, ""), dict),
         "norm_smallest": {
             name: tuple(value)  # Class and number of nodes.

@@ -134,6 +134,7 @@ def test_other_layers_are_counted_not_judged() -> None:
             "hyper": HypergraphConv(8, 8, use_attention=True),
             "gated": ResGatedGraphConv(8, 8),
             "mha": nn.MultiheadAttention(8, 2),
+            "mixed": nn.MultiheadAttention(8, 2, kdim=6, vdim=6),
             "conv": TransformerConv(8, 8, heads=2, concat=False),
             "lin": nn.Linear(8, 8),
         }
@@ -145,8 +146,9 @@ def test_other_layers_are_counted_not_judged() -> None:
         ("conv", "TransformerConv", 2),
     ]
     kinds = {blind.layer: blind.reason for blind in facts.unjudged}
-    assert set(kinds) == {"hyper", "gated", "mha"}
+    assert set(kinds) == {"hyper", "gated", "mha", "mixed"}
     assert "HypergraphConv" in kinds["hyper"]
+    assert "MultiheadAttention" in kinds["mixed"]
     assert "ResGatedGraphConv" in kinds["gated"]
     assert all("--model" in reason for reason in kinds.values())
     assert facts.linear_layers >= 1

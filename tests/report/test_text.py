@@ -80,7 +80,13 @@ def test_code_that_has_no_room_is_named_and_not_cut() -> None:
 def test_nothing_evaluable_is_not_called_stable() -> None:
     empty = replace(examples.clean(), coverage=Coverage(0, 0), layers=(), signals=())
     assert lines(empty)[0].startswith("NOT EVALUABLE")
-    assert lines(empty)[-1] == "no attention layer found; -v shows all"
+    assert lines(empty)[-1].startswith("no attention was recognised")
+    ran = replace(empty, target=replace(empty.target, kind="model"))
+    assert " ".join(lines(ran)).endswith(
+        "no attention was recognised; no softmax-like normalisation seen; -v shows all"
+    )
+    seen = replace(ran, context={**ran.context, "normalising": ("net.head",)})
+    assert "softmax-like normalisation seen in net.head" in " ".join(lines(seen))
     assert lines(replace(examples.clean(), rules=()))[0].startswith("NOT EVALUABLE")
 
 

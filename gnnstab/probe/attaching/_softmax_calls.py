@@ -12,7 +12,18 @@ from torch import nn
 from torch_geometric.nn import MessagePassing
 from torch_geometric.utils import softmax
 
-_DENSE = frozenset({"softmax", "Softmax", "scaled_dot_product_attention", "softmax_"})
+_SOFTMAX = frozenset({"softmax", "Softmax", "scaled_dot_product_attention", "softmax_"})
+_EXPONENTIALS = frozenset({"exp", "exp_"})
+_PRODUCTS = frozenset({"einsum", "matmul", "bmm", "mm", "@", "@="})
+_QUOTIENTS = frozenset({"/", "/=", "div", "div_", "divide", "true_divide", "reciprocal"})
+_OPERATORS = {
+    "BINARY_MATRIX_MULTIPLY": "@",
+    "INPLACE_MATRIX_MULTIPLY": "@",
+    "BINARY_TRUE_DIVIDE": "/",
+    "INPLACE_TRUE_DIVIDE": "/",
+}
+"""What Python 3.10 calls the operators that later versions keep beside BINARY_OP."""
+
 _LIBRARIES = ("torch", "torch_geometric", "torch_scatter", "torch_sparse", "numpy", "builtins")
 _NEVER = frozenset({"__init__", "reset_parameters", "extra_repr", "__repr__"})
 _FIRST = ("message", "edge_update", "forward")
@@ -103,36 +114,52 @@ def edge_places(module: nn.Module) -> tuple[str, ...]:
     return tuple(sorted(found, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST)))
 
 
-def mentions_dense(module: nn.Module) -> bool:
-    """True for a module whose own code names torch's softmax or attention; whether it attends shows when it runs."""
-    if any(isinstance(part, FUSED) for part in module.modules()):
-        return False
-    if not _own(type(module)):
+def may_attend(module: nn.Module, linear: bool = True) -> bool:
+    """True for a module whose own code names what attention is made of; whether it attends shows when it runs.
+
+    That is torch's softmax or fused attention, an exponential beside a quotient, or a matrix product beside a quotient, of which
+    ``linear`` attention consists.
+    """
+    if any(isinstance(part, FUSED) for part in module.modules()) or not _looked_into(type(module)):
         return False
     if any(isinstance(child, nn.Softmax) for child in module.children()):
         return True
-    return any(_mentions(function) for _, function in _methods(module))
+    found = {name for _, function in _methods(module, _looked_into(type(module))) for name in _mentioned(function)}
+    return bool(
+        found & _SOFTMAX or (found & _QUOTIENTS and found & (_EXPONENTIALS | _PRODUCTS if linear else _EXPONENTIALS))
+    )
 
 
-def _mentions(function: FunctionType, depth: int = _DEPTH) -> bool:
-    if _DENSE & set(_names(function.__code__)):
-        return True
-    helpers = (value for _, value in named(function) if helper(value) and value is not function)
-    return depth > 0 and any(_mentions(value, depth - 1) for value in helpers)
+def _mentioned(function: FunctionType, depth: int = _DEPTH) -> Iterator[str]:
+    """Names and operators in the code of a function and of the functions of somebody's own that it calls."""
+    function = inspect.unwrap(function)
+    yield from _names(function.__code__)
+    for _, value in named(function) if depth else ():
+        if isinstance(value, FunctionType) and value is not function and not _opaque(value.__module__):
+            yield from _mentioned(value, depth - 1)
+        elif isinstance(value, ModuleType) and not _opaque(value.__name__):
+            for one in (getattr(value, name, None) for name in function.__code__.co_names):
+                if isinstance(one, FunctionType) and one is not function and not _opaque(one.__module__):
+                    yield from _mentioned(one, depth - 1)
 
 
 def _names(code: CodeType) -> Iterator[str]:
     """Of a function and of those that are written within it."""
     yield from code.co_names
+    for instruction in dis.get_instructions(code):
+        if instruction.opname == "BINARY_OP":
+            yield instruction.argrepr
+        elif instruction.opname in _OPERATORS:
+            yield _OPERATORS[instruction.opname]
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from _names(constant)
 
 
-def _methods(module: nn.Module) -> Iterator[tuple[str, FunctionType]]:
+def _methods(module: nn.Module, kinds: tuple[type, ...] | None = None) -> Iterator[tuple[str, FunctionType]]:
     """The methods in force that classes of this kind add to `nn.Module` or `MessagePassing`."""
     seen: set[str] = set()
-    for kind in _own(type(module)):
+    for kind in _own(type(module)) if kinds is None else kinds:
         for name, value in vars(kind).items():
             if name not in seen and isinstance(value, FunctionType) and name not in _NEVER:
                 seen.add(name)
@@ -147,3 +174,15 @@ def _own(kind: type) -> tuple[type, ...]:
     return tuple(
         c for c in mro if not library(c.__module__) or c.__module__.startswith("torch_geometric.nn.dense.dense_gat")
     )
+
+
+def _looked_into(kind: type) -> tuple[type, ...]:
+    """Of a `MessagePassing` what is nobody's library; of others the classes of PyG's as well, readouts among them."""
+    if issubclass(kind, MessagePassing):
+        return tuple(c for c in _own(kind) if not library(c.__module__))
+    return tuple(c for c in kind.__mro__ if not _opaque(c.__module__))
+
+
+def _opaque(name: str) -> bool:
+    """True for a module of a library whose functions are known by name."""
+    return library(name) and not name.startswith("torch_geometric.")

@@ -7,7 +7,7 @@ from torch import nn
 from torch_geometric.nn import MessagePassing
 
 from gnnstab.layers import LAYERS, layer_of
-from gnnstab.probe.attaching._softmax_calls import LINEAR, edge_places, mentions_dense
+from gnnstab.probe.attaching._softmax_calls import LINEAR, edge_places, may_attend
 from gnnstab.probe.layers import (
     AttentionRecorder,
     DenseSoftmaxRecorder,
@@ -17,13 +17,8 @@ from gnnstab.probe.layers import (
 )
 from gnnstab.probe.layers.layer_recorder import LayerRecorder
 from gnnstab.probe.state import State
-from gnnstab.records import Blind
 
 _SCRIPTED = ("MessagePassing", *(layer.kind for layer in LAYERS))
-
-_LINEAR = (
-    "linear attention has no softmax and so no scores that could saturate; its outputs and gradients are not looked at"
-)
 
 
 def find_layers(model: nn.Module, state: State) -> list[LayerRecorder]:
@@ -43,13 +38,15 @@ def find_layers(model: nn.Module, state: State) -> list[LayerRecorder]:
         elif places := edge_places(module):
             layers.append(EdgeSoftmaxRecorder(state, path, module, places))
         elif isinstance(module, MessagePassing):
-            layers.append(OtherLayerRecorder(state, path, module))
+            other = OtherLayerRecorder(state, path, module)
+            if may_attend(module, linear=False):
+                layers.append(DenseSoftmaxRecorder(state, path, module, other))
+            layers.append(other)
         elif isinstance(module, nn.MultiheadAttention):
             layers.append(MultiheadRecorder(state, path, module))
         elif type(module).__name__ in LINEAR:
-            note = Blind.other_attention(path, type(module).__name__, _LINEAR)
-            state.unseen(note.layer, note.site, note.reason)
-        elif mentions_dense(module):
+            state.linear_attention(path, type(module).__name__)
+        elif may_attend(module):
             layers.append(DenseSoftmaxRecorder(state, path, module))
     return layers
 

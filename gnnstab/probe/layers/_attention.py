@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from gnnstab.layers import Call, Layer
 from gnnstab.probe.attaching.hooks import Placed
-from gnnstab.probe.attaching.softmax_tap import SoftmaxCall, Tap, Untappable
-from gnnstab.probe.layers.layer_recorder import LayerRecorder, Plan
+from gnnstab.probe.attaching.softmax_tap import SoftmaxCall
+from gnnstab.probe.layers._tapped import TappedRecorder
+from gnnstab.probe.layers.layer_recorder import Plan
 from gnnstab.probe.state import State
 from gnnstab.probe.statistics import attention_measures
 from gnnstab.probe.statistics.dense import ROWS, Rows
@@ -24,79 +25,34 @@ _STATIC = "scores of more than two axes, as a graph with a batch of features has
 _SPARSE = "sparse features, too many to be measured densely: only extremes are recorded"
 
 
-class AttentionRecorder(LayerRecorder):
+class AttentionRecorder(TappedRecorder):
     """Records one attention layer, as its adapter says."""
 
-    attention = True
-    sites = ("input", "output", "score", "attention")
     compiled_sites = ("output", "input", "score", "attention", "gate")
 
     def __init__(self, state: State, name: str, module: nn.Module, kind: Layer) -> None:
         super().__init__(state, name, module)
         self.kind = kind
-        self._tap: Tap | None = None
-        self._silent = False
-        self._seen: list[SoftmaxCall] = []
+        self._seen = []
         self._gate: Tensor | None = None
         self._message: Tensor | None = None
         self._layout: dict[tuple[int, int, bool], tuple[str, ...]] = {}
 
     def attach(self) -> None:
-        """Begin to record: a tap where softmax is called, a hook on the layer and one on its gate."""
-        try:
-            self._tap = Tap.attach(self.module, self, kind=self.kind)
-        except Untappable as reason:
-            for site in ("score", "attention"):
-                self.state.unseen(self.name, site, str(reason))
+        """Begin to record; a gate has a hook of its own."""
         gate = self.kind.gate(self.module)
         if gate is not None:
             self._placed.append(Placed(gate, self.hook("the gate", self._after_gate, self._compiled_gate)))
         super().attach()
-
-    def pause(self) -> None:
-        """Take tap and hooks off until `resume`."""
-        if self._tap is not None:
-            self._tap.detach(self)
-        super().pause()
-
-    def resume(self) -> None:
-        """Put tap and hooks back."""
-        if self._tap is not None and not self._silent:
-            self._tap = Tap.attach(self.module, self, self._tap, self.kind)
-        super().resume()
-
-    def detach(self) -> None:
-        """Leave the layer as it was found."""
-        if self._tap is not None:
-            self._tap.detach(self)
-        super().detach()
-        self.forget()
-
-    def saw_compiled(self, score: Tensor, attention: Tensor | None) -> None:
-        """Record one softmax inside a compiled graph."""
-        self.note("score", score)
-        self.note("attention", attention)
-
-    def failed(self, error: Exception) -> None:
-        """The tap could not hand something over."""
-        self._silent = True
-        self.state.error_guard.note(f"the scores of {self.name}", error)
 
     def returned(self, message: Tensor) -> None:
         """Keep the weighted values of one call, in a step of the full tier."""
         if self.state.full and not self.state.foreign():
             self._message = message
 
-    def saw(self, seen: SoftmaxCall) -> None:
-        """Keep one softmax until the layer returns."""
-        # A checkpointed segment that is run again in the backward stops as soon as it has what the gradients need: the
-        # layer may then never return.
-        if not self.repeats() and not self.state.foreign():
-            self._seen.append(seen)
-
     def forget(self) -> None:
         """Drop what an interrupted call left behind."""
-        self._seen = []
+        super().forget()
         self._gate = self._message = None
 
     def record(self, grad: bool, plan: Plan, inputs: Sequence[Any], args: Any, kwargs: Any, output: Tensor) -> None:

@@ -12,42 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from gnnstab.probe.layers._exponentials import STARTS, Exponentials, OverEdges
+from gnnstab.probe.layers._functions import DIVIDES, MIXES, PRODUCTS, SAME, SUMS, TIMES
+from gnnstab.probe.layers._linear_attention import LinearAttention
 from gnnstab.torch_private import without_torch_function
 
 _SOFTMAX = frozenset({torch.softmax, F.softmax, Tensor.softmax})
 _FUSED = F.scaled_dot_product_attention
-_TURNED: tuple[Any, ...] = tuple(getattr(one, "__get__") for one in (Tensor.mT, Tensor.T))  # noqa: B009  # no class attribute to mypy
-_SAME = frozenset(
-    {
-        *(F.dropout, torch.dropout, F.alpha_dropout, torch.nan_to_num, Tensor.nan_to_num, torch.clone, Tensor.clone),
-        *(Tensor.to, Tensor.float, Tensor.half, Tensor.double, Tensor.bfloat16, Tensor.type, Tensor.type_as),
-        *(Tensor.contiguous, Tensor.masked_fill, torch.masked_fill, torch.where, Tensor.masked_fill_),
-        *(Tensor.transpose, torch.transpose, Tensor.permute, torch.permute, Tensor.unsqueeze, torch.unsqueeze),
-        *(Tensor.squeeze, torch.squeeze, Tensor.view, Tensor.reshape, torch.reshape, Tensor.movedim, torch.movedim),
-        *(*_TURNED, Tensor.expand, Tensor.__getitem__, Tensor.swapaxes, torch.swapaxes),
-        *(Tensor.flatten, torch.flatten),
-    }
-)
-"""What keeps the numbers of a softmax, or drops some: its result is followed through these."""
-
-_TIMES = frozenset(
-    {torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__, torch.multiply, Tensor.multiply, Tensor.mul_}
-)
-_PRODUCTS = frozenset(
-    {
-        *(
-            torch.matmul,
-            Tensor.matmul,
-            Tensor.__matmul__,
-            Tensor.__rmatmul__,
-            torch.bmm,
-            Tensor.bmm,
-            torch.mm,
-            Tensor.mm,
-        ),
-    }
-)
-_SUMS = frozenset({torch.sum, Tensor.sum, torch.mean, Tensor.mean})
+_LOOKED_AT = _SOFTMAX | STARTS | PRODUCTS | {_FUSED, torch.einsum} | DIVIDES
+"""What is looked at although nothing is followed yet."""
 
 
 @dataclass(slots=True)
@@ -88,17 +61,27 @@ class Attending(TorchFunctionMode):
     A softmax counts as attention when its result, dropout and the like behind it, is multiplied with something else and
     the product is summed along the axis of the keys: by a matrix product, an einsum, or a product with a sum after it. A
     softmax whose result is returned, compared or looked up (classes, policies, clusters that nodes are assigned to) is none.
+    Exponentials over their sum are a softmax too, see `Exponentials`; ``linear``: look for `LinearAttention` as well.
     """
 
     current: dict[int, list[Attending]] = {}  # noqa: RUF012  # shared on purpose: who looks, per thread, innermost last
 
-    def __init__(self) -> None:
+    def __init__(self, linear: bool = True) -> None:
         super().__init__()
         self.attended: list[Attended] = []
         self.fused: list[Fused] = []
         self.error: Exception | None = None
         self._followed: list[_Followed] = []
         self._weighted: list[_Followed] = []
+        self.exponentials = Exponentials(self._normalised)
+        self.linear = LinearAttention(linear)
+        self.normalises = False
+        """True once a softmax was called, whatever became of it."""
+
+    @property
+    def edges(self) -> list[OverEdges]:
+        """Softmaxes over edges."""
+        return self.exponentials.edges
 
     def __enter__(self) -> Attending:
         self.current.setdefault(get_ident(), []).append(self)
@@ -112,13 +95,16 @@ class Attending(TorchFunctionMode):
         if not stack:
             del self.current[get_ident()]
         self._followed, self._weighted = [], []
+        self.exponentials.clear()
+        self.linear.clear()
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Run the function; look at it if it is one of those that matter."""
         output = func(*args, **(kwargs or {}))
-        if self.error is None and (self._followed or func in _SOFTMAX or func is _FUSED):
+        follows = self._followed or self.exponentials.follows or self.linear.follows
+        if self.error is None and (follows or func in _LOOKED_AT):
             # A layer within this one has a look of its own.
             if self.current[get_ident()][-1] is not self:
                 return output
@@ -130,24 +116,29 @@ class Attending(TorchFunctionMode):
         return output
 
     def _look(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
+        self.exponentials.look(func, args, kwargs, output)
+        self.linear.look(func, args, output)
         if func in _SOFTMAX:
             self._softmax(args, kwargs, output)
         elif func is _FUSED:
             self._attention(*args, **kwargs)
-        elif func in _PRODUCTS:
+        elif func in PRODUCTS:
             self._product(*(args if func is not Tensor.__rmatmul__ else args[::-1]), *kwargs.values())
         elif func is torch.einsum:
             self._einsum(*args)
-        elif func in _TIMES:
+        elif func in TIMES:
             self._times(args, output)
-        elif func in _SUMS and self._weighted:
+        elif func in SUMS and self._weighted:
             self._sum(args, kwargs)
-        elif func in _SAME and isinstance(output, Tensor):
+        elif func in SAME and isinstance(output, Tensor):
             self._same(args, kwargs, output)
+        elif func in MIXES and isinstance(output, Tensor):
+            self._mixed(args, output)
 
     def _softmax(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> None:
         score = args[0] if args else kwargs["input"]
         axis = args[1] if len(args) > 1 else kwargs.get("dim")
+        self.normalises = True
         if isinstance(axis, int) and score.dim() > 1 and not score.is_sparse and score.is_floating_point():
             axis %= score.dim()
             self._followed.append(_Followed(output, Attended(score, output, axis), axis))
@@ -207,10 +198,25 @@ class Attending(TorchFunctionMode):
             if isinstance(other, Tensor) and other.dim() and output.shape != one.shape:
                 behind = output.dim() - one.dim()
                 self._weighted.append(_Followed(output, found.seen, found.axis + behind))
-            elif output.shape == one.shape and not (
-                isinstance(other, Tensor) and other.is_floating_point() and other.dim() > 1
-            ):
+            elif output.shape == one.shape:
+                # As many numbers as weights, or fewer, are a mask or a scale.
                 self._followed.append(_Followed(output, found.seen, found.axis))
+
+    def _mixed(self, args: tuple[Any, ...], output: Tensor) -> None:
+        for one in args[:2]:
+            found = self._found(one)
+            if found is not None and output.shape == one.shape:
+                self._followed.append(_Followed(output, found.seen, found.axis))
+                return
+
+    def _normalised(self, score: Tensor, attention: Tensor, axis: int, weighs: bool) -> None:
+        """Exponentials over their sum along an axis are a softmax; ``weighs``: which has weighted values already."""
+        self.normalises = True
+        seen = Attended(score, attention, axis)
+        if weighs:
+            self._keep(seen)
+        elif attention.dim() > 1:
+            self._followed.append(_Followed(attention, seen, axis))
 
     def _sum(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         axes = args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis"))

@@ -8,12 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gnnstab.layers import Layer
 from gnnstab.layers.edges import plain_tensor
 from gnnstab.layers.generic import GenericLayer
-from gnnstab.probe.attaching.softmax_tap import SoftmaxCall, Tap, Untappable
+from gnnstab.probe.attaching.softmax_tap import SoftmaxCall
 from gnnstab.probe.attaching.stand_in import StandIn
 from gnnstab.probe.batches.named_tensors import named_tensors
 from gnnstab.probe.layers._dense_softmax import Attended, Attending
+from gnnstab.probe.layers._exponentials import OverEdges
+from gnnstab.probe.layers._tapped import TappedRecorder
 from gnnstab.probe.layers.layer_recorder import LayerRecorder, Plan
 from gnnstab.probe.state import State
 from gnnstab.probe.statistics.dense import MASKED, Rows, as_edges, fused_softmax, product_scores
@@ -32,7 +35,7 @@ class SoftmaxRecorder(LayerRecorder):
 
     def __init__(self, state: State, name: str, module: nn.Module, family: str, places: tuple[str, ...] = ()) -> None:
         super().__init__(state, name, module)
-        self.kind = GenericLayer(family, places)
+        self.kind: Layer = GenericLayer(family, places)
         self.given: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
         """Arguments of the call that is being recorded."""
 
@@ -79,64 +82,11 @@ class SoftmaxRecorder(LayerRecorder):
         return True
 
 
-class EdgeSoftmaxRecorder(SoftmaxRecorder):
+class EdgeSoftmaxRecorder(TappedRecorder, SoftmaxRecorder):
     """A layer whose softmax is over edges, or over the nodes of every graph."""
-
-    sites = ("input", "output", "score", "attention")
-    compiled_sites = ("output", "input", "score", "attention")
 
     def __init__(self, state: State, name: str, module: nn.Module, places: tuple[str, ...]) -> None:
         super().__init__(state, name, module, "edges", places)
-        self._tap: Tap | None = None
-        self._silent = False
-        self._seen: list[SoftmaxCall] = []
-
-    def attach(self) -> None:
-        """Begin to record: a tap where softmax is called, and a hook on the layer."""
-        try:
-            self._tap = Tap.attach(self.module, self, kind=self.kind)
-        except Untappable as reason:
-            for site in ("score", "attention"):
-                self.state.unseen(self.name, site, str(reason))
-        super().attach()
-
-    def pause(self) -> None:
-        """Take tap and hook off until `resume`."""
-        if self._tap is not None:
-            self._tap.detach(self)
-        super().pause()
-
-    def resume(self) -> None:
-        """Put tap and hook back."""
-        if self._tap is not None and not self._silent:
-            self._tap = Tap.attach(self.module, self, self._tap, self.kind)
-        super().resume()
-
-    def detach(self) -> None:
-        """Leave the layer as it was found."""
-        if self._tap is not None:
-            self._tap.detach(self)
-        super().detach()
-        self.forget()
-
-    def saw(self, seen: SoftmaxCall) -> None:
-        """Keep one softmax until the layer returns."""
-        if not self.repeats() and not self.state.foreign():
-            self._seen.append(seen)
-
-    def returned(self, message: Tensor) -> None:
-        """Messages of a class that nobody described are not read."""
-
-    def saw_compiled(self, score: Tensor, attention: Tensor | None) -> None:
-        """Never called: nothing is known inside a compiled graph."""
-
-    def failed(self, error: Exception) -> None:
-        """The tap could not hand something over."""
-        self._silent = True
-        self.state.error_guard.note(f"the scores of {self.name}", error)
-
-    def forget(self) -> None:
-        """Drop what an interrupted call left behind."""
         self._seen = []
 
     def record(self, grad: bool, plan: Plan, inputs: Sequence[Any], args: Any, kwargs: Any, output: Tensor) -> None:
@@ -156,10 +106,14 @@ class EdgeSoftmaxRecorder(SoftmaxRecorder):
 
 
 class DenseSoftmaxRecorder(SoftmaxRecorder):
-    """A module whose own code calls torch's softmax or fused attention; counted once it has attended."""
+    """A module whose own code may attend, see `may_attend`; counted once it has attended.
 
-    def __init__(self, state: State, name: str, module: nn.Module) -> None:
+    ``other`` records the same module as long as it has not attended.
+    """
+
+    def __init__(self, state: State, name: str, module: nn.Module, other: LayerRecorder | None = None) -> None:
         super().__init__(state, name, module, "dense")
+        self._other = other
         self.counts = False
         self._without = 0
         self._look: Attending | None = None
@@ -198,7 +152,7 @@ class DenseSoftmaxRecorder(SoftmaxRecorder):
             self._stand_in.take()
 
     def _new_look(self) -> Attending:
-        self._look = Attending()
+        self._look = Attending(linear=not self.counts)
         return self._look
 
     def _after(self, grad: bool, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -207,17 +161,31 @@ class DenseSoftmaxRecorder(SoftmaxRecorder):
             self._leave()
             self._stand_in = None
             self.state.error_guard.note(f"the scores of {self.name}", look.error)
-        if look is not None and (look.attended or look.fused):
-            self.counts = True
-            super()._after(grad, module, args, kwargs, output)
-        elif self.counts:
+        if look is not None and (look.attended or look.fused or look.edges):
+            self._recognised()
+        if self.counts:
             super()._after(grad, module, args, kwargs, output)
         else:
-            self._without += 1
-            if self._without >= _NO_ATTENTION:
-                self._leave()
-                self._stand_in = None
+            self._unrecognised(look)
         self.forget()
+
+    def _recognised(self) -> None:
+        self.counts = True
+        if self._other is not None:
+            self._other.counts = False
+            self._other.detach()
+            self._other = None
+
+    def _unrecognised(self, look: Attending | None) -> None:
+        if look is not None:
+            if look.linear.found:
+                self.state.linear_attention(self.name, type(self.module).__name__)
+            elif look.normalises:
+                self.state.normalising.setdefault(self.name)
+        self._without += 1
+        if self._without >= _NO_ATTENTION:
+            self._leave()
+            self._stand_in = None
 
     def record(self, grad: bool, plan: Plan, inputs: Sequence[Any], args: Any, kwargs: Any, output: Tensor) -> None:
         """Put the call's tensors into the buffer; scores of fused attention only in a step of the full tier."""
@@ -227,13 +195,23 @@ class DenseSoftmaxRecorder(SoftmaxRecorder):
             return
         due = self.due(plan)
         seen = self._all(look) if due else [_of_attended(one) for one in look.attended]
-        self.put(plan, inputs, output, [(score, attention) for score, attention, _ in seen])
-        if due and seen:
-            self.measure(plan, inputs, output, as_edges(*seen[0], self._heads))
+        over_edges = [(one.score.detach(), one.attention.detach()) for one in look.edges]
+        self.put(plan, inputs, output, over_edges + [(score, attention) for score, attention, _ in seen])
+        rows = None if not due else _edge_rows(look.edges)
+        if due and seen and rows is None:
+            rows = as_edges(*seen[0], self._heads)
+        if rows is not None:
+            self.measure(plan, inputs, output, rows)
 
     def shown(self, inputs: Sequence[Any], args: Any, kwargs: Any, output: Tensor) -> Iterator[Rows]:
         """Of every softmax that weighted values."""
-        for seen in [] if self._look is None else self._all(self._look):
+        if self._look is None:
+            return
+        for one in self._look.edges:
+            rows = _edge_rows([one])
+            if rows is not None:
+                yield rows._replace(source=_sources(self.given, rows.target))
+        for seen in self._all(self._look):
             yield as_edges(*seen, self._heads, None)
 
     @property
@@ -267,7 +245,7 @@ def _of_fused(call: Any) -> tuple[Tensor, Tensor, int]:
     return score, fused_softmax(score), score.dim() - 1
 
 
-def _edge_rows(seen: Sequence[SoftmaxCall]) -> Rows | None:
+def _edge_rows(seen: Sequence[SoftmaxCall | OverEdges]) -> Rows | None:
     """The first softmax of a call that went by an index, its heads side by side."""
     for one in seen:
         if one.index is not None and one.score.shape[:1] == one.index.shape:

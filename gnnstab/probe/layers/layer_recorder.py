@@ -13,10 +13,11 @@ from gnnstab.probe.attaching.activation_gradients import GradientHook
 from gnnstab.probe.attaching.hooks import Hook, Placed, ignore
 from gnnstab.probe.attaching.identity_path import node_of
 from gnnstab.probe.buffering.series_ids import CALLS, MODES
+from gnnstab.probe.layers._dense_softmax import Attending
 from gnnstab.probe.state import State
 from gnnstab.probe.statistics.dense import Rows
 from gnnstab.records import LayerFacts
-from gnnstab.torch_private import graph_task, transform
+from gnnstab.torch_private import graph_task, transform, without_torch_function
 
 _IN_GRAPH = "not seen inside a compiled graph; run the layer without torch.compile to see it"
 
@@ -178,7 +179,12 @@ class LayerRecorder(ABC):
             state.unseen(self.name, "output", _CAPTURED)
             self.forget()
             return
-        self.record(grad, plan, inputs, args, kwargs, out if len(outs) == 1 else joined(outs))
+        out_of_all = out if len(outs) == 1 else joined(outs)
+        if Attending.current:  # The module around this one is looked at, and is not to be taken for what happens here.
+            with without_torch_function():
+                self.record(grad, plan, inputs, args, kwargs, out_of_all)
+        else:
+            self.record(grad, plan, inputs, args, kwargs, out_of_all)
         if state.layer_trace is not None:
             self._tell(inputs, out)
         if grad and any(one.requires_grad for one in outs):
