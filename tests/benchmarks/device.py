@@ -100,7 +100,9 @@ def main() -> int:
     code = 0
     if on_card:
         tests = Path(__file__).resolve().parent.parent
-        code = subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "gpu", str(tests / "probe")]).returncode
+        code = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-m", "gpu", str(tests / "probe"), str(tests / "truth")]
+        ).returncode
         for name in SHOWN[:1] + SHOWN[2:4]:
             print(f"synchronisations in 20 steps, {name}: {synchronisations(name, 'cuda')}", flush=True)
     print("\n| size | light, every step | default schedule | full, every step | unmonitored twice |")

@@ -20,10 +20,11 @@ from truth.programs import PROGRAMS, Pooled, Program
 STEPS = 14
 
 
-def faces(program: Program, broken: bool, trace: Path) -> dict[str, Diagnosis]:
+def faces(program: Program, broken: bool, trace: Path, device: str = "cpu") -> dict[str, Diagnosis]:
     """What a Monitor says after a short training, and `diagnose` before it."""
     torch.manual_seed(1)
-    model, batches, loss = program.net(broken), program.batches(broken), program.loss(broken)
+    model, loss = program.net(broken).to(device), program.loss(broken)
+    batches = [batch.to(device) for batch in program.batches(broken)]
     fresh = copy.deepcopy(model)
     optimizer = torch.optim.Adam(model.parameters(), lr=program.rate(broken))
     with gnnstab.Monitor(model, optimizer=optimizer, loss=loss, trace=trace, on_finding="ignore") as monitor:
@@ -91,3 +92,15 @@ def test_the_command_line_says_the_same(
     assert [c["cause"] for c in shown["causes"] if c["status"] == "root-cause"] == roots(said)
     assert roots(said) == ([program.root] if broken else [])
     assert shown["coverage"]["layers_observed"] == said.coverage.layers_observed == 2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_device_is_told_the_same(name: str, tmp_path: Path) -> None:
+    program = PROGRAMS[name]
+    said = faces(program, True, tmp_path / "run.gnnstab", "cuda")
+    failures = {face: [f.message for f in d.findings if f.code == "GS902"] for face, d in said.items()}
+    assert failures == {"monitor": [], "diagnose": []}
+    expected = {"monitor": [program.root], "diagnose": [program.root] if program.before_training else []}
+    assert {face: roots(diagnosis) for face, diagnosis in said.items()} == expected
