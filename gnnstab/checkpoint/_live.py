@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gnnstab.checkpoint._loading import Checkpoint
 from gnnstab.checkpoint._optimizer import OptimizerState, read_optimizer
@@ -20,13 +20,14 @@ def recover_model(
 ) -> CheckpointFacts:
     """What a module's weights and its optimizer's state tell, as `recover` tells it of a file.
 
-    The module decides heads, concat and dropout; nothing has to be assumed about them. No tensor is copied or changed.
+    The module decides heads, concat and dropout; nothing has to be assumed about them. No tensor is changed;
+    those on a device are read from copies on the host, as a file's are.
     """
     known = known_facts(model)
     # A model that is one bare layer is named as the probe names it.
     prefix = f"{type(model).__name__}." if "" in known else ""
     entries, lazy = model.state_dict(keep_vars=True).items(), unwritten(model)
-    tensors = {prefix + name: tensor.detach() for name, tensor in entries if name not in lazy}
+    tensors = {prefix + name: tensor.detach().cpu() for name, tensor in entries if name not in lazy}
     states = () if optimizer is None else (_named_state(model, optimizer, prefix),)
     checkpoint = Checkpoint(
         path=type(model).__name__,
@@ -43,6 +44,10 @@ def recover_model(
 def _named_state(model: nn.Module, optimizer: torch.optim.Optimizer, prefix: str) -> OptimizerState:
     names = {id(parameter): prefix + name for name, parameter in model.named_parameters()}
     state: dict[str, Any] = optimizer.state_dict()
+    state["state"] = {
+        key: {name: value.cpu() if isinstance(value, Tensor) else value for name, value in entry.items()}
+        for key, entry in state["state"].items()
+    }
     for group, live in zip(state["param_groups"], optimizer.param_groups, strict=True):
         group["param_names"] = [names.get(id(parameter)) for parameter in live["params"]]
     return read_optimizer("the optimizer", state)
