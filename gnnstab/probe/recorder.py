@@ -26,7 +26,7 @@ from gnnstab.probe.operations.explaining import Explainer
 from gnnstab.probe.operations.repeat import Objective
 from gnnstab.probe.overhead_budget import OverheadBudget
 from gnnstab.probe.places.surveys import Surveys
-from gnnstab.probe.replaying.replica import replica, unwrap
+from gnnstab.probe.replaying.replica import unwrap
 from gnnstab.probe.replaying.skipped_step import SkippedForward, run_again
 from gnnstab.probe.schedule import Schedule
 from gnnstab.probe.state import State
@@ -272,13 +272,12 @@ class Recorder:
         self._hand_over_late()
         if not ended.waits:
             self._hand_over(ended, moved=False)
-        elif self._parameters.save():
-            # On a device it is known one step later whether this one was finite; the weights that it had are kept for that.
-            self._late = ended
-        else:
+            return
+        # On a device it is known one step later whether this one was finite; the weights that it had are kept for that.
+        self._late, ended.saved = ended, self._parameters.save()
+        if not ended.saved:
             self.budget.hold("the weights that a step on a device would be run again with are too large to be kept")
             ended.leave_out(norm, ())
-            self._late = ended
 
     def _hand_over_left_out(self, ended: PendingStep, forwards: Sequence[SkippedForward], moved: bool) -> None:
         loss, rate, factor, dropped = ended.result()
@@ -289,7 +288,7 @@ class Recorder:
         bad = norm is not None and not math.isfinite(norm) and not dropped
         if bad or (loss is not None and not math.isfinite(loss)):
             names = [] if not bad else ["a parameter"] if moved else self._parameters.bad_gradients()
-            twin = self._parameters.with_saved(replica(self.model)) if moved and forwards else None
+            twin = self._parameters.saved_copy() if moved and ended.saved else None
             again = partial(run_again, twin or self.model, step=ended.step, writer=self.writer, recorder=_full)
             told = math.nan if loss is None else loss
             self._emit(self._detector.skipped_step(ended.step, told, names, forwards, again, twin))
@@ -305,6 +304,7 @@ class Recorder:
         ended = self._ended(state.send(), lr, scale, skipped)
         self._hand_over_late()
         if ended.waits:
+            ended.saved = self._parameters.save()
             self._late = ended
         else:
             self._hand_over(ended, moved=False)
@@ -338,9 +338,14 @@ class Recorder:
         self.sent = sent = self._step_writer.sites(ended.step, ended.stats.result(), scale or 1.0)
         self.row = StepRow(ended.step, ended.time, loss, lr, scale, sent.gradient_norm, skipped)
         self.writer.step(self.row)
-        event = None if sent.finite else self._detector.step(ended.step, sent, skipped, ended.inputs, moved=moved)
+        bad = not sent.finite or (loss is not None and not math.isfinite(loss))
+        late: dict[str, Any] = {
+            "moved": moved,
+            "twin": self._parameters.saved_copy() if moved and bad and ended.saved else None,
+        }
+        event = None if sent.finite else self._detector.step(ended.step, sent, skipped, ended.inputs, **late)
         if event is None and loss is not None:
-            event = self._detector.loss(ended.step, loss, ended.inputs, moved=moved)
+            event = self._detector.loss(ended.step, loss, ended.inputs, **late)
         self._emit(event)
 
     def _next(self) -> None:

@@ -113,7 +113,10 @@ def test_nothing_is_read_before_the_next_step_ends(far: None, monkeypatch: pytes
     assert landed
 
 
-def test_a_bad_step_is_named_with_its_own_number_one_step_later(far: None, tmp_path: Path) -> None:
+def test_a_bad_step_is_named_with_its_own_number_one_step_later(
+    far: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(parameters, "LARGEST_SAVED", 100)
     with pytest.warns(GnnstabWarning, match="step 3"):
         _, trace = run(tmp_path / "run.gnnstab", bad=(3, math.nan))
     (event, *_) = trace.events("non-finite")

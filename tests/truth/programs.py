@@ -70,8 +70,8 @@ class Degree(Two):
 
     def forward(self, data: Data) -> Tensor:
         states = self.states(data)
-        active = (torch.arange(data.num_nodes) < 12).float()
-        count = torch.zeros(data.num_nodes).index_add_(0, data.edge_index[1], active[data.edge_index[0]])
+        active = (torch.arange(data.num_nodes, device=states.device) < 12).float()
+        count = states.new_zeros(data.num_nodes).index_add_(0, data.edge_index[1], active[data.edge_index[0]])
         total = torch.zeros_like(states).index_add_(
             0, data.edge_index[1], (states * active[:, None])[data.edge_index[0]]
         )
@@ -94,7 +94,7 @@ class Pooled(Two):
     def forward(self, data: Data) -> Tensor:
         states = self.states(data)
         scores = states @ states.t() / WIDTH**0.5
-        seen = torch.ones(data.num_nodes, data.num_nodes, dtype=torch.bool)
+        seen = torch.ones(data.num_nodes, data.num_nodes, dtype=torch.bool, device=states.device)
         seen[3] = not self.broken
         return self.out(states + scores.masked_fill(~seen, -torch.inf).softmax(-1) @ states)
 

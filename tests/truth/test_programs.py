@@ -13,6 +13,7 @@ import torch
 from gnnstab.cli.group import run as command
 
 import gnnstab
+from gnnstab.probe.buffering import device_copy
 from gnnstab.records import Diagnosis
 from gnnstab.report import summary
 from truth.programs import PROGRAMS, Pooled, Program
@@ -92,6 +93,17 @@ def test_the_command_line_says_the_same(
     assert [c["cause"] for c in shown["causes"] if c["status"] == "root-cause"] == roots(said)
     assert roots(said) == ([program.root] if broken else [])
     assert shown["coverage"]["layers_observed"] == said.coverage.layers_observed == 2
+
+
+@pytest.mark.parametrize(
+    "name", ["NaN in an edge feature of one batch", "log of a softmax", "root of a distance to itself"]
+)
+def test_numbers_that_come_a_step_late_tell_the_same(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a device: the update has spoilt the weights before the step is known to be bad."""
+    monkeypatch.setattr(device_copy, "is_on_host", lambda tensor: False)
+    assert roots(faces(PROGRAMS[name], True, tmp_path / "run.gnnstab")["monitor"]) == [PROGRAMS[name].root]
 
 
 @pytest.mark.gpu

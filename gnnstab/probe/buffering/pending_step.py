@@ -33,7 +33,7 @@ class PendingStep:
         skipped: True, or an entry above 0, when a GradScaler skipped it.
     """
 
-    __slots__ = ("_lr", "_norm", "_scale", "_skipped", "forwards", "inputs", "loss", "stats", "step", "time")
+    __slots__ = ("_lr", "_norm", "_scale", "_skipped", "forwards", "inputs", "loss", "saved", "stats", "step", "time")
 
     def __init__(
         self, step: int, time: float, stats: PendingStats, inputs: Mapping[str, ForwardInputs], *, loss: Number, lr: Number,
@@ -48,6 +48,9 @@ class PendingStep:
         self._scale = _sent(scale)
         self._skipped = _sent(skipped)
         self._norm: DeviceCopy | float | None = None
+        self.saved = False
+        """True when the weights that the step had are kept, so that it can be run again after the update."""
+
         self.forwards: tuple[SkippedForward, ...] | None = None
         """Of a step that was left out, what it takes to run it again; None for a recorded one."""
 

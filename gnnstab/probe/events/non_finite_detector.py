@@ -91,12 +91,13 @@ class NonFiniteDetector:
         if view.forward_bad():
             if self._first("forward"):
                 weights = self._parameters.non_finite() if twin is None else bad_parameters(twin)
-                lost = _LOST if moved and weights else ""
+                lost = _LOST if moved and weights and twin is None else ""
                 model = self._model if twin is None else twin
                 event = non_finite_event.forward_event(view, model, inputs, weights, lost, self._from_start)
-                return self._with_bundle(self._explained(event, inputs, lost), inputs, moved)
+                return self._with_bundle(self._explained(event, inputs, lost, twin), inputs, moved)
         elif view.gradients_bad() and not skipped and self._first("gradient"):
-            return self._with_bundle(self._explained(non_finite_event.gradient_event(view), inputs), inputs, moved)
+            event = self._explained(non_finite_event.gradient_event(view), inputs, twin=twin)
+            return self._with_bundle(event, inputs, moved)
         return None
 
     def skipped_step(
@@ -128,20 +129,27 @@ class NonFiniteDetector:
             if event is not None:
                 return event
         if not bad:
-            return self.loss(step, loss)
+            return self.loss(step, loss, twin=twin)
         event = non_finite_event.left_out_event(step, bad, note)
         if not self._first("gradient"):
             return None
         return self._with_bundle(self._explained(event, self._forwards.last), self._forwards.last)
 
     def loss(
-        self, step: int, loss: float, inputs: Mapping[str, ForwardInputs] | None = None, *, moved: bool = False
+        self,
+        step: int,
+        loss: float,
+        inputs: Mapping[str, ForwardInputs] | None = None,
+        *,
+        moved: bool = False,
+        twin: nn.Module | None = None,
     ) -> Event | None:
         """The event of a loss that is not finite, when nothing before it was reported; the rest as for `step`."""
         if math.isfinite(loss) or self.met or not self._first("loss"):
             return None
         inputs = (self._forwards.last or self._forwards.before) if inputs is None else inputs
-        return self._with_bundle(self._explained(non_finite_event.loss_event(step, loss), inputs), inputs, moved)
+        event = self._explained(non_finite_event.loss_event(step, loss), inputs, twin=twin)
+        return self._with_bundle(event, inputs, moved)
 
     def failed(self, step: int, error: Exception) -> Event | None:
         """The event of a step that ended in an exception, when repeating it shows an Inf or NaN before that."""
@@ -161,23 +169,27 @@ class NonFiniteDetector:
         self._forwards.watching = self._explainer.pending
         return event
 
-    def _explained(self, event: Event, inputs: Mapping[str, ForwardInputs], lost: str = "") -> Event:
+    def _explained(
+        self, event: Event, inputs: Mapping[str, ForwardInputs], lost: str = "", twin: nn.Module | None = None
+    ) -> Event:
         """The event with the operation behind it, where the step can be repeated with the weights that it had."""
         if lost or event.stage == "weight":
             return event
-        broken = self._parameters.non_finite()
+        broken = self._parameters.non_finite() if twin is None else bad_parameters(twin)
         if event.step > 0 and not set(broken) <= set(self._from_start):
             return non_finite_event.with_detail(event, note=_TOO_LATE)
         if broken:
             event = non_finite_event.with_detail(
                 event, bad_parameters=len(broken), parameters=len(self._parameters.names)
             )
-        kept = [one for one in self._forwards.calls if inputs.get(one.mode) is not one]
+        # Those of the step itself: with a copy of its weights it is the step before the one that is being recorded.
+        calls = self._forwards.calls if twin is None else []
+        kept = [one for one in calls if inputs.get(one.mode) is not one]
         ordered = sorted([*inputs.values(), *kept], key=lambda one: one.mode != event.mode)
         explained = [event]
         # What was seen stays seen, also when the repeat fails.
         self._state.error_guard.run(
-            "repeating a step", lambda: explained.append(self._explainer.explain(event, map(call_of, ordered)))
+            "repeating a step", lambda: explained.append(self._explainer.explain(event, map(call_of, ordered), twin))
         )
         self._forwards.watching = self._explainer.pending
         return explained[-1]

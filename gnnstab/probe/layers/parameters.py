@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gnnstab.errors import UsageError
 from gnnstab.layers.lazy import unwritten
 from gnnstab.probe.buffering import device_copy
 from gnnstab.probe.buffering.series_ids import SeriesIds
 from gnnstab.probe.buffering.stats_buffer import StatsBuffer
+from gnnstab.probe.replaying.replica import replica
 from gnnstab.torch_private import flatten_tensors, foreach_copy, foreach_subtract
 
 _CHUNK = 15
@@ -153,8 +155,12 @@ class Parameters:
         """Names of the parameters that hold a NaN or an Inf."""
         return [n for n, p in zip(self.names, self._parameters, strict=True) if not torch.isfinite(p).all()]
 
-    def with_saved(self, twin: nn.Module) -> nn.Module:
-        """A copy of the model with the weights that the last `save` found."""
+    def saved_copy(self) -> nn.Module | None:
+        """A copy of the model with the weights that the last `save` found; None where the model cannot be copied."""
+        try:
+            twin = replica(self._model)
+        except UsageError:
+            return None
         saved = dict(zip(self.names, self._saved, strict=True))
         with torch.no_grad():
             for name, parameter in twin.named_parameters():

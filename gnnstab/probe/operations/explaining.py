@@ -46,14 +46,17 @@ class Explainer:
         self._loss = weakref.ref(loss) if isinstance(loss, Tensor) else None
         return chain(loss) if first else ""
 
-    def explain(self, event: Event, calls: Iterable[Call]) -> Event:
-        """The event, with the operation where repeating the forwards of its step shows it."""
+    def explain(self, event: Event, calls: Iterable[Call], twin: nn.Module | None = None) -> Event:
+        """The event, with the operation where repeating the forwards of its step shows it.
+
+        ``twin`` is a copy with the weights of the step, where an update has changed those of the model since.
+        """
         given = list(calls)
         last: Found | None = None
         note = ""
         for call in given:
             try:
-                last = repeat(self._model, call, self.objective, batch=self.batch)
+                last = repeat(self._model if twin is None else twin, call, self.objective, batch=self.batch)
             except UsageError as error:
                 note = str(error)
                 continue
