@@ -143,8 +143,8 @@ class AttentionExplosion(Rule):
             aligned = {s.head: s.value for s in signals.find("logit.alignment", layer=found.layer)}
             layer = signals.layer(found.layer or "")
             put_there = layer is not None and max(aligned.values(), default=math.inf) <= self._alignment_limit(layer)
-            learned = found.confidence == "low"  # queries and keys that agree: see `_sharpened`
-            if put_there or (aligned and found.signal.startswith("logit.") and not learned):
+            # Queries and keys that training made agree stay a warning here: a file does not tell earned from ruined.
+            if put_there or (aligned and found.signal.startswith("logit.")):
                 return found
             why = "Training has made it so; whether it is of use, your data and loss tell: pass the model with batch= and loss=."
         elif signals.kind == "trace" and loss_at_its_best(signals.series) and self._began_soft(signals, found.layer):
