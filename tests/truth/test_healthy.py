@@ -46,14 +46,16 @@ class Skipping(Nodes):
 
 
 @pytest.mark.parametrize(
-    ("forgotten", "told"),
-    [(nn.Linear(WIDTH, WIDTH), True), (nn.Linear(5, 2), True), (nn.Linear(WIDTH, 3), False)],
+    "forgotten",
+    [nn.Linear(WIDTH, WIDTH), nn.Linear(5, 2), nn.Linear(WIDTH, 3)],
     ids=["a layer", "what fits nowhere", "a head"],
 )
-def test_a_layer_that_is_not_called_is_told_and_a_head_is_not(forgotten: nn.Module, told: bool) -> None:
+def test_a_layer_that_is_not_called_is_told_and_not_blamed(forgotten: nn.Module) -> None:
+    """What the loss cannot depend on harms no training: a template, another phase, or something that was forgotten."""
     diagnosis = gnnstab.diagnose(Skipping(forgotten), batch=of.nodes(), loss=squared)
-    found = [f for f in diagnosis.findings if f.code == "GS604"]
-    assert [f.severity for f in found] == ["error" if told else "info"]
+    (found,) = [f for f in diagnosis.findings if f.code == "GS604"]
+    assert found.severity == "info"
+    assert "forgotten." in found.message
 
 
 class Raw(nn.Module):
