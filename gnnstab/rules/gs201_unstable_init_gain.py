@@ -158,5 +158,5 @@ def _judged_elsewhere(signals: Signals, module: str) -> bool:
     for layer in signals.attention_layers:
         if module.startswith(f"{layer.name}."):
             own, roles = module.removeprefix(f"{layer.name}."), layer_named(layer).roles
-            return any(own == part for role in ("score", "value", "skip") for part in roles.get(role, ()))
+            return any(own == part for role in ("score", "value", "skip", "gate") for part in roles.get(role, ()))
     return False
