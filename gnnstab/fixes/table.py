@@ -14,12 +14,16 @@ from gnnstab.records import LayerFacts, Signals
 if TYPE_CHECKING:
     from torch import nn
 
+FORMER = {"qk-redraw": "reinit-qk", "gate-redraw": "reinit-gate", "layer-redraw": "reinit-layers"}
+"""Former names, accepted in version 0.1."""
+
 
 def find(name: str) -> Fix:
-    """The fix of that name.
+    """The fix of that name, or of that former name.
 
     Raises `FixError` with the nearest names when there is none.
     """
+    name = FORMER.get(name, name)
     if name in FIXES:
         return FIXES[name]
     raise FixError(f"unknown fix {name!r}; {hint(name, FIXES, 'choose from ' + ', '.join(FIXES))}")

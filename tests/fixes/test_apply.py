@@ -11,6 +11,7 @@ import torch
 from gnnstab import fixes
 from gnnstab.errors import FixError
 from gnnstab.fixes import FIXES
+from gnnstab.fixes.table import FORMER, find
 from models.informarl import Actor, sample_batch
 from models.stacks import Hetero, Stack, SumThenAttention, hetero_batch, random_batch, transformed
 
@@ -167,3 +168,8 @@ def test_a_model_that_cannot_be_copied_is_named():
 def test_unwraps_what_torch_compile_returns():
     stack = Stack(2)
     assert isinstance(fixes.apply(torch.compile(stack, backend="eager"), "dropout"), Stack)
+
+
+@pytest.mark.parametrize(("former", "name"), FORMER.items())
+def test_a_former_name_is_still_known(former, name):
+    assert find(former) is find(name)
