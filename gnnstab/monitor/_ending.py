@@ -41,8 +41,10 @@ class Ending:
             trace = self._writer.read()
         except TraceError:  # It could not be written either, which the user has been told.
             return
+        with trace:
+            diagnosis = diagnose_trace(trace)
         found = investigated(
-            diagnose_trace(trace),
+            diagnosis,
             model,
             batch=as_batch(model, inputs.args, inputs.kwargs),
             loss=None if self._loss is None else _as_called(self._loss, inputs),

@@ -185,10 +185,10 @@ class Monitor:
 
     def diagnose(self, **options: Any) -> Diagnosis:
         """Diagnose what was recorded so far; ``options`` are those of `gnnstab.evaluation.diagnose_trace`."""
-        trace = self.trace
-        if self._recorder.row is None and "target" not in options:
-            options["target"] = Target("trace", str(self._path or "in memory"), (self._nothing_yet(),))
-        return self._in_own_lines(diagnose_trace(trace, **options))
+        with self.trace as trace:
+            if self._recorder.row is None and "target" not in options:
+                options["target"] = Target("trace", str(self._path or "in memory"), (self._nothing_yet(),))
+            return self._in_own_lines(diagnose_trace(trace, **options))
 
     def _in_own_lines(self, diagnosis: Diagnosis) -> Diagnosis:
         """The changes of the fixes, once the run is over, in the words of the user's own code where it was found."""

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from gnnstab.errors import GnnstabWarning
 from gnnstab.layers.transformer_conv import TransformerConvLayer
-from gnnstab.probe import recorder as recorder_module
 from gnnstab.probe.attaching.activation_gradients import GradientHook
 from gnnstab.probe.attaching.boundary import Boundary
 from gnnstab.probe.attaching.forward_tracker import ForwardTracker
@@ -20,6 +19,7 @@ from gnnstab.probe.buffering.stats_buffer import StatsBuffer
 from gnnstab.probe.buffering.step_writer import StepWriter
 from gnnstab.probe.events import _non_finite_event as non_finite_event
 from gnnstab.probe.events import non_finite_detector
+from gnnstab.probe.layer_notes import LayerNotes
 from gnnstab.probe.layers import _attention as attention
 from gnnstab.probe.layers._attention import AttentionRecorder
 from gnnstab.probe.layers.parameters import Parameters
@@ -115,7 +115,7 @@ def test_a_failure_in_any_stage_leaves_training_alone(stage: tuple[Any, str], mo
     [
         (non_finite_detector.NonFiniteDetector, "step"),
         (non_finite_event, "forward_event"),
-        (recorder_module.Recorder, "facts"),
+        (LayerNotes, "facts"),
     ],
 )
 def test_a_failure_while_locating_a_non_finite_value(stage: tuple[Any, str], monkeypatch: pytest.MonkeyPatch) -> None:

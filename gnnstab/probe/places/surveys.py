@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import nn
 
 from gnnstab.errors import UsageError
+from gnnstab.layers.lazy import unwritten
 from gnnstab.probe.places.survey import Place, survey, to_json
 from gnnstab.probe.replaying.read_out import read_out
 from gnnstab.records.vocabulary import (
@@ -61,8 +62,12 @@ class Surveys:
 
     def end(self, kept: ForwardInputs | None) -> None:
         """The run is over: look once more with inputs that were kept, unless the weights are lost and would show nothing."""
-        if kept is not None and self._found and all(bool(p.isfinite().all()) for p in self._model.parameters()):
+        if kept is not None and self._found and self._has_finite_weights():
             self._look(kept)
+
+    def _has_finite_weights(self) -> bool:
+        lazy = unwritten(self._model)
+        return all(bool(p.isfinite().all()) for name, p in self._model.named_parameters() if name not in lazy)
 
     def _look(self, forward: ForwardInputs) -> None:
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
