@@ -8,12 +8,14 @@ from typing import Any
 
 from torch import Tensor
 
-from gnnstab.errors import TraceError
+from gnnstab.errors import GnnstabError, TraceError
 from gnnstab.evaluation import diagnose_trace
 from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 from gnnstab.probe.operations.repeat import as_batch as as_given
 from gnnstab.probe.recorder import Recorder
+from gnnstab.records import Diagnosis
 from gnnstab.records.vocabulary import INVESTIGATION
+from gnnstab.rules.engine import RULE_FAILED
 from gnnstab.trace import TraceWriter
 from gnnstab.verification.interventions import as_batch, investigated, kept
 
@@ -43,6 +45,7 @@ class Ending:
             return
         with trace:
             diagnosis = diagnose_trace(trace)
+        self._tell_failed(diagnosis)
         found = investigated(
             diagnosis,
             model,
@@ -52,6 +55,13 @@ class Ending:
         )
         if found.symptoms:
             self._writer.meta(INVESTIGATION, json.dumps(kept(found)))
+
+    def _tell_failed(self, diagnosis: Diagnosis) -> None:
+        """A rule that raises is a finding of its own; while a run ends, nobody may read that, so it is told and recorded."""
+        for status in diagnosis.rules:
+            if status.reason.startswith(RULE_FAILED):
+                reason = status.reason.removeprefix(RULE_FAILED)
+                self._recorder.state.error_guard.note(f"the rule {status.code}", GnnstabError(reason))
 
 
 def _as_called(loss: Loss, inputs: ForwardInputs) -> Loss:

@@ -159,7 +159,7 @@ def first_non_finite(diagnosis: Diagnosis) -> Event | None:
 
 
 def event_place(event: Event) -> str:
-    """``layer, stage score, head 1, step 1342, made here``."""
+    """``layer, stage score, head 1, step 1342 on rank 1, made here``."""
     parts = [event.layer or "the model"]
     if event.stage:
         parts.append(f"stage {event.stage}")
@@ -167,7 +167,7 @@ def event_place(event: Event) -> str:
         parts.append(_ids("head", event.heads))
     if event.ids:
         parts.append(event.ids)
-    parts.append(f"step {event.step}")
+    parts.append(f"step {event.step}" + (f" on rank {event.rank}" if event.rank >= 0 else ""))
     if event.origin:
         came_in = "came from the layers behind it" if event.stage == "gradient" else "came in with its input"
         parts.append({"made-here": "made here", "came-in": came_in}.get(event.origin, event.origin))

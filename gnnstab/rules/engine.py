@@ -18,6 +18,9 @@ from gnnstab.rules.selection import Selection
 
 R = TypeVar("R", bound=Rule)
 
+RULE_FAILED = "the rule failed: "
+"""How the reason of a rule that raised begins."""
+
 Thresholds = Mapping[str, Mapping[str, float]]
 """Rule code → threshold name → value."""
 
@@ -134,7 +137,7 @@ def _judge(rule: Rule, signals: Signals, special: Sequence[tuple[str, Rule]]) ->
     except NotEvaluable as outcome:
         return RuleStatus(rule.code, "not-evaluable", str(outcome)), []
     except Exception as error:  # a broken rule must not hide what the others see
-        return RuleStatus(rule.code, "not-evaluable", f"the rule failed: {_describe(error)}"), [_failure(rule, error)]
+        return RuleStatus(rule.code, "not-evaluable", f"{RULE_FAILED}{_describe(error)}"), [_failure(rule, error)]
     return RuleStatus(rule.code, "fired" if found else "passed", ""), found
 
 
@@ -145,7 +148,7 @@ def _matches(finding: Finding, glob: str) -> bool:
 def _with_failures(statuses: Sequence[RuleStatus], found: Sequence[Finding]) -> tuple[RuleStatus, ...]:
     """GS902 fires for failures of other rules as well, which may stand behind it in the table."""
     failed = any(finding.code == "GS902" for finding in found)
-    return tuple(RuleStatus(s.code, "fired") if failed and s.code == "GS902" else s for s in statuses)
+    return tuple(RuleStatus(s.code, "fired", s.reason) if failed and s.code == "GS902" else s for s in statuses)
 
 
 def _describe(error: Exception) -> str:

@@ -97,7 +97,8 @@ class FeatureScale(Rule):
         loss, output = signals.find("loss"), signals.find("place.output")
         if not loss or not output or any(s.detail.get("target") for s in signals.find("place.rms")):
             return
-        start, entries = float(loss[0].detail.get("start", math.nan)), int(output[0].detail.get("entries", 0))
+        # Of the first loss alone: the ones that come after an update may be what a rate that is too high has made of them.
+        start, entries = float(loss[0].detail.get("first", math.nan)), int(output[0].detail.get("entries", 0))
         limit = entries * (self.target + output[0].value) * (self.target + output[0].value)
         if entries and output[0].value < self.target / self.short and start > limit:
             yield self.finding(

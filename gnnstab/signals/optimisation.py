@@ -88,9 +88,12 @@ def _loss(rows: NDArray[np.void]) -> list[Signal]:
         return []
     values = known["loss"].astype(np.float64)
     smooth = running_median(values, 5)
-    detail = {"start": float(median(values[:5])), "best": float(smooth.min()), "steps": len(known)} | _peak(
-        known, "loss"
-    )
+    detail = {
+        "first": float(values[0]),
+        "start": float(median(values[:5])),
+        "best": float(smooth.min()),
+        "steps": len(known),
+    } | _peak(known, "loss")
     found = [Signal("loss", latest(values), None, None, int(known["step"][-1]), "training", detail)]
     return found + _first_rise(rows)
 

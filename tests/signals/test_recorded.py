@@ -161,7 +161,7 @@ def test_loss_and_spikes() -> None:
     signals = from_trace(written(steps=steps(list(np.linspace(5, 1, 60)), norms)))
     loss, spike = one(signals, "loss"), one(signals, "gradient.spike")
     assert loss.value == pytest.approx(1.0, abs=0.2)
-    assert loss.detail["start"] > 4.5
+    assert loss.detail["start"] > 4.5 and loss.detail["first"] == 5.0
     assert (spike.value, spike.step) == (50.0, 30)
     assert spike.detail == {"count": 1, "recovered": True, "above_start": True}
 
