@@ -76,7 +76,7 @@ ATTRIBUTES: Mapping[str, str] = MappingProxyType(
         "_saved_result": "a node of the autograd graph",
         "_saved_self": "a node of the autograd graph",
         "_scale": "torch.amp.GradScaler",
-        "_alpha": "torch_geometric.nn.TransformerConv",
+        "_alpha": "an attention layer of torch_geometric.nn",
         "_global_store": "torch_geometric.data.HeteroData",
         "_key": "a store of torch_geometric.data.HeteroData",
         "_store": "torch_geometric.data.Data",

@@ -30,6 +30,7 @@ _MISSING = {
     "gain.": "the trace does not hold the weights; pass the checkpoint or the model",
     LOSS_GENERALISATION_GAP: "no validation loss is known; pass it with monitor.validation(loss), beside monitor.loss(loss)",
     "aggregation.": "no aggregation other than attention was recorded",
+    "pool.": "no pooling that adds up was recorded; pass the model and a batch of graphs",
     "update.": "no optimizer step was recorded",
     "place.": "the places beside the attention layers were not looked at; pass the model and a batch, or record a training run",
     "loss": "no loss is known; pass it with monitor.loss(loss)",

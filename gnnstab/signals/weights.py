@@ -27,6 +27,7 @@ _NEEDS_BATCH = {
     "degree.": "the file holds no graph",
     "graph.": "the file holds no graph",
     "aggregation.": "an aggregation needs a graph",
+    "pool.": "the file holds no graph",
     "place.": "the file holds no data",
     "feature.": "the file holds no features",
     "precision.": "the size of the scores needs an input",

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from browser.test_page import wait_for
 from gnnstab.records import Diagnosis
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -38,8 +39,11 @@ def test_the_seven_agent_actor(show: Callable[[Diagnosis], Any], verified: Diagn
     assert fix.find_elements("css selector", "svg[role=img]")
     button = fix.find_element("css selector", "button[data-copy]")
     page.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", button)
+    code = page.find_elements("css selector", f"[id='{button.get_attribute('data-copy')}']")
+    assert len(code) == 1
     button.click()
-    assert button.text == "Copied"
+    # The clipboard is asynchronous: the label follows when it has answered, and goes back after 2 s.
+    wait_for(lambda: button.text == "Copied")
     finding = page.find_element("css selector", "#finding-list li[data-layer='gnn.gnn1']")
     link = finding.find_element("css selector", "a.evidence")
     page.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", link)

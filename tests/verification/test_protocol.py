@@ -64,7 +64,8 @@ def test_a_verdict_says_what_was_compared_and_minimised(verdicts):
     assert "40 steps of Adam(lr=0.005" in verdict.objective
     assert verdict.loss_after <= verdict.loss_before * 1.1
     assert verdict.seeds == 3
-    assert verdict.reason.endswith("(at learning rate 0.005)")
+    assert verdict.rate == "at learning rate 0.005"
+    assert verdict.because == f"{verdict.reason} (at learning rate 0.005)"
     assert verdict.spread > 0
     assert verdict.step_time > 0
     assert "Not trained" in verdicts["residual"].objective

@@ -14,7 +14,7 @@ from torch_geometric.nn.aggr import Aggregation
 
 from gnnstab.probe.places import _numbers as numbers
 from gnnstab.probe.places import _operations as operations
-from gnnstab.records.vocabulary import PLACE_CLAMPED_SHARE
+from gnnstab.records.vocabulary import PLACE_CLAMPED_SHARE, PLACE_DEAD_SHARE
 
 if TYPE_CHECKING:
     from gnnstab.probe.places.survey import ForwardView
@@ -50,7 +50,7 @@ def _operations(seen: ForwardView) -> Iterator[tuple[str, str, float, dict[str, 
         signal, value = found
         above = next((one for one, _ in node.next_functions if one is not None), None)
         place = operations.made_by(above, seen.calls.maker) or operations.made_by(node, seen.calls.maker) or "output"
-        if signal == "place.dead_share" and place in empty:
+        if signal == PLACE_DEAD_SHARE and place in empty:
             continue
         worst[signal, place] = max(worst.get((signal, place), (-1.0, "")), (value, type(node).__name__))
     at_the_end = {t.grad_fn for t in seen.outputs}
