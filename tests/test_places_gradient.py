@@ -353,3 +353,23 @@ def test_a_monitor_looks_again_at_its_end() -> None:
 
     assert "GS701" in {f.code for f in loud(run(-60.0))}
     assert loud(run(None)) == []
+
+
+class Chosen(nn.Module):
+    """Weighs its input by a softmax of equal weights, whose path a list of numbers cuts off where ``cut``."""
+
+    def __init__(self, cut: bool) -> None:
+        super().__init__()
+        self.cut, self.weight, self.out = cut, nn.Parameter(torch.zeros(4)), nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        share = self.weight.softmax(0)
+        out: Tensor = self.out(x * (torch.tensor(share.tolist()) if self.cut else share))
+        return out
+
+
+@pytest.mark.parametrize("cut", [True, False])
+def test_equal_weights_behind_a_softmax_are_found_to_be_cut_off(cut: bool) -> None:
+    torch.manual_seed(0)
+    said = gnnstab.diagnose(Chosen(cut), batch=torch.randn(8, 4), loss=lambda output, batch: output.square().mean())
+    assert [f.severity for f in said.findings if f.code == "GS604"] == (["error"] if cut else [])

@@ -45,8 +45,9 @@ class Reach:
         kept = [p.detach().clone() for p in own]
         with torch.no_grad():
             for p in own:
-                # Far enough for a rounding or an argmax behind it to notice.
-                p.mul_(-1.5).add_(0.1)
+                # Far enough for a rounding or an argmax behind it to notice, and no shift of all entries, which a softmax does not see.
+                ramp = torch.linspace(-0.5, 0.5, p.numel(), device=p.device).to(p.dtype)
+                p.mul_(-1.5).add_(ramp.view_as(p))
             for buffer, value in self._buffers.items():
                 buffer.copy_(value)
             try:
