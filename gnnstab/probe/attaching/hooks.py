@@ -38,7 +38,7 @@ class Hook:
     place: an averaged copy of a model is not the model.
     """
 
-    __slots__ = ("_body", "_clock", "_failsafe", "_skip", "_where", "compiled")
+    __slots__ = ("_body", "_clock", "_error_guard", "_skip", "_where", "compiled")
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class Hook:
         self._skip = skip
         self._clock = clock
         self._body = body
-        self._failsafe = error_guard
+        self._error_guard = error_guard
         self.compiled = compiled
         """Called instead of ``body`` while `torch.compile` traces the model."""
 
@@ -72,7 +72,7 @@ class Hook:
                 self._body(grad, *args)
         except Exception as error:
             self.close()
-            self._failsafe.note(self._where, error)
+            self._error_guard.note(self._where, error)
         finally:
             set_grad_enabled(grad)
             if clock is not None:

@@ -25,29 +25,29 @@ class DeviceCopy:
         numbers: Tensors with one entry each, from any devices; what happens to them afterwards does not matter.
     """
 
-    __slots__ = ("_legs", "_size")
+    __slots__ = ("_parts", "_size")
 
     def __init__(self, numbers: Sequence[Tensor]) -> None:
         self._size = len(numbers)
-        self._legs: list[tuple[list[int], Tensor, torch.cuda.Event | None]] = []
+        self._parts: list[tuple[list[int], Tensor, torch.cuda.Event | None]] = []
         by_device: dict[torch.device, list[int]] = {}
         for i, number in enumerate(numbers):
             by_device.setdefault(number.device, []).append(i)
         for device, positions in by_device.items():
             stacked = torch.stack([numbers[i].detach().reshape(()) for i in positions])
-            self._legs.append((positions, *_depart(stacked, device)))
+            self._parts.append((positions, *_begin_copy(stacked, device)))
 
     def result(self) -> NDArray[np.float64]:
         """(n,) the numbers in their order."""
         found = np.empty(self._size)
-        for positions, host, event in self._legs:
+        for positions, host, event in self._parts:
             if event is not None:
                 event.synchronize()
             found[positions] = host.double().numpy()
         return found
 
 
-def _depart(stacked: Tensor, device: torch.device) -> tuple[Tensor, torch.cuda.Event | None]:
+def _begin_copy(stacked: Tensor, device: torch.device) -> tuple[Tensor, torch.cuda.Event | None]:
     if device.type != "cuda":
         return stacked.cpu(), None
     host = torch.empty(stacked.shape, dtype=stacked.dtype, pin_memory=True)

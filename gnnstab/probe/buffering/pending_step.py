@@ -43,10 +43,10 @@ class PendingStep:
         self.time = time
         self.stats = stats
         self.inputs = inputs
-        self.loss = _sent(loss)
-        self._lr = _sent(lr)
-        self._scale = _sent(scale)
-        self._skipped = _sent(skipped)
+        self.loss = _on_the_way(loss)
+        self._lr = _on_the_way(lr)
+        self._scale = _on_the_way(scale)
+        self._skipped = _on_the_way(skipped)
         self._norm: DeviceCopy | float | None = None
         self.saved = False
         """True when the weights that the step had are kept, so that it can be run again after the update."""
@@ -56,13 +56,13 @@ class PendingStep:
 
     def leave_out(self, norm: Number, forwards: Sequence[SkippedForward]) -> None:
         """Of a step that was left out, all that was looked at: the norm of its gradients."""
-        self._norm = _sent(norm)
+        self._norm = _on_the_way(norm)
         self.forwards = tuple(forwards)
 
     @property
     def gradient_norm(self) -> float | None:
         """L2 norm of all gradients of a step that was left out; None without any."""
-        return _landed(self._norm)
+        return _arrived(self._norm)
 
     @property
     def waits(self) -> bool:
@@ -72,18 +72,18 @@ class PendingStep:
 
     def tell(self, loss: Number) -> None:
         """The loss became known after the step's end."""
-        self.loss = _sent(loss)
+        self.loss = _on_the_way(loss)
 
     def result(self) -> tuple[float | None, float | None, float | None, bool]:
         """Loss, learning rate, loss scale, and whether the step was skipped."""
-        return _landed(self.loss), _landed(self._lr), _landed(self._scale), bool(_landed(self._skipped))
+        return _arrived(self.loss), _arrived(self._lr), _arrived(self._scale), bool(_arrived(self._skipped))
 
 
-def _sent(number: Number) -> DeviceCopy | float | None:
+def _on_the_way(number: Number) -> DeviceCopy | float | None:
     if isinstance(number, Tensor):
         return float(number) if device_copy.is_on_host(number) else DeviceCopy([number])
     return number
 
 
-def _landed(number: DeviceCopy | float | None) -> float | None:
+def _arrived(number: DeviceCopy | float | None) -> float | None:
     return float(number.result()[0]) if isinstance(number, DeviceCopy) else number

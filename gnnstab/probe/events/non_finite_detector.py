@@ -46,7 +46,7 @@ class NonFiniteDetector:
         self,
         model: nn.Module,
         state: State,
-        outer: ForwardTracker,
+        forwards: ForwardTracker,
         parameters: Parameters,
         facts: Callable[[], Sequence[LayerFacts]],
         bundles: Path | None,
@@ -57,7 +57,7 @@ class NonFiniteDetector:
 
         self._model = model
         self._state = state
-        self._forwards = outer
+        self._forwards = forwards
         self._parameters = parameters
         self._facts = facts
         self._bundles = bundles

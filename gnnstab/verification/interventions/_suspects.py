@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from gnnstab.errors import FixError
 from gnnstab.fixes.aggregation import set_aggregation
@@ -160,20 +161,28 @@ def post_norms(case: Case, base: Look) -> Iterator[Trial]:
     if not names or not case.suffers("gradient."):
         return
 
+    yield Trial(
+        "post-norms", "normalization-misuse", f"letting the gradient pass around {_listed(names)}",
+        f"the normalisations {_listed(names)} stand after the residual sum (post-norm), so that every gradient passes through all of them",
+        Edit(model=_hooked(names, lambda module: module.register_forward_hook(_around))), deviates=False, place=_listed(names),
+    )  # fmt: skip
+
+
+def _hooked(
+    names: Sequence[str], register: Callable[[nn.Module], RemovableHandle]
+) -> Callable[[nn.Module], AbstractContextManager[nn.Module]]:
+    """An edit of a model that hooks these of its modules, and takes the hooks off again."""
+
     @contextmanager
     def edited(model: nn.Module) -> Iterator[nn.Module]:
-        hooks = [model.get_submodule(name).register_forward_hook(_around) for name in names]
+        hooks = [register(model.get_submodule(name)) for name in names]
         try:
             yield model
         finally:
             for hook in hooks:
                 hook.remove()
 
-    yield Trial(
-        "post-norms", "normalization-misuse", f"letting the gradient pass around {_listed(names)}",
-        f"the normalisations {_listed(names)} stand after the residual sum (post-norm), so that every gradient passes through all of them",
-        Edit(model=edited), deviates=False, place=_listed(names),
-    )  # fmt: skip
+    return edited
 
 
 def _around(module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
@@ -224,21 +233,10 @@ def norms_told_of_graphs(case: Case, base: Look) -> Iterator[Trial]:
     vectors = graphs_in(case.batch)
     if not found or not vectors:
         return
-    names = [str(name) for name in found]
-
-    @contextmanager
-    def edited(model: nn.Module) -> Iterator[nn.Module]:
-        told = _Told(vectors)
-        hooks = [model.get_submodule(name).register_forward_pre_hook(told, with_kwargs=True) for name in names]
-        try:
-            yield model
-        finally:
-            for hook in hooks:
-                hook.remove()
-
+    names, told = [str(name) for name in found], _Told(vectors)
     yield Trial(
         "norms-told-of-graphs", "normalization-misuse", f"passing batch to {_listed(names)}",
-        f"the normalisation {_listed(names)} takes the graphs of one batch together", Edit(model=edited), deviates=True,
+        f"the normalisation {_listed(names)} takes the graphs of one batch together", Edit(model=_hooked(names, lambda module: module.register_forward_pre_hook(told, with_kwargs=True))), deviates=True,
         place=_listed(names),
     )  # fmt: skip
 
