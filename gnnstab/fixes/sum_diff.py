@@ -50,6 +50,6 @@ def _returned(forward: ast.FunctionDef) -> ast.Call:
         return calls[0]
     target = before.targets[0] if isinstance(before, ast.Assign) else getattr(before, "target", None)
     named = isinstance(target, ast.Name) and isinstance(last.value, ast.Name) and target.id == last.value.id
-    if not named or getattr(before, "value", None) is not calls[0]:
+    if not named or getattr(before, "value", None) not in calls:
         raise Unclear
     return calls[0]
