@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar
 
 from gnnstab.errors import NotEvaluable
 from gnnstab.records import Finding, Signals
-from gnnstab.rules.base import Rule, threshold
+from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import measured, percent
 
 _TWICE = re.compile(r"(log_softmax|softmax) ← softmax|(binary_cross_entropy_with_logits|sigmoid) ← sigmoid")
 """Neighbours in the graph of a loss of which the first takes scores, and the second gives probabilities."""
 
 
-@dataclass(frozen=True)
+@rule("GS305", "softmax-misused", cause="masking", severity="error", confidence="high")
 class SoftmaxMisused(Rule):
     """A softmax is given what is no score: products with a mask, or the result of another softmax.
 
@@ -44,12 +42,6 @@ class SoftmaxMisused(Rule):
     Vaswani et al. 2017, arXiv 1706.03762: illegal connections are set to −∞ before the softmax. Measured: networks of dense attention.
     """
 
-    code: ClassVar[str] = "GS305"
-    name: ClassVar[str] = "softmax-misused"
-    cause: ClassVar[str] = "masking"
-    severity: ClassVar[str] = "error"
-    confidence: ClassVar[str] = "high"
-
     weight: float = threshold(0.1, unit="share of the weight", source="heuristic: closed entries have no weight at all")
 
     def check(self, signals: Signals) -> Iterator[Finding]:
@@ -62,7 +54,6 @@ class SoftmaxMisused(Rule):
                 yield self.finding(
                     f"the softmax behind {signal.layer} leaves {percent(signal.value)} of its weight to entries that a mask multiplies by 0: "
                     "exp(0) is 1. Write scores.masked_fill(~mask, -torch.inf) in place of the product.",
-                    severity="error",
                     limit=self.weight,
                     signal=signal,
                 )

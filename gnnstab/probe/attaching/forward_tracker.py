@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,27 +14,15 @@ from gnnstab.probe.attaching.norms import Norms, batch_vectors
 from gnnstab.probe.buffering.series_ids import MODES
 from gnnstab.probe.layers.layer_recorder import LayerRecorder
 from gnnstab.probe.operations.in_place import StepWatch
-from gnnstab.probe.replaying.replica import Autocast, copied, rng_snapshot, tensors_in, unwrap
+from gnnstab.probe.replaying.replica import NO_AUTOCAST, Autocast, copied, rng_snapshot, tensors_in, unwrap
+from gnnstab.probe.replaying.replica import ForwardInputs as ForwardInputs
 from gnnstab.probe.replaying.skipped_step import MOST, SkippedForward, keep_gradients
 from gnnstab.probe.state import State
 from gnnstab.probe.statistics import graph_measures, node_measures
 from gnnstab.torch_private import graph_task
 
-_NO_AUTOCAST = Autocast("cpu", torch.bfloat16, False)
-
-
 LARGEST_KEPT = 64 * 2**20
 """Bytes of the inputs of one forward up to which a copy of them is kept for the end of the run."""
-
-
-class ForwardInputs(NamedTuple):
-    """One outer forward, ready to be run again; held by reference until the end of the step."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    rng: Mapping[str, Any]
-    autocast: Autocast
-    mode: str
 
 
 class ForwardTracker:
@@ -194,4 +182,4 @@ def _autocast(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Autocast:
     first = args[0] if args else next(iter(kwargs.values()), None)
     device = first.device.type if isinstance(first, Tensor) else "cpu"
     enabled = torch.is_autocast_enabled(device)
-    return Autocast(device, torch.get_autocast_dtype(device), True) if enabled else _NO_AUTOCAST
+    return Autocast(device, torch.get_autocast_dtype(device), True) if enabled else NO_AUTOCAST
