@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data.data import BaseData
 
+from gnnstab.records.vocabulary import PLACE_RMS
 from gnnstab.verification.interventions._measuring import Look
 from gnnstab.verification.interventions._trial import Case, Edit, Trial
 
@@ -25,8 +26,9 @@ def standardise_input(case: Case, base: Look) -> Iterator[Trial]:
     """Every tensor of real numbers with a column that deviates, standardised over its rows; the others stay."""
     if not case.suffers("attention.", "score.", "gradient.", "output.", "input.", "precision.", "channels."):
         return
+    fed = {s.layer for s in case.signals.find(PLACE_RMS) if s.detail.get("fed")}
     for name, tensor in named_tensors(case.batch, case.model):
-        columns = deviating(tensor)
+        columns = deviating(tensor, whole=name in fed)
         if columns is None or name.rpartition(".")[2] in _TARGETS:
             continue
         size = float(tensor.detach().double().square().mean(0).sqrt()[columns].max())
@@ -41,17 +43,17 @@ def standardise_input(case: Case, base: Look) -> Iterator[Trial]:
         )
 
 
-def deviating(tensor: Tensor) -> Tensor | None:
+def deviating(tensor: Tensor, *, whole: bool) -> Tensor | None:
     """The columns (n,) of features (N, D) of real numbers that are large or far from zero; None when there is none.
 
-    Columns of whole numbers are ids, counts, masks or one-hot codes, whose size says nothing.
+    Columns of whole numbers are ids, counts, masks or one-hot codes, whose size says nothing; with ``whole`` a weight multiplies them.
     """
     if not tensor.is_floating_point() or tensor.dim() != 2 or tensor.shape[0] < 2 or not tensor.numel():
         return None
     values = tensor.detach().double()
     size, spread = values.square().mean(0).sqrt(), values.std(0)
-    whole = (values == values.round()).all(0)
-    off = (size > LARGE) & ~whole & torch.isfinite(size) & (spread > 0)
+    counted = (values == values.round()).all(0) & (not whole)
+    off = (size > LARGE) & ~counted & torch.isfinite(size) & (spread > 0)
     return off.nonzero().flatten() if bool(off.any()) else None
 
 
