@@ -232,6 +232,10 @@ LINKS: tuple[Link, ...] = (
     # A mask that leaves weight where none belongs: how sharp the rest is says nothing.
     Link("GS301", "GS305", _always),
     Link("GS302", "GS305", _always),
+    Link("GS408", "GS305", _always),
+    Link("GS408", "GS108", _always),
+    Link("GS601", "GS305", _always),
+    Link("GS603", "GS305", _always),
     # Aggregation.
     Link("GS302", "GS401", _behind),
     Link("GS104", "GS401", _behind),
