@@ -19,13 +19,15 @@ from gnnstab.probe.pooling import poolings_watched
 from gnnstab.probe.recorder import Recorder
 from gnnstab.probe.replaying.evaluating import evaluating
 from gnnstab.probe.replaying.read_out import read_out as read_out
-from gnnstab.probe.replaying.replica import Autocast, device_of, on_device, tracked, without_history
+from gnnstab.probe.replaying.replica import Autocast, device_of, mapped, on_device, tracked, whole_copy
 from gnnstab.probe.statistics.numbers import Measured
-from gnnstab.randomness import deep_copy, same_random_state
+from gnnstab.randomness import same_random_state
 from gnnstab.records.vocabulary import LOSS_OVER_ZERO, POOL_SUM_SIZE
 from gnnstab.trace import Trace, TraceWriter
 
 OBJECTIVE = "loss: a fixed random linear read-out of the output, since none was given"
+
+NEEDS_COPY = ", and gnnstab runs nothing on your own object; wrap the run in gnnstab.Monitor instead"
 
 Loss = Callable[[Any, Any], Tensor]
 
@@ -49,7 +51,7 @@ def measure(model: nn.Module, batch: Any, *, loss: Loss | None = None, precision
     if loss is None:
         meta["assumptions"] = OBJECTIVE
     writer = TraceWriter(None, meta=meta)
-    twin = evaluating(_copied(model))
+    twin = evaluating(whole_copy(model, NEEDS_COPY))
     device = device_of(twin)
     recorder = Recorder(twin, writer, full_every=1, norm_forwards=math.inf)
     batches = list(_batches(batch, model))
@@ -141,20 +143,11 @@ def loss_over_zero(output: Any, value: Tensor, batch: Any, loss: Loss | None) ->
         return math.nan
     try:
         with torch.no_grad():
-            zero = float(loss(_zeros(output), batch))
+            zero = float(loss(mapped(output, lambda t: torch.zeros_like(t) if t.is_floating_point() else t), batch))
     except Exception:
         return math.nan  # A stranger's loss may take no zeros.
     own = float(value.detach())
     return own / zero if 0 < zero < math.inf and 0 < own < math.inf else math.nan
-
-
-def _zeros(output: Any) -> Any:
-    """The output with every floating-point tensor of it times 0; NaN and Inf become 0 too."""
-    if isinstance(output, Tensor):
-        return torch.zeros_like(output) if output.is_floating_point() else output
-    if isinstance(output, dict):
-        return {key: _zeros(one) for key, one in output.items()}
-    return tuple(_zeros(one) for one in output) if type(output) is tuple else output
 
 
 def _repeated(batch: Any, loss: Loss | None, device: torch.device) -> Objective:
@@ -177,16 +170,6 @@ def _objective(output: Any, batch: Any, loss: Loss | None) -> Tensor:
     if not isinstance(value, Tensor) or value.numel() != 1:
         raise UsageError(f"the loss returned {type(value).__name__}, not a scalar tensor")
     return value.reshape(())
-
-
-def _copied(model: nn.Module) -> nn.Module:
-    try:
-        return deep_copy(model, without_history(model))
-    except Exception as error:
-        raise UsageError(
-            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}), and gnnstab runs nothing on your own "
-            "object; wrap the run in gnnstab.Monitor instead"
-        ) from error
 
 
 def _described(arguments: Arguments) -> str:

@@ -213,7 +213,8 @@ LINKS = tuple(
         ("GS605", _always, "GS502 GS302 GS204 GS203 GS103 GS104 GS501 GS701 GS702 GS704"),
         ("GS605", _same_layer, "GS301"),
         # A mask that leaves weight where none belongs: how sharp the rest is says nothing.
-        ("GS305", _always, "GS301 GS302"),
+        ("GS305", _always, "GS301 GS302 GS408 GS601 GS603"),
+        ("GS108", _always, "GS408"),
         # Aggregation.
         ("GS401", _behind, "GS302 GS104 GS702 GS501 GS703"),
         ("GS404", _behind, "GS702"),

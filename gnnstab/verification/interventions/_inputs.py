@@ -12,6 +12,7 @@ from torch_geometric.data.data import BaseData
 
 from gnnstab.probe.batches.named_tensors import named_tensors
 from gnnstab.probe.replaying.replica import mapped
+from gnnstab.records.vocabulary import PLACE_RMS
 from gnnstab.verification.interventions._measuring import Look
 from gnnstab.verification.interventions._trial import Case, Edit, Trial
 
@@ -26,8 +27,9 @@ def standardise_input(case: Case, base: Look) -> Iterator[Trial]:
     """Every tensor of real numbers with a column that deviates, standardised over its rows; the others stay."""
     if not case.suffers("attention.", "score.", "gradient.", "output.", "input.", "precision.", "channels."):
         return
+    fed = {s.layer for s in case.signals.find(PLACE_RMS) if s.detail.get("fed")}
     for name, tensor in tensors_of(case.batch, case.model).items():
-        columns = deviating(tensor)
+        columns = deviating(tensor, whole=name in fed)
         if columns is None or name.rpartition(".")[2] in _TARGETS:
             continue
         size = float(tensor.detach().double().square().mean(0).sqrt()[columns].max())
@@ -42,17 +44,17 @@ def standardise_input(case: Case, base: Look) -> Iterator[Trial]:
         )
 
 
-def deviating(tensor: Tensor) -> Tensor | None:
+def deviating(tensor: Tensor, *, whole: bool) -> Tensor | None:
     """The columns (n,) of features (N, D) of real numbers that are large or far from zero; None when there is none.
 
-    Columns of whole numbers are ids, counts, masks or one-hot codes, whose size says nothing.
+    Columns of whole numbers are ids, counts, masks or one-hot codes, whose size says nothing; with ``whole`` a weight multiplies them.
     """
     if not tensor.is_floating_point() or tensor.dim() != 2 or tensor.shape[0] < 2 or not tensor.numel():
         return None
     values = tensor.detach().double()
     size, spread = values.square().mean(0).sqrt(), values.std(0)
-    whole = (values == values.round()).all(0)
-    off = (size > LARGE) & ~whole & torch.isfinite(size) & (spread > 0)
+    counted = (values == values.round()).all(0) & (not whole)
+    off = (size > LARGE) & ~counted & torch.isfinite(size) & (spread > 0)
     return off.nonzero().flatten() if bool(off.any()) else None
 
 
