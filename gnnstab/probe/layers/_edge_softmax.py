@@ -205,7 +205,9 @@ class DenseSoftmaxRecorder(SoftmaxRecorder):
             self.measure(plan, inputs, output, rows)
         scales = [one.scale for one in look.attended if one.scale is not None] if due else []
         if scales:
-            self.state.queue(plan.layer, plan.mode, plan.call, {SCORE_PRODUCT_SCALE: Measured(torch.tensor(max(scales)))})
+            self.state.queue(
+                plan.layer, plan.mode, plan.call, {SCORE_PRODUCT_SCALE: Measured(torch.tensor(max(scales)))}
+            )
 
     def shown(self, inputs: Sequence[Any], args: Any, kwargs: Any, output: Tensor) -> Iterator[Rows]:
         """Of every softmax that weighted values."""

@@ -18,7 +18,19 @@ LAYERS = 4
 NORMS = 6
 """Normalisations behind residual sums from which on a stack counts as post-norm: three blocks of two."""
 
-_MIXES = ("mm", "Mm", "Linear", "Scatter", "Index", "Gather", "Softmax", "Convolution", "Attention", "Segment", "Sparse")
+_MIXES = (
+    "mm",
+    "Mm",
+    "Linear",
+    "Scatter",
+    "Index",
+    "Gather",
+    "Softmax",
+    "Convolution",
+    "Attention",
+    "Segment",
+    "Sparse",
+)
 """Operations that no identity passes: products with weights, and sums over neighbours."""
 
 _BESIDE = (
@@ -201,7 +213,9 @@ def _branch(norm: _Call, calls: Sequence[_Call], users: Counter[Any]) -> str:
     if len(operands) != 2:
         return ""
     for own, other in (operands, operands[::-1]):
-        made = [c for c in calls if c.node in own and not _normalises(c.module) and not norm.name.startswith(f"{c.name}.")]
+        made = [
+            c for c in calls if c.node in own and not _normalises(c.module) and not norm.name.startswith(f"{c.name}.")
+        ]
         # The outermost module that returned it; what it was given lies on the other side of the sum.
         if made and any(_reaches(own[-1], one) for one in other):
             return made[-1].name
