@@ -49,6 +49,8 @@ class ForwardInputs(NamedTuple):
 
     autocast: Autocast = NO_AUTOCAST
     mode: str = "train"
+    answer: Any = None
+    """Of a forward that is kept beyond its step: the `Answer` of the forward tracker."""
 
     @property
     def grad(self) -> bool:
