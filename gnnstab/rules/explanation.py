@@ -62,9 +62,9 @@ def _same_layer(symptom: Finding, explanation: Finding, signals: Signals) -> boo
 
 
 def _behind(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
-    """The symptom's layer comes after the explanation's; unknown positions count as so."""
+    """The symptom's layer comes after the explanation's and not beside it; unknown positions count as so."""
     own, other = signals.layer(symptom.layer or ""), signals.layer(explanation.layer or "")
-    return own is None or other is None or own.position > other.position
+    return own is None or other is None or (own.position > other.position and other.name not in (own.beside or ()))
 
 
 def _only_by_scale(symptom: Finding, explanation: Finding, signals: Signals) -> bool:

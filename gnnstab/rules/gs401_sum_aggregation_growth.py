@@ -132,11 +132,15 @@ class SumAggregationGrowth(Rule):
     def _saturated_behind(self, signals: Signals, aggregator: str | None) -> list[Attention]:
         facts = signals.layer(aggregator or "")
         after = -1 if facts is None else facts.position
-        positions = {layer.name: layer.position for layer in signals.attention_layers}
+        reached = {
+            layer.name
+            for layer in signals.attention_layers
+            if layer.position > after and aggregator not in (layer.beside or ())
+        }
         return [
             state
             for state in attention(signals)
-            if positions[state.layer] > after and not state.synthetic and self._suffers(state)
+            if state.layer in reached and not state.synthetic and self._suffers(state)
         ]
 
     def _suffers(self, state: Attention) -> bool:

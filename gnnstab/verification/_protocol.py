@@ -242,7 +242,7 @@ class _Plan:
 
     def verdict(self, results: dict[Arm, ArmResult]) -> Verdict:
         """The verdict from all finished arms."""
-        change = own_lines(self.setting.model, self.item.fix, self.item.options)
+        change = own_lines(self.setting.model, self.item.fix, self.item.options, self.setting.signals.layers)
         change = change or self.fix.change(self.setting.signals.layers, self.setting.signals, **self.item.options)
         base = Verdict(self.item.fix, "not-tested", "", change=change, options=dict(self.item.options))
         goal = self.setting.goal

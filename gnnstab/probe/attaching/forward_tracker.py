@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gnnstab.probe.attaching.hooks import Hook
-from gnnstab.probe.attaching.identity_path import identity_paths
+from gnnstab.probe.attaching.identity_path import Ways, ways
 from gnnstab.probe.attaching.norms import Norms, batch_vectors
 from gnnstab.probe.buffering.series_ids import MODES
 from gnnstab.probe.layers.layer_recorder import LayerRecorder
@@ -62,8 +62,8 @@ class ForwardTracker:
         self.forwards = 0
         """Forwards with gradients of this step."""
 
-        self.paths: dict[str, bool | None] = {}
-        """Layer → whether a path leads around it, after the first training forward."""
+        self.ways = Ways({}, {})
+        """How the layers stand to each other, after the first training forward."""
 
         self.kept: ForwardInputs | None = None
         """A copy of what the latest forward of a full-tier step got, kept beyond the step so that causes can be undone at the
@@ -140,7 +140,7 @@ class ForwardTracker:
             self.watching.forward_begins(args, kwargs)
         if grad:
             self.forwards += 1
-            if state.light and (not self.paths or self._norms.wanted):
+            if state.light and (not self.ways.around or self._norms.wanted):
                 self._look_around(model, args, kwargs)
         if state.full and self._full_step != state.step:
             self._full_step = state.step
@@ -159,9 +159,11 @@ class ForwardTracker:
         if layer_trace is not None and self._norms.watching:
             self._norms.end()
             state.norms = None
-        if layer_trace and grad and not self.paths:
+        if layer_trace and grad and not self.ways.around:
             first = next((tensor for _, tensor in tensors_in(output) if tensor.requires_grad), None)
-            self.paths.update(identity_paths([*layer_trace, ("", first, None)] if first is not None else layer_trace))
+            found = ways([*layer_trace, ("", first, None)] if first is not None else layer_trace)
+            self.ways.around.update(found.around)
+            self.ways.beside.update(found.beside)
 
     def _look_around(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Have the layers say what goes in and what comes out, to find what stands beside and around them."""
