@@ -19,7 +19,8 @@ from gnnstab.probe.pooling import poolings_watched
 from gnnstab.probe.recorder import Recorder
 from gnnstab.probe.replaying.evaluating import evaluating
 from gnnstab.probe.replaying.read_out import read_out as read_out
-from gnnstab.probe.replaying.replica import Autocast, device_of, mapped, on_device, tracked, whole_copy
+from gnnstab.probe.replaying.replica import Autocast, device_of, on_device, tracked, whole_copy
+from gnnstab.probe.replaying.zero_output import loss_over_zero
 from gnnstab.probe.statistics.numbers import Measured
 from gnnstab.randomness import same_random_state
 from gnnstab.records.vocabulary import LOSS_OVER_ZERO, POOL_SUM_SIZE
@@ -128,26 +129,13 @@ def _one(
     if objective.requires_grad:
         objective.backward()  # type: ignore[no-untyped-call]
     numbers = {
-        LOSS_OVER_ZERO: loss_over_zero(output, objective, batch, loss),
+        LOSS_OVER_ZERO: loss_over_zero(output, float(objective.detach()), batch, loss),
         POOL_SUM_SIZE: max(pooled, default=math.nan),
     }
     known = {name: Measured(torch.tensor(value)) for name, value in numbers.items() if not math.isnan(value)}
     recorder.state.queue("", "eval-grad" if objective.requires_grad else "eval", 0, known)
     recorder.loss(objective)
     recorder.end_step()
-
-
-def loss_over_zero(output: Any, value: Tensor, batch: Any, loss: Loss | None) -> float:
-    """The loss over that of the same output times 0; NaN without a loss, or where one of the two is not positive and finite."""
-    if loss is None:
-        return math.nan
-    try:
-        with torch.no_grad():
-            zero = float(loss(mapped(output, lambda t: torch.zeros_like(t) if t.is_floating_point() else t), batch))
-    except Exception:
-        return math.nan  # A stranger's loss may take no zeros.
-    own = float(value.detach())
-    return own / zero if 0 < zero < math.inf and 0 < own < math.inf else math.nan
 
 
 def _repeated(batch: Any, loss: Loss | None, device: torch.device) -> Objective:

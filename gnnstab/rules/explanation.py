@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from gnnstab.records import SEVERITIES, Finding, Signals
+from gnnstab.records.vocabulary import OPTIMIZER_STACK_SHARE
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.gs401_sum_aggregation_growth import SumAggregationGrowth
 from gnnstab.rules.gs406_feature_scale import FeatureScale
@@ -185,11 +186,16 @@ def _grown_in_the_run(symptom: Finding, explanation: Finding, signals: Signals) 
 
 
 def _behind_sums(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
-    return explanation.signal == "place.post_norms"
+    return explanation.signal in ("place.post_norms", OPTIMIZER_STACK_SHARE)
+
+
+def _undone_stack(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    """Steps on a copy have shown that the stack hinders learning; nodes that it makes alike, and gradients that die in it, follow."""
+    return explanation.signal == OPTIMIZER_STACK_SHARE
 
 
 def _alike(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
-    return explanation.signal == "place.node_difference"
+    return explanation.signal == "place.node_difference" and symptom.signal != OPTIMIZER_STACK_SHARE
 
 
 def _over_depth(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
@@ -239,6 +245,7 @@ LINKS = tuple(
         # Depth, behind a mis-placed normalisation or dead units.
         ("GS106", _always, "GS204 GS201"),
         ("GS106", _behind_sums, "GS203 GS103 GS601 GS603 GS301 GS302 GS704"),
+        ("GS103", _undone_stack, "GS704 GS602 GS603 GS204 GS301 GS302"),
         # Nodes that cannot be told apart: no score, no gradient of a score, no sum makes a difference.
         ("GS704", _alike, "GS604 GS401 GS203 GS103 GS602 GS304"),
         ("GS301", _sharp_from_the_start, "GS603"),

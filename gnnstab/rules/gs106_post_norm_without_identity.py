@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from gnnstab.errors import NotApplicable
 from gnnstab.records import Finding, Signals
+from gnnstab.rules._stacks import hindered
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import count, largest, measured, names, need_depth, need_fact, preferred
 
@@ -19,6 +20,9 @@ class PostNormWithoutIdentity(Rule):
     At least 8 normalisations that stand after the residual sum (post-norm) in a network whose gradient vanishes
     or explodes over depth, or in a run whose loss does not fall. Or at least 8 attention layers, most of them followed by a normalisation and without an identity path, and a log gradient that
     grows by more than 0.15 per layer backwards.
+
+    With the optimizer and the loss at hand: at least 6 normalisations behind residual sums in a model that hardly learns in up to 30
+    steps on a copy, and learns several times as fast with the same normalisations in front of the layers.
 
     ## Why it is unstable
     The norm holds the forward pass at RMS 1, so everything looks well. Backwards it multiplies by the inverse of what it took
@@ -44,6 +48,7 @@ class PostNormWithoutIdentity(Rule):
     share: float = threshold(0.5, unit="share of layers", source="heuristic: most layers")
     ratio: float = threshold(1e-3, unit="first over last layer", source="as GS203")
     norms: float = threshold(8, unit="normalisations", source="heuristic: as many as layers")
+    taken: float = threshold(0.65, unit="share of the progress", source="as GS103")
     steps: float = threshold(50, unit="steps", source="heuristic: enough for a loss to move")
     learned: float = threshold(
         0.6,
@@ -53,7 +58,8 @@ class PostNormWithoutIdentity(Rule):
 
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding for the stack."""
-        behind = list(self._behind_the_sum(signals))
+        advice = "Normalise in front of each layer, x = x + f(norm(x)), or lower the learning rate and warm it up."
+        behind = list(hindered(self, signals, self.taken, advice)) or list(self._behind_the_sum(signals))
         yield from behind
         if behind:
             return

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from gnnstab.errors import NotApplicable, NotEvaluable
 from gnnstab.layers import layer_named, parts
 from gnnstab.records import Finding, Signal, Signals
+from gnnstab.records.vocabulary import LOGIT_FROBENIUS
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.gs203_vanishing_gradient import VanishingGradient
 from gnnstab.rules.gs204_exploding_gradient import ExplodingGradient
@@ -148,5 +149,6 @@ def _judged_elsewhere(signals: Signals, module: str) -> bool:
     for layer in signals.attention_layers:
         if module.startswith(f"{layer.name}."):
             own, roles = module.removeprefix(f"{layer.name}."), layer_named(layer).roles
-            return any(own == part for role in ("score", "value", "skip", "gate") for part in roles.get(role, ()))
+            judged = [role for role in ("score", "value", "skip", "gate") if own in roles.get(role, ())]
+            return bool(judged) and (judged != ["score"] or bool(signals.find(LOGIT_FROBENIUS, layer=layer.name)))
     return False

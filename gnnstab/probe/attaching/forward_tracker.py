@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,13 +17,37 @@ from gnnstab.probe.layers.layer_recorder import LayerRecorder
 from gnnstab.probe.operations.in_place import StepWatch
 from gnnstab.probe.replaying.replica import NO_AUTOCAST, Autocast, copied, rng_snapshot, tensors_in, unwrap
 from gnnstab.probe.replaying.replica import ForwardInputs as ForwardInputs
-from gnnstab.probe.replaying.skipped_step import MOST, SkippedForward, keep_gradients
+from gnnstab.probe.replaying.skipped_step import MOST, SkippedForward, histories, keep_gradients
 from gnnstab.probe.state import State
 from gnnstab.probe.statistics import graph_measures, node_measures
 from gnnstab.torch_private import graph_task
 
 LARGEST_KEPT = 64 * 2**20
 """Bytes of the inputs of one forward up to which a copy of them is kept for the end of the run."""
+
+
+class Answer:
+    """What the forward of one step returned, what came back to it, and the loss of that step once it is known."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        self.loss = math.nan
+        self.output: Tensor | None = None
+        """A copy; None where the forward returned not exactly one tensor with a history, or one larger than `LARGEST_KEPT`."""
+
+        self._gradients: list[Tensor | None] = []
+
+    @property
+    def gradient(self) -> Tensor | None:
+        """Of the loss with respect to the output; None before a backward."""
+        return self._gradients[0] if self._gradients else None
+
+    def take(self, output: Any, inputs: ForwardInputs) -> None:
+        """The forward has returned."""
+        found = histories(output)
+        if len(found) == 1 and found[0].element_size() * found[0].numel() <= LARGEST_KEPT:
+            self.output = found[0].detach().clone()
+            self._gradients = keep_gradients(output, inputs, lambda: None).gradients
 
 
 class ForwardTracker:
@@ -143,6 +168,9 @@ class ForwardTracker:
             self.watching.forward_ended(output, grad)
         if grad and not state.light and self._keep and len(self.skipped) < MOST:
             self.skipped.append(keep_gradients(output, self.last[MODES[model.training][True]], state.gradient_arrived))
+        answer = None if self.kept is None else self.kept.answer
+        if grad and answer is not None and answer.step == state.step and answer.output is None:
+            answer.take(output, self.kept)
         layer_trace, state.layer_trace = state.layer_trace, None
         if layer_trace is not None and self._norms.watching:
             self._norms.end()
@@ -167,7 +195,9 @@ class ForwardTracker:
         if self._keep and mode.startswith("train"):
             size = sum(t.element_size() * t.numel() for _, t in tensors_in([*args, kwargs]))
             fits = size <= LARGEST_KEPT
-            self.kept = self.last[mode]._replace(args=copied(args), kwargs=copied(kwargs)) if fits else None
+            answer = Answer(state.step)
+            copies = {"args": copied(args), "kwargs": copied(kwargs), "answer": answer} if fits else {}
+            self.kept = self.last[mode]._replace(**copies) if fits else None
         state.batch = next(iter(batch_vectors(unwrap(model)[0], args, kwargs)), None)
         given = (t for _, t in tensors_in([*args, kwargs]) if t.dim() == 2 and t.is_floating_point())
         x = next((t for t in given if t.layout is torch.strided), None)  # A sparse matrix may well be the adjacency.

@@ -49,6 +49,8 @@ class ForwardInputs(NamedTuple):
 
     autocast: Autocast = NO_AUTOCAST
     mode: str = "train"
+    answer: Any = None
+    """Of a forward that is kept beyond its step: the `Answer` of the forward tracker."""
 
     @property
     def grad(self) -> bool:
@@ -81,7 +83,7 @@ def replica(model: nn.Module) -> nn.Module:
     those by which a fix of gnnstab changed the model, or `evaluating` has a BatchNorm go by the batch.
 
     Raises:
-        UsageError: The model holds something that cannot be copied.
+        UsageError: The model holds something that cannot be copied, or a copy would wait for other processes.
     """
     memo: dict[int, Any] = {}
     for module in model.modules():

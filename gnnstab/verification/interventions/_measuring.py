@@ -16,9 +16,10 @@ from torch.overrides import TorchFunctionMode
 from torch_geometric.utils import softmax
 
 from gnnstab.probe.batches.arguments import as_arguments
-from gnnstab.probe.measure import loss_over_zero, read_out
+from gnnstab.probe.measure import read_out
 from gnnstab.probe.pooling import poolings_watched
 from gnnstab.probe.replaying.replica import Autocast, device_of, on_device, tracked
+from gnnstab.probe.replaying.zero_output import loss_over_zero
 from gnnstab.probe.statistics.activations import clip_share, dead_share
 from gnnstab.probe.statistics.attention import entropy_measures, precision_measures
 from gnnstab.probe.statistics.numbers import rms
@@ -87,7 +88,7 @@ def look(
             objective.backward()
     finite = bool(torch.isfinite(objective.detach()))
     values = watched.signals()
-    over = loss_over_zero(output, objective, batch, loss)
+    over = loss_over_zero(output, float(objective.detach()), batch, loss)
     values += [] if math.isnan(over) else [Signal(LOSS_OVER_ZERO, over)]
     values += over_depth(values, layers, "batch")
     broken = watched.broken or not finite
