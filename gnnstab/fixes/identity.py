@@ -121,16 +121,12 @@ def add_identity(model: nn.Module, weight: float, *, norms: bool = False) -> int
     the same width, or when there is no layer at all.
     """
     found = stacks(model)
-    reached = sum(_matching(stack) for stack in found)
+    reached = sum(keeps_width(unit.module) for stack in found for unit in stack.units)
     if not reached:
         raise FixError("no attention layer has the same width in and out, so there is nowhere to add the identity")
     for stack in found:
         _attach(stack, weight, norms)
     return reached
-
-
-def _matching(stack: Stack) -> int:
-    return sum(1 for unit in stack.units if keeps_width(unit.module))
 
 
 def keeps_width(module: Any) -> bool:
