@@ -45,6 +45,7 @@ flatten_tensors = torch._C._nn.flatten_dense_tensors
 """Several tensors as one flat one."""
 
 foreach_copy = torch._foreach_copy_
+foreach_norm = torch._foreach_norm
 foreach_subtract = torch._foreach_sub
 """One kernel for many tensors."""
 

@@ -16,7 +16,7 @@ from gnnstab.probe.buffering import device_copy
 from gnnstab.probe.buffering.series_ids import SeriesIds
 from gnnstab.probe.buffering.stats_buffer import StatsBuffer
 from gnnstab.probe.replaying.replica import replica
-from gnnstab.torch_private import flatten_tensors, foreach_copy, foreach_subtract
+from gnnstab.torch_private import flatten_tensors, foreach_copy, foreach_norm, foreach_subtract
 
 _CHUNK = 15
 """Tensors in one `put`: as many of the largest copied size as surely fit into the buffer."""
@@ -85,8 +85,13 @@ class Parameters:
         gradients = [_entries(p.grad) for p in self._parameters if p.grad is not None]
         if not gradients:
             return None
-        norms = [torch.linalg.vector_norm(g, dtype=torch.float32 if g.element_size() < 4 else None) for g in gradients]
-        norm: Tensor = torch.linalg.vector_norm(torch.stack([one.to(norms[0].device) for one in norms]))
+        # In half precision a norm of its own dtype overflows at 65504.
+        norms = list(
+            foreach_norm(gradients, 2, torch.float32 if any(g.element_size() < 4 for g in gradients) else None)
+        )
+        if any(one.device != norms[0].device for one in norms):
+            norms = [one.to(norms[0].device) for one in norms]
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
         return norm
 
     def save(self) -> bool:
