@@ -18,7 +18,7 @@ from gnnstab.probe.replaying.replica import Autocast, copied, rng_snapshot, tens
 from gnnstab.probe.replaying.skipped_step import MOST, SkippedForward, keep_gradients
 from gnnstab.probe.state import State
 from gnnstab.probe.statistics import graph_measures, node_measures
-from gnnstab.torch_private import graph_task
+from gnnstab.torch_private import autocasts, graph_task
 
 _NO_AUTOCAST = Autocast("cpu", torch.bfloat16, False)
 
@@ -191,6 +191,8 @@ class ForwardTracker:
 
 
 def _autocast(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Autocast:
+    if not autocasts():
+        return _NO_AUTOCAST
     first = args[0] if args else next(iter(kwargs.values()), None)
     device = first.device.type if isinstance(first, Tensor) else "cpu"
     enabled = torch.is_autocast_enabled(device)
