@@ -1,7 +1,7 @@
 """Checkpoint file → facts.
 
 `load` reads a file without running code from it, `recover` finds the attention layers and their numbers,
-`rebuild` makes layers to probe out of them, `load_into` puts the file's tensors into a model, `recover_model` gives the
+`informed` adds what a model says of them, `rebuild` makes layers to probe out of them, `load_into` puts the file's tensors into a model, `recover_model` gives the
 facts of a model in memory and `checkpoints_in` the files of a folder. The names are resolved on
 first use, so that `gnnstab.checkpoint.facts` can be imported without torch.
 """
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gnnstab.checkpoint._folder import checkpoints_in as checkpoints_in
+    from gnnstab.checkpoint._live import informed as informed
     from gnnstab.checkpoint._live import recover_model as recover_model
     from gnnstab.checkpoint._loading import Checkpoint as Checkpoint
     from gnnstab.checkpoint._loading import load as load
@@ -27,6 +28,7 @@ _HOMES = {
     "CheckpointFacts": "facts",
     "Undecided": "facts",
     "checkpoints_in": "_folder",
+    "informed": "_live",
     "load": "_loading",
     "load_into": "_matching",
     "recover": "_recovery",

@@ -39,6 +39,10 @@ def reinit_lines(layers: Sequence[LayerFacts], role: str) -> str:
     return "\n".join(
         line
         for owner, layer in owners or [("conv", "")]
-        for line in [layer_named(layer).reinit_line(owner, name) for name in layer_named(layer).roles.get(role, ())]
+        for line in [
+            layer_named(layer).reinit_line(owner, name)
+            for name in layer_named(layer).roles.get(role, ())
+            if isinstance(layer, str) or layer_named(layer).present(name, layer)
+        ]
         or [f"# {owner}: initialise anew what its {role}s are made of"]
     )
