@@ -73,7 +73,7 @@ def _layers(child: Any) -> _Held | None:
     listed = inside != [child]
     if listed and type(child).__name__ != "ModuleList":
         return None
-    widths = {layer.in_channels for layer in inside}
+    widths = {getattr(layer, "in_channels", None) for layer in inside}
     if len(widths) != 1 or not all(keeps_width(layer) for layer in inside) or (listed and list(child) != inside):
         raise Unclear
     width = widths.pop()

@@ -163,7 +163,7 @@ def _run(
     prefix = "" if store is None else mark(setting.model, *facts)
     by_key = {f"{prefix}{arm.key}": arm for arm in arms}
     jobs = {key: partial(run_arm, setting, arm) for key, arm in by_key.items()}
-    found = sweep(jobs, workers=workers, progress=progress, store=store, load=ArmResult)
+    found = sweep(jobs, workers=workers, progress=progress, store=store, kind=ArmResult)
     return {by_key[key]: result for key, result in found.items()}
 
 
