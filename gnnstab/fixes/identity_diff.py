@@ -73,8 +73,8 @@ def _layers(child: Any) -> _Held | None:
     listed = inside != [child]
     if listed and type(child).__name__ != "ModuleList":
         return None
-    width = inside[0].in_channels  # A dictionary where kinds of nodes have widths of their own.
-    alike = all(layer.in_channels == width and keeps_width(layer) for layer in inside)
+    width = getattr(inside[0], "in_channels", None)  # A dictionary where kinds of nodes have widths of their own.
+    alike = all(getattr(layer, "in_channels", None) == width and keeps_width(layer) for layer in inside)
     if not isinstance(width, int) or not alike or (listed and list(child) != inside):
         raise Unclear
     return _Held(width, listed, len(inside))

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar
 
 from gnnstab.errors import NotEvaluable
 from gnnstab.records import Finding, Signals
-from gnnstab.rules.base import Rule, threshold
+from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import first_loss, measured, percent
 
 _TWICE = re.compile(
@@ -21,7 +19,7 @@ _PICKS = re.compile(r"(?<=← )(?:index|index_select|select|slice|gather) ← ")
 """Operations that pick rows and leave their numbers as they are."""
 
 
-@dataclass(frozen=True)
+@rule("GS305", "softmax-misused", cause="masking", severity="error", confidence="high")
 class SoftmaxMisused(Rule):
     """A softmax is given what is no score, or a mask that does not mask: products, small or large constants, the wrong half.
 
@@ -54,12 +52,6 @@ class SoftmaxMisused(Rule):
     Vaswani et al. 2017, arXiv 1706.03762: illegal connections are set to −∞ before the softmax. Measured: networks of dense attention.
     """
 
-    code: ClassVar[str] = "GS305"
-    name: ClassVar[str] = "softmax-misused"
-    cause: ClassVar[str] = "masking"
-    severity: ClassVar[str] = "error"
-    confidence: ClassVar[str] = "high"
-
     weight: float = threshold(0.1, unit="share of the weight", source="heuristic: closed entries have no weight at all")
 
     wrong_way: float = threshold(
@@ -86,7 +78,6 @@ class SoftmaxMisused(Rule):
                 )
                 yield self.finding(
                     f"the softmax behind {signal.layer} leaves {percent(signal.value)} of its weight to entries {what}",
-                    severity="error",
                     limit=self.weight,
                     signal=signal,
                 )

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import ClassVar
 
 from gnnstab.errors import NotEvaluable
 from gnnstab.records import Finding, Signal, Signals
-from gnnstab.rules.base import Rule, threshold
+from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.gs302_attention_saturated_by_input import AttentionSaturatedByInput
 from gnnstab.rules.queries import Attention, attention, first_loss, measured, names
 
 
-@dataclass(frozen=True)
+@rule("GS406", "feature-scale", cause="feature-scale", severity="error", confidence="high")
 class FeatureScale(Rule):
     """Input features are unscaled, and something behind them saturates.
 
@@ -47,12 +45,6 @@ class FeatureScale(Rule):
     ## References
     LeCun et al. 1998, *Efficient BackProp*, on standardised inputs. Measured: Gaussian features × 1 to × 100, complete graphs.
     """
-
-    code: ClassVar[str] = "GS406"
-    name: ClassVar[str] = "feature-scale"
-    cause: ClassVar[str] = "feature-scale"
-    severity: ClassVar[str] = "error"
-    confidence: ClassVar[str] = "high"
 
     column_ratio: float = threshold(
         20.0, unit="× median column RMS", source="measured on the pilot benchmark: columns × 100 to × 1000"

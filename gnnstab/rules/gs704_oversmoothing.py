@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar
 
 from gnnstab.errors import NotEvaluable
 from gnnstab.records import Finding, LayerFacts, Signal, Signals
-from gnnstab.rules.base import Rule, threshold
+from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.gs203_vanishing_gradient import VanishingGradient
 from gnnstab.rules.gs204_exploding_gradient import ExplodingGradient
 from gnnstab.rules.queries import fresh, largest, measured, need_depth, need_measured, percent, smallest
 
 
-@dataclass(frozen=True)
+@rule("GS704", "oversmoothing", cause="oversmoothing", severity="warning", confidence="low")
 class Oversmoothing(Rule):
     """The node states have become alike over the depth of the network.
 
@@ -50,12 +48,6 @@ class Oversmoothing(Rule):
     Wu et al. 2023, *Demystifying Oversmoothing in Attention-Based GNNs*, arXiv 2305.16102; on the usual energy measure, arXiv
     2502.04591 and 2512.09890. Measured: random graphs of degree 8, width 64.
     """
-
-    code: ClassVar[str] = "GS704"
-    name: ClassVar[str] = "oversmoothing"
-    cause: ClassVar[str] = "oversmoothing"
-    severity: ClassVar[str] = "warning"
-    confidence: ClassVar[str] = "low"
 
     relative: float = threshold(
         0.05, unit="‖X − mean‖/‖X‖", source="measured: .013 in a network that does not train, .34 in one that does"

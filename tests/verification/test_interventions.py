@@ -354,11 +354,11 @@ def test_a_tensor_is_replaced_under_its_name(kind):
         "tuple": ((x, other), "x"),
     }[kind]
     model, new = Stack(1), torch.zeros(4, 2)
-    assert dict(inputs.named_tensors(batch, model))[name] is x
-    changed = dict(inputs.named_tensors(inputs.with_tensor(batch, model, name, new), model))
+    assert inputs.tensors_of(batch, model)[name] is x
+    changed = inputs.tensors_of(inputs.with_tensor(batch, x, new), model)
     assert changed[name] is new
     assert sum(value is other for value in changed.values()) == 1
-    assert dict(inputs.named_tensors(batch, model))[name] is x
+    assert inputs.tensors_of(batch, model)[name] is x
 
 
 class Normed(nn.Module):
