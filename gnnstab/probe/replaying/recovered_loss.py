@@ -85,7 +85,7 @@ def _binary(output: Tensor, gradient: Tensor, value: float) -> Recovered | None:
 
     def loss(result: Any, batch: Any) -> Tensor:
         entries = result[kept].float()
-        summed = F.binary_cross_entropy_with_logits(entries, target.to(entries), reduction="sum")
+        summed: Tensor = F.binary_cross_entropy_with_logits(entries, target.to(entries), reduction="sum")
         return weight.to(entries) * summed
 
     return loss
@@ -104,7 +104,8 @@ def _squared(output: Tensor, gradient: Tensor, value: float) -> Recovered | None
 
     def loss(result: Any, batch: Any) -> Tensor:
         entries = result[kept].float()
-        return factor * (entries - target.to(entries)).square().sum()
+        summed: Tensor = (entries - target.to(entries)).square().sum()
+        return factor * summed
 
     return loss
 
