@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gnnstab.errors import FixError
 from gnnstab.layers import LAYERS, Layer, layer_of
-from gnnstab.randomness import deep_copy
+from gnnstab.randomness import deep_copy, seeded
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,10 +20,7 @@ def edited_copy(model: nn.Module, seed: int = 0) -> Iterator[nn.Module]:
 
     Raises `FixError` when the model cannot be copied.
     """
-    import torch
-
-    with torch.random.fork_rng(devices=_cuda_devices(model)):
-        torch.manual_seed(seed)
+    with seeded(seed):
         yield duplicate(model)
 
 
@@ -201,10 +198,6 @@ def like(module: nn.Module) -> dict[str, Any]:
     """``device`` and ``dtype`` for new parameters beside the module's own."""
     first = next((p for p in module.parameters() if p.is_floating_point()), None)
     return {} if first is None else {"device": first.device, "dtype": first.dtype}
-
-
-def _cuda_devices(model: nn.Module) -> list[int]:
-    return sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
 
 
 def _first_line(error: BaseException) -> str:

@@ -21,6 +21,7 @@ from gnnstab.probe.recorder import Recorder
 from gnnstab.records import Diagnosis
 from gnnstab.records.vocabulary import INVESTIGATION, LOSS
 from gnnstab.rules.engine import RULE_FAILED
+from gnnstab.sharding import waits_for_others
 from gnnstab.trace import TraceWriter
 from gnnstab.verification.interventions import as_batch, investigated, kept
 
@@ -46,9 +47,10 @@ class Ending:
         self._recorder, self._writer, self._loss, self._optimizers = recorder, writer, loss, optimizers
 
     def look(self) -> None:
-        """Let the trace keep what undoing shows; a run without a full-tier step, or without a symptom, leaves nothing."""
+        """Let the trace keep what undoing shows; a run without a full-tier step, without a symptom, or
+        of a model that cannot be copied since other processes hold a part of it, leaves nothing."""
         inputs, model = self._recorder.kept, self._recorder.model
-        if inputs is None or self._recorder.row is None:
+        if inputs is None or self._recorder.row is None or waits_for_others(model):
             return
         try:
             trace = self._writer.read()

@@ -61,9 +61,7 @@ class Opening:
             return
         self._looks = False
         with sums_watched() as sums:
-            run_replica(
-                replica(self._recorder.model), kept.args, kept.kwargs, rng_state=kept.rng, autocast=kept.autocast
-            )
+            run_replica(replica(self._recorder.model), kept)
         sizes = {POOL_SUM_SIZE: sums.pooled, HAND_SUM_SIZE: sums.by_hand}
         found = {LOSS_OVER_ZERO: over} | {name: float(max(own)) for name, own in sizes.items() if own}
         self._writer.measures(

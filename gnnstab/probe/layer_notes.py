@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import nn
 
 from gnnstab.probe.attaching.discovery import recordable
+from gnnstab.probe.attaching.identity_path import Ways
 from gnnstab.probe.attaching.norms import Norms
 from gnnstab.probe.buffering.step_writer import StepWriter
 from gnnstab.probe.layers.layer_recorder import LayerRecorder
 from gnnstab.probe.state import State
 from gnnstab.records import Coverage, LayerFacts
+from gnnstab.sharding import WHY, sharded
 
 _COMPILED_BEFORE = (
     "no call was seen: a graph that was compiled before the monitor was attached runs no hooks; attach the monitor before "
@@ -31,7 +33,7 @@ class LayerNotes:
 
     Args:
         called: What the run calls: ``model``, or a wrapper of ``torch.compile`` around it.
-        paths: Layer → whether a path leads around it; filled in by others.
+        ways: How the layers stand to each other; filled in by others.
     """
 
     def __init__(
@@ -41,10 +43,10 @@ class LayerNotes:
         state: State,
         layers: Sequence[LayerRecorder],
         norms: Norms,
-        paths: Mapping[str, bool | None],
+        ways: Ways,
     ) -> None:
         self._compiled = called is not model
-        self._model, self._state, self._layers, self._norms, self._paths = model, state, layers, norms, paths
+        self._model, self._state, self._layers, self._norms, self._ways = model, state, layers, norms, ways
         self._written = (-1, False, 0)
 
     @property
@@ -64,7 +66,11 @@ class LayerNotes:
         counted = (layer for layer in self._layers if layer.counts)
         ordered = sorted(counted, key=lambda layer: fired.get(layer.name, len(fired)))
         found = [(layer.facts(position), layer.score_dtypes()) for position, layer in enumerate(ordered)]
-        return [replace(f, identity_path=self._paths.get(f.name), score_format=_format(seen)) for f, seen in found]
+        around, beside = self._ways
+        return [
+            replace(f, identity_path=around.get(f.name), beside=beside.get(f.name), score_format=_format(seen))
+            for f, seen in found
+        ]
 
     @property
     def precision(self) -> str:
@@ -73,7 +79,7 @@ class LayerNotes:
 
     def write(self, writer: StepWriter, *, changed: bool = False) -> None:
         """Put everything into the trace, when it is news or has ``changed`` for sure."""
-        known = (len(self._state.fired), bool(self._paths), self._norms.seen + len(self._state.normalising))
+        known = (len(self._state.fired), bool(self._ways.around), self._norms.seen + len(self._state.normalising))
         if changed or known != self._written:
             self._written = known
             facts = self.facts()
@@ -91,6 +97,8 @@ class LayerNotes:
     def note_unseen(self) -> None:
         """Name the layers and sites of which nothing arrived."""
         self.note_new_layers()
+        if sharded(self._model):
+            self._state.unseen("", "weight", WHY)
         for layer in self._layers:
             if layer.counts and layer.name in self._state.fired:
                 layer.note_unseen()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from gnnstab.errors import UsageError
 from gnnstab.probe.attaching.norms import graphs_in
-from gnnstab.probe.batches.arguments import Arguments, as_arguments, on_device
+from gnnstab.probe.batches.arguments import Arguments, as_arguments
 from gnnstab.probe.batches.data import taken
 from gnnstab.probe.operations.repeat import Objective
 from gnnstab.probe.places import survey, to_json
@@ -20,14 +19,12 @@ from gnnstab.probe.pooling import sums_watched
 from gnnstab.probe.recorder import Recorder
 from gnnstab.probe.replaying.evaluating import evaluating
 from gnnstab.probe.replaying.read_out import read_out as read_out
-from gnnstab.probe.replaying.replica import tracked, without_history
+from gnnstab.probe.replaying.replica import Autocast, device_of, on_device, tracked, without_history
 from gnnstab.probe.replaying.zero_output import loss_over_zero
 from gnnstab.probe.statistics.numbers import Measured
-from gnnstab.randomness import deep_copy
+from gnnstab.randomness import deep_copy, same_random_state
 from gnnstab.records.vocabulary import HAND_SUM_SIZE, LOSS_OVER_ZERO, POOL_SUM_SIZE
 from gnnstab.trace import Trace, TraceWriter
-
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 OBJECTIVE = "loss: a fixed random linear read-out of the output, since none was given"
 
@@ -54,12 +51,12 @@ def measure(model: nn.Module, batch: Any, *, loss: Loss | None = None, precision
         meta["assumptions"] = OBJECTIVE
     writer = TraceWriter(None, meta=meta)
     twin = evaluating(_copied(model))
-    device = next((p.device for p in twin.parameters()), torch.device("cpu"))
+    device = device_of(twin)
     recorder = Recorder(twin, writer, full_every=1, norm_forwards=math.inf)
     batches = list(_batches(batch, model))
-    with _same_random_state(device), torch.enable_grad():
+    with same_random_state(), torch.enable_grad():
         _look_at_places(twin, batches[0], device, loss, precision, writer)
-    with _same_random_state(device), torch.enable_grad(), recorder:
+    with same_random_state(), torch.enable_grad(), recorder:
         for arguments, original in batches:
             # The batch may know more graphs than the forward takes: just then its normalisations mix them.
             recorder.norms.graphs = graphs_in(original)
@@ -86,7 +83,7 @@ def _look_at_places(
             kwargs,
             batch=original,
             objective=lambda output: _objective(output, original, loss),
-            cast=_autocast(twin, precision),
+            cast=Autocast.of(twin, precision).context(),
         )
     except Exception as error:
         writer.meta("places_failed", f"{type(error).__name__}: {error}")
@@ -120,7 +117,7 @@ def _one(
     args, kwargs = arguments
     model.zero_grad(set_to_none=True)
     try:
-        with _autocast(model, precision), sums_watched() as sums:
+        with Autocast.of(model, precision).context(), sums_watched() as sums:
             output = model(*args, **kwargs)
     except Exception as error:
         raise UsageError(
@@ -170,18 +167,6 @@ def _copied(model: nn.Module) -> nn.Module:
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}), and gnnstab runs nothing on your own "
             "object; wrap the run in gnnstab.Monitor instead"
         ) from error
-
-
-def _autocast(model: nn.Module, precision: str) -> torch.autocast:
-    device = next((p.device.type for p in model.parameters()), "cpu")
-    return torch.autocast(device, dtype=DTYPES.get(precision, torch.bfloat16), enabled=precision in DTYPES)
-
-
-@contextmanager
-def _same_random_state(device: torch.device) -> Iterator[None]:
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        yield
 
 
 def _described(arguments: Arguments) -> str:

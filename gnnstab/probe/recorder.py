@@ -107,7 +107,7 @@ class Recorder:
         """Which steps are recorded, and why."""
 
         self._forwards = ForwardTracker(self.state, self.layers, self.norms, keep=replay)
-        self.notes = LayerNotes(model, self.model, self.state, self.layers, self.norms, self._forwards.paths)
+        self.notes = LayerNotes(model, self.model, self.state, self.layers, self.norms, self._forwards.ways)
         """What is known of the layers."""
 
         self._parameters = Parameters(self.model, self.state.keys)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from gnnstab.probe.attaching.identity_path import Endpoint
+from gnnstab.probe.attaching.identity_path import Mark
 from gnnstab.probe.attaching.norms import Norms
 from gnnstab.probe.buffering.compiled import CompiledCells
 from gnnstab.probe.buffering.series_ids import SeriesIds
@@ -115,7 +115,7 @@ class State:
         self.batch: Tensor | None = None
         """(N,) graph of every node, where the model was given it; full tier only."""
 
-        self.layer_trace: list[tuple[str, Endpoint, Endpoint]] | None = None
+        self.layer_trace: list[Mark] | None = None
         """Input and output of every layer in the first training forward, to find the paths around them."""
 
         self.norms: Norms | None = None

@@ -44,6 +44,9 @@ class LayerFacts:
     identity_path: bool | None = None
     """True when a path goes around the layer to the next recorded layer's input."""
 
+    beside: tuple[str, ...] | None = None
+    """Layers that were called before this one and whose output does not reach its input; None when not visible."""
+
     norm_before: str | None = None
     """Class name of a normalisation directly before the layer; ``""`` for none; None when not visible."""
 

@@ -222,6 +222,12 @@ def note(fix: FixAdvice) -> str:
     return _UNTESTED.sub("", fix.note)
 
 
+def rate(fix: FixAdvice) -> str:
+    """`` at learning rate 0.001``, for which the verdict holds; empty where nothing was trained."""
+    found = re.search(r" ?at learning rate [\d.e+-]+", fix.note) if fix.verdict != "not-tested" else None
+    return f" {found[0].strip()}" if found else ""
+
+
 def how_to_test(fixes: Iterable[FixAdvice]) -> tuple[str, str] | None:
     """The call that tests the first of the untested fixes, and the one that tests all; None where none can be tested."""
     found = (_UNTESTED.search(fix.note) for fix in fixes if fix.verdict == "not-tested")

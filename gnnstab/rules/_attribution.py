@@ -115,7 +115,7 @@ def _not_evaluable(cause: str, statuses: Mapping[str, RuleStatus]) -> str:
 
 
 OBSERVED = frozenset(
-    {"GS104", "GS108", "GS305", "GS402", "GS407", "GS503", "GS602", "GS604", "GS701", "GS703", "GS704"}
+    {"GS104", "GS108", "GS305", "GS402", "GS407", "GS408", "GS503", "GS602", "GS604", "GS701", "GS703", "GS704"}
 )
 """Rules that see the cause itself, such as NaN in the data or a parameter that never got a gradient; what others say about
 a cause is inferred from a symptom."""
@@ -136,7 +136,7 @@ CODES_OF_CAUSE: Mapping[str, tuple[str, ...]] = {
     "never-updated-parameter": ("GS604",),
     "saturated-gate": ("GS104",),
     "undefined-operation": ("GS502",),
-    "masking": ("GS305", "GS502"),
+    "masking": ("GS305", "GS408", "GS502"),
     "indistinguishable-nodes": ("GS704",),
 }
 """Rules whose verdict decides whether a further cause was looked at."""

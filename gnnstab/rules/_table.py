@@ -25,6 +25,7 @@ from gnnstab.rules.gs404_no_self_term import NoSelfTerm
 from gnnstab.rules.gs405_degree_one_attention import DegreeOneAttention
 from gnnstab.rules.gs406_feature_scale import FeatureScale
 from gnnstab.rules.gs407_constant_or_non_finite_feature import ConstantOrNonFiniteFeature
+from gnnstab.rules.gs408_batch_dependence import BatchDependence
 from gnnstab.rules.gs501_precision_headroom import PrecisionHeadroom
 from gnnstab.rules.gs502_non_finite_value import NonFiniteValue
 from gnnstab.rules.gs503_underflow import Underflow
@@ -67,6 +68,7 @@ RULES: tuple[type[Rule], ...] = (
     DegreeOneAttention,
     FeatureScale,
     ConstantOrNonFiniteFeature,
+    BatchDependence,
     PrecisionHeadroom,
     NonFiniteValue,
     Underflow,

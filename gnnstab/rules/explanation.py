@@ -63,9 +63,9 @@ def _same_layer(symptom: Finding, explanation: Finding, signals: Signals) -> boo
 
 
 def _behind(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
-    """The symptom's layer comes after the explanation's; unknown positions count as so."""
+    """The symptom's layer comes after the explanation's and not beside it; unknown positions count as so."""
     own, other = signals.layer(symptom.layer or ""), signals.layer(explanation.layer or "")
-    return own is None or other is None or own.position > other.position
+    return own is None or other is None or (own.position > other.position and other.name not in (own.beside or ()))
 
 
 def _only_by_scale(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
@@ -243,6 +243,10 @@ LINKS: tuple[Link, ...] = (
     # A mask that leaves weight where none belongs: how sharp the rest is says nothing.
     Link("GS301", "GS305", _always),
     Link("GS302", "GS305", _always),
+    Link("GS408", "GS305", _always),
+    Link("GS408", "GS108", _always),
+    Link("GS601", "GS305", _always),
+    Link("GS603", "GS305", _always),
     # Aggregation.
     *(Link(symptom, "GS401", _far_off) for symptom in ("GS603", "GS601")),
     Link("GS302", "GS401", _behind),

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar
 
 from gnnstab.records import Finding, Signals
 from gnnstab.rules._stacks import hindered
-from gnnstab.rules.base import Rule, threshold
+from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.gs203_vanishing_gradient import VanishingGradient
 from gnnstab.rules.queries import count, names, need_depth, need_fact, worst_gradient_ratio
 
 
-@dataclass(frozen=True)
+@rule("GS103", "no-residual", cause="no-residual", severity="warning", confidence="high")
 class NoResidual(Rule):
     """No identity path leads around the layers, and the gradient dies on the way.
 
@@ -48,12 +46,6 @@ class NoResidual(Rule):
     Measured: random graphs of degree 8, width 64, ReLU, 3 seeds; training on 48 nodes for 200 steps, 2 seeds.
     """
 
-    code: ClassVar[str] = "GS103"
-    name: ClassVar[str] = "no-residual"
-    cause: ClassVar[str] = "no-residual"
-    severity: ClassVar[str] = "warning"
-    confidence: ClassVar[str] = "high"
-
     min_layers: float = threshold(VanishingGradient.min_layers, unit="attention layers", source="as GS203")
     vanishing: float = threshold(VanishingGradient.warn_ratio, unit="gradient ratio", source="as GS203")
     share: float = threshold(
@@ -83,7 +75,6 @@ class NoResidual(Rule):
                 f"{count(bare, layers)} attention layers ({names(layer.name for layer in bare)}) have no identity path around "
                 f"them, and over {depth} layers the gradient falls to {ratio.value:.2g} of its size. Use "
                 "x = x + act(conv(norm(x))) with weight 1.0; a weight of 0.1 does not help.",
-                severity="warning",
                 limit=self.vanishing,
                 signal=ratio,
             )

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar
 
 from gnnstab.errors import NotApplicable
 from gnnstab.records import Finding, Signals
 from gnnstab.rules._stacks import hindered
-from gnnstab.rules.base import Rule, threshold
+from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import count, largest, measured, names, need_depth, need_fact, preferred
 
 
-@dataclass(frozen=True)
+@rule("GS106", "post-norm-without-identity", cause="normalization-misuse", severity="warning", confidence="high")
 class PostNormWithoutIdentity(Rule):
     """A normalisation follows each layer, no identity path goes around, and gradients grow with depth.
 
@@ -44,12 +42,6 @@ class PostNormWithoutIdentity(Rule):
     Yang et al. 2019, *A Mean Field Theory of Batch Normalization*, arXiv 1902.08129; Cai et al. 2020, *GraphNorm*, arXiv
     2009.03294. Measured: random graphs of degree 8, width 64, 3 seeds.
     """
-
-    code: ClassVar[str] = "GS106"
-    name: ClassVar[str] = "post-norm-without-identity"
-    cause: ClassVar[str] = "normalization-misuse"
-    severity: ClassVar[str] = "warning"
-    confidence: ClassVar[str] = "high"
 
     min_layers: float = threshold(8, unit="attention layers", source="measured: at 8 layers R² falls from .98 to .85")
     slope: float = threshold(0.15, unit="ln per layer", source="measured: GraphNorm +.23 to +.48, LayerNorm +.08")
@@ -83,7 +75,6 @@ class PostNormWithoutIdentity(Rule):
                 f"{count(posted, layers)} attention layers are followed by {posted[0].norm_after} without an identity path, and the "
                 f"gradient grows ×{math.exp(min(slope.value, 50.0)):.2f} per layer over {depth} layers. Move the norm before the layer and add "
                 "the identity: x = x + act(conv(norm(x))).",
-                severity="warning",
                 limit=self.slope,
                 signal=slope,
             )
@@ -101,7 +92,6 @@ class PostNormWithoutIdentity(Rule):
             f"{norms.value:.0f} normalisations stand after the residual sum (post-norm, {names(map(str, norms.detail.get('names', ())), 2)}), so "
             f"that no identity path leads through the stack, and {symptom}. Normalise in front of each layer instead, x = x + f(norm(x)), or "
             "lower the learning rate and warm it up.",
-            severity="warning",
             limit=self.norms,
             signal=norms,
             confidence="medium",

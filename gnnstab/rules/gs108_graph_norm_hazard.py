@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import ClassVar
 
 from gnnstab.errors import NotApplicable
 from gnnstab.records import Finding, LayerFacts, Signals
-from gnnstab.rules.base import Rule, threshold
+from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import largest, measured, names, need_fact, need_layers, percent, stops
 
 
-@dataclass(frozen=True)
+@rule("GS108", "graph-norm-hazard", cause="normalization-misuse", severity="warning", confidence="high")
 class GraphNormHazard(Rule):
     """A normalisation over the nodes of a graph is used where it divides by almost nothing.
 
@@ -40,12 +38,6 @@ class GraphNormHazard(Rule):
     Cai et al. 2020, *GraphNorm*, arXiv 2009.03294 (InstanceNorm-like norms degrade on regular graphs). Measured: graphs of 1, 2
     and more nodes, constant channels.
     """
-
-    code: ClassVar[str] = "GS108"
-    name: ClassVar[str] = "graph-norm-hazard"
-    cause: ClassVar[str] = "normalization-misuse"
-    severity: ClassVar[str] = "warning"
-    confidence: ClassVar[str] = "high"
 
     smallest: float = threshold(2, unit="nodes", source="derived: with two nodes a normalised channel is ±1")
     erased: float = threshold(
@@ -91,7 +83,6 @@ class GraphNormHazard(Rule):
                 yield self.finding(
                     f"{signal.layer} takes away the mean over the nodes of every graph, and what is pooled behind it is that mean: nothing is left "
                     "that tells one graph from another. Use LayerNorm or BatchNorm there, or pool before it.",
-                    severity="warning",
                     limit=self.nothing,
                     signal=signal,
                 )
@@ -100,7 +91,6 @@ class GraphNormHazard(Rule):
                     f"{signal.layer} takes away the mean over the nodes of every graph, and of what is pooled behind it {signal.value:.2g} times "
                     f"the differences of chance is left. The targets follow that mean (correlation {follows:.2f}). Use LayerNorm or BatchNorm "
                     "there, or pool before it.",
-                    severity="warning",
                     limit=self.erased,
                     signal=signal,
                 )
@@ -111,7 +101,6 @@ class GraphNormHazard(Rule):
             yield self.finding(
                 f"{signal.layer} hands no gradient on: this LayerNorm runs over a single entry, so that its output is its bias whatever comes in. "
                 f" {signal.value:.0f} parameters in front of it cannot learn. Take it off.",
-                severity="warning",
                 limit=0.0,
                 signal=signal,
             )
@@ -124,7 +113,6 @@ class GraphNormHazard(Rule):
             yield self.finding(
                 f"{'/'.join(dict.fromkeys(small.values()))} {names(small)} meets a graph of {size} node{'s' * (size > 1)}: its output "
                 f"there is {effect}. Use LayerNorm instead.",
-                severity="warning",
                 limit=self.smallest,
                 name="graph.smallest",
                 value=size,
@@ -135,7 +123,6 @@ class GraphNormHazard(Rule):
         for layer in signals.context.get("norm_without_batch", ()):
             yield self.finding(
                 f"{layer}: called without `batch`, so the graphs of one batch are normalised together. Pass batch.",
-                severity="warning",
                 limit=0.0,
                 name="",
                 value=0.0,
@@ -149,7 +136,6 @@ class GraphNormHazard(Rule):
             yield self.finding(
                 f"{layer}: {percent(worst.value)} of its input channels do not vary over the nodes; {which} multiplies their gradient by "
                 "up to 316. Use LayerNorm instead.",
-                severity="warning",
                 limit=self.constant,
                 signal=worst,
             )

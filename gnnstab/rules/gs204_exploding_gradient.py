@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar
 
 from gnnstab.records import Finding, Signals
-from gnnstab.rules.base import Rule, threshold
+from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import loss_at_its_best, need_depth, worst_gradient_ratio
 
 
-@dataclass(frozen=True)
+@rule("GS204", "exploding-gradient", cause="unsuitable-init", severity="error", confidence="high")
 class ExplodingGradient(Rule):
     """The gradient of the node states grows on its way to the first layer.
 
@@ -42,12 +40,6 @@ class ExplodingGradient(Rule):
     Yang et al. 2019, *A Mean Field Theory of Batch Normalization*, arXiv 1902.08129 (the same growth behind a normalisation
     without identity path). Measured: random graphs of degree 8, width 64, ReLU, 3 seeds.
     """
-
-    code: ClassVar[str] = "GS204"
-    name: ClassVar[str] = "exploding-gradient"
-    cause: ClassVar[str] = "unsuitable-init"
-    severity: ClassVar[str] = "error"
-    confidence: ClassVar[str] = "high"
 
     min_layers: float = threshold(
         5, unit="attention layers", source="measured: no variant matters at 4 layers or fewer"

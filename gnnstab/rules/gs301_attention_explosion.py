@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from dataclasses import replace
 
 from gnnstab.errors import NotEvaluable
 from gnnstab.layers import layer_named, parts
 from gnnstab.records import Finding, LayerFacts, Signal, Signals
 from gnnstab.records.vocabulary import PLACE_GAIN, SCORE_PRODUCT_SCALE
-from gnnstab.rules.base import Rule, threshold
+from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import (
     ASSUMED_DEGREE,
     Attention,
@@ -27,7 +26,7 @@ from gnnstab.rules.queries import (
 )
 
 
-@dataclass(frozen=True)
+@rule("GS301", "attention-explosion", cause="attention-explosion", severity="error", confidence="high")
 class AttentionExplosion(Rule):
     """Attention is saturated, or close to it, because of the query and key weights.
 
@@ -77,12 +76,6 @@ class AttentionExplosion(Rule):
     Zhai et al. 2023, *Stabilizing Transformer Training by Preventing Attention Entropy Collapse*, arXiv 2303.06296; Dehghani
     et al. 2023, *ViT-22B*, arXiv 2302.05442; Kimi K2, arXiv 2507.20534 (QK-clip). Measured: d = 7 to 200, widths 16 and 64.
     """
-
-    code: ClassVar[str] = "GS301"
-    name: ClassVar[str] = "attention-explosion"
-    cause: ClassVar[str] = "attention-explosion"
-    severity: ClassVar[str] = "error"
-    confidence: ClassVar[str] = "high"
 
     warn_entropy: float = threshold(0.35, unit="fraction of ln(in-degree)", source="measured: good fits had .35 to .98")
     error_entropy: float = threshold(

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar
 
 from gnnstab.errors import NotApplicable, NotEvaluable
 from gnnstab.records import Finding, Signal, Signals
 from gnnstab.records.vocabulary import HAND_SUM_SIZE, LOSS_OVER_ZERO, POOL_SUM_SIZE
-from gnnstab.rules.base import Rule, threshold
+from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.queries import Attention, attention, largest, measured, names, smallest
 
 
-@dataclass(frozen=True)
+@rule("GS401", "sum-aggregation-growth", cause="sum-aggregation", severity="error", confidence="high")
 class SumAggregationGrowth(Rule):
     """A sum over neighbours grows with in-degree and saturates the attention behind it.
 
@@ -47,12 +45,6 @@ class SumAggregationGrowth(Rule):
     Xu et al. 2019, *How Powerful are Graph Neural Networks?*, arXiv 1810.00826, for what a sum can do that a mean cannot.
     Measured: complete graphs, 16 channels, 3 heads; training over 250 steps, up to 6 seeds; a real multi-agent actor.
     """
-
-    code: ClassVar[str] = "GS401"
-    name: ClassVar[str] = "sum-aggregation-growth"
-    cause: ClassVar[str] = "sum-aggregation"
-    severity: ClassVar[str] = "error"
-    confidence: ClassVar[str] = "high"
 
     exponent: float = threshold(0.4, unit="power of in-degree", source="measured: sum 1 to 2, mean and √deg at most .1")
     rms: float = threshold(
@@ -146,11 +138,15 @@ class SumAggregationGrowth(Rule):
     def _saturated_behind(self, signals: Signals, aggregator: str | None) -> list[Attention]:
         facts = signals.layer(aggregator or "")
         after = -1 if facts is None else facts.position
-        positions = {layer.name: layer.position for layer in signals.attention_layers}
+        reached = {
+            layer.name
+            for layer in signals.attention_layers
+            if layer.position > after and aggregator not in (layer.beside or ())
+        }
         return [
             state
             for state in attention(signals)
-            if positions[state.layer] > after and not state.synthetic and self._suffers(state)
+            if state.layer in reached and not state.synthetic and self._suffers(state)
         ]
 
     def _suffers(self, state: Attention) -> bool:

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar
 
 from gnnstab.errors import NotEvaluable
-from gnnstab.records import Finding, Signals
-from gnnstab.rules.base import Rule, threshold
+from gnnstab.records import Finding, LayerFacts, Signal, Signals
+from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.gs203_vanishing_gradient import VanishingGradient
 from gnnstab.rules.gs204_exploding_gradient import ExplodingGradient
 from gnnstab.rules.queries import fresh, largest, measured, need_depth, need_measured, percent, smallest
 
 
-@dataclass(frozen=True)
+@rule("GS704", "oversmoothing", cause="oversmoothing", severity="warning", confidence="low")
 class Oversmoothing(Rule):
     """The node states have become alike over the depth of the network.
 
     ## What it sees
     ‖X − mean‖/‖X‖ per graph at the output of the last attention layer below 0.05, and below a tenth of what it was at the input
-    of the first. In networks of at least 12 layers, or in trained ones of at least 5, a warning; in others information. Fresh
-    networks of at least 12 layers without any identity path or norm, whose gradient neither vanishes nor explodes, get the
-    warning once half of the differences are gone: depth alone stops them, and the gradient does not show it.
+    of the first. Where a path leads around the last layer (a residual, a read-out of all layers), the model's output must be so
+    too. In networks of at least 12 layers, or in trained ones of at least 5, a warning; in others information. Fresh networks
+    of at least 12 layers without any identity path or norm, whose gradient neither vanishes nor explodes, get the warning once
+    half of the differences are gone: depth alone stops them, and the gradient does not show it.
 
     Whatever the number of layers: where the nodes differ by less than a thousandth of their size from some place on up to an output
     that has a row for each node, they are indistinguishable, and that is a warning; of an output for each graph, where nodes and graphs
@@ -47,12 +46,6 @@ class Oversmoothing(Rule):
     Wu et al. 2023, *Demystifying Oversmoothing in Attention-Based GNNs*, arXiv 2305.16102; on the usual energy measure, arXiv
     2502.04591 and 2512.09890. Measured: random graphs of degree 8, width 64.
     """
-
-    code: ClassVar[str] = "GS704"
-    name: ClassVar[str] = "oversmoothing"
-    cause: ClassVar[str] = "oversmoothing"
-    severity: ClassVar[str] = "warning"
-    confidence: ClassVar[str] = "low"
 
     relative: float = threshold(
         0.05, unit="‖X − mean‖/‖X‖", source="measured: .013 in a network that does not train, .34 in one that does"
@@ -122,7 +115,7 @@ class Oversmoothing(Rule):
         first = measured(signals.find("smoothness.relative_input", layer=ordered[0].name))
         if not last or not first:
             raise NotEvaluable("the node states of the first and the last attention layer were not both recorded")
-        end, start = smallest(last), largest(first)
+        end, start = largest([smallest(last), *self._read_out(signals, ordered[-1])]), largest(first)
         collapsed = end.value < self.relative and end.value < self.drop * start.value
         if not collapsed and not (self._bare(signals, depth) and end.value < self.half * start.value):
             return
@@ -134,6 +127,12 @@ class Oversmoothing(Rule):
             limit=self.relative if collapsed else self.half * start.value,
             signal=end,
         )
+
+    @staticmethod
+    def _read_out(signals: Signals, last: LayerFacts) -> list[Signal]:
+        """What the model's output tells of its nodes, where a path leads around the last layer to it."""
+        ends = measured(signals.find("place.node_difference", layer="output")) if last.identity_path else ()
+        return [s for s in ends if s.detail.get("per_node")]
 
     def _bare(self, signals: Signals, depth: int) -> bool:
         """True for a deep fresh stack that nothing but its gain holds up, with a gradient that looks healthy."""

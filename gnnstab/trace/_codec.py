@@ -96,6 +96,9 @@ def _field(name: str, value: Any) -> Any:
     if name == "in_channels":
         if isinstance(value, list) and len(value) == 2 and all(type(width) is int for width in value):
             return (value[0], value[1])
+    elif name == "beside":
+        if isinstance(value, list) and all(type(layer) is str for layer in value):
+            return tuple(value)
     elif float in allowed and type(value) in (int, float):
         return float(value)
     elif type(value) in allowed:

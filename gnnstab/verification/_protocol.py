@@ -163,7 +163,7 @@ def _run(
     prefix = "" if store is None else mark(setting.model, *facts)
     by_key = {f"{prefix}{arm.key}": arm for arm in arms}
     jobs = {key: partial(run_arm, setting, arm) for key, arm in by_key.items()}
-    found = sweep(jobs, workers=workers, progress=progress, store=store, load=ArmResult)
+    found = sweep(jobs, workers=workers, progress=progress, store=store, kind=ArmResult)
     return {by_key[key]: result for key, result in found.items()}
 
 
@@ -242,7 +242,7 @@ class _Plan:
 
     def verdict(self, results: dict[Arm, ArmResult]) -> Verdict:
         """The verdict from all finished arms."""
-        change = own_lines(self.setting.model, self.item.fix, self.item.options)
+        change = own_lines(self.setting.model, self.item.fix, self.item.options, self.setting.signals.layers)
         change = change or self.fix.change(self.setting.signals.layers, self.setting.signals, **self.item.options)
         base = Verdict(self.item.fix, "not-tested", "", change=change, options=dict(self.item.options))
         goal = self.setting.goal

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from effort import at_most
-from gnnstab.probe.attaching.identity_path import identity_paths, node_of
+from gnnstab.probe.attaching.identity_path import node_of, ways
 from gnnstab.probe.buffering.series_ids import SeriesIds
 from gnnstab.probe.layers.parameters import Parameters
 
@@ -23,7 +23,7 @@ def test_paths_around_layers(layers: int, residual: bool) -> None:
         trace.append((str(i), h, node_of(out)))
         h = h + out if residual else out
     with at_most(calls=120 * layers):
-        found = identity_paths([*trace, ("", h, None)])
+        found = ways([*trace, ("", h, None)]).around
     assert found == {str(i): residual for i in range(layers)}
 
 

@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch_geometric.nn import TransformerConv
+from torch_geometric.nn import GATConv, GINConv, TransformerConv
 
 from gnnstab.probe.attaching import identity_path as identity
-from gnnstab.probe.attaching.identity_path import identity_paths, node_of
+from gnnstab.probe.attaching.identity_path import node_of, ways
+from gnnstab.probe.recorder import Recorder
+from gnnstab.trace import TraceWriter
+from gnnstab.trace._codec import facts_from_json, layer_to_columns
 
 DEPTH = 3
 
@@ -93,12 +96,12 @@ def pre_norm(conv: Any, norm: Any, h: Tensor) -> Tensor:
     ],
 )
 def test_every_layer_of_a_uniform_stack(step: Callable[..., Tensor], expected: bool) -> None:
-    answers = identity_paths(layer_trace_of(Stack(step), *graph()))
+    answers = ways(layer_trace_of(Stack(step), *graph())).around
     assert answers == {f"convs.{i}": expected for i in range(DEPTH)}
 
 
 def test_the_last_layer_is_open_without_the_models_output() -> None:
-    answers = identity_paths(layer_trace_of(Stack(residual), *graph(), output=False))
+    answers = ways(layer_trace_of(Stack(residual), *graph(), output=False)).around
     assert answers == {"convs.0": True, "convs.1": True, "convs.2": None}
 
 
@@ -113,14 +116,14 @@ def test_raw_data_as_input_leaves_the_question_open() -> None:
             return h + self.second(h, edge_index)
 
     x, edge_index, _ = graph()
-    assert identity_paths(layer_trace_of(Raw(), x, edge_index)) == {"first": None, "second": True}
+    assert ways(layer_trace_of(Raw(), x, edge_index)).around == {"first": None, "second": True}
     # With a gradient wanted for the data themselves it can be told.
-    assert identity_paths(layer_trace_of(Raw(), x.requires_grad_(), edge_index)) == {"first": True, "second": True}
+    assert ways(layer_trace_of(Raw(), x.requires_grad_(), edge_index)).around == {"first": True, "second": True}
 
 
 def test_a_forward_without_gradients_decides_nothing() -> None:
     with torch.no_grad():
-        answers = identity_paths(layer_trace_of(Stack(residual), *graph()))
+        answers = ways(layer_trace_of(Stack(residual), *graph())).around
     assert set(answers.values()) == {None}
 
 
@@ -131,7 +134,7 @@ def test_a_residual_over_two_layers_goes_around_both() -> None:
             inner = self.convs[1](self.convs[0](h, edge_index, e).relu(), edge_index, e).relu()
             return self.convs[2](h + inner, edge_index, e).relu()
 
-    answers = identity_paths(layer_trace_of(Dense(plain), *graph()))
+    answers = ways(layer_trace_of(Dense(plain), *graph())).around
     assert answers == {"convs.0": True, "convs.1": True, "convs.2": False}
 
 
@@ -144,8 +147,36 @@ def test_concatenating_all_layers_leads_around_all_but_the_first() -> None:
                 states.append(h)
             return torch.cat(states, 1)
 
-    answers = identity_paths(layer_trace_of(Jumping(plain), *graph()))
+    answers = ways(layer_trace_of(Jumping(plain), *graph())).around
     assert answers == {"convs.0": False, "convs.1": True, "convs.2": True}
+
+
+class Beside(nn.Module):
+    """Two layers on the same nodes; their sum goes to a third, or what the first made to the keys of torch's attention."""
+
+    def __init__(self, crossed: bool) -> None:
+        super().__init__()
+        self.encode, self.left, self.right = nn.Linear(4, 4), GINConv(nn.Linear(4, 4)), GATConv(4, 4)
+        self.after, self.crossed = nn.MultiheadAttention(4, 1), crossed
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        h = self.encode(x)
+        left, right = self.left(h, edge_index), self.right(h, edge_index)
+        if self.crossed:
+            return self.after(right, left, left)[0]
+        h = left + right
+        return self.after(h, h, h)[0]
+
+
+@pytest.mark.parametrize("crossed", [False, True])
+def test_what_stands_beside_a_layer_is_told_from_what_feeds_it(crossed: bool) -> None:
+    x, edge_index, _ = graph()
+    with TraceWriter(None) as writer, Recorder(model := Beside(crossed), writer) as recorder:
+        model(x, edge_index).sum().backward()
+        recorder.end_step()
+        facts = {one.name: one.beside for one in recorder.notes.facts()}
+    assert facts == {"left": (), "right": ("left",), "after": ()}
+    assert {one.name: facts_from_json(layer_to_columns(one)[3]).beside for one in recorder.notes.facts()} == facts
 
 
 def test_a_shared_layer_is_true_only_if_every_call_is() -> None:
@@ -160,15 +191,15 @@ def test_a_shared_layer_is_true_only_if_every_call_is() -> None:
             return h * self.second + self.conv(h, edge_index) if self.second else self.conv(h, edge_index)
 
     x, edge_index, _ = graph()
-    assert identity_paths(layer_trace_of(Shared(True), x, edge_index)) == {"conv": True}
-    assert identity_paths(layer_trace_of(Shared(False), x, edge_index)) == {"conv": False}
+    assert ways(layer_trace_of(Shared(True), x, edge_index)).around == {"conv": True}
+    assert ways(layer_trace_of(Shared(False), x, edge_index)).around == {"conv": False}
 
 
 def test_a_graph_beyond_the_budget_is_left_open(monkeypatch: pytest.MonkeyPatch) -> None:
     layer_trace = layer_trace_of(Stack(plain), *graph())
     monkeypatch.setattr(identity, "BUDGET", 5)
-    assert set(identity_paths(layer_trace).values()) == {None}
+    assert set(ways(layer_trace).around.values()) == {None}
 
 
 def test_nothing_recorded_is_nothing_answered() -> None:
-    assert identity_paths([]) == {}
+    assert ways([]).around == {}

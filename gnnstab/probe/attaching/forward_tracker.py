@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gnnstab.probe.attaching.hooks import Hook
-from gnnstab.probe.attaching.identity_path import identity_paths
+from gnnstab.probe.attaching.identity_path import Ways, ways
 from gnnstab.probe.attaching.norms import Norms, batch_vectors
 from gnnstab.probe.buffering.series_ids import MODES
 from gnnstab.probe.layers.layer_recorder import LayerRecorder
 from gnnstab.probe.operations.in_place import StepWatch
-from gnnstab.probe.replaying.replica import Autocast, copied, rng_snapshot, tensors_in, unwrap
+from gnnstab.probe.replaying.replica import NO_AUTOCAST, Autocast, copied, rng_snapshot, tensors_in, unwrap
+from gnnstab.probe.replaying.replica import ForwardInputs as ForwardInputs
 from gnnstab.probe.replaying.skipped_step import MOST, SkippedForward, histories, keep_gradients
 from gnnstab.probe.state import State
 from gnnstab.probe.statistics import graph_measures, node_measures
 from gnnstab.torch_private import graph_task
-
-_NO_AUTOCAST = Autocast("cpu", torch.bfloat16, False)
-
 
 LARGEST_KEPT = 64 * 2**20
 """Bytes of the inputs of one forward up to which a copy of them is kept for the end of the run."""
@@ -56,18 +54,6 @@ class Answer:
             self._gradients = keep_gradients(output, inputs, lambda: None).gradients
 
 
-class ForwardInputs(NamedTuple):
-    """One outer forward, ready to be run again; held by reference until the end of the step."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    rng: Mapping[str, Any]
-    autocast: Autocast
-    mode: str
-    answer: Answer | None = None
-    """Of a forward that is kept beyond its step."""
-
-
 class ForwardTracker:
     """Marks where forwards of the model begin and end, and keeps the inputs of the latest one per mode."""
 
@@ -93,8 +79,8 @@ class ForwardTracker:
         self.forwards = 0
         """Forwards with gradients of this step."""
 
-        self.paths: dict[str, bool | None] = {}
-        """Layer → whether a path leads around it, after the first training forward."""
+        self.ways = Ways({}, {})
+        """How the layers stand to each other, after the first training forward."""
 
         self.kept: ForwardInputs | None = None
         """A copy of what the latest forward of a full-tier step got, kept beyond the step so that causes can be undone at the
@@ -171,7 +157,7 @@ class ForwardTracker:
             self.watching.forward_begins(args, kwargs)
         if grad:
             self.forwards += 1
-            if state.light and (not self.paths or self._norms.wanted):
+            if state.light and (not self.ways.around or self._norms.wanted):
                 self._look_around(model, args, kwargs)
         if state.full and self._full_step != state.step:
             self._full_step = state.step
@@ -192,9 +178,11 @@ class ForwardTracker:
         if layer_trace is not None and self._norms.watching:
             self._norms.end()
             state.norms = None
-        if layer_trace and grad and not self.paths:
+        if layer_trace and grad and not self.ways.around:
             first = next((tensor for _, tensor in tensors_in(output) if tensor.requires_grad), None)
-            self.paths.update(identity_paths([*layer_trace, ("", first, None)] if first is not None else layer_trace))
+            found = ways([*layer_trace, ("", first, None)] if first is not None else layer_trace)
+            self.ways.around.update(found.around)
+            self.ways.beside.update(found.beside)
 
     def _take_answer(self, output: Any) -> None:
         """Keep what the first forward of a step returned, in the first steps and where its inputs are kept."""
@@ -240,4 +228,4 @@ def _autocast(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Autocast:
     first = args[0] if args else next(iter(kwargs.values()), None)
     device = first.device.type if isinstance(first, Tensor) else "cpu"
     enabled = torch.is_autocast_enabled(device)
-    return Autocast(device, torch.get_autocast_dtype(device), True) if enabled else _NO_AUTOCAST
+    return Autocast(device, torch.get_autocast_dtype(device), True) if enabled else NO_AUTOCAST

@@ -1,9 +1,9 @@
-"""Whether a path leads around a layer, read from the autograd graph of one training forward."""
+"""Which layers a path leads around, and which stand beside each other: read from the autograd graph of one training forward."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from torch import Tensor
 from torch.autograd.graph import Node, get_gradient_edge
@@ -13,6 +13,33 @@ Endpoint: TypeAlias = "Tensor | Node | None"
 
 BUDGET = 200_000
 """Autograd nodes of one forward beyond which the question is left open."""
+
+MOST_BESIDE = 10_000
+"""Names of layers beside others beyond which none is told: towers of hundreds of layers each."""
+
+
+class Mark(NamedTuple):
+    """One call of one layer."""
+
+    name: str
+    entry: Endpoint
+    """Its node input."""
+
+    leaving: Endpoint
+    """Its output; as a node (`node_of`), taken when the layer returned."""
+
+    more: tuple[Endpoint, ...] = ()
+    """Whatever else it was given."""
+
+
+class Ways(NamedTuple):
+    """How the layers of one forward stand to each other."""
+
+    around: dict[str, bool | None]
+    """Layer → whether a path leads around it."""
+
+    beside: dict[str, tuple[str, ...]]
+    """Layer → the layers that were called before it and whose output does not reach it; without those that are not known."""
 
 
 def node_of(tensor: Tensor) -> Node | None:
@@ -24,14 +51,13 @@ def node_of(tensor: Tensor) -> Node | None:
     return get_gradient_edge(tensor).node if tensor.requires_grad else None
 
 
-def identity_paths(layer_trace: Sequence[tuple[str, Endpoint, Endpoint]]) -> dict[str, bool | None]:
-    """For every layer: does a path lead around it?
+def ways(layer_trace: Sequence[tuple[str, Endpoint, Endpoint] | Mark]) -> Ways:
+    """For every layer: does a path lead around it, and what stands beside it?
 
-    ``layer_trace`` holds (layer, its node input, its output) in order of execution, from one forward with gradients; a final
-    entry named ``""`` may hold the model's output as its input. Outputs should be nodes (`node_of`) taken when the
-    layer returned.
+    ``layer_trace`` holds the calls in order of execution, from one forward with gradients; a final entry named ``""`` may hold
+    the model's output as its input.
 
-    True when the input of any later entry, followed backwards, reaches the layer's input, or something that this input
+    ``around``: true when the input of any later entry, followed backwards, reaches the layer's input, or something that this input
     was made from, without passing through the layer's output: a residual after the layer, a pre-norm residual, a
     residual over several layers, a concatenation of all layers at the end. Other recorded layers on the way are passed
     from output straight to input, so that what they share besides the nodes (an edge encoder) is no way around.
@@ -39,15 +65,40 @@ def identity_paths(layer_trace: Sequence[tuple[str, Endpoint, Endpoint]]) -> dic
     (raw data as input, a forward without gradients), no later entry, or a graph of more than 200 000 nodes. A layer that
     is called several times is True only if every call is.
     """
-    steps = [(name, _node(entry), _node(leaving)) for name, entry, leaving in layer_trace]
-    around = _around(steps)
+    marks = [Mark(*mark) for mark in layer_trace]
+    steps = [(mark.name, _node(mark.entry), _node(mark.leaving)) for mark in marks]
+    more = [[node for one in mark.more if (node := _node(one)) is not None] for mark in marks]
+    graph = _walked(steps, more)
+    around = None if graph is None else graph[0]
     answers: dict[str, bool | None] = {}
     for position, (name, entry, leaving) in enumerate(steps):
         if name:
             known = around is not None and entry and leaving and position + 1 < len(steps)
             answer = bool(around >> position & 1) if known and around is not None else None
             answers[name] = _both(answers.get(name, True), answer)
-    return answers
+    return Ways(answers, {} if graph is None else _beside(steps, more, graph[1]))
+
+
+def _beside(
+    steps: Sequence[tuple[str, Node | None, Node | None]], more: Sequence[Sequence[Node]], feeds: dict[int, int]
+) -> dict[str, tuple[str, ...]]:
+    """From the steps that the output of each step reaches."""
+    first: dict[str, int] = {}
+    calls: dict[str, int] = {}
+    reaches: dict[str, int] = {}
+    for position, (name, _, leaving) in enumerate(steps):
+        if name:
+            first.setdefault(name, position)
+            calls[name] = calls.get(name, 0) | 1 << position
+            # What has no history may have gone anywhere.
+            reaches[name] = reaches.get(name, 0) | (-1 if leaving is None else feeds.get(position, 0))
+    known = {name for position, (name, entry, _) in enumerate(steps) if entry is not None or more[position]}
+    beside = {
+        name: tuple(other for other in first if first[other] < first[name] and not reaches[other] & calls[name])
+        for name in first
+        if name in known
+    }
+    return beside if sum(map(len, beside.values())) <= MOST_BESIDE else {}
 
 
 def _node(endpoint: Endpoint) -> Node | None:
@@ -60,13 +111,19 @@ def _both(one: bool | None, other: bool | None) -> bool | None:
     return None if one is None or other is None else True
 
 
-def _around(steps: Sequence[tuple[str, Node | None, Node | None]]) -> int | None:
-    """A bit for every step around which a path leads; None when the budget is spent.
+def _walked(
+    steps: Sequence[tuple[str, Node | None, Node | None]], more: Sequence[Sequence[Node]]
+) -> tuple[int, dict[int, int]] | None:
+    """A bit for every step around which a path leads, and step → bits of the steps that its output reaches.
+
+    None when the budget is spent.
 
     Every node bears two sets of steps, as bits: those whose input was made from it, and those around which one gets to it
-    from a later input. One pass over the graph, from the outputs to the inputs, hands both on for all steps at once.
+    from a later input. One pass over the graph, from the outputs to the inputs, hands both on for all steps at once. What else
+    went into a step has bits of its own, higher ones: it is no place that a way around leads to.
     """
-    order = _ordered([entry for _, entry, _ in steps if entry is not None])
+    count = len(steps)
+    order = _ordered([*(entry for _, entry, _ in steps if entry is not None), *(node for one in more for node in one)])
     if order is None:
         return None
     inside: dict[Node, list[tuple[int, Node | None]]] = {}
@@ -80,11 +137,15 @@ def _around(steps: Sequence[tuple[str, Node | None, Node | None]]) -> int | None
             entries[entry] = entries.get(entry, 0) | 1 << position
             above[entry] = above.get(entry, 0) | 1 << position
             reached[entry] = reached.get(entry, 0) | (1 << position) - 1
+        for node in more[position]:
+            above[node] = above.get(node, 0) | 1 << position + count
     found = 0
+    feeds: dict[int, int] = {}
     for node in order:
         makes, ways = above.get(node, 0), reached.get(node, 0)
         found |= (entries.get(node, 0) if _is_parameter(node) else makes) & ways
         for position, entry in inside.get(node, ()):
+            feeds[position] = makes | makes >> count
             # Around a layer no way leads through its output; one around an earlier layer passes it from output to input.
             if entry is not None:
                 reached[entry] = reached.get(entry, 0) | ways & (1 << position) - 1
@@ -95,7 +156,7 @@ def _around(steps: Sequence[tuple[str, Node | None, Node | None]]) -> int | None
             if behind is not None:
                 above[behind] = above.get(behind, 0) | makes
                 reached[behind] = reached.get(behind, 0) | ways
-    return found
+    return found, feeds
 
 
 def _ordered(starts: Sequence[Node]) -> list[Node] | None:

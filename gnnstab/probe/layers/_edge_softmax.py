@@ -38,7 +38,6 @@ class SoftmaxRecorder(LayerRecorder):
         super().__init__(state, name, module)
         self.kind: Layer = GenericLayer(family, places)
         self.given: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
-        """Arguments of the call that is being recorded."""
 
     def facts(self, position: int) -> LayerFacts:
         """What attributes of the customary names show."""

@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from gnnstab.probe.attaching.activation_gradients import GradientHook
 from gnnstab.probe.attaching.hooks import Hook, Placed, ignore
-from gnnstab.probe.attaching.identity_path import node_of
+from gnnstab.probe.attaching.identity_path import Mark, node_of
 from gnnstab.probe.buffering.series_ids import CALLS, MODES
 from gnnstab.probe.layers._dense_softmax import Attending
+from gnnstab.probe.replaying.replica import tensors_in
 from gnnstab.probe.state import State
 from gnnstab.probe.statistics.dense import Rows
 from gnnstab.records import LayerFacts
@@ -74,6 +75,9 @@ class LayerRecorder(ABC):
 
     compiled_sites: tuple[str, ...] = ("output", "input")
     """Sites that are seen inside a compiled graph."""
+
+    given: tuple[tuple[Any, ...], dict[str, Any]] | None = None
+    """Arguments of the call that is being recorded, where `record` is told less."""
 
     def __init__(self, state: State, name: str, module: nn.Module) -> None:
         self.state = state
@@ -186,7 +190,7 @@ class LayerRecorder(ABC):
         else:
             self.record(grad, plan, inputs, args, kwargs, out_of_all)
         if state.layer_trace is not None:
-            self._tell(inputs, out)
+            self._tell(inputs, out, self.given or (args, kwargs))
         if grad and any(one.requires_grad for one in outs):
             for one in outs:
                 if one.requires_grad:
@@ -195,11 +199,12 @@ class LayerRecorder(ABC):
                 if isinstance(one, Tensor) and one.requires_grad:
                     plan.grad_input.watch(one)
 
-    def _tell(self, inputs: Sequence[Any], output: Tensor) -> None:
+    def _tell(self, inputs: Sequence[Any], output: Tensor, given: Sequence[Any]) -> None:
         """Leave a mark for those who want to know what stands around the layer."""
         state = self.state
         if state.layer_trace is not None and isinstance(inputs[-1], Tensor):
-            state.layer_trace.append((self.name, inputs[-1], node_of(output)))
+            more = tuple(tensor for _, tensor in tensors_in(given) if tensor.requires_grad)
+            state.layer_trace.append(Mark(self.name, inputs[-1], node_of(output), more))
         if state.norms is not None and self.attention:
             state.norms.layer_called(self.name, inputs[0], output)
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from gnnstab.probe.attaching.identity_path import identity_paths
+from gnnstab.probe.attaching.identity_path import ways
 from gnnstab.probe.replaying.replica import tensors_in
 
 LAYERS = 4
@@ -110,7 +110,7 @@ def _without_identity(model: nn.Module, calls: Sequence[_Call], ends: Sequence[T
         row = _in_a_row([call for call in calls if call.name in names])
         if len(row) < LAYERS:
             continue
-        around = identity_paths([*((c.name, c.entering, c.node) for c in row), ("", ends[0] if ends else None, None)])
+        around = ways([*((c.name, c.entering, c.node) for c in row), ("", ends[0] if ends else None, None)]).around
         if any(around.get(call.name) for call in row) or any(_carries(call) for call in row):
             continue
         told = tuple(call.name for call in row)

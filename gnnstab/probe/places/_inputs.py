@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 _MUCH = 0.3
 """Share of a tensor's RMS at the entry of a module from which on the tensor is said to arrive there."""
 
+_LARGE = 10.0
+"""RMS from which on a column of whole numbers that is given to a weight is judged like measured values; counts and codes are less."""
+
 
 def rows(seen: ForwardView, given: Mapping[str, Tensor]) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
     """Numbers of every tensor; ``given`` are its values before the forward, which may change them in place."""
@@ -49,13 +52,16 @@ def _scale(
 ) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
     flat = columns(numbers.sampled(tensor))
     values = value_columns(numbers.sampled(tensor))
+    fed = [call for call in seen.calls.fed(seen.batch[name]) if call.computes and not normalised_next(seen, call)]
+    if fed:
+        # Whole numbers that a weight multiplies as they are: no ids, or ids that should have been looked up.
+        values = values | (torch.nan_to_num(flat, 0.0, 0.0, 0.0).square().mean(0).sqrt() > _LARGE)
     whole = not bool(values.any())
     judged = flat if whole else flat[:, values]
     rms = numbers.rms(judged)
     if math.isnan(rms):
         return
     ratio, column = numbers.column_ratio(judged)
-    fed = [call for call in seen.calls.fed(seen.batch[name]) if call.computes and not normalised_next(seen, call)]
     detail = {
         "whole": whole,
         "target": is_target(name),

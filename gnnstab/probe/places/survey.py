@@ -15,6 +15,7 @@ from torch_geometric.nn import MessagePassing
 from gnnstab.errors import UsageError
 from gnnstab.probe.attaching.norms import batch_vectors, graphs_in
 from gnnstab.probe.batches.named_tensors import named_tensors
+from gnnstab.probe.places import _alone as alone
 from gnnstab.probe.places import _gains as gains
 from gnnstab.probe.places import _graph_level as graph_level
 from gnnstab.probe.places import _inputs as inputs
@@ -148,6 +149,7 @@ def _survey(
             loss.backward()  # type: ignore[no-untyped-call]
             found += [Place(*row) for row in blocks.rows()]
         found += [Place(*row) for row in (*parameters.rows(seen, roots, reach), *gains.rows(seen))]
+    found += [Place(*row) for row in alone.rows(twin, args, kwargs, named, seen.graphs, rng)]
     return found[:MOST_PLACES]
 
 

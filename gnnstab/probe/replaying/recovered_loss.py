@@ -104,8 +104,8 @@ def _squared(output: Tensor, gradient: Tensor, value: float) -> Recovered | None
 
     def loss(result: Any, batch: Any) -> Tensor:
         entries = result[kept].float()
-        summed: Tensor = (entries - target.to(entries)).square().sum()
-        return factor * summed
+        total: Tensor = factor * (entries - target.to(entries)).square().sum()
+        return total
 
     return loss
 
