@@ -226,7 +226,7 @@ class ForwardTracker:
 
 def _autocast(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Autocast:
     if not autocasts():
-        return _NO_AUTOCAST
+        return NO_AUTOCAST
     first = args[0] if args else next(iter(kwargs.values()), None)
     device = first.device.type if isinstance(first, Tensor) else "cpu"
     enabled = torch.is_autocast_enabled(device)
