@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from gnnstab.records import SEVERITIES, Finding, Signals
-from gnnstab.records.vocabulary import OPTIMIZER_STACK_SHARE
+from gnnstab.records.vocabulary import LOSS_OVER_ZERO, OPTIMIZER_STACK_SHARE
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.gs401_sum_aggregation_growth import SumAggregationGrowth
 from gnnstab.rules.gs406_feature_scale import FeatureScale
@@ -84,6 +84,11 @@ def _part_of_explosion(symptom: Finding, explanation: Finding, signals: Signals)
 def _driven_by_attention(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
     """Saturated attention carries the gradient through its sharp scores, unless all weights are large alike."""
     return explanation.signal.startswith("attention.") and not large_gain(explanation.layer, signals)
+
+
+def _far_off(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    """An output that sums have made many times too large gives gradients as large, and a loss that jumps."""
+    return explanation.signal == LOSS_OVER_ZERO
 
 
 def _grown_on_the_way(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
@@ -222,6 +227,7 @@ LINKS = tuple(
         ("GS305", _always, "GS301 GS302 GS408 GS601 GS603"),
         ("GS108", _always, "GS408"),
         # Aggregation.
+        ("GS401", _far_off, "GS603 GS601"),
         ("GS401", _behind, "GS302 GS104 GS702 GS501 GS703"),
         ("GS404", _behind, "GS702"),
         ("GS401", _same_layer, "GS404"),
