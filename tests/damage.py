@@ -81,7 +81,7 @@ def in_lines(content: bytes, edits: list[Edit]) -> bytes:
         if edit[1] == "delete":
             del lines[at]
         elif edit[1] == "repeat":
-            lines[at:at] = lines[at : at + rng.randint(1, 4)] * rng.choice((1, 2, 1000))
+            lines[at:at] = lines[at : at + rng.randint(1, 4)] * rng.choice((1, 2, 20))
         elif edit[1] == "insert":
             lines[at] = rng.choice((b" ", b"\t", b"\xc2\x85", b"\xe2\x80\xae", b"[" * 2000, b" " * 100_000)) + lines[at]
         elif edit[1] == "truncate":
@@ -89,7 +89,7 @@ def in_lines(content: bytes, edits: list[Edit]) -> bytes:
         elif edit[1] == "overwrite":
             before, sign, value = lines[at].partition(rng.choice((b"=", b":")))
             lines[at] = (
-                before + sign + rng.choice((value[::-1], b" " + value * 3000, b" " + rng.choice(TEXTS), edit[2]))
+                before + sign + rng.choice((value[::-1], b" " + value[:500] * 1000, b" " + rng.choice(TEXTS), edit[2]))
             )
         else:
             lines[at], lines[-1 - at] = lines[-1 - at], lines[at]

@@ -56,9 +56,7 @@ def read_trace(path: Path) -> None:
     """Open, make signals, judge, render."""
     with Trace.open(path) as trace:
         signals = from_trace(trace)
-    # HTML takes as long as all the rest, so that it is made of every fourth file only.
-    formats = ("text", "json", "html") if path.stat().st_mtime_ns % 4 == 0 else ("text", "json")
-    report(Target("trace", str(path)), signals, formats)
+    report(Target("trace", str(path)), signals, ("text", "json", "html"))
 
 
 def read_beside_a_trace(path: Path) -> None:
@@ -72,15 +70,15 @@ def write_over_a_trace(path: Path) -> None:
 
 
 def report(target: Target, signals: Signals, formats: tuple[str, ...]) -> None:
-    """Judge and render; a report is text that can be written and hides nothing."""
+    """Judge and render in one of the formats, another one for every input; the text can be written and hides nothing."""
     diagnosis = evaluate(target, signals)
-    for format in formats:
-        text = render(diagnosis, format)
-        assert text.encode("utf-8"), format
-        if format == "json":
-            json.loads(text)
-        unseen = {character for character in set(text) - {"\n"} if is_hidden(character)}
-        assert not unseen, f"{format} hides {unseen!a:.60}"
+    format = formats[Path(target.path).stat().st_mtime_ns // 1000 % len(formats)]
+    text = render(diagnosis, format)
+    assert text.encode("utf-8"), format
+    if format == "json":
+        json.loads(text)
+    unseen = {character for character in set(text) - {"\n"} if is_hidden(character)}
+    assert not unseen, f"{format} hides {unseen!a:.60}"
 
 
 def read_config(path: Path) -> None:

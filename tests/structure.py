@@ -100,7 +100,7 @@ def _a_call(rng: random.Random) -> list[bytes]:
 
 def _nested(rng: random.Random) -> list[bytes]:
     return [rng.choice((b")", b"K\x01", b"N"))] + [rng.choice((b"\x85", b"]0\x85"))] * rng.choice(
-        (*(1, 2, 20, 2000) * 10, 200_000)
+        (*(1, 2, 20, 2000) * 50, 200_000)
     )
 
 

@@ -161,10 +161,13 @@ class Forbidden(BaseException):
 
 
 def one(reader: readers.Reader, rng: random.Random, watched: Watched, current: Path) -> str:
-    """Make one input, keep it where a crash leaves it, read it."""
+    """Make one input, keep it where a crash leaves it, read it; ``untried`` when it could not be made."""
     folder = Path(watched.folder) / "input"
     seed = rng.choice(sorted(reader.seeds()))
-    content = readers.damaged(reader, seed, rng.randrange(len(reader.damage)), edits(rng), folder.parent)
+    try:
+        content = readers.damaged(reader, seed, rng.randrange(len(reader.damage)), edits(rng), folder.parent)
+    except (MemoryError, ValueError):
+        return "untried"
     current.write_bytes(content)
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
     signal.alarm(WAITING)
@@ -262,6 +265,7 @@ def main() -> int:
     while time.monotonic() < until:
         for name in names:
             outcomes, ended = child(name, seed, options.keep)
+            outcomes = [(seconds, outcome) for seconds, outcome in outcomes if outcome != "untried"]
             tried[name].update(outcome for _, outcome in outcomes)
             if ended:
                 tried[name][ended] += 1

@@ -16,6 +16,7 @@ from gnnstab.probe.buffering import device_copy
 from gnnstab.probe.buffering.series_ids import SeriesIds
 from gnnstab.probe.buffering.stats_buffer import StatsBuffer
 from gnnstab.probe.replaying.replica import replica
+from gnnstab.sharding import sharded
 from gnnstab.torch_private import foreach_copy, foreach_norm, foreach_subtract
 
 _CHUNK = 15
@@ -67,8 +68,8 @@ class Parameters:
 
     def refresh(self) -> None:
         """Look at the model anew: one that was pruned, re-initialised or grown has other parameters than before."""
-        lazy = unwritten(self._model)
-        named = {name: p for name, p in self._model.named_parameters() if p.requires_grad and name not in lazy}
+        unseen = unwritten(self._model) | sharded(self._model)
+        named = {name: p for name, p in self._model.named_parameters() if p.requires_grad and name not in unseen}
         same = len(named) == len(self.names) and all(
             p is named.get(name) for name, p in zip(self.names, self._parameters, strict=True)
         )
