@@ -119,7 +119,9 @@ class Monitor:
             self._recorder.model, optimizers, self._writer, lambda: (self._recorder.step, self._recorder.inputs), loss
         )
         self._slopes = SlopeWatch(optimizers, self._writer, lambda: self._recorder.step)
-        self._boundary = Boundary(self._recorder, optimizers, scaler, self._act, self._after_step, self._moving)
+        self._boundary = Boundary(
+            self._recorder, optimizers, scaler, self._act, self._after_step, self._moving, self._idle
+        )
         self._model, self._optimizers = model, optimizers
         self._has_optimizer = bool(optimizers)
         self._waiting: list[Finding] = []
@@ -270,6 +272,18 @@ class Monitor:
         self._guarded("the end of a step", self._settle)
         if self._waiting:
             self._act()
+
+    def _idle(self) -> bool:
+        """True after a step that was left out and is no news."""
+        recorder = self._recorder
+        return not (
+            recorder.sent.layout.ids
+            or recorder.measures_update
+            or self._waiting
+            or self._live.due
+            or self._writer.failure is not None
+            or (self._tell_held and recorder.held)
+        )
 
     def _settle(self) -> None:
         recorder = self._recorder
