@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from gnnstab.errors import FixError
 from gnnstab.fixes.base import Fix
-from gnnstab.fixes.model_structure import add_part, attention_layers, edited_copy
+from gnnstab.fixes.model_structure import add_part, editable_layers, edited_copy
 from gnnstab.fixes.printing import activated, attribute_names, layer_call
 from gnnstab.records import LayerFacts, Signals
 from gnnstab.records.vocabulary import OUTPUT_RMS
@@ -50,8 +51,10 @@ class GraphNorm(Fix):
 
         with edited_copy(model) as copy:
             vector = BatchVector()
-            for _, layer in attention_layers(copy):
-                width = layer.out_channels * (layer.heads if layer.concat else 1)
+            for name, layer, kind in editable_layers(copy, "rowwise"):
+                width = kind.facts(name, layer, 0).width
+                if width is None:
+                    raise FixError(f"{name} does not say how wide its output is; add the norm in forward")
                 add_part(layer, "post_norm", Norm(width))
                 layer.register_forward_hook(NormOutput(vector))
             copy.register_forward_pre_hook(vector, with_kwargs=True)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from gnnstab.errors import FixError
 from gnnstab.fixes.model_structure import Stack, Unit, add_part, stacks
+from gnnstab.layers import layer_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,19 +33,20 @@ def _matching(stack: Stack) -> int:
 
 def keeps_width(module: Any) -> bool:
     """True when the output has the width of the input; containers of convs are asked for their members."""
-    if not hasattr(module, "out_channels"):
-        return any(keeps_width(m) for m in module.modules() if m is not module and hasattr(m, "heads"))
-    width = module.out_channels * (module.heads if module.concat else 1)
-    channels = module.in_channels
-    return width in (channels if isinstance(channels, (tuple, list)) else (channels,))
+    kind = layer_of(module)
+    if kind is None:
+        return any(keeps_width(m) for m in module.modules() if m is not module and layer_of(m) is not None)
+    facts = kind.facts("", module, 0)
+    return kind.rowwise and facts.in_channels is not None and facts.width in facts.in_channels
 
 
 def _attach(stack: Stack, weight: float, norms: bool) -> None:
     from gnnstab.nn.identity import EnterLayer, Forget, IdentityPath, LeaveLayer
 
     path = IdentityPath(weight)
-    last = max(unit.group for unit in stack.units)
-    for unit in stack.units:
+    units = [unit for unit in stack.units if (kind := layer_of(unit.module)) is None or kind.rowwise]
+    last = max((unit.group for unit in units), default=0)
+    for unit in units:
         if norms:
             _add_norm(unit.module)
         unit.module.register_forward_pre_hook(EnterLayer(path, unit.group, unit.name, unit.types), with_kwargs=True)

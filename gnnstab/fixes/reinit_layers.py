@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from gnnstab.fixes.base import Fix
 from gnnstab.fixes.model_structure import attention_layers, edited_copy
 from gnnstab.fixes.printing import attribute_names
+from gnnstab.layers import layer_of
 from gnnstab.records import LayerFacts, Signals
 from gnnstab.records.vocabulary import CHANNELS_DEAD_SHARE, WEIGHT_NON_FINITE, WEIGHT_RMS
 
@@ -42,7 +43,8 @@ class ReinitLayers(Fix):
             here = {name for name, _ in attention_layers(copy)}
             shown = [name for name in broken_layers(options.get("signals")) if name in here]
             for _, layer in attention_layers(copy, options.get("only") or shown or None):
-                layer.reset_parameters()
+                if (kind := layer_of(layer)) is not None:
+                    kind.redraw(layer)
             return copy
 
 

@@ -64,6 +64,4 @@ def residual_lines(layers: Sequence[LayerFacts], weight: float, *, norm: bool = 
 
 
 def _same_width(layer: LayerFacts) -> bool:
-    if layer.in_channels is None or layer.out_channels is None:
-        return True
-    return layer.in_channels[1] == layer.out_channels * ((layer.heads or 1) if layer.concat is not False else 1)
+    return layer.in_channels is None or layer.width is None or layer.in_channels[1] == layer.width
