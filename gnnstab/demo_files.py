@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,23 @@ from gnnstab.layers import layer_of
 from gnnstab.monitor import Monitor
 from gnnstab.randomness import keeps_random_state
 
-NETWORK = '''"""The network of the examples: `--model network:actor --loss network:policy_loss`."""
+_HEAD = '''"""The network of the examples: `--model network:actor --loss network:policy_loss`."""
 
-from gnnstab.demo import Swarm as actor
-from gnnstab.demo import loss as policy_loss
+import torch
+from torch import Tensor, nn
+from torch_geometric.data import Data
+from torch_geometric.nn import MessagePassing, TransformerConv
+
+
 '''
+_TAIL = "actor, policy_loss = Swarm, loss\n"
+
+
+def network() -> str:
+    """The demonstration's network as a file of its own, which a change can be made in."""
+    parts = (inspect.getsource(part) for part in (demo.SumEmbedding, demo.Swarm, demo.loss))
+    return _HEAD + re.sub(r"  # type: ignore.*", "", "\n\n".join(parts)) + "\n\n" + _TAIL
+
 
 FILES = ("network.py", "batch.pt", "healthy.pt", "actor.pt", "crash.pt", "run.gnnstab")
 """What `write` makes, in this order."""
@@ -44,7 +58,7 @@ def write(folder: Path, say: Callable[[str], None]) -> tuple[Path, ...]:
         raise UsageError(f"{folder}: {', '.join(there)} is there already and stays as it is; name an empty folder")
     torch.manual_seed(0)
     model, batch = demo.Swarm(), demo.swarm_graphs()
-    (folder / "network.py").write_text(NETWORK, encoding="utf-8")
+    (folder / "network.py").write_text(network(), encoding="utf-8")
     torch.save(batch, folder / "batch.pt")
     say("training a few steps under gnnstab.Monitor")
     _record(fixes.apply(model, "mean-aggregation-root", batch=batch), batch, folder / "run.gnnstab")

@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from gnnstab.sharding import WHY, waits_for_others
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 T = TypeVar("T")
@@ -34,6 +36,18 @@ def same_random_state() -> Iterator[None]:
             generator.set_state(state)
 
 
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Every generator set to ``seed`` inside, and given back as it was: two runs then differ in nothing drawn."""
+    import torch
+
+    with same_random_state():
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
+        yield
+
+
 def keeps_random_state(function: Function) -> Function:
     """A function that runs within `same_random_state`."""
 
@@ -50,7 +64,13 @@ def deep_copy(value: T, memo: dict[int, Any] | None = None) -> T:
 
     torch_geometric's Sequential draws a name for its generated forward, also when it is copied, and two that draw the same
     name share one forward. Giving the state of `random` back after a plain copy would make the caller's next one such a pair.
+
+    Raises:
+        RuntimeError: The value is a model of which other processes hold a part: running a copy would wait for them, while they
+            go on with the training.
     """
+    if waits_for_others(value):
+        raise RuntimeError(WHY)
     state = random.getstate()
     random.seed()
     try:

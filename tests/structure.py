@@ -9,6 +9,8 @@ from __future__ import annotations
 import io
 import pickletools
 import random
+import re
+import struct
 import zipfile
 from collections.abc import Callable
 
@@ -38,6 +40,8 @@ NAMES = (
     "_codecs encode",
     "numpy.core.multiarray scalar",
     "numpy dtype",
+    "posix system",
+    "builtins eval",
     "mine Thing",
     "torch_geometric.data.data Data",
     "torch_geometric.data.batch DynamicInheritanceGetter",
@@ -79,9 +83,10 @@ BINDING = (
 
 
 def operations(pickle: bytes) -> list[bytes]:
-    """The operations of a pickle, each with its argument."""
-    places = [place for _, _, place in pickletools.genops(pickle) if place is not None]
-    return [pickle[start:end] for start, end in zip(places, [*places[1:], len(pickle)], strict=True)]
+    """The operations of a pickle, each with its argument, without what comes after it."""
+    stream = io.BytesIO(pickle)
+    places = [place for _, _, place in pickletools.genops(stream) if place is not None]
+    return [pickle[start:end] for start, end in zip(places, [*places[1:], stream.tell()], strict=True)]
 
 
 def _named(rng: random.Random) -> bytes:
@@ -95,7 +100,7 @@ def _a_call(rng: random.Random) -> list[bytes]:
 
 def _nested(rng: random.Random) -> list[bytes]:
     return [rng.choice((b")", b"K\x01", b"N"))] + [rng.choice((b"\x85", b"]0\x85"))] * rng.choice(
-        (1, 2, 20, 2000, 200_000)
+        (*(1, 2, 20, 2000) * 50, 200_000)
     )
 
 
@@ -144,7 +149,16 @@ def in_operations(content: bytes, edits: list[Edit]) -> bytes:
                 rng.choice(WAYS)(parts, int(place * len(parts)) % len(parts), rng)
         return b"".join(parts)[: 20 * 2**20]
 
-    return repacked(content, lambda name, data: [(name, changed(data) if name.endswith("data.pkl") else data)])
+    if content.startswith(b"PK"):
+        return repacked(content, lambda name, data: [(name, changed(data) if name.endswith("data.pkl") else data)])
+    # The format before torch 1.6: five pickles, of which the fourth describes the tensors, and then their storages.
+    pickles, at = [], 0
+    for _ in range(5):
+        pickles.append(b"".join(operations(content[at:])))
+        at += len(pickles[-1])
+    chosen = 3 if edits[0][0] < 0.8 else int(edits[0][0] * 1000) % 5
+    pickles[chosen] = changed(pickles[chosen])
+    return b"".join(pickles) + content[at:]
 
 
 def in_members(content: bytes, edits: list[Edit]) -> bytes:
@@ -168,3 +182,44 @@ def in_members(content: bytes, edits: list[Edit]) -> bytes:
         ][way]
 
     return repacked(content, changed)
+
+
+FIELDS = (
+    (4, "H"),
+    (6, "H"),
+    (8, "H"),
+    (10, "H"),
+    (16, "I"),
+    (20, "I"),
+    (24, "I"),
+    (28, "H"),
+    (30, "H"),
+    (32, "H"),
+    (42, "I"),
+)
+"""Of an entry in the directory of an archive: versions, flags, method, checksum, sizes, lengths, place."""
+
+NUMBERS = (0, 1, 2, 8, 30, 64, 0x41, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1)
+
+
+def in_directory(content: bytes, edits: list[Edit]) -> bytes:
+    """Fields of the archive's directory, and of the members' own headers, changed without anything else to fit them."""
+    data = bytearray(content)
+    for edit in edits:
+        rng = random.Random(repr(edit))
+        places = [match.start() for match in re.finditer(rb"PK\x01\x02", data)]
+        local = [match.start() for match in re.finditer(rb"PK\x03\x04", data)]
+        end = data.rfind(b"PK\x05\x06")
+        if not places or not local or end < 0:
+            break
+        at, form = rng.choice(FIELDS)
+        base = rng.choice(places)
+        if edit[1] == "zero":
+            base, (at, form) = end, rng.choice(((4, "H"), (8, "H"), (10, "H"), (12, "I"), (16, "I"), (20, "H")))
+        elif edit[1] == "truncate":
+            base, at, form = rng.choice(local), rng.choice((0, 26, 28)), "H"
+        near = int.from_bytes(data[base + at : base + at + 4], "little") + rng.randint(-64, 64)
+        size = struct.calcsize(form)
+        number = rng.choice((*NUMBERS, near, rng.choice(local), len(data) - rng.randint(0, 40)))
+        data[base + at : base + at + size] = (number % 2 ** (8 * size)).to_bytes(size, "little")
+    return bytes(data)

@@ -16,6 +16,7 @@ SOURCE = ROOT / "gnnstab"
 ORDER = [
     {"characters"},
     {"errors"},
+    {"sharding"},
     {"archive", "plugins", "randomness", "torch_private"},
     {"unpickling"},
     {"records"},

@@ -8,8 +8,9 @@ first use, so that `gnnstab.checkpoint.facts` can be imported without torch.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from gnnstab.plugins import on_first_use
 
 if TYPE_CHECKING:
     from gnnstab.checkpoint._folder import checkpoints_in as checkpoints_in
@@ -23,22 +24,13 @@ if TYPE_CHECKING:
     from gnnstab.checkpoint.facts import CheckpointFacts as CheckpointFacts
     from gnnstab.checkpoint.facts import Undecided as Undecided
 
-_HOMES = {
-    "Checkpoint": "_loading",
-    "CheckpointFacts": "facts",
-    "Undecided": "facts",
-    "checkpoints_in": "_folder",
-    "informed": "_live",
-    "load": "_loading",
-    "load_into": "_matching",
-    "recover": "_recovery",
-    "recover_model": "_live",
-    "rebuild": "_rebuilding",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    return value
+__getattr__ = on_first_use(
+    __name__,
+    _loading="Checkpoint load",
+    facts="CheckpointFacts Undecided",
+    _folder="checkpoints_in",
+    _matching="load_into",
+    _recovery="recover",
+    _live="informed recover_model",
+    _rebuilding="rebuild",
+)

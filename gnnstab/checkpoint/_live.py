@@ -13,7 +13,9 @@ from gnnstab.checkpoint._optimizer import OptimizerState, read_optimizer
 from gnnstab.checkpoint._pickle_stubs import known_facts
 from gnnstab.checkpoint._recovery import recover
 from gnnstab.checkpoint.facts import CheckpointFacts
+from gnnstab.errors import UsageError
 from gnnstab.layers.lazy import unwritten
+from gnnstab.sharding import WHY, waits_for_others
 
 
 def recover_model(
@@ -23,7 +25,14 @@ def recover_model(
 
     The module decides heads, concat and dropout; nothing has to be assumed about them. No tensor is changed;
     those on a device are read from copies on the host, as a file's are.
+
+    Raises:
+        UsageError: Other processes hold a part of the model.
     """
+    if waits_for_others(model):
+        raise UsageError(
+            f"{type(model).__name__}: {WHY}; wrap the run in gnnstab.Monitor, or diagnose a file of its full state dict"
+        )
     known = known_facts(model)
     # A model that is one bare layer is named as the probe names it.
     prefix = f"{type(model).__name__}." if "" in known else ""

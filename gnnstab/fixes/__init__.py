@@ -7,10 +7,10 @@
 """
 
 from gnnstab.fixes.base import Fix as Fix
-from gnnstab.fixes.catalogue import FIXES as FIXES
 from gnnstab.fixes.export import export as export
 from gnnstab.fixes.recommendation import recommend as recommend
 from gnnstab.fixes.source_diff import diff as diff
+from gnnstab.fixes.table import FIXES as FIXES
 from gnnstab.fixes.table import apply as apply
 from gnnstab.fixes.table import change as change
 from gnnstab.fixes.table import find as find

@@ -1,15 +1,15 @@
-"""Another reduction over incoming messages."""
+"""Fixes of a module that sums raw messages: another reduction, a norm behind it, a term of the node itself."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from gnnstab.errors import FixError
 from gnnstab.fixes.base import Fix
-from gnnstab.fixes.model_structure import edited_copy, sum_aggregators
+from gnnstab.fixes.model_structure import add_part, sum_aggregators
 from gnnstab.records import LayerFacts, Signals
-from gnnstab.records.vocabulary import AGGREGATION_EXPONENT
+from gnnstab.records.vocabulary import AGGREGATION_EXPONENT, ATTENTION_ENTROPY
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,24 +21,75 @@ class Aggregation(Fix):
     Options: ``aggr`` (``mean``), ``only`` (names of layers; all modules that sum raw messages).
     """
 
-    name: ClassVar[str] = "aggregation"
-    title: ClassVar[str] = "another aggregation"
-    causes: ClassVar[tuple[str, ...]] = ()
-    signal: ClassVar[str] = AGGREGATION_EXPONENT
-    keeps_function: ClassVar[bool] = False
-    needs_fresh_weights: ClassVar[bool] = True
-    cost: ClassVar[str] = "none; without a root term node identity fades as 1/degree"
+    name = "aggregation"
+    title = "another aggregation"
+    signal = AGGREGATION_EXPONENT
+    needs_fresh_weights = True
+    cost = "none; without a root term node identity fades as 1/degree"
 
-    def change(self, layers: Sequence[LayerFacts], signals: Signals | None = None, **options: Any) -> str:
-        """The constructor's ``aggr=``."""
-        return f"super().__init__(aggr={options.get('aggr', 'mean')!r})  # in {aggregator_names(layers)}"
+    def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
+        return f"super().__init__(aggr={options.get('aggr', 'mean')!r})  # in {_names(layers)}"
 
-    def apply(self, model: nn.Module, **options: Any) -> nn.Module:
-        """Exchange the reduction of the modules that sum raw messages."""
-        with edited_copy(model) as copy:
-            for _, module in sum_aggregators(copy, options.get("only")):
-                set_aggregation(module, options.get("aggr", "mean"))
-            return copy
+    def _edit(self, copy: nn.Module, options: dict[str, Any]) -> None:
+        for _, module in sum_aggregators(copy, options.get("only")):
+            set_aggregation(module, options.get("aggr", "mean"))
+
+
+class MeanAggregationRoot(Fix):
+    """h_i = mean_j(m_ij) + W·x_i: the scale no longer follows the in-degree, and every node keeps its own features.
+
+    Options: ``batch`` (one batch; needed where the module does not declare its widths), ``only`` (names of layers; all
+    modules that sum raw messages), ``seed`` (0).
+    """
+
+    name = "mean-aggregation-root"
+    title = "mean aggregation with a root term"
+    causes = ("sum-aggregation", "attention-explosion")
+    signal = ATTENTION_ENTROPY
+    needs_fresh_weights = True
+    cost = "one linear layer; counts of neighbours are no longer seen"
+
+    def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
+        return (
+            f"# in {_names(layers)}\n"
+            "super().__init__(aggr='mean')\n"
+            f"self.lin_root = nn.Linear({', '.join(_widths(layers))})  # in __init__\n"
+            "out = out + self.lin_root(x)  # in forward, after out = self.propagate"
+        )
+
+    def _edit(self, copy: nn.Module, options: dict[str, Any]) -> None:
+        modules = [m for _, m in sum_aggregators(copy, options.get("only"))]
+        for module in modules:
+            set_aggregation(module, "mean")
+        _add_self_term(copy, modules, options.get("batch"), norm=False, root=True)
+
+
+class NormAfterSum(Fix):
+    """h_i = LayerNorm(Σ_j m_ij) + W·x_i. A norm inside the message, before the sum, does not help.
+
+    Options: ``root`` (True; False leaves the root term out), ``batch``, ``only``, ``seed`` as in
+    ``mean-aggregation-root``.
+    """
+
+    name = "norm-after-sum"
+    title = "LayerNorm after the sum, with a root term"
+    causes = ("sum-aggregation", "attention-explosion")
+    signal = ATTENTION_ENTROPY
+    needs_fresh_weights = True
+    cost = "one LayerNorm and one linear layer"
+
+    def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
+        root = options.get("root", True)
+        wide, narrow = _widths(layers)
+        lines = [f"# in {_names(layers)}", f"self.sum_norm = nn.LayerNorm({narrow})  # in __init__"]
+        if root:
+            lines.append(f"self.lin_root = nn.Linear({wide}, {narrow})  # in __init__")
+        term = " + self.lin_root(x)" if root else ""
+        return "\n".join([*lines, f"out = self.sum_norm(out){term}  # in forward, after out = self.propagate"])
+
+    def _edit(self, copy: nn.Module, options: dict[str, Any]) -> None:
+        modules = [m for _, m in sum_aggregators(copy, options.get("only"))]
+        _add_self_term(copy, modules, options.get("batch"), norm=True, root=bool(options.get("root", True)))
 
 
 def set_aggregation(module: Any, aggr: str) -> None:
@@ -52,18 +103,80 @@ def set_aggregation(module: Any, aggr: str) -> None:
     module.aggr = aggr
 
 
-def aggregator_widths(layers: Sequence[LayerFacts]) -> tuple[str, str]:
+def _sums(layers: Sequence[LayerFacts]) -> list[LayerFacts]:
+    return [f for f in layers if not f.attention and f.aggregation in ("add", "sum")]
+
+
+def _widths(layers: Sequence[LayerFacts]) -> tuple[str, str]:
     """Input and output width of the layers that sum, as code; the names of the arguments where they were not seen."""
-    found = {
-        (f.in_channels[1] if f.in_channels else None, f.out_channels)
-        for f in layers
-        if not f.attention and f.aggregation in ("add", "sum")
-    }
+    found = {(f.in_channels[1] if f.in_channels else None, f.out_channels) for f in _sums(layers)}
     wide, narrow = found.pop() if len(found) == 1 else (None, None)
     return str(wide or "in_channels"), str(narrow or "out_channels")
 
 
-def aggregator_names(layers: Sequence[LayerFacts]) -> str:
+def _names(layers: Sequence[LayerFacts]) -> str:
     """``embed_layer (EmbedConv)``: the recorded layers that sum raw messages."""
-    found = [f"{f.name} ({f.kind})" for f in layers if not f.attention and f.aggregation in ("add", "sum")]
-    return ", ".join(found) or "the module that sums"
+    return ", ".join(f"{f.name} ({f.kind})" for f in _sums(layers)) or "the module that sums"
+
+
+def _add_self_term(model: nn.Module, modules: list[nn.Module], batch: Any, *, norm: bool, root: bool) -> None:
+    """Give each module, in place, a ``sum_norm`` (LayerNorm) and a ``root_term`` (linear in the node's own features).
+
+    The widths are read off one forward pass on ``batch``. Raises `FixError` when there is no batch and the modules
+    have no ``in_channels`` and ``out_channels``, or when a module is not called with node features.
+    """
+    from torch import nn as torch_nn
+
+    from gnnstab.nn.output_hooks import SelfTerm
+
+    widths = [_declared(module) for module in modules]
+    if any(w is None for w in widths):
+        widths = list(_observed(model, modules, batch))
+    for module, width in zip(modules, widths, strict=True):
+        assert width is not None
+        if norm:
+            add_part(module, "sum_norm", torch_nn.LayerNorm(width[1]))
+        if root:
+            add_part(module, "root_term", torch_nn.Linear(width[0], width[1]))
+        module.register_forward_hook(SelfTerm(), with_kwargs=True)
+
+
+def _declared(module: Any) -> tuple[int, int] | None:
+    wide = getattr(module, "in_channels", None)
+    if isinstance(wide, (tuple, list)):
+        wide = wide[-1]
+    out = getattr(module, "out_channels", None)
+    return (wide, out) if isinstance(wide, int) and isinstance(out, int) and wide > 0 and out > 0 else None
+
+
+def _observed(model: nn.Module, modules: list[nn.Module], batch: Any) -> list[tuple[int, int] | None]:
+    """Widths (own features, output) of the modules during one forward pass in eval mode."""
+    import torch
+
+    from gnnstab.probe.batches.arguments import as_arguments
+
+    if batch is None:
+        raise FixError("the widths of the aggregation are only seen in a forward pass: pass batch=")
+    seen: dict[int, tuple[int, int]] = {}
+
+    def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        x = kwargs["x"] if "x" in kwargs else args[0] if args else None
+        own = x[1] if isinstance(x, tuple) else x
+        if isinstance(own, torch.Tensor) and isinstance(output, torch.Tensor):
+            seen[id(module)] = (own.size(-1), output.size(-1))
+
+    handles = [module.register_forward_hook(look, with_kwargs=True) for module in modules]
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        args, kwargs = as_arguments(batch, model)[0]
+        with torch.no_grad():
+            model(*args, **kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, training in modes:
+            module.training = training
+    if len(seen) < len(modules):
+        raise FixError("a module that sums messages was not called with node features as its first argument or as x=")
+    return [seen[id(module)] for module in modules]

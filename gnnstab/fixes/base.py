@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from gnnstab.errors import FixError
+from gnnstab.fixes.model_structure import edited_copy
 from gnnstab.records import LayerFacts, Signals
 
 if TYPE_CHECKING:
@@ -13,9 +15,10 @@ if TYPE_CHECKING:
 
 
 class Fix(ABC):
-    """One change to a model, its input or its training.
+    """One change to a model, its input or its training; its docstring says what it does, when it helps, and its options.
 
-    Files in this room import torch inside `apply` only, so that a report can print the change without torch.
+    A subclass writes `_lines`, and `_edit` where a copy of the model can be changed. Files in this room import torch inside
+    `_edit` only, so that a report can print the change without torch.
     """
 
     name: ClassVar[str]
@@ -24,34 +27,36 @@ class Fix(ABC):
     title: ClassVar[str]
     """A few words for reports."""
 
-    causes: ClassVar[tuple[str, ...]]
+    causes: ClassVar[tuple[str, ...]] = ()
     """Causes that it addresses, best first."""
 
     signal: ClassVar[str]
     """The signal that should move when it works."""
 
+    cost: ClassVar[str] = "none"
+    """What it costs in time, memory or accuracy, in a few words."""
+
     edit: ClassVar[str] = ""
     """What it does to a layer, where not every kind can be edited so: see `gnnstab.layers.Layer.applies`."""
 
-    keeps_function: ClassVar[bool]
+    keeps_function: ClassVar[bool] = False
     """True when the trained weights keep their meaning (a setting or a weight edit): judged on the current weights."""
 
-    needs_fresh_weights: ClassVar[bool]
+    needs_fresh_weights: ClassVar[bool] = False
     """True when trained weights are useless after it: judged on paired fresh twins."""
 
-    cost: ClassVar[str]
-    """What it costs in time, memory or accuracy, in a few words."""
-
-    @abstractmethod
     def change(self, layers: Sequence[LayerFacts], signals: Signals | None = None, **options: Any) -> str:
         """The exact change as code for these layers, with the user's own arguments."""
+        return self._lines(layers, signals, options)
 
-    @abstractmethod
     def apply(self, model: nn.Module, **options: Any) -> nn.Module:
-        """A changed deep copy; the model itself is untouched.
+        """A changed deep copy; the model itself is untouched. New parameters are drawn from the option ``seed`` (0).
 
         Raises `FixError` when the model offers no place for the change.
         """
+        with edited_copy(model, int(options.get("seed", 0))) as copy:
+            self._edit(copy, options)
+            return copy
 
     def helps(self, layers: Sequence[LayerFacts], signals: Signals | None = None, **options: Any) -> bool:
         """False where the change would leave this model as it is; such a fix is not offered."""
@@ -60,3 +65,23 @@ class Fix(ABC):
     def training_options(self, **options: Any) -> Mapping[str, Any]:
         """What the fix changes about training rather than the model: ``lr``, ``eps``, ``clip``, ``autocast``."""
         return {}
+
+    @abstractmethod
+    def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
+        """The code to print."""
+
+    def _edit(self, copy: nn.Module, options: dict[str, Any]) -> None:  # noqa: B027  # not every fix has one
+        """Change the copy in place; a fix of the training alone leaves it as it is."""
+
+
+def attention_in(layers: Sequence[LayerFacts]) -> list[LayerFacts]:
+    """The attention layers among them."""
+    return [layer for layer in layers if layer.attention]
+
+
+def positive(options: Mapping[str, Any], key: str, default: float) -> float:
+    """An option that must be a positive number."""
+    value = float(options.get(key, default))
+    if not value > 0:
+        raise FixError(f"{key}={value} must be positive")
+    return value

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from gnnstab.errors import FixError
 from gnnstab.fixes.base import Fix
+from gnnstab.records import LayerFacts, Signals
+from gnnstab.records.vocabulary import FEATURE_NON_FINITE, LOSS, OPTIMIZER_NEVER_UPDATED
+from gnnstab.rules.operation_advice import advice
 
 if TYPE_CHECKING:
     from torch import nn
@@ -14,12 +18,139 @@ if TYPE_CHECKING:
 class ByHand(Fix):
     """A change that only its user can make; `change` prints it and `verify` says that it was not tested."""
 
-    keeps_function: ClassVar[bool] = False
-    needs_fresh_weights: ClassVar[bool] = False
-
     where: ClassVar[str]
     """What has to be changed, in a few words."""
 
     def apply(self, model: nn.Module, **options: Any) -> nn.Module:
         """Raises `FixError`: a tool that sees the model alone cannot make the change."""
         raise FixError(f"{self.name} is a change of {self.where}: make it by hand and diagnose again")
+
+
+def operation_behind(signals: Signals | None) -> Mapping[str, Any]:
+    """What is known about the first operation that made a NaN or Inf; empty where none was found."""
+    if signals is None:
+        return {}
+    events = [e for e in signals.events if e.kind == "non-finite" and e.detail.get("operation")]
+    first = min(events, key=lambda event: event.step, default=None)
+    found = None if first is None else first.detail["operation"]
+    return found if isinstance(found, Mapping) else {}
+
+
+def _spot(operation: Mapping[str, Any]) -> str:
+    """``# line 26 of loss.py, now: loss = …`` above a change; empty where the line is unknown."""
+    if not operation.get("file"):
+        return ""
+    name = str(operation["file"]).replace("\\", "/").rpartition("/")[2]
+    code = f", now: {operation['code']}" if operation.get("code") else ""
+    return f"# line {operation.get('line')} of {name}{code}\n"
+
+
+class CleanData(ByHand):
+    """Find and mend the NaN and Inf in the features where they come into being, and refuse them from then on."""
+
+    name = "clean-data"
+    title = "no NaN or Inf in the data"
+    causes = ("non-finite-data",)
+    signal = FEATURE_NON_FINITE
+    cost = "one pass over the data"
+    where = "the data"
+
+    def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
+        tensor = operation_behind(signals).get("tensor")
+        tensor = tensor if isinstance(tensor, dict) else {}
+        events = signals.events if signals is not None else ()
+        if tensor.get("owner") == "parameter" or any(e.stage == "weight" for e in events):
+            return (
+                "bad = [name for name, p in model.named_parameters() if not torch.isfinite(p).all()]\n"
+                "if bad:  # after the weights are loaded\n"
+                '    raise ValueError(f"NaN or Inf in {bad}")'
+            )
+        *stores, name = str(tensor.get("name") or "x").split(".")
+        named = all(part.isidentifier() for part in (*stores, name))
+        data = "".join(f'["{store}"]' for store in stores) + f".{name}" if named else ".x"
+        return (
+            f"bad = ~torch.isfinite(data{data})\n"
+            "if bad.any():  # where the data is made: mend the source, do not hide it\n"
+            '    raise ValueError(f"NaN or Inf in rows {bad.nonzero()[:5, 0].tolist()}")'
+        )
+
+
+class SafeOperation(ByHand):
+    """Write what is meant by a function that is defined everywhere, or keep its operand where it is."""
+
+    name = "safe-operation"
+    title = "an operation that is defined for every operand"
+    causes = ("undefined-operation",)
+    signal = LOSS
+    where = "the line that made the value"
+
+    def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
+        operation = operation_behind(signals)
+        said = advice(operation, "undefined-operation")
+        if said:
+            return f"{_spot(operation)}# {said}"
+        return (
+            "x.clamp_min(1e-12).log()                   # in place of x.log(); logsigmoid and log_softmax where they fit\n"
+            "a / b.clamp_min(1e-12)                     # in place of a / b\n"
+            "(x.square().sum(-1) + 1e-12).sqrt()        # in place of x.norm(dim=-1): its derivative at zero\n"
+            "(e - e_max[target]).exp()                  # in place of e.exp(): e_max is the maximum of each group"
+        )
+
+
+class SetMask(ByHand):
+    """Set masked entries in place of multiplying them, and leave one entry open in every row of a softmax."""
+
+    name = "set-mask"
+    title = "masked entries are set, not multiplied"
+    causes = ("masking",)
+    signal = LOSS
+    where = "the line that masks"
+
+    def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
+        operation = operation_behind(signals)
+        if operation.get("kind") == "all-masked":
+            change = (
+                "empty = ~mask.any(-1, keepdim=True)  # rows in which nothing is left\n"
+                "weights = scores.masked_fill(~mask & ~empty, float('-inf')).softmax(-1).masked_fill(empty, 0.0)"
+            )
+        elif not operation:
+            change = "scores = scores.masked_fill(~mask, float('-inf'))  # in place of scores * mask: exp(0) is 1"
+        else:
+            change = "values = values.masked_fill(~mask, 0.0)  # in place of values * mask: 0 · inf and 0 · NaN are NaN"
+        return _spot(operation) + change
+
+
+class Fp32Operation(ByHand):
+    """Compute the loss, or the operation that left the range of half precision, in float32."""
+
+    name = "fp32-operation"
+    title = "the operation in float32"
+    causes = ("precision",)
+    signal = LOSS
+    cost = "twice the memory of its operands"
+    where = "the line that overflowed"
+
+    def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
+        operation = operation_behind(signals)
+        if operation.get("place") == "model":
+            change = "with torch.autocast(x.device.type, enabled=False):\n    y = self.module(x.float())"
+        else:
+            change = "with torch.autocast(output.device.type, enabled=False):\n    loss = criterion(output.float(), target.float())"
+        return _spot(operation) + change
+
+
+class Reconnect(ByHand):
+    """Take ``detach()`` and ``no_grad()`` out of forward, and give the optimizer every parameter."""
+
+    name = "reconnect"
+    title = "a path from the loss to every parameter"
+    causes = ("never-updated-parameter",)
+    signal = OPTIMIZER_NEVER_UPDATED
+    where = "forward or of the optimizer's parameters"
+
+    def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
+        return (
+            "# forward: no .detach(), .data or torch.no_grad() between the layers; the optimizer: model.parameters()\n"
+            "loss.backward()\n"
+            "assert all(p.grad is not None for p in model.parameters() if p.requires_grad)"
+        )

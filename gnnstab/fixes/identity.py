@@ -1,15 +1,116 @@
-"""How the residual fixes lay an identity path around the layers of a copy."""
+"""Fixes that lay an identity path around the layers of a model."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from gnnstab.errors import FixError
+from gnnstab.fixes._initialisation import init_lines, initialise
+from gnnstab.fixes.base import Fix, attention_in
 from gnnstab.fixes.model_structure import Stack, Unit, add_part, stacks
+from gnnstab.fixes.printing import ACT, activated, attribute_names, layer_call
 from gnnstab.layers import layer_of
+from gnnstab.records import LayerFacts, Signals
+from gnnstab.records.vocabulary import GRADIENT_RATIO
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+class Residual(Fix):
+    """x ← act(conv(x)) + weight·x. The weight decides: 0.1 changes nothing measurable, 1.0 carries the gradient.
+
+    On weights with a gain of √2 or more even 1.0 explodes; see ``residual-depth-init`` and ``pre-norm-residual``.
+    `gnnstab.nn.IdentityPath` tells what it can reach.
+    Options: ``weight`` (0.1, as in the document that the project grew from).
+    """
+
+    name = "residual"
+    title = "weighted residual connection"
+    causes = ("no-residual",)
+    signal = GRADIENT_RATIO
+    needs_fresh_weights = True
+    cost = "one addition per layer"
+
+    def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
+        return _residual_lines(layers, float(options.get("weight", 0.1)))
+
+    def _edit(self, copy: nn.Module, options: dict[str, Any]) -> None:
+        add_identity(copy, float(options.get("weight", 0.1)))
+
+
+class PreNormResidual(Fix):
+    """x ← x + act(conv(norm(x))): gradients pass at any depth, for any gain of the weights.
+
+    Options: ``weight`` (1.0).
+    """
+
+    name = "pre-norm-residual"
+    title = "pre-norm with a residual of weight 1"
+    causes = (
+        *("no-residual", "oversmoothing", "unsuitable-init", "normalization-misuse", "saturated-gate"),
+        "indistinguishable-nodes",
+    )
+    signal = GRADIENT_RATIO
+    needs_fresh_weights = True
+    cost = "one LayerNorm and one addition per layer"
+
+    def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
+        attention = attention_in(layers)
+        widths = {layer.in_channels[1] for layer in attention if layer.in_channels}
+        width = str(widths.pop()) if len(widths) == 1 else "width"
+        head = f"self.norms = nn.ModuleList([nn.LayerNorm({width}) for _ in range({len(attention)})])  # in __init__"
+        return f"{head}\n{_residual_lines(layers, float(options.get('weight', 1.0)), norm=True)}"
+
+    def _edit(self, copy: nn.Module, options: dict[str, Any]) -> None:
+        add_identity(copy, float(options.get("weight", 1.0)), norms=True)
+
+
+class ResidualDepthInit(Fix):
+    """x ← x + act(conv(x)) with Xavier gain 1/√(1 + L): the branches are small, the identity carries the gradient.
+
+    Options: ``weight`` (1.0).
+    """
+
+    name = "residual-depth-init"
+    title = "residual of weight 1 with depth-scaled initialisation"
+    causes = ("no-residual", "unsuitable-init", "oversmoothing")
+    signal = GRADIENT_RATIO
+    needs_fresh_weights = True
+    cost = "one addition per layer; training starts anew"
+
+    def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
+        return f"{init_lines(layers)}\n{_residual_lines(layers, float(options.get('weight', 1.0)))}"
+
+    def _edit(self, copy: nn.Module, options: dict[str, Any]) -> None:
+        initialise(copy)
+        add_identity(copy, float(options.get("weight", 1.0)))
+
+
+def _residual_lines(layers: Sequence[LayerFacts], weight: float, *, norm: bool = False) -> str:
+    """``x = act(conv(x)) + weight * x`` for every attention layer whose width stays the same; a list of layers as one loop."""
+    attention = attention_in(layers)
+    written, term = attribute_names(layers), "x" if weight == 1.0 else f"{weight} * x"
+
+    def line(layer: LayerFacts, called: str, normed: str) -> str:
+        new = activated(layer, layer_call(layer, called, normed if norm else "x"))
+        return f"x = {term} + {new}" if _same_width(layer) else f"x = {new}  # other width: no identity here"
+
+    whole = {written[layer.name].rpartition("[")[0] for layer in attention}
+    in_loop = {line(layer, "conv", "norm(x)") for layer in attention}
+    if len(attention) > 1 and len(whole) == len(in_loop) == 1 and "" not in whole:
+        convs = whole.pop()
+        over = f"conv, norm in zip({convs}, self.norms)" if norm else f"conv in {convs}"
+        lines = [f"for {over}:", f"    {in_loop.pop()}"]
+    else:
+        lines = [line(layer, written[layer.name], f"self.norms[{number}](x)") for number, layer in enumerate(attention)]
+    code = "\n".join(lines) or f"x = {term} + act(conv({'norm(x)' if norm else 'x'}, edge_index))"
+    return f"{ACT}\n{code}" if " act(" in code else code
+
+
+def _same_width(layer: LayerFacts) -> bool:
+    return layer.in_channels is None or layer.width is None or layer.in_channels[1] == layer.width
 
 
 def add_identity(model: nn.Module, weight: float, *, norms: bool = False) -> int:
@@ -40,11 +141,17 @@ def keeps_width(module: Any) -> bool:
     return kind.rowwise and facts.in_channels is not None and facts.width in facts.in_channels
 
 
+def _of_rows(module: Any) -> bool:
+    """False for an attention layer that is not given one tensor of nodes of a known width."""
+    kind = layer_of(module)
+    return kind is None or (kind.rowwise and kind.facts("", module, 0).in_channels is not None)
+
+
 def _attach(stack: Stack, weight: float, norms: bool) -> None:
     from gnnstab.nn.identity import EnterLayer, Forget, IdentityPath, LeaveLayer
 
     path = IdentityPath(weight)
-    units = [unit for unit in stack.units if (kind := layer_of(unit.module)) is None or kind.rowwise]
+    units = [unit for unit in stack.units if _of_rows(unit.module)]
     last = max((unit.group for unit in units), default=0)
     for unit in units:
         if norms:

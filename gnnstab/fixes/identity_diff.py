@@ -52,7 +52,7 @@ def identity_edits(
         place = start_of(call.statement.value)
         edits.append(Edit(place, place, f"{factor}{call.argument.id} + "))
     if norms:
-        norm_class = _norm_class(tree)
+        norm_class = class_of_nn(tree, "LayerNorm")
         edits += [edit for call in calls for edit in _normed(call, layers[call.attribute].listed, forward)]
         edits += [_constructed(method(node, "__init__"), name, held, norm_class) for name, held in layers.items()]
     return list(dict.fromkeys(edits))
@@ -113,15 +113,15 @@ def _constructed(constructor: ast.FunctionDef, attribute: str, held: _Held, norm
     return Edit(place, place, f"\n{' ' * made[0].col_offset}self.{attribute}_norm{'s' * held.listed} = {norm}")
 
 
-def _norm_class(tree: ast.Module) -> str:
-    """How the file would write ``torch.nn.LayerNorm``; raises `Unclear` when it imports neither torch nor its ``nn``."""
+def class_of_nn(tree: ast.Module, name: str) -> str:
+    """How the file would write ``torch.nn.<name>``; raises `Unclear` when it imports neither torch nor its ``nn``."""
     ways = []
     for node in tree.body:
         if isinstance(node, ast.ImportFrom) and node.module == "torch":
-            ways += [f"{alias.asname or 'nn'}.LayerNorm" for alias in node.names if alias.name == "nn"]
+            ways += [f"{alias.asname or 'nn'}.{name}" for alias in node.names if alias.name == "nn"]
         if isinstance(node, ast.Import):
-            ways += [f"{alias.asname}.LayerNorm" for alias in node.names if alias.name == "torch.nn" and alias.asname]
-            ways += [f"{alias.asname or 'torch'}.nn.LayerNorm" for alias in node.names if alias.name == "torch"]
+            ways += [f"{alias.asname}.{name}" for alias in node.names if alias.name == "torch.nn" and alias.asname]
+            ways += [f"{alias.asname or 'torch'}.nn.{name}" for alias in node.names if alias.name == "torch"]
     if not ways:
         raise Unclear
     return min(ways, key=len)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from gnnstab.fixes.source_diff import diff
-from gnnstab.records import Diagnosis, FixAdvice
+from gnnstab.records import Diagnosis, FixAdvice, LayerFacts
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,7 +21,7 @@ def in_own_lines(diagnosis: Diagnosis, model: nn.Module) -> Diagnosis:
     A change whose place is not certain there stays the code that it was. Nothing is written.
     """
     causes = tuple(
-        replace(cause, fixes=tuple(_advice(fix, model) for fix in cause.fixes))
+        replace(cause, fixes=tuple(_advice(fix, model, diagnosis.layers) for fix in cause.fixes))
         if cause.status in ("root-cause", "contributing")
         else cause
         for cause in diagnosis.causes
@@ -29,16 +29,16 @@ def in_own_lines(diagnosis: Diagnosis, model: nn.Module) -> Diagnosis:
     return replace(diagnosis, causes=causes)
 
 
-def own_lines(model: nn.Module, fix: str, options: Mapping[str, Any]) -> str:
+def own_lines(model: nn.Module, fix: str, options: Mapping[str, Any], layers: Sequence[LayerFacts] = ()) -> str:
     """The change of a fix as a unified diff of the model's own file; empty where its place there is not certain."""
     try:
-        return (diff(model, fix, **options) or "").rstrip("\n")
+        return (diff(model, fix, layers, **options) or "").rstrip("\n")
     except (OSError, UnicodeDecodeError):  # the file is gone, or no text
         return ""
 
 
-def _advice(fix: FixAdvice, model: nn.Module) -> FixAdvice:
-    found = own_lines(model, fix.fix, _options(fix.note))
+def _advice(fix: FixAdvice, model: nn.Module, layers: Sequence[LayerFacts]) -> FixAdvice:
+    found = own_lines(model, fix.fix, _options(fix.note), layers)
     return replace(fix, change=found) if found else fix
 
 

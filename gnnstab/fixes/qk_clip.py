@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from gnnstab.errors import FixError
 from gnnstab.fixes.base import Fix
-from gnnstab.fixes.model_structure import editable_layers, edited_copy
+from gnnstab.fixes.model_structure import editable_layers
 from gnnstab.layers import LAYERS, layer_named
 from gnnstab.records import LayerFacts, Signals
 from gnnstab.records.vocabulary import ATTENTION_ENTROPY, DEGREE_MEDIAN, SCORE_MAX_ABS
@@ -32,17 +32,15 @@ class QKClip(Fix):
     ``degree``; ``cap`` (3.0).
     """
 
-    name: ClassVar[str] = "qk-clip"
-    title: ClassVar[str] = "QK-clip: scale the query weights of saturated heads"
-    causes: ClassVar[tuple[str, ...]] = ("attention-explosion", "precision")
-    signal: ClassVar[str] = ATTENTION_ENTROPY
-    edit: ClassVar[str] = "scale_scores"
-    keeps_function: ClassVar[bool] = True
-    needs_fresh_weights: ClassVar[bool] = False
-    cost: ClassVar[str] = "none; flatter attention in the clipped heads, to be repeated in training"
+    name = "qk-clip"
+    title = "QK-clip: scale the query weights of saturated heads"
+    causes = ("attention-explosion", "precision")
+    signal = ATTENTION_ENTROPY
+    edit = "scale_scores"
+    keeps_function = True
+    cost = "none; flatter attention in the clipped heads, to be repeated in training"
 
-    def change(self, layers: Sequence[LayerFacts], signals: Signals | None = None, **options: Any) -> str:
-        """The edit with this model's own factors."""
+    def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
         factors = self._factors_or_none({"signals": signals, **options})
         if factors is None:
             kinds = [layer_named(layer) for layer in layers if layer.attention]
@@ -64,15 +62,14 @@ class QKClip(Fix):
         factors = self._factors_or_none({"signals": signals, **options})
         return factors is None or any(gamma < _UNTOUCHED for gammas in factors.values() for gamma in gammas)
 
-    def apply(self, model: nn.Module, **options: Any) -> nn.Module:
-        """Scale the query rows; layers without measured scores stay as they are."""
+    def _edit(self, copy: nn.Module, options: dict[str, Any]) -> None:
+        """Layers without measured scores stay as they are."""
         import torch
 
         factors = self.factors(**options)
-        with edited_copy(model) as copy, torch.no_grad():
+        with torch.no_grad():
             for name, layer, kind in editable_layers(copy, "scale_scores"):
                 kind.scale_scores(layer, factors.get(name, ()))
-            return copy
 
     def factors(self, **options: Any) -> Factors:
         """γ of every head of every measured layer.

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from gnnstab.fixes.by_hand import ByHand
-from gnnstab.fixes.operation_behind import operation_behind
+from gnnstab.fixes.by_hand import ByHand, operation_behind
 from gnnstab.fixes.table import find
 from gnnstab.layers import layer_named
 from gnnstab.records import Cause, Finding, FixAdvice, LayerFacts, Signals

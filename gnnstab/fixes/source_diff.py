@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 from gnnstab.errors import FixError
 from gnnstab.fixes.forward_calls import Unclear
 from gnnstab.fixes.identity_diff import identity_edits, reached
-from gnnstab.fixes.model_structure import attention_layers
+from gnnstab.fixes.model_structure import attention_layers, sum_aggregators
+from gnnstab.fixes.sum_diff import sum_edits
 from gnnstab.fixes.text_edits import Edit, edited, end_of, start_of
 from gnnstab.layers import LAYERS
+from gnnstab.records import LayerFacts
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,14 +26,17 @@ Sources = Mapping[Path, Mapping[str, Sequence["nn.Module"]]]
 """Source file → names of the model's classes in it → the modules of that class."""
 
 
-def diff(model: nn.Module, name: str, **options: Any) -> str | None:
+def diff(model: nn.Module, name: str, layers: Sequence[LayerFacts] = (), **options: Any) -> str | None:
     """A unified diff that makes the change, or None when it cannot be located for certain.
 
-    Located are arguments of a constructor (``dropout``, ``beta``, ``score-cap``, ``qk-norm``, ``fp32-attention``, ``aggregation``)
-    and, for ``residual`` and ``pre-norm-residual``, the lines ``x = act(self.conv(x, …))`` of a ``forward``, with the norms that they
-    need. Nothing is written: the text is to be read, or given to ``patch``.
+    Located are arguments of a constructor (``dropout``, ``beta``, ``score-cap``, ``qk-norm``, ``fp32-attention``, ``aggregation``),
+    for ``residual`` and ``pre-norm-residual`` the lines ``x = act(self.conv(x, …))`` of a ``forward``, with the norms that they
+    need, and for ``mean-aggregation-root`` and ``norm-after-sum`` the sum that a ``forward`` returns; the widths of the last are
+    those of ``layers``. Nothing is written: the text is to be read, or given to ``patch``.
     """
     sources = _sources(model)
+    if name in ("mean-aggregation-root", "norm-after-sum"):
+        return _sum_diff(model, sources, layers, norm=name == "norm-after-sum")
     if name in ("residual", "pre-norm-residual"):
         norms = name == "pre-norm-residual"
         weight = float(options.get("weight", 1.0 if norms else 0.1))
@@ -61,6 +66,29 @@ def _identity_diff(model: nn.Module, sources: Sources, weight: float, *, norms: 
     except (Unclear, FixError):
         return None
     return "".join(parts) or None
+
+
+def _sum_diff(model: nn.Module, sources: Sources, layers: Sequence[LayerFacts], *, norm: bool) -> str | None:
+    facts = {layer.name: layer for layer in layers}
+    parts = []
+    try:
+        summing = {module: facts[name] for name, module in sum_aggregators(model)}
+        for path, classes in sources.items():
+            source, tree = _parsed(path)
+            edits: list[Edit] = []
+            for node in _classes(tree, classes):
+                own = [summing.pop(module) for module in classes[node.name] if module in summing]
+                if not own:
+                    continue
+                edits += sum_edits(tree, node, own, norm=norm)
+                found = _calls(node, "super().__init__", {"aggr": ""})
+                if not norm and len(found) != 1:
+                    return None
+                edits += [e for call in found if not norm for e in _edits(call, "", "", {"aggr": "mean"})]
+            parts.append(_unified(path, source, edited(source, edits)))
+        return None if summing else "".join(parts) or None
+    except (Unclear, FixError, KeyError):
+        return None
 
 
 def _wanted(name: str, options: dict[str, Any]) -> tuple[str, str, dict[str, Any]] | None:

@@ -1,4 +1,4 @@
-"""Fixes by name."""
+"""The table of the fixes, and what to do with one by its name."""
 
 from __future__ import annotations
 
@@ -6,13 +6,68 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from gnnstab.errors import FixError, hint
+from gnnstab.fixes._bounded_scores import Fp32Attention, QKNorm, ScoreCap
+from gnnstab.fixes._initialisation import DepthInit, ReinitGate, ReinitLayers, ReinitQK, UnitGainInit
+from gnnstab.fixes._layer_settings import Beta, Dropout, RootWeight
+from gnnstab.fixes._norms_and_clamps import (
+    ActivationClamp,
+    GraphNorm,
+    InputStandardisation,
+    LayerNormInstead,
+    RemoveClamp,
+)
+from gnnstab.fixes._training import AdamEps, GradientClipping, LowerLearningRate
+from gnnstab.fixes.aggregation import Aggregation, MeanAggregationRoot, NormAfterSum
 from gnnstab.fixes.base import Fix
-from gnnstab.fixes.catalogue import FIXES
+from gnnstab.fixes.by_hand import CleanData, Fp32Operation, Reconnect, SafeOperation, SetMask
+from gnnstab.fixes.identity import PreNormResidual, Residual, ResidualDepthInit
+from gnnstab.fixes.qk_clip import QKClip
 from gnnstab.randomness import keeps_random_state
 from gnnstab.records import LayerFacts, Signals
 
 if TYPE_CHECKING:
     from torch import nn
+
+FIXES: dict[str, Fix] = {
+    fix.name: fix
+    for fix in (
+        # Phases 1 to 3 of the document that the project grew from, in its order, and its stop-gap.
+        Dropout(),
+        Beta(),
+        Residual(),
+        DepthInit(),
+        LowerLearningRate(),
+        GraphNorm(),
+        ScoreCap(),
+        Aggregation(),
+        ActivationClamp(),
+        # What measurements found to work.
+        PreNormResidual(),
+        ResidualDepthInit(),
+        UnitGainInit(),
+        QKNorm(),
+        QKClip(),
+        MeanAggregationRoot(),
+        NormAfterSum(),
+        Fp32Attention(),
+        GradientClipping(),
+        AdamEps(),
+        InputStandardisation(),
+        ReinitQK(),
+        ReinitGate(),
+        ReinitLayers(),
+        LayerNormInstead(),
+        RootWeight(),
+        RemoveClamp(),
+        # What can only be done by hand.
+        CleanData(),
+        SafeOperation(),
+        SetMask(),
+        Fp32Operation(),
+        Reconnect(),
+    )
+}
+"""Every fix by name."""
 
 FORMER = {"qk-redraw": "reinit-qk", "gate-redraw": "reinit-gate", "layer-redraw": "reinit-layers"}
 """Former names, accepted in version 0.1."""

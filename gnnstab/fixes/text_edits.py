@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -34,3 +35,20 @@ def edited(source: str, edits: Sequence[Edit]) -> str:
         (top, left), (bottom, right) = edit.start, edit.end
         lines[top : bottom + 1] = [lines[top][:left] + edit.text.encode() + lines[bottom][right:]]
     return b"".join(lines).decode()
+
+
+def changed_lines(diff: str) -> list[str]:
+    """The lines that a unified diff takes away and adds, with their numbers, under the name of each file; empty for other text."""
+    shown: list[str] = []
+    number, indent = 0, None
+    for line in diff.splitlines() if diff.startswith("--- ") else ():
+        if line.startswith("+++ "):
+            shown.append(line.removeprefix("+++ b/"))
+        elif hunk := re.match(r"@@ -\S+ \+(\d+)", line):
+            number, indent = int(hunk[1]), None
+        elif line.startswith(("-", "+")) and not line.startswith("--- "):
+            blanks = len(line[1:]) - len(line[1:].lstrip())
+            indent = blanks if indent is None else min(indent, blanks)
+            shown.append(f"{number:>4} {line[0]} {line[1 + indent :]}")
+        number += line.startswith((" ", "+")) and not line.startswith("+++ ")
+    return shown

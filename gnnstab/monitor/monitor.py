@@ -17,6 +17,7 @@ from gnnstab.fixes.own_lines import in_own_lines
 from gnnstab.monitor._arguments import OnFinding, check, optimizers_of, path_of, steps_between
 from gnnstab.monitor._ending import Ending
 from gnnstab.monitor._live import LiveWatch
+from gnnstab.monitor._opening import Opening
 from gnnstab.observation import static_signals
 from gnnstab.probe.attaching.boundary import Boundary
 from gnnstab.probe.batches.loss import of_output_and_batch
@@ -126,7 +127,8 @@ class Monitor:
         self._reported: set[str] = set()
         self._trouble = ""
         self._live = LiveWatch(self._recorder, self._writer, self._feed, self._updates, self._slopes)
-        self._ending = Ending(self._recorder, self._writer, loss)
+        self._opening = Opening(self._recorder, self._writer, loss)
+        self._ending = Ending(self._recorder, self._writer, loss, optimizers)
 
     def __enter__(self) -> Monitor:
         self._ended, self._entered = False, True
@@ -174,6 +176,7 @@ class Monitor:
     def loss(self, loss: Tensor | float) -> None:
         """Give the loss of this step, before or after the optimizer's step."""
         self._guarded("the loss", lambda: self._recorder.loss(loss))
+        self._guarded("the first loss", self._opening.look)
         self._guarded("the live rules", lambda: self._note(self._live.loss()))
 
     def validation(self, loss: Tensor | float) -> None:
@@ -274,6 +277,7 @@ class Monitor:
         with recorder.budget:
             if self._live.due:
                 guard("the live rules", self._run_live_rules)
+            guard("the first loss", self._opening.look)
             guard("the trace", self._look_at_trace)
             if self._tell_held and recorder.held:
                 guard("the budget", self._look_at_budget)

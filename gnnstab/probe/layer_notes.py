@@ -16,6 +16,7 @@ from gnnstab.probe.buffering.step_writer import StepWriter
 from gnnstab.probe.layers.layer_recorder import LayerRecorder
 from gnnstab.probe.state import State
 from gnnstab.records import Coverage, LayerFacts
+from gnnstab.sharding import WHY, sharded
 
 _COMPILED_BEFORE = (
     "no call was seen: a graph that was compiled before the monitor was attached runs no hooks; attach the monitor before "
@@ -96,6 +97,8 @@ class LayerNotes:
     def note_unseen(self) -> None:
         """Name the layers and sites of which nothing arrived."""
         self.note_new_layers()
+        if sharded(self._model):
+            self._state.unseen("", "weight", WHY)
         for layer in self._layers:
             if layer.counts and layer.name in self._state.fired:
                 layer.note_unseen()

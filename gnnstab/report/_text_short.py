@@ -15,6 +15,7 @@ from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from gnnstab.fixes.text_edits import changed_lines
 from gnnstab.records import Cause, Diagnosis, Finding
 from gnnstab.report import escape, summary
 from gnnstab.report._extremes import extremes
@@ -29,7 +30,7 @@ _MOST_CAUSES = 2
 _REASON = 210
 """Characters of a cause's reason where room is scarce: its first clauses, three lines at 80 columns."""
 
-_WHOLE = 560
+_WHOLE, _CLAUSE = 560, 90
 _OPTION = re.compile(r"--\w+|\b\w+=")
 _NO_ROOM = "; -v shows its"
 
@@ -83,7 +84,8 @@ def _body(diagnosis: Diagnosis, room: int, longest: int, width: int) -> tuple[li
     rest = [_other_cause(cause, width) for cause in causes[_MOST_CAUSES:]][: max(room - len(body) - 4, 1)]
     room -= len(rest)
     for position, cause in enumerate(causes[:_MOST_CAUSES]):
-        body += _cause(cause, longest).rows(width)
+        told = (_cause(cause, most).rows(width) for most in (longest, _REASON, _CLAUSE))
+        body += next((rows for rows in told if len(rows) <= room - len(body)), [_other_cause(cause, width)])
         # The code of the first change matters more than what was found beside it; the summary counts that.
         left = room - len(body)
         change = _change(cause, left if position == 0 else min(5, left), width, first=position == 0)
@@ -180,26 +182,35 @@ def _change(cause: Cause, room: int, width: int, *, first: bool) -> list[Text]:
     if best is None:
         failed = escape.sentence(", ".join(fix.fix for fix in cause.fixes))
         return _Line("change", Text(f"none to recommend; measured to fail: {failed}")).rows(width) if failed else []
-    named = Text.assemble((escape.name(best.fix), "bold"), f" ({summary.verdict_words(best.verdict)}")
+    named = Text.assemble(
+        (escape.name(best.fix), "bold"), f" ({summary.verdict_words(best.verdict)}{summary.rate(best)}"
+    )
     if best.before is not None or best.after is not None:
         named.append(f": {escape.name(best.signal)} {number(best.before)} → {number(best.after)}")
     elif first and (test := summary.how_to_test([best])):
         named.append(f"; {test[1]} tests it")
     named.append(")")
     code = escape.code(best.change)
-    lines = len(code.splitlines())
-    if lines + 1 > room:
-        named.append(f"{_NO_ROOM} {lines} lines of code", style=MUTED)
+    whole, parts = len(code.splitlines()), changed_lines(code)
+    if whole + 1 > room and 0 < len(parts) < room:
+        code = "\n".join(parts)
+        named.append("; -v shows it as a patch", style=MUTED)
+    elif whole + 1 > room:
+        named.append(f"{_NO_ROOM} {whole} lines of code", style=MUTED)
         return _Line("change", named).rows(width)
     return [*_Line("change", named).rows(width), *_Line("", Text(code), code=True).rows(width)]
 
 
 def _further(diagnosis: Diagnosis, room: int, width: int) -> list[Text]:
     """One line per rule whose findings no shown cause has told yet; the last line counts the rest."""
-    told = {code for cause in summary.to_change(diagnosis)[:_MOST_CAUSES] for code in cause.codes}
+    causes = summary.to_change(diagnosis)
+    told = {code for cause in causes for code in cause.codes}
     rules: dict[str, list[Finding]] = {}
     for finding in summary.in_reading_order(diagnosis):
-        if finding.severity != "info" and not (finding.code in told and finding.explained_by is None):
+        # With many causes their lines name the rules; what follows from which is told beside few.
+        if finding.severity != "info" and not (
+            finding.code in told and (finding.explained_by is None or len(causes) > _MOST_CAUSES)
+        ):
             rules.setdefault(finding.code, []).append(finding)
     groups = list(rules.values())
     shown = groups if len(groups) <= room else groups[: max(room - 1, 0)]

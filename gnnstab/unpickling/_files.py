@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from gnnstab.archive import LARGEST_PICKLE, check_archive
 from gnnstab.errors import LoadError, printable
@@ -25,6 +25,8 @@ _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 """First two pickles of the format before torch 1.6."""
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
+_UTF_8 = 0x800
+"""Flag of a member whose name is not in the code page of old."""
 
 
 @dataclass
@@ -88,20 +90,29 @@ def _in_archive(file: Path, size: int) -> tuple[Places, bool]:
         members = archive.infolist()
         top = next(m.filename for m in members if m.filename.rpartition("/")[2] == "data.pkl").rpartition("data.pkl")[0]
         for member in members:
+            begin = _begin(stream, member, size)
             folder, _, name = member.filename.rpartition("/")
-            if member.filename == top + "byteorder":
-                swapped = archive.read(member)[:3] == b"big"
-            elif member.filename == top + "version":
-                _check_version(file, archive.read(member)[:20])
-            if folder != top + "data":
-                continue
-            stream.seek(member.header_offset)
-            magic, name_length, extra_length = _LOCAL_HEADER.unpack(stream.read(_LOCAL_HEADER.size))
-            begin = member.header_offset + _LOCAL_HEADER.size + name_length + extra_length
-            if magic != b"PK\x03\x04" or begin + member.file_size > size:
-                raise Damaged("a member of the archive lies outside the file")
-            places.known[name] = begin, member.file_size
+            if folder == top + "data":
+                places.known[name] = begin, member.file_size
+            elif member.filename in (top + "byteorder", top + "version"):
+                stream.seek(begin)
+                text = stream.read(min(member.file_size, 20))
+                swapped |= name == "byteorder" and text[:3] == b"big"
+                if name == "version":
+                    _check_version(file, text)
     return places, swapped
+
+
+def _begin(stream: BinaryIO, member: zipfile.ZipInfo, size: int) -> int:
+    """First byte of a member's content; raises `Damaged` where the member that lies there is none, or another one."""
+    if 0 <= member.header_offset <= size - _LOCAL_HEADER.size:
+        stream.seek(member.header_offset)
+        magic, name_length, extra_length = _LOCAL_HEADER.unpack(stream.read(_LOCAL_HEADER.size))
+        name = member.orig_filename.encode("utf-8" if member.flag_bits & _UTF_8 else "cp437", "replace")
+        begin: int = member.header_offset + _LOCAL_HEADER.size + name_length + extra_length
+        if magic == b"PK\x03\x04" and begin + member.file_size <= size and stream.read(name_length) == name:
+            return begin
+    raise Damaged("a member of the archive does not lie where its directory says")
 
 
 def _check_version(file: Path, version: bytes) -> None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,7 +14,8 @@ import joblib
 import torch
 from torch import nn
 
-from gnnstab.errors import UsageError
+from gnnstab.checkpoint.threads import one_thread
+from gnnstab.verification._storing import store_one, stored
 
 T = TypeVar("T")
 Progress = Callable[[str], None]
@@ -28,7 +27,7 @@ def sweep(
     workers: int = 1,
     progress: Progress | None = None,
     store: Path | None = None,
-    load: Callable[..., T] | None = None,
+    kind: type[T] | None = None,
 ) -> dict[str, T]:
     """Run every job and return its result by key.
 
@@ -38,24 +37,19 @@ def sweep(
             as it is.
         progress: Called as each job is finished.
         store: A JSON-lines file. What it holds is not run again, and each result is appended as it comes.
-        load: Makes a result from its stored fields; needed with ``store``.
+        kind: The dataclass of the results; needed with ``store``.
 
     An interrupt (Ctrl-C) goes on to the caller: what is finished by then stands in the store.
     """
-    done: dict[str, T] = _stored(store, jobs, load)
+    done: dict[str, T] = {} if kind is None else stored(store, jobs, kind)
     todo = [key for key in jobs if key not in done]
-    threads = torch.get_num_threads()
     # Arms are many and their tensors small: threads that wait for each other cost far more than they save.
-    torch.set_num_threads(1)
-    try:
-        with _working_directory_importable():
-            for key, result in _results(jobs, todo, workers):
-                done[key] = result
-                _append(store, key, result)
-                if progress is not None:
-                    progress(f"{len(done)}/{len(jobs)} {key}")
-    finally:
-        torch.set_num_threads(threads)
+    with one_thread(), _working_directory_importable():
+        for key, result in _results(jobs, todo, workers):
+            done[key] = result
+            store_one(store, key, result)
+            if progress is not None:
+                progress(f"{len(done)}/{len(jobs)} {key}")
     return done
 
 
@@ -90,29 +84,3 @@ def _working_directory_importable() -> Iterator[None]:
     finally:
         if here in sys.path:
             del sys.path[len(sys.path) - 1 - sys.path[::-1].index(here)]
-
-
-def _stored(store: Path | None, jobs: Mapping[str, Any], load: Callable[..., T] | None) -> dict[str, T]:
-    if store is None or not store.exists():
-        return {}
-    if not store.is_file():  # Opening a pipe would wait for ever.
-        raise UsageError(f"{store}: is not a regular file; give --store the path of a new file, or of one it wrote")
-    if load is None:
-        return {}
-    # A run that was killed while writing leaves half a line at the end.
-    found: dict[str, T] = {}
-    for line in store.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if row["key"] in jobs:
-            found[row["key"]] = load(**row["result"])
-    return found
-
-
-def _append(store: Path | None, key: str, result: Any) -> None:
-    if store is None:
-        return
-    with store.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps({"key": key, "result": asdict(result)}) + "\n")

@@ -6,6 +6,7 @@ import math
 import textwrap
 from collections.abc import Iterator, Sequence
 
+from gnnstab.fixes.text_edits import changed_lines
 from gnnstab.verification._verdict import Verdict
 
 MOST_LINES = 15
@@ -20,8 +21,8 @@ def verdicts_text(verdicts: Sequence[Verdict], *, width: int = 80, verbose: bool
     lines = [line for verdict in verdicts[:_MOST_FIXES] for line in _entry(verdict, len(verdicts), width)]
     rates = dict.fromkeys(verdict.rate for verdict in verdicts if verdict.rate)
     more = f"{len(verdicts) - _MOST_FIXES} more and " if len(verdicts) > _MOST_FIXES else ""
-    trained = f"Trained {', '.join(rates)}; " if rates else ""
-    lines.append(f"{trained}-v shows {more}what was compared, and every number")
+    trained = [f"Trained {', '.join(rates)}"] if rates else []
+    lines += textwrap.wrap("; ".join([*trained, f"-v shows {more}what was compared, and every number"]), width)
     return "\n".join([*lines, *_code(verdicts, MOST_LINES - len(lines))])
 
 
@@ -74,7 +75,9 @@ def _code(verdicts: Sequence[Verdict], room: int) -> Iterator[str]:
         return
     code = best.change.splitlines()
     if len(code) >= room:
-        yield f"{best.fix}: -v shows its {len(code)} lines of code"
+        code = changed_lines(best.change)
+    if not 0 < len(code) < room:
+        yield f"{best.fix}: -v shows its {len(best.change.splitlines())} lines of code"
         return
     yield f"{best.fix}:"
     yield from (f"  {line}" for line in code)

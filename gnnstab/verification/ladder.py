@@ -196,7 +196,7 @@ def run_ladder(
     def run(jobs: Mapping[str, Callable[[], ArmResult]]) -> dict[str, ArmResult]:
         found = sweep(
             {prefix + key: job for key, job in jobs.items()},
-            workers=workers, progress=progress, store=kept, load=ArmResult,
+            workers=workers, progress=progress, store=kept, kind=ArmResult,
         )  # fmt: skip
         return {key.removeprefix(prefix): result for key, result in found.items()}
 

@@ -176,12 +176,8 @@ def scale(
     jobs: dict[str, Callable[[], Point]] = {
         f"{prefix}{f:g}/{p}/{s}": partial(_point, part, call, f, p, s) for f, p, s in plan
     }
-    found = sweep(jobs, workers=workers, progress=progress, store=None if store is None else Path(store), load=_load)
+    found = sweep(jobs, workers=workers, progress=progress, store=None if store is None else Path(store), kind=Point)
     return evaluate(tuple(found[key] for key in jobs), call.name)
-
-
-def _load(**fields: Any) -> Point:
-    return Point(**{**fields, "codes": tuple(fields["codes"])})
 
 
 def _point(part: nn.Module, call: GraphCall, factor: float, precision: str, seed: int) -> Point:

@@ -1,14 +1,16 @@
 """Kill a recording process at random moments and open what it leaves behind.
 
-    python tests/benchmarks/trace_kills.py [--kills 200] [--seed 0]
+    python tests/benchmarks/trace_kills.py [--kills 200] [--log FILE]
 
 Every trace must open, be consistent, and hold everything up to the last flush that the process reported. The budget is
-small, so that kills also fall into the thinning of old steps.
+small, so that kills also fall into the thinning of old steps. Every run is a slice that adds one line to the log, and
+draws other moments than the slices before it.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import subprocess
@@ -42,18 +44,25 @@ def kill_one(folder: str, rng: random.Random) -> tuple[int, bool]:
 
 
 def main() -> None:
-    """Kill as often as asked and print what was seen."""
+    """Kill as often as asked, print what was seen and add it to the log."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--log", type=Path, default=Path(__file__).with_name("kills-log.jsonl"))
     options = parser.parse_args()
-    rng = random.Random(options.seed)
+    slices = [json.loads(line) for line in options.log.read_text().splitlines()] if options.log.exists() else []
+    rng = random.Random(len(slices))
     begin, steps, thinned = time.perf_counter(), 0, 0
     for _ in range(options.kills):
         with tempfile.TemporaryDirectory() as folder:
             flushed, was_thinned = kill_one(folder, rng)
         steps, thinned = steps + flushed, thinned + was_thinned
-    print(f"{options.kills} kills in {time.perf_counter() - begin:.0f} s: every trace opened and held its last flush")
+    slices.append({
+        "date": time.strftime("%Y-%m-%d", time.gmtime()), "minutes": round((time.perf_counter() - begin) / 60, 1),
+        "kills": options.kills, "flushed_steps": steps, "thinned": thinned,
+    })  # fmt: skip
+    options.log.write_text("".join(json.dumps(each) + "\n" for each in slices))
+    kills, steps, thinned = (sum(each[key] for each in slices) for key in ("kills", "flushed_steps", "thinned"))
+    print(f"the log: {kills} kills in {len(slices)} slices, every trace opened and held its last flush")
     print(f"{steps} flushed steps in all; old steps had been thinned in {thinned} of the traces")
 
 

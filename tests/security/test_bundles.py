@@ -12,7 +12,7 @@ from gnnstab.cli.group import run as command
 from torch_geometric import EdgeIndex
 from torch_geometric.nn import TransformerConv
 
-import readers
+import seeds
 from gnnstab.errors import LoadError, UnsafeFileError
 from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 from gnnstab.probe.replaying import bundle
@@ -26,7 +26,7 @@ def folder(tmp_path: Path) -> Path:
     """A whole bundle."""
     folder = tmp_path / "run.bundle-3"
     folder.mkdir()
-    for name, content in readers.bundle_files().items():
+    for name, content in seeds.bundle_files().items():
         (folder / name).write_bytes(content)
     return folder
 

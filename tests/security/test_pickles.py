@@ -239,6 +239,26 @@ def test_two_members_of_one_name(member: str, tmp_path: Path) -> None:
             read(path)
 
 
+@pytest.mark.parametrize("value", [0, 1, 2**15, 2**31, 2**32 - 1])
+@pytest.mark.parametrize("field", [8, 16, 42], ids=["flags", "checksum", "place"])
+@pytest.mark.parametrize("member", [0, 1, 2], ids=["pickle", "version", "data"])
+def test_a_directory_that_lies(
+    member: int, field: int, value: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a child, whose end would be told in one line as well."""
+    monkeypatch.setattr(guard, "available", lambda: False)
+    raw = bytearray(written(tmp_path / "x.pt", b"N").read_bytes())
+    entry = [match.start() for match in re.finditer(b"PK\x01\x02", raw)][member]
+    size = 2 if field == 8 else 4
+    raw[entry + field : entry + field + size] = (value % 2 ** (8 * size)).to_bytes(size, "little")
+    (tmp_path / "x.pt").write_bytes(raw)
+    try:
+        found = load(tmp_path / "x.pt").tensors["w"].tolist()
+    except LoadError as error:
+        found = str(error)
+    assert found == [[1.0, 2.0], [3.0, 4.0]] or re.search("damaged|does not lie where|the file has", str(found))
+
+
 def _quiet() -> Any:
     import contextlib
 

@@ -16,9 +16,7 @@ import forked
 import readers
 from gnnstab.errors import TraceError
 from gnnstab.trace import Trace, TraceWriter
-
-JOURNAL = bytes.fromhex("d9d505f920a163d7")
-"""The first bytes of a rollback journal, and the last bytes of one that names a super-journal."""
+from pages import JOURNAL, super_journal
 
 
 def read(path: Path) -> None:
@@ -66,18 +64,9 @@ def unharmed(victim: Path) -> bool:
     return victim.exists() and victim.read_text() == "three years of work"
 
 
-def super_journal(trace: Path, victim: Path) -> bytes:
-    """A journal that is to be played back, and that ends with the record of a super-journal: the victim."""
-    content = trace.read_bytes()
-    (page,) = struct.unpack(">H", content[16:18])
-    header = JOURNAL + struct.pack(">IIIII", 0, 1, len(content) // page, 512, page)
-    name = os.fsencode(victim)
-    return header.ljust(512, b"\0") + struct.pack(">I", 1) + name + struct.pack(">II", len(name), sum(name)) + JOURNAL
-
-
 def test_the_attack_works_on_sqlite_itself(trace: Path, victim: Path) -> None:
     """Without this control a change of SQLite's format could make the tests below pass for nothing."""
-    Path(f"{trace}-journal").write_bytes(super_journal(trace, victim))
+    Path(f"{trace}-journal").write_bytes(super_journal(trace.read_bytes(), victim))
     connection = sqlite3.connect(trace)
     connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     connection.close()
@@ -86,7 +75,7 @@ def test_the_attack_works_on_sqlite_itself(trace: Path, victim: Path) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_journal_that_names_a_super_journal_deletes_nothing(way: str, trace: Path, victim: Path) -> None:
-    Path(f"{trace}-journal").write_bytes(super_journal(trace, victim))
+    Path(f"{trace}-journal").write_bytes(super_journal(trace.read_bytes(), victim))
     WAYS[way](trace)
     assert unharmed(victim)
 
@@ -99,7 +88,7 @@ def test_whatever_the_name_of_the_super_journal(
     monkeypatch.chdir(trace.parent)
     victim = Path(os.fsdecode(name))
     victim.write_text("three years of work")
-    Path(f"{trace}-journal").write_bytes(super_journal(trace, victim))
+    Path(f"{trace}-journal").write_bytes(super_journal(trace.read_bytes(), victim))
     WAYS[way](trace)
     assert unharmed(victim)
 
@@ -172,7 +161,7 @@ def test_journals_with_senseless_headers(records: int, sector: int, page: int, t
 def test_a_trace_behind_a_link_is_checked_where_sqlite_looks(trace: Path, victim: Path, tmp_path: Path) -> None:
     """SQLite follows the links of the database before it names the companions."""
     (tmp_path / "link.gnnstab").symlink_to(trace)
-    Path(f"{trace}-journal").write_bytes(super_journal(trace, victim))
+    Path(f"{trace}-journal").write_bytes(super_journal(trace.read_bytes(), victim))
     read(tmp_path / "link.gnnstab")
     assert unharmed(victim)
     os.unlink(f"{trace}-journal")

@@ -14,7 +14,7 @@ from gnnstab.probe.attaching.forward_tracker import ForwardInputs, ForwardTracke
 from gnnstab.probe.buffering.step_writer import StepRows
 from gnnstab.probe.events import _non_finite_event as non_finite_event
 from gnnstab.probe.layers.parameters import Parameters
-from gnnstab.probe.operations.explaining import Explainer, call_of
+from gnnstab.probe.operations.explaining import Explainer
 from gnnstab.probe.replaying import bundle
 from gnnstab.probe.replaying.skipped_step import SkippedForward
 from gnnstab.probe.state import State
@@ -189,7 +189,7 @@ class NonFiniteDetector:
         explained = [event]
         # What was seen stays seen, also when the repeat fails.
         self._state.error_guard.run(
-            "repeating a step", lambda: explained.append(self._explainer.explain(event, map(call_of, ordered), twin))
+            "repeating a step", lambda: explained.append(self._explainer.explain(event, ordered, twin))
         )
         self._forwards.watching = self._explainer.pending
         return explained[-1]

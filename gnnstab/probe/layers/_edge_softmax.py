@@ -23,6 +23,7 @@ from gnnstab.probe.statistics.dense import MASKED, Rows, as_edges, fused_softmax
 from gnnstab.probe.statistics.layer import activation_measures, softmax_measures
 from gnnstab.probe.statistics.numbers import Measured
 from gnnstab.records import LayerFacts
+from gnnstab.records.vocabulary import SCORE_PRODUCT_SCALE
 
 _NO_ATTENTION = 3
 """Calls without any attention after which a module is no longer looked at."""
@@ -160,7 +161,7 @@ class DenseSoftmaxRecorder(SoftmaxRecorder):
             self._stand_in.take()
 
     def _new_look(self) -> Attending:
-        self._look = Attending(linear=not self.counts)
+        self._look = Attending(linear=not self.counts, products=self.state.full)
         return self._look
 
     def _after(self, grad: bool, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -210,6 +211,11 @@ class DenseSoftmaxRecorder(SoftmaxRecorder):
             rows = as_edges(*seen[0], self._heads)
         if rows is not None:
             self.measure(plan, inputs, output, rows)
+        scales = [one.scale for one in look.attended if one.scale is not None] if due else []
+        if scales:
+            self.state.queue(
+                plan.layer, plan.mode, plan.call, {SCORE_PRODUCT_SCALE: Measured(torch.tensor(max(scales)))}
+            )
 
     def shown(self, inputs: Sequence[Any], args: Any, kwargs: Any, output: Tensor) -> Iterator[Rows]:
         """Of every softmax that weighted values."""

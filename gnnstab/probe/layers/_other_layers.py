@@ -28,6 +28,7 @@ class OtherLayerRecorder(LayerRecorder):
         super().__init__(state, name, module)
         self._aggregates: list[Tensor] = []
         self._messages: tuple[Tensor, Tensor, int] | None = None
+        self._widths: tuple[int, int] | None = None
         self._sums = getattr(module, "aggr", None) in ("add", "sum")
 
     def attach(self) -> None:
@@ -54,6 +55,8 @@ class OtherLayerRecorder(LayerRecorder):
     def record(self, grad: bool, plan: Plan, inputs: Sequence[Any], args: Any, kwargs: Any, output: Tensor) -> None:
         """Put input, output and the summed messages into the buffer."""
         xs = [x for x in inputs if isinstance(x, Tensor)]
+        if self._widths is None and xs and xs[-1].dim() and output.dim():
+            self._widths = (xs[-1].size(-1), output.size(-1))
         sums = self._aggregates
         sites = ("output", *["input"] * len(xs), *["aggregate"] * len(sums))
         self.state.buffer.put(plan.slots(sites), [output, *xs, *sums])
@@ -63,12 +66,13 @@ class OtherLayerRecorder(LayerRecorder):
         self.forget()
 
     def facts(self, position: int) -> LayerFacts:
-        """What a message-passing layer of unknown inside shows of itself."""
+        """What a message-passing layer of unknown inside shows of itself; widths that it does not declare are those of its first call."""
         module: Any = self.module
-        width = getattr(module, "in_channels", None)
+        seen = self._widths or (None, None)
+        width = getattr(module, "in_channels", seen[0])
         pair = (width, width) if isinstance(width, int) else width
         known = isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(w, int) for w in pair)
-        out = getattr(module, "out_channels", None)
+        out = getattr(module, "out_channels", seen[1])
         return LayerFacts(
             name=self.name,
             kind=type(module).__name__,

@@ -85,7 +85,7 @@ def _lost(moved: Sequence[Tensor], before: Sequence[Tensor]) -> float:
 
 
 def _outputs(twin: nn.Module, inputs: ForwardInputs) -> list[Tensor]:
-    output = run_replica(twin, inputs.args, inputs.kwargs, rng_state=inputs.rng, autocast=inputs.autocast)
+    output = run_replica(twin, inputs)
     return [t.detach().float() for _, t in tensors_in(output) if t.is_floating_point()]
 
 

@@ -25,6 +25,7 @@ from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 from gnnstab.probe.batches.batch_file import load_plain
 from gnnstab.probe.replaying.replica import Autocast
 from gnnstab.records import Event, LayerFacts
+from gnnstab.sharding import WHY, is_sharded
 
 _KIND, _VALUE = "gnnstab.kind", "gnnstab.value"
 _LARGEST_JSON = 20_000_000
@@ -72,7 +73,9 @@ def write(
     }
     torch.save(batch, path / "batch.pt")
     torch.save({"cpu": inputs.rng["cpu"], "cuda": dict(inputs.rng.get("cuda") or {})}, path / "rng.pt")
-    weights = {name: value.detach().clone() for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    state = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    left_out += [f"{name}: {WHY}" for name, value in state.items() if is_sharded(value)]
+    weights = {name: value.detach().clone() for name, value in state.items() if not is_sharded(value)}
     torch.save(weights, path / "weights.pt")
     about = {
         "event": dataclasses.asdict(event),

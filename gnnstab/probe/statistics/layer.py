@@ -23,15 +23,17 @@ from gnnstab.probe.statistics.attention import entropy_measures, precision_measu
 from gnnstab.probe.statistics.numbers import Measured, as_rows, quiet, rms
 from gnnstab.probe.statistics.smoothness import relative_difference
 from gnnstab.records.vocabulary import SMOOTHNESS_RELATIVE_INPUT
+from gnnstab.sharding import sharded
 
 
 def attention_measures(call: Call, kind: Layer, module: nn.Module, batch: Tensor | None = None) -> dict[str, Measured]:
     """Every full-tier number of one call of an attention layer, by name in `gnnstab.records.SIGNALS`.
 
     ``batch`` (N_t,) is the graph of every target node, where known. What the layer does not allow to be measured
-    (a gate that is off, scores that its weights do not give) is absent. Nothing is synchronised with the host.
+    (a gate that is off, scores that its weights do not give, weights in other processes) is absent. Nothing is synchronised with the host.
     """
     with torch.no_grad(), torch.autocast(call.output.device.type, enabled=False):
+        whole = not sharded(module)
         index, degree = call.index_target, group_sizes(call.index_target, _groups(call))
         numbers = {
             **from_degrees(degree),
@@ -39,14 +41,14 @@ def attention_measures(call: Call, kind: Layer, module: nn.Module, batch: Tensor
             **precision_measures(call.score, kind.product(module)),
             **entropy_measures(call.attention, index, degree),
             **gate_measures(call.gate),
-            **message_measures(call, kind, module, degree),
+            **(message_measures(call, kind, module, degree) if whole else {}),
             **activation_measures(
                 call.x_target, call.output, batch, x_source=None if call.x_source is call.x_target else call.x_source
             ),
         }
         if call.x_target.shape[-1] == 0:
             numbers = {name: value for name, value in numbers.items() if name not in _OF_INPUT}
-        unit = unit_input_attention(call, kind, module)
+        unit = unit_input_attention(call, kind, module) if whole else None
         if unit is not None:
             numbers.update(entropy_measures(unit, index, degree, "_unit_input"))
         return numbers

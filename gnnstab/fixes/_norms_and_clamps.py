@@ -1,0 +1,197 @@
+"""Fixes between the layers and in front of the model: norms, clamps, standardised features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from gnnstab.errors import FixError
+from gnnstab.fixes.base import Fix, attention_in, positive
+from gnnstab.fixes.model_structure import add_part, attention_layers, editable_layers, exchange, like
+from gnnstab.fixes.printing import activated, attribute_names, layer_call
+from gnnstab.records import LayerFacts, Signals
+from gnnstab.records.vocabulary import CLIP_SHARE, FEATURE_COLUMN_RATIO, GRAPH_SMALLEST, OUTPUT_MAX_ABS, OUTPUT_RMS
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class GraphNorm(Fix):
+    """Normalises every channel over each graph, after each layer, as the document that the project grew from says.
+
+    It pins the forward RMS, and the gradient grows by a quarter per layer instead: harmless in shallow nets, and no
+    cure in deep ones. Needs the batch vector: all nodes count as one graph where the model gets none. Graphs of one or two
+    nodes become constants.
+    """
+
+    name = "graph-norm"
+    title = "GraphNorm after every layer"
+    signal = OUTPUT_RMS
+    needs_fresh_weights = True
+    cost = "two passes over the node states per layer; couples all nodes of a graph"
+
+    def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
+        attention = attention_in(layers)
+        written = attribute_names(attention)
+        lines = ["from torch_geometric.nn import GraphNorm"]
+        lines.append(f"self.norms = nn.ModuleList([GraphNorm(width) for _ in range({len(attention)})])  # in __init__")
+        for number, layer in enumerate(attention):
+            call = layer_call(layer, written[layer.name])
+            lines.append(f"x = {activated(layer, f'self.norms[{number}]({call}, batch)')}")
+        return "\n".join(lines)
+
+    def _edit(self, copy: nn.Module, options: dict[str, Any]) -> None:
+        from torch_geometric.nn import GraphNorm as Norm
+
+        from gnnstab.nn.identity import Forget
+        from gnnstab.nn.output_hooks import BatchVector, NormOutput
+
+        vector = BatchVector()
+        for name, layer, kind in editable_layers(copy, "rowwise"):
+            width = kind.facts(name, layer, 0).width
+            if width is None:
+                raise FixError(f"{name} does not say how wide its output is; add the norm in forward")
+            add_part(layer, "post_norm", Norm(width))
+            layer.register_forward_hook(NormOutput(vector))
+        copy.register_forward_pre_hook(vector, with_kwargs=True)
+        copy.register_forward_hook(Forget(vector), always_call=True)
+
+
+class LayerNormInstead(Fix):
+    """Exchanges every GraphNorm and InstanceNorm for a LayerNorm over the channels of each node.
+
+    A norm over the nodes of a graph leaves a constant of one node and a sign of two, and divides channels that do not vary
+    by almost nothing. PyG's ``LayerNorm(width, mode="node")`` takes the same arguments as the norm that it replaces.
+    """
+
+    name = "layer-norm"
+    title = "LayerNorm in place of GraphNorm"
+    causes = ("normalization-misuse",)
+    signal = GRAPH_SMALLEST
+    needs_fresh_weights = True
+    cost = "none; training starts anew"
+
+    def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
+        return (
+            "from torch_geometric.nn import LayerNorm\n"
+            f'self.norms = nn.ModuleList([LayerNorm(width, mode="node") for _ in range({len(attention_in(layers))})])'
+            "  # in __init__"
+        )
+
+    def _edit(self, copy: nn.Module, options: dict[str, Any]) -> None:
+        from torch_geometric.nn import GraphNorm, InstanceNorm, LayerNorm
+
+        found = [(n, m) for n, m in copy.named_modules() if n and isinstance(m, (GraphNorm, InstanceNorm))]
+        if not found:
+            raise FixError(f"{type(copy).__name__} has no GraphNorm or InstanceNorm")
+        for name, norm in found:
+            exchange(copy, name, LayerNorm(norm.in_channels, mode="node").to(**like(copy)))
+
+
+class ActivationClamp(Fix):
+    """Limits every output entry to ±``limit``; what is clipped has no gradient.
+
+    Right as a stop-gap, while a run must not die, and on outputs that are unbounded by nature, such as action means.
+    To be removed once the cause is fixed: more than one entry in ten clipped means that layers no longer learn.
+    Options: ``limit`` (10.0).
+    """
+
+    name = "activation-clamp"
+    title = "clamp on the layers' outputs (stop-gap)"
+    signal = OUTPUT_MAX_ABS
+    keeps_function = True
+    cost = "no gradient through clipped entries; hides the cause"
+
+    def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
+        limit, written = positive(options, "limit", 10.0), attribute_names(attention_in(layers))
+        lines = ["# stop-gap: remove it once the cause is fixed, or when more than 10 % of the entries clip"]
+        for layer in attention_in(layers):
+            call = f"{layer_call(layer, written[layer.name])}.clamp(-{limit:g}, {limit:g})"
+            lines.append(f"x = {activated(layer, call)}")
+        return "\n".join(lines)
+
+    def _edit(self, copy: nn.Module, options: dict[str, Any]) -> None:
+        from gnnstab.nn.output_hooks import ClampOutput
+
+        limit = positive(options, "limit", 10.0)
+        for _, layer in attention_layers(copy):
+            layer.register_forward_hook(ClampOutput(limit))
+
+
+class RemoveClamp(Fix):
+    """Takes out modules that clamp: ``Hardtanh`` becomes the identity and ``ReLU6`` a ReLU.
+
+    A ``clamp`` in the code of forward is out of reach and has to be taken out by hand. What makes the values grow is to be
+    treated first; where the limit is meant, widen it until less than one entry in a hundred reaches it.
+    """
+
+    name = "remove-clamp"
+    title = "no clamp between the layers"
+    causes = ("active-clamp",)
+    signal = CLIP_SHARE
+    cost = "values are unbounded again"
+
+    def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
+        return "# forward: without .clamp(…), torch.clamp, Hardtanh or ReLU6 between the layers"
+
+    def _edit(self, copy: nn.Module, options: dict[str, Any]) -> None:
+        from torch import nn
+
+        found = [(n, m) for n, m in copy.named_modules() if n and isinstance(m, nn.Hardtanh)]
+        if not found:
+            raise FixError("no Hardtanh or ReLU6 module; take the clamp out of the code of forward by hand")
+        for name, module in found:
+            exchange(copy, name, nn.ReLU() if isinstance(module, nn.ReLU6) else nn.Identity())
+
+
+class InputStandardisation(Fix):
+    """(x − mean) / std per column, measured on a batch; columns of whole numbers (ids, one-hot) are left alone.
+
+    Options: ``batch`` (needed), ``argument`` (name or position of the model's argument that holds the node features;
+    found by itself for a ``Data``, for ``x=`` and for the first floating-point tensor).
+    """
+
+    name = "input-standardisation"
+    title = "standardised input features"
+    causes = ("feature-scale",)
+    signal = FEATURE_COLUMN_RATIO
+    # Weights that were trained on raw features know nothing of standardised ones.
+    needs_fresh_weights = True
+    cost = "none; the statistics have to be stored with the model"
+
+    def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
+        return (
+            "mean, std = train_x.mean(0), train_x.std(0).clamp(min=1e-6)  # of the training set; leave id columns out\n"
+            "x = (x - mean) / std"
+        )
+
+    def _edit(self, copy: nn.Module, options: dict[str, Any]) -> None:
+        from gnnstab.nn.output_hooks import StandardiseHook, StandardiseInput, column_statistics
+
+        x, argument = _features(copy, options)
+        mean, std = column_statistics(x)
+        copy.input_standardisation = StandardiseInput(mean, std, argument).train(copy.training)
+        copy.register_forward_pre_hook(StandardiseHook(), with_kwargs=True)
+
+
+def _features(model: nn.Module, options: dict[str, Any]) -> tuple[Tensor, str | int | None]:
+    """The node features of a batch, and the model's argument that they came in by."""
+    from torch_geometric.data import Data
+
+    from gnnstab.probe.batches.arguments import as_arguments
+
+    if options.get("batch") is None:
+        raise FixError("the features' mean and std have to be measured: pass batch=")
+    args, kwargs = as_arguments(options["batch"], model)[0]
+    where = options.get("argument")
+    if where is not None:
+        return (kwargs[where] if isinstance(where, str) else args[where]), where
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Data) and value.x is not None:
+            return value.x, None
+    named: list[tuple[str | int, Any]] = [*enumerate(args), *kwargs.items()]
+    named.sort(key=lambda item: item[0] != "x")
+    for key, value in named:
+        if getattr(value, "ndim", 0) >= 2 and value.is_floating_point():
+            return value, key
+    raise FixError("no node features found among the model's arguments; name them with argument=")

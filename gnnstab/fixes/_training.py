@@ -1,0 +1,118 @@
+"""Fixes that change how a model is trained and leave the model alone: their numbers are in `Fix.training_options`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gnnstab.fixes.base import Fix, positive
+from gnnstab.records import LayerFacts, Signals
+from gnnstab.records.vocabulary import (
+    GRADIENT_NORM,
+    GRADIENT_SPIKE,
+    OPTIMIZER_BELOW_EPS_SHARE,
+    OPTIMIZER_LOSS_RISE,
+    OPTIMIZER_LR_TO_RMS,
+)
+
+LOWER = 1 / 3
+"""The advice where no lower rate was tried: what makes a difference that can be measured. 5e-4 to 3.5e-4 cures nothing."""
+
+
+class LowerLearningRate(Fix):
+    """Lowers the learning rate to the first third, ninth, … at which real steps of the optimizer on a copy are calm.
+
+    Where none was tried, the rate is divided by three. Too large a rate has made the weights grow: the training has to start
+    again.
+    Options: ``lr`` (the new rate), or ``factor`` and ``current`` (the present rate, 1e-3).
+    """
+
+    name = "lower-lr"
+    title = "lower learning rate"
+    causes = ("learning-rate", "dead-units")
+    signal = OPTIMIZER_LR_TO_RMS
+    keeps_function = True
+    cost = "slower training"
+
+    def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
+        name, _, calm = _tried(signals)
+        if "lr" in options or "current" in options:
+            rate = f"{self.training_options(signals=signals, **options)['lr']:.3g}"
+        elif "factor" not in options and calm is not None:
+            rate = f"{calm:.3g}"
+        else:
+            factor = options.get("factor", LOWER)
+            rate = "lr / 3" if factor == LOWER else f"{factor:.2g} * lr"
+        return f"torch.optim.{name}(model.parameters(), lr={rate})"
+
+    def training_options(self, **options: Any) -> Mapping[str, Any]:
+        """``lr``."""
+        if "lr" in options:
+            return {"lr": positive(options, "lr", 1.0)}
+        current = positive(options, "current", 1e-3)
+        _, rate, calm = _tried(options.get("signals"))
+        factor = calm / rate if calm is not None and rate else LOWER
+        return {"lr": current * positive(options, "factor", factor)}
+
+
+def _tried(signals: Signals | None) -> tuple[str, float | None, float | None]:
+    """The optimizer's class, its rate, and the rate at which steps were calm; ``Adam`` and None where nothing was tried."""
+    for rise in signals.find(OPTIMIZER_LOSS_RISE) if signals is not None else ():
+        calm, rate = rise.detail.get("calm_lr"), rise.detail.get("lr")
+        usable = isinstance(calm, (int, float)) and isinstance(rate, (int, float)) and 0 < calm < rate
+        return str(rise.detail.get("optimizer", "Adam")), rate if usable else None, calm if usable else None
+    return "Adam", None, None
+
+
+class GradientClipping(Fix):
+    """Clips the gradient's norm at the 90th percentile of its history, so that one step in ten is shortened.
+
+    Options: ``norm`` (the limit; measured from the run's gradient norms where they are known), ``percentile`` (90).
+    """
+
+    name = "gradient-clipping"
+    title = "gradient clipping at the measured percentile"
+    causes = ("learning-rate",)
+    signal = GRADIENT_SPIKE
+    keeps_function = True
+    cost = "one norm over all gradients per step"
+
+    def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
+        norm = options.get("norm") or _measured_norm(signals, float(options.get("percentile", 90.0)))
+        limit, said = (f"{norm:.3g}", "") if norm else ("max_norm", "  # the 90th percentile of the norms you log")
+        return f"torch.nn.utils.clip_grad_norm_(model.parameters(), {limit}){said}"
+
+    def training_options(self, **options: Any) -> Mapping[str, Any]:
+        """``clip``: the limit of the norm, or ``clip_percentile`` when it is to be measured in training."""
+        if options.get("norm"):
+            return {"clip": positive(options, "norm", 1.0)}
+        norm = _measured_norm(options.get("signals"), float(options.get("percentile", 90.0)))
+        return {"clip": norm} if norm else {"clip_percentile": positive(options, "percentile", 90.0)}
+
+
+def _measured_norm(signals: Signals | None, percentile: float) -> float | None:
+    """A percentile of the run's gradient norms, or None when none were recorded."""
+    values = [] if signals is None else [series.values for series in signals.over_steps(GRADIENT_NORM)]
+    norms = np.concatenate([*values, np.empty(0)])
+    finite = norms[np.isfinite(norms)]
+    return float(np.percentile(finite, percentile)) if finite.size else None
+
+
+class AdamEps(Fix):
+    """A smaller eps, so that small gradients are not damped away. Options: ``eps`` (1e-8)."""
+
+    name = "adam-eps"
+    title = "smaller Adam eps"
+    causes = ("adam-epsilon",)
+    signal = OPTIMIZER_BELOW_EPS_SHARE
+    keeps_function = True
+    cost = "none; larger steps where gradients are tiny"
+
+    def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
+        return f"torch.optim.Adam(model.parameters(), lr=lr, eps={positive(options, 'eps', 1e-8):g})"
+
+    def training_options(self, **options: Any) -> Mapping[str, Any]:
+        """``eps``."""
+        return {"eps": positive(options, "eps", 1e-8)}
