@@ -118,11 +118,12 @@ def _forward_time(model: nn.Module, batch: Any, repeats: int = 5) -> float:
 
 
 def _clipped(model: nn.Module, batch: Any, limit: float) -> float:
-    counts = []
+    counts: list[float] = []
 
     def count(_: nn.Module, __: Any, output: Any) -> None:
         value = output[0] if isinstance(output, tuple) else output
-        counts.append((value.abs() >= limit).double().mean().item())
+        values = value.values() if isinstance(value, dict) else (value,)
+        counts.extend((one.abs() >= limit).double().mean().item() for one in values)
 
     twin = duplicate(model).eval()
     for _, layer in attention_layers(twin):
