@@ -182,7 +182,8 @@ def _fixes(evidence: Evidence, anchors: Anchors) -> list[dict[str, Any]]:
             row = rows.setdefault(anchor, {"anchor": anchor, "causes": [], "outcomes": [], **_fix(fix)})
             row["causes"].append(cause.cause)
             outcome = {"fix": fix, "note": told.new(summary.note(fix)), "chart": _dumbbell(measured.get(id(fix)))}
-            if outcome["note"] or fix.before is not None:
+            shown = {(o["fix"].signal, o["fix"].before, o["fix"].after) for o in row["outcomes"]}
+            if outcome["note"] or (fix.before is not None and (fix.signal, fix.before, fix.after) not in shown):
                 row["outcomes"].append({**outcome, "meaning": meaning(fix.signal)})
     return list(rows.values())
 
