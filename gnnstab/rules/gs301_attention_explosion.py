@@ -60,8 +60,8 @@ class AttentionExplosion(Rule):
     healthy actors, 2.2 and 1.65, 1.6 and 1.55 in two ruined by their learning rate.
 
     ## Fix
-    Without changing code: per head, with γ = min(1, τ_d/max|s|) and τ_d = 3·√(2 ln d), multiply the query weight and bias of
-    that head by γ. With a subclass: layer normalisation of queries and keys inside `message`. Caps known from language
+    Without changing code: scale the query weight and bias of a saturated head down, until its largest score is 3·√(2 ln d) at
+    in-degree d; `qk-clip` computes the factor. With a subclass: layer normalisation of queries and keys inside `message`. Caps known from language
     models do nothing here: at in-degree 10, Ĥ is .16 at max|s| = 44 already, below a cap of 50. Subtract the mean within
     each target before any cap.
 
