@@ -73,9 +73,11 @@ def _layers(child: Any) -> _Held | None:
     listed = inside != [child]
     if listed and type(child).__name__ != "ModuleList":
         return None
-    width = getattr(inside[0], "in_channels", None)  # A dictionary where kinds of nodes have widths of their own.
+    width = getattr(inside[0], "in_channels", None)
+    if not isinstance(width, int):  # A dictionary where kinds of nodes have widths of their own.
+        raise Unclear
     alike = all(getattr(layer, "in_channels", None) == width and keeps_width(layer) for layer in inside)
-    if not isinstance(width, int) or not alike or (listed and list(child) != inside):
+    if not alike or (listed and list(child) != inside):
         raise Unclear
     return _Held(width, listed, len(inside))
 
