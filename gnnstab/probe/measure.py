@@ -15,18 +15,20 @@ from gnnstab.probe.batches.arguments import Arguments, as_arguments
 from gnnstab.probe.batches.data import taken
 from gnnstab.probe.operations.repeat import Objective
 from gnnstab.probe.places import survey, to_json
-from gnnstab.probe.pooling import poolings_watched
+from gnnstab.probe.pooling import sums_watched
 from gnnstab.probe.recorder import Recorder
 from gnnstab.probe.replaying.evaluating import evaluating
 from gnnstab.probe.replaying.read_out import read_out as read_out
-from gnnstab.probe.replaying.replica import Autocast, device_of, on_device, tracked, without_history
+from gnnstab.probe.replaying.replica import Autocast, device_of, on_device, tracked, whole_copy
 from gnnstab.probe.replaying.zero_output import loss_over_zero
 from gnnstab.probe.statistics.numbers import Measured
-from gnnstab.randomness import deep_copy, same_random_state
-from gnnstab.records.vocabulary import LOSS_OVER_ZERO, POOL_SUM_SIZE
+from gnnstab.randomness import same_random_state
+from gnnstab.records.vocabulary import HAND_SUM_SIZE, LOSS_OVER_ZERO, POOL_SUM_SIZE
 from gnnstab.trace import Trace, TraceWriter
 
 OBJECTIVE = "loss: a fixed random linear read-out of the output, since none was given"
+
+NEEDS_COPY = ", and gnnstab runs nothing on your own object; wrap the run in gnnstab.Monitor instead"
 
 Loss = Callable[[Any, Any], Tensor]
 
@@ -50,7 +52,7 @@ def measure(model: nn.Module, batch: Any, *, loss: Loss | None = None, precision
     if loss is None:
         meta["assumptions"] = OBJECTIVE
     writer = TraceWriter(None, meta=meta)
-    twin = evaluating(_copied(model))
+    twin = evaluating(whole_copy(model, NEEDS_COPY))
     device = device_of(twin)
     recorder = Recorder(twin, writer, full_every=1, norm_forwards=math.inf)
     batches = list(_batches(batch, model))
@@ -117,7 +119,7 @@ def _one(
     args, kwargs = arguments
     model.zero_grad(set_to_none=True)
     try:
-        with Autocast.of(model, precision).context(), poolings_watched() as pooled:
+        with Autocast.of(model, precision).context(), sums_watched() as sums:
             output = model(*args, **kwargs)
     except Exception as error:
         raise UsageError(
@@ -128,7 +130,8 @@ def _one(
         objective.backward()  # type: ignore[no-untyped-call]
     numbers = {
         LOSS_OVER_ZERO: loss_over_zero(output, float(objective.detach()), batch, loss),
-        POOL_SUM_SIZE: max(pooled, default=math.nan),
+        POOL_SUM_SIZE: max(sums.pooled, default=math.nan),
+        HAND_SUM_SIZE: max(sums.by_hand, default=math.nan),
     }
     known = {name: Measured(torch.tensor(value)) for name, value in numbers.items() if not math.isnan(value)}
     recorder.state.queue("", "eval-grad" if objective.requires_grad else "eval", 0, known)
@@ -156,16 +159,6 @@ def _objective(output: Any, batch: Any, loss: Loss | None) -> Tensor:
     if not isinstance(value, Tensor) or value.numel() != 1:
         raise UsageError(f"the loss returned {type(value).__name__}, not a scalar tensor")
     return value.reshape(())
-
-
-def _copied(model: nn.Module) -> nn.Module:
-    try:
-        return deep_copy(model, without_history(model))
-    except Exception as error:
-        raise UsageError(
-            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}), and gnnstab runs nothing on your own "
-            "object; wrap the run in gnnstab.Monitor instead"
-        ) from error
 
 
 def _described(arguments: Arguments) -> str:

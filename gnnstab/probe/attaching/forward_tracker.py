@@ -20,10 +20,14 @@ from gnnstab.probe.replaying.replica import ForwardInputs as ForwardInputs
 from gnnstab.probe.replaying.skipped_step import MOST, SkippedForward, histories, keep_gradients
 from gnnstab.probe.state import State
 from gnnstab.probe.statistics import graph_measures, node_measures
-from gnnstab.torch_private import graph_task
+from gnnstab.torch_private import autocasts, graph_task
 
 LARGEST_KEPT = 64 * 2**20
 """Bytes of the inputs of one forward up to which a copy of them is kept for the end of the run."""
+
+
+OPENING = 10
+"""Steps of the beginning of which every output is kept until its loss is known: batches differ, and one may be small."""
 
 
 class Answer:
@@ -168,9 +172,8 @@ class ForwardTracker:
             self.watching.forward_ended(output, grad)
         if grad and not state.light and self._keep and len(self.skipped) < MOST:
             self.skipped.append(keep_gradients(output, self.last[MODES[model.training][True]], state.gradient_arrived))
-        answer = None if self.kept is None else self.kept.answer
-        if grad and answer is not None and answer.step == state.step and answer.output is None:
-            answer.take(output, self.kept)
+        if grad and state.light and self._keep:
+            self._take_answer(output)
         layer_trace, state.layer_trace = state.layer_trace, None
         if layer_trace is not None and self._norms.watching:
             self._norms.end()
@@ -180,6 +183,19 @@ class ForwardTracker:
             found = ways([*layer_trace, ("", first, None)] if first is not None else layer_trace)
             self.ways.around.update(found.around)
             self.ways.beside.update(found.beside)
+
+    def _take_answer(self, output: Any) -> None:
+        """Keep what the first forward of a step returned, in the first steps and where its inputs are kept."""
+        state, kept = self._state, None if self.kept is None else self.kept.answer
+        if state.answer is not None and state.answer.step == state.step:
+            return
+        if kept is not None and kept.step == state.step:
+            state.answer = kept
+        elif state.step < OPENING:
+            state.answer = Answer(state.step)
+        else:
+            return
+        state.answer.take(output, next(iter(self.last.values())))
 
     def _look_around(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Have the layers say what goes in and what comes out, to find what stands beside and around them."""
@@ -209,6 +225,8 @@ class ForwardTracker:
 
 
 def _autocast(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Autocast:
+    if not autocasts():
+        return NO_AUTOCAST
     first = args[0] if args else next(iter(kwargs.values()), None)
     device = first.device.type if isinstance(first, Tensor) else "cpu"
     enabled = torch.is_autocast_enabled(device)

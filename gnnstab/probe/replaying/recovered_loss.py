@@ -85,7 +85,7 @@ def _binary(output: Tensor, gradient: Tensor, value: float) -> Recovered | None:
 
     def loss(result: Any, batch: Any) -> Tensor:
         entries = result[kept].float()
-        summed = F.binary_cross_entropy_with_logits(entries, target.to(entries), reduction="sum")
+        summed: Tensor = F.binary_cross_entropy_with_logits(entries, target.to(entries), reduction="sum")
         return weight.to(entries) * summed
 
     return loss

@@ -17,7 +17,7 @@ from torch_geometric.utils import softmax
 
 from gnnstab.probe.batches.arguments import as_arguments
 from gnnstab.probe.measure import read_out
-from gnnstab.probe.pooling import poolings_watched
+from gnnstab.probe.pooling import sums_watched
 from gnnstab.probe.replaying.replica import Autocast, device_of, on_device, tracked
 from gnnstab.probe.replaying.zero_output import loss_over_zero
 from gnnstab.probe.statistics.activations import clip_share, dead_share
@@ -79,7 +79,7 @@ def look(
         stack.enter_context(watched.attached(model))
         if edit.unclamped:
             stack.enter_context(_Unclamped())
-        stack.enter_context(poolings_watched(mean=edit.pool_mean))
+        stack.enter_context(sums_watched(pool_mean=edit.pool_mean, mean=edit.hand_mean))
         with Autocast.of(model, edit.precision or precision).context():
             positional, named = tracked(arguments) if backward else arguments
             output = model(*positional, **named)
