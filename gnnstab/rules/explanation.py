@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from gnnstab.records import SEVERITIES, Finding, Signals
-from gnnstab.records.vocabulary import LOSS_OVER_ZERO, OPTIMIZER_STACK_SHARE
+from gnnstab.records.vocabulary import LOSS_OVER_ZERO, OPTIMIZER_EPS_LOST, OPTIMIZER_STACK_SHARE
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.gs401_sum_aggregation_growth import SumAggregationGrowth
 from gnnstab.rules.gs406_feature_scale import FeatureScale
@@ -84,6 +84,13 @@ def _part_of_explosion(symptom: Finding, explanation: Finding, signals: Signals)
 def _driven_by_attention(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
     """Saturated attention carries the gradient through its sharp scores, unless all weights are large alike."""
     return explanation.signal.startswith("attention.") and not large_gain(explanation.layer, signals)
+
+
+def _eps_lost(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    """Updates that divide 0 by 0, whatever the rate."""
+    return explanation.signal == OPTIMIZER_EPS_LOST and (
+        symptom.code != "GS502" or symptom.signal == "weight.non_finite"
+    )
 
 
 def _far_off(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
@@ -230,6 +237,7 @@ LINKS: tuple[Link, ...] = (
     Link("GS302", "GS502", _scale_that_was_undone),
     # Memory that was never initialised, before everything that its size brings about.
     Link("GS502", "GS605", _always),
+    *(Link(symptom, "GS503", _eps_lost) for symptom in ("GS502", "GS601", "GS603")),
     Link("GS301", "GS605", _same_layer),
     Link("GS302", "GS605", _always),
     Link("GS204", "GS605", _always),

@@ -20,7 +20,12 @@ from gnnstab.probe.optimizer.learning import learning_signals
 from gnnstab.probe.replaying.replica import copied, eager, forked_rng, replica, rng_snapshot, tensors_in, unwrap
 from gnnstab.records import Signal, Signals
 from gnnstab.records.rises import Rise, rise_of
-from gnnstab.records.vocabulary import OPTIMIZER_EPS_DAMPING, OPTIMIZER_LOSS_RISE, OPTIMIZER_OUTPUT_MOVE
+from gnnstab.records.vocabulary import (
+    OPTIMIZER_EPS_DAMPING,
+    OPTIMIZER_EPS_LOST,
+    OPTIMIZER_LOSS_RISE,
+    OPTIMIZER_OUTPUT_MOVE,
+)
 
 Loss = Callable[[Any, Any], Tensor]
 
@@ -250,6 +255,18 @@ def eps_of(optimizer: torch.optim.Optimizer) -> float | None:
     return None if type(optimizer).__name__ in MADE_OF_EPS else max(sizes, default=None)
 
 
+def eps_signals(optimizer: torch.optim.Optimizer) -> list[Signal]:
+    """How many parameters are held in a format in which the eps that is added to their denominators is 0."""
+    count, formats = 0, set()
+    for group in optimizer.param_groups:
+        eps = group.get("eps")
+        for parameter in group["params"] if isinstance(eps, float) and eps > 0 else ():
+            if parameter.is_floating_point() and not torch.tensor(eps, dtype=parameter.dtype):
+                count, formats = count + 1, formats | {str(parameter.dtype).removeprefix("torch.")}
+    detail = {"eps": eps_of(optimizer), "formats": sorted(formats), "optimizer": type(optimizer).__name__}
+    return [Signal(OPTIMIZER_EPS_LOST, float(count), source="steps", detail=detail)] if count else []
+
+
 def shrink_eps(optimizer: torch.optim.Optimizer) -> None:
     """Set every eps to `NO_EPS`."""
     for group in optimizer.param_groups:
@@ -285,11 +302,12 @@ def optimizer_signals(
     ``batch`` is what the user calls one, see `gnnstab.probe.batches.arguments.as_arguments`; of several the first four count.
     Nothing of the user's changes: model, gradients, optimizer, batches and the generators of torch, NumPy and ``random``.
     """
+    lost = [] if optimizer is None else eps_signals(optimizer)
     try:
         bench = _bench(model, batch, loss, optimizer, precision, clip)
-        return list(_judged(bench)), {}
+        return [*lost, *_judged(bench)], {}
     except UsageError as error:
-        return [], dict.fromkeys((OPTIMIZER_LOSS_RISE, OPTIMIZER_OUTPUT_MOVE, OPTIMIZER_EPS_DAMPING), str(error))
+        return lost, dict.fromkeys((OPTIMIZER_LOSS_RISE, OPTIMIZER_OUTPUT_MOVE, OPTIMIZER_EPS_DAMPING), str(error))
 
 
 def with_trial_steps(
