@@ -114,7 +114,11 @@ class _Reinitialise(Fix):
             line
             for owner, layer in owners or [("conv", "")]
             for kind in [layer_named(layer)]
-            for line in [kind.reinit_line(owner, name) for name in kind.roles.get(self.role, ())]
+            for line in [
+                kind.reinit_line(owner, name)
+                for name in kind.roles.get(self.role, ())
+                if isinstance(layer, str) or kind.present(name, layer)
+            ]
             or [f"# {owner}: initialise anew what its {self.role}s are made of"]
         )
 

@@ -73,11 +73,9 @@ def _layers(child: Any) -> _Held | None:
     listed = inside != [child]
     if listed and type(child).__name__ != "ModuleList":
         return None
-    widths = {getattr(layer, "in_channels", None) for layer in inside}
-    if len(widths) != 1 or not all(keeps_width(layer) for layer in inside) or (listed and list(child) != inside):
-        raise Unclear
-    width = widths.pop()
-    if not isinstance(width, int):
+    width = getattr(inside[0], "in_channels", None)  # A dictionary where kinds of nodes have widths of their own.
+    alike = all(getattr(layer, "in_channels", None) == width and keeps_width(layer) for layer in inside)
+    if not isinstance(width, int) or not alike or (listed and list(child) != inside):
         raise Unclear
     return _Held(width, listed, len(inside))
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gnnstab.errors import FixError
 from gnnstab.layers import LAYERS, Layer, layer_of
-from gnnstab.randomness import deep_copy, seeded
+from gnnstab.randomness import seeded
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,18 +26,10 @@ def edited_copy(model: nn.Module, seed: int = 0) -> Iterator[nn.Module]:
 
 def duplicate(model: nn.Module) -> nn.Module:
     """A deep copy, without the shell of ``torch.compile`` or of a data-parallel wrapper."""
-    from gnnstab.probe.replaying.replica import without_history
+    from gnnstab.probe.replaying.replica import unwrap, whole_copy
 
-    inner = getattr(model, "_orig_mod", model)
-    if type(inner).__name__ in ("DistributedDataParallel", "DataParallel"):
-        inner = inner.module
-    try:
-        return deep_copy(inner, without_history(inner))
-    except Exception as error:
-        raise FixError(
-            f"{type(model).__name__} cannot be copied ({_first_line(error)}); a module must not keep tensors with a "
-            "gradient history, open files or locks as attributes"
-        ) from error
+    advice = "; a module must not keep open files or locks as attributes"
+    return whole_copy(unwrap(model)[0], advice, FixError)
 
 
 def attention_layers(model: nn.Module, names: Sequence[str] | None = None) -> list[tuple[str, Any]]:
@@ -198,7 +190,3 @@ def like(module: nn.Module) -> dict[str, Any]:
     """``device`` and ``dtype`` for new parameters beside the module's own."""
     first = next((p for p in module.parameters() if p.is_floating_point()), None)
     return {} if first is None else {"device": first.device, "dtype": first.dtype}
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]

@@ -19,14 +19,16 @@ from gnnstab.probe.pooling import sums_watched
 from gnnstab.probe.recorder import Recorder
 from gnnstab.probe.replaying.evaluating import evaluating
 from gnnstab.probe.replaying.read_out import read_out as read_out
-from gnnstab.probe.replaying.replica import Autocast, device_of, on_device, tracked, without_history
+from gnnstab.probe.replaying.replica import Autocast, device_of, on_device, tracked, whole_copy
 from gnnstab.probe.replaying.zero_output import loss_over_zero
 from gnnstab.probe.statistics.numbers import Measured
-from gnnstab.randomness import deep_copy, same_random_state
+from gnnstab.randomness import same_random_state
 from gnnstab.records.vocabulary import HAND_SUM_SIZE, LOSS_OVER_ZERO, POOL_SUM_SIZE
 from gnnstab.trace import Trace, TraceWriter
 
 OBJECTIVE = "loss: a fixed random linear read-out of the output, since none was given"
+
+NEEDS_COPY = ", and gnnstab runs nothing on your own object; wrap the run in gnnstab.Monitor instead"
 
 Loss = Callable[[Any, Any], Tensor]
 
@@ -50,7 +52,7 @@ def measure(model: nn.Module, batch: Any, *, loss: Loss | None = None, precision
     if loss is None:
         meta["assumptions"] = OBJECTIVE
     writer = TraceWriter(None, meta=meta)
-    twin = evaluating(_copied(model))
+    twin = evaluating(whole_copy(model, NEEDS_COPY))
     device = device_of(twin)
     recorder = Recorder(twin, writer, full_every=1, norm_forwards=math.inf)
     batches = list(_batches(batch, model))
@@ -157,16 +159,6 @@ def _objective(output: Any, batch: Any, loss: Loss | None) -> Tensor:
     if not isinstance(value, Tensor) or value.numel() != 1:
         raise UsageError(f"the loss returned {type(value).__name__}, not a scalar tensor")
     return value.reshape(())
-
-
-def _copied(model: nn.Module) -> nn.Module:
-    try:
-        return deep_copy(model, without_history(model))
-    except Exception as error:
-        raise UsageError(
-            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}), and gnnstab runs nothing on your own "
-            "object; wrap the run in gnnstab.Monitor instead"
-        ) from error
 
 
 def _described(arguments: Arguments) -> str:

@@ -131,7 +131,7 @@ def _sections(page: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _causes(diagnosis: Diagnosis, anchors: Anchors, told: summary.Told) -> list[dict[str, Any]]:
     """Root causes first, then the others in the order of the diagnosis: the five, then the rest."""
-    quiet = summary.unsuspected(diagnosis)
+    listed = summary.told(diagnosis)
     return [
         {
             "cause": cause,
@@ -145,7 +145,7 @@ def _causes(diagnosis: Diagnosis, anchors: Anchors, told: summary.Told) -> list[
             **_card(cause, diagnosis, anchors),
         }
         for cause in (*diagnosis.root_causes(), *(c for c in diagnosis.causes if c.status != "root-cause"))
-        if cause not in quiet
+        if cause in listed
     ]
 
 

@@ -102,7 +102,10 @@ def _fix_anchors(causes: Sequence[Cause]) -> dict[tuple[str, int], str]:
     known: dict[tuple[str, str], str] = {}
     anchors: dict[tuple[str, int], str] = {}
     for n, cause in enumerate(causes):
+        shown = summary.offered(cause)
         for i, fix in enumerate(cause.fixes):
+            if fix not in shown:
+                continue
             anchors[cause.cause, i] = known.setdefault((fix.fix, fix.change), f"fix-{n}-{i}")
     return anchors
 

@@ -10,8 +10,13 @@ from gnnstab.records import Finding, Signals
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import first_loss, measured, percent
 
-_TWICE = re.compile(r"(log_softmax|softmax) ← softmax|(binary_cross_entropy_with_logits|sigmoid) ← sigmoid")
+_TWICE = re.compile(
+    r"(log_softmax|softmax) ← (softmax|sigmoid|tanh)\b|(binary_cross_entropy_with_logits|sigmoid) ← sigmoid"
+)
 """Neighbours in the graph of a loss of which the first takes scores, and the second gives probabilities."""
+
+_PICKS = re.compile(r"(?<=← )(?:index|index_select|select|slice|gather) ← ")
+"""Operations that pick rows and leave their numbers as they are."""
 
 
 @rule("GS305", "softmax-misused", cause="masking", severity="error", confidence="high")
@@ -22,7 +27,8 @@ class SoftmaxMisused(Rule):
     In the graph of a forward: a softmax whose scores are multiplied by a tensor of zeros and ones that differs within its rows, or
     replaced by a constant amid the scores or above them, and the weight that it leaves to those entries; attention that closes the keys
     that differ and leaves open those that all hold the same, as padding does; a constant that a mask writes into the output above
-    everything else, where the loss is of its size. In the graph of the loss: a softmax or sigmoid directly behind another one.
+    everything else, where the loss is of its size. In the graph of the loss: a softmax or sigmoid directly behind another one,
+    or a log_softmax of a tanh.
 
     ## Why it is unstable
     exp(0) is 1, not 0: an entry that was to be masked keeps the weight of a score of 0, and with many of them most of the weight. A mask
@@ -60,7 +66,7 @@ class SoftmaxMisused(Rule):
 
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding for each softmax, mask of an output and mask the wrong way round, and one for the loss."""
-        graph = str(signals.context.get("loss_graph") or "")
+        graph = _PICKS.sub("", str(signals.context.get("loss_graph") or ""))
         if not graph and not signals.find("place.rms"):
             raise NotEvaluable("needs a forward of the model: pass a batch (--model pkg.mod:factory --batch FILE)")
         for signal in measured(signals.find("place.masked_weight")):

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar
 
 from gnnstab.errors import NotEvaluable
 from gnnstab.records import Finding, Signal, Signals
-from gnnstab.rules.base import Rule, threshold
+from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import measured, percent
 
 
-@dataclass(frozen=True)
+@rule("GS408", "batch-dependence", cause="masking", severity="warning", confidence="high")
 class BatchDependence(Rule):
     """The answer for a graph depends on the other graphs of its batch, on padding, or on chance.
 
@@ -44,12 +42,6 @@ class BatchDependence(Rule):
     PyTorch Geometric, *Advanced Mini-Batching*: graphs of a batch are disjoint. Measured: padded and disjoint batches, 90 programs that
     train well move by 2e-6 at most.
     """
-
-    code: ClassVar[str] = "GS408"
-    name: ClassVar[str] = "batch-dependence"
-    cause: ClassVar[str] = "masking"
-    severity: ClassVar[str] = "warning"
-    confidence: ClassVar[str] = "high"
 
     told: float = threshold(
         1e-4, unit="× RMS of the output", source="measured: 2e-6 in programs that keep graphs apart"

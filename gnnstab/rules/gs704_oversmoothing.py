@@ -25,7 +25,9 @@ class Oversmoothing(Rule):
 
     Whatever the number of layers: where the nodes differ by less than a thousandth of their size from some place on up to an output
     that has a row for each node, they are indistinguishable, and that is a warning; of an output for each graph, where nodes and graphs
-    are. Nodes without incoming edges, and those that hear of them, are left out: what they lack tells them apart.
+    are. Nodes without incoming edges, and those that hear of them, are left out: what they lack tells them apart. So are padded rows, and entries
+    that a mask has written over. And inputs that are the same for every node, where the few answers that the edges alone tell apart are given to
+    nodes with other targets.
 
     ## Why it is unstable
     Attention averages over neighbours; averaging over and over leaves the mean. The measure is free of scale, so it does not
@@ -72,9 +74,15 @@ class Oversmoothing(Rule):
         source="derived: less than the first digits of a float16; .1 and more in networks that train",
     )
 
+    shared: float = threshold(
+        0.5,
+        unit="share of the targets' spread",
+        source="derived: half of what is asked for differs among nodes with one answer",
+    )
+
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding for nodes that cannot be told apart, else one for the stack."""
-        same = list(self._indistinguishable(signals))
+        same = list(self._indistinguishable(signals)) or list(self._shared_answers(signals))
         yield from same
         if not same:
             yield from self._over_depth(signals)
@@ -106,6 +114,22 @@ class Oversmoothing(Rule):
             confidence="high",
             cause=self.cause if smoothed else "indistinguishable-nodes",
         )
+
+    def _shared_answers(self, signals: Signals) -> Iterator[Finding]:
+        """Nodes that start out the same get one of a few answers, and were to get others."""
+        for signal in measured(signals.find("place.shared_answers")):
+            if signal.value > self.shared:
+                answers, nodes = signal.detail.get("answers"), signal.detail.get("nodes")
+                yield self.finding(
+                    f"the input `{signal.layer}` is the same for every node, and the edges alone tell {nodes} nodes apart into {answers} answers: "
+                    f"{percent(signal.value)} of the spread of the targets lies among nodes that are indistinguishable. Give the nodes features of "
+                    "their own, or encodings of their place.",
+                    severity="warning",
+                    limit=self.shared,
+                    signal=signal,
+                    confidence="high",
+                    cause="indistinguishable-nodes",
+                )
 
     def _over_depth(self, signals: Signals) -> Iterator[Finding]:
         depth = need_depth(signals, self.min_layers)

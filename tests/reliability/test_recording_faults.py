@@ -109,6 +109,33 @@ def test_the_trace_is_deleted_under_the_writer(path: Path) -> None:
         assert int(trace.meta["dropped.rows"]) >= steps[0]
 
 
+def test_the_trace_is_deleted_and_restored(path: Path) -> None:
+    """Who reads the restored half is told that it is one; neither half draws a verdict about the training."""
+    kept: dict[str, bytes] = {}
+
+    def loop(run: Run) -> None:
+        model, optimizer = setup()
+        with run.watching(model, optimizer=optimizer) as monitor:
+            for start in (0, 4, 8):
+                train(model, optimizer, start, start + 4, run)
+                if monitor is not None:
+                    flush(monitor)
+                    if start == 0:
+                        kept.update({file.name: file.read_bytes() for file in path.parent.iterdir()})
+                        empty(path.parent)
+                    if start == 4:
+                        empty(path.parent)
+                        for name, content in kept.items():
+                            (path.parent / name).write_bytes(content)
+
+    run = unnoticed(loop, trace=path)
+    assert len(run.warned) == 1 and "was deleted" in run.warned[0]
+    for found in (run.monitor.diagnose(), gnnstab.diagnose(path)):
+        assert [f.code for f in found.findings if not f.code.startswith("GS9") and f.severity != "info"] == []
+        assert not any(cause.status == "root-cause" for cause in found.causes)
+        assert {"GS902", "GS903"} & {f.code for f in found.findings}, "that something is missing is said"
+
+
 def test_the_folder_vanishes(path: Path) -> None:
     folder = path.parent / "sub"
     folder.mkdir()

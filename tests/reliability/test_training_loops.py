@@ -220,6 +220,9 @@ def test_functional_transforms() -> None:
 
     run = recorded_whole(loop)
     assert any("torch.func" in blind.reason for blind in run.monitor.coverage.blind)
+    found = run.monitor.diagnose()
+    assert not any(cause.status in ("root-cause", "contributing") for cause in found.causes)
+    assert {f.code for f in found.findings if f.severity != "info"} <= {"GS901"}, "what was not seen, and nothing else"
 
 
 def test_without_an_optimizer_steps_are_said() -> None:

@@ -20,7 +20,7 @@ from gnnstab.probe.replaying.replica import ForwardInputs as ForwardInputs
 from gnnstab.probe.replaying.skipped_step import MOST, SkippedForward, histories, keep_gradients
 from gnnstab.probe.state import State
 from gnnstab.probe.statistics import graph_measures, node_measures
-from gnnstab.torch_private import graph_task
+from gnnstab.torch_private import autocasts, graph_task
 
 LARGEST_KEPT = 64 * 2**20
 """Bytes of the inputs of one forward up to which a copy of them is kept for the end of the run."""
@@ -225,6 +225,8 @@ class ForwardTracker:
 
 
 def _autocast(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Autocast:
+    if not autocasts():
+        return NO_AUTOCAST
     first = args[0] if args else next(iter(kwargs.values()), None)
     device = first.device.type if isinstance(first, Tensor) else "cpu"
     enabled = torch.is_autocast_enabled(device)

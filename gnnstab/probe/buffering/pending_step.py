@@ -43,10 +43,11 @@ class PendingStep:
         self.time = time
         self.stats = stats
         self.inputs = inputs
-        self.loss = _on_the_way(loss)
-        self._lr = _on_the_way(lr)
-        self._scale = _on_the_way(scale)
-        self._skipped = _on_the_way(skipped)
+        # Most are plain numbers, for which a call would be the whole price.
+        self.loss = _on_the_way(loss) if isinstance(loss, Tensor) else loss
+        self._lr = _on_the_way(lr) if isinstance(lr, Tensor) else lr
+        self._scale = _on_the_way(scale) if isinstance(scale, Tensor) else scale
+        self._skipped = _on_the_way(skipped) if isinstance(skipped, Tensor) else skipped
         self._norm: DeviceCopy | float | None = None
         self.saved = False
         """True when the weights that the step had are kept, so that it can be run again after the update."""

@@ -17,7 +17,7 @@ from gnnstab.probe.batches.named_tensors import named_tensors
 from gnnstab.probe.layers._dense_softmax import Attended, Attending
 from gnnstab.probe.layers._exponentials import OverEdges
 from gnnstab.probe.layers._tapped import TappedRecorder
-from gnnstab.probe.layers.layer_recorder import LayerRecorder, Plan
+from gnnstab.probe.layers.layer_recorder import IN_GRAPH, LayerRecorder, Plan
 from gnnstab.probe.state import State
 from gnnstab.probe.statistics.dense import MASKED, Rows, as_edges, fused_softmax, product_scores
 from gnnstab.probe.statistics.layer import activation_measures, softmax_measures
@@ -29,10 +29,14 @@ _NO_ATTENTION = 3
 """Calls without any attention after which a module is no longer looked at."""
 
 
+_UNTOLD = f"its code names what attention is made of; scores are {IN_GRAPH}"
+
+
 class SoftmaxRecorder(LayerRecorder):
     """Records input, output, scores and attention of one layer."""
 
     attention = True
+    full_sites = ("score", "attention")
 
     def __init__(self, state: State, name: str, module: nn.Module, family: str, places: tuple[str, ...] = ()) -> None:
         super().__init__(state, name, module)
@@ -142,6 +146,11 @@ class DenseSoftmaxRecorder(SoftmaxRecorder):
         self._leave()
         super().detach()
         self.forget()
+
+    def note_unrecognised(self) -> None:
+        """Inside a compiled graph alone nobody sees whether the module attends."""
+        if not self._without and (self.name, "output") in self.state.compiled.seen:
+            self.state.unseen(self.name, f"any scores of {type(self.module).__name__}", _UNTOLD)
 
     def forget(self) -> None:
         """Drop what an interrupted call left behind."""

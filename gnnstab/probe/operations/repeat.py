@@ -50,9 +50,7 @@ class Found:
     """True when the same step in float64 is finite and its output, loss and gradients fit float32: only the way there does not."""
 
 
-def repeat(
-    model: nn.Module, call: ForwardInputs, objective: Objective | None = None, *, batch: Any = None, undo: bool = True
-) -> Found:
+def repeat(model: nn.Module, call: ForwardInputs, objective: Objective | None = None, *, batch: Any = None) -> Found:
     """Repeat a step on a copy; the model, its gradients, the inputs and the random generators stay as they are.
 
     Args:
@@ -60,13 +58,12 @@ def repeat(
         call: The forward.
         objective: The loss; the forward alone is repeated when omitted.
         batch: The batch as the loss sees it, to name its tensors.
-        undo: Whether to try, for a value that grew too large, the same step with standardised inputs.
 
     Raises:
         UsageError: The model cannot be copied.
     """
     found = _once(model, call, objective, batch)
-    if not undo or found.origin is None or found.origin.tensor is not None:
+    if found.origin is None or found.origin.tensor is not None:
         return found
     if found.origin.operation.dtype in ("float16", "bfloat16"):
         wide = _once(model, widened(call, torch.float32), objective, batch, wide=torch.float32)

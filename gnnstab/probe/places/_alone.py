@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch_geometric.data import Batch
-from torch_geometric.data.data import BaseData
 
 from gnnstab.probe.places._padding import padding_mask
 from gnnstab.probe.replaying.evaluating import by_running_statistics
-from gnnstab.probe.replaying.replica import copied, eager, forked_rng, tensors_in
+from gnnstab.probe.replaying.replica import copied, eager, forked_rng, mapped, tensors_in
 
 FILLED = 1e4
 """Times the median size from which on an entry of an output is a constant that stands for −∞, and says nothing."""
@@ -89,7 +88,7 @@ def rows(
             "varies": company.varies,
         }
         if moved > ROUNDING:
-            others = run(*(_walked(value, lambda t, _: company.changed(t)) for value in (args, dict(kwargs))))
+            others = run(*mapped((args, dict(kwargs)), company.changed))
             theirs = [company.alone(t, "") for t in others]
             seen = [
                 (a, b)
@@ -140,36 +139,22 @@ def _moved(before: list[Tensor], after: list[Tensor]) -> float:
 
 def _taken(
     args: tuple[Any, ...], kwargs: Mapping[str, Any], named: Mapping[str, Tensor], company: Company
-) -> tuple[Any, Any]:
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of a forward of the graph alone."""
     called = {id(tensor): name.rpartition(".")[2] for name, tensor in named.items()}
 
-    def rule(tensor: Tensor, name: str) -> Tensor:
-        part = company.alone(tensor, called.get(id(tensor), name))
-        if part is None:
+    def part(tensor: Tensor) -> Tensor:
+        found = company.alone(tensor, called.get(id(tensor), ""))
+        if found is None:
             raise ValueError("a tensor of which nobody can say what belongs to the graph")
-        return part
-
-    return _walked(args, rule, "", company.graph), _walked(dict(kwargs), rule, "", company.graph)
-
-
-def _walked(value: Any, rule: Callable[[Tensor, str], Tensor], name: str = "", graph: int | None = None) -> Any:
-    """``value`` with a rule applied to every tensor in it; of a PyG batch the graph with this number."""
-    if isinstance(value, Tensor):
-        return rule(value, name)
-    if isinstance(value, Batch) and graph is not None and getattr(value, "_slice_dict", None):
-        return Batch.from_data_list([value.get_example(graph)])
-    if isinstance(value, BaseData):
-        found = value.clone()
-        for store in found.stores:
-            for key, entry in list(store.items()):
-                store[key] = _walked(entry, rule, key, graph)
         return found
-    if isinstance(value, Mapping):
-        return {key: _walked(entry, rule, str(key), graph) for key, entry in value.items()}
-    if isinstance(value, (tuple, list)) and not hasattr(value, "_fields"):
-        return type(value)(_walked(entry, rule, name, graph) for entry in value)
-    return value
+
+    def own(value: Any) -> Any:
+        if isinstance(value, Batch) and getattr(value, "_slice_dict", None):
+            return Batch.from_data_list([value.get_example(company.graph)])
+        return mapped(value, part)
+
+    return tuple(map(own, args)), {key: own(value) for key, value in kwargs.items()}
 
 
 def _of_vector(graphs: Tensor | None, named: Mapping[str, Tensor]) -> Company | None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gnnstab.probe.places import _numbers as numbers
 from gnnstab.probe.places._calls import Call
+from gnnstab.probe.places._normalised import row_norm
 from gnnstab.probe.places._roles import columns, is_target, value_columns
 
 if TYPE_CHECKING:
@@ -29,9 +30,12 @@ def rows(seen: ForwardView, given: Mapping[str, Tensor]) -> Iterator[tuple[str, 
         _Entry(call) for call in seen.calls.all if call.computes and call.entering and not normalised_next(seen, call)
     ]
     size = max((numbers.rms(numbers.sampled(t)) for t in seen.outputs), default=math.nan)
-    entries_out = max((t.numel() for t in seen.outputs), default=0)
+    entries_out: Any = max((t.numel() for t in seen.outputs), default=0)
     if math.isfinite(size):
-        yield "place.output", "output", size, {"entries": entries_out}
+        detail = {"entries": entries_out}
+        if len(seen.outputs) == 1 and (common := row_norm(seen.outputs[0])) is not None:
+            detail |= {"row_norm": common, "columns": seen.outputs[0].shape[1]}
+        yield "place.output", "output", size, detail
     for name, tensor in given.items():
         if not tensor.numel():
             continue

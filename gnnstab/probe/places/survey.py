@@ -20,6 +20,7 @@ from gnnstab.probe.places import _gains as gains
 from gnnstab.probe.places import _graph_level as graph_level
 from gnnstab.probe.places import _inputs as inputs
 from gnnstab.probe.places import _masks as masks
+from gnnstab.probe.places import _normalised as normalised
 from gnnstab.probe.places import _operations as operations
 from gnnstab.probe.places import _parameters as parameters
 from gnnstab.probe.places import _states as states
@@ -158,6 +159,7 @@ def _before_backward(seen: ForwardView, given: Mapping[str, Tensor]) -> Iterator
         yield from inputs.rows(seen, given)
         yield from states.rows(seen)
         yield from masks.rows(seen)
+        yield from normalised.rows(seen)
         yield from graph_level.rows(seen)
 
 

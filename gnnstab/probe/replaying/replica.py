@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data.data import BaseData
 
-from gnnstab.errors import UsageError
+from gnnstab.errors import GnnstabError, UsageError
 from gnnstab.randomness import deep_copy, same_random_state
 
 HOOK_TABLES = ("_hooks", "_hooks_with_kwargs", "_hooks_always_called")
@@ -104,6 +104,15 @@ def replica(model: nn.Module) -> nn.Module:
         if getattr(module, "_compiled_call_impl", None) is not None:
             module._compiled_call_impl = None
     return twin
+
+
+def whole_copy(model: nn.Module, advice: str = "", kind: type[GnnstabError] = UsageError) -> nn.Module:
+    """A deep copy with all hooks; raises ``kind``, with ``advice`` at the end, where there can be none."""
+    try:
+        return deep_copy(model, without_history(model))
+    except Exception as error:
+        why = (str(error).splitlines() or [""])[0][:160]
+        raise kind(f"{type(model).__name__} cannot be copied ({type(error).__name__}: {why}){advice}") from error
 
 
 def without_history(model: nn.Module) -> dict[int, Any]:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gnnstab.probe.replaying.replica import mapped
+
 
 def loss_over_zero(output: Any, value: float, batch: Any, loss: Callable[[Any, Any], Tensor] | None) -> float:
     """The loss over that of the same output times 0; NaN without a loss, or where one of the two is not positive and finite."""
@@ -16,16 +18,7 @@ def loss_over_zero(output: Any, value: float, batch: Any, loss: Callable[[Any, A
         return math.nan
     try:
         with torch.no_grad():
-            zero = float(loss(_zeros(output), batch))
+            zero = float(loss(mapped(output, lambda t: torch.zeros_like(t) if t.is_floating_point() else t), batch))
     except Exception:
         return math.nan  # A stranger's loss may take no zeros.
     return value / zero if 0 < zero < math.inf and 0 < value < math.inf else math.nan
-
-
-def _zeros(output: Any) -> Any:
-    """The output with every floating-point tensor of it times 0; NaN and Inf become 0 too."""
-    if isinstance(output, Tensor):
-        return torch.zeros_like(output) if output.is_floating_point() else output
-    if isinstance(output, dict):
-        return {key: _zeros(one) for key, one in output.items()}
-    return tuple(_zeros(one) for one in output) if type(output) is tuple else output

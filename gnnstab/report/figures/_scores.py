@@ -116,7 +116,7 @@ def spectral_norms(diagnosis: Diagnosis) -> Figure:
     """
     evidence = Evidence(diagnosis)
     name = next((n for n in _SPECTRAL if any(evidence.heads(n, layer) for layer in evidence.layers)), None)
-    paper.need(name, "spectral norm per paper.head")
+    paper.need(name, "spectral norm per head")
     assert name is not None
     layers = tuple(layer for layer in evidence.layers if evidence.heads(name, layer))
     figure, (ax,) = paper.sheet(3.4)
@@ -131,7 +131,7 @@ def spectral_norms(diagnosis: Diagnosis) -> Figure:
     paper.name_layers(ax.xaxis, layers, turned=True)
     ax.set_xlim(-0.7, len(layers) - 0.3)
     paper.label_y(ax, paper.drawable(SIGNALS[name].unit))
-    paper.head(ax, f"{SIGNALS[name].meaning.split(',')[0].split(' of a paper.head')[0]} per paper.head")
+    paper.head(ax, f"{SIGNALS[name].meaning.split(',')[0].split(' of a head')[0]} per head")
     return figure
 
 

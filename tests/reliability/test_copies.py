@@ -1,0 +1,119 @@
+"""Copies and saves of a model in the midst of a monitored training: the same bits, and nothing of gnnstab in any of them."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+from torch_geometric.nn import GAT, GPSConv, TransformerConv
+
+import gnnstab
+from side_by_side import Net, Run, graph, unnoticed
+
+STEPS = 6
+
+LOAD = """
+import sys
+sys.modules["gnnstab"] = None  # What imports it now fails.
+import torch
+model = torch.load(sys.argv[1], weights_only=False)
+torch.save(model(*torch.load(sys.argv[2])), sys.argv[3])
+"""
+
+
+def saved(value: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+def loaded(content: bytes) -> nn.Module:
+    model: nn.Module = torch.load(io.BytesIO(content), weights_only=False)
+    return model
+
+
+WAYS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda model: pickle.loads(pickle.dumps(model)),
+    "torch.save": lambda model: loaded(saved(model)),
+    "average": lambda model: AveragedModel(model).module,
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_loops_that_copy_and_save(way: str) -> None:
+    """After the forward, the backward and the step of every step: the best model, an average, a checkpoint."""
+    twins: list[nn.Module] = []
+
+    def loop(run: Run) -> None:
+        model = Net()
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+
+        def copied() -> None:
+            twin = WAYS[way](model)
+            state = torch.load(io.BytesIO(saved(model.state_dict())))
+            torch.load(io.BytesIO(saved(copy.deepcopy(optimizer).state_dict())))
+            run.keep(*twin.parameters(), *state.values())
+            assert b"gnnstab" not in pickle.dumps(twin), "what is left in its tables of hooks does nothing"
+            twins.append(twin)
+
+        with run.watching(model, optimizer=optimizer):
+            for number in range(STEPS):
+                optimizer.zero_grad()
+                loss = model(*graph(number)).square().mean()
+                copied()
+                loss.backward()
+                run.keep(loss)
+                run.keep_gradients(model)
+                copied()
+                optimizer.step()
+                copied()
+            run.keep(*model.parameters())
+            run.keep(twins[-1].eval()(*graph(1)))
+            twins[0](*graph(1)).sum().backward()
+
+    run = unnoticed(loop, schedule=2)
+    assert run.warned == []
+    with run.monitor.trace as trace:
+        assert [row.step for row in trace.steps()] == list(range(STEPS)), "a copy does not report as the model"
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "TransformerConv": lambda: TransformerConv(8, 8, heads=2, concat=False, beta=True),
+    "GAT": lambda: GAT(8, 8, num_layers=2, v2=True),
+    "GPS": lambda: GPSConv(8, TransformerConv(8, 8), heads=2),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_was_saved_inside_loads_without_gnnstab(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, batch = MODELS[name](), graph()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    with gnnstab.Monitor(model, optimizer=optimizer, schedule=1, on_finding="ignore"):
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(*batch).square().mean().backward()
+            optimizer.step()
+        model.eval()
+        model(*batch)
+        content = saved(model)
+        expected: Tensor = model(*batch)
+    assert b"gnnstab" not in content
+    files = [tmp_path / name for name in ("model.pt", "batch.pt", "output.pt")]
+    files[0].write_bytes(content)
+    torch.save(batch, files[1])
+    ended = subprocess.run([sys.executable, "-c", LOAD, *files], capture_output=True, text=True, timeout=200)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    # Another process may round otherwise, as kernels go by where a tensor lies in memory.
+    torch.testing.assert_close(torch.load(files[2]), expected)
+    assert torch.equal(loaded(content)(*batch), expected)
