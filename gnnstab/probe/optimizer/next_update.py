@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from gnnstab.errors import UsageError
 from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 from gnnstab.probe.buffering.step_writer import Writer
-from gnnstab.probe.optimizer.optimizer_steps import Loss, change_over_spread, eps_of, eps_signals, shrink_eps, twins
+from gnnstab.probe.optimizer._eps import eps_of, eps_signals, shrink_eps
+from gnnstab.probe.optimizer.optimizer_steps import Loss, change_over_spread, twins
 from gnnstab.probe.optimizer.run_trial import run_trial
 from gnnstab.probe.replaying.replica import forked_rng, run_replica, tensors_in
 from gnnstab.records import Measure, Signal

@@ -16,13 +16,13 @@ from torch_geometric.data.data import BaseData
 
 from gnnstab.errors import UsageError
 from gnnstab.probe.batches.arguments import Arguments, as_arguments
+from gnnstab.probe.optimizer._eps import eps_of, eps_signals, shrink_eps
 from gnnstab.probe.optimizer.learning import learning_signals
 from gnnstab.probe.replaying.replica import copied, eager, forked_rng, replica, rng_snapshot, tensors_in, unwrap
 from gnnstab.records import Signal, Signals
 from gnnstab.records.rises import Rise, rise_of
 from gnnstab.records.vocabulary import (
     OPTIMIZER_EPS_DAMPING,
-    OPTIMIZER_EPS_LOST,
     OPTIMIZER_LOSS_RISE,
     OPTIMIZER_OUTPUT_MOVE,
 )
@@ -38,17 +38,11 @@ MOST_STEPS = 20
 MOST_BATCHES = 4
 """Batches that a trial goes round; each one costs a forward per step."""
 
-NO_EPS = 1e-12
-"""What eps is compared with: as good as none."""
-
 LOWER = 3.0
 """What the rate is divided by until the trial is calm; smaller changes make no difference that can be measured."""
 
 LOWEST = 3**8
 """Largest divisor that is tried."""
-
-MADE_OF_EPS = ("Adadelta",)
-"""Optimizers whose first steps are made of eps: a smaller one is no other setting but another method."""
 
 _SCALES = tuple(2.0**power for power in (16, 12, 8, 4, 0))
 """Factors of the loss under fp16, as a GradScaler would choose: the largest that leaves the gradients finite."""
@@ -247,31 +241,6 @@ def steps_of(optimizer: torch.optim.Optimizer) -> int:
     """Steps of one trial: with momentum as many as it takes until an update is as large as those of the run will be."""
     momentum = max((float(group.get("momentum") or 0.0) for group in optimizer.param_groups), default=0.0)
     return STEPS if momentum >= 1 else min(MOST_STEPS, max(STEPS, round(1 / (1 - momentum))))
-
-
-def eps_of(optimizer: torch.optim.Optimizer) -> float | None:
-    """The largest eps of the groups; None where there is none, or where the first steps are made of it."""
-    sizes = [group["eps"] for group in optimizer.param_groups if isinstance(group.get("eps"), float)]
-    return None if type(optimizer).__name__ in MADE_OF_EPS else max(sizes, default=None)
-
-
-def eps_signals(optimizer: torch.optim.Optimizer) -> list[Signal]:
-    """How many parameters are held in a format in which the eps that is added to their denominators is 0."""
-    count, formats = 0, set()
-    for group in optimizer.param_groups:
-        eps = group.get("eps")
-        for parameter in group["params"] if isinstance(eps, float) and eps > 0 else ():
-            if parameter.is_floating_point() and not torch.tensor(eps, dtype=parameter.dtype):
-                count, formats = count + 1, formats | {str(parameter.dtype).removeprefix("torch.")}
-    detail = {"eps": eps_of(optimizer), "formats": sorted(formats), "optimizer": type(optimizer).__name__}
-    return [Signal(OPTIMIZER_EPS_LOST, float(count), source="steps", detail=detail)] if count else []
-
-
-def shrink_eps(optimizer: torch.optim.Optimizer) -> None:
-    """Set every eps to `NO_EPS`."""
-    for group in optimizer.param_groups:
-        if isinstance(group.get("eps"), float):
-            group["eps"] = NO_EPS
 
 
 def change_over_spread(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
