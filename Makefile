@@ -3,7 +3,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-REAL := tests/data/informarl
 # The sinks' packages are large; with EXTRAS=test,sinks their round trips are tested too, as .ci/run does.
 EXTRAS ?= test
 
@@ -25,8 +24,6 @@ $(VENV)/.installed-dev: $(VENV)/.installed-test
 	touch $@
 
 demo: $(VENV)/.installed
-	PYTHONPATH=tests $(BIN)/gnnstab diagnose $(REAL)/agents7_default/actor.pt --model models.informarl:actor \
-		--batch $(REAL)/sample_batch_7agents.pt --fail-on error
 	$(BIN)/gnnstab demo
 
 test: $(VENV)/.installed-test

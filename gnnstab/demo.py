@@ -35,15 +35,13 @@ class SumEmbedding(MessagePassing):  # type: ignore[misc]  # torch_geometric shi
         super().__init__(aggr="add")
         self.lin = nn.Sequential(nn.Linear(7, 16), nn.ReLU(), nn.LayerNorm(16), nn.Linear(16, 16))
 
-    def forward(self, x: Tensor, edge_index: Tensor, edge_attr: Tensor) -> Tensor:
+    def forward(self, x: Tensor, edge_index: Tensor, e: Tensor) -> Tensor:
         """(N, 6), (2, E), (E, 1) → (N, 16)."""
-        out: Tensor = self.propagate(edge_index, x=x, edge_attr=edge_attr)
-        return out
+        return self.propagate(edge_index, x=x, e=e)  # type: ignore[no-any-return]
 
-    def message(self, x_j: Tensor, edge_attr: Tensor) -> Tensor:
+    def message(self, x_j: Tensor, e: Tensor) -> Tensor:
         """(E, 6), (E, 1) → (E, 16)."""
-        message: Tensor = self.lin(torch.cat([x_j, edge_attr], dim=-1))
-        return message
+        return self.lin(torch.cat([x_j, e], dim=-1))  # type: ignore[no-any-return]
 
 
 class Swarm(nn.Module):
@@ -170,18 +168,21 @@ def summary(outcome: Outcome) -> str:
         lines.append(
             f"First warning at update {first.step} ({first.code}), first non-finite value at update {died.step}."
         )
-    lines.append(
-        "Judged on copies of the network as it was at the first warning about attention "
-        f"({SEEDS_OF_PROOF} seeds, {STEPS_OF_PROOF} training steps at {RATE_OF_PROOF} each):"
-    )
+    lines.append(f"Judged on copies ({SEEDS_OF_PROOF} seeds, {STEPS_OF_PROOF} training steps at {RATE_OF_PROOF}):")
     judged = {fix.fix: fix for cause in outcome.proof.causes for fix in cause.fixes if fix.verdict != "not-tested"}
-    for fix in judged.values():
+    order = sorted(judged.values(), key=lambda fix: fix.verdict != "confirmed")
+    for fix in order:
         moved = "" if fix.before is None or fix.after is None else f"{fix.signal} {fix.before:.3g} → {fix.after:.3g}"
-        lines.append(f"  {fix.verdict:<13} {fix.fix:<24} {moved}")
-    worked = next((fix for fix in judged.values() if fix.verdict == "confirmed"), None)
-    if worked is not None:
-        lines += ["", f"What works here, {worked.fix}:", *(f"  {line}" for line in worked.change.splitlines())]
+        said = moved if fix.verdict == "confirmed" or not fix.note else fix.note
+        lines.append(shorten(f"  {fix.verdict:<13} {fix.fix:<22} {said}"))
+    if order and order[0].verdict == "confirmed":
+        lines += [f"What works here, {order[0].fix}:", *(f"  {line}" for line in order[0].change.splitlines())]
     return "\n".join(lines)
+
+
+def shorten(line: str) -> str:
+    """The line in 80 columns, cut between words."""
+    return line if len(line) <= 80 else f"{line[:79].rpartition(' ')[0].rstrip(',;:')} …"
 
 
 def without_fixes(diagnosis: Diagnosis) -> Diagnosis:

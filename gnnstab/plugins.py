@@ -1,9 +1,14 @@
-"""What other installed packages add to gnnstab through their entry points."""
+"""Names that are found late: those of other installed packages, through their entry points, and those of heavy modules."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from gnnstab.errors import ConfigurationError
 
 
 def installed(group: str) -> tuple[EntryPoint, ...]:
@@ -11,7 +16,37 @@ def installed(group: str) -> tuple[EntryPoint, ...]:
     return tuple(sorted(_all().get(group, ()), key=lambda plugin: (plugin.name, plugin.value)))
 
 
+def loaded(plugin: EntryPoint, kind: str) -> Any:
+    """What a plugin offers; raises `ConfigurationError` that names it when it does not load."""
+    try:
+        return plugin.load()
+    except Exception as error:  # whatever a stranger's module raises on import, the user must learn whose it is
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ConfigurationError(f"{kind} plugin {origin(plugin)} failed to load: {reason}") from error
+
+
+def origin(plugin: EntryPoint) -> str:
+    """``'slack' (my_package.slack) of my-package``."""
+    package = f" of {plugin.dist.name}" if plugin.dist is not None else ""
+    return f"{plugin.name!r} ({plugin.value}){package}"
+
+
 @lru_cache(maxsize=1)
 def _all() -> dict[str, tuple[EntryPoint, ...]]:
     found = entry_points()
     return {group: tuple(found.select(group=group)) for group in found.groups if group.startswith("gnnstab.")}
+
+
+def on_first_use(package: str, **modules: str) -> Callable[[str], Any]:
+    """The ``__getattr__`` of a package whose names are loaded when they are first asked for.
+
+    ``modules``: a module of the package → the names that it holds, parted by blanks.
+    """
+    homes = {name: f"{package}.{module}" for module, names in modules.items() for name in names.split()}
+
+    def get(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        return getattr(import_module(homes[name]), name)
+
+    return get

@@ -41,10 +41,11 @@ dispatch_modes = torch._C._len_torch_dispatch_stack
 dispatch_stack = _get_current_dispatch_mode_stack
 """The active dispatch modes, the outermost first."""
 
-flatten_tensors = torch._C._nn.flatten_dense_tensors
-"""Several tensors as one flat one."""
+autocasts = torch._C._is_any_autocast_enabled
+"""Whether autocast is on for any kind of device."""
 
 foreach_copy = torch._foreach_copy_
+foreach_norm = torch._foreach_norm
 foreach_subtract = torch._foreach_sub
 """One kernel for many tensors."""
 

@@ -10,11 +10,7 @@ from gnnstab.checkpoint._tensors import identity, unreadable
 from gnnstab.layers import LAYERS, Layer, StoredLayer
 from gnnstab.records import Blind
 
-_OTHER_KINDS = (
-    ("in_proj_weight", "MultiheadAttention"),
-    ("q_proj_weight", "MultiheadAttention"),  # Keys or values of another width have matrices of their own.
-    *((kind.hint, kind.kind) for kind in LAYERS if kind.hint),
-)
+_OTHER_KINDS = tuple((kind.hint, kind.kind) for kind in LAYERS if kind.hint)
 """(last part of a key, attention layer that has it), for kinds that no adapter recovers from a file."""
 
 
@@ -50,7 +46,7 @@ def _candidates(tensors: Mapping[str, Tensor]) -> list[StoredLayer]:
     return [
         StoredLayer(kind, name, own, tuple(last for last in beside.get(name, ()) if last not in own))
         for (kind, name), own in found.items()
-        if kind.essential and kind.essential <= own.keys()
+        if kind.complete(frozenset(own))
     ]
 
 

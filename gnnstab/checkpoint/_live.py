@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -48,6 +49,11 @@ def recover_model(
         optimizers=states,
     )
     return recover(checkpoint, activation=activation)
+
+
+def informed(checkpoint: Checkpoint, model: nn.Module) -> Checkpoint:
+    """The checkpoint with what the model that it belongs to says of its layers, where they have the same names."""
+    return replace(checkpoint, known={**known_facts(model), **checkpoint.known})
 
 
 def _named_state(model: nn.Module, optimizer: torch.optim.Optimizer, prefix: str) -> OptimizerState:

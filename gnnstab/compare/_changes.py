@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from gnnstab.errors import NothingEvaluable
 from gnnstab.records import SIGNALS, Diagnosis, Finding, Target
+from gnnstab.records.json_numbers import plain
 from gnnstab.records.vocabulary import SignalKind, compared
 from gnnstab.rules.limits import value_of
 
@@ -94,12 +95,10 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, non-finite numbers as strings."""
-        from gnnstab.records.findings import _plain
-
-        plain: dict[str, Any] = _plain(self)
-        for change, record in zip(self.changes, plain["changes"], strict=True):
-            record["approach"] = _plain(change.approach)
-        return plain
+        document: dict[str, Any] = plain(self)
+        for change, record in zip(self.changes, document["changes"], strict=True):
+            record["approach"] = plain(change.approach)
+        return document
 
 
 def compare(a: Diagnosis, b: Diagnosis, *, thresholds: Mapping[str, Mapping[str, float]] | None = None) -> Comparison:

@@ -10,7 +10,7 @@ from gnnstab.errors import FixError
 from gnnstab.fixes.base import Fix, attention_in
 from gnnstab.fixes.model_structure import attention_layers, editable_layers
 from gnnstab.fixes.printing import attribute_names
-from gnnstab.layers import LAYERS, layer_named
+from gnnstab.layers import LAYERS, layer_named, layer_of
 from gnnstab.records import LayerFacts, Signals
 from gnnstab.records.vocabulary import (
     ATTENTION_ENTROPY,
@@ -114,7 +114,11 @@ class _Reinitialise(Fix):
             line
             for owner, layer in owners or [("conv", "")]
             for kind in [layer_named(layer)]
-            for line in [kind.reinit_line(owner, name) for name in kind.roles.get(self.role, ())]
+            for line in [
+                kind.reinit_line(owner, name)
+                for name in kind.roles.get(self.role, ())
+                if isinstance(layer, str) or kind.present(name, layer)
+            ]
             or [f"# {owner}: initialise anew what its {self.role}s are made of"]
         )
 
@@ -183,7 +187,8 @@ class ReinitLayers(Fix):
         here = {name for name, _ in attention_layers(copy)}
         shown = [name for name in _broken(options.get("signals")) if name in here]
         for _, layer in attention_layers(copy, options.get("only") or shown or None):
-            layer.reset_parameters()
+            if (kind := layer_of(layer)) is not None:
+                kind.redraw(layer)
 
 
 def _broken(signals: Signals | None) -> list[str]:

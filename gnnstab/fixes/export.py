@@ -50,7 +50,7 @@ def _clipped(state: dict[str, Tensor], factors: dict[str, list[float]]) -> dict[
     changed = dict(state)
     for layer, gammas in factors.items():
         own = {name.removeprefix(f"{layer}."): t for name, t in state.items() if name.startswith(f"{layer}.")}
-        kind = next((kind for kind in LAYERS if kind.essential and kind.essential <= own.keys()), None)
+        kind = next((kind for kind in LAYERS if kind.complete(frozenset(own))), None)
         if kind is None:
             raise FixError(
                 f"{layer} is no attention layer of the state dict; the scores were measured under other layer names"

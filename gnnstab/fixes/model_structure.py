@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gnnstab.errors import FixError
-from gnnstab.layers import LAYERS, Layer, layer_of
-from gnnstab.randomness import deep_copy
+from gnnstab.layers import Layer, layer_of
+from gnnstab.randomness import seeded
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,27 +20,16 @@ def edited_copy(model: nn.Module, seed: int = 0) -> Iterator[nn.Module]:
 
     Raises `FixError` when the model cannot be copied.
     """
-    import torch
-
-    with torch.random.fork_rng(devices=_cuda_devices(model)):
-        torch.manual_seed(seed)
+    with seeded(seed):
         yield duplicate(model)
 
 
 def duplicate(model: nn.Module) -> nn.Module:
     """A deep copy, without the shell of ``torch.compile`` or of a data-parallel wrapper."""
-    from gnnstab.probe.replaying.replica import without_history
+    from gnnstab.probe.replaying.replica import unwrap, whole_copy
 
-    inner = getattr(model, "_orig_mod", model)
-    if type(inner).__name__ in ("DistributedDataParallel", "DataParallel"):
-        inner = inner.module
-    try:
-        return deep_copy(inner, without_history(inner))
-    except Exception as error:
-        raise FixError(
-            f"{type(model).__name__} cannot be copied ({_first_line(error)}); a module must not keep tensors with a "
-            "gradient history, open files or locks as attributes"
-        ) from error
+    advice = "; a module must not keep open files or locks as attributes"
+    return whole_copy(unwrap(model)[0], advice, FixError)
 
 
 def attention_layers(model: nn.Module, names: Sequence[str] | None = None) -> list[tuple[str, Any]]:
@@ -59,8 +48,8 @@ def editable_layers(model: nn.Module, edit: str, names: Sequence[str] | None = N
     Raises `FixError` when there is none.
     """
     found = {n: (m, kind) for n, m in attention_layers(model) if (kind := layer_of(m)) and kind.applies(edit)}
-    able = " or ".join(kind.kind for kind in LAYERS if kind.applies(edit))
-    nothing = f"{type(model).__name__} has no {able}"
+    kinds = ", ".join(dict.fromkeys(type(m).__name__ for _, m in attention_layers(model)))
+    nothing = f"nothing of {kinds} can be changed so: its kind has no such part"
     chosen = _narrowed([(n, m) for n, (m, _) in found.items()], names, nothing)
     return [(n, m, found[n][1]) for n, m in chosen]
 
@@ -201,11 +190,3 @@ def like(module: nn.Module) -> dict[str, Any]:
     """``device`` and ``dtype`` for new parameters beside the module's own."""
     first = next((p for p in module.parameters() if p.is_floating_point()), None)
     return {} if first is None else {"device": first.device, "dtype": first.dtype}
-
-
-def _cuda_devices(model: nn.Module) -> list[int]:
-    return sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]

@@ -48,8 +48,9 @@ def _returned(forward: ast.FunctionDef) -> ast.Call:
         raise Unclear
     if last.value is calls[0]:
         return calls[0]
-    target = before.targets[0] if isinstance(before, ast.Assign) else getattr(before, "target", None)
-    named = isinstance(target, ast.Name) and isinstance(last.value, ast.Name) and target.id == last.value.id
-    if not named or getattr(before, "value", None) not in calls:
+    if not isinstance(before, (ast.Assign, ast.AnnAssign)) or before.value is not calls[0]:
+        raise Unclear
+    target = before.target if isinstance(before, ast.AnnAssign) else before.targets[0]
+    if last.value is None or ast.unparse(target) != ast.unparse(last.value):
         raise Unclear
     return calls[0]

@@ -151,6 +151,13 @@ class Layer(ABC):
     stable: ClassVar[str] = ""
     """Class of `gnnstab.nn` that takes this one's place with scores bounded, normalised or in float32; ``""`` for none."""
 
+    fused: ClassVar[bool] = False
+    """True for a layer that makes no call of softmax to watch: its scores are computed once more from what it was given."""
+
+    rowwise: ClassVar[bool] = True
+    """True where forward takes the nodes as one tensor and returns one with a row for each target; False for dictionaries
+    over node types, queries beside keys, and a row for each graph."""
+
     multiplies: ClassVar[bool] = False
     """True where a score is the product of a query and a key, and so grows with the square of the input."""
 
@@ -235,6 +242,10 @@ class Layer(ABC):
 
     # A layer in a file
 
+    def complete(self, names: frozenset[str]) -> bool:
+        """Whether a layer with tensors of these names may be of this kind."""
+        return bool(self.essential) and self.essential <= names
+
     @abstractmethod
     def lookalike(self, stored: StoredLayer) -> str:
         """Why layers of another kind have such names, by the names alone; ``""`` when nothing speaks against this kind."""
@@ -289,9 +300,18 @@ class Layer(ABC):
 
     # What can be changed about a layer, in place, on a copy that the caller made
 
+    def present(self, parameter: str, facts: LayerFacts) -> bool:
+        """Whether a layer of this configuration has this parameter."""
+        return True
+
     def applies(self, edit: str) -> bool:
         """Whether layers of this kind can be edited so."""
-        return edit in self.edits or (edit == "stable" and bool(self.stable))
+        able = {"stable": bool(self.stable), "dropout": "dropout" in self.defaults, "rowwise": self.rowwise}
+        return edit in self.edits or able.get(edit, False)
+
+    def redraw(self, module: Any) -> None:
+        """Initialise the whole layer anew as its class does it."""
+        module.reset_parameters()
 
     def scale_scores(self, module: Any, factors: Sequence[float]) -> None:
         """Multiply the scores of every head by its factor, by an edit of the weights."""

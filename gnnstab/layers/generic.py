@@ -26,7 +26,7 @@ MULTIHEAD = "multihead"
 class GenericLayer(Layer):
     """Any layer whose softmax is over edges, or over the keys of a dense matrix of scores.
 
-    It is in no table: what a file holds tells nothing about it, and no weight of it can be edited.
+    By itself it is in no table: what a file holds tells nothing about it, and no weight of it can be edited.
     """
 
     kind: ClassVar[str] = "attention of another class"
@@ -46,6 +46,10 @@ class GenericLayer(Layer):
     def matches(self, module: nn.Module) -> bool:
         """False: the probe decides by what a layer does."""
         return False
+
+    def applies(self, edit: str) -> bool:
+        """A layer of somebody's own may well take a dropout."""
+        return edit == "dropout" or super().applies(edit)
 
     def own_forward(self, module: nn.Module) -> bool:
         """False."""
@@ -76,7 +80,6 @@ class GenericLayer(Layer):
             out_channels=out if isinstance(out, int) else None,
             heads=heads,
             dropout=_dropout(layer),
-            bias=layer.in_proj_bias is not None if self.family == MULTIHEAD else None,
             aggregation=aggregation if isinstance(aggregation, str) else None,
             options={FAMILY: self.family},
         )
@@ -140,15 +143,7 @@ class GenericLayer(Layer):
         return {}
 
     def scale_lines(self, owner: str, facts: LayerFacts | None, factors: Sequence[float] | None) -> list[str]:
-        """What to do by hand: which weights make the scores is not known, except for torch's own layer."""
-        if facts is not None and facts.get(FAMILY) == MULTIHEAD and factors is not None and facts.out_channels:
-            width = facts.out_channels
-            return [
-                f"{owner}.{name}.data[{head * width}:{(head + 1) * width}] *= {factor:.4g}"
-                for head, factor in enumerate(factors)
-                if factor < 1.0
-                for name in ("in_proj_weight", *(["in_proj_bias"] if facts.bias else []))
-            ]
+        """What to do by hand: which weights make the scores is not known."""
         if factors is None:
             return [
                 f"# {owner}: multiply the scores before its softmax by gamma = min(1, 3 * sqrt(2 * ln(median in-degree)) / max|score|)"
@@ -169,19 +164,3 @@ def _dropout(layer: Any) -> float | None:
     found = getattr(layer, "dropout", None)
     found = getattr(found, "p", found)
     return float(found) if isinstance(found, (int, float)) and not isinstance(found, bool) else None
-
-
-class MultiheadLayer(GenericLayer):
-    """`torch.nn.MultiheadAttention`, whose scores are products of a query and a key."""
-
-    kind: ClassVar[str] = "MultiheadAttention"
-    module: ClassVar[str] = "torch.nn"
-    multiplies: ClassVar[bool] = True
-    roles: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "score": ("in_proj_weight", "q_proj_weight", "k_proj_weight"),
-        "value": ("v_proj_weight", "out_proj"),
-    }
-    vectors: ClassVar[tuple[str, ...]] = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
-
-    def __init__(self) -> None:
-        super().__init__(MULTIHEAD)

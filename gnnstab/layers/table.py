@@ -10,11 +10,12 @@ from gnnstab.layers.base import Layer
 from gnnstab.layers.gat_conv import GATConvLayer
 from gnnstab.layers.gatv2_conv import GATv2ConvLayer
 from gnnstab.layers.general_conv import GeneralConvLayer
-from gnnstab.layers.generic import FAMILY, GenericLayer, MultiheadLayer
+from gnnstab.layers.generic import FAMILY, GenericLayer
 from gnnstab.layers.han_conv import HANConvLayer
 from gnnstab.layers.heat_conv import HEATConvLayer
 from gnnstab.layers.hgt_conv import HGTConvLayer
 from gnnstab.layers.hypergraph_conv import HypergraphConvLayer
+from gnnstab.layers.multihead_attention import MultiheadAttentionLayer
 from gnnstab.layers.point_transformer_conv import PointTransformerConvLayer
 from gnnstab.layers.rgat_conv import RGATConvLayer
 from gnnstab.layers.softmax_aggregation import SoftmaxAggregationLayer
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
 
 GENERIC = GenericLayer()
 """Stands for every layer that was seen by what it does."""
-
-TORCHS = MultiheadLayer()
-"""Stands for torch's own layer, which is seen live and not read from a file."""
 
 LAYERS: tuple[Layer, ...] = (
     TransformerConvLayer(),
@@ -47,6 +45,7 @@ LAYERS: tuple[Layer, ...] = (
     HypergraphConvLayer(),
     SoftmaxAggregationLayer(),
     AttentionalAggregationLayer(),
+    MultiheadAttentionLayer(),
 )
 """One adapter per kind; the first that matches a module is taken."""
 
@@ -63,7 +62,7 @@ def layer_named(kind: str | LayerFacts) -> Layer:
     """
     if not isinstance(kind, str):
         if FAMILY in kind.options:
-            return TORCHS if kind.options[FAMILY] == TORCHS.family else GENERIC
+            return next((one for one in LAYERS if getattr(one, FAMILY, None) == kind.options[FAMILY]), GENERIC)
         kind = kind.kind
     return next((layer for layer in LAYERS if kind and kind in (layer.kind, layer.stable)), LAYERS[0])
 

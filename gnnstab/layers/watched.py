@@ -219,10 +219,6 @@ class WatchedLayer(Layer):
         """Length of a head's block in the factors."""
         return 1
 
-    def present(self, parameter: str, facts: LayerFacts) -> bool:
-        """Whether a layer of this configuration has this parameter."""
-        return True
-
     def reinitialise(self, module: nn.Module, parts: Sequence[str]) -> int:
         """Initialise the parts anew: matrices and vectors by glorot, modules as they do it themselves."""
         from torch_geometric.nn.inits import glorot, reset

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from gnnstab.errors import GnnstabError, TraceError
+from gnnstab.errors import GnnstabError, TraceError, UsageError
 from gnnstab.evaluation import diagnose_trace
+from gnnstab.monitor._opening import loss_of
 from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 from gnnstab.probe.operations.repeat import as_batch as as_given
+from gnnstab.probe.optimizer.learning import LEARNS
+from gnnstab.probe.optimizer.run_trial import stack_trial
 from gnnstab.probe.recorder import Recorder
 from gnnstab.records import Diagnosis
-from gnnstab.records.vocabulary import INVESTIGATION
+from gnnstab.records.vocabulary import INVESTIGATION, LOSS
 from gnnstab.rules.engine import RULE_FAILED
 from gnnstab.sharding import waits_for_others
 from gnnstab.trace import TraceWriter
 from gnnstab.verification.interventions import as_batch, investigated, kept
 
 Loss = Callable[[Any, Any], Tensor]
+
+STANDS_STILL = math.exp(-LEARNS)
+"""Best loss of a run over its first above which stacks are tried."""
 
 
 class Ending:
@@ -30,10 +38,13 @@ class Ending:
         recorder: Of the run that has ended.
         writer: Of its trace, still open.
         loss: ``loss(output, batch)``, where the user gave it.
+        optimizers: All that move the model; with several no steps are tried.
     """
 
-    def __init__(self, recorder: Recorder, writer: TraceWriter, loss: Loss | None) -> None:
-        self._recorder, self._writer, self._loss = recorder, writer, loss
+    def __init__(
+        self, recorder: Recorder, writer: TraceWriter, loss: Loss | None, optimizers: Sequence[torch.optim.Optimizer]
+    ) -> None:
+        self._recorder, self._writer, self._loss, self._optimizers = recorder, writer, loss, optimizers
 
     def look(self) -> None:
         """Let the trace keep what undoing shows; a run without a full-tier step, without a symptom, or
@@ -48,6 +59,7 @@ class Ending:
         with trace:
             diagnosis = diagnose_trace(trace)
         self._tell_failed(diagnosis)
+        self._try_stacks(diagnosis, inputs)
         found = investigated(
             diagnosis,
             model,
@@ -57,6 +69,19 @@ class Ending:
         )
         if found.symptoms:
             self._writer.meta(INVESTIGATION, json.dumps(kept(found)))
+
+    def _try_stacks(self, diagnosis: Diagnosis, inputs: ForwardInputs) -> None:
+        """Where the loss has hardly fallen: would it without what deep stacks put in the way?"""
+        told = next((s.detail for s in diagnosis.signals if s.name == LOSS and "start" in s.detail), None)
+        loss, row = loss_of(inputs, self._loss), self._recorder.row
+        if told is None or loss is None or row is None or len(self._optimizers) != 1:
+            return
+        if not float(told["best"]) > STANDS_STILL * float(told["start"]) > 0:
+            return
+        try:
+            self._writer.measures(stack_trial(self._recorder.model, self._optimizers[0], inputs, loss, row.step))
+        except UsageError:
+            return  # What cannot be copied, or is trained by more than one forward, cannot be tried.
 
     def _tell_failed(self, diagnosis: Diagnosis) -> None:
         """A rule that raises is a finding of its own; while a run ends, nobody may read that, so it is told and recorded."""

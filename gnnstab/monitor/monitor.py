@@ -17,6 +17,7 @@ from gnnstab.fixes.own_lines import in_own_lines
 from gnnstab.monitor._arguments import OnFinding, check, optimizers_of, path_of, steps_between
 from gnnstab.monitor._ending import Ending
 from gnnstab.monitor._live import LiveWatch
+from gnnstab.monitor._opening import Opening
 from gnnstab.observation import static_signals
 from gnnstab.probe.attaching.boundary import Boundary
 from gnnstab.probe.batches.loss import of_output_and_batch
@@ -118,7 +119,9 @@ class Monitor:
             self._recorder.model, optimizers, self._writer, lambda: (self._recorder.step, self._recorder.inputs), loss
         )
         self._slopes = SlopeWatch(optimizers, self._writer, lambda: self._recorder.step)
-        self._boundary = Boundary(self._recorder, optimizers, scaler, self._act, self._after_step, self._moving)
+        self._boundary = Boundary(
+            self._recorder, optimizers, scaler, self._act, self._after_step, self._moving, self._idle
+        )
         self._model, self._optimizers = model, optimizers
         self._has_optimizer = bool(optimizers)
         self._waiting: list[Finding] = []
@@ -126,7 +129,8 @@ class Monitor:
         self._reported: set[str] = set()
         self._trouble = ""
         self._live = LiveWatch(self._recorder, self._writer, self._feed, self._updates, self._slopes)
-        self._ending = Ending(self._recorder, self._writer, loss)
+        self._opening = Opening(self._recorder, self._writer, loss)
+        self._ending = Ending(self._recorder, self._writer, loss, optimizers)
 
     def __enter__(self) -> Monitor:
         self._ended, self._entered = False, True
@@ -174,6 +178,7 @@ class Monitor:
     def loss(self, loss: Tensor | float) -> None:
         """Give the loss of this step, before or after the optimizer's step."""
         self._guarded("the loss", lambda: self._recorder.loss(loss))
+        self._guarded("the first loss", self._opening.look)
         self._guarded("the live rules", lambda: self._note(self._live.loss()))
 
     def validation(self, loss: Tensor | float) -> None:
@@ -268,12 +273,25 @@ class Monitor:
         if self._waiting:
             self._act()
 
+    def _idle(self) -> bool:
+        """True after a step that was left out and is no news."""
+        recorder = self._recorder
+        return not (
+            recorder.sent.layout.ids
+            or recorder.measures_update
+            or self._waiting
+            or self._live.due
+            or self._writer.failure is not None
+            or (self._tell_held and recorder.held)
+        )
+
     def _settle(self) -> None:
         recorder = self._recorder
         guard = recorder.state.error_guard.guard
         with recorder.budget:
             if self._live.due:
                 guard("the live rules", self._run_live_rules)
+            guard("the first loss", self._opening.look)
             guard("the trace", self._look_at_trace)
             if self._tell_held and recorder.held:
                 guard("the budget", self._look_at_budget)

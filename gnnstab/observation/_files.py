@@ -18,12 +18,13 @@ def observe_checkpoint(path: Path, request: Request, *, probe: bool = True) -> O
 
     Raises `LoadError` when the file cannot be read or does not fit the model, `UsageError` for a batch without a model.
     """
-    from gnnstab.checkpoint import load, load_into, recover
+    from gnnstab.checkpoint import informed, load, load_into, recover
     from gnnstab.signals.weights import from_checkpoint
 
     request.progress(f"reading {path.name}")
     checkpoint = load(path, unsafe=request.unsafe)
     model = None if request.model is None else build(request.model)
+    checkpoint = checkpoint if model is None else informed(checkpoint, model)
     facts = recover(checkpoint, heads=request.heads or _heads(model), activation=request.activation)
     static, notes = from_checkpoint(facts), tuple(checkpoint.notes)
     if model is None:
@@ -41,7 +42,7 @@ def _heads(model: Any) -> int | None:
     from gnnstab.layers import layer_of
 
     modules = [] if model is None else [m for m in model.modules() if layer_of(m) is not None]
-    found = {getattr(module, "heads", None) for module in modules}
+    found = {heads for module in modules if (heads := getattr(module, "heads", None)) is not None}
     only = found.pop() if len(found) == 1 else None
     return only if isinstance(only, int) else None
 

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from gnnstab.errors import UsageError
 from gnnstab.probe.attaching.discovery import find_layers
-from gnnstab.probe.batches.arguments import as_arguments, on_device
+from gnnstab.probe.batches.arguments import as_arguments
 from gnnstab.probe.layers.layer_recorder import LayerRecorder, Plan
-from gnnstab.probe.replaying.replica import unwrap
+from gnnstab.probe.replaying.replica import device_of, on_device, unwrap, whole_copy
 from gnnstab.probe.state import State
-from gnnstab.randomness import deep_copy, keeps_random_state
+from gnnstab.randomness import keeps_random_state, same_random_state
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,16 +60,15 @@ def attention(model: nn.Module, batch: Any) -> list[AttentionCall]:
     Raises:
         UsageError: The model cannot be copied or fails on the batch, or no attention was seen in it.
     """
-    twin = _copied(unwrap(model)[0])
-    device = next((p.device for p in twin.parameters()), torch.device("cpu"))
+    twin = whole_copy(unwrap(model)[0]).eval()
+    device = device_of(twin)
     state, found = State(), _Found()
     layers = [layer for layer in find_layers(twin, state) if layer.attention]
     for layer in layers:
         layer.record = found.of(layer)  # type: ignore[method-assign]
         layer.attach()
-    devices = [device] if device.type == "cuda" else []
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=devices):
+        with torch.no_grad(), same_random_state():
             for args, kwargs in as_arguments(batch, twin):
                 args, kwargs = on_device((args, kwargs), device)
                 twin(*args, **kwargs)
@@ -105,13 +104,6 @@ class _Found:
             layer.forget()
 
         return record
-
-
-def _copied(model: nn.Module) -> nn.Module:
-    try:
-        return deep_copy(model).eval()
-    except Exception as error:
-        raise UsageError(f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error})") from error
 
 
 def _why(state: State) -> str:

@@ -102,7 +102,9 @@ class LayerNotes:
         for layer in self._layers:
             if layer.counts and layer.name in self._state.fired:
                 layer.note_unseen()
-            elif layer.counts:
+            elif not layer.counts:
+                layer.note_unrecognised()
+            else:
                 why = _COMPILED_BEFORE if self._compiled else "the layer was not called while it was recorded"
                 self._state.unseen(layer.name, "output", why)
 

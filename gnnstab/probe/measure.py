@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,23 +11,24 @@ from torch import Tensor, nn
 
 from gnnstab.errors import UsageError
 from gnnstab.probe.attaching.norms import graphs_in
-from gnnstab.probe.batches.arguments import Arguments, as_arguments, on_device
+from gnnstab.probe.batches.arguments import Arguments, as_arguments
 from gnnstab.probe.batches.data import taken
 from gnnstab.probe.operations.repeat import Objective
 from gnnstab.probe.places import survey, to_json
-from gnnstab.probe.pooling import poolings_watched
+from gnnstab.probe.pooling import sums_watched
 from gnnstab.probe.recorder import Recorder
 from gnnstab.probe.replaying.evaluating import evaluating
 from gnnstab.probe.replaying.read_out import read_out as read_out
-from gnnstab.probe.replaying.replica import tracked, without_history
+from gnnstab.probe.replaying.replica import Autocast, device_of, on_device, tracked, whole_copy
+from gnnstab.probe.replaying.zero_output import loss_over_zero
 from gnnstab.probe.statistics.numbers import Measured
-from gnnstab.randomness import deep_copy
-from gnnstab.records.vocabulary import LOSS_OVER_ZERO, POOL_SUM_SIZE
+from gnnstab.randomness import same_random_state
+from gnnstab.records.vocabulary import HAND_SUM_SIZE, LOSS_OVER_ZERO, POOL_SUM_SIZE
 from gnnstab.trace import Trace, TraceWriter
 
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
-
 OBJECTIVE = "loss: a fixed random linear read-out of the output, since none was given"
+
+NEEDS_COPY = ", and gnnstab runs nothing on your own object; wrap the run in gnnstab.Monitor instead"
 
 Loss = Callable[[Any, Any], Tensor]
 
@@ -52,13 +52,13 @@ def measure(model: nn.Module, batch: Any, *, loss: Loss | None = None, precision
     if loss is None:
         meta["assumptions"] = OBJECTIVE
     writer = TraceWriter(None, meta=meta)
-    twin = evaluating(_copied(model))
-    device = next((p.device for p in twin.parameters()), torch.device("cpu"))
+    twin = evaluating(whole_copy(model, NEEDS_COPY))
+    device = device_of(twin)
     recorder = Recorder(twin, writer, full_every=1, norm_forwards=math.inf)
     batches = list(_batches(batch, model))
-    with _same_random_state(device), torch.enable_grad():
+    with same_random_state(), torch.enable_grad():
         _look_at_places(twin, batches[0], device, loss, precision, writer)
-    with _same_random_state(device), torch.enable_grad(), recorder:
+    with same_random_state(), torch.enable_grad(), recorder:
         for arguments, original in batches:
             # The batch may know more graphs than the forward takes: just then its normalisations mix them.
             recorder.norms.graphs = graphs_in(original)
@@ -85,7 +85,7 @@ def _look_at_places(
             kwargs,
             batch=original,
             objective=lambda output: _objective(output, original, loss),
-            cast=_autocast(twin, precision),
+            cast=Autocast.of(twin, precision).context(),
         )
     except Exception as error:
         writer.meta("places_failed", f"{type(error).__name__}: {error}")
@@ -119,7 +119,7 @@ def _one(
     args, kwargs = arguments
     model.zero_grad(set_to_none=True)
     try:
-        with _autocast(model, precision), poolings_watched() as pooled:
+        with Autocast.of(model, precision).context(), sums_watched() as sums:
             output = model(*args, **kwargs)
     except Exception as error:
         raise UsageError(
@@ -129,35 +129,14 @@ def _one(
     if objective.requires_grad:
         objective.backward()  # type: ignore[no-untyped-call]
     numbers = {
-        LOSS_OVER_ZERO: loss_over_zero(output, objective, batch, loss),
-        POOL_SUM_SIZE: max(pooled, default=math.nan),
+        LOSS_OVER_ZERO: loss_over_zero(output, float(objective.detach()), batch, loss),
+        POOL_SUM_SIZE: max(sums.pooled, default=math.nan),
+        HAND_SUM_SIZE: max(sums.by_hand, default=math.nan),
     }
     known = {name: Measured(torch.tensor(value)) for name, value in numbers.items() if not math.isnan(value)}
     recorder.state.queue("", "eval-grad" if objective.requires_grad else "eval", 0, known)
     recorder.loss(objective)
     recorder.end_step()
-
-
-def loss_over_zero(output: Any, value: Tensor, batch: Any, loss: Loss | None) -> float:
-    """The loss over that of the same output times 0; NaN without a loss, or where one of the two is not positive and finite."""
-    if loss is None:
-        return math.nan
-    try:
-        with torch.no_grad():
-            zero = float(loss(_zeros(output), batch))
-    except Exception:
-        return math.nan  # A stranger's loss may take no zeros.
-    own = float(value.detach())
-    return own / zero if 0 < zero < math.inf and 0 < own < math.inf else math.nan
-
-
-def _zeros(output: Any) -> Any:
-    """The output with every floating-point tensor of it times 0; NaN and Inf become 0 too."""
-    if isinstance(output, Tensor):
-        return torch.zeros_like(output) if output.is_floating_point() else output
-    if isinstance(output, dict):
-        return {key: _zeros(one) for key, one in output.items()}
-    return tuple(_zeros(one) for one in output) if type(output) is tuple else output
 
 
 def _repeated(batch: Any, loss: Loss | None, device: torch.device) -> Objective:
@@ -180,28 +159,6 @@ def _objective(output: Any, batch: Any, loss: Loss | None) -> Tensor:
     if not isinstance(value, Tensor) or value.numel() != 1:
         raise UsageError(f"the loss returned {type(value).__name__}, not a scalar tensor")
     return value.reshape(())
-
-
-def _copied(model: nn.Module) -> nn.Module:
-    try:
-        return deep_copy(model, without_history(model))
-    except Exception as error:
-        raise UsageError(
-            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}), and gnnstab runs nothing on your own "
-            "object; wrap the run in gnnstab.Monitor instead"
-        ) from error
-
-
-def _autocast(model: nn.Module, precision: str) -> torch.autocast:
-    device = next((p.device.type for p in model.parameters()), "cpu")
-    return torch.autocast(device, dtype=DTYPES.get(precision, torch.bfloat16), enabled=precision in DTYPES)
-
-
-@contextmanager
-def _same_random_state(device: torch.device) -> Iterator[None]:
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        yield
 
 
 def _described(arguments: Arguments) -> str:

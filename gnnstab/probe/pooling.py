@@ -1,33 +1,108 @@
-"""Poolings that add up the nodes of a graph: seen where PyG's ``global_add_pool`` reduces, and turned into means for a trial."""
+"""Sums over nodes outside of layers, of PyG's ``global_add_pool`` and of the model's own code: seen, and turned into means for a trial."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch_geometric.nn.pool import glob
 from torch_geometric.utils import scatter
+
+from gnnstab.probe.layers.group_sums import GROUP_SUMS, group_sum
+from gnnstab.torch_private import without_torch_function
 
 _SUMS = ("sum", "add")
 
 
+GROUP = 8
+"""Rows of the largest group from which on a sum counts."""
+
+GROWS = 0.5
+"""Exponent of the group's size with which the norm of a sum grows from which on it is no mean."""
+
+_WIDTH = 4
+"""Columns of what is summed; narrower sums are counts, denominators and scores."""
+
+
+@dataclass
+class Sums:
+    """What adds up rows within one forward."""
+
+    pooled: list[int] = field(default_factory=list)
+    """Nodes of the largest graph of every pooling by a sum."""
+
+    by_hand: list[int] = field(default_factory=list)
+    """Rows of the largest group of every sum of features that the model's own code takes, and that grows with the group."""
+
+
 @contextmanager
-def poolings_watched(*, mean: bool = False) -> Iterator[list[int]]:
-    """Inside, the number of nodes of the largest graph of every pooling by a sum is noted; ``mean`` has it take the mean."""
-    seen: list[int] = []
+def sums_watched(*, pool_mean: bool = False, mean: bool = False) -> Iterator[Sums]:
+    """Inside, poolings by a sum and sums by an index are noted; ``pool_mean`` and ``mean`` have them take the mean."""
+    seen = Sums()
 
     def watched(src: Tensor, index: Tensor, *args: Any, reduce: str = "sum", **kwargs: Any) -> Tensor:
         if reduce in _SUMS and index.numel():
-            seen.append(int(torch.bincount(index).max()))
-            reduce = "mean" if mean else reduce
-        result: Tensor = scatter(src, index, *args, reduce=reduce, **kwargs)
+            seen.pooled.append(int(torch.bincount(index).max()))
+            reduce = "mean" if pool_mean else reduce
+        with without_torch_function():
+            result: Tensor = scatter(src, index, *args, reduce=reduce, **kwargs)
         return result
 
     before, glob.scatter = glob.scatter, watched
     try:
-        yield seen
+        with _ByHand(seen.by_hand, mean):
+            yield seen
     finally:
         glob.scatter = before
+
+
+class _ByHand(TorchFunctionMode):
+    """Looks at every sum into groups outside of PyG, whose layers have rules of their own."""
+
+    def __init__(self, sizes: list[int], mean: bool) -> None:
+        super().__init__()
+        self._sizes, self._mean = sizes, mean
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if func not in GROUP_SUMS or not isinstance(output, Tensor) or not output.is_floating_point():
+            return output
+        with without_torch_function():
+            done = group_sum(func, args, kwargs or {}, output)
+            if done is None or done.axis != 0 or not _of_features(done.values, output) or _within_pyg():
+                return output
+            count = torch.bincount(done.groups, minlength=len(output)).clamp(min=1).to(output)
+            if count.max() < GROUP or not _grows(output.detach(), count):
+                return output
+            self._sizes.append(int(count.max()))
+            return output / count.unsqueeze(1) if self._mean else output
+
+
+def _of_features(values: Tensor, output: Tensor) -> bool:
+    exponential = values.grad_fn is not None and type(values.grad_fn).__name__.startswith("Exp")
+    return output.dim() == 2 and output.shape[1] >= _WIDTH and not exponential
+
+
+def _grows(output: Tensor, count: Tensor) -> bool:
+    """True where ln(norm of a row) rises with ln(size of its group) by more than `GROWS`."""
+    norm = output.double().norm(dim=1)
+    kept = (norm > 0) & norm.isfinite()
+    x, y = count[kept].double().log(), norm[kept].log()
+    if len(x) < 2 or not bool((x > x.min()).any()):
+        return False
+    x = x - x.mean()
+    return float((x * y).sum() / x.square().sum()) > GROWS
+
+
+def _within_pyg() -> bool:
+    """True where the function was called by torch_geometric."""
+    frame = sys._getframe(3)
+    while frame is not None and frame.f_globals.get("__name__", "").startswith(("torch.", "gnnstab.")):
+        frame = frame.f_back  # type: ignore[assignment]
+    return frame is not None and str(frame.f_globals.get("__name__", "")).startswith("torch_geometric.")

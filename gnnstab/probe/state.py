@@ -40,6 +40,7 @@ class State:
     """Shared by the watches of a recorder; what belongs to a step is reset at its end."""
 
     __slots__ = (
+        "answer",
         "backward",
         "batch",
         "blind",
@@ -64,6 +65,9 @@ class State:
     )
 
     def __init__(self, clock: list[float] | None = None) -> None:
+        self.answer: Any = None
+        """What the latest forward that is kept returned, an `Answer` of the forward tracker."""
+
         self.clock = clock
         """See `Schedule.clock`."""
 

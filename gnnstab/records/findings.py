@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from gnnstab.characters import as_json
 from gnnstab.errors import NothingEvaluable, UnstableError, UsageError
 from gnnstab.records._layers import LayerFacts
 from gnnstab.records._rows import Blind, Event
-from gnnstab.records.json_numbers import json_number
+from gnnstab.records.json_numbers import plain
 from gnnstab.records.signals import Series, Signal
 
 SCHEMA_VERSION = "1"
@@ -277,19 +277,19 @@ class Diagnosis:
         return {
             "schema_version": SCHEMA_VERSION,
             "tool": {"name": "gnnstab", "version": __version__},
-            "target": _plain(self.target),
-            "coverage": _plain(self.coverage),
-            "causes": [_plain(c) for c in self.causes],
-            "findings": [{**_plain(f), "fingerprint": f.fingerprint} for f in self.findings],
-            "rules": [_plain(r) for r in self.rules],
-            "advice": [_plain(a) for a in self.advice],
-            "layers": [_plain(layer.flat()) for layer in self.layers],
-            "signals": [{**_plain(s), "unit": s.unit} for s in self.signals],
-            "series": [_plain(s) for s in self.series],
-            "events": [_plain(e) for e in self.events],
-            "context": _plain(dict(self.context)),
+            "target": plain(self.target),
+            "coverage": plain(self.coverage),
+            "causes": [plain(c) for c in self.causes],
+            "findings": [{**plain(f), "fingerprint": f.fingerprint} for f in self.findings],
+            "rules": [plain(r) for r in self.rules],
+            "advice": [plain(a) for a in self.advice],
+            "layers": [plain(layer.flat()) for layer in self.layers],
+            "signals": [{**plain(s), "unit": s.unit} for s in self.signals],
+            "series": [plain(s) for s in self.series],
+            "events": [plain(e) for e in self.events],
+            "context": plain(dict(self.context)),
             "suppressed": [
-                {**_plain(s), "finding": {**_plain(s.finding), "fingerprint": s.finding.fingerprint}}
+                {**plain(s), "finding": {**plain(s.finding), "fingerprint": s.finding.fingerprint}}
                 for s in self.suppressed
             ],
         }
@@ -314,20 +314,3 @@ class Diagnosis:
 
         text: str = presented(self, "text")
         return text
-
-
-def _plain(value: Any) -> Any:
-    """Turn records, arrays and non-finite floats into what JSON knows."""
-    if isinstance(value, bool) or value is None or isinstance(value, (str, int)):
-        return value
-    if isinstance(value, float):
-        return json_number(value)
-    if hasattr(value, "__dataclass_fields__"):
-        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist())
-    if isinstance(value, (tuple, list, set, frozenset, Iterator)):
-        return [_plain(v) for v in value]
-    return str(value)

@@ -33,10 +33,17 @@ def extremes(diagnosis: Diagnosis) -> list[str]:
         value, kind = signal.detail.get("worst"), SIGNALS[signal.name]
         if signal.head is not None or not isinstance(value, (int, float)) or not math.isfinite(signal.value):
             continue
+        if signal.detail.get("worst_step") == signal.detail.get("last_step", -1):
+            continue  # The run ended on it: the event tells that better.
         growth = kind.growth(signal.value, float(value))
         if growth >= NOTABLE and kind.counts(float(value)):
             place = f" of {name(signal.layer)}" if signal.layer else ""
-            words = f"{signal.name}{place}: {worst_words(signal)}; {number(signal.value)} stands for the end of the run"
+            end = (
+                f"; {number(signal.value)} stands for the end of the run"
+                if signal.value != signal.detail.get("last")
+                else ""
+            )
+            words = f"{signal.name}{place}: {worst_words(signal)}{end}"
             found.append((growth, words))
     found.sort(key=lambda item: -item[0])
     more = len(found) - SHOWN

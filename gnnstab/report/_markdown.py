@@ -71,7 +71,7 @@ def _causes(diagnosis: Diagnosis, told: Told) -> Iterator[str]:
     yield from _heading("Causes")
     above = summary.to_change(diagnosis) if summary.state(diagnosis) == "unstable" else ()
     quiet = summary.unsuspected(diagnosis)
-    rows = (_cause(cause, cause in above, told) for cause in diagnosis.causes if cause not in quiet)
+    rows = (_cause(cause, cause in above, told) for cause in summary.told(diagnosis))
     yield from _table(("Cause", "Status", "Evidence or reason", "Fix: verdict"), rows)
     if quiet:
         yield ""
@@ -80,7 +80,7 @@ def _causes(diagnosis: Diagnosis, told: Told) -> Iterator[str]:
 
 def _cause(cause: Cause, above: bool, told: Told) -> tuple[str, ...]:
     status = summary.verdict_words(cause.status)
-    fixes = (f"{text(fix.fix)}: {summary.verdict_words(fix.verdict)}" for fix in summary.fixes_in_order(cause))
+    fixes = (f"{text(fix.fix)}: {summary.verdict_words(fix.verdict)}" for fix in summary.offered(cause))
     return (
         cause.cause,
         f"**{status}**" if cause.status == "root-cause" else status,

@@ -9,7 +9,7 @@ from importlib.metadata import EntryPoint
 from typing import Any
 
 from gnnstab.errors import ConfigurationError, UsageError
-from gnnstab.plugins import installed
+from gnnstab.plugins import installed, loaded
 from gnnstab.records import Diagnosis
 from gnnstab.report._formats import FORMATS
 from gnnstab.report.faces import spoken
@@ -81,13 +81,7 @@ def load_plugin(name: str, offered: Iterable[EntryPoint]) -> Any:
     if len(found) > 1:
         places = " and ".join(plugin.value for plugin in found)
         raise ConfigurationError(f"format {name!r} is offered by {places}; uninstall one of them")
-    try:
-        return found[0].load()
-    except Exception as error:  # whatever a stranger's module raises on import, the user must learn whose it is
-        reason = " ".join(str(error).split())
-        raise ConfigurationError(
-            f"format plugin {name!r} ({found[0].value}) failed to load: {type(error).__name__}: {reason}"
-        ) from error
+    return loaded(found[0], "format")
 
 
 def _module(format: str) -> Any:

@@ -203,10 +203,14 @@ def _change(cause: Cause, room: int, width: int, *, first: bool) -> list[Text]:
 
 def _further(diagnosis: Diagnosis, room: int, width: int) -> list[Text]:
     """One line per rule whose findings no shown cause has told yet; the last line counts the rest."""
-    told = {code for cause in summary.to_change(diagnosis)[:_MOST_CAUSES] for code in cause.codes}
+    causes = summary.to_change(diagnosis)
+    told = {code for cause in causes for code in cause.codes}
     rules: dict[str, list[Finding]] = {}
     for finding in summary.in_reading_order(diagnosis):
-        if finding.severity != "info" and not (finding.code in told and finding.explained_by is None):
+        # With many causes their lines name the rules; what follows from which is told beside few.
+        if finding.severity != "info" and not (
+            finding.code in told and (finding.explained_by is None or len(causes) > _MOST_CAUSES)
+        ):
             rules.setdefault(finding.code, []).append(finding)
     groups = list(rules.values())
     shown = groups if len(groups) <= room else groups[: max(room - 1, 0)]

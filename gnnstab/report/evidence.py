@@ -71,11 +71,6 @@ class Profile:
     high: Array
     """Largest head per layer, shape (layers,)."""
 
-    @property
-    def unit(self) -> str:
-        """Unit of the values, from the vocabulary."""
-        return SIGNALS[self.name].unit
-
 
 @dataclass(frozen=True, slots=True)
 class Heat:
@@ -92,7 +87,6 @@ class Heat:
 class BeforeAfter:
     """What one fix did to its signal."""
 
-    cause: str
     fix: FixAdvice
     limits: tuple[Limit, ...]
 
@@ -270,10 +264,10 @@ class Evidence:
 
     def before_after(self) -> tuple[BeforeAfter, ...]:
         """Every fix whose effect was measured."""
-        found = [(cause.cause, fix) for cause in self.diagnosis.causes for fix in cause.fixes]
         return tuple(
-            BeforeAfter(cause, fix, self.limits(fix.signal) if fix.signal else ())
-            for cause, fix in found
+            BeforeAfter(fix, self.limits(fix.signal) if fix.signal else ())
+            for cause in self.diagnosis.causes
+            for fix in cause.fixes
             if fix.before is not None and fix.after is not None
         )
 

@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from gnnstab.records import SEVERITIES, VERDICTS, Cause, Diagnosis, Event, Finding, FixAdvice
+from gnnstab.records import FIVE_CAUSES, SEVERITIES, VERDICTS, Cause, Diagnosis, Event, Finding, FixAdvice
 from gnnstab.report import escape
 from gnnstab.report.numbers import count
 
@@ -190,6 +190,12 @@ def fixes_in_order(cause: Cause) -> tuple[FixAdvice, ...]:
     return tuple(sorted(cause.fixes, key=lambda fix: FIX_ORDER.index(fix.verdict) if fix.verdict in VERDICTS else 9))
 
 
+def offered(cause: Cause) -> tuple[FixAdvice, ...]:
+    """The fixes of a cause that a symptom points to, and those that were tried; nothing is offered against a mere setting."""
+    points = cause.status in ("root-cause", "contributing")
+    return tuple(fix for fix in fixes_in_order(cause) if points or fix.verdict != "not-tested")
+
+
 def recommended(cause: Cause) -> FixAdvice | None:
     """The fix to try first, or None when none is known or all were measured to fail."""
     return next((fix for fix in fixes_in_order(cause) if fix.verdict in RECOMMENDED), None)
@@ -243,6 +249,16 @@ def unsuspected(diagnosis: Diagnosis) -> tuple[Cause, ...]:
     """Of a run that an event explains, the causes to which no symptom points: there is nothing to do about them."""
     quiet = diagnosis.causes if explained(diagnosis) else ()
     return tuple(cause for cause in quiet if cause.status not in ("root-cause", "contributing"))
+
+
+def told(diagnosis: Diagnosis) -> tuple[Cause, ...]:
+    """The causes that a table lists: without those to which nothing points, and without further ones whose rules could not judge."""
+    quiet = unsuspected(diagnosis)
+    return tuple(
+        cause
+        for cause in diagnosis.causes
+        if cause not in quiet and (cause.status != "not-evaluable" or cause.cause in FIVE_CAUSES)
+    )
 
 
 def alike(diagnosis: Diagnosis) -> list[list[Finding]]:

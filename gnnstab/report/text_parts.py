@@ -69,9 +69,9 @@ def causes(diagnosis: Diagnosis, width: int, told: Told) -> RenderableType:
     )
     above = summary.to_change(diagnosis) if summary.state(diagnosis) == "unstable" else ()
     quiet = summary.unsuspected(diagnosis)
-    for cause in (cause for cause in diagnosis.causes if cause not in quiet):
+    for cause in summary.told(diagnosis):
         evidence = Text(told.new(escape.sentence(cause.reason, 40)) or "as above")
-        offered = () if cause in above else summary.fixes_in_order(cause)
+        offered = () if cause in above else summary.offered(cause)
         fixes = [_fix_cell(fix, "" if wide else "→ ") for fix in offered]
         cells = (
             [evidence, Text("\n").join(fixes) if fixes else Text("–", style=MUTED)]

@@ -1,4 +1,4 @@
-"""The rules: signals → findings, causes and advice. One file per rule; `RULES` in rules/_table.py names them."""
+"""The rules: signals → findings, causes and advice. One file per rule; `RULES` in rules/_table.py finds them."""
 
 from gnnstab.rules._attribution import causes as causes
 from gnnstab.rules._attribution import modest as modest

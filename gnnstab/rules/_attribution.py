@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from gnnstab.records import FIVE_CAUSES, FURTHER_CAUSES, Cause, Finding, RuleStatus, Signals
+from gnnstab.records.vocabulary import OPTIMIZER_STACK_SHARE
 from gnnstab.rules._five_causes import status_from_configuration
 from gnnstab.rules.explanation import is_warning
 
@@ -20,16 +21,24 @@ def causes(findings: Sequence[Finding], statuses: Sequence[RuleStatus], signals:
     five = [_five(cause, findings, by_code, signals) for cause in FIVE_CAUSES]
     further = [_further(cause, findings, by_code) for cause in FURTHER_CAUSES]
     found = (*five, *(cause for cause in further if cause is not None))
-    return tuple(replace(cause, how=_how(cause, findings)) for cause in found)
+    return tuple(replace(cause, how=_how(cause, findings), share=_share(cause, findings)) for cause in found)
 
 
 def _how(cause: Cause, findings: Sequence[Finding]) -> str:
     """``observed`` where a rule sees the cause itself, ``inferred`` where a mechanism ties a symptom to it."""
     if cause.status not in ("root-cause", "contributing"):
         return ""
+    if _share(cause, findings) is not None:
+        return "undone"
     # GS502 names the cause of an event only where the repeat of the step has shown it; from a file it infers one.
     repeated = any(f.code == "GS502" and f.step is not None for f in findings if f.cause == cause.cause)
     return "observed" if repeated or OBSERVED.intersection(cause.codes) else "inferred"
+
+
+def _share(cause: Cause, findings: Sequence[Finding]) -> float | None:
+    """What the undoing on a copy has brought back, where a rule speaks of one."""
+    own = [f.value for f in findings if f.cause == cause.cause and f.signal == OPTIMIZER_STACK_SHARE and is_warning(f)]
+    return max(own, default=None) if cause.status == "root-cause" else None
 
 
 def modest(findings: Sequence[Finding], found: Sequence[Cause]) -> tuple[Finding, ...]:
@@ -106,7 +115,7 @@ def _not_evaluable(cause: str, statuses: Mapping[str, RuleStatus]) -> str:
 
 
 OBSERVED = frozenset(
-    {"GS104", "GS108", "GS305", "GS402", "GS407", "GS503", "GS602", "GS604", "GS701", "GS703", "GS704"}
+    {"GS104", "GS108", "GS305", "GS402", "GS407", "GS408", "GS503", "GS602", "GS604", "GS701", "GS703", "GS704"}
 )
 """Rules that see the cause itself, such as NaN in the data or a parameter that never got a gradient; what others say about
 a cause is inferred from a symptom."""
@@ -127,7 +136,7 @@ CODES_OF_CAUSE: Mapping[str, tuple[str, ...]] = {
     "never-updated-parameter": ("GS604",),
     "saturated-gate": ("GS104",),
     "undefined-operation": ("GS502",),
-    "masking": ("GS305", "GS502"),
+    "masking": ("GS305", "GS408", "GS502"),
     "indistinguishable-nodes": ("GS704",),
 }
 """Rules whose verdict decides whether a further cause was looked at."""

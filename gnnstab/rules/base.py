@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, TypeVar
 
 from gnnstab.records import Finding, Signal, Signals
+
+R = TypeVar("R", bound="Rule")
 
 
 def threshold(default: float, *, unit: str, source: str) -> Any:
@@ -20,9 +22,9 @@ def threshold(default: float, *, unit: str, source: str) -> Any:
 class Rule(ABC):
     """One pattern of instability.
 
-    A subclass is a frozen dataclass whose fields are its thresholds (see `threshold`), so that a configuration can
-    replace them. Its docstring is the rule's page: *What it sees / Why it is unstable / What it looks like / Fix /
-    When it is wrong / References*.
+    A subclass, declared with `rule`, is a frozen dataclass whose fields are its thresholds (see `threshold`), so that a
+    configuration can replace them. Its docstring is the rule's page: *What it sees / Why it is unstable / What it looks like /
+    Fix / When it is wrong / References*.
     """
 
     code: ClassVar[str]
@@ -51,8 +53,8 @@ class Rule(ABC):
         self,
         message: str,
         *,
-        severity: str,
         limit: float,
+        severity: str | None = None,
         signal: Signal | None = None,
         name: str = "",
         value: float = math.nan,
@@ -64,13 +66,13 @@ class Rule(ABC):
     ) -> Finding:
         """Build a finding from the signal that crossed ``limit``, or from ``name``, ``value``, ``layer`` and ``unit``.
 
-        ``cause`` replaces the rule's own where one pattern can have several causes.
+        ``severity``, ``confidence`` and ``cause`` replace the rule's own.
         """
         return Finding(
             code=self.code,
             name=self.name,
             cause=self.cause if cause is None else cause,
-            severity=severity,
+            severity=severity or self.severity,
             confidence=confidence or self.confidence,
             layer=signal.layer if signal else layer,
             head=signal.head if signal else None,
@@ -81,3 +83,13 @@ class Rule(ABC):
             unit=signal.unit if signal else unit,
             message=message,
         )
+
+
+def rule(code: str, name: str, *, cause: str, severity: str, confidence: str) -> Callable[[type[R]], type[R]]:
+    """Declare a subclass of `Rule` with its metadata, as the fields of that name say."""
+
+    def declared(cls: type[R]) -> type[R]:
+        cls.code, cls.name, cls.cause, cls.severity, cls.confidence = code, name, cause, severity, confidence
+        return dataclasses.dataclass(frozen=True)(cls)
+
+    return declared

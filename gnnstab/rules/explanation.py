@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from gnnstab.records import SEVERITIES, Finding, Signals
+from gnnstab.records.vocabulary import LOSS_OVER_ZERO, OPTIMIZER_STACK_SHARE
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.gs401_sum_aggregation_growth import SumAggregationGrowth
 from gnnstab.rules.gs406_feature_scale import FeatureScale
@@ -83,6 +84,11 @@ def _part_of_explosion(symptom: Finding, explanation: Finding, signals: Signals)
 def _driven_by_attention(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
     """Saturated attention carries the gradient through its sharp scores, unless all weights are large alike."""
     return explanation.signal.startswith("attention.") and not large_gain(explanation.layer, signals)
+
+
+def _far_off(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    """An output that sums have made many times too large gives gradients as large, and a loss that jumps."""
+    return explanation.signal == LOSS_OVER_ZERO
 
 
 def _grown_on_the_way(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
@@ -185,126 +191,86 @@ def _grown_in_the_run(symptom: Finding, explanation: Finding, signals: Signals) 
 
 
 def _behind_sums(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
-    return explanation.signal == "place.post_norms"
+    return explanation.signal in ("place.post_norms", OPTIMIZER_STACK_SHARE)
+
+
+def _undone_stack(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    """Steps on a copy have shown that the stack hinders learning; nodes that it makes alike, and gradients that die in it, follow."""
+    return explanation.signal == OPTIMIZER_STACK_SHARE
 
 
 def _alike(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
-    return explanation.signal == "place.node_difference"
+    return explanation.signal == "place.node_difference" and symptom.signal != OPTIMIZER_STACK_SHARE
 
 
 def _over_depth(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
     return symptom.signal != "place.node_difference"
 
 
-LINKS: tuple[Link, ...] = (
-    # Data.
-    Link("GS502", "GS407", _always),
-    Link("GS502", "GS406", _from_large_data),
-    Link("GS605", "GS406", _from_large_data),
-    Link("GS701", "GS406", _from_large_data),
-    Link("GS401", "GS406", _only_by_scale),
-    Link("GS301", "GS406", _given_to_the_layer),
-    Link("GS303", "GS406", _given_to_the_layer),
-    Link("GS301", "GS406", _of_targets),
-    Link("GS303", "GS406", _of_targets),
-    Link("GS704", "GS402", _without_edges),
-    Link("GS701", "GS402", _without_edges),
-    Link("GS603", "GS406", _always),
-    Link("GS601", "GS406", _of_absurd_size),
-    Link("GS302", "GS406", _always),
-    Link("GS104", "GS406", _always),
-    Link("GS702", "GS406", _always),
-    Link("GS501", "GS406", _always),
-    Link("GS301", "GS502", _scale_that_was_undone),
-    Link("GS302", "GS502", _scale_that_was_undone),
-    # Memory that was never initialised, before everything that its size brings about.
-    Link("GS502", "GS605", _always),
-    Link("GS301", "GS605", _same_layer),
-    Link("GS302", "GS605", _always),
-    Link("GS204", "GS605", _always),
-    Link("GS203", "GS605", _always),
-    Link("GS103", "GS605", _always),
-    Link("GS104", "GS605", _always),
-    Link("GS501", "GS605", _always),
-    Link("GS701", "GS605", _always),
-    Link("GS702", "GS605", _always),
-    Link("GS704", "GS605", _always),
-    # A mask that leaves weight where none belongs: how sharp the rest is says nothing.
-    Link("GS301", "GS305", _always),
-    Link("GS302", "GS305", _always),
-    # Aggregation.
-    Link("GS302", "GS401", _behind),
-    Link("GS104", "GS401", _behind),
-    Link("GS702", "GS401", _behind),
-    Link("GS702", "GS404", _behind),
-    Link("GS404", "GS401", _same_layer),
-    Link("GS501", "GS401", _behind),
-    Link("GS304", "GS404", _always),
-    Link("GS704", "GS404", _always),
-    # Parameters in front of scores that a saturated softmax cuts off.
-    Link("GS604", "GS402", _without_edges),
-    Link("GS601", "GS703", _mostly_cut),
-    Link("GS604", "GS703", _nothing_comes_back),
-    Link("GS604", "GS701", _nothing_comes_back),
-    Link("GS604", "GS701", _stopped_there),
-    Link("GS604", "GS104", _stopped_there),
-    Link("GS604", "GS108", _stopped_there),
-    Link("GS704", "GS703", _what_the_clamp_left),
-    Link("GS604", "GS406", _through_one_hot_attention),
-    Link("GS604", "GS302", _through_one_hot_attention),
-    Link("GS604", "GS301", _through_one_hot_attention),
-    # Learning rate before what it did to the weights.
-    Link("GS301", "GS601", _always),
-    Link("GS302", "GS601", _always),
-    Link("GS104", "GS601", _always),
-    Link("GS501", "GS601", _always),
-    Link("GS603", "GS601", _always),
-    Link("GS201", "GS601", _grown_in_the_run),
-    Link("GS701", "GS601", _always),
-    Link("GS702", "GS601", _always),
-    # A gradient that was cut off is not damped, it is absent.
-    Link("GS602", "GS604", _always),
-    # Depth, behind a mis-placed normalisation or dead units.
-    Link("GS204", "GS106", _always),
-    Link("GS203", "GS106", _behind_sums),
-    Link("GS103", "GS106", _behind_sums),
-    Link("GS601", "GS106", _behind_sums),
-    Link("GS603", "GS106", _behind_sums),
-    Link("GS301", "GS106", _behind_sums),
-    Link("GS302", "GS106", _behind_sums),
-    Link("GS704", "GS106", _behind_sums),
-    # Nodes that cannot be told apart: no score, no gradient of a score, no sum makes a difference.
-    Link("GS604", "GS704", _alike),
-    Link("GS401", "GS704", _alike),
-    Link("GS203", "GS704", _alike),
-    Link("GS103", "GS704", _alike),
-    Link("GS602", "GS704", _alike),
-    Link("GS304", "GS704", _alike),
-    Link("GS603", "GS301", _sharp_from_the_start),
-    Link("GS301", "GS204", _part_of_explosion),
-    Link("GS302", "GS204", _grown_on_the_way),
-    Link("GS204", "GS301", _driven_by_attention),
-    Link("GS203", "GS701", _always),
-    Link("GS103", "GS701", _always),
-    Link("GS203", "GS103", _always),
-    Link("GS203", "GS201", _always),
-    Link("GS201", "GS106", _always),
-    Link("GS201", "GS103", _always),
-    Link("GS501", "GS204", _always),
-    Link("GS702", "GS204", _always),
-    Link("GS703", "GS401", _behind),
-    Link("GS703", "GS204", _always),
-    # What depth brings about.
-    Link("GS704", "GS701", _always),
-    Link("GS704", "GS203", _over_depth),
-    Link("GS602", "GS203", _always),
-    Link("GS503", "GS203", _always),
-    # The overflow that has happened, then the one that is near.
-    Link("GS501", "GS502", _same_layer),
-    # Precision, behind what made the logits large.
-    Link("GS501", "GS302", _same_layer),
-    Link("GS501", "GS301", _same_layer),
-    # The static view, behind the measured one.
-    Link("GS303", "GS301", _same_layer),
+LINKS = tuple(
+    Link(symptom, explanation, when)
+    for explanation, when, symptoms in (
+        # Data.
+        ("GS407", _always, "GS502"),
+        ("GS406", _from_large_data, "GS502 GS605 GS701"),
+        ("GS406", _only_by_scale, "GS401"),
+        ("GS406", _given_to_the_layer, "GS301 GS303"),
+        ("GS406", _of_targets, "GS301 GS303"),
+        ("GS402", _without_edges, "GS704 GS701 GS604"),
+        ("GS406", _always, "GS603 GS302 GS104 GS702 GS501"),
+        ("GS406", _of_absurd_size, "GS601"),
+        ("GS502", _scale_that_was_undone, "GS301 GS302"),
+        # Memory that was never initialised, before everything that its size brings about.
+        ("GS605", _always, "GS502 GS302 GS204 GS203 GS103 GS104 GS501 GS701 GS702 GS704"),
+        ("GS605", _same_layer, "GS301"),
+        # A mask that leaves weight where none belongs: how sharp the rest is says nothing.
+        ("GS305", _always, "GS301 GS302 GS408 GS601 GS603"),
+        ("GS108", _always, "GS408"),
+        # Aggregation.
+        ("GS401", _far_off, "GS603 GS601"),
+        ("GS401", _behind, "GS302 GS104 GS702 GS501 GS703"),
+        ("GS404", _behind, "GS702"),
+        ("GS401", _same_layer, "GS404"),
+        ("GS404", _always, "GS304 GS704"),
+        # Parameters in front of scores that a saturated softmax cuts off.
+        ("GS703", _mostly_cut, "GS601"),
+        ("GS703", _nothing_comes_back, "GS604"),
+        ("GS701", _nothing_comes_back, "GS604"),
+        ("GS701", _stopped_there, "GS604"),
+        ("GS104", _stopped_there, "GS604"),
+        ("GS108", _stopped_there, "GS604"),
+        ("GS703", _what_the_clamp_left, "GS704"),
+        ("GS406", _through_one_hot_attention, "GS604"),
+        ("GS302", _through_one_hot_attention, "GS604"),
+        ("GS301", _through_one_hot_attention, "GS604"),
+        # Learning rate before what it did to the weights.
+        ("GS601", _always, "GS301 GS302 GS104 GS501 GS603 GS701 GS702"),
+        ("GS601", _grown_in_the_run, "GS201"),
+        # A gradient that was cut off is not damped, it is absent.
+        ("GS604", _always, "GS602"),
+        # Depth, behind a mis-placed normalisation or dead units.
+        ("GS106", _always, "GS204 GS201"),
+        ("GS106", _behind_sums, "GS203 GS103 GS601 GS603 GS301 GS302 GS704"),
+        ("GS103", _undone_stack, "GS704 GS602 GS603 GS204 GS301 GS302"),
+        # Nodes that cannot be told apart: no score, no gradient of a score, no sum makes a difference.
+        ("GS704", _alike, "GS604 GS401 GS203 GS103 GS602 GS304"),
+        ("GS301", _sharp_from_the_start, "GS603"),
+        ("GS204", _part_of_explosion, "GS301"),
+        ("GS204", _grown_on_the_way, "GS302"),
+        ("GS301", _driven_by_attention, "GS204"),
+        ("GS701", _always, "GS203 GS103 GS704"),
+        ("GS103", _always, "GS203 GS201"),
+        ("GS201", _always, "GS203"),
+        ("GS204", _always, "GS501 GS702 GS703"),
+        # What depth brings about.
+        ("GS203", _over_depth, "GS704"),
+        ("GS203", _always, "GS602 GS503"),
+        # The overflow that has happened, then the one that is near.
+        ("GS502", _same_layer, "GS501"),
+        # Precision, behind what made the logits large.
+        ("GS302", _same_layer, "GS501"),
+        ("GS301", _same_layer, "GS501 GS303"),
+    )
+    for symptom in symptoms.split()
 )
 """In the order of attribution; the first link that holds counts."""

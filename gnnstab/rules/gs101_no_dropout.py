@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar
 
 from gnnstab.records import Finding, Signals
-from gnnstab.rules.base import Rule, threshold
+from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import count, largest, need_fact
 
 
-@dataclass(frozen=True)
+@rule("GS101", "no-dropout", cause="no-dropout", severity="info", confidence="high")
 class NoDropout(Rule):
     """Attention dropout is off and the model over-fits.
 
@@ -41,12 +39,6 @@ class NoDropout(Rule):
     (dropout destroys criticality). Measured: random graphs of degree 8, width 64, fp32, 2 to 3 seeds.
     """
 
-    code: ClassVar[str] = "GS101"
-    name: ClassVar[str] = "no-dropout"
-    cause: ClassVar[str] = "no-dropout"
-    severity: ClassVar[str] = "info"
-    confidence: ClassVar[str] = "high"
-
     gap: float = threshold(
         0.5, unit="of the training loss", source="heuristic: validation loss 1.5 times the training loss"
     )
@@ -61,7 +53,6 @@ class NoDropout(Rule):
             yield self.finding(
                 f"dropout=0.0 in {count(off, layers)} layers and the validation loss exceeds the training loss by "
                 f"{worst.value:.2g} of it: the model over-fits. dropout=0.1 may narrow the gap; it stabilises nothing.",
-                severity="info",
                 limit=self.gap,
                 signal=worst,
             )

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar
 
 from gnnstab.records import Finding, Signals
-from gnnstab.rules.base import Rule, threshold
+from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.gs204_exploding_gradient import ExplodingGradient
 from gnnstab.rules.queries import count, need_depth, need_fact, worst_gradient_ratio
 
 
-@dataclass(frozen=True)
+@rule("GS102", "beta-disabled", cause="beta-disabled", severity="info", confidence="high")
 class BetaDisabled(Rule):
     """The beta gate is off in a network whose gradients explode with depth.
 
@@ -41,12 +39,6 @@ class BetaDisabled(Rule):
     width 64, ReLU, fresh weights, 3 seeds.
     """
 
-    code: ClassVar[str] = "GS102"
-    name: ClassVar[str] = "beta-disabled"
-    cause: ClassVar[str] = "beta-disabled"
-    severity: ClassVar[str] = "info"
-    confidence: ClassVar[str] = "high"
-
     min_layers: float = threshold(ExplodingGradient.min_layers, unit="attention layers", source="as GS204")
     explosion: float = threshold(ExplodingGradient.warn_ratio, unit="gradient ratio", source="as GS204")
 
@@ -63,7 +55,6 @@ class BetaDisabled(Rule):
             yield self.finding(
                 f"gradients grow {ratio.value:.3g}-fold towards the first layer and beta is off in {count(off, layers)} "
                 "layers: nothing damps the sum of skip and message. beta=True is a valid brake here, after the gain is set.",
-                severity="info",
                 limit=self.explosion,
                 signal=ratio,
             )

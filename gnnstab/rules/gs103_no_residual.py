@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar
 
 from gnnstab.records import Finding, Signals
-from gnnstab.rules.base import Rule, threshold
+from gnnstab.rules._stacks import hindered
+from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.gs203_vanishing_gradient import VanishingGradient
 from gnnstab.rules.queries import count, names, need_depth, need_fact, worst_gradient_ratio
 
 
-@dataclass(frozen=True)
+@rule("GS103", "no-residual", cause="no-residual", severity="warning", confidence="high")
 class NoResidual(Rule):
     """No identity path leads around the layers, and the gradient dies on the way.
 
     ## What it sees
     At least 6 attention layers, most of them without an identity path around them, and a node-state gradient that arrives
     at the first layer with less than 1/1000 of its size at the last.
+
+    With the optimizer and the loss at hand, whatever the layers are: at least 4 modules of one list that run in a row, none of
+    them with an identity path through or around it, in a model that hardly learns. Up to 30 steps on a copy lower the loss of one batch by
+    less than a factor e; with an identity laid around each layer, on another copy, the same steps lower it several times as far.
 
     ## Why it is unstable
     `TransformerConv` adds a skip of its own, but a *linear* one: it multiplies by a matrix, whose gain at PyG's default
@@ -43,20 +46,25 @@ class NoResidual(Rule):
     Measured: random graphs of degree 8, width 64, ReLU, 3 seeds; training on 48 nodes for 200 steps, 2 seeds.
     """
 
-    code: ClassVar[str] = "GS103"
-    name: ClassVar[str] = "no-residual"
-    cause: ClassVar[str] = "no-residual"
-    severity: ClassVar[str] = "warning"
-    confidence: ClassVar[str] = "high"
-
     min_layers: float = threshold(VanishingGradient.min_layers, unit="attention layers", source="as GS203")
     vanishing: float = threshold(VanishingGradient.warn_ratio, unit="gradient ratio", source="as GS203")
     share: float = threshold(
         0.5, unit="share of layers", source="heuristic: one identity path among many does not carry the gradient"
     )
 
+    taken: float = threshold(
+        0.65,
+        unit="share of the progress",
+        source="measured: .76 to 1 in four stacks of 6 to 24 layers that did not train, their repaired twins learn",
+    )
+
     def check(self, signals: Signals) -> Iterator[Finding]:
-        """Warn when most layers have no identity path and the gradient vanishes."""
+        """Warn when steps on a copy show that the missing path hinders learning, or most layers have none and the gradient vanishes."""
+        advice = "Use x = x + f(norm(x)) around each layer, with weight 1.0."
+        found = list(hindered(self, signals, self.taken, advice))
+        yield from found or self._vanishing(signals)
+
+    def _vanishing(self, signals: Signals) -> Iterator[Finding]:
         depth = need_depth(signals, self.min_layers)
         how = "what goes around a layer is code, not weights; pass the model and a batch (--model, --batch)"
         layers = need_fact(signals, "identity_path", how)
@@ -67,7 +75,6 @@ class NoResidual(Rule):
                 f"{count(bare, layers)} attention layers ({names(layer.name for layer in bare)}) have no identity path around "
                 f"them, and over {depth} layers the gradient falls to {ratio.value:.2g} of its size. Use "
                 "x = x + act(conv(norm(x))) with weight 1.0; a weight of 0.1 does not help.",
-                severity="warning",
                 limit=self.vanishing,
                 signal=ratio,
             )

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar
 
 from gnnstab.errors import NotApplicable
 from gnnstab.layers import parts, weights
 from gnnstab.records import Finding, LayerFacts, Signal, Signals
-from gnnstab.rules.base import Rule, threshold
+from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import largest, measured, need_layers, percent, stops
 
 
-@dataclass(frozen=True)
+@rule("GS104", "gate-saturated", cause="saturated-gate", severity="warning", confidence="medium")
 class GateSaturated(Rule):
     """The beta gate stands at 0 or 1 for most nodes because its input or its weights are large.
 
@@ -42,12 +40,6 @@ class GateSaturated(Rule):
     ## References
     Shi et al. 2021, *Masked Label Prediction* (UniMP), arXiv 2009.03509. Measured: fresh layers, inputs of RMS 1 to 30.
     """
-
-    code: ClassVar[str] = "GS104"
-    name: ClassVar[str] = "gate-saturated"
-    cause: ClassVar[str] = "saturated-gate"
-    severity: ClassVar[str] = "warning"
-    confidence: ClassVar[str] = "medium"
 
     share: float = threshold(0.5, unit="share of nodes", source="measured: 0 at RMS 1, .87 at RMS 30")
     input_rms: float = threshold(
@@ -89,7 +81,6 @@ class GateSaturated(Rule):
             yield self.finding(
                 f"the {signal.detail.get('operation')} behind {signal.layer}{which} stands at its limit on every entry and hands no gradient "
                 f"on: {signal.value:.0f} parameters in front of it cannot learn, and what it gates stays as it is. {since}.",
-                severity="warning",
                 limit=0.0,
                 signal=signal,
                 cause="unsuitable-init" if drawn else None,

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar
 
 from gnnstab.errors import NotApplicable
 from gnnstab.records import Finding, Signals
-from gnnstab.rules.base import Rule, threshold
+from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import largest, names, need_fact, need_measured, percent
 
 
-@dataclass(frozen=True)
+@rule("GS105", "dropout-on-sparse-neighbourhood", cause="isolated-nodes", severity="warning", confidence="medium")
 class DropoutOnSparseNeighbourhood(Rule):
     """Attention dropout is on and many nodes have one neighbour at most.
 
@@ -38,12 +36,6 @@ class DropoutOnSparseNeighbourhood(Rule):
     ## References
     Srivastava et al. 2014, *Dropout*, JMLR 15. Derived; the in-degree 1 case was measured.
     """
-
-    code: ClassVar[str] = "GS105"
-    name: ClassVar[str] = "dropout-on-sparse-neighbourhood"
-    cause: ClassVar[str] = "isolated-nodes"
-    severity: ClassVar[str] = "warning"
-    confidence: ClassVar[str] = "medium"
 
     share: float = threshold(
         0.2, unit="share of nodes", source="heuristic: one node in five loses its message at rate p"

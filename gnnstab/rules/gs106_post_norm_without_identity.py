@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar
 
 from gnnstab.errors import NotApplicable
 from gnnstab.records import Finding, Signals
-from gnnstab.rules.base import Rule, threshold
+from gnnstab.rules._stacks import hindered
+from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import count, largest, measured, names, need_depth, need_fact, preferred
 
 
-@dataclass(frozen=True)
+@rule("GS106", "post-norm-without-identity", cause="normalization-misuse", severity="warning", confidence="high")
 class PostNormWithoutIdentity(Rule):
     """A normalisation follows each layer, no identity path goes around, and gradients grow with depth.
 
@@ -21,6 +20,9 @@ class PostNormWithoutIdentity(Rule):
     At least 8 normalisations that stand after the residual sum (post-norm) in a network whose gradient vanishes
     or explodes over depth, or in a run whose loss does not fall. Or at least 8 attention layers, most of them followed by a normalisation and without an identity path, and a log gradient that
     grows by more than 0.15 per layer backwards.
+
+    With the optimizer and the loss at hand: at least 6 normalisations behind residual sums in a model that hardly learns in up to 30
+    steps on a copy, and learns several times as fast with the same normalisations in front of the layers.
 
     ## Why it is unstable
     The norm holds the forward pass at RMS 1, so everything looks well. Backwards it multiplies by the inverse of what it took
@@ -41,17 +43,12 @@ class PostNormWithoutIdentity(Rule):
     2009.03294. Measured: random graphs of degree 8, width 64, 3 seeds.
     """
 
-    code: ClassVar[str] = "GS106"
-    name: ClassVar[str] = "post-norm-without-identity"
-    cause: ClassVar[str] = "normalization-misuse"
-    severity: ClassVar[str] = "warning"
-    confidence: ClassVar[str] = "high"
-
     min_layers: float = threshold(8, unit="attention layers", source="measured: at 8 layers R² falls from .98 to .85")
     slope: float = threshold(0.15, unit="ln per layer", source="measured: GraphNorm +.23 to +.48, LayerNorm +.08")
     share: float = threshold(0.5, unit="share of layers", source="heuristic: most layers")
     ratio: float = threshold(1e-3, unit="first over last layer", source="as GS203")
     norms: float = threshold(8, unit="normalisations", source="heuristic: as many as layers")
+    taken: float = threshold(0.65, unit="share of the progress", source="as GS103")
     steps: float = threshold(50, unit="steps", source="heuristic: enough for a loss to move")
     learned: float = threshold(
         0.6,
@@ -61,7 +58,8 @@ class PostNormWithoutIdentity(Rule):
 
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding for the stack."""
-        behind = list(self._behind_the_sum(signals))
+        advice = "Normalise in front of each layer, x = x + f(norm(x)), or lower the learning rate and warm it up."
+        behind = list(hindered(self, signals, self.taken, advice)) or list(self._behind_the_sum(signals))
         yield from behind
         if behind:
             return
@@ -77,7 +75,6 @@ class PostNormWithoutIdentity(Rule):
                 f"{count(posted, layers)} attention layers are followed by {posted[0].norm_after} without an identity path, and the "
                 f"gradient grows ×{math.exp(min(slope.value, 50.0)):.2f} per layer over {depth} layers. Move the norm before the layer and add "
                 "the identity: x = x + act(conv(norm(x))).",
-                severity="warning",
                 limit=self.slope,
                 signal=slope,
             )
@@ -95,7 +92,6 @@ class PostNormWithoutIdentity(Rule):
             f"{norms.value:.0f} normalisations stand after the residual sum (post-norm, {names(map(str, norms.detail.get('names', ())), 2)}), so "
             f"that no identity path leads through the stack, and {symptom}. Normalise in front of each layer instead, x = x + f(norm(x)), or "
             "lower the learning rate and warm it up.",
-            severity="warning",
             limit=self.norms,
             signal=norms,
             confidence="medium",

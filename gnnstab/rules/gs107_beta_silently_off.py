@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar
 
 from gnnstab.records import Finding, Signals
-from gnnstab.rules.base import Rule
+from gnnstab.rules.base import Rule, rule
 from gnnstab.rules.queries import need_fact
 
 
-@dataclass(frozen=True)
+@rule("GS107", "beta-silently-off", cause="beta-disabled", severity="info", confidence="high")
 class BetaSilentlyOff(Rule):
     """The beta gate was asked for and is not there.
 
@@ -35,12 +33,6 @@ class BetaSilentlyOff(Rule):
     PyTorch Geometric, source of `TransformerConv.__init__`: `self.beta = beta and root_weight`.
     """
 
-    code: ClassVar[str] = "GS107"
-    name: ClassVar[str] = "beta-silently-off"
-    cause: ClassVar[str] = "beta-disabled"
-    severity: ClassVar[str] = "info"
-    confidence: ClassVar[str] = "high"
-
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding per layer."""
         how = "what was asked for is code, not weights; pass the model (--model pkg.mod:factory)"
@@ -48,7 +40,6 @@ class BetaSilentlyOff(Rule):
             if layer.get("beta_requested") and layer.get("beta") is False:
                 yield self.finding(
                     f"{layer.name}: beta=True has no effect, since root_weight=False switches it off. Set root_weight=True or remove beta.",
-                    severity="info",
                     limit=0.0,
                     name="",
                     value=0.0,

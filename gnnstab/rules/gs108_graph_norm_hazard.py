@@ -2,36 +2,44 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import ClassVar
 
 from gnnstab.errors import NotApplicable
 from gnnstab.records import Finding, LayerFacts, Signals
-from gnnstab.rules.base import Rule, threshold
+from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import largest, measured, names, need_fact, need_layers, percent, stops
 
+_NORMALISED = re.compile(
+    r"log_softmax ← (?:(?:index|index_select|select|slice) ← )?div(?: ← (?!index|select|slice|div)|$)"
+)
+"""A log_softmax directly behind the division by the norm; a temperature would stand between, and rows may be picked."""
 
-@dataclass(frozen=True)
+
+@rule("GS108", "graph-norm-hazard", cause="normalization-misuse", severity="warning", confidence="high")
 class GraphNormHazard(Rule):
     """A normalisation over the nodes of a graph is used where it divides by almost nothing.
 
     ## What it sees
     GraphNorm, InstanceNorm or PairNorm anywhere in the model that met a graph of one or two nodes, or was called without
     `batch` on several graphs; one that takes away the mean of every graph, which the pooling behind it needs since the targets
-    follow it, or which is all that the pooling takes; a LayerNorm over a single number; or such a norm beside an attention layer
-    whose channels do not vary over the nodes.
+    follow it, or which is all that the pooling takes; a LayerNorm over a single number; values that are divided by their own size one by
+    one, of which the sign alone is left; rows of scores brought to one norm before a cross-entropy; or such a norm beside an attention
+    layer whose channels do not vary over the nodes.
 
     ## Why it is unstable
     It divides each channel by its standard deviation over the nodes of a graph. With one node that is 0 and the output is the
     bias, exactly; with two it is ±1, the sign alone. A nearly constant channel gets its gradient multiplied by up to 1/√eps
-    = 316. Without `batch` the mean is taken over all graphs of the batch, so that graphs see each other.
+    = 316. Without `batch` the mean is taken over all graphs of the batch, so that graphs see each other. Scores of C classes whose row has
+    norm R differ by R·√(C/(C−1)) at most: cross-entropy cannot fall below ln(1 + (C−1)·exp(−that)).
 
     ## What it looks like
     Measured: single gradient entries × 548; outputs that depend on what else is in the batch, by −1.0 in one case.
 
     ## Fix
-    `LayerNorm` over the channels instead; or pass `batch`: `norm(x, batch)`.
+    `LayerNorm` over the channels instead; or pass `batch`: `norm(x, batch)`. Divide a single column by a constant of the training set. Hand
+    scores to the loss as they are, or times a learned temperature.
 
     ## When it is wrong
     When graphs of one node occur in a test batch only.
@@ -40,12 +48,6 @@ class GraphNormHazard(Rule):
     Cai et al. 2020, *GraphNorm*, arXiv 2009.03294 (InstanceNorm-like norms degrade on regular graphs). Measured: graphs of 1, 2
     and more nodes, constant channels.
     """
-
-    code: ClassVar[str] = "GS108"
-    name: ClassVar[str] = "graph-norm-hazard"
-    cause: ClassVar[str] = "normalization-misuse"
-    severity: ClassVar[str] = "warning"
-    confidence: ClassVar[str] = "high"
 
     smallest: float = threshold(2, unit="nodes", source="derived: with two nodes a normalised channel is ±1")
     erased: float = threshold(
@@ -61,9 +63,13 @@ class GraphNormHazard(Rule):
         0.5, unit="share of channels", source="heuristic: half of the channels without variance"
     )
 
+    bound: float = threshold(
+        0.1, unit="cross-entropy", source="derived: .67 for 4 classes at norm 1; a loss that cannot come near 0"
+    )
+
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding per hazard."""
-        erased = [*self._erased(signals), *self._over_one(signals)]
+        erased = [*self._erased(signals), *self._over_one(signals), *self._signs(signals), *self._bounded(signals)]
         yield from erased
         if erased:
             return
@@ -91,7 +97,6 @@ class GraphNormHazard(Rule):
                 yield self.finding(
                     f"{signal.layer} takes away the mean over the nodes of every graph, and what is pooled behind it is that mean: nothing is left "
                     "that tells one graph from another. Use LayerNorm or BatchNorm there, or pool before it.",
-                    severity="warning",
                     limit=self.nothing,
                     signal=signal,
                 )
@@ -100,7 +105,6 @@ class GraphNormHazard(Rule):
                     f"{signal.layer} takes away the mean over the nodes of every graph, and of what is pooled behind it {signal.value:.2g} times "
                     f"the differences of chance is left. The targets follow that mean (correlation {follows:.2f}). Use LayerNorm or BatchNorm "
                     "there, or pool before it.",
-                    severity="warning",
                     limit=self.erased,
                     signal=signal,
                 )
@@ -111,10 +115,37 @@ class GraphNormHazard(Rule):
             yield self.finding(
                 f"{signal.layer} hands no gradient on: this LayerNorm runs over a single entry, so that its output is its bias whatever comes in. "
                 f" {signal.value:.0f} parameters in front of it cannot learn. Take it off.",
+                limit=0.0,
+                signal=signal,
+            )
+
+    def _signs(self, signals: Signals) -> Iterator[Finding]:
+        """Values of which a division by their own size leaves the sign."""
+        for signal in measured(signals.find("place.normalised_away")):
+            what = f"`{signal.layer}` of the batch" if signal.detail.get("input") else f"what {signal.layer} returns"
+            yield self.finding(
+                f"{what} is divided by its own size one entry at a time (as F.normalize does over a single column): {signal.value:.0f} entries come out at "
+                "±1, and how large they were is lost. Divide by a constant of the training set instead.",
                 severity="warning",
                 limit=0.0,
                 signal=signal,
             )
+
+    def _bounded(self, signals: Signals) -> Iterator[Finding]:
+        """Scores of one norm in every row, which cross-entropy is given as they are."""
+        for signal in measured(signals.find("place.output")):
+            size, columns = float(signal.detail.get("row_norm", math.nan)), int(signal.detail.get("columns", 0))
+            if columns < 2 or math.isnan(size) or not _NORMALISED.search(str(signals.context.get("loss_graph") or "")):
+                continue
+            least = math.log1p((columns - 1) * math.exp(-size * math.sqrt(columns / (columns - 1))))
+            if least > self.bound:
+                yield self.finding(
+                    f"every row of the output is normalised to a norm of {size:.3g} before cross-entropy: over {columns} classes the loss cannot fall "
+                    f"below {least:.2g}. Hand it the logits as they are, or times a learned temperature.",
+                    severity="warning",
+                    limit=self.bound,
+                    signal=signal,
+                )
 
     def _size(self, met: Mapping[str, tuple[str, int]]) -> Iterator[Finding]:
         small = {name: kind for name, (kind, nodes) in met.items() if nodes <= self.smallest}
@@ -124,7 +155,6 @@ class GraphNormHazard(Rule):
             yield self.finding(
                 f"{'/'.join(dict.fromkeys(small.values()))} {names(small)} meets a graph of {size} node{'s' * (size > 1)}: its output "
                 f"there is {effect}. Use LayerNorm instead.",
-                severity="warning",
                 limit=self.smallest,
                 name="graph.smallest",
                 value=size,
@@ -135,7 +165,6 @@ class GraphNormHazard(Rule):
         for layer in signals.context.get("norm_without_batch", ()):
             yield self.finding(
                 f"{layer}: called without `batch`, so the graphs of one batch are normalised together. Pass batch.",
-                severity="warning",
                 limit=0.0,
                 name="",
                 value=0.0,
@@ -149,7 +178,6 @@ class GraphNormHazard(Rule):
             yield self.finding(
                 f"{layer}: {percent(worst.value)} of its input channels do not vary over the nodes; {which} multiplies their gradient by "
                 "up to 316. Use LayerNorm instead.",
-                severity="warning",
                 limit=self.constant,
                 signal=worst,
             )

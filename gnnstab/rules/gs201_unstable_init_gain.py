@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar
 
 from gnnstab.errors import NotApplicable, NotEvaluable
 from gnnstab.layers import layer_named, parts
 from gnnstab.records import Finding, Signal, Signals
-from gnnstab.rules.base import Rule, threshold
+from gnnstab.records.vocabulary import LOGIT_FROBENIUS
+from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.gs203_vanishing_gradient import VanishingGradient
 from gnnstab.rules.gs204_exploding_gradient import ExplodingGradient
 from gnnstab.rules.queries import fresh, measured, need_depth, smallest
 
 
-@dataclass(frozen=True)
+@rule("GS201", "unstable-init-gain", cause="unsuitable-init", severity="warning", confidence="medium")
 class UnstableInitGain(Rule):
     """The initial weights shrink or grow the signal too much over the depth of the network.
 
@@ -52,12 +51,6 @@ class UnstableInitGain(Rule):
     Schoenholz et al. 2017, *Deep Information Propagation*, arXiv 1611.01232; Glorot and Bengio 2010. Derived for
     `TransformerConv` and measured: 11 initialisations, 2 activations, 16 layers, random graphs of degree 8, width 64.
     """
-
-    code: ClassVar[str] = "GS201"
-    name: ClassVar[str] = "unstable-init-gain"
-    cause: ClassVar[str] = "unsuitable-init"
-    severity: ClassVar[str] = "warning"
-    confidence: ClassVar[str] = "medium"
 
     min_layers: float = threshold(
         6, unit="attention layers", source="measured: no variant matters at 4 layers or fewer"
@@ -104,7 +97,6 @@ class UnstableInitGain(Rule):
                 yield self.finding(
                     f"the weight of {signal.layer} {what} {signal.value:.3g}, {usual}, and no normalisation follows: everything behind it is as "
                     f"much too large. Draw it anew, e.g. {signal.layer}.reset_parameters().",
-                    severity="warning",
                     limit=self.gain,
                     signal=signal,
                 )
@@ -112,7 +104,6 @@ class UnstableInitGain(Rule):
             yield self.finding(
                 f"the {signal.value:.0f} units of {signal.layer} have the same weights and the same gradients: they stay copies of one another, "
                 f"whatever is trained. Draw the weight at random, e.g. {signal.layer}.reset_parameters().",
-                severity="warning",
                 limit=0.0,
                 signal=signal,
                 confidence="high",
@@ -158,5 +149,6 @@ def _judged_elsewhere(signals: Signals, module: str) -> bool:
     for layer in signals.attention_layers:
         if module.startswith(f"{layer.name}."):
             own, roles = module.removeprefix(f"{layer.name}."), layer_named(layer).roles
-            return any(own == part for role in ("score", "value", "skip", "gate") for part in roles.get(role, ()))
+            judged = [role for role in ("score", "value", "skip", "gate") if own in roles.get(role, ())]
+            return bool(judged) and (judged != ["score"] or bool(signals.find(LOGIT_FROBENIUS, layer=layer.name)))
     return False

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar
 
 from gnnstab.errors import NotApplicable, NotEvaluable
 from gnnstab.records import Finding, Signals
-from gnnstab.rules.base import Rule
+from gnnstab.rules.base import Rule, rule
 from gnnstab.rules.queries import need_layers
 
 
-@dataclass(frozen=True)
+@rule("GS202", "init-missed-convolutions", cause="unsuitable-init", severity="info", confidence="medium")
 class InitMissedConvolutions(Rule):
     """A custom initialisation reached the plain Linear layers and not the convolutions.
 
@@ -41,12 +39,6 @@ class InitMissedConvolutions(Rule):
     draws per shape.
     """
 
-    code: ClassVar[str] = "GS202"
-    name: ClassVar[str] = "init-missed-convolutions"
-    cause: ClassVar[str] = "unsuitable-init"
-    severity: ClassVar[str] = "info"
-    confidence: ClassVar[str] = "medium"
-
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding for the model."""
         layers = need_layers(signals)
@@ -66,7 +58,6 @@ class InitMissedConvolutions(Rule):
             yield self.finding(
                 f"the Linear layers are {label}, but all {len(layers)} attention layers keep PyG's default: the initialiser did not reach "
                 f"them. Loop over torch_geometric.nn.dense.linear.Linear as well.{shallow}",
-                severity="info",
                 limit=0.0,
                 name="",
                 value=float(len(layers)),

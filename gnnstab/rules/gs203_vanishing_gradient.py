@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar
 
 from gnnstab.records import Finding, Signals
-from gnnstab.rules.base import Rule, threshold
+from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import need_depth, worst_gradient_ratio
 
 
-@dataclass(frozen=True)
+@rule("GS203", "vanishing-gradient", cause="no-residual", severity="error", confidence="high")
 class VanishingGradient(Rule):
     """The gradient of the node states dies on its way to the first layer.
 
@@ -42,12 +40,6 @@ class VanishingGradient(Rule):
     Schoenholz et al. 2017, *Deep Information Propagation*, arXiv 1611.01232; Dong et al. 2021, *Attention is not all you
     need*, arXiv 2103.03404. Measured: random graphs of degree 8, width 64, ReLU, 3 seeds.
     """
-
-    code: ClassVar[str] = "GS203"
-    name: ClassVar[str] = "vanishing-gradient"
-    cause: ClassVar[str] = "no-residual"
-    severity: ClassVar[str] = "error"
-    confidence: ClassVar[str] = "high"
 
     min_layers: float = threshold(
         6, unit="attention layers", source="measured: no variant matters at 4 layers or fewer"

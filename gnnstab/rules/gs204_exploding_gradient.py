@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar
 
 from gnnstab.records import Finding, Signals
-from gnnstab.rules.base import Rule, threshold
-from gnnstab.rules.queries import need_depth, worst_gradient_ratio
+from gnnstab.rules.base import Rule, rule, threshold
+from gnnstab.rules.queries import loss_at_its_best, need_depth, worst_gradient_ratio
 
 
-@dataclass(frozen=True)
+@rule("GS204", "exploding-gradient", cause="unsuitable-init", severity="error", confidence="high")
 class ExplodingGradient(Rule):
     """The gradient of the node states grows on its way to the first layer.
 
@@ -43,12 +41,6 @@ class ExplodingGradient(Rule):
     without identity path). Measured: random graphs of degree 8, width 64, ReLU, 3 seeds.
     """
 
-    code: ClassVar[str] = "GS204"
-    name: ClassVar[str] = "exploding-gradient"
-    cause: ClassVar[str] = "unsuitable-init"
-    severity: ClassVar[str] = "error"
-    confidence: ClassVar[str] = "high"
-
     min_layers: float = threshold(
         5, unit="attention layers", source="measured: no variant matters at 4 layers or fewer"
     )
@@ -64,11 +56,12 @@ class ExplodingGradient(Rule):
         if not ratio.value > self.warn_ratio:
             return
         severe = ratio.value > self.error_ratio
+        trained = not severe and signals.kind == "trace" and loss_at_its_best(signals.series)
         yield self.finding(
             f"over {depth} attention layers the node-state gradient grows {ratio.value:.3g}-fold towards the first layer "
             f"(limit {self.warn_ratio:g}). Give the layers fresh Xavier weights of gain 1/√(1+L) and an identity of weight 1.0, "
-            "or at least a gain of 1.",
-            severity="error" if severe else "warning",
+            f"or at least a gain of 1.{' The loss has ended at its best: it trains all the same.' if trained else ''}",
+            severity="error" if severe else "info" if trained else "warning",
             limit=self.error_ratio if severe else self.warn_ratio,
             signal=ratio,
             confidence="medium" if ratio.source in ("synthetic", "optimizer") else "high",

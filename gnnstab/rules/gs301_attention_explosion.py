@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from dataclasses import replace
 
 from gnnstab.errors import NotEvaluable
 from gnnstab.layers import layer_named, parts
 from gnnstab.records import Finding, LayerFacts, Signal, Signals
-from gnnstab.rules.base import Rule, threshold
+from gnnstab.records.vocabulary import PLACE_GAIN, SCORE_PRODUCT_SCALE
+from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import (
     ASSUMED_DEGREE,
     Attention,
@@ -26,7 +26,7 @@ from gnnstab.rules.queries import (
 )
 
 
-@dataclass(frozen=True)
+@rule("GS301", "attention-explosion", cause="attention-explosion", severity="error", confidence="high")
 class AttentionExplosion(Rule):
     """Attention is saturated, or close to it, because of the query and key weights.
 
@@ -77,12 +77,6 @@ class AttentionExplosion(Rule):
     et al. 2023, *ViT-22B*, arXiv 2302.05442; Kimi K2, arXiv 2507.20534 (QK-clip). Measured: d = 7 to 200, widths 16 and 64.
     """
 
-    code: ClassVar[str] = "GS301"
-    name: ClassVar[str] = "attention-explosion"
-    cause: ClassVar[str] = "attention-explosion"
-    severity: ClassVar[str] = "error"
-    confidence: ClassVar[str] = "high"
-
     warn_entropy: float = threshold(0.35, unit="fraction of ln(in-degree)", source="measured: good fits had .35 to .98")
     error_entropy: float = threshold(
         0.10, unit="fraction of ln(in-degree)", source="measured: failed fits had 0 to .03"
@@ -105,6 +99,9 @@ class AttentionExplosion(Rule):
         source="measured: at most 1.39 in healthy actors, 1.56 and 2.16 in ruined ones",
     )
 
+    product_scale: float = threshold(
+        4.0, unit="× q·k/√d", source="heuristic: √d without the division is 2.8 at 8 channels and 5.7 at 32"
+    )
     wide: float = threshold(
         256,
         unit="input columns",
@@ -166,19 +163,44 @@ class AttentionExplosion(Rule):
         severe = state.entropy.value < self.error_entropy
         crossed, limit = state.crossing(self.error_entropy if severe else self.warn_entropy, self.one_hot_share)
         unknown = state.unit_entropy is None
+        seen = (
+            f"{state.layer}: attention entropy is {state.entropy.value:.2f} of ln(in-degree){state.worst_head_words}"
+            f"{_share(state)}, "
+        )
+        if unknown and not state.synthetic and not self._suspected(signals, layer):
+            return self.finding(
+                f"{seen}which of weights and input scale did it was not measured, nothing that could be undone differs from its "
+                "reference, and sharp attention may be right: cause not established.",
+                severity="info",
+                limit=limit,
+                signal=crossed,
+                confidence="low",
+            )
         told = (
             "which of weights and input scale did it was not measured"
             if unknown
             else f"{state.unit_entropy:.2f} at an input of RMS 1"
         )
+        scale = self._unscaled(signals, layer)
+        why = _saturating(layer, unknown, _large_features(signals)) if scale is None else _of_products(scale.value)
         return self.finding(
-            f"{state.layer}: attention entropy is {state.entropy.value:.2f} of ln(in-degree){state.worst_head_words}{_share(state)}, "
-            f"{told}{_saturating(layer, unknown, _large_features(signals))}",
+            f"{seen}{told}{why}",
             severity="error" if severe else "warning",
             limit=limit,
             signal=crossed,
             confidence="medium" if state.synthetic or unknown else "high",
         )
+
+    def _suspected(self, signals: Signals, layer: LayerFacts) -> bool:
+        """True where something that makes scores large was measured: weights of scores, the scale of products, wide weights, large features."""
+        wide = any(str(s.layer).startswith(f"{layer.name}.") for s in signals.find(PLACE_GAIN))
+        known = bool(per_head(signals, "logit.frobenius", layer.name)) or self._unscaled(signals, layer) is not None
+        return known or wide or bool(_large_features(signals))
+
+    def _unscaled(self, signals: Signals, layer: LayerFacts) -> Signal | None:
+        """What multiplies q·k/√d, where that is far above 1."""
+        found = signals.find(SCORE_PRODUCT_SCALE, layer=layer.name)
+        return next((s for s in found if s.value > self.product_scale), None)
 
     def _static(self, signals: Signals, layer: LayerFacts, state: Attention | None) -> Finding | None:
         found = per_head(signals, "logit.frobenius", layer.name)
@@ -356,6 +378,13 @@ def _saturating(layer: LayerFacts, unknown: bool, features: str) -> str:
     if made_of and not unknown:
         return f": the weights that make its scores ({made_of}) saturate it. Scale them down for the worst heads."
     return ". Scale what its scores are made of down, or normalise the input of the layer."
+
+
+def _of_products(scale: float) -> str:
+    return (
+        f": the scores are {scale:.3g} times the products of queries and keys over √d. Divide the products by √d, and by no "
+        "smaller temperature."
+    )
 
 
 def _share(state: Attention) -> str:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar
 
 from gnnstab.errors import NotEvaluable
 from gnnstab.records import Finding, Signals
-from gnnstab.rules.base import Rule, threshold
+from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.queries import Attention, attention, large_gain, need_layers, percent
 
 
-@dataclass(frozen=True)
+@rule("GS302", "attention-saturated-by-input", cause="attention-explosion", severity="error", confidence="high")
 class AttentionSaturatedByInput(Rule):
     """Attention is saturated because the layer's input is large.
 
@@ -45,12 +43,6 @@ class AttentionSaturatedByInput(Rule):
     Zhai et al. 2023, arXiv 2303.06296; Xiong et al. 2020, *On Layer Normalization in the Transformer Architecture*, arXiv
     2002.04745. Measured: features × 1 to × 100; a real multi-agent actor with its own batches.
     """
-
-    code: ClassVar[str] = "GS302"
-    name: ClassVar[str] = "attention-saturated-by-input"
-    cause: ClassVar[str] = "attention-explosion"
-    severity: ClassVar[str] = "error"
-    confidence: ClassVar[str] = "high"
 
     warn_entropy: float = threshold(
         AttentionExplosion.warn_entropy, unit="fraction of ln(in-degree)", source="as GS301"

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar
 
 from gnnstab.records import Finding, Signal, Signals
-from gnnstab.rules.base import Rule, threshold
+from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import ASSUMED_DEGREE, degree_of, largest, need_layers, per_head
 
 
-@dataclass(frozen=True)
+@rule("GS303", "logit-bound", cause="attention-explosion", severity="info", confidence="medium")
 class LogitBound(Rule):
     """The weights alone allow logits that freeze the attention.
 
@@ -41,12 +39,6 @@ class LogitBound(Rule):
     networks and 10 to 1000 nodes at initialisation.
     """
 
-    code: ClassVar[str] = "GS303"
-    name: ClassVar[str] = "logit-bound"
-    cause: ClassVar[str] = "attention-explosion"
-    severity: ClassVar[str] = "info"
-    confidence: ClassVar[str] = "medium"
-
     freezing: float = threshold(1.0, unit="× √(2 ln d)", source="random-energy model: freezing at ρ = 1")
 
     def check(self, signals: Signals) -> Iterator[Finding]:
@@ -64,7 +56,6 @@ class LogitBound(Rule):
                     f"{layer}: at an input of RMS 1 the weights of head {worst.head} spread the logits of one target by about "
                     f"{worst.value:.2g}{self._bound(signals, worst)}; attention freezes near {limit:.2g} at in-degree "
                     f"{degree:g}{'' if seen else ' (assumed)'}.",
-                    severity="info",
                     limit=limit,
                     signal=worst,
                 )

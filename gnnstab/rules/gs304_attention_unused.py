@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar
 
 from gnnstab.errors import NotApplicable, NotEvaluable
 from gnnstab.records import Finding, Signals
-from gnnstab.rules.base import Rule, threshold
+from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import attention
 
 
-@dataclass(frozen=True)
+@rule("GS304", "attention-unused", cause="attention-explosion", severity="info", confidence="medium")
 class AttentionUnused(Rule):
     """After training the attention is still uniform.
 
@@ -37,12 +35,6 @@ class AttentionUnused(Rule):
     Zhai et al. 2023, arXiv 2303.06296, for the other end. Measured: fresh and trained layers at in-degree 7 to 500.
     """
 
-    code: ClassVar[str] = "GS304"
-    name: ClassVar[str] = "attention-unused"
-    cause: ClassVar[str] = "attention-explosion"
-    severity: ClassVar[str] = "info"
-    confidence: ClassVar[str] = "medium"
-
     entropy: float = threshold(0.99, unit="fraction of ln(in-degree)", source="measured: .97 to .99 at initialisation")
     min_degree: float = threshold(3, unit="median in-degree", source="as GS301")
 
@@ -63,7 +55,6 @@ class AttentionUnused(Rule):
                 yield self.finding(
                     f"{state.layer}: after training the attention is still uniform (entropy {state.entropy.value:.3f} of ln(in-degree)): "
                     "it computes a mean. Harmless; a term of the node itself before it may give it something to attend to.",
-                    severity="info",
                     limit=self.entropy,
                     signal=state.entropy,
                 )

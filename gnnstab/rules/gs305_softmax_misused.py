@@ -4,28 +4,35 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar
 
 from gnnstab.errors import NotEvaluable
 from gnnstab.records import Finding, Signals
-from gnnstab.rules.base import Rule, threshold
-from gnnstab.rules.queries import measured, percent
+from gnnstab.rules.base import Rule, rule, threshold
+from gnnstab.rules.queries import first_loss, measured, percent
 
-_TWICE = re.compile(r"(log_softmax|softmax) ← softmax|(binary_cross_entropy_with_logits|sigmoid) ← sigmoid")
+_TWICE = re.compile(
+    r"(log_softmax|softmax) ← (softmax|sigmoid|tanh)\b|(binary_cross_entropy_with_logits|sigmoid) ← sigmoid"
+)
 """Neighbours in the graph of a loss of which the first takes scores, and the second gives probabilities."""
 
+_PICKS = re.compile(r"(?<=← )(?:index|index_select|select|slice|gather) ← ")
+"""Operations that pick rows and leave their numbers as they are."""
 
-@dataclass(frozen=True)
+
+@rule("GS305", "softmax-misused", cause="masking", severity="error", confidence="high")
 class SoftmaxMisused(Rule):
-    """A softmax is given what is no score: products with a mask, or the result of another softmax.
+    """A softmax is given what is no score, or a mask that does not mask: products, small or large constants, the wrong half.
 
     ## What it sees
-    In the graph of a forward: a softmax whose scores are multiplied by a tensor of zeros and ones that differs within its rows, and the
-    weight that it leaves to the entries at 0. In the graph of the loss: a softmax or sigmoid directly behind another one.
+    In the graph of a forward: a softmax whose scores are multiplied by a tensor of zeros and ones that differs within its rows, or
+    replaced by a constant amid the scores or above them, and the weight that it leaves to those entries; attention that closes the keys
+    that differ and leaves open those that all hold the same, as padding does; a constant that a mask writes into the output above
+    everything else, where the loss is of its size. In the graph of the loss: a softmax or sigmoid directly behind another one,
+    or a log_softmax of a tanh.
 
     ## Why it is unstable
-    exp(0) is 1, not 0: an entry that was to be masked keeps the weight of a score of 0, and with many of them most of the weight. A
+    exp(0) is 1, not 0: an entry that was to be masked keeps the weight of a score of 0, and with many of them most of the weight. A mask
+    the wrong way round, or with the wrong sign, leaves nothing but padding or forbidden entries: nodes hear of no other node. A
     softmax of probabilities lies between 1 and e: the loss cannot fall below a bound far from 0, and its gradient is weak.
 
     ## What it looks like
@@ -33,39 +40,48 @@ class SoftmaxMisused(Rule):
     20 classes the loss ends above 2.
 
     ## Fix
-    `scores.masked_fill(~mask, -torch.inf)` in place of `scores * mask`, with one entry open in every row. Hand the scores to
-    `cross_entropy`, or the logarithm of the probabilities to `nll_loss`.
+    `scores.masked_fill(~mask, -torch.inf)` in place of `scores * mask`, with one entry open in every row. `key_padding_mask` of
+    `nn.MultiheadAttention` is True where a key is to be ignored, a boolean `attn_mask` of `scaled_dot_product_attention` True where it is
+    to be read. Hand the scores to `cross_entropy`, or the logarithm of the probabilities to `nll_loss`.
 
     ## When it is wrong
-    Weights that are multiplied by the mask again and divided by their sum are right, and are not reported. Scores of 0 may be meant where the
-    factor is no mask.
+    Weights that are multiplied by the mask again and divided by their sum are right, and are not reported; nor are constants that limit
+    the scores as a clamp does. Scores of 0 may be meant where the factor is no mask.
 
     ## References
     Vaswani et al. 2017, arXiv 1706.03762: illegal connections are set to −∞ before the softmax. Measured: networks of dense attention.
     """
 
-    code: ClassVar[str] = "GS305"
-    name: ClassVar[str] = "softmax-misused"
-    cause: ClassVar[str] = "masking"
-    severity: ClassVar[str] = "error"
-    confidence: ClassVar[str] = "high"
-
     weight: float = threshold(0.1, unit="share of the weight", source="heuristic: closed entries have no weight at all")
 
+    wrong_way: float = threshold(
+        0.9, unit="share of sets", source="derived: nearly every set has nothing but padding left"
+    )
+    far: float = threshold(1000.0, unit="above the output", source="heuristic: no score is that far from the others")
+    of_the_loss: float = threshold(
+        0.01,
+        unit="× the constant",
+        source="derived: cross-entropy is the distance to the largest score, in one row of a hundred or more",
+    )
+
     def check(self, signals: Signals) -> Iterator[Finding]:
-        """One finding for each softmax, and one for the loss."""
-        graph = str(signals.context.get("loss_graph") or "")
+        """One finding for each softmax, mask of an output and mask the wrong way round, and one for the loss."""
+        graph = _PICKS.sub("", str(signals.context.get("loss_graph") or ""))
         if not graph and not signals.find("place.rms"):
             raise NotEvaluable("needs a forward of the model: pass a batch (--model pkg.mod:factory --batch FILE)")
         for signal in measured(signals.find("place.masked_weight")):
             if signal.value > self.weight:
+                what = (
+                    "whose scores a mask replaces by a constant: it must lie far below all scores. Write scores.masked_fill(~mask, -torch.inf)."
+                    if signal.detail.get("constant")
+                    else "that a mask multiplies by 0: exp(0) is 1. Write scores.masked_fill(~mask, -torch.inf) in place of the product."
+                )
                 yield self.finding(
-                    f"the softmax behind {signal.layer} leaves {percent(signal.value)} of its weight to entries that a mask multiplies by 0: "
-                    "exp(0) is 1. Write scores.masked_fill(~mask, -torch.inf) in place of the product.",
-                    severity="error",
+                    f"the softmax behind {signal.layer} leaves {percent(signal.value)} of its weight to entries {what}",
                     limit=self.weight,
                     signal=signal,
                 )
+        yield from self._wrong_way(signals)
         if twice := _TWICE.search(graph):
             second, first = twice[0].split(" ← ")
             yield self.finding(
@@ -77,3 +93,27 @@ class SoftmaxMisused(Rule):
                 value=float("nan"),
                 cause="",
             )
+
+    def _wrong_way(self, signals: Signals) -> Iterator[Finding]:
+        """Masks that leave open what they were to close."""
+        for signal in measured(signals.find("place.closed_content")):
+            if signal.value > self.wrong_way:
+                yield self.finding(
+                    f"the attention behind {signal.layer} closes the keys that differ and leaves open those that all hold the same, in "
+                    f"{percent(signal.value)} of its sets: its mask is the wrong way round, and nothing but padding is read. "
+                    "key_padding_mask is True where a key is to be ignored.",
+                    severity="error",
+                    limit=self.wrong_way,
+                    signal=signal,
+                )
+        loss = first_loss(signals)
+        for signal in measured(signals.find("place.filled_output")):
+            if signal.value > self.far and loss > self.of_the_loss * signal.value:
+                yield self.finding(
+                    f"a mask fills {percent(float(signal.detail['share']))} of the output with a constant that lies {signal.value:.3g} above every "
+                    f"other entry, and the loss is of its size ({loss:.3g}): a softmax gives masked entries all the weight. "
+                    "Write masked_fill(~mask, -torch.inf).",
+                    severity="error",
+                    limit=self.far,
+                    signal=signal,
+                )

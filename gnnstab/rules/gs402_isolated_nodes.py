@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar
 
 from gnnstab.records import Finding, Signals
 from gnnstab.records.vocabulary import DEGREE_ISOLATED_READ_SHARE
-from gnnstab.rules.base import Rule, threshold
+from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import largest, measured, names, need_measured, percent
 
 
-@dataclass(frozen=True)
+@rule("GS402", "isolated-nodes", cause="isolated-nodes", severity="error", confidence="high")
 class IsolatedNodes(Rule):
     """Nodes without incoming edges get no message.
 
@@ -42,12 +40,6 @@ class IsolatedNodes(Rule):
     PyTorch Geometric, documentation of `TransformerConv`. Measured: empty edge lists and isolated nodes, beta on and off.
     """
 
-    code: ClassVar[str] = "GS402"
-    name: ClassVar[str] = "isolated-nodes"
-    cause: ClassVar[str] = "isolated-nodes"
-    severity: ClassVar[str] = "error"
-    confidence: ClassVar[str] = "high"
-
     share: float = threshold(0.05, unit="share of nodes", source="heuristic: ten times the share in healthy real data")
 
     alike: float = threshold(1e-3, unit="‖X − mean‖/‖X‖", source="as GS704")
@@ -71,7 +63,6 @@ class IsolatedNodes(Rule):
             yield self.finding(
                 f"{percent(worst.value)} of the nodes have no incoming edge and {names(silent)} has root_weight=False: its output "
                 "there is exactly 0 and carries no gradient. Set root_weight=True or add self-loops.",
-                severity="error",
                 limit=0.0,
                 signal=worst,
             )
@@ -80,7 +71,6 @@ class IsolatedNodes(Rule):
                 f"{percent(worst.value)} of the nodes have no incoming edge, and {names(alone)} has no term of the node itself (neither self-loops "
                 "nor a skip): their output is the bias alone, and all rows of the model's output are alike. Look whether the edges point the "
                 "right way, add the reverse ones, or self-loops.",
-                severity="error",
                 limit=self.share,
                 signal=worst,
             )

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar
 
 from gnnstab.records import Finding, Signals
-from gnnstab.rules.base import Rule, threshold
+from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import degree_of, largest, measured, need_measured, smallest
 
 
-@dataclass(frozen=True)
+@rule("GS403", "hub-dilution", cause="", severity="info", confidence="medium")
 class HubDilution(Rule):
     """The messages to hubs are far weaker than their own skip.
 
@@ -36,12 +34,6 @@ class HubDilution(Rule):
     Corso et al. 2020, *Principal Neighbourhood Aggregation*, arXiv 2004.05718, for degree scalers. Measured: one hub.
     """
 
-    code: ClassVar[str] = "GS403"
-    name: ClassVar[str] = "hub-dilution"
-    cause: ClassVar[str] = ""
-    severity: ClassVar[str] = "info"
-    confidence: ClassVar[str] = "medium"
-
     imbalance: float = threshold(
         20.0, unit="largest over median in-degree", source="heuristic: beside a measured hub of in-degree 399"
     )
@@ -60,7 +52,6 @@ class HubDilution(Rule):
                 yield self.finding(
                     f"{layer.name}: hubs have up to {largest(most).value:.0f} neighbours (median {median:g}) and get messages of "
                     f"{smallest(shares).value:.2g} of their skip: the average over many neighbours is nearly nothing.",
-                    severity="info",
                     limit=self.message_share,
                     signal=smallest(shares),
                 )

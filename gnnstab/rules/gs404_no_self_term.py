@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar
 
 from gnnstab.errors import NotApplicable
 from gnnstab.records import Finding, Signals
-from gnnstab.rules.base import Rule, threshold
+from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import largest, measured, need_measured, percent
 
 
-@dataclass(frozen=True)
+@rule("GS404", "no-self-term", cause="sum-aggregation", severity="warning", confidence="medium")
 class NoSelfTerm(Rule):
     """An aggregation without a term of the node itself makes the nodes alike before attention begins.
 
@@ -39,12 +37,6 @@ class NoSelfTerm(Rule):
     Measured: complete graphs of 10 and 50 nodes, up to 6 seeds.
     """
 
-    code: ClassVar[str] = "GS404"
-    name: ClassVar[str] = "no-self-term"
-    cause: ClassVar[str] = "sum-aggregation"
-    severity: ClassVar[str] = "warning"
-    confidence: ClassVar[str] = "medium"
-
     after: float = threshold(
         0.15, unit="‖X − mean‖/‖X‖", source="measured: .10 at 50 nodes, .44 behind a real actor's embedding"
     )
@@ -63,7 +55,6 @@ class NoSelfTerm(Rule):
                 yield self.finding(
                     f"{signal.layer}: the nodes of a graph differ by {percent(largest(before).value)} of their size before this "
                     f"aggregation and by {percent(signal.value)} after it: it has no term of the node itself. Add h + lin_root(x).",
-                    severity="warning",
                     limit=self.after,
                     signal=signal,
                 )

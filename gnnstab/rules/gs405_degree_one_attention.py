@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar
 
 from gnnstab.records import Finding, Signals
-from gnnstab.rules.base import Rule, threshold
+from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import largest, need_measured, percent
 
 
-@dataclass(frozen=True)
+@rule("GS405", "degree-one-attention", cause="", severity="info", confidence="high")
 class DegreeOneAttention(Rule):
     """Nearly every node has one neighbour at most, so there is nothing to attend to.
 
@@ -35,12 +33,6 @@ class DegreeOneAttention(Rule):
     PyTorch Geometric, documentation of `TransformerConv`. Measured: in-degree 1.
     """
 
-    code: ClassVar[str] = "GS405"
-    name: ClassVar[str] = "degree-one-attention"
-    cause: ClassVar[str] = ""
-    severity: ClassVar[str] = "info"
-    confidence: ClassVar[str] = "high"
-
     share: float = threshold(
         0.9, unit="share of nodes", source="heuristic: attention acts on less than a tenth of the nodes"
     )
@@ -52,7 +44,6 @@ class DegreeOneAttention(Rule):
             yield self.finding(
                 f"{percent(worst.value)} of the nodes have one neighbour at most: their attention weight is 1 and the weights behind the "
                 "scores get a gradient of exactly 0 from them.",
-                severity="info",
                 limit=self.share,
                 signal=worst,
             )

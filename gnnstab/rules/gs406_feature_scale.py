@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import ClassVar
 
 from gnnstab.errors import NotEvaluable
 from gnnstab.records import Finding, Signal, Signals
-from gnnstab.rules.base import Rule, threshold
+from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.gs302_attention_saturated_by_input import AttentionSaturatedByInput
-from gnnstab.rules.queries import Attention, attention, measured, names
+from gnnstab.rules.queries import Attention, attention, first_loss, measured, names
 
 
-@dataclass(frozen=True)
+@rule("GS406", "feature-scale", cause="feature-scale", severity="error", confidence="high")
 class FeatureScale(Rule):
     """Input features are unscaled, and something behind them saturates.
 
@@ -26,7 +23,8 @@ class FeatureScale(Rule):
     gate) a warning; without, information. An RMS above 1000 that reaches a weight is a warning by itself, and so are targets of an RMS above
     1000 that the output falls 30 times short of; in a run whose targets nobody saw, a loss that no mean or sum of squares of
     smaller targets reaches. Whole numbers (ids, indices, counts, masks, one-hot columns) are not judged, unless
-    they are above 1000 and reach a weight as they are.
+    a weight multiplies a column of them with an RMS above 10 as it is. Targets count where the loss is not small beside them: a loss may scale
+    them itself.
 
     ## Why it is unstable
     The logits of the first attention layer grow with the square of the scale: measured, × 10 and × 100 took them from 31
@@ -47,12 +45,6 @@ class FeatureScale(Rule):
     ## References
     LeCun et al. 1998, *Efficient BackProp*, on standardised inputs. Measured: Gaussian features × 1 to × 100, complete graphs.
     """
-
-    code: ClassVar[str] = "GS406"
-    name: ClassVar[str] = "feature-scale"
-    cause: ClassVar[str] = "feature-scale"
-    severity: ClassVar[str] = "error"
-    confidence: ClassVar[str] = "high"
 
     column_ratio: float = threshold(
         20.0, unit="× median column RMS", source="measured on the pilot benchmark: columns × 100 to × 1000"
@@ -79,6 +71,9 @@ class FeatureScale(Rule):
     target: float = threshold(
         1000.0, unit="RMS", source="measured: energies of 380 still train; a network begins at outputs of RMS 1 or less"
     )
+    raw: float = threshold(
+        10.0, unit="× the loss", source="derived: a mean of absolute differences to them is as large as they are"
+    )
     short: float = threshold(30.0, unit="× the output", source="heuristic: many hundred steps of Adam at 1e-3 away")
 
     def check(self, signals: Signals) -> Iterator[Finding]:
@@ -98,7 +93,7 @@ class FeatureScale(Rule):
         if not loss or not output or any(s.detail.get("target") for s in signals.find("place.rms")):
             return
         # Of the first loss alone: the ones that come after an update may be what a rate that is too high has made of them.
-        start, entries = float(loss[0].detail.get("first", math.nan)), int(output[0].detail.get("entries", 0))
+        start, entries = first_loss(signals), int(output[0].detail.get("entries", 0))
         limit = entries * (self.target + output[0].value) * (self.target + output[0].value)
         if entries and output[0].value < self.target / self.short and start > limit:
             yield self.finding(
@@ -113,7 +108,9 @@ class FeatureScale(Rule):
     def _at_places(self, signals: Signals, places: Sequence[Signal]) -> Iterator[Finding]:
         quiet: list[tuple[Signal, float]] = []
         done: set[str | None] = set()
-        for signal, limit in sorted(self._crossed(places), key=lambda pair: pair[0].value / pair[1], reverse=True):
+        for signal, limit in sorted(
+            self._crossed(places, first_loss(signals)), key=lambda pair: pair[0].value / pair[1], reverse=True
+        ):
             if signal.layer in done:
                 continue
             what, (symptoms, severe) = self._what(signal, limit), self._symptoms_of(signals, signal)
@@ -136,21 +133,24 @@ class FeatureScale(Rule):
             message = f"{self._what(signal, limit)}. Nothing behind it is saturated on this data."
             yield self.finding(message, severity="info", limit=limit, signal=signal)
 
-    def _crossed(self, places: Sequence[Signal]) -> Iterator[tuple[Signal, float]]:
+    def _crossed(self, places: Sequence[Signal], loss: float) -> Iterator[tuple[Signal, float]]:
         for signal in places:
             detail = signal.detail
             if detail.get("target"):
                 output = detail.get("output_rms")
-                if signal.name == "place.rms" and output is not None and signal.value > self.short * float(output):
+                # A loss that is small beside the targets scales them itself.
+                scaled = loss < signal.value / self.raw
+                if (
+                    signal.name == "place.rms"
+                    and output is not None
+                    and not scaled
+                    and signal.value > self.short * float(output)
+                ):
                     limit = self.target
                 else:
                     continue
-            elif not detail.get("arrives"):
+            elif detail.get("whole") or not detail.get("arrives"):
                 continue
-            elif detail.get("whole"):
-                if signal.name != "place.rms" or not detail.get("fed"):
-                    continue
-                limit = self.absurd
             else:
                 limit = self.rms if signal.name == "place.rms" else self.column_ratio
             if signal.value > limit:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import ClassVar
 
 from gnnstab.errors import NotEvaluable
 from gnnstab.records import Finding, Signal, Signals
-from gnnstab.rules.base import Rule, threshold
+from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import largest, measured, percent
 
 
-@dataclass(frozen=True)
+@rule("GS407", "constant-or-non-finite-feature", cause="non-finite-data", severity="error", confidence="high")
 class ConstantOrNonFiniteFeature(Rule):
     """The input holds NaN or Inf, or columns that never change.
 
@@ -37,12 +35,6 @@ class ConstantOrNonFiniteFeature(Rule):
     IEEE 754. Measured: constant columns into GraphNorm, single gradient entries × 548.
     """
 
-    code: ClassVar[str] = "GS407"
-    name: ClassVar[str] = "constant-or-non-finite-feature"
-    cause: ClassVar[str] = "non-finite-data"
-    severity: ClassVar[str] = "error"
-    confidence: ClassVar[str] = "high"
-
     non_finite: float = threshold(0, unit="entries", source="any is one too many")
     constant: float = threshold(0, unit="share of columns", source="any is worth knowing")
 
@@ -60,7 +52,6 @@ class ConstantOrNonFiniteFeature(Rule):
         if bad and largest(bad).value > self.non_finite:
             yield self.finding(
                 f"the input features hold {largest(bad).value:.0f} NaN or Inf entries: everything behind them follows. Clean the data.",
-                severity="error",
                 limit=self.non_finite,
                 signal=largest(bad),
             )

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar
 
 from gnnstab.errors import NotEvaluable
 from gnnstab.records import Finding, Signal, Signals
-from gnnstab.rules.base import Rule, threshold
+from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import largest, measured, smallest
 
 UNIT_ROUNDOFF = {"fp16": 2.0**-11, "bf16": 2.0**-8, "fp32": 2.0**-24, "fp64": 2.0**-53}
 """u of each dtype: relative error of one rounding."""
 
 
-@dataclass(frozen=True)
+@rule("GS501", "precision-headroom", cause="precision", severity="error", confidence="high")
 class PrecisionHeadroom(Rule):
     """The logits are too large for the number format of the run.
 
@@ -45,12 +43,6 @@ class PrecisionHeadroom(Rule):
     Micikevicius et al. 2018, *Mixed Precision Training*, arXiv 1710.03740; IEEE 754. Derived, and measured on CPU.
     """
 
-    code: ClassVar[str] = "GS501"
-    name: ClassVar[str] = "precision-headroom"
-    cause: ClassVar[str] = "precision"
-    severity: ClassVar[str] = "error"
-    confidence: ClassVar[str] = "high"
-
     warn_rounding: float = threshold(0.1, unit="u·max|s|", source="derived: attention weights off by 10 %")
     error_rounding: float = threshold(1.0, unit="u·max|s|", source="derived: attention weights off by a factor e")
     overflow: float = threshold(1.0, unit="× headroom", source="fp16: 65 504 is the largest number")
@@ -77,7 +69,6 @@ class PrecisionHeadroom(Rule):
             yield self.finding(
                 f"{layer}: q·k exceeds fp16's 65 504 before the division by √C (headroom {headroom.value:.2g}×): Inf − Inf in "
                 "the softmax is NaN. Run the layer outside autocast in fp32.",
-                severity="error",
                 limit=self.overflow,
                 signal=headroom,
             )

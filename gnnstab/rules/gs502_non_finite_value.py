@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import ClassVar
 
 from gnnstab.records import Event, Finding, Signal, Signals
 from gnnstab.rules._event_cause import event_cause
-from gnnstab.rules.base import Rule
+from gnnstab.rules.base import Rule, rule
 
 
-@dataclass(frozen=True)
+@rule("GS502", "non-finite-value", cause="undefined-operation", severity="error", confidence="high")
 class NonFiniteValue(Rule):
     """A value became NaN or infinite.
 
@@ -50,12 +48,6 @@ class NonFiniteValue(Rule):
     first non-finite value in q·k of the third layer with all weights finite.
     """
 
-    code: ClassVar[str] = "GS502"
-    name: ClassVar[str] = "non-finite-value"
-    cause: ClassVar[str] = "undefined-operation"
-    severity: ClassVar[str] = "error"
-    confidence: ClassVar[str] = "high"
-
     def check(self, signals: Signals) -> Iterator[Finding]:
         """Error for the first non-finite event, else for non-finite parameters."""
         events = [event for event in signals.events if event.kind == "non-finite"]
@@ -68,7 +60,6 @@ class NonFiniteValue(Rule):
             cause, why = self._weights_cause(signals, bad)
             yield self.finding(
                 f"{len(bad)} tensor{'s hold' if len(bad) > 1 else ' holds'} NaN or Inf ({', '.join(parameters[:3])}{', …' if len(bad) > 3 else ''}): {why}.",
-                severity="error",
                 limit=0.0,
                 signal=bad[0],
                 cause=cause,
@@ -90,7 +81,6 @@ class NonFiniteValue(Rule):
         what = f" {do[0].upper()}{do[1:]}." if do else ""
         return self.finding(
             f"{said}first non-finite value at step {event.step}{rank}: {where}{ids}, {origin}{size}.{what}{more}",
-            severity="error",
             limit=0.0,
             name=_SIGNAL_OF_STAGE.get(event.stage or "", "output.max_abs"),
             value=_value(event),

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar
 
 from gnnstab.records import Finding, Signal, Signals
 from gnnstab.records.vocabulary import OPTIMIZER_LOST_SHARE
-from gnnstab.rules.base import Rule, threshold
+from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import largest, measured, percent
 
 
-@dataclass(frozen=True)
+@rule("GS503", "underflow", cause="precision", severity="warning", confidence="medium")
 class Underflow(Rule):
     """Values fall below the smallest normal number of the format.
 
@@ -40,12 +38,6 @@ class Underflow(Rule):
     Micikevicius et al. 2018, *Mixed Precision Training*, arXiv 1710.03740; IEEE 754.
     """
 
-    code: ClassVar[str] = "GS503"
-    name: ClassVar[str] = "underflow"
-    cause: ClassVar[str] = "precision"
-    severity: ClassVar[str] = "warning"
-    confidence: ClassVar[str] = "medium"
-
     share: float = threshold(0.2, unit="share of entries", source="heuristic: one entry in five has lost digits")
 
     lost: float = threshold(
@@ -64,7 +56,6 @@ class Underflow(Rule):
                 yield self.finding(
                     f"{layer or 'the model'}: {percent(largest(found).value)} of the non-zero outputs lie below the smallest normal number "
                     f"of {signals.context.get('precision') or 'their dtype'}. Find what shrinks the signal, or use a format with more range.",
-                    severity="warning",
                     limit=self.share,
                     signal=largest(found),
                 )
@@ -75,7 +66,6 @@ class Underflow(Rule):
                 yield self.finding(
                     f"{percent(signal.value)} of the weights' entries stay as they are in an update that asks them to move: in 16 bits (fp16, "
                     "bf16) it is rounded away. Keep the weights in float32, and compute in 16 bits under torch.autocast.",
-                    severity="warning",
                     limit=self.lost,
                     signal=signal,
                 )

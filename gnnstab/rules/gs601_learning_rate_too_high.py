@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 from gnnstab.errors import NotEvaluable
 from gnnstab.records import Finding, Signal, Signals
@@ -18,12 +17,12 @@ from gnnstab.records.vocabulary import (
     OPTIMIZER_OVERSHOOT,
     UPDATE_RATIO,
 )
-from gnnstab.rules.base import Rule, threshold
+from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.queries import attention, names, percent, typical_matrix
 
 
-@dataclass(frozen=True)
+@rule("GS601", "learning-rate-too-high", cause="learning-rate", severity="error", confidence="high")
 class LearningRateTooHigh(Rule):
     """The optimizer moves the output so far per step that the loss rises.
 
@@ -60,12 +59,6 @@ class LearningRateTooHigh(Rule):
     Wortsman et al. 2023, *Small-scale Proxies for Large-scale Transformer Training Instabilities*, arXiv 2309.14322; Anson and
     Aitchison 2025, *Controlling Changes to Attention Logits*, arXiv 2511.21377. Measured: five kinds of layers, widths 8 to 128.
     """
-
-    code: ClassVar[str] = "GS601"
-    name: ClassVar[str] = "learning-rate-too-high"
-    cause: ClassVar[str] = "learning-rate"
-    severity: ClassVar[str] = "error"
-    confidence: ClassVar[str] = "high"
 
     warn_rise: float = threshold(1.5, unit="× first loss", source="measured: 1.0 at nine of ten healthy rates")
     error_rise: float = threshold(

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar
 
 from gnnstab.errors import NotApplicable
 from gnnstab.layers import plays
 from gnnstab.records import Finding, Signal, Signals
 from gnnstab.records.vocabulary import OPTIMIZER_BELOW_EPS_SHARE, OPTIMIZER_EPS_DAMPING
-from gnnstab.rules.base import Rule, threshold
+from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import largest, percent, smallest
 
 
-@dataclass(frozen=True)
+@rule("GS602", "adam-epsilon-dominates", cause="adam-epsilon", severity="warning", confidence="high")
 class AdamEpsilonDominates(Rule):
     """Adam's eps is larger than most of the gradient it divides by.
 
@@ -43,12 +41,6 @@ class AdamEpsilonDominates(Rule):
     Kingma and Ba 2015, arXiv 1412.6980; Everett et al. 2024, *Scaling Exponents Across Parameterizations and Optimizers*, arXiv
     2407.05872. Measured: 10 and 12 layers, eps 1e-5 and 1e-8.
     """
-
-    code: ClassVar[str] = "GS602"
-    name: ClassVar[str] = "adam-epsilon-dominates"
-    cause: ClassVar[str] = "adam-epsilon"
-    severity: ClassVar[str] = "warning"
-    confidence: ClassVar[str] = "high"
 
     usual_eps: float = threshold(
         1e-8,

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar
 
 from gnnstab.records import Finding, Signals
-from gnnstab.rules.base import Rule, threshold
+from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import largest
 
 
-@dataclass(frozen=True)
+@rule("GS603", "gradient-spike", cause="learning-rate", severity="warning", confidence="medium")
 class GradientSpike(Rule):
     """The gradient norm jumps far above its running median, again and again.
 
@@ -40,12 +38,6 @@ class GradientSpike(Rule):
     ## References
     Pascanu et al. 2013, *On the Difficulty of Training Recurrent Neural Networks*, arXiv 1211.5063. Measured: 150-step runs.
     """
-
-    code: ClassVar[str] = "GS603"
-    name: ClassVar[str] = "gradient-spike"
-    cause: ClassVar[str] = "learning-rate"
-    severity: ClassVar[str] = "warning"
-    confidence: ClassVar[str] = "medium"
 
     ratio: float = threshold(
         10.0, unit="× running median", source="measured: none in 150 steps of healthy runs, 1 to 3 in failing ones"

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from dataclasses import replace
 
 from gnnstab.layers import layer_named
 from gnnstab.records import Finding, Signal, Signals
-from gnnstab.rules.base import Rule, threshold
+from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import fresh, largest, measured, names, stops
 
 RELATION = "__"
@@ -24,7 +23,7 @@ _BEYOND = {
 _OF_PARAMETERS = ("weight.rms", "weight.grad_rms", "optimizer.gradient_rms")
 
 
-@dataclass(frozen=True)
+@rule("GS604", "never-updated-parameter", cause="never-updated-parameter", severity="error", confidence="high")
 class NeverUpdatedParameter(Rule):
     """A trainable parameter never received a gradient.
 
@@ -61,12 +60,6 @@ class NeverUpdatedParameter(Rule):
     ## References
     Kingma and Ba 2015, *Adam*, arXiv 1412.6980, for the second moment; PyTorch documentation of `torch.optim.Adam`.
     """
-
-    code: ClassVar[str] = "GS604"
-    name: ClassVar[str] = "never-updated-parameter"
-    cause: ClassVar[str] = "never-updated-parameter"
-    severity: ClassVar[str] = "error"
-    confidence: ClassVar[str] = "high"
 
     parameters: float = threshold(0, unit="parameters", source="any is one too many")
 
@@ -222,7 +215,6 @@ class NeverUpdatedParameter(Rule):
             yield self.finding(
                 f"the loss depends on {signal.value:.0f} weights that model.parameters() does not hold, so that no optimizer moves them: "
                 f"{_listed(signal)}. Keep modules in nn.ModuleList or nn.ModuleDict, not in a plain list or dict.",
-                severity="error",
                 limit=self.parameters,
                 signal=replace(signal, layer=None),
             )

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from statistics import median
-from typing import ClassVar
 
 from gnnstab.errors import NotEvaluable
 from gnnstab.records import Finding, Signal, Signals
-from gnnstab.rules.base import Rule, threshold
+from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import largest, measured, names
 
 
-@dataclass(frozen=True)
+@rule("GS605", "absurd-weight", cause="uninitialized-parameter", severity="error", confidence="high")
 class AbsurdWeight(Rule):
     """A parameter is finite, and larger than anything that an initialisation or an optimizer makes.
 
@@ -44,12 +42,6 @@ class AbsurdWeight(Rule):
     PyTorch documentation of `torch.empty`; Glorot and Bengio 2010 for the size of an initial weight. Derived.
     """
 
-    code: ClassVar[str] = "GS605"
-    name: ClassVar[str] = "absurd-weight"
-    cause: ClassVar[str] = "uninitialized-parameter"
-    severity: ClassVar[str] = "error"
-    confidence: ClassVar[str] = "high"
-
     rms: float = threshold(1e3, unit="RMS", source="derived: 300 times the largest initialisation in use")
     offset: float = threshold(
         1e6,
@@ -78,7 +70,6 @@ class AbsurdWeight(Rule):
         yield self.finding(
             f"{names(listed)}: RMS {worst.value:.2g} beside a median of {median(s.value for s in found):.2g} over all parameters, "
             "as with memory that was never initialised. Initialise it.",
-            severity="error",
             limit=self._limit(worst),
             signal=worst,
         )

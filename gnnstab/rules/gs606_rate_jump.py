@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar
 
 from gnnstab.records import Finding, Signals
 from gnnstab.records.vocabulary import OPTIMIZER_LR_JUMP
-from gnnstab.rules.base import Rule, threshold
+from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import largest
 
 
-@dataclass(frozen=True)
+@rule("GS606", "rate-jump", cause="learning-rate", severity="warning", confidence="medium")
 class RateJump(Rule):
     """The learning rate rises tenfold or more from one step to the next, beyond all that the run has had.
 
@@ -40,12 +38,6 @@ class RateJump(Rule):
     Cohen et al. 2021, *Gradient Descent on Neural Networks Typically Occurs at the Edge of Stability*, arXiv 2103.00065.
     """
 
-    code: ClassVar[str] = "GS606"
-    name: ClassVar[str] = "rate-jump"
-    cause: ClassVar[str] = "learning-rate"
-    severity: ClassVar[str] = "warning"
-    confidence: ClassVar[str] = "medium"
-
     jump: float = threshold(
         10.0, unit="× the step before", source="heuristic: no usual schedule does it beyond all rates before"
     )
@@ -61,7 +53,6 @@ class RateJump(Rule):
         yield self.finding(
             f"at step {jump.step} the learning rate jumps{between}, {jump.value:.3g} times that of the step before and beyond every rate "
             "of the run. Correct the schedule, or warm up to the higher rate.",
-            severity="warning",
             limit=self.jump,
             signal=jump,
         )

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence, Set
-from dataclasses import dataclass
-from typing import ClassVar
 
 from gnnstab.errors import NotApplicable
 from gnnstab.layers import parts
 from gnnstab.records import Finding, Signal, Signals
-from gnnstab.rules.base import Rule, threshold
+from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import largest, measured, need_layers, need_measured, percent, stops
 
 
-@dataclass(frozen=True)
+@rule("GS701", "dead-units", cause="dead-units", severity="warning", confidence="high")
 class DeadUnits(Rule):
     """Nearly all channels behind a layer are zero on every node.
 
@@ -41,12 +39,6 @@ class DeadUnits(Rule):
     ## References
     Lu et al. 2019, *Dying ReLU and Initialization*, arXiv 1903.06733. Measured: deep default networks; real actors.
     """
-
-    code: ClassVar[str] = "GS701"
-    name: ClassVar[str] = "dead-units"
-    cause: ClassVar[str] = "dead-units"
-    severity: ClassVar[str] = "warning"
-    confidence: ClassVar[str] = "high"
 
     share: float = threshold(
         0.9, unit="share of channels", source="measured: .5 in collapsed deep networks, .75 in a ruined actor"
@@ -77,7 +69,6 @@ class DeadUnits(Rule):
                     f"the ReLU behind {signal.layer} is closed on every entry of the batch: {signal.value:.0f} parameters behind it get no "
                     "gradient, and nothing can open it again. Take the ReLU off if it stands in front of the output, use LeakyReLU, or reset "
                     "the bias in front of it.",
-                    severity="warning",
                     limit=0.0,
                     signal=signal,
                 )
@@ -90,7 +81,6 @@ class DeadUnits(Rule):
                 yield self.finding(
                     f"the ReLU behind {signal.layer} is closed on at least 98 % of the rows in {percent(signal.value)} of its channels: no "
                     "gradient passes. Use LeakyReLU, lower the learning rate, or reset the bias in front of it.",
-                    severity="warning",
                     limit=self.closed,
                     signal=signal,
                 )

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar
 
 from gnnstab.errors import NotApplicable
 from gnnstab.records import Finding, Signals
-from gnnstab.rules.base import Rule, threshold
+from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import largest, measured, need_layers, need_measured, percent
 
 
-@dataclass(frozen=True)
+@rule("GS702", "saturated-tanh", cause="feature-scale", severity="warning", confidence="low")
 class SaturatedTanh(Rule):
     """Most entries behind a tanh stand at its limits.
 
@@ -37,12 +35,6 @@ class SaturatedTanh(Rule):
     Glorot and Bengio 2010, *Understanding the Difficulty of Training Deep Feedforward Networks*. Derived.
     """
 
-    code: ClassVar[str] = "GS702"
-    name: ClassVar[str] = "saturated-tanh"
-    cause: ClassVar[str] = "feature-scale"
-    severity: ClassVar[str] = "warning"
-    confidence: ClassVar[str] = "low"
-
     share: float = threshold(
         0.5, unit="share of entries", source="derived: half of the entries pass less than 6 % of the gradient"
     )
@@ -55,7 +47,6 @@ class SaturatedTanh(Rule):
                 yield self.finding(
                     f"the tanh behind {signal.layer} stands beyond ±0.97 in {percent(signal.value)} of its entries, where it passes less than "
                     "6 % of the gradient. Normalise in front of it.",
-                    severity="warning",
                     limit=self.share,
                     signal=signal,
                     confidence="medium",
@@ -76,7 +67,6 @@ class SaturatedTanh(Rule):
                 yield self.finding(
                     f"{layer.name}: {percent(largest(own).value)} of its input stands beyond ±0.97, where a tanh passes less than 6 % of the "
                     "gradient. Normalise before the layer in front of it.",
-                    severity="warning",
                     limit=self.share,
                     signal=largest(own),
                 )

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import ClassVar
 
 from gnnstab.records import Finding, Signal, Signals
-from gnnstab.rules.base import Rule, threshold
+from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import largest, measured, need_measured, percent, stops
 
 
-@dataclass(frozen=True)
+@rule("GS703", "active-clamp", cause="active-clamp", severity="warning", confidence="medium")
 class ActiveClamp(Rule):
     """A clamp on the activations cuts off many of them.
 
@@ -37,12 +35,6 @@ class ActiveClamp(Rule):
     ## References
     Measured: exploding networks of 8 layers with a clamp at ±10.
     """
-
-    code: ClassVar[str] = "GS703"
-    name: ClassVar[str] = "active-clamp"
-    cause: ClassVar[str] = "active-clamp"
-    severity: ClassVar[str] = "warning"
-    confidence: ClassVar[str] = "medium"
 
     present: float = threshold(0.01, unit="share of entries", source="heuristic: a clamp that acts at all")
     active: float = threshold(
@@ -79,7 +71,6 @@ class ActiveClamp(Rule):
         return self.finding(
             f"a clamp cuts {percent(signal.value)} of the entries of the input `{signal.layer}`: it is of another scale than the clamp takes it "
             "for, and what is cut looks alike. Scale it into the limits instead.",
-            severity="warning",
             limit=self.active,
             signal=signal,
             confidence="high",

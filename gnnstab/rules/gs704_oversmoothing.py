@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar
 
 from gnnstab.errors import NotEvaluable
 from gnnstab.records import Finding, LayerFacts, Signal, Signals
-from gnnstab.rules.base import Rule, threshold
+from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.gs203_vanishing_gradient import VanishingGradient
 from gnnstab.rules.gs204_exploding_gradient import ExplodingGradient
 from gnnstab.rules.queries import fresh, largest, measured, need_depth, need_measured, percent, smallest
 
 
-@dataclass(frozen=True)
+@rule("GS704", "oversmoothing", cause="oversmoothing", severity="warning", confidence="low")
 class Oversmoothing(Rule):
     """The node states have become alike over the depth of the network.
 
@@ -27,7 +25,9 @@ class Oversmoothing(Rule):
 
     Whatever the number of layers: where the nodes differ by less than a thousandth of their size from some place on up to an output
     that has a row for each node, they are indistinguishable, and that is a warning; of an output for each graph, where nodes and graphs
-    are. Nodes without incoming edges, and those that hear of them, are left out: what they lack tells them apart.
+    are. Nodes without incoming edges, and those that hear of them, are left out: what they lack tells them apart. So are padded rows, and entries
+    that a mask has written over. And inputs that are the same for every node, where the few answers that the edges alone tell apart are given to
+    nodes with other targets.
 
     ## Why it is unstable
     Attention averages over neighbours; averaging over and over leaves the mean. The measure is free of scale, so it does not
@@ -48,12 +48,6 @@ class Oversmoothing(Rule):
     Wu et al. 2023, *Demystifying Oversmoothing in Attention-Based GNNs*, arXiv 2305.16102; on the usual energy measure, arXiv
     2502.04591 and 2512.09890. Measured: random graphs of degree 8, width 64.
     """
-
-    code: ClassVar[str] = "GS704"
-    name: ClassVar[str] = "oversmoothing"
-    cause: ClassVar[str] = "oversmoothing"
-    severity: ClassVar[str] = "warning"
-    confidence: ClassVar[str] = "low"
 
     relative: float = threshold(
         0.05, unit="‖X − mean‖/‖X‖", source="measured: .013 in a network that does not train, .34 in one that does"
@@ -80,9 +74,15 @@ class Oversmoothing(Rule):
         source="derived: less than the first digits of a float16; .1 and more in networks that train",
     )
 
+    shared: float = threshold(
+        0.5,
+        unit="share of the targets' spread",
+        source="derived: half of what is asked for differs among nodes with one answer",
+    )
+
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding for nodes that cannot be told apart, else one for the stack."""
-        same = list(self._indistinguishable(signals))
+        same = list(self._indistinguishable(signals)) or list(self._shared_answers(signals))
         yield from same
         if not same:
             yield from self._over_depth(signals)
@@ -114,6 +114,22 @@ class Oversmoothing(Rule):
             confidence="high",
             cause=self.cause if smoothed else "indistinguishable-nodes",
         )
+
+    def _shared_answers(self, signals: Signals) -> Iterator[Finding]:
+        """Nodes that start out the same get one of a few answers, and were to get others."""
+        for signal in measured(signals.find("place.shared_answers")):
+            if signal.value > self.shared:
+                answers, nodes = signal.detail.get("answers"), signal.detail.get("nodes")
+                yield self.finding(
+                    f"the input `{signal.layer}` is the same for every node, and the edges alone tell {nodes} nodes apart into {answers} answers: "
+                    f"{percent(signal.value)} of the spread of the targets lies among nodes that are indistinguishable. Give the nodes features of "
+                    "their own, or encodings of their place.",
+                    severity="warning",
+                    limit=self.shared,
+                    signal=signal,
+                    confidence="high",
+                    cause="indistinguishable-nodes",
+                )
 
     def _over_depth(self, signals: Signals) -> Iterator[Finding]:
         depth = need_depth(signals, self.min_layers)

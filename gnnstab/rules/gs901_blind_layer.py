@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar
 
 from gnnstab.records import Blind, Finding, Signals
-from gnnstab.rules.base import Rule
+from gnnstab.rules.base import Rule, rule
 from gnnstab.rules.queries import left_out
 
 ESSENTIAL = ("score", "attention", "output", "*", "", "all")
 """Sites without which a layer cannot be called healthy."""
 
 
-@dataclass(frozen=True)
+@rule("GS901", "blind-layer", cause="", severity="warning", confidence="high")
 class BlindLayer(Rule):
     """A layer, or a part of it, was not observed.
 
@@ -42,12 +40,6 @@ class BlindLayer(Rule):
     ## References
     PyTorch Geometric, documentation of `MessagePassing` (hooks and the fused path).
     """
-
-    code: ClassVar[str] = "GS901"
-    name: ClassVar[str] = "blind-layer"
-    cause: ClassVar[str] = ""
-    severity: ClassVar[str] = "warning"
-    confidence: ClassVar[str] = "high"
 
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding per layer."""

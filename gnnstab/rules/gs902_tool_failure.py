@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar
 
 from gnnstab.records import Event, Finding, Signals
-from gnnstab.rules.base import Rule
+from gnnstab.rules.base import Rule, rule
 
 
-@dataclass(frozen=True)
+@rule("GS902", "tool-failure", cause="", severity="warning", confidence="high")
 class ToolFailure(Rule):
     """Something inside gnnstab failed.
 
@@ -33,12 +31,6 @@ class ToolFailure(Rule):
     The project's issue tracker.
     """
 
-    code: ClassVar[str] = "GS902"
-    name: ClassVar[str] = "tool-failure"
-    cause: ClassVar[str] = ""
-    severity: ClassVar[str] = "warning"
-    confidence: ClassVar[str] = "high"
-
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding per kind of failure, with how often it happened."""
         grouped: dict[str, list[Event]] = {}
@@ -50,7 +42,6 @@ class ToolFailure(Rule):
             yield self.finding(
                 f"gnnstab itself failed at step {events[0].step}{times}: {message}. The run went on; what this part would have seen is "
                 "unknown.",
-                severity="warning",
                 limit=0.0,
                 name="",
                 value=float(len(events)),

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar
 
 from gnnstab.errors import NotApplicable
 from gnnstab.records import Finding, Signals
-from gnnstab.rules.base import Rule
+from gnnstab.rules.base import Rule, rule
 
 
-@dataclass(frozen=True)
+@rule("GS903", "incomplete-trace", cause="", severity="info", confidence="high")
 class IncompleteTrace(Rule):
     """The trace ends before the run did, or rows of it were lost.
 
@@ -34,12 +32,6 @@ class IncompleteTrace(Rule):
     ## References
     Documentation of the trace.
     """
-
-    code: ClassVar[str] = "GS903"
-    name: ClassVar[str] = "incomplete-trace"
-    cause: ClassVar[str] = ""
-    severity: ClassVar[str] = "info"
-    confidence: ClassVar[str] = "high"
 
     def check(self, signals: Signals) -> Iterator[Finding]:
         """At most one finding of each kind."""

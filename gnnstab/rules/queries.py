@@ -331,3 +331,12 @@ def names(layers: Iterable[str], most: int = 4) -> str:
 def count(items: Sequence[object], of: Sequence[object]) -> str:
     """``3 of 3``."""
     return f"{len(items)} of {len(of)}"
+
+
+def first_loss(signals: Signals) -> float:
+    """The user's loss before any update of what was seen; NaN where nobody told it."""
+    found = signals.find("loss")
+    if found:
+        return float(found[0].detail.get("first", math.nan))
+    losses = signals.context.get("losses") or [math.nan]
+    return float(losses[0]) if signals.context.get("loss_given") else math.nan

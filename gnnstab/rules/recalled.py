@@ -12,6 +12,7 @@ import numpy as np
 from gnnstab.records import SEVERITIES, Event, Finding, Series
 from gnnstab.records.vocabulary import SCORE_GROWTH, SCORE_MAX_ABS
 from gnnstab.rules.base import Rule
+from gnnstab.rules.queries import loss_at_its_best
 
 KIND = "finding"
 LONG = 50
@@ -46,13 +47,17 @@ def _finding(event: Event) -> Finding | None:
 
 
 def settled(finding: Finding, series: Iterable[Series]) -> bool:
-    """True for a forecast that did not come true: scores said to grow, and for `LONG` steps or more they have not doubled.
+    """True for a forecast that did not come true: scores said to grow, and for `LONG` steps or more they have not doubled, or the loss
+    has ended at its best.
 
     Judged by every recorded step since, so no calm end hides what has happened in between. What was seen to go wrong, in
     contrast to what was expected to, is never settled.
     """
     if finding.signal != SCORE_GROWTH or finding.step is None:
         return False
+    series = tuple(series)
+    if loss_at_its_best(series, finding.step):
+        return True
     own = next((s for s in series if s.name == SCORE_MAX_ABS and s.layer == finding.layer and s.head is None), None)
     if own is None:
         return False

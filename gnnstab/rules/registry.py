@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from importlib.metadata import EntryPoint
 
 from gnnstab.errors import ConfigurationError, UsageError, hint
-from gnnstab.plugins import installed
+from gnnstab.plugins import installed, loaded, origin
 from gnnstab.rules._table import RULES
 from gnnstab.rules.base import Rule
 
@@ -45,33 +45,22 @@ def join(builtin: Sequence[type[Rule]], plugins: Iterable[EntryPoint]) -> tuple[
         rule = _load(plugin)
         if rule.code in taken:
             raise ConfigurationError(
-                f"rule plugin {_origin(plugin)}: code {rule.code} is already in use by {taken[rule.code]}"
+                f"rule plugin {origin(plugin)}: code {rule.code} is already in use by {taken[rule.code]}"
             )
-        taken[rule.code] = f"plugin {_origin(plugin)}"
+        taken[rule.code] = f"plugin {origin(plugin)}"
         joined.append(rule)
     return tuple(joined)
 
 
 def _load(plugin: EntryPoint) -> type[Rule]:
-    try:
-        rule = plugin.load()
-    except Exception as error:  # whatever a stranger's module raises on import, the user must learn whose it is
-        reason = " ".join(str(error).split())
-        raise ConfigurationError(
-            f"rule plugin {_origin(plugin)} failed to load: {type(error).__name__}: {reason}"
-        ) from error
+    rule = loaded(plugin, "rule")
     if not (isinstance(rule, type) and issubclass(rule, Rule)):
-        raise ConfigurationError(f"rule plugin {_origin(plugin)} is not a subclass of gnnstab.rules.base.Rule")
+        raise ConfigurationError(f"rule plugin {origin(plugin)} is not a subclass of gnnstab.rules.base.Rule")
     for name in ("code", "name", "cause", "severity", "confidence"):
         if not isinstance(getattr(rule, name, None), str):
-            raise ConfigurationError(f"rule plugin {_origin(plugin)} lacks the class attribute {name!r}")
+            raise ConfigurationError(f"rule plugin {origin(plugin)} lacks the class attribute {name!r}")
     if not CODE.fullmatch(rule.code):
         raise ConfigurationError(
-            f"rule plugin {_origin(plugin)}: code {rule.code!r} is not two to four capital letters and three digits"
+            f"rule plugin {origin(plugin)}: code {rule.code!r} is not two to four capital letters and three digits"
         )
     return rule
-
-
-def _origin(plugin: EntryPoint) -> str:
-    package = f" of {plugin.dist.name}" if plugin.dist is not None else ""
-    return f"{plugin.name!r} ({plugin.value}){package}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,66 +13,19 @@ from gnnstab.errors import UsageError
 from gnnstab.layers import plays
 from gnnstab.records import Series, Signals
 from gnnstab.records.vocabulary import in_group
-from gnnstab.signals.fitting import log_linear
+from gnnstab.signals.fitting import LogFit, log_linear
 
 _Line = tuple[str, str | None, int | None, str]
 """Signal, layer, head, source."""
 
-CLEAR = 3.0
-"""A trend is clear when its slope exceeds this many standard errors."""
 
-
-@dataclass(frozen=True, slots=True)
-class Trend:
-    """A log-linear fit of one signal over steps: ln(value) = intercept + slope·step."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trend(LogFit):
+    """The fit of one signal over the steps of several checkpoints."""
 
     name: str
     layer: str | None
     head: int | None
-    slope: float
-    """ln per step."""
-
-    error: float
-    """Standard error of the slope."""
-
-    level: float
-    """ln(value) fitted at the last step."""
-
-    level_error: float
-    """Standard error of ``level``."""
-
-    last_step: int
-    points: int
-
-    @property
-    def clear(self) -> bool:
-        """True when the slope cannot well be chance."""
-        return abs(self.slope) > CLEAR * self.error and self.slope != 0
-
-    def crossing(self, limit: float) -> tuple[int, int, int] | None:
-        """Step at which ``limit`` will be crossed, with a range of ± 2 standard errors: (earliest, expected, latest).
-
-        None when the trend is not clear, leads away from the limit, has crossed it, or would need more than ten times
-        the steps that were seen.
-        """
-        if not self.clear or limit <= 0:
-            return None
-        distance = math.log(limit) - self.level
-        if distance * self.slope <= 0:
-            return None
-        expected = distance / self.slope
-        if expected > 10 * max(self.last_step, 1):
-            return None
-        steep, flat = (
-            self.slope + math.copysign(2 * self.error, self.slope),
-            self.slope - math.copysign(2 * self.error, self.slope),
-        )
-        near, far = abs(distance) - 2 * self.level_error, abs(distance) + 2 * self.level_error
-        return (
-            self.last_step + round(max(near, 0.0) / abs(steep)),
-            self.last_step + round(expected),
-            self.last_step + round(far / abs(flat)),
-        )
 
 
 class Trajectory:
@@ -110,7 +63,7 @@ class Trajectory:
             **self._last.context,
             "checkpoints": len(self._steps),
             "steps": self.last_step,
-            "trends": [_plain(t) for t in trends(series)],
+            "trends": [_plain(trend) for one in series if (trend := fit(one)) is not None],
         }
         return dataclasses.replace(self._last, series=(*self._last.series, *series), context=context)
 
@@ -129,16 +82,12 @@ def _series(line: _Line, points: Mapping[int, float]) -> Series:
     return Series(name, layer, head, np.array(steps, dtype=np.int64), np.array([points[step] for step in steps]))
 
 
-def trends(series: Sequence[Series]) -> list[Trend]:
-    """A fit for every series with enough positive finite points."""
-    fitted = [fit(one) for one in series]
-    return [trend for trend in fitted if trend is not None]
-
-
 def fit(series: Series) -> Trend | None:
     """The log-linear fit of one series; None with too few positive finite points."""
     found = log_linear(series.steps, series.values)
-    return None if found is None else Trend(series.name, series.layer, series.head, *found)
+    if found is None:
+        return None
+    return Trend(**dataclasses.asdict(found), name=series.name, layer=series.layer, head=series.head)
 
 
 def _plain(trend: Trend) -> Mapping[str, object]:

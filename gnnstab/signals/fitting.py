@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,7 +15,12 @@ LEAST = 4
 """Points below which nothing is fitted: a line through three points always looks straight."""
 
 
-class LogFit(NamedTuple):
+CLEAR = 3.0
+"""A slope is clear when it exceeds this many standard errors."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogFit:
     """ln(value) = level + slope·(step − last step), by least squares."""
 
     slope: float
@@ -31,6 +37,36 @@ class LogFit(NamedTuple):
 
     last_step: int
     points: int
+
+    @property
+    def clear(self) -> bool:
+        """True when the slope cannot well be chance."""
+        return abs(self.slope) > CLEAR * self.error and self.slope != 0
+
+    def crossing(self, limit: float) -> tuple[int, int, int] | None:
+        """Step at which ``limit`` will be crossed, with a range of ± 2 standard errors: (earliest, expected, latest).
+
+        None when the trend is not clear, leads away from the limit, has crossed it, or would need more than ten times
+        the steps that were seen.
+        """
+        if not self.clear or limit <= 0:
+            return None
+        distance = math.log(limit) - self.level
+        if distance * self.slope <= 0:
+            return None
+        expected = distance / self.slope
+        if expected > 10 * max(self.last_step, 1):
+            return None
+        steep, flat = (
+            self.slope + math.copysign(2 * self.error, self.slope),
+            self.slope - math.copysign(2 * self.error, self.slope),
+        )
+        near, far = abs(distance) - 2 * self.level_error, abs(distance) + 2 * self.level_error
+        return (
+            self.last_step + round(max(near, 0.0) / abs(steep)),
+            self.last_step + round(expected),
+            self.last_step + round(far / abs(flat)),
+        )
 
 
 def log_linear(steps: ArrayLike, values: ArrayLike, least: int = LEAST) -> LogFit | None:

@@ -6,12 +6,12 @@
     replay(Trace.open("run.gnnstab"), [MlflowSink(experiment="agents")])
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from gnnstab.feed import Feed as Feed
 from gnnstab.feed import Sink as Sink
 from gnnstab.feed import step_values as step_values
+from gnnstab.plugins import on_first_use
 from gnnstab.sinks.recorded import replay as replay
 
 if TYPE_CHECKING:
@@ -22,18 +22,12 @@ if TYPE_CHECKING:
     from gnnstab.sinks.tensorboard import TensorBoardSink as TensorBoardSink
     from gnnstab.sinks.wandb import WandbSink as WandbSink
 
-# Loaded on first use: each needs a package that need not be there.
-_HOMES = {
-    "GnnstabCallback": "gnnstab.sinks.lightning",
-    "MlflowSink": "gnnstab.sinks.mlflow",
-    "TensorBoardSink": "gnnstab.sinks.tensorboard",
-    "WandbSink": "gnnstab.sinks.wandb",
-    "to_pandas": "gnnstab.sinks.export",
-    "to_parquet": "gnnstab.sinks.export",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'gnnstab.sinks' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+# Each needs a package that need not be there.
+__getattr__ = on_first_use(
+    __name__,
+    lightning="GnnstabCallback",
+    mlflow="MlflowSink",
+    tensorboard="TensorBoardSink",
+    wandb="WandbSink",
+    export="to_pandas to_parquet",
+)

@@ -5,8 +5,9 @@ The names are resolved on first use, so that a trace can be diagnosed without to
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from gnnstab.plugins import on_first_use
 
 if TYPE_CHECKING:
     from gnnstab.verification._proof import prove as prove
@@ -14,13 +15,6 @@ if TYPE_CHECKING:
     from gnnstab.verification._verdict import Verdict as Verdict
     from gnnstab.verification.interventions import undo as undo
 
-_HOMES = {"Verdict": "_verdict", "prove": "_proof", "undo": "interventions", "verify": "_protocol"}
-
 __all__ = ["Verdict", "prove", "undo", "verify"]  # resolved by __getattr__
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    return value
+__getattr__ = on_first_use(__name__, _verdict="Verdict", _proof="prove", _protocol="verify", interventions="undo")

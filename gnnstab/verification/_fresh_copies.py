@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
-import numpy as np
-import torch
 from torch import nn
 
 from gnnstab.errors import UsageError
 from gnnstab.fixes.model_structure import duplicate
-from gnnstab.randomness import same_random_state
+from gnnstab.randomness import seeded as seeded
 
 Factory = Callable[[], nn.Module]
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Every generator set to ``seed`` inside, and given back as it was: two arms then differ in their fixes alone."""
-    with same_random_state():
-        torch.manual_seed(seed)
-        np.random.seed(seed)
-        random.seed(seed)
-        yield
 
 
 def fresh_twin(model: nn.Module, seed: int, factory: Factory | None = None) -> nn.Module:
@@ -52,7 +38,9 @@ def reinitialise(model: nn.Module) -> list[str]:
     """Call ``reset_parameters`` of every module that has one; names of the parameters that none of them reached."""
     reached: set[int] = set()
     for module in model.modules():
-        reset = getattr(module, "reset_parameters", None)
+        reset = getattr(module, "reset_parameters", None) or getattr(
+            module, "_reset_parameters", None
+        )  # torch's attention
         if callable(reset):
             reset()
             reached |= {id(p) for p in module.parameters()}

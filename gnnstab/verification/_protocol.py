@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -102,33 +102,9 @@ def verify(
     runner = partial(_run, setting, workers=workers, progress=progress, store=None if store is None else Path(store))
     plans = [_Plan(setting, item, seeds) for item in chosen]
     results: dict[Arm, ArmResult] = {}
-    for stage in (_first, _rest, _first_trainings, _trainings, _more_trainings):
-        arms = dict.fromkeys(arm for plan in plans for arm in stage(plan, results) if arm not in results)
-        results |= runner(arms)
+    for stage in zip(*(plan.stages(results) for plan in plans), strict=True):
+        results |= runner(dict.fromkeys(arm for arms in stage for arm in arms if arm not in results))
     return [plan.verdict(results) for plan in plans]
-
-
-def _first(plan: _Plan, results: dict[Arm, ArmResult]) -> list[Arm]:
-    return plan.screening(FIRST)
-
-
-def _rest(plan: _Plan, results: dict[Arm, ArmResult]) -> list[Arm]:
-    plan.settle(results)
-    return plan.screening()
-
-
-def _first_trainings(plan: _Plan, results: dict[Arm, ArmResult]) -> list[Arm]:
-    return plan.trainings(results, FIRST)
-
-
-def _trainings(plan: _Plan, results: dict[Arm, ArmResult]) -> list[Arm]:
-    plan.settle_trainings(results)
-    return plan.trainings(results)
-
-
-def _more_trainings(plan: _Plan, results: dict[Arm, ArmResult]) -> list[Arm]:
-    plan.extend_trainings(results)
-    return plan.trainings(results)
 
 
 def _setting(
@@ -182,6 +158,17 @@ class _Plan:
         self.seeds, self.asked = range(seeds), seeds
         self.trained_seeds = self.seeds
         self.repeats = False
+
+    def stages(self, results: dict[Arm, ArmResult]) -> Iterator[list[Arm]]:
+        """The arms that are wanted, stage after stage; ``results`` holds by then what came of those before."""
+        yield self.screening(FIRST)
+        self.settle(results)
+        yield self.screening()
+        yield self.trainings(results, FIRST)
+        self.settle_trainings(results)
+        yield self.trainings(results)
+        self.extend_trainings(results)
+        yield self.trainings(results)
 
     def screening(self, most: int | None = None) -> list[Arm]:
         """Measure both arms, of the first ``most`` seeds; an edit without chance gives the same numbers for every seed."""

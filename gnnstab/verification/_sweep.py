@@ -14,6 +14,7 @@ import joblib
 import torch
 from torch import nn
 
+from gnnstab.checkpoint.threads import one_thread
 from gnnstab.verification._storing import store_one, stored
 
 T = TypeVar("T")
@@ -42,18 +43,13 @@ def sweep(
     """
     done: dict[str, T] = {} if kind is None else stored(store, jobs, kind)
     todo = [key for key in jobs if key not in done]
-    threads = torch.get_num_threads()
     # Arms are many and their tensors small: threads that wait for each other cost far more than they save.
-    torch.set_num_threads(1)
-    try:
-        with _working_directory_importable():
-            for key, result in _results(jobs, todo, workers):
-                done[key] = result
-                store_one(store, key, result)
-                if progress is not None:
-                    progress(f"{len(done)}/{len(jobs)} {key}")
-    finally:
-        torch.set_num_threads(threads)
+    with one_thread(), _working_directory_importable():
+        for key, result in _results(jobs, todo, workers):
+            done[key] = result
+            store_one(store, key, result)
+            if progress is not None:
+                progress(f"{len(done)}/{len(jobs)} {key}")
     return done
 
 

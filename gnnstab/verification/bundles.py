@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gnnstab.errors import CheckpointMismatch, UsageError
 from gnnstab.probe.replaying.bundle import Bundle
-from gnnstab.probe.replaying.replica import Autocast, tensors_in, unwrap
+from gnnstab.probe.replaying.replica import Autocast, device_of, tensors_in, unwrap
 from gnnstab.randomness import keeps_random_state
 from gnnstab.records import Event
 from gnnstab.verification.replay import FIRST_AID, Replay, replay
@@ -34,7 +34,7 @@ def replay_bundle(bundle: Bundle, model: nn.Module, fixes: Any = FIRST_AID) -> R
     inner, _ = unwrap(model)
     _fill(inner, bundle.weights)
     inner.train(bundle.mode.startswith("train"))
-    device = next((p.device.type for p in inner.parameters()), "cpu")
+    device = device_of(inner).type
     try:
         found = replay(
             inner,

@@ -14,7 +14,7 @@ from torch import nn
 
 from gnnstab.errors import FixError
 from gnnstab.fixes import find
-from gnnstab.fixes.model_structure import duplicate
+from gnnstab.fixes.model_structure import attention_layers, duplicate
 from gnnstab.probe.batches.arguments import as_arguments
 from gnnstab.randomness import keeps_random_state
 from gnnstab.verification._fresh_copies import Factory, fresh_twin
@@ -57,9 +57,7 @@ def compare(
     batch: Any,
     fixes: Sequence[Any] = SIDE_BY_SIDE,
     factors: Sequence[float] = FACTORS,
-    seeds: int = 1,
     factory: Factory | None = None,
-    workers: int = 1,
     progress: Progress | None = None,
 ) -> tuple[Side, ...]:
     """Scale the model as it is and with each fix: stability, the largest in-degree that works, and the cost.
@@ -69,50 +67,32 @@ def compare(
     twin = fresh_twin(model, 0, factory)
     signals = observe(twin, batch).signals
     base = _forward_time(twin, batch)
-    sides = [_side("as it is", twin, None, batch, factors, seeds, base, workers, progress)]
+
+    def side(name: str, variant: nn.Module, limit: float | None = None) -> Side:
+        both = ("fp32", "fp16")
+        found = scale(variant, batch=batch, factors=factors, precisions=both, seeds=1, progress=progress)
+        of = {precision: [p for p in found.points if p.precision == precision] for precision in both}
+        finite = {p.degree: not p.non_finite for p in of["fp16"]}
+        return Side(
+            name,
+            _up_to({p.degree: not p.non_finite and not set(p.codes) - {"GS402"} for p in of["fp32"]}),
+            math.inf if all(finite.values()) else _up_to(finite),
+            _forward_time(variant, batch) / base,
+            None if limit is None else _clipped(variant, batch, limit),
+            found,
+        )
+
+    sides = [side("as it is", twin)]
     for item in fix_specs(list(fixes)):
         options = {"batch": items(batch)[0], "signals": signals, **item.options}
         try:
             changed = find(item.fix).apply(twin, **options)
         except FixError as error:
             sides.append(Side(item.label, math.nan, math.nan, math.nan, None, None, str(error)))
-            continue
-        limit = float(item.options.get("limit", 10.0)) if item.fix == "activation-clamp" else None
-        sides.append(_side(item.label, changed, limit, batch, factors, seeds, base, workers, progress))
+        else:
+            clamps = item.fix == "activation-clamp"
+            sides.append(side(item.label, changed, float(item.options.get("limit", 10.0)) if clamps else None))
     return tuple(sides)
-
-
-def _side(
-    name: str,
-    model: nn.Module,
-    limit: float | None,
-    batch: Any,
-    factors: Sequence[float],
-    seeds: int,
-    base: float,
-    workers: int,
-    progress: Progress | None,
-) -> Side:
-    found = scale(
-        model,
-        batch=batch,
-        factors=factors,
-        precisions=("fp32", "fp16"),
-        seeds=seeds,
-        workers=workers,
-        progress=progress,
-    )
-    sound = {p.degree: not p.non_finite and not set(p.codes) - {"GS402"} for p in found.points if p.precision == "fp32"}
-    finite = {p.degree: not p.non_finite for p in found.points if p.precision == "fp16"}
-    overflow = _up_to(finite)
-    return Side(
-        name,
-        _up_to(sound),
-        math.inf if all(finite.values()) else overflow,
-        _forward_time(model, batch) / base,
-        None if limit is None else _clipped(model, batch, limit),
-        found,
-    )
 
 
 def _up_to(good: dict[float, bool]) -> float:
@@ -138,13 +118,12 @@ def _forward_time(model: nn.Module, batch: Any, repeats: int = 5) -> float:
 
 
 def _clipped(model: nn.Module, batch: Any, limit: float) -> float:
-    from gnnstab.fixes.model_structure import attention_layers
-
-    counts = []
+    counts: list[float] = []
 
     def count(_: nn.Module, __: Any, output: Any) -> None:
         value = output[0] if isinstance(output, tuple) else output
-        counts.append((value.abs() >= limit).double().mean().item())
+        values = value.values() if isinstance(value, dict) else (value,)
+        counts.extend((one.abs() >= limit).double().mean().item() for one in values)
 
     twin = duplicate(model).eval()
     for _, layer in attention_layers(twin):

@@ -12,14 +12,13 @@ from torch import nn
 from gnnstab.errors import FixError, UsageError
 from gnnstab.fixes import find
 from gnnstab.observation import measured_signals
-from gnnstab.probe.operations.repeat import Call, repeat
+from gnnstab.probe.operations.repeat import repeat
 from gnnstab.probe.operations.telling import sentence
 from gnnstab.probe.replaying.provenance import StageRow, locate_non_finite, walk
-from gnnstab.probe.replaying.replica import Autocast
+from gnnstab.probe.replaying.replica import Autocast, ForwardInputs
 from gnnstab.randomness import keeps_random_state
 from gnnstab.records import Event, Signals
 from gnnstab.verification.fix_spec import fix_specs
-from gnnstab.verification.training import AUTOCAST
 
 FIRST_AID = ("fp32-attention", "qk-clip", "score-cap", "activation-clamp")
 """Fixes that leave the weights' meaning alone, and can therefore be tried on the very forward that failed."""
@@ -89,11 +88,9 @@ def replay(
     Raises:
         UsageError: The forward fails for another reason, or a fix needs fresh weights and so says nothing here.
     """
-    if autocast is None and precision in AUTOCAST:
-        autocast = Autocast(_device(model), AUTOCAST[precision])
-    run: dict[str, Any] = {"rng_state": rng_state, "autocast": autocast}
-    rows = walk(model, args, kwargs, **run)
-    event = locate_non_finite(model, args, kwargs, **run)
+    autocast = autocast or Autocast.of(model, precision)
+    inputs = ForwardInputs(tuple(args), dict(kwargs or {}), rng_state, autocast)
+    rows, event = walk(model, inputs), locate_non_finite(model, inputs)
     if event is None:
         return Replay(None, tuple(rows), ())
     chosen = fix_specs(fixes)
@@ -104,47 +101,35 @@ def replay(
             )
     # A value that came in with the data is not cured by a change of the model.
     from_data = event.layer is None and event.stage == "input" and fixes == FIRST_AID
-    tried = [] if from_data else [_try(model, args, kwargs, item, event, run, scores) for item in chosen]
-    found = repeat(model, Call(tuple(args), dict(kwargs or {}), rng_state, autocast, grad=False))
+    tried = []
+    for item in () if from_data else chosen:
+        options = dict(item.options)
+        if item.fix == "qk-clip" and scores is None and "scores" not in options:
+            options["signals"] = _scores(model, inputs)
+        elif scores is not None:
+            options.setdefault("signals", scores)
+        try:
+            left = locate_non_finite(find(item.fix).apply(model, **options), inputs)
+            tried.append(_compared(item.label, event, left))
+        except FixError as error:
+            tried.append(Tried(item.label, "not-tested", None, str(error)))
+    found = repeat(model, inputs._replace(mode="train-nograd"))
     operation = sentence(found.origin) if found.origin is not None else ""
     return Replay(event, tuple(rows), tuple(tried), operation=operation)
 
 
-def _try(
-    model: nn.Module,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any] | None,
-    item: Any,
-    event: Event,
-    run: Any,
-    scores: Any,
-) -> Tried:
-    options: dict[str, Any] = dict(item.options)
-    if item.fix == "qk-clip" and scores is None and "scores" not in options:
-        options["signals"] = _scores(model, args, kwargs)
-    elif scores is not None:
-        options.setdefault("signals", scores)
-    try:
-        changed = find(item.fix).apply(model, **options)
-        left = locate_non_finite(changed, args, kwargs, **run)
-    except FixError as error:
-        return Tried(item.label, "not-tested", None, str(error))
+def _compared(fix: str, event: Event, left: Event | None) -> Tried:
     if left is None:
-        return Tried(item.label, "confirmed", None, "everything is finite with it")
+        return Tried(fix, "confirmed", None, "everything is finite with it")
     where = f"{left.layer or 'the model'}, stage {left.stage}"
     if (left.layer, left.call) == (event.layer, event.call):
-        return Tried(item.label, "no-effect", left, f"the same layer is non-finite: {where}")
-    return Tried(item.label, "inconclusive", left, f"another layer is non-finite instead: {where}")
+        return Tried(fix, "no-effect", left, f"the same layer is non-finite: {where}")
+    return Tried(fix, "inconclusive", left, f"another layer is non-finite instead: {where}")
 
 
-def _scores(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> Signals:
+def _scores(model: nn.Module, inputs: ForwardInputs) -> Signals:
     """The scores of the same forward in fp32."""
-    if args and kwargs:
+    if inputs.args and inputs.kwargs:
         raise FixError("qk-clip needs measured scores: pass scores=")
-    batch: Any = dict(kwargs) if kwargs else tuple(args)
     with torch.random.fork_rng(devices=[]):
-        return measured_signals(model, batch)
-
-
-def _device(model: nn.Module) -> str:
-    return next((p.device.type for p in model.parameters()), "cpu")
+        return measured_signals(model, inputs.kwargs or inputs.args)

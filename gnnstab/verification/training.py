@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gnnstab.probe.batches.arguments import Arguments
+from gnnstab.probe.replaying.replica import Autocast
 from gnnstab.verification._fresh_copies import seeded
 from gnnstab.verification._objective import UserLoss, objective_for
 
@@ -74,17 +74,6 @@ def _tail(steps: int) -> int:
     return max(1, steps // 10)
 
 
-AUTOCAST = {"fp16": torch.float16, "bf16": torch.bfloat16}
-
-
-def autocast(model: nn.Module, precision: str) -> AbstractContextManager[Any]:
-    """Autocast to ``fp16`` or ``bf16`` on the model's device; nothing for ``fp32``."""
-    if precision not in AUTOCAST:
-        return nullcontext()
-    first = next(model.parameters(), None)
-    return torch.autocast(first.device.type if first is not None else "cpu", dtype=AUTOCAST[precision])
-
-
 def micro_train(
     model: nn.Module,
     calls: Sequence[Arguments],
@@ -111,7 +100,7 @@ def micro_train(
         start = time.perf_counter()
         for step in range(settings.steps):
             optimizer.zero_grad()
-            with autocast(model, precision):
+            with Autocast.of(model, precision).context():
                 value = objective.loss(model, step % objective.batches)
             losses.append(float(value.detach()))
             if not math.isfinite(losses[-1]):
@@ -133,7 +122,7 @@ def micro_train(
 def _unseen(model: nn.Module, compute: Callable[[nn.Module], Tensor], precision: str) -> float:
     """The loss in eval mode, inf when it is no number; the model goes on in train mode."""
     model.eval()
-    with torch.no_grad(), autocast(model, precision):
+    with torch.no_grad(), Autocast.of(model, precision).context():
         value = float(compute(model))
     model.train()
     return value if math.isfinite(value) else math.inf

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from gnnstab import characters
-from gnnstab.records.json_numbers import json_number
+from gnnstab.records.json_numbers import plain
 from gnnstab.records.vocabulary import ATTENTION_ONE_HOT_SHARE
 from gnnstab.verification._verdict_text import number as number
 from gnnstab.verification._verdict_text import verdicts_text as verdicts_text
@@ -20,7 +19,7 @@ from gnnstab.verification.scaling import Scaling
 
 def as_json(result: Any) -> str:
     """Any result of this room; NaN and Inf as the strings "nan", "inf", "-inf"."""
-    return characters.as_json(_plain(result))
+    return characters.as_json(plain(result))
 
 
 def ladder_text(ladder: Ladder) -> str:
@@ -70,16 +69,13 @@ def scaling_text(scaling: Scaling) -> str:
     rows += [
         (number(d), *(f"{scaling.predict(ATTENTION_ONE_HOT_SHARE, n, d):.0%}" for n in scaling.layers)) for d in degrees
     ]
-    table = _table(rows) if degrees and all(_has_share(scaling, n) for n in scaling.layers) else ""
+    shown = all(any(f"{ATTENTION_ONE_HOT_SHARE}|{n}" in p.values for p in scaling.points) for n in scaling.layers)
+    table = _table(rows) if degrees and shown else ""
     limits = [f"  {limit.sentence}" for limit in scaling.limits if math.isfinite(limit.degree)]
     head = "What counts is in-degree, not the number of nodes or agents."
     return "\n".join(
         [head, *(limits or [f"  {scaling.summary}"]), "", "Growth:", *exponents, "", "One-hot node-heads:", table]
     )
-
-
-def _has_share(scaling: Scaling, layer: str) -> bool:
-    return any(f"attention.one_hot_share|{layer}" in p.values for p in scaling.points)
 
 
 def sides_text(sides: Sequence[Side]) -> str:
@@ -106,19 +102,10 @@ def replay_text(replay: Replay, *, verbose: bool = True) -> str:
     first = next((i for i, r in enumerate(replay.rows) if r.non_finite), len(replay.rows) - 1)
     last = len(replay.rows) if verbose else first + 1
     shown = replay.rows[0 if verbose else max(0, last - _LAST_STAGES) : last]
-    rows = [("layer", "stage", "min", "max", "RMS", "non-finite", "dtype")]
-    rows += [
-        (
-            r.layer or "model",
-            f"{r.stage} {r.name}".rstrip(),
-            number(r.minimum),
-            number(r.maximum),
-            number(r.rms),
-            str(r.non_finite),
-            r.dtype,
-        )
-        for r in shown
-    ]
+    rows: list[Sequence[str]] = [("layer", "stage", "min", "max", "RMS", "non-finite", "dtype")]
+    for r in shown:
+        sizes = map(number, (r.minimum, r.maximum, r.rms))
+        rows.append((r.layer or "model", f"{r.stage} {r.name}".rstrip(), *sizes, str(r.non_finite), r.dtype))
     left = len(replay.rows) - len(shown)
     more = [f"{left} more stages, with -v"] if left else []
     return "\n".join([*about, *([""] if about else []), _table(rows), *more, *told, *tried])
@@ -141,17 +128,3 @@ def _about(replay: Replay) -> list[str]:
 def _table(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float):
-        return json_number(value)
-    if isinstance(value, tuple) and hasattr(value, "_asdict"):
-        return _plain(value._asdict())
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)

@@ -40,6 +40,7 @@ def load(path: Path, fixed: bool) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"{path.stem}_{fixed}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # PyG's MessagePassing looks its subclass's module up
     spec.loader.exec_module(module)
     module.__dict__["FIXED"] = fixed
     return module

@@ -1,7 +1,7 @@
 """Every code block of the documentation and the README runs.
 
-A ``python`` block runs in the namespace of its page, in a folder that holds what a reader would have: a checkpoint, a batch,
-a recorded run. In a ``console`` block every line after ``$ gnnstab`` is run; ``# exits N`` behind it states the exit code.
+A ``python`` block runs in the namespace of its page, in a folder that holds what a reader would have: what
+`gnnstab demo --files FOLDER` writes. In a ``console`` block every line after ``$ gnnstab`` is run; ``# exits N`` behind it states the exit code.
 Blocks in other languages are not code to run.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import sys
 import warnings
 from collections.abc import Iterator
@@ -20,8 +21,8 @@ import torch
 from gnnstab.cli.group import run
 
 import gnnstab
+from gnnstab.demo_files import FILES
 from gnnstab.errors import GnnstabWarning, MissingExtra
-from models.informarl import DATA
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -42,22 +43,25 @@ def blocks(page: Path) -> Iterator[tuple[str, str]]:
 WITH_CODE = [page for page in PAGES if next(blocks(page), None)]
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `gnnstab demo --files FOLDER` makes: all that the documentation tells its reader to create."""
+    folder = tmp_path_factory.mktemp("written")
+    assert run(["demo", "--files", str(folder)]) == 0
+    assert sorted(path.name for path in folder.iterdir() if path.name != "__pycache__") == sorted(FILES)
+    return folder
+
+
 @pytest.fixture
-def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def desk(written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The reader's folder and the names that a training script would hold."""
-    for name, source in {"actor.pt": "agents7_default", "healthy.pt": "healthy_3agents"}.items():
-        (tmp_path / name).write_bytes((DATA / source / "actor.pt").read_bytes())
-    (tmp_path / "crash.pt").write_bytes((DATA / "agents7_lr7e-2_amp16_nan_crash" / "actor.pt").read_bytes())
-    (tmp_path / "batch.pt").write_bytes((DATA / "sample_batch_7agents.pt").read_bytes())
-    (tmp_path / "network.py").write_text("from models.informarl import actor, policy_loss\n", encoding="utf-8")
+    shutil.copytree(written, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     # Another test may have imported a module of this name from its own folder.
     monkeypatch.delitem(sys.modules, "network", raising=False)
     torch.manual_seed(0)
-    names = training_script()
-    record(names)
-    return names
+    return training_script()
 
 
 def training_script() -> dict[str, Any]:
@@ -83,6 +87,7 @@ def training_script() -> dict[str, Any]:
     ]
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     return {
+        "diagnosis": gnnstab.diagnose("run.gnnstab"),
         "model": model,
         "loader": data,
         "batch": data[0],
@@ -90,16 +95,6 @@ def training_script() -> dict[str, Any]:
         "criterion": nn.functional.mse_loss,
         "loss": lambda output, batch: nn.functional.mse_loss(output, batch.y),
     }
-
-
-def record(script: dict[str, Any]) -> None:
-    """A recorded run for the pages that begin with one; the pages that record their own find the old one renamed."""
-    with gnnstab.Monitor(script["model"], optimizer=script["optimizer"], trace="run.gnnstab") as monitor:
-        for batch in script["loader"]:
-            script["optimizer"].zero_grad()
-            script["criterion"](script["model"](batch), batch.y).backward()
-            script["optimizer"].step()
-    script["diagnosis"] = monitor.diagnose()
 
 
 @pytest.mark.parametrize("page", WITH_CODE, ids=lambda p: str(p.relative_to(ROOT)))
@@ -116,7 +111,7 @@ def test_every_block_of_the_page_runs(page: Path, desk: dict[str, Any], capsys: 
             except MissingExtra as error:  # the other blocks run all the same
                 missing.append(str(error))
         else:
-            for line in code.splitlines():
+            for line in code.replace("\\\n", " ").splitlines():
                 if line.startswith("$ gnnstab "):
                     run_command(line, capsys)
     if missing:
@@ -124,9 +119,26 @@ def test_every_block_of_the_page_runs(page: Path, desk: dict[str, Any], capsys: 
         pytest.skip("; ".join(missing))
 
 
-def run_command(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_report_that_the_readme_shows(
+    desk: dict[str, Any], capsys: pytest.CaptureFixture[str], monkeypatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = re.search(r"^```text\n(UNSTABLE.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    said = run_command("$ gnnstab diagnose actor.pt --model network:actor --batch batch.pt  # exits 1", capsys)
+    # Digits differ from processor to processor.
+    assert re.sub(r"\d", "0", shown[1]) == re.sub(r"\d", "0", said)
+
+
+def test_code_of_the_readme_fits_eighty_columns() -> None:
+    for _, code in blocks(ROOT / "README.md"):
+        assert max(map(len, code.splitlines())) <= 80
+
+
+def run_command(line: str, capsys: pytest.CaptureFixture[str]) -> str:
     expected = EXITS.search(line)
     arguments = shlex.split(EXITS.sub("", line).removeprefix("$ gnnstab "))
     code = run(arguments)
     shown = capsys.readouterr()
     assert code == int(expected[1] if expected else 0), f"{line}\n{shown.out}\n{shown.err}"
+    return shown.out

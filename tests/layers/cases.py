@@ -86,4 +86,5 @@ def called(layer: Any, arguments: tuple[Any, ...]) -> Tensor:
     """The output, from a fixed random state."""
     torch.manual_seed(1)
     out = layer(*arguments)
+    out = out[0] if isinstance(out, tuple) else out
     return torch.cat(list(out.values())) if isinstance(out, dict) else out

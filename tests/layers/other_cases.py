@@ -67,6 +67,10 @@ def hetero(widths: tuple[int, int] = (WIDTH, WIDTH)) -> Arguments:
     return arguments
 
 
+def dense(key: int = WIDTH, value: int = WIDTH) -> Arguments:
+    return lambda: (torch.randn(NODES, WIDTH), torch.randn(9, key), torch.randn(9, value))
+
+
 def gate() -> nn.Module:
     return nn.Linear(WIDTH, 1)
 
@@ -136,5 +140,8 @@ OTHERS: tuple[tuple[str, str, Callable[[], Any], Arguments], ...] = (
     ("pointers", "SoftmaxAggregation", lambda: pyg.SoftmaxAggregation(semi_grad=True), pointers),
     ("plain", "AttentionalAggregation", lambda: pyg.AttentionalAggregation(gate(), nn.Linear(WIDTH, 4)), rows),
     ("network", "AttentionalAggregation", lambda: pyg.AttentionalAggregation(pyg.MLP([WIDTH, 4, 1])), rows),
+    ("plain", "MultiheadAttention", lambda: nn.MultiheadAttention(WIDTH, 3), dense()),
+    ("no-bias", "MultiheadAttention", lambda: nn.MultiheadAttention(WIDTH, 3, bias=False, dropout=0.5), dense()),
+    ("widths", "MultiheadAttention", lambda: nn.MultiheadAttention(WIDTH, 3, kdim=4, vdim=5), dense(4, 5)),
 )
 """(name, kind, layer, arguments of one call); GENConv stands under SoftmaxAggregation, which is its aggregation."""

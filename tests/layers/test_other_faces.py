@@ -17,6 +17,7 @@ from gnnstab.probe.recorder import Recorder
 from gnnstab.trace import TraceWriter
 from layers.cases import CASES, METADATA, WIDTH, Case, called, made
 from layers.other_cases import plain
+from probe.layers.generic_models import Dense, graph
 
 EACH = pytest.mark.parametrize(
     "case", [c for c in CASES if c.arguments is not None], ids=lambda c: f"{c.kind}-{c.name}"
@@ -31,7 +32,8 @@ class Net(nn.Module):
         self.conv = layer
 
     def forward(self, *args: Any) -> Any:
-        return self.conv(*args)
+        out = self.conv(*args)
+        return out[0] if isinstance(out, tuple) else out
 
 
 def total(out: Any) -> Tensor:
@@ -97,6 +99,35 @@ def test_a_compiled_model_computes_the_same_and_what_is_not_seen_is_named(kind: 
         coverage = recorder.coverage
     assert coverage.layers_observed == 1
     assert "not seen inside a compiled graph" in next(b.reason for b in coverage.blind if b.site == "score")
+
+
+class Exponentials(nn.Module):
+    """Attention over edges without any softmax of a library."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.score = nn.Linear(16, 1)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        source, target = edge_index
+        weight = torch.exp(-self.score(x[source]).abs())
+        total = torch.zeros(len(x), 1).index_add(0, target, weight)
+        return torch.zeros(len(x), 16).index_add(0, target, weight * x[source]) / total.clamp(min=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [Dense, Exponentials])
+def test_a_compiled_hand_written_attention_is_named_as_not_seen(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    net, (x, edge_index, _) = Net(kind()), graph()
+    arguments = (x,) if kind is Dense else (x, edge_index)
+    torch.compiler.reset()
+    with TraceWriter(None) as writer, Recorder(net, writer) as recorder:
+        torch.compile(net, backend="aot_eager")(*arguments)
+        recorder.end_step()
+        (line,) = [b for b in recorder.coverage.blind if b.layer == "conv"]
+    assert kind.__name__ in line.site
+    assert "not seen inside a compiled graph" in line.reason
 
 
 def test_a_convolution_that_sums_by_softmax_is_judged_through_its_aggregation() -> None:
@@ -171,6 +202,46 @@ class TestHGTInAFile:
         layers, blind, _ = find_layers(state)
         assert not layers
         assert "v_rel.weight is (6, 2, 3), expected (6, 3, 3)" in blind[0].reason
+
+
+class TestMultiheadInAFile:
+    """From keys and shapes alone."""
+
+    @pytest.mark.parametrize("widths", [{}, {"kdim": 4, "vdim": 5}])
+    def test_it_is_judged_and_reported_calmly(self, widths: dict[str, int], tmp_path: Path) -> None:
+        torch.manual_seed(0)
+        path = tmp_path / "model.pt"
+        layers = nn.ModuleList(nn.MultiheadAttention(16, 4, **widths) for _ in range(2))
+        torch.save({"state_dict": layers.state_dict(), "config": {"num_heads": 4}}, path)
+        diagnosis = gnnstab.diagnose(path)
+        assert [(layer.kind, layer.heads) for layer in diagnosis.layers] == [("MultiheadAttention", 4)] * 2
+        assert not [f for f in diagnosis.findings if f.severity != "info"]
+        assert {s.layer for s in diagnosis.signals if s.name == "logit.frobenius"} == {"0", "1"}
+
+    @pytest.mark.parametrize(
+        ("changed", "why"),
+        [
+            ({"logit_scale": (3, 1, 1)}, "has logit_scale beside"),
+            ({"in_proj_bias": None}, "a bias on one side alone"),
+            ({"bias_k": (1, 1, 6), "bias_v": (1, 1, 6)}, "adds a learned key"),
+            ({"in_proj_weight": (12, 6)}, "in_proj_weight is (12, 6), expected (18, 6)"),
+            ({"out_proj.weight": (6, 5)}, "out_proj.weight is (6, 5), expected (6, 6)"),
+        ],
+    )
+    def test_a_lookalike_is_refused(self, changed: dict[str, Any], why: str) -> None:
+        state = dict(nn.MultiheadAttention(6, 2).state_dict())
+        for name, shape in changed.items():
+            state |= {name: torch.zeros(shape)} if shape else {}
+            if shape is None:
+                del state[name]
+        layers, blind, _ = find_layers(state)
+        assert not layers
+        (line,) = blind
+        assert why in line.reason
+
+    def test_a_map_out_alone_is_no_attention(self) -> None:
+        state = {k: v for k, v in nn.MultiheadAttention(6, 2).state_dict().items() if k.startswith("out_proj")}
+        assert find_layers(state) == ([], [], {})
 
 
 @pytest.mark.parametrize("kind", ["SuperGATConv", "HEATConv", "GeneralConv", "HypergraphConv"])

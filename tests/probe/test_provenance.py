@@ -15,13 +15,21 @@ from torch_geometric.data import Data
 from torch_geometric.nn import HeteroConv, TransformerConv
 
 from gnnstab.errors import UsageError
-from gnnstab.probe.replaying.provenance import locate_non_finite, walk
-from gnnstab.probe.replaying.replica import Autocast, forked_rng, replica, rng_snapshot
+from gnnstab.probe.replaying import provenance
+from gnnstab.probe.replaying.replica import Autocast, ForwardInputs, forked_rng, replica, rng_snapshot
 from gnnstab.records import STAGES
 from models.informarl import load_actor, sample_batch
 
 FP16 = Autocast("cpu", torch.float16)
 CRASH = "agents7_lr7e-2_amp16_nan_crash"
+
+
+def locate_non_finite(model: nn.Module, args: Any, kwargs: Any = None, step: int = 0, **more: Any) -> Any:
+    return provenance.locate_non_finite(model, ForwardInputs(args, kwargs or {}, **more), step)
+
+
+def walk(model: nn.Module, args: Any, kwargs: Any = None, **more: Any) -> list[provenance.StageRow]:
+    return provenance.walk(model, ForwardInputs(args, kwargs or {}, **more))
 
 
 class Net(nn.Module):
@@ -114,7 +122,7 @@ def test_the_replay_computes_what_the_model_computes(graph: Any, options: dict[s
     net = Net(**options)
     before = rng_snapshot()
     expected = net(*graph).detach()
-    rows = walk(net, graph, rng_state=before)
+    rows = walk(net, graph, rng=before)
     head = next(row for row in rows if row.layer == "head")
     assert head.minimum == expected.min().item()
     assert head.maximum == expected.max().item()
@@ -135,7 +143,7 @@ def test_the_table_follows_the_order_of_execution(net: Net, graph: Any) -> None:
 
 
 def test_gate_and_low_precision_appear_in_the_table(graph: Any) -> None:
-    rows = walk(Net(beta=True), graph, autocast=("cpu", torch.bfloat16, True))
+    rows = walk(Net(beta=True), graph, autocast=Autocast("cpu", torch.bfloat16))
     assert {row.dtype for row in rows if row.stage == "query"} == {"bfloat16"}
     assert sum(row.stage == "gate" for row in rows) == 2
 
@@ -337,7 +345,7 @@ def test_the_model_is_left_as_it_was(graph: Any) -> None:
     hooks = [len(m._forward_hooks) for m in net.modules()]
     inputs = [t.clone() for t in graph]
     generators = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # type: ignore[union-attr]
-    locate_non_finite(net, graph, rng_state={"cpu": torch.Generator().manual_seed(3).get_state()})
+    locate_non_finite(net, graph, rng={"cpu": torch.Generator().manual_seed(3).get_state()})
     walk(net, graph)
     assert torch.equal(torch.get_rng_state(), generators[0])
     assert (np.random.get_state()[1] == generators[1]).all()  # type: ignore[index]
@@ -366,9 +374,9 @@ def test_the_generator_state_decides_the_dropout(graph: Any) -> None:
     net = Net(between=nn.Dropout(0.5))
     state = rng_snapshot()
     torch.rand(100)
-    rows = [walk(net, graph, rng_state=state) for _ in range(2)]
+    rows = [walk(net, graph, rng=state) for _ in range(2)]
     assert rows[0] == rows[1]
-    assert rows[0] != walk(net, graph, rng_state=torch.Generator().manual_seed(99).get_state())
+    assert rows[0] != walk(net, graph, rng=torch.Generator().manual_seed(99).get_state())
 
 
 def test_forked_generators_come_back_after_a_failure() -> None:

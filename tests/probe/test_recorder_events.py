@@ -15,6 +15,7 @@ from gnnstab.errors import LoadError
 from gnnstab.probe.recorder import Recorder
 from gnnstab.probe.replaying import bundle
 from gnnstab.probe.replaying.provenance import locate_non_finite
+from gnnstab.probe.replaying.replica import ForwardInputs
 from gnnstab.records import Event
 from gnnstab.trace import TraceWriter
 from models.convnets import CASES, Stack, graph, scalar
@@ -154,7 +155,7 @@ def test_bundle(tmp_path: Path) -> None:
     assert found.args[0].name == "g"
     fresh = OnData(1, dropout=0.5)
     fresh.load_state_dict(found.weights)
-    again = locate_non_finite(fresh, found.args, found.kwargs, rng_state=found.rng, autocast=found.autocast)
+    again = locate_non_finite(fresh, ForwardInputs(found.args, found.kwargs, found.rng, found.autocast))
     assert again is not None
     assert (again.stage, again.layer, again.edges) == (event.stage, event.layer, event.edges)
 

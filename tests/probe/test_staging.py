@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from gnnstab.probe.buffering import device_copy
 from gnnstab.probe.buffering._totals import Totals, merge
 from gnnstab.probe.buffering.stats_buffer import LARGE, REDUCED, StatsBuffer
 
@@ -102,3 +106,28 @@ def test_merging_keeps_the_order_of_first_appearance() -> None:
     merged = merge([part([4, 2]), part([2, 9])])
     assert list(merged.slots) == [4, 2, 9]
     assert list(merged.count) == [1, 2, 1]
+
+
+def test_a_device_gets_one_copy_for_a_call_and_reduces_all_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_copy, "is_on_host", lambda tensor: False)
+    stage, slots = StatsBuffer(lambda slot, reason: None), (0, 1, 2)
+    reductions: list[str] = []
+    reduce = torch.segment_reduce
+
+    def counted(data: Tensor, kind: str, **options: Any) -> Tensor:
+        reductions.append(kind)
+        return reduce(data, kind, **options)
+
+    monkeypatch.setattr(torch, "segment_reduce", counted)
+    for step in range(3):
+        values = [torch.randn(3, 2), torch.randn(LARGE + 5) * 1e30, torch.full((4,), torch.nan if step == 1 else 2.0)]
+        stage.put(slots, values)
+        stage.put((3,), [values[0] * 2])
+        sent = stage.send()
+        assert sent.waits
+        found = sent.result()
+        assert found.exact
+        expected = plain({i: [v] for i, v in enumerate([*values, values[0] * 2])})
+        for slot, numbers in as_dict(found).items():
+            assert numbers == pytest.approx(expected[slot], nan_ok=True)
+    assert reductions == ["min", "max", "sum"] * 3

@@ -38,7 +38,7 @@ VOID = {"meta", "link", "input", "br"}
 TAG_NAMES = (
     "html head meta title link style script body main header footer section nav article div p span a ul ol li dl dt dd "
     "h1 h2 h3 h4 em b s small br kbd bdi code pre button form fieldset legend label input select option output figure "
-    "figcaption table caption thead tbody tr th td svg path circle rect line polygon text g"
+    "details summary figcaption table caption thead tbody tr th td svg path circle rect line polygon text g"
 )
 
 

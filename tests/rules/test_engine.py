@@ -145,7 +145,7 @@ def test_a_plugin_stands_behind_the_built_in_rules(monkeypatch: pytest.MonkeyPat
     [
         ("no_such_package_of_rules:Rule", "'mine' .*failed to load: ModuleNotFoundError"),
         ("gnnstab.rules.engine:run", "not a subclass"),
-        ("gnnstab.rules._table:AttentionExplosion", "GS301 is already in use by gnnstab itself"),
+        ("gnnstab.rules.gs301_attention_explosion:AttentionExplosion", "GS301 is already in use by gnnstab itself"),
     ],
 )
 def test_a_bad_plugin_is_named(value: str, text: str) -> None:

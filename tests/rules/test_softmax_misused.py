@@ -26,6 +26,25 @@ def set_to_minus_inf(scores: Tensor, near: Tensor) -> Tensor:
     return (scores / 2).masked_fill(near == 0, -torch.inf).softmax(-1)
 
 
+def zero_where_closed(scores: Tensor, near: Tensor) -> Tensor:
+    return torch.where(near > 0, scores, 0.0).div(2).softmax(-1) * near
+
+
+def lifted(scores: Tensor, near: Tensor) -> Tensor:
+    return scores.masked_fill(near == 0, 1e4).softmax(-1)
+
+
+def limited(scores: Tensor, near: Tensor) -> Tensor:
+    """No mask: a clamp by another name, in front of the mask."""
+    top = scores.detach().flatten().quantile(0.9)
+    return torch.where(scores < top, scores, top).masked_fill(near == 0, -torch.inf).softmax(-1)
+
+
+def limited_alone(scores: Tensor, near: Tensor) -> Tensor:
+    top = float(scores.detach().flatten().quantile(0.9))
+    return torch.where(scores < top, scores, top).softmax(-1)
+
+
 def multiplied_again_and_divided(scores: Tensor, near: Tensor) -> Tensor:
     weights = (scores * near / 2).softmax(-1) * near
     return weights / weights.sum(-1, keepdim=True)
@@ -86,16 +105,26 @@ FACES = pytest.mark.parametrize("face", [asked, watched])
 
 
 @FACES
-def test_a_mask_that_multiplies_scores_is_named(face: Callable[[nn.Module], Diagnosis]) -> None:
-    (finding,) = misused(face, multiplied, nn.Identity())
-    assert (finding.cause, finding.layer, finding.severity) == ("masking", "ask", "error")
-    assert "masked_fill" in finding.message
+@pytest.mark.parametrize(
+    ("weigh", "words", "left"),
     # 18 of 20 neighbours are closed, and at first all scores are small.
-    assert 0.7 < finding.value < 0.95
+    [
+        (multiplied, "exp(0) is 1", (0.7, 0.95)),
+        (zero_where_closed, "a constant", (0.7, 0.95)),
+        (lifted, "a constant", (0.99, 1.01)),
+    ],
+)
+def test_a_mask_that_leaves_weight_is_named(
+    face: Callable[[nn.Module], Diagnosis], weigh: Weigh, words: str, left: tuple[float, float]
+) -> None:
+    (finding,) = misused(face, weigh, nn.Identity())
+    assert (finding.cause, finding.layer, finding.severity) == ("masking", "ask", "error")
+    assert "masked_fill" in finding.message and words in finding.message
+    assert left[0] < finding.value < left[1]
 
 
 @FACES
-@pytest.mark.parametrize("weigh", [set_to_minus_inf, multiplied_again_and_divided])
+@pytest.mark.parametrize("weigh", [set_to_minus_inf, multiplied_again_and_divided, limited, limited_alone])
 def test_a_mask_that_leaves_nothing_is_not(face: Callable[[nn.Module], Diagnosis], weigh: Weigh) -> None:
     assert misused(face, weigh, nn.Identity()) == []
 

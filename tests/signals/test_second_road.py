@@ -96,7 +96,7 @@ def test_growth_is_the_slope_of_the_logarithms(points: list[tuple[int, float]]) 
     fitted = log_linear(steps, values)
     assert fitted is not None
     expected = statistics.linear_regression(steps, [math.log(v) for v in values]).slope
-    assert fitted[0] == pytest.approx(expected, rel=1e-6, abs=1e-12)
+    assert fitted.slope == pytest.approx(expected, rel=1e-6, abs=1e-12)
 
 
 @given(st.integers(1, 5 * MOST_POINTS), st.integers(0, 2**32), st.booleans())

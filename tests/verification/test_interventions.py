@@ -331,13 +331,14 @@ def test_ids_counts_and_flags_are_no_suspects():
     nodes = 30
     ids = torch.arange(nodes).float() * 1000
     x = torch.stack([ids, (ids % 7 == 0).float(), torch.randn(nodes), 50 * torch.randn(nodes)], 1)
-    assert inputs.deviating(x).tolist() == [3]
+    assert inputs.deviating(x, whole=False).tolist() == [3]
+    assert inputs.deviating(x, whole=True).tolist() == [0, 3], "a weight multiplies the ids"
     changed = inputs.standardised(x, torch.tensor([3]))
     assert torch.equal(changed[:, :3], x[:, :3])
     assert changed[:, 3].std() == pytest.approx(1, rel=1e-4)
-    assert inputs.deviating(torch.randint(0, 9, (4, 2))) is None
-    assert inputs.deviating(torch.zeros(0, 3)) is None
-    assert inputs.deviating(torch.full((5, 2), math.nan)) is None
+    assert inputs.deviating(torch.randint(0, 9, (4, 2)), whole=True) is None
+    assert inputs.deviating(torch.zeros(0, 3), whole=True) is None
+    assert inputs.deviating(torch.full((5, 2), math.nan), whole=True) is None
 
 
 @pytest.mark.parametrize("kind", ["data", "hetero", "dict", "dict of dicts", "tuple"])
@@ -353,11 +354,11 @@ def test_a_tensor_is_replaced_under_its_name(kind):
         "tuple": ((x, other), "x"),
     }[kind]
     model, new = Stack(1), torch.zeros(4, 2)
-    assert dict(inputs.named_tensors(batch, model))[name] is x
-    changed = dict(inputs.named_tensors(inputs.with_tensor(batch, model, name, new), model))
+    assert inputs.tensors_of(batch, model)[name] is x
+    changed = inputs.tensors_of(inputs.with_tensor(batch, x, new), model)
     assert changed[name] is new
     assert sum(value is other for value in changed.values()) == 1
-    assert dict(inputs.named_tensors(batch, model))[name] is x
+    assert inputs.tensors_of(batch, model)[name] is x
 
 
 class Normed(nn.Module):

@@ -11,7 +11,7 @@ from torch_geometric.nn.pool import glob
 
 import gnnstab
 from gnnstab.probe.measure import loss_over_zero
-from gnnstab.probe.pooling import poolings_watched
+from gnnstab.probe.pooling import sums_watched
 
 
 class Crowd(MessagePassing):
@@ -112,14 +112,14 @@ def test_a_target_as_large_as_the_sum_is_no_fault():
 
 def test_the_pooling_is_given_back_and_means_only_where_asked():
     before, x, batch = glob.scatter, torch.ones(6, 2), torch.tensor([0, 0, 0, 0, 1, 1])
-    with poolings_watched() as seen:
+    with sums_watched() as seen:
         assert global_add_pool(x, batch)[0, 0] == 4
         global_mean_pool(x, batch)
-    with poolings_watched(mean=True):
+    with sums_watched(pool_mean=True):
         assert global_add_pool(x, batch)[0, 0] == 1
-    with pytest.raises(AttributeError), poolings_watched():
+    with pytest.raises(AttributeError), sums_watched():
         global_add_pool(None, batch)
-    assert seen == [4]
+    assert seen.pooled == [4]
     assert glob.scatter is before
 
 

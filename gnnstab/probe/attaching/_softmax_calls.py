@@ -12,6 +12,8 @@ from torch import nn
 from torch_geometric.nn import MessagePassing
 from torch_geometric.utils import softmax
 
+from gnnstab.layers import layer_of
+
 _SOFTMAX = frozenset({"softmax", "Softmax", "scaled_dot_product_attention", "softmax_"})
 _EXPONENTIALS = frozenset({"exp", "exp_"})
 _PRODUCTS = frozenset({"einsum", "matmul", "bmm", "mm", "@", "@="})
@@ -33,8 +35,8 @@ _DEPTH = 3
 LINEAR = ("SGFormerAttention", "PerformerAttention", "PolynormerAttention")
 """Classes whose attention has no softmax, and so no scores that could be looked at."""
 
-FUSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
-"""Classes that take another way, whose results differ by rounding, as soon as anybody looks at what torch's functions get."""
+_ENCODERS = (nn.TransformerEncoderLayer, nn.TransformerEncoder)
+"""Classes that, like every fused layer, take another way, whose results differ by rounding, as soon as anybody looks at what torch's functions get."""
 
 
 def edge_softmax(value: Any) -> bool:
@@ -58,6 +60,11 @@ def edge_softmax(value: Any) -> bool:
         "target",
         "segment_ids",
     )
+
+
+def _fused(module: nn.Module) -> bool:
+    kind = layer_of(module)
+    return isinstance(module, _ENCODERS) or (kind is not None and kind.fused)
 
 
 def helper(value: Any) -> bool:
@@ -120,7 +127,7 @@ def may_attend(module: nn.Module, linear: bool = True) -> bool:
     That is torch's softmax or fused attention, an exponential beside a quotient, or a matrix product beside a quotient, of which
     ``linear`` attention consists.
     """
-    if any(isinstance(part, FUSED) for part in module.modules()) or not _looked_into(type(module)):
+    if any(map(_fused, module.modules())) or not _looked_into(type(module)):
         return False
     if any(isinstance(child, nn.Softmax) for child in module.children()):
         return True

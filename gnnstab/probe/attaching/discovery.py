@@ -34,7 +34,7 @@ def find_layers(model: nn.Module, state: State) -> list[LayerRecorder]:
         # A model that is one bare layer has no path; its class name stands for it.
         kind, path = layer_of(module), name or type(module).__name__
         if kind is not None:
-            layers.append(AttentionRecorder(state, path, module, kind))
+            layers.append((MultiheadRecorder if kind.fused else AttentionRecorder)(state, path, module, kind))
         elif places := edge_places(module):
             layers.append(EdgeSoftmaxRecorder(state, path, module, places))
         elif isinstance(module, MessagePassing):
@@ -42,8 +42,6 @@ def find_layers(model: nn.Module, state: State) -> list[LayerRecorder]:
             if may_attend(module, linear=False):
                 layers.append(DenseSoftmaxRecorder(state, path, module, other))
             layers.append(other)
-        elif isinstance(module, nn.MultiheadAttention):
-            layers.append(MultiheadRecorder(state, path, module))
         elif type(module).__name__ in LINEAR:
             state.linear_attention(path, type(module).__name__)
         elif may_attend(module):

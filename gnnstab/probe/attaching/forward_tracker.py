@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+import math
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,27 +15,43 @@ from gnnstab.probe.attaching.norms import Norms, batch_vectors
 from gnnstab.probe.buffering.series_ids import MODES
 from gnnstab.probe.layers.layer_recorder import LayerRecorder
 from gnnstab.probe.operations.in_place import StepWatch
-from gnnstab.probe.replaying.replica import Autocast, copied, rng_snapshot, tensors_in, unwrap
-from gnnstab.probe.replaying.skipped_step import MOST, SkippedForward, keep_gradients
+from gnnstab.probe.replaying.replica import NO_AUTOCAST, Autocast, copied, rng_snapshot, tensors_in, unwrap
+from gnnstab.probe.replaying.replica import ForwardInputs as ForwardInputs
+from gnnstab.probe.replaying.skipped_step import MOST, SkippedForward, histories, keep_gradients
 from gnnstab.probe.state import State
 from gnnstab.probe.statistics import graph_measures, node_measures
-from gnnstab.torch_private import graph_task
-
-_NO_AUTOCAST = Autocast("cpu", torch.bfloat16, False)
-
+from gnnstab.torch_private import autocasts, graph_task
 
 LARGEST_KEPT = 64 * 2**20
 """Bytes of the inputs of one forward up to which a copy of them is kept for the end of the run."""
 
 
-class ForwardInputs(NamedTuple):
-    """One outer forward, ready to be run again; held by reference until the end of the step."""
+OPENING = 10
+"""Steps of the beginning of which every output is kept until its loss is known: batches differ, and one may be small."""
 
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    rng: Mapping[str, Any]
-    autocast: Autocast
-    mode: str
+
+class Answer:
+    """What the forward of one step returned, what came back to it, and the loss of that step once it is known."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        self.loss = math.nan
+        self.output: Tensor | None = None
+        """A copy; None where the forward returned not exactly one tensor with a history, or one larger than `LARGEST_KEPT`."""
+
+        self._gradients: list[Tensor | None] = []
+
+    @property
+    def gradient(self) -> Tensor | None:
+        """Of the loss with respect to the output; None before a backward."""
+        return self._gradients[0] if self._gradients else None
+
+    def take(self, output: Any, inputs: ForwardInputs) -> None:
+        """The forward has returned."""
+        found = histories(output)
+        if len(found) == 1 and found[0].element_size() * found[0].numel() <= LARGEST_KEPT:
+            self.output = found[0].detach().clone()
+            self._gradients = keep_gradients(output, inputs, lambda: None).gradients
 
 
 class ForwardTracker:
@@ -155,6 +172,8 @@ class ForwardTracker:
             self.watching.forward_ended(output, grad)
         if grad and not state.light and self._keep and len(self.skipped) < MOST:
             self.skipped.append(keep_gradients(output, self.last[MODES[model.training][True]], state.gradient_arrived))
+        if grad and state.light and self._keep:
+            self._take_answer(output)
         layer_trace, state.layer_trace = state.layer_trace, None
         if layer_trace is not None and self._norms.watching:
             self._norms.end()
@@ -164,6 +183,19 @@ class ForwardTracker:
             found = ways([*layer_trace, ("", first, None)] if first is not None else layer_trace)
             self.ways.around.update(found.around)
             self.ways.beside.update(found.beside)
+
+    def _take_answer(self, output: Any) -> None:
+        """Keep what the first forward of a step returned, in the first steps and where its inputs are kept."""
+        state, kept = self._state, None if self.kept is None else self.kept.answer
+        if state.answer is not None and state.answer.step == state.step:
+            return
+        if kept is not None and kept.step == state.step:
+            state.answer = kept
+        elif state.step < OPENING:
+            state.answer = Answer(state.step)
+        else:
+            return
+        state.answer.take(output, next(iter(self.last.values())))
 
     def _look_around(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Have the layers say what goes in and what comes out, to find what stands beside and around them."""
@@ -179,7 +211,9 @@ class ForwardTracker:
         if self._keep and mode.startswith("train"):
             size = sum(t.element_size() * t.numel() for _, t in tensors_in([*args, kwargs]))
             fits = size <= LARGEST_KEPT
-            self.kept = self.last[mode]._replace(args=copied(args), kwargs=copied(kwargs)) if fits else None
+            answer = Answer(state.step)
+            copies = {"args": copied(args), "kwargs": copied(kwargs), "answer": answer} if fits else {}
+            self.kept = self.last[mode]._replace(**copies) if fits else None
         state.batch = next(iter(batch_vectors(unwrap(model)[0], args, kwargs)), None)
         given = (t for _, t in tensors_in([*args, kwargs]) if t.dim() == 2 and t.is_floating_point())
         x = next((t for t in given if t.layout is torch.strided), None)  # A sparse matrix may well be the adjacency.
@@ -191,7 +225,9 @@ class ForwardTracker:
 
 
 def _autocast(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Autocast:
+    if not autocasts():
+        return NO_AUTOCAST
     first = args[0] if args else next(iter(kwargs.values()), None)
     device = first.device.type if isinstance(first, Tensor) else "cpu"
     enabled = torch.is_autocast_enabled(device)
-    return Autocast(device, torch.get_autocast_dtype(device), True) if enabled else _NO_AUTOCAST
+    return Autocast(device, torch.get_autocast_dtype(device), True) if enabled else NO_AUTOCAST

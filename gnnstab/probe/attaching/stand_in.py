@@ -39,9 +39,9 @@ class StandIn:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module's own forward."""
-        if self._gone or is_compiling():
+        if self._gone:
             return self._original(*args, **kwargs)
-        if self._within is None:
+        if self._within is None or is_compiling():
             output = self._original(*args, **kwargs)
         else:
             with self._within():

@@ -6,7 +6,6 @@ import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data, HeteroData
 from torch_geometric.data.data import BaseData
@@ -72,14 +71,3 @@ def _forward_names(model: nn.Module) -> list[str]:
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     parameters = inspect.signature(model.forward).parameters.values()
     return [p.name for p in parameters if p.kind in kinds]
-
-
-def on_device(value: Any, device: torch.device) -> Any:
-    """A copy of the arguments on a device; what cannot move is handed on as it is."""
-    if isinstance(value, (Tensor, BaseData)):
-        return value.to(device)
-    if isinstance(value, Mapping):
-        return {k: on_device(v, device) for k, v in value.items()}
-    if isinstance(value, (tuple, list)) and not hasattr(value, "_fields"):
-        return type(value)(on_device(v, device) for v in value)
-    return value

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
-from torch_geometric.data.data import BaseData
 
 from gnnstab.probe.replaying.replica import tensors_in
 
@@ -31,37 +30,10 @@ def named_tensors(
     alone = len(args) == 1 and not isinstance(args[0], Tensor)
     for position, value in enumerate(args):
         name = called[position] if position < len(called) else str(position)
-        found.update(_within(value, "" if alone else name))
+        found.update(tensors_in(value, "" if alone else name))
     for name, value in (kwargs or {}).items():
-        found.update(_within(value, str(name)))
+        found.update(tensors_in(value, str(name)))
     return found
-
-
-def _within(value: Any, name: str) -> dict[str, Tensor]:
-    if isinstance(value, BaseData):
-        # A store of a HeteroData is keyed by its kind; edges by (source, relation, target).
-        return {
-            ".".join(part for part in (name, found) if part): tensor
-            for key, entry in value.to_dict().items()
-            for found, tensor in tensors_in(entry, _kind(key))
-        }
-    if isinstance(value, Mapping):
-        return {
-            k: t
-            for key, entry in value.items()
-            for k, t in _within(entry, ".".join(filter(None, (name, _kind(key))))).items()
-        }
-    if isinstance(value, (tuple, list)):
-        return {
-            k: t
-            for position, entry in enumerate(value)
-            for k, t in _within(entry, ".".join(filter(None, (name, str(position))))).items()
-        }
-    return dict(tensors_in(value, name))
-
-
-def _kind(key: Any) -> str:
-    return "__".join(map(str, key)) if isinstance(key, tuple) else str(key)
 
 
 def _names(model: nn.Module) -> list[str]:

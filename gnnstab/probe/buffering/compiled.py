@@ -28,6 +28,7 @@ class CompiledCells:
         self._sites: list[tuple[str, str]] = []
         self._start = torch.tensor(_START, dtype=torch.float64)
         self._array = np.empty((0, 2, 2, 4))
+        self._written = self._array[..., 3]
         self.used = False
         """True once compiled code has written anything."""
 
@@ -47,6 +48,7 @@ class CompiledCells:
         """Make the tensor; from here on it stays where it is."""
         self.cells = self._start.repeat(len(self._sites), 2, 2, 1)
         self._array = self.cells.numpy()
+        self._written = self._array[..., 3]
 
     def add(self, place: int, tensor: Tensor, training: bool) -> None:
         """Take a tensor in for the site at ``place``; traced by the compiler, so it may only compute."""
@@ -67,7 +69,7 @@ class CompiledCells:
     @property
     def written(self) -> bool:
         """True when compiled code has run since the last `take`."""
-        return bool(np.count_nonzero(self._array[..., 3]))
+        return bool(np.count_nonzero(self._written))
 
     def layers(self) -> list[str]:
         """Layers that have run since the last `take`."""

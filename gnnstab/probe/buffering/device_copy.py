@@ -16,42 +16,48 @@ def is_on_host(tensor: Tensor) -> bool:
 
 
 class DeviceCopy:
-    """Single numbers on their way to the host.
+    """Numbers on their way to the host.
 
     From a CUDA device they are copied into pinned memory, in the order of the stream that computes them; `result` then
     waits for nothing when it is called a step later. Other devices have no such copy here and are waited for at once.
 
     Args:
-        numbers: Tensors with one entry each, from any devices; what happens to them afterwards does not matter.
+        numbers: Dense tensors from any devices, in most cases of one entry each; what happens to them afterwards does not
+            matter.
     """
 
-    __slots__ = ("_parts", "_size")
+    __slots__ = ("_parts", "_sizes")
 
     def __init__(self, numbers: Sequence[Tensor]) -> None:
-        self._size = len(numbers)
         self._parts: list[tuple[list[int], Tensor, torch.cuda.Event | None]] = []
+        self._sizes = [number.numel() for number in numbers]
         by_device: dict[torch.device, list[int]] = {}
         for i, number in enumerate(numbers):
             by_device.setdefault(number.device, []).append(i)
         for device, positions in by_device.items():
-            stacked = torch.stack([numbers[i].detach().reshape(()) for i in positions])
-            self._parts.append((positions, *_begin_copy(stacked, device)))
+            own = [numbers[i].detach().reshape(-1) for i in positions]
+            self._parts.append((positions, *_begin_copy(own[0] if len(own) == 1 else torch.cat(own), device)))
 
     def result(self) -> NDArray[np.float64]:
-        """(n,) the numbers in their order."""
-        found = np.empty(self._size)
+        """(n,) all entries, in the order of the tensors."""
+        found: list[NDArray[np.float64]] = [np.empty(0)] * len(self._sizes)
         for positions, host, event in self._parts:
             if event is not None:
                 event.synchronize()
-            found[positions] = host.double().numpy()
-        return found
+            numbers = host.double().numpy()
+            if len(self._parts) == 1:
+                return numbers
+            ends = np.cumsum([self._sizes[i] for i in positions])
+            for i, part in zip(positions, np.split(numbers, ends[:-1]), strict=True):
+                found[i] = part
+        return np.concatenate(found) if found else np.empty(0)
 
 
-def _begin_copy(stacked: Tensor, device: torch.device) -> tuple[Tensor, torch.cuda.Event | None]:
+def _begin_copy(flat: Tensor, device: torch.device) -> tuple[Tensor, torch.cuda.Event | None]:
     if device.type != "cuda":
-        return stacked.cpu(), None
-    host = torch.empty(stacked.shape, dtype=stacked.dtype, pin_memory=True)
-    host.copy_(stacked, non_blocking=True)
+        return flat.to("cpu", copy=True), None
+    host = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True)
+    host.copy_(flat, non_blocking=True)
     event = torch.cuda.Event()  # type: ignore[no-untyped-call]
     event.record(torch.cuda.current_stream(device))
     return host, event

@@ -1,13 +1,15 @@
 """Preallocated buffers: tensors go in during a step, their extremes and sums of squares come out at its end.
 
 Inside a step a small tensor is only copied, which costs a microsecond or two, and all copies are reduced together at
-the step's end; a large tensor is reduced where it stands. Nothing that goes in is referenced afterwards, so a later
+the step's end; a large tensor is reduced where it stands. What is on a device is copied into a buffer there: kernels are
+small, and each costs its launch. Nothing that goes in is referenced afterwards, so a later
 in-place operation cannot change what was recorded and no activation is kept alive.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -25,6 +27,12 @@ CAPACITY = 1 << 17
 LARGE = 1 << 13
 """Entries from which a reduction in place is cheaper than a copy (measured on a CPU)."""
 
+LARGE_THERE = 1 << 16
+"""The same on a device, where launching a kernel costs as much as copying so many entries."""
+
+CAPACITY_THERE = 1 << 20
+"""Entries of the copy buffer of a device (8 MiB)."""
+
 REDUCED = 512
 """Large tensors that are kept apart, as three numbers each, before they are merged."""
 
@@ -32,13 +40,15 @@ Refuse = Callable[[int, str], None]
 """Told about a slot whose tensor has no extremes, with the reason."""
 
 
-_Index = tuple[int, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], bool]
+_Index = tuple[int, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], bool, Tensor | None]
+_Copy = tuple[DeviceCopy, Callable[[NDArray[np.float64]], Totals]]
+"""Numbers on their way, and what they are."""
 
 
 class _Group:
     """Where the tensors of one `put` go; valid as long as the same slots come with the same shapes."""
 
-    __slots__ = ("counts", "direct", "shapes", "slots", "small", "start", "stop", "views")
+    __slots__ = ("counts", "direct", "shapes", "slots", "small", "start", "stop", "there", "views")
 
     def __init__(self, slots: tuple[int, ...], shapes: list[torch.Size], start: int) -> None:
         self.slots = slots
@@ -50,32 +60,35 @@ class _Group:
         """Positions of the copied tensors in the group; None for all of them."""
         self.direct: list[int] = []
         """Positions of the tensors that are reduced where they stand."""
+        self.there: StatsBuffer | None = None
+        """The buffer of the device that all of them are on."""
 
 
 class PendingStats:
     """What one step has put into the buffers: numbers of the host, and those that are still on their way from a device."""
 
-    __slots__ = ("_copies", "_here")
+    __slots__ = ("_here", "copies")
 
-    def __init__(self, here: Totals, copies: Sequence[tuple[DeviceCopy, list[int], list[int]]] = ()) -> None:
+    def __init__(self, here: Totals, copies: Sequence[_Copy] = ()) -> None:
         self._here = here
-        self._copies = copies
+        self.copies = copies
+        """What is on its way."""
 
     @property
     def waits(self) -> bool:
         """True when reading it now would wait for a device."""
-        return bool(self._copies)
+        return bool(self.copies)
 
     def result(self) -> Totals:
         """One entry per slot."""
-        if not self._copies:
+        if not self.copies:
             return self._here
         with np.errstate(all="ignore"):
-            return merge([self._here, *(_reduced(f.result(), slots, counts) for f, slots, counts in self._copies)])
+            return merge([self._here, *(totals(copy.result()) for copy, totals in self.copies)])
 
     def along_with(self, totals: Totals) -> PendingStats:
         """The same and more of the host's numbers."""
-        return PendingStats(merge([self._here, totals]), self._copies)
+        return PendingStats(merge([self._here, totals]), self.copies)
 
 
 NO_STATS = PendingStats(EMPTY)
@@ -87,12 +100,15 @@ class StatsBuffer:
 
     Args:
         refuse: Called once per slot whose tensor cannot be reduced (sparse, complex, integer).
+        capacity: Entries of the copy buffer.
+        device: Whose tensors are copied; None for those that are on the host.
     """
 
     __slots__ = (
         "_array",
         "_buffer",
         "_copies",
+        "_device",
         "_groups",
         "_index",
         "_position",
@@ -102,17 +118,20 @@ class StatsBuffer:
         "_refuse",
         "_scratch",
         "_tally",
+        "_there",
     )
 
-    def __init__(self, refuse: Refuse, capacity: int = CAPACITY) -> None:
+    def __init__(self, refuse: Refuse, capacity: int = CAPACITY, device: torch.device | None = None) -> None:
+        self._device = device
         # float64 holds every floating dtype exactly and its squares neither overflow nor vanish.
-        self._buffer = torch.empty(capacity, dtype=torch.float64)
-        self._array = self._buffer.numpy()
-        self._scratch = np.empty(capacity)
+        self._buffer = torch.empty(capacity, dtype=torch.float64, device=device)
+        self._array = self._buffer.numpy() if device is None else np.empty(0)
+        self._scratch = np.empty(capacity if device is None else 0)
+        self._there: StatsBuffer | None = None
         self._reduced: list[Tensor] = []
         self._reduced_slots: list[int] = []
         self._reduced_counts: list[int] = []
-        self._copies: list[tuple[DeviceCopy, list[int], list[int]]] = []
+        self._copies: list[_Copy] = []
         self._groups: list[_Group] = []
         self._position = 0
         self._index: _Index | None = None
@@ -133,11 +152,15 @@ class StatsBuffer:
         groups, position = self._groups, self._position
         if position < len(groups):
             group = groups[position]
-            if group.slots is not slots or not (fixed or [tensor.shape for tensor in tensors] == group.shapes):
+            if group.slots is not slots or not (
+                fixed or group.there is not None or [tensor.shape for tensor in tensors] == group.shapes
+            ):
                 group = self._place(slots, tensors)
         else:
             group = self._place(slots, tensors)
-        if group.small is None:
+        if group.there is not None:
+            group.there.put(slots, tensors, fixed=fixed)
+        elif group.small is None:
             foreach_copy(group.views, tensors)
         elif group.small:
             foreach_copy(group.views, [tensors[i] for i in group.small])
@@ -168,9 +191,11 @@ class StatsBuffer:
     def send(self) -> PendingStats:
         """The same without waiting: what a device has reduced is on its way afterwards."""
         with np.errstate(all="ignore"):
-            self._tally.add(self._take_copies())
+            self._take_copies()
             self._take_reduced()
         copies, self._copies = self._copies, []
+        if self._there is not None:
+            copies += self._there.send().copies
         return PendingStats(self._tally.take(), copies)
 
     def clear(self) -> None:
@@ -179,12 +204,26 @@ class StatsBuffer:
         self._forget_reduced()
         self._copies = []
         self._tally.clear()
+        if self._there is not None:
+            self._there.clear()
+
+    def _buffer_there(self, tensors: Sequence[Tensor]) -> StatsBuffer | None:
+        """The buffer on the device that all of the tensors are on; None for those of the host, and of several devices."""
+        if all(map(device_copy.is_on_host, tensors)):
+            return None
+        devices = {tensor.device for tensor in tensors}
+        if self._there is None and len(devices) == 1 and tensors[0].device.type in ("cuda", "cpu"):
+            # A device without float64 reduces every tensor where it stands.
+            self._there = StatsBuffer(self._refuse, CAPACITY_THERE, tensors[0].device)
+        return self._there if self._there is not None and devices == {self._there._device} else None
 
     def _place(self, slots: tuple[int, ...], tensors: Sequence[Tensor]) -> _Group:
         shapes = [tensor.shape for tensor in tensors]
         sizes = [shape.numel() for shape in shapes]
-        group = self._open(slots, shapes, sum(size for size in sizes if size <= LARGE))
-        for i, (tensor, size) in enumerate(zip(tensors, sizes, strict=True)):
+        there = self._buffer_there(tensors) if self._device is None else None
+        group = self._open(slots, shapes, sum(n for n in sizes if n <= self._largest) if there is None else 0)
+        group.there = there
+        for i, (tensor, size) in enumerate(zip(tensors, sizes, strict=True) if there is None else ()):
             self._place_one(group, i, tensor, size)
         if group.small is not None and len(group.small) == len(tensors):
             group.small = None
@@ -194,9 +233,9 @@ class StatsBuffer:
     def _open(self, slots: tuple[int, ...], shapes: list[torch.Size], needed: int) -> _Group:
         """A new group where there is room for so many entries."""
         start = self._groups[self._position - 1].stop if self._position else 0
-        if start + needed > len(self._array):
+        if start + needed > len(self._buffer):
             with np.errstate(all="ignore"):
-                self._tally.add(self._take_copies())
+                self._take_copies()
             start = 0
         return _Group(slots, shapes, start)
 
@@ -209,8 +248,8 @@ class StatsBuffer:
     def _place_one(self, group: _Group, i: int, tensor: Tensor, size: int) -> None:
         if not tensor.is_floating_point() or tensor.layout is not torch.strided:
             self._refuse(group.slots[i], f"a {tensor.layout} tensor of {tensor.dtype} has no recorded statistics")
-        elif size > LARGE or (size and not device_copy.is_on_host(tensor)):
-            # On another device everything is reduced there: three numbers cross, and nobody waits for them.
+        elif size > self._largest or (size and self._device is None and not device_copy.is_on_host(tensor)):
+            # On a device everything is reduced there: three numbers cross, and nobody waits for them.
             group.direct.append(i)
         elif size:
             assert group.small is not None
@@ -230,27 +269,38 @@ class StatsBuffer:
         self._reduced_slots.append(slot)
         self._reduced_counts.append(tensor.numel())
 
-    def _take_copies(self) -> Totals:
+    @property
+    def _largest(self) -> int:
+        return LARGE if self._device is None else LARGE_THERE
+
+    def _take_copies(self) -> None:
+        """Reduce the copies: into the tally here, on their way to the host from a device."""
         position = self._position
         if position == 0:
-            return EMPTY
+            return
         self._position = 0
         index = self._index
         if index is None or index[0] != position:
             index = self._index = self._lay_out(position)
-        _, slots, starts, counts, distinct = index
+        _, slots, starts, counts, distinct, offsets = index
         if len(slots) == 0:
-            return EMPTY
+            return
         stop = self._groups[position - 1].stop
+        if offsets is not None:
+            copy = DeviceCopy([_reduce_there(self._buffer[:stop], offsets)])
+            self._copies.append((copy, partial(_in_columns, slots=slots, counts=counts, distinct=distinct)))
+            return
         data, scratch = self._array[:stop], self._scratch[:stop]
         np.multiply(data, data, out=scratch)
-        return Totals(
-            slots,
-            np.minimum.reduceat(data, starts),
-            np.maximum.reduceat(data, starts),
-            np.add.reduceat(scratch, starts),
-            counts,
-            distinct,
+        self._tally.add(
+            Totals(
+                slots,
+                np.minimum.reduceat(data, starts),
+                np.maximum.reduceat(data, starts),
+                np.add.reduceat(scratch, starts),
+                counts,
+                distinct,
+            )
         )
 
     def _lay_out(self, position: int) -> _Index:
@@ -261,7 +311,9 @@ class StatsBuffer:
             counts += group.counts
         ends = np.cumsum(counts, dtype=np.int64)
         starts = np.concatenate([[0], ends[:-1]]).astype(np.int64) if counts else ends
-        return position, np.array(slots, np.int64), starts, np.array(counts, np.int64), len(set(slots)) == len(slots)
+        offsets = None if self._device is None else _sent(np.concatenate([[0], ends]).astype(np.int64), self._device)
+        distinct = len(set(slots)) == len(slots)
+        return position, np.array(slots, np.int64), starts, np.array(counts, np.int64), distinct, offsets
 
     def _take_reduced(self) -> None:
         if not self._reduced_slots:
@@ -270,7 +322,7 @@ class StatsBuffer:
         if all(map(device_copy.is_on_host, parts)):
             self._tally.add(_reduced(torch.stack(parts).double().numpy(), slots, counts))
         else:
-            self._copies.append((DeviceCopy(parts), slots, counts))
+            self._copies.append((DeviceCopy(parts), partial(_reduced, slots=slots, counts=counts)))
         self._forget_reduced()
 
     def _forget_reduced(self) -> None:
@@ -290,3 +342,23 @@ def _reduced(numbers: NDArray[np.float64], slots: list[int], counts: list[int]) 
         distinct,
         exact=False,
     )
+
+
+def _reduce_there(data: Tensor, offsets: Tensor) -> Tensor:
+    """(3 n,) minimum, maximum and sum of squares of the segments between n + 1 offsets; nothing waits for the device."""
+    reduced = [torch.segment_reduce(data, kind, offsets=offsets, unsafe=True) for kind in ("min", "max")]
+    return torch.cat([*reduced, torch.segment_reduce(data * data, "sum", offsets=offsets, unsafe=True)])
+
+
+def _in_columns(
+    numbers: NDArray[np.float64], slots: NDArray[np.int64], counts: NDArray[np.int64], distinct: bool
+) -> Totals:
+    """Totals of what `_reduce_there` has returned."""
+    minimum, maximum, square = numbers.reshape(3, -1)
+    return Totals(slots, minimum, maximum, square, counts, distinct)
+
+
+def _sent(numbers: NDArray[np.int64], device: torch.device) -> Tensor:
+    """The numbers on a device; pinned, so that nobody waits until they are there."""
+    host = torch.from_numpy(numbers)
+    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host

@@ -102,9 +102,7 @@ def left_out_event(step: int, bad: Sequence[str], note: str) -> Event:
 
 def _located(step: int, model: nn.Module, last: ForwardInputs) -> Event | str:
     try:
-        found = locate_non_finite(
-            model, last.args, last.kwargs, rng_state=last.rng, autocast=last.autocast, step=step, mode=last.mode
-        )
+        found = locate_non_finite(model, last, step)
     except UsageError as error:
         return str(error)
     return found or "a second run of the step's last forward was finite"

@@ -14,7 +14,7 @@ from gnnstab.probe.attaching.forward_tracker import ForwardInputs, ForwardTracke
 from gnnstab.probe.buffering.step_writer import StepRows
 from gnnstab.probe.events import _non_finite_event as non_finite_event
 from gnnstab.probe.layers.parameters import Parameters
-from gnnstab.probe.operations.explaining import Explainer, call_of
+from gnnstab.probe.operations.explaining import Explainer
 from gnnstab.probe.replaying import bundle
 from gnnstab.probe.replaying.skipped_step import SkippedForward
 from gnnstab.probe.state import State
@@ -33,6 +33,10 @@ _MOVED = "no bundle: when the numbers of this step had come from the device, its
 
 
 _TOO_LATE = "an update had moved the weights before the end of the step was told: pass optimizer= to the monitor"
+
+
+_OF_VALUES = (ValueError, ArithmeticError, AssertionError, RuntimeError)
+"""Exceptions that a NaN may stand behind: checks of arguments, and of what decompositions need."""
 
 
 class NonFiniteDetector:
@@ -151,8 +155,10 @@ class NonFiniteDetector:
         event = self._explained(non_finite_event.loss_event(step, loss), inputs, twin=twin)
         return self._with_bundle(event, inputs, moved)
 
-    def failed(self, step: int, error: Exception) -> Event | None:
+    def failed(self, step: int, error: BaseException) -> Event | None:
         """The event of a step that ended in an exception, when repeating it shows an Inf or NaN before that."""
+        if not isinstance(error, _OF_VALUES) or isinstance(error, torch.OutOfMemoryError):
+            return None
         if self.met or not (self._forwards.calls or self._forwards.last):
             return None
         text = f"the step ended in {type(error).__name__}"
@@ -189,7 +195,7 @@ class NonFiniteDetector:
         explained = [event]
         # What was seen stays seen, also when the repeat fails.
         self._state.error_guard.run(
-            "repeating a step", lambda: explained.append(self._explainer.explain(event, map(call_of, ordered), twin))
+            "repeating a step", lambda: explained.append(self._explainer.explain(event, ordered, twin))
         )
         self._forwards.watching = self._explainer.pending
         return explained[-1]

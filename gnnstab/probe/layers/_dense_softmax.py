@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from threading import get_ident
@@ -15,12 +16,19 @@ from torch.overrides import TorchFunctionMode
 from gnnstab.probe.layers._exponentials import STARTS, Exponentials, OverEdges
 from gnnstab.probe.layers._functions import DIVIDES, MIXES, PRODUCTS, SAME, SUMS, TIMES
 from gnnstab.probe.layers._linear_attention import LinearAttention
+from gnnstab.probe.statistics.dense import MASKED
 from gnnstab.torch_private import without_torch_function
 
 _SOFTMAX = frozenset({torch.softmax, F.softmax, Tensor.softmax})
 _FUSED = F.scaled_dot_product_attention
 _LOOKED_AT = _SOFTMAX | STARTS | PRODUCTS | {_FUSED, torch.einsum} | DIVIDES
 """What is looked at although nothing is followed yet."""
+
+_PRODUCTS_KEPT = 4
+"""Products of one forward that are kept, the latest: relations between pairs may be multiplied before the softmax too."""
+
+_SAME = 1e-4
+"""Share of the scores' squares up to which they count as a multiple of a product."""
 
 
 @dataclass(slots=True)
@@ -35,6 +43,9 @@ class Attended:
 
     axis: int
     """The axis of the keys, from 0."""
+
+    scale: float | None = None
+    """c where the scores are c·q·k/√d, for entries of RMS 1; None where that is not known."""
 
 
 @dataclass(slots=True)
@@ -61,13 +72,15 @@ class Attending(TorchFunctionMode):
     A softmax counts as attention when its result, dropout and the like behind it, is multiplied with something else and
     the product is summed along the axis of the keys: by a matrix product, an einsum, or a product with a sum after it. A
     softmax whose result is returned, compared or looked up (classes, policies, clusters that nodes are assigned to) is none.
-    Exponentials over their sum are a softmax too, see `Exponentials`; ``linear``: look for `LinearAttention` as well.
+    Exponentials over their sum are a softmax too, see `Exponentials`; ``linear``: look for `LinearAttention` as well;
+    ``products``: keep the last products of two tensors, which scores are made of.
     """
 
     current: dict[int, list[Attending]] = {}  # noqa: RUF012  # shared on purpose: who looks, per thread, innermost last
 
-    def __init__(self, linear: bool = True) -> None:
+    def __init__(self, linear: bool = True, products: bool = False) -> None:
         super().__init__()
+        self._products: list[tuple[Tensor, float]] | None = [] if products else None
         self.attended: list[Attended] = []
         self.fused: list[Fused] = []
         self.error: Exception | None = None
@@ -95,6 +108,7 @@ class Attending(TorchFunctionMode):
         if not stack:
             del self.current[get_ident()]
         self._followed, self._weighted = [], []
+        self._products = None if self._products is None else []
         self.exponentials.clear()
         self.linear.clear()
 
@@ -117,6 +131,8 @@ class Attending(TorchFunctionMode):
 
     def _look(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
         self.exponentials.look(func, args, kwargs, output)
+        if self._products is not None and (func in PRODUCTS or func is torch.einsum) and _strided(args):
+            self._products = [*self._products[1 - _PRODUCTS_KEPT :], (output.detach(), _unit(func, args))]
         self.linear.look(func, args, output)
         if func in _SOFTMAX:
             self._softmax(args, kwargs, output)
@@ -141,7 +157,21 @@ class Attending(TorchFunctionMode):
         self.normalises = True
         if isinstance(axis, int) and score.dim() > 1 and not score.is_sparse and score.is_floating_point():
             axis %= score.dim()
-            self._followed.append(_Followed(output, Attended(score, output, axis), axis))
+            seen = Attended(score, output, axis, self._over_products(score))
+            self._followed.append(_Followed(output, seen, axis))
+
+    def _over_products(self, score: Tensor) -> float | None:
+        """The factor c of scores that are c·q·k/√d on every key that no mask has taken away; None where they are something else."""
+        for product, unit in self._products or ():
+            if product.shape != score.shape or not unit:
+                continue
+            kept = score.detach() > MASKED
+            own, made = score.detach()[kept].double(), product[kept].double()
+            size = float(made.square().sum())
+            factor = float(own @ made) / size if size > 0 else 0.0
+            if factor > 0 and float((own - factor * made).square().sum()) <= _SAME * float(own.square().sum()):
+                return factor * unit
+        return None
 
     def _attention(
         self,
@@ -229,6 +259,25 @@ class Attending(TorchFunctionMode):
     def _keep(self, seen: Attended) -> None:
         if not any(seen is one for one in self.attended):
             self.attended.append(seen)
+
+
+def _strided(args: tuple[Any, ...]) -> bool:
+    return all(one.layout is torch.strided for one in args if isinstance(one, Tensor))
+
+
+def _unit(func: Any, args: tuple[Any, ...]) -> float:
+    """√d of a product of two tensors that sums up d entries, or less where these are small, as of unit vectors; 0 where it is not known."""
+    operands, width = args[:2], int(args[0].shape[-1]) if isinstance(args[0], Tensor) else 0
+    if func is torch.einsum:
+        operands = args[1:] if len(args) > 2 else args[1] if len(args) > 1 else ()
+        if not isinstance(args[0], str) or len(operands) != 2 or "." in args[0]:
+            return 0.0
+        terms, _, result = args[0].replace(" ", "").partition("->")
+        own, other = terms.split(",")
+        sizes = dict(zip(own, operands[0].shape, strict=True))
+        width = math.prod(sizes[letter] for letter in own if letter in other and letter not in result)
+    sizes_of = [float(one.detach().double().square().mean().sqrt()) for one in operands]
+    return math.sqrt(width) * min(1.0, math.prod(sizes_of))
 
 
 def _axis(before: Tensor, axis: int, after: Tensor) -> int | None:

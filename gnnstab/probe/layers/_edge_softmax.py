@@ -17,21 +17,26 @@ from gnnstab.probe.batches.named_tensors import named_tensors
 from gnnstab.probe.layers._dense_softmax import Attended, Attending
 from gnnstab.probe.layers._exponentials import OverEdges
 from gnnstab.probe.layers._tapped import TappedRecorder
-from gnnstab.probe.layers.layer_recorder import LayerRecorder, Plan
+from gnnstab.probe.layers.layer_recorder import IN_GRAPH, LayerRecorder, Plan
 from gnnstab.probe.state import State
 from gnnstab.probe.statistics.dense import MASKED, Rows, as_edges, fused_softmax, product_scores
 from gnnstab.probe.statistics.layer import activation_measures, softmax_measures
 from gnnstab.probe.statistics.numbers import Measured
 from gnnstab.records import LayerFacts
+from gnnstab.records.vocabulary import SCORE_PRODUCT_SCALE
 
 _NO_ATTENTION = 3
 """Calls without any attention after which a module is no longer looked at."""
+
+
+_UNTOLD = f"its code names what attention is made of; scores are {IN_GRAPH}"
 
 
 class SoftmaxRecorder(LayerRecorder):
     """Records input, output, scores and attention of one layer."""
 
     attention = True
+    full_sites = ("score", "attention")
 
     def __init__(self, state: State, name: str, module: nn.Module, family: str, places: tuple[str, ...] = ()) -> None:
         super().__init__(state, name, module)
@@ -142,6 +147,11 @@ class DenseSoftmaxRecorder(SoftmaxRecorder):
         super().detach()
         self.forget()
 
+    def note_unrecognised(self) -> None:
+        """Inside a compiled graph alone nobody sees whether the module attends."""
+        if not self._without and (self.name, "output") in self.state.compiled.seen:
+            self.state.unseen(self.name, f"any scores of {type(self.module).__name__}", _UNTOLD)
+
     def forget(self) -> None:
         """Drop what an interrupted call left behind."""
         self._look = None
@@ -151,7 +161,7 @@ class DenseSoftmaxRecorder(SoftmaxRecorder):
             self._stand_in.take()
 
     def _new_look(self) -> Attending:
-        self._look = Attending(linear=not self.counts)
+        self._look = Attending(linear=not self.counts, products=self.state.full)
         return self._look
 
     def _after(self, grad: bool, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -201,6 +211,11 @@ class DenseSoftmaxRecorder(SoftmaxRecorder):
             rows = as_edges(*seen[0], self._heads)
         if rows is not None:
             self.measure(plan, inputs, output, rows)
+        scales = [one.scale for one in look.attended if one.scale is not None] if due else []
+        if scales:
+            self.state.queue(
+                plan.layer, plan.mode, plan.call, {SCORE_PRODUCT_SCALE: Measured(torch.tensor(max(scales)))}
+            )
 
     def shown(self, inputs: Sequence[Any], args: Any, kwargs: Any, output: Tensor) -> Iterator[Rows]:
         """Of every softmax that weighted values."""

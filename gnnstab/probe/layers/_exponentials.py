@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gnnstab.probe.layers._functions import DIVIDES, PRODUCTS, SAME, SUMS, TIMES, above_and_below
-from gnnstab.probe.layers._group_sums import GROUP_SUMS, group_sum
+from gnnstab.probe.layers.group_sums import GROUP_SUMS, group_sum
 
 _EXP = frozenset({torch.exp, Tensor.exp, Tensor.exp_, torch.exp_})
 _MINUS = frozenset({torch.sub, Tensor.sub, Tensor.__sub__, torch.subtract, Tensor.subtract, Tensor.sub_})

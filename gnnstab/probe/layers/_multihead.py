@@ -1,4 +1,4 @@
-"""`nn.MultiheadAttention`: it runs fused, so that its scores are computed once more from what it was given."""
+"""Torch's attention layer: it runs fused, so that its scores are computed once more from what it was given."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gnnstab.layers.generic import MULTIHEAD
+from gnnstab.layers import Layer
 from gnnstab.probe.attaching.stand_in import StandIn
 from gnnstab.probe.layers._edge_softmax import SoftmaxRecorder
 from gnnstab.probe.layers.layer_recorder import Plan
@@ -19,12 +19,13 @@ from gnnstab.probe.statistics.dense import Rows, as_edges, fused_softmax, produc
 
 
 class MultiheadRecorder(SoftmaxRecorder):
-    """Records one `nn.MultiheadAttention`; scores and attention in steps of the full tier."""
+    """Records one such layer; scores and attention in steps of the full tier."""
 
     compiled_sites = ("output", "input")
 
-    def __init__(self, state: State, name: str, module: nn.MultiheadAttention) -> None:
-        super().__init__(state, name, module, MULTIHEAD)
+    def __init__(self, state: State, name: str, module: nn.Module, kind: Layer) -> None:
+        super().__init__(state, name, module, "")
+        self.kind = kind
         self._stand_in: StandIn | None = None
 
     def attach(self) -> None:

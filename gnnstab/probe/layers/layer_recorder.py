@@ -20,7 +20,7 @@ from gnnstab.probe.statistics.dense import Rows
 from gnnstab.records import LayerFacts
 from gnnstab.torch_private import graph_task, transform, without_torch_function
 
-_IN_GRAPH = "not seen inside a compiled graph; run the layer without torch.compile to see it"
+IN_GRAPH = "not seen inside a compiled graph; run the layer without torch.compile to see it"
 
 _CAPTURED = (
     "called while a CUDA graph was captured, whose replays run no hooks; record a run without the graph to see it"
@@ -72,6 +72,9 @@ class LayerRecorder(ABC):
 
     sites: tuple[str, ...] = ("input", "output")
     """Sites that must have been seen after a call, or be named as blind."""
+
+    full_sites: tuple[str, ...] = ()
+    """Further sites, which not every call shows."""
 
     compiled_sites: tuple[str, ...] = ("output", "input")
     """Sites that are seen inside a compiled graph."""
@@ -136,9 +139,12 @@ class LayerRecorder(ABC):
                 if site not in plan.seen_sites:
                     self.state.unseen(self.name, site, f"nothing arrived in mode {plan.mode}")
         if not self._plans:
-            for site in ("grad_output", "grad_input", *self.sites):
+            for site in ("grad_output", "grad_input", *self.sites, *self.full_sites):
                 if (self.name, site) not in self.state.compiled.seen:
-                    self.state.unseen(self.name, site, _IN_GRAPH)
+                    self.state.unseen(self.name, site, IN_GRAPH)
+
+    def note_unrecognised(self) -> None:  # noqa: B027  # most layers are known for what they are
+        """Say why it is not known whether the module is a layer of interest, where that is so."""
 
     def forget(self) -> None:  # noqa: B027  # most watches keep nothing between calls
         """Drop what an interrupted or unrecorded call left behind."""

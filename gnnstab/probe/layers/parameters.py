@@ -17,7 +17,7 @@ from gnnstab.probe.buffering.series_ids import SeriesIds
 from gnnstab.probe.buffering.stats_buffer import StatsBuffer
 from gnnstab.probe.replaying.replica import replica
 from gnnstab.sharding import sharded
-from gnnstab.torch_private import flatten_tensors, foreach_copy, foreach_subtract
+from gnnstab.torch_private import foreach_copy, foreach_norm, foreach_subtract
 
 _CHUNK = 15
 """Tensors in one `put`: as many of the largest copied size as surely fit into the buffer."""
@@ -31,9 +31,6 @@ _TOGETHER = 1 << 16
 LARGEST_SAVED = 256 * 2**20
 """Bytes of weights up to which those of a step on a device are kept until it is known whether the step was finite."""
 
-_SMALL = 1 << 15
-"""Entries up to which gradients are joined for their norm; a larger one is worth an operation of its own."""
-
 
 class _Part(NamedTuple):
     """Tensors that are recorded by one operation."""
@@ -45,6 +42,9 @@ class _Part(NamedTuple):
     sizes: list[int]
     """Entries of each; empty for tensors that are put in as they are."""
 
+    first: int
+    """Position of the first."""
+
 
 class Parameters:
     """All trainable parameters, each once, under the first of its names."""
@@ -55,6 +55,13 @@ class Parameters:
         self._keys = keys
         self._parameters: list[Tensor] = []
         self._parts: dict[tuple[str, tuple[int, ...]], list[_Part]] = {}
+        self._latest: dict[str, tuple[list[bool], list[_Part]]] = {}
+        """Site → which tensors were there last, and their parts: most often it is the same ones again."""
+
+        self._far: bool | None = None
+        self._joins: tuple[list[_Part], Tensor, list[Tensor | None]] = ([], torch.empty(0), [])
+        """Parts, and where they are joined for the norm."""
+
         self._before: list[Tensor] = []
         self._saved: list[Tensor] = []
         self.refresh()
@@ -69,25 +76,34 @@ class Parameters:
         if not same:
             self.names, self._parameters = list(named), list(named.values())
             self._parts.clear()
+            self._latest.clear()
             self._before = []
+        self._far = None
 
     def gradients(self, buffer: StatsBuffer) -> None:
         """Put every gradient that is there into ``buffer``."""
-        gradients = [parameter.grad for parameter in self._parameters]
-        self._put(buffer, "weight_grad", gradients)
+        self._far = None
+        self._put(buffer, "weight_grad", [parameter.grad for parameter in self._parameters])
 
     @property
     def far(self) -> bool:
-        """True when a parameter is on a device that reading it would wait for."""
-        return not all(map(device_copy.is_on_host, self._parameters))
+        """True when a parameter is on a device that reading it would wait for; asked anew after every recorded step."""
+        if self._far is None:
+            self._far = not all(map(device_copy.is_on_host, self._parameters))
+        return self._far
 
     def norm_on_device(self) -> Tensor | None:
         """L2 norm of all gradients, one entry, None without any; nothing is waited for."""
         gradients = [_entries(p.grad) for p in self._parameters if p.grad is not None]
         if not gradients:
             return None
-        norms = [torch.linalg.vector_norm(g, dtype=torch.float32 if g.element_size() < 4 else None) for g in gradients]
-        norm: Tensor = torch.linalg.vector_norm(torch.stack([one.to(norms[0].device) for one in norms]))
+        # In half precision a norm of its own dtype overflows at 65504.
+        norms = list(
+            foreach_norm(gradients, 2, torch.float32 if any(g.element_size() < 4 for g in gradients) else None)
+        )
+        if any(one.device != norms[0].device for one in norms):
+            norms = [one.to(norms[0].device) for one in norms]
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
         return norm
 
     def save(self) -> bool:
@@ -103,30 +119,43 @@ class Parameters:
     def norm(self) -> float | None:
         """L2 norm of all gradients, None without any; NaN or Inf only where an entry is.
 
-        One copy and one product of all small gradients together, without the extremes of each.
+        One product of all small gradients together, without the extremes of each.
         """
         gradients = [parameter.grad for parameter in self._parameters]
         parts = self._parts_of("weight_grad", gradients)
         if not parts:
             return None
         try:
-            small: list[Tensor] = []
-            large: list[Tensor] = []
-            for part in parts:
-                if part.sizes:
-                    small.append(torch.cat(part.pick(gradients)))
-                else:
-                    for g in part.pick(gradients):
-                        (small if g.numel() <= _SMALL else large).append(g)
-            if small:
-                flat = flatten_tensors(small)
-                large.append(flat.float() if flat.element_size() < 4 else flat)
-            # Whatever there is crosses from its device once.
-            square = _square(large)
+            square = self._square(parts, gradients)
         except (RuntimeError, NotImplementedError):  # Sparse gradients, or several devices.
             square = math.nan
         # A square can leave the range of the gradients' own dtype although no entry does.
         return math.sqrt(square) if square < math.inf else _exact_norm([g for g in gradients if g is not None])
+
+    def _square(self, parts: list[_Part], gradients: Sequence[Tensor | None]) -> float:
+        """Sum of the squares of all gradients; those that are joined stand one after the other for one product."""
+        if self._joins[0] is not parts:
+            self._joins = (parts, *self._places(parts))
+        _, flat, places = self._joins
+        apart: list[Tensor] = []
+        for part, place in zip(parts, places, strict=True):
+            if place is None:
+                apart += part.pick(gradients)
+            else:
+                torch.cat(part.pick(gradients), out=place)
+        square = float(torch.dot(flat, flat))
+        return square + _square(apart) if apart else square
+
+    def _places(self, parts: list[_Part]) -> tuple[Tensor, list[Tensor | None]]:
+        """A flat tensor, and for each part that is joined in float32 its place there."""
+        joined = [bool(part.sizes) and self._parameters[part.first].dtype is torch.float32 for part in parts]
+        flat = rest = torch.empty(sum(sum(part.sizes) for part, one in zip(parts, joined, strict=True) if one))
+        places: list[Tensor | None] = []
+        for part, one in zip(parts, joined, strict=True):
+            size = sum(part.sizes) if one else 0
+            places.append(rest[:size].view(-1, *self._parameters[part.first].shape[1:]) if one else None)
+            rest = rest[size:]
+        return flat, places
 
     def bad_gradients(self) -> list[str]:
         """Names of the parameters whose gradient holds a NaN or an Inf."""
@@ -179,11 +208,15 @@ class Parameters:
                 buffer.put(part.slots, list(own), fixed=not part.sizes)
 
     def _parts_of(self, site: str, tensors: Sequence[Tensor | None]) -> list[_Part]:
-        present = tuple([i for i, tensor in enumerate(tensors) if tensor is not None])
-        parts = self._parts.get((site, present))
-        if parts is None:
-            parts = self._parts[site, present] = self._new_parts(site, present)
-        return parts
+        there = [tensor is not None for tensor in tensors]
+        latest = self._latest.get(site)
+        if latest is None or latest[0] != there:
+            present = tuple([i for i, one in enumerate(there) if one])
+            parts = self._parts.get((site, present))
+            if parts is None:
+                parts = self._parts[site, present] = self._new_parts(site, present)
+            latest = self._latest[site] = (there, parts)
+        return latest[1]
 
     def _new_parts(self, site: str, present: Sequence[int]) -> list[_Part]:
         alike: dict[object, list[list[int]]] = {}
@@ -212,7 +245,7 @@ class Parameters:
         slots = tuple(self._keys.slot(self.names[i], "train", 0, site) for i in positions)
         # Of a single position an itemgetter returns the item itself.
         pick = itemgetter(*positions) if len(positions) > 1 else lambda tensors: (tensors[positions[0]],)
-        return _Part(slots, pick, [self._parameters[i].numel() for i in positions] if sized else [])
+        return _Part(slots, pick, [self._parameters[i].numel() for i in positions] if sized else [], positions[0])
 
 
 def _join(tensors: tuple[Tensor, ...]) -> Tensor | None:
@@ -225,8 +258,6 @@ def _join(tensors: tuple[Tensor, ...]) -> Tensor | None:
 
 
 def _square(tensors: Sequence[Tensor]) -> float:
-    if len(tensors) == 1 and tensors[0].dim() == 1:
-        return float(torch.dot(tensors[0], tensors[0]))
     norms = [torch.linalg.vector_norm(t, dtype=torch.float32 if t.element_size() < 4 else None) for t in tensors]
     return float(torch.stack(norms).double().square().sum())
 

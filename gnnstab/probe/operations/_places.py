@@ -14,6 +14,12 @@ from torch import nn
 _LIBRARIES = ("torch", "torch_geometric", "gnnstab", "contextlib", "functools")
 """Frames of these packages are not the user's; PyG's generated code carries the name of its package."""
 
+_DEMONSTRATION = "gnnstab.demo"
+"""The one module of gnnstab that is a user of the rest."""
+
+_DRIVERS = ("cli", "diagnosis", "observation", "verification")
+"""Parts of gnnstab that call a model themselves: frames outside of theirs are no part of it."""
+
 _ENGINE = "_engine_run_backward"
 """The function of torch below which a backward runs: frames above it only say who called ``backward``."""
 
@@ -87,7 +93,7 @@ def is_own() -> bool:
 def caller_place(modules: Modules, part: str) -> tuple[Place, FrameType | None, bool]:
     """The place of the running operation, the user's frame there, and whether a checkpoint is recomputing.
 
-    The user's line is the innermost frame outside torch, torch_geometric and gnnstab.
+    The user's line is the innermost frame outside torch, torch_geometric and gnnstab, as far as the model's call reaches.
     """
     user: FrameType | None = None
     module: str | None = None
@@ -96,7 +102,10 @@ def caller_place(modules: Modules, part: str) -> tuple[Place, FrameType | None, 
         name = str(frame.f_globals.get("__name__", ""))
         if module is None:
             module = modules.path(frame)
-        if name.partition(".")[0] not in _LIBRARIES:
+        root, _, rest = name.partition(".")
+        if root == "gnnstab" and rest.partition(".")[0] in _DRIVERS:
+            break
+        if root not in _LIBRARIES or name == _DEMONSTRATION:
             user = user or frame
         elif name == "torch.utils.checkpoint":
             recomputing = True

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch_geometric.data.data import BaseData
+from torch import Tensor, nn
 
-from gnnstab.probe.operations._call import Call
+from gnnstab.probe.batches.named_tensors import named_tensors
 from gnnstab.probe.operations._naming import is_finite
-from gnnstab.probe.replaying.replica import copied
+from gnnstab.probe.replaying.replica import NO_AUTOCAST, ForwardInputs
 from gnnstab.torch_private import TorchDispatchMode
 
 BAD_RMS = 10.0
@@ -21,16 +20,16 @@ BAD_RMS = 10.0
 _TARGETS = ("y", "target", "targets", "label", "labels", "train_mask", "val_mask", "test_mask")
 
 
-def scale_to_blame(call: Call, finite: Callable[[Call], bool]) -> tuple[str, ...]:
+def scale_to_blame(call: ForwardInputs, model: nn.Module, finite: Callable[[ForwardInputs], bool]) -> tuple[str, ...]:
     """Names of the inputs whose scale made the value: with them standardised, ``finite`` says yes.
 
     One alone when one is enough, all of them together when only that helps, none when nothing does.
     """
-    suspects = sorted(badly_scaled(call), key=lambda name: -_rms_of(call, name))
-    if not suspects or not finite(standardised(call, suspects)):
+    suspects = badly_scaled(call, model)
+    if not suspects or not finite(standardised(call, suspects.values())):
         return ()
-    for name in suspects:
-        if len(suspects) > 1 and finite(standardised(call, [name])):
+    for name, tensor in suspects.items():
+        if len(suspects) > 1 and finite(standardised(call, [tensor])):
             return (name,)
     return tuple(suspects)
 
@@ -68,25 +67,17 @@ def _is_narrow(dtype: Any, wide: torch.dtype) -> bool:
     return isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize < wide.itemsize
 
 
-def widened(call: Call, wide: torch.dtype) -> Call:
+def widened(call: ForwardInputs, wide: torch.dtype) -> ForwardInputs:
     """The call without autocast, its inputs in ``wide``."""
-    return _walk(
-        call._replace(args=copied(tuple(call.args)), kwargs=copied(dict(call.kwargs)), autocast=None),
-        lambda path, tensor: tensor.to(wide) if _is_narrow(tensor.dtype, wide) else tensor,
-    )
+    return call.mapped(lambda t: t.to(wide) if _is_narrow(t.dtype, wide) else t)._replace(autocast=NO_AUTOCAST)
 
 
-def badly_scaled(call: Call) -> list[str]:
-    """Paths of the floating inputs with a column of RMS above `BAD_RMS`; ids, counts and masks are left out."""
-    found: list[str] = []
-
-    def look(path: str, tensor: Tensor) -> Tensor:
-        if is_measurement(tensor) and path.rpartition(".")[2] not in _TARGETS and _rms(tensor) > BAD_RMS:
-            found.append(path)
-        return tensor
-
-    _walk(call, look)
-    return found
+def badly_scaled(call: ForwardInputs, model: nn.Module) -> dict[str, Tensor]:
+    """The floating inputs with a column of RMS above `BAD_RMS` by name, the largest first; ids, counts and masks are left out."""
+    named = named_tensors(tuple(call.args), call.kwargs, model)
+    features = {n: t for n, t in named.items() if is_measurement(t) and n.rpartition(".")[2] not in _TARGETS}
+    sizes = {name: _rms(tensor) for name, tensor in features.items()}
+    return {name: features[name] for name in sorted(sizes, key=lambda n: -sizes[n]) if sizes[name] > BAD_RMS}
 
 
 def is_measurement(tensor: Tensor) -> bool:
@@ -96,61 +87,22 @@ def is_measurement(tensor: Tensor) -> bool:
     return not bool((tensor == tensor.round()).all())
 
 
-def standardised(call: Call, names: list[str]) -> Call:
+def standardised(call: ForwardInputs, tensors: Iterable[Tensor]) -> ForwardInputs:
     """The call with every column of these inputs at mean 0 and deviation 1."""
+    chosen = {id(tensor) for tensor in tensors}
 
-    def change(path: str, tensor: Tensor) -> Tensor:
-        if path not in names:
+    def change(tensor: Tensor) -> Tensor:
+        if id(tensor) not in chosen:
             return tensor
         deviation = tensor.std(0, unbiased=False, keepdim=True)
         # A constant column is scaled, not removed.
         deviation = torch.where(deviation > 1e-6 * tensor.abs().amax(0, keepdim=True), deviation, tensor.abs().amax())
         return (tensor - tensor.mean(0, keepdim=True)) / deviation.clamp(min=1e-12)
 
-    return _walk(call._replace(args=copied(tuple(call.args)), kwargs=copied(dict(call.kwargs))), change)
+    return call.mapped(change)
 
 
 def _rms(tensor: Tensor) -> float:
     """Largest RMS of a column."""
     columns = tensor.reshape(len(tensor), -1).double() if tensor.dim() else tensor.reshape(1, 1).double()
     return float(columns.square().mean(0).sqrt().max())
-
-
-def _rms_of(call: Call, name: str) -> float:
-    sizes: list[float] = []
-
-    def look(path: str, tensor: Tensor) -> Tensor:
-        if path == name:
-            sizes.append(_rms(tensor))
-        return tensor
-
-    _walk(call, look)
-    return max(sizes, default=0.0)
-
-
-def _walk(call: Call, change: Callable[[str, Tensor], Tensor]) -> Call:
-    alone = len(call.args) == 1 and not call.kwargs and not isinstance(call.args[0], (Tensor, tuple, list))
-    args = tuple(_changed("" if alone else f"argument {i}", value, change) for i, value in enumerate(call.args))
-    return call._replace(args=args, kwargs={k: _changed(str(k), v, change) for k, v in call.kwargs.items()})
-
-
-def _changed(path: str, value: Any, change: Callable[[str, Tensor], Tensor]) -> Any:
-    if isinstance(value, Tensor):
-        return change(path, value)
-    if isinstance(value, BaseData):
-        value = value.clone()
-        for store in value.stores:
-            key = getattr(store, "_key", None)
-            prefix = path if key is None else _joined(path, str(key))
-            for name, item in list(store.items()):
-                store[name] = _changed(_joined(prefix, name), item, change)
-        return value
-    if isinstance(value, Mapping):
-        return {k: _changed(_joined(path, str(k)), v, change) for k, v in value.items()}
-    if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
-        return type(value)(_changed(_joined(path, str(i)), v, change) for i, v in enumerate(value))
-    return value
-
-
-def _joined(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name

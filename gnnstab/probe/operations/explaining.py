@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from gnnstab.errors import UsageError
 from gnnstab.probe.operations._loss_graph import chain
 from gnnstab.probe.operations.in_place import StepWatch, Suspect
-from gnnstab.probe.operations.repeat import Call, Found, Objective, repeat
+from gnnstab.probe.operations.repeat import Found, Objective, repeat
 from gnnstab.probe.operations.telling import facts, named, sentence
+from gnnstab.probe.replaying.replica import ForwardInputs
 from gnnstab.records import Event
 
 MOST_WATCHED = 3
@@ -46,7 +47,7 @@ class Explainer:
         self._loss = weakref.ref(loss) if isinstance(loss, Tensor) else None
         return chain(loss) if first else ""
 
-    def explain(self, event: Event, calls: Iterable[Call], twin: nn.Module | None = None) -> Event:
+    def explain(self, event: Event, calls: Iterable[ForwardInputs], twin: nn.Module | None = None) -> Event:
         """The event, with the operation where repeating the forwards of its step shows it.
 
         ``twin`` is a copy with the weights of the step, where an update has changed those of the model since.
@@ -71,7 +72,7 @@ class Explainer:
         notes = [str(event.detail["note"])] if event.detail.get("note") else []
         return replace(event, detail={**event.detail, "note": "; ".join([*notes, reason])})
 
-    def _watch_next(self, event: Event, calls: Sequence[Call]) -> str:
+    def _watch_next(self, event: Event, calls: Sequence[ForwardInputs]) -> str:
         """Have the next step watched; why that is not possible, or nothing."""
         self._watched += 1
         try:
@@ -140,10 +141,3 @@ def told(event: Event, found: Found, how: str = "repeated") -> Event:
         changed["layer"] = operation.place.module or None
         changed["origin"] = "made-here" if tensor is None else "came-in"
     return replace(event, **changed)
-
-
-def call_of(inputs: Any) -> Call:
-    """A forward that was kept, ready to be repeated."""
-    return Call(
-        inputs.args, inputs.kwargs, inputs.rng, inputs.autocast, inputs.mode == "train" or inputs.mode.endswith("-grad")
-    )

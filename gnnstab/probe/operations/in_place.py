@@ -14,8 +14,8 @@ from gnnstab.errors import UsageError
 from gnnstab.probe.operations._naming import TensorNames, is_finite
 from gnnstab.probe.operations._tape import LossTape
 from gnnstab.probe.operations._watch import OperationMode
-from gnnstab.probe.operations.repeat import Call, Found, repeat
-from gnnstab.probe.replaying.replica import copied, replica, unwrap
+from gnnstab.probe.operations.repeat import Found, repeat
+from gnnstab.probe.replaying.replica import ForwardInputs, copied, replica, unwrap
 from gnnstab.records import Event
 from gnnstab.torch_private import dispatch_modes, dispatch_stack
 
@@ -28,11 +28,11 @@ class Suspect:
     model: nn.Module | None
     """A copy, with the weights before the update; None when the step is over."""
 
-    calls: tuple[Call, ...]
+    calls: tuple[ForwardInputs, ...]
     """Its forwards with gradients."""
 
     @classmethod
-    def of(cls, event: Event, model: nn.Module, calls: Sequence[Call]) -> Suspect:
+    def of(cls, event: Event, model: nn.Module, calls: Sequence[ForwardInputs]) -> Suspect:
         """Copy what the run is about to change.
 
         Raises:
@@ -40,7 +40,7 @@ class Suspect:
         """
         if not calls:
             return cls(event, None, ())
-        kept = tuple(c._replace(args=copied(tuple(c.args)), kwargs=copied(dict(c.kwargs))) for c in calls)
+        kept = tuple(copied(call) for call in calls)
         return cls(event, replica(unwrap(model)[0]), kept)
 
 

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from gnnstab.errors import UsageError
-from gnnstab.probe.operations._call import Call as Call
 from gnnstab.probe.operations._naming import Named, TensorNames, is_finite
 from gnnstab.probe.operations._undo import scale_to_blame, widened, wider
 from gnnstab.probe.operations._watch import OperationMode, Origin
-from gnnstab.probe.replaying.replica import Autocast, copied, eager, forked_rng, replica, tensors_in, unwrap
+from gnnstab.probe.replaying.replica import ForwardInputs, copied, eager, forked_rng, replica, tensors_in, unwrap
 
 Objective = Callable[[Any, tuple[Any, ...], dict[str, Any], OperationMode], Tensor]
 """(output, positional arguments, keyword arguments, the watch) → loss."""
@@ -51,9 +50,7 @@ class Found:
     """True when the same step in float64 is finite and its output, loss and gradients fit float32: only the way there does not."""
 
 
-def repeat(
-    model: nn.Module, call: Call, objective: Objective | None = None, *, batch: Any = None, undo: bool = True
-) -> Found:
+def repeat(model: nn.Module, call: ForwardInputs, objective: Objective | None = None, *, batch: Any = None) -> Found:
     """Repeat a step on a copy; the model, its gradients, the inputs and the random generators stay as they are.
 
     Args:
@@ -61,13 +58,12 @@ def repeat(
         call: The forward.
         objective: The loss; the forward alone is repeated when omitted.
         batch: The batch as the loss sees it, to name its tensors.
-        undo: Whether to try, for a value that grew too large, the same step with standardised inputs.
 
     Raises:
         UsageError: The model cannot be copied.
     """
     found = _once(model, call, objective, batch)
-    if not undo or found.origin is None or found.origin.tensor is not None:
+    if found.origin is None or found.origin.tensor is not None:
         return found
     if found.origin.operation.dtype in ("float16", "bfloat16"):
         wide = _once(model, widened(call, torch.float32), objective, batch, wide=torch.float32)
@@ -77,7 +73,9 @@ def repeat(
         if exact.origin is None and not exact.note:
             return replace(found, exact=True)
     if found.origin.operation.sizes.kind in GREW:
-        undone = scale_to_blame(call, lambda changed: _once(model, changed, objective, batch).origin is None)
+        undone = scale_to_blame(
+            call, unwrap(model)[0], lambda changed: _once(model, changed, objective, batch).origin is None
+        )
         return replace(found, undone=undone)
     return found
 
@@ -87,7 +85,7 @@ GREW = ("overflow", "exp-overflow", "inf-minus-inf", "inf-over-inf", "undefined-
 
 
 def _once(
-    model: nn.Module, call: Call, objective: Objective | None, batch: Any, *, wide: torch.dtype | None = None
+    model: nn.Module, call: ForwardInputs, objective: Objective | None, batch: Any, *, wide: torch.dtype | None = None
 ) -> Found:
     """The step once; ``wide`` is the format in which all of it is computed, and what comes out must fit float32."""
     inner, prefix = unwrap(model)
@@ -97,11 +95,11 @@ def _once(
     names = TensorNames(twin, args, kwargs, batch)
     held = tuple(names.non_finite())
     watch = OperationMode(twin, names, prefix)
-    state, forward, cast = _State(), eager(twin), _autocast(call.autocast)
+    state, forward = _State(), eager(twin)
     with forked_rng(call.rng), torch.set_grad_enabled(call.grad), _quiet():
         try:
             with watch, nullcontext() if wide is None else wider(wide):
-                with cast:
+                with call.autocast.context():
                     state.output = forward(*args, **kwargs)
                     state.ran = "output"
                     if objective is not None and call.grad:
@@ -164,12 +162,6 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-def _autocast(cast: Autocast | None) -> Any:
-    if cast is None or not cast.enabled:
-        return nullcontext()
-    return torch.autocast(cast.device_type, dtype=cast.dtype, cache_enabled=False)
 
 
 def objective_of(loss: Callable[[Any, Any], Tensor]) -> Objective:

@@ -45,16 +45,21 @@ def next_update(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Forw
         UsageError: Model or optimizer cannot be copied, a gradient is not finite, or forward or step fail on the copy.
     """
     with forked_rng():
-        (moved, lost), damping = _move(model, optimizer, inputs, free=False), math.nan
+        (moved, lost, before), damping = _move(model, optimizer, inputs, free=False), math.nan
         if eps_of(optimizer) is not None:
-            free, _ = _move(model, optimizer, inputs, free=True)
+            free, _, _ = _move(model, optimizer, inputs, free=True, before=before)
             damping = moved / free if free > 0 else math.nan
         return Update(moved, damping, lost)
 
 
 def _move(
-    model: nn.Module, optimizer: torch.optim.Optimizer, inputs: ForwardInputs, *, free: bool
-) -> tuple[float, float]:
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    inputs: ForwardInputs,
+    *,
+    free: bool,
+    before: Sequence[Tensor] | None = None,
+) -> tuple[float, float, Sequence[Tensor]]:
     twin, mover = twins(model, optimizer, keep_mode=True)
     if free:
         shrink_eps(mover)
@@ -66,11 +71,11 @@ def _move(
     if not all(bool(p.grad.isfinite().all()) for p in twin.parameters() if p.grad is not None):
         raise UsageError("a gradient is not finite, so that the update was not tried on a copy")
     try:
-        before = _outputs(twin, inputs)
+        before = _outputs(twin, inputs) if before is None else before
         asked = [p for p in twin.parameters() if p.grad is not None and p.is_floating_point() and p.element_size() == 2]
         weights = [p.detach().clone() for p in asked]
         mover.step()
-        return change_over_spread(before, _outputs(twin, inputs)), _lost(asked, weights)
+        return change_over_spread(before, _outputs(twin, inputs)), _lost(asked, weights), before
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
         # The model or the optimizer may refuse a copy; anything else is a failure of the tool, and told as such.
         raise UsageError(f"the update failed on a copy: {type(error).__name__}: {error}") from error
@@ -85,7 +90,7 @@ def _lost(moved: Sequence[Tensor], before: Sequence[Tensor]) -> float:
 
 
 def _outputs(twin: nn.Module, inputs: ForwardInputs) -> list[Tensor]:
-    output = run_replica(twin, inputs.args, inputs.kwargs, rng_state=inputs.rng, autocast=inputs.autocast)
+    output = run_replica(twin, inputs)
     return [t.detach().float() for _, t in tensors_in(output) if t.is_floating_point()]
 
 

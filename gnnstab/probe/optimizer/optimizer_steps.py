@@ -16,6 +16,7 @@ from torch_geometric.data.data import BaseData
 
 from gnnstab.errors import UsageError
 from gnnstab.probe.batches.arguments import Arguments, as_arguments
+from gnnstab.probe.optimizer.learning import learning_signals
 from gnnstab.probe.replaying.replica import copied, eager, forked_rng, replica, rng_snapshot, tensors_in, unwrap
 from gnnstab.records import Signal, Signals
 from gnnstab.records.rises import Rise, rise_of
@@ -100,8 +101,18 @@ class Bench:
     dtype: torch.dtype | None = None
     clip: float | None = None
 
-    def trial(self, steps: int | None = None, *, factor: float = 1.0, without_eps: bool = False) -> Trial:
+    def trial(
+        self,
+        steps: int | None = None,
+        *,
+        factor: float = 1.0,
+        without_eps: bool = False,
+        edit: Callable[[nn.Module], None] | None = None,
+        until: Callable[[Sequence[float]], bool] | None = None,
+    ) -> Trial:
         """Take ``steps`` (as `steps_of` says, where None) with the rates of all groups times ``factor``, and with next to no eps where asked for.
+
+        ``edit`` changes the copy before the first step; the trial ends where ``until`` is true of the losses so far.
 
         Raises:
             UsageError: The model or the optimizer cannot be copied, or forward, loss or step fail on the copy.
@@ -114,7 +125,9 @@ class Bench:
         with forked_rng(), torch.enable_grad():
             state = rng_snapshot()
             try:
-                return self._run(model, optimizer, steps_of(optimizer) if steps is None else steps, state)
+                if edit is not None:
+                    edit(model)
+                return self._run(model, optimizer, steps_of(optimizer) if steps is None else steps, state, until)
             except UsageError:
                 raise
             except Exception as error:
@@ -130,11 +143,18 @@ class Bench:
                 raise UsageError(f"the backward failed on a copy: {type(error).__name__}: {error}") from error
         return norm_of(p.grad for p in model.parameters())
 
-    def _run(self, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, state: Mapping[str, Any]) -> Trial:
+    def _run(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        steps: int,
+        state: Mapping[str, Any],
+        until: Callable[[Sequence[float]], bool] | None,
+    ) -> Trial:
         before, first = self._look(model, state)
         losses, moved, scale = [first], math.nan, _SCALES[0] if self.dtype is torch.float16 else 1.0
         for step in range(steps):
-            if not math.isfinite(losses[-1]):
+            if not math.isfinite(losses[-1]) or (until is not None and until(losses)):
                 break
             optimizer.zero_grad(set_to_none=True)
             scale = self._gradients(model, step % len(self.calls), scale)
@@ -157,12 +177,13 @@ class Bench:
         losses = []
         with torch.no_grad(), forked_rng(state):
             for number in range(len(self.calls)):
-                output, loss = self._forward(model, number)
+                output, loss = self.forward(model, number)
                 outputs += [t.detach().float() for _, t in tensors_in(output) if t.is_floating_point()]
                 losses.append(float(loss))
         return outputs, sum(losses) / len(losses)
 
-    def _forward(self, model: nn.Module, number: int) -> tuple[Any, Tensor]:
+    def forward(self, model: nn.Module, number: int) -> tuple[Any, Tensor]:
+        """Output and loss of a copy on one batch."""
         args, kwargs = self.calls[number]
         device = next((p.device.type for p in model.parameters()), "cpu")
         # Without the cache: weights change between two forwards, some of which keep no gradients.
@@ -177,7 +198,7 @@ class Bench:
         for candidate in [s for s in _SCALES if s <= scale] or [1.0]:
             for parameter in parameters:
                 parameter.grad = None
-            _, loss = self._forward(model, number)
+            _, loss = self.forward(model, number)
             (loss * candidate).backward()  # type: ignore[no-untyped-call]
             gradients = [p.grad for p in parameters if p.grad is not None]
             if candidate == 1 or all(bool(gradient.isfinite().all()) for gradient in gradients):
@@ -312,6 +333,7 @@ def _judged(bench: Bench) -> Iterator[Signal]:
     trial = bench.trial()
     yield from rate_signals(bench, trial)
     yield from _eps(bench, trial)
+    yield from learning_signals(bench)
 
 
 def rate_signals(bench: Bench, trial: Trial) -> Iterator[Signal]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -10,9 +11,10 @@ from torch import nn
 
 from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 from gnnstab.probe.operations.repeat import as_batch
+from gnnstab.probe.optimizer.learning import learning_signals
 from gnnstab.probe.optimizer.optimizer_steps import Bench, Loss, norm_of, rate_signals
 from gnnstab.probe.replaying.replica import forked_rng
-from gnnstab.records import Measure
+from gnnstab.records import Measure, Signal
 from gnnstab.records.vocabulary import OPTIMIZER_LOSS_RISE
 
 CLIPPED = 0.9
@@ -30,16 +32,30 @@ def run_trial(
     Raises:
         UsageError: Model or optimizer cannot be copied, or forward, loss or step fail on the copy.
     """
-    cast = inputs.autocast
-    bench = Bench(
-        model, optimizer, [(inputs.args, inputs.kwargs)], [as_batch(inputs.args, inputs.kwargs)], loss,
-        cast.dtype if cast.enabled else None,
-    )  # fmt: skip
+    bench = _bench(model, optimizer, inputs, loss)
     with forked_rng(inputs.rng):
         clipped = norm_of(p.grad for p in model.parameters())
         if 0 < clipped < CLIPPED * bench.gradient_norm():
             bench = replace(bench, clip=clipped)
         signals = [signal for signal in rate_signals(bench, bench.trial()) if signal.name == OPTIMIZER_LOSS_RISE]
+    return _rows(signals, inputs, step)
+
+
+def stack_trial(
+    model: nn.Module, optimizer: torch.optim.Optimizer, inputs: ForwardInputs, loss: Loss, step: int
+) -> list[Measure]:
+    """What deep stacks take away from the progress of a few steps from here, as rows for the trace; failures as of `run_trial`."""
+    with forked_rng(inputs.rng):
+        return _rows(learning_signals(_bench(model, optimizer, inputs, loss)), inputs, step)
+
+
+def _bench(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: ForwardInputs, loss: Loss) -> Bench:
+    cast, batch = inputs.autocast, as_batch(inputs.args, inputs.kwargs)
+    dtype = cast.dtype if cast.enabled else None
+    return Bench(model, optimizer, [(inputs.args, inputs.kwargs)], [batch], loss, dtype)
+
+
+def _rows(signals: Iterable[Signal], inputs: ForwardInputs, step: int) -> list[Measure]:
     return [
         Measure(step, "", inputs.mode, 0, signal.name, -1, signal.value, json.dumps(signal.detail))
         for signal in signals

@@ -44,17 +44,25 @@ class SlopeWatch:
         self._writer = writer
         self._now = now
         self._rates: deque[tuple[int, float]] = deque(maxlen=LATELY + 1)
+        self._constant = 0
+        """Updates in a row at the rate of the last one; from `LATELY` on nothing can rise within the window."""
+
         self._before: tuple[int, list[Tensor], list[Tensor], list[Tensor]] | None = None
         self._sent: tuple[int, Tensor, Any] | None = None
 
-    @torch.no_grad()
     def look(self, optimizer: torch.optim.Optimizer) -> None:
         """Before an update: finish what the last one began, and begin anew while the rate rises."""
         lr, step = optimizer.param_groups[0]["lr"], self._now()
         if not self._watched or isinstance(lr, Tensor) or getattr(optimizer, "grad_scale", None) is not None:
             return
-        self._land()
+        self._constant = self._constant + 1 if self._rates and self._rates[-1][1] == lr else 0
         self._rates.append((step, lr))
+        if self._constant <= LATELY or self._before is not None or self._sent is not None:
+            with torch.no_grad():
+                self._look(optimizer, lr, step)
+
+    def _look(self, optimizer: torch.optim.Optimizer, lr: float, step: int) -> None:
+        self._land()
         before, self._before = self._before, None
         if before is not None and before[0] == step - 1:
             self._send(*before)

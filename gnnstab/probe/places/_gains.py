@@ -20,6 +20,11 @@ WIDE = 2.0
 FLAT = 0.5
 """Share of the stable rank of independent entries from which on a matrix looks drawn; training makes few directions large."""
 
+EVEN = 1.8
+"""Largest entry over RMS up to which entries fill an interval evenly (√3); among as many normal ones the largest lies above 2."""
+
+ENTRIES = 16
+
 ALIKE = 1e-4
 """Difference of the rows of a weight, and of its gradient, over the largest entry, below which its units are copies."""
 
@@ -43,11 +48,14 @@ def rows(seen: ForwardView) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
 
 
 def _looks_drawn(weight: Tensor) -> bool:
-    """True where ‖W‖_F²/‖W‖² is about mn/(√m + √n)², as for independent entries; few rows or columns say nothing."""
+    """True where ‖W‖_F²/‖W‖² is about mn/(√m + √n)², as for independent entries.
+
+    Of few rows or columns it says nothing; there entries that fill an interval evenly are those that torch has drawn.
+    """
     m, n = weight.shape
-    if min(m, n) < 3:
-        return False
     flat = weight.double()
+    if min(m, n) < 3:
+        return m * n >= ENTRIES and bool(flat.abs().max() <= EVEN * flat.square().mean().sqrt())
     top = float(torch.linalg.matrix_norm(flat, 2))
     return float(flat.square().sum()) / top**2 >= FLAT * m * n / (math.sqrt(m) + math.sqrt(n)) ** 2
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gnnstab.probe.places import _numbers as numbers
 from gnnstab.probe.places._calls import Call
+from gnnstab.probe.places._normalised import row_norm
 from gnnstab.probe.places._roles import columns, is_target, value_columns
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 _MUCH = 0.3
 """Share of a tensor's RMS at the entry of a module from which on the tensor is said to arrive there."""
 
+_LARGE = 10.0
+"""RMS from which on a column of whole numbers that is given to a weight is judged like measured values; counts and codes are less."""
+
 
 def rows(seen: ForwardView, given: Mapping[str, Tensor]) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
     """Numbers of every tensor; ``given`` are its values before the forward, which may change them in place."""
@@ -26,9 +30,12 @@ def rows(seen: ForwardView, given: Mapping[str, Tensor]) -> Iterator[tuple[str, 
         _Entry(call) for call in seen.calls.all if call.computes and call.entering and not normalised_next(seen, call)
     ]
     size = max((numbers.rms(numbers.sampled(t)) for t in seen.outputs), default=math.nan)
-    entries_out = max((t.numel() for t in seen.outputs), default=0)
+    entries_out: Any = max((t.numel() for t in seen.outputs), default=0)
     if math.isfinite(size):
-        yield "place.output", "output", size, {"entries": entries_out}
+        detail = {"entries": entries_out}
+        if len(seen.outputs) == 1 and (common := row_norm(seen.outputs[0])) is not None:
+            detail |= {"row_norm": common, "columns": seen.outputs[0].shape[1]}
+        yield "place.output", "output", size, detail
     for name, tensor in given.items():
         if not tensor.numel():
             continue
@@ -49,13 +56,16 @@ def _scale(
 ) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
     flat = columns(numbers.sampled(tensor))
     values = value_columns(numbers.sampled(tensor))
+    fed = [call for call in seen.calls.fed(seen.batch[name]) if call.computes and not normalised_next(seen, call)]
+    if fed:
+        # Whole numbers that a weight multiplies as they are: no ids, or ids that should have been looked up.
+        values = values | (torch.nan_to_num(flat, 0.0, 0.0, 0.0).square().mean(0).sqrt() > _LARGE)
     whole = not bool(values.any())
     judged = flat if whole else flat[:, values]
     rms = numbers.rms(judged)
     if math.isnan(rms):
         return
     ratio, column = numbers.column_ratio(judged)
-    fed = [call for call in seen.calls.fed(seen.batch[name]) if call.computes and not normalised_next(seen, call)]
     detail = {
         "whole": whole,
         "target": is_target(name),

@@ -1,15 +1,17 @@
-"""Scores that a mask of zeros and ones multiplies in front of a softmax, which gives a score of 0 its share of the weight."""
+"""Masks that do not mask: factors of 0 and small constants before a softmax, constants that win, keys closed the wrong way round."""
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from gnnstab.probe.places import _operations as operations
+from gnnstab.probe.places._numbers import MOST_ENTRIES
 
 if TYPE_CHECKING:
     from gnnstab.probe.places.survey import ForwardView
@@ -17,36 +19,110 @@ if TYPE_CHECKING:
 _SCALES = ("DivBackward", "MulBackward", "ToCopyBackward", "CloneBackward")
 """Operations that leave every score where it stands."""
 
+_SHAPES = (
+    "ViewBackward",
+    "UnsafeViewBackward",
+    "ReshapeAliasBackward",
+    "SqueezeBackward",
+    "UnsqueezeBackward",
+    "ExpandBackward",
+)
+"""Operations that leave the entries of a tensor in their order."""
+
+_DROPS = ("NativeDropoutBackward", "MulBackward", "DivBackward", "CloneBackward")
+"""What may stand between the weights of an attention and the values that they weigh."""
+
+_SOFTMAX = ("SoftmaxBackward", "LogSoftmaxBackward")
+
+_FAR = 20.0
+"""Distance of a constant from all scores from which on it is a mask and not the limit of a clamp: e⁻²⁰ of the weight."""
+
+_ALIKE, _APART = 1e-5, 0.05
+"""Largest difference of the values behind keys over their RMS: below the first they hold nothing, above the second they differ."""
+
+
+class Mask(NamedTuple):
+    """What closes some scores of a softmax."""
+
+    open: Tensor
+    """Bool, of a shape that expands to that of the scores."""
+
+    constant: bool
+    """True where closed scores are replaced by one number, False where they are multiplied by 0."""
+
 
 def rows(seen: ForwardView) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
-    """The weight that each softmax leaves to entries which its mask was to close; nothing for one that is masked as it should be."""
+    """The weight that each softmax leaves to entries which its mask was to close, and masks that close what they should leave open."""
     users: dict[Any, list[Any]] = defaultdict(list)
     for node in operations.walk(seen.outputs):
         for above, _ in node.next_functions:
             users[above].append(node)
-    for node in [one for one in users if type(one).__name__.startswith(("SoftmaxBackward", "LogSoftmaxBackward"))]:
+    for node in [one for one in users if type(one).__name__.startswith(_SOFTMAX)]:
         mask = _mask_above(node)
-        # Weights that are multiplied by the mask again, and then by their sum, are right.
-        if mask is None or any(_factor(user) is not None for user in users[node]):
+        if mask is None or _divided_again(node, users):
             continue
         share = _left(node, mask)
         if share is not None:
             above = node.next_functions[0][0]
             place = operations.made_by(above, seen.calls.maker) or "output"
-            yield "place.masked_weight", place, share, {"operation": "softmax"}
+            detail = {"operation": "softmax", "constant": mask.constant}
+            yield "place.masked_weight", place, share, detail
+    yield from _inverted(seen, list(users))
+    yield from _filled_outputs(seen)
 
 
-def _mask_above(node: Any) -> Tensor | None:
-    """The mask that multiplies what a softmax is given, at most scaled in between."""
+def filled(tensor: Tensor) -> Tensor | None:
+    """Bool mask of the entries of an output that were set to a constant last of all; None without any."""
+    node = tensor.grad_fn
+    while node is not None and type(node).__name__.startswith((*_SCALES, *_SHAPES, *_SOFTMAX)):
+        node = node.next_functions[0][0]
+    found = _constant(node)
+    if found is None:
+        return None
+    try:
+        closed = ~found if found.numel() == tensor.numel() else ~found.expand(tensor.shape)
+    except RuntimeError:
+        return None
+    return closed.reshape(tensor.shape)
+
+
+def _filled_outputs(seen: ForwardView) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
+    for tensor in seen.outputs:
+        closed = filled(tensor)
+        if closed is None or not bool(closed.any()) or bool(closed.all()):
+            continue
+        above = float((tensor[closed].min() - tensor[~closed].max()).detach())
+        if above > 0 and math.isfinite(above):
+            yield "place.filled_output", "output", above, {"share": float(closed.double().mean())}
+
+
+def _mask_above(node: Any) -> Mask | None:
+    """The mask that closes what a softmax is given, at most scaled in between."""
     while True:
         node = node.next_functions[0][0]
+        replaced = _constant(node)
+        if replaced is not None:
+            return Mask(replaced, True)
         if node is None or not type(node).__name__.startswith(_SCALES):
             return None
         mask = _factor(node)
         if mask is not None:
-            return mask
+            return Mask(mask, False)
         if not type(node).__name__.startswith(("ToCopy", "Clone")) and not _by_number(node):
             return None
+
+
+def _constant(node: Any) -> Tensor | None:
+    """Where ``masked_fill`` or ``where`` with a constant leaves what it is given; None for any other operation."""
+    kind = type(node).__name__
+    if kind.startswith("MaskedFillBackward") and all(value is None for value, _ in node.next_functions[1:]):
+        mask = _saved(node, "_saved_mask")
+        return None if mask is None else ~mask
+    if kind.startswith("WhereBackward"):
+        condition, (one, other) = _saved(node, "_saved_condition"), [above for above, _ in node.next_functions[-2:]]
+        if condition is not None and (one is None) != (other is None):
+            return condition if other is None else ~condition
+    return None
 
 
 def _factor(node: Any) -> Tensor | None:
@@ -59,6 +135,12 @@ def _factor(node: Any) -> Tensor | None:
             if tensor.dtype == torch.bool or not values.numel():
                 return tensor != 0
     return None
+
+
+def _divided_again(node: Any, users: Mapping[Any, list[Any]]) -> bool:
+    """Weights that are multiplied by the mask once more, and then divided by their sum, are right."""
+    products = [user for user in users.get(node, ()) if _factor(user) is not None]
+    return any(type(user).__name__.startswith("DivBackward") for product in products for user in users.get(product, ()))
 
 
 def _by_number(node: Any) -> bool:
@@ -74,19 +156,89 @@ def _saved(node: Any, name: str) -> Tensor | None:
     return found if isinstance(found, Tensor) else None
 
 
-def _left(node: Any, mask: Tensor) -> float | None:
-    """Mean weight of the closed entries, over the rows that have closed and open ones; None where no row has both."""
+def _left(node: Any, mask: Mask) -> float | None:
+    """Mean weight of the closed entries, over the rows that have closed and open ones; None where no row has both.
+
+    None as well where a constant limits the scores, as a clamp does, in place of taking some of them away.
+    """
     result = _saved(node, "_saved_result")
-    if result is None or mask.dim() > result.dim():
+    if result is None or mask.open.dim() > result.dim():
         return None
-    weights = result.exp() if type(node).__name__.startswith("Log") else result
+    logarithm = type(node).__name__.startswith("Log")
+    weights = result.exp() if logarithm else result
     try:
-        open_ = mask.expand(weights.shape)
+        open_ = mask.open.expand(weights.shape)
     except RuntimeError:
         return None
     axis = int(getattr(node, "_saved_dim", -1))
     axis = axis - (1 << 64) if axis >= 1 << 63 else axis
-    both = open_.any(axis) & (~open_).any(axis)
+    both = open_.any(axis, keepdim=True) & (~open_).any(axis, keepdim=True)
     if not bool(both.any()):
         return None
-    return float((weights * ~open_).sum(axis)[both].mean())
+    if mask.constant and _limits(result if logarithm else result.log(), open_, both, axis):
+        return None
+    return float((weights * ~open_).sum(axis, keepdim=True)[both].mean())
+
+
+def _limits(logs: Tensor, open_: Tensor, both: Tensor, axis: int) -> bool:
+    """True where every open score lies on one side of the constant and some lie near it: what was cut off lay beyond."""
+    constant = logs.masked_fill(open_, -math.inf).amax(axis, keepdim=True)
+    gaps = (logs - constant)[open_ & both & constant.isfinite()]
+    gaps = gaps[~gaps.isnan()]
+    if not gaps.numel():
+        return False
+    low, high = float(gaps.min()), float(gaps.max())
+    return 0 <= low < _FAR or -_FAR < high <= 0
+
+
+def _inverted(seen: ForwardView, nodes: list[Any]) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
+    """Attention whose open keys all hold the same, as padding does, while the closed ones differ."""
+    for node in nodes:
+        found = _keys(node)
+        if found is None:
+            continue
+        closed, values, above = found
+        share = _same_open(closed, values)
+        if share is not None and share > 0:
+            place = operations.made_by(above, seen.calls.maker) or "output"
+            yield "place.closed_content", place, share, {}
+
+
+def _keys(node: Any) -> tuple[Tensor, Tensor, Any] | None:
+    """Of an attention: which keys no query may read (sets, keys), what stands behind them (sets, keys, channels), what made it."""
+    kind = type(node).__name__
+    if kind.startswith("ScaledDotProduct"):
+        mask, values = _saved(node, "_saved_attn_mask"), _saved(node, "_saved_value")
+        if mask is None or values is None or values.dim() != 4 or values.numel() > MOST_ENTRIES:
+            return None
+        shut = ~mask if mask.dtype == torch.bool else mask < -1e4
+        shut = shut.expand(*values.shape[:2], *shut.shape[-2:]).all(-2).flatten(0, 1)
+        return shut.expand(-1, values.shape[2]), values.flatten(0, 1), node.next_functions[2][0]
+    if kind.startswith("BmmBackward"):
+        weights, values = _saved(node, "_saved_self"), _saved(node, "_saved_mat2")
+        if weights is None or values is None or weights.numel() > MOST_ENTRIES or not _are_weights(node):
+            return None
+        return (weights == 0).all(1), values, node.next_functions[1][0]
+    return None
+
+
+def _are_weights(node: Any) -> bool:
+    node = node.next_functions[0][0]
+    while node is not None and type(node).__name__.startswith((*_SHAPES, *_DROPS)):
+        node = node.next_functions[0][0]
+    return type(node).__name__.startswith("SoftmaxBackward")
+
+
+def _same_open(closed: Tensor, values: Tensor) -> float | None:
+    """Share of the sets with two open and two closed keys whose open ones hold the same and whose closed ones differ."""
+    both = ((~closed).sum(1) > 1) & (closed.sum(1) > 1)
+    if not bool(both.any()):
+        return None
+    closed, values = closed[both], values[both].detach().double()
+    size = values.square().mean((1, 2)).sqrt()
+
+    def spread(kept: Tensor) -> Tensor:
+        high = values.masked_fill(~kept[..., None], -math.inf).amax(1)
+        return (high - values.masked_fill(~kept[..., None], math.inf).amin(1)).amax(1)
+
+    return float(((spread(~closed) <= _ALIKE * size) & (spread(closed) > _APART * size)).double().mean())

@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch_geometric.nn import MessagePassing
 from torch_geometric.nn.aggr import Aggregation
 
+from gnnstab.probe.places import _masks as masks
 from gnnstab.probe.places import _numbers as numbers
 from gnnstab.probe.places import _operations as operations
+from gnnstab.probe.places._padding import padding_mask
+from gnnstab.probe.places._roles import is_target
 from gnnstab.records.vocabulary import PLACE_CLAMPED_SHARE, PLACE_DEAD_SHARE
 
 if TYPE_CHECKING:
@@ -21,6 +24,9 @@ if TYPE_CHECKING:
 
 _ALIKE = 0.01
 """Difference below which a place is listed."""
+
+_DIGITS = 1e4
+"""Parts of the output's RMS that two answers are told apart by."""
 
 _THROUGH = ("DropoutBackward", "MulBackward", "NativeDropoutBackward", "ViewBackward", "ReshapeAliasBackward")
 """Operations that leave a residual sum one."""
@@ -64,37 +70,119 @@ def _operations(seen: ForwardView) -> Iterator[tuple[str, str, float, dict[str, 
         yield signal, place, value, detail
 
 
+class _Members(NamedTuple):
+    """The nodes that are compared, each with a row of its own in the tensors of a forward."""
+
+    shape: tuple[int, ...]
+    """(nodes,), or (sets, rows) of a padded batch."""
+
+    kept: Tensor
+    """Bool mask (nodes,) of those that count."""
+
+    graphs: Tensor | None
+    """(nodes,) graph of every node; None for one graph."""
+
+    def rows(self, tensor: Tensor) -> tuple[Tensor, Tensor | None] | None:
+        """Rows of those that count, and their graphs; None for a tensor without a row for each."""
+        if tuple(tensor.shape[: len(self.shape)]) != self.shape or tensor.dim() > len(self.shape) + 1:
+            return None
+        kept, closed = self.kept, masks.filled(tensor)
+        if closed is not None:
+            # What a mask has written over says nothing of the node.
+            kept = kept & ~closed.reshape(len(kept), -1).any(1)
+        flat = tensor.reshape(len(kept), -1)[kept]
+        return flat, None if self.graphs is None else self.graphs[kept]
+
+    def difference(self, tensor: Tensor) -> float | None:
+        """`numbers.difference` of the rows; None for a tensor without a row for each node."""
+        found = self.rows(tensor)
+        return None if found is None else numbers.difference(*found)
+
+
+def _members(seen: ForwardView) -> _Members | None:
+    """The nodes of the batch; of several kinds those that the output has rows for."""
+    dense = next(
+        (t for n, t in seen.batch.items() if t.dim() == 3 and t.is_floating_point() and not is_target(n)), None
+    )
+    if dense is not None and _edges(seen) is None:
+        sets, width = dense.shape[:2]
+        found = padding_mask(seen.batch)
+        known = found is not None and found[1].shape == dense.shape[:2]
+        kept = found[1].flatten() if found is not None and known else dense.new_ones(sets * width, dtype=torch.bool)
+        graphs = torch.arange(sets, device=dense.device).repeat_interleave(width)
+        return _Members((sets, width), kept, graphs) if width > 2 else None
+    counts = [c for c in seen.nodes if len(seen.nodes) == 1 or any(t.dim() and len(t) == c for t in seen.outputs)]
+    if len(counts) != 1 or counts[0] < 3:
+        return None
+    (count,) = counts
+    reached = _reached(seen, count)
+    device = next((t.device for t in seen.outputs), None)
+    kept = torch.ones(count, dtype=torch.bool, device=device) if reached is None else reached
+    return _Members((count,), kept, seen.graphs)
+
+
 def _differences(seen: ForwardView) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
     """How much the nodes of a graph differ at the input, behind every module, and in the output."""
-    if len(seen.nodes) != 1:
+    members = _members(seen)
+    if members is None:
         return
-    (count,) = seen.nodes
-    if count < 3:
-        return
-    own = [t for t in seen.outputs if _of_nodes(t, count)]
-    # An answer for each graph needs differences between the graphs as well.
-    graphs, reached = seen.graphs if own else None, _reached(seen, count)
-
-    def difference(tensor: Tensor) -> float:
-        rows = tensor if reached is None else tensor[reached]
-        return numbers.difference(rows, graphs if graphs is None or reached is None else graphs[reached])
-
-    found: list[tuple[str, float]] = []
-    for name, tensor in seen.batch.items():
-        if name.rsplit(".", 1)[-1] == "x" and _of_nodes(tensor, count) and tensor.is_floating_point():
-            found.append((name, difference(tensor)))
+    own = [value for t in seen.outputs if (value := members.difference(t)) is not None]
+    if not own:
+        # An answer for each graph needs differences between the graphs as well.
+        members = members._replace(graphs=None)
+    found = [
+        (name, value)
+        for name, t in seen.batch.items()
+        if t.is_floating_point() and (name.rsplit(".", 1)[-1] == "x" or t.dim() == 3) and not is_target(name)
+        if (value := members.difference(t)) is not None
+    ]
     for call in seen.calls.all:
         if next(call.module.parameters(), None) is not None:
-            found += [(call.name, difference(t)) for t in call.leaving if _of_nodes(t, count)]
-    outputs = [difference(t) for t in own] or [
-        numbers.difference(t, None) for t in seen.outputs if t.dim() and len(t) > 1
-    ]
+            found += [(call.name, value) for t in call.leaving if (value := members.difference(t)) is not None]
+    outputs = own or [numbers.difference(t, None) for t in seen.outputs if t.dim() and len(t) > 1]
     found += [("output", value) for value in outputs]
     alike = [name for name, value in found if value < _ALIKE]
     for position, (name, value) in enumerate(found):
         # All that is needed to say where the nodes became alike; healthy ones are told at both ends alone.
         if not math.isnan(value) and (position == 0 or name in ("output", *alike)):
             yield "place.node_difference", name, value, {"position": position, "per_node": bool(own)}
+    yield from _shared_answers(seen, members)
+
+
+def _shared_answers(seen: ForwardView, members: _Members) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
+    """Where all nodes start out the same: the spread of the targets among nodes that get the same answer, over all of it."""
+    features = {
+        n: t for n, t in seen.batch.items() if n.rsplit(".", 1)[-1] == "x" and t.is_floating_point() and t.dim() == 2
+    }
+    answers = next((t for t in seen.outputs if members.rows(t) is not None), None)
+    targets = [
+        t for n, t in seen.batch.items() if is_target(n) and tuple(t.shape[: len(members.shape)]) == members.shape
+    ]
+    if (
+        answers is None
+        or not features
+        or not targets
+        or any(len(t) < 2 or bool((t != t[:1]).any()) for t in features.values())
+    ):
+        return
+    flat = answers.detach().reshape(len(members.kept), -1).double()
+    size = float(flat.square().mean().sqrt())
+    if not size > 0 or not math.isfinite(size):
+        return
+    distinct, group = torch.unique((flat / size * _DIGITS).round(), dim=0, return_inverse=True)
+    wanted = _spread_out(targets[0].detach().reshape(len(flat), -1))
+    total = float((wanted - wanted.mean(0)).square().sum())
+    if total > 0:
+        within = float((wanted - numbers.graph_means(wanted, group)).square().sum())
+        detail = {"answers": len(distinct), "nodes": len(flat)}
+        yield "place.shared_answers", next(iter(features)), within / total, detail
+
+
+def _spread_out(targets: Tensor) -> Tensor:
+    """Classes as one-hot rows, numbers as they are; (nodes, columns)."""
+    if targets.is_floating_point() or targets.shape[1] > 1:
+        return torch.nan_to_num(targets.double())
+    return torch.nn.functional.one_hot(torch.unique(targets.flatten(), return_inverse=True)[1]).double()
 
 
 def _edges(seen: ForwardView) -> Tensor | None:
@@ -119,10 +207,6 @@ def _reached(seen: ForwardView, count: int) -> Tensor | None:
         found = reached
         reached = reached & (torch.bincount(target[~reached[source]], minlength=count) == 0)
     return found
-
-
-def _of_nodes(tensor: Tensor, count: int) -> bool:
-    return 1 <= tensor.dim() <= 2 and len(tensor) == count
 
 
 def _post_norms(seen: ForwardView) -> Iterator[tuple[str, str, float, dict[str, Any]]]:

@@ -15,10 +15,12 @@ from torch_geometric.nn import MessagePassing
 from gnnstab.errors import UsageError
 from gnnstab.probe.attaching.norms import batch_vectors, graphs_in
 from gnnstab.probe.batches.named_tensors import named_tensors
+from gnnstab.probe.places import _alone as alone
 from gnnstab.probe.places import _gains as gains
 from gnnstab.probe.places import _graph_level as graph_level
 from gnnstab.probe.places import _inputs as inputs
 from gnnstab.probe.places import _masks as masks
+from gnnstab.probe.places import _normalised as normalised
 from gnnstab.probe.places import _operations as operations
 from gnnstab.probe.places import _parameters as parameters
 from gnnstab.probe.places import _states as states
@@ -148,6 +150,7 @@ def _survey(
             loss.backward()  # type: ignore[no-untyped-call]
             found += [Place(*row) for row in blocks.rows()]
         found += [Place(*row) for row in (*parameters.rows(seen, roots, reach), *gains.rows(seen))]
+    found += [Place(*row) for row in alone.rows(twin, args, kwargs, named, seen.graphs, rng)]
     return found[:MOST_PLACES]
 
 
@@ -156,6 +159,7 @@ def _before_backward(seen: ForwardView, given: Mapping[str, Tensor]) -> Iterator
         yield from inputs.rows(seen, given)
         yield from states.rows(seen)
         yield from masks.rows(seen)
+        yield from normalised.rows(seen)
         yield from graph_level.rows(seen)
 
 

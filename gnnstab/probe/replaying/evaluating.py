@@ -24,6 +24,17 @@ def evaluating(model: Model) -> Model:
     return model
 
 
+def by_running_statistics(model: nn.Module) -> bool:
+    """Puts a copy into evaluation mode in which no BatchNorm goes by the batch; False where one has nothing else to go by."""
+    model.eval()
+    for module in model.modules():
+        if isinstance(module, BatchNorm) and module.running_mean is None:
+            return False
+        for key in [key for key, hook in module._forward_pre_hooks.items() if isinstance(hook, ByBatch)]:
+            del module._forward_pre_hooks[key]
+    return True
+
+
 class ByBatch:
     """A hook before a BatchNorm that has it take the statistics of the batch, where that has any."""
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from gnnstab.errors import UsageError
 from gnnstab.layers.lazy import unwritten
-from gnnstab.probe.replaying._stages import StageTensor, instrument, observe_inputs
-from gnnstab.probe.replaying.replica import Autocast, replica, run_replica, unwrap
+from gnnstab.probe.replaying._stages import Observer, StageTensor, instrument, observe_inputs
+from gnnstab.probe.replaying.replica import ForwardInputs, replica, run_replica, unwrap
 from gnnstab.records import Event
 
 SHOWN = 16
@@ -46,14 +46,7 @@ class _Found(BaseException):
         self.seen = seen
 
 
-def walk(
-    model: nn.Module,
-    args: Sequence[Any] = (),
-    kwargs: Mapping[str, Any] | None = None,
-    *,
-    rng_state: Mapping[str, Any] | Tensor | None = None,
-    autocast: Autocast | tuple[str, torch.dtype, bool] | None = None,
-) -> list[StageRow]:
+def walk(model: nn.Module, inputs: ForwardInputs) -> list[StageRow]:
     """Every stage of every `TransformerConv` and every leaf module's output, in the order of execution.
 
     Runs once on a copy (see `locate_non_finite`). A forward that fails after a non-finite value is expected: the rows
@@ -69,29 +62,18 @@ def walk(
             rows.append(_row(seen))
 
     try:
-        _replay(model, args, kwargs, observe, rng_state, autocast)
+        _replay(model, inputs, observe)
     except UsageError:
         if not any(row.non_finite for row in rows):
             raise
     return rows
 
 
-def locate_non_finite(
-    model: nn.Module,
-    args: Sequence[Any] = (),
-    kwargs: Mapping[str, Any] | None = None,
-    *,
-    rng_state: Mapping[str, Any] | Tensor | None = None,
-    autocast: Autocast | tuple[str, torch.dtype, bool] | None = None,
-    step: int = 0,
-    mode: str = "train",
-) -> Event | None:
+def locate_non_finite(model: nn.Module, inputs: ForwardInputs, step: int = 0) -> Event | None:
     """Re-run the forward on a copy and tell where the first NaN or Inf comes into being; None when there is none.
 
     The copy carries no hooks and no ``message`` overrides of the user's; model, buffers, mode, inputs and random
-    generators stay as they are. ``rng_state`` is what `gnnstab.probe.replaying.replica.rng_snapshot` gave before the forward
-    (None: the present state), ``autocast`` its (device type, dtype, enabled) (None: as it is around this call).
-    ``step`` and ``mode`` only label the event.
+    generators stay as they are. ``step`` and the mode of the inputs only label the event.
 
     ``origin`` is ``made-here`` when everything that fed the stage was finite, its parameters included, and ``came-in``
     otherwise.
@@ -107,21 +89,19 @@ def locate_non_finite(
         last[:] = [seen]
 
     try:
-        _replay(model, args, kwargs, observe, rng_state, autocast)
+        _replay(model, inputs, observe)
     except _Found as found:
-        return _event(found.seen, model, last[0] if last else None, step, mode)
+        return _event(found.seen, model, last[0] if last else None, step, inputs.mode)
     return None
 
 
-def _replay(
-    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None, observe: Any, rng_state: Any, autocast: Any
-) -> None:
+def _replay(model: nn.Module, inputs: ForwardInputs, observe: Observer) -> None:
     inner, prefix = unwrap(model)
     twin = replica(inner)
     instrument(twin, observe, prefix)
-    observe_inputs(inner, args, dict(kwargs or {}), observe)
+    observe_inputs(inner, inputs.args, inputs.kwargs, observe)
     try:
-        run_replica(twin, args, kwargs, rng_state=rng_state, autocast=autocast)
+        run_replica(twin, inputs)
     except Exception as error:
         raise UsageError(f"the replayed forward of {type(inner).__name__} failed: {error}") from error
 
@@ -220,7 +200,8 @@ def _overflow(seen: StageTensor) -> dict[str, Any]:
 def _sentence(seen: StageTensor, detail: Mapping[str, Any], own: Sequence[str], made_here: bool) -> str:
     """One sentence that a user understands."""
     weights = "all weights are finite" if detail["weights_finite"] else "some weights are not finite"
-    count, place = _count(detail["non_finite"]), _place(seen)
+    entries, place = detail["non_finite"], _place(seen)
+    count = f"{entries} non-finite entr{'y' if entries == 1 else 'ies'}"
     if seen.stage == "input" and seen.layer is None:
         return f"the model's own input {seen.note or 'tensor'} already holds {count}"
     if seen.stage == "input":
@@ -246,10 +227,6 @@ def _place(seen: StageTensor) -> str:
     """``the score of gnn2.1``, ``the model's input``, with the call where there are several."""
     owner = "the model" if seen.layer is None else (seen.layer or "the layer")
     return f"the {seen.stage} of {owner}" + (f" (call {seen.call})" if seen.call else "")
-
-
-def _count(entries: int) -> str:
-    return f"{entries} non-finite entr{'y' if entries == 1 else 'ies'}"
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch_geometric.data.data import BaseData
 
-from gnnstab.errors import UsageError
-from gnnstab.randomness import deep_copy
+from gnnstab.errors import GnnstabError, UsageError
+from gnnstab.randomness import deep_copy, same_random_state
 
 HOOK_TABLES = ("_hooks", "_hooks_with_kwargs", "_hooks_always_called")
 """Endings of the attribute names under which torch and torch_geometric keep hooks."""
@@ -26,18 +25,54 @@ class Autocast(NamedTuple):
     dtype: torch.dtype
     enabled: bool = True
 
+    @classmethod
+    def of(cls, model: nn.Module, precision: str) -> Autocast:
+        """That of ``fp16`` or ``bf16`` on the model's device; for ``fp32`` one that is off."""
+        return cls(device_of(model).type, DTYPES.get(precision, torch.bfloat16), precision in DTYPES)
+
+    def context(self) -> torch.autocast:
+        """To run a forward in. Without the cache: weights may change between two forwards, some of which keep no gradients."""
+        return torch.autocast(self.device_type, dtype=self.dtype, enabled=self.enabled, cache_enabled=False)
+
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+NO_AUTOCAST = Autocast("cpu", torch.bfloat16, False)
+
+
+class ForwardInputs(NamedTuple):
+    """One outer forward, ready to be run again; of the run's own, held by reference until the end of the step."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}  # noqa: RUF012  # nobody changes it
+    rng: Any = None
+    """As `rng_snapshot` gives it; None for the present state."""
+
+    autocast: Autocast = NO_AUTOCAST
+    mode: str = "train"
+    answer: Any = None
+    """Of a forward that is kept beyond its step: the `Answer` of the forward tracker."""
+
+    @property
+    def grad(self) -> bool:
+        """Whether gradients were enabled."""
+        return self.mode == "train" or self.mode.endswith("-grad")
+
+    def mapped(self, change: Callable[[Any], Any]) -> ForwardInputs:
+        """The same forward with other tensors, see `mapped`."""
+        return self._replace(args=mapped(self.args, change), kwargs=mapped(self.kwargs, change))
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """That of the first parameter."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
 
 def rng_snapshot() -> dict[str, Any]:
     """The generator states to hand to a later replay: ``cpu`` (a tensor) and ``cuda`` (device index → tensor)."""
     cpu = torch.default_generator.get_state()
     if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return {"cpu": cpu, "cuda": {}}
-    return {"cpu": cpu, "cuda": {i: torch.cuda.get_rng_state(i) for i in _cuda_devices()}}
-
-
-def _cuda_devices() -> list[int]:
-    """All CUDA devices once CUDA is in use; asking must not start it."""
-    return list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    return {"cpu": cpu, "cuda": {i: torch.cuda.get_rng_state(i) for i in range(torch.cuda.device_count())}}
 
 
 def replica(model: nn.Module) -> nn.Module:
@@ -69,6 +104,15 @@ def replica(model: nn.Module) -> nn.Module:
         if getattr(module, "_compiled_call_impl", None) is not None:
             module._compiled_call_impl = None
     return twin
+
+
+def whole_copy(model: nn.Module, advice: str = "", kind: type[GnnstabError] = UsageError) -> nn.Module:
+    """A deep copy with all hooks; raises ``kind``, with ``advice`` at the end, where there can be none."""
+    try:
+        return deep_copy(model, without_history(model))
+    except Exception as error:
+        why = (str(error).splitlines() or [""])[0][:160]
+        raise kind(f"{type(model).__name__} cannot be copied ({type(error).__name__}: {why}){advice}") from error
 
 
 def without_history(model: nn.Module) -> dict[int, Any]:
@@ -117,6 +161,9 @@ def _computing_hooks(module: nn.Module) -> set[Any]:
     }
 
 
+_WRAPPERS = ("OptimizedModule", "DistributedDataParallel", "DataParallel")
+
+
 def unwrap(model: nn.Module) -> tuple[nn.Module, str]:
     """The model inside ``torch.compile`` and ``DistributedDataParallel`` wrappers, and the prefix of its module paths.
 
@@ -132,32 +179,18 @@ def unwrap(model: nn.Module) -> tuple[nn.Module, str]:
     while True:
         for name in ("_orig_mod", "module"):
             inner = model._modules.get(name)
-            if inner is not None and len(model._modules) == 1 and _is_wrapper(model):
+            if inner is not None and len(model._modules) == 1 and type(model).__name__ in _WRAPPERS:
                 model, prefix = inner, f"{prefix}{name}."
                 break
         else:
             return model, prefix
 
 
-def _is_wrapper(model: nn.Module) -> bool:
-    return type(model).__name__ in ("OptimizedModule", "DistributedDataParallel", "DataParallel")
-
-
-def run_replica(
-    twin: nn.Module,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any] | None = None,
-    *,
-    rng_state: Mapping[str, Any] | Tensor | None = None,
-    autocast: Autocast | tuple[str, torch.dtype, bool] | None = None,
-) -> Any:
-    """One forward of ``twin`` on copies of the inputs, without autograd, from ``rng_state`` (now, when None)."""
-    args, kwargs = copied(tuple(args)), copied(dict(kwargs or {}))
-    cast = (
-        torch.autocast(autocast[0], dtype=autocast[1], enabled=autocast[2], cache_enabled=False) if autocast else None
-    )
-    with forked_rng(rng_state), torch.no_grad(), cast or nullcontext():
-        return eager(twin)(*args, **kwargs)
+def run_replica(twin: nn.Module, inputs: ForwardInputs) -> Any:
+    """One forward of ``twin`` on copies of the inputs, without autograd, from their random numbers."""
+    given = copied(inputs)
+    with forked_rng(inputs.rng), torch.no_grad(), inputs.autocast.context():
+        return eager(twin)(*given.args, **given.kwargs)
 
 
 def eager(twin: nn.Module) -> Callable[..., Any]:
@@ -173,14 +206,9 @@ def eager(twin: nn.Module) -> Callable[..., Any]:
 @contextmanager
 def forked_rng(state: Mapping[str, Any] | Tensor | None = None) -> Iterator[None]:
     """Set every generator to ``state`` inside, and give all of them back as they were."""
-    numbers, python = np.random.get_state(), random.getstate()
-    try:
-        with torch.random.fork_rng(devices=_cuda_devices()):
-            _set_rng(state)
-            yield
-    finally:
-        np.random.set_state(numbers)
-        random.setstate(python)
+    with same_random_state():
+        _set_rng(state)
+        yield
 
 
 def _set_rng(state: Mapping[str, Any] | Tensor | None) -> None:
@@ -193,19 +221,23 @@ def _set_rng(state: Mapping[str, Any] | Tensor | None) -> None:
         torch.cuda.set_rng_state(value.cpu(), int(device))
 
 
-def copied(value: Any) -> Any:
-    """``value`` with every tensor cloned, through containers and torch_geometric data objects."""
+def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
+    """``value`` with ``change(tensor)`` in the place of every tensor, through containers and torch_geometric data objects."""
     if isinstance(value, Tensor):
-        return value.detach().clone() if value.is_floating_point() else value.clone()
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(copied(v) for v in value))
+        return change(value)
+    if isinstance(value, BaseData):
+        return copy.copy(value).apply(change)
+    if isinstance(value, Mapping):
+        return {k: mapped(v, change) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(copied(v) for v in value)
-    if isinstance(value, dict):
-        return {k: copied(v) for k, v in value.items()}
-    if hasattr(value, "to_dict") and hasattr(value, "clone"):
-        return value.clone()
+        items = [mapped(v, change) for v in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return value
+
+
+def copied(value: Any) -> Any:
+    """``value`` with every tensor cloned, floating ones without their history."""
+    return mapped(value, lambda t: t.detach().clone() if isinstance(t, Tensor) and t.is_floating_point() else t.clone())
 
 
 def tracked(value: Any) -> Any:
@@ -213,28 +245,24 @@ def tracked(value: Any) -> Any:
 
     The copies are no leaves, so that a model may change its input in place, and the caller's tensors stay as they are.
     """
-    if isinstance(value, Tensor):
-        return value.detach().requires_grad_().clone() if value.is_floating_point() else value
-    if isinstance(value, BaseData):
-        return value.clone().apply(tracked)
-    if isinstance(value, Mapping):
-        return {k: tracked(v) for k, v in value.items()}
-    if isinstance(value, (tuple, list)) and not hasattr(value, "_fields"):
-        return type(value)(tracked(v) for v in value)
-    return value
+    return mapped(value, lambda t: (t.detach().requires_grad_() if t.is_floating_point() else t).clone())
+
+
+def on_device(value: Any, device: torch.device) -> Any:
+    """The arguments on a device; what cannot move is handed on as it is."""
+    return mapped(value, lambda t: t.to(device))
 
 
 def tensors_in(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Every tensor inside ``value`` with the name of where it sits: ``x``, ``edge_attr``, ``0``, ``paper.x``."""
+    """Every tensor inside ``value`` with the name of where it sits: ``x``, ``0``, ``paper.x``, ``a__to__b.edge_index``."""
     if isinstance(value, Tensor):
         yield name, value
-    elif isinstance(value, nn.Module):
-        return
     elif isinstance(value, (list, tuple)):
         for position, item in enumerate(value):
             yield from tensors_in(item, f"{name}.{position}" if name else str(position))
-    elif isinstance(value, dict):
+    elif isinstance(value, Mapping):
         for key, item in value.items():
-            yield from tensors_in(item, f"{name}.{key}" if name else str(key))
-    elif hasattr(value, "to_dict") and hasattr(value, "clone"):
+            own = "__".join(map(str, key)) if isinstance(key, tuple) else str(key)
+            yield from tensors_in(item, f"{name}.{own}" if name else own)
+    elif hasattr(value, "to_dict") and hasattr(value, "clone") and not isinstance(value, nn.Module):
         yield from tensors_in(value.to_dict(), name)

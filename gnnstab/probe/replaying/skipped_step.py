@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from gnnstab.errors import UsageError
+from gnnstab.probe.attaching.hooks import ignore
 from gnnstab.probe.buffering.step_writer import StepRows, Writer
 from gnnstab.probe.replaying.replica import copied, eager, forked_rng, replica, tensors_in
-from gnnstab.records import Blind, Event, LayerFacts, SeriesKey, StepRow
+from gnnstab.records import SeriesKey
 
 if TYPE_CHECKING:
     from gnnstab.probe.attaching.forward_tracker import ForwardInputs
@@ -81,11 +81,10 @@ def run_again(
     """
     inner = recorder(replica(model), _Into(writer))
     inner.state.step = step
-    cast, inputs = kept.inputs.autocast, kept.inputs
-    context = torch.autocast(cast.device_type, dtype=cast.dtype) if cast.enabled else nullcontext()
+    inputs = kept.inputs
     with inner:
         try:
-            with forked_rng(inputs.rng), torch.enable_grad(), context:
+            with forked_rng(inputs.rng), torch.enable_grad(), inputs.autocast.context():
                 output = eager(inner.model)(*copied(tuple(inputs.args)), **copied(dict(inputs.kwargs)))
             _backward(histories(output), kept.gradients)
         except Exception as error:
@@ -107,17 +106,4 @@ class _Into:
         self.sites: Callable[[int, Any, Any], None] = writer.sites
         self.measures: Callable[[Any], None] = writer.measures
 
-    def meta(self, key: str, value: str) -> None:
-        """Known already."""
-
-    def layer(self, facts: LayerFacts) -> None:
-        """Known already."""
-
-    def blind(self, blind: Blind) -> None:
-        """Known already."""
-
-    def step(self, row: StepRow) -> None:
-        """Told by the recorder of the run."""
-
-    def event(self, event: Event) -> None:
-        """Found by the recorder of the run."""
+    meta = layer = blind = step = event = staticmethod(ignore)

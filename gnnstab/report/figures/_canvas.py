@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -15,6 +15,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from gnnstab.errors import NothingEvaluable
 from gnnstab.report.escape import apart, visible
+from gnnstab.report.evidence import Limit
 from gnnstab.report.svg import Axis
 
 WIDTH = 8.0
@@ -107,6 +108,16 @@ def name_layers(axis: Any, layers: Sequence[str], *, turned: bool = False) -> No
     axis.set_label_text(
         drawable(f"layer in {shared}") if shared else "layer", fontsize=SIZE, color=SOFT, parse_math=False
     )
+
+
+def series(i: int) -> dict[str, Any]:
+    """Colour and marker of the series with that number."""
+    return {"color": HUES[i % len(HUES)], "marker": MARKERS[i % len(MARKERS)]}
+
+
+def limit_line(draw: Callable[..., object], limit: Limit, severity: str = "", **style: Any) -> None:
+    """The dashed line of a limit; ``draw`` is ``ax.axhline`` or ``ax.axvline``."""
+    draw(limit.value, color=TONES.get(severity or limit.severity, SOFT), linewidth=1, linestyle=(0, (3, 3)), **style)
 
 
 def say_empty(ax: Any, text: str = "no finite value was recorded") -> None:

@@ -14,23 +14,7 @@ from gnnstab.records import SIGNALS, Diagnosis
 from gnnstab.report.distribution import Array
 from gnnstab.report.escape import name as short_name
 from gnnstab.report.evidence import BeforeAfter, Evidence, Limit
-from gnnstab.report.figures._canvas import (
-    FAINT,
-    HUES,
-    INK,
-    MARKERS,
-    SIZE,
-    SOFT,
-    TONES,
-    drawable,
-    head,
-    label_x,
-    label_y,
-    log_scale,
-    need,
-    say_empty,
-    sheet,
-)
+from gnnstab.report.figures import _canvas as paper
 from gnnstab.report.scales import is_share, scale_of
 from gnnstab.report.summary import verdict_words
 from gnnstab.report.wording import meaning, sentence, short
@@ -48,13 +32,13 @@ def before_after(diagnosis: Diagnosis) -> Figure:
     Raises `NothingEvaluable` when no fix was tried.
     """
     changes = Evidence(diagnosis).before_after()
-    need(changes, "fix that was tried (run with verify=True)")
+    paper.need(changes, "fix that was tried (run with verify=True)")
     groups: dict[str, list[BeforeAfter]] = {}
     seen = {(c.fix.fix, c.fix.change, c.fix.signal, c.fix.before, c.fix.after): c for c in changes}
     for change in seen.values():  # a fix of two causes was tried once
         groups.setdefault(change.fix.signal, []).append(change)
     heights = [0.5 + 0.36 * len(group) for group in groups.values()]
-    figure, axes = sheet(0.6 + sum(heights) + 0.5 * len(groups), len(groups), height_ratios=heights)
+    figure, axes = paper.sheet(0.6 + sum(heights) + 0.5 * len(groups), len(groups), height_ratios=heights)
     for ax, (signal, group) in zip(axes, groups.items(), strict=True):
         _dumbbells(ax, signal, group)
     return figure
@@ -64,53 +48,42 @@ def _dumbbells(ax: Any, signal: str, group: list[BeforeAfter]) -> None:
     drawn = []
     for row, change in enumerate(group):
         before, after = change.fix.before, change.fix.after
-        colour = VERDICT_COLOURS.get(change.fix.verdict, SOFT)
-        words = verdict_words(change.fix.verdict)
-        if before is None or after is None or not (math.isfinite(before) and math.isfinite(after)):
-            ax.annotate(
-                f"{words}: {short(before)} to {short(after)}",
-                (1.02, row),
-                xycoords=("axes fraction", "data"),
-                va="center",
-                fontsize=SIZE - 1,
-                color=SOFT,
-            )
-            continue
-        drawn += [before, after]
-        ax.plot([before, after], [row, row], color=SOFT, linewidth=1.6, zorder=2)
-        ax.scatter([before], [row], s=46, facecolor="white", edgecolor=SOFT, linewidth=1.5, zorder=3)
-        ax.scatter([after], [row], s=46, color=colour, zorder=4)
-        told = f"{words}: {short(before)} to {short(after)}"
-        ax.annotate(
-            told,
-            (1.02, row),
-            xycoords=("axes fraction", "data"),
-            va="center",
-            fontsize=SIZE - 1,
-            color=INK,
-            annotation_clip=False,
+        told = f"{verdict_words(change.fix.verdict)}: {short(before)} to {short(after)}"
+        beside = ax.annotate(
+            told, (1.02, row), xycoords=("axes fraction", "data"), va="center", fontsize=paper.SIZE - 1
         )
-    ax.set_yticks(range(len(group)), labels=[drawable(short_name(c.fix.fix, 24)) for c in group], parse_math=False)
+        if before is None or after is None or not (math.isfinite(before) and math.isfinite(after)):
+            beside.set_color(paper.SOFT)
+            continue
+        beside.set(color=paper.INK, annotation_clip=False)
+        drawn += [before, after]
+        colour = VERDICT_COLOURS.get(change.fix.verdict, paper.SOFT)
+        ax.plot([before, after], [row, row], color=paper.SOFT, linewidth=1.6, zorder=2)
+        ax.scatter([before], [row], s=46, facecolor="white", edgecolor=paper.SOFT, linewidth=1.5, zorder=3)
+        ax.scatter([after], [row], s=46, color=colour, zorder=4)
+    ax.set_yticks(
+        range(len(group)), labels=[paper.drawable(short_name(c.fix.fix, 24)) for c in group], parse_math=False
+    )
     ax.set_ylim(len(group) - 0.4, -0.6)
-    ax.grid(axis="x", color=FAINT, linewidth=0.7)
+    ax.grid(axis="x", color=paper.FAINT, linewidth=0.7)
     _scale(ax, signal, drawn, group[0].limits)
-    head(ax, sentence(meaning(short_name(signal, 60))))
-    label_x(ax, (SIGNALS[signal].unit or signal) if signal in SIGNALS else short_name(signal, 60))
+    paper.head(ax, sentence(meaning(short_name(signal, 60))))
+    paper.label_x(ax, (SIGNALS[signal].unit or signal) if signal in SIGNALS else short_name(signal, 60))
 
 
 def _scale(ax: Any, signal: str, drawn: list[float], limits: Sequence[Limit]) -> None:
     if not drawn:
-        say_empty(ax, "no finite number")
+        paper.say_empty(ax, "no finite number")
         ax.set_xticks([])
         return
     if is_share(signal):
         ax.set_xlim(0, 1)
     elif signal in SIGNALS and scale_of(signal) == "log" and min(drawn) > 0:
-        log_scale(ax, "x")
+        paper.log_scale(ax, "x")
     low, high = ax.get_xlim()
     for limit in limits:
         if low < limit.value < high:
-            ax.axvline(limit.value, color=TONES.get(limit.severity, SOFT), linewidth=1, linestyle=(0, (3, 3)), zorder=1)
+            paper.limit_line(ax.axvline, limit, zorder=1)
 
 
 def scaling_curve(
@@ -134,24 +107,24 @@ def scaling_curve(
 
     Raises `UsageError` when a curve and the sizes differ in length, `NothingEvaluable` when there is no point.
     """
-    need(len(sizes) and curves, "sizes to draw a curve over")
+    paper.need(len(sizes) and curves, "sizes to draw a curve over")
     xs = np.asarray(sizes, dtype=np.float64)
-    figure, (ax,) = sheet(3.8)
+    figure, (ax,) = paper.sheet(3.8)
     ends = [float(xs.max())]
     for i, (label, values) in enumerate(curves.items()):
         ys = np.asarray(values, dtype=np.float64)
         if ys.shape != xs.shape:
             raise UsageError(f"curve {label!r} has {len(ys)} values for {len(xs)} sizes")
         place = breaking.get(label, math.nan) if breaking is not None else _worst_crossing(xs, ys, limits)
-        ends += _curve(ax, xs, ys, drawable(short_name(label, 40)), i, place)
+        ends += _curve(ax, xs, ys, paper.drawable(short_name(label, 40)), i, place)
     finite = [y for values in curves.values() for y in values if math.isfinite(y) and y > 0]
     ax.set_xscale("log")
     if not finite:
-        say_empty(ax)
+        paper.say_empty(ax)
     elif scale_of(signal) == "log":
-        log_scale(ax)
+        paper.log_scale(ax)
     for limit in limits:
-        ax.axhline(limit.value, color=TONES.get(limit.severity, SOFT), linewidth=1, linestyle=(0, (3, 3)))
+        paper.limit_line(ax.axhline, limit)
         ax.annotate(
             f"{limit.severity}: {short(limit.value)}",
             (1.0, limit.value),
@@ -159,29 +132,29 @@ def scaling_curve(
             xytext=(-4, 3),
             textcoords="offset points",
             ha="right",
-            fontsize=SIZE - 1,
-            color=SOFT,
+            fontsize=paper.SIZE - 1,
+            color=paper.SOFT,
             bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.0},
         )
     ax.set_xlim(float(xs.min()) / 1.15, max(ends) * 1.15)
     ax.set_xticks([float(x) for x in xs], labels=[short(float(x)) for x in xs], minor=False)
     ax.minorticks_off()
-    ax.grid(color=FAINT, linewidth=0.7)
-    label_x(ax, quantity)
-    label_y(ax, SIGNALS[signal].unit or signal)
-    head(ax, f"{sentence(meaning(signal))} as the graph grows")
-    ax.legend(fontsize=SIZE - 1, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    ax.grid(color=paper.FAINT, linewidth=0.7)
+    paper.label_x(ax, quantity)
+    paper.label_y(ax, SIGNALS[signal].unit or signal)
+    paper.head(ax, f"{sentence(meaning(signal))} as the graph grows")
+    ax.legend(fontsize=paper.SIZE - 1, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 
 
 def _curve(ax: Any, xs: Array, ys: Array, label: str, i: int, place: float) -> list[float]:
-    colour, marker = HUES[i % len(HUES)], MARKERS[i % len(MARKERS)]
+    style = paper.series(i)
     near = math.isfinite(place) and place <= FAR * xs.max()
     told = f"{label}\nbreaks at {short(place)}" if near else label
-    ax.plot(xs, ys, color=colour, marker=marker, markersize=5, linewidth=1.5, label=told)
+    ax.plot(xs, ys, **style, markersize=5, linewidth=1.5, label=told)
     if not near:
         return []
-    ax.axvline(place, color=colour, linewidth=1, linestyle=":")
+    ax.axvline(place, color=style["color"], linewidth=1, linestyle=":")
     return [place]
 
 

@@ -13,20 +13,7 @@ from gnnstab.records import SIGNALS, Diagnosis, Event
 from gnnstab.records.vocabulary import SCORE_MAX_ABS
 from gnnstab.report.distribution import Array
 from gnnstab.report.evidence import Evidence, Heat
-from gnnstab.report.figures._canvas import (
-    INK,
-    MOST_NAMES,
-    SIZE,
-    SOFT,
-    TONES,
-    head,
-    label_x,
-    name_layers,
-    need,
-    round_ticks,
-    say_empty,
-    sheet,
-)
+from gnnstab.report.figures import _canvas as paper
 from gnnstab.report.scales import is_share
 
 MOST_COLUMNS = 600
@@ -40,20 +27,22 @@ def heat_map(diagnosis: Diagnosis, signal: str = SCORE_MAX_ABS) -> Figure:
     """
     evidence = Evidence(diagnosis)
     heat = evidence.heat(signal)
-    need(heat, f"{signal} over steps (record a run with gnnstab.Monitor)")
+    paper.need(heat, f"{signal} over steps (record a run with gnnstab.Monitor)")
     assert heat is not None
     rows = len(heat.layers)
-    figure, (ax,) = sheet(min(1.9 + 0.28 * min(rows, MOST_NAMES) + 0.012 * max(rows - MOST_NAMES, 0), 8.0))
+    figure, (ax,) = paper.sheet(
+        min(1.9 + 0.28 * min(rows, paper.MOST_NAMES) + 0.012 * max(rows - paper.MOST_NAMES, 0), 8.0)
+    )
     for spine in ax.spines.values():
         spine.set_visible(False)
     edges, values = _columns(heat)
     _paint(figure, ax, heat, edges, values)
     ax.set_ylim(rows - 0.5, -0.5)
     ax.set_xlim(edges[0], edges[-1])
-    name_layers(ax.yaxis, heat.layers)
+    paper.name_layers(ax.yaxis, heat.layers)
     _mark(figure, ax, evidence, heat, edges)
-    label_x(ax, "step")
-    head(ax, SIGNALS[signal].meaning[:1].upper() + SIGNALS[signal].meaning[1:])
+    paper.label_x(ax, "step")
+    paper.head(ax, SIGNALS[signal].meaning[:1].upper() + SIGNALS[signal].meaning[1:])
     if len(heat.steps) == 1:
         ax.set_xticks(heat.steps)
     return figure
@@ -83,14 +72,14 @@ def _paint(figure: Figure, ax: Any, heat: Heat, edges: Array, values: Array) -> 
         edges, rows, masked, cmap="cividis" if SIGNALS[heat.name].rises else "cividis_r", norm=norm, rasterized=True
     )
     if masked.mask.all():
-        say_empty(ax)
+        paper.say_empty(ax)
         return
     bar = figure.colorbar(mesh, cax=ax.inset_axes((1.02, 0.0, 0.022, 1.0)))
     bar.outline.set_visible(False)
-    bar.ax.tick_params(labelsize=SIZE - 1, labelcolor=INK, colors=SOFT)
+    bar.ax.tick_params(labelsize=paper.SIZE - 1, labelcolor=paper.INK, colors=paper.SOFT)
     if isinstance(norm, LogNorm):
-        round_ticks(bar.ax.yaxis, float(norm.vmin or 0.1), float(norm.vmax or 1.0))
-    bar.set_label(SIGNALS[heat.name].unit or heat.name, fontsize=SIZE, color=SOFT)
+        paper.round_ticks(bar.ax.yaxis, float(norm.vmin or 0.1), float(norm.vmax or 1.0))
+    bar.set_label(SIGNALS[heat.name].unit or heat.name, fontsize=paper.SIZE, color=paper.SOFT)
 
 
 def _norm(values: np.ma.MaskedArray[Any, np.dtype[np.float64]]) -> Normalize:
@@ -106,36 +95,29 @@ def _norm(values: np.ma.MaskedArray[Any, np.dtype[np.float64]]) -> Normalize:
 def _mark(figure: Figure, ax: Any, evidence: Evidence, heat: Heat, edges: Array) -> None:
     """A triangle above the map per step with events, and a cross in the row of a non-finite value."""
     inside = [e for e in evidence.events() if edges[0] <= e.step <= edges[-1]]
-    kinds = (("", INK, "other event"), ("non-finite", TONES["error"], "non-finite value"))
+    kinds = (("", paper.INK, "other event"), ("non-finite", paper.TONES["error"], "non-finite value"))
     handles = []
+    frame = ax.get_xaxis_transform()
     for kind, colour, words in kinds:
         steps = _steps(inside, kind)
         if len(steps):
-            top = np.full(len(steps), 1.0)
-            transform = ax.get_xaxis_transform()
-            handles.append(
-                ax.scatter(
-                    steps,
-                    top,
-                    marker="v",
-                    s=34,
-                    color=colour,
-                    clip_on=False,
-                    transform=transform,
-                    zorder=5,
-                    label=words,
-                )
-            )
+            style = {"marker": "v", "s": 34, "color": colour, "clip_on": False, "zorder": 5, "label": words}
+            handles.append(ax.scatter(steps, np.ones(len(steps)), transform=frame, **style))
     row = {layer: i for i, layer in enumerate(heat.layers)}
     broken = [
         (e.step, row[owner]) for e in inside if e.kind == "non-finite" and (owner := evidence.owner(e.layer)) in row
     ]
     if broken:
         xs, ys = zip(*broken, strict=True)
-        ax.scatter(xs, ys, marker="X", s=46, color=TONES["error"], edgecolor="white", linewidth=0.9, zorder=6)
+        ax.scatter(xs, ys, marker="X", s=46, color=paper.TONES["error"], edgecolor="white", linewidth=0.9, zorder=6)
     if handles:
         figure.legend(
-            handles=handles, loc="outside lower right", ncols=2, fontsize=SIZE - 1, frameon=False, handletextpad=0.3
+            handles=handles,
+            loc="outside lower right",
+            ncols=2,
+            fontsize=paper.SIZE - 1,
+            frameon=False,
+            handletextpad=0.3,
         )
 
 

@@ -12,20 +12,7 @@ from gnnstab.records import SIGNALS, Diagnosis
 from gnnstab.records.vocabulary import GRADIENT_INPUT_RMS, GRADIENT_OUTPUT_RMS, INPUT_RMS, MESSAGE_RMS, OUTPUT_RMS
 from gnnstab.report.distribution import Array
 from gnnstab.report.evidence import Evidence, Profile
-from gnnstab.report.figures._canvas import (
-    FAINT,
-    HUES,
-    INK,
-    MARKERS,
-    SIZE,
-    head,
-    label_y,
-    log_scale,
-    name_layers,
-    need,
-    say_empty,
-    sheet,
-)
+from gnnstab.report.figures import _canvas as paper
 from gnnstab.report.wording import short
 
 FORWARD = (OUTPUT_RMS, INPUT_RMS, MESSAGE_RMS)
@@ -43,15 +30,15 @@ def depth_profile(diagnosis: Diagnosis) -> Figure:
         for title, group in (("Forward: activations", FORWARD), ("Backward: gradients", BACKWARD))
     ]
     panels = [(title, profiles) for title, profiles in panels if profiles]
-    need(panels, "activations or gradients of any layer")
+    paper.need(panels, "activations or gradients of any layer")
     known = {layer for _, profiles in panels for profile in profiles for layer in profile.layers}
     layers = tuple(layer for layer in evidence.layers if layer in known)
-    figure, axes = sheet(0.9 + 2.35 * len(panels), len(panels), sharex=True)
+    figure, axes = paper.sheet(0.9 + 2.35 * len(panels), len(panels), sharex=True)
     for ax, (title, profiles) in zip(axes, panels, strict=True):
         _draw(ax, profiles, layers)
-        head(ax, title, "RMS of an entry")
-        label_y(ax, "RMS")
-    name_layers(axes[-1].xaxis, layers, turned=True)
+        paper.head(ax, title, "RMS of an entry")
+        paper.label_y(ax, "RMS")
+    paper.name_layers(axes[-1].xaxis, layers, turned=True)
     axes[-1].set_xlim(-0.5, len(layers) - 0.5)
     return figure
 
@@ -71,22 +58,17 @@ def _draw(ax: Any, profiles: list[Profile], layers: tuple[str, ...]) -> None:
             continue
         drawn += 1
         size = 5 if len(layers) <= 40 else 2.2
-        style = {"color": HUES[i], "marker": MARKERS[i], "markersize": size, "linestyle": ("-", "--", ":")[i]}
-        ax.plot(
-            np.arange(len(layers)),
-            values,
-            linewidth=1.5,
-            label=f"{SIGNALS[profile.name].title}{_travel(values)}",
-            **style,
-        )
+        style = {**paper.series(i), "markersize": size, "linestyle": ("-", "--", ":")[i]}
+        told = f"{SIGNALS[profile.name].title}{_travel(values)}"
+        ax.plot(np.arange(len(layers)), values, linewidth=1.5, label=told, **style)
         _exact_zeros(ax, zero, style)
     if not drawn:
-        say_empty(ax)
+        paper.say_empty(ax)
         ax.set_yticks([])
         return
-    log_scale(ax)
-    ax.grid(axis="y", color=FAINT, linewidth=0.7)
-    ax.legend(fontsize=SIZE - 1, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    paper.log_scale(ax)
+    ax.grid(axis="y", color=paper.FAINT, linewidth=0.7)
+    ax.legend(fontsize=paper.SIZE - 1, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
 def _exact_zeros(ax: Any, places: NDArray[np.int64], style: dict[str, Any]) -> None:
@@ -97,7 +79,7 @@ def _exact_zeros(ax: Any, places: NDArray[np.int64], style: dict[str, Any]) -> N
     ax.plot(places, np.zeros(len(places)), transform=frame, clip_on=False, **{**style, "linestyle": ""})
     late = places[0] > ax.get_xlim()[1] / 2
     said = ax.annotate("exactly 0", (places[0], 0), xycoords=frame, xytext=(-6 if late else 6, 5), ha="right" if late else "left",
-                       textcoords="offset points", fontsize=SIZE - 1, color=INK)  # fmt: skip
+                       textcoords="offset points", fontsize=paper.SIZE - 1, color=paper.INK)  # fmt: skip
     said.set_in_layout(False)
 
 

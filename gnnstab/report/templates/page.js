@@ -82,7 +82,10 @@
   const reveal = () => {
     const target = location.hash ? document.getElementById(decodeURIComponent(location.hash.slice(1))) : null;
     if (!target) return;
-    if (target.closest("[hidden]")) { clear(); target.scrollIntoView(); }
+    const folded = target.closest("details:not([open])"), filtered = target.closest("[hidden]");
+    if (folded) folded.open = true;
+    if (filtered) clear();
+    if (folded || filtered) target.scrollIntoView();
     target.setAttribute("tabindex", "-1");
     target.focus({ preventScroll: true });
   };

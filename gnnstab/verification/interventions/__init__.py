@@ -5,8 +5,9 @@ The names are resolved on first use, so that what a trace has kept can be read w
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from gnnstab.plugins import on_first_use
 
 if TYPE_CHECKING:
     from gnnstab.verification.interventions._applying import recalled as recalled
@@ -15,17 +16,6 @@ if TYPE_CHECKING:
     from gnnstab.verification.interventions._undoing import investigated as investigated
     from gnnstab.verification.interventions._undoing import undo as undo
 
-_HOMES = {
-    "as_batch": "_inputs",
-    "investigated": "_undoing",
-    "kept": "_investigation",
-    "recalled": "_applying",
-    "undo": "_undoing",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    return value
+__getattr__ = on_first_use(
+    __name__, _inputs="as_batch", _undoing="investigated undo", _investigation="kept", _applying="recalled"
+)

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch_geometric.utils import softmax
 
-from gnnstab.probe.batches.arguments import as_arguments, on_device
-from gnnstab.probe.measure import loss_over_zero, read_out
-from gnnstab.probe.pooling import poolings_watched
-from gnnstab.probe.replaying.replica import tracked
+from gnnstab.probe.batches.arguments import as_arguments
+from gnnstab.probe.measure import read_out
+from gnnstab.probe.pooling import sums_watched
+from gnnstab.probe.replaying.replica import Autocast, device_of, on_device, tracked
+from gnnstab.probe.replaying.zero_output import loss_over_zero
 from gnnstab.probe.statistics.activations import clip_share, dead_share
 from gnnstab.probe.statistics.attention import entropy_measures, precision_measures
 from gnnstab.probe.statistics.numbers import rms
@@ -36,7 +37,6 @@ from gnnstab.records.vocabulary import (
 )
 from gnnstab.signals.gradients import over_depth
 from gnnstab.verification.interventions._trial import Edit
-from gnnstab.verification.training import autocast
 
 MOSTLY = 0.02
 """Share of the rows on which a channel may be positive and still count as dead, as at the places."""
@@ -73,16 +73,14 @@ def look(
     ``layers`` are looked at, by their names as modules, and of the costlier ``signals`` those that are named. Raises whatever the forward or the loss raises.
     """
     watched = _Watched(layers, edit, signals)
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    args, kwargs = as_arguments(batch, model)[0]
-    arguments = on_device((args, kwargs), device)
+    arguments = on_device(as_arguments(batch, model)[0], device_of(model))
     with ExitStack() as stack:
         stack.enter_context(torch.set_grad_enabled(backward))
         stack.enter_context(watched.attached(model))
         if edit.unclamped:
             stack.enter_context(_Unclamped())
-        stack.enter_context(poolings_watched(mean=edit.pool_mean))
-        with autocast(model, edit.precision or precision):
+        stack.enter_context(sums_watched(pool_mean=edit.pool_mean, mean=edit.hand_mean))
+        with Autocast.of(model, edit.precision or precision).context():
             positional, named = tracked(arguments) if backward else arguments
             output = model(*positional, **named)
         objective = read_out(output) if loss is None else loss(output, batch).reshape(())
@@ -90,7 +88,7 @@ def look(
             objective.backward()
     finite = bool(torch.isfinite(objective.detach()))
     values = watched.signals()
-    over = loss_over_zero(output, objective, batch, loss)
+    over = loss_over_zero(output, float(objective.detach()), batch, loss)
     values += [] if math.isnan(over) else [Signal(LOSS_OVER_ZERO, over)]
     values += over_depth(values, layers, "batch")
     broken = watched.broken or not finite

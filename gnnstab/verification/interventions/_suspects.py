@@ -21,6 +21,7 @@ from gnnstab.records.vocabulary import (
     AGGREGATION_RMS,
     GAIN_SKIP,
     GAIN_VALUE,
+    HAND_SUM_SIZE,
     LOGIT_FROBENIUS,
     LOSS_OVER_ZERO,
     PLACE_DEAD_SHARE,
@@ -54,6 +55,13 @@ def divide_sums(case: Case, base: Look) -> Iterator[Trial]:
             "divide-pooled", "sum-aggregation", "dividing the pooled sums by the number of nodes",
             f"a pooling adds up the nodes of graphs of up to {max(pooled):.0f} nodes", Edit(pool_mean=True),
             deviates=case.suffers(LOSS_OVER_ZERO), place="the pooling",
+        )  # fmt: skip
+    summed = [s.value for s in case.signals.find(HAND_SUM_SIZE)]
+    if summed:
+        yield Trial(
+            "divide-sums-by-hand", "sum-aggregation", "dividing the sums by the size of their groups",
+            f"the model's own code adds up the features of up to {max(summed):.0f} rows", Edit(hand_mean=True),
+            deviates=case.suffers(LOSS_OVER_ZERO), place="the model's own code",
         )  # fmt: skip
     try:
         names = [name for name, _ in sum_aggregators(case.model)]

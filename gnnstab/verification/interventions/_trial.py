@@ -62,6 +62,9 @@ class Edit:
     pool_mean: bool = False
     """Poolings by a sum take the mean."""
 
+    hand_mean: bool = False
+    """Sums of features by an index in the model's own code take the mean."""
+
     unclamped: bool = False
     """Clamps at an upper limit let everything through."""
 

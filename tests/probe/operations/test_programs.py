@@ -10,7 +10,8 @@ import torch
 
 import gnnstab
 from gnnstab.probe.operations import repeat
-from gnnstab.probe.operations.repeat import Call, objective_of
+from gnnstab.probe.operations.repeat import objective_of
+from gnnstab.probe.replaying.replica import ForwardInputs
 from models.programs import PROGRAMS, Program
 
 EVERY_PROGRAM = pytest.mark.parametrize("program", PROGRAMS.values(), ids=list(PROGRAMS))
@@ -46,7 +47,7 @@ def test_cause_and_line_are_named(program: Program, face: str) -> None:
 @EVERY_PROGRAM
 def test_the_first_operation_and_its_place(program: Program) -> None:
     torch.manual_seed(0)
-    found = repeat(program.model(True), Call((program.batch(True),)), objective_of(program.loss(True)))
+    found = repeat(program.model(True), ForwardInputs((program.batch(True),)), objective_of(program.loss(True)))
     assert found.origin is not None
     operation = found.origin.operation
     assert operation.name == program.operation
@@ -54,6 +55,6 @@ def test_the_first_operation_and_its_place(program: Program) -> None:
     assert operation.place.file.endswith("programs.py")
 
     torch.manual_seed(0)
-    mended = repeat(program.model(False), Call((program.batch(False),)), objective_of(program.loss(False)))
+    mended = repeat(program.model(False), ForwardInputs((program.batch(False),)), objective_of(program.loss(False)))
     assert mended.origin is None
     assert mended.note == ""

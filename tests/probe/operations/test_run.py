@@ -14,7 +14,8 @@ from torch_geometric.data import Data
 
 import gnnstab
 from gnnstab.errors import UnstableError, UsageError
-from gnnstab.probe.operations.repeat import Call, objective_of, repeat
+from gnnstab.probe.operations.repeat import objective_of, repeat
+from gnnstab.probe.replaying.replica import ForwardInputs
 from models.programs import Net, batch, mse, spoilt
 
 
@@ -301,5 +302,5 @@ def test_repeating_a_step_takes_no_longer_than_twenty_steps() -> None:
         return min(times)
 
     step = best(lambda: loss(model(data), data).backward(), 5)
-    again = best(lambda: repeat(model, Call((data,)), objective_of(loss)), 3)
+    again = best(lambda: repeat(model, ForwardInputs((data,)), objective_of(loss)), 3)
     assert again <= 20 * step

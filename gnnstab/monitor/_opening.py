@@ -1,0 +1,81 @@
+"""What the first loss of a run says: whether the output is so large that no output at all would do better."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from gnnstab.probe.attaching.forward_tracker import OPENING, Answer, ForwardInputs
+from gnnstab.probe.operations.repeat import as_batch
+from gnnstab.probe.pooling import sums_watched
+from gnnstab.probe.recorder import Recorder
+from gnnstab.probe.replaying.recovered_loss import recovered_loss
+from gnnstab.probe.replaying.replica import replica, run_replica
+from gnnstab.probe.replaying.zero_output import loss_over_zero
+from gnnstab.records import Measure
+from gnnstab.records.vocabulary import HAND_SUM_SIZE, LOSS_OVER_ZERO, POOL_SUM_SIZE
+from gnnstab.trace import TraceWriter
+
+Loss = Callable[[Any, Any], Tensor]
+
+SUSPICIOUS = 3.0
+"""Loss over that of an output of zeros from which on one more forward looks for sums."""
+
+
+class Opening:
+    """Waits for the loss of the forwards that are kept, and looks at the first of them.
+
+    Args:
+        recorder: Keeps the forwards.
+        writer: Gets the measures.
+        loss: ``loss(output, batch)``, where the user gave it.
+    """
+
+    def __init__(self, recorder: Recorder, writer: TraceWriter, loss: Loss | None) -> None:
+        self._recorder, self._writer, self._loss = recorder, writer, loss
+        self._looks = True
+
+    def look(self) -> None:
+        """Take the loss of the latest step, where its output is kept."""
+        answer, row = self._recorder.state.answer, self._recorder.row
+        if answer is None or row is None or row.loss is None or row.step != answer.step:
+            return
+        if math.isnan(answer.loss):
+            answer.loss = row.loss
+            if self._looks and answer.step < OPENING:
+                self._measure(answer)
+
+    def _measure(self, answer: Answer) -> None:
+        """The first loss that is far off; of one whose forward is not kept as well, the forward that is kept shows the sums."""
+        kept = self._recorder.kept
+        own = self._loss if kept is not None and kept.answer is answer else None
+        loss = own or recovered(answer)
+        if loss is None or kept is None or answer.output is None:
+            return
+        over = loss_over_zero(answer.output, answer.loss, as_batch(kept.args, kept.kwargs), loss)
+        if not over > SUSPICIOUS:
+            return
+        self._looks = False
+        with sums_watched() as sums:
+            run_replica(replica(self._recorder.model), kept)
+        sizes = {POOL_SUM_SIZE: sums.pooled, HAND_SUM_SIZE: sums.by_hand}
+        found = {LOSS_OVER_ZERO: over} | {name: float(max(own)) for name, own in sizes.items() if own}
+        self._writer.measures(
+            [Measure(answer.step, "", kept.mode, 0, name, -1, value, json.dumps({})) for name, value in found.items()]
+        )
+
+
+def loss_of(kept: ForwardInputs, loss: Loss | None) -> Loss | None:
+    """The user's loss; where it was not handed over, the one that the gradient of the output shows; None where there is neither."""
+    return loss if loss is not None or kept.answer is None else recovered(kept.answer)
+
+
+def recovered(answer: Answer) -> Loss | None:
+    """The loss with the targets of the step of this answer; None where its gradient shows none."""
+    if answer.output is None or answer.gradient is None:
+        return None
+    return recovered_loss(answer.output, answer.gradient, answer.loss)

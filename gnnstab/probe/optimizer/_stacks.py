@@ -1,0 +1,251 @@
+"""Deep stacks that one forward shows: layers in a row without an identity path, normalisations behind residual sums; and both undone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from gnnstab.probe.attaching.identity_path import ways
+from gnnstab.probe.replaying.replica import tensors_in
+
+LAYERS = 4
+"""Layers in a row from which on a stack counts as deep: in shallower ones no identity path made a measurable difference."""
+
+NORMS = 6
+"""Normalisations behind residual sums from which on a stack counts as post-norm: three blocks of two."""
+
+_MIXES = (
+    "mm",
+    "Mm",
+    "Linear",
+    "Scatter",
+    "Index",
+    "Gather",
+    "Softmax",
+    "Convolution",
+    "Attention",
+    "Segment",
+    "Sparse",
+)
+"""Operations that no identity passes: products with weights, and sums over neighbours."""
+
+_BESIDE = (
+    *("Dropout", "View", "Reshape", "Unsafe", "Transpose", "Permute", "Squeeze", "Clone", "ToCopy", "Slice", "Select"),
+    *("Relu", "Elu", "Gelu", "Silu", "Tanh"),
+)
+"""Operations that hand on what they were given, entry by entry."""
+
+_NODES = 4000
+"""Autograd nodes that are looked at between two tensors."""
+
+
+class Stack(NamedTuple):
+    """Something that may keep a deep stack from being trained, and how it is undone on a copy."""
+
+    cause: str
+    names: tuple[str, ...]
+    words: str
+    """What is done, as a gerund."""
+
+    suspect: str
+    undo: Callable[[nn.Module], None]
+    """Changes a copy of the model, by hooks that stay on it."""
+
+
+class _Call(NamedTuple):
+    name: str
+    module: nn.Module
+    entering: Tensor
+    leaving: Tensor
+    node: Any
+    """What made ``leaving``, taken when the module returned."""
+
+
+def may_have_stacks(model: nn.Module) -> bool:
+    """True for a model with so many layers of one class in one container, or so many normalisations, that a look is worth a forward."""
+    norms = sum(_normalises(module) for module in model.modules())
+    return norms >= NORMS or any(True for _ in _containers(model))
+
+
+def stacks(model: nn.Module, forward: Callable[[], Any]) -> list[Stack]:
+    """The stacks that ``forward``, which calls ``model`` with gradients, runs through."""
+    calls: list[_Call] = []
+    handles = [m.register_forward_hook(partial(_keep, calls, name)) for name, m in model.named_modules() if name]
+    try:
+        output = forward()
+    finally:
+        for handle in handles:
+            handle.remove()
+    ends = [t for _, t in tensors_in([output]) if t.grad_fn is not None]
+    return [*_without_identity(model, calls, ends), *_behind_sums(calls, _users(ends))]
+
+
+def _keep(calls: list[_Call], name: str, module: nn.Module, args: Any, output: Any) -> None:
+    entering = next((t for _, t in tensors_in([*args]) if t.is_floating_point()), None)
+    leaving = next((t for _, t in tensors_in([output]) if t.is_floating_point()), None)
+    if entering is not None and leaving is not None and leaving.grad_fn is not None:
+        calls.append(_Call(name, module, entering, leaving, leaving.grad_fn))
+
+
+def _normalises(module: nn.Module) -> bool:
+    return "Norm" in type(module).__name__
+
+
+def _containers(model: nn.Module) -> Iterator[list[str]]:
+    """Names of the members of every list of at least `LAYERS` modules of one class that are no normalisations."""
+    for name, module in model.named_modules():
+        if not isinstance(module, (nn.ModuleList, nn.Sequential)) or len(module) < LAYERS:
+            continue
+        kinds = {type(child) for child in module}
+        if len(kinds) == 1 and not any(_normalises(child) for child in module):
+            yield [f"{name}.{key}" if name else key for key, _ in module.named_children()]
+
+
+def _without_identity(model: nn.Module, calls: Sequence[_Call], ends: Sequence[Tensor]) -> Iterator[Stack]:
+    for names in _containers(model):
+        row = _in_a_row([call for call in calls if call.name in names])
+        if len(row) < LAYERS:
+            continue
+        around = ways([*((c.name, c.entering, c.node) for c in row), ("", ends[0] if ends else None, None)]).around
+        if any(around.get(call.name) for call in row) or any(_carries(call) for call in row):
+            continue
+        told = tuple(call.name for call in row)
+        yield Stack(
+            "no-residual", told, f"laying an identity path around {_listed(told)}",
+            f"no identity path leads around {_listed(told)}", partial(_add_identities, told),
+        )  # fmt: skip
+
+
+def _in_a_row(calls: Sequence[_Call]) -> list[_Call]:
+    """The first calls of modules of which each is given what was made from what the one before returned, in the same shape."""
+    row: list[_Call] = []
+    for call in calls:
+        if row and (call.name == row[-1].name or call.entering.shape != row[-1].entering.shape):
+            return row
+        if row and not _reaches(call.entering.grad_fn, row[-1].node):
+            return row
+        row.append(call)
+    return row
+
+
+def _carries(call: _Call) -> bool:
+    """True where a way leads through a module on which nothing is multiplied with weights."""
+    before = call.entering.grad_fn
+    return before is not None and _reaches(call.node, before, without=_MIXES)
+
+
+def _reaches(node: Any, above: Any, without: Sequence[str] = ()) -> bool:
+    waiting, seen = [node], {node}
+    while waiting and len(seen) < _NODES:
+        one = waiting.pop()
+        if one is above:
+            return True
+        if one is None or any(kind in type(one).__name__ for kind in without):
+            continue
+        for other, _ in one.next_functions:
+            if other is not None and other not in seen:
+                seen.add(other)
+                waiting.append(other)
+    return False
+
+
+def _add_identities(names: Iterable[str], model: nn.Module) -> None:
+    """Every layer is given what it is given now plus what the layer before was given: x ← f(x) + x."""
+    before: list[Tensor] = []
+
+    def enter(module: nn.Module, args: Any) -> Any:
+        x = args[0]
+        if before and before[0].shape == x.shape:
+            x = x + before[0]
+        before[:] = [x]
+        return (x, *args[1:])
+
+    def forget(module: nn.Module, args: Any) -> None:
+        before.clear()
+
+    model.register_forward_pre_hook(forget)
+    for name in names:
+        model.get_submodule(name).register_forward_pre_hook(enter)
+
+
+def _users(ends: Sequence[Tensor]) -> Counter[Any]:
+    """How many operations use the result of each one."""
+    users, waiting = Counter[Any](), [t.grad_fn for t in ends]
+    while waiting:
+        for above, _ in waiting.pop().next_functions:  # type: ignore[union-attr]
+            if above is not None:
+                users[above] += 1
+                if users[above] == 1:
+                    waiting.append(above)
+    return users
+
+
+def _behind_sums(calls: Sequence[_Call], users: Counter[Any]) -> Iterator[Stack]:
+    norms = [call for call in calls if _per_row(call.module)] if len(calls) >= NORMS else []
+    pairs = [(call.name, branch) for call in norms if (branch := _branch(call, calls, users))]
+    if len(pairs) >= NORMS:
+        names = tuple(norm for norm, _ in pairs)
+        yield Stack(
+            "normalization-misuse", names, f"normalising in front of each layer instead of with {_listed(names)}",
+            f"the normalisations {_listed(names)} stand after the residual sum (post-norm), and nothing leads around them",
+            partial(_normalise_in_front, pairs),
+        )  # fmt: skip
+
+
+def _per_row(module: nn.Module) -> bool:
+    """True for a normalisation that needs nothing beside its rows."""
+    return isinstance(module, nn.LayerNorm) or "RMSNorm" in type(module).__name__
+
+
+def _branch(norm: _Call, calls: Sequence[_Call], users: Counter[Any]) -> str:
+    """Name of the module whose result is added to what it was given right in front of the normalisation; empty where there is none.
+
+    A sum that goes on beside the normalisation as well is the residual path of a pre-norm block.
+    """
+    node = list(_handed_on(norm.entering.grad_fn))[-1]
+    if node is None or not type(node).__name__.startswith("AddBackward") or users[node] > 1:
+        return ""
+    operands = [list(_handed_on(above)) for above, _ in node.next_functions if above is not None]
+    if len(operands) != 2:
+        return ""
+    for own, other in (operands, operands[::-1]):
+        made = [
+            c for c in calls if c.node in own and not _normalises(c.module) and not norm.name.startswith(f"{c.name}.")
+        ]
+        # The outermost module that returned it; what it was given lies on the other side of the sum.
+        if made and any(_reaches(own[-1], one) for one in other):
+            return made[-1].name
+    return ""
+
+
+def _handed_on(node: Any) -> Iterator[Any]:
+    """The node, and those behind it up to the first that computes."""
+    yield node
+    while node is not None and any(kind in type(node).__name__ for kind in _BESIDE):
+        node = next((above for above, _ in node.next_functions if above is not None), None)
+        yield node
+
+
+def _normalise_in_front(pairs: Iterable[tuple[str, str]], model: nn.Module) -> None:
+    """x ← x + f(norm(x)) instead of norm(x + f(x)), by the same normalisation."""
+
+    def through(module: nn.Module, args: Any, output: Any) -> Any:
+        return args[0]
+
+    def enter(own: nn.Module, module: nn.Module, args: Any) -> Any:
+        x = args[0]
+        normed = own.forward(x)
+        return tuple(normed if one is x else one for one in args)
+
+    for norm, branch in pairs:
+        own = model.get_submodule(norm)
+        own.register_forward_hook(through)
+        model.get_submodule(branch).register_forward_pre_hook(partial(enter, own))
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,231 @@
+"""Whether the answer for one graph depends on its company: it runs in its batch, and once more alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch_geometric.data import Batch
+
+from gnnstab.probe.places._padding import padding_mask
+from gnnstab.probe.replaying.evaluating import by_running_statistics
+from gnnstab.probe.replaying.replica import copied, eager, forked_rng, mapped, tensors_in
+
+FILLED = 1e4
+"""Times the median size from which on an entry of an output is a constant that stands for −∞, and says nothing."""
+
+ROUNDING = 1e-6
+"""Relative difference of two passes that sums in another order leave."""
+
+Row = tuple[str, str, float, dict[str, Any]]
+
+
+class Company(NamedTuple):
+    """One of several graphs, and how to take it out of a tensor."""
+
+    alone: Callable[[Tensor, str], Tensor | None]
+    """(tensor, name) → what belongs to this graph; the tensor itself where it belongs to none, None where nobody can say."""
+
+    changed: Callable[[Tensor], Tensor]
+    """The tensor with other numbers in the rows of all other graphs."""
+
+    graph: int
+    size: int
+    most: int
+    """Nodes of the largest graph."""
+
+    mask: str = ""
+    """Tensor of the batch that says which rows are padding; empty where the graphs are told by ``batch``."""
+
+    varies: bool = False
+    """True where the padding that the batch brings along holds more than one constant row."""
+
+
+def rows(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    named: Mapping[str, Tensor],
+    graphs: Tensor | None,
+    rng: Any,
+) -> Iterator[Row]:
+    """The change of the output of the smallest graph, and of a second pass in evaluation mode; ``model`` is a copy and left so.
+
+    Nothing for a single graph, for numbers below float32, and where the forward does not take one graph alone.
+    """
+    if not by_running_statistics(model):
+        return
+    run = _Passes(model, rng)
+    one, two = run(args, kwargs), run(args, kwargs, shifted=True)
+    if not one or any(t.dtype not in (torch.float32, torch.float64) for t in one):
+        return
+    again = _moved(one, two)
+    if again > ROUNDING:
+        yield "place.pass_difference", "output", again, {}
+        return
+    company = _of_vector(graphs, named) or _of_mask(named)
+    if company is None:
+        return
+    try:
+        apart = run(*_taken(args, kwargs, named, company))
+        own = [company.alone(t, "") for t in one]
+        pairs = [
+            (a, b)
+            for a, b, whole in zip(own, apart, one, strict=True)
+            if a is not None and a is not whole and a.shape == b.shape
+        ]
+        if not pairs:
+            return
+        moved = _moved([a for a, _ in pairs], [b for _, b in pairs])
+        detail = {
+            "graph": company.graph,
+            "size": company.size,
+            "most": company.most,
+            "mask": company.mask,
+            "varies": company.varies,
+        }
+        if moved > ROUNDING:
+            others = run(*mapped((args, dict(kwargs)), company.changed))
+            theirs = [company.alone(t, "") for t in others]
+            seen = [
+                (a, b)
+                for a, b, whole in zip(own, theirs, one, strict=True)
+                if a is not None and a is not whole and b is not None
+            ]
+            detail["content"] = _moved([a for a, _ in seen], [b for _, b in seen])
+    except Exception:  # A stranger's forward may not take one graph, and says so in any way.
+        return
+    if math.isfinite(moved):
+        yield "place.alone_difference", "output", moved, detail
+
+
+class _Passes:
+    """Forwards of one copy in evaluation mode, each from the same buffers and generators."""
+
+    def __init__(self, model: nn.Module, rng: Any) -> None:
+        self._model, self._rng = model, rng
+        self._buffers = {b: b.detach().clone() for b in model.buffers()}
+
+    def __call__(self, args: Any, kwargs: Mapping[str, Any], *, shifted: bool = False) -> list[Tensor]:
+        with forked_rng(self._rng), torch.no_grad():
+            if shifted:
+                torch.rand(7)
+            for buffer, value in self._buffers.items():
+                buffer.copy_(value)
+            output = eager(self._model)(*copied(tuple(args)), **copied(dict(kwargs)))
+        return [t.detach() for _, t in tensors_in([output]) if t.is_floating_point()]
+
+
+def _moved(before: list[Tensor], after: list[Tensor]) -> float:
+    """RMS of the difference over that of the tensors; entries that stand for −∞ are left out."""
+    pairs = [
+        (a.double().flatten(), b.double().flatten()) for a, b in zip(before, after, strict=True) if a.shape == b.shape
+    ]
+    if not pairs:
+        return math.nan
+    one, other = torch.cat([a for a, _ in pairs]), torch.cat([b for _, b in pairs])
+    finite = one.isfinite() & other.isfinite()
+    size = one[finite].abs()
+    if not size.numel():
+        return math.nan
+    kept = finite & ~((one == other) & (one.abs() > FILLED * size.median()))
+    one, other = one[kept], other[kept]
+    norm = float(one.norm())
+    return float((one - other).norm()) / norm if norm > 0 else 0.0
+
+
+def _taken(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], named: Mapping[str, Tensor], company: Company
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a forward of the graph alone."""
+    called = {id(tensor): name.rpartition(".")[2] for name, tensor in named.items()}
+
+    def part(tensor: Tensor) -> Tensor:
+        found = company.alone(tensor, called.get(id(tensor), ""))
+        if found is None:
+            raise ValueError("a tensor of which nobody can say what belongs to the graph")
+        return found
+
+    def own(value: Any) -> Any:
+        if isinstance(value, Batch) and getattr(value, "_slice_dict", None):
+            return Batch.from_data_list([value.get_example(company.graph)])
+        return mapped(value, part)
+
+    return tuple(map(own, args)), {key: own(value) for key, value in kwargs.items()}
+
+
+def _of_vector(graphs: Tensor | None, named: Mapping[str, Tensor]) -> Company | None:
+    """The smallest graph of a batch that a vector (nodes,) describes, whose edges lead nowhere else."""
+    if graphs is None:
+        return None
+    edges = next(
+        (t for n, t in named.items() if n.rpartition(".")[2] == "edge_index" and t.dim() == 2 and len(t) == 2), None
+    )
+    sizes = torch.bincount(graphs)
+    nodes, count, lines = len(graphs), len(sizes), -1 if edges is None else edges.shape[1]
+    if (
+        count < 2
+        or count in (nodes, lines)
+        or (edges is not None and bool((graphs[edges[0]] != graphs[edges[1]]).any()))
+    ):
+        return None
+    graph = int(torch.where(sizes > 1, sizes, sizes.max() + 1).argmin())
+    own = graphs == graph
+    inner = None if edges is None else own[edges[0]]
+    place = own.cumsum(0) - 1
+
+    def alone(tensor: Tensor, name: str) -> Tensor | None:
+        if tensor.layout != torch.strided:
+            return None
+        if inner is not None and tuple(tensor.shape) == (2, lines) and not tensor.is_floating_point():
+            return place[tensor[:, inner]]
+        if tensor.dim() and len(tensor) == nodes and not (nodes == lines and "edge" in name):
+            # The vector itself counts from 0.
+            return torch.zeros_like(tensor[own]) if torch.equal(tensor, graphs) else tensor[own]
+        if tensor.dim() and len(tensor) == lines and inner is not None:
+            return tensor[inner]
+        if tensor.dim() and len(tensor) == count:
+            return tensor[graph : graph + 1]
+        return tensor.new_tensor([0, int(sizes[graph])]) if name == "ptr" else tensor
+
+    def changed(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point() or not tensor.dim() or len(tensor) != nodes:
+            return tensor
+        return torch.where(own.view(-1, *(1,) * (tensor.dim() - 1)), tensor, tensor.flip(-1) * 1.5 + 0.5)
+
+    return Company(alone, changed, graph, int(sizes[graph]), int(sizes.max()))
+
+
+def _of_mask(named: Mapping[str, Tensor]) -> Company | None:
+    """The smallest set of a padded batch: its real rows alone, without padding."""
+    found = padding_mask(named)
+    if found is None:
+        return None
+    name, real = found
+    sets, width = real.shape
+    sizes = real.sum(1)
+    graph = int(sizes.argmin())
+    own = real[graph].nonzero().flatten()
+
+    def alone(tensor: Tensor, name: str) -> Tensor | None:
+        if tensor.layout != torch.strided or tensor.dim() == 0 or len(tensor) != sets:
+            return tensor
+        if tensor.dim() == 1 or tensor.shape[1] != width:
+            return tensor[graph : graph + 1]
+        part = tensor[graph : graph + 1, own]
+        # A matrix of pairs of rows has two dimensions to cut.
+        return part[:, :, own] if tensor.dim() == 3 and tensor.shape[2] == width else part
+
+    def changed(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point() or tensor.dim() < 2 or len(tensor) != sets:
+            return tensor
+        other = torch.arange(sets, device=tensor.device) != graph
+        return torch.where(other.view(-1, *(1,) * (tensor.dim() - 1)), tensor.flip(-1) * 1.5 + 0.5, tensor)
+
+    padded = [t[~real] for t in named.values() if t.is_floating_point() and t.dim() > 2 and t.shape[:2] == real.shape]
+    return Company(
+        alone, changed, graph, len(own), int(sizes.max()), name, any(bool((t != t[:1]).any()) for t in padded)
+    )

@@ -1,0 +1,48 @@
+"""Which rows of a padded batch are real, by a mask or by lengths that the batch holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+_INVERSE = ("pad", "hidden", "ignore", "absent", "empty")
+"""Parts of a name that say that True stands for padding."""
+
+_COUNTS = ("len", "count", "size", "num_", "n_")
+"""Parts of a name under which a batch holds how many rows of a set are real."""
+
+
+def padding_mask(named: Mapping[str, Tensor]) -> tuple[str, Tensor] | None:
+    """(name, bool mask (sets, rows), True for real rows) of a batch of padded sets; None where no tensor says so.
+
+    A mask counts where the real rows of every set stand together at one end, their number differs between sets, and another tensor
+    holds measured values for the same sets and rows: that tells padding from actions that are forbidden and from labels left out.
+    """
+    shapes = {tuple(t.shape[:2]) for t in named.values() if t.is_floating_point() and t.dim() >= 3}
+    for name, tensor in named.items():
+        last = name.rpartition(".")[2].lower()
+        real: Tensor | None = None
+        if tensor.dim() == 2 and tuple(tensor.shape) in shapes and _is_binary(tensor):
+            real = tensor == 0 if any(word in last for word in _INVERSE) else tensor != 0
+        elif tensor.dim() == 1 and not tensor.is_floating_point() and any(word in last for word in _COUNTS):
+            width = next((w for s, w in shapes if s == len(tensor)), 0)
+            if width and tensor.numel() and bool((tensor >= 0).all()) and int(tensor.max()) <= width:
+                real = torch.arange(width, device=tensor.device) < tensor[:, None]
+        if real is not None and _is_ragged(real):
+            return name, real
+    return None
+
+
+def _is_binary(tensor: Tensor) -> bool:
+    return tensor.dtype == torch.bool or bool(((tensor == 0) | (tensor == 1)).all())
+
+
+def _is_ragged(real: Tensor) -> bool:
+    sets, width = real.shape
+    sizes = real.sum(1)
+    if sets < 2 or sets == width or int(sizes.min()) < 1 or bool((sizes == sizes[0]).all()):
+        return False
+    steps = real.int().diff(dim=1)
+    return bool((steps <= 0).all()) or bool((steps >= 0).all())

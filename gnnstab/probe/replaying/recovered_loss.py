@@ -1,0 +1,114 @@
+"""The loss of a run that nobody handed over, recovered from its value, the output and the gradient that came back to the output."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CLOSE = 1e-3
+"""Relative difference up to which gradient and value are those of a loss: the numbers of fp32 agree to 1e-5."""
+
+_SURE = 1e-4
+"""1 − p of a class from which on its gradient is larger than its rounding."""
+
+Recovered = Callable[[Any, Any], Tensor]
+"""``loss(output, batch)``; the batch is not read, its targets are known."""
+
+
+def recovered_loss(output: Tensor, gradient: Tensor, value: float) -> Recovered | None:
+    """Cross-entropy, binary cross-entropy with logits or a squared error with the targets of one step; None where it is none of them.
+
+    Args:
+        output: (N, C) or any other shape, as the model returned it.
+        gradient: Of the loss with respect to it, same shape.
+        value: Of the loss.
+
+    Gradient and value must both be those of the loss that is returned; an objective of several parts is none. Rows that are so right
+    that nothing comes back to them are left out: their targets are not known.
+    """
+    output, gradient = output.detach().double(), gradient.detach().double()
+    if output.shape != gradient.shape or not (math.isfinite(value) and value > 0):
+        return None
+    if not bool(gradient.isfinite().all()) or not bool(gradient.any()):
+        return None
+    for recover in (_cross_entropy, _binary, _squared):
+        found = recover(output, gradient, value)
+        if found is not None:
+            return found
+    return None
+
+
+def _cross_entropy(output: Tensor, gradient: Tensor, value: float) -> Recovered | None:
+    if output.dim() != 2 or output.shape[1] < 2:
+        return None
+    rows = gradient.abs().amax(1) > 0
+    own, log_p = gradient[rows], torch.log_softmax(output[rows], 1)
+    label = own.argmin(1, keepdim=True)
+    p = log_p.exp()
+    rest = 1 - p.gather(1, label)
+    sure = rest.squeeze(1) > _SURE
+    if not bool(sure.any()):
+        return None
+    weight = torch.where(rest > _SURE, -own.gather(1, label) / rest.clamp(min=_SURE), math.nan)
+    weight = torch.where(weight.isnan(), weight[sure].median(), weight)
+    made = weight * (p - torch.zeros_like(p).scatter(1, label, 1.0))
+    if bool((weight < 0).any()) or not _same(made, own):
+        return None
+    told = float(-(weight * log_p.gather(1, label)).sum())
+    if abs(told - value) > CLOSE * value:
+        return None
+
+    def loss(result: Any, batch: Any) -> Tensor:
+        log = torch.log_softmax(result[rows].float(), 1)
+        return -(weight.to(log) * log.gather(1, label)).sum()
+
+    return loss
+
+
+def _binary(output: Tensor, gradient: Tensor, value: float) -> Recovered | None:
+    kept = gradient != 0
+    own, score = gradient[kept], output[kept]
+    target = (own < 0).double()
+    gap = (torch.sigmoid(score) - target).abs()
+    sure = gap > _SURE
+    if not bool(sure.any()):
+        return None
+    weight = (own.abs()[sure] / gap[sure]).median()
+    told = float(weight * F.binary_cross_entropy_with_logits(score, target, reduction="sum"))
+    if not _same(weight * (torch.sigmoid(score) - target), own) or abs(told - value) > CLOSE * value:
+        return None
+
+    def loss(result: Any, batch: Any) -> Tensor:
+        entries = result[kept].float()
+        summed: Tensor = F.binary_cross_entropy_with_logits(entries, target.to(entries), reduction="sum")
+        return weight.to(entries) * summed
+
+    return loss
+
+
+def _squared(output: Tensor, gradient: Tensor, value: float) -> Recovered | None:
+    """κ·‖o − y‖² has the gradient 2κ(o − y), so that κ = ‖g‖²/4L; it counts where κ is that of a mean or of a sum."""
+    kept = gradient != 0
+    own = gradient[kept]
+    factor = float(own.square().sum()) / (4 * value)
+    rows = int(kept.reshape(len(kept), -1).any(1).sum()) if kept.dim() else 1
+    usual = (1.0, 0.5, 1 / own.numel(), 0.5 / own.numel(), 1 / rows, 0.5 / rows)
+    if not any(abs(factor - one) <= CLOSE * one for one in usual):
+        return None
+    target = output[kept] - own / (2 * factor)
+
+    def loss(result: Any, batch: Any) -> Tensor:
+        entries = result[kept].float()
+        total: Tensor = factor * (entries - target.to(entries)).square().sum()
+        return total
+
+    return loss
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return float((one - other).norm()) <= CLOSE * float(other.norm())

@@ -1,0 +1,24 @@
+"""The loss of an output over that of an output of zeros: far above 1 the output is too large to be of use."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gnnstab.probe.replaying.replica import mapped
+
+
+def loss_over_zero(output: Any, value: float, batch: Any, loss: Callable[[Any, Any], Tensor] | None) -> float:
+    """The loss over that of the same output times 0; NaN without a loss, or where one of the two is not positive and finite."""
+    if loss is None:
+        return math.nan
+    try:
+        with torch.no_grad():
+            zero = float(loss(mapped(output, lambda t: torch.zeros_like(t) if t.is_floating_point() else t), batch))
+    except Exception:
+        return math.nan  # A stranger's loss may take no zeros.
+    return value / zero if 0 < zero < math.inf and 0 < value < math.inf else math.nan

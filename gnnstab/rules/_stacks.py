@@ -1,0 +1,29 @@
+"""What a few steps on two copies showed of a deep stack, as a finding of the rule whose cause it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gnnstab.records import Finding, Signal, Signals
+from gnnstab.records.vocabulary import OPTIMIZER_STACK_SHARE
+from gnnstab.rules.base import Rule
+
+
+def hindered(rule: Rule, signals: Signals, limit: float, advice: str) -> Iterator[Finding]:
+    """One finding per stack of the rule's cause that takes more than ``limit`` of the progress away."""
+    for signal in signals.find(OPTIMIZER_STACK_SHARE):
+        if signal.detail.get("cause") == rule.cause and signal.value > limit:
+            names = signal.detail.get("names") or [""]
+            yield rule.finding(
+                f"{_said(signal)} {advice}", severity="warning", limit=limit, signal=signal, layer=str(names[0])
+            )
+
+
+def _said(signal: Signal) -> str:
+    told = signal.detail
+    first, best, undone = (float(told.get(key, 0.0)) for key in ("first", "best", "undone"))
+    return (
+        f"{told.get('suspect')}, and the model hardly learns: your optimizer's steps on a copy bring the loss of one batch from {first:.3g} to "
+        f"{best:.3g}. {str(told.get('words', ''))[:1].upper()}{str(told.get('words', ''))[1:]} on a copy, {told.get('steps')} steps bring it to "
+        f"{undone:.3g}: the stack takes {100 * signal.value:.0f} % of the progress."
+    )

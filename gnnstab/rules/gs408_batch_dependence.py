@@ -1,0 +1,96 @@
+"""GS408 batch-dependence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gnnstab.errors import NotEvaluable
+from gnnstab.records import Finding, Signal, Signals
+from gnnstab.rules.base import Rule, rule, threshold
+from gnnstab.rules.queries import measured, percent
+
+
+@rule("GS408", "batch-dependence", cause="masking", severity="warning", confidence="high")
+class BatchDependence(Rule):
+    """The answer for a graph depends on the other graphs of its batch, on padding, or on chance.
+
+    ## What it sees
+    A copy in evaluation mode runs the smallest graph of a batch in its batch and alone, and compares its output: graphs that a `batch`
+    vector describes, or sets of rows that a mask or lengths tell from padding, which then runs without its padding. Where the output
+    moves, the numbers of all other graphs are changed as well, to tell whether the graph hears them or the padding. And the same
+    batch twice, from other states of the generators.
+
+    ## Why it is unstable
+    Attention, sums and norms over all rows that there are mix what does not belong together: a graph hears others, and its answer
+    changes with the batch that chance has put it into. Padding that nothing masks takes weight from real rows, as much as there is of
+    it. In training that is noise which no rate removes; in use, answers that nobody can repeat.
+
+    ## What it looks like
+    A loss that stands still above that of the same model at a batch of one; a validation score that depends on the batch size.
+    Measured: PyG's GPSConv moves by 1e-7, its SGFormer, whose attention is normalised over the batch, by 1.6 %, attention over padded rows
+    without a mask by 8 % before training.
+
+    ## Fix
+    Pass `batch` to every layer, norm and pooling that takes it. Mask padded rows: `dense, real = to_dense_batch(x, batch)` and
+    `key_padding_mask=~real`; take means over real rows only. `F.dropout(x, p, self.training)`, where `F.dropout(x)` drops in use as well.
+
+    ## When it is wrong
+    Where graphs are meant to see each other, as in retrieval within a batch. Sets that are padded to one fixed width with one constant are
+    information: their answers depend on the padding, and not on the batch. So is a model that draws random numbers on purpose.
+
+    ## References
+    PyTorch Geometric, *Advanced Mini-Batching*: graphs of a batch are disjoint. Measured: padded and disjoint batches, 90 programs that
+    train well move by 2e-6 at most.
+    """
+
+    told: float = threshold(
+        1e-4, unit="× RMS of the output", source="measured: 2e-6 in programs that keep graphs apart"
+    )
+    moves: float = threshold(
+        0.01, unit="× RMS of the output", source="measured: .016 for SGFormer, .08 for a missing mask"
+    )
+
+    def check(self, signals: Signals) -> Iterator[Finding]:
+        """One finding for a graph that ran alone, or one for two passes that differ."""
+        found = measured([*signals.find("place.alone_difference"), *signals.find("place.pass_difference")])
+        if not found:
+            if signals.kind == "checkpoint":
+                raise NotEvaluable("needs a forward of the model: pass a batch (--model pkg.mod:factory --batch FILE)")
+            raise NotEvaluable("no batch of several graphs was seen of which one could run alone")
+        for signal in found:
+            if signal.value > self.told:
+                yield self._alone(signal) if signal.name == "place.alone_difference" else self._twice(signal)
+
+    def _alone(self, signal: Signal) -> Finding:
+        detail = signal.detail
+        heard = float(detail.get("content", 0.0)) > self.told
+        mask = str(detail.get("mask", ""))
+        of = f"graph {detail.get('graph')} ({detail.get('size')} of up to {detail.get('most')} nodes)"
+        if heard:
+            why = "it moves with the numbers of other graphs too: nothing keeps them apart. Pass batch to every layer, norm and pooling"
+        elif mask:
+            why = f"the rows that `{mask}` leaves out take part. Mask them in every attention, mean and norm"
+        else:
+            why = (
+                "it hears no other graph, and follows how far the largest one pads it. Mask padded rows (to_dense_batch says which rows are real), "
+                "and count real ones alone"
+            )
+        where = "without its padding" if mask and not heard else "alone in place of in its batch"
+        # Sets padded to one width with one constant: the answer is a function of the set.
+        harmless = bool(mask) and not heard and not detail.get("varies")
+        return self.finding(
+            f"the output of {of} moves by {percent(signal.value)} when it runs {where}; {why}.",
+            severity="warning" if signal.value > self.moves and not harmless else "info",
+            limit=self.moves,
+            signal=signal,
+        )
+
+    def _twice(self, signal: Signal) -> Finding:
+        return self.finding(
+            f"two passes of the same batch in evaluation mode differ by {percent(signal.value)}: the model draws random numbers there, or keeps "
+            "a state outside of its buffers. A dropout that is called in forward needs training=self.training.",
+            severity="info",
+            limit=self.told,
+            signal=signal,
+            cause="",
+        )

@@ -1,0 +1,69 @@
+"""A loss that was not handed over is recovered from its value and its gradient, and from nothing that is another loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gnnstab.probe.replaying.recovered_loss import recovered_loss
+
+N, C = 30, 5
+g = torch.Generator().manual_seed(4)
+CLASSES = torch.randint(0, C, (N,), generator=g)
+REAL = torch.randn(N, C, generator=g)
+MASK = torch.rand(N, generator=g) < 0.6
+BITS = (REAL > 0).float()
+WEIGHTS = torch.rand(C, generator=g) + 0.5
+
+LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
+    "classes": lambda o: F.cross_entropy(o, CLASSES),
+    "classes of some rows": lambda o: F.cross_entropy(o[MASK], CLASSES[MASK]),
+    "classes with weights": lambda o: F.cross_entropy(o, CLASSES, weight=WEIGHTS),
+    "classes, summed": lambda o: F.cross_entropy(o, CLASSES, reduction="sum"),
+    "bits": lambda o: F.binary_cross_entropy_with_logits(o, BITS),
+    "numbers": lambda o: F.mse_loss(o, REAL),
+    "numbers of some rows": lambda o: F.mse_loss(o[MASK], REAL[MASK]),
+    "numbers, summed per row": lambda o: (o - REAL).square().sum(1).mean(),
+    "half of squares": lambda o: 0.5 * (o - REAL).square().sum(),
+}
+
+OTHERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "absolute": lambda o: (o - REAL).abs().mean(),
+    "smoothed classes": lambda o: F.cross_entropy(o, CLASSES, label_smoothing=0.2),
+    "with a penalty": lambda o: F.mse_loss(o, REAL) + 0.1 * o.square().mean(),
+    "of a power": lambda o: (o - REAL).pow(4).mean(),
+    "a policy": lambda o: -(F.log_softmax(o, 1).gather(1, CLASSES[:, None]).squeeze(1) * REAL[:, 0]).mean(),
+}
+
+
+def asked(loss: Callable[[Tensor], Tensor], scale: float) -> tuple[Tensor, Tensor, float]:
+    output = (scale * torch.randn(N, C, generator=torch.Generator().manual_seed(7))).requires_grad_()
+    value = loss(output)
+    value.backward()
+    assert output.grad is not None
+    return output.detach(), output.grad, float(value.detach())
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 3.0])
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_is_recovered_with_its_targets(name: str, scale: float) -> None:
+    found = recovered_loss(*asked(LOSSES[name], scale))
+    assert found is not None
+    for other in (torch.zeros(N, C), torch.randn(N, C)):
+        assert math.isclose(float(found(other, None)), float(LOSSES[name](other)), rel_tol=2e-2)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_another_loss_is_none(name: str) -> None:
+    assert recovered_loss(*asked(OTHERS[name], 1.0)) is None
+
+
+def test_what_is_not_finite_or_has_no_gradient_is_none() -> None:
+    assert recovered_loss(torch.zeros(3, 2), torch.zeros(3, 2), 1.0) is None
+    assert recovered_loss(torch.zeros(3, 2), torch.full((3, 2), math.nan), 1.0) is None
+    assert recovered_loss(torch.zeros(3, 2), torch.ones(3, 2), math.nan) is None

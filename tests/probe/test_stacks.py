@@ -1,0 +1,102 @@
+"""Deep stacks that do not learn: found in one forward, undone by hooks on a copy, and told apart from those that learn."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch_geometric.data import Data
+
+import gnnstab
+
+WIDTH, NODES = 16, 40
+
+
+class Stack(nn.Module):
+    """``kind`` says how the layers of a list are put together."""
+
+    def __init__(self, kind: str, depth: int) -> None:
+        super().__init__()
+        self.kind = kind
+        self.inp, self.out = nn.Linear(6, WIDTH), nn.Linear(WIDTH, 3)
+        self.last = nn.LayerNorm(WIDTH)
+        self.layers = nn.ModuleList([nn.Linear(WIDTH, WIDTH) for _ in range(depth)])
+        self.norms = nn.ModuleList([nn.LayerNorm(WIDTH) for _ in range(depth)])
+
+    def forward(self, data: Data) -> Tensor:
+        h = self.inp(data.x)
+        if self.kind == "side by side":
+            h = sum(torch.tanh(layer(h)) for layer in self.layers)
+        else:
+            for layer, norm in zip(self.layers, self.norms, strict=True):
+                h = self.step(layer, norm, h)
+        out: Tensor = self.out(self.last(h))
+        return out
+
+    def step(self, layer: Any, norm: Any, h: Tensor) -> Tensor:
+        if self.kind == "post-norm":
+            out: Tensor = norm(h + torch.tanh(layer(h)))
+            return out
+        if self.kind == "pre-norm":
+            return h + torch.tanh(layer(norm(h)))
+        return torch.tanh(layer(h)) if self.kind == "bare" else h + torch.tanh(layer(h))
+
+
+def batch() -> Data:
+    g = torch.Generator().manual_seed(3)
+    x = torch.randn(NODES, 6, generator=g)
+    edges = torch.randint(0, NODES, (2, 2 * NODES), generator=g)
+    return Data(x=x, edge_index=edges, y=(x @ torch.randn(6, 3, generator=g)).argmax(1))
+
+
+def loss(output: Tensor, data: Data) -> Tensor:
+    return F.cross_entropy(output, data.y)
+
+
+def asked(kind: str, depth: int, rate: float = 5e-3) -> tuple[list[str], gnnstab.Diagnosis]:
+    torch.manual_seed(2)
+    model = Stack(kind, depth)
+    before = copy.deepcopy(model.state_dict())
+    optimizer = torch.optim.Adam(model.parameters(), lr=rate)
+    state = torch.get_rng_state()
+    found = gnnstab.diagnose(model, batch=batch(), loss=loss, optimizer=optimizer)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    return [f.code for f in found.findings if f.signal == "optimizer.stack_share"], found
+
+
+@pytest.mark.parametrize(
+    ("kind", "depth", "rate", "cause"),
+    [
+        ("bare", 30, 5e-3, "no-residual"),
+        ("post-norm", 40, 5e-2, "normalization-misuse"),
+    ],
+)
+def test_a_stack_that_keeps_the_model_from_learning_is_the_root(kind: str, depth: int, rate: float, cause: str) -> None:
+    codes, found = asked(kind, depth, rate)
+    assert codes == ["GS103" if cause == "no-residual" else "GS106"]
+    (root,) = found.root_causes()
+    assert (root.cause, root.how) == (cause, "undone")
+    assert root.share is not None
+    assert root.share > 0.65
+
+
+@pytest.mark.parametrize(
+    ("kind", "depth"),
+    [
+        ("residual", 30),
+        ("pre-norm", 30),
+        ("bare", 3),
+        ("post-norm", 3),
+        ("side by side", 8),
+    ],
+)
+def test_stacks_that_learn_and_layers_side_by_side_are_none(kind: str, depth: int) -> None:
+    codes, found = asked(kind, depth)
+    assert codes == []
+    assert not [s for s in found.signals if s.name == "optimizer.stack_share"]

@@ -1,0 +1,172 @@
+"""One graph in its batch and alone; masks that close the wrong keys; each beside the program that is right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch_geometric.data import Batch, Data
+from torch_geometric.nn import GATConv, GPSConv, GraphNorm, SGFormer, global_mean_pool
+from torch_geometric.utils import to_dense_batch
+
+import gnnstab
+from gnnstab.records import Diagnosis, Finding
+
+WIDTH = 12
+
+
+def ring(nodes: int, seed: int) -> Data:
+    g = torch.Generator().manual_seed(seed)
+    i = torch.arange(nodes)
+    x = torch.randn(nodes, 5, generator=g)
+    return Data(x=x, edge_index=torch.stack([i, (i + 1) % nodes]), y=x[:, :1].mean(0))
+
+
+def rings() -> Batch:
+    return Batch.from_data_list([ring(nodes, nodes) for nodes in (9, 5, 13, 7, 6, 11)])
+
+
+class OverNodes(nn.Module):
+    """Attention over the nodes of a graph, in padded rows, after a layer on its edges."""
+
+    def __init__(self, mask: Callable[[Tensor], Tensor | None], told: bool = True, dropout: float = 0.0) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.enter, self.near, self.norm = nn.Linear(5, WIDTH), GATConv(WIDTH, WIDTH), GraphNorm(WIDTH)
+        self.far = nn.MultiheadAttention(WIDTH, 2, batch_first=True)
+        nn.init.normal_(self.far.in_proj_bias)
+        self.leave = nn.Linear(WIDTH, 1)
+        self.mask, self.told, self.dropout = mask, told, dropout
+
+    def forward(self, x: Tensor, edge_index: Tensor, batch: Tensor) -> Tensor:
+        h = self.enter(x)
+        h = h + self.norm(self.near(h, edge_index), batch if self.told else None)
+        h = F.dropout(h, self.dropout)
+        dense, real = to_dense_batch(h, batch)
+        mask = self.mask(real)
+        h = h + self.far(dense, dense, dense, key_padding_mask=mask, need_weights=False)[0][real]
+        return self.leave(global_mean_pool(h, batch)).squeeze(-1)
+
+
+class Sets(nn.Module):
+    """Attention within padded sets that the batch brings along."""
+
+    def __init__(self, masked: bool, aligned: bool = True) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.enter, self.leave = nn.Linear(4, WIDTH), nn.Linear(WIDTH, 1)
+        self.attend = nn.MultiheadAttention(WIDTH, 2, batch_first=aligned)
+        self.masked, self.aligned = masked, aligned
+
+    def forward(self, rows: Tensor, lengths: Tensor) -> Tensor:
+        h = self.enter(rows)
+        padding = torch.arange(rows.shape[1]) >= lengths[:, None]
+        mask = padding if self.masked and self.aligned else None
+        return self.leave(h + self.attend(h, h, h, key_padding_mask=mask)[0]).squeeze(-1)
+
+
+def sets(filled: bool = True) -> dict[str, Tensor]:
+    g = torch.Generator().manual_seed(4)
+    rows, lengths = torch.randn(16, 9, 4, generator=g), torch.randint(3, 10, (16,), generator=g)
+    real = torch.arange(9) < lengths[:, None]
+    return {"rows": rows if filled else rows * real[..., None], "lengths": lengths, "y": rows[..., 0], "real": real}
+
+
+def asked(model: nn.Module, batch: Any) -> Diagnosis:
+    def loss(output: Tensor, batch: Any) -> Tensor:
+        return (
+            F.mse_loss(output[batch["real"]], batch["y"][batch["real"]])
+            if "real" in batch
+            else F.mse_loss(output, batch.y)
+        )
+
+    return gnnstab.diagnose(model, batch=batch, loss=loss)
+
+
+def watched(model: nn.Module, batch: Any) -> Diagnosis:
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    with gnnstab.Monitor(model, optimizer=optimizer, on_finding="ignore") as monitor:
+        for _ in range(4):
+            optimizer.zero_grad()
+            known = batch["rows"], batch["lengths"]
+            model(*known).square().mean().backward()
+            optimizer.step()
+    return monitor.diagnose()
+
+
+def found(diagnosis: Diagnosis, code: str) -> list[Finding]:
+    return [f for f in diagnosis.findings if f.code == code]
+
+
+@pytest.mark.parametrize(
+    ("mask", "told", "severities"),
+    [
+        (lambda real: ~real, True, []),
+        (lambda real: None, True, ["warning"]),
+        (lambda real: ~real, False, ["warning"]),
+    ],
+    ids=["right", "padding is read", "a norm over all graphs"],
+)
+def test_a_graph_alone_and_in_its_batch(mask: Any, told: bool, severities: list[str]) -> None:
+    diagnosis = asked(OverNodes(mask, told), rings())
+    assert [f.severity for f in found(diagnosis, "GS408")] == severities
+    for finding in found(diagnosis, "GS408"):
+        assert "graph 1 (5 of up to 13 nodes)" in finding.message and finding.value > 0.01
+        assert ("other graphs" in finding.message) == (not told)
+        assert finding.explained_by == (None if told else "GS108")
+    roots = [cause.cause for cause in diagnosis.root_causes()]
+    assert ("masking" in roots) == (bool(severities) and told)
+
+
+def test_a_mask_the_wrong_way_round_leaves_padding_alone() -> None:
+    diagnosis = asked(OverNodes(lambda real: real), rings())
+    (finding,) = found(diagnosis, "GS305")
+    assert finding.severity == "error" and "wrong way round" in finding.message
+    assert [cause.cause for cause in diagnosis.root_causes()] == ["masking"]
+    assert not found(asked(OverNodes(lambda real: ~real), rings()), "GS305")
+
+
+@pytest.mark.parametrize("face", [asked, watched])
+def test_padding_that_holds_numbers_and_is_read(face: Callable[[nn.Module, Any], Diagnosis]) -> None:
+    (finding,) = found(face(Sets(masked=False), sets()), "GS408")
+    assert finding.severity == "warning" and "`lengths`" in finding.message
+    assert found(face(Sets(masked=True), sets()), "GS408") == []
+
+
+def test_padding_with_zeros_to_one_width_is_information() -> None:
+    (finding,) = found(asked(Sets(masked=False), sets(filled=False)), "GS408")
+    assert finding.severity == "info"
+
+
+def test_attention_along_the_wrong_axis_lets_sets_hear_each_other() -> None:
+    (finding,) = found(asked(Sets(masked=False, aligned=False), sets(filled=False)), "GS408")
+    assert finding.severity == "warning" and "other graphs" in finding.message
+
+
+def test_dropout_that_stays_on_is_told() -> None:
+    (finding,) = found(asked(OverNodes(lambda real: ~real, dropout=0.5), rings()), "GS408")
+    assert finding.severity == "info" and "two passes" in finding.message
+
+
+class Graphs(nn.Module):
+    """A layer or model of PyG that takes (x, edge_index, batch)."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor, edge_index: Tensor, batch: Tensor) -> Tensor:
+        return self.inner(x, edge_index, batch).mean(-1)
+
+
+def test_layers_of_pyg_keep_graphs_apart_or_are_told() -> None:
+    torch.manual_seed(0)
+    data = rings()
+    data.y = torch.zeros(data.num_nodes)
+    assert found(asked(Graphs(GPSConv(5, GATConv(5, 5), heads=1)), data), "GS408") == []
+    (finding,) = found(asked(Graphs(SGFormer(5, 8, 4)), data), "GS408")
+    assert "the largest one pads it" in finding.message and 1e-3 < finding.value < 0.1
