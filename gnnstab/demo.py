@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -174,15 +175,13 @@ def summary(outcome: Outcome) -> str:
     for fix in order:
         moved = "" if fix.before is None or fix.after is None else f"{fix.signal} {fix.before:.3g} → {fix.after:.3g}"
         said = moved if fix.verdict == "confirmed" or not fix.note else fix.note
-        lines.append(shorten(f"  {fix.verdict:<13} {fix.fix:<22} {said}"))
+        head = f"  {fix.verdict:<13} {fix.fix:<22} "
+        lines += textwrap.wrap(
+            said, 80, initial_indent=head, subsequent_indent=" " * len(head), max_lines=2, placeholder=" …"
+        )
     if order and order[0].verdict == "confirmed":
         lines += [f"What works here, {order[0].fix}:", *(f"  {line}" for line in order[0].change.splitlines())]
     return "\n".join(lines)
-
-
-def shorten(line: str) -> str:
-    """The line in 80 columns, cut between words."""
-    return line if len(line) <= 80 else f"{line[:79].rpartition(' ')[0].rstrip(',;:')} …"
 
 
 def without_fixes(diagnosis: Diagnosis) -> Diagnosis:

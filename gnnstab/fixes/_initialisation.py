@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from gnnstab.errors import FixError
 from gnnstab.fixes.base import Fix, attention_in
 from gnnstab.fixes.model_structure import attention_layers, editable_layers
-from gnnstab.fixes.printing import attribute_names
-from gnnstab.layers import LAYERS, layer_named, layer_of
+from gnnstab.fixes.printing import attribute_names, looped
+from gnnstab.layers import LAYERS, Layer, layer_named, layer_of
 from gnnstab.records import LayerFacts, Signals
 from gnnstab.records.vocabulary import (
     ATTENTION_ENTROPY,
@@ -111,16 +111,12 @@ class _Reinitialise(Fix):
             zip(attribute_names(attention).values(), attention, strict=True)
         )
         return "\n".join(
-            line
-            for owner, layer in owners or [("conv", "")]
-            for kind in [layer_named(layer)]
-            for line in [
-                kind.reinit_line(owner, name)
-                for name in kind.roles.get(self.role, ())
-                if isinstance(layer, str) or kind.present(name, layer)
-            ]
-            or [f"# {owner}: initialise anew what its {self.role}s are made of"]
+            looped([(owner, self._of(owner, layer_named(layer))) for owner, layer in owners or [("conv", "")]])
         )
+
+    def _of(self, owner: str, kind: Layer) -> list[str]:
+        lines = [kind.reinit_line(owner, name) for name in kind.roles.get(self.role, ())]
+        return lines or [f"# {owner}: initialise anew what its {self.role}s are made of"]
 
     def _edit(self, copy: nn.Module, options: dict[str, Any]) -> None:
         layers = editable_layers(copy, "reinitialise", options.get("only"))

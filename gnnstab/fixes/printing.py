@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 from gnnstab.layers import LAYERS, layer_named
@@ -46,6 +48,30 @@ def attribute_names(layers: Sequence[LayerFacts]) -> dict[str, str]:
         name: "self" + "".join(f"[{p}]" if p.isdigit() else f".{p}" for p in parts[shared:])
         for name, parts in paths.items()
     }
+
+
+def looped(blocks: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
+    """The lines of every layer, each under how its owner writes it; neighbours in one list with the same lines become a loop."""
+
+    def alike(block: tuple[str, Sequence[str]]) -> tuple[str, ...]:
+        written, lines = block
+        return (_listed(written)[0], *(line.replace(written, "layer") for line in lines))
+
+    shown: list[str] = []
+    for (listed, *body), group in groupby(blocks, alike):
+        own = list(group)
+        places = [_listed(written)[1] for written, _ in own] if listed else []
+        if len(places) > 1 and places == list(range(places[0], places[-1] + 1)):
+            shown += [f"for layer in {listed}[{places[0]}:{places[-1] + 1}]:", *(f"    {line}" for line in body)]
+        else:
+            shown += [line for _, lines in own for line in lines]
+    return shown
+
+
+def _listed(written: str) -> tuple[str, int]:
+    """``self.convs[2]`` → (``self.convs``, 2); no name for what stands in no list."""
+    found = re.fullmatch(r"(.+)\[(\d+)\]", written)
+    return (found[1], int(found[2])) if found else ("", -1)
 
 
 def layer_call(layer: LayerFacts, written: str, x: str = "x") -> str:

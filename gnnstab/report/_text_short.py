@@ -56,9 +56,11 @@ def short(diagnosis: Diagnosis, width: int) -> RenderableType:
     head, last = [_head(diagnosis, width)], [_last(diagnosis, width)]
     unseen = [line for entry in _unseen(diagnosis, width) for line in entry.rows(width)]
     room = MOST_LINES - len(head) - len(last) - len(unseen)
-    body, whole = _body(diagnosis, room, _WHOLE, width)
-    if not whole:
-        body, _ = _body(diagnosis, room, _REASON, width)
+    tries = [_body(diagnosis, room, longest, width) for longest in (_WHOLE, _REASON, _CLAUSE)]
+    # Code to paste matters more than the whole reason; where neither has room the reason does.
+    body = next((body for body, whole in tries if whole), None) or next(
+        (body for body, _ in tries if not any(_NO_ROOM in line.plain for line in body)), tries[1][0]
+    )
     return Group(*head, *body[:room], *unseen, *last)
 
 

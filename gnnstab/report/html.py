@@ -181,7 +181,8 @@ def _fixes(evidence: Evidence, anchors: Anchors) -> list[dict[str, Any]]:
             change = measured.get(id(fix))
             chart = None if change is None else charts.before_after(change)
             outcome = {"fix": fix, "note": told.new(summary.note(fix)), "chart": chart}
-            if outcome["note"] or fix.before is not None:
+            shown = {(o["fix"].signal, o["fix"].before, o["fix"].after) for o in row["outcomes"]}
+            if outcome["note"] or (fix.before is not None and (fix.signal, fix.before, fix.after) not in shown):
                 row["outcomes"].append({**outcome, "meaning": meaning(fix.signal)})
     return list(rows.values())
 

@@ -46,6 +46,10 @@ class AttentionExplosion(Rule):
     smaller inputs hide that on this batch, or when the batch is saturated by weights and input together. Of a trained model
     whose attention is soft on your data the weights are not judged.
 
+    Of a layer whose weights of scores are not known and that was not looked at with an input of RMS 1, sharp attention is information, with the
+    cause not established, unless something that makes scores large was measured: a wide map within it, large features, or dense scores
+    that are more than 4 times q·k/√d.
+
     Over several checkpoints of one run (a folder of them) a clear trend of Ĥ or ‖M_h‖_F towards its limit is information, with
     the step at which it gets there and the range of ± 2 standard errors.
 
@@ -60,8 +64,8 @@ class AttentionExplosion(Rule):
     healthy actors, 2.2 and 1.65, 1.6 and 1.55 in two ruined by their learning rate.
 
     ## Fix
-    Without changing code: per head, with γ = min(1, τ_d/max|s|) and τ_d = 3·√(2 ln d), multiply the query weight and bias of
-    that head by γ. With a subclass: layer normalisation of queries and keys inside `message`. Caps known from language
+    Without changing code: scale the query weight and bias of a saturated head down, until its largest score is 3·√(2 ln d) at
+    in-degree d; `qk-clip` computes the factor. With a subclass: layer normalisation of queries and keys inside `message`. Caps known from language
     models do nothing here: at in-degree 10, Ĥ is .16 at max|s| = 44 already, below a cap of 50. Subtract the mean within
     each target before any cap.
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,8 @@ import torch
 import gnnstab
 from gnnstab.fixes.own_lines import in_own_lines
 from gnnstab.fixes.qk_clip import QKClip
-from gnnstab.records import Cause, Coverage, Diagnosis, FixAdvice, Target
+from gnnstab.fixes.text_edits import changed_lines
+from gnnstab.records import Cause, Coverage, Diagnosis, FixAdvice, LayerFacts, Target
 
 SOURCE = textwrap.dedent(
     """\
@@ -116,3 +118,72 @@ def test_repeated_layers_are_one_loop_and_the_loop_makes_the_edit(file: Path) ->
     exec(code, {"model": model})
     for name, tensor in expected.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], tensor, rtol=1e-3, atol=0)
+
+
+SUM = textwrap.dedent(
+    """\
+    from torch import nn
+    from torch_geometric.nn import MessagePassing, TransformerConv
+
+
+    class Sum(MessagePassing):
+        def __init__(self):
+            super().__init__(aggr="add")
+
+        def forward(self, x, edge_index):
+            return self.propagate(edge_index, x=x)
+
+        def message(self, x_j):
+            return x_j
+
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = Sum()
+            self.conv = TransformerConv(8, 8)
+
+        def forward(self, x, edge_index):
+            return self.conv(self.embed(x, edge_index), edge_index)
+    """
+)
+
+
+def sum_change(file: Path, fix: str) -> str:
+    model = loaded(file)
+    return change(
+        in_own_lines(
+            replace(
+                advised("root-cause", fix),
+                layers=(LayerFacts.of(name="embed", kind="Sum", position=0, attention=False, in_channels=(8, 8),
+                                      out_channels=8, aggregation="add"),),
+            ),
+            model,
+        )
+    )  # fmt: skip
+
+
+@pytest.mark.skipif(shutil.which("patch") is None, reason="needs patch")
+@pytest.mark.parametrize("fix", ["mean-aggregation-root", "norm-after-sum"])
+def test_the_cure_of_a_sum_is_a_diff_that_makes_the_change(file: Path, fix: str) -> None:
+    file.write_text(SUM, encoding="utf-8")
+    shown = sum_change(file, fix)
+    norm = fix == "norm-after-sum"
+    assert [line for line in changed_lines(shown) if "propagate" in line][1].endswith("+ self.lin_root(x)")
+    subprocess.run(["patch", "-p1"], input=shown + "\n", text=True, cwd=file.parent, check=True, capture_output=True)
+    embed = loaded(file).embed
+    assert (embed.aggr, hasattr(embed, "sum_norm")) == ("add" if norm else "mean", norm)
+    assert embed(torch.ones(3, 8), torch.tensor([[0, 1], [2, 2]])).shape == (3, 8)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("return self.propagate(edge_index, x=x)", "return self.propagate(edge_index, x=x).relu()"),
+        ("return self.propagate", "x = x * 2\n        return self.propagate"),
+        ('aggr="add"', '**{"aggr": "add"}'),
+    ],
+)
+def test_a_sum_that_more_is_done_to_stays_code(file: Path, old: str, new: str) -> None:
+    file.write_text(SUM.replace(old, new), encoding="utf-8")
+    assert sum_change(file, "mean-aggregation-root") == "code"

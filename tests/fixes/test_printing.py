@@ -10,7 +10,7 @@ from torch_geometric.nn import TransformerConv
 from gnnstab import fixes
 from gnnstab.errors import FixError, UsageError
 from gnnstab.fixes import FIXES
-from gnnstab.fixes.printing import attribute_names
+from gnnstab.fixes.printing import attribute_names, looped
 from gnnstab.records import LayerFacts, Signal, Signals
 from models.informarl import Actor
 
@@ -181,3 +181,10 @@ def test_the_learning_rate_goes_down_to_what_was_tried():
         assert fix.training_options(current=0.3, signals=not_tried)["lr"] == pytest.approx(0.1)
         assert fix.change([], not_tried) == "torch.optim.Adam(model.parameters(), lr=lr / 3)"
     assert fix.training_options(lr=1e-4, signals=signals)["lr"] == 1e-4
+
+
+def test_layers_of_one_list_are_written_as_a_loop() -> None:
+    blocks = [(f"self.convs[{i}]", [f"self.convs[{i}].lin_key.reset_parameters()"]) for i in (1, 2, 3)]
+    assert looped(blocks) == ["for layer in self.convs[1:4]:", "    layer.lin_key.reset_parameters()"]
+    for apart in (blocks[::2], [("self.blocks[0].conv", ["self.blocks[0].conv.reset_parameters()"])], blocks[:1]):
+        assert looped(apart) == [line for _, lines in apart for line in lines]

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from gnnstab.errors import UsageError
 from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 from gnnstab.probe.buffering.step_writer import Writer
-from gnnstab.probe.optimizer.optimizer_steps import Loss, change_over_spread, eps_of, shrink_eps, twins
+from gnnstab.probe.optimizer._eps import eps_of, eps_signals, shrink_eps
+from gnnstab.probe.optimizer.optimizer_steps import Loss, change_over_spread, twins
 from gnnstab.probe.optimizer.run_trial import run_trial
 from gnnstab.probe.replaying.replica import forked_rng, run_replica, tensors_in
 from gnnstab.records import Measure, Signal
@@ -137,7 +138,11 @@ class UpdateWatch:
         # A fused optimizer under a GradScaler is handed gradients that are still scaled.
         if inputs is None or getattr(optimizer, "grad_scale", None) is not None:
             return
-        self._next = max(FIRST_AGAIN, 2 * step)
+        first, self._next = not self._next, max(FIRST_AGAIN, 2 * step)
+        for lost in eps_signals(optimizer) if first else ():
+            self._writer.measures(
+                [Measure(step, "", inputs.mode, 0, lost.name, -1, lost.value, json.dumps(dict(lost.detail)))]
+            )
         try:
             self._try_rate(optimizer, inputs, step)
             update = next_update(self._model, optimizer, inputs)
