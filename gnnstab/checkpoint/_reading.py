@@ -32,12 +32,14 @@ def read_torch(file: Path, kind: str, *, unsafe: bool) -> Any:
     """
     shown = printable(str(file), 500)
     if unsafe:
-        description = check_archive(file) if kind == "zip" else _legacy_bytes(file)
+        if kind != "zip":
+            _check_size(file)
+        description = check_archive(file) if kind == "zip" else _first_bytes(file, LARGEST_PICKLE)
         return _guarded(shown, description, lambda: _read_everything(file, kind))
     if kind != "zip":
-        description = _legacy_bytes(file)
-        if kind == "pickle":
-            raise UnsafeFileError(f"{shown}: is a plain pickle{_needs(description)}; {_ADVICE}")
+        _check_size(file)
+    if kind == "pickle":
+        raise UnsafeFileError(f"{shown}: is a plain pickle{_needs(_first_bytes(file, LARGEST_PICKLE))}; {_ADVICE}")
     return unpickling.read(
         file, kind, shown, unpickling.any_class, f"reading it would run code: it imports {{}}; {_ADVICE}"
     )
@@ -95,14 +97,13 @@ def _read_everything(file: Path, kind: str) -> Any:
     return torch.load(str(file), map_location="cpu", weights_only=False, mmap=kind == "zip")
 
 
-def _legacy_bytes(file: Path) -> bytes:
+def _check_size(file: Path) -> None:
     size = file.stat().st_size
     if size > LARGEST_LEGACY:
         raise LoadError(
             f"{printable(str(file), 500)}: {size >> 20} MiB in a format that cannot be memory-mapped, more than the "
             f"{LARGEST_LEGACY >> 20} MiB that gnnstab reads; load it with torch and save it again"
         )
-    return file.read_bytes()
 
 
 def _guarded(shown: str, description: bytes, read: Any) -> Any:
