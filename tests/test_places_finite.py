@@ -187,7 +187,9 @@ def test_one_column_divided_by_its_own_size(face: Callable[..., Diagnosis], scal
     diagnosis = face(Roads(scale), roads(), classes)
     (finding,) = loud(diagnosis)
     assert (finding.code, finding.layer) == ("GS108", "edge_attr") and "±1" in finding.message
-    assert [c.cause for c in diagnosis.root_causes()] == ["normalization-misuse"]
+    (cause,) = diagnosis.root_causes()
+    assert cause.cause == "normalization-misuse"
+    assert [f.fix for f in cause.fixes] == ["undo-normalisation"] and "train_edge_attr.std(0)" in cause.fixes[0].change
 
 
 @BOTH

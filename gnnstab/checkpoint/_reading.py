@@ -59,7 +59,8 @@ def read_safetensors(file: Path) -> dict[str, torch.Tensor]:
             f"{shown}: its header has {size >> 20} MiB, more than the {LARGEST_PICKLE >> 20} MiB that gnnstab reads; save the "
             "state_dict alone"
         )
-    look_first(shown, size, lambda: _check_header(shown, _first_bytes(file, 8 + size)[8:]))
+    look_first(shown, size, lambda: _check_header(shown, file, size))
+    _check_header(shown, file, size)  # Where no child can be made, nobody has looked yet.
     try:
         with safe_open(str(file), framework="pt", device="cpu") as archive:
             return {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118 - not a mapping
@@ -77,10 +78,10 @@ def _first_bytes(file: Path, size: int) -> bytes:
         raise LoadError(f"{printable(str(file), 500)}: cannot be read ({printable(error.strerror)})") from None
 
 
-def _check_header(shown: str, header: bytes) -> None:
+def _check_header(shown: str, file: Path, size: int) -> None:
     """Raise `LoadError` for a header that is none, or has more entries than can be told of in a bounded time."""
     try:
-        entries = json.loads(header)
+        entries = json.loads(_first_bytes(file, 8 + size)[8:])
     except (ValueError, RecursionError):
         raise LoadError(f"{shown}: damaged safetensors file (its header is no JSON)") from None
     if not isinstance(entries, dict) or len(entries) > MOST_ENTRIES:

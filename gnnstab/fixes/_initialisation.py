@@ -10,7 +10,7 @@ from gnnstab.errors import FixError
 from gnnstab.fixes.base import Fix, attention_in
 from gnnstab.fixes.model_structure import attention_layers, editable_layers
 from gnnstab.fixes.printing import attribute_names, looped
-from gnnstab.layers import LAYERS, Layer, layer_named
+from gnnstab.layers import LAYERS, Layer, layer_named, layer_of
 from gnnstab.records import LayerFacts, Signals
 from gnnstab.records.vocabulary import (
     ATTENTION_ENTROPY,
@@ -183,7 +183,8 @@ class ReinitLayers(Fix):
         here = {name for name, _ in attention_layers(copy)}
         shown = [name for name in _broken(options.get("signals")) if name in here]
         for _, layer in attention_layers(copy, options.get("only") or shown or None):
-            layer.reset_parameters()
+            if (kind := layer_of(layer)) is not None:
+                kind.redraw(layer)
 
 
 def _broken(signals: Signals | None) -> list[str]:

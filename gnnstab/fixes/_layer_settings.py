@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from gnnstab.errors import FixError
 from gnnstab.fixes.base import Fix, attention_in
-from gnnstab.fixes.model_structure import add_part, attention_layers, editable_layers
+from gnnstab.fixes.model_structure import add_part, editable_layers
 from gnnstab.fixes.printing import constructor_calls
 from gnnstab.layers import layer_named
 from gnnstab.records import LayerFacts, Signals
@@ -27,15 +27,17 @@ class Dropout(Fix):
     title = "dropout on the attention weights"
     causes = ("no-dropout",)
     signal = LOSS_GENERALISATION_GAP
+    edit = "dropout"
     keeps_function = True
     cost = "noise: message RMS × 1/√(1−p) in training; train and eval outputs differ"
 
     def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
-        return constructor_calls(attention_in(layers), dropout=_probability(options))
+        able = [layer for layer in attention_in(layers) if layer_named(layer).applies("dropout")]
+        return constructor_calls(able, dropout=_probability(options))
 
     def _edit(self, copy: nn.Module, options: dict[str, Any]) -> None:
         p = _probability(options)
-        for _, layer in attention_layers(copy):
+        for _, layer, _ in editable_layers(copy, "dropout"):
             layer.dropout = p
 
 

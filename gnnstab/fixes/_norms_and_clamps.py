@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from gnnstab.errors import FixError
 from gnnstab.fixes.base import Fix, attention_in, positive
-from gnnstab.fixes.model_structure import add_part, attention_layers, exchange, like
+from gnnstab.fixes.model_structure import add_part, attention_layers, editable_layers, exchange, like
 from gnnstab.fixes.printing import activated, attribute_names, layer_call
 from gnnstab.records import LayerFacts, Signals
 from gnnstab.records.vocabulary import CLIP_SHARE, FEATURE_COLUMN_RATIO, GRAPH_SMALLEST, OUTPUT_MAX_ABS, OUTPUT_RMS
@@ -47,8 +47,11 @@ class GraphNorm(Fix):
         from gnnstab.nn.output_hooks import BatchVector, NormOutput
 
         vector = BatchVector()
-        for _, layer in attention_layers(copy):
-            add_part(layer, "post_norm", Norm(layer.out_channels * (layer.heads if layer.concat else 1)))
+        for name, layer, kind in editable_layers(copy, "rowwise"):
+            width = kind.facts(name, layer, 0).width
+            if width is None:
+                raise FixError(f"{name} does not say how wide its output is; add the norm in forward")
+            add_part(layer, "post_norm", Norm(width))
             layer.register_forward_hook(NormOutput(vector))
         copy.register_forward_pre_hook(vector, with_kwargs=True)
         copy.register_forward_hook(Forget(vector), always_call=True)

@@ -113,11 +113,44 @@ class SetMask(ByHand):
                 "empty = ~mask.any(-1, keepdim=True)  # rows in which nothing is left\n"
                 "weights = scores.masked_fill(~mask & ~empty, float('-inf')).softmax(-1).masked_fill(empty, 0.0)"
             )
+        elif not operation and _measured(signals, "place.closed_content"):
+            change = "attend(x, x, x, key_padding_mask=~real)  # True where a key is to be ignored"
+        elif (
+            not operation
+            and _measured(signals, "place.alone_difference")
+            and not _measured(signals, "place.masked_weight")
+        ):
+            change = (
+                "out = attend(x, x, x, key_padding_mask=~real)[0]  # real: True for rows that are no padding; means over those alone\n"
+                "dense, real = to_dense_batch(x, batch)            # gives it for graphs; batch goes to every norm and pooling"
+            )
         elif not operation:
             change = "scores = scores.masked_fill(~mask, float('-inf'))  # in place of scores * mask: exp(0) is 1"
         else:
             change = "values = values.masked_fill(~mask, 0.0)  # in place of values * mask: 0 · inf and 0 · NaN are NaN"
         return _spot(operation) + change
+
+
+class UndoNormalisation(ByHand):
+    """Leave values as they are, or divide them by a constant, where a division by their own size takes away what they say."""
+
+    name = "undo-normalisation"
+    title = "values keep their size"
+    causes = ("normalization-misuse",)
+    signal = LOSS
+    where = "the line that normalises"
+
+    def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
+        found = [] if signals is None else signals.find("place.normalised_away")
+        if not found:
+            return "loss = F.cross_entropy(scale * logits, y)  # scale: nn.Parameter(torch.tensor(10.0)); or the logits before F.normalize"
+        name = str(found[0].layer).rpartition(".")[2]
+        return f"{name} = {name} / train_{name}.std(0)  # a constant of the training set, in place of F.normalize({name}, dim=-1)"
+
+
+def _measured(signals: Signals | None, name: str) -> bool:
+    """True where more than rounding was measured."""
+    return signals is not None and any(s.value > 1e-4 for s in signals.find(name))
 
 
 class Fp32Operation(ByHand):

@@ -10,6 +10,7 @@ from gnnstab.fixes._initialisation import init_lines, initialise
 from gnnstab.fixes.base import Fix, attention_in
 from gnnstab.fixes.model_structure import Stack, Unit, add_part, stacks
 from gnnstab.fixes.printing import ACT, activated, attribute_names, layer_call
+from gnnstab.layers import layer_of
 from gnnstab.records import LayerFacts, Signals
 from gnnstab.records.vocabulary import GRADIENT_RATIO
 
@@ -109,9 +110,7 @@ def _residual_lines(layers: Sequence[LayerFacts], weight: float, *, norm: bool =
 
 
 def _same_width(layer: LayerFacts) -> bool:
-    if layer.in_channels is None or layer.out_channels is None:
-        return True
-    return layer.in_channels[1] == layer.out_channels * ((layer.heads or 1) if layer.concat is not False else 1)
+    return layer.in_channels is None or layer.width is None or layer.in_channels[1] == layer.width
 
 
 def add_identity(model: nn.Module, weight: float, *, norms: bool = False) -> int:
@@ -121,7 +120,7 @@ def add_identity(model: nn.Module, weight: float, *, norms: bool = False) -> int
     the same width, or when there is no layer at all.
     """
     found = stacks(model)
-    reached = sum(_matching(stack) for stack in found)
+    reached = sum(keeps_width(unit.module) for stack in found for unit in stack.units)
     if not reached:
         raise FixError("no attention layer has the same width in and out, so there is nowhere to add the identity")
     for stack in found:
@@ -129,25 +128,28 @@ def add_identity(model: nn.Module, weight: float, *, norms: bool = False) -> int
     return reached
 
 
-def _matching(stack: Stack) -> int:
-    return sum(1 for unit in stack.units if keeps_width(unit.module))
-
-
 def keeps_width(module: Any) -> bool:
     """True when the output has the width of the input; containers of convs are asked for their members."""
-    if not hasattr(module, "out_channels"):
-        return any(keeps_width(m) for m in module.modules() if m is not module and hasattr(m, "heads"))
-    width = module.out_channels * (module.heads if module.concat else 1)
-    channels = module.in_channels
-    return width in (channels if isinstance(channels, (tuple, list)) else (channels,))
+    kind = layer_of(module)
+    if kind is None:
+        return any(keeps_width(m) for m in module.modules() if m is not module and layer_of(m) is not None)
+    facts = kind.facts("", module, 0)
+    return kind.rowwise and facts.in_channels is not None and facts.width in facts.in_channels
+
+
+def _of_rows(module: Any) -> bool:
+    """False for an attention layer that is not given one tensor of nodes of a known width."""
+    kind = layer_of(module)
+    return kind is None or (kind.rowwise and kind.facts("", module, 0).in_channels is not None)
 
 
 def _attach(stack: Stack, weight: float, norms: bool) -> None:
     from gnnstab.nn.identity import EnterLayer, Forget, IdentityPath, LeaveLayer
 
     path = IdentityPath(weight)
-    last = max(unit.group for unit in stack.units)
-    for unit in stack.units:
+    units = [unit for unit in stack.units if _of_rows(unit.module)]
+    last = max((unit.group for unit in units), default=0)
+    for unit in units:
         if norms:
             _add_norm(unit.module)
         unit.module.register_forward_pre_hook(EnterLayer(path, unit.group, unit.name, unit.types), with_kwargs=True)

@@ -11,6 +11,7 @@ from gnnstab.fixes.forward_calls import LayerCall, Unclear, layer_calls, method
 from gnnstab.fixes.identity import keeps_width
 from gnnstab.fixes.model_structure import attention_layers
 from gnnstab.fixes.text_edits import Edit, end_of, start_of
+from gnnstab.layers import layer_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -73,11 +74,11 @@ def _layers(child: Any) -> _Held | None:
     listed = inside != [child]
     if listed and type(child).__name__ != "ModuleList":
         return None
-    width = getattr(inside[0], "in_channels", None)  # A dictionary where kinds of nodes have widths of their own.
-    alike = all(getattr(layer, "in_channels", None) == width and keeps_width(layer) for layer in inside)
-    if not isinstance(width, int) or not alike or (listed and list(child) != inside):
+    kinds = [(layer_of(layer), layer) for layer in inside]
+    widths = {width for kind, layer in kinds if kind for width in kind.facts("", layer, 0).in_channels or (-1,)}
+    if len(widths) != 1 or not all(keeps_width(layer) for layer in inside) or (listed and list(child) != inside):
         raise Unclear
-    return _Held(width, listed, len(inside))
+    return _Held(widths.pop(), listed, len(inside))
 
 
 def _normed(call: LayerCall, listed: bool, forward: ast.FunctionDef) -> list[Edit]:

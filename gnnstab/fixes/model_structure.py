@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gnnstab.errors import FixError
-from gnnstab.layers import LAYERS, Layer, layer_of
+from gnnstab.layers import Layer, layer_of
 from gnnstab.randomness import seeded
 
 if TYPE_CHECKING:
@@ -48,8 +48,8 @@ def editable_layers(model: nn.Module, edit: str, names: Sequence[str] | None = N
     Raises `FixError` when there is none.
     """
     found = {n: (m, kind) for n, m in attention_layers(model) if (kind := layer_of(m)) and kind.applies(edit)}
-    able = " or ".join(kind.kind for kind in LAYERS if kind.applies(edit))
-    nothing = f"{type(model).__name__} has no {able}"
+    kinds = ", ".join(dict.fromkeys(type(m).__name__ for _, m in attention_layers(model)))
+    nothing = f"nothing of {kinds} can be changed so: its kind has no such part"
     chosen = _narrowed([(n, m) for n, (m, _) in found.items()], names, nothing)
     return [(n, m, found[n][1]) for n, m in chosen]
 

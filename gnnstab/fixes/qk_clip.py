@@ -50,7 +50,8 @@ class QKClip(Fix):
         clipped = {
             name: gammas
             for name, gammas in factors.items()
-            if _able(known.get(name)) and min(gammas, default=1.0) < _UNTOUCHED
+            if (name not in known or layer_named(known[name]).applies("scale_scores"))
+            and min(gammas, default=1.0) < _UNTOUCHED
         }
         if len(clipped) > 1 and all(_alike(known.get(name)) for name in clipped):
             return _loop(clipped)
@@ -109,10 +110,6 @@ def _measured(options: dict[str, Any]) -> tuple[dict[str, list[float]], float]:
             "qk-clip needs each head's largest |score| and the median in-degree: pass signals= of a run on a batch"
         )
     return scores, float(degree)
-
-
-def _able(layer: LayerFacts | None) -> bool:
-    return layer is None or layer_named(layer).applies("scale_scores")
 
 
 def _edit_lines(name: str, gammas: Sequence[float], layer: LayerFacts | None) -> list[str]:

@@ -93,6 +93,8 @@ def _choices(cause: str, codes: set[str], roots: set[str], signals: Signals | No
             ("root-weight", {}, "the layers were asked to leave the node's own features out"),
             ("pre-norm-residual", {}, ""),
         ]
+    if cause == "normalization-misuse" and signals is not None and _own_size(signals):
+        return [("undo-normalisation", {}, "")]
     if cause in _SIMPLE:
         return [(name, {}, "") for name in _SIMPLE[cause]]
     special = {
@@ -104,6 +106,13 @@ def _choices(cause: str, codes: set[str], roots: set[str], signals: Signals | No
         "precision": _for_precision,
     }
     return special[cause](codes, roots, signals) if cause in special else []
+
+
+def _own_size(signals: Signals) -> bool:
+    """True where values were divided by their own size, or rows of the output brought to one norm, in place of node states."""
+    logits = "nll_loss" in str(signals.context.get("loss_graph"))
+    rows = logits and any("row_norm" in s.detail for s in signals.find("place.output"))
+    return bool(signals.find("place.normalised_away")) or rows
 
 
 def _without_skip(signals: Signals) -> bool:

@@ -12,6 +12,7 @@ class AttentionalAggregationLayer(AggregatedLayer):
     """`torch_geometric.nn.AttentionalAggregation` and its subclasses."""
 
     kind: ClassVar[str] = "AttentionalAggregation"
+    rowwise: ClassVar[bool] = False
     attributes: ClassVar[tuple[str, ...]] = ("gate_nn", "reduce")
     roles: ClassVar[Mapping[str, tuple[str, ...]]] = {"score": ("gate_nn", "gate_mlp"), "value": ("nn", "mlp")}
     edits: ClassVar[frozenset[str]] = frozenset({"reinitialise"})

@@ -154,6 +154,10 @@ class Layer(ABC):
     fused: ClassVar[bool] = False
     """True for a layer that makes no call of softmax to watch: its scores are computed once more from what it was given."""
 
+    rowwise: ClassVar[bool] = True
+    """True where forward takes the nodes as one tensor and returns one with a row for each target; False for dictionaries
+    over node types, queries beside keys, and a row for each graph."""
+
     multiplies: ClassVar[bool] = False
     """True where a score is the product of a query and a key, and so grows with the square of the input."""
 
@@ -302,7 +306,12 @@ class Layer(ABC):
 
     def applies(self, edit: str) -> bool:
         """Whether layers of this kind can be edited so."""
-        return edit in self.edits or (edit == "stable" and bool(self.stable))
+        able = {"stable": bool(self.stable), "dropout": "dropout" in self.defaults, "rowwise": self.rowwise}
+        return edit in self.edits or able.get(edit, False)
+
+    def redraw(self, module: Any) -> None:
+        """Initialise the whole layer anew as its class does it."""
+        module.reset_parameters()
 
     def scale_scores(self, module: Any, factors: Sequence[float]) -> None:
         """Multiply the scores of every head by its factor, by an edit of the weights."""

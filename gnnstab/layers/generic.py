@@ -47,6 +47,10 @@ class GenericLayer(Layer):
         """False: the probe decides by what a layer does."""
         return False
 
+    def applies(self, edit: str) -> bool:
+        """A layer of somebody's own may well take a dropout."""
+        return edit == "dropout" or super().applies(edit)
+
     def own_forward(self, module: nn.Module) -> bool:
         """False."""
         return False

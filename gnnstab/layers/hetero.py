@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 class HeteroLayer(WatchedLayer):
     """A kind that is given ``x_dict`` and ``edge_index_dict``; the heads share ``out_channels`` among them."""
 
+    rowwise: ClassVar[bool] = False
     given: ClassVar[tuple[str, ...]] = ("x_dict", "edge_index_dict")
 
     def facts(self, name: str, module: nn.Module, position: int) -> LayerFacts:

@@ -26,6 +26,7 @@ class MultiheadAttentionLayer(GenericLayer):
     kind: ClassVar[str] = "MultiheadAttention"
     module: ClassVar[str] = "torch.nn"
     fused: ClassVar[bool] = True
+    rowwise: ClassVar[bool] = False
     multiplies: ClassVar[bool] = True
     roles: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "score": ("in_proj_weight", "q_proj_weight", "k_proj_weight"),
@@ -225,8 +226,14 @@ class MultiheadAttentionLayer(GenericLayer):
                 continue
             fresh, rows = nn.init.xavier_uniform_(torch.empty_like(part)), len(part)
             rows = rows * 2 // 3 if name == "in_proj_weight" else rows
-            part[:rows] = fresh[:rows]
+            with torch.no_grad():
+                part[:rows] = fresh[:rows]
         return len(found)
+
+    def redraw(self, module: Any) -> None:
+        """Torch keeps the method to itself."""
+        module.out_proj.reset_parameters()
+        module._reset_parameters()
 
     def reinit_line(self, owner: str, part: str) -> str:
         """The same for one part."""

@@ -12,6 +12,7 @@ class SoftmaxAggregationLayer(AggregatedLayer):
     """`torch_geometric.nn.SoftmaxAggregation`: by itself, or as the aggregation of GENConv and every other layer."""
 
     kind: ClassVar[str] = "SoftmaxAggregation"
+    rowwise: ClassVar[bool] = False
     attributes: ClassVar[tuple[str, ...]] = ("t", "learn", "reduce")
     roles: ClassVar[Mapping[str, tuple[str, ...]]] = {"score": ("t",)}
     static: ClassVar[str] = "none: |score| ≤ |t|·max|m|, and the messages m are the layer's in front"

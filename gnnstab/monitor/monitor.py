@@ -54,6 +54,7 @@ class Monitor:
 
     In the 1st, 2nd, 4th, 8th, … step of the full tier, and at the end, the forward runs once more on a copy of the model, which looks at every
     place that the data passes (see `gnnstab.probe.places`): a forward that counts its calls outside the model counts this one too.
+    After a run whose loss stood still, deep stacks are tried by up to 30 steps on copies.
 
     Args:
         model: The model, also one compiled by `torch.compile` or wrapped for data parallelism.
@@ -73,7 +74,8 @@ class Monitor:
             tuple of its arguments or the dict of its keyword arguments; or as ``loss(output)``, with the labels from around
             it: ``lambda output: criterion(output, y)``. It is called on copies alone: before the first update, to see by a few real steps whether the rate is too high; for a step that went wrong, before the weights move, to
             name the operation that made the first NaN or Inf; and when the run has ended, to undo what may have caused its
-            symptoms. Without it the next step of a run that went wrong is watched, and a read-out of the output stands for it.
+            symptoms. Without it the next step of a run that went wrong is watched, and a read-out of the output stands for it;
+            cross-entropy and squared errors are recovered from the gradient of the output.
         sinks: Where numbers, findings and the final report stream to besides the trace (see `gnnstab.sinks`).
 
     Raises:
@@ -119,7 +121,9 @@ class Monitor:
             self._recorder.model, optimizers, self._writer, lambda: (self._recorder.step, self._recorder.inputs), loss
         )
         self._slopes = SlopeWatch(optimizers, self._writer, lambda: self._recorder.step)
-        self._boundary = Boundary(self._recorder, optimizers, scaler, self._act, self._after_step, self._moving)
+        self._boundary = Boundary(
+            self._recorder, optimizers, scaler, self._act, self._after_step, self._moving, self._idle
+        )
         self._model, self._optimizers = model, optimizers
         self._has_optimizer = bool(optimizers)
         self._waiting: list[Finding] = []
@@ -270,6 +274,18 @@ class Monitor:
         self._guarded("the end of a step", self._settle)
         if self._waiting:
             self._act()
+
+    def _idle(self) -> bool:
+        """True after a step that was left out and is no news."""
+        recorder = self._recorder
+        return not (
+            recorder.sent.layout.ids
+            or recorder.measures_update
+            or self._waiting
+            or self._live.due
+            or self._writer.failure is not None
+            or (self._tell_held and recorder.held)
+        )
 
     def _settle(self) -> None:
         recorder = self._recorder

@@ -17,9 +17,11 @@ class ClampOutput:
         self.limit = limit
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        """Clamp the output, or the first of several."""
+        """Clamp the output, the first of several, or that of every node type."""
         if isinstance(output, tuple):
             return (self(module, args, output[0]), *output[1:])
+        if isinstance(output, dict):
+            return {kind: self(module, args, one) for kind, one in output.items()}
         return output.clamp(-self.limit, self.limit)
 
 

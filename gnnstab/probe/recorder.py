@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from gnnstab.probe.attaching.discovery import find_layers
 from gnnstab.probe.attaching.forward_tracker import ForwardInputs, ForwardTracker
 from gnnstab.probe.attaching.norms import Norms
-from gnnstab.probe.buffering.pending_step import Number, PendingStep
+from gnnstab.probe.buffering.pending_step import Number, PendingStep, uneventful
 from gnnstab.probe.buffering.stats_buffer import NO_STATS, PendingStats
-from gnnstab.probe.buffering.step_writer import EMPTY, StepWriter, Writer
+from gnnstab.probe.buffering.step_writer import EMPTY, StepRows, StepWriter, Writer
 from gnnstab.probe.events.non_finite_detector import NonFiniteDetector
 from gnnstab.probe.layer_notes import LayerNotes
 from gnnstab.probe.layers.parameters import Parameters
@@ -35,9 +35,6 @@ from gnnstab.torch_private import set_grad_enabled
 
 _EVENTS = 1000
 """Events that are kept in memory; the trace has its own limit."""
-
-_OF_VALUES = (ValueError, ArithmeticError, AssertionError, RuntimeError)
-"""Exceptions that a NaN may stand behind: checks of arguments, and of what decompositions need."""
 
 
 class Recorder:
@@ -234,7 +231,7 @@ class Recorder:
         with self.budget:
             self.budget.step_ends()
             if self._forwards.watching is not None:
-                guard("the watched step", self._end_watched)
+                guard("the watched step", lambda: self._emit(self._detector.watched()))
             set_grad_enabled(False)
             try:
                 guard("the end of a step", self._end if state.light else self._end_left_out, lr, scale, skipped, moves)
@@ -249,25 +246,28 @@ class Recorder:
 
     def failed(self, error: BaseException) -> None:
         """A step ends in an exception: tell whether an Inf or NaN stands behind it."""
-        if not isinstance(error, _OF_VALUES) or isinstance(error, torch.OutOfMemoryError):
-            return
         self._forwards.close_watch()
-        event = self._detector.failed(self.state.step, error)
-        if event is not None:
-            self._emit(event)
+        self._emit(self._detector.failed(self.state.step, error))
 
-    def _end_watched(self) -> None:
-        self._emit(self._detector.watched())
+    @property
+    def measures_update(self) -> bool:
+        """True when `after_update` has something to do."""
+        return bool(self.update or self._parameters.remembers)
 
     def after_update(self) -> None:
         """The optimizer has moved the weights: record by how much, in a step of the full tier."""
-        if self.update or self._parameters.remembers:
+        if self.measures_update:
             with self.budget:
                 self.state.error_guard.run("the update", self._record_update)
 
     def _end_left_out(self, lr: Number, scale: Number, skipped: Tensor | bool, moves: bool) -> None:
-        ended, far = self._ended(NO_STATS, lr, scale, skipped), self._parameters.far
+        far = self._parameters.far
         norm = self._parameters.norm_on_device() if far else self._parameters.norm()
+        row = uneventful(self.state.step, time.monotonic() - self._start, self._loss, lr, scale, norm, skipped)
+        if row is not None and self._late is None:
+            self._tell_left_out(row)
+            return
+        ended = self._ended(NO_STATS, lr, scale, skipped)
         ended.leave_out(norm, self._forwards.skipped)
         self._hand_over_late()
         if not ended.waits:
@@ -279,19 +279,21 @@ class Recorder:
             self.budget.hold("the weights that a step on a device would be run again with are too large to be kept")
             ended.leave_out(norm, ())
 
+    def _tell_left_out(self, row: StepRow) -> None:
+        self.sent, self.row = EMPTY if row.grad_norm is None else StepRows(*EMPTY[:3], row.grad_norm), row
+        self.writer.step(row)
+
     def _hand_over_left_out(self, ended: PendingStep, forwards: Sequence[SkippedForward], moved: bool) -> None:
         loss, rate, factor, dropped = ended.result()
         norm = ended.gradient_norm
-        self.sent = EMPTY if norm is None else EMPTY._replace(gradient_norm=norm)
-        self.row = StepRow(ended.step, ended.time, loss, rate, factor, norm, dropped)
-        self.writer.step(self.row)
+        self._tell_left_out(StepRow(ended.step, ended.time, loss, rate, factor, norm, dropped))
         bad = norm is not None and not math.isfinite(norm) and not dropped
         if bad or (loss is not None and not math.isfinite(loss)):
             names = [] if not bad else ["a parameter"] if moved else self._parameters.bad_gradients()
             twin = self._parameters.saved_copy() if moved and ended.saved else None
             again = partial(run_again, twin or self.model, step=ended.step, writer=self.writer, recorder=_full)
-            told = math.nan if loss is None else loss
-            self._emit(self._detector.skipped_step(ended.step, told, names, forwards, again, twin))
+            loss = math.nan if loss is None else loss
+            self._emit(self._detector.skipped_step(ended.step, loss, names, forwards, again, twin))
             self.budget.schedule.force()
 
     def _end(self, lr: Number, scale: Number, skipped: Tensor | bool, moves: bool) -> None:

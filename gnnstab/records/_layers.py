@@ -70,6 +70,13 @@ class LayerFacts:
     """Facts that only one kind of layer has, by the name of the constructor's argument; see the adapter of the kind in
     `gnnstab.layers`. ``None`` or absent means not visible here too."""
 
+    @property
+    def width(self) -> int | None:
+        """Width of the output; None where it is not known."""
+        if self.out_channels is None or (self.concat and self.heads is None):
+            return None
+        return self.out_channels * (self.heads or 1) if self.concat else self.out_channels
+
     @classmethod
     def of(cls, name: str, kind: str, position: int, attention: bool = True, **facts: Any) -> LayerFacts:
         """Facts from names and values alone: what is no field is an option."""

@@ -187,6 +187,7 @@ SIGNALS: dict[str, SignalKind] = {
         limits=(RuleLimit("GS602", "least_kept", "warning"),), groups=("setting",)),
     (OPTIMIZER_LOST_SHARE := "optimizer.lost_share"): SignalKind("share of entries",
         "entries of 16-bit weights with a gradient that one update leaves as they are: it is rounded away"),
+    (OPTIMIZER_EPS_LOST := "optimizer.eps_lost"): SignalKind("parameters", "parameters held in a format in which the optimizer's eps is 0"),
     (OPTIMIZER_STACK_SHARE := "optimizer.stack_share"): SignalKind("share of the progress",
         "progress of a few steps on a copy, in ln(loss), that a deep stack without an identity path, or with its normalisations behind the sums, takes away"),
     (OPTIMIZER_OVERSHOOT := "optimizer.overshoot"): SignalKind("",

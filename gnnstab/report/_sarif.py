@@ -29,6 +29,7 @@ def render_many(diagnoses: Sequence[Diagnosis], *, root: str = "") -> str:
     """A SARIF log with the results of all targets in one run."""
     codes = rulebook.codes(diagnoses)
     position = {code: i for i, code in enumerate(codes)}
+    uris = [artifact_uri(d.target.path, root) for d in diagnoses if d.target.kind != "model"]
     run = {
         "tool": {
             "driver": {
@@ -44,17 +45,13 @@ def render_many(diagnoses: Sequence[Diagnosis], *, root: str = "") -> str:
                 "toolExecutionNotifications": [n for d in diagnoses for n in _notifications(d, position, root)],
             }
         ],
-        "artifacts": [{"location": {"uri": uri}} for uri in dict.fromkeys(_uris(diagnoses, root))],
+        "artifacts": [{"location": {"uri": uri}} for uri in dict.fromkeys(uris)],
         "columnKind": "utf16CodeUnits",
         "results": [result for d in diagnoses for result in _results(d, position, root)],
     }
     log = {"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}
     # Escaped to ASCII: lone surrogates in names survive, and no viewer has to guess the encoding.
     return json.dumps(log, indent=2, allow_nan=False) + "\n"
-
-
-def _uris(diagnoses: Sequence[Diagnosis], root: str) -> list[str]:
-    return [artifact_uri(d.target.path, root) for d in diagnoses if d.target.kind != "model"]
 
 
 def _results(diagnosis: Diagnosis, position: dict[str, int], root: str) -> list[dict[str, Any]]:

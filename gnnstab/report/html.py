@@ -21,7 +21,7 @@ from gnnstab.report import _charts as charts
 from gnnstab.report import summary
 from gnnstab.report._depth import depth
 from gnnstab.report.escape import visible
-from gnnstab.report.evidence import MODEL, BeforeAfter, Evidence
+from gnnstab.report.evidence import MODEL, Evidence
 from gnnstab.report.faces import plain, spoken
 from gnnstab.report.sections import Anchors, findings, fix_rank, layers, verdict
 from gnnstab.report.wording import clip, fix_cost, fix_title, meaning, prose, rule_page, sentence, short, words
@@ -76,13 +76,14 @@ def _context(diagnosis: Diagnosis, evidence: Evidence, anchors: Anchors) -> dict
     from gnnstab import __version__
 
     css, js, told = _asset("page.css"), _asset("page.js"), summary.Told()
+    head = verdict(evidence, anchors)
     page: dict[str, Any] = {
         "version": __version__,
         "policy": _policy(css, js),
         "css": Markup(css),
         "js": Markup(js),
         "d": diagnosis,
-        "verdict": _told(verdict(evidence, anchors), told),
+        "verdict": {**head, "lead": told.new(head["lead"])},
         "tally": [(w, one, many, sum(f.severity == w for f in diagnosis.findings)) for w, one, many in _PLURALS],
         "depth": depth(evidence),
         "causes": _causes(diagnosis, anchors, told),
@@ -108,10 +109,6 @@ def _context(diagnosis: Diagnosis, evidence: Evidence, anchors: Anchors) -> dict
 
 
 _PLURALS = (("error", "error", "errors"), ("warning", "warning", "warnings"), ("info", "note", "notes"))
-
-
-def _told(head: dict[str, str], told: summary.Told) -> dict[str, str]:
-    return {**head, "lead": told.new(head["lead"])}
 
 
 def _sections(page: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -181,7 +178,9 @@ def _fixes(evidence: Evidence, anchors: Anchors) -> list[dict[str, Any]]:
                 continue
             row = rows.setdefault(anchor, {"anchor": anchor, "causes": [], "outcomes": [], **_fix(fix)})
             row["causes"].append(cause.cause)
-            outcome = {"fix": fix, "note": told.new(summary.note(fix)), "chart": _dumbbell(measured.get(id(fix)))}
+            change = measured.get(id(fix))
+            chart = None if change is None else charts.before_after(change)
+            outcome = {"fix": fix, "note": told.new(summary.note(fix)), "chart": chart}
             shown = {(o["fix"].signal, o["fix"].before, o["fix"].after) for o in row["outcomes"]}
             if outcome["note"] or (fix.before is not None and (fix.signal, fix.before, fix.after) not in shown):
                 row["outcomes"].append({**outcome, "meaning": meaning(fix.signal)})
@@ -196,10 +195,6 @@ def _fix(fix: FixAdvice) -> dict[str, Any]:
         "words": VERDICT_WORDS.get(fix.verdict, fix.verdict),
         "code": _code(fix),
     }
-
-
-def _dumbbell(change: BeforeAfter | None) -> Markup | None:
-    return None if change is None else charts.before_after(change)
 
 
 def _code(fix: FixAdvice) -> Markup:

@@ -204,7 +204,10 @@ def layers(evidence: Evidence, anchors: Anchors) -> list[dict[str, Any]]:
     rows = []
     for name, anchor in anchors.layers.items():
         found = sorted(evidence.findings_by_layer.get(name, ()), key=lambda f: place[id(f)])
-        figures = [{**figure, "anchor": f"{anchor}-{_figure_id(figure)}"} for figure in _figures(evidence, name)]
+        figures = [
+            {**figure, "anchor": f"{anchor}-{'growth-' if figure['growth'] else ''}{figure['key']}"}
+            for figure in _figures(evidence, name)
+        ]
         rows.append(
             {
                 "name": name,
@@ -237,10 +240,6 @@ def _numbers(evidence: Evidence, name: str, anchor: str) -> Iterator[dict[str, A
             "tone": tone,
         }
         taken.add(signal.name)
-
-
-def _figure_id(figure: dict[str, Any]) -> str:
-    return f"growth-{figure['key']}" if figure["growth"] else str(figure["key"])
 
 
 def _figures(evidence: Evidence, name: str) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from gnnstab.records import SEVERITIES, Finding, Signals
-from gnnstab.records.vocabulary import LOSS_OVER_ZERO, OPTIMIZER_STACK_SHARE
+from gnnstab.records.vocabulary import LOSS_OVER_ZERO, OPTIMIZER_EPS_LOST, OPTIMIZER_STACK_SHARE
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.gs401_sum_aggregation_growth import SumAggregationGrowth
 from gnnstab.rules.gs406_feature_scale import FeatureScale
@@ -84,6 +84,13 @@ def _part_of_explosion(symptom: Finding, explanation: Finding, signals: Signals)
 def _driven_by_attention(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
     """Saturated attention carries the gradient through its sharp scores, unless all weights are large alike."""
     return explanation.signal.startswith("attention.") and not large_gain(explanation.layer, signals)
+
+
+def _eps_lost(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    """Updates that divide 0 by 0, whatever the rate."""
+    return explanation.signal == OPTIMIZER_EPS_LOST and (
+        symptom.code != "GS502" or symptom.signal == "weight.non_finite"
+    )
 
 
 def _far_off(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
@@ -223,6 +230,7 @@ LINKS = tuple(
         # Memory that was never initialised, before everything that its size brings about.
         ("GS605", _always, "GS502 GS302 GS204 GS203 GS103 GS104 GS501 GS701 GS702 GS704"),
         ("GS605", _same_layer, "GS301"),
+        ("GS503", _eps_lost, "GS502 GS601 GS603"),
         # A mask that leaves weight where none belongs: how sharp the rest is says nothing.
         ("GS305", _always, "GS301 GS302 GS408 GS601 GS603"),
         ("GS108", _always, "GS408"),

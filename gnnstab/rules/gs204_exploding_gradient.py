@@ -34,7 +34,8 @@ class ExplodingGradient(Rule):
     by √(1/(1−p)). Do not add a residual to weights of gain √2: 6e9 at 32 layers.
 
     ## When it is wrong
-    The path through the scores has heavy tails: judge on several batches. Below 5 layers the rule does not speak.
+    The path through the scores has heavy tails: judge on several batches. Below 5 layers the rule does not speak. In a run
+    whose loss has ended at its best a warning is information.
 
     ## References
     Yang et al. 2019, *A Mean Field Theory of Batch Normalization*, arXiv 1902.08129 (the same growth behind a normalisation

@@ -46,6 +46,10 @@ class AttentionExplosion(Rule):
     smaller inputs hide that on this batch, or when the batch is saturated by weights and input together. Of a trained model
     whose attention is soft on your data the weights are not judged.
 
+    Of a layer whose weights of scores are not known and that was not looked at with an input of RMS 1, sharp attention is information, with the
+    cause not established, unless something that makes scores large was measured: a wide map within it, large features, or dense scores
+    that are more than 4 times q·k/√d.
+
     Over several checkpoints of one run (a folder of them) a clear trend of Ĥ or ‖M_h‖_F towards its limit is information, with
     the step at which it gets there and the range of ± 2 standard errors.
 

@@ -22,6 +22,9 @@ class SumAggregationGrowth(Rule):
     RMS of its output. Both large, and attention behind it sharpened by that (Ĥ below 0.6, and
     by more than 0.2 below that at an input of RMS 1): a warning. Both large without such a symptom: information.
 
+    Such sums, poolings by a sum, and sums of features by an index in the model's own code also count where the loss of a fresh
+    network is more than 4 times that of an output of zeros, on the batch or in one of the first 10 steps of a run.
+
     ## Why it is unstable
     Softmax attention itself is safe: its weights sum to 1 and the largest of n logits grows like √(2 ln n). A sum of n
     messages grows like n, and the logits of the attention layer behind it like n². Clipping, dropout, the beta gate and

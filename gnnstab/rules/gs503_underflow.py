@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from gnnstab.records import Finding, Signal, Signals
-from gnnstab.records.vocabulary import OPTIMIZER_LOST_SHARE
+from gnnstab.records.vocabulary import OPTIMIZER_EPS_LOST, OPTIMIZER_LOSS_RISE, OPTIMIZER_LOST_SHARE
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import largest, measured, percent
 
@@ -17,7 +18,8 @@ class Underflow(Rule):
     ## What it sees
     The share of non-zero entries of a layer's output that are smaller than the dtype's smallest normal number. In a run whose weights are
     held in 16 bits: the share of their entries that an update leaves as they are, since it is less than half of the distance to the next
-    number (the median over steps 0, 50, 100, 200, …).
+    number (the median over steps 0, 50, 100, 200, …). And an eps of the optimizer that is 0 in the format of the weights, as 1e-8 is in fp16:
+    an error where an update has made weights non-finite, or steps on a copy do; information otherwise.
 
     ## Why it is unstable
     Such numbers lose digits one after the other and then become 0; many devices flush them at once. A gradient that has become
@@ -47,6 +49,7 @@ class Underflow(Rule):
 
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding per layer, and one for the weights."""
+        yield from self._eps(signals)
         yield from self._updates(signals)
         per_layer: dict[str | None, list[Signal]] = {}
         for signal in measured(signals.need("precision.underflow_share")):
@@ -59,6 +62,27 @@ class Underflow(Rule):
                     limit=self.share,
                     signal=largest(found),
                 )
+
+    def _eps(self, signals: Signals) -> Iterator[Finding]:
+        """An eps that is 0 guards no division: the first gradient of exactly 0, or too small to be squared, gives 0/0."""
+        weights = [e for e in signals.events if e.kind == "non-finite" and e.stage == "weight"]
+        broke = bool(weights) or any(math.isinf(s.value) for s in signals.find(OPTIMIZER_LOSS_RISE))
+        for signal in signals.find(OPTIMIZER_EPS_LOST):
+            formats = ", ".join(map(str, signal.detail.get("formats", ()))) or "their format"
+            told = (
+                "updates divide 0 by 0, and the weights have become non-finite"
+                if broke
+                else "an update may divide 0 by 0"
+            )
+            yield self.finding(
+                f"the eps of {signal.detail.get('optimizer', 'the optimizer')} ({signal.detail.get('eps')}) is 0 in {formats}, in which "
+                f"{signal.value:.0f} parameters are held: {told}. Keep the weights in float32 and compute in 16 bits under torch.autocast, or "
+                "use an eps of 1e-4.",
+                severity="error" if broke else "info",
+                limit=0.0,
+                signal=signal,
+                confidence="high",
+            )
 
     def _updates(self, signals: Signals) -> Iterator[Finding]:
         for signal in measured(signals.find(OPTIMIZER_LOST_SHARE)):

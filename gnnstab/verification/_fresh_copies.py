@@ -38,7 +38,9 @@ def reinitialise(model: nn.Module) -> list[str]:
     """Call ``reset_parameters`` of every module that has one; names of the parameters that none of them reached."""
     reached: set[int] = set()
     for module in model.modules():
-        reset = getattr(module, "reset_parameters", None)
+        reset = getattr(module, "reset_parameters", None) or getattr(
+            module, "_reset_parameters", None
+        )  # torch's attention
         if callable(reset):
             reset()
             reached |= {id(p) for p in module.parameters()}

@@ -57,9 +57,7 @@ def compare(
     batch: Any,
     fixes: Sequence[Any] = SIDE_BY_SIDE,
     factors: Sequence[float] = FACTORS,
-    seeds: int = 1,
     factory: Factory | None = None,
-    workers: int = 1,
     progress: Progress | None = None,
 ) -> tuple[Side, ...]:
     """Scale the model as it is and with each fix: stability, the largest in-degree that works, and the cost.
@@ -71,11 +69,9 @@ def compare(
     base = _forward_time(twin, batch)
 
     def side(name: str, variant: nn.Module, limit: float | None = None) -> Side:
-        found = scale(
-            variant, batch=batch, factors=factors, precisions=("fp32", "fp16"), seeds=seeds, workers=workers,
-            progress=progress,
-        )  # fmt: skip
-        of = {precision: [p for p in found.points if p.precision == precision] for precision in ("fp32", "fp16")}
+        both = ("fp32", "fp16")
+        found = scale(variant, batch=batch, factors=factors, precisions=both, seeds=1, progress=progress)
+        of = {precision: [p for p in found.points if p.precision == precision] for precision in both}
         finite = {p.degree: not p.non_finite for p in of["fp16"]}
         return Side(
             name,
@@ -122,11 +118,12 @@ def _forward_time(model: nn.Module, batch: Any, repeats: int = 5) -> float:
 
 
 def _clipped(model: nn.Module, batch: Any, limit: float) -> float:
-    counts = []
+    counts: list[float] = []
 
     def count(_: nn.Module, __: Any, output: Any) -> None:
         value = output[0] if isinstance(output, tuple) else output
-        counts.append((value.abs() >= limit).double().mean().item())
+        values = value.values() if isinstance(value, dict) else (value,)
+        counts.extend((one.abs() >= limit).double().mean().item() for one in values)
 
     twin = duplicate(model).eval()
     for _, layer in attention_layers(twin):

@@ -118,11 +118,9 @@ class Scaling:
         degrees, values = _curve(self.points, signal, layer)
         if not len(degrees):
             raise UsageError(f"{signal} of {layer!r} was not measured; layers: {', '.join(self.layers)}")
-        if signal in SHARES:
-            bounded = np.clip(values, 1e-3, 1 - 1e-3)
-            return float(1 / (1 + math.exp(-_line(np.log(degrees), np.log(bounded / (1 - bounded)), math.log(degree)))))
-        positive = values > 0
-        return math.exp(_line(np.log(degrees[positive]), np.log(values[positive]), math.log(degree)))
+        known = (values > 0) | (signal in SHARES)
+        at = _line(np.log(degrees[known]), _scaled(signal, values[known]), math.log(degree))
+        return 1 / (1 + math.exp(-at)) if signal in SHARES else math.exp(at)
 
     def curve(self, signal: str, layer: str) -> tuple[list[float], list[float]]:
         """Mean in-degrees and the signal there, in fp32 where that was run, averaged over seeds; empty when not measured."""

@@ -69,16 +69,13 @@ def scaling_text(scaling: Scaling) -> str:
     rows += [
         (number(d), *(f"{scaling.predict(ATTENTION_ONE_HOT_SHARE, n, d):.0%}" for n in scaling.layers)) for d in degrees
     ]
-    table = _table(rows) if degrees and all(_has_share(scaling, n) for n in scaling.layers) else ""
+    shown = all(any(f"{ATTENTION_ONE_HOT_SHARE}|{n}" in p.values for p in scaling.points) for n in scaling.layers)
+    table = _table(rows) if degrees and shown else ""
     limits = [f"  {limit.sentence}" for limit in scaling.limits if math.isfinite(limit.degree)]
     head = "What counts is in-degree, not the number of nodes or agents."
     return "\n".join(
         [head, *(limits or [f"  {scaling.summary}"]), "", "Growth:", *exponents, "", "One-hot node-heads:", table]
     )
-
-
-def _has_share(scaling: Scaling, layer: str) -> bool:
-    return any(f"attention.one_hot_share|{layer}" in p.values for p in scaling.points)
 
 
 def sides_text(sides: Sequence[Side]) -> str:

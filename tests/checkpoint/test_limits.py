@@ -17,7 +17,9 @@ from effort import at_most
 from gnnstab import archive
 from gnnstab.checkpoint import _containers as containers
 from gnnstab.checkpoint import load, recover
+from gnnstab.checkpoint._reading import MOST_ENTRIES
 from gnnstab.errors import LoadError
+from gnnstab.unpickling import guard
 from strangers import rewritten
 
 Save = Callable[..., Path]
@@ -151,6 +153,20 @@ def test_hostile_names_become_one_printable_line(saved: Save) -> None:
     assert all(name.isprintable() and len(name) < 250 for name in checkpoint.tensors)
     for note in recover(checkpoint).notes:
         note.encode("utf-8")
+
+
+@pytest.mark.parametrize("child", [True, False])
+def test_safetensors_of_more_tensors_than_can_be_told_of(
+    child: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("safetensors")
+    if not child:
+        monkeypatch.setattr(guard, "available", lambda: False)
+    entry = '"%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
+    header = ("{" + ",".join(entry % i for i in range(MOST_ENTRIES + 1)) + "}").encode()
+    (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(LoadError, match=f"more than {MOST_ENTRIES} tensors"):
+        load(tmp_path / "x.safetensors")
 
 
 def test_names_that_become_equal_stay_apart(saved: Save) -> None:

@@ -26,6 +26,7 @@ SOME_MODELS = {
     "reconnect",
     "safe-operation",
     "set-mask",
+    "undo-normalisation",
     "fp32-operation",
 }
 """Fixes that find no place in the models below: see test_repairs.py."""

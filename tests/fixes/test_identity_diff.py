@@ -116,3 +116,8 @@ def test_every_layer_or_none(load):
     assert fixes.diff(load(net(wide, "x = self.one(x, edge_index)\nx = self.two(x, edge_index)")), "residual") is None
     for model in (Actor(), Hetero(), Stack(3, 8), nn.Sequential(nn.Linear(2, 2))):
         assert fixes.diff(model, "pre-norm-residual") is None
+    kinds = "self.convs = nn.ModuleList(HGTConv(8, 8, (['a'], [('a', 'to', 'a')])) for _ in range(2))"
+    hetero = net(
+        kinds, "for conv in self.convs:\n    x = conv(x, edge_index)", "from torch_geometric.nn import HGTConv\n"
+    )
+    assert fixes.diff(load(hetero), "pre-norm-residual") is None

@@ -110,7 +110,9 @@ def test_clamps_that_are_modules_are_taken_out():
         fixes.apply(Stack(2), "remove-clamp")
 
 
-@pytest.mark.parametrize("name", ["clean-data", "reconnect", "safe-operation", "set-mask", "fp32-operation"])
+@pytest.mark.parametrize(
+    "name", ["clean-data", "reconnect", "safe-operation", "set-mask", "undo-normalisation", "fp32-operation"]
+)
 def test_what_the_tool_cannot_do_is_said(name):
     with pytest.raises(FixError, match="make it by hand"):
         fixes.apply(Stack(2), name)

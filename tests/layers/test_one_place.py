@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 PART = re.compile(r"lin_(query|key|value|skip|edge|beta)|att_(src|dst|edge)")
 NEEDS_THE_CLASS = {
     "gnnstab/demo.py": "builds a model of its own",
+    "gnnstab/demo_files.py": "writes a file with a model of its own",
     "gnnstab/nn/__init__.py": "offers a layer",
     "gnnstab/nn/stable_transformer_conv.py": "is a layer itself",
 }

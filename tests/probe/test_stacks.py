@@ -100,3 +100,24 @@ def test_stacks_that_learn_and_layers_side_by_side_are_none(kind: str, depth: in
     codes, found = asked(kind, depth)
     assert codes == []
     assert not [s for s in found.signals if s.name == "optimizer.stack_share"]
+
+
+@pytest.mark.parametrize(("kind", "said"), [("bare", ["GS103"]), ("residual", [])])
+def test_a_monitor_tries_the_stacks_of_a_run_that_stood_still_without_being_given_the_loss(
+    kind: str, said: list[str]
+) -> None:
+    torch.manual_seed(2)
+    model, data = Stack(kind, 30), batch()
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    with gnnstab.Monitor(model, optimizer=optimizer, on_finding="ignore") as monitor:
+        for _ in range(20):
+            optimizer.zero_grad()
+            value = loss(model(data), data)
+            value.backward()
+            optimizer.step()
+            monitor.loss(value)
+    before = copy.deepcopy(model.state_dict())
+    found = monitor.diagnose()
+    assert [f.code for f in found.findings if f.signal == "optimizer.stack_share"] == said
+    assert [cause.cause for cause in found.root_causes()] == ["no-residual"] * len(said)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())

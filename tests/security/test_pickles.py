@@ -21,6 +21,7 @@ import torch
 from gnnstab.cli.group import run as command
 from torch_geometric.nn import TransformerConv
 
+import readers
 from gnnstab.checkpoint import load, recover
 from gnnstab.errors import LoadError, UnsafeFileError
 from gnnstab.probe.batches.arguments import load_batch
@@ -312,6 +313,21 @@ def test_a_tensor_with_attributes_becomes_a_plain_one(tmp_path: Path) -> None:
     torch.save({"w": weight}, tmp_path / "x.pt")
     found = load(tmp_path / "x.pt").tensors["w"]
     assert type(found) is torch.Tensor and found.numel() == 4 and not found.__dict__
+
+
+@pytest.mark.parametrize("name", ["checkpoint", "batch", "bundle rng"])
+def test_torchs_own_reader_sees_no_file(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It had CVE-2026-24747 before torch 2.10, and gnnstab runs with torch 2.6."""
+    reader = readers.READERS[name]
+    seeds = reader.seeds()
+
+    def never(*args: Any, **options: Any) -> None:
+        raise AssertionError("torch.load was called")
+
+    monkeypatch.setattr(torch, "load", never)
+    monkeypatch.setattr(torch.serialization, "load", never)
+    for content in seeds.values():
+        readers.attempt(reader, content, tmp_path)
 
 
 def test_one_file_does_not_end_the_diagnosis_of_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

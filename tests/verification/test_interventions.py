@@ -10,14 +10,15 @@ from torch_geometric.data import Data, HeteroData
 from torch_geometric.nn import GraphNorm, MessagePassing, TransformerConv
 
 import gnnstab
-from gnnstab.records import FIVE_CAUSES, FURTHER_CAUSES, Signals
+from gnnstab.records import FIVE_CAUSES, FURTHER_CAUSES, Finding, Signals
 from gnnstab.report import summary
 from gnnstab.verification import undo
 from gnnstab.verification.interventions import _inputs as inputs
 from gnnstab.verification.interventions import _measuring as measuring
 from gnnstab.verification.interventions import _table as table
+from gnnstab.verification.interventions import _trying as trying
 from gnnstab.verification.interventions._investigation import TRIED
-from gnnstab.verification.interventions._trial import Edit
+from gnnstab.verification.interventions._trial import Case, Edit
 from gnnstab.verification.interventions.deciding import CONTRIBUTES, ROOT
 from models.stacks import Stack, random_batch
 
@@ -436,3 +437,21 @@ def test_the_table_says_which_causes_it_can_undo():
     assert len(set(table.INTERVENTIONS)) == len(table.INTERVENTIONS)
     assert {expected for *_, expected, _ in BROKEN.values()} <= TRIED <= {*FIVE_CAUSES, *FURTHER_CAUSES}
     assert 0 < CONTRIBUTES < ROOT < 1
+
+
+@pytest.mark.parametrize(
+    ("rule", "name", "message", "trained", "driven"),
+    [
+        ("GS601", "update.ratio", "too high.", True, True),
+        ("GS406", "loss", "the loss starts at 4e8.", True, True),
+        ("GS406", "place.rms", "the targets `y` have RMS 2e4.", True, True),
+        ("GS406", "place.rms", "the input `x` has RMS 2e4.", True, False),
+        ("GS601", "update.ratio", "too high.", False, False),
+    ],
+)
+def test_what_drives_the_weights_in_training(rule, name, message, trained, driven):
+    cause = {"GS601": "learning-rate", "GS406": "feature-scale"}[rule]
+    finding = Finding(rule, "", cause, "warning", "high", None, None, None, name, 1.0, 0.1, "", message)
+    signals = Signals("trace", (), context={"trained": trained})
+    case = Case(nn.Identity(), None, None, "fp32", signals, (finding,), ())
+    assert trying._rate(case) is (finding if driven else None)

@@ -10,8 +10,8 @@ from torch_geometric.nn import GCNConv, MessagePassing, TransformerConv, global_
 from torch_geometric.nn.pool import glob
 
 import gnnstab
-from gnnstab.probe.measure import loss_over_zero
 from gnnstab.probe.pooling import sums_watched
+from gnnstab.probe.replaying.zero_output import loss_over_zero
 
 
 class Crowd(MessagePassing):
@@ -59,6 +59,24 @@ class Towns(nn.Module):
         return self.out(self.pool(h + self.conv(h, data.edge_index), data.batch)).squeeze(-1)
 
 
+class Markets(nn.Module):
+    """What all sellers around say, added up, or averaged, by the model's own code."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.inp, self.out = nn.Linear(8, 16), nn.Linear(16, 1)
+        self.conv = TransformerConv(16, 8, heads=2)
+
+    def forward(self, data: Data) -> Tensor:
+        source, target = data.edge_index
+        heard = torch.zeros_like(data.x).index_add_(0, target, data.x[source].abs())
+        if self.how == "mean":
+            heard = heard / torch.bincount(target, minlength=len(heard)).clamp(min=1)[:, None]
+        h = self.inp(torch.cat([data.x, heard], 1))
+        return self.out(h + self.conv(h, data.edge_index)).squeeze(-1)
+
+
 def squared(output: Tensor, data: Data) -> Tensor:
     return nn.functional.mse_loss(output, data.y)
 
@@ -67,6 +85,13 @@ def voters() -> Data:
     torch.manual_seed(4)
     x = torch.randn(60, 4) + 1
     return Data(x=x, edge_index=torch.randint(0, 60, (2, 1800)), y=x.mean(1))
+
+
+def markets() -> Data:
+    torch.manual_seed(4)
+    target = torch.cat([torch.randint(0, 60, (600,)), torch.randint(0, 12, (1200,))])
+    x = torch.randn(60, 4)
+    return Data(x=x, edge_index=torch.stack([torch.randint(0, 60, (1800,)), target]), y=x.mean(1))
 
 
 def towns() -> Batch:
@@ -84,8 +109,12 @@ def _own_random_numbers():
 
 @pytest.mark.parametrize(
     ("model_of", "batch_of", "broken", "repaired", "said"),
-    [(Voters, voters, "add", "mean", "in-degree"), (Towns, towns, "add", "mean", "pool")],
-    ids=["messages", "pooling"],
+    [
+        (Voters, voters, "add", "mean", "in-degree"),
+        (Towns, towns, "add", "mean", "pool"),
+        (Markets, markets, "add", "mean", "own code"),
+    ],
+    ids=["messages", "pooling", "own code"],
 )
 def test_a_sum_whose_undoing_brings_the_loss_back_is_the_root(model_of, batch_of, broken, repaired, said):
     batch = batch_of()
@@ -99,6 +128,24 @@ def test_a_sum_whose_undoing_brings_the_loss_back_is_the_root(model_of, batch_of
     good = gnnstab.diagnose(model_of(repaired), batch=batch, loss=squared)
     assert not good.root_causes()
     assert not [finding for finding in good.findings if finding.code == "GS401"]
+
+
+@pytest.mark.parametrize(("model_of", "batch_of"), [(Towns, towns), (Markets, markets)], ids=["pooling", "own code"])
+@pytest.mark.parametrize("how", ["add", "mean"])
+def test_a_monitor_without_the_loss_says_the_same(model_of, batch_of, how):
+    batch = batch_of()
+    torch.manual_seed(6)
+    model = model_of(how)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    with gnnstab.Monitor(model, optimizer=optimizer, on_finding="ignore") as monitor:
+        for _ in range(4):
+            optimizer.zero_grad()
+            value = squared(model(batch), batch)
+            value.backward()
+            optimizer.step()
+            monitor.loss(value)
+    found = [f.signal for f in monitor.diagnose().findings if f.code == "GS401" and f.severity == "warning"]
+    assert found == (["loss.over_zero"] if how == "add" else [])
 
 
 def test_a_target_as_large_as_the_sum_is_no_fault():

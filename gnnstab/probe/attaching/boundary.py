@@ -28,6 +28,7 @@ class Boundary:
         ended: Called at the end of a step, before the weights move; what it raises stops the run.
         updated: Called after the weights have moved, or the step was skipped; likewise.
         moving: Called with an optimizer that is about to move the weights, before the step ends.
+        idle: Answers after an update whether there is nothing to do, as after most steps that were left out.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Boundary:
         ended: Callable[[], None] = ignore,
         updated: Callable[[], None] = ignore,
         moving: Callable[[torch.optim.Optimizer], None] = ignore,
+        idle: Callable[[], bool] = lambda: False,
     ) -> None:
         self._recorder = recorder
         self._optimizers = tuple(optimizers)
@@ -45,6 +47,7 @@ class Boundary:
         self.ended = ended
         self.updated = updated
         self._moving = moving
+        self._idle = idle
         self._handles: list[Any] = []
         self._hooks: list[Hook] = []
         self._update: Any = None
@@ -61,7 +64,7 @@ class Boundary:
         self._hooks = [before, after]
         for optimizer in self._optimizers:
             self._handles.append(optimizer.register_step_pre_hook(_StepHook(before, self.ended)))
-            self._handles.append(optimizer.register_step_post_hook(_after_step(after, self.updated)))
+            self._handles.append(optimizer.register_step_post_hook(self._after_step(after)))
         if self._scaler is not None:
             self._scaler.__dict__["update"] = _Update(self, self._scaler)
 
@@ -97,6 +100,16 @@ class Boundary:
     def _scale(self) -> Number:
         scale = getattr(self._scaler, "_scale", None)
         return _number(scale) if isinstance(scale, Tensor) else None
+
+    def _after_step(self, body: Hook) -> Callable[[Any, tuple[Any, ...], dict[str, Any]], None]:
+        def after(optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if self._ended and self._idle():
+                self._ended = False
+                return
+            body(optimizer)
+            self.updated()
+
+        return after
 
     def _before(self, grad: bool, optimizer: torch.optim.Optimizer) -> None:
         # A fused optimizer is handed scaled gradients and decides by itself, on the device, whether to move.
@@ -147,14 +160,6 @@ class _StepHook:
             return loss
 
         return ((args[0], followed, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": followed})
-
-
-def _after_step(body: Hook, then: Callable[[], None]) -> Callable[[Any, tuple[Any, ...], dict[str, Any]], None]:
-    def after(optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        body(optimizer)
-        then()
-
-    return after
 
 
 class _Update:

@@ -7,8 +7,7 @@ from contextlib import nullcontext
 from time import perf_counter
 from typing import Any
 
-import torch
-from torch import nn
+from torch import is_grad_enabled, nn
 from torch.compiler import is_compiling
 
 from gnnstab.probe.error_guard import ErrorGuard
@@ -65,10 +64,10 @@ class Hook:
         clock = self._clock
         if clock is not None:
             clock[0] -= perf_counter()
-        grad = torch.is_grad_enabled()
+        grad, skip = is_grad_enabled(), self._skip
         set_grad_enabled(False)
         try:
-            if self._skip is None or not self._skip():
+            if skip is None or not skip():
                 self._body(grad, *args)
         except Exception as error:
             self.close()

@@ -69,7 +69,7 @@ class CompiledCells:
     @property
     def written(self) -> bool:
         """True when compiled code has run since the last `take`."""
-        return bool(self._written.any())
+        return bool(np.count_nonzero(self._written))
 
     def layers(self) -> list[str]:
         """Layers that have run since the last `take`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 from gnnstab.probe.buffering import device_copy
 from gnnstab.probe.buffering.device_copy import DeviceCopy
 from gnnstab.probe.buffering.stats_buffer import PendingStats
+from gnnstab.records import StepRow
 
 if TYPE_CHECKING:
     from gnnstab.probe.replaying.skipped_step import SkippedForward
@@ -78,6 +80,19 @@ class PendingStep:
     def result(self) -> tuple[float | None, float | None, float | None, bool]:
         """Loss, learning rate, loss scale, and whether the step was skipped."""
         return _arrived(self.loss), _arrived(self._lr), _arrived(self._scale), bool(_arrived(self._skipped))
+
+
+def uneventful(
+    step: int, time: float, loss: Number, lr: Number, scale: Number, norm: Number, skipped: Tensor | bool
+) -> StepRow | None:
+    """The row of a step that was left out, nearly always at hand; None where a number is a tensor or not finite."""
+    if isinstance(loss, Tensor) or isinstance(lr, Tensor) or isinstance(scale, Tensor):
+        return None
+    if isinstance(norm, Tensor) or isinstance(skipped, Tensor):
+        return None
+    if not math.isfinite(loss or 0.0) or not math.isfinite(norm or 0.0):
+        return None
+    return StepRow(step, time, loss, lr, scale, norm, skipped)
 
 
 def _on_the_way(number: Number) -> DeviceCopy | float | None:

@@ -35,6 +35,10 @@ _MOVED = "no bundle: when the numbers of this step had come from the device, its
 _TOO_LATE = "an update had moved the weights before the end of the step was told: pass optimizer= to the monitor"
 
 
+_OF_VALUES = (ValueError, ArithmeticError, AssertionError, RuntimeError)
+"""Exceptions that a NaN may stand behind: checks of arguments, and of what decompositions need."""
+
+
 class NonFiniteDetector:
     """Locates the first non-finite value of a forward, of a backward and of the loss; later ones are only counted.
 
@@ -151,8 +155,10 @@ class NonFiniteDetector:
         event = self._explained(non_finite_event.loss_event(step, loss), inputs, twin=twin)
         return self._with_bundle(event, inputs, moved)
 
-    def failed(self, step: int, error: Exception) -> Event | None:
+    def failed(self, step: int, error: BaseException) -> Event | None:
         """The event of a step that ended in an exception, when repeating it shows an Inf or NaN before that."""
+        if not isinstance(error, _OF_VALUES) or isinstance(error, torch.OutOfMemoryError):
+            return None
         if self.met or not (self._forwards.calls or self._forwards.last):
             return None
         text = f"the step ended in {type(error).__name__}"

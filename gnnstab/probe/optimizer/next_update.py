@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from gnnstab.errors import UsageError
 from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 from gnnstab.probe.buffering.step_writer import Writer
-from gnnstab.probe.optimizer.optimizer_steps import Loss, change_over_spread, eps_of, shrink_eps, twins
+from gnnstab.probe.optimizer._eps import eps_of, eps_signals, shrink_eps
+from gnnstab.probe.optimizer.optimizer_steps import Loss, change_over_spread, twins
 from gnnstab.probe.optimizer.run_trial import run_trial
 from gnnstab.probe.replaying.replica import forked_rng, run_replica, tensors_in
 from gnnstab.records import Measure, Signal
@@ -45,16 +46,21 @@ def next_update(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Forw
         UsageError: Model or optimizer cannot be copied, a gradient is not finite, or forward or step fail on the copy.
     """
     with forked_rng():
-        (moved, lost), damping = _move(model, optimizer, inputs, free=False), math.nan
+        (moved, lost, before), damping = _move(model, optimizer, inputs, free=False), math.nan
         if eps_of(optimizer) is not None:
-            free, _ = _move(model, optimizer, inputs, free=True)
+            free, _, _ = _move(model, optimizer, inputs, free=True, before=before)
             damping = moved / free if free > 0 else math.nan
         return Update(moved, damping, lost)
 
 
 def _move(
-    model: nn.Module, optimizer: torch.optim.Optimizer, inputs: ForwardInputs, *, free: bool
-) -> tuple[float, float]:
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    inputs: ForwardInputs,
+    *,
+    free: bool,
+    before: Sequence[Tensor] | None = None,
+) -> tuple[float, float, Sequence[Tensor]]:
     twin, mover = twins(model, optimizer, keep_mode=True)
     if free:
         shrink_eps(mover)
@@ -66,11 +72,11 @@ def _move(
     if not all(bool(p.grad.isfinite().all()) for p in twin.parameters() if p.grad is not None):
         raise UsageError("a gradient is not finite, so that the update was not tried on a copy")
     try:
-        before = _outputs(twin, inputs)
+        before = _outputs(twin, inputs) if before is None else before
         asked = [p for p in twin.parameters() if p.grad is not None and p.is_floating_point() and p.element_size() == 2]
         weights = [p.detach().clone() for p in asked]
         mover.step()
-        return change_over_spread(before, _outputs(twin, inputs)), _lost(asked, weights)
+        return change_over_spread(before, _outputs(twin, inputs)), _lost(asked, weights), before
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
         # The model or the optimizer may refuse a copy; anything else is a failure of the tool, and told as such.
         raise UsageError(f"the update failed on a copy: {type(error).__name__}: {error}") from error
@@ -132,7 +138,11 @@ class UpdateWatch:
         # A fused optimizer under a GradScaler is handed gradients that are still scaled.
         if inputs is None or getattr(optimizer, "grad_scale", None) is not None:
             return
-        self._next = max(FIRST_AGAIN, 2 * step)
+        first, self._next = not self._next, max(FIRST_AGAIN, 2 * step)
+        for lost in eps_signals(optimizer) if first else ():
+            self._writer.measures(
+                [Measure(step, "", inputs.mode, 0, lost.name, -1, lost.value, json.dumps(dict(lost.detail)))]
+            )
         try:
             self._try_rate(optimizer, inputs, step)
             update = next_update(self._model, optimizer, inputs)

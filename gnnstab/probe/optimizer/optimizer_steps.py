@@ -16,11 +16,16 @@ from torch_geometric.data.data import BaseData
 
 from gnnstab.errors import UsageError
 from gnnstab.probe.batches.arguments import Arguments, as_arguments
+from gnnstab.probe.optimizer._eps import eps_of, eps_signals, shrink_eps
 from gnnstab.probe.optimizer.learning import learning_signals
 from gnnstab.probe.replaying.replica import copied, eager, forked_rng, replica, rng_snapshot, tensors_in, unwrap
 from gnnstab.records import Signal, Signals
 from gnnstab.records.rises import Rise, rise_of
-from gnnstab.records.vocabulary import OPTIMIZER_EPS_DAMPING, OPTIMIZER_LOSS_RISE, OPTIMIZER_OUTPUT_MOVE
+from gnnstab.records.vocabulary import (
+    OPTIMIZER_EPS_DAMPING,
+    OPTIMIZER_LOSS_RISE,
+    OPTIMIZER_OUTPUT_MOVE,
+)
 
 Loss = Callable[[Any, Any], Tensor]
 
@@ -33,17 +38,11 @@ MOST_STEPS = 20
 MOST_BATCHES = 4
 """Batches that a trial goes round; each one costs a forward per step."""
 
-NO_EPS = 1e-12
-"""What eps is compared with: as good as none."""
-
 LOWER = 3.0
 """What the rate is divided by until the trial is calm; smaller changes make no difference that can be measured."""
 
 LOWEST = 3**8
 """Largest divisor that is tried."""
-
-MADE_OF_EPS = ("Adadelta",)
-"""Optimizers whose first steps are made of eps: a smaller one is no other setting but another method."""
 
 _SCALES = tuple(2.0**power for power in (16, 12, 8, 4, 0))
 """Factors of the loss under fp16, as a GradScaler would choose: the largest that leaves the gradients finite."""
@@ -244,19 +243,6 @@ def steps_of(optimizer: torch.optim.Optimizer) -> int:
     return STEPS if momentum >= 1 else min(MOST_STEPS, max(STEPS, round(1 / (1 - momentum))))
 
 
-def eps_of(optimizer: torch.optim.Optimizer) -> float | None:
-    """The largest eps of the groups; None where there is none, or where the first steps are made of it."""
-    sizes = [group["eps"] for group in optimizer.param_groups if isinstance(group.get("eps"), float)]
-    return None if type(optimizer).__name__ in MADE_OF_EPS else max(sizes, default=None)
-
-
-def shrink_eps(optimizer: torch.optim.Optimizer) -> None:
-    """Set every eps to `NO_EPS`."""
-    for group in optimizer.param_groups:
-        if isinstance(group.get("eps"), float):
-            group["eps"] = NO_EPS
-
-
 def change_over_spread(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
     """‖after − before‖ over the spread of ``before`` around its mean over rows, all tensors together; NaN without a spread.
 
@@ -285,11 +271,12 @@ def optimizer_signals(
     ``batch`` is what the user calls one, see `gnnstab.probe.batches.arguments.as_arguments`; of several the first four count.
     Nothing of the user's changes: model, gradients, optimizer, batches and the generators of torch, NumPy and ``random``.
     """
+    lost = [] if optimizer is None else eps_signals(optimizer)
     try:
         bench = _bench(model, batch, loss, optimizer, precision, clip)
-        return list(_judged(bench)), {}
+        return [*lost, *_judged(bench)], {}
     except UsageError as error:
-        return [], dict.fromkeys((OPTIMIZER_LOSS_RISE, OPTIMIZER_OUTPUT_MOVE, OPTIMIZER_EPS_DAMPING), str(error))
+        return lost, dict.fromkeys((OPTIMIZER_LOSS_RISE, OPTIMIZER_OUTPUT_MOVE, OPTIMIZER_EPS_DAMPING), str(error))
 
 
 def with_trial_steps(

@@ -200,7 +200,8 @@ def _overflow(seen: StageTensor) -> dict[str, Any]:
 def _sentence(seen: StageTensor, detail: Mapping[str, Any], own: Sequence[str], made_here: bool) -> str:
     """One sentence that a user understands."""
     weights = "all weights are finite" if detail["weights_finite"] else "some weights are not finite"
-    count, place = _count(detail["non_finite"]), _place(seen)
+    entries, place = detail["non_finite"], _place(seen)
+    count = f"{entries} non-finite entr{'y' if entries == 1 else 'ies'}"
     if seen.stage == "input" and seen.layer is None:
         return f"the model's own input {seen.note or 'tensor'} already holds {count}"
     if seen.stage == "input":
@@ -226,10 +227,6 @@ def _place(seen: StageTensor) -> str:
     """``the score of gnn2.1``, ``the model's input``, with the call where there are several."""
     owner = "the model" if seen.layer is None else (seen.layer or "the layer")
     return f"the {seen.stage} of {owner}" + (f" (call {seen.call})" if seen.call else "")
-
-
-def _count(entries: int) -> str:
-    return f"{entries} non-finite entr{'y' if entries == 1 else 'ies'}"
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -161,6 +161,9 @@ def _computing_hooks(module: nn.Module) -> set[Any]:
     }
 
 
+_WRAPPERS = ("OptimizedModule", "DistributedDataParallel", "DataParallel")
+
+
 def unwrap(model: nn.Module) -> tuple[nn.Module, str]:
     """The model inside ``torch.compile`` and ``DistributedDataParallel`` wrappers, and the prefix of its module paths.
 
@@ -176,15 +179,11 @@ def unwrap(model: nn.Module) -> tuple[nn.Module, str]:
     while True:
         for name in ("_orig_mod", "module"):
             inner = model._modules.get(name)
-            if inner is not None and len(model._modules) == 1 and _is_wrapper(model):
+            if inner is not None and len(model._modules) == 1 and type(model).__name__ in _WRAPPERS:
                 model, prefix = inner, f"{prefix}{name}."
                 break
         else:
             return model, prefix
-
-
-def _is_wrapper(model: nn.Module) -> bool:
-    return type(model).__name__ in ("OptimizedModule", "DistributedDataParallel", "DataParallel")
 
 
 def run_replica(twin: nn.Module, inputs: ForwardInputs) -> Any:

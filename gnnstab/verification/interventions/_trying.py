@@ -14,7 +14,7 @@ from gnnstab.errors import FixError, GnnstabError
 from gnnstab.fixes.model_structure import duplicate
 from gnnstab.probe.replaying.evaluating import evaluating
 from gnnstab.records import Finding, Signals
-from gnnstab.records.vocabulary import GAIN_VALUE, LOGIT_ALIGNMENT, LOGIT_FROBENIUS
+from gnnstab.records.vocabulary import GAIN_VALUE, LOGIT_ALIGNMENT, LOGIT_FROBENIUS, LOSS
 from gnnstab.rules.explanation import is_warning
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.queries import fresh, measured, sharp_from_the_start
@@ -67,12 +67,22 @@ def investigate(
 
 
 def _rate(case: Case) -> Finding | None:
+    """What training has made the weights so by: a rate that is too high, or targets of another scale."""
     sharp = {s.goal.layer for s in case.symptoms if s.goal.signal.startswith("attention.")}
     limit = AttentionExplosion().warn_entropy
     if fresh(case.signals) or any(sharp_from_the_start(case.signals, layer, limit) for layer in sharp):
         return None
-    heads = [f for f in case.findings if f.cause == "learning-rate" and is_warning(f) and f.explained_by is None]
+    heads = [
+        f
+        for f in case.findings
+        if is_warning(f) and f.explained_by is None and (f.cause == "learning-rate" or _of_targets(f))
+    ]
     return heads[0] if heads else None
+
+
+def _of_targets(finding: Finding) -> bool:
+    """Targets of another scale drive the weights that way, as a rate does that is too high."""
+    return finding.code == "GS406" and (finding.signal == LOSS or finding.message.startswith("the targets"))
 
 
 def _suspects(case: Case, base: Look) -> list[Trial]:

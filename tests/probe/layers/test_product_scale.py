@@ -1,0 +1,54 @@
+"""Dense scores beside the products of queries and keys that they are made of."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import gnnstab
+
+N, WIDTH = 12, 16
+
+
+class Attention(nn.Module):
+    """Scores are ``factor`` · q·k/√d, written in one of three ways, or made of distances."""
+
+    def __init__(self, how: str, factor: float) -> None:
+        super().__init__()
+        self.how, self.factor = how, factor
+        self.q, self.k, self.v = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k = self.q(x), self.k(x)
+        if self.how == "einsum":
+            scores = torch.einsum("nd,md->nm", q, k) / math.sqrt(WIDTH)
+        elif self.how == "matmul":
+            scores = q @ k.T / math.sqrt(WIDTH)
+        else:
+            scores = -torch.cdist(q, k)
+        scores = (self.factor * scores).masked_fill(torch.eye(N, dtype=torch.bool), -1e9)
+        out: Tensor = torch.softmax(scores, -1) @ self.v(x)
+        return out
+
+
+@pytest.mark.parametrize("how", ["matmul", "einsum"])
+@pytest.mark.parametrize("factor", [1.0, 40.0])
+def test_what_multiplies_the_products_is_measured(how: str, factor: float) -> None:
+    torch.manual_seed(0)
+    model, x = Attention(how, factor), torch.randn(N, WIDTH)
+    found = gnnstab.diagnose(model, batch=(x,), loss=lambda out, _: (out - 1).square().mean())
+    (scale,) = [s.value for s in found.signals if s.name == "score.product_scale"]
+    with torch.no_grad():
+        sizes = float(model.q(x).square().mean().sqrt() * model.k(x).square().mean().sqrt())
+    assert math.isclose(scale, factor * min(1.0, sizes), rel_tol=1e-3)
+    assert [f.severity for f in found.findings if f.code == "GS301"] == (["error"] if factor > 1 else [])
+
+
+def test_scores_that_are_no_products_have_no_such_scale() -> None:
+    torch.manual_seed(0)
+    found = gnnstab.diagnose(Attention("distances", 40.0), batch=(torch.randn(N, WIDTH),))
+    assert not [s for s in found.signals if s.name == "score.product_scale"]
+    assert {f.severity for f in found.findings if f.code == "GS301"} <= {"info"}
