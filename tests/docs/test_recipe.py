@@ -53,10 +53,19 @@ def batch_of(scale: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
 class Script:
     """A user's file ``network.py``, trained as its author would."""
 
-    def __init__(self, source: str, inputs: tuple[Any, ...], y: Any, *, half: bool = False, gain: float = 1.0) -> None:
+    def __init__(
+        self,
+        source: str,
+        inputs: tuple[Any, ...],
+        y: Any,
+        *,
+        half: bool = False,
+        gain: float = 1.0,
+        rate: float = 0.005,
+    ) -> None:
         Path("network.py").write_text(source, encoding="utf-8")
         torch.save((*inputs,), "batch.pt")
-        self.inputs, self.y, self.half, self.gain = inputs, y, half, gain
+        self.inputs, self.y, self.half, self.gain, self.rate = inputs, y, half, gain, rate
 
     def load(self) -> dict[str, Any]:
         sys.modules.pop("network", None)
@@ -72,7 +81,7 @@ class Script:
             for name, parameter in model.named_parameters():
                 parameter *= self.gain if "lin_query" in name or "lin_key" in name else 1.0
         torch.save(model.state_dict(), "weights.pt")
-        optimizer = torch.optim.Adam(model.parameters(), lr=0.005)
+        optimizer = torch.optim.Adam(model.parameters(), lr=self.rate)
         for _ in range(STEPS):
             optimizer.zero_grad()
             with torch.autocast("cpu", torch.float16, enabled=self.half):
@@ -86,7 +95,7 @@ class Script:
 def swarm() -> Script:
     data = demo.swarm_graphs()
     source = demo_files.network() + "Net, loss = actor, lambda output, y: (output.float() - y).square().mean()\n"
-    return Script(source, (data.x, data.edge_index, data.edge_attr), data.y, gain=2.0)
+    return Script(source, (data.x, data.edge_index, data.edge_attr), data.y, gain=2.0, rate=0.02)
 
 
 def deep() -> Script:
