@@ -23,7 +23,7 @@ def _row(kind: Layer) -> str:
     fixes += ["qk-norm", "score-cap", "fp32-attention"] if kind.stable else []
     cells = (
         f"`{kind.kind}`",
-        ", ".join(f"`{place}`" for place in kind.softmax_in),
+        ", ".join(f"`{place}`" for place in kind.softmax_in) or "fused; computed once more from the inputs",
         "yes" if kind.essential else "counted" if kind.hint else "no",
         compiled,
         kind.static.replace("|", "\\|"),

@@ -41,7 +41,7 @@ class MultiheadAttentionLayer(GenericLayer):
     absent: ClassVar[str] = "no in_proj_weight and out_proj side by side"
     width_names: ClassVar[tuple[str, str]] = ("in_proj_weight", "out_proj")
     probed: ClassVar[bool] = False
-    static: ClassVar[str] = "‖W_qᵀW_k‖/√d, within 1.3 × of the measured spread at initialisation"
+    static: ClassVar[str] = "‖W_qᵀW_k‖/√d"
     defaults: ClassVar[Mapping[str, Any]] = {"dropout": 0.0, "bias": True, "kdim": None, "vdim": None}
 
     def __init__(self) -> None:
