@@ -340,10 +340,11 @@ class Recorder:
         self.sent = sent = self._step_writer.sites(ended.step, ended.stats.result(), scale or 1.0)
         self.row = StepRow(ended.step, ended.time, loss, lr, scale, sent.gradient_norm, skipped)
         self.writer.step(self.row)
-        bad = not sent.finite or (loss is not None and not math.isfinite(loss))
+        if sent.finite and (loss is None or math.isfinite(loss)):
+            return
         late: dict[str, Any] = {
             "moved": moved,
-            "twin": self._parameters.saved_copy() if moved and bad and ended.saved else None,
+            "twin": self._parameters.saved_copy() if moved and ended.saved else None,
         }
         event = None if sent.finite else self._detector.step(ended.step, sent, skipped, ended.inputs, **late)
         if event is None and loss is not None:

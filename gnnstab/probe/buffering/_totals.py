@@ -40,7 +40,7 @@ class Totals:
         rows[:, 1] = self.maximum
         rows[:, 3] = self.count
         # One sum answers for all entries: a NaN or an Inf anywhere is still in it.
-        if self.exact and math.isfinite(self.square.sum()):
+        if self.exact and math.isfinite(np.add.reduce(self.square)):
             np.sqrt(self.square / self.count, out=rows[:, 2])
             rows[:, 4] = 0.0
             return rows, True

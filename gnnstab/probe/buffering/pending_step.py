@@ -70,8 +70,8 @@ class PendingStep:
     @property
     def waits(self) -> bool:
         """True when reading it now would wait for a device."""
-        numbers = (self.loss, self._lr, self._scale, self._skipped, self._norm)
-        return self.stats.waits or any(isinstance(number, DeviceCopy) for number in numbers)
+        kinds = {type(one) for one in (self.loss, self._lr, self._scale, self._skipped, self._norm)}
+        return self.stats.waits or DeviceCopy in kinds
 
     def tell(self, loss: Number) -> None:
         """The loss became known after the step's end."""

@@ -99,7 +99,8 @@ class StepWriter:
         if scale != 1.0:
             rows[layout.activation_gradients, :3] /= scale
         self._writer.sites(step, layout.ids, rows)
-        norm = math.sqrt(totals.square[layout.weight_gradients].sum()) if len(layout.weight_gradients) else None
+        weights = layout.weight_gradients
+        norm = math.sqrt(np.add.reduce(totals.square.take(weights))) if len(weights) else None
         return StepRows(layout, rows, finite, norm)
 
     def measures(self, step: int, queued: Iterable[Queued]) -> None:
