@@ -16,9 +16,9 @@ from gnnstab.records import Event, Finding, Series, Signal
 from gnnstab.report.distribution import Distribution
 from gnnstab.report.escape import visible
 from gnnstab.report.evidence import MODEL, BeforeAfter, Evidence, Limit, thin
+from gnnstab.report.page_text import short
 from gnnstab.report.scales import axis_of, status
 from gnnstab.report.svg import Axis, axis_for, drawing, join, label, line_through, pixel, rules, tag
-from gnnstab.report.wording import short
 
 HEADS_SHOWN = 16
 POINTS = 64

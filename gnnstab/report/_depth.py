@@ -22,10 +22,10 @@ from gnnstab.records.vocabulary import (
 from gnnstab.report._charts import mark, side_ticks, zones
 from gnnstab.report.escape import apart, shorten
 from gnnstab.report.evidence import MODEL, Evidence, Limit, Profile, worst
+from gnnstab.report.page_text import short
 from gnnstab.report.scales import axis_of, status
 from gnnstab.report.summary import first_non_finite
 from gnnstab.report.svg import Axis, drawing, join, label, line_through, tag
-from gnnstab.report.wording import short
 
 WIDTH, LEFT, RIGHT = 900.0, 46.0, 892.0
 PANEL, GAP = 74.0, 34.0

@@ -23,8 +23,8 @@ from gnnstab.report._depth import depth
 from gnnstab.report.escape import visible
 from gnnstab.report.evidence import MODEL, Evidence
 from gnnstab.report.faces import plain, spoken
+from gnnstab.report.page_text import clip, fix_cost, fix_title, meaning, prose, rule_page, sentence, short, words
 from gnnstab.report.sections import Anchors, findings, fix_rank, layers, verdict
-from gnnstab.report.wording import clip, fix_cost, fix_title, meaning, prose, rule_page, sentence, short, words
 
 EVENTS_SHOWN = 60
 EVIDENCE_SHOWN = 3

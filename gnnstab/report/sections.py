@@ -21,8 +21,8 @@ from gnnstab.report import _charts as charts
 from gnnstab.report import summary
 from gnnstab.report._extremes import worst_words
 from gnnstab.report.evidence import MODEL, Evidence, parameter, worst
+from gnnstab.report.page_text import fix_title, meaning, rule_page
 from gnnstab.report.scales import status
-from gnnstab.report.wording import fix_title, meaning, rule_page
 
 LINKS_SHOWN = 12
 

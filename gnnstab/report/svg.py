@@ -12,7 +12,7 @@ from markupsafe import Markup, escape
 
 from gnnstab.report.escape import visible
 from gnnstab.report.evidence import Array
-from gnnstab.report.wording import short
+from gnnstab.report.page_text import short
 
 
 def tag(name: str, *children: object, **attributes: object) -> Markup:

@@ -25,7 +25,7 @@ from gnnstab.report.evidence import Evidence, Limit
 from gnnstab.report.figures._canvas import drawable
 from gnnstab.report.figures._change import crossing
 from gnnstab.report.figures._writing import figures as all_figures
-from gnnstab.report.wording import short
+from gnnstab.report.page_text import short
 from gnnstab.verification.scaling import Point, Scaling, evaluate
 
 DIAGNOSES: dict[str, Callable[[], Diagnosis]] = {

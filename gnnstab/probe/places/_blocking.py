@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from gnnstab.probe.places import _operations as operations
+from gnnstab.probe.places import _autograd as autograd
 
 if TYPE_CHECKING:
     from gnnstab.probe.places.survey import ForwardView
@@ -57,7 +57,7 @@ class Blocks:
         self._seen = seen
         self._passed: dict[Any, tuple[float, float]] = {}
         self._kinds: dict[Any, str] = {}
-        for node in operations.walk(seen.outputs):
+        for node in autograd.walk(seen.outputs):
             kind = next((k for beginning, k in KINDS.items() if type(node).__name__.startswith(beginning)), None)
             if kind is not None and (kind not in OVER_ONE or _over_one(node)):
                 self._kinds[node] = kind
@@ -86,9 +86,9 @@ class Blocks:
                 name for key, name in names.items() if key in before and (key not in around or sizes[key] <= limit)
             ]
             if silent:
-                place = operations.made_by(above[0], self._seen.calls.maker) or "output"
+                place = autograd.made_by(above[0], self._seen.calls.maker) or "output"
                 if self._kinds[node] == "layer_norm":  # It is a module itself.
-                    place = operations.made_by(node, self._seen.calls.maker) or place
+                    place = autograd.made_by(node, self._seen.calls.maker) or place
                 detail = {
                     "operation": self._kinds[node],
                     "parameters": silent[:50],
@@ -109,7 +109,7 @@ class Blocks:
 
 def _parameters_before(nodes: list[Any], closed: Collection[Any]) -> set[int]:
     """Ids of the leaves that lead to these nodes, by ways that no closed node lies on."""
-    found = operations.walk_nodes([node for node in nodes if node not in closed], closed)
+    found = autograd.walk_nodes([node for node in nodes if node not in closed], closed)
     return {id(node.variable) for node in found if hasattr(node, "variable")}
 
 

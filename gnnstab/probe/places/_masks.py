@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gnnstab.probe.places import _operations as operations
+from gnnstab.probe.places import _autograd as autograd
 from gnnstab.probe.places._numbers import MOST_ENTRIES
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Mask(NamedTuple):
 def rows(seen: ForwardView) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
     """The weight that each softmax leaves to entries which its mask was to close, and masks that close what they should leave open."""
     users: dict[Any, list[Any]] = defaultdict(list)
-    for node in operations.walk(seen.outputs):
+    for node in autograd.walk(seen.outputs):
         for above, _ in node.next_functions:
             users[above].append(node)
     for node in [one for one in users if type(one).__name__.startswith(_SOFTMAX)]:
@@ -64,7 +64,7 @@ def rows(seen: ForwardView) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
         share = _left(node, mask)
         if share is not None:
             above = node.next_functions[0][0]
-            place = operations.made_by(above, seen.calls.maker) or "output"
+            place = autograd.made_by(above, seen.calls.maker) or "output"
             detail = {"operation": "softmax", "constant": mask.constant}
             yield "place.masked_weight", place, share, detail
     yield from _inverted(seen, list(users))
@@ -200,7 +200,7 @@ def _inverted(seen: ForwardView, nodes: list[Any]) -> Iterator[tuple[str, str, f
         closed, values, above = found
         share = _same_open(closed, values)
         if share is not None and share > 0:
-            place = operations.made_by(above, seen.calls.maker) or "output"
+            place = autograd.made_by(above, seen.calls.maker) or "output"
             yield "place.closed_content", place, share, {}
 
 

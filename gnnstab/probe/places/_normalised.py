@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gnnstab.probe.places import _operations as operations
+from gnnstab.probe.places import _autograd as autograd
 from gnnstab.probe.places._numbers import sampled
 
 if TYPE_CHECKING:
@@ -43,12 +43,12 @@ def rows(seen: ForwardView) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
     """Every quotient of values and their own size, entry by entry, that varies before and is ±1 behind."""
     parameters = {name for name, _ in seen.model.named_parameters()}
     done: set[str] = set()
-    for node in operations.walk(seen.outputs):
+    for node in autograd.walk(seen.outputs):
         result = _over_own_size(node)
         if result is None or not _is_sign(*result):
             continue
         above = node.next_functions[0][0]
-        place = operations.made_by(above, seen.calls.maker) or "output"
+        place = autograd.made_by(above, seen.calls.maker) or "output"
         if place not in parameters | done:
             done.add(place)
             yield "place.normalised_away", place, float(result[0].numel()), {"input": place in seen.batch}

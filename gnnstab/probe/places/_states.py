@@ -12,9 +12,9 @@ from torch import Tensor
 from torch_geometric.nn import MessagePassing
 from torch_geometric.nn.aggr import Aggregation
 
+from gnnstab.probe.places import _autograd as autograd
 from gnnstab.probe.places import _masks as masks
 from gnnstab.probe.places import _numbers as numbers
-from gnnstab.probe.places import _operations as operations
 from gnnstab.probe.places._padding import padding_mask
 from gnnstab.probe.places._roles import is_target
 from gnnstab.records.vocabulary import PLACE_CLAMPED_SHARE, PLACE_DEAD_SHARE
@@ -49,19 +49,19 @@ def _operations(seen: ForwardView) -> Iterator[tuple[str, str, float, dict[str, 
         for call in seen.calls.all
         if isinstance(call.module, Aggregation) and not any(bool(t.any()) for t in call.leaving)
     }
-    for node in operations.walk(seen.outputs):
-        found = operations.measure(node)
+    for node in autograd.walk(seen.outputs):
+        found = autograd.measure(node)
         if found is None:
             continue
         signal, value = found
         above = next((one for one, _ in node.next_functions if one is not None), None)
-        place = operations.made_by(above, seen.calls.maker) or operations.made_by(node, seen.calls.maker) or "output"
+        place = autograd.made_by(above, seen.calls.maker) or autograd.made_by(node, seen.calls.maker) or "output"
         if signal == PLACE_DEAD_SHARE and place in empty:
             continue
         worst[signal, place] = max(worst.get((signal, place), (-1.0, "")), (value, type(node).__name__))
     at_the_end = {t.grad_fn for t in seen.outputs}
     given = {*seen.batch, *(name for name, _ in seen.model.named_parameters())}
-    last = {operations.made_by(node, seen.calls.maker) for node in at_the_end if node is not None}
+    last = {autograd.made_by(node, seen.calls.maker) for node in at_the_end if node is not None}
     for (signal, place), (value, kind) in sorted(worst.items(), key=lambda item: order.get(item[0][1], 1 << 30)):
         operation = kind.partition("Backward")[0].lower()
         if place in given and signal != PLACE_CLAMPED_SHARE:
@@ -215,7 +215,7 @@ def _post_norms(seen: ForwardView) -> Iterator[tuple[str, str, float, dict[str, 
     In front of a layer the normalisation is beside the identity path, since the sum goes on to the next one.
     """
     users = Counter(
-        above for node in operations.walk(seen.outputs) for above, _ in node.next_functions if above is not None
+        above for node in autograd.walk(seen.outputs) for above, _ in node.next_functions if above is not None
     )
     names = [
         call.name
@@ -236,5 +236,5 @@ def _ends_a_residual(node: Any, seen: ForwardView, users: Mapping[Any, int]) -> 
     if len(operands) != 2:
         return False
     one, other = operands
-    before = one if operations.reaches(other, one) else other if operations.reaches(one, other) else None
-    return before is not None and bool(operations.made_by(other if before is one else one, seen.calls.maker))
+    before = one if autograd.reaches(other, one) else other if autograd.reaches(one, other) else None
+    return before is not None and bool(autograd.made_by(other if before is one else one, seen.calls.maker))

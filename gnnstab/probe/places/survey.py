@@ -16,12 +16,12 @@ from gnnstab.errors import UsageError
 from gnnstab.probe.attaching.norms import batch_vectors, graphs_in
 from gnnstab.probe.batches.named_tensors import named_tensors
 from gnnstab.probe.places import _alone as alone
+from gnnstab.probe.places import _autograd as autograd
 from gnnstab.probe.places import _gains as gains
 from gnnstab.probe.places import _graph_level as graph_level
 from gnnstab.probe.places import _inputs as inputs
 from gnnstab.probe.places import _masks as masks
 from gnnstab.probe.places import _normalised as normalised
-from gnnstab.probe.places import _operations as operations
 from gnnstab.probe.places import _parameters as parameters
 from gnnstab.probe.places import _states as states
 from gnnstab.probe.places._blocking import Blocks
@@ -143,8 +143,8 @@ def _survey(
             found = [
                 p._replace(detail={**p.detail, "masked": True}) if p.signal == PLACE_NON_FINITE else p for p in found
             ]
-        fed = {id(leaf) for leaf in operations.leaves(list(named.values()))}
-        roots = [leaf for leaf in operations.leaves([loss]) if id(leaf) not in fed]
+        fed = {id(leaf) for leaf in autograd.leaves(list(named.values()))}
+        roots = [leaf for leaf in autograd.leaves([loss]) if id(leaf) not in fed]
         if roots:
             blocks = Blocks(seen)
             loss.backward()  # type: ignore[no-untyped-call]

@@ -13,7 +13,7 @@ from gnnstab.records.vocabulary import GRADIENT_INPUT_RMS, GRADIENT_OUTPUT_RMS, 
 from gnnstab.report.distribution import Array
 from gnnstab.report.evidence import Evidence, Profile
 from gnnstab.report.figures import _canvas as paper
-from gnnstab.report.wording import short
+from gnnstab.report.page_text import short
 
 FORWARD = (OUTPUT_RMS, INPUT_RMS, MESSAGE_RMS)
 BACKWARD = (GRADIENT_INPUT_RMS, GRADIENT_OUTPUT_RMS)

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gnnstab.probe.places import _autograd as autograd
 from gnnstab.probe.places import _numbers as numbers
-from gnnstab.probe.places import _operations as operations
 from gnnstab.probe.places import not_held
 from gnnstab.probe.places._roles import is_target, value_columns
 
@@ -97,7 +97,7 @@ CLAMPS: dict[str, Callable[[Tensor], Tensor]] = {
 def test_what_a_clamp_cuts_is_what_has_no_gradient(name: str) -> None:
     x = (10 * random(40, 5) if name == "relu6" else random(40, 5)).requires_grad_()
     y = CLAMPS[name](x)
-    found = operations.measure(y.grad_fn)
+    found = autograd.measure(y.grad_fn)
     assert found is not None and found[0] == "place.clamped_share"
     y.sum().backward()
     assert x.grad is not None
@@ -109,22 +109,22 @@ def test_what_a_clamp_cuts_is_what_has_no_gradient(name: str) -> None:
 
 def test_minimum_of_two_states_is_no_clamp() -> None:
     x = random(4, 4).requires_grad_()
-    assert operations.measure(torch.minimum(x, x.flip(0)).grad_fn) is None
+    assert autograd.measure(torch.minimum(x, x.flip(0)).grad_fn) is None
 
 
 def test_a_graph_that_was_freed_says_nothing() -> None:
     y = random(40, 5).requires_grad_().relu()
-    assert operations.measure(y.grad_fn) is not None
+    assert autograd.measure(y.grad_fn) is not None
     y.sum().backward()
-    assert operations.measure(y.grad_fn) is None
+    assert autograd.measure(y.grad_fn) is None
 
 
 def test_leaves_and_reaching() -> None:
     w, x = random(3, 3).requires_grad_(), random(3, 3)
     h = (x @ w).tanh()
     y = h + h.relu()
-    assert [leaf is w for leaf in operations.leaves([y])] == [True]
-    assert operations.reaches(y.grad_fn, h.grad_fn) and not operations.reaches(h.grad_fn, y.grad_fn)
+    assert [leaf is w for leaf in autograd.leaves([y])] == [True]
+    assert autograd.reaches(y.grad_fn, h.grad_fn) and not autograd.reaches(h.grad_fn, y.grad_fn)
 
 
 def test_what_no_optimizer_holds() -> None:
