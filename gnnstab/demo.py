@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -174,7 +175,7 @@ def summary(outcome: Outcome) -> str:
     order = sorted(judged.values(), key=lambda fix: fix.verdict != "confirmed")
     for fix in order:
         moved = "" if fix.before is None or fix.after is None else f"{fix.signal} {fix.before:.3g} → {fix.after:.3g}"
-        said = moved if fix.verdict == "confirmed" or not fix.note else fix.note
+        said = moved if fix.verdict == "confirmed" or not fix.note else re.split(r" \(at |\. ", fix.note)[0]
         head = f"  {fix.verdict:<13} {fix.fix:<22} "
         lines += textwrap.wrap(
             said, 80, initial_indent=head, subsequent_indent=" " * len(head), max_lines=2, placeholder=" …"
