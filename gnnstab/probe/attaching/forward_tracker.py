@@ -13,6 +13,7 @@ from gnnstab.probe.attaching.hooks import Hook
 from gnnstab.probe.attaching.identity_path import Ways, ways
 from gnnstab.probe.attaching.norms import Norms, batch_vectors
 from gnnstab.probe.buffering.series_ids import MODES
+from gnnstab.probe.error_guard import ErrorGuard
 from gnnstab.probe.layers.layer_recorder import LayerRecorder
 from gnnstab.probe.operations.in_place import StepWatch
 from gnnstab.probe.replaying.replica import NO_AUTOCAST, Autocast, copied, rng_snapshot, tensors_in, unwrap
@@ -46,12 +47,12 @@ class Answer:
         """Of the loss with respect to the output; None before a backward."""
         return self._gradients[0] if self._gradients else None
 
-    def take(self, output: Any, inputs: ForwardInputs) -> None:
+    def take(self, output: Any, inputs: ForwardInputs, error_guard: ErrorGuard) -> None:
         """The forward has returned."""
         found = histories(output)
         if len(found) == 1 and found[0].element_size() * found[0].numel() <= LARGEST_KEPT:
             self.output = found[0].detach().clone()
-            self._gradients = keep_gradients(output, inputs, lambda: None).gradients
+            self._gradients = keep_gradients(output, inputs, error_guard).gradients
 
 
 class ForwardTracker:
@@ -171,7 +172,8 @@ class ForwardTracker:
         if self.watching is not None:
             self.watching.forward_ended(output, grad)
         if grad and not state.light and self._keep and len(self.skipped) < MOST:
-            self.skipped.append(keep_gradients(output, self.last[MODES[model.training][True]], state.gradient_arrived))
+            inputs = self.last[MODES[model.training][True]]
+            self.skipped.append(keep_gradients(output, inputs, state.error_guard, state.gradient_arrived))
         if grad and state.light and self._keep:
             self._take_answer(output)
         layer_trace, state.layer_trace = state.layer_trace, None
@@ -195,7 +197,7 @@ class ForwardTracker:
             state.answer = Answer(state.step)
         else:
             return
-        state.answer.take(output, next(iter(self.last.values())))
+        state.answer.take(output, next(iter(self.last.values())), state.error_guard)
 
     def _look_around(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Have the layers say what goes in and what comes out, to find what stands beside and around them."""

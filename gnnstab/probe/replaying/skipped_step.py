@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from gnnstab.errors import UsageError
-from gnnstab.probe.attaching.hooks import ignore
+from gnnstab.probe.attaching.hooks import Hook, ignore
 from gnnstab.probe.buffering.step_writer import StepRows, Writer
 from gnnstab.probe.replaying.replica import copied, eager, forked_rng, replica, tensors_in
 from gnnstab.records import SeriesKey
 
 if TYPE_CHECKING:
     from gnnstab.probe.attaching.forward_tracker import ForwardInputs
+    from gnnstab.probe.error_guard import ErrorGuard
     from gnnstab.probe.recorder import Recorder
 
 MOST = 8
@@ -31,7 +32,7 @@ class SkippedForward(NamedTuple):
 
 
 class OutputGradient:
-    """A hook on the node of one output that remembers the gradient until the step ends."""
+    """The body of a hook on the node of one output: it remembers the gradient until the step ends."""
 
     __slots__ = ("_arrived", "_kept", "_position", "_which")
 
@@ -41,7 +42,7 @@ class OutputGradient:
         self._which = which
         self._arrived = arrived
 
-    def __call__(self, gradients: tuple[Tensor | None, ...]) -> None:
+    def __call__(self, grad: bool, gradients: tuple[Tensor | None, ...]) -> None:
         """Remember; two backward passes through one output add up."""
         gradient, before = gradients[self._which], self._kept[self._position]
         self._kept[self._position] = gradient if before is None or gradient is None else before + gradient
@@ -55,13 +56,16 @@ def histories(output: Any) -> list[Tensor]:
     return [tensor for _, tensor in tensors_in(output) if tensor.grad_fn is not None]
 
 
-def keep_gradients(output: Any, inputs: ForwardInputs, arrived: Callable[[], object]) -> SkippedForward:
+def keep_gradients(
+    output: Any, inputs: ForwardInputs, error_guard: ErrorGuard, arrived: Callable[[], object] = ignore
+) -> SkippedForward:
     """Remember the gradients of a forward that has just returned ``output``; ``arrived`` is called with each."""
     outputs = histories(output)
     kept = SkippedForward(inputs, [None] * len(outputs))
     for position, tensor in enumerate(outputs):
         assert tensor.grad_fn is not None
-        tensor.grad_fn.register_prehook(OutputGradient(kept.gradients, position, tensor.output_nr, arrived))
+        body = OutputGradient(kept.gradients, position, tensor.output_nr, arrived)
+        tensor.grad_fn.register_prehook(Hook("the gradient of the output", body, error_guard))
     return kept
 
 
