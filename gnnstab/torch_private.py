@@ -59,10 +59,10 @@ ATTRIBUTES: Mapping[str, str] = MappingProxyType(
     {
         "_compiled_call_impl": "torch.nn.Module",
         "_forward_hooks": "torch.nn.Module",
+        "_forward_pre_hooks": "torch.nn.Module",
         "_load_from_state_dict": "torch.nn.Module",
         "_modules": "torch.nn.Module",
         "_parameters": "torch.nn.Module",
-        "_orig_mod": "what torch.compile returns",
         "_indices": "a sparse torch.Tensor",
         "_values": "a sparse torch.Tensor",
         "_schema": "torch._ops.OpOverload",
@@ -77,10 +77,12 @@ ATTRIBUTES: Mapping[str, str] = MappingProxyType(
         "_saved_result": "a node of the autograd graph",
         "_saved_self": "a node of the autograd graph",
         "_scale": "torch.amp.GradScaler",
+        "_qkv_same_embed_dim": "torch.nn.MultiheadAttention",
+        "_reset_parameters": "torch.nn.MultiheadAttention",
         "_alpha": "an attention layer of torch_geometric.nn",
         "_global_store": "torch_geometric.data.HeteroData",
-        "_key": "a store of torch_geometric.data.HeteroData",
         "_store": "torch_geometric.data.Data",
+        "_slice_dict": "torch_geometric.data.Batch",
     }
 )
 """Private attribute → whose it is. They are read in place: a function around each would cost a call per use."""

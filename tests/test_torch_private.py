@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch_geometric.data import Data, HeteroData
+from torch_geometric.data import Batch, Data, HeteroData
 from torch_geometric.nn import TransformerConv
 
 from gnnstab import torch_private
@@ -120,15 +120,15 @@ def owners() -> list[object]:
     outputs = [x.relu(), x.clamp(0, 1), x.clamp(min=0), torch.nn.functional.hardtanh(x), torch.minimum(x, x)]
     outputs += [torch.nn.functional.layer_norm(x, (3,)), x.softmax(0)]
     nodes: list[object] = [output.grad_fn for output in outputs]
-    sparse, store, compiled = torch.eye(2).to_sparse(), HeteroData()["a"], torch.compile(torch.nn.Linear(1, 1))
+    sparse = torch.eye(2).to_sparse()
     return [
         *nodes,
         sparse,
         torch.nn.Linear(1, 1),
+        torch.nn.MultiheadAttention(1, 1),
         TransformerConv(1, 1),
+        Batch.from_data_list([Data(x=torch.ones(1, 1))]),
         Data(),
-        store,
-        compiled,
         torch.amp.GradScaler("cpu"),
         HeteroData(),
         torch.ops.aten.add.Tensor,

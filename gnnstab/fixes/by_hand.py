@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from gnnstab.errors import FixError
 from gnnstab.fixes.base import Fix
 from gnnstab.records import LayerFacts, Signals
-from gnnstab.records.vocabulary import FEATURE_NON_FINITE, LOSS, OPTIMIZER_NEVER_UPDATED
+from gnnstab.records.vocabulary import (
+    FEATURE_NON_FINITE,
+    LOSS,
+    OPTIMIZER_NEVER_UPDATED,
+    PLACE_ALONE_DIFFERENCE,
+    PLACE_CLOSED_CONTENT,
+    PLACE_MASKED_WEIGHT,
+    PLACE_NORMALISED_AWAY,
+)
 from gnnstab.rules.operation_advice import advice
 
 if TYPE_CHECKING:
@@ -113,12 +121,10 @@ class SetMask(ByHand):
                 "empty = ~mask.any(-1, keepdim=True)  # rows in which nothing is left\n"
                 "weights = scores.masked_fill(~mask & ~empty, float('-inf')).softmax(-1).masked_fill(empty, 0.0)"
             )
-        elif not operation and _measured(signals, "place.closed_content"):
+        elif not operation and _measured(signals, PLACE_CLOSED_CONTENT):
             change = "attend(x, x, x, key_padding_mask=~real)  # True where a key is to be ignored"
         elif (
-            not operation
-            and _measured(signals, "place.alone_difference")
-            and not _measured(signals, "place.masked_weight")
+            not operation and _measured(signals, PLACE_ALONE_DIFFERENCE) and not _measured(signals, PLACE_MASKED_WEIGHT)
         ):
             change = (
                 "out = attend(x, x, x, key_padding_mask=~real)[0]  # real: True for rows that are no padding; means over those alone\n"
@@ -141,7 +147,7 @@ class UndoNormalisation(ByHand):
     where = "the line that normalises"
 
     def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
-        found = [] if signals is None else signals.find("place.normalised_away")
+        found = [] if signals is None else signals.find(PLACE_NORMALISED_AWAY)
         if not found:
             return "loss = F.cross_entropy(scale * logits, y)  # scale: nn.Parameter(torch.tensor(10.0)); or the logits before F.normalize"
         name = str(found[0].layer).rpartition(".")[2]

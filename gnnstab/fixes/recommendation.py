@@ -10,7 +10,7 @@ from gnnstab.fixes.by_hand import ByHand, operation_behind
 from gnnstab.fixes.table import find
 from gnnstab.layers import layer_named
 from gnnstab.records import Cause, Finding, FixAdvice, LayerFacts, Signals
-from gnnstab.records.vocabulary import LOGIT_ALIGNMENT
+from gnnstab.records.vocabulary import LOGIT_ALIGNMENT, PLACE_NORMALISED_AWAY, PLACE_OUTPUT
 
 Choice = tuple[str, dict[str, Any], str]
 """Fix, its options, and what is known about it on this target."""
@@ -111,8 +111,8 @@ def _choices(cause: str, codes: set[str], roots: set[str], signals: Signals | No
 def _own_size(signals: Signals) -> bool:
     """True where values were divided by their own size, or rows of the output brought to one norm, in place of node states."""
     logits = "nll_loss" in str(signals.context.get("loss_graph"))
-    rows = logits and any("row_norm" in s.detail for s in signals.find("place.output"))
-    return bool(signals.find("place.normalised_away")) or rows
+    rows = logits and any("row_norm" in s.detail for s in signals.find(PLACE_OUTPUT))
+    return bool(signals.find(PLACE_NORMALISED_AWAY)) or rows
 
 
 def _without_skip(signals: Signals) -> bool:

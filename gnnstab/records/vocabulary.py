@@ -212,7 +212,7 @@ SIGNALS: dict[str, SignalKind] = {
     (DEGREE_MAX := "degree.max"): SignalKind("edges", "largest in-degree"),
     (DEGREE_ISOLATED_SHARE := "degree.isolated_share"): SignalKind("share of nodes", "nodes without incoming edges",
         spoken=("isolated nodes",)),
-    (HAND_SUM_SIZE := "sum.by_hand_size"): SignalKind("rows",
+    (SUM_BY_HAND_SIZE := "sum.by_hand_size"): SignalKind("rows",
         "most rows that a sum of features into groups, in the model's own code, adds up"),
     (POOL_SUM_SIZE := "pool.sum_size"): SignalKind("nodes", "most nodes of a graph that a pooling adds up"),
     (DEGREE_ISOLATED_READ_SHARE := "degree.isolated_read_share"): SignalKind("share of nodes",

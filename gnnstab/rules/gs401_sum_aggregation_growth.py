@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from gnnstab.errors import NotApplicable, NotEvaluable
 from gnnstab.records import Finding, Signal, Signals
-from gnnstab.records.vocabulary import HAND_SUM_SIZE, LOSS_OVER_ZERO, POOL_SUM_SIZE
+from gnnstab.records.vocabulary import LOSS_OVER_ZERO, POOL_SUM_SIZE, SUM_BY_HAND_SIZE
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.queries import Attention, attention, largest, measured, names, smallest
@@ -86,7 +86,7 @@ class SumAggregationGrowth(Rule):
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding per aggregation that grows."""
         found = measured(signals.find("aggregation.exponent"))
-        if not found and (signals.find(POOL_SUM_SIZE) or signals.find(HAND_SUM_SIZE)):
+        if not found and (signals.find(POOL_SUM_SIZE) or signals.find(SUM_BY_HAND_SIZE)):
             yield from self._pooled(signals)
             return
         others = [layer for layer in signals.layers if not layer.attention and layer.aggregation in ("add", "sum")]
@@ -109,7 +109,7 @@ class SumAggregationGrowth(Rule):
 
     def _pooled(self, signals: Signals) -> Iterator[Finding]:
         far = self._far_off(signals)
-        pooled, by_hand = signals.find(POOL_SUM_SIZE), signals.find(HAND_SUM_SIZE)
+        pooled, by_hand = signals.find(POOL_SUM_SIZE), signals.find(SUM_BY_HAND_SIZE)
         if far is None or not (pooled or by_hand):
             return
         what = (

@@ -28,6 +28,7 @@ _NEEDS_BATCH = {
     "graph.": "the file holds no graph",
     "aggregation.": "an aggregation needs a graph",
     "pool.": "the file holds no graph",
+    "sum.": "the file holds no graph",
     "place.": "the file holds no data",
     "feature.": "the file holds no features",
     "precision.": "the size of the scores needs an input",

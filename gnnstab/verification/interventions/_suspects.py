@@ -21,12 +21,12 @@ from gnnstab.records.vocabulary import (
     AGGREGATION_RMS,
     GAIN_SKIP,
     GAIN_VALUE,
-    HAND_SUM_SIZE,
     LOGIT_FROBENIUS,
     LOSS_OVER_ZERO,
     PLACE_DEAD_SHARE,
     PLACE_GAIN,
     POOL_SUM_SIZE,
+    SUM_BY_HAND_SIZE,
 )
 from gnnstab.rules.queries import large_gain, per_head
 from gnnstab.verification.interventions._measuring import Look
@@ -56,7 +56,7 @@ def divide_sums(case: Case, base: Look) -> Iterator[Trial]:
             f"a pooling adds up the nodes of graphs of up to {max(pooled):.0f} nodes", Edit(pool_mean=True),
             deviates=case.suffers(LOSS_OVER_ZERO), place="the pooling",
         )  # fmt: skip
-    summed = [s.value for s in case.signals.find(HAND_SUM_SIZE)]
+    summed = [s.value for s in case.signals.find(SUM_BY_HAND_SIZE)]
     if summed:
         yield Trial(
             "divide-sums-by-hand", "sum-aggregation", "dividing the sums by the size of their groups",
