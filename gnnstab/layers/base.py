@@ -161,6 +161,10 @@ class Layer(ABC):
     multiplies: ClassVar[bool] = False
     """True where a score is the product of a query and a key, and so grows with the square of the input."""
 
+    weighs_scores: ClassVar[bool] = False
+    """True where a factor that is learned beside queries and keys scales the scores: how well the two agree then does not
+    tell what training has made sharp."""
+
     edits: ClassVar[frozenset[str]] = frozenset()
     """Methods of this class that edit a layer and apply to this kind: see `applies`."""
 
