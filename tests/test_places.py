@@ -308,6 +308,8 @@ def test_a_clamp_at_the_output_and_one_that_never_acts() -> None:
     wide.limit = 100.0
     assert loud(look(wide, data()), "GS703") == []
     assert loud(look(Net(inside=lambda h: h.clamp(min=0)), data()), "GS703") == [], "that is a ReLU"
+    assert loud(look(Net(inside=lambda h: (4 * h).clamp(0, 1)), data()), "GS703") == [], "that is a hard sigmoid"
+    assert loud(look(Net(inside=lambda h: (4 * h).clamp(0.1, 1)), data()), "GS703") != []
 
 
 def test_a_saturated_tanh() -> None:

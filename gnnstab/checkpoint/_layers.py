@@ -21,7 +21,11 @@ def find_layers(tensors: Mapping[str, Tensor]) -> tuple[list[StoredLayer], list[
     shared: dict[str, str] = {}
     first: dict[tuple[object, ...], str] = {}
     for stored in _candidates(tensors):
-        if reason := _objection(stored):
+        if other := _other_class(stored):
+            missing = "pass --model pkg.mod:factory to judge what it really is"
+            blind.append(Blind.other_attention(stored.name, f"a layer like {stored.kind.kind}", f"{other}; {missing}"))
+            continue
+        if reason := _unreadable(stored):
             blind.append(Blind(stored.name, "score", reason))
             continue
         key = tuple(identity(tensor) for tensor in stored.tensors.values())
@@ -50,16 +54,16 @@ def _candidates(tensors: Mapping[str, Tensor]) -> list[StoredLayer]:
     ]
 
 
-def _objection(stored: StoredLayer) -> str:
-    """Why these tensors are no layer of that kind that can be judged; ``""`` when they are."""
-    missing = "pass --model pkg.mod:factory to judge what it really is"
-    if why := stored.kind.lookalike(stored):
-        return f"{why}; {missing}"
-    for name, tensor in stored.tensors.items():
-        if why := unreadable(tensor):
-            return f"{name} is {why}; save the weights as floating-point numbers"
-    wrong = stored.kind.wrong_shape(stored)
-    return f"{wrong}; {missing}" if wrong else ""
+def _other_class(stored: StoredLayer) -> str:
+    """Why these tensors belong to a class of somebody's own, in spite of their names; ``""`` when they need not."""
+    why = stored.kind.lookalike(stored)
+    return why if why or _unreadable(stored) else stored.kind.wrong_shape(stored)
+
+
+def _unreadable(stored: StoredLayer) -> str:
+    """Why these tensors cannot be judged; ``""`` when they can."""
+    reasons = ((name, unreadable(tensor)) for name, tensor in stored.tensors.items())
+    return next((f"{name} is {why}; save the weights as floating-point numbers" for name, why in reasons if why), "")
 
 
 def _other_attention(tensors: Mapping[str, Tensor], known: Container[str]) -> list[Blind]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -57,6 +58,9 @@ def scan_tensors(checkpoint: Checkpoint) -> TensorScan:
         if aliases.same_storage(name, tensor):
             continue
         numbers = scan(tensor, mapped)
+        if numbers.non_finite and _is_mask(tensor):
+            unread["mask of 0 and −∞"].append(name)
+            continue
         found.non_finite[name] = numbers.non_finite
         if is_statistic(name):
             statistics.append(name)
@@ -100,6 +104,14 @@ class _Aliases:
             return False
         self.pairs.append((name, first))
         return True
+
+
+def _is_mask(tensor: Tensor) -> bool:
+    """True for what is added to scores: 0 where a query may look, −∞ where not. One row alone may be a broken bias."""
+    if tensor.dim() < 2 or tensor.is_complex():
+        return False
+    open_ = tensor == 0
+    return bool(open_.any() and (open_ | (tensor == -math.inf)).all())
 
 
 def _beside(checkpoint: Checkpoint) -> Mapping[str, Tensor]:

@@ -95,9 +95,11 @@ class AdditiveLayer(Layer):
         edge_index = args[1] if len(args) > 1 else kwargs["edge_index"]
         edge_attr = args[2] if len(args) > 2 else kwargs.get("edge_attr")
         size = args[3] if len(args) > 3 else kwargs.get("size")
-        if conv.add_self_loops:
+        # A copy that lacks the switch tells by the number of edges of its softmax.
+        given = edge_ends(edge_index, conv.flow)[1].numel()
+        if getattr(conv, "add_self_loops", target is not None and target.numel() != given):
             nodes = min(size) if isinstance(size, (tuple, list)) else fewest(x)
-            edge_index, edge_attr = with_loops(edge_index, nodes, edge_attr, conv.fill_value)
+            edge_index, edge_attr = with_loops(edge_index, nodes, edge_attr, getattr(conv, "fill_value", None))
         source, index, values = edge_ends(edge_index, conv.flow)
         features = values if edge_attr is None else edge_attr.detach()
         if features is not None and features.dim() == 1:

@@ -161,15 +161,28 @@ class Layer(ABC):
     multiplies: ClassVar[bool] = False
     """True where a score is the product of a query and a key, and so grows with the square of the input."""
 
+    weighs_scores: ClassVar[bool] = False
+    """True where a factor that is learned beside queries and keys scales the scores: how well the two agree then does not
+    tell what training has made sharp."""
+
     edits: ClassVar[frozenset[str]] = frozenset()
     """Methods of this class that edit a layer and apply to this kind: see `applies`."""
 
     # Which modules are of this kind
 
     def matches(self, module: nn.Module) -> bool:
-        """True for a module of PyG's class, of a subclass, and of a copy of the class in somebody's own code."""
-        named = any(kind.__name__ == self.kind for kind in type(module).__mro__)
-        return named and all(hasattr(module, name) for name in self.attributes)
+        """True for a module of PyG's class, of a subclass, and of a copy of the class in somebody's own code.
+
+        A copy that leaves a method to `MessagePassing`, whose stub does nothing, makes its scores elsewhere.
+        """
+        if not any(kind.__name__ == self.kind for kind in type(module).__mro__):
+            return False
+        from torch_geometric.nn import MessagePassing
+
+        return all(
+            hasattr(module, name) and getattr(type(module), name, module) is not getattr(MessagePassing, name, None)
+            for name in self.attributes
+        )
 
     @abstractmethod
     def own_forward(self, module: nn.Module) -> bool:

@@ -21,6 +21,7 @@ class HGTConvLayer(HeteroLayer):
 
     kind: ClassVar[str] = "HGTConv"
     multiplies: ClassVar[bool] = True
+    weighs_scores: ClassVar[bool] = True
     attributes: ClassVar[tuple[str, ...]] = ("heads", "out_channels", "p_rel", "message")
     roles: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "score": ("k_rel", "kqv_lin"),

@@ -129,12 +129,15 @@ class TransformerConvLayer(Layer):
         return source, index if target is None else target, features
 
     def joined(self, module: nn.Module, messages: Tensor, target: Tensor, nodes: int) -> Tensor | None:
-        """The sum over the edges of every target, heads joined or averaged; None for another aggregation."""
+        """The sum over the edges of every target, heads joined or averaged; None where that, or the sum, is not known."""
         conv: Any = module
         if messages.dim() != 3 or conv.aggr not in ("add", "sum"):
             return None
+        concat = True if messages.size(1) == 1 else _switch(conv, "concat")
+        if concat is None:
+            return None
         summed = messages.new_zeros(nodes, *messages.shape[1:]).index_add_(0, target, messages.detach())
-        return summed.flatten(1) if conv.concat else summed.mean(dim=1)
+        return summed.flatten(1) if concat else summed.mean(dim=1)
 
     def scores(self, module: nn.Module, call: Call, x_source: Tensor, x_target: Tensor) -> Tensor | None:
         """q·(k + e)/√C on the edges of a call."""

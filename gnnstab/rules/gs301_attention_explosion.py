@@ -136,14 +136,15 @@ class AttentionExplosion(Rule):
         """Sharpness that training has found is information where only a loss could tell whether it is of use.
 
         That is so of attention on generated graphs, unless the weights agree so little that training has not made them so, of layers
-        without queries and keys that could agree, and in a run whose loss ended at its best while attention that had begun soft became sharp.
+        without queries and keys that could agree or with a learned factor beside them, and in a run whose loss ended at its best while attention that had begun soft became sharp.
         """
         if not signals.context.get("trained", signals.kind == "trace"):
             return found
         if signals.kind == "checkpoint" and (state is None or state.synthetic):
-            aligned = {s.head: s.value for s in signals.find("logit.alignment", layer=found.layer)}
             layer = signals.layer(found.layer or "")
-            put_there = layer is not None and max(aligned.values(), default=math.inf) <= self._alignment_limit(layer)
+            tells = layer is not None and not layer_named(layer).weighs_scores
+            aligned = [s.value for s in signals.find("logit.alignment", layer=found.layer) if tells]
+            put_there = layer is not None and max(aligned, default=math.inf) <= self._alignment_limit(layer)
             # Queries and keys that training made agree stay a warning here: a file does not tell earned from ruined.
             if put_there or (aligned and found.signal.startswith("logit.")):
                 return found

@@ -7,11 +7,9 @@ from dataclasses import replace
 
 from gnnstab.layers import layer_named
 from gnnstab.records import Finding, Signal, Signals
+from gnnstab.rules._silent_by_design import by_design, inside, trains, unread_relation, whole_part
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import fresh, largest, measured, names, stops
-
-RELATION = "__"
-"""Stands between source, relation and target in PyG's names of modules; `HeteroConv` writes three of them."""
 
 _BEYOND = {
     "another head": "since they belong to a head that this forward does not use, as of another task or a later phase",
@@ -19,8 +17,6 @@ _BEYOND = {
     "out of reach": "since no entry of the output changes with them, as of an update of edges behind the last layer",
 }
 """Why no loss can reach parameters, as the look at the places says it → in words."""
-
-_OF_PARAMETERS = ("weight.rms", "weight.grad_rms", "optimizer.gradient_rms")
 
 
 @rule("GS604", "never-updated-parameter", cause="never-updated-parameter", severity="error", confidence="high")
@@ -33,8 +29,8 @@ class NeverUpdatedParameter(Rule):
     without a part to play: the skip of a layer with `root_weight=False`, and queries and keys where no target has two
     neighbours. A relation or kind of nodes that nothing reads, beside others that train, an optimizer that has not moved
     anything yet, and what no loss can reach by the way the model is built (a head or template that this forward does not call, an update
-    of edges behind the last layer: the output stays the same when the parameters are changed) are information, and so are, in a bare file, the skips or the
-    queries and keys of every layer at once.
+    of edges behind the last layer: the output stays the same when the parameters are changed) are information, and so are, in a bare file, all skips or all
+    queries and keys of a layer, and parts of the last block that train in the block before it.
     With a model and a batch: parameters without a gradient after a backward, and why (the module was not called, or no path
     leads to it); weights that the loss depends on and `model.parameters()` does not hold, as of layers in a plain list; with
     the optimizer: parameters that it does not hold. A model whose layers are fresh and that the optimizer does
@@ -89,7 +85,7 @@ class NeverUpdatedParameter(Rule):
         told = {str(name) for s in _stops(signals) for name in s.detail.get("parameters", ())}
         if told.issuperset(silent - idle):
             return
-        unread = {name for name in silent - idle if _unread_relation(signals, name, silent)}
+        unread = {name for name in silent - idle if unread_relation(signals, name, silent)}
         count = worst.value - len(idle)
         if not count > self.parameters:
             return
@@ -107,15 +103,9 @@ class NeverUpdatedParameter(Rule):
         if not known and not signals.attention_layers:
             severity = "info"
             which += "; a file does not say what the output depends on"
-        elif not known and (self._same_part(signals, listed) or _optional(signals, listed)):
+        elif not known and (part := by_design(signals, listed) or whole_part(signals, *_listed_of(worst))):
             severity = "info"
-            which += (
-                "; they are the same part of every layer, as when the layers were asked to leave it out, or when no target has "
-                "two neighbours to choose from"
-            )
-        elif not known and (part := _whole_part(signals, *_listed_of(worst))):
-            severity = "info"
-            which += part
+            which += f"{part}. Pass the model with batch= and loss= to see which"
         yield self.finding(
             f"{count:.0f} {'trainable ' if known else ''}parameters never received a gradient{which}. Wire them in, or freeze "
             "them on purpose.",
@@ -171,15 +161,6 @@ class NeverUpdatedParameter(Rule):
             limit=self.parameters,
             signal=worst,
             confidence="medium",
-        )
-
-    def _same_part(self, signals: Signals, parameters: Sequence[str]) -> bool:
-        """True for one and the same child of every attention layer: a file does not hold what a layer was asked to do."""
-        layers = [layer.name for layer in signals.attention_layers]
-        owners = {name.rpartition(".")[0] for name in parameters}
-        parts = {owner.rpartition(".")[2] for owner in owners}
-        return (
-            len(layers) > 1 and len(parts) == 1 and owners == {f"{layer}.{part}" for layer in layers for part in parts}
         )
 
     def _without_gradient(self, signals: Signals) -> Iterator[Finding]:
@@ -268,50 +249,20 @@ def _unused(signals: Signals, parameter: str) -> bool:
     if layer is None:
         return False
     own = parameter.removeprefix(f"{layer.name}.")
-    return _inside(own, layer_named(layer).idle(layer))
+    return inside(own, layer_named(layer).idle(layer))
 
 
 def _without_part(signals: Signals, parameter: str) -> bool:
     """True for a parameter whose gradient is 0 by the configuration of its layer, which trains otherwise."""
     layer = next((one for one in signals.attention_layers if parameter.startswith(f"{one.name}.")), None)
-    if layer is None or not _trains(signals, layer.name):
+    if layer is None or not trains(signals, layer.name):
         return False
     kind, own = layer_named(layer), parameter.removeprefix(f"{layer.name}.")
     if _unused(signals, parameter):
         return True
     # The softmax over one neighbour is 1 whatever the score is.
     degrees = measured(signals.find("degree.max", layer=layer.name) or signals.find("degree.max"))
-    return bool(degrees) and largest(degrees).value <= 1 and _inside(own, kind.roles.get("score", ()))
-
-
-def _inside(own: str, parts: Sequence[str]) -> bool:
-    """True for a part of a layer: a module by its name, or a parameter of the layer's own."""
-    return any(own == part or own.startswith(f"{part}.") for part in parts)
-
-
-def _optional(signals: Signals, parameters: Sequence[str]) -> bool:
-    """True for nothing but skips, or but queries and keys, of layers that train, and of all layers alike.
-
-    A file says neither that a layer was asked for no root weight nor that every target has one neighbour.
-    """
-    roles = {layer.name: layer_named(layer).roles for layer in signals.attention_layers}
-    for role in ("skip", "score"):
-        owners = {
-            layer
-            for name in parameters
-            for layer, parts in roles.items()
-            if name.startswith(f"{layer}.") and _inside(name.removeprefix(f"{layer}."), parts.get(role, ()))
-            and _trains(signals, layer)
-        }  # fmt: skip
-        covered = all(
-            any(
-                name.startswith(f"{o}.") and _inside(name.removeprefix(f"{o}."), roles[o].get(role, ())) for o in owners
-            )
-            for name in parameters
-        )
-        if parameters and covered and owners == set(roles):
-            return True
-    return False
+    return bool(degrees) and largest(degrees).value <= 1 and inside(own, kind.roles.get("score", ()))
 
 
 def _unreachable(signals: Signals) -> tuple[Signal, ...]:
@@ -322,60 +273,6 @@ def _unreachable(signals: Signals) -> tuple[Signal, ...]:
 def _listed_of(signal: Signal) -> tuple[Sequence[str], Sequence[int]]:
     """The parameters of a finding of a file, and their places in the optimizer's list."""
     return signal.detail.get("parameters", ()), signal.detail.get("places", ())
-
-
-def _whole_part(signals: Signals, parameters: Sequence[str], places: Sequence[int]) -> str:
-    """Why whole modules may be silent on purpose, by where an optimizer lists them; empty where nothing speaks for it.
-
-    Behind all attention layers, beside another module there that trains, they look like a head; in front of all like what was frozen.
-    """
-    order = list(dict.fromkeys(str(s.detail.get("parameter", "")) for s in signals.find("optimizer.gradient_rms")))
-    trained = set(order)
-    for place, name in zip(places, parameters, strict=False):
-        order.insert(place, name)
-    layers = tuple(f"{layer.name}." for layer in signals.attention_layers)
-    own = [i for i, name in enumerate(order) if name.startswith(layers)]
-    silent = {name.partition(".")[0] for name in parameters}
-    whole = {name for name in order if name.partition(".")[0] in silent} == set(parameters)
-    if not (parameters and whole and own):
-        return ""
-    front, behind = order[: own[0]], order[own[-1] + 1 :]
-    if set(parameters) <= set(front):
-        return "; they are a module in front of all layers, as one that was frozen and handed over all the same"
-    others = {name.partition(".")[0] for name in trained.intersection(behind)} - silent
-    if set(parameters) <= set(behind) and others:
-        return "; they are a head behind all layers beside one that trains, as for another task or a later phase"
-    return ""
-
-
-def _trains(signals: Signals, layer: str) -> bool:
-    seen = (*signals.find("weight.grad_rms", layer=layer), *signals.find("optimizer.gradient_rms", layer=layer))
-    return any(s.value > 0 for s in seen)
-
-
-def _unread_relation(signals: Signals, parameter: str, silent: set[str]) -> bool:
-    """True for a parameter of one relation or kind of node, all silent there, whose twin of another one trains."""
-    known = {str(s.detail.get("parameter", "")) for name in _OF_PARAMETERS for s in signals.find(name)} | silent
-    kinds = _kinds(known)
-    parts = parameter.split(".")
-    place = next((i for i, part in enumerate(parts) if part in kinds), None)
-    if place is None:
-        return False
-    before, after = ".".join(parts[:place]), parts[place + 1 :]
-    here = [name for name in known if f"{name}.".startswith(".".join(parts[: place + 1]) + ".")]
-    beside = [
-        name
-        for name in known - silent
-        if name.startswith(f"{before}.") and (own := name.split(".")[place:])[0] in kinds and own[1:] == after
-    ]
-    return bool(beside) and silent.issuperset(here)
-
-
-def _kinds(parameters: set[str]) -> set[str]:
-    """The parts of names that stand for a relation, or for one of the kinds of nodes that relations lead between."""
-    relations = {part for name in parameters for part in name.split(".") if RELATION in part.strip("_")}
-    ends = {part.strip("<>").split(RELATION)[i].strip("_") for part in relations for i in (0, -1)}
-    return relations | ends
 
 
 def _listed(signal: Signal) -> str:

@@ -15,7 +15,7 @@ class ActiveClamp(Rule):
 
     ## What it sees
     The share of entries of a layer's input that sit exactly on the limit of a clamp, and, where the model ran, the share that any
-    clamp cuts on the way to the output: `clamp`, `hardtanh`, `minimum`, behind whatever module. Above 1 % information, above 10 %
+    clamp cuts on the way to the output: `clamp`, `hardtanh`, `minimum`, behind whatever module. One to [0, 1] is a hard sigmoid, and counts where it cuts every entry. Above 1 % information, above 10 %
     a warning. A clamp on a tensor of the batch says that its scale is another one (feature-scale); one that leaves parameters
     without any gradient is told by GS604, with their names.
 

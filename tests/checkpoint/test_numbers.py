@@ -9,10 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor, nn
 from torch_geometric.nn import TransformerConv
 
 from effort import at_most
-from gnnstab.checkpoint import recover
+from gnnstab.checkpoint import recover, recover_model
 from gnnstab.checkpoint._loading import Checkpoint
 from gnnstab.checkpoint._scan import scan
 from gnnstab.checkpoint.facts import CheckpointFacts
@@ -235,3 +236,21 @@ def test_scan_in_pieces_equals_the_whole(shape: list[int], transposed: bool, bad
     else:
         assert found.rms == pytest.approx(math.sqrt(np.mean(entries**2)))
         assert (found.minimum, found.maximum) == (entries.min(), entries.max())
+
+
+@pytest.mark.parametrize(
+    ("buffer", "bad"),
+    [
+        (torch.full((4, 4), -math.inf).triu(1), 0),
+        (torch.zeros(4, 4).masked_fill(torch.ones(4, 4).triu(1) > 0, math.inf), 6),
+        (torch.full((4, 4), -math.inf), 16),
+        (torch.randn(4, 4).masked_fill(torch.eye(4) > 0, -math.inf), 4),
+    ],
+)
+def test_a_mask_of_zero_and_minus_infinity_is_no_broken_weight(buffer: Tensor, bad: int) -> None:
+    model = nn.Module()
+    model.register_buffer("allowed", buffer)
+    model.conv = _conv(CASES[0])
+    facts = recover_model(model)
+    assert sum(s.value for s in facts.values if s.name == "weight.non_finite") == bad
+    assert any("mask" in note for note in facts.notes) is (bad == 0)

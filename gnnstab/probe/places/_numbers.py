@@ -66,8 +66,13 @@ def dead_share(result: Tensor) -> float:
 
 
 def cut_share(entering: Tensor, low: float | None, high: float | None) -> float:
-    """Share of the entries that a clamp to [low, high] cuts, and so gives a gradient of 0; one at 0 is a ReLU's and not counted."""
+    """Share of the entries that a clamp to [low, high] cuts, and so gives a gradient of 0; one at 0 is a ReLU's and not counted.
+
+    A clamp to [0, 1] is a hard sigmoid, which is closed or open for some entries by right: it cuts all of them or counts as none.
+    """
     flat = sampled(entering.detach())
+    if (low, high) == (0, 1) and bool(((flat > 0) & (flat < 1)).any()):
+        return 0.0
     cut = torch.zeros_like(flat, dtype=torch.bool)
     if low is not None and low != 0:
         cut |= flat < low
