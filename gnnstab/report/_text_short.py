@@ -57,9 +57,9 @@ def short(diagnosis: Diagnosis, width: int) -> RenderableType:
     unseen = [line for entry in _unseen(diagnosis, width) for line in entry.rows(width)]
     room = MOST_LINES - len(head) - len(last) - len(unseen)
     tries = [_body(diagnosis, room, longest, width) for longest in (_WHOLE, _REASON, _CLAUSE)]
-    # Code to paste matters more than the whole reason; where neither has room the reason does.
-    body = next((body for body, whole in tries if whole), None) or next(
-        (body for body, _ in tries if not any(_NO_ROOM in line.plain for line in body)), tries[1][0]
+    # Code to paste matters more than the whole reason, and what was measured more than what follows from the cause.
+    body = next((body for body, whole in tries[:2] if whole), None) or next(
+        (body for body, _ in tries[1:] if not any(_NO_ROOM in line.plain for line in body)), tries[1][0]
     )
     return Group(*head, *body[:room], *unseen, *last)
 
