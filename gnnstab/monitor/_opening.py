@@ -38,11 +38,17 @@ class Opening:
     def __init__(self, recorder: Recorder, writer: TraceWriter, loss: Loss | None) -> None:
         self._recorder, self._writer, self._loss = recorder, writer, loss
         self._looks = True
+        self._waiting: dict[int, Answer] = {}
+        """Step → its answer; from a device the row of a step comes one step later, when the next forward has answered already."""
 
     def look(self) -> None:
-        """Take the loss of the latest step, where its output is kept."""
-        answer, row = self._recorder.state.answer, self._recorder.row
-        if answer is None or row is None or row.loss is None or row.step != answer.step:
+        """Take the loss of the latest row, where the output of its step is kept."""
+        latest, row = self._recorder.state.answer, self._recorder.row
+        if latest is not None:
+            self._waiting = {step: a for step, a in self._waiting.items() if step >= latest.step - 1} | {
+                latest.step: latest
+            }
+        if row is None or row.loss is None or (answer := self._waiting.get(row.step)) is None:
             return
         if math.isnan(answer.loss):
             answer.loss = row.loss

@@ -18,6 +18,9 @@ KIND = "finding"
 LONG = 50
 """Steps after which a forecast has come true or not: the horizon of those that the live rules make."""
 
+LEAP = 100.0
+"""Growth within one recorded step that has happened, and is not expected to: training moves scores by percents a step."""
+
 _TEXTS = ("code", "name", "cause", "severity", "confidence", "signal", "unit")
 _NUMBERS = ("value", "threshold")
 
@@ -56,15 +59,23 @@ def settled(finding: Finding, series: Iterable[Series]) -> bool:
     if finding.signal != SCORE_GROWTH or finding.step is None:
         return False
     series = tuple(series)
+    own = next((s for s in series if s.name == SCORE_MAX_ABS and s.layer == finding.layer and s.head is None), None)
+    if own is not None and _leapt(own, finding.step):
+        return False
     if loss_at_its_best(series, finding.step):
         return True
-    own = next((s for s in series if s.name == SCORE_MAX_ABS and s.layer == finding.layer and s.head is None), None)
     if own is None:
         return False
     before, after = own.values[own.steps <= finding.step], own.values[own.steps > finding.step]
     if not len(before) or not len(after) or own.steps[-1] - finding.step < LONG or not np.isfinite(after).all():
         return False
     return bool(after.max() <= 2 * before[-1])
+
+
+def _leapt(own: Series, step: int) -> bool:
+    """True where the scores stood `LEAP` times higher at the step than ever before: that is no forecast any more."""
+    before, since = own.values[own.steps < step], own.values[own.steps >= step]
+    return bool(len(before) and len(since) and since[0] > LEAP * before.max())
 
 
 def joined(rule: Rule, found: Sequence[Finding], raised: Iterable[Finding]) -> list[Finding]:
