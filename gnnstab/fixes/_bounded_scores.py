@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +22,9 @@ class _Exchange(Fix):
 
     edit = "stable"
 
+    @abstractmethod
     def _arguments(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        raise NotImplementedError
+        """The arguments of the new class that the options ask for."""
 
     def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
         attention = attention_in(layers)

@@ -55,8 +55,7 @@ class Recorder:
         replay: Keep the inputs of the latest forward until the step ends, so that a non-finite value can be located.
         bundles: Path of the trace, beside which a bundle is written for a non-finite value; None for none.
         norm_forwards: How many forwards with gradients are watched for the normalisations beside the layers.
-        places: In the first step of the full tier, and then in the 2nd, 4th, 8th, … of them, run the step's forward again on
-            a copy and look at every place, see `gnnstab.probe.places`; nothing of it happens in the light tier.
+        places: In the 1st, 2nd, 4th, 8th, … step of the full tier, look at every place on a copy, see `gnnstab.probe.places`.
         on_event: Called at the step's end with every event.
         objective: The loss of the run, to repeat a step that went wrong with it.
         batch: The batch as the loss sees it, where it is not what the model is called with.
