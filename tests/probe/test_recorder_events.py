@@ -15,7 +15,6 @@ from gnnstab.errors import LoadError
 from gnnstab.probe.recorder import Recorder
 from gnnstab.probe.replaying import bundle
 from gnnstab.probe.replaying.provenance import locate_non_finite
-from gnnstab.probe.replaying.replica import ForwardInputs
 from gnnstab.records import Event
 from gnnstab.trace import TraceWriter
 from models.convnets import CASES, Stack, graph, scalar
@@ -151,11 +150,11 @@ def test_bundle(tmp_path: Path) -> None:
     assert found.event["stage"] == event.stage
     assert len(found.left_out) == 1
     assert "odd" in found.left_out[0]
-    assert torch.equal(found.args[0].x, x)
-    assert found.args[0].name == "g"
+    assert torch.equal(found.inputs.args[0].x, x)
+    assert found.inputs.args[0].name == "g"
     fresh = OnData(1, dropout=0.5)
     fresh.load_state_dict(found.weights)
-    again = locate_non_finite(fresh, ForwardInputs(found.args, found.kwargs, found.rng, found.autocast))
+    again = locate_non_finite(fresh, found.inputs)
     assert again is not None
     assert (again.stage, again.layer, again.edges) == (event.stage, event.layer, event.edges)
 
