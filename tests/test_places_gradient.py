@@ -271,47 +271,6 @@ def test_a_pooling_of_what_a_norm_took_away(face: Face) -> None:
     assert loud(face(PerGraph(False), several())) == []
 
 
-class OneWay(nn.Module):
-    def __init__(self, loops: bool) -> None:
-        super().__init__()
-        torch.manual_seed(4)
-        self.convs = nn.ModuleList([GATConv(8, 8, add_self_loops=loops) for _ in range(2)])
-        self.out = nn.Linear(8, 1)
-
-    def forward(self, batch: Data) -> Tensor:
-        h = batch.x
-        for conv in self.convs:
-            h = F.elu(conv(h, batch.edge_index))
-        return self.out(h).squeeze(-1)
-
-
-@FACES
-def test_edges_that_lead_away_from_every_node_with_an_answer(face: Face) -> None:
-    """Ten hubs hear of all others, which hear of nobody."""
-    source = torch.arange(10, NODES).repeat(3)
-    edges = torch.stack([source, torch.randint(0, 10, source.shape, generator=seeded(3))])
-    finding = one(face(OneWay(False), data(edge_index=edges)), "GS402")
-    assert finding.cause == "isolated-nodes" and "reverse" in finding.message
-    assert loud(face(OneWay(True), data(edge_index=edges))) == []
-
-
-def test_isolated_nodes_that_nothing_reads() -> None:
-    class Hubs(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.out = TransformerConv(8, WIDTH, root_weight=False), nn.Linear(WIDTH, 1)
-
-        def forward(self, batch: Data) -> Tensor:
-            return self.out(self.conv(batch.x, batch.edge_index))[batch.read].squeeze(-1)
-
-    source = torch.arange(10, NODES).repeat(3)
-    edges = torch.stack([source, torch.arange(len(source)) % 10])
-    read = data(edge_index=edges, read=torch.arange(10), y=torch.randn(10, generator=seeded(6)))
-    everyone = data(edge_index=edges, read=torch.arange(NODES))
-    assert loud(look(Hubs(), read), "GS402") == []
-    assert [f.severity for f in loud(look(Hubs(), everyone), "GS402")] == ["error"]
-
-
 def test_targets_that_a_monitor_sees_by_the_loss_alone() -> None:
     class Positional(Net):
         def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
