@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -117,21 +118,24 @@ def test_a_norm_of_a_single_number(face: Face) -> None:
 
 
 class Gated(nn.Module):
-    def __init__(self, bias: float) -> None:
+    def __init__(self, bias: float, squash: Callable[[Tensor], Tensor] = torch.sigmoid) -> None:
         super().__init__()
-        self.gate, self.branch = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.gate, self.branch, self.squash = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH), squash
         nn.init.constant_(self.gate.bias, bias)
 
     def forward(self, h: Tensor) -> Tensor:
-        return h + torch.sigmoid(self.gate(h)) * torch.tanh(self.branch(h))
+        return h + self.squash(self.gate(h)) * torch.tanh(self.branch(h))
 
 
 @FACES
-@pytest.mark.parametrize("bias", [-35.0, 35.0])
-def test_a_gate_that_was_made_shut_or_open(face: Face, bias: float) -> None:
-    finding = one(face(Net(inside=Gated(bias)), data()), "GS104")
+@pytest.mark.parametrize(
+    ("bias", "squash"),
+    [(-35.0, torch.sigmoid), (35.0, torch.sigmoid), (-6.0, partial(torch.clamp, min=0, max=1)), (8.0, F.hardsigmoid)],
+)
+def test_a_gate_that_was_made_shut_or_open(face: Face, bias: float, squash: Callable[[Tensor], Tensor]) -> None:
+    finding = one(face(Net(inside=Gated(bias, squash)), data()), "GS104")
     assert finding.cause == "unsuitable-init" and finding.layer == "inside.gate" and f"{bias:g}" in finding.message
-    assert loud(face(Net(inside=Gated(-1.0)), data())) == []
+    assert loud(face(Net(inside=Gated(0.5, squash)), data())) == []
 
 
 class Positive(Net):
