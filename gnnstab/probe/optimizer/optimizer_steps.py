@@ -16,10 +16,11 @@ from torch_geometric.data.data import BaseData
 
 from gnnstab.errors import UsageError
 from gnnstab.probe.batches.arguments import Arguments, as_arguments
+from gnnstab.probe.optimizer._breaking import breaking
 from gnnstab.probe.optimizer._eps import eps_of, eps_signals, shrink_eps
 from gnnstab.probe.optimizer.learning import learning_signals
 from gnnstab.probe.replaying.replica import copied, eager, forked_rng, replica, rng_snapshot, tensors_in, unwrap
-from gnnstab.records import Signal, Signals
+from gnnstab.records import Event, Signal, Signals
 from gnnstab.records.rises import Rise, rise_of
 from gnnstab.records.vocabulary import (
     OPTIMIZER_EPS_DAMPING,
@@ -287,10 +288,12 @@ def with_trial_steps(
     optimizer: torch.optim.Optimizer | None,
     precision: str = "fp32",
 ) -> Signals:
-    """``signals`` with those of trial steps, or with the reasons why none were taken; ``precision`` as of `gnnstab.diagnose`."""
+    """``signals`` with those of trial steps and the operation that ended them, or with the reasons why none were taken; ``precision`` as of `gnnstab.diagnose`."""
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
     values, missing = optimizer_signals(model, batch, loss, optimizer, precision=dtype)
-    return replace(signals, values=(*signals.values, *values), missing={**signals.missing, **missing})
+    own = [Event(s.detail["steps"], "non-finite", **s.detail["event"]) for s in values if "event" in s.detail]
+    events = signals.events if any(e.kind == "non-finite" for e in signals.events) else (*signals.events, *own)
+    return replace(signals, values=(*signals.values, *values), events=events, missing={**signals.missing, **missing})
 
 
 def _bench(
@@ -337,9 +340,14 @@ def rate_signals(bench: Bench, trial: Trial) -> Iterator[Signal]:
         "lr": rate,
         "steps": len(trial.losses) - 1,
         "first": trial.losses[0],
-        "moved": trial.moved,
+        "moved": trial.moved if math.isfinite(trial.moved) else None,
     }
-    if not trial.calm:
+    broke = breaking(bench, trial)
+    if broke is not None:
+        detail["event"] = {
+            "layer": broke.layer, "stage": broke.stage, "origin": broke.origin, "message": broke.message, "detail": broke.detail,
+        }  # fmt: skip
+    elif not trial.calm:
         detail["calm_lr"] = calm_rate(bench, rate)
     if trial.rise is not None:
         detail |= {"above": trial.rise.above, "peak": trial.rise.peak, "lost": trial.lost}
