@@ -190,6 +190,8 @@ SIGNALS: dict[str, SignalKind] = {
     (OPTIMIZER_EPS_LOST := "optimizer.eps_lost"): SignalKind("parameters", "parameters held in a format in which the optimizer's eps is 0"),
     (OPTIMIZER_STACK_SHARE := "optimizer.stack_share"): SignalKind("share of the progress",
         "progress of a few steps on a copy, in ln(loss), that a deep stack without an identity path, or with its normalisations behind the sums, takes away"),
+    (OPTIMIZER_SOFTER := "optimizer.softer"): SignalKind("× best loss",
+        "best loss of a few steps on a copy over that of the same steps with sharp attention softened", groups=("ratio",)),
     (OPTIMIZER_OVERSHOOT := "optimizer.overshoot"): SignalKind("",
         "1 − (slope after)/(slope before) along an update: the rate times the curvature, 2 where it ends as high on the other side"),
     (OPTIMIZER_LR_JUMP := "optimizer.lr_jump"): SignalKind("× the step before",
