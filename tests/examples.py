@@ -270,7 +270,7 @@ def nan_values() -> Diagnosis:
                 {"weights_finite": True, "largest_before": math.inf},
             ),
         ),
-        context={"precision": "fp16", "largest": math.inf},
+        context={"precision": "fp16", "losses": (math.inf,)},
     )
 
 
