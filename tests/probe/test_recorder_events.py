@@ -17,7 +17,7 @@ from gnnstab.probe.replaying import bundle
 from gnnstab.probe.replaying.provenance import locate_non_finite
 from gnnstab.records import Event
 from gnnstab.trace import TraceWriter
-from models.convnets import CASES, Stack, graph, scalar
+from models.convnets import CASES, SquareRoot, Stack, graph, scalar
 
 
 def events(model: nn.Module, *batches: Any, loss: Any = scalar, **options: Any) -> list[Event]:
@@ -66,17 +66,11 @@ def test_weights_that_went_bad_are_named() -> None:
     assert event.detail["non_finite_parameters"] == ["convs.0.lin_value.bias"]
 
 
-class SquareRoot(Stack):
-    """Between its layers stands something finite whose gradient at 0 is infinite."""
-
-    def forward(self, x: Tensor, edge_index: Tensor, edge_attr: Tensor) -> Tensor:
-        x = self.convs[0](x, edge_index, edge_attr)
-        return self.convs[1]((0 * x).sqrt(), edge_index, edge_attr)
-
-
 def test_a_gradient_that_came_in_bad() -> None:
     torch.manual_seed(0)
-    (event,) = events(SquareRoot(2), graph())
+    model = SquareRoot(2)
+    model.broken = True
+    (event,) = events(model, graph())
     assert (event.stage, event.layer, event.origin) == ("gradient", "convs.0", "came-in")
 
 
