@@ -243,6 +243,7 @@ SIGNALS: dict[str, SignalKind] = {
     (PLACE_CONSTANT_ROWS := "place.constant_rows"): SignalKind("share of nodes", "nodes without incoming edges that get one and the same output whatever the batch holds"),
     (PLACE_PASS_DIFFERENCE := "place.pass_difference"): SignalKind("", "RMS change of the output between two passes in evaluation mode, over its RMS"),
     (PLACE_SHARED_ANSWERS := "place.shared_answers"): SignalKind("share of the spread", "spread of the targets among nodes that get the same output"),
+    (PLACE_PADDED_SPREAD := "place.padded_spread"): SignalKind("share of the spread", "spread of the real rows that a BatchNorm is given, over that of padded ones and real ones"),
     (PLACE_NORMALISED_AWAY := "place.normalised_away"): SignalKind("entries", "entries that are divided by their own size, which leaves the sign"),
     (PLACE_SATURATED_SHARE := "place.saturated_share"): SignalKind("share of entries", "entries of a tanh beyond ±0.97"),
     (PLACE_NODE_DIFFERENCE := "place.node_difference"): SignalKind("", "‖X − mean‖/‖X‖ over the nodes of a graph behind a module"),

@@ -23,6 +23,7 @@ from gnnstab.probe.places import _graph_level as graph_level
 from gnnstab.probe.places import _inputs as inputs
 from gnnstab.probe.places import _masks as masks
 from gnnstab.probe.places import _normalised as normalised
+from gnnstab.probe.places import _padding as padding
 from gnnstab.probe.places import _parameters as parameters
 from gnnstab.probe.places import _states as states
 from gnnstab.probe.places._blocking import Blocks
@@ -165,6 +166,7 @@ def _before_backward(seen: ForwardView, given: Mapping[str, Tensor]) -> Iterator
         yield from states.rows(seen)
         yield from masks.rows(seen)
         yield from normalised.rows(seen)
+        yield from padding.rows(seen)
         yield from graph_level.rows(seen)
 
 
