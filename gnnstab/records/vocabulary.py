@@ -248,6 +248,7 @@ SIGNALS: dict[str, SignalKind] = {
     (PLACE_SATURATED_SHARE := "place.saturated_share"): SignalKind("share of entries", "entries of a tanh beyond ±0.97"),
     (PLACE_NODE_DIFFERENCE := "place.node_difference"): SignalKind("", "‖X − mean‖/‖X‖ over the nodes of a graph behind a module"),
     (PLACE_GRAPH_DIFFERENCE := "place.graph_difference"): SignalKind("× chance", "variance of the pooled states over graphs, relative to that of nodes drawn at random"),
+    (PLACE_SIZE_RESPONSE := "place.size_response"): SignalKind("", "RMS change of the output when the numbers of every second graph are doubled, over its RMS"),
     (PLACE_POST_NORMS := "place.post_norms"): SignalKind("normalisations", "normalisations directly behind a residual sum"),
     (PLACE_WITHOUT_GRADIENT := "place.without_gradient"): SignalKind("parameters", "trainable parameters whose gradient is None after a backward"),
     (PLACE_GRADIENT_STOPS := "place.gradient_stops"): SignalKind("parameters", "trainable parameters behind an operation that hands no gradient on"),

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 
 from gnnstab.errors import NotApplicable
 from gnnstab.records import Finding, LayerFacts, Signals
-from gnnstab.records.vocabulary import PLACE_PADDED_SPREAD
+from gnnstab.records.vocabulary import PLACE_PADDED_SPREAD, PLACE_SIZE_RESPONSE
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import largest, measured, names, need_fact, need_layers, percent, stops
 
@@ -26,7 +26,7 @@ class GraphNormHazard(Rule):
     GraphNorm, InstanceNorm or PairNorm anywhere in the model that met a graph of one or two nodes, or was called without
     `batch` on several graphs; one that takes away the mean of every graph, which the pooling behind it needs since the targets
     follow it, or which is all that the pooling takes; a BatchNorm that is given padded rows so far from the real ones that these hardly differ
-    behind it; a LayerNorm over a single number; values that are divided by their own size one by
+    behind it; one behind which all graphs are equally large where the error follows their size; a LayerNorm over a single number; values that are divided by their own size one by
     one, of which the sign alone is left; rows of scores brought to one norm before a cross-entropy; or such a norm beside an attention
     layer whose channels do not vary over the nodes.
 
@@ -65,6 +65,11 @@ class GraphNormHazard(Rule):
         0.5, unit="share of channels", source="heuristic: half of the channels without variance"
     )
 
+    blind: float = threshold(
+        1e-3, unit="× RMS of the output", source="derived: what the eps of a norm lets through at a variance of .01"
+    )
+    chance: float = threshold(4.0, unit="t", source="derived: one in a thousand for 16 graphs whose error is unrelated")
+
     spread: float = threshold(
         0.3,
         unit="share of the spread",
@@ -78,7 +83,7 @@ class GraphNormHazard(Rule):
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding per hazard."""
         erased = [*self._erased(signals), *self._over_one(signals), *self._signs(signals), *self._bounded(signals)]
-        erased += self._padded(signals)
+        erased += [*self._padded(signals), *self._sizes(signals)]
         yield from erased
         if erased:
             return
@@ -151,6 +156,22 @@ class GraphNormHazard(Rule):
                     "norm(h[mask]).",
                     severity="warning",
                     limit=self.spread,
+                    signal=signal,
+                )
+
+    def _sizes(self, signals: Signals) -> Iterator[Finding]:
+        """How large the numbers of a graph are is gone, and what the output lacks is just that."""
+        for signal in measured(signals.find(PLACE_SIZE_RESPONSE)):
+            follows, graphs = float(signal.detail.get("follows", 0.0)), int(signal.detail.get("graphs", 0))
+            beyond_chance = follows * math.sqrt(max(0, graphs - 2)) > self.chance * math.sqrt(
+                1 - min(1.0, follows) ** 2
+            )
+            if signal.value < self.blind and follows > self.follows and beyond_chance:
+                yield self.finding(
+                    f"{signal.layer} makes all graphs equally large: the output moves by {signal.value:.1g} of its size when the numbers of every "
+                    f"second graph are doubled, and the error follows how large they are (correlation {follows:.2f}). Divide by constants of the "
+                    "training set there, as BatchNorm does.",
+                    limit=self.blind,
                     signal=signal,
                 )
 
