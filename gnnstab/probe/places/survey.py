@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch_geometric.nn import MessagePassing
 
 from gnnstab.errors import UsageError
@@ -130,7 +131,9 @@ def _survey(
             return [objective(eager(twin)(*copied(tuple(args)), **copied(dict(kwargs))))]
 
     reach = Reach(twin, again)
-    with forked_rng(rng), torch.enable_grad(), watched(twin) as calls, cast:
+    # The fused attention keeps no weights; the plain one computes the same and shows them.
+    plain = sdpa_kernel(SDPBackend.MATH)
+    with forked_rng(rng), torch.enable_grad(), watched(twin) as calls, cast, plain:
         try:
             output = eager(twin)(*args, **kwargs)
         except RuntimeError:
