@@ -95,7 +95,8 @@ def _eps_lost(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
 
 def _far_off(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
     """An output that sums have made many times too large gives gradients as large, and a loss that jumps."""
-    return explanation.signal == LOSS_OVER_ZERO
+    over = [s.value for s in signals.find(LOSS_OVER_ZERO)]
+    return explanation.signal == LOSS_OVER_ZERO or max(over, default=0.0) > SumAggregationGrowth.far_off
 
 
 def _grown_on_the_way(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
@@ -197,6 +198,11 @@ def _grown_in_the_run(symptom: Finding, explanation: Finding, signals: Signals) 
     return symptom.signal == "place.gain" and (grown or any(s.value > 1 / 2 for s in early))
 
 
+def _since_the_start(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    """The weights were drawn too wide: what grows behind them jumps at rates that suit others, and no update has made them so."""
+    return explanation.signal.startswith(("place.", "gain.")) and not _grown_in_the_run(explanation, symptom, signals)
+
+
 def _behind_sums(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
     return explanation.signal in ("place.post_norms", OPTIMIZER_STACK_SHARE)
 
@@ -229,7 +235,8 @@ LINKS = tuple(
         ("GS502", _scale_that_was_undone, "GS301 GS302"),
         # Memory that was never initialised, before everything that its size brings about.
         ("GS605", _always, "GS502 GS302 GS204 GS203 GS103 GS104 GS501 GS701 GS702 GS704"),
-        ("GS605", _same_layer, "GS301"),
+        ("GS605", _behind, "GS301"),
+        ("GS605", _always, "GS601 GS603"),
         ("GS503", _eps_lost, "GS502 GS601 GS603"),
         # A mask that leaves weight where none belongs: how sharp the rest is says nothing.
         ("GS305", _always, "GS301 GS302 GS304 GS408 GS601 GS603 GS704"),
@@ -254,6 +261,7 @@ LINKS = tuple(
         # Learning rate before what it did to the weights.
         ("GS601", _always, "GS301 GS302 GS104 GS501 GS603 GS701 GS702"),
         ("GS601", _grown_in_the_run, "GS201"),
+        ("GS201", _since_the_start, "GS603"),
         # A gradient that was cut off is not damped, it is absent.
         ("GS604", _always, "GS602"),
         # Depth, behind a mis-placed normalisation or dead units.

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from gnnstab.errors import NotApplicable, NotEvaluable
 from gnnstab.layers import layer_named, parts
 from gnnstab.records import Finding, Signal, Signals
-from gnnstab.records.vocabulary import LOGIT_FROBENIUS
+from gnnstab.records.vocabulary import LOGIT_FROBENIUS, LOSS_OVER_ZERO
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.gs203_vanishing_gradient import VanishingGradient
 from gnnstab.rules.gs204_exploding_gradient import ExplodingGradient
+from gnnstab.rules.gs401_sum_aggregation_growth import SumAggregationGrowth
 from gnnstab.rules.queries import fresh, measured, need_depth, smallest
 
 
@@ -25,8 +26,8 @@ class UnstableInitGain(Rule):
     summed over the layers; the rule speaks when the *whole* interval lies below −6 or above +5.
 
     Where the model ran, of every single weight on the way as well: a gain RMS·√fan_in above 5 (of a table of embeddings, an RMS
-    above 5) that no normalisation follows, on fresh weights or where the matrix looks drawn, its singular values spread as those of
-    independent entries; and a weight whose units are alike, with gradients that are alike, so that they stay copies.
+    above 5) that no normalisation follows, on fresh weights, where the matrix looks drawn, its singular values spread as those of
+    independent entries, or where the first loss is many times that of an output of zeros; and a weight whose units are alike, with gradients that are alike, so that they stay copies.
 
     ## Why it is unstable
     Gains multiply. Twelve layers of PyG's default, U(±1/√fan_in), sum to −6.7 at best, and 12 layers is where training was
@@ -87,8 +88,10 @@ class UnstableInitGain(Rule):
 
     def _of_weights(self, signals: Signals) -> Iterator[Finding]:
         """Single weights that no initialisation in use has drawn."""
+        far_off = any(s.value > SumAggregationGrowth.far_off for s in signals.find(LOSS_OVER_ZERO))
         for signal in signals.find("place.gain"):
-            drawn = fresh(signals) or (signal.detail.get("drawn") and signals.context.get("trained") is not True)
+            known = signal.detail.get("drawn") or far_off
+            drawn = fresh(signals) or (known and signals.context.get("trained") is not True)
             if signal.value > self.gain and drawn and not _judged_elsewhere(signals, signal.layer or ""):
                 what = "holds entries of RMS" if signal.detail.get("table") else "has a gain (RMS·√fan_in) of"
                 usual = (

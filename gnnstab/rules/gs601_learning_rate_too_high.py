@@ -125,6 +125,8 @@ class LearningRateTooHigh(Rule):
     def _rise(self, rise: Signal, signals: Signals) -> Iterator[Finding]:
         moves = [s.value for s in signals.find(OPTIMIZER_OUTPUT_MOVE)]
         limit = self.warn_rise
+        if "event" in rise.detail:  # An operation ended steps that were calm: GS502 names it.
+            return
         if moves and max(moves) < self.least_move and math.isfinite(rise.value):
             return
         if not moves and rise.name == LOSS_FIRST_RISE:

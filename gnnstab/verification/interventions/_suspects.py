@@ -120,13 +120,27 @@ def unit_gains(case: Case, base: Look) -> Iterator[Trial]:
 def _of_single_weights(case: Case) -> Iterator[Trial]:
     """Weights anywhere on the way that were drawn far too wide, as GS201 has seen it."""
     found = {str(f.layer): f.value for f in case.findings if f.signal == PLACE_GAIN and math.isfinite(f.value)}
-    if found:
-        yield Trial(
-            "unit-gains", "unsuitable-init", f"scaling what {_listed(list(found))} returns to a gain of 1",
-            f"the weight of {_listed(list(found))} has a gain of {max(found.values()):.3g}",
-            Edit(output_factors={name: 1.0 / gain for name, gain in found.items()}), deviates=True,
-            place=_listed(list(found)),
-        )  # fmt: skip
+    if not found:
+        return
+
+    @contextmanager
+    def edited(model: nn.Module) -> Iterator[nn.Module]:
+        # A table of embeddings may be read without a call of its module, which no hook would see.
+        weights = [model.get_submodule(name).get_parameter("weight").data for name in found]
+        before = [weight.clone() for weight in weights]
+        try:
+            for weight, gain in zip(weights, found.values(), strict=True):
+                weight.div_(gain)
+            yield model
+        finally:
+            for weight, old in zip(weights, before, strict=True):
+                weight.copy_(old)
+
+    yield Trial(
+        "unit-gains", "unsuitable-init", f"scaling the weight of {_listed(list(found))} to a gain of 1",
+        f"the weight of {_listed(list(found))} has a gain of {max(found.values()):.3g}", Edit(model=edited), deviates=True,
+        place=_listed(list(found)),
+    )  # fmt: skip
 
 
 def divide_products(case: Case, base: Look) -> Iterator[Trial]:
