@@ -14,6 +14,7 @@ from gnnstab.records.vocabulary import (
     OPTIMIZER_NEVER_UPDATED,
     PLACE_ALONE_DIFFERENCE,
     PLACE_CLOSED_CONTENT,
+    PLACE_LOST_DIGITS,
     PLACE_LOST_WEIGHT,
     PLACE_MASKED_WEIGHT,
     PLACE_NORMALISED_AWAY,
@@ -196,7 +197,13 @@ class Fp32Operation(ByHand):
 
     def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
         operation = operation_behind(signals)
-        if operation.get("place") == "model":
+        lost = [] if signals is None else signals.find(PLACE_LOST_DIGITS)
+        if not operation and lost:
+            name = str(max(lost, key=lambda signal: signal.value).layer).rpartition(".")[2]
+            change = (
+                f"{name} = {name} - {name}.max()  # any reference, in the format that {name} is held in; then cast it"
+            )
+        elif operation.get("place") == "model":
             change = "with torch.autocast(x.device.type, enabled=False):\n    y = self.module(x.float())"
         else:
             change = "with torch.autocast(output.device.type, enabled=False):\n    loss = criterion(output.float(), target.float())"

@@ -242,6 +242,7 @@ SIGNALS: dict[str, SignalKind] = {
     (PLACE_DEAD_SHARE := "place.dead_share"): SignalKind("share of channels", "channels that a ReLU closes on at least 98 % of the rows"),
     (PLACE_CLAMPED_SHARE := "place.clamped_share"): SignalKind("share of entries", "entries that a clamp cuts, where its gradient is 0"),
     (PLACE_MASKED_WEIGHT := "place.masked_weight"): SignalKind("share of the weight", "softmax weight of entries that a factor of 0 was to mask"),
+    (PLACE_LOST_DIGITS := "place.lost_digits"): SignalKind("share of the spread", "RMS of what a cast rounds away of a tensor of the batch, over the standard deviation of its column"),
     (PLACE_FILLED_OUTPUT := "place.filled_output"): SignalKind("", "how far a mask's constant lies above every other entry of the output"),
     (PLACE_PADDING_WEIGHT := "place.padding_weight"): SignalKind("share of the weight", "softmax weight of real queries on keys that are padding"),
     (PLACE_LOST_WEIGHT := "place.lost_weight"): SignalKind("share of the weight", "softmax weight that a mask takes away behind the softmax, and nothing divides by the rest"),

@@ -30,6 +30,7 @@ from gnnstab.probe.places import _parameters as parameters
 from gnnstab.probe.places import _states as states
 from gnnstab.probe.places._blocking import Blocks
 from gnnstab.probe.places._calls import Calls, watched
+from gnnstab.probe.places._casts import Casts
 from gnnstab.probe.places._reach import Reach
 from gnnstab.probe.replaying.replica import copied, eager, forked_rng, replica, rng_snapshot, tensors_in, tracked
 from gnnstab.records.vocabulary import PLACE_NON_FINITE
@@ -132,10 +133,11 @@ def _survey(
 
     reach = Reach(twin, again)
     # The fused attention keeps no weights; the plain one computes the same and shows them.
-    plain = sdpa_kernel(SDPBackend.MATH)
+    plain, casts = sdpa_kernel(SDPBackend.MATH), Casts(named)
     with forked_rng(rng), torch.enable_grad(), watched(twin) as calls, cast, plain:
         try:
-            output = eager(twin)(*args, **kwargs)
+            with casts:
+                output = eager(twin)(*args, **kwargs)
         except RuntimeError:
             raise
         except Exception as error:
@@ -146,7 +148,7 @@ def _survey(
         seen = ForwardView(
             twin, named, calls, outputs, nodes, _graphs([*batch_vectors(model, args, kwargs), *graphs_in(batch)], nodes)
         )
-        found = [Place(*row) for row in _before_backward(seen, given)]
+        found = [Place(*row) for row in (*_before_backward(seen, given), *casts.rows())]
         loss = objective(output)
         if loss.isfinite().all() and all(bool(t.isfinite().all()) for t in outputs):
             found = [
