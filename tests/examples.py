@@ -13,6 +13,7 @@ import numpy as np
 
 from example_parts import (
     attention_finding,
+    found,
     make_layers,
     make_rules,
     make_series,
@@ -28,7 +29,6 @@ from gnnstab.records import (
     Coverage,
     Diagnosis,
     Event,
-    Finding,
     FixAdvice,
     Series,
     Target,
@@ -119,69 +119,40 @@ def many_findings(findings: int = 24, layers: int = 6) -> Diagnosis:
     names = tuple(f"encoder.blocks.{i}.attention" for i in range(layers))
     heads_used = [nth_finding(i, names) for i in range(findings - 4)]
     head = (
-        Finding(
+        found(
             "GS401",
-            "sum-aggregation-growth",
-            "sum-aggregation",
             "error",
-            "high",
-            "encoder.embed",
-            None,
-            1200,
-            "aggregation.exponent",
-            0.97,
-            0.4,
-            "",
+            ("encoder.embed", None, 1200),
+            ("aggregation.exponent", 0.97, 0.4),
             "The sum aggregation of encoder.embed grows as in-degree^0.97 (limit 0.4) and feeds RMS 9.2 into "
             "encoder.blocks.0.attention. Use aggr='mean' together with a root term.",
         ),
-        Finding(
+        found(
             "GS502",
-            "non-finite-value",
-            "precision",
             "error",
-            "high",
-            names[-1],
-            1,
-            1342,
-            "score.max_abs",
-            math.inf,
-            65504.0,
-            "logit",
+            (names[-1], 1, 1342),
+            ("score.max_abs", math.inf, 65504.0),
             f"First non-finite value at step 1342: {names[-1]}, stage score, head 1, made here while all weights "
             "are finite. q·k passed 65504, the largest fp16 number. Compute q·k and softmax in fp32.",
+            cause="precision",
             explained_by="GS401",
         ),
-        Finding(
+        found(
             "GS601",
-            "learning-rate-too-high",
-            "learning-rate",
             "warning",
-            "medium",
-            names[0],
-            None,
-            12,
-            "update.ratio",
-            0.18,
-            0.1,
-            "",
+            (names[0], None, 12),
+            ("update.ratio", 0.18, 0.1),
             f"Early updates move lin_value.weight of {names[0]} by 18 % per step (limit 10 %). "
             "Lower lr from 0.007 to 0.002.",
+            confidence="medium",
         ),
-        Finding(
+        found(
             "GS405",
-            "degree-one-attention",
-            "isolated-nodes",
             "info",
-            "high",
-            None,
-            None,
-            None,
-            "degree.at_most_one_share",
-            0.93,
-            0.9,
-            "share of nodes",
+            (None, None, None),
+            ("degree.at_most_one_share", 0.93, 0.9),
             "93 % of the targets have in-degree 0 or 1: their attention weights are constant.",
+            cause="isolated-nodes",
         ),
     )
     fired = sorted({f.code for f in (*head, *heads_used)})
@@ -299,7 +270,7 @@ def nan_values() -> Diagnosis:
                 {"weights_finite": True, "largest_before": math.inf},
             ),
         ),
-        context={"precision": "fp16", "largest": math.inf},
+        context={"precision": "fp16", "losses": (math.inf,)},
     )
 
 

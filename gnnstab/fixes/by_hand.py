@@ -14,8 +14,10 @@ from gnnstab.records.vocabulary import (
     OPTIMIZER_NEVER_UPDATED,
     PLACE_ALONE_DIFFERENCE,
     PLACE_CLOSED_CONTENT,
+    PLACE_LOST_WEIGHT,
     PLACE_MASKED_WEIGHT,
     PLACE_NORMALISED_AWAY,
+    PLACE_PADDING_WEIGHT,
 )
 from gnnstab.rules.operation_advice import advice
 
@@ -122,9 +124,15 @@ class SetMask(ByHand):
                 "weights = scores.masked_fill(~mask & ~empty, float('-inf')).softmax(-1).masked_fill(empty, 0.0)"
             )
         elif not operation and _measured(signals, PLACE_CLOSED_CONTENT):
-            change = "attend(x, x, x, key_padding_mask=~real)  # True where a key is to be ignored"
-        elif (
-            not operation and _measured(signals, PLACE_ALONE_DIFFERENCE) and not _measured(signals, PLACE_MASKED_WEIGHT)
+            change = (
+                "attend(x, x, x, key_padding_mask=~real)                       # True where a key is to be ignored\n"
+                "scaled_dot_product_attention(q, k, v, attn_mask=~blocked)     # True where a key is to be read"
+            )
+        elif not operation and _measured(signals, PLACE_LOST_WEIGHT):
+            change = "weights = scores.masked_fill(~mask, float('-inf')).softmax(-1)  # in place of scores.softmax(-1) * mask"
+        elif not operation and (
+            _measured(signals, PLACE_PADDING_WEIGHT)
+            or (_measured(signals, PLACE_ALONE_DIFFERENCE) and not _measured(signals, PLACE_MASKED_WEIGHT))
         ):
             change = (
                 "out = attend(x, x, x, key_padding_mask=~real)[0]  # real: True for rows that are no padding; means over those alone\n"

@@ -239,7 +239,7 @@ LINKS = tuple(
         ("GS605", _always, "GS601 GS603"),
         ("GS503", _eps_lost, "GS502 GS601 GS603"),
         # A mask that leaves weight where none belongs: how sharp the rest is says nothing.
-        ("GS305", _always, "GS301 GS302 GS408 GS601 GS603"),
+        ("GS305", _always, "GS301 GS302 GS304 GS408 GS601 GS603 GS704"),
         ("GS108", _always, "GS408"),
         # Aggregation.
         ("GS401", _far_off, "GS603 GS601"),

@@ -30,6 +30,10 @@ def zero_where_closed(scores: Tensor, near: Tensor) -> Tensor:
     return torch.where(near > 0, scores, 0.0).div(2).softmax(-1) * near
 
 
+def taken_away_later(scores: Tensor, near: Tensor) -> Tensor:
+    return scores.div(2).softmax(-1) * near
+
+
 def lifted(scores: Tensor, near: Tensor) -> Tensor:
     return scores.masked_fill(near == 0, 1e4).softmax(-1)
 
@@ -112,6 +116,7 @@ FACES = pytest.mark.parametrize("face", [asked, watched])
         (multiplied, "exp(0) is 1", (0.7, 0.95)),
         (zero_where_closed, "a constant", (0.7, 0.95)),
         (lifted, "a constant", (0.99, 1.01)),
+        (taken_away_later, "after the softmax", (0.7, 0.95)),
     ],
 )
 def test_a_mask_that_leaves_weight_is_named(

@@ -58,7 +58,7 @@ def rows(
     """
     if not by_running_statistics(model):
         return
-    run = _Passes(model, rng)
+    run = Passes(model, rng)
     one, two = run(args, kwargs), run(args, kwargs, shifted=True)
     if not one or any(t.dtype not in (torch.float32, torch.float64) for t in one):
         return
@@ -102,7 +102,7 @@ def rows(
         yield "place.alone_difference", "output", moved, detail
 
 
-class _Passes:
+class Passes:
     """Forwards of one copy in evaluation mode, each from the same buffers and generators."""
 
     def __init__(self, model: nn.Module, rng: Any) -> None:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch_geometric.nn import MessagePassing
 
 from gnnstab.errors import UsageError
@@ -17,6 +18,7 @@ from gnnstab.probe.attaching.norms import batch_vectors, graphs_in
 from gnnstab.probe.batches.named_tensors import named_tensors
 from gnnstab.probe.places import _alone as alone
 from gnnstab.probe.places import _autograd as autograd
+from gnnstab.probe.places import _constant_rows as constant_rows
 from gnnstab.probe.places import _gains as gains
 from gnnstab.probe.places import _graph_level as graph_level
 from gnnstab.probe.places import _inputs as inputs
@@ -124,7 +126,9 @@ def _survey(
             return [objective(eager(twin)(*copied(tuple(args)), **copied(dict(kwargs))))]
 
     reach = Reach(twin, again)
-    with forked_rng(rng), torch.enable_grad(), watched(twin) as calls, cast:
+    # The fused attention keeps no weights; the plain one computes the same and shows them.
+    plain = sdpa_kernel(SDPBackend.MATH)
+    with forked_rng(rng), torch.enable_grad(), watched(twin) as calls, cast, plain:
         try:
             output = eager(twin)(*args, **kwargs)
         except RuntimeError:
@@ -147,10 +151,14 @@ def _survey(
         roots = [leaf for leaf in autograd.leaves([loss]) if id(leaf) not in fed]
         if roots:
             blocks = Blocks(seen)
+            for tensor in outputs:
+                if tensor.requires_grad:
+                    tensor.retain_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             found += [Place(*row) for row in blocks.rows()]
         found += [Place(*row) for row in (*parameters.rows(seen, roots, reach), *gains.rows(seen))]
     found += [Place(*row) for row in alone.rows(twin, args, kwargs, named, seen.graphs, rng)]
+    found += [Place(*row) for row in constant_rows.rows(twin, args, kwargs, seen, rng)]
     return found[:MOST_PLACES]
 
 
