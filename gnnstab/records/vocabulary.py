@@ -208,6 +208,8 @@ SIGNALS: dict[str, SignalKind] = {
         "largest loss of steps 1 to 10 of the run over the loss of step 0"),
     (LOSS_OVER_ZERO := "loss.over_zero"): SignalKind("× the loss of an output of zeros",
         "loss of the model's output over that of an output of zeros", groups=("ratio",)),
+    (LOSS_MARKED_TARGETS := "loss.marked_targets"): SignalKind("× the spread of the others",
+        "distance from the other targets of a number that several of them hold"),
     (LOSS_VALIDATION := "loss.validation"): SignalKind("", "validation loss"),
     (LOSS_GENERALISATION_GAP := "loss.generalisation_gap"): SignalKind("",
         "validation loss minus training loss, relative to the training loss"),
