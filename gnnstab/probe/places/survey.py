@@ -28,6 +28,7 @@ from gnnstab.probe.places import _normalised as normalised
 from gnnstab.probe.places import _padding as padding
 from gnnstab.probe.places import _parameters as parameters
 from gnnstab.probe.places import _states as states
+from gnnstab.probe.places import _zeros as zeros
 from gnnstab.probe.places._blocking import Blocks
 from gnnstab.probe.places._calls import Calls, watched
 from gnnstab.probe.places._casts import Casts
@@ -163,7 +164,9 @@ def _survey(
                     tensor.retain_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             found += [Place(*row) for row in blocks.rows()]
-        found += [Place(*row) for row in (*parameters.rows(seen, roots, reach), *gains.rows(seen))]
+        found += [
+            Place(*row) for row in (*parameters.rows(seen, roots, reach), *gains.rows(seen), *zeros.rows(twin, again))
+        ]
     found += [Place(*row) for row in alone.rows(twin, args, kwargs, named, seen.graphs, rng)]
     found += [Place(*row) for row in constant_rows.rows(twin, args, kwargs, seen, rng)]
     asked = outputs[0].grad if came_back is None and len(outputs) == 1 else came_back
