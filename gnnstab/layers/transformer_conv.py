@@ -100,11 +100,12 @@ class TransformerConvLayer(PygLayer):
         if maybe_query is None or maybe_key is None:
             return None
         query, key, heads = maybe_query, maybe_key, int(conv.heads)
+        edge_map = getattr(conv, "lin_edge", None)
 
         def part(edges: slice) -> Tensor | None:
             keys = key.index_select(0, call.index_source[edges])
-            if conv.lin_edge is not None:
-                edge = None if call.edge_attr is None else project(conv.lin_edge, call.edge_attr[edges])
+            if edge_map is not None:
+                edge = None if call.edge_attr is None else project(edge_map, call.edge_attr[edges])
                 if edge is None:
                     return None
                 keys.add_(edge)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import operator
 import types
 from collections.abc import Callable
@@ -49,6 +50,11 @@ class StandIn:
         if self._after is not None:
             self._after(self._module, args, kwargs, output)
         return output
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """Of the module's own forward, for whoever asks what it takes."""
+        return inspect.signature(self._original)
 
     def __getattr__(self, name: str) -> Any:
         if name == "__globals__":  # The first thing that torch.jit.script asks of a forward.

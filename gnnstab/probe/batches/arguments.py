@@ -25,7 +25,7 @@ def as_arguments(batch: Any, model: nn.Module) -> list[Arguments]:
     A dict is keyword arguments, a tuple positional ones, any other iterable (a loader, a list) several batches. What the
     forward has no parameter for (labels behind the inputs, entries of other names) is left for the loss. A
     ``Data`` or ``HeteroData`` is handed over whole when the forward takes one argument of another name than its tensors have, else by
-    the names of the forward's parameters.
+    the names of the forward's parameters; where only the argument behind ``x`` is missing, it is ``edge_index``.
 
     Raises:
         UsageError: Nothing that a forward could take.
@@ -61,7 +61,17 @@ def _from_data(data: BaseData, model: nn.Module) -> Arguments:
         known = {name: data.collect(key) for name, key in stores.items() if name in names and _has(data, key)}
     else:
         known = {name: data[name] for name in names if isinstance(data, Data) and data.get(name) is not None}
+        known |= _edges_by_place(data, names, known, model)
     return ((), known) if known else ((data,), {})
+
+
+def _edges_by_place(data: BaseData, names: list[str], known: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+    """The edges for a forward that calls them by another name: behind ``x``, the only argument that is asked for and not found."""
+    parameters = inspect.signature(model.forward).parameters
+    asked = [name for name in names if parameters[name].default is inspect.Parameter.empty and name not in known]
+    edges = data.get("edge_index") if isinstance(data, Data) and "edge_index" not in names else None
+    behind = bool(asked) and names[0] == "x" and asked == names[1:2]
+    return {asked[0]: edges} if edges is not None and behind else {}
 
 
 def _has(data: HeteroData, key: str) -> bool:
