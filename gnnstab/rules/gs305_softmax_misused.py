@@ -129,7 +129,7 @@ class SoftmaxMisused(Rule):
                     yield self.finding(
                         f"the attention behind {signal.layer} reads what `{name}` of the batch closes, and nothing else: its mask is the wrong way "
                         "round. A boolean attn_mask of scaled_dot_product_attention is True where a key is read, one of "
-                        "nn.MultiheadAttention where it is not.",
+                        "torch's own attention module where it is not.",
                         limit=self.wrong_way,
                         signal=signal,
                     )
