@@ -11,9 +11,11 @@ from gnnstab.records import LayerFacts, Signals
 from gnnstab.records.vocabulary import (
     FEATURE_NON_FINITE,
     LOSS,
+    LOSS_MARKED_TARGETS,
     OPTIMIZER_NEVER_UPDATED,
     PLACE_ALONE_DIFFERENCE,
     PLACE_CLOSED_CONTENT,
+    PLACE_LOST_DIGITS,
     PLACE_LOST_WEIGHT,
     PLACE_MASKED_WEIGHT,
     PLACE_NORMALISED_AWAY,
@@ -112,7 +114,7 @@ class SafeOperation(ByHand):
 
 
 class SetMask(ByHand):
-    """Set masked entries in place of multiplying them, and leave one entry open in every row of a softmax."""
+    """Set masked entries in place of multiplying them, leave one entry open in every row of a softmax, and marks of missing targets out."""
 
     name = "set-mask"
     title = "masked entries are set, not multiplied"
@@ -122,7 +124,10 @@ class SetMask(ByHand):
 
     def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
         operation = operation_behind(signals)
-        if operation.get("kind") == "all-masked":
+        marked = [] if signals is None else signals.find(LOSS_MARKED_TARGETS)
+        if marked and not operation:
+            change = f"known = y != {marked[0].detail.get('mark')}  # the mark of missing values\nloss = criterion(output[known], y[known])"
+        elif operation.get("kind") == "all-masked":
             change = (
                 "empty = ~mask.any(-1, keepdim=True)  # rows in which nothing is left\n"
                 "weights = scores.masked_fill(~mask & ~empty, float('-inf')).softmax(-1).masked_fill(empty, 0.0)"
@@ -197,7 +202,13 @@ class Fp32Operation(ByHand):
 
     def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
         operation = operation_behind(signals)
-        if operation.get("place") == "model":
+        lost = [] if signals is None else signals.find(PLACE_LOST_DIGITS)
+        if not operation and lost:
+            name = str(max(lost, key=lambda signal: signal.value).layer).rpartition(".")[2]
+            change = (
+                f"{name} = {name} - {name}.max()  # any reference, in the format that {name} is held in; then cast it"
+            )
+        elif operation.get("place") == "model":
             change = "with torch.autocast(x.device.type, enabled=False):\n    y = self.module(x.float())"
         else:
             change = "with torch.autocast(output.device.type, enabled=False):\n    loss = criterion(output.float(), target.float())"

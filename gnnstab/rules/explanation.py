@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from gnnstab.records import SEVERITIES, Finding, Signals
-from gnnstab.records.vocabulary import LOSS_OVER_ZERO, OPTIMIZER_EPS_LOST, OPTIMIZER_STACK_SHARE
+from gnnstab.records.vocabulary import LOSS_OVER_ZERO, OPTIMIZER_EPS_LOST, OPTIMIZER_STACK_SHARE, PLACE_ZERO_WEIGHTS
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.gs401_sum_aggregation_growth import SumAggregationGrowth
 from gnnstab.rules.gs406_feature_scale import FeatureScale
@@ -215,6 +215,11 @@ def _since_the_start(symptom: Finding, explanation: Finding, signals: Signals) -
     return explanation.signal.startswith(("place.", "gain.")) and not _grown_in_the_run(explanation, symptom, signals)
 
 
+def _zero_start(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    """Weights of 0 were filled on a copy, and gradients arrived."""
+    return explanation.signal == PLACE_ZERO_WEIGHTS
+
+
 def _behind_sums(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
     return explanation.signal in ("place.post_norms", OPTIMIZER_STACK_SHARE)
 
@@ -286,6 +291,7 @@ LINKS = tuple(
         ("GS601", _always, "GS301 GS302 GS104 GS501 GS603 GS701 GS702"),
         ("GS601", _grown_in_the_run, "GS201"),
         ("GS201", _since_the_start, "GS603"),
+        ("GS201", _zero_start, "GS604 GS701 GS704 GS304"),
         # A gradient that was cut off is not damped, it is absent.
         ("GS604", _always, "GS602"),
         # Depth, behind a mis-placed normalisation or dead units.

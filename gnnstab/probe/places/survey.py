@@ -28,8 +28,10 @@ from gnnstab.probe.places import _normalised as normalised
 from gnnstab.probe.places import _padding as padding
 from gnnstab.probe.places import _parameters as parameters
 from gnnstab.probe.places import _states as states
+from gnnstab.probe.places import _zeros as zeros
 from gnnstab.probe.places._blocking import Blocks
 from gnnstab.probe.places._calls import Calls, watched
+from gnnstab.probe.places._casts import Casts
 from gnnstab.probe.places._reach import Reach
 from gnnstab.probe.replaying.replica import copied, eager, forked_rng, replica, rng_snapshot, tensors_in, tracked
 from gnnstab.records.vocabulary import PLACE_NON_FINITE
@@ -132,10 +134,11 @@ def _survey(
 
     reach = Reach(twin, again)
     # The fused attention keeps no weights; the plain one computes the same and shows them.
-    plain = sdpa_kernel(SDPBackend.MATH)
+    plain, casts = sdpa_kernel(SDPBackend.MATH), Casts(named)
     with forked_rng(rng), torch.enable_grad(), watched(twin) as calls, cast, plain:
         try:
-            output = eager(twin)(*args, **kwargs)
+            with casts:
+                output = eager(twin)(*args, **kwargs)
         except RuntimeError:
             raise
         except Exception as error:
@@ -146,7 +149,7 @@ def _survey(
         seen = ForwardView(
             twin, named, calls, outputs, nodes, _graphs([*batch_vectors(model, args, kwargs), *graphs_in(batch)], nodes)
         )
-        found = [Place(*row) for row in _before_backward(seen, given)]
+        found = [Place(*row) for row in (*_before_backward(seen, given), *casts.rows())]
         loss = objective(output)
         if loss.isfinite().all() and all(bool(t.isfinite().all()) for t in outputs):
             found = [
@@ -161,7 +164,9 @@ def _survey(
                     tensor.retain_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             found += [Place(*row) for row in blocks.rows()]
-        found += [Place(*row) for row in (*parameters.rows(seen, roots, reach), *gains.rows(seen))]
+        found += [
+            Place(*row) for row in (*parameters.rows(seen, roots, reach), *gains.rows(seen), *zeros.rows(twin, again))
+        ]
     found += [Place(*row) for row in alone.rows(twin, args, kwargs, named, seen.graphs, rng)]
     found += [Place(*row) for row in constant_rows.rows(twin, args, kwargs, seen, rng)]
     asked = outputs[0].grad if came_back is None and len(outputs) == 1 else came_back

@@ -21,6 +21,7 @@ from gnnstab.records.vocabulary import (
     PLACE_NON_FINITE,
     PLACE_OUTPUT,
     PLACE_RMS,
+    PLACE_ZERO_WEIGHTS,
 )
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 _LARGEST = (PLACE_RMS, PLACE_COLUMN_RATIO, PLACE_NON_FINITE, PLACE_MASKED_WEIGHT)
 """Numbers of the data and the weight behind a mask: the largest of the run counts. Of everything else the latest does."""
 
-_FIRST = (PLACE_OUTPUT, PLACE_GAIN)
+_FIRST = (PLACE_OUTPUT, PLACE_GAIN, PLACE_ZERO_WEIGHTS)
 """What was so before training."""
 
 
