@@ -12,7 +12,7 @@ from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.gs203_vanishing_gradient import VanishingGradient
 from gnnstab.rules.gs204_exploding_gradient import ExplodingGradient
 from gnnstab.rules.gs401_sum_aggregation_growth import SumAggregationGrowth
-from gnnstab.rules.queries import fresh, measured, need_depth, smallest
+from gnnstab.rules.queries import fresh, measured, names, need_depth, smallest
 
 
 @rule("GS201", "unstable-init-gain", cause="unsuitable-init", severity="warning", confidence="medium")
@@ -27,7 +27,7 @@ class UnstableInitGain(Rule):
 
     Where the model ran, of every single weight on the way as well: a gain RMS·√fan_in above 5 (of a table of embeddings, an RMS
     above 5) that no normalisation follows, on fresh weights, where the matrix looks drawn, its singular values spread as those of
-    independent entries, or where the first loss is many times that of an output of zeros; and a weight whose units are alike, with gradients that are alike, so that they stay copies.
+    independent entries, or where the first loss is many times that of an output of zeros; weights that are all 0 and keep the gradient of every matrix at 0; and a weight whose units are alike, with gradients that are alike, so that they stay copies.
 
     ## Why it is unstable
     Gains multiply. Twelve layers of PyG's default, U(±1/√fan_in), sum to −6.7 at best, and 12 layers is where training was
@@ -107,6 +107,17 @@ class UnstableInitGain(Rule):
             yield self.finding(
                 f"the {signal.value:.0f} units of {signal.layer} have the same weights and the same gradients: they stay copies of one another, "
                 f"whatever is trained. Draw the weight at random, e.g. {signal.layer}.reset_parameters().",
+                limit=0.0,
+                signal=signal,
+                confidence="high",
+            )
+
+        for signal in signals.find("place.zero_weights"):
+            yield self.finding(
+                f"all entries of {names(map(str, signal.detail.get('parameters', ())))} are 0, and so are the gradients of all matrices: no update moves "
+                "them. With small random entries on a copy a gradient arrives. Draw them at random, as nn.Embedding and nn.Linear do by "
+                "themselves.",
+                severity="error",
                 limit=0.0,
                 signal=signal,
                 confidence="high",

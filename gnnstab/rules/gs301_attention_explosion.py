@@ -10,7 +10,7 @@ from gnnstab.errors import NotEvaluable
 from gnnstab.layers import layer_named, parts
 from gnnstab.records import Finding, LayerFacts, Signal, Signals
 from gnnstab.records.vocabulary import PLACE_GAIN, SCORE_PRODUCT_SCALE
-from gnnstab.rules._softer import by_steps
+from gnnstab.rules._by_steps import by_steps
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import (
     ASSUMED_DEGREE,

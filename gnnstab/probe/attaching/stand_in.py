@@ -61,16 +61,17 @@ class StandIn:
             raise AttributeError(NOT_SCRIPTED)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
-    def again(self) -> StandIn:
-        """A new one for what the module's forward is by now."""
-        return StandIn(self._module, self._within, self._after)
-
-    def put(self) -> None:
+    def put(self) -> StandIn:
         """Stand in the forward's place."""
         self._gone = False
         vars(self._module)["forward"] = self
+        return self
 
-    def take(self) -> None:
+    def resume(self) -> StandIn:
+        """A new one in the place of what the module's forward is by now."""
+        return StandIn(self._module, self._within, self._after).put()
+
+    def remove(self) -> None:
         """Leave the module as it was found; below another stand-in this one does nothing until that one goes too."""
         self._gone = True
         if vars(self._module).get("forward") is not self:
@@ -82,6 +83,8 @@ class StandIn:
             del vars(self._module)["forward"]
         else:
             vars(self._module)["forward"] = below
+
+    pause = remove
 
     # A copy or a pickle of the model carries what stood here before, or the class' own method: nothing of gnnstab.
 

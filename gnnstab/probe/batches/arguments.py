@@ -13,6 +13,7 @@ from torch_geometric.data.data import BaseData
 from gnnstab.errors import UsageError
 from gnnstab.probe.batches.batch_file import load_batch as load_batch
 from gnnstab.probe.batches.data import fitting
+from gnnstab.probe.batches.named_tensors import forward_names
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of one forward."""
@@ -51,7 +52,7 @@ def as_arguments(batch: Any, model: nn.Module) -> list[Arguments]:
 
 
 def _from_data(data: BaseData, model: nn.Module) -> Arguments:
-    names = _forward_names(model)
+    names = forward_names(model, inspect.Parameter.KEYWORD_ONLY)
     # One argument called like a tensor of the data is that tensor; `batch` is also what people call the whole.
     if len(names) <= 1 and not (isinstance(data, Data) and names != ["batch"] and all(name in data for name in names)):
         return (data,), {}
@@ -75,9 +76,3 @@ def _edges_by_place(data: BaseData, names: list[str], known: dict[str, Any], mod
 
 def _has(data: HeteroData, key: str) -> bool:
     return any(key in store for store in data.stores)
-
-
-def _forward_names(model: nn.Module) -> list[str]:
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    parameters = inspect.signature(model.forward).parameters.values()
-    return [p.name for p in parameters if p.kind in kinds]

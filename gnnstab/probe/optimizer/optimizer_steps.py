@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from gnnstab.errors import UsageError
 from gnnstab.probe.batches.arguments import Arguments, as_arguments
 from gnnstab.probe.optimizer._breaking import breaking
 from gnnstab.probe.optimizer._eps import eps_of, eps_signals, shrink_eps
+from gnnstab.probe.optimizer._groups import group_signals
 from gnnstab.probe.optimizer.learning import learning_signals
 from gnnstab.probe.optimizer.softening import sharp_layers, softer_signals
 from gnnstab.probe.replaying.replica import copied, eager, forked_rng, replica, rng_snapshot, tensors_in, unwrap
@@ -107,20 +109,21 @@ class Bench:
         steps: int | None = None,
         *,
         factor: float = 1.0,
+        factors: Mapping[int, float] = MappingProxyType({}),
         without_eps: bool = False,
         edit: Callable[[nn.Module], None] | None = None,
         until: Callable[[Sequence[float]], bool] | None = None,
     ) -> Trial:
         """Take ``steps`` (as `steps_of` says, where None) with the rates of all groups times ``factor``, and with next to no eps where asked for.
 
-        ``edit`` changes the copy before the first step; the trial ends where ``until`` is true of the losses so far.
+        ``factors`` holds those of single groups, by their place; ``edit`` changes the copy before the first step; the trial ends where ``until`` is true of the losses so far.
 
         Raises:
             UsageError: The model or the optimizer cannot be copied, or forward, loss or step fail on the copy.
         """
         model, optimizer = twins(self.model, self.optimizer)
-        for group in optimizer.param_groups:
-            group["lr"] = group["lr"] * factor
+        for place, group in enumerate(optimizer.param_groups):
+            group["lr"] = group["lr"] * factors.get(place, factor)
         if without_eps:
             shrink_eps(optimizer)
         with forked_rng(), torch.enable_grad():
@@ -327,6 +330,7 @@ def _judged(bench: Bench) -> Iterator[Signal]:
     trial = bench.trial()
     yield from rate_signals(bench, trial)
     yield from _eps(bench, trial)
+    yield from group_signals(bench)
     yield from learning_signals(bench)
 
 

@@ -33,7 +33,7 @@ def run_trial(
     Raises:
         UsageError: Model or optimizer cannot be copied, or forward, loss or step fail on the copy.
     """
-    bench = _bench(model, optimizer, inputs, loss)
+    bench = bench_of(model, optimizer, inputs, loss)
     with forked_rng(inputs.rng):
         clipped = norm_of(p.grad for p in model.parameters())
         if 0 < clipped < CLIPPED * bench.gradient_norm():
@@ -47,7 +47,7 @@ def stack_trial(
 ) -> list[Measure]:
     """What deep stacks take away from the progress of a few steps from here, as rows for the trace; failures as of `run_trial`."""
     with forked_rng(inputs.rng):
-        return _rows(learning_signals(_bench(model, optimizer, inputs, loss)), inputs, step)
+        return _rows(learning_signals(bench_of(model, optimizer, inputs, loss)), inputs, step)
 
 
 def softer_trial(
@@ -60,10 +60,11 @@ def softer_trial(
 ) -> list[Measure]:
     """What softer attention of the layers ``sharp`` makes of a few steps from here, as rows for the trace; failures as of `run_trial`."""
     with forked_rng(inputs.rng):
-        return _rows(softer_signals(_bench(model, optimizer, inputs, loss), sharp), inputs, step)
+        return _rows(softer_signals(bench_of(model, optimizer, inputs, loss), sharp), inputs, step)
 
 
-def _bench(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: ForwardInputs, loss: Loss) -> Bench:
+def bench_of(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: ForwardInputs, loss: Loss) -> Bench:
+    """The bench of one forward of a run."""
     cast, batch = inputs.autocast, as_batch(inputs.args, inputs.kwargs)
     dtype = cast.dtype if cast.enabled else None
     return Bench(model, optimizer, [(inputs.args, inputs.kwargs)], [batch], loss, dtype)
