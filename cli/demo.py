@@ -52,7 +52,7 @@ def command(folder: Path, opened: bool | None, files: Path | None, verbose: bool
         output.show(render(demo.without_fixes(outcome.run), "text", face="cli", verbose=True, **output.terminal()))
         told = [demo.verdicts(outcome)]
     else:
-        told = [_entry(verdict(outcome.run)[0], str(outcome.trace), 1)]
+        told = [_labelled(f"{verdict(outcome.run)[0]}  ", str(outcome.trace))]
         told += [_entry(label, text, _ROWS.get(label, 1)) for label, text in demo.summary(outcome)]
     if code := textwrap.indent(demo.change(outcome), " " * _LABEL):
         told.append(_labelled("change", code[_LABEL:]))
@@ -79,7 +79,7 @@ def _entry(label: str, text: str, rows: int) -> str:
 _ROWS = {"warned": 2, "others": 2}
 """Entries that may take more than a line."""
 
-_LABEL = 11
+_LABEL = 10
 """Columns of the labels at the left."""
 
 

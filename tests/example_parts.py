@@ -46,6 +46,17 @@ def found(
     return Finding(code, rule.name, cause, severity, confidence, *at, *number, unit, message, **given)
 
 
+def fix(name: str, change: str, told: str, note: str) -> FixAdvice:
+    """A fix that was tried: ``told`` is its verdict and the attention entropy before and after, by blanks."""
+    verdict, before, after = told.split()
+    return FixAdvice(name, change, verdict, float(before), float(after), "attention.entropy", note)
+
+
+def cause(name: str, status: str, reason: str, codes: str, *fixes: FixAdvice) -> Cause:
+    """A cause with the codes of its findings by blanks, and its fixes."""
+    return Cause(name, status, reason, tuple(codes.split()), fixes)
+
+
 def attention_finding(layer: str, head: int | None, entropy: float, severity: str) -> Finding:
     limit = 0.10 if severity == "error" else 0.35
     where = layer if head is None else f"head {head} of {layer}"
@@ -94,38 +105,28 @@ def many_causes(names: Sequence[str]) -> tuple[Cause, ...]:
         "        return self.propagate(edge_index, x=x, edge_attr=edge_attr) + self.lin_root(x)"
     )
     return (
-        Cause(
+        cause(
             "no-dropout",
             "present",
             f"dropout=0.0 on {len(names)} of {len(names)} layers; it would raise the message RMS",
-            ("GS101",),
-            (
-                FixAdvice(
-                    "dropout",
-                    "TransformerConv(16, 16, heads=3, dropout=0.1)",
-                    "no-effect",
-                    0.11,
-                    0.11,
-                    "attention.entropy",
-                    "5 paired seeds, 150 steps",
-                ),
+            "GS101",
+            fix(
+                "dropout",
+                "TransformerConv(16, 16, heads=3, dropout=0.1)",
+                "no-effect 0.11 0.11",
+                "5 paired seeds, 150 steps",
             ),
         ),
-        Cause(
+        cause(
             "beta-disabled",
             "present",
             "beta=False; helps only against growth with depth, which was not measured",
-            ("GS102",),
-            (
-                FixAdvice(
-                    "beta",
-                    "TransformerConv(16, 16, heads=3, beta=True)",
-                    "made-worse",
-                    0.11,
-                    0.08,
-                    "attention.entropy",
-                    "5 paired seeds, 150 steps",
-                ),
+            "GS102",
+            fix(
+                "beta",
+                "TransformerConv(16, 16, heads=3, beta=True)",
+                "made-worse 0.11 0.08",
+                "5 paired seeds, 150 steps",
             ),
         ),
         Cause(
@@ -133,61 +134,49 @@ def many_causes(names: Sequence[str]) -> tuple[Cause, ...]:
             "not-evaluable",
             "the trace does not hold the code around the layers; pass --model pkg.mod:factory",
         ),
-        Cause(
+        cause(
             "attention-explosion",
             "contributing",
             f"{len(names)} layers with entropy below 0.35; follows from the sum aggregation",
-            ("GS301", "GS501"),
-            (
-                FixAdvice(
-                    "query-scaling",
-                    "conv.lin_query.weight[0:16] *= 0.07",
-                    "inconclusive",
-                    0.11,
-                    0.41,
-                    "attention.entropy",
-                    "2 of 5 seeds trained worse",
-                ),
+            "GS301 GS501",
+            fix(
+                "query-scaling",
+                "conv.lin_query.weight[0:16] *= 0.07",
+                "inconclusive 0.11 0.41",
+                "2 of 5 seeds trained worse",
             ),
         ),
         Cause("unsuitable-init", "absent", "weights carry PyG's default scale, which shrinks rather than explodes"),
-        Cause(
+        cause(
             "sum-aggregation",
             "root-cause",
             "encoder.embed grows as in-degree^0.97; its RMS 9.2 saturates the first attention layer",
-            ("GS401", "GS301"),
-            (
-                FixAdvice(
-                    "mean-and-root",
-                    mean_and_root,
-                    "confirmed",
-                    0.11,
-                    0.83,
-                    "attention.entropy",
-                    "5 paired seeds; no rule newly fires; loss 0.41 → 0.12",
-                ),
-                FixAdvice(
-                    "sqrt-degree",
-                    "aggr='sum' divided by in_degree.sqrt()",
-                    "not-tested",
-                    signal="attention.entropy",
-                    note="gnnstab verify runs/7agents --fix sqrt-degree",
-                ),
+            "GS401 GS301",
+            fix(
+                "mean-and-root",
+                mean_and_root,
+                "confirmed 0.11 0.83",
+                "5 paired seeds; no rule newly fires; loss 0.41 → 0.12",
+            ),
+            FixAdvice(
+                "sqrt-degree",
+                "aggr='sum' divided by in_degree.sqrt()",
+                "not-tested",
+                signal="attention.entropy",
+                note="gnnstab verify runs/7agents --fix sqrt-degree",
             ),
         ),
         Cause("learning-rate", "contributing", "early updates of 18 % per step", ("GS601",)),
-        Cause(
+        cause(
             "precision",
             "contributing",
             "fp16: q·k passed 65504 at step 1342",
-            ("GS502", "GS501"),
-            (
-                FixAdvice(
-                    "fp32-attention",
-                    "with torch.autocast('cuda', enabled=False):\n    x = conv(x.float(), edge_index)",
-                    "not-tested",
-                    note="gnnstab verify runs/7agents --fix fp32-attention",
-                ),
+            "GS502 GS501",
+            FixAdvice(
+                "fp32-attention",
+                "with torch.autocast('cuda', enabled=False):\n    x = conv(x.float(), edge_index)",
+                "not-tested",
+                note="gnnstab verify runs/7agents --fix fp32-attention",
             ),
         ),
     )

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from example_parts import found, layer
+from example_parts import cause, fix, found, layer
 from gnnstab.records import (
     FIVE_CAUSES,
     Advice,
@@ -218,80 +218,46 @@ def _run_causes() -> tuple[Cause, ...]:
         "-       return self.propagate(edge_index, x=x, edge_attr=edge_attr)\n"
         "+       return self.propagate(edge_index, x=x, edge_attr=edge_attr) + self.lin_root(x)"
     )
-    five = {
-        "no-dropout": ("present", "dropout is 0 in all three layers; no over-fitting was measured.", (), ()),
-        "beta-disabled": (
+    gated = "TransformerConv(16, 16, heads=3, concat=False, edge_dim=1, beta=True)"
+    scaled = (
+        "with torch.no_grad():\n    for h, g in enumerate([0.31, 0.24, 0.19]):\n"
+        "        gnn1.lin_query.weight[h * 16:(h + 1) * 16] *= g\n        gnn1.lin_query.bias[h * 16:(h + 1) * 16] *= g"
+    )
+    wide = "with torch.autocast('cuda', enabled=False):\n    x = conv(x.float(), edge_index, edge_attr.float())"
+    untested = FixAdvice("fp32-scores", wide, note="gnnstab verify --fix fp32-scores --model … --batch …")
+    return (
+        cause("no-dropout", "present", "dropout is 0 in all three layers; no over-fitting was measured.", ""),
+        cause(
+            "beta-disabled",
             "present",
             "beta is off; it would only matter against growth with depth.",
-            (),
-            (
-                FixAdvice(
-                    "beta",
-                    "TransformerConv(16, 16, heads=3, concat=False, edge_dim=1, beta=True)",
-                    "no-effect",
-                    0.229,
-                    0.231,
-                    "attention.entropy",
-                    "5 paired seeds",
-                ),
-            ),
+            "",
+            fix("beta", gated, "no-effect 0.229 0.231", "5 paired seeds"),
         ),
-        "no-residual": ("present", "three layers, gradient ratio 0.48: too shallow for it to matter.", ("GS103",), ()),
-        "attention-explosion": (
+        cause("no-residual", "present", "three layers, gradient ratio 0.48: too shallow for it to matter.", "GS103"),
+        cause(
+            "attention-explosion",
             "contributing",
             "entropy 0.229 in gnn1, explained by the sum aggregation before it.",
-            ("GS301",),
-            (
-                FixAdvice(
-                    "qk-clip",
-                    "with torch.no_grad():\n    for h, g in enumerate([0.31, 0.24, 0.19]):\n        gnn1.lin_query.weight[h * 16:(h + 1) * 16] *= g\n        gnn1.lin_query.bias[h * 16:(h + 1) * 16] *= g",
-                    "inconclusive",
-                    0.229,
-                    0.41,
-                    "attention.entropy",
-                    "loss 3 % worse on 2 of 5 seeds",
-                ),
-            ),
+            "GS301",
+            fix("qk-clip", scaled, "inconclusive 0.229 0.41", "loss 3 % worse on 2 of 5 seeds"),
         ),
-        "unsuitable-init": ("absent", "all convolution weights are PyG's default at gain 1/√3.", (), ()),
-    }
-    causes = [Cause(name, *five[name]) for name in FIVE_CAUSES]
-    causes.append(
-        Cause(
+        cause("unsuitable-init", "absent", "all convolution weights are PyG's default at gain 1/√3.", ""),
+        cause(
             "sum-aggregation",
             "root-cause",
             "the embedding sums 9.4 messages on average without a norm; its output grows with in-degree^0.98.",
-            ("GS401", "GS301"),
-            (
-                FixAdvice(
-                    "mean-aggregation",
-                    mean,
-                    "confirmed",
-                    0.229,
-                    0.71,
-                    "attention.entropy",
-                    "5 paired seeds, 150 steps each; loss 12 % better",
-                ),
-            ),
-        )
-    )
-    causes.append(
-        Cause(
+            "GS401 GS301",
+            fix("mean-aggregation", mean, "confirmed 0.229 0.71", "5 paired seeds, 150 steps each; loss 12 % better"),
+        ),
+        cause(
             "precision",
             "contributing",
             "fp16 leaves no headroom once the scores have grown.",
-            ("GS501", "GS502"),
-            (
-                FixAdvice(
-                    "fp32-scores",
-                    "with torch.autocast('cuda', enabled=False):\n    x = conv(x.float(), edge_index, edge_attr.float())",
-                    "not-tested",
-                    note="gnnstab verify --fix fp32-scores --model … --batch …",
-                ),
-            ),
-        )
+            "GS501 GS502",
+            untested,
+        ),
     )
-    return tuple(causes)
 
 
 def deep(count: int = 200, findings: int = 500) -> Diagnosis:
@@ -332,10 +298,10 @@ def deep(count: int = 200, findings: int = 500) -> Diagnosis:
 def all_nan(count: int = 3) -> Diagnosis:
     """Every number is NaN."""
     source = deep(count, count)
-    fix = FixAdvice("residual", "x = x + conv(x)", "inconclusive", math.nan, math.nan, "gradient.ratio")
+    tried = FixAdvice("residual", "x = x + conv(x)", "inconclusive", math.nan, math.nan, "gradient.ratio")
     return replace(
         source,
-        causes=tuple(replace(cause, fixes=(fix,)) for cause in source.causes),
+        causes=tuple(replace(one, fixes=(tried,)) for one in source.causes),
         findings=tuple(replace(finding, value=math.nan, threshold=math.nan) for finding in source.findings),
         signals=tuple(Signal(s.name, math.nan, s.layer, s.head) for s in source.signals),
         series=tuple(replace(s, values=np.full(len(s.steps), np.nan)) for s in source.series),

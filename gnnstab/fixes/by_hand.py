@@ -15,11 +15,15 @@ from gnnstab.records.vocabulary import (
     OPTIMIZER_NEVER_UPDATED,
     PLACE_ALONE_DIFFERENCE,
     PLACE_CLOSED_CONTENT,
+    PLACE_LOST_DIGITS,
     PLACE_LOST_WEIGHT,
     PLACE_MASKED_WEIGHT,
     PLACE_NORMALISED_AWAY,
+    PLACE_PADDED_SPREAD,
     PLACE_PADDING_WEIGHT,
+    PLACE_SIZE_RESPONSE,
 )
+from gnnstab.rules.gs108_graph_norm_hazard import GraphNormHazard
 from gnnstab.rules.operation_advice import advice
 
 if TYPE_CHECKING:
@@ -149,6 +153,17 @@ class SetMask(ByHand):
         return _spot(operation) + change
 
 
+def norm_of_something_else(signals: Signals | None) -> str:
+    """The change where a norm's statistics are of padding, or of the graph whose size is asked for; empty elsewhere."""
+    if signals is None:
+        return ""
+    if any(s.value < GraphNormHazard.spread for s in signals.find(PLACE_PADDED_SPREAD)):
+        return "out = torch.zeros_like(h)\nout[mask] = norm(h[mask])  # mask: True for real rows, in place of norm over all of them"
+    if any(s.value < GraphNormHazard.blind for s in signals.find(PLACE_SIZE_RESPONSE)):
+        return "x = (x - train_x.mean(0)) / train_x.std(0)  # constants of the training set, in place of norm(x, batch)"
+    return ""
+
+
 class UndoNormalisation(ByHand):
     """Leave values as they are, or divide them by a constant, where a division by their own size takes away what they say."""
 
@@ -160,6 +175,9 @@ class UndoNormalisation(ByHand):
 
     def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
         found = [] if signals is None else signals.find(PLACE_NORMALISED_AWAY)
+        change = norm_of_something_else(signals)
+        if change:
+            return change
         if not found:
             return "loss = F.cross_entropy(scale * logits, y)  # scale: nn.Parameter(torch.tensor(10.0)); or the logits before F.normalize"
         name = str(found[0].layer).rpartition(".")[2]
@@ -183,7 +201,13 @@ class Fp32Operation(ByHand):
 
     def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
         operation = operation_behind(signals)
-        if operation.get("place") == "model":
+        lost = [] if signals is None else signals.find(PLACE_LOST_DIGITS)
+        if not operation and lost:
+            name = str(max(lost, key=lambda signal: signal.value).layer).rpartition(".")[2]
+            change = (
+                f"{name} = {name} - {name}.max()  # any reference, in the format that {name} is held in; then cast it"
+            )
+        elif operation.get("place") == "model":
             change = "with torch.autocast(x.device.type, enabled=False):\n    y = self.module(x.float())"
         else:
             change = "with torch.autocast(output.device.type, enabled=False):\n    loss = criterion(output.float(), target.float())"

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from gnnstab.layers.base import Call, Gain, StoredLayer
-from gnnstab.layers.maps import project
+from gnnstab.layers.maps import gain_of, project
 from gnnstab.layers.pyg_layer import PygLayer
 from gnnstab.records import LayerFacts
 
@@ -125,12 +125,9 @@ class AdditiveLayer(PygLayer):
 
     def gain(self, stored: StoredLayer, facts: LayerFacts) -> Gain:
         """Of the source map, whose heads are averaged where the output's are, and of the residual."""
-        value = self._weight(stored, self.source_maps).detach().double()
-        if facts.concat is False and facts.heads is not None:
-            value = value.view(facts.heads, -1, value.shape[1]).mean(dim=0)
         res = stored.tensors.get("res.weight")
         skip = 0.0 if res is None else float(res.detach().double().norm()) / math.sqrt(res.shape[1])
-        return Gain(float(value.norm()) / math.sqrt(value.shape[1]), skip, False)
+        return Gain(gain_of(self._weight(stored, self.source_maps), facts), skip, False)
 
     def empty(self, stored: StoredLayer, facts: LayerFacts) -> nn.Module:
         """One map for all nodes or two, as in the file."""

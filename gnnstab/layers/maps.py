@@ -18,6 +18,8 @@ from gnnstab.records.vocabulary import (
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from gnnstab.records import LayerFacts
+
 BLOCK = 2**20
 """Entries of the largest temporary of the recomputed scores."""
 
@@ -52,6 +54,14 @@ def in_blocks(edges: int, width: int, part: Callable[[slice], Tensor | None]) ->
     parts = [part(slice(start, start + block)) for start in range(0, max(edges, 1), block)]
     known = [one for one in parts if one is not None]
     return torch.cat(known) if len(known) == len(parts) else None
+
+
+def gain_of(weight: Tensor, facts: LayerFacts) -> float:
+    """‖W‖_F/√D of a map (H·C, D); averaged heads reach the output through the mean of their matrices, which is measured then."""
+    weight = weight.detach().double()
+    if facts.concat is False and facts.heads is not None:
+        weight = weight.view(facts.heads, -1, weight.shape[1]).mean(dim=0)
+    return float(weight.norm()) / math.sqrt(weight.shape[1])
 
 
 def scale_rows(rows: Tensor, factors: Sequence[float], name: str) -> None:

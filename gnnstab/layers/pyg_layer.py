@@ -54,7 +54,7 @@ class PygLayer(Layer):
     def repeats(self, function: Any) -> bool:
         """True for PyG's own method, where a compiled graph shows the scores in it."""
         repeatable = type(self).traced_scores is not Layer.traced_scores
-        return repeatable and function is getattr(self.pyg(), self.softmax_in[0])
+        return repeatable and function is getattr(self.pyg(), self.softmax_in[0], None)
 
     # A layer in memory
 

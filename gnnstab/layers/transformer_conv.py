@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from gnnstab.layers.base import Call, Gain, StoredLayer, loop
-from gnnstab.layers.maps import in_blocks, product_norms, project, scale_rows
+from gnnstab.layers.maps import gain_of, in_blocks, product_norms, project, scale_rows
 from gnnstab.layers.pyg_layer import PygLayer
 from gnnstab.records import LayerFacts
 
@@ -100,11 +100,12 @@ class TransformerConvLayer(PygLayer):
         if maybe_query is None or maybe_key is None:
             return None
         query, key, heads = maybe_query, maybe_key, int(conv.heads)
+        edge_map = getattr(conv, "lin_edge", None)
 
         def part(edges: slice) -> Tensor | None:
             keys = key.index_select(0, call.index_source[edges])
-            if conv.lin_edge is not None:
-                edge = None if call.edge_attr is None else project(conv.lin_edge, call.edge_attr[edges])
+            if edge_map is not None:
+                edge = None if call.edge_attr is None else project(edge_map, call.edge_attr[edges])
                 if edge is None:
                     return None
                 keys.add_(edge)
@@ -218,17 +219,10 @@ class TransformerConvLayer(PygLayer):
         )
 
     def gain(self, stored: StoredLayer, facts: LayerFacts) -> Gain:
-        """Averaged heads let the values reach the output through the mean of their matrices, which is measured then."""
-        value = stored.tensors["lin_value.weight"].detach().double()
-        if facts.concat is False and facts.heads is not None:
-            value = value.view(facts.heads, -1, value.shape[1]).mean(dim=0)
+        """Of values and skip, which a gate weighs where there is one."""
         skip = stored.tensors["lin_skip.weight"].detach().double()
-        off = facts.get("root_weight") is False
-        return Gain(
-            float(value.norm()) / math.sqrt(value.shape[1]),
-            0.0 if off else float(skip.norm()) / math.sqrt(skip.shape[1]),
-            bool(facts.get("beta")),
-        )
+        own = 0.0 if facts.get("root_weight") is False else float(skip.norm()) / math.sqrt(skip.shape[1])
+        return Gain(gain_of(stored.tensors["lin_value.weight"], facts), own, bool(facts.get("beta")))
 
     def empty(self, stored: StoredLayer, facts: LayerFacts) -> nn.Module:
         """With the aggregation, too."""

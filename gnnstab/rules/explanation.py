@@ -10,6 +10,7 @@ from gnnstab.records.vocabulary import LOSS_OVER_ZERO, OPTIMIZER_EPS_LOST, OPTIM
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.gs401_sum_aggregation_growth import SumAggregationGrowth
 from gnnstab.rules.gs406_feature_scale import FeatureScale
+from gnnstab.rules.gs408_batch_dependence import BatchDependence
 from gnnstab.rules.queries import large_gain, largest, measured, sharp_from_the_start
 
 Condition = Callable[[Finding, Finding, Signals], bool]
@@ -150,6 +151,17 @@ def _mostly_cut(symptom: Finding, explanation: Finding, signals: Signals) -> boo
     return symptom.signal == "loss.first_rise" and explanation.value > _MOST
 
 
+def _heard_beside_norms(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    """Norms that miss what the whole layer was not given: graphs hear each other where every norm is told which node is whose, too."""
+    return not symptom.signal and not _heard_through_norms(explanation, symptom, signals)
+
+
+def _heard_through_norms(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    """Graphs hear nothing that counts of each other, or nobody has looked, where every norm is told which node is whose."""
+    found = signals.find("place.alone_difference")
+    return not any(s.detail.get("content_with_norms_apart", 0.0) > BatchDependence.moves for s in found)
+
+
 def _without_edges(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
     return explanation.severity == "error"
 
@@ -245,7 +257,8 @@ LINKS = tuple(
         ("GS503", _eps_lost, "GS502 GS601 GS603"),
         # A mask that leaves weight where none belongs: how sharp the rest is says nothing.
         ("GS305", _always, "GS301 GS302 GS304 GS408 GS601 GS603 GS704"),
-        ("GS108", _always, "GS408"),
+        ("GS408", _heard_beside_norms, "GS108"),
+        ("GS108", _heard_through_norms, "GS408"),
         # Aggregation.
         ("GS401", _far_off, "GS603 GS601"),
         ("GS401", _behind, "GS302 GS104 GS702 GS501 GS703"),

@@ -238,3 +238,18 @@ def test_layers_of_pyg_keep_graphs_apart_or_are_told() -> None:
     assert found(asked(Graphs(GPSConv(5, GATConv(5, 5), heads=1)), data), "GS408") == []
     (finding,) = found(asked(Graphs(SGFormer(5, 8, 4)), data), "GS408")
     assert "the largest one pads it" in finding.message and 1e-3 < finding.value < 0.1
+
+
+def test_a_block_that_was_not_given_the_graphs_is_more_than_its_norms() -> None:
+    """Its attention mixes graphs, too: norms that are told which node is whose, on a copy, do not undo it."""
+
+    class Untold(Graphs):
+        def forward(self, x: Tensor, edge_index: Tensor, batch: Tensor) -> Tensor:
+            return self.inner(x, edge_index).mean(-1)
+
+    torch.manual_seed(0)
+    data = rings()
+    data.y = data.x[:, 0]
+    diagnosis = asked(Untold(GPSConv(5, GATConv(5, 5), heads=1, norm="graph_norm")), data)
+    assert {f.explained_by for f in found(diagnosis, "GS108")} == {"GS408"}
+    assert [cause.cause for cause in diagnosis.root_causes()] == ["masking"]

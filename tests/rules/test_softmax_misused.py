@@ -13,6 +13,7 @@ from torch_geometric.data import Data
 
 import gnnstab
 from gnnstab.records import Diagnosis, Finding
+from trained import trained
 
 Weigh = Callable[[Tensor, Tensor], Tensor]
 Score = Callable[[Tensor], Tensor]
@@ -89,15 +90,7 @@ def asked(model: nn.Module) -> Diagnosis:
 
 
 def watched(model: nn.Module) -> Diagnosis:
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    with gnnstab.Monitor(model, optimizer=optimizer, on_finding="ignore") as monitor:
-        for _ in range(6):
-            optimizer.zero_grad()
-            value = loss(model(room()), room())
-            value.backward()
-            optimizer.step()
-            monitor.loss(value)
-    return monitor.diagnose()
+    return trained(model, room(), loss, steps=6)
 
 
 def misused(face: Callable[[nn.Module], Diagnosis], weigh: Weigh, score: Score) -> list[Finding]:

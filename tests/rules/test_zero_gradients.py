@@ -11,6 +11,7 @@ from torch_geometric.nn import GATConv
 
 import gnnstab
 from gnnstab.records import Diagnosis
+from trained import trained
 
 
 class Counting(nn.Module):
@@ -39,15 +40,7 @@ def asked(model: nn.Module) -> Diagnosis:
 
 
 def watched(model: nn.Module) -> Diagnosis:
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    with gnnstab.Monitor(model, optimizer=optimizer, on_finding="ignore") as monitor:
-        for _ in range(20):
-            optimizer.zero_grad()
-            value = loss(model(*graph()), None)
-            value.backward()
-            monitor.loss(value)
-            optimizer.step()
-    return monitor.diagnose()
+    return trained(model, graph(), loss, steps=20)
 
 
 @pytest.mark.parametrize("face", [asked, watched])

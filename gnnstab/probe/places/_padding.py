@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from gnnstab.records.vocabulary import PLACE_PADDED_SPREAD
+from gnnstab.torch_private import BatchNorm
+
+if TYPE_CHECKING:
+    from gnnstab.probe.places.survey import ForwardView
 
 _CLOSED = (
     "pad", "hidden", "ignore", "absent", "empty", "block", "forbid", "closed", "missing", "invalid", "invisible", "not_",
@@ -17,6 +24,31 @@ _OPEN = ("real", "valid", "present", "exist", "keep", "visible", "allow", "adj",
 
 _COUNTS = ("len", "count", "size", "num_", "n_")
 """Parts of a name under which a batch holds how many rows of a set are real."""
+
+
+def rows(seen: ForwardView) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
+    """For each BatchNorm that is given padded rows as well: the spread of the real rows over that of all, median over channels."""
+    found = padding_mask(seen.batch)
+    if found is None:
+        return
+    name, real = found
+    for call in seen.calls.all:
+        given = _rows_of(call.entering[0], real) if isinstance(call.module, BatchNorm) and call.entering else None
+        if given is not None and len(given) > 1:
+            flat, kept = given.double(), real.flatten()
+            share = flat[kept].std(0, correction=0) / flat.std(0, correction=0)
+            if bool(share.isfinite().all()):
+                padding = 1.0 - float(real.double().mean())
+                yield PLACE_PADDED_SPREAD, call.name, float(share.median()), {"mask": name, "padding": padding}
+
+
+def _rows_of(tensor: Tensor, real: Tensor) -> Tensor | None:
+    """(sets·rows, channels) of what a BatchNorm is given: flattened, or channels before rows; None for anything else."""
+    if tensor.dim() == 2 and len(tensor) == real.numel():
+        return tensor.detach()
+    if tensor.dim() == 3 and (tensor.shape[0], tensor.shape[2]) == tuple(real.shape):
+        return tensor.detach().transpose(1, 2).flatten(0, 1)
+    return None
 
 
 def padding_mask(named: Mapping[str, Tensor]) -> tuple[str, Tensor] | None:

@@ -21,14 +21,17 @@ from gnnstab.probe.places import _autograd as autograd
 from gnnstab.probe.places import _constant_rows as constant_rows
 from gnnstab.probe.places import _gains as gains
 from gnnstab.probe.places import _graph_level as graph_level
+from gnnstab.probe.places import _graph_size as graph_size
 from gnnstab.probe.places import _inputs as inputs
 from gnnstab.probe.places import _masks as masks
 from gnnstab.probe.places import _normalised as normalised
+from gnnstab.probe.places import _padding as padding
 from gnnstab.probe.places import _parameters as parameters
 from gnnstab.probe.places import _states as states
 from gnnstab.probe.places import _zeros as zeros
 from gnnstab.probe.places._blocking import Blocks
 from gnnstab.probe.places._calls import Calls, watched
+from gnnstab.probe.places._casts import Casts
 from gnnstab.probe.places._reach import Reach
 from gnnstab.probe.replaying.replica import copied, eager, forked_rng, replica, rng_snapshot, tensors_in, tracked
 from gnnstab.records.vocabulary import PLACE_NON_FINITE
@@ -75,6 +78,7 @@ def survey(
     objective: Callable[[Any], Tensor],
     rng: Any = None,
     cast: AbstractContextManager[Any] | None = None,
+    came_back: Tensor | None = None,
 ) -> list[Place]:
     """Look at every place of one forward and backward.
 
@@ -88,6 +92,7 @@ def survey(
         objective: Output → scalar whose gradients are looked for.
         rng: State of the generators, see `rng_snapshot`.
         cast: The autocast in which the forward runs.
+        came_back: Gradient of the loss at the output, where ``objective`` is not the loss.
 
     Raises:
         UsageError: The model cannot be copied, or its forward fails.
@@ -95,10 +100,10 @@ def survey(
     try:
         with torch.enable_grad():
             own = tracked(copied(tuple(args))), tracked(copied(dict(kwargs)))
-        return _survey(model, *own, batch, objective, rng, cast)
+        return _survey(model, *own, batch, objective, rng, cast, came_back)
     except RuntimeError:
         # A forward may refuse inputs that have a gradient, as where it hands them to NumPy; operations on them are then not seen.
-        return _survey(model, copied(tuple(args)), copied(dict(kwargs)), batch, objective, rng, cast)
+        return _survey(model, copied(tuple(args)), copied(dict(kwargs)), batch, objective, rng, cast, came_back)
 
 
 def _survey(
@@ -109,6 +114,7 @@ def _survey(
     objective: Callable[[Any], Tensor],
     rng: Any,
     cast: AbstractContextManager[Any] | None,
+    came_back: Tensor | None,
 ) -> list[Place]:
     twin = replica(model)
     named = named_tensors(args, kwargs, model)
@@ -128,10 +134,11 @@ def _survey(
 
     reach = Reach(twin, again)
     # The fused attention keeps no weights; the plain one computes the same and shows them.
-    plain = sdpa_kernel(SDPBackend.MATH)
+    plain, casts = sdpa_kernel(SDPBackend.MATH), Casts(named)
     with forked_rng(rng), torch.enable_grad(), watched(twin) as calls, cast, plain:
         try:
-            output = eager(twin)(*args, **kwargs)
+            with casts:
+                output = eager(twin)(*args, **kwargs)
         except RuntimeError:
             raise
         except Exception as error:
@@ -142,7 +149,7 @@ def _survey(
         seen = ForwardView(
             twin, named, calls, outputs, nodes, _graphs([*batch_vectors(model, args, kwargs), *graphs_in(batch)], nodes)
         )
-        found = [Place(*row) for row in _before_backward(seen, given)]
+        found = [Place(*row) for row in (*_before_backward(seen, given), *casts.rows())]
         loss = objective(output)
         if loss.isfinite().all() and all(bool(t.isfinite().all()) for t in outputs):
             found = [
@@ -162,6 +169,8 @@ def _survey(
         ]
     found += [Place(*row) for row in alone.rows(twin, args, kwargs, named, seen.graphs, rng)]
     found += [Place(*row) for row in constant_rows.rows(twin, args, kwargs, seen, rng)]
+    asked = outputs[0].grad if came_back is None and len(outputs) == 1 else came_back
+    found += [Place(*row) for row in graph_size.rows(twin, args, kwargs, seen, asked, rng)]
     return found[:MOST_PLACES]
 
 
@@ -171,6 +180,7 @@ def _before_backward(seen: ForwardView, given: Mapping[str, Tensor]) -> Iterator
         yield from states.rows(seen)
         yield from masks.rows(seen)
         yield from normalised.rows(seen)
+        yield from padding.rows(seen)
         yield from graph_level.rows(seen)
 
 

@@ -78,7 +78,10 @@ class Surveys:
         cast = forward.autocast
         context = torch.autocast(cast.device_type, dtype=cast.dtype) if cast.enabled else nullcontext()
         try:
-            found = survey(self._model, forward.args, forward.kwargs, objective=read_out, rng=forward.rng, cast=context)
+            found = survey(
+                self._model, forward.args, forward.kwargs,
+                objective=read_out, rng=forward.rng, cast=context, came_back=getattr(forward.answer, "gradient", None),
+            )  # fmt: skip
         except (UsageError, RuntimeError) as error:
             # A model that cannot be copied, or no memory for a second one: the run itself is recorded all the same. Any other
             # failure is one of the tool, and told as such.

@@ -26,9 +26,11 @@ from gnnstab.records.vocabulary import (
     PLACE_DEAD_SHARE,
     PLACE_GAIN,
     POOL_SUM_SIZE,
+    SCORE_PRODUCT_SCALE,
     SUM_BY_HAND_SIZE,
 )
-from gnnstab.rules.queries import large_gain, per_head
+from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
+from gnnstab.rules.queries import large_gain, measured, per_head
 from gnnstab.verification.interventions._measuring import Look
 from gnnstab.verification.interventions._trial import Case, Edit, Trial
 
@@ -139,6 +141,19 @@ def _of_single_weights(case: Case) -> Iterator[Trial]:
         f"the weight of {_listed(list(found))} has a gain of {max(found.values()):.3g}", Edit(model=edited), deviates=True,
         place=_listed(list(found)),
     )  # fmt: skip
+
+
+def divide_products(case: Case, base: Look) -> Iterator[Trial]:
+    """Scores that are many times q·k/√d, divided by what is too much."""
+    limit = AttentionExplosion().product_scale
+    scales = {str(s.layer): s.value for s in measured(case.signals.find(SCORE_PRODUCT_SCALE)) if s.value > limit}
+    if scales and case.suffers("attention.", "score.", "precision.", "gradient."):
+        yield Trial(
+            "divide-products", "attention-explosion", f"dividing the scores of {_listed(list(scales))} down to q·k/√d",
+            f"the scores of {_listed(list(scales))} are {max(scales.values()):.3g} times q·k/√d",
+            Edit(score_factors={name: torch.tensor(1 / scale) for name, scale in scales.items()}), deviates=True,
+            place=_listed(list(scales)),
+        )  # fmt: skip
 
 
 def rescale_queries(case: Case, base: Look) -> Iterator[Trial]:
