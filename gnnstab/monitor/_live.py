@@ -18,6 +18,10 @@ _UNUSUAL = 4.0
 """× the gradient norm of the last recorded step: a smaller one is no news for rules that speak from 10 × on."""
 
 
+_CLOSE = 100
+"""Steps of the beginning that are all heard of, also those that are left out: medians and spikes begin there."""
+
+
 class LiveWatch:
     """Hands the latest step of a recorder to the live rules.
 
@@ -52,7 +56,9 @@ class LiveWatch:
     def _news(self, row: StepRow) -> bool:
         """True for a step that was left out and must be heard of; most are as the recorded ones beside them."""
         norm = row.grad_norm
-        return bool(self._feed) or row.loss is not None or (norm is not None and not norm <= _UNUSUAL * self._usual)
+        if row.step < _CLOSE or self._slopes.latest[0] > self._checked or row.loss is not None or self._feed:
+            return True
+        return norm is not None and not norm <= _UNUSUAL * self._usual
 
     def step(self) -> list[Finding]:
         """What is new in the latest step; nothing for one that was looked at before."""
