@@ -27,7 +27,7 @@ from gnnstab.probe.operations.repeat import Objective
 from gnnstab.probe.overhead_budget import OverheadBudget
 from gnnstab.probe.places.surveys import Surveys
 from gnnstab.probe.replaying.replica import unwrap
-from gnnstab.probe.replaying.skipped_step import SkippedForward, run_again
+from gnnstab.probe.replaying.skipped_step import SkippedForward, look_again, run_again
 from gnnstab.probe.schedule import Schedule
 from gnnstab.probe.state import State
 from gnnstab.records import Coverage, Event, Measure, StepRow
@@ -150,7 +150,7 @@ class Recorder:
         for layer in self.layers:
             self.state.error_guard.run(f"detaching from {layer.name}", layer.detach)
         self.state.error_guard.run("detaching from the model", self._forwards.detach)
-        self.state.error_guard.run("the end of the run", self._finish)
+        self.state.error_guard.run("the end of the run", lambda: self.notes.finish(self._step_writer))
         self.state.error_guard.run("handing over failures", self.hand_over_failures)
 
     def __enter__(self) -> Recorder:
@@ -263,6 +263,8 @@ class Recorder:
         row = uneventful(self.state.step, time.monotonic() - self._start, self._loss, lr, scale, norm, skipped)
         if row is not None and self._late is None:
             self._tell_left_out(row)
+            if self.budget.schedule.leapt:
+                self.sent = look_again(self.model, self._forwards.skipped, row.step, self.writer, _full) or self.sent
             return
         ended = self._ended(NO_STATS, lr, scale, skipped)
         ended.leave_out(norm, self._forwards.skipped)
@@ -389,10 +391,6 @@ class Recorder:
         self.events += failures[: _EVENTS - len(self.events)]
         for event in failures:
             self.writer.event(event)
-
-    def _finish(self) -> None:
-        self.notes.note_unseen()
-        self.notes.write(self._step_writer, changed=True)
 
 
 def _full(model: nn.Module, writer: Writer) -> Recorder:

@@ -22,6 +22,9 @@ _DENSE = 16
 _SPARSE = 8
 """Most steps between two of the light tier in the rest of it."""
 
+_LEAP = 10.0
+"""× the largest gradient before, from which on a step that was left out is worth another look; as GS603 counts a spike."""
+
 _LONGEST = 1000
 """Most steps between two of the light tier, however small the budget."""
 
@@ -55,6 +58,12 @@ class Schedule:
         self._dense = _DENSE if beginning > _SETTLE else _SETTLE
         self._fewest = full_every
         self._force = self._unusual = False
+        self.leapt = False
+        """True when the gradient of the step that was heard of last is many times all before."""
+
+        self._closely = 0
+        """Steps before this one are all recorded."""
+
         self._largest = {"loss": -math.inf, "gradient": -math.inf}
         self._next_light = self._next_full = 0
         self._boundary = time.perf_counter()
@@ -72,18 +81,21 @@ class Schedule:
         self.held = self.held or reason
         self.light_every, self._next_light = 1, 0
 
+    def watch(self, step: int) -> None:
+        """Something was found: record every step from this one on, for as many as the live rules look back."""
+        self._closely = step + _WINDOW
+
     def hear(self, step: int, loss: float | None = None, gradient: float | None = None) -> None:
         """Take in the loss or the gradient's norm of a step: in the beginning, the one after a new largest is recorded."""
-        if step >= self._beginning:
-            return
+        self.leapt = gradient is not None and gradient > _LEAP * self._largest["gradient"] > 0
         for kind, value in (("loss", loss), ("gradient", gradient)):
             if value is not None and value > self._largest[kind]:
-                self._largest[kind], self._unusual = value, True
+                self._largest[kind], self._unusual = value, step < self._beginning
 
     def choose(self, step: int) -> tuple[bool, bool]:
         """(light, full) for this step."""
         full = self._force or (self.full_every > 0 and step >= self._next_full)
-        light = full or self._unusual or self.budget is None or step >= self._next_light
+        light = full or self._unusual or self.budget is None or step >= self._next_light or step < self._closely
         self._force = self._unusual = False
         if full and self.full_every:
             # Fixed intervals keep to their multiples, also after an event.

@@ -116,3 +116,23 @@ def test_no_full_tier() -> None:
     schedule.force()
     assert schedule.choose(3) == (True, True)
     assert schedule.choose(4) == (True, False)
+
+
+def test_a_finding_has_the_next_steps_recorded() -> None:
+    schedule = Schedule(50, 0.02, beginning=100)
+    schedule.light_every = 1000
+    chosen = []
+    for number in range(200, 300):
+        if number == 240:
+            schedule.watch(number)
+        chosen += [number] * schedule.choose(number)[0]
+    assert chosen[1:] == list(range(240, 272))
+
+
+def test_only_a_gradient_many_times_all_before_is_a_leap() -> None:
+    schedule = Schedule(50, 0.02, beginning=100)
+    leaps = []
+    for step, norm in enumerate((3.0, 1.0, 29.0, 300.0, 40.0, 2000.0)):
+        schedule.hear(step, None, norm)
+        leaps.append(schedule.leapt)
+    assert leaps == [False, False, False, True, False, False]
