@@ -134,6 +134,10 @@ class LiveEngine:
             found += self._overshoots.measured(*overshoot, lr)
         return [f for f in found if self._first_time(f)] + ([] if loss is None else self.loss(step, loss, lr))
 
+    def rate(self, step: int, lr: float | None) -> list[Finding]:
+        """Take in the learning rate of a step of which nothing else is to be told."""
+        return [finding for finding in self._rates.rate(step, lr) if self._first_time(finding)]
+
     def tried(self, rise: Signal, moved: float | None) -> list[Finding]:
         """Take in how far trial steps before the first update raised the loss, and by how much one moves the output."""
         values = (rise,) if moved is None else (rise, Signal(OPTIMIZER_OUTPUT_MOVE, moved, source="training"))
