@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from gnnstab.layers.additive import AdditiveLayer
 from gnnstab.layers.base import Call, StoredLayer
 from gnnstab.layers.maps import per_head, project
+from gnnstab.layers.pyg_layer import Factor
 from gnnstab.records.vocabulary import LOGIT_FROBENIUS
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ class GATConvLayer(AdditiveLayer):
         "skip": ("res",),
     }
     vectors: ClassVar[tuple[str, ...]] = ("att_src", "att_dst", "att_edge")
+    factors: ClassVar[tuple[Factor, ...]] = (Factor("att_src", 1), Factor("att_dst", 1), Factor("att_edge", 1))
     source_maps: ClassVar[tuple[str, ...]] = ("lin", "lin_src")
     target_maps: ClassVar[tuple[str, ...]] = ("lin", "lin_dst")
     signature: ClassVar[re.Pattern[str]] = re.compile(
@@ -45,12 +47,6 @@ class GATConvLayer(AdditiveLayer):
         "bias": True,
         "residual": False,
     }
-
-    def pyg(self) -> Any:
-        """`torch_geometric.nn.GATConv`."""
-        from torch_geometric.nn import GATConv
-
-        return GATConv
 
     def scores(self, module: nn.Module, call: Call, x_source: Tensor, x_target: Tensor) -> Tensor | None:
         """On the edges of a call."""

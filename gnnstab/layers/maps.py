@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from gnnstab.errors import FixError
 from gnnstab.records.vocabulary import (
     LOGIT_ALIGNMENT,
     LOGIT_EDGE_SPECTRAL,
@@ -16,6 +17,8 @@ from gnnstab.records.vocabulary import (
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from gnnstab.records import LayerFacts
 
 BLOCK = 2**20
 """Entries of the largest temporary of the recomputed scores."""
@@ -51,6 +54,22 @@ def in_blocks(edges: int, width: int, part: Callable[[slice], Tensor | None]) ->
     parts = [part(slice(start, start + block)) for start in range(0, max(edges, 1), block)]
     known = [one for one in parts if one is not None]
     return torch.cat(known) if len(known) == len(parts) else None
+
+
+def gain_of(weight: Tensor, facts: LayerFacts) -> float:
+    """‖W‖_F/√D of a map (H·C, D); averaged heads reach the output through the mean of their matrices, which is measured then."""
+    weight = weight.detach().double()
+    if facts.concat is False and facts.heads is not None:
+        weight = weight.view(facts.heads, -1, weight.shape[1]).mean(dim=0)
+    return float(weight.norm()) / math.sqrt(weight.shape[1])
+
+
+def scale_rows(rows: Tensor, factors: Sequence[float], name: str) -> None:
+    """Multiply every head's rows of a map by its factor, in place; raises `FixError` where the rows are no multiple of the heads."""
+    if len(rows) % len(factors):
+        raise FixError(f"{name} has {len(rows)} rows, which is no multiple of {len(factors)} heads")
+    by_head = rows.view(len(factors), -1)
+    by_head *= by_head.new_tensor(factors).unsqueeze(1)
 
 
 def per_head(weight: Tensor, bias: Tensor | None, heads: int) -> Tensor:

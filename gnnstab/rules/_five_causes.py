@@ -100,7 +100,7 @@ def _unsuitable_init(statuses: Statuses, signals: Signals) -> StatusAndReason:
         else ""
     )
     if _status(statuses, "GS201") == "fired":
-        return "present", f"{looks}{missed}GS201: the initial gain lies outside its limits"
+        return "present", f"{looks}{missed}GS201: they begin as no initialisation in use draws them"
     if depth < 6:
         status = "present" if missed else "absent"
         return (

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from gnnstab.errors import NotEvaluable
 from gnnstab.records import Finding, Signal, Signals
+from gnnstab.records.vocabulary import LOSS_MARKED_TARGETS
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.gs302_attention_saturated_by_input import AttentionSaturatedByInput
@@ -21,7 +22,7 @@ class FeatureScale(Rule):
     of the batch by its name (node and edge features, time deltas, encodings) whose size reaches a weight, no normalisation in between. With
     a symptom that scale explains (attention saturated that is healthy at an input of RMS 1, or by such edge features; a saturated
     gate) a warning; without, information. An RMS above 1000 that reaches a weight is a warning by itself, and so are targets of an RMS above
-    1000 that the output falls 30 times short of; in a run whose targets nobody saw, a loss that no mean or sum of squares of
+    1000 that the output falls 30 times short of, one number far away from all others that several targets of a squared error hold; in a run whose targets nobody saw, a loss that no mean or sum of squares of
     smaller targets reaches. Whole numbers (ids, indices, counts, masks, one-hot columns) are not judged, unless
     a weight multiplies a column of them with an RMS above 10 as it is. Targets count where the loss is not small beside them: a loss may scale
     them itself.
@@ -74,11 +75,15 @@ class FeatureScale(Rule):
     raw: float = threshold(
         10.0, unit="× the loss", source="derived: a mean of absolute differences to them is as large as they are"
     )
+    mark: float = threshold(
+        20.0, unit="× the spread of the others", source="derived: no measured values hold one number so far away"
+    )
     short: float = threshold(30.0, unit="× the output", source="heuristic: many hundred steps of Adam at 1e-3 away")
 
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding for each tensor with a symptom, else one for the batch."""
         yield from self._of_the_loss(signals)
+        yield from self._marked(signals)
         places = [s for name in ("place.rms", "place.column_ratio") for s in measured(signals.find(name))]
         if places:
             # What is not even finite has no scale: GS407 tells.
@@ -103,6 +108,20 @@ class FeatureScale(Rule):
                 limit=limit,
                 signal=loss[0],
                 confidence="medium",
+            )
+
+    def _marked(self, signals: Signals) -> Iterator[Finding]:
+        """One number among the targets that stands for missing values and is compared with the output all the same."""
+        for signal in signals.find(LOSS_MARKED_TARGETS)[:1]:
+            mark, count, of = (signal.detail.get(key) for key in ("mark", "count", "of"))
+            yield self.finding(
+                f"the targets hold {mark:g} in {count} of {of} entries, {signal.value:.3g} times the spread of the others away from them, as a mark of "
+                f"missing values does, and the loss compares the output with it. Leave these entries out: known = y != {mark:g}; "
+                "loss(output[known], y[known]).",
+                severity="warning",
+                limit=self.mark,
+                signal=signal,
+                cause="masking",
             )
 
     def _at_places(self, signals: Signals, places: Sequence[Signal]) -> Iterator[Finding]:

@@ -100,13 +100,15 @@ class Oversmoothing(Rule):
             return
         first = hidden[0]
         alike = {s.layer for s in hidden}
-        passed = [one for one in signals.attention_layers if one.name not in alike and one.identity_path is not True]
-        smoothed = last_apart >= 0 and len(passed) >= self.min_layers
+        stack = [one for one in signals.attention_layers if one.identity_path is not True]
+        # Nodes that two layers and more left apart, in a stack of them, were smoothed out, however soon that ends in rounding.
+        gradually = sum(one.name not in alike for one in stack) >= 2
+        smoothed = last_apart >= 0 and gradually and len(stack) >= self.min_layers
         where = f"already in the input `{first.layer}`" if last_apart < 0 else f"from {first.layer} on"
         yield self.finding(
             f"the nodes of a graph are alike up to rounding {where} (they differ by {first.value:.1g} of their size, in the output by "
             f"{largest(ends).value:.1g}), so that every node gets the same answer"
-            + (f": {len(passed)} attention layers without an identity path have smoothed them out" if smoothed else "")
+            + (f": {len(stack)} attention layers without an identity path have smoothed them out" if smoothed else "")
             + ". Give each node a term of its own: root_weight=True, residual=True, or x = x + conv(x, edge_index).",
             severity="warning",
             limit=self.alike,

@@ -13,6 +13,7 @@ from torch_geometric.data import Data
 
 import gnnstab
 from gnnstab.records import Diagnosis, Finding
+from trained import trained
 
 Weigh = Callable[[Tensor, Tensor], Tensor]
 Score = Callable[[Tensor], Tensor]
@@ -28,6 +29,10 @@ def set_to_minus_inf(scores: Tensor, near: Tensor) -> Tensor:
 
 def zero_where_closed(scores: Tensor, near: Tensor) -> Tensor:
     return torch.where(near > 0, scores, 0.0).div(2).softmax(-1) * near
+
+
+def taken_away_later(scores: Tensor, near: Tensor) -> Tensor:
+    return scores.div(2).softmax(-1) * near
 
 
 def lifted(scores: Tensor, near: Tensor) -> Tensor:
@@ -85,15 +90,7 @@ def asked(model: nn.Module) -> Diagnosis:
 
 
 def watched(model: nn.Module) -> Diagnosis:
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    with gnnstab.Monitor(model, optimizer=optimizer, on_finding="ignore") as monitor:
-        for _ in range(6):
-            optimizer.zero_grad()
-            value = loss(model(room()), room())
-            value.backward()
-            optimizer.step()
-            monitor.loss(value)
-    return monitor.diagnose()
+    return trained(model, room(), loss, steps=6)
 
 
 def misused(face: Callable[[nn.Module], Diagnosis], weigh: Weigh, score: Score) -> list[Finding]:
@@ -112,6 +109,7 @@ FACES = pytest.mark.parametrize("face", [asked, watched])
         (multiplied, "exp(0) is 1", (0.7, 0.95)),
         (zero_where_closed, "a constant", (0.7, 0.95)),
         (lifted, "a constant", (0.99, 1.01)),
+        (taken_away_later, "after the softmax", (0.7, 0.95)),
     ],
 )
 def test_a_mask_that_leaves_weight_is_named(

@@ -12,11 +12,11 @@ from torch import Tensor
 from torch_geometric.nn import MessagePassing
 from torch_geometric.nn.aggr import Aggregation
 
+from gnnstab.probe.batches.roles import is_target
 from gnnstab.probe.places import _autograd as autograd
 from gnnstab.probe.places import _masks as masks
 from gnnstab.probe.places import _numbers as numbers
 from gnnstab.probe.places._padding import padding_mask
-from gnnstab.probe.places._roles import is_target
 from gnnstab.records.vocabulary import PLACE_CLAMPED_SHARE, PLACE_DEAD_SHARE
 
 if TYPE_CHECKING:
