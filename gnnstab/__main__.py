@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gnnstab.cli import main
+from importlib import import_module
 
 if __name__ == "__main__":
-    main()
+    import_module("gnnstab.cli").main()

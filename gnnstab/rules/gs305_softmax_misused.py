@@ -101,8 +101,8 @@ class SoftmaxMisused(Rule):
     def _behind(self, signals: Signals) -> Iterator[Finding]:
         """Weight on padding, and weight that a mask takes away too late."""
         for signal in measured(signals.find("place.padding_weight")):
-            if signal.value > self.weight:
-                mask = signal.detail["mask"]
+            mask = signal.detail.get("mask")
+            if signal.value > self.weight and mask is not None:
                 yield self.finding(
                     f"the softmax behind {signal.layer} gives {percent(signal.value)} of its weight to rows that are padding by `{mask}` "
                     f"({percent(float(signal.detail['share']))} of all rows are): no mask closes them. Write "

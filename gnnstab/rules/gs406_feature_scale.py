@@ -114,6 +114,8 @@ class FeatureScale(Rule):
         """One number among the targets that stands for missing values and is compared with the output all the same."""
         for signal in signals.find(LOSS_MARKED_TARGETS)[:1]:
             mark, count, of = (signal.detail.get(key) for key in ("mark", "count", "of"))
+            if mark is None:
+                continue
             yield self.finding(
                 f"the targets hold {mark:g} in {count} of {of} entries, {signal.value:.3g} times the spread of the others away from them, as a mark of "
                 f"missing values does, and the loss compares the output with it. Leave these entries out: known = y != {mark:g}; "

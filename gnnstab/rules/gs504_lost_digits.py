@@ -47,8 +47,8 @@ class LostDigits(Rule):
         if not signals.find("place.rms"):
             raise NotEvaluable("needs a forward of the model: pass a batch (--model pkg.mod:factory --batch FILE)")
         for signal in measured(signals.find("place.lost_digits")):
-            if signal.value > self.lost:
-                detail = signal.detail
+            detail = signal.detail
+            if signal.value > self.lost and "format" in detail:
                 yield self.finding(
                     f"{signal.layer} is cast to {detail['format']}, which cannot hold its differences: of {detail['before']} distinct values "
                     f"{detail['after']} are left (up to {detail['largest']:.3g}, standard deviation {detail['spread']:.3g}), and rounding "
