@@ -164,13 +164,13 @@ class PygLayer(Layer):
         if factors is None:
             return [loop(f"{owner}.heads"), *(f"    {_line(owner, f, 'h', 'gamma[h]')}" for f in chosen)]
         low = [(head, factor) for head, factor in enumerate(factors) if factor < 1.0]
-        block = self.block(facts)
+        block = self.columns(facts, len(factors)) // max(len(factors), 1)
         places = {h: str(h) if block == 1 else f"{h * block}:{(h + 1) * block}" for h, _ in low}
         return [_line(owner, f, places[head], f"{factor:.4g}") for head, factor in low for f in chosen]
 
-    def block(self, facts: LayerFacts | None) -> int:
-        """Length of a head's block in the factors."""
-        return 1
+    def columns(self, facts: LayerFacts | None, heads: int) -> int:
+        """Length of the axis along which the heads lie, each as a block of equal length; ``heads`` scores per edge."""
+        return heads
 
 
 def along(tensor: Tensor, axis: int, factors: Sequence[float]) -> Tensor:

@@ -79,6 +79,6 @@ class RGATConvLayer(PygLayer):
             return parameter == "q"
         return parameter != "e" or bool(facts.edge_dim)
 
-    def block(self, facts: LayerFacts | None) -> int:
-        """``dim`` columns per head."""
-        return int((facts and facts.get("dim")) or 1)
+    def columns(self, facts: LayerFacts | None, heads: int) -> int:
+        """``dim`` columns, each with a score of its own, for every head."""
+        return heads if facts is None or facts.heads is None else facts.heads * int(facts.get("dim") or 1)

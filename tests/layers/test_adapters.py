@@ -263,6 +263,13 @@ class TestEdits:
         for line in lines:
             exec(line, {"conv": layer})
         assert torch.allclose(scores_of(layer, arguments), expected(small), atol=1e-6)
+        each = [0.5 + 0.1 * column for column in range(before.shape[1])]
+        if len(each) == heads:
+            return
+        assert kind.kind == "RGATConv", "a head has one score, but for the columns of this product"
+        for line in kind.scale_lines("conv", facts, [min(0.5 * factor, 0.99) for factor in each]):
+            exec(line, {"conv": layer})
+        assert torch.allclose(scores_of(layer, arguments), expected(small) * 0.5 * torch.tensor(each), atol=1e-6)
 
     def add_gate(self, kind: Layer, layer: Any, arguments: Any) -> None:
         if kind.gate(layer) is not None or not kind.has_skip(layer):

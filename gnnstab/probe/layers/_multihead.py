@@ -52,13 +52,17 @@ class MultiheadRecorder(SoftmaxRecorder):
             yield as_edges(*seen, 3, seen[0].shape[1], None)
 
     def _seen(self) -> tuple[Tensor, Tensor] | None:
-        """(B, H, N, M) scores and attention; fused attention runs where the caller asked for no weights."""
         args, kwargs = self.given
-        score = multihead_scores(self.module, *args, **kwargs)
-        if score is None:
-            return None
-        weights = args[4] if len(args) > 4 else kwargs.get("need_weights", True)
-        return score, torch.softmax(score, -1) if weights else fused_softmax(score)
+        return multihead_attention(self.module, *args, **kwargs)
+
+
+def multihead_attention(module: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor] | None:
+    """(B, H, N, M) scores and attention of one call; fused attention runs where the caller asked for no weights."""
+    score = multihead_scores(module, *args, **kwargs)
+    if score is None:
+        return None
+    weights = args[4] if len(args) > 4 else kwargs.get("need_weights", True)
+    return score, torch.softmax(score, -1) if weights else fused_softmax(score)
 
 
 def multihead_scores(
