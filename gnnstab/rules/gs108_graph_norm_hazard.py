@@ -148,7 +148,7 @@ class GraphNormHazard(Rule):
     def _padded(self, signals: Signals) -> Iterator[Finding]:
         """Padded rows that fill the statistics of a BatchNorm."""
         for signal in measured(signals.find(PLACE_PADDED_SPREAD)):
-            if signal.value < self.spread:
+            if signal.value < self.spread and signal.detail.get("mask"):
                 yield self.finding(
                     f"the statistics of {signal.layer} count padded rows ({percent(float(signal.detail.get('padding', 0.0)))} of all, by "
                     f"`{signal.detail.get('mask')}`), which lie far from the real ones: behind the norm these differ by {percent(signal.value)} of "
