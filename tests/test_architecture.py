@@ -37,7 +37,7 @@ ORDER = [
     {"baseline", "budgets", "compare", "config", "watch"},
     {"testing", "demo"},
     {"demo_files"},
-    {"pytest_plugin", "cli"},
+    {"pytest_plugin", "cli", "__main__"},
 ]
 """A room may import what stands in an earlier row, and itself, inside functions too. `cli/` on disk is `gnnstab.cli`."""
 
