@@ -10,6 +10,8 @@ import click
 
 from gnnstab.errors import UsageError
 
+from . import completion
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -39,7 +41,7 @@ UNSAFE = click.option("--unsafe-load", is_flag=True, help="DANGEROUS: allow a fi
 
 _OPTIONS = (
     click.option("--model", required=True, metavar="PKG.MOD:FACTORY", help="Makes the model, with fresh weights."),
-    click.option("--batch", required=True, metavar="FILE", help="File with one batch."),
+    click.option("--batch", required=True, metavar="FILE", shell_complete=completion.files, help="File with one batch."),
     click.option("--loss", metavar="PKG.MOD:FN", help="loss(output, batch); a stated synthetic task when omitted."),
     click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16"]), default="fp32", show_default=True,
                  help="Run under autocast to this."),

@@ -6,11 +6,11 @@ from typing import Any
 
 import click
 
-from . import gate, options
+from . import completion, gate, options
 
 
 @click.command()
-@click.argument("targets", nargs=-1, required=True, metavar="TARGET...")
+@click.argument("targets", nargs=-1, required=True, metavar="TARGET...", shell_complete=completion.files)
 @options.GATE
 @options.REPORT
 @options.TARGET

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from . import gate, options, output
+from . import completion, gate, options, output
 
 
 class Factor(click.ParamType):  # type: ignore[type-arg, unused-ignore]
@@ -24,8 +24,8 @@ class Factor(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 
 
 @click.command()
-@click.argument("before")
-@click.argument("after")
+@click.argument("before", shell_complete=completion.files)
+@click.argument("after", shell_complete=completion.files)
 @click.option(
     "--fail-on-growth", "factor", type=Factor(), metavar="FACTOR", help="Exit 1 when a number grew by this, e.g. 2x."
 )

@@ -3,7 +3,32 @@
 from __future__ import annotations
 
 import click
-from click.shell_completion import CompletionItem
+from click.shell_completion import BashComplete, CompletionItem, add_completion_class
+
+
+class Bash(BashComplete):
+    """Bash cuts ``--format=js`` and ``html=out`` into three words; here they are one again."""
+
+    def get_completion_args(self) -> tuple[list[str], str]:
+        """The words before the cursor, and the one at the cursor."""
+        before, last = super().get_completion_args()
+        words: list[str] = []
+        for word in (*before, last):
+            if words and (word.startswith("=") or words[-1].endswith("=")):
+                words[-1] += word
+            else:
+                words.append(word)
+        return words[:-1], words[-1]
+
+
+def register() -> None:
+    """Answer bash by `Bash`."""
+    add_completion_class(Bash)
+
+
+def files(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Files and folders, by the shell itself."""
+    return [CompletionItem(incomplete, type="file")]
 
 
 def codes(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -30,7 +55,9 @@ def formats(_: click.Context, __: click.Parameter, incomplete: str) -> list[Comp
 
 
 def outputs(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """``FORMAT=``, to be followed by a path."""
+    """``FORMAT=``, and behind it a file."""
+    if "=" in incomplete:
+        return files(context, parameter, incomplete)
     return [CompletionItem(f"{item.value}=") for item in formats(context, parameter, incomplete)]
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 import webbrowser
 from pathlib import Path
 
 import click
 
-from . import options, output
+from . import case, options, output
 
 
 @click.command()
@@ -28,8 +29,9 @@ from . import options, output
     type=click.Path(file_okay=False, path_type=Path),
     help="Only write the files that the documentation names into this folder.",
 )
+@case.VERBOSE
 @options.debug
-def command(folder: Path, opened: bool | None, files: Path | None) -> int:
+def command(folder: Path, opened: bool | None, files: Path | None, verbose: bool) -> int:
     """A small network that blows up: recorded, diagnosed, fixed and proven, in under a minute.
 
     Exits with 0 when the demonstration worked, whatever it found.
@@ -38,6 +40,7 @@ def command(folder: Path, opened: bool | None, files: Path | None) -> int:
         return _write_files(files)
     from gnnstab import demo
     from gnnstab.report import render
+    from gnnstab.report.summary import verdict
 
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("demo-*.gnnstab*"):
@@ -45,12 +48,39 @@ def command(folder: Path, opened: bool | None, files: Path | None) -> int:
     outcome = demo.run(folder, lambda line: click.echo(f"  {line}", err=True))
     page = folder / "demo.html"
     output.write(page, render(outcome.proof, "html", face="cli"))
-    output.show(render(demo.without_fixes(outcome.run), "text", face="cli", **output.terminal()))
-    click.echo(f"\n{demo.summary(outcome)}")
-    click.echo(f"\nThe run:  {outcome.trace}  (gnnstab diagnose {outcome.trace})\nThe page: {page.resolve()}")
+    if verbose:
+        output.show(render(demo.without_fixes(outcome.run), "text", face="cli", verbose=True, **output.terminal()))
+        told = [demo.verdicts(outcome)]
+    else:
+        told = [_labelled(f"{verdict(outcome.run)[0]}  ", str(outcome.trace))]
+        told += [_entry(label, text, _ROWS.get(label, 1)) for label, text in demo.summary(outcome)]
+    if code := textwrap.indent(demo.change(outcome), " " * _LABEL):
+        told.append(_labelled("change", code[_LABEL:]))
+    click.echo("\n".join([*told, _labelled("the run", f"gnnstab diagnose {outcome.trace}")]))
+    # A path is for copying: it stands whole in its line.
+    click.echo(_labelled("the page", str(page.resolve())) + "\n" + textwrap.fill(demo.closing(outcome), 80))
     if _has_screen() if opened is None else opened:
         webbrowser.open(page.resolve().as_uri())
     return 0
+
+
+def _labelled(label: str, text: str) -> str:
+    return f"{label:<{_LABEL}}{text}".rstrip()
+
+
+def _entry(label: str, text: str, rows: int) -> str:
+    """A label and at most so many lines of text beside it."""
+    return textwrap.fill(
+        text, 80, initial_indent=f"{label:<{_LABEL}}", subsequent_indent=" " * _LABEL, max_lines=rows, placeholder=" …",
+        break_on_hyphens=False,
+    )  # fmt: skip
+
+
+_ROWS = {"warned": 2, "others": 2}
+"""Entries that may take more than a line."""
+
+_LABEL = 10
+"""Columns of the labels at the left."""
 
 
 def _write_files(folder: Path) -> int:

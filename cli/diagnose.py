@@ -7,11 +7,11 @@ from typing import Any
 
 import click
 
-from . import gate, options
+from . import completion, gate, options
 
 
 @click.command()
-@click.argument("targets", nargs=-1, required=True, metavar="TARGET...")
+@click.argument("targets", nargs=-1, required=True, metavar="TARGET...", shell_complete=completion.files)
 @options.TARGET
 @click.option(
     "--verify", is_flag=True, help="Prove the recommended fixes on a copy of the model (needs --model and --batch)."

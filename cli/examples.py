@@ -1,6 +1,7 @@
-"""The examples that stand at the end of every command's help."""
+"""The examples that stand at the end of the help: of the program and of every command."""
 
 EXAMPLES: dict[str, tuple[str, ...]] = {
+    "": ("gnnstab demo", "gnnstab diagnose actor.pt", "gnnstab explain nan"),
     "diagnose": (
         "gnnstab diagnose actor.pt",
         "gnnstab diagnose actor.pt --model network:actor --batch batch.pt",
@@ -27,7 +28,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "demo": ("gnnstab demo", "gnnstab demo --files example", "gnnstab demo --folder tour --no-open"),
     "config": ("gnnstab config", "gnnstab config --config ci.toml --quiet"),
 }
-"""Command → calls of it."""
+"""Command → calls of it; those of the program itself under ``""``."""
 
 
 def epilog(command: str) -> str:

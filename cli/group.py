@@ -14,6 +14,7 @@ import click
 from gnnstab import __version__
 
 from . import interrupt
+from .examples import epilog
 
 FINDINGS, ERROR, NOTHING_EVALUABLE, INTERRUPTED = 1, 2, 3, 130
 
@@ -33,8 +34,6 @@ class Commands(click.Group):
 
         if cmd_name not in COMMANDS:
             return None
-        from .examples import epilog
-
         command: click.Command = import_module(COMMANDS[cmd_name][0]).command
         command.epilog = epilog(cmd_name)
         # Click keeps the first help option that it makes for a command: one made outside this group must know -h as well.
@@ -68,7 +67,7 @@ class Commands(click.Group):
         sys.exit(_flush(run(sys.argv[1:] if args is None else args)))
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]}, epilog=epilog(""))
 @click.version_option(__version__, message="gnnstab %(version)s")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.pass_obj
@@ -93,6 +92,10 @@ def run(arguments: Sequence[str]) -> int:
 
 def _run(arguments: Sequence[str]) -> int:
     state = {"debug": False}
+    if "_GNNSTAB_COMPLETE" in os.environ:
+        from .completion import register
+
+        register()
     try:
         result = click.Group.main(main, list(arguments), prog_name="gnnstab", obj=state, standalone_mode=False)
         return result if isinstance(result, int) else 0

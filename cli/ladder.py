@@ -23,6 +23,7 @@ from . import case, gate, options, output
     help="Agents of the final test: those of the batch, then larger graphs, on which the first stable rung is tried. One number: none.",
 )
 @case.options
+@case.VERBOSE
 @options.debug
 def command(
     train: str | None,
@@ -38,6 +39,7 @@ def command(
     store: str | None,
     format: str,
     unsafe_load: bool,
+    verbose: bool,
 ) -> int:
     """Fixes added one after another: from which on is the run stable, and which did nothing?
 
@@ -54,5 +56,8 @@ def command(
             given.model, batch=given.batch, loss=given.loss, train=resolve(train) if train else None, seeds=seeds,
             steps=steps, precision=precision, lr=lr, sizes=sizes, factory=given.factory, workers=jobs, store=store, progress=tell,
         )  # fmt: skip
-    output.show(as_json(found) if format == "json" else ladder_text(found) + "\n", format)
+    if format == "json":
+        output.show(as_json(found), format)
+    else:
+        output.show(ladder_text(found, width=output.terminal()["width"], verbose=verbose) + "\n")
     return 0 if found.stable_from is not None else 1

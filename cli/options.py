@@ -49,7 +49,7 @@ def _together(*options: Callable[[Any], Any]) -> Callable[[F], F]:
 
 TARGET = _together(
     click.option("--model", metavar="PKG.MOD:FACTORY", help="Model that the checkpoint belongs to."),
-    click.option("--batch", metavar="FILE", help="File with one batch: makes attention and gradients visible."),
+    click.option("--batch", metavar="FILE", shell_complete=completion.files, help="File with one batch: makes attention and gradients visible."),
     click.option("--loss", metavar="PKG.MOD:FN", help="loss(output, batch); a stated synthetic objective when omitted."),
     click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16"]), default="fp32", show_default=True,
                  help="Run the forward under autocast to this."),

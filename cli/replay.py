@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("target", required=False, metavar="[BUNDLE | CHECKPOINT]")
+@click.argument("target", required=False, metavar="[BUNDLE | CHECKPOINT]", shell_complete=completion.files)
 @click.option(
     "--fix",
     "fixes",
@@ -24,7 +24,12 @@ if TYPE_CHECKING:
     help="Try this fix; a set of first aid when omitted.",
 )
 @click.option("--model", metavar="PKG.MOD:FACTORY", help="Makes the model; a bundle holds its weights, not its code.")
-@click.option("--batch", metavar="FILE", help="For a checkpoint: file with the batch; a bundle has its own.")
+@click.option(
+    "--batch",
+    metavar="FILE",
+    shell_complete=completion.files,
+    help="For a checkpoint: file with the batch; a bundle has its own.",
+)
 @click.option(
     "--precision",
     type=click.Choice(["fp32", "fp16", "bf16"]),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import click
 
-from . import case, gate, options, output
+from . import case, completion, gate, options, output
 
 
 @click.command()
-@click.argument("checkpoint", required=False)
+@click.argument("checkpoint", required=False, shell_complete=completion.files)
 @click.option(
     "--factors",
     default="0.25,0.5,1,2,4,8",
@@ -20,6 +20,7 @@ from . import case, gate, options, output
 @click.option("--clamping", is_flag=True, help="Compare clamping activations with the proper fixes as well.")
 @click.option("--plots", type=click.Path(file_okay=False), metavar="DIR", help="Draw the curves, as PNG and SVG.")
 @case.options
+@case.VERBOSE
 @options.debug
 def command(
     checkpoint: str | None,
@@ -35,6 +36,7 @@ def command(
     store: str | None,
     format: str,
     unsafe_load: bool,
+    verbose: bool,
 ) -> int:
     """How the numbers grow with in-degree, and the in-degree at which each limit breaks.
 
@@ -61,5 +63,6 @@ def command(
     if format == "json":
         output.show(as_json({"scaling": found, "clamping": sides}), format)
     else:
-        output.show("\n\n".join([scaling_text(found), *([sides_text(sides)] if sides else [])]) + "\n")
+        told = scaling_text(found, width=output.terminal()["width"], verbose=verbose)
+        output.show("\n\n".join([*([sides_text(sides)] if sides else []), told]) + "\n")
     return 0

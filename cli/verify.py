@@ -10,7 +10,7 @@ from . import case, completion, gate, options, output
 
 
 @click.command()
-@click.argument("checkpoint", required=False)
+@click.argument("checkpoint", required=False, shell_complete=completion.files)
 @click.option("--fix", "fixes", multiple=True, metavar="NAME[:KEY=VALUE,…]",
               shell_complete=completion.fixes, help="Any number of times; the recommended ones when omitted.")  # fmt: skip
 @click.option("--option", "extra", multiple=True, metavar="KEY=VALUE", help="Option of the last --fix.")

@@ -1,32 +1,25 @@
-"""The table of docs/layers.md, made from the adapters themselves."""
+"""The table of docs/layers.md: what the adapters say of themselves, and what tests/layers/measured.py measured of them."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 from gnnstab.layers import LAYERS, Layer
 
-EDITS = {"scale_scores": "qk-clip", "reinitialise": "reinit-qk", "add_gate": "beta", "switch_skip_on": "root-weight"}
-"""Edit of a layer → the fix that needs it."""
+MEASURED = Path(__file__).resolve().parent / "layers.json"
 
 
 def rows() -> str:
     """The table, one row per kind."""
-    lines = [
-        "| kind | where softmax is called | in a bare file | under `torch.compile` | static spread or bound of the scores | fixes of the attention |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    return "\n".join([*lines, *map(_row, LAYERS)])
+    measured = json.loads(MEASURED.read_text(encoding="utf-8"))
+    columns = list(measured[LAYERS[0].kind])
+    head = ["kind", "softmax in", *columns[:-1], "static spread or bound of the scores", columns[-1]]
+    lines = [head, ["---"] * len(head), *(_row(kind, measured[kind.kind]) for kind in LAYERS)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def _row(kind: Layer) -> str:
-    compiled = "scores" if type(kind).traced_scores is not Layer.traced_scores else "input and output"
-    fixes = [fix for edit, fix in EDITS.items() if kind.applies(edit)]
-    fixes += ["qk-norm", "score-cap", "fp32-attention"] if kind.stable else []
-    cells = (
-        f"`{kind.kind}`",
-        ", ".join(f"`{place}`" for place in kind.softmax_in) or "fused; computed once more from the inputs",
-        "yes" if kind.essential else "counted" if kind.hint else "no",
-        compiled,
-        kind.static.replace("|", "\\|"),
-        ", ".join(fixes) or "none",
-    )
-    return f"| {' | '.join(cells)} |"
+def _row(kind: Layer, measured: dict[str, str]) -> list[str]:
+    *cells, fixes = measured.values()
+    where = ", ".join(f"`{place}`" for place in kind.softmax_in) or "fused; computed once more from the inputs"
+    return [f"`{kind.kind}`", where, *cells, kind.static.replace("|", "\\|"), fixes]

@@ -36,6 +36,16 @@ def newer_version(error: Exception) -> str:
     return f"is in version {found[1]} of torch's file format, newer than the installed torch reads; update torch"
 
 
+def check_legacy(file: Path, shown: str) -> None:
+    """Raise `LoadError` for a file, other than a zip archive, that is larger than `LARGEST_LEGACY`."""
+    size = file.stat().st_size
+    if size > LARGEST_LEGACY:
+        raise LoadError(
+            f"{shown}: {size >> 20} MiB in a format that cannot be memory-mapped, more than the "
+            f"{LARGEST_LEGACY >> 20} MiB that gnnstab reads; load it with torch and save it again"
+        )
+
+
 def check_archive(file: Path) -> bytes:
     """The archive's pickle, once the archive is known to keep the limits and to hold one member of every name.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from torch_geometric.nn import MessagePassing, TransformerConv
 from gnnstab.diagnosis import diagnose
 from gnnstab.monitor import Monitor
 from gnnstab.randomness import keeps_random_state
-from gnnstab.records import Diagnosis, Finding
+from gnnstab.records import SIGNALS, Diagnosis, Finding, FixAdvice
 from gnnstab.verification import prove
 
 AGENTS, GRAPHS, MOST_STEPS = 7, 8, 60
@@ -116,7 +116,6 @@ def run(folder: Path, say: Callable[[str], None]) -> Outcome:
         if steps < MOST_STEPS:
             break
         say(f"seed {seed} stayed finite for {steps} updates; trying the next one")
-    say("reading the trace back")
     recorded = diagnose(trace)
     say("judging every fix on copies of the network, with the same graphs and loss")
     judged = diagnose(warned, batch=batch, loss=loss)
@@ -153,36 +152,72 @@ def _train(seed: int, batch: Data, trace: Path, say: Callable[[str], None]) -> t
             steps += 1
             if not torch.isfinite(value):
                 break
-    told: set[str] = set()
-    for finding in findings:
-        if finding.code not in told:
-            say(f"update {finding.step}: {finding.code} {finding.name}")
-            told.add(finding.code)
     return warned, steps, tuple(findings)
 
 
-def summary(outcome: Outcome) -> str:
-    """What was proven, fix by fix, as text."""
-    first = next((f for f in outcome.findings if f.code != "GS502"), None)
-    died = next((f for f in outcome.findings if f.code == "GS502"), None)
+def summary(outcome: Outcome) -> list[tuple[str, str]]:
+    """(label, text) of what happened and what was proven, in the order in which to read it."""
+    lines = [("warned", "; ".join(_warned(outcome.findings)))]
+    died = next((finding for finding in outcome.findings if finding.code == "GS502"), None)
+    if died is not None:
+        lines.append(("died", f"update {died.step}: first non-finite value, in {died.layer or 'the model'}"))
+    causes = [cause.cause for cause in outcome.run.root_causes()]
+    lines += [("causes", ", ".join(causes))] if causes else []
+    judged = _judged(outcome)
+    said = {
+        verdict: [fix for fix in judged if fix.verdict == verdict]
+        for verdict in dict.fromkeys(f.verdict for f in judged)
+    }
+    lines += [("confirmed", ", ".join(f"{fix.fix}{_moved(fix)}" for fix in said.pop("confirmed", ())) or "no fix")]
+    others = [f"{', '.join(fix.fix for fix in fixes)} ({verdict})" for verdict, fixes in said.items()]
+    return [*lines, ("others", "; ".join(others))] if others else lines
+
+
+def change(outcome: Outcome) -> str:
+    """The code of the best fix that was confirmed; empty where none was."""
+    return next((fix.change for fix in _judged(outcome) if fix.verdict == "confirmed"), "")
+
+
+def closing(outcome: Outcome) -> str:
+    """What was proven, in one sentence."""
+    judged = _judged(outcome)
+    cured = sum(fix.verdict == "confirmed" for fix in judged)
+    return (
+        f"{cured} of {len(judged)} fixes confirmed on copies ({SEEDS_OF_PROOF} seeds, {STEPS_OF_PROOF} training "
+        f"steps at {RATE_OF_PROOF})."
+    )
+
+
+def verdicts(outcome: Outcome) -> str:
+    """Every fix that was judged, with its numbers or what speaks against it."""
     lines = []
-    if first is not None and died is not None and first.step is not None and died.step is not None:
-        lines.append(
-            f"First warning at update {first.step} ({first.code}), first non-finite value at update {died.step}."
-        )
-    lines.append(f"Judged on copies ({SEEDS_OF_PROOF} seeds, {STEPS_OF_PROOF} training steps at {RATE_OF_PROOF}):")
-    judged = {fix.fix: fix for cause in outcome.proof.causes for fix in cause.fixes if fix.verdict != "not-tested"}
-    order = sorted(judged.values(), key=lambda fix: fix.verdict != "confirmed")
-    for fix in order:
-        moved = "" if fix.before is None or fix.after is None else f"{fix.signal} {fix.before:.3g} → {fix.after:.3g}"
-        said = moved if fix.verdict == "confirmed" or not fix.note else re.split(r" \(at |\. ", fix.note)[0]
+    for fix in _judged(outcome):
+        said = fix.note if fix.verdict != "confirmed" and fix.note else _moved(fix).strip(" ()")
         head = f"  {fix.verdict:<13} {fix.fix:<22} "
         lines += textwrap.wrap(
-            said, 80, initial_indent=head, subsequent_indent=" " * len(head), max_lines=2, placeholder=" …"
+            re.split(r" \(at |\. ", said)[0], 80, initial_indent=head, subsequent_indent=" " * len(head)
         )
-    if order and order[0].verdict == "confirmed":
-        lines += [f"What works here, {order[0].fix}:", *(f"  {line}" for line in order[0].change.splitlines())]
     return "\n".join(lines)
+
+
+def _warned(findings: Sequence[Finding]) -> Iterator[str]:
+    """``update 2 (GS501)``: each rule once, up to the first value that is no number."""
+    told: set[str] = {"GS502"}
+    for finding in findings:
+        if finding.code not in told:
+            yield f"update {finding.step} ({finding.code} {finding.name})"
+            told.add(finding.code)
+
+
+def _judged(outcome: Outcome) -> list[FixAdvice]:
+    found = {fix.fix: fix for cause in outcome.proof.causes for fix in cause.fixes if fix.verdict != "not-tested"}
+    return sorted(found.values(), key=lambda fix: fix.verdict != "confirmed")
+
+
+def _moved(fix: FixAdvice) -> str:
+    if fix.verdict != "confirmed" or fix.before is None or fix.after is None:
+        return ""
+    return f" ({SIGNALS[fix.signal].words or fix.signal} {fix.before:.3g} → {fix.after:.3g})"
 
 
 def without_fixes(diagnosis: Diagnosis) -> Diagnosis:

@@ -13,6 +13,9 @@ import numpy as np
 
 from example_parts import (
     attention_finding,
+    cause,
+    fix,
+    found,
     make_layers,
     make_rules,
     make_series,
@@ -28,8 +31,6 @@ from gnnstab.records import (
     Coverage,
     Diagnosis,
     Event,
-    Finding,
-    FixAdvice,
     Series,
     Target,
 )
@@ -49,23 +50,23 @@ def clean() -> Diagnosis:
             3, 3, assumptions=("heads=3: given", "loss: synthetic objective (mean square of the output)")
         ),
         causes=(
-            Cause(
+            cause(
                 "no-dropout",
                 "present",
                 "dropout=0.0 on 3 of 3 layers; no instability measured that it would cure",
-                ("GS101",),
+                "GS101",
             ),
-            Cause(
+            cause(
                 "beta-disabled",
                 "present",
                 "beta=False on 3 of 3 layers; gradients reach the first layer (ratio 0.42)",
-                ("GS102",),
+                "GS102",
             ),
-            Cause(
+            cause(
                 "no-residual",
                 "present",
                 "only the linear skip (root_weight=True); 3 layers need no identity path",
-                ("GS103",),
+                "GS103",
             ),
             Cause("attention-explosion", "absent", "mean attention entropy 0.476 or more in every layer (limit 0.35)"),
             Cause("unsuitable-init", "absent", "log gain per layer in [-0.62, -0.18]; 3 layers stay within limits"),
@@ -83,22 +84,17 @@ def one_finding() -> Diagnosis:
     finding = attention_finding(INFORMARL_LAYERS[0], None, 0.229, "warning")
     base = clean()
     causes = [replace(c) for c in base.causes]
-    causes[3] = Cause(
+    causes[3] = cause(
         "attention-explosion",
         "root-cause",
         "mean attention entropy 0.229 of ln(in-degree) at gnn_base.gnn.gnn1 (limit 0.35), also at input RMS 1 (0.241)",
-        ("GS301",),
-        (
-            FixAdvice(
-                "query-scaling",
-                "with torch.no_grad():\n    conv = model.gnn_base.gnn.gnn1\n    conv.lin_query.weight[0:16] *= 0.071\n"
-                "    conv.lin_query.bias[0:16] *= 0.071",
-                "confirmed",
-                0.229,
-                0.583,
-                "attention.entropy",
-                "current weights, 5 seeds, 150 steps on the given batch; output RMS changes by 8 %",
-            ),
+        "GS301",
+        fix(
+            "query-scaling",
+            "with torch.no_grad():\n    conv = model.gnn_base.gnn.gnn1\n    conv.lin_query.weight[0:16] *= 0.071\n"
+            "    conv.lin_query.bias[0:16] *= 0.071",
+            "confirmed 0.229 0.583",
+            "current weights, 5 seeds, 150 steps on the given batch; output RMS changes by 8 %",
         ),
     )
     return replace(
@@ -119,69 +115,40 @@ def many_findings(findings: int = 24, layers: int = 6) -> Diagnosis:
     names = tuple(f"encoder.blocks.{i}.attention" for i in range(layers))
     heads_used = [nth_finding(i, names) for i in range(findings - 4)]
     head = (
-        Finding(
+        found(
             "GS401",
-            "sum-aggregation-growth",
-            "sum-aggregation",
             "error",
-            "high",
-            "encoder.embed",
-            None,
-            1200,
-            "aggregation.exponent",
-            0.97,
-            0.4,
-            "",
+            ("encoder.embed", None, 1200),
+            ("aggregation.exponent", 0.97, 0.4),
             "The sum aggregation of encoder.embed grows as in-degree^0.97 (limit 0.4) and feeds RMS 9.2 into "
             "encoder.blocks.0.attention. Use aggr='mean' together with a root term.",
         ),
-        Finding(
+        found(
             "GS502",
-            "non-finite-value",
-            "precision",
             "error",
-            "high",
-            names[-1],
-            1,
-            1342,
-            "score.max_abs",
-            math.inf,
-            65504.0,
-            "logit",
+            (names[-1], 1, 1342),
+            ("score.max_abs", math.inf, 65504.0),
             f"First non-finite value at step 1342: {names[-1]}, stage score, head 1, made here while all weights "
             "are finite. q·k passed 65504, the largest fp16 number. Compute q·k and softmax in fp32.",
+            cause="precision",
             explained_by="GS401",
         ),
-        Finding(
+        found(
             "GS601",
-            "learning-rate-too-high",
-            "learning-rate",
             "warning",
-            "medium",
-            names[0],
-            None,
-            12,
-            "update.ratio",
-            0.18,
-            0.1,
-            "",
+            (names[0], None, 12),
+            ("update.ratio", 0.18, 0.1),
             f"Early updates move lin_value.weight of {names[0]} by 18 % per step (limit 10 %). "
             "Lower lr from 0.007 to 0.002.",
+            confidence="medium",
         ),
-        Finding(
+        found(
             "GS405",
-            "degree-one-attention",
-            "isolated-nodes",
             "info",
-            "high",
-            None,
-            None,
-            None,
-            "degree.at_most_one_share",
-            0.93,
-            0.9,
-            "share of nodes",
+            (None, None, None),
+            ("degree.at_most_one_share", 0.93, 0.9),
             "93 % of the targets have in-degree 0 or 1: their attention weights are constant.",
+            cause="isolated-nodes",
         ),
     )
     fired = sorted({f.code for f in (*head, *heads_used)})
@@ -299,7 +266,7 @@ def nan_values() -> Diagnosis:
                 {"weights_finite": True, "largest_before": math.inf},
             ),
         ),
-        context={"precision": "fp16", "largest": math.inf},
+        context={"precision": "fp16", "losses": (math.inf,)},
     )
 
 
@@ -330,28 +297,20 @@ def hostile_names() -> Diagnosis:
     )
     everything = " ".join(HOSTILE_NAMES[:-1])
     base = one_finding()
-    cause = Cause(
+    sharp = cause(
         "attention-explosion",
         "root-cause",
         f"entropy 0.05 at {everything}",
-        ("GS301",),
-        (
-            FixAdvice(
-                "query-scaling",
-                f"model.get_submodule({everything!r})\n# {everything}",
-                "made-worse",
-                0.05,
-                0.01,
-                "attention.entropy",
-                everything,
-            ),
+        "GS301",
+        fix(
+            "query-scaling", f"model.get_submodule({everything!r})\n# {everything}", "made-worse 0.05 0.01", everything
         ),
     )
     return replace(
         base,
         target=Target("checkpoint", "runs/" + everything + ".pt", (everything,)),
         coverage=Coverage(13, 12, (Blind(HOSTILE_NAMES[0], "score", everything),), (everything,)),
-        causes=tuple(cause if c.cause == cause.cause else c for c in base.causes),
+        causes=tuple(sharp if c.cause == sharp.cause else c for c in base.causes),
         findings=findings,
         rules=make_rules({"GS301": ("fired", everything)}),
         advice=(Advice("W1", everything, everything),),

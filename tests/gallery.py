@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
+from example_parts import cause, fix, found, layer
 from gnnstab.records import (
     FIVE_CAUSES,
     Advice,
@@ -24,30 +26,6 @@ from gnnstab.records import (
 )
 
 STEPS = np.arange(0, 401, 5, dtype=np.int64)
-
-
-def facts(name: str, position: int) -> LayerFacts:
-    return LayerFacts.of(
-        name=name,
-        kind="TransformerConv",
-        position=position,
-        attention=True,
-        in_channels=(16, 16),
-        out_channels=16,
-        heads=3,
-        concat=False,
-        beta=False,
-        dropout=0.0,
-        edge_dim=1,
-        root_weight=True,
-        bias=True,
-        aggregation="add",
-        identity_path=False,
-        norm_before="",
-        norm_after="",
-        activation="relu",
-        initialisation="pyg-default",
-    )
 
 
 def layer_signals(name: str, scale: float, entropy: float, gradient: float, seed: int, heads: int = 3) -> list[Signal]:
@@ -167,7 +145,7 @@ def run() -> Diagnosis:
         ),
         layers=(
             LayerFacts("gnn_base.gnn.embed_layer", "EmbedConv", 0, False, aggregation="add", in_channels=(7, 7)),
-            *(facts(n, i + 1) for i, n in enumerate(names)),
+            *(layer(n, i + 1) for i, n in enumerate(names)),
         ),
         signals=tuple(signals),
         series=tuple(series),
@@ -179,98 +157,51 @@ def run() -> Diagnosis:
 def _run_findings() -> tuple[Finding, ...]:
     embed, first, third = "gnn_base.gnn.embed_layer", "gnn_base.gnn.gnn1", "gnn_base.gnn.gnn2.1"
     return (
-        Finding(
+        found(
             "GS401",
-            "sum-aggregation-growth",
-            "sum-aggregation",
             "error",
-            "high",
-            embed,
-            None,
-            400,
-            "aggregation.exponent",
-            0.98,
-            0.4,
-            "",
+            (embed, None, 400),
+            ("aggregation.exponent", 0.98, 0.4),
             f"{embed} sums over neighbours without a norm: its output grows with in-degree^0.98 (RMS 11.4). Use aggr='mean' and add a root term.",
         ),
-        Finding(
+        found(
             "GS301",
-            "attention-explosion",
-            "attention-explosion",
             "warning",
-            "high",
-            first,
-            None,
-            400,
-            "attention.entropy",
-            0.229,
-            0.35,
-            "fraction of ln(in-degree)",
+            (first, None, 400),
+            ("attention.entropy", 0.229, 0.35),
             f"{first}: attention entropy 0.229 of ln(in-degree); 42 % of the node-heads look at one neighbour only.",
-            "GS401",
+            explained_by="GS401",
         ),
-        Finding(
+        found(
             "GS301",
-            "attention-explosion",
-            "attention-explosion",
             "error",
-            "high",
-            first,
-            0,
-            400,
-            "attention.entropy",
-            0.08,
-            0.10,
-            "fraction of ln(in-degree)",
+            (first, 0, 400),
+            ("attention.entropy", 0.08, 0.10),
             f"{first}, head 0: attention is one-hot (entropy 0.08).",
-            "GS401",
+            explained_by="GS401",
         ),
-        Finding(
+        found(
             "GS501",
-            "precision-headroom",
-            "precision",
             "warning",
-            "high",
-            third,
-            2,
-            375,
-            "precision.fp16_headroom",
-            0.93,
-            1.0,
-            "×",
+            (third, 2, 375),
+            ("precision.fp16_headroom", 0.93, 1.0),
             f"{third}, head 2: q·k reaches 7.0e4 before the division by √C and fp16 ends at 65504. Compute q·k and softmax in fp32.",
-            "GS401",
+            explained_by="GS401",
         ),
-        Finding(
+        found(
             "GS502",
-            "non-finite-value",
-            "precision",
             "error",
-            "high",
-            third,
-            2,
-            375,
-            "score.max_abs",
-            math.inf,
-            65504.0,
-            "logit",
+            (third, 2, 375),
+            ("score.max_abs", math.inf, 65504.0),
             f"{third}, head 2, step 375: the first non-finite value was made here, in the scores; every weight is finite.",
-            "GS501",
+            cause="precision",
+            explained_by="GS501",
         ),
-        Finding(
+        found(
             "GS103",
-            "no-residual",
-            "no-residual",
             "info",
-            "high",
-            first,
-            None,
-            None,
-            "gradient.ratio",
-            0.48,
-            1e-3,
-            "",
+            (first, None, None),
+            ("gradient.ratio", 0.48, 1e-3),
             "No identity path around the three layers. Nothing was measured that it would explain.",
         ),
     )
@@ -287,80 +218,46 @@ def _run_causes() -> tuple[Cause, ...]:
         "-       return self.propagate(edge_index, x=x, edge_attr=edge_attr)\n"
         "+       return self.propagate(edge_index, x=x, edge_attr=edge_attr) + self.lin_root(x)"
     )
-    five = {
-        "no-dropout": ("present", "dropout is 0 in all three layers; no over-fitting was measured.", (), ()),
-        "beta-disabled": (
+    gated = "TransformerConv(16, 16, heads=3, concat=False, edge_dim=1, beta=True)"
+    scaled = (
+        "with torch.no_grad():\n    for h, g in enumerate([0.31, 0.24, 0.19]):\n"
+        "        gnn1.lin_query.weight[h * 16:(h + 1) * 16] *= g\n        gnn1.lin_query.bias[h * 16:(h + 1) * 16] *= g"
+    )
+    wide = "with torch.autocast('cuda', enabled=False):\n    x = conv(x.float(), edge_index, edge_attr.float())"
+    untested = FixAdvice("fp32-scores", wide, note="gnnstab verify --fix fp32-scores --model … --batch …")
+    return (
+        cause("no-dropout", "present", "dropout is 0 in all three layers; no over-fitting was measured.", ""),
+        cause(
+            "beta-disabled",
             "present",
             "beta is off; it would only matter against growth with depth.",
-            (),
-            (
-                FixAdvice(
-                    "beta",
-                    "TransformerConv(16, 16, heads=3, concat=False, edge_dim=1, beta=True)",
-                    "no-effect",
-                    0.229,
-                    0.231,
-                    "attention.entropy",
-                    "5 paired seeds",
-                ),
-            ),
+            "",
+            fix("beta", gated, "no-effect 0.229 0.231", "5 paired seeds"),
         ),
-        "no-residual": ("present", "three layers, gradient ratio 0.48: too shallow for it to matter.", ("GS103",), ()),
-        "attention-explosion": (
+        cause("no-residual", "present", "three layers, gradient ratio 0.48: too shallow for it to matter.", "GS103"),
+        cause(
+            "attention-explosion",
             "contributing",
             "entropy 0.229 in gnn1, explained by the sum aggregation before it.",
-            ("GS301",),
-            (
-                FixAdvice(
-                    "qk-clip",
-                    "with torch.no_grad():\n    for h, g in enumerate([0.31, 0.24, 0.19]):\n        gnn1.lin_query.weight[h * 16:(h + 1) * 16] *= g\n        gnn1.lin_query.bias[h * 16:(h + 1) * 16] *= g",
-                    "inconclusive",
-                    0.229,
-                    0.41,
-                    "attention.entropy",
-                    "loss 3 % worse on 2 of 5 seeds",
-                ),
-            ),
+            "GS301",
+            fix("qk-clip", scaled, "inconclusive 0.229 0.41", "loss 3 % worse on 2 of 5 seeds"),
         ),
-        "unsuitable-init": ("absent", "all convolution weights are PyG's default at gain 1/√3.", (), ()),
-    }
-    causes = [Cause(name, *five[name]) for name in FIVE_CAUSES]
-    causes.append(
-        Cause(
+        cause("unsuitable-init", "absent", "all convolution weights are PyG's default at gain 1/√3.", ""),
+        cause(
             "sum-aggregation",
             "root-cause",
             "the embedding sums 9.4 messages on average without a norm; its output grows with in-degree^0.98.",
-            ("GS401", "GS301"),
-            (
-                FixAdvice(
-                    "mean-aggregation",
-                    mean,
-                    "confirmed",
-                    0.229,
-                    0.71,
-                    "attention.entropy",
-                    "5 paired seeds, 150 steps each; loss 12 % better",
-                ),
-            ),
-        )
-    )
-    causes.append(
-        Cause(
+            "GS401 GS301",
+            fix("mean-aggregation", mean, "confirmed 0.229 0.71", "5 paired seeds, 150 steps each; loss 12 % better"),
+        ),
+        cause(
             "precision",
             "contributing",
             "fp16 leaves no headroom once the scores have grown.",
-            ("GS501", "GS502"),
-            (
-                FixAdvice(
-                    "fp32-scores",
-                    "with torch.autocast('cuda', enabled=False):\n    x = conv(x.float(), edge_index, edge_attr.float())",
-                    "not-tested",
-                    note="gnnstab verify --fix fp32-scores --model … --batch …",
-                ),
-            ),
-        )
+            "GS501 GS502",
+            untested,
+        ),
     )
-    return tuple(causes)
 
 
 def deep(count: int = 200, findings: int = 500) -> Diagnosis:
@@ -372,34 +269,26 @@ def deep(count: int = 200, findings: int = 500) -> Diagnosis:
         entropy = 0.95 - 0.9 * (i / max(count - 1, 1)) ** 2
         signals += layer_signals(name, 0.5 + 40.0 * (i / max(count, 1)) ** 3, entropy, gradient, i, heads=4)
         series += layer_series(name, 0.5 + 40.0 * (i / max(count, 1)) ** 3, entropy, gradient)
-    severities = ("error", "warning", "warning", "info")
-    found = [
-        Finding(
-            ("GS301", "GS203", "GS501", "GS103")[k % 4],
-            ("attention-explosion", "vanishing-gradient", "precision-headroom", "no-residual")[k % 4],
-            ("attention-explosion", "no-residual", "precision", "no-residual")[k % 4],
-            severities[k % 4],
-            "high",
-            names[(k * 7) % count],
-            k % 3,
-            400,
-            ("attention.entropy", "gradient.input_rms", "precision.fp16_headroom", "gradient.input_rms")[k % 4],
-            (0.05, 1e-9, 0.5, 1e-3)[k % 4] * (1 + k / findings),
-            (0.1, 1e-4, 1.0, 1e-2)[k % 4],
-            "",
-            f"{names[(k * 7) % count]}: finding number {k}.",
-        )
-        for k in range(findings)
-    ]
+    kinds = (
+        ("GS301", "error", "attention.entropy", 0.05, 0.1),
+        ("GS203", "warning", "gradient.input_rms", 1e-9, 1e-4),
+        ("GS501", "warning", "precision.fp16_headroom", 0.5, 1.0),
+        ("GS103", "info", "gradient.input_rms", 1e-3, 1e-2),
+    )
+    raised = []
+    for k in range(findings):
+        (code, severity, signal, value, limit), name = kinds[k % 4], names[(k * 7) % count]
+        number = (signal, value * (1 + k / findings), limit)
+        raised.append(found(code, severity, (name, k % 3, 400), number, f"{name}: finding number {k}."))
     causes = [Cause(c, "absent", "nothing points to it.") for c in FIVE_CAUSES]
     causes[3] = Cause("attention-explosion", "root-cause", "entropy falls below 0.1 from layer 150 on.", ("GS301",))
     return Diagnosis(
         Target("trace", "deep.gnnstab"),
         Coverage(count, count),
         tuple(causes),
-        tuple(found),
+        tuple(raised),
         (RuleStatus("GS301", "fired"),),
-        layers=tuple(facts(n, i) for i, n in enumerate(names)),
+        layers=tuple(layer(n, i) for i, n in enumerate(names)),
         signals=tuple(signals),
         series=tuple(series),
         events=tuple(Event(int(s), "note", names[0], message="note") for s in STEPS[::20]),
@@ -409,60 +298,18 @@ def deep(count: int = 200, findings: int = 500) -> Diagnosis:
 def all_nan(count: int = 3) -> Diagnosis:
     """Every number is NaN."""
     source = deep(count, count)
-    signals = [Signal(s.name, math.nan, s.layer, s.head) for s in source.signals]
-    series = [Series(s.name, s.layer, s.head, s.steps, np.full(len(s.steps), np.nan)) for s in source.series]
-    found = [
-        Finding(
-            f.code,
-            f.name,
-            f.cause,
-            f.severity,
-            f.confidence,
-            f.layer,
-            f.head,
-            f.step,
-            f.signal,
-            math.nan,
-            math.nan,
-            f.unit,
-            f.message,
-        )
-        for f in source.findings
-    ]
-    causes = [
-        Cause(
-            c.cause,
-            c.status,
-            c.reason,
-            c.codes,
-            (FixAdvice("residual", "x = x + conv(x)", "inconclusive", math.nan, math.nan, "gradient.ratio"),),
-        )
-        for c in source.causes
-    ]
-    return Diagnosis(
-        source.target,
-        source.coverage,
-        tuple(causes),
-        tuple(found),
-        source.rules,
-        layers=source.layers,
-        signals=tuple(signals),
-        series=tuple(series),
-        events=source.events,
+    tried = FixAdvice("residual", "x = x + conv(x)", "inconclusive", math.nan, math.nan, "gradient.ratio")
+    return replace(
+        source,
+        causes=tuple(replace(one, fixes=(tried,)) for one in source.causes),
+        findings=tuple(replace(finding, value=math.nan, threshold=math.nan) for finding in source.findings),
+        signals=tuple(Signal(s.name, math.nan, s.layer, s.head) for s in source.signals),
+        series=tuple(replace(s, values=np.full(len(s.steps), np.nan)) for s in source.series),
     )
 
 
 def single_step(count: int = 1) -> Diagnosis:
     """``count`` layers, one step."""
     source = deep(count, count)
-    series = [Series(s.name, s.layer, s.head, s.steps[-1:], s.values[-1:]) for s in source.series]
-    return Diagnosis(
-        source.target,
-        source.coverage,
-        source.causes,
-        source.findings,
-        source.rules,
-        layers=source.layers,
-        signals=source.signals,
-        series=tuple(series),
-    )
+    series = tuple(replace(s, steps=s.steps[-1:], values=s.values[-1:]) for s in source.series)
+    return replace(source, series=series, events=())

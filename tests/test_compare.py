@@ -11,7 +11,7 @@ import pytest
 import examples
 from gnnstab.compare import Change, compare, render
 from gnnstab.errors import NothingEvaluable, UsageError
-from gnnstab.records import Diagnosis, Signal
+from gnnstab.records import SIGNALS, Diagnosis, Signal
 
 
 def state(**values: float) -> Diagnosis:
@@ -117,6 +117,8 @@ def test_text_names_layer_head_factor_and_rule() -> None:
     assert "gnn_base.gnn.gnn1" in text
     assert "GS301" in text
     assert "New findings" in text
+    assert "attention entropy" in text
+    assert not [name for name in SIGNALS if "." in name and name in text], "a table for people has words for signals"
     assert max(map(len, text.splitlines())) <= 80
 
 
@@ -148,7 +150,8 @@ def test_runs_that_end_alike_are_not_steady_when_one_of_them_exploded_on_its_way
     assert (grown.before, grown.after) == (9.0, 1.5e7)
     text = render(comparison)
     assert text.startswith("GREW")
-    assert "score.max_abs (worst)" in text
+    assert "largest |score| (worst)" in text
+    assert "score.max_abs (worst)" in render(comparison, verbose=True)
 
 
 def test_runs_whose_worst_values_scatter_as_single_steps_do_are_steady() -> None:

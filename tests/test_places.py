@@ -15,6 +15,7 @@ from torch_geometric.nn import GATConv, GCNConv, GraphNorm, SAGEConv, Transforme
 
 import gnnstab
 from gnnstab.records import Diagnosis, Finding
+from trained import trained
 
 NODES, WIDTH = 60, 16
 
@@ -78,14 +79,7 @@ def train(model: nn.Module, batch: Any, steps: int = 8, parameters: Any = None) 
     optimizer = torch.optim.Adam(parameters or model.parameters(), lr=1e-3)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with gnnstab.Monitor(model, optimizer=optimizer, on_finding="ignore") as monitor:
-            for _ in range(steps):
-                optimizer.zero_grad()
-                value = loss(model(batch), batch)
-                value.backward()
-                optimizer.step()
-                monitor.loss(value)
-        return monitor.diagnose()
+        return trained(model, batch, loss, steps, optimizer=optimizer)
 
 
 BOTH = pytest.mark.parametrize("face", [look, train], ids=["diagnose", "monitor"])
@@ -209,15 +203,9 @@ def test_bag_of_words_with_weight_decay_trained() -> None:
     batch = Data(x=words / words.sum(1, keepdim=True).clamp(min=1), edge_index=random_graph(), y=y)
     model = Citations()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01, weight_decay=5e-4)
-    with gnnstab.Monitor(model, optimizer=optimizer, on_finding="ignore") as monitor:
-        for _ in range(60):
-            optimizer.zero_grad()
-            value = F.cross_entropy(model(batch), batch.y)
-            value.backward()
-            optimizer.step()
-            monitor.loss(value)
-    assert loud(monitor.diagnose()) == []
-    after = look(model, batch, loss=lambda out, b: F.cross_entropy(out, b.y), optimizer=optimizer)
+    entropy = lambda out, b: F.cross_entropy(out, b.y)  # noqa: E731
+    assert loud(trained(model, batch, entropy, 60, optimizer=optimizer)) == []
+    after = look(model, batch, loss=entropy, optimizer=optimizer)
     assert loud(after) == []
 
 
@@ -577,19 +565,7 @@ def test_normalisations_behind_the_residual_sum() -> None:
 
 
 def test_a_post_norm_stack_at_a_rate_that_a_pre_norm_one_bears() -> None:
-    def run(post: bool) -> Diagnosis:
-        model, batch = Blocks(16, post=post), data()
-        optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
-        with gnnstab.Monitor(model, optimizer=optimizer, on_finding="ignore") as monitor:
-            for _ in range(60):
-                optimizer.zero_grad()
-                value = loss(model(batch), batch)
-                value.backward()
-                optimizer.step()
-                monitor.loss(value)
-        return monitor.diagnose()
-
-    broken, twin = run(True), run(False)
+    broken, twin = (trained(Blocks(16, post=post), data(), loss, 60, 0.02) for post in (True, False))
     (finding,) = loud(broken, "GS106")
     assert "post-norm" in finding.message
     assert [c.cause for c in broken.root_causes()] == ["normalization-misuse"]

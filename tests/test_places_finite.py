@@ -14,6 +14,7 @@ from torch_geometric.nn import GATConv, HeteroConv, SAGEConv, TransformerConv
 
 import gnnstab
 from gnnstab.records import Diagnosis, Finding
+from trained import trained
 
 WIDTH = 12
 
@@ -27,15 +28,7 @@ def look(model: nn.Module, batch: Any, loss: Callable[[Tensor, Any], Tensor]) ->
 
 
 def train(model: nn.Module, batch: Any, loss: Callable[[Tensor, Any], Tensor]) -> Diagnosis:
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    with gnnstab.Monitor(model, optimizer=optimizer, on_finding="ignore") as monitor:
-        for _ in range(8):
-            optimizer.zero_grad()
-            value = loss(model(batch), batch)
-            value.backward()
-            optimizer.step()
-            monitor.loss(value)
-    return monitor.diagnose()
+    return trained(model, batch, loss)
 
 
 BOTH = pytest.mark.parametrize("face", [look, train], ids=["diagnose", "monitor"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container, Mapping
 
 from torch import Tensor
@@ -74,5 +75,28 @@ def _other_attention(tensors: Mapping[str, Tensor], known: Container[str]) -> li
             if name.endswith("." + ending) or name == ending:
                 found.setdefault(name[: -len(ending)].rstrip("."), kind)
     found = {layer: kind for layer, kind in found.items() if layer not in known}
-    reason = "whose attention the weights alone do not show; --model pkg.mod:factory --batch FILE looks at it"
-    return [Blind.other_attention(layer, kind, f"looks like {kind}, {reason}") for layer, kind in found.items()]
+    return [Blind.other_attention(layer, kind, f"looks like {kind}, {_UNSHOWN}") for layer, kind in found.items()]
+
+
+_UNSHOWN = "whose scores the weights alone do not show; pass --model pkg.mod:factory --batch FILE to see them"
+_QUERY = re.compile(r"(?<![a-z])(?:w?qs?|quer(?:y|ies))(?![a-z])", re.IGNORECASE)
+_KEYS = {"q": "k", "qs": "ks", "wq": "wk", "wqs": "wks", "query": "key", "queries": "keys"}
+_PACKED = re.compile(r"(?<![a-z])w?qkv(?![a-z])|(?<![a-z])att(?:n|ention)?(?![a-z])", re.IGNORECASE)
+
+
+def own_attention(tensors: Mapping[str, Tensor]) -> list[Blind]:
+    """What looks like attention that somebody wrote: a query beside a key, both at once, or a weight called attention.
+
+    Names alone are a hint: for a file in which no layer was recognised.
+    """
+    names = {name.removesuffix(".weight"): name for name, tensor in tensors.items() if tensor.dim() > 1}
+    known, found = {name.lower() for name in names}, dict[str, str]()
+    for name in names:
+        layer, dot, own = name.rpartition(".")
+        key = _QUERY.sub(lambda match: _KEYS[match[0].lower()], own)
+        if _PACKED.search(own) or (key != own and f"{layer}{dot}{key}".lower() in known):
+            found.setdefault(layer, own)
+    return [
+        Blind.other_attention(layer, "a class of its own", f"{own} looks like attention {_UNSHOWN}")
+        for layer, own in found.items()
+    ]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from gnnstab import unpickling
-from gnnstab.archive import LARGEST_LEGACY, LARGEST_PICKLE, check_archive, imports_of, newer_version
+from gnnstab.archive import LARGEST_PICKLE, check_archive, check_legacy, imports_of, newer_version
 from gnnstab.checkpoint._naming import listed, printable
 from gnnstab.errors import GnnstabError, LoadError, MissingExtra, UnsafeFileError
 from gnnstab.unpickling.guard import look_first
@@ -31,13 +31,11 @@ def read_torch(file: Path, kind: str, *, unsafe: bool) -> Any:
     Raises `UnsafeFileError` when the file needs code to run, `LoadError` when it cannot be read.
     """
     shown = printable(str(file), 500)
+    if kind != "zip":
+        check_legacy(file, shown)
     if unsafe:
-        if kind != "zip":
-            _check_size(file)
         description = check_archive(file) if kind == "zip" else _first_bytes(file, LARGEST_PICKLE)
         return _guarded(shown, description, lambda: _read_everything(file, kind))
-    if kind != "zip":
-        _check_size(file)
     if kind == "pickle":
         raise UnsafeFileError(f"{shown}: is a plain pickle{_needs(_first_bytes(file, LARGEST_PICKLE))}; {_ADVICE}")
     return unpickling.read(
@@ -95,15 +93,6 @@ def _read_everything(file: Path, kind: str) -> Any:
         with file.open("rb") as stream:
             return pickle.load(stream)
     return torch.load(str(file), map_location="cpu", weights_only=False, mmap=kind == "zip")
-
-
-def _check_size(file: Path) -> None:
-    size = file.stat().st_size
-    if size > LARGEST_LEGACY:
-        raise LoadError(
-            f"{printable(str(file), 500)}: {size >> 20} MiB in a format that cannot be memory-mapped, more than the "
-            f"{LARGEST_LEGACY >> 20} MiB that gnnstab reads; load it with torch and save it again"
-        )
 
 
 def _guarded(shown: str, description: bytes, read: Any) -> Any:

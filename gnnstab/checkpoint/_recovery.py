@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from gnnstab.checkpoint._correspondence import matching_names
 from gnnstab.checkpoint._fingerprint import Fingerprint, fingerprint, is_judged, prevailing_label, shared_label
 from gnnstab.checkpoint._heads import Heads, heads_of
-from gnnstab.checkpoint._layers import find_layers
+from gnnstab.checkpoint._layers import find_layers, own_attention
 from gnnstab.checkpoint._loading import Checkpoint
 from gnnstab.checkpoint._moments import gradient_slope, optimizer_signals
 from gnnstab.checkpoint._naming import is_statistic
@@ -34,19 +35,28 @@ MOST_LINEAR = 64
 
 
 def recover(
-    checkpoint: Checkpoint, *, heads: int | None = None, activation: str | None = None, concat: bool | None = None
+    checkpoint: Checkpoint,
+    *,
+    heads: int | None = None,
+    activation: str | None = None,
+    concat: bool | None = None,
+    alone: bool = False,
 ) -> CheckpointFacts:
     """Find every attention layer of a checkpoint by names and shapes, and compute what the file alone can tell.
 
     ``heads`` and ``concat`` decide what concatenated heads leave open, ``activation`` (``relu`` unless given) enters the
-    static gain. A file without any attention layer gives facts without layers.
+    static gain. A file without any attention layer gives facts without layers. ``alone`` says that nothing but the file is
+    looked at, so that attention of a class of its own is counted by its names.
 
     Raises `UsageError` when an option contradicts the file.
     """
     if activation is not None and activation not in SLOPE_SQUARED:
         raise UsageError(f"unknown activation {activation!r}; choose from {', '.join(SLOPE_SQUARED)}")
     with one_thread():
-        return _recover(checkpoint, heads, activation, concat)
+        facts = _recover(checkpoint, heads, activation, concat)
+    if alone and not facts.layers and not facts.unjudged:
+        facts = replace(facts, unjudged=tuple(own_attention(checkpoint.tensors)))
+    return facts
 
 
 def _recover(checkpoint: Checkpoint, heads: int | None, activation: str | None, concat: bool | None) -> CheckpointFacts:

@@ -12,17 +12,17 @@ from rich.text import Text
 
 from gnnstab.compare._changes import Change, Comparison
 from gnnstab.errors import UsageError
-from gnnstab.records import Finding
+from gnnstab.records import SIGNALS, Finding
 from gnnstab.report import escape, summary
 from gnnstab.report.console import printed
-from gnnstab.report.numbers import count, measured, number
+from gnnstab.report.numbers import compared, count, number
 from gnnstab.report.text_parts import relative_to, table
 from gnnstab.report.text_style import GREEN, HEADING, MUTED, RED, SEVERITY
 
 NOTABLE = 1.1
 """Growth from which on a change is worth a line when no limit is asked for."""
 
-ROWS = 20
+ROWS = 8
 FORMATS = ("text", "json")
 
 
@@ -45,7 +45,7 @@ def render(
 
 
 def _parts(comparison: Comparison, factor: float | None, verbose: bool) -> Iterator[RenderableType]:
-    yield _verdict(comparison, factor)
+    yield _verdict(comparison, factor, verbose)
     names = (escape.name(t.path, 90) for t in (comparison.before, comparison.after))
     yield Text(" → ".join(names), style=MUTED)
     shown = _shown(comparison, factor, verbose)
@@ -53,7 +53,7 @@ def _parts(comparison: Comparison, factor: float | None, verbose: bool) -> Itera
         yield from _section("What grew towards danger", _changes(shown, verbose))
     for title, found in (("New findings", comparison.new), ("Findings that are gone", comparison.gone)):
         if found:
-            yield from _section(title, Group(*(_finding(f) for f in found)))
+            yield from _section(title, Group(*(_finding(f, verbose) for f in found)))
     for title, layers in (("Only before", comparison.only_before), ("Only after", comparison.only_after)):
         if layers:
             yield Text(f"\n{title}: {', '.join(escape.name(x) for x in layers)}", style=MUTED)
@@ -65,7 +65,7 @@ def _section(title: str, body: RenderableType) -> Iterator[RenderableType]:
     yield Padding(body, (0, 0, 0, 2))
 
 
-def _verdict(comparison: Comparison, factor: float | None) -> Text:
+def _verdict(comparison: Comparison, factor: float | None, verbose: bool) -> Text:
     limit = NOTABLE if factor is None else factor
     grown = comparison.grown(limit)
     if not grown:
@@ -73,7 +73,7 @@ def _verdict(comparison: Comparison, factor: float | None) -> Text:
         return Text.assemble(("STEADY", f"bold {GREEN}"), "  ", (text, "bold"))
     worst = grown[0]
     amount = f"{count(len(grown), 'number')} grew by {limit:g}× or more"
-    place = f"worst: {name_of(worst)} {times(worst.growth)} at {place_of(worst)}"
+    place = f"worst: {name_of(worst, verbose)} {times(worst.growth)} at {place_of(worst)}"
     return Text.assemble(("GREW", f"bold {RED}"), "  ", (f"{amount}; {place}", "bold"))
 
 
@@ -90,11 +90,11 @@ def _shown(comparison: Comparison, factor: float | None, verbose: bool) -> list[
 def _changes(shown: list[Change], verbose: bool) -> RenderableType:
     rows = shown if verbose else shown[:ROWS]
     path, names = escape.apart([change.layer or "the model" for change in rows], 18)
-    grid = table("Signal", "Layer", "Head", "Before", "After", "Growth", "Limit", numbers=3)
+    grid = table("Signal" if verbose else "What", "Layer", "Head", "Before", "After", "Growth", "Limit", numbers=3)
     grid.columns[0].no_wrap = True
     for change, name in zip(rows, names, strict=True):
         grid.add_row(
-            Text(name_of(change)),
+            Text(name_of(change, verbose)),
             Text(name),
             "all" if change.head is None else str(change.head),
             number(change.before),
@@ -116,9 +116,10 @@ def place_of(change: Change, longest: int = 60) -> str:
     return layer if change.head is None else f"{layer} head {change.head}"
 
 
-def name_of(change: Change) -> str:
-    """The signal; with a word that its worst value of the run was compared, not the one at the end."""
-    return f"{change.signal} (worst)" if change.extreme else change.signal
+def name_of(change: Change, verbose: bool = False) -> str:
+    """What grew, in words or by its signal; with a word that its worst value of the run was compared, not the last."""
+    name = change.signal if verbose else SIGNALS[change.signal].words
+    return f"{name} (worst)" if change.extreme else name
 
 
 def times(growth: float) -> str:
@@ -135,9 +136,11 @@ def _limit(change: Change) -> str:
     return f"{approach:.0%} to {change.rule}"
 
 
-def _finding(finding: Finding) -> Text:
+def _finding(finding: Finding, verbose: bool) -> Text:
+    known = SIGNALS.get(finding.signal)
+    name = known.words if known and known.words and not verbose else finding.signal
     return Text.assemble(
         (f"{finding.severity:<8}", SEVERITY[finding.severity]),
         (f"{finding.code} {escape.name(finding.name)}", "bold"),
-        f"  {summary.where(finding)}: {measured(finding)}",
+        f"  {summary.where(finding)}: {name} {compared(finding.value, finding.threshold, finding.unit)}".rstrip(),
     )

@@ -9,10 +9,12 @@ import numpy as np
 
 from gnnstab.fixes.base import Fix, positive
 from gnnstab.records import LayerFacts, Signals
+from gnnstab.records.rises import harms
 from gnnstab.records.vocabulary import (
     GRADIENT_NORM,
     GRADIENT_SPIKE,
     OPTIMIZER_BELOW_EPS_SHARE,
+    OPTIMIZER_GROUP_RATE,
     OPTIMIZER_LOSS_RISE,
     OPTIMIZER_LR_TO_RMS,
 )
@@ -38,6 +40,10 @@ class LowerLearningRate(Fix):
 
     def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
         name, _, calm = _tried(signals)
+        group = None if options or signals is None else _group(signals)
+        if group is not None:
+            own = ", ".join(str(name) for name in group.get("names", ())[:3])
+            return f'optimizer.param_groups[{group.get("group")}]["lr"] = {float(group.get("lower", 0)):.3g}  # {own}'
         if "lr" in options or "current" in options:
             rate = f"{self.training_options(signals=signals, **options)['lr']:.3g}"
         elif "factor" not in options and calm is not None:
@@ -55,6 +61,12 @@ class LowerLearningRate(Fix):
         _, rate, calm = _tried(options.get("signals"))
         factor = calm / rate if calm is not None and rate else LOWER
         return {"lr": current * positive(options, "factor", factor)}
+
+
+def _group(signals: Signals) -> Mapping[str, Any] | None:
+    """The parameter group whose rate alone makes the loss rise, or keeps the model from learning."""
+    found = (s.detail for s in signals.find(OPTIMIZER_GROUP_RATE) if s.detail.get("calms") or harms(s.detail))
+    return next(found, None)
 
 
 def _tried(signals: Signals | None) -> tuple[str, float | None, float | None]:

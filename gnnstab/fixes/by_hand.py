@@ -11,12 +11,19 @@ from gnnstab.records import LayerFacts, Signals
 from gnnstab.records.vocabulary import (
     FEATURE_NON_FINITE,
     LOSS,
+    LOSS_MARKED_TARGETS,
     OPTIMIZER_NEVER_UPDATED,
     PLACE_ALONE_DIFFERENCE,
     PLACE_CLOSED_CONTENT,
+    PLACE_LOST_DIGITS,
+    PLACE_LOST_WEIGHT,
     PLACE_MASKED_WEIGHT,
     PLACE_NORMALISED_AWAY,
+    PLACE_PADDED_SPREAD,
+    PLACE_PADDING_WEIGHT,
+    PLACE_SIZE_RESPONSE,
 )
+from gnnstab.rules.gs108_graph_norm_hazard import GraphNormHazard
 from gnnstab.rules.operation_advice import advice
 
 if TYPE_CHECKING:
@@ -66,14 +73,15 @@ class CleanData(ByHand):
     def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
         tensor = operation_behind(signals).get("tensor")
         tensor = tensor if isinstance(tensor, dict) else {}
-        events = signals.events if signals is not None else ()
-        if tensor.get("owner") == "parameter" or any(e.stage == "weight" for e in events):
+        first = min(signals.events, key=lambda event: event.step, default=None) if signals is not None else None
+        stage = first.stage if first is not None else None
+        if tensor.get("owner") == "parameter" or stage == "weight":
             return (
                 "bad = [name for name, p in model.named_parameters() if not torch.isfinite(p).all()]\n"
                 "if bad:  # after the weights are loaded\n"
                 '    raise ValueError(f"NaN or Inf in {bad}")'
             )
-        *stores, name = str(tensor.get("name") or "x").split(".")
+        *stores, name = str(tensor.get("name") or ("y" if stage in ("loss", "gradient") else "x")).split(".")
         named = all(part.isidentifier() for part in (*stores, name))
         data = "".join(f'["{store}"]' for store in stores) + f".{name}" if named else ".x"
         return (
@@ -106,7 +114,7 @@ class SafeOperation(ByHand):
 
 
 class SetMask(ByHand):
-    """Set masked entries in place of multiplying them, and leave one entry open in every row of a softmax."""
+    """Set masked entries in place of multiplying them, leave one entry open in every row of a softmax, and marks of missing targets out."""
 
     name = "set-mask"
     title = "masked entries are set, not multiplied"
@@ -116,15 +124,24 @@ class SetMask(ByHand):
 
     def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
         operation = operation_behind(signals)
-        if operation.get("kind") == "all-masked":
+        marked = [] if signals is None else signals.find(LOSS_MARKED_TARGETS)
+        if marked and not operation:
+            change = f"known = y != {marked[0].detail.get('mark')}  # the mark of missing values\nloss = criterion(output[known], y[known])"
+        elif operation.get("kind") == "all-masked":
             change = (
                 "empty = ~mask.any(-1, keepdim=True)  # rows in which nothing is left\n"
                 "weights = scores.masked_fill(~mask & ~empty, float('-inf')).softmax(-1).masked_fill(empty, 0.0)"
             )
         elif not operation and _measured(signals, PLACE_CLOSED_CONTENT):
-            change = "attend(x, x, x, key_padding_mask=~real)  # True where a key is to be ignored"
-        elif (
-            not operation and _measured(signals, PLACE_ALONE_DIFFERENCE) and not _measured(signals, PLACE_MASKED_WEIGHT)
+            change = (
+                "attend(x, x, x, key_padding_mask=~real)                       # True where a key is to be ignored\n"
+                "scaled_dot_product_attention(q, k, v, attn_mask=~blocked)     # True where a key is to be read"
+            )
+        elif not operation and _measured(signals, PLACE_LOST_WEIGHT):
+            change = "weights = scores.masked_fill(~mask, float('-inf')).softmax(-1)  # in place of scores.softmax(-1) * mask"
+        elif not operation and (
+            _measured(signals, PLACE_PADDING_WEIGHT)
+            or (_measured(signals, PLACE_ALONE_DIFFERENCE) and not _measured(signals, PLACE_MASKED_WEIGHT))
         ):
             change = (
                 "out = attend(x, x, x, key_padding_mask=~real)[0]  # real: True for rows that are no padding; means over those alone\n"
@@ -135,6 +152,17 @@ class SetMask(ByHand):
         else:
             change = "values = values.masked_fill(~mask, 0.0)  # in place of values * mask: 0 · inf and 0 · NaN are NaN"
         return _spot(operation) + change
+
+
+def norm_of_something_else(signals: Signals | None) -> str:
+    """The change where a norm's statistics are of padding, or of the graph whose size is asked for; empty elsewhere."""
+    if signals is None:
+        return ""
+    if any(s.value < GraphNormHazard.spread for s in signals.find(PLACE_PADDED_SPREAD)):
+        return "out = torch.zeros_like(h)\nout[mask] = norm(h[mask])  # mask: True for real rows, in place of norm over all of them"
+    if any(s.value < GraphNormHazard.blind for s in signals.find(PLACE_SIZE_RESPONSE)):
+        return "x = (x - train_x.mean(0)) / train_x.std(0)  # constants of the training set, in place of norm(x, batch)"
+    return ""
 
 
 class UndoNormalisation(ByHand):
@@ -148,6 +176,9 @@ class UndoNormalisation(ByHand):
 
     def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
         found = [] if signals is None else signals.find(PLACE_NORMALISED_AWAY)
+        change = norm_of_something_else(signals)
+        if change:
+            return change
         if not found:
             return "loss = F.cross_entropy(scale * logits, y)  # scale: nn.Parameter(torch.tensor(10.0)); or the logits before F.normalize"
         name = str(found[0].layer).rpartition(".")[2]
@@ -171,7 +202,13 @@ class Fp32Operation(ByHand):
 
     def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
         operation = operation_behind(signals)
-        if operation.get("place") == "model":
+        lost = [] if signals is None else signals.find(PLACE_LOST_DIGITS)
+        if not operation and lost:
+            name = str(max(lost, key=lambda signal: signal.value).layer).rpartition(".")[2]
+            change = (
+                f"{name} = {name} - {name}.max()  # any reference, in the format that {name} is held in; then cast it"
+            )
+        elif operation.get("place") == "model":
             change = "with torch.autocast(x.device.type, enabled=False):\n    y = self.module(x.float())"
         else:
             change = "with torch.autocast(output.device.type, enabled=False):\n    loss = criterion(output.float(), target.float())"

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from gnnstab.fixes.by_hand import ByHand, operation_behind
+from gnnstab.fixes.by_hand import ByHand, norm_of_something_else, operation_behind
 from gnnstab.fixes.table import find
 from gnnstab.layers import layer_named
 from gnnstab.records import Cause, Finding, FixAdvice, LayerFacts, Signals
@@ -109,10 +109,11 @@ def _choices(cause: str, codes: set[str], roots: set[str], signals: Signals | No
 
 
 def _own_size(signals: Signals) -> bool:
-    """True where values were divided by their own size, or rows of the output brought to one norm, in place of node states."""
+    """True where values were divided by their own size or that of padding, or rows of the output brought to one norm, in place of
+    node states."""
     logits = "nll_loss" in str(signals.context.get("loss_graph"))
     rows = logits and any("row_norm" in s.detail for s in signals.find(PLACE_OUTPUT))
-    return bool(signals.find(PLACE_NORMALISED_AWAY)) or rows
+    return bool(signals.find(PLACE_NORMALISED_AWAY) or rows or norm_of_something_else(signals))
 
 
 def _without_skip(signals: Signals) -> bool:

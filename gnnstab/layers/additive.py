@@ -3,81 +3,35 @@
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from gnnstab.layers.base import Call, Gain, Layer, StoredLayer
-from gnnstab.layers.edges import edge_ends, fewest, with_loops
-from gnnstab.layers.maps import project
+from gnnstab.layers.base import Call, Gain, StoredLayer
+from gnnstab.layers.maps import gain_of, project
+from gnnstab.layers.pyg_layer import PygLayer
 from gnnstab.records import LayerFacts
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-class AdditiveLayer(Layer):
-    """A kind whose scores are made in ``edge_update``."""
+class AdditiveLayer(PygLayer):
+    """A kind whose scores are made in ``edge_update``, proportional to all of its `vectors` (1, H, C); the first is always there."""
 
     attributes: ClassVar[tuple[str, ...]] = ("heads", "out_channels", "edge_update")
-    stages: ClassVar[Mapping[str, str]] = {}
     softmax_in: ClassVar[tuple[str, ...]] = ("edge_update",)
     edits: ClassVar[frozenset[str]] = frozenset({"scale_scores", "reinitialise"})
-    vectors: ClassVar[tuple[str, ...]]
-    """The parameters (1, H, C) that the scores are proportional to, all together; the first is always there."""
-
+    given: ClassVar[tuple[str, ...]] = ("x", "edge_index", "edge_attr", "size")
     source_maps: ClassVar[tuple[str, ...]]
     """Names that the map of source nodes may have."""
 
     target_maps: ClassVar[tuple[str, ...]]
     """Names that the map of target nodes may have."""
 
-    @abstractmethod
-    def pyg(self) -> Any:
-        """PyG's class."""
-
-    def own_forward(self, module: nn.Module) -> bool:
-        """True for PyG's class and a subclass that keeps its forward."""
-        kind, own = type(module), self.pyg()
-        return isinstance(module, own) and kind.forward is own.forward
-
-    def own_code(self, module: nn.Module) -> bool:
-        """True when forward, edge_update and message are PyG's own."""
-        kind: Any = type(module)
-        return self.own_forward(module) and self.repeats(kind.edge_update) and kind.message is self.pyg().message
-
-    def repeats(self, function: Any) -> bool:
-        """True for PyG's own ``edge_update``."""
-        return function is self.pyg().edge_update
-
     # A layer in memory
 
-    def facts(self, name: str, module: nn.Module, position: int) -> LayerFacts:
-        """The configuration as the attributes show it."""
-        conv: Any = module
-        values = {key: getattr(conv, key, None) for key in self.defaults}
-        aggregation = getattr(conv, "aggr", None)
-        dropout = values["dropout"]
-        return LayerFacts(
-            name=name,
-            kind=type(conv).__name__,
-            position=position,
-            attention=True,
-            in_channels=self._widths(conv),
-            out_channels=conv.out_channels if isinstance(conv.out_channels, int) else None,
-            heads=conv.heads if isinstance(conv.heads, int) else None,
-            concat=values["concat"] if isinstance(values["concat"], bool) else None,
-            dropout=float(dropout) if isinstance(dropout, (int, float)) else None,
-            edge_dim=values["edge_dim"] if isinstance(values["edge_dim"], int) else 0,
-            bias=getattr(conv, "bias", None) is not None,
-            aggregation=aggregation if isinstance(aggregation, str) else None,
-            options={key: value for key, value in values.items() if key in self.own and _plain(value)},
-        )
-
-    own: ClassVar[tuple[str, ...]] = ("negative_slope", "add_self_loops", "residual")
-    """Arguments of the constructor that are options of this kind."""
-
-    def _widths(self, conv: Any) -> tuple[int, int] | None:
+    def in_channels(self, conv: Any) -> tuple[int, int] | None:
+        """Those of the maps, as a lazy layer learns them."""
         maps = (self._map(conv, self.source_maps), self._map(conv, self.target_maps))
         known = [getattr(one, "in_channels", None) for one in maps]
         return (known[0], known[1]) if all(isinstance(one, int) and one >= 0 for one in known) else None  # type: ignore[return-value]
@@ -85,26 +39,6 @@ class AdditiveLayer(Layer):
     @staticmethod
     def _map(module: Any, names: Sequence[str]) -> Any:
         return next((found for name in names if (found := getattr(module, name, None)) is not None), None)
-
-    def edges(
-        self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], target: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The edges after the layer has put its own self-loops in the place of those that it was given."""
-        conv: Any = module
-        x = args[0] if args else kwargs["x"]
-        edge_index = args[1] if len(args) > 1 else kwargs["edge_index"]
-        edge_attr = args[2] if len(args) > 2 else kwargs.get("edge_attr")
-        size = args[3] if len(args) > 3 else kwargs.get("size")
-        # A copy that lacks the switch tells by the number of edges of its softmax.
-        given = edge_ends(edge_index, conv.flow)[1].numel()
-        if getattr(conv, "add_self_loops", target is not None and target.numel() != given):
-            nodes = min(size) if isinstance(size, (tuple, list)) else fewest(x)
-            edge_index, edge_attr = with_loops(edge_index, nodes, edge_attr, getattr(conv, "fill_value", None))
-        source, index, values = edge_ends(edge_index, conv.flow)
-        features = values if edge_attr is None else edge_attr.detach()
-        if features is not None and features.dim() == 1:
-            features = features.view(-1, 1)
-        return source, index if target is None else target, features
 
     def joined(self, module: nn.Module, messages: Tensor, target: Tensor, nodes: int) -> Tensor | None:
         """None: what is watched is not where the messages are made; they follow from the output."""
@@ -129,6 +63,12 @@ class AdditiveLayer(Layer):
 
     def _heads(self, module: Any, mapped: Tensor | None) -> Tensor | None:
         return None if mapped is None else mapped.view(-1, int(module.heads), int(module.out_channels))
+
+    def _edges(self, module: Any, edge_attr: Tensor) -> Tensor:
+        """The edge features through the layer's own map, as ``edge_update`` does it."""
+        features = edge_attr.view(-1, 1) if edge_attr.dim() == 1 else edge_attr
+        mapped: Tensor = module.lin_edge(features).view(-1, module.heads, module.out_channels)
+        return mapped
 
     def _edge_term(self, module: Any, call: Call) -> Tensor | None:
         return None if call.edge_attr is None else self._heads(module, project(module.lin_edge, call.edge_attr))
@@ -182,7 +122,7 @@ class AdditiveLayer(Layer):
             "edge_dim": 0 if edge is None else int(edge.shape[1]),
             "bias": "bias" in stored.tensors,
             "aggregation": known.get("aggregation"),
-            "options": {**{name: known.get(name) for name in self.own}, "residual": "res.weight" in stored.tensors},
+            "options": {**{name: known.get(name) for name in self.options}, "residual": "res.weight" in stored.tensors},
         }
 
     def drawn(self, stored: StoredLayer) -> list[Tensor]:
@@ -191,60 +131,19 @@ class AdditiveLayer(Layer):
 
     def gain(self, stored: StoredLayer, facts: LayerFacts) -> Gain:
         """Of the source map, whose heads are averaged where the output's are, and of the residual."""
-        value = self._weight(stored, self.source_maps).detach().double()
-        if facts.concat is False and facts.heads is not None:
-            value = value.view(facts.heads, -1, value.shape[1]).mean(dim=0)
         res = stored.tensors.get("res.weight")
         skip = 0.0 if res is None else float(res.detach().double().norm()) / math.sqrt(res.shape[1])
-        return Gain(float(value.norm()) / math.sqrt(value.shape[1]), skip, False)
+        return Gain(gain_of(self._weight(stored, self.source_maps), facts), skip, False)
 
-    def build(self, stored: StoredLayer, facts: LayerFacts) -> nn.Module:
-        """PyG's layer, made on the meta device, where nothing is drawn at random."""
-        import torch
-
+    def empty(self, stored: StoredLayer, facts: LayerFacts) -> nn.Module:
+        """One map for all nodes or two, as in the file."""
         known = {name: value for name, value in self.arguments(facts).items() if value is not None}
         widths: Any = facts.in_channels
         if f"{self.source_maps[0]}.weight" in stored.tensors and widths[0] == widths[1]:
             widths = widths[0]
-        with torch.device("meta"):
-            layer = self.pyg()(widths, facts.out_channels, **{**known, "edge_dim": facts.edge_dim or None})
-        state = {name: tensor.detach().float() for name, tensor in stored.tensors.items()}
-        layer.load_state_dict(state, strict=True, assign=True)
-        made: nn.Module = layer.requires_grad_(False)
-        return made
+        layer: nn.Module = self.pyg()(widths, facts.out_channels, **{**known, "edge_dim": facts.edge_dim or None})
+        return layer
 
-    # A layer in print, and what can be changed about it
-
-    def arguments(self, facts: LayerFacts) -> Mapping[str, Any]:
-        """What is known of them."""
-        return {name: facts.get(name) for name in self.defaults}
-
-    def scale_scores(self, module: Any, factors: Sequence[float]) -> None:
-        """Scale the vectors of every head: LeakyReLU keeps positive factors."""
-        for name in self.vectors:
-            vector = getattr(module, name, None)
-            if vector is not None and len(factors):
-                vector.mul_(vector.new_tensor(factors).view(1, -1, 1))
-
-    def scaled(self, tensors: Mapping[str, Tensor], factors: Sequence[float]) -> dict[str, Tensor]:
-        """The vectors."""
-        found = {name: tensors[name].detach() for name in self.vectors if name in tensors}
-        return {name: vector * vector.new_tensor(factors).view(1, -1, 1) for name, vector in found.items()}
-
-    def scale_lines(self, owner: str, facts: LayerFacts | None, factors: Sequence[float] | None) -> list[str]:
-        """One line per vector and head below 1."""
-        vectors = [v for v in self.vectors if "edge" not in v or facts is None or facts.edge_dim]
-        if factors is None:
-            lines = [f"    {owner}.{vector}.data[:, h] *= gamma[h]" for vector in vectors]
-            loop = f"for h in range({owner}.heads):  # gamma = min(1, 3 * sqrt(2 * ln(median in-degree)) / max|score of head h|)"
-            return [loop, *lines]
-        return [
-            f"{owner}.{vector}.data[:, {head}] *= {factor:.4g}"
-            for head, factor in enumerate(factors)
-            if factor < 1.0
-            for vector in vectors
-        ]
-
-
-def _plain(value: Any) -> bool:
-    return value is None or isinstance(value, (bool, int, float, str))
+    def present(self, parameter: str, facts: LayerFacts) -> bool:
+        """Edge terms only with edge features."""
+        return "edge" not in parameter or bool(facts.edge_dim)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from gnnstab.layers.watched import WatchedLayer
+from gnnstab.layers.pyg_layer import PygLayer
 from gnnstab.records import LayerFacts
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-class AggregatedLayer(WatchedLayer):
+class AggregatedLayer(PygLayer):
     """A kind whose ``forward`` weights the rows that it sums up, nodes of a graph or messages to a node."""
 
     softmax_in: ClassVar[tuple[str, ...]] = ("forward",)

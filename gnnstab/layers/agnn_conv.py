@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from gnnstab.layers.watched import Factor, WatchedLayer
+from gnnstab.layers.pyg_layer import Factor, PygLayer
 from gnnstab.records import LayerFacts
 
 
-class AGNNConvLayer(WatchedLayer):
+class AGNNConvLayer(PygLayer):
     """`torch_geometric.nn.AGNNConv` and its subclasses."""
 
     kind: ClassVar[str] = "AGNNConv"

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from gnnstab.errors import FixError
+from gnnstab.errors import FixError, GnnstabError
 from gnnstab.records import LayerFacts
 
 if TYPE_CHECKING:
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 ROLES = ("score", "value", "edge", "skip", "gate")
 """What the parts of a layer are for: what decides the scores, what is passed on, edge features, a node's own features,
 and the gate between the last two."""
+
+
+UNSCALABLE = "no weights that scale its scores alone"
 
 
 @dataclass(slots=True)
@@ -108,32 +111,32 @@ class Layer(ABC):
     attributes: ClassVar[tuple[str, ...]] = ("heads", "out_channels", "message")
     """What a class of that name must have to be this kind: somebody else's class may bear the same name."""
 
-    roles: ClassVar[Mapping[str, tuple[str, ...]]]
+    roles: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Role of `ROLES` → children or parameters of the layer that play it."""
 
     vectors: ClassVar[tuple[str, ...]] = ()
     """Parts that are parameters of the layer itself and no modules."""
 
-    stages: ClassVar[Mapping[str, str]]
+    stages: ClassVar[Mapping[str, str]] = {}
     """Child of the layer → stage (`gnnstab.records.STAGES`) that its output is."""
 
     softmax_in: ClassVar[tuple[str, ...]] = ("message",)
     """Methods in which softmax may be called, the first that does so is watched: of the layer itself, or of a helper as in
     ``aggr_module.forward``."""
 
-    signature: ClassVar[re.Pattern[str]]
+    signature: ClassVar[re.Pattern[str]] = re.compile(r"(?!)")
     """Matches the names of the layer's tensors in a state dict, ``layer`` its prefix and ``own`` the rest."""
 
-    essential: ClassVar[frozenset[str]]
-    """Names within the layer without which nobody takes its tensors for this kind."""
+    essential: ClassVar[frozenset[str]] = frozenset()
+    """Names within the layer without which nobody takes its tensors for this kind; empty for one that no file is recovered to."""
 
-    absent: ClassVar[str]
+    absent: ClassVar[str] = ""
     """``no a, b and c side by side``: what a file without such a layer lacks."""
 
-    width_names: ClassVar[tuple[str, str]]
+    width_names: ClassVar[tuple[str, str]] = ("", "")
     """The parts whose shapes show H·C and the width of the output."""
 
-    defaults: ClassVar[Mapping[str, Any]]
+    defaults: ClassVar[Mapping[str, Any]] = {}
     """Arguments of the constructor beyond the widths, in the order in which they are printed, with their defaults."""
 
     static: ClassVar[str] = ""
@@ -184,17 +187,17 @@ class Layer(ABC):
             for name in self.attributes
         )
 
-    @abstractmethod
     def own_forward(self, module: nn.Module) -> bool:
         """True when forward is PyG's own, so that the children's outputs are the stages that `stages` says."""
+        return False
 
-    @abstractmethod
     def own_code(self, module: nn.Module) -> bool:
-        """True when forward and message are PyG's own, so that `scores` gives what the layer computes."""
+        """True when all that makes the scores is PyG's own, so that `scores` gives what the layer computes."""
+        return False
 
-    @abstractmethod
     def repeats(self, function: Any) -> bool:
         """True when this function, found where softmax is called, is PyG's own, so that `traced_scores` repeats it."""
+        return False
 
     # A layer in memory
 
@@ -215,21 +218,21 @@ class Layer(ABC):
         ``args`` and ``kwargs`` are the call's own, ``target`` what softmax received as its index, where it is known.
         """
 
-    @abstractmethod
     def joined(self, module: nn.Module, messages: Tensor, target: Tensor, nodes: int) -> Tensor | None:
         """(N_t, H·C) or (N_t, C): the messages of every edge, summed over each target as the layer does; None where it does not."""
+        return None
 
     def nodes(self, inputs: Sequence[Any]) -> tuple[Tensor, Tensor]:
         """Features of source and target nodes among the tensors that the layer received first; zero columns where they
         have no common width."""
         return inputs[0], inputs[-1]
 
-    @abstractmethod
     def scores(self, module: nn.Module, call: Call, x_source: Tensor, x_target: Tensor) -> Tensor | None:
         """(E, H) scores that the weights give for other node features on the edges of a call, without calling a module.
 
         None where the weights alone cannot tell them. Holds whenever `own_code` does.
         """
+        return None
 
     def traced_scores(self, module: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
         """Scores (E, H) and attention (E, H) from what the watched method received and left behind, for compiled graphs."""
@@ -241,9 +244,9 @@ class Layer(ABC):
         stages ``made`` before; a query comes first where there is one, then what it is multiplied with the sum of."""
         return ()
 
-    @abstractmethod
     def skip(self, module: nn.Module, x_target: Tensor) -> Tensor | None:
         """The node's own branch (N_t, H·C or C) without calling a module; None where there is none or it cannot be told."""
+        return None
 
     def message(self, module: nn.Module, call: Call, skip: Tensor | None) -> Tensor | None:
         """The aggregated message where it was not observed but follows from output and skip; None where it does not."""
@@ -259,41 +262,54 @@ class Layer(ABC):
         """Whether a layer with tensors of these names may be of this kind."""
         return bool(self.essential) and self.essential <= names
 
-    @abstractmethod
     def lookalike(self, stored: StoredLayer) -> str:
         """Why layers of another kind have such names, by the names alone; ``""`` when nothing speaks against this kind."""
+        return f"the tensors of a {self.kind} do not tell it from other layers"
 
-    @abstractmethod
     def wrong_shape(self, stored: StoredLayer) -> str:
         """The first tensor whose shape cannot belong to this kind, with its shape; ``""`` when all can."""
+        return self.lookalike(stored)
 
-    @abstractmethod
     def widths(self, stored: StoredLayer) -> tuple[int, int]:
         """(H·C, width of the output), as the shapes show them; `width_names` says where they were read."""
+        raise self._not_stored()
 
     def shown_heads(self, stored: StoredLayer) -> int | None:
         """The number of heads where a tensor keeps them apart; None where only the widths tell."""
         return None
 
-    @abstractmethod
     def stored_facts(self, stored: StoredLayer, known: Mapping[str, Any]) -> dict[str, Any]:
         """The fields of `LayerFacts` that the tensors, or ``known`` values of the module they came from, show."""
+        raise self._not_stored()
 
-    @abstractmethod
     def drawn(self, stored: StoredLayer) -> list[Tensor]:
         """The matrices whose distribution tells how the layer was initialised."""
+        raise self._not_stored()
 
-    @abstractmethod
     def logits(self, stored: StoredLayer, heads: int) -> dict[str, list[float]]:
         """Signal name → one value per head: what the weights alone say about the size of the scores."""
+        raise self._not_stored()
 
-    @abstractmethod
     def gain(self, stored: StoredLayer, facts: LayerFacts) -> Gain:
         """How strongly the branches scale their input."""
+        raise self._not_stored()
 
-    @abstractmethod
     def build(self, stored: StoredLayer, facts: LayerFacts) -> nn.Module:
         """PyG's layer with the tensors of the file, widened to float32; the global random state is left alone."""
+        import torch
+
+        with torch.device("meta"):  # Where nothing is drawn at random.
+            layer = self.empty(stored, facts)
+        state = {name: tensor.detach().float() for name, tensor in stored.tensors.items()}
+        layer.load_state_dict(state, strict=True, assign=True)
+        return layer.requires_grad_(False)
+
+    def empty(self, stored: StoredLayer, facts: LayerFacts) -> nn.Module:
+        """A new layer of this configuration."""
+        raise self._not_stored()
+
+    def _not_stored(self) -> GnnstabError:
+        return GnnstabError(f"a {self.kind} is not recovered from a file; pass the model")
 
     def idle(self, facts: LayerFacts) -> tuple[str, ...]:
         """Parts that a layer of this configuration holds and does not use."""
@@ -307,9 +323,9 @@ class Layer(ABC):
         shown = "..." if widths is None else str(widths[0] if widths[0] == widths[1] else widths)
         return [shown, "..." if facts.out_channels is None else str(facts.out_channels)]
 
-    @abstractmethod
     def arguments(self, facts: LayerFacts) -> Mapping[str, Any]:
         """The arguments of the constructor beyond the widths, as far as they are known."""
+        return {name: facts.get(name) for name in self.defaults}
 
     # What can be changed about a layer, in place, on a copy that the caller made
 
@@ -327,16 +343,21 @@ class Layer(ABC):
         module.reset_parameters()
 
     def scale_scores(self, module: Any, factors: Sequence[float]) -> None:
-        """Multiply the scores of every head by its factor, by an edit of the weights."""
-        raise self._inapplicable("no weights that scale its scores alone")
+        """Multiply the scores of every head by its factor, by an edit of the weights; no factors ask whether that can be done."""
+        state = module.state_dict()
+        changed = self.scaled(state, factors if len(factors) else [1.0])
+        if not changed:
+            raise self._inapplicable(UNSCALABLE)
+        for name, tensor in changed.items():
+            state[name].copy_(tensor)
 
     def scaled(self, tensors: Mapping[str, Tensor], factors: Sequence[float]) -> dict[str, Tensor]:
         """The changed tensors of a state dict (names within the layer) after the same edit."""
-        raise self._inapplicable("no weights that scale its scores alone")
+        raise self._inapplicable(UNSCALABLE)
 
     def scale_lines(self, owner: str, facts: LayerFacts | None, factors: Sequence[float] | None) -> list[str]:
         """The same edit as lines of code; ``factors`` None for the loop to adapt."""
-        raise self._inapplicable("no weights that scale its scores alone")
+        raise self._inapplicable(UNSCALABLE)
 
     def add_gate(self, module: Any) -> nn.Module:
         """A new gate between skip and message, to be registered by the caller under the name that `roles` gives."""
@@ -351,23 +372,27 @@ class Layer(ABC):
         raise self._inapplicable("no branch of the node's own features")
 
     def reinitialise(self, module: nn.Module, parts: Sequence[str]) -> int:
-        """Initialise the children of these names anew as their own ``reset_parameters`` does; how many there were."""
-        import torch
-        from torch_geometric.nn.inits import glorot
+        """Initialise the parts of these names anew, vectors by glorot, modules as they do it themselves; how many there were."""
+        from torch_geometric.nn.inits import glorot, reset
 
-        found = [part for name in parts if (part := getattr(module, name, None)) is not None]
-        for part in found:
-            if isinstance(part, torch.Tensor):
-                glorot(part)
-            else:
-                part.reset_parameters()
+        self._able("reinitialise", "no part that can be initialised anew alone")
+        found = {name: part for name in parts if (part := getattr(module, name, None)) is not None}
+        for name, part in found.items():
+            glorot(part) if name in self.vectors else reset(part)
         return len(found)
 
     def reinit_line(self, owner: str, part: str) -> str:
         """The same for one part, to print."""
         if part in self.vectors:
             return f"torch_geometric.nn.inits.glorot({owner}.{part})"
-        return f"{owner}.{part}.reset_parameters()"
+        # A network of the user's own may have no method of that name.
+        return (
+            f"{owner}.{part}.reset_parameters()" if self.prints else f"torch_geometric.nn.inits.reset({owner}.{part})"
+        )
+
+    def _able(self, edit: str, why: str) -> None:
+        if not self.applies(edit):
+            raise self._inapplicable(why)
 
     def _inapplicable(self, why: str) -> FixError:
         return FixError(f"{self.kind} has {why}")

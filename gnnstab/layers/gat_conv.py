@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from gnnstab.layers.additive import AdditiveLayer
 from gnnstab.layers.base import Call, StoredLayer
 from gnnstab.layers.maps import per_head, project
+from gnnstab.layers.pyg_layer import Factor
 from gnnstab.records.vocabulary import LOGIT_FROBENIUS
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ class GATConvLayer(AdditiveLayer):
         "skip": ("res",),
     }
     vectors: ClassVar[tuple[str, ...]] = ("att_src", "att_dst", "att_edge")
+    factors: ClassVar[tuple[Factor, ...]] = (Factor("att_src", 1), Factor("att_dst", 1), Factor("att_edge", 1))
     source_maps: ClassVar[tuple[str, ...]] = ("lin", "lin_src")
     target_maps: ClassVar[tuple[str, ...]] = ("lin", "lin_dst")
     signature: ClassVar[re.Pattern[str]] = re.compile(
@@ -45,12 +47,6 @@ class GATConvLayer(AdditiveLayer):
         "bias": True,
         "residual": False,
     }
-
-    def pyg(self) -> Any:
-        """`torch_geometric.nn.GATConv`."""
-        from torch_geometric.nn import GATConv
-
-        return GATConv
 
     def scores(self, module: nn.Module, call: Call, x_source: Tensor, x_target: Tensor) -> Tensor | None:
         """On the edges of a call."""
@@ -79,9 +75,7 @@ class GATConvLayer(AdditiveLayer):
 
         score = alpha_j if alpha_i is None else alpha_j + alpha_i
         if edge_attr is not None and module.lin_edge is not None:
-            edge_attr = edge_attr.view(-1, 1) if edge_attr.dim() == 1 else edge_attr
-            edge = module.lin_edge(edge_attr).view(-1, module.heads, module.out_channels)
-            score = score + (edge * module.att_edge).sum(dim=-1)
+            score = score + (self._edges(module, edge_attr) * module.att_edge).sum(dim=-1)
         score = F.leaky_relu(score, module.negative_slope)
         return score, softmax(score, index, ptr, dim_size)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from gnnstab.layers.additive import AdditiveLayer
 from gnnstab.layers.base import Call, StoredLayer
 from gnnstab.layers.maps import in_blocks, per_head, project
+from gnnstab.layers.pyg_layer import Factor
 from gnnstab.records.vocabulary import LOGIT_FROBENIUS
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class GATv2ConvLayer(AdditiveLayer):
         "skip": ("res",),
     }
     vectors: ClassVar[tuple[str, ...]] = ("att",)
+    factors: ClassVar[tuple[Factor, ...]] = (Factor("att", 1),)
     source_maps: ClassVar[tuple[str, ...]] = ("lin_l",)
     target_maps: ClassVar[tuple[str, ...]] = ("lin_r",)
     signature: ClassVar[re.Pattern[str]] = re.compile(
@@ -38,7 +40,6 @@ class GATv2ConvLayer(AdditiveLayer):
     essential: ClassVar[frozenset[str]] = frozenset({"att", "lin_l.weight", "lin_r.weight"})
     absent: ClassVar[str] = "no att, lin_l and lin_r side by side"
     width_names: ClassVar[tuple[str, str]] = ("att", "bias")
-    own: ClassVar[tuple[str, ...]] = ("negative_slope", "add_self_loops", "share_weights", "residual")
     static: ClassVar[str] = "√.52·‖diag(a)·W_l‖_F, within 1.3 × of the measured spread at initialisation"
     defaults: ClassVar[Mapping[str, Any]] = {
         "heads": 1,
@@ -51,12 +52,6 @@ class GATv2ConvLayer(AdditiveLayer):
         "share_weights": False,
         "residual": False,
     }
-
-    def pyg(self) -> Any:
-        """`torch_geometric.nn.GATv2Conv`."""
-        from torch_geometric.nn import GATv2Conv
-
-        return GATv2Conv
 
     def scores(self, module: nn.Module, call: Call, x_source: Tensor, x_target: Tensor) -> Tensor | None:
         """On the edges of a call, in blocks."""
@@ -89,8 +84,7 @@ class GATv2ConvLayer(AdditiveLayer):
 
         summed = x_i + x_j
         if edge_attr is not None:
-            edge_attr = edge_attr.view(-1, 1) if edge_attr.dim() == 1 else edge_attr
-            summed = summed + module.lin_edge(edge_attr).view(-1, module.heads, module.out_channels)
+            summed = summed + self._edges(module, edge_attr)
         score = self._score(module, summed)
         return score, softmax(score, index, ptr, dim_size)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from gnnstab.layers.watched import Factor, WatchedLayer
+from gnnstab.layers.pyg_layer import Factor, PygLayer
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-class GeneralConvLayer(WatchedLayer):
+class GeneralConvLayer(PygLayer):
     """`torch_geometric.nn.GeneralConv(attention=True)` and its subclasses."""
 
     kind: ClassVar[str] = "GeneralConv"

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from gnnstab.errors import FixError
-from gnnstab.layers.base import Call, Gain, Layer, StoredLayer
+from gnnstab.layers.base import Layer
 from gnnstab.records import LayerFacts
 
 if TYPE_CHECKING:
@@ -31,13 +29,6 @@ class GenericLayer(Layer):
 
     kind: ClassVar[str] = "attention of another class"
     attributes: ClassVar[tuple[str, ...]] = ()
-    roles: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    stages: ClassVar[Mapping[str, str]] = {}
-    signature: ClassVar[re.Pattern[str]] = re.compile(r"(?!)(?P<layer>)(?P<own>)")
-    essential: ClassVar[frozenset[str]] = frozenset()
-    absent: ClassVar[str] = ""
-    width_names: ClassVar[tuple[str, str]] = ("", "")
-    defaults: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, family: str = "", softmax_in: tuple[str, ...] = ()) -> None:
         self.family = family
@@ -50,18 +41,6 @@ class GenericLayer(Layer):
     def applies(self, edit: str) -> bool:
         """A layer of somebody's own may well take a dropout."""
         return edit == "dropout" or super().applies(edit)
-
-    def own_forward(self, module: nn.Module) -> bool:
-        """False."""
-        return False
-
-    def own_code(self, module: nn.Module) -> bool:
-        """False."""
-        return False
-
-    def repeats(self, function: Any) -> bool:
-        """False."""
-        return False
 
     def facts(self, name: str, module: nn.Module, position: int) -> LayerFacts:
         """What attributes of the customary names show."""
@@ -88,59 +67,11 @@ class GenericLayer(Layer):
         self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], target: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Sources are not known: this raises `FixError`."""
-        raise self._unknown()
-
-    def joined(self, module: nn.Module, messages: Tensor, target: Tensor, nodes: int) -> Tensor | None:
-        """None."""
-        return None
-
-    def scores(self, module: nn.Module, call: Call, x_source: Tensor, x_target: Tensor) -> Tensor | None:
-        """None."""
-        return None
-
-    def skip(self, module: nn.Module, x_target: Tensor) -> Tensor | None:
-        """None."""
-        return None
-
-    def lookalike(self, stored: StoredLayer) -> str:
-        """Of no file."""
-        return "no names of its own"
-
-    def wrong_shape(self, stored: StoredLayer) -> str:
-        """Of no file."""
-        return "no shapes of its own"
-
-    def widths(self, stored: StoredLayer) -> tuple[int, int]:
-        """Of no file: raises `FixError`."""
-        raise self._unknown()
-
-    def stored_facts(self, stored: StoredLayer, known: Mapping[str, Any]) -> dict[str, Any]:
-        """None."""
-        return {}
-
-    def drawn(self, stored: StoredLayer) -> list[Tensor]:
-        """None."""
-        return []
-
-    def logits(self, stored: StoredLayer, heads: int) -> dict[str, list[float]]:
-        """None."""
-        return {}
-
-    def gain(self, stored: StoredLayer, facts: LayerFacts) -> Gain:
-        """Of no file: raises `FixError`."""
-        raise self._unknown()
-
-    def build(self, stored: StoredLayer, facts: LayerFacts) -> nn.Module:
-        """Of no file: raises `FixError`."""
-        raise self._unknown()
+        raise self._inapplicable("weights whose use is not known")
 
     def positional(self, facts: LayerFacts) -> list[str]:
         """How the constructor is called nobody knows."""
         return ["..."]
-
-    def arguments(self, facts: LayerFacts) -> Mapping[str, Any]:
-        """None that are known to be any."""
-        return {}
 
     def scale_lines(self, owner: str, facts: LayerFacts | None, factors: Sequence[float] | None) -> list[str]:
         """What to do by hand: which weights make the scores is not known."""
@@ -150,9 +81,6 @@ class GenericLayer(Layer):
             ]
         shown = ", ".join(f"{factor:.4g} in head {head}" for head, factor in enumerate(factors) if factor < 1.0)
         return [f"# {owner}: multiply the scores before its softmax by {shown}"] if shown else []
-
-    def _unknown(self) -> FixError:
-        return self._inapplicable("weights whose use is not known")
 
 
 def _first(layer: Any, names: Sequence[str]) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from gnnstab.layers.hetero import HeteroLayer
-from gnnstab.layers.watched import Factor
+from gnnstab.layers.pyg_layer import Factor
 
 
 class HANConvLayer(HeteroLayer):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from gnnstab.layers.watched import Factor, WatchedLayer
+from gnnstab.layers.pyg_layer import Factor, PygLayer
 from gnnstab.records import LayerFacts
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _NEEDED = ("num_node_types", "num_edge_types", "edge_type_emb_dim", "edge_dim", "edge_attr_emb_dim")
 
 
-class HEATConvLayer(WatchedLayer):
+class HEATConvLayer(PygLayer):
     """`torch_geometric.nn.HEATConv` and its subclasses."""
 
     kind: ClassVar[str] = "HEATConv"

@@ -7,14 +7,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from gnnstab.layers.edges import edge_ends
-from gnnstab.layers.watched import WatchedLayer
+from gnnstab.layers.pyg_layer import PygLayer
 from gnnstab.records import LayerFacts
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-class HeteroLayer(WatchedLayer):
+class HeteroLayer(PygLayer):
     """A kind that is given ``x_dict`` and ``edge_index_dict``; the heads share ``out_channels`` among them."""
 
     rowwise: ClassVar[bool] = False

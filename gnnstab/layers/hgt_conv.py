@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from gnnstab.layers.base import Gain, StoredLayer
 from gnnstab.layers.hetero import HeteroLayer
 from gnnstab.layers.maps import per_head, product_norms
-from gnnstab.layers.watched import Factor
+from gnnstab.layers.pyg_layer import Factor
 from gnnstab.records import LayerFacts
 
 if TYPE_CHECKING:
@@ -136,19 +136,13 @@ class HGTConvLayer(HeteroLayer):
         values = [weight.detach().double().tensor_split(3)[2] for weight in _maps(stored).values()]
         return Gain(max(float(v.norm()) / v.shape[1] ** 0.5 for v in values), 0.0, True)
 
-    def build(self, stored: StoredLayer, facts: LayerFacts) -> nn.Module:
-        """PyG's layer, made on the meta device, where nothing is drawn at random."""
-        import torch
-
+    def empty(self, stored: StoredLayer, facts: LayerFacts) -> nn.Module:
+        """Of the node types and relations that the names tell."""
         widths = {name: int(weight.shape[1]) for name, weight in _maps(stored).items()}
         relations = [tuple(name.split("__")) for name in _under(stored, "p_rel")]
-        heads = self.shown_heads(stored) or 1
-        with torch.device("meta"):
-            layer = self.pyg()(widths, self.widths(stored)[0], (list(widths), relations), heads)
-        state = {name: tensor.detach().float() for name, tensor in stored.tensors.items()}
-        layer.load_state_dict(state, strict=True, assign=True)
-        made: nn.Module = layer.requires_grad_(False)
-        return made
+        graph, heads = (list(widths), relations), self.shown_heads(stored) or 1
+        layer: nn.Module = self.pyg()(widths, self.widths(stored)[0], graph, heads)
+        return layer
 
 
 def _under(stored: StoredLayer, prefix: str) -> dict[str, Tensor]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from gnnstab.layers.watched import Factor, WatchedLayer
+from gnnstab.layers.pyg_layer import Factor, PygLayer
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-class HypergraphConvLayer(WatchedLayer):
+class HypergraphConvLayer(PygLayer):
     """`torch_geometric.nn.HypergraphConv(use_attention=True)` and its subclasses."""
 
     kind: ClassVar[str] = "HypergraphConv"

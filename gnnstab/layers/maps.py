@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from gnnstab.errors import FixError
 from gnnstab.records.vocabulary import (
     LOGIT_ALIGNMENT,
     LOGIT_EDGE_SPECTRAL,
@@ -16,6 +17,8 @@ from gnnstab.records.vocabulary import (
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from gnnstab.records import LayerFacts
 
 BLOCK = 2**20
 """Entries of the largest temporary of the recomputed scores."""
@@ -51,6 +54,22 @@ def in_blocks(edges: int, width: int, part: Callable[[slice], Tensor | None]) ->
     parts = [part(slice(start, start + block)) for start in range(0, max(edges, 1), block)]
     known = [one for one in parts if one is not None]
     return torch.cat(known) if len(known) == len(parts) else None
+
+
+def gain_of(weight: Tensor, facts: LayerFacts) -> float:
+    """‖W‖_F/√D of a map (H·C, D); averaged heads reach the output through the mean of their matrices, which is measured then."""
+    weight = weight.detach().double()
+    if facts.concat is False and facts.heads is not None:
+        weight = weight.view(facts.heads, -1, weight.shape[1]).mean(dim=0)
+    return float(weight.norm()) / math.sqrt(weight.shape[1])
+
+
+def scale_rows(rows: Tensor, factors: Sequence[float], name: str) -> None:
+    """Multiply every head's rows of a map by its factor, in place; raises `FixError` where the rows are no multiple of the heads."""
+    if len(rows) % len(factors):
+        raise FixError(f"{name} has {len(rows)} rows, which is no multiple of {len(factors)} heads")
+    by_head = rows.view(len(factors), -1)
+    by_head *= by_head.new_tensor(factors).unsqueeze(1)
 
 
 def per_head(weight: Tensor, bias: Tensor | None, heads: int) -> Tensor:
@@ -109,3 +128,22 @@ def _alignment(query: Tensor, key: Tensor, root: float) -> Tensor:
     scale = norm(query) * norm(key)
     alignment: Tensor = root * norm(query @ key.mT) / scale.clamp(min=torch.finfo(scale.dtype).tiny)
     return alignment
+
+
+def loop(heads: str) -> str:
+    """The head of a loop over ``heads`` in which gamma is what the scores of head h are multiplied with."""
+    return f"for h in range({heads}):  # gamma = min(1, 3 * sqrt(2 * ln(median in-degree)) / max|score of head h|)"
+
+
+def row_lines(
+    owner: str, names: Sequence[str], counts: tuple[str, str], facts: LayerFacts | None, factors: Sequence[float] | None
+) -> list[str]:
+    """Lines that scale scores, for tensors whose rows are those of the heads; ``counts``: the attributes for heads and rows of each."""
+    heads, rows = counts
+    if factors is None:
+        of_head = f"    rows = slice(h * {owner}.{rows}, (h + 1) * {owner}.{rows})"
+        return [loop(f"{owner}.{heads}"), of_head, *(f"    {owner}.{name}.data[rows] *= gamma[h]" for name in names)]
+    width = facts.out_channels if facts and facts.out_channels else 0
+    low = [(h, factor) for h, factor in enumerate(factors) if factor < 1.0]
+    ends = {h: f"{h * width}:{(h + 1) * width}" if width else f"{h} * C:{h + 1} * C" for h, _ in low}
+    return [f"{owner}.{name}.data[{ends[h]}] *= {factor:.4g}" for h, factor in low for name in names]

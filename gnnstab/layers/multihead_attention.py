@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from gnnstab.layers.base import Gain, StoredLayer
 from gnnstab.layers.generic import MULTIHEAD, GenericLayer
-from gnnstab.layers.maps import product_norms
+from gnnstab.layers.maps import product_norms, row_lines, scale_rows
 from gnnstab.records import LayerFacts
 
 if TYPE_CHECKING:
@@ -145,11 +145,11 @@ class MultiheadAttentionLayer(GenericLayer):
         value, out = _maps(stored.tensors)[2].detach().double(), stored.tensors["out_proj.weight"].detach().double()
         return Gain(float((out @ value).norm()) / math.sqrt(value.shape[1]), 0.0, False)
 
-    def build(self, stored: StoredLayer, facts: LayerFacts) -> nn.Module:
-        """Torch's layer, made on the meta device, where nothing is drawn at random."""
+    def empty(self, stored: StoredLayer, facts: LayerFacts) -> nn.Module:
+        """Torch's layer, which takes its first argument for the batch."""
         from torch import nn
 
-        made = nn.MultiheadAttention(
+        return nn.MultiheadAttention(
             self.widths(stored)[0],
             facts.heads or 1,
             dropout=facts.dropout or 0.0,
@@ -157,11 +157,7 @@ class MultiheadAttentionLayer(GenericLayer):
             kdim=facts.get("kdim"),
             vdim=facts.get("vdim"),
             batch_first=True,
-            device="meta",
         )
-        state = {name: tensor.detach().float() for name, tensor in stored.tensors.items()}
-        made.load_state_dict(state, strict=True, assign=True)
-        return made.requires_grad_(False)
 
     # A layer in print, and what can be changed about it
 
@@ -170,29 +166,17 @@ class MultiheadAttentionLayer(GenericLayer):
         width = None if facts.in_channels is None else facts.in_channels[1]
         return ["..." if one is None else str(one) for one in (width, facts.heads)]
 
-    def arguments(self, facts: LayerFacts) -> Mapping[str, Any]:
-        """What is known of them."""
-        return {name: facts.get(name) for name in self.defaults}
-
     def present(self, parameter: str, facts: LayerFacts) -> bool:
         """Packed maps are one weight, others three."""
         return parameter == "out_proj" or (parameter == "in_proj_weight") == (facts.get("kdim") is None)
-
-    def scale_scores(self, module: Any, factors: Sequence[float]) -> None:
-        """Scale the query's rows of every head."""
-        state = {name: tensor for name, tensor in module.named_parameters() if name in _QUERY}
-        for name, tensor in self.scaled(state, factors).items() if len(factors) else ():
-            state[name].copy_(tensor)
 
     def scaled(self, tensors: Mapping[str, Tensor], factors: Sequence[float]) -> dict[str, Tensor]:
         """The tensors that hold the query's map."""
         changed = {name: tensors[name].detach().clone() for name in _QUERY if tensors.get(name) is not None}
         for name, tensor in changed.items():
-            query = tensor if name == "q_proj_weight" else tensor[: len(tensor) // 3]
-            if len(query) % len(factors):
-                raise self._inapplicable(f"{len(query)} query rows, no multiple of {len(factors)} heads")
-            by_head = query.view(len(factors), -1)
-            by_head *= by_head.new_tensor(factors).unsqueeze(1)
+            scale_rows(
+                tensor if name == "q_proj_weight" else tensor[: len(tensor) // 3], factors, f"the query in {name}"
+            )
         return changed
 
     def scale_lines(self, owner: str, facts: LayerFacts | None, factors: Sequence[float] | None) -> list[str]:
@@ -200,19 +184,7 @@ class MultiheadAttentionLayer(GenericLayer):
         apart = facts is not None and facts.get("kdim") is not None
         names = ["q_proj_weight" if apart else "in_proj_weight"]
         names += [] if facts is not None and facts.bias is False else ["in_proj_bias"]
-        if factors is None:
-            return [
-                f"for h in range({owner}.num_heads):  # gamma = min(1, 3 * sqrt(2 * ln(median in-degree)) / max|score of head h|)",
-                f"    rows = slice(h * {owner}.head_dim, (h + 1) * {owner}.head_dim)",
-                *(f"    {owner}.{name}.data[rows] *= gamma[h]" for name in names),
-            ]
-        width = facts.out_channels if facts and facts.out_channels else 0
-        return [
-            f"{owner}.{name}.data[{f'{h * width}:{(h + 1) * width}' if width else f'{h} * C:{h + 1} * C'}] *= {factor:.4g}"
-            for h, factor in enumerate(factors)
-            if factor < 1.0
-            for name in names
-        ]
+        return row_lines(owner, names, ("num_heads", "head_dim"), facts, factors)
 
     def reinitialise(self, module: nn.Module, parts: Sequence[str]) -> int:
         """As torch draws them; of a packed weight the rows of queries and keys alone."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from gnnstab.layers.watched import WatchedLayer
+from gnnstab.layers.pyg_layer import PygLayer
 
 
-class PointTransformerConvLayer(WatchedLayer):
+class PointTransformerConvLayer(PygLayer):
     """`torch_geometric.nn.PointTransformerConv` and its subclasses."""
 
     kind: ClassVar[str] = "PointTransformerConv"

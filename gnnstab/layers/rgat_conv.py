@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from gnnstab.layers.watched import Factor, WatchedLayer
+from gnnstab.layers.pyg_layer import Factor, PygLayer, along
 from gnnstab.records import LayerFacts
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ _DEGREE = ("l1", "b1", "l2", "b2")
 _PRODUCT = "multiplicative-self-attention"
 
 
-class RGATConvLayer(WatchedLayer):
+class RGATConvLayer(PygLayer):
     """`torch_geometric.nn.RGATConv` and its subclasses."""
 
     kind: ClassVar[str] = "RGATConv"
@@ -62,10 +62,12 @@ class RGATConvLayer(WatchedLayer):
         """Widths and number of relations."""
         return [*super().positional(facts), str(facts.get("num_relations") or "...")]
 
-    def _tensors(self, module: Any, factor: Factor) -> Iterator[Tensor]:
-        # Of a product one factor is enough.
-        if factor.name == "q" or module.attention_mode != _PRODUCT:
-            yield from super()._tensors(module, factor)
+    def scale_scores(self, module: Any, factors: Sequence[float]) -> None:
+        """Scale all terms of a sum; of a product one factor is enough."""
+        for name in ("q",) if module.attention_mode == _PRODUCT else ("q", "k", "e"):
+            tensor = getattr(module, name, None)
+            if tensor is not None and len(factors):
+                tensor.mul_(along(tensor, 1, factors))
 
     def scaled(self, tensors: Mapping[str, Tensor], factors: Sequence[float]) -> dict[str, Tensor]:
         """Refused: the tensors do not tell whether the terms are added or multiplied."""
@@ -77,6 +79,6 @@ class RGATConvLayer(WatchedLayer):
             return parameter == "q"
         return parameter != "e" or bool(facts.edge_dim)
 
-    def block(self, facts: LayerFacts | None) -> int:
-        """``dim`` columns per head."""
-        return int((facts and facts.get("dim")) or 1)
+    def columns(self, facts: LayerFacts | None, heads: int) -> int:
+        """``dim`` columns, each with a score of its own, for every head."""
+        return heads if facts is None or facts.heads is None else facts.heads * int(facts.get("dim") or 1)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from gnnstab.layers.watched import Factor, WatchedLayer
+from gnnstab.layers.pyg_layer import Factor, PygLayer
 
 
-class SuperGATConvLayer(WatchedLayer):
+class SuperGATConvLayer(PygLayer):
     """`torch_geometric.nn.SuperGATConv` and its subclasses."""
 
     kind: ClassVar[str] = "SuperGATConv"

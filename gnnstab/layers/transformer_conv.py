@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from gnnstab.layers.base import Call, Gain, Layer, StoredLayer
-from gnnstab.layers.edges import edge_ends
-from gnnstab.layers.maps import in_blocks, product_norms, project
+from gnnstab.layers.base import Call, Gain, StoredLayer
+from gnnstab.layers.maps import gain_of, in_blocks, product_norms, project, row_lines, scale_rows
+from gnnstab.layers.pyg_layer import PygLayer
 from gnnstab.records import LayerFacts
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def dot_scores(query: Tensor, key: Tensor) -> Tensor:
     return score
 
 
-class TransformerConvLayer(Layer):
+class TransformerConvLayer(PygLayer):
     """`torch_geometric.nn.TransformerConv` and its subclasses."""
 
     kind: ClassVar[str] = "TransformerConv"
@@ -51,6 +52,7 @@ class TransformerConvLayer(Layer):
     essential: ClassVar[frozenset[str]] = frozenset({"lin_key.weight", "lin_query.weight", "lin_value.weight"})
     absent: ClassVar[str] = "no lin_key, lin_query, lin_value and lin_skip side by side"
     width_names: ClassVar[tuple[str, str]] = ("lin_key", "lin_skip")
+    given: ClassVar[tuple[str, ...]] = ("x", "edge_index", "edge_attr")
     static: ClassVar[str] = "‖W_qᵀW_k‖/√C"
     defaults: ClassVar[Mapping[str, Any]] = {
         "heads": 1,
@@ -64,52 +66,25 @@ class TransformerConvLayer(Layer):
     stable: ClassVar[str] = "StableTransformerConv"
     edits: ClassVar[frozenset[str]] = frozenset({"scale_scores", "add_gate", "switch_skip_on", "reinitialise"})
 
-    def own_forward(self, module: nn.Module) -> bool:
-        """True for PyG's class and a subclass that keeps its forward."""
-        from torch_geometric.nn import TransformerConv
-
-        kind: Any = type(module)
-        return isinstance(module, TransformerConv) and kind.forward is TransformerConv.forward
-
-    def own_code(self, module: nn.Module) -> bool:
-        """True when forward and message are PyG's own."""
-        kind: Any = type(module)
-        return self.own_forward(module) and self.repeats(kind.message)
-
-    def repeats(self, function: Any) -> bool:
-        """True for PyG's own ``message``."""
-        from torch_geometric.nn import TransformerConv
-
-        return function is TransformerConv.message
-
     # A layer in memory
 
     def facts(self, name: str, module: nn.Module, position: int) -> LayerFacts:
         """The configuration as the attributes show it; what a copy of the class lacks is not known."""
         conv: Any = module
-        dropout, edge_dim = getattr(conv, "dropout", None), getattr(conv, "edge_dim", None)
-        aggregation, query = getattr(conv, "aggr", None), getattr(conv, "lin_query", None)
-        root, beta = _switch(conv, "root_weight"), getattr(conv, "lin_beta", None) is not None
-        return LayerFacts(
-            name=name,
-            kind=type(conv).__name__,
-            position=position,
-            attention=True,
-            in_channels=_widths(conv),
-            out_channels=conv.out_channels if isinstance(conv.out_channels, int) else None,
-            heads=conv.heads if isinstance(conv.heads, int) else None,
-            concat=_switch(conv, "concat"),
-            dropout=float(dropout) if isinstance(dropout, (int, float)) else None,
-            edge_dim=edge_dim if isinstance(edge_dim, int) else 0,
-            bias=None if query is None else getattr(query, "bias", None) is not None,
-            aggregation=aggregation if isinstance(aggregation, str) else None,
-            options={
-                "beta": beta,
-                # A gate that root_weight=False switches off leaves no trace of having been asked for.
-                "beta_requested": True if beta else (False if root else None),
-                "root_weight": root,
-            },
-        )
+        found, query = super().facts(name, module, position), getattr(conv, "lin_query", None)
+        root, beta = found.get("root_weight"), getattr(conv, "lin_beta", None) is not None
+        # A gate that root_weight=False switches off leaves no trace of having been asked for.
+        options = {"beta": beta, "beta_requested": True if beta else (False if root else None), "root_weight": root}
+        return replace(found, bias=None if query is None else getattr(query, "bias", None) is not None, options=options)
+
+    def in_channels(self, conv: Any) -> tuple[int, int] | None:
+        """Input widths; a lazy layer declares -1 and knows better after its first call."""
+        declared = super().in_channels(conv)
+        if declared is None:
+            return None
+        actual = [getattr(getattr(conv, part, None), "in_channels", -1) for part in ("lin_key", "lin_query")]
+        source, target = (a if d < 0 else d for d, a in zip(declared, actual, strict=True))
+        return source, target
 
     def gate(self, module: nn.Module) -> nn.Module | None:
         """The map of β."""
@@ -118,27 +93,6 @@ class TransformerConvLayer(Layer):
         gate = getattr(module, "lin_beta", None)
         return gate if isinstance(gate, nn.Module) else None
 
-    def edges(
-        self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], target: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The edges as they were handed over; this kind adds none."""
-        edge_index = args[1] if len(args) > 1 else kwargs["edge_index"]
-        edge_attr = args[2] if len(args) > 2 else kwargs.get("edge_attr")
-        source, index, values = edge_ends(edge_index, getattr(module, "flow", "source_to_target"))
-        features = values if edge_attr is None else edge_attr.detach()
-        return source, index if target is None else target, features
-
-    def joined(self, module: nn.Module, messages: Tensor, target: Tensor, nodes: int) -> Tensor | None:
-        """The sum over the edges of every target, heads joined or averaged; None where that, or the sum, is not known."""
-        conv: Any = module
-        if messages.dim() != 3 or conv.aggr not in ("add", "sum"):
-            return None
-        concat = True if messages.size(1) == 1 else _switch(conv, "concat")
-        if concat is None:
-            return None
-        summed = messages.new_zeros(nodes, *messages.shape[1:]).index_add_(0, target, messages.detach())
-        return summed.flatten(1) if concat else summed.mean(dim=1)
-
     def scores(self, module: nn.Module, call: Call, x_source: Tensor, x_target: Tensor) -> Tensor | None:
         """q·(k + e)/√C on the edges of a call."""
         conv: Any = module
@@ -146,11 +100,12 @@ class TransformerConvLayer(Layer):
         if maybe_query is None or maybe_key is None:
             return None
         query, key, heads = maybe_query, maybe_key, int(conv.heads)
+        edge_map = getattr(conv, "lin_edge", None)
 
         def part(edges: slice) -> Tensor | None:
             keys = key.index_select(0, call.index_source[edges])
-            if conv.lin_edge is not None:
-                edge = None if call.edge_attr is None else project(conv.lin_edge, call.edge_attr[edges])
+            if edge_map is not None:
+                edge = None if call.edge_attr is None else project(edge_map, call.edge_attr[edges])
                 if edge is None:
                     return None
                 keys.add_(edge)
@@ -264,83 +219,48 @@ class TransformerConvLayer(Layer):
         )
 
     def gain(self, stored: StoredLayer, facts: LayerFacts) -> Gain:
-        """Averaged heads let the values reach the output through the mean of their matrices, which is measured then."""
-        value = stored.tensors["lin_value.weight"].detach().double()
-        if facts.concat is False and facts.heads is not None:
-            value = value.view(facts.heads, -1, value.shape[1]).mean(dim=0)
+        """Of values and skip, which a gate weighs where there is one."""
         skip = stored.tensors["lin_skip.weight"].detach().double()
-        off = facts.get("root_weight") is False
-        return Gain(
-            float(value.norm()) / math.sqrt(value.shape[1]),
-            0.0 if off else float(skip.norm()) / math.sqrt(skip.shape[1]),
-            bool(facts.get("beta")),
+        own = 0.0 if facts.get("root_weight") is False else float(skip.norm()) / math.sqrt(skip.shape[1])
+        return Gain(gain_of(stored.tensors["lin_value.weight"], facts), own, bool(facts.get("beta")))
+
+    def empty(self, stored: StoredLayer, facts: LayerFacts) -> nn.Module:
+        """With the aggregation, too."""
+        layer: nn.Module = self.pyg()(
+            facts.in_channels,
+            facts.out_channels,
+            heads=facts.heads,
+            concat=facts.concat,
+            beta=bool(facts.get("beta")),
+            dropout=facts.dropout or 0.0,
+            edge_dim=facts.edge_dim or None,
+            bias=bool(facts.bias),
+            root_weight=facts.get("root_weight") is not False,
+            aggr=facts.aggregation or "add",
         )
-
-    def build(self, stored: StoredLayer, facts: LayerFacts) -> nn.Module:
-        """PyG's layer, made on the meta device, where nothing is drawn at random."""
-        import torch
-        from torch_geometric.nn import TransformerConv
-
-        with torch.device("meta"):
-            layer = TransformerConv(
-                facts.in_channels,
-                facts.out_channels,
-                heads=facts.heads,
-                concat=facts.concat,
-                beta=bool(facts.get("beta")),
-                dropout=facts.dropout or 0.0,
-                edge_dim=facts.edge_dim or None,
-                bias=bool(facts.bias),
-                root_weight=facts.get("root_weight") is not False,
-                aggr=facts.aggregation or "add",
-            )
-        state = {name: tensor.detach().float() for name, tensor in stored.tensors.items()}
-        layer.load_state_dict(state, strict=True, assign=True)
-        made: nn.Module = layer.requires_grad_(False)
-        return made
+        return layer
 
     # A layer in print
 
     def arguments(self, facts: LayerFacts) -> Mapping[str, Any]:
         """What is known of them, the gate as it was asked for where nothing else is known."""
-        known = {name: facts.get(name) for name in self.defaults}
-        if known["beta"] is None:
-            known["beta"] = facts.get("beta_requested")
-        return known
+        known = super().arguments(facts)
+        return known if known["beta"] is not None else {**known, "beta": facts.get("beta_requested")}
 
     # What can be changed about a layer
 
-    def scale_scores(self, module: Any, factors: Sequence[float]) -> None:
-        """Scale the query rows of every head: node and edge terms change alike, and the file keeps its layout."""
-        for head, factor in enumerate(factors):
-            rows = slice(head * module.out_channels, (head + 1) * module.out_channels)
-            module.lin_query.weight[rows] *= factor
-            if module.lin_query.bias is not None:
-                module.lin_query.bias[rows] *= factor
-
     def scaled(self, tensors: Mapping[str, Tensor], factors: Sequence[float]) -> dict[str, Tensor]:
-        """The query's weight and bias."""
-        found = {name: tensors[name] for name in ("lin_query.weight", "lin_query.bias") if name in tensors}
-        return {name: _scaled_rows(name, tensor, factors) for name, tensor in found.items()}
+        """The query's weight and bias: node and edge terms change alike, and the file keeps its layout."""
+        names = [name for name in ("lin_query.weight", "lin_query.bias") if name in tensors]
+        changed = {name: tensors[name].detach().clone() for name in names}
+        for name, tensor in changed.items():
+            scale_rows(tensor, factors, name)
+        return changed
 
     def scale_lines(self, owner: str, facts: LayerFacts | None, factors: Sequence[float] | None) -> list[str]:
         """One line per head below 1, for the weight and, where there is one, the bias."""
-        biased = facts is None or facts.bias is not False
-        if factors is None:
-            return [
-                f"for h in range({owner}.heads):  # gamma = min(1, 3 * sqrt(2 * ln(median in-degree)) / max|score of head h|)",
-                f"    rows = slice(h * {owner}.out_channels, (h + 1) * {owner}.out_channels)",
-                f"    {owner}.lin_query.weight.data[rows] *= gamma[h]",
-                f"    {owner}.lin_query.bias.data[rows] *= gamma[h]",
-            ]
-        width = facts.out_channels if facts and facts.out_channels else 0
-        lines = []
-        for head, factor in enumerate(factors):
-            if factor < 1.0:
-                rows = f"{head * width}:{(head + 1) * width}" if width else f"{head} * C:{head + 1} * C"
-                lines.append(f"{owner}.lin_query.weight.data[{rows}] *= {factor:.4g}")
-                lines += [f"{owner}.lin_query.bias.data[{rows}] *= {factor:.4g}"] * biased
-        return lines
+        names = ["lin_query.weight", *["lin_query.bias"] * (facts is None or facts.bias is not False)]
+        return row_lines(owner, names, ("heads", "out_channels"), facts, factors)
 
     def add_gate(self, module: Any) -> nn.Module:
         """The map of β, and the flag that makes forward use it."""
@@ -367,30 +287,3 @@ def message_scores(
     if conv.lin_edge is not None:
         key_j = key_j + conv.lin_edge(edge_attr).view(-1, conv.heads, conv.out_channels)
     return dot_scores(query_i, key_j)
-
-
-def _switch(conv: Any, name: str) -> bool | None:
-    value = getattr(conv, name, None)
-    return value if isinstance(value, bool) else None
-
-
-def _widths(conv: Any) -> tuple[int, int] | None:
-    """Input widths; a lazy layer declares -1 and knows better after its first call."""
-    width = getattr(conv, "in_channels", None)
-    declared = (width, width) if isinstance(width, int) else width
-    if not isinstance(declared, (tuple, list)) or len(declared) != 2:
-        return None
-    actual = [getattr(getattr(conv, part, None), "in_channels", -1) for part in ("lin_key", "lin_query")]
-    source, target = (a if d < 0 else d for d, a in zip(declared, actual, strict=True))
-    return source, target
-
-
-def _scaled_rows(name: str, tensor: Tensor, factors: Sequence[float]) -> Tensor:
-    from gnnstab.errors import FixError
-
-    rows = tensor.detach().clone()
-    if rows.size(0) % len(factors):
-        raise FixError(f"{name} has {rows.size(0)} rows, which is no multiple of {len(factors)} heads")
-    by_head = rows.view(len(factors), -1)
-    by_head *= by_head.new_tensor(factors).view(-1, 1)
-    return rows

@@ -16,10 +16,10 @@ from gnnstab.monitor._opening import loss_of
 from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 from gnnstab.probe.operations.repeat import as_batch as as_given
 from gnnstab.probe.optimizer.learning import LEARNS
-from gnnstab.probe.optimizer.run_trial import stack_trial
+from gnnstab.probe.optimizer.run_trial import softer_trial, stack_trial
 from gnnstab.probe.recorder import Recorder
 from gnnstab.records import Diagnosis
-from gnnstab.records.vocabulary import INVESTIGATION, LOSS
+from gnnstab.records.vocabulary import ATTENTION_ENTROPY, INVESTIGATION, LOSS
 from gnnstab.rules.engine import RULE_FAILED
 from gnnstab.sharding import waits_for_others
 from gnnstab.trace import TraceWriter
@@ -59,7 +59,7 @@ class Ending:
         with trace:
             diagnosis = diagnose_trace(trace)
         self._tell_failed(diagnosis)
-        self._try_stacks(diagnosis, inputs)
+        self._try_steps(diagnosis, inputs)
         found = investigated(
             diagnosis,
             model,
@@ -70,16 +70,19 @@ class Ending:
         if found.symptoms:
             self._writer.meta(INVESTIGATION, json.dumps(kept(found)))
 
-    def _try_stacks(self, diagnosis: Diagnosis, inputs: ForwardInputs) -> None:
-        """Where the loss has hardly fallen: would it without what deep stacks put in the way?"""
+    def _try_steps(self, diagnosis: Diagnosis, inputs: ForwardInputs) -> None:
+        """Would the loss fall without what deep stacks put in the way, where it has hardly done, or with softer attention, where that is sharp?"""
         told = next((s.detail for s in diagnosis.signals if s.name == LOSS and "start" in s.detail), None)
-        loss, row = loss_of(inputs, self._loss), self._recorder.row
+        loss, row, model = loss_of(inputs, self._loss), self._recorder.row, self._recorder.model
         if told is None or loss is None or row is None or len(self._optimizers) != 1:
             return
-        if not float(told["best"]) > STANDS_STILL * float(told["start"]) > 0:
-            return
         try:
-            self._writer.measures(stack_trial(self._recorder.model, self._optimizers[0], inputs, loss, row.step))
+            if float(told["best"]) > STANDS_STILL * float(told["start"]) > 0:
+                self._writer.measures(stack_trial(model, self._optimizers[0], inputs, loss, row.step))
+            sharp = [
+                f.layer for f in diagnosis.findings if f.code == "GS301" and f.layer and f.signal == ATTENTION_ENTROPY
+            ]
+            self._writer.measures(softer_trial(model, self._optimizers[0], inputs, loss, row.step, sharp))
         except UsageError:
             return  # What cannot be copied, or is trained by more than one forward, cannot be tried.
 

@@ -25,7 +25,8 @@ def observe_checkpoint(path: Path, request: Request, *, probe: bool = True) -> O
     checkpoint = load(path, unsafe=request.unsafe)
     model = None if request.model is None else build(request.model)
     checkpoint = checkpoint if model is None else informed(checkpoint, model)
-    facts = recover(checkpoint, heads=request.heads or _heads(model), activation=request.activation)
+    heads = request.heads or _heads(model)
+    facts = recover(checkpoint, heads=heads, activation=request.activation, alone=model is None)
     static, notes = from_checkpoint(facts), tuple(checkpoint.notes)
     if model is None:
         if request.batch is not None or request.loss is not None:

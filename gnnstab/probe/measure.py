@@ -18,6 +18,7 @@ from gnnstab.probe.places import survey, to_json
 from gnnstab.probe.pooling import sums_watched
 from gnnstab.probe.recorder import Recorder
 from gnnstab.probe.replaying.evaluating import evaluating
+from gnnstab.probe.replaying.marks import marked_targets
 from gnnstab.probe.replaying.read_out import read_out as read_out
 from gnnstab.probe.replaying.replica import Autocast, device_of, on_device, tracked, whole_copy
 from gnnstab.probe.replaying.zero_output import loss_over_zero
@@ -135,6 +136,10 @@ def _one(
     }
     known = {name: Measured(torch.tensor(value)) for name, value in numbers.items() if not math.isnan(value)}
     recorder.state.queue("", "eval-grad" if objective.requires_grad else "eval", 0, known)
+    answer = recorder.state.answer
+    if answer is not None and answer.output is not None and answer.gradient is not None:
+        value = float(objective.detach())
+        recorder.writer.measures(marked_targets(answer.output, answer.gradient, value, recorder.step, "eval-grad"))
     recorder.loss(objective)
     recorder.end_step()
 

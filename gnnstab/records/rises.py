@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 LASTING = 1.25
 """× the first loss: a step above it has not come back."""
@@ -44,6 +44,19 @@ def rise_of_run(losses: Sequence[float]) -> Rise | None:
     In a run the batches differ, and what made a loss NaN may be one of them: only what rose before it is a rise.
     """
     return rise_of(list(takewhile(math.isfinite, losses)))
+
+
+HARMS = 0.25
+"""Share of the progress, in ln(loss), that something takes away and from which on it does harm; measured: .3 to .5 where scores were never
+scaled, .6 where the rate of a group was a thousand times too high, nothing where sharp scores or two rates are meant."""
+
+
+def harms(told: Mapping[str, Any]) -> bool:
+    """True where steps from one loss (``first``) reach one so much lower (``undone``) without something as to call it harmful (``best`` with it)."""
+    first, best, undone = (float(told.get(key, math.nan)) for key in ("first", "best", "undone"))
+    if not (0 < LASTING * undone < best and undone < first):
+        return False
+    return 1 - math.log(first / best) / math.log(first / undone) >= HARMS
 
 
 OF = 4

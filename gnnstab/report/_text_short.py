@@ -7,7 +7,6 @@ not fit is named, with the command that shows it.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -31,7 +30,6 @@ _REASON = 210
 """Characters of a cause's reason where room is scarce: its first clauses, three lines at 80 columns."""
 
 _WHOLE, _CLAUSE = 560, 90
-_OPTION = re.compile(r"--\w+|\b\w+=")
 _NO_ROOM = "; -v shows its"
 
 
@@ -111,10 +109,10 @@ def _other_cause(cause: Cause, width: int) -> Text:
 def one_line(diagnosis: Diagnosis, width: int) -> Text:
     """Verdict, target and numbers in one line: what a passing check says."""
     word, rest = summary.verdict(diagnosis, short=True)
-    unjudged, asked = summary.rules_by_status(diagnosis)["not-evaluable"], _OPTION.findall(summary.to_pass(diagnosis))
+    unjudged, asked = summary.rules_by_status(diagnosis)["not-evaluable"], summary.options_to_pass(diagnosis)
     if summary.state(diagnosis) == "nothing-found" and asked:
         seen = count(diagnosis.coverage.layers_observed, "layer")
-        rest = f"{seen}; {count(unjudged, 'rule')} {'needs' if unjudged == 1 else 'need'} {' '.join(asked)}"
+        rest = f"{seen}; {count(unjudged, 'rule')} {'needs' if unjudged == 1 else 'need'} {asked}"
     if hidden := len(diagnosis.suppressed):
         rest += f" ({count(hidden, 'finding')} suppressed)"
     target = _fit(diagnosis.target.path, width - len(word) - cell_len(rest) - 4)

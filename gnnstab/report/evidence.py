@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,8 @@ from gnnstab.records.vocabulary import (
 )
 from gnnstab.report.distribution import Distribution, distribution
 from gnnstab.rules.limits import limits_of
+
+T = TypeVar("T")
 
 Array = NDArray[np.float64]
 
@@ -144,24 +147,15 @@ class Evidence:
     @cached_property
     def findings_by_layer(self) -> Mapping[str, tuple[Finding, ...]]:
         """Findings by owning layer, `MODEL` for those of the whole model."""
-        found: dict[str, list[Finding]] = {}
-        for finding in self.diagnosis.findings:
-            found.setdefault(self.owner(finding.layer), []).append(finding)
-        return {layer: tuple(items) for layer, items in found.items()}
+        return _grouped((self.owner(finding.layer), finding) for finding in self.diagnosis.findings)
 
     @cached_property
     def _by_layer(self) -> Mapping[str, tuple[Signal, ...]]:
-        found: dict[str, list[Signal]] = {}
-        for (layer, *_), signal in self._signals.items():
-            found.setdefault(layer, []).append(signal)
-        return {layer: tuple(signals) for layer, signals in found.items()}
+        return _grouped((layer, signal) for (layer, *_), signal in self._signals.items())
 
     @cached_property
     def _series_by_layer(self) -> Mapping[str, tuple[Series, ...]]:
-        found: dict[str, list[Series]] = {}
-        for series in self.diagnosis.series:
-            found.setdefault(self.owner(series.layer), []).append(series)
-        return {layer: tuple(items) for layer, items in found.items()}
+        return _grouped((self.owner(series.layer), series) for series in self.diagnosis.series)
 
     def numbers(self, layer: str = MODEL) -> tuple[Signal, ...]:
         """The aggregate numbers of one layer, in the order of the vocabulary."""
@@ -331,3 +325,10 @@ def thin(steps: Array, values: Array, most: int) -> tuple[Array, Array]:
 def worst(findings: Iterable[Finding]) -> str:
     """The highest severity among findings, ``""`` for none."""
     return max((f.severity for f in findings), key=SEVERITIES.index, default="")
+
+
+def _grouped(pairs: Iterable[tuple[str, T]]) -> dict[str, tuple[T, ...]]:
+    found: dict[str, list[T]] = {}
+    for layer, item in pairs:
+        found.setdefault(layer, []).append(item)
+    return {layer: tuple(items) for layer, items in found.items()}

@@ -347,6 +347,15 @@ def to_pass(diagnosis: Diagnosis) -> str:
     return asked.most_common(1)[0][0] if asked else ""
 
 
+def options_to_pass(diagnosis: Diagnosis) -> str:
+    """The same without examples of values: ``--model --batch``, ``model= batch=``; may be empty."""
+    return " ".join(re.findall(r"--\w+|\b\w+=", to_pass(diagnosis)))
+
+
+def _asked(diagnosis: Diagnosis) -> str:
+    return f"; pass {options}" if (options := options_to_pass(diagnosis)) else ""
+
+
 def _limits(diagnosis: Diagnosis) -> str:
     """What a calm verdict does not cover, in brackets: a reader must not take it for more than it is."""
     unjudged, parts = rules_by_status(diagnosis)["not-evaluable"], not_covered(diagnosis)
@@ -361,6 +370,8 @@ def _nothing_judged(diagnosis: Diagnosis) -> str:
         if diagnosis.target.kind == "trace" and diagnosis.context.get("steps") == 0:
             return "nothing was recorded" if diagnosis.context.get("closed") else "nothing was recorded yet"
         expected = diagnosis.coverage.layers_expected
+        if expected and diagnosis.target.kind == "checkpoint":
+            return f"weights alone do not show {count(expected, 'layer')}{_asked(diagnosis)}"
         return f"none of {expected} attention layers was seen" if expected else _none_recognised(diagnosis)
     return "no rule could be judged with what was given"
 
@@ -368,6 +379,6 @@ def _nothing_judged(diagnosis: Diagnosis) -> str:
 def _none_recognised(diagnosis: Diagnosis) -> str:
     """What was looked for and not found is no proof that there is none."""
     if diagnosis.target.kind == "checkpoint":
-        return "no attention was recognised by names and shapes"
+        return f"no attention recognised in the weights{_asked(diagnosis)}"
     seen = ", ".join(map(escape.name, diagnosis.context.get("normalising", ())))
     return f"no attention was recognised; {f'softmax-like normalisation seen in {seen}' if seen else 'no softmax-like normalisation seen'}"

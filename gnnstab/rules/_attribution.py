@@ -115,7 +115,21 @@ def _not_evaluable(cause: str, statuses: Mapping[str, RuleStatus]) -> str:
 
 
 OBSERVED = frozenset(
-    {"GS104", "GS108", "GS305", "GS402", "GS407", "GS408", "GS503", "GS602", "GS604", "GS701", "GS703", "GS704"}
+    {
+        "GS104",
+        "GS108",
+        "GS305",
+        "GS402",
+        "GS407",
+        "GS408",
+        "GS503",
+        "GS504",
+        "GS602",
+        "GS604",
+        "GS701",
+        "GS703",
+        "GS704",
+    }
 )
 """Rules that see the cause itself, such as NaN in the data or a parameter that never got a gradient; what others say about
 a cause is inferred from a symptom."""
@@ -125,7 +139,7 @@ CODES_OF_CAUSE: Mapping[str, tuple[str, ...]] = {
     "feature-scale": ("GS406",),
     "learning-rate": ("GS601", "GS603", "GS606"),
     "adam-epsilon": ("GS602",),
-    "precision": ("GS501",),
+    "precision": ("GS501", "GS504"),
     "dead-units": ("GS701",),
     "isolated-nodes": ("GS402",),
     "normalization-misuse": ("GS106", "GS108"),

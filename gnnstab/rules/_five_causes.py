@@ -100,7 +100,7 @@ def _unsuitable_init(statuses: Statuses, signals: Signals) -> StatusAndReason:
         else ""
     )
     if _status(statuses, "GS201") == "fired":
-        return "present", f"{looks}{missed}GS201: the initial gain lies outside its limits"
+        return "present", f"{looks}{missed}GS201: they begin as no initialisation in use draws them"
     if depth < 6:
         status = "present" if missed else "absent"
         return (
@@ -123,11 +123,16 @@ _BY_CAUSE: Mapping[str, Callable[[Statuses, Signals], StatusAndReason]] = {
 
 
 def _linear_skip(layers: Sequence[LayerFacts]) -> str:
-    known = [layer for layer in layers if layer.get("root_weight") is not None]
-    kept = [layer for layer in known if layer.get("root_weight")]
+    known = [(layer, name) for layer in layers for name in _SKIPS if layer.get(name) is not None]
     if not known:
         return "the layers' own linear skip cannot be seen"
-    return f"{count(kept, known)} layers have their own linear skip (root_weight=True)"
+    kept = [layer for layer, name in known if layer.get(name)]
+    names = "/".join(dict.fromkeys(f"{name}=True" for _, name in known))
+    return f"{count(kept, [layer for layer, _ in known])} layers have their own linear skip ({names})"
+
+
+_SKIPS = ("root_weight", "residual")
+"""Options that give a layer a linear branch of the node itself."""
 
 
 def _ratio(signals: Signals) -> str:

@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from gnnstab.records import SEVERITIES, Finding, Signals
-from gnnstab.records.vocabulary import LOSS_OVER_ZERO, OPTIMIZER_EPS_LOST, OPTIMIZER_STACK_SHARE
+from gnnstab.records.vocabulary import LOSS_OVER_ZERO, OPTIMIZER_EPS_LOST, OPTIMIZER_STACK_SHARE, PLACE_ZERO_WEIGHTS
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.gs401_sum_aggregation_growth import SumAggregationGrowth
 from gnnstab.rules.gs406_feature_scale import FeatureScale
+from gnnstab.rules.gs408_batch_dependence import BatchDependence
 from gnnstab.rules.queries import large_gain, largest, measured, sharp_from_the_start
 
 Condition = Callable[[Finding, Finding, Signals], bool]
@@ -95,7 +96,8 @@ def _eps_lost(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
 
 def _far_off(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
     """An output that sums have made many times too large gives gradients as large, and a loss that jumps."""
-    return explanation.signal == LOSS_OVER_ZERO
+    over = [s.value for s in signals.find(LOSS_OVER_ZERO)]
+    return explanation.signal == LOSS_OVER_ZERO or max(over, default=0.0) > SumAggregationGrowth.far_off
 
 
 def _grown_on_the_way(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
@@ -149,6 +151,17 @@ def _mostly_cut(symptom: Finding, explanation: Finding, signals: Signals) -> boo
     return symptom.signal == "loss.first_rise" and explanation.value > _MOST
 
 
+def _heard_beside_norms(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    """Norms that miss what the whole layer was not given: graphs hear each other where every norm is told which node is whose, too."""
+    return not symptom.signal and not _heard_through_norms(explanation, symptom, signals)
+
+
+def _heard_through_norms(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    """Graphs hear nothing that counts of each other, or nobody has looked, where every norm is told which node is whose."""
+    found = signals.find("place.alone_difference")
+    return not any(s.detail.get("content_with_norms_apart", 0.0) > BatchDependence.moves for s in found)
+
+
 def _without_edges(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
     return explanation.severity == "error"
 
@@ -197,6 +210,16 @@ def _grown_in_the_run(symptom: Finding, explanation: Finding, signals: Signals) 
     return symptom.signal == "place.gain" and (grown or any(s.value > 1 / 2 for s in early))
 
 
+def _since_the_start(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    """The weights were drawn too wide: what grows behind them jumps at rates that suit others, and no update has made them so."""
+    return explanation.signal.startswith(("place.", "gain.")) and not _grown_in_the_run(explanation, symptom, signals)
+
+
+def _zero_start(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    """Weights of 0 were filled on a copy, and gradients arrived."""
+    return explanation.signal == PLACE_ZERO_WEIGHTS
+
+
 def _behind_sums(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
     return explanation.signal in ("place.post_norms", OPTIMIZER_STACK_SHARE)
 
@@ -204,6 +227,17 @@ def _behind_sums(symptom: Finding, explanation: Finding, signals: Signals) -> bo
 def _undone_stack(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
     """Steps on a copy have shown that the stack hinders learning; nodes that it makes alike, and gradients that die in it, follow."""
     return explanation.signal == OPTIMIZER_STACK_SHARE
+
+
+def _apart_before(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    """Units that are closed can make nodes alike where these differed in front of them."""
+    return not _alike_from_the_start(explanation, symptom, signals)
+
+
+def _alike_from_the_start(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    """The nodes are alike at the first place that was looked at: a unit is open for all of them or for none."""
+    begins = [s.layer for s in signals.find("place.node_difference") if s.detail.get("position") == 0]
+    return explanation.signal == "place.node_difference" and explanation.layer in begins
 
 
 def _alike(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
@@ -229,11 +263,13 @@ LINKS = tuple(
         ("GS502", _scale_that_was_undone, "GS301 GS302"),
         # Memory that was never initialised, before everything that its size brings about.
         ("GS605", _always, "GS502 GS302 GS204 GS203 GS103 GS104 GS501 GS701 GS702 GS704"),
-        ("GS605", _same_layer, "GS301"),
+        ("GS605", _behind, "GS301"),
+        ("GS605", _always, "GS601 GS603"),
         ("GS503", _eps_lost, "GS502 GS601 GS603"),
         # A mask that leaves weight where none belongs: how sharp the rest is says nothing.
-        ("GS305", _always, "GS301 GS302 GS408 GS601 GS603"),
-        ("GS108", _always, "GS408"),
+        ("GS305", _always, "GS301 GS302 GS304 GS408 GS601 GS603 GS704"),
+        ("GS408", _heard_beside_norms, "GS108"),
+        ("GS108", _heard_through_norms, "GS408"),
         # Aggregation.
         ("GS401", _far_off, "GS603 GS601"),
         ("GS401", _behind, "GS302 GS104 GS702 GS501 GS703"),
@@ -254,6 +290,8 @@ LINKS = tuple(
         # Learning rate before what it did to the weights.
         ("GS601", _always, "GS301 GS302 GS104 GS501 GS603 GS701 GS702"),
         ("GS601", _grown_in_the_run, "GS201"),
+        ("GS201", _since_the_start, "GS603"),
+        ("GS201", _zero_start, "GS604 GS701 GS704 GS304"),
         # A gradient that was cut off is not damped, it is absent.
         ("GS604", _always, "GS602"),
         # Depth, behind a mis-placed normalisation or dead units.
@@ -266,7 +304,9 @@ LINKS = tuple(
         ("GS204", _part_of_explosion, "GS301"),
         ("GS204", _grown_on_the_way, "GS302"),
         ("GS301", _driven_by_attention, "GS204"),
-        ("GS701", _always, "GS203 GS103 GS704"),
+        ("GS704", _alike_from_the_start, "GS701"),
+        ("GS701", _apart_before, "GS704"),
+        ("GS701", _always, "GS203 GS103"),
         ("GS103", _always, "GS203 GS201"),
         ("GS201", _always, "GS203"),
         ("GS204", _always, "GS501 GS702 GS703"),

@@ -19,7 +19,7 @@ class GateSaturated(Rule):
     ## What it sees
     The share of nodes whose gate lies below 0.05 or above 0.95, together with what can drive it there: the RMS of the layer's
     input, and the gain of the gate's own weights, RMS(W_β)·√fan_in. A saturated gate of ordinary weights behind an input of
-    ordinary size is information: the network may have learned it. Where the model ran, also every sigmoid or tanh on the way that
+    ordinary size is information: the network may have learned it. Where the model ran, also every sigmoid, clamp to [0, 1] or tanh on the way that
     hands no gradient on at any entry; if its bias was filled with one number, or it never trained, the initialisation made it so.
 
     ## Why it is unstable
@@ -72,14 +72,16 @@ class GateSaturated(Rule):
     def _stuck(self, signals: Signals) -> Iterator[Finding]:
         """Sigmoids and tanhs that are shut or open on every entry, so that nothing in front of them learns."""
         never = {str(p) for s in signals.find("optimizer.never_updated") for p in s.detail.get("parameters", ())}
-        for signal in stops(signals, "sigmoid", "tanh"):
-            bias = signal.detail.get("bias")
-            filled = isinstance(bias, float) and abs(bias) > self.logit
+        for signal in stops(signals, *_GATES):
+            bias, operation = signal.detail.get("bias"), str(signal.detail.get("operation"))
+            filled = isinstance(bias, float) and (
+                not 0 <= bias <= 1 if operation == "hard_sigmoid" else abs(bias) > self.logit
+            )
             drawn = filled or (bool(never) and never.issuperset(map(str, signal.detail.get("parameters", ()))))
             which = f" (its bias is {bias:g})" if filled else ""
             since = "It was so before training: initialise it so that it is half open" if drawn else "Reset it"
             yield self.finding(
-                f"the {signal.detail.get('operation')} behind {signal.layer}{which} stands at its limit on every entry and hands no gradient "
+                f"the {_GATES[operation]} behind {signal.layer}{which} stands at its limit on every entry and hands no gradient "
                 f"on: {signal.value:.0f} parameters in front of it cannot learn, and what it gates stays as it is. {since}.",
                 limit=0.0,
                 signal=signal,
@@ -106,6 +108,10 @@ class GateSaturated(Rule):
             limit=self.share,
             signal=share,
         )
+
+
+_GATES = {"sigmoid": "sigmoid", "tanh": "tanh", "hard_sigmoid": "clamp to [0, 1]"}
+"""Operations that a gate may end in → in words."""
 
 
 def _gate(signals: Signals, share: Signal) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 
 from gnnstab.errors import NotApplicable
 from gnnstab.records import Finding, LayerFacts, Signals
+from gnnstab.records.vocabulary import PLACE_PADDED_SPREAD, PLACE_SIZE_RESPONSE
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import largest, measured, names, need_fact, need_layers, percent, stops
 
@@ -24,7 +25,8 @@ class GraphNormHazard(Rule):
     ## What it sees
     GraphNorm, InstanceNorm or PairNorm anywhere in the model that met a graph of one or two nodes, or was called without
     `batch` on several graphs; one that takes away the mean of every graph, which the pooling behind it needs since the targets
-    follow it, or which is all that the pooling takes; a LayerNorm over a single number; values that are divided by their own size one by
+    follow it, or which is all that the pooling takes; a BatchNorm that is given padded rows so far from the real ones that these hardly differ
+    behind it; one behind which all graphs are equally large where the error follows their size; a LayerNorm over a single number; values that are divided by their own size one by
     one, of which the sign alone is left; rows of scores brought to one norm before a cross-entropy; or such a norm beside an attention
     layer whose channels do not vary over the nodes.
 
@@ -63,6 +65,17 @@ class GraphNormHazard(Rule):
         0.5, unit="share of channels", source="heuristic: half of the channels without variance"
     )
 
+    blind: float = threshold(
+        1e-3, unit="× RMS of the output", source="derived: what the eps of a norm lets through at a variance of .01"
+    )
+    chance: float = threshold(4.0, unit="t", source="derived: one in a thousand for 16 graphs whose error is unrelated")
+
+    spread: float = threshold(
+        0.3,
+        unit="share of the spread",
+        source="derived: half padding, six standard deviations from the real rows; zeros leave more than 1",
+    )
+
     bound: float = threshold(
         0.1, unit="cross-entropy", source="derived: .67 for 4 classes at norm 1; a loss that cannot come near 0"
     )
@@ -70,6 +83,7 @@ class GraphNormHazard(Rule):
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding per hazard."""
         erased = [*self._erased(signals), *self._over_one(signals), *self._signs(signals), *self._bounded(signals)]
+        erased += [*self._padded(signals), *self._sizes(signals)]
         yield from erased
         if erased:
             return
@@ -130,6 +144,36 @@ class GraphNormHazard(Rule):
                 limit=0.0,
                 signal=signal,
             )
+
+    def _padded(self, signals: Signals) -> Iterator[Finding]:
+        """Padded rows that fill the statistics of a BatchNorm."""
+        for signal in measured(signals.find(PLACE_PADDED_SPREAD)):
+            if signal.value < self.spread:
+                yield self.finding(
+                    f"the statistics of {signal.layer} count padded rows ({percent(float(signal.detail.get('padding', 0.0)))} of all, by "
+                    f"`{signal.detail.get('mask')}`), which lie far from the real ones: behind the norm these differ by {percent(signal.value)} of "
+                    "what they would alone, and by another share in a batch of other sizes. Normalise the real rows alone: out[mask] = "
+                    "norm(h[mask]).",
+                    severity="warning",
+                    limit=self.spread,
+                    signal=signal,
+                )
+
+    def _sizes(self, signals: Signals) -> Iterator[Finding]:
+        """How large the numbers of a graph are is gone, and what the output lacks is just that."""
+        for signal in measured(signals.find(PLACE_SIZE_RESPONSE)):
+            follows, graphs = float(signal.detail.get("follows", 0.0)), int(signal.detail.get("graphs", 0))
+            beyond_chance = follows * math.sqrt(max(0, graphs - 2)) > self.chance * math.sqrt(
+                1 - min(1.0, follows) ** 2
+            )
+            if signal.value < self.blind and follows > self.follows and beyond_chance:
+                yield self.finding(
+                    f"{signal.layer} makes all graphs equally large: the output moves by {signal.value:.1g} of its size when the numbers of every "
+                    f"second graph are doubled, and the error follows how large they are (correlation {follows:.2f}). Divide by constants of the "
+                    "training set there, as BatchNorm does.",
+                    limit=self.blind,
+                    signal=signal,
+                )
 
     def _bounded(self, signals: Signals) -> Iterator[Finding]:
         """Scores of one norm in every row, which cross-entropy is given as they are."""

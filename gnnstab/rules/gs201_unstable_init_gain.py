@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from gnnstab.errors import NotApplicable, NotEvaluable
 from gnnstab.layers import layer_named, parts
 from gnnstab.records import Finding, Signal, Signals
-from gnnstab.records.vocabulary import LOGIT_FROBENIUS
+from gnnstab.records.vocabulary import LOGIT_FROBENIUS, LOSS_OVER_ZERO
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.gs203_vanishing_gradient import VanishingGradient
 from gnnstab.rules.gs204_exploding_gradient import ExplodingGradient
-from gnnstab.rules.queries import fresh, measured, need_depth, smallest
+from gnnstab.rules.gs401_sum_aggregation_growth import SumAggregationGrowth
+from gnnstab.rules.queries import fresh, measured, names, need_depth, smallest
 
 
 @rule("GS201", "unstable-init-gain", cause="unsuitable-init", severity="warning", confidence="medium")
@@ -25,8 +26,8 @@ class UnstableInitGain(Rule):
     summed over the layers; the rule speaks when the *whole* interval lies below −6 or above +5.
 
     Where the model ran, of every single weight on the way as well: a gain RMS·√fan_in above 5 (of a table of embeddings, an RMS
-    above 5) that no normalisation follows, on fresh weights or where the matrix looks drawn, its singular values spread as those of
-    independent entries; and a weight whose units are alike, with gradients that are alike, so that they stay copies.
+    above 5) that no normalisation follows, on fresh weights, where the matrix looks drawn, its singular values spread as those of
+    independent entries, or where the first loss is many times that of an output of zeros; weights that are all 0 and keep the gradient of every matrix at 0; and a weight whose units are alike, with gradients that are alike, so that they stay copies.
 
     ## Why it is unstable
     Gains multiply. Twelve layers of PyG's default, U(±1/√fan_in), sum to −6.7 at best, and 12 layers is where training was
@@ -87,8 +88,10 @@ class UnstableInitGain(Rule):
 
     def _of_weights(self, signals: Signals) -> Iterator[Finding]:
         """Single weights that no initialisation in use has drawn."""
+        far_off = any(s.value > SumAggregationGrowth.far_off for s in signals.find(LOSS_OVER_ZERO))
         for signal in signals.find("place.gain"):
-            drawn = fresh(signals) or (signal.detail.get("drawn") and signals.context.get("trained") is not True)
+            known = signal.detail.get("drawn") or far_off
+            drawn = fresh(signals) or (known and signals.context.get("trained") is not True)
             if signal.value > self.gain and drawn and not _judged_elsewhere(signals, signal.layer or ""):
                 what = "holds entries of RMS" if signal.detail.get("table") else "has a gain (RMS·√fan_in) of"
                 usual = (
@@ -104,6 +107,17 @@ class UnstableInitGain(Rule):
             yield self.finding(
                 f"the {signal.value:.0f} units of {signal.layer} have the same weights and the same gradients: they stay copies of one another, "
                 f"whatever is trained. Draw the weight at random, e.g. {signal.layer}.reset_parameters().",
+                limit=0.0,
+                signal=signal,
+                confidence="high",
+            )
+
+        for signal in signals.find("place.zero_weights"):
+            yield self.finding(
+                f"all entries of {names(map(str, signal.detail.get('parameters', ())))} are 0, and so are the gradients of all matrices: no update moves "
+                "them. With small random entries on a copy a gradient arrives. Draw them at random, as nn.Embedding and nn.Linear do by "
+                "themselves.",
+                severity="error",
                 limit=0.0,
                 signal=signal,
                 confidence="high",

@@ -10,6 +10,7 @@ from gnnstab.errors import NotEvaluable
 from gnnstab.layers import layer_named, parts
 from gnnstab.records import Finding, LayerFacts, Signal, Signals
 from gnnstab.records.vocabulary import PLACE_GAIN, SCORE_PRODUCT_SCALE
+from gnnstab.rules._by_steps import by_steps
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import (
     ASSUMED_DEGREE,
@@ -70,6 +71,8 @@ class AttentionExplosion(Rule):
     each target before any cap.
 
     ## When it is wrong
+    With a model, a loss and the optimizer, steps on two copies decide, one of them with softer scores: attention that begins sharp
+    and right is information where they end higher, and sharpness of unknown origin a warning where it takes a quarter of the progress.
     Attention can be sharp and right: the best small networks reached Ĥ = .35. Sharpness that training has found is therefore
     information where a file alone is judged on generated graphs, and in a run whose loss ended at its best; with a batch and a
     loss, softer scores on a copy decide. With fewer than 3 neighbours Ĥ says little, and such layers are left out. Judged by
@@ -130,7 +133,7 @@ class AttentionExplosion(Rule):
             if found is None:
                 found = self._predicted(signals, layer)
             if found is not None:
-                yield self._as_learned(found, signals, state)
+                yield by_steps(self._as_learned(found, signals, state), signals)
 
     def _as_learned(self, found: Finding, signals: Signals, state: Attention | None) -> Finding:
         """Sharpness that training has found is information where only a loss could tell whether it is of use.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from gnnstab.errors import NotEvaluable
 from gnnstab.records import Finding, Signals
@@ -25,9 +26,11 @@ class SoftmaxMisused(Rule):
 
     ## What it sees
     In the graph of a forward: a softmax whose scores are multiplied by a tensor of zeros and ones that differs within its rows, or
-    replaced by a constant amid the scores or above them, and the weight that it leaves to those entries; attention that closes the keys
-    that differ and leaves open those that all hold the same, as padding does; a constant that a mask writes into the output above
-    everything else, where the loss is of its size. In the graph of the loss: a softmax or sigmoid directly behind another one,
+    replaced by a constant amid the scores or above them, or lowered by a small constant (−1 in place of −∞), and the weight that it leaves to those entries; attention that closes the keys
+    that differ and leaves open those that all hold the same, as padding does, or that reads what a mask of the batch closes by its name
+    (`blocked`, `padding`, or all but `adj`, `valid`, `edge_index`); the weight of real rows on padding, where a mask or lengths of the batch
+    tell it; weight that a mask takes away behind the softmax, where nothing divides by the rest; a constant that a mask writes into the
+    output above everything else, where the loss is of its size. In the graph of the loss: a softmax or sigmoid directly behind another one,
     or a log_softmax of a tanh.
 
     ## Why it is unstable
@@ -54,6 +57,7 @@ class SoftmaxMisused(Rule):
 
     weight: float = threshold(0.1, unit="share of the weight", source="heuristic: closed entries have no weight at all")
 
+    lost: float = threshold(0.5, unit="share of the weight", source="derived: less than half of every mean is left")
     wrong_way: float = threshold(
         0.9, unit="share of sets", source="derived: nearly every set has nothing but padding left"
     )
@@ -71,16 +75,14 @@ class SoftmaxMisused(Rule):
             raise NotEvaluable("needs a forward of the model: pass a batch (--model pkg.mod:factory --batch FILE)")
         for signal in measured(signals.find("place.masked_weight")):
             if signal.value > self.weight:
-                what = (
-                    "whose scores a mask replaces by a constant: it must lie far below all scores. Write scores.masked_fill(~mask, -torch.inf)."
-                    if signal.detail.get("constant")
-                    else "that a mask multiplies by 0: exp(0) is 1. Write scores.masked_fill(~mask, -torch.inf) in place of the product."
-                )
+                what = _masked(signal.detail)
                 yield self.finding(
                     f"the softmax behind {signal.layer} leaves {percent(signal.value)} of its weight to entries {what}",
+                    severity="warning" if "added" in signal.detail else "error",
                     limit=self.weight,
                     signal=signal,
                 )
+        yield from self._behind(signals)
         yield from self._wrong_way(signals)
         if twice := _TWICE.search(graph):
             second, first = twice[0].split(" ← ")
@@ -94,10 +96,42 @@ class SoftmaxMisused(Rule):
                 cause="",
             )
 
+    def _behind(self, signals: Signals) -> Iterator[Finding]:
+        """Weight on padding, and weight that a mask takes away too late."""
+        for signal in measured(signals.find("place.padding_weight")):
+            mask = signal.detail.get("mask")
+            if signal.value > self.weight and mask is not None:
+                yield self.finding(
+                    f"the softmax behind {signal.layer} gives {percent(signal.value)} of its weight to rows that are padding by `{mask}` "
+                    f"({percent(float(signal.detail['share']))} of all rows are): no mask closes them. Write "
+                    "scores.masked_fill(padding, -torch.inf), or pass key_padding_mask.",
+                    severity="error" if signal.value > self.wrong_way else "warning",
+                    limit=self.weight,
+                    signal=signal,
+                )
+        for signal in measured(signals.find("place.lost_weight")):
+            if signal.value > self.lost:
+                yield self.finding(
+                    f"a mask takes {percent(signal.value)} of the weight of the softmax behind {signal.layer} away after the softmax, and nothing "
+                    "divides by the rest: every mean over neighbours shrinks to that part. Close the scores before the softmax: "
+                    "scores.masked_fill(~mask, -torch.inf).",
+                    limit=self.lost,
+                    signal=signal,
+                )
+
     def _wrong_way(self, signals: Signals) -> Iterator[Finding]:
         """Masks that leave open what they were to close."""
         for signal in measured(signals.find("place.closed_content")):
             if signal.value > self.wrong_way:
+                if name := signal.detail.get("mask"):
+                    yield self.finding(
+                        f"the attention behind {signal.layer} reads what `{name}` of the batch closes, and nothing else: its mask is the wrong way "
+                        "round. A boolean attn_mask of scaled_dot_product_attention is True where a key is read, one of "
+                        "torch's own attention module where it is not.",
+                        limit=self.wrong_way,
+                        signal=signal,
+                    )
+                    continue
                 yield self.finding(
                     f"the attention behind {signal.layer} closes the keys that differ and leaves open those that all hold the same, in "
                     f"{percent(signal.value)} of its sets: its mask is the wrong way round, and nothing but padding is read. "
@@ -117,3 +151,17 @@ class SoftmaxMisused(Rule):
                     limit=self.far,
                     signal=signal,
                 )
+
+
+def _masked(detail: Mapping[str, Any]) -> str:
+    """How a mask failed to close entries, and what to write in its place."""
+    if "added" in detail:
+        return (
+            f"whose scores a mask lowers by {-float(detail['added']):.3g} alone: exp({float(detail['added']):.3g}) is not 0. "
+            "Write scores.masked_fill(~mask, -torch.inf)."
+        )
+    if detail.get("constant"):
+        return "whose scores a mask replaces by a constant: it must lie far below all scores. Write scores.masked_fill(~mask, -torch.inf)."
+    return (
+        "that a mask multiplies by 0: exp(0) is 1. Write scores.masked_fill(~mask, -torch.inf) in place of the product."
+    )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gnnstab.records import Finding, Signals
-from gnnstab.records.vocabulary import DEGREE_ISOLATED_READ_SHARE
+from gnnstab.records import Finding, Signal, Signals
+from gnnstab.records.vocabulary import DEGREE_ISOLATED_READ_SHARE, PLACE_CONSTANT_ROWS
+from gnnstab.rules._silent_by_design import trains
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import largest, measured, names, need_measured, percent
 
@@ -16,9 +17,10 @@ class IsolatedNodes(Rule):
 
     ## What it sees
     The share of nodes of in-degree 0. In a layer with `root_weight=False` around which no identity path leads any share is an
-    error, where a backward shows that the loss reads those nodes; so are more than 5 % of them in layers without self-loops or
-    any other term of the node itself where all rows of the output are alike. Otherwise, and with the linear skip, it is
-    information, since such nodes keep a path that trains, or nobody asks for them.
+    error, where a backward shows that the loss reads those nodes. So are more than 5 % of the nodes that get one and the same output
+    whatever the batch holds, which a copy shows that runs again with other numbers, where the loss reads them; and more than 5 % of
+    them in layers without self-loops or any other term of the node itself where all rows of the output are alike. Otherwise, and
+    with the linear skip, it is information, since such nodes keep a path that trains, or nobody asks for them.
 
     ## Why it is unstable
     Such a node's output is the linear skip and nothing else; with the beta gate about half of that (measured ×.51). With
@@ -44,55 +46,83 @@ class IsolatedNodes(Rule):
 
     alike: float = threshold(1e-3, unit="‖X − mean‖/‖X‖", source="as GS704")
 
-    def _alone(self, signals: Signals) -> list[str]:
-        """Layers without a term of the node itself, in a network whose answers are all alike."""
-        ends = [s for s in signals.find("place.node_difference") if s.layer == "output"]
-        if not ends or largest(ends).value >= self.alike:
-            return []
-        return [
-            layer.name for layer in signals.attention_layers
-            if layer.get("add_self_loops") is False and not layer.get("residual") and not layer.identity_path
-        ]  # fmt: skip
-
     def check(self, signals: Signals) -> Iterator[Finding]:
-        """Error where the output of such nodes is exactly 0, information above ``share``."""
+        """Error where such nodes have nothing to answer with, information above ``share``."""
         worst = largest(need_measured(signals, "degree.isolated_share"))
         bare = [layer.name for layer in signals.attention_layers if layer.get("root_weight") is False]
         silent = [name for name in bare if self._silent(signals, name)]
+        constant = measured(signals.find(PLACE_CONSTANT_ROWS))
+        alone = f"{percent(worst.value)} of the nodes have no incoming edge"
         if worst.value > 0 and silent:
             yield self.finding(
-                f"{percent(worst.value)} of the nodes have no incoming edge and {names(silent)} has root_weight=False: its output "
-                "there is exactly 0 and carries no gradient. Set root_weight=True or add self-loops.",
+                f"{alone} and {names(silent)} has root_weight=False: its output there is exactly 0 and carries no gradient. Set "
+                "root_weight=True or add self-loops.",
                 limit=0.0,
                 signal=worst,
             )
-        elif worst.value > self.share and (alone := self._alone(signals)):
+        elif constant and self.share < constant[0].value < 1 and self._read(signals, constant[0]):
             yield self.finding(
-                f"{percent(worst.value)} of the nodes have no incoming edge, and {names(alone)} has no term of the node itself (neither self-loops "
-                "nor a skip): their output is the bias alone, and all rows of the model's output are alike. Look whether the edges point the "
-                "right way, add the reverse ones, or self-loops.",
+                f"{percent(constant[0].value)} of the nodes have no incoming edge and get one and the same output whatever the batch holds, "
+                f"since {_no_term(self._without_self_term(signals))}. {_ADVICE}",
+                limit=self.share,
+                signal=constant[0],
+            )
+        elif worst.value > self.share and self._all_alike(signals) and (layers := self._without_self_term(signals)):
+            yield self.finding(
+                f"{alone}, and {_no_term(layers)}: their output is the bias alone, and all rows of the model's output are alike. "
+                f"{_ADVICE}",
                 limit=self.share,
                 signal=worst,
             )
         elif worst.value > 0 and bare:
             yield self.finding(
-                f"{percent(worst.value)} of the nodes have no incoming edge and {names(bare)} has root_weight=False: its output "
-                "there is exactly 0, which an identity path makes up for, or which the loss does not depend on.",
+                f"{alone} and {names(bare)} has root_weight=False: its output there is exactly 0, which an identity path makes up for, or "
+                "which the loss does not depend on.",
                 severity="info",
                 limit=0.0,
                 signal=worst,
             )
         elif worst.value > self.share:
             yield self.finding(
-                f"{percent(worst.value)} of the nodes have no incoming edge (limit {percent(self.share)}): attention never reaches "
-                "them, their output is the linear skip alone. Add self-loops if that is not intended.",
+                f"{alone} (limit {percent(self.share)}): attention never reaches them, their output is the linear skip alone. Add "
+                "self-loops if that is not intended.",
                 severity="info",
                 limit=self.share,
                 signal=worst,
             )
 
+    def _all_alike(self, signals: Signals) -> bool:
+        ends = [s for s in signals.find("place.node_difference") if s.layer == "output"]
+        return bool(ends) and largest(ends).value < self.alike
+
+    def _without_self_term(self, signals: Signals) -> list[str]:
+        """Layers in which a node without neighbours gets nothing of itself."""
+        return [
+            layer.name for layer in signals.attention_layers
+            if ((layer.get("add_self_loops") is False and not layer.get("residual")) or layer.get("root_weight") is False)
+            and not layer.identity_path
+        ]  # fmt: skip
+
+    def _read(self, signals: Signals, constant: Signal) -> bool:
+        """True where the loss asks for such nodes: at the output, or in a run at the last layer whose backward was seen."""
+        if constant.source == "batch":
+            return float(constant.detail.get("read", 0.0)) > self.share
+        read = {s.layer: s.value for s in measured(signals.find(DEGREE_ISOLATED_READ_SHARE))}
+        last = [read[layer.name] for layer in signals.attention_layers if layer.name in read]
+        return bool(last) and last[-1] > self.share
+
     def _silent(self, signals: Signals, layer: str) -> bool:
         """True where the zeros of a layer are all that isolated nodes get of it, and the loss depends on them."""
         facts, read = signals.layer(layer), measured(signals.find(DEGREE_ISOLATED_READ_SHARE, layer=layer))
         around = facts is not None and facts.identity_path is True
-        return not around and (not read or largest(read).value > 0)
+        # Without a gradient of its own, while there are others, nothing is read of the layer at all.
+        asked = largest(read).value > 0 if read else trains(signals, layer) or not signals.find("weight.grad_rms")
+        return asked and not around
+
+
+_ADVICE = "Look whether the edges point the right way, add the reverse ones, or self-loops."
+
+
+def _no_term(layers: list[str]) -> str:
+    which = f"{names(layers)} {'have' if len(layers) > 1 else 'has'}" if layers else "the model has"
+    return f"{which} no term of the node itself (neither self-loops nor a skip)"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from gnnstab.errors import NotEvaluable
 from gnnstab.records import Finding, Signal, Signals
+from gnnstab.records.vocabulary import LOSS_MARKED_TARGETS
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.gs302_attention_saturated_by_input import AttentionSaturatedByInput
@@ -21,7 +23,7 @@ class FeatureScale(Rule):
     of the batch by its name (node and edge features, time deltas, encodings) whose size reaches a weight, no normalisation in between. With
     a symptom that scale explains (attention saturated that is healthy at an input of RMS 1, or by such edge features; a saturated
     gate) a warning; without, information. An RMS above 1000 that reaches a weight is a warning by itself, and so are targets of an RMS above
-    1000 that the output falls 30 times short of; in a run whose targets nobody saw, a loss that no mean or sum of squares of
+    1000 that the output falls 30 times short of, one number far away from all others that several targets of a squared error hold; in a run whose targets nobody saw, a loss that no mean or sum of squares of
     smaller targets reaches. Whole numbers (ids, indices, counts, masks, one-hot columns) are not judged, unless
     a weight multiplies a column of them with an RMS above 10 as it is. Targets count where the loss is not small beside them: a loss may scale
     them itself.
@@ -74,18 +76,28 @@ class FeatureScale(Rule):
     raw: float = threshold(
         10.0, unit="× the loss", source="derived: a mean of absolute differences to them is as large as they are"
     )
+    mark: float = threshold(
+        20.0, unit="× the spread of the others", source="derived: no measured values hold one number so far away"
+    )
     short: float = threshold(30.0, unit="× the output", source="heuristic: many hundred steps of Adam at 1e-3 away")
 
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding for each tensor with a symptom, else one for the batch."""
         yield from self._of_the_loss(signals)
-        places = [s for name in ("place.rms", "place.column_ratio") for s in measured(signals.find(name))]
-        if places:
-            # What is not even finite has no scale: GS407 tells.
-            broken = {s.layer for s in signals.find("place.non_finite")}
-            yield from self._at_places(signals, [s for s in places if s.layer not in broken])
-        else:
-            yield from self._of_the_input(signals)
+        yield from self._marked(signals)
+        # What is not even finite has no scale: GS407 tells.
+        broken = {s.layer for s in signals.find("place.non_finite")}
+        yield from self._at_places(signals, [s for s in self._places(signals) if s.layer not in broken])
+
+    def _places(self, signals: Signals) -> list[Signal]:
+        """Sizes of the tensors of the batch; of the node features alone, which a weight is given, where nobody looked at more."""
+        found = [s for name in ("place.rms", "place.column_ratio") for s in measured(signals.find(name))]
+        if found:
+            return found
+        features = [s for name in ("feature.rms", "feature.column_ratio") for s in measured(signals.find(name))]
+        if not features:
+            raise NotEvaluable(signals.why_missing("feature.rms"))
+        return [replace(s, detail={**s.detail, "arrives": True}) for s in features]
 
     def _of_the_loss(self, signals: Signals) -> Iterator[Finding]:
         """A run whose loss says how large the targets are where nobody has seen them: no mean or sum of squares is larger."""
@@ -105,6 +117,22 @@ class FeatureScale(Rule):
                 confidence="medium",
             )
 
+    def _marked(self, signals: Signals) -> Iterator[Finding]:
+        """One number among the targets that stands for missing values and is compared with the output all the same."""
+        for signal in signals.find(LOSS_MARKED_TARGETS)[:1]:
+            mark, count, of = (signal.detail.get(key) for key in ("mark", "count", "of"))
+            if mark is None:
+                continue
+            yield self.finding(
+                f"the targets hold {mark:g} in {count} of {of} entries, {signal.value:.3g} times the spread of the others away from them, as a mark of "
+                f"missing values does, and the loss compares the output with it. Leave these entries out: known = y != {mark:g}; "
+                "loss(output[known], y[known]).",
+                severity="warning",
+                limit=self.mark,
+                signal=signal,
+                cause="masking",
+            )
+
     def _at_places(self, signals: Signals, places: Sequence[Signal]) -> Iterator[Finding]:
         quiet: list[tuple[Signal, float]] = []
         done: set[str | None] = set()
@@ -119,7 +147,7 @@ class FeatureScale(Rule):
                 after = f"and the output {output:.3g}: the loss is of their scale, and so is its gradient. Standardise the targets"
             elif symptoms:
                 after = f"and saturates {names(symptoms)}: logits grow with its square. Standardise it, or put a LayerNorm in front"
-            elif signal.name == "place.rms" and signal.value > self.absurd:
+            elif signal.name.endswith(".rms") and signal.value > self.absurd:
                 after = "and reaches a weight as it is. Standardise it, or put a normalisation in front"
             else:
                 quiet.append((signal, limit))
@@ -141,7 +169,7 @@ class FeatureScale(Rule):
                 # A loss that is small beside the targets scales them itself.
                 scaled = loss < signal.value / self.raw
                 if (
-                    signal.name == "place.rms"
+                    signal.name.endswith(".rms")
                     and output is not None
                     and not scaled
                     and signal.value > self.short * float(output)
@@ -152,16 +180,19 @@ class FeatureScale(Rule):
             elif detail.get("whole") or not detail.get("arrives"):
                 continue
             else:
-                limit = self.rms if signal.name == "place.rms" else self.column_ratio
+                limit = self.rms if signal.name.endswith(".rms") else self.column_ratio
             if signal.value > limit:
                 yield signal, limit
 
     def _what(self, signal: Signal, limit: float) -> str:
-        if signal.name == "place.rms":
+        of_batch = f" `{signal.layer}` of the batch" if signal.layer else ""
+        if signal.name.endswith(".rms"):
             kind = "the targets" if signal.detail.get("target") else "the input"
-            return f"{kind} `{signal.layer}` of the batch has RMS {signal.value:.3g} (limit {limit:g})"
+            return f"{kind}{of_batch} has RMS {signal.value:.3g} (limit {limit:g})"
         column = signal.detail.get("column")
-        return f"column {column} of the input `{signal.layer}` has {signal.value:.3g} times the median column's RMS (limit {limit:g})"
+        which = "a column" if column is None else f"column {column}"
+        whose = f" `{signal.layer}`" if signal.layer else ""
+        return f"{which} of the input{whose} has {signal.value:.3g} times the median column's RMS (limit {limit:g})"
 
     def _symptoms_of(self, signals: Signals, signal: Signal) -> tuple[list[str], bool]:
         """What is saturated by a tensor: layers that it is given to beside the node states, else whatever its input drives."""
@@ -172,43 +203,9 @@ class FeatureScale(Rule):
             if any(name.startswith(f"{state.layer}.") for name in fed)
             and state.crosses(self.warn_entropy, self.one_hot_share)
         ]
-        if states and signal.name == "place.rms":
+        if states and signal.name.endswith(".rms"):
             return [state.layer for state in states], any(s.entropy.value < self.error_entropy for s in states)
         return self._symptoms(signals)
-
-    def _of_the_input(self, signals: Signals) -> Iterator[Finding]:
-        found = measured([*signals.find("feature.column_ratio"), *signals.find("feature.rms")])
-        if not found:
-            raise NotEvaluable(signals.why_missing("feature.rms"))
-        crossed = [(s, limit) for s in found for limit in [self._limit(s)] if s.value > limit]
-        if not crossed:
-            return
-        signal, limit = max(crossed, key=lambda pair: pair[0].value / pair[1])
-        symptoms, severe = self._symptoms(signals)
-        column = signal.detail.get("column")
-        which = (
-            f"column {column} has" if column is not None and signal.name == "feature.column_ratio" else "the input has"
-        )
-        size = (
-            f"{signal.value:.3g} times the median column's RMS"
-            if signal.name == "feature.column_ratio"
-            else f"RMS {signal.value:.3g}"
-        )
-        what = f"{which} {size} (limit {limit:g})"
-        if not symptoms:
-            message = f"{what}. Nothing behind it is saturated on this data."
-            yield self.finding(message, severity="info", limit=limit, signal=signal)
-            return
-        yield self.finding(
-            f"{what} and saturates {names(symptoms)}: logits grow with its square. Standardise the features, or put a LayerNorm "
-            "on the input.",
-            severity="error" if severe else "warning",
-            limit=limit,
-            signal=signal,
-        )
-
-    def _limit(self, signal: Signal) -> float:
-        return self.column_ratio if signal.name == "feature.column_ratio" else self.rms
 
     def _by_both(self, signals: Signals, state: Attention) -> bool:
         """True for attention that the weights saturate at RMS 1 already, and whose input is large on top of it."""

@@ -79,8 +79,11 @@ class NonFiniteValue(Rule):
         more = {1: "", 2: " A later one follows from it."}.get(total, f" {total - 1} later ones follow from it.")
         said = "".join(f"{part}; " for part in (str(event.detail.get("said", "")), why) if part)
         what = f" {do[0].upper()}{do[1:]}." if do else ""
+        when = f"at step {event.step}{rank}"
+        if event.detail.get("tried"):
+            when = f"after {event.step} of your optimizer's steps on a copy"
         return self.finding(
-            f"{said}first non-finite value at step {event.step}{rank}: {where}{ids}, {origin}{size}.{what}{more}",
+            f"{said}first non-finite value {when}: {where}{ids}, {origin}{size}.{what}{more}",
             limit=0.0,
             name=_SIGNAL_OF_STAGE.get(event.stage or "", "output.max_abs"),
             value=_value(event),

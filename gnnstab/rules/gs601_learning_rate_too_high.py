@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from gnnstab.errors import NotEvaluable
 from gnnstab.records import Finding, Signal, Signals
+from gnnstab.records.rises import LASTING, harms
 from gnnstab.records.vocabulary import (
     LOSS,
     LOSS_FIRST_RISE,
+    OPTIMIZER_GROUP_RATE,
     OPTIMIZER_LOSS_RISE,
     OPTIMIZER_LR_TO_RMS,
     OPTIMIZER_OUTPUT_MOVE,
@@ -34,6 +37,10 @@ class LearningRateTooHigh(Rule):
     whose ratio gives rate times curvature; and the loss, when it ends far above what it had reached. Where no step could be tried, the
     learning rate over the RMS of the weight matrices is a hint, no more, unless the weights that an optimizer has made saturate the
     attention: trial steps from there are calm, since saturated attention hardly moves.
+
+    Of several parameter groups, each whose rate is ten times the lowest is tried at the lowest: the group that alone makes the loss rise is
+    named, and one whose rate takes a quarter of the progress of 30 steps is a finding of its own. A rise that an operation ends, such as the
+    logarithm of 0, in steps that were calm until then is the operation's (GS502).
 
     ## Why it is unstable
     A step goes down the slope of the loss as it is before the step. One that changes the output by many times its spread
@@ -112,9 +119,10 @@ class LearningRateTooHigh(Rule):
         """One finding: steps that were tried, the first steps of the run, the end of the run, and a hint where there is nothing else."""
         tried = [*signals.find(OPTIMIZER_LOSS_RISE), *signals.find(LOSS_FIRST_RISE)]
         losses, ratio = signals.find(LOSS), _ratio(signals)
-        if not tried and not losses and ratio is None:
+        if not tried and not losses and ratio is None and not signals.find(OPTIMIZER_GROUP_RATE):
             raise NotEvaluable(signals.why_missing(OPTIMIZER_LOSS_RISE))
-        found = [finding for rise in tried for finding in self._rise(rise, signals)]
+        found = [_of_group(finding, signals) for rise in tried for finding in self._rise(rise, signals)]
+        found = found or [finding for one in signals.find(OPTIMIZER_GROUP_RATE) for finding in self._group(one)]
         found = found or [finding for one in signals.find(OPTIMIZER_OVERSHOOT) for finding in self.overshot(one)]
         found = found or [finding for loss in losses for finding in self._lost(loss, signals)]
         found = found or list(self._ruined(signals))
@@ -125,6 +133,8 @@ class LearningRateTooHigh(Rule):
     def _rise(self, rise: Signal, signals: Signals) -> Iterator[Finding]:
         moves = [s.value for s in signals.find(OPTIMIZER_OUTPUT_MOVE)]
         limit = self.warn_rise
+        if "event" in rise.detail:  # An operation ended steps that were calm: GS502 names it.
+            return
         if moves and max(moves) < self.least_move and math.isfinite(rise.value):
             return
         if not moves and rise.name == LOSS_FIRST_RISE:
@@ -132,6 +142,18 @@ class LearningRateTooHigh(Rule):
         if not rise.value <= limit and self._lasts(rise):
             severe = not rise.value <= self.error_rise
             yield self.finding(_said(rise, moves), severity="error" if severe else "warning", limit=limit, signal=rise)
+
+    def _group(self, signal: Signal) -> Iterator[Finding]:
+        """One finding for a parameter group whose rate alone keeps the model from learning."""
+        if harms(signal.detail):
+            told = {key: float(signal.detail.get(key, math.nan)) for key in ("first", "best", "undone", "lower")}
+            yield self.finding(
+                f"{_group_words(signal)} on a copy {signal.detail.get('steps')} steps bring the loss of one batch from {told['first']:.3g} to "
+                f"{told['best']:.3g}, and at {told['lower']:.3g} to {told['undone']:.3g}. Lower the rate of this group.",
+                severity="warning",
+                limit=LASTING,
+                signal=signal,
+            )
 
     def overshot(self, level: Signal) -> Iterator[Finding]:
         """One finding where updates overshoot while the rate rises; of a run the level that lasted counts."""
@@ -221,6 +243,20 @@ def _ratio(signals: Signals) -> Signal | None:
     early = [s for s in signals.find(UPDATE_RATIO) if s.detail.get("early", True)]
     known = [typical_matrix(signals.find(OPTIMIZER_LR_TO_RMS)), typical_matrix(early)]
     return max((s for s in known if s is not None), key=lambda s: s.value, default=None)
+
+
+def _of_group(finding: Finding, signals: Signals) -> Finding:
+    """The finding of a rise with the group whose rate alone makes it."""
+    for signal in signals.find(OPTIMIZER_GROUP_RATE):
+        if signal.detail.get("calms"):
+            lower = f"with it at {float(signal.detail.get('lower', math.nan)):.3g} the same steps on a copy are calm."
+            return replace(finding, message=f"{finding.message} It is one group: {_group_words(signal)} {lower}")
+    return finding
+
+
+def _group_words(signal: Signal) -> str:
+    own = names(str(name) for name in signal.detail.get("names", ()))
+    return f"the rate of parameter group {signal.detail.get('group')} ({own}) is {float(signal.detail.get('lr', math.nan)):.3g};"
 
 
 def _said(rise: Signal, moves: Sequence[float]) -> str:

@@ -59,14 +59,14 @@ class DeadUnits(Rule):
         yield from found
         if (places or found) and not signals.find("channels.dead_share"):
             return
-        yield from self._of_layers(signals, {s.layer for s in places})
+        yield from self._of_layers(signals, {s.layer for s in places} | {f.layer for f in found})
 
     def _closed(self, signals: Signals, known: Set[str | None]) -> Iterator[Finding]:
         """A ReLU that hands nothing on at all, of however few channels."""
         for signal in stops(signals, "relu"):
             if signal.layer not in known:
                 yield self.finding(
-                    f"the ReLU behind {signal.layer} is closed on every entry of the batch: {signal.value:.0f} parameters behind it get no "
+                    f"the ReLU behind {signal.layer} is closed on every entry of the batch: {signal.value:.0f} parameters in front of it get no "
                     "gradient, and nothing can open it again. Take the ReLU off if it stands in front of the output, use LeakyReLU, or reset "
                     "the bias in front of it.",
                     limit=0.0,

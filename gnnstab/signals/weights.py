@@ -85,7 +85,8 @@ def _no_layer(facts: CheckpointFacts) -> str:
     if facts.unjudged:
         first = facts.unjudged[0]
         return f"no {kinds()} that can be judged; {first.layer or 'the file'} {first.reason}"
-    return f"no {kinds()} in this file ({'; '.join(layer.absent for layer in LAYERS if layer.absent)})"
+    absent = "; ".join(layer.absent for layer in LAYERS if layer.absent)
+    return f"no {kinds()} in this file ({absent}); pass {BATCH} to see what there is"
 
 
 def _no_optimizer(facts: CheckpointFacts) -> str:

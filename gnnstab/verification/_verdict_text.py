@@ -59,7 +59,7 @@ def _entry(v: Verdict, of: int, width: int) -> Iterator[str]:
         moved = f": {v.signal} {number(v.before)} → {number(v.after)}"
     if v.loss_before is not None and v.loss_after is not None:
         why = f"loss {number(v.loss_before)} → {number(v.loss_after)}; {why}"
-    yield _fit(f"{v.verdict:<{_LABEL}}{_name(v)}{moved}", width)
+    yield fit(f"{v.verdict:<{_LABEL}}{_name(v)}{moved}", width)
     if of <= 5:
         rows = 3 if of <= 2 else 1
         indent = " " * _LABEL
@@ -113,5 +113,6 @@ def _whole(v: Verdict) -> str:
     return "\n".join([*lines, *(f"    {line}" for line in v.change.splitlines())])
 
 
-def _fit(line: str, width: int) -> str:
+def fit(line: str, width: int) -> str:
+    """A line of at most so many columns."""
     return line if len(line) <= width else f"{line[: width - 2].rstrip()} …"

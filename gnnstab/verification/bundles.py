@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from gnnstab.errors import CheckpointMismatch, UsageError
 from gnnstab.probe.replaying.bundle import Bundle
-from gnnstab.probe.replaying.replica import Autocast, device_of, tensors_in, unwrap
+from gnnstab.probe.replaying.replica import device_of, tensors_in, unwrap
 from gnnstab.randomness import keeps_random_state
 from gnnstab.records import Event
-from gnnstab.verification.replay import FIRST_AID, Replay, replay
+from gnnstab.verification.replay import FIRST_AID, Replay, replay_forward
 
 NEEDS_MODEL = (
     "A bundle holds numbers and no code: pass --model pkg.mod:factory, the class that was trained, to run the forward "
@@ -33,17 +33,12 @@ def replay_bundle(bundle: Bundle, model: nn.Module, fixes: Any = FIRST_AID) -> R
     """
     inner, _ = unwrap(model)
     _fill(inner, bundle.weights)
-    inner.train(bundle.mode.startswith("train"))
-    device = device_of(inner).type
+    given, device = bundle.inputs, device_of(inner).type
+    inner.train(given.mode.startswith("train"))
+    rng = given.rng if torch.cuda.is_available() else {**given.rng, "cuda": {}}
+    inputs = given._replace(rng=rng, autocast=given.autocast._replace(device_type=device))
     try:
-        found = replay(
-            inner,
-            bundle.args,
-            bundle.kwargs,
-            rng_state={**bundle.rng, "cuda": bundle.rng["cuda"] if torch.cuda.is_available() else {}},
-            autocast=Autocast(device, bundle.autocast.dtype, bundle.autocast.enabled),
-            fixes=fixes,
-        )
+        found = replay_forward(inner, inputs, fixes)
     except UsageError as error:
         missing = "".join(f"; the bundle lacks {text}" for text in bundle.left_out)
         raise UsageError(f"{error}{missing}") from error
@@ -56,7 +51,7 @@ def replay_bundle(bundle: Bundle, model: nn.Module, fixes: Any = FIRST_AID) -> R
 def seen_in(bundle: Bundle) -> Replay:
     """What a bundle says by itself, without the model: the recorded event, and what of its numbers is not finite."""
     bad = [f"weight {name}" for name, value in bundle.weights.items() if _broken(value)]
-    arguments = {str(i): value for i, value in enumerate(bundle.args)} | bundle.kwargs
+    arguments = {str(i): value for i, value in enumerate(bundle.inputs.args)} | bundle.inputs.kwargs
     bad += [f"argument {name}" for name, value in tensors_in(arguments) if _broken(value)]
     said = (
         f"Not finite in the bundle: {', '.join(bad)}." if bad else "All weights and arguments in the bundle are finite."
@@ -72,7 +67,7 @@ def recorded_event(bundle: Bundle) -> Event:
         step if isinstance(step, int) else 0,
         "non-finite",
         layer if isinstance(layer, str) else None,
-        bundle.mode,
+        bundle.inputs.mode,
         call if isinstance(call, int) else 0,
         stage if isinstance(stage, str) else None,
         message=str(about.get("message", "")),
@@ -110,8 +105,8 @@ def _agreement(recorded: Event, event: Event | None) -> str:
 def _other(bundle: Bundle, device: str) -> list[str]:
     """What is not as it was in the run."""
     said = [f"Left out of the bundle: {text}." for text in bundle.left_out]
-    if bundle.autocast.device_type != device:
-        said.append(f"Recorded on {bundle.autocast.device_type}, replayed on {device}: rounding differs.")
+    if bundle.inputs.autocast.device_type != device:
+        said.append(f"Recorded on {bundle.inputs.autocast.device_type}, replayed on {device}: rounding differs.")
     return said
 
 

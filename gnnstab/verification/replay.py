@@ -68,29 +68,25 @@ def replay(
     kwargs: Mapping[str, Any] | None = None,
     *,
     precision: str = "fp32",
-    autocast: Autocast | None = None,
-    rng_state: Any = None,
     fixes: Any = FIRST_AID,
-    scores: Signals | None = None,
 ) -> Replay:
+    """`replay_forward` of the arguments of a forward, under autocast to ``precision`` (``fp32``, ``fp16``, ``bf16``)."""
+    inputs = ForwardInputs(tuple(args), dict(kwargs or {}), autocast=Autocast.of(model, precision))
+    return replay_forward(model, inputs, fixes)
+
+
+def replay_forward(model: nn.Module, inputs: ForwardInputs, fixes: Any) -> Replay:
     """Run one forward again on a copy, stage by stage, and once more with every fix.
 
     Args:
         model: The model with the weights before the failing step.
-        args: Positional arguments of the failing forward.
-        kwargs: Keyword arguments of it.
-        precision: ``fp32``, ``fp16`` or ``bf16``.
-        autocast: The autocast state of the failing forward; made from ``precision`` when omitted.
-        rng_state: The generators before it.
-        fixes: Which fixes to try, as for `gnnstab.verify`; those that keep the weights' meaning when omitted.
-        scores: Measured scores for qk-clip; taken from an fp32 run of the same forward when omitted.
+        inputs: Of the failing forward.
+        fixes: Which fixes to try, as for `gnnstab.verify`. Scores for qk-clip come from an fp32 run of the same forward.
 
     Raises:
         UsageError: The forward fails for another reason, or a fix needs fresh weights and so says nothing here.
     """
-    autocast = autocast or Autocast.of(model, precision)
-    inputs = ForwardInputs(tuple(args), dict(kwargs or {}), rng_state, autocast)
-    rows, event = walk(model, inputs), locate_non_finite(model, inputs)
+    rows, event = walk(model, inputs)
     if event is None:
         return Replay(None, tuple(rows), ())
     chosen = fix_specs(fixes)
@@ -104,10 +100,8 @@ def replay(
     tried = []
     for item in () if from_data else chosen:
         options = dict(item.options)
-        if item.fix == "qk-clip" and scores is None and "scores" not in options:
+        if item.fix == "qk-clip" and "scores" not in options:
             options["signals"] = _scores(model, inputs)
-        elif scores is not None:
-            options.setdefault("signals", scores)
         try:
             left = locate_non_finite(find(item.fix).apply(model, **options), inputs)
             tried.append(_compared(item.label, event, left))

@@ -98,6 +98,9 @@ class Limit:
     rises: bool = True
     """True when the unhealthy side lies above the line."""
 
+    at_most: bool = False
+    """True when the smallest in-degree that was measured is unhealthy already."""
+
 
 @dataclass(frozen=True)
 class Scaling:
@@ -297,9 +300,14 @@ def _limit(points: Sequence[Point], layer: str, what: str, signal: str, line: fl
 
 
 def _said(what: str, layer: str, degree: float, extrapolated: bool, *, at_most: bool = False) -> Limit:
-    written = f"{degree:.0f}" if degree >= 10 else f"{degree:.1f}"
     beyond = " (extrapolated)" if extrapolated else " or less" if at_most else ""
-    return Limit(what, layer, degree, extrapolated, f"{what} from in-degree {written}{beyond} ({layer})")
+    sentence = f"{what} from in-degree {written(degree)}{beyond} ({layer})"
+    return Limit(what, layer, degree, extrapolated, sentence, at_most=at_most)
+
+
+def written(degree: float) -> str:
+    """An in-degree as people read it."""
+    return f"{degree:.0f}" if degree >= 10 else f"{degree:.1f}"
 
 
 def _scaled(signal: str, values: Any) -> Any:

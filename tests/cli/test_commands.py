@@ -40,6 +40,11 @@ def test_version(cli) -> None:
     assert cli("--version").out == f"gnnstab {__version__}\n"
 
 
+def test_python_runs_the_package_as_the_script() -> None:
+    ran = subprocess.run([sys.executable, "-m", "gnnstab", "--version"], capture_output=True, text=True, check=True)
+    assert ran.stdout == f"gnnstab {__version__}\n"
+
+
 def test_rules_lists_every_rule(cli) -> None:
     out = cli("rules", "-v").out
     for rule in rule_classes():

@@ -1,10 +1,12 @@
-"""What the shell completes, through the protocol that the shell's script speaks."""
+"""What the shell completes: in bash itself, and through the protocol that its script speaks."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -14,11 +16,16 @@ from gnnstab.rules.registry import rule_classes
 
 def completed(line: str) -> list[str]:
     """The words that bash is offered for the end of ``line``."""
+    return [answer.partition(",")[2] for answer in answered(line)]
+
+
+def answered(line: str) -> list[str]:
+    """What the program tells the script, ``type,word`` in each line."""
     words = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1), "_GNNSTAB_COMPLETE": "bash_complete"}
     call = [sys.executable, "-c", "from gnnstab.cli import main; main()"]
     ran = subprocess.run(call, capture_output=True, text=True, timeout=120, env={**os.environ, **words}, check=False)
     assert ran.stderr == ""
-    return [answer.partition(",")[2] for answer in ran.stdout.splitlines()]
+    return ran.stdout.splitlines()
 
 
 CODES = [rule.code for rule in rule_classes()]
@@ -38,3 +45,58 @@ CODES = [rule.code for rule in rule_classes()]
 )
 def test_words_are_completed(line: str, expected: list[str]) -> None:
     assert completed(line) == expected
+
+
+BASH = """
+eval "$(_GNNSTAB_COMPLETE=bash_source gnnstab)"
+complete -p gnnstab
+while read -ra COMP_WORDS; do
+    COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+    COMPREPLY=()
+    _gnnstab_completion gnnstab
+    echo "${COMPREPLY[*]}"
+done
+"""
+"""Sources the script of the documentation and asks the function that it binds for each line of the input.
+
+Bash cuts a line into words at every ``=`` before it asks.
+"""
+
+IN_BASH = {
+    "gnnstab explain GS3": " ".join(code for code in CODES if code.startswith("GS3")),
+    "gnnstab check a.pt --format = js": "json",
+    "gnnstab check a.pt --format =": " ".join(format_names()),
+    "gnnstab check a.pt --output ht": "html=",
+    "gnnstab verify --fix = qk": "qk-norm qk-clip",
+    "gnnstab dia": "diagnose",
+}
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="bash")
+def test_bash_offers_codes_formats_and_fixes(tmp_path: Path) -> None:
+    command = tmp_path / "gnnstab"
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -c "from gnnstab.cli import main; main()" "$@"\n')
+    command.chmod(0o755)
+    paths = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    lines = "".join(f"{line}\n" for line in IN_BASH)
+    ran = subprocess.run(
+        ["bash", "--norc", "-c", BASH], input=lines, capture_output=True, text=True, env=paths, timeout=240
+    )
+    bound, *answers = ran.stdout.splitlines()
+    assert "_gnnstab_completion" in bound, ran.stderr
+    assert dict(zip(IN_BASH, answers, strict=True)) == IN_BASH
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "gnnstab diagnose ac",
+        "gnnstab compare a.pt ac",
+        "gnnstab verify ac",
+        "gnnstab scale --model a:b --batch ac",
+        "gnnstab check a.pt --output html = ac",
+    ],
+)
+def test_files_are_left_to_the_shell(line: str) -> None:
+    (answer,) = answered(line)
+    assert answer.startswith("file,")

@@ -15,11 +15,17 @@ from gnnstab.rules.pages import brief
 
 
 def test_every_command_has_examples_and_no_others_have() -> None:
-    assert EXAMPLES.keys() == COMMANDS.keys()
+    assert EXAMPLES.keys() == {"", *COMMANDS}
     assert all(EXAMPLES.values())
 
 
-@pytest.mark.parametrize(("name", "line"), [(name, line) for name, lines in EXAMPLES.items() for line in lines])
+def test_the_help_of_the_program_ends_with_calls_of_its_commands(cli) -> None:
+    shown = cli("-h").out.rstrip()
+    assert shown.endswith("\n".join(f"    {line}" for line in EXAMPLES[""]))
+    assert all(shlex.split(line)[1] in COMMANDS for line in EXAMPLES[""])
+
+
+@pytest.mark.parametrize(("name", "line"), [(name, line) for name, lines in EXAMPLES.items() if name for line in lines])
 def test_an_example_stands_in_the_help_and_is_understood(cli, name: str, line: str) -> None:
     assert f"\n    {line}\n" in cli(name, "-h").out
     program, called, *arguments = shlex.split(line)

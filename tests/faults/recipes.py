@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
-from torch_geometric.nn import GraphNorm, MessagePassing, TransformerConv
+from torch_geometric.nn import GraphNorm, MessagePassing
 
+from faults.families import FAMILIES, sharpen
 from faults.graphs import GRAPHS, spread
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -32,6 +33,9 @@ class Recipe:
     structure: str = "stack"
     """``stack``, ``pre-norm``, ``jumping`` (concatenated layer outputs), ``wide-heads`` (concat=True and a projection),
     ``block`` (pre-norm attention, then a pre-norm feed-forward part), ``shared`` (one convolution called in every layer)."""
+
+    attention: str = "TransformerConv"
+    """One of `FAMILIES`."""
 
     layers: int = 3
     width: int = 16
@@ -120,19 +124,8 @@ class Network(nn.Module):
         self.embed = Embedding(recipe.embedding, features, width) if recipe.embedding else nn.Linear(features, width)
         concat = recipe.structure == "wide-heads"
         shared = recipe.structure == "shared"
-        convs = [
-            TransformerConv(
-                width,
-                width,
-                heads=recipe.heads,
-                concat=concat,
-                beta=recipe.beta,
-                dropout=recipe.dropout,
-                edge_dim=recipe.edge_dim,
-                root_weight=recipe.root_weight,
-            )
-            for _ in range(1 if shared else recipe.layers)
-        ]
+        family = FAMILIES[recipe.attention]
+        convs = [family.make(recipe) for _ in range(1 if shared else recipe.layers)]
         self.convs = nn.ModuleList(convs)
         self.calls = convs * recipe.layers if shared else convs
         self.project = nn.ModuleList(
@@ -168,6 +161,8 @@ class Network(nn.Module):
     ) -> Tensor:
         recipe = self.recipe
         edges = (edge_index,) if recipe.edge_dim is None else (edge_index, edge_attr)
+        if FAMILIES[recipe.attention].batched:
+            edges = (edge_index, batch)
         if recipe.structure == "pre-norm":
             return x + self.activation(conv(self._normed(i, x, batch), *edges))
         if self.forwards:
@@ -254,9 +249,7 @@ def initialise(model: Network, init: str) -> None:
 
 def _sharpen(case: Case, strength: float) -> None:
     for conv in case.model.convs:
-        for linear in (conv.lin_query, conv.lin_key):
-            linear.weight.data *= strength
-            linear.bias.data *= strength
+        sharpen(conv, FAMILIES[case.recipe.attention], strength)
 
 
 def _kill(case: Case, strength: float) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from faults.detectors import accused, by_gnnstab, prepared
+from faults.families import FAMILIES
 from faults.injections import INJECTIONS
 from faults.recipes import Recipe
 from faults.splits import healthy, single
@@ -44,3 +45,43 @@ def test_the_injected_cause_and_no_other_is_accused(cause: str, index: int) -> N
 @pytest.mark.parametrize("index", [0, 5, 10])
 def test_nothing_is_accused_in_a_healthy_network(index: int) -> None:
     assert said(healthy("development", index)) == (set(), [])
+
+
+IN_EVERY_FAMILY = (
+    *("attention-explosion", "feature-scale", "learning-rate", "non-finite-data", "active-clamp"),
+    *("never-updated-parameter", "adam-epsilon"),
+)
+"""Faults that stand in what every kind of attention has: its scores, the data, the optimizer, what goes around it."""
+
+NAMED_OTHERWISE = {
+    ("vendored", "attention-explosion"): {"unsuitable-init"},
+    ("dense", "attention-explosion"): {"unsuitable-init", "attention-explosion"},
+    ("dense", "feature-scale"): {"attention-explosion", "feature-scale"},
+    ("GPSConv", "learning-rate"): {"attention-explosion", "feature-scale"},
+    ("vendored", "learning-rate"): {"attention-explosion", "feature-scale"},
+    ("dense", "learning-rate"): {"attention-explosion", "feature-scale"},
+}
+"""What is accused where it is not the fault alone: in layers of a class of its own, maps of queries and keys are weights like any
+other, and nobody knows their scores at an input of size 1."""
+
+
+def of_family(family: str) -> Recipe:
+    """A healthy network of three layers."""
+    return healthy("development", 0).but(
+        attention=family, edge_dim=None, structure="stack", layers=3, heads=2, width=16
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_healthy_network_of_every_family_is_left_alone(family: str) -> None:
+    assert said(of_family(family)) == (set(), [])
+
+
+@pytest.mark.parametrize("cause", IN_EVERY_FAMILY)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_injected_cause_is_accused_in_every_family(family: str, cause: str) -> None:
+    injection = next(i for i in INJECTIONS if i.cause == cause)
+    found, roots = said(injection.inject(injection.host(of_family(family)), injection.strengths[-1]))
+    assert found == NAMED_OTHERWISE.get((family, cause), {cause})
+    if found == {cause}:
+        assert cause in roots

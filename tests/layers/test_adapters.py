@@ -29,7 +29,7 @@ from gnnstab.errors import FixError
 from gnnstab.fixes.printing import constructor_call
 from gnnstab.layers import LAYERS, Call, Layer, layer_named, layer_of, plays
 from gnnstab.layers.base import ROLES
-from gnnstab.probe.attaching.softmax_tap import SoftmaxCall, Tap
+from gnnstab.probe.attaching.softmax_tap import Tap
 from gnnstab.probe.layers._attention import together
 from gnnstab.probe.layers._multihead import multihead_scores
 from gnnstab.probe.layers.layer_recorder import parts
@@ -37,6 +37,7 @@ from gnnstab.probe.recorder import Recorder
 from gnnstab.records import STAGES, LayerFacts
 from gnnstab.trace import TraceWriter
 from layers.cases import CASES, METADATA, NODES, Case, called, made
+from listening import Listener
 
 EACH = pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c.kind}-{c.name}")
 EACH_TAPPED = pytest.mark.parametrize(
@@ -48,26 +49,6 @@ EACH_RECOMPUTED = pytest.mark.parametrize(
 EACH_IN_A_FILE = pytest.mark.parametrize(
     "case", [c for c in CASES if layer_named(c.kind).essential], ids=lambda c: f"{c.kind}-{c.name}"
 )
-
-
-class Listener:
-    """Keeps what a tap shows."""
-
-    def __init__(self) -> None:
-        self.seen: list[SoftmaxCall] = []
-        self.messages: list[Tensor] = []
-
-    def saw(self, seen: SoftmaxCall) -> None:
-        self.seen.append(seen)
-
-    def returned(self, message: Tensor) -> None:
-        self.messages.append(message)
-
-    def failed(self, error: Exception) -> None:
-        raise error
-
-    def saw_compiled(self, score: Tensor, attention: Tensor | None) -> None:
-        raise AssertionError("nothing is compiled here")
 
 
 def watched(layer: Any, arguments: tuple[Any, ...]) -> tuple[Tensor, Listener]:
@@ -282,6 +263,13 @@ class TestEdits:
         for line in lines:
             exec(line, {"conv": layer})
         assert torch.allclose(scores_of(layer, arguments), expected(small), atol=1e-6)
+        each = [0.5 + 0.1 * column for column in range(before.shape[1])]
+        if len(each) == heads:
+            return
+        assert kind.kind == "RGATConv", "a head has one score, but for the columns of this product"
+        for line in kind.scale_lines("conv", facts, [min(0.5 * factor, 0.99) for factor in each]):
+            exec(line, {"conv": layer})
+        assert torch.allclose(scores_of(layer, arguments), expected(small) * 0.5 * torch.tensor(each), atol=1e-6)
 
     def add_gate(self, kind: Layer, layer: Any, arguments: Any) -> None:
         if kind.gate(layer) is not None or not kind.has_skip(layer):

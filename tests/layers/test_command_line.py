@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from gnnstab.cli.group import run
 from torch import Tensor, nn
+from torch_geometric.nn import SuperGATConv
 from torch_geometric.nn.attention import PerformerAttention, SGFormerAttention
 
 import gnnstab
-from probe.layers.generic_models import WIDTH, graph
+from probe.layers.generic_models import WIDTH, Dense, InMessage, graph
 
 NETWORK = """
 from torch import nn, relu
@@ -67,6 +69,35 @@ def test_a_healthy_model_passes_the_check(
     looked = gnnstab.diagnose(model, batch=(x, edge_index)).coverage
     assert (seen["layers_observed"], seen["layers_expected"]) == (layers, layers)
     assert (looked.layers_observed, looked.layers_expected) == (layers, layers)
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: nn.ModuleList([Dense(), Dense()]), "weights alone do not show 2 layers"),
+        (InMessage, "weights alone do not show 1 layer"),
+        (lambda: SuperGATConv(8, 8, heads=2), "weights alone do not show 1 layer"),
+        (lambda: nn.ModuleDict({"to_qkv": nn.Linear(8, 24)}), "weights alone do not show 1 layer"),
+        (lambda: nn.ModuleDict({"wq": nn.Linear(8, 8), "out": nn.Linear(8, 8)}), "no attention recognised in the weights"),
+        (lambda: nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1)), "no attention recognised in the weights"),
+    ],
+    ids=["dense", "message", "supergat", "packed", "query-alone", "mlp"],
+)  # fmt: skip
+def test_attention_that_a_file_does_not_show_is_one_calm_line(
+    make: Callable[[], nn.Module],
+    told: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Nothing but finite weights was seen, which is not enough to pass a gate: the exit code is that of nothing judged."""
+    monkeypatch.chdir(tmp_path)
+    torch.save(make().state_dict(), "weights.pt")
+    assert run(["check", "weights.pt"]) == 3
+    assert capsys.readouterr().out == f"NOT EVALUABLE  weights.pt: {told}; pass --model --batch\n"
+    diagnosis = gnnstab.diagnose("weights.pt")
+    assert f"{told}; pass model= batch=" in str(diagnosis)
+    assert [f.severity for f in diagnosis.findings] == ["info"] * diagnosis.coverage.layers_expected
 
 
 @pytest.mark.parametrize("kind", [SGFormerAttention, PerformerAttention])

@@ -122,3 +122,43 @@ def test_a_copy_that_lacks_parts_is_seen_and_only_a_sharp_one_is_named(kind: Any
     assert {rule.status for rule in healthy.rules if rule.code == "GS301"} == {"passed"}
     assert "GS301" in {f.code for f in sharp.findings if f.severity != "info"}
     assert not {f.code for f in (*healthy.findings, *sharp.findings)} & {"GS901", "GS902"}
+
+
+class Multiplied(TransformerConv):
+    """Products are multiplied where the original divides them, or made of something else."""
+
+    factor, distances = 10.0 * WIDTH, False
+
+    def message(self, query_i: Tensor, key_j: Tensor, value_j: Tensor, index: Tensor, size_i: int) -> Tensor:
+        """Attention times value."""
+        alpha = (query_i * key_j).sum(-1) / math.sqrt(self.out_channels) * self.factor
+        alpha = alpha - (query_i - key_j).square().sum(-1) if self.distances else alpha
+        return value_j * softmax(alpha, index, num_nodes=size_i).unsqueeze(-1)
+
+
+class Divided(Multiplied):
+    """As the original."""
+
+    factor = 1.0
+
+
+class OfDistances(Multiplied):
+    """No products alone."""
+
+    distances = True
+
+
+def test_what_a_copy_multiplies_the_scores_with_is_measured_and_undone() -> None:
+    said = _judged(Multiplied, 1, 1.0)
+    (scale,) = [s.value for s in said.signals if s.name == "score.product_scale"]
+    assert math.isclose(scale, Multiplied.factor, rel_tol=1e-3)
+    assert [(c.cause, c.how) for c in said.root_causes()] == [("attention-explosion", "undone")]
+    assert "Dividing the scores of conv down to q·k/√d" in said.root_causes()[0].reason
+    right = _judged(Divided, 1, 1.0)
+    assert [round(s.value, 4) for s in right.signals if s.name == "score.product_scale"] == [1.0]
+    assert not [f for f in right.findings if f.severity != "info"]
+
+
+def test_scores_that_are_no_multiple_of_the_original_s_have_no_scale() -> None:
+    said = _judged(OfDistances, 1, 1.0)
+    assert not [s for s in said.signals if s.name == "score.product_scale" and math.isfinite(s.value)]

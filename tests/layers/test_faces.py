@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch_geometric.nn import GATConv, GATv2Conv, TransformerConv
+from torch_geometric.nn import GATConv, GATv2Conv, GPSConv, Sequential, TransformerConv
 
 import gnnstab
 from gnnstab.probe.recorder import Recorder
@@ -57,6 +57,26 @@ def test_a_healthy_model_is_seen_and_stable_with_a_batch_and_in_training(kind: A
             assert {s.layer for s in diagnosis.signals if s.name == name} == {"first", "second"}, name
         (gate,) = [cause for cause in diagnosis.causes if cause.cause == "beta-disabled"]
         assert gate.status == ("present" if kind is TransformerConv else "absent")
+
+
+@pytest.mark.parametrize(
+    ("make", "status", "told"),
+    [
+        (lambda: GATConv(16, 16), "present", "0 of 2 layers have their own linear skip (residual=True)"),
+        (lambda: GATConv(16, 16, residual=True), "present", "2 of 2 layers have their own linear skip (residual=True)"),
+        (lambda: TransformerConv(16, 16), "present", "2 of 2 layers have their own linear skip (root_weight=True)"),
+        (lambda: GPSConv(16, GATConv(16, 16), heads=2), "absent", "an identity path leads around 4 of 4 layers"),
+    ],
+    ids=["gat", "gat-residual", "transformer", "gps"],
+)  # fmt: skip
+def test_the_cause_of_a_missing_path_knows_the_branches_of_a_kind(make: Any, status: str, told: str) -> None:
+    x, edge_index, _ = graph()
+    net = Sequential("x, edge_index", [(make(), "x, edge_index -> x"), (make(), "x, edge_index -> x")])
+    causes = {cause.cause: cause for cause in gnnstab.diagnose(net, batch=(x, edge_index)).causes}
+    assert causes["no-residual"].status == status
+    assert told in causes["no-residual"].reason
+    assert causes["no-dropout"].status == "present"
+    assert not [cause for cause in causes.values() if cause.status == "root-cause"]
 
 
 @KINDS

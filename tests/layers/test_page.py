@@ -1,13 +1,57 @@
-"""docs/layers.md tells what the adapters tell."""
+"""docs/layers.md tells what the adapters tell, and what is measured of them here."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 
-from gnnstab.layers import LAYERS
+import pytest
+
+from gnnstab.layers import LAYERS, Layer
+from layers.measured import COLUMNS, FILE, measured
 
 DOCS = Path(__file__).resolve().parent.parent.parent / "docs"
+COMPILED, SPREAD = "under `torch.compile`", "static over measured spread"
+KINDS = pytest.mark.parametrize("kind", LAYERS, ids=lambda kind: kind.kind)
+WITHIN = {
+    "TransformerConv": (1 / 1.3, 1.3),
+    "GATv2Conv": (1 / 1.3, 1.3),
+    "GATConv": (1.0, 2.0),
+    "MultiheadAttention": (1 / 1.3, 1.3),
+}
+"""How far the spread of fresh scores that the weights tell may lie from the measured one."""
+
+HINT = "run python tests/layers/measured.py and python docs/generate.py"
+ROWS = json.loads(FILE.read_text(encoding="utf-8"))
+
+
+@KINDS
+def test_the_table_shows_what_is_measured(kind: Layer) -> None:
+    row, told = measured(kind, [name for name in COLUMNS if name != COMPILED]), ROWS[kind.kind]
+    assert list(told) == list(COLUMNS)
+    spread = row.pop(SPREAD)
+    assert row == {name: told[name] for name in row}, HINT
+    assert (spread == "–") == (told[SPREAD] == "–") == (kind.kind not in WITHIN)
+    if kind.kind in WITHIN:
+        assert float(spread) == pytest.approx(float(told[SPREAD]), abs=0.03), HINT
+        assert WITHIN[kind.kind][0] <= float(spread) <= WITHIN[kind.kind][1]
+
+
+@KINDS
+def test_no_kind_is_seen_in_part_or_changed(kind: Layer) -> None:
+    row = ROWS[kind.kind]
+    assert row["seen live"] == "scores and attention"
+    assert row["scores equal the layer's own"] == ("to 1e-6" if kind.fused else "bit by bit")
+    assert row["output and gradients"] == "identical"
+
+
+@pytest.mark.slow
+# A layer that adds self-loops breaks the graph, and the compiler then looks at the gradient of what is handed over.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@KINDS
+def test_the_table_shows_what_is_seen_of_a_compiled_model(kind: Layer) -> None:
+    assert measured(kind, [COMPILED])[COMPILED] == ROWS[kind.kind][COMPILED], HINT
 
 
 def test_the_page_holds_the_table_as_it_is_now() -> None:

@@ -28,6 +28,16 @@ class Stack(nn.Module):
         return x
 
 
+class SquareRoot(Stack):
+    """Between its layers stands something finite whose gradient at 0 is infinite, where ``broken``."""
+
+    broken = False
+
+    def forward(self, x: Tensor, edge_index: Tensor, edge_attr: Tensor) -> Tensor:
+        x = self.convs[0](x, edge_index, edge_attr)
+        return self.convs[1]((0 * x).sqrt() if self.broken else x, edge_index, edge_attr)
+
+
 class Shared(nn.Module):
     """One layer called three times."""
 

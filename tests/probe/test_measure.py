@@ -182,6 +182,26 @@ def test_no_batch_at_all(batch: Any) -> None:
         as_arguments(batch, Plain())
 
 
+class Calls(nn.Module):
+    """Edges under a name of their own, alone or beside others."""
+
+    def forward(self, x: torch.Tensor, e: torch.Tensor, w: torch.Tensor | None = None) -> torch.Tensor:
+        return x
+
+
+class CallsMore(nn.Module):
+    def forward(self, x: torch.Tensor, e: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def test_edges_that_the_forward_calls_otherwise_are_told_by_their_place() -> None:
+    data = Data(x=torch.ones(3, 2), edge_index=torch.tensor([[0], [1]]))
+    ((_, named),) = as_arguments(data, Calls())
+    assert named["e"] is data.edge_index and set(named) == {"x", "e"}
+    # Two that are missing, or a Data without edges: nobody knows.
+    assert [set(as_arguments(data, CallsMore())[0][1]), set(as_arguments(Data(x=data.x), Calls())[0][1])] == [{"x"}] * 2
+
+
 def test_a_forward_that_fails_says_what_it_was_given() -> None:
     with pytest.raises(UsageError, match=r"forward of Plain failed on the batch \(x=\(4, 5\)"):
         measure(Plain(), {"x": torch.randn(4, 5), "edge_index": graph().edge_index})

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data, HeteroData
 
+from gnnstab.probe.attaching.stand_in import StandIn
 from gnnstab.probe.batches.named_tensors import named_tensors
 
 X, EDGES = torch.ones(3, 2), torch.tensor([[0, 1], [1, 2]])
@@ -51,3 +52,15 @@ def test_containers_within_containers() -> None:
 
 def test_a_single_positional_tensor_has_a_name() -> None:
     assert list(named_tensors((X,), model=Net())) == ["x"]
+
+
+def test_a_watched_forward_still_says_what_it_takes() -> None:
+    class Where(nn.Module):
+        def forward(self, x: Tensor, pos: Tensor) -> Tensor:
+            return x + pos
+
+    model = Where()
+    stand_in = StandIn(model)
+    stand_in.put()
+    assert list(named_tensors((torch.zeros(2), torch.ones(2)), model=model)) == ["x", "pos"]
+    stand_in.take()

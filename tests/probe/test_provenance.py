@@ -29,7 +29,7 @@ def locate_non_finite(model: nn.Module, args: Any, kwargs: Any = None, step: int
 
 
 def walk(model: nn.Module, args: Any, kwargs: Any = None, **more: Any) -> list[provenance.StageRow]:
-    return provenance.walk(model, ForwardInputs(args, kwargs or {}, **more))
+    return provenance.walk(model, ForwardInputs(args, kwargs or {}, **more))[0]
 
 
 class Net(nn.Module):

@@ -15,10 +15,9 @@ from gnnstab.errors import LoadError
 from gnnstab.probe.recorder import Recorder
 from gnnstab.probe.replaying import bundle
 from gnnstab.probe.replaying.provenance import locate_non_finite
-from gnnstab.probe.replaying.replica import ForwardInputs
 from gnnstab.records import Event
 from gnnstab.trace import TraceWriter
-from models.convnets import CASES, Stack, graph, scalar
+from models.convnets import CASES, SquareRoot, Stack, graph, scalar
 
 
 def events(model: nn.Module, *batches: Any, loss: Any = scalar, **options: Any) -> list[Event]:
@@ -67,17 +66,11 @@ def test_weights_that_went_bad_are_named() -> None:
     assert event.detail["non_finite_parameters"] == ["convs.0.lin_value.bias"]
 
 
-class SquareRoot(Stack):
-    """Between its layers stands something finite whose gradient at 0 is infinite."""
-
-    def forward(self, x: Tensor, edge_index: Tensor, edge_attr: Tensor) -> Tensor:
-        x = self.convs[0](x, edge_index, edge_attr)
-        return self.convs[1]((0 * x).sqrt(), edge_index, edge_attr)
-
-
 def test_a_gradient_that_came_in_bad() -> None:
     torch.manual_seed(0)
-    (event,) = events(SquareRoot(2), graph())
+    model = SquareRoot(2)
+    model.broken = True
+    (event,) = events(model, graph())
     assert (event.stage, event.layer, event.origin) == ("gradient", "convs.0", "came-in")
 
 
@@ -151,11 +144,11 @@ def test_bundle(tmp_path: Path) -> None:
     assert found.event["stage"] == event.stage
     assert len(found.left_out) == 1
     assert "odd" in found.left_out[0]
-    assert torch.equal(found.args[0].x, x)
-    assert found.args[0].name == "g"
+    assert torch.equal(found.inputs.args[0].x, x)
+    assert found.inputs.args[0].name == "g"
     fresh = OnData(1, dropout=0.5)
     fresh.load_state_dict(found.weights)
-    again = locate_non_finite(fresh, ForwardInputs(found.args, found.kwargs, found.rng, found.autocast))
+    again = locate_non_finite(fresh, found.inputs)
     assert again is not None
     assert (again.stage, again.layer, again.edges) == (event.stage, event.layer, event.edges)
 

@@ -18,17 +18,7 @@ from gnnstab.probe.recorder import Recorder
 from gnnstab.probe.replaying.skipped_step import MOST
 from gnnstab.records import Event
 from gnnstab.trace import TraceWriter
-from models.convnets import CASES, Stack, graph, scalar
-
-
-class SquareRoot(Stack):
-    """Between its layers stands something finite whose gradient at 0 is infinite, once ``broken`` is set."""
-
-    broken = False
-
-    def forward(self, x: Tensor, edge_index: Tensor, edge_attr: Tensor) -> Tensor:
-        x = self.convs[0](x, edge_index, edge_attr)
-        return self.convs[1]((0 * x).sqrt() if self.broken else x, edge_index, edge_attr)
+from models.convnets import CASES, SquareRoot, Stack, graph, scalar
 
 
 def one_step(model: nn.Module, args: tuple[Any, ...], recorder: Recorder | None, **end: Any) -> None:

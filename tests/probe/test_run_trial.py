@@ -113,3 +113,74 @@ def judged(lr: float, momentum: float) -> list[str]:
 def test_momentum_that_carries_the_steps_away_is_seen() -> None:
     assert judged(0.3, 0.95) != []
     assert judged(0.01, 0.9) == []
+
+
+class Gains(nn.Module):
+    """Attention by hand over edges: an exponential of scores, with the largest of each target taken away or not."""
+
+    def __init__(self, shifted: bool) -> None:
+        super().__init__()
+        self.shifted = shifted
+        self.inp, self.score, self.out = nn.Linear(5, 16), nn.Linear(16, 1, bias=False), nn.Linear(16, 1)
+
+    def forward(self, data: Data) -> Tensor:
+        source, target = data.edge_index
+        h = torch.tanh(self.inp(data.x))
+        score = 80 + 8 * self.score(h)[source]
+        if self.shifted:
+            largest = torch.full((data.num_nodes, 1), -1e9)
+            score = score - largest.scatter_reduce(0, target[:, None], score.detach(), "amax")[target]
+        weight = torch.exp(score)
+        total = torch.zeros(data.num_nodes, 1).index_add(0, target, weight) + 1e-9
+        heard = torch.zeros_like(h).index_add(0, target, weight * h[source])
+        return self.out(h + heard / total).squeeze(-1)
+
+
+@pytest.mark.parametrize("lr", [1e-2, 1e-1])
+def test_an_operation_that_ends_calm_steps_is_named_and_not_the_rate(lr: float) -> None:
+    """A logarithm of what a ReLU may leave at 0: any rate gets there."""
+
+    def floored(output: Tensor, data: Data) -> Tensor:
+        return (output - data.y).square().mean() - 0.1 * torch.log(torch.relu(output + 6)).mean() + 1
+
+    model, data = crossings()
+    data.y = data.y - 20
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    said: list[Finding] = []
+    with gnnstab.Monitor(model, optimizer=optimizer, loss=floored, on_finding=said.append) as monitor:
+        for _ in range(20):
+            optimizer.zero_grad()
+            loss = floored(model(data), data)
+            loss.backward()  # type: ignore[no-untyped-call]
+            monitor.loss(loss)
+            if not loss.isfinite():
+                break
+            optimizer.step()
+    assert "GS601" not in {finding.code for finding in said}
+    assert [cause.cause for cause in monitor.diagnose().root_causes()] == ["undefined-operation"]
+
+
+def test_diagnose_names_the_operation_that_the_first_steps_reach() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        broken, data = Gains(shifted=False), crossings()[1]
+    repaired = Gains(shifted=True)
+    repaired.load_state_dict(broken.state_dict())
+    found = {}
+    for name, model in (("broken", broken), ("repaired", repaired)):
+        optimizer = torch.optim.Adam(model.parameters(), lr=5e-2)
+        found[name] = gnnstab.diagnose(model, batch=data, loss=squared, optimizer=optimizer)
+    assert [cause.cause for cause in found["broken"].root_causes()] == ["undefined-operation"]
+    (told,) = [f for f in found["broken"].findings if f.code == "GS502"]
+    assert "exp(" in told.message
+    assert "of your optimizer's steps on a copy" in told.message
+    assert not found["repaired"].at_least("warning")
+
+
+def test_steps_of_the_weights_own_size_are_to_blame_themselves() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model, data = Gains(shifted=False), crossings()[1]
+    optimizer = torch.optim.Adam(model.parameters(), lr=5.0)
+    found = gnnstab.diagnose(model, batch=data, loss=squared, optimizer=optimizer)
+    assert [cause.cause for cause in found.root_causes()] == ["learning-rate"]

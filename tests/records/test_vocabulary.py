@@ -53,6 +53,12 @@ def places_once() -> dict[str, list[str]]:
     return _PLACES
 
 
+def test_what_is_compared_has_a_name_for_people() -> None:
+    assert not [name for name, kind in vocabulary.compared().items() if not 0 < len(kind.words) <= 24]
+    named = [kind.words for kind in SIGNALS.values() if kind.words]
+    assert len(set(named)) == len(named)
+
+
 def test_this_guard_can_fail() -> None:
     assert spelled('WATCHED = ("attention.entropy", "loss", "no.signal")') == {"attention.entropy"}
     assert places_once()["attention.entropy"] == ["gnnstab/probe/statistics/attention.py"]

@@ -14,6 +14,7 @@ from torch_geometric.nn import GATConv, GPSConv, GraphNorm, SGFormer, global_mea
 from torch_geometric.utils import to_dense_batch
 
 import gnnstab
+from gnnstab.probe.places._weights import against_name, on_padding
 from gnnstab.records import Diagnosis, Finding
 
 WIDTH = 12
@@ -132,14 +133,87 @@ def test_a_mask_the_wrong_way_round_leaves_padding_alone() -> None:
 
 @pytest.mark.parametrize("face", [asked, watched])
 def test_padding_that_holds_numbers_and_is_read(face: Callable[[nn.Module, Any], Diagnosis]) -> None:
-    (finding,) = found(face(Sets(masked=False), sets()), "GS408")
-    assert finding.severity == "warning" and "`lengths`" in finding.message
-    assert found(face(Sets(masked=True), sets()), "GS408") == []
+    diagnosis = face(Sets(masked=False), sets())
+    (finding,), (weight,) = found(diagnosis, "GS408"), found(diagnosis, "GS305")
+    assert finding.severity == weight.severity == "warning" and finding.explained_by == "GS305"
+    assert "`lengths`" in finding.message and "padding by `lengths`" in weight.message and 0.1 < weight.value < 0.5
+    repaired = face(Sets(masked=True), sets())
+    assert found(repaired, "GS408") == found(repaired, "GS305") == []
 
 
 def test_padding_with_zeros_to_one_width_is_information() -> None:
     (finding,) = found(asked(Sets(masked=False), sets(filled=False)), "GS408")
-    assert finding.severity == "info"
+    assert finding.severity == "info" and finding.explained_by == "GS305"
+
+
+Closed = Callable[[Tensor], Tensor]
+
+
+class Fused(nn.Module):
+    """Fused attention over sets or over the nodes of one graph, with a mask of the batch in two forms."""
+
+    def __init__(self, mask: Closed, name: str) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.enter, self.leave = nn.Linear(4, 3 * WIDTH), nn.Linear(WIDTH, 1)
+        self.mask, self.name = mask, name
+
+    def forward(self, x: Tensor, **given: Tensor) -> Tensor:
+        q, k, v = self.enter(x).unsqueeze(-3).chunk(3, -1)
+        return self.leave(F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask(given[self.name])).squeeze(-3))
+
+
+def near(named: str) -> dict[str, Tensor]:
+    g = torch.Generator().manual_seed(3)
+    near = (torch.rand(12, 12, generator=g) < 0.2) | torch.eye(12, dtype=torch.bool)
+    edges = near.nonzero().T.flip(0)
+    said = {"blocked": ~near, "adj": near.float(), "edge_index": edges, "bias": near}[named]
+    return {"x": torch.randn(12, 4, generator=g), named: said}
+
+
+def dense(edges: Tensor) -> Tensor:
+    found = torch.zeros(12, 12, dtype=torch.bool)
+    found[edges[1], edges[0]] = True
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "right"),
+    [
+        ("blocked", lambda mask: mask, lambda mask: ~mask),
+        ("adj", lambda mask: (mask > 0).float().mul(-1e9), lambda mask: (mask == 0).float().mul(-1e9)),
+        ("edge_index", lambda edges: ~dense(edges), dense),
+    ],
+)
+def test_attention_that_reads_what_the_batch_closes(name: str, wrong: Closed, right: Closed) -> None:
+    def said(mask: Closed) -> list[Finding]:
+        diagnosis = gnnstab.diagnose(Fused(mask, name), batch=near(name), loss=lambda out, batch: out.square().mean())
+        return found(diagnosis, "GS305")
+
+    (finding,) = said(wrong)
+    assert f"`{name}`" in finding.message and "wrong way round" in finding.message and finding.severity == "error"
+    assert said(right) == []
+
+
+def test_a_sparse_adjacency_is_not_compared() -> None:
+    weights = torch.eye(3)
+    assert against_name(weights, {"adj": torch.eye(3).to_sparse()}) == ""
+    assert against_name(weights, {"adj": 1 - torch.eye(3)}) == "adj"
+
+
+def test_a_mask_whose_name_tells_nothing_is_nobody_s_word() -> None:
+    for mask in (lambda m: m, lambda m: ~m):
+        diagnosis = gnnstab.diagnose(Fused(mask, "bias"), batch=near("bias"))
+        assert found(diagnosis, "GS305") == []
+
+
+@pytest.mark.parametrize(("marks", "told"), [("real", True), ("seen", False), ("unread", False)])
+def test_padding_in_front_is_padding_where_its_name_says_so(marks: str, told: bool) -> None:
+    """Real rows stand in front by custom; `seen` behind may as well mark padding by True."""
+    batch = sets() | {marks: sets()["real"].flip(1), "rows": sets()["rows"]}
+    weights = torch.full((16, 9, 9), 1 / 9)
+    given = {name: batch[name] for name in ("rows", marks)}
+    assert (on_padding(weights, 2, given) is not None) == told
 
 
 def test_attention_along_the_wrong_axis_lets_sets_hear_each_other() -> None:
@@ -170,3 +244,18 @@ def test_layers_of_pyg_keep_graphs_apart_or_are_told() -> None:
     assert found(asked(Graphs(GPSConv(5, GATConv(5, 5), heads=1)), data), "GS408") == []
     (finding,) = found(asked(Graphs(SGFormer(5, 8, 4)), data), "GS408")
     assert "the largest one pads it" in finding.message and 1e-3 < finding.value < 0.1
+
+
+def test_a_block_that_was_not_given_the_graphs_is_more_than_its_norms() -> None:
+    """Its attention mixes graphs, too: norms that are told which node is whose, on a copy, do not undo it."""
+
+    class Untold(Graphs):
+        def forward(self, x: Tensor, edge_index: Tensor, batch: Tensor) -> Tensor:
+            return self.inner(x, edge_index).mean(-1)
+
+    torch.manual_seed(0)
+    data = rings()
+    data.y = data.x[:, 0]
+    diagnosis = asked(Untold(GPSConv(5, GATConv(5, 5), heads=1, norm="graph_norm")), data)
+    assert {f.explained_by for f in found(diagnosis, "GS108")} == {"GS408"}
+    assert [cause.cause for cause in diagnosis.root_causes()] == ["masking"]

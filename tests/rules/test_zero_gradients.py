@@ -11,6 +11,7 @@ from torch_geometric.nn import GATConv
 
 import gnnstab
 from gnnstab.records import Diagnosis
+from trained import trained
 
 
 class Counting(nn.Module):
@@ -39,15 +40,7 @@ def asked(model: nn.Module) -> Diagnosis:
 
 
 def watched(model: nn.Module) -> Diagnosis:
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    with gnnstab.Monitor(model, optimizer=optimizer, on_finding="ignore") as monitor:
-        for _ in range(20):
-            optimizer.zero_grad()
-            value = loss(model(*graph()), None)
-            value.backward()
-            monitor.loss(value)
-            optimizer.step()
-    return monitor.diagnose()
+    return trained(model, graph(), loss, steps=20)
 
 
 @pytest.mark.parametrize("face", [asked, watched])
@@ -67,3 +60,46 @@ def test_a_loss_that_is_zero_needs_no_gradient() -> None:
 
     found = gnnstab.diagnose(Counting(False), batch=graph(), loss=satisfied).findings
     assert not [f for f in found if f.code == "GS604"]
+
+
+class Liked(nn.Module):
+    """Embeddings of users and items, whose product is the rating; nothing has a slope where all of them are 0."""
+
+    def __init__(self, drawn: bool) -> None:
+        super().__init__()
+        self.table, self.conv = nn.Embedding(30, 6), GATConv(6, 6, bias=False)
+        if not drawn:
+            nn.init.zeros_(self.table.weight)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        z = self.table.weight + self.conv(self.table.weight, edge_index)
+        return (z * z.roll(1, 0)).sum(-1)
+
+
+class Branch(nn.Module):
+    """A branch whose last map begins at 0, as residual branches often do, or all of whose maps do."""
+
+    def __init__(self, drawn: bool) -> None:
+        super().__init__()
+        self.inp, self.conv, self.last, self.out = nn.Linear(6, 8), GATConv(8, 8), nn.Linear(8, 8), nn.Linear(8, 1)
+        nn.init.zeros_(self.last.weight)
+        if not drawn:
+            for parameter in self.parameters():
+                nn.init.zeros_(parameter)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        h = self.inp(x)
+        return self.out(h + self.last(self.conv(h, edge_index))).squeeze(-1)
+
+
+@pytest.mark.parametrize("make", [Liked, Branch])
+@pytest.mark.parametrize("face", [asked, watched])
+def test_weights_of_zero_are_the_root_of_gradients_of_zero(
+    make: Callable[[bool], nn.Module], face: Callable[[nn.Module], Diagnosis]
+) -> None:
+    torch.manual_seed(0)
+    found = face(make(False))
+    (told,) = [f for f in found.findings if f.code == "GS201"]
+    assert "table.weight" in told.message if make is Liked else "inp.weight" in told.message
+    assert [cause.cause for cause in found.root_causes()] == ["unsuitable-init"]
+    assert not face(make(True)).at_least("warning")

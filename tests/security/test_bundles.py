@@ -34,7 +34,9 @@ def folder(tmp_path: Path) -> Path:
 def test_a_whole_bundle_is_read(folder: Path) -> None:
     found = bundle.read(folder)
     assert (
-        torch.equal(found.args[0], torch.ones(3, 4)) and found.event["step"] == 3 and "lin_key.weight" in found.weights
+        torch.equal(found.inputs.args[0], torch.ones(3, 4))
+        and found.event["step"] == 3
+        and "lin_key.weight" in found.weights
     )
 
 
@@ -45,7 +47,7 @@ def test_a_subclass_of_tensor_needs_no_code_to_be_read_again(tmp_path: Path) -> 
         (torch.ones(3, 4), edges), {}, rng_snapshot(), Autocast("cpu", torch.bfloat16, False), "train"
     )
     found = bundle.read(bundle.write(tmp_path / "b", model, inputs, Event(3, "non-finite"), []))
-    assert type(found.args[1]) is torch.Tensor and found.args[1].tolist() == [[0, 1], [1, 2]]
+    assert type(found.inputs.args[1]) is torch.Tensor and found.inputs.args[1].tolist() == [[0, 1], [1, 2]]
 
 
 @pytest.mark.parametrize("name", ["batch.pt", "rng.pt", "weights.pt"])

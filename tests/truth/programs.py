@@ -1,4 +1,4 @@
-"""Ten small training programs, each broken in one place, and the same programs repaired."""
+"""Small training programs, each broken in one place, and the same programs repaired."""
 
 from __future__ import annotations
 
@@ -137,6 +137,45 @@ def nan_edges(broken: bool) -> list[Data]:
     return found
 
 
+def marked(broken: bool) -> list[Data]:
+    """Targets of which some were never measured; the loss knows the mark unless it is broken."""
+    found = graphs()
+    for data in found:
+        data.y[::6] = -99.0
+    return found
+
+
+def known_squares(broken: bool) -> Callable[[Any, Data], Tensor]:
+    def loss(output: Any, batch: Data) -> Tensor:
+        known = batch.y > -90
+        return (output - batch.y).square().mean() if broken else (output[known] - batch.y[known]).square().mean()
+
+    return loss
+
+
+class Table(Two):
+    """Embeddings that are read as they are; drawn ten times too wide where broken."""
+
+    def __init__(self, broken: bool = False, kind: Any = GATv2Conv) -> None:
+        super().__init__(broken, kind)
+        self.place = nn.Embedding(NODES, WIDTH)
+        nn.init.normal_(self.place.weight, std=12.0 if broken else 0.2)
+
+    def states(self, data: Data) -> Tensor:
+        x = self.inp(data.x) + self.place.weight
+        x = x + self.first(x, data.edge_index, data.edge_attr).relu()
+        return x + self.second(x, data.edge_index, data.edge_attr).relu()
+
+
+class Head(Two):
+    """A head that was made for targets in another unit, where broken."""
+
+    def __init__(self, broken: bool = False, kind: Any = GATv2Conv) -> None:
+        super().__init__(broken, kind)
+        if broken:
+            self.out.weight.data *= 150
+
+
 def raw_times(broken: bool) -> list[Data]:
     found = graphs()
     for data in found:
@@ -173,6 +212,9 @@ PROGRAMS: dict[str, Program] = {
     "an embedding through .data": Program("never-updated-parameter", Cut, graphs, squares),
     "an output that is held back": Program("active-clamp", Held, graphs, squares),
     "a gain that nobody wrote": Program("uninitialized-parameter", Empty, graphs, squares),
+    "a mark of missing values among the targets": Program("masking", Two, marked, known_squares),
+    "a wide table that is read as it is": Program("unsuitable-init", Table, graphs, squares),
+    "a head for another unit": Program("unsuitable-init", Head, graphs, squares),
     "a rate a thousand times too high": Program(
         "learning-rate", transformer, graphs, squares, lambda broken: 3.0 if broken else 3e-3
     ),

@@ -71,6 +71,9 @@ def test_scale_and_replay_print_their_tables(capsys, batch):
     case = ["--model", "models.stacks:Stack", "--batch", batch]
     code, out, _ = call(capsys, "scale", *case, "--factors", "1,2,3", "--seeds", "1")
     assert code == 0
+    assert len(out.splitlines()) <= 15
+    assert "Growth with in-degree: spread of all scores" in out
+    code, out, _ = call(capsys, "scale", *case, "--factors", "1,2,3", "--seeds", "1", "-v")
     assert "score.std of convs.0: in-degree^" in out
     code, out, _ = call(capsys, "replay", *case)
     assert (code, out.strip()) == (0, "Every stage of this forward is finite here.")
@@ -88,9 +91,10 @@ def test_ladder_uses_the_users_training_function(capsys, batch):
         f"{__name__}:train",
         "--seeds",
         "1",
+        "-v",
     )
     assert code == 0
-    assert "Stable from the rung “baseline” on." in out
+    assert out.splitlines()[-1].startswith("Stable from the rung “baseline” on.")
     assert "train, 1 losses" in out
 
 

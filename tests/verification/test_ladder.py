@@ -9,7 +9,7 @@ from gnnstab.errors import UsageError
 from gnnstab.probe.batches.arguments import as_arguments
 from gnnstab.verification._growth import find_graph_call, in_degrees
 from gnnstab.verification.clamping import compare
-from gnnstab.verification.ladder import DOCUMENT_ORDER, run_ladder
+from gnnstab.verification.ladder import DOCUMENT_ORDER, Ladder, Larger, Rung, run_ladder
 from gnnstab.verification.wording import ladder_text, sides_text
 from models.informarl import actor, sample_batch
 from models.stacks import Hetero, Stack, hetero_batch, random_batch
@@ -54,6 +54,27 @@ def test_says_at_which_rung_it_becomes_stable_and_which_did_nothing():
     assert "Stable from the rung “+ pre-norm” on." in text
     assert "Did nothing: + small residual." in text
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("stable", [(), (3, 4, 6), (7,), range(8)])
+def test_the_short_text_fits_a_screen_and_ends_with_the_summary(stable):
+    codes = ("GS104", "GS201", "GS301", "GS302", "GS401", "GS404", "GS501", "GS601", "GS702", "GS704")
+    names = ("baseline", *(name for name, _ in DOCUMENT_ORDER))
+    rungs = tuple(
+        Rung(name, (), i in stable, i in stable, 0.5, 1.0, () if i in stable else codes) for i, name in enumerate(names)
+    )
+    larger = [Larger(s, 2 * s, names[-1], s < 50, 1.0, codes, "a task") for s in (10, 20, 50, 100, 200) if stable]
+    ladder = Ladder(rungs, "attention.entropy", "a synthetic task", tuple(larger))
+    lines = ladder_text(ladder).splitlines()
+    assert len(lines) <= 15
+    assert max(map(len, lines)) <= 80
+    summary = " ".join(lines[-2:])
+    whole = ladder_text(ladder, verbose=True)
+    assert whole.splitlines()[-1].endswith(summary.split(". ")[-1])
+    assert ("is stable at size 200" in summary) == bool(stable)
+    unstable = [name for i, name in enumerate(names) if stable and min(stable) < i and i not in stable]
+    assert all(f"“{name}”" in whole.splitlines()[-1] for name in unstable)
+    assert "a synthetic task" in whole
 
 
 def test_the_documents_order():

@@ -1,6 +1,8 @@
 """The fp16 crash of the real actor, reproduced stage by stage, and the fixes tried on it."""
 
 import pytest
+import torch
+from torch import nn
 
 from gnnstab.errors import UsageError
 from gnnstab.verification.replay import replay
@@ -33,6 +35,35 @@ def test_the_overflow_is_shown_stage_by_stage(crash):
     assert "First operation: " in text
     assert "float16 ends at 65504" in crash.operation
     assert "gnn.gnn2.1" in crash.operation
+
+
+class Encoder(nn.Module):
+    """Torch's attention over the rows of a graph."""
+
+    def __init__(self, weights):
+        super().__init__()
+        self.attn, self.weights = nn.MultiheadAttention(8, 2, batch_first=True), weights
+
+    def forward(self, x, mask=None):
+        return self.attn(x, x, x, key_padding_mask=mask, need_weights=self.weights)[0]
+
+
+@pytest.mark.parametrize("weights", [True, False])
+def test_torchs_attention_has_its_stages_and_a_mask_is_no_failure(weights):
+    torch.manual_seed(0)
+    model, x = Encoder(weights), torch.randn(3, 5, 8)
+    mask = torch.zeros(3, 5, dtype=torch.bool)
+    mask[:, 3:] = True
+    sound = replay(model, (), {"x": x, "mask": mask})
+    assert sound.event is None
+    assert [row.stage for row in sound.rows if row.layer == "attn"] == ["score", "attention", "output"]
+    assert not any(row.non_finite for row in sound.rows)
+    (score,) = (row for row in sound.rows if row.stage == "score")
+    assert score.maximum < 10
+    with torch.no_grad():
+        model.attn.in_proj_weight[:16] *= 1e25
+    broken = replay(model, (), {"x": x, "mask": mask})
+    assert (broken.event.layer, broken.event.stage, broken.event.origin) == ("attn", "score", "made-here")
 
 
 def test_only_what_reaches_the_failing_layer_helps(crash):

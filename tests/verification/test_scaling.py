@@ -8,8 +8,9 @@ import torch
 from gnnstab.errors import UsageError
 from gnnstab.observation import measured_signals
 from gnnstab.probe.batches.arguments import as_arguments
+from gnnstab.records.vocabulary import PRECISION_FP16_HEADROOM
 from gnnstab.verification._growth import find_graph_call, grown, in_degrees
-from gnnstab.verification.scaling import Point, evaluate, scale
+from gnnstab.verification.scaling import GROWING, Point, evaluate, scale
 from gnnstab.verification.wording import as_json, scaling_text
 from models.informarl import load_actor, sample_batch
 from models.stacks import Hetero, Stack, hetero_batch, random_batch
@@ -45,6 +46,30 @@ def test_the_one_hot_share_of_an_unseen_denser_graph_is_predicted():
     assert "in-degree" in scaling_text(found)
     assert "agents" not in found.summary
     assert '"limits"' in as_json(found)
+
+
+@pytest.mark.parametrize("layers", [1, 20])
+@pytest.mark.parametrize("power", [0.0, 0.3, 2.0])
+def test_the_short_text_fits_a_screen_and_ends_with_the_first_limit(layers, power):
+    names = [f"model.encoder.blocks.{i}.attention.of.a.long.name" for i in range(layers)]
+    points = [
+        Point(d, 10, "fp32", {
+            **{f"{signal}|{name}": (1 + i) * d**power for signal in GROWING for i, name in enumerate(names)},
+            **{f"{PRECISION_FP16_HEADROOM}|{name}": 1e4 * d**-power for name in names},
+        })
+        for d in (2.0, 4.0, 8.0, 16.0)
+    ]  # fmt: skip
+    found = evaluate(points)
+    assert len(found.layers) == layers
+    lines = scaling_text(found).splitlines()
+    assert len(lines) <= 15
+    assert max(map(len, lines)) <= 80
+    reached = [limit for limit in found.limits if math.isfinite(limit.degree)]
+    last = " ".join(lines[-3:])
+    assert (reached[0].sentence[:20] if reached else "no limit is reached") in last
+    whole = scaling_text(found, verbose=True)
+    assert all(limit.sentence in whole for limit in reached)
+    assert all(exponent.layer in whole for exponent in found.exponents)
 
 
 def test_graphs_are_laid_over_each_other_whole_and_no_node_gets_a_twin():

@@ -117,9 +117,10 @@ class Placed:
         """
         self._table.pop(self._handle.id, None)
 
-    def resume(self) -> None:
+    def resume(self) -> Placed:
         """Put the hook back, as the last of its module."""
         self._table[self._handle.id] = self._hook
+        return self
 
     def remove(self) -> None:
         """Take the hook off for good."""

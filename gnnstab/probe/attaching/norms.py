@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -144,6 +145,24 @@ class Norms:
 
         self._hooks.append(Hook(f"the normalisation {name or 'that is the model'}", body, error_guard))
         self._handles.append(module.register_forward_hook(self._hooks[-1], with_kwargs=True))
+
+
+@contextmanager
+def told_the_graphs(model: nn.Module, graphs: Tensor) -> Iterator[None]:
+    """Normalisations over the nodes of a graph are given ``batch``, the graph (N,) of every node, where they were called without."""
+
+    def add(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        entry = _first(args, kwargs)
+        if entry is None or len(entry) != len(graphs) or _argument(1, "batch", args, kwargs) is not None:
+            return None
+        return args[:1], {**kwargs, "batch": graphs}
+
+    handles = [m.register_forward_pre_hook(add, with_kwargs=True) for m in model.modules() if _is_per_graph(m)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def batch_vectors(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:

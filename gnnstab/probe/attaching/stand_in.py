@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import operator
 import types
 from collections.abc import Callable
@@ -50,21 +51,27 @@ class StandIn:
             self._after(self._module, args, kwargs, output)
         return output
 
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """Of the module's own forward, for whoever asks what it takes."""
+        return inspect.signature(self._original)
+
     def __getattr__(self, name: str) -> Any:
         if name == "__globals__":  # The first thing that torch.jit.script asks of a forward.
             raise AttributeError(NOT_SCRIPTED)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
-    def again(self) -> StandIn:
-        """A new one for what the module's forward is by now."""
-        return StandIn(self._module, self._within, self._after)
-
-    def put(self) -> None:
+    def put(self) -> StandIn:
         """Stand in the forward's place."""
         self._gone = False
         vars(self._module)["forward"] = self
+        return self
 
-    def take(self) -> None:
+    def resume(self) -> StandIn:
+        """A new one in the place of what the module's forward is by now."""
+        return StandIn(self._module, self._within, self._after).put()
+
+    def remove(self) -> None:
         """Leave the module as it was found; below another stand-in this one does nothing until that one goes too."""
         self._gone = True
         if vars(self._module).get("forward") is not self:
@@ -76,6 +83,8 @@ class StandIn:
             del vars(self._module)["forward"]
         else:
             vars(self._module)["forward"] = below
+
+    pause = remove
 
     # A copy or a pickle of the model carries what stood here before, or the class' own method: nothing of gnnstab.
 

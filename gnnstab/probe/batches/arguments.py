@@ -13,6 +13,7 @@ from torch_geometric.data.data import BaseData
 from gnnstab.errors import UsageError
 from gnnstab.probe.batches.batch_file import load_batch as load_batch
 from gnnstab.probe.batches.data import fitting
+from gnnstab.probe.batches.named_tensors import forward_names
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of one forward."""
@@ -24,7 +25,7 @@ def as_arguments(batch: Any, model: nn.Module) -> list[Arguments]:
     A dict is keyword arguments, a tuple positional ones, any other iterable (a loader, a list) several batches. What the
     forward has no parameter for (labels behind the inputs, entries of other names) is left for the loss. A
     ``Data`` or ``HeteroData`` is handed over whole when the forward takes one argument of another name than its tensors have, else by
-    the names of the forward's parameters.
+    the names of the forward's parameters; where only the argument behind ``x`` is missing, it is ``edge_index``.
 
     Raises:
         UsageError: Nothing that a forward could take.
@@ -51,7 +52,7 @@ def as_arguments(batch: Any, model: nn.Module) -> list[Arguments]:
 
 
 def _from_data(data: BaseData, model: nn.Module) -> Arguments:
-    names = _forward_names(model)
+    names = forward_names(model, inspect.Parameter.KEYWORD_ONLY)
     # One argument called like a tensor of the data is that tensor; `batch` is also what people call the whole.
     if len(names) <= 1 and not (isinstance(data, Data) and names != ["batch"] and all(name in data for name in names)):
         return (data,), {}
@@ -60,14 +61,18 @@ def _from_data(data: BaseData, model: nn.Module) -> Arguments:
         known = {name: data.collect(key) for name, key in stores.items() if name in names and _has(data, key)}
     else:
         known = {name: data[name] for name in names if isinstance(data, Data) and data.get(name) is not None}
+        known |= _edges_by_place(data, names, known, model)
     return ((), known) if known else ((data,), {})
+
+
+def _edges_by_place(data: BaseData, names: list[str], known: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+    """The edges for a forward that calls them by another name: behind ``x``, the only argument that is asked for and not found."""
+    parameters = inspect.signature(model.forward).parameters
+    asked = [name for name in names if parameters[name].default is inspect.Parameter.empty and name not in known]
+    edges = data.get("edge_index") if isinstance(data, Data) and "edge_index" not in names else None
+    behind = bool(asked) and names[0] == "x" and asked == names[1:2]
+    return {asked[0]: edges} if edges is not None and behind else {}
 
 
 def _has(data: HeteroData, key: str) -> bool:
     return any(key in store for store in data.stores)
-
-
-def _forward_names(model: nn.Module) -> list[str]:
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    parameters = inspect.signature(model.forward).parameters.values()
-    return [p.name for p in parameters if p.kind in kinds]

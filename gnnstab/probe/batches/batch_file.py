@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gnnstab import unpickling
-from gnnstab.archive import LARGEST_LEGACY, newer_version
+from gnnstab.archive import check_legacy, newer_version
 from gnnstab.errors import LoadError, UnsafeFileError, printable
 from gnnstab.probe.batches._containers import container, is_container
 from gnnstab.unpickling import Named, Record
@@ -47,7 +47,7 @@ def load_plain(path: Path, what: str, *, unsafe: bool = False) -> Any:
     if unsafe:
         return _read_everything(path, shown)
     if kind == "legacy":
-        _check_legacy(path, shown)
+        check_legacy(path, shown)
     return _filled(unpickling.read(path, kind, shown, is_container, _CODE), shown)
 
 
@@ -65,15 +65,6 @@ def _kind(path: Path, shown: str) -> str:
     if start[:1] != b"\x80":
         raise LoadError(f"{shown}: not a file written by torch.save")
     return "legacy"
-
-
-def _check_legacy(path: Path, shown: str) -> None:
-    size = path.stat().st_size
-    if size > LARGEST_LEGACY:
-        raise LoadError(
-            f"{shown}: {size >> 20} MiB in the format before torch 1.6, more than the {LARGEST_LEGACY >> 20} MiB that "
-            "gnnstab reads; load it with torch and save it again"
-        )
 
 
 def _read_everything(path: Path, shown: str) -> Any:

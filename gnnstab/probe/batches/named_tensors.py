@@ -25,7 +25,7 @@ def named_tensors(
         kwargs: Keyword arguments.
         model: Whose forward names the positional arguments.
     """
-    called = _names(model) if model is not None else []
+    called = forward_names(model) if model is not None else []
     found: dict[str, Tensor] = {}
     alone = len(args) == 1 and not isinstance(args[0], Tensor)
     for position, value in enumerate(args):
@@ -36,8 +36,9 @@ def named_tensors(
     return found
 
 
-def _names(model: nn.Module) -> list[str]:
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+def forward_names(model: nn.Module, *more: Any) -> list[str]:
+    """Names of the parameters of a forward that may be given by position, and of those of the kinds ``more``."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, *more)
     try:
         parameters = inspect.signature(model.forward).parameters.values()
     except (TypeError, ValueError):  # A forward that is no Python function names no arguments.

@@ -4,4 +4,6 @@ from gnnstab.probe.layers._attention import AttentionRecorder as AttentionRecord
 from gnnstab.probe.layers._edge_softmax import DenseSoftmaxRecorder as DenseSoftmaxRecorder
 from gnnstab.probe.layers._edge_softmax import EdgeSoftmaxRecorder as EdgeSoftmaxRecorder
 from gnnstab.probe.layers._multihead import MultiheadRecorder as MultiheadRecorder
+from gnnstab.probe.layers._multihead import multihead_attention as multihead_attention
+from gnnstab.probe.layers._multihead import multihead_scores as multihead_scores
 from gnnstab.probe.layers._other_layers import OtherLayerRecorder as OtherLayerRecorder

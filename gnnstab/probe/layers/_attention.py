@@ -124,7 +124,9 @@ class AttentionRecorder(TappedRecorder):
             batch = None
         self.state.queue(plan.layer, plan.mode, plan.call, attention_measures(call, self.kind, self.module, batch))
         groups = len(call.x_target) if call.groups is None else call.groups
-        if output.requires_grad and len(output) == groups and self.facts(0).get("root_weight") is False:
+        facts = self.facts(0)
+        bare = facts.get("root_weight") is False or facts.get("add_self_loops") is False
+        if output.requires_grad and len(output) == groups and bare:
             alone = torch.ones(groups, dtype=torch.bool, device=output.device).index_fill_(0, call.index_target, False)
             output.register_hook(partial(self._reached, plan, alone))  # type: ignore[no-untyped-call]
 

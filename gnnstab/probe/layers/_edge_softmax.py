@@ -121,31 +121,11 @@ class DenseSoftmaxRecorder(SoftmaxRecorder):
         self.counts = False
         self._without = 0
         self._look: Attending | None = None
-        self._stand_in: StandIn | None = None
 
     def attach(self) -> None:
         """Begin to record: a look at torch's functions while the forward runs, and a hook."""
-        self._stand_in = StandIn(self.module, self._new_look)
-        self._stand_in.put()
+        self._placed.append(StandIn(self.module, self._new_look).put())
         super().attach()
-
-    def pause(self) -> None:
-        """Take stand-in and hook off until `resume`."""
-        self._leave()
-        super().pause()
-
-    def resume(self) -> None:
-        """Put stand-in and hook back."""
-        if self._stand_in is not None:
-            self._stand_in = self._stand_in.again()
-            self._stand_in.put()
-        super().resume()
-
-    def detach(self) -> None:
-        """Leave the module as it was found."""
-        self._leave()
-        super().detach()
-        self.forget()
 
     def note_unrecognised(self) -> None:
         """Inside a compiled graph alone nobody sees whether the module attends."""
@@ -157,8 +137,9 @@ class DenseSoftmaxRecorder(SoftmaxRecorder):
         self._look = None
 
     def _leave(self) -> None:
-        if self._stand_in is not None:
-            self._stand_in.take()
+        for placed in [one for one in self._placed if isinstance(one, StandIn)]:
+            placed.remove()
+            self._placed.remove(placed)
 
     def _new_look(self) -> Attending:
         self._look = Attending(linear=not self.counts, products=self.state.full)
@@ -168,7 +149,6 @@ class DenseSoftmaxRecorder(SoftmaxRecorder):
         look = self._look
         if look is not None and look.error is not None:
             self._leave()
-            self._stand_in = None
             self.state.error_guard.note(f"the scores of {self.name}", look.error)
         if look is not None and (look.attended or look.fused or look.edges):
             self._recognised()
@@ -194,7 +174,6 @@ class DenseSoftmaxRecorder(SoftmaxRecorder):
         self._without += 1
         if self._without >= _NO_ATTENTION:
             self._leave()
-            self._stand_in = None
 
     def record(self, grad: bool, plan: Plan, inputs: Sequence[Any], args: Any, kwargs: Any, output: Tensor) -> None:
         """Put the call's tensors into the buffer; scores of fused attention only in a step of the full tier."""

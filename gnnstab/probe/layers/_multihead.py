@@ -26,31 +26,11 @@ class MultiheadRecorder(SoftmaxRecorder):
     def __init__(self, state: State, name: str, module: nn.Module, kind: Layer) -> None:
         super().__init__(state, name, module, "")
         self.kind = kind
-        self._stand_in: StandIn | None = None
 
     def attach(self) -> None:
         """Begin to record; a hook would send the layer, and an encoder around it, another way."""
         hook = self.hook("the forward", self._after, self._compiled_after)
-        self._stand_in = StandIn(self.module, after=hook)
-        self._stand_in.put()
-
-    def pause(self) -> None:
-        """Take the stand-in off until `resume`."""
-        if self._stand_in is not None:
-            self._stand_in.take()
-
-    def resume(self) -> None:
-        """Put the stand-in back."""
-        if self._stand_in is not None:
-            self._stand_in = self._stand_in.again()
-            self._stand_in.put()
-
-    def detach(self) -> None:
-        """Leave the layer as it was found."""
-        if self._stand_in is not None:
-            self._stand_in.take()
-        super().detach()
-        self.forget()
+        self._placed.append(StandIn(self.module, after=hook).put())
 
     def record(self, grad: bool, plan: Plan, inputs: Sequence[Any], args: Any, kwargs: Any, output: Tensor) -> None:
         """Put the call's tensors into the buffer."""
@@ -72,13 +52,17 @@ class MultiheadRecorder(SoftmaxRecorder):
             yield as_edges(*seen, 3, seen[0].shape[1], None)
 
     def _seen(self) -> tuple[Tensor, Tensor] | None:
-        """(B, H, N, M) scores and attention; fused attention runs where the caller asked for no weights."""
         args, kwargs = self.given
-        score = multihead_scores(self.module, *args, **kwargs)
-        if score is None:
-            return None
-        weights = args[4] if len(args) > 4 else kwargs.get("need_weights", True)
-        return score, torch.softmax(score, -1) if weights else fused_softmax(score)
+        return multihead_attention(self.module, *args, **kwargs)
+
+
+def multihead_attention(module: Any, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor] | None:
+    """(B, H, N, M) scores and attention of one call; fused attention runs where the caller asked for no weights."""
+    score = multihead_scores(module, *args, **kwargs)
+    if score is None:
+        return None
+    weights = args[4] if len(args) > 4 else kwargs.get("need_weights", True)
+    return score, torch.softmax(score, -1) if weights else fused_softmax(score)
 
 
 def multihead_scores(

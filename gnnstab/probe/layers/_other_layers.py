@@ -42,11 +42,6 @@ class OtherLayerRecorder(LayerRecorder):
             self._placed.append(Placed(aggregation, hook, with_kwargs=True))
         super().attach()
 
-    def detach(self) -> None:
-        """Leave the layer as it was found."""
-        super().detach()
-        self.forget()
-
     def forget(self) -> None:
         """Drop what an interrupted call left behind."""
         self._aggregates = []

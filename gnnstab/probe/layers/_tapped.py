@@ -49,7 +49,6 @@ class TappedRecorder(LayerRecorder):
         if self._tap is not None:
             self._tap.detach(self)
         super().detach()
-        self.forget()
 
     def saw(self, seen: SoftmaxCall) -> None:
         """Keep one softmax until the layer returns."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from gnnstab.probe.attaching.activation_gradients import GradientHook
 from gnnstab.probe.attaching.hooks import Hook, Placed, ignore
 from gnnstab.probe.attaching.identity_path import Mark, node_of
+from gnnstab.probe.attaching.stand_in import StandIn
 from gnnstab.probe.buffering.series_ids import CALLS, MODES
 from gnnstab.probe.layers._dense_softmax import Attending
 from gnnstab.probe.replaying.replica import tensors_in
@@ -90,7 +91,7 @@ class LayerRecorder(ABC):
         self._plans: dict[tuple[str, int], Plan] = {}
         self._epoch = -1
         self._counts: dict[str, int] = {}
-        self._placed: list[Placed] = []
+        self._placed: list[Placed | StandIn] = []
         self._hooks: list[Hook] = []
 
     def attach(self) -> None:
@@ -105,8 +106,7 @@ class LayerRecorder(ABC):
 
     def resume(self) -> None:
         """Put back what `pause` took off."""
-        for placed in self._placed:
-            placed.resume()
+        self._placed = [placed.resume() for placed in self._placed]
 
     def detach(self) -> None:
         """Leave the layer as it was found."""
@@ -119,6 +119,7 @@ class LayerRecorder(ABC):
             plan.grad_input.close()
         self._placed.clear()
         self._hooks.clear()
+        self.forget()
 
     @abstractmethod
     def facts(self, position: int) -> LayerFacts:

@@ -10,14 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from gnnstab.probe.batches.named_tensors import named_tensors
+from gnnstab.probe.batches.roles import columns, is_target, standardised, value_columns
 from gnnstab.probe.operations._naming import is_finite
 from gnnstab.probe.replaying.replica import NO_AUTOCAST, ForwardInputs
 from gnnstab.torch_private import TorchDispatchMode
 
 BAD_RMS = 10.0
 """RMS from which an input's scale is a suspect: standardised features have 1."""
-
-_TARGETS = ("y", "target", "targets", "label", "labels", "train_mask", "val_mask", "test_mask")
 
 
 def scale_to_blame(call: ForwardInputs, model: nn.Module, finite: Callable[[ForwardInputs], bool]) -> tuple[str, ...]:
@@ -26,10 +25,10 @@ def scale_to_blame(call: ForwardInputs, model: nn.Module, finite: Callable[[Forw
     One alone when one is enough, all of them together when only that helps, none when nothing does.
     """
     suspects = badly_scaled(call, model)
-    if not suspects or not finite(standardised(call, suspects.values())):
+    if not suspects or not finite(_standardised(call, suspects.values())):
         return ()
     for name, tensor in suspects.items():
-        if len(suspects) > 1 and finite(standardised(call, [tensor])):
+        if len(suspects) > 1 and finite(_standardised(call, [tensor])):
             return (name,)
     return tuple(suspects)
 
@@ -75,34 +74,12 @@ def widened(call: ForwardInputs, wide: torch.dtype) -> ForwardInputs:
 def badly_scaled(call: ForwardInputs, model: nn.Module) -> dict[str, Tensor]:
     """The floating inputs with a column of RMS above `BAD_RMS` by name, the largest first; ids, counts and masks are left out."""
     named = named_tensors(tuple(call.args), call.kwargs, model)
-    features = {n: t for n, t in named.items() if is_measurement(t) and n.rpartition(".")[2] not in _TARGETS}
-    sizes = {name: _rms(tensor) for name, tensor in features.items()}
+    features = {n: t for n, t in named.items() if is_finite(t) and bool(value_columns(t).any()) and not is_target(n)}
+    sizes = {name: float(columns(t).square().mean(0).sqrt().max()) for name, t in features.items()}
     return {name: features[name] for name in sorted(sizes, key=lambda n: -sizes[n]) if sizes[name] > BAD_RMS}
 
 
-def is_measurement(tensor: Tensor) -> bool:
-    """True for floating numbers that are no ids, counts, masks or one-hot columns: those are whole numbers."""
-    if not tensor.is_floating_point() or tensor.numel() < 2 or not is_finite(tensor):
-        return False
-    return not bool((tensor == tensor.round()).all())
-
-
-def standardised(call: ForwardInputs, tensors: Iterable[Tensor]) -> ForwardInputs:
+def _standardised(call: ForwardInputs, tensors: Iterable[Tensor]) -> ForwardInputs:
     """The call with every column of these inputs at mean 0 and deviation 1."""
     chosen = {id(tensor) for tensor in tensors}
-
-    def change(tensor: Tensor) -> Tensor:
-        if id(tensor) not in chosen:
-            return tensor
-        deviation = tensor.std(0, unbiased=False, keepdim=True)
-        # A constant column is scaled, not removed.
-        deviation = torch.where(deviation > 1e-6 * tensor.abs().amax(0, keepdim=True), deviation, tensor.abs().amax())
-        return (tensor - tensor.mean(0, keepdim=True)) / deviation.clamp(min=1e-12)
-
-    return call.mapped(change)
-
-
-def _rms(tensor: Tensor) -> float:
-    """Largest RMS of a column."""
-    columns = tensor.reshape(len(tensor), -1).double() if tensor.dim() else tensor.reshape(1, 1).double()
-    return float(columns.square().mean(0).sqrt().max())
+    return call.mapped(lambda tensor: standardised(tensor) if id(tensor) in chosen else tensor)

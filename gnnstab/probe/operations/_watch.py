@@ -251,7 +251,8 @@ class OperationMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         operands = list(zip(_tensors(given), _tensors(before), strict=True))
         if name in _OVERWRITES and writes_in_place(function):
             operands = operands[1:]
-        fed = [now for now, then in operands if not is_finite(then)]
+        unread = _unread_statistics(function, given)
+        fed = [now for now, then in operands if not is_finite(then) and all(now is not t for t in unread)]
         sources: list[Operation | Named] = []
         for tensor in fed:
             known = self._by_memory.get(memory(tensor))
@@ -317,6 +318,15 @@ def _followed(operation: Operation) -> Origin:
             return Origin(reader if unknown else operation, unknown, masked)
         operation = earlier
     return Origin(operation, None, masked)
+
+
+def _unread_statistics(function: Any, given: Arguments) -> list[Tensor]:
+    """Running statistics that a normalisation in training mode writes and does not read: an earlier pass may have spoilt them."""
+    arguments, keywords = given
+    said = dict(zip((a.name for a in function._schema.arguments), arguments, strict=False)) | keywords
+    if "running_mean" not in said or not said.get("training", "update" in function.__name__):
+        return []
+    return [t for t in (said["running_mean"], said.get("running_var")) if isinstance(t, Tensor)]
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

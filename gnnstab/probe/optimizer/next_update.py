@@ -16,6 +16,7 @@ from gnnstab.errors import UsageError
 from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 from gnnstab.probe.buffering.step_writer import Writer
 from gnnstab.probe.optimizer._eps import eps_of, eps_signals, shrink_eps
+from gnnstab.probe.optimizer._groups import FirstStep, far_apart
 from gnnstab.probe.optimizer.optimizer_steps import Loss, change_over_spread, optimizer_twin, twins
 from gnnstab.probe.optimizer.run_trial import run_trial
 from gnnstab.probe.replaying.replica import forked_rng, run_replica, tensors_in
@@ -115,6 +116,7 @@ class UpdateWatch:
         writer: Gets the measures.
         now: The step that is about to end, and the latest inputs of it per mode.
         loss: ``loss(output, batch)``, with which the first update of the run is tried in full, see `run_trial`.
+        kept: The forward that is kept beyond its step, with what came back to it.
     """
 
     def __init__(
@@ -124,6 +126,7 @@ class UpdateWatch:
         writer: Writer,
         now: Callable[[], tuple[int, Mapping[str, ForwardInputs]]],
         loss: Loss | None = None,
+        kept: Callable[[], ForwardInputs | None] = lambda: None,
     ) -> None:
         self._model = model
         self._watched = len(optimizers) == 1 and not isinstance(optimizers[0], torch.optim.LBFGS)
@@ -131,7 +134,9 @@ class UpdateWatch:
         self._now = now
         self._next = 0
         self._latest: tuple[int, float] = (-1, math.nan)
-        self._loss = loss
+        self._loss = self._given = loss
+        self._kept = kept
+        self._first: FirstStep | None = None
         self.rise: Signal | None = None
         """How far the loss rose in trial steps before the first update of the run; None where none were taken."""
 
@@ -143,6 +148,7 @@ class UpdateWatch:
     def look(self, optimizer: torch.optim.Optimizer) -> None:
         """Measure what ``optimizer`` is about to do, when it is time to."""
         step, last = self._now()
+        self._try_groups(step)
         if not self._watched or step < self._next:
             return
         inputs = last.get("train") or last.get("eval-grad")
@@ -154,7 +160,10 @@ class UpdateWatch:
             self._writer.measures(
                 [Measure(step, "", inputs.mode, 0, lost.name, -1, lost.value, json.dumps(dict(lost.detail)))]
             )
+        kept = self._kept()
         try:
+            if first and kept is not None and far_apart(optimizer):
+                self._first = FirstStep(self._model, optimizer, kept)
             self._try_rate(optimizer, inputs, step)
             update = next_update(self._model, optimizer, inputs)
         except UsageError:
@@ -172,6 +181,18 @@ class UpdateWatch:
         detail = json.dumps({"optimizer": type(optimizer).__name__, "eps": eps_of(optimizer)})
         rows = [Measure(step, "", inputs.mode, 0, name, -1, value, detail) for name, value in found.items()]
         self._writer.measures([row for row in rows if not math.isnan(row.value)])
+
+    def _try_groups(self, step: int) -> None:
+        """Once, when the loss of the first step is known: the run's own, where the user gave none to call."""
+        if self._first is None:
+            return
+        found = self._first.signals(self._given)
+        if found is not None:
+            self._writer.measures(
+                [Measure(step, "", "train", 0, s.name, -1, s.value, json.dumps(dict(s.detail))) for s in found]
+            )
+        if found is not None or self._first.over:
+            self._first = None
 
     def _try_rate(self, optimizer: torch.optim.Optimizer, inputs: ForwardInputs, step: int) -> None:
         """Once, before the first update that is looked at."""

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,10 +17,13 @@ from torch_geometric.data.data import BaseData
 
 from gnnstab.errors import UsageError
 from gnnstab.probe.batches.arguments import Arguments, as_arguments
+from gnnstab.probe.optimizer._breaking import breaking
 from gnnstab.probe.optimizer._eps import eps_of, eps_signals, shrink_eps
+from gnnstab.probe.optimizer._groups import group_signals
 from gnnstab.probe.optimizer.learning import learning_signals
+from gnnstab.probe.optimizer.softening import sharp_layers, softer_signals
 from gnnstab.probe.replaying.replica import copied, eager, forked_rng, replica, rng_snapshot, tensors_in, unwrap
-from gnnstab.records import Signal, Signals
+from gnnstab.records import Event, Signal, Signals
 from gnnstab.records.rises import Rise, rise_of
 from gnnstab.records.vocabulary import (
     OPTIMIZER_EPS_DAMPING,
@@ -105,20 +109,21 @@ class Bench:
         steps: int | None = None,
         *,
         factor: float = 1.0,
+        factors: Mapping[int, float] = MappingProxyType({}),
         without_eps: bool = False,
         edit: Callable[[nn.Module], None] | None = None,
         until: Callable[[Sequence[float]], bool] | None = None,
     ) -> Trial:
         """Take ``steps`` (as `steps_of` says, where None) with the rates of all groups times ``factor``, and with next to no eps where asked for.
 
-        ``edit`` changes the copy before the first step; the trial ends where ``until`` is true of the losses so far.
+        ``factors`` holds those of single groups, by their place; ``edit`` changes the copy before the first step; the trial ends where ``until`` is true of the losses so far.
 
         Raises:
             UsageError: The model or the optimizer cannot be copied, or forward, loss or step fail on the copy.
         """
         model, optimizer = twins(self.model, self.optimizer)
-        for group in optimizer.param_groups:
-            group["lr"] = group["lr"] * factor
+        for place, group in enumerate(optimizer.param_groups):
+            group["lr"] = group["lr"] * factors.get(place, factor)
         if without_eps:
             shrink_eps(optimizer)
         with forked_rng(), torch.enable_grad():
@@ -279,16 +284,18 @@ def optimizer_signals(
     *,
     precision: torch.dtype | None = None,
     clip: float | None = None,
+    sharp: Sequence[str] = (),
 ) -> tuple[list[Signal], dict[str, str]]:
     """What trial steps say of the rate and the eps of an optimizer, and why they say nothing (signal name → reason).
 
+    Of the layers ``sharp``, whose attention is, they say whether it is of use.
     ``batch`` is what the user calls one, see `gnnstab.probe.batches.arguments.as_arguments`; of several the first four count.
     Nothing of the user's changes: model, gradients, optimizer, batches and the generators of torch, NumPy and ``random``.
     """
     lost = [] if optimizer is None else eps_signals(optimizer)
     try:
         bench = _bench(model, batch, loss, optimizer, precision, clip)
-        return [*lost, *_judged(bench)], {}
+        return [*lost, *_judged(bench), *softer_signals(bench, sharp)], {}
     except UsageError as error:
         return lost, dict.fromkeys((OPTIMIZER_LOSS_RISE, OPTIMIZER_OUTPUT_MOVE, OPTIMIZER_EPS_DAMPING), str(error))
 
@@ -301,10 +308,13 @@ def with_trial_steps(
     optimizer: torch.optim.Optimizer | None,
     precision: str = "fp32",
 ) -> Signals:
-    """``signals`` with those of trial steps, or with the reasons why none were taken; ``precision`` as of `gnnstab.diagnose`."""
+    """``signals`` with those of trial steps and the operation that ended them, or with the reasons why none were taken; ``precision`` as of `gnnstab.diagnose`."""
     dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
-    values, missing = optimizer_signals(model, batch, loss, optimizer, precision=dtype)
-    return replace(signals, values=(*signals.values, *values), missing={**signals.missing, **missing})
+    sharp = sharp_layers(signals.values)
+    values, missing = optimizer_signals(model, batch, loss, optimizer, precision=dtype, sharp=sharp)
+    own = [Event(s.detail["steps"], "non-finite", **s.detail["event"]) for s in values if "event" in s.detail]
+    events = signals.events if any(e.kind == "non-finite" for e in signals.events) else (*signals.events, *own)
+    return replace(signals, values=(*signals.values, *values), events=events, missing={**signals.missing, **missing})
 
 
 def _bench(
@@ -334,6 +344,7 @@ def _judged(bench: Bench) -> Iterator[Signal]:
     trial = bench.trial()
     yield from rate_signals(bench, trial)
     yield from _eps(bench, trial)
+    yield from group_signals(bench)
     yield from learning_signals(bench)
 
 
@@ -351,9 +362,14 @@ def rate_signals(bench: Bench, trial: Trial) -> Iterator[Signal]:
         "lr": rate,
         "steps": len(trial.losses) - 1,
         "first": trial.losses[0],
-        "moved": trial.moved,
+        "moved": trial.moved if math.isfinite(trial.moved) else None,
     }
-    if not trial.calm:
+    broke = breaking(bench, trial)
+    if broke is not None:
+        detail["event"] = {
+            "layer": broke.layer, "stage": broke.stage, "origin": broke.origin, "message": broke.message, "detail": broke.detail,
+        }  # fmt: skip
+    elif not trial.calm:
         detail["calm_lr"] = calm_rate(bench, rate)
     if trial.rise is not None:
         detail |= {"above": trial.rise.above, "peak": trial.rise.peak, "lost": trial.lost}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -13,6 +13,7 @@ from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 from gnnstab.probe.operations.repeat import as_batch
 from gnnstab.probe.optimizer.learning import learning_signals
 from gnnstab.probe.optimizer.optimizer_steps import Bench, Loss, norm_of, rate_signals
+from gnnstab.probe.optimizer.softening import softer_signals
 from gnnstab.probe.replaying.replica import forked_rng
 from gnnstab.records import Measure, Signal
 from gnnstab.records.vocabulary import OPTIMIZER_LOSS_RISE
@@ -32,7 +33,7 @@ def run_trial(
     Raises:
         UsageError: Model or optimizer cannot be copied, or forward, loss or step fail on the copy.
     """
-    bench = _bench(model, optimizer, inputs, loss)
+    bench = bench_of(model, optimizer, inputs, loss)
     with forked_rng(inputs.rng):
         clipped = norm_of(p.grad for p in model.parameters())
         if 0 < clipped < CLIPPED * bench.gradient_norm():
@@ -46,10 +47,24 @@ def stack_trial(
 ) -> list[Measure]:
     """What deep stacks take away from the progress of a few steps from here, as rows for the trace; failures as of `run_trial`."""
     with forked_rng(inputs.rng):
-        return _rows(learning_signals(_bench(model, optimizer, inputs, loss)), inputs, step)
+        return _rows(learning_signals(bench_of(model, optimizer, inputs, loss)), inputs, step)
 
 
-def _bench(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: ForwardInputs, loss: Loss) -> Bench:
+def softer_trial(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    inputs: ForwardInputs,
+    loss: Loss,
+    step: int,
+    sharp: Sequence[str],
+) -> list[Measure]:
+    """What softer attention of the layers ``sharp`` makes of a few steps from here, as rows for the trace; failures as of `run_trial`."""
+    with forked_rng(inputs.rng):
+        return _rows(softer_signals(bench_of(model, optimizer, inputs, loss), sharp), inputs, step)
+
+
+def bench_of(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: ForwardInputs, loss: Loss) -> Bench:
+    """The bench of one forward of a run."""
     cast, batch = inputs.autocast, as_batch(inputs.args, inputs.kwargs)
     dtype = cast.dtype if cast.enabled else None
     return Bench(model, optimizer, [(inputs.args, inputs.kwargs)], [batch], loss, dtype)

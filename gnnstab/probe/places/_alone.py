@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import Batch
 
+from gnnstab.probe.attaching.norms import told_the_graphs
 from gnnstab.probe.places._padding import padding_mask
 from gnnstab.probe.replaying.evaluating import by_running_statistics
 from gnnstab.probe.replaying.replica import copied, eager, forked_rng, mapped, tensors_in
@@ -58,11 +59,11 @@ def rows(
     """
     if not by_running_statistics(model):
         return
-    run = _Passes(model, rng)
+    run = Passes(model, rng)
     one, two = run(args, kwargs), run(args, kwargs, shifted=True)
     if not one or any(t.dtype not in (torch.float32, torch.float64) for t in one):
         return
-    again = _moved(one, two)
+    again = moved(one, two)
     if again > ROUNDING:
         yield "place.pass_difference", "output", again, {}
         return
@@ -79,7 +80,7 @@ def rows(
         ]
         if not pairs:
             return
-        moved = _moved([a for a, _ in pairs], [b for _, b in pairs])
+        change = moved([a for a, _ in pairs], [b for _, b in pairs])
         detail = {
             "graph": company.graph,
             "size": company.size,
@@ -87,22 +88,18 @@ def rows(
             "mask": company.mask,
             "varies": company.varies,
         }
-        if moved > ROUNDING:
-            others = run(*mapped((args, dict(kwargs)), company.changed))
-            theirs = [company.alone(t, "") for t in others]
-            seen = [
-                (a, b)
-                for a, b, whole in zip(own, theirs, one, strict=True)
-                if a is not None and a is not whole and b is not None
-            ]
-            detail["content"] = _moved([a for a, _ in seen], [b for _, b in seen])
+        if change > ROUNDING:
+            detail["content"] = heard = _heard(run, args, kwargs, company)
+            if heard > ROUNDING and graphs is not None and not company.mask:
+                with told_the_graphs(model, graphs):
+                    detail["content_with_norms_apart"] = _heard(run, args, kwargs, company)
     except Exception:  # A stranger's forward may not take one graph, and says so in any way.
         return
-    if math.isfinite(moved):
-        yield "place.alone_difference", "output", moved, detail
+    if math.isfinite(change):
+        yield "place.alone_difference", "output", change, detail
 
 
-class _Passes:
+class Passes:
     """Forwards of one copy in evaluation mode, each from the same buffers and generators."""
 
     def __init__(self, model: nn.Module, rng: Any) -> None:
@@ -119,7 +116,15 @@ class _Passes:
         return [t.detach() for _, t in tensors_in([output]) if t.is_floating_point()]
 
 
-def _moved(before: list[Tensor], after: list[Tensor]) -> float:
+def _heard(run: Passes, args: tuple[Any, ...], kwargs: Mapping[str, Any], company: Company) -> float:
+    """How far the output of one graph moves with the numbers of all others."""
+    one, others = run(args, kwargs), run(*mapped((args, dict(kwargs)), company.changed))
+    pairs = [(company.alone(a, ""), company.alone(b, ""), a) for a, b in zip(one, others, strict=True)]
+    own = [(a, b) for a, b, whole in pairs if a is not None and a is not whole and b is not None]
+    return moved([a for a, _ in own], [b for _, b in own])
+
+
+def moved(before: list[Tensor], after: list[Tensor]) -> float:
     """RMS of the difference over that of the tensors; entries that stand for −∞ are left out."""
     pairs = [
         (a.double().flatten(), b.double().flatten()) for a, b in zip(before, after, strict=True) if a.shape == b.shape

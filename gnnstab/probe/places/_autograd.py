@@ -74,17 +74,16 @@ def reaches(node: Any, above: Any, most: int = 400) -> bool:
     return False
 
 
+def limits(node: Any) -> tuple[float | None, float | None]:
+    """Lower and upper limit of a clamp; None where it has none, or a tensor of many."""
+    for low, high in (("min", "max"), ("min_val", "max_val")):
+        if hasattr(node, f"_saved_{low}") or hasattr(node, f"_saved_{high}"):
+            return _number(getattr(node, f"_saved_{low}", None)), _number(getattr(node, f"_saved_{high}", None))
+    return None, None
+
+
 def _clamp(node: Any) -> tuple[str, float]:
-    low, high = getattr(node, "_saved_min", None), getattr(node, "_saved_max", None)
-    return "place.clamped_share", numbers.cut_share(node._saved_self, _number(low), _number(high))
-
-
-def _clamp_min(node: Any) -> tuple[str, float]:
-    return "place.clamped_share", numbers.cut_share(node._saved_self, _number(node._saved_min), None)
-
-
-def _clamp_max(node: Any) -> tuple[str, float]:
-    return "place.clamped_share", numbers.cut_share(node._saved_self, None, _number(node._saved_max))
+    return "place.clamped_share", numbers.cut_share(node._saved_self, *limits(node))
 
 
 def _minimum(node: Any) -> tuple[str, float]:
@@ -104,11 +103,6 @@ def _limited(node: Any, *, high: bool) -> tuple[str, float]:
     return "place.clamped_share", numbers.cut_share(entering, None if high else number, number if high else None)
 
 
-def _hardtanh(node: Any) -> tuple[str, float]:
-    low, high = _number(node._saved_min_val), _number(node._saved_max_val)
-    return "place.clamped_share", numbers.cut_share(node._saved_self, low, high)
-
-
 def _number(limit: Any) -> float | None:
     """A limit as a number; None where there is none or it is a tensor of many."""
     if isinstance(limit, Tensor):
@@ -119,10 +113,10 @@ def _number(limit: Any) -> float | None:
 _RULES: Mapping[str, Callable[[Any], tuple[str, float]]] = {
     "ReluBackward": lambda node: ("place.dead_share", numbers.dead_share(node._saved_result)),
     "TanhBackward": lambda node: ("place.saturated_share", numbers.saturated_share(node._saved_result)),
-    "ClampMinBackward": _clamp_min,
-    "ClampMaxBackward": _clamp_max,
+    "ClampMinBackward": _clamp,
+    "ClampMaxBackward": _clamp,
     "ClampBackward": _clamp,
-    "HardtanhBackward": _hardtanh,
+    "HardtanhBackward": _clamp,
     "MinimumBackward": _minimum,
     "MaximumBackward": _maximum,
 }

@@ -30,6 +30,7 @@ KINDS = {
     "ClampMaxBackward": "clamp",
     "ClampBackward": "clamp",
     "HardtanhBackward": "clamp",
+    "HardsigmoidBackward": "hard_sigmoid",
     "MinimumBackward": "clamp",
     "MaximumBackward": "clamp",
     "RoundBackward": "round",
@@ -43,7 +44,7 @@ KINDS = {
     "SoftmaxBackward": "softmax",
     "NativeLayerNormBackward": "layer_norm",
 }
-"""Beginning of a node's class name → the operation. Not multiplication: a factor of 0 that learns is how a branch may begin."""
+"""Beginning of a node's class name → the operation; a clamp to [0, 1] is a hard sigmoid. Not multiplication: a factor of 0 that learns is how a branch may begin."""
 
 
 OVER_ONE = ("softmax", "layer_norm")
@@ -59,6 +60,8 @@ class Blocks:
         self._kinds: dict[Any, str] = {}
         for node in autograd.walk(seen.outputs):
             kind = next((k for beginning, k in KINDS.items() if type(node).__name__.startswith(beginning)), None)
+            if kind == "clamp" and autograd.limits(node) == (0, 1):
+                kind = "hard_sigmoid"
             if kind is not None and (kind not in OVER_ONE or _over_one(node)):
                 self._kinds[node] = kind
                 node.register_hook(self._listener(node))
@@ -81,6 +84,8 @@ class Blocks:
         around = _parameters_before([t.grad_fn for t in self._seen.outputs if t.grad_fn is not None], closed)
         for node in closed:
             above = [above for above, _ in node.next_functions if above is not None]
+            # What it multiplies is given nothing either where it is 0.
+            above += [other for other in self._factors_of(node) if other is not node]
             before = _parameters_before(above, ())
             silent = [
                 name for key, name in names.items() if key in before and (key not in around or sizes[key] <= limit)
@@ -96,6 +101,12 @@ class Blocks:
                     "bias": self._filled_bias(place),
                 }
                 yield "place.gradient_stops", place, float(len(silent)), detail
+
+    def _factors_of(self, node: Any) -> Iterator[Any]:
+        for user in autograd.walk(self._seen.outputs):
+            factors = [factor for factor, _ in user.next_functions if factor is not None]
+            if type(user).__name__.startswith("MulBackward") and node in factors:
+                yield from factors
 
     def _stops(self, node: Any, given: float, handed: float) -> bool:
         return given > 0 and handed <= (ROUNDING if self._kinds[node] in OVER_ONE else PASSES) * given

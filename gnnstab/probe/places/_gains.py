@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from gnnstab.probe.places._calls import Call
 from gnnstab.probe.places._inputs import normalised_next
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ ALIKE = 1e-4
 def rows(seen: ForwardView) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
     """Numbers of every weight (out, in) that was used in the forward, after its backward."""
     done: set[int] = set()
-    for call in seen.calls.all:
+    for call in (*seen.calls.all, *_read_in_place(seen)):
         weight = getattr(call.module, "weight", None)
         if not isinstance(weight, nn.Parameter) or weight.dim() != 2 or not weight.numel() or id(weight) in done:
             continue
@@ -45,6 +46,14 @@ def rows(seen: ForwardView) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
             yield "place.gain", call.name, gain, {"table": table, "drawn": _looks_drawn(weight.detach())}
         if not table and _copies(weight):
             yield "place.copied_units", call.name, float(len(weight)), {}
+
+
+def _read_in_place(seen: ForwardView) -> Iterator[Call]:
+    """Tables of embeddings that the forward reads as they are, without calling their module: those that got a gradient."""
+    for name, module in seen.model.named_modules():
+        table = isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and name not in seen.calls.called
+        if table and module.weight.grad is not None:
+            yield Call(name, module, [], [module.weight])
 
 
 def _looks_drawn(weight: Tensor) -> bool:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from gnnstab.probe.batches.roles import is_target
 from gnnstab.probe.places import _numbers as numbers
-from gnnstab.probe.places._roles import is_target
 
 if TYPE_CHECKING:
     from gnnstab.probe.places.survey import ForwardView

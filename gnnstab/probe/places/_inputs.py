@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from gnnstab.probe.batches.roles import columns, is_target, value_columns
 from gnnstab.probe.places import _numbers as numbers
 from gnnstab.probe.places._calls import Call
 from gnnstab.probe.places._normalised import row_norm
-from gnnstab.probe.places._roles import columns, is_target, value_columns
 
 if TYPE_CHECKING:
     from gnnstab.probe.places.survey import ForwardView

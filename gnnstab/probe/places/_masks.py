@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from gnnstab.probe.places import _autograd as autograd
+from gnnstab.probe.places._added import added
 from gnnstab.probe.places._numbers import MOST_ENTRIES
+from gnnstab.probe.places._weights import against_name, on_padding, taken_away
 
 if TYPE_CHECKING:
     from gnnstab.probe.places.survey import ForwardView
@@ -32,10 +34,13 @@ _SHAPES = (
 _DROPS = ("NativeDropoutBackward", "MulBackward", "DivBackward", "CloneBackward")
 """What may stand between the weights of an attention and the values that they weigh."""
 
-_SOFTMAX = ("SoftmaxBackward", "LogSoftmaxBackward")
+_SOFTMAX = ("SoftmaxBackward", "SafeSoftmaxBackward", "LogSoftmaxBackward")
 
 _FAR = 20.0
 """Distance of a constant from all scores from which on it is a mask and not the limit of a clamp: e⁻²⁰ of the weight."""
+
+_NOTHING = 1e-3
+"""Share of the weight up to which a mask has closed what it was to close."""
 
 _ALIKE, _APART = 1e-5, 0.05
 """Largest difference of the values behind keys over their RMS: below the first they hold nothing, above the second they differ."""
@@ -52,23 +57,77 @@ class Mask(NamedTuple):
 
 
 def rows(seen: ForwardView) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
-    """The weight that each softmax leaves to entries which its mask was to close, and masks that close what they should leave open."""
+    """What each softmax gives to entries that are none of its business, and masks that close what they should leave open."""
     users: dict[Any, list[Any]] = defaultdict(list)
     for node in autograd.walk(seen.outputs):
         for above, _ in node.next_functions:
             users[above].append(node)
+    read = False
     for node in [one for one in users if type(one).__name__.startswith(_SOFTMAX)]:
-        mask = _mask_above(node)
-        if mask is None or _divided_again(node, users):
-            continue
+        above = node.next_functions[0][0]
+        place = autograd.made_by(above, seen.calls.maker) or "output"
+        for signal, value, detail in _of_softmax(node, users, seen.batch):
+            read |= signal in ("place.padding_weight", "place.closed_content")
+            yield signal, place, value, detail
+    if not read:
+        yield from _inverted(seen, list(users))
+    yield from _filled_outputs(seen)
+
+
+def _of_softmax(
+    node: Any, users: Mapping[Any, list[Any]], batch: Mapping[str, Tensor]
+) -> Iterator[tuple[str, float, dict[str, Any]]]:
+    """Signal, value and detail of what one softmax gives away; of several faults of one mask the first."""
+    mask = _mask_above(node)
+    if mask is not None and not _divided_again(node, users):
         share = _left(node, mask)
         if share is not None:
-            above = node.next_functions[0][0]
-            place = autograd.made_by(above, seen.calls.maker) or "output"
-            detail = {"operation": "softmax", "constant": mask.constant}
-            yield "place.masked_weight", place, share, detail
-    yield from _inverted(seen, list(users))
-    yield from _filled_outputs(seen)
+            yield "place.masked_weight", share, {"operation": "softmax", "constant": mask.constant}
+            if share > _NOTHING:
+                return
+    weights, axis = _weights(node)
+    if weights is None:
+        return
+    soft = None if mask is not None else added(node, weights, axis)
+    if soft is not None and (share := taken_away(weights, axis, soft[0])) is not None:
+        yield "place.masked_weight", share, {"operation": "softmax", "added": soft[1]}
+        return
+    masks = [found for user in users[node] if (found := _factor(user)) is not None]
+    if masks:
+        lost = None if _divided_again(node, users) else taken_away(weights, axis, masks[0])
+        if lost is not None:
+            yield "place.lost_weight", lost, {}
+        return
+    if axis == weights.dim() - 1 and (name := against_name(weights, batch)):
+        yield "place.closed_content", 1.0, {"mask": name}
+        return
+    padding = on_padding(weights, axis, batch) if _weighs(node, users) else None
+    if padding is not None:
+        yield "place.padding_weight", *padding
+
+
+def _weights(node: Any) -> tuple[Tensor | None, int]:
+    """Result of a softmax without its gradient, and the axis of its keys from 0."""
+    result = _saved(node, "_saved_result")
+    if result is None:
+        return None, 0
+    result = result.detach()
+    axis = int(getattr(node, "_saved_dim", -1))
+    axis = axis - (1 << 64) if axis >= 1 << 63 else axis
+    return result.exp() if type(node).__name__.startswith("Log") else result, axis % max(result.dim(), 1)
+
+
+def _weighs(node: Any, users: Mapping[Any, list[Any]]) -> bool:
+    """True for a softmax whose result, reshaped or dropped out, is multiplied with values."""
+    waiting = list(users[node])
+    while waiting:
+        user = waiting.pop()
+        kind = type(user).__name__
+        if kind.startswith(("BmmBackward", "MmBackward")) or (kind.startswith("MulBackward") and not _by_number(user)):
+            return True
+        if kind.startswith((*_SHAPES, *_DROPS, "TransposeBackward", "PermuteBackward")):
+            waiting += users.get(user, ())
+    return False
 
 
 def filled(tensor: Tensor) -> Tensor | None:
@@ -161,21 +220,17 @@ def _left(node: Any, mask: Mask) -> float | None:
 
     None as well where a constant limits the scores, as a clamp does, in place of taking some of them away.
     """
-    result = _saved(node, "_saved_result")
-    if result is None or mask.open.dim() > result.dim():
+    weights, axis = _weights(node)
+    if weights is None or mask.open.dim() > weights.dim():
         return None
-    logarithm = type(node).__name__.startswith("Log")
-    weights = result.exp() if logarithm else result
     try:
         open_ = mask.open.expand(weights.shape)
     except RuntimeError:
         return None
-    axis = int(getattr(node, "_saved_dim", -1))
-    axis = axis - (1 << 64) if axis >= 1 << 63 else axis
     both = open_.any(axis, keepdim=True) & (~open_).any(axis, keepdim=True)
     if not bool(both.any()):
         return None
-    if mask.constant and _limits(result if logarithm else result.log(), open_, both, axis):
+    if mask.constant and _limits(weights.log(), open_, both, axis):
         return None
     return float((weights * ~open_).sum(axis, keepdim=True)[both].mean())
 
@@ -206,27 +261,19 @@ def _inverted(seen: ForwardView, nodes: list[Any]) -> Iterator[tuple[str, str, f
 
 def _keys(node: Any) -> tuple[Tensor, Tensor, Any] | None:
     """Of an attention: which keys no query may read (sets, keys), what stands behind them (sets, keys, channels), what made it."""
-    kind = type(node).__name__
-    if kind.startswith("ScaledDotProduct"):
-        mask, values = _saved(node, "_saved_attn_mask"), _saved(node, "_saved_value")
-        if mask is None or values is None or values.dim() != 4 or values.numel() > MOST_ENTRIES:
-            return None
-        shut = ~mask if mask.dtype == torch.bool else mask < -1e4
-        shut = shut.expand(*values.shape[:2], *shut.shape[-2:]).all(-2).flatten(0, 1)
-        return shut.expand(-1, values.shape[2]), values.flatten(0, 1), node.next_functions[2][0]
-    if kind.startswith("BmmBackward"):
-        weights, values = _saved(node, "_saved_self"), _saved(node, "_saved_mat2")
-        if weights is None or values is None or weights.numel() > MOST_ENTRIES or not _are_weights(node):
-            return None
-        return (weights == 0).all(1), values, node.next_functions[1][0]
-    return None
+    if not type(node).__name__.startswith("BmmBackward"):
+        return None
+    weights, values = _saved(node, "_saved_self"), _saved(node, "_saved_mat2")
+    if weights is None or values is None or weights.numel() > MOST_ENTRIES or not _are_weights(node):
+        return None
+    return (weights == 0).all(1), values, node.next_functions[1][0]
 
 
 def _are_weights(node: Any) -> bool:
     node = node.next_functions[0][0]
     while node is not None and type(node).__name__.startswith((*_SHAPES, *_DROPS)):
         node = node.next_functions[0][0]
-    return type(node).__name__.startswith("SoftmaxBackward")
+    return type(node).__name__.startswith(_SOFTMAX)
 
 
 def _same_open(closed: Tensor, values: Tensor) -> float | None:

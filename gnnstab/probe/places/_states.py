@@ -12,11 +12,11 @@ from torch import Tensor
 from torch_geometric.nn import MessagePassing
 from torch_geometric.nn.aggr import Aggregation
 
+from gnnstab.probe.batches.roles import is_target
 from gnnstab.probe.places import _autograd as autograd
 from gnnstab.probe.places import _masks as masks
 from gnnstab.probe.places import _numbers as numbers
 from gnnstab.probe.places._padding import padding_mask
-from gnnstab.probe.places._roles import is_target
 from gnnstab.records.vocabulary import PLACE_CLAMPED_SHARE, PLACE_DEAD_SHARE
 
 if TYPE_CHECKING:
@@ -101,9 +101,11 @@ class _Members(NamedTuple):
 
 def _members(seen: ForwardView) -> _Members | None:
     """The nodes of the batch; of several kinds those that the output has rows for."""
-    dense = next(
-        (t for n, t in seen.batch.items() if t.dim() == 3 and t.is_floating_point() and not is_target(n)), None
-    )
+    given = [t for n, t in seen.batch.items() if not is_target(n)]
+    dense = next((t for t in given if t.dim() == 3 and t.is_floating_point()), None)
+    if dense is None:  # Rows that are made of ids (sets, rows) alone.
+        ids = {tuple(t.shape) for t in given if t.dim() == 2 and t.dtype == torch.int64}
+        dense = next((t for t in seen.outputs if t.dim() == 3 and tuple(t.shape[:2]) in ids), None)
     if dense is not None and _edges(seen) is None:
         sets, width = dense.shape[:2]
         found = padding_mask(seen.batch)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch_geometric.nn import MessagePassing
 
 from gnnstab.errors import UsageError
@@ -17,15 +18,20 @@ from gnnstab.probe.attaching.norms import batch_vectors, graphs_in
 from gnnstab.probe.batches.named_tensors import named_tensors
 from gnnstab.probe.places import _alone as alone
 from gnnstab.probe.places import _autograd as autograd
+from gnnstab.probe.places import _constant_rows as constant_rows
 from gnnstab.probe.places import _gains as gains
 from gnnstab.probe.places import _graph_level as graph_level
+from gnnstab.probe.places import _graph_size as graph_size
 from gnnstab.probe.places import _inputs as inputs
 from gnnstab.probe.places import _masks as masks
 from gnnstab.probe.places import _normalised as normalised
+from gnnstab.probe.places import _padding as padding
 from gnnstab.probe.places import _parameters as parameters
 from gnnstab.probe.places import _states as states
+from gnnstab.probe.places import _zeros as zeros
 from gnnstab.probe.places._blocking import Blocks
 from gnnstab.probe.places._calls import Calls, watched
+from gnnstab.probe.places._casts import Casts
 from gnnstab.probe.places._reach import Reach
 from gnnstab.probe.replaying.replica import copied, eager, forked_rng, replica, rng_snapshot, tensors_in, tracked
 from gnnstab.records.vocabulary import PLACE_NON_FINITE
@@ -72,6 +78,7 @@ def survey(
     objective: Callable[[Any], Tensor],
     rng: Any = None,
     cast: AbstractContextManager[Any] | None = None,
+    came_back: Tensor | None = None,
 ) -> list[Place]:
     """Look at every place of one forward and backward.
 
@@ -85,6 +92,7 @@ def survey(
         objective: Output → scalar whose gradients are looked for.
         rng: State of the generators, see `rng_snapshot`.
         cast: The autocast in which the forward runs.
+        came_back: Gradient of the loss at the output, where ``objective`` is not the loss.
 
     Raises:
         UsageError: The model cannot be copied, or its forward fails.
@@ -92,10 +100,10 @@ def survey(
     try:
         with torch.enable_grad():
             own = tracked(copied(tuple(args))), tracked(copied(dict(kwargs)))
-        return _survey(model, *own, batch, objective, rng, cast)
+        return _survey(model, *own, batch, objective, rng, cast, came_back)
     except RuntimeError:
         # A forward may refuse inputs that have a gradient, as where it hands them to NumPy; operations on them are then not seen.
-        return _survey(model, copied(tuple(args)), copied(dict(kwargs)), batch, objective, rng, cast)
+        return _survey(model, copied(tuple(args)), copied(dict(kwargs)), batch, objective, rng, cast, came_back)
 
 
 def _survey(
@@ -106,6 +114,7 @@ def _survey(
     objective: Callable[[Any], Tensor],
     rng: Any,
     cast: AbstractContextManager[Any] | None,
+    came_back: Tensor | None,
 ) -> list[Place]:
     twin = replica(model)
     named = named_tensors(args, kwargs, model)
@@ -124,9 +133,12 @@ def _survey(
             return [objective(eager(twin)(*copied(tuple(args)), **copied(dict(kwargs))))]
 
     reach = Reach(twin, again)
-    with forked_rng(rng), torch.enable_grad(), watched(twin) as calls, cast:
+    # The fused attention keeps no weights; the plain one computes the same and shows them.
+    plain, casts = sdpa_kernel(SDPBackend.MATH), Casts(named)
+    with forked_rng(rng), torch.enable_grad(), watched(twin) as calls, cast, plain:
         try:
-            output = eager(twin)(*args, **kwargs)
+            with casts:
+                output = eager(twin)(*args, **kwargs)
         except RuntimeError:
             raise
         except Exception as error:
@@ -137,7 +149,7 @@ def _survey(
         seen = ForwardView(
             twin, named, calls, outputs, nodes, _graphs([*batch_vectors(model, args, kwargs), *graphs_in(batch)], nodes)
         )
-        found = [Place(*row) for row in _before_backward(seen, given)]
+        found = [Place(*row) for row in (*_before_backward(seen, given), *casts.rows())]
         loss = objective(output)
         if loss.isfinite().all() and all(bool(t.isfinite().all()) for t in outputs):
             found = [
@@ -147,10 +159,18 @@ def _survey(
         roots = [leaf for leaf in autograd.leaves([loss]) if id(leaf) not in fed]
         if roots:
             blocks = Blocks(seen)
+            for tensor in outputs:
+                if tensor.requires_grad:
+                    tensor.retain_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             found += [Place(*row) for row in blocks.rows()]
-        found += [Place(*row) for row in (*parameters.rows(seen, roots, reach), *gains.rows(seen))]
+        found += [
+            Place(*row) for row in (*parameters.rows(seen, roots, reach), *gains.rows(seen), *zeros.rows(twin, again))
+        ]
     found += [Place(*row) for row in alone.rows(twin, args, kwargs, named, seen.graphs, rng)]
+    found += [Place(*row) for row in constant_rows.rows(twin, args, kwargs, seen, rng)]
+    asked = outputs[0].grad if came_back is None and len(outputs) == 1 else came_back
+    found += [Place(*row) for row in graph_size.rows(twin, args, kwargs, seen, asked, rng)]
     return found[:MOST_PLACES]
 
 
@@ -160,6 +180,7 @@ def _before_backward(seen: ForwardView, given: Mapping[str, Tensor]) -> Iterator
         yield from states.rows(seen)
         yield from masks.rows(seen)
         yield from normalised.rows(seen)
+        yield from padding.rows(seen)
         yield from graph_level.rows(seen)
 
 

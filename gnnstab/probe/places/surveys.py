@@ -23,6 +23,7 @@ from gnnstab.records.vocabulary import (
     PLACE_NON_FINITE,
     PLACE_OUTPUT,
     PLACE_RMS,
+    PLACE_ZERO_WEIGHTS,
 )
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 _LARGEST = (PLACE_RMS, PLACE_COLUMN_RATIO, PLACE_NON_FINITE, PLACE_MASKED_WEIGHT)
 """Numbers of the data and the weight behind a mask: the largest of the run counts. Of everything else the latest does."""
 
-_FIRST = (PLACE_OUTPUT, PLACE_GAIN)
+_FIRST = (PLACE_OUTPUT, PLACE_GAIN, PLACE_ZERO_WEIGHTS)
 """What was so before training."""
 
 
@@ -120,7 +121,10 @@ class Surveys:
         cast = forward.autocast
         context = torch.autocast(cast.device_type, dtype=cast.dtype) if cast.enabled else nullcontext()
         try:
-            found = survey(model, forward.args, forward.kwargs, objective=read_out, rng=forward.rng, cast=context)
+            found = survey(
+                model, forward.args, forward.kwargs,
+                objective=read_out, rng=forward.rng, cast=context, came_back=getattr(forward.answer, "gradient", None),
+            )  # fmt: skip
         except (UsageError, RuntimeError) as error:  # Any other failure is one of the tool, and told as such.
             self._failed(error)
             return False

@@ -12,6 +12,7 @@ from torch_geometric.nn import MessagePassing
 from gnnstab.layers import Layer, layer_of
 from gnnstab.probe.attaching.softmax_tap import SoftmaxCall, Tap, Untappable
 from gnnstab.probe.batches.named_tensors import named_tensors
+from gnnstab.probe.layers import multihead_attention, multihead_scores
 from gnnstab.probe.replaying.replica import tensors_in
 
 
@@ -97,6 +98,8 @@ def instrument(model: nn.Module, observe: Observer, prefix: str = "") -> None:
     for name, module in model.named_modules():
         if name in attention:
             _Attention((prefix + name).rstrip("."), module, attention[name], observe)
+        elif isinstance(module, nn.MultiheadAttention):
+            _Fused((prefix + name).rstrip(".") or None, module, observe)
         elif not _inside(name, attention):
             rows = "" if _inside(name, passing) else "nodes"
             _Module(prefix + name if name else None, module, observe, rows)
@@ -126,6 +129,30 @@ class _Module:
         for _, tensor in floats(output):
             seen = StageTensor(self.name, self.calls - 1, "output", tensor, fed, module, self.rows)
             self.observe(seen._replace(detailed=self.leaf and self.name is not None))
+
+
+class _Fused(_Module):
+    """Watches torch's attention, which runs as one operation: its scores and weights are computed once more."""
+
+    def __init__(self, name: str | None, module: nn.Module, observe: Observer) -> None:
+        super().__init__(name, module, observe, "")
+        self.leaf = True
+
+    def after(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        """Scores without the masks, whose −∞ is meant; weights with them. In the format of the weights, autocast or not:
+        what fused attention keeps in between is wider than half precision."""
+        inputs = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
+        given = tuple(inputs[name] for name in ("query", "key", "value"))
+        wide = {name: inputs[name].to(next(module.parameters()).dtype) for name in ("query", "key", "value")}
+        others = {name: value for name, value in kwargs.items() if name not in wide}
+        with torch.no_grad(), torch.autocast(given[0].device.type, enabled=False):
+            score = multihead_scores(module, **wide)
+            found = multihead_attention(module, *wide.values(), *args[3:], **others)
+        if score is not None and found is not None:
+            seen = StageTensor(self.name, self.calls - 1, "score", score, given, module, detailed=True)
+            self.observe(seen)
+            self.observe(seen._replace(stage="attention", tensor=found[1], fed=(score,), module=None))
+        super().after(module, args, kwargs, output[0] if isinstance(output, tuple) else output)
 
 
 class _Attention:

@@ -40,13 +40,7 @@ class Bundle:
     """The event, field by field, with JSON's types."""
 
     layers: tuple[dict[str, Any], ...]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    rng: Mapping[str, Any]
-    """As `gnnstab.probe.replaying.replica.rng_snapshot` gives it."""
-
-    autocast: Autocast
-    mode: str
+    inputs: ForwardInputs
     weights: dict[str, Tensor]
     left_out: tuple[str, ...]
     """Arguments that could not be saved, each with the reason."""
@@ -105,11 +99,13 @@ def read(folder: str | os.PathLike[str]) -> Bundle:
         return Bundle(
             event=dict(about["event"]),
             layers=tuple(dict(facts) for facts in _read_json(path / "layers.json")),
-            args=tuple(_revived(value) for value in batch["args"]),
-            kwargs={str(key): _revived(value) for key, value in batch["kwargs"].items()},
-            rng={"cpu": _tensor(rng["cpu"]), "cuda": dict(rng["cuda"])},
-            autocast=Autocast(str(device), _dtype(dtype), bool(enabled)),
-            mode=str(about["mode"]),
+            inputs=ForwardInputs(
+                tuple(_revived(value) for value in batch["args"]),
+                {str(key): _revived(value) for key, value in batch["kwargs"].items()},
+                {"cpu": _tensor(rng["cpu"]), "cuda": dict(rng["cuda"])},
+                Autocast(str(device), _dtype(dtype), bool(enabled)),
+                str(about["mode"]),
+            ),
             weights={str(name): _tensor(value) for name, value in weights.items()},
             left_out=tuple(str(text) for text in about["left_out"]),
         )

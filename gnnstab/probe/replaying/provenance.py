@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -38,16 +39,8 @@ class StageRow(NamedTuple):
     """Of the model's argument, where the row is an input of the model."""
 
 
-class _Found(BaseException):
-    """Ends the replay at the first non-finite tensor; no ``except Exception`` of the model may stop it."""
-
-    def __init__(self, seen: StageTensor) -> None:
-        super().__init__()
-        self.seen = seen
-
-
-def walk(model: nn.Module, inputs: ForwardInputs) -> list[StageRow]:
-    """Every stage of every `TransformerConv` and every leaf module's output, in the order of execution.
+def walk(model: nn.Module, inputs: ForwardInputs) -> tuple[list[StageRow], Event | None]:
+    """Every stage of every attention layer and every leaf module's output in the order of execution, and the first non-finite value.
 
     Runs once on a copy (see `locate_non_finite`). A forward that fails after a non-finite value is expected: the rows
     up to the failure are returned.
@@ -56,17 +49,23 @@ def walk(model: nn.Module, inputs: ForwardInputs) -> list[StageRow]:
         UsageError: The model cannot be copied, or its forward fails while everything is finite.
     """
     rows: list[StageRow] = []
+    event: Event | None = None
+    last: StageTensor | None = None
 
     def observe(seen: StageTensor) -> None:
+        nonlocal event, last
+        if event is None and not torch.isfinite(seen.tensor).all():
+            event = _event(seen, model, last, 0, inputs.mode)
+        last = seen
         if seen.detailed:
             rows.append(_row(seen))
 
     try:
         _replay(model, inputs, observe)
     except UsageError:
-        if not any(row.non_finite for row in rows):
+        if event is None:
             raise
-    return rows
+    return rows, event
 
 
 def locate_non_finite(model: nn.Module, inputs: ForwardInputs, step: int = 0) -> Event | None:
@@ -81,18 +80,8 @@ def locate_non_finite(model: nn.Module, inputs: ForwardInputs, step: int = 0) ->
     Raises:
         UsageError: The model cannot be copied, or its forward fails before anything non-finite was seen.
     """
-    last: list[StageTensor] = []
-
-    def observe(seen: StageTensor) -> None:
-        if not torch.isfinite(seen.tensor).all():
-            raise _Found(seen)
-        last[:] = [seen]
-
-    try:
-        _replay(model, inputs, observe)
-    except _Found as found:
-        return _event(found.seen, model, last[0] if last else None, step, inputs.mode)
-    return None
+    _, event = walk(model, inputs)
+    return None if event is None else replace(event, step=step)
 
 
 def _replay(model: nn.Module, inputs: ForwardInputs, observe: Observer) -> None:

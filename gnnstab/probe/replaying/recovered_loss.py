@@ -93,14 +93,10 @@ def _binary(output: Tensor, gradient: Tensor, value: float) -> Recovered | None:
 
 def _squared(output: Tensor, gradient: Tensor, value: float) -> Recovered | None:
     """κ·‖o − y‖² has the gradient 2κ(o − y), so that κ = ‖g‖²/4L; it counts where κ is that of a mean or of a sum."""
-    kept = gradient != 0
-    own = gradient[kept]
-    factor = float(own.square().sum()) / (4 * value)
-    rows = int(kept.reshape(len(kept), -1).any(1).sum()) if kept.dim() else 1
-    usual = (1.0, 0.5, 1 / own.numel(), 0.5 / own.numel(), 1 / rows, 0.5 / rows)
-    if not any(abs(factor - one) <= CLOSE * one for one in usual):
+    found = _squares(output, gradient, value)
+    if found is None:
         return None
-    target = output[kept] - own / (2 * factor)
+    kept, factor, target = found
 
     def loss(result: Any, batch: Any) -> Tensor:
         entries = result[kept].float()
@@ -108,6 +104,26 @@ def _squared(output: Tensor, gradient: Tensor, value: float) -> Recovered | None
         return total
 
     return loss
+
+
+def squared_targets(output: Tensor, gradient: Tensor, value: float) -> Tensor | None:
+    """The targets of a squared error, those that the output is not equal to; None for another loss. Arguments as of `recovered_loss`."""
+    output, gradient = output.detach().double(), gradient.detach().double()
+    usable = output.shape == gradient.shape and math.isfinite(value) and value > 0 and bool(gradient.any())
+    found = _squares(output, gradient, value) if usable and bool(gradient.isfinite().all()) else None
+    return None if found is None else found[2]
+
+
+def _squares(output: Tensor, gradient: Tensor, value: float) -> tuple[Tensor, float, Tensor] | None:
+    """Which entries are compared, κ, and their targets."""
+    kept = gradient != 0
+    own = gradient[kept]
+    factor = float(own.square().sum()) / (4 * value)
+    rows = int(kept.reshape(len(kept), -1).any(1).sum()) if kept.dim() else 1
+    usual = (1.0, 0.5, 1 / own.numel(), 0.5 / own.numel(), 1 / rows, 0.5 / rows)
+    if not any(abs(factor - one) <= CLOSE * one for one in usual):
+        return None
+    return kept, factor, output[kept] - own / (2 * factor)
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

@@ -9,7 +9,7 @@ from gnnstab.layers import Call, Layer
 from gnnstab.probe.statistics._features import constant_share
 from gnnstab.probe.statistics._graph import from_degrees
 from gnnstab.probe.statistics._groups import group_sizes
-from gnnstab.probe.statistics._unit_input import unit_input_attention
+from gnnstab.probe.statistics._unit_input import score_scale, unit_input_attention
 from gnnstab.probe.statistics.activations import (
     clip_share,
     dead_share,
@@ -22,7 +22,7 @@ from gnnstab.probe.statistics.activations import (
 from gnnstab.probe.statistics.attention import entropy_measures, precision_measures, score_measures
 from gnnstab.probe.statistics.numbers import Measured, as_rows, quiet, rms
 from gnnstab.probe.statistics.smoothness import relative_difference
-from gnnstab.records.vocabulary import SMOOTHNESS_RELATIVE_INPUT
+from gnnstab.records.vocabulary import SCORE_PRODUCT_SCALE, SMOOTHNESS_RELATIVE_INPUT
 from gnnstab.sharding import sharded
 
 
@@ -48,7 +48,10 @@ def attention_measures(call: Call, kind: Layer, module: nn.Module, batch: Tensor
         }
         if call.x_target.shape[-1] == 0:
             numbers = {name: value for name, value in numbers.items() if name not in _OF_INPUT}
-        unit = unit_input_attention(call, kind, module) if whole else None
+        scale = score_scale(call, kind, module) if whole else None
+        if scale is not None and kind.multiplies:
+            numbers[SCORE_PRODUCT_SCALE] = Measured(scale)
+        unit = unit_input_attention(call, kind, module, scale)
         if unit is not None:
             numbers.update(entropy_measures(unit, index, degree, "_unit_input"))
         return numbers

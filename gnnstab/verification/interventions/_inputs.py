@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch_geometric.data.data import BaseData
 
 from gnnstab.probe.batches.named_tensors import named_tensors
+from gnnstab.probe.batches.roles import is_target, standardised
 from gnnstab.probe.replaying.replica import mapped
 from gnnstab.records.vocabulary import PLACE_RMS
 from gnnstab.verification.interventions._measuring import Look
@@ -18,9 +19,6 @@ from gnnstab.verification.interventions._trial import Case, Edit, Trial
 
 LARGE = 4.0
 """RMS or |mean| / deviation of a column from which it deviates: an input of RMS 4 gives 16 times the logits of one of RMS 1."""
-
-_TARGETS = frozenset({"y", "target", "targets", "label", "labels"})
-"""Names under which a batch holds what the loss compares with; the model does not read them."""
 
 
 def standardise_input(case: Case, base: Look) -> Iterator[Trial]:
@@ -30,7 +28,7 @@ def standardise_input(case: Case, base: Look) -> Iterator[Trial]:
     fed = {s.layer for s in case.signals.find(PLACE_RMS) if s.detail.get("fed")}
     for name, tensor in tensors_of(case.batch, case.model).items():
         columns = deviating(tensor, whole=name in fed)
-        if columns is None or name.rpartition(".")[2] in _TARGETS:
+        if columns is None or is_target(name):
             continue
         size = float(tensor.detach().double().square().mean(0).sqrt()[columns].max())
         yield Trial(
@@ -56,14 +54,6 @@ def deviating(tensor: Tensor, *, whole: bool) -> Tensor | None:
     counted = (values == values.round()).all(0) & (not whole)
     off = (size > LARGE) & ~counted & torch.isfinite(size) & (spread > 0)
     return off.nonzero().flatten() if bool(off.any()) else None
-
-
-def standardised(tensor: Tensor, columns: Tensor) -> Tensor:
-    """(x − mean) / std of the given columns."""
-    values = tensor.detach().clone()
-    part = values[:, columns].double()
-    values[:, columns] = ((part - part.mean(0)) / part.std(0)).to(values.dtype)
-    return values
 
 
 def as_batch(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:

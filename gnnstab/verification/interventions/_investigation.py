@@ -52,7 +52,7 @@ class Investigation:
     """Causes that may be suspects and could not be undone: the numbers that show them, or a place for the edit, are missing."""
 
     rate: Finding | None = None
-    """The finding that shows a rate which is too high for this optimizer and model, where the weights have been trained."""
+    """The finding that shows what has made the weights so: a rate that is too high for this model, memory that nobody wrote."""
 
     losses: tuple[float, float] | None = None
     """The user's loss as it is and with softer attention, where sharp attention was learned."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from torch_geometric.utils import softmax
 
 from gnnstab.probe.batches.arguments import as_arguments
 from gnnstab.probe.measure import read_out
+from gnnstab.probe.optimizer.softening import homes
 from gnnstab.probe.pooling import sums_watched
 from gnnstab.probe.replaying.replica import Autocast, device_of, on_device, tracked
 from gnnstab.probe.replaying.zero_output import loss_over_zero
@@ -141,23 +141,23 @@ class _Watched:
         # A model that is itself a layer is recorded under the name of its class.
         modules = {type(model).__name__: model, **dict(model.named_modules())}
         handles = []
-        homes: dict[int, Any] = {}
+        known: dict[int, Any] = {}
         for name in self._facts:
             if name in modules:
                 handles.append(modules[name].register_forward_pre_hook(partial(self._enter, name), with_kwargs=True))
                 handles.append(modules[name].register_forward_hook(partial(self._leave, name), always_call=True))
-                homes |= {id(home): home for home in _homes(modules[name])}
+                known |= {id(home): home for home in homes(modules[name])}
         for name, module in modules.items():
             if name not in self._facts and (name in self._edit.output_factors or name in self._edit.centred):
                 handles.append(module.register_forward_hook(partial(self._changed, name)))
             if "Norm" in type(module).__name__:
                 handles.append(module.register_forward_pre_hook(partial(self._normalise, name)))
         try:
-            for home in homes.values():
+            for home in known.values():
                 home.softmax = self._softmax
             yield
         finally:
-            for home in homes.values():
+            for home in known.values():
                 home.softmax = softmax
             for handle in handles:
                 handle.remove()
@@ -244,12 +244,3 @@ class _Watched:
 
 def _peak(x: Tensor) -> Tensor:
     return x.abs().max()
-
-
-def _homes(module: nn.Module) -> Iterator[Any]:
-    """The Python modules in which a layer's class, or a class above it, knows PyG's ``softmax`` by that name."""
-    for part in module.modules():
-        for kind in type(part).__mro__:
-            home = sys.modules.get(kind.__module__)
-            if home is not None and vars(home).get("softmax") is softmax:
-                yield home

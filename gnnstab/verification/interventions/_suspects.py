@@ -26,9 +26,11 @@ from gnnstab.records.vocabulary import (
     PLACE_DEAD_SHARE,
     PLACE_GAIN,
     POOL_SUM_SIZE,
+    SCORE_PRODUCT_SCALE,
     SUM_BY_HAND_SIZE,
 )
-from gnnstab.rules.queries import large_gain, per_head
+from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
+from gnnstab.rules.queries import large_gain, measured, per_head
 from gnnstab.verification.interventions._measuring import Look
 from gnnstab.verification.interventions._trial import Case, Edit, Trial
 
@@ -118,12 +120,39 @@ def unit_gains(case: Case, base: Look) -> Iterator[Trial]:
 def _of_single_weights(case: Case) -> Iterator[Trial]:
     """Weights anywhere on the way that were drawn far too wide, as GS201 has seen it."""
     found = {str(f.layer): f.value for f in case.findings if f.signal == PLACE_GAIN and math.isfinite(f.value)}
-    if found:
+    if not found:
+        return
+
+    @contextmanager
+    def edited(model: nn.Module) -> Iterator[nn.Module]:
+        # A table of embeddings may be read without a call of its module, which no hook would see.
+        weights = [model.get_submodule(name).get_parameter("weight").data for name in found]
+        before = [weight.clone() for weight in weights]
+        try:
+            for weight, gain in zip(weights, found.values(), strict=True):
+                weight.div_(gain)
+            yield model
+        finally:
+            for weight, old in zip(weights, before, strict=True):
+                weight.copy_(old)
+
+    yield Trial(
+        "unit-gains", "unsuitable-init", f"scaling the weight of {_listed(list(found))} to a gain of 1",
+        f"the weight of {_listed(list(found))} has a gain of {max(found.values()):.3g}", Edit(model=edited), deviates=True,
+        place=_listed(list(found)),
+    )  # fmt: skip
+
+
+def divide_products(case: Case, base: Look) -> Iterator[Trial]:
+    """Scores that are many times q·k/√d, divided by what is too much."""
+    limit = AttentionExplosion().product_scale
+    scales = {str(s.layer): s.value for s in measured(case.signals.find(SCORE_PRODUCT_SCALE)) if s.value > limit}
+    if scales and case.suffers("attention.", "score.", "precision.", "gradient."):
         yield Trial(
-            "unit-gains", "unsuitable-init", f"scaling what {_listed(list(found))} returns to a gain of 1",
-            f"the weight of {_listed(list(found))} has a gain of {max(found.values()):.3g}",
-            Edit(output_factors={name: 1.0 / gain for name, gain in found.items()}), deviates=True,
-            place=_listed(list(found)),
+            "divide-products", "attention-explosion", f"dividing the scores of {_listed(list(scales))} down to q·k/√d",
+            f"the scores of {_listed(list(scales))} are {max(scales.values()):.3g} times q·k/√d",
+            Edit(score_factors={name: torch.tensor(1 / scale) for name, scale in scales.items()}), deviates=True,
+            place=_listed(list(scales)),
         )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ INTERVENTIONS: tuple[Suspects, ...] = (
     suspects.norms_told_of_graphs,
     suspects.divide_sums,
     suspects.unit_gains,
+    suspects.divide_products,
     suspects.rescale_queries,
     suspects.centred_units,
     suspects.identity_paths,

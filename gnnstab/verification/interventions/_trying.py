@@ -17,6 +17,7 @@ from gnnstab.records import Finding, Signals
 from gnnstab.records.vocabulary import GAIN_VALUE, LOGIT_ALIGNMENT, LOGIT_FROBENIUS, LOSS
 from gnnstab.rules.explanation import is_warning
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
+from gnnstab.rules.gs605_absurd_weight import AbsurdWeight
 from gnnstab.rules.queries import fresh, measured, sharp_from_the_start
 from gnnstab.verification.interventions._investigation import Investigation, Tried
 from gnnstab.verification.interventions._measuring import Look, look
@@ -67,7 +68,10 @@ def investigate(
 
 
 def _rate(case: Case) -> Finding | None:
-    """What training has made the weights so by: a rate that is too high, or targets of another scale."""
+    """What has made the weights so: memory that nobody wrote, a rate that is too high, or targets of another scale."""
+    unwritten = next((f for f in case.findings if f.code == AbsurdWeight.code and is_warning(f)), None)
+    if unwritten is not None:
+        return unwritten
     sharp = {s.goal.layer for s in case.symptoms if s.goal.signal.startswith("attention.")}
     limit = AttentionExplosion().warn_entropy
     if fresh(case.signals) or any(sharp_from_the_start(case.signals, layer, limit) for layer in sharp):

@@ -42,7 +42,7 @@ class Ruling:
     """Suspects whose undoing did little, each with its numbers."""
 
     follows: Finding | None = None
-    """What has made the root so: a rate that is too high, where the root are weights that were trained with it."""
+    """What has made the root so: a rate that is too high, where the root are weights that were trained with it, or memory that nobody wrote."""
 
     @property
     def cause(self) -> str | None:

@@ -257,6 +257,6 @@ def test_stand_ins_on_top_of_each_other_leave_the_module_as_it_was() -> None:
     first.put()
     second = StandIn(layer)
     second.put()
-    first.take()
-    second.take()
+    first.remove()
+    second.remove()
     assert "forward" not in vars(layer)

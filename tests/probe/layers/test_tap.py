@@ -15,31 +15,22 @@ from torch_geometric.utils import softmax as edge_softmax
 from gnnstab.probe.attaching.softmax_tap import SoftmaxCall, Tap, Untappable
 from gnnstab.probe.recorder import Recorder
 from gnnstab.trace import TraceWriter
+from listening import Listener
 from models.convnets import WIDTH, graph
 
 SCORES: list[Tensor] = []
 """What the subclasses below say they gave to softmax."""
 
 
-class Recording:
-    """A listener that keeps everything."""
+class Recording(Listener):
+    """A listener that keeps errors, too."""
 
     def __init__(self) -> None:
-        self.seen: list[SoftmaxCall] = []
-        self.messages: list[Tensor] = []
+        super().__init__()
         self.errors: list[Exception] = []
-
-    def saw(self, seen: SoftmaxCall) -> None:
-        self.seen.append(seen)
-
-    def returned(self, message: Tensor) -> None:
-        self.messages.append(message)
 
     def failed(self, error: Exception) -> None:
         self.errors.append(error)
-
-    def saw_compiled(self, score: Tensor, attention: Tensor | None) -> None:
-        raise AssertionError("nothing is compiled here")
 
 
 class Own(TransformerConv):

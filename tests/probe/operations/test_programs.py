@@ -13,6 +13,7 @@ from gnnstab.probe.operations import repeat
 from gnnstab.probe.operations.repeat import objective_of
 from gnnstab.probe.replaying.replica import ForwardInputs
 from models.programs import PROGRAMS, Program
+from trained import trained
 
 EVERY_PROGRAM = pytest.mark.parametrize("program", PROGRAMS.values(), ids=list(PROGRAMS))
 
@@ -24,14 +25,7 @@ def judged(program: Program, face: str, broken: bool) -> Any:
         return gnnstab.diagnose(model, batch=batch, loss=loss, select=["GS502"])
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     told = loss if face == "monitor with the loss" else None
-    with gnnstab.Monitor(model, optimizer=optimizer, on_finding="ignore", loss=told) as monitor:
-        for _ in range(3):
-            optimizer.zero_grad()
-            value = loss(model(batch), batch)
-            value.backward()
-            optimizer.step()
-            monitor.loss(value)
-    return monitor.diagnose(select=["GS502"])
+    return trained(model, batch, loss, 3, optimizer=optimizer, told=told, select=["GS502"])
 
 
 @EVERY_PROGRAM

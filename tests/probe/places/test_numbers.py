@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gnnstab.probe.batches.roles import is_target, value_columns
 from gnnstab.probe.places import _autograd as autograd
 from gnnstab.probe.places import _numbers as numbers
 from gnnstab.probe.places import not_held
-from gnnstab.probe.places._roles import is_target, value_columns
 
 
 def random(*shape: int) -> Tensor:

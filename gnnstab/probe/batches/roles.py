@@ -30,3 +30,17 @@ def value_columns(tensor: Tensor) -> Tensor:
 def is_target(name: str) -> bool:
     """True when the name of a tensor says that the output is compared with it."""
     return name.rsplit(".", 1)[-1].lower() in TARGETS
+
+
+def standardised(tensor: Tensor, chosen: Tensor | None = None) -> Tensor:
+    """(rows, columns) with mean 0 and deviation 1 in the ``chosen`` columns (all when omitted); a constant one is scaled, not removed."""
+    part = tensor.detach() if chosen is None else tensor.detach()[:, chosen]
+    values = part.double()
+    deviation, largest = values.std(0, unbiased=False, keepdim=True), values.abs().amax()
+    deviation = torch.where(deviation > 1e-6 * values.abs().amax(0, keepdim=True), deviation, largest)
+    made = ((values - values.mean(0, keepdim=True)) / deviation.clamp(min=1e-12)).to(tensor.dtype)
+    if chosen is None:
+        return made
+    changed = tensor.detach().clone()
+    changed[:, chosen] = made
+    return changed

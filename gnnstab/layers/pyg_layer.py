@@ -1,16 +1,15 @@
-"""What the kinds share whose attention is watched in a model: no signature in a file, scores as softmax receives them."""
+"""What the kinds of torch_geometric share: class and configuration read off the module, edges as forward was given them."""
 
 from __future__ import annotations
 
 import importlib
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from gnnstab.errors import GnnstabError
-from gnnstab.layers.base import Call, Gain, Layer, StoredLayer
+from gnnstab.layers.base import UNSCALABLE, Layer
 from gnnstab.layers.edges import edge_ends, fewest, with_loops
+from gnnstab.layers.maps import loop
 from gnnstab.records import LayerFacts
 
 if TYPE_CHECKING:
@@ -31,14 +30,9 @@ class Factor:
     """True for a dictionary with one such parameter per relation or meta-path."""
 
 
-class WatchedLayer(Layer):
-    """A kind that is judged in a model, and that a bare file of weights is not recovered to."""
+class PygLayer(Layer):
+    """A kind of torch_geometric, judged in a model; one that a file is recovered to says more."""
 
-    stages: ClassVar[Mapping[str, str]] = {}
-    signature: ClassVar[re.Pattern[str]] = re.compile(r"(?!)")
-    essential: ClassVar[frozenset[str]] = frozenset()
-    absent: ClassVar[str] = ""
-    width_names: ClassVar[tuple[str, str]] = ("", "")
     given: ClassVar[tuple[str, ...]] = ("x", "edge_index")
     """Names of the arguments of forward, in order, as far as edges are read from them."""
 
@@ -54,13 +48,14 @@ class WatchedLayer(Layer):
         return isinstance(module, own) and type(module).forward is own.forward
 
     def own_code(self, module: nn.Module) -> bool:
-        """True when forward and message are PyG's own."""
-        kind: Any = type(module)
-        return self.own_forward(module) and getattr(kind, "message", None) is getattr(self.pyg(), "message", None)
+        """True when forward, message and where softmax is called are PyG's own."""
+        kind, own, parts = type(module), self.pyg(), ("message", *self.softmax_in)
+        return self.own_forward(module) and all(getattr(kind, n, None) is getattr(own, n, None) for n in parts)
 
     def repeats(self, function: Any) -> bool:
-        """False: scores are read where softmax receives them, and a compiled graph shows no such place."""
-        return False
+        """True for PyG's own method, where a compiled graph shows the scores in it."""
+        repeatable = type(self).traced_scores is not Layer.traced_scores
+        return repeatable and function is getattr(self.pyg(), self.softmax_in[0], None)
 
     # A layer in memory
 
@@ -83,8 +78,13 @@ class WatchedLayer(Layer):
             edge_dim=edge_dim if isinstance(edge_dim, int) else 0,
             bias=getattr(conv, "bias", None) is not None if "bias" in self.defaults else None,
             aggregation=aggregation if isinstance(aggregation, str) else None,
-            options={**{key: values.get(key) for key in self.defaults if key not in _FACTS}, **self.more(conv)},
+            options={**{key: values.get(key) for key in self.options}, **self.more(conv)},
         )
+
+    @property
+    def options(self) -> list[str]:
+        """Arguments of the constructor that only this kind has."""
+        return [name for name in self.defaults if name not in _FACTS]
 
     def in_channels(self, conv: Any) -> tuple[int, int] | None:
         """Width of source and target nodes; None where it is not one number each."""
@@ -110,14 +110,23 @@ class WatchedLayer(Layer):
     def edges(
         self, module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], target: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The edges as they were handed over, with the self-loops that the layer adds."""
+        """The edges as they were handed over, after the layer has put self-loops of its own in the place of those among them."""
         conv: Any = module
-        edge_index = self.argument("edge_index", args, kwargs)
-        if getattr(conv, "add_self_loops", False):
-            edge_index = with_loops(edge_index, fewest(self.argument("x", args, kwargs)))[0]
-        source, index, values = edge_ends(edge_index, getattr(conv, "flow", "source_to_target"))
-        features = self.argument("edge_attr", args, kwargs)
-        return source, index if target is None else target, values if features is None else features.detach()
+        flow = getattr(conv, "flow", "source_to_target")
+        edge_index, edge_attr = (self.argument(name, args, kwargs) for name in ("edge_index", "edge_attr"))
+        if "add_self_loops" in self.defaults:
+            # A copy of the class that lacks the switch tells by the number of edges of its softmax.
+            grown = target is not None and target.numel() != edge_ends(edge_index, flow)[1].numel()
+            if getattr(conv, "add_self_loops", grown):
+                size = self.argument("size", args, kwargs)
+                sized = isinstance(size, (tuple, list))
+                nodes = min(size) if sized else fewest(self.argument("x", args, kwargs))
+                edge_index, edge_attr = with_loops(edge_index, nodes, edge_attr, getattr(conv, "fill_value", None))
+        source, index, values = edge_ends(edge_index, flow)
+        features = values if edge_attr is None else edge_attr.detach()
+        if features is not None and features.dim() == 1:
+            features = features.view(-1, 1)
+        return source, index if target is None else target, features
 
     def argument(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """What forward was given under this name; None where it was not."""
@@ -125,77 +134,22 @@ class WatchedLayer(Layer):
         return args[place] if place < len(args) else kwargs.get(name)
 
     def joined(self, module: nn.Module, messages: Tensor, target: Tensor, nodes: int) -> Tensor | None:
-        """The sum over the edges of every target; None for another aggregation."""
+        """The sum over the edges of every target, heads joined or averaged; None where that, or the sum, is not known."""
         conv: Any = module
         if getattr(conv, "aggr", None) not in ("add", "sum") or messages.dim() not in (2, 3):
             return None
-        if len(messages) != len(target):
+        split = messages.dim() == 3 and messages.size(1) > 1 and "concat" in self.defaults
+        concat = getattr(conv, "concat", None) if split else True
+        if len(messages) != len(target) or not isinstance(concat, bool):
             return None
         summed = messages.new_zeros(nodes, *messages.shape[1:]).index_add_(0, target, messages.detach())
-        return summed.mean(dim=1) if summed.dim() == 3 and not getattr(conv, "concat", True) else summed.flatten(1)
-
-    def scores(self, module: nn.Module, call: Call, x_source: Tensor, x_target: Tensor) -> Tensor | None:
-        """None: they are watched and not recomputed."""
-        return None
-
-    def skip(self, module: nn.Module, x_target: Tensor) -> Tensor | None:
-        """None: a branch of its own is not told apart."""
-        return None
-
-    # A layer in a file: there is none
-
-    def lookalike(self, stored: StoredLayer) -> str:
-        """Its names tell nothing."""
-        return f"the tensors of a {self.kind} do not tell it from other layers"
-
-    def wrong_shape(self, stored: StoredLayer) -> str:
-        """Nor do its shapes."""
-        return self.lookalike(stored)
-
-    def widths(self, stored: StoredLayer) -> tuple[int, int]:
-        """Raise `GnnstabError`."""
-        raise self._not_stored()
-
-    def stored_facts(self, stored: StoredLayer, known: Mapping[str, Any]) -> dict[str, Any]:
-        """Raise `GnnstabError`."""
-        raise self._not_stored()
-
-    def drawn(self, stored: StoredLayer) -> list[Tensor]:
-        """Raise `GnnstabError`."""
-        raise self._not_stored()
-
-    def logits(self, stored: StoredLayer, heads: int) -> dict[str, list[float]]:
-        """Raise `GnnstabError`."""
-        raise self._not_stored()
-
-    def gain(self, stored: StoredLayer, facts: LayerFacts) -> Gain:
-        """Raise `GnnstabError`."""
-        raise self._not_stored()
-
-    def build(self, stored: StoredLayer, facts: LayerFacts) -> nn.Module:
-        """Raise `GnnstabError`."""
-        raise self._not_stored()
-
-    def _not_stored(self) -> GnnstabError:
-        return GnnstabError(f"a {self.kind} is not recovered from a file; pass the model")
+        return summed.flatten(1) if concat else summed.mean(dim=1)
 
     # A layer in print, and what can be changed about it
 
-    def arguments(self, facts: LayerFacts) -> Mapping[str, Any]:
-        """What is known of them."""
-        return {name: facts.get(name) for name in self.defaults}
-
-    def scale_scores(self, module: Any, factors: Sequence[float]) -> None:
-        """Scale the parameters that the scores are proportional to."""
-        found = [(factor, tensor) for factor in self.factors for tensor in self._tensors(module, factor)]
-        if not found:
-            raise self._inapplicable("no weights that scale its scores alone")
-        for factor, tensor in found if len(factors) else ():
-            tensor.mul_(along(tensor, factor.axis, factors))
-
     def scaled(self, tensors: Mapping[str, Tensor], factors: Sequence[float]) -> dict[str, Tensor]:
-        """The same parameters."""
-        self._able()
+        """The parameters that the scores are proportional to."""
+        self._able("scale_scores", UNSCALABLE)
         found = {}
         for factor in self.factors:
             for name, tensor in tensors.items():
@@ -205,45 +159,18 @@ class WatchedLayer(Layer):
 
     def scale_lines(self, owner: str, facts: LayerFacts | None, factors: Sequence[float] | None) -> list[str]:
         """One line per parameter and head below 1."""
-        self._able()
+        self._able("scale_scores", UNSCALABLE)
         chosen = [f for f in self.factors if facts is None or self.present(f.name, facts)]
         if factors is None:
-            loop = f"for h in range({owner}.heads):  # gamma = min(1, 3 * sqrt(2 * ln(median in-degree)) / max|score of head h|)"
-            return [loop, *(f"    {_line(owner, f, 'h', 'gamma[h]')}" for f in chosen)]
+            return [loop(f"{owner}.heads"), *(f"    {_line(owner, f, 'h', 'gamma[h]')}" for f in chosen)]
         low = [(head, factor) for head, factor in enumerate(factors) if factor < 1.0]
-        block = self.block(facts)
+        block = self.columns(facts, len(factors)) // max(len(factors), 1)
         places = {h: str(h) if block == 1 else f"{h * block}:{(h + 1) * block}" for h, _ in low}
         return [_line(owner, f, places[head], f"{factor:.4g}") for head, factor in low for f in chosen]
 
-    def block(self, facts: LayerFacts | None) -> int:
-        """Length of a head's block in the factors."""
-        return 1
-
-    def reinitialise(self, module: nn.Module, parts: Sequence[str]) -> int:
-        """Initialise the parts anew: matrices and vectors by glorot, modules as they do it themselves."""
-        from torch_geometric.nn.inits import glorot, reset
-
-        if not self.applies("reinitialise"):
-            raise self._inapplicable("no part that can be initialised anew alone")
-        found = {name: part for name in parts if (part := getattr(module, name, None)) is not None}
-        for name, part in found.items():
-            glorot(part) if name in self.vectors else reset(part)
-        return len(found)
-
-    def reinit_line(self, owner: str, part: str) -> str:
-        """The same for one part."""
-        return f"torch_geometric.nn.inits.{'glorot' if part in self.vectors else 'reset'}({owner}.{part})"
-
-    def _tensors(self, module: Any, factor: Factor) -> Iterator[Tensor]:
-        found = module
-        for part in factor.name.split("."):
-            found = getattr(found, part, None)
-        if found is not None:
-            yield from found.values() if factor.each else (found,)
-
-    def _able(self) -> None:
-        if not self.applies("scale_scores"):
-            raise self._inapplicable("no weights that scale its scores alone")
+    def columns(self, facts: LayerFacts | None, heads: int) -> int:
+        """Length of the axis along which the heads lie, each as a block of equal length; ``heads`` scores per edge."""
+        return heads
 
 
 def along(tensor: Tensor, axis: int, factors: Sequence[float]) -> Tensor:

@@ -1,0 +1,151 @@
+"""The same steps with softer attention on a copy: whether sharp scores help the model to learn or keep it from it."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch_geometric.utils import softmax
+
+from gnnstab.probe.optimizer.learning import STEPS
+from gnnstab.records import Signal
+from gnnstab.records.vocabulary import ATTENTION_ENTROPY, OPTIMIZER_SOFTER
+
+if TYPE_CHECKING:
+    from gnnstab.probe.optimizer.optimizer_steps import Bench
+
+SPREAD = 0.3
+"""Standard deviation of the scores of one target that softened attention begins with: weights within a factor 2 of one another."""
+
+SHARP = 0.35
+"""Entropy over ln(in-degree) below which attention is sharp, as for GS301."""
+
+MASKED = 1e4
+"""Size of a score from which on it stands for a mask."""
+
+
+def sharp_layers(values: Sequence[Signal]) -> list[str]:
+    """The layers whose attention was measured to be sharp."""
+    sharp = (s.layer for s in values if s.name == ATTENTION_ENTROPY and s.head is None and s.value < SHARP)
+    return list(dict.fromkeys(name for name in sharp if name))
+
+
+def softer_signals(bench: Bench, layers: Sequence[str]) -> Iterator[Signal]:
+    """Best loss of a few steps as it is over that of the same steps with the scores of ``layers`` softened; nothing where one has no softmax.
+
+    Raises:
+        UsageError: As `Bench.trial`.
+    """
+    if not layers:
+        return
+    mode = Softened(layers)
+    with mode:
+        softer = bench.trial(STEPS, edit=mode.watch).losses
+    if mode.softened != set(layers):
+        return
+    as_is = bench.trial(STEPS).losses
+    best, undone = min(as_is), min(softer)
+    if 0 < best < math.inf and 0 < undone < math.inf:
+        detail = {"names": list(layers[:40]), "first": as_is[0], "best": best, "undone": undone, "steps": STEPS}
+        yield Signal(OPTIMIZER_SOFTER, best / undone, source="steps", detail=detail)
+
+
+class Softened(TorchFunctionMode):
+    """Within the block, and within calls of the layers, every softmax gets scores that spread by `SPREAD` at most to begin with.
+
+    The factor of a layer is that of its first call, so that training may sharpen the attention anew.
+    """
+
+    def __init__(self, layers: Sequence[str]) -> None:
+        super().__init__()
+        self._layers = frozenset(layers)
+        self._running: list[str] = []
+        self._factors: dict[str, float] = {}
+        self._homes: list[ModuleType] = []
+
+    @property
+    def softened(self) -> set[str]:
+        """The layers in which a softmax was seen."""
+        return set(self._factors)
+
+    def watch(self, model: nn.Module) -> None:
+        """Have a copy tell which of the layers runs."""
+        for name, module in {type(model).__name__: model, **dict(model.named_modules())}.items():
+            if name in self._layers:
+                module.register_forward_pre_hook(partial(self._enter, name))
+                module.register_forward_hook(self._leave, always_call=True)
+        self._homes = [home for module in model.modules() for home in homes(module)]
+        for home in self._homes:
+            home.softmax = self._over_edges  # type: ignore[attr-defined]
+
+    def __exit__(self, *error: Any) -> None:
+        for home in self._homes:
+            home.softmax = softmax  # type: ignore[attr-defined]
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self._running and args and func in (torch.softmax, Tensor.softmax, F.softmax):
+            dim = args[1] if len(args) > 1 else kwargs.get("dim", -1)
+            return func(args[0] * self._factor(lambda: spread(args[0], dim)), *args[1:], **kwargs)
+        if self._running and len(args) > 1 and func is F.scaled_dot_product_attention:
+            query, key = args[:2]
+            scale = kwargs.get("scale") or 1 / math.sqrt(query.shape[-1])
+            factor = self._factor(lambda: spread(query.detach() @ key.detach().transpose(-1, -2) * scale, -1))
+            return func(query * factor, *args[1:], **kwargs)
+        return func(*args, **kwargs)
+
+    def _over_edges(self, src: Tensor, index: Any = None, *args: Any, **kwargs: Any) -> Tensor:
+        if self._running and isinstance(index, Tensor):
+            src = src * self._factor(lambda: spread_over_edges(src, index))
+        result: Tensor = softmax(src, index, *args, **kwargs)
+        return result
+
+    def _enter(self, name: str, module: nn.Module, args: Any) -> None:
+        self._running.append(name)
+
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._running.pop()
+
+    def _factor(self, measured: Callable[[], float]) -> float:
+        name = self._running[-1]
+        if name not in self._factors:
+            self._factors[name] = SPREAD / max(SPREAD, measured())
+        return self._factors[name]
+
+
+def spread(scores: Tensor, dim: int) -> float:
+    """Standard deviation of scores around their mean along ``dim``, over all that are not masked."""
+    scores = scores.detach().float()
+    seen = scores.isfinite() & (scores.abs() < MASKED)
+    known = scores.where(seen, torch.zeros_like(scores))
+    mean = known.sum(dim, keepdim=True) / seen.sum(dim, keepdim=True).clamp(min=1)
+    return math.sqrt(float(((known - mean).square() * seen).sum() / seen.sum().clamp(min=1)))
+
+
+def spread_over_edges(scores: Tensor, index: Tensor) -> float:
+    """The same of scores (E, …) whose targets are ``index`` (E,)."""
+    scores = scores.detach().float()
+    if not scores.numel():
+        return 0.0
+    flat = scores.reshape(len(scores), -1)
+    total = flat.new_zeros(int(index.max()) + 1, flat.shape[1]).index_add_(0, index, flat)
+    count = torch.bincount(index).clamp(min=1).to(flat)
+    return math.sqrt(float((flat - (total / count[:, None])[index]).square().mean()))
+
+
+def homes(module: nn.Module) -> Iterator[Any]:
+    """The Python modules in which a layer's class, or a class above it, knows PyG's ``softmax`` by that name."""
+    for part in module.modules():
+        for kind in type(part).__mro__:
+            home = sys.modules.get(kind.__module__)
+            if home is not None and vars(home).get("softmax") is softmax:
+                yield home

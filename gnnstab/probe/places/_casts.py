@@ -1,0 +1,102 @@
+"""Casts of the batch's tensors to a format that cannot hold their differences: time stamps in bfloat16 that become one number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from gnnstab.probe.places._numbers import sampled
+from gnnstab.torch_private import without_torch_function
+
+_CASTS = frozenset({Tensor.to, Tensor.half, Tensor.bfloat16, Tensor.float, Tensor.double, Tensor.type, Tensor.type_as})
+_MULTIPLIES = frozenset({F.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, torch.addmm})
+"""What autocast gives its operands in another format."""
+
+_WHOLE = 1e-3
+"""Rounding over the spread up to which a cast is not worth a row."""
+
+
+class Casts(TorchFunctionMode):
+    """Compares every tensor of a batch, and views of it, with what a cast within the block makes of it.
+
+    Args:
+        named: The tensors of the batch by name.
+    """
+
+    def __init__(self, named: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self._names = {t.untyped_storage().data_ptr(): n for n, t in named.items() if _plain(t) and t.numel()}
+        self._worst: dict[str, tuple[float, dict[str, Any]]] = {}
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run the function; look at it if it casts."""
+        output = func(*args, **(kwargs or {}))
+        if (func in _CASTS or func in _MULTIPLIES) and args:
+            with without_torch_function(), torch.no_grad():
+                for before in args[:2]:
+                    self._look(before, _cast(func, before, output))
+        return output
+
+    def rows(self) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
+        """For every tensor the cast that takes most away."""
+        for name, (lost, detail) in self._worst.items():
+            yield "place.lost_digits", name, lost, detail
+
+    def _look(self, before: Any, after: Tensor | None) -> None:
+        if after is None or after.shape != before.shape or not before.numel():
+            return
+        name = self._names.get(before.untyped_storage().data_ptr())
+        if name is not None:
+            found = lost_digits(before, after)
+            if found is not None and found[0] > max(_WHOLE, self._worst.get(name, (0.0,))[0]):
+                self._worst[name] = found
+
+
+def _plain(value: Any) -> bool:
+    """True for a tensor with a memory of its own to be known by: no subclass, not sparse."""
+    return type(value) is Tensor and value.layout is torch.strided
+
+
+def _cast(func: Any, before: Any, output: Any) -> Tensor | None:
+    """What a tensor has become by a call; None where it stayed in its format."""
+    if not _plain(before) or before.is_complex():
+        return None
+    if func in _CASTS:
+        after = output
+    elif before.is_floating_point() and torch.is_autocast_enabled(before.device.type):
+        after = before.to(torch.get_autocast_dtype(before.device.type))
+    else:
+        return None
+    changed = isinstance(after, Tensor) and after.is_floating_point() and after.dtype != before.dtype
+    return after if changed else None
+
+
+def lost_digits(before: Tensor, after: Tensor) -> tuple[float, dict[str, Any]] | None:
+    """RMS rounding of a cast over the spread of a column, of the column (last axis) that loses most; None without a spread.
+
+    The detail says the format, and how many distinct values the column has before and after.
+    """
+    one, other = (_columns(t) for t in (before, after))
+    spread = one.std(0, correction=0)
+    error = (one - other).square().mean(0).sqrt() / spread
+    error = error.masked_fill(~(spread > 0) | ~error.isfinite(), 0.0)
+    if not error.numel():
+        return None
+    worst = int(error.argmax())
+    distinct = [len(set(t[:, worst].tolist())) for t in (one, other)]
+    return float(error[worst]), {
+        "format": str(after.dtype).removeprefix("torch."), "column": worst, "before": distinct[0], "after": distinct[1],
+        "largest": float(one[:, worst].abs().max()), "spread": float(spread[worst]),
+    }  # fmt: skip
+
+
+def _columns(tensor: Tensor) -> Tensor:
+    flat = sampled(tensor.detach()).double()
+    return flat.reshape(-1, flat.shape[-1]) if flat.dim() > 1 else flat.reshape(-1, 1)

@@ -1,0 +1,93 @@
+"""Nodes without incoming edges whose answer is one constant: every number of the batch is changed on a copy, and it stays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from gnnstab.probe.places._alone import Passes, Row
+from gnnstab.probe.replaying.evaluating import by_running_statistics
+from gnnstab.probe.replaying.replica import mapped
+from gnnstab.records.vocabulary import PLACE_CONSTANT_ROWS
+
+if TYPE_CHECKING:
+    from gnnstab.probe.places.survey import ForwardView
+
+
+def rows(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    seen: ForwardView,
+    rng: Any,
+) -> Iterator[Row]:
+    """Share of the nodes that no edge leads to and that all get the same row of the output, whatever the batch holds.
+
+    ``model`` is a copy and left so. Nothing where every node is reached, where the output has no row for each node, or where the
+    nodes bring no numbers of their own that could move it. ``read``: share of all nodes that are so and at whose output the
+    backward that was seen has a gradient.
+    """
+    named = seen.batch
+    alone = {}
+    for name, tensor in named.items():
+        found = _unreached(named, _kind(name), len(tensor)) if tensor.dim() > 1 and _differ(tensor) else None
+        if found is not None and len(found) in seen.nodes and bool(found.any()):
+            alone[len(found)] = found
+    if not alone or not by_running_statistics(model):
+        return
+    run = Passes(model, rng)
+    try:
+        before = run(args, kwargs)
+        after = run(*mapped((args, dict(kwargs)), _changed)) if any(t.dim() and len(t) in alone for t in before) else []
+    except Exception:  # A stranger's forward may refuse other numbers, and says so in any way.
+        return
+    for one, other, output in zip(before, after, seen.outputs, strict=False):
+        if one.dim() and len(one) in alone and one.shape == other.shape:
+            one, other = one.flatten(1) if one.dim() > 1 else one[:, None], other.reshape(len(other), -1)
+            still = alone[len(one)] & (one == other).all(1)
+            if bool(still.any()):
+                # Rows that stay but differ are told apart by what was not changed, as by an embedding.
+                _, which, count = torch.unique(one[still], dim=0, return_inverse=True, return_counts=True)
+                still[still.clone()] = which == count.argmax()
+            asked = still if output.grad is None else still & (output.grad.reshape(len(still), -1) != 0).any(1)
+            yield PLACE_CONSTANT_ROWS, "output", _share(still), {"read": _share(asked)}
+            return
+
+
+def _share(rows: Tensor) -> float:
+    return float(rows.double().mean())
+
+
+def _unreached(named: Mapping[str, Tensor], kind: str, count: int) -> Tensor | None:
+    """(count,) mask of the nodes of a kind that no edge list leads to; None without one."""
+    lists = [
+        t for name, t in named.items()
+        if t.dim() == 2 and len(t) == 2 and not t.is_floating_point() and t.shape[1] and _leads_to(name, kind)
+    ]  # fmt: skip
+    if not lists or any(int(t.min()) < 0 or int(t[1].max()) >= count for t in lists):
+        return None
+    alone = torch.ones(count, dtype=torch.bool, device=lists[0].device)
+    for edges in lists:
+        alone[edges[1]] = False
+    return alone
+
+
+def _kind(name: str) -> str:
+    """``paper`` of ``paper.x`` and of ``x_dict.paper``; empty for ``x``."""
+    return next((part for part in name.split(".") if part not in ("x", "x_dict")), "")
+
+
+def _leads_to(name: str, kind: str) -> bool:
+    relation = next((part for part in name.split(".") if "__" in part.strip("_")), "")
+    return relation.endswith(f"__{kind}") if relation else True
+
+
+def _differ(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and len(tensor) > 0 and bool((tensor != tensor[:1]).any())
+
+
+def _changed(tensor: Tensor) -> Tensor:
+    return tensor.flip(-1) * 1.5 + 0.5 if tensor.is_floating_point() and tensor.dim() else tensor

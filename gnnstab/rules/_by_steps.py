@@ -1,0 +1,28 @@
+"""What the same steps on two copies, one of them changed, say: the change helps, does harm, or neither."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from gnnstab.records import Finding, Signals
+from gnnstab.records.rises import LASTING, harms
+from gnnstab.records.vocabulary import OPTIMIZER_SOFTER
+
+
+def by_steps(finding: Finding, signals: Signals) -> Finding:
+    """A finding of sharp attention as the steps with softer scores of its layer judge it."""
+    for signal in signals.find(OPTIMIZER_SOFTER):
+        if finding.layer not in signal.detail.get("names", ()):
+            continue
+        best, undone = (float(signal.detail.get(key, math.nan)) for key in ("best", "undone"))
+        steps = f"With softer scores on a copy your optimizer's steps bring the loss of one batch to {undone:.3g} instead of {best:.3g}"
+        if signal.value < 1 / LASTING:
+            return replace(finding, severity="info", message=f"{finding.message} {steps}: the sharpness is earned.")
+        if harms(signal.detail) and finding.severity == "info" and finding.signal.startswith("attention."):
+            message = f"{finding.message.removesuffix(_OPEN)} {steps}: the sharpness keeps the model from learning."
+            return replace(finding, severity="warning", confidence="high", message=message)
+    return finding
+
+
+_OPEN = ", and sharp attention may be right: cause not established."

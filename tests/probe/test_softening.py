@@ -1,0 +1,173 @@
+"""Sharp attention tried softer on a copy: a gain that nobody needs keeps a model from learning, a lookup needs its sharpness."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch_geometric.nn import GATConv
+from torch_geometric.utils import softmax
+
+import gnnstab
+from gnnstab.probe.optimizer.softening import SPREAD, Softened, spread, spread_over_edges
+from gnnstab.records import Diagnosis
+from gnnstab.records.vocabulary import OPTIMIZER_SOFTER
+
+NODES, WIDTH, TAGS = 24, 16, 6
+
+
+class Cosine(nn.Module):
+    """Attention by the angle between query and key, times a gain."""
+
+    def __init__(self, gain: float) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+        self.gain = nn.Parameter(torch.tensor(gain))
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key = F.normalize(self.query(x), dim=-1) * self.gain, F.normalize(self.key(x), dim=-1)
+        return F.scaled_dot_product_attention(query, key, self.value(x), scale=1.0)
+
+
+class Crowd(nn.Module):
+    """A mean over everybody is wanted."""
+
+    def __init__(self, gain: float) -> None:
+        super().__init__()
+        self.inp, self.norm, self.out = nn.Linear(4, WIDTH), nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 1)
+        self.attend = Cosine(gain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.inp(x)
+        return self.out(h + self.attend(self.norm(h))).squeeze(-1)
+
+
+class Lookup(nn.Module):
+    """The value of the row with the same tag is wanted, and query and key begin as that."""
+
+    def __init__(self, sharpness: float) -> None:
+        super().__init__()
+        self.value, self.out = nn.Linear(4, WIDTH), nn.Sequential(nn.Linear(WIDTH, 32), nn.ReLU(), nn.Linear(32, 1))
+        self.tag = nn.Parameter(sharpness * torch.eye(TAGS))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tags = x[..., :TAGS] @ self.tag
+        scores = (tags @ tags.transpose(-1, -2)).masked_fill(torch.eye(x.shape[1], dtype=torch.bool), -torch.inf)
+        return self.out(scores.softmax(-1) @ self.value(x[..., TAGS:])).squeeze(-1)
+
+
+def crowd(number: int) -> dict[str, Tensor]:
+    x = torch.randn(6, NODES, 4, generator=torch.Generator().manual_seed(number))
+    return {"x": x, "y": 6 * x[..., 1].mean(1, keepdim=True) + 0.3 * x[..., 0]}
+
+
+def tagged(number: int) -> dict[str, Tensor]:
+    g = torch.Generator().manual_seed(number)
+    tags = F.one_hot(torch.arange(2 * TAGS) % TAGS, TAGS).float().expand(8, -1, -1)
+    content = torch.randn(8, 2 * TAGS, 4, generator=g)
+    return {"x": torch.cat([tags, content], -1), "y": content.roll(TAGS, 1)[..., 0]}
+
+
+def squared(output: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    return F.mse_loss(output, batch["y"])
+
+
+def said(model: nn.Module, make: Callable[[int], dict[str, Tensor]]) -> dict[str, Diagnosis]:
+    """What `diagnose` says before, and a Monitor after 24 steps."""
+    fresh, batches = copy.deepcopy(model), [make(number) for number in range(12)]
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    with gnnstab.Monitor(model, optimizer=optimizer, on_finding="ignore") as monitor:
+        for batch in 2 * batches:
+            optimizer.zero_grad()
+            loss = squared(model(batch["x"]), batch)
+            loss.backward()  # type: ignore[no-untyped-call]
+            monitor.loss(loss)
+            optimizer.step()
+    own = torch.optim.Adam(fresh.parameters(), lr=3e-3)
+    return {
+        "monitor": monitor.diagnose(),
+        "diagnose": gnnstab.diagnose(fresh, batch=batches[0], loss=squared, optimizer=own),
+    }
+
+
+def judged(found: dict[str, Diagnosis]) -> dict[str, Any]:
+    return {face: [f.severity for f in d.findings if f.code == "GS301"] for face, d in found.items()}
+
+
+def drawn(make: Any) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        model: nn.Module = make()
+        return model
+
+
+def test_a_gain_that_keeps_a_model_from_learning_is_the_root() -> None:
+    found = said(drawn(lambda: Crowd(600.0)), crowd)
+    assert judged(found) == {"monitor": ["warning"], "diagnose": ["warning"]}
+    for diagnosis in found.values():
+        assert [cause.cause for cause in diagnosis.root_causes()] == ["attention-explosion"]
+        assert "keeps the model from learning" in diagnosis.findings[0].message
+
+
+def test_a_gain_that_suits_is_silent_and_costs_no_steps() -> None:
+    for diagnosis in said(drawn(lambda: Crowd(4.0)), crowd).values():
+        assert not diagnosis.at_least("warning")
+        assert not [s for s in diagnosis.signals if s.name == OPTIMIZER_SOFTER]
+
+
+def test_sharp_and_right_from_the_start_is_information() -> None:
+    found = said(drawn(lambda: Lookup(4.0)), tagged)
+    assert judged(found) == {"monitor": ["info"], "diagnose": ["info"]}
+    for diagnosis in found.values():
+        (signal,) = [s for s in diagnosis.signals if s.name == OPTIMIZER_SOFTER]
+        assert signal.value < 0.5
+        assert not diagnosis.at_least("warning")
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_softmax_of_a_layer_is_softened_and_others_are_not(fused: bool) -> None:
+    class Layer(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if fused:
+                return F.scaled_dot_product_attention(x, x, x, scale=1.0)
+            return (x @ x.transpose(-1, -2)).softmax(-1) @ x
+
+    model, x = nn.ModuleDict({"a": Layer(), "b": Layer()}), 5 * torch.randn(2, 7, 3)
+    before = model["a"](x), model["b"](x)
+    mode = Softened(["a"])
+    with mode:
+        mode.watch(model)
+        softer, same = model["a"](x), model["b"](x)
+    factor = SPREAD / spread(x @ x.transpose(-1, -2), -1)
+    expected = (factor * (x @ x.transpose(-1, -2))).softmax(-1) @ x
+    assert torch.allclose(softer, expected, atol=1e-5)
+    assert torch.equal(same, before[1])
+    assert torch.equal(model["a"](x), before[0])
+    assert mode.softened == {"a"}
+
+
+def test_softmax_over_edges_is_softened_and_put_back() -> None:
+    from torch_geometric.nn.conv import gat_conv
+
+    conv, x = drawn(lambda: GATConv(4, 4)), 50 * torch.randn(5, 4)
+    edges = torch.tensor([[0, 1, 2, 3, 4, 0], [1, 2, 3, 4, 0, 2]])
+    before, mode = conv(x, edges), Softened(["GATConv"])
+    with mode:
+        mode.watch(conv)
+        assert not torch.equal(conv(x, edges), before)
+    assert gat_conv.softmax is softmax
+    conv._forward_hooks.clear(), conv._forward_pre_hooks.clear()
+    assert torch.equal(conv(x, edges), before)
+
+
+def test_the_spread_is_that_within_targets_and_without_masks() -> None:
+    scores = torch.tensor([[1.0, 3.0, -torch.inf], [10.0, 14.0, -1e9]])
+    assert spread(scores, -1) == pytest.approx(((1 + 1 + 4 + 4) / 4) ** 0.5)
+    flat, index = torch.tensor([[1.0], [3.0], [10.0], [14.0]]), torch.tensor([0, 0, 1, 1])
+    assert spread_over_edges(flat, index) == pytest.approx(((1 + 1 + 4 + 4) / 4) ** 0.5)
+    assert spread_over_edges(flat[:0], index[:0]) == 0

@@ -1,0 +1,106 @@
+"""Casts that take the differences of a tensor away, beside casts that leave them, in both faces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import gnnstab
+from gnnstab.records import Diagnosis, Finding
+
+Encode = Callable[[Tensor], Tensor]
+
+
+def days_in_half(days: Tensor) -> Tensor:
+    return days.half()
+
+
+def column_of_days_in_bf16(days: Tensor) -> Tensor:
+    return days[:, 1:].to(torch.bfloat16)
+
+
+def days_of_the_week_in_half(days: Tensor) -> Tensor:
+    return (days - 20_000).half()
+
+
+def left_alone(days: Tensor) -> Tensor:
+    return days - 20_000
+
+
+class Calendar(nn.Module):
+    """Sales by the day of the week, the days counted from 1970."""
+
+    def __init__(self, encode: Encode) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.encode, self.enter, self.leave = encode, nn.Linear(2, 16), nn.Linear(16, 1)
+
+    def forward(self, days: Tensor) -> Tensor:
+        week = self.encode(days).float() * (2 * torch.pi / 7)
+        week = week.expand(len(days), 2)
+        return self.leave(torch.relu(self.enter(week.sin())))
+
+
+def batch(shift: float = 20_000.0) -> Tensor:
+    return torch.arange(128.0).view(64, 2) % 23 + shift
+
+
+def asked(model: nn.Module, days: Tensor, precision: str = "fp32") -> Diagnosis:
+    return gnnstab.diagnose(model, batch=(days,), loss=lambda out, _: out.square().mean(), precision=precision)
+
+
+def watched(model: nn.Module, days: Tensor) -> Diagnosis:
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    with gnnstab.Monitor(model, optimizer=optimizer, on_finding="ignore") as monitor:
+        for _ in range(3):
+            model(days).square().mean().backward()
+            optimizer.step()
+    return monitor.diagnose()
+
+
+def lost(diagnosis: Diagnosis) -> list[Finding]:
+    return [f for f in diagnosis.findings if f.code == "GS504"]
+
+
+@pytest.mark.parametrize("face", [asked, watched])
+@pytest.mark.parametrize(
+    ("encode", "words"),
+    [
+        (days_in_half, "cast to float16, which cannot hold its differences: of 23 distinct values 2 are left"),
+        (
+            column_of_days_in_bf16,
+            "cast to bfloat16, which cannot hold its differences: of 23 distinct values 1 are left",
+        ),
+        (days_of_the_week_in_half, ""),
+        (left_alone, ""),
+    ],
+)
+def test_differences_that_a_cast_takes_away(face: Callable[..., Any], encode: Encode, words: str) -> None:
+    diagnosis = face(Calendar(encode), batch())
+    assert [words in f.message for f in lost(diagnosis)] == ([True] if words else [])
+    roots = [(cause.cause, cause.how) for cause in diagnosis.root_causes()]
+    assert (("precision", "observed") in roots) == bool(words)
+    for finding in lost(diagnosis):
+        assert finding.layer == "days"
+
+
+class Line(nn.Module):
+    """Multiplies what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weigh = nn.Linear(2, 1)
+
+    def forward(self, days: Tensor) -> Tensor:
+        return self.weigh(days)
+
+
+@pytest.mark.parametrize(
+    ("precision", "shift", "named"), [("bf16", 2e4, True), ("bf16", 0.0, False), ("fp32", 2e4, False)]
+)
+def test_autocast_casts_as_well(precision: str, shift: float, named: bool) -> None:
+    assert bool(lost(asked(Line(), batch(shift), precision))) == named

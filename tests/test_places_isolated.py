@@ -1,0 +1,120 @@
+"""Nodes without incoming edges: an answer that nothing moves, or a path of their own; broken programs and their repaired twins."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch_geometric.data import Data, HeteroData
+from torch_geometric.nn import GATConv, GATv2Conv, HeteroConv, TransformerConv
+
+from test_places import NODES, WIDTH, Net, data, look, loud, random_graph, seeded
+from test_places_gradient import FACES, Face, one
+
+
+class OneWay(nn.Module):
+    def __init__(self, loops: bool) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.convs = nn.ModuleList([GATConv(8, 8, add_self_loops=loops) for _ in range(2)])
+        self.out = nn.Linear(8, 1)
+
+    def forward(self, batch: Data) -> Tensor:
+        h = batch.x
+        for conv in self.convs:
+            h = F.elu(conv(h, batch.edge_index))
+        return self.out(h).squeeze(-1)
+
+
+@FACES
+def test_edges_that_lead_away_from_every_node_with_an_answer(face: Face) -> None:
+    """Ten hubs hear of all others, which hear of nobody."""
+    source = torch.arange(10, NODES).repeat(3)
+    edges = torch.stack([source, torch.randint(0, 10, source.shape, generator=seeded(3))])
+    finding = one(face(OneWay(False), data(edge_index=edges)), "GS402")
+    assert finding.cause == "isolated-nodes" and "reverse" in finding.message
+    assert loud(face(OneWay(True), data(edge_index=edges))) == []
+
+
+@FACES
+def test_some_nodes_that_nobody_points_to(face: Face) -> None:
+    """The others hear of them and differ from each other; what counts is whose answer the loss asks for."""
+    target = torch.arange(12, NODES).repeat(4)
+    edges = torch.stack([torch.randint(0, NODES, target.shape, generator=seeded(3)), target])
+    finding = one(face(OneWay(False), data(edge_index=edges)), "GS402")
+    assert finding.signal == "place.constant_rows" and finding.value == pytest.approx(12 / NODES)
+    assert "whatever the batch holds, since convs.0, convs.1 have no term" in finding.message
+    assert loud(face(OneWay(True), data(edge_index=edges))) == []
+    answered = data(edge_index=edges, read=torch.arange(12, NODES), y=torch.randn(NODES - 12, generator=seeded(6)))
+    assert loud(face(Answering(False), answered)) == []
+
+
+class Answering(OneWay):
+    """For some of the nodes."""
+
+    def forward(self, batch: Data) -> Tensor:
+        return super().forward(batch).index_select(0, batch.read)
+
+
+class Towards(nn.Module):
+    """Users are told what they bought; with a path for their own features or without."""
+
+    def __init__(self, own: bool) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.conv = HeteroConv({("item", "of", "user"): GATv2Conv((8, 8), 8, add_self_loops=False)})
+        self.lin, self.out, self.own = nn.Linear(8, 8), nn.Linear(8, 1), own
+
+    def forward(self, batch: HeteroData) -> Tensor:
+        h = self.conv(batch.x_dict, batch.edge_index_dict)["user"].relu()
+        return self.out(h + self.lin(batch["user"].x) if self.own else h).squeeze(-1)
+
+
+@pytest.mark.filterwarnings("ignore:There exist node types")
+def test_nodes_of_one_kind_that_nobody_points_to() -> None:
+    batch = HeteroData()
+    batch["user"].x, batch["item"].x = torch.randn(NODES, 8), torch.randn(NODES + 3, 8)
+    batch["item", "of", "user"].edge_index = torch.stack([torch.arange(12), torch.arange(12) % 6])
+    batch["user"].y = torch.randn(NODES)
+
+    def squared(output: Tensor, given: HeteroData) -> Tensor:
+        return F.mse_loss(output, given["user"].y)
+
+    finding = one(look(Towards(False), batch, loss=squared), "GS402")
+    assert "user" in finding.message and finding.value == pytest.approx(1 - 6 / NODES)
+    assert loud(look(Towards(True), batch, loss=squared)) == []
+
+
+def test_isolated_nodes_of_a_layer_whose_message_is_dropped() -> None:
+    """Its zeros are nobody's: the cause is that nothing reads the layer."""
+
+    class Dropped(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.hop = TransformerConv(WIDTH, WIDTH, root_weight=False)
+
+        def forward(self, batch: Data) -> Tensor:
+            h = self.inp(batch.x)
+            h = h + 0.0 * self.hop(h.detach(), batch.edge_index).detach() + F.relu(self.convs[0](h, batch.edge_index))
+            return self.out(h).squeeze(-1)
+
+    edges = random_graph()
+    assert loud(look(Dropped(), data(edge_index=edges[:, edges[1] > 0])), "GS402") == []
+
+
+def test_isolated_nodes_that_nothing_reads() -> None:
+    class Hubs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.out = TransformerConv(8, WIDTH, root_weight=False), nn.Linear(WIDTH, 1)
+
+        def forward(self, batch: Data) -> Tensor:
+            return self.out(self.conv(batch.x, batch.edge_index))[batch.read].squeeze(-1)
+
+    source = torch.arange(10, NODES).repeat(3)
+    edges = torch.stack([source, torch.arange(len(source)) % 10])
+    read = data(edge_index=edges, read=torch.arange(10), y=torch.randn(10, generator=seeded(6)))
+    everyone = data(edge_index=edges, read=torch.arange(NODES))
+    assert loud(look(Hubs(), read), "GS402") == []
+    assert [f.severity for f in loud(look(Hubs(), everyone), "GS402")] == ["error"]

@@ -1,0 +1,114 @@
+"""Normalisations whose statistics are of something else: padding, the size of a graph; broken programs and their repaired twins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch_geometric.data import Batch, Data
+from torch_geometric.nn import GATConv, LayerNorm, global_mean_pool
+
+import gnnstab
+from gnnstab.records import Diagnosis
+from test_places import WIDTH, loud, seeded
+from test_places_gradient import one
+from trained import trained
+
+
+def look(model: nn.Module, batch: Any, loss: Callable[[Any, Any], Tensor]) -> Diagnosis:
+    return gnnstab.diagnose(model, batch=batch, loss=loss)
+
+
+def train(model: nn.Module, batch: Any, loss: Callable[[Any, Any], Tensor]) -> Diagnosis:
+    return trained(model, batch, loss, steps=6)
+
+
+FACES = pytest.mark.parametrize("face", [look, train], ids=["diagnose", "monitor"])
+
+
+class Crews(nn.Module):
+    """Attention within padded sets, behind a BatchNorm over all rows or over the real ones."""
+
+    def __init__(self, alone: bool, channels_first: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.enter, self.norm, self.leave = nn.Linear(4, WIDTH), nn.BatchNorm1d(WIDTH), nn.Linear(WIDTH, 1)
+        self.attend = nn.MultiheadAttention(WIDTH, 2, batch_first=True)
+        self.alone, self.channels_first = alone, channels_first
+
+    def normed(self, h: Tensor, present: Tensor) -> Tensor:
+        if self.alone:
+            out = torch.zeros_like(h)
+            out[present] = self.norm(h[present])
+            return out
+        if self.channels_first:
+            return self.norm(h.transpose(1, 2)).transpose(1, 2)
+        return self.norm(h.flatten(0, 1)).view_as(h)
+
+    def forward(self, rows: Tensor, present: Tensor) -> Tensor:
+        h = self.normed(self.enter(rows), present)
+        h = h + self.attend(h, h, h, key_padding_mask=~present, need_weights=False)[0]
+        return self.leave(h).squeeze(-1)
+
+
+def crews(fill: float) -> tuple[Tensor, Tensor]:
+    present = torch.arange(10) < torch.randint(3, 11, (16,), generator=seeded(5))[:, None]
+    rows = torch.randn(16, 10, 4, generator=seeded(6))
+    return rows.masked_fill(~present[..., None], fill), present
+
+
+def of_real_rows(output: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
+    rows, present = batch
+    return F.mse_loss(output[present], rows[..., 0][present])
+
+
+@FACES
+@pytest.mark.parametrize("channels_first", [False, True])
+def test_padding_that_fills_the_statistics_of_a_norm(face: Callable[..., Diagnosis], channels_first: bool) -> None:
+    finding = one(face(Crews(False, channels_first), crews(-50.0), of_real_rows), "GS108")
+    assert finding.layer == "norm" and "`present`" in finding.message and finding.value < 0.1
+    assert loud(face(Crews(True), crews(-50.0), of_real_rows)) == []
+    assert loud(face(Crews(False, channels_first), crews(0.0), of_real_rows), "GS108") == [], "zeros lie amid the rows"
+
+
+class Loud(nn.Module):
+    """How strong the signals of a graph are, behind a norm of some kind."""
+
+    def __init__(self, norm: nn.Module, around: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.norm, self.around = norm, around
+        self.inp, self.conv, self.out = nn.Linear(8, WIDTH), GATConv(WIDTH, WIDTH), nn.Linear(WIDTH, 1)
+
+    def forward(self, batch: Data) -> Tensor:
+        x = self.norm(batch.x, batch.batch) if isinstance(self.norm, LayerNorm) else self.norm(batch.x)
+        h = F.elu(self.inp(x + 0.1 * batch.x if self.around else x))
+        h = h + F.elu(self.conv(h, batch.edge_index))
+        return self.out(global_mean_pool(h, batch.batch)).squeeze(-1)
+
+
+def signals(follows: bool) -> Batch:
+    g, many = seeded(7), []
+    for _ in range(24):
+        size, i = 0.3 + 2 * torch.rand(1, generator=g), torch.arange(12)
+        edges = torch.stack([torch.cat([i, i]), torch.cat([(i + 1) % 12, (i + 5) % 12])])
+        y = size if follows else torch.rand(1, generator=g)
+        many.append(Data(x=size * torch.randn(12, 8, generator=g), edge_index=edges, y=y))
+    return Batch.from_data_list(many)
+
+
+def squared(output: Tensor, batch: Batch) -> Tensor:
+    return F.mse_loss(output, batch.y)
+
+
+@FACES
+def test_a_norm_that_takes_the_size_of_a_graph_that_is_asked_for(face: Callable[..., Diagnosis]) -> None:
+    finding = one(face(Loud(LayerNorm(8, mode="graph")), signals(True), squared), "GS108")
+    assert finding.layer == "norm" and "equally large" in finding.message
+    assert loud(face(Loud(nn.BatchNorm1d(8)), signals(True), squared)) == []
+    assert loud(face(Loud(LayerNorm(8, mode="graph")), signals(False), squared)) == [], "nobody asks for it"
+    assert loud(face(Loud(LayerNorm(8, mode="graph"), around=True), signals(True), squared)) == [], "a way leads around"
