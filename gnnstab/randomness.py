@@ -26,11 +26,14 @@ def same_random_state() -> Iterator[None]:
     Whoever runs a user's model draws from generators that the user's training goes on with: dropout from torch's, a
     sampler from NumPy's, a layer that drops whole paths from `random`.
     """
-    numbers, python, generators = np.random.get_state(), random.getstate(), _torch_states()
+    # Of what nobody has loaded nobody has drawn: asking would load it.
+    numbers = np.random.get_state() if "numpy.random" in sys.modules else None
+    python, generators = random.getstate(), _torch_states()
     try:
         yield
     finally:
-        np.random.set_state(numbers)
+        if numbers is not None:
+            np.random.set_state(numbers)
         random.setstate(python)
         for generator, state in generators:
             generator.set_state(state)

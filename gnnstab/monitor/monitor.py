@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _FULL_EVERY = 50
 _BUDGET = 0.02
 _BEGINNING = 100
-"""Steps that the default schedule records before its budget counts: what goes wrong early goes wrong in these."""
+"""Steps that the default schedule looks at more closely than its budget allows: what goes wrong early goes wrong in these."""
 
 
 class Monitor:
@@ -52,8 +52,8 @@ class Monitor:
     the device inside a step, all hooks are gone at the end, and a failure inside gnnstab is recorded and warned about
     once instead of raised.
 
-    In the 1st, 2nd, 4th, 8th, … step of the full tier, and at the end, the forward runs once more on a copy of the model, which looks at every
-    place that the data passes (see `gnnstab.probe.places`): a forward that counts its calls outside the model counts this one too.
+    For the 1st, 2nd, 4th, 8th, … step of the full tier, and at the end, the forward runs once more on a copy of the model, which looks at every
+    place that the data passes (see `gnnstab.probe.places`); where a budget holds, the first of these waits for the second or the end. A forward that counts its calls outside the model counts this one too.
     After a run whose loss stood still, deep stacks are tried by up to 30 steps on copies.
 
     Args:
@@ -63,11 +63,12 @@ class Monitor:
         on_finding: ``"warn"``, ``"raise"`` (`UnstableError`, out of the optimizer's step or out of `step`),
             ``"ignore"``, or a callable that gets each `Finding` once.
         schedule: Steps between two full-tier measurements, or ``"every step"``; the light tier then records every step.
-            Without it, and without a budget, the first 100 steps are recorded so, with a full measurement at every
-            50th, and those after them as often as a budget of 0.02 allows.
+            Without it, and without a budget, a budget of 0.02 holds, with a closer beginning: the first 16 steps, at
+            least every 8th of the first 100, and the one after a loss or a gradient norm that is larger than all before.
         budget: The share of the run's time that the monitor may take, e.g. 0.02; steps are left out to keep it. Of
-            those only the loss and the norm of the gradients are looked at. One that does not end finite is run again
-            on a copy before the optimizer moves the weights, and recorded in full. Where that is not possible every
+            those only the loss and the norm of the gradients are looked at. One that does not end finite, or whose
+            gradient is ten times the largest before, is run again on a copy before the optimizer moves the weights, and
+            recorded in full; after a live finding the next 32 steps are recorded. Where that is not possible every
             step is recorded; the trace says so and, when a budget was given, a warning.
         scaler: The GradScaler in use, so that gradients are recorded unscaled and skipped steps are known as such.
         loss: The loss as ``loss(output, batch)``, where ``batch`` is what the model is called with: its only argument, the
