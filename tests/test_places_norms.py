@@ -16,6 +16,7 @@ import gnnstab
 from gnnstab.records import Diagnosis
 from test_places import WIDTH, loud, seeded
 from test_places_gradient import one
+from trained import trained
 
 
 def look(model: nn.Module, batch: Any, loss: Callable[[Any, Any], Tensor]) -> Diagnosis:
@@ -23,14 +24,7 @@ def look(model: nn.Module, batch: Any, loss: Callable[[Any, Any], Tensor]) -> Di
 
 
 def train(model: nn.Module, batch: Any, loss: Callable[[Any, Any], Tensor]) -> Diagnosis:
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    with gnnstab.Monitor(model, optimizer=optimizer, on_finding="ignore") as monitor:
-        for _ in range(6):
-            optimizer.zero_grad()
-            value = loss(model(*batch) if isinstance(batch, tuple) else model(batch), batch)
-            value.backward()
-            optimizer.step()
-    return monitor.diagnose()
+    return trained(model, batch, loss, steps=6)
 
 
 FACES = pytest.mark.parametrize("face", [look, train], ids=["diagnose", "monitor"])

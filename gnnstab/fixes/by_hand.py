@@ -73,14 +73,15 @@ class CleanData(ByHand):
     def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
         tensor = operation_behind(signals).get("tensor")
         tensor = tensor if isinstance(tensor, dict) else {}
-        events = signals.events if signals is not None else ()
-        if tensor.get("owner") == "parameter" or any(e.stage == "weight" for e in events):
+        first = min(signals.events, key=lambda event: event.step, default=None) if signals is not None else None
+        stage = first.stage if first is not None else None
+        if tensor.get("owner") == "parameter" or stage == "weight":
             return (
                 "bad = [name for name, p in model.named_parameters() if not torch.isfinite(p).all()]\n"
                 "if bad:  # after the weights are loaded\n"
                 '    raise ValueError(f"NaN or Inf in {bad}")'
             )
-        *stores, name = str(tensor.get("name") or "x").split(".")
+        *stores, name = str(tensor.get("name") or ("y" if stage in ("loss", "gradient") else "x")).split(".")
         named = all(part.isidentifier() for part in (*stores, name))
         data = "".join(f'["{store}"]' for store in stores) + f".{name}" if named else ".x"
         return (

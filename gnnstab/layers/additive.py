@@ -64,6 +64,12 @@ class AdditiveLayer(PygLayer):
     def _heads(self, module: Any, mapped: Tensor | None) -> Tensor | None:
         return None if mapped is None else mapped.view(-1, int(module.heads), int(module.out_channels))
 
+    def _edges(self, module: Any, edge_attr: Tensor) -> Tensor:
+        """The edge features through the layer's own map, as ``edge_update`` does it."""
+        features = edge_attr.view(-1, 1) if edge_attr.dim() == 1 else edge_attr
+        mapped: Tensor = module.lin_edge(features).view(-1, module.heads, module.out_channels)
+        return mapped
+
     def _edge_term(self, module: Any, call: Call) -> Tensor | None:
         return None if call.edge_attr is None else self._heads(module, project(module.lin_edge, call.edge_attr))
 

@@ -396,8 +396,3 @@ class Layer(ABC):
 
     def _inapplicable(self, why: str) -> FixError:
         return FixError(f"{self.kind} has {why}")
-
-
-def loop(heads: str) -> str:
-    """The head of a loop over ``heads`` in which gamma is what the scores of head h are multiplied with."""
-    return f"for h in range({heads}):  # gamma = min(1, 3 * sqrt(2 * ln(median in-degree)) / max|score of head h|)"

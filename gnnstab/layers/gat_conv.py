@@ -75,9 +75,7 @@ class GATConvLayer(AdditiveLayer):
 
         score = alpha_j if alpha_i is None else alpha_j + alpha_i
         if edge_attr is not None and module.lin_edge is not None:
-            edge_attr = edge_attr.view(-1, 1) if edge_attr.dim() == 1 else edge_attr
-            edge = module.lin_edge(edge_attr).view(-1, module.heads, module.out_channels)
-            score = score + (edge * module.att_edge).sum(dim=-1)
+            score = score + (self._edges(module, edge_attr) * module.att_edge).sum(dim=-1)
         score = F.leaky_relu(score, module.negative_slope)
         return score, softmax(score, index, ptr, dim_size)
 

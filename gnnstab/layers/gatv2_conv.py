@@ -84,8 +84,7 @@ class GATv2ConvLayer(AdditiveLayer):
 
         summed = x_i + x_j
         if edge_attr is not None:
-            edge_attr = edge_attr.view(-1, 1) if edge_attr.dim() == 1 else edge_attr
-            summed = summed + module.lin_edge(edge_attr).view(-1, module.heads, module.out_channels)
+            summed = summed + self._edges(module, edge_attr)
         score = self._score(module, summed)
         return score, softmax(score, index, ptr, dim_size)
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from gnnstab.layers.base import Gain, StoredLayer, loop
+from gnnstab.layers.base import Gain, StoredLayer
 from gnnstab.layers.generic import MULTIHEAD, GenericLayer
-from gnnstab.layers.maps import product_norms, scale_rows
+from gnnstab.layers.maps import product_norms, row_lines, scale_rows
 from gnnstab.records import LayerFacts
 
 if TYPE_CHECKING:
@@ -184,19 +184,7 @@ class MultiheadAttentionLayer(GenericLayer):
         apart = facts is not None and facts.get("kdim") is not None
         names = ["q_proj_weight" if apart else "in_proj_weight"]
         names += [] if facts is not None and facts.bias is False else ["in_proj_bias"]
-        if factors is None:
-            return [
-                loop(f"{owner}.num_heads"),
-                f"    rows = slice(h * {owner}.head_dim, (h + 1) * {owner}.head_dim)",
-                *(f"    {owner}.{name}.data[rows] *= gamma[h]" for name in names),
-            ]
-        width = facts.out_channels if facts and facts.out_channels else 0
-        return [
-            f"{owner}.{name}.data[{f'{h * width}:{(h + 1) * width}' if width else f'{h} * C:{h + 1} * C'}] *= {factor:.4g}"
-            for h, factor in enumerate(factors)
-            if factor < 1.0
-            for name in names
-        ]
+        return row_lines(owner, names, ("num_heads", "head_dim"), facts, factors)
 
     def reinitialise(self, module: nn.Module, parts: Sequence[str]) -> int:
         """As torch draws them; of a packed weight the rows of queries and keys alone."""

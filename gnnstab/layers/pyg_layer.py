@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from gnnstab.layers.base import UNSCALABLE, Layer, loop
+from gnnstab.layers.base import UNSCALABLE, Layer
 from gnnstab.layers.edges import edge_ends, fewest, with_loops
+from gnnstab.layers.maps import loop
 from gnnstab.records import LayerFacts
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from gnnstab.layers.base import Call, Gain, StoredLayer, loop
-from gnnstab.layers.maps import gain_of, in_blocks, product_norms, project, scale_rows
+from gnnstab.layers.base import Call, Gain, StoredLayer
+from gnnstab.layers.maps import gain_of, in_blocks, product_norms, project, row_lines, scale_rows
 from gnnstab.layers.pyg_layer import PygLayer
 from gnnstab.records import LayerFacts
 
@@ -259,22 +259,8 @@ class TransformerConvLayer(PygLayer):
 
     def scale_lines(self, owner: str, facts: LayerFacts | None, factors: Sequence[float] | None) -> list[str]:
         """One line per head below 1, for the weight and, where there is one, the bias."""
-        biased = facts is None or facts.bias is not False
-        if factors is None:
-            return [
-                loop(f"{owner}.heads"),
-                f"    rows = slice(h * {owner}.out_channels, (h + 1) * {owner}.out_channels)",
-                f"    {owner}.lin_query.weight.data[rows] *= gamma[h]",
-                f"    {owner}.lin_query.bias.data[rows] *= gamma[h]",
-            ]
-        width = facts.out_channels if facts and facts.out_channels else 0
-        lines = []
-        for head, factor in enumerate(factors):
-            if factor < 1.0:
-                rows = f"{head * width}:{(head + 1) * width}" if width else f"{head} * C:{head + 1} * C"
-                lines.append(f"{owner}.lin_query.weight.data[{rows}] *= {factor:.4g}")
-                lines += [f"{owner}.lin_query.bias.data[{rows}] *= {factor:.4g}"] * biased
-        return lines
+        names = ["lin_query.weight", *["lin_query.bias"] * (facts is None or facts.bias is not False)]
+        return row_lines(owner, names, ("heads", "out_channels"), facts, factors)
 
     def add_gate(self, module: Any) -> nn.Module:
         """The map of β, and the flag that makes forward use it."""

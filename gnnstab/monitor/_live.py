@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,6 +18,10 @@ from gnnstab.trace import TraceWriter
 
 _UNUSUAL = 4.0
 """× the gradient norm of the last recorded step: a smaller one is no news for rules that speak from 10 × on."""
+
+
+_CLOSE = 100
+"""Steps of the beginning that are all heard of, also those that are left out: medians and spikes begin there."""
 
 
 class LiveWatch:
@@ -37,7 +43,8 @@ class LiveWatch:
         self._engine = LiveEngine()
         self._precision = ""
         self._checked = -1
-        self._usual = 0.0
+        self._usual, self._rate, self._heard = 0.0, math.inf, -1
+        self._unheard: StepRow | None = None
         self._layout: Layout | None = None
         self._rows: NDArray[np.int64] = np.empty(0, dtype=np.int64)
         self._scores = 0
@@ -47,19 +54,31 @@ class LiveWatch:
     def due(self) -> bool:
         """True when the live rules must hear of the latest step."""
         row = self._recorder.row
-        return row is not None and row.step != self._checked and bool(self._recorder.sent.layout.ids or self._news(row))
+        if row is None or row.step == self._checked:
+            return False
+        if self._recorder.sent.layout.ids or self._news(row):
+            return True
+        self._unheard = row
+        return False
 
     def _news(self, row: StepRow) -> bool:
         """True for a step that was left out and must be heard of; most are as the recorded ones beside them."""
         norm = row.grad_norm
-        return bool(self._feed) or row.loss is not None or (norm is not None and not norm <= _UNUSUAL * self._usual)
+        if row.step < _CLOSE or self._slopes.latest[0] > self._heard or row.loss is not None or self._feed:
+            return True
+        if row.lr is not None and row.lr > self._rate:
+            return True
+        return norm is not None and not norm <= _UNUSUAL * self._usual
 
     def step(self) -> list[Finding]:
         """What is new in the latest step; nothing for one that was looked at before."""
         recorder, row = self._recorder, self._recorder.row
         if row is None or row.step == self._checked:
             return []
-        self._checked = row.step
+        before, self._unheard = self._unheard, None
+        earlier = [] if before is None else self._engine.rate(before.step, before.lr)
+        self._checked, self._heard = row.step, self._slopes.latest[0]
+        self._rate = math.inf if row.lr is None else row.lr
         layout, rows = recorder.sent.layout, recorder.sent.rows
         if row.grad_norm is not None and layout.ids:
             self._usual = row.grad_norm
@@ -72,9 +91,9 @@ class LiveWatch:
             live, count = rows.take(self._rows, axis=0), self._scores
             sizes = live[:, 2]
             np.maximum(-live[:count, 0], live[:count, 1], out=sizes[:count])
-        rise, found = self._updates.rise, []
+        rise, found = self._updates.rise, earlier
         if rise is not None and rise.step == row.step:
-            found = self._engine.tried(rise, self._updates.moved(row.step))
+            found = found + self._engine.tried(rise, self._updates.moved(row.step))
         return found + self._engine.update(
             row.step,
             self._keys if len(rows) else (),

@@ -308,7 +308,9 @@ class Monitor:
         self._note(self._live.step())
 
     def _note(self, found: list[Finding]) -> None:
-        """Live findings go into the trace at once, so that every later diagnosis of it has them."""
+        """Live findings go into the trace at once, so that every later diagnosis of it has them; the next steps are watched closely."""
+        if found:
+            self._recorder.budget.schedule.watch(self._recorder.step)
         for finding in found:
             self._writer.event(as_event(finding))
         self._waiting += found

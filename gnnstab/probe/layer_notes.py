@@ -94,6 +94,11 @@ class LayerNotes:
             if module not in watched and recordable(module):
                 self._state.unseen(name, "output", _CAME_LATER)
 
+    def finish(self, writer: StepWriter) -> None:
+        """The run is over: name what never came, and put everything into the trace."""
+        self.note_unseen()
+        self.write(writer, changed=True)
+
     def note_unseen(self) -> None:
         """Name the layers and sites of which nothing arrived."""
         self.note_new_layers()

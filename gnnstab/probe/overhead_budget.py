@@ -35,6 +35,9 @@ class OverheadBudget:
         self.hooked = True
         """False while the hooks of the layers are taken off."""
 
+        self.copies = False
+        """True once a copy of the model has run, so that nobody need ask whether there can be one."""
+
         self._state = state
         self._layers = tuple(layers)
         self._model = model
@@ -71,7 +74,7 @@ class OverheadBudget:
         light, full = self.schedule.choose(state.step)
         if not light and self._first_left_out:
             self._first_left_out = False
-            reason = reason_against_a_copy(self._model)
+            reason = "" if self.copies else reason_against_a_copy(self._model)
             if reason:
                 self.hold(f"a step could not be run again, since {reason}")
         state.light, state.full = light or bool(self.schedule.held), full

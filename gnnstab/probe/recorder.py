@@ -27,7 +27,7 @@ from gnnstab.probe.operations.repeat import Objective
 from gnnstab.probe.overhead_budget import OverheadBudget
 from gnnstab.probe.places.surveys import Surveys
 from gnnstab.probe.replaying.replica import unwrap
-from gnnstab.probe.replaying.skipped_step import SkippedForward, run_again
+from gnnstab.probe.replaying.skipped_step import SkippedForward, look_again, run_again
 from gnnstab.probe.schedule import Schedule
 from gnnstab.probe.state import State
 from gnnstab.records import Coverage, Event, Measure, StepRow
@@ -51,7 +51,7 @@ class Recorder:
         budget: Largest share of the run's time that recording may take, see `Schedule`. Of a step that is left out only
             the loss and the norm of the gradients are looked at; when they are not finite, it is run again on a copy
             before the optimizer moves the weights, and recorded in full.
-        beginning: Steps that are all recorded before the budget counts.
+        beginning: Steps before the budget counts, see `Schedule`.
         replay: Keep the inputs of the latest forward until the step ends, so that a non-finite value can be located.
         bundles: Path of the trace, beside which a bundle is written for a non-finite value; None for none.
         norm_forwards: How many forwards with gradients are watched for the normalisations beside the layers.
@@ -116,7 +116,7 @@ class Recorder:
         self._detector = NonFiniteDetector(
             self.model, self.state, self._forwards, self._parameters, self.notes.facts, bundles, self.explainer
         )
-        self._places = Surveys(self.model, writer) if places else None
+        self._places = Surveys(self.model, writer, places, patient=budget is not None)
         self._on_event = on_event
         self._weights = EMPTY
         self._start = time.monotonic()
@@ -145,13 +145,12 @@ class Recorder:
         self.end_step()
         self.settle()
         self.explainer.close()
-        if self._places is not None and self.state.step > 1:
-            places = self._places
-            self.state.error_guard.run("the places at the end", lambda: places.end(self.kept))
+        if self.state.step > 1:
+            self.state.error_guard.run("the places at the end", lambda: self._places.end(self.kept))
         for layer in self.layers:
             self.state.error_guard.run(f"detaching from {layer.name}", layer.detach)
         self.state.error_guard.run("detaching from the model", self._forwards.detach)
-        self.state.error_guard.run("the end of the run", self._finish)
+        self.state.error_guard.run("the end of the run", lambda: self.notes.finish(self._step_writer))
         self.state.error_guard.run("handing over failures", self.hand_over_failures)
 
     def __enter__(self) -> Recorder:
@@ -193,9 +192,8 @@ class Recorder:
         if self._late is not None and not self.state.open:
             self._late.tell(value)
         elif self.row is not None and not self.state.open:
-            row, self.row = self.row, self.row._replace(loss=float(value))
-            self.writer.step(self.row)
-            self._emit(self._detector.loss(row.step, float(value)))
+            self._tell(self.row._replace(loss=float(value)))
+            self._emit(self._detector.loss(self.row.step, float(value)))
         else:
             self._loss = value
 
@@ -210,9 +208,10 @@ class Recorder:
         return self._late is not None
 
     def settle(self) -> None:
-        """Hand over the step whose numbers are still on their way, and wait for them."""
+        """Hand over what is still on its way, and wait for it; look at the places that wait for a look."""
         if self._late is not None:
             self.state.error_guard.run("handing over a step", self._hand_over_late)
+        self.state.error_guard.run("the places", self._places.catch_up)
 
     def end_step(
         self, *, lr: Number = None, scale: Number = None, skipped: Tensor | bool = False, moves: bool = False
@@ -260,11 +259,12 @@ class Recorder:
                 self.state.error_guard.run("the update", self._record_update)
 
     def _end_left_out(self, lr: Number, scale: Number, skipped: Tensor | bool, moves: bool) -> None:
-        far = self._parameters.far
-        norm = self._parameters.norm_on_device() if far else self._parameters.norm()
+        norm = self._parameters.norm_on_device() if self._parameters.far else self._parameters.norm()
         row = uneventful(self.state.step, time.monotonic() - self._start, self._loss, lr, scale, norm, skipped)
         if row is not None and self._late is None:
             self._tell_left_out(row)
+            if self.budget.schedule.leapt:
+                self.sent = look_again(self.model, self._forwards.skipped, row.step, self.writer, _full) or self.sent
             return
         ended = self._ended(NO_STATS, lr, scale, skipped)
         ended.leave_out(norm, self._forwards.skipped)
@@ -279,8 +279,13 @@ class Recorder:
             ended.leave_out(norm, ())
 
     def _tell_left_out(self, row: StepRow) -> None:
-        self.sent, self.row = EMPTY if row.grad_norm is None else StepRows(*EMPTY[:3], row.grad_norm), row
+        self.sent = EMPTY if row.grad_norm is None else StepRows(*EMPTY[:3], row.grad_norm)
+        self._tell(row)
+
+    def _tell(self, row: StepRow) -> None:
+        self.row = row
         self.writer.step(row)
+        self.budget.schedule.hear(row.step, row.loss, row.grad_norm)
 
     def _hand_over_left_out(self, ended: PendingStep, forwards: Sequence[SkippedForward], moved: bool) -> None:
         loss, rate, factor, dropped = ended.result()
@@ -312,8 +317,7 @@ class Recorder:
         self.notes.write(self._step_writer)
         if state.full:
             self._step_writer.measures(step, state.measures)
-            if self._places is not None:
-                self._places.step(ended.inputs)
+            self.budget.copies |= self._places.step(ended.inputs, self.kept)
             if moves:
                 self._parameters.remember(state.buffer)
                 self._weights = self._step_writer.sites(step, state.buffer.take())
@@ -337,14 +341,11 @@ class Recorder:
             return
         loss, lr, scale, skipped = ended.result()
         self.sent = sent = self._step_writer.sites(ended.step, ended.stats.result(), scale or 1.0)
-        self.row = StepRow(ended.step, ended.time, loss, lr, scale, sent.gradient_norm, skipped)
-        self.writer.step(self.row)
+        self._tell(StepRow(ended.step, ended.time, loss, lr, scale, sent.gradient_norm, skipped))
         if sent.finite and (loss is None or math.isfinite(loss)):
             return
-        late: dict[str, Any] = {
-            "moved": moved,
-            "twin": self._parameters.saved_copy() if moved and ended.saved else None,
-        }
+        twin = self._parameters.saved_copy() if moved and ended.saved else None
+        late: dict[str, Any] = {"moved": moved, "twin": twin}
         event = None if sent.finite else self._detector.step(ended.step, sent, skipped, ended.inputs, **late)
         if event is None and loss is not None:
             event = self._detector.loss(ended.step, loss, ended.inputs, **late)
@@ -390,10 +391,6 @@ class Recorder:
         self.events += failures[: _EVENTS - len(self.events)]
         for event in failures:
             self.writer.event(event)
-
-    def _finish(self) -> None:
-        self.notes.note_unseen()
-        self.notes.write(self._step_writer, changed=True)
 
 
 def _full(model: nn.Module, writer: Writer) -> Recorder:

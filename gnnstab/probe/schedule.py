@@ -16,6 +16,15 @@ _SETTLE = 8
 _WINDOW = 32
 """Steps of a kind whose times are remembered."""
 
+_DENSE = 16
+"""Steps that a long beginning records in any case: more than the live rules wait for before they judge a series."""
+
+_SPARSE = 8
+"""Most steps between two of the light tier in the rest of it."""
+
+_LEAP = 10.0
+"""× the largest gradient before, from which on a step that was left out is worth another look; as GS603 counts a spike."""
+
 _LONGEST = 1000
 """Most steps between two of the light tier, however small the budget."""
 
@@ -31,7 +40,8 @@ class Schedule:
         full_every: Steps between two steps of the full tier, 0 for none; with a budget the fewest.
         budget: Largest share of the run's own time that recording may take; None for no limit. Then the intervals
             adapt to what recording costs here, and the light tier leaves steps out.
-        beginning: Steps that are all recorded before a budget counts.
+        beginning: Steps in which the light tier is never sparser than `_SPARSE`, whatever it costs, and the full tier comes
+            first and last alone. A step after a loss or a gradient larger than all before it is recorded there.
     """
 
     def __init__(self, full_every: int = 50, budget: float | None = None, beginning: int = 0) -> None:
@@ -44,9 +54,17 @@ class Schedule:
         self.held = ""
         """Why every step is recorded although a budget would leave some out; empty when it does."""
 
-        self._beginning = max(beginning, _SETTLE)
+        self._beginning = beginning
+        self._dense = _DENSE if beginning > _SETTLE else _SETTLE
         self._fewest = full_every
-        self._force = False
+        self._force = self._unusual = False
+        self.leapt = False
+        """True when the gradient of the step that was heard of last is many times all before."""
+
+        self._closely = 0
+        """Steps before this one are all recorded."""
+
+        self._largest = {"loss": -math.inf, "gradient": -math.inf}
         self._next_light = self._next_full = 0
         self._boundary = time.perf_counter()
         self._light = _Kind()
@@ -63,17 +81,31 @@ class Schedule:
         self.held = self.held or reason
         self.light_every, self._next_light = 1, 0
 
+    def watch(self, step: int) -> None:
+        """Something was found: record every step from this one on, for as many as the live rules look back."""
+        self._closely = step + _WINDOW
+
+    def hear(self, step: int, loss: float | None = None, gradient: float | None = None) -> None:
+        """Take in the loss or the gradient's norm of a step: in the beginning, the one after a new largest is recorded."""
+        self.leapt = gradient is not None and gradient > _LEAP * self._largest["gradient"] > 0
+        for kind, value in (("loss", loss), ("gradient", gradient)):
+            if value is not None and value > self._largest[kind]:
+                self._largest[kind], self._unusual = value, step < self._beginning
+
     def choose(self, step: int) -> tuple[bool, bool]:
         """(light, full) for this step."""
         full = self._force or (self.full_every > 0 and step >= self._next_full)
-        light = full or self.budget is None or step >= self._next_light
-        self._force = False
+        light = full or self._unusual or self.budget is None or step >= self._next_light or step < self._closely
+        self._force = self._unusual = False
         if full and self.full_every:
             # Fixed intervals keep to their multiples, also after an event.
             late = step % self.full_every if self.budget is None else 0
             self._next_full = step - late + self.full_every
+            if self.budget is not None and step < self._beginning:
+                self._next_full = max(self._next_full, self._beginning)
         if light:
-            self._next_light = step + self.light_every
+            most = _SPARSE if step < self._beginning else _LONGEST
+            self._next_light = step + min(self.light_every, most)
         return light, full
 
     def ended(self, step: int, light: bool, full: bool, now: float, own: float) -> None:
@@ -90,7 +122,7 @@ class Schedule:
                 self._longer.append(wall - self._left_out.lately())
         else:
             self._left_out.add(wall, own)
-        if step % _SETTLE == _SETTLE - 1 and step + 1 >= self._beginning and self._light and not self.held:
+        if step % _SETTLE == _SETTLE - 1 and step + 1 >= self._dense and self._light and not self.held:
             self._adapt(self.budget)
 
     def _adapt(self, budget: float) -> None:

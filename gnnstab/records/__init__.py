@@ -8,7 +8,6 @@ from gnnstab.records._rows import Blind as Blind
 from gnnstab.records._rows import Event as Event
 from gnnstab.records._rows import Measure as Measure
 from gnnstab.records._rows import SeriesKey as SeriesKey
-from gnnstab.records._rows import SiteRow as SiteRow
 from gnnstab.records._rows import StepRow as StepRow
 from gnnstab.records.findings import CAUSE_STATUSES as CAUSE_STATUSES
 from gnnstab.records.findings import FIVE_CAUSES as FIVE_CAUSES

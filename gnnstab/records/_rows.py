@@ -34,23 +34,6 @@ class SeriesKey(NamedTuple):
     site: str
 
 
-class SiteRow(NamedTuple):
-    """Light-tier statistics of one site in one step, merged over the step's outer forwards."""
-
-    step: int
-    span: int
-    """Number of steps merged into this row: 1 until the trace halves old steps, up to 8 for gradients of parameters."""
-
-    minimum: float
-    maximum: float
-    rms: float
-    count: int  # type: ignore[assignment]  # The field hides tuple.count, which no row needs.
-    """Number of entries seen."""
-
-    non_finite: int
-    """Number of non-finite entries; -1 when only known to be at least one."""
-
-
 class Measure(NamedTuple):
     """One full-tier number."""
 

@@ -18,7 +18,7 @@ def by_steps(finding: Finding, signals: Signals) -> Finding:
         best, undone = (float(signal.detail.get(key, math.nan)) for key in ("best", "undone"))
         steps = f"With softer scores on a copy your optimizer's steps bring the loss of one batch to {undone:.3g} instead of {best:.3g}"
         if signal.value < 1 / LASTING:
-            return replace(finding, severity="info", message=f"{finding.message} {steps}: the sharpness is of use.")
+            return replace(finding, severity="info", message=f"{finding.message} {steps}: the sharpness is earned.")
         if harms(signal.detail) and finding.severity == "info" and finding.signal.startswith("attention."):
             message = f"{finding.message.removesuffix(_OPEN)} {steps}: the sharpness keeps the model from learning."
             return replace(finding, severity="warning", confidence="high", message=message)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -53,6 +54,9 @@ def event_cause(signals: Signals, event: Event) -> Judged:
             told = {"tensor": batch[0], "place": "loss"}
             why = f"the model's output is finite, and of the batch {batch[0]['words']}"
             return Judged("non-finite-data", why, advice(told, "non-finite-data"))
+    if _only_targets_are_left(signals, event):
+        why = "the targets hold NaN or Inf: of a finite output and finite targets this loss and its gradient are finite"
+        return Judged("non-finite-data", why, _CLEAN_TARGETS)
     if event.stage == "weight" or event.detail.get("weights_finite") is False:
         return _of_weights(signals, event)
     if _overflowed_in_low_precision(event):
@@ -62,6 +66,28 @@ def event_cause(signals: Signals, event: Event) -> Judged:
             f"{event.detail['largest_exact']:.3g}",
         )
     return Judged("", _unknown(event))
+
+
+_ENTIRE = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy_with_logits")
+"""Losses that are finite, with their gradients, for all finite numbers of ordinary size."""
+
+_SINGULAR = re.compile(r"div|log|sqrt|pow|exp|reciprocal|norm|std|var|acos|asin|tan|cosh|sinh")
+"""Operations that can make a NaN or Inf of finite numbers, or a derivative that is none; one before the loss may be the cause."""
+
+_ORDINARY = 1e4
+"""Size of an output whose square fits every format that a loss is computed in but fp16, whose overflow is told before."""
+
+_CLEAN_TARGETS = "look at the targets with torch.isfinite, and leave such rows out of the loss"
+
+
+def _only_targets_are_left(signals: Signals, event: Event) -> bool:
+    """True where nothing between a finite output and the NaN that came back can have made it but what it was compared with."""
+    graph = str(event.detail.get("loss_graph") or signals.context.get("loss_graph") or "")
+    finite = float(event.detail.get("output_largest", math.inf)) < _ORDINARY
+    dtype = str(event.detail.get("dtype") or "").removeprefix("torch.")
+    loss, _, before = graph.partition(" ← ")
+    entire = loss in _ENTIRE and not _SINGULAR.search(before)
+    return event.stage in ("loss", "gradient") and finite and entire and dtype not in LOW
 
 
 def _of_operation(signals: Signals, event: Event, operation: Mapping[str, Any]) -> Judged:

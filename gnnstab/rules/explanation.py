@@ -229,6 +229,17 @@ def _undone_stack(symptom: Finding, explanation: Finding, signals: Signals) -> b
     return explanation.signal == OPTIMIZER_STACK_SHARE
 
 
+def _apart_before(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    """Units that are closed can make nodes alike where these differed in front of them."""
+    return not _alike_from_the_start(explanation, symptom, signals)
+
+
+def _alike_from_the_start(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    """The nodes are alike at the first place that was looked at: a unit is open for all of them or for none."""
+    begins = [s.layer for s in signals.find("place.node_difference") if s.detail.get("position") == 0]
+    return explanation.signal == "place.node_difference" and explanation.layer in begins
+
+
 def _alike(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
     return explanation.signal == "place.node_difference" and symptom.signal != OPTIMIZER_STACK_SHARE
 
@@ -293,7 +304,9 @@ LINKS = tuple(
         ("GS204", _part_of_explosion, "GS301"),
         ("GS204", _grown_on_the_way, "GS302"),
         ("GS301", _driven_by_attention, "GS204"),
-        ("GS701", _always, "GS203 GS103 GS704"),
+        ("GS704", _alike_from_the_start, "GS701"),
+        ("GS701", _apart_before, "GS704"),
+        ("GS701", _always, "GS203 GS103"),
         ("GS103", _always, "GS203 GS201"),
         ("GS201", _always, "GS203"),
         ("GS204", _always, "GS501 GS702 GS703"),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from gnnstab.errors import NotEvaluable
 from gnnstab.records import Finding, Signals
@@ -25,7 +26,7 @@ class SoftmaxMisused(Rule):
 
     ## What it sees
     In the graph of a forward: a softmax whose scores are multiplied by a tensor of zeros and ones that differs within its rows, or
-    replaced by a constant amid the scores or above them, and the weight that it leaves to those entries; attention that closes the keys
+    replaced by a constant amid the scores or above them, or lowered by a small constant (−1 in place of −∞), and the weight that it leaves to those entries; attention that closes the keys
     that differ and leaves open those that all hold the same, as padding does, or that reads what a mask of the batch closes by its name
     (`blocked`, `padding`, or all but `adj`, `valid`, `edge_index`); the weight of real rows on padding, where a mask or lengths of the batch
     tell it; weight that a mask takes away behind the softmax, where nothing divides by the rest; a constant that a mask writes into the
@@ -74,13 +75,10 @@ class SoftmaxMisused(Rule):
             raise NotEvaluable("needs a forward of the model: pass a batch (--model pkg.mod:factory --batch FILE)")
         for signal in measured(signals.find("place.masked_weight")):
             if signal.value > self.weight:
-                what = (
-                    "whose scores a mask replaces by a constant: it must lie far below all scores. Write scores.masked_fill(~mask, -torch.inf)."
-                    if signal.detail.get("constant")
-                    else "that a mask multiplies by 0: exp(0) is 1. Write scores.masked_fill(~mask, -torch.inf) in place of the product."
-                )
+                what = _masked(signal.detail)
                 yield self.finding(
                     f"the softmax behind {signal.layer} leaves {percent(signal.value)} of its weight to entries {what}",
+                    severity="warning" if "added" in signal.detail else "error",
                     limit=self.weight,
                     signal=signal,
                 )
@@ -129,7 +127,7 @@ class SoftmaxMisused(Rule):
                     yield self.finding(
                         f"the attention behind {signal.layer} reads what `{name}` of the batch closes, and nothing else: its mask is the wrong way "
                         "round. A boolean attn_mask of scaled_dot_product_attention is True where a key is read, one of "
-                        "nn.MultiheadAttention where it is not.",
+                        "torch's own attention module where it is not.",
                         limit=self.wrong_way,
                         signal=signal,
                     )
@@ -153,3 +151,17 @@ class SoftmaxMisused(Rule):
                     limit=self.far,
                     signal=signal,
                 )
+
+
+def _masked(detail: Mapping[str, Any]) -> str:
+    """How a mask failed to close entries, and what to write in its place."""
+    if "added" in detail:
+        return (
+            f"whose scores a mask lowers by {-float(detail['added']):.3g} alone: exp({float(detail['added']):.3g}) is not 0. "
+            "Write scores.masked_fill(~mask, -torch.inf)."
+        )
+    if detail.get("constant"):
+        return "whose scores a mask replaces by a constant: it must lie far below all scores. Write scores.masked_fill(~mask, -torch.inf)."
+    return (
+        "that a mask multiplies by 0: exp(0) is 1. Write scores.masked_fill(~mask, -torch.inf) in place of the product."
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from gnnstab.errors import NotEvaluable
 from gnnstab.records import Finding, Signal, Signals
@@ -84,13 +85,19 @@ class FeatureScale(Rule):
         """One finding for each tensor with a symptom, else one for the batch."""
         yield from self._of_the_loss(signals)
         yield from self._marked(signals)
-        places = [s for name in ("place.rms", "place.column_ratio") for s in measured(signals.find(name))]
-        if places:
-            # What is not even finite has no scale: GS407 tells.
-            broken = {s.layer for s in signals.find("place.non_finite")}
-            yield from self._at_places(signals, [s for s in places if s.layer not in broken])
-        else:
-            yield from self._of_the_input(signals)
+        # What is not even finite has no scale: GS407 tells.
+        broken = {s.layer for s in signals.find("place.non_finite")}
+        yield from self._at_places(signals, [s for s in self._places(signals) if s.layer not in broken])
+
+    def _places(self, signals: Signals) -> list[Signal]:
+        """Sizes of the tensors of the batch; of the node features alone, which a weight is given, where nobody looked at more."""
+        found = [s for name in ("place.rms", "place.column_ratio") for s in measured(signals.find(name))]
+        if found:
+            return found
+        features = [s for name in ("feature.rms", "feature.column_ratio") for s in measured(signals.find(name))]
+        if not features:
+            raise NotEvaluable(signals.why_missing("feature.rms"))
+        return [replace(s, detail={**s.detail, "arrives": True}) for s in features]
 
     def _of_the_loss(self, signals: Signals) -> Iterator[Finding]:
         """A run whose loss says how large the targets are where nobody has seen them: no mean or sum of squares is larger."""
@@ -140,7 +147,7 @@ class FeatureScale(Rule):
                 after = f"and the output {output:.3g}: the loss is of their scale, and so is its gradient. Standardise the targets"
             elif symptoms:
                 after = f"and saturates {names(symptoms)}: logits grow with its square. Standardise it, or put a LayerNorm in front"
-            elif signal.name == "place.rms" and signal.value > self.absurd:
+            elif signal.name.endswith(".rms") and signal.value > self.absurd:
                 after = "and reaches a weight as it is. Standardise it, or put a normalisation in front"
             else:
                 quiet.append((signal, limit))
@@ -162,7 +169,7 @@ class FeatureScale(Rule):
                 # A loss that is small beside the targets scales them itself.
                 scaled = loss < signal.value / self.raw
                 if (
-                    signal.name == "place.rms"
+                    signal.name.endswith(".rms")
                     and output is not None
                     and not scaled
                     and signal.value > self.short * float(output)
@@ -173,16 +180,19 @@ class FeatureScale(Rule):
             elif detail.get("whole") or not detail.get("arrives"):
                 continue
             else:
-                limit = self.rms if signal.name == "place.rms" else self.column_ratio
+                limit = self.rms if signal.name.endswith(".rms") else self.column_ratio
             if signal.value > limit:
                 yield signal, limit
 
     def _what(self, signal: Signal, limit: float) -> str:
-        if signal.name == "place.rms":
+        of_batch = f" `{signal.layer}` of the batch" if signal.layer else ""
+        if signal.name.endswith(".rms"):
             kind = "the targets" if signal.detail.get("target") else "the input"
-            return f"{kind} `{signal.layer}` of the batch has RMS {signal.value:.3g} (limit {limit:g})"
+            return f"{kind}{of_batch} has RMS {signal.value:.3g} (limit {limit:g})"
         column = signal.detail.get("column")
-        return f"column {column} of the input `{signal.layer}` has {signal.value:.3g} times the median column's RMS (limit {limit:g})"
+        which = "a column" if column is None else f"column {column}"
+        whose = f" `{signal.layer}`" if signal.layer else ""
+        return f"{which} of the input{whose} has {signal.value:.3g} times the median column's RMS (limit {limit:g})"
 
     def _symptoms_of(self, signals: Signals, signal: Signal) -> tuple[list[str], bool]:
         """What is saturated by a tensor: layers that it is given to beside the node states, else whatever its input drives."""
@@ -193,43 +203,9 @@ class FeatureScale(Rule):
             if any(name.startswith(f"{state.layer}.") for name in fed)
             and state.crosses(self.warn_entropy, self.one_hot_share)
         ]
-        if states and signal.name == "place.rms":
+        if states and signal.name.endswith(".rms"):
             return [state.layer for state in states], any(s.entropy.value < self.error_entropy for s in states)
         return self._symptoms(signals)
-
-    def _of_the_input(self, signals: Signals) -> Iterator[Finding]:
-        found = measured([*signals.find("feature.column_ratio"), *signals.find("feature.rms")])
-        if not found:
-            raise NotEvaluable(signals.why_missing("feature.rms"))
-        crossed = [(s, limit) for s in found for limit in [self._limit(s)] if s.value > limit]
-        if not crossed:
-            return
-        signal, limit = max(crossed, key=lambda pair: pair[0].value / pair[1])
-        symptoms, severe = self._symptoms(signals)
-        column = signal.detail.get("column")
-        which = (
-            f"column {column} has" if column is not None and signal.name == "feature.column_ratio" else "the input has"
-        )
-        size = (
-            f"{signal.value:.3g} times the median column's RMS"
-            if signal.name == "feature.column_ratio"
-            else f"RMS {signal.value:.3g}"
-        )
-        what = f"{which} {size} (limit {limit:g})"
-        if not symptoms:
-            message = f"{what}. Nothing behind it is saturated on this data."
-            yield self.finding(message, severity="info", limit=limit, signal=signal)
-            return
-        yield self.finding(
-            f"{what} and saturates {names(symptoms)}: logits grow with its square. Standardise the features, or put a LayerNorm "
-            "on the input.",
-            severity="error" if severe else "warning",
-            limit=limit,
-            signal=signal,
-        )
-
-    def _limit(self, signal: Signal) -> float:
-        return self.column_ratio if signal.name == "feature.column_ratio" else self.rms
 
     def _by_both(self, signals: Signals, state: Attention) -> bool:
         """True for attention that the weights saturate at RMS 1 already, and whose input is large on top of it."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from gnnstab.errors import NotEvaluable
 from gnnstab.records import Finding, LayerFacts, Signal, Signals
+from gnnstab.records.vocabulary import GAIN_VALUE
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.gs203_vanishing_gradient import VanishingGradient
 from gnnstab.rules.gs204_exploding_gradient import ExplodingGradient
@@ -74,6 +75,10 @@ class Oversmoothing(Rule):
         source="derived: less than the first digits of a float16; .1 and more in networks that train",
     )
 
+    shrinking: float = threshold(
+        0.3, unit="value gain", source="derived: half of the smallest initialisation in use, PyG's default of .58"
+    )
+
     shared: float = threshold(
         0.5,
         unit="share of the targets' spread",
@@ -102,7 +107,7 @@ class Oversmoothing(Rule):
         alike = {s.layer for s in hidden}
         stack = [one for one in signals.attention_layers if one.identity_path is not True]
         # Nodes that two layers and more left apart, in a stack of them, were smoothed out, however soon that ends in rounding.
-        gradually = sum(one.name not in alike for one in stack) >= 2
+        gradually = sum(one.name not in alike for one in stack) >= 2 and not self._shrunk(signals)
         smoothed = last_apart >= 0 and gradually and len(stack) >= self.min_layers
         where = f"already in the input `{first.layer}`" if last_apart < 0 else f"from {first.layer} on"
         yield self.finding(
@@ -116,6 +121,10 @@ class Oversmoothing(Rule):
             confidence="high",
             cause=self.cause if smoothed else "indistinguishable-nodes",
         )
+
+    def _shrunk(self, signals: Signals) -> bool:
+        """True where the weights make states so small that the biases are all that is left of them."""
+        return any(s.value < self.shrinking for s in measured(signals.find(GAIN_VALUE)))
 
     def _shared_answers(self, signals: Signals) -> Iterator[Finding]:
         """Nodes that start out the same get one of a few answers, and were to get others."""

@@ -10,7 +10,7 @@ import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,8 +18,7 @@ from gnnstab.records import Finding, SeriesKey, Signal, Signals
 from gnnstab.records.vocabulary import OPTIMIZER_OUTPUT_MOVE
 from gnnstab.rules._beginning import Beginning, Overshoots, Rates
 from gnnstab.rules._tracks import WINDOW, Quiet, Track, median
-from gnnstab.rules.base import Rule, threshold
-from gnnstab.rules.engine import Thresholds, configure
+from gnnstab.rules.base import threshold
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.gs501_precision_headroom import UNIT_ROUNDOFF, PrecisionHeadroom
 from gnnstab.rules.gs601_learning_rate_too_high import LearningRateTooHigh
@@ -72,27 +71,20 @@ class LiveEngine:
     """Judges a run while it goes on; each finding is raised once, with its step.
 
     Args:
-        thresholds: Rule code → threshold name → value, as for `gnnstab.rules.run`; GS301, GS501, GS601, GS603 and GS606 are
-            used here.
-        limits: What counts as growth.
         precision: ``fp32``, ``fp16`` or ``bf16``: the format that the attention is computed in.
         channels: Layer → channels per head, for the fp16 limit of q·k; 1 where unknown.
     """
 
     def __init__(
         self,
-        thresholds: Thresholds | None = None,
-        *,
-        limits: LiveLimits | None = None,
         precision: str = "fp32",
         channels: Mapping[str, int] | None = None,
     ) -> None:
-        given = thresholds or {}
-        self._limits = limits or LiveLimits()
-        self._spike = _configured(GradientSpike, given)
-        self._rate = _configured(LearningRateTooHigh, given)
-        self._precision = _configured(PrecisionHeadroom, given)
-        self._attention = _configured(AttentionExplosion, given)
+        self._limits = LiveLimits()
+        self._spike = GradientSpike()
+        self._rate = LearningRateTooHigh()
+        self._precision = PrecisionHeadroom()
+        self._attention = AttentionExplosion()
         self._format = precision
         self._channels = dict(channels or {})
         self._tracks: dict[SeriesKey | str, Track] = {}
@@ -101,7 +93,7 @@ class LiveEngine:
         self._quiet_below = min(self._limits.score_floor, self._limits.jump_floor) if precision == "fp32" else 0.0
         self._beginning = Beginning(self._rate)
         self._overshoots = Overshoots(self._rate)
-        self._rates = Rates(_configured(RateJump, given))
+        self._rates = Rates(RateJump())
         self._spikes: deque[int] = deque(maxlen=16)
         self._warming, self._rate_before = True, -math.inf
 
@@ -141,6 +133,10 @@ class LiveEngine:
         if overshoot is not None:
             found += self._overshoots.measured(*overshoot, lr)
         return [f for f in found if self._first_time(f)] + ([] if loss is None else self.loss(step, loss, lr))
+
+    def rate(self, step: int, lr: float | None) -> list[Finding]:
+        """Take in the learning rate of a step of which nothing else is to be told."""
+        return [finding for finding in self._rates.rate(step, lr) if self._first_time(finding)]
 
     def tried(self, rise: Signal, moved: float | None) -> list[Finding]:
         """Take in how far trial steps before the first update raised the loss, and by how much one moves the output."""
@@ -340,10 +336,3 @@ class LiveEngine:
         recent = list(track.values)[-int(self._limits.loss_lasts) :]
         track.best = min(track.best, median(list(track.values)[-2 * len(recent) :]))
         return min(recent) > max(self._limits.loss_factor * track.best, track.start)
-
-
-R = TypeVar("R", bound=Rule)
-
-
-def _configured(rule: type[R], thresholds: Thresholds) -> R:
-    return configure(rule, thresholds.get(rule.code, {}))

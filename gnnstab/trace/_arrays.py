@@ -19,7 +19,8 @@ MOST_LEVELS = 16
 
 SITE_COLUMNS = ("step", "span", "minimum", "maximum", "rms", "count", "non_finite")
 SITE_DTYPE = np.dtype([*zip(SITE_COLUMNS, ("i8", "i8", "f8", "f8", "f8", "i8", "i8"), strict=True), ("rank", "i4")])
-"""One row of `Trace.sites`; the fields of `SiteRow` and the rank (-1 outside a distributed run)."""
+"""One row of `Trace.sites`: statistics of one site, merged over the outer forwards of one step, of ``span`` steps once the trace has halved
+old ones; ``non_finite`` is -1 when only known to be at least one, ``rank`` -1 outside a distributed run."""
 
 STEP_COLUMNS = ("step", "time", "loss", "lr", "scale", "grad_norm", "skipped")
 STEP_DTYPE = np.dtype([*zip(STEP_COLUMNS, ("i8", "f8", "f8", "f8", "f8", "f8", "?"), strict=True), ("rank", "i4")])

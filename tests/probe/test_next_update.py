@@ -63,7 +63,9 @@ def test_the_run_stays_as_it_is() -> None:
 
 def test_steps_that_are_measured_get_rarer() -> None:
     _, monitor, _ = train(1e-3, steps=130)
-    assert set(measured(monitor, OPTIMIZER_OUTPUT_MOVE)) == {0, 50, 100}
+    assert set(measured(monitor, OPTIMIZER_OUTPUT_MOVE)) == {0, 100}
+    _, damped, _ = train(1e-3, steps=130, eps=1.0)
+    assert set(measured(damped, OPTIMIZER_OUTPUT_MOVE)) == {0, 50, 100}
 
 
 def test_what_is_measured_grows_with_the_rate_and_falls_with_eps() -> None:
@@ -128,7 +130,7 @@ def test_an_update_that_is_rounded_away_is_counted(
             (model(x, edges).float() - torch.randn(40, 3)).square().mean().backward()
             optimizer.step()
     lost = measured(monitor, OPTIMIZER_LOST_SHARE)
-    assert list(lost) == ([0, 50, 100] if limits else [])
+    assert {0, 100} <= lost.keys() if limits else not lost
     assert limits is None or all(limits[0] <= share <= limits[1] for share in lost.values()), lost
     said = [f.cause for f in monitor.diagnose(select=["GS503"]).findings]
     assert said == (["precision"] if limits and limits[0] else [])

@@ -14,7 +14,7 @@ from torch_geometric.nn import GATConv, GPSConv, GraphNorm, SGFormer, global_mea
 from torch_geometric.utils import to_dense_batch
 
 import gnnstab
-from gnnstab.probe.places._weights import on_padding
+from gnnstab.probe.places._weights import against_name, on_padding
 from gnnstab.records import Diagnosis, Finding
 
 WIDTH = 12
@@ -193,6 +193,12 @@ def test_attention_that_reads_what_the_batch_closes(name: str, wrong: Closed, ri
     (finding,) = said(wrong)
     assert f"`{name}`" in finding.message and "wrong way round" in finding.message and finding.severity == "error"
     assert said(right) == []
+
+
+def test_a_sparse_adjacency_is_not_compared() -> None:
+    weights = torch.eye(3)
+    assert against_name(weights, {"adj": torch.eye(3).to_sparse()}) == ""
+    assert against_name(weights, {"adj": 1 - torch.eye(3)}) == "adj"
 
 
 def test_a_mask_whose_name_tells_nothing_is_nobody_s_word() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -105,8 +106,9 @@ def test_a_loss_that_is_lost_again() -> None:
 
 
 def test_fp16_headroom_is_projected() -> None:
-    engine = LiveEngine(precision="fp16", channels={"conv": 16}, thresholds={"GS501": {"warn_rounding": 1e9}})
-    found = [f for f in follow(engine, range(200), lambda i: 10 * math.exp(0.03 * i)) if f.code == "GS501"]
+    engine = LiveEngine(precision="fp16", channels={"conv": 16})
+    found = follow(engine, range(200), lambda i: 10 * math.exp(0.03 * i))
+    found = [f for f in found if f.signal == "precision.fp16_headroom"]
     overflow = math.log(65504 / 4 / 10) / 0.03
     assert len(found) == 1
     assert found[0].step is not None
@@ -190,10 +192,11 @@ def test_the_growth_of_the_first_steps_is_not_extrapolated() -> None:
     def settling(i: int) -> float:
         return 20 + 2000 * (1 - math.exp(-i / 12))
 
-    quiet = {"GS501": {"warn_rounding": 1e9}}
-    assert follow(LiveEngine(precision="fp16", thresholds=quiet), range(200), settling) == []
-    lasting = follow(LiveEngine(precision="fp16", thresholds=quiet), range(200), lambda i: settling(0) * 1.06**i)
-    assert "GS501" in {f.code for f in lasting}
+    def signals(scores: Any) -> set[str]:
+        return {f.signal for f in follow(LiveEngine(precision="fp16"), range(200), scores)}
+
+    assert signals(settling) == {"precision.rounding"}
+    assert "precision.fp16_headroom" in signals(lambda i: settling(0) * 1.06**i)
 
 
 def test_updates_that_overshoot_are_told_once_and_only_when_it_lasts() -> None:

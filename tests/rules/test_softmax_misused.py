@@ -35,6 +35,18 @@ def taken_away_later(scores: Tensor, near: Tensor) -> Tensor:
     return scores.div(2).softmax(-1) * near
 
 
+def lowered(scores: Tensor, near: Tensor) -> Tensor:
+    return (scores / 2 - 2 * (1 - near)).softmax(-1)
+
+
+def lowered_enough(scores: Tensor, near: Tensor) -> Tensor:
+    return (scores / 2 + 1e9 * (near - 1)).softmax(-1)
+
+
+def biased_by_distance(scores: Tensor, near: Tensor) -> Tensor:
+    return (scores / 2 - (near.cumsum(-1) - 1).abs()).softmax(-1)
+
+
 def lifted(scores: Tensor, near: Tensor) -> Tensor:
     return scores.masked_fill(near == 0, 1e4).softmax(-1)
 
@@ -109,6 +121,7 @@ FACES = pytest.mark.parametrize("face", [asked, watched])
         (multiplied, "exp(0) is 1", (0.7, 0.95)),
         (zero_where_closed, "a constant", (0.7, 0.95)),
         (lifted, "a constant", (0.99, 1.01)),
+        (lowered, "lowers by 2 alone", (0.4, 0.7)),
         (taken_away_later, "after the softmax", (0.7, 0.95)),
     ],
 )
@@ -116,13 +129,16 @@ def test_a_mask_that_leaves_weight_is_named(
     face: Callable[[nn.Module], Diagnosis], weigh: Weigh, words: str, left: tuple[float, float]
 ) -> None:
     (finding,) = misused(face, weigh, nn.Identity())
-    assert (finding.cause, finding.layer, finding.severity) == ("masking", "ask", "error")
+    severity = "warning" if weigh is lowered else "error"
+    assert (finding.cause, finding.layer, finding.severity) == ("masking", "ask", severity)
     assert "masked_fill" in finding.message and words in finding.message
     assert left[0] < finding.value < left[1]
 
 
 @FACES
-@pytest.mark.parametrize("weigh", [set_to_minus_inf, multiplied_again_and_divided, limited, limited_alone])
+@pytest.mark.parametrize("weigh", [
+        set_to_minus_inf, multiplied_again_and_divided, limited, limited_alone, lowered_enough, biased_by_distance,
+    ])  # fmt: skip
 def test_a_mask_that_leaves_nothing_is_not(face: Callable[[nn.Module], Diagnosis], weigh: Weigh) -> None:
     assert misused(face, weigh, nn.Identity()) == []
 

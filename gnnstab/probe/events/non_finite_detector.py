@@ -130,8 +130,8 @@ class NonFiniteDetector:
             note = "run again, everything was finite"
             self._forwards.last[kept.inputs.mode] = kept.inputs
             event = None if sent.finite else self.step(step, sent, False, twin=twin)
-            if event is not None:
-                return event
+            if event is not None or (self.met and not sent.finite):
+                return event  # None for what an earlier step has shown already.
         if not bad:
             return self.loss(step, loss, twin=twin)
         event = non_finite_event.left_out_event(step, bad, note)

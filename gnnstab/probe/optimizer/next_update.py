@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -9,20 +10,27 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from gnnstab.errors import UsageError
 from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 from gnnstab.probe.buffering.step_writer import Writer
 from gnnstab.probe.optimizer._eps import eps_of, eps_signals, shrink_eps
 from gnnstab.probe.optimizer._groups import FirstStep, far_apart
-from gnnstab.probe.optimizer.optimizer_steps import Loss, change_over_spread, twins
+from gnnstab.probe.optimizer.optimizer_steps import Loss, change_over_spread, optimizer_twin, twins
 from gnnstab.probe.optimizer.run_trial import run_trial
 from gnnstab.probe.replaying.replica import forked_rng, run_replica, tensors_in
 from gnnstab.records import Measure, Signal
 from gnnstab.records.vocabulary import OPTIMIZER_EPS_DAMPING, OPTIMIZER_LOST_SHARE, OPTIMIZER_OUTPUT_MOVE
 
-FIRST_AGAIN = 50
+FIRST_AGAIN = 100
 """Step of the second measurement; the steps double from there on, so that their share of the run's time falls."""
+
+SOONER = 50
+"""The same where eps or rounding has taken part of the first update."""
+
+WHOLE = 0.9
+"""Share of an update from which on it counts as taken whole."""
 
 
 class Update(NamedTuple):
@@ -47,47 +55,50 @@ def next_update(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Forw
         UsageError: Model or optimizer cannot be copied, a gradient is not finite, or forward or step fail on the copy.
     """
     with forked_rng():
-        (moved, lost, before), damping = _move(model, optimizer, inputs, free=False), math.nan
-        if eps_of(optimizer) is not None:
-            free, _, _ = _move(model, optimizer, inputs, free=True, before=before)
-            damping = moved / free if free > 0 else math.nan
-        return Update(moved, damping, lost)
+        twin, mover = twins(model, optimizer, keep_mode=True)
+        asked = {
+            p: own.grad for p, own in zip(twin.parameters(), model.parameters(), strict=True) if own.grad is not None
+        }
+        if not all(bool(gradient.isfinite().all()) for gradient in asked.values()):
+            raise UsageError("a gradient is not finite, so that the update was not tried on a copy")
+        try:
+            start = [(t, t.detach().clone()) for t in (*asked, *itertools.filterfalse(is_lazy, twin.buffers()))]
+            before = _outputs(twin, inputs)
+            moved, lost = _moved(twin, mover, asked, before, inputs), _lost(start)
+            if eps_of(optimizer) is None:
+                return Update(moved, math.nan, lost)
+            mover = optimizer_twin(optimizer, model, twin)
+            shrink_eps(mover)
+            with torch.no_grad():
+                for tensor, value in start:
+                    tensor.copy_(value)
+            free = _moved(twin, mover, asked, before, inputs)
+            return Update(moved, moved / free if free > 0 else math.nan, lost)
+        except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
+            # The model or the optimizer may refuse a copy; anything else is a failure of the tool, and told as such.
+            raise UsageError(f"the update failed on a copy: {type(error).__name__}: {error}") from error
 
 
-def _move(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+def _moved(
+    twin: nn.Module,
+    mover: torch.optim.Optimizer,
+    asked: Mapping[nn.Parameter, Tensor],
+    before: Sequence[Tensor],
     inputs: ForwardInputs,
-    *,
-    free: bool,
-    before: Sequence[Tensor] | None = None,
-) -> tuple[float, float, Sequence[Tensor]]:
-    twin, mover = twins(model, optimizer, keep_mode=True)
-    if free:
-        shrink_eps(mover)
-    own = dict(model.named_parameters())
-    for name, parameter in twin.named_parameters():
-        gradient = own[name].grad
-        if gradient is not None:
-            parameter.grad = gradient.detach().clone()
-    if not all(bool(p.grad.isfinite().all()) for p in twin.parameters() if p.grad is not None):
-        raise UsageError("a gradient is not finite, so that the update was not tried on a copy")
-    try:
-        before = _outputs(twin, inputs) if before is None else before
-        asked = [p for p in twin.parameters() if p.grad is not None and p.is_floating_point() and p.element_size() == 2]
-        weights = [p.detach().clone() for p in asked]
-        mover.step()
-        return change_over_spread(before, _outputs(twin, inputs)), _lost(asked, weights), before
-    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
-        # The model or the optimizer may refuse a copy; anything else is a failure of the tool, and told as such.
-        raise UsageError(f"the update failed on a copy: {type(error).__name__}: {error}") from error
+) -> float:
+    """Change of the output over its spread by one step with the gradients that are asked for."""
+    for parameter, gradient in asked.items():
+        parameter.grad = gradient.detach().clone()
+    mover.step()
+    return change_over_spread(before, _outputs(twin, inputs))
 
 
-def _lost(moved: Sequence[Tensor], before: Sequence[Tensor]) -> float:
+def _lost(start: Sequence[tuple[Tensor, Tensor]]) -> float:
     """An update that is smaller than half of the distance to the next number is rounded away."""
-    wanted = [p.grad != 0 for p in moved if p.grad is not None]
-    total = sum(int(mask.sum()) for mask in wanted)
-    same = sum(int((mask & (p == old)).sum()) for mask, p, old in zip(wanted, moved, before, strict=True))
+    held = [(p, p.grad, old) for p, old in start if p.is_floating_point() and p.element_size() == 2]
+    wanted = [(gradient != 0, p == old) for p, gradient, old in held if gradient is not None]
+    total = sum(int(asked.sum()) for asked, _ in wanted)
+    same = sum(int((asked & stayed).sum()) for asked, stayed in wanted)
     return same / total if total else math.nan
 
 
@@ -160,6 +171,8 @@ class UpdateWatch:
             self._watched = False
             return
         self._latest = (step, update.moved)
+        if first and (update.damping < WHOLE or update.lost > 1 - WHOLE):
+            self._next = SOONER
         found = {
             OPTIMIZER_OUTPUT_MOVE: update.moved,
             OPTIMIZER_EPS_DAMPING: update.damping,

@@ -30,9 +30,7 @@ class Casts(TorchFunctionMode):
 
     def __init__(self, named: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self._names = {
-            t.untyped_storage().data_ptr(): n for n, t in named.items() if t.layout is torch.strided and t.numel()
-        }
+        self._names = {t.untyped_storage().data_ptr(): n for n, t in named.items() if _plain(t) and t.numel()}
         self._worst: dict[str, tuple[float, dict[str, Any]]] = {}
 
     def __torch_function__(
@@ -61,9 +59,14 @@ class Casts(TorchFunctionMode):
                 self._worst[name] = found
 
 
+def _plain(value: Any) -> bool:
+    """True for a tensor with a memory of its own to be known by: no subclass, not sparse."""
+    return type(value) is Tensor and value.layout is torch.strided
+
+
 def _cast(func: Any, before: Any, output: Any) -> Tensor | None:
     """What a tensor has become by a call; None where it stayed in its format."""
-    if not isinstance(before, Tensor) or before.layout is not torch.strided or before.is_complex():
+    if not _plain(before) or before.is_complex():
         return None
     if func in _CASTS:
         after = output

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gnnstab.probe.places import _autograd as autograd
+from gnnstab.probe.places._added import added
 from gnnstab.probe.places._numbers import MOST_ENTRIES
 from gnnstab.probe.places._weights import against_name, on_padding, taken_away
 
@@ -86,6 +87,10 @@ def _of_softmax(
                 return
     weights, axis = _weights(node)
     if weights is None:
+        return
+    soft = None if mask is not None else added(node, weights, axis)
+    if soft is not None and (share := taken_away(weights, axis, soft[0])) is not None:
+        yield "place.masked_weight", share, {"operation": "softmax", "added": soft[1]}
         return
     masks = [found for user in users[node] if (found := _factor(user)) is not None]
     if masks:

@@ -101,9 +101,11 @@ class _Members(NamedTuple):
 
 def _members(seen: ForwardView) -> _Members | None:
     """The nodes of the batch; of several kinds those that the output has rows for."""
-    dense = next(
-        (t for n, t in seen.batch.items() if t.dim() == 3 and t.is_floating_point() and not is_target(n)), None
-    )
+    given = [t for n, t in seen.batch.items() if not is_target(n)]
+    dense = next((t for t in given if t.dim() == 3 and t.is_floating_point()), None)
+    if dense is None:  # Rows that are made of ids (sets, rows) alone.
+        ids = {tuple(t.shape) for t in given if t.dim() == 2 and t.dtype == torch.int64}
+        dense = next((t for t in seen.outputs if t.dim() == 3 and tuple(t.shape[:2]) in ids), None)
     if dense is not None and _edges(seen) is None:
         sets, width = dense.shape[:2]
         found = padding_mask(seen.batch)

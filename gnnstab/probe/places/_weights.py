@@ -28,10 +28,10 @@ def on_padding(weights: Tensor, axis: int, named: Mapping[str, Tensor]) -> tuple
     if axis == 0 or weights.shape[axis] != width or len(weights) % sets or weights.numel() > MOST_ENTRIES:
         return None
     if not says_closed(name) and not says_open(name) and not bool(real[:, 0].all()):
-        return (
-            None  # Real rows stand in front by custom: one that stands behind may as well be padding, marked by True.
-        )
-    real = real.repeat_interleave(len(weights) // sets, 0)
+        # Real rows stand in front by custom: those that stand behind may as well be padding, marked by True.
+        return None
+    # What the loss alone reads may lie on another device than the model.
+    real = real.to(weights.device).repeat_interleave(len(weights) // sets, 0)
     shape = [len(weights)] + [1] * (weights.dim() - 1)
     keys = real.view(*shape[:axis], width, *shape[axis + 1 :])
     reads = (~real).any(1).view(shape).expand_as(weights.amax(axis, keepdim=True))
@@ -63,7 +63,9 @@ def against_name(weights: Tensor, named: Mapping[str, Tensor]) -> str:
     if bool(open_.all()):
         return ""
     for name, tensor in named.items():
-        for allowed in _allowed(name, tensor, weights):
+        if tensor.layout is not torch.strided:
+            continue
+        for allowed in _allowed(name, tensor.to(weights.device), weights):
             closed = ~allowed
             if bool(allowed.any()) and bool(closed.any()) and bool((open_ == closed).all()):
                 return name

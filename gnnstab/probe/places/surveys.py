@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from gnnstab.errors import UsageError
 from gnnstab.layers.lazy import unwritten
 from gnnstab.probe.places.survey import Place, survey, to_json
 from gnnstab.probe.replaying.read_out import read_out
+from gnnstab.probe.replaying.replica import replica
 from gnnstab.records.vocabulary import (
     PLACE_COLUMN_RATIO,
     PLACE_GAIN,
@@ -38,56 +40,96 @@ class _Meta(Protocol):
     def meta(self, key: str, value: str) -> None: ...
 
 
+LARGEST_HELD = 64 * 2**20
+"""Bytes of a model up to which a copy of it as it was is kept for a later look."""
+
+
 class Surveys:
     """Looks at every place in the 1st, 2nd, 4th, 8th, … step that it is asked in, and at the end.
 
     Args:
         model: The model; a copy of it runs.
         writer: The trace; the rows are its metadata ``places``.
+        wanted: False for never.
+        patient: The first look waits until the step that it is asked in next, the end, or `catch_up`: a copy of the model and of its inputs
+            is kept for it, unless that is too large.
     """
 
-    def __init__(self, model: nn.Module, writer: _Meta) -> None:
+    def __init__(self, model: nn.Module, writer: _Meta, wanted: bool = True, *, patient: bool = False) -> None:
         self._model = model
         self._writer = writer
+        self._wanted, self._patient = wanted, patient
+        self._waiting: tuple[nn.Module, ForwardInputs] | None = None
         self._asked = 0
         self._found: dict[tuple[str, str], Place] = {}
 
-    def step(self, inputs: Mapping[str, ForwardInputs]) -> None:
-        """The step with these inputs of the latest forward in each mode is ending; the weights have not moved yet."""
+    def step(self, inputs: Mapping[str, ForwardInputs], kept: ForwardInputs | None) -> bool:
+        """The step with these inputs of the latest forward in each mode is ending; the weights have not moved yet.
+
+        ``kept`` is a copy of the inputs of one of them, which nobody will change. True when a copy of the model was made.
+        """
         forward = inputs.get("train") or inputs.get("eval-grad")
-        if forward is None:
-            return
+        if forward is None or not self._wanted:
+            return False
+        self.catch_up()
         self._asked += 1
-        if not self._asked & (self._asked - 1):
-            self._look(forward)
+        if self._asked & (self._asked - 1):
+            return False
+        size = sum(t.nbytes for t in (*self._model.parameters(), *self._model.buffers()) if not is_lazy(t))
+        if (
+            self._patient
+            and self._asked == 1
+            and kept is not None
+            and kept.mode == forward.mode
+            and size <= LARGEST_HELD
+        ):
+            return self._wait(kept)
+        return self._look(self._model, forward)
+
+    def catch_up(self) -> None:
+        """Look at what the first step has left, if it still waits."""
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            self._look(*waiting)
 
     def end(self, kept: ForwardInputs | None) -> None:
         """The run is over: look once more with inputs that were kept, unless the weights are lost and would show nothing."""
+        self.catch_up()
         if kept is not None and self._found and self._has_finite_weights():
-            self._look(kept)
+            self._look(self._model, kept)
+
+    def _wait(self, kept: ForwardInputs) -> bool:
+        try:
+            self._waiting = replica(self._model), kept
+        except UsageError as error:
+            self._failed(error)
+        return self._waiting is not None
+
+    def _failed(self, error: Exception) -> None:
+        """A model that cannot be copied, or no memory for a second one: the run itself is recorded all the same."""
+        self._writer.meta("places_failed", f"{type(error).__name__}: {error}")
 
     def _has_finite_weights(self) -> bool:
         lazy = unwritten(self._model)
         return all(bool(p.isfinite().all()) for name, p in self._model.named_parameters() if name not in lazy)
 
-    def _look(self, forward: ForwardInputs) -> None:
+    def _look(self, model: nn.Module, forward: ForwardInputs) -> bool:
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             # Ranks may be asked in different steps, and a forward may wait for the others (SyncBatchNorm).
             self._writer.meta("places_failed", "several processes train the model")
-            return
+            return False
         cast = forward.autocast
         context = torch.autocast(cast.device_type, dtype=cast.dtype) if cast.enabled else nullcontext()
         try:
             found = survey(
-                self._model, forward.args, forward.kwargs,
+                model, forward.args, forward.kwargs,
                 objective=read_out, rng=forward.rng, cast=context, came_back=getattr(forward.answer, "gradient", None),
             )  # fmt: skip
-        except (UsageError, RuntimeError) as error:
-            # A model that cannot be copied, or no memory for a second one: the run itself is recorded all the same. Any other
-            # failure is one of the tool, and told as such.
-            self._writer.meta("places_failed", f"{type(error).__name__}: {error}")
-            return
+        except (UsageError, RuntimeError) as error:  # Any other failure is one of the tool, and told as such.
+            self._failed(error)
+            return False
         self._keep(found)
+        return True
 
     def _keep(self, found: list[Place]) -> None:
         kept = {key: place for key, place in self._found.items() if key[0] in (*_LARGEST, *_FIRST)}

@@ -120,8 +120,12 @@ def without_history(model: nn.Module) -> dict[int, Any]:
 
     Such a tensor still hangs in its autograd graph and refuses to be copied.
     """
-    attributes = [value for module in model.modules() for value in vars(module).values()]
+    # Most attributes of a module are flags.
+    attributes = [v for m in model.modules() for v in vars(m).values() if type(v) not in _FLAGS]
     return {id(t): t.detach().clone() for value in attributes for _, t in tensors_in(value) if t.grad_fn is not None}
+
+
+_FLAGS = (bool, int, float, str, type(None))
 
 
 def kept_with_history(model: nn.Module) -> list[str]:
@@ -264,5 +268,5 @@ def tensors_in(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
         for key, item in value.items():
             own = "__".join(map(str, key)) if isinstance(key, tuple) else str(key)
             yield from tensors_in(item, f"{name}.{own}" if name else own)
-    elif hasattr(value, "to_dict") and hasattr(value, "clone") and not isinstance(value, nn.Module):
+    elif not isinstance(value, nn.Module) and hasattr(value, "to_dict") and hasattr(value, "clone"):
         yield from tensors_in(value.to_dict(), name)

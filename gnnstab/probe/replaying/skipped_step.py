@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -94,6 +94,20 @@ def run_again(
         except Exception as error:
             raise UsageError(f"the step could not be run again: {type(error).__name__}: {error}") from error
     return inner.sent
+
+
+def look_again(
+    model: nn.Module,
+    forwards: Sequence[SkippedForward],
+    step: int,
+    writer: Writer,
+    recorder: Callable[[nn.Module, Writer], Recorder],
+) -> StepRows | None:
+    """The rows of the last forward of a finite step that was left out, run again; None where it cannot be."""
+    try:
+        return run_again(model, forwards[-1], step, writer, recorder) if forwards else None
+    except UsageError:
+        return None
 
 
 def _backward(outputs: Iterable[Tensor], gradients: Iterable[Tensor | None]) -> None:

@@ -1,0 +1,88 @@
+"""What the rows of a set are told apart by, and what their answers are compared with: broken programs and their repaired twins."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import gnnstab
+from gnnstab.records import Diagnosis
+from test_places import WIDTH, loud, seeded
+from test_places_gradient import one
+from test_places_norms import FACES
+
+
+class Seats(nn.Module):
+    """Players that share what they see and are told apart by their seat."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.seen, self.seat = nn.Linear(6, WIDTH), nn.Embedding(8, WIDTH)
+        self.attend, self.leave = nn.MultiheadAttention(WIDTH, 2, batch_first=True), nn.Linear(WIDTH, 3)
+
+    def forward(self, table: Tensor, seats: Tensor) -> Tensor:
+        h = self.seen(table)[:, None] + self.seat(seats)
+        return self.leave(h + F.elu(self.attend(h, h, h, need_weights=False)[0]))
+
+
+@FACES
+def test_rows_that_only_ids_tell_apart(face: Callable[..., Diagnosis]) -> None:
+    table, seats = torch.randn(12, 6, generator=seeded(1)), torch.arange(8).repeat(12, 1)
+
+    def role(output: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return F.cross_entropy(output.flatten(0, 1), (seats % 3).flatten())
+
+    finding = one(face(Seats(), (table, torch.zeros_like(seats)), role), "GS704")
+    assert finding.cause == "indistinguishable-nodes" and "already in the input" in finding.message
+    assert loud(face(Seats(), (table, seats), role)) == []
+
+
+def run(bad: float, loss: Callable[[Tensor, Tensor], Tensor]) -> Diagnosis:
+    """A run whose monitor is given the value of the loss when the step is over, and no function."""
+    torch.manual_seed(6)
+    attend, leave = nn.MultiheadAttention(WIDTH, 2, batch_first=True), nn.Linear(WIDTH, 1)
+
+    class Ratings(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attend, self.leave = attend, leave
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.leave(x + self.attend(x, x, x, need_weights=False)[0]).squeeze(-1)
+
+    model, x = Ratings(), torch.randn(6, 5, WIDTH, generator=seeded(2))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    with gnnstab.Monitor(model, optimizer=optimizer, on_finding="ignore") as monitor:
+        for step in range(6):
+            y = x[..., 0].clone()
+            y[2, 3] = bad if step == 3 else 0.0
+            optimizer.zero_grad()
+            value = loss(model(x), y)
+            value.backward()
+            optimizer.step()
+            monitor.loss(value)
+    return monitor.diagnose()
+
+
+@pytest.mark.parametrize("loss", [F.mse_loss, F.smooth_l1_loss], ids=["squares", "smooth"])
+def test_a_loss_that_is_finite_for_finite_numbers_shows_bad_targets(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+    diagnosis = run(math.nan, loss)
+    assert [c.cause for c in diagnosis.root_causes()] == ["non-finite-data"]
+    assert "the targets hold NaN or Inf" in str(diagnosis) and "data.y" in str(diagnosis)
+    assert loud(run(0.5, loss)) == []
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [lambda o, y: F.mse_loss((o - o).sqrt(), y), lambda o, y: (o - y).square().mean()],
+    ids=["a root", "by hand"],
+)
+def test_an_operation_before_the_loss_acquits_the_targets(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """The derivative of a root at zero is none: what came back says nothing of the targets. Nor does what no name tells."""
+    assert "non-finite-data" not in [c.cause for c in run(math.nan, loss).root_causes()]
