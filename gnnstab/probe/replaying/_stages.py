@@ -98,7 +98,7 @@ def instrument(model: nn.Module, observe: Observer, prefix: str = "") -> None:
     for name, module in model.named_modules():
         if name in attention:
             _Attention((prefix + name).rstrip("."), module, attention[name], observe)
-        elif isinstance(module, nn.MultiheadAttention):
+        elif (kind := kinds[name]) is not None and kind.fused:
             _Fused((prefix + name).rstrip(".") or None, module, observe)
         elif not _inside(name, attention):
             rows = "" if _inside(name, passing) else "nodes"
