@@ -16,7 +16,8 @@ from torch_geometric.nn import TransformerConv
 
 import gnnstab
 from gnnstab.errors import UsageError
-from gnnstab.probe.optimizer.optimizer_steps import Bench, calm_rate, change_over_spread, optimizer_signals, twins
+from gnnstab.probe.optimizer._copies import twins
+from gnnstab.probe.optimizer.optimizer_steps import Bench, calm_rate, change_over_spread, optimizer_signals
 
 
 class Net(nn.Module):

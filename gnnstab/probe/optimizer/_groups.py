@@ -77,7 +77,7 @@ class FirstStep:
     """Updates after which a loss that nobody told is given up."""
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, inputs: ForwardInputs) -> None:
-        from gnnstab.probe.optimizer.optimizer_steps import twins
+        from gnnstab.probe.optimizer._copies import twins
 
         self._model, self._optimizer = twins(model, optimizer, keep_mode=True)
         self._inputs = inputs

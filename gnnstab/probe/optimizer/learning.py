@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from gnnstab.errors import UsageError
+from gnnstab.probe.optimizer._copies import twins
 from gnnstab.probe.optimizer._stacks import Stack, may_have_stacks, stacks
 from gnnstab.probe.replaying.replica import forked_rng
 from gnnstab.records import Signal
@@ -57,8 +58,6 @@ def learning_signals(bench: Bench) -> Iterator[Signal]:
 
 
 def _stacks(bench: Bench) -> list[Stack]:
-    from gnnstab.probe.optimizer.optimizer_steps import twins
-
     if not may_have_stacks(bench.model):
         return []
     model, _ = twins(bench.model, bench.optimizer)

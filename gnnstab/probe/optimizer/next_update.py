@@ -15,9 +15,10 @@ from torch.nn.parameter import is_lazy
 from gnnstab.errors import UsageError
 from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 from gnnstab.probe.buffering.step_writer import Writer
+from gnnstab.probe.optimizer._copies import optimizer_twin, twins
 from gnnstab.probe.optimizer._eps import eps_of, eps_signals, shrink_eps
 from gnnstab.probe.optimizer._groups import FirstStep, far_apart
-from gnnstab.probe.optimizer.optimizer_steps import Loss, change_over_spread, optimizer_twin, twins
+from gnnstab.probe.optimizer.optimizer_steps import Loss, change_over_spread
 from gnnstab.probe.optimizer.run_trial import run_trial
 from gnnstab.probe.replaying.replica import forked_rng, run_replica, tensors_in
 from gnnstab.records import Measure, Signal

@@ -1,0 +1,56 @@
+"""Copies of a model together with the optimizer that moves it, on which real steps are taken."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gnnstab.errors import UsageError
+from gnnstab.probe.replaying.replica import replica, unwrap
+
+
+def twins(
+    model: nn.Module, optimizer: torch.optim.Optimizer, *, keep_mode: bool = False
+) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """A copy of the model and one of the optimizer that moves it: same class, groups, settings and state.
+
+    A model in evaluation mode is copied in training mode, unless ``keep_mode``.
+
+    Raises:
+        UsageError: One of them cannot be copied, or the optimizer moves none of the model's parameters.
+    """
+    inner, _ = unwrap(model)
+    twin = replica(inner)
+    if not inner.training and not keep_mode:
+        twin.train()
+    return twin, optimizer_twin(optimizer, inner, twin)
+
+
+def optimizer_twin(optimizer: torch.optim.Optimizer, model: nn.Module, twin: nn.Module) -> torch.optim.Optimizer:
+    """A copy of the optimizer of ``model`` that moves ``twin``, a copy of it; failures as of `twins`."""
+    theirs = dict(twin.named_parameters(remove_duplicate=False))
+    named = model.named_parameters(remove_duplicate=False)
+    memo: dict[int, Any] = {id(parameter): theirs[name] for name, parameter in named if name in theirs}
+    if not any(id(p) in memo for group in optimizer.param_groups for p in group["params"]):
+        raise UsageError("the optimizer moves none of the model's parameters")
+    # What hangs on the instance is the schedule's or a logger's: their wrappers of `step` would move the user's weights.
+    kept = {k: v for k, v in vars(optimizer).items() if k != "step" and not k.startswith("_optimizer_")}
+    moved = object.__new__(type(optimizer))
+    memo.update(_cloned(optimizer))
+    try:
+        moved.__setstate__(copy.deepcopy(kept, memo))
+    except Exception as error:
+        raise UsageError(f"{type(optimizer).__name__} cannot be copied: {type(error).__name__}: {error}") from error
+    return moved
+
+
+def _cloned(optimizer: torch.optim.Optimizer) -> dict[int, Tensor]:
+    """Copies of the tensors of its state that share no memory, which `copy.deepcopy` would take ten times as long for."""
+    states = [state for state in optimizer.state.values() if isinstance(state, dict)]
+    tensors = [t for state in states for t in state.values() if type(t) is Tensor and t.layout is torch.strided]
+    whole = [t for t in tensors if not t.requires_grad and t.untyped_storage().nbytes() == t.nbytes]
+    alone = len({t.data_ptr() for t in whole}) == len(whole) and len(whole) == len(tensors)
+    return {id(t): t.clone() for t in whole} if alone else {}
