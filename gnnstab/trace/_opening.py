@@ -49,7 +49,7 @@ def check_file(path: str) -> None:
         raise TraceError(f"{path}: no such file")
     if not os.path.isfile(path):
         raise TraceError(f"{path}: not a regular file")
-    held = _bytes_of(path)
+    held = bytes_of(path)
     if held == 0:
         raise TraceError(f"{path}: empty file, not a gnnstab trace")
     if held > LARGEST_FILE:
@@ -143,7 +143,7 @@ def _copy(connection: sqlite3.Connection, path: str) -> sqlite3.Connection:
     return copy
 
 
-def _bytes_of(path: str) -> int:
+def bytes_of(path: str) -> int:
     """Apparent size of a database with its journal or log, in which most of a young trace may still be."""
     total = 0
     for name in (path, f"{path}-wal", f"{path}-journal"):
