@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -101,10 +102,33 @@ def test_what_a_clamp_cuts_is_what_has_no_gradient(name: str) -> None:
     assert found is not None and found[0] == "place.clamped_share"
     y.sum().backward()
     assert x.grad is not None
-    cut = x.grad == 0
+    cut = (x.grad == 0) & ((y - x).abs() > 0.01 * x.square().mean().sqrt())
     expected = (cut & (x > 0)) if name in ("relu6", "a ReLU by another name") else cut
     assert found[1] == pytest.approx(float(expected.double().mean()))
     assert (found[1] > 0) == (name != "a ReLU by another name")
+
+
+@pytest.mark.parametrize(
+    ("entries", "low", "high"),
+    [([1.0, -1.0, 0.3, 0.0], -1 + 1e-4, 1 - 1e-4), ([0.0, 1.0, 2.0, 0.5], 1e-6, None)],
+    ids=["an arc cosine", "a root"],
+)
+def test_a_guard_cuts_nothing(entries: list[float], low: float, high: float | None) -> None:
+    x = torch.tensor(entries)
+    assert numbers.cut_share(x, low, high) == 0
+    assert numbers.cut_share(x, 10 * x.max().item(), None) == 1, "far beyond a limit"
+
+
+@pytest.mark.parametrize(
+    ("behind", "limit", "flat"),
+    [(torch.sigmoid, 15.0, True), (torch.sigmoid, 2.0, False), (torch.tanh, 5.0, True), (torch.exp, 15.0, False)],
+)
+def test_a_clamp_where_what_reads_it_is_flat_takes_nothing_away(behind: Any, limit: float, flat: bool) -> None:
+    clamp = (40 * random(40, 5)).requires_grad_().clamp(-limit, limit)
+    reader = behind(clamp).grad_fn
+    assert autograd.flat_behind(clamp.grad_fn, [reader]) is flat
+    assert not autograd.flat_behind(clamp.grad_fn, [])
+    assert not autograd.flat_behind(clamp.grad_fn, [reader, (2 * clamp).grad_fn])
 
 
 def test_minimum_of_two_states_is_no_clamp() -> None:
