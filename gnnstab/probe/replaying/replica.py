@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch_geometric.data.data import BaseData
 
 from gnnstab.errors import GnnstabError, UsageError
+from gnnstab.probe.replaying.reach import SHARED, shared_with
 from gnnstab.randomness import deep_copy, same_random_state
 
 HOOK_TABLES = ("_hooks", "_hooks_with_kwargs", "_hooks_always_called")
@@ -103,13 +104,25 @@ def replica(model: nn.Module) -> nn.Module:
         vars(module).pop("message", None)
         if getattr(module, "_compiled_call_impl", None) is not None:
             module._compiled_call_impl = None
+    return apart(twin, model)
+
+
+def apart(twin: nn.Module, model: nn.Module) -> nn.Module:
+    """``twin``, if running it changes nothing of ``model``, of which it is a copy, and of the run around it.
+
+    Raises:
+        UsageError: It would.
+    """
+    shared = shared_with(twin, model)
+    if shared:
+        raise UsageError(f"{type(model).__name__} cannot be copied for a replay: its copy shares {shared} {SHARED}")
     return twin
 
 
 def whole_copy(model: nn.Module, advice: str = "", kind: type[GnnstabError] = UsageError) -> nn.Module:
     """A deep copy with all hooks; raises ``kind``, with ``advice`` at the end, where there can be none."""
     try:
-        return deep_copy(model, without_history(model))
+        return apart(deep_copy(model, without_history(model)), model)
     except Exception as error:
         why = (str(error).splitlines() or [""])[0][:160]
         raise kind(f"{type(model).__name__} cannot be copied ({type(error).__name__}: {why}){advice}") from error
