@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dis
 import functools
 import queue
@@ -9,11 +10,14 @@ import random
 import sys
 import types
 from collections.abc import Iterator, Mapping
+from enum import Enum
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from gnnstab.errors import UsageError
 
 SHARED = "with the run, through a function, a class or a global that deepcopy keeps as it is: a replay would change the training"
 
@@ -41,6 +45,31 @@ def shared_with(twin: Any, original: nn.Module) -> str:
         if id(value) in own or _keeps_state(value):
             return path
     return ""
+
+
+def own_copy(value: Any) -> Any:
+    """A copy of an argument that is no tensor and no container, so that a forward on it changes nothing of the run.
+
+    Raises:
+        UsageError: There is none: an iterator, a queue, a function or a module that holds state.
+    """
+    if isinstance(value, _UNCHANGING):
+        return value
+    if isinstance(value, torch.Generator):
+        return value.clone_state()
+    what = f"the model is called with a {type(value).__name__}"
+    if isinstance(value, (queue.Queue, queue.SimpleQueue)) or _iterates(value):
+        raise UsageError(f"{what}, which a replay would use up")
+    try:
+        twin = copy.deepcopy(value)
+    except Exception as error:
+        raise UsageError(f"{what}, which cannot be copied: {type(error).__name__}: {error}") from error
+    if trouble := next((path for v, path in _reached([twin], set(), frozenset({id(value)})) if _keeps_state(v)), None):
+        raise UsageError(f"{what}, whose copy shares {trouble or 'its state'} {SHARED}")
+    return twin
+
+
+_UNCHANGING = (bool, int, float, complex, str, bytes, type(None), type, torch.dtype, torch.device, range, slice, Enum, np.generic)  # fmt: skip
 
 
 class Reached(NamedTuple):
