@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gnnstab.errors import UsageError
+from gnnstab.probe.replaying.reach import SHARED, shared_with
 from gnnstab.probe.replaying.replica import replica, unwrap
 
 
@@ -44,6 +45,8 @@ def optimizer_twin(optimizer: torch.optim.Optimizer, model: nn.Module, twin: nn.
         moved.__setstate__(copy.deepcopy(kept, memo))
     except Exception as error:
         raise UsageError(f"{type(optimizer).__name__} cannot be copied: {type(error).__name__}: {error}") from error
+    if shared := shared_with(moved, model):
+        raise UsageError(f"{type(optimizer).__name__} cannot be copied: its copy shares {shared} {SHARED}")
     return moved
 
 
