@@ -22,6 +22,7 @@ from torch.compiler import is_compiling
 
 from gnnstab.layers import Layer, layer_of
 from gnnstab.probe.attaching._softmax_calls import calls_edge_softmax, edge_softmax, helper, named, softmax_within
+from gnnstab.probe.attaching.stand_in import Lookalike
 
 
 @dataclass(slots=True)
@@ -61,7 +62,7 @@ class Untappable(Exception):
     """The layer offers no place to look; the text says why."""
 
 
-class Tap:
+class Tap(Lookalike):
     """Stands in for the method that calls softmax; shared by everybody who listens to this layer.
 
     Raises:
@@ -88,6 +89,7 @@ class Tap:
         self._before = self._owner.__dict__.get(self._method)
         self._listeners: tuple[Listener, ...] = ()
         self._original, bound = _function_of(self._owner, self._method, self._before)
+        self._masked = self._before or types.MethodType(self._original, self._owner)
         self._traced = kind.repeats(self._original)
         self._returns = place == "message"
         twin = _observed(self._original, self._owner, self._method, self._notice)
