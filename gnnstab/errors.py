@@ -21,7 +21,10 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import sys
+import traceback
+import types
 import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -132,7 +135,7 @@ def let_through(error: BaseException) -> None:
     while origin is not None:
         if _from_outside(origin):
             raise origin
-        origin = origin.__cause__ or origin.__context__
+        origin = origin.__cause__
 
 
 def _from_outside(error: BaseException) -> bool:
@@ -147,8 +150,10 @@ def _from_outside(error: BaseException) -> bool:
 
 
 def _interrupts(frame: types.FrameType, before: types.FrameType) -> bool:
-    """Whether ``frame`` is that of a signal's handler: it is handed the frame that it interrupts."""
-    values = frame.f_locals.values()
+    """Whether ``frame`` is that of a signal's handler: its argument is the frame that it interrupts."""
+    code = frame.f_code
+    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount + 1]  # One more, for ``*args``.
+    values = [frame.f_locals.get(name) for name in names]
     return any(before is v or (isinstance(v, tuple) and any(before is each for each in v)) for v in values)
 
 

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import io
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.compiled_autograd import _enable
 from torch.nn.functional import mse_loss
 
-from side_by_side import WIDTH, Net, Run, graph, unnoticed
+import gnnstab
+from gnnstab.errors import GnnstabWarning
+from side_by_side import WIDTH, Net, Run, codes, graph, unnoticed
 
 X, EDGES = graph()
 Y = torch.ones(len(X), 1)
@@ -109,8 +116,133 @@ def model_that_asks_its_methods(run: Run) -> None:
             run.keep(loss)
 
 
+def model_that_is_traced(run: Run) -> None:
+    model = Asking()
+    optimizer = torch.optim.SGD(model.parameters(), 1e-2)
+    with run.watching(model, optimizer=optimizer):
+        mse_loss(model(X, EDGES), Y).backward()
+        optimizer.step()
+        model.eval()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PyG's own, of sizes that become constants.
+            traced = torch.jit.trace(model, (X, EDGES))
+        run.keep(traced(X, EDGES), torch.tensor(len(list(traced.inlined_graph.nodes()))))
+
+
+def compiled_backward(run: Run) -> None:
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), 1e-2)
+    with run.watching(model, optimizer=optimizer):
+        for _ in range(2):
+            optimizer.zero_grad()
+            loss = mse_loss(model(X, EDGES), Y)
+            with _enable(torch.compile(backend="eager", fullgraph=True)):
+                loss.backward()
+            optimizer.step()
+            run.keep(loss)
+
+
+def inputs_that_are_saved(run: Run) -> None:
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), 1e-2)
+    x = X.clone().requires_grad_()
+    with run.watching(model, optimizer=optimizer):
+        mse_loss(model(x, EDGES), Y).backward()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            torch.save(x, io.BytesIO())
+        optimizer.step()
+        run.keep(x.grad, *model.parameters())
+
+
 @pytest.mark.parametrize(
-    "loop", [closure_with_an_argument, scaler_whose_update_is_wrapped, model_that_asks_its_methods]
+    "loop",
+    [
+        closure_with_an_argument,
+        scaler_whose_update_is_wrapped,
+        model_that_asks_its_methods,
+        model_that_is_traced,
+        compiled_backward,
+        inputs_that_are_saved,
+    ],
 )
 def test_what_stands_in_the_place_of_the_users_answers_as_it_does(loop: Callable[[Run], None]) -> None:
     assert unnoticed(loop).warned == []
+
+
+class Deadline(Exception):
+    """Raised by the user's handler of a signal."""
+
+
+def deadline(number: int, frame: object) -> None:
+    raise Deadline
+
+
+def stop(*args: object) -> None:
+    sys.exit("stopped")
+
+
+class Signalled(Net):
+    """Does something to the process when it runs on a copy, while code of gnnstab waits for it."""
+
+    def __init__(self, meanwhile: Callable[[], None]) -> None:
+        super().__init__()
+        self.meanwhile, self.own = meanwhile, id(self)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        if id(self) != self.own:
+            self.meanwhile()
+        return super().forward(x, edge_index)
+
+
+def signalled() -> None:
+    signal.raise_signal(signal.SIGUSR1)
+
+
+def train(model: nn.Module, **options: Any) -> gnnstab.Monitor:
+    optimizer = torch.optim.SGD(model.parameters(), 1e-2)
+    with gnnstab.Monitor(model, optimizer=optimizer, schedule=1, **options) as monitor:
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss = mse_loss(model(X, EDGES), Y)
+            loss.backward()
+            monitor.loss(loss)
+            optimizer.step()
+    return monitor
+
+
+@pytest.fixture
+def handled(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = signal.signal(signal.SIGUSR1, request.param)
+    yield
+    signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.parametrize(("handled", "error"), [(deadline, Deadline), (stop, SystemExit)], indirect=["handled"])
+@pytest.mark.parametrize(
+    "part", ["", "probe.recorder:Recorder._end", "probe.attaching.forward_tracker:ForwardTracker._before"]
+)
+def test_what_a_signal_handler_raises_while_gnnstab_works_reaches_the_loop(
+    handled: None, error: type[BaseException], part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if part:
+        module, _, name = part.partition(":")
+        monkeypatch.setattr(f"gnnstab.{module}.{name}", lambda *args: signalled())
+    with pytest.raises(error) as caught:
+        train(Net() if part else Signalled(signalled))
+    assert caught.value.__cause__ is None
+
+
+def test_a_model_that_exits_on_a_copy_does_not_end_the_run() -> None:
+    with pytest.warns(GnnstabWarning, match="the training is not affected .SystemExit: stopped"):
+        monitor = train(Signalled(stop))
+    assert "GS902" in codes(monitor)
+    with monitor.trace as trace:
+        assert len(trace.steps()) == 3
+
+
+def test_a_closed_standard_error_does_not_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = io.StringIO()
+    closed.close()
+    monkeypatch.setattr(warnings, "showwarning", lambda *args, **kwargs: closed.write(str(args)))
+    assert "GS902" in codes(train(Signalled(stop)))

@@ -20,9 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 
+from gnnstab.errors import let_through
 from gnnstab.layers import Layer, layer_of
 from gnnstab.probe.attaching._softmax_calls import calls_edge_softmax, edge_softmax, helper, named, softmax_within
 from gnnstab.probe.attaching.stand_in import Lookalike
+from gnnstab.torch_private import is_tracing
 
 
 @dataclass(slots=True)
@@ -144,12 +146,15 @@ class Tap(Lookalike):
         """Run the layer's own method."""
         if is_compiling():
             return self._compiled(*args, **kwargs)
+        if is_tracing():
+            return self._masked(*args, **kwargs)
         out = self._function(*args, **kwargs)
         if self._returns:
             for listener in self._listeners:
                 try:
                     listener.returned(out)
                 except Exception as error:
+                    let_through(error)
                     self._silence(listener, error)
         return out
 
@@ -159,6 +164,7 @@ class Tap(Lookalike):
             try:
                 listener.saw(seen)
             except Exception as error:
+                let_through(error)
                 self._silence(listener, error)
 
     def _silence(self, listener: Listener, error: Exception) -> None:

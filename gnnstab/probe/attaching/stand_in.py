@@ -13,6 +13,7 @@ from typing import Any
 from torch.compiler import is_compiling
 
 from gnnstab.probe.attaching.hooks import NOT_SCRIPTED
+from gnnstab.torch_private import is_tracing
 
 
 class Lookalike:
@@ -28,7 +29,8 @@ class Lookalike:
         return inspect.signature(self._masked)
 
     def __getattr__(self, name: str) -> Any:
-        if name == "_masked":  # Not there yet: without this line the next one would call this method again, for ever.
+        # ``_masked`` may not be there yet, and the compiler guards the ``__dict__`` of the object itself.
+        if name in ("_masked", "__dict__"):
             raise AttributeError(name)
         return getattr(self._masked, name)
 
@@ -59,7 +61,7 @@ class StandIn(Lookalike):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module's own method."""
-        if self._gone:
+        if self._gone or (not is_compiling() and is_tracing()):
             return self._masked(*args, **kwargs)
         if self._within is None or is_compiling():
             output = self._masked(*args, **kwargs)
