@@ -199,8 +199,9 @@ class Monitor:
     def diagnose(self, **options: Any) -> Diagnosis:
         """Diagnose what was recorded so far; ``options`` are those of `gnnstab.evaluation.diagnose_trace`."""
         with self.trace as trace:
-            if self._recorder.row is None and "target" not in options:
-                options["target"] = Target("trace", str(self._path or "in memory"), (self._nothing_yet(),))
+            notes = (self._nothing_yet(),) if self._recorder.row is None else ()
+            path = str(self._path or trace.path) if trace.path == "memory" else str(trace.path)
+            options.setdefault("target", Target("trace", path, notes))
             return self._in_own_lines(diagnose_trace(trace, **options))
 
     def _in_own_lines(self, diagnosis: Diagnosis) -> Diagnosis:

@@ -46,7 +46,7 @@ class IncompleteTrace(Rule):
             )
         lost = signals.context.get("rows_lost")
         if isinstance(lost, (int, float)) and lost > 0:
-            yield self._finding(f"{lost:.0f} rows could not be written and are missing.", int(lost))
+            yield self._finding(f"{lost:.0f} rows could not be written and are missing.", int(lost), "warning")
 
-    def _finding(self, message: str, rows: int) -> Finding:
-        return self.finding(message, severity="info", limit=0.0, name="", value=float(rows), unit="rows")
+    def _finding(self, message: str, rows: int, severity: str = "info") -> Finding:
+        return self.finding(message, severity=severity, limit=0.0, name="", value=float(rows), unit="rows")

@@ -62,7 +62,7 @@ class Worker:
         self._ready = threading.Event()
         self._refused: Exception | None = None
         self.kept: sqlite3.Connection | None = None
-        """The in-memory trace after its end."""
+        """After its end a trace in memory, and one whose last rows the file did not take."""
 
         self.path = path
         """Where the trace is now: somewhere else when another file took its place."""
@@ -78,6 +78,15 @@ class Worker:
         if self._refused is not None:
             raise self._refused
         return thread
+
+    def snapshot(self, store: Store) -> sqlite3.Connection | None:
+        """A copy of a trace that its file does not hold, or not in full; None where the file holds it all."""
+        if self.path is None:
+            return store.snapshot()
+        try:
+            return store.with_rows(self._encoder.batch) if self._encoder.batch else None
+        except sqlite3.Error:
+            return None  # The file is gone or damaged, which whoever opens it is told.
 
     def stop(self) -> None:
         """End the thread after this round; asked for through a request."""
@@ -201,6 +210,9 @@ class Worker:
             self.kept = store.connection
             return
         try:
+            if self._encoder.batch:
+                self._encoder.note("failure", self._trouble.message or "")
+                self.kept = self.snapshot(store)
             store.close()
         except Exception as error:  # No failure of the store may reach the training.
             self._trouble.report(f"{store.path}: cannot be closed ({error})")
