@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from gnnstab.errors import UnstableError, warn
+from gnnstab.errors import UnstableError, UsageError, warn
 from gnnstab.evaluation import diagnose_trace
 from gnnstab.feed import Feed, Sink
 from gnnstab.fixes.own_lines import in_own_lines
@@ -80,7 +80,7 @@ class Monitor:
         sinks: Where numbers, findings and the final report stream to besides the trace (see `gnnstab.sinks`).
 
     Raises:
-        UsageError: An argument makes no sense.
+        UsageError: An argument makes no sense; or the monitor is entered a second time.
         TraceError: The trace cannot be written.
     """
 
@@ -133,7 +133,7 @@ class Monitor:
         self._model, self._optimizers = model, optimizers
         self._has_optimizer = bool(optimizers)
         self._waiting: list[Finding] = []
-        self._ended = self._entered = self._began_fresh = False
+        self._begun = self._ended = self._entered = self._began_fresh = False
         self._reported: set[str] = set()
         self._trouble = ""
         self._live = LiveWatch(self._recorder, self._writer, self._feed, self._updates, self._slopes)
@@ -141,7 +141,11 @@ class Monitor:
         self._ending = Ending(self._recorder, self._writer, loss, optimizers)
 
     def __enter__(self) -> Monitor:
-        self._ended, self._entered = False, True
+        if self._begun:
+            raise UsageError(
+                "this monitor was entered before, and its trace is one run; make a new Monitor for the next"
+            )
+        self._begun = self._entered = True
         self._guarded("attaching to the model", self._recorder.attach)
         self._guarded("attaching to the optimizer", self._boundary.attach)
         self._guarded("what the optimizer holds", self._compare_with_optimizer)
@@ -198,11 +202,19 @@ class Monitor:
 
     def diagnose(self, **options: Any) -> Diagnosis:
         """Diagnose what was recorded so far; ``options`` are those of `gnnstab.evaluation.diagnose_trace`."""
-        with self.trace as trace:
+        with self._read() as trace:
             notes = (self._nothing_yet(),) if self._recorder.row is None else ()
             path = str(self._path or trace.path) if trace.path == "memory" else str(trace.path)
             options.setdefault("target", Target("trace", path, notes))
             return self._in_own_lines(diagnose_trace(trace, **options))
+
+    def _read(self) -> Trace:
+        """The trace; in a forked process, which stands aside, one that says so."""
+        if not self._writer.forked:
+            return self.trace
+        with TraceWriter(None) as empty:
+            empty.event(Event(self._recorder.step, "tool-failure", message=str(self._writer.failure)))
+            return empty.read()
 
     def _in_own_lines(self, diagnosis: Diagnosis) -> Diagnosis:
         """The changes of the fixes, once the run is over, in the words of the user's own code where it was found."""
