@@ -14,7 +14,7 @@ from gnnstab.errors import UnstableError, UsageError, warn
 from gnnstab.evaluation import diagnose_trace
 from gnnstab.feed import Feed, Sink
 from gnnstab.fixes.own_lines import in_own_lines
-from gnnstab.monitor._arguments import OnFinding, check, optimizers_of, path_of, steps_between
+from gnnstab.monitor._arguments import OnFinding, as_number, check, optimizers_of, path_of, steps_between
 from gnnstab.monitor._ending import Ending
 from gnnstab.monitor._live import LiveWatch
 from gnnstab.monitor._opening import Opening
@@ -72,7 +72,7 @@ class Monitor:
             step is recorded; the trace says so and, when a budget was given, a warning.
         scaler: The GradScaler in use, so that gradients are recorded unscaled and skipped steps are known as such.
         loss: The loss as ``loss(output, batch)``, where ``batch`` is what the model is called with: its only argument, the
-            tuple of its arguments or the dict of its keyword arguments; or as ``loss(output)``, with the labels from around
+            tuple of its arguments or the dict of its keyword arguments (of both kinds the tuple of all); or as ``loss(output)``, with the labels from around
             it: ``lambda output: criterion(output, y)``. It is called on copies alone: before the first update, to see by a few real steps whether the rate is too high; for a step that went wrong, before the weights move, to
             name the operation that made the first NaN or Inf; and when the run has ended, to undo what may have caused its
             symptoms. Without it the next step of a run that went wrong is watched, and a read-out of the output stands for it;
@@ -133,7 +133,7 @@ class Monitor:
         self._model, self._optimizers = model, optimizers
         self._has_optimizer = bool(optimizers)
         self._waiting: list[Finding] = []
-        self._begun = self._ended = self._entered = self._began_fresh = False
+        self._told_loss = self._begun = self._ended = self._entered = self._began_fresh = False
         self._reported: set[str] = set()
         self._trouble = ""
         self._live = LiveWatch(self._recorder, self._writer, self._feed, self._updates, self._slopes)
@@ -188,8 +188,13 @@ class Monitor:
         self._act()
 
     def loss(self, loss: Tensor | float) -> None:
-        """Give the loss of this step, before or after the optimizer's step."""
-        self._guarded("the loss", lambda: self._recorder.loss(loss))
+        """Give the loss of this step, before or after the optimizer's step; of several numbers the mean is recorded, with a warning."""
+        value, trouble = as_number(loss)
+        if trouble and not self._told_loss:
+            self._told_loss = True
+            self._guarded("the loss", lambda: warn(f"gnnstab: monitor.loss was given {trouble}"))
+        if value is not None:
+            self._guarded("the loss", lambda: self._recorder.loss(value))
         self._guarded("the first loss", self._opening.look)
         self._guarded("the live rules", lambda: self._note(self._live.loss()))
 

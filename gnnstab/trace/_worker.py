@@ -68,9 +68,14 @@ class Worker:
         """Where the trace is now: somewhere else when another file took its place."""
 
     def start(self) -> threading.Thread:
-        """Open the trace on a thread of its own; raises `TraceError` when it cannot be opened."""
+        """Open the trace on a thread of its own; raises `TraceError` when it cannot be opened, or no thread starts."""
         thread = threading.Thread(target=self._run, name="gnnstab-trace", daemon=True)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise TraceError(
+                f"{self.path or 'in-memory trace'}: no thread could be started to write it ({error})"
+            ) from error
         while not self._ready.wait(0.5):
             if not thread.is_alive():
                 self._trouble.report(f"{self.path or 'in-memory trace'}: the thread that writes it has ended")

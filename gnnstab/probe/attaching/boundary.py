@@ -87,7 +87,8 @@ class Boundary:
         self, optimizer: torch.optim.Optimizer | None, *, skipped: Tensor | bool = False, moves: bool = False
     ) -> bool:
         """End the step with this optimizer's learning rate and the scaler's scale."""
-        lr = None if optimizer is None else _number(optimizer.param_groups[0]["lr"])
+        rate = None if optimizer is None else optimizer.param_groups[0].get("lr")  # An optimizer may have none.
+        lr = None if rate is None else _number(rate)
         ended = self._recorder.end_step(lr=lr, scale=self._scale(), skipped=skipped, moves=moves)
         self._moved = moves
         return ended
