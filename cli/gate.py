@@ -10,11 +10,9 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from gnnstab.config import Settings, accept, load
 from gnnstab.config.validating import validate
-from gnnstab.errors import GnnstabError, NothingEvaluable, UsageError
+from gnnstab.errors import ConfigurationError, GnnstabError, NothingEvaluable, UsageError
 
 from . import interrupt, output
 from .group import ERROR, FINDINGS, NOTHING_EVALUABLE
@@ -70,7 +68,7 @@ def run(targets: Sequence[str], request: Request, **observe: Any) -> int:
     chosen = request.chosen
     known = None if request.update_baseline or chosen.baseline is None else baseline.read(Path(chosen.baseline))
     if request.update_baseline:
-        output.check_writable(_baseline_path(chosen))
+        _check_replaceable(_baseline_path(chosen))
     diagnoses, failed = _diagnose_all(targets, chosen, observe)
     accepted = accept(diagnoses, chosen.suppressions, date.today())
     for complaint in accepted.complaints:
@@ -82,7 +80,7 @@ def run(targets: Sequence[str], request: Request, **observe: Any) -> int:
         _report(judged, request)
     if request.update_baseline and not failed:
         output.write(_baseline_path(chosen), baseline.dump(judged))
-        click.echo(f"gnnstab: wrote {sum(len(d.findings) for d in judged)} findings to {chosen.baseline}", err=True)
+        output.told(f"wrote {sum(len(d.findings) for d in judged)} findings to {chosen.baseline}")
         return 0
     if request.update_baseline:
         output.complain("the baseline was not written: it would lose what is known of the targets that failed")
@@ -93,6 +91,20 @@ def _baseline_path(chosen: Settings) -> Path:
     if chosen.baseline is None:
         raise UsageError("--update-baseline needs to know where: pass --baseline FILE")
     return Path(chosen.baseline)
+
+
+def _check_replaceable(path: Path) -> None:
+    """Raise `UsageError` unless the file can be written and is a baseline, or not there."""
+    from gnnstab import baseline
+
+    output.check_writable(path)
+    try:
+        if path.exists():
+            baseline.read(path)
+    except ConfigurationError as error:
+        raise UsageError(
+            f"{error}; --update-baseline replaces baselines only: remove the file or name another"
+        ) from error
 
 
 def _diagnose_all(
@@ -133,7 +145,7 @@ def _report(diagnoses: Sequence[Diagnosis], request: Request) -> None:
     for item in request.outputs:
         output.write(item.path, render(one_or_all, item.format, face="cli", **supported(item.format, options)))
         if not request.quiet:
-            click.echo(f"gnnstab: wrote {item.path}", err=True)
+            output.told(f"wrote {item.path}")
     if request.plots is not None:
         _plots(diagnoses, request.plots)
     format = request.chosen.format

@@ -42,8 +42,9 @@ def parse(given: Sequence[str]) -> list[Output]:
 
 def check_writable(path: Path) -> None:
     """Raise `UsageError` when a file can clearly not be written there."""
-    if path.is_dir():
-        raise UsageError(f"cannot write {path}: it is a folder")
+    from gnnstab.report.saving import refuse_special
+
+    refuse_special(path)
     if not path.parent.is_dir():
         raise UsageError(f"cannot write {path}: the folder {path.parent} does not exist")
 
@@ -93,6 +94,11 @@ def terminal() -> dict[str, Any]:
 
 def complain(text: str, kind: str = "warning") -> None:
     """One line on standard error."""
+    told(f"{kind}: {text}")
+
+
+def told(text: str) -> None:
+    """One line on standard error that says what was done, safe for a terminal."""
     from gnnstab.report.escape import sentence
 
-    click.echo(f"gnnstab: {kind}: {sentence(text, 200, 2000)}", err=True)
+    click.echo(f"gnnstab: {sentence(text, 200, 2000)}", err=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import reprlib
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ def parse(section: Mapping[str, Any], file: Path) -> Settings:
         ignore=_codes(section.get("ignore", ()), f"{where}: ignore"),
         fail_on=_choice(section.get("fail-on", "warning"), SEVERITIES, f"{where}: fail-on"),
         format=_text(section.get("format", "text"), f"{where}: format"),
-        baseline=None if baseline is None else str(file.parent / _text(baseline, f"{where}: baseline")),
+        baseline=None if baseline is None else _beside(file, _text(baseline, f"{where}: baseline")),
         thresholds=_thresholds(section.get("thresholds", {}), f"{where}: thresholds"),
         layers=_layers(section.get("layers", {}), f"{where}: layers"),
         suppressions=tuple(_suppressions(section.get("suppressions", ()), where)),
@@ -47,6 +49,18 @@ def _text(value: Any, where: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ConfigurationError(f"{where} must be a text, not {reprlib.repr(value)}")
     return value.strip()
+
+
+def _beside(file: Path, name: str) -> str:
+    """A path that the file names; --update-baseline writes there, so whoever wrote the file chooses no other folder."""
+    path = file.parent / name
+    with suppress(ValueError):  # A NUL, or another drive.
+        folder = os.path.realpath(file.parent)
+        if os.path.commonpath([folder, os.path.realpath(path.parent)]) == folder and path.name not in ("", ".."):
+            return str(path)
+    raise ConfigurationError(
+        f"{file}: baseline must lie within the folder of this file, not {reprlib.repr(name)}; any other takes --baseline"
+    )
 
 
 def _choice(value: Any, choices: Sequence[str], where: str) -> str:

@@ -31,7 +31,7 @@ class Settings:
     """Format of standard output."""
 
     baseline: str | None = None
-    """Path of the file of known findings; relative to the configuration file when it is set there."""
+    """Path of the file of known findings; within the folder of the configuration file when it is set there."""
 
     thresholds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Rule code → threshold → value."""

@@ -46,24 +46,23 @@ def save(diagnosis: Diagnosis, path: str | os.PathLike[str], format: str | None 
     return target
 
 
-def write(path: Path, text: str) -> None:
-    """Write a file: afterwards it holds all of the text, or what it held before.
+def write(path: Path, content: str | bytes) -> None:
+    """Write a file: afterwards it holds all of the content, or what it held before; a link is replaced, not followed.
 
-    Raises `UsageError` naming the file and the reason.
+    Raises `UsageError` naming the file and the reason, e.g. that it is a pipe or a folder.
     """
-    data = text.encode("utf-8")
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    refuse_special(path)
     try:
-        if path.exists() and not path.is_file():  # a pipe or a device has nothing to preserve
-            with path.open("wb") as stream:
-                stream.write(data)
+        if _is_stream(path):
+            path.write_bytes(data)
             return
-        target = path.resolve()  # a link stays a link
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:40]}.")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.")
         try:
             with os.fdopen(handle, "wb") as stream:
                 stream.write(data)
-            os.chmod(name, _mode(target))
-            os.replace(name, target)
+            os.chmod(name, _mode(path))
+            os.replace(name, path)
         except BaseException:
             os.unlink(name)
             raise
@@ -71,9 +70,22 @@ def write(path: Path, text: str) -> None:
         raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
 
 
+def refuse_special(path: Path) -> None:
+    """Raise `UsageError` for a folder, a pipe or a device, which could wait for ever; those below ``/dev`` may be meant."""
+    if path.is_dir() and not path.is_symlink():
+        raise UsageError(f"cannot write {path}: it is a folder")
+    if os.path.lexists(path) and not (path.is_file() or path.is_symlink() or _is_stream(path)):
+        raise UsageError(f"cannot write {path}: it is not a regular file")
+
+
+def _is_stream(path: Path) -> bool:
+    """True for /dev/stdout, /dev/fd/63 and the like: links and devices where only the system makes them."""
+    return Path(os.path.abspath(path)).parts[1:2] in (("dev",), ("proc",)) and (path.is_symlink() or not path.is_file())
+
+
 def _mode(path: Path) -> int:
     """Permissions of the file that is replaced, or those of a new one."""
-    if path.exists():
+    if path.is_file() and not path.is_symlink():
         return path.stat().st_mode & 0o777
     mask = os.umask(0)
     os.umask(mask)

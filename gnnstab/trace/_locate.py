@@ -8,11 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gnnstab.errors import TraceError
-from gnnstab.trace._connection import Connection
-from gnnstab.trace._opening import open_trace
+from gnnstab.trace._connection import MOST_ROWS, Connection
+from gnnstab.trace._opening import LARGEST_FILE, bytes_of, check_file, open_trace
 from gnnstab.trace._paths import SUFFIX, rank_files, rank_of, runs_in
 
 Name = str | os.PathLike[str]
+
+
+_COUNTED = {table: f"SELECT count(*) FROM {table}" for table in ("statistic", "step", "measure")}
+_TOO_MUCH = "not read, a run of several files may hold "
 
 
 @dataclass(frozen=True)
@@ -67,9 +71,10 @@ def _find_in_folder(path: str) -> list[str]:
 def _open_all(names: Sequence[str]) -> tuple[list[Part], list[str]]:
     parts: list[Part] = []
     notes: list[str] = []
+    run = _Run()
     for name in names:
         try:
-            parts.append(_part(name))
+            parts.append(run.opened(name))
         except TraceError as error:
             notes.append(f"left out: {error}")
     if not parts:
@@ -79,6 +84,35 @@ def _open_all(names: Sequence[str]) -> tuple[list[Part], list[str]]:
         parts = [Part(part.connection, position) for position, part in enumerate(parts)]
         notes.append("several traces name the same rank, or none; ranks are counted in the order of the files")
     return sorted(parts, key=lambda part: part.rank), notes
+
+
+class _Run:
+    """What the files of a run hold together, so that many of them take no more memory than one may."""
+
+    def __init__(self) -> None:
+        self._files: dict[tuple[int, int], str] = {}
+        self._held = 0
+        self._rows = dict.fromkeys(_COUNTED, 0)
+
+    def opened(self, name: str) -> Part:
+        """The next file; raises `TraceError` for one that cannot be read, is here already, or is too much for this run."""
+        check_file(name)
+        state = os.stat(name)
+        if (same := self._files.get((state.st_dev, state.st_ino))) is not None:
+            raise TraceError(f"{name}: the same file as {same}")
+        if self._held + bytes_of(name) > LARGEST_FILE:
+            raise TraceError(f"{name}: {_TOO_MUCH}{LARGEST_FILE} bytes, those of all ranks together; read it alone")
+        part = _part(name)
+        try:
+            rows = {t: self._rows[t] + int(part.connection.rows(query)[0][0]) for t, query in _COUNTED.items()}
+            if self._files and max(rows.values()) > MOST_ROWS:
+                raise TraceError(f"{name}: {_TOO_MUCH}{MOST_ROWS} rows, those of all ranks together; read it alone")
+        except TraceError:
+            part.connection.close()
+            raise
+        self._files[state.st_dev, state.st_ino], self._rows = name, rows
+        self._held += bytes_of(name)
+        return part
 
 
 def _part(name: str) -> Part:

@@ -49,7 +49,7 @@ def check_file(path: str) -> None:
         raise TraceError(f"{path}: no such file")
     if not os.path.isfile(path):
         raise TraceError(f"{path}: not a regular file")
-    held = _bytes_of(path)
+    held = bytes_of(path)
     if held == 0:
         raise TraceError(f"{path}: empty file, not a gnnstab trace")
     if held > LARGEST_FILE:
@@ -58,6 +58,8 @@ def check_file(path: str) -> None:
 
 
 def _open(path: str, notes: list[str]) -> sqlite3.Connection:
+    if (ended := _ended(path)) is not None:
+        return ended
     try:
         return _connect(path, "mode=ro")
     except sqlite3.OperationalError as error:
@@ -75,6 +77,25 @@ def _open(path: str, notes: list[str]) -> sqlite3.Connection:
     if os.path.exists(f"{path}-wal"):
         notes.append(f"{path}: read from a read-only folder, the rows of its last flushes in {path}-wal are not seen")
     return connection
+
+
+def _ended(path: str) -> sqlite3.Connection | None:
+    """A finished run without log and journal: nobody writes to it, and so opened it leaves no log of SQLite's beside it."""
+    if any(os.path.exists(os.path.realpath(path) + end) for end in ("-wal", "-journal")):
+        return None
+    with suppress(
+        TraceError, *SPOILT
+    ):  # Whatever is wrong, perhaps but halfway through being written, is told by the next look.
+        connection = _connect(path, "mode=ro&immutable=1")
+        try:
+            _validate(connection, path)
+            if not _may_block_its_writer(connection):
+                return connection
+        except BaseException:
+            connection.close()
+            raise
+        connection.close()
+    return None
 
 
 def _was_interrupted(path: str, error: sqlite3.OperationalError) -> bool:
@@ -143,7 +164,7 @@ def _copy(connection: sqlite3.Connection, path: str) -> sqlite3.Connection:
     return copy
 
 
-def _bytes_of(path: str) -> int:
+def bytes_of(path: str) -> int:
     """Apparent size of a database with its journal or log, in which most of a young trace may still be."""
     total = 0
     for name in (path, f"{path}-wal", f"{path}-journal"):

@@ -13,6 +13,9 @@ from gnnstab.errors import UsageError
 
 T = TypeVar("T")
 
+_BEGINNING = b'{"key": "'
+"""Of every line that `store_one` writes."""
+
 LARGEST = 64 * 2**20
 """Bytes; a result needs a few hundred."""
 
@@ -31,7 +34,7 @@ def stored(store: Path | None, keys: Container[str], kind: type[T]) -> dict[str,
     lines = store.read_bytes().split(b"\n")
     rows = [row for row in map(_row, lines) if row is not None]
     # A run that was killed while writing its first result leaves half a line and nothing else.
-    if not rows and len(lines) > 1:
+    if not rows and (len(lines) > 1 or not _is_half_a_line(lines[0])):
         raise UsageError(
             f"{store}: holds no results of gnnstab; give --store the path of a new file, or of one it wrote"
         )
@@ -59,6 +62,15 @@ def _row(line: bytes) -> tuple[str, dict[str, Any]] | None:
         return None
     key, result = (row.get("key"), row.get("result")) if isinstance(row, dict) else (None, None)
     return (key, result) if isinstance(key, str) and isinstance(result, dict) else None
+
+
+def _is_half_a_line(line: bytes) -> bool:
+    """What is left when `store_one` was cut off; a whole JSON value without its line break was written by another program."""
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return line.startswith(_BEGINNING[: len(line)])
+    return False
 
 
 def _made(result: dict[str, Any], kind: type[T]) -> T | None:

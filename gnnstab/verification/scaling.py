@@ -118,6 +118,8 @@ class Scaling:
 
         Shares and entropies, which end at 0 and 1, are interpolated as logits.
         """
+        if not degree > 0:
+            raise UsageError(f"degree={degree}; give an in-degree above 0")
         degrees, values = _curve(self.points, signal, layer)
         if not len(degrees):
             raise UsageError(f"{signal} of {layer!r} was not measured; layers: {', '.join(self.layers)}")

@@ -153,7 +153,7 @@ def _every_number(scaling: Scaling) -> list[str]:
 def _one_hot_table(scaling: Scaling) -> list[str]:
     if not all(any(f"{ATTENTION_ONE_HOT_SHARE}|{n}" in p.values for p in scaling.points) for n in scaling.layers):
         return []
-    degrees = sorted({round(p.degree, 1) for p in scaling.points if p.precision == "fp32"})
+    degrees = sorted({round(p.degree, 1) for p in scaling.points if p.precision == "fp32"} - {0.0})
     rows = [("in-degree", *scaling.layers)]
     rows += [
         (number(d), *(f"{scaling.predict(ATTENTION_ONE_HOT_SHARE, n, d):.0%}" for n in scaling.layers)) for d in degrees

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,42 @@ def test_a_missing_baseline_says_how_to_make_it(cli) -> None:
     ran = cli("check", "one.pt", "--baseline", "nowhere.json")
     assert ran.code == 2
     assert ran.err == "gnnstab: error: baseline nowhere.json does not exist; --update-baseline writes it\n"
+
+
+@pytest.mark.parametrize(
+    ("baseline", "message"),
+    [
+        ("../known.json", "within the folder of this file"),
+        ("/dev/null", "within the folder of this file"),
+        ("out/known.json", "within the folder of this file"),
+        ("..", "within the folder of this file"),
+        ("pyproject.toml", "replaces baselines only"),
+        ("link.json", "replaces baselines only"),
+        ("pipe", "not a regular file"),
+    ],
+)
+def test_a_configuration_overwrites_baselines_of_its_own_folder_alone(
+    cli, baseline: str, message: str, tmp_path: Path
+) -> None:
+    content = f"[tool.gnnstab]\nbaseline = {json.dumps(baseline)}\n"
+    (tmp_path / "pyproject.toml").write_text(content)
+    (tmp_path / "out").symlink_to(tmp_path.parent)
+    (tmp_path / "link.json").symlink_to("pyproject.toml")
+    os.mkfifo(tmp_path / "pipe")
+    ran = cli("check", "one.pt", "--update-baseline")
+    assert (ran.code, message in ran.err) == (2, True), ran.err
+    assert (tmp_path / "pyproject.toml").read_text() == content and (tmp_path / "link.json").is_symlink()
+
+
+def test_a_link_to_a_baseline_is_replaced_and_its_name_shown_as_text(cli, tmp_path: Path) -> None:
+    cli("check", "one.pt", "--baseline", "known.json", "--update-baseline")
+    known = (tmp_path / "known.json").read_bytes()
+    name = "b\x1b]0;title\x07\u202e"
+    (tmp_path / name).symlink_to("known.json")
+    (tmp_path / "pyproject.toml").write_text(f"[tool.gnnstab]\nbaseline = {json.dumps(name)}\n")
+    ran = cli("check", "many.pt", "--update-baseline")
+    assert ran.code == 0 and ran.err.rstrip("\n").isprintable() and "title" in ran.err
+    assert (tmp_path / "known.json").read_bytes() == known != (tmp_path / name).read_bytes()
 
 
 def test_a_baseline_is_not_written_when_a_target_cannot_be_read(cli, tmp_path: Path) -> None:

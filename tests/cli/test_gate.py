@@ -154,14 +154,14 @@ def test_a_failed_write_leaves_the_old_report(cli, tmp_path: Path, monkeypatch: 
     assert [p.name for p in tmp_path.iterdir()] == ["report.json"]
 
 
-def test_a_replaced_report_keeps_its_permissions_and_link(cli, tmp_path: Path) -> None:
+def test_a_report_replaces_a_link_and_waits_for_no_pipe(cli, tmp_path: Path) -> None:
     (tmp_path / "real.json").write_text("old")
-    (tmp_path / "real.json").chmod(0o640)
     (tmp_path / "link.json").symlink_to("real.json")
+    os.mkfifo(tmp_path / "pipe.json")
     cli("check", "one.pt", "--output", "json=link.json")
-    assert (tmp_path / "link.json").is_symlink()
-    assert (tmp_path / "real.json").stat().st_mode & 0o777 == 0o640
-    assert json.loads((tmp_path / "real.json").read_text())["findings"]
+    assert (tmp_path / "real.json").read_text() == "old"
+    assert json.loads((tmp_path / "link.json").read_text())["findings"]
+    assert "pipe.json: it is not a regular file" in cli("check", "one.pt", "--output", "json=pipe.json").err
 
 
 def test_several_targets_in_one_report(cli) -> None:

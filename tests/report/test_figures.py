@@ -138,11 +138,15 @@ def test_files_are_the_same_each_time(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("gnnstab.report.figures._writing.DPI", 40)
     monkeypatch.setattr("gnnstab.report.figures._writing.DISTRIBUTIONS", 0)
     first = figures.write_all(gallery.single_step(), tmp_path / "a")
+    (tmp_path / "own").write_text("kept")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / first[0].name).symlink_to(tmp_path / "own")
     second = figures.write_all(gallery.single_step(), tmp_path / "b")
     assert [p.name for p in first] == [p.name for p in second]
     assert {p.suffix for p in first} == {".png", ".svg"}
     for a, b in zip(first, second, strict=True):
         assert a.read_bytes() == b.read_bytes(), a.name
+    assert (tmp_path / "own").read_text() == "kept"
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:

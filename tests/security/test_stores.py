@@ -57,6 +57,8 @@ def measured(store: Path) -> tuple[list[str], dict[str, ArmResult]]:
         b'{"key": "a"}\n',
         b'{"key": 1, "result": {}}\n',
         b"\n\n",
+        b'{"token": "one line without a line break"}',
+        b'{"key": "a", "value": "one line without a line break"}',
     ],
 )
 def test_a_file_of_somebody_else_is_neither_read_nor_written(content: bytes, tmp_path: Path) -> None:

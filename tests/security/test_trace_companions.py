@@ -108,6 +108,13 @@ def make_wal(trace: Path) -> None:
     connection.close()
 
 
+def test_reading_an_ended_run_in_log_mode_leaves_nothing_beside_it(trace: Path) -> None:
+    make_wal(trace)
+    with Trace.open(trace) as opened:
+        assert opened.complete and opened.layers() and os.listdir(trace.parent) == [trace.name]
+    assert os.listdir(trace.parent) == [trace.name]
+
+
 @pytest.mark.parametrize("way", ["Trace.open", "TraceWriter"])
 @pytest.mark.parametrize("link", [_symlink, _hard_link])
 @pytest.mark.parametrize("end", ["-journal", "-wal", "-shm"])

@@ -10,7 +10,8 @@ import pytest
 
 from gnnstab.errors import TraceError
 from gnnstab.records import Blind, Event, LayerFacts, Measure, SeriesKey, StepRow
-from gnnstab.trace import Trace, TraceWriter, rank_path
+from gnnstab.trace import Trace, TraceWriter, _locate, rank_path
+from gnnstab.trace._opening import bytes_of
 
 KEY = SeriesKey("gnn1", "train", 0, "score")
 
@@ -85,6 +86,21 @@ def test_a_rank_that_died_costs_only_its_own_rows(run: Path) -> None:
         (run / f"run.rank{rank}.gnnstab").write_bytes(b"torn" * 999)
     with pytest.raises(TraceError, match="not a gnnstab trace"):
         Trace.open(run / "run")
+
+
+@pytest.mark.parametrize(("limit", "value"), [("MOST_ROWS", 8), ("LARGEST_FILE", 0), ("", 0)])
+def test_a_run_takes_no_more_than_one_file_and_a_file_once(
+    limit: str, value: int, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if limit:
+        monkeypatch.setattr(_locate, limit, value if limit == "MOST_ROWS" else 2 * bytes_of(f"{run}/run.rank0.gnnstab"))
+    else:
+        (run / "run.rank2.gnnstab").unlink()
+        (run / "run.rank2.gnnstab").symlink_to("run.rank1.gnnstab")
+    with Trace.open(run) as trace:
+        assert trace.ranks == (0, 1)
+        (note,) = trace.notes
+    assert note.startswith("left out: ") and "run.rank2.gnnstab" in note
 
 
 def test_the_rank_comes_from_the_name_when_the_trace_does_not_say(tmp_path: Path) -> None:

@@ -137,3 +137,11 @@ def test_what_cannot_be_scaled_is_refused():
         scale(Stack(1, 8), batch=random_batch(8, 3, 8), factors=(0.0,))
     with pytest.raises(UsageError, match="was not measured"):
         evaluate(known(1.0)).predict("score.std", "d", 3.0)
+    with pytest.raises(UsageError, match="above 0"):
+        evaluate(known(1.0)).predict("score.std", "c", 0.0)
+
+
+def test_a_graph_whose_nodes_have_hardly_any_neighbours_has_a_table_without_that_degree():
+    values = {"score.std|c": 1.0, "attention.one_hot_share|c": 0.1}
+    found = evaluate([Point(d, 90, "fp32", values) for d in (0.0, 0.03, 2.0)])
+    assert scaling_text(found, verbose=True).count("10%") == 1

@@ -198,6 +198,8 @@ def _nodes(named: Mapping[str, Tensor], calls: Calls) -> frozenset[int]:
 def _graphs(vectors: list[Tensor], nodes: frozenset[int]) -> Tensor | None:
     # The arguments and the batch that they came from hold the same one.
     found = [t for t in vectors if len(t) in nodes and t.numel()]
+    # What counts per graph takes memory up to the largest number, which any file may hold.
+    found = [t for t in found if int(t.min()) >= 0 and int(t.max()) < len(t)]
     return found[0] if found and len(nodes) == 1 else None
 
 

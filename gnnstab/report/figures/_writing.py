@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -18,6 +19,7 @@ from gnnstab.report.figures._change import before_after
 from gnnstab.report.figures._heat import heat_map
 from gnnstab.report.figures._profile import depth_profile
 from gnnstab.report.figures._scores import score_distribution, score_ranges, spectral_norms
+from gnnstab.report.saving import write
 
 HEAT_MAPS = (("scores", SCORE_MAX_ABS), ("entropy", ATTENTION_ENTROPY), ("gradients", GRADIENT_INPUT_RMS))
 DISTRIBUTIONS = 6
@@ -56,8 +58,9 @@ def _save(figure: Figure, folder: Path, name: str) -> Iterator[Path]:
     # The salt replaces random ids in the SVG; it is the one setting that no argument of savefig can reach.
     with rc_context({"svg.hashsalt": "gnnstab"}):
         for suffix, metadata in _STILL.items():
-            path = folder / f"{name}.{suffix}"
-            figure.savefig(path, dpi=DPI, metadata=metadata)
+            path, drawn = folder / f"{name}.{suffix}", io.BytesIO()
+            figure.savefig(drawn, format=suffix, dpi=DPI, metadata=metadata)
+            write(path, drawn.getvalue())
             figure.set_layout_engine("none")  # solved once, the places of all things stay as they are
             yield path
 
