@@ -25,6 +25,9 @@ LARGEST_LEGACY = 256 * 2**20
 
 MOST_MEMBERS = 500_000
 
+LONGEST_PART = 200
+"""Characters kept of each half of a name that a pickle imports; operations of one byte may repeat it."""
+
 _NEWER = re.compile(r"PyTorch file with version (\d+)")
 
 
@@ -126,7 +129,7 @@ def _imports(stream: io.BytesIO) -> Iterator[str]:
     for operation, argument, _ in pickletools.genops(stream):
         name, pushed = "", ""
         if operation.name in ("GLOBAL", "INST") and isinstance(argument, str):
-            name = argument.replace(" ", ".", 1)
+            name = argument[: 2 * LONGEST_PART].replace(" ", ".", 1)
         elif operation.name == "STACK_GLOBAL" and len(strings) >= 2:
             name = ".".join(strings[-2:])
         elif operation.name == "MEMOIZE":
@@ -135,9 +138,8 @@ def _imports(stream: io.BytesIO) -> Iterator[str]:
             memo[argument] = pushed = last
         else:
             # A module that is named a second time is only fetched from the memo.
-            pushed = (
-                argument if isinstance(argument, str) else memo.get(argument, "") if "GET" in operation.name else ""
-            )
+            text = isinstance(argument, str)
+            pushed = argument[:LONGEST_PART] if text else memo.get(argument, "") if "GET" in operation.name else ""
             strings = [*strings[-1:], pushed] if pushed else strings
         last = pushed
         yield name

@@ -82,8 +82,9 @@ class Schedule:
         self.light_every, self._next_light = 1, 0
 
     def watch(self, step: int) -> None:
-        """Something was found: record every step from this one on, for as many as the live rules look back."""
+        """Something was found: record every step from this one on, for as many as the live rules look back, and look in full once more."""
         self._closely = step + _WINDOW
+        self._next_full = min(self._next_full, step + _DENSE)
 
     def hear(self, step: int, loss: float | None = None, gradient: float | None = None) -> None:
         """Take in the loss or the gradient's norm of a step: in the beginning, the one after a new largest is recorded."""

@@ -75,7 +75,7 @@ def _same_part(signals: Signals, parameters: Sequence[str]) -> bool:
 def whole_part(signals: Signals, parameters: Sequence[str], places: Sequence[int]) -> str:
     """Why whole modules may be silent on purpose, by where an optimizer lists them; empty where nothing speaks for it.
 
-    Behind all attention layers, beside another module there that trains, they look like a head; in front of all like what was frozen.
+    Behind all attention layers, beside another module there that trains, they look like a head; in front of all that trains like what was frozen.
     """
     order = list(dict.fromkeys(str(s.detail.get("parameter", "")) for s in signals.find("optimizer.gradient_rms")))
     trained = set(order)
@@ -85,7 +85,11 @@ def whole_part(signals: Signals, parameters: Sequence[str], places: Sequence[int
     own = [i for i, name in enumerate(order) if name.startswith(layers)]
     silent = {name.partition(".")[0] for name in parameters}
     whole = {name for name in order if name.partition(".")[0] in silent} == set(parameters)
-    if not (parameters and whole and own):
+    if not (parameters and whole and trained):
+        return ""
+    if set(order[: len(parameters)]) == set(parameters):
+        return "; they are whole modules in front of all that trains, as those that were frozen and handed over all the same"
+    if not own:
         return ""
     front, behind = order[: own[0]], order[own[-1] + 1 :]
     if set(parameters) <= set(front):

@@ -30,7 +30,8 @@ class NoSelfTerm(Rule):
     `h = conv(x, edge_index) + self.lin_root(x)` in the aggregation before the attention.
 
     ## When it is wrong
-    When every node is meant to compute the same.
+    When every node is meant to compute the same. An aggregation that an identity path goes around is left alone: what is a node's own
+    goes along there.
 
     ## References
     Hamilton et al. 2017, *Inductive Representation Learning on Large Graphs*, arXiv 1706.02216, for the separate root weight.
@@ -47,11 +48,12 @@ class NoSelfTerm(Rule):
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding per aggregation."""
         others = {layer.name for layer in signals.layers if not layer.attention and layer.aggregation}
+        carried = {layer.name for layer in signals.layers if layer.identity_path}
         if not others and signals.kind != "checkpoint":
             raise NotApplicable("no aggregation other than attention was found")
         for signal in need_measured(signals, "smoothness.relative"):
             before = measured(signals.find("smoothness.relative_input", layer=signal.layer))
-            if signal.layer in others and signal.value < self.after and before and largest(before).value > self.before:
+            if signal.layer in others - carried and signal.value < self.after and before and largest(before).value > self.before:
                 yield self.finding(
                     f"{signal.layer}: the nodes of a graph differ by {percent(largest(before).value)} of their size before this "
                     f"aggregation and by {percent(signal.value)} after it: it has no term of the node itself. Add h + lin_root(x).",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gnnstab.unpickling._values import Damaged, Storage, StoredTensor
+from gnnstab.unpickling._values import Damaged, StoredTensor
 
 if TYPE_CHECKING:
     from torch import Tensor, UntypedStorage
@@ -26,7 +26,7 @@ class Builder:
         self._torch, self._private = torch, torch_private
         self._whole: Any = torch.UntypedStorage.from_file(str(file), False, file.stat().st_size)
         self._swapped = swapped
-        self._storages: dict[tuple[object, ...], UntypedStorage] = {}
+        self._storages: dict[int, tuple[UntypedStorage, Any]] = {}
 
     def __call__(self, stored: StoredTensor) -> Tensor:
         """The tensor; raises `Damaged` when torch itself refuses its parts."""
@@ -38,26 +38,35 @@ class Builder:
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise Damaged(f"a {stored.kind} tensor cannot be built ({str(error)[:80]})") from None
 
-    def _storage(self, storage: Storage, dtype: Any) -> UntypedStorage:
-        key = (storage.begin, storage.nbytes, dtype if self._swapped else None)
-        found = self._storages.get(key)
-        if found is None:
-            if storage.nbytes == 0:
-                found = self._torch.UntypedStorage(0)  # type: ignore[no-untyped-call]
-            else:
-                found = self._whole[storage.begin : storage.begin + storage.nbytes]
-                if storage.begin % ALIGNMENT or self._swapped:
-                    found = found.clone()
-                if self._swapped:
-                    found.byteswap(dtype)
-            self._storages[key] = found
-        return found
+    def _storage(self, stored: StoredTensor) -> tuple[UntypedStorage, int]:
+        """What the tensor is a view of, and the number of its elements before the tensor's first.
 
-    def _strided(self, stored: StoredTensor) -> Tensor:
+        It is always the whole piece that the file stores, so that a piece is copied once, however many views it has.
+        """
         assert stored.storage is not None
         dtype = getattr(self._torch, stored.dtype)
-        storage = self._storage(stored.storage, dtype)
-        return self._torch.empty(0, dtype=dtype).set_(storage, stored.offset, stored.shape, stored.stride)
+        begin, size = stored.storage.member
+        before, rest = divmod(stored.storage.begin - begin, dtype.itemsize)
+        if rest:
+            raise ValueError("its view begins inside an element")
+        found, of = self._storages.get(begin, (None, dtype))
+        if found is None:
+            found = self._torch.UntypedStorage(0)  # type: ignore[no-untyped-call]
+            if size:
+                found = self._whole[begin : begin + size]
+            if size and (begin % ALIGNMENT or self._swapped):
+                found = found.clone()
+            if size and self._swapped:
+                found.byteswap(dtype)
+            self._storages[begin] = found, dtype
+        if self._swapped and of != dtype:
+            raise ValueError("its storage is of the other byte order and of two types")
+        return found, before + stored.offset
+
+    def _strided(self, stored: StoredTensor) -> Tensor:
+        storage, offset = self._storage(stored)
+        dtype = getattr(self._torch, stored.dtype)
+        return self._torch.empty(0, dtype=dtype).set_(storage, offset, stored.shape, stored.stride)
 
     def _meta(self, stored: StoredTensor) -> Tensor:
         dtype = getattr(self._torch, stored.dtype)
@@ -80,18 +89,15 @@ class Builder:
         )
 
     def _quantized(self, stored: StoredTensor) -> Tensor:
-        assert stored.storage is not None
         torch = self._torch
-        dtype = getattr(torch, stored.dtype)
-        typed = torch.storage.TypedStorage(
-            wrap_storage=self._storage(stored.storage, dtype), dtype=dtype, _internal=True
-        )
+        storage, offset = self._storage(stored)
+        typed = torch.storage.TypedStorage(wrap_storage=storage, dtype=getattr(torch, stored.dtype), _internal=True)
         scheme, *quantizer = stored.parts
         known = (torch.per_tensor_affine, torch.per_channel_affine, torch.per_channel_affine_float_qparams)
         method = next((each for each in known if str(each) == scheme), None)
         if method is None:
             raise ValueError("unknown scheme")
-        place = (stored.offset, stored.shape, stored.stride)
+        place = (offset, stored.shape, stored.stride)
         return self._private.rebuild_quantized(typed, *place, (method, *quantizer), False, {})
 
     def _nested(self, stored: StoredTensor) -> Tensor:

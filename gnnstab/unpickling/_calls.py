@@ -43,7 +43,7 @@ def instance(machine: Machine, name: str, arguments: tuple[Any, ...]) -> Any:
     library = name.partition(".")[0]
     standard = library in sys.stdlib_module_names or library in ("__builtin__", "__builtins__")
     if name in INERT or (not standard and machine.records(name)):
-        return Record(name, arguments)
+        return machine.record(name, arguments)
     raise NeedsCode(name)
 
 
@@ -76,7 +76,7 @@ def _batch(machine: Machine, arguments: tuple[Any, ...]) -> Record:
     bases = [base.name for base in arguments if type(base) is Named]
     if not bases or not all(machine.records(base) for base in bases):
         raise NeedsCode(bases[-1] if bases else "a class without a name")
-    return Record("torch_geometric.data.batch.Batch", arguments)
+    return machine.record("torch_geometric.data.batch.Batch", arguments)
 
 
 def _wrong(name: str) -> Damaged:
@@ -187,7 +187,7 @@ def _attribute(machine: Machine, arguments: tuple[Any, ...]) -> Named:
 
 
 def _record(name: str) -> Call:
-    return lambda machine, arguments: Record(name, arguments)
+    return lambda machine, arguments: machine.record(name, arguments)
 
 
 def _scalar(machine: Machine, arguments: tuple[Any, ...]) -> Any:
@@ -198,7 +198,7 @@ def _scalar(machine: Machine, arguments: tuple[Any, ...]) -> Any:
     code = kind.arguments[0] if type(kind) is Record and kind.name == "numpy.dtype" and kind.arguments else ""
     form = formats.get(code) if type(code) is str else None
     if form is None or type(raw) is not bytes or len(raw) != struct.calcsize(form):
-        return Record("numpy.generic", arguments)
+        return machine.record("numpy.generic", arguments)
     return struct.unpack(form, raw)[0]
 
 

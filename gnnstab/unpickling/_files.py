@@ -49,7 +49,7 @@ class Places:
         begin, available = self.known.get(key, (0, 0))
         if size > available:
             raise Damaged(f"a storage declares {size} bytes, the file has {available} of them")
-        return Storage(key, dtype, begin, size)
+        return Storage(key, dtype, begin, size, (begin, available))
 
 
 @dataclass(frozen=True)

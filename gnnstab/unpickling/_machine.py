@@ -15,11 +15,18 @@ from typing import Any, Protocol
 
 from gnnstab.errors import printable
 from gnnstab.unpickling._calls import call, instance
-from gnnstab.unpickling._dtypes import ITEM_SIZES, STORAGES
+from gnnstab.unpickling._dtypes import ITEM_SIZES
+from gnnstab.unpickling._tensors import reference
 from gnnstab.unpickling._values import Damaged, Named, NeedsCode, Record, Storage, StoredTensor
 
 MOST_CONTAINERS = 1_000_000
-"""Empty lists, dicts and sets, which need one byte in a file and a hundred in memory."""
+"""Empty lists, dicts and sets, which need one byte in a file and a hundred in memory; a record has three."""
+
+DEEPEST = 10_000
+"""Marks that are open at a time."""
+
+PLAIN, COMPOSED = 256, 4096
+"""Paid for a tensor besides its entries, and for one that torch puts together out of others."""
 
 LONGEST_INTEGER = 256
 """Bytes of one integer."""
@@ -105,16 +112,38 @@ class Machine:
         view = (stored.storage, stored.dtype, stored.offset, stored.shape, stored.stride)
         if stored.storage is not None and view not in self.views:
             self.views.add(view)
-            self.left -= math.prod(stored.shape) * ITEM_SIZES[stored.dtype]
-            if self.left < 0:
-                raise Damaged(
-                    f"its tensors declare more than {self.budget >> 20} MiB, many times what the file holds; refused "
-                    "(expanded or overlapping storages)"
-                )
+            self._declare(stored)
+        self.spend(COMPOSED if stored.parts else PLAIN)
+        for part in stored.parts:
+            # Torch copies or checks the parts of every tensor anew, also those that another one has already.
+            if id(part) in self.tensors:
+                self._declare(self.described(part))
+            elif type(part) is list:
+                self.spend(32 * len(part))
         made = self.make(stored)
         # The table goes by identity, so what is in it is kept: no other object may get the identity of one that is gone.
         self.tensors[id(made)] = made, stored
         return made
+
+    def _declare(self, stored: StoredTensor) -> None:
+        """Pay for the entries of a tensor."""
+        self.left -= math.prod(stored.shape) * ITEM_SIZES[stored.dtype]
+        if self.left < 0:
+            raise Damaged(
+                f"its tensors declare more than {self.budget >> 20} MiB, many times what the file holds; refused "
+                "(expanded or overlapping storages)"
+            )
+
+    def count(self, containers: int) -> None:
+        """Account for containers that begin empty."""
+        self.containers += containers
+        if self.containers > MOST_CONTAINERS:
+            raise Damaged(f"has more than {MOST_CONTAINERS} lists and dicts")
+
+    def record(self, name: str, arguments: tuple[Any, ...]) -> Record:
+        """A record, whose containers are counted."""
+        self.count(3)
+        return Record(name, arguments)
 
     def take(self, size: int) -> bytes:
         """The next bytes; raises `IndexError` when there are fewer."""
@@ -145,7 +174,9 @@ class Machine:
         return items
 
     def named(self, name: str) -> Named:
-        """The one object for a name."""
+        """The one object for a name; two short texts of the file make many long names."""
+        if name not in self.names:
+            self.spend(100 + len(name))
         return self.names.setdefault(name, Named(name))
 
     def check_key(self, key: Any, depth: int = 0) -> None:
@@ -190,9 +221,7 @@ def _constant(value: Any) -> Callable[[Machine], None]:
 
 def _empty(kind: Callable[[], Any]) -> Callable[[Machine], None]:
     def operation(machine: Machine) -> None:
-        machine.containers += 1
-        if machine.containers > MOST_CONTAINERS:
-            raise Damaged(f"has more than {MOST_CONTAINERS} lists and dicts")
+        machine.count(1)
         machine.stack.append(kind())
 
     return operation
@@ -217,6 +246,8 @@ def _long(length: Callable[[Machine], int]) -> Callable[[Machine], None]:
 
 
 def _mark(machine: Machine) -> None:
+    if len(machine.below) >= DEEPEST:
+        raise Damaged(f"has more than {DEEPEST} containers inside each other")
     machine.below.append(machine.stack)
     machine.stack = []
 
@@ -337,38 +368,8 @@ def _build(machine: Machine) -> None:
         target.state = state
         return
     for part in filter(None, parts):
-        machine.spend(64 * len(part) if target.attributes else 0)
+        machine.spend(64 * (len(target.attributes) + len(part)) if target.attributes else 0)
         target.attributes = {**target.attributes, **part} if target.attributes else part
-
-
-def _persistent(machine: Machine) -> None:
-    """``("storage", type, key, device, elements[, view])``, or a class with its source in the format before torch 1.6."""
-    identifier = machine.stack.pop()
-    what, size = (identifier[:1], len(identifier)) if type(identifier) is tuple else ((), 0)
-    if what == ("module",) and size == 4 and type(identifier[1]) is Named:
-        machine.stack.append(identifier[1])
-        return
-    if what != ("storage",) or size not in (5, 6):
-        raise Damaged("a reference to the file is none that torch writes")
-    kind, key, _, elements = identifier[1:5]
-    dtype = (
-        STORAGES.get(kind.name.rpartition(".")[2]) if type(kind) is Named and kind.name.startswith("torch.") else None
-    )
-    if dtype is None or type(key) is not str or type(elements) is not int or not 0 <= elements < 2**60:
-        raise Damaged("a storage is none that torch writes")
-    storage = machine.storages.find(key, dtype, elements)
-    view = identifier[5] if len(identifier) == 6 else None
-    machine.stack.append(storage if view is None else _view(storage, view))
-
-
-def _view(storage: Storage, view: Any) -> Storage:
-    if type(view) is not tuple or len(view) != 3 or any(type(n) is not int or n < 0 for n in view[1:]):
-        raise Damaged("a view of a storage is none that torch writes")
-    item, (name, offset, size) = ITEM_SIZES[storage.dtype], view
-    if (offset + size) * item > storage.nbytes:
-        raise Damaged("a view reaches beyond its storage")
-    begin = storage.begin + offset * item if storage.begin >= 0 else -1
-    return Storage(f"{storage.key}/{name}", storage.dtype, begin, size * item)
 
 
 _PYTHON_2 = "surrogateescape"
@@ -391,7 +392,7 @@ _OPERATIONS: dict[int, Callable[[Machine], None]] = {
     ord("s"): _with(_last(2), _set), ord("u"): _with(Machine.since_mark, _set),
     ord("q"): _put(_U1), ord("r"): _put(_U4), 0x94: _memoize, ord("h"): _get(_U1), ord("j"): _get(_U4),
     ord("c"): _global, 0x93: _stack_global, ord("R"): _reduce, 0x81: _new_object,
-    0x92: _new_object_with_keywords, ord("b"): _build, ord("Q"): _persistent,
+    0x92: _new_object_with_keywords, ord("b"): _build, ord("Q"): _push(lambda machine: reference(machine, machine.stack.pop())),
     0x80: lambda machine: (_U1(machine), None)[1], 0x95: lambda machine: (_U8(machine), None)[1],
 }  # fmt: skip
 """Code → what it does."""

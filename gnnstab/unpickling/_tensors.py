@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from gnnstab.errors import printable
-from gnnstab.unpickling._dtypes import ITEM_SIZES, PACKED
+from gnnstab.unpickling._dtypes import ITEM_SIZES, PACKED, STORAGES
 from gnnstab.unpickling._values import Damaged, Named, NeedsCode, Record, Storage, StoredTensor
 
 if TYPE_CHECKING:
@@ -14,7 +14,38 @@ if TYPE_CHECKING:
 MOST_DIMENSIONS = 64
 """As many as torch's own operations take."""
 
+PIECE = 1000
+"""Paid for one piece of a nested tensor."""
+
 LAYOUTS = ("torch.sparse_coo", "torch.sparse_csr", "torch.sparse_csc", "torch.sparse_bsr", "torch.sparse_bsc")
+
+
+def reference(machine: Machine, identifier: Any) -> Any:
+    """``("storage", type, key, device, elements[, view])``, or a class with its source in the format before torch 1.6."""
+    what, size = (identifier[:1], len(identifier)) if type(identifier) is tuple else ((), 0)
+    if what == ("module",) and size == 4 and type(identifier[1]) is Named:
+        return identifier[1]
+    if what != ("storage",) or size not in (5, 6):
+        raise Damaged("a reference to the file is none that torch writes")
+    kind, key, _, elements = identifier[1:5]
+    dtype = (
+        STORAGES.get(kind.name.rpartition(".")[2]) if type(kind) is Named and kind.name.startswith("torch.") else None
+    )
+    if dtype is None or type(key) is not str or type(elements) is not int or not 0 <= elements < 2**60:
+        raise Damaged("a storage is none that torch writes")
+    storage = machine.storages.find(key, dtype, elements)
+    view = identifier[5] if size == 6 else None
+    return storage if view is None else _part(storage, view)
+
+
+def _part(storage: Storage, view: Any) -> Storage:
+    if type(view) is not tuple or len(view) != 3 or any(type(n) is not int or n < 0 for n in view[1:]):
+        raise Damaged("a view of a storage is none that torch writes")
+    item, (_, offset, size) = ITEM_SIZES[storage.dtype], view
+    if (offset + size) * item > storage.nbytes:
+        raise Damaged("a view reaches beyond its storage")
+    begin = storage.begin + offset * item if storage.begin >= 0 else -1
+    return Storage(storage.key, storage.dtype, begin, size * item, storage.member)
 
 
 def sizes(machine: Machine, given: Any) -> tuple[int, ...]:
@@ -133,8 +164,11 @@ def nested(machine: Machine, arguments: tuple[Any, ...]) -> Any:
     """``(buffer, sizes, strides, offsets)``."""
     if len(arguments) != 4:
         raise Damaged("a nested tensor is none that torch writes")
-    for part in arguments:
-        machine.described(part)
+    parts = [machine.described(part) for part in arguments]
+    if any(part.kind != "strided" or not part.shape for part in parts):
+        raise Damaged("a nested tensor is none that torch writes")
+    # A piece is a tensor of its own, and a table of empty rows has as many as it likes.
+    machine.spend(PIECE * max(part.shape[0] for part in parts[1:]))
     return machine.tensor(StoredTensor("nested", machine.described(arguments[0]).dtype, parts=arguments))
 
 

@@ -34,6 +34,8 @@ class Storage:
     """Place in the file of the first byte; -1 while it is not known."""
 
     nbytes: int
+    member: tuple[int, int] = (-1, 0)
+    """First byte and bytes of what the file stores as one piece, of which this is the whole, the start or a view."""
 
 
 @dataclass(frozen=True, slots=True)

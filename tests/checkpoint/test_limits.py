@@ -115,6 +115,13 @@ def test_too_many_objects(saved: Save, monkeypatch: pytest.MonkeyPatch) -> None:
         load(saved({"w": torch.zeros(2, 2), "x": [[] for _ in range(100)]}))
 
 
+def test_a_long_name_that_is_imported_again_and_again_is_kept_short() -> None:
+    long = b"X" + struct.pack("<I", 2 * 10**5) + b"a." * 10**5
+    again = (b"h\x00\x8c\x04" + b"%04d" % number + b"\x93" for number in range(1000))
+    names = archive.imports_of(b"\x80\x04" + long + b"\x94" + b"".join(again) + b".")
+    assert len(names) == 1000 and max(map(len, names)) <= 2 * archive.LONGEST_PART + 1
+
+
 def test_a_million_keys_are_refused_unread(saved: Save) -> None:
     description = pickle.dumps({f"layer{i}.weight": i for i in range(1_000_000)}, protocol=2)
     path = saved({"a": torch.ones(2)})

@@ -172,6 +172,39 @@ ATTACKS: dict[str, tuple[bytes, str]] = {
         ),
         "quantized tensor is none",
     ),
+    "a quantized tensor made again and again": (
+        b"ctorch._utils\n_rebuild_qtensor\nq\x01("
+        + storage(16, "QInt8Storage")
+        + b"K\x00K\x04\x85K\x01\x85(ctorch\nper_tensor_affine\nG\x3f\xf0"
+        + bytes(6)
+        + b"K\x00t\x89}tq\x02]("
+        + b"h\x01h\x02R" * 20_000
+        + b"e\x87",
+        "fill the memory",
+    ),
+    "a nested tensor of empty pieces": (
+        call("torch._utils._rebuild_nested_tensor", tensor((4,), (1,)), *[tensor((2**31 - 1, 0), (1, 1))] * 3),
+        "fill the memory",
+    ),
+    "objects of four bytes": (
+        b"cargparse\nNamespace\nq\x01](" + b"h\x01)\x81" * 350_000 + b"e\x86",
+        "lists and dicts",
+    ),
+    "attributes that are set again and again": (
+        b"}(" + b"".join(b"J" + struct.pack("<i", n) + b"N" for n in range(50_000)) + b"uq\x01}K\x01Nsq\x02"
+        b"cargparse\nNamespace\n)\x81h\x01b" + b"h\x02b" * 1000 + b"\x87",
+        "fill the memory",
+    ),
+    "long names of short pieces": (
+        b"]("
+        + b"".join(b"X" + struct.pack("<I", 400) + b"%0400d" % n + b"r" + struct.pack("<I", n) for n in range(300))
+        + b"".join(
+            b"j" + struct.pack("<I", a) + b"j" + struct.pack("<I", b) + b"\x93" for a in range(300) for b in range(300)
+        )
+        + b"e",
+        "fill the memory",
+    ),
+    "marks without end": (b"(" * 20_000, "inside each other"),
     "an extension": (b"\x82\x01", "stands in no checkpoint"),
     "a text of the first protocol": (b"I10\n", "stands in no checkpoint"),
     "a bare mark": (b"K\x01tt", "out of order"),
@@ -238,6 +271,25 @@ def test_two_members_of_one_name(member: str, tmp_path: Path) -> None:
     for read in (load, load_batch):
         with pytest.raises(LoadError, match="has two"):
             read(path)
+
+
+@pytest.mark.parametrize("order", ["little", "big"])
+def test_views_of_one_storage_are_copied_once(order: str, tmp_path: Path) -> None:
+    """It may have to be aligned, or turned into the byte order of this machine."""
+    numbers = struct.pack("<8f" if order == "little" else ">8f", *range(8))
+    description = b"\x80\x02}("
+    for start in range(8):
+        view = text("v") + b"K" + bytes([start]) + b"K" + bytes([8 - start]) + b"\x87"
+        of = storage(8).removesuffix(b"tQ") + view + b"tQ"
+        description += text(f"w{start}") + call("torch._utils._rebuild_tensor", of, b"K\x00K\x01\x85K\x01\x85")
+    for pad in range(4):
+        with zipfile.ZipFile(tmp_path / "x.pt", "w", zipfile.ZIP_STORED) as archive:
+            archive.writestr("a" * (pad + 1) + "/data.pkl", description + b"u.")
+            archive.writestr("a" * (pad + 1) + "/byteorder", order.encode())
+            archive.writestr("a" * (pad + 1) + "/data/0", numbers)
+        found = load(tmp_path / "x.pt").tensors
+        assert [found[f"w{start}"].item() for start in range(8)] == list(range(8))
+        assert len({tensor.untyped_storage().data_ptr() for tensor in found.values()}) == 1
 
 
 @pytest.mark.parametrize("value", [0, 1, 2**15, 2**31, 2**32 - 1])

@@ -42,14 +42,18 @@ def fitting(
     kinds = {p.kind for p in parameters}
     if inspect.Parameter.VAR_POSITIONAL not in kinds:
         most = sum(p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
-        # ``(x, edge_index)`` for a forward of one argument is a mistake, and the model's own message says so.
-        args = args[:most] if most > 1 or (args and isinstance(args[0], BaseData)) else args
+        # ``(x, edge_index)`` for a forward of one argument is a mistake, and the model's own message says so; ``(x, y)`` is none.
+        args = args[:most] if most > 1 or not any(map(_are_edges, args[1:])) else args
     if inspect.Parameter.VAR_KEYWORD in kinds:
         return args, dict(kwargs)
     names = {p.name for p in parameters}
     known = {name: value for name, value in kwargs.items() if name in names}
     # Where none fits, the model's own message says more than a call without arguments.
     return args, known or dict(kwargs)
+
+
+def _are_edges(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dim() == 2 and len(value) == 2 and not value.is_floating_point()
 
 
 def _is_one(items: Sequence[Any], model: nn.Module) -> bool:

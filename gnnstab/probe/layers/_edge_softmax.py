@@ -53,7 +53,7 @@ class SoftmaxRecorder(LayerRecorder):
         outputs = tuple(tensors(output))
         if not inputs:  # a whole batch object: its features are the input
             inputs = tuple(x for x in named_tensors(args, kwargs).values() if x.is_floating_point())
-        if inputs and outputs:
+        if outputs:  # A module that is given ids alone has no input of numbers; its scores are recorded all the same.
             super()._after(grad, module, (inputs[:1],), {}, outputs[0])
         else:
             self.forget()

@@ -196,7 +196,7 @@ class LayerRecorder(ABC):
                 self.record(grad, plan, inputs, args, kwargs, out_of_all)
         else:
             self.record(grad, plan, inputs, args, kwargs, out_of_all)
-        if state.layer_trace is not None:
+        if state.layer_trace is not None and inputs:
             self._tell(inputs, out, self.given or (args, kwargs))
         if grad and any(one.requires_grad for one in outs):
             for one in outs:

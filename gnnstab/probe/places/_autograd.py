@@ -76,10 +76,10 @@ def reaches(node: Any, above: Any, most: int = 400) -> bool:
 
 def limits(node: Any) -> tuple[float | None, float | None]:
     """Lower and upper limit of a clamp; None where it has none, or a tensor of many."""
-    for low, high in (("min", "max"), ("min_val", "max_val")):
-        if hasattr(node, f"_saved_{low}") or hasattr(node, f"_saved_{high}"):
-            return _number(getattr(node, f"_saved_{low}", None)), _number(getattr(node, f"_saved_{high}", None))
-    return None, None
+    low = getattr(node, "_saved_min", None), getattr(node, "_saved_min_val", None)
+    high = getattr(node, "_saved_max", None), getattr(node, "_saved_max_val", None)
+    lower, upper = (next((_number(one) for one in pair if one is not None), None) for pair in (low, high))
+    return lower, upper
 
 
 def _clamp(node: Any) -> tuple[str, float]:

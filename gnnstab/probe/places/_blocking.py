@@ -51,6 +51,10 @@ OVER_ONE = ("softmax", "layer_norm")
 """Operations that hand nothing on over a single entry, and are looked at only there: a softmax that is sharp may be right."""
 
 
+MASKS = ("relu", "clamp", "hard_sigmoid")
+"""Operations that hand on the gradient of an entry as it is, or nothing."""
+
+
 class Blocks:
     """Listens to one backward; `rows` tells afterwards where it stopped."""
 
@@ -109,7 +113,10 @@ class Blocks:
                 yield from factors
 
     def _stops(self, node: Any, given: float, handed: float) -> bool:
-        return given > 0 and handed <= (ROUNDING if self._kinds[node] in OVER_ONE else PASSES) * given
+        kind = self._kinds[node]
+        # A mask passes whole entries: beside a huge gradient at a closed one (a vector of zeros that is normalised) an open one is small.
+        share = 0.0 if kind in MASKS else ROUNDING if kind in OVER_ONE else PASSES
+        return given > 0 and handed <= share * given
 
     def _filled_bias(self, place: str) -> float | None:
         """The one number that the bias of a module was filled with; None where its entries differ, as after training."""

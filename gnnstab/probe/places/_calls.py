@@ -33,6 +33,11 @@ class Call:
         return own and not self.normalises and not isinstance(self.module, (nn.Embedding, nn.EmbeddingBag))
 
     @property
+    def learns(self) -> bool:
+        """True for a module that computes with weights that an optimizer may move."""
+        return self.computes and any(p.requires_grad for p in self.module.parameters(recurse=False))
+
+    @property
     def normalises(self) -> bool:
         """True for a normalisation, by the name of its class."""
         return "Norm" in type(self.module).__name__

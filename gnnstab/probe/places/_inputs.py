@@ -27,7 +27,7 @@ _LARGE = 10.0
 def rows(seen: ForwardView, given: Mapping[str, Tensor]) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
     """Numbers of every tensor; ``given`` are its values before the forward, which may change them in place."""
     entries = [
-        _Entry(call) for call in seen.calls.all if call.computes and call.entering and not normalised_next(seen, call)
+        _Entry(call) for call in seen.calls.all if call.learns and call.entering and not normalised_next(seen, call)
     ]
     size = max((numbers.rms(numbers.sampled(t)) for t in seen.outputs), default=math.nan)
     entries_out: Any = max((t.numel() for t in seen.outputs), default=0)
@@ -56,7 +56,7 @@ def _scale(
 ) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
     flat = columns(numbers.sampled(tensor))
     values = value_columns(numbers.sampled(tensor))
-    fed = [call for call in seen.calls.fed(seen.batch[name]) if call.computes and not normalised_next(seen, call)]
+    fed = [call for call in seen.calls.fed(seen.batch[name]) if call.learns and not normalised_next(seen, call)]
     if fed:
         # Whole numbers that a weight multiplies as they are: no ids, or ids that should have been looked up.
         values = values | (torch.nan_to_num(flat, 0.0, 0.0, 0.0).square().mean(0).sqrt() > _LARGE)
