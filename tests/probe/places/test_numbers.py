@@ -15,6 +15,7 @@ from gnnstab.probe.batches.roles import is_target, value_columns
 from gnnstab.probe.places import _autograd as autograd
 from gnnstab.probe.places import _numbers as numbers
 from gnnstab.probe.places import not_held
+from gnnstab.probe.places.survey import _graphs
 
 
 def random(*shape: int) -> Tensor:
@@ -42,6 +43,12 @@ def test_values_are_told_column_by_column() -> None:
     assert value_columns(mixed).tolist() == [True, True, False, True]
     assert value_columns(random(7)).tolist() == [True]
     assert value_columns(random(2, 3, 4)).tolist() == [True] * 4
+
+
+@pytest.mark.parametrize(("last", "known"), [(1, True), (5, True), (6, False), (2**45, False), (-1, False)])
+def test_graphs_are_numbered_within_the_rows(last: int, known: bool) -> None:
+    graphs = torch.tensor([0, 0, 0, 1, 1, last])
+    assert (_graphs([graphs], frozenset({6})) is graphs) == known
 
 
 def test_targets_are_told_by_their_name() -> None:
