@@ -119,7 +119,7 @@ class _Aliases:
 def _digest(tensor: Tensor) -> bytes:
     """Equal for tensors of equal entries: not all pairs of those with equal statistics can be compared."""
     entries = tensor.detach().double().reshape(-1) + 0.0  # −0 becomes 0, which it equals.
-    return hashlib.blake2b(memoryview(entries.numpy())).digest()
+    return hashlib.blake2b(entries.numpy().data).digest()
 
 
 def _is_mask(tensor: Tensor) -> bool:
