@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from gnnstab.errors import GnnstabError
 from gnnstab.probe.attaching.hooks import REMOVED, Hook, ignore, removed
+from gnnstab.probe.attaching.stand_in import Lookalike, StandIn
 from gnnstab.probe.buffering.pending_step import Number
 from gnnstab.probe.recorder import Recorder
 
@@ -51,7 +54,8 @@ class Boundary:
         self._idle = idle
         self._handles: list[Any] = []
         self._hooks: list[Hook] = []
-        self._update: Any = None
+        # What has not moved by the scaler's update was skipped.
+        self._update = None if scaler is None else StandIn(scaler, self._scaler_updates, method="update")
         self._moved = False
         self._ended = False
         self._seen: set[int] = set()
@@ -68,8 +72,8 @@ class Boundary:
         for optimizer in self._optimizers:
             self._handles.append(optimizer.register_step_pre_hook(_StepHook(before, self.ended)))
             self._handles.append(optimizer.register_step_post_hook(self._after_step(after)))
-        if self._scaler is not None:
-            self._scaler.__dict__["update"] = _Update(self, self._scaler)
+        if self._update is not None:
+            self._update = self._update.resume()
 
     def detach(self) -> None:
         """Remove the hooks."""
@@ -80,8 +84,8 @@ class Boundary:
         for hook in self._hooks:
             hook.close()
         self._handles.clear()
-        if self._scaler is not None and isinstance(self._scaler.__dict__.get("update"), _Update):
-            del self._scaler.__dict__["update"]
+        if self._update is not None:
+            self._update.remove()
 
     def end(
         self, optimizer: torch.optim.Optimizer | None, *, skipped: Tensor | bool = False, moves: bool = False
@@ -115,6 +119,11 @@ class Boundary:
     def guarded(self, where: str, body: Callable[[], object]) -> None:
         """Run ``body``; a failure is noted instead of raised."""
         self._recorder.state.error_guard.run(where, body)
+
+    def _scaler_updates(self) -> AbstractContextManager[None]:
+        self.guarded("the scaler's update", self.scaler_updates)
+        self.updated()
+        return nullcontext()
 
     def _scale(self) -> Number:
         scale = getattr(self._scaler, "_scale", None)
@@ -167,35 +176,32 @@ class _StepHook:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is None:
-            self._body(optimizer)
-            self._then()
+            self._step(optimizer)
             return None
         if isinstance(optimizer, torch.optim.LBFGS) or not callable(closure):
             return None
 
-        def followed() -> Any:
-            loss = closure()
-            self._body(optimizer)
-            self._then()
-            return loss
-
+        followed = _Followed(closure, lambda: self._step(optimizer))
         return ((args[0], followed, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": followed})
 
+    def _step(self, optimizer: torch.optim.Optimizer) -> None:
+        self._body(optimizer)
+        self._then()
 
-class _Update:
-    """Stands in for ``scaler.update``: what has not moved by then was skipped."""
 
-    __slots__ = ("_boundary", "_scaler")
+class _Followed(Lookalike):
+    """An optimizer's closure, with something ``then`` done after each call."""
 
-    def __init__(self, boundary: Boundary, scaler: Any) -> None:
-        self._boundary = boundary
-        self._scaler = scaler
+    __slots__ = ("_then",)
+
+    def __init__(self, closure: Callable[..., Any], then: Callable[[], object]) -> None:
+        self._masked, self._then = closure, then
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        boundary = self._boundary
-        boundary.guarded("the scaler's update", boundary.scaler_updates)
-        boundary.updated()
-        return type(self._scaler).update(self._scaler, *args, **kwargs)
+        loss = self._masked(*args, **kwargs)
+        self._then()
+        return loss
 
-    def __reduce__(self) -> Any:
-        return getattr, (self._scaler, "update")
+    def __setattr__(self, name: str, value: Any) -> None:
+        own = name in ("_masked", "_then")
+        (super().__setattr__ if own else partial(setattr, self._masked))(name, value)

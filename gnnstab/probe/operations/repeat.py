@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gnnstab.errors import UsageError
+from gnnstab.errors import UsageError, let_through
 from gnnstab.probe.operations._naming import Named, TensorNames, is_finite
 from gnnstab.probe.operations._undo import scale_to_blame, widened, wider
 from gnnstab.probe.operations._watch import OperationMode, Origin
@@ -110,6 +110,7 @@ def _once(
                     state.loss.backward()  # type: ignore[no-untyped-call]
                     state.ran = "gradient"
         except Exception as error:
+            let_through(error)
             state.note = f"the step ended in {type(error).__name__}: {' '.join(str(error).split())[:300]}"
         if watch.failure is not None:
             raise watch.failure

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data.data import BaseData
 
-from gnnstab.errors import UsageError
+from gnnstab.errors import UsageError, let_through
 from gnnstab.probe.batches.arguments import Arguments, as_arguments
 from gnnstab.probe.optimizer._breaking import breaking
 from gnnstab.probe.optimizer._copies import twins
@@ -137,6 +137,7 @@ class Bench:
             except UsageError:
                 raise
             except Exception as error:
+                let_through(error)
                 raise UsageError(f"trial steps on a copy failed: {type(error).__name__}: {error}") from error
 
     def gradient_norm(self) -> float:
@@ -146,6 +147,7 @@ class Bench:
             try:
                 self._gradients(model, 0, _SCALES[0] if self.dtype is torch.float16 else 1.0)
             except Exception as error:
+                let_through(error)
                 raise UsageError(f"the backward failed on a copy: {type(error).__name__}: {error}") from error
         return norm_of(p.grad for p in model.parameters())
 
