@@ -189,14 +189,17 @@ class Monitor:
 
     def loss(self, loss: Tensor | float) -> None:
         """Give the loss of this step, before or after the optimizer's step; of several numbers the mean is recorded, with a warning."""
-        value, trouble = as_number(loss)
-        if trouble and not self._told_loss:
-            self._told_loss = True
-            self._guarded("the loss", lambda: warn(f"gnnstab: monitor.loss was given {trouble}"))
-        if value is not None:
-            self._guarded("the loss", lambda: self._recorder.loss(value))
+        self._guarded("the loss", lambda: self._take_loss(loss))
         self._guarded("the first loss", self._opening.look)
         self._guarded("the live rules", lambda: self._note(self._live.loss()))
+
+    def _take_loss(self, loss: Any) -> None:
+        value, trouble = as_number(loss)
+        if value is not None:
+            self._recorder.loss(value)
+        if trouble and not self._told_loss:
+            self._told_loss = True
+            warn(f"gnnstab: monitor.loss was given {trouble}")
 
     def validation(self, loss: Tensor | float) -> None:
         """Give a validation loss, to be called between two steps; compared with the training losses before it.
