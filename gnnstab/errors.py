@@ -21,7 +21,10 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import sys
+import traceback
+import types
 import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -114,7 +117,52 @@ def warn(message: str) -> None:
     level, frame = 2, sys._getframe(1)
     while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in _MACHINERY:
         level, frame = level + 1, frame.f_back
-    warnings.warn(message, GnnstabWarning, stacklevel=level)
+    try:
+        warnings.warn(message, GnnstabWarning, stacklevel=level)
+    except Warning:  # The user turned warnings into errors.
+        raise
+    except Exception as error:  # Nothing can be told: ``sys.stderr`` is closed, say.
+        let_through(error)
+
+
+def let_through(error: BaseException) -> None:
+    """Raise ``error``, or what it arose from, where it came from outside, while code of gnnstab happened to run.
+
+    So do the exceptions of the user's signal handlers (a deadline), and those that another thread sets in this one.
+    What the user's own model, loss or rule raised when gnnstab called it comes from inside.
+    """
+    origin: BaseException | None = error
+    while origin is not None:
+        if _from_outside(origin):
+            raise origin
+        origin = origin.__cause__
+
+
+def _from_outside(error: BaseException) -> bool:
+    if isinstance(error, (KeyboardInterrupt, GeneratorExit)):
+        return True
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if any(_interrupts(frame, before) for before, frame in itertools.pairwise(frames)):
+        return True
+    if any(_package(frame.f_globals.get("__name__")) not in _KNOWN for frame in frames):
+        return False
+    return not isinstance(error, Exception) or _package(type(error).__module__) not in _KNOWN
+
+
+def _interrupts(frame: types.FrameType, before: types.FrameType) -> bool:
+    """Whether ``frame`` is that of a signal's handler: its argument is the frame that it interrupts."""
+    code = frame.f_code
+    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount + 1]  # One more, for ``*args``.
+    values = [frame.f_locals.get(name) for name in names]
+    return any(before is v or (isinstance(v, tuple) and any(before is each for each in v)) for v in values)
+
+
+def _package(module: object) -> str:
+    return str(module).partition(".")[0]
+
+
+_KNOWN = {*sys.stdlib_module_names, "gnnstab", "torch", "torch_geometric", "numpy", "scipy"} - {"__main__"}
+"""Packages in whose frames, and with whose exceptions, gnnstab itself may fail."""
 
 
 def hint(given: str, known: Iterable[str], otherwise: str = "") -> str:

@@ -23,6 +23,9 @@ graph_task = torch._C._current_graph_task_id
 autograd_node = torch._C._current_autograd_node
 """The node whose backward runs in this thread; None outside of one."""
 
+is_tracing = torch._C._is_tracing
+"""Whether `torch.jit.trace` writes down what is computed."""
+
 next_sequence_number = torch._C._autograd._get_sequence_nr
 """The number that the next node of the autograd graph gets; a node keeps its own as ``_sequence_nr``."""
 

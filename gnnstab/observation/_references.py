@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from gnnstab.errors import UsageError
+from gnnstab.errors import UsageError, let_through
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,6 +30,7 @@ def build(model: Any) -> nn.Module:
     try:
         made = factory()
     except Exception as error:
+        let_through(error)
         raise UsageError(f"the model factory {name} failed: {type(error).__name__}: {error}") from error
     if not isinstance(made, nn.Module):
         raise UsageError(f"the model factory {name} made a {type(made).__name__}, not a torch.nn.Module")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gnnstab.errors import UsageError
+from gnnstab.errors import UsageError, let_through
 from gnnstab.probe.attaching.discovery import find_layers
 from gnnstab.probe.batches.arguments import as_arguments
 from gnnstab.probe.layers.layer_recorder import LayerRecorder, Plan
@@ -75,6 +75,7 @@ def attention(model: nn.Module, batch: Any) -> list[AttentionCall]:
     except UsageError:
         raise
     except Exception as error:
+        let_through(error)
         raise UsageError(
             f"the forward of {type(model).__name__} failed on the batch: {type(error).__name__}: {error}"
         ) from error

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import traceback
-import warnings
 from collections.abc import Callable
 
 import torch
 
-from gnnstab.errors import GnnstabWarning
+from gnnstab.errors import let_through, warn
 from gnnstab.records import Event
 from gnnstab.torch_private import set_grad_enabled
 
@@ -38,17 +37,13 @@ class ErrorGuard:
             Event(self.step, "tool-failure", message=f"{where}: {reason}", detail={"where": where, "place": place})
         )
         if self._count == 1:
-            warnings.warn(
-                f"gnnstab failed in {where} and records less from here on; the training is not affected ({reason})",
-                GnnstabWarning,
-                stacklevel=2,
-            )
+            warn(f"gnnstab failed in {where} and records less from here on; the training is not affected ({reason})")
 
     def guard(self, where: str, body: Callable[..., object], *args: object) -> bool:
         """Call ``body`` with ``args``, where gradients are switched off already; False after a failure."""
         try:
             body(*args)
-        except Exception as error:
+        except BaseException as error:  # A stranger's model may well exit, on a copy too.
             self.note(where, error)
             return False
         return True
@@ -59,15 +54,16 @@ class ErrorGuard:
         set_grad_enabled(False)
         try:
             body()
-        except Exception as error:
+        except BaseException as error:  # A stranger's model may well exit, on a copy too.
             self.note(where, error)
             return False
         finally:
             set_grad_enabled(grad)
         return True
 
-    def note(self, where: str, error: Exception) -> None:
-        """Like `failed`, safe to call from a hook."""
+    def note(self, where: str, error: BaseException) -> None:
+        """Like `failed`, safe to call from a hook; what came from outside gnnstab is raised on, see `let_through`."""
+        let_through(error)
         # A warning that the user turned into an error must not end the run either.
         try:
             self.failed(where, error)

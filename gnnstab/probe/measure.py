@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gnnstab.errors import UsageError
+from gnnstab.errors import UsageError, let_through
 from gnnstab.probe.attaching.norms import graphs_in
 from gnnstab.probe.batches.arguments import Arguments, as_arguments
 from gnnstab.probe.batches.data import taken
@@ -89,6 +89,7 @@ def _look_at_places(
             cast=Autocast.of(twin, precision).context(),
         )
     except Exception as error:
+        let_through(error)
         writer.meta("places_failed", f"{type(error).__name__}: {error}")
         return
     writer.meta("places", to_json(found))
@@ -123,6 +124,7 @@ def _one(
         with Autocast.of(model, precision).context(), sums_watched() as sums:
             output = model(*args, **kwargs)
     except Exception as error:
+        let_through(error)
         raise UsageError(
             f"the forward of {type(model).__name__} failed on the batch ({_described(arguments)}): {type(error).__name__}: {error}"
         ) from error
@@ -160,6 +162,7 @@ def _objective(output: Any, batch: Any, loss: Loss | None) -> Tensor:
     try:
         value = loss(output, batch)
     except Exception as error:
+        let_through(error)
         raise UsageError(f"the loss failed on the output and the batch: {type(error).__name__}: {error}") from error
     if not isinstance(value, Tensor) or value.numel() != 1:
         raise UsageError(f"the loss returned {type(value).__name__}, not a scalar tensor")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TypeVar
 
-from gnnstab.errors import ConfigurationError, NotApplicable, NotEvaluable
+from gnnstab.errors import ConfigurationError, NotApplicable, NotEvaluable, let_through
 from gnnstab.records import Finding, RuleStatus, Signals
 from gnnstab.rules.base import Rule
 from gnnstab.rules.explanation import explain
@@ -137,6 +137,7 @@ def _judge(rule: Rule, signals: Signals, special: Sequence[tuple[str, Rule]]) ->
     except NotEvaluable as outcome:
         return RuleStatus(rule.code, "not-evaluable", str(outcome)), []
     except Exception as error:  # a broken rule must not hide what the others see
+        let_through(error)
         return RuleStatus(rule.code, "not-evaluable", f"{RULE_FAILED}{_describe(error)}"), [_failure(rule, error)]
     return RuleStatus(rule.code, "fired" if found else "passed", ""), found
 

@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
+from gnnstab.errors import let_through
 from gnnstab.probe.attaching.hooks import ignore
 from gnnstab.probe.state import State
 from gnnstab.torch_private import set_grad_enabled
@@ -17,6 +19,9 @@ class GradientHook:
 
     __slots__ = ("_slots", "_state", "_where")
 
+    __torch_unserializable__ = True
+    """`torch.save` warns of every other hook on a tensor that it leaves it out."""
+
     def __init__(self, state: State, slot: int, where: str) -> None:
         self._state: State | None = state
         self._slots = (slot,)
@@ -25,7 +30,7 @@ class GradientHook:
     def __call__(self, gradient: Any) -> None:
         """Record one gradient; a node of the graph hands over those of all its outputs, of which the first is ours."""
         state = self._state
-        if state is None:
+        if state is None or is_compiling():  # Compiled autograd follows the backward, this hook included.
             return
         if type(gradient) is tuple:
             gradient = gradient[0]
@@ -39,6 +44,7 @@ class GradientHook:
             state.backward = True
             state.buffer.put(self._slots, [gradient])
         except Exception as error:
+            let_through(error)
             self._state = None
             state.error_guard.note(self._where, error)
         finally:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gnnstab.probe.attaching.hooks import Hook, ignore
+from gnnstab.errors import GnnstabError
+from gnnstab.probe.attaching.hooks import REMOVED, Hook, ignore, removed
+from gnnstab.probe.attaching.stand_in import Lookalike, StandIn
 from gnnstab.probe.buffering.pending_step import Number
 from gnnstab.probe.recorder import Recorder
 
@@ -50,9 +54,12 @@ class Boundary:
         self._idle = idle
         self._handles: list[Any] = []
         self._hooks: list[Hook] = []
-        self._update: Any = None
+        # What has not moved by the scaler's update was skipped.
+        self._update = None if scaler is None else StandIn(scaler, self._scaler_updates, method="update")
         self._moved = False
         self._ended = False
+        self._seen: set[int] = set()
+        self._unseen = 0
 
     def attach(self) -> None:
         """Hook the optimizers and the scaler."""
@@ -65,27 +72,43 @@ class Boundary:
         for optimizer in self._optimizers:
             self._handles.append(optimizer.register_step_pre_hook(_StepHook(before, self.ended)))
             self._handles.append(optimizer.register_step_post_hook(self._after_step(after)))
-        if self._scaler is not None:
-            self._scaler.__dict__["update"] = _Update(self, self._scaler)
+        if self._update is not None:
+            self._update = self._update.resume()
 
     def detach(self) -> None:
         """Remove the hooks."""
+        if removed(self._handles):
+            self._recorder.state.error_guard.note("the hooks of the optimizer", GnnstabError(REMOVED))
         for handle in self._handles:
             handle.remove()
         for hook in self._hooks:
             hook.close()
         self._handles.clear()
-        if self._scaler is not None and isinstance(self._scaler.__dict__.get("update"), _Update):
-            del self._scaler.__dict__["update"]
+        if self._update is not None:
+            self._update.remove()
 
     def end(
         self, optimizer: torch.optim.Optimizer | None, *, skipped: Tensor | bool = False, moves: bool = False
     ) -> bool:
         """End the step with this optimizer's learning rate and the scaler's scale."""
-        lr = None if optimizer is None else _number(optimizer.param_groups[0]["lr"])
+        rate = None if optimizer is None else optimizer.param_groups[0].get("lr")  # An optimizer may have none.
+        lr = None if rate is None else _number(rate)
         ended = self._recorder.end_step(lr=lr, scale=self._scale(), skipped=skipped, moves=moves)
         self._moved = moves
         return ended
+
+    def _count(self, optimizer: torch.optim.Optimizer, seen: bool) -> None:
+        """Several optimizers may share a step; one that moves the model again with nothing seen since has made an unseen step."""
+        if seen:
+            self._seen = set()
+        elif (id(optimizer) in self._seen or self._recorder.row is None) and self._moves_model(optimizer):
+            self._unseen += 1
+            self._recorder.writer.meta("unseen.steps", str(self._unseen))
+        self._seen.add(id(optimizer))
+
+    def _moves_model(self, optimizer: torch.optim.Optimizer) -> bool:
+        own = {id(p) for p in self._recorder.model.parameters() if p.grad is not None}
+        return any(id(p) in own for group in optimizer.param_groups for p in group["params"])
 
     def scaler_updates(self) -> None:
         """The scaler is about to be updated: a step that is still open by now was skipped."""
@@ -96,6 +119,11 @@ class Boundary:
     def guarded(self, where: str, body: Callable[[], object]) -> None:
         """Run ``body``; a failure is noted instead of raised."""
         self._recorder.state.error_guard.run(where, body)
+
+    def _scaler_updates(self) -> AbstractContextManager[None]:
+        self.guarded("the scaler's update", self.scaler_updates)
+        self.updated()
+        return nullcontext()
 
     def _scale(self) -> Number:
         scale = getattr(self._scaler, "_scale", None)
@@ -116,11 +144,12 @@ class Boundary:
         found = getattr(optimizer, "found_inf", None)
         self._ended = True
         self._recorder.state.error_guard.guard("the next update", self._moving, optimizer)
-        self.end(optimizer, skipped=found.detach().clone() if isinstance(found, Tensor) else False, moves=True)
+        ended = self.end(optimizer, skipped=found.detach().clone() if isinstance(found, Tensor) else False, moves=True)
+        self._count(optimizer, ended)
 
     def _after(self, grad: bool, optimizer: torch.optim.Optimizer) -> None:
-        if not self._ended and self._recorder.state.open:
-            self.end(optimizer)
+        if not self._ended:  # L-BFGS, which evaluates its closure many times within a step.
+            self._count(optimizer, self.end(optimizer))
         self._ended = False
         self._recorder.after_update()
 
@@ -147,35 +176,32 @@ class _StepHook:
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is None:
-            self._body(optimizer)
-            self._then()
+            self._step(optimizer)
             return None
         if isinstance(optimizer, torch.optim.LBFGS) or not callable(closure):
             return None
 
-        def followed() -> Any:
-            loss = closure()
-            self._body(optimizer)
-            self._then()
-            return loss
-
+        followed = _Followed(closure, lambda: self._step(optimizer))
         return ((args[0], followed, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": followed})
 
+    def _step(self, optimizer: torch.optim.Optimizer) -> None:
+        self._body(optimizer)
+        self._then()
 
-class _Update:
-    """Stands in for ``scaler.update``: what has not moved by then was skipped."""
 
-    __slots__ = ("_boundary", "_scaler")
+class _Followed(Lookalike):
+    """An optimizer's closure, with something ``then`` done after each call."""
 
-    def __init__(self, boundary: Boundary, scaler: Any) -> None:
-        self._boundary = boundary
-        self._scaler = scaler
+    __slots__ = ("_then",)
+
+    def __init__(self, closure: Callable[..., Any], then: Callable[[], object]) -> None:
+        self._masked, self._then = closure, then
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        boundary = self._boundary
-        boundary.guarded("the scaler's update", boundary.scaler_updates)
-        boundary.updated()
-        return type(self._scaler).update(self._scaler, *args, **kwargs)
+        loss = self._masked(*args, **kwargs)
+        self._then()
+        return loss
 
-    def __reduce__(self) -> Any:
-        return getattr, (self._scaler, "update")
+    def __setattr__(self, name: str, value: Any) -> None:
+        own = name in ("_masked", "_then")
+        (super().__setattr__ if own else partial(setattr, self._masked))(name, value)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from time import perf_counter
 from typing import Any
 
 from torch import is_grad_enabled, nn
 from torch.compiler import is_compiling
+from torch.utils.hooks import RemovableHandle
 
+from gnnstab.errors import let_through
 from gnnstab.probe.error_guard import ErrorGuard
-from gnnstab.torch_private import set_grad_enabled
+from gnnstab.torch_private import is_tracing, set_grad_enabled
 
 
 def ignore(*args: Any, **kwargs: Any) -> None:
@@ -61,6 +63,8 @@ class Hook:
         if is_compiling():
             self.compiled(*args)
             return
+        if is_tracing():  # `torch.jit.trace` would write down what gnnstab computes as a part of the model.
+            return
         clock = self._clock
         if clock is not None:
             clock[0] -= perf_counter()
@@ -70,6 +74,7 @@ class Hook:
             if skip is None or not skip():
                 self._body(grad, *args)
         except Exception as error:
+            let_through(error)
             self.close()
             self._error_guard.note(self._where, error)
         finally:
@@ -95,6 +100,14 @@ class Hook:
 
     def __reduce__(self) -> str | tuple[Any, ...]:
         return getattr, (nullcontext(), "__exit__")
+
+
+def removed(handles: Iterable[RemovableHandle]) -> bool:
+    """True when somebody else has taken one of these hooks off."""
+    return any(handle.id not in (handle.hooks_dict_ref() or ()) for handle in handles)
+
+
+REMOVED = "they were removed during the run, and what came after was not seen"
 
 
 class Placed:

@@ -20,8 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 
+from gnnstab.errors import let_through
 from gnnstab.layers import Layer, layer_of
 from gnnstab.probe.attaching._softmax_calls import calls_edge_softmax, edge_softmax, helper, named, softmax_within
+from gnnstab.probe.attaching.stand_in import Lookalike
+from gnnstab.torch_private import is_tracing
 
 
 @dataclass(slots=True)
@@ -61,7 +64,7 @@ class Untappable(Exception):
     """The layer offers no place to look; the text says why."""
 
 
-class Tap:
+class Tap(Lookalike):
     """Stands in for the method that calls softmax; shared by everybody who listens to this layer.
 
     Raises:
@@ -88,6 +91,7 @@ class Tap:
         self._before = self._owner.__dict__.get(self._method)
         self._listeners: tuple[Listener, ...] = ()
         self._original, bound = _function_of(self._owner, self._method, self._before)
+        self._masked = self._before or types.MethodType(self._original, self._owner)
         self._traced = kind.repeats(self._original)
         self._returns = place == "message"
         twin = _observed(self._original, self._owner, self._method, self._notice)
@@ -142,12 +146,15 @@ class Tap:
         """Run the layer's own method."""
         if is_compiling():
             return self._compiled(*args, **kwargs)
+        if is_tracing():
+            return self._masked(*args, **kwargs)
         out = self._function(*args, **kwargs)
         if self._returns:
             for listener in self._listeners:
                 try:
                     listener.returned(out)
                 except Exception as error:
+                    let_through(error)
                     self._silence(listener, error)
         return out
 
@@ -157,6 +164,7 @@ class Tap:
             try:
                 listener.saw(seen)
             except Exception as error:
+                let_through(error)
                 self._silence(listener, error)
 
     def _silence(self, listener: Listener, error: Exception) -> None:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from gnnstab.errors import let_through
 from gnnstab.probe.layers._exponentials import STARTS, Exponentials, OverEdges
 from gnnstab.probe.layers._functions import DIVIDES, MIXES, PRODUCTS, SAME, SUMS, TIMES
 from gnnstab.probe.layers._linear_attention import LinearAttention
@@ -126,6 +127,7 @@ class Attending(TorchFunctionMode):
                 with without_torch_function():
                     self._look(func, args, kwargs or {}, output)
             except Exception as error:
+                let_through(error)
                 self.error = error
         return output
 

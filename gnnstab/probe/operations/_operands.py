@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from gnnstab.errors import let_through
 from gnnstab.torch_private import tree_map
 
 LOW = (torch.float16, torch.bfloat16)
@@ -165,7 +166,8 @@ def in_float32(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
             return _size(source.float())
         else:
             result: Any = function(*tree_map(_widened, tuple(args)), **tree_map(_widened, dict(kwargs)))
-    except Exception:  # some operations take low precision alone
+    except Exception as error:  # some operations take low precision alone
+        let_through(error)
         return None
     return _size(result[0] if isinstance(result, (tuple, list)) else result)
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gnnstab.errors import let_through
 from gnnstab.probe.operations._naming import Named, TensorNames, bad_rows, is_finite, kinds, memory
 from gnnstab.probe.operations._operands import Sizes, display_name, masks_all, sizes, writes_in_place
 from gnnstab.probe.operations._source_lines import Modules, Place, begins_backward, caller_place, is_own
@@ -145,12 +146,14 @@ class OperationMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if not own and writes_in_place(function):
                 before = tree_map(_copied, given)
         except Exception as error:
+            let_through(error)
             self._fail(error)
         result = function(*given[0], **given[1])
         if self.active and not own:
             try:
                 self._note(function, given, before, result)
             except Exception as error:
+                let_through(error)
                 self._fail(error)
         return result
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gnnstab.errors import UsageError
+from gnnstab.errors import UsageError, let_through
 from gnnstab.probe.operations._naming import Named, TensorNames, is_finite
 from gnnstab.probe.operations._undo import scale_to_blame, widened, wider
 from gnnstab.probe.operations._watch import OperationMode, Origin
@@ -110,6 +110,7 @@ def _once(
                     state.loss.backward()  # type: ignore[no-untyped-call]
                     state.ran = "gradient"
         except Exception as error:
+            let_through(error)
             state.note = f"the step ended in {type(error).__name__}: {' '.join(str(error).split())[:300]}"
         if watch.failure is not None:
             raise watch.failure
@@ -177,9 +178,9 @@ def objective_of(loss: Callable[[Any, Any], Tensor]) -> Objective:
 
 
 def as_batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What a model was called with, as ``loss(output, batch)`` gets it: its only argument, the tuple, or the dict."""
+    """What a model was called with, as ``loss(output, batch)`` gets it: its only argument, the tuple, or the dict; of both kinds the tuple of all values."""
     if args and kwargs:
-        raise UsageError("the model was called with positional and keyword arguments, which no single batch holds")
+        return (*args, *kwargs.values())
     if kwargs:
         return kwargs
     return args[0] if len(args) == 1 else args

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gnnstab.errors import UsageError
+from gnnstab.errors import UsageError, let_through
 from gnnstab.probe.replaying.reach import SHARED, shared_with
 from gnnstab.probe.replaying.replica import replica, unwrap
 
@@ -44,6 +44,7 @@ def optimizer_twin(optimizer: torch.optim.Optimizer, model: nn.Module, twin: nn.
     try:
         moved.__setstate__(copy.deepcopy(kept, memo))
     except Exception as error:
+        let_through(error)
         raise UsageError(f"{type(optimizer).__name__} cannot be copied: {type(error).__name__}: {error}") from error
     if shared := shared_with(moved, model):
         raise UsageError(f"{type(optimizer).__name__} cannot be copied: its copy shares {shared} {SHARED}")

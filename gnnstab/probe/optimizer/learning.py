@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from gnnstab.errors import UsageError
+from gnnstab.errors import UsageError, let_through
 from gnnstab.probe.optimizer._copies import twins
 from gnnstab.probe.optimizer._stacks import Stack, may_have_stacks, stacks
 from gnnstab.probe.replaying.replica import forked_rng
@@ -65,6 +65,7 @@ def _stacks(bench: Bench) -> list[Stack]:
         try:
             return stacks(model, lambda: bench.forward(model, 0)[0])
         except Exception as error:
+            let_through(error)
             raise UsageError(f"the forward failed on a copy: {type(error).__name__}: {error}") from error
 
 

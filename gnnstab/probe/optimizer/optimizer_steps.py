@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data.data import BaseData
 
-from gnnstab.errors import UsageError
+from gnnstab.errors import UsageError, let_through
 from gnnstab.probe.batches.arguments import Arguments, as_arguments
 from gnnstab.probe.optimizer._breaking import breaking
 from gnnstab.probe.optimizer._copies import twins
@@ -122,6 +122,8 @@ class Bench:
             UsageError: The model or the optimizer cannot be copied, or forward, loss or step fail on the copy.
         """
         model, optimizer = twins(self.model, self.optimizer)
+        if any("lr" not in group for group in optimizer.param_groups):
+            raise UsageError("the optimizer has no rate named lr, which trial steps would lower")
         for place, group in enumerate(optimizer.param_groups):
             group["lr"] = group["lr"] * factors.get(place, factor)
         if without_eps:
@@ -135,6 +137,7 @@ class Bench:
             except UsageError:
                 raise
             except Exception as error:
+                let_through(error)
                 raise UsageError(f"trial steps on a copy failed: {type(error).__name__}: {error}") from error
 
     def gradient_norm(self) -> float:
@@ -144,6 +147,7 @@ class Bench:
             try:
                 self._gradients(model, 0, _SCALES[0] if self.dtype is torch.float16 else 1.0)
             except Exception as error:
+                let_through(error)
                 raise UsageError(f"the backward failed on a copy: {type(error).__name__}: {error}") from error
         return norm_of(p.grad for p in model.parameters())
 

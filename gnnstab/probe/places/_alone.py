@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import Batch
 
+from gnnstab.errors import let_through
 from gnnstab.probe.attaching.norms import told_the_graphs
 from gnnstab.probe.places._padding import padding_mask
 from gnnstab.probe.replaying.evaluating import by_running_statistics
@@ -93,7 +94,8 @@ def rows(
             if heard > ROUNDING and graphs is not None and not company.mask:
                 with told_the_graphs(model, graphs):
                     detail["content_with_norms_apart"] = _heard(run, args, kwargs, company)
-    except Exception:  # A stranger's forward may not take one graph, and says so in any way.
+    except Exception as error:  # A stranger's forward may not take one graph, and says so in any way.
+        let_through(error)
         return
     if math.isfinite(change):
         yield "place.alone_difference", "output", change, detail

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from gnnstab.errors import let_through
 from gnnstab.probe.places._alone import Passes, Row
 from gnnstab.probe.replaying.evaluating import by_running_statistics
 from gnnstab.probe.replaying.replica import mapped
@@ -42,7 +43,8 @@ def rows(
     try:
         before = run(args, kwargs)
         after = run(*mapped((args, dict(kwargs)), _changed)) if any(t.dim() and len(t) in alone for t in before) else []
-    except Exception:  # A stranger's forward may refuse other numbers, and says so in any way.
+    except Exception as error:  # A stranger's forward may refuse other numbers, and says so in any way.
+        let_through(error)
         return
     for one, other, output in zip(before, after, seen.outputs, strict=False):
         if one.dim() and len(one) in alone and one.shape == other.shape:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from gnnstab.errors import let_through
 from gnnstab.probe.places import _numbers as numbers
 from gnnstab.probe.places._alone import Passes, Row, moved
 from gnnstab.probe.replaying.evaluating import by_running_statistics
@@ -53,7 +54,8 @@ def rows(
     run = Passes(model, rng)
     try:
         response = moved(run(args, kwargs), run(*mapped((args, dict(kwargs)), changed)))
-    except Exception:  # A stranger's forward may refuse other numbers, and says so in any way.
+    except Exception as error:  # A stranger's forward may refuse other numbers, and says so in any way.
+        let_through(error)
         return
     wanted = gradient.detach().double().flatten(1) if gradient.dim() > 1 else gradient.detach().double()[:, None]
     column = wanted[:, wanted.var(0).argmax()]

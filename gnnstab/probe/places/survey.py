@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch_geometric.nn import MessagePassing
 
-from gnnstab.errors import UsageError
+from gnnstab.errors import UsageError, let_through
 from gnnstab.probe.attaching.norms import batch_vectors, graphs_in
 from gnnstab.probe.batches.named_tensors import named_tensors
 from gnnstab.probe.places import _alone as alone
@@ -142,6 +142,7 @@ def _survey(
         except RuntimeError:
             raise
         except Exception as error:
+            let_through(error)
             raise UsageError(f"the model's forward failed: {type(error).__name__}: {error}") from error
         outputs = [t for _, t in tensors_in([output]) if t.is_floating_point()]
         nodes = _nodes(given, calls)

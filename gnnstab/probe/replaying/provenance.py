@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gnnstab.errors import UsageError
+from gnnstab.errors import UsageError, let_through
 from gnnstab.layers.lazy import unwritten
 from gnnstab.probe.replaying._stages import Observer, StageTensor, instrument, observe_inputs
 from gnnstab.probe.replaying.replica import ForwardInputs, replica, run_replica, unwrap
@@ -92,6 +92,7 @@ def _replay(model: nn.Module, inputs: ForwardInputs, observe: Observer) -> None:
     try:
         run_replica(twin, inputs)
     except Exception as error:
+        let_through(error)
         raise UsageError(f"the replayed forward of {type(inner).__name__} failed: {error}") from error
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data.data import BaseData
 
-from gnnstab.errors import GnnstabError, UsageError
+from gnnstab.errors import GnnstabError, UsageError, let_through
 from gnnstab.probe.replaying.reach import SHARED, own_copy, shared_with
 from gnnstab.randomness import deep_copy, same_random_state
 
@@ -100,6 +100,7 @@ def replica(model: nn.Module) -> nn.Module:
     try:
         twin = deep_copy(model, memo)
     except Exception as error:
+        let_through(error)
         raise UsageError(f"{type(model).__name__} cannot be copied for a replay: {error}") from error
     for module in twin.modules():
         vars(module).pop("message", None)
@@ -125,6 +126,7 @@ def whole_copy(model: nn.Module, advice: str = "", kind: type[GnnstabError] = Us
     try:
         return apart(deep_copy(model, without_history(model)), model)
     except Exception as error:
+        let_through(error)
         why = (str(error).splitlines() or [""])[0][:160]
         raise kind(f"{type(model).__name__} cannot be copied ({type(error).__name__}: {why}){advice}") from error
 
@@ -164,6 +166,7 @@ def reason_against_a_copy(model: nn.Module) -> str:
     try:
         deep_copy(model, memo)
     except Exception as error:
+        let_through(error)
         return f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error})"
     return ""
 

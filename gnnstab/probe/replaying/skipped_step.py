@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gnnstab.errors import UsageError
+from gnnstab.errors import UsageError, let_through
 from gnnstab.probe.attaching.hooks import Hook, ignore
 from gnnstab.probe.buffering.step_writer import StepRows, Writer
 from gnnstab.probe.replaying.replica import copied, eager, forked_rng, replica, tensors_in
@@ -92,6 +92,7 @@ def run_again(
                 output = eager(inner.model)(*copied(tuple(inputs.args)), **copied(dict(inputs.kwargs)))
             _backward(histories(output), kept.gradients)
         except Exception as error:
+            let_through(error)
             raise UsageError(f"the step could not be run again: {type(error).__name__}: {error}") from error
     return inner.sent
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gnnstab.errors import let_through
 from gnnstab.probe.replaying.replica import mapped
 
 
@@ -19,6 +20,7 @@ def loss_over_zero(output: Any, value: float, batch: Any, loss: Callable[[Any, A
     try:
         with torch.no_grad():
             zero = float(loss(mapped(output, lambda t: torch.zeros_like(t) if t.is_floating_point() else t), batch))
-    except Exception:
+    except Exception as error:
+        let_through(error)
         return math.nan  # A stranger's loss may take no zeros.
     return value / zero if 0 < zero < math.inf and 0 < value < math.inf else math.nan

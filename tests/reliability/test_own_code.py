@@ -1,0 +1,248 @@
+"""What the user's own code asks of the objects that gnnstab puts in the place of theirs."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.compiled_autograd import _enable
+from torch.nn.functional import mse_loss
+
+import gnnstab
+from gnnstab.errors import GnnstabWarning
+from side_by_side import WIDTH, Net, Run, codes, graph, unnoticed
+
+X, EDGES = graph()
+Y = torch.ones(len(X), 1)
+
+
+class ByArgument(torch.optim.SGD):
+    """Calls its closure with an argument, reads and sets attributes of it."""
+
+    def step(self, closure: Any) -> Any:  # type: ignore[override]
+        self.zero_grad()
+        loss = closure(scale=2.0)
+        closure.seen = closure.calls
+        super().step()
+        return loss
+
+
+def closure_with_an_argument(run: Run) -> None:
+    model = Net()
+    optimizer = ByArgument(model.parameters(), 1e-2)
+
+    def closure(scale: float = 1.0) -> Tensor:
+        closure.calls += 1  # type: ignore[attr-defined]
+        loss = scale * mse_loss(model(X, EDGES), Y)
+        loss.backward()
+        return loss
+
+    closure.calls = 0  # type: ignore[attr-defined]
+    with run.watching(model, optimizer=optimizer):
+        for step in range(1, 4):
+            run.keep(optimizer.step(closure))
+            assert vars(closure) == {"calls": step, "seen": step}
+
+
+def scaler_whose_update_is_wrapped(run: Run) -> None:
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), 1e-2)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=2)
+    updated = scaler.update
+
+    def at_most(*new_scale: float) -> None:
+        updated(*new_scale)
+        if scaler.get_scale() > 2.0**11:
+            updated(2.0**11)
+
+    scaler.update = at_most  # type: ignore[method-assign]
+    with run.watching(model, optimizer=optimizer, scaler=scaler):
+        for _ in range(6):
+            optimizer.zero_grad()
+            scaler.scale(mse_loss(model(X, EDGES), Y)).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            run.keep(torch.tensor(scaler.get_scale()))
+    assert vars(scaler)["update"] is at_most
+
+
+class Dense(nn.Module):
+    """Attention by hand; its ``forward`` is run inside a context while a monitor watches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return torch.softmax(self.query(x) @ x.t(), -1) @ x
+
+
+class Asking(Net):
+    """Computes something else where a method does not answer as a method does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense = Dense()
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        methods = {"forward": (self.dense, self.dense.forward), "message": (self.first, self.first.message)}
+        for name, (owner, method) in methods.items():
+            function = getattr(type(owner), name)
+            answers = (method.__name__, method.__self__, method.__func__, hasattr(method, "__wrapped__"))
+            if answers != (name, owner, function, False) or "self" in inspect.signature(method).parameters:
+                x = 2 * x
+            if list(inspect.signature(method).parameters) != list(inspect.signature(function).parameters)[1:]:
+                x = 2 * x
+        return super().forward(self.dense(x), edge_index)
+
+
+def model_that_asks_its_methods(run: Run) -> None:
+    model = Asking()
+    optimizer = torch.optim.SGD(model.parameters(), 1e-2)
+    with run.watching(model, optimizer=optimizer):
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss = mse_loss(model(X, EDGES), Y)
+            loss.backward()
+            optimizer.step()
+            run.keep(loss)
+
+
+def model_that_is_traced(run: Run) -> None:
+    model = Asking()
+    optimizer = torch.optim.SGD(model.parameters(), 1e-2)
+    with run.watching(model, optimizer=optimizer):
+        mse_loss(model(X, EDGES), Y).backward()
+        optimizer.step()
+        model.eval()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PyG's own, of sizes that become constants.
+            traced = torch.jit.trace(model, (X, EDGES))
+        run.keep(traced(X, EDGES), torch.tensor(len(list(traced.inlined_graph.nodes()))))
+
+
+def compiled_backward(run: Run) -> None:
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), 1e-2)
+    with run.watching(model, optimizer=optimizer):
+        for _ in range(2):
+            optimizer.zero_grad()
+            loss = mse_loss(model(X, EDGES), Y)
+            with _enable(torch.compile(backend="eager", fullgraph=True)):
+                loss.backward()
+            optimizer.step()
+            run.keep(loss)
+
+
+def inputs_that_are_saved(run: Run) -> None:
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), 1e-2)
+    x = X.clone().requires_grad_()
+    with run.watching(model, optimizer=optimizer):
+        mse_loss(model(x, EDGES), Y).backward()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            torch.save(x, io.BytesIO())
+        optimizer.step()
+        run.keep(x.grad, *model.parameters())
+
+
+@pytest.mark.parametrize(
+    "loop",
+    [
+        closure_with_an_argument,
+        scaler_whose_update_is_wrapped,
+        model_that_asks_its_methods,
+        model_that_is_traced,
+        compiled_backward,
+        inputs_that_are_saved,
+    ],
+)
+def test_what_stands_in_the_place_of_the_users_answers_as_it_does(loop: Callable[[Run], None]) -> None:
+    assert unnoticed(loop).warned == []
+
+
+class Deadline(Exception):
+    """Raised by the user's handler of a signal."""
+
+
+def deadline(number: int, frame: object) -> None:
+    raise Deadline
+
+
+def stop(*args: object) -> None:
+    sys.exit("stopped")
+
+
+class Signalled(Net):
+    """Does something to the process when it runs on a copy, while code of gnnstab waits for it."""
+
+    def __init__(self, meanwhile: Callable[[], None]) -> None:
+        super().__init__()
+        self.meanwhile, self.own = meanwhile, id(self)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        if id(self) != self.own:
+            self.meanwhile()
+        return super().forward(x, edge_index)
+
+
+def signalled() -> None:
+    signal.raise_signal(signal.SIGUSR1)
+
+
+def train(model: nn.Module, **options: Any) -> gnnstab.Monitor:
+    optimizer = torch.optim.SGD(model.parameters(), 1e-2)
+    with gnnstab.Monitor(model, optimizer=optimizer, schedule=1, **options) as monitor:
+        for _ in range(3):
+            optimizer.zero_grad()
+            loss = mse_loss(model(X, EDGES), Y)
+            loss.backward()
+            monitor.loss(loss)
+            optimizer.step()
+    return monitor
+
+
+@pytest.fixture
+def handled(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = signal.signal(signal.SIGUSR1, request.param)
+    yield
+    signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.parametrize(("handled", "error"), [(deadline, Deadline), (stop, SystemExit)], indirect=["handled"])
+@pytest.mark.parametrize(
+    "part", ["", "probe.recorder:Recorder._end", "probe.attaching.forward_tracker:ForwardTracker._before"]
+)
+def test_what_a_signal_handler_raises_while_gnnstab_works_reaches_the_loop(
+    handled: None, error: type[BaseException], part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if part:
+        module, _, name = part.partition(":")
+        monkeypatch.setattr(f"gnnstab.{module}.{name}", lambda *args: signalled())
+    with pytest.raises(error) as caught:
+        train(Net() if part else Signalled(signalled))
+    assert caught.value.__cause__ is None
+
+
+def test_a_model_that_exits_on_a_copy_does_not_end_the_run() -> None:
+    with pytest.warns(GnnstabWarning, match="the training is not affected .SystemExit: stopped"):
+        monitor = train(Signalled(stop))
+    assert "GS902" in codes(monitor)
+    with monitor.trace as trace:
+        assert len(trace.steps()) == 3
+
+
+def test_a_closed_standard_error_does_not_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = io.StringIO()
+    closed.close()
+    monkeypatch.setattr(warnings, "showwarning", lambda *args, **kwargs: closed.write(str(args)))
+    assert "GS902" in codes(train(Signalled(stop)))
