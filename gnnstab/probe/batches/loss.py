@@ -34,7 +34,7 @@ def of_output_and_batch(loss: Callable[..., Any]) -> Callable[[Any, Any], Any]:
             "handed to it, and labels may come from around it, as in lambda output: criterion(output, y)"
         ) from None
 
-    @functools.wraps(loss)
+    @functools.wraps(loss, updated=())
     def of_output(output: Any, _: Any) -> Any:
         return loss(output)
 

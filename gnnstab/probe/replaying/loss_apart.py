@@ -22,7 +22,7 @@ def apart(loss: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     The call raises `UsageError` where that cannot be had.
     """
 
-    @functools.wraps(loss)
+    @functools.wraps(loss, updated=())
     def called(output: Any, batch: Any) -> Any:
         with _on_copies(loss):
             return loss(output, batch)

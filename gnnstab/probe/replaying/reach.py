@@ -87,7 +87,7 @@ def stateful(function: Any) -> Reached:
     """All that ``function`` reaches: by closures, by what it is bound to, by globals, by the objects behind these."""
     owners, generators, other = [], [], ""
     inside: set[int] = set()
-    for value, path in _reached([function], set(), frozenset({id(function)}), into_modules=True):
+    for value, path in _reached([function], {id(function)}, frozenset(), into_modules=True):
         if isinstance(value, nn.Module) or (callable(value) and _is_own_object(value)):
             owners.append(value)
             inside |= {id(t) for t in vars(value).get("_parameters", {}).values()}
