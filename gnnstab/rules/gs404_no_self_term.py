@@ -53,7 +53,12 @@ class NoSelfTerm(Rule):
             raise NotApplicable("no aggregation other than attention was found")
         for signal in need_measured(signals, "smoothness.relative"):
             before = measured(signals.find("smoothness.relative_input", layer=signal.layer))
-            if signal.layer in others - carried and signal.value < self.after and before and largest(before).value > self.before:
+            if (
+                signal.layer in others - carried
+                and signal.value < self.after
+                and before
+                and largest(before).value > self.before
+            ):
                 yield self.finding(
                     f"{signal.layer}: the nodes of a graph differ by {percent(largest(before).value)} of their size before this "
                     f"aggregation and by {percent(signal.value)} after it: it has no term of the node itself. Add h + lin_root(x).",
