@@ -21,13 +21,14 @@
 from __future__ import annotations
 
 import difflib
-import itertools
+import inspect
+import signal
 import sys
 import traceback
 import types
 import warnings
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gnnstab.characters import is_hidden
 
@@ -142,19 +143,19 @@ def _from_outside(error: BaseException) -> bool:
     if isinstance(error, (KeyboardInterrupt, GeneratorExit)):
         return True
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    if any(_interrupts(frame, before) for before, frame in itertools.pairwise(frames)):
+    if not {frame.f_code for frame in frames}.isdisjoint(_handlers()):
         return True
     if any(_package(frame.f_globals.get("__name__")) not in _KNOWN for frame in frames):
         return False
     return not isinstance(error, Exception) or _package(type(error).__module__) not in _KNOWN
 
 
-def _interrupts(frame: types.FrameType, before: types.FrameType) -> bool:
-    """Whether ``frame`` is that of a signal's handler: its argument is the frame that it interrupts."""
-    code = frame.f_code
-    names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount + 1]  # One more, for ``*args``.
-    values = [frame.f_locals.get(name) for name in names]
-    return any(before is v or (isinstance(v, tuple) and any(before is each for each in v)) for v in values)
+def _handlers() -> set[types.CodeType]:
+    """The code of the signal handlers that are installed."""
+    found = [inspect.unwrap(h) for h in map(signal.getsignal, signal.valid_signals()) if callable(h)]
+    plain = [getattr(h, "func", h) for h in found]  # A `functools.partial` is asked for what it calls.
+    functions: list[Any] = [h if hasattr(h, "__code__") else type(h).__call__ for h in plain]
+    return {f.__code__ for f in functions if hasattr(f, "__code__")}
 
 
 def _package(module: object) -> str:

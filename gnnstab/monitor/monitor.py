@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -153,11 +154,24 @@ class Monitor:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        late: list[bool] = []
+        with ExitStack() as last:  # All of it, also where the user interrupts one of the looks.
+            last.callback(self._guarded, "closing the trace", self._writer.close)
+            last.callback(self._guarded, "detaching from the model", self._recorder.detach)
+            last.callback(self._guarded, "detaching from the optimizer", self._boundary.detach)
+            self._end(error, late)
+        self._guarded("the trace", self._look_at_trace)
+        if self._feed:
+            self._guarded("the sinks", lambda: self._feed.end(self.diagnose()))
+        if any(late):
+            self._act()
+
+    def _end(self, error: BaseException | None, late: list[bool]) -> None:
+        """Take the last looks at the run; ``late`` then tells whether numbers of the last step came from a device."""
         self._guarded("what the optimizer holds", self._compare_with_optimizer)
         self._guarded("detaching from the optimizer", self._boundary.detach)
         if error is not None:
             self._guarded("the failed step", lambda: self._recorder.failed(error))
-        late: list[bool] = []
         self._guarded("numbers on their way", lambda: late.append(self._recorder.late and error is None))
         self._guarded("detaching from the model", self._recorder.detach)
         self._ended = True
@@ -167,12 +181,6 @@ class Monitor:
         if error is None or isinstance(error, (Exception, KeyboardInterrupt)):
             self._guarded("undoing the suspects", self._ending.look)
             self._guarded("handing over failures", self._recorder.hand_over_failures)
-        self._guarded("closing the trace", self._writer.close)
-        self._guarded("the trace", self._look_at_trace)
-        if self._feed:
-            self._guarded("the sinks", lambda: self._feed.end(self.diagnose()))
-        if any(late):
-            self._act()
 
     def step(self, loss: Tensor | float | None = None) -> None:
         """Say that a step has ended, and with what loss.

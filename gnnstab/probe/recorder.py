@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from threading import get_ident
@@ -142,16 +143,19 @@ class Recorder:
         if not self._attached:
             return
         self._attached = False
-        self.end_step()
-        self.settle()
-        self.explainer.close()
-        if self.state.step > 1:
-            self.state.error_guard.run("the places at the end", lambda: self._places.end(self.kept))
-        for layer in self.layers:
-            self.state.error_guard.run(f"detaching from {layer.name}", layer.detach)
-        self.state.error_guard.run("detaching from the model", self._forwards.detach)
-        self.state.error_guard.run("the end of the run", lambda: self.notes.finish(self._step_writer))
-        self.state.error_guard.run("handing over failures", self.hand_over_failures)
+        run = self.state.error_guard.run
+        with ExitStack() as last:  # The last callback is called first, and all of them also after an interrupt.
+            last.callback(run, "handing over failures", self.hand_over_failures)
+            last.callback(run, "the end of the run", lambda: self.notes.finish(self._step_writer))
+            last.callback(run, "detaching from the model", self._forwards.detach)
+            for layer in reversed(self.layers):
+                last.callback(run, f"detaching from {layer.name}", layer.detach)
+            last.callback(self.explainer.close)
+            self.end_step()
+            self.settle()
+            self.explainer.close()
+            if self.state.step > 1:
+                run("the places at the end", partial(self._places.end, self.kept))
 
     def __enter__(self) -> Recorder:
         return self.attach()
@@ -368,8 +372,7 @@ class Recorder:
             state.buffer.clear()
 
     def _record_update(self) -> None:
-        self.update = {}
-        buffer, before, self._weights = self.state.buffer, self._weights, EMPTY
+        self.update, buffer, before, self._weights = {}, self.state.buffer, self._weights, EMPTY
         if not self._parameters.change(buffer):
             return
         change = self._step_writer.sites(self.state.step - 1, buffer.take())

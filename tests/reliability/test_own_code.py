@@ -8,6 +8,9 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +21,7 @@ from torch.nn.functional import mse_loss
 
 import gnnstab
 from gnnstab.errors import GnnstabWarning
-from side_by_side import WIDTH, Net, Run, codes, graph, unnoticed
+from side_by_side import WIDTH, Net, Run, codes, graph, hooks_of, unnoticed
 
 X, EDGES = graph()
 Y = torch.ones(len(X), 1)
@@ -142,6 +145,41 @@ def compiled_backward(run: Run) -> None:
             run.keep(loss)
 
 
+class Pair(tuple[Tensor, Tensor]):
+    """Takes two arguments where a tuple takes one."""
+
+    def __new__(cls, x: Tensor, edge_index: Tensor) -> Pair:
+        return super().__new__(cls, (x, edge_index))
+
+
+class OfPairs(Net):
+    """Takes a batch of a class of its own."""
+
+    def forward(self, batch: Pair) -> Tensor:  # type: ignore[override]
+        return super().forward(*batch)
+
+
+def batches_of_an_own_class(run: Run) -> None:
+    model = OfPairs()
+    optimizer = torch.optim.SGD(model.parameters(), 1e-2)
+    with run.watching(model, optimizer=optimizer):
+        for _ in range(2):
+            mse_loss(model(Pair(X, EDGES)), Y).backward()
+            optimizer.step()
+            run.keep(*model.parameters())
+
+
+def begun_under_the_meta_device(run: Run) -> None:
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), 1e-2)
+    with ExitStack() as stack:
+        with torch.device("meta"):
+            stack.enter_context(run.watching(model, optimizer=optimizer))
+        mse_loss(model(X, EDGES), Y).backward()
+        optimizer.step()
+        run.keep(*model.parameters())
+
+
 def inputs_that_are_saved(run: Run) -> None:
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), 1e-2)
@@ -164,6 +202,8 @@ def inputs_that_are_saved(run: Run) -> None:
         model_that_is_traced,
         compiled_backward,
         inputs_that_are_saved,
+        batches_of_an_own_class,
+        begun_under_the_meta_device,
     ],
 )
 def test_what_stands_in_the_place_of_the_users_answers_as_it_does(loop: Callable[[Run], None]) -> None:
@@ -246,3 +286,25 @@ def test_a_closed_standard_error_does_not_end_the_run(monkeypatch: pytest.Monkey
     closed.close()
     monkeypatch.setattr(warnings, "showwarning", lambda *args, **kwargs: closed.write(str(args)))
     assert "GS902" in codes(train(Signalled(stop)))
+
+
+def test_an_interrupt_while_the_run_ends_leaves_neither_hooks_nor_an_open_trace(tmp_path: Path) -> None:
+    """The last look at the places runs the model on a copy; an interrupt there comes out of ``with``."""
+    path = tmp_path / "run.gnnstab"
+    model = Signalled(lambda: None)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-2)
+
+    def loop() -> None:
+        with gnnstab.Monitor(model, optimizer=optimizer, trace=path):
+            for _ in range(4):
+                mse_loss(model(X, EDGES), Y).backward()
+                optimizer.step()
+            model.meanwhile = partial(signal.raise_signal, signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        loop()
+    assert hooks_of(model) == []
+    with gnnstab.Trace.open(path) as trace:
+        assert len(trace.steps()) == 4 and "closed" in trace.meta
+    with gnnstab.Monitor(model, trace=path):
+        pass

@@ -26,7 +26,7 @@ class CompiledCells:
     def __init__(self, keys: SeriesIds) -> None:
         self._keys = keys
         self._sites: list[tuple[str, str]] = []
-        self._start = torch.tensor(_START, dtype=torch.float64)
+        self._start = torch.tensor(_START, dtype=torch.float64, device="cpu")
         self._array = np.empty((0, 2, 2, 4))
         self._written = self._array[..., 3]
         self.used = False
@@ -35,7 +35,7 @@ class CompiledCells:
         self.seen: set[tuple[str, str]] = set()
         """(layer, site) that were ever written."""
 
-        self.cells = torch.empty(0, 2, 2, 4, dtype=torch.float64)
+        self.cells = torch.empty(0, 2, 2, 4, dtype=torch.float64, device="cpu")
         """(layers · sites, training, gradients, 4), written by compiled code."""
 
     def reserve(self, layer: str, sites: Sequence[str]) -> dict[str, int]:

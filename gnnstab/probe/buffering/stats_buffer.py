@@ -124,7 +124,7 @@ class StatsBuffer:
     def __init__(self, refuse: Refuse, capacity: int = CAPACITY, device: torch.device | None = None) -> None:
         self._device = device
         # float64 holds every floating dtype exactly and its squares neither overflow nor vanish.
-        self._buffer = torch.empty(capacity, dtype=torch.float64, device=device)
+        self._buffer = torch.empty(capacity, dtype=torch.float64, device=device or "cpu")
         self._array = self._buffer.numpy() if device is None else np.empty(0)
         self._scratch = np.empty(capacity if device is None else 0)
         self._there: StatsBuffer | None = None

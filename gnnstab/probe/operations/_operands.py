@@ -255,6 +255,7 @@ def _fits(value: Any, shape: torch.Size) -> bool:
 def _at(value: Any, bad: Tensor) -> Tensor:
     """The values of an operand at the entries of the output that went wrong."""
     tensor = value.detach() if isinstance(value, Tensor) else torch.tensor(float(value), device=bad.device)
+    tensor = tensor.to_dense() if tensor.is_sparse else tensor
     return tensor.expand(bad.shape)[bad].double()
 
 

@@ -259,9 +259,20 @@ def mapped(value: Any, change: Callable[[Any], Any], other: Callable[[Any], Any]
     if isinstance(value, (dict, UserDict)):
         return {k: mapped(v, change, other) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        items = [mapped(v, change, other) for v in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+        return _filled(value, [mapped(v, change, other) for v in value])
     return other(value)
+
+
+def _filled(value: list[Any] | tuple[Any, ...], items: list[Any]) -> Any:
+    """One like ``value`` with other items; a subclass may take anything when it is made."""
+    if isinstance(value, list):
+        twin = copy.copy(value)
+        twin[:] = items
+        return twin
+    try:
+        return tuple.__new__(type(value), items)
+    except TypeError:  # torch's own in C, which only their own ``__new__`` makes.
+        return type(value)(items)
 
 
 def copied(value: Any) -> Any:
