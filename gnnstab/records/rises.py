@@ -59,6 +59,18 @@ def harms(told: Mapping[str, Any]) -> bool:
     return 1 - math.log(first / best) / math.log(first / undone) >= HARMS
 
 
+EARNED = 0.5
+"""Share of the progress that is lost without something, from which on it is needed: weights that were blown up and train on lose .3."""
+
+
+def earned(told: Mapping[str, Any]) -> bool:
+    """True where steps from one loss reach one so much lower with something (``best``) than without (``undone``) as to say that it is needed."""
+    first, best, undone = (float(told.get(key, math.nan)) for key in ("first", "best", "undone"))
+    if not (0 < LASTING * best < undone and best < first):
+        return False
+    return 1 - math.log(first / undone) / math.log(first / best) >= EARNED
+
+
 OF = 4
 """Measurements in a row, of which all but one must lie above a level."""
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 from gnnstab.records import Finding, Signals
-from gnnstab.records.rises import LASTING, harms
+from gnnstab.records.rises import earned, harms
 from gnnstab.records.vocabulary import OPTIMIZER_SOFTER
 
 
@@ -17,7 +17,7 @@ def by_steps(finding: Finding, signals: Signals) -> Finding:
             continue
         best, undone = (float(signal.detail.get(key, math.nan)) for key in ("best", "undone"))
         steps = f"With softer scores on a copy your optimizer's steps bring the loss of one batch to {undone:.3g} instead of {best:.3g}"
-        if signal.value < 1 / LASTING:
+        if earned(signal.detail):
             return replace(finding, severity="info", message=f"{finding.message} {steps}: the sharpness is earned.")
         if harms(signal.detail) and finding.severity == "info" and finding.signal.startswith("attention."):
             message = f"{finding.message.removesuffix(_OPEN)} {steps}: the sharpness keeps the model from learning."
