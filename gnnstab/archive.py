@@ -138,8 +138,8 @@ def _imports(stream: io.BytesIO) -> Iterator[str]:
             memo[argument] = pushed = last
         else:
             # A module that is named a second time is only fetched from the memo.
-            text = isinstance(argument, str)
-            pushed = argument[:LONGEST_PART] if text else memo.get(argument, "") if "GET" in operation.name else ""
+            text = argument[:LONGEST_PART] if isinstance(argument, str) else ""
+            pushed = text or (memo.get(argument, "") if "GET" in operation.name else "")
             strings = [*strings[-1:], pushed] if pushed else strings
         last = pushed
         yield name

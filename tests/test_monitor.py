@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import threading
 import warnings
 from pathlib import Path
 from typing import Any
@@ -264,3 +266,66 @@ def test_autocast_is_recorded_in_its_own_precision() -> None:
     assert event.detail["dtype"] == "float16"
     assert monitor.trace.meta["precision"] == "fp16"
     assert math.isfinite(monitor.trace.sites("convs.0", "input").popitem()[1]["maximum"][1])
+
+
+class WithoutRate(torch.optim.Optimizer):
+    """Its rate is called otherwise."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, {"eta": 1e-3})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.add_(parameter.grad, alpha=-group["eta"])
+
+
+@pytest.mark.parametrize(
+    ("given", "kept", "says"),
+    [
+        (lambda loss: torch.stack([loss, loss]), True, r"shape \(2,\); its mean is recorded"),
+        (lambda loss: torch.complex(loss, loss).detach(), False, "not one real number"),
+        (lambda loss: torch.empty((), device="meta"), False, "not one real number"),
+        (lambda loss: torch.empty(0), False, "not one real number"),
+        (lambda loss: "low", False, "a str, which is not one real number"),
+        (lambda loss: None, False, "a NoneType, which is not one real number"),
+        (lambda loss: 10**400, False, "a int, which is not one real number"),
+        (lambda loss: loss.detach().reshape(1, 1), True, ""),
+    ],
+)
+@pytest.mark.parametrize("optimizer", [WithoutRate, torch.optim.Adam])
+def test_every_step_is_recorded_whatever_its_loss_and_optimizer(
+    given: Any, kept: bool, says: str, optimizer: Any
+) -> None:
+    """One warning, and no step is lost; a call with positional and keyword arguments is a usual one."""
+    torch.manual_seed(0)
+    model, (x, edge_index, edge_attr) = CASES[0].make()
+    moves = optimizer(model.parameters())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with gnnstab.Monitor(model, optimizer=moves, loss=scalar if optimizer is WithoutRate else None) as monitor:
+            for _ in range(4):
+                moves.zero_grad()
+                loss = scalar(model(x, edge_index, edge_attr=edge_attr))
+                loss.backward()
+                monitor.loss(given(loss))
+                moves.step()
+    told = [
+        str(w.message) for w in caught if issubclass(w.category, GnnstabWarning) and "monitor.loss" in str(w.message)
+    ]
+    assert len(told) == bool(says) and all(re.search(says, message) for message in told)
+    diagnosis = monitor.diagnose()
+    assert "GS902" not in {f.code for f in diagnosis.findings}
+    with monitor.trace as trace:
+        assert [(row.step, row.loss is not None) for row in trace.steps()] == [(i, kept) for i in range(4)]
+
+
+def test_a_process_without_a_thread_left_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(TraceError, match="no thread could be started to write it"):
+        gnnstab.Monitor(CASES[0].make()[0])

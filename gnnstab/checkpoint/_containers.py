@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
-from gnnstab.checkpoint._naming import SHADOWS, listed, printable, unique
+from gnnstab.checkpoint._naming import SHADOWS, Unique, listed, printable
 from gnnstab.checkpoint._pickle_stubs import facts_of, is_module, known_facts, tensors_of
 from gnnstab.checkpoint._settings import plain_settings
+from gnnstab.checkpoint._tally import Tally
 from gnnstab.errors import LoadError
 from gnnstab.unpickling import Record
 
@@ -69,10 +70,10 @@ class Contents:
     notes: list[str] = field(default_factory=list)
 
 
-def contents_of(root: Any, shown: str) -> Contents:
+def contents_of(root: Any, shown: str, tally: Tally) -> Contents:
     """Sort an unpickled object into its parts.
 
-    Raises `LoadError` for nesting beyond `DEEPEST`, more than `MOST_NODES` objects, or no named tensor at all.
+    Raises `LoadError` for nesting beyond `DEEPEST`, more than `MOST_NODES` objects, more listed than ``tally`` has left, or no named tensor at all.
     """
     found = Contents()
     if isinstance(root, Mapping):
@@ -83,7 +84,7 @@ def contents_of(root: Any, shown: str) -> Contents:
             found.networks.append(Network(path, dict(node.state_dict()), known))
             found.notes.append(f"unpickled the whole module {printable(type(node).__name__)}")
         elif is_module(node):
-            found.networks.append(Network(path, tensors_of(node), facts_of(node)))
+            found.networks.append(Network(path, tensors_of(node, tally), facts_of(node)))
             found.notes.append(f"read the whole module {printable(node.kind)} without running its code")
         elif _is_optimizer(node):
             found.optimizers.append((".".join(path) or "optimizer", node))
@@ -145,9 +146,10 @@ def _direct_tensors(node: Any) -> dict[str, Tensor]:
     if not isinstance(node, Mapping):
         return {}
     tensors: dict[str, Tensor] = {}
+    unique = Unique()
     for key, value in node.items():
         if isinstance(value, Tensor) and key not in _SKIPPED:
-            tensors[unique(printable(key), tensors)] = value
+            tensors[unique(printable(key))] = value
     return tensors
 
 
@@ -161,22 +163,28 @@ def _read_progress(root: Mapping[Any, Any], found: Contents) -> None:
 
 def _set_loose_tensors_aside(found: Contents) -> None:
     """Drop groups without any matrix (a best score kept as a tensor) when another group has one."""
-    proper = [n for n in found.networks if any(_dimensions(t) >= 2 for t in n.tensors.values())]
-    if proper and len(proper) < len(found.networks):
-        loose = [n for n in found.networks if n not in proper]
+    proper, loose = _parted(found.networks, lambda n: any(_dimensions(t) >= 2 for t in n.tensors.values()))
+    if proper and loose:
         found.networks = proper
         names = [".".join((*n.path, key)) for n in loose for key in n.tensors]
         found.notes.append(f"not part of a network, left out: {listed(names, 5, ' and {} more')}")
 
 
 def _set_shadows_aside(found: Contents) -> None:
-    shadows = [n for n in found.networks if any(part.lower() in SHADOWS for part in n.path)]
-    if shadows and len(shadows) < len(found.networks):
-        found.networks = [n for n in found.networks if n not in shadows]
-        found.shadows = shadows
+    shadows, others = _parted(found.networks, lambda n: any(part.lower() in SHADOWS for part in n.path))
+    if shadows and others:
+        found.networks, found.shadows = others, shadows
         found.notes.append(
             f"averaged weights in {', '.join(repr('.'.join(n.path)) for n in shadows[:5])}: scanned, not judged"
         )
+
+
+def _parted(networks: list[Network], first: Callable[[Network], bool]) -> tuple[list[Network], list[Network]]:
+    """Those that ``first`` is true of, and the others."""
+    parts: tuple[list[Network], list[Network]] = [], []
+    for network in networks:
+        parts[not first(network)].append(network)
+    return parts
 
 
 def _dimensions(tensor: Tensor) -> int:

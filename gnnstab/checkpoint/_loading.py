@@ -11,10 +11,11 @@ from typing import Any
 from torch import Tensor
 
 from gnnstab.checkpoint._containers import Contents, Network, contents_of
-from gnnstab.checkpoint._naming import SHADOWS, listed, printable, unique, unwrapped_names
+from gnnstab.checkpoint._naming import SHADOWS, Unique, listed, printable, unwrapped_names
 from gnnstab.checkpoint._optimizer import OptimizerState, read_optimizer
 from gnnstab.checkpoint._reading import read_safetensors, read_torch
 from gnnstab.checkpoint._sniffing import regular_file, sniff
+from gnnstab.checkpoint._tally import Tally
 from gnnstab.errors import LoadError
 
 FORMATS = {"zip": "torch", "legacy": "torch before 1.6", "pickle": "pickle", "safetensors": "safetensors"}
@@ -69,17 +70,19 @@ def load(path: str | os.PathLike[str], *, unsafe: bool = False) -> Checkpoint:
     shown = printable(str(path), 500)
     root = read_safetensors(file) if kind == "safetensors" else read_torch(file, kind, unsafe=unsafe)
     try:
-        contents = contents_of(root, shown)
-        return _assemble(shown, kind, file, contents, root)
+        tally = Tally(shown)
+        contents = contents_of(root, shown, tally)
+        return _assemble(shown, kind, file, contents, root, tally)
     except MemoryError:
         raise LoadError(f"{shown}: asks for more memory than there is") from None
 
 
-def _assemble(shown: str, kind: str, file: Path, contents: Contents, root: Any) -> Checkpoint:
+def _assemble(shown: str, kind: str, file: Path, contents: Contents, root: Any, tally: Tally) -> Checkpoint:
     notes = list(contents.notes)
     if isinstance(root, Mapping) and "pytorch-lightning_version" in root:
         notes.append("Lightning checkpoint")
     tensors: dict[str, Tensor] = {}
+    unique = Unique()
     networks: dict[str, tuple[str, ...]] = {}
     shadows = {".".join((*n.path, name)): t for n in contents.shadows for name, t in n.tensors.items()}
     known: dict[str, Mapping[str, Any]] = {}
@@ -87,12 +90,16 @@ def _assemble(shown: str, kind: str, file: Path, contents: Contents, root: Any) 
         named = _unwrap(network, notes)
         named, averaged = _split_shadow(named, notes)
         shadows.update({prefix + name: tensor for name, tensor in averaged.items()})
-        mine = {unique(prefix + name, tensors): tensor for name, tensor in named.items()}
+        mine = {unique(prefix + name): tensor for name, tensor in named.items()}
         networks[prefix.rstrip(".")] = tuple(mine)
         tensors.update(mine)
         known.update({prefix + name: facts for name, facts in network.known.items()})
     if kind == "safetensors":
         notes.append("safetensors hold weights alone: no optimizer, no step")
+    optimizers = []
+    for name, state in contents.optimizers:
+        tally.add(len(tensors))  # Each is compared with all of them.
+        optimizers.append(read_optimizer(name, state, tally))
     return Checkpoint(
         path=shown,
         format=FORMATS[kind],
@@ -100,7 +107,7 @@ def _assemble(shown: str, kind: str, file: Path, contents: Contents, root: Any) 
         tensors=tensors,
         networks=networks,
         shadows=shadows,
-        optimizers=tuple(read_optimizer(name, state) for name, state in contents.optimizers),
+        optimizers=tuple(optimizers),
         progress=contents.progress,
         settings=contents.settings,
         known=known,

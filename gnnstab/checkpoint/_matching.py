@@ -111,7 +111,7 @@ def _check(
         if shape is not None and stored is not None and shape != stored:
             raise CheckpointMismatch(f"{where}: {found} has shape {stored}, the model's {name} {shape}")
         why = unreadable(checkpoint.tensors[found])
-        if why not in ("", "integer", "boolean", "complex", "uninitialised"):
+        if why not in ("", "integer", "boolean", "complex"):
             raise CheckpointMismatch(f"{where}: {found} is {why}; the model's {name} cannot be filled from it")
     lacking = [name for name in wanted if name in vital and name not in pairs]
     if lacking:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 
 from gnnstab.errors import LONGEST_NAME as LONGEST_NAME
 from gnnstab.errors import printable as printable
@@ -44,13 +44,22 @@ SHADOWS = frozenset(
 """Container names of an averaged copy of the weights."""
 
 
-def unique(name: str, taken: Iterable[str]) -> str:
-    """``name``, or ``name#2``, ``name#3``, … when it is taken."""
-    taken = taken if isinstance(taken, (set, dict, frozenset)) else set(taken)
-    candidate, number = name, 2
-    while candidate in taken:
-        candidate, number = f"{name}#{number}", number + 1
-    return candidate
+class Unique:
+    """Tells names apart: one that was given before becomes ``name#2``, ``name#3``, …."""
+
+    def __init__(self) -> None:
+        self._next: dict[str, int] = {}
+
+    def __call__(self, name: str) -> str:
+        """A name that was not given yet."""
+        candidate, number = name, self._next.get(name, 1)
+        while candidate in self._next:
+            number += 1
+            candidate = f"{name}#{number}"
+        # Counting goes on where it ended: thousands of names may be alike.
+        self._next[candidate] = 1
+        self._next[name] = number
+        return candidate
 
 
 def listed(names: Collection[str], most: int, rest: str = ", …") -> str:

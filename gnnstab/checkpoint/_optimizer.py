@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from gnnstab.checkpoint._tally import Tally
 from gnnstab.checkpoint._tensors import unreadable
 
 SECOND_MOMENTS = ("max_exp_avg_sq", "exp_avg_sq", "square_avg")
@@ -55,21 +56,27 @@ class OptimizerState:
         return any(name in entry.tensors for entry in self.entries for name in SECOND_MOMENTS)
 
 
-def read_optimizer(path: str, state: Mapping[Any, Any]) -> OptimizerState:
-    """Put a state dict of torch.optim into order; what does not look like one is left out."""
+def read_optimizer(path: str, state: Mapping[Any, Any], tally: Tally | None = None) -> OptimizerState:
+    """Put a state dict of torch.optim into order; what does not look like one is left out.
+
+    Raises `LoadError` when it lists more than ``tally`` has left.
+    """
+    count = (lambda number: None) if tally is None else tally.add
     entries: list[Entry] = []
     for index, group in enumerate(state["param_groups"]):
         if not isinstance(group, Mapping) or not isinstance(group.get("params"), (list, tuple)):
+            count(1)
             continue
+        count(1 + len(group) + len(group["params"]))
         numbers = {str(key): plain_number(value) for key, value in group.items()}
         settings: dict[str, Any] = {key: value for key, value in numbers.items() if value is not None}
         settings["betas"] = group.get("betas")
         names = group.get("param_names")
         for position, key in enumerate(group["params"]):
             name = names[position] if isinstance(names, (list, tuple)) and position < len(names) else None
-            entries.append(
-                _entry(_lookup(state["state"], key), settings, index, name if isinstance(name, str) else None)
-            )
+            kept = _lookup(state["state"], key)
+            count(len(kept) if isinstance(kept, Mapping) else 0)
+            entries.append(_entry(kept, settings, index, name if isinstance(name, str) else None))
     return OptimizerState(path, tuple(entries))
 
 

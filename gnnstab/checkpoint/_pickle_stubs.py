@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from gnnstab.checkpoint._naming import printable, unique
+from gnnstab.checkpoint._naming import Unique, printable
+from gnnstab.checkpoint._tally import Tally
 from gnnstab.errors import LoadError
 from gnnstab.layers import LAYERS, layer_of
 from gnnstab.unpickling import Record
@@ -33,15 +34,17 @@ def known_facts(root: nn.Module) -> dict[str, dict[str, Any]]:
     return {name: {key: value for key, value in facts.items() if value is not None} for name, facts in flat.items()}
 
 
-def tensors_of(module: Record) -> dict[str, Tensor]:
-    """What ``state_dict()`` would give."""
+def tensors_of(module: Record, tally: Tally) -> dict[str, Tensor]:
+    """What ``state_dict()`` would give; raises `LoadError` when that is more than ``tally`` has left."""
     tensors: dict[str, Tensor] = {}
+    unique = Unique()
     for path, part in _modules(module):
+        tally.add(1 + sum(len(part.attributes[key]) for key in _PARTS))
         passing = part.attributes.get("_non_persistent_buffers_set")
         passing = passing if isinstance(passing, set) else ()
         for key, value in (*part.attributes["_parameters"].items(), *part.attributes["_buffers"].items()):
             if isinstance(value, Tensor) and key not in passing:
-                tensors[unique(_joined(path, key), tensors)] = value
+                tensors[unique(_joined(path, key))] = value
     return tensors
 
 

@@ -16,8 +16,9 @@ from gnnstab.checkpoint._loading import Checkpoint
 from gnnstab.checkpoint._moments import gradient_slope, optimizer_signals
 from gnnstab.checkpoint._naming import is_statistic
 from gnnstab.checkpoint._numbers import SLOPE_SQUARED, layer_signals
+from gnnstab.checkpoint._optimizer import OptimizerState
 from gnnstab.checkpoint._tensor_scan import TensorScan, scan_tensors
-from gnnstab.checkpoint._tensors import readable
+from gnnstab.checkpoint._tensors import identity, readable
 from gnnstab.checkpoint._training import was_trained
 from gnnstab.checkpoint._undecidable import assumptions, undecided
 from gnnstab.checkpoint.facts import CheckpointFacts
@@ -182,12 +183,25 @@ def _optimizer_values(
     }
     values: list[Signal] = []
     lines: list[str] = []
+    known: set[tuple[object, ...]] = set()
     for optimizer in checkpoint.optimizers:
+        if _shares_state(optimizer, known):
+            lines.append(f"{optimizer.path}: one state stands for several parameters or optimizers; not judged")
+            continue
         names, line = matching_names(optimizer, shapes)
         lines.append(line)
         found = optimizer_signals(optimizer, names, _owners(convs), seen.parameters)
         values += [*found, *gradient_slope(found, [layer.name for layer in layers])]
     return values, tuple(lines)
+
+
+def _shares_state(optimizer: OptimizerState, known: set[tuple[object, ...]]) -> bool:
+    """True when a tensor of its state is among ``known``, or is there twice; ``known`` gets all of them."""
+    tensors = (tensor for entry in optimizer.entries for tensor in entry.tensors.values())
+    views = [identity(tensor) for tensor in tensors if readable(tensor) and tensor.numel() > 1]
+    before = len(known)
+    known.update(views)
+    return len(known) - before < len(views)
 
 
 def _owners(convs: Sequence[StoredLayer]) -> dict[str, str]:

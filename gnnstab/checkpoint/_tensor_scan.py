@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from gnnstab.checkpoint._loading import Checkpoint
@@ -69,9 +69,13 @@ def scan_tensors(checkpoint: Checkpoint) -> TensorScan:
         elif not aliases.equal_values(name, tensor, numbers):
             found.parameters[name] = numbers
             found.shapes[name] = tuple(tensor.shape)
+    once: dict[tuple[object, ...], int] = {}
     for name, tensor in _beside(checkpoint).items():
         if unreadable(tensor) in ("", "complex"):
-            found.non_finite[name] = scan(tensor, mapped).non_finite
+            view = identity(tensor)
+            if view not in once:
+                once[view] = scan(tensor, mapped).non_finite
+            found.non_finite[name] = once[view]
     found.uninitialised = tuple(unread.pop("uninitialised", ()))
     found.notes = tuple(_notes(aliases, statistics, unread, found.uninitialised))
     return found
@@ -83,7 +87,8 @@ class _Aliases:
     def __init__(self) -> None:
         self.pairs: list[tuple[str, str]] = []
         self._views: dict[tuple[object, ...], str] = {}
-        self._values: dict[tuple[object, ...], list[tuple[str, Tensor]]] = defaultdict(list)
+        self._alone: dict[tuple[object, ...], tuple[str, Tensor] | None] = {}
+        self._values: dict[tuple[object, ...], str] = {}
 
     def same_storage(self, name: str, tensor: Tensor) -> bool:
         if tensor.numel() == 0:
@@ -97,13 +102,24 @@ class _Aliases:
         """Constant tensors do not count: two untouched biases are equal without being one."""
         if numbers.non_finite or numbers.minimum == numbers.maximum or not 2 <= tensor.numel() <= LARGEST_COMPARED:
             return False
-        twins = self._values[(tensor.dtype, tuple(tensor.shape), numbers.rms, numbers.minimum, numbers.maximum)]
-        first = next((other for other, twin in twins if torch.equal(twin, tensor)), None)
-        if first is None:
-            twins.append((name, tensor))
+        alike = (tensor.dtype, tuple(tensor.shape), numbers.rms, numbers.minimum, numbers.maximum)
+        if alike not in self._alone:
+            self._alone[alike] = name, tensor
             return False
-        self.pairs.append((name, first))
-        return True
+        alone = self._alone[alike]
+        if alone is not None:
+            self._values[alike, _digest(alone[1])] = alone[0]
+            self._alone[alike] = None
+        first = self._values.setdefault((alike, _digest(tensor)), name)
+        if first != name:
+            self.pairs.append((name, first))
+        return first != name
+
+
+def _digest(tensor: Tensor) -> bytes:
+    """Equal for tensors of equal entries: not all pairs of those with equal statistics can be compared."""
+    entries = tensor.detach().double().reshape(-1) + 0.0  # −0 becomes 0, which it equals.
+    return hashlib.blake2b(entries.numpy().data).digest()
 
 
 def _is_mask(tensor: Tensor) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from gnnstab.fixes.base import Fix, positive
+from gnnstab.fixes.printing import on_one_line, variable
 from gnnstab.records import LayerFacts, Signals
 from gnnstab.records.rises import harms
 from gnnstab.records.vocabulary import (
@@ -42,8 +43,8 @@ class LowerLearningRate(Fix):
         name, _, calm = _tried(signals)
         group = None if options or signals is None else _group(signals)
         if group is not None:
-            own = ", ".join(str(name) for name in group.get("names", ())[:3])
-            return f'optimizer.param_groups[{group.get("group")}]["lr"] = {float(group.get("lower", 0)):.3g}  # {own}'
+            own = on_one_line(", ".join(str(name) for name in group.get("names", ())[:3]))
+            return f'optimizer.param_groups[{group.get("group")!r}]["lr"] = {float(group.get("lower", 0)):.3g}  # {own}'
         if "lr" in options or "current" in options:
             rate = f"{self.training_options(signals=signals, **options)['lr']:.3g}"
         elif "factor" not in options and calm is not None:
@@ -51,7 +52,7 @@ class LowerLearningRate(Fix):
         else:
             factor = options.get("factor", LOWER)
             rate = "lr / 3" if factor == LOWER else f"{factor:.2g} * lr"
-        return f"torch.optim.{name}(model.parameters(), lr={rate})"
+        return f"torch.optim.{variable(name)}(model.parameters(), lr={rate})"
 
     def training_options(self, **options: Any) -> Mapping[str, Any]:
         """``lr``."""

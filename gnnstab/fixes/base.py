@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from gnnstab.errors import FixError
@@ -47,7 +49,7 @@ class Fix(ABC):
 
     def change(self, layers: Sequence[LayerFacts], signals: Signals | None = None, **options: Any) -> str:
         """The exact change as code for these layers, with the user's own arguments."""
-        return self._lines(layers, signals, options)
+        return self._lines([_for_code(layer) for layer in layers], signals, options)
 
     def apply(self, model: nn.Module, **options: Any) -> nn.Module:
         """A changed deep copy; the model itself is untouched. New parameters are drawn from the option ``seed`` (0).
@@ -72,6 +74,15 @@ class Fix(ABC):
 
     def _edit(self, copy: nn.Module, options: dict[str, Any]) -> None:  # noqa: B027  # not every fix has one
         """Change the copy in place; a fix of the training alone leaves it as it is."""
+
+
+def _for_code(layer: LayerFacts) -> LayerFacts:
+    """The facts with a name that no comment ends at, and a class and an activation that are names: a trace may hold any text."""
+    activation = layer.activation
+    if activation and not all(part.isidentifier() for part in activation.split(".")):
+        activation = None
+    kind = re.sub(r"\W", "_", layer.kind)
+    return replace(layer, name=" ".join(layer.name.splitlines()), kind=kind, activation=activation)
 
 
 def attention_in(layers: Sequence[LayerFacts]) -> list[LayerFacts]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from gnnstab.errors import FixError
 from gnnstab.fixes.base import Fix
+from gnnstab.fixes.printing import on_one_line, variable
 from gnnstab.records import LayerFacts, Signals
 from gnnstab.records.vocabulary import (
     FEATURE_NON_FINITE,
@@ -56,8 +57,9 @@ def _spot(operation: Mapping[str, Any]) -> str:
     if not operation.get("file"):
         return ""
     name = str(operation["file"]).replace("\\", "/").rpartition("/")[2]
+    line = operation.get("line")
     code = f", now: {operation['code']}" if operation.get("code") else ""
-    return f"# line {operation.get('line')} of {name}{code}\n"
+    return f"# {on_one_line(f'line {line} of {name}{code}')}\n"
 
 
 class CleanData(ByHand):
@@ -104,7 +106,7 @@ class SafeOperation(ByHand):
         operation = operation_behind(signals)
         said = advice(operation, "undefined-operation")
         if said:
-            return f"{_spot(operation)}# {said}"
+            return f"{_spot(operation)}# {on_one_line(said)}"
         return (
             "x.clamp_min(1e-12).log()                   # in place of x.log(); logsigmoid and log_softmax where they fit\n"
             "a / b.clamp_min(1e-12)                     # in place of a / b\n"
@@ -126,7 +128,7 @@ class SetMask(ByHand):
         operation = operation_behind(signals)
         marked = [] if signals is None else signals.find(LOSS_MARKED_TARGETS)
         if marked and not operation:
-            change = f"known = y != {marked[0].detail.get('mark')}  # the mark of missing values\nloss = criterion(output[known], y[known])"
+            change = f"known = y != {marked[0].detail.get('mark')!r}  # the mark of missing values\nloss = criterion(output[known], y[known])"
         elif operation.get("kind") == "all-masked":
             change = (
                 "empty = ~mask.any(-1, keepdim=True)  # rows in which nothing is left\n"
@@ -181,7 +183,7 @@ class UndoNormalisation(ByHand):
             return change
         if not found:
             return "loss = F.cross_entropy(scale * logits, y)  # scale: nn.Parameter(torch.tensor(10.0)); or the logits before F.normalize"
-        name = str(found[0].layer).rpartition(".")[2]
+        name = variable(str(found[0].layer).rpartition(".")[2])
         return f"{name} = {name} / train_{name}.std(0)  # a constant of the training set, in place of F.normalize({name}, dim=-1)"
 
 
@@ -204,7 +206,7 @@ class Fp32Operation(ByHand):
         operation = operation_behind(signals)
         lost = [] if signals is None else signals.find(PLACE_LOST_DIGITS)
         if not operation and lost:
-            name = str(max(lost, key=lambda signal: signal.value).layer).rpartition(".")[2]
+            name = variable(str(max(lost, key=lambda signal: signal.value).layer).rpartition(".")[2])
             change = (
                 f"{name} = {name} - {name}.max()  # any reference, in the format that {name} is held in; then cast it"
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from itertools import groupby
+from keyword import iskeyword
 from typing import Any
 
 from gnnstab.layers import LAYERS, layer_named
@@ -44,10 +45,30 @@ def attribute_names(layers: Sequence[LayerFacts]) -> dict[str, str]:
     # A list has to keep its name: `self.convs[0]`.
     while shared and any(p[shared].isdigit() for p in paths.values()):
         shared -= 1
-    return {
-        name: "self" + "".join(f"[{p}]" if p.isdigit() else f".{p}" for p in parts[shared:])
-        for name, parts in paths.items()
-    }
+    return {name: written("self", parts[shared:]) for name, parts in paths.items()}
+
+
+def written(owner: str, parts: Sequence[str]) -> str:
+    """The way from an owner to a module as code: ``self.convs[0]``; whatever a file calls a module stays a name.
+
+    A part that is no identifier stands in quotation marks, ``getattr(self, 'a;b')``: the change is there to be copied.
+    """
+    for part in filter(None, parts):
+        if part.isascii() and part.isdigit():
+            owner += f"[{part}]"
+        else:
+            owner = f"{owner}.{part}" if variable(part) == part else f"getattr({owner}, {part!r})"
+    return owner
+
+
+def variable(name: str) -> str:
+    """A name as code; ``value`` for what is none."""
+    return name if name.isidentifier() and not iskeyword(name) else "value"
+
+
+def on_one_line(text: object) -> str:
+    """A foreign text for a comment, which it cannot end."""
+    return " ".join(str(text).splitlines())
 
 
 def looped(blocks: Sequence[tuple[str, Sequence[str]]]) -> list[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from gnnstab.errors import FixError
 from gnnstab.fixes.base import Fix
 from gnnstab.fixes.model_structure import editable_layers
+from gnnstab.fixes.printing import written
 from gnnstab.layers import LAYERS, layer_named
 from gnnstab.records import LayerFacts, Signals
 from gnnstab.records.vocabulary import ATTENTION_ENTROPY, DEGREE_MEDIAN, SCORE_MAX_ABS
@@ -133,4 +134,4 @@ def _loop(factors: Factors) -> str:
 
 def _path(name: str) -> str:
     """``convs.0`` as code: ``model.convs[0]``."""
-    return "model" + "".join(f"[{p}]" if p.isdigit() else f".{p}" for p in name.split(".") if p)
+    return written("model", name.split("."))

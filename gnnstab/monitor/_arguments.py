@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gnnstab.errors import UsageError
 from gnnstab.records import Finding
@@ -53,6 +53,26 @@ def steps_between(schedule: int | str) -> int:
     if isinstance(schedule, bool) or not isinstance(schedule, int) or schedule < 1:
         raise UsageError(f'schedule={schedule!r}; give a number of steps, at least 1, or "every step"')
     return schedule
+
+
+def as_number(loss: Any) -> tuple[Tensor | float | None, str]:
+    """The loss of a step, and what is wrong with it: several numbers become their mean, what is no number None."""
+    try:
+        if not isinstance(loss, Tensor):
+            return float(loss), ""
+        if loss.is_meta or loss.is_complex() or not loss.numel():
+            return None, _no_number(f"a {loss.dtype} tensor of shape {tuple(loss.shape)} on {loss.device}")
+        if loss.numel() == 1 and loss.layout is torch.strided:
+            return loss, ""
+        return loss.detach().to_dense().double().mean(), (
+            f"a tensor of shape {tuple(loss.shape)}; its mean is recorded: give the scalar that backward is called on"
+        )
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        return None, _no_number(f"a {type(loss).__name__}")
+
+
+def _no_number(given: str) -> str:
+    return f"{given}, which is not one real number; the steps are recorded without a loss"
 
 
 def path_of(trace: str | os.PathLike[str] | None) -> Path | None:

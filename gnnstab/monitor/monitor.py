@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from gnnstab.errors import UnstableError, warn
+from gnnstab.errors import UnstableError, UsageError, warn
 from gnnstab.evaluation import diagnose_trace
 from gnnstab.feed import Feed, Sink
 from gnnstab.fixes.own_lines import in_own_lines
-from gnnstab.monitor._arguments import OnFinding, check, optimizers_of, path_of, steps_between
+from gnnstab.monitor._arguments import OnFinding, as_number, check, optimizers_of, path_of, steps_between
 from gnnstab.monitor._ending import Ending
 from gnnstab.monitor._live import LiveWatch
 from gnnstab.monitor._opening import Opening
@@ -73,7 +73,7 @@ class Monitor:
             step is recorded; the trace says so and, when a budget was given, a warning.
         scaler: The GradScaler in use, so that gradients are recorded unscaled and skipped steps are known as such.
         loss: The loss as ``loss(output, batch)``, where ``batch`` is what the model is called with: its only argument, the
-            tuple of its arguments or the dict of its keyword arguments; or as ``loss(output)``, with the labels from around
+            tuple of its arguments or the dict of its keyword arguments (of both kinds the tuple of all); or as ``loss(output)``, with the labels from around
             it: ``lambda output: criterion(output, y)``. It is called on copies alone: before the first update, to see by a few real steps whether the rate is too high; for a step that went wrong, before the weights move, to
             name the operation that made the first NaN or Inf; and when the run has ended, to undo what may have caused its
             symptoms. Without it the next step of a run that went wrong is watched, and a read-out of the output stands for it;
@@ -81,7 +81,7 @@ class Monitor:
         sinks: Where numbers, findings and the final report stream to besides the trace (see `gnnstab.sinks`).
 
     Raises:
-        UsageError: An argument makes no sense.
+        UsageError: An argument makes no sense; or the monitor is entered a second time.
         TraceError: The trace cannot be written.
     """
 
@@ -134,7 +134,7 @@ class Monitor:
         self._model, self._optimizers = model, optimizers
         self._has_optimizer = bool(optimizers)
         self._waiting: list[Finding] = []
-        self._ended = self._entered = self._began_fresh = False
+        self._told_loss = self._begun = self._ended = self._entered = self._began_fresh = False
         self._reported: set[str] = set()
         self._trouble = ""
         self._live = LiveWatch(self._recorder, self._writer, self._feed, self._updates, self._slopes)
@@ -142,7 +142,11 @@ class Monitor:
         self._ending = Ending(self._recorder, self._writer, loss, optimizers)
 
     def __enter__(self) -> Monitor:
-        self._ended, self._entered = False, True
+        if self._begun:
+            raise UsageError(
+                "this monitor was entered before, and its trace is one run; make a new Monitor for the next"
+            )
+        self._begun = self._entered = True
         self._guarded("attaching to the model", self._recorder.attach)
         self._guarded("attaching to the optimizer", self._boundary.attach)
         self._guarded("what the optimizer holds", self._compare_with_optimizer)
@@ -192,10 +196,18 @@ class Monitor:
         self._act()
 
     def loss(self, loss: Tensor | float) -> None:
-        """Give the loss of this step, before or after the optimizer's step."""
-        self._guarded("the loss", lambda: self._recorder.loss(loss))
+        """Give the loss of this step, before or after the optimizer's step; of several numbers the mean is recorded, with a warning."""
+        self._guarded("the loss", lambda: self._take_loss(loss))
         self._guarded("the first loss", self._opening.look)
         self._guarded("the live rules", lambda: self._note(self._live.loss()))
+
+    def _take_loss(self, loss: Any) -> None:
+        value, trouble = as_number(loss)
+        if value is not None:
+            self._recorder.loss(value)
+        if trouble and not self._told_loss:
+            self._told_loss = True
+            warn(f"gnnstab: monitor.loss was given {trouble}")
 
     def validation(self, loss: Tensor | float) -> None:
         """Give a validation loss, to be called between two steps; compared with the training losses before it.
@@ -206,10 +218,19 @@ class Monitor:
 
     def diagnose(self, **options: Any) -> Diagnosis:
         """Diagnose what was recorded so far; ``options`` are those of `gnnstab.evaluation.diagnose_trace`."""
-        with self.trace as trace:
-            if self._recorder.row is None and "target" not in options:
-                options["target"] = Target("trace", str(self._path or "in memory"), (self._nothing_yet(),))
+        with self._read() as trace:
+            notes = (self._nothing_yet(),) if self._recorder.row is None else ()
+            path = str(self._path or trace.path) if trace.path == "memory" else str(trace.path)
+            options.setdefault("target", Target("trace", path, notes))
             return self._in_own_lines(diagnose_trace(trace, **options))
+
+    def _read(self) -> Trace:
+        """The trace; in a forked process, which stands aside, one that says so."""
+        if not self._writer.forked:
+            return self.trace
+        with TraceWriter(None) as empty:
+            empty.event(Event(self._recorder.step, "tool-failure", message=str(self._writer.failure)))
+            return empty.read()
 
     def _in_own_lines(self, diagnosis: Diagnosis) -> Diagnosis:
         """The changes of the fixes, once the run is over, in the words of the user's own code where it was found."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
-from gnnstab.errors import UsageError
+from gnnstab.errors import LoadError, UsageError
 from gnnstab.observation._models import on_batch
 from gnnstab.observation._references import build
 from gnnstab.observation._request import Observed, Request
@@ -22,6 +23,7 @@ def observe_checkpoint(path: Path, request: Request, *, probe: bool = True) -> O
     from gnnstab.signals.weights import from_checkpoint
 
     request.progress(f"reading {path.name}")
+    before = path.stat() if path.is_file() else None
     checkpoint = load(path, unsafe=request.unsafe)
     model = None if request.model is None else build(request.model)
     checkpoint = checkpoint if model is None else informed(checkpoint, model)
@@ -32,10 +34,21 @@ def observe_checkpoint(path: Path, request: Request, *, probe: bool = True) -> O
         if request.batch is not None or request.loss is not None:
             raise UsageError("a batch or a loss needs the model they belong to: pass model= as well")
         synthetic = _probe_alone(facts, checkpoint, request) if probe else None
+        _refuse_changed(path, before)
         return Observed(Target("checkpoint", str(path), notes), join(synthetic, static) if synthetic else static)
     notes += tuple(load_into(model, checkpoint))
+    _refuse_changed(path, before)
     groups = [entry.settings for state in checkpoint.optimizers for entry in state.entries]
     return on_batch(Observed(Target("checkpoint", str(path), notes), static), model, request, groups)
+
+
+def _refuse_changed(path: Path, before: os.stat_result | None) -> None:
+    """Raise `LoadError` when a mapped file was written to meanwhile; one that was replaced whole is still mapped as it was."""
+    after = path.stat() if path.is_file() else None
+    if before is None or after is None or (before.st_dev, before.st_ino) != (after.st_dev, after.st_ino):
+        return
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise LoadError(f"{path}: was written to while it was read; read a copy, or save to a new name and rename it")
 
 
 def _heads(model: Any) -> int | None:

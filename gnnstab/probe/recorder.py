@@ -226,7 +226,10 @@ class Recorder:
         when nothing was recorded since the last end, so that there was no step to end.
         """
         state = self.state
-        state.thread = get_ident()
+        if (
+            not state.backward
+        ):  # Of a step whose forward was seen the thread is known: another may well move the weights.
+            state.thread = get_ident()
         if not (state.recorded or state.open):
             return False
         guard, grad = state.error_guard.guard, torch.is_grad_enabled()

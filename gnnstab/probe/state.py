@@ -72,7 +72,7 @@ class State:
         """See `Schedule.clock`."""
 
         self.thread = get_ident()
-        """The thread that trains: the one that ended the last step, at first the one that made this."""
+        """The thread that trains: the one whose forwards a backward follows, else the one that ended the last step."""
 
         self.error_guard = ErrorGuard()
         self.keys = SeriesIds()

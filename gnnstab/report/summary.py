@@ -79,6 +79,8 @@ def not_covered(diagnosis: Diagnosis) -> tuple[str, ...]:
         parts.append(count(blind, "attention layer"))
     if not any(signal.source in ("batch", "training") for signal in diagnosis.signals):
         parts.append("your data and the training")
+    if diagnosis.context.get("closed") is False:
+        parts.append("what came after the last step of a trace that was not closed")
     left_out = sum(rule.reason == "not selected" for rule in diagnosis.rules)
     if left_out:
         parts.append(f"{left_out} of {count(len(diagnosis.rules), 'rule')}, not selected")

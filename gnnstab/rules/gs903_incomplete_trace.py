@@ -11,10 +11,11 @@ from gnnstab.rules.base import Rule, rule
 
 @rule("GS903", "incomplete-trace", cause="", severity="info", confidence="high")
 class IncompleteTrace(Rule):
-    """The trace ends before the run did, or rows of it were lost.
+    """The trace ends before the run did, or rows or steps of it are missing.
 
     ## What it sees
     A trace that was not closed: the process was killed, or is still running. Rows that could not be written.
+    Steps of the optimizer of which nothing was seen.
 
     ## Why it is unstable
     The model is not the matter. The last moments before a crash are often the ones that count, and up to one flush of them is
@@ -27,7 +28,7 @@ class IncompleteTrace(Rule):
     None needed: everything up to the last flush is there. Close the monitor (`with gnnstab.Monitor(...)`) to have the rest.
 
     ## When it is wrong
-    While the run is still going on.
+    While the run is still going on. Where the optimizer is stepped twice after one backward on purpose.
 
     ## References
     Documentation of the trace.
@@ -44,9 +45,18 @@ class IncompleteTrace(Rule):
                 f"the trace was not closed{seen}: the run was killed, or is still going on; at most the last flush is missing.",
                 0,
             )
+        unseen = signals.context.get("steps_unseen")
+        if isinstance(unseen, (int, float)) and unseen > 0:
+            yield self._finding(
+                f"{unseen:.0f} steps of the optimizer came with nothing seen of the model since the step before: its hooks were "
+                "removed, or its forward ran in another thread or process, or another model was trained.",
+                int(unseen),
+                "warning",
+                "steps",
+            )
         lost = signals.context.get("rows_lost")
         if isinstance(lost, (int, float)) and lost > 0:
-            yield self._finding(f"{lost:.0f} rows could not be written and are missing.", int(lost))
+            yield self._finding(f"{lost:.0f} rows could not be written and are missing.", int(lost), "warning")
 
-    def _finding(self, message: str, rows: int) -> Finding:
-        return self.finding(message, severity="info", limit=0.0, name="", value=float(rows), unit="rows")
+    def _finding(self, message: str, number: int, severity: str = "info", unit: str = "rows") -> Finding:
+        return self.finding(message, severity=severity, limit=0.0, name="", value=float(number), unit=unit)

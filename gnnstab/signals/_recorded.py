@@ -135,6 +135,7 @@ def _context(
     if source == "training":
         context["closed"] = trace.complete
         context["rows_lost"] = _number(meta.get("dropped.rows")) + _number(meta.get("malformed.rows"))
+        context["steps_unseen"] = _number(meta.get("unseen.steps"))
         context["trained"] = True if steps >= TRAINED_STEPS else None
     if meta.get("trained") in ("true", "false"):
         context["trained"] = meta["trained"] == "true"

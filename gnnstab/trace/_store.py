@@ -148,6 +148,14 @@ class Store:
         self.connection.backup(copy)
         return copy
 
+    def with_rows(self, batch: Batch) -> sqlite3.Connection:
+        """A copy in memory that also holds what the file does not take; the batch stays as it is."""
+        copy = Store(None, self.budget)
+        self.connection.backup(copy.connection)
+        copy._open_buckets = self._open_buckets
+        copy.write(batch)
+        return copy.connection
+
     def close(self) -> None:
         """End the file: one file without companions where no reader is looking, readable from read-only media."""
         try:

@@ -62,15 +62,20 @@ class Worker:
         self._ready = threading.Event()
         self._refused: Exception | None = None
         self.kept: sqlite3.Connection | None = None
-        """The in-memory trace after its end."""
+        """After its end a trace in memory, and one whose last rows the file did not take."""
 
         self.path = path
         """Where the trace is now: somewhere else when another file took its place."""
 
     def start(self) -> threading.Thread:
-        """Open the trace on a thread of its own; raises `TraceError` when it cannot be opened."""
+        """Open the trace on a thread of its own; raises `TraceError` when it cannot be opened, or no thread starts."""
         thread = threading.Thread(target=self._run, name="gnnstab-trace", daemon=True)
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:
+            raise TraceError(
+                f"{self.path or 'in-memory trace'}: no thread could be started to write it ({error})"
+            ) from error
         while not self._ready.wait(0.5):
             if not thread.is_alive():
                 self._trouble.report(f"{self.path or 'in-memory trace'}: the thread that writes it has ended")
@@ -78,6 +83,15 @@ class Worker:
         if self._refused is not None:
             raise self._refused
         return thread
+
+    def snapshot(self, store: Store) -> sqlite3.Connection | None:
+        """A copy of a trace that its file does not hold, or not in full; None where the file holds it all."""
+        if self.path is None:
+            return store.snapshot()
+        try:
+            return store.with_rows(self._encoder.batch) if self._encoder.batch else None
+        except sqlite3.Error:
+            return None  # The file is gone or damaged, which whoever opens it is told.
 
     def stop(self) -> None:
         """End the thread after this round; asked for through a request."""
@@ -201,6 +215,9 @@ class Worker:
             self.kept = store.connection
             return
         try:
+            if self._encoder.batch:
+                self._encoder.note("failure", self._trouble.message or "")
+                self.kept = self.snapshot(store)
             store.close()
         except Exception as error:  # No failure of the store may reach the training.
             self._trouble.report(f"{store.path}: cannot be closed ({error})")

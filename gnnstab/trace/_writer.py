@@ -63,6 +63,9 @@ class TraceWriter:
         self._ids: dict[SeriesKey, int] = {}
         self._guard = threading.Lock()
         self._closed = False
+        self.forked = False
+        """True in a process that was forked from the one that records: nothing is recorded there."""
+
         self._worker = Worker(self.path, budget, flush_seconds, self._queue, self._trouble)
         for key, value in {**_default_meta(budget, flush_seconds), **(meta or {})}.items():
             self.meta(key, value)
@@ -129,17 +132,14 @@ class TraceWriter:
             self._queue.ask(lambda store: None).wait(self._thread.is_alive)
 
     def read(self) -> Trace:
-        """Everything recorded so far, as an independent snapshot; also after `close`.
+        """Everything recorded so far, as an independent snapshot; also after `close`. It holds rows that the file did not take too.
 
-        Raises `TraceError` when the file can no longer be read.
+        Raises `TraceError` when the file can no longer be read, and in a process that was forked from the one that records.
         """
-        if self.path is not None:
-            self.flush()
-            return Trace.open(self._worker.path or self.path)
+        if self.forked:
+            raise TraceError("the trace belongs to the process that recorded it, not to its forked child")
         copy = self._copy()
-        if copy is None:
-            raise TraceError("the trace in memory belongs to the process that recorded it, not to its forked child")
-        return Trace.of_connection(copy)
+        return Trace.open(self._worker.path or self.path or "") if copy is None else Trace.of_connection(copy)
 
     def close(self) -> None:
         """Write what waits and end the trace; safe to call again."""
@@ -157,9 +157,7 @@ class TraceWriter:
 
     def _copy(self) -> sqlite3.Connection | None:
         if not self._closed:
-            copy: sqlite3.Connection | None = self._queue.ask(lambda store: store.snapshot()).wait(
-                self._thread.is_alive
-            )
+            copy: sqlite3.Connection | None = self._queue.ask(self._worker.snapshot).wait(self._thread.is_alive)
             return copy
         if self._worker.kept is None:
             return None
@@ -170,7 +168,7 @@ class TraceWriter:
     def _silence(self) -> None:
         """Make the copy of this writer in a forked child inert; it touches no lock, which the parent may have held."""
         self._finalizer.detach()
-        self._closed = True
+        self._closed = self.forked = True
         self._queue = WriteQueue()
         self._queue.close()
         self._sites = self._queue.sites

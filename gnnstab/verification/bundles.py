@@ -78,7 +78,11 @@ def _fill(model: nn.Module, weights: dict[str, Tensor]) -> None:
     """Weights and buffers of the bundle into the model, in the number format in which they were saved."""
     own = {name: value for name, value in model.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
     apart = sorted(own.keys() ^ weights.keys())
-    apart += [name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape]
+    apart += [
+        name
+        for name in own.keys() & weights.keys()
+        if (own[name].shape, own[name].layout) != (weights[name].shape, weights[name].layout)
+    ]
     if apart:
         shown = ", ".join(apart[:3]) + (" …" if len(apart) > 3 else "")
         raise CheckpointMismatch(

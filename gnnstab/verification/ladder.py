@@ -18,6 +18,7 @@ from gnnstab.errors import UsageError
 from gnnstab.fixes.model_structure import duplicate
 from gnnstab.probe.batches.arguments import as_arguments
 from gnnstab.probe.batches.data import taken
+from gnnstab.probe.batches.loss import of_output_and_batch
 from gnnstab.randomness import keeps_random_state
 from gnnstab.verification._arms import Arm, ArmResult, Setting, build, run_arm, training_changes
 from gnnstab.verification._fresh_copies import Factory, seeded
@@ -179,6 +180,7 @@ def run_ladder(
         raise UsageError("a ladder needs at least one rung")
     if any(not 0 < size < math.inf for size in sizes):
         raise UsageError(f"sizes must be positive numbers, not {', '.join(f'{size:g}' for size in sizes)}")
+    loss = None if loss is None else of_output_and_batch(loss)
     with seeded(0):
         batch = taken(batch, model)
         seen = observe(model, batch, loss=loss, precision=precision)

@@ -12,7 +12,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch_geometric.nn import TransformerConv
 
+import gnnstab
 from forked import Child
 from gnnstab.checkpoint import load, recover
 from gnnstab.errors import LoadError
@@ -149,3 +151,24 @@ def test_truncated_anywhere(length: int, tmp_path: Path) -> None:
     path.write_bytes(REAL[:length])
     with pytest.raises(LoadError):
         load(path)
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_file_that_is_written_to_while_it_is_read(replaced: bool, tmp_path: Path) -> None:
+    path, other = tmp_path / "live.pt", tmp_path / "other.pt"
+    torch.save(TransformerConv(4, 4).state_dict(), path)
+
+    def saved_again(doing: str) -> None:
+        if doing.startswith("probing"):
+            if replaced:
+                other.write_bytes(path.read_bytes() + b"more")
+                os.replace(other, path)
+            else:
+                with path.open("ab") as stream:
+                    stream.write(b"more")
+
+    if replaced:  # What is mapped stays as it was.
+        assert gnnstab.diagnose(path, progress=saved_again).signals
+        return
+    with pytest.raises(LoadError, match="written to while it was read"):
+        gnnstab.diagnose(path, progress=saved_again)

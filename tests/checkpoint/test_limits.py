@@ -12,12 +12,16 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from effort import at_most
 from gnnstab import archive
 from gnnstab.checkpoint import _containers as containers
-from gnnstab.checkpoint import load, recover
+from gnnstab.checkpoint import _tally, _tensor_scan, load, recover
+from gnnstab.checkpoint._loading import Checkpoint
+from gnnstab.checkpoint._naming import Unique
 from gnnstab.checkpoint._reading import MOST_ENTRIES
+from gnnstab.checkpoint._tensor_scan import scan_tensors
 from gnnstab.errors import LoadError
 from gnnstab.unpickling import guard
 from strangers import rewritten
@@ -113,6 +117,68 @@ def test_too_many_objects(saved: Save, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(containers, "MOST_NODES", 50)
     with pytest.raises(LoadError, match="more than 50 nested objects"):
         load(saved({"w": torch.zeros(2, 2), "x": [[] for _ in range(100)]}))
+
+
+def test_objects_that_are_listed_again_are_counted(saved: Save, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_tally, "MOST_LISTED", 1000)
+    weights = {"w": torch.zeros(2, 2)}
+    group = {"params": [0] * 50, "lr": 0.1}
+    state = {str(number): torch.zeros(()) for number in range(50)}
+    optimizers = [
+        {"state": {}, "param_groups": [group] * 50},
+        {"state": {}, "param_groups": [{"params": group["params"]} for _ in range(50)]},
+        {"state": {0: state}, "param_groups": [group]},
+        [{"state": {}, "param_groups": [group]} for _ in range(50)],
+    ]
+    for optimizer in optimizers:
+        with pytest.raises(LoadError, match="lists more than 1000"):
+            load(saved({"model": weights, "optimizer": optimizer}))
+    inner = nn.Linear(2, 2)
+    module = nn.ModuleDict({str(number): nn.ModuleList([inner] * 30) for number in range(30)})
+    with pytest.raises(LoadError, match="lists more than 1000"):
+        load(saved(module))
+
+
+def test_names_that_are_alike_are_told_apart_in_one_pass() -> None:
+    class Counting(dict[str, int]):
+        looks = 0
+
+        def __contains__(self, key: object) -> bool:
+            Counting.looks += 1
+            return super().__contains__(key)
+
+    names = Unique()
+    names._next = Counting()
+    assert len({names("bytes") for _ in range(500)} | {names(f"bytes#{number}") for number in range(500)}) == 1000
+    assert Counting.looks <= 3000
+
+
+def test_tensors_of_equal_statistics_are_not_compared_in_pairs() -> None:
+    tensors = {str(n): torch.randperm(16, generator=torch.Generator().manual_seed(n)).float() for n in range(600)}
+    tensors["twin"] = tensors["7"].clone()
+    with at_most(calls=100_000):
+        seen = scan_tensors(Checkpoint("x.pt", "torch", 0, tensors))
+    assert len(seen.parameters) == 600 and "twin = 7" in seen.notes[0]
+
+
+@pytest.mark.parametrize("where", ["ema", "optimizer"])
+def test_one_tensor_of_many_names_is_scanned_once(where: str, saved: Save, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = torch.full((8, 8), float("nan"))
+    ema = {f"w{number}": one for number in range(100)}
+    optimizer = {
+        "state": {0: {"exp_avg_sq": one, "step": 5}},
+        "param_groups": [{"params": [0] * 100, "param_names": list(ema), "betas": (0.9, 0.99), "lr": 0.1, "eps": 1e-8}],
+    }
+    weights = {name: torch.full((2, 2), float(number)) for number, name in enumerate(ema)}
+    scanned: list[tuple[int, ...]] = []
+    whole = _tensor_scan.scan
+    monkeypatch.setattr(_tensor_scan, "scan", lambda t, *more: scanned.append(tuple(t.shape)) or whole(t, *more))
+    facts = recover(load(saved({"model": weights, where: ema if where == "ema" else optimizer})))
+    assert scanned.count((8, 8)) == 1
+    assert sum(s.value == 64 for s in facts.values if s.name == "weight.non_finite") == 100
+    assert where == "ema" or facts.optimizers == (
+        "optimizer: one state stands for several parameters or optimizers; not judged",
+    )
 
 
 def test_a_long_name_that_is_imported_again_and_again_is_kept_short() -> None:

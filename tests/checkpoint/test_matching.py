@@ -117,6 +117,16 @@ def test_another_shape(name: str) -> None:
     assert name in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["convs.0.lin_key.weight", "embed.weight"])
+def test_weights_that_the_file_does_not_hold_are_not_read(name: str) -> None:
+    model = Graph()
+    before = {key: t.clone() for key, t in model.state_dict().items()}
+    for empty in (nn.parameter.UninitializedParameter(), nn.parameter.UninitializedBuffer(), _state()[name].to("meta")):
+        with pytest.raises(CheckpointMismatch, match=f"{name} cannot be filled from it"):
+            load_into(model, _checkpoint(_state() | {name: empty}))
+    assert _equal(model, before)
+
+
 def test_another_width() -> None:
     with pytest.raises(CheckpointMismatch, match=r"has shape .*the model's"):
         load_into(Graph(width=6), _checkpoint(_state("g.", width=8)))

@@ -1,6 +1,7 @@
 """The printed change: the user's own arguments, runnable code, honest gaps."""
 
 import ast
+import dataclasses
 
 import pytest
 import torch
@@ -11,7 +12,14 @@ from gnnstab import fixes
 from gnnstab.errors import FixError, UsageError
 from gnnstab.fixes import FIXES
 from gnnstab.fixes.printing import attribute_names, looped
-from gnnstab.records import LayerFacts, Signal, Signals
+from gnnstab.records import Event, LayerFacts, Signal, Signals
+from gnnstab.records.vocabulary import (
+    LOSS_MARKED_TARGETS,
+    OPTIMIZER_GROUP_RATE,
+    OPTIMIZER_LOSS_RISE,
+    PLACE_LOST_DIGITS,
+    PLACE_NORMALISED_AWAY,
+)
 from models.informarl import Actor
 
 
@@ -73,6 +81,29 @@ def test_names_of_lists_stay():
     layers = [facts("convs.0"), facts("convs.1")]
     assert attribute_names(layers) == {"convs.0": "self.convs[0]", "convs.1": "self.convs[1]"}
     assert attribute_names([facts("net.conv")]) == {"net.conv": "self.conv"}
+    (hostile,) = attribute_names([facts(STRANGE)]).values()
+    assert eval(hostile, {"self": type("Any", (), {STRANGE.rpartition(".")[2]: 7})()}) == 7
+
+
+STRANGE = "c;import os;os.system('id')\n;x"
+
+
+@pytest.mark.parametrize("name", FIXES)
+def test_names_that_a_file_holds_never_become_code(name):
+    layers = [
+        facts(STRANGE, activation=STRANGE),
+        dataclasses.replace(facts("c.class"), kind=STRANGE, in_channels=None),
+    ]
+    operation = {"operation": STRANGE, "file": STRANGE, "code": STRANGE, "line": STRANGE, "kind": STRANGE}
+    places = (PLACE_NORMALISED_AWAY, PLACE_LOST_DIGITS, LOSS_MARKED_TARGETS, OPTIMIZER_LOSS_RISE, OPTIMIZER_GROUP_RATE)
+    detail = {"mark": STRANGE, "optimizer": STRANGE, "group": STRANGE, "names": [STRANGE], "calms": True}
+    values = tuple(Signal(place, 1.0, STRANGE, detail=detail) for place in places)
+    scores = tuple(Signal("score.max_abs", 128.0, layer.name, 0) for layer in layers)
+    for events in ((), (Event(0, "non-finite", detail={"operation": operation}),)):
+        signals = Signals("model", tuple(layers), (*values, *scores, Signal("degree.median", 10.0)), events=events)
+        nodes = list(ast.walk(ast.parse(fixes.change(name, layers, signals))))
+        assert not any(isinstance(node, ast.Name) and node.id == "os" for node in nodes)
+        assert not any(alias.name == "os" for node in nodes if isinstance(node, ast.Import) for alias in node.names)
 
 
 @pytest.mark.parametrize("name", FIXES)

@@ -19,6 +19,7 @@ import gnnstab
 from forked import Child, last_step, wait_until
 from gnnstab.errors import TraceError
 from gnnstab.records import SeriesKey
+from gnnstab.report.summary import state
 from gnnstab.trace import Trace
 from gnnstab.trace._resolution import SHARED_SITES
 from side_by_side import Loop, Net, Run, graph, hooks_of, unnoticed
@@ -206,6 +207,31 @@ def test_a_full_disk(path: Path) -> None:
     with Trace.open(path) as trace:
         recorded = [row.step for row in trace.steps()]
     assert recorded[: flushed + 1] == list(range(flushed + 1)), "what was flushed before is there"
+
+
+def test_what_the_file_does_not_take_is_judged_all_the_same(path: Path) -> None:
+    """The values explode after the file refuses: the monitor's own diagnosis says so, and that of the file is not calm."""
+
+    def refused() -> tuple[str, set[str]]:
+        torch.manual_seed(0)
+        model, optimizer = setup()
+        with gnnstab.Monitor(model, optimizer=optimizer, trace=path, on_finding="ignore") as monitor:
+            train(model, optimizer, 0, 8)
+            flush(monitor)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
+            for number in range(8, 16):
+                optimizer.zero_grad()
+                loss = model(*graph(number)).square().mean() * 1e3 ** (number - 8)
+                loss.backward()
+                monitor.loss(loss * (float("nan") if number == 15 else 1))
+                optimizer.step()
+        said = monitor.diagnose()
+        return state(said), {finding.code for finding in said.findings}
+
+    said, codes = Child(refused).result(120)
+    assert said == "unstable" and "GS502" in codes
+    found = gnnstab.diagnose(path)
+    assert state(found) == "nothing-found" and "GS903" in {finding.code for finding in found.findings}
 
 
 @pytest.mark.parametrize("jump", [-86_400.0, 86_400.0], ids=["backwards", "forwards"])

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from gnnstab.cli.group import run as command
+from torch import nn
 from torch_geometric import EdgeIndex
 from torch_geometric.nn import TransformerConv
 
@@ -110,9 +111,18 @@ def test_wrong_values(folder: Path, name: str, text: str) -> None:
         bundle.read(folder)
 
 
-def test_weights_that_are_no_tensors(folder: Path) -> None:
-    torch.save({"lin_key.weight": "text"}, folder / "weights.pt")
-    with pytest.raises(LoadError, match="a str stands where a tensor belongs"):
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("text", "a str stands where a tensor belongs"),
+        (nn.parameter.UninitializedParameter(), "a tensor without numbers"),
+        (torch.empty(4, 4, device="meta"), "a tensor without numbers"),
+    ],
+    ids=["text", "uninitialised", "meta"],
+)
+def test_weights_that_are_no_tensors(value: Any, expected: str, folder: Path) -> None:
+    torch.save({"lin_key.weight": value}, folder / "weights.pt")
+    with pytest.raises(LoadError, match=expected):
         bundle.read(folder)
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gnnstab.probe.attaching.hooks import Hook, ignore
+from gnnstab.errors import GnnstabError
+from gnnstab.probe.attaching.hooks import REMOVED, Hook, ignore, removed
 from gnnstab.probe.attaching.stand_in import Lookalike, StandIn
 from gnnstab.probe.buffering.pending_step import Number
 from gnnstab.probe.recorder import Recorder
@@ -57,6 +58,8 @@ class Boundary:
         self._update = None if scaler is None else StandIn(scaler, self._scaler_updates, method="update")
         self._moved = False
         self._ended = False
+        self._seen: set[int] = set()
+        self._unseen = 0
 
     def attach(self) -> None:
         """Hook the optimizers and the scaler."""
@@ -74,6 +77,8 @@ class Boundary:
 
     def detach(self) -> None:
         """Remove the hooks."""
+        if removed(self._handles):
+            self._recorder.state.error_guard.note("the hooks of the optimizer", GnnstabError(REMOVED))
         for handle in self._handles:
             handle.remove()
         for hook in self._hooks:
@@ -86,10 +91,24 @@ class Boundary:
         self, optimizer: torch.optim.Optimizer | None, *, skipped: Tensor | bool = False, moves: bool = False
     ) -> bool:
         """End the step with this optimizer's learning rate and the scaler's scale."""
-        lr = None if optimizer is None else _number(optimizer.param_groups[0]["lr"])
+        rate = None if optimizer is None else optimizer.param_groups[0].get("lr")  # An optimizer may have none.
+        lr = None if rate is None else _number(rate)
         ended = self._recorder.end_step(lr=lr, scale=self._scale(), skipped=skipped, moves=moves)
         self._moved = moves
         return ended
+
+    def _count(self, optimizer: torch.optim.Optimizer, seen: bool) -> None:
+        """Several optimizers may share a step; one that moves the model again with nothing seen since has made an unseen step."""
+        if seen:
+            self._seen = set()
+        elif (id(optimizer) in self._seen or self._recorder.row is None) and self._moves_model(optimizer):
+            self._unseen += 1
+            self._recorder.writer.meta("unseen.steps", str(self._unseen))
+        self._seen.add(id(optimizer))
+
+    def _moves_model(self, optimizer: torch.optim.Optimizer) -> bool:
+        own = {id(p) for p in self._recorder.model.parameters() if p.grad is not None}
+        return any(id(p) in own for group in optimizer.param_groups for p in group["params"])
 
     def scaler_updates(self) -> None:
         """The scaler is about to be updated: a step that is still open by now was skipped."""
@@ -125,11 +144,12 @@ class Boundary:
         found = getattr(optimizer, "found_inf", None)
         self._ended = True
         self._recorder.state.error_guard.guard("the next update", self._moving, optimizer)
-        self.end(optimizer, skipped=found.detach().clone() if isinstance(found, Tensor) else False, moves=True)
+        ended = self.end(optimizer, skipped=found.detach().clone() if isinstance(found, Tensor) else False, moves=True)
+        self._count(optimizer, ended)
 
     def _after(self, grad: bool, optimizer: torch.optim.Optimizer) -> None:
-        if not self._ended and self._recorder.state.open:
-            self.end(optimizer)
+        if not self._ended:  # L-BFGS, which evaluates its closure many times within a step.
+            self._count(optimizer, self.end(optimizer))
         self._ended = False
         self._recorder.after_update()
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gnnstab.probe.attaching.hooks import Hook
+from gnnstab.errors import GnnstabError, UsageError
+from gnnstab.probe.attaching.hooks import REMOVED, Hook, removed
 from gnnstab.probe.attaching.identity_path import Ways, ways
 from gnnstab.probe.attaching.norms import Norms, batch_vectors
 from gnnstab.probe.buffering.series_ids import MODES
@@ -108,6 +109,8 @@ class ForwardTracker:
 
     def detach(self) -> None:
         """Remove the hooks and release everything."""
+        if removed(self._handles):
+            self._state.error_guard.note("the hooks of the model", GnnstabError(REMOVED))
         for handle in self._handles:
             handle.remove()
         for hook in self._hooks:
@@ -211,11 +214,7 @@ class ForwardTracker:
     def _measure(self, model: nn.Module, mode: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         state = self._state
         if self._keep and mode.startswith("train"):
-            size = sum(t.element_size() * t.numel() for _, t in tensors_in([*args, kwargs]))
-            fits = size <= LARGEST_KEPT
-            answer = Answer(state.step)
-            copies = {"args": copied(args), "kwargs": copied(kwargs), "answer": answer} if fits else {}
-            self.kept = self.last[mode]._replace(**copies) if fits else None
+            self.kept = self._copy_of(mode, args, kwargs)
         state.batch = next(iter(batch_vectors(unwrap(model)[0], args, kwargs)), None)
         given = (t for _, t in tensors_in([*args, kwargs]) if t.dim() == 2 and t.is_floating_point())
         x = next((t for t in given if t.layout is torch.strided), None)  # A sparse matrix may well be the adjacency.
@@ -224,6 +223,16 @@ class ForwardTracker:
             state.queue("", mode, 0, node_measures(x.detach(), batch))
             if batch is not None:
                 state.queue("", mode, 0, graph_measures(batch))
+
+    def _copy_of(self, mode: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ForwardInputs | None:
+        size = sum(t.element_size() * t.numel() for _, t in tensors_in([*args, kwargs]))
+        if size > LARGEST_KEPT:
+            return None
+        try:
+            own = copied(args), copied(kwargs)
+        except UsageError:
+            return None  # The survey of this step, which asks for the same copy, says why there is none.
+        return self.last[mode]._replace(args=own[0], kwargs=own[1], answer=Answer(self._state.step))
 
 
 def _autocast(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Autocast:

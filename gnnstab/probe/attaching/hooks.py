@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from time import perf_counter
 from typing import Any
 
 from torch import is_grad_enabled, nn
 from torch.compiler import is_compiling
+from torch.utils.hooks import RemovableHandle
 
 from gnnstab.errors import let_through
 from gnnstab.probe.error_guard import ErrorGuard
@@ -99,6 +100,14 @@ class Hook:
 
     def __reduce__(self) -> str | tuple[Any, ...]:
         return getattr, (nullcontext(), "__exit__")
+
+
+def removed(handles: Iterable[RemovableHandle]) -> bool:
+    """True when somebody else has taken one of these hooks off."""
+    return any(handle.id not in (handle.hooks_dict_ref() or ()) for handle in handles)
+
+
+REMOVED = "they were removed during the run, and what came after was not seen"
 
 
 class Placed:

@@ -8,11 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 from gnnstab.errors import UsageError
+from gnnstab.probe.replaying.loss_apart import apart
 
 
 def of_output_and_batch(loss: Callable[..., Any]) -> Callable[[Any, Any], Any]:
     """``loss(output, batch)`` from a loss of two arguments, or of the output alone, which has its labels from around it.
 
+    It is called on copies of what it holds, see `gnnstab.probe.replaying.loss_apart.apart`.
     Raises `UsageError` for a function without arguments: it could only judge an output of its own, and a repeated step has another.
     """
     try:
@@ -20,9 +22,9 @@ def of_output_and_batch(loss: Callable[..., Any]) -> Callable[[Any, Any], Any]:
     except TypeError:
         pass
     except ValueError:  # Code without a signature is called as agreed.
-        return loss
+        return apart(loss)
     else:
-        return loss
+        return apart(loss)
     try:
         inspect.signature(loss).bind(None)
     except TypeError:
@@ -32,8 +34,8 @@ def of_output_and_batch(loss: Callable[..., Any]) -> Callable[[Any, Any], Any]:
             "handed to it, and labels may come from around it, as in lambda output: criterion(output, y)"
         ) from None
 
-    @functools.wraps(loss)
+    @functools.wraps(loss, updated=())
     def of_output(output: Any, _: Any) -> Any:
         return loss(output)
 
-    return of_output
+    return apart(of_output)

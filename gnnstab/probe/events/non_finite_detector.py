@@ -218,7 +218,9 @@ class NonFiniteDetector:
         self._written += 1
         try:
             bundle.write(folder, self._model, inputs, event, self._facts())
-        except OSError as error:
+        except (
+            Exception
+        ) as error:  # torch.save tells a full disk as a RuntimeError; the event must not be lost with its bundle.
             return non_finite_event.with_detail(event, bundle="", bundle_note=f"{folder}: not written ({error})")
         return non_finite_event.with_detail(event, bundle=str(folder))
 

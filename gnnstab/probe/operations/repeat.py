@@ -178,9 +178,9 @@ def objective_of(loss: Callable[[Any, Any], Tensor]) -> Objective:
 
 
 def as_batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What a model was called with, as ``loss(output, batch)`` gets it: its only argument, the tuple, or the dict."""
+    """What a model was called with, as ``loss(output, batch)`` gets it: its only argument, the tuple, or the dict; of both kinds the tuple of all values."""
     if args and kwargs:
-        raise UsageError("the model was called with positional and keyword arguments, which no single batch holds")
+        return (*args, *kwargs.values())
     if kwargs:
         return kwargs
     return args[0] if len(args) == 1 else args

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gnnstab.errors import UsageError, let_through
+from gnnstab.probe.replaying.reach import SHARED, shared_with
 from gnnstab.probe.replaying.replica import replica, unwrap
 
 
@@ -45,6 +46,8 @@ def optimizer_twin(optimizer: torch.optim.Optimizer, model: nn.Module, twin: nn.
     except Exception as error:
         let_through(error)
         raise UsageError(f"{type(optimizer).__name__} cannot be copied: {type(error).__name__}: {error}") from error
+    if shared := shared_with(moved, model):
+        raise UsageError(f"{type(optimizer).__name__} cannot be copied: its copy shares {shared} {SHARED}")
     return moved
 
 

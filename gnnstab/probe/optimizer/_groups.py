@@ -29,7 +29,7 @@ FIRST = 6
 
 def far_apart(optimizer: torch.optim.Optimizer) -> list[int]:
     """Positions of the groups whose rate is `APART` times the lowest, or more."""
-    rates = [float(group["lr"]) for group in optimizer.param_groups]
+    rates = [float(group.get("lr", 0.0)) for group in optimizer.param_groups]
     lowest = min((rate for rate in rates if rate > 0), default=math.inf)
     return [place for place, rate in enumerate(rates) if rate >= APART * lowest]
 

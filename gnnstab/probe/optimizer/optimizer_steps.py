@@ -122,6 +122,8 @@ class Bench:
             UsageError: The model or the optimizer cannot be copied, or forward, loss or step fail on the copy.
         """
         model, optimizer = twins(self.model, self.optimizer)
+        if any("lr" not in group for group in optimizer.param_groups):
+            raise UsageError("the optimizer has no rate named lr, which trial steps would lower")
         for place, group in enumerate(optimizer.param_groups):
             group["lr"] = group["lr"] * factors.get(place, factor)
         if without_eps:

@@ -52,8 +52,13 @@ class SlopeWatch:
 
     def look(self, optimizer: torch.optim.Optimizer) -> None:
         """Before an update: finish what the last one began, and begin anew while the rate rises."""
-        lr, step = optimizer.param_groups[0]["lr"], self._now()
-        if not self._watched or isinstance(lr, Tensor) or getattr(optimizer, "grad_scale", None) is not None:
+        lr, step = optimizer.param_groups[0].get("lr"), self._now()
+        if (
+            not self._watched
+            or lr is None
+            or isinstance(lr, Tensor)
+            or getattr(optimizer, "grad_scale", None) is not None
+        ):
             return
         self._constant = self._constant + 1 if self._rates and self._rates[-1][1] == lr else 0
         self._rates.append((step, lr))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -82,6 +82,19 @@ def limits(node: Any) -> tuple[float | None, float | None]:
     return lower, upper
 
 
+def flat_behind(clamp: Any, users: Sequence[Any]) -> bool:
+    """True for a clamp whose limits lie where all that read it are flat anyway, as a sigmoid is beyond ±8: it takes no gradient away."""
+    known = [
+        next((flat for beginning, flat in _FLAT.items() if type(user).__name__.startswith(beginning)), None)
+        for user in users
+    ]
+    if not known or None in known:
+        return False
+    lower, upper = limits(clamp)
+    most = max(flat for flat in known if flat is not None)
+    return (lower is None or lower <= -most) and (upper is None or upper >= most) and (lower, upper) != (None, None)
+
+
 def _clamp(node: Any) -> tuple[str, float]:
     return "place.clamped_share", numbers.cut_share(node._saved_self, *limits(node))
 
@@ -109,6 +122,9 @@ def _number(limit: Any) -> float | None:
         return float(limit) if limit.numel() == 1 else None
     return None if limit is None else float(limit)
 
+
+_FLAT = {"SigmoidBackward": 8.0, "TanhBackward": 4.0}
+"""Where the derivative of a function is below 1.4e-3."""
 
 _RULES: Mapping[str, Callable[[Any], tuple[str, float]]] = {
     "ReluBackward": lambda node: ("place.dead_share", numbers.dead_share(node._saved_result)),

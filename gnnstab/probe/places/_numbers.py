@@ -65,19 +65,25 @@ def dead_share(result: Tensor) -> float:
     return float(((flat > 0).double().mean(0) <= 0.02).double().mean())
 
 
+_GUARD = 0.01
+"""Share of the RMS by which a clamp may move an entry and counts as a guard."""
+
+
 def cut_share(entering: Tensor, low: float | None, high: float | None) -> float:
     """Share of the entries that a clamp to [low, high] cuts, and so gives a gradient of 0; one at 0 is a ReLU's and not counted.
 
     A clamp to [0, 1] is a hard sigmoid, which is closed or open for some entries by right: it cuts all of them or counts as none.
+    What is moved by less than `_GUARD` of the RMS is guarded (an ``acos`` from ±1, a root from 0), not cut.
     """
     flat = sampled(entering.detach())
     if (low, high) == (0, 1) and bool(((flat > 0) & (flat < 1)).any()):
         return 0.0
     cut = torch.zeros_like(flat, dtype=torch.bool)
+    slack = _GUARD * flat.square().mean().sqrt()
     if low is not None and low != 0:
-        cut |= flat < low
+        cut |= flat < low - slack
     if high is not None and high != 0:
-        cut |= flat > high
+        cut |= flat > high + slack
     return float(cut.double().mean()) if flat.numel() and bool(flat.isfinite().all()) else math.nan
 
 

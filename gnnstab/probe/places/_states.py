@@ -49,9 +49,14 @@ def _operations(seen: ForwardView) -> Iterator[tuple[str, str, float, dict[str, 
         for call in seen.calls.all
         if isinstance(call.module, Aggregation) and not any(bool(t.any()) for t in call.leaving)
     }
-    for node in autograd.walk(seen.outputs):
+    nodes = list(autograd.walk(seen.outputs))
+    users: dict[Any, list[Any]] = {}
+    for node in nodes:
+        for above, _ in node.next_functions:
+            users.setdefault(above, []).append(node)
+    for node in nodes:
         found = autograd.measure(node)
-        if found is None:
+        if found is None or autograd.flat_behind(node, users.get(node, ())):
             continue
         signal, value = found
         above = next((one for one, _ in node.next_functions if one is not None), None)

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch_geometric.data import Data, HeteroData
 
 from gnnstab.errors import LoadError
@@ -145,6 +146,8 @@ def _revived(value: Any) -> Any:
 def _tensor(value: Any) -> Tensor:
     if not isinstance(value, Tensor):
         raise TypeError(f"a {type(value).__name__} stands where a tensor belongs")
+    if is_lazy(value) or value.is_meta:
+        raise TypeError("a tensor without numbers stands where weights belong")
     return value
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import UserDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch_geometric.data.data import BaseData
 
 from gnnstab.errors import GnnstabError, UsageError, let_through
+from gnnstab.probe.replaying.reach import SHARED, own_copy, shared_with
 from gnnstab.randomness import deep_copy, same_random_state
 
 HOOK_TABLES = ("_hooks", "_hooks_with_kwargs", "_hooks_always_called")
@@ -104,13 +106,25 @@ def replica(model: nn.Module) -> nn.Module:
         vars(module).pop("message", None)
         if getattr(module, "_compiled_call_impl", None) is not None:
             module._compiled_call_impl = None
+    return apart(twin, model)
+
+
+def apart(twin: nn.Module, model: nn.Module) -> nn.Module:
+    """``twin``, if running it changes nothing of ``model``, of which it is a copy, and of the run around it.
+
+    Raises:
+        UsageError: It would.
+    """
+    shared = shared_with(twin, model)
+    if shared:
+        raise UsageError(f"{type(model).__name__} cannot be copied for a replay: its copy shares {shared} {SHARED}")
     return twin
 
 
 def whole_copy(model: nn.Module, advice: str = "", kind: type[GnnstabError] = UsageError) -> nn.Module:
     """A deep copy with all hooks; raises ``kind``, with ``advice`` at the end, where there can be none."""
     try:
-        return deep_copy(model, without_history(model))
+        return apart(deep_copy(model, without_history(model)), model)
     except Exception as error:
         let_through(error)
         why = (str(error).splitlines() or [""])[0][:160]
@@ -228,18 +242,25 @@ def _set_rng(state: Mapping[str, Any] | Tensor | None) -> None:
         torch.cuda.set_rng_state(value.cpu(), int(device))
 
 
-def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
-    """``value`` with ``change(tensor)`` in the place of every tensor, through containers and torch_geometric data objects."""
+def mapped(value: Any, change: Callable[[Any], Any], other: Callable[[Any], Any] = lambda value: value) -> Any:
+    """``value`` with ``change(tensor)`` in the place of every tensor, through containers and torch_geometric data objects.
+
+    Whatever is neither becomes ``other(it)``.
+    """
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, BaseData):
-        return copy.copy(value).apply(change)
-    if isinstance(value, Mapping):
-        return {k: mapped(v, change) for k, v in value.items()}
+        data = copy.copy(value)
+        for store in data.stores:
+            for key, item in list(store.items()):
+                if item is not None:
+                    store[key] = mapped(item, change, other)
+        return data
+    if isinstance(value, (dict, UserDict)):
+        return {k: mapped(v, change, other) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        items = [mapped(v, change) for v in value]
-        return _filled(value, items)
-    return value
+        return _filled(value, [mapped(v, change, other) for v in value])
+    return other(value)
 
 
 def _filled(value: list[Any] | tuple[Any, ...], items: list[Any]) -> Any:
@@ -255,8 +276,20 @@ def _filled(value: list[Any] | tuple[Any, ...], items: list[Any]) -> Any:
 
 
 def copied(value: Any) -> Any:
-    """``value`` with every tensor cloned, floating ones without their history."""
-    return mapped(value, lambda t: t.detach().clone() if isinstance(t, Tensor) and t.is_floating_point() else t.clone())
+    """``value`` with every tensor cloned, floating ones without their history, and a copy of whatever else can change.
+
+    Raises:
+        UsageError: Something in it has no copy: an iterator, a queue, a tensor whose memory has been freed.
+    """
+    return mapped(value, _clone, own_copy)
+
+
+def _clone(tensor: Tensor) -> Tensor:
+    if type(tensor) is Tensor and tensor.layout is torch.strided and not tensor.is_meta and tensor.numel():
+        last = tensor.storage_offset() + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+        if tensor.untyped_storage().nbytes() < (last + 1) * tensor.element_size():
+            raise UsageError("the memory of a tensor that the model was called with has been freed")
+    return tensor.detach().clone() if tensor.is_floating_point() else tensor.clone()
 
 
 def tracked(value: Any) -> Any:
@@ -264,7 +297,7 @@ def tracked(value: Any) -> Any:
 
     The copies are no leaves, so that a model may change its input in place, and the caller's tensors stay as they are.
     """
-    return mapped(value, lambda t: (t.detach().requires_grad_() if t.is_floating_point() else t).clone())
+    return mapped(value, lambda t: (t.detach().requires_grad_() if t.is_floating_point() else t).clone(), own_copy)
 
 
 def on_device(value: Any, device: torch.device) -> Any:
@@ -279,9 +312,9 @@ def tensors_in(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
     elif isinstance(value, (list, tuple)):
         for position, item in enumerate(value):
             yield from tensors_in(item, f"{name}.{position}" if name else str(position))
-    elif isinstance(value, Mapping):
+    elif isinstance(value, (dict, UserDict)):
         for key, item in value.items():
             own = "__".join(map(str, key)) if isinstance(key, tuple) else str(key)
             yield from tensors_in(item, f"{name}.{own}" if name else own)
-    elif not isinstance(value, nn.Module) and hasattr(value, "to_dict") and hasattr(value, "clone"):
+    elif isinstance(value, BaseData):
         yield from tensors_in(value.to_dict(), name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from gnnstab.probe.batches.roles import is_target, value_columns
 from gnnstab.probe.places import _autograd as autograd
 from gnnstab.probe.places import _numbers as numbers
 from gnnstab.probe.places import not_held
+from gnnstab.probe.places.survey import _graphs
 
 
 def random(*shape: int) -> Tensor:
@@ -41,6 +43,12 @@ def test_values_are_told_column_by_column() -> None:
     assert value_columns(mixed).tolist() == [True, True, False, True]
     assert value_columns(random(7)).tolist() == [True]
     assert value_columns(random(2, 3, 4)).tolist() == [True] * 4
+
+
+@pytest.mark.parametrize(("last", "known"), [(1, True), (5, True), (6, False), (2**45, False), (-1, False)])
+def test_graphs_are_numbered_within_the_rows(last: int, known: bool) -> None:
+    graphs = torch.tensor([0, 0, 0, 1, 1, last])
+    assert (_graphs([graphs], frozenset({6})) is graphs) == known
 
 
 def test_targets_are_told_by_their_name() -> None:
@@ -101,10 +109,33 @@ def test_what_a_clamp_cuts_is_what_has_no_gradient(name: str) -> None:
     assert found is not None and found[0] == "place.clamped_share"
     y.sum().backward()
     assert x.grad is not None
-    cut = x.grad == 0
+    cut = (x.grad == 0) & ((y - x).abs() > 0.01 * x.square().mean().sqrt())
     expected = (cut & (x > 0)) if name in ("relu6", "a ReLU by another name") else cut
     assert found[1] == pytest.approx(float(expected.double().mean()))
     assert (found[1] > 0) == (name != "a ReLU by another name")
+
+
+@pytest.mark.parametrize(
+    ("entries", "low", "high"),
+    [([1.0, -1.0, 0.3, 0.0], -1 + 1e-4, 1 - 1e-4), ([0.0, 1.0, 2.0, 0.5], 1e-6, None)],
+    ids=["an arc cosine", "a root"],
+)
+def test_a_guard_cuts_nothing(entries: list[float], low: float, high: float | None) -> None:
+    x = torch.tensor(entries)
+    assert numbers.cut_share(x, low, high) == 0
+    assert numbers.cut_share(x, 10 * x.max().item(), None) == 1, "far beyond a limit"
+
+
+@pytest.mark.parametrize(
+    ("behind", "limit", "flat"),
+    [(torch.sigmoid, 15.0, True), (torch.sigmoid, 2.0, False), (torch.tanh, 5.0, True), (torch.exp, 15.0, False)],
+)
+def test_a_clamp_where_what_reads_it_is_flat_takes_nothing_away(behind: Any, limit: float, flat: bool) -> None:
+    clamp = (40 * random(40, 5)).requires_grad_().clamp(-limit, limit)
+    reader = behind(clamp).grad_fn
+    assert autograd.flat_behind(clamp.grad_fn, [reader]) is flat
+    assert not autograd.flat_behind(clamp.grad_fn, [])
+    assert not autograd.flat_behind(clamp.grad_fn, [reader, (2 * clamp).grad_fn])
 
 
 def test_minimum_of_two_states_is_no_clamp() -> None:

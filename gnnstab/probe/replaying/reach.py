@@ -1,0 +1,199 @@
+"""What a copy, or a loss, still reaches of the user's own: `copy.deepcopy` keeps functions, and what hangs in their closures, as they are."""
+
+from __future__ import annotations
+
+import copy
+import dis
+import functools
+import queue
+import random
+import sys
+import types
+from collections.abc import Iterator, Mapping
+from enum import Enum
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gnnstab.errors import UsageError
+
+SHARED = "with the run, through a function, a class or a global that deepcopy keeps as it is: a replay would change the training"
+
+_LIBRARIES = frozenset({*sys.stdlib_module_names, "torch", "torch_geometric", "numpy", "gnnstab"} - {"__main__"})
+"""Code of these keeps nothing of a run in closures and globals."""
+
+GENERATORS = (torch.Generator, np.random.Generator, np.random.BitGenerator, np.random.RandomState, random.Random)
+
+_STATEFUL = (*GENERATORS, queue.Queue, queue.SimpleQueue)
+
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, np.ndarray)
+
+_METHODS = frozenset({"__init__", "__new__", "__repr__", "extra_repr", "reset_parameters"})
+"""Methods that no forward calls."""
+
+
+def shared_with(twin: Any, original: nn.Module) -> str:
+    """What of ``original`` or of other state of a run a forward of ``twin``, its copy, would change; empty for nothing.
+
+    Tables of hooks are passed over.
+    """
+    own = {id(m) for m in original.modules()} | {id(t) for t in (*original.parameters(), *original.buffers())}
+    known = {id(v) for m in original.modules() for v in vars(m).values() if not isinstance(v, _PLAIN)}
+    for value, path in _reached(twin, own, frozenset(known)):
+        if id(value) in own or _keeps_state(value):
+            return path
+    return ""
+
+
+def own_copy(value: Any) -> Any:
+    """A copy of an argument that is no tensor and no container, so that a forward on it changes nothing of the run.
+
+    Raises:
+        UsageError: There is none: an iterator, a queue, a function or a module that holds state.
+    """
+    if isinstance(value, _UNCHANGING):
+        return value
+    if isinstance(value, torch.Generator):
+        return value.clone_state()
+    what = f"the model is called with a {type(value).__name__}"
+    if isinstance(value, (queue.Queue, queue.SimpleQueue)) or _iterates(value):
+        raise UsageError(f"{what}, which a replay would use up")
+    try:
+        twin = copy.deepcopy(value)
+    except Exception as error:
+        raise UsageError(f"{what}, which cannot be copied: {type(error).__name__}: {error}") from error
+    if trouble := next((path for v, path in _reached([twin], set(), frozenset({id(value)})) if _keeps_state(v)), None):
+        raise UsageError(f"{what}, whose copy shares {trouble or 'its state'} {SHARED}")
+    return twin
+
+
+_UNCHANGING = (bool, int, float, complex, str, bytes, type(None), type, torch.dtype, torch.device, range, slice, Enum, np.generic)  # fmt: skip
+
+
+class Reached(NamedTuple):
+    """What a function reaches that a call may change."""
+
+    owners: list[Any]
+    """Modules, and callable objects of the user's own classes."""
+
+    generators: list[Any]
+    other: str = ""
+    """Where anything else of the kind hangs; empty for nothing."""
+
+
+def stateful(function: Any) -> Reached:
+    """All that ``function`` reaches: by closures, by what it is bound to, by globals, by the objects behind these."""
+    owners, generators, other = [], [], ""
+    inside: set[int] = set()
+    for value, path in _reached([function], {id(function)}, frozenset(), into_modules=True):
+        if isinstance(value, nn.Module) or (callable(value) and _is_own_object(value)):
+            owners.append(value)
+            inside |= {id(t) for t in vars(value).get("_parameters", {}).values()}
+        elif isinstance(value, GENERATORS):
+            generators.append(value)
+        elif _keeps_state(value) and id(value) not in inside:
+            other = other or path or type(value).__name__
+    return Reached(owners, generators, other)
+
+
+def _is_own_object(value: Any) -> bool:
+    return (
+        hasattr(value, "__dict__")
+        and not isinstance(value, (type, types.FunctionType))
+        and not _of_library(type(value))
+    )
+
+
+def _keeps_state(value: Any) -> bool:
+    if isinstance(value, nn.Module):
+        return any(True for _ in value.parameters()) or any(True for _ in value.buffers())
+    return isinstance(value, _STATEFUL) or (isinstance(value, Tensor) and value.requires_grad) or _iterates(value)
+
+
+def _iterates(value: Any) -> bool:
+    return not isinstance(value, (type, nn.Module, Tensor)) and hasattr(type(value), "__next__")
+
+
+def _reached(
+    root: Any, own: set[int], known: frozenset[int], *, into_modules: bool = False
+) -> Iterator[tuple[Any, str]]:
+    """(value, path) of what hangs in functions, classes and globals, or is ``own``: all that a copy has in common with its original."""
+    waiting: list[tuple[Any, str, bool]] = [(root, "", False)]
+    seen: set[tuple[int, bool]] = set()
+    alive = []  # An id is used again once its object is gone, as that of a bound method.
+    while waiting:
+        value, path, shared = waiting.pop()
+        # A copy shares functions, which keep nothing themselves, whatever they hang on.
+        shared = shared or id(value) in own or (id(value) in known and not isinstance(value, (nn.Module, Tensor)))
+        if isinstance(value, _PLAIN) or (id(value), shared) in seen:
+            continue
+        seen.add((id(value), shared))
+        alive.append(value)
+        if shared:
+            yield value, path
+            if isinstance(value, nn.Module) and not into_modules:
+                continue
+        waiting += [(v, f"{path}.{n}".lstrip("."), s or shared) for n, v, s in _parts(value)]
+
+
+def _parts(value: Any) -> Iterator[tuple[str, Any, bool]]:
+    """(name, part, whether a copy shares it)."""
+    if isinstance(value, types.FunctionType):
+        yield from _of_function(value)
+    elif isinstance(value, types.MethodType):
+        yield from (("__self__", value.__self__, False), ("__func__", value.__func__, True))
+    elif isinstance(value, functools.partial):
+        yield from (("func", value.func, False), ("args", value.args, False), ("keywords", value.keywords, False))
+    elif isinstance(value, Mapping) and type(value).__module__ in ("builtins", "collections"):
+        yield from ((str(k), v, False) for k, v in value.items())
+        yield from (("key", k, False) for k in value if not isinstance(k, _PLAIN))
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        yield from ((str(i), v, False) for i, v in enumerate(value))
+    elif isinstance(value, type):
+        if not _of_library(value):
+            names = (n for n in vars(value) if n not in _METHODS)
+            yield from ((n, _unwrapped(vars(value)[n]), True) for n in names)
+    elif isinstance(value, nn.Module) or not (
+        _of_library(type(value)) or isinstance(value, (Tensor, types.ModuleType))
+    ):
+        # Hooks stay behind when a model is copied, and gnnstab's own hang on it.
+        yield from ((n, v, False) for n, v in vars_of(value) if not n.endswith("hooks") and n != "message")
+        yield from ((c.__name__, c, True) for c in type(value).__mro__ if not _of_library(c))
+
+
+def vars_of(value: Any) -> list[tuple[str, Any]]:
+    """Attributes of an instance."""
+    return list(getattr(value, "__dict__", {}).items())
+
+
+def _of_function(function: types.FunctionType) -> Iterator[tuple[str, Any, bool]]:
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
+        try:
+            yield name, cell.cell_contents, True
+        except ValueError:
+            continue  # Not filled yet.
+    yield "defaults", (function.__defaults__, function.__kwdefaults__, vars(function)), True
+    if (function.__module__ or "").partition(".")[0] not in _LIBRARIES:
+        for name in _globals_of(function.__code__):
+            yield name, function.__globals__.get(name), True
+
+
+@functools.lru_cache(4096)
+def _globals_of(code: types.CodeType) -> tuple[str, ...]:
+    """Names of the globals that a function reads, also in the functions that it makes."""
+    own = {i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    inner = {n for c in code.co_consts if isinstance(c, types.CodeType) for n in _globals_of(c)}
+    return tuple(sorted(own | inner))
+
+
+def _of_library(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] in _LIBRARIES
+
+
+def _unwrapped(attribute: Any) -> Any:
+    """The function in what a class holds."""
+    if isinstance(attribute, (staticmethod, classmethod)):
+        return attribute.__func__
+    return attribute.fget if isinstance(attribute, property) else attribute

@@ -1,0 +1,113 @@
+"""What of a run was not seen is said: a diagnosis of it is never calm, and one of a run that was seen in full stays so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from threading import Thread
+
+import pytest
+import torch
+from torch import nn
+
+import gnnstab
+from forked import Child
+from gnnstab.errors import GnnstabWarning, UsageError
+from gnnstab.report.summary import state
+from side_by_side import Net, graph
+
+Way = Callable[[int, nn.Module, torch.optim.Optimizer], None]
+"""Moves the weights at step i."""
+
+STEPS, BAD = 10, 6
+
+
+def trained(move: Way, bad: bool, **options: object) -> gnnstab.Monitor:
+    """Ten steps, the last four with a loss of NaN where ``bad``."""
+    torch.manual_seed(0)
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    with gnnstab.Monitor(model, optimizer=optimizer, on_finding="ignore", **options) as monitor:
+        for i in range(STEPS):
+            optimizer.zero_grad()
+            loss = model(*graph(i)).square().mean()
+            (loss * float("nan") if bad and i >= BAD else loss).backward()
+            move(i, model, optimizer)
+    return monitor
+
+
+def plainly(i: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.step()
+
+
+def in_another_thread(i: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    thread = Thread(target=optimizer.step)
+    thread.start()
+    thread.join()
+
+
+def after_hooks_are_cleared(i: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.step()
+    if i == 2:
+        for module in model.modules():
+            module._forward_hooks.clear()
+            module._forward_pre_hooks.clear()
+
+
+def after_the_optimizer_is_cleared(i: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.step()
+    if i == 2:
+        optimizer._optimizer_step_pre_hooks.clear()
+        optimizer._optimizer_step_post_hooks.clear()
+
+
+@pytest.mark.parametrize(
+    ("move", "healthy", "broken"),
+    [
+        (plainly, "stable", "unstable"),
+        (in_another_thread, "stable", "unstable"),
+        (after_hooks_are_cleared, "not-evaluable", "not-evaluable"),
+        (after_the_optimizer_is_cleared, "not-evaluable", "unstable"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::gnnstab.errors.GnnstabWarning")
+def test_a_calm_verdict_needs_every_step(move: Way, healthy: str, broken: str) -> None:
+    assert state(trained(move, bad=False).diagnose()) == healthy
+    assert state(trained(move, bad=True).diagnose()) == broken
+
+
+@pytest.mark.filterwarnings("ignore::gnnstab.errors.GnnstabWarning")
+def test_steps_of_which_nothing_is_seen_are_counted() -> None:
+    found = trained(after_hooks_are_cleared, bad=False).diagnose().findings
+    assert {f.value for f in found if f.code == "GS903"} == {STEPS - 3}
+
+
+def test_a_monitor_is_entered_once() -> None:
+    monitor = trained(plainly, bad=False)
+    with pytest.raises(UsageError, match="make a new Monitor"), monitor:
+        pass
+    assert state(monitor.diagnose()) == "stable"
+
+
+@pytest.mark.parametrize("name", [None, "run.gnnstab"])
+def test_a_forked_process_says_that_nothing_is_recorded(tmp_path: Path, name: str | None) -> None:
+    """The child trains on, badly: its monitor stands aside, and what the parent has seen is no verdict on the child."""
+    torch.manual_seed(0)
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    path = None if name is None else tmp_path / name
+    with gnnstab.Monitor(model, optimizer=optimizer, trace=path, on_finding="ignore") as monitor:
+        for i in range(3):
+            model(*graph(i)).square().mean().backward()
+            optimizer.step()
+
+        def child() -> tuple[str, str]:
+            (model(*graph(0)).square().mean() * float("nan")).backward()
+            with pytest.warns(GnnstabWarning, match="forked"):
+                optimizer.step()
+            diagnosis = monitor.diagnose()
+            return state(diagnosis), " ".join(finding.message for finding in diagnosis.findings)
+
+        said, text = Child(child).result()
+    assert said == "not-evaluable" and "forked" in text, text
+    assert state(monitor.diagnose()) == "stable"
