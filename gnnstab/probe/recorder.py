@@ -41,17 +41,15 @@ _EVENTS = 1000
 class Recorder:
     """Records one model into one trace.
 
-    It changes nothing about the run: outputs, gradients and random numbers are the same with it and without it, and a
-    failure inside it is noted instead of raised. Nothing waits for a device: what one has reduced is handed over at the
-    end of the next step, or by `settle`. Only steps of the full tier wait, at their end.
+    Outputs, gradients and random numbers are the same with it and without it, and a failure inside it is noted instead of raised.
+    Nothing waits for a device: what one has reduced is handed over at the next step's end, or by `settle`. Full steps wait at their end.
 
     Args:
         model: The model; wrappers of ``torch.compile`` and data parallelism are looked through.
         writer: Where the rows go; it stays open.
         full_every: Steps between two full-tier measurements, beginning with the first step; 0 for none.
-        budget: Largest share of the run's time that recording may take, see `Schedule`. Of a step that is left out only
-            the loss and the norm of the gradients are looked at; when they are not finite, it is run again on a copy
-            before the optimizer moves the weights, and recorded in full.
+        budget: Largest share of the run's time that recording may take, see `Schedule`. Of a step that is left out only the loss and
+            the norm of the gradients are looked at; when they are not finite, it is run again on a copy and recorded in full.
         beginning: Steps before the budget counts, see `Schedule`.
         replay: Keep the inputs of the latest forward until the step ends, so that a non-finite value can be located.
         bundles: Path of the trace, beside which a bundle is written for a non-finite value; None for none.
@@ -129,13 +127,14 @@ class Recorder:
 
     def attach(self) -> Recorder:
         """Hook the model; a layer that cannot be hooked is named as blind."""
+        run = self.state.error_guard.run
         if not self._attached:
             self._attached = True
             for layer in self.layers:
-                self.state.error_guard.run(f"attaching to {layer.name}", layer.attach)
-            self.state.error_guard.run("attaching to the model", lambda: self._forwards.attach(self._called))
-            self.state.error_guard.run("the beginning of a step", self.budget.begin)
-            self.state.error_guard.run("looking at the weights", self._detector.begin)
+                run(f"attaching to {layer.name}", layer.attach)
+            run("attaching to the model", partial(self._forwards.attach, self._called))
+            run("the beginning of a step", self.budget.begin)
+            run("looking at the weights", self._detector.begin)
         return self
 
     def detach(self) -> None:
@@ -226,9 +225,7 @@ class Recorder:
         when nothing was recorded since the last end, so that there was no step to end.
         """
         state = self.state
-        if (
-            not state.backward
-        ):  # Of a step whose forward was seen the thread is known: another may well move the weights.
+        if not state.backward:  # Of a step that was seen the thread is known: another may well move the weights.
             state.thread = get_ident()
         if not (state.recorded or state.open):
             return False

@@ -63,4 +63,4 @@ def test_a_watched_forward_still_says_what_it_takes() -> None:
     stand_in = StandIn(model)
     stand_in.put()
     assert list(named_tensors((torch.zeros(2), torch.ones(2)), model=model)) == ["x", "pos"]
-    stand_in.take()
+    stand_in.remove()

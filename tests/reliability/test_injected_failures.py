@@ -46,6 +46,7 @@ GUARDS = (
     "trace._queue:Request.wait",
     "trace._writer:TraceWriter.event",
     "probe.operations._watch:OperationMode.__torch_dispatch__",
+    "probe.places._casts:Casts.__torch_function__",
     "monitor.monitor:Monitor._",
     "monitor.monitor:Monitor.loss",
 )

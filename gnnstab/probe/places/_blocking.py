@@ -86,6 +86,7 @@ class Blocks:
         closed = dict.fromkeys(node for node, passed in self._passed.items() if self._stops(node, *passed))
         # What a way around leads to has a gradient; what it does not is in front of a closed operation alone.
         around = _parameters_before([t.grad_fn for t in self._seen.outputs if t.grad_fn is not None], closed)
+        empty = self._seen.calls.empty_sums()
         for node in closed:
             above = [above for above, _ in node.next_functions if above is not None]
             # What it multiplies is given nothing either where it is 0.
@@ -94,8 +95,8 @@ class Blocks:
             silent = [
                 name for key, name in names.items() if key in before and (key not in around or sizes[key] <= limit)
             ]
-            if silent:
-                place = autograd.made_by(above[0], self._seen.calls.maker) or "output"
+            place = autograd.made_by(above[0], self._seen.calls.maker) or "output"
+            if silent and place not in empty:
                 if self._kinds[node] == "layer_norm":  # It is a module itself.
                     place = autograd.made_by(node, self._seen.calls.maker) or place
                 detail = {

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch_geometric.nn import LayerNorm as GraphLayerNorm
+from torch_geometric.nn.aggr import Aggregation
 
 from gnnstab.probe.replaying.replica import tensors_in
 
@@ -68,6 +69,14 @@ class Calls:
             if tensor.requires_grad and not is_lazy(tensor):
                 node = tensor.grad_fn or tensor.view_as(tensor).grad_fn.next_functions[0][0]  # type: ignore[union-attr]
                 self.maker.setdefault(node, name)
+
+    def empty_sums(self) -> set[str]:
+        """Aggregations that gave nothing but 0, as without an edge: a ReLU behind one is closed by no fault of its own."""
+        return {
+            call.name
+            for call in self.all
+            if isinstance(call.module, Aggregation) and not any(bool(t.any()) for t in call.leaving)
+        }
 
     def fed(self, tensor: Tensor) -> Iterator[Call]:
         """The calls that were given a tensor itself, or a view of all of it."""

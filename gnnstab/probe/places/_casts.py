@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from gnnstab.errors import let_through
 from gnnstab.probe.places._numbers import sampled
 from gnnstab.torch_private import without_torch_function
 
@@ -32,20 +33,27 @@ class Casts(TorchFunctionMode):
         super().__init__()
         self._names = {t.untyped_storage().data_ptr(): n for n, t in named.items() if _plain(t) and t.numel()}
         self._worst: dict[str, tuple[float, dict[str, Any]]] = {}
+        self._error: Exception | None = None
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Run the function; look at it if it casts."""
         output = func(*args, **(kwargs or {}))
-        if (func in _CASTS or func in _MULTIPLIES) and args:
-            with without_torch_function(), torch.no_grad():
-                for before in args[:2]:
-                    self._look(before, _cast(func, before, output))
+        if (func in _CASTS or func in _MULTIPLIES) and args and self._error is None:
+            try:
+                with without_torch_function(), torch.no_grad():
+                    for before in args[:2]:
+                        self._look(before, _cast(func, before, output))
+            except Exception as error:  # It is none of the forward that runs here.
+                let_through(error)
+                self._error = error
         return output
 
     def rows(self) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
-        """For every tensor the cast that takes most away."""
+        """For every tensor the cast that takes most away; raises what went wrong while the forward ran."""
+        if self._error is not None:
+            raise self._error
         for name, (lost, detail) in self._worst.items():
             yield "place.lost_digits", name, lost, detail
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 from torch_geometric.nn import MessagePassing
-from torch_geometric.nn.aggr import Aggregation
 
 from gnnstab.probe.batches.roles import is_target
 from gnnstab.probe.places import _autograd as autograd
@@ -43,12 +42,7 @@ def _operations(seen: ForwardView) -> Iterator[tuple[str, str, float, dict[str, 
     """The worst of each kind for each module behind which an operation stands."""
     worst: dict[tuple[str, str], tuple[float, str]] = {}
     order = {call.name: i for i, call in enumerate(seen.calls.all)}
-    # Without an edge a sum over neighbours is 0, and a ReLU behind it closed by no fault of its own.
-    empty = {
-        call.name
-        for call in seen.calls.all
-        if isinstance(call.module, Aggregation) and not any(bool(t.any()) for t in call.leaving)
-    }
+    empty = seen.calls.empty_sums()
     nodes = list(autograd.walk(seen.outputs))
     users: dict[Any, list[Any]] = {}
     for node in nodes:

@@ -39,11 +39,15 @@ class StageRow(NamedTuple):
     """Of the model's argument, where the row is an input of the model."""
 
 
-def walk(model: nn.Module, inputs: ForwardInputs) -> tuple[list[StageRow], Event | None]:
+class _Enough(BaseException):
+    """Ends a replay at the first non-finite tensor; no ``except Exception`` of the model may stop it."""
+
+
+def walk(model: nn.Module, inputs: ForwardInputs, *, only_event: bool = False) -> tuple[list[StageRow], Event | None]:
     """Every stage of every attention layer and every leaf module's output in the order of execution, and the first non-finite value.
 
     Runs once on a copy (see `locate_non_finite`). A forward that fails after a non-finite value is expected: the rows
-    up to the failure are returned.
+    up to the failure are returned. ``only_event``: stop at the first non-finite value, with the rows up to it.
 
     Raises:
         UsageError: The model cannot be copied, or its forward fails while everything is finite.
@@ -56,12 +60,16 @@ def walk(model: nn.Module, inputs: ForwardInputs) -> tuple[list[StageRow], Event
         nonlocal event, last
         if event is None and not torch.isfinite(seen.tensor).all():
             event = _event(seen, model, last, 0, inputs.mode)
+            if only_event:
+                raise _Enough
         last = seen
         if seen.detailed:
             rows.append(_row(seen))
 
     try:
         _replay(model, inputs, observe)
+    except _Enough:
+        pass
     except UsageError:
         if event is None:
             raise
@@ -80,7 +88,7 @@ def locate_non_finite(model: nn.Module, inputs: ForwardInputs, step: int = 0) ->
     Raises:
         UsageError: The model cannot be copied, or its forward fails before anything non-finite was seen.
     """
-    _, event = walk(model, inputs)
+    _, event = walk(model, inputs, only_event=True)
     return None if event is None else replace(event, step=step)
 
 
