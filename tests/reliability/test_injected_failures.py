@@ -35,6 +35,7 @@ GUARDS = (
     "probe.attaching.hooks:Hook.close",
     "probe.attaching.activation_gradients:GradientHook.__call__",
     "probe.attaching.boundary:_StepHook.__call__",
+    "probe.attaching.boundary:_StepHook._step",
     "probe.attaching.boundary:Boundary._after_step",
     "probe.attaching.softmax_tap:Tap.__call__",
     "probe.attaching.softmax_tap:Tap._notice",
