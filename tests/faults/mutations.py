@@ -243,7 +243,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     *(Mutation("gain", p, LARGE, behind(p, lambda x, s: x * s), (30.0, 1e3)) for p in INTERIOR),
     *(Mutation("large weights", p, LARGE, weights(p, lambda w, s: w * s), (10.0, 100.0)) for p in (*INTERIOR, "head")),
     *(Mutation("zero weights", p, ("unsuitable-init", "never-updated-parameter", "indistinguishable-nodes", "dead-units"), weights(p, lambda w, s: w * 0)) for p in INTERIOR),
-    *(Mutation("uninitialised", p, ("uninitialized-parameter",), weights(p, unset), (1e12, 1e30)) for p in (*INTERIOR, "head")),
+    *(Mutation("uninitialised", p, ("uninitialized-parameter", "unsuitable-init"), weights(p, unset), (1e12, 1e30)) for p in (*INTERIOR, "head")),
     *(Mutation("low bias", p, ("dead-units", "unsuitable-init"), weights(p, lambda b, s: b - s, "bias"), (10.0, 100.0)) for p in INTERIOR),
     Mutation("copied units", "encoder", ("unsuitable-init", "indistinguishable-nodes"), weights("encoder", lambda w, s: w[:1].expand_as(w).clone())),
     Mutation("sharp scores", "scores", ("attention-explosion", "unsuitable-init"), scores, (5.0, 20.0)),
