@@ -44,6 +44,12 @@ class IsolatedNodes(Rule):
 
     share: float = threshold(0.05, unit="share of nodes", source="heuristic: ten times the share in healthy real data")
 
+    constant: float = threshold(
+        0.15,
+        unit="share of nodes",
+        source="heuristic: a random graph of mean in-degree 2 leaves 14 % of its nodes alone",
+    )
+
     alike: float = threshold(1e-3, unit="‖X − mean‖/‖X‖", source="as GS704")
 
     def check(self, signals: Signals) -> Iterator[Finding]:
@@ -60,11 +66,11 @@ class IsolatedNodes(Rule):
                 limit=0.0,
                 signal=worst,
             )
-        elif constant and self.share < constant[0].value < 1 and self._read(signals, constant[0]):
+        elif constant and self.constant < constant[0].value < 1 and self._read(signals, constant[0]):
             yield self.finding(
                 f"{percent(constant[0].value)} of the nodes have no incoming edge and get one and the same output whatever the batch holds, "
                 f"since {_no_term(self._without_self_term(signals))}. {_ADVICE}",
-                limit=self.share,
+                limit=self.constant,
                 signal=constant[0],
             )
         elif worst.value > self.share and self._all_alike(signals) and (layers := self._without_self_term(signals)):

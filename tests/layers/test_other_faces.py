@@ -44,7 +44,8 @@ def total(out: Any) -> Tensor:
 def judged(diagnosis: gnnstab.Diagnosis, case: Case) -> None:
     assert (diagnosis.coverage.layers_observed, diagnosis.coverage.layers_expected) == (1, 1)
     assert not diagnosis.coverage.blind
-    assert not [f for f in diagnosis.findings if f.severity != "info"]
+    # A third of the nodes has no edge: layers without a term of the node itself are told of it.
+    assert {f.code for f in diagnosis.findings if f.severity != "info"} <= {"GS402"}
     assert [layer.kind for layer in diagnosis.layers if layer.attention] == [case.kind]
     names = {s.name for s in diagnosis.signals if s.layer == "conv"}
     assert {"attention.entropy", "attention.one_hot_share", "score.within_std", "score.max_abs"} <= names

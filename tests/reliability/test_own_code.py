@@ -293,6 +293,7 @@ def test_an_interrupt_while_the_run_ends_leaves_neither_hooks_nor_an_open_trace(
     path = tmp_path / "run.gnnstab"
     model = Signalled(lambda: None)
     optimizer = torch.optim.SGD(model.parameters(), 1e-2)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def loop() -> None:
         with gnnstab.Monitor(model, optimizer=optimizer, trace=path):
@@ -301,8 +302,11 @@ def test_an_interrupt_while_the_run_ends_leaves_neither_hooks_nor_an_open_trace(
                 optimizer.step()
             model.meanwhile = partial(signal.raise_signal, signal.SIGINT)
 
-    with pytest.raises(KeyboardInterrupt):
-        loop()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            loop()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert hooks_of(model) == []
     with gnnstab.Trace.open(path) as trace:
         assert len(trace.steps()) == 4 and "closed" in trace.meta

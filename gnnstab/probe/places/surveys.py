@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -59,7 +59,7 @@ class Surveys:
         self._model = model
         self._writer = writer
         self._wanted, self._patient = wanted, patient
-        self._waiting: tuple[nn.Module, ForwardInputs] | None = None
+        self._waiting: tuple[nn.Module, ForwardInputs, Any] | None = None
         self._asked = 0
         self._found: dict[tuple[str, str], Place] = {}
 
@@ -83,8 +83,8 @@ class Surveys:
             and kept.mode == forward.mode
             and size <= LARGEST_HELD
         ):
-            return self._wait(kept)
-        return self._look(self._model, forward)
+            return self._wait(kept, _gradient(forward))
+        return self._look(self._model, forward, _gradient(forward))
 
     def catch_up(self) -> None:
         """Look at what the first step has left, if it still waits."""
@@ -96,11 +96,11 @@ class Surveys:
         """The run is over: look once more with inputs that were kept, unless the weights are lost and would show nothing."""
         self.catch_up()
         if kept is not None and self._found and self._has_finite_weights():
-            self._look(self._model, kept)
+            self._look(self._model, kept, _gradient(kept))
 
-    def _wait(self, kept: ForwardInputs) -> bool:
+    def _wait(self, kept: ForwardInputs, came_back: Any) -> bool:
         try:
-            self._waiting = replica(self._model), kept
+            self._waiting = replica(self._model), kept, came_back
         except UsageError as error:
             self._failed(error)
         return self._waiting is not None
@@ -113,7 +113,7 @@ class Surveys:
         lazy = unwritten(self._model)
         return all(bool(p.isfinite().all()) for name, p in self._model.named_parameters() if name not in lazy)
 
-    def _look(self, model: nn.Module, forward: ForwardInputs) -> bool:
+    def _look(self, model: nn.Module, forward: ForwardInputs, came_back: Any) -> bool:
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             # Ranks may be asked in different steps, and a forward may wait for the others (SyncBatchNorm).
             self._writer.meta("places_failed", "several processes train the model")
@@ -123,7 +123,7 @@ class Surveys:
         try:
             found = survey(
                 model, forward.args, forward.kwargs,
-                objective=read_out, rng=forward.rng, cast=context, came_back=getattr(forward.answer, "gradient", None),
+                objective=read_out, rng=forward.rng, cast=context, came_back=came_back,
             )  # fmt: skip
         except (UsageError, RuntimeError) as error:  # Any other failure is one of the tool, and told as such.
             self._failed(error)
@@ -141,3 +141,8 @@ class Surveys:
                 kept[place.signal, place.name] = place
         self._found = kept
         self._writer.meta("places", to_json(list(kept.values())))
+
+
+def _gradient(forward: ForwardInputs) -> Any:
+    """What came back to the output of a forward, which a copy of its inputs does not carry."""
+    return getattr(forward.answer, "gradient", None)

@@ -186,6 +186,10 @@ def _largest(tensors: Sequence[Tensor]) -> float | None:
 def _overflow(seen: StageTensor) -> dict[str, Any]:
     """What q·k was before it broke: its largest finite value as computed, and its largest value in float64."""
     query, *keys = seen.fed
+    if (
+        query.shape[:-1] != seen.tensor.shape
+    ):  # Of dense attention every query meets every key: no products edge by edge.
+        return {}
     total = seen.tensor.double() * math.sqrt(query.shape[-1])
     exact = (query.double() * torch.stack([key.double() for key in keys]).sum(0)).sum(-1)
     return {

@@ -51,7 +51,7 @@ def attention_measures(call: Call, kind: Layer, module: nn.Module, batch: Tensor
         scale = score_scale(call, kind, module) if whole else None
         if scale is not None and kind.multiplies:
             numbers[SCORE_PRODUCT_SCALE] = Measured(scale)
-        unit = unit_input_attention(call, kind, module, scale)
+        unit = unit_input_attention(call, kind, module, scale) if whole else None
         if unit is not None:
             numbers.update(entropy_measures(unit, index, degree, "_unit_input"))
         return numbers
