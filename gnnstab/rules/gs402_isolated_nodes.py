@@ -17,7 +17,7 @@ class IsolatedNodes(Rule):
 
     ## What it sees
     The share of nodes of in-degree 0. In a layer with `root_weight=False` around which no identity path leads any share is an
-    error, where a backward shows that the loss reads those nodes. So are more than 5 % of the nodes that get one and the same output
+    error, where a backward shows that the loss reads those nodes. So are more than 15 % of the nodes that get one and the same output
     whatever the batch holds, which a copy shows that runs again with other numbers, where the loss reads them; and more than 5 % of
     them in layers without self-loops or any other term of the node itself where all rows of the output are alike. Otherwise, and
     with the linear skip, it is information, since such nodes keep a path that trains, or nobody asks for them.
