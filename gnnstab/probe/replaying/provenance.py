@@ -186,12 +186,11 @@ def _largest(tensors: Sequence[Tensor]) -> float | None:
 def _overflow(seen: StageTensor) -> dict[str, Any]:
     """What q·k was before it broke: its largest finite value as computed, and its largest value in float64."""
     query, *keys = seen.fed
-    if (
-        query.shape[:-1] != seen.tensor.shape
-    ):  # Of dense attention every query meets every key: no products edge by edge.
-        return {}
     total = seen.tensor.double() * math.sqrt(query.shape[-1])
-    exact = (query.double() * torch.stack([key.double() for key in keys]).sum(0)).sum(-1)
+    key = torch.stack([one.double() for one in keys]).sum(0)
+    # Edge by edge where there is a key for each query; of torch's own attention every query meets every key.
+    products = query.double() * key if query.shape == key.shape else query.double() @ key.mT
+    exact = products.sum(-1) if query.shape == key.shape else products
     return {
         "largest_before": _largest([total]),
         "largest_exact": _largest([exact]),
