@@ -53,10 +53,7 @@ scaled, .6 where the rate of a group was a thousand times too high, nothing wher
 
 def harms(told: Mapping[str, Any]) -> bool:
     """True where steps from one loss (``first``) reach one so much lower (``undone``) without something as to call it harmful (``best`` with it)."""
-    first, best, undone = (float(told.get(key, math.nan)) for key in ("first", "best", "undone"))
-    if not (0 < LASTING * undone < best and undone < first):
-        return False
-    return 1 - math.log(first / best) / math.log(first / undone) >= HARMS
+    return _lost(told, better="undone", worse="best") >= HARMS
 
 
 EARNED = 0.5
@@ -65,10 +62,15 @@ EARNED = 0.5
 
 def earned(told: Mapping[str, Any]) -> bool:
     """True where steps from one loss reach one so much lower with something (``best``) than without (``undone``) as to say that it is needed."""
-    first, best, undone = (float(told.get(key, math.nan)) for key in ("first", "best", "undone"))
-    if not (0 < LASTING * best < undone and best < first):
-        return False
-    return 1 - math.log(first / undone) / math.log(first / best) >= EARNED
+    return _lost(told, better="best", worse="undone") >= EARNED
+
+
+def _lost(told: Mapping[str, Any], better: str, worse: str) -> float:
+    """Share of the progress in ln(loss) to the ``better`` of two losses that the ``worse`` one lacks; 0 where they hardly differ."""
+    first, low, high = (float(told.get(key, math.nan)) for key in ("first", better, worse))
+    if not (0 < LASTING * low < high and low < first):
+        return 0.0
+    return 1 - math.log(first / high) / math.log(first / low)
 
 
 OF = 4

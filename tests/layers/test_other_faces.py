@@ -16,6 +16,7 @@ from gnnstab.checkpoint._layers import find_layers
 from gnnstab.probe.recorder import Recorder
 from gnnstab.trace import TraceWriter
 from layers.cases import CASES, METADATA, WIDTH, Case, called, made
+from layers.measured import Net
 from layers.other_cases import plain
 from probe.layers.generic_models import Dense, graph
 
@@ -24,28 +25,20 @@ EACH = pytest.mark.parametrize(
 )
 
 
-class Net(nn.Module):
-    """A model of one layer."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.conv = layer
-
-    def forward(self, *args: Any) -> Any:
-        out = self.conv(*args)
-        return out[0] if isinstance(out, tuple) else out
-
-
 def total(out: Any) -> Tensor:
     parts = list(out.values()) if isinstance(out, dict) else [out]
     return torch.stack([part.square().mean() for part in parts]).sum()
 
 
-def judged(diagnosis: gnnstab.Diagnosis, case: Case) -> None:
+def bare(case: Case) -> bool:
+    """True for a layer without a term of the node itself: of this graph a third of the nodes has no edge."""
+    return (case.kind, case.name) == ("SuperGATConv", "no-loops") or case.kind == "RGATConv"
+
+
+def judged(diagnosis: gnnstab.Diagnosis, case: Case, told: bool) -> None:
     assert (diagnosis.coverage.layers_observed, diagnosis.coverage.layers_expected) == (1, 1)
     assert not diagnosis.coverage.blind
-    # A third of the nodes has no edge: layers without a term of the node itself are told of it.
-    assert {f.code for f in diagnosis.findings if f.severity != "info"} <= {"GS402"}
+    assert [f.code for f in diagnosis.findings if f.severity != "info"] == (["GS402"] if told else [])
     assert [layer.kind for layer in diagnosis.layers if layer.attention] == [case.kind]
     names = {s.name for s in diagnosis.signals if s.layer == "conv"}
     assert {"attention.entropy", "attention.one_hot_share", "score.within_std", "score.max_abs"} <= names
@@ -73,7 +66,8 @@ def test_a_healthy_model_is_seen_in_training_and_nothing_is_said(case: Case) -> 
             losses[-1].append(loss.item())
         if monitor is not None:
             monitor.__exit__(None, None, None)
-            judged(monitor.diagnose(), case)
+            # Of an RGATConv a run of one full measurement does not know whether the loss reads such nodes.
+            judged(monitor.diagnose(), case, bare(case) and case.kind != "RGATConv")
     assert losses[0] == losses[1]
     assert all(torch.equal(a, b) for a, b in zip(alone.parameters(), layer.parameters(), strict=True))
 
@@ -81,7 +75,7 @@ def test_a_healthy_model_is_seen_in_training_and_nothing_is_said(case: Case) -> 
 @EACH
 def test_a_healthy_model_with_a_batch_has_no_warning(case: Case) -> None:
     layer, arguments = made(case)
-    judged(gnnstab.diagnose(Net(layer), batch=arguments, loss=lambda out, _: total(out)), case)
+    judged(gnnstab.diagnose(Net(layer), batch=arguments, loss=lambda out, _: total(out)), case, bare(case))
 
 
 @pytest.mark.slow
