@@ -111,7 +111,7 @@ class IsolatedNodes(Rule):
 
     def _read(self, signals: Signals, constant: Signal) -> bool:
         """True where the loss asks for such nodes: at the output, or in a run at the last layer whose backward was seen."""
-        if constant.source == "batch":
+        if constant.source == "batch" or constant.detail.get("by_loss"):
             return float(constant.detail.get("read", 0.0)) > self.share
         read = {s.layer: s.value for s in measured(signals.find(DEGREE_ISOLATED_READ_SHARE))}
         last = [read[layer.name] for layer in signals.attention_layers if layer.name in read]

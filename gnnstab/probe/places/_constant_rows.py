@@ -24,12 +24,13 @@ def rows(
     kwargs: Mapping[str, Any],
     seen: ForwardView,
     rng: Any,
+    came_back: Tensor | None = None,
 ) -> Iterator[Row]:
     """Share of the nodes that no edge leads to and that all get the same row of the output, whatever the batch holds.
 
     ``model`` is a copy and left so. Nothing where every node is reached, where the output has no row for each node, or where the
     nodes bring no numbers of their own that could move it. ``read``: share of all nodes that are so and at whose output the
-    backward that was seen has a gradient.
+    backward that was seen has a gradient; that of the run's own loss where it ``came_back``, and then ``by_loss``.
     """
     named = seen.batch
     alone = {}
@@ -54,8 +55,15 @@ def rows(
                 # Rows that stay but differ are told apart by what was not changed, as by an embedding.
                 _, which, count = torch.unique(one[still], dim=0, return_inverse=True, return_counts=True)
                 still[still.clone()] = which == count.argmax()
-            asked = still if output.grad is None else still & (output.grad.reshape(len(still), -1) != 0).any(1)
-            yield PLACE_CONSTANT_ROWS, "output", _share(still), {"read": _share(asked)}
+            by_loss = came_back is not None and came_back.shape == output.shape
+            gradient = came_back if by_loss else output.grad
+            asked = still if gradient is None else still & (gradient.reshape(len(still), -1) != 0).any(1)
+            yield (
+                PLACE_CONSTANT_ROWS,
+                "output",
+                _share(still),
+                {"read": _share(asked)} | ({"by_loss": True} if by_loss else {}),
+            )
             return
 
 
