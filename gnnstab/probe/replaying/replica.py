@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch_geometric.data.data import BaseData
 
 from gnnstab.errors import GnnstabError, UsageError, let_through
+from gnnstab.probe.replaying._own_state import guard
 from gnnstab.probe.replaying.reach import SHARED, own_copy, shared_with
 from gnnstab.randomness import deep_copy, same_random_state
 
@@ -106,7 +107,8 @@ def replica(model: nn.Module) -> nn.Module:
         vars(module).pop("message", None)
         if getattr(module, "_compiled_call_impl", None) is not None:
             module._compiled_call_impl = None
-    return apart(twin, model)
+    guard(apart(twin, model), memo.values(), tensors_in)
+    return twin
 
 
 def apart(twin: nn.Module, model: nn.Module) -> nn.Module:
