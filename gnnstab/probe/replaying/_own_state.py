@@ -22,47 +22,34 @@ _STATISTICS = {"native_batch_norm": (3, 4), "cudnn_batch_norm": (3, 4), "miopen_
 Search = Callable[[Any], Iterator[tuple[str, Tensor]]]
 
 
-def guard(twin: nn.Module, held: Iterable[Any], tensors_in: Search) -> None:
-    """Run the first forward of ``twin`` in each mode under `OwnState`; ``held`` is what was copied with it.
+class Guard:
+    """Runs the first forward of a copy in each mode under `OwnState`; a forward does the same each time.
 
     What a copy shares with its original is looked for before (`reach.shared_with`), but not everything that Python code can
     reach can be seen from outside it.
+
+    Args:
+        held: What was copied with the model.
+        tensors_in: Names and tensors of a value.
     """
-    checked = _Guard(list(held), tensors_in)
-    checked.handles = [
-        twin.register_forward_pre_hook(checked.begin, with_kwargs=True),
-        twin.register_forward_hook(checked.end, always_call=True),
-    ]
 
-
-class _Guard:
-    """Two hooks of a copy; they go when both modes have been seen, since a forward does the same each time."""
-
-    def __init__(self, held: list[Any], tensors_in: Search) -> None:
-        self.handles: list[Any] = []
+    def __init__(self, held: Iterable[Any], tensors_in: Search) -> None:
         self._held = [value for value in held if isinstance(value, (Tensor, torch.Generator))]
         self._tensors_in = tensors_in
         self._seen: set[bool] = set()
-        self._mode: OwnState | None = None
 
-    def begin(self, twin: nn.Module, args: Any, kwargs: Any) -> None:
-        if self._mode is None and twin.training not in self._seen:
-            given = (tensor for _, tensor in self._tensors_in([args, kwargs]))
-            kept = (tensor for module in twin.modules() for _, tensor in self._tensors_in(vars(module)))
-            passed = (value for value in (*args, *kwargs.values()) if isinstance(value, torch.Generator))
-            self._mode = OwnState([*self._held, *given, *kept, *passed])
-            self._mode.__enter__()  # type: ignore[no-untyped-call]
-
-    def end(self, twin: nn.Module, args: Any, output: Any) -> None:
-        if self._mode is None:
-            return
-        self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-        if not self._mode.refused:
-            self._seen.add(twin.training)
-        self._mode = None
-        if len(self._seen) == 2:
-            for handle in self.handles:
-                handle.remove()
+    def __call__(self, twin: nn.Module, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """``run(*args, **kwargs)``, where ``run`` is ``twin`` or calls it."""
+        training = twin.training
+        if training in self._seen:
+            return run(*args, **kwargs)
+        given = (tensor for _, tensor in self._tensors_in([args, kwargs]))
+        kept = (tensor for module in twin.modules() for _, tensor in self._tensors_in(vars(module)))
+        passed = (value for value in (*args, *kwargs.values()) if isinstance(value, torch.Generator))
+        with OwnState([*self._held, *given, *kept, *passed]):
+            output = run(*args, **kwargs)
+        self._seen.add(training)
+        return output
 
 
 class OwnState(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -73,7 +60,6 @@ class OwnState(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, own: Iterable[Tensor | torch.Generator]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.refused = False
         held = list(own)
         self._own = {-1} | {_memory(value) for value in held if isinstance(value, Tensor)}
         # Those of the process are given back as they were, see `same_random_state`.
@@ -102,7 +88,6 @@ class OwnState(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._refuse(f"{_name(func)} {does} a tensor of shape {tuple(tensor.shape)}")
 
     def _refuse(self, what: str) -> NoReturn:
-        self.refused = True
         raise UsageError(
             f"a copy of the model cannot be run for a replay: {what} that is not the copy's own, and that would change the training"
         )
@@ -141,5 +126,5 @@ def _memory(tensor: Tensor) -> int:
         return -1
     try:
         return int(tensor.untyped_storage()._cdata)
-    except (NotImplementedError, RuntimeError):
+    except (NotImplementedError, RuntimeError, ValueError):  # A meta, a fake or a lazy tensor.
         return -1
