@@ -84,12 +84,12 @@ class OwnState(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if torch.is_grad_enabled():
             changed += [("sends gradients to", tensor) for tensor in _tensors((args, kwargs)) if tensor.requires_grad]
         for does, tensor in changed:
-            if _memory(tensor) in strange and not is_own():
+            if _memory(tensor) in strange and not is_own(2):
                 self._refuse(f"{_name(func)} {does} a tensor of shape {tuple(tensor.shape)}")
 
     def _refuse(self, what: str) -> NoReturn:
         raise UsageError(
-            f"a copy of the model cannot be run for a replay: {what} that is not the copy's own, and that would change the training"
+            f"a copy cannot be run for a replay: {what} that is not the copy's own, and that would change the training"
         )
 
 

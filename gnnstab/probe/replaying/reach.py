@@ -152,8 +152,9 @@ def _parts(value: Any) -> Iterator[tuple[str, Any, bool]]:
         if not any(value.__self__ is known for known in _RESTORED):
             yield "__self__", value.__self__, True
     elif isinstance(value, weakref.ref):
-        # torch's recurrent layers keep such references to weights, and never read them in a forward.
-        if isinstance(value(), nn.Module):
+        if not isinstance(
+            value(), Tensor
+        ):  # torch's recurrent layers keep such references to weights, and never read them.
             yield "__call__", value(), True
     elif isinstance(value, functools.partial):
         yield from (("func", value.func, False), ("args", value.args, False), ("keywords", value.keywords, False))
