@@ -186,7 +186,7 @@ SIGNALS: dict[str, SignalKind] = {
     (OPTIMIZER_OUTPUT_MOVE := "optimizer.output_move"): SignalKind("× its spread",
         "change of the output in one real optimizer step on a copy over the output's spread"),
     (OPTIMIZER_EPS_DAMPING := "optimizer.eps_damping"): SignalKind("share of the step",
-        "change of the output in one step with the eps in use over that with an eps of 1e-12", worse="below",
+        "change of the output in one step with the eps in use over that with an eps of 1e-20", worse="below",
         limits=(RuleLimit("GS602", "least_kept", "warning"),), groups=("setting",)),
     (OPTIMIZER_LOST_SHARE := "optimizer.lost_share"): SignalKind("share of entries",
         "entries of 16-bit weights with a gradient that one update leaves as they are: it is rounded away"),

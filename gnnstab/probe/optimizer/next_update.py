@@ -18,7 +18,7 @@ from gnnstab.probe.buffering.step_writer import Writer
 from gnnstab.probe.optimizer._copies import optimizer_twin, twins
 from gnnstab.probe.optimizer._eps import eps_of, eps_signals, shrink_eps
 from gnnstab.probe.optimizer._groups import FirstStep, far_apart
-from gnnstab.probe.optimizer.optimizer_steps import Loss, change_over_spread
+from gnnstab.probe.optimizer.optimizer_steps import WHOLE, Loss, change_over_spread
 from gnnstab.probe.optimizer.run_trial import run_trial
 from gnnstab.probe.replaying.replica import forked_rng, run_replica, tensors_in
 from gnnstab.records import Measure, Signal
@@ -35,9 +35,6 @@ FIRST_AGAIN = 100
 SOONER = 50
 """The same where eps or rounding has taken part of the first update."""
 
-WHOLE = 0.9
-"""Share of an update from which on it counts as taken whole."""
-
 SMALLEST = 2.0**-24
 """Smallest positive number of fp16; all others are whole multiples of it."""
 
@@ -52,7 +49,7 @@ class Update(NamedTuple):
     """Change of the output over its spread; NaN where it has none."""
 
     damping: float
-    """That change over the one with an eps of 1e-12; NaN where the optimizer has no eps."""
+    """That change over the one with an eps of 1e-20; NaN where the optimizer has no eps."""
 
     lost: float = math.nan
     """Share of the entries with a gradient that the update leaves as they are, of weights held in 16 bits; NaN without such."""
