@@ -192,6 +192,8 @@ SIGNALS: dict[str, SignalKind] = {
         "entries of 16-bit weights with a gradient that one update leaves as they are: it is rounded away"),
     (OPTIMIZER_FEW_BITS := "optimizer.few_bits"): SignalKind("share of entries",
         "non-zero entries of the gradients that are at most four times the smallest number of fp16: of what lies below it nothing is left"),
+    (OPTIMIZER_SLOW := "optimizer.slow"): SignalKind("× the rate",
+        "smallest factor on the rate with which a few steps on a copy are calm and lower the loss by a tenth", groups=("ratio",)),
     (OPTIMIZER_EPS_LOST := "optimizer.eps_lost"): SignalKind("parameters", "parameters held in a format in which the optimizer's eps is 0"),
     (OPTIMIZER_STACK_SHARE := "optimizer.stack_share"): SignalKind("share of the progress",
         "progress of a few steps on a copy, in ln(loss), that a deep stack without an identity path, or with its normalisations behind the sums, takes away"),

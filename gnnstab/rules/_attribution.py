@@ -126,6 +126,7 @@ OBSERVED = frozenset(
         "GS504",
         "GS602",
         "GS604",
+        "GS607",
         "GS701",
         "GS703",
         "GS704",
