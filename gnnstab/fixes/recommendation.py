@@ -95,7 +95,7 @@ def _choices(cause: str, codes: set[str], roots: set[str], signals: Signals | No
         ]
     if cause == "normalization-misuse" and signals is not None and _own_size(signals):
         return [("undo-normalisation", {}, "")]
-    if cause == "learning-rate" and "GS607" in codes:
+    if cause == "learning-rate" and "GS608" in codes:
         return []  # All others lower it.
     if cause in _SIMPLE:
         return [(name, {}, "") for name in _SIMPLE[cause]]

@@ -191,7 +191,7 @@ def test_steps_of_the_weights_own_size_are_to_blame_themselves() -> None:
 @pytest.mark.parametrize(("lr", "told"), [(1e-8, True), (1e-2, False)])
 def test_a_rate_that_is_far_too_small_is_told_at_the_end(lr: float, told: bool) -> None:
     _, monitor, *_ = run(lr, steps=52)
-    found = monitor.diagnose(select=["GS607"]).findings
+    found = monitor.diagnose(select=["GS608"]).findings
     assert [(f.cause, f.value >= 1e4) for f in found] == ([("learning-rate", True)] if told else [])
 
 
@@ -206,4 +206,4 @@ def test_a_rate_that_warms_up_is_not_called_too_small() -> None:
             value.backward()
             optimizer.step()
             monitor.loss(value)
-    assert not monitor.diagnose(select=["GS607"]).findings
+    assert not monitor.diagnose(select=["GS608"]).findings

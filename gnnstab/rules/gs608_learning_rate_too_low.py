@@ -1,4 +1,4 @@
-"""GS607 learning-rate-too-low."""
+"""GS608 learning-rate-too-low."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import percent
 
 
-@rule("GS607", "learning-rate-too-low", cause="learning-rate", severity="warning", confidence="high")
+@rule("GS608", "learning-rate-too-low", cause="learning-rate", severity="warning", confidence="high")
 class LearningRateTooLow(Rule):
     """The learning rate is so small that the network stays as it was initialised.
 
