@@ -19,7 +19,13 @@ from gnnstab.probe.optimizer.learning import LEARNS
 from gnnstab.probe.optimizer.run_trial import slow_trial, softer_trial, stack_trial
 from gnnstab.probe.recorder import Recorder
 from gnnstab.records import Diagnosis
-from gnnstab.records.vocabulary import ATTENTION_ENTROPY, INVESTIGATION, LOSS, OPTIMIZER_OUTPUT_MOVE
+from gnnstab.records.vocabulary import (
+    ATTENTION_ENTROPY,
+    ATTENTION_ONE_HOT_SHARE,
+    INVESTIGATION,
+    LOSS,
+    OPTIMIZER_OUTPUT_MOVE,
+)
 from gnnstab.rules.engine import RULE_FAILED
 from gnnstab.sharding import waits_for_others
 from gnnstab.trace import TraceWriter
@@ -85,7 +91,9 @@ class Ending:
                 if max((s.value for s in diagnosis.signals if s.name == OPTIMIZER_OUTPUT_MOVE), default=1.0) < HARDLY:
                     self._writer.measures(slow_trial(model, self._optimizers[0], inputs, loss, row.step))
             sharp = [
-                f.layer for f in diagnosis.findings if f.code == "GS301" and f.layer and f.signal == ATTENTION_ENTROPY
+                f.layer
+                for f in diagnosis.findings
+                if f.code == "GS301" and f.layer and f.signal in (ATTENTION_ENTROPY, ATTENTION_ONE_HOT_SHARE)
             ]
             self._writer.measures(softer_trial(model, self._optimizers[0], inputs, loss, row.step, sharp))
         except UsageError:
