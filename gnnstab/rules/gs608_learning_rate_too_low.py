@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from gnnstab.errors import NotApplicable
 from gnnstab.records import Finding, Signals
 from gnnstab.records.vocabulary import LOSS, OPTIMIZER_LR_JUMP, OPTIMIZER_OUTPUT_MOVE, OPTIMIZER_SLOW
 from gnnstab.rules.base import Rule, rule, threshold
@@ -46,7 +47,9 @@ class LearningRateTooLow(Rule):
 
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding for the run."""
-        told = next((s.detail for s in signals.need(LOSS) if "best" in s.detail), {})
+        if signals.kind != "trace":
+            raise NotApplicable("a rate is too low for a run that does not move")
+        told = next((s.detail for s in signals.find(LOSS) if "best" in s.detail), {})
         constant = any(jump.detail.get("constant") for jump in signals.find(OPTIMIZER_LR_JUMP))
         moved = max((s.value for s in signals.find(OPTIMIZER_OUTPUT_MOVE)), default=math.inf)
         fallen = math.log(told["start"] / told["best"]) if 0 < told.get("best", 0) <= told["start"] else math.inf
