@@ -246,14 +246,14 @@ def test_a_trace_says_what_the_monitor_said_at_its_end(tmp_path):
 
 
 class Stubborn(nn.Module):
-    """Attention that is sharp through a constant in the forward, which no suspect is."""
+    """Attention that is sharp through a product with a whole tensor in the forward, which no suspect is."""
 
     def __init__(self):
         super().__init__()
         self.conv = TransformerConv(16, 16)
 
     def forward(self, x, edge_index):
-        return self.conv(60.0 * x, edge_index)
+        return self.conv(torch.full_like(x, 60.0) * x, edge_index)
 
 
 def test_without_a_share_the_cause_is_not_established():
