@@ -19,7 +19,7 @@ from gnnstab.probe.replaying.replica import tensors_in
 from gnnstab.probe.state import State
 from gnnstab.probe.statistics.dense import Rows
 from gnnstab.records import LayerFacts
-from gnnstab.torch_private import graph_task, transform, without_torch_function
+from gnnstab.torch_private import graph_task, transforms, without_torch_function
 
 IN_GRAPH = "not seen inside a compiled graph; run the layer without torch.compile to see it"
 
@@ -164,7 +164,7 @@ class LayerRecorder(ABC):
 
     def _after(self, grad: bool, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         state = self.state
-        if transform() is not None:
+        if transforms():
             self.forget()
             state.unseen(self.name, "output", "called inside a torch.func transform, whose tensors have no values yet")
             return
