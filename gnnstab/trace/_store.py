@@ -280,13 +280,14 @@ def _write(connection: sqlite3.Connection, batch: Batch, open_buckets: OpenBucke
 
 
 def _write_level(connection: sqlite3.Connection, rows: NDArray[np.float64], level: int, tail: str) -> None:
-    row = f"({level},{','.join('?' * (rows.shape[1]))})"
+    # The level is one parameter of all rows, so that no statement is parsed anew for it.
+    row = f"(?1{',?' * rows.shape[1]})"
     # Whole numbers arrive as floats here; the INTEGER affinity of their columns turns them into integers.
     for size, values in _groups(rows.ravel().tolist(), rows.shape[1]):
         try:
-            connection.execute(_insert("INSERT INTO statistic", row, size, tail), values)
+            connection.execute(_insert("INSERT INTO statistic", row, size, tail), [level, *values])
         except sqlite3.IntegrityError:
-            connection.execute(_insert("INSERT INTO statistic", row, size, MERGE), values)
+            connection.execute(_insert("INSERT INTO statistic", row, size, MERGE), [level, *values])
 
 
 def _put(connection: sqlite3.Connection, statement: str, rows: Sequence[Columns]) -> None:
