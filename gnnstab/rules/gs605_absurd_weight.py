@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from statistics import median
+
+from numpy import median
 
 from gnnstab.errors import NotEvaluable
 from gnnstab.records import Finding, Signal, Signals
@@ -58,7 +59,7 @@ class AbsurdWeight(Rule):
         if not found:
             raise NotEvaluable(signals.why_missing("weight.rms"))
         absurd = [s for s in found if s.value > self._limit(s) and not self._has_grown(s)]
-        if not absurd or median(s.value for s in found) > self.ordinary:
+        if not absurd or median([s.value for s in found]) > self.ordinary:
             return
         working = [s for s in absurd if s.value <= self.offset and self._works(signals, s)]
         if len(working) == len(absurd):
@@ -68,7 +69,7 @@ class AbsurdWeight(Rule):
         worst = largest(absurd)
         listed = sorted({str(s.detail.get("parameter", s.layer)) for s in absurd})
         yield self.finding(
-            f"{names(listed)}: RMS {worst.value:.2g} beside a median of {median(s.value for s in found):.2g} over all parameters, "
+            f"{names(listed)}: RMS {worst.value:.2g} beside a median of {median([s.value for s in found]):.2g} over all parameters, "
             "as with memory that was never initialised. Initialise it.",
             limit=self._limit(worst),
             signal=worst,
