@@ -198,13 +198,12 @@ class LayerRecorder(ABC):
             self.record(grad, plan, inputs, args, kwargs, out_of_all)
         if state.layer_trace is not None and inputs:
             self._tell(inputs, out, self.given or (args, kwargs))
-        if grad and any(one.requires_grad for one in outs):
-            for one in outs:
-                if one.requires_grad:
-                    plan.grad_output.watch(one)
-            for one in inputs:
-                if isinstance(one, Tensor) and one.requires_grad:
-                    plan.grad_input.watch(one)
+        reached = [one for one in outs if one.requires_grad] if grad else []
+        for one in reached:
+            plan.grad_output.watch(one)
+        for one in inputs if reached else ():
+            if isinstance(one, Tensor) and one.requires_grad:
+                plan.grad_input.watch(one)
 
     def _tell(self, inputs: Sequence[Any], output: Tensor, given: Sequence[Any]) -> None:
         """Leave a mark for those who want to know what stands around the layer."""
