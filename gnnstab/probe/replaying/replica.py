@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch_geometric.data.data import BaseData
+from torch_geometric.inspector import Inspector
 
 from gnnstab.errors import GnnstabError, UsageError, let_through
 from gnnstab.probe.replaying._own_state import Guard
@@ -98,6 +99,10 @@ def replica(model: nn.Module) -> nn.Module:
                 memo[id(value)] = type(value)((k, deep_copy(v, memo)) for k, v in value.items() if k in kept)
             elif name == "message":
                 memo[id(value)] = None
+            elif isinstance(
+                value, Inspector
+            ):  # What the signatures of its class say: no forward changes it, and it is half of a layer.
+                memo[id(value)] = value
     memo.update(without_history(model))
     try:
         twin = deep_copy(model, memo)
