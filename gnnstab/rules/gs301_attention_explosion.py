@@ -17,6 +17,7 @@ from gnnstab.rules.queries import (
     Attention,
     attention,
     degree_of,
+    head_words,
     largest,
     loss_at_its_best,
     names,
@@ -184,11 +185,9 @@ class AttentionExplosion(Rule):
                 signal=crossed,
                 confidence="low",
             )
-        told = (
-            "which of weights and input scale did it was not measured"
-            if unknown
-            else f"{state.unit_entropy:.2f} at an input of RMS 1"
-        )
+        told = "which of weights and input scale did it was not measured"
+        if not unknown:
+            told = f"{state.unit_entropy:.2f} at an input of RMS 1"
         scale = self._unscaled(signals, layer)
         why = _saturating(layer, unknown, _large_features(signals)) if scale is None else _of_products(scale.value)
         return self.finding(
@@ -257,7 +256,7 @@ class AttentionExplosion(Rule):
         advice = "Scale the query weights down, or normalise queries and keys" if products else "Scale them down"
         unit = "unknown" if state.unit_entropy is None else f"{state.unit_entropy:.2f}"
         return self.finding(
-            f"{layer.name}: the {_behind(layer)} of head {worst.head} spread the logits of one target by {worst.value:.2g} at "
+            f"{layer.name}: the {_behind(layer)}{head_words(worst)} spread the logits of one target by {worst.value:.2g} at "
             f"an input of RMS 1 (limit {self.free_frobenius:g}) and agree no more than independent weights do, so that training has "
             f"not made them so. Entropy of ln(in-degree): {unit} at RMS 1, {state.entropy.value:.2f} on this batch"
             f"{state.worst_head_words}. {advice}.",
@@ -305,7 +304,7 @@ class AttentionExplosion(Rule):
 
     def _spread(self, layer: LayerFacts, worst: Signal, limit: float, degree: float) -> Finding:
         return self.finding(
-            f"{layer.name}: the {_behind(layer)} of head {worst.head} spread the logits of one target by {worst.value:.2g} "
+            f"{layer.name}: the {_behind(layer)}{head_words(worst)} spread the logits of one target by {worst.value:.2g} "
             f"at an input of RMS 1 (limit {limit:.2g} at in-degree {degree:g}). Judged by the weights alone: pass a batch to "
             "measure the attention itself.",
             severity="warning",
@@ -326,10 +325,11 @@ class AttentionExplosion(Rule):
         ]
         if not sharp:
             return None
-        worst = largest(sharp)
+        worst, told = largest(sharp), [str(s.head) for s in sharp if s.head is not None]
+        heads = f"head {names(told)}" if told else "its heads"
         advice = "It adds to what the input does." if real else "Pass a batch to measure it; lower the learning rate."
         return self.finding(
-            f"{layer.name}: training has sharpened head {names(str(s.head) for s in sharp)}: query and key agree "
+            f"{layer.name}: training has sharpened {heads}: query and key agree "
             f"{aligned[worst.head]:.1f} times as much as independent weights, and an input of RMS "
             f"{self._saturates_at(worst.value, degree):.2g} saturates the attention at in-degree {degree:g}"
             f"{'' if degree_of(signals, layer.name) else ' (assumed)'}. {advice}",

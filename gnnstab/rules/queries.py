@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 
@@ -72,6 +73,14 @@ def per_head(signals: Signals, name: str, layer: str) -> list[Signal]:
     """The finite values of a signal per head of one layer; the layer's own where heads were not told apart."""
     found = [s for s in signals.find(name, layer=layer) if math.isfinite(s.value)]
     return [s for s in found if s.head is not None] or found
+
+
+def head_words(signal: Signal) -> str:
+    """`` of head 1``; of heads that nobody knows, the numbers that were tried; empty where heads were not told apart."""
+    tried: Any = signal.detail.get("heads tried")
+    if tried:
+        return f" of a head, whichever of {', '.join(map(str, tried))} their number is,"
+    return "" if signal.head is None else f" of head {signal.head}"
 
 
 def degree_of(signals: Signals, layer: str | None) -> float | None:
