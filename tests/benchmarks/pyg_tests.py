@@ -34,7 +34,7 @@ FILES = (
     "test/nn/conv/test_static_graph.py",
     "test/nn/attention",
     *(f"test/nn/aggr/test_{name}.py" for name in ("attention", "basic", "gmt", "set2set", "set_transformer")),
-    *(f"test/nn/models/test_{name}.py" for name in ("attentive_fp", "basic_gnn", "polynormer", "sgformer", "tgn")),
+    *(f"test/nn/models/test_{name}.py" for name in ("attentive_fp", "polynormer", "sgformer", "tgn")),
     "test/nn/test_to_hetero_transformer.py",
     "test/nn/test_sequential.py",
 )
