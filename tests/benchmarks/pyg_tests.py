@@ -4,7 +4,7 @@
     python tests/benchmarks/pyg_tests.py CHECKOUT test/nn/conv/test_gat_conv.py
 
 Every call of a module from outside any other runs twice: a copy without a Monitor, then the module under one, from the same random
-state. Outputs, gradients of all parameters and the random state afterwards are compared bit for bit. The tests also run once without
+state. Outputs, gradients of all parameters (where the arguments come from no other call) and the random state afterwards are compared bit for bit. The tests also run once without
 any of this, which tells the failures of their own. Compiled and scripted calls run as they are, since nothing may wrap them.
 """
 
@@ -81,11 +81,13 @@ class Watcher:
                 self.counts["calls left as they are"] += 1
                 return module(*args, **kwargs)
             before = torch.get_rng_state()
-            plain = self._plain(module, args, kwargs)
+            # What an earlier call of the same module has made leads the gradients to its own parameters, not to a copy's.
+            alone = not any(tensor.grad_fn is not None for tensor in _tensors((args, kwargs)))
+            plain = self._plain(module, args, kwargs, alone)
             torch.set_rng_state(before)
-            return self._watched(plain, module, args, kwargs)
+            return self._watched(plain, module, args, kwargs, alone)
 
-    def _plain(self, module: nn.Module, args: Any, kwargs: Any) -> list[Any] | None:
+    def _plain(self, module: nn.Module, args: Any, kwargs: Any, alone: bool) -> list[Any] | None:
         try:
             twin = copy.deepcopy(module)
         except Exception:
@@ -95,18 +97,18 @@ class Watcher:
         ):  # What another call has made is not copied, and is no different afterwards.
             args, kwargs = copy.deepcopy((args, kwargs))
         try:
-            return _results(twin, twin(*args, **kwargs))
+            return _results(twin, twin(*args, **kwargs), alone)
         except Exception as problem:
             return [type(problem)]
 
-    def _watched(self, plain: list[Any] | None, module: nn.Module, args: Any, kwargs: Any) -> Any:
+    def _watched(self, plain: list[Any] | None, module: nn.Module, args: Any, kwargs: Any, alone: bool) -> Any:
         out = problem = None
         with gnnstab.Monitor(module, on_finding="ignore") as monitor:
             try:
                 out = module(*args, **kwargs)
             except Exception as raised:
                 problem = raised
-            seen = _results(module, out) if problem is None else [type(problem)]
+            seen = _results(module, out, alone) if problem is None else [type(problem)]
             monitor.step()
         self.counts["calls watched"] += 1
         self._compare(plain, seen, module)
@@ -137,17 +139,17 @@ def _as_it_is(module: nn.Module) -> bool:
     return compiled or torch.jit.is_tracing() or torch.compiler.is_compiling()
 
 
-def _results(module: nn.Module, out: Any) -> list[Any]:
+def _results(module: nn.Module, out: Any, gradients: bool) -> list[Any]:
     """Outputs, the gradient of their weighted sum by every parameter, and the random state."""
     tensors = list(_tensors(out))
     state = torch.get_rng_state()
     differentiable = [t for t in tensors if t.requires_grad and t.layout == torch.strided and t.numel()]
     wanted = [p for p in module.parameters() if p.requires_grad and not nn.parameter.is_lazy(p)]
-    gradients: tuple[Tensor | None, ...] = ()
-    if differentiable and wanted:
+    found: tuple[Tensor | None, ...] = ()
+    if differentiable and wanted and gradients:
         weights = [torch.linspace(0.5, 1.5, t.numel(), dtype=t.dtype).view(t.shape) for t in differentiable]
-        gradients = torch.autograd.grad(differentiable, wanted, weights, retain_graph=True, allow_unused=True)
-    return [*tensors, *gradients, state]
+        found = torch.autograd.grad(differentiable, wanted, weights, retain_graph=True, allow_unused=True)
+    return [*tensors, *found, state]
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -78,6 +78,7 @@ class SoftmaxRecorder(LayerRecorder):
 
     def measure(self, plan: Plan, inputs: Sequence[Any], output: Tensor, rows: Rows) -> None:
         """Queue the numbers of one call."""
+        self.state.empty |= not rows.score.numel()
         numbers: dict[str, Measured] = softmax_measures(rows.score, rows.attention, rows.target, rows.size)
         if inputs and output.is_floating_point():
             batch = self.state.batch
