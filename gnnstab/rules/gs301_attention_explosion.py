@@ -164,10 +164,9 @@ class AttentionExplosion(Rule):
         return bool(first) and min(first) >= self.warn_entropy
 
     def _measured(self, signals: Signals, layer: LayerFacts, state: Attention) -> Finding | None:
-        if (
-            not state.crosses(self.warn_entropy, self.one_hot_share)
-            or state.made_by_weights(self.warn_entropy) is False
-        ):
+        scale = self.unscaled(signals, layer)
+        by_input = scale is None and state.made_by_weights(self.warn_entropy) is False
+        if by_input or not state.crosses(self.warn_entropy, self.one_hot_share):
             return None
         severe = state.entropy.value < self.error_entropy
         crossed, limit = state.crossing(self.error_entropy if severe else self.warn_entropy, self.one_hot_share)
@@ -188,7 +187,6 @@ class AttentionExplosion(Rule):
         told = "which of weights and input scale did it was not measured"
         if not unknown:
             told = f"{state.unit_entropy:.2f} at an input of RMS 1"
-        scale = self._unscaled(signals, layer)
         why = _saturating(layer, unknown, _large_features(signals)) if scale is None else _of_products(scale.value)
         return self.finding(
             f"{seen}{told}{why}",
@@ -201,10 +199,10 @@ class AttentionExplosion(Rule):
     def _suspected(self, signals: Signals, layer: LayerFacts) -> bool:
         """True where something that makes scores large was measured: weights of scores, the scale of products, wide weights, large features."""
         wide = any(str(s.layer).startswith(f"{layer.name}.") for s in signals.find(PLACE_GAIN))
-        known = bool(per_head(signals, "logit.frobenius", layer.name)) or self._unscaled(signals, layer) is not None
+        known = bool(per_head(signals, "logit.frobenius", layer.name)) or self.unscaled(signals, layer) is not None
         return known or wide or bool(_large_features(signals))
 
-    def _unscaled(self, signals: Signals, layer: LayerFacts) -> Signal | None:
+    def unscaled(self, signals: Signals, layer: LayerFacts) -> Signal | None:
         """What multiplies q·k/√d, where that is far above 1."""
         found = signals.find(SCORE_PRODUCT_SCALE, layer=layer.name)
         return next((s for s in found if s.value > self.product_scale), None)

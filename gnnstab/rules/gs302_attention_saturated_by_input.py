@@ -72,7 +72,7 @@ class AttentionSaturatedByInput(Rule):
         weights = AttentionExplosion()
         for state in states:
             layer = signals.layer(state.layer)
-            if layer is not None and weights.unlearned(signals, layer, state) is not None:
+            if layer is not None and (weights.unlearned(signals, layer, state) or weights.unscaled(signals, layer)):
                 continue
             driven = state.driven_by_input(self.warn_entropy, self.one_hot_share, self.fresh_factor)
             if driven and state.made_by_weights(self.warn_entropy) is False:

@@ -313,7 +313,7 @@ def _ratio_from_slope(signals: Signals) -> tuple[Signal, ...]:
 
 
 def loss_at_its_best(series: Iterable[Series], since: int = 0) -> bool:
-    """True for a run whose positive loss fell to half of its start or less and ended no higher than 1.5 times its best.
+    """True for a run whose loss, never below 0, fell to half of its start or less and ended no higher than 1.5 times its best.
 
     Medians of `LOSSES` losses count; one that is not finite after step ``since`` makes it false.
     """
@@ -322,7 +322,9 @@ def loss_at_its_best(series: Iterable[Series], since: int = 0) -> bool:
         return False
     finite = loss.values[np.isfinite(loss.values)]
     medians = np.median(np.lib.stride_tricks.sliding_window_view(finite, LOSSES), axis=1)
-    return bool(medians.min() > 0 and medians[-1] <= 0.5 * medians[0] and medians[-1] <= 1.5 * medians.min())
+    return bool(
+        medians[0] > 0 <= medians.min() and medians[-1] <= 0.5 * medians[0] and medians[-1] <= 1.5 * medians.min()
+    )
 
 
 def percent(share: float) -> str:
