@@ -52,9 +52,7 @@ class AttentionSaturatedByInput(Rule):
     )
     one_hot_share: float = threshold(AttentionExplosion.one_hot_share, unit="share of node-heads", source="as GS301")
     fresh_factor: float = threshold(
-        0.6,
-        unit="× limits on fresh weights",
-        source="measured: a fresh orthogonal gain of √2 has Ĥ .25 to .32 and trains",
+        AttentionExplosion.fresh_factor, unit="× limits on fresh weights", source="as GS301"
     )
     growth: float = threshold(
         4.0,
