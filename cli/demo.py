@@ -20,7 +20,7 @@ from . import case, options, output
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("gnnstab-demo"),
     show_default=True,
-    help="Where the recorded run and the page go; a new one beside it when it holds anything."
+    help="Where the recorded run and the page go; a new one beside it when it holds anything.",
 )
 @click.option(
     "--open/--no-open", "opened", default=None, help="Open the page in a browser; by default where there is a screen."

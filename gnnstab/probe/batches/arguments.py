@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch_geometric.data import Data, HeteroData
 from torch_geometric.data.data import BaseData
 
-from gnnstab.errors import UsageError
+from gnnstab.errors import UsageError, printable
 from gnnstab.probe.batches.batch_file import load_batch as load_batch
 from gnnstab.probe.batches.data import fitting
 from gnnstab.probe.batches.named_tensors import forward_names
@@ -35,7 +35,7 @@ def as_arguments(batch: Any, model: nn.Module) -> list[Arguments]:
     if isinstance(batch, Tensor):
         return [((batch,), {})]
     if isinstance(batch, Mapping):
-        return [fitting((), {str(k): v for k, v in batch.items()}, model)]
+        return [fitting((), {k if isinstance(k, str) else printable(k): v for k, v in batch.items()}, model)]
     if isinstance(batch, tuple):
         if batch and isinstance(batch[0], BaseData) and not any(isinstance(item, BaseData) for item in batch[1:]):
             args, kwargs = _from_data(batch[0], model)
