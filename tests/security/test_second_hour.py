@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import uuid
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,9 @@ from torch_geometric.nn import TransformerConv
 import gnnstab
 from gnnstab.checkpoint import Checkpoint, load, rebuild, recover
 from gnnstab.checkpoint import _rebuilding as rebuilding
-from gnnstab.errors import LoadError
+from gnnstab.config import load as configuration
+from gnnstab.errors import ConfigurationError, LoadError
+from gnnstab.probe.batches.batch_file import load_batch
 from gnnstab.report import render
 
 State = dict[str, torch.Tensor]
@@ -197,3 +200,34 @@ def test_an_object_that_is_a_key_is_never_written_out(good: State, tmp_path: Pat
         file.writestr("a/data.pkl", b"\x80\x02" + content + b".")
     with pytest.raises(LoadError, match="no named tensors"):
         load(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"x": torch.zeros(2, 2, device="meta")}, "a tensor without numbers"),
+        ({uuid.UUID(int=0): torch.zeros(2, 2)}, "a Record is a key"),
+        ({("a", uuid.UUID(int=0)): torch.zeros(2, 2)}, "a Record is a key"),
+    ],
+    ids=["meta", "object", "in a tuple"],
+)
+def test_batches_without_numbers_or_names(content: Any, said: str, saved: Save) -> None:
+    with pytest.raises(LoadError, match=said):
+        load_batch(saved(content))
+
+
+@pytest.mark.parametrize("table", ["thresholds", "suppressions", "layers"])
+def test_an_ini_key_where_a_section_belongs(table: str, tmp_path: Path) -> None:
+    section = {"thresholds": "thresholds:GS301", "suppressions": "suppression:a", "layers": "layers:c:GS301"}[table]
+    (tmp_path / "setup.cfg").write_text(f"[gnnstab]\n{table} = x\n[gnnstab:{section}]\na = 1\n")
+    with pytest.raises(ConfigurationError, match=f"{table} is a key of .gnnstab. as well"):
+        configuration(tmp_path)
+
+
+def test_a_module_that_was_compiled_and_a_range(good: State, tmp_path: Path) -> None:
+    for content in (
+        torch.compile(TransformerConv(8, 8, heads=2), backend="eager"),
+        {"w": good, "args": {"r": range(3)}},
+    ):
+        torch.save(content, tmp_path / "file.pt")
+        assert len(recover(load(tmp_path / "file.pt")).layers) == 1

@@ -110,7 +110,7 @@ def _fill(value: Any, shown: str, count: list[int], depth: int) -> Any:
         return container(value, lambda item: _fill(item, shown, count, depth + 1))
     if isinstance(value, Tensor) and value.is_meta:
         raise LoadError(
-            f"{shown}: declares a tensor without storing its numbers; save it from a device that holds them"
+            f"{shown}: a tensor without numbers (on the meta device) stands in it; save it from a device that holds them"
         )
     if isinstance(value, _PLAIN):
         return value
