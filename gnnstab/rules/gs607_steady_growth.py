@@ -37,7 +37,7 @@ class SteadyGrowth(Rule):
     A loss may rise with the difficulty of a curriculum, and stop rising when that does. The rule names no cause: it measures none.
 
     ## References
-    Measured: none of 107 healthy runs of seven optimizer settings, 14 of 30 that blow up; docs/accuracy.md, lead time.
+    Measured: none of 107 healthy runs, 14 of 30 that blow up; docs/accuracy.md, lead time.
     """
 
     output_factor: float = threshold(
