@@ -33,8 +33,9 @@ class LearningRateTooHigh(Rule):
     With a model, a batch, a loss and the optimizer: six real steps on a copy (with momentum up to twenty, until updates have their full size), by the optimizer's own class, groups, settings and
     state. The largest loss in them over the first one, and the change of the output in the first step over its spread (over
     nodes or graphs). In a run: the losses of the first steps over that of step 0, with the change of the output in one
-    step, measured on a copy; while the rate rises after the first 50 steps, the slope along each update before and after it,
-    whose ratio gives rate times curvature; and the loss, when it ends far above what it had reached. Where no step could be tried, the
+    step, measured on a copy; while the rate rises beyond all that the run has had, after the first 50 steps or under SGD the first 10, the
+    slope along each update before and after it, whose ratio gives rate times curvature (which counts while the loss does not fall, or under
+    SGD while the rate rises faster than any warm-up); and the loss, when it ends far above what it had reached. Where no step could be tried, the
     learning rate over the RMS of the weight matrices is a hint, no more, unless the weights that an optimizer has made saturate the
     attention: trial steps from there are calm, since saturated attention hardly moves.
 
