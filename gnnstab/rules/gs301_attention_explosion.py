@@ -147,9 +147,8 @@ class AttentionExplosion(Rule):
         That is so of attention on generated graphs, unless the weights agree so little that training has not made them so, of layers
         without queries and keys that could agree or with a learned factor beside them, and in a run whose loss ended at its best while attention that had begun soft became sharp.
         """
-        trained = signals.context.get("trained")
-        # Of a short run nobody knows; its loss may have shown that it was long enough.
-        if not (signals.kind == "trace" if trained is None else trained):
+        # Of a short run nobody knows (None); its loss may show that it was long enough.
+        if not signals.context.get("trained") and (signals.kind != "trace" or signals.context.get("trained") is False):
             return found
         if signals.kind == "checkpoint" and (state is None or state.synthetic):
             layer = signals.layer(found.layer or "")
