@@ -17,6 +17,7 @@ from gnnstab.probe.buffering.series_ids import MODES
 from gnnstab.probe.error_guard import ErrorGuard
 from gnnstab.probe.layers.layer_recorder import LayerRecorder
 from gnnstab.probe.operations.in_place import StepWatch
+from gnnstab.probe.replaying.computing_hooks import changes_input
 from gnnstab.probe.replaying.replica import NO_AUTOCAST, Autocast, copied, rng_snapshot, tensors_in, unwrap
 from gnnstab.probe.replaying.replica import ForwardInputs as ForwardInputs
 from gnnstab.probe.replaying.skipped_step import MOST, SkippedForward, histories, keep_gradients
@@ -216,7 +217,8 @@ class ForwardTracker:
         if self._keep and mode.startswith("train"):
             self.kept = self._copy_of(mode, args, kwargs)
         state.batch = next(iter(batch_vectors(unwrap(model)[0], args, kwargs)), None)
-        given = (t for _, t in tensors_in([*args, kwargs]) if t.dim() == 2 and t.is_floating_point())
+        found = [] if changes_input(model) else tensors_in([*args, kwargs])
+        given = (t for _, t in found if t.dim() == 2 and t.is_floating_point())
         x = next((t for t in given if t.layout is torch.strided), None)  # A sparse matrix may well be the adjacency.
         if x is not None:
             batch = state.batch if state.batch is not None and len(state.batch) == len(x) else None

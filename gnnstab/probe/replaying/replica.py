@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch_geometric.data.data import BaseData
 
 from gnnstab.errors import GnnstabError, UsageError, let_through
+from gnnstab.probe.replaying.computing_hooks import computing_hooks, own_hook
 from gnnstab.probe.replaying.reach import SHARED, own_copy, shared_with
 from gnnstab.randomness import deep_copy, same_random_state
 
@@ -78,27 +79,31 @@ def rng_snapshot() -> dict[str, Any]:
 
 
 def replica(model: nn.Module) -> nn.Module:
-    """A deep copy without hooks and without ``message`` overrides on instances.
+    """A deep copy without the hooks that only look on, and without ``message`` overrides on instances.
 
-    Hooks never enter the copy, so whatever they hold on to (a logger, an open file) is not copied. Kept are the hooks
-    that are part of what the model computes: those of torch's ``weight_norm``, ``spectral_norm`` and pruning, and
-    those by which a fix of gnnstab changed the model, or `evaluating` has a BatchNorm go by the batch.
+    Those never enter the copy, so whatever they hold on to (a logger, an open file) is not copied. Kept are the hooks
+    that are part of what the model computes: those that return something, those of torch's ``weight_norm``, ``spectral_norm``
+    and pruning, and those by which a fix of gnnstab changed the model, or `evaluating` has a BatchNorm go by the batch.
 
     Raises:
         UsageError: The model holds something that cannot be copied, or a copy would wait for other processes.
     """
     memo: dict[int, Any] = {}
+    hooks: list[tuple[dict[Any, Any], Any, Any]] = []
     for module in model.modules():
-        kept = _computing_hooks(module)
+        kept = computing_hooks(module)
         for name, value in vars(module).items():
             if name.endswith(HOOK_TABLES) and isinstance(value, dict):
+                memo[id(value)] = own = type(value)()
                 # The tables with flags (`_with_kwargs`) share the keys of the tables that hold the hooks.
-                memo[id(value)] = type(value)((k, deep_copy(v, memo)) for k, v in value.items() if k in kept)
+                hooks += [(own, k, v) for k, v in value.items() if k in kept]
             elif name == "message":
                 memo[id(value)] = None
     memo.update(without_history(model))
     try:
         twin = deep_copy(model, memo)
+        for own, key, hook in hooks:  # They may hang on the model.
+            own[key] = own_hook(hook, memo, model)
     except Exception as error:
         let_through(error)
         raise UsageError(f"{type(model).__name__} cannot be copied for a replay: {error}") from error
@@ -169,17 +174,6 @@ def reason_against_a_copy(model: nn.Module) -> str:
         let_through(error)
         return f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error})"
     return ""
-
-
-def _computing_hooks(module: nn.Module) -> set[Any]:
-    """Keys of the hooks without which the module would compute something else."""
-    return {
-        key
-        for name, table in vars(module).items()
-        if name.endswith("_hooks") and isinstance(table, dict)
-        for key, hook in table.items()
-        if type(hook).__module__.startswith(("torch.nn.utils.", "gnnstab.nn.", "gnnstab.probe.replaying.evaluating"))
-    }
 
 
 _WRAPPERS = ("OptimizedModule", "DistributedDataParallel", "DataParallel")
