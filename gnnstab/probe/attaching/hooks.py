@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from gnnstab.errors import let_through
 from gnnstab.probe.error_guard import ErrorGuard
-from gnnstab.torch_private import is_tracing, set_grad_enabled
+from gnnstab.torch_private import is_exporting, is_tracing, set_grad_enabled
 
 
 def ignore(*args: Any, **kwargs: Any) -> None:
@@ -61,7 +61,8 @@ class Hook:
     def __call__(self, *args: Any) -> None:
         """Run the body, guarded."""
         if is_compiling():
-            self.compiled(*args)
+            if not is_exporting():  # An exported program is kept and deployed; it holds nothing of gnnstab.
+                self.compiled(*args)
             return
         if is_tracing():  # `torch.jit.trace` would write down what gnnstab computes as a part of the model.
             return
