@@ -172,7 +172,7 @@ class Monitor:
         self._guarded("the trace", self._look_at_trace)
         if self._feed:
             self._guarded("the sinks", lambda: self._feed.end(self.diagnose()))
-        if any(late):
+        if error is None:
             self._act()
 
     def _end(self, error: BaseException | None, late: list[bool]) -> None:

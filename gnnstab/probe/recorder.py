@@ -152,6 +152,7 @@ class Recorder:
             last.callback(self.explainer.close)
             self.end_step()
             self.settle()
+            run("what no step shows", lambda: self._emit(self._detector.end(self.state.step)))
             self.explainer.close()
             if self.state.step > 1:
                 run("the places at the end", partial(self._places.end, self.kept))
@@ -202,8 +203,9 @@ class Recorder:
 
     def validation(self, loss: float) -> None:
         """Record a validation loss at the step that has ended last."""
-        step = max(self.state.step - 1, 0)
-        self.writer.measures([Measure(step, "", "eval", 0, "loss.validation", -1, loss)])
+        measure = Measure(max(self.state.step - 1, 0), "", "eval", 0, "loss.validation", -1, loss)
+        self.writer.measures([measure])
+        self._emit(self._detector.evaluation(measure.step, loss))
 
     @property
     def late(self) -> bool:
@@ -236,6 +238,8 @@ class Recorder:
                 guard("the watched step", lambda: self._emit(self._detector.watched()))
             set_grad_enabled(False)
             try:
+                if self._forwards.bad_evaluation is not None:
+                    guard("an evaluation", lambda: self._emit(self._detector.evaluation(state.step)))
                 guard("the end of a step", self._end if state.light else self._end_left_out, lr, scale, skipped, moves)
                 # Whatever failed above, the next step begins, and nothing of this one is held any longer.
                 if state.error_guard.events:

@@ -23,7 +23,7 @@ from gnnstab.probe.replaying.replica import ForwardInputs as ForwardInputs
 from gnnstab.probe.replaying.skipped_step import MOST, SkippedForward, histories, keep_gradients
 from gnnstab.probe.state import State
 from gnnstab.probe.statistics import graph_measures, node_measures
-from gnnstab.torch_private import autocasts, graph_task
+from gnnstab.torch_private import autocasts, graph_task, transform
 
 LARGEST_KEPT = 64 * 2**20
 """Bytes of the inputs of one forward up to which a copy of them is kept for the end of the run."""
@@ -82,6 +82,12 @@ class ForwardTracker:
         self.forwards = 0
         """Forwards with gradients of this step."""
 
+        self.bad_evaluation: ForwardInputs | None = None
+        """Of this step, one whose output held NaN."""
+
+        self.evaluated: Tensor | None = None
+        """Whether the output of any evaluation on a device held NaN, (); there it is read when the run has ended."""
+
         self.ways = Ways({}, {})
         """How the layers stand to each other, after the first training forward."""
 
@@ -133,6 +139,7 @@ class ForwardTracker:
         self.last.clear()
         self.calls.clear()
         self.skipped.clear()
+        self.bad_evaluation = None
         self.forwards = 0
         if self._state.layer_trace is not None:
             # A forward ended in an exception and nobody called the model again.
@@ -173,6 +180,8 @@ class ForwardTracker:
         if graph_task() != -1:
             return
         state.inside = False
+        if not model.training:
+            self._look_at_evaluation(MODES[False][grad], output)
         if self.watching is not None:
             self.watching.forward_ended(output, grad)
         if grad and not state.light and self._keep and len(self.skipped) < MOST:
@@ -189,6 +198,17 @@ class ForwardTracker:
             found = ways([*layer_trace, ("", first, None)] if first is not None else layer_trace)
             self.ways.around.update(found.around)
             self.ways.beside.update(found.beside)
+
+    def _look_at_evaluation(self, mode: str, output: Any) -> None:
+        """No loss and no gradient follows an evaluation, in which a NaN would show."""
+        for _, tensor in tensors_in(output) if transform() is None else ():
+            if not tensor.is_floating_point() or tensor.layout is not torch.strided:
+                continue
+            bad = tensor.detach().isnan().any()
+            if tensor.device.type != "cpu":
+                self.evaluated = bad if self.evaluated is None else self.evaluated.to(bad.device) | bad
+            elif self.bad_evaluation is None and bad:
+                self.bad_evaluation = self.last.get(mode, ForwardInputs(mode=mode))
 
     def _take_answer(self, output: Any) -> None:
         """Keep what the first forward of a step returned, in the first steps and where its inputs are kept."""

@@ -6,6 +6,7 @@ import copy
 from collections import UserDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -251,10 +252,23 @@ def mapped(value: Any, change: Callable[[Any], Any], other: Callable[[Any], Any]
                     store[key] = mapped(item, change, other)
         return data
     if isinstance(value, (dict, UserDict)):
-        return {k: mapped(v, change, other) for k, v in value.items()}
+        return _refilled(value, {k: mapped(v, change, other) for k, v in value.items()})
     if isinstance(value, (list, tuple)):
         return _filled(value, [mapped(v, change, other) for v in value])
     return other(value)
+
+
+def _refilled(value: dict[Any, Any] | UserDict[Any, Any], items: dict[Any, Any]) -> Any:
+    """One of the class of ``value``, whose methods and attributes a model may use, with other values."""
+    if type(value) is dict:
+        return items
+    try:
+        twin = copy.copy(value)
+        twin.update(items)
+    except Exception as error:  # A class of the user's may forbid either.
+        let_through(error)
+        return items
+    return twin
 
 
 def _filled(value: list[Any] | tuple[Any, ...], items: list[Any]) -> Any:
@@ -299,16 +313,26 @@ def on_device(value: Any, device: torch.device) -> Any:
     return mapped(value, lambda t: t.to(device))
 
 
-def tensors_in(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Every tensor inside ``value`` with the name of where it sits: ``x``, ``0``, ``paper.x``, ``a__to__b.edge_index``."""
+def tensors_in(value: Any, name: str = "", within: tuple[Any, ...] = ()) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor inside ``value`` with the name of where it sits: ``x``, ``0``, ``paper.x``, ``a__to__b.edge_index``.
+
+    Containers, data of torch_geometric, dataclasses and objects of the user's own classes are looked into; ``within`` are those around ``value``.
+    """
     if isinstance(value, Tensor):
         yield name, value
-    elif isinstance(value, (list, tuple)):
-        for position, item in enumerate(value):
-            yield from tensors_in(item, f"{name}.{position}" if name else str(position))
+    elif not any(value is one for one in within):
+        for own, item in parts_of(value):
+            yield from tensors_in(item, f"{name}.{own}" if name else own, (*within, value))
+
+
+def parts_of(value: Any) -> Iterator[tuple[str, Any]]:
+    """(name, part) of what may hold tensors."""
+    if isinstance(value, (list, tuple)):
+        yield from ((str(position), item) for position, item in enumerate(value))
     elif isinstance(value, (dict, UserDict)):
         for key, item in value.items():
-            own = "__".join(map(str, key)) if isinstance(key, tuple) else str(key)
-            yield from tensors_in(item, f"{name}.{own}" if name else own)
+            yield "__".join(map(str, key)) if isinstance(key, tuple) else str(key), item
     elif isinstance(value, BaseData):
-        yield from tensors_in(value.to_dict(), name)
+        yield from parts_of(value.to_dict())
+    elif is_dataclass(value) and not isinstance(value, type):
+        yield from ((field.name, getattr(value, field.name, None)) for field in fields(value))
