@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gnnstab.errors import GnnstabError, UsageError
-from gnnstab.probe.attaching.hooks import REMOVED, Hook, removed
+from gnnstab.probe.attaching.hooks import REMOVED, Hook, keep_out_of_copies, removed
 from gnnstab.probe.attaching.identity_path import Ways, ways
 from gnnstab.probe.attaching.norms import Norms, batch_vectors
 from gnnstab.probe.buffering.series_ids import MODES
@@ -101,6 +101,7 @@ class ForwardTracker:
         self._keep = keep
         self._handles: list[Any] = []
         self._hooks: list[Hook] = []
+        self._hooked: nn.Module | None = None
         self._full_step = -1
 
     def attach(self, model: nn.Module) -> None:
@@ -113,6 +114,8 @@ class ForwardTracker:
             model.register_forward_pre_hook(before, with_kwargs=True, prepend=True),
             model.register_forward_hook(after),
         ]
+        self._hooked = model
+        keep_out_of_copies(model)
 
     def detach(self) -> None:
         """Remove the hooks and release everything."""
@@ -123,6 +126,8 @@ class ForwardTracker:
         for hook in self._hooks:
             hook.close()
         self._handles.clear()
+        if self._hooked is not None:
+            keep_out_of_copies(self._hooked)
         self.end_step()
         self.before = {}
 

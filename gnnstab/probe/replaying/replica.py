@@ -287,9 +287,12 @@ def copied(value: Any) -> Any:
     """``value`` with every tensor cloned, floating ones without their history, and a copy of whatever else can change.
 
     Raises:
-        UsageError: Something in it has no copy: an iterator, a queue, a tensor whose memory has been freed.
+        UsageError: Something in it has no copy: an iterator, a queue, a tensor whose memory has been freed, a list that holds itself.
     """
-    return mapped(value, _clone, own_copy)
+    try:
+        return mapped(value, _clone, own_copy)
+    except RecursionError as error:
+        raise UsageError("the model is called with a container that holds itself") from error
 
 
 def _clone(tensor: Tensor) -> Tensor:
