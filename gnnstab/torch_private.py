@@ -26,6 +26,9 @@ autograd_node = torch._C._current_autograd_node
 is_tracing = torch._C._is_tracing
 """Whether `torch.jit.trace` writes down what is computed."""
 
+is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
+"""Whether `torch.export` writes down what is computed; before torch 2.7 nothing says it."""
+
 next_sequence_number = torch._C._autograd._get_sequence_nr
 """The number that the next node of the autograd graph gets; a node keeps its own as ``_sequence_nr``."""
 

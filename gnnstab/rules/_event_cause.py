@@ -217,6 +217,8 @@ def _overflowed_in_low_precision(event: Event) -> bool:
 def _unknown(event: Event) -> str:
     note = event.detail.get("note")
     said = f" ({note})" if note else ""
+    if event.stage == "loss" and event.mode == "eval":
+        return f"cause not established{said}: look at the output and the targets of the evaluation with torch.isfinite"
     if event.stage in ("loss", "gradient"):
         return f"cause not established{said}: pass Monitor(loss=fn), so that the loss and its backward are repeated as well"
     return f"cause not established{said}: run gnnstab replay on the bundle, or diagnose(model, batch, loss)"
