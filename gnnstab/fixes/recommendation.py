@@ -95,6 +95,8 @@ def _choices(cause: str, codes: set[str], roots: set[str], signals: Signals | No
         ]
     if cause == "normalization-misuse" and signals is not None and _own_size(signals):
         return [("undo-normalisation", {}, "")]
+    if cause == "learning-rate" and "GS608" in codes:
+        return []  # All others lower it.
     if cause in _SIMPLE:
         return [(name, {}, "") for name in _SIMPLE[cause]]
     special = {
@@ -183,7 +185,9 @@ def _for_beta(codes: set[str], roots: set[str], signals: Signals | None) -> list
 
 
 def _for_precision(codes: set[str], roots: set[str], signals: Signals | None) -> list[Choice]:
-    """Where it overflowed decides: in the loss no change of the attention helps."""
+    """Where it overflowed, or what was rounded away, decides: no change of the attention helps elsewhere."""
+    if not codes & {"GS501", "GS502"} and codes & {"GS503", "GS504"}:
+        return [("fp32-operation", {}, "")] if "GS504" in codes else []
     attention: list[Choice] = [("fp32-attention", {}, ""), ("qk-clip", {}, "")]
     operation = operation_behind(signals)
     if not operation:

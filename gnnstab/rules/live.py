@@ -10,6 +10,7 @@ import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import lt
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -161,7 +162,7 @@ class LiveEngine:
         if not len(keys):
             return []
         # At nearly every step of a healthy run this one comparison is all: below it no rule has anything to say.
-        if keys is quiet.keys and (sizes < quiet.limits).all():
+        if keys is quiet.keys and all(map(lt, sizes.tolist(), quiet.limits)):
             quiet.add(step, sizes)
             return []
         quiet.hand_over(self._tracks)
@@ -172,10 +173,9 @@ class LiveEngine:
         tracks = [self._tracks.get(key) for key in keys]
         if all(track is not None and track.ready for track in tracks):
             quiet.keys = keys
-            limits = [
+            quiet.limits = [
                 self._quiet_limit(key, track) for key, track in zip(keys, tracks, strict=True) if track is not None
             ]
-            quiet.limits = np.array(limits)
         return found
 
     def _quiet_limit(self, key: SeriesKey, track: Track) -> float:

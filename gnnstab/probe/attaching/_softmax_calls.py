@@ -80,16 +80,11 @@ def library(name: str | None) -> bool:
 
 def named(function: FunctionType) -> Iterator[tuple[str, Any]]:
     """(name, value) of every global that a function uses."""
-    loaded = _loaded(function.__code__)
+    # A code object keeps the names of globals and of attributes together: ``F.softmax`` is no use of a global softmax.
+    loaded = {i.argval for i in dis.get_instructions(function.__code__) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
     for name in function.__code__.co_names:
         if name in loaded and name in function.__globals__:
             yield name, function.__globals__[name]
-
-
-@lru_cache(maxsize=4096)
-def _loaded(code: CodeType) -> frozenset[str]:
-    """Names of globals: a code object keeps them and those of attributes together, and ``F.softmax`` is no use of a global softmax."""
-    return frozenset(i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME"))
 
 
 def softmax_within(space: ModuleType, names: tuple[str, ...]) -> bool:
@@ -158,14 +153,14 @@ def _mentioned(function: FunctionType, depth: int = _DEPTH) -> Iterator[str]:
 
 @lru_cache(maxsize=4096)
 def _names(code: CodeType) -> frozenset[str]:
-    """Of a function and of those that are written within it."""
+    """Of a function and of those that are written within it; read once for all modules of a class."""
     found = set(code.co_names)
     for instruction in dis.get_instructions(code):
         if instruction.opname == "BINARY_OP":
             found.add(instruction.argrepr)
         elif instruction.opname in _OPERATORS:
             found.add(_OPERATORS[instruction.opname])
-    return frozenset(found.union(*(_names(constant) for constant in code.co_consts if isinstance(constant, CodeType))))
+    return frozenset(found).union(*(_names(constant) for constant in code.co_consts if isinstance(constant, CodeType)))
 
 
 def _methods(module: nn.Module, kinds: tuple[type, ...] | None = None) -> Iterator[tuple[str, FunctionType]]:
