@@ -80,16 +80,11 @@ def library(name: str | None) -> bool:
 
 def named(function: FunctionType) -> Iterator[tuple[str, Any]]:
     """(name, value) of every global that a function uses."""
-    loaded = _loaded(function.__code__)
+    # A code object keeps the names of globals and of attributes together: ``F.softmax`` is no use of a global softmax.
+    loaded = {i.argval for i in dis.get_instructions(function.__code__) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
     for name in function.__code__.co_names:
         if name in loaded and name in function.__globals__:
             yield name, function.__globals__[name]
-
-
-@lru_cache(maxsize=4096)
-def _loaded(code: CodeType) -> frozenset[str]:
-    """Names of globals: a code object keeps them and those of attributes together, and ``F.softmax`` is no use of a global softmax."""
-    return frozenset(i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME"))
 
 
 def softmax_within(space: ModuleType, names: tuple[str, ...]) -> bool:
