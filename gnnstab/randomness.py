@@ -39,6 +39,13 @@ def same_random_state() -> Iterator[None]:
             generator.set_state(state)
 
 
+def drawn_state() -> tuple[Any, ...]:
+    """What tells whether a number was drawn in between: equal before and after where none was."""
+    numbers = np.random.get_state(legacy=False)["state"] if "numpy.random" in sys.modules else None
+    drawn = () if numbers is None else (numbers["key"].tobytes(), numbers["pos"])
+    return random.getstate(), drawn, tuple(state.numpy().tobytes() for _, state in _torch_states())
+
+
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Every generator set to ``seed`` inside, and given back as it was: two runs then differ in nothing drawn."""

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from types import FrameType
+from typing import Any
+from unittest.mock import patch
 
 
 class TooMuchWork(BaseException):
@@ -31,3 +34,28 @@ def at_most(calls: int) -> Iterator[None]:
         yield
     finally:
         sys.setprofile(before)
+
+
+@contextmanager
+def work(model: Any) -> Iterator[Counter[str]]:
+    """Forwards of a model and of its copies, backwards, and steps of an Adam within the block."""
+    import torch
+
+    made: Counter[str] = Counter()
+    places = {
+        "forwards": (type(model), "forward"),
+        "backwards": (torch.autograd, "backward"),
+        "steps": (torch.optim.Adam, "step"),
+    }
+    with ExitStack() as patches:
+        for kind, (home, name) in places.items():
+            patches.enter_context(patch.object(home, name, _counting(made, kind, getattr(home, name))))
+        yield made
+
+
+def _counting(made: Counter[str], kind: str, own: Callable[..., Any]) -> Callable[..., Any]:
+    def count(*args: Any, **more: Any) -> Any:
+        made[kind] += 1
+        return own(*args, **more)
+
+    return count

@@ -16,8 +16,12 @@ from gnnstab.records import Cause, Finding, FixAdvice, LayerFacts, RuleStatus, S
 from gnnstab.records.vocabulary import SIGNALS
 from gnnstab.rules.registry import rule_class
 
-RULES = {rule.code: rule.name for rule in rules.RULES if rule.code not in ("GS305", "GS408", "GS605", "GS606")}
-"""The rules that the golden files speak of; the four that came later would add nothing but lines."""
+RULES = {
+    rule.code: rule.name
+    for rule in rules.RULES
+    if rule.code not in ("GS305", "GS408", "GS605", "GS606", "GS607", "GS608")
+}
+"""The rules that the golden files speak of; the six that came later would add nothing but lines."""
 
 HEADS = 3
 

@@ -55,7 +55,7 @@ class UnitGainInit(Fix):
 
     name = "unit-gain-init"
     title = "Xavier initialisation with gain 1"
-    causes = ("unsuitable-init", "dead-units", "uninitialized-parameter")
+    causes = ("unsuitable-init", "dead-units")
     signal = GRADIENT_RATIO
     needs_fresh_weights = True
     cost = "none; training starts anew"

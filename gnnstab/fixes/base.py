@@ -30,7 +30,7 @@ class Fix(ABC):
     """A few words for reports."""
 
     causes: ClassVar[tuple[str, ...]] = ()
-    """Causes that it addresses, best first."""
+    """Causes that it addresses, best first: a cause is offered the fixes that name it, those that name it first before the others."""
 
     signal: ClassVar[str]
     """The signal that should move when it works."""

@@ -20,6 +20,7 @@ from gnnstab.records.vocabulary import (
     PLACE_LOST_WEIGHT,
     PLACE_MASKED_WEIGHT,
     PLACE_NORMALISED_AWAY,
+    PLACE_OUTPUT,
     PLACE_PADDED_SPREAD,
     PLACE_PADDING_WEIGHT,
     PLACE_SIZE_RESPONSE,
@@ -167,6 +168,14 @@ def norm_of_something_else(signals: Signals | None) -> str:
     return ""
 
 
+def _divided_by_own_size(signals: Signals) -> bool:
+    """True where values were divided by their own size or that of padding, or rows of the output brought to one norm, in place of
+    node states."""
+    logits = "nll_loss" in str(signals.context.get("loss_graph"))
+    rows = logits and any("row_norm" in s.detail for s in signals.find(PLACE_OUTPUT))
+    return bool(signals.find(PLACE_NORMALISED_AWAY) or rows or norm_of_something_else(signals))
+
+
 class UndoNormalisation(ByHand):
     """Leave values as they are, or divide them by a constant, where a division by their own size takes away what they say."""
 
@@ -175,6 +184,10 @@ class UndoNormalisation(ByHand):
     causes = ("normalization-misuse",)
     signal = LOSS
     where = "the line that normalises"
+
+    def helps(self, layers: Sequence[LayerFacts], signals: Signals | None = None, **options: Any) -> bool:
+        """True where something was divided by its own size."""
+        return signals is not None and _divided_by_own_size(signals)
 
     def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
         found = [] if signals is None else signals.find(PLACE_NORMALISED_AWAY)

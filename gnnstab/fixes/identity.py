@@ -49,8 +49,8 @@ class PreNormResidual(Fix):
     name = "pre-norm-residual"
     title = "pre-norm with a residual of weight 1"
     causes = (
-        *("no-residual", "oversmoothing", "unsuitable-init", "normalization-misuse", "saturated-gate"),
-        "indistinguishable-nodes",
+        *("indistinguishable-nodes", "no-residual", "oversmoothing", "unsuitable-init", "normalization-misuse"),
+        "saturated-gate",
     )
     signal = GRADIENT_RATIO
     needs_fresh_weights = True
@@ -75,7 +75,7 @@ class ResidualDepthInit(Fix):
 
     name = "residual-depth-init"
     title = "residual of weight 1 with depth-scaled initialisation"
-    causes = ("no-residual", "unsuitable-init", "oversmoothing")
+    causes = ("oversmoothing", "no-residual", "unsuitable-init")
     signal = GRADIENT_RATIO
     needs_fresh_weights = True
     cost = "one addition per layer; training starts anew"

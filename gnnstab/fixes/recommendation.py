@@ -2,38 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from gnnstab.fixes.by_hand import ByHand, norm_of_something_else, operation_behind
-from gnnstab.fixes.table import find
+from gnnstab.fixes.by_hand import ByHand, operation_behind
+from gnnstab.fixes.table import addressing, find
 from gnnstab.layers import layer_named
 from gnnstab.records import Cause, Finding, FixAdvice, LayerFacts, Signals
-from gnnstab.records.vocabulary import LOGIT_ALIGNMENT, PLACE_NORMALISED_AWAY, PLACE_OUTPUT
+from gnnstab.records.vocabulary import LOGIT_ALIGNMENT
 
 Choice = tuple[str, dict[str, Any], str]
 """Fix, its options, and what is known about it on this target."""
-
-_SIMPLE: Mapping[str, tuple[str, ...]] = {
-    "sum-aggregation": ("mean-aggregation-root", "norm-after-sum"),
-    "feature-scale": ("input-standardisation",),
-    "learning-rate": ("lower-lr", "gradient-clipping"),
-    "adam-epsilon": ("adam-eps",),
-    "dead-units": ("reinit-layers", "unit-gain-init", "lower-lr"),
-    "uninitialized-parameter": ("reinit-layers",),
-    "normalization-misuse": ("layer-norm", "pre-norm-residual"),
-    "oversmoothing": ("residual-depth-init", "pre-norm-residual"),
-    "saturated-gate": ("reinit-gate", "pre-norm-residual"),
-    "isolated-nodes": ("root-weight",),
-    "indistinguishable-nodes": ("pre-norm-residual", "root-weight"),
-    "active-clamp": ("remove-clamp",),
-    "non-finite-data": ("clean-data",),
-    "never-updated-parameter": ("reconnect",),
-    "undefined-operation": ("safe-operation",),
-    "masking": ("set-mask",),
-}
-"""Causes whose fixes do not depend on anything else that was found, best first."""
 
 _VANISHING, _EXPLODING = "GS203", "GS204"
 
@@ -93,10 +73,8 @@ def _choices(cause: str, codes: set[str], roots: set[str], signals: Signals | No
             ("root-weight", {}, "the layers were asked to leave the node's own features out"),
             ("pre-norm-residual", {}, ""),
         ]
-    if cause == "normalization-misuse" and signals is not None and _own_size(signals):
-        return [("undo-normalisation", {}, "")]
-    if cause in _SIMPLE:
-        return [(name, {}, "") for name in _SIMPLE[cause]]
+    if cause == "learning-rate" and "GS608" in codes:
+        return []  # All others lower it.
     special = {
         "attention-explosion": _for_attention,
         "no-residual": _for_depth,
@@ -105,15 +83,11 @@ def _choices(cause: str, codes: set[str], roots: set[str], signals: Signals | No
         "no-dropout": _for_dropout,
         "precision": _for_precision,
     }
-    return special[cause](codes, roots, signals) if cause in special else []
-
-
-def _own_size(signals: Signals) -> bool:
-    """True where values were divided by their own size or that of padding, or rows of the output brought to one norm, in place of
-    node states."""
-    logits = "nll_loss" in str(signals.context.get("loss_graph"))
-    rows = logits and any("row_norm" in s.detail for s in signals.find(PLACE_OUTPUT))
-    return bool(signals.find(PLACE_NORMALISED_AWAY) or rows or norm_of_something_else(signals))
+    if cause == "normalization-misuse" and find("undo-normalisation").helps((), signals):
+        return [("undo-normalisation", {}, "")]
+    if cause in special:
+        return special[cause](codes, roots, signals)
+    return [(fix.name, {}, "") for fix in addressing(cause)]
 
 
 def _without_skip(signals: Signals) -> bool:
@@ -183,7 +157,9 @@ def _for_beta(codes: set[str], roots: set[str], signals: Signals | None) -> list
 
 
 def _for_precision(codes: set[str], roots: set[str], signals: Signals | None) -> list[Choice]:
-    """Where it overflowed decides: in the loss no change of the attention helps."""
+    """Where it overflowed, or what was rounded away, decides: no change of the attention helps elsewhere."""
+    if not codes & {"GS501", "GS502"} and codes & {"GS503", "GS504"}:
+        return [("fp32-operation", {}, "")] if "GS504" in codes else []
     attention: list[Choice] = [("fp32-attention", {}, ""), ("qk-clip", {}, "")]
     operation = operation_behind(signals)
     if not operation:

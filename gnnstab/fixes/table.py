@@ -85,6 +85,12 @@ def find(name: str) -> Fix:
     raise FixError(f"unknown fix {name!r}; {hint(name, FIXES, 'choose from ' + ', '.join(FIXES))}")
 
 
+def addressing(cause: str) -> list[Fix]:
+    """The fixes that address a cause: first those that name it first, then in the table's order."""
+    found = [fix for fix in FIXES.values() if cause in fix.causes]
+    return sorted(found, key=lambda fix: fix.causes.index(cause))
+
+
 @keeps_random_state
 def apply(model: nn.Module, name: str, **options: Any) -> nn.Module:
     """A changed deep copy of ``model``; the model, its mode and the random state stay as they are.

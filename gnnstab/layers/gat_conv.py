@@ -21,7 +21,7 @@ class GATConvLayer(AdditiveLayer):
 
     kind: ClassVar[str] = "GATConv"
     roles: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "score": ("att_src", "att_dst", "att_edge"),
+        "score": ("att_src", "att_dst", "att_edge", "lin_dst"),
         "value": ("lin", "lin_src"),
         "edge": ("lin_edge",),
         "skip": ("res",),

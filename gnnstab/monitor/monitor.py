@@ -147,23 +147,32 @@ class Monitor:
                 "this monitor was entered before, and its trace is one run; make a new Monitor for the next"
             )
         self._begun = self._entered = True
-        self._guarded("attaching to the model", self._recorder.attach)
-        self._guarded("attaching to the optimizer", self._boundary.attach)
-        self._guarded("what the optimizer holds", self._compare_with_optimizer)
-        self._warn_foreign_optimizer()
+        with (
+            ExitStack() as undo
+        ):  # Python leaves no block that it has not entered: an interrupt, a warning as an error.
+            self._leave(undo)
+            self._guarded("attaching to the model", self._recorder.attach)
+            self._guarded("attaching to the optimizer", self._boundary.attach)
+            self._guarded("what the optimizer holds", self._compare_with_optimizer)
+            self._warn_foreign_optimizer()
+            undo.pop_all()
         return self
+
+    def _leave(self, last: ExitStack) -> None:
+        """Have the end of ``last`` leave everything as it was found."""
+        last.callback(self._guarded, "closing the trace", self._writer.close)
+        last.callback(self._guarded, "detaching from the model", self._recorder.detach)
+        last.callback(self._guarded, "detaching from the optimizer", self._boundary.detach)
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         late: list[bool] = []
         with ExitStack() as last:  # All of it, also where the user interrupts one of the looks.
-            last.callback(self._guarded, "closing the trace", self._writer.close)
-            last.callback(self._guarded, "detaching from the model", self._recorder.detach)
-            last.callback(self._guarded, "detaching from the optimizer", self._boundary.detach)
+            self._leave(last)
             self._end(error, late)
         self._guarded("the trace", self._look_at_trace)
         if self._feed:
             self._guarded("the sinks", lambda: self._feed.end(self.diagnose()))
-        if any(late):
+        if error is None:
             self._act()
 
     def _end(self, error: BaseException | None, late: list[bool]) -> None:

@@ -20,7 +20,7 @@ from gnnstab.probe.recorder import Recorder
 from gnnstab.probe.replaying.evaluating import evaluating
 from gnnstab.probe.replaying.marks import marked_targets
 from gnnstab.probe.replaying.read_out import read_out as read_out
-from gnnstab.probe.replaying.replica import Autocast, device_of, on_device, tracked, whole_copy
+from gnnstab.probe.replaying.replica import Autocast, device_of, eager, on_device, tracked, whole_copy
 from gnnstab.probe.replaying.zero_output import loss_over_zero
 from gnnstab.probe.statistics.numbers import Measured
 from gnnstab.probe.unit_input import AtUnitInput, at_unit_input
@@ -140,7 +140,7 @@ def _one(
     model.zero_grad(set_to_none=True)
     try:
         with Autocast.of(model, precision).context(), sums_watched() as sums:
-            output = model(*args, **kwargs)
+            output = eager(model)(*args, **kwargs)
     except Exception as error:
         let_through(error)
         raise UsageError(

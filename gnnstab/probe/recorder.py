@@ -41,8 +41,8 @@ _EVENTS = 1000
 class Recorder:
     """Records one model into one trace.
 
-    Outputs, gradients and random numbers are the same with it and without it, and a failure inside it is noted instead of raised.
-    Nothing waits for a device: what one has reduced is handed over at the next step's end, or by `settle`. Full steps wait at their end.
+    Nothing that the run computes changes, and a failure inside it is noted instead of raised. Nothing waits for a device but full
+    steps, at their end: what one has reduced is handed over at the next step's end, or by `settle`.
 
     Args:
         model: The model; wrappers of ``torch.compile`` and data parallelism are looked through.
@@ -117,11 +117,9 @@ class Recorder:
         )
         self._places = Surveys(self.model, writer, places, patient=budget is not None)
         self._on_event = on_event
-        self._weights = EMPTY
-        self._start = time.monotonic()
+        self._weights, self._start, self._attached = EMPTY, time.monotonic(), False
         self._loss: Number = None
         self._late: PendingStep | None = None
-        self._attached = False
         if budget is not None and not replay:
             self.budget.hold("the inputs of a step are not kept, so that it could not be run again")
 
@@ -152,12 +150,12 @@ class Recorder:
             last.callback(self.explainer.close)
             self.end_step()
             self.settle()
+            run("what no step shows", lambda: self._emit(self._detector.end(self.state.step)))
             self.explainer.close()
             if self.state.step > 1:
                 run("the places at the end", partial(self._places.end, self.kept))
 
-    def __enter__(self) -> Recorder:
-        return self.attach()
+    __enter__ = attach
 
     def __exit__(self, *failure: object) -> None:
         self.detach()
@@ -204,6 +202,7 @@ class Recorder:
         """Record a validation loss at the step that has ended last."""
         step = max(self.state.step - 1, 0)
         self.writer.measures([Measure(step, "", "eval", 0, "loss.validation", -1, loss)])
+        self._emit(self._detector.evaluation(step, loss))
 
     @property
     def late(self) -> bool:
@@ -236,6 +235,8 @@ class Recorder:
                 guard("the watched step", lambda: self._emit(self._detector.watched()))
             set_grad_enabled(False)
             try:
+                if self._forwards.bad_evaluation is not None:
+                    guard("an evaluation", lambda: self._emit(self._detector.evaluation(state.step)))
                 guard("the end of a step", self._end if state.light else self._end_left_out, lr, scale, skipped, moves)
                 # Whatever failed above, the next step begins, and nothing of this one is held any longer.
                 if state.error_guard.events:
@@ -359,8 +360,7 @@ class Recorder:
         """Release what belongs to the step that has ended."""
         state = self.state
         self._loss = None
-        state.step += 1
-        state.error_guard.step = state.step
+        state.step = state.error_guard.step = state.step + 1
         state.end_step()
         self._forwards.end_step()
         if self.budget.hooked:

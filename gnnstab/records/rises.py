@@ -80,3 +80,14 @@ OF = 4
 def lasting_level(values: Sequence[float]) -> float:
     """The level that all but one of the last `OF` values exceed or reach; −inf for fewer values."""
     return sorted(values[-OF:])[1] if len(values) >= OF else -math.inf
+
+
+LATEST, LATELY = 5, 32
+"""Losses whose median says where a run stands, and the ones that it is held against."""
+
+
+def falling(losses: Sequence[float]) -> bool:
+    """True while the latest of more than ten losses lie below those around them: what overshoots, grows or scatters then is progress."""
+    known = [loss for loss in losses[-LATELY:] if math.isfinite(loss)]
+    around, latest = sorted(known), sorted(known[-LATEST:])
+    return len(around) > 10 and latest[len(latest) // 2] < around[len(around) // 2]

@@ -54,6 +54,8 @@ def event_cause(signals: Signals, event: Event) -> Judged:
             told = {"tensor": batch[0], "place": "loss"}
             why = f"the model's output is finite, and of the batch {batch[0]['words']}"
             return Judged("non-finite-data", why, advice(told, "non-finite-data"))
+    if mean := event.detail.get("mean_of_nothing"):
+        return Judged("undefined-operation", f"{mean} takes the mean of a tensor without entries: 0/0", _LEAVE_EMPTY)
     if _only_targets_are_left(signals, event):
         why = "the targets hold NaN or Inf: of a finite output and finite targets this loss and its gradient are finite"
         return Judged("non-finite-data", why, _CLEAN_TARGETS)
@@ -78,6 +80,8 @@ _ORDINARY = 1e4
 """Size of an output whose square fits every format that a loss is computed in but fp16, whose overflow is told before."""
 
 _CLEAN_TARGETS = "look at the targets with torch.isfinite, and leave such rows out of the loss"
+
+_LEAVE_EMPTY = "leave out batches in which nothing is selected, as by an empty mask, or divide the sum by max(count, 1)"
 
 
 def _only_targets_are_left(signals: Signals, event: Event) -> bool:
@@ -213,6 +217,8 @@ def _overflowed_in_low_precision(event: Event) -> bool:
 def _unknown(event: Event) -> str:
     note = event.detail.get("note")
     said = f" ({note})" if note else ""
+    if event.stage == "loss" and event.mode == "eval":
+        return f"cause not established{said}: look at the output and the targets of the evaluation with torch.isfinite"
     if event.stage in ("loss", "gradient"):
         return f"cause not established{said}: pass Monitor(loss=fn), so that the loss and its backward are repeated as well"
     return f"cause not established{said}: run gnnstab replay on the bundle, or diagnose(model, batch, loss)"

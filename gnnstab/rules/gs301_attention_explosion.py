@@ -139,15 +139,16 @@ class AttentionExplosion(Rule):
             if found is None:
                 found = self._predicted(signals, layer)
             if found is not None:
-                yield by_steps(self._as_learned(found, signals, state), signals)
+                yield by_steps(self.as_learned(found, signals, state), signals)
 
-    def _as_learned(self, found: Finding, signals: Signals, state: Attention | None) -> Finding:
+    def as_learned(self, found: Finding, signals: Signals, state: Attention | None) -> Finding:
         """Sharpness that training has found is information where only a loss could tell whether it is of use.
 
         That is so of attention on generated graphs, unless the weights agree so little that training has not made them so, of layers
         without queries and keys that could agree or with a learned factor beside them, and in a run whose loss ended at its best while attention that had begun soft became sharp.
         """
-        if not signals.context.get("trained", signals.kind == "trace"):
+        # Of a short run nobody knows (None); its loss may show that it was long enough.
+        if not signals.context.get("trained") and (signals.kind != "trace" or signals.context.get("trained") is False):
             return found
         if signals.kind == "checkpoint" and (state is None or state.synthetic):
             layer = signals.layer(found.layer or "")

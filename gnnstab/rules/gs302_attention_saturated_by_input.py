@@ -74,7 +74,8 @@ class AttentionSaturatedByInput(Rule):
                 continue
             driven = state.driven_by_input(self.warn_entropy, self.one_hot_share, self.fresh_factor)
             if driven and state.made_by_weights(self.warn_entropy) is False:
-                yield self._finding(signals, state)
+                found = self._finding(signals, state)
+                yield weights.as_learned(found, signals, state) if signals.kind == "trace" else found
 
     def _finding(self, signals: Signals, state: Attention) -> Finding:
         severe = state.entropy.value < self.error_entropy

@@ -17,7 +17,7 @@ class GradientSpike(Rule):
     The gradient norm of every step over the running median of the steps before it. Several jumps above 10, or one from which the
     norm does not come back, are a warning; a single one that is over in a few steps is information. Norms below that of the
     first ten steps never count: close to convergence the median is tiny. Nor does a norm that rose slowly, without a jump to three
-    times the median of the five before it, nor one in the warm-up of the rate, unless it exceeds all but the last few before it tenfold.
+    times the median of the five before it, nor one while the loss falls, nor one in the warm-up of the rate, unless it exceeds all but the last few before it tenfold.
 
     ## Why it is unstable
     A spike moves all weights at once; Adam's second moment, an average over some 1000 steps, needs long to notice. Sharp

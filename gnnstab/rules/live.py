@@ -10,11 +10,13 @@ import math
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import lt
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gnnstab.records import Finding, SeriesKey, Signal, Signals
+from gnnstab.records.rises import falling
 from gnnstab.records.vocabulary import OPTIMIZER_OUTPUT_MOVE
 from gnnstab.rules._beginning import Beginning, Overshoots, Rates
 from gnnstab.rules._tracks import WINDOW, Quiet, Track, median
@@ -24,6 +26,8 @@ from gnnstab.rules.gs501_precision_headroom import UNIT_ROUNDOFF, PrecisionHeadr
 from gnnstab.rules.gs601_learning_rate_too_high import LearningRateTooHigh
 from gnnstab.rules.gs603_gradient_spike import GradientSpike
 from gnnstab.rules.gs606_rate_jump import RateJump
+from gnnstab.rules.gs607_steady_growth import SteadyGrowth
+from gnnstab.signals.fitting import shared_growth
 from gnnstab.signals.optimisation import BESIDE, JUMP
 
 if TYPE_CHECKING:
@@ -85,6 +89,7 @@ class LiveEngine:
         self._rate = LearningRateTooHigh()
         self._precision = PrecisionHeadroom()
         self._attention = AttentionExplosion()
+        self._steady = SteadyGrowth()
         self._format = precision
         self._channels = dict(channels or {})
         self._tracks: dict[SeriesKey | str, Track] = {}
@@ -107,7 +112,7 @@ class LiveEngine:
         lr: float | None = None,
         grad_norm: float | None = None,
         moved: float | None = None,
-        overshoot: tuple[int, float] | None = None,
+        overshoot: tuple[int, float, bool] | None = None,
         skipped: bool = False,
     ) -> list[Finding]:
         """Take one step in and return what is new.
@@ -120,7 +125,7 @@ class LiveEngine:
             lr: Learning rate, for the wording.
             grad_norm: L2 norm over all parameter gradients.
             moved: Change of the output by the update of this step over its spread, where it was measured.
-            overshoot: Step and rate × curvature of the last update along which it was measured.
+            overshoot: Step and rate × curvature of the last update along which it was measured, and whether it counts while the loss falls.
             skipped: True when a GradScaler skipped the step; its gradients are then left out.
         """
         self._beginning.moved(moved)
@@ -131,7 +136,8 @@ class LiveEngine:
             found += self._gradient(step, grad_norm, self._warming)
         found += self._rates.rate(step, lr)
         if overshoot is not None:
-            found += self._overshoots.measured(*overshoot, lr)
+            overshot = list(self._overshoots.measured(*overshoot[:2], lr))
+            found += overshot if overshoot[2] or not self._falling() else []
         return [f for f in found if self._first_time(f)] + ([] if loss is None else self.loss(step, loss, lr))
 
     def rate(self, step: int, lr: float | None) -> list[Finding]:
@@ -156,7 +162,7 @@ class LiveEngine:
         if not len(keys):
             return []
         # At nearly every step of a healthy run this one comparison is all: below it no rule has anything to say.
-        if keys is quiet.keys and sizes.max() < self._quiet_below:
+        if keys is quiet.keys and all(map(lt, sizes.tolist(), quiet.limits)):
             quiet.add(step, sizes)
             return []
         quiet.hand_over(self._tracks)
@@ -167,7 +173,15 @@ class LiveEngine:
         tracks = [self._tracks.get(key) for key in keys]
         if all(track is not None and track.ready for track in tracks):
             quiet.keys = keys
+            quiet.limits = [
+                self._quiet_limit(key, track) for key, track in zip(keys, tracks, strict=True) if track is not None
+            ]
         return found
+
+    def _quiet_limit(self, key: SeriesKey, track: Track) -> float:
+        """The size from which a rule may have something to say of a series."""
+        grown = math.inf if key.site == "score" else self._steady.output_factor * track.start
+        return min(self._quiet_below, grown)
 
     def _first_time(self, finding: Finding) -> bool:
         # What was information may become a warning later on.
@@ -196,7 +210,7 @@ class LiveEngine:
         if not grown and self._format == "fp32":
             return  # The fit is the expensive part, and at every healthy step nothing asks for it.
         growth, error = track.growth()
-        yield from self._headroom(step, key.layer, track, growth if growth > 3 * error else 0.0)
+        yield from self._headroom(step, key.layer, track)
         steady = track.ready and grown and growth > max(limits.score_growth, 3 * error)
         if steady or self._jumped(track, size):
             first = track.start if track.ready else track.before
@@ -222,7 +236,11 @@ class LiveEngine:
         recent = list(track.values)[-int(self._limits.loss_lasts) :]
         return median(recent) <= min(0.5 * track.start, 1.5 * track.lowest)
 
-    def _headroom(self, step: int, layer: str, track: Track, growth: float) -> Iterator[Finding]:
+    def _falling(self) -> bool:
+        track = self._tracks.get("loss")
+        return track is not None and falling(list(track.values))
+
+    def _headroom(self, step: int, layer: str, track: Track) -> Iterator[Finding]:
         size = track.values[-1]
         if self._format not in ("fp16", "bf16") or size <= 0:
             return
@@ -240,13 +258,13 @@ class LiveEngine:
                 step=step,
             )
         if self._format == "fp16":
-            yield from self._overflow(step, layer, track, growth)
+            yield from self._overflow(step, layer, track)
 
-    def _overflow(self, step: int, layer: str, track: Track, growth: float) -> Iterator[Finding]:
+    def _overflow(self, step: int, layer: str, track: Track) -> Iterator[Finding]:
         size = track.values[-1]
         headroom = FP16_LARGEST / (size * math.sqrt(self._channels.get(layer, 1)))
-        lasting = growth > 0 and headroom > 1 and track.outlived_beginning
-        left = math.log(headroom) / growth if lasting else math.inf
+        growth = track.lasting_growth() if headroom > 1 else 0.0
+        left = math.log(headroom) / growth if growth > 0 else math.inf
         if headroom <= self._precision.overflow or left < self._limits.projected_steps:
             when = "now" if headroom <= 1 else f"in about {left:.0f} steps at the present growth"
             yield self._precision.finding(
@@ -263,7 +281,12 @@ class LiveEngine:
 
     def _activation(self, step: int, key: SeriesKey, rms: float) -> Iterator[Finding]:
         track = self._track(step, key, rms)
-        if track is not None and self._jumped(track, rms):
+        if track is None:
+            return
+        grown = track.before <= rms > self._steady.output_factor * track.start
+        growth = track.lasting_growth() if grown and not (self._learning() or self._falling()) else 0.0
+        yield from self._steady.output(key.layer, step, rms / track.start, math.expm1(min(growth, 50.0)))
+        if self._jumped(track, rms):
             yield self._rate.finding(
                 f"{key.layer}: at step {step} its output has RMS {rms:.3g}, {rms / track.before:.3g} times everything before. Divide the "
                 "learning rate by 3.",
@@ -286,6 +309,8 @@ class LiveEngine:
         ratio = norm / track.middle
         # Close to convergence the median is tiny, and a norm ten times as large is still less than training began with.
         if ratio <= self._spike.ratio or norm <= track.start or not self._sudden(step, norm, track, warming):
+            return
+        if self._falling():
             return
         self._spikes.append(step)
         lately = [s for s in self._spikes if s > step - 5 * WINDOW]
@@ -312,8 +337,11 @@ class LiveEngine:
 
     def _loss(self, step: int, loss: float, lr: float | None) -> Iterator[Finding]:
         track = self._track(step, "loss", loss)
+        if track is None:
+            return
+        yield from self._together(step, track)
         # A loss that can be negative, as in reinforcement learning, has no meaningful ratio.
-        if track is None or track.lowest <= 0:
+        if track.lowest <= 0:
             return
         jumped = self._jumped(track, loss)
         if jumped or self._risen(track):
@@ -328,6 +356,15 @@ class LiveEngine:
                 value=loss,
                 step=step,
             )
+
+    def _together(self, step: int, loss: Track) -> Iterator[Finding]:
+        """The loss and the gradient grow at a steady pace: a positive loss away from its minimum, a negative one without bound."""
+        norm = self._tracks.get("gradient.norm")
+        if norm is None:
+            return
+        pace, own = shared_growth((loss.steps, loss.values), (norm.steps, norm.values), (loss.start, norm.start))
+        if pace > 0:
+            yield from self._steady.objective(step, loss.values[-1], pace, own)
 
     def _risen(self, track: Track) -> bool:
         """True when all of the latest losses lie far above the best and above the start."""

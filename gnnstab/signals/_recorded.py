@@ -58,7 +58,7 @@ def from_trace(trace: Trace) -> Signals:
     series = () if single else tuple(run_series(sites, measures, steps, layers))
     if not single:
         values += step_signals(steps)
-        values += first_moves(measures) + overshoot_signals(measures)
+        values += first_moves(measures) + overshoot_signals(measures, steps)
         values += gap_signals(steps, measures)
         values += growth_signals(series)
         values = with_extremes(trace, measures, values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,9 +12,23 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
+    Floats = Sequence[float]
+
 LEAST = 4
 """Points below which nothing is fitted: a line through three points always looks straight."""
 
+
+LASTS = 24
+"""Points from which on a growth can be said to last: a dozen for each half of them."""
+
+DOUBLED = 2.0
+"""× within the points: a loss that has grown by less stands on a plateau."""
+
+LATEST = 4
+"""Points whose median is held against the beginning of a run."""
+
+PACE = 0.75
+"""Share of the slope that the second half must have: an exponential has all of it, a straight line three fifths."""
 
 CLEAR = 3.0
 """A slope is clear when it exceeds this many standard errors."""
@@ -89,3 +104,41 @@ def log_linear(steps: ArrayLike, values: ArrayLike, least: int = LEAST) -> LogFi
         int(x[-1]),
         len(x),
     )
+
+
+def lasting_growth(steps: ArrayLike, values: ArrayLike, least: int) -> float:
+    """Slope of ln|value| per step that is clear over all ``values`` (n,) and clear in their second half, where it is about as steep.
+
+    The growth of the first steps of a training ends by itself, and this is 0.0 then; also for fewer than ``least`` values, and where
+    their sign changes.
+    """
+    x, ys = np.asarray(steps, dtype=np.float64), np.asarray(values, dtype=np.float64)
+    if len(ys) < least or not ys.min() * ys.max() > 0:
+        return 0.0
+    whole, half = log_linear(x, np.abs(ys), least), len(ys) // 2
+    if whole is None or not whole.slope > CLEAR * whole.error:
+        return 0.0
+    late = log_linear(x[half:], np.abs(ys[half:]), len(ys) - half)
+    return whole.slope if late is not None and late.slope > max(PACE * whole.slope, CLEAR * late.error) else 0.0
+
+
+def shared_growth(
+    loss: tuple[Floats, Floats], norm: tuple[Floats, Floats], start: tuple[float, float]
+) -> tuple[float, float]:
+    """Growth per step of |loss| and of the gradient norm, where both last, the loss has doubled, and both lie above their start; else 0.0, 0.0.
+
+    ``loss`` and ``norm`` are steps and values (n,), ``start`` the medians of the first ten of each.
+    """
+    (steps, losses), (at, norms) = loss, norm
+    none = 0.0, 0.0
+    # At nearly every step of a healthy run this one comparison is all.
+    if len(losses) < LASTS or not abs(losses[-1]) >= DOUBLED * abs(losses[0]):
+        return none
+    if abs(_median(losses)) <= abs(start[0]) or _median(norms) <= start[1]:
+        return none
+    slopes = lasting_growth(steps, losses, LASTS), lasting_growth(at, norms, LASTS)
+    return (math.expm1(min(slopes[0], 50.0)), math.expm1(min(slopes[1], 50.0))) if min(slopes) > 0 else none
+
+
+def _median(values: Floats) -> float:
+    return sorted(list(values)[-LATEST:])[LATEST // 2]

@@ -9,21 +9,27 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gnnstab.records import PARAMETER_SITES, Measure, SeriesKey, Signal
-from gnnstab.records.rises import OF, lasting_level, rise_of_run
+from gnnstab.records.rises import LATELY, OF, falling, lasting_level, rise_of_run
 from gnnstab.records.vocabulary import (
     LOSS_FIRST_RISE,
+    LOSS_GROWTH,
     LOSS_VALIDATION,
     OPTIMIZER_LR_JUMP,
     OPTIMIZER_OUTPUT_MOVE,
     OPTIMIZER_OVERSHOOT,
 )
+from gnnstab.signals._measures import parsed
 from gnnstab.signals._window import Floats, Integers, latest, median
+from gnnstab.signals.fitting import LASTS, shared_growth
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SPIKE_WINDOW = 50
 """Steps of the running median."""
+
+GROWTH_WINDOW = 32
+"""Steps in which a growth is looked for, as the live rules keep them."""
 
 SPIKE_WARM_UP = 10
 """Steps before a spike can be told: the first gradients of a network, above all of a value network, are large by nature."""
@@ -65,7 +71,19 @@ EARLY = 3
 def step_signals(steps: NDArray[np.void]) -> list[Signal]:
     """Loss and gradient norm of a run, ``steps`` of `gnnstab.trace._arrays.STEP_DTYPE`; skipped steps are left out."""
     rows = steps[~steps["skipped"]]
-    return [*_loss(rows), *_norm(rows), *_jump(rows)]
+    return [*_loss(rows), *_growth(rows), *_norm(rows), *_jump(rows)]
+
+
+def _growth(rows: NDArray[np.void]) -> list[Signal]:
+    """The pace at the end of a run at which loss and gradient norm grow together and go on; nothing for a run that is too short."""
+    known = rows[np.isfinite(rows["loss"]) & np.isfinite(rows["grad_norm"])]
+    if len(known) < LASTS:
+        return []
+    last = known[-GROWTH_WINDOW:]
+    steps, loss, norm = (last[name].astype(np.float64).tolist() for name in ("step", "loss", "grad_norm"))
+    start = [float(median(known[name][:SPIKE_WARM_UP].astype(np.float64))) for name in ("loss", "grad_norm")]
+    pace, own = shared_growth((steps, loss), (steps, norm), (start[0], start[1]))
+    return [Signal(LOSS_GROWTH, pace, None, None, int(steps[-1]), "training", {"loss": loss[-1], "gradient": own})]
 
 
 def _jump(rows: NDArray[np.void]) -> list[Signal]:
@@ -78,7 +96,11 @@ def _jump(rows: NDArray[np.void]) -> list[Signal]:
     # Between steps far apart a schedule may have gone up bit by bit.
     factors[(steps[1:] - steps[:-1] > NEIGHBOURS) | (steps[1:] < WARM_START)] = 1.0
     worst = int(np.argmax(factors))
-    detail = {"before": float(rates[worst]), "after": float(rates[worst + 1])}
+    detail = {
+        "before": float(rates[worst]),
+        "after": float(rates[worst + 1]),
+        "constant": bool((rates == rates[0]).all()),
+    }
     return [Signal(OPTIMIZER_LR_JUMP, float(factors[worst]), None, None, int(steps[worst + 1]), "training", detail)]
 
 
@@ -122,14 +144,23 @@ def first_moves(measures: Sequence[Measure]) -> list[Signal]:
     return [Signal(OPTIMIZER_OUTPUT_MOVE, first.value, None, None, first.step, "training", {"first": True})]
 
 
-def overshoot_signals(measures: Sequence[Measure]) -> list[Signal]:
-    """The highest level that all but one of four measurements in a row reached, at the step of the last of them."""
+def overshoot_signals(measures: Sequence[Measure], steps: NDArray[np.void]) -> list[Signal]:
+    """The highest level that all but one of four measurements in a row reached, at the step of the last of them.
+
+    Levels that do not count alone, at ``steps`` at which the loss was falling, come after all others.
+    """
     rows = sorted((row for row in measures if row.name == OPTIMIZER_OVERSHOOT), key=lambda row: row.step)
-    levels = [(lasting_level([r.value for r in rows[i - OF + 1 : i + 1]]), i) for i in range(OF - 1, len(rows))]
+    known = steps[np.isfinite(steps["loss"])]
+    levels = []
+    for i in range(OF - 1, len(rows)):
+        until = int(np.searchsorted(known["step"], rows[i].step, side="right"))
+        alone = parsed(rows[i].detail, dict).get("alone") is True
+        harmful = alone or not falling(known["loss"][:until][-LATELY:].tolist())
+        levels.append((harmful, lasting_level([r.value for r in rows[i - OF + 1 : i + 1]]), i))
     if not levels:
         return []
-    level, at = max(levels)
-    return [Signal(OPTIMIZER_OVERSHOOT, level, None, None, rows[at].step, "training", {"lasting": True})]
+    harmful, level, at = max(levels)
+    return [Signal(OPTIMIZER_OVERSHOOT, level, None, None, rows[at].step, "training", {"lasting": harmful})]
 
 
 def _norm(rows: NDArray[np.void]) -> list[Signal]:
@@ -139,7 +170,8 @@ def _norm(rows: NDArray[np.void]) -> list[Signal]:
     steps, values = known["step"].astype(np.int64), known["grad_norm"].astype(np.float64)
     rates = known["lr"].astype(np.float64)
     norm = Signal("gradient.norm", latest(values), None, None, int(steps[-1]), "training", _peak(known, "grad_norm"))
-    return [norm, *spikes(steps, values, warm_up(rates))]
+    losses = known["loss"].astype(np.float64).tolist()
+    return [norm, *spikes(steps, values, warm_up(rates), losses)]
 
 
 def _peak(rows: NDArray[np.void], field: str) -> dict[str, float | int]:
@@ -180,13 +212,14 @@ def warm_up(rates: Floats) -> int:
     return first + 1 if first else 0
 
 
-def spikes(steps: Integers, values: Floats, warm: int = 0) -> list[Signal]:
+def spikes(steps: Integers, values: Floats, warm: int = 0, losses: Sequence[float] = ()) -> list[Signal]:
     """The largest norm over the median of the steps before it, how many exceeded it tenfold, and whether it came back.
 
     Norms below that of the first steps count only where there are no larger ones, and are no spikes: close to convergence
     the median is tiny, and ten times as much is still less than training began with. Nor is a norm a spike that has risen
     there step by step: it must be `JUMP` times the median of the `BESIDE` before it, or follow one that was. Of the first
-    ``warm`` steps, in which the rate rises, only what exceeds all norms but the last few before it tenfold. ``steps`` and ``values`` (n,) in order of steps. Nothing for a run that is too short to have a median.
+    ``warm`` steps, in which the rate rises, only what exceeds all norms but the last few before it tenfold. Nor one while the loss falls: where the
+    variance of a likelihood is learned, gradients grow and scatter. ``steps``, ``values`` and ``losses`` (n,) in order of steps. Nothing for a run that is too short to have a median.
     """
     if len(values) <= SPIKE_WARM_UP:
         return []
@@ -198,6 +231,8 @@ def spikes(steps: Integers, values: Floats, warm: int = 0) -> list[Signal]:
     counted = (values > median(values[:SPIKE_WARM_UP])) & _sudden(values, ratios)
     highest = np.maximum.accumulate(values)
     counted[BESIDE:warm] &= values[BESIDE:warm] > SPIKE * highest[: max(warm - BESIDE, 0)]
+    for i in np.flatnonzero(counted & (ratios > SPIKE)) if len(losses) else ():
+        counted[i] = not falling(losses[max(0, i + 1 - LATELY) : i + 1])
     large = np.where(counted, ratios, np.nan)
     risen = bool(np.isfinite(large).any())
     worst = int(np.nanargmax(large if risen else ratios))

@@ -6,6 +6,8 @@ import sqlite3
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
+from itertools import chain, repeat
 from typing import Any
 
 from gnnstab.errors import TraceError
@@ -67,10 +69,9 @@ class Connection:
         self.path = path
         self.notes: list[str] = []
         self._connection = connection
-        self._operations_left = self._text_left = 0
+        self._text_left = 0
         harden(connection)
         connection.text_factory = self._text
-        connection.set_progress_handler(self._out_of_time, OPERATIONS)
 
     def rows(self, query: str, parameters: Sequence[Any] = (), most: int = MOST_FACTS) -> list[tuple[Any, ...]]:
         """All rows of a query; `TraceError` when there are more than ``most``."""
@@ -93,7 +94,11 @@ class Connection:
     def _chunks(
         self, query: str, parameters: Sequence[Any], most: int, size: int, text: int
     ) -> Iterator[list[tuple[Any, ...]]]:
-        self._operations_left, self._text_left = MOST_OPERATIONS, text
+        self._text_left = text
+        # The pages of a crafted file may refer to each other so that a scan never ends.
+        counted = chain(repeat(0, MOST_OPERATIONS // OPERATIONS), repeat(1))
+        # No Python code: what a signal handler raises in it, as of Ctrl-C, SQLite would take for an answer, and it were lost.
+        self._connection.set_progress_handler(counted.__next__, OPERATIONS)
         with self.reading():
             cursor = self._connection.execute(query, parameters)
             count = 0
@@ -130,11 +135,6 @@ class Connection:
         if self._text_left < 0:
             raise OverflowError("more text than gnnstab writes")
 
-    def _out_of_time(self) -> int:
-        # The pages of a crafted file may refer to each other so that a scan never ends.
-        self._operations_left -= OPERATIONS
-        return int(self._operations_left < 0)
-
 
 def harden(connection: sqlite3.Connection) -> None:
     """Settings for a database that may have been made to harm its reader: it is read, and none of its code runs."""
@@ -149,11 +149,18 @@ def harden(connection: sqlite3.Connection) -> None:
         connection.setconfig(sqlite3.SQLITE_DBCONFIG_DEFENSIVE, True)
         connection.setconfig(sqlite3.SQLITE_DBCONFIG_ENABLE_TRIGGER, False)
         connection.setconfig(sqlite3.SQLITE_DBCONFIG_ENABLE_VIEW, False)
+    for table, columns in schema.COLUMNS.items():
+        for column in ("", *columns):
+            _authorize(sqlite3.SQLITE_READ, table, column, "main", None)
     connection.set_authorizer(_authorize)
 
 
+@lru_cache(4096)
 def _authorize(action: int, first: str | None, second: str | None, database: str | None, source: str | None) -> int:
-    """Allow what gnnstab's own queries do, and nothing else: no writing, no ATTACH, no views, triggers or functions."""
+    """Allow what gnnstab's own queries do, and nothing else: no writing, no ATTACH, no views, triggers or functions.
+
+    Answered from the cache no Python code runs, in which a signal handler could raise: SQLite swallows that and denies.
+    """
     if source is not None:  # The trigger or view on whose behalf this would happen.
         return sqlite3.SQLITE_DENY
     allowed = {

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+import gnnstab
+from effort import work
 from models.informarl import load_actor, reference, sample_batch, stack_graphs
 
 
@@ -19,3 +21,15 @@ def test_outputs_equal_the_real_network(agents: int, run: str) -> None:
             actor.gnn.embed_layer(x, edge_index, edge_attr), expected["embed_output"], rtol=1e-5, atol=1e-5
         )
         torch.testing.assert_close(actor(**batch), expected["gnn_output"], rtol=1e-5, atol=1e-5)
+
+
+def test_a_diagnosis_with_trial_steps_takes_one_forward_a_step_and_a_dozen_for_all_else() -> None:
+    actor, batch = load_actor("agents7_default"), sample_batch(7)
+    optimizer = torch.optim.Adam(actor.parameters(), lr=7e-4, eps=1e-5)
+    with work(actor) as made:
+        found = gnnstab.diagnose(actor, batch=batch, loss=lambda output: output.square().mean(), optimizer=optimizer)
+    assert "optimizer.softer" in {signal.name for signal in found.signals}
+    # 6 steps for the rate, 1 without eps, 30 each with attention as it is and softened.
+    assert made["steps"] == 67
+    assert made["backwards"] <= 67 + 5
+    assert made["forwards"] <= 67 + 12

@@ -15,6 +15,7 @@ from torch_geometric.loader import DataLoader
 from torch_geometric.nn import TransformerConv
 
 import gnnstab
+from effort import work
 from gnnstab.errors import UsageError
 from gnnstab.probe.optimizer._copies import twins
 from gnnstab.probe.optimizer.optimizer_steps import Bench, calm_rate, change_over_spread, optimizer_signals
@@ -60,6 +61,7 @@ def bench(model: nn.Module, optimizer: torch.optim.Optimizer) -> Bench:
 
 @pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop, torch.optim.SGD])
 def test_a_rate_that_is_too_high_rises_and_the_advised_one_is_calm(kind: Any) -> None:
+    torch.manual_seed(0)
     model = Net()
     high = 30.0 if kind is torch.optim.SGD else 1.0
     optimizer = kind(model.parameters(), lr=high)
@@ -156,6 +158,30 @@ def test_dropout_is_the_same_in_every_look() -> None:
 def test_outputs_may_be_dicts_and_tuples() -> None:
     model = Several()
     assert found(model, torch.optim.Adam(model.parameters(), lr=1e-3))["output_move"].value > 0
+
+
+class Drawing(Net):
+    """Draws a number that nothing is done with."""
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        torch.rand(1)
+        return super().forward(x, edge_index)
+
+
+@pytest.mark.parametrize("batches", [1, 3])
+def test_a_look_is_the_next_steps_forward_where_nothing_is_drawn(batches: int) -> None:
+    def losses(kind: type[Net]) -> tuple[tuple[float, ...], int]:
+        torch.manual_seed(0)
+        model = kind()
+        data = [graph(seed) for seed in range(batches)]
+        calls = [((), {"x": one.x, "edge_index": one.edge_index}) for one in data]
+        trials = Bench(model, torch.optim.Adam(model.parameters(), lr=0.05), calls, data, loss)
+        with work(model) as made:
+            return trials.trial(5).losses, made["forwards"]
+
+    (plain, fewer), (drawn, more) = losses(Net), losses(Drawing)
+    assert plain == drawn
+    assert (fewer, more) == (6 * batches, 6 * batches + 5)
 
 
 def test_several_batches_go_round() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 import gnnstab
-from gnnstab.probe.optimizer.slope import BEGINNING, SlopeWatch
+from gnnstab.probe.optimizer.slope import LATELY, RISING_SGD, SlopeWatch
 from gnnstab.records import Measure
 
 
@@ -22,10 +23,12 @@ class Written:
         self.rows += rows
 
 
-def parabola(rate: Callable[[int], float], steps: int, curvature: float = 1.0, **settings: Any) -> list[Measure]:
-    """The measures along gradient descent on curvature · w²/2."""
+def parabola(
+    rate: Callable[[int], float], steps: int, curvature: float = 1.0, kind: Any = torch.optim.SGD
+) -> list[Measure]:
+    """The measures along descent on curvature · w²/2."""
     weight = nn.Parameter(torch.full((3,), 1e-3))
-    optimizer = torch.optim.SGD([weight], lr=1.0, **settings)
+    optimizer = kind([weight], lr=1.0)
     written, at = Written(), [0]
     watch = SlopeWatch((optimizer,), written, lambda: at[0])  # type: ignore[arg-type]
     for step in range(steps):
@@ -38,14 +41,29 @@ def parabola(rate: Callable[[int], float], steps: int, curvature: float = 1.0, *
     return written.rows
 
 
-def test_a_constant_and_a_falling_rate_are_not_watched() -> None:
-    assert parabola(lambda _: 0.1, 100) == []
-    assert parabola(lambda step: 0.1 * 0.9**step, 100) == []
+@pytest.mark.parametrize(
+    "rate",
+    [
+        lambda _: 0.1,
+        lambda step: 0.1 * 0.9**step,
+        lambda step: 0.05 * (1 + math.cos(math.pi * (step % 40) / 40)),
+        lambda step: 0.1 / (1 + 3 * abs(step % 30 - 15) / 15) if step >= 15 else 0.1,
+    ],
+    ids=["constant", "falling", "restarts", "triangles from the top"],
+)
+def test_a_rate_that_the_run_had_before_is_not_watched(rate: Callable[[int], float]) -> None:
+    assert parabola(rate, 200) == []
 
 
-def test_no_linear_warm_up_is_watched() -> None:
-    for length in (20, 100, 1000):
-        assert parabola(lambda step, n=length: 0.1 * min(1, (step + 1) / n), 200) == []  # type: ignore[misc]
+@pytest.mark.parametrize("length", [20, 100, 1000])
+def test_a_linear_warm_up_is_watched_under_sgd_alone_and_while_it_rises(length: int) -> None:
+    def rate(step: int) -> float:
+        return 0.1 * min(1, (step + 1) / length)
+
+    assert parabola(rate, 200, kind=torch.optim.Adam) == []
+    watched = [row.step for row in parabola(rate, 200)]
+    assert watched[0] == LATELY
+    assert watched[-1] <= min(length + LATELY, LATELY / (RISING_SGD - 1) + LATELY)
 
 
 @pytest.mark.parametrize("curvature", [0.5, 3.0])
@@ -54,7 +72,7 @@ def test_on_a_parabola_the_number_is_rate_times_curvature(curvature: float) -> N
         return 0.002 * 1.04**step
 
     rows = parabola(rate, 100, curvature)
-    assert rows[0].step == BEGINNING
+    assert rows[0].step == LATELY
     assert [row.value for row in rows] == pytest.approx([rate(row.step) * curvature for row in rows], rel=1e-4)
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -41,6 +42,12 @@ def loaded(content: bytes) -> nn.Module:
     return model
 
 
+def hooks_in(model: nn.Module) -> list[Any]:
+    """Whatever stands in the tables of hooks and of their flags."""
+    tables = [t for m in model.modules() for n, t in vars(m).items() if "hooks" in n and isinstance(t, dict)]
+    return [entry for table in tables for entry in table.items()]
+
+
 WAYS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "deepcopy": copy.deepcopy,
     "pickle": lambda model: pickle.loads(pickle.dumps(model)),
@@ -63,7 +70,8 @@ def test_loops_that_copy_and_save(way: str) -> None:
             state = torch.load(io.BytesIO(saved(model.state_dict())))
             torch.load(io.BytesIO(saved(copy.deepcopy(optimizer).state_dict())))
             run.keep(*twin.parameters(), *state.values())
-            assert b"gnnstab" not in pickle.dumps(twin), "what is left in its tables of hooks does nothing"
+            assert b"gnnstab" not in pickle.dumps(twin)
+            assert hooks_in(twin) == []
             twins.append(twin)
 
         with run.watching(model, optimizer=optimizer):
@@ -85,6 +93,33 @@ def test_loops_that_copy_and_save(way: str) -> None:
     assert run.warned == []
     with run.monitor.trace as trace:
         assert [row.step for row in trace.steps()] == list(range(STEPS)), "a copy does not report as the model"
+
+
+class Scriptable(nn.Module):
+    """Plain enough for torch.jit.script."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.out = nn.Linear(8, 8), nn.Linear(8, 1)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        out: Tensor = self.out(torch.tanh(self.first(x)))
+        return out
+
+
+def test_copies_made_inside_are_scripted_and_loaded_as_others_are() -> None:
+    model, seen = Scriptable(), list[int]()
+    handle = model.register_forward_hook(lambda *given: seen.append(1))
+    with gnnstab.Monitor(model, on_finding="ignore") as monitor:
+        model(*graph())
+        monitor.step(1.0)
+        twin = copy.deepcopy(model)
+        assert len(twin._forward_hooks) == 1 and not twin._forward_pre_hooks
+        handle.remove()
+        content, twin = saved(model), copy.deepcopy(model)
+    torch.jit.script(twin)(*graph())  # type: ignore[no-untyped-call]
+    with torch.serialization.safe_globals([Scriptable, nn.Linear, set]):
+        assert isinstance(torch.load(io.BytesIO(content), weights_only=True), Scriptable)
 
 
 MODELS: dict[str, Callable[[], nn.Module]] = {

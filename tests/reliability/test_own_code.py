@@ -132,6 +132,17 @@ def model_that_is_traced(run: Run) -> None:
         run.keep(traced(X, EDGES), torch.tensor(len(list(traced.inlined_graph.nodes()))))
 
 
+def model_that_is_exported(run: Run) -> None:
+    """The program is kept and deployed: it holds what the model computes and nothing else."""
+    model = Asking()
+    optimizer = torch.optim.SGD(model.parameters(), 1e-2)
+    with run.watching(model, optimizer=optimizer):
+        mse_loss(model(X, EDGES), Y).backward()
+        optimizer.step()
+        program = torch.export.export(model.eval(), (X, EDGES))
+        run.keep(program.module()(X, EDGES), torch.tensor([len(program.graph.nodes), len(program.constants)]))
+
+
 def compiled_backward(run: Run) -> None:
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), 1e-2)
@@ -200,6 +211,7 @@ def inputs_that_are_saved(run: Run) -> None:
         scaler_whose_update_is_wrapped,
         model_that_asks_its_methods,
         model_that_is_traced,
+        model_that_is_exported,
         compiled_backward,
         inputs_that_are_saved,
         batches_of_an_own_class,
@@ -312,3 +324,41 @@ def test_an_interrupt_while_the_run_ends_leaves_neither_hooks_nor_an_open_trace(
         assert len(trace.steps()) == 4 and "closed" in trace.meta
     with gnnstab.Monitor(model, trace=path):
         pass
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, GnnstabWarning])
+def test_a_monitor_that_is_not_entered_leaves_nothing_behind(
+    error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python ends no block whose beginning raised."""
+    model, path = Net(), tmp_path / "run.gnnstab"
+    foreign = torch.optim.SGD(Net().parameters(), 1e-2)
+
+    def interrupted(*args: object) -> None:
+        raise error
+
+    if error is not GnnstabWarning:
+        monkeypatch.setattr("gnnstab.probe.events.non_finite_detector.NonFiniteDetector.begin", interrupted)
+    monitor = gnnstab.Monitor(model, optimizer=foreign, trace=path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(error):
+            monitor.__enter__()
+    assert hooks_of(model) == []
+    assert not foreign._optimizer_step_pre_hooks and not foreign._optimizer_step_post_hooks  # type: ignore[attr-defined]
+    with gnnstab.Trace.open(path) as trace:
+        assert "closed" in trace.meta
+
+
+def test_no_python_code_runs_where_sqlite_would_swallow_an_interrupt() -> None:
+    """What is raised in an authorizer or a progress handler is a refusal for SQLite: Ctrl-C would come out as a damaged trace."""
+    monitor = train(Net())
+    monitor.diagnose()
+    called: list[str] = []
+    sys.setprofile(lambda frame, event, argument: called.append(frame.f_code.co_name) if event == "call" else None)
+    try:
+        monitor.diagnose()
+    finally:
+        sys.setprofile(None)
+    assert "execute" not in called and "harden" in called
+    assert "_authorize" not in called

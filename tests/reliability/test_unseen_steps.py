@@ -66,7 +66,7 @@ def after_the_optimizer_is_cleared(i: int, model: nn.Module, optimizer: torch.op
     [
         (plainly, "stable", "unstable"),
         (in_another_thread, "stable", "unstable"),
-        (after_hooks_are_cleared, "not-evaluable", "not-evaluable"),
+        (after_hooks_are_cleared, "not-evaluable", "unstable"),
         (after_the_optimizer_is_cleared, "not-evaluable", "unstable"),
     ],
 )

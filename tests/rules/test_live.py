@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from gnnstab.records import Finding, SeriesKey
-from gnnstab.records.vocabulary import OPTIMIZER_LR_JUMP
+from gnnstab.records.vocabulary import LOSS_GROWTH, OPTIMIZER_LR_JUMP
 from gnnstab.rules._tracks import WINDOW
 from gnnstab.rules.live import LiveEngine
 from gnnstab.signals.optimisation import step_signals
@@ -132,7 +132,7 @@ def test_memory_is_bounded(size: float) -> None:
     engine = LiveEngine()
     follow(engine, range(5 * WINDOW), loss=lambda i: 1.0, grad_norm=lambda i: 1.0, output=lambda i: size)
     assert len(engine._tracks) == 4
-    assert len(engine._quiet.held) <= WINDOW
+    assert len(engine._quiet._held) < 2 * WINDOW
     assert all(len(track.values) <= WINDOW for track in engine._tracks.values())
 
 
@@ -202,11 +202,85 @@ def test_the_growth_of_the_first_steps_is_not_extrapolated() -> None:
 def test_updates_that_overshoot_are_told_once_and_only_when_it_lasts() -> None:
     def told(values: list[float]) -> list[int]:
         engine = LiveEngine()
-        found = [f for i, v in enumerate(values) for f in engine.update(i, (), NOTHING, lr=0.1, overshoot=(i, v))]
+        found = [
+            f for i, v in enumerate(values) for f in engine.update(i, (), NOTHING, lr=0.1, overshoot=(i, v, False))
+        ]
         assert all((f.code, f.signal) == ("GS601", "optimizer.overshoot") for f in found)
         return [f.step for f in found if f.step is not None]
 
     assert told([1.0, 1.6, 1.7, 0.9, 1.8, 1.9, 2.5]) == [4]
     assert told([1.0, 1.6, 1.0, 1.6] * 5) == []
     engine = LiveEngine()
-    assert [f for i in range(9) for f in engine.update(i, (), NOTHING, lr=0.1, overshoot=(1, 9.0))] == []
+    assert [f for i in range(9) for f in engine.update(i, (), NOTHING, lr=0.1, overshoot=(1, 9.0, False))] == []
+    # While the loss falls an overshoot along single batches does no harm.
+    engine = LiveEngine()
+    assert [
+        f
+        for i in range(40)
+        for f in engine.update(i, (), NOTHING, lr=0.1, loss=0.97**i, overshoot=(i, 1.8 if i > 15 else 0.5, False))
+    ] == []
+
+
+GROWS: dict[str, tuple[Callable[[int], float], Callable[[int], float]]] = {
+    "nothing bounds the objective": (lambda i: -0.1 * 1.06**i, lambda i: 0.3 * 1.06**i),
+    "the features grow": (lambda i: 2 * 0.8**i + 0.3 * 1.04**i, lambda i: 8 * 0.8**i + 1.06**i),
+}
+SETTLES: dict[str, tuple[Callable[[int], float], Callable[[int], float]]] = {
+    "a likelihood that is learned": (
+        lambda i: -3 * (1 - math.exp(-i / 25)),
+        lambda i: 2 + 20 * (1 - math.exp(-i / 25)),
+    ),
+    "a task that gets harder": (lambda i: 1 + 4 * min(i, 25) / 25, lambda i: 1 + 4 * min(i, 25) / 25),
+    "the loss alone": (lambda i: 0.3 * 1.04**i if i < 90 else 10.0, lambda i: 1.0),
+    "back to where it began": (lambda i: 5 * 0.8**i + 0.3 * 1.02**i, lambda i: 50 * 0.8**i + 1.02**i),
+}
+
+
+@pytest.mark.parametrize(("loss", "norm"), GROWS.values(), ids=GROWS)
+def test_loss_and_gradient_that_grow_and_go_on_are_told_live_and_of_the_trace(
+    loss: Callable[[int], float], norm: Callable[[int], float]
+) -> None:
+    found = [f for f in follow(LiveEngine(), range(60), loss=loss, grad_norm=norm) if f.code == "GS607"]
+    assert [(f.signal, f.cause) for f in found] == [("loss.growth", "")]
+    assert found[0].step is not None
+    assert 23 <= found[0].step <= 50
+    assert ("Nothing bounds it" in found[0].message) == (loss(40) < 0)
+    assert growth_of_run(loss, norm) > 0
+
+
+@pytest.mark.parametrize(("loss", "norm"), SETTLES.values(), ids=SETTLES)
+def test_growth_that_ends_or_that_one_of_them_has_alone_is_not_told(
+    loss: Callable[[int], float], norm: Callable[[int], float]
+) -> None:
+    assert "GS607" not in {f.code for f in follow(LiveEngine(), range(80), loss=loss, grad_norm=norm)}
+    assert growth_of_run(loss, norm) == 0
+
+
+def growth_of_run(loss: Callable[[int], float], norm: Callable[[int], float], steps: int = 60) -> float:
+    rows = np.zeros(steps, dtype=STEP_DTYPE)
+    rows["step"], rows["lr"] = range(steps), np.nan
+    rows["loss"], rows["grad_norm"] = [loss(i) for i in range(steps)], [norm(i) for i in range(steps)]
+    (growth,) = [s for s in step_signals(rows) if s.name == LOSS_GROWTH]
+    return growth.value
+
+
+def test_outputs_that_grow_and_go_on_are_told_while_the_loss_is_no_better() -> None:
+    def told(output: Callable[[int], float], loss: Callable[[int], float]) -> list[tuple[str, str | None]]:
+        return [(f.signal, f.layer) for f in follow(LiveEngine(), range(150), output=output, loss=loss)]
+
+    assert told(lambda i: 1.02**i, lambda i: 1.0) == [("output.growth", "conv")]
+    assert told(lambda i: 1.02**i, lambda i: 0.97**i) == []
+    assert told(lambda i: min(1.02**i, 3.9), lambda i: 1.0) == []
+    assert told(lambda i: 1 + 9 * (1 - math.exp(-i / 8)), lambda i: 1.0) == []
+
+
+def test_gradients_that_scatter_while_the_loss_falls_are_no_spikes() -> None:
+    def told(loss: Callable[[int], float]) -> list[str]:
+        spikes = {40, 60, 80}
+        return [
+            f.code
+            for f in follow(LiveEngine(), range(100), loss=loss, grad_norm=lambda i: 50.0 if i in spikes else 1.0)
+        ]
+
+    assert told(lambda i: -0.05 * i) == []
+    assert told(lambda i: 1.0) == ["GS603"]

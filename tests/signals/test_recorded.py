@@ -157,13 +157,15 @@ def steps(losses: Sequence[float], norms: Sequence[float], skipped: Sequence[int
 
 def test_loss_and_spikes() -> None:
     norms = [1.0] * 60
-    norms[30] = 50.0
-    signals = from_trace(written(steps=steps(list(np.linspace(5, 1, 60)), norms)))
+    norms[50] = 50.0
+    signals = from_trace(written(steps=steps([*np.linspace(5, 1, 20), *[1.0] * 40], norms)))
     loss, spike = one(signals, "loss"), one(signals, "gradient.spike")
     assert loss.value == pytest.approx(1.0, abs=0.2)
     assert loss.detail["start"] > 4.5 and loss.detail["first"] == 5.0
-    assert (spike.value, spike.step) == (50.0, 30)
+    assert (spike.value, spike.step) == (50.0, 50)
     assert spike.detail == {"count": 1, "recovered": True, "above_start": True}
+    falling = one(from_trace(written(steps=steps(list(np.linspace(5, 1, 60)), norms))), "gradient.spike")
+    assert falling.detail["count"] == 0
 
 
 def test_a_norm_that_stays_high_has_not_recovered() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dis
 import inspect
 from collections.abc import Iterator
+from functools import lru_cache
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
@@ -79,11 +80,16 @@ def library(name: str | None) -> bool:
 
 def named(function: FunctionType) -> Iterator[tuple[str, Any]]:
     """(name, value) of every global that a function uses."""
-    # A code object keeps the names of globals and of attributes together: ``F.softmax`` is no use of a global softmax.
-    loaded = {i.argval for i in dis.get_instructions(function.__code__) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    loaded = _loaded(function.__code__)
     for name in function.__code__.co_names:
         if name in loaded and name in function.__globals__:
             yield name, function.__globals__[name]
+
+
+@lru_cache(maxsize=4096)
+def _loaded(code: CodeType) -> frozenset[str]:
+    """Names of globals: a code object keeps them and those of attributes together, and ``F.softmax`` is no use of a global softmax."""
+    return frozenset(i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME"))
 
 
 def softmax_within(space: ModuleType, names: tuple[str, ...]) -> bool:
@@ -150,17 +156,16 @@ def _mentioned(function: FunctionType, depth: int = _DEPTH) -> Iterator[str]:
                     yield from _mentioned(one, depth - 1)
 
 
-def _names(code: CodeType) -> Iterator[str]:
-    """Of a function and of those that are written within it."""
-    yield from code.co_names
+@lru_cache(maxsize=4096)
+def _names(code: CodeType) -> frozenset[str]:
+    """Of a function and of those that are written within it; read once for all modules of a class."""
+    found = set(code.co_names)
     for instruction in dis.get_instructions(code):
         if instruction.opname == "BINARY_OP":
-            yield instruction.argrepr
+            found.add(instruction.argrepr)
         elif instruction.opname in _OPERATORS:
-            yield _OPERATORS[instruction.opname]
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _names(constant)
+            found.add(_OPERATORS[instruction.opname])
+    return frozenset(found).union(*(_names(constant) for constant in code.co_consts if isinstance(constant, CodeType)))
 
 
 def _methods(module: nn.Module, kinds: tuple[type, ...] | None = None) -> Iterator[tuple[str, FunctionType]]:

@@ -10,19 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from gnnstab.errors import GnnstabError, UsageError
-from gnnstab.probe.attaching.hooks import REMOVED, Hook, removed
+from gnnstab.probe.attaching.hooks import REMOVED, Hook, keep_out_of_copies, removed
 from gnnstab.probe.attaching.identity_path import Ways, ways
 from gnnstab.probe.attaching.norms import Norms, batch_vectors
 from gnnstab.probe.buffering.series_ids import MODES
 from gnnstab.probe.error_guard import ErrorGuard
 from gnnstab.probe.layers.layer_recorder import LayerRecorder
 from gnnstab.probe.operations.in_place import StepWatch
+from gnnstab.probe.replaying.computing_hooks import changes_input
 from gnnstab.probe.replaying.replica import NO_AUTOCAST, Autocast, copied, rng_snapshot, tensors_in, unwrap
 from gnnstab.probe.replaying.replica import ForwardInputs as ForwardInputs
 from gnnstab.probe.replaying.skipped_step import MOST, SkippedForward, histories, keep_gradients
 from gnnstab.probe.state import State
 from gnnstab.probe.statistics import graph_measures, node_measures
-from gnnstab.torch_private import autocasts, graph_task
+from gnnstab.torch_private import autocasts, graph_task, transform
 
 LARGEST_KEPT = 64 * 2**20
 """Bytes of the inputs of one forward up to which a copy of them is kept for the end of the run."""
@@ -81,6 +82,12 @@ class ForwardTracker:
         self.forwards = 0
         """Forwards with gradients of this step."""
 
+        self.bad_evaluation: ForwardInputs | None = None
+        """Of this step, one whose output held NaN."""
+
+        self.evaluated: Tensor | None = None
+        """Whether the output of any evaluation on a device held NaN, (); there it is read when the run has ended."""
+
         self.ways = Ways({}, {})
         """How the layers stand to each other, after the first training forward."""
 
@@ -94,6 +101,7 @@ class ForwardTracker:
         self._keep = keep
         self._handles: list[Any] = []
         self._hooks: list[Hook] = []
+        self._hooked: nn.Module | None = None
         self._full_step = -1
 
     def attach(self, model: nn.Module) -> None:
@@ -106,6 +114,8 @@ class ForwardTracker:
             model.register_forward_pre_hook(before, with_kwargs=True, prepend=True),
             model.register_forward_hook(after),
         ]
+        self._hooked = model
+        keep_out_of_copies(model)
 
     def detach(self) -> None:
         """Remove the hooks and release everything."""
@@ -116,6 +126,8 @@ class ForwardTracker:
         for hook in self._hooks:
             hook.close()
         self._handles.clear()
+        if self._hooked is not None:
+            keep_out_of_copies(self._hooked)
         self.end_step()
         self.before = {}
 
@@ -132,6 +144,7 @@ class ForwardTracker:
         self.last.clear()
         self.calls.clear()
         self.skipped.clear()
+        self.bad_evaluation = None
         self.forwards = 0
         if self._state.layer_trace is not None:
             # A forward ended in an exception and nobody called the model again.
@@ -172,6 +185,8 @@ class ForwardTracker:
         if graph_task() != -1:
             return
         state.inside = False
+        if not model.training:
+            self._look_at_evaluation(MODES[False][grad], output)
         if self.watching is not None:
             self.watching.forward_ended(output, grad)
         if grad and not state.light and self._keep and len(self.skipped) < MOST:
@@ -188,6 +203,17 @@ class ForwardTracker:
             found = ways([*layer_trace, ("", first, None)] if first is not None else layer_trace)
             self.ways.around.update(found.around)
             self.ways.beside.update(found.beside)
+
+    def _look_at_evaluation(self, mode: str, output: Any) -> None:
+        """No loss and no gradient follows an evaluation, in which a NaN would show."""
+        for _, tensor in tensors_in(output) if transform() is None else ():
+            if not tensor.is_floating_point() or tensor.layout is not torch.strided:
+                continue
+            bad = tensor.detach().isnan().any()
+            if tensor.device.type != "cpu":
+                self.evaluated = bad if self.evaluated is None else self.evaluated.to(bad.device) | bad
+            elif self.bad_evaluation is None and bad:
+                self.bad_evaluation = self.last.get(mode, ForwardInputs(mode=mode))
 
     def _take_answer(self, output: Any) -> None:
         """Keep what the first forward of a step returned, in the first steps and where its inputs are kept."""
@@ -216,7 +242,8 @@ class ForwardTracker:
         if self._keep and mode.startswith("train"):
             self.kept = self._copy_of(mode, args, kwargs)
         state.batch = next(iter(batch_vectors(unwrap(model)[0], args, kwargs)), None)
-        given = (t for _, t in tensors_in([*args, kwargs]) if t.dim() == 2 and t.is_floating_point())
+        found = [] if changes_input(model) else tensors_in([*args, kwargs])
+        given = (t for _, t in found if t.dim() == 2 and t.is_floating_point())
         x = next((t for t in given if t.layout is torch.strided), None)  # A sparse matrix may well be the adjacency.
         if x is not None:
             batch = state.batch if state.batch is not None and len(state.batch) == len(x) else None

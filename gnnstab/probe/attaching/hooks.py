@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -13,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from gnnstab.errors import let_through
 from gnnstab.probe.error_guard import ErrorGuard
-from gnnstab.torch_private import is_tracing, set_grad_enabled
+from gnnstab.torch_private import is_exporting, is_tracing, set_grad_enabled
 
 
 def ignore(*args: Any, **kwargs: Any) -> None:
@@ -61,7 +64,8 @@ class Hook:
     def __call__(self, *args: Any) -> None:
         """Run the body, guarded."""
         if is_compiling():
-            self.compiled(*args)
+            if not is_exporting():  # An exported program is kept and deployed; it holds nothing of gnnstab.
+                self.compiled(*args)
             return
         if is_tracing():  # `torch.jit.trace` would write down what gnnstab computes as a part of the model.
             return
@@ -102,6 +106,49 @@ class Hook:
         return getattr, (nullcontext(), "__exit__")
 
 
+_TABLES = {
+    "_forward_hooks": ("_forward_hooks_with_kwargs", "_forward_hooks_always_called"),
+    "_forward_pre_hooks": ("_forward_pre_hooks_with_kwargs",),
+}
+"""Table of hooks → tables of flags with the same keys."""
+
+
+def keep_out_of_copies(module: nn.Module) -> None:
+    """Have copies and pickles of a module carry no entry for the hooks of gnnstab, as long as it has any: to be called after each change.
+
+    What looks at all hooks of a copy (`torch.jit.script`, loading with ``weights_only``) then finds those of the user alone.
+    """
+    for kind, flags in _TABLES.items():
+        hooks = vars(module)[kind]
+        own = any(isinstance(hook, Hook) for hook in hooks.values())
+        for table in (hooks, *(vars(module)[flag] for flag in flags)):
+            # Attributes of the table itself: user's handles know this table, so that no other can take its place.
+            ways = {
+                "__deepcopy__": partial(_deep_copied, table, hooks),
+                "__reduce_ex__": partial(_reduced, table, hooks),
+            }
+            if own:
+                vars(table).update(ways)
+            else:
+                for name in ways:
+                    vars(table).pop(name, None)
+
+
+def _of_the_user(table: dict[int, Any], hooks: dict[int, Any]) -> list[tuple[int, Any]]:
+    return [(key, value) for key, value in table.items() if key in hooks and not isinstance(hooks[key], Hook)]
+
+
+def _deep_copied(table: dict[int, Any], hooks: dict[int, Any], memo: dict[int, Any]) -> dict[int, Any]:
+    twin: OrderedDict[int, Any] = OrderedDict()
+    memo[id(table)] = twin
+    twin.update((key, copy.deepcopy(value, memo)) for key, value in _of_the_user(table, hooks))
+    return twin
+
+
+def _reduced(table: dict[int, Any], hooks: dict[int, Any], protocol: int) -> tuple[Any, ...]:
+    return OrderedDict, (), None, None, iter(_of_the_user(table, hooks))
+
+
 def removed(handles: Iterable[RemovableHandle]) -> bool:
     """True when somebody else has taken one of these hooks off."""
     return any(handle.id not in (handle.hooks_dict_ref() or ()) for handle in handles)
@@ -116,12 +163,14 @@ class Placed:
     Taken off, it costs nothing: a module without hooks is called on torch's short way.
     """
 
-    __slots__ = ("_handle", "_hook", "_table")
+    __slots__ = ("_handle", "_hook", "_module", "_table")
 
     def __init__(self, module: nn.Module, hook: Hook, *, with_kwargs: bool = False) -> None:
         self._hook = hook
         self._table = module._forward_hooks
+        self._module = module
         self._handle = module.register_forward_hook(hook, with_kwargs=with_kwargs)
+        keep_out_of_copies(module)
 
     def pause(self) -> None:
         """Take the hook off.
@@ -138,3 +187,4 @@ class Placed:
     def remove(self) -> None:
         """Take the hook off for good."""
         self._handle.remove()
+        keep_out_of_copies(self._module)

@@ -24,7 +24,7 @@ from gnnstab.errors import let_through
 from gnnstab.layers import Layer, layer_of
 from gnnstab.probe.attaching._softmax_calls import calls_edge_softmax, edge_softmax, helper, named, softmax_within
 from gnnstab.probe.attaching.stand_in import Lookalike
-from gnnstab.torch_private import is_tracing
+from gnnstab.torch_private import is_exporting, is_tracing
 
 
 @dataclass(slots=True)
@@ -145,7 +145,7 @@ class Tap(Lookalike):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the layer's own method."""
         if is_compiling():
-            return self._compiled(*args, **kwargs)
+            return (self._masked if is_exporting() else self._compiled)(*args, **kwargs)
         if is_tracing():
             return self._masked(*args, **kwargs)
         out = self._function(*args, **kwargs)

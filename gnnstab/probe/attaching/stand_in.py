@@ -13,7 +13,7 @@ from typing import Any
 from torch.compiler import is_compiling
 
 from gnnstab.probe.attaching.hooks import NOT_SCRIPTED
-from gnnstab.torch_private import is_tracing
+from gnnstab.torch_private import is_exporting, is_tracing
 
 
 class Lookalike:
@@ -61,7 +61,7 @@ class StandIn(Lookalike):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module's own method."""
-        if self._gone or (not is_compiling() and is_tracing()):
+        if self._gone or (is_exporting() if is_compiling() else is_tracing()):
             return self._masked(*args, **kwargs)
         if self._within is None or is_compiling():
             output = self._masked(*args, **kwargs)

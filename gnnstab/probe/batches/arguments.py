@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch_geometric.data import Data, HeteroData
 from torch_geometric.data.data import BaseData
 
-from gnnstab.errors import UsageError
+from gnnstab.errors import UsageError, printable
 from gnnstab.probe.batches.batch_file import load_batch as load_batch
 from gnnstab.probe.batches.data import fitting
 from gnnstab.probe.batches.named_tensors import forward_names
@@ -39,7 +39,7 @@ def as_arguments(batch: Any, model: nn.Module) -> list[Arguments]:
         names = forward_names(model, inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)
         if len(names) == 1 and names == forward_names(model) and names[0] not in batch:
             return [((batch,), {})]  # A forward of one argument, which looks up in it what it needs.
-        return [fitting((), {str(k): v for k, v in batch.items()}, model)]
+        return [fitting((), {k if isinstance(k, str) else printable(k): v for k, v in batch.items()}, model)]
     if isinstance(batch, tuple):
         if batch and isinstance(batch[0], BaseData) and not any(isinstance(item, BaseData) for item in batch[1:]):
             args, kwargs = _from_data(batch[0], model)

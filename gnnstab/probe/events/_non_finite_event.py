@@ -70,14 +70,14 @@ def forward_event(
     """
     bad = view.forward_bad()
     if weights and from_start:
-        return _weight_event(view, from_start, sum(1 for _ in model.parameters()), from_start=True)
+        return weight_event(view.step, from_start, sum(1 for _ in model.parameters()), from_start=True)
     if lost:
         return _recorded(view, bad, lost, weights_finite=None)
     if weights:
-        return _weight_event(view, weights, sum(1 for _ in model.parameters()))
+        return weight_event(view.step, weights, sum(1 for _ in model.parameters()))
     for mode in dict.fromkeys(key.mode for key in bad):
         if mode in inputs:
-            found = _located(view.step, model, inputs[mode])
+            found = located(view.step, model, inputs[mode])
             if isinstance(found, Event):
                 return found
             note = found
@@ -100,7 +100,8 @@ def left_out_event(step: int, bad: Sequence[str], note: str) -> Event:
     )
 
 
-def _located(step: int, model: nn.Module, last: ForwardInputs) -> Event | str:
+def located(step: int, model: nn.Module, last: ForwardInputs) -> Event | str:
+    """Where the first non-finite value of a forward is, or why that is not known."""
     try:
         found = locate_non_finite(model, last, step)
     except UsageError as error:
@@ -129,12 +130,13 @@ def _recorded(view: StepView, bad: Sequence[SeriesKey], note: str, *, weights_fi
     )
 
 
-def _weight_event(view: StepView, weights: Sequence[str], parameters: int, *, from_start: bool = False) -> Event:
+def weight_event(step: int, weights: Sequence[str], parameters: int, *, from_start: bool = False) -> Event:
+    """Weights that are not finite in ``step``, which nobody need have begun: ``parameters`` are all that there are."""
     first = weights[0]
-    since = "the beginning of the run" if from_start else f"the update before step {view.step}"
+    since = "the beginning of the run" if from_start else f"the update before step {step}"
     many = f"{len(weights)} parameters hold NaN or Inf since {since}, the first is {first}"
     return Event(
-        view.step,
+        step,
         "non-finite",
         layer=first.rpartition(".")[0],
         stage="weight",
@@ -185,6 +187,13 @@ def loss_event(step: int, loss: float) -> Event:
     text = f"the loss is {loss} while all recorded activations are finite"
     detail = {"loss": str(loss)}
     return Event(step, "non-finite", mode="train", stage="loss", origin="made-here", message=text, detail=detail)
+
+
+def evaluation_event(step: int, loss: float | None = None) -> Event:
+    """A validation loss that is not finite, or an evaluation whose output holds NaN, in a run that trained without either."""
+    said = "the output of an evaluation holds NaN" if loss is None else f"the validation loss is {loss}"
+    stage, detail = ("output", {}) if loss is None else ("loss", {"loss": str(loss)})
+    return Event(step, "non-finite", mode="eval", stage=stage, message=said, detail={"said": said, **detail})
 
 
 def with_detail(event: Event, **more: Any) -> Event:

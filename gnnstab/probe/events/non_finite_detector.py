@@ -16,6 +16,7 @@ from gnnstab.probe.events import _non_finite_event as non_finite_event
 from gnnstab.probe.layers.parameters import Parameters
 from gnnstab.probe.operations.explaining import Explainer
 from gnnstab.probe.replaying import bundle
+from gnnstab.probe.replaying.replica import replica, run_replica, tensors_in
 from gnnstab.probe.replaying.skipped_step import SkippedForward
 from gnnstab.probe.state import State
 from gnnstab.records import Event, LayerFacts
@@ -154,6 +155,37 @@ class NonFiniteDetector:
         inputs = (self._forwards.last or self._forwards.before) if inputs is None else inputs
         event = self._explained(non_finite_event.loss_event(step, loss), inputs, twin=twin)
         return self._with_bundle(event, inputs, moved)
+
+    def evaluation(self, step: int, loss: float | None = None) -> Event | None:
+        """The event of an evaluation whose output holds NaN, or whose ``loss`` is not finite, when training showed nothing of the kind.
+
+        A model that answers with NaN in training too, and leaves it out of the loss, does so on purpose.
+        """
+        if self.met or (loss is not None and math.isfinite(loss)):
+            return None
+        event, inputs = non_finite_event.evaluation_event(step, loss), self._forwards.bad_evaluation
+        if inputs is not None and inputs.rng is not None:
+            try:
+                output = run_replica(replica(self._model).train(), self._forwards.kept or inputs)
+                if any(bool(t.isnan().any()) for _, t in tensors_in(output)):
+                    return None
+                twin = replica(self._model).eval()
+            except (UsageError, *_OF_VALUES) as error:
+                event = non_finite_event.with_detail(event, note=str(error))
+            else:
+                found = non_finite_event.located(step, twin, inputs)
+                event = non_finite_event.with_detail(found, **event.detail) if isinstance(found, Event) else event
+                event = self._explained(event, {inputs.mode: inputs}, twin=twin)
+        return event if self._first("evaluation") else None
+
+    def end(self, step: int) -> Event | None:
+        """The event of what no step after it can show: an evaluation on a device, and the weights that the last update left."""
+        if self._forwards.evaluated is not None and bool(self._forwards.evaluated):
+            return self.evaluation(step)
+        bad = [name for name in self._parameters.non_finite() if name not in self._from_start]
+        if self.met or not bad or not self._first("weights"):
+            return None
+        return non_finite_event.weight_event(step, bad, len(self._parameters.names))
 
     def failed(self, step: int, error: BaseException) -> Event | None:
         """The event of a step that ended in an exception, when repeating it shows an Inf or NaN before that."""

@@ -41,7 +41,7 @@ def group_signals(bench: Bench) -> Iterator[Signal]:
         UsageError: As `Bench.trial`.
     """
     places = far_apart(bench.optimizer)
-    as_is = bench.trial(STEPS).losses if places else ()
+    as_is = bench.as_is if places else ()
     for place in places:
         groups = bench.optimizer.param_groups
         rate, lowest = float(groups[place]["lr"]), min(float(g["lr"]) for g in groups if float(g["lr"]) > 0)

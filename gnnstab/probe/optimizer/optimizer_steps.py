@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -16,13 +17,14 @@ from torch_geometric.data.data import BaseData
 
 from gnnstab.errors import UsageError, let_through
 from gnnstab.probe.batches.arguments import Arguments, as_arguments
+from gnnstab.probe.optimizer import learning
 from gnnstab.probe.optimizer._breaking import breaking
 from gnnstab.probe.optimizer._copies import twins
 from gnnstab.probe.optimizer._eps import eps_of, eps_signals, shrink_eps
 from gnnstab.probe.optimizer._groups import group_signals
-from gnnstab.probe.optimizer.learning import learning_signals
 from gnnstab.probe.optimizer.softening import sharp_layers, softer_signals
 from gnnstab.probe.replaying.replica import copied, eager, forked_rng, rng_snapshot, tensors_in
+from gnnstab.randomness import drawn_state
 from gnnstab.records import Event, Signal, Signals
 from gnnstab.records.rises import Rise, rise_of
 from gnnstab.records.vocabulary import (
@@ -47,6 +49,9 @@ LOWER = 3.0
 
 LOWEST = 3**8
 """Largest divisor that is tried."""
+
+WHOLE = 0.9
+"""Share of an update from which on it counts as taken whole."""
 
 _SCALES = tuple(2.0**power for power in (16, 12, 8, 4, 0))
 """Factors of the loss under fp16, as a GradScaler would choose: the largest that leaves the gradients finite."""
@@ -73,6 +78,12 @@ class Trial:
     def calm(self) -> bool:
         """True when no loss rose by more than a quarter."""
         return self.rise is None or self.rise.above == 0
+
+    @property
+    def fall(self) -> float:
+        """ln(first / smallest loss); 0 where losses are not positive, which have no ratio."""
+        first, best = self.losses[0], min(self.losses)
+        return math.log(first / best) if 0 < best <= first < math.inf else 0.0
 
     @property
     def lost(self) -> float:
@@ -140,6 +151,11 @@ class Bench:
                 let_through(error)
                 raise UsageError(f"trial steps on a copy failed: {type(error).__name__}: {error}") from error
 
+    @cached_property
+    def as_is(self) -> tuple[float, ...]:
+        """The losses of `learning.STEPS` steps as they are, which several others are held against; failures as of `trial`."""
+        return self.trial(learning.STEPS).losses
+
     def gradient_norm(self) -> float:
         """L2 norm over all gradients of the first batch, as no clipping has touched them; failures as of `trial`."""
         model, _ = twins(self.model, self.optimizer)
@@ -159,13 +175,13 @@ class Bench:
         state: Mapping[str, Any],
         until: Callable[[Sequence[float]], bool] | None,
     ) -> Trial:
-        before, first = self._look(model, state)
+        before, first, ahead = self._look(model, state, 0 if steps else None)
         losses, moved, scale = [first], math.nan, _SCALES[0] if self.dtype is torch.float16 else 1.0
         for step in range(steps):
             if not math.isfinite(losses[-1]) or (until is not None and until(losses)):
                 break
             optimizer.zero_grad(set_to_none=True)
-            scale = self._gradients(model, step % len(self.calls), scale)
+            scale = self._gradients(model, step % len(self.calls), scale, ahead)
             if step == 0 and not all(p.grad is None or bool(p.grad.isfinite().all()) for p in model.parameters()):
                 raise UsageError(
                     "the gradients are not finite before any step, so that steps say nothing of the optimizer"
@@ -173,22 +189,32 @@ class Bench:
             if self.clip is not None:
                 nn.utils.clip_grad_norm_(model.parameters(), self.clip)
             optimizer.step()
-            after, loss = self._look(model, state)
+            after, loss, ahead = self._look(model, state, (step + 1) % len(self.calls) if step + 1 < steps else None)
             losses.append(loss if math.isfinite(loss) else math.inf)
             if step == 0:
                 moved = change_over_spread(before, after)
         return Trial(tuple(losses), moved)
 
-    def _look(self, model: nn.Module, state: Mapping[str, Any]) -> tuple[list[Tensor], float]:
-        """All outputs and the mean loss, in training mode from the same random numbers every time."""
+    def _look(
+        self, model: nn.Module, state: Mapping[str, Any], following: int | None
+    ) -> tuple[list[Tensor], float, Tensor | None]:
+        """All outputs and the mean loss, in training mode from the same random numbers every time.
+
+        Also the loss of batch ``following`` with its graph: the next step needs no forward of its own where nothing was drawn.
+        """
         outputs: list[Tensor] = []
-        losses = []
-        with torch.no_grad(), forked_rng(state):
+        losses: list[float] = []
+        ahead: Tensor | None = None
+        with forked_rng(state):
+            start = drawn_state()
             for number in range(len(self.calls)):
-                output, loss = self.forward(model, number)
+                with torch.set_grad_enabled(number == following):
+                    output, loss = self.forward(model, number)
+                ahead = loss if number == following else ahead
                 outputs += [t.detach().float() for _, t in tensors_in(output) if t.is_floating_point()]
-                losses.append(float(loss))
-        return outputs, sum(losses) / len(losses)
+                losses.append(float(loss.detach()))
+            same = drawn_state() == start
+        return outputs, sum(losses) / len(losses), ahead if same else None
 
     def forward(self, model: nn.Module, number: int) -> tuple[Any, Tensor]:
         """Output and loss of a copy on one batch."""
@@ -200,13 +226,14 @@ class Bench:
             output = eager(model)(*copied(tuple(args)), **copied(dict(kwargs)))
             return output, self.loss(output, self.batches[number])
 
-    def _gradients(self, model: nn.Module, number: int, scale: float) -> float:
-        """Backward of one batch; returns the scale of the loss that it took to keep the gradients finite."""
+    def _gradients(self, model: nn.Module, number: int, scale: float, ahead: Tensor | None = None) -> float:
+        """Backward of one batch, whose loss may be known ``ahead``; returns the scale of the loss that it took to keep the gradients finite."""
         parameters = [p for p in model.parameters() if p.requires_grad]
         for candidate in [s for s in _SCALES if s <= scale] or [1.0]:
             for parameter in parameters:
                 parameter.grad = None
-            _, loss = self.forward(model, number)
+            loss = self.forward(model, number)[1] if ahead is None else ahead
+            ahead = None
             (loss * candidate).backward()  # type: ignore[no-untyped-call]
             gradients = [p.grad for p in parameters if p.grad is not None]
             if candidate == 1 or all(bool(gradient.isfinite().all()) for gradient in gradients):
@@ -305,7 +332,7 @@ def _judged(bench: Bench) -> Iterator[Signal]:
     yield from rate_signals(bench, trial)
     yield from _eps(bench, trial)
     yield from group_signals(bench)
-    yield from learning_signals(bench)
+    yield from learning.learning_signals(bench)
 
 
 def rate_signals(bench: Bench, trial: Trial) -> Iterator[Signal]:
@@ -354,7 +381,9 @@ def _eps(bench: Bench, trial: Trial) -> Iterator[Signal]:
         return
     free = bench.trial(1, without_eps=True).moved
     if math.isfinite(free) and free > 0 and math.isfinite(trial.moved):
-        detail = {"eps": eps, "optimizer": type(bench.optimizer).__name__}
+        detail: dict[str, Any] = {"eps": eps, "optimizer": type(bench.optimizer).__name__}
+        if trial.moved / free < WHOLE:
+            detail["fell"] = [trial.fall, bench.trial(without_eps=True).fall]
         yield Signal(OPTIMIZER_EPS_DAMPING, trial.moved / free, source="steps", detail=detail)
 
 

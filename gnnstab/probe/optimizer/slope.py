@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import deque
 from collections.abc import Callable
@@ -22,6 +23,9 @@ LATELY = 10
 BEGINNING = 50
 """Steps that are not watched: from here on no linear warm-up, however long, rises by `RISING` within `LATELY` steps."""
 
+RISING_SGD = 1.1
+"""The same under SGD, from step `LATELY` on: nothing there adapts to the curvature, and healthy warm-ups do not overshoot."""
+
 
 class SlopeWatch:
     """While the learning rate rises, measures 1 − (slope after)/(slope before) along every update, and hands it to the trace.
@@ -37,18 +41,21 @@ class SlopeWatch:
     """
 
     def __init__(self, optimizers: Any, writer: Writer, now: Callable[[], int]) -> None:
-        self.latest: tuple[int, float] = (-1, math.nan)
-        """Step and number of the last update that was measured."""
+        self.latest: tuple[int, float, bool] = (-1, math.nan, False)
+        """Step and number of the last update that was measured, and whether it counts by itself, see `_look`."""
 
         self._watched = len(optimizers) == 1 and not isinstance(optimizers[0], torch.optim.LBFGS)
         self._writer = writer
         self._now = now
         self._rates: deque[tuple[int, float]] = deque(maxlen=LATELY + 1)
+        self._highest = 0.0
+        """Largest rate before the window: a schedule that restarts and comes back to it has trained there before."""
+
         self._constant = 0
         """Updates in a row at the rate of the last one; from `LATELY` on nothing can rise within the window."""
 
-        self._before: tuple[int, list[Tensor], list[Tensor], list[Tensor]] | None = None
-        self._sent: tuple[int, Tensor, Any] | None = None
+        self._before: tuple[tuple[int, bool], list[Tensor], list[Tensor], list[Tensor]] | None = None
+        self._sent: tuple[tuple[int, bool], Tensor, Any] | None = None
 
     def look(self, optimizer: torch.optim.Optimizer) -> None:
         """Before an update: finish what the last one began, and begin anew while the rate rises."""
@@ -61,6 +68,8 @@ class SlopeWatch:
         ):
             return
         self._constant = self._constant + 1 if self._rates and self._rates[-1][1] == lr else 0
+        if len(self._rates) > LATELY:
+            self._highest = max(self._highest, self._rates[0][1])
         self._rates.append((step, lr))
         if self._constant <= LATELY or self._before is not None or self._sent is not None:
             with torch.no_grad():
@@ -69,15 +78,26 @@ class SlopeWatch:
     def _look(self, optimizer: torch.optim.Optimizer, lr: float, step: int) -> None:
         self._land()
         before, self._before = self._before, None
-        if before is not None and before[0] == step - 1:
+        if before is not None and before[0][0] == step - 1:
             self._send(*before)
             self._land()
         lowest = min(rate for _, rate in self._rates)
-        if step >= BEGINNING and step - self._rates[0][0] <= LATELY and lr >= RISING * lowest:
+        # What SGD overshoots while its rate rises faster than any warm-up is lost. Else batches that differ may say as much of a run
+        # that learns, since adaptive optimizers train at the edge, and the loss has the last word.
+        sgd, fast = isinstance(optimizer, torch.optim.SGD), step >= BEGINNING and lr >= RISING * lowest
+        watched = fast or (sgd and step >= LATELY and lr >= RISING_SGD * lowest)
+        if watched and lr > self._highest and step - self._rates[0][0] <= LATELY:
             moved = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-            self._before = (step, moved, [p.detach().clone() for p in moved], [_grad(p).clone() for p in moved])
+            self._before = (
+                (step, sgd and fast),
+                moved,
+                [p.detach().clone() for p in moved],
+                [_grad(p).clone() for p in moved],
+            )
 
-    def _send(self, step: int, parameters: list[Tensor], weights: list[Tensor], gradients: list[Tensor]) -> None:
+    def _send(
+        self, step: tuple[int, bool], parameters: list[Tensor], weights: list[Tensor], gradients: list[Tensor]
+    ) -> None:
         if any(p.grad is None for p in parameters):
             return
         slopes = torch.zeros(2, dtype=torch.float64, device=parameters[0].device)
@@ -98,12 +118,13 @@ class SlopeWatch:
     def _land(self) -> None:
         if self._sent is None or (self._sent[2] is not None and not self._sent[2].query()):
             return
-        (step, slopes, _), self._sent = self._sent, None
+        ((step, alone), slopes, _), self._sent = self._sent, None
         before, after = slopes.tolist()
         # Momentum may carry an update uphill: then the two slopes say nothing of an overshoot.
         if before < 0 and math.isfinite(after):
-            self.latest = (step, 1 - after / before)
-            self._writer.measures([Measure(step, "", "train", 0, OPTIMIZER_OVERSHOOT, -1, self.latest[1])])
+            self.latest = (step, 1 - after / before, alone)
+            detail = json.dumps({"alone": alone})
+            self._writer.measures([Measure(step, "", "train", 0, OPTIMIZER_OVERSHOOT, -1, self.latest[1], detail)])
 
 
 def _grad(parameter: Tensor) -> Tensor:

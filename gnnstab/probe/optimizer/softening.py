@@ -51,7 +51,7 @@ def softer_signals(bench: Bench, layers: Sequence[str]) -> Iterator[Signal]:
         softer = bench.trial(STEPS, edit=mode.watch).losses
     if mode.softened != set(layers):
         return
-    as_is = bench.trial(STEPS).losses
+    as_is = bench.as_is
     best, undone = min(as_is), min(softer)
     if 0 < best < math.inf and 0 < undone < math.inf:
         detail = {"names": list(layers[:40]), "first": as_is[0], "best": best, "undone": undone, "steps": STEPS}

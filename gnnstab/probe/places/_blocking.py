@@ -86,11 +86,11 @@ class Blocks:
         closed = dict.fromkeys(node for node, passed in self._passed.items() if self._stops(node, *passed))
         # What a way around leads to has a gradient; what it does not is in front of a closed operation alone.
         around = _parameters_before([t.grad_fn for t in self._seen.outputs if t.grad_fn is not None], closed)
-        empty = self._seen.calls.empty_sums()
+        empty, factors = self._seen.calls.empty_sums(), self._factors() if closed else {}
         for node in closed:
             above = [above for above, _ in node.next_functions if above is not None]
             # What it multiplies is given nothing either where it is 0.
-            above += [other for other in self._factors_of(node) if other is not node]
+            above += [other for other in factors.get(node, ()) if other is not node]
             before = _parameters_before(above, ())
             silent = [
                 name for key, name in names.items() if key in before and (key not in around or sizes[key] <= limit)
@@ -107,11 +107,15 @@ class Blocks:
                 }
                 yield "place.gradient_stops", place, float(len(silent)), detail
 
-    def _factors_of(self, node: Any) -> Iterator[Any]:
+    def _factors(self) -> dict[Any, list[Any]]:
+        """Every node that is multiplied, with the factors of its products."""
+        found: dict[Any, list[Any]] = {}
         for user in autograd.walk(self._seen.outputs):
-            factors = [factor for factor, _ in user.next_functions if factor is not None]
-            if type(user).__name__.startswith("MulBackward") and node in factors:
-                yield from factors
+            if type(user).__name__.startswith("MulBackward"):
+                factors = [factor for factor, _ in user.next_functions if factor is not None]
+                for factor in dict.fromkeys(factors):
+                    found.setdefault(factor, []).extend(factors)
+        return found
 
     def _stops(self, node: Any, given: float, handed: float) -> bool:
         kind = self._kinds[node]

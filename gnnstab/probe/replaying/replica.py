@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections import UserDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch_geometric.data.data import BaseData
+from torch_geometric.inspector import Inspector
 
 from gnnstab.errors import GnnstabError, UsageError, let_through
+from gnnstab.probe.replaying._own_state import Guard
+from gnnstab.probe.replaying.computing_hooks import computing_hooks, own_hook
 from gnnstab.probe.replaying.reach import SHARED, own_copy, shared_with
 from gnnstab.randomness import deep_copy, same_random_state
 
@@ -78,27 +83,35 @@ def rng_snapshot() -> dict[str, Any]:
 
 
 def replica(model: nn.Module) -> nn.Module:
-    """A deep copy without hooks and without ``message`` overrides on instances.
+    """A deep copy without the hooks that only look on, and without ``message`` overrides on instances.
 
-    Hooks never enter the copy, so whatever they hold on to (a logger, an open file) is not copied. Kept are the hooks
-    that are part of what the model computes: those of torch's ``weight_norm``, ``spectral_norm`` and pruning, and
-    those by which a fix of gnnstab changed the model, or `evaluating` has a BatchNorm go by the batch.
+    Those never enter the copy, so whatever they hold on to (a logger, an open file) is not copied. Kept are the hooks
+    that are part of what the model computes: those that return something, those of torch's ``weight_norm``, ``spectral_norm``
+    and pruning, and those by which a fix of gnnstab changed the model, or `evaluating` has a BatchNorm go by the batch.
 
     Raises:
         UsageError: The model holds something that cannot be copied, or a copy would wait for other processes.
     """
     memo: dict[int, Any] = {}
+    hooks: list[tuple[dict[Any, Any], Any, Any]] = []
     for module in model.modules():
-        kept = _computing_hooks(module)
+        kept = computing_hooks(module)
         for name, value in vars(module).items():
             if name.endswith(HOOK_TABLES) and isinstance(value, dict):
+                memo[id(value)] = own = type(value)()
                 # The tables with flags (`_with_kwargs`) share the keys of the tables that hold the hooks.
-                memo[id(value)] = type(value)((k, deep_copy(v, memo)) for k, v in value.items() if k in kept)
+                hooks += [(own, k, v) for k, v in value.items() if k in kept]
             elif name == "message":
                 memo[id(value)] = None
+            elif isinstance(
+                value, Inspector
+            ):  # What the signatures of its class say: no forward changes it, and it is half of a layer.
+                memo[id(value)] = value
     memo.update(without_history(model))
     try:
         twin = deep_copy(model, memo)
+        for own, key, hook in hooks:  # They may hang on the model.
+            own[key] = own_hook(hook, memo, model)
     except Exception as error:
         let_through(error)
         raise UsageError(f"{type(model).__name__} cannot be copied for a replay: {error}") from error
@@ -106,7 +119,7 @@ def replica(model: nn.Module) -> nn.Module:
         vars(module).pop("message", None)
         if getattr(module, "_compiled_call_impl", None) is not None:
             module._compiled_call_impl = None
-    return apart(twin, model)
+    return _guarded(apart(twin, model), memo)
 
 
 def apart(twin: nn.Module, model: nn.Module) -> nn.Module:
@@ -123,8 +136,9 @@ def apart(twin: nn.Module, model: nn.Module) -> nn.Module:
 
 def whole_copy(model: nn.Module, advice: str = "", kind: type[GnnstabError] = UsageError) -> nn.Module:
     """A deep copy with all hooks; raises ``kind``, with ``advice`` at the end, where there can be none."""
+    memo = without_history(model)
     try:
-        return apart(deep_copy(model, without_history(model)), model)
+        return _guarded(apart(deep_copy(model, memo), model), memo)
     except Exception as error:
         let_through(error)
         why = (str(error).splitlines() or [""])[0][:160]
@@ -171,17 +185,6 @@ def reason_against_a_copy(model: nn.Module) -> str:
     return ""
 
 
-def _computing_hooks(module: nn.Module) -> set[Any]:
-    """Keys of the hooks without which the module would compute something else."""
-    return {
-        key
-        for name, table in vars(module).items()
-        if name.endswith("_hooks") and isinstance(table, dict)
-        for key, hook in table.items()
-        if type(hook).__module__.startswith(("torch.nn.utils.", "gnnstab.nn.", "gnnstab.probe.replaying.evaluating"))
-    }
-
-
 _WRAPPERS = ("OptimizedModule", "DistributedDataParallel", "DataParallel")
 
 
@@ -215,12 +218,26 @@ def run_replica(twin: nn.Module, inputs: ForwardInputs) -> Any:
 
 
 def eager(twin: nn.Module) -> Callable[..., Any]:
-    """The call of a copy that runs all of its Python code.
+    """The call of a copy that runs all of its Python code, and is refused what would change the run's own tensors.
 
-    Hooks registered after compilation are not seen by compiled parts; run those eagerly."""
+    Hooks registered after compilation are not seen by compiled parts; run those eagerly.
+
+    Raises:
+        UsageError: When called: an operation would write into a tensor that the copy shares with the run.
+    """
+    run: Callable[..., Any] = twin
     if any(type(m).__name__ == "OptimizedModule" for m in twin.modules()):
-        plain: Callable[..., Any] = torch.compiler.disable(twin)  # type: ignore[no-untyped-call]
-        return plain
+        run = torch.compiler.disable(twin)  # type: ignore[no-untyped-call]
+    guard = _GUARDS.get(twin)
+    return run if guard is None else lambda *args, **kwargs: guard(twin, run, args, kwargs)
+
+
+_GUARDS: weakref.WeakKeyDictionary[nn.Module, Guard] = weakref.WeakKeyDictionary()
+"""Of every copy; nothing hangs on the copy itself, which the user may get."""
+
+
+def _guarded(twin: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    _GUARDS[twin] = Guard(memo.values(), tensors_in)
     return twin
 
 
@@ -257,10 +274,23 @@ def mapped(value: Any, change: Callable[[Any], Any], other: Callable[[Any], Any]
                     store[key] = mapped(item, change, other)
         return data
     if isinstance(value, (dict, UserDict)):
-        return {k: mapped(v, change, other) for k, v in value.items()}
+        return _refilled(value, {k: mapped(v, change, other) for k, v in value.items()})
     if isinstance(value, (list, tuple)):
         return _filled(value, [mapped(v, change, other) for v in value])
     return other(value)
+
+
+def _refilled(value: dict[Any, Any] | UserDict[Any, Any], items: dict[Any, Any]) -> Any:
+    """One of the class of ``value``, whose methods and attributes a model may use, with other values."""
+    if type(value) is dict:
+        return items
+    try:
+        twin = copy.copy(value)
+        twin.update(items)
+    except Exception as error:  # A class of the user's may forbid either.
+        let_through(error)
+        return items
+    return twin
 
 
 def _filled(value: list[Any] | tuple[Any, ...], items: list[Any]) -> Any:
@@ -279,9 +309,12 @@ def copied(value: Any) -> Any:
     """``value`` with every tensor cloned, floating ones without their history, and a copy of whatever else can change.
 
     Raises:
-        UsageError: Something in it has no copy: an iterator, a queue, a tensor whose memory has been freed.
+        UsageError: Something in it has no copy: an iterator, a queue, a tensor whose memory has been freed, a list that holds itself.
     """
-    return mapped(value, _clone, own_copy)
+    try:
+        return mapped(value, _clone, own_copy)
+    except RecursionError as error:
+        raise UsageError("the model is called with a container that holds itself") from error
 
 
 def _clone(tensor: Tensor) -> Tensor:
@@ -305,16 +338,26 @@ def on_device(value: Any, device: torch.device) -> Any:
     return mapped(value, lambda t: t.to(device))
 
 
-def tensors_in(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Every tensor inside ``value`` with the name of where it sits: ``x``, ``0``, ``paper.x``, ``a__to__b.edge_index``."""
+def tensors_in(value: Any, name: str = "", within: tuple[Any, ...] = ()) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor inside ``value`` with the name of where it sits: ``x``, ``0``, ``paper.x``, ``a__to__b.edge_index``.
+
+    Containers, data of torch_geometric, dataclasses and objects of the user's own classes are looked into; ``within`` are those around ``value``.
+    """
     if isinstance(value, Tensor):
         yield name, value
-    elif isinstance(value, (list, tuple)):
-        for position, item in enumerate(value):
-            yield from tensors_in(item, f"{name}.{position}" if name else str(position))
+    elif not any(value is one for one in within):
+        for own, item in parts_of(value):
+            yield from tensors_in(item, f"{name}.{own}" if name else own, (*within, value))
+
+
+def parts_of(value: Any) -> Iterator[tuple[str, Any]]:
+    """(name, part) of what may hold tensors."""
+    if isinstance(value, (list, tuple)):
+        yield from ((str(position), item) for position, item in enumerate(value))
     elif isinstance(value, (dict, UserDict)):
         for key, item in value.items():
-            own = "__".join(map(str, key)) if isinstance(key, tuple) else str(key)
-            yield from tensors_in(item, f"{name}.{own}" if name else own)
+            yield "__".join(map(str, key)) if isinstance(key, tuple) else str(key), item
     elif isinstance(value, BaseData):
-        yield from tensors_in(value.to_dict(), name)
+        yield from parts_of(value.to_dict())
+    elif is_dataclass(value) and not isinstance(value, type):
+        yield from ((field.name, getattr(value, field.name, None)) for field in fields(value))

@@ -1,0 +1,78 @@
+"""GS607 steady-growth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from gnnstab.records import Finding, Signal, Signals
+from gnnstab.records.vocabulary import LOSS_GROWTH, OUTPUT_GROWTH
+from gnnstab.rules.base import Rule, rule, threshold
+
+
+@rule("GS607", "steady-growth", cause="", severity="warning", confidence="medium")
+class SteadyGrowth(Rule):
+    """The loss and the gradient, or the output of a layer, grow exponentially and do not slow down.
+
+    ## What it sees
+    Straight lines through logarithms over the last 24 to 32 recorded steps of a run. The first finding needs one through |loss| and one
+    through the gradient norm, each rising clearly, also in the second half and there at three quarters of the pace or more; the loss has doubled
+    within these steps, and both lie above the first ten. The second needs the same line through the RMS of a layer's output, four
+    times that of the first ten, and a loss that is not at its best.
+
+    ## Why it is unstable
+    What doubles again and again in the same number of steps reaches the end of any number format. Training slows down as it goes on; a
+    growth that outlives its beginning has nothing that stops it: an objective without a lower bound, inputs or neighbourhoods that
+    grow, a term of the loss with the wrong sign, weights that feed their own growth.
+
+    ## What it looks like
+    The spread of embeddings is maximised: the loss falls from −0.2 to −0.6 in 30 steps, with the gradient in step, and 25 steps later
+    it is −Inf. A curriculum whose features grow by 2.5 % a step: the loss rises by 4 % a step, and at step 60 it leaves.
+
+    ## Fix
+    Find what grows along with it. Bound an objective that falls (a margin, a floor under a variance, a penalty on the size of the
+    output); normalise inputs, or divide sums by the in-degree, where the data grow; check the sign of weight decay and of each term.
+
+    ## When it is wrong
+    A loss may rise with the difficulty of a curriculum, and stop rising when that does. The rule names no cause: it measures none.
+
+    ## References
+    Measured: none of 107 healthy runs, 14 of 30 that blow up; docs/accuracy.md, lead time.
+    """
+
+    output_factor: float = threshold(
+        4.0, unit="× first steps", source="measured: none of 87 healthy runs reaches it and goes on growing"
+    )
+    pace: float = threshold(0.0, unit="per step", source="measured: a clear line that lasts is enough")
+
+    def check(self, signals: Signals) -> Iterator[Finding]:
+        """One finding for the loss at the end of a run; those of earlier steps and of outputs are raised while it goes on."""
+        yield from self._objective(signals.need(LOSS_GROWTH)[0])
+
+    def objective(self, step: int, loss: float, pace: float, gradient: float) -> Iterator[Finding]:
+        """The finding of a loss and a gradient that grow by ``pace`` and ``gradient`` per step."""
+        detail = {"loss": loss, "gradient": gradient}
+        yield from self._objective(Signal(LOSS_GROWTH, pace, None, None, step, "training", detail))
+
+    def output(self, layer: str, step: int, times: float, pace: float) -> Iterator[Finding]:
+        """The finding of a layer whose output is ``times`` that of the first steps and grows by ``pace`` per step."""
+        if pace > self.pace:
+            yield self.finding(
+                f"{layer}: at step {step} its output has {times:.3g} times the RMS of the first steps and grows by {100 * pace:.2g} % per "
+                "step, without slowing down, while the loss is not at its best. Find what grows with it: inputs, sums over neighbours, weights.",
+                limit=self.pace,
+                signal=Signal(OUTPUT_GROWTH, pace, layer, None, step, "training"),
+            )
+
+    def _objective(self, growth: Signal) -> Iterator[Finding]:
+        if not growth.value > self.pace:
+            return
+        loss, gradient = (float(growth.detail.get(key, math.nan)) for key in ("loss", "gradient"))
+        paces = (
+            f"{100 * growth.value:.2g} % per step and the gradient norm by {100 * gradient:.2g} %, without slowing down"
+        )
+        if loss < 0:
+            words = f"falls: its size grows by {paces}. Nothing bounds it from below; give the objective a bound."
+        else:
+            words = f"grows by {paces}. Find what grows with it: inputs, neighbourhoods, weights, a term of the loss."
+        yield self.finding(f"at step {growth.step} the loss ({loss:.3g}) {words}", limit=self.pace, signal=growth)
