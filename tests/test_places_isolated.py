@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch_geometric.data import Data, HeteroData
 from torch_geometric.nn import GATConv, GATv2Conv, HeteroConv, TransformerConv
 
+from gnnstab.probe.places._constant_rows import _unreached
 from test_places import NODES, WIDTH, Net, data, look, loud, random_graph, seeded
 from test_places_gradient import FACES, Face, one
 
@@ -122,3 +123,9 @@ def test_isolated_nodes_that_nothing_reads() -> None:
     everyone = data(edge_index=edges, read=torch.arange(NODES))
     assert loud(look(Hubs(), read), "GS402") == []
     assert [f.severity for f in loud(look(Hubs(), everyone), "GS402")] == ["error"]
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [(torch.bool, None), (torch.long, [True, False, True, True])])
+def test_a_mask_of_two_sets_is_no_list_of_edges(dtype: torch.dtype, expected: list[bool] | None) -> None:
+    found = _unreached({"x": torch.randn(4, 3), "second": torch.ones(2, 5, dtype=dtype)}, "", 4)
+    assert (None if found is None else found.tolist()) == expected

@@ -103,7 +103,8 @@ def _unreached(named: Mapping[str, Tensor], kind: str, count: int) -> Tensor | N
     """(count,) mask of the nodes of a kind that no edge list leads to; None without one."""
     lists = [
         t for name, t in named.items()
-        if t.dim() == 2 and len(t) == 2 and not t.is_floating_point() and t.shape[1] and _leads_to(name, kind)
+        if t.dim() == 2 and len(t) == 2 and t.shape[1] and not (t.is_floating_point() or t.dtype == torch.bool)
+        and _leads_to(name, kind)
     ]  # fmt: skip
     if not lists or any(int(t.min()) < 0 or int(t[1].max()) >= count for t in lists):
         return None
