@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import textwrap
@@ -19,7 +20,7 @@ from . import case, options, output
     type=click.Path(file_okay=False, path_type=Path),
     default=Path("gnnstab-demo"),
     show_default=True,
-    help="Where the recorded run and the page go.",
+    help="Where the recorded run and the page go; a new one beside it when it holds anything.",
 )
 @click.option(
     "--open/--no-open", "opened", default=None, help="Open the page in a browser; by default where there is a screen."
@@ -42,9 +43,7 @@ def command(folder: Path, opened: bool | None, files: Path | None, verbose: bool
     from gnnstab.report import render
     from gnnstab.report.summary import verdict
 
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in folder.glob("demo-*.gnnstab*"):
-        old.unlink()
+    folder = _fresh(folder)
     outcome = demo.run(folder, lambda line: click.echo(f"  {line}", err=True))
     page = folder / "demo.html"
     output.write(page, render(outcome.proof, "html", face="cli"))
@@ -62,6 +61,23 @@ def command(folder: Path, opened: bool | None, files: Path | None, verbose: bool
     if _has_screen() if opened is None else opened:
         webbrowser.open(page.resolve().as_uri())
     return 0
+
+
+def _fresh(folder: Path) -> Path:
+    """The folder, made; one beside it with a number where it holds anything already: nothing of anybody's is replaced."""
+    from gnnstab.errors import UsageError
+
+    names = itertools.chain([folder], (folder.with_name(f"{folder.name}-{n}") for n in itertools.count(2)))
+    for name in names if folder.name else [folder]:
+        try:
+            name.mkdir(parents=True, exist_ok=True)
+            if next(name.iterdir(), None) is None:
+                return name
+        except FileExistsError:
+            continue  # A file or a link to nothing.
+        except OSError as error:
+            raise UsageError(f"cannot write into {name}: {error.strerror or error}") from error
+    raise UsageError("the demonstration needs a folder of its own: name one with --folder")
 
 
 def _labelled(label: str, text: str) -> str:

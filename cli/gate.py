@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gnnstab.config import Settings, accept, load
 from gnnstab.config.validating import validate
-from gnnstab.errors import ConfigurationError, GnnstabError, NothingEvaluable, UsageError
+from gnnstab.errors import ConfigurationError, GnnstabError, NothingEvaluable, UsageError, let_through, printable
 
 from . import interrupt, output
 from .group import ERROR, FINDINGS, NOTHING_EVALUABLE
@@ -134,6 +134,13 @@ def _diagnose_all(
                     raise
                 output.complain(" ".join(str(error).split()), "error")
                 failed.append(NOTHING_EVALUABLE if isinstance(error, NothingEvaluable) else ERROR)
+            except Exception as error:
+                if len(targets) == 1:
+                    raise
+                let_through(error)
+                why = f"{type(error).__name__}: {printable(str(error), 200)}"
+                output.complain(f"{printable(target, 200)}: cannot be diagnosed ({why}, unexpected)", "error")
+                failed.append(ERROR)
     return diagnoses, failed
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -53,13 +54,14 @@ def write(folder: Path, say: Callable[[str], None]) -> tuple[Path, ...]:
 
     Raises `UsageError`, before it writes anything, when one of them is there already.
     """
-    there = [name for name in FILES if (folder / name).exists()]
+    there = [name for name in FILES if os.path.lexists(folder / name)]
     if there:
         raise UsageError(f"{folder}: {', '.join(there)} is there already and stays as it is; name an empty folder")
     torch.manual_seed(0)
     model, batch = demo.Swarm(), demo.swarm_graphs()
-    (folder / "network.py").write_text(network(), encoding="utf-8")
-    torch.save(batch, folder / "batch.pt")
+    with (folder / "network.py").open("x", encoding="utf-8") as file:
+        file.write(network())
+    _save(batch, folder / "batch.pt")
     say("training a few steps under gnnstab.Monitor")
     _record(fixes.apply(model, "mean-aggregation-root", batch=batch), batch, folder / "run.gnnstab")
     with torch.no_grad():
@@ -69,8 +71,14 @@ def write(folder: Path, say: Callable[[str], None]) -> tuple[Path, ...]:
             adapter = layer_of(first)
             assert adapter is not None
             adapter.scale_scores(first, [factor] * first.heads)
-            torch.save(changed.state_dict(), folder / name)
+            _save(changed.state_dict(), folder / name)
     return tuple(folder / name for name in FILES)
+
+
+def _save(content: Any, path: Path) -> None:
+    """Into a new file; no link is followed."""
+    with path.open("xb") as stream:
+        torch.save(content, stream)
 
 
 def _record(model: nn.Module, batch: Data, trace: Path) -> None:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import re
+import sys
 from collections.abc import Callable
 from functools import lru_cache
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from importlib.machinery import PathFinder
+from typing import TYPE_CHECKING, Any
 
 from gnnstab.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 
 def installed(group: str) -> tuple[EntryPoint, ...]:
@@ -33,8 +39,32 @@ def origin(plugin: EntryPoint) -> str:
 
 @lru_cache(maxsize=1)
 def _all() -> dict[str, tuple[EntryPoint, ...]]:
+    foreign = (f for f in sys.meta_path if f is not PathFinder and hasattr(f, "find_distributions"))
+    if not any(foreign) and not any(map(_may_offer, sys.path)):
+        return {}
+    from importlib.metadata import entry_points  # Alone it takes a tenth of the time of a short command.
+
     found = entry_points()
     return {group: tuple(found.select(group=group)) for group in found.groups if group.startswith("gnnstab.")}
+
+
+def _may_offer(folder: str) -> bool:
+    """False where surely no package in this entry of `sys.path` offers anything to gnnstab."""
+    try:
+        names = os.listdir(folder or os.curdir)
+    except OSError as error:
+        return isinstance(error, NotADirectoryError)  # An archive, which may hold packages too.
+    return any(name.endswith(".egg") or _names_a_group(os.path.join(folder, name)) for name in names)
+
+
+def _names_a_group(package: str) -> bool:
+    if not package.endswith((".dist-info", ".egg-info")):
+        return False
+    try:
+        with open(os.path.join(package, "entry_points.txt"), "rb") as file:
+            return re.search(rb"\[\s*gnnstab\.", file.read()) is not None
+    except OSError:
+        return False  # Most packages offer nothing to anybody.
 
 
 def on_first_use(package: str, **modules: str) -> Callable[[str], Any]:

@@ -32,8 +32,11 @@ is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambd
 next_sequence_number = torch._C._autograd._get_sequence_nr
 """The number that the next node of the autograd graph gets; a node keeps its own as ``_sequence_nr``."""
 
-transform = torch._C._functorch.peek_interpreter_stack
-"""The innermost function transform (``vmap``, ``grad``, …) that runs; None outside of one."""
+transforms = torch._C._are_functorch_transforms_active
+"""Whether a function transform (``vmap``, ``grad``, …) runs.
+
+To ask for the stack of transforms instead makes one in this thread, which every node of every backward then copies.
+"""
 
 set_grad_enabled = torch._C._set_grad_enabled
 """What `torch.set_grad_enabled` calls, without the object around it."""

@@ -178,12 +178,27 @@ class Wide(Net):
             self.inp.weight.mul_(factor)
 
 
+class MadeGood(nn.Module):
+    """A wide map and, behind a ReLU, one that is as narrow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        with torch.no_grad():
+            self.up.weight.mul_(80.0)
+            self.down.weight.div_(80.0)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h + self.down(self.up(h).relu())
+
+
 @FACES
 def test_a_weight_that_no_initialisation_draws(face: Face) -> None:
     finding = one(face(Wide(80.0), data()), "GS201")
     assert finding.layer == "inp" and finding.cause == "unsuitable-init"
     assert loud(face(Wide(1.0), data())) == []
     assert loud(look(Wide(80.0, norm=True), data()), "GS201") == []  # the norm takes it away
+    assert loud(look(Net(inside=MadeGood()), data()), "GS201") == []  # the next map does
 
 
 @FACES

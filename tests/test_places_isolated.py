@@ -48,6 +48,10 @@ def test_some_nodes_that_nobody_points_to(face: Face) -> None:
     assert loud(face(OneWay(True), data(edge_index=edges))) == []
     answered = data(edge_index=edges, read=torch.arange(12, NODES), y=torch.randn(NODES - 12, generator=seeded(6)))
     assert loud(face(Answering(False), answered)) == []
+    asked = data(edge_index=edges, read=torch.arange(18), y=torch.randn(18, generator=seeded(6)))
+    finding = one(face(Answering(False), asked), "GS402")
+    assert finding.value == pytest.approx(12 / 18) and "rows of the output are about such nodes" in finding.message
+    assert loud(face(Answering(True), asked)) == []
 
 
 class Answering(OneWay):

@@ -92,6 +92,13 @@ def test_every_private_attribute_is_listed_and_every_listed_one_is_used() -> Non
     }
 
 
+def test_no_bound_name_makes_a_stack_of_function_transforms() -> None:
+    """All of ``torch._C._functorch`` makes one in its thread, which every node of every backward copies from then on."""
+    assert "_functorch" not in {
+        node.attr for node in ast.walk(ast.parse(PRIVATE.read_text("utf-8"))) if isinstance(node, ast.Attribute)
+    }
+
+
 def test_every_bound_name_is_used() -> None:
     bound = {n for n in vars(torch_private) if n.isidentifier() and not n.startswith("_")} - {
         "Callable",

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from gnnstab.checkpoint._naming import SHADOWS, Unique, listed, printable
-from gnnstab.checkpoint._pickle_stubs import facts_of, is_module, known_facts, tensors_of
+from gnnstab.checkpoint._pickle_stubs import facts_of, is_module, known_facts, module_in, tensors_of
 from gnnstab.checkpoint._settings import plain_settings
 from gnnstab.checkpoint._tally import Tally
 from gnnstab.errors import LoadError
@@ -22,7 +25,7 @@ DEEPEST = 100
 """Levels of nesting that are looked at before a file is refused."""
 
 _PROGRESS = ("epoch", "step", "global_step", "iteration", "iter", "update", "num_updates", "n_iter", "total_steps")
-_SKIPPED = frozenset(
+_BESIDE = frozenset(
     [
         "lr_scheduler",
         "lr_schedulers",
@@ -40,6 +43,7 @@ _SKIPPED = frozenset(
         "random_rng_state",
     ]
 )
+"""Where training programs keep the state of everything but the network; weights that stand there are scanned, not judged."""
 
 
 @dataclass(slots=True)
@@ -60,7 +64,10 @@ class Contents:
 
     networks: list[Network] = field(default_factory=list)
     shadows: list[Network] = field(default_factory=list)
-    """Averaged copies of the weights (EMA)."""
+    """Averaged copies of the weights (EMA), and other tensors that are scanned for NaN and Inf alone."""
+
+    nameless: list[Network] = field(default_factory=list)
+    """Tensors in lists and in objects of which only the place is known."""
 
     optimizers: list[tuple[str, Mapping[Any, Any]]] = field(default_factory=list)
     """(path in the file, state dict)."""
@@ -78,7 +85,7 @@ def contents_of(root: Any, shown: str, tally: Tally) -> Contents:
     found = Contents()
     if isinstance(root, Mapping):
         _read_progress(root, found)
-    for path, node in _walk(root, shown):
+    for path, node in _walk(root, shown, tally):
         if isinstance(node, nn.Module):
             known = known_facts(node)
             found.networks.append(Network(path, dict(node.state_dict()), known))
@@ -88,27 +95,50 @@ def contents_of(root: Any, shown: str, tally: Tally) -> Contents:
             found.notes.append(f"read the whole module {printable(node.kind)} without running its code")
         elif _is_optimizer(node):
             found.optimizers.append((".".join(path) or "optimizer", node))
-        elif tensors := _direct_tensors(node):
-            found.networks.append(Network(path, tensors))
+        else:
+            _sort_tensors(path, node, found)
+    for network in (*found.networks, *found.shadows, *found.nameless):
+        # Each name is joined with the path to it.
+        tally.spell(len(".".join(network.path)) * (1 + len(network.tensors) + len(network.known)))
+        tally.spell(sum(map(len, network.tensors)))
+    if not found.networks:
+        found.networks, found.shadows = found.shadows, []
     if not found.networks:
         raise LoadError(f"{shown}: holds {_describe(root)}, no named tensors; save model.state_dict()")
     _set_loose_tensors_aside(found)
     _set_shadows_aside(found)
+    _tell_nameless(found)
     return found
 
 
-def _walk(root: Any, shown: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+def _sort_tensors(path: tuple[str, ...], node: Any, found: Contents) -> None:
+    """What stands in a dict is named as a state dict's; attributes of an object are read beside it; lists say no names."""
+    items = node.mapping if isinstance(node, Record) else node
+    if isinstance(items, Mapping) and (tensors := _tensors(items.items())):
+        found.networks.append(Network(path, tensors))
+    data = isinstance(node, Record) and node.name.startswith("torch_geometric.data.")
+    if isinstance(node, Record) and (tensors := _tensors(node.attributes.items())):
+        (found.nameless if data else found.shadows).append(Network(path, tensors))
+    listed = (*node.arguments, *node.sequence, node.state) if isinstance(node, Record) else node
+    if isinstance(listed, _LISTS) and (tensors := _tensors((str(i), item) for i, item in enumerate(listed))):
+        network = Network(path, tensors)
+        (found.shadows if _stands_in(SHADOWS, network) else found.nameless).append(network)
+
+
+def _walk(root: Any, shown: str, tally: Tally) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Containers and modules in file order; each object once, so that shared and cyclic ones end."""
     pending: list[tuple[tuple[str, ...], Any]] = [((), root)]
     seen: set[int] = set()
     count = 0
     while pending:
         path, node = pending.pop()
+        node = module_in(node) or (_is_optimizer(node) and getattr(node, "attributes", None)) or node
         if id(node) in seen:
             continue
         seen.add(id(node))
         yield path, node
         children = list(_children(node)) if not (_is_optimizer(node) or is_module(node)) else []
+        tally.spell(sum(len(path) + len(key) for key, _ in children))
         count += len(children)
         if count > MOST_NODES:
             raise LoadError(f"{shown}: holds more than {MOST_NODES} nested objects; save the state_dict alone")
@@ -119,22 +149,27 @@ def _walk(root: Any, shown: str) -> Iterator[tuple[tuple[str, ...], Any]]:
 
 def _children(node: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(node, Record):
-        yield from _children(node.mapping)
-        yield from _children(node.attributes)
+        for part in (node.mapping, node.attributes, node.arguments, node.sequence):
+            yield from _children(part)
+        if isinstance(node.state, _NESTING):
+            yield "state", node.state
     elif isinstance(node, Mapping):
         for key, child in node.items():
-            if isinstance(child, _NESTING) and key not in _SKIPPED:
+            if isinstance(child, _NESTING):
                 yield printable(key), child
-    elif isinstance(node, (list, tuple)):
+    elif isinstance(node, _LISTS):
         for index, child in enumerate(node):
             if isinstance(child, _NESTING):
                 yield str(index), child
 
 
-_NESTING = (Mapping, list, tuple, nn.Module, Record)
+_LISTS = (list, tuple, deque, set, frozenset)
+_NESTING = (Mapping, *_LISTS, nn.Module, Record)
 
 
 def _is_optimizer(node: Any) -> bool:
+    """True for the state of an optimizer, and for an optimizer that was saved whole."""
+    node = node.attributes if isinstance(node, Record) else node
     return (
         isinstance(node, Mapping)
         and isinstance(node.get("param_groups"), list)
@@ -142,13 +177,13 @@ def _is_optimizer(node: Any) -> bool:
     )
 
 
-def _direct_tensors(node: Any) -> dict[str, Tensor]:
-    if not isinstance(node, Mapping):
-        return {}
+def _tensors(items: Iterable[tuple[Any, Any]]) -> dict[str, Tensor]:
+    """The tensors among the items; the states of random generators, which are integers, are none of a network's."""
     tensors: dict[str, Tensor] = {}
     unique = Unique()
-    for key, value in node.items():
-        if isinstance(value, Tensor) and key not in _SKIPPED:
+    for key, value in items:
+        generator = isinstance(key, str) and key in _BESIDE
+        if isinstance(value, Tensor) and not (generator and value.dtype == torch.uint8):
             tensors[unique(printable(key))] = value
     return tensors
 
@@ -156,7 +191,7 @@ def _direct_tensors(node: Any) -> dict[str, Tensor]:
 def _read_progress(root: Mapping[Any, Any], found: Contents) -> None:
     for name in _PROGRESS:
         value = root.get(name)
-        if isinstance(value, int) and not isinstance(value, bool):
+        if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63:
             found.progress[name] = value
     found.settings = plain_settings(root)
 
@@ -166,17 +201,35 @@ def _set_loose_tensors_aside(found: Contents) -> None:
     proper, loose = _parted(found.networks, lambda n: any(_dimensions(t) >= 2 for t in n.tensors.values()))
     if proper and loose:
         found.networks = proper
-        names = [".".join((*n.path, key)) for n in loose for key in n.tensors]
-        found.notes.append(f"not part of a network, left out: {listed(names, 5, ' and {} more')}")
+        # A score or a counter that a callback or a scheduler keeps is not worth a word.
+        names = [
+            ".".join((*n.path, key))
+            for n in loose
+            for key, tensor in n.tensors.items()
+            if _BESIDE.isdisjoint(n.path) or _dimensions(tensor)
+        ]
+        if names:
+            found.notes.append(f"not part of a network, left out: {listed(names, 5, ' and {} more')}")
 
 
 def _set_shadows_aside(found: Contents) -> None:
-    shadows, others = _parted(found.networks, lambda n: any(part.lower() in SHADOWS for part in n.path))
-    if shadows and others:
-        found.networks, found.shadows = others, shadows
-        found.notes.append(
-            f"averaged weights in {', '.join(repr('.'.join(n.path)) for n in shadows[:5])}: scanned, not judged"
-        )
+    for names, what in ((SHADOWS, "averaged weights"), (_BESIDE, "tensors")):
+        aside, others = _parted(found.networks, partial(_stands_in, names))
+        if aside and others:
+            found.networks = others
+            found.shadows += aside
+            found.notes.append(f"{what} in {', '.join(repr('.'.join(n.path)) for n in aside[:5])}: scanned, not judged")
+
+
+def _stands_in(names: frozenset[str], network: Network) -> bool:
+    return any(part.lower() in names for part in network.path)
+
+
+def _tell_nameless(found: Contents) -> None:
+    names = [".".join((*n.path, key)) for n in found.nameless for key, t in n.tensors.items() if _dimensions(t)]
+    if names:
+        count = f"{len(names)} tensor{'s' if len(names) != 1 else ''}"
+        found.notes.append(f"{count} in lists and objects, without a weight's name, not judged: {listed(names, 3)}")
 
 
 def _parted(networks: list[Network], first: Callable[[Network], bool]) -> tuple[list[Network], list[Network]]:

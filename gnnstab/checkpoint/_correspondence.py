@@ -23,7 +23,8 @@ def matching_names(optimizer: OptimizerState, networks: Mapping[str, Shapes]) ->
     everything = [pair for shapes in networks.values() for pair in shapes]
     known = {name for name, _ in everything}
     kept = {i: e.name for i, e in enumerate(optimizer.entries) if e.name is not None and e.name in known}
-    if total and len(kept) == total:
+    # Parameters that are equal throughout count once in a file, so that an entry may bear the name of the other one.
+    if kept and all(entry.name is not None for entry in optimizer.entries):
         return kept, f"{optimizer.path}: {total} entries, names kept by the optimizer"
     if not any(entry.shape for entry in optimizer.entries):
         return {}, f"{optimizer.path}: {total} entries without moments"

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gnnstab.checkpoint._tensors import finite
+
 SMALLEST = 64
 """Entries below which no distribution is claimed."""
 
@@ -54,7 +56,7 @@ UNKNOWN = Fingerprint("unknown")
 
 def is_judged(weight: Tensor) -> bool:
     """True for a matrix of a size at which a distribution can be told, without NaN and Inf."""
-    return SMALLEST <= weight.numel() <= LARGEST and bool(torch.isfinite(weight).all())
+    return SMALLEST <= weight.numel() <= LARGEST and finite(weight)
 
 
 def fingerprint(weight: Tensor) -> Fingerprint:

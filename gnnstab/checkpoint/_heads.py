@@ -18,10 +18,18 @@ class Heads(NamedTuple):
 
     concat: bool | None
     source: str
-    """``read from the shapes``, ``given``, ``stored in the module``, `ASSUMED` with the setting, or ``""``."""
+    """``read from the shapes``, ``given``, ``stored in the module``, `ASSUMED` with the setting, or which were tried."""
 
 
 ASSUMED = "assumed from the file's setting"
+
+IN_USE = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
+"""Numbers of heads that are tried where neither the file nor the user says one."""
+
+
+def tried_heads(rows: int) -> tuple[int, ...]:
+    """The numbers of heads in use that divide ``rows``, the width of the concatenated heads."""
+    return tuple(heads for heads in IN_USE if rows % heads == 0)
 
 
 def heads_of(
@@ -34,7 +42,7 @@ def heads_of(
     """The heads of one layer.
 
     Averaged heads (``concat=False``) make the output H times narrower than the heads together, which shows H. Concatenated
-    heads leave no trace: any divisor of the width is possible, one head included. Where the ``settings`` of the file name one
+    heads leave no trace: any divisor of the width is possible, one head included (see `tried_heads`). Where the ``settings`` of the file name one
     number of heads that fits, it is taken as an assumption, which the source says.
 
     Raises `UsageError` when what was given contradicts the shapes.
@@ -63,7 +71,13 @@ def heads_of(
         return Heads(1, False, "follows from concat=False")
     if given is None:
         said = heads_in(settings or {}, rows)
-        return Heads(None, None, "") if said is None else Heads(said.heads, True, f"{ASSUMED} {said.setting}")
+        if said is not None:
+            return Heads(said.heads, True, f"{ASSUMED} {said.setting}")
+        return Heads(
+            None,
+            None,
+            f"{', '.join(map(str, tried_heads(rows)))} tried, and what every one of them gives at least is told",
+        )
     if given < 1 or rows % given:
         divisors = ", ".join(str(n) for n in range(1, rows + 1) if rows % n == 0)
         raise UsageError(f"heads={given} does not divide the {rows} channels of {stored.name}; possible: {divisors}")

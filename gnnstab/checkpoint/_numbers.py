@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from gnnstab.checkpoint._heads import tried_heads
 from gnnstab.layers import StoredLayer
 from gnnstab.records import LayerFacts, Signal
 
@@ -12,9 +13,19 @@ SLOPE_SQUARED = {"relu": 0.5, "leaky_relu": 0.5, "gelu": 0.5, "elu": 0.5, "silu"
 
 
 def layer_signals(stored: StoredLayer, facts: LayerFacts, activation: str) -> list[Signal]:
-    """Gains and, when the heads are known, logit norms per head (``head=h``) and their maximum (``head=None``)."""
+    """Gains and logit norms: per head (``head=h``) and their maximum (``head=None``) when the heads are known.
+
+    Else the smallest maximum of all numbers of heads that are tried: what the norm is at least, whichever is right.
+    """
     signals = gain_signals(stored, facts, activation)
-    if facts.heads is not None:
+    if facts.heads is None:
+        tried = tried_heads(stored.kind.widths(stored)[0])
+        norms = [{n: max(v) for n, v in stored.kind.logits(stored, heads).items()} for heads in tried]
+        detail = {"over heads": "maximum", "heads tried": list(tried)}
+        for name in norms[0]:
+            least = min(one[name] for one in norms)
+            signals.append(Signal(name, least, facts.name, None, source="weights", detail=detail))
+    else:
         for name, values in stored.kind.logits(stored, facts.heads).items():
             signals += [Signal(name, value, facts.name, head, source="weights") for head, value in enumerate(values)]
             signals.append(

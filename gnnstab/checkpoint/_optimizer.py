@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from gnnstab.checkpoint._naming import printable
 from gnnstab.checkpoint._tally import Tally
 from gnnstab.checkpoint._tensors import unreadable
 
@@ -61,23 +62,29 @@ def read_optimizer(path: str, state: Mapping[Any, Any], tally: Tally | None = No
 
     Raises `LoadError` when it lists more than ``tally`` has left.
     """
-    count = (lambda number: None) if tally is None else tally.add
+    count, spell = (tally.add, tally.spell) if tally is not None else (_unlimited, _unlimited)
     entries: list[Entry] = []
     for index, group in enumerate(state["param_groups"]):
         if not isinstance(group, Mapping) or not isinstance(group.get("params"), (list, tuple)):
             count(1)
             continue
         count(1 + len(group) + len(group["params"]))
-        numbers = {str(key): plain_number(value) for key, value in group.items()}
+        numbers = {printable(key): plain_number(value) for key, value in group.items()}
         settings: dict[str, Any] = {key: value for key, value in numbers.items() if value is not None}
         settings["betas"] = group.get("betas")
         names = group.get("param_names")
         for position, key in enumerate(group["params"]):
             name = names[position] if isinstance(names, (list, tuple)) and position < len(names) else None
             kept = _lookup(state["state"], key)
-            count(len(kept) if isinstance(kept, Mapping) else 0)
+            listed = len(kept) if isinstance(kept, Mapping) else 0
+            count(listed)
+            spell(listed * len(path))
             entries.append(_entry(kept, settings, index, name if isinstance(name, str) else None))
     return OptimizerState(path, tuple(entries))
+
+
+def _unlimited(count: int) -> None:
+    """Of a live optimizer everything is taken."""
 
 
 def _lookup(state: Mapping[Any, Any], key: Any) -> Any:
@@ -90,7 +97,7 @@ def _lookup(state: Mapping[Any, Any], key: Any) -> Any:
 def _entry(state: Any, settings: Mapping[str, Any], group: int, name: str | None) -> Entry:
     if not isinstance(state, Mapping):
         state = {}
-    tensors = {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
+    tensors = {printable(key): value for key, value in state.items() if isinstance(value, Tensor)}
     return Entry(tensors, plain_number(state.get("step")), settings, group, name)
 
 

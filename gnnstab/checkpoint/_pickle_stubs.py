@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -27,6 +27,22 @@ def is_module(value: Any) -> bool:
     return isinstance(value, Record) and all(isinstance(value.attributes.get(key), dict) for key in _PARTS)
 
 
+def module_in(value: Any) -> Record | None:
+    """The record of an ``nn.Module``, also of one that ``torch.compile`` wrapped: its wrapper is called with the module."""
+    if isinstance(value, Record) and value.name == _COMPILED:
+        inner = value.arguments[:1] or [_parts(value).get("_orig_mod")]
+        value = next(filter(is_module, inner), value)
+    return value if is_module(value) else None
+
+
+def _parts(value: Record) -> Mapping[Any, Any]:
+    parts = value.attributes.get("_modules")
+    return parts if isinstance(parts, Mapping) else {}
+
+
+_COMPILED = "torch._dynamo.eval_frame.OptimizedModule"
+
+
 def known_facts(root: nn.Module) -> dict[str, dict[str, Any]]:
     """Module path → configuration of every attention layer of a module with its code, as far as it is known."""
     found = ((name, layer_of(module), module) for name, module in root.named_modules(remove_duplicate=False))
@@ -40,11 +56,15 @@ def tensors_of(module: Record, tally: Tally) -> dict[str, Tensor]:
     unique = Unique()
     for path, part in _modules(module):
         tally.add(1 + sum(len(part.attributes[key]) for key in _PARTS))
+        tally.spell(len(path))
         passing = part.attributes.get("_non_persistent_buffers_set")
         passing = passing if isinstance(passing, set) else ()
-        for key, value in (*part.attributes["_parameters"].items(), *part.attributes["_buffers"].items()):
-            if isinstance(value, Tensor) and key not in passing:
-                tensors[unique(_joined(path, key))] = value
+        buffers = ((key, value) for key, value in part.attributes["_buffers"].items() if key not in passing)
+        for key, value in (*part.attributes["_parameters"].items(), *buffers):
+            if isinstance(value, Tensor):
+                name = _joined(path, key)
+                tally.spell(len(name))
+                tensors[unique(name)] = value
     return tensors
 
 
@@ -72,7 +92,7 @@ def _modules(root: Record) -> Iterator[tuple[str, Record]]:
         if depth > DEEPEST or count > MOST_MODULES:
             raise LoadError(f"holds a module with more than {DEEPEST} levels or {MOST_MODULES} submodules")
         yield path, module
-        children = [(key, child) for key, child in module.attributes["_modules"].items() if is_module(child)]
+        children = [(key, inner) for key, child in module.attributes["_modules"].items() if (inner := module_in(child))]
         pending.extend((_joined(path, key), child, depth + 1) for key, child in reversed(children))
 
 

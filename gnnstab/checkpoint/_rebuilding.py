@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from gnnstab.checkpoint._layers import find_layers
 from gnnstab.checkpoint._loading import Checkpoint
+from gnnstab.checkpoint._tensors import finite
 from gnnstab.checkpoint.facts import CheckpointFacts
 from gnnstab.layers import StoredLayer
 from gnnstab.records import LayerFacts
@@ -25,6 +26,13 @@ NODES = 64
 """Nodes of a synthetic graph, raised where the in-degree needs it."""
 
 SEED = 20240229
+
+
+MOST_LAYERS = 100
+"""Layers that are run; each takes 30 ms, and a file of 1 MB can hold thousands."""
+
+MOST_INPUTS, MOST_MESSAGES = 2**25, 2**29
+"""Entries of one graph's inputs and of its messages, all layers together: a width is declared in a few bytes."""
 
 
 class Rebuilt(NamedTuple):
@@ -47,8 +55,12 @@ class RebuiltLayers(nn.Module):
     paths: dict[str, str]
     """Layer name in the checkpoint → module path here, in order of appearance."""
 
-    def __init__(self, layers: Sequence[tuple[str, nn.Module]]) -> None:
+    beyond: int
+    """Layers left out since the work for all would be without bounds."""
+
+    def __init__(self, layers: Sequence[tuple[str, nn.Module]], beyond: int = 0) -> None:
         super().__init__()
+        self.beyond = beyond
         # Set before any child, so that a layer called "paths" is moved aside like one called "forward".
         self.paths = {}
         self.paths.update({name: _place(self, name, layer) for name, layer in layers})
@@ -82,9 +94,12 @@ def rebuild(facts: CheckpointFacts, checkpoint: Checkpoint, *, probed: bool = Fa
         and _finite(conv)
         and (conv.kind.probed or not probed)
     ]
-    model = RebuiltLayers([(layer.name, conv.kind.build(conv, layer)) for layer, conv in usable])
+    fitting = _affordable(usable) if probed else usable
+    model = RebuiltLayers(
+        [(layer.name, conv.kind.build(conv, layer)) for layer, conv in fitting], len(usable) - len(fitting)
+    )
     generator = torch.Generator().manual_seed(SEED)
-    layers = [layer for layer, _ in usable]
+    layers = [layer for layer, _ in fitting]
     return Rebuilt(model, {degree: _batch(layers, degree, generator) for degree in IN_DEGREES} if layers else {})
 
 
@@ -111,8 +126,21 @@ def _child_name(parent: nn.Module, part: str) -> str:
     return part + "_" if taken or not part else part
 
 
+def _affordable(usable: list[tuple[LayerFacts, StoredLayer]]) -> list[tuple[LayerFacts, StoredLayer]]:
+    """The layers whose synthetic graphs keep within the limits, in order of appearance."""
+    kept: list[tuple[LayerFacts, StoredLayer]] = []
+    edges, inputs, messages = NODES * max(IN_DEGREES), MOST_INPUTS, MOST_MESSAGES
+    for layer, conv in usable:
+        width = NODES * sum(layer.in_channels or (1, 1)) + edges * (layer.edge_dim or 0)
+        sent = edges * conv.kind.widths(conv)[0]
+        if len(kept) < MOST_LAYERS and width <= inputs and sent <= min(messages, MOST_MESSAGES // 16):
+            inputs, messages = inputs - width, messages - sent
+            kept.append((layer, conv))
+    return kept
+
+
 def _finite(conv: StoredLayer) -> bool:
-    return all(bool(torch.isfinite(tensor).all()) for tensor in conv.parameters().values())
+    return all(finite(tensor) for tensor in conv.parameters().values())
 
 
 def _batch(layers: Sequence[LayerFacts], degree: int, generator: torch.Generator) -> dict[str, Any]:

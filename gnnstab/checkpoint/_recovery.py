@@ -31,6 +31,9 @@ from gnnstab.records.vocabulary import WEIGHT_NON_FINITE, WEIGHT_RMS
 MOST_TOLD = 2000
 """Tensors of a file up to which each one's count of NaN and Inf is told; beyond, those of the layers and the bad ones."""
 
+MOST_SHARED = 20
+"""Layers under a second name that are told one by one."""
+
 MOST_LINEAR = 64
 """Plain Linear layers whose initialisation is looked at."""
 
@@ -89,7 +92,7 @@ def _recover(checkpoint: Checkpoint, heads: int | None, activation: str | None, 
         assumptions=assumptions(layers, [h.source for h in decided], activation),
         notes=(
             *checkpoint.notes,
-            *(f"{second} is {first} under another name" for second, first in shared.items()),
+            *(f"{second} is {first} under another name" for second, first in list(shared.items())[:MOST_SHARED]),
             *seen.notes,
         ),
         unjudged=tuple(unjudged),

@@ -71,7 +71,10 @@ def scan_tensors(checkpoint: Checkpoint) -> TensorScan:
             found.shapes[name] = tuple(tensor.shape)
     once: dict[tuple[object, ...], int] = {}
     for name, tensor in _beside(checkpoint).items():
-        if unreadable(tensor) in ("", "complex"):
+        why = unreadable(tensor)
+        if why not in ("", "complex", "integer", "boolean", "uninitialised"):
+            unread[why].append(name)
+        elif why in ("", "complex"):
             view = identity(tensor)
             if view not in once:
                 once[view] = scan(tensor, mapped).non_finite

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
+_PACKED = frozenset(filter(None, [getattr(torch, "float4_e2m1fn_x2", None)]))
+
 
 def unreadable(tensor: Tensor) -> str:
     """Why the entries of a tensor are not real floating-point numbers at hand; ``""`` when they are."""
@@ -21,6 +23,8 @@ def unreadable(tensor: Tensor) -> str:
         return "sparse"
     if tensor.is_complex():
         return "complex"
+    if tensor.dtype in _PACKED:
+        return "of several numbers to a byte"
     if not tensor.is_floating_point():
         return "integer" if tensor.dtype != torch.bool else "boolean"
     return ""
@@ -29,6 +33,11 @@ def unreadable(tensor: Tensor) -> str:
 def readable(tensor: Tensor) -> bool:
     """True for a dense tensor of real floating-point numbers."""
     return not unreadable(tensor)
+
+
+def finite(tensor: Tensor) -> bool:
+    """True when every entry is; torch has no such test for all types of eight bits."""
+    return bool(torch.isfinite(tensor.float() if tensor.itemsize == 1 else tensor).all())
 
 
 def identity(tensor: Tensor) -> tuple[object, ...]:

@@ -53,9 +53,8 @@ def assumptions(layers: Sequence[LayerFacts], sources: Sequence[str], activation
     if not layers:
         return ()
     lines = [
-        f"heads={layer.heads}: {source}"
+        f"heads={'unknown' if layer.heads is None else layer.heads}: {source}"
         for layer, source in zip(layers, sources, strict=True)
-        if layer.heads is not None
     ]
     lines += [f"activation={activation or 'relu'}: {'given' if activation else 'assumed, for the static gain'}"]
     if any(_concerns(layer, "root_weight") for layer in layers):

@@ -139,7 +139,11 @@ def _place(result: dict[str, Any], path: list[str], values: dict[str, str], wher
     """Put the values of one ini section where the TOML form has them."""
     if not path:
         result.update(values)
-    elif path[0] == "thresholds" and len(path) == 2:
+        return
+    table = "suppressions" if path[0] == "suppression" else path[0]
+    if isinstance(result.get(table), str):
+        raise ConfigurationError(f"{where}: {table} is a key of [gnnstab] as well; keep one of them")
+    if path[0] == "thresholds" and len(path) == 2:
         result.setdefault("thresholds", {})[path[1]] = values
     elif path[0] == "layers" and len(path) >= 3:
         result.setdefault("layers", {}).setdefault(":".join(path[1:-1]), {})[path[-1]] = values

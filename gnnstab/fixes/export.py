@@ -26,7 +26,7 @@ def export(source: nn.Module | dict[str, Tensor], name: str, path: str | Path, *
 
     Raises:
         FixError: The fix is no weight edit, or needs numbers that were not given.
-        UsageError: The file exists.
+        UsageError: The file exists, also as a link to nothing, or cannot be written.
     """
     import torch
 
@@ -36,13 +36,18 @@ def export(source: nn.Module | dict[str, Tensor], name: str, path: str | Path, *
     if name not in WEIGHT_EDITS:
         raise FixError(f"{name} changes code or training, not weights; only {', '.join(WEIGHT_EDITS)} can be exported")
     path = Path(path)
-    if path.exists():
-        raise UsageError(f"{path} exists; give a new file, gnnstab overwrites no checkpoint")
     if isinstance(source, dict):
         state = _clipped(source, fix.factors(**options))  # type: ignore[attr-defined]
     else:
         state = fix.apply(source, **options).state_dict()
-    torch.save(state, path)
+    try:
+        # Made new: neither an older file nor what a link points to, there or not, is ever written.
+        with path.open("xb") as stream:
+            torch.save(state, stream)
+    except FileExistsError:
+        raise UsageError(f"{path} exists; give a new file, gnnstab overwrites no checkpoint") from None
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror or error}") from error
     return path
 
 

@@ -73,6 +73,8 @@ def _choices(cause: str, codes: set[str], roots: set[str], signals: Signals | No
             ("root-weight", {}, "the layers were asked to leave the node's own features out"),
             ("pre-norm-residual", {}, ""),
         ]
+    if cause == "learning-rate" and "GS608" in codes:
+        return []  # All others lower it.
     special = {
         "attention-explosion": _for_attention,
         "no-residual": _for_depth,
@@ -155,7 +157,9 @@ def _for_beta(codes: set[str], roots: set[str], signals: Signals | None) -> list
 
 
 def _for_precision(codes: set[str], roots: set[str], signals: Signals | None) -> list[Choice]:
-    """Where it overflowed decides: in the loss no change of the attention helps."""
+    """Where it overflowed, or what was rounded away, decides: no change of the attention helps elsewhere."""
+    if not codes & {"GS501", "GS502"} and codes & {"GS503", "GS504"}:
+        return [("fp32-operation", {}, "")] if "GS504" in codes else []
     attention: list[Choice] = [("fp32-attention", {}, ""), ("qk-clip", {}, "")]
     operation = operation_behind(signals)
     if not operation:

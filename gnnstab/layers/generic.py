@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 FAMILY = "family"
 """Option of `LayerFacts` of a layer that is read by this adapter: where its softmax stands."""
 
+SCORE_MAPS = "score_maps"
+"""Option of `LayerFacts`, by a comma: parts of such a layer that were seen to serve its scores alone."""
+
 _HEADS = ("heads", "num_heads", "n_heads", "nhead", "n_head")
 
 
@@ -30,9 +33,11 @@ class GenericLayer(Layer):
     kind: ClassVar[str] = "attention of another class"
     attributes: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, family: str = "", softmax_in: tuple[str, ...] = ()) -> None:
+    def __init__(self, family: str = "", softmax_in: tuple[str, ...] = (), maps: str = "") -> None:
         self.family = family
         self.softmax_in = softmax_in  # type: ignore[misc]  # differs from class to class
+        if maps:
+            self.roles = {"score": tuple(maps.split(","))}  # type: ignore[misc]
 
     def matches(self, module: nn.Module) -> bool:
         """False: the probe decides by what a layer does."""

@@ -10,7 +10,7 @@ from gnnstab.layers.base import Layer
 from gnnstab.layers.gat_conv import GATConvLayer
 from gnnstab.layers.gatv2_conv import GATv2ConvLayer
 from gnnstab.layers.general_conv import GeneralConvLayer
-from gnnstab.layers.generic import FAMILY, GenericLayer
+from gnnstab.layers.generic import FAMILY, SCORE_MAPS, GenericLayer
 from gnnstab.layers.han_conv import HANConvLayer
 from gnnstab.layers.heat_conv import HEATConvLayer
 from gnnstab.layers.hgt_conv import HGTConvLayer
@@ -62,7 +62,9 @@ def layer_named(kind: str | LayerFacts) -> Layer:
     """
     if not isinstance(kind, str):
         if FAMILY in kind.options:
-            return next((one for one in LAYERS if getattr(one, FAMILY, None) == kind.options[FAMILY]), GENERIC)
+            known = next((one for one in LAYERS if getattr(one, FAMILY, None) == kind.options[FAMILY]), GENERIC)
+            maps = kind.options.get(SCORE_MAPS)
+            return GenericLayer(maps=str(maps)) if maps and known is GENERIC else known
         kind = kind.kind
     return next((layer for layer in LAYERS if kind and kind in (layer.kind, layer.stable)), LAYERS[0])
 
@@ -86,5 +88,8 @@ def weights(facts: LayerFacts, role: str) -> tuple[str, ...]:
 
 def parts(kind: str | LayerFacts, *roles: str) -> str:
     """``lin_value and lin_skip``: what the parts with these roles are called in a layer of this class or with these facts."""
-    found = [part for role in roles for part in layer_named(kind).roles.get(role, ())]
+    layer, facts = layer_named(kind), None if isinstance(kind, str) else kind
+    found = [
+        part for role in roles for part in layer.roles.get(role, ()) if facts is None or layer.present(part, facts)
+    ]
     return " and ".join(found)

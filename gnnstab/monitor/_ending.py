@@ -16,10 +16,16 @@ from gnnstab.monitor._opening import loss_of
 from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 from gnnstab.probe.operations.repeat import as_batch as as_given
 from gnnstab.probe.optimizer.learning import LEARNS
-from gnnstab.probe.optimizer.run_trial import softer_trial, stack_trial
+from gnnstab.probe.optimizer.run_trial import slow_trial, softer_trial, stack_trial
 from gnnstab.probe.recorder import Recorder
 from gnnstab.records import Diagnosis
-from gnnstab.records.vocabulary import ATTENTION_ENTROPY, INVESTIGATION, LOSS
+from gnnstab.records.vocabulary import (
+    ATTENTION_ENTROPY,
+    ATTENTION_ONE_HOT_SHARE,
+    INVESTIGATION,
+    LOSS,
+    OPTIMIZER_OUTPUT_MOVE,
+)
 from gnnstab.rules.engine import RULE_FAILED
 from gnnstab.sharding import waits_for_others
 from gnnstab.trace import TraceWriter
@@ -29,6 +35,9 @@ Loss = Callable[[Any, Any], Tensor]
 
 STANDS_STILL = math.exp(-LEARNS)
 """Best loss of a run over its first above which stacks are tried."""
+
+HARDLY = 1e-3
+"""Change of the output by one update, over its spread, below which larger rates are tried."""
 
 
 class Ending:
@@ -79,8 +88,12 @@ class Ending:
         try:
             if float(told["best"]) > STANDS_STILL * float(told["start"]) > 0:
                 self._writer.measures(stack_trial(model, self._optimizers[0], inputs, loss, row.step))
+                if max((s.value for s in diagnosis.signals if s.name == OPTIMIZER_OUTPUT_MOVE), default=1.0) < HARDLY:
+                    self._writer.measures(slow_trial(model, self._optimizers[0], inputs, loss, row.step))
             sharp = [
-                f.layer for f in diagnosis.findings if f.code == "GS301" and f.layer and f.signal == ATTENTION_ENTROPY
+                f.layer
+                for f in diagnosis.findings
+                if f.code == "GS301" and f.layer and f.signal in (ATTENTION_ENTROPY, ATTENTION_ONE_HOT_SHARE)
             ]
             self._writer.measures(softer_trial(model, self._optimizers[0], inputs, loss, row.step, sharp))
         except UsageError:

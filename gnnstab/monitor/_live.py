@@ -46,7 +46,9 @@ class LiveWatch:
         self._usual, self._rate, self._heard = 0.0, math.inf, -1
         self._unheard: StepRow | None = None
         self._layout: Layout | None = None
-        self._rows: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+        self._places: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+        """Of the minima and maxima of all scores and the RMS of all outputs, in the columns of a step one after the other."""
+
         self._scores = 0
         self._keys: list[SeriesKey] = []
 
@@ -88,9 +90,9 @@ class LiveWatch:
             self._lay_out(layout)
         sizes = rows[:0, 2]
         if len(rows):
-            live, count = rows.take(self._rows, axis=0), self._scores
-            sizes = live[:, 2]
-            np.maximum(-live[:count, 0], live[:count, 1], out=sizes[:count])
+            picked, count = rows.T.reshape(-1).take(self._places), self._scores
+            sizes = picked[count:]
+            np.maximum(-picked[:count], sizes[:count], out=sizes[:count])
         rise, found = self._updates.rise, earlier
         if rise is not None and rise.step == row.step:
             found = found + self._engine.tried(rise, self._updates.moved(row.step))
@@ -117,8 +119,10 @@ class LiveWatch:
         self._layout = layout
         self._set_precision()
         scores, outputs = (_rows_of(layout, site) for site in ("score", "output"))
-        self._scores, self._rows = len(scores), np.array([*scores, *outputs], dtype=np.int64)
-        self._keys = [layout.keys[i] for i in self._rows]
+        wide = len(layout.keys)
+        places = (*scores, *(wide + i for i in scores), *(2 * wide + i for i in outputs))
+        self._scores, self._places = len(scores), np.array(places, dtype=np.int64)
+        self._keys = [layout.keys[i] for i in (*scores, *outputs)]
 
     def _set_precision(self) -> None:
         """Tell the trace and the live rules which number format the attention is computed in; asked when layers are new."""

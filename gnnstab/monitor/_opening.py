@@ -46,7 +46,7 @@ class Opening:
     def look(self) -> None:
         """Take the loss of the latest row, where the output of its step is kept."""
         latest, row = self._recorder.state.answer, self._recorder.row
-        if latest is not None:
+        if latest is not None and latest.step not in self._waiting:
             self._waiting = {step: a for step, a in self._waiting.items() if step >= latest.step - 1} | {
                 latest.step: latest
             }

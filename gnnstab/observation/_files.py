@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from gnnstab.errors import LoadError, UsageError
+from gnnstab.errors import GnnstabError, LoadError, UsageError, let_through, printable
 from gnnstab.observation._models import on_batch
 from gnnstab.observation._references import build
 from gnnstab.observation._request import Observed, Request
@@ -19,6 +19,19 @@ def observe_checkpoint(path: Path, request: Request, *, probe: bool = True) -> O
 
     Raises `LoadError` when the file cannot be read or does not fit the model, `UsageError` for a batch without a model.
     """
+    try:
+        return _observe(path, request, probe)
+    except GnnstabError:
+        raise
+    except Exception as error:
+        if request.model is not None:
+            raise  # It may be the model's own.
+        let_through(error)
+        why = f"{type(error).__name__}: {printable(str(error), 120)}"
+        raise LoadError(f"{path}: cannot be judged ({why}, unexpected)") from error
+
+
+def _observe(path: Path, request: Request, probe: bool) -> Observed:
     from gnnstab.checkpoint import informed, load, load_into, recover
     from gnnstab.signals.weights import from_checkpoint
 
@@ -29,11 +42,12 @@ def observe_checkpoint(path: Path, request: Request, *, probe: bool = True) -> O
     checkpoint = checkpoint if model is None else informed(checkpoint, model)
     heads = request.heads or _heads(model)
     facts = recover(checkpoint, heads=heads, activation=request.activation, alone=model is None)
-    static, notes = from_checkpoint(facts), tuple(checkpoint.notes)
+    static, notes = from_checkpoint(facts), tuple(facts.notes)
     if model is None:
         if request.batch is not None or request.loss is not None:
             raise UsageError("a batch or a loss needs the model they belong to: pass model= as well")
-        synthetic = _probe_alone(facts, checkpoint, request) if probe else None
+        synthetic, beyond = _probe_alone(facts, checkpoint, request) if probe else (None, ())
+        notes += beyond
         _refuse_changed(path, before)
         return Observed(Target("checkpoint", str(path), notes), join(synthetic, static) if synthetic else static)
     notes += tuple(load_into(model, checkpoint))
@@ -61,15 +75,18 @@ def _heads(model: Any) -> int | None:
     return only if isinstance(only, int) else None
 
 
-def _probe_alone(facts: Any, checkpoint: Any, request: Request) -> Signals | None:
-    """With nothing but the file: the recovered layers on synthetic graphs."""
+def _probe_alone(facts: Any, checkpoint: Any, request: Request) -> tuple[Signals | None, tuple[str, ...]]:
+    """With nothing but the file: the recovered layers on synthetic graphs, and a note on those that are too many or too wide."""
     from gnnstab.checkpoint import rebuild
     from gnnstab.checkpoint.threads import one_thread
     from gnnstab.probe.measure import measure_layers
 
     request.progress("probing the recovered layers on synthetic graphs")
     rebuilt = rebuild(facts, checkpoint, probed=True)
+    beyond = rebuilt.model.beyond
+    are = "layers are" if beyond != 1 else "layer is"
+    notes = (f"{beyond} {are} not run on synthetic graphs: too many or too wide together",) if beyond else ()
     if not rebuilt:
-        return None
+        return None, notes
     with one_thread(), measure_layers(rebuilt.model, rebuilt.batches) as trace:
-        return renamed(from_trace(trace), {path: name for name, path in rebuilt.model.paths.items()})
+        return renamed(from_trace(trace), {path: name for name, path in rebuilt.model.paths.items()}), notes

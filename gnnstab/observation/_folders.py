@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from gnnstab.errors import GnnstabError, LoadError
 from gnnstab.observation._files import observe_checkpoint
 from gnnstab.observation._request import Observed, Request
-from gnnstab.records import Signals, Target
+from gnnstab.records import Signal, Signals, Target
+from gnnstab.records.vocabulary import WEIGHT_NON_FINITE
 from gnnstab.signals import Trajectory
 
 MOST_PROBED = 100
 """Checkpoints of a folder whose layers are run on synthetic graphs; a trend has enough points in these."""
+
+MOST_NAMED = 5
+"""Names of files in one line."""
 
 MOST_LEFT_OUT = 20
 """Files of a folder that could not be read and are told by name."""
@@ -25,7 +30,7 @@ def observe_folder(folder: Path, request: Request) -> Observed:
     paths = checkpoints_in(folder)
     if not paths:
         raise LoadError(f"{folder}: no checkpoint (.pt .pth .ckpt .safetensors) and no trace in this folder")
-    collected, notes = Trajectory(), _Notes()
+    collected, notes, order = Trajectory(), _Notes(), _Order()
     run: dict[str, str] = {}
     probed = _evenly(len(paths), MOST_PROBED)
     newest, live = -1, None
@@ -38,7 +43,7 @@ def observe_folder(folder: Path, request: Request) -> Observed:
             continue
         _of_one_run(folder, run, path.name, seen.signals)
         notes.add(path.name, seen.target.notes)
-        step = int(seen.signals.context.get("step") or position)
+        step = order.step_of(path.name, position, seen.signals)
         if collected.last_step is None or step >= collected.last_step:
             newest, live = position, seen.live
         collected.add(step, seen.signals)
@@ -50,7 +55,15 @@ def observe_folder(folder: Path, request: Request) -> Observed:
         notes.add("", [f"probed on synthetic graphs: {len(probed)} of the {len(paths)} checkpoints, evenly spread"])
     read = len(paths) - len(notes.left_out)
     of = f"{folder}: read {read} checkpoint{'s' if read != 1 else ''} as one run, {paths[0].name} to {paths[-1].name}"
-    return Observed(Target("checkpoint", str(folder), (of, *notes.gathered())), collected.signals(), live)
+    signals = order.with_unplaced(collected.signals(), paths[newest].name)
+    said = of + order.told(paths[newest].name)
+    return Observed(Target("checkpoint", str(folder), (said, *notes.gathered())), signals, live)
+
+
+def _listed(names: list[str]) -> str:
+    """The first names, and how many more there are."""
+    more = len(names) - MOST_NAMED
+    return ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _of_one_run(folder: Path, known: dict[str, str], file: str, signals: Signals) -> None:
@@ -68,6 +81,48 @@ def _evenly(count: int, most: int) -> frozenset[int]:
     if count <= most:
         return frozenset(range(count))
     return frozenset(round(i * (count - 1) / (most - 1)) for i in range(most))
+
+
+class _Order:
+    """Which file counts as the newest, and what the others hold that must not be passed over for it."""
+
+    def __init__(self) -> None:
+        self._highest: int | None = None
+        self._placed: dict[str, bool] = {}
+        self._bad: dict[str, tuple[Signal, ...]] = {}
+
+    def step_of(self, file: str, position: int, signals: Signals) -> int:
+        """The step in the file; without one, that of the files before it by name, or its place where none of them has any."""
+        own = signals.context.get("step")
+        self._placed[file] = own is not None
+        if bad := tuple(signal for signal in signals.find(WEIGHT_NON_FINITE) if signal.value > 0):
+            self._bad[file] = bad
+        if own is None:
+            return position if self._highest is None else self._highest
+        self._highest = max(int(own), self._highest or 0)
+        return int(own)
+
+    def with_unplaced(self, newest: Signals, file: str) -> Signals:
+        """NaN and Inf of files without a step count beside those of others: nothing says that they are older."""
+        if all(self._placed.values()) or not any(self._placed.values()):
+            return newest
+        more = [
+            replace(signal, detail={**signal.detail, "file": name})
+            for name, bad in self._bad.items()
+            if name != file and not self._placed[name]
+            for signal in bad
+        ]
+        return replace(newest, values=(*newest.values, *more))
+
+    def told(self, file: str) -> str:
+        """What to say of the order, ``""`` where every file has a step and nothing was passed over."""
+        parts = []
+        unplaced = [name for name, placed in self._placed.items() if not placed]
+        if unplaced and len(unplaced) < len(self._placed):
+            parts.append(f"without a step, placed by name: {_listed(unplaced)}")
+        if older := [name for name in self._bad if name != file]:
+            parts.append(f"NaN or Inf in {_listed(older)} too")
+        return "".join(f"; {part}" for part in [f"the newest is {file}", *parts]) if parts else ""
 
 
 class _Notes:

@@ -20,9 +20,10 @@ from gnnstab.probe.recorder import Recorder
 from gnnstab.probe.replaying.evaluating import evaluating
 from gnnstab.probe.replaying.marks import marked_targets
 from gnnstab.probe.replaying.read_out import read_out as read_out
-from gnnstab.probe.replaying.replica import Autocast, device_of, on_device, tracked, whole_copy
+from gnnstab.probe.replaying.replica import Autocast, device_of, eager, on_device, tracked, whole_copy
 from gnnstab.probe.replaying.zero_output import loss_over_zero
 from gnnstab.probe.statistics.numbers import Measured
+from gnnstab.probe.unit_input import AtUnitInput, at_unit_input
 from gnnstab.randomness import same_random_state
 from gnnstab.records.vocabulary import LOSS_OVER_ZERO, POOL_SUM_SIZE, SUM_BY_HAND_SIZE
 from gnnstab.trace import Trace, TraceWriter
@@ -59,7 +60,13 @@ def measure(model: nn.Module, batch: Any, *, loss: Loss | None = None, precision
     batches = list(_batches(batch, model))
     with same_random_state(), torch.enable_grad():
         _look_at_places(twin, batches[0], device, loss, precision, writer)
+    with same_random_state():
+        unit = _at_unit_input(twin, batches[0][0], device, precision)
     with same_random_state(), torch.enable_grad(), recorder:
+        for layer in recorder.layers:
+            if layer.name in unit:
+                layer.maps = unit[layer.name].maps  # type: ignore[attr-defined]
+                recorder.state.queue(layer.name, "eval-grad", 0, unit[layer.name].numbers)
         for arguments, original in batches:
             # The batch may know more graphs than the forward takes: just then its normalisations mix them.
             recorder.norms.graphs = graphs_in(original)
@@ -95,6 +102,17 @@ def _look_at_places(
     writer.meta("places", to_json(found))
 
 
+def _at_unit_input(
+    twin: nn.Module, arguments: Arguments, device: torch.device, precision: str
+) -> dict[str, AtUnitInput]:
+    """Of the layers without an adapter; where the forward fails, the recording says so."""
+    try:
+        return at_unit_input(twin, on_device(arguments, device), Autocast.of(twin, precision).context())
+    except Exception as error:
+        let_through(error)
+        return {}
+
+
 def measure_layers(layers: nn.Module, batches: Mapping[int, dict[str, Any]]) -> Trace:
     """Record layers on synthetic graphs, one step per in-degree; ``batches`` maps in-degree → keyword arguments."""
     writer = TraceWriter(None, meta={"source": "synthetic", "precision": "fp32"})
@@ -122,7 +140,7 @@ def _one(
     model.zero_grad(set_to_none=True)
     try:
         with Autocast.of(model, precision).context(), sums_watched() as sums:
-            output = model(*args, **kwargs)
+            output = eager(model)(*args, **kwargs)
     except Exception as error:
         let_through(error)
         raise UsageError(

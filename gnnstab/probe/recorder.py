@@ -315,14 +315,14 @@ class Recorder:
         ended = self._ended(state.send(), lr, scale, skipped)
         self._hand_over_late()
         if ended.waits:
-            ended.saved = self._parameters.save()
-            self._late = ended
+            ended.saved, self._late = self._parameters.save(), ended
         else:
             self._hand_over(ended, moved=False)
         self.notes.write(self._step_writer)
         if state.full:
-            self._step_writer.measures(step, state.measures)
-            self.budget.copies |= self._places.step(ended.inputs, self.kept)
+            if not self.budget.looks_again():
+                self._step_writer.measures(step, state.measures)
+                self.budget.copies |= self._places.step(ended.inputs, self.kept)
             if moves:
                 self._parameters.remember(state.buffer)
                 self._weights = self._step_writer.sites(step, state.buffer.take())

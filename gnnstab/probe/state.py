@@ -47,6 +47,7 @@ class State:
         "buffer",
         "clock",
         "compiled",
+        "empty",
         "epoch",
         "error_guard",
         "fired",
@@ -88,6 +89,9 @@ class State:
 
         self.fired: dict[str, int] = {}
         """Layer → position, in the order of first calls."""
+
+        self.empty = False
+        """True when a layer was measured in this step whose graph has no edges."""
 
         self.step = 0
         self.epoch = 0
@@ -149,7 +153,7 @@ class State:
 
     def end_step(self) -> None:
         """Release everything that belongs to the step."""
-        self.recorded = self.backward = False
+        self.recorded = self.backward = self.empty = False
         self.batch = None
         self.measures = []
         if self.handles:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
-from importlib.metadata import EntryPoint
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gnnstab.errors import ConfigurationError, UsageError
 from gnnstab.plugins import installed, loaded
 from gnnstab.records import Diagnosis
 from gnnstab.report._formats import FORMATS
 from gnnstab.report.faces import spoken
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 GROUP = "gnnstab.formats"
 """Entry-point group in which a package offers modules with a function ``render(diagnosis, **options) -> str``."""

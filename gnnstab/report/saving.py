@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,7 @@ def write(path: Path, content: str | bytes) -> None:
 
 
 def refuse_special(path: Path) -> None:
-    """Raise `UsageError` for a folder, a pipe or a device, which could wait for ever; those below ``/dev`` may be meant."""
+    """Raise `UsageError` for a folder, a pipe or a device, which could wait for ever; ``/dev/stdout`` and the like may be meant."""
     if path.is_dir() and not path.is_symlink():
         raise UsageError(f"cannot write {path}: it is a folder")
     if os.path.lexists(path) and not (path.is_file() or path.is_symlink() or _is_stream(path)):
@@ -79,8 +80,11 @@ def refuse_special(path: Path) -> None:
 
 
 def _is_stream(path: Path) -> bool:
-    """True for /dev/stdout, /dev/fd/63 and the like: links and devices where only the system makes them."""
-    return Path(os.path.abspath(path)).parts[1:2] in (("dev",), ("proc",)) and (path.is_symlink() or not path.is_file())
+    """True for /dev/stdout, /dev/fd/63 and devices below /dev, which the system alone makes; anybody may put a link into /dev/shm."""
+    name = os.path.abspath(path)
+    if name.startswith("/dev/") and not path.is_symlink():
+        return path.is_char_device()
+    return re.fullmatch(r"/dev/(stdout|stderr|fd/\d+)|/proc/self/fd/\d+", name) is not None
 
 
 def _mode(path: Path) -> int:

@@ -68,12 +68,20 @@ LEFT_OUT = "left out "
 """How a note about a file of a folder begins that could not be read."""
 
 
+UNJUDGED = re.compile(
+    r"(?:^|: )(\d+) tensors? (?:not judged, (?:sparse|meta|quantized|nested|of several)|in lists and)"
+)
+"""How notes count tensors that may hold NaN and are not looked at."""
+
+
 def not_covered(diagnosis: Diagnosis) -> tuple[str, ...]:
     """What a calm verdict does not cover: layers, the user's own data, rules that were not asked, findings hidden."""
     parts = []
     unread = [note[len(LEFT_OUT) :].partition(": ")[0] for note in diagnosis.target.notes if note.startswith(LEFT_OUT)]
     if unread:
         parts.append(f"{escape.name(', '.join(unread), 40)}, which could not be read")
+    if unjudged := sum(int(found[1]) for note in diagnosis.target.notes for found in UNJUDGED.finditer(note)):
+        parts.append(count(unjudged, "stored tensor"))
     blind = diagnosis.coverage.layers_expected - diagnosis.coverage.layers_observed
     if blind > 0:
         parts.append(count(blind, "attention layer"))

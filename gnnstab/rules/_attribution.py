@@ -126,6 +126,7 @@ OBSERVED = frozenset(
         "GS504",
         "GS602",
         "GS604",
+        "GS608",
         "GS701",
         "GS703",
         "GS704",
@@ -137,7 +138,7 @@ a cause is inferred from a symptom."""
 CODES_OF_CAUSE: Mapping[str, tuple[str, ...]] = {
     "sum-aggregation": ("GS401", "GS404"),
     "feature-scale": ("GS406",),
-    "learning-rate": ("GS601", "GS603", "GS606"),
+    "learning-rate": ("GS601", "GS603", "GS606", "GS608"),
     "adam-epsilon": ("GS602",),
     "precision": ("GS501", "GS504"),
     "dead-units": ("GS701",),

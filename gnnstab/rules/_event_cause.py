@@ -54,6 +54,8 @@ def event_cause(signals: Signals, event: Event) -> Judged:
             told = {"tensor": batch[0], "place": "loss"}
             why = f"the model's output is finite, and of the batch {batch[0]['words']}"
             return Judged("non-finite-data", why, advice(told, "non-finite-data"))
+    if mean := event.detail.get("mean_of_nothing"):
+        return Judged("undefined-operation", f"{mean} takes the mean of a tensor without entries: 0/0", _LEAVE_EMPTY)
     if _only_targets_are_left(signals, event):
         why = "the targets hold NaN or Inf: of a finite output and finite targets this loss and its gradient are finite"
         return Judged("non-finite-data", why, _CLEAN_TARGETS)
@@ -78,6 +80,8 @@ _ORDINARY = 1e4
 """Size of an output whose square fits every format that a loss is computed in but fp16, whose overflow is told before."""
 
 _CLEAN_TARGETS = "look at the targets with torch.isfinite, and leave such rows out of the loss"
+
+_LEAVE_EMPTY = "leave out batches in which nothing is selected, as by an empty mask, or divide the sum by max(count, 1)"
 
 
 def _only_targets_are_left(signals: Signals, event: Event) -> bool:

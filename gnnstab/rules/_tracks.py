@@ -90,20 +90,30 @@ class Quiet:
 
     def __init__(self) -> None:
         self.keys: Sequence[SeriesKey] = ()
-        self.largest: NDArray[np.float64] = np.empty(0)
-        self.held: deque[tuple[int, NDArray[np.float64]]] = deque(maxlen=WINDOW)
+        self._largest: NDArray[np.float64] | float = 0.0
+        """Of the values that are held no longer; all are sizes."""
+
+        self._held: list[tuple[int, NDArray[np.float64]]] = []
 
     def add(self, step: int, values: NDArray[np.float64]) -> None:
-        self.largest = np.maximum(self.largest, values) if self.held else values
-        self.held.append((step, values))
+        self._held.append((step, values))
+        if len(self._held) == 2 * WINDOW:
+            self._forget(self._held[:WINDOW])
 
     def hand_over(self, tracks: Mapping[SeriesKey | str, Track]) -> None:
         """Put everything that is held where it belongs."""
-        if self.held:
-            steps, columns = [step for step, _ in self.held], np.stack([values for _, values in self.held]).T.tolist()
-            for key, column, largest in zip(self.keys, columns, self.largest.tolist(), strict=True):
-                tracks[key].extend(steps, column, largest)
-            self.held.clear()
+        if not self._held:
+            return
+        latest = self._held[-WINDOW:]
+        self._forget(self._held)
+        columns = np.stack([values for _, values in latest]).T.tolist()
+        for key, column, largest in zip(self.keys, columns, np.asarray(self._largest).tolist(), strict=True):
+            tracks[key].extend([step for step, _ in latest], column, largest)
+        self._largest = 0.0
+
+    def _forget(self, held: Sequence[tuple[int, NDArray[np.float64]]]) -> None:
+        self._largest = np.maximum(self._largest, np.max([values for _, values in held], axis=0))
+        self._held = self._held[len(held) :]
 
 
 def median(values: Sequence[float]) -> float:

@@ -18,7 +18,7 @@ def threshold(default: float, *, unit: str, source: str) -> Any:
     return dataclasses.field(default=default, metadata={"unit": unit, "source": source})
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Rule(ABC):
     """One pattern of instability.
 
@@ -90,6 +90,7 @@ def rule(code: str, name: str, *, cause: str, severity: str, confidence: str) ->
 
     def declared(cls: type[R]) -> type[R]:
         cls.code, cls.name, cls.cause, cls.severity, cls.confidence = code, name, cause, severity, confidence
-        return dataclasses.dataclass(frozen=True)(cls)
+        # Nobody compares or prints rules, and making the methods for it takes a good part of their import.
+        return dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls)
 
     return declared

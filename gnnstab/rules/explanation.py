@@ -264,7 +264,7 @@ LINKS = tuple(
         # Memory that was never initialised, before everything that its size brings about.
         ("GS605", _always, "GS502 GS302 GS204 GS203 GS103 GS104 GS501 GS701 GS702 GS704"),
         ("GS605", _behind, "GS301"),
-        ("GS605", _always, "GS601 GS603"),
+        ("GS605", _always, "GS601 GS603 GS604"),
         ("GS503", _eps_lost, "GS502 GS601 GS603"),
         # A mask that leaves weight where none belongs: how sharp the rest is says nothing.
         ("GS305", _always, "GS301 GS302 GS304 GS408 GS601 GS603 GS704"),

@@ -24,7 +24,7 @@ class GraphNormHazard(Rule):
 
     ## What it sees
     GraphNorm, InstanceNorm or PairNorm anywhere in the model that met a graph of one or two nodes, or was called without
-    `batch` on several graphs; one that takes away the mean of every graph, which the pooling behind it needs since the targets
+    `batch` on several graphs; a BatchNorm that is trained on batches of one or two rows, as behind a pooling of two graphs; one that takes away the mean of every graph, which the pooling behind it needs since the targets
     follow it, or which is all that the pooling takes; a BatchNorm that is given padded rows so far from the real ones that these hardly differ
     behind it; one behind which all graphs are equally large where the error follows their size; a LayerNorm over a single number; values that are divided by their own size one by
     one, of which the sign alone is left; rows of scores brought to one norm before a cross-entropy; or such a norm beside an attention
@@ -196,8 +196,11 @@ class GraphNormHazard(Rule):
         if small:
             size = min(met[name][1] for name in small)
             effect = "the bias alone" if size <= 1 else "the sign alone"
+            batch = all("BatchNorm" in kind for kind in small.values())
+            what = "is given batches of" if batch else "meets a graph of"
+            unit = "row" if batch else "node"
             yield self.finding(
-                f"{'/'.join(dict.fromkeys(small.values()))} {names(small)} meets a graph of {size} node{'s' * (size > 1)}: its output "
+                f"{'/'.join(dict.fromkeys(small.values()))} {names(small)} {what} {size} {unit}{'s' * (size > 1)}: its output "
                 f"there is {effect}. Use LayerNorm instead.",
                 limit=self.smallest,
                 name="graph.smallest",

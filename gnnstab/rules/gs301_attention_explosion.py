@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from gnnstab.errors import NotEvaluable
-from gnnstab.layers import layer_named, parts
+from gnnstab.layers import FAMILY, layer_named, parts
 from gnnstab.records import Finding, LayerFacts, Signal, Signals
 from gnnstab.records.vocabulary import PLACE_GAIN, SCORE_PRODUCT_SCALE
 from gnnstab.rules._by_steps import by_steps
@@ -17,6 +17,7 @@ from gnnstab.rules.queries import (
     Attention,
     attention,
     degree_of,
+    head_words,
     largest,
     loss_at_its_best,
     names,
@@ -47,9 +48,9 @@ class AttentionExplosion(Rule):
     smaller inputs hide that on this batch, or when the batch is saturated by weights and input together. Of a trained model
     whose attention is soft on your data the weights are not judged.
 
-    Of a layer whose weights of scores are not known and that was not looked at with an input of RMS 1, sharp attention is information, with the
-    cause not established, unless something that makes scores large was measured: a wide map within it, large features, or dense scores
-    that are more than 4 times q·k/√d.
+    Of a layer whose formula is not known, sharp attention is information, with the cause not established, where it was not looked at with
+    an input of RMS 1, or is there no sharper than fresh weights may make it (Ĥ ≥ 0.6 × the limit), unless something that makes
+    scores large was measured: a wide map within it, large features, or dense scores that are more than 4 times q·k/√d.
 
     Over several checkpoints of one run (a folder of them) a clear trend of Ĥ or ‖M_h‖_F towards its limit is information, with
     the step at which it gets there and the range of ± 2 standard errors.
@@ -106,6 +107,11 @@ class AttentionExplosion(Rule):
         source="measured: at most 1.39 in healthy actors, 1.56 and 2.16 in ruined ones",
     )
 
+    fresh_factor: float = threshold(
+        0.6,
+        unit="× limits on fresh weights",
+        source="measured: a fresh orthogonal gain of √2 has Ĥ .25 to .32 and trains",
+    )
     product_scale: float = threshold(
         4.0, unit="× q·k/√d", source="heuristic: √d without the division is 2.8 at 8 channels and 5.7 at 32"
     )
@@ -133,15 +139,17 @@ class AttentionExplosion(Rule):
             if found is None:
                 found = self._predicted(signals, layer)
             if found is not None:
-                yield by_steps(self._as_learned(found, signals, state), signals)
+                yield by_steps(self.as_learned(found, signals, state), signals)
 
-    def _as_learned(self, found: Finding, signals: Signals, state: Attention | None) -> Finding:
+    def as_learned(self, found: Finding, signals: Signals, state: Attention | None) -> Finding:
         """Sharpness that training has found is information where only a loss could tell whether it is of use.
 
         That is so of attention on generated graphs, unless the weights agree so little that training has not made them so, of layers
         without queries and keys that could agree or with a learned factor beside them, and in a run whose loss ended at its best while attention that had begun soft became sharp.
         """
-        if not signals.context.get("trained", signals.kind == "trace"):
+        trained = signals.context.get("trained")
+        # Of a short run nobody knows; its loss may have shown that it was long enough.
+        if not (signals.kind == "trace" if trained is None else trained):
             return found
         if signals.kind == "checkpoint" and (state is None or state.synthetic):
             layer = signals.layer(found.layer or "")
@@ -163,49 +171,42 @@ class AttentionExplosion(Rule):
         return bool(first) and min(first) >= self.warn_entropy
 
     def _measured(self, signals: Signals, layer: LayerFacts, state: Attention) -> Finding | None:
-        if (
-            not state.crosses(self.warn_entropy, self.one_hot_share)
-            or state.made_by_weights(self.warn_entropy) is False
-        ):
+        scale = self.unscaled(signals, layer)
+        by_input = scale is None and state.made_by_weights(self.warn_entropy) is False
+        if by_input or not state.crosses(self.warn_entropy, self.one_hot_share):
             return None
         severe = state.entropy.value < self.error_entropy
         crossed, limit = state.crossing(self.error_entropy if severe else self.warn_entropy, self.one_hot_share)
-        unknown = state.unit_entropy is None
+        unknown, own = state.unit_entropy is None, FAMILY in layer.options and not layer_named(layer).multiplies
+        # Of a formula that nobody knows, what fresh weights may well give is no sign of weights that are too large.
+        unsure = state.unit_entropy is None or (own and state.unit_entropy >= self.fresh_factor * self.warn_entropy)
+        told = "which of weights and input scale did it was not measured"
+        if not unknown:
+            told = f"{state.unit_entropy:.2f} at an input of RMS 1"
         seen = (
             f"{state.layer}: attention entropy is {state.entropy.value:.2f} of ln(in-degree){state.worst_head_words}"
-            f"{_share(state)}, "
+            f"{_share(state)}, {told}"
         )
-        if unknown and not state.synthetic and not self._suspected(signals, layer):
+        if unsure and not state.synthetic and not self._suspected(signals, layer):
             return self.finding(
-                f"{seen}which of weights and input scale did it was not measured, nothing that could be undone differs from its "
-                "reference, and sharp attention may be right: cause not established.",
+                f"{seen}, nothing that could be undone differs from its reference, and sharp attention may be right: cause not established.",
                 severity="info",
                 limit=limit,
                 signal=crossed,
                 confidence="low",
             )
-        told = (
-            "which of weights and input scale did it was not measured"
-            if unknown
-            else f"{state.unit_entropy:.2f} at an input of RMS 1"
-        )
-        scale = self._unscaled(signals, layer)
         why = _saturating(layer, unknown, _large_features(signals)) if scale is None else _of_products(scale.value)
-        return self.finding(
-            f"{seen}{told}{why}",
-            severity="error" if severe else "warning",
-            limit=limit,
-            signal=crossed,
-            confidence="medium" if state.synthetic or unknown else "high",
-        )
+        level, sure = "error" if severe else "warning", "medium" if state.synthetic or unknown else "high"
+        return self.finding(f"{seen}{why}", severity=level, limit=limit, signal=crossed, confidence=sure)
 
     def _suspected(self, signals: Signals, layer: LayerFacts) -> bool:
         """True where something that makes scores large was measured: weights of scores, the scale of products, wide weights, large features."""
         wide = any(str(s.layer).startswith(f"{layer.name}.") for s in signals.find(PLACE_GAIN))
-        known = bool(per_head(signals, "logit.frobenius", layer.name)) or self._unscaled(signals, layer) is not None
-        return known or wide or bool(_large_features(signals))
+        described = FAMILY not in layer.options or layer_named(layer).multiplies
+        known = described and bool(per_head(signals, "logit.frobenius", layer.name))
+        return known or wide or self.unscaled(signals, layer) is not None or bool(_large_features(signals))
 
-    def _unscaled(self, signals: Signals, layer: LayerFacts) -> Signal | None:
+    def unscaled(self, signals: Signals, layer: LayerFacts) -> Signal | None:
         """What multiplies q·k/√d, where that is far above 1."""
         found = signals.find(SCORE_PRODUCT_SCALE, layer=layer.name)
         return next((s for s in found if s.value > self.product_scale), None)
@@ -257,7 +258,7 @@ class AttentionExplosion(Rule):
         advice = "Scale the query weights down, or normalise queries and keys" if products else "Scale them down"
         unit = "unknown" if state.unit_entropy is None else f"{state.unit_entropy:.2f}"
         return self.finding(
-            f"{layer.name}: the {_behind(layer)} of head {worst.head} spread the logits of one target by {worst.value:.2g} at "
+            f"{layer.name}: the {_behind(layer)}{head_words(worst)} spread the logits of one target by {worst.value:.2g} at "
             f"an input of RMS 1 (limit {self.free_frobenius:g}) and agree no more than independent weights do, so that training has "
             f"not made them so. Entropy of ln(in-degree): {unit} at RMS 1, {state.entropy.value:.2f} on this batch"
             f"{state.worst_head_words}. {advice}.",
@@ -305,7 +306,7 @@ class AttentionExplosion(Rule):
 
     def _spread(self, layer: LayerFacts, worst: Signal, limit: float, degree: float) -> Finding:
         return self.finding(
-            f"{layer.name}: the {_behind(layer)} of head {worst.head} spread the logits of one target by {worst.value:.2g} "
+            f"{layer.name}: the {_behind(layer)}{head_words(worst)} spread the logits of one target by {worst.value:.2g} "
             f"at an input of RMS 1 (limit {limit:.2g} at in-degree {degree:g}). Judged by the weights alone: pass a batch to "
             "measure the attention itself.",
             severity="warning",
@@ -326,10 +327,11 @@ class AttentionExplosion(Rule):
         ]
         if not sharp:
             return None
-        worst = largest(sharp)
+        worst, told = largest(sharp), [str(s.head) for s in sharp if s.head is not None]
+        heads = f"head {names(told)}" if told else "its heads"
         advice = "It adds to what the input does." if real else "Pass a batch to measure it; lower the learning rate."
         return self.finding(
-            f"{layer.name}: training has sharpened head {names(str(s.head) for s in sharp)}: query and key agree "
+            f"{layer.name}: training has sharpened {heads}: query and key agree "
             f"{aligned[worst.head]:.1f} times as much as independent weights, and an input of RMS "
             f"{self._saturates_at(worst.value, degree):.2g} saturates the attention at in-degree {degree:g}"
             f"{'' if degree_of(signals, layer.name) else ' (assumed)'}. {advice}",

@@ -52,9 +52,7 @@ class AttentionSaturatedByInput(Rule):
     )
     one_hot_share: float = threshold(AttentionExplosion.one_hot_share, unit="share of node-heads", source="as GS301")
     fresh_factor: float = threshold(
-        0.6,
-        unit="× limits on fresh weights",
-        source="measured: a fresh orthogonal gain of √2 has Ĥ .25 to .32 and trains",
+        AttentionExplosion.fresh_factor, unit="× limits on fresh weights", source="as GS301"
     )
     growth: float = threshold(
         4.0,
@@ -72,11 +70,12 @@ class AttentionSaturatedByInput(Rule):
         weights = AttentionExplosion()
         for state in states:
             layer = signals.layer(state.layer)
-            if layer is not None and weights.unlearned(signals, layer, state) is not None:
+            if layer is not None and (weights.unlearned(signals, layer, state) or weights.unscaled(signals, layer)):
                 continue
             driven = state.driven_by_input(self.warn_entropy, self.one_hot_share, self.fresh_factor)
             if driven and state.made_by_weights(self.warn_entropy) is False:
-                yield self._finding(signals, state)
+                found = self._finding(signals, state)
+                yield weights.as_learned(found, signals, state) if signals.kind == "trace" else found
 
     def _finding(self, signals: Signals, state: Attention) -> Finding:
         severe = state.entropy.value < self.error_entropy

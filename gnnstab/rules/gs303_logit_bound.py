@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from gnnstab.records import Finding, Signal, Signals
 from gnnstab.rules.base import Rule, rule, threshold
-from gnnstab.rules.queries import ASSUMED_DEGREE, degree_of, largest, need_layers, per_head
+from gnnstab.rules.queries import ASSUMED_DEGREE, degree_of, head_words, largest, need_layers, per_head
 
 
 @rule("GS303", "logit-bound", cause="attention-explosion", severity="info", confidence="medium")
@@ -53,7 +53,7 @@ class LogitBound(Rule):
             limit = self.freezing * math.sqrt(2 * math.log(degree))
             if worst.value > limit:
                 yield self.finding(
-                    f"{layer}: at an input of RMS 1 the weights of head {worst.head} spread the logits of one target by about "
+                    f"{layer}: at an input of RMS 1 the weights{head_words(worst)} spread the logits of one target by about "
                     f"{worst.value:.2g}{self._bound(signals, worst)}; attention freezes near {limit:.2g} at in-degree "
                     f"{degree:g}{'' if seen else ' (assumed)'}.",
                     limit=limit,

@@ -67,8 +67,12 @@ class IsolatedNodes(Rule):
                 signal=worst,
             )
         elif constant and self.constant < constant[0].value < 1 and self._read(signals, constant[0]):
+            whose = f"{percent(constant[0].value)} of the nodes have no incoming edge and"
+            if constant[0].detail.get("loops"):
+                share = percent(constant[0].value)
+                whose = f"{alone}: {share} of the rows of the output are about such nodes (a loop at each lets them move) and"
             yield self.finding(
-                f"{percent(constant[0].value)} of the nodes have no incoming edge and get one and the same output whatever the batch holds, "
+                f"{whose} get one and the same output whatever the batch holds, "
                 f"since {_no_term(self._without_self_term(signals))}. {_ADVICE}",
                 limit=self.constant,
                 signal=constant[0],

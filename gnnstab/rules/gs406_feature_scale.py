@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from gnnstab.errors import NotEvaluable
 from gnnstab.records import Finding, Signal, Signals
-from gnnstab.records.vocabulary import LOSS_MARKED_TARGETS
+from gnnstab.records.vocabulary import LOSS, LOSS_MARKED_TARGETS
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.gs302_attention_saturated_by_input import AttentionSaturatedByInput
@@ -100,9 +100,9 @@ class FeatureScale(Rule):
         return [replace(s, detail={**s.detail, "arrives": True}) for s in features]
 
     def _of_the_loss(self, signals: Signals) -> Iterator[Finding]:
-        """A run whose loss says how large the targets are where nobody has seen them: no mean or sum of squares is larger."""
-        loss, output = signals.find("loss"), signals.find("place.output")
-        if not loss or not output or any(s.detail.get("target") for s in signals.find("place.rms")):
+        """A loss says how large the targets are where nobody has seen them: no mean or sum of squares is larger."""
+        output = signals.find("place.output")
+        if not output or any(s.detail.get("target") for s in signals.find("place.rms")):
             return
         # Of the first loss alone: the ones that come after an update may be what a rate that is too high has made of them.
         start, entries = first_loss(signals), int(output[0].detail.get("entries", 0))
@@ -113,7 +113,9 @@ class FeatureScale(Rule):
                 f"with is larger than {self.target:g}, whether it takes the mean or the sum of their squares. Standardise the targets.",
                 severity="warning",
                 limit=limit,
-                signal=loss[0],
+                name=LOSS,
+                value=start,
+                unit="loss",
                 confidence="medium",
             )
 

@@ -6,7 +6,13 @@ import math
 from collections.abc import Iterator
 
 from gnnstab.records import Finding, Signal, Signals
-from gnnstab.records.vocabulary import OPTIMIZER_EPS_LOST, OPTIMIZER_LOSS_RISE, OPTIMIZER_LOST_SHARE
+from gnnstab.records.vocabulary import (
+    OPTIMIZER_EPS_LOST,
+    OPTIMIZER_FEW_BITS,
+    OPTIMIZER_LOSS_RISE,
+    OPTIMIZER_LOST_SHARE,
+    OPTIMIZER_LR_JUMP,
+)
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import largest, measured, percent
 
@@ -18,7 +24,8 @@ class Underflow(Rule):
     ## What it sees
     The share of non-zero entries of a layer's output that are smaller than the dtype's smallest normal number. In a run whose weights are
     held in 16 bits: the share of their entries that an update leaves as they are, since it is less than half of the distance to the next
-    number (the median over steps 0, 50, 100, 200, …). And an eps of the optimizer that is 0 in the format of the weights, as 1e-8 is in fp16:
+    number (the median over steps 0, 50, 100, 200, …; at a constant rate the latest of them as well). The share of
+    the non-zero entries of the gradients that are one to four times the smallest number of fp16. And an eps of the optimizer that is 0 in the format of the weights, as 1e-8 is in fp16:
     an error where an update has made weights non-finite, or steps on a copy do; information otherwise.
 
     ## Why it is unstable
@@ -45,12 +52,15 @@ class Underflow(Rule):
     lost: float = threshold(
         0.5, unit="share of entries", source="heuristic: half of what the updates ask for is not done"
     )
-    measurements: float = threshold(3, unit="steps", source="a rate that warms up begins near 0; the third is step 100")
+    measurements: float = threshold(
+        3, unit="steps", source="a rate that changes may begin near 0; the third is step 100"
+    )
 
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding per layer, and one for the weights."""
         yield from self._eps(signals)
         yield from self._updates(signals)
+        yield from self._gradients(signals)
         per_layer: dict[str | None, list[Signal]] = {}
         for signal in measured(signals.need("precision.underflow_share")):
             per_layer.setdefault(signal.layer, []).append(signal)
@@ -85,11 +95,25 @@ class Underflow(Rule):
             )
 
     def _updates(self, signals: Signals) -> Iterator[Finding]:
+        constant = any(jump.detail.get("constant") for jump in signals.find(OPTIMIZER_LR_JUMP))
         for signal in measured(signals.find(OPTIMIZER_LOST_SHARE)):
-            if signal.value > self.lost and int(signal.detail.get("measurements", 1)) >= self.measurements:
+            # At a constant rate no update is much larger than the first, and the latest shows what the others will be.
+            share = max(signal.value, float(signal.detail.get("last", 0.0))) if constant else signal.value
+            if share > self.lost and (constant or int(signal.detail.get("measurements", 1)) >= self.measurements):
                 yield self.finding(
-                    f"{percent(signal.value)} of the weights' entries stay as they are in an update that asks them to move: in 16 bits (fp16, "
+                    f"{percent(share)} of the weights' entries stay as they are in an update that asks them to move: in 16 bits (fp16, "
                     "bf16) it is rounded away. Keep the weights in float32, and compute in 16 bits under torch.autocast.",
                     limit=self.lost,
+                    signal=signal,
+                )
+
+    def _gradients(self, signals: Signals) -> Iterator[Finding]:
+        for signal in measured(signals.find(OPTIMIZER_FEW_BITS)):
+            if signal.value > self.share:
+                yield self.finding(
+                    f"gradients are whole multiples of 6e-8, the smallest number of fp16, and {percent(signal.value)} of those that are not "
+                    "0 are at most four times that: they have one or two bits left, and smaller ones have become 0. Scale the loss "
+                    "(torch.amp.GradScaler), or use bf16.",
+                    limit=self.share,
                     signal=signal,
                 )

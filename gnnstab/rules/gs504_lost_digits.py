@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gnnstab.errors import NotEvaluable
-from gnnstab.records import Finding, Signals
+from gnnstab.records import Finding, Signal, Signals
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import measured, percent
 
@@ -16,7 +16,8 @@ class LostDigits(Rule):
 
     ## What it sees
     Each tensor of the batch that the forward casts, by `.to`, `.half` and the like or under autocast at a matrix product: the RMS of what the
-    cast rounds away over the standard deviation of its column, and how many distinct values the column has before and after.
+    cast rounds away over the standard deviation of its column, and how many distinct values the column has before and after. The same of differences of
+    the batch's tensors, and of angles that are made of them and given to a sine or cosine.
 
     ## Why it is unstable
     A format keeps a fixed number of digits: bf16 8 bits, fp16 11, fp32 24. Values that are large beside their differences (hours since a
@@ -48,7 +49,9 @@ class LostDigits(Rule):
             raise NotEvaluable("needs a forward of the model: pass a batch (--model pkg.mod:factory --batch FILE)")
         for signal in measured(signals.find("place.lost_digits")):
             detail = signal.detail
-            if signal.value > self.lost and "format" in detail:
+            if signal.value > self.lost and detail.get("how"):
+                yield self._computed(signal)
+            elif signal.value > self.lost and "format" in detail:
                 yield self.finding(
                     f"{signal.layer} is cast to {detail['format']}, which cannot hold its differences: of {detail['before']} distinct values "
                     f"{detail['after']} are left (up to {detail['largest']:.3g}, standard deviation {detail['spread']:.3g}), and rounding "
@@ -56,3 +59,19 @@ class LostDigits(Rule):
                     limit=self.lost,
                     signal=signal,
                 )
+
+    def _computed(self, signal: Signal) -> Finding:
+        detail = signal.detail
+        size = f"numbers up to {detail['largest']:.3g} in {detail['format']}"
+        if detail["how"] == "difference":
+            said = (
+                f"differences of {signal.layer} are taken of {size}, which are rounded by {percent(signal.value)} of what comes out "
+                f"(standard deviation {detail['spread']:.3g}, {detail['after']} distinct values of {detail['before']}). Take them in float64, "
+                "or of integers, before the cast."
+            )
+        else:
+            said = (
+                f"the {detail['how']} of what is made of {signal.layer} is taken of {size}, which are rounded by {detail['spread']:.2g} rad: what comes "
+                "out is mostly chance. Compute the angle in float32 (torch.autocast(device_type, enabled=False)), or of the time since a reference."
+            )
+        return self.finding(said, limit=self.lost, signal=signal)

@@ -110,6 +110,13 @@ class LearningRateTooHigh(Rule):
     )
     """Update over weights from which saturated attention behind trained weights counts as made by the rate."""
 
+    replaced: float = threshold(
+        0.5,
+        unit="relative update",
+        source="measured: .07 at the best rate, 1.0 in a network that its first step has saturated",
+    )
+    """First update over weights from which a rise counts however soon it passes."""
+
     loss_rise: float = threshold(10.0, unit="× best loss", source="heuristic: a run that has lost what it had learned")
 
     run: float = threshold(20, unit="steps", source="heuristic: the losses of fewer are those of single batches")
@@ -139,9 +146,14 @@ class LearningRateTooHigh(Rule):
             return
         if not moves and rise.name == LOSS_FIRST_RISE:
             limit = self.run_rise
-        if not rise.value <= limit and self._lasts(rise):
+        if not rise.value <= limit and (self._lasts(rise) or self._replaced(rise, signals)):
             severe = not rise.value <= self.error_rise
             yield self.finding(_said(rise, moves), severity="error" if severe else "warning", limit=limit, signal=rise)
+
+    def _replaced(self, rise: Signal, signals: Signals) -> bool:
+        """True of a run whose first update was half as large as the weights: what they were worth went with it, however soon the rise passes."""
+        early = typical_matrix([s for s in signals.find(UPDATE_RATIO) if s.detail.get("early")])
+        return rise.name == LOSS_FIRST_RISE and early is not None and early.value > self.replaced
 
     def _group(self, signal: Signal) -> Iterator[Finding]:
         """One finding for a parameter group whose rate alone keeps the model from learning."""

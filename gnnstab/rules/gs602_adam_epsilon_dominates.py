@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from gnnstab.errors import NotApplicable
 from gnnstab.layers import plays
 from gnnstab.records import Finding, Signal, Signals
-from gnnstab.records.vocabulary import OPTIMIZER_BELOW_EPS_SHARE, OPTIMIZER_EPS_DAMPING
+from gnnstab.records.vocabulary import LOSS, OPTIMIZER_BELOW_EPS_SHARE, OPTIMIZER_EPS_DAMPING
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import largest, percent, smallest
 
@@ -18,7 +19,7 @@ class AdamEpsilonDominates(Rule):
 
     ## What it sees
     With a model, a batch, a loss and the optimizer: the change of the output in one real step on a copy, over that of the same
-    step with an eps of 1e-12. From a file with the optimizer's state alone: the share of entries of the value and skip weights
+    step with an eps of 1e-20. At the default eps it is a warning where the loss falls without it in the same steps, or where that of the run stands still. From a file with the optimizer's state alone: the share of entries of the value and skip weights
     whose root second moment √v̂ lies below eps.
 
     ## Why it is unstable
@@ -47,6 +48,8 @@ class AdamEpsilonDominates(Rule):
         unit="eps",
         source="Adam's default: at it a share below eps is a gradient that is absent, not one that is damped",
     )
+    stands: float = threshold(0.1, unit="ln(loss)", source="heuristic: the loss has fallen by less than a tenth")
+    run: float = threshold(50, unit="steps", source="as GS603: a shorter run may not have begun to learn")
     least_kept: float = threshold(
         0.5,
         unit="share of the step",
@@ -58,7 +61,7 @@ class AdamEpsilonDominates(Rule):
         """One finding for steps that were tried, else one per layer."""
         tried = signals.find(OPTIMIZER_EPS_DAMPING)
         if tried:
-            yield from self._damped(smallest(tried))
+            yield from self._damped(signals, smallest(tried))
             return
         per_layer: dict[str, list[Signal]] = {}
         for signal in signals.need(OPTIMIZER_BELOW_EPS_SHARE):
@@ -81,17 +84,33 @@ class AdamEpsilonDominates(Rule):
                     signal=worst,
                 )
 
-    def _damped(self, tried: Signal) -> Iterator[Finding]:
+    def _damped(self, signals: Signals, tried: Signal) -> Iterator[Finding]:
         if not tried.value < self.least_kept:
             return
         eps = tried.detail.get("eps")
         usual = isinstance(eps, (int, float)) and eps <= self.usual_eps
         size = f" of {eps:g}" if isinstance(eps, (int, float)) else ""
+        held_up = self._held_up(signals, tried)
         cure = "the gradient itself is tiny there" if usual else "use eps=1e-8"
+        if usual and held_up:
+            cure = f"{held_up}. Measure targets and loss in units in which they are about 1, or use a smaller eps"
         yield self.finding(
             f"with its eps{size} a step of {tried.detail.get('optimizer', 'the optimizer')} changes the output by {percent(tried.value)} of "
             f"what it does without eps, tried on a copy: the gradients lie below it; {cure}.",
-            severity="info" if usual else "warning",
+            severity="info" if usual and not held_up else "warning",
             limit=self.least_kept,
             signal=tried,
         )
+
+    def _held_up(self, signals: Signals, tried: Signal) -> str:
+        """What the loss says of steps that the default eps damps, in words; empty where they are not missed."""
+        fell = tried.detail.get("fell")
+        if isinstance(fell, (list, tuple)) and len(fell) == 2:
+            own, free = map(float, fell)
+            missed = free > self.stands and own < self.least_kept * free
+            return f"without it the same steps lower the loss by {percent(-math.expm1(-free))}" if missed else ""
+        for told in (s.detail for s in signals.find(LOSS) if "best" in s.detail):
+            start, best = float(told["start"]), float(told["best"])
+            if int(told["steps"]) >= self.run and 0 < best <= start and math.log(start / best) < self.stands:
+                return f"the loss of the run stands still, at {best:.3g}"
+        return ""

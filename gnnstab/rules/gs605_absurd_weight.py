@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from statistics import median
 
 from gnnstab.errors import NotEvaluable
 from gnnstab.records import Finding, Signal, Signals
@@ -18,7 +17,7 @@ class AbsurdWeight(Rule):
 
     ## What it sees
     Weights whose RMS lies above 1000, and biases above a million, in a network whose other parameters are of ordinary size:
-    the median RMS below 100. Where the layer that holds such a weight was run on your data and what it returned is finite and
+    the RMS of at least a quarter of them below 100. Where the layer that holds such a weight was run on your data and what it returned is finite and
     below 1000, the weight is large and works: information, up to an RMS of a million. In a run only what was as large at step 0: a
     weight that grew was initialised.
 
@@ -49,7 +48,7 @@ class AbsurdWeight(Rule):
         source="heuristic: an offset in large units is legal, and what it costs is rounding (GS501)",
     )
     ordinary: float = threshold(
-        100.0, unit="RMS, median over parameters", source="heuristic: above it the whole network has diverged"
+        100.0, unit="RMS, lower quartile over parameters", source="heuristic: above it the whole network has diverged"
     )
 
     def check(self, signals: Signals) -> Iterator[Finding]:
@@ -58,7 +57,8 @@ class AbsurdWeight(Rule):
         if not found:
             raise NotEvaluable(signals.why_missing("weight.rms"))
         absurd = [s for s in found if s.value > self._limit(s) and not self._has_grown(s)]
-        if not absurd or median(s.value for s in found) > self.ordinary:
+        usual = sorted(s.value for s in found)[(len(found) - 1) // 4]
+        if not absurd or usual > self.ordinary:
             return
         working = [s for s in absurd if s.value <= self.offset and self._works(signals, s)]
         if len(working) == len(absurd):
@@ -68,7 +68,7 @@ class AbsurdWeight(Rule):
         worst = largest(absurd)
         listed = sorted({str(s.detail.get("parameter", s.layer)) for s in absurd})
         yield self.finding(
-            f"{names(listed)}: RMS {worst.value:.2g} beside a median of {median(s.value for s in found):.2g} over all parameters, "
+            f"{names(listed)}: RMS {worst.value:.2g} where a quarter of all parameters lies below {usual:.2g}, "
             "as with memory that was never initialised. Initialise it.",
             limit=self._limit(worst),
             signal=worst,

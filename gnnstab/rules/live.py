@@ -156,7 +156,7 @@ class LiveEngine:
         if not len(keys):
             return []
         # At nearly every step of a healthy run this one comparison is all: below it no rule has anything to say.
-        if keys is quiet.keys and sizes.max() < self._quiet_below:
+        if keys is quiet.keys and _all_below(self._quiet_below, sizes.tolist()):
             quiet.add(step, sizes)
             return []
         quiet.hand_over(self._tracks)
@@ -336,3 +336,8 @@ class LiveEngine:
         recent = list(track.values)[-int(self._limits.loss_lasts) :]
         track.best = min(track.best, median(list(track.values)[-2 * len(recent) :]))
         return min(recent) > max(self._limits.loss_factor * track.best, track.start)
+
+
+def _all_below(limit: float, values: list[float]) -> bool:
+    """False also where one of them is NaN, which `max` alone may pass over and a sum never does."""
+    return max(values) < limit and sum(values) < math.inf

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 
@@ -72,6 +73,14 @@ def per_head(signals: Signals, name: str, layer: str) -> list[Signal]:
     """The finite values of a signal per head of one layer; the layer's own where heads were not told apart."""
     found = [s for s in signals.find(name, layer=layer) if math.isfinite(s.value)]
     return [s for s in found if s.head is not None] or found
+
+
+def head_words(signal: Signal) -> str:
+    """`` of head 1``; of heads that nobody knows, the numbers that were tried; empty where heads were not told apart."""
+    tried: Any = signal.detail.get("heads tried")
+    if tried:
+        return f" of a head, whichever of {', '.join(map(str, tried))} their number is,"
+    return "" if signal.head is None else f" of head {signal.head}"
 
 
 def degree_of(signals: Signals, layer: str | None) -> float | None:
@@ -304,7 +313,7 @@ def _ratio_from_slope(signals: Signals) -> tuple[Signal, ...]:
 
 
 def loss_at_its_best(series: Iterable[Series], since: int = 0) -> bool:
-    """True for a run whose positive loss fell to half of its start or less and ended no higher than 1.5 times its best.
+    """True for a run whose loss, never below 0, fell to half of its start or less and ended no higher than 1.5 times its best.
 
     Medians of `LOSSES` losses count; one that is not finite after step ``since`` makes it false.
     """
@@ -313,7 +322,9 @@ def loss_at_its_best(series: Iterable[Series], since: int = 0) -> bool:
         return False
     finite = loss.values[np.isfinite(loss.values)]
     medians = np.median(np.lib.stride_tricks.sliding_window_view(finite, LOSSES), axis=1)
-    return bool(medians.min() > 0 and medians[-1] <= 0.5 * medians[0] and medians[-1] <= 1.5 * medians.min())
+    return bool(
+        medians[0] > 0 <= medians.min() and medians[-1] <= 0.5 * medians[0] and medians[-1] <= 1.5 * medians.min()
+    )
 
 
 def percent(share: float) -> str:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from importlib.metadata import EntryPoint
+from typing import TYPE_CHECKING
 
 from gnnstab.errors import ConfigurationError, UsageError, hint
 from gnnstab.plugins import installed, loaded, origin
 from gnnstab.rules._table import RULES
 from gnnstab.rules.base import Rule
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 GROUP = "gnnstab.rules"
 """Entry-point group in which a package offers rule classes."""

@@ -78,7 +78,11 @@ def _jump(rows: NDArray[np.void]) -> list[Signal]:
     # Between steps far apart a schedule may have gone up bit by bit.
     factors[(steps[1:] - steps[:-1] > NEIGHBOURS) | (steps[1:] < WARM_START)] = 1.0
     worst = int(np.argmax(factors))
-    detail = {"before": float(rates[worst]), "after": float(rates[worst + 1])}
+    detail = {
+        "before": float(rates[worst]),
+        "after": float(rates[worst + 1]),
+        "constant": bool((rates == rates[0]).all()),
+    }
     return [Signal(OPTIMIZER_LR_JUMP, float(factors[worst]), None, None, int(steps[worst + 1]), "training", detail)]
 
 

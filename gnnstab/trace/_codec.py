@@ -38,7 +38,10 @@ def clean(text: str) -> str:
 
 def number_to_column(value: float | None) -> float | str | None:
     """NaN as the text ``nan``, since NULL already says "not known" in the columns of a step."""
-    return "nan" if value is not None and math.isnan(value) else value
+    if value is None:
+        return None
+    number = float(value)
+    return number if number == number else "nan"
 
 
 def column_to_number(value: object) -> float | None:
@@ -61,7 +64,7 @@ def whole(value: int) -> int:
 def step_to_columns(row: StepRow) -> tuple[Any, ...]:
     """The columns of the table step without the level."""
     numbers = (row.time, row.loss, row.lr, row.scale, row.grad_norm)
-    return (whole(row.step), *(number_to_column(None if n is None else float(n)) for n in numbers), int(row.skipped))
+    return (whole(row.step), *map(number_to_column, numbers), int(row.skipped))
 
 
 def layer_to_columns(facts: LayerFacts) -> tuple[Any, ...]:

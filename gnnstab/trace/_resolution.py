@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from gnnstab.trace._codec import whole
+from gnnstab.trace._codec import WHOLE_LIMIT, whole
 from gnnstab.trace._schema import FACTOR, FAR, LEVELS
 
 if TYPE_CHECKING:
@@ -130,15 +130,13 @@ def _pool_steps(rows: NDArray[np.float64], stride: int) -> NDArray[np.float64]:
 
 def _pool(rows: NDArray[np.float64], stride: int = 1) -> NDArray[np.float64]:
     """Rows of the same bucket, series and part as one: extremes of extremes, RMS by count, sums of the counts."""
-    keys = (rows[:, PART], rows[:, SERIES], rows[:, STEP] if stride == 1 else np.floor(rows[:, STEP] / stride))
-    order = np.lexsort(keys)
-    rows = rows[order]
-    part, series, bucket = (key[order] for key in keys)
-    changes = (part[1:] != part[:-1]) | (series[1:] != series[:-1]) | (bucket[1:] != bucket[:-1])
-    if changes.all():
-        return rows
-    starts = np.flatnonzero(np.r_[True, changes])
-    pooled = rows[starts]
+    keys = _places(rows, stride)
+    if (keys[1:] > keys[:-1]).all():
+        return rows  # Most often: they come in order, each once.
+    order = np.argsort(keys, kind="stable")
+    rows, keys = rows.take(order, axis=0), keys[order]
+    starts = np.flatnonzero(np.r_[True, keys[1:] != keys[:-1]])
+    pooled = rows.take(starts, axis=0)
     pooled[:, STEP] = np.minimum.reduceat(rows[:, STEP], starts)
     pooled[:, SPAN] = np.add.reduceat(rows[:, SPAN], starts)
     pooled[:, MINIMUM] = np.minimum.reduceat(rows[:, MINIMUM], starts)
@@ -148,6 +146,19 @@ def _pool(rows: NDArray[np.float64], stride: int = 1) -> NDArray[np.float64]:
     unknown = np.minimum.reduceat(rows[:, NON_FINITE], starts) < 0
     pooled[:, NON_FINITE] = np.where(unknown, -1.0, np.add.reduceat(rows[:, NON_FINITE], starts))
     return pooled
+
+
+def _places(rows: NDArray[np.float64], stride: int) -> NDArray[np.float64]:
+    """(n,) one number for bucket, series and part of each row, in the order of the three."""
+    if not len(rows):
+        return np.empty(0)
+    bucket = np.floor(rows[:, STEP] / stride)
+    bucket -= bucket.min()
+    width = 2 * (rows[:, SERIES].max() + 1)
+    if bucket.max() * width >= WHOLE_LIMIT:  # Steps so far apart that a float64 would not hold the product.
+        bucket = np.unique(bucket, return_inverse=True)[1]
+    places: NDArray[np.float64] = bucket * width + 2 * rows[:, SERIES] + rows[:, PART]
+    return places
 
 
 def _pooled_rms(

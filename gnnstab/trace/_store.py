@@ -11,6 +11,8 @@ from functools import cache
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from gnnstab.errors import TraceError
 from gnnstab.trace import _schema as schema
 from gnnstab.trace._companions import COMPANIONS, address
@@ -18,10 +20,9 @@ from gnnstab.trace._filesystem import network_type_here
 from gnnstab.trace._lock import WriterLock
 from gnnstab.trace._paths import free_numbered, move_trace, remove_trace
 from gnnstab.trace._queue import Batch, Columns
-from gnnstab.trace._resolution import OpenBuckets, gather
+from gnnstab.trace._resolution import NON_FINITE, PART, OpenBuckets, gather
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 PAGE = 4096
@@ -280,13 +281,16 @@ def _write(connection: sqlite3.Connection, batch: Batch, open_buckets: OpenBucke
 
 
 def _write_level(connection: sqlite3.Connection, rows: NDArray[np.float64], level: int, tail: str) -> None:
-    row = f"({level},{','.join('?' * (rows.shape[1]))})"
+    # The level is one parameter of all rows, so that no statement is parsed anew for it; what is 0 in all of them is none.
+    absent = () if rows[:, (PART, NON_FINITE)].any() else (PART, NON_FINITE)
+    row = f"(?1,{','.join('0' if i in absent else '?' for i in range(rows.shape[1]))})"
+    rows = np.delete(rows, absent, axis=1)
     # Whole numbers arrive as floats here; the INTEGER affinity of their columns turns them into integers.
     for size, values in _groups(rows.ravel().tolist(), rows.shape[1]):
         try:
-            connection.execute(_insert("INSERT INTO statistic", row, size, tail), values)
+            connection.execute(_insert("INSERT INTO statistic", row, size, tail), [level, *values])
         except sqlite3.IntegrityError:
-            connection.execute(_insert("INSERT INTO statistic", row, size, MERGE), values)
+            connection.execute(_insert("INSERT INTO statistic", row, size, MERGE), [level, *values])
 
 
 def _put(connection: sqlite3.Connection, statement: str, rows: Sequence[Columns]) -> None:

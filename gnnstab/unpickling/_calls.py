@@ -217,7 +217,7 @@ _PLAIN: dict[str, Call] = {
     **{f"{module}.{name}": build for module in ("builtins", "__builtin__") for name, build in {
         "set": _set(set), "frozenset": _set(frozenset), "list": _sequence(list), "tuple": _sequence(tuple),
         "dict": _dictionary(dict), "bytes": _bytes(bytes), "bytearray": _bytes(bytearray),
-        "complex": _numbers(complex), "slice": _numbers(slice), "range": _record("range"), "object": _record("object"),
+        "complex": _numbers(complex), "slice": _numbers(slice), "range": _record("range"), "xrange": _record("range"), "object": _record("object"),
         "type": _type, "getattr": _attribute,
     }.items()},
     **dict.fromkeys(_DICTS, _dictionary(dict)),

@@ -38,9 +38,9 @@ class Storage:
     """First byte and bytes of what the file stores as one piece, of which this is the whole, the start or a view."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class StoredTensor:
-    """A tensor as the file describes it; every entry is known to lie within its storage."""
+    """A tensor as the file describes it; every entry is known to lie within its storage. Hashed by identity, as torch's are."""
 
     kind: str
     """``strided``, ``sparse``, ``quantized``, ``nested``, ``meta`` or ``uninitialised``."""

@@ -17,6 +17,7 @@ from torch_geometric.data import Data
 
 from gnnstab.errors import UsageError
 from gnnstab.probe.batches.arguments import Arguments
+from gnnstab.probe.replaying.replica import eager
 from gnnstab.verification._objective import is_edges
 
 WINDOW = 0.05
@@ -88,7 +89,7 @@ def find_graph_call(model: nn.Module, call: Arguments) -> GraphCall:
     handles = [m.register_forward_pre_hook(look(n), with_kwargs=True) for n, m in model.named_modules()]
     try:
         with torch.no_grad():
-            model(*call[0], **call[1])
+            eager(model)(*call[0], **call[1])
     finally:
         for handle in handles:
             handle.remove()

@@ -14,6 +14,7 @@ from torch_geometric.utils import scatter
 from gnnstab.errors import UsageError
 from gnnstab.fixes.model_structure import attention_layers
 from gnnstab.probe.batches.arguments import Arguments
+from gnnstab.probe.replaying.replica import eager
 
 UserLoss = Callable[[Any, Any], Tensor]
 
@@ -82,7 +83,7 @@ def trained_on(batches: int) -> int:
 def _of_user(loss: UserLoss, calls: Sequence[Arguments], batches: Sequence[Any]) -> Callable[[nn.Module, int], Tensor]:
     def compute(model: nn.Module, number: int) -> Tensor:
         args, kwargs = calls[number]
-        return loss(model(*args, **kwargs), batches[number])
+        return loss(eager(model)(*args, **kwargs), batches[number])
 
     return compute
 
@@ -196,7 +197,7 @@ def look(model: nn.Module, call: Arguments, *, grad: bool = False) -> GraphView:
     handles += [m.register_forward_hook(last(name)) for name, m in attention_layers(model)]
     try:
         with torch.set_grad_enabled(grad):
-            output = model(*call[0], **call[1])
+            output = eager(model)(*call[0], **call[1])
     finally:
         for handle in handles:
             handle.remove()

@@ -16,6 +16,7 @@ from gnnstab.errors import FixError
 from gnnstab.fixes import find
 from gnnstab.fixes.model_structure import attention_layers, duplicate
 from gnnstab.probe.batches.arguments import as_arguments
+from gnnstab.probe.replaying.replica import eager
 from gnnstab.randomness import keeps_random_state
 from gnnstab.verification._fresh_copies import Factory, fresh_twin
 from gnnstab.verification._sweep import Progress
@@ -112,7 +113,7 @@ def _forward_time(model: nn.Module, batch: Any, repeats: int = 5) -> float:
     with torch.no_grad():
         for _ in range(repeats + 1):
             start = time.perf_counter()
-            twin(*args, **kwargs)
+            eager(twin)(*args, **kwargs)
             times.append(time.perf_counter() - start)
     return float(np.median(times[1:]))
 
@@ -130,5 +131,5 @@ def _clipped(model: nn.Module, batch: Any, limit: float) -> float:
         layer.register_forward_hook(count)
     args, kwargs = as_arguments(batch, twin)[0]
     with torch.no_grad():
-        twin(*args, **kwargs)
+        eager(twin)(*args, **kwargs)
     return float(max(counts))

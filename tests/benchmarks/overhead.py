@@ -31,7 +31,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch_geometric.nn import HeteroConv, TransformerConv
+from torch_geometric.nn import GATConv, HeteroConv, TransformerConv
 
 import gnnstab
 from gnnstab.probe.buffering.stats_buffer import StatsBuffer
@@ -53,10 +53,12 @@ class Size:
 
     rounds: int
     options: dict[str, Any]
+    layer: type[nn.Module] = TransformerConv
 
 
 SIZES = {
     "small": Size(32, 256, 16, 3, 10, 60, {"out_channels": 16, "heads": 3, "concat": False}),
+    "gat": Size(32, 256, 16, 3, 10, 60, {"out_channels": 16, "heads": 3, "concat": False}, GATConv),
     "many": Size(128 * 14, 128 * 14 * 6, 16, 3, 3, 40, {"out_channels": 16, "heads": 3, "concat": False}),
     "large": Size(5000, 50_000, 256, 3, 1, 8, {"out_channels": 64, "heads": 4}),
     "deep": Size(256, 2048, 32, 32, 1, 30, {"out_channels": 32, "heads": 1}),
@@ -68,13 +70,11 @@ SETTLED = 130
 
 
 class Net(nn.Module):
-    """TransformerConvs with edge features and a ReLU after each."""
+    """Layers of attention with edge features and a ReLU after each."""
 
     def __init__(self, size: Size) -> None:
         super().__init__()
-        self.convs = nn.ModuleList(
-            [TransformerConv(size.width, edge_dim=1, **size.options) for _ in range(size.layers)]
-        )
+        self.convs = nn.ModuleList([size.layer(size.width, edge_dim=1, **size.options) for _ in range(size.layers)])
 
     def forward(self, x: Tensor, edge_index: Tensor, edge_attr: Tensor) -> Tensor:
         for conv in self.convs:

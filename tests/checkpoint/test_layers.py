@@ -53,7 +53,8 @@ def test_concatenated_heads_need_the_option(beta: bool) -> None:
     assert (facts.layers[0].heads, facts.layers[0].concat, facts.layers[0].out_channels) == (None, None, None)
     heads = next(u for u in facts.undecided if u.what == "heads")
     assert (heads.option, heads.layers) == ("--heads N", ("convs.0",))
-    assert not [s for s in facts.values if s.name.startswith("logit.")]
+    assert {s.head for s in facts.values if s.name.startswith("logit.")} == {None}
+    assert any(line.startswith("heads=unknown: 1, 2, 3, 4, 6, 12 tried") for line in facts.assumptions)
     given = recover(checkpoint, heads=3)
     assert (given.layers[0].heads, given.layers[0].concat, given.layers[0].out_channels) == (3, True, 4)
     assert "heads=3: given" in given.assumptions

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch_geometric.nn import TransformerConv
 
+import gnnstab
 from effort import at_most
 from gnnstab.checkpoint import recover, recover_model
 from gnnstab.checkpoint._loading import Checkpoint
@@ -254,3 +256,23 @@ def test_a_mask_of_zero_and_minus_infinity_is_no_broken_weight(buffer: Tensor, b
     facts = recover_model(model)
     assert sum(s.value for s in facts.values if s.name == "weight.non_finite") == bad
     assert any("mask" in note for note in facts.notes) is (bad == 0)
+
+
+@pytest.mark.parametrize(("strength", "codes"), [(1.0, set()), (12.0, {"GS301"})])
+def test_of_unknown_heads_the_least_of_all_that_are_tried_is_told_and_judged(
+    strength: float, codes: set[str], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    conv = TransformerConv(16, 4, heads=4)
+    for part in (conv.lin_query, conv.lin_key):
+        part.weight.data.mul_(strength)
+    known = [_facts(conv, heads=heads) for heads in (1, 2, 4, 8, 16)]
+    for name in ("logit.frobenius", "logit.spectral", "logit.alignment"):
+        assert _value(_facts(conv), name) == min(_value(facts, name) for facts in known)
+    torch.save({f"layer.{name}": tensor for name, tensor in conv.state_dict().items()}, tmp_path / "file.pt")
+    diagnosis = gnnstab.diagnose(tmp_path / "file.pt")
+    found = diagnosis.at_least("warning")
+    assert {finding.code for finding in found} == codes
+    assert all("whichever of 1, 2, 4, 8, 16 their number is" in f.message and f.confidence != "high" for f in found)
+    assert [cause.how for cause in diagnosis.root_causes()] == ["inferred"] * len(codes)
+    assert any("1, 2, 4, 8, 16 tried" in line for line in diagnosis.coverage.assumptions)

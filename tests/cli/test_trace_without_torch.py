@@ -12,9 +12,10 @@ from gnnstab.trace import TraceWriter
 PROGRAM = """
 import sys
 sys.modules["torch"] = None  # an import of it raises
+before = set(sys.modules)
 from gnnstab.cli.group import run
 code = run(["check", "--isolated", sys.argv[1]])
-assert not {"torch_geometric", "matplotlib"} & set(sys.modules)
+assert not {"torch_geometric", "matplotlib", "importlib.metadata", "statistics"} & (set(sys.modules) - before)
 sys.exit(code)
 """
 

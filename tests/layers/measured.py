@@ -127,8 +127,8 @@ def identical(kind: Layer) -> str:
 
 def spread(kind: Layer) -> str:
     """The spread of the scores within a target that the weights tell over the measured one, fresh weights, RMS 1."""
-    if not kind.essential or kind.kind == "HGTConv":
-        return "–"  # HGTConv tells the largest of all relations, not the typical one.
+    if not kind.essential:
+        return "–"
     width, heads, channels = 32, 4, 16
     ratios = []
     for seed in range(SEEDS):
@@ -142,12 +142,17 @@ def spread(kind: Layer) -> str:
 
 
 def _fresh(kind: Layer, width: int, heads: int, channels: int) -> tuple[Any, tuple[Any, ...]]:
-    """A layer as its class draws it, and 40 targets with 50 sources each."""
+    """A layer as its class draws it, and 40 targets with 50 sources each; of one relation where a kind has several."""
     if kind.fused:
         return nn.MultiheadAttention(width, heads), (torch.randn(40, width), *[torch.randn(50, width)] * 2)
+    one = ("n", "to", "n")
     loops = {"add_self_loops": False} if "add_self_loops" in kind.defaults else {}
     edges = torch.stack([torch.randint(0, 400, (2000,)), torch.arange(40).repeat_interleave(50)])
-    return type(made(case_of(kind))[0])(width, channels, heads=heads, **loops), (torch.randn(400, width), edges)
+    if kind.rowwise:
+        layer = type(made(case_of(kind))[0])(width, channels, heads=heads, **loops)
+        return layer, (torch.randn(400, width), edges)
+    layer = type(made(case_of(kind))[0])(width, heads * channels, (["n"], [one]), heads)
+    return layer, ({"n": torch.randn(400, width)}, {one: edges})
 
 
 def fixes_that_apply(kind: Layer) -> str:

@@ -18,6 +18,7 @@ WITHIN = {
     "TransformerConv": (1 / 1.3, 1.3),
     "GATv2Conv": (1 / 1.3, 1.3),
     "GATConv": (1.0, 2.0),
+    "HGTConv": (1 / 1.3, 1.3),
     "MultiheadAttention": (1 / 1.3, 1.3),
 }
 """How far the spread of fresh scores that the weights tell may lie from the measured one."""

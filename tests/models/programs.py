@@ -50,6 +50,18 @@ class Encoded(Net):
         return super().forward(data)
 
 
+class Padded(Net):
+    """Every second node attends to those that the batch leaves open; of the others nothing is read."""
+
+    def __init__(self) -> None:
+        super().__init__(middle=self._read)
+        self.attend = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def _read(self, h: Tensor, data: Any) -> Tensor:
+        out, _ = self.attend(h[:, None], h[:, None], h[:, None], key_padding_mask=data.closed)
+        return h + out[:, 0].masked_fill(data.closed, 0.0)
+
+
 def batch(**changed: Any) -> Data:
     """A graph whose every node has two neighbours; ``changed`` replaces or adds tensors."""
     g = torch.Generator().manual_seed(3)
@@ -312,6 +324,11 @@ PROGRAMS: dict[str, Program] = {
         lambda broken: Net(end=lambda out, data: (out + data.bias).softmax(-1)),
         lambda broken: batch(bias=_bias(4 if broken else 1)),
         lambda broken: mse, "softmax", "masking", "model", r"in 2 rows every score is −inf.*those of `bias`",
+    ),
+    "padding alone, hidden after the attention": Program(
+        lambda broken: Padded(),
+        lambda broken: batch(closed=torch.arange(NODES)[:, None] % 2 == (0 if broken else 2)),
+        lambda broken: mse, "softmax", "masking", "model", r"in 12 rows every score is −inf",
     ),
     "−inf in features that an encoding is added to": Program(
         lambda broken: Encoded(),

@@ -220,6 +220,25 @@ def test_a_loss_that_fails(loss: Any, message: str) -> None:
         measure(Plain(), graph(), loss=loss)
 
 
+class LooksUp(nn.Module):
+    """Takes the whole batch and looks up in it what it needs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = TransformerConv(8, 4)
+
+    def forward(self, inputs: dict[str, Any]) -> torch.Tensor:
+        return self.conv(inputs["x"], inputs["edge_index"])
+
+
+@pytest.mark.parametrize("key", ["", "inputs"])
+def test_a_dict_is_one_argument_where_forward_takes_one_of_another_name(key: str) -> None:
+    batch: dict[str, Any] = {"x": torch.randn(6, 8), "edge_index": torch.randint(0, 6, (2, 20)), "y": torch.zeros(6)}
+    ((args, kwargs),) = as_arguments({key: batch} if key else batch, LooksUp())
+    assert (args or (kwargs[key],))[0] is batch
+    assert gnnstab.diagnose(LooksUp(), batch={key: batch} if key else batch).coverage.layers_observed == 1
+
+
 def test_a_model_without_floating_output_needs_a_loss() -> None:
     with pytest.raises(UsageError, match="pass loss="):
         read_out({"labels": torch.zeros(3, dtype=torch.long)})

@@ -134,3 +134,19 @@ def test_an_update_that_is_rounded_away_is_counted(
     assert limits is None or all(limits[0] <= share <= limits[1] for share in lost.values()), lost
     said = [f.cause for f in monitor.diagnose(select=["GS503"]).findings]
     assert said == (["precision"] if limits and limits[0] else [])
+
+
+@pytest.mark.parametrize(("factor", "cause"), [(1e-5, ["precision"]), (1.0, [])])
+def test_gradients_that_are_left_with_one_or_two_bits_of_fp16(factor: float, cause: list[str]) -> None:
+    torch.manual_seed(0)
+    model = Net()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    x, edges = torch.randn(40, 6), torch.randint(0, 40, (2, 160))
+    with gnnstab.Monitor(model, optimizer=optimizer, on_finding="ignore") as monitor:
+        for _ in range(3):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", dtype=torch.float16):
+                loss = factor * (model(x, edges).float() - x[:, :3]).square().mean()
+            loss.backward()
+            optimizer.step()
+    assert [f.cause for f in monitor.diagnose(select=["GS503"]).findings] == cause

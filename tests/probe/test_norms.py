@@ -208,6 +208,25 @@ def test_the_smallest_of_several_forwards_and_calls_counts_and_norms_over_channe
         assert smallest(trace) == {}
 
 
+@pytest.mark.parametrize(("rows", "seen"), [(2, 0), (2, 1), (6, 0)])
+def test_a_batch_norm_that_is_trained_on_two_rows_leaves_the_sign_alone(rows: int, seen: int) -> None:
+    class Pooled(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(4)
+
+        def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+            return self.norm(self.convs[0](x, edge_index).view(rows, -1, 4).mean(1))
+
+    torch.manual_seed(0)
+    edges = torch.randint(0, 12, (2, 40))
+    given = {"x": torch.randn(12, 4), "edge_index": edges}
+    model = Pooled()
+    model.norm.num_batches_tracked += seen
+    told = gnnstab.diagnose(model, batch=given, select=["GS108"]).findings
+    assert [f.severity for f in told if "the sign alone" in f.message] == ["warning"] * (rows == 2 and not seen)
+
+
 @pytest.mark.parametrize(
     "text", ["[1]", '{"a": 2}', '{"a": ["GraphNorm", true]}', '{"a": ["GraphNorm", 1.5]}', "{", '{"a": []}']
 )

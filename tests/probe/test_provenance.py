@@ -474,3 +474,6 @@ def test_a_copy_holds_no_hooks(net: Net) -> None:
     assert not twin._forward_hooks
     assert not twin.first._propagate_forward_hooks
     assert len(net._forward_hooks) == 1
+    assert (
+        twin.first.inspector is net.first.inspector
+    )  # As large as the rest of a layer, and the same for all of its class.

@@ -66,12 +66,13 @@ def test_weights_that_went_bad_are_named() -> None:
     assert event.detail["non_finite_parameters"] == ["convs.0.lin_value.bias"]
 
 
-def test_a_gradient_that_came_in_bad() -> None:
+def test_a_gradient_that_goes_bad_in_the_model_is_named_without_the_loss() -> None:
     torch.manual_seed(0)
     model = SquareRoot(2)
     model.broken = True
     (event,) = events(model, graph())
-    assert (event.stage, event.layer, event.origin) == ("gradient", "convs.0", "came-in")
+    assert (event.stage, event.layer, event.origin) == ("gradient", None, "made-here")
+    assert "Sqrt" in event.detail["operation"]["node"]
 
 
 def test_a_gradient_that_is_bad_from_the_loss_on() -> None:

@@ -60,6 +60,8 @@ def run(lr: float, *, loss: Any = squared, steps: int = 3, clip: float | None = 
             nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
         losses.append(float(value.detach()))
+        if monitor is not None:
+            monitor.loss(value)
     if monitor is not None:
         monitor.__exit__(None, None, None)
     return said, monitor, losses, copy.deepcopy(model.state_dict())
@@ -184,3 +186,24 @@ def test_steps_of_the_weights_own_size_are_to_blame_themselves() -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=5.0)
     found = gnnstab.diagnose(model, batch=data, loss=squared, optimizer=optimizer)
     assert [cause.cause for cause in found.root_causes()] == ["learning-rate"]
+
+
+@pytest.mark.parametrize(("lr", "told"), [(1e-8, True), (1e-2, False)])
+def test_a_rate_that_is_far_too_small_is_told_at_the_end(lr: float, told: bool) -> None:
+    _, monitor, *_ = run(lr, steps=52)
+    found = monitor.diagnose(select=["GS608"]).findings
+    assert [(f.cause, f.value >= 1e4) for f in found] == ([("learning-rate", True)] if told else [])
+
+
+def test_a_rate_that_warms_up_is_not_called_too_small() -> None:
+    model, data = crossings()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-7)
+    with gnnstab.Monitor(model, optimizer=optimizer, loss=squared, on_finding="ignore") as monitor:
+        for step in range(52):
+            optimizer.param_groups[0]["lr"] = 1e-9 * (step + 1)
+            optimizer.zero_grad()
+            value = squared(model(data), data)
+            value.backward()
+            optimizer.step()
+            monitor.loss(value)
+    assert not monitor.diagnose(select=["GS608"]).findings

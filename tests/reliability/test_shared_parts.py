@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
 import queue
+import random
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -92,6 +95,66 @@ class ClassTable(Behind):
         return out
 
 
+class WeakParent(Behind):
+    """A child that knows its parent, by a reference that makes no cycle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.child = nn.Identity()
+        self.child.parent = weakref.ref(self)  # type: ignore[assignment]
+
+    def around(self, x: Tensor) -> Tensor:
+        out: Tensor = self.child.parent().added(x)  # type: ignore[operator]
+        return out
+
+
+class Slots:
+    __slots__ = ("layer",)
+
+
+HIDDEN = Slots()
+
+
+@functools.lru_cache
+def cached_layer() -> nn.Module:
+    return nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8))
+
+
+class BehindSlots(Behind):
+    """No attribute of its own and no closure leads to the layer: only the operations show it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        HIDDEN.layer = TEACHER  # type: ignore[misc]
+
+    def around(self, x: Tensor) -> Tensor:
+        out: Tensor = HIDDEN.layer(x)  # type: ignore[misc]
+        return out
+
+
+class BehindCache(Behind):
+    def around(self, x: Tensor) -> Tensor:
+        return x + cached_layer()(x).detach()
+
+
+class BoundRandom(Behind):
+    def __init__(self) -> None:
+        super().__init__()
+        self.drawn = random.Random(0).random
+
+    def around(self, x: Tensor) -> Tensor:
+        return x * (1 + self.drawn())
+
+
+class BoundSum(Behind):
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = torch.zeros(()).add_
+
+    def around(self, x: Tensor) -> Tensor:
+        return x * (1 + 0.1 * float(self.count(1.0)))
+
+
 def trained(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, **options: Any) -> None:
     """Six steps; the parameters, buffers and gradients of the model are kept after each."""
     with run.watching(model, optimizer=optimizer, **options):
@@ -105,7 +168,11 @@ def trained(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, **opti
 
 
 @pytest.mark.parametrize(
-    "make", [FunctionOverItself, FunctionOverMethod, SharedLayer, GlobalGenerator, GlobalTeacher, ClassTable]
+    "make",
+    [
+        *(FunctionOverItself, FunctionOverMethod, SharedLayer, GlobalGenerator, GlobalTeacher, ClassTable),
+        *(WeakParent, BehindSlots, BehindCache, BoundRandom, BoundSum),
+    ],
 )
 def test_models_that_a_copy_shares_parts_with(make: Callable[[], nn.Module]) -> None:
     before = copy.deepcopy(TEACHER.state_dict())
@@ -114,9 +181,14 @@ def test_models_that_a_copy_shares_parts_with(make: Callable[[], nn.Module]) -> 
         DRAWN.manual_seed(3)
         TEACHER.zero_grad()
         TEACHER.load_state_dict(before)
+        cached_layer.cache_clear()
+        torch.manual_seed(0)
+        cached_layer()
         model = make()
         trained(run, model, torch.optim.Adam(model.parameters(), 1e-2), loss=bare_loss)
-        run.keep(DRAWN.get_state(), *TEACHER.buffers(), *(p.grad for p in TEACHER.parameters()))
+        run.keep(
+            DRAWN.get_state(), *TEACHER.buffers(), *cached_layer().buffers(), *(p.grad for p in TEACHER.parameters())
+        )
 
     unnoticed(loop)
 
@@ -192,15 +264,17 @@ class Smoothed:
         return loss / self.mean
 
 
-@pytest.mark.parametrize("kind", ["head", "criterion", "object", "penalty"])
+@pytest.mark.parametrize("kind", ["head", "criterion", "object", "penalty", "behind slots"])
 def test_losses_that_hold_what_is_trained(kind: str) -> None:
     def loop(run: Run) -> None:
         model, head = Net(), nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1))
         balanced, smoothed = Balanced(), Smoothed()
+        HIDDEN.layer = head  # type: ignore[misc]
         loss_of: Callable[..., Tensor] = {
             "head": head_loss(head),
             "criterion": balanced,
             "object": smoothed,
+            "behind slots": lambda output: bare_loss(HIDDEN.layer(output)),  # type: ignore[misc]
             "penalty": lambda output: bare_loss(output) + sum(p.square().sum() for p in model.parameters()),
         }[kind]
         held = nn.ModuleList([model, head, balanced, smoothed.head])

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torch_geometric.nn import GATConv, GCNConv, HeteroConv, SimpleConv, TransformerConv
 
 import gnnstab
-from gnnstab.records import Finding
+from gnnstab.records import Finding, LayerFacts, Series, Signal, Signals
+from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
+from gnnstab.rules.gs302_attention_saturated_by_input import AttentionSaturatedByInput
 from gnnstab.rules.live import LiveEngine
 
 
@@ -201,3 +203,23 @@ def test_a_trace_of_a_slow_rise_is_silent_and_one_of_a_jump_is_not(tmp_path: Pat
             for i in range(100):
                 writer.step(StepRow(i, 0.1 * i, 1.0, 1e-3, None, norm(i)))
         assert codes(gnnstab.diagnose(path), "GS603") == (["warning"] if name == "jump" else [])
+
+
+@pytest.mark.parametrize("unit_input", [0.1, 0.9], ids=["by the weights", "by the input"])
+@pytest.mark.parametrize(("last", "severity"), [(0.01, "info"), (1.2, "warning")])
+def test_attention_that_a_short_run_has_made_sharp_while_it_learned(
+    last: float, severity: str, unit_input: float
+) -> None:
+    """Whether so few steps have trained the weights nobody knows; the loss does."""
+    loss = np.linspace(1.3, last, 50)
+    seen = Series("attention.entropy", "conv", None, np.array([0, 40]), np.array([0.9, 0.2]))
+    values = {"attention.entropy": 0.2, "attention.entropy_unit_input": unit_input, "degree.median": 8.0}
+    signals = Signals(
+        "trace",
+        (LayerFacts("conv", "TransformerConv", 0, True),),
+        tuple(Signal(name, value, "conv", detail={"mode": "train"}) for name, value in values.items()),
+        (Series("loss", None, None, np.arange(50), loss), seen),
+        context={"trained": None},
+    )
+    found = [f for rule in (AttentionExplosion(), AttentionSaturatedByInput()) for f in rule.check(signals)]
+    assert [f.severity for f in found] == [severity]

@@ -27,6 +27,22 @@ def days_of_the_week_in_half(days: Tensor) -> Tensor:
     return (days - 20_000).half()
 
 
+def waits_between_large_times(days: Tensor) -> Tensor:
+    return (days + 1e9) - (days.roll(1, 0) + 1e9)
+
+
+def waits(days: Tensor) -> Tensor:
+    return days - days.roll(1, 0)
+
+
+def turns_in_bf16(days: Tensor) -> Tensor:
+    return ((days - 20_000).bfloat16() * 300).cos()
+
+
+def turns(days: Tensor) -> Tensor:
+    return ((days - 20_000) * 300).cos()
+
+
 def left_alone(days: Tensor) -> Tensor:
     return days - 20_000
 
@@ -76,6 +92,10 @@ def lost(diagnosis: Diagnosis) -> list[Finding]:
             "cast to bfloat16, which cannot hold its differences: of 23 distinct values 1 are left",
         ),
         (days_of_the_week_in_half, ""),
+        (waits_between_large_times, "differences of days are taken of numbers up to 1e+09 in float32"),
+        (waits, ""),
+        (turns_in_bf16, "in bfloat16, which are rounded by"),
+        (turns, ""),
         (left_alone, ""),
     ],
 )

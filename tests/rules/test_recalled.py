@@ -130,6 +130,12 @@ def scores(after: float, steps: int = 200, *, last: float | None = None) -> tupl
     return (Series("score.max_abs", "conv", None, np.arange(steps), values),)
 
 
+def losses(end: float) -> Series:
+    """From 1 evenly down to ``end``, where it stays."""
+    values = np.maximum(np.linspace(1.0, 1.0 - 2.0 * (1.0 - end), 200), end)
+    return Series("loss", None, None, np.arange(200), values)
+
+
 @pytest.mark.parametrize(
     ("series", "expected"),
     [
@@ -139,6 +145,9 @@ def scores(after: float, steps: int = 200, *, last: float | None = None) -> tupl
         (scores(math.inf), False),
         (scores(80.0, steps=100), False),
         ((), False),
+        ((*scores(400.0), losses(0.0)), True),
+        ((*scores(400.0), losses(0.9)), False),
+        ((*scores(400.0), losses(-1.0)), False),
     ],
 )
 def test_only_a_forecast_that_did_not_come_true_is_settled(series: tuple[Series, ...], expected: bool) -> None:

@@ -139,6 +139,7 @@ ATTACKS: dict[str, tuple[bytes, str]] = {
         "keys are tuples",
     ),
     "an integer without end": (b"\x8b" + struct.pack("<i", 10**6) + b"\x01" * 10**6, "an integer has 1000000 bytes"),
+    "frozensets of two bytes": (b"](" + b"(\x91" * 1_100_000 + b"e", "lists and dicts"),
     "lists of one byte": (b"](" + b"]" * 3_000_000 + b"e", "lists and dicts"),
     "a tensor beyond its storage": (tensor((3, 2)), "needs 24 bytes, its storage has 16"),
     "a tensor that begins beyond": (tensor((1, 1), (1, 1), 200), "its storage has 16"),

@@ -88,6 +88,17 @@ class Crowd(nn.Module):
         return self.attend(6.0 * self.gather(x, edge_index), edge_index)
 
 
+class Loud(nn.Module):
+    """Attends to what an encoder gives, times a constant."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor, self.embed, self.attend = factor, nn.Linear(16, 16), TransformerConv(16, 16)
+
+    def forward(self, x, edge_index):
+        return self.attend(self.embed(x) * self.factor, edge_index)
+
+
 BROKEN = {
     "edge features in millimetres": (lambda: Distances(), lambda: points(900.0), "feature-scale", "edge_attr"),
     "node features far from zero": (
@@ -99,6 +110,7 @@ BROKEN = {
     "a sum over many neighbours": (lambda: Crowd(), lambda: random_batch(80, 30), "sum-aggregation", "gather"),
     "small initial weights": (lambda: scaled(Stack(8), 0.3, "weight", "bias"), random_batch, "unsuitable-init", "gain"),
     "large initial weights": (lambda: scaled(Stack(8), 4.0, "weight", "bias"), random_batch, "unsuitable-init", "gain"),
+    "a factor in the code": (lambda: Loud(30.0), random_batch, "unsuitable-init", "multiplies what embed returns by 30"),
     "a deep stack without identity": (lambda: Stack(14), random_batch, "no-residual", "identity"),
 }  # fmt: skip
 
@@ -106,6 +118,7 @@ REPAIRED = {
     "edge features in metres": (lambda: Distances(), lambda: points(0.9)),
     "node features near zero": (lambda: Stack(3), random_batch),
     "a mean over many neighbours": (lambda: Crowd("mean"), lambda: random_batch(80, 30)),
+    "a factor that weights make good for": (lambda: scaled(Loud(30.0), 1 / 30, "embed"), random_batch),
     "initial weights in use": (lambda: Stack(8), random_batch),
     "a deep stack with identity": (lambda: Stack(14, residual=1.0, pre_norm=True), random_batch),
 }
@@ -233,14 +246,14 @@ def test_a_trace_says_what_the_monitor_said_at_its_end(tmp_path):
 
 
 class Stubborn(nn.Module):
-    """Attention that is sharp through a constant in the forward, which no suspect is."""
+    """Attention that is sharp through a product with a whole tensor in the forward, which no suspect is."""
 
     def __init__(self):
         super().__init__()
         self.conv = TransformerConv(16, 16)
 
     def forward(self, x, edge_index):
-        return self.conv(60.0 * x, edge_index)
+        return self.conv(torch.full_like(x, 60.0) * x, edge_index)
 
 
 def test_without_a_share_the_cause_is_not_established():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dis
 import inspect
 from collections.abc import Iterator
+from functools import lru_cache
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
@@ -150,17 +151,16 @@ def _mentioned(function: FunctionType, depth: int = _DEPTH) -> Iterator[str]:
                     yield from _mentioned(one, depth - 1)
 
 
-def _names(code: CodeType) -> Iterator[str]:
-    """Of a function and of those that are written within it."""
-    yield from code.co_names
+@lru_cache(maxsize=4096)
+def _names(code: CodeType) -> frozenset[str]:
+    """Of a function and of those that are written within it; read once for all modules of a class."""
+    found = set(code.co_names)
     for instruction in dis.get_instructions(code):
         if instruction.opname == "BINARY_OP":
-            yield instruction.argrepr
+            found.add(instruction.argrepr)
         elif instruction.opname in _OPERATORS:
-            yield _OPERATORS[instruction.opname]
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _names(constant)
+            found.add(_OPERATORS[instruction.opname])
+    return frozenset(found).union(*(_names(constant) for constant in code.co_consts if isinstance(constant, CodeType)))
 
 
 def _methods(module: nn.Module, kinds: tuple[type, ...] | None = None) -> Iterator[tuple[str, FunctionType]]:

@@ -23,7 +23,7 @@ from gnnstab.probe.replaying.replica import ForwardInputs as ForwardInputs
 from gnnstab.probe.replaying.skipped_step import MOST, SkippedForward, histories, keep_gradients
 from gnnstab.probe.state import State
 from gnnstab.probe.statistics import graph_measures, node_measures
-from gnnstab.torch_private import autocasts, graph_task, transform
+from gnnstab.torch_private import autocasts, graph_task, transforms
 
 LARGEST_KEPT = 64 * 2**20
 """Bytes of the inputs of one forward up to which a copy of them is kept for the end of the run."""
@@ -206,7 +206,7 @@ class ForwardTracker:
 
     def _look_at_evaluation(self, mode: str, output: Any) -> None:
         """No loss and no gradient follows an evaluation, in which a NaN would show."""
-        for _, tensor in tensors_in(output) if transform() is None else ():
+        for _, tensor in tensors_in(output) if not transforms() else ():
             if not tensor.is_floating_point() or tensor.layout is not torch.strided:
                 continue
             bad = tensor.detach().isnan().any()

@@ -16,6 +16,7 @@ from torch_geometric.nn import GraphNorm, GraphSizeNorm, InstanceNorm, LayerNorm
 from gnnstab.probe.attaching.hooks import Hook
 from gnnstab.probe.error_guard import ErrorGuard
 from gnnstab.probe.replaying.replica import tensors_in
+from gnnstab.torch_private import BatchNorm
 
 Neighbours = dict[str, dict[str, str]]
 """Layer → ``before`` and ``after`` → class name of the normalisation, ``""`` when there is none."""
@@ -28,6 +29,9 @@ _PER_GRAPH = (GraphNorm, GraphSizeNorm, InstanceNorm, MeanSubtractionNorm, PairN
 
 _DIVIDES = (GraphNorm, InstanceNorm, PairNorm)
 """Of these, what divides by a spread over the nodes of one graph."""
+
+SIGN_ALONE = 2
+"""Rows of a batch from which BatchNorm makes ±1 in training, of one row 0."""
 
 
 class Norms:
@@ -57,6 +61,7 @@ class Norms:
         self._without: list[tuple[str, Tensor | None]] = []
         self._several: dict[int, Tensor] = {}
         self._smallest: list[tuple[str, str, Tensor | int]] = []
+        self._batches: dict[str, list[tuple[str, int]]] = {}
         self._made_by_norm: dict[int, tuple[weakref.ref[Tensor], str]] = {}
         self._made_by_layer: dict[int, tuple[weakref.ref[Tensor], str]] = {}
         self._hooks: list[Hook] = []
@@ -70,7 +75,7 @@ class Norms:
     @property
     def seen(self) -> int:
         """Grows with what was found."""
-        return len(self._found) + len(self._without) + len(self._smallest)
+        return len(self._found) + len(self._without) + len(self._smallest) + len(self._batches)
 
     def begin(
         self, called: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], error_guard: ErrorGuard
@@ -117,11 +122,14 @@ class Norms:
 
         ``norms``: `Neighbours`. ``norm_without_batch``: names of the normalisations over the nodes of a graph that were
         called without ``batch`` although there were several graphs. ``norm_smallest``: name of a normalisation that divides
-        by a spread over the nodes of a graph → its class and the nodes of the smallest graph that it met. Each is left
-        out when it is empty.
+        by a spread over the nodes of a graph → its class and the nodes of the smallest graph that it met; of a BatchNorm in
+        training the rows of the largest batch, up to two. Each is left out when it is empty.
         """
         without = list(dict.fromkeys(name for name, several in self._without if several is not None and bool(several)))
         smallest: dict[str, tuple[str, int]] = {}
+        # The last batch of an epoch may be small: of a BatchNorm the largest batch counts.
+        largest = {name: max(seen, key=lambda one: one[1]) for name, seen in self._batches.items()}
+        smallest |= {name: (kind, rows) for name, (kind, rows) in largest.items() if rows <= SIGN_ALONE}
         for name, kind, nodes in self._smallest:
             smallest[name] = min(smallest.get(name, (kind, int(nodes))), (kind, int(nodes)))
         found = {"norms": self._found, "norm_without_batch": without, "norm_smallest": smallest}
@@ -134,6 +142,8 @@ class Norms:
             if layer:
                 self._found[layer]["after"] = kind
             _remember(self._made_by_norm, _tensor(output), kind)
+            if entry is not None and module.training and isinstance(getattr(module, "module", module), BatchNorm):
+                self._batches.setdefault(name, []).append((kind, entry.numel() // max(1, entry.shape[1])))
             if entry is None or not _is_per_graph(module):
                 return
             graphs = _argument(1, "batch", args, kwargs)

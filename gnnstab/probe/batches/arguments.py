@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch_geometric.data import Data, HeteroData
 from torch_geometric.data.data import BaseData
 
-from gnnstab.errors import UsageError
+from gnnstab.errors import UsageError, printable
 from gnnstab.probe.batches.batch_file import load_batch as load_batch
 from gnnstab.probe.batches.data import fitting
 from gnnstab.probe.batches.named_tensors import forward_names
@@ -22,8 +22,9 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 def as_arguments(batch: Any, model: nn.Module) -> list[Arguments]:
     """Every forward that a batch asks for.
 
-    A dict is keyword arguments, a tuple positional ones, any other iterable (a loader, a list) several batches. What the
-    forward has no parameter for (labels behind the inputs, entries of other names) is left for the loss. A
+    A dict is keyword arguments, or the one argument of a forward that takes a single one of another name; a tuple is positional ones,
+    any other iterable (a loader, a list) several batches. What the forward has no parameter for (labels behind the inputs, entries
+    of other names) is left for the loss. A
     ``Data`` or ``HeteroData`` is handed over whole when the forward takes one argument of another name than its tensors have, else by
     the names of the forward's parameters; where only the argument behind ``x`` is missing, it is ``edge_index``.
 
@@ -35,7 +36,10 @@ def as_arguments(batch: Any, model: nn.Module) -> list[Arguments]:
     if isinstance(batch, Tensor):
         return [((batch,), {})]
     if isinstance(batch, Mapping):
-        return [fitting((), {str(k): v for k, v in batch.items()}, model)]
+        names = forward_names(model, inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.VAR_KEYWORD)
+        if len(names) == 1 and names == forward_names(model) and names[0] not in batch:
+            return [((batch,), {})]  # A forward of one argument, which looks up in it what it needs.
+        return [fitting((), {k if isinstance(k, str) else printable(k): v for k, v in batch.items()}, model)]
     if isinstance(batch, tuple):
         if batch and isinstance(batch[0], BaseData) and not any(isinstance(item, BaseData) for item in batch[1:]):
             args, kwargs = _from_data(batch[0], model)

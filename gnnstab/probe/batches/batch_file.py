@@ -103,15 +103,27 @@ def _fill(value: Any, shown: str, count: list[int], depth: int) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(_fill(item, shown, count, depth + 1) for item in value)
     if isinstance(value, dict):
-        return type(value)((key, _fill(item, shown, count, depth + 1)) for key, item in value.items())
+        return type(value)((_key(key, shown), _fill(item, shown, count, depth + 1)) for key, item in value.items())
     if isinstance(value, Record):
         if not is_container(value.name):
             raise UnsafeFileError(f"{shown}: {_CODE.format(printable(value.name, 80))}")
         return container(value, lambda item: _fill(item, shown, count, depth + 1))
+    if isinstance(value, Tensor) and value.is_meta:
+        raise LoadError(
+            f"{shown}: a tensor without numbers (on the meta device) stands in it; save it from a device that holds them"
+        )
     if isinstance(value, _PLAIN):
         return value
     name = value.name if isinstance(value, Named) else type(value).__name__
     raise LoadError(f"{shown}: holds {printable(name, 80)}, which belongs in no batch")
+
+
+def _key(key: Any, shown: str) -> Any:
+    """The key of a dict, which may be a text, a number or a tuple of those, as in a `HeteroData`."""
+    for part in key if isinstance(key, tuple) else (key,):
+        if not isinstance(part, (str, int, float, type(None))):
+            raise LoadError(f"{shown}: a {printable(type(part).__name__, 60)} is a key, which no batch has")
+    return key
 
 
 def _gist(error: BaseException) -> str:

@@ -35,19 +35,17 @@ class Totals:
 
     def rows(self) -> tuple[NDArray[np.float64], bool]:
         """(n, 5) minimum, maximum, RMS, count, non-finite (-1: at least one), and whether everything is finite."""
-        rows = np.empty((len(self.slots), 5))
-        rows[:, 0] = self.minimum
-        rows[:, 1] = self.maximum
-        rows[:, 3] = self.count
         # One sum answers for all entries: a NaN or an Inf anywhere is still in it.
         if self.exact and math.isfinite(np.add.reduce(self.square)):
-            np.sqrt(self.square / self.count, out=rows[:, 2])
-            rows[:, 4] = 0.0
-            return rows, True
+            rms = self.square / self.count
+            return self._table(np.sqrt(rms, out=rms), np.zeros(len(rms))), True
         finite = self.finite()
-        rows[:, 2] = self._rms(finite)
-        rows[:, 4] = np.where(finite, 0.0, -1.0)
-        return rows, bool(finite.all())
+        return self._table(self._rms(finite), np.where(finite, 0.0, -1.0)), bool(finite.all())
+
+    def _table(self, rms: NDArray[np.float64], non_finite: NDArray[np.float64]) -> NDArray[np.float64]:
+        columns = np.concatenate((self.minimum, self.maximum, rms, self.count, non_finite))
+        rows: NDArray[np.float64] = columns.reshape(5, -1).T
+        return rows
 
     def finite(self) -> NDArray[np.bool_]:
         """(n,) whether every entry of the slot is finite: extremes carry NaN and Inf through."""

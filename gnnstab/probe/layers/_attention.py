@@ -71,6 +71,7 @@ class AttentionRecorder(TappedRecorder):
         if sites is None:
             sites = self._layout[variant] = _layout(*variant)
         self.state.buffer.put(plan.slots(sites), tensors)
+        self.state.empty |= not seen  # Some layers call no softmax where there is no edge.
         if self.state.full and plan.full_step != self.state.step and seen and xs and inputs[-1] is not None:
             plan.full_step = self.state.step
             self._measure(plan, inputs, args, kwargs, output, gate)
@@ -119,6 +120,7 @@ class AttentionRecorder(TappedRecorder):
             self.state.unseen(self.name, "attention", _SPARSE)
             return
         call = self._call(inputs, args, kwargs, output, gate)
+        self.state.empty |= not call.score.numel()
         batch = self.state.batch
         if batch is not None and not len(batch) == len(call.x_target) == len(output):
             batch = None

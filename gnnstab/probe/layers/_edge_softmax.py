@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from gnnstab.layers import Layer
 from gnnstab.layers.edges import plain_tensor
-from gnnstab.layers.generic import GenericLayer
+from gnnstab.layers.generic import SCORE_MAPS, GenericLayer
 from gnnstab.probe.attaching.softmax_tap import SoftmaxCall
 from gnnstab.probe.attaching.stand_in import StandIn
 from gnnstab.probe.batches.named_tensors import named_tensors
@@ -42,10 +43,17 @@ class SoftmaxRecorder(LayerRecorder):
         super().__init__(state, name, module)
         self.kind: Layer = GenericLayer(family, places)
         self.given: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
+        self.maps: tuple[str, ...] = ()
+        """Parts that were seen to serve the scores alone."""
 
     def facts(self, position: int) -> LayerFacts:
         """What attributes of the customary names show."""
-        return self.kind.facts(self.name, self.module, position)
+        facts = self.kind.facts(self.name, self.module, position)
+        return replace(facts, options={**facts.options, SCORE_MAPS: ",".join(self.maps)}) if self.maps else facts
+
+    def scores(self) -> list[Tensor]:
+        """What the softmaxes of the call that has just returned received, as parts of its graph."""
+        return []
 
     def _after(self, grad: bool, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         self.given = (args, kwargs)
@@ -70,6 +78,7 @@ class SoftmaxRecorder(LayerRecorder):
 
     def measure(self, plan: Plan, inputs: Sequence[Any], output: Tensor, rows: Rows) -> None:
         """Queue the numbers of one call."""
+        self.state.empty |= not rows.score.numel()
         numbers: dict[str, Measured] = softmax_measures(rows.score, rows.attention, rows.target, rows.size)
         if inputs and output.is_floating_point():
             batch = self.state.batch
@@ -101,6 +110,10 @@ class EdgeSoftmaxRecorder(TappedRecorder, SoftmaxRecorder):
             if rows is not None:
                 self.measure(plan, inputs, output, rows)
         self.forget()
+
+    def scores(self) -> list[Tensor]:
+        """Over edges."""
+        return [one.score for one in self._seen]
 
     def shown(self, inputs: Sequence[Any], args: Any, kwargs: Any, output: Tensor) -> Iterator[Rows]:
         """With the sources, where the edges that softmax went by are those of an argument."""
@@ -195,6 +208,11 @@ class DenseSoftmaxRecorder(SoftmaxRecorder):
             self.state.queue(
                 plan.layer, plan.mode, plan.call, {SCORE_PRODUCT_SCALE: Measured(torch.tensor(max(scales)))}
             )
+
+    def scores(self) -> list[Tensor]:
+        """Those of fused attention nobody keeps."""
+        look = self._look
+        return [] if look is None else [*(one.score for one in look.attended), *(one.score for one in look.edges)]
 
     def shown(self, inputs: Sequence[Any], args: Any, kwargs: Any, output: Tensor) -> Iterator[Rows]:
         """Of every softmax that weighted values."""

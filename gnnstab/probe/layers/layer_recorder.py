@@ -19,7 +19,7 @@ from gnnstab.probe.replaying.replica import tensors_in
 from gnnstab.probe.state import State
 from gnnstab.probe.statistics.dense import Rows
 from gnnstab.records import LayerFacts
-from gnnstab.torch_private import graph_task, transform, without_torch_function
+from gnnstab.torch_private import graph_task, transforms, without_torch_function
 
 IN_GRAPH = "not seen inside a compiled graph; run the layer without torch.compile to see it"
 
@@ -164,7 +164,7 @@ class LayerRecorder(ABC):
 
     def _after(self, grad: bool, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         state = self.state
-        if transform() is not None:
+        if transforms():
             self.forget()
             state.unseen(self.name, "output", "called inside a torch.func transform, whose tensors have no values yet")
             return
@@ -198,13 +198,12 @@ class LayerRecorder(ABC):
             self.record(grad, plan, inputs, args, kwargs, out_of_all)
         if state.layer_trace is not None and inputs:
             self._tell(inputs, out, self.given or (args, kwargs))
-        if grad and any(one.requires_grad for one in outs):
-            for one in outs:
-                if one.requires_grad:
-                    plan.grad_output.watch(one)
-            for one in inputs:
-                if isinstance(one, Tensor) and one.requires_grad:
-                    plan.grad_input.watch(one)
+        reached = [one for one in outs if one.requires_grad] if grad else []
+        for one in reached:
+            plan.grad_output.watch(one)
+        for one in inputs if reached else ():
+            if isinstance(one, Tensor) and one.requires_grad:
+                plan.grad_input.watch(one)
 
     def _tell(self, inputs: Sequence[Any], output: Tensor, given: Sequence[Any]) -> None:
         """Leave a mark for those who want to know what stands around the layer."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from operator import itemgetter
+from itertools import repeat
+from operator import is_not, itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -208,7 +209,7 @@ class Parameters:
                 buffer.put(part.slots, list(own), fixed=not part.sizes)
 
     def _parts_of(self, site: str, tensors: Sequence[Tensor | None]) -> list[_Part]:
-        there = [tensor is not None for tensor in tensors]
+        there = list(map(is_not, tensors, repeat(None)))
         latest = self._latest.get(site)
         if latest is None or latest[0] != there:
             present = tuple([i for i, one in enumerate(there) if one])

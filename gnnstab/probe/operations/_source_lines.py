@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 from torch import nn
 
+from gnnstab.probe.own_operations import ENGINE
+
 _LIBRARIES = ("torch", "torch_geometric", "gnnstab", "contextlib", "functools")
 """Frames of these packages are not the user's; PyG's generated code carries the name of its package."""
 
@@ -19,9 +21,6 @@ _DEMONSTRATION = "gnnstab.demo"
 
 _DRIVERS = ("cli", "diagnosis", "observation", "verification")
 """Parts of gnnstab that call a model themselves: frames outside of theirs are no part of it."""
-
-_ENGINE = "_engine_run_backward"
-"""The function of torch below which a backward runs: frames above it only say who called ``backward``."""
 
 
 class Place(NamedTuple):
@@ -71,7 +70,7 @@ class Modules:
 def frames(start: FrameType | None) -> Iterator[FrameType]:
     """The frames from ``start`` outwards, up to the engine that runs a backward."""
     frame = start
-    while frame is not None and frame.f_code.co_name != _ENGINE:
+    while frame is not None and frame.f_code.co_name != ENGINE:
         yield frame
         frame = frame.f_back
 
@@ -79,15 +78,6 @@ def frames(start: FrameType | None) -> Iterator[FrameType]:
 def begins_backward() -> bool:
     """True for the operations by which torch makes the first gradient of a backward."""
     return any(frame.f_code.co_name == "_make_grads" for frame in frames(sys._getframe(2)))
-
-
-def is_own() -> bool:
-    """True for an operation of a recorder that looks at the run, which is no part of the run."""
-    for frame in frames(sys._getframe(2)):
-        name = str(frame.f_globals.get("__name__", ""))
-        if name.partition(".")[0] != "torch":
-            return name.startswith("gnnstab.probe.") and not name.startswith("gnnstab.probe.operations.")
-    return False
 
 
 def caller_place(modules: Modules, part: str) -> tuple[Place, FrameType | None, bool]:

@@ -10,10 +10,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from gnnstab.errors import UsageError
-from gnnstab.probe.operations._loss_graph import chain
+from gnnstab.probe.operations._loss_graph import chain, mean_of_nothing
 from gnnstab.probe.operations.in_place import StepWatch, Suspect
 from gnnstab.probe.operations.repeat import Found, Objective, repeat
 from gnnstab.probe.operations.telling import facts, named, sentence
+from gnnstab.probe.replaying.read_out import read_out
 from gnnstab.probe.replaying.replica import ForwardInputs
 from gnnstab.records import Event
 
@@ -63,6 +64,8 @@ class Explainer:
                 continue
             if last.origin is not None:
                 return told(event, last)
+        if self.objective is None and event.stage != "loss" and (made := self._of_derivatives(given, twin)) is not None:
+            return told(event, made)
         event = self._without_operation(event, last, note)
         if event.stage not in ("loss", "gradient") or self._watched >= MOST_WATCHED:
             return event
@@ -71,6 +74,17 @@ class Explainer:
             return event
         notes = [str(event.detail["note"])] if event.detail.get("note") else []
         return replace(event, detail={**event.detail, "note": "; ".join([*notes, reason])})
+
+    def _of_derivatives(self, calls: Sequence[ForwardInputs], twin: nn.Module | None) -> Found | None:
+        """The operation of the model itself whose derivative is not finite, whatever is made of a finite output."""
+        for call in calls:
+            try:
+                found = repeat(self._model if twin is None else twin, call, _stand_in) if call.grad else Found(None)
+            except UsageError:
+                continue
+            if found.symptom == "gradient" and found.origin is not None:
+                return found
+        return None
 
     def _watch_next(self, event: Event, calls: Sequence[ForwardInputs]) -> str:
         """Have the next step watched; why that is not possible, or nothing."""
@@ -121,9 +135,15 @@ class Explainer:
         if graph:
             more["loss_graph"] = graph
             said.append(f"the graph of the loss is {graph}")
+        if event.stage == "loss" and (mean := mean_of_nothing(loss)):
+            more["mean_of_nothing"] = mean
         if note:
             more["note"] = note
         return replace(event, detail={**event.detail, **more, **({"said": "; ".join(said)} if said else {})})
+
+
+def _stand_in(output: Any, *_: Any) -> Tensor:
+    return read_out(output)
 
 
 def told(event: Event, found: Found, how: str = "repeated") -> Event:

@@ -80,8 +80,8 @@ def repeat(model: nn.Module, call: ForwardInputs, objective: Objective | None = 
     return found
 
 
-GREW = ("overflow", "exp-overflow", "inf-minus-inf", "inf-over-inf", "undefined-of-inf")
-"""Kinds in which a value was too large, not undefined."""
+GREW = ("overflow", "exp-overflow", "inf-minus-inf", "inf-over-inf", "undefined-of-inf", "undefined")
+"""Kinds in which a value was too large, or may have been within an operation that is made of several."""
 
 
 def _once(

@@ -7,8 +7,8 @@ import torch
 from gnnstab.records import Signal
 from gnnstab.records.vocabulary import OPTIMIZER_EPS_LOST
 
-NO_EPS = 1e-12
-"""What eps is compared with: as good as none."""
+NO_EPS = 1e-20
+"""What eps is compared with: as good as none, also of a loss that is itself far below 1."""
 
 MADE_OF_EPS = ("Adadelta",)
 """Optimizers whose first steps are made of eps: a smaller one is no other setting but another method."""

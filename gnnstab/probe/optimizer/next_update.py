@@ -18,11 +18,16 @@ from gnnstab.probe.buffering.step_writer import Writer
 from gnnstab.probe.optimizer._copies import optimizer_twin, twins
 from gnnstab.probe.optimizer._eps import eps_of, eps_signals, shrink_eps
 from gnnstab.probe.optimizer._groups import FirstStep, far_apart
-from gnnstab.probe.optimizer.optimizer_steps import Loss, change_over_spread
+from gnnstab.probe.optimizer.optimizer_steps import WHOLE, Loss, change_over_spread
 from gnnstab.probe.optimizer.run_trial import run_trial
 from gnnstab.probe.replaying.replica import forked_rng, run_replica, tensors_in
 from gnnstab.records import Measure, Signal
-from gnnstab.records.vocabulary import OPTIMIZER_EPS_DAMPING, OPTIMIZER_LOST_SHARE, OPTIMIZER_OUTPUT_MOVE
+from gnnstab.records.vocabulary import (
+    OPTIMIZER_EPS_DAMPING,
+    OPTIMIZER_FEW_BITS,
+    OPTIMIZER_LOST_SHARE,
+    OPTIMIZER_OUTPUT_MOVE,
+)
 
 FIRST_AGAIN = 100
 """Step of the second measurement; the steps double from there on, so that their share of the run's time falls."""
@@ -30,8 +35,11 @@ FIRST_AGAIN = 100
 SOONER = 50
 """The same where eps or rounding has taken part of the first update."""
 
-WHOLE = 0.9
-"""Share of an update from which on it counts as taken whole."""
+SMALLEST = 2.0**-24
+"""Smallest positive number of fp16; all others are whole multiples of it."""
+
+FEW = 4
+"""Multiples of `SMALLEST` that hold one or two bits."""
 
 
 class Update(NamedTuple):
@@ -41,7 +49,7 @@ class Update(NamedTuple):
     """Change of the output over its spread; NaN where it has none."""
 
     damping: float
-    """That change over the one with an eps of 1e-12; NaN where the optimizer has no eps."""
+    """That change over the one with an eps of 1e-20; NaN where the optimizer has no eps."""
 
     lost: float = math.nan
     """Share of the entries with a gradient that the update leaves as they are, of weights held in 16 bits; NaN without such."""
@@ -101,6 +109,22 @@ def _lost(start: Sequence[tuple[Tensor, Tensor]]) -> float:
     total = sum(int(asked.sum()) for asked, _ in wanted)
     same = sum(int((asked & stayed).sum()) for asked, stayed in wanted)
     return same / total if total else math.nan
+
+
+def few_bits(model: nn.Module) -> float:
+    """Share of the non-zero entries of all gradients that are a few times the smallest number of fp16, in tensors of whole multiples of it.
+
+    Gradients that went through fp16 unscaled, or by too little, look so; NaN without a gradient.
+    """
+    total = few = 0
+    for gradient in (p.grad for p in model.parameters()):
+        if gradient is None or gradient.layout is not torch.strided:
+            continue
+        steps = gradient.detach()[gradient != 0].abs().double() / SMALLEST
+        total += len(steps)
+        if bool((steps == steps.round()).all()):
+            few += int((steps <= FEW).sum())
+    return few / total if total else math.nan
 
 
 def _outputs(twin: nn.Module, inputs: ForwardInputs) -> list[Tensor]:
@@ -178,6 +202,7 @@ class UpdateWatch:
             OPTIMIZER_OUTPUT_MOVE: update.moved,
             OPTIMIZER_EPS_DAMPING: update.damping,
             OPTIMIZER_LOST_SHARE: update.lost,
+            OPTIMIZER_FEW_BITS: few_bits(self._model),
         }
         detail = json.dumps({"optimizer": type(optimizer).__name__, "eps": eps_of(optimizer)})
         rows = [Measure(step, "", inputs.mode, 0, name, -1, value, detail) for name, value in found.items()]

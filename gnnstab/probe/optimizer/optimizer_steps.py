@@ -48,6 +48,9 @@ LOWER = 3.0
 LOWEST = 3**8
 """Largest divisor that is tried."""
 
+WHOLE = 0.9
+"""Share of an update from which on it counts as taken whole."""
+
 _SCALES = tuple(2.0**power for power in (16, 12, 8, 4, 0))
 """Factors of the loss under fp16, as a GradScaler would choose: the largest that leaves the gradients finite."""
 
@@ -73,6 +76,12 @@ class Trial:
     def calm(self) -> bool:
         """True when no loss rose by more than a quarter."""
         return self.rise is None or self.rise.above == 0
+
+    @property
+    def fall(self) -> float:
+        """ln(first / smallest loss); 0 where losses are not positive, which have no ratio."""
+        first, best = self.losses[0], min(self.losses)
+        return math.log(first / best) if 0 < best <= first < math.inf else 0.0
 
     @property
     def lost(self) -> float:
@@ -354,7 +363,9 @@ def _eps(bench: Bench, trial: Trial) -> Iterator[Signal]:
         return
     free = bench.trial(1, without_eps=True).moved
     if math.isfinite(free) and free > 0 and math.isfinite(trial.moved):
-        detail = {"eps": eps, "optimizer": type(bench.optimizer).__name__}
+        detail: dict[str, Any] = {"eps": eps, "optimizer": type(bench.optimizer).__name__}
+        if trial.moved / free < WHOLE:
+            detail["fell"] = [trial.fall, bench.trial(without_eps=True).fall]
         yield Signal(OPTIMIZER_EPS_DAMPING, trial.moved / free, source="steps", detail=detail)
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 from gnnstab.probe.operations.repeat import as_batch
+from gnnstab.probe.optimizer._slow import slow_signals
 from gnnstab.probe.optimizer.learning import learning_signals
 from gnnstab.probe.optimizer.optimizer_steps import Bench, Loss, norm_of, rate_signals
 from gnnstab.probe.optimizer.softening import softer_signals
@@ -48,6 +49,14 @@ def stack_trial(
     """What deep stacks take away from the progress of a few steps from here, as rows for the trace; failures as of `run_trial`."""
     with forked_rng(inputs.rng):
         return _rows(learning_signals(bench_of(model, optimizer, inputs, loss)), inputs, step)
+
+
+def slow_trial(
+    model: nn.Module, optimizer: torch.optim.Optimizer, inputs: ForwardInputs, loss: Loss, step: int
+) -> list[Measure]:
+    """How many times larger a rate has to be until a few steps from here learn, as rows for the trace; failures as of `run_trial`."""
+    with forked_rng(inputs.rng):
+        return _rows(slow_signals(bench_of(model, optimizer, inputs, loss)), inputs, step)
 
 
 def softer_trial(

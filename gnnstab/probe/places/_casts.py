@@ -1,7 +1,8 @@
-"""Casts of the batch's tensors to a format that cannot hold their differences: time stamps in bfloat16 that become one number."""
+"""Formats that cannot hold the differences of the batch's tensors: where these are cast, subtracted, or given to a sine."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -11,12 +12,18 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from gnnstab.errors import let_through
+from gnnstab.probe.places import _autograd as autograd
 from gnnstab.probe.places._numbers import sampled
 from gnnstab.torch_private import without_torch_function
 
 _CASTS = frozenset({Tensor.to, Tensor.half, Tensor.bfloat16, Tensor.float, Tensor.double, Tensor.type, Tensor.type_as})
 _MULTIPLIES = frozenset({F.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, torch.addmm})
 """What autocast gives its operands in another format."""
+
+_SUBTRACTS = frozenset({torch.sub, Tensor.sub, Tensor.__sub__})
+_TURNS = frozenset({torch.cos, torch.sin, Tensor.cos, Tensor.sin})
+
+_LOOKED_AT = _CASTS | _MULTIPLIES | _SUBTRACTS | _TURNS
 
 _WHOLE = 1e-3
 """Rounding over the spread up to which a cast is not worth a row."""
@@ -32,6 +39,7 @@ class Casts(TorchFunctionMode):
     def __init__(self, named: Mapping[str, Tensor]) -> None:
         super().__init__()
         self._names = {t.untyped_storage().data_ptr(): n for n, t in named.items() if _plain(t) and t.numel()}
+        self._leaves = {leaf.untyped_storage().data_ptr(): n for n, t in named.items() for leaf in autograd.leaves([t])}
         self._worst: dict[str, tuple[float, dict[str, Any]]] = {}
         self._error: Exception | None = None
 
@@ -40,10 +48,12 @@ class Casts(TorchFunctionMode):
     ) -> Any:
         """Run the function; look at it if it casts."""
         output = func(*args, **(kwargs or {}))
-        if (func in _CASTS or func in _MULTIPLIES) and args and self._error is None:
+        if func in _LOOKED_AT and args and self._error is None:
             try:
                 with without_torch_function(), torch.no_grad():
-                    for before in args[:2]:
+                    if func in _SUBTRACTS or func in _TURNS:
+                        self._computed(func, args, output)
+                    for before in args[:2] if func not in _SUBTRACTS and func not in _TURNS else ():
                         self._look(before, _cast(func, before, output))
             except Exception as error:  # It is none of the forward that runs here.
                 let_through(error)
@@ -56,6 +66,22 @@ class Casts(TorchFunctionMode):
             raise self._error
         for name, (lost, detail) in self._worst.items():
             yield "place.lost_digits", name, lost, detail
+
+    def _computed(self, func: Any, args: tuple[Any, ...], output: Any) -> None:
+        """A difference of two tensors of the batch, or a sine of what is made of one, that rounding has taken."""
+        operands = [t for t in args[:2] if isinstance(t, Tensor) and t.is_floating_point() and t.dim() and t.numel()]
+        if len(operands) != 2 - (func in _TURNS) or not isinstance(output, Tensor) or not output.numel():
+            return
+        found = _difference(operands, output) if func in _SUBTRACTS else _phase(operands[0], func.__name__)
+        if found is None or found[0] <= _WHOLE:
+            return
+        leaves = [self._leaves.get(leaf.untyped_storage().data_ptr(), "") for leaf in autograd.leaves(operands)]
+        # What a weight has gone into may be learned to be as small as it likes.
+        if not leaves or (func in _SUBTRACTS and "" in leaves):
+            return
+        name = next((name for name in leaves if name), "")
+        if name and found[0] > self._worst.get(name, (0.0,))[0]:
+            self._worst[name] = found
 
     def _look(self, before: Any, after: Tensor | None) -> None:
         if after is None or after.shape != before.shape or not before.numel():
@@ -100,11 +126,50 @@ def lost_digits(before: Tensor, after: Tensor) -> tuple[float, dict[str, Any]] |
     worst = int(error.argmax())
     distinct = [len(set(t[:, worst].tolist())) for t in (one, other)]
     return float(error[worst]), {
-        "format": str(after.dtype).removeprefix("torch."), "column": worst, "before": distinct[0], "after": distinct[1],
+        "format": _format(after), "column": worst, "before": distinct[0], "after": distinct[1],
         "largest": float(one[:, worst].abs().max()), "spread": float(spread[worst]),
     }  # fmt: skip
 
 
+def _rounding(tensor: Tensor) -> Tensor:
+    """RMS of what the format has rounded away of every entry: a uniform error of one unit in the last place."""
+    exponents = torch.frexp(tensor.detach().double()).exponent
+    units = torch.finfo(tensor.dtype).eps * 2.0 ** (exponents - 1).double()
+    return units / math.sqrt(12)
+
+
+def _difference(operands: list[Tensor], output: Tensor) -> tuple[float, dict[str, Any]] | None:
+    """RMS rounding of the operands over the spread of their difference; None where that has none, or came out exactly 0."""
+    one, other = (sampled(t.expand_as(output)) for t in operands)
+    made = sampled(output).double()
+    spread = float(made.std(correction=0))
+    error = math.sqrt(float((_rounding(one) ** 2 + _rounding(other) ** 2).mean()))
+    if not spread > 0 or not math.isfinite(error / spread):
+        return None
+    detail = {
+        "how": "difference", "format": _format(output), "largest": float(one.double().abs().max()), "spread": spread,
+        "after": len(set(made.flatten().tolist())), "before": made.numel(),
+    }  # fmt: skip
+    return error / spread, detail
+
+
+def _phase(angle: Tensor, name: str) -> tuple[float, dict[str, Any]] | None:
+    """Median over the columns of the RMS rounding of an angle over the deviation of a sine, at most 1."""
+    error = _columns_of(_rounding(sampled(angle))).square().mean(0).sqrt().median()
+    largest = float(sampled(angle).detach().double().abs().max())
+    if not math.isfinite(largest):
+        return None
+    lost = min(1.0, float(error) * math.sqrt(2))
+    return lost, {"how": name, "format": _format(angle), "largest": largest, "spread": float(error)}
+
+
+def _format(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
 def _columns(tensor: Tensor) -> Tensor:
-    flat = sampled(tensor.detach()).double()
+    return _columns_of(sampled(tensor.detach()).double())
+
+
+def _columns_of(flat: Tensor) -> Tensor:
     return flat.reshape(-1, flat.shape[-1]) if flat.dim() > 1 else flat.reshape(-1, 1)

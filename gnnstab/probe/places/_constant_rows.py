@@ -28,8 +28,8 @@ def rows(
 ) -> Iterator[Row]:
     """Share of the nodes that no edge leads to and that all get the same row of the output, whatever the batch holds.
 
-    ``model`` is a copy and left so. Nothing where every node is reached, where the output has no row for each node, or where the
-    nodes bring no numbers of their own that could move it. ``read``: share of all nodes that are so and at whose output the
+    ``model`` is a copy and left so. Nothing where every node is reached, or where the nodes bring no numbers of their own that could move
+    the output. Of an output that has a row for each pair of nodes those rows count that move once every node has a loop (``loops``). ``read``: share of all nodes that are so and at whose output the
     backward that was seen has a gradient; that of the run's own loss where it ``came_back``, and then ``by_loss``.
     """
     named = seen.batch
@@ -42,15 +42,16 @@ def rows(
         return
     run = Passes(model, rng)
     try:
-        before = run(args, kwargs)
-        after = run(*mapped((args, dict(kwargs)), _changed)) if any(t.dim() and len(t) in alone for t in before) else []
+        before, after = run(args, kwargs), run(*mapped((args, dict(kwargs)), _changed))
+        per_node = any(t.dim() and len(t) in alone for t in before)
+        looped = [] if per_node else _with_loops(run, args, kwargs, named, alone)
     except Exception as error:  # A stranger's forward may refuse other numbers, and says so in any way.
         let_through(error)
         return
-    for one, other, output in zip(before, after, seen.outputs, strict=False):
-        if one.dim() and len(one) in alone and one.shape == other.shape:
+    for number, (one, other, output) in enumerate(zip(before, after, seen.outputs, strict=False)):
+        if one.dim() and one.shape == other.shape and (len(one) in alone or number < len(looped)):
             one, other = one.flatten(1) if one.dim() > 1 else one[:, None], other.reshape(len(other), -1)
-            still = alone[len(one)] & (one == other).all(1)
+            still = (alone[len(one)] if per_node else looped[number]) & (one == other).all(1)
             if bool(still.any()):
                 # Rows that stay but differ are told apart by what was not changed, as by an embedding.
                 _, which, count = torch.unique(one[still], dim=0, return_inverse=True, return_counts=True)
@@ -62,9 +63,36 @@ def rows(
                 PLACE_CONSTANT_ROWS,
                 "output",
                 _share(still),
-                {"read": _share(asked)} | ({"by_loss": True} if by_loss else {}),
+                {"read": _share(asked)}
+                | ({"by_loss": True} if by_loss else {})
+                | ({} if per_node else {"loops": True}),
             )
             return
+
+
+def _with_loops(
+    run: Passes,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    named: Mapping[str, Tensor],
+    alone: Mapping[int, Tensor],
+) -> list[Tensor]:
+    """For each output the rows that other numbers move once every node has a loop; nothing where an output keeps no shape."""
+    nodes = next(iter(alone))
+    loops = torch.arange(nodes).expand(2, -1)
+    lists = [t for t in named.values() if t.dim() == 2 and len(t) == 2 and not t.is_floating_point() and t.numel()]
+    if len(alone) > 1 or len(lists) != 1:
+        return []
+
+    def added(tensor: Tensor) -> Tensor:
+        return torch.cat([tensor, loops.to(tensor)], 1) if tensor is lists[0] else tensor
+
+    with_loops = mapped((args, dict(kwargs)), added)
+    before, after = run(*with_loops), run(*mapped(with_loops, _changed))
+    pairs = list(zip(before, after, strict=True))
+    if any(one.dim() == 0 or one.shape != other.shape for one, other in pairs):
+        return []
+    return [(one != other).reshape(len(one), -1).any(1) for one, other in pairs]
 
 
 def _share(rows: Tensor) -> float:

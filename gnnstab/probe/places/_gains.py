@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gnnstab.probe.places._calls import Call
-from gnnstab.probe.places._inputs import normalised_next
+from gnnstab.probe.places._inputs import before, normalised_next
 
 if TYPE_CHECKING:
     from gnnstab.probe.places.survey import ForwardView
@@ -41,11 +41,23 @@ def rows(seen: ForwardView) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
         if not bool(weight.isfinite().all()):
             continue
         table = isinstance(call.module, (nn.Embedding, nn.EmbeddingBag))
-        gain = float(weight.detach().double().square().mean().sqrt()) * (1.0 if table else math.sqrt(weight.shape[1]))
-        if gain > WIDE and not normalised_next(seen, call):
+        gain = _gain(weight) / (math.sqrt(weight.shape[1]) if table else 1.0)
+        if gain > WIDE and not normalised_next(seen, call) and not _undone_next(seen, call, gain):
             yield "place.gain", call.name, gain, {"table": table, "drawn": _looks_drawn(weight.detach())}
         if not table and _copies(weight):
             yield "place.copied_units", call.name, float(len(weight)), {}
+
+
+def _undone_next(seen: ForwardView, call: Call, gain: float) -> bool:
+    """True where every map that takes what this one returns, at most a ReLU between, is as small as this one is large."""
+    left = {t.grad_fn for t in call.leaving if t.grad_fn is not None}
+    takers = [c for c in seen.calls.all if c.computes and any(before(t.grad_fn) in left for t in c.entering)]
+    weights = [w for w in (getattr(c.module, "weight", None) for c in takers) if isinstance(w, Tensor) and w.dim() == 2]
+    return bool(weights) and all(gain * _gain(weight) < WIDE for weight in weights)
+
+
+def _gain(weight: Tensor) -> float:
+    return float(weight.detach().double().square().mean().sqrt()) * math.sqrt(weight.shape[1])
 
 
 def _read_in_place(seen: ForwardView) -> Iterator[Call]:

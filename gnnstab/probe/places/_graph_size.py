@@ -12,7 +12,7 @@ from gnnstab.errors import let_through
 from gnnstab.probe.places import _numbers as numbers
 from gnnstab.probe.places._alone import Passes, Row, moved
 from gnnstab.probe.replaying.evaluating import by_running_statistics
-from gnnstab.probe.replaying.replica import mapped
+from gnnstab.probe.replaying.replica import mapped, tensors_in
 from gnnstab.records.vocabulary import PLACE_SIZE_RESPONSE
 
 if TYPE_CHECKING:
@@ -47,9 +47,14 @@ def rows(
     name, size = erased
     twice = 1.0 + (graphs % 2)
 
+    def own(tensor: Tensor) -> bool:
+        return tensor.is_floating_point() and tensor.dim() > 0 and len(tensor) == len(graphs)
+
     def changed(tensor: Tensor) -> Tensor:
-        own = tensor.is_floating_point() and tensor.dim() and len(tensor) == len(graphs)
-        return tensor * twice.view(-1, *(1,) * (tensor.dim() - 1)).to(tensor.dtype) if own else tensor
+        return tensor * twice.view(-1, *(1,) * (tensor.dim() - 1)).to(tensor.dtype) if own(tensor) else tensor
+
+    if not any(own(tensor) for _, tensor in tensors_in([*args, *kwargs.values()])):
+        return  # Nodes that ids alone describe have no numbers to double.
 
     run = Passes(model, rng)
     try:

@@ -98,10 +98,10 @@ def normalised_next(seen: ForwardView, call: Call) -> bool:
     if not isinstance(call.module, nn.Linear):
         return False
     left = {t.grad_fn for t in call.leaving if t.grad_fn is not None}
-    return any(other.normalises and any(_before(t.grad_fn) in left for t in other.entering) for other in seen.calls.all)
+    return any(other.normalises and any(before(t.grad_fn) in left for t in other.entering) for other in seen.calls.all)
 
 
-def _before(node: Any) -> Any:
+def before(node: Any) -> Any:
     """The node of a tensor, or what stands before it where scale goes through unchanged."""
     while type(node).__name__.startswith(("ReluBackward", "LeakyReluBackward", "NativeDropoutBackward")):
         node = node.next_functions[0][0]

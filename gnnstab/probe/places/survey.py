@@ -121,9 +121,13 @@ def _survey(
     if batch is not None:
         beside = named_tensors((batch,) if not isinstance(batch, tuple) else batch)
         known = {(t.shape, t.dtype, name.rsplit(".", 1)[-1]) for name, t in named.items()}
-        # The forward has been given copies: a tensor that it knows under this name is not looked at twice.
+        # The forward has been given copies: a tensor that it knows by this name, or by its numbers, is not looked at twice.
         named |= {
-            n: t for n, t in beside.items() if (t.shape, t.dtype, n.rsplit(".", 1)[-1]) not in known and n not in named
+            n: t
+            for n, t in beside.items()
+            if (t.shape, t.dtype, n.rsplit(".", 1)[-1]) not in known
+            and n not in named
+            and not (n.isdigit() and any(_same(t, other) for other in named.values()))
         }
     given = {name: tensor.detach().clone() for name, tensor in named.items()}
     rng, cast = rng_snapshot() if rng is None else rng, cast or nullcontext()
@@ -173,6 +177,11 @@ def _survey(
     asked = outputs[0].grad if came_back is None and len(outputs) == 1 else came_back
     found += [Place(*row) for row in graph_size.rows(twin, args, kwargs, seen, asked, rng)]
     return found[:MOST_PLACES]
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    plain = one.layout is torch.strided is other.layout and one.device == other.device
+    return plain and one.dtype == other.dtype and torch.equal(one, other)
 
 
 def _before_backward(seen: ForwardView, given: Mapping[str, Tensor]) -> Iterator[tuple[Any, ...]]:

@@ -102,12 +102,12 @@ def read(folder: str | os.PathLike[str]) -> Bundle:
             layers=tuple(dict(facts) for facts in _read_json(path / "layers.json")),
             inputs=ForwardInputs(
                 tuple(_revived(value) for value in batch["args"]),
-                {str(key): _revived(value) for key, value in batch["kwargs"].items()},
+                {_text(key): _revived(value) for key, value in batch["kwargs"].items()},
                 {"cpu": _tensor(rng["cpu"]), "cuda": dict(rng["cuda"])},
                 Autocast(str(device), _dtype(dtype), bool(enabled)),
                 str(about["mode"]),
             ),
-            weights={str(name): _tensor(value) for name, value in weights.items()},
+            weights={_text(name): _tensor(value) for name, value in weights.items()},
             left_out=tuple(str(text) for text in about["left_out"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -135,11 +135,18 @@ def _plain(value: Any, name: str, left_out: list[str]) -> Any:
 
 def _revived(value: Any) -> Any:
     if isinstance(value, dict) and _KIND in value:
-        return _DATA[value[_KIND]].from_dict(_revived(value[_VALUE]))
+        return _DATA[_text(value[_KIND])].from_dict(_revived(value[_VALUE]))
     if isinstance(value, dict):
         return {key: _revived(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return type(value)(_revived(item) for item in value)
+    return value
+
+
+def _text(value: Any) -> str:
+    """A name; what a file of somebody else puts in its place is never written out or hashed."""
+    if not isinstance(value, str):
+        raise TypeError(f"a {type(value).__name__} stands where a name belongs")
     return value
 
 

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gnnstab.errors import UsageError
+from gnnstab.probe.replaying._own_state import OwnState
 from gnnstab.probe.replaying.reach import stateful
+from gnnstab.probe.replaying.replica import tensors_in
 from gnnstab.randomness import deep_copy
 
 
@@ -22,17 +24,28 @@ def apart(loss: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     The call raises `UsageError` where that cannot be had.
     """
 
+    seen: list[bool] = []
+
     @functools.wraps(loss, updated=())
     def called(output: Any, batch: Any) -> Any:
-        with _on_copies(loss):
-            return loss(output, batch)
+        with _on_copies(loss) as held:
+            if seen:
+                return loss(output, batch)
+            with OwnState([*held, *(tensor for _, tensor in tensors_in([output, batch]))]):
+                value = loss(output, batch)
+        if torch.is_grad_enabled():
+            seen.append(True)  # A loss does the same each time.
+        return value
 
     return called
 
 
 @contextmanager
-def _on_copies(loss: Any) -> Iterator[None]:
-    """Everything with attributes that the loss reaches has those of a copy inside, and generators go on from where they were."""
+def _on_copies(loss: Any) -> Iterator[list[Any]]:
+    """Everything with attributes that the loss reaches has those of a copy inside, and generators go on from where they were.
+
+    Gives the tensors and generators that are the copies' own.
+    """
     reached = stateful(loss)
     if any(_watched(held) for held in reached.owners):
         raise UsageError(f"the loss reaches the model that is trained; {_ADVICE}")
@@ -50,7 +63,8 @@ def _on_copies(loss: Any) -> Iterator[None]:
     try:
         for (own, _), twin in zip(kept, twins, strict=True):
             object.__setattr__(own, "__dict__", vars(twin))
-        yield
+        copies = [value for value in memo.values() if isinstance(value, (Tensor, torch.Generator))]
+        yield [*copies, *(generator for generator in reached.generators if isinstance(generator, torch.Generator))]
     finally:
         for own, attributes in kept:
             object.__setattr__(own, "__dict__", attributes)

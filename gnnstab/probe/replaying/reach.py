@@ -9,6 +9,7 @@ import queue
 import random
 import sys
 import types
+import weakref
 from collections.abc import Iterator, Mapping
 from enum import Enum
 from typing import Any, NamedTuple
@@ -29,6 +30,9 @@ GENERATORS = (torch.Generator, np.random.Generator, np.random.BitGenerator, np.r
 _STATEFUL = (*GENERATORS, queue.Queue, queue.SimpleQueue)
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, np.ndarray)
+
+_RESTORED = (random.random.__self__, np.random.random.__self__)  # type: ignore[attr-defined]
+"""The generators behind the functions of `random` and `numpy.random`: every replay gives them back as they were."""
 
 _METHODS = frozenset({"__init__", "__new__", "__repr__", "extra_repr", "reset_parameters"})
 """Methods that no forward calls."""
@@ -144,6 +148,14 @@ def _parts(value: Any) -> Iterator[tuple[str, Any, bool]]:
         yield from _of_function(value)
     elif isinstance(value, types.MethodType):
         yield from (("__self__", value.__self__, False), ("__func__", value.__func__, True))
+    elif isinstance(value, types.BuiltinMethodType):
+        if not any(value.__self__ is known for known in _RESTORED):
+            yield "__self__", value.__self__, True
+    elif isinstance(value, weakref.ref):
+        if not isinstance(
+            value(), Tensor
+        ):  # torch's recurrent layers keep such references to weights, and never read them.
+            yield "__call__", value(), True
     elif isinstance(value, functools.partial):
         yield from (("func", value.func, False), ("args", value.args, False), ("keywords", value.keywords, False))
     elif isinstance(value, Mapping) and type(value).__module__ in ("builtins", "collections"):

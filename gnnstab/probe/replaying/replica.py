@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from collections import UserDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,8 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch_geometric.data.data import BaseData
+from torch_geometric.inspector import Inspector
 
 from gnnstab.errors import GnnstabError, UsageError, let_through
+from gnnstab.probe.replaying._own_state import Guard
 from gnnstab.probe.replaying.computing_hooks import computing_hooks, own_hook
 from gnnstab.probe.replaying.reach import SHARED, own_copy, shared_with
 from gnnstab.randomness import deep_copy, same_random_state
@@ -100,6 +103,10 @@ def replica(model: nn.Module) -> nn.Module:
                 hooks += [(own, k, v) for k, v in value.items() if k in kept]
             elif name == "message":
                 memo[id(value)] = None
+            elif isinstance(
+                value, Inspector
+            ):  # What the signatures of its class say: no forward changes it, and it is half of a layer.
+                memo[id(value)] = value
     memo.update(without_history(model))
     try:
         twin = deep_copy(model, memo)
@@ -112,7 +119,7 @@ def replica(model: nn.Module) -> nn.Module:
         vars(module).pop("message", None)
         if getattr(module, "_compiled_call_impl", None) is not None:
             module._compiled_call_impl = None
-    return apart(twin, model)
+    return _guarded(apart(twin, model), memo)
 
 
 def apart(twin: nn.Module, model: nn.Module) -> nn.Module:
@@ -129,8 +136,9 @@ def apart(twin: nn.Module, model: nn.Module) -> nn.Module:
 
 def whole_copy(model: nn.Module, advice: str = "", kind: type[GnnstabError] = UsageError) -> nn.Module:
     """A deep copy with all hooks; raises ``kind``, with ``advice`` at the end, where there can be none."""
+    memo = without_history(model)
     try:
-        return apart(deep_copy(model, without_history(model)), model)
+        return _guarded(apart(deep_copy(model, memo), model), memo)
     except Exception as error:
         let_through(error)
         why = (str(error).splitlines() or [""])[0][:160]
@@ -210,12 +218,26 @@ def run_replica(twin: nn.Module, inputs: ForwardInputs) -> Any:
 
 
 def eager(twin: nn.Module) -> Callable[..., Any]:
-    """The call of a copy that runs all of its Python code.
+    """The call of a copy that runs all of its Python code, and is refused what would change the run's own tensors.
 
-    Hooks registered after compilation are not seen by compiled parts; run those eagerly."""
+    Hooks registered after compilation are not seen by compiled parts; run those eagerly.
+
+    Raises:
+        UsageError: When called: an operation would write into a tensor that the copy shares with the run.
+    """
+    run: Callable[..., Any] = twin
     if any(type(m).__name__ == "OptimizedModule" for m in twin.modules()):
-        plain: Callable[..., Any] = torch.compiler.disable(twin)  # type: ignore[no-untyped-call]
-        return plain
+        run = torch.compiler.disable(twin)  # type: ignore[no-untyped-call]
+    guard = _GUARDS.get(twin)
+    return run if guard is None else lambda *args, **kwargs: guard(twin, run, args, kwargs)
+
+
+_GUARDS: weakref.WeakKeyDictionary[nn.Module, Guard] = weakref.WeakKeyDictionary()
+"""Of every copy; nothing hangs on the copy itself, which the user may get."""
+
+
+def _guarded(twin: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    _GUARDS[twin] = Guard(memo.values(), tensors_in)
     return twin
 
 

@@ -65,6 +65,8 @@ def _most(tried: Tried) -> float:
 def _fitting(fixes: tuple[FixAdvice, ...], tried: Tried | None) -> tuple[FixAdvice, ...]:
     if tried is not None and tried.trial.name == "post-norms":
         return tuple(fix for fix in fixes if fix.fix != "layer-norm")
+    if tried is not None and tried.trial.name == "unit-factors":
+        return ()  # What to change is one factor in the user's code.
     if tried is None or tried.trial.name != "standardise-input":
         return fixes
     name = tried.trial.place.rpartition(".")[2]

@@ -18,7 +18,7 @@ from gnnstab.probe.batches.arguments import as_arguments
 from gnnstab.probe.measure import read_out
 from gnnstab.probe.optimizer.softening import homes
 from gnnstab.probe.pooling import sums_watched
-from gnnstab.probe.replaying.replica import Autocast, device_of, on_device, tracked
+from gnnstab.probe.replaying.replica import Autocast, device_of, eager, on_device, tracked
 from gnnstab.probe.replaying.zero_output import loss_over_zero
 from gnnstab.probe.statistics.activations import clip_share, dead_share
 from gnnstab.probe.statistics.attention import entropy_measures, precision_measures
@@ -82,7 +82,7 @@ def look(
         stack.enter_context(sums_watched(pool_mean=edit.pool_mean, mean=edit.hand_mean))
         with Autocast.of(model, edit.precision or precision).context():
             positional, named = tracked(arguments) if backward else arguments
-            output = model(*positional, **named)
+            output = eager(model)(*positional, **named)
         objective = read_out(output) if loss is None else loss(output, batch).reshape(())
         if backward and objective.requires_grad:
             objective.backward()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from gnnstab.verification.interventions import _suspects as suspects
+from gnnstab.verification.interventions._factors import unit_factors
 from gnnstab.verification.interventions._inputs import standardise_input
 from gnnstab.verification.interventions._measuring import Look
 from gnnstab.verification.interventions._trial import Case, Trial
@@ -18,6 +19,7 @@ INTERVENTIONS: tuple[Suspects, ...] = (
     suspects.norms_told_of_graphs,
     suspects.divide_sums,
     suspects.unit_gains,
+    unit_factors,
     suspects.divide_products,
     suspects.rescale_queries,
     suspects.centred_units,

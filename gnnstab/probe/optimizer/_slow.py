@@ -1,0 +1,39 @@
+"""Whether a rate is far too small: the same steps at ten, a hundred, … times it, on a copy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from gnnstab.records import Signal
+from gnnstab.records.vocabulary import OPTIMIZER_SLOW
+
+if TYPE_CHECKING:
+    from gnnstab.probe.optimizer.optimizer_steps import Bench
+
+STEPS = 6
+"""Steps of each trial."""
+
+FACTORS = tuple(10.0**power for power in range(1, 7))
+
+FALLS = 0.1
+"""Fall of ln(loss) that counts as learning."""
+
+
+def slow_signals(bench: Bench) -> Iterator[Signal]:
+    """The smallest factor on the rate with which a few steps are calm and lower the loss by a tenth; nothing where none does."""
+    own = bench.trial(STEPS)
+    for factor in FACTORS if own.fall < FALLS else ():
+        trial = bench.trial(STEPS, factor=factor)
+        if not trial.calm:
+            return
+        if trial.fall >= FALLS:
+            rate = max(float(group["lr"]) for group in bench.optimizer.param_groups)
+            detail = {
+                "lr": rate,
+                "steps": STEPS,
+                "fell": [own.fall, trial.fall],
+                "optimizer": type(bench.optimizer).__name__,
+            }
+            yield Signal(OPTIMIZER_SLOW, factor, source="steps", detail=detail)
+            return

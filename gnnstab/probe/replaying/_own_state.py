@@ -1,0 +1,130 @@
+"""The last guard of a replay: an operation of a copy that would write into the run's own tensors is refused before it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from gnnstab.errors import UsageError
+from gnnstab.probe.own_operations import is_own
+from gnnstab.torch_private import TorchDispatchMode
+
+_CREATED = ("lift_fresh", "lift_fresh_copy")
+"""What `torch.tensor` ends in: its operand was made outside of all operations."""
+
+_STATISTICS = {"native_batch_norm": (3, 4), "cudnn_batch_norm": (3, 4), "miopen_batch_norm": (3, 4)}
+"""Arguments that these write into without their schema saying so."""
+
+
+Search = Callable[[Any], Iterator[tuple[str, Tensor]]]
+
+
+class Guard:
+    """Runs the first forward of a copy in each mode under `OwnState`; a forward does the same each time.
+
+    What a copy shares with its original is looked for before (`reach.shared_with`), but not everything that Python code can
+    reach can be seen from outside it.
+
+    Args:
+        held: What was copied with the model.
+        tensors_in: Names and tensors of a value.
+    """
+
+    def __init__(self, held: Iterable[Any], tensors_in: Search) -> None:
+        self._held = [value for value in held if isinstance(value, (Tensor, torch.Generator))]
+        self._tensors_in = tensors_in
+        self._seen: set[bool] = set()
+
+    def __call__(self, twin: nn.Module, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """``run(*args, **kwargs)``, where ``run`` is ``twin`` or calls it."""
+        training = twin.training
+        if training in self._seen:
+            return run(*args, **kwargs)
+        given = (tensor for _, tensor in self._tensors_in([args, kwargs]))
+        kept = (tensor for module in twin.modules() for _, tensor in self._tensors_in(vars(module)))
+        passed = (value for value in (*args, *kwargs.values()) if isinstance(value, torch.Generator))
+        with OwnState([*self._held, *given, *kept, *passed]):
+            output = run(*args, **kwargs)
+        self._seen.add(training)
+        return output
+
+
+class OwnState(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Raises `UsageError` before an operation writes into, or would send gradients to, a tensor that is neither in ``own`` nor
+    made by an operation inside, and before one draws from a generator that is not in ``own``."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self, own: Iterable[Tensor | torch.Generator]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        held = list(own)
+        self._own = {-1} | {_memory(value) for value in held if isinstance(value, Tensor)}
+        # Those of the process are given back as they were, see `same_random_state`.
+        shared = (torch.default_generator, *torch.cuda.default_generators)
+        self._generators = {id(value) for value in (*held, *shared) if isinstance(value, torch.Generator)}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Look at the operands, run the operation, and know what it made for the copy's own."""
+        strange = {_memory(tensor) for tensor in _tensors((args, kwargs))} - self._own
+        if strange:
+            self._look(func, args, kwargs or {}, strange)
+        generator = (kwargs or {}).get("generator")
+        if isinstance(generator, torch.Generator) and id(generator) not in self._generators:
+            self._refuse(f"{_name(func)} draws from a generator")
+        result = func(*args, **(kwargs or {}))
+        made = {_memory(tensor) for tensor in _tensors(result)}
+        self._own |= made if _name(func) in _CREATED else made - strange
+        return result
+
+    def _look(self, func: Any, args: Any, kwargs: dict[str, Any], strange: set[int]) -> None:
+        changed = [("writes into", tensor) for tensor in _written(func, args, kwargs)]
+        if torch.is_grad_enabled():
+            changed += [("sends gradients to", tensor) for tensor in _tensors((args, kwargs)) if tensor.requires_grad]
+        for does, tensor in changed:
+            if _memory(tensor) in strange and not is_own(2):
+                self._refuse(f"{_name(func)} {does} a tensor of shape {tuple(tensor.shape)}")
+
+    def _refuse(self, what: str) -> NoReturn:
+        raise UsageError(
+            f"a copy cannot be run for a replay: {what} that is not the copy's own, and that would change the training"
+        )
+
+
+def _name(func: Any) -> str:
+    return str(func._schema.name).rpartition("::")[2].rstrip("_") if hasattr(func, "_schema") else str(func)
+
+
+def _written(func: Any, args: Any, kwargs: dict[str, Any]) -> list[Tensor]:
+    """The operands that the operation changes."""
+    if not hasattr(func, "_schema"):
+        return []
+    unsaid = _STATISTICS.get(_name(func), ())
+    found: list[Tensor] = []
+    for position, argument in enumerate(func._schema.arguments):
+        if position in unsaid or (argument.alias_info is not None and argument.alias_info.is_write):
+            found += _tensors(args[position] if position < len(args) else kwargs.get(argument.name))
+    return found
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors among the arguments of an operation, or in what it returns."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)
+    elif isinstance(value, dict):
+        yield from _tensors(list(value.values()))
+
+
+def _memory(tensor: Tensor) -> int:
+    """The memory that a tensor shows, -1 where it has none of its own."""
+    if tensor.layout is not torch.strided:
+        return -1
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError, ValueError):  # A meta, a fake or a lazy tensor.
+        return -1
