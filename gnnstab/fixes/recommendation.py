@@ -10,13 +10,18 @@ from gnnstab.fixes.by_hand import ByHand, norm_of_something_else, operation_behi
 from gnnstab.fixes.table import find
 from gnnstab.layers import layer_named
 from gnnstab.records import Cause, Finding, FixAdvice, LayerFacts, Signals
-from gnnstab.records.vocabulary import LOGIT_ALIGNMENT, PLACE_NORMALISED_AWAY, PLACE_OUTPUT
+from gnnstab.records.vocabulary import (
+    LOGIT_ALIGNMENT,
+    PLACE_NORMALISED_AWAY,
+    PLACE_OUTPUT,
+    POOL_SUM_SIZE,
+    SUM_BY_HAND_SIZE,
+)
 
 Choice = tuple[str, dict[str, Any], str]
 """Fix, its options, and what is known about it on this target."""
 
 _SIMPLE: Mapping[str, tuple[str, ...]] = {
-    "sum-aggregation": ("mean-aggregation-root", "norm-after-sum"),
     "feature-scale": ("input-standardisation",),
     "learning-rate": ("lower-lr", "gradient-clipping"),
     "adam-epsilon": ("adam-eps",),
@@ -95,6 +100,8 @@ def _choices(cause: str, codes: set[str], roots: set[str], signals: Signals | No
         ]
     if cause == "normalization-misuse" and signals is not None and _own_size(signals):
         return [("undo-normalisation", {}, "")]
+    if cause == "sum-aggregation":
+        return _for_sums(signals)
     if cause in _SIMPLE:
         return [(name, {}, "") for name in _SIMPLE[cause]]
     special = {
@@ -106,6 +113,16 @@ def _choices(cause: str, codes: set[str], roots: set[str], signals: Signals | No
         "precision": _for_precision,
     }
     return special[cause](codes, roots, signals) if cause in special else []
+
+
+def _for_sums(signals: Signals | None, said: str = "") -> list[Choice]:
+    """The reduction of a layer where one sums; a division where a pooling or the model's own code does."""
+    own = signals is not None and any(signals.find(name) for name in (SUM_BY_HAND_SIZE, POOL_SUM_SIZE))
+    layers = (
+        not own or any(not f.attention and f.aggregation in ("add", "sum") for f in signals.layers) if signals else True
+    )
+    names = ("divide-sum",) * own + ("mean-aggregation-root", "norm-after-sum") * layers
+    return [(name, {}, said) for name in names]
 
 
 def _own_size(signals: Signals) -> bool:
@@ -124,8 +141,7 @@ def _without_skip(signals: Signals) -> bool:
 def _for_attention(codes: set[str], roots: set[str], signals: Signals | None) -> list[Choice]:
     """Saturation by the input is cured at the input; saturation by the weights at queries and keys."""
     if "sum-aggregation" in roots:
-        said = "the sum aggregation before the layer drives the scores: treat that first"
-        return [("mean-aggregation-root", {}, said), ("norm-after-sum", {}, said)]
+        return _for_sums(signals, "the sum aggregation before the layer drives the scores: treat that first")
     if "feature-scale" in roots:
         return [("input-standardisation", {}, "the scale of the features drives the scores: treat that first")]
     if "GS302" in codes and "unsuitable-init" in roots:

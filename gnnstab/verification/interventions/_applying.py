@@ -65,6 +65,9 @@ def _most(tried: Tried) -> float:
 def _fitting(fixes: tuple[FixAdvice, ...], tried: Tried | None) -> tuple[FixAdvice, ...]:
     if tried is not None and tried.trial.name == "post-norms":
         return tuple(fix for fix in fixes if fix.fix != "layer-norm")
+    if tried is not None and tried.trial.cause == "sum-aggregation":
+        of_a_layer = tried.trial.name == "divide-sums"
+        return tuple(fix for fix in fixes if (fix.fix == "divide-sum") is not of_a_layer)
     if tried is None or tried.trial.name != "standardise-input":
         return fixes
     name = tried.trial.place.rpartition(".")[2]
