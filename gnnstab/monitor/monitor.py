@@ -216,13 +216,18 @@ class Monitor:
         """
         self._guarded("the validation loss", lambda: self._recorder.validation(float(loss)))
 
-    def diagnose(self, **options: Any) -> Diagnosis:
-        """Diagnose what was recorded so far; ``options`` are those of `gnnstab.evaluation.diagnose_trace`."""
+    def diagnose(self, *, verify: bool = False, **options: Any) -> Diagnosis:
+        """Diagnose what was recorded so far; ``options`` are those of `gnnstab.evaluation.diagnose_trace`.
+
+        ``verify`` proves every recommended fix on copies of the model, with the batch of the latest full-tier step, the
+        monitor's loss and the optimizer's rate. Raises `UsageError` where no such step was recorded.
+        """
         with self._read() as trace:
             notes = (self._nothing_yet(),) if self._recorder.row is None else ()
             path = str(self._path or trace.path) if trace.path == "memory" else str(trace.path)
             options.setdefault("target", Target("trace", path, notes))
-            return self._in_own_lines(diagnose_trace(trace, **options))
+            found = self._in_own_lines(diagnose_trace(trace, **options))
+        return self._ending.prove(found) if verify else found
 
     def _read(self) -> Trace:
         """The trace; in a forked process, which stands aside, one that says so."""
