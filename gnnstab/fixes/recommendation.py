@@ -30,7 +30,6 @@ _SIMPLE: Mapping[str, tuple[str, ...]] = {
     "normalization-misuse": ("layer-norm", "pre-norm-residual"),
     "oversmoothing": ("residual-depth-init", "pre-norm-residual"),
     "saturated-gate": ("reinit-gate", "pre-norm-residual"),
-    "isolated-nodes": ("root-weight",),
     "indistinguishable-nodes": ("pre-norm-residual", "root-weight"),
     "active-clamp": ("remove-clamp",),
     "non-finite-data": ("clean-data",),
@@ -102,6 +101,8 @@ def _choices(cause: str, codes: set[str], roots: set[str], signals: Signals | No
         return [("undo-normalisation", {}, "")]
     if cause == "sum-aggregation":
         return _for_sums(signals)
+    if cause == "isolated-nodes":
+        return [("root-weight", {}, "")] if "GS402" in codes or "GS105" not in codes else [("dropout", {"p": 0.0}, "")]
     if cause in _SIMPLE:
         return [(name, {}, "") for name in _SIMPLE[cause]]
     special = {

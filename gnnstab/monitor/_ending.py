@@ -82,10 +82,11 @@ class Ending:
             )
         loss = loss_of(inputs, self._loss)
         groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
+        training: dict[str, Any] = {**adam_settings(groups)}
         return prove(
             diagnosis, model, batch=as_batch(model, inputs.args, inputs.kwargs),
             loss=None if loss is None else _as_called(loss, inputs), precision=self._recorder.notes.precision or "fp32",
-            **adam_settings(groups),
+            **training,
         )  # fmt: skip
 
     def _try_steps(self, diagnosis: Diagnosis, inputs: ForwardInputs) -> None:

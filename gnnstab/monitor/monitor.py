@@ -150,6 +150,8 @@ class Monitor:
         self._guarded("attaching to the model", self._recorder.attach)
         self._guarded("attaching to the optimizer", self._boundary.attach)
         self._guarded("what the optimizer holds", self._compare_with_optimizer)
+        if len(self._optimizers) == 1:
+            self._writer.meta("optimizer", type(self._optimizers[0]).__name__)
         self._warn_foreign_optimizer()
         return self
 

@@ -28,7 +28,14 @@ def observe_checkpoint(path: Path, request: Request, *, probe: bool = True) -> O
     model = None if request.model is None else build(request.model)
     checkpoint = checkpoint if model is None else informed(checkpoint, model)
     heads = request.heads or _heads(model)
-    facts = recover(checkpoint, heads=heads, activation=request.activation, alone=model is None)
+    try:
+        facts = recover(checkpoint, heads=heads, activation=request.activation, alone=model is None)
+    except UsageError as error:
+        if request.heads is not None or model is None:
+            raise
+        # Nobody said a number of heads: it is the model's.
+        told = str(error).partition(" contradicts the file: ")[2] or str(error)
+        raise LoadError(f"{path}: does not fit {type(model).__name__}, which has heads={heads}: {told}") from error
     static, notes = from_checkpoint(facts), tuple(checkpoint.notes)
     if model is None:
         if request.batch is not None or request.loss is not None:

@@ -60,6 +60,8 @@ def observe_model(model: Any, request: Request) -> Observed:
     if not isinstance(model, nn.Module):
         raise UsageError(f"cannot diagnose a {type(model).__name__}; pass a path or a torch.nn.Module")
     static = static_signals(model, optimizer=request.optimizer, activation=request.activation)
+    if request.optimizer is not None:
+        static = replace(static, context={**static.context, "optimizer": type(request.optimizer).__name__})
     groups = () if request.optimizer is None else request.optimizer.param_groups
     return on_batch(Observed(Target(kind="model", path=type(model).__name__), static), model, request, groups)
 

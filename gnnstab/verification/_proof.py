@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from gnnstab.randomness import keeps_random_state
-from gnnstab.records import Cause, Diagnosis, Finding
+from gnnstab.records import Cause, Diagnosis, Finding, FixAdvice
 from gnnstab.records.vocabulary import LOSS_FIRST_RISE, OPTIMIZER_LOSS_RISE, in_group
 from gnnstab.verification._protocol import NOTHING_FIRES, verify
 from gnnstab.verification._sweep import Progress
@@ -75,7 +76,10 @@ def _groups(diagnosis: Diagnosis, causes: Sequence[Cause]) -> Iterator[tuple[Fin
 
 
 def _proven(cause: Cause, verdicts: Mapping[str, Verdict]) -> Cause:
-    fixes = [verdicts[f.fix].as_advice(f) if f.fix in verdicts else replace(f, note=_UNSHOWN) for f in cause.fixes]
+    fixes = [
+        _at_its_rate(verdicts[f.fix].as_advice(f), verdicts[f.fix]) if f.fix in verdicts else replace(f, note=_UNSHOWN)
+        for f in cause.fixes
+    ]
     ordered = tuple(sorted(fixes, key=lambda advice: _ORDER.index(advice.verdict)))
     if not (ordered and all(advice.verdict in _REFUTED for advice in ordered)):
         return replace(cause, fixes=ordered)
@@ -84,3 +88,11 @@ def _proven(cause: Cause, verdicts: Mapping[str, Verdict]) -> Cause:
     status = "contributing" if shown else "present"
     reason = f"{cause.reason} Verification spoke against it as the root: none of its fixes had an effect."
     return replace(cause, status=status, how=cause.how if shown else "", reason=reason, fixes=ordered)
+
+
+def _at_its_rate(advice: FixAdvice, verdict: Verdict) -> FixAdvice:
+    """A lower learning rate as the one that was tried, for the optimizer that the advice names."""
+    rate = re.search(r"\blr=([\d.e+-]+)\)", verdict.change) if verdict.fix == "lower-lr" else None
+    return (
+        advice if rate is None else replace(advice, change=re.sub(r"\blr=[^)]*\).*", f"lr={rate[1]})", advice.change))
+    )

@@ -236,9 +236,7 @@ class _Plan:
         base = Verdict(self.item.fix, "not-tested", "", change=change, options=dict(self.item.options))
         goal = self.setting.goal
         if goal is None:
-            return replace(
-                base, verdict="no-effect", reason=NOTHING_FIRES
-            )
+            return replace(base, verdict="no-effect", reason=NOTHING_FIRES)
         screened, trained = self._pairs(results), self._pairs(results, train=True)
         errors = [r.error for r in (*screened.before, *screened.after) if r.error]
         if errors:
