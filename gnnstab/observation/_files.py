@@ -25,6 +25,11 @@ def observe_checkpoint(path: Path, request: Request, *, probe: bool = True) -> O
     request.progress(f"reading {path.name}")
     before = path.stat() if path.is_file() else None
     checkpoint = load(path, unsafe=request.unsafe)
+    leaves = {name.rpartition(".")[2] for name in checkpoint.tensors}
+    if "edge_index" in leaves and not leaves & {"weight", "bias"}:
+        raise LoadError(
+            f"{path}: is a batch, since it holds an edge_index and no weights; pass it with batch=, beside model="
+        )
     model = None if request.model is None else build(request.model)
     checkpoint = checkpoint if model is None else informed(checkpoint, model)
     heads = request.heads or _heads(model)
