@@ -91,8 +91,12 @@ def _proven(cause: Cause, verdicts: Mapping[str, Verdict]) -> Cause:
 
 
 def _at_its_rate(advice: FixAdvice, verdict: Verdict) -> FixAdvice:
-    """A lower learning rate as the one that was tried, for the optimizer that the advice names."""
-    rate = re.search(r"\blr=([\d.e+-]+)\)", verdict.change) if verdict.fix == "lower-lr" else None
+    """A lower learning rate as the one that was confirmed, for the optimizer that the advice names."""
+    rate = (
+        re.search(r"\blr=([\d.e+-]+)\)", verdict.change)
+        if (verdict.fix, verdict.verdict) == ("lower-lr", "confirmed")
+        else None
+    )
     return (
         advice if rate is None else replace(advice, change=re.sub(r"\blr=[^)]*\).*", f"lr={rate[1]})", advice.change))
     )
