@@ -56,7 +56,7 @@ def load(checkpoint: str | None, model: str, batch: str, loss: str | None, *, un
     """Build the model, put the checkpoint's weights in, read the batch."""
     from gnnstab.checkpoint import load as read
     from gnnstab.checkpoint import load_into
-    from gnnstab.observation import adam_settings, build, resolve
+    from gnnstab.observation import adam_settings, build, is_trace, resolve
     from gnnstab.probe.batches.arguments import load_batch
 
     factory = resolve(model)
@@ -64,6 +64,11 @@ def load(checkpoint: str | None, model: str, batch: str, loss: str | None, *, un
     if checkpoint is not None:
         if not Path(checkpoint).is_file():
             raise UsageError(f"{checkpoint}: no such file")
+        if is_trace(Path(checkpoint)):
+            raise UsageError(
+                f"{checkpoint} is a trace and holds no weights: pass a checkpoint, or none for fresh weights of the model; "
+                "gnnstab diagnose --verify takes a trace with --model and --batch"
+            )
         file = read(Path(checkpoint), unsafe=unsafe)
         load_into(made, file)
         training = adam_settings([entry.settings for state in file.optimizers for entry in state.entries])

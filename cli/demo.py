@@ -33,7 +33,7 @@ from . import case, options, output
 @case.VERBOSE
 @options.debug
 def command(folder: Path, opened: bool | None, files: Path | None, verbose: bool) -> int:
-    """A small network that blows up: recorded, diagnosed, fixed and proven, in under a minute.
+    """A small network that blows up: recorded, diagnosed, fixed and proven.
 
     Exits with 0 when the demonstration worked, whatever it found.
     """

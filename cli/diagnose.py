@@ -26,6 +26,7 @@ def command(targets: tuple[str, ...], **given: Any) -> int:
     """What is wrong, where, why, and what to change.
 
     TARGET is a checkpoint (.pt .pth .ckpt .safetensors), a trace (.gnnstab), or a folder of checkpoints of one run.
-    With --model and --batch the network runs, and attention, activations and gradients are seen.
+    With --model and --batch the network runs, and attention, activations and gradients are seen; of a trace --verify tries
+    the fixes on them.
     """
     return gate.run(targets, gate.Request.take(given), **given)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NoReturn
@@ -81,7 +82,10 @@ def main(state: dict[str, bool], debug: bool) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run the command line; the exit code."""
-    with interrupt.listening():
+    with interrupt.listening(), warnings.catch_warnings():
+        # What PyG does while it is imported is nothing that the user of a command could change.
+        warnings.filterwarnings("ignore", r"`torch\.jit\.", FutureWarning)
+        warnings.filterwarnings("ignore", r"`torch\.jit\.", DeprecationWarning)
         code = _run(arguments)
         # What was not stopped at once may have failed because of it, or ended with what nobody waits for any more.
         if not interrupt.pressed() and code != INTERRUPTED:

@@ -40,7 +40,7 @@ def diagnose(
     Args:
         target: Path of a checkpoint (``.pt .pth .ckpt .safetensors``), of a ``.gnnstab`` trace, of a folder of
             checkpoints of one run, or an ``nn.Module``.
-        model: For a checkpoint: the module it belongs to, a factory without arguments, or ``"pkg.mod:factory"``.
+        model: For a checkpoint, or to ``verify`` the fixes of a trace: the module it belongs to, a factory without arguments, or ``"pkg.mod:factory"``.
         batch: A ``Data``, ``Batch`` or ``HeteroData``, a tuple of positional or dict of keyword arguments, a list or a
             ``DataLoader`` of those (its first 16), or the path of a file holding one. Labels beside the inputs, as in
             ``(data, y)``, are for the loss. Makes attention, activations and gradients visible.
@@ -85,6 +85,8 @@ def _undone(diagnosis: Diagnosis, seen: Observed, request: Request) -> Diagnosis
     from gnnstab.fixes.own_lines import in_own_lines
     from gnnstab.verification.interventions import undo
 
+    if diagnosis.target.kind == "trace":  # Its suspects were undone in the model that had been trained.
+        return in_own_lines(diagnosis, live.model)
     request.progress("undoing each suspect on a copy")
     undone = undo(diagnosis, live.model, batch=live.batch, loss=live.loss, precision=request.precision)
     return in_own_lines(undone, live.model)

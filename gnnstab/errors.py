@@ -170,7 +170,9 @@ def hint(given: str, known: Iterable[str], otherwise: str = "") -> str:
     """``did you mean 'qk-norm' or 'qk-clip'?`` for a mistyped name; ``otherwise`` where nothing known comes near."""
     names = list(known)
     near = difflib.get_close_matches(given, names, n=3, cutoff=0.7)
-    near += [name for name in names if len(given) > 3 and given.lower() in name.lower() and name not in near]
+    # The beginning of a word: `saturation` means what is `saturated`.
+    stem = given.lower()[: max(5, len(given) - 3)]
+    near += [name for name in names if len(given) > 3 and stem in name.lower() and name not in near]
     return f"did you mean {' or '.join(repr(name) for name in near[:3])}?" if near else otherwise
 
 

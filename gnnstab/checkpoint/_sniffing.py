@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 
 from gnnstab.checkpoint._naming import printable
-from gnnstab.errors import LoadError
+from gnnstab.errors import LoadError, hint
 
 LEGACY_MAGIC = bytes.fromhex("8a0a6cfc9c46f9206aa85019")
 """Start of a file that torch wrote before version 1.6: the pickled long 0x1950a86a20f9469cfc6c."""
@@ -38,7 +38,8 @@ def regular_file(path: str | os.PathLike[str]) -> Path:
     try:
         state = file.stat()
     except (FileNotFoundError, NotADirectoryError):
-        raise LoadError(f"{shown}: no such file") from None
+        near = hint(file.name, (other.name for other in file.parent.glob("*"))) if file.parent.is_dir() else ""
+        raise LoadError(f"{shown}: no such file{f'; {near}' if near else ''}") from None
     except (OSError, ValueError) as error:
         raise LoadError(f"{shown}: cannot be read: {printable(str(error))}") from None
     if stat.S_ISDIR(state.st_mode):

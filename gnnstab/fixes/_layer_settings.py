@@ -92,7 +92,7 @@ class RootWeight(Fix):
     def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
         bare = [layer for layer in attention_in(layers) if layer.get("root_weight") is False]
         if layers and not bare:
-            return "data = ToUndirected()(data)  # torch_geometric.transforms; or AddSelfLoops(), where edges lead one way on purpose"
+            return "data = AddSelfLoops()(data)  # torch_geometric.transforms; ToUndirected(), where edges lead one way by mistake"
         return constructor_calls(bare, root_weight=True)
 
     def _edit(self, copy: nn.Module, options: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from gnnstab.records.rises import harms
 from gnnstab.records.vocabulary import (
     GRADIENT_NORM,
     GRADIENT_SPIKE,
+    LOSS_FIRST_RISE,
     OPTIMIZER_BELOW_EPS_SHARE,
     OPTIMIZER_GROUP_RATE,
     OPTIMIZER_LOSS_RISE,
@@ -40,19 +41,22 @@ class LowerLearningRate(Fix):
     cost = "slower training"
 
     def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
-        name, _, calm = _tried(signals)
+        name, rate, calm = _tried(signals)
         group = None if options or signals is None else _group(signals)
         if group is not None:
             own = on_one_line(", ".join(str(name) for name in group.get("names", ())[:3]))
             return f'optimizer.param_groups[{group.get("group")!r}]["lr"] = {float(group.get("lower", 0)):.3g}  # {own}'
+        said = ""
         if "lr" in options or "current" in options:
-            rate = f"{self.training_options(signals=signals, **options)['lr']:.3g}"
+            lower = f"{self.training_options(signals=signals, **options)['lr']:.3g}"
         elif "factor" not in options and calm is not None:
-            rate = f"{calm:.3g}"
+            lower = f"{calm:.3g}"
+        elif "factor" in options and options["factor"] != LOWER:
+            lower = f"{options['factor']:.2g} * lr"
         else:
-            factor = options.get("factor", LOWER)
-            rate = "lr / 3" if factor == LOWER else f"{factor:.2g} * lr"
-        return f"torch.optim.{variable(name)}(model.parameters(), lr={rate})"
+            lower, *further = [f"{rate * LOWER**n:.3g}" if rate else f"lr / {3**n}" for n in (1, 2, 3)]
+            said = f"  # else {', '.join(further)}, …: the first at which the loss does not rise"
+        return f"torch.optim.{variable(name)}(model.parameters(), lr={lower}){said}"
 
     def training_options(self, **options: Any) -> Mapping[str, Any]:
         """``lr``."""
@@ -71,12 +75,16 @@ def _group(signals: Signals) -> Mapping[str, Any] | None:
 
 
 def _tried(signals: Signals | None) -> tuple[str, float | None, float | None]:
-    """The optimizer's class, its rate, and the rate at which steps were calm; ``Adam`` and None where nothing was tried."""
-    for rise in signals.find(OPTIMIZER_LOSS_RISE) if signals is not None else ():
-        calm, rate = rise.detail.get("calm_lr"), rise.detail.get("lr")
-        usable = isinstance(calm, (int, float)) and isinstance(rate, (int, float)) and 0 < calm < rate
-        return str(rise.detail.get("optimizer", "Adam")), rate if usable else None, calm if usable else None
-    return "Adam", None, None
+    """The optimizer's class, its rate where the loss has risen, and a rate at which steps were calm; ``Adam`` where no class is known."""
+    name, rate, calm = _own_class(signals), None, None
+    for rise in [] if signals is None else [*signals.find(OPTIMIZER_LOSS_RISE), *signals.find(LOSS_FIRST_RISE)][:1]:
+        calm, rate = (n if isinstance(n, float) and n > 0 else None for n in map(rise.detail.get, ("calm_lr", "lr")))
+        name = str(rise.detail.get("optimizer", name))
+    return name, rate, calm if rate and calm and calm < rate else None
+
+
+def _own_class(signals: Signals | None) -> str:
+    return "Adam" if signals is None else str(signals.context.get("optimizer", "Adam"))
 
 
 class GradientClipping(Fix):
@@ -124,7 +132,7 @@ class AdamEps(Fix):
     cost = "none; larger steps where gradients are tiny"
 
     def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
-        return f"torch.optim.Adam(model.parameters(), lr=lr, eps={positive(options, 'eps', 1e-8):g})"
+        return f"torch.optim.{variable(_own_class(signals))}(model.parameters(), lr=lr, eps={positive(options, 'eps', 1e-8):g})"
 
     def training_options(self, **options: Any) -> Mapping[str, Any]:
         """``eps``."""

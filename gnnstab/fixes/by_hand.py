@@ -24,6 +24,8 @@ from gnnstab.records.vocabulary import (
     PLACE_PADDED_SPREAD,
     PLACE_PADDING_WEIGHT,
     PLACE_SIZE_RESPONSE,
+    POOL_SUM_SIZE,
+    SUM_BY_HAND_SIZE,
 )
 from gnnstab.rules.gs108_graph_norm_hazard import GraphNormHazard
 from gnnstab.rules.operation_advice import advice
@@ -198,6 +200,29 @@ class UndoNormalisation(ByHand):
             return "loss = F.cross_entropy(scale * logits, y)  # scale: nn.Parameter(torch.tensor(10.0)); or the logits before F.normalize"
         name = variable(str(found[0].layer).rpartition(".")[2])
         return f"{name} = {name} / train_{name}.std(0)  # a constant of the training set, in place of F.normalize({name}, dim=-1)"
+
+
+class DivideSum(ByHand):
+    """Divide a sum that the model's own code takes by the number of what it adds up: the in-degree, or the nodes of a graph."""
+
+    name = "divide-sum"
+    title = "a mean in place of a sum by an index"
+    causes = ("sum-aggregation", "attention-explosion")
+    signal = SUM_BY_HAND_SIZE
+    cost = "counts of neighbours are no longer seen"
+    where = "the line that adds up"
+
+    def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
+        sums = [] if signals is None else signals.find(SUM_BY_HAND_SIZE)
+        if not sums and signals is not None and signals.find(POOL_SUM_SIZE):
+            return "x = global_mean_pool(x, batch)  # in place of global_add_pool(x, batch)"
+        how = max(sums, key=lambda signal: signal.value).detail if sums else {}
+        total, groups = (on_one_line(how.get(key, name)) for key, name in (("total", "out"), ("groups", "index")))
+        said = "" if "total" in how else "  # out: what the line adds up"
+        return (
+            f"{_spot(how)}count = torch.bincount({groups}, minlength={total}.size(0)).clamp(min=1)  # the line below it\n"
+            f"{total} = {total} / count.unsqueeze(-1){said}"
+        )
 
 
 def _measured(signals: Signals | None, name: str) -> bool:

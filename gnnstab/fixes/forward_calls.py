@@ -26,6 +26,9 @@ class LayerCall(NamedTuple):
     loop: ast.For | None
     """The loop over the list itself."""
 
+    behind: tuple[ast.Assign, ...] = ()
+    """The lines ``x = act(x)`` that follow: an activation, a norm or a dropout, behind which the identity belongs."""
+
 
 class _Source(NamedTuple):
     """What a loop variable stands for."""
@@ -47,7 +50,7 @@ def layer_calls(forward: ast.FunctionDef, attributes: Collection[str]) -> list[L
     """Every call of the attention layers that ``self`` holds under these names.
 
     Raises `Unclear` when a name is never called, or when one of the calls is not ``x = act(self.conv(x, …))``, the result of
-    which nothing else is done to in the next line.
+    which is then put through lines ``x = act(x)`` at most.
     """
     loops = dict(_loops(forward))
     found: dict[ast.stmt, LayerCall] = {}
@@ -66,11 +69,25 @@ def layer_calls(forward: ast.FunctionDef, attributes: Collection[str]) -> list[L
     ]
     if len(called) != len(found) or {call.attribute for call in found.values()} != set(attributes):
         raise Unclear
-    for statement, following in _neighbours(forward):
-        if statement in found and following not in found and _assigns(following, found[statement].argument.id):
-            # An activation, a norm or a dropout in a line of its own: the identity belongs behind it.
+    after = dict(_neighbours(forward))
+    return [call._replace(behind=tuple(_behind(call, after, found))) for call in found.values()]
+
+
+def _behind(call: LayerCall, after: dict[ast.stmt, ast.stmt], found: Collection[ast.stmt]) -> Iterator[ast.Assign]:
+    """The lines that go on with the result of a call; raises `Unclear` where one is more than ``x = act(x)``."""
+    line, x = after.get(call.statement), call.argument.id
+    while line is not None and line not in found and _assigns(line, x):
+        if not (isinstance(line, ast.Assign) and len(line.targets) == 1 and isinstance(line.targets[0], ast.Name)):
             raise Unclear
-    return list(found.values())
+        if not isinstance(line.value, ast.Call) or len(uses(line, x)) != 1:
+            raise Unclear
+        yield line
+        line = after.get(line)
+
+
+def uses(statement: ast.Assign, name: str) -> list[ast.Name]:
+    """Where the value of an assignment reads a name."""
+    return [n for n in ast.walk(statement.value) if isinstance(n, ast.Name) and n.id == name]
 
 
 def _loops(forward: ast.FunctionDef) -> Iterator[tuple[str, _Source]]:
@@ -107,8 +124,7 @@ def _checked(statement: ast.stmt, own: list[tuple[ast.Call, _Source]]) -> LayerC
     argument, target = layer.args[0] if layer.args else None, statement.targets[0]
     if not (isinstance(argument, ast.Name) and isinstance(target, ast.Name) and argument.id == target.id):
         raise Unclear
-    uses = sum(isinstance(n, ast.Name) and n.id == target.id for n in ast.walk(statement.value))
-    if len(statement.targets) != 1 or uses != 1:
+    if len(statement.targets) != 1 or len(uses(statement, target.id)) != 1:
         raise Unclear
     return LayerCall(statement, argument, *source)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gnnstab.errors import FixError
-from gnnstab.fixes.forward_calls import LayerCall, Unclear, layer_calls, method
+from gnnstab.fixes.forward_calls import LayerCall, Unclear, layer_calls, method, uses
 from gnnstab.fixes.identity import keeps_width
 from gnnstab.fixes.model_structure import attention_layers
 from gnnstab.fixes.text_edits import Edit, end_of, start_of
@@ -49,13 +49,25 @@ def identity_edits(
     factor = "" if weight == 1.0 else f"{weight} * "
     edits = []
     for call in calls:
-        place = start_of(call.statement.value)
+        last = call.behind[-1] if call.behind else call.statement
+        place = start_of(last.value)
         edits.append(Edit(place, place, f"{factor}{call.argument.id} + "))
+        edits += _renamed(call, forward)
     if norms:
         norm_class = class_of_nn(tree, "LayerNorm")
         edits += [edit for call in calls for edit in _normed(call, layers[call.attribute].listed, forward)]
         edits += [_constructed(method(node, "__init__"), name, held, norm_class) for name, held in layers.items()]
     return list(dict.fromkeys(edits))
+
+
+def _renamed(call: LayerCall, forward: ast.FunctionDef) -> list[Edit]:
+    """``h = conv(h)``, ``h = act(h)`` → ``h_new = conv(h)``, ``h = h + act(h_new)``: the identity needs the old ``h`` in the last line."""
+    new = f"{call.argument.id}_new"
+    if call.behind and any(isinstance(n, ast.Name) and n.id == new for n in ast.walk(forward)):
+        raise Unclear
+    written = [line.targets[0] for line in (call.statement, *call.behind)[:-1]]
+    read = [name for line in call.behind for name in uses(line, call.argument.id)]
+    return [Edit(start_of(node), end_of(node), new) for node in (*written, *read)]
 
 
 def _held(owners: Sequence[nn.Module]) -> dict[str, _Held]:

@@ -10,7 +10,7 @@ from gnnstab.fixes.by_hand import ByHand, operation_behind
 from gnnstab.fixes.table import addressing, find
 from gnnstab.layers import layer_named
 from gnnstab.records import Cause, Finding, FixAdvice, LayerFacts, Signals
-from gnnstab.records.vocabulary import LOGIT_ALIGNMENT
+from gnnstab.records.vocabulary import LOGIT_ALIGNMENT, POOL_SUM_SIZE, SUM_BY_HAND_SIZE
 
 Choice = tuple[str, dict[str, Any], str]
 """Fix, its options, and what is known about it on this target."""
@@ -75,6 +75,10 @@ def _choices(cause: str, codes: set[str], roots: set[str], signals: Signals | No
         ]
     if cause == "learning-rate" and "GS608" in codes:
         return []  # All others lower it.
+    if cause == "sum-aggregation":
+        return _for_sums(signals)
+    if cause == "isolated-nodes":
+        return [("root-weight", {}, "")] if "GS402" in codes or "GS105" not in codes else [("dropout", {"p": 0.0}, "")]
     special = {
         "attention-explosion": _for_attention,
         "no-residual": _for_depth,
@@ -90,6 +94,16 @@ def _choices(cause: str, codes: set[str], roots: set[str], signals: Signals | No
     return [(fix.name, {}, "") for fix in addressing(cause)]
 
 
+def _for_sums(signals: Signals | None, said: str = "") -> list[Choice]:
+    """The reduction of a layer where one sums; a division where a pooling or the model's own code does."""
+    own = signals is not None and any(signals.find(name) for name in (SUM_BY_HAND_SIZE, POOL_SUM_SIZE))
+    layers = (
+        not own or any(not f.attention and f.aggregation in ("add", "sum") for f in signals.layers) if signals else True
+    )
+    names = ("divide-sum",) * own + ("mean-aggregation-root", "norm-after-sum") * layers
+    return [(name, {}, said) for name in names]
+
+
 def _without_skip(signals: Signals) -> bool:
     """True when some attention layer has no branch of the node's own features although its kind offers one."""
     return any(layer.get("root_weight") is False for layer in signals.attention_layers)
@@ -98,8 +112,7 @@ def _without_skip(signals: Signals) -> bool:
 def _for_attention(codes: set[str], roots: set[str], signals: Signals | None) -> list[Choice]:
     """Saturation by the input is cured at the input; saturation by the weights at queries and keys."""
     if "sum-aggregation" in roots:
-        said = "the sum aggregation before the layer drives the scores: treat that first"
-        return [("mean-aggregation-root", {}, said), ("norm-after-sum", {}, said)]
+        return _for_sums(signals, "the sum aggregation before the layer drives the scores: treat that first")
     if "feature-scale" in roots:
         return [("input-standardisation", {}, "the scale of the features drives the scores: treat that first")]
     if "GS302" in codes and "unsuitable-init" in roots:

@@ -19,7 +19,15 @@ from gnnstab.fixes._norms_and_clamps import (
 from gnnstab.fixes._training import AdamEps, GradientClipping, LowerLearningRate
 from gnnstab.fixes.aggregation import Aggregation, MeanAggregationRoot, NormAfterSum
 from gnnstab.fixes.base import Fix
-from gnnstab.fixes.by_hand import CleanData, Fp32Operation, Reconnect, SafeOperation, SetMask, UndoNormalisation
+from gnnstab.fixes.by_hand import (
+    CleanData,
+    DivideSum,
+    Fp32Operation,
+    Reconnect,
+    SafeOperation,
+    SetMask,
+    UndoNormalisation,
+)
 from gnnstab.fixes.identity import PreNormResidual, Residual, ResidualDepthInit
 from gnnstab.fixes.qk_clip import QKClip
 from gnnstab.randomness import keeps_random_state
@@ -62,6 +70,7 @@ FIXES: dict[str, Fix] = {
         # What can only be done by hand.
         CleanData(),
         SafeOperation(),
+        DivideSum(),
         SetMask(),
         UndoNormalisation(),
         Fp32Operation(),

@@ -13,6 +13,7 @@ from torch import Tensor
 from gnnstab.errors import GnnstabError, TraceError, UsageError
 from gnnstab.evaluation import diagnose_trace
 from gnnstab.monitor._opening import loss_of
+from gnnstab.observation import adam_settings
 from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 from gnnstab.probe.operations.repeat import as_batch as as_given
 from gnnstab.probe.optimizer.learning import LEARNS
@@ -29,6 +30,7 @@ from gnnstab.records.vocabulary import (
 from gnnstab.rules.engine import RULE_FAILED
 from gnnstab.sharding import waits_for_others
 from gnnstab.trace import TraceWriter
+from gnnstab.verification import prove
 from gnnstab.verification.interventions import as_batch, investigated, kept
 
 Loss = Callable[[Any, Any], Tensor]
@@ -78,6 +80,23 @@ class Ending:
         )
         if found.symptoms:
             self._writer.meta(INVESTIGATION, json.dumps(kept(found)))
+
+    def prove(self, diagnosis: Diagnosis) -> Diagnosis:
+        """The diagnosis with a verdict on every fix; raises `UsageError` where there is nothing to try them on."""
+        inputs, model = self._recorder.kept, self._recorder.model
+        if inputs is None or waits_for_others(model):
+            raise UsageError(
+                "verify=True needs a whole model and a batch that the monitor has kept, and there is none; "
+                "gnnstab.diagnose(model, batch=…, loss=…, verify=True) takes them"
+            )
+        loss = loss_of(inputs, self._loss)
+        groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
+        training: dict[str, Any] = {**adam_settings(groups)}
+        return prove(
+            diagnosis, model, batch=as_batch(model, inputs.args, inputs.kwargs),
+            loss=None if loss is None else _as_called(loss, inputs), precision=self._recorder.notes.precision or "fp32",
+            **training,
+        )  # fmt: skip
 
     def _try_steps(self, diagnosis: Diagnosis, inputs: ForwardInputs) -> None:
         """Would the loss fall without what deep stacks put in the way, where it has hardly done, or with softer attention, where that is sharp?"""

@@ -18,7 +18,7 @@ from gnnstab.probe.replaying.recovered_loss import recovered_loss
 from gnnstab.probe.replaying.replica import replica, run_replica
 from gnnstab.probe.replaying.zero_output import loss_over_zero
 from gnnstab.records import Measure
-from gnnstab.records.vocabulary import LOSS_OVER_ZERO, POOL_SUM_SIZE, SUM_BY_HAND_SIZE
+from gnnstab.records.vocabulary import LOSS_OVER_ZERO
 from gnnstab.trace import TraceWriter
 
 Loss = Callable[[Any, Any], Tensor]
@@ -73,11 +73,8 @@ class Opening:
         self._looks = False
         with sums_watched() as sums:
             run_replica(replica(self._recorder.model), kept)
-        sizes = {POOL_SUM_SIZE: sums.pooled, SUM_BY_HAND_SIZE: sums.by_hand}
-        found = {LOSS_OVER_ZERO: over} | {name: float(max(own)) for name, own in sizes.items() if own}
-        self._writer.measures(
-            [Measure(answer.step, "", kept.mode, 0, name, -1, value, json.dumps({})) for name, value in found.items()]
-        )
+        far_off = Measure(answer.step, "", kept.mode, 0, LOSS_OVER_ZERO, -1, over, json.dumps({}))
+        self._writer.measures([far_off, *sums.measures(answer.step, kept.mode)])
 
 
 def loss_of(kept: ForwardInputs, loss: Loss | None) -> Loss | None:

@@ -147,13 +147,14 @@ class Monitor:
                 "this monitor was entered before, and its trace is one run; make a new Monitor for the next"
             )
         self._begun = self._entered = True
-        with (
-            ExitStack() as undo
-        ):  # Python leaves no block that it has not entered: an interrupt, a warning as an error.
+        # Python leaves no block that it has not entered: an interrupt, a warning as an error.
+        with ExitStack() as undo:
             self._leave(undo)
             self._guarded("attaching to the model", self._recorder.attach)
             self._guarded("attaching to the optimizer", self._boundary.attach)
             self._guarded("what the optimizer holds", self._compare_with_optimizer)
+            if len(self._optimizers) == 1:
+                self._writer.meta("optimizer", type(self._optimizers[0]).__name__)
             self._warn_foreign_optimizer()
             undo.pop_all()
         return self
@@ -225,13 +226,18 @@ class Monitor:
         """
         self._guarded("the validation loss", lambda: self._recorder.validation(float(loss)))
 
-    def diagnose(self, **options: Any) -> Diagnosis:
-        """Diagnose what was recorded so far; ``options`` are those of `gnnstab.evaluation.diagnose_trace`."""
+    def diagnose(self, *, verify: bool = False, **options: Any) -> Diagnosis:
+        """Diagnose what was recorded so far; ``options`` are those of `gnnstab.evaluation.diagnose_trace`.
+
+        ``verify`` proves every recommended fix on copies of the model, with the batch of the latest full-tier step, the
+        monitor's loss and the optimizer's rate. Raises `UsageError` where no such step was recorded.
+        """
         with self._read() as trace:
             notes = (self._nothing_yet(),) if self._recorder.row is None else ()
             path = str(self._path or trace.path) if trace.path == "memory" else str(trace.path)
             options.setdefault("target", Target("trace", path, notes))
-            return self._in_own_lines(diagnose_trace(trace, **options))
+            found = self._in_own_lines(diagnose_trace(trace, **options))
+        return self._ending.prove(found) if verify else found
 
     def _read(self) -> Trace:
         """The trace; in a forked process, which stands aside, one that says so."""

@@ -38,10 +38,22 @@ def _observe(path: Path, request: Request, probe: bool) -> Observed:
     request.progress(f"reading {path.name}")
     before = path.stat() if path.is_file() else None
     checkpoint = load(path, unsafe=request.unsafe)
+    leaves = {name.rpartition(".")[2] for name in checkpoint.tensors}
+    if "edge_index" in leaves and not leaves & {"weight", "bias"}:
+        raise LoadError(
+            f"{path}: is a batch, since it holds an edge_index and no weights; pass it with batch=, beside model="
+        )
     model = None if request.model is None else build(request.model)
     checkpoint = checkpoint if model is None else informed(checkpoint, model)
     heads = request.heads or _heads(model)
-    facts = recover(checkpoint, heads=heads, activation=request.activation, alone=model is None)
+    try:
+        facts = recover(checkpoint, heads=heads, activation=request.activation, alone=model is None)
+    except UsageError as error:
+        if request.heads is not None or model is None:
+            raise
+        # Nobody said a number of heads: it is the model's.
+        told = str(error).partition(" contradicts the file: ")[2] or str(error)
+        raise LoadError(f"{path}: does not fit {type(model).__name__}, which has heads={heads}: {told}") from error
     static, notes = from_checkpoint(facts), tuple(facts.notes)
     if model is None:
         if request.batch is not None or request.loss is not None:

@@ -60,6 +60,8 @@ def observe_model(model: Any, request: Request) -> Observed:
     if not isinstance(model, nn.Module):
         raise UsageError(f"cannot diagnose a {type(model).__name__}; pass a path or a torch.nn.Module")
     static = static_signals(model, optimizer=request.optimizer, activation=request.activation)
+    if request.optimizer is not None:
+        static = replace(static, context={**static.context, "optimizer": type(request.optimizer).__name__})
     groups = () if request.optimizer is None else request.optimizer.param_groups
     return on_batch(Observed(Target(kind="model", path=type(model).__name__), static), model, request, groups)
 
@@ -71,27 +73,31 @@ def on_batch(seen: Observed, model: nn.Module, request: Request, groups: Sequenc
     """
     if request.batch is None:
         return seen
-    from gnnstab.probe.batches.arguments import load_batch
-    from gnnstab.probe.batches.data import taken
-    from gnnstab.probe.batches.loss import of_output_and_batch
     from gnnstab.probe.optimizer.optimizer_steps import with_trial_steps
 
-    batch, loss = request.batch, request.loss
-    if isinstance(batch, (str, os.PathLike)):
-        batch = load_batch(os.fspath(batch), unsafe=request.unsafe)
-    if isinstance(loss, str):
-        loss = resolve(loss)
-    loss = None if loss is None else of_output_and_batch(loss)
-    batch = taken(batch, model)
+    live = at_hand(model, request, adam_settings(groups))
+    batch, loss = live.batch, live.loss
     request.progress("running forward and backward")
     target = replace(seen.target, notes=(*seen.target.notes, *_kept(model)))
     dynamic = measured_signals(model, batch, loss=loss, precision=request.precision)
     dynamic = with_trial_steps(dynamic, model, batch, loss, request.optimizer, request.precision)
     if request.optimizer is not None:
         dynamic = replace(dynamic, values=(*dynamic.values, *_not_held(model, request.optimizer.param_groups)))
-    return replace(
-        seen, target=target, signals=join(dynamic, seen.signals), live=Live(model, batch, loss, adam_settings(groups))
-    )
+    return replace(seen, target=target, signals=join(dynamic, seen.signals), live=live)
+
+
+def at_hand(model: nn.Module, request: Request, training: Mapping[str, float]) -> Live:
+    """The model with the batch and the loss of the request, read where they are names."""
+    from gnnstab.probe.batches.arguments import load_batch
+    from gnnstab.probe.batches.data import taken
+    from gnnstab.probe.batches.loss import of_output_and_batch
+
+    batch, loss = request.batch, request.loss
+    if isinstance(batch, (str, os.PathLike)):
+        batch = load_batch(os.fspath(batch), unsafe=request.unsafe)
+    if isinstance(loss, str):
+        loss = resolve(loss)
+    return Live(model, taken(batch, model), None if loss is None else of_output_and_batch(loss), training)
 
 
 def _kept(model: nn.Module) -> list[str]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from gnnstab.errors import UsageError, let_through
+from gnnstab.errors import UsageError, hint, let_through
 
 if TYPE_CHECKING:
     from torch import nn
@@ -53,9 +54,17 @@ def resolve(reference: str) -> Callable[..., Any]:
         raise UsageError(
             f"cannot import {module!r} for {reference!r}: {error}; run from the folder that holds it"
         ) from error
+    except Exception as error:
+        let_through(error)
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"line {last.lineno} of {os.path.basename(last.filename)}"
+        raise UsageError(
+            f"importing {module!r} for {reference!r} failed: {type(error).__name__}: {error} ({where})"
+        ) from error
     for part in name.split("."):
         if not hasattr(found, part):
-            raise UsageError(f"module {module!r} has no {name!r}")
+            near = hint(part, [known for known in dir(found) if callable(getattr(found, known, None))])
+            raise UsageError(f"module {module!r} has no {name!r}{f'; {near}' if near else ''}")
         found = getattr(found, part)
     if not callable(found):
         raise UsageError(f"{reference!r} is a {type(found).__name__}, not something to call")

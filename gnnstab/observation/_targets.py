@@ -8,8 +8,9 @@ from typing import Any
 
 from gnnstab.observation._files import observe_checkpoint
 from gnnstab.observation._folders import observe_folder
-from gnnstab.observation._models import observe_model
-from gnnstab.observation._request import Observed, Request
+from gnnstab.observation._models import at_hand, observe_model
+from gnnstab.observation._references import build
+from gnnstab.observation._request import Live, Observed, Request
 from gnnstab.records import Target
 from gnnstab.signals import from_trace
 from gnnstab.trace import Trace, rank_files
@@ -27,8 +28,17 @@ def observe(target: Any, request: Request) -> Observed:
         return observe_folder(path, request)
     if path.is_dir() or is_trace(path):
         with Trace.open(path) as trace:
-            return Observed(Target(kind="trace", path=str(path)), from_trace(trace))
+            return Observed(Target(kind="trace", path=str(path)), from_trace(trace), _beside(trace, request))
     return observe_checkpoint(path, request)
+
+
+def _beside(trace: Trace, request: Request) -> Live | None:
+    """The model that a run was of, where it was passed with a batch; a trace holds neither."""
+    if request.model is None or request.batch is None:
+        return None
+    rates = trace.step_arrays()["lr"]
+    known = rates[rates > 0]
+    return at_hand(build(request.model), request, {"lr": float(known[0])} if len(known) else {})
 
 
 def is_trace(path: Path) -> bool:

@@ -25,7 +25,7 @@ from gnnstab.probe.replaying.zero_output import loss_over_zero
 from gnnstab.probe.statistics.numbers import Measured
 from gnnstab.probe.unit_input import AtUnitInput, at_unit_input
 from gnnstab.randomness import same_random_state
-from gnnstab.records.vocabulary import LOSS_OVER_ZERO, POOL_SUM_SIZE, SUM_BY_HAND_SIZE
+from gnnstab.records.vocabulary import LOSS_OVER_ZERO
 from gnnstab.trace import Trace, TraceWriter
 
 OBJECTIVE = "loss: a fixed random linear read-out of the output, since none was given"
@@ -151,11 +151,11 @@ def _one(
         objective.backward()  # type: ignore[no-untyped-call]
     numbers = {
         LOSS_OVER_ZERO: loss_over_zero(output, float(objective.detach()), batch, loss),
-        POOL_SUM_SIZE: max(sums.pooled, default=math.nan),
-        SUM_BY_HAND_SIZE: max(sums.by_hand, default=math.nan),
     }
     known = {name: Measured(torch.tensor(value)) for name, value in numbers.items() if not math.isnan(value)}
-    recorder.state.queue("", "eval-grad" if objective.requires_grad else "eval", 0, known)
+    mode = "eval-grad" if objective.requires_grad else "eval"
+    recorder.state.queue("", mode, 0, known)
+    recorder.writer.measures(sums.measures(recorder.step, mode))
     answer = recorder.state.answer
     if answer is not None and answer.output is not None and answer.gradient is not None:
         value = float(objective.detach())

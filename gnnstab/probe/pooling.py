@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Any
 
 import torch
@@ -15,6 +17,9 @@ from torch_geometric.nn.pool import glob
 from torch_geometric.utils import scatter
 
 from gnnstab.probe.layers.group_sums import GROUP_SUMS, group_sum
+from gnnstab.probe.written_sums import written_sum
+from gnnstab.records import Measure
+from gnnstab.records.vocabulary import POOL_SUM_SIZE, SUM_BY_HAND_SIZE
 from gnnstab.torch_private import without_torch_function
 
 _SUMS = ("sum", "add")
@@ -37,8 +42,18 @@ class Sums:
     pooled: list[int] = field(default_factory=list)
     """Nodes of the largest graph of every pooling by a sum."""
 
-    by_hand: list[int] = field(default_factory=list)
-    """Rows of the largest group of every sum of features that the model's own code takes, and that grows with the group."""
+    by_hand: list[tuple[int, dict[str, str | int]]] = field(default_factory=list)
+    """Rows of the largest group of every sum of features that the model's own code takes, and that grows with the group; and how
+    the code writes it, see `written_sum`."""
+
+    def measures(self, step: int, mode: str) -> list[Measure]:
+        """The largest of each kind."""
+        found: list[tuple[str, int, dict[str, str | int]]] = []
+        if self.pooled:
+            found.append((POOL_SUM_SIZE, max(self.pooled), {}))
+        if self.by_hand:
+            found.append((SUM_BY_HAND_SIZE, *max(self.by_hand, key=lambda one: one[0])))
+        return [Measure(step, "", mode, 0, name, -1, float(size), json.dumps(how)) for name, size, how in found]
 
 
 @contextmanager
@@ -65,9 +80,9 @@ def sums_watched(*, pool_mean: bool = False, mean: bool = False) -> Iterator[Sum
 class _ByHand(TorchFunctionMode):
     """Looks at every sum into groups outside of PyG, whose layers have rules of their own."""
 
-    def __init__(self, sizes: list[int], mean: bool) -> None:
+    def __init__(self, seen: list[tuple[int, dict[str, str | int]]], mean: bool) -> None:
         super().__init__()
-        self._sizes, self._mean = sizes, mean
+        self._seen, self._mean = seen, mean
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
@@ -75,13 +90,21 @@ class _ByHand(TorchFunctionMode):
             return output
         with without_torch_function():
             done = group_sum(func, args, kwargs or {}, output)
-            if done is None or done.axis != 0 or not _of_features(done.values, output) or _within_pyg():
+            if (
+                done is None
+                or done.axis != 0
+                or not _of_features(done.values, output)
+                or _of_a_library(frame := _caller())
+            ):
                 return output
             count = torch.bincount(done.groups, minlength=len(output)).clamp(min=1).to(output)
             if count.max() < GROUP or not _grows(output.detach(), count):
                 return output
-            self._sizes.append(int(count.max()))
-            return output / count.unsqueeze(1) if self._mean else output
+            if not self._mean:
+                self._seen.append((int(count.max()), written_sum(frame)))
+                return output
+            # The caller of a function that writes into its operand may not use what it returns.
+            return output.div_(count.unsqueeze(1)) if output is args[0] else output / count.unsqueeze(1)
 
 
 def _of_features(values: Tensor, output: Tensor) -> bool:
@@ -100,9 +123,21 @@ def _grows(output: Tensor, count: Tensor) -> bool:
     return float((x * y).sum() / x.square().sum()) > GROWS
 
 
-def _within_pyg() -> bool:
-    """True where the function was called by torch_geometric."""
-    frame = sys._getframe(3)
-    while frame is not None and frame.f_globals.get("__name__", "").startswith(("torch.", "gnnstab.")):
-        frame = frame.f_back  # type: ignore[assignment]
-    return frame is not None and str(frame.f_globals.get("__name__", "")).startswith("torch_geometric.")
+def _caller() -> FrameType | None:
+    """The frame that called the function: the first outside of torch and of the modes that the call goes through."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and (
+        _name(frame).startswith("torch.") or frame.f_code.co_name == _ByHand.__torch_function__.__name__
+    ):
+        frame = frame.f_back
+    return frame
+
+
+def _of_a_library(frame: FrameType | None) -> bool:
+    """True for PyG and for what looks at the run; the demonstration is a user of both."""
+    name = "" if frame is None else _name(frame)
+    return name.startswith(("torch_geometric.", "gnnstab.")) and name != "gnnstab.demo"
+
+
+def _name(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", ""))

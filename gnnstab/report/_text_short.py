@@ -162,7 +162,7 @@ def _began(diagnosis: Diagnosis) -> Iterator[_Line]:
     if (event := summary.first_non_finite(diagnosis)) is not None:
         place = escape.sentence(f"first non-finite value: {summary.event_place(event)}", 60, 180)
         yield _Line("began", Text(place, f"bold {RED}"))
-        if event.stage == "loss" and not event.detail.get("operation") and not diagnosis.root_causes():
+        if event.stage in ("loss", "gradient") and not event.detail.get("operation") and not diagnosis.root_causes():
             yield _Line("next", Text("the loss is your code: Monitor(model, loss=fn) names the operation in it"))
     if told := extremes(diagnosis):
         more = f"; {len(told) - 1} more" if len(told) > 1 else ""

@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 
 from gnnstab.errors import UsageError
-from gnnstab.records import Diagnosis
+from gnnstab.records import Diagnosis, Target
 
 FACES = ("python", "cli")
 
@@ -95,8 +95,8 @@ def plain(text: str) -> str:
 
 def spoken(diagnosis: Diagnosis, face: str = "python") -> Diagnosis:
     """The diagnosis with every sentence in the words of ``face``, in plain terms, and without a call for what was given."""
-    kind, given = diagnosis.target.kind, _given(diagnosis)
-    say = partial(_say, kind=kind, given=given, face=face)
+    target, given = diagnosis.target, _given(diagnosis)
+    say = partial(_say, target=target, given=given, face=face)
     return replace(
         diagnosis,
         coverage=replace(
@@ -114,11 +114,16 @@ def spoken(diagnosis: Diagnosis, face: str = "python") -> Diagnosis:
     )
 
 
-def _say(text: str, kind: str, given: Collection[str], face: str) -> str:
+def _say(text: str, target: Target, given: Collection[str], face: str) -> str:
     if not text:
         return text
-    if kind == "trace":
-        text = _changed(text, _RECORDED)
+    if target.kind == "trace":
+        # A trace holds neither model nor batch; a monitor has kept both.
+        verify = (
+            "monitor.diagnose(verify=True)" if target.path == "memory" else "diagnose(…, model=…, batch=…, verify=True)"
+        )
+        verify = "diagnose --model … --batch … --verify" if face == "cli" else verify
+        text = _changed(text.replace("diagnose --verify", verify), _RECORDED)
     elif "batch" in given:
         text = _changed(text, _PASSED)
     elif "model" in given:
@@ -128,7 +133,10 @@ def _say(text: str, kind: str, given: Collection[str], face: str) -> str:
 
 def _given(diagnosis: Diagnosis) -> frozenset[str]:
     """Which of ``model``, ``batch`` the reader passed, as the diagnosis itself shows it."""
-    given = {"model"} if diagnosis.target.kind == "model" else set()
+    read = any(
+        "of the model's" in note for note in diagnosis.target.notes
+    )  # the tensors of a file, into the model that was passed
+    given = {"model"} if diagnosis.target.kind == "model" or read else set()
     if any(signal.source == "batch" for signal in diagnosis.signals):
         given |= {"model", "batch"}
     return frozenset(given)

@@ -230,7 +230,7 @@ HOW = {
 }
 """How a cause is known → the words that a reader needs no manual for."""
 
-_UNTESTED = re.compile(r"(?:; )?not tested: (.+?), or (diagnose\b.+)$")
+_UNTESTED = re.compile(r"(?:; )?not tested: (.+?), or (\S*diagnose\b.+)$")
 
 
 def note(fix: FixAdvice) -> str:

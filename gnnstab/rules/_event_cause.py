@@ -23,7 +23,7 @@ _SHORTEST = 5
 _LARGE = ("overflow", "exp-overflow", "inf-minus-inf", "inf-over-inf", "undefined-of-inf")
 _UNDEFINED = (
     "log-of-zero", "log-of-negative", "division-by-zero", "zero-over-zero", "root-of-negative", "inf-minus-inf", "inf-over-inf",
-    "exp-overflow", "outside-domain", "undefined-of-inf", "uninitialised", "undefined", "written",
+    "exp-overflow", "outside-domain", "undefined-of-inf", "uninitialised", "undefined", "deviation-of-one", "written",
 )  # fmt: skip
 
 

@@ -288,7 +288,7 @@ LINKS = tuple(
         ("GS302", _through_one_hot_attention, "GS604"),
         ("GS301", _through_one_hot_attention, "GS604"),
         # Learning rate before what it did to the weights.
-        ("GS601", _always, "GS301 GS302 GS104 GS501 GS603 GS701 GS702"),
+        ("GS601", _always, "GS301 GS302 GS104 GS105 GS501 GS603 GS701 GS702"),
         ("GS601", _grown_in_the_run, "GS201"),
         ("GS201", _since_the_start, "GS603"),
         ("GS201", _zero_start, "GS604 GS701 GS704 GS304"),

@@ -22,7 +22,8 @@ class DropoutOnSparseNeighbourhood(Rule):
 
     ## Why it is unstable
     Dropout acts on the attention weights of single edges. A node with one neighbour has one weight, 1; with probability p
-    it is dropped and the node gets no message at all in this step, otherwise its message is multiplied by 1/(1 − p).
+    it is dropped and the node gets no message at all in this step, otherwise its message is multiplied by 1/(1 − p). Heads are
+    dropped one by one: all H of them with probability p^H.
 
     ## What it looks like
     The training loss is noisier than the batch size explains, and train and eval mode differ most at the leaves.
@@ -62,9 +63,11 @@ class DropoutOnSparseNeighbourhood(Rule):
                 return
             told = f" Train and eval mode differ by {percent(largest(apart).value)}." if apart else ""
             rate = max(layer.dropout or 0.0 for layer in on)
+            lost = max((layer.dropout or 0.0) ** (layer.heads or 1) for layer in on)
             yield self.finding(
                 f"dropout={rate:g} in {names(layer.name for layer in on)} and {percent(single)} of the nodes have a single neighbour: "
-                f"each loses its whole message with probability {rate:g} per step.{told} Add self-loops or set dropout=0.",
+                f"each loses {'its whole message' if lost == rate else 'each head of its message'} with probability {rate:g} per step"
+                f"{f', all heads with {lost:.2g}' if lost != rate else ''}.{told} Set dropout=0, or add self-loops.",
                 severity="warning" if apart else "info",
                 limit=self.share,
                 signal=sparse,

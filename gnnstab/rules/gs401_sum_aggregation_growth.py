@@ -23,7 +23,8 @@ class SumAggregationGrowth(Rule):
     by more than 0.2 below that at an input of RMS 1): a warning. Both large without such a symptom: information.
 
     Such sums, poolings by a sum, and sums of features by an index in the model's own code also count where the loss of a fresh
-    network is more than 4 times that of an output of zeros, on the batch or in one of the first 10 steps of a run.
+    network is more than 4 times that of an output of zeros, on the batch or in one of the first 10 steps of a run. A sum by an
+    index beside attention that the size of its input saturates is information, and what it is shown to be where it can be undone.
 
     ## Why it is unstable
     Softmax attention itself is safe: its weights sum to 1 and the largest of n logits grows like √(2 ln n). A sum of n
@@ -83,6 +84,10 @@ class SumAggregationGrowth(Rule):
     )
     """Size of a sum that counts where the loss is so far off: of a run one batch was measured, and others are larger."""
 
+    rows: float = threshold(
+        8.0, unit="rows", source="derived: a sum of 8 independent rows is 2.8 times as large as one"
+    )
+
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding per aggregation that grows."""
         found = measured(signals.find("aggregation.exponent"))
@@ -110,6 +115,8 @@ class SumAggregationGrowth(Rule):
     def _pooled(self, signals: Signals) -> Iterator[Finding]:
         far = self._far_off(signals)
         pooled, by_hand = signals.find(POOL_SUM_SIZE), signals.find(SUM_BY_HAND_SIZE)
+        if by_hand and far is None:
+            yield from self._before_attention(signals, largest(by_hand))
         if far is None or not (pooled or by_hand):
             return
         what = (
@@ -125,6 +132,18 @@ class SumAggregationGrowth(Rule):
             signal=far,
             confidence="medium",
         )
+
+    def _before_attention(self, signals: Signals, sums: Signal) -> Iterator[Finding]:
+        """What its input saturates may stand behind the sum or not: undoing it tells."""
+        saturated = [state.layer for state in attention(signals) if not state.synthetic and self._suffers(state)]
+        if saturated:
+            yield self.finding(
+                f"the model's own code adds up the features of up to {sums.value:.0f} rows by an index, and the size of its input saturates "
+                f"{names(saturated)}. Divide the sum by the size of the groups.",
+                severity="info",
+                limit=self.rows,
+                signal=sums,
+            )
 
     def _growing(self, signals: Signals, measurements: tuple[Signal, ...], least: float) -> Iterator[Signal]:
         per_layer: dict[str | None, list[Signal]] = {}

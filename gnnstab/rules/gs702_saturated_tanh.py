@@ -46,7 +46,7 @@ class SaturatedTanh(Rule):
             if signal.value > self.share and not signal.detail.get("output"):
                 yield self.finding(
                     f"the tanh behind {signal.layer} stands beyond ±0.97 in {percent(signal.value)} of its entries, where it passes less than "
-                    "6 % of the gradient. Normalise in front of it.",
+                    "6 % of the gradient. Put a LayerNorm in front of it.",
                     limit=self.share,
                     signal=signal,
                     confidence="medium",
@@ -66,7 +66,7 @@ class SaturatedTanh(Rule):
             if own and not reads_features and largest(own).value - max(constant, default=0.0) > self.share:
                 yield self.finding(
                     f"{layer.name}: {percent(largest(own).value)} of its input stands beyond ±0.97, where a tanh passes less than 6 % of the "
-                    "gradient. Normalise before the layer in front of it.",
+                    "gradient. Put a LayerNorm before the layer in front of it.",
                     limit=self.share,
                     signal=largest(own),
                 )

@@ -26,6 +26,7 @@ _BY_KIND: Mapping[str, str] = {
     "on the operands before the softmax",
     "uninitialised": "write the memory before it is read: torch.zeros in place of torch.empty",
     "written": "the code writes an infinity or NaN itself: use a large finite number, or do not read these entries",
+    "deviation-of-one": "a single value has no deviation: pass unbiased=False, which gives 0, or leave out what has fewer than two rows",
     "undefined": "look at the operands of this line",
 }
 

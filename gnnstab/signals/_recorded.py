@@ -30,6 +30,7 @@ _MISSING = {
     "gain.": "the trace does not hold the weights; pass the checkpoint or the model",
     LOSS_GENERALISATION_GAP: "no validation loss is known; pass it with monitor.validation(loss), beside monitor.loss(loss)",
     "aggregation.": "no aggregation other than attention was recorded",
+    "hub.": "no layer adds its messages to a skip of its own, beside which those of a hub could be weighed",
     "pool.": "no pooling that adds up was recorded; pass the model and a batch of graphs",
     "update.": "no optimizer step was recorded",
     "place.": "the places beside the attention layers were not looked at; pass the model and a batch, or record a training run",
@@ -137,6 +138,8 @@ def _context(
         context["rows_lost"] = _number(meta.get("dropped.rows")) + _number(meta.get("malformed.rows"))
         context["steps_unseen"] = _number(meta.get("unseen.steps"))
         context["trained"] = True if steps >= TRAINED_STEPS else None
+    if "optimizer" in meta:
+        context["optimizer"] = meta["optimizer"]
     if meta.get("trained") in ("true", "false"):
         context["trained"] = meta["trained"] == "true"
     found = {

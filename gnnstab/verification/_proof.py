@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,14 +10,16 @@ from typing import Any
 from torch import nn
 
 from gnnstab.randomness import keeps_random_state
-from gnnstab.records import Cause, Diagnosis, Finding
-from gnnstab.records.vocabulary import in_group
-from gnnstab.verification._protocol import verify
+from gnnstab.records import Cause, Diagnosis, Finding, FixAdvice
+from gnnstab.records.vocabulary import LOSS_FIRST_RISE, OPTIMIZER_LOSS_RISE, in_group
+from gnnstab.verification._protocol import NOTHING_FIRES, verify
 from gnnstab.verification._sweep import Progress
 from gnnstab.verification._verdict import Verdict
 from gnnstab.verification.interventions.deciding import ROOT
 
 _REFUTED = ("no-effect", "made-worse")
+
+_UNSHOWN = "not tested: the model as it was passed shows no symptom of the run"
 
 _ORDER = ("confirmed", "inconclusive", "not-tested", "no-effect", "made-worse")
 
@@ -49,7 +52,9 @@ def prove(
             model, names, batch=batch, loss=loss, precision=precision, progress=progress, finding=finding,
             **{"steps": 100, **options},
         )  # fmt: skip
-        verdicts = {verdict.fix: verdict for verdict in found}
+        # A model that its run has not ruined, as one with fresh weights, says nothing about what the run has shown.
+        told = [v for v in found if diagnosis.target.kind != "trace" or v.reason != NOTHING_FIRES]
+        verdicts = {verdict.fix: verdict for verdict in told}
         proven |= {cause.cause: _proven(cause, verdicts) for cause in causes}
     return replace(diagnosis, causes=tuple(proven.get(cause.cause, cause) for cause in diagnosis.causes))
 
@@ -59,15 +64,22 @@ def _groups(diagnosis: Diagnosis, causes: Sequence[Cause]) -> Iterator[tuple[Fin
     by_symptom = []
     for cause in causes:
         own = [f for f in diagnosis.at_least("warning") if f.code in cause.codes and f.signal in in_group("setting")]
+        rises = [f for f in diagnosis.at_least("warning") if f.code in cause.codes and f.signal == LOSS_FIRST_RISE]
         if own:
             yield own[0], [cause]
+        elif rises:
+            # What the first steps of a run have shown, steps at its rate show again on a copy.
+            yield replace(rises[0], signal=OPTIMIZER_LOSS_RISE), [cause]
         else:
             by_symptom.append(cause)
     yield None, by_symptom
 
 
 def _proven(cause: Cause, verdicts: Mapping[str, Verdict]) -> Cause:
-    fixes = [verdicts[advice.fix].as_advice(advice) for advice in cause.fixes]
+    fixes = [
+        _at_its_rate(verdicts[f.fix].as_advice(f), verdicts[f.fix]) if f.fix in verdicts else replace(f, note=_UNSHOWN)
+        for f in cause.fixes
+    ]
     ordered = tuple(sorted(fixes, key=lambda advice: _ORDER.index(advice.verdict)))
     if not (ordered and all(advice.verdict in _REFUTED for advice in ordered)):
         return replace(cause, fixes=ordered)
@@ -76,3 +88,15 @@ def _proven(cause: Cause, verdicts: Mapping[str, Verdict]) -> Cause:
     status = "contributing" if shown else "present"
     reason = f"{cause.reason} Verification spoke against it as the root: none of its fixes had an effect."
     return replace(cause, status=status, how=cause.how if shown else "", reason=reason, fixes=ordered)
+
+
+def _at_its_rate(advice: FixAdvice, verdict: Verdict) -> FixAdvice:
+    """A lower learning rate as the one that was confirmed, for the optimizer that the advice names."""
+    rate = (
+        re.search(r"\blr=([\d.e+-]+)\)", verdict.change)
+        if (verdict.fix, verdict.verdict) == ("lower-lr", "confirmed")
+        else None
+    )
+    return (
+        advice if rate is None else replace(advice, change=re.sub(r"\blr=[^)]*\).*", f"lr={rate[1]})", advice.change))
+    )

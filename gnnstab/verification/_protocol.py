@@ -42,6 +42,8 @@ from gnnstab.verification.training import TrainingSettings
 
 AS_IT_IS: tuple[FixSpec, ...] = ()
 
+NOTHING_FIRES = "no rule fires on this model and batch: there is nothing to cure"
+
 FIRST = 2
 """Seeds that are measured first: a fresh fix that the signal refutes in both is not measured on more."""
 
@@ -234,9 +236,7 @@ class _Plan:
         base = Verdict(self.item.fix, "not-tested", "", change=change, options=dict(self.item.options))
         goal = self.setting.goal
         if goal is None:
-            return replace(
-                base, verdict="no-effect", reason="no rule fires on this model and batch: there is nothing to cure"
-            )
+            return replace(base, verdict="no-effect", reason=NOTHING_FIRES)
         screened, trained = self._pairs(results), self._pairs(results, train=True)
         errors = [r.error for r in (*screened.before, *screened.after) if r.error]
         if errors:

@@ -26,6 +26,7 @@ SOME_MODELS = {
     "reconnect",
     "safe-operation",
     "set-mask",
+    "divide-sum",
     "undo-normalisation",
     "fp32-operation",
 }

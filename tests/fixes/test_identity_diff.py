@@ -55,13 +55,16 @@ def changed(monkeypatch, model, name, **options):
 LOOP = net(f"self.convs = {CONVS}", "for conv in self.convs:\n    x = conv(x, edge_index).tanh()")
 COUNTED = net(f"self.convs = {CONVS}", "for i, conv in enumerate(self.convs):\n    x = F.relu(conv(x, edge_index))")
 INDEXED = net(f"self.convs = {CONVS}", "for i in range(3):\n    x = torch.tanh(self.convs[i](x, edge_index))")
+LINES = net(
+    f"self.convs = {CONVS}", "for conv in self.convs:\n    x = conv(x, edge_index)\n    x = F.relu(x)\n    x = x.tanh()"
+)
 SINGLE = net(
     "self.one = TransformerConv(8, 8)\nself.two = TransformerConv(8, 8)",
     "x = self.one(x, edge_index).relu()\nx = self.two(x, edge_index)",
 )
 
 
-@pytest.mark.parametrize("source", [LOOP, COUNTED, INDEXED, SINGLE], ids=["loop", "counted", "indexed", "single"])
+@pytest.mark.parametrize("source", [LOOP, LINES, COUNTED, INDEXED, SINGLE])
 @pytest.mark.parametrize(("name", "norms"), [("residual", False), ("pre-norm-residual", True)])
 def test_the_changed_file_computes_what_the_fix_means(load, monkeypatch, source, name, norms):
     model, batch = load(source), random_batch(12, 4, 8)
@@ -73,6 +76,7 @@ def test_the_changed_file_computes_what_the_fix_means(load, monkeypatch, source,
         LOOP: [torch.tanh] * 3,
         COUNTED: [torch.relu] * 3,
         INDEXED: [torch.tanh] * 3,
+        LINES: [lambda x: x.relu().tanh()] * 3,
         SINGLE: [torch.relu, lambda x: x],
     }
     x = batch["x"]
@@ -92,7 +96,7 @@ def test_the_diff_shows_the_lines_of_forward_and_of_the_constructor(load):
 
 
 UNCLEAR = {
-    "an activation in a line of its own": ("for conv in self.convs:\n    x = conv(x, edge_index)\n    x = x.relu()"),
+    "more than an activation": "for conv in self.convs:\n    x = conv(x, edge_index)\n    x = x + x.relu()",
     "another name": "for conv in self.convs:\n    h = conv(x, edge_index)\n    x = h.relu()",
     "an identity is there already": "for conv in self.convs:\n    x = x + conv(x, edge_index).relu()",
     "in the head of a condition": "for conv in self.convs:\n    if conv(x, edge_index).sum() > 0:\n        x = conv(x, edge_index)",

@@ -111,7 +111,8 @@ def test_clamps_that_are_modules_are_taken_out():
 
 
 @pytest.mark.parametrize(
-    "name", ["clean-data", "reconnect", "safe-operation", "set-mask", "undo-normalisation", "fp32-operation"]
+    "name",
+    ["clean-data", "reconnect", "safe-operation", "set-mask", "divide-sum", "undo-normalisation", "fp32-operation"],
 )
 def test_what_the_tool_cannot_do_is_said(name):
     with pytest.raises(FixError, match="make it by hand"):

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from inspect import signature
 
 import pytest
+from gnnstab.cli.diagnose import command as diagnose_command
 
 import examples
+import gnnstab
+from gnnstab import Monitor
 from gnnstab.errors import UsageError
-from gnnstab.records import Diagnosis, RuleStatus, Target
+from gnnstab.records import Cause, Diagnosis, FixAdvice, RuleStatus, Target
 from gnnstab.report import render
 from gnnstab.report.faces import plain, speak, spoken
+from gnnstab.report.summary import how_to_test
 
 PAIRS = [
     ("pass --model pkg.mod:factory --batch FILE", "pass model=, batch="),
@@ -41,6 +46,25 @@ def test_a_test_of_a_fix_is_a_call_in_python() -> None:
     told = speak(note, "python")
     assert told == 'not tested: gnnstab.verify(model, ["qk-clip:limit=4"], batch=batch), or diagnose(…, verify=True)'
     assert speak(note, "cli") == note
+
+
+@pytest.mark.parametrize(
+    ("path", "face", "call"),
+    [
+        ("run.gnnstab", "cli", "diagnose --model … --batch … --verify"),
+        ("run.gnnstab", "python", "diagnose(…, model=…, batch=…, verify=True)"),
+        ("memory", "python", "monitor.diagnose(verify=True)"),
+    ],
+)
+def test_a_run_says_what_tests_its_fixes_and_that_exists(path: str, face: str, call: str) -> None:
+    fix = FixAdvice("lower-lr", "lr", note="not tested: gnnstab verify --fix lower-lr, or diagnose --verify")
+    cause = Cause("learning-rate", "root-cause", "", fixes=(fix,))
+    shown = spoken(replace(examples.clean(), target=Target("trace", path), causes=(cause,)), face)
+    told = how_to_test(shown.causes[0].fixes)
+    assert told is not None and told[1] == call
+    known = {option for item in diagnose_command.params for option in item.opts}
+    known |= {f"{name}=" for name in signature(Monitor.diagnose if "monitor" in call else gnnstab.diagnose).parameters}
+    assert set(re.findall(r"--\w+|\w+=", call)) <= known
 
 
 def test_an_unknown_face_is_refused() -> None:

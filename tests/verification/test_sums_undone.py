@@ -78,6 +78,38 @@ class Markets(nn.Module):
         return self.out(h + self.conv(h, data.edge_index)).squeeze(-1)
 
 
+class Pedestrians(nn.Module):
+    """Attention behind what everybody around says, added up in one of the ways that torch has."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.say = nn.Sequential(nn.Linear(8, 32), nn.LayerNorm(32))
+        nn.init.ones_(self.say[1].bias)
+        self.mix, self.out = TransformerConv(32, 16, heads=2), nn.Linear(32, 2)
+
+    def forward(self, data: Data) -> Tensor:
+        src, dst = data.edge_index
+        m = self.say(torch.cat([data.x[src], data.x[dst]], 1))
+        total = torch.zeros(len(data.x), 32)
+        if self.how == "index_add_":
+            total.index_add_(0, dst, m)
+        elif self.how == "scatter_add_":
+            total.scatter_add_(0, dst[:, None].expand_as(m), m)
+        elif self.how == "scatter_reduce_":
+            total.scatter_reduce_(0, dst.unsqueeze(1).expand(-1, 32), m, "sum")
+        elif self.how == "index_put_":
+            total.index_put_((dst,), m, accumulate=True)
+        elif self.how == "torch.index_add":
+            total = torch.index_add(total, 0, dst, m)
+        return self.out(torch.tanh(self.mix(total, data.edge_index)))
+
+
+def pedestrians() -> Data:
+    torch.manual_seed(4)
+    return Data(x=torch.randn(60, 4), edge_index=torch.randint(0, 60, (2, 3000)))
+
+
 def squared(output: Tensor, data: Data) -> Tensor:
     return nn.functional.mse_loss(output, data.y)
 
@@ -184,3 +216,17 @@ def test_normalised_sums_are_left_alone():
 
     torch.manual_seed(6)
     assert not gnnstab.diagnose(Gcn(), batch=voters(), loss=squared).root_causes()
+
+
+@pytest.mark.parametrize("how", ["index_add_", "scatter_add_", "scatter_reduce_", "index_put_", "torch.index_add"])
+def test_every_way_to_add_up_is_undone_and_named_in_the_own_lines(how):
+    torch.manual_seed(6)
+    said = gnnstab.diagnose(Pedestrians(how), batch=pedestrians())
+    (root,) = said.root_causes()
+    assert (root.cause, root.how) == ("sum-aggregation", "undone")
+    assert "GS401" in root.codes and "GS702" in root.codes, "the tanh behind it follows from the sum, not from features"
+    (fix,) = root.fixes
+    assert fix.fix == "divide-sum" and how.rpartition(".")[2] in fix.change.splitlines()[0]
+    count, division = fix.change.splitlines()[1:]
+    assert count.startswith("count = torch.bincount(dst, minlength=total.size(0)).clamp(min=1)")
+    assert division == "total = total / count.unsqueeze(-1)"

@@ -37,7 +37,17 @@ def load_batch(path: str | Path, *, unsafe: bool = False) -> Any:
         LoadError: The file is missing, damaged, no torch file, or beyond the limits of docs/security.md.
         UnsafeFileError: Reading it would run code from the file and ``unsafe`` is off.
     """
-    return load_plain(Path(path), "batch", unsafe=unsafe)
+    batch = load_plain(Path(path), "batch", unsafe=unsafe)
+    if _weights(batch) or (isinstance(batch, dict) and any(map(_weights, batch.values()))):
+        raise LoadError(
+            f"batch {printable(str(path), 500)}: is a checkpoint, since it holds the weights of a model; pass it as the target"
+        )
+    return batch
+
+
+def _weights(value: Any) -> bool:
+    """True for a state dict: tensors under names such as ``conv1.weight``."""
+    return isinstance(value, dict) and any(str(key).endswith((".weight", ".bias")) for key in value)
 
 
 def load_plain(path: Path, what: str, *, unsafe: bool = False) -> Any:

@@ -103,7 +103,7 @@ def _elementwise(
     if producer and name != "div":
         given = f"{producer} gave {_value(left[first])}{'' if same else ' and the like'} for {count}; "
     elif producer and same:
-        given = f"{producer} gave the divisor {_value(left[first])}; "
+        given = f"the divisor {_value(left[first])} came from {producer}; "
     at = "" if given.endswith(f"for {count}; ") else f" at {count}"
     exact = facts.get("float32")
     wide = f" ({exact:.4g} in float32; {_dtype(output)} ends at {torch.finfo(output.dtype).max:.5g})" if exact else ""
@@ -205,7 +205,14 @@ def _overflow(
     else:
         said = f"{name} of operands up to {largest:.4g} gave {_value(output[~torch.isfinite(output)][0])} at {count}"
     if bool(torch.isnan(output).any()) and not low and largest < 1e15:
-        return Sizes("undefined", said, facts)
+        # With one value in each group n − 1 is 0.
+        alone = name in ("std", "var") and floats[0].numel() <= output.numel()
+        shape = (
+            f"{name} over one value, of an operand of shape {tuple(floats[0].shape)}, divides by n − 1 = 0 at {count}"
+            if alone
+            else ""
+        )
+        return Sizes("deviation-of-one", shape, facts) if alone else Sizes("undefined", said, facts)
     limit = f"{_dtype(output)} ends at {torch.finfo(output.dtype).max:.5g}"
     wide = f" ({exact:.4g} in float32; {limit})" if exact else f" ({limit})"
     return Sizes("overflow", said + wide, facts)

@@ -67,6 +67,9 @@ def _fitting(fixes: tuple[FixAdvice, ...], tried: Tried | None) -> tuple[FixAdvi
         return tuple(fix for fix in fixes if fix.fix != "layer-norm")
     if tried is not None and tried.trial.name == "unit-factors":
         return ()  # What to change is one factor in the user's code.
+    if tried is not None and tried.trial.cause == "sum-aggregation":
+        of_a_layer = tried.trial.name == "divide-sums"
+        return tuple(fix for fix in fixes if (fix.fix == "divide-sum") is not of_a_layer)
     if tried is None or tried.trial.name != "standardise-input":
         return fixes
     name = tried.trial.place.rpartition(".")[2]

@@ -13,7 +13,7 @@ from torch_geometric.data.data import BaseData
 from gnnstab.probe.batches.named_tensors import named_tensors
 from gnnstab.probe.batches.roles import is_target, standardised
 from gnnstab.probe.replaying.replica import mapped
-from gnnstab.records.vocabulary import PLACE_RMS
+from gnnstab.records.vocabulary import PLACE_RMS, PLACE_SATURATED_SHARE
 from gnnstab.verification.interventions._measuring import Look
 from gnnstab.verification.interventions._trial import Case, Edit, Trial
 
@@ -23,7 +23,9 @@ LARGE = 4.0
 
 def standardise_input(case: Case, base: Look) -> Iterator[Trial]:
     """Every tensor of real numbers with a column that deviates, standardised over its rows; the others stay."""
-    if not case.suffers("attention.", "score.", "gradient.", "output.", "input.", "precision.", "channels."):
+    if not case.suffers(
+        "attention.", "score.", "gradient.", "output.", "input.", "precision.", "channels.", PLACE_SATURATED_SHARE
+    ):
         return
     fed = {s.layer for s in case.signals.find(PLACE_RMS) if s.detail.get("fed")}
     for name, tensor in tensors_of(case.batch, case.model).items():

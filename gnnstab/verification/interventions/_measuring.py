@@ -17,6 +17,7 @@ from torch_geometric.utils import softmax
 from gnnstab.probe.batches.arguments import as_arguments
 from gnnstab.probe.measure import read_out
 from gnnstab.probe.optimizer.softening import homes
+from gnnstab.probe.places import saturated_share
 from gnnstab.probe.pooling import sums_watched
 from gnnstab.probe.replaying.replica import Autocast, device_of, eager, on_device, tracked
 from gnnstab.probe.replaying.zero_output import loss_over_zero
@@ -32,6 +33,7 @@ from gnnstab.records.vocabulary import (
     INPUT_MAX_ABS,
     LOSS_OVER_ZERO,
     OUTPUT_MAX_ABS,
+    PLACE_SATURATED_SHARE,
     SCORE_MAX_ABS,
     SMOOTHNESS_RELATIVE,
 )
@@ -79,6 +81,8 @@ def look(
         stack.enter_context(watched.attached(model))
         if edit.unclamped:
             stack.enter_context(_Unclamped())
+        if PLACE_SATURATED_SHARE in signals:
+            stack.enter_context(_Tanhs(watched.saw_tanh))
         stack.enter_context(sums_watched(pool_mean=edit.pool_mean, mean=edit.hand_mean))
         with Autocast.of(model, edit.precision or precision).context():
             positional, named = tracked(arguments) if backward else arguments
@@ -116,6 +120,22 @@ class _Unclamped(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+class _Tanhs(TorchFunctionMode):
+    """Shows what every tanh gives."""
+
+    _ALL = (torch.tanh, torch.tanh_, Tensor.tanh, Tensor.tanh_, nn.functional.tanh)
+
+    def __init__(self, saw: Callable[[Tensor], None]) -> None:
+        super().__init__()
+        self._saw = saw
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in self._ALL:
+            self._saw(result.detach())
+        return result
+
+
 def _upper(args: Any, kwargs: Mapping[str, Any]) -> Any:
     return args[2] if len(args) > 2 else kwargs.get("max")
 
@@ -131,6 +151,8 @@ class _Watched:
         self._values: list[Signal] = []
         self._gradients: dict[str, Tensor] = {}
         self._entered: set[str] = set()
+        self._latest: tuple[Any, list[str]] = (None, [])
+        """The output of the module that has run last, and its names: a container hands on that of its last part."""
         self.outputs: dict[str, Tensor] = {}
         self.post_norms: dict[str, None] = {}
         self.broken = False
@@ -150,6 +172,8 @@ class _Watched:
         for name, module in modules.items():
             if name not in self._facts and (name in self._edit.output_factors or name in self._edit.centred):
                 handles.append(module.register_forward_hook(partial(self._changed, name)))
+            if PLACE_SATURATED_SHARE in self._wanted:
+                handles.append(module.register_forward_hook(partial(self._ran, name)))
             if "Norm" in type(module).__name__:
                 handles.append(module.register_forward_pre_hook(partial(self._normalise, name)))
         try:
@@ -161,6 +185,15 @@ class _Watched:
                 home.softmax = softmax
             for handle in handles:
                 handle.remove()
+
+    def saw_tanh(self, result: Tensor) -> None:
+        """Measure a tanh by the names of the module that stands before it."""
+        for name in self._latest[1]:
+            self._add(PLACE_SATURATED_SHARE, saturated_share(result), name)
+
+    def _ran(self, name: str, module: nn.Module, args: Any, output: Any) -> None:
+        before, names = self._latest
+        self._latest = (output, [*names, name] if output is before else [name])
 
     def signals(self) -> list[Signal]:
         """Everything that was seen."""

@@ -25,6 +25,7 @@ from gnnstab.records.vocabulary import (
     LOSS_OVER_ZERO,
     PLACE_DEAD_SHARE,
     PLACE_GAIN,
+    PLACE_SATURATED_SHARE,
     POOL_SUM_SIZE,
     SCORE_PRODUCT_SCALE,
     SUM_BY_HAND_SIZE,
@@ -43,7 +44,7 @@ GAINS = (0.5, 1.7)
 DEAD = 0.5
 """Share of the channels of a layer that are negative on every node; by chance about a quarter are, on a few nodes."""
 
-_SIZE = ("attention.", "score.", "precision.", "output.", "input.", "clip.")
+_SIZE = ("attention.", "score.", "precision.", "output.", "input.", "clip.", PLACE_SATURATED_SHARE)
 """Symptoms that the size of node states brings about."""
 
 

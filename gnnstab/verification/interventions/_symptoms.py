@@ -16,6 +16,7 @@ from gnnstab.records.vocabulary import (
     INPUT_MAX_ABS,
     LOSS_OVER_ZERO,
     OUTPUT_MAX_ABS,
+    PLACE_SATURATED_SHARE,
     PRECISION_FP16_HEADROOM,
     SCORE_MAX_ABS,
     SMOOTHNESS_RELATIVE,
@@ -36,6 +37,7 @@ MEASURED = (
     OUTPUT_MAX_ABS,
     INPUT_MAX_ABS,
     LOSS_OVER_ZERO,
+    PLACE_SATURATED_SHARE,
     "loss",
 )
 """Signals of `measuring.look`; a symptom of another signal cannot be tried."""
