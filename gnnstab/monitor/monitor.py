@@ -143,9 +143,7 @@ class Monitor:
 
     def __enter__(self) -> Monitor:
         if self._begun:
-            raise UsageError(
-                "this monitor was entered before, and its trace is one run; make a new Monitor for the next"
-            )
+            raise UsageError("this monitor was entered before, and its trace is one run; make a new Monitor")
         self._begun = self._entered = True
         # Python leaves no block that it has not entered: an interrupt, a warning as an error.
         with ExitStack() as undo:

@@ -12,8 +12,8 @@ from typing import Any, BinaryIO
 from gnnstab.archive import LARGEST_PICKLE, check_archive
 from gnnstab.errors import LoadError, printable
 from gnnstab.unpickling._dtypes import ITEM_SIZES
-from gnnstab.unpickling._machine import Machine, Make
-from gnnstab.unpickling._values import Damaged, Storage, StoredTensor
+from gnnstab.unpickling._machine import Machine
+from gnnstab.unpickling._values import Damaged, Make, Storage, StoredTensor
 
 MOST_EXPANSION = 8
 """A file whose tensors declare more than this many times its size (and 64 MiB) is refused."""

@@ -11,13 +11,13 @@ import math
 import struct
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from gnnstab.errors import printable
 from gnnstab.unpickling._calls import call, instance
 from gnnstab.unpickling._dtypes import ITEM_SIZES
 from gnnstab.unpickling._tensors import reference
-from gnnstab.unpickling._values import Damaged, Named, NeedsCode, Record, Storage, StoredTensor
+from gnnstab.unpickling._values import Damaged, Make, Named, NeedsCode, Record, Storages, StoredTensor
 
 MOST_CONTAINERS = 1_000_000
 """Empty lists, dicts and sets, which need one byte in a file and a hundred in memory; a record has three."""
@@ -42,17 +42,6 @@ LONGEST_KEY = 16
 
 _PLAIN_KEYS = frozenset({str, bool, float, type(None), bytes, Named, Record})
 """Types of keys that hash in constant time, with a hash that no file can choose."""
-
-
-class Storages(Protocol):
-    """Knows where the storages of a file lie."""
-
-    def find(self, key: str, dtype: str, elements: int) -> Storage:
-        """The storage of this key; raises `Damaged` when the file does not hold that many elements of it."""
-
-
-Make = Callable[[StoredTensor], Any]
-"""Turns the description of a tensor into what the caller wants in its place."""
 
 
 class Machine:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 
 class Damaged(Exception):
@@ -79,3 +80,14 @@ class Record:
     def kind(self) -> str:
         """Name of the class without its module."""
         return self.name.rpartition(".")[2]
+
+
+class Storages(Protocol):
+    """Knows where the storages of a file lie."""
+
+    def find(self, key: str, dtype: str, elements: int) -> Storage:
+        """The storage of this key; raises `Damaged` when the file does not hold that many elements of it."""
+
+
+Make = Callable[[StoredTensor], Any]
+"""Turns the description of a tensor into what the caller wants in its place."""
