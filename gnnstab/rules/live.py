@@ -285,7 +285,7 @@ class LiveEngine:
             return
         grown = track.before <= rms > self._steady.output_factor * track.start
         growth = track.lasting_growth() if grown and not (self._learning() or self._falling()) else 0.0
-        yield from self._steady.output(key.layer, step, rms / track.start, math.expm1(min(growth, 50.0)))
+        yield from self._steady.output(key.layer, step, rms / max(track.start, 1e-12), math.expm1(min(growth, 50.0)))
         if self._jumped(track, rms):
             yield self._rate.finding(
                 f"{key.layer}: at step {step} its output has RMS {rms:.3g}, {rms / track.before:.3g} times everything before. Divide the "
