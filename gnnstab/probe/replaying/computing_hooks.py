@@ -23,20 +23,8 @@ _COMPUTE = ("torch.nn.utils.", "gnnstab.nn.", "gnnstab.probe.replaying.evaluatin
 _LIBRARIES = ("torch", "torch_geometric", "gnnstab")
 
 _SILENT = frozenset(
-    [
-        "append",
-        "extend",
-        "insert",
-        "update",
-        "__setitem__",
-        "setattr",
-        "print",
-        "info",
-        "debug",
-        "warning",
-        "write",
-        "put",
-    ]
+    {"append", "extend", "insert", "update", "__setitem__", "setattr", "put", "write"}
+    | {"print", "info", "debug", "warning"}
 )
 """What a lambda calls that only notes something: each of these returns nothing that a module could hand on."""
 
