@@ -90,7 +90,7 @@ def init_lines(layers: Sequence[LayerFacts], gain: float | None = None) -> str:
     written = f"(1 + {len(attention_in(layers))}) ** -0.5" if gain is None else str(float(gain))
     return (
         "from torch_geometric.nn.dense.linear import Linear\n"
-        "for module in self.modules():\n"
+        "for module in self.modules():  # at the end of __init__\n"
         f"    if isinstance(module, {classes}):\n"
         "        for linear in module.modules():\n"
         "            if isinstance(linear, (nn.Linear, Linear)):  # PyG's Linear is no nn.Linear\n"

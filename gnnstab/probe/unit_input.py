@@ -17,7 +17,7 @@ from gnnstab.probe.layers import DenseSoftmaxRecorder, EdgeSoftmaxRecorder
 from gnnstab.probe.state import State
 from gnnstab.probe.statistics.attention import entropy_measures, score_measures
 from gnnstab.probe.statistics.numbers import Measured
-from gnnstab.records.vocabulary import LOGIT_FROBENIUS
+from gnnstab.records.vocabulary import LOGIT_FROBENIUS, SCORE_WITHIN_STD
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 Described = EdgeSoftmaxRecorder | DenseSoftmaxRecorder
@@ -67,7 +67,7 @@ def _again(layer: Described, arguments: Arguments) -> AtUnitInput | None:
         rows = next(iter(layer.shown(inputs, args, kwargs, output)), None)
         if rows is not None and not found and rows.score.numel():
             degree = torch.bincount(rows.target, minlength=rows.size).to(torch.float32)
-            spread = score_measures(rows.score, rows.target, degree)["score.within_std"]
+            spread = score_measures(rows.score, rows.target, degree)[SCORE_WITHIN_STD]
             numbers = entropy_measures(rows.attention, rows.target, degree, "_unit_input")
             maps = tuple(_scores_alone(layer.module, layer.scores(), output))
             found.append(AtUnitInput({**numbers, LOGIT_FROBENIUS: spread}, maps))

@@ -141,7 +141,8 @@ class Signals:
         for key in sorted(self.missing, key=len, reverse=True):
             if name.startswith(key):
                 return self.missing[key]
-        return f"{name} was not recorded"
+        where = ", where it is asked for," if name in self._by_name() else ""
+        return f"{name}{where} was not recorded"
 
     def _by_name(self) -> dict[str, list[Signal]]:
         cached: dict[str, list[Signal]] | None = self.__dict__.get("_index")
