@@ -384,6 +384,11 @@ def _saturating(layer: LayerFacts, unknown: bool, features: str) -> str:
             "and keys."
         )
     made_of = parts(layer, "score")
+    if made_of and not unknown and FAMILY in layer.options:
+        # Of a formula that nobody knows, a factor on the scores may as well do it as the weights behind them.
+        return (
+            f": it is what makes its scores ({made_of}), with any factor on them. Scale that down for the worst heads."
+        )
     if made_of and not unknown:
         return f": the weights that make its scores ({made_of}) saturate it. Scale them down for the worst heads."
     return ". Scale what its scores are made of down, or normalise the input of the layer."
