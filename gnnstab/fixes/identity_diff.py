@@ -109,20 +109,25 @@ def _normed(call: LayerCall, listed: bool, forward: ast.FunctionDef) -> list[Edi
 
 
 def _constructed(constructor: ast.FunctionDef, attribute: str, held: _Held, norm_class: str) -> Edit:
-    """The norms, made in the line below the layers."""
-    made = [
-        statement
-        for statement in ast.walk(constructor)
-        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == f"self.{attribute}"
-    ]
-    taken = f"self.{attribute}_norm" in ast.unparse(constructor)
-    if len(made) != 1 or taken:
+    """The norms, made in the line below the last one that has to do with the layers: a list may be filled after it was made."""
+    here = f"self.{attribute}"
+    made = [s for s in ast.walk(constructor) if isinstance(s, ast.Assign) and ast.unparse(s.targets[0]) == here]
+    told = [s for s in constructor.body if any(isinstance(n, ast.expr) and ast.unparse(n) == here for n in ast.walk(s))]
+    inside = made and made[0] not in constructor.body
+    empty = made and isinstance(made[0].value, ast.Call) and not made[0].value.args and held.listed
+    # A list that nothing here fills is filled somewhere else, perhaps later.
+    if (
+        len(made) != 1
+        or f"{here}_norm" in ast.unparse(constructor)
+        or (len(told) > 1 if inside else empty and len(told) == 1)
+    ):
         raise Unclear
     norm = f"{norm_class}({held.width})"
     if held.listed:
-        norm = f"{norm_class.removesuffix('LayerNorm')}ModuleList([{norm} for _ in self.{attribute}])"
-    place = end_of(made[0])
-    return Edit(place, place, f"\n{' ' * made[0].col_offset}self.{attribute}_norm{'s' * held.listed} = {norm}")
+        norm = f"{norm_class.removesuffix('LayerNorm')}ModuleList([{norm} for _ in {here}])"
+    last = made[0] if inside else told[-1]
+    place = end_of(last)
+    return Edit(place, place, f"\n{' ' * last.col_offset}{here}_norm{'s' * held.listed} = {norm}")
 
 
 def class_of_nn(tree: ast.Module, name: str) -> str:

@@ -58,13 +58,22 @@ INDEXED = net(f"self.convs = {CONVS}", "for i in range(3):\n    x = torch.tanh(s
 LINES = net(
     f"self.convs = {CONVS}", "for conv in self.convs:\n    x = conv(x, edge_index)\n    x = F.relu(x)\n    x = x.tanh()"
 )
+ONE = "TransformerConv(8, 8, heads=2, concat=False)"
+APPENDED = net(
+    f"self.convs = nn.ModuleList()\nfor _ in range(3):\n    self.convs.append({ONE})\nself.size = 8",
+    "for conv in self.convs:\n    x = conv(x, edge_index).tanh()",
+)
+EXTENDED = net(
+    f"self.convs = nn.ModuleList([{ONE}])\nself.convs.extend({ONE} for _ in range(2))",
+    "for conv in self.convs:\n    x = conv(x, edge_index).tanh()",
+)
 SINGLE = net(
     "self.one = TransformerConv(8, 8)\nself.two = TransformerConv(8, 8)",
     "x = self.one(x, edge_index).relu()\nx = self.two(x, edge_index)",
 )
 
 
-@pytest.mark.parametrize("source", [LOOP, LINES, COUNTED, INDEXED, SINGLE])
+@pytest.mark.parametrize("source", [LOOP, LINES, COUNTED, INDEXED, APPENDED, EXTENDED, SINGLE])
 @pytest.mark.parametrize(("name", "norms"), [("residual", False), ("pre-norm-residual", True)])
 def test_the_changed_file_computes_what_the_fix_means(load, monkeypatch, source, name, norms):
     model, batch = load(source), random_batch(12, 4, 8)
@@ -76,6 +85,8 @@ def test_the_changed_file_computes_what_the_fix_means(load, monkeypatch, source,
         LOOP: [torch.tanh] * 3,
         COUNTED: [torch.relu] * 3,
         INDEXED: [torch.tanh] * 3,
+        APPENDED: [torch.tanh] * 3,
+        EXTENDED: [torch.tanh] * 3,
         LINES: [lambda x: x.relu().tanh()] * 3,
         SINGLE: [torch.relu, lambda x: x],
     }
