@@ -73,7 +73,7 @@ class AttentionExplosion(Rule):
 
     ## When it is wrong
     With a model, a loss and the optimizer, steps on two copies decide, one of them with softer scores: attention that begins sharp
-    and right is information where they end higher, and sharpness of unknown origin a warning where it takes a quarter of the progress.
+    and right is information where they end higher; sharpness that takes a quarter of the progress is sure, and a warning where its origin is unknown.
     Attention can be sharp and right: the best small networks reached Ĥ = .35. Sharpness that training has found is therefore
     information where a file alone is judged on generated graphs, and in a run whose loss ended at its best; with a batch and a
     loss, softer scores on a copy decide. With fewer than 3 neighbours Ĥ says little, and such layers are left out. Judged by
@@ -384,6 +384,11 @@ def _saturating(layer: LayerFacts, unknown: bool, features: str) -> str:
             "and keys."
         )
     made_of = parts(layer, "score")
+    if made_of and not unknown and FAMILY in layer.options:
+        # Of a formula that nobody knows, a factor on the scores may as well do it as the weights behind them.
+        return (
+            f": it is what makes its scores ({made_of}), with any factor on them. Scale that down for the worst heads."
+        )
     if made_of and not unknown:
         return f": the weights that make its scores ({made_of}) saturate it. Scale them down for the worst heads."
     return ". Scale what its scores are made of down, or normalise the input of the layer."
