@@ -166,8 +166,22 @@ class Branch(nn.Module):
         return h + self.factor * self.map(h)
 
 
-def test_a_factor_of_zero_that_learns_is_how_a_branch_begins() -> None:
-    assert loud(look(Net(inside=Branch()), data())) == []
+class Moved(Net):
+    """A step that begins at zero; a small part of the output is what it makes of a number at the edge of what has an angle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, batch: Data) -> Tensor:
+        step = super().forward(batch)
+        return step + 0.01 * torch.acos((1 + step).clamp(-0.9999, 0.9999))
+
+
+@pytest.mark.parametrize("model", [lambda: Net(inside=Branch()), Moved], ids=["factor", "map"])
+def test_a_factor_of_zero_that_learns_is_how_a_branch_begins(model: Callable[[], nn.Module]) -> None:
+    assert loud(look(model(), data())) == []
 
 
 class Wide(Net):

@@ -126,6 +126,7 @@ def _listed(what: str, ids: Sequence[object]) -> str:
 
 
 _OTHER = "scores of "
+_NO_EDGE = "no call had an edge"
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +142,16 @@ class Blind:
     def other_attention(cls, layer: str, kind: str, reason: str) -> Blind:
         """An attention layer of a kind whose scores no part of gnnstab knows to find."""
         return cls(layer, f"{_OTHER}{kind}", reason)
+
+    @classmethod
+    def without_edge(cls, layer: str, site: str) -> Blind:
+        """A layer that was called, each time without an edge that could be scored."""
+        return cls(layer, site, _NO_EDGE)
+
+    @property
+    def is_without_edge(self) -> bool:
+        """True for what `without_edge` makes: there was nothing to see."""
+        return self.reason == _NO_EDGE
 
     @property
     def is_other_attention(self) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from gnnstab.records import Finding, Signals
 from gnnstab.rules.base import Rule, rule, threshold
-from gnnstab.rules.queries import loss_at_its_best, need_depth, worst_gradient_ratio
+from gnnstab.rules.queries import need_depth, trained_well, worst_gradient_ratio
 
 
 @rule("GS204", "exploding-gradient", cause="unsuitable-init", severity="error", confidence="high")
@@ -57,7 +57,7 @@ class ExplodingGradient(Rule):
         if not ratio.value > self.warn_ratio:
             return
         severe = ratio.value > self.error_ratio
-        trained = not severe and signals.kind == "trace" and loss_at_its_best(signals.series)
+        trained = not severe and trained_well(signals)
         yield self.finding(
             f"over {depth} attention layers the node-state gradient grows {ratio.value:.3g}-fold towards the first layer "
             f"(limit {self.warn_ratio:g}). Give the layers fresh Xavier weights of gain 1/√(1+L) and an identity of weight 1.0, "

@@ -19,11 +19,11 @@ from gnnstab.rules.queries import (
     degree_of,
     head_words,
     largest,
-    loss_at_its_best,
     names,
     need_layers,
     per_head,
     percent,
+    trained_well,
     trends,
 )
 
@@ -156,7 +156,7 @@ class AttentionExplosion(Rule):
             if put_there or (aligned and found.signal.startswith("logit.")):
                 return found
             why = "Training has made it so; whether it is of use, your data and loss tell: pass the model with batch= and loss=."
-        elif signals.kind == "trace" and loss_at_its_best(signals.series) and self._began_soft(signals, found.layer):
+        elif trained_well(signals) and self._began_soft(signals, found.layer):
             why = "Attention began soft, and the loss has ended at its best: training has found it of use."
         else:
             return found

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from gnnstab.errors import NotEvaluable
 from gnnstab.records import Finding, Signal, Signals
 from gnnstab.rules.base import Rule, rule, threshold
-from gnnstab.rules.queries import largest, measured, smallest
+from gnnstab.rules.queries import largest, measured, smallest, trained_well
 
 UNIT_ROUNDOFF = {"fp16": 2.0**-11, "bf16": 2.0**-8, "fp32": 2.0**-24, "fp64": 2.0**-53}
 """u of each dtype: relative error of one rounding."""
@@ -37,7 +37,8 @@ class PrecisionHeadroom(Rule):
     out why the logits are that large (GS301, GS302, GS401).
 
     ## When it is wrong
-    A part of the logits that all keys of a target share cancels in exact arithmetic but still costs precision here.
+    A part of the logits that all keys of a target share cancels in exact arithmetic but still costs precision here. In a run
+    whose loss has ended at its best a warning is information: it trains in spite of the rounding.
 
     ## References
     Micikevicius et al. 2018, *Mixed Precision Training*, arXiv 1710.03740; IEEE 754. Derived, and measured on CPU.
@@ -81,7 +82,7 @@ class PrecisionHeadroom(Rule):
             yield self.finding(
                 f"{layer}: in {precision} the largest logit is rounded by {rounding.value:.2g} (limit {limit:g}), which "
                 f"leaves attention weights off by {off}. Keep query, key and softmax in fp32.",
-                severity="error" if severe else "warning",
+                severity="error" if severe else "info" if trained_well(signals) else "warning",
                 limit=limit,
                 signal=rounding,
             )

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from gnnstab.errors import NotApplicable
 from gnnstab.records import Finding, Signals
 from gnnstab.rules.base import Rule, rule, threshold
-from gnnstab.rules.queries import largest, measured, need_layers, need_measured, percent
+from gnnstab.rules.queries import largest, measured, need_layers, need_measured, percent, trained_well
 
 
 @rule("GS702", "saturated-tanh", cause="feature-scale", severity="warning", confidence="low")
@@ -29,7 +29,8 @@ class SaturatedTanh(Rule):
     A normalisation before the layer in front of the tanh; a smaller gain.
 
     ## When it is wrong
-    An output layer, or a code that is meant to be binary. Features of ±1 look the same.
+    An output layer, or a code that is meant to be binary. Features of ±1 look the same. In a run whose loss has ended at its
+    best a tanh that training has driven there is information: it may be the answer, as a score of attention that is capped.
 
     ## References
     Glorot and Bengio 2010, *Understanding the Difficulty of Training Deep Feedforward Networks*. Derived.
@@ -49,6 +50,7 @@ class SaturatedTanh(Rule):
                     "6 % of the gradient. Put a LayerNorm in front of it.",
                     limit=self.share,
                     signal=signal,
+                    severity="info" if trained_well(signals) else "warning",
                     confidence="medium",
                 )
         if places:

@@ -21,7 +21,7 @@ class BlindLayer(Rule):
     missing is a warning, other sites are information, and so are attention layers of kinds that nobody described
     (HGTConv, a class of your own that calls PyG's softmax), with whatever else of them goes unseen: nothing failed there, but
     nobody looked. Information is as well a layer that is not called and that no gradient reaches, as the template of
-    `nn.TransformerEncoder`: the forward does without it.
+    `nn.TransformerEncoder`: the forward does without it; and one of a relation without an edge, beside others that were seen.
 
     ## Why it is unstable
     It may not be. But what was not seen cannot be called healthy: PyG drops message hooks without a word under
@@ -47,11 +47,13 @@ class BlindLayer(Rule):
         for blind in signals.blind:
             per_layer.setdefault(blind.layer, []).append(blind)
         unused = left_out(signals)
+        beside = any(layer.name not in per_layer for layer in signals.attention_layers)
         for layer, blinds in per_layer.items():
             sites = [blind.site or "all sites" for blind in blinds]
             # Layers over several kinds of nodes take and return dictionaries, so that input and output go unseen as well.
             other = any(blind.is_other_attention for blind in blinds)
-            essential = not other and layer not in unused and any(blind.site in ESSENTIAL for blind in blinds)
+            missed = [blind for blind in blinds if not (beside and blind.is_without_edge)]
+            essential = not other and layer not in unused and any(blind.site in ESSENTIAL for blind in missed)
             yield self.finding(
                 f"{layer or 'the model'}: not observed: {', '.join(dict.fromkeys(sites))}; {blinds[0].reason.rstrip('.')}.",
                 severity="warning" if essential else "info",

@@ -327,6 +327,11 @@ def loss_at_its_best(series: Iterable[Series], since: int = 0) -> bool:
     )
 
 
+def trained_well(signals: Signals) -> bool:
+    """True for a recorded run whose loss has ended at its best."""
+    return signals.kind == "trace" and loss_at_its_best(signals.series)
+
+
 def percent(share: float) -> str:
     """A share as text: 0.423 → ``42 %``, small ones with one more digit."""
     return f"{100 * share:.1f} %" if 0 < abs(share) < 0.1 else f"{100 * share:.0f} %"

@@ -49,13 +49,14 @@ def over_depth(signals: Sequence[Signal], layers: Sequence[LayerFacts], source: 
         points = [(depth, rms[name]) for depth, name in enumerate(order) if name in rms]
         if len(points) < 2 or points[0][0] != 0:
             continue
-        detail = {"mode": mode, "first": order[0], "last": order[points[-1][0]], "layers": len(points)}
-        first, last = points[0][1], points[-1][1]
+        # Where the last is zero, as at a branch that begins at zero, growth is told from the last that is not.
+        known = [point for point in points if point[1] > 0]
+        end = known[-1] if known and points[0][1] > 0 else points[-1]
+        detail = {"mode": mode, "first": order[0], "last": order[end[0]], "layers": len(points)}
         # A gradient of exactly zero has underflowed on its way: the ratio is then zero, whatever the last one is.
-        ratio = first / last if last > 0 else (0.0 if first == 0 else math.inf)
-        if last > 0 or first > 0:
-            found.append(Signal("gradient.ratio", ratio, None, None, None, source, detail))
-        positive = [(depth, math.log(value)) for depth, value in points if value > 0]
+        if end[0] > 0 and end[1] > 0:
+            found.append(Signal("gradient.ratio", points[0][1] / end[1], None, None, None, source, detail))
+        positive = [(depth, math.log(value)) for depth, value in known]
         if len(positive) >= 2:
             steepness = float(np.polyfit([d for d, _ in positive], [g for _, g in positive], 1)[0])
             found.append(Signal(GRADIENT_SLOPE, -steepness, None, None, None, source, detail))

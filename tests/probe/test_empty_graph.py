@@ -44,3 +44,29 @@ def test_an_empty_graph(kind: str, empty: set[int], silent: bool) -> None:
     diagnosis = monitor.diagnose()
     assert (diagnosis.at_least("warning") == ()) is silent
     assert diagnosis.coverage.layers_observed == 2 or not silent
+
+
+class Relations(nn.Module):
+    """Two relations side by side, a ReLU behind each."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.one, self.other, self.out = KINDS[kind](), KINDS[kind](), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor, one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        return self.out(self.one(x, one).relu() + self.other(x, other).relu())
+
+
+@pytest.mark.parametrize("dead", [False, True], ids=["without an edge", "dead"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_relation_without_an_edge(kind: str, dead: bool) -> None:
+    """What it gives is 0 by no fault of its own, and of its attention there is nothing to see."""
+    torch.manual_seed(0)
+    edges = torch.stack([torch.randint(0, 30, (150,)), torch.arange(30).repeat(5)])
+    model, y = Relations(kind), torch.randint(0, 3, (30,))
+    if dead:
+        nn.init.constant_(model.other.bias if kind != "TransformerConv" else model.other.lin_value.bias, -60.0)
+    batch = (torch.randn(30, 8), edges, edges if dead else edges[:, :0])
+    diagnosis = gnnstab.diagnose(model, batch=batch, loss=lambda out, _: nn.functional.cross_entropy(out, y))
+    assert ("GS701" in {finding.code for finding in diagnosis.at_least("warning")}) is dead
+    assert dead or diagnosis.at_least("warning") == ()

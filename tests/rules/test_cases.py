@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from gnnstab.records import Blind, Event, LayerFacts, Signal, Signals
+from gnnstab.records import Blind, Event, LayerFacts, Series, Signal, Signals
 from gnnstab.rules import RULES, run
 
 if sys.version_info >= (3, 11):
@@ -37,6 +38,7 @@ def build(case: dict[str, Any]) -> Signals:
     convs = [LayerFacts.of(f"conv{i}", "TransformerConv", len(others) + i, True, **facts) for i in range(case["depth"])]
     values = [Signal(**value) for value in case.get("values", ())]
     values += [Signal(layer=conv.name, source="weights", **value) for value in case.get("each", ()) for conv in convs]
+    losses = np.array(case.get("losses", ()), dtype=float)
     return Signals(
         kind=case.get("kind", "model"),
         layers=(*others, *convs),
@@ -44,6 +46,7 @@ def build(case: dict[str, Any]) -> Signals:
         events=tuple(Event(**{**event, "nodes": tuple(event.get("nodes", ()))}) for event in case.get("events", ())),
         blind=tuple(Blind(**blind) for blind in case.get("blind", ())),
         context=case.get("context", {}),
+        series=(Series("loss", None, None, np.arange(len(losses)), losses),) if len(losses) else (),
     )
 
 

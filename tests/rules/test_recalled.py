@@ -155,3 +155,13 @@ def test_only_a_forecast_that_did_not_come_true_is_settled(series: tuple[Series,
     found = run(Signals("trace", (), series=series, events=(as_event(GROWTH),))).findings
     assert ("GS301" in [f.code for f in found]) is not expected
     assert not settled(replace(SPIKE, layer="conv"), series)
+
+
+@pytest.mark.parametrize(
+    ("severity", "end", "expected"), [("warning", 0.0, True), ("warning", 0.9, False), ("error", 0.0, False)]
+)
+def test_a_warning_of_rounding_is_settled_where_the_loss_ends_at_its_best(
+    severity: str, end: float, expected: bool
+) -> None:
+    finding = replace(SPIKE, code="GS501", layer="conv", signal="precision.rounding", severity=severity)
+    assert settled(finding, (losses(end),)) is expected

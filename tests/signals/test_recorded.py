@@ -115,9 +115,16 @@ def test_gradient_ratio_and_slope_over_depth() -> None:
     assert one(signals, "gradient.ratio").detail == {"mode": "train", "first": "l0", "last": "l4", "layers": 5}
 
 
-def test_a_gradient_that_became_zero_has_ratio_zero() -> None:
-    sites = {SeriesKey("a", "train", 0, "grad_input"): [(0, 0.0)], SeriesKey("b", "train", 0, "grad_input"): [(0, 1.0)]}
-    assert one(from_trace(written(sites=sites)), "gradient.ratio").value == 0.0
+@pytest.mark.parametrize(
+    ("sizes", "ratio"),
+    [([0.0, 1.0], [0.0]), ([0.0, 1.0, 0.0], []), ([6.0, 2.0, 0.0], [3.0]), ([6.0, 0.0], [])],
+    ids=["became zero", "zero at both ends", "a last layer that begins at zero", "nothing to compare with"],
+)
+def test_the_gradient_ratio_where_a_gradient_is_zero(sizes: list[float], ratio: list[float]) -> None:
+    layers = [LayerFacts(f"l{i}", "TransformerConv", i, True) for i in range(len(sizes))]
+    sites = {SeriesKey(f"l{i}", "train", 0, "grad_input"): [(0, size)] for i, size in enumerate(sizes)}
+    found = from_trace(written(layers=layers, sites=sites)).find("gradient.ratio")
+    assert [s.value for s in found] == ratio
 
 
 def test_no_gradient_is_missing_not_healthy() -> None:

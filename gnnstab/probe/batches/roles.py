@@ -11,7 +11,7 @@ TARGETS = ("y", "target", "targets", "label", "labels", "reward", "rewards", "re
 
 def columns(tensor: Tensor) -> Tensor:
     """(rows, columns) view of a tensor of any shape in float64: the last dimension is the columns, a vector is one column."""
-    flat = tensor.detach().reshape(-1, 1) if tensor.dim() < 2 else tensor.detach().reshape(-1, tensor.shape[-1])
+    flat = tensor.detach().reshape(-1, 1) if tensor.dim() < 2 else tensor.detach().flatten(0, -2)
     return flat.double()
 
 

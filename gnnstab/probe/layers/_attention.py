@@ -14,6 +14,7 @@ from gnnstab.probe.attaching.hooks import Placed
 from gnnstab.probe.attaching.softmax_tap import SoftmaxCall
 from gnnstab.probe.layers._tapped import TappedRecorder
 from gnnstab.probe.layers.layer_recorder import Plan
+from gnnstab.probe.replaying.replica import tensors_in
 from gnnstab.probe.state import State
 from gnnstab.probe.statistics import attention_measures
 from gnnstab.probe.statistics.dense import ROWS, Rows
@@ -71,7 +72,9 @@ class AttentionRecorder(TappedRecorder):
         if sites is None:
             sites = self._layout[variant] = _layout(*variant)
         self.state.buffer.put(plan.slots(sites), tensors)
-        self.state.empty |= not seen  # Some layers call no softmax where there is no edge.
+        if not seen:  # Some layers call no softmax where there is no edge.
+            self.state.empty = True
+            plan.edges = not any(t.shape == (2, 0) for _, t in tensors_in((args, kwargs)))
         if self.state.full and plan.full_step != self.state.step and seen and xs and inputs[-1] is not None:
             plan.full_step = self.state.step
             self._measure(plan, inputs, args, kwargs, output, gate)

@@ -18,7 +18,7 @@ from gnnstab.probe.layers._dense_softmax import Attending
 from gnnstab.probe.replaying.replica import tensors_in
 from gnnstab.probe.state import State
 from gnnstab.probe.statistics.dense import Rows
-from gnnstab.records import LayerFacts
+from gnnstab.records import Blind, LayerFacts
 from gnnstab.torch_private import graph_task, transforms, without_torch_function
 
 IN_GRAPH = "not seen inside a compiled graph; run the layer without torch.compile to see it"
@@ -31,7 +31,18 @@ _CAPTURED = (
 class Plan:
     """The slots of one call of one layer in one mode, found once and used at every step."""
 
-    __slots__ = ("_known", "_state", "call", "dtype", "full_step", "grad_input", "grad_output", "layer", "mode")
+    __slots__ = (
+        "_known",
+        "_state",
+        "call",
+        "dtype",
+        "edges",
+        "full_step",
+        "grad_input",
+        "grad_output",
+        "layer",
+        "mode",
+    )
 
     def __init__(self, state: State, layer: str, mode: str, call: int) -> None:
         self._state = state
@@ -41,6 +52,9 @@ class Plan:
         self.call = call
         self.dtype: torch.dtype | None = None
         """Number format of the scores, as softmax received them."""
+
+        self.edges = True
+        """False where a call had no edge, and so no score."""
 
         self.full_step = -1
         """The step in which this call was last measured in full: once per step is enough."""
@@ -138,7 +152,9 @@ class LayerRecorder(ABC):
         for plan in self._plans.values():
             for site in self.sites:
                 if site not in plan.seen_sites:
-                    self.state.unseen(self.name, site, f"nothing arrived in mode {plan.mode}")
+                    note = Blind(self.name, site, f"nothing arrived in mode {plan.mode}")
+                    note = note if plan.edges else Blind.without_edge(self.name, site)
+                    self.state.unseen(self.name, site, note.reason)
         if not self._plans:
             for site in ("grad_output", "grad_input", *self.sites, *self.full_sites):
                 if (self.name, site) not in self.state.compiled.seen:

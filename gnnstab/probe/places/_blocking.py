@@ -87,13 +87,17 @@ class Blocks:
         # What a way around leads to has a gradient; what it does not is in front of a closed operation alone.
         around = _parameters_before([t.grad_fn for t in self._seen.outputs if t.grad_fn is not None], closed)
         empty, factors = self._seen.calls.empty_sums(), self._factors() if closed else {}
+        # What a way around leads to through a map that begins at zero gets its gradient as soon as the map has moved.
+        waiting = _parameters_before(self._beginning(sizes, limit), closed) & around if closed else set()
         for node in closed:
             above = [above for above, _ in node.next_functions if above is not None]
             # What it multiplies is given nothing either where it is 0.
             above += [other for other in factors.get(node, ()) if other is not node]
             before = _parameters_before(above, ())
             silent = [
-                name for key, name in names.items() if key in before and (key not in around or sizes[key] <= limit)
+                name
+                for key, name in names.items()
+                if key in before - waiting and (key not in around or sizes[key] <= limit)
             ]
             place = autograd.made_by(above[0], self._seen.calls.maker) or "output"
             if silent and place not in empty:
@@ -117,6 +121,18 @@ class Blocks:
                     found.setdefault(factor, []).extend(factors)
         return found
 
+    def _beginning(self, sizes: dict[int, float], limit: float) -> list[Any]:
+        """What is multiplied by a weight that is zero throughout and gets a gradient."""
+        found = []
+        for node in autograd.walk(self._seen.outputs):
+            if type(node).__name__.startswith(("AddmmBackward", "MmBackward", "MulBackward")):
+                factors = [factor for factor, _ in node.next_functions if factor is not None]
+                leaves = [_leaf(factor) for factor in factors]
+                zero = [p is not None and sizes.get(id(p), 0.0) > limit and not p.detach().any() for p in leaves]
+                if any(zero[-2:]):  # The first of three is added.
+                    found += [factor for factor, leaf in zip(factors, leaves, strict=True) if leaf is None]
+        return found
+
     def _stops(self, node: Any, given: float, handed: float) -> bool:
         kind = self._kinds[node]
         # A mask passes whole entries: beside a huge gradient at a closed one (a vector of zeros that is normalised) an open one is small.
@@ -128,6 +144,13 @@ class Blocks:
         bias = dict(self._seen.model.named_parameters()).get(f"{place}.bias")
         entries = [] if bias is None else bias.detach().flatten().tolist()
         return entries[0] if len(entries) > 1 and len(set(entries)) == 1 else None
+
+
+def _leaf(node: Any) -> Tensor | None:
+    """The parameter that a node is, or turns over."""
+    while not hasattr(node, "variable") and type(node).__name__.startswith(("TBackward", "TransposeBackward")):
+        node = node.next_functions[0][0]
+    return getattr(node, "variable", None)
 
 
 def _parameters_before(nodes: list[Any], closed: Collection[Any]) -> set[int]:

@@ -71,12 +71,10 @@ class Calls:
                 self.maker.setdefault(node, name)
 
     def empty_sums(self) -> set[str]:
-        """Aggregations that gave nothing but 0, as without an edge: a ReLU behind one is closed by no fault of its own."""
-        return {
-            call.name
-            for call in self.all
-            if isinstance(call.module, Aggregation) and not any(bool(t.any()) for t in call.leaving)
-        }
+        """Aggregations that gave nothing but 0, as without an edge, and their layers: a ReLU behind one is closed by no fault of its own."""
+        nothing = [(call.name, call.module) for call in self.all if not any(bool(t.any()) for t in call.leaving)]
+        sums = {name for name, module in nothing if isinstance(module, Aggregation)}
+        return sums | {name for name, _ in nothing if f"{name}.aggr_module" in sums}
 
     def fed(self, tensor: Tensor) -> Iterator[Call]:
         """The calls that were given a tensor itself, or a view of all of it."""

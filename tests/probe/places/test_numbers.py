@@ -32,6 +32,7 @@ def random(*shape: int) -> Tensor:
         torch.tensor([[3.0, 0.0], [17.0, 1.0]]),
         torch.tensor([[float("nan")], [4.0]]),
         torch.empty(0, 3),
+        torch.empty(2, 0, dtype=torch.long),
     ],
 )
 def test_ids_counts_masks_and_codes_are_no_values(tensor: Tensor) -> None:
