@@ -177,6 +177,13 @@ def _stopped_there(symptom: Finding, explanation: Finding, signals: Signals) -> 
     return bool(silent) and symptom.signal == "optimizer.never_updated" and len(silent & told) > len(silent) / 2
 
 
+def _nothing_left(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    """Every channel of a ReLU is closed, and gradients arrived as exact zeros: in front of it, and at the weights that its zeros enter."""
+    seen = [s.detail for s in signals.find("optimizer.never_updated") if s.value > 0]
+    all_zero = all(set(map(str, d.get("parameters", ()))) <= set(map(str, d.get("zero", ()))) for d in seen)
+    return explanation.signal == "place.dead_share" and explanation.value >= 1 and bool(seen) and all_zero
+
+
 def _what_the_clamp_left(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
     return symptom.signal == "place.node_difference" and explanation.cause == "feature-scale"
 
@@ -281,6 +288,7 @@ LINKS = tuple(
         ("GS703", _nothing_comes_back, "GS604"),
         ("GS701", _nothing_comes_back, "GS604"),
         ("GS701", _stopped_there, "GS604"),
+        ("GS701", _nothing_left, "GS604"),
         ("GS104", _stopped_there, "GS604"),
         ("GS108", _stopped_there, "GS604"),
         ("GS703", _what_the_clamp_left, "GS704"),
