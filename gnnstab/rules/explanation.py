@@ -163,7 +163,8 @@ def _heard_through_norms(symptom: Finding, explanation: Finding, signals: Signal
 
 
 def _without_edges(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
-    return explanation.severity == "error"
+    """Error: the nodes have nothing to answer with. Else most of what is read hears nothing, and no loss reaches what makes the messages."""
+    return explanation.severity == "error" or symptom.signal == "optimizer.never_updated"
 
 
 def _stopped_there(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
