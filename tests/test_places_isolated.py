@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_geometric.data import Data, HeteroData
-from torch_geometric.nn import GATConv, GATv2Conv, HeteroConv, TransformerConv
+from torch_geometric.nn import GATConv, GATv2Conv, HeteroConv, HGTConv, TransformerConv
 
 from gnnstab.probe.places._constant_rows import _unreached
 from test_places import NODES, WIDTH, Net, data, look, loud, random_graph, seeded
@@ -129,3 +129,65 @@ def test_isolated_nodes_that_nothing_reads() -> None:
 def test_a_mask_of_two_sets_is_no_list_of_edges(dtype: torch.dtype, expected: list[bool] | None) -> None:
     found = _unreached({"x": torch.randn(4, 3), "second": torch.ones(2, 5, dtype=dtype)}, "", 4)
     assert (None if found is None else found.tolist()) == expected
+
+
+class BothWays(nn.Module):
+    """Users keep their own features around layers that are to bring them what they bought."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.conv = HGTConv({"user": 8, "item": 8}, 8, (["user", "item"], [_BOUGHT, _BOUGHT_BY]), heads=2)
+        self.lin, self.out = nn.Linear(8, 8), nn.Linear(8, 1)
+
+    def forward(self, batch: HeteroData) -> Tensor:
+        heard = self.conv(batch.x_dict, batch.edge_index_dict)["user"]
+        return self.out(self.lin(batch["user"].x) + heard).squeeze(-1)
+
+
+_BOUGHT, _BOUGHT_BY = ("user", "bought", "item"), ("item", "of", "user")
+
+
+@FACES
+def test_relations_that_all_lead_away_from_what_the_loss_reads(face: Face) -> None:
+    def shop(*relations: tuple[str, str, str]) -> HeteroData:
+        batch, generator = HeteroData(), seeded(3)
+        batch["user"].x, batch["item"].x = torch.randn(NODES, 8), torch.randn(NODES + 3, 8)
+        bought = torch.stack([torch.randint(0, NODES, (200,), generator=generator) for _ in range(2)])
+        for relation in relations:
+            batch[relation].edge_index = bought if relation == _BOUGHT else bought.flip(0)
+        batch.y = torch.randn(NODES, generator=generator)
+        return batch
+
+    diagnosis = face(BothWays(), shop(_BOUGHT))
+    finding = one(diagnosis, "GS402")
+    assert finding.severity == "warning" and "among them 100 % of those that the loss reads" in finding.message
+    assert {f.explained_by for f in loud(diagnosis, "GS604")} <= {"GS402"}
+    assert loud(face(BothWays(), shop(_BOUGHT, _BOUGHT_BY))) == []
+
+
+class Kinds(nn.Module):
+    """Nodes that are known by their kind alone, with a skip around each layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.kind, self.out = nn.Embedding(4, 8), nn.Linear(8, 1)
+        self.convs = nn.ModuleList(GATv2Conv(8, 8, add_self_loops=False, residual=True) for _ in range(2))
+
+    def forward(self, batch: Data) -> Tensor:
+        h = self.kind(batch.z)
+        for conv in self.convs:
+            h = torch.tanh(conv(h, batch.edge_index))
+        return self.out(h).squeeze(-1)
+
+
+@FACES
+def test_a_cut_off_that_leaves_most_nodes_alone(face: Face) -> None:
+    kinds = torch.randint(0, 4, (NODES,), generator=seeded(5))
+    few = torch.stack([torch.arange(4), torch.arange(1, 5)])
+    answers = torch.randn(NODES, generator=seeded(6))
+    finding = one(face(Kinds(), Data(z=kinds, edge_index=few, y=answers, num_nodes=NODES)), "GS402")
+    assert finding.severity == "warning" and finding.cause == "isolated-nodes"
+    enough = Data(z=kinds, edge_index=random_graph(), y=answers, num_nodes=NODES)
+    assert loud(face(Kinds(), enough), "GS402") == []

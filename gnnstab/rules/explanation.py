@@ -163,7 +163,8 @@ def _heard_through_norms(symptom: Finding, explanation: Finding, signals: Signal
 
 
 def _without_edges(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
-    return explanation.severity == "error"
+    """Error: the nodes have nothing to answer with. Else most of what is read hears nothing, and no loss reaches what makes the messages."""
+    return explanation.severity == "error" or symptom.signal == "optimizer.never_updated"
 
 
 def _stopped_there(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
@@ -175,6 +176,13 @@ def _stopped_there(symptom: Finding, explanation: Finding, signals: Signals) -> 
     ]
     told = {str(name) for s in stopped for name in s.detail.get("parameters", ())}
     return bool(silent) and symptom.signal == "optimizer.never_updated" and len(silent & told) > len(silent) / 2
+
+
+def _nothing_left(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    """Every channel of a ReLU is closed, and gradients arrived as exact zeros: in front of it, and at the weights that its zeros enter."""
+    seen = [s.detail for s in signals.find("optimizer.never_updated") if s.value > 0]
+    all_zero = all(set(map(str, d.get("parameters", ()))) <= set(map(str, d.get("zero", ()))) for d in seen)
+    return explanation.signal == "place.dead_share" and explanation.value >= 1 and bool(seen) and all_zero
 
 
 def _what_the_clamp_left(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
@@ -281,6 +289,7 @@ LINKS = tuple(
         ("GS703", _nothing_comes_back, "GS604"),
         ("GS701", _nothing_comes_back, "GS604"),
         ("GS701", _stopped_there, "GS604"),
+        ("GS701", _nothing_left, "GS604"),
         ("GS104", _stopped_there, "GS604"),
         ("GS108", _stopped_there, "GS604"),
         ("GS703", _what_the_clamp_left, "GS704"),

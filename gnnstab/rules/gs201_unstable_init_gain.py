@@ -113,8 +113,9 @@ class UnstableInitGain(Rule):
             )
 
         for signal in signals.find("place.zero_weights"):
+            held = "the gradients of all matrices" if signal.detail.get("all", True) else "their gradients"
             yield self.finding(
-                f"all entries of {names(map(str, signal.detail.get('parameters', ())))} are 0, and so are the gradients of all matrices: no update moves "
+                f"all entries of {names(map(str, signal.detail.get('parameters', ())))} are 0, and so are {held}: no update moves "
                 "them. With small random entries on a copy a gradient arrives. Draw them at random, as nn.Embedding and nn.Linear do by "
                 "themselves.",
                 severity="error",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from gnnstab.records import Finding, Signal, Signals
 from gnnstab.records.vocabulary import DEGREE_ISOLATED_READ_SHARE, PLACE_CONSTANT_ROWS
@@ -19,8 +19,9 @@ class IsolatedNodes(Rule):
     The share of nodes of in-degree 0. In a layer with `root_weight=False` around which no identity path leads any share is an
     error, where a backward shows that the loss reads those nodes. So are more than 15 % of the nodes that get one and the same output
     whatever the batch holds, which a copy shows that runs again with other numbers, where the loss reads them; and more than 5 % of
-    them in layers without self-loops or any other term of the node itself where all rows of the output are alike. Otherwise, and
-    with the linear skip, it is information, since such nodes keep a path that trains, or nobody asks for them.
+    them in layers without self-loops or any other term of the node itself where all rows of the output are alike. It is a warning
+    where none of the nodes that the loss reads hears of another: their answers stay when all other numbers change; and where three of four
+    that it reads have no neighbour and the others one. Otherwise, and with the linear skip, it is information, since such nodes keep a path that trains, or nobody asks for them.
 
     ## Why it is unstable
     Such a node's output is the linear skip and nothing else; with the beta gate about half of that (measured ×.51). With
@@ -51,6 +52,12 @@ class IsolatedNodes(Rule):
     )
 
     alike: float = threshold(1e-3, unit="‖X − mean‖/‖X‖", source="as GS704")
+
+    most: float = threshold(
+        0.75,
+        unit="share of the nodes that the loss reads",
+        source="heuristic: half of the nodes of a directed tree are leaves, three of four where each node has four children",
+    )
 
     def check(self, signals: Signals) -> Iterator[Finding]:
         """Error where such nodes have nothing to answer with, information above ``share``."""
@@ -84,6 +91,14 @@ class IsolatedNodes(Rule):
                 limit=self.share,
                 signal=worst,
             )
+        elif worst.value > 0 and (unheard := self._unheard(signals, constant)) > self.most:
+            yield self.finding(
+                f"{alone}, among them {percent(unheard)} of those that the loss reads: no edge brings them anything, and their answer depends on "
+                f"their own features alone. {_ADVICE}",
+                severity="warning",
+                limit=self.most,
+                signal=worst,
+            )
         elif worst.value > 0 and bare:
             yield self.finding(
                 f"{alone} and {names(bare)} has root_weight=False: its output there is exactly 0, which an identity path makes up for, or "
@@ -100,6 +115,17 @@ class IsolatedNodes(Rule):
                 limit=self.share,
                 signal=worst,
             )
+
+    def _unheard(self, signals: Signals, constant: Sequence[Signal]) -> float:
+        """Share of what the loss reads that hears of nobody: of all of it as a copy shows, or at a last layer where no node has two neighbours."""
+        if constant:
+            known = constant[0].detail.get("by_loss") or signals.context.get("loss_given")
+            return 1.0 if known and constant[0].detail.get("deaf", 0.0) == 1 else 0.0
+        read = {s.layer: s.value for s in measured(signals.find(DEGREE_ISOLATED_READ_SHARE))}
+        degrees = measured(signals.find("degree.max"))
+        if not degrees or largest(degrees).value > 1:
+            return 0.0
+        return [0.0, *(read[layer.name] for layer in signals.attention_layers if layer.name in read)][-1]
 
     def _all_alike(self, signals: Signals) -> bool:
         ends = [s for s in signals.find("place.node_difference") if s.layer == "output"]

@@ -92,14 +92,52 @@ class Branch(nn.Module):
         return self.out(h + self.last(self.conv(h, edge_index))).squeeze(-1)
 
 
-@pytest.mark.parametrize("make", [Liked, Branch])
+class Around(nn.Module):
+    """A branch whose two maps begin at 0 and hold each other there, while the way around them trains; its twin begins with one of them."""
+
+    def __init__(self, drawn: bool) -> None:
+        super().__init__()
+        self.inp, self.conv, self.out = nn.Linear(6, 8), GATConv(8, 8), nn.Linear(8, 1)
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 8)
+        for layer in (self.last,) if drawn else (self.first, self.last):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        h = self.inp(x)
+        return self.out(h + self.last(torch.tanh(self.first(self.conv(h, edge_index))))).squeeze(-1)
+
+
+@pytest.mark.parametrize(("make", "named"), [(Liked, "table.weight"), (Branch, "inp.weight"), (Around, "first.weight")])
 @pytest.mark.parametrize("face", [asked, watched])
 def test_weights_of_zero_are_the_root_of_gradients_of_zero(
-    make: Callable[[bool], nn.Module], face: Callable[[nn.Module], Diagnosis]
+    make: Callable[[bool], nn.Module], named: str, face: Callable[[nn.Module], Diagnosis]
 ) -> None:
     torch.manual_seed(0)
     found = face(make(False))
     (told,) = [f for f in found.findings if f.code == "GS201"]
-    assert "table.weight" in told.message if make is Liked else "inp.weight" in told.message
+    assert named in told.message
     assert [cause.cause for cause in found.root_causes()] == ["unsuitable-init"]
     assert not face(make(True)).at_least("warning")
+
+
+class Closed(nn.Module):
+    """An encoder behind whose ReLU nothing is left, since its bias begins far below 0."""
+
+    def __init__(self, bias: float) -> None:
+        super().__init__()
+        self.encode, self.conv, self.out = nn.Linear(6, 8), GATConv(8, 8), nn.Linear(8, 1)
+        self.deep = nn.Linear(8, 8, bias=False)
+        nn.init.constant_(self.encode.bias, bias)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        h = torch.relu(self.encode(x))
+        return self.out(torch.tanh(self.conv(self.deep(h), edge_index))).squeeze(-1)
+
+
+def test_parameters_behind_a_closed_relu_follow_from_it() -> None:
+    torch.manual_seed(0)
+    found = watched(Closed(-25.0))
+    assert [cause.cause for cause in found.root_causes()] == ["dead-units"]
+    assert [f.explained_by for f in found.findings if f.code == "GS604" and f.severity == "error"] == ["GS701"]
+    assert not watched(Closed(-0.3)).at_least("warning")

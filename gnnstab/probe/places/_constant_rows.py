@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,7 +30,8 @@ def rows(
 
     ``model`` is a copy and left so. Nothing where every node is reached, or where the nodes bring no numbers of their own that could move
     the output. Of an output that has a row for each pair of nodes those rows count that move once every node has a loop (``loops``). ``read``: share of all nodes that are so and at whose output the
-    backward that was seen has a gradient; that of the run's own loss where it ``came_back``, and then ``by_loss``.
+    backward that was seen has a gradient; that of the run's own loss where it ``came_back``, and then ``by_loss``. ``deaf``: share of the
+    rows with a gradient that are about such nodes and stay when the numbers of everything else change.
     """
     named = seen.batch
     alone = {}
@@ -45,6 +46,7 @@ def rows(
         before, after = run(args, kwargs), run(*mapped((args, dict(kwargs)), _changed))
         per_node = any(t.dim() and len(t) in alone for t in before)
         looped = [] if per_node else _with_loops(run, args, kwargs, named, alone)
+        apart = run(*mapped((args, dict(kwargs)), lambda tensor: _changed_around(tensor, alone))) if per_node else []
     except Exception as error:  # A stranger's forward may refuse other numbers, and says so in any way.
         let_through(error)
         return
@@ -65,9 +67,30 @@ def rows(
                 _share(still),
                 {"read": _share(asked)}
                 | ({"by_loss": True} if by_loss else {})
+                | _deaf(before, apart, seen.outputs, alone, came_back)
                 | ({} if per_node else {"loops": True}),
             )
             return
+
+
+def _deaf(
+    before: Sequence[Tensor],
+    apart: Sequence[Tensor],
+    outputs: Sequence[Tensor],
+    alone: Mapping[int, Tensor],
+    came_back: Tensor | None,
+) -> dict[str, float]:
+    """The share of all rows that the loss reads which nothing but their own node moves; nothing where no backward tells."""
+    asked = deaf = 0
+    for one, other, output in zip(before, apart, outputs, strict=False):
+        gradient = came_back if came_back is not None and came_back.shape == output.shape else output.grad
+        if gradient is None or not one.dim() or one.shape != other.shape or gradient.shape != one.shape:
+            continue
+        read = (gradient.reshape(len(one), -1) != 0).any(1)
+        asked += int(read.sum())
+        if len(one) in alone:
+            deaf += int((read & alone[len(one)] & (one == other).reshape(len(one), -1).all(1)).sum())
+    return {"deaf": deaf / asked} if asked else {}
 
 
 def _with_loops(
@@ -106,6 +129,9 @@ def _unreached(named: Mapping[str, Tensor], kind: str, count: int) -> Tensor | N
         if t.dim() == 2 and len(t) == 2 and t.shape[1] and not (t.is_floating_point() or t.dtype == torch.bool)
         and _leads_to(name, kind)
     ]  # fmt: skip
+    related = [t for name, t in named.items() if "__" in name and t.dim() == 2 and len(t) == 2 and t.numel()]
+    if not lists and kind and related:
+        return torch.ones(count, dtype=torch.bool, device=related[0].device)  # No relation leads to this kind.
     if not lists or any(int(t.min()) < 0 or int(t[1].max()) >= count for t in lists):
         return None
     alone = torch.ones(count, dtype=torch.bool, device=lists[0].device)
@@ -126,6 +152,14 @@ def _leads_to(name: str, kind: str) -> bool:
 
 def _differ(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and len(tensor) > 0 and bool((tensor != tensor[:1]).any())
+
+
+def _changed_around(tensor: Tensor, alone: Mapping[int, Tensor]) -> Tensor:
+    """Other numbers everywhere but at the nodes that no edge leads to."""
+    changed = _changed(tensor)
+    if changed is tensor or len(tensor) not in alone:
+        return changed
+    return torch.where(alone[len(tensor)].view(-1, *[1] * (tensor.dim() - 1)), tensor, changed)
 
 
 def _changed(tensor: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Weights that are all 0 and keep every gradient at 0: small random entries on the copy let one arrive."""
+"""Weights that are all 0 and keep gradients at 0: small random entries on the copy let one arrive."""
 
 from __future__ import annotations
 
@@ -14,12 +14,16 @@ SMALL = 0.1
 
 
 def rows(model: nn.Module, again: Callable[[], Sequence[Tensor]]) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
-    """After a backward in which no matrix got a gradient but 0; ``again`` runs the forward and returns the loss. The weights are given back."""
+    """After a backward; ``again`` runs the forward and returns the loss. The weights are given back.
+
+    Where no matrix got a gradient but 0, all matrices of zeros are suspects. Where others did, as around a skip, those of zeros that got
+    none: they hold each other when entries in them alone let a gradient arrive at them. ``all``: whether no matrix had one.
+    """
     own = {n: p for n, p in model.named_parameters() if p.requires_grad and not is_lazy(p)}
     own = {n: p for n, p in own.items() if p.dim() > 1 and p.numel() and p.is_floating_point()}
-    gradients = [p.grad for p in own.values() if p.grad is not None]
-    empty = {n: p for n, p in own.items() if not p.any()}
-    if not gradients or not empty or any(bool(gradient.any()) for gradient in gradients):
+    moved = {n for n, p in own.items() if p.grad is not None and bool(p.grad.any())}
+    empty = {n: p for n, p in own.items() if n not in moved and p.grad is not None and not p.any()}
+    if not empty:
         return
     with torch.no_grad():
         generator = torch.Generator().manual_seed(0)
@@ -27,10 +31,13 @@ def rows(model: nn.Module, again: Callable[[], Sequence[Tensor]]) -> Iterator[tu
             parameter.copy_(SMALL * torch.randn(parameter.shape, generator=generator))
     try:
         (loss,) = again()
-        arrived = torch.autograd.grad(loss, list(own.values()), allow_unused=True) if loss.requires_grad else ()
+        waiting = empty if moved else own
+        arrived = torch.autograd.grad(loss, list(waiting.values()), allow_unused=True) if loss.requires_grad else ()
     finally:
         with torch.no_grad():
             for parameter in empty.values():
                 parameter.zero_()
-    if any(gradient is not None and bool(gradient.any()) for gradient in arrived):
-        yield "place.zero_weights", next(iter(empty)), float(len(empty)), {"parameters": list(empty)[:50]}
+    freed = [n for n, g in zip(waiting, arrived, strict=False) if g is not None and bool(g.any())]
+    if freed:
+        listed = freed if moved else list(empty)
+        yield "place.zero_weights", listed[0], float(len(listed)), {"parameters": listed[:50], "all": not moved}
