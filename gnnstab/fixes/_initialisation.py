@@ -10,7 +10,7 @@ from gnnstab.errors import FixError
 from gnnstab.fixes.base import Fix, attention_in
 from gnnstab.fixes.model_structure import attention_layers, editable_layers
 from gnnstab.fixes.printing import attribute_names, looped
-from gnnstab.layers import LAYERS, Layer, layer_named, layer_of
+from gnnstab.layers import LAYERS, layer_named, layer_of
 from gnnstab.records import LayerFacts, Signals
 from gnnstab.records.vocabulary import (
     ATTENTION_ENTROPY,
@@ -110,12 +110,12 @@ class _Reinitialise(Fix):
         owners: list[tuple[str, LayerFacts | str]] = list(
             zip(attribute_names(attention).values(), attention, strict=True)
         )
-        return "\n".join(
-            looped([(owner, self._of(owner, layer_named(layer))) for owner, layer in owners or [("conv", "")]])
-        )
+        return "\n".join(looped([(owner, self._of(owner, layer)) for owner, layer in owners or [("conv", "")]]))
 
-    def _of(self, owner: str, kind: Layer) -> list[str]:
-        lines = [kind.reinit_line(owner, name) for name in kind.roles.get(self.role, ())]
+    def _of(self, owner: str, layer: LayerFacts | str) -> list[str]:
+        kind = layer_named(layer)
+        names = [n for n in kind.roles.get(self.role, ()) if isinstance(layer, str) or kind.present(n, layer)]
+        lines = [kind.reinit_line(owner, name) for name in names]
         return lines or [f"# {owner}: initialise anew what its {self.role}s are made of"]
 
     def _edit(self, copy: nn.Module, options: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from gnnstab.errors import FixError
 from gnnstab.fixes.base import Fix
 from gnnstab.fixes.model_structure import editable_layers
 from gnnstab.fixes.printing import written
-from gnnstab.layers import LAYERS, layer_named
+from gnnstab.layers import FAMILY, LAYERS, layer_named
 from gnnstab.records import LayerFacts, Signals
 from gnnstab.records.vocabulary import ATTENTION_ENTROPY, DEGREE_MEDIAN, SCORE_MAX_ABS
 
@@ -51,7 +51,7 @@ class QKClip(Fix):
         clipped = {
             name: gammas
             for name, gammas in factors.items()
-            if (name not in known or layer_named(known[name]).applies("scale_scores"))
+            if (name not in known or FAMILY in known[name].options or layer_named(known[name]).applies("scale_scores"))
             and min(gammas, default=1.0) < _UNTOUCHED
         }
         if len(clipped) > 1 and all(_alike(known.get(name)) for name in clipped):

@@ -10,6 +10,7 @@ from gnnstab.layers.additive import AdditiveLayer
 from gnnstab.layers.base import Call, StoredLayer
 from gnnstab.layers.maps import per_head, project
 from gnnstab.layers.pyg_layer import Factor
+from gnnstab.records import LayerFacts
 from gnnstab.records.vocabulary import LOGIT_FROBENIUS
 
 if TYPE_CHECKING:
@@ -78,6 +79,23 @@ class GATConvLayer(AdditiveLayer):
             score = score + (self._edges(module, edge_attr) * module.att_edge).sum(dim=-1)
         score = F.leaky_relu(score, module.negative_slope)
         return score, softmax(score, index, ptr, dim_size)
+
+    def more(self, conv: Any) -> dict[str, Any]:
+        """Whether target nodes have a map of their own, said where they have."""
+        own = getattr(conv, "lin_dst", None)
+        return {} if own is None or own is getattr(conv, "lin_src", None) else {"own_target_map": True}
+
+    def stored_facts(self, stored: StoredLayer, known: Mapping[str, Any]) -> dict[str, Any]:
+        """Early releases keep one map under both names."""
+        facts = super().stored_facts(stored, known)
+        own = stored.tensors.get("lin_dst.weight")
+        if own is not None and not own.equal(self._weight(stored, self.source_maps)):
+            facts["options"]["own_target_map"] = True
+        return facts
+
+    def present(self, parameter: str, facts: LayerFacts) -> bool:
+        """A map of target nodes alone only where they have one."""
+        return super().present(parameter, facts) and (parameter != "lin_dst" or bool(facts.get("own_target_map")))
 
     def lookalike(self, stored: StoredLayer) -> str:
         """Layers of several relations keep such vectors beside maps of other names."""

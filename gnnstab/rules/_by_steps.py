@@ -19,9 +19,10 @@ def by_steps(finding: Finding, signals: Signals) -> Finding:
         steps = f"With softer scores on a copy your optimizer's steps bring the loss of one batch to {undone:.3g} instead of {best:.3g}"
         if earned(signal.detail):
             return replace(finding, severity="info", message=f"{finding.message} {steps}: the sharpness is earned.")
-        if harms(signal.detail) and finding.severity == "info" and finding.signal.startswith("attention."):
+        if harms(signal.detail) and finding.signal.startswith("attention."):
+            severity = "warning" if finding.severity == "info" else finding.severity
             message = f"{finding.message.removesuffix(_OPEN)} {steps}: the sharpness keeps the model from learning."
-            return replace(finding, severity="warning", confidence="high", message=message)
+            return replace(finding, severity=severity, confidence="high", message=message)
     return finding
 
 

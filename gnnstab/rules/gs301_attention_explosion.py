@@ -52,8 +52,7 @@ class AttentionExplosion(Rule):
     an input of RMS 1, or is there no sharper than fresh weights may make it (Ĥ ≥ 0.6 × the limit), unless something that makes
     scores large was measured: a wide map within it, large features, or dense scores that are more than 4 times q·k/√d.
 
-    Over several checkpoints of one run (a folder of them) a clear trend of Ĥ or ‖M_h‖_F towards its limit is information, with
-    the step at which it gets there and the range of ± 2 standard errors.
+    Over a folder of checkpoints a clear trend of Ĥ or ‖M_h‖_F towards its limit is information, with the step at which it gets there (± 2 standard errors).
 
     ## Why it is unstable
     A saturated softmax passes one neighbour on and ignores the rest. Its gradients do not vanish, they get sharp: measured,
@@ -61,19 +60,17 @@ class AttentionExplosion(Rule):
     swaps neighbours, and in fp16 the product q·k approaches 65 504 long before the division by √C.
 
     ## What it looks like
-    Healthy trained networks were measured at Ĥ from .35 to .98 with single logits up to 59: the size of a logit alone is no
-    error in fp32. Failed ones had Ĥ from 0 to .03. On real networks: alignment at most 1.4 and ‖M_h‖_F at most .65 in two
-    healthy actors, 2.2 and 1.65, 1.6 and 1.55 in two ruined by their learning rate.
+    Healthy trained networks were measured at Ĥ from .35 to .98 with single logits up to 59: the size of a logit alone is no error in fp32. Failed ones
+    had Ĥ from 0 to .03. Alignment and ‖M_h‖_F: at most 1.4 and .65 in two healthy actors, 2.2 and 1.65, 1.6 and 1.55 in two ruined by their rate.
 
     ## Fix
     Without changing code: scale the query weight and bias of a saturated head down, until its largest score is 3·√(2 ln d) at
-    in-degree d; `qk-clip` computes the factor. With a subclass: layer normalisation of queries and keys inside `message`. Caps known from language
-    models do nothing here: at in-degree 10, Ĥ is .16 at max|s| = 44 already, below a cap of 50. Subtract the mean within
-    each target before any cap.
+    in-degree d; `qk-clip` computes the factor. With a subclass: layer normalisation of queries and keys inside `message`. Caps known from language models do
+    nothing here: at in-degree 10, Ĥ is .16 at max|s| = 44 already, below a cap of 50. Subtract the mean within each target before any cap.
 
     ## When it is wrong
     With a model, a loss and the optimizer, steps on two copies decide, one of them with softer scores: attention that begins sharp
-    and right is information where they end higher, and sharpness of unknown origin a warning where it takes a quarter of the progress.
+    and right is information where they end higher; sharpness that takes a quarter of the progress is sure, and a warning where its origin is unknown.
     Attention can be sharp and right: the best small networks reached Ĥ = .35. Sharpness that training has found is therefore
     information where a file alone is judged on generated graphs, and in a run whose loss ended at its best; with a batch and a
     loss, softer scores on a copy decide. With fewer than 3 neighbours Ĥ says little, and such layers are left out. Judged by
@@ -215,7 +212,7 @@ class AttentionExplosion(Rule):
         if not found:
             return None
         real = state is not None and not state.synthetic
-        if real and state is not None:
+        if state is not None and real:
             # Training has had its say: what it made of large weights is soft on the data that they were trained on.
             if signals.context.get("trained") and not state.crosses(self.warn_entropy, self.one_hot_share):
                 return None
@@ -225,11 +222,9 @@ class AttentionExplosion(Rule):
             if not state.crosses(self.warn_entropy, self.one_hot_share):
                 return None
         degree = degree_of(signals, layer.name) or ASSUMED_DEGREE
-        worst = largest(found)
-        if not real:
-            limit = self._limit(layer, degree)
-            if worst.value > limit and not self._same_gain(signals, layer, worst):
-                return self._spread(layer, worst, limit, degree)
+        worst, limit = largest(found), self._limit(layer, degree)
+        if not real and worst.value > limit and not self._same_gain(signals, layer, worst):
+            return self._spread(layer, worst, limit, degree)
         return self._sharpened(signals, layer, found, degree, real)
 
     def _reads_words(self, layer: LayerFacts) -> bool:
@@ -384,6 +379,11 @@ def _saturating(layer: LayerFacts, unknown: bool, features: str) -> str:
             "and keys."
         )
     made_of = parts(layer, "score")
+    if made_of and not unknown and FAMILY in layer.options:
+        # Of a formula that nobody knows, a factor on the scores may as well do it as the weights behind them.
+        return (
+            f": it is what makes its scores ({made_of}), with any factor on them. Scale that down for the worst heads."
+        )
     if made_of and not unknown:
         return f": the weights that make its scores ({made_of}) saturate it. Scale them down for the worst heads."
     return ". Scale what its scores are made of down, or normalise the input of the layer."

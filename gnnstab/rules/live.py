@@ -180,8 +180,8 @@ class LiveEngine:
 
     def _quiet_limit(self, key: SeriesKey, track: Track) -> float:
         """The size from which a rule may have something to say of a series."""
-        grown = math.inf if key.site == "score" else self._steady.output_factor * track.start
-        return min(self._quiet_below, grown)
+        grown = 0.0 if key.site == "score" else self._steady.output_factor * track.start
+        return min(self._quiet_below, grown or math.inf)
 
     def _first_time(self, finding: Finding) -> bool:
         # What was information may become a warning later on.
@@ -283,9 +283,10 @@ class LiveEngine:
         track = self._track(step, key, rms)
         if track is None:
             return
-        grown = track.before <= rms > self._steady.output_factor * track.start
-        growth = track.lasting_growth() if grown and not (self._learning() or self._falling()) else 0.0
-        yield from self._steady.output(key.layer, step, rms / max(track.start, 1e-12), math.expm1(min(growth, 50.0)))
+        # What begins at zero grows in any case, by no number of times.
+        if track.before <= rms > self._steady.output_factor * track.start > 0:
+            growth = 0.0 if self._learning() or self._falling() else track.lasting_growth()
+            yield from self._steady.output(key.layer, step, rms / track.start, math.expm1(min(growth, 50.0)))
         if self._jumped(track, rms):
             yield self._rate.finding(
                 f"{key.layer}: at step {step} its output has RMS {rms:.3g}, {rms / track.before:.3g} times everything before. Divide the "

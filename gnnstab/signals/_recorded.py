@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gnnstab.records import PARAMETER_SITES, SIGNALS, LayerFacts, SeriesKey, Signal, Signals
-from gnnstab.records.vocabulary import INVESTIGATION, LOSS_GENERALISATION_GAP
+from gnnstab.records.vocabulary import INVESTIGATION, LOSS_GENERALISATION_GAP, LOSS_GROWTH
 from gnnstab.signals._extremes import short_run, with_extremes
 from gnnstab.signals._measures import measured_signals, parsed
 from gnnstab.signals._places import place_signals
@@ -34,6 +34,7 @@ _MISSING = {
     "pool.": "no pooling that adds up was recorded; pass the model and a batch of graphs",
     "update.": "no optimizer step was recorded",
     "place.": "the places beside the attention layers were not looked at; pass the model and a batch, or record a training run",
+    LOSS_GROWTH: "fewer steps were recorded with a finite loss and gradient norm than a trend needs",
     "loss": "no loss is known; pass it with monitor.loss(loss)",
 }
 

@@ -1,10 +1,15 @@
 """Fixes that repair what is broken in single places: reinitialised weights, exchanged norms, clamps, changes by hand."""
 
+import copy
+from types import SimpleNamespace
+
 import pytest
 import torch
+import torch_geometric.nn
 from torch import nn
-from torch_geometric.nn import GraphNorm, LayerNorm, TransformerConv
+from torch_geometric.nn import GATConv, GraphNorm, LayerNorm, TransformerConv
 
+import gnnstab
 from gnnstab import fixes
 from gnnstab.errors import FixError
 from gnnstab.records import LayerFacts, Signal, Signals
@@ -42,6 +47,27 @@ def test_queries_and_keys_are_drawn_anew_and_nothing_else():
     assert changed_parameters(fixed, again) == set()
     one = fixes.apply(model, "reinit-qk", only=["convs.1"])
     assert {n.split(".")[1] for n in changed_parameters(one, model)} == {"1"}
+
+
+@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize(
+    ("layer", "drawn"),
+    [
+        (lambda: GATConv(8, 8), {"att_src", "att_dst"}),
+        (lambda: GATConv(8, 8, edge_dim=3), {"att_src", "att_dst", "att_edge"}),
+        (lambda: GATConv((8, 8), 8), {"att_src", "att_dst", "lin_dst.weight"}),
+        (lambda: nn.MultiheadAttention(8, 2), {"in_proj_weight"}),
+        (lambda: nn.MultiheadAttention(8, 2, kdim=6), {"q_proj_weight", "k_proj_weight"}),
+    ],
+)
+def test_the_printed_lines_draw_what_a_layer_of_this_configuration_has(layer, drawn, stored, tmp_path):
+    model = nn.ModuleDict({"conv": layer()})
+    torch.save(model.state_dict(), tmp_path / "weights.pt")
+    (facts,) = gnnstab.diagnose(tmp_path / "weights.pt" if stored else model).layers
+    before = copy.deepcopy(model["conv"].state_dict())
+    owner = SimpleNamespace(conv=model["conv"])
+    exec(fixes.change("reinit-qk", [facts]), {"torch": torch, "torch_geometric": torch_geometric, "self": owner})
+    assert {n for n, tensor in model["conv"].state_dict().items() if not torch.equal(tensor, before[n])} == drawn
 
 
 def test_the_gate_is_drawn_anew():

@@ -104,7 +104,11 @@ def test_a_gradient_that_goes_bad_is_located_by_running_the_backward_again() -> 
         one_step(model, args, recorder)
         (event,) = recorder.events
         trace = writer.read()
-    assert (event.stage, event.layer, event.origin) == ("gradient", "convs.0", "came-in")
+    assert "the gradient that reached convs.0, the last recorded layer of the backward pass" in event.message
+    # No layer spoils it, but the root of 0 that stands between them, in the code of the model itself.
+    operation = event.detail["operation"]
+    assert (event.stage, event.layer, event.origin) == ("gradient", None, "made-here")
+    assert (operation["node"], operation["how"]) == ("SqrtBackward0", "repeated") and ".sqrt()" in operation["code"]
     (rows,) = trace.sites("convs.1", "grad_output").values()
     assert rows["step"][-1] == event.step
     assert np.isfinite(rows["maximum"][-1])

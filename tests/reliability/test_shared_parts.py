@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import Data
 
+from gnnstab.probe.replaying.replica import eager, replica, whole_copy
 from side_by_side import Net, Run, graph, unnoticed
 
 X, EDGES = graph()
@@ -50,6 +51,13 @@ class FunctionOverItself(Behind):
     def around(self, x: Tensor) -> Tensor:
         out: Tensor = self.function(x)
         return out
+
+
+class FunctionOverFunction(FunctionOverItself):
+    def __init__(self) -> None:
+        super().__init__()
+        inner = self.function
+        self.function = lambda x: inner(torch.tanh(x))
 
 
 class FunctionOverMethod(FunctionOverItself):
@@ -191,6 +199,22 @@ def test_models_that_a_copy_shares_parts_with(make: Callable[[], nn.Module]) -> 
         )
 
     unnoticed(loop)
+
+
+@pytest.mark.parametrize("make", [FunctionOverItself, FunctionOverFunction])
+@pytest.mark.parametrize("copied", [replica, whole_copy])
+def test_a_function_over_the_model_itself_runs_over_the_copy(
+    make: Callable[[], nn.Module], copied: Callable[[nn.Module], nn.Module]
+) -> None:
+    model = make().eval()
+    wanted = model(X, EDGES)
+    twin = copied(model.train()).eval()
+    assert torch.equal(eager(twin)(X, EDGES), wanted)
+    eager(twin.train())(X, EDGES)
+    assert all(int(m.num_batches_tracked) == 0 for m in model.modules() if isinstance(m, nn.BatchNorm1d))
+    with torch.no_grad():
+        twin.get_parameter("added.0.weight").zero_()
+    assert not torch.equal(eager(twin.eval())(X, EDGES), wanted)
 
 
 class MovesByFunction(torch.optim.SGD):

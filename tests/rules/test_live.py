@@ -127,7 +127,7 @@ def test_non_finite_values_are_left_to_their_own_event() -> None:
     )
 
 
-@pytest.mark.parametrize("size", [1.0, 50.0, 90.0])
+@pytest.mark.parametrize("size", [0.0, 1.0, 50.0, 90.0])
 def test_memory_is_bounded(size: float) -> None:
     engine = LiveEngine()
     follow(engine, range(5 * WINDOW), loss=lambda i: 1.0, grad_norm=lambda i: 1.0, output=lambda i: size)
@@ -269,6 +269,7 @@ def test_outputs_that_grow_and_go_on_are_told_while_the_loss_is_no_better() -> N
         return [(f.signal, f.layer) for f in follow(LiveEngine(), range(150), output=output, loss=loss)]
 
     assert told(lambda i: 1.02**i, lambda i: 1.0) == [("output.growth", "conv")]
+    assert told(lambda i: 1.02**i if i > 9 else 0.0, lambda i: 1.0) == [], "what begins at zero has no first size"
     assert told(lambda i: 1.02**i, lambda i: 0.97**i) == []
     assert told(lambda i: min(1.02**i, 3.9), lambda i: 1.0) == []
     assert told(lambda i: 1 + 9 * (1 - math.exp(-i / 8)), lambda i: 1.0) == []

@@ -10,12 +10,11 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from gnnstab.errors import UsageError
-from gnnstab.probe.replaying.reach import SHARED, shared_with
+from gnnstab.probe.replaying.reach import SHARED, own_function, shared_with
 from gnnstab.randomness import deep_copy
-from gnnstab.torch_private import tree_leaves
 
 _COMPUTE = ("torch.nn.utils.", "gnnstab.nn.", "gnnstab.probe.replaying.evaluating")
 """Modules whose hooks, all objects of a class, compute: ``weight_norm``, ``spectral_norm``, pruning, the fixes."""
@@ -50,40 +49,12 @@ def own_hook(hook: Any, memo: dict[int, Any], model: nn.Module) -> Any:
         return functools.partial(
             own_hook(hook.func, memo, model), *deep_copy(hook.args, memo), **deep_copy(hook.keywords, memo)
         )
-    if not isinstance(hook, types.FunctionType):
-        return _apart(deep_copy(hook, memo), hook, model)
-    cells = [_contents(cell) for cell in hook.__closure__ or ()]
-    own = [[_without_history(v, memo, model) for v in values] for values in cells]
-    _apart(_with_cells(hook, [[]] * len(cells)), hook, model)
-    _apart([v for values in own for v in values if not isinstance(v, types.FunctionType)], hook, model)
-    return _with_cells(hook, own)
-
-
-def _without_history(value: Any, memo: dict[int, Any], model: nn.Module) -> Any:
-    kept = [t for t in tree_leaves(value) if isinstance(t, Tensor) and t.grad_fn is not None]
-    memo.update({id(t): t.detach().clone() for t in kept})  # One that hangs in its graph refuses to be copied.
-    return own_hook(value, memo, model) if isinstance(value, types.FunctionType) else deep_copy(value, memo)
-
-
-def _with_cells(hook: types.FunctionType, cells: list[list[Any]]) -> types.FunctionType:
-    closure = tuple(types.CellType(*values) for values in cells)
-    twin = types.FunctionType(hook.__code__, hook.__globals__, hook.__name__, hook.__defaults__, closure)
-    twin.__kwdefaults__ = hook.__kwdefaults__
-    return twin
-
-
-def _apart(own: Any, hook: Any, model: nn.Module) -> Any:
-    if shared := shared_with(own, model):
+    own = own_function(hook, memo) if isinstance(hook, types.FunctionType) else deep_copy(hook, memo)
+    functions = [value for value in memo.values() if isinstance(value, types.FunctionType)]
+    if shared := shared_with(own, model, functions):
         name = getattr(hook, "__qualname__", type(hook).__name__)
         raise UsageError(f"the hook {name} changes what the model computes, and a copy of it shares {shared} {SHARED}")
     return own
-
-
-def _contents(cell: types.CellType) -> list[Any]:
-    try:
-        return [cell.cell_contents]
-    except ValueError:  # Not filled yet.
-        return []
 
 
 def _computes(hook: Any, forward: bool) -> bool:

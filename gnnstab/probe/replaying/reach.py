@@ -10,7 +10,7 @@ import random
 import sys
 import types
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from gnnstab.errors import UsageError
+from gnnstab.randomness import deep_copy
+from gnnstab.torch_private import tree_leaves
 
 SHARED = "with the run, through a function, a class or a global that deepcopy keeps as it is: a replay would change the training"
 
@@ -38,14 +40,15 @@ _METHODS = frozenset({"__init__", "__new__", "__repr__", "extra_repr", "reset_pa
 """Methods that no forward calls."""
 
 
-def shared_with(twin: Any, original: nn.Module) -> str:
+def shared_with(twin: Any, original: nn.Module, functions: Iterable[types.FunctionType] = ()) -> str:
     """What of ``original`` or of other state of a run a forward of ``twin``, its copy, would change; empty for nothing.
 
-    Tables of hooks are passed over.
+    Tables of hooks are passed over. ``functions`` are over copies of what hangs in their closures, see `own_function`.
     """
     own = {id(m) for m in original.modules()} | {id(t) for t in (*original.parameters(), *original.buffers())}
     known = {id(v) for m in original.modules() for v in vars(m).values() if not isinstance(v, _PLAIN)}
-    for value, path in _reached(twin, own, frozenset(known)):
+    mine = frozenset(map(id, functions))
+    for value, path in _reached(twin, own, frozenset(known), mine=mine):
         if id(value) in own or _keeps_state(value):
             return path
     return ""
@@ -120,8 +123,42 @@ def _iterates(value: Any) -> bool:
     return not isinstance(value, (type, nn.Module, Tensor)) and hasattr(type(value), "__next__")
 
 
+def own_function(function: types.FunctionType, memo: dict[int, Any]) -> types.FunctionType:
+    """A function of the same code over copies of what hangs in its closure, as ``self`` does in ``lambda x: self.norm(x)``.
+
+    ``memo`` is that of the copy of the model; the functions that were made stand in it.
+    """
+    if isinstance(made := memo.get(id(function)), types.FunctionType):
+        return made
+    cells = tuple(types.CellType() for _ in function.__closure__ or ())
+    twin = types.FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__, cells)
+    twin.__kwdefaults__ = function.__kwdefaults__
+    vars(twin).update(vars(function))
+    memo[id(function)] = twin
+    for cell, own in zip(function.__closure__ or (), cells, strict=True):
+        for value in contents(cell):
+            kept = [t for t in tree_leaves(value) if isinstance(t, Tensor) and t.grad_fn is not None]
+            memo.update({id(t): t.detach().clone() for t in kept})  # One that hangs in its graph refuses to be copied.
+            inner = isinstance(value, types.FunctionType) and value.__closure__
+            own.cell_contents = own_function(value, memo) if inner else deep_copy(value, memo)
+    return twin
+
+
+def contents(cell: types.CellType) -> list[Any]:
+    """What a cell holds; nothing where it is not filled yet."""
+    try:
+        return [cell.cell_contents]
+    except ValueError:
+        return []
+
+
 def _reached(
-    root: Any, own: set[int], known: frozenset[int], *, into_modules: bool = False
+    root: Any,
+    own: set[int],
+    known: frozenset[int],
+    *,
+    into_modules: bool = False,
+    mine: frozenset[int] = frozenset(),
 ) -> Iterator[tuple[Any, str]]:
     """(value, path) of what hangs in functions, classes and globals, or is ``own``: all that a copy has in common with its original."""
     waiting: list[tuple[Any, str, bool]] = [(root, "", False)]
@@ -139,13 +176,15 @@ def _reached(
             yield value, path
             if isinstance(value, nn.Module) and not into_modules:
                 continue
-        waiting += [(v, f"{path}.{n}".lstrip("."), s or shared) for n, v, s in _parts(value)]
+        if id(value) in mine:
+            shared = False
+        waiting += [(v, f"{path}.{n}".lstrip("."), s or shared) for n, v, s in _parts(value, mine)]
 
 
-def _parts(value: Any) -> Iterator[tuple[str, Any, bool]]:
+def _parts(value: Any, mine: frozenset[int] = frozenset()) -> Iterator[tuple[str, Any, bool]]:
     """(name, part, whether a copy shares it)."""
     if isinstance(value, types.FunctionType):
-        yield from _of_function(value)
+        yield from _of_function(value, id(value) not in mine)
     elif isinstance(value, types.MethodType):
         yield from (("__self__", value.__self__, False), ("__func__", value.__func__, True))
     elif isinstance(value, types.BuiltinMethodType):
@@ -180,12 +219,9 @@ def vars_of(value: Any) -> list[tuple[str, Any]]:
     return list(getattr(value, "__dict__", {}).items())
 
 
-def _of_function(function: types.FunctionType) -> Iterator[tuple[str, Any, bool]]:
+def _of_function(function: types.FunctionType, shared: bool) -> Iterator[tuple[str, Any, bool]]:
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
-        try:
-            yield name, cell.cell_contents, True
-        except ValueError:
-            continue  # Not filled yet.
+        yield from ((name, value, shared) for value in contents(cell))
     yield "defaults", (function.__defaults__, function.__kwdefaults__, vars(function)), True
     if (function.__module__ or "").partition(".")[0] not in _LIBRARIES:
         for name in _globals_of(function.__code__):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import weakref
 from collections import UserDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from torch_geometric.inspector import Inspector
 from gnnstab.errors import GnnstabError, UsageError, let_through
 from gnnstab.probe.replaying._own_state import Guard
 from gnnstab.probe.replaying.computing_hooks import computing_hooks, own_hook
-from gnnstab.probe.replaying.reach import SHARED, own_copy, shared_with
+from gnnstab.probe.replaying.reach import SHARED, own_copy, own_function, shared_with
 from gnnstab.randomness import deep_copy, same_random_state
 
 HOOK_TABLES = ("_hooks", "_hooks_with_kwargs", "_hooks_always_called")
@@ -115,20 +116,35 @@ def replica(model: nn.Module) -> nn.Module:
     except Exception as error:
         let_through(error)
         raise UsageError(f"{type(model).__name__} cannot be copied for a replay: {error}") from error
+    functions = _with_own_closures(twin, memo)
     for module in twin.modules():
         vars(module).pop("message", None)
         if getattr(module, "_compiled_call_impl", None) is not None:
             module._compiled_call_impl = None
-    return _guarded(apart(twin, model), memo)
+    return _guarded(apart(twin, model, functions), memo)
 
 
-def apart(twin: nn.Module, model: nn.Module) -> nn.Module:
+def _with_own_closures(twin: nn.Module, memo: dict[int, Any]) -> list[FunctionType]:
+    """Give functions that hang on a copy, which deepcopy keeps as they are, the copy's own parts in their closures; returns them."""
+    for module in twin.modules():
+        for name, value in list(vars(module).items()):
+            if isinstance(value, FunctionType) and value.__closure__:
+                try:
+                    vars(module)[name] = own_function(value, memo)
+                except Exception as error:  # What the function shares is then found, and said.
+                    let_through(error)
+    return [value for value in memo.values() if isinstance(value, FunctionType)]
+
+
+def apart(twin: nn.Module, model: nn.Module, functions: Iterable[FunctionType] = ()) -> nn.Module:
     """``twin``, if running it changes nothing of ``model``, of which it is a copy, and of the run around it.
+
+    ``functions`` are over the copy's own parts, see `own_function`.
 
     Raises:
         UsageError: It would.
     """
-    shared = shared_with(twin, model)
+    shared = shared_with(twin, model, functions)
     if shared:
         raise UsageError(f"{type(model).__name__} cannot be copied for a replay: its copy shares {shared} {SHARED}")
     return twin
@@ -138,7 +154,8 @@ def whole_copy(model: nn.Module, advice: str = "", kind: type[GnnstabError] = Us
     """A deep copy with all hooks; raises ``kind``, with ``advice`` at the end, where there can be none."""
     memo = without_history(model)
     try:
-        return _guarded(apart(deep_copy(model, memo), model), memo)
+        twin = deep_copy(model, memo)
+        return _guarded(apart(twin, model, _with_own_closures(twin, memo)), memo)
     except Exception as error:
         let_through(error)
         why = (str(error).splitlines() or [""])[0][:160]

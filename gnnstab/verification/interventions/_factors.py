@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -46,9 +47,11 @@ def unit_factors(case: Case, base: Look) -> Iterator[Trial]:
         found = {key: one for key, one in seen.found.items() if one[3] is learned}
         if found:
             factor, name, size, _ = max(found.values(), key=lambda one: one[2])
+            others = sum(seen.places[key] for key in found) - 1
+            all_of = f", and at {others} other place{'' if others == 1 else 's'}," if others else ""
             yield Trial(
-                "unit-factors", cause, f"leaving out the factor {factor:.3g} on {name}",
-                f"the code multiplies {name} by {factor:.3g}, and makes numbers of RMS {size:.3g} of it",
+                "unit-factors", cause, f"leaving out the factor {factor:.3g} on {name}{all_of}",
+                f"the code multiplies {name} by {factor:.3g}{all_of} and makes numbers of RMS {size:.3g} of it",
                 Edit(model=_without(frozenset(found))), deviates=True, place=name,
             )  # fmt: skip
 
@@ -66,12 +69,14 @@ def _without(products: frozenset[Product]) -> Any:
 class _Factors(TorchFunctionMode):
     """Looks at every product with a constant number that makes values large; those of ``without`` are left out.
 
-    ``found``: product → factor, what it is put on, RMS behind it, whether that can be trained.
+    ``found``: product → factor, what it is put on where the most comes of it, RMS behind it, whether that can be trained;
+    ``places``: how often it was met.
     """
 
     def __init__(self, model: nn.Module, without: frozenset[Product] = frozenset()) -> None:
         super().__init__()
         self.found: dict[Product, tuple[float, str, float, bool]] = {}
+        self.places: Counter[Product] = Counter()
         self._without = without
         self._names = {p.data_ptr(): name for name, p in model.named_parameters()}
         self._kept: list[Tensor] = []
@@ -104,7 +109,9 @@ class _Factors(TorchFunctionMode):
         size = float(rms(result.detach()))
         if abs(factor) > 1 and size > LARGE and not self._without:
             name = self._names.get(value.data_ptr(), "values on the way")
-            self.found[product] = (factor, name, size, value.requires_grad)
+            self.places[product] += 1
+            if product not in self.found or size > self.found[product][2]:
+                self.found[product] = (factor, name, size, value.requires_grad)
         return result
 
 

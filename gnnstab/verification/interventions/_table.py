@@ -19,8 +19,8 @@ INTERVENTIONS: tuple[Suspects, ...] = (
     suspects.norms_told_of_graphs,
     suspects.divide_sums,
     suspects.unit_gains,
+    suspects.divide_products,  # Before the factors in the code: one that stands on q·k is a temperature.
     unit_factors,
-    suspects.divide_products,
     suspects.rescale_queries,
     suspects.centred_units,
     suspects.identity_paths,

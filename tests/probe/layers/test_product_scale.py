@@ -47,8 +47,13 @@ def test_what_multiplies_the_products_is_measured(how: str, factor: float) -> No
     assert [f.severity for f in found.findings if f.code == "GS301"] == (["error"] if factor > 1 else [])
 
 
-def test_scores_that_are_no_products_have_no_such_scale() -> None:
+@pytest.mark.parametrize("factor", [1.0, 40.0])
+def test_scores_that_are_no_products_have_no_such_scale(factor: float) -> None:
     torch.manual_seed(0)
-    found = gnnstab.diagnose(Attention("distances", 40.0), batch=(torch.randn(N, WIDTH),))
+    found = gnnstab.diagnose(Attention("distances", factor), batch=(torch.randn(N, WIDTH),))
     assert not [s for s in found.signals if s.name == "score.product_scale"]
-    assert {f.severity for f in found.findings if f.code == "GS301"} <= {"info"}
+    # A look with an input of RMS 1 shows that they are sharp by themselves.
+    unit = {s.value for s in found.signals if s.name == "attention.entropy_unit_input"}
+    assert max(unit) < 0.1 if factor > 1 else min(unit) > 0.9
+    sharp = [f for f in found.findings if f.code == "GS301"]
+    assert [(f.severity, "(q and k), with any factor" in f.message) for f in sharp] == [("error", True)] * (factor > 1)
