@@ -65,7 +65,8 @@ def _no_residual(statuses: Statuses, signals: Signals) -> StatusAndReason:
     bare = [layer for layer in known if not layer.identity_path]
     if not bare:
         return "absent", f"an identity path leads around {count(known, known)} layers"
-    where = f"no identity path around {count(bare, known)} layers, {_linear_skip(layers)}"
+    seen = "" if len(known) == len(layers) else " of which that can be seen"
+    where = f"no identity path around {count(bare, known)} layers{seen}, {_linear_skip(layers)}"
     shallow = f"; at {signals.depth} attention layers that made no measurable difference" if signals.depth <= 4 else ""
     return "present", f"{where}{shallow}{_ratio(signals)}"
 
