@@ -77,6 +77,7 @@ ATTRIBUTES: Mapping[str, str] = MappingProxyType(
         "_schema": "torch._ops.OpOverload",
         "_sequence_nr": "a node of the autograd graph",
         "_input_metadata": "a node of the autograd graph",
+        "_saved_indices": "a node of the autograd graph",
         "_saved_max": "a node of the autograd graph",
         "_saved_max_val": "a node of the autograd graph",
         "_saved_mat2": "a node of the autograd graph",

@@ -125,7 +125,12 @@ def owners() -> list[object]:
     """One object of each kind that an attribute is listed for."""
     x = torch.ones(3, requires_grad=True)
     outputs = [x.relu(), x.clamp(0, 1), x.clamp(min=0), torch.nn.functional.hardtanh(x), torch.minimum(x, x)]
-    outputs += [torch.nn.functional.layer_norm(x, (3,)), x.softmax(0), torch.mm(x[None], x[:, None])]
+    outputs += [
+        torch.nn.functional.layer_norm(x, (3,)),
+        x.softmax(0),
+        torch.mm(x[None], x[:, None]),
+        x[torch.arange(2)],
+    ]
     outputs += [torch.nn.functional.mse_loss(x, x.detach())]
     nodes: list[object] = [output.grad_fn for output in outputs]
     sparse = torch.eye(2).to_sparse()

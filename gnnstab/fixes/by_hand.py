@@ -24,10 +24,12 @@ from gnnstab.records.vocabulary import (
     PLACE_PADDED_SPREAD,
     PLACE_PADDING_WEIGHT,
     PLACE_SIZE_RESPONSE,
+    PLACE_WEIGHT_SUM,
     POOL_SUM_SIZE,
     SUM_BY_HAND_SIZE,
 )
 from gnnstab.rules.gs108_graph_norm_hazard import GraphNormHazard
+from gnnstab.rules.gs305_softmax_misused import SoftmaxMisused
 from gnnstab.rules.operation_advice import advice
 
 if TYPE_CHECKING:
@@ -160,9 +162,15 @@ class SetMask(ByHand):
 
 
 def norm_of_something_else(signals: Signals | None) -> str:
-    """The change where a norm's statistics are of padding, or of the graph whose size is asked for; empty elsewhere."""
+    """The change where weights of a target do not sum up to 1, and where a norm's statistics are of padding, or of the graph whose size is asked for; empty elsewhere."""
     if signals is None:
         return ""
+    if sums := [s for s in signals.find(PLACE_WEIGHT_SUM) if s.value > SoftmaxMisused.no_mean]:
+        if sums[0].detail.get("over") == "edges":
+            return (
+                "weights = softmax(scores, edge_index[1])  # grouped by the target, by which the messages are summed up"
+            )
+        return "weights = scores.softmax(-1)  # over the keys, which the product with the values sums up"
     if any(s.value < GraphNormHazard.spread for s in signals.find(PLACE_PADDED_SPREAD)):
         return "out = torch.zeros_like(h)\nout[mask] = norm(h[mask])  # mask: True for real rows, in place of norm over all of them"
     if any(s.value < GraphNormHazard.blind for s in signals.find(PLACE_SIZE_RESPONSE)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,7 +12,7 @@ from gnnstab.errors import UsageError
 from gnnstab.observation._references import resolve
 from gnnstab.observation._request import Live, Observed, Request
 from gnnstab.records import Signal, Signals, Target
-from gnnstab.records.vocabulary import PLACE_NOT_HELD
+from gnnstab.records.vocabulary import PLACE_NOT_HELD, WEIGHT_RMS
 from gnnstab.signals import from_trace, join
 
 if TYPE_CHECKING:
@@ -83,7 +84,24 @@ def on_batch(seen: Observed, model: nn.Module, request: Request, groups: Sequenc
     dynamic = with_trial_steps(dynamic, model, batch, loss, request.optimizer, request.precision)
     if request.optimizer is not None:
         dynamic = replace(dynamic, values=(*dynamic.values, *_not_held(model, request.optimizer.param_groups)))
-    return replace(seen, target=target, signals=join(dynamic, seen.signals), live=live)
+    joined = join(dynamic, seen.signals)
+    if not joined.find(WEIGHT_RMS):
+        # No update was looked at, as where the loss is not finite: what the weights hold may be why.
+        joined = replace(joined, values=(*joined.values, *_sizes(model)))
+    return replace(seen, target=target, signals=joined, live=live)
+
+
+def _sizes(model: nn.Module) -> list[Signal]:
+    """The RMS of every parameter that is finite."""
+    from torch.nn.parameter import is_lazy
+
+    known = {name: p.detach() for name, p in model.named_parameters() if not is_lazy(p) and p.is_floating_point()}
+    found = {name: float(p.double().square().mean().sqrt()) for name, p in known.items() if p.numel()}
+    return [
+        Signal(WEIGHT_RMS, size, name.rpartition(".")[0] or None, source="batch", detail={"parameter": name})
+        for name, size in found.items()
+        if math.isfinite(size)
+    ]
 
 
 def at_hand(model: nn.Module, request: Request, training: Mapping[str, float]) -> Live:

@@ -30,7 +30,8 @@ class SoftmaxMisused(Rule):
     that differ and leaves open those that all hold the same, as padding does, or that reads what a mask of the batch closes by its name
     (`blocked`, `padding`, or all but `adj`, `valid`, `edge_index`); the weight of real rows on padding, where a mask or lengths of the batch
     tell it; weight that a mask takes away behind the softmax, where nothing divides by the rest; a constant that a mask writes into the
-    output above everything else, where the loss is of its size. In the graph of the loss: a softmax or sigmoid directly behind another one,
+    output above everything else, where the loss is of its size. Weights whose softmax runs over another axis,
+    or over the edges of another end, than the sum with the values: those of a target sum up to more than 2, not to 1. In the graph of the loss: a softmax or sigmoid directly behind another one,
     or a log_softmax of a tanh.
 
     ## Why it is unstable
@@ -49,7 +50,8 @@ class SoftmaxMisused(Rule):
 
     ## When it is wrong
     Weights that are multiplied by the mask again and divided by their sum are right, and are not reported; nor are constants that limit
-    the scores as a clamp does. Scores of 0 may be meant where the factor is no mask.
+    the scores as a clamp does, weights that share out rows among clusters, or a softmax for each relation. Scores of 0 may
+    be meant where the factor is no mask.
 
     ## References
     Vaswani et al. 2017, arXiv 1706.03762: illegal connections are set to −∞ before the softmax. Measured: networks of dense attention.
@@ -58,6 +60,7 @@ class SoftmaxMisused(Rule):
     weight: float = threshold(0.1, unit="share of the weight", source="heuristic: closed entries have no weight at all")
 
     lost: float = threshold(0.5, unit="share of the weight", source="derived: less than half of every mean is left")
+    no_mean: float = threshold(2.0, unit="sum of weights", source="derived: twice a mean; weights of a target sum to 1")
     wrong_way: float = threshold(
         0.9, unit="share of sets", source="derived: nearly every set has nothing but padding left"
     )
@@ -84,6 +87,7 @@ class SoftmaxMisused(Rule):
                 )
         yield from self._behind(signals)
         yield from self._wrong_way(signals)
+        yield from self._wrong_sums(signals)
         if twice := _TWICE.search(graph):
             second, first = twice[0].split(" ← ")
             yield self.finding(
@@ -117,6 +121,23 @@ class SoftmaxMisused(Rule):
                     "scores.masked_fill(~mask, -torch.inf).",
                     limit=self.lost,
                     signal=signal,
+                )
+
+    def _wrong_sums(self, signals: Signals) -> Iterator[Finding]:
+        """Softmaxes over another axis, or over other edges, than the sum behind them."""
+        for signal in measured(signals.find("place.weight_sum")):
+            if signal.value > self.no_mean:
+                over = str(signal.detail["over"])
+                told, fix = f"runs over {over}", "Write softmax(dim=-1), over the keys"
+                if over == "edges":
+                    told = "is taken over edges that do not end at the same target"
+                    fix = "Group the softmax by the index that the messages are summed up by: edge_index[1]"
+                yield self.finding(
+                    f"the softmax behind {signal.layer} {told}, while the sum of the messages runs over the keys of a target: its attention "
+                    f"weights sum up to {signal.value:.3g} in place of 1, a sum that grows with the neighbourhood and no mean. {fix}.",
+                    limit=self.no_mean,
+                    signal=signal,
+                    cause="normalization-misuse",
                 )
 
     def _wrong_way(self, signals: Signals) -> Iterator[Finding]:

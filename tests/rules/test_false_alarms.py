@@ -223,3 +223,19 @@ def test_attention_that_a_short_run_has_made_sharp_while_it_learned(
     )
     found = [f for rule in (AttentionExplosion(), AttentionSaturatedByInput()) for f in rule.check(signals)]
     assert [f.severity for f in found] == [severity]
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_a_weight_that_was_never_written_is_named_where_the_output_overflows(written: bool) -> None:
+    """No update is looked at where the loss is not finite; the sizes of the weights are, all the same."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(
+        torch.nn.Linear(6, 16), torch.nn.ReLU(), torch.nn.Linear(16, 16), torch.nn.Linear(16, 3)
+    )
+    if not written:
+        torch.nn.init.uniform_(model[2].weight, -1.5e38, 1.5e38)
+    data = torch.randn(12, 6) * 10
+    diagnosis = gnnstab.diagnose(model, batch=(data,), loss=lambda output, batch: output.square().mean())
+    named = [f for f in diagnosis.findings if f.code == "GS605"]
+    assert [f.cause for f in named] == ["uninitialized-parameter"] * (not written)
+    assert all("2.weight" in f.message for f in named)

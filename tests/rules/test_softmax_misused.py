@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_geometric.data import Data
+from torch_geometric.utils import softmax
 
 import gnnstab
 from gnnstab.records import Diagnosis, Finding
@@ -67,6 +68,15 @@ def multiplied_again_and_divided(scores: Tensor, near: Tensor) -> Tensor:
     return weights / weights.sum(-1, keepdim=True)
 
 
+def over_queries(scores: Tensor, near: Tensor) -> Tensor:
+    """Some are given the attention of many."""
+    return scores.mul(4).masked_fill(near == 0, -torch.inf).softmax(-2)
+
+
+def over_rooms(scores: Tensor, near: Tensor) -> Tensor:
+    return F.dropout((scores / 2).softmax(0), 0.1)
+
+
 class Rooms(nn.Module):
     """Visitors of one room listen to those who stand near."""
 
@@ -94,7 +104,7 @@ def room() -> Data:
 
 
 def loss(output: Tensor, data: Any) -> Tensor:
-    return F.cross_entropy(output.flatten(0, 1), data.y)
+    return F.cross_entropy(output.view(-1, 12), data.y)
 
 
 def asked(model: nn.Module) -> Diagnosis:
@@ -148,3 +158,56 @@ def test_a_second_softmax_in_the_loss_is_named(face: Callable[[nn.Module], Diagn
     (finding,) = misused(face, set_to_minus_inf, nn.Softmax(-1))
     assert "log_softmax of the result of a softmax" in finding.message
     assert misused(face, set_to_minus_inf, nn.LogSoftmax(-1)) == [], "a log_softmax of a log_softmax is the same"
+
+
+class Shops(nn.Module):
+    """Shops listen to their customers; ``grouped``: (source, target, relation) → group of each edge in the softmax."""
+
+    def __init__(self, grouped: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.enter, self.score, self.leave = nn.Linear(5, 16), nn.Linear(16, 1), nn.Linear(16, 12)
+        self.grouped = grouped
+
+    def forward(self, data: Data) -> Tensor:
+        states, (source, target) = self.enter(data.x), data.edge_index
+        scores = F.leaky_relu(self.score(states[source] + states[target]))
+        weights = softmax(scores, self.grouped(source, target, data.kind))
+        return self.leave(states + torch.zeros_like(states).index_add(0, target, weights * states[source]))
+
+
+def shops() -> Data:
+    g = torch.Generator().manual_seed(3)
+    source, target = torch.arange(60).repeat(2), torch.randint(0, 4, (120,), generator=g)
+    edges, kind = torch.stack([torch.cat([source, target]), torch.cat([target, source])]), torch.arange(240) % 2
+    return Data(x=torch.randn(60, 5, generator=g), edge_index=edges, kind=kind, y=torch.randint(0, 12, (60,)))
+
+
+@pytest.mark.parametrize("weigh", [over_queries, over_rooms])
+@FACES
+def test_a_softmax_over_another_axis_than_the_sum_is_named(
+    face: Callable[[nn.Module], Diagnosis], weigh: Weigh
+) -> None:
+    (finding,) = misused(face, weigh, nn.Identity())
+    assert (finding.cause, finding.layer) == ("normalization-misuse", "ask")
+    assert "in place of 1" in finding.message and "dim=-1" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("grouped", "named"),
+    [
+        (lambda source, target, kind: source, True),
+        (lambda source, target, kind: target, False),
+        (lambda source, target, kind: 2 * target + kind, False),
+        (lambda source, target, kind: torch.zeros_like(source), False),
+    ],
+)
+def test_a_softmax_over_other_edges_than_the_sum_is_named(
+    grouped: Callable[[Tensor, Tensor, Tensor], Tensor], named: bool
+) -> None:
+    torch.manual_seed(0)
+    model, data = Shops(grouped), shops()
+    for found in (gnnstab.diagnose(model, batch=data, loss=loss), trained(model, data, loss, steps=6)):
+        told = [f for f in found.findings if f.code == "GS305"]
+        assert [f.cause for f in told] == ["normalization-misuse"] * named
+        assert all("edge_index[1]" in f.message for f in told)
+        assert ("softmax(scores, edge_index[1])" in str(found)) == named

@@ -36,6 +36,15 @@ def leaves(roots: list[Tensor]) -> list[Tensor]:
     return [node.variable for node in walk(roots) if hasattr(node, "variable")]
 
 
+def saved(node: Any, name: str) -> Tensor | None:
+    """A tensor that a node keeps for its backward; None for what it does not keep, or has freed."""
+    try:
+        found = getattr(node, name, None)
+    except RuntimeError:
+        return None
+    return found if isinstance(found, Tensor) else None
+
+
 def measure(node: Any) -> tuple[str, float] | None:
     """Signal and value of a node that can take gradients away; None for every other, and for one that was freed."""
     name = type(node).__name__

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gnnstab.probe.places import _autograd as autograd
+from gnnstab.probe.places import _weight_sums as weight_sums
 from gnnstab.probe.places._added import added
 from gnnstab.probe.places._numbers import MOST_ENTRIES
 from gnnstab.probe.places._weights import against_name, on_padding, taken_away
@@ -69,6 +70,8 @@ def rows(seen: ForwardView) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
         for signal, value, detail in _of_softmax(node, users, seen.batch):
             read |= signal in ("place.padding_weight", "place.closed_content")
             yield signal, place, value, detail
+    for node, largest in weight_sums.over_edges(users):
+        yield "place.weight_sum", autograd.made_by(node, seen.calls.maker) or "output", largest, {"over": "edges"}
     if not read:
         yield from _inverted(seen, list(users))
     yield from _filled_outputs(seen)
@@ -87,6 +90,10 @@ def _of_softmax(
                 return
     weights, axis = _weights(node)
     if weights is None:
+        return
+    largest = weight_sums.dense(node, weights, axis, users)
+    if largest is not None:
+        yield "place.weight_sum", largest, {"over": f"axis {axis} of {weights.dim()}"}
         return
     soft = None if mask is not None else added(node, weights, axis)
     if soft is not None and (share := taken_away(weights, axis, soft[0])) is not None:
@@ -108,7 +115,7 @@ def _of_softmax(
 
 def _weights(node: Any) -> tuple[Tensor | None, int]:
     """Result of a softmax without its gradient, and the axis of its keys from 0."""
-    result = _saved(node, "_saved_result")
+    result = autograd.saved(node, "_saved_result")
     if result is None:
         return None, 0
     result = result.detach()
@@ -175,10 +182,13 @@ def _constant(node: Any) -> Tensor | None:
     """Where ``masked_fill`` or ``where`` with a constant leaves what it is given; None for any other operation."""
     kind = type(node).__name__
     if kind.startswith("MaskedFillBackward") and all(value is None for value, _ in node.next_functions[1:]):
-        mask = _saved(node, "_saved_mask")
+        mask = autograd.saved(node, "_saved_mask")
         return None if mask is None else ~mask
     if kind.startswith("WhereBackward"):
-        condition, (one, other) = _saved(node, "_saved_condition"), [above for above, _ in node.next_functions[-2:]]
+        condition, (one, other) = (
+            autograd.saved(node, "_saved_condition"),
+            [above for above, _ in node.next_functions[-2:]],
+        )
         if condition is not None and (one is None) != (other is None):
             return condition if other is None else ~condition
     return None
@@ -188,7 +198,7 @@ def _factor(node: Any) -> Tensor | None:
     """The zeros and ones that a product is taken with; None for any other operation."""
     if not type(node).__name__.startswith("MulBackward"):
         return None
-    for tensor in (_saved(node, "_saved_other"), _saved(node, "_saved_self")):
+    for tensor in (autograd.saved(node, "_saved_other"), autograd.saved(node, "_saved_self")):
         if tensor is not None and tensor.numel() > 1:
             values = tensor if tensor.dtype == torch.bool else tensor[(tensor != 0) & (tensor != 1)]
             if tensor.dtype == torch.bool or not values.numel():
@@ -203,16 +213,8 @@ def _divided_again(node: Any, users: Mapping[Any, list[Any]]) -> bool:
 
 
 def _by_number(node: Any) -> bool:
-    other = _saved(node, "_saved_other")
+    other = autograd.saved(node, "_saved_other")
     return other is None or other.numel() == 1
-
-
-def _saved(node: Any, name: str) -> Tensor | None:
-    try:
-        found = getattr(node, name, None)
-    except RuntimeError:  # Freed by a backward.
-        return None
-    return found if isinstance(found, Tensor) else None
 
 
 def _left(node: Any, mask: Mask) -> float | None:
@@ -263,7 +265,7 @@ def _keys(node: Any) -> tuple[Tensor, Tensor, Any] | None:
     """Of an attention: which keys no query may read (sets, keys), what stands behind them (sets, keys, channels), what made it."""
     if not type(node).__name__.startswith("BmmBackward"):
         return None
-    weights, values = _saved(node, "_saved_self"), _saved(node, "_saved_mat2")
+    weights, values = autograd.saved(node, "_saved_self"), autograd.saved(node, "_saved_mat2")
     if weights is None or values is None or weights.numel() > MOST_ENTRIES or not _are_weights(node):
         return None
     return (weights == 0).all(1), values, node.next_functions[1][0]

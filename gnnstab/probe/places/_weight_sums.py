@@ -1,0 +1,121 @@
+"""What the attention weights of a target sum up to: not 1 where a softmax runs over another axis, or over other edges, than the sum does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gnnstab.probe.places import _autograd as autograd
+
+_SAME = (
+    "ViewBackward",
+    "UnsafeViewBackward",
+    "ReshapeAliasBackward",
+    "SqueezeBackward",
+    "UnsqueezeBackward",
+    "ExpandBackward",
+    "CloneBackward",
+    "NativeDropoutBackward",
+    "ToCopyBackward",
+)
+"""Operations that leave the last axis of weights last, and their sums what they are but for dropout."""
+
+_SUMS = ("IndexAddBackward", "ScatterAddBackward")
+
+
+def dense(node: Any, weights: Tensor, axis: int, users: Mapping[Any, list[Any]]) -> float | None:
+    """Largest sum of the weights of a row that is multiplied with values, where the softmax ran over another axis; None for any other use.
+
+    Weights that share out a row among clusters are meant so: an axis of queries counts where there are as many of them as of keys.
+    """
+    last = weights.dim() - 1
+    if axis == last or (axis == last - 1 and weights.shape[axis] != weights.shape[last]):
+        return None
+    for user, above in _uses(node, users):
+        left = type(user).__name__.startswith(("BmmBackward", "MmBackward")) and user.next_functions[0][0] is above
+        read = autograd.saved(user, "_saved_self") if left else None
+        if read is not None and read.shape[-2:] == weights.shape[-2:]:
+            return float(weights.sum(-1).max())
+    return None
+
+
+def over_edges(users: Mapping[Any, list[Any]]) -> Iterator[tuple[Any, float]]:
+    """Each softmax over the edges of one end whose weights are summed up at the other one, with the largest such sum.
+
+    Groups within those that are summed up are meant so, as a softmax for each relation.
+    """
+    for node in [one for one in users if type(one).__name__.startswith("DivBackward")]:
+        found = _shares(node)
+        if found is None:
+            continue
+        weights, groups = found
+        for user, above in _uses(node, users, values=True):
+            if not type(user).__name__.startswith(_SUMS) or above not in [one for one, _ in user.next_functions]:
+                continue
+            targets = _index(user)
+            if targets is not None and targets.shape == groups.shape and not _within(groups, targets):
+                sums = weights.new_zeros(int(targets.max()) + 1, *weights.shape[1:])
+                yield node, float(sums.index_add_(0, targets, weights).max())
+                break
+
+
+def _uses(node: Any, users: Mapping[Any, list[Any]], *, values: bool = False) -> Iterator[tuple[Any, Any]]:
+    """What reads weights that at most dropout has changed, with what hands them over; ``values``: or their products with values."""
+    waiting = [(user, node) for user in users.get(node, ())]
+    for _ in range(50):
+        if not waiting:
+            return
+        user, above = waiting.pop()
+        yield user, above
+        kind = type(user).__name__
+        if kind.startswith(_SAME) or (kind.startswith("MulBackward") and (values or _thins(user))):
+            waiting += [(below, user) for below in users.get(user, ())]
+
+
+def _thins(node: Any) -> bool:
+    """True for a product with the zeros and the one constant of a dropout."""
+    for tensor in (autograd.saved(node, "_saved_other"), autograd.saved(node, "_saved_self")):
+        if tensor is not None and tensor.numel() > 1 and not tensor.requires_grad:
+            kept = tensor[tensor != 0]
+            if kept.numel() and float(kept.min()) == float(kept.max()) > 1:
+                return True
+    return False
+
+
+def _shares(node: Any) -> tuple[Tensor, Tensor] | None:
+    """Weights (edges, …) and groups (edges,) of exponentials over the sums of their groups; None for any other quotient."""
+    exponentials, picked = (above for above, _ in node.next_functions)
+    whole = autograd.saved(node, "_saved_other")
+    if whole is None or not type(exponentials).__name__.startswith("ExpBackward"):
+        return None
+    if not type(picked).__name__.startswith(("IndexSelectBackward", "IndexBackward", "GatherBackward")):
+        return None
+    result, groups = autograd.saved(exponentials, "_saved_result"), _index(picked)
+    total = picked.next_functions[0][0]
+    while type(total).__name__.startswith(("AddBackward", "ClampBackward", *_SAME)):
+        total = total.next_functions[0][0]
+    summed = type(total).__name__.startswith(_SUMS) and exponentials in [one for one, _ in total.next_functions]
+    if not summed or result is None or groups is None or len(result) != len(groups) or result.shape != whole.shape:
+        return None
+    return result.detach() / whole.detach(), groups
+
+
+def _index(node: Any) -> Tensor | None:
+    """(edges,) which group each row is taken from, or put into; None where rows are not told apart by one number."""
+    found = autograd.saved(node, "_saved_index")
+    if found is None:
+        indices: tuple[Tensor | None, ...] = getattr(node, "_saved_indices", None) or ()
+        found = next(iter(indices), None) if len(indices) == 1 else None
+    if not isinstance(found, Tensor) or found.dtype != torch.long or not found.numel():
+        return None
+    return found.reshape(len(found), -1)[:, 0]
+
+
+def _within(groups: Tensor, targets: Tensor) -> bool:
+    """True where all members of a group go to one target."""
+    first = torch.full((int(groups.max()) + 1,), -1, dtype=torch.long, device=groups.device)
+    first[groups] = targets
+    return bool((first[groups] == targets).all())
