@@ -82,6 +82,33 @@ def test_steps_of_which_nothing_is_seen_are_counted() -> None:
     assert {f.value for f in found if f.code == "GS903"} == {STEPS - 3}
 
 
+class WarmedUp(torch.optim.SGD):
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_step_within_the_step_of_its_own_class_is_the_same_step(closed: bool) -> None:
+    model = Net()
+    torch.optim.SGD(model.parameters(), lr=1e-3)  # From the first of a class on torch hooks the steps of all of it.
+    optimizer = WarmedUp(model.parameters(), lr=1e-3)
+    with gnnstab.Monitor(model, optimizer=optimizer, schedule=1) as monitor:
+        for i in range(STEPS):
+
+            def closure(i: int = i) -> torch.Tensor:
+                optimizer.zero_grad()
+                loss = model(*graph(i)).square().mean()
+                loss.backward()
+                return loss
+
+            if not closed:
+                closure()
+            optimizer.step(closure if closed else None)  # type: ignore[arg-type]
+    found = monitor.diagnose()
+    assert [f.code for f in found.findings if f.code == "GS903"] == []
+    assert monitor._read().step_arrays()["step"].tolist() == list(range(STEPS))
+
+
 def test_a_monitor_is_entered_once() -> None:
     monitor = trained(plainly, bad=False)
     with pytest.raises(UsageError, match="make a new Monitor"), monitor:

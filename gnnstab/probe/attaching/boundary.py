@@ -60,6 +60,11 @@ class Boundary:
         self._ended = False
         self._seen: set[int] = set()
         self._unseen = 0
+        self._running: set[int] = set()
+        """Optimizers whose step has begun and not ended."""
+
+        self._nested = 0
+        """Steps of these that run within their own, of a class whose ``step`` calls that of its base: torch hooks both."""
 
     def attach(self) -> None:
         """Hook the optimizers and the scaler."""
@@ -131,6 +136,10 @@ class Boundary:
 
     def _after_step(self, body: Hook) -> Callable[[Any, tuple[Any, ...], dict[str, Any]], None]:
         def after(optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if self._nested:
+                self._nested -= 1
+                return
+            self._running.discard(id(optimizer))
             if self._ended and self._idle():
                 self._ended = False
                 return
@@ -141,9 +150,15 @@ class Boundary:
 
     def _before(self, grad: bool, optimizer: torch.optim.Optimizer) -> None:
         # A fused optimizer is handed scaled gradients and decides by itself, on the device, whether to move.
+        state = self._recorder.state
+        if id(optimizer) in self._running and not (state.recorded or state.open):
+            self._nested += 1
+            return
+        self._running.add(id(optimizer))
+        self._nested = 0
         found = getattr(optimizer, "found_inf", None)
         self._ended = True
-        self._recorder.state.error_guard.guard("the next update", self._moving, optimizer)
+        state.error_guard.guard("the next update", self._moving, optimizer)
         ended = self.end(optimizer, skipped=found.detach().clone() if isinstance(found, Tensor) else False, moves=True)
         self._count(optimizer, ended)
 
