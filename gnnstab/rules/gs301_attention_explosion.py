@@ -49,7 +49,7 @@ class AttentionExplosion(Rule):
     whose attention is soft on your data the weights are not judged.
 
     Of a layer whose formula is not known, sharp attention is information, with the cause not established, where it was not looked at with
-    an input of RMS 1, or is there no sharper than fresh weights may make it (Ĥ ≥ 0.6 × the limit), unless something that makes
+    an input of RMS 1, or is there not below the limit of an error (fresh weights may make it as sharp), unless something that makes
     scores large was measured: a wide map within it, large features, or dense scores that are more than 4 times q·k/√d.
 
     Over a folder of checkpoints a clear trend of Ĥ or ‖M_h‖_F towards its limit is information, with the step at which it gets there (± 2 standard errors).
@@ -175,7 +175,7 @@ class AttentionExplosion(Rule):
         crossed, limit = state.crossing(self.error_entropy if severe else self.warn_entropy, self.one_hot_share)
         unknown, own = state.unit_entropy is None, FAMILY in layer.options and not layer_named(layer).multiplies
         # Of a formula that nobody knows, what fresh weights may well give is no sign of weights that are too large.
-        unsure = state.unit_entropy is None or (own and state.unit_entropy >= self.fresh_factor * self.warn_entropy)
+        unsure = state.unit_entropy is None or (own and state.unit_entropy >= self.error_entropy)
         told = "which of weights and input scale did it was not measured"
         if not unknown:
             told = f"{state.unit_entropy:.2f} at an input of RMS 1"
@@ -303,7 +303,7 @@ class AttentionExplosion(Rule):
             f"{layer.name}: the {_behind(layer)}{head_words(worst)} spread the logits of one target by {worst.value:.2g} "
             f"at an input of RMS 1 (limit {limit:.2g} at in-degree {degree:g}). Judged by the weights alone: pass a batch to "
             "measure the attention itself.",
-            severity="warning",
+            severity="info" if worst.detail.get("heads tried") else "warning",  # What was assumed was not observed.
             limit=limit,
             signal=worst,
             confidence="medium",
@@ -329,7 +329,7 @@ class AttentionExplosion(Rule):
             f"{aligned[worst.head]:.1f} times as much as independent weights, and an input of RMS "
             f"{self._saturates_at(worst.value, degree):.2g} saturates the attention at in-degree {degree:g}"
             f"{'' if degree_of(signals, layer.name) else ' (assumed)'}. {advice}",
-            severity="warning",
+            severity="info" if worst.detail.get("heads tried") else "warning",  # What was assumed was not observed.
             limit=math.sqrt(8 * math.log(max(degree, 2.0))) / self.critical_rms**2,
             signal=worst,
             confidence="low",
