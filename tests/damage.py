@@ -168,7 +168,7 @@ def _odd_tensor(tensor: torch.Tensor, rng: random.Random) -> Any:
         lambda: torch.tensor(float("nan")),
         lambda: torch.full_like(tensor, rng.choice((0, 1, 127))),
         lambda: tensor.float() * rng.choice((1e38, 1e-45, float("inf"), float("nan"), -1e6)),
-        lambda: tensor.double() * 1e300,
+        lambda: (tensor.real if tensor.is_complex() else tensor).double() * 1e300,
         lambda: tensor.to(rng.choice((torch.float16, torch.bfloat16, torch.int8, torch.bool, torch.complex64))),
         lambda: tensor.reshape(-1),
         lambda: tensor.reshape(*tensor.shape, 1, 1),

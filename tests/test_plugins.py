@@ -6,6 +6,7 @@ import importlib.metadata
 import sys
 import zipfile
 from collections.abc import Iterator
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import pytest
@@ -52,5 +53,6 @@ def test_where_nobody_offers_anything_the_packages_are_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "path", [package(tmp_path, "dist-info", OTHER), str(tmp_path / "absent")])
+    monkeypatch.setattr(sys, "meta_path", [PathFinder])  # An editable install adds one that may know of packages too.
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda: pytest.fail("they were read"))
     assert plugins.installed("gnnstab.rules") == ()

@@ -127,7 +127,7 @@ class SoftmaxMisused(Rule):
         """Softmaxes over another axis, or over other edges, than the sum behind them."""
         for signal in measured(signals.find("place.weight_sum")):
             if signal.value > self.no_mean:
-                over = str(signal.detail["over"])
+                over = str(signal.detail.get("over", "another axis"))
                 told, fix = f"runs over {over}", "Write softmax(dim=-1), over the keys"
                 if over == "edges":
                     told = "is taken over edges that do not end at the same target"

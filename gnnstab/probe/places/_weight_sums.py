@@ -52,14 +52,16 @@ def over_edges(users: Mapping[Any, list[Any]]) -> Iterator[tuple[Any, float]]:
         if found is None:
             continue
         weights, groups = found
-        for user, above in _uses(node, users, values=True):
-            if not type(user).__name__.startswith(_SUMS) or above not in [one for one, _ in user.next_functions]:
-                continue
-            targets = _index(user)
-            if targets is not None and targets.shape == groups.shape and not _within(groups, targets):
-                sums = weights.new_zeros(int(targets.max()) + 1, *weights.shape[1:])
-                yield node, float(sums.index_add_(0, targets, weights).max())
-                break
+        sums = [
+            index
+            for user, above in _uses(node, users, values=True)
+            if type(user).__name__.startswith(_SUMS) and above in [one for one, _ in user.next_functions]
+            if (index := _index(user)) is not None and index.shape == groups.shape
+        ]
+        # A hypergraph sums with the same weights twice: at its edges, and back at its nodes.
+        if sums and not any(_within(groups, index) for index in sums):
+            added = weights.new_zeros(int(sums[0].max()) + 1, *weights.shape[1:])
+            yield node, float(added.index_add_(0, sums[0], weights).max())
 
 
 def _uses(node: Any, users: Mapping[Any, list[Any]], *, values: bool = False) -> Iterator[tuple[Any, Any]]:
