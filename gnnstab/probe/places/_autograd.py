@@ -13,6 +13,16 @@ from gnnstab.probe.places import _numbers as numbers
 MOST_NODES = 20_000
 """Nodes of a graph that are looked at."""
 
+SHAPES = (
+    "ViewBackward",
+    "UnsafeViewBackward",
+    "ReshapeAliasBackward",
+    "SqueezeBackward",
+    "UnsqueezeBackward",
+    "ExpandBackward",
+)
+"""Nodes of operations that leave the entries of a tensor in their order."""
+
 
 def walk(roots: list[Tensor]) -> Iterator[Any]:
     """Every node of the graphs of tensors, the outputs first."""

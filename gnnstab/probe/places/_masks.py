@@ -22,16 +22,6 @@ if TYPE_CHECKING:
 _SCALES = ("DivBackward", "MulBackward", "ToCopyBackward", "CloneBackward")
 """Operations that leave every score where it stands."""
 
-_SHAPES = (
-    "ViewBackward",
-    "UnsafeViewBackward",
-    "ReshapeAliasBackward",
-    "SqueezeBackward",
-    "UnsqueezeBackward",
-    "ExpandBackward",
-)
-"""Operations that leave the entries of a tensor in their order."""
-
 _DROPS = ("NativeDropoutBackward", "MulBackward", "DivBackward", "CloneBackward")
 """What may stand between the weights of an attention and the values that they weigh."""
 
@@ -132,7 +122,7 @@ def _weighs(node: Any, users: Mapping[Any, list[Any]]) -> bool:
         kind = type(user).__name__
         if kind.startswith(("BmmBackward", "MmBackward")) or (kind.startswith("MulBackward") and not _by_number(user)):
             return True
-        if kind.startswith((*_SHAPES, *_DROPS, "TransposeBackward", "PermuteBackward")):
+        if kind.startswith((*autograd.SHAPES, *_DROPS, "TransposeBackward", "PermuteBackward")):
             waiting += users.get(user, ())
     return False
 
@@ -140,7 +130,7 @@ def _weighs(node: Any, users: Mapping[Any, list[Any]]) -> bool:
 def filled(tensor: Tensor) -> Tensor | None:
     """Bool mask of the entries of an output that were set to a constant last of all; None without any."""
     node = tensor.grad_fn
-    while node is not None and type(node).__name__.startswith((*_SCALES, *_SHAPES, *_SOFTMAX)):
+    while node is not None and type(node).__name__.startswith((*_SCALES, *autograd.SHAPES, *_SOFTMAX)):
         node = node.next_functions[0][0]
     found = _constant(node)
     if found is None:
@@ -273,7 +263,7 @@ def _keys(node: Any) -> tuple[Tensor, Tensor, Any] | None:
 
 def _are_weights(node: Any) -> bool:
     node = node.next_functions[0][0]
-    while node is not None and type(node).__name__.startswith((*_SHAPES, *_DROPS)):
+    while node is not None and type(node).__name__.startswith((*autograd.SHAPES, *_DROPS)):
         node = node.next_functions[0][0]
     return type(node).__name__.startswith(_SOFTMAX)
 

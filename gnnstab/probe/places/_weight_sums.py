@@ -10,17 +10,7 @@ from torch import Tensor
 
 from gnnstab.probe.places import _autograd as autograd
 
-_SAME = (
-    "ViewBackward",
-    "UnsafeViewBackward",
-    "ReshapeAliasBackward",
-    "SqueezeBackward",
-    "UnsqueezeBackward",
-    "ExpandBackward",
-    "CloneBackward",
-    "NativeDropoutBackward",
-    "ToCopyBackward",
-)
+_SAME = (*autograd.SHAPES, "CloneBackward", "NativeDropoutBackward", "ToCopyBackward")
 """Operations that leave the last axis of weights last, and their sums what they are but for dropout."""
 
 _SUMS = ("IndexAddBackward", "ScatterAddBackward")

@@ -18,12 +18,11 @@ _CREATED = ("lift_fresh", "lift_fresh_copy")
 _STATISTICS = {"native_batch_norm": (3, 4), "cudnn_batch_norm": (3, 4), "miopen_batch_norm": (3, 4)}
 """Arguments that these write into without their schema saying so."""
 
-
 Search = Callable[[Any], Iterator[tuple[str, Tensor]]]
 
 
 class Guard:
-    """Runs the first forward of a copy in each mode under `OwnState`; a forward does the same each time.
+    """Runs the first forward of a copy in each mode, with gradients and without, under `OwnState`; the next ones do the same.
 
     What a copy shares with its original is looked for before (`reach.shared_with`), but not everything that Python code can
     reach can be seen from outside it.
@@ -36,19 +35,19 @@ class Guard:
     def __init__(self, held: Iterable[Any], tensors_in: Search) -> None:
         self._held = [value for value in held if isinstance(value, (Tensor, torch.Generator))]
         self._tensors_in = tensors_in
-        self._seen: set[bool] = set()
+        self._seen: set[tuple[bool, bool]] = set()
 
     def __call__(self, twin: nn.Module, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """``run(*args, **kwargs)``, where ``run`` is ``twin`` or calls it."""
-        training = twin.training
-        if training in self._seen:
+        mode = (twin.training, torch.is_grad_enabled())
+        if mode in self._seen:
             return run(*args, **kwargs)
         given = (tensor for _, tensor in self._tensors_in([args, kwargs]))
         kept = (tensor for module in twin.modules() for _, tensor in self._tensors_in(vars(module)))
         passed = (value for value in (*args, *kwargs.values()) if isinstance(value, torch.Generator))
         with OwnState([*self._held, *given, *kept, *passed]):
             output = run(*args, **kwargs)
-        self._seen.add(training)
+        self._seen.add(mode)
         return output
 
 

@@ -104,9 +104,8 @@ def replica(model: nn.Module) -> nn.Module:
                 hooks += [(own, k, v) for k, v in value.items() if k in kept]
             elif name == "message":
                 memo[id(value)] = None
-            elif isinstance(
-                value, Inspector
-            ):  # What the signatures of its class say: no forward changes it, and it is half of a layer.
+            elif isinstance(value, Inspector):
+                # What the signatures of its class say: no forward changes it, and it is half of a layer.
                 memo[id(value)] = value
     memo.update(without_history(model))
     try:
