@@ -26,7 +26,7 @@ class _Exchange(Fix):
     def _arguments(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of the new class that the options ask for."""
 
-    def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
+    def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
         attention = attention_in(layers)
         able = [layer for layer in attention if layer_named(layer).stable]
         if attention and not able:

@@ -33,7 +33,7 @@ class Residual(Fix):
     needs_fresh_weights = True
     cost = "one addition per layer"
 
-    def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
+    def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
         return _residual_lines(layers, float(options.get("weight", 0.1)))
 
     def _edit(self, copy: nn.Module, options: dict[str, Any]) -> None:
@@ -56,7 +56,7 @@ class PreNormResidual(Fix):
     needs_fresh_weights = True
     cost = "one LayerNorm and one addition per layer"
 
-    def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
+    def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
         attention = attention_in(layers)
         widths = {layer.in_channels[1] for layer in attention if layer.in_channels}
         width = str(widths.pop()) if len(widths) == 1 else "width"
@@ -80,7 +80,7 @@ class ResidualDepthInit(Fix):
     needs_fresh_weights = True
     cost = "one addition per layer; training starts anew"
 
-    def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
+    def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
         return f"{init_lines(layers)}\n{_residual_lines(layers, float(options.get('weight', 1.0)))}"
 
     def _edit(self, copy: nn.Module, options: dict[str, Any]) -> None:
