@@ -16,7 +16,7 @@ class AGNNConvLayer(PygLayer):
     attributes: ClassVar[tuple[str, ...]] = ("beta", "add_self_loops", "message")
     roles: ClassVar[Mapping[str, tuple[str, ...]]] = {"score": ("beta",)}
     factors: ClassVar[tuple[Factor, ...]] = (Factor("beta", 0),)
-    edits: ClassVar[frozenset[str]] = frozenset({"scale_scores"})
+    edits: ClassVar[frozenset[str]] = frozenset()
     static: ClassVar[str] = "|score| ≤ |β|: a cosine is at most 1"
     defaults: ClassVar[Mapping[str, Any]] = {"requires_grad": True, "add_self_loops": True}
 

@@ -15,7 +15,6 @@ class AttentionalAggregationLayer(AggregatedLayer):
     rowwise: ClassVar[bool] = False
     attributes: ClassVar[tuple[str, ...]] = ("gate_nn", "reduce")
     roles: ClassVar[Mapping[str, tuple[str, ...]]] = {"score": ("gate_nn", "gate_mlp"), "value": ("nn", "mlp")}
-    edits: ClassVar[frozenset[str]] = frozenset({"reinitialise"})
     prints: ClassVar[bool] = False
     static: ClassVar[str] = "none: the gate is a network of the user's own"
     defaults: ClassVar[Mapping[str, Any]] = {}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from gnnstab.layers.additive import AdditiveLayer
 from gnnstab.layers.base import Call, StoredLayer
 from gnnstab.layers.maps import per_head, project
-from gnnstab.layers.pyg_layer import Factor
+from gnnstab.layers.pyg_layer import Factor, first
 from gnnstab.records import LayerFacts
 from gnnstab.records.vocabulary import LOGIT_FROBENIUS
 
@@ -54,8 +54,8 @@ class GATConvLayer(AdditiveLayer):
         import torch.nn.functional as F
 
         conv: Any = module
-        source = self._heads(conv, project(self._map(conv, self.source_maps), x_source))
-        target = self._heads(conv, project(self._map(conv, self.target_maps), x_target))
+        source = self._heads(conv, project(first(conv, self.source_maps), x_source))
+        target = self._heads(conv, project(first(conv, self.target_maps), x_target))
         if source is None or target is None:
             return None
         sent = (source * conv.att_src.to(source.dtype)).sum(dim=-1).index_select(0, call.index_source)

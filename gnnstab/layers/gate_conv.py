@@ -23,7 +23,6 @@ class GATEConvLayer(PygLayer):
     roles: ClassVar[Mapping[str, tuple[str, ...]]] = {"score": ("att_l", "att_r", "lin1"), "value": ("lin2",)}
     vectors: ClassVar[tuple[str, ...]] = ("att_l", "att_r")
     factors: ClassVar[tuple[Factor, ...]] = (Factor("att_l", 0), Factor("att_r", 0))
-    edits: ClassVar[frozenset[str]] = frozenset({"scale_scores", "reinitialise"})
     given: ClassVar[tuple[str, ...]] = ("x", "edge_index", "edge_attr")
     static: ClassVar[str] = "none: edge features are mapped together with the nodes'"
     defaults: ClassVar[Mapping[str, Any]] = {"dropout": 0.0}

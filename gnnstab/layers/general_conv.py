@@ -24,7 +24,6 @@ class GeneralConvLayer(PygLayer):
     }
     vectors: ClassVar[tuple[str, ...]] = ("att_msg",)
     factors: ClassVar[tuple[Factor, ...]] = (Factor("att_msg", 1),)
-    edits: ClassVar[frozenset[str]] = frozenset({"scale_scores", "reinitialise"})
     given: ClassVar[tuple[str, ...]] = ("x", "edge_index", "edge_attr")
     hint: ClassVar[str] = "att_msg"
     static: ClassVar[str] = "none: the score is that of the message, edge features included"

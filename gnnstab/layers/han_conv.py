@@ -17,6 +17,5 @@ class HANConvLayer(HeteroLayer):
     roles: ClassVar[Mapping[str, tuple[str, ...]]] = {"score": ("lin_src", "lin_dst"), "value": ("proj",)}
     vectors: ClassVar[tuple[str, ...]] = ("lin_src", "lin_dst")
     factors: ClassVar[tuple[Factor, ...]] = (Factor("lin_src", 1, each=True), Factor("lin_dst", 1, each=True))
-    edits: ClassVar[frozenset[str]] = frozenset({"scale_scores", "reinitialise"})
     static: ClassVar[str] = "none: every meta-path has vectors of its own"
     defaults: ClassVar[Mapping[str, Any]] = {"heads": 1, "negative_slope": 0.2, "dropout": 0.0}

@@ -26,7 +26,6 @@ class HEATConvLayer(PygLayer):
         "edge": ("edge_type_emb", "edge_attr_emb"),
     }
     factors: ClassVar[tuple[Factor, ...]] = (Factor("att.weight", 0),)
-    edits: ClassVar[frozenset[str]] = frozenset({"scale_scores", "reinitialise"})
     given: ClassVar[tuple[str, ...]] = ("x", "edge_index", "node_type", "edge_type", "edge_attr")
     hint: ClassVar[str] = "hetero_lin.weight"
     static: ClassVar[str] = "none: node types, edge types and edge features have maps of their own"

@@ -29,7 +29,6 @@ class HGTConvLayer(HeteroLayer):
         "skip": ("skip",),
     }
     factors: ClassVar[tuple[Factor, ...]] = (Factor("p_rel", 1, each=True),)
-    edits: ClassVar[frozenset[str]] = frozenset({"scale_scores", "reinitialise"})
     signature: ClassVar[re.Pattern[str]] = re.compile(
         r"(?:(?P<layer>.*?)\.)?(?P<own>(?:kqv|out)_lin\.lins\.[^.]+\.(?:weight|bias)|[kv]_rel\.weight|(?:skip|p_rel)\.[^.]+)"
     )

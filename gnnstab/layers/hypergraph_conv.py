@@ -20,7 +20,6 @@ class HypergraphConvLayer(PygLayer):
     roles: ClassVar[Mapping[str, tuple[str, ...]]] = {"score": ("att",), "value": ("lin",)}
     vectors: ClassVar[tuple[str, ...]] = ("att",)
     factors: ClassVar[tuple[Factor, ...]] = (Factor("att", 1),)
-    edits: ClassVar[frozenset[str]] = frozenset({"scale_scores", "reinitialise"})
     given: ClassVar[tuple[str, ...]] = ("x", "hyperedge_index")
     hint: ClassVar[str] = "att"
     static: ClassVar[str] = "none: hyperedges have features of their own"

@@ -18,7 +18,6 @@ class PointTransformerConvLayer(PygLayer):
         "value": ("lin",),
         "edge": ("pos_nn",),
     }
-    edits: ClassVar[frozenset[str]] = frozenset({"reinitialise"})
     given: ClassVar[tuple[str, ...]] = ("x", "pos", "edge_index")
     prints: ClassVar[bool] = False
     static: ClassVar[str] = "none: γ and δ are networks of the user's own"

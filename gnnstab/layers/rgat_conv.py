@@ -27,7 +27,6 @@ class RGATConvLayer(PygLayer):
     }
     vectors: ClassVar[tuple[str, ...]] = ("q", "k", "e", "weight", "basis")
     factors: ClassVar[tuple[Factor, ...]] = (Factor("q", 1), Factor("k", 1), Factor("e", 1))
-    edits: ClassVar[frozenset[str]] = frozenset({"scale_scores", "reinitialise"})
     given: ClassVar[tuple[str, ...]] = ("x", "edge_index", "edge_type", "edge_attr")
     static: ClassVar[str] = "none: every relation has a map of its own"
     defaults: ClassVar[Mapping[str, Any]] = {

@@ -15,5 +15,6 @@ class SoftmaxAggregationLayer(AggregatedLayer):
     rowwise: ClassVar[bool] = False
     attributes: ClassVar[tuple[str, ...]] = ("t", "learn", "reduce")
     roles: ClassVar[Mapping[str, tuple[str, ...]]] = {"score": ("t",)}
+    edits: ClassVar[frozenset[str]] = frozenset()
     static: ClassVar[str] = "none: |score| ≤ |t|·max|m|, and the messages m are the layer's in front"
     defaults: ClassVar[Mapping[str, Any]] = {"t": 1.0, "learn": False, "semi_grad": False, "channels": 1}

@@ -17,7 +17,6 @@ class SuperGATConvLayer(PygLayer):
     roles: ClassVar[Mapping[str, tuple[str, ...]]] = {"score": ("att_l", "att_r"), "value": ("lin",)}
     vectors: ClassVar[tuple[str, ...]] = ("att_l", "att_r")
     factors: ClassVar[tuple[Factor, ...]] = (Factor("att_l", 1), Factor("att_r", 1))
-    edits: ClassVar[frozenset[str]] = frozenset({"scale_scores", "reinitialise"})
     hint: ClassVar[str] = "att_l"
     static: ClassVar[str] = "none: σ(x_i·x_j) and x_i·x_j depend on the nodes' features"
     defaults: ClassVar[Mapping[str, Any]] = {
