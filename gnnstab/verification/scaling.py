@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -275,8 +275,7 @@ def _limits(points: Sequence[Point], layer: str) -> list[Limit]:
         # 8 bits of mantissa: the rounding of a logit reaches a tenth at 0.1·2⁸.
         ("bf16 logits off by 10 %", SCORE_MAX_ABS, 0.1 * 256, True),
     )
-    limits = [(_limit(points, layer, *row), row) for row in wanted]
-    return [replace(found, signal=row[1], line=row[2], rises=row[3]) for found, row in limits if found is not None]
+    return [found for row in wanted if (found := _limit(points, layer, *row)) is not None]
 
 
 def _limit(points: Sequence[Point], layer: str, what: str, signal: str, line: float, rises: bool) -> Limit | None:
@@ -286,25 +285,25 @@ def _limit(points: Sequence[Point], layer: str, what: str, signal: str, line: fl
         return None
     broken = values >= line if rises else values <= line
     scaled, goal = _scaled(signal, values), float(_scaled(signal, np.array([line]))[0])
+
+    def limit(degree: float, *, extrapolated: bool = False, at_most: bool = False) -> Limit:
+        beyond = " (extrapolated)" if extrapolated else " or less" if at_most else ""
+        said = f"{what} from in-degree {written(degree)}{beyond} ({layer})" if math.isfinite(degree) else ""
+        return Limit(what, layer, degree, extrapolated, said, signal, line, rises, at_most)
+
     x = np.log(degrees)
     if broken[0]:
-        return _said(what, layer, float(degrees[0]), False, at_most=True)
+        return limit(float(degrees[0]), at_most=True)
     first = int(np.argmax(broken)) if broken.any() else len(degrees)
     low = min(first, len(degrees) - 1) - 1
     slope = (scaled[low + 1] - scaled[low]) / (x[low + 1] - x[low])
     if slope == 0 or not np.isfinite(slope) or (slope > 0) != rises:
-        return Limit(what, layer, math.inf, True, "")
+        return limit(math.inf, extrapolated=True)
     # Compared as logarithms: a nearly flat curve crosses the line beyond the largest float.
     crossing = float(x[low] + (goal - scaled[low]) / slope)
     if crossing > math.log(16 * degrees[-1]):
-        return Limit(what, layer, math.inf, True, "")
-    return _said(what, layer, math.exp(crossing), not broken.any())
-
-
-def _said(what: str, layer: str, degree: float, extrapolated: bool, *, at_most: bool = False) -> Limit:
-    beyond = " (extrapolated)" if extrapolated else " or less" if at_most else ""
-    sentence = f"{what} from in-degree {written(degree)}{beyond} ({layer})"
-    return Limit(what, layer, degree, extrapolated, sentence, at_most=at_most)
+        return limit(math.inf, extrapolated=True)
+    return limit(math.exp(crossing), extrapolated=not broken.any())
 
 
 def written(degree: float) -> str:
