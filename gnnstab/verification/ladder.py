@@ -17,17 +17,14 @@ from torch import nn
 from gnnstab.errors import UsageError
 from gnnstab.fixes.model_structure import duplicate
 from gnnstab.probe.batches.arguments import as_arguments
-from gnnstab.probe.batches.data import taken
-from gnnstab.probe.batches.loss import of_output_and_batch
 from gnnstab.randomness import keeps_random_state
 from gnnstab.verification._arms import Arm, ArmResult, Setting, build, run_arm, training_changes
 from gnnstab.verification._fresh_copies import Factory, seeded
 from gnnstab.verification._growth import bound, find_graph_call, grown, in_degrees
-from gnnstab.verification._sweep import Progress, mark, sweep
+from gnnstab.verification._sweep import Progress, sweep
 from gnnstab.verification.fix_spec import FixSpec, fix_specs
 from gnnstab.verification.measuring import items, observe
-from gnnstab.verification.targets import choose
-from gnnstab.verification.training import TrainingSettings, micro_train
+from gnnstab.verification.training import Run, TrainingSettings, micro_train
 
 DOCUMENT_ORDER: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("+ dropout + beta", ("dropout", "beta")),
@@ -180,28 +177,16 @@ def run_ladder(
         raise UsageError("a ladder needs at least one rung")
     if any(not 0 < size < math.inf for size in sizes):
         raise UsageError(f"sizes must be positive numbers, not {', '.join(f'{size:g}' for size in sizes)}")
-    loss = None if loss is None else of_output_and_batch(loss)
-    with seeded(0):
-        batch = taken(batch, model)
-        seen = observe(model, batch, loss=loss, precision=precision)
     training = TrainingSettings(steps=steps, lr=lr)
-    setting = Setting(duplicate(model), batch, loss, precision, training, choose(seen.findings), seen.signals, factory)
+    setting = Setting.of(model, batch, loss, precision, training, factory)
     stages, errors = _stages(setting, rungs)
-    prefix = "" if store is None else mark(model, training, precision, stages, train is None)
     arms = {
         f"{name}/{seed}": Arm(fixes, fresh=True, seed=seed, train=True)
         for name, fixes in stages
         for seed in range(seeds)
     }
-    kept = None if store is None else Path(store)
-
-    def run(jobs: Mapping[str, Callable[[], ArmResult]]) -> dict[str, ArmResult]:
-        found = sweep(
-            {prefix + key: job for key, job in jobs.items()},
-            workers=workers, progress=progress, store=kept, kind=ArmResult,
-        )  # fmt: skip
-        return {key.removeprefix(prefix): result for key, result in found.items()}
-
+    of = (model, training, precision, stages, train is None)
+    run = partial(sweep, kind=ArmResult, of=of, workers=workers, progress=progress, store=store)
     results = run({key: partial(_job, setting, arm, train) for key, arm in arms.items()})
     ladder = _ladder(setting, stages, errors, results, seeds)
     return _scaled_up(ladder, setting, stages, sizes, seeds, train, run)
@@ -241,12 +226,10 @@ def _trained_by_user(
     model = build(setting, arm)
     with seeded(arm.seed):
         losses = list(train(model, seed=arm.seed, **training_changes(setting, arm.wanted), **more))
-    finite = bool(losses) and all(math.isfinite(v) for v in losses)
-    tail = losses[-max(1, len(losses) // 10) :]
+    broken = next((n for n, value in enumerate(losses, 1) if not math.isfinite(value)), len(losses))
     name = getattr(train, "__name__", "your training function")
-    return replace(
-        result, final=float(np.median(tail)) if finite else math.inf, objective=f"{name}, {len(losses)} losses"
-    )
+    done = Run(tuple(losses[:broken]), 0.0, f"{name}, {len(losses)} losses")
+    return replace(result, final=done.final, objective=done.objective)
 
 
 def _scaled_up(

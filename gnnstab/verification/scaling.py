@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -33,7 +33,7 @@ from gnnstab.records.vocabulary import (
 )
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.verification._growth import GraphCall, bound, find_graph_call, grown, in_degrees
-from gnnstab.verification._sweep import Progress, mark, sweep
+from gnnstab.verification._sweep import Progress, sweep
 from gnnstab.verification.measuring import judged
 
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
@@ -175,11 +175,8 @@ def scale(
     call = find_graph_call(twin, as_arguments(taken(batch, twin), twin)[0])
     part = twin.get_submodule(call.name)
     plan = [(f, p, s) for f in sorted(factors) for p in precisions for s in range(seeds)]
-    prefix = "" if store is None else mark(twin, *call.graph)
-    jobs: dict[str, Callable[[], Point]] = {
-        f"{prefix}{f:g}/{p}/{s}": partial(_point, part, call, f, p, s) for f, p, s in plan
-    }
-    found = sweep(jobs, workers=workers, progress=progress, store=None if store is None else Path(store), kind=Point)
+    jobs = {f"{f:g}/{p}/{s}": partial(_point, part, call, f, p, s) for f, p, s in plan}
+    found = sweep(jobs, Point, of=(twin, *call.graph), workers=workers, progress=progress, store=store)
     return evaluate(tuple(found[key] for key in jobs), call.name)
 
 
