@@ -13,6 +13,7 @@ from layers.measured import COLUMNS, FILE, measured, spread
 
 DOCS = Path(__file__).resolve().parent.parent.parent / "docs"
 COMPILED, SPREAD = "under `torch.compile`", "static over measured spread"
+"""The first is slow, and tested in test_other_faces.py."""
 KINDS = pytest.mark.parametrize("kind", LAYERS, ids=lambda kind: kind.kind)
 WITHIN = {
     "TransformerConv": (1 / 1.3, 1.3),
@@ -51,14 +52,6 @@ def test_no_kind_is_seen_in_part_or_changed(kind: Layer) -> None:
     assert row["seen live"] == "scores and attention"
     assert row["scores equal the layer's own"] == ("to 1e-6" if kind.fused else "bit by bit")
     assert row["output and gradients"] == "identical"
-
-
-@pytest.mark.slow
-# A layer that adds self-loops breaks the graph, and the compiler then looks at the gradient of what is handed over.
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
-@KINDS
-def test_the_table_shows_what_is_seen_of_a_compiled_model(kind: Layer) -> None:
-    assert measured(kind, [COMPILED])[COMPILED] == ROWS[kind.kind][COMPILED], HINT
 
 
 def test_the_page_holds_the_table_as_it_is_now() -> None:
