@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 class AdditiveLayer(PygLayer):
     """A kind whose scores are made in ``edge_update``, proportional to all of its `vectors` (1, H, C); the first is always there."""
 
-    attributes: ClassVar[tuple[str, ...]] = ("heads", "out_channels", "edge_update")
-    softmax_in: ClassVar[tuple[str, ...]] = ("edge_update",)
-    given: ClassVar[tuple[str, ...]] = ("x", "edge_index", "edge_attr", "size")
+    attributes = ("heads", "out_channels", "edge_update")
+    softmax_in = ("edge_update",)
+    given = ("x", "edge_index", "edge_attr", "size")
     source_maps: ClassVar[tuple[str, ...]]
     """Names that the map of source nodes may have."""
 

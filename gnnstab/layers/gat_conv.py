@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from gnnstab.layers.additive import AdditiveLayer
 from gnnstab.layers.base import Call, StoredLayer
@@ -20,25 +20,25 @@ if TYPE_CHECKING:
 class GATConvLayer(AdditiveLayer):
     """`torch_geometric.nn.GATConv` and its subclasses."""
 
-    kind: ClassVar[str] = "GATConv"
-    roles: ClassVar[Mapping[str, tuple[str, ...]]] = {
+    kind = "GATConv"
+    roles = {
         "score": ("att_src", "att_dst", "att_edge", "lin_dst"),
         "value": ("lin", "lin_src"),
         "edge": ("lin_edge",),
         "skip": ("res",),
     }
-    vectors: ClassVar[tuple[str, ...]] = ("att_src", "att_dst", "att_edge")
-    factors: ClassVar[tuple[Factor, ...]] = (Factor("att_src", 1), Factor("att_dst", 1), Factor("att_edge", 1))
-    source_maps: ClassVar[tuple[str, ...]] = ("lin", "lin_src")
-    target_maps: ClassVar[tuple[str, ...]] = ("lin", "lin_dst")
-    signature: ClassVar[re.Pattern[str]] = re.compile(
+    vectors = ("att_src", "att_dst", "att_edge")
+    factors = (Factor("att_src", 1), Factor("att_dst", 1), Factor("att_edge", 1))
+    source_maps = ("lin", "lin_src")
+    target_maps = ("lin", "lin_dst")
+    signature = re.compile(
         r"(?:(?P<layer>.*?)\.)?(?P<own>att_(?:src|dst|edge)|bias|(?:lin|lin_src|lin_dst|lin_edge|res)\.weight)"
     )
-    essential: ClassVar[frozenset[str]] = frozenset({"att_src", "att_dst"})
-    absent: ClassVar[str] = "no att_src and att_dst side by side"
-    width_names: ClassVar[tuple[str, str]] = ("att_src", "bias")
-    static: ClassVar[str] = "‖Wᵀa‖, within 2 × of the measured spread at initialisation"
-    defaults: ClassVar[Mapping[str, Any]] = {
+    essential = frozenset({"att_src", "att_dst"})
+    absent = "no att_src and att_dst side by side"
+    width_names = ("att_src", "bias")
+    static = "‖Wᵀa‖, within 2 × of the measured spread at initialisation"
+    defaults = {
         "heads": 1,
         "concat": True,
         "negative_slope": 0.2,

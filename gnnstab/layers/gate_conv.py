@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from gnnstab.layers.pyg_layer import Factor, PygLayer
 from gnnstab.records import LayerFacts
@@ -16,16 +15,16 @@ if TYPE_CHECKING:
 class GATEConvLayer(PygLayer):
     """`torch_geometric.nn.models.attentive_fp.GATEConv` and its subclasses; it keeps no widths, its weights show them."""
 
-    kind: ClassVar[str] = "GATEConv"
-    module: ClassVar[str] = "torch_geometric.nn.models.attentive_fp"
-    attributes: ClassVar[tuple[str, ...]] = ("att_l", "att_r", "lin1", "edge_update")
-    softmax_in: ClassVar[tuple[str, ...]] = ("edge_update",)
-    roles: ClassVar[Mapping[str, tuple[str, ...]]] = {"score": ("att_l", "att_r", "lin1"), "value": ("lin2",)}
-    vectors: ClassVar[tuple[str, ...]] = ("att_l", "att_r")
-    factors: ClassVar[tuple[Factor, ...]] = (Factor("att_l", 0), Factor("att_r", 0))
-    given: ClassVar[tuple[str, ...]] = ("x", "edge_index", "edge_attr")
-    static: ClassVar[str] = "none: edge features are mapped together with the nodes'"
-    defaults: ClassVar[Mapping[str, Any]] = {"dropout": 0.0}
+    kind = "GATEConv"
+    module = "torch_geometric.nn.models.attentive_fp"
+    attributes = ("att_l", "att_r", "lin1", "edge_update")
+    softmax_in = ("edge_update",)
+    roles = {"score": ("att_l", "att_r", "lin1"), "value": ("lin2",)}
+    vectors = ("att_l", "att_r")
+    factors = (Factor("att_l", 0), Factor("att_r", 0))
+    given = ("x", "edge_index", "edge_attr")
+    static = "none: edge features are mapped together with the nodes'"
+    defaults = {"dropout": 0.0}
 
     def facts(self, name: str, module: nn.Module, position: int) -> LayerFacts:
         """With the widths that the weights show."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from gnnstab.layers.base import Layer
 from gnnstab.layers.pyg_layer import both, first
@@ -31,8 +31,8 @@ class GenericLayer(Layer):
     By itself it is in no table: what a file holds tells nothing about it, and no weight of it can be edited.
     """
 
-    kind: ClassVar[str] = "attention of another class"
-    attributes: ClassVar[tuple[str, ...]] = ()
+    kind = "attention of another class"
+    attributes = ()
 
     def __init__(self, family: str = "", softmax_in: tuple[str, ...] = (), maps: str = "") -> None:
         self.family = family
