@@ -25,7 +25,22 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-class DepthInit(Fix):
+class _Xavier(Fix):
+    """Xavier uniform at one gain on the attention layers, zero biases."""
+
+    signal = GRADIENT_RATIO
+    needs_fresh_weights = True
+    cost = "none; training starts anew"
+    gain: ClassVar[float | None] = None
+
+    def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
+        return init_lines(layers, options.get("gain", self.gain))
+
+    def _edit(self, copy: nn.Module, options: dict[str, Any]) -> None:
+        initialise(copy, options.get("gain", self.gain))
+
+
+class DepthInit(_Xavier):
     """Xavier uniform with gain 1/√(1 + L) on every matrix of the attention layers, zero biases.
 
     Without an identity path it makes a deep stack vanish: use ``residual-depth-init`` there. The usual
@@ -36,18 +51,9 @@ class DepthInit(Fix):
     name = "depth-init"
     title = "depth-scaled Xavier initialisation"
     causes = ("unsuitable-init",)
-    signal = GRADIENT_RATIO
-    needs_fresh_weights = True
-    cost = "none; training starts anew"
-
-    def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
-        return init_lines(layers, options.get("gain"))
-
-    def _edit(self, copy: nn.Module, options: dict[str, Any]) -> None:
-        initialise(copy, options.get("gain"))
 
 
-class UnitGainInit(Fix):
+class UnitGainInit(_Xavier):
     """Xavier uniform with gain 1 and zero biases on the attention layers.
 
     Takes the growth out of a stack that explodes, and the bias away that keeps units dead.
@@ -56,15 +62,7 @@ class UnitGainInit(Fix):
     name = "unit-gain-init"
     title = "Xavier initialisation with gain 1"
     causes = ("unsuitable-init", "dead-units")
-    signal = GRADIENT_RATIO
-    needs_fresh_weights = True
-    cost = "none; training starts anew"
-
-    def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
-        return init_lines(layers, 1.0)
-
-    def _edit(self, copy: nn.Module, options: dict[str, Any]) -> None:
-        initialise(copy, 1.0)
+    gain = 1.0
 
 
 def initialise(model: nn.Module, gain: float | None = None) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gnnstab.errors import FixError
 from gnnstab.fixes.forward_calls import Unclear
+from gnnstab.fixes.identity import PreNormResidual, Residual
 from gnnstab.fixes.identity_diff import identity_edits, reached
 from gnnstab.fixes.model_structure import attention_layers, sum_aggregators
 from gnnstab.fixes.sum_diff import sum_edits
@@ -48,9 +49,8 @@ def diff(model: nn.Module, name: str, layers: Sequence[LayerFacts] = (), **optio
     try:
         if name in ("mean-aggregation-root", "norm-after-sum"):
             edits = _of_sums(model, files, layers, norm=name == "norm-after-sum")
-        elif name in ("residual", "pre-norm-residual"):
-            norms = name == "pre-norm-residual"
-            edits = _of_identities(model, files, float(options.get("weight", 1.0 if norms else 0.1)), norms=norms)
+        elif fix := next((fix for fix in (Residual(), PreNormResidual()) if fix.name == name), None):
+            edits = _of_identities(model, files, fix.chosen(options), norms=fix.norms)
         else:
             edits = _of_arguments(name, options)
         return "".join(_diff(file, edits) for file in files) or None
