@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from gnnstab.layers.additive import AdditiveLayer
 from gnnstab.layers.base import Call, StoredLayer
 from gnnstab.layers.maps import per_head, project
-from gnnstab.layers.pyg_layer import Factor, first
+from gnnstab.layers.pyg_layer import GAT_DEFAULTS, Factor, first
 from gnnstab.records import LayerFacts
 from gnnstab.records.vocabulary import LOGIT_FROBENIUS
 
@@ -38,16 +38,7 @@ class GATConvLayer(AdditiveLayer):
     absent = "no att_src and att_dst side by side"
     width_names = ("att_src", "bias")
     static = "‖Wᵀa‖, within 2 × of the measured spread at initialisation"
-    defaults = {
-        "heads": 1,
-        "concat": True,
-        "negative_slope": 0.2,
-        "dropout": 0.0,
-        "add_self_loops": True,
-        "edge_dim": 0,
-        "bias": True,
-        "residual": False,
-    }
+    defaults = {**GAT_DEFAULTS, "add_self_loops": True, "edge_dim": 0, "bias": True, "residual": False}
 
     def scores(self, module: nn.Module, call: Call, x_source: Tensor, x_target: Tensor) -> Tensor | None:
         """On the edges of a call."""

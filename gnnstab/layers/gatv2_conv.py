@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from gnnstab.layers.additive import AdditiveLayer
 from gnnstab.layers.base import Call, StoredLayer
 from gnnstab.layers.maps import in_blocks, per_head, project
-from gnnstab.layers.pyg_layer import Factor
+from gnnstab.layers.pyg_layer import GAT_DEFAULTS, Factor
 from gnnstab.records.vocabulary import LOGIT_FROBENIUS
 
 if TYPE_CHECKING:
@@ -39,10 +39,7 @@ class GATv2ConvLayer(AdditiveLayer):
     width_names = ("att", "bias")
     static = "√.52·‖diag(a)·W_l‖_F, within 1.3 × of the measured spread at initialisation"
     defaults = {
-        "heads": 1,
-        "concat": True,
-        "negative_slope": 0.2,
-        "dropout": 0.0,
+        **GAT_DEFAULTS,
         "add_self_loops": True,
         "edge_dim": 0,
         "bias": True,

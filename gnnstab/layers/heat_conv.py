@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from gnnstab.layers.pyg_layer import Factor, PygLayer
+from gnnstab.layers.pyg_layer import GAT_DEFAULTS, Factor, PygLayer
 from gnnstab.records import LayerFacts
 
 if TYPE_CHECKING:
@@ -28,14 +28,7 @@ class HEATConvLayer(PygLayer):
     given = ("x", "edge_index", "node_type", "edge_type", "edge_attr")
     hint = "hetero_lin.weight"
     static = "none: node types, edge types and edge features have maps of their own"
-    defaults = {
-        "heads": 1,
-        "concat": True,
-        "negative_slope": 0.2,
-        "dropout": 0.0,
-        "root_weight": True,
-        "bias": True,
-    }
+    defaults = {**GAT_DEFAULTS, "root_weight": True, "bias": True}
 
     def facts(self, name: str, module: nn.Module, position: int) -> LayerFacts:
         """The configuration as the attributes and the layer's parts show it."""

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+GAT_DEFAULTS: Mapping[str, Any] = {"heads": 1, "concat": True, "negative_slope": 0.2, "dropout": 0.0}
+"""Arguments that the constructors of GAT and of the kinds after it have first."""
+
+
 @dataclass(frozen=True, slots=True)
 class Factor:
     """A parameter that the scores are proportional to, together with the other factors of its kind."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gnnstab.layers.pyg_layer import Factor, PygLayer
+from gnnstab.layers.pyg_layer import GAT_DEFAULTS, Factor, PygLayer
 
 
 class SuperGATConvLayer(PygLayer):
@@ -16,12 +16,4 @@ class SuperGATConvLayer(PygLayer):
     factors = (Factor("att_l", 1), Factor("att_r", 1))
     hint = "att_l"
     static = "none: σ(x_i·x_j) and x_i·x_j depend on the nodes' features"
-    defaults = {
-        "heads": 1,
-        "concat": True,
-        "negative_slope": 0.2,
-        "dropout": 0.0,
-        "add_self_loops": True,
-        "bias": True,
-        "attention_type": "MX",
-    }
+    defaults = {**GAT_DEFAULTS, "add_self_loops": True, "bias": True, "attention_type": "MX"}
