@@ -134,12 +134,8 @@ def _earned_layers(rules: Sequence[Ruling], found: Investigation) -> set[str | N
 
 def _of_use(finding: Finding, found: Investigation) -> Finding:
     """What the weights alone say of a layer whose sharpness was measured and is of use."""
-    assert found.losses is not None
-    before, after = found.losses
-    return replace(
-        finding, severity="info", explained_by=None,
-        message=f"{finding.message} Softer scores on a copy raise your loss from {before:.3g} to {after:.3g}: it is of use.",
-    )  # fmt: skip
+    message = f"{finding.message} {found.earned}: it is of use."
+    return replace(finding, severity="info", explained_by=None, message=message)
 
 
 def _heads(findings: Sequence[Finding], rules: Sequence[Ruling]) -> dict[str, Finding]:
@@ -163,13 +159,9 @@ def _follows_from_what_was_seen(finding: Finding, findings: Sequence[Finding]) -
 def _of_symptom(finding: Finding, ruling: Ruling, found: Investigation, heads: dict[str, Finding]) -> Finding:
     attention = ruling.symptom.goal.signal.startswith("attention.")
     cause = None if ruling.root is None else ruling.root.trial.cause
-    if attention and found.earned and cause in (None, "attention-explosion") and found.losses is not None:
-        before, after = found.losses
-        return replace(
-            finding, severity="info", explained_by=None, confidence="high",
-            message=f"{_seen(ruling)}. Softer scores on a copy raise your loss from {before:.3g} to {after:.3g}: the sharpness is "
-            "earned, and nothing is to be changed about it.",
-        )  # fmt: skip
+    if attention and found.earned and cause in (None, "attention-explosion"):
+        message = f"{_seen(ruling)}. {found.earned}: the sharpness is earned, and nothing is to be changed about it."
+        return replace(finding, severity="info", explained_by=None, confidence="high", message=message)
     if ruling.follows is not None:
         return replace(finding, explained_by=ruling.follows.code)
     if ruling.root is None and found.rate is not None and finding.explained_by == found.rate.code:
