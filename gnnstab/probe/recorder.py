@@ -351,7 +351,7 @@ class Recorder:
             return
         twin = self._parameters.saved_copy() if moved and ended.saved else None
         late: dict[str, Any] = {"moved": moved, "twin": twin}
-        event = None if sent.finite else self._detector.step(ended.step, sent, skipped, ended.inputs, **late)
+        event = None if sent.finite else self._detector.step(ended.step, sent, skipped, ended.inputs, loss=loss, **late)
         if event is None and loss is not None:
             event = self._detector.loss(ended.step, loss, ended.inputs, **late)
         self._emit(event)

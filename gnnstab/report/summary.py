@@ -173,8 +173,9 @@ def worst_head(diagnosis: Diagnosis, finding: Finding) -> Signal | None:
 def first_non_finite(diagnosis: Diagnosis) -> Event | None:
     """The earliest event of a non-finite value, the explained one where there is one, or None."""
     broken = [event for event in diagnosis.events if event.kind == "non-finite"]
-    # Of the events of one step the one that knows the operation says where it was.
-    return min(broken, key=lambda event: (event.step, not event.detail.get("operation")), default=None)
+    # Of the events of one step the one that knows the operation says where it was, then one that came later and knew more.
+    known = ("operation", "refines")
+    return min(broken, key=lambda event: (event.step, *(not event.detail.get(what) for what in known)), default=None)
 
 
 def event_place(event: Event) -> str:

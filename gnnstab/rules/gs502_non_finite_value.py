@@ -136,9 +136,10 @@ def follows(event: Event, told: Sequence[Event]) -> bool:
 
 
 def first_explained(events: Sequence[Event]) -> Event:
-    """The first event; of those at its step the one that knows the operation."""
+    """The first event; of those at its step the one that knows the operation, or that came later and knew more."""
     first = min(events, key=_order)
-    same = [e for e in events if e.step == first.step and e.rank == first.rank and e.detail.get("operation")]
+    more = ("operation", "refines")
+    same = [e for e in events if (e.step, e.rank) == (first.step, first.rank) and any(map(e.detail.get, more))]
     return min(same, key=_order) if same else first
 
 

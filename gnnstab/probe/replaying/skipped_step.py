@@ -109,7 +109,11 @@ def _again(
 
 
 def last_look(
-    model: nn.Module, inputs: ForwardInputs, step: int, writer: Writer, recorder: Callable[[nn.Module, Writer], Recorder]
+    model: nn.Module,
+    inputs: ForwardInputs,
+    step: int,
+    writer: Writer,
+    recorder: Callable[[nn.Module, Writer], Recorder],
 ) -> None:
     """Measure in full, on a copy, what a forward of ``inputs`` is now that ``step`` is over; nothing where it fails.
 
