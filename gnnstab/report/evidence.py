@@ -25,6 +25,7 @@ from gnnstab.records.vocabulary import (
     OUTPUT_RMS,
     PRECISION_FP16_HEADROOM,
     SCORE_MAX_ABS,
+    WEIGHT_NON_FINITE,
 )
 from gnnstab.report.distribution import Distribution, distribution
 from gnnstab.rules.limits import limits_of
@@ -119,7 +120,9 @@ class Evidence:
         """Every layer that is named anywhere, in order of depth; parameters count towards the layer that owns them."""
         known = {facts.name: None for facts in sorted(self.diagnosis.layers, key=lambda f: f.position)}
         d = self.diagnosis
-        mentioned = [f.layer for f in d.findings] + [s.layer for s in d.signals] + [s.layer for s in d.series]
+        # That a tensor of a file holds no NaN is said once for all of them.
+        told = [s for s in d.signals if s.name != WEIGHT_NON_FINITE or s.value != 0]
+        mentioned = [f.layer for f in d.findings] + [s.layer for s in told] + [s.layer for s in d.series]
         mentioned += [e.layer for e in d.events] + [b.layer for b in d.coverage.blind]
         owners = set(known)
         for name in mentioned:

@@ -284,9 +284,9 @@ def degree_cap(evidence: Evidence, layer: str = MODEL) -> float:
 
 
 def describe(facts: LayerFacts | None) -> str:
-    """A layer's configuration in one line; what the source could not show is left out."""
+    """A layer's configuration in one line; what the source could not show is left out; empty for what is no layer."""
     if facts is None:
-        return "Configuration not recorded."
+        return ""
     width = None if facts.in_channels is None else f"{facts.in_channels[0]} → {facts.out_channels or '?'} channels"
     heads = None if facts.heads is None else f"{facts.heads} head{'s' if facts.heads != 1 else ''}"
     told = [
