@@ -117,7 +117,7 @@ class NonFiniteDetector:
     def skipped_step(
         self,
         step: int,
-        loss: float,
+        loss: float | None,
         bad: Sequence[str],
         forwards: Iterable[SkippedForward],
         again: Callable[[SkippedForward], StepRows],
@@ -143,7 +143,7 @@ class NonFiniteDetector:
             if event is not None or (self.met and not sent.finite):
                 return event  # None for what an earlier step has shown already.
         if not bad:
-            return self.loss(step, loss, twin=twin)
+            return self.loss(step, math.nan if loss is None else loss, twin=twin)
         event = non_finite_event.left_out_event(step, bad, note)
         if not self._first("gradient"):
             return None
