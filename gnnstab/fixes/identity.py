@@ -11,6 +11,7 @@ from gnnstab.fixes.base import Fix, attention_in
 from gnnstab.fixes.model_structure import Stack, Unit, add_part, stacks
 from gnnstab.fixes.printing import ACT, activated, attribute_names, layer_call
 from gnnstab.layers import layer_of
+from gnnstab.layers.pyg_layer import both
 from gnnstab.records import LayerFacts, Signals
 from gnnstab.records.vocabulary import GRADIENT_RATIO
 
@@ -171,25 +172,25 @@ def _alone(unit: Unit, stack: Stack) -> bool:
 
 
 def _add_norm(module: Any) -> None:
-    add_part(module, "pre_norm", _norm(module) if hasattr(module, "in_channels") else _norm_by_type(module))
-
-
-def _norm(module: Any) -> nn.Module:
+    """A LayerNorm in front of a layer, or one per node type in front of a HeteroConv."""
     from torch import nn
 
-    channels: Any = module.in_channels
-    widths = set(channels) if isinstance(channels, (tuple, list)) else {channels}
-    if len(widths) != 1 or -1 in widths:
-        raise FixError(f"sources and targets have different or unknown widths ({channels}); add the norms in forward")
-    return nn.LayerNorm(widths.pop())
-
-
-def _norm_by_type(hetero: Any) -> nn.Module:
-    """One LayerNorm per node type of a HeteroConv."""
-    from torch import nn
-
+    if layer_of(module) is not None:
+        source, target = _widths(module)
+        if source != target:
+            raise FixError(f"sources and targets have different widths ({source}, {target}); add the norms in forward")
+        add_part(module, "pre_norm", nn.LayerNorm(source))
+        return
     widths: dict[str, int] = {}
-    for (source, _, target), conv in hetero.convs.items():
-        channels = conv.in_channels if isinstance(conv.in_channels, (tuple, list)) else (conv.in_channels,) * 2
-        widths |= {source: channels[0], target: channels[1]}
-    return nn.ModuleDict({kind: nn.LayerNorm(width) for kind, width in widths.items()})
+    for (source_type, _, target_type), conv in module.convs.items():
+        widths[source_type], widths[target_type] = _widths(conv)
+    add_part(module, "pre_norm", nn.ModuleDict({kind: nn.LayerNorm(width) for kind, width in widths.items()}))
+
+
+def _widths(layer: Any) -> tuple[int, int]:
+    """Width of source and target nodes, as the layer's kind tells it, or else its attribute."""
+    kind = layer_of(layer)
+    found = both(getattr(layer, "in_channels", None)) if kind is None else kind.facts("", layer, 0).in_channels
+    if found is None or min(found) < 0:
+        raise FixError(f"the width of {type(layer).__name__}'s input is not known; add the norms in forward")
+    return found
