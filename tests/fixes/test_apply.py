@@ -7,6 +7,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from torch_geometric.nn import AGNNConv
 
 from gnnstab import fixes
 from gnnstab.errors import FixError
@@ -134,6 +135,7 @@ def test_new_parameters_come_from_the_seed_alone():
     ("make", "name", "options", "missing"),
     [
         (Stack, "mean-aggregation-root", {}, "no module that aggregates by a sum"),
+        (AGNNConv, "aggregation", {}, "no module that aggregates by a sum"),
         (SumThenAttention, "norm-after-sum", {}, "pass batch="),
         (Stack, "qk-clip", {}, "pass signals="),
         (Stack, "residuals", {}, "did you mean 'residual'"),
