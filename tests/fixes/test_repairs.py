@@ -136,11 +136,6 @@ def test_clamps_that_are_modules_are_taken_out():
         fixes.apply(Stack(2), "remove-clamp")
 
 
-def test_dropout_names_attention_layers_alone():
-    layers = [LayerFacts("embed", "SumEmbedding", 0, False), LayerFacts("conv", "TransformerConv", 1, True)]
-    assert fixes.change("dropout", layers) == "TransformerConv(..., ..., dropout=0.1)  # conv"
-
-
 def test_a_redrawn_network_trains():
     model, batch = Stack(3, 8), random_batch(12, 4, 8)
     fixed = fixes.apply(model, "reinit-qk")
