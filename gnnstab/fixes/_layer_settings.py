@@ -31,6 +31,7 @@ class Dropout(Fix):
     said = "against over-fitting only: it raises the RMS of messages"
     edit = "dropout"
     keeps_function = True
+    shows_in_training = True
     cost = "noise: message RMS × 1/√(1−p) in training; train and eval outputs differ"
 
     def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:

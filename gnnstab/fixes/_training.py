@@ -39,6 +39,7 @@ class LowerLearningRate(Fix):
     unless = "GS608"
     signal = OPTIMIZER_LR_TO_RMS
     keeps_function = True
+    shows_in_training = True
     cost = "slower training"
 
     def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
@@ -100,6 +101,7 @@ class GradientClipping(Fix):
     unless = "GS608"
     signal = GRADIENT_SPIKE
     keeps_function = True
+    shows_in_training = True
     cost = "one norm over all gradients per step"
 
     def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
@@ -131,6 +133,7 @@ class AdamEps(Fix):
     causes = ("adam-epsilon",)
     signal = OPTIMIZER_BELOW_EPS_SHARE
     keeps_function = True
+    shows_in_training = True
     cost = "none; larger steps where gradients are tiny"
 
     def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:

@@ -71,6 +71,9 @@ class Fix:
     keeps_function: ClassVar[bool] = False
     """True when the trained weights keep their meaning (a setting or a weight edit): judged on the current weights."""
 
+    shows_in_training: ClassVar[bool] = False
+    """True when the network computes the same until it is trained: judged after a short training."""
+
     needs_fresh_weights: ClassVar[bool] = False
     """True when trained weights are useless after it: judged on paired fresh twins."""
 
@@ -92,7 +95,7 @@ class Fix:
         return True
 
     def training_options(self, **options: Any) -> Mapping[str, Any]:
-        """What the fix changes about training rather than the model: ``lr``, ``eps``, ``clip``, ``autocast``."""
+        """What the fix changes about training rather than the model: ``lr``, ``eps``, ``clip`` or ``clip_percentile``."""
         return {}
 
     def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:

@@ -170,13 +170,12 @@ def apply_options(setting: Setting, wanted: FixSpec, seed: int) -> dict[str, Any
 
 
 def training_changes(setting: Setting, wanted: Sequence[FixSpec]) -> dict[str, Any]:
-    """What the fixes change about the training settings."""
+    """What the fixes change about the training: fields of `TrainingSettings`."""
     changes: dict[str, Any] = {}
     for item in wanted:
         options = {"current": setting.training.lr, "signals": setting.signals, **item.options}
         changes |= find(item.fix).training_options(**options)
-    known = {"lr", "eps", "clip", "clip_percentile"}
-    return {k: v for k, v in changes.items() if k in known}
+    return changes
 
 
 def _measured(setting: Setting, model: nn.Module, settings: TrainingSettings, seed: int) -> ArmResult:

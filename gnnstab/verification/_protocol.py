@@ -114,9 +114,7 @@ class _Plan:
         # What too large a rate has done to the weights a lower one does not undo: would the run have gone well with it?
         restarts = self.fix.name == "lower-lr" and _seen_in_settings(setting)
         self.fresh = self.fix.needs_fresh_weights or restarts
-        # What changes the training alone, dropout included, shows only after a training.
-        self.after_training = self.fix.name in ("dropout", "lower-lr", "gradient-clipping", "adam-eps")
-        self.after_training &= not _seen_in_settings(setting)
+        self.after_training = self.fix.shows_in_training and not _seen_in_settings(setting)
         self.seeds, self.asked = range(seeds), seeds
         self.trained_seeds = self.seeds
         self.repeats = False
