@@ -157,7 +157,7 @@ def test_only_a_forecast_that_did_not_come_true_is_settled(series: tuple[Series,
     assert not settled(replace(SPIKE, layer="conv"), series)
 
 
-@pytest.mark.parametrize("signal", ["precision.rounding", "output.growth", "loss.growth"])
+@pytest.mark.parametrize("signal", ["precision.rounding", "output.growth"])
 @pytest.mark.parametrize(
     ("severity", "end", "expected"), [("warning", 0.0, True), ("warning", 0.9, False), ("error", 0.0, False)]
 )
