@@ -105,7 +105,7 @@ class Recorder:
         self.notes = LayerNotes(model, self.model, self.state, self.layers, self.norms, self._forwards.ways)
         """What is known of the layers."""
 
-        self._parameters = Parameters(self.model, self.state.keys)
+        self.parameters = Parameters(self.model, self.state.keys)
         self._step_writer = StepWriter(writer, self.state.keys)
         self.explainer = Explainer(model, objective, batch)
         """Names the operation behind an event."""
@@ -113,7 +113,7 @@ class Recorder:
         self._forwards.keep_before = objective is not None
 
         self._detector = NonFiniteDetector(
-            self.model, self.state, self._forwards, self._parameters, self.notes.facts, bundles, self.explainer
+            self.model, self.state, self._forwards, self.parameters, self.notes.facts, bundles, self.explainer
         )
         self._places = Surveys(self.model, writer, places, patient=budget is not None)
         self._on_event = on_event
@@ -255,7 +255,7 @@ class Recorder:
     @property
     def measures_update(self) -> bool:
         """True when `after_update` has something to do."""
-        return bool(self.update or self._parameters.remembers)
+        return bool(self.update or self.parameters.remembers)
 
     def after_update(self) -> None:
         """The optimizer has moved the weights: record by how much, in a step of the full tier."""
@@ -264,7 +264,7 @@ class Recorder:
                 self.state.error_guard.run("the update", self._record_update)
 
     def _end_left_out(self, lr: Number, scale: Number, skipped: Tensor | bool, moves: bool) -> None:
-        norm = self._parameters.norm_on_device() if self._parameters.far else self._parameters.norm()
+        norm = self.parameters.norm_on_device() if self.parameters.far else self.parameters.norm()
         row = uneventful(self.state.step, time.monotonic() - self._start, self._loss, lr, scale, norm, skipped)
         if row is not None and self._late is None:
             self._tell_left_out(row)
@@ -278,7 +278,7 @@ class Recorder:
             self._hand_over(ended, moved=False)
             return
         # On a device it is known one step later whether this one was finite; the weights that it had are kept for that.
-        self._late, ended.saved = ended, self._parameters.save()
+        self._late, ended.saved = ended, self.parameters.save()
         if not ended.saved:
             self.budget.hold("the weights that a step on a device would be run again with are too large to be kept")
             ended.leave_out(norm, ())
@@ -298,8 +298,8 @@ class Recorder:
         self._tell_left_out(StepRow(ended.step, ended.time, loss, rate, factor, norm, dropped))
         bad = norm is not None and not math.isfinite(norm) and not dropped
         if bad or (loss is not None and not math.isfinite(loss)):
-            names = [] if not bad else ["a parameter"] if moved else self._parameters.bad_gradients()
-            twin = self._parameters.saved_copy() if moved and ended.saved else None
+            names = [] if not bad else ["a parameter"] if moved else self.parameters.bad_gradients()
+            twin = self.parameters.saved_copy() if moved and ended.saved else None
             again = partial(run_again, twin or self.model, step=ended.step, writer=self.writer, recorder=_full)
             loss = math.nan if loss is None else loss
             self._emit(self._detector.skipped_step(ended.step, loss, names, forwards, again, twin))
@@ -308,14 +308,14 @@ class Recorder:
     def _end(self, lr: Number, scale: Number, skipped: Tensor | bool, moves: bool) -> None:
         state, step = self.state, self.state.step
         if state.full:
-            self._parameters.refresh()
+            self.parameters.refresh()
             self.notes.note_new_layers()
         if state.backward or moves:
-            self._parameters.gradients(state.buffer)
+            self.parameters.gradients(state.buffer)
         ended = self._ended(state.send(), lr, scale, skipped)
         self._hand_over_late()
         if ended.waits:
-            ended.saved, self._late = self._parameters.save(), ended
+            ended.saved, self._late = self.parameters.save(), ended
         else:
             self._hand_over(ended, moved=False)
         self.notes.write(self._step_writer)
@@ -324,7 +324,7 @@ class Recorder:
                 self._step_writer.measures(step, state.measures)
                 self.budget.copies |= self._places.step(ended.inputs, self.kept)
             if moves:
-                self._parameters.remember(state.buffer)
+                self.parameters.remember(state.buffer)
                 self._weights = self._step_writer.sites(step, state.buffer.take())
         known = self._late is not None or self.sent.gradient_norm is not None or self._loss is not None
         self.budget.check(self._forwards.forwards, known)
@@ -349,7 +349,7 @@ class Recorder:
         self._tell(StepRow(ended.step, ended.time, loss, lr, scale, sent.gradient_norm, skipped))
         if sent.finite and (loss is None or math.isfinite(loss)):
             return
-        twin = self._parameters.saved_copy() if moved and ended.saved else None
+        twin = self.parameters.saved_copy() if moved and ended.saved else None
         late: dict[str, Any] = {"moved": moved, "twin": twin}
         event = None if sent.finite else self._detector.step(ended.step, sent, skipped, ended.inputs, **late)
         if event is None and loss is not None:
@@ -370,7 +370,7 @@ class Recorder:
 
     def _record_update(self) -> None:
         self.update, buffer, before, self._weights = {}, self.state.buffer, self._weights, EMPTY
-        if not self._parameters.change(buffer):
+        if not self.parameters.change(buffer):
             return
         change = self._step_writer.sites(self.state.step - 1, buffer.take())
         sizes = {key.layer: row[2] for key, row in zip(before.layout.keys, before.rows.tolist(), strict=True)}

@@ -18,6 +18,7 @@ from gnnstab.probe.error_guard import ErrorGuard
 from gnnstab.probe.layers.layer_recorder import LayerRecorder
 from gnnstab.probe.operations.in_place import StepWatch
 from gnnstab.probe.replaying.computing_hooks import changes_input
+from gnnstab.probe.replaying.reach import bytes_of, held_tensors
 from gnnstab.probe.replaying.replica import NO_AUTOCAST, Autocast, copied, rng_snapshot, tensors_in, unwrap
 from gnnstab.probe.replaying.replica import ForwardInputs as ForwardInputs
 from gnnstab.probe.replaying.skipped_step import MOST, SkippedForward, histories, keep_gradients
@@ -252,8 +253,7 @@ class ForwardTracker:
                 state.queue("", mode, 0, graph_measures(batch))
 
     def _copy_of(self, mode: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ForwardInputs | None:
-        size = sum(t.element_size() * t.numel() for _, t in tensors_in([*args, kwargs]))
-        if size > LARGEST_KEPT:
+        if bytes_of(held_tensors([args, kwargs])) > LARGEST_KEPT:
             return None
         try:
             own = copied(args), copied(kwargs)

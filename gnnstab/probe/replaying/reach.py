@@ -74,13 +74,47 @@ def own_copy(value: Any) -> Any:
     what = f"the model is called with a {type(value).__name__}"
     if isinstance(value, (queue.Queue, queue.SimpleQueue)) or _iterates(value):
         raise UsageError(f"{what}, which a replay would use up")
+    tensors = held_tensors(value)
+    # Whoever writes into a tensor that the copy and the run have in common is refused, see `_own_state`.
+    lent = {id(t): t for t in tensors} if bytes_of(tensors) > LARGEST_COPIED else {}
     try:
-        twin = copy.deepcopy(value)
+        twin = copy.deepcopy(value, lent)
     except Exception as error:
         raise UsageError(f"{what}, which cannot be copied: {type(error).__name__}: {error}") from error
     if trouble := next((path for v, path in _reached([twin], set(), frozenset({id(value)})) if _keeps_state(v)), None):
         raise UsageError(f"{what}, whose copy shares {trouble or 'its state'} {SHARED}")
     return twin
+
+
+LARGEST_COPIED = 64 * 2**20
+"""Bytes of the tensors of one argument of a user's own class up to which they are copied for each look."""
+
+
+def held_tensors(value: Any) -> list[Tensor]:
+    """Every tensor that a deep copy of ``value`` would copy: in containers, and in attributes of whatever class."""
+    found: list[Tensor] = []
+    waiting, seen = [value], {}
+    while waiting:
+        one = waiting.pop()
+        if holds_nothing(one) or id(one) in seen or isinstance(one, _KEPT):
+            continue
+        seen[id(one)] = one  # An id is used again once its object is gone.
+        if isinstance(one, Tensor):
+            found.append(one)
+        elif isinstance(one, Mapping):
+            waiting += one.values()
+        else:
+            waiting += one if isinstance(one, (list, tuple, set, frozenset)) else [v for _, v in vars_of(one)]
+    return found
+
+
+_KEPT = (type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType, weakref.ref)
+"""What `copy.deepcopy` keeps as it is."""
+
+
+def bytes_of(tensors: Iterable[Tensor]) -> int:
+    """Bytes that copies of the tensors take, at most."""
+    return sum(t.element_size() * t.numel() for t in tensors)
 
 
 _UNCHANGING = (bool, int, float, complex, str, bytes, type(None), type, torch.dtype, torch.device, range, slice, Enum, np.generic)  # fmt: skip
