@@ -20,7 +20,7 @@ __all__ = ["BatchNorm", "TorchDispatchMode", "tree_leaves", "tree_map"]
 graph_task = torch._C._current_graph_task_id
 """Number of the backward that runs in this thread, -1 outside of one."""
 
-queue_callback: Callable[[Callable[[], object]], None] = torch.autograd.Variable._execution_engine.queue_callback
+queue_callback: Callable[[Callable[[], None]], None] = torch.autograd.Variable._execution_engine.queue_callback
 """Has something called at the end of the backward that runs in this thread."""
 
 autograd_node = torch._C._current_autograd_node

@@ -20,6 +20,7 @@ from gnnstab.probe.attaching.norms import Norms
 from gnnstab.probe.buffering.pending_step import Number, PendingStep, uneventful
 from gnnstab.probe.buffering.stats_buffer import NO_STATS, PendingStats
 from gnnstab.probe.buffering.step_writer import EMPTY, StepRows, StepWriter, Writer
+from gnnstab.probe.events.dropped_update import DroppedUpdates
 from gnnstab.probe.events.non_finite_detector import NonFiniteDetector
 from gnnstab.probe.layer_notes import LayerNotes
 from gnnstab.probe.layers.parameters import Parameters
@@ -104,17 +105,16 @@ class Recorder:
         self._forwards = ForwardTracker(self.state, self.layers, self.norms, keep=replay)
         self.notes = LayerNotes(model, self.model, self.state, self.layers, self.norms, self._forwards.ways)
         """What is known of the layers."""
-
         self.parameters = Parameters(self.model, self.state.keys)
         self._step_writer = StepWriter(writer, self.state.keys)
         self.explainer = Explainer(model, objective, batch)
         """Names the operation behind an event."""
 
         self._forwards.keep_before = objective is not None
-
-        self._detector = NonFiniteDetector(
+        self.detector = NonFiniteDetector(
             self.model, self.state, self._forwards, self.parameters, self.notes.facts, bundles, self.explainer
         )
+        self._forwards.between = DroppedUpdates(self, self._forwards, self._emit, _full).look
         self._places = Surveys(self.model, writer, places, patient=budget is not None)
         self._on_event = on_event
         self._weights, self._start, self._attached = EMPTY, time.monotonic(), False
@@ -132,7 +132,7 @@ class Recorder:
                 run(f"attaching to {layer.name}", layer.attach)
             run("attaching to the model", partial(self._forwards.attach, self._called))
             run("the beginning of a step", self.budget.begin)
-            run("looking at the weights", self._detector.begin)
+            run("looking at the weights", self.detector.begin)
         return self
 
     def detach(self) -> None:
@@ -150,7 +150,7 @@ class Recorder:
             last.callback(self.explainer.close)
             self.end_step()
             self.settle()
-            run("what no step shows", lambda: self._emit(self._detector.end(self.state.step)))
+            run("what no step shows", lambda: self._emit(self.detector.end(self.state.step)))
             self.explainer.close()
             if self.state.step > 1:
                 run("the places at the end", partial(self._places.end, self.kept))
@@ -194,7 +194,7 @@ class Recorder:
             self._late.tell(value)
         elif self.row is not None and not self.state.open:
             self._tell(self.row._replace(loss=float(value)))
-            self._emit(self._detector.loss(self.row.step, float(value)))
+            self._emit(self.detector.loss(self.row.step, float(value)))
         else:
             self._loss = value
 
@@ -202,7 +202,7 @@ class Recorder:
         """Record a validation loss at the step that has ended last."""
         step = max(self.state.step - 1, 0)
         self.writer.measures([Measure(step, "", "eval", 0, "loss.validation", -1, loss)])
-        self._emit(self._detector.evaluation(step, loss))
+        self._emit(self.detector.evaluation(step, loss))
 
     @property
     def late(self) -> bool:
@@ -232,11 +232,11 @@ class Recorder:
         with self.budget:
             self.budget.step_ends()
             if self._forwards.watching is not None:
-                guard("the watched step", lambda: self._emit(self._detector.watched()))
+                guard("the watched step", lambda: self._emit(self.detector.watched()))
             set_grad_enabled(False)
             try:
                 if self._forwards.bad_evaluation is not None:
-                    guard("an evaluation", lambda: self._emit(self._detector.evaluation(state.step)))
+                    guard("an evaluation", lambda: self._emit(self.detector.evaluation(state.step)))
                 guard("the end of a step", self._end if state.light else self._end_left_out, lr, scale, skipped, moves)
                 # Whatever failed above, the next step begins, and nothing of this one is held any longer.
                 if state.error_guard.events:
@@ -250,7 +250,7 @@ class Recorder:
     def failed(self, error: BaseException) -> None:
         """A step ends in an exception: tell whether an Inf or NaN stands behind it."""
         self._forwards.close_watch()
-        self._emit(self._detector.failed(self.state.step, error))
+        self._emit(self.detector.failed(self.state.step, error))
 
     @property
     def measures_update(self) -> bool:
@@ -302,7 +302,7 @@ class Recorder:
             twin = self.parameters.saved_copy() if moved and ended.saved else None
             again = partial(run_again, twin or self.model, step=ended.step, writer=self.writer, recorder=_full)
             loss = math.nan if loss is None else loss
-            self._emit(self._detector.skipped_step(ended.step, loss, names, forwards, again, twin))
+            self._emit(self.detector.skipped_step(ended.step, loss, names, forwards, again, twin))
             self.budget.schedule.force()
 
     def _end(self, lr: Number, scale: Number, skipped: Tensor | bool, moves: bool) -> None:
@@ -351,9 +351,9 @@ class Recorder:
             return
         twin = self.parameters.saved_copy() if moved and ended.saved else None
         late: dict[str, Any] = {"moved": moved, "twin": twin}
-        event = None if sent.finite else self._detector.step(ended.step, sent, skipped, ended.inputs, **late)
+        event = None if sent.finite else self.detector.step(ended.step, sent, skipped, ended.inputs, **late)
         if event is None and loss is not None:
-            event = self._detector.loss(ended.step, loss, ended.inputs, **late)
+            event = self.detector.loss(ended.step, loss, ended.inputs, **late)
         self._emit(event)
 
     def _next(self) -> None:

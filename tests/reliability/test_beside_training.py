@@ -116,3 +116,53 @@ def test_large_arguments_of_an_own_class_are_lent(entries: int, copied: bool, mo
 
     assert unnoticed(loop).warned == []
     assert (entries in copies) is copied
+
+
+def skipping(run: Run, bad: set[int], steps: int) -> None:
+    """A loop whose loss has an undefined derivative in the steps ``bad``, and which updates only with finite gradients."""
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    with run.watching(model, optimizer=optimizer):
+        for number in range(steps):
+            optimizer.zero_grad()
+            output = model(*graph(number))
+            loss = output.square().mean()
+            if number in bad:
+                loss = loss + (output - output.detach()).abs().sqrt().sum()
+            loss.backward()
+            if all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None):
+                optimizer.step()
+        run.keep(*model.parameters())
+
+
+@pytest.mark.parametrize("options", [{"schedule": 50}, {"budget": 1e-9}], ids=["recorded", "left out"])
+def test_updates_that_the_loop_skips_for_their_gradients_are_told(options: dict[str, Any]) -> None:
+    run = Run(monitored=True, options={"on_finding": "ignore", **options})
+    skipping(run, {20, 22}, 26)
+    found = {finding.code: finding for finding in run.monitor.diagnose().findings}
+    assert found["GS502"].step == 20
+    assert "stage gradient" in found["GS502"].message
+    assert "skipped the update of 2 steps" in found["GS502"].message
+    with run.monitor.trace as trace:
+        assert [row.step for row in trace.steps()] == list(range(26))
+
+
+def test_finite_gradients_that_are_dropped_are_no_step() -> None:
+    def loop(run: Run) -> None:
+        model = Net()
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+        with run.watching(model, optimizer=optimizer):
+            for number in range(STEPS):
+                optimizer.zero_grad()
+                x, edge_index = graph(number)
+                x = x.clone().requires_grad_()
+                run.keep(*torch.autograd.grad(model(x, edge_index).sum(), x))
+                model(x.detach(), edge_index).square().mean().backward()
+                optimizer.step()
+            run.keep(*model.parameters())
+
+    run = unnoticed(loop)
+    assert run.warned == []
+    with run.monitor.trace as trace:
+        assert [row.step for row in trace.steps()] == list(range(STEPS))
+        assert "dropped.steps" not in trace.meta

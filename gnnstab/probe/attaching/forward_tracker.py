@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gnnstab.errors import GnnstabError, UsageError
-from gnnstab.probe.attaching.hooks import REMOVED, Hook, keep_out_of_copies, removed
+from gnnstab.probe.attaching.hooks import REMOVED, Hook, ignore, keep_out_of_copies, removed
 from gnnstab.probe.attaching.identity_path import Ways, ways
 from gnnstab.probe.attaching.norms import Norms, batch_vectors
 from gnnstab.probe.buffering.series_ids import MODES
@@ -76,6 +76,9 @@ class ForwardTracker:
 
         self.watching: StepWatch | None = None
         """Watches the operations of this step in place, after one that went wrong."""
+
+        self.between: Callable[[], object] = ignore
+        """Called when another forward with gradients begins in a step that has had a backward."""
 
         self.skipped: list[SkippedForward] = []
         """Forwards with gradients of a step that is left out, the first `MOST`."""
@@ -156,6 +159,8 @@ class ForwardTracker:
         state = self._state
         if graph_task() != -1:
             return
+        if grad and state.backward:
+            state.error_guard.guard("gradients that are gone", self.between)
         if state.inside:
             # The last forward ended in an exception.
             for layer in self._layers:
