@@ -279,12 +279,7 @@ class Monitor:
 
     def _warn_foreign_optimizer(self) -> None:
         """Say so when none of the optimizers moves the model: their steps are those of another network."""
-        held = {
-            id(tensor)
-            for optimizer in self._optimizers
-            for group in optimizer.param_groups
-            for tensor in group["params"]
-        }
+        held = {id(p) for optimizer in self._optimizers for group in optimizer.param_groups for p in group["params"]}
         own = {id(tensor) for tensor in self._model.parameters()}
         if held and own and held.isdisjoint(own):
             warn(

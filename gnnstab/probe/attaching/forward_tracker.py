@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gnnstab.errors import GnnstabError, UsageError
-from gnnstab.probe.attaching.hooks import REMOVED, Hook, keep_out_of_copies, removed
+from gnnstab.probe.attaching.hooks import REMOVED, Hook, ignore, keep_out_of_copies, removed
 from gnnstab.probe.attaching.identity_path import Ways, ways
 from gnnstab.probe.attaching.norms import Norms, batch_vectors
 from gnnstab.probe.buffering.series_ids import MODES
@@ -18,6 +18,7 @@ from gnnstab.probe.error_guard import ErrorGuard
 from gnnstab.probe.layers.layer_recorder import LayerRecorder
 from gnnstab.probe.operations.in_place import StepWatch
 from gnnstab.probe.replaying.computing_hooks import changes_input
+from gnnstab.probe.replaying.reach import bytes_of, held_tensors
 from gnnstab.probe.replaying.replica import NO_AUTOCAST, Autocast, copied, rng_snapshot, tensors_in, unwrap
 from gnnstab.probe.replaying.replica import ForwardInputs as ForwardInputs
 from gnnstab.probe.replaying.skipped_step import MOST, SkippedForward, histories, keep_gradients
@@ -75,6 +76,9 @@ class ForwardTracker:
 
         self.watching: StepWatch | None = None
         """Watches the operations of this step in place, after one that went wrong."""
+
+        self.between: Callable[[], object] = ignore
+        """Called when another forward with gradients begins in a step that has had a backward."""
 
         self.skipped: list[SkippedForward] = []
         """Forwards with gradients of a step that is left out, the first `MOST`."""
@@ -155,6 +159,8 @@ class ForwardTracker:
         state = self._state
         if graph_task() != -1:
             return
+        if grad and state.backward:
+            state.error_guard.guard("gradients that are gone", self.between)
         if state.inside:
             # The last forward ended in an exception.
             for layer in self._layers:
@@ -252,8 +258,7 @@ class ForwardTracker:
                 state.queue("", mode, 0, graph_measures(batch))
 
     def _copy_of(self, mode: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ForwardInputs | None:
-        size = sum(t.element_size() * t.numel() for _, t in tensors_in([*args, kwargs]))
-        if size > LARGEST_KEPT:
+        if bytes_of(held_tensors([args, kwargs])) > LARGEST_KEPT:
             return None
         try:
             own = copied(args), copied(kwargs)
