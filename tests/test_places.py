@@ -428,7 +428,10 @@ class Edged(nn.Module):
         e = x[edge_index[0]].repeat(1, WIDTH // 8)
         for update in self.updates:
             h = h + torch.zeros_like(h).index_add(0, edge_index[1], e) / 8
-            e = update(e).tanh()
+            new = update(e).tanh()
+            e = e if self.way in ("every", "first") else new
+        if self.way == "first":
+            h = h + torch.zeros_like(h).index_add(0, edge_index[1], new) / 8
         result = self.out(h)
         self.table.data = result.detach()
         return result.squeeze(-1)
@@ -441,6 +444,14 @@ def test_what_no_loss_can_reach_is_information_and_a_cut_is_not(face: Any, way: 
     told = {part: f.severity for f in found for part in ("embed", "updates.1", "table") if part in f.message}
     cut = {} if way == "as it is" else {"embed": "error"}
     assert told == {"updates.1": "info", "table": "info", **cut}
+
+
+@pytest.mark.parametrize("way", ["every", "first"])
+@pytest.mark.parametrize("face", [look, train], ids=["diagnose", "monitor"])
+def test_a_result_that_is_thrown_away_in_front_of_the_last_layer(face: Any, way: str) -> None:
+    diagnosis = face(Edged(way), data())
+    assert "updates.0.weight" in loud(diagnosis, "GS604")[0].message
+    assert [c.cause for c in diagnosis.root_causes()] == ["never-updated-parameter"]
 
 
 def test_a_parameter_replaced_after_the_optimizer_was_built() -> None:

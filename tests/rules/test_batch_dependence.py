@@ -56,15 +56,16 @@ class OverNodes(nn.Module):
 class Sets(nn.Module):
     """Attention within padded sets that the batch brings along."""
 
-    def __init__(self, masked: bool, aligned: bool = True) -> None:
+    def __init__(self, masked: bool, aligned: bool = True, places: int | None = None) -> None:
         super().__init__()
         torch.manual_seed(1)
+        self.table = None if places is None else nn.Parameter(torch.randn(places, WIDTH))
         self.enter, self.leave = nn.Linear(4, WIDTH), nn.Linear(WIDTH, 1)
         self.attend = nn.MultiheadAttention(WIDTH, 2, batch_first=aligned)
         self.masked, self.aligned = masked, aligned
 
     def forward(self, rows: Tensor, lengths: Tensor) -> Tensor:
-        h = self.enter(rows)
+        h = self.enter(rows) if self.table is None else self.enter(rows) + self.table
         padding = torch.arange(rows.shape[1]) >= lengths[:, None]
         mask = padding if self.masked and self.aligned else None
         return self.leave(h + self.attend(h, h, h, key_padding_mask=mask)[0]).squeeze(-1)
@@ -139,6 +140,12 @@ def test_padding_that_holds_numbers_and_is_read(face: Callable[[nn.Module, Any],
     assert "`lengths`" in finding.message and "padding by `lengths`" in weight.message and 0.1 < weight.value < 0.5
     repaired = face(Sets(masked=True), sets())
     assert found(repaired, "GS408") == found(repaired, "GS305") == []
+
+
+def test_sets_that_read_each_other_where_none_can_run_alone() -> None:
+    (finding,) = found(asked(Sets(masked=True, aligned=False, places=9), sets()), "GS408")
+    assert finding.severity == "warning" and "when the numbers of other graphs change" in finding.message
+    assert not found(asked(Sets(masked=True, places=9), sets()), "GS408")
 
 
 def test_padding_with_zeros_to_one_width_is_information() -> None:
