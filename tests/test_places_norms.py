@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_geometric.data import Batch, Data
-from torch_geometric.nn import GATConv, LayerNorm, global_mean_pool
+from torch_geometric.nn import GATConv, LayerNorm, global_add_pool, global_mean_pool
 
 import gnnstab
 from gnnstab.records import Diagnosis
@@ -112,3 +112,41 @@ def test_a_norm_that_takes_the_size_of_a_graph_that_is_asked_for(face: Callable[
     assert loud(face(Loud(nn.BatchNorm1d(8)), signals(True), squared)) == []
     assert loud(face(Loud(LayerNorm(8, mode="graph")), signals(False), squared)) == [], "nobody asks for it"
     assert loud(face(Loud(LayerNorm(8, mode="graph"), around=True), signals(True), squared)) == [], "a way leads around"
+
+
+class Counting(nn.Module):
+    """How many nodes a graph has, from their sum; ``told`` beside the norm says it as well."""
+
+    def __init__(self, norm: nn.Module, told: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.norm, self.told = norm, told
+        self.inp, self.conv, self.out = nn.Linear(8, WIDTH), GATConv(WIDTH, WIDTH), nn.Linear(WIDTH + told, 1)
+
+    def forward(self, batch: Data) -> Tensor:
+        h = F.elu(self.inp(batch.x))
+        h = h + F.elu(self.conv(h, batch.edge_index))
+        pooled = global_add_pool(h, batch.batch) / 10
+        parts = [self.norm(pooled), *([batch.many] if self.told else [])]
+        return self.out(torch.cat(parts, 1)).squeeze(-1)
+
+
+def rings(follows: bool, told: bool = False) -> Batch:
+    g, many = seeded(8), []
+    for nodes in torch.randint(4, 30, (24,), generator=g).tolist():
+        i, y = torch.arange(nodes), 3 * torch.randn(1, generator=g)
+        one = Data(x=1 + 0.5 * torch.randn(nodes, 8, generator=g), y=torch.tensor([nodes / 5 - 3]))
+        one.edge_index, one.y = torch.stack([i, (i + 1) % nodes]), one.y if follows else y
+        if told:
+            one.many = torch.tensor([[nodes / 20]])
+        many.append(one)
+    return Batch.from_data_list(many)
+
+
+@FACES
+def test_a_norm_behind_a_sum_that_takes_the_number_of_nodes_that_is_asked_for(face: Callable[..., Diagnosis]) -> None:
+    finding = one(face(Counting(nn.LayerNorm(WIDTH)), rings(True), squared), "GS108")
+    assert finding.layer == "norm" and "how many nodes they have" in finding.message
+    assert loud(face(Counting(nn.Identity()), rings(True), squared)) == []
+    assert loud(face(Counting(nn.LayerNorm(WIDTH)), rings(False), squared)) == [], "nobody asks for it"
+    assert loud(face(Counting(nn.LayerNorm(WIDTH), told=True), rings(True, told=True), squared)) == [], "told beside it"

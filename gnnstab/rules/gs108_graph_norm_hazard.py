@@ -26,7 +26,7 @@ class GraphNormHazard(Rule):
     GraphNorm, InstanceNorm or PairNorm anywhere in the model that met a graph of one or two nodes, or was called without
     `batch` on several graphs; a BatchNorm that is trained on batches of one or two rows, as behind a pooling of two graphs; one that takes away the mean of every graph, which the pooling behind it needs since the targets
     follow it, or which is all that the pooling takes; a BatchNorm that is given padded rows so far from the real ones that these hardly differ
-    behind it; one behind which all graphs are equally large where the error follows their size; a LayerNorm over a single number; values that are divided by their own size one by
+    behind it; one behind which all graphs are equally large where the error follows their size, or their number of nodes; a LayerNorm over a single number; values that are divided by their own size one by
     one, of which the sign alone is left; rows of scores brought to one norm before a cross-entropy; or such a norm beside an attention
     layer whose channels do not vary over the nodes.
 
@@ -167,9 +167,19 @@ class GraphNormHazard(Rule):
                 1 - min(1.0, follows) ** 2
             )
             if signal.value < self.blind and follows > self.follows and beyond_chance:
+                told, what = (
+                    (
+                        "sums over graphs of any number of nodes equally large, and no gradient leads along their size",
+                        "many nodes they have",
+                    )
+                    if signal.detail.get("counts")
+                    else (
+                        f"all graphs equally large: the output moves by {signal.value:.1g} of its size when the numbers of every second graph are doubled",
+                        "large they are",
+                    )
+                )
                 yield self.finding(
-                    f"{signal.layer} makes all graphs equally large: the output moves by {signal.value:.1g} of its size when the numbers of every "
-                    f"second graph are doubled, and the error follows how large they are (correlation {follows:.2f}). Divide by constants of the "
+                    f"{signal.layer} makes {told}; the error follows how {what} (correlation {follows:.2f}). Divide by constants of the "
                     "training set there, as BatchNorm does.",
                     limit=self.blind,
                     signal=signal,

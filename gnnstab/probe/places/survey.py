@@ -167,6 +167,7 @@ def _survey(
             for tensor in outputs:
                 if tensor.requires_grad:
                     tensor.retain_grad()
+            graph_size.keep_gradients(seen)
             loss.backward()  # type: ignore[no-untyped-call]
             found += [Place(*row) for row in blocks.rows()]
         found += [
@@ -175,6 +176,7 @@ def _survey(
     found += [Place(*row) for row in alone.rows(twin, args, kwargs, named, seen.graphs, rng)]
     found += [Place(*row) for row in constant_rows.rows(twin, args, kwargs, seen, rng, came_back)]
     asked = outputs[0].grad if came_back is None and len(outputs) == 1 else came_back
+    found += [Place(*row) for row in graph_size.counted(seen, asked)]
     found += [Place(*row) for row in graph_size.rows(twin, args, kwargs, seen, asked, rng)]
     return found[:MOST_PLACES]
 
