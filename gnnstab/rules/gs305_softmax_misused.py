@@ -31,7 +31,7 @@ class SoftmaxMisused(Rule):
     (`blocked`, `padding`, or all but `adj`, `valid`, `edge_index`); the weight of real rows on padding, where a mask or lengths of the batch
     tell it; weight that a mask takes away behind the softmax, where nothing divides by the rest; a constant that a mask writes into the
     output above everything else, where the loss is of its size. Weights whose softmax runs over another axis,
-    or over the edges of another end, than the sum with the values: those of a target sum up to more than 2, not to 1. In the graph of the loss: a softmax or sigmoid directly behind another one,
+    or over the edges of another end, than the sum with the values, or that one number shrinks behind the softmax: those of a target do not sum up to 1. In the graph of the loss: a softmax or sigmoid directly behind another one,
     or a log_softmax of a tanh.
 
     ## Why it is unstable
@@ -59,8 +59,12 @@ class SoftmaxMisused(Rule):
 
     weight: float = threshold(0.1, unit="share of the weight", source="heuristic: closed entries have no weight at all")
 
-    lost: float = threshold(0.5, unit="share of the weight", source="derived: less than half of every mean is left")
+    lost: float = threshold(
+        0.3, unit="share of the weight", source="heuristic: padding that is masked too late takes .4"
+    )
     no_mean: float = threshold(2.0, unit="sum of weights", source="derived: twice a mean; weights of a target sum to 1")
+    square: float = threshold(1.2, unit="sum of weights", source="derived: 1 for uniform weights alone, over any axis")
+    kept: float = threshold(0.5, unit="sum of weights", source="derived: less than half of every mean is left")
     wrong_way: float = threshold(
         0.9, unit="share of sets", source="derived: nearly every set has nothing but padding left"
     )
@@ -126,7 +130,17 @@ class SoftmaxMisused(Rule):
     def _wrong_sums(self, signals: Signals) -> Iterator[Finding]:
         """Softmaxes over another axis, or over other edges, than the sum behind them."""
         for signal in measured(signals.find("place.weight_sum")):
-            if signal.value > self.no_mean:
+            if signal.detail.get("over") == "a number":
+                if signal.value < self.kept:
+                    yield self.finding(
+                        f"the weights of the softmax behind {signal.layer} are multiplied by {signal.value:.3g} before they weigh the values, so that "
+                        "they sum up to that and not to 1. A scale as 1/√d belongs to the scores: softmax(scores / d ** 0.5).",
+                        severity="warning",
+                        limit=self.kept,
+                        signal=signal,
+                        cause="normalization-misuse",
+                    )
+            elif signal.value > (self.no_mean if signal.detail.get("over") == "edges" else self.square):
                 over = str(signal.detail.get("over", "another axis"))
                 told, fix = f"runs over {over}", "Write softmax(dim=-1), over the keys"
                 if over == "edges":

@@ -77,6 +77,15 @@ def over_rooms(scores: Tensor, near: Tensor) -> Tensor:
     return F.dropout((scores / 2).softmax(0), 0.1)
 
 
+def divided_too_late(scores: Tensor, near: Tensor) -> Tensor:
+    return scores.masked_fill(near == 0, -torch.inf).softmax(-1) / 4
+
+
+def averaged(scores: Tensor, near: Tensor) -> Tensor:
+    """As over the heads, of which there are as many as rooms."""
+    return scores.div(2).masked_fill(near == 0, -torch.inf).softmax(-1) / len(near)
+
+
 class Rooms(nn.Module):
     """Visitors of one room listen to those who stand near."""
 
@@ -147,7 +156,7 @@ def test_a_mask_that_leaves_weight_is_named(
 
 @FACES
 @pytest.mark.parametrize("weigh", [
-        set_to_minus_inf, multiplied_again_and_divided, limited, limited_alone, lowered_enough, biased_by_distance,
+        set_to_minus_inf, multiplied_again_and_divided, limited, limited_alone, lowered_enough, biased_by_distance, averaged,
     ])  # fmt: skip
 def test_a_mask_that_leaves_nothing_is_not(face: Callable[[nn.Module], Diagnosis], weigh: Weigh) -> None:
     assert misused(face, weigh, nn.Identity()) == []
@@ -182,14 +191,17 @@ def shops() -> Data:
     return Data(x=torch.randn(60, 5, generator=g), edge_index=edges, kind=kind, y=torch.randint(0, 12, (60,)))
 
 
-@pytest.mark.parametrize("weigh", [over_queries, over_rooms])
+@pytest.mark.parametrize(
+    ("weigh", "words"),
+    [(over_queries, "dim=-1"), (over_rooms, "dim=-1"), (divided_too_late, "sum up to that and not to 1")],
+)
 @FACES
-def test_a_softmax_over_another_axis_than_the_sum_is_named(
-    face: Callable[[nn.Module], Diagnosis], weigh: Weigh
+def test_weights_that_do_not_sum_to_one_are_named(
+    face: Callable[[nn.Module], Diagnosis], weigh: Weigh, words: str
 ) -> None:
     (finding,) = misused(face, weigh, nn.Identity())
     assert (finding.cause, finding.layer) == ("normalization-misuse", "ask")
-    assert "in place of 1" in finding.message and "dim=-1" in finding.message
+    assert words in finding.message
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,9 @@ def _of_softmax(
     if largest is not None:
         yield "place.weight_sum", largest, {"over": f"axis {axis} of {weights.dim()}"}
         return
+    small = weight_sums.shrunk(node, weights, users)
+    if small is not None:
+        yield "place.weight_sum", small, {"over": "a number"}
     soft = None if mask is not None else added(node, weights, axis)
     if soft is not None and (share := taken_away(weights, axis, soft[0])) is not None:
         yield "place.masked_weight", share, {"operation": "softmax", "added": soft[1]}

@@ -32,6 +32,31 @@ def dense(node: Any, weights: Tensor, axis: int, users: Mapping[Any, list[Any]])
     return None
 
 
+def shrunk(node: Any, weights: Tensor, users: Mapping[Any, list[Any]]) -> float | None:
+    """What the weights of a row that is multiplied with values sum up to, where one number divides them first; None for any other use.
+
+    A mean over the heads may be taken so.
+    """
+    for user, _ in _uses(node, users):
+        factor = _number(user)
+        products = [
+            below for below, _ in _uses(user, users) if type(below).__name__.startswith(("BmmBackward", "MmBackward"))
+        ]
+        if factor is not None and products and not any(abs(factor * n - 1) < 1e-3 for n in weights.shape[:-2]):
+            return factor
+    return None
+
+
+def _number(node: Any) -> float | None:
+    """The one number that a tensor is multiplied with or divided by."""
+    if not type(node).__name__.startswith(("MulBackward", "DivBackward")):
+        return None
+    other = autograd.saved(node, "_saved_other")
+    if other is None or other.numel() != 1 or other.requires_grad or not float(other):
+        return None
+    return float(other) if type(node).__name__.startswith("Mul") else 1 / float(other)
+
+
 def over_edges(users: Mapping[Any, list[Any]]) -> Iterator[tuple[Any, float]]:
     """Each softmax over the edges of one end whose weights are summed up at the other one, with the largest such sum.
 
