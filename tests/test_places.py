@@ -11,7 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_geometric.data import Batch, Data, HeteroData
-from torch_geometric.nn import GATConv, GCNConv, GraphNorm, SAGEConv, TransformerConv, global_mean_pool, to_hetero
+from torch_geometric.nn import (
+    BatchNorm,
+    GATConv,
+    GCNConv,
+    GraphNorm,
+    SAGEConv,
+    TransformerConv,
+    global_mean_pool,
+    to_hetero,
+)
 
 import gnnstab
 from gnnstab.records import Diagnosis, Finding
@@ -570,6 +579,10 @@ def test_normalisations_behind_the_residual_sum() -> None:
     post, pre = look(Blocks(10, post=True), data()), look(Blocks(10, post=False), data())
     (signal,) = [s for s in post.signals if s.name == "place.post_norms"]
     assert signal.value == 10 and signal.detail["names"][:2] == ["norms.0", "norms.1"]
+    wrapped = Blocks(10, post=True)
+    wrapped.norms = nn.ModuleList(BatchNorm(WIDTH) for _ in range(10))
+    (signal,) = [s for s in look(wrapped, data()).signals if s.name == "place.post_norms"]
+    assert signal.value == 10, "PyG's own holds one of torch"
     assert not [s for s in pre.signals if s.name == "place.post_norms"]
     # Fresh, their gradient reaches the first layer: nothing has gone wrong yet.
     assert loud(post, "GS106") == loud(pre, "GS106") == []

@@ -10,7 +10,7 @@ from gnnstab.errors import NotApplicable
 from gnnstab.records import Finding, LayerFacts, Signals
 from gnnstab.records.vocabulary import PLACE_PADDED_SPREAD, PLACE_SIZE_RESPONSE
 from gnnstab.rules.base import Rule, rule, threshold
-from gnnstab.rules.queries import largest, measured, names, need_fact, need_layers, percent, stops
+from gnnstab.rules.queries import largest, measured, names, need_fact, need_layers, percent, ruined, stops
 
 _NORMALISED = re.compile(
     r"log_softmax ← (?:(?:index|index_select|select|slice) ← )?div(?: ← (?!index|select|slice|div)|$)"
@@ -114,7 +114,7 @@ class GraphNormHazard(Rule):
                     limit=self.nothing,
                     signal=signal,
                 )
-            elif signal.value < self.erased and follows > self.follows:
+            elif signal.value < self.erased and follows > self.follows and not ruined(signals):
                 yield self.finding(
                     f"{signal.layer} takes away the mean over the nodes of every graph, and of what is pooled behind it {signal.value:.2g} times "
                     f"the differences of chance is left. The targets follow that mean (correlation {follows:.2f}). Use LayerNorm or BatchNorm "

@@ -27,6 +27,7 @@ from gnnstab.probe.places import _masks as masks
 from gnnstab.probe.places import _normalised as normalised
 from gnnstab.probe.places import _padding as padding
 from gnnstab.probe.places import _parameters as parameters
+from gnnstab.probe.places import _slots as slots
 from gnnstab.probe.places import _states as states
 from gnnstab.probe.places import _zeros as zeros
 from gnnstab.probe.places._blocking import Blocks
@@ -59,6 +60,9 @@ class ForwardView(NamedTuple):
     model: nn.Module
     batch: Mapping[str, Tensor]
     """Every tensor of the batch by name."""
+
+    arguments: frozenset[str]
+    """Names of those that the forward is given; the others are what the loss may read."""
 
     calls: Calls
     outputs: list[Tensor]
@@ -118,6 +122,7 @@ def _survey(
 ) -> list[Place]:
     twin = replica(model)
     named = named_tensors(args, kwargs, model)
+    arguments = frozenset(named)
     if batch is not None:
         beside = named_tensors((batch,) if not isinstance(batch, tuple) else batch)
         known = {(t.shape, t.dtype, name.rsplit(".", 1)[-1]) for name, t in named.items()}
@@ -151,9 +156,8 @@ def _survey(
         outputs = [t for _, t in tensors_in([output]) if t.is_floating_point()]
         nodes = _nodes(given, calls)
         calls.name_beginnings(twin, named)
-        seen = ForwardView(
-            twin, named, calls, outputs, nodes, _graphs([*batch_vectors(model, args, kwargs), *graphs_in(batch)], nodes)
-        )
+        graphs = _graphs([*batch_vectors(model, args, kwargs), *graphs_in(batch)], nodes)
+        seen = ForwardView(twin, named, arguments, calls, outputs, nodes, graphs)
         found = [Place(*row) for row in (*_before_backward(seen, given), *casts.rows())]
         loss = objective(output)
         if loss.isfinite().all() and all(bool(t.isfinite().all()) for t in outputs):
@@ -176,7 +180,7 @@ def _survey(
     found += [Place(*row) for row in alone.rows(twin, args, kwargs, named, seen.graphs, rng)]
     found += [Place(*row) for row in constant_rows.rows(twin, args, kwargs, seen, rng, came_back)]
     asked = outputs[0].grad if came_back is None and len(outputs) == 1 else came_back
-    found += [Place(*row) for row in graph_size.counted(seen, asked)]
+    found += [Place(*row) for row in (*graph_size.counted(seen, asked), *slots.rows(seen, asked))]
     found += [Place(*row) for row in graph_size.rows(twin, args, kwargs, seen, asked, rng)]
     return found[:MOST_PLACES]
 
