@@ -19,7 +19,8 @@ class BatchDependence(Rule):
     ## What it sees
     A copy in evaluation mode runs the smallest graph of a batch in its batch and alone, and compares its output: graphs that a `batch`
     vector describes, or sets of rows that a mask or lengths tell from padding, which then runs without its padding. Where the output
-    moves, or the model takes no graph alone, the numbers of all other graphs are changed, to tell whether the graph hears them or the padding. And the same
+    moves, or the model takes no graph alone, the numbers of all other graphs are changed, to tell whether the graph hears them or the padding. Where the
+    forward was told of no graphs and something in it asks for them (`batch`), blocks of consecutive nodes that no edge leaves stand for graphs. And the same
     batch twice, from other states of the generators.
 
     ## Why it is unstable
@@ -70,6 +71,8 @@ class BatchDependence(Rule):
         of = f"graph {detail.get('graph')} ({detail.get('size')} of up to {detail.get('most')} nodes)"
         if heard:
             look = "Look at the order of the axes (batch_first), and at means over sets" if mask else _PASS
+            if detail.get("untold"):
+                look = f"The nodes stand in blocks that no edge leaves, as graphs of a batch do, and no `batch` came in. {look}"
             why = f"it moves with the numbers of other graphs: nothing keeps them apart. {look}"
         elif mask:
             why = f"the rows that `{mask}` leaves out take part. Mask them in every attention, mean and norm"

@@ -95,6 +95,20 @@ def rows(
         yield "place.alone_difference", "output", change, detail
 
 
+def heard(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    named: Mapping[str, Tensor],
+    blocks: Tensor,
+    rng: Any,
+) -> Iterator[Row]:
+    """The same for blocks of nodes that look like graphs: only where one hears others."""
+    for signal, name, value, detail in rows(model, args, kwargs, named, blocks, rng):
+        if detail.get("content", 0.0) > ROUNDING:
+            yield signal, name, value, {**detail, "untold": True}
+
+
 def _tried(measured: Callable[[], float]) -> float:
     """What a forward on other arguments shows; NaN where a stranger's forward does not take them, which it says in any way."""
     try:

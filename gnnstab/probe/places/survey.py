@@ -34,6 +34,7 @@ from gnnstab.probe.places._blocking import Blocks
 from gnnstab.probe.places._calls import Calls, watched
 from gnnstab.probe.places._casts import Casts
 from gnnstab.probe.places._reach import Reach
+from gnnstab.probe.places._untold import untold
 from gnnstab.probe.replaying.replica import copied, eager, forked_rng, replica, rng_snapshot, tensors_in, tracked
 from gnnstab.records.vocabulary import PLACE_NON_FINITE
 
@@ -177,7 +178,11 @@ def _survey(
         found += [
             Place(*row) for row in (*parameters.rows(seen, roots, reach), *gains.rows(seen), *zeros.rows(twin, again))
         ]
-    found += [Place(*row) for row in alone.rows(twin, args, kwargs, named, seen.graphs, rng)]
+    lined_up = untold(twin, args, kwargs, named) if seen.graphs is None else None
+    if lined_up is None:
+        found += [Place(*row) for row in alone.rows(twin, args, kwargs, named, seen.graphs, rng)]
+    else:
+        found += [Place(*row) for row in alone.heard(twin, args, kwargs, named, lined_up, rng)]
     found += [Place(*row) for row in constant_rows.rows(twin, args, kwargs, seen, rng, came_back)]
     asked = outputs[0].grad if came_back is None and len(outputs) == 1 else came_back
     found += [Place(*row) for row in (*graph_size.counted(seen, asked), *slots.rows(seen, asked))]
