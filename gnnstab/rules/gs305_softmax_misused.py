@@ -130,29 +130,33 @@ class SoftmaxMisused(Rule):
     def _wrong_sums(self, signals: Signals) -> Iterator[Finding]:
         """Softmaxes over another axis, or over other edges, than the sum behind them."""
         for signal in measured(signals.find("place.weight_sum")):
-            if signal.detail.get("over") == "a number":
-                if signal.value < self.kept:
-                    yield self.finding(
-                        f"the weights of the softmax behind {signal.layer} are multiplied by {signal.value:.3g} before they weigh the values, so that "
-                        "they sum up to that and not to 1. A scale as 1/√d belongs to the scores: softmax(scores / d ** 0.5).",
-                        severity="warning",
-                        limit=self.kept,
-                        signal=signal,
-                        cause="normalization-misuse",
-                    )
-            elif signal.value > (self.no_mean if signal.detail.get("over") == "edges" else self.square):
-                over = str(signal.detail.get("over", "another axis"))
-                told, fix = f"runs over {over}", "Write softmax(dim=-1), over the keys"
-                if over == "edges":
-                    told = "is taken over edges that do not end at the same target"
-                    fix = "Group the softmax by the index that the messages are summed up by: edge_index[1]"
-                yield self.finding(
-                    f"the softmax behind {signal.layer} {told}, while the sum of the messages runs over the keys of a target: its attention "
-                    f"weights sum up to {signal.value:.3g} in place of 1, a sum that grows with the neighbourhood and no mean. {fix}.",
-                    limit=self.no_mean,
-                    signal=signal,
-                    cause="normalization-misuse",
+            over, edges = (
+                str(signal.detail.get("over", "another axis")),
+                "Group the softmax by the index that the messages are summed up by",
+            )
+            small = signal.value < self.kept
+            if over == "a number" and small:
+                what = f"multiplied by {signal.value:.3g} before they weigh the values"
+                fix = "A scale as 1/√d belongs to the scores: softmax(scores / d ** 0.5)"
+            elif signal.detail.get("messages") and (small or signal.value > self.no_mean):
+                what, fix = f"taken over {over}, of all edges", f"{edges}: torch_geometric.utils.softmax(scores, index)"
+            elif over == "edges" and signal.value > self.no_mean:
+                what, fix = "taken over edges that do not end at the same target", f"{edges}: edge_index[1]"
+            elif over not in ("edges", "a number") and "messages" not in signal.detail and signal.value > self.square:
+                what, fix = (
+                    f"taken over {over}, while the sum runs over the keys of a target",
+                    "Write softmax(dim=-1), over the keys",
                 )
+            else:
+                continue
+            yield self.finding(
+                f"the attention weights of the softmax behind {signal.layer} are {what}: those of a target sum up to {signal.value:.3g} in place of "
+                f"1, so that {'next to nothing of the messages is left' if small else 'the sum grows with the neighbourhood'}. {fix}.",
+                severity="warning" if over == "a number" else "error",
+                limit=self.kept if small else self.no_mean,
+                signal=signal,
+                cause="normalization-misuse",
+            )
 
     def _wrong_way(self, signals: Signals) -> Iterator[Finding]:
         """Masks that leave open what they were to close."""

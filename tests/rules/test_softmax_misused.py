@@ -184,6 +184,45 @@ class Shops(nn.Module):
         return self.leave(states + torch.zeros_like(states).index_add(0, target, weights * states[source]))
 
 
+def over_all_edges(scores: Tensor, target: Tensor) -> Tensor:
+    return scores.softmax(0)
+
+
+def over_heads(scores: Tensor, target: Tensor) -> Tensor:
+    return scores.softmax(1)
+
+
+def shrunk_afterwards(scores: Tensor, target: Tensor) -> Tensor:
+    return softmax(scores, target) / 8**0.5
+
+
+class Heads(nn.Module):
+    """Two heads that shops listen with."""
+
+    def __init__(self, weigh: Weigh) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.enter, self.score, self.leave, self.weigh = nn.Linear(5, 16), nn.Linear(16, 2), nn.Linear(16, 12), weigh
+
+    def forward(self, data: Data) -> Tensor:
+        states, (source, target) = self.enter(data.x), data.edge_index
+        weights = self.weigh(F.leaky_relu(self.score(states[source] + states[target])), target)
+        messages = (states[source].view(-1, 2, 8) * weights[..., None]).flatten(1)
+        return self.leave(states + torch.zeros_like(states).index_add(0, target, messages))
+
+
+@pytest.mark.parametrize("weigh", [over_all_edges, over_heads, shrunk_afterwards, softmax])
+def test_weights_of_messages_that_do_not_sum_to_one_are_named(weigh: Weigh) -> None:
+    for found in (
+        gnnstab.diagnose(Heads(weigh), batch=shops(), loss=loss),
+        trained(Heads(weigh), shops(), loss, steps=6),
+    ):
+        told = [f for f in found.findings if f.code == "GS305"]
+        assert [f.cause for f in told] == ["normalization-misuse"] * (weigh is not softmax)
+        fix = "belongs to the scores" if weigh is shrunk_afterwards else "softmax(scores, index)"
+        assert all(f.layer == "score" and fix in f.message for f in told)
+
+
 def shops() -> Data:
     g = torch.Generator().manual_seed(3)
     source, target = torch.arange(60).repeat(2), torch.randint(0, 4, (120,), generator=g)
@@ -193,7 +232,7 @@ def shops() -> Data:
 
 @pytest.mark.parametrize(
     ("weigh", "words"),
-    [(over_queries, "dim=-1"), (over_rooms, "dim=-1"), (divided_too_late, "sum up to that and not to 1")],
+    [(over_queries, "dim=-1"), (over_rooms, "dim=-1"), (divided_too_late, "belongs to the scores")],
 )
 @FACES
 def test_weights_that_do_not_sum_to_one_are_named(

@@ -32,19 +32,53 @@ def dense(node: Any, weights: Tensor, axis: int, users: Mapping[Any, list[Any]])
     return None
 
 
+def plain(node: Any, weights: Tensor, users: Mapping[Any, list[Any]]) -> float | None:
+    """The sum of the weights (edges, …) of a target that is farthest from 1, where a softmax over one axis of all edges weighs messages.
+
+    None where a weight has one channel to weigh, as a gate has, and where there is but one target.
+    """
+    for user, above in _uses(node, users, values=True):
+        index = _index(user) if type(user).__name__.startswith(_SUMS) else None
+        if index is None or len(index) != len(weights) or above not in [one for one, _ in user.next_functions]:
+            continue
+        width = _width(user, above)
+        targets = int(index.max()) + 1
+        if targets < 2 or width is None or width <= weights[0].numel():
+            return None
+        sums = weights.new_zeros(targets, *weights.shape[1:]).index_add_(0, index, weights)[torch.bincount(index) > 0]
+        return float(sums.flatten()[(sums.clamp(min=1e-30).log().abs()).flatten().argmax()])
+    return None
+
+
+def _width(user: Any, above: Any) -> int | None:
+    """Numbers of each message that a sum is given."""
+    shape = next((m.shape for m in getattr(above, "_input_metadata", ())), None)
+    return None if not shape or not len(shape) else int(torch.Size(shape[1:]).numel())
+
+
 def shrunk(node: Any, weights: Tensor, users: Mapping[Any, list[Any]]) -> float | None:
-    """What the weights of a row that is multiplied with values sum up to, where one number divides them first; None for any other use.
+    """What the weights of a target sum up to, where one number divides them before they weigh values; None for any other use.
 
     A mean over the heads may be taken so.
     """
+    edges = type(node).__name__.startswith("DivBackward")
+    ends, heads = (_SUMS, weights.shape[1:]) if edges else (("BmmBackward", "MmBackward"), weights.shape[:-2])
     for user, _ in _uses(node, users):
         factor = _number(user)
-        products = [
-            below for below, _ in _uses(user, users) if type(below).__name__.startswith(("BmmBackward", "MmBackward"))
-        ]
-        if factor is not None and products and not any(abs(factor * n - 1) < 1e-3 for n in weights.shape[:-2]):
+        if factor is None or any(abs(factor * n - 1) < 1e-3 for n in heads):
+            continue
+        if any(type(below).__name__.startswith(ends) for below, _ in _uses(user, users, values=edges)):
             return factor
     return None
+
+
+def shrunk_edges(users: Mapping[Any, list[Any]]) -> Iterator[tuple[Any, float]]:
+    """Each softmax over edges whose weights one number divides."""
+    for node in [one for one in users if type(one).__name__.startswith("DivBackward")]:
+        found = _shares(node)
+        factor = None if found is None else shrunk(node, found[0], users)
+        if factor is not None:
+            yield node, factor
 
 
 def _number(node: Any) -> float | None:
