@@ -56,19 +56,23 @@ def _width(user: Any, above: Any) -> int | None:
     return None if not shape or not len(shape) else int(torch.Size(shape[1:]).numel())
 
 
-def shrunk(node: Any, weights: Tensor, users: Mapping[Any, list[Any]]) -> float | None:
-    """What the weights of a target sum up to, where one number divides them before they weigh values; None for any other use.
+def shrunk(node: Any, weights: Tensor, users: Mapping[Any, list[Any]], edges: bool = False) -> float | None:
+    """What the weights of a target sum up to, where numbers divide them before they weigh values; None for any other use.
 
     A mean over the heads may be taken so.
     """
-    edges = type(node).__name__.startswith("DivBackward")
     ends, heads = (_SUMS, weights.shape[1:]) if edges else (("BmmBackward", "MmBackward"), weights.shape[:-2])
-    for user, _ in _uses(node, users):
-        factor = _number(user)
-        if factor is None or any(abs(factor * n - 1) < 1e-3 for n in heads):
-            continue
-        if any(type(below).__name__.startswith(ends) for below, _ in _uses(user, users, values=edges)):
-            return factor
+    waiting = [(node, 1.0)]
+    while waiting:
+        above, before = waiting.pop()
+        for user, _ in _uses(above, users):
+            factor = before * (_number(user) or 0.0)
+            if not factor:
+                continue
+            waiting.append((user, factor))
+            read = any(type(below).__name__.startswith(ends) for below, _ in _uses(user, users, values=edges))
+            if read and not any(abs(factor * n - 1) < 1e-3 for n in heads):
+                return factor
     return None
 
 
@@ -76,7 +80,7 @@ def shrunk_edges(users: Mapping[Any, list[Any]]) -> Iterator[tuple[Any, float]]:
     """Each softmax over edges whose weights one number divides."""
     for node in [one for one in users if type(one).__name__.startswith("DivBackward")]:
         found = _shares(node)
-        factor = None if found is None else shrunk(node, found[0], users)
+        factor = None if found is None else shrunk(node, found[0], users, edges=True)
         if factor is not None:
             yield node, factor
 
