@@ -8,6 +8,7 @@ from typing import Any
 
 from gnnstab.errors import NotEvaluable
 from gnnstab.records import Finding, Signals
+from gnnstab.records.vocabulary import PLACE_TORN_ROWS
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import first_loss, measured, percent
 
@@ -32,7 +33,7 @@ class SoftmaxMisused(Rule):
     tell it; weight that a mask takes away behind the softmax, where nothing divides by the rest; a constant that a mask writes into the
     output above everything else, where the loss is of its size. Weights whose softmax runs over another axis,
     or over the edges of another end, than the sum with the values, or that one number shrinks behind the softmax: those of a target do not sum up to 1. In the graph of the loss: a softmax or sigmoid directly behind another one,
-    or a log_softmax of a tanh.
+    or a log_softmax of a tanh. Of dense attention: a view that moves the axis of the nodes without a transpose, so that each row holds numbers of several.
 
     ## Why it is unstable
     exp(0) is 1, not 0: an entry that was to be masked keeps the weight of a score of 0, and with many of them most of the weight. A mask
@@ -92,6 +93,16 @@ class SoftmaxMisused(Rule):
         yield from self._behind(signals)
         yield from self._wrong_way(signals)
         yield from self._wrong_sums(signals)
+        for signal in measured(signals.find(PLACE_TORN_ROWS))[:1]:
+            before, after = (tuple(signal.detail.get(key, ())) for key in ("before", "after"))
+            yield self.finding(
+                f"a view behind {signal.layer} turns {before} into {after}: it moves the axis of {signal.value:.0f} nodes without a transpose, so that "
+                "every row holds numbers of several nodes, and a mask closes other rows than it is meant for. Split the last axis first, "
+                "x.view(sets, nodes, heads, width).transpose(1, 2), and transpose back before the heads are joined.",
+                severity="warning",
+                limit=self.weight,
+                signal=signal,
+            )
         if twice := _TWICE.search(graph):
             second, first = twice[0].split(" ← ")
             yield self.finding(

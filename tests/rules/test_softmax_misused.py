@@ -262,3 +262,32 @@ def test_a_softmax_over_other_edges_than_the_sum_is_named(
         assert [f.cause for f in told] == ["normalization-misuse"] * named
         assert all("edge_index[1]" in f.message for f in told)
         assert ("softmax(scores, edge_index[1])" in str(found)) == named
+
+
+class Split(nn.Module):
+    """Two heads of attention; ``torn``: at which end the axes of heads and nodes change places by a view."""
+
+    def __init__(self, torn: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.enter, self.ask, self.leave, self.torn = nn.Linear(5, 16), nn.Linear(16, 16), nn.Linear(16, 12), torn
+
+    def forward(self, data: Data) -> Tensor:
+        states = self.enter(data.x)
+        sets, nodes, _ = states.shape
+        asked = self.ask(states)
+        heads = asked.view(sets, nodes, 2, 8).transpose(1, 2)
+        heads = asked.view(sets, 2, nodes, 8) if self.torn == "split" else heads
+        found = (heads @ heads.mT / 8**0.5).softmax(-1) @ heads
+        found = found if self.torn == "joined" else found.transpose(1, 2)
+        return self.leave(states + found.reshape(sets, nodes, 16))
+
+
+@pytest.mark.parametrize(("torn", "layer"), [("split", "ask"), ("joined", "ask"), ("", "")])
+@FACES
+def test_a_view_that_moves_the_axis_of_the_nodes_is_named(
+    face: Callable[[nn.Module], Diagnosis], torn: str, layer: str
+) -> None:
+    told = [f for f in face(Split(torn)).findings if f.code == "GS305"]
+    assert [f.layer for f in told] == [layer] * bool(torn)
+    assert all("20 nodes without a transpose" in f.message for f in told)

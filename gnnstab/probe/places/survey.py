@@ -29,6 +29,7 @@ from gnnstab.probe.places import _padding as padding
 from gnnstab.probe.places import _parameters as parameters
 from gnnstab.probe.places import _slots as slots
 from gnnstab.probe.places import _states as states
+from gnnstab.probe.places import _torn as torn
 from gnnstab.probe.places import _zeros as zeros
 from gnnstab.probe.places._blocking import Blocks
 from gnnstab.probe.places._calls import Calls, watched
@@ -203,6 +204,7 @@ def _before_backward(seen: ForwardView, given: Mapping[str, Tensor]) -> Iterator
         yield from normalised.rows(seen)
         yield from padding.rows(seen)
         yield from graph_level.rows(seen)
+        yield from torn.rows(seen)
 
 
 def _nodes(named: Mapping[str, Tensor], calls: Calls) -> frozenset[int]:
