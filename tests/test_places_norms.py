@@ -150,3 +150,24 @@ def test_a_norm_behind_a_sum_that_takes_the_number_of_nodes_that_is_asked_for(fa
     assert loud(face(Counting(nn.Identity()), rings(True), squared)) == []
     assert loud(face(Counting(nn.LayerNorm(WIDTH)), rings(False), squared)) == [], "nobody asks for it"
     assert loud(face(Counting(nn.LayerNorm(WIDTH), told=True), rings(True, told=True), squared)) == [], "told beside it"
+
+
+class Places(nn.Module):
+    """Sets of rows through a LayerNorm, of the channels of each or of each channel over the rows."""
+
+    def __init__(self, over_nodes: bool) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.inp, self.out = nn.Linear(4, WIDTH), nn.Linear(WIDTH, 1)
+        self.norm, self.over_nodes = nn.LayerNorm(10 if over_nodes else WIDTH), over_nodes
+
+    def forward(self, rows: Tensor, present: Tensor) -> Tensor:
+        h = self.inp(rows)
+        return self.out(F.elu(self.norm(h.mT).mT if self.over_nodes else self.norm(h))).squeeze(-1)
+
+
+@FACES
+def test_a_layer_norm_along_the_nodes(face: Callable[..., Diagnosis]) -> None:
+    finding = one(face(Places(True), crews(0.0), of_real_rows), "GS108")
+    assert finding.layer == "norm" and "over the 10 nodes of a set" in finding.message
+    assert loud(face(Places(False), crews(0.0), of_real_rows)) == []

@@ -258,6 +258,7 @@ SIGNALS: dict[str, SignalKind] = {
     (PLACE_FILLED_OUTPUT := "place.filled_output"): SignalKind("", "how far a mask's constant lies above every other entry of the output"),
     (PLACE_PADDING_WEIGHT := "place.padding_weight"): SignalKind("share of the weight", "softmax weight of real queries on keys that are padding"),
     (PLACE_WEIGHT_SUM := "place.weight_sum"): SignalKind("", "largest sum of the weights of a target whose softmax runs over something else than its sum"),
+    (PLACE_NORM_OVER_NODES := "place.norm_over_nodes"): SignalKind("nodes", "nodes of a set that a LayerNorm is taken over"),
     (PLACE_TORN_ROWS := "place.torn_rows"): SignalKind("nodes", "nodes of a set whose numbers a view hands to other rows"),
     (PLACE_LOST_WEIGHT := "place.lost_weight"): SignalKind("share of the weight", "softmax weight that a mask takes away behind the softmax, and nothing divides by the rest"),
     (PLACE_CLOSED_CONTENT := "place.closed_content"): SignalKind("share of sets", "sets whose mask closes the keys that differ and leaves open those that are all the same"),

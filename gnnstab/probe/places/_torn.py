@@ -1,4 +1,4 @@
-"""Reshapes that take rows apart: an axis of nodes changes its place without a transpose, and each row holds numbers of several nodes."""
+"""Rows of nodes that are taken for something else: a view moves their axis without a transpose, or a LayerNorm runs along it."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from gnnstab.probe.places import _autograd as autograd
-from gnnstab.records.vocabulary import PLACE_TORN_ROWS
+from gnnstab.records.vocabulary import PLACE_NORM_OVER_NODES, PLACE_TORN_ROWS
 
 if TYPE_CHECKING:
     from gnnstab.probe.places.survey import ForwardView
 
 
 def rows(seen: ForwardView) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
-    """Each module behind which a view of sets (sets, …, nodes, …) leaves their numbers of sets and nodes and tears the nodes.
+    """LayerNorms over the nodes of a set, and each module behind which a view (sets, …, nodes, …) keeps both numbers and tears the nodes.
 
     An axis keeps its members where as many numbers belong to one of them behind the view as before it. Nothing where another axis is
     as long, since nobody can say then which is which.
@@ -23,6 +25,10 @@ def rows(seen: ForwardView) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
     if not given:
         return
     sets, nodes = given[0].shape[:2]
+    for call in seen.calls.all:
+        over = getattr(call.module, "normalized_shape", None) if isinstance(call.module, nn.LayerNorm) else None
+        if over == (nodes,) and call.entering and _belonging(call.entering[0].shape, sets, nodes) == 1:
+            yield PLACE_NORM_OVER_NODES, call.name, float(nodes), {"given": list(call.entering[0].shape)}
     told = set[str]()
     for node in autograd.walk(seen.outputs):
         before = (
