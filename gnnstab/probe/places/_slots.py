@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gnnstab.probe.batches.roles import is_target
 from gnnstab.probe.places import _numbers as numbers
+from gnnstab.records.vocabulary import PLACE_SHARED_ANSWERS
 
 if TYPE_CHECKING:
     from gnnstab.probe.places.survey import ForwardView
@@ -50,7 +51,7 @@ def rows(seen: ForwardView, gradient: Tensor | None) -> Iterator[tuple[str, str,
             for call in seen.calls.all
             if isinstance(call.module, nn.Embedding) and _one_row(call.leaving, nodes)
         ]
-        yield "place.shared_answers", "output", within, {"answers": len(distinct), "nodes": nodes, "tables": tables}
+        yield PLACE_SHARED_ANSWERS, "output", within, {"answers": len(distinct), "nodes": nodes, "tables": tables}
 
 
 def _differs(tensor: Tensor, group: Tensor) -> bool:
