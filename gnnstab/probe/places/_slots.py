@@ -34,8 +34,12 @@ def rows(seen: ForwardView, gradient: Tensor | None) -> Iterator[tuple[str, str,
         return
     nodes, flat = len(answers), answers.detach().reshape(len(answers), -1).double()
     size = float(flat.square().mean().sqrt())
-    if int(edges.max()) >= nodes or not size > 0:
-        return
+    if (
+        int(edges.max()) >= nodes
+        or not size > 0
+        or 2 * int((torch.bincount(edges.flatten(), minlength=nodes) > 0).sum()) < nodes
+    ):
+        return  # Nodes that no edge tells of others are isolated.
     distinct, group = torch.unique((flat / size * _DIGITS).round(), dim=0, return_inverse=True)
     if len(distinct) * _FEWEST > nodes or bool((group[edges[0]] != group[edges[1]]).any()):
         return
