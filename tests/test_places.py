@@ -11,7 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_geometric.data import Batch, Data, HeteroData
-from torch_geometric.nn import GATConv, GCNConv, GraphNorm, SAGEConv, TransformerConv, global_mean_pool, to_hetero
+from torch_geometric.nn import (
+    BatchNorm,
+    GATConv,
+    GCNConv,
+    GraphNorm,
+    SAGEConv,
+    TransformerConv,
+    global_mean_pool,
+    to_hetero,
+)
 
 import gnnstab
 from gnnstab.records import Diagnosis, Finding
@@ -428,7 +437,10 @@ class Edged(nn.Module):
         e = x[edge_index[0]].repeat(1, WIDTH // 8)
         for update in self.updates:
             h = h + torch.zeros_like(h).index_add(0, edge_index[1], e) / 8
-            e = update(e).tanh()
+            new = update(e).tanh()
+            e = e if self.way in ("every", "first") else new
+        if self.way == "first":
+            h = h + torch.zeros_like(h).index_add(0, edge_index[1], new) / 8
         result = self.out(h)
         self.table.data = result.detach()
         return result.squeeze(-1)
@@ -441,6 +453,15 @@ def test_what_no_loss_can_reach_is_information_and_a_cut_is_not(face: Any, way: 
     told = {part: f.severity for f in found for part in ("embed", "updates.1", "table") if part in f.message}
     cut = {} if way == "as it is" else {"embed": "error"}
     assert told == {"updates.1": "info", "table": "info", **cut}
+
+
+@pytest.mark.parametrize("way", ["every", "first"])
+@pytest.mark.parametrize("face", [look, train], ids=["diagnose", "monitor"])
+def test_a_result_that_is_thrown_away_in_front_of_the_last_layer(face: Any, way: str) -> None:
+    diagnosis = face(Edged(way), data())
+    assert "updates.0.weight" in loud(diagnosis, "GS604")[0].message
+    assert [c.cause for c in diagnosis.root_causes()] == ["never-updated-parameter"]
+    assert loud(face(Edged(way), data(others=random_graph(seed=9))), "GS604") == [], "a relation that nothing reads"
 
 
 def test_a_parameter_replaced_after_the_optimizer_was_built() -> None:
@@ -614,6 +635,10 @@ def test_normalisations_behind_the_residual_sum() -> None:
     post, pre = look(Blocks(10, post=True), data()), look(Blocks(10, post=False), data())
     (signal,) = [s for s in post.signals if s.name == "place.post_norms"]
     assert signal.value == 10 and signal.detail["names"][:2] == ["norms.0", "norms.1"]
+    wrapped = Blocks(10, post=True)
+    wrapped.norms = nn.ModuleList(BatchNorm(WIDTH) for _ in range(10))
+    (signal,) = [s for s in look(wrapped, data()).signals if s.name == "place.post_norms"]
+    assert signal.value == 10, "PyG's own holds one of torch"
     assert not [s for s in pre.signals if s.name == "place.post_norms"]
     # Fresh, their gradient reaches the first layer: nothing has gone wrong yet.
     assert loud(post, "GS106") == loud(pre, "GS106") == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,9 @@ from torch import Tensor, nn
 from torch_geometric.data import Data, HeteroData
 from torch_geometric.nn import GATConv, GATv2Conv, HeteroConv, HGTConv, TransformerConv
 
+import gnnstab
 from gnnstab.probe.places._constant_rows import _unreached
+from gnnstab.records import Finding
 from test_places import NODES, WIDTH, Net, data, look, loud, random_graph, seeded
 from test_places_gradient import FACES, Face, one
 
@@ -191,3 +195,38 @@ def test_a_cut_off_that_leaves_most_nodes_alone(face: Face) -> None:
     assert finding.severity == "warning" and finding.cause == "isolated-nodes"
     enough = Data(z=kinds, edge_index=random_graph(), y=answers, num_nodes=NODES)
     assert loud(face(Kinds(), enough), "GS402") == []
+
+
+class Slots(nn.Module):
+    """The players of complete graphs, told apart by the row of a table that each looks up."""
+
+    def __init__(self, row: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.slot, self.plan, self.row = nn.Embedding(5, WIDTH), nn.Linear(4, WIDTH), row
+        self.conv, self.out = GATConv(WIDTH, WIDTH), nn.Linear(WIDTH, 1)
+
+    def forward(self, plan: Tensor, edge_index: Tensor) -> Tensor:
+        node = torch.arange(5 * len(plan))
+        h = F.elu(self.slot(self.row(node)) + self.plan(plan)[node // 5])
+        return self.out(h + F.elu(self.conv(h, edge_index))).squeeze(-1)
+
+
+def games(differ: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+    plan, one = torch.randn(12, 4, generator=seeded(6)), (1 - torch.eye(5)).nonzero().t()
+    y = plan @ torch.randn(4, 5, generator=seeded(7))
+    y = y.flatten() if differ else plan.mean(1).repeat_interleave(5)
+    return plan, torch.cat([one + 5 * k for k in range(12)], 1), y
+
+
+def test_slots_that_all_look_up_one_row() -> None:
+    def squares(output: Tensor, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        return F.mse_loss(output, batch[2])
+
+    def said(row: Callable[[Tensor], Tensor], differ: bool = True) -> list[Finding]:
+        return loud(gnnstab.diagnose(Slots(row), batch=games(differ), loss=squares), "GS704")
+
+    (finding,) = said(lambda node: node // 60)
+    assert finding.cause == "indistinguishable-nodes" and "one row of slot" in finding.message
+    assert said(lambda node: node % 5) == []
+    assert said(lambda node: node // 60, differ=False) == [], "all of a game are to get the same answer"

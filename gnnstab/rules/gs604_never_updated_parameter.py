@@ -30,7 +30,8 @@ class NeverUpdatedParameter(Rule):
     neighbours. A relation or kind of nodes that nothing reads, beside others that train, an optimizer that has not moved
     anything yet, and what no loss can reach by the way the model is built (a head or template that this forward does not call, an update
     of edges behind the last layer: the output stays the same when the parameters are changed) are information, unless no attention
-    layer at all is called, and so are, in a bare file, all skips or all
+    layer at all is called, or a part of every layer, or a layer in front of one like it, is called and its result thrown away; and so are, in a
+    bare file, all skips or all
     queries and keys of a layer, and parts of the last block that train in the block before it.
     With a model and a batch: parameters without a gradient after a backward, and why (the module was not called, or no path
     leads to it); weights that the loss depends on and `model.parameters()` does not hold, as of layers in a plain list; with
@@ -193,10 +194,10 @@ class NeverUpdatedParameter(Rule):
                 )
             elif signal.source == "batch":
                 given = bool(signals.context.get("loss_given"))
+                cause, look = _LOST if why == "thrown away" else _CUT
                 yield self.finding(
-                    f"{signal.value:.0f} trainable parameters have no gradient after a backward although the output depends on them, no path leads "
-                    f"from the loss back to them: {_listed(signal)}. Look for a detach(), a .data, torch.no_grad, a rounding, an argmax, or a "
-                    "conversion to numbers or lists; wire them in, or freeze them on purpose.",
+                    f"{signal.value:.0f} trainable parameters have no gradient after a backward{cause}: {_listed(signal)}. {look}; wire them in, or "
+                    "freeze them on purpose.",
                     severity="error" if given else "warning",
                     limit=self.parameters,
                     signal=replace(signal, layer=None),
@@ -230,6 +231,16 @@ class NeverUpdatedParameter(Rule):
                 signal=signal,
             )
 
+
+_CUT = (
+    " although the output depends on them, no path leads from the loss back to them",
+    "Look for a detach(), a .data, torch.no_grad, a rounding, an argmax, or a conversion to numbers or lists",
+)
+_LOST = (
+    " although their modules are called in front of others of their kind or in every layer: what these return reaches no entry of the output",
+    "Look for a result that is never read, or a name that is assigned twice",
+)
+"""Why parameters that were called have no gradient, and what to look for."""
 
 _STOPS = {
     "clamp": (

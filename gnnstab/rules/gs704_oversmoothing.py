@@ -10,7 +10,7 @@ from gnnstab.records.vocabulary import GAIN_VALUE
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.gs203_vanishing_gradient import VanishingGradient
 from gnnstab.rules.gs204_exploding_gradient import ExplodingGradient
-from gnnstab.rules.queries import fresh, largest, measured, need_depth, need_measured, percent, smallest
+from gnnstab.rules.queries import fresh, largest, measured, names, need_depth, need_measured, percent, smallest
 
 
 @rule("GS704", "oversmoothing", cause="oversmoothing", severity="warning", confidence="low")
@@ -131,9 +131,13 @@ class Oversmoothing(Rule):
         for signal in measured(signals.find("place.shared_answers")):
             if signal.value > self.shared:
                 answers, nodes = signal.detail.get("answers"), signal.detail.get("nodes")
+                why = f"the input `{signal.layer}` is the same for every node, and the edges alone tell {nodes} nodes apart into {answers} answers"
+                if signal.layer == "output":
+                    tables = [str(name) for name in signal.detail.get("tables", ())]
+                    why = f"all nodes that edges join get the same answer ({nodes} nodes, {answers} answers): nothing that the forward is given "
+                    why += "tells them apart" + (f", and all look up one row of {names(tables)}" if tables else "")
                 yield self.finding(
-                    f"the input `{signal.layer}` is the same for every node, and the edges alone tell {nodes} nodes apart into {answers} answers: "
-                    f"{percent(signal.value)} of the spread of the targets lies among nodes that are indistinguishable. Give the nodes features of "
+                    f"{why}: {percent(signal.value)} of the spread of the targets lies among nodes that are indistinguishable. Give the nodes features of "
                     "their own, or encodings of their place.",
                     severity="warning",
                     limit=self.shared,

@@ -17,7 +17,7 @@ from torch_geometric.utils import softmax
 
 from gnnstab.probe.optimizer.learning import STEPS
 from gnnstab.records import Signal
-from gnnstab.records.vocabulary import ATTENTION_ENTROPY, OPTIMIZER_SOFTER
+from gnnstab.records.vocabulary import ATTENTION_ENTROPY, OPTIMIZER_SOFTER, SCORE_PRODUCT_SCALE
 
 if TYPE_CHECKING:
     from gnnstab.probe.optimizer.optimizer_steps import Bench
@@ -28,14 +28,19 @@ SPREAD = 0.3
 SHARP = 0.35
 """Entropy over ln(in-degree) below which attention is sharp, as for GS301."""
 
+OF_PRODUCTS = 4.0, 0.6
+"""Scale of products above which, and entropy below which, scores that are not divided by √d are sharp, as for GS301."""
+
 MASKED = 1e4
 """Size of a score from which on it stands for a mask."""
 
 
 def sharp_layers(values: Sequence[Signal]) -> list[str]:
     """The layers whose attention was measured to be sharp."""
-    sharp = (s.layer for s in values if s.name == ATTENTION_ENTROPY and s.head is None and s.value < SHARP)
-    return list(dict.fromkeys(name for name in sharp if name))
+    many, soft = OF_PRODUCTS
+    limit = {s.layer: soft for s in values if s.name == SCORE_PRODUCT_SCALE and s.value > many}
+    found = (s for s in values if s.name == ATTENTION_ENTROPY and s.head is None)
+    return list(dict.fromkeys(s.layer for s in found if s.layer and s.value < limit.get(s.layer, SHARP)))
 
 
 def softer_signals(bench: Bench, layers: Sequence[str]) -> Iterator[Signal]:

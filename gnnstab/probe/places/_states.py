@@ -223,6 +223,8 @@ def _post_norms(seen: ForwardView) -> Iterator[tuple[str, str, float, dict[str, 
         for call in seen.calls.all
         if call.normalises and call.entering and _ends_a_residual(call.entering[0].grad_fn, seen, users)
     ]
+    # A wrapper hands on what its norm does.
+    names = [name for name in names if not any(other.startswith(f"{name}.") for other in names)]
     if names:
         yield "place.post_norms", names[0], float(len(names)), {"names": names[:40]}
 
