@@ -296,7 +296,7 @@ class Recorder:
         loss, rate, factor, dropped = ended.result()
         norm = ended.gradient_norm
         self._tell_left_out(StepRow(ended.step, ended.time, loss, rate, factor, norm, dropped))
-        bad = norm is not None and not math.isfinite(norm) and not dropped
+        bad = norm is not None and not math.isfinite(norm) and not self.detector.tolerates(dropped, ended.step)
         if bad or (loss is not None and not math.isfinite(loss)):
             names = [] if not bad else ["a parameter"] if moved else self.parameters.bad_gradients()
             twin = self.parameters.saved_copy() if moved and ended.saved else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call, jvp
 
+import gnnstab
 from side_by_side import Net, Run, codes, graph, unnoticed
 
 STEPS = 6
@@ -167,3 +170,48 @@ def test_finite_gradients_that_are_dropped_are_no_step() -> None:
     with run.monitor.trace as trace:
         assert [row.step for row in trace.steps()] == list(range(STEPS))
         assert "dropped.steps" not in trace.meta
+
+
+@pytest.mark.parametrize("way", ["output", "no_grad", "exception", "none"])
+def test_forwards_that_the_loop_throws_away_are_looked_at(way: str) -> None:
+    """From step 4 on every training forward answers with NaN, and the loop leaves it out."""
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    with gnnstab.Monitor(model, optimizer=optimizer, on_finding="ignore") as monitor:
+        for number in range(9):
+            x, edge_index = graph(number)
+            broken = number >= 4 and way != "none"
+            optimizer.zero_grad()
+            with torch.set_grad_enabled(not broken or way != "no_grad"):
+                output = model(x * math.nan if broken else x, edge_index)
+            if broken:
+                with contextlib.suppress(ValueError):
+                    torch.distributions.Categorical(logits=output, validate_args=way == "exception")
+                continue
+            output.square().mean().backward()
+            optimizer.step()
+    told = [f.cause for f in monitor.diagnose(select=["GS502"]).findings]
+    assert told == ([] if way == "none" else ["non-finite-data"])
+
+
+@pytest.mark.parametrize("broken", [True, False])
+def test_a_scaler_that_skips_every_step_finds_no_scale(broken: bool) -> None:
+    """Its twin starts at the same scale, which one step is enough to halve."""
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    with gnnstab.Monitor(model, optimizer=optimizer, scaler=scaler, on_finding="ignore") as monitor:
+        for number in range(40):
+            optimizer.zero_grad()
+            output = model(*graph(number))
+            loss = output.square().mean()
+            if broken:
+                loss = loss + (output - output).square().sum().sqrt()  # Its derivative at zero is infinite.
+            elif number == 0:
+                loss = loss * 1e38
+            scaler.scale(loss).backward()
+            monitor.loss(loss)
+            scaler.step(optimizer)
+            scaler.update()
+    told = [f.cause for f in monitor.diagnose(select=["GS502"]).findings]
+    assert told == (["undefined-operation"] if broken else [])

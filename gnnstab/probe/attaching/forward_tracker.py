@@ -87,7 +87,7 @@ class ForwardTracker:
         """Forwards with gradients of this step."""
 
         self.bad_evaluation: ForwardInputs | None = None
-        """Of this step, one whose output held NaN."""
+        """Of this step, one whose output held NaN; one of training too where another had gone before it without a backward."""
 
         self.evaluated: Tensor | None = None
         """Whether the output of any evaluation on a device held NaN, (); there it is read when the run has ended."""
@@ -191,8 +191,8 @@ class ForwardTracker:
         if graph_task() != -1:
             return
         state.inside = False
-        if not model.training:
-            self._look_at_evaluation(MODES[False][grad], output)
+        if not (model.training and grad) or (self.forwards > 1 and not state.backward):
+            self._look_at_evaluation(MODES[model.training][grad], output)
         if self.watching is not None:
             self.watching.forward_ended(output, grad)
         if grad and not state.light and self._keep and len(self.skipped) < MOST:
@@ -211,7 +211,7 @@ class ForwardTracker:
             self.ways.beside.update(found.beside)
 
     def _look_at_evaluation(self, mode: str, output: Any) -> None:
-        """No loss and no gradient follows an evaluation, in which a NaN would show."""
+        """No loss and no gradient follows an evaluation, or a forward that a loop throws away, in which a NaN would show."""
         for _, tensor in () if transforms() else tensors_in(output):
             if not tensor.is_floating_point() or tensor.layout is not torch.strided:
                 continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import repeat
-from operator import attrgetter, is_not, itemgetter
+from operator import attrgetter, is_, is_not, itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -205,8 +205,11 @@ class Parameters:
     def _put(self, buffer: StatsBuffer, site: str, tensors: Sequence[Tensor | None]) -> None:
         for part in self._parts_of(site, tensors):
             own = part.pick(tensors)
-            if not (part.sizes and buffer.put_joined(part.slots, part.sizes, own)):
-                buffer.put(part.slots, list(own), fixed=not part.sizes)
+            if part.sizes and buffer.put_joined(part.slots, part.sizes, own):
+                continue
+            # Of a sparse gradient the entries that are stored are recorded: the others are no part of the update.
+            entries = [_entries(one) for one in own]
+            buffer.put(part.slots, entries, fixed=not part.sizes and all(map(is_, entries, own)))
 
     def _parts_of(self, site: str, tensors: Sequence[Tensor | None]) -> list[_Part]:
         there = list(map(is_not, tensors, repeat(None)))
