@@ -15,6 +15,7 @@ import numpy as np
 
 from gnnstab.errors import TraceError
 from gnnstab.trace import _schema as schema
+from gnnstab.trace._codec import EVENT
 from gnnstab.trace._companions import COMPANIONS, address
 from gnnstab.trace._filesystem import network_type_here
 from gnnstab.trace._lock import WriterLock
@@ -266,10 +267,9 @@ def _ensure_sqrt(connection: sqlite3.Connection) -> None:
 
 def _write(connection: sqlite3.Connection, batch: Batch, open_buckets: OpenBuckets) -> tuple[int, OpenBuckets]:
     """Write a batch; return how many malformed site statistics were refused, and the buckets that stay open."""
-    for table, rows in vars(batch.facts).items():
+    for table, rows in batch.facts.items():
         _put(connection, f"INSERT OR REPLACE INTO {table}", list(rows.values()))
-    events = "step, kind, layer, mode, call, stage, origin, nodes, edges, heads, message, detail"
-    _put(connection, f"INSERT INTO event ({events})", list(batch.events))
+    _put(connection, f"INSERT INTO event ({', '.join(EVENT)})", list(batch.events))
     _put(connection, "INSERT OR REPLACE INTO step", list(batch.steps))
     _put(connection, "INSERT INTO measure", list(batch.measures))
     finest, refused = gather(batch.sites, batch.shared)

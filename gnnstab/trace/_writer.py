@@ -86,7 +86,7 @@ class TraceWriter:
             return found
         with self._guard:
             if key not in self._ids:
-                self._queue.facts.append((len(self._ids) + 1, key))
+                self._queue.facts.append(("series", (len(self._ids) + 1, key)))
                 self._ids[key] = len(self._ids) + 1
             return self._ids[key]
 
@@ -116,15 +116,15 @@ class TraceWriter:
 
     def layer(self, facts: LayerFacts) -> None:
         """Record or replace the facts of a layer."""
-        self._queue.facts.append(facts)
+        self._queue.facts.append(("layer", facts))
 
     def blind(self, blind: Blind) -> None:
         """Record a site that cannot be observed."""
-        self._queue.facts.append(blind)
+        self._queue.facts.append(("blind", blind))
 
     def meta(self, key: str, value: str) -> None:
         """Record or replace one entry of the trace's metadata."""
-        self._queue.facts.append((str(key), str(value)))
+        self._queue.facts.append(("meta", (str(key), str(value))))
 
     def flush(self) -> None:
         """Wait until everything handed over so far is written, or has failed to be (see `failure`)."""
