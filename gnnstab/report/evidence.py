@@ -7,7 +7,7 @@ diagnosis does not hold comes back empty.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeVar
@@ -57,6 +57,12 @@ def own_limits(signal: str) -> tuple[Limit, ...]:
     if kind is None or "typical" in kind.groups:
         return ()
     return tuple(Limit(value, severity, kind.worse) for value, severity in limits_of(signal))
+
+
+def status(value: float, limits: Sequence[Limit]) -> str:
+    """The worst severity whose limit ``value`` breaches, ``""`` for none."""
+    breached = [limit.severity for limit in limits if limit.breached_by(value)]
+    return "error" if "error" in breached else (breached[0] if breached else "")
 
 
 @dataclass(frozen=True, slots=True)

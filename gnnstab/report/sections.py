@@ -20,9 +20,8 @@ from gnnstab.records.vocabulary import (
 from gnnstab.report import _charts as charts
 from gnnstab.report import summary
 from gnnstab.report._extremes import worst_words
-from gnnstab.report.evidence import MODEL, Evidence, parameter, worst
+from gnnstab.report.evidence import MODEL, Evidence, parameter, status, worst
 from gnnstab.report.page_text import fix_title, meaning, rule_page
-from gnnstab.report.scales import status
 
 LINKS_SHOWN = 12
 

@@ -10,6 +10,7 @@ from functools import lru_cache
 import numpy as np
 from markupsafe import Markup, escape
 
+from gnnstab.records import SIGNALS
 from gnnstab.report.escape import visible
 from gnnstab.report.evidence import Array
 from gnnstab.report.page_text import short
@@ -157,6 +158,24 @@ def axis_for(values: Iterable[float], start: float, stop: float, *, kind: str = 
         low, high = low - (abs(low) * 0.1 or 1.0), high + (abs(high) * 0.1 or 1.0)
     pad = (high - low) * room
     return Axis(low - pad, high + pad, start, stop, kind)
+
+
+def scale_of(name: str) -> str:
+    """``linear`` for shares and for numbers that are logarithms already, ``log`` for sizes, ``symlog`` for scores."""
+    kind = SIGNALS[name]
+    return "linear" if kind.is_share else kind.axis
+
+
+def is_share(name: str) -> bool:
+    """True for a signal between 0 and 1: its axis always spans both. False for a stranger."""
+    return name in SIGNALS and SIGNALS[name].is_share
+
+
+def axis_of(name: str, values: Iterable[float], start: float, stop: float, *, linear: bool = False) -> Axis:
+    """The axis that a signal is drawn on, from pixel ``start`` to ``stop``; ``linear`` where no logarithm exists."""
+    if is_share(name):
+        return Axis(0.0, 1.0, start, stop)
+    return axis_for(values, start, stop, kind="linear" if linear or name not in SIGNALS else scale_of(name))
 
 
 def path(xs: Iterable[float], ys: Iterable[float]) -> str:

@@ -20,9 +20,8 @@ from gnnstab.records.vocabulary import (
     SCORE_MAX_ABS,
 )
 from gnnstab.report import escape, summary
-from gnnstab.report.evidence import Evidence, Limit, worst
+from gnnstab.report.evidence import Evidence, Limit, status, worst
 from gnnstab.report.numbers import number
-from gnnstab.report.scales import status
 from gnnstab.watch._snapshot import Snapshot
 from gnnstab.watch._sparkline import sparkline
 

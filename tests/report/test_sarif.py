@@ -97,7 +97,7 @@ def test_fingerprints_are_the_findings_own_and_distinct() -> None:
     ],
 )
 def test_uris(path: str, root: str, uri: str) -> None:
-    from gnnstab.report._sarif_parts import artifact_uri
+    from gnnstab.report._sarif import artifact_uri
 
     assert artifact_uri(path, root) == uri
 
@@ -122,7 +122,7 @@ def test_what_was_not_seen_is_a_notification() -> None:
 
 
 def test_text_of_the_target_is_neither_link_nor_placeholder() -> None:
-    from gnnstab.report._sarif_parts import message
+    from gnnstab.report._sarif import message
 
     assert message("see [here](https://example.org) or {0}") == r"see \[here\](https://example.org) or {{0}}"
 

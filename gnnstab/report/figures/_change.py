@@ -16,8 +16,8 @@ from gnnstab.report.escape import name as short_name
 from gnnstab.report.evidence import BeforeAfter, Evidence, Limit
 from gnnstab.report.figures import _canvas as paper
 from gnnstab.report.page_text import meaning, sentence, short
-from gnnstab.report.scales import is_share, scale_of
 from gnnstab.report.summary import verdict_words
+from gnnstab.report.svg import is_share, scale_of
 
 VERDICT_COLOURS = {"confirmed": "#009e73", "made-worse": "#d55e00", "inconclusive": "#b87a00"}
 

@@ -14,7 +14,7 @@ from gnnstab.records.vocabulary import SCORE_MAX_ABS
 from gnnstab.report.distribution import Array
 from gnnstab.report.evidence import Evidence, Heat
 from gnnstab.report.figures import _canvas as paper
-from gnnstab.report.scales import is_share
+from gnnstab.report.svg import is_share
 
 MOST_COLUMNS = 600
 """Columns beyond what 800 pixels can show are merged, worst value first."""

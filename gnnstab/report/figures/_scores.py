@@ -18,9 +18,8 @@ from gnnstab.records.vocabulary import (
     SCORE_MIN,
 )
 from gnnstab.report.distribution import Distribution
-from gnnstab.report.evidence import Evidence
+from gnnstab.report.evidence import Evidence, status
 from gnnstab.report.figures import _canvas as paper
-from gnnstab.report.scales import status
 from gnnstab.report.sections import degree_cap
 
 MOST_HEADS = 16
