@@ -24,7 +24,7 @@ from gnnstab.report.escape import visible
 from gnnstab.report.evidence import MODEL, Evidence
 from gnnstab.report.faces import plain, spoken
 from gnnstab.report.page_text import clip, fix_cost, fix_title, meaning, prose, rule_page, sentence, short
-from gnnstab.report.sections import Anchors, findings, fix_rank, layers, verdict
+from gnnstab.report.sections import Anchors, findings, layers, verdict
 
 EVENTS_SHOWN = 60
 EVIDENCE_SHOWN = 3
@@ -152,8 +152,8 @@ def _fixes(evidence: Evidence, anchors: Anchors) -> list[dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
     told = summary.Told()
     for cause in _by_status(evidence.diagnosis):
-        for i, fix in sorted(enumerate(cause.fixes), key=lambda item: fix_rank(item[1])):
-            anchor = anchors.fixes.get((cause.cause, i), "")
+        for fix in summary.fixes_in_order(cause):
+            anchor = anchors.fixes.get((cause.cause, cause.fixes.index(fix)), "")
             if not anchor:
                 continue
             row = rows.setdefault(anchor, {"anchor": anchor, "causes": [], "outcomes": [], **_fix(fix)})

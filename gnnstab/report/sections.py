@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gnnstab.records import Cause, Finding, FixAdvice, LayerFacts
+from gnnstab.records import Cause, Finding, LayerFacts
 from gnnstab.records.vocabulary import (
     ATTENTION_ENTROPY,
     DEGREE_MEDIAN,
@@ -103,15 +103,9 @@ def _fix_anchors(causes: Sequence[Cause]) -> dict[tuple[str, int], str]:
     for n, cause in enumerate(causes):
         shown = summary.offered(cause)
         for i, fix in enumerate(cause.fixes):
-            if fix not in shown:
-                continue
-            anchors[cause.cause, i] = known.setdefault((fix.fix, fix.change), f"fix-{n}-{i}")
+            if fix in shown:
+                anchors[cause.cause, i] = known.setdefault((fix.fix, fix.change), f"fix-{n}-{i}")
     return anchors
-
-
-def fix_rank(fix: FixAdvice) -> int:
-    """The place of a fix among those of its cause: the proven first, those measured to fail last."""
-    return summary.FIX_ORDER.index(fix.verdict) if fix.verdict in summary.FIX_ORDER else len(summary.FIX_ORDER)
 
 
 def verdict(evidence: Evidence, anchors: Anchors) -> dict[str, str]:
@@ -119,17 +113,16 @@ def verdict(evidence: Evidence, anchors: Anchors) -> dict[str, str]:
     d = evidence.diagnosis
     word, rest = summary.verdict(d)
     state, lead = word.capitalize(), rest[:1].upper() + rest[1:] + "."
-    severity, roots = worst(d.findings), d.root_causes()
-    if word == "NOT EVALUABLE" and not d.nothing_evaluable:
-        return _words(state, "unknown", "No instability in what could be seen.", lead, "Nothing crossed a limit.")
-    if word == "NOT EVALUABLE":
+    roots = d.root_causes()
+    if word == "NOT EVALUABLE" and d.nothing_evaluable:
         none = "Nothing was measured, so nothing can be called healthy."
         return _words(state, "unknown", "Nothing could be judged.", lead, none)
-    if word in ("STABLE", "NOTHING FOUND"):
+    if word != "UNSTABLE":
         whole = word == "STABLE" and not d.coverage.blind
         headline = "No instability found." if whole else "No instability in what could be seen."
-        return _words(state, "good", headline, lead, "Nothing crossed a limit.")
-    tone = "error" if severity == "error" else "warning"
+        tone = "unknown" if word == "NOT EVALUABLE" else "good"
+        return _words(state, tone, headline, lead, "Nothing crossed a limit.")
+    tone = "error" if worst(d.findings) == "error" else "warning"
     also = [cause.cause for cause in d.causes if cause.status == "contributing"]
     reason = roots[0].reason if roots else summary.in_reading_order(d)[0].message
     return {
@@ -148,16 +141,8 @@ def _roots(roots: tuple[Cause, ...]) -> str:
 
 
 def _words(state: str, tone: str, headline: str, lead: str, none: str) -> dict[str, str]:
-    return {
-        "state": state,
-        "tone": tone,
-        "headline": headline,
-        "also": "",
-        "lead": lead,
-        "none": none,
-        "next": "",
-        "next_anchor": "",
-    }
+    told = {"state": state, "tone": tone, "headline": headline, "lead": lead, "none": none}
+    return {**told, "also": "", "next": "", "next_anchor": ""}
 
 
 def _next(evidence: Evidence, anchors: Anchors) -> dict[str, str]:
@@ -170,7 +155,7 @@ def _next(evidence: Evidence, anchors: Anchors) -> dict[str, str]:
     for cause in summary.to_change(evidence.diagnosis):
         fix = summary.recommended(cause)
         if fix is not None:
-            anchor = anchors.fixes[cause.cause, next(i for i, f in enumerate(cause.fixes) if f is fix)]
+            anchor = anchors.fixes[cause.cause, cause.fixes.index(fix)]
             title = fix_title(fix.fix)
             name = title if fix.verdict == "confirmed" else title[:1].lower() + title[1:]
             return {"next": told[fix.verdict].format(name), "next_anchor": anchor}
@@ -232,13 +217,9 @@ def _numbers(evidence: Evidence, name: str, anchor: str) -> Iterator[dict[str, A
         told = meaning(signal.name) + (f", {owner.removeprefix(name).lstrip('.')}" if owner and owner != name else "")
         told += f"; {words}" if (words := worst_words(signal)) else ""
         tone = status(signal.value, evidence.limits(signal.name))
-        yield {
-            "signal": signal,
-            "id": None if signal.name in taken else f"{anchor}-{signal.name}",
-            "told": told,
-            "tone": tone,
-        }
+        identity = None if signal.name in taken else f"{anchor}-{signal.name}"
         taken.add(signal.name)
+        yield {"signal": signal, "id": identity, "told": told, "tone": tone}
 
 
 def _figures(evidence: Evidence, name: str) -> list[dict[str, Any]]:
@@ -253,12 +234,13 @@ def _draw(evidence: Evidence, name: str) -> Iterator[dict[str, Any]]:
         return {"key": key, "title": title, "words": words, "picture": picture, "growth": growth}
 
     cap = degree_cap(evidence, name)
-    told = (
-        f"In logits. The bar: ±{cap:.1f}, all that softmax can weigh at this in-degree."
-        if math.isfinite(cap)
-        else "In logits."
+    bar = f" The bar: ±{cap:.1f}, all that softmax can weigh at this in-degree." if math.isfinite(cap) else ""
+    yield figure(
+        "scores",
+        "Score distribution per head",
+        f"In logits.{bar}",
+        charts.scores(evidence.distributions(name), cap, name),
     )
-    yield figure("scores", "Score distribution per head", told, charts.scores(evidence.distributions(name), cap, name))
     for key, signal, title, words in PER_HEAD:
         yield figure(key, title, words, charts.per_head(evidence.heads(signal, name), evidence.limits(signal)))
     for series in evidence.growth(name)[:4]:
@@ -273,12 +255,8 @@ def degree_cap(evidence: Evidence, layer: str = MODEL) -> float:
     """
     profile = evidence.profile(DEGREE_MEDIAN)
     known = profile.values[np.isfinite(profile.values)] if profile is not None else np.empty(0)
-    candidates = (
-        evidence.value(DEGREE_MEDIAN, layer),
-        evidence.value(DEGREE_MEDIAN),
-        *np.sort(known)[::-1].tolist(),
-    )
-    degree = next((d for d in candidates if d > 1), math.nan)
+    own, shared = evidence.value(DEGREE_MEDIAN, layer), evidence.value(DEGREE_MEDIAN)
+    degree = next((d for d in (own, shared, known.max(initial=0.0)) if d > 1), math.nan)
     return 3 * math.sqrt(2 * math.log(degree))
 
 

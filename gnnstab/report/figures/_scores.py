@@ -126,7 +126,9 @@ def spectral_norms(diagnosis: Diagnosis) -> Figure:
         ax.set_yticks([])
     else:
         _points(ax, values, heads)
-        _breaches(ax, values, evidence, name)
+        for limit in evidence.limits(name):
+            if 0 < limit.value < 3 * np.nanmax(values):  # what the axis can show
+                paper.limit_line(ax.axhline, limit, status(math.inf, [limit]))
     paper.name_layers(ax.xaxis, layers, turned=True)
     ax.set_xlim(-0.7, len(layers) - 0.3)
     paper.label_y(ax, paper.drawable(SIGNALS[name].unit))
@@ -147,10 +149,3 @@ def _points(ax: Any, values: Any, heads: list[int]) -> None:
         ax.set_ylim(0, float(finite.max()) * 1.15)
     ax.grid(axis="y", color=paper.FAINT, linewidth=0.7)
     ax.legend(fontsize=paper.SIZE - 1, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), handletextpad=0.2)
-
-
-def _breaches(ax: Any, values: Any, evidence: Evidence, name: str) -> None:
-    """Limits that a finding named, and only those that the axis can show."""
-    for limit in evidence.limits(name):
-        if 0 < limit.value < 3 * np.nanmax(values):
-            paper.limit_line(ax.axhline, limit, status(math.inf, [limit]))
