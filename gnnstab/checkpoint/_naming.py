@@ -12,33 +12,16 @@ WRAPPERS_ANYWHERE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped
 
 STATISTICS = frozenset(
     [
-        "running_mean",
-        "running_var",
-        "num_batches_tracked",
-        "mean",
-        "mean_sq",
-        "var",
-        "std",
-        "stddev",
-        "debiasing_term",
-        "n_averaged",
-        "count",
-        "decay",
+        *("running_mean", "running_var", "num_batches_tracked", "mean", "mean_sq", "var", "std", "stddev"),
+        *("debiasing_term", "n_averaged", "count", "decay"),
     ]
 )
 """Last part of the key of a running statistic (batch norm, PopArt, observation normalisers, averaged models)."""
 
 SHADOWS = frozenset(
     [
-        "ema",
-        "model_ema",
-        "ema_model",
-        "ema_state_dict",
-        "state_dict_ema",
-        "shadow",
-        "shadow_params",
-        "averaged",
-        "swa_model",
+        *("ema", "model_ema", "ema_model", "ema_state_dict", "state_dict_ema"),
+        *("shadow", "shadow_params", "averaged", "swa_model"),
     ]
 )
 """Container names of an averaged copy of the weights."""
