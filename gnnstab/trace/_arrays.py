@@ -39,10 +39,8 @@ def read_sites(
     ids: list[NDArray[np.int64]] = []
     parts: list[NDArray[np.void]] = []
     for level, since, until in _resolutions(connection, points):
-        query = (
-            f"SELECT series, {', '.join(SITE_COLUMNS)} FROM statistic "
-            f"WHERE level = ? AND step >= ? AND step < ?{chosen}"
-        )
+        columns, where = ", ".join(SITE_COLUMNS), f"level = ? AND step >= ? AND step < ?{chosen}"
+        query = f"SELECT series, {columns} FROM statistic WHERE {where}"
         for chunk in connection.numbers(query, (level, since, until), left):
             left -= len(chunk)
             matrix = _matrix(connection, chunk)
@@ -77,11 +75,7 @@ def _resolutions(connection: Connection, points: int | None) -> list[tuple[int, 
     # Whole rows of the coarse level, so that no step is in two rows.
     border = (last + 1 - points) // FACTOR**chosen * FACTOR**chosen
     return [
-        (
-            level,
-            since if level >= chosen else max(since, border),
-            until if level != chosen else max(until, border),
-        )
+        (level, max(since, border) if level < chosen else since, max(until, border) if level == chosen else until)
         for level, since, until in levels
     ]
 

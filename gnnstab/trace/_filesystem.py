@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 NETWORK = {
     *("nfs", "nfs4", "cifs", "smb2", "smb3", "smbfs", "afs", "ncpfs", "davfs", "9p"),
@@ -28,7 +29,7 @@ def network_type(path: str, mounts: str) -> str | None:
         fields = line.split()
         if len(fields) < 3:
             continue
-        point = _unescape(fields[1])
+        point = re.sub(r"\\(040|011|012|134)", lambda code: chr(int(code[1], 8)), fields[1])
         inside = path == point or path.startswith(point.rstrip("/") + "/")
         if inside and len(point) >= len(holder):
             holder, kind = point, fields[2].lower()
@@ -43,9 +44,3 @@ def network_type_here(path: str) -> str | None:
             return network_type(os.path.realpath(path), mounts.read())
     except OSError:
         return None
-
-
-def _unescape(point: str) -> str:
-    for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
-        point = point.replace(code, character)
-    return point

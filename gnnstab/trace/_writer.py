@@ -67,7 +67,14 @@ class TraceWriter:
         """True in a process that was forked from the one that records: nothing is recorded there."""
 
         self._worker = Worker(self.path, budget, flush_seconds, self._queue, self._trouble)
-        for key, value in {**_default_meta(budget, flush_seconds), **(meta or {})}.items():
+        about = {
+            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "gnnstab": __version__,
+            "python": sys.version.split()[0],
+            "budget": str(budget),
+            "flush_seconds": str(flush_seconds),
+        }
+        for key, value in {**about, **(meta or {})}.items():
             self.meta(key, value)
         self._thread = self._worker.start()
         # Runs at garbage collection and at interpreter exit, while the writer thread still lives.
@@ -183,16 +190,6 @@ def _finish(queue: WriteQueue, worker: Worker, thread: threading.Thread) -> None
         return
     queue.ask(lambda store: worker.stop()).wait(thread.is_alive)
     thread.join()
-
-
-def _default_meta(budget: int, flush_seconds: float) -> dict[str, str]:
-    return {
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "gnnstab": __version__,
-        "python": sys.version.split()[0],
-        "budget": str(budget),
-        "flush_seconds": str(flush_seconds),
-    }
 
 
 def _after_fork() -> None:
