@@ -37,10 +37,7 @@ def test_several_parameters_of_one_layer_are_all_shown() -> None:
 
 def test_the_latest_measurement_on_real_input_is_shown() -> None:
     name = "attention.entropy"
-    real = [
-        Signal(name, 0.9, "net.a", step=0, source="training"),
-        Signal(name, 0.2, "net.a", step=9, source="training"),
-    ]
+    real = [Signal(name, value, "net.a", step=step, source="training") for value, step in ((0.9, 0), (0.2, 9))]
     assert holding(*real, Signal(name, 0.5, "net.a", step=99, source="synthetic")).value(name, "net.a") == 0.2
     assert holding(Signal(name, 0.5, "net.a", source="synthetic")).value(name, "net.a") == 0.5
     assert math.isnan(holding().value(name, "net.a"))
@@ -70,11 +67,8 @@ def finding(signal: str, value: float, threshold: float) -> Finding:
 
 def test_limits_come_from_the_findings_and_from_the_rules() -> None:
     evidence = holding(findings=(finding("attention.entropy", 0.3, 0.4), finding("output.rms", 9.0, 5.0)))
-    assert [(m.value, m.side) for m in evidence.limits("attention.entropy")] == [
-        (0.1, "below"),
-        (0.35, "below"),
-        (0.4, "below"),
-    ]
+    entropies = [(m.value, m.side) for m in evidence.limits("attention.entropy")]
+    assert entropies == [(0.1, "below"), (0.35, "below"), (0.4, "below")]
     assert evidence.limits("output.rms") == (Limit(5.0, "error", "above"),)
     assert evidence.limits("input.rms") == ()
     assert holding(findings=(finding("output.rms", math.nan, math.nan),)).limits("output.rms") == ()
@@ -127,10 +121,7 @@ def test_histogram_before_percentiles_before_range() -> None:
     assert distribution([Signal("score.max_abs", math.nan, "a")], None) is None
 
 
-@given(
-    values=st.lists(st.floats(width=32), min_size=1, max_size=400),
-    most=st.integers(min_value=2, max_value=50),
-)
+@given(values=st.lists(st.floats(width=32), min_size=1, max_size=400), most=st.integers(2, 50))
 def test_thinning_keeps_ends_and_extremes(values: list[float], most: int) -> None:
     ys = np.array(values)
     xs, kept = thin(np.arange(len(ys), dtype=float), ys, most)
