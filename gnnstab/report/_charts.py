@@ -118,8 +118,6 @@ def _score_row(d: Distribution, axis: Axis, top: float, height: float, cap: floa
         ]
         outline = f"M{pixel(axis(float(d.edges[0])))} {pixel(base)}{''.join(steps)}V{pixel(base)}Z"
         body = tag("path", title, d=outline, class_="hill")
-    elif d.quantiles:
-        body = _box(d, axis, base - height / 2, title)
     else:
         middle = base - height / 2
         body = tag("line", title, x1=axis(d.low), x2=axis(d.high), y1=middle, y2=middle, class_="whisker wide")
@@ -129,19 +127,6 @@ def _score_row(d: Distribution, axis: Axis, top: float, height: float, cap: floa
         ends = {"x1": left, "x2": max(right, left + 1.5), "y1": base + 1.5, "y2": base + 1.5}
         parts.append(tag("line", tag("title", f"±{cap:.1f} logits"), **ends, class_="room"))
     return join(parts)
-
-
-def _box(d: Distribution, axis: Axis, y: float, title: Markup) -> Markup:
-    at = {percentile: axis(value) for percentile, value in d.quantiles}
-    low, high = at.get(25.0, min(at.values())), at.get(75.0, max(at.values()))
-    middle = at.get(50.0, (low + high) / 2)
-    return tag(
-        "g",
-        title,
-        tag("line", x1=min(at.values()), x2=max(at.values()), y1=y, y2=y, class_="whisker"),
-        tag("rect", x=low, y=y - 6, width=max(high - low, 1.0), height=12, class_="hill"),
-        tag("line", x1=middle, x2=middle, y1=y - 7, y2=y + 7, class_="median"),
-    )
 
 
 def per_head(signals: Sequence[Signal], limits: Sequence[Limit]) -> Markup | None:

