@@ -22,8 +22,6 @@ WHOLE_LIMIT = 2**53
 
 _HINTS = get_type_hints(LayerFacts)
 _REQUIRED = ("name", "kind", "position", "attention")
-_FORMER_FIELDS = ("beta", "beta_requested", "root_weight")
-"""Options of one kind of layer that were fields of every layer's facts in traces written before."""
 
 
 Quantity = tuple[str, str, int, str, int]
@@ -80,9 +78,6 @@ def facts_from_json(text: str) -> LayerFacts:
     data = parse(text)
     if not isinstance(data, dict) or any(name not in data for name in _REQUIRED):
         raise ValueError("the facts of a layer are incomplete")
-    former = {name: data[name] for name in _FORMER_FIELDS if name in data}
-    if former and "options" not in data:
-        data["options"] = former
     return LayerFacts(**{name: _field(name, data[name]) for name in _HINTS if name in data})
 
 
