@@ -39,12 +39,11 @@ def _head(diagnosis: Diagnosis, _: Told) -> Iterator[str]:
 
 
 def _changes(diagnosis: Diagnosis, told: Told) -> Iterator[str]:
-    causes = summary.to_change(diagnosis) if summary.state(diagnosis) == "unstable" else ()
+    causes = summary.treated(diagnosis)
     if causes:
         yield from _heading("What to change first")
     for position, cause in enumerate(causes, start=1):
-        status = ", ".join(filter(None, (summary.verdict_words(cause.status), summary.HOW.get(cause.how))))
-        yield f"{position}. **{text(cause.cause)}** ({status}): {text(told.new(cause.reason)) or 'as above'}"
+        yield f"{position}. **{text(cause.cause)}** ({summary.standing(cause)}): {text(told.new(cause.reason)) or 'as above'}"
         fix = summary.recommended(cause)
         if fix is not None:
             line = f"   Fix **{text(fix.fix)}**: {summary.verdict_words(fix.verdict)}"
@@ -63,7 +62,7 @@ def _changes(diagnosis: Diagnosis, told: Told) -> Iterator[str]:
 
 def _causes(diagnosis: Diagnosis, told: Told) -> Iterator[str]:
     yield from _heading("Causes")
-    above = summary.to_change(diagnosis) if summary.state(diagnosis) == "unstable" else ()
+    above = summary.treated(diagnosis)
     quiet = summary.unsuspected(diagnosis)
     rows = (_cause(cause, cause in above, told) for cause in summary.told(diagnosis))
     yield from _table(("Cause", "Status", "Evidence or reason", "Fix: verdict"), rows)

@@ -211,6 +211,16 @@ def to_try(diagnosis: Diagnosis) -> tuple[str, ...]:
     return tuple(found)
 
 
+def treated(diagnosis: Diagnosis) -> tuple[Cause, ...]:
+    """The causes under "What to change first": `to_change` of a network in which something is wrong."""
+    return to_change(diagnosis) if state(diagnosis) == "unstable" else ()
+
+
+def standing(cause: Cause) -> str:
+    """``root cause, undone on a copy``: what a cause is, and how that is known."""
+    return ", ".join(filter(None, (verdict_words(cause.status), HOW.get(cause.how))))
+
+
 HOW = {
     "observed": "seen directly",
     "undone": "undone on a copy",
