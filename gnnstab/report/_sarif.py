@@ -152,7 +152,7 @@ def descriptor(code: str, diagnoses: Sequence[Diagnosis]) -> dict[str, Any]:
         "shortDescription": {"text": sentence},
         "fullDescription": {"text": sentence},
         "help": {"text": page, "markdown": page},
-        "defaultConfiguration": {"level": LEVELS[rule.severity]},
+        "defaultConfiguration": {"level": LEVELS.get(rule.severity, "warning")},
         "properties": {
             "tags": ["numerical-stability", *([rule.cause] if rule.cause else [])],
             "precision": rule.confidence,

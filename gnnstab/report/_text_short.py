@@ -18,8 +18,8 @@ from gnnstab.fixes.text_edits import changed_lines
 from gnnstab.records import Cause, Diagnosis, Finding
 from gnnstab.report import escape, summary
 from gnnstab.report._extremes import extremes
+from gnnstab.report.console import CAUSE, MUTED, RED, SEVERITY, STATE
 from gnnstab.report.numbers import compared, count, number
-from gnnstab.report.text_style import CAUSE, MUTED, RED, SEVERITY, STATE
 
 MOST_LINES = 15
 _LABEL = 9

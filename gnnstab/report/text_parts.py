@@ -11,9 +11,9 @@ from rich.text import Text
 
 from gnnstab.records import Cause, Diagnosis, Finding, FixAdvice
 from gnnstab.report import escape, summary
+from gnnstab.report.console import CAUSE, MUTED, SEVERITY, VERDICT
 from gnnstab.report.numbers import measured, number
 from gnnstab.report.summary import Told
-from gnnstab.report.text_style import CAUSE, MUTED, SEVERITY, VERDICT
 
 
 def changes(diagnosis: Diagnosis, told: Told) -> RenderableType | None:
