@@ -249,7 +249,8 @@ def _alike_from_the_start(symptom: Finding, explanation: Finding, signals: Signa
 
 
 def _alike(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
-    return explanation.signal == "place.node_difference" and symptom.signal != OPTIMIZER_STACK_SHARE
+    alike = ("place.node_difference", "place.shared_answers")
+    return explanation.signal in alike and symptom.signal != OPTIMIZER_STACK_SHARE
 
 
 def _over_depth(symptom: Finding, explanation: Finding, signals: Signals) -> bool:

@@ -130,9 +130,10 @@ class Oversmoothing(Rule):
         """Nodes that start out the same get one of a few answers, and were to get others."""
         for signal in measured(signals.find("place.shared_answers")):
             if signal.value > self.shared:
-                answers, nodes = signal.detail.get("answers"), signal.detail.get("nodes")
+                answers, rows = signal.detail.get("answers"), signal.detail.get("rows")
+                what = f"what {signal.layer} is given" if signal.detail.get("inside") else f"the input `{signal.layer}`"
                 yield self.finding(
-                    f"the input `{signal.layer}` is the same for every node, and the edges alone tell {nodes} nodes apart into {answers} answers: "
+                    f"{what} is the same for every node, and the edges alone tell {rows} rows of the output apart into {answers} answers: "
                     f"{percent(signal.value)} of the spread of the targets lies among nodes that are indistinguishable. Give the nodes features of "
                     "their own, or encodings of their place.",
                     severity="warning",

@@ -27,6 +27,7 @@ from gnnstab.probe.places import _masks as masks
 from gnnstab.probe.places import _normalised as normalised
 from gnnstab.probe.places import _padding as padding
 from gnnstab.probe.places import _parameters as parameters
+from gnnstab.probe.places import _shared_answers as shared_answers
 from gnnstab.probe.places import _states as states
 from gnnstab.probe.places import _zeros as zeros
 from gnnstab.probe.places._blocking import Blocks
@@ -172,6 +173,8 @@ def _survey(
         found += [
             Place(*row) for row in (*parameters.rows(seen, roots, reach), *gains.rows(seen), *zeros.rows(twin, again))
         ]
+        with torch.no_grad():
+            found += [Place(*row) for row in shared_answers.rows(twin, again, seen)]
     found += [Place(*row) for row in alone.rows(twin, args, kwargs, named, seen.graphs, rng)]
     found += [Place(*row) for row in constant_rows.rows(twin, args, kwargs, seen, rng, came_back)]
     asked = outputs[0].grad if came_back is None and len(outputs) == 1 else came_back
