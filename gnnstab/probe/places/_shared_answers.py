@@ -87,7 +87,7 @@ def _alike_entries(model: nn.Module, again: Callable[[], Sequence[Tensor]], call
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in own:
-            parameter += SMALL * torch.randn(parameter.shape, generator=generator).to(parameter)
+            parameter.add_(SMALL * torch.randn(parameter.shape, generator=generator).to(parameter))
     try:
         with watched(model) as moved:
             again()
