@@ -112,7 +112,7 @@ def _given_to_the_layer(symptom: Finding, explanation: Finding, signals: Signals
     fed = (
         str(name) for s in signals.find("place.rms") if s.layer == explanation.layer for name in s.detail.get("fed", ())
     )
-    return explanation.signal == "place.rms" and any(name.startswith(f"{symptom.layer}.") for name in fed)
+    return explanation.signal == "place.rms" and any(f"{name}.".startswith(f"{symptom.layer}.") for name in fed)
 
 
 _MOST = 0.5

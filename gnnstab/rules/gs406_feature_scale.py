@@ -202,7 +202,7 @@ class FeatureScale(Rule):
         states = [
             state
             for state in attention(signals)
-            if any(name.startswith(f"{state.layer}.") for name in fed)
+            if any(f"{name}.".startswith(f"{state.layer}.") for name in fed)
             and state.crosses(self.warn_entropy, self.one_hot_share)
         ]
         if states and signal.name.endswith(".rms"):
