@@ -22,6 +22,7 @@ class AdditiveLayer(PygLayer):
     softmax_in: ClassVar[tuple[str, ...]] = ("edge_update",)
     edits: ClassVar[frozenset[str]] = frozenset({"scale_scores", "reinitialise"})
     given: ClassVar[tuple[str, ...]] = ("x", "edge_index", "edge_attr", "size")
+    edges_in_messages: ClassVar[bool] = False
     source_maps: ClassVar[tuple[str, ...]]
     """Names that the map of source nodes may have."""
 

@@ -25,6 +25,7 @@ class RGATConvLayer(PygLayer):
         "value": ("weight", "basis"),
         "edge": ("lin_edge",),
     }
+    edges_in_messages: ClassVar[bool] = False
     vectors: ClassVar[tuple[str, ...]] = ("q", "k", "e", "weight", "basis")
     factors: ClassVar[tuple[Factor, ...]] = (Factor("q", 1), Factor("k", 1), Factor("e", 1))
     edits: ClassVar[frozenset[str]] = frozenset({"scale_scores", "reinitialise"})

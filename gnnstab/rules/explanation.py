@@ -11,6 +11,7 @@ from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.gs401_sum_aggregation_growth import SumAggregationGrowth
 from gnnstab.rules.gs406_feature_scale import FeatureScale
 from gnnstab.rules.gs408_batch_dependence import BatchDependence
+from gnnstab.rules.gs604_never_updated_parameter import silent_parameters
 from gnnstab.rules.queries import large_gain, largest, measured, sharp_from_the_start
 
 Condition = Callable[[Finding, Finding, Signals], bool]
@@ -169,8 +170,7 @@ def _without_edges(symptom: Finding, explanation: Finding, signals: Signals) -> 
 
 def _stopped_there(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
     """Most of the parameters stand in front of an operation that hands no gradient on."""
-    lists = [s.detail.get("parameters", ()) for s in signals.find("optimizer.never_updated")]
-    silent = {str(name) for names in lists for name in names}
+    silent, _ = silent_parameters(signals)
     stopped = [
         s for s in signals.find("place.gradient_stops") if explanation.code == "GS701" or s.layer == explanation.layer
     ]
@@ -180,9 +180,8 @@ def _stopped_there(symptom: Finding, explanation: Finding, signals: Signals) -> 
 
 def _nothing_left(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
     """Every channel of a ReLU is closed, and gradients arrived as exact zeros: in front of it, and at the weights that its zeros enter."""
-    seen = [s.detail for s in signals.find("optimizer.never_updated") if s.value > 0]
-    all_zero = all(set(map(str, d.get("parameters", ()))) <= set(map(str, d.get("zero", ()))) for d in seen)
-    return explanation.signal == "place.dead_share" and explanation.value >= 1 and bool(seen) and all_zero
+    silent, zero = silent_parameters(signals)
+    return explanation.signal == "place.dead_share" and explanation.value >= 1 and bool(silent) and silent == zero
 
 
 def _what_the_clamp_left(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
@@ -196,12 +195,9 @@ def _through_one_hot_attention(symptom: Finding, explanation: Finding, signals: 
         for s in measured(signals.find("attention.entropy", head=None))
         if s.value < AttentionExplosion.error_entropy
     }
-    seen = [s.detail for s in signals.find("optimizer.never_updated") if s.value > 0]
-    silent = {str(name) for detail in seen for name in detail.get("parameters", ())}
-    zero = {str(name) for detail in seen for name in detail.get("zero", ())}
-    return (
-        bool(silent) and silent <= zero and all(any(name.startswith(f"{layer}.") for layer in hot) for name in silent)
-    )
+    silent, zero = silent_parameters(signals)
+    inside_hot = all(any(name.startswith(f"{layer}.") for layer in hot) for name in silent)
+    return bool(silent) and silent == zero and inside_hot
 
 
 def _sharp_from_the_start(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
