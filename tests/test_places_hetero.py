@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch_geometric.data import Data, HeteroData
+from torch import nn
 from torch_geometric.nn import GATConv, GATv2Conv
 
 from test_places import NODES, WIDTH, Net, data, loud, seeded
