@@ -148,6 +148,8 @@ class Oversmoothing(Rule):
         found = need_measured(signals, "smoothness.relative")
         ordered = sorted(signals.attention_layers, key=lambda layer: layer.position)
         last = [s for s in found if s.layer == ordered[-1].name]
+        if ordered[-1].beside and (joined := self._ends(signals)):
+            last = joined  # What one relation gives is a part of what the nodes get.
         first = measured(signals.find("smoothness.relative_input", layer=ordered[0].name))
         if not last or not first:
             raise NotEvaluable("the node states of the first and the last attention layer were not both recorded")
@@ -167,7 +169,12 @@ class Oversmoothing(Rule):
     @staticmethod
     def _read_out(signals: Signals, last: LayerFacts) -> list[Signal]:
         """What the model's output tells of its nodes, where a path leads around the last layer to it."""
-        ends = measured(signals.find("place.node_difference", layer="output")) if last.identity_path else ()
+        return Oversmoothing._ends(signals) if last.identity_path else []
+
+    @staticmethod
+    def _ends(signals: Signals) -> list[Signal]:
+        """The output, where it has a row for each node."""
+        ends = measured(signals.find("place.node_difference", layer="output"))
         return [s for s in ends if s.detail.get("per_node")]
 
     def _bare(self, signals: Signals, depth: int) -> bool:
