@@ -268,6 +268,7 @@ LINKS = tuple(
         ("GS502", _scale_that_was_undone, "GS301 GS302"),
         # Memory that was never initialised, before everything that its size brings about.
         ("GS605", _always, "GS502 GS302 GS204 GS203 GS103 GS104 GS501 GS701 GS702 GS704"),
+        ("GS605", _same_layer, "GS201"),
         ("GS605", _behind, "GS301"),
         ("GS605", _always, "GS601 GS603 GS604"),
         ("GS503", _eps_lost, "GS502 GS601 GS603"),

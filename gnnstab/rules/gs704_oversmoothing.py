@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from gnnstab.errors import NotEvaluable
 from gnnstab.records import Finding, LayerFacts, Signal, Signals
-from gnnstab.records.vocabulary import GAIN_VALUE
+from gnnstab.records.vocabulary import GAIN_VALUE, OPTIMIZER_STACK_SHARE
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.gs203_vanishing_gradient import VanishingGradient
 from gnnstab.rules.gs204_exploding_gradient import ExplodingGradient
@@ -22,7 +22,8 @@ class Oversmoothing(Rule):
     of the first. Where a path leads around the last layer (a residual, a read-out of all layers), the model's output must be so
     too. In networks of at least 12 layers, or in trained ones of at least 5, a warning; in others information. Fresh networks
     of at least 12 layers without any identity path or norm, whose gradient neither vanishes nor explodes, get the warning once
-    half of the differences are gone: depth alone stops them, and the gradient does not show it.
+    half of the differences are gone: depth alone stops them, and the gradient does not show it. Where a few steps of the optimizer on a
+    copy learn one batch, depth does no harm, and it is information.
 
     Whatever the number of layers: where the nodes differ by less than a thousandth of their size from some place on up to an output
     that has a row for each node, they are indistinguishable, and that is a warning; of an output for each graph, where nodes and graphs
@@ -157,10 +158,15 @@ class Oversmoothing(Rule):
         collapsed = end.value < self.relative and end.value < self.drop * start.value
         if not collapsed and not (self._bare(signals, depth) and end.value < self.half * start.value):
             return
-        counts = depth >= self.fresh_layers or signals.context.get("trained") is True
+        learns = [s.detail for s in signals.find(OPTIMIZER_STACK_SHARE) if s.detail.get("learns")]
+        counts = (depth >= self.fresh_layers or signals.context.get("trained") is True) and not learns
+        does = "" if not learns else (
+            f" It learns all the same: {learns[0]['steps']} of your optimizer's steps on a copy bring the loss of one batch from "
+            f"{learns[0]['first']:.3g} to {learns[0]['best']:.3g}."
+        )  # fmt: skip
         yield self.finding(
             f"over {depth} attention layers the differences between the nodes of a graph fall from {percent(start.value)} to "
-            f"{percent(end.value)} of their size. Use x = x + act(conv(norm(x))) with weight 1.0.",
+            f"{percent(end.value)} of their size. Use x = x + act(conv(norm(x))) with weight 1.0.{does}",
             severity="warning" if counts else "info",
             limit=self.relative if collapsed else self.half * start.value,
             signal=end,
