@@ -67,8 +67,8 @@ class NonFiniteDetector:
         self._facts = facts
         self._bundles = bundles
         self._explainer = explainer
-        self._behind = -1
-        """Step whose gradient came in bad from behind the last layer, before its loss was told."""
+        self._behind: Event | None = None
+        """Of a gradient that came in bad from behind the last layer, before the loss of its step was told."""
 
         self._from_start: tuple[str, ...] = ()
         self._written = 0
@@ -110,7 +110,7 @@ class NonFiniteDetector:
                 event = non_finite_event.with_detail(non_finite_event.loss_event(step, loss), **event.detail)
             event = self._explained(event, inputs, twin=twin)
             if event.origin == "came-in" and event.stage == "gradient":
-                self._behind = step
+                self._behind = event
             return self._with_bundle(event, inputs, moved)
         return None
 
@@ -160,13 +160,16 @@ class NonFiniteDetector:
     ) -> Event | None:
         """The event of a loss that is not finite, when nothing was reported before it but the gradient that it sent back;
         the rest as for `step`."""
-        sent = self._behind == step and "loss" not in self.met
+        sent = (
+            self._behind if "loss" not in self.met and self._behind is not None and self._behind.step == step else None
+        )
         if math.isfinite(loss) or (self.met and not sent) or not self._first("loss"):
             return None
         inputs = (self._forwards.last or self._forwards.before) if inputs is None else inputs
         event = non_finite_event.loss_event(step, loss)
         if sent:  # The step is over, and was tried to be explained by its gradient.
-            return self._explainer.described(non_finite_event.with_detail(event, refines=True))
+            known = {key: sent.detail[key] for key in ("output_largest", "held", "dtype") if key in sent.detail}
+            return self._explainer.described(non_finite_event.with_detail(event, **known, refines=True))
         return self._with_bundle(self._explained(event, inputs, twin=twin), inputs, moved)
 
     def evaluation(self, step: int, loss: float | None = None) -> Event | None:
