@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ from torch_geometric.data import Batch, Data, HeteroData
 from torch_geometric.nn import (
     BatchNorm,
     GATConv,
+    GATv2Conv,
     GCNConv,
     GraphNorm,
     SAGEConv,
@@ -55,12 +56,17 @@ def data(**other: Any) -> Data:
 class Net(nn.Module):
     """Two layers with a residual, edge features where the batch has them, and one hook for what a test breaks."""
 
-    def __init__(self, inside: Callable[[Tensor], Tensor] | None = None, edges: int | None = None) -> None:
+    def __init__(
+        self,
+        inside: Callable[[Tensor], Tensor] | None = None,
+        edges: int | None = None,
+        convs: Sequence[nn.Module] | None = None,
+    ) -> None:
         super().__init__()
         torch.manual_seed(3)
         self.inp = nn.Linear(8, WIDTH)
         self.norm = nn.LayerNorm(WIDTH)
-        self.convs = nn.ModuleList([TransformerConv(WIDTH, WIDTH, edge_dim=edges) for _ in range(2)])
+        self.convs = nn.ModuleList(convs or [TransformerConv(WIDTH, WIDTH, edge_dim=edges) for _ in range(2)])
         self.mid = nn.Linear(WIDTH, WIDTH)
         self.out = nn.Linear(WIDTH, 1)
         self.inside = inside or (lambda h: h)
@@ -113,6 +119,10 @@ def test_edge_features_in_raw_units(face: Callable[..., Diagnosis]) -> None:
     diagnosis = face(Net(edges=3), data(edge_attr=edge_features(400.0)))
     assert [c.cause for c in diagnosis.root_causes()] == ["feature-scale"]
     assert loud(face(Net(edges=3), data(edge_attr=edge_features(1.0)))) == []
+    # With a loop for every node the layer hands its weights a longer tensor than it was given.
+    looped = [GATv2Conv(WIDTH, WIDTH, edge_dim=3), GATConv(WIDTH, WIDTH, edge_dim=3)]
+    (finding,) = [f for f in loud(face(Net(convs=looped), data(edge_attr=edge_features(400.0)))) if not f.explained_by]
+    assert finding.code == "GS406" and finding.layer == "edge_attr"
 
 
 class Timed(Net):

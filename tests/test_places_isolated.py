@@ -166,8 +166,41 @@ def test_relations_that_all_lead_away_from_what_the_loss_reads(face: Face) -> No
     diagnosis = face(BothWays(), shop(_BOUGHT))
     finding = one(diagnosis, "GS402")
     assert finding.severity == "warning" and "among them 100 % of those that the loss reads" in finding.message
+    assert "(every user)" in finding.message
     assert {f.explained_by for f in loud(diagnosis, "GS604")} <= {"GS402"}
     assert loud(face(BothWays(), shop(_BOUGHT, _BOUGHT_BY))) == []
+
+
+class Fans(nn.Module):
+    """Scores of pairs; everybody is told by a table, or by nothing."""
+
+    def __init__(self, told: float, hetero: bool) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.told, self.out = told, nn.Linear(16, 1)
+        self.tables = nn.ModuleDict({kind: nn.Embedding(NODES, 8) for kind in ("user", "item")})
+        ends = (["user", "item"], [_BOUGHT, _BOUGHT_BY])
+        each = {relation: GATv2Conv(8, 8, add_self_loops=False) for relation in ends[1]}
+        self.conv = HeteroConv(each) if hetero else HGTConv(8, 8, ends, heads=2)
+
+    def forward(self, batch: Data) -> Tensor:
+        x = {kind: 1 + self.told * table.weight for kind, table in self.tables.items()}
+        h = self.conv(x, {_BOUGHT: batch.seen, _BOUGHT_BY: batch.seen.flip(0)})
+        return self.out(torch.cat([h["user"][batch.u], h["item"][batch.i]], 1)).squeeze(-1)
+
+
+@FACES
+@pytest.mark.parametrize("hetero", [False, True], ids=["HGTConv", "HeteroConv"])
+def test_pairs_of_nodes_that_nothing_tells_apart(face: Face, hetero: bool) -> None:
+    seen, u, i = (torch.randint(0, NODES, shape, generator=seeded(3)) for shape in ((2, 60), (90,), (90,)))
+    batch = Data(seen=seen, u=u, i=i, y=torch.randn(90, generator=seeded(6)), num_nodes=NODES)
+    finding = one(face(Fans(0.0, hetero), batch), "GS704")
+    assert finding.cause == "indistinguishable-nodes" and finding.message.startswith("what conv is given is the same")
+    assert loud(face(Fans(1.0, hetero), batch)) == []
+    zeros = Fans(1.0, hetero)
+    for table in zeros.tables.values():
+        nn.init.zeros_(table.weight)  # Its gradient tells them apart after the first update.
+    assert loud(face(zeros, batch)) == []
 
 
 class Kinds(nn.Module):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 class AdditiveLayer(PygLayer):
     """A kind whose scores are made in ``edge_update``, proportional to all of its `vectors` (1, H, C); the first is always there."""
 
+    edges_in_messages = False
     attributes = ("heads", "out_channels", "edge_update")
     softmax_in = ("edge_update",)
     given = ("x", "edge_index", "edge_attr", "size")

@@ -25,6 +25,7 @@ class RGATConvLayer(PygLayer):
         "value": ("weight", "basis"),
         "edge": ("lin_edge",),
     }
+    edges_in_messages = False
     vectors = ("q", "k", "e", "weight", "basis")
     factors = (Factor("q", 1), Factor("k", 1), Factor("e", 1))
     given = ("x", "edge_index", "edge_type", "edge_attr")

@@ -219,6 +219,7 @@ SIGNALS: dict[str, SignalKind] = {
         "loss of the model's output over that of an output of zeros", groups=("ratio",)),
     (LOSS_MARKED_TARGETS := "loss.marked_targets"): SignalKind("× the spread of the others",
         "distance from the other targets of a number that several of them hold"),
+    (LOSS_TARGET_RMS := "loss.target_rms"): SignalKind("", "RMS of the targets of a squared error"),
     (LOSS_VALIDATION := "loss.validation"): SignalKind("", "validation loss"),
     (LOSS_GENERALISATION_GAP := "loss.generalisation_gap"): SignalKind("",
         "validation loss minus training loss, relative to the training loss"),

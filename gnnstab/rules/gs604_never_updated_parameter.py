@@ -81,10 +81,7 @@ class NeverUpdatedParameter(Rule):
     def _over_a_run(self, signals: Signals) -> Iterator[Finding]:
         worst = largest(signals.need("optimizer.never_updated"))
         silent = {str(name) for name in worst.detail.get("parameters", ())}
-        left_out = {str(name) for s in signals.find("place.idle") for name in s.detail.get("parameters", ())}
-        beyond = {str(n) for s in _unreachable(signals) for n in s.detail.get("parameters", ())}
-        idle = {name for name in silent if name in left_out or name in beyond or _without_part(signals, name)}
-        idle |= _cancelled(signals, worst)
+        idle = (silent - _with_part(signals, silent)) | _cancelled(signals, worst)
         told = {str(name) for s in _stops(signals) for name in s.detail.get("parameters", ())}
         if told.issuperset(silent - idle):
             return
@@ -285,7 +282,24 @@ def _without_part(signals: Signals, parameter: str) -> bool:
         return True
     # The softmax over one neighbour is 1 whatever the score is.
     degrees = measured(signals.find("degree.max", layer=layer.name) or signals.find("degree.max"))
-    return bool(degrees) and largest(degrees).value <= 1 and inside(own, kind.roles.get("score", ()))
+    scoring = (*kind.roles.get("score", ()), *(() if kind.edges_in_messages else kind.roles.get("edge", ())))
+    return bool(degrees) and largest(degrees).value <= 1 and inside(own, scoring)
+
+
+def _with_part(signals: Signals, silent: set[str]) -> set[str]:
+    """The silent parameters that have a part to play in this forward."""
+    left_out = {str(name) for s in signals.find("place.idle") for name in s.detail.get("parameters", ())}
+    beyond = {str(n) for s in _unreachable(signals) for n in s.detail.get("parameters", ())}
+    return {name for name in silent - left_out - beyond if not _without_part(signals, name)}
+
+
+def silent_parameters(signals: Signals) -> tuple[set[str], set[str]]:
+    """Parameters that never got a gradient though they have a part to play and their relation is read, and those of them whose gradients were 0."""
+    seen = [s.detail for s in signals.find("optimizer.never_updated") if s.value > 0]
+    silent = {str(name) for detail in seen for name in detail.get("parameters", ())}
+    zero = {str(name) for detail in seen for name in detail.get("zero", ())}
+    blamed = {name for name in _with_part(signals, silent) if not unread_relation(signals, name, silent)}
+    return blamed, blamed & zero
 
 
 def _cancelled(signals: Signals, never: Signal) -> set[str]:

@@ -16,9 +16,10 @@ from gnnstab.verification import undo
 from gnnstab.verification.interventions import _measuring as measuring
 from gnnstab.verification.interventions import _table as table
 from gnnstab.verification.interventions import _trying as trying
-from gnnstab.verification.interventions._investigation import TRIED
-from gnnstab.verification.interventions._trial import Case
-from gnnstab.verification.interventions.deciding import CONTRIBUTES, ROOT
+from gnnstab.verification.interventions._investigation import TRIED, Investigation, Tried
+from gnnstab.verification.interventions._symptoms import symptoms_in
+from gnnstab.verification.interventions._trial import Case, Edit, Trial
+from gnnstab.verification.interventions.deciding import CONTRIBUTES, ROOT, rulings
 from models.stacks import Stack, random_batch
 
 
@@ -317,6 +318,25 @@ def test_a_model_that_cannot_be_tried_keeps_the_diagnosis_of_the_rules(broken):
             )
         again = undo(diagnosis, model, batch=random_batch())
     assert again == diagnosis
+
+
+@pytest.mark.parametrize(
+    ("tried", "root"),
+    [
+        ([("sum-aggregation", 0.9, True), ("unsuitable-init", 1.0, True)], "unsuitable-init"),
+        ([("sum-aggregation", 1.0, True), ("unsuitable-init", 1.0, True)], "sum-aggregation"),
+        ([("unsuitable-init", 0.9, True), ("no-residual", 1.0, False)], "unsuitable-init"),
+        ([("unsuitable-init", 0.7, True), ("no-residual", 1.0, False)], "no-residual"),
+    ],
+    ids=["one reaches the band", "both do, upstream first", "merely configured", "no tie"],
+)
+def test_who_wins_a_tie(tried, root):
+    entropy = ("attention.entropy", 0.1, 0.35, "", "")
+    sharp = Finding("GS301", "x", "attention-explosion", "warning", "high", "a", None, None, *entropy)
+    (symptom,) = symptoms_in([sharp])
+    undone = tuple(Tried(Trial(cause, cause, "", "", Edit(), odd), (share,), (0.3,)) for cause, share, odd in tried)
+    (ruling,) = rulings(Investigation((symptom,), (0.1,), undone))
+    assert ruling.cause == root
 
 
 def test_the_table_says_which_causes_it_can_undo():

@@ -27,6 +27,7 @@ from gnnstab.probe.places import _masks as masks
 from gnnstab.probe.places import _normalised as normalised
 from gnnstab.probe.places import _padding as padding
 from gnnstab.probe.places import _parameters as parameters
+from gnnstab.probe.places import _shared_answers as shared_answers
 from gnnstab.probe.places import _slots as slots
 from gnnstab.probe.places import _states as states
 from gnnstab.probe.places import _torn as torn
@@ -179,6 +180,8 @@ def _survey(
         found += [
             Place(*row) for row in (*parameters.rows(seen, roots, reach), *gains.rows(seen), *zeros.rows(twin, again))
         ]
+        with torch.no_grad():
+            found += [Place(*row) for row in shared_answers.rows(twin, again, seen)]
     lined_up = untold(twin, args, kwargs, named) if seen.graphs is None else None
     if lined_up is None:
         found += [Place(*row) for row in alone.rows(twin, args, kwargs, named, seen.graphs, rng)]

@@ -64,8 +64,9 @@ def _ruling(found: Investigation, i: int) -> Ruling:
     if not best >= ROOT:
         return Ruling(symptom, before, None, best, math.nan, ruled_out)
     good = [tried for tried in known if tried.shares[i] >= max(ROOT, best - TIE)]
-    # What differs from its reference explains more than what is merely configured; the table stands upstream first.
-    root = next((tried for tried in good if tried.trial.deviates), good[0])
+    # What differs from its reference explains more than what is merely configured, what reaches the healthy band more than what comes
+    # near it; the table stands upstream first.
+    root = max(good, key=lambda tried: (tried.trial.deviates, tried.shares[i] >= 1))
     follows = found.rate if root.trial.cause in _OF_WEIGHTS else None
     return Ruling(symptom, before, root, root.shares[i], root.after[i], ruled_out, follows)
 
