@@ -93,6 +93,7 @@ ATTRIBUTES: Mapping[str, str] = MappingProxyType(
         "_saved_reduction": "a node of the autograd graph",
         "_saved_result": "a node of the autograd graph",
         "_saved_self": "a node of the autograd graph",
+        "_saved_self_sym_sizes": "a node of the autograd graph",
         "_cdata": "a torch.UntypedStorage",
         "_scale": "torch.amp.GradScaler",
         "_current_level": "torch.autograd.forward_ad",

@@ -370,16 +370,10 @@ _FEATURES = 10.0
 def _saturating(layer: LayerFacts, unknown: bool, features: str) -> str:
     """What made the scores so large and what to do about it, in words that fit the layer."""
     kind = layer_named(layer)
-    if kind.multiplies and features:
-        return (
-            f": the query and key weights saturate it, and the features are large ({features}). Standardise the features and "
-            "train anew, or normalise queries and keys."
-        )
     if kind.multiplies:
-        return (
-            ": the query and key weights saturate it. Scale the query weights of the worst heads down, or normalise queries "
-            "and keys."
-        )
+        large = f", and the features are large ({features}). Standardise the features and train anew"
+        down = large if features else ". Scale the query weights of the worst heads down"
+        return f": the query and key weights saturate it{down}, or normalise queries and keys."
     made_of = parts(layer, "score")
     if made_of and not unknown and FAMILY in layer.options:
         # Of a formula that nobody knows, a factor on the scores may as well do it as the weights behind them.
