@@ -105,10 +105,11 @@ class FeatureScale(Rule):
         if not output or any(s.detail.get("target") for s in signals.find("place.rms")):
             return
         for size in signals.find(LOSS_TARGET_RMS)[:1]:
-            if size.value > self.target and size.value > self.short * float(size.detail["output_rms"]):
+            beside = size.detail.get("output_rms")  # A trace may come from a stranger.
+            if isinstance(beside, (int, float)) and size.value > max(self.target, self.short * beside):
                 yield self.finding(
                     f"the targets have RMS {size.value:.3g} (limit {self.target:g}), as the gradient of the squared error shows, and the output "
-                    f"{float(size.detail['output_rms']):.3g}: the loss is of their scale, and so is its gradient. Standardise the targets.",
+                    f"{beside:.3g}: the loss is of their scale, and so is its gradient. Standardise the targets.",
                     severity="warning",
                     limit=self.target,
                     signal=size,
