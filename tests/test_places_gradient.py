@@ -337,7 +337,7 @@ def test_targets_that_a_monitor_sees_by_the_loss_alone() -> None:
         return trained(Positional(), given, lambda output, _: F.mse_loss(output, far))
 
     finding = one(run(1e6), "GS406")
-    assert finding.signal == "loss" and "targets" in finding.message
+    assert finding.signal == "loss.target_rms" and "targets" in finding.message
     assert loud(run(1.0)) == []
 
 
