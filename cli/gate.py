@@ -57,6 +57,7 @@ def settings(config_file: str | None, isolated: bool, **given: Any) -> Settings:
 def run(targets: Sequence[str], request: Request, **observe: Any) -> int:
     """Diagnose every target, report, and say how it went as an exit code."""
     from gnnstab import baseline
+    from gnnstab.report.summary import LEFT_OUT
 
     chosen = request.chosen
     known = None if request.update_baseline or chosen.baseline is None else baseline.read(Path(chosen.baseline))
@@ -68,6 +69,9 @@ def run(targets: Sequence[str], request: Request, **observe: Any) -> int:
         output.complain(complaint)
     for note in (note for d in accepted.diagnoses for note in d.target.notes if " as one run, " in note):
         output.complain(note, "note")
+    for note in (note for d in accepted.diagnoses for note in d.target.notes if note.startswith(LEFT_OUT)):
+        output.complain(note, "error")
+        failed.append(ERROR)
     judged = accepted.diagnoses if known is None else tuple(known.apply(d) for d in accepted.diagnoses)
     if judged:
         _report(judged, request)

@@ -105,6 +105,11 @@ def contents_of(root: Any, shown: str, tally: Tally) -> Contents:
     return found
 
 
+def optimizers_of(root: Any, shown: str, tally: Tally) -> list[tuple[str, Mapping[Any, Any]]]:
+    """(path in the file, state dict) of every optimizer in an unpickled object; raises `LoadError` as `contents_of` does."""
+    return [(".".join(path) or "optimizer", node) for path, node in _walk(root, shown, tally) if _is_optimizer(node)]
+
+
 def _sort_tensors(path: tuple[str, ...], node: Any, found: Contents) -> None:
     """What stands in a dict is named as a state dict's; attributes of an object are read beside it; lists say no names."""
     items = node.mapping if isinstance(node, Record) else node

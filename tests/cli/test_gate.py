@@ -6,12 +6,15 @@ import io
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from gnnstab.cli import output
 
+import examples
+from gnnstab.records import Target
 from gnnstab.report import FORMATS
 
 
@@ -34,6 +37,15 @@ from gnnstab.report import FORMATS
 )
 def test_exit_codes(cli, command: str, targets: list[str], code: int) -> None:
     assert cli(command, *targets).code == code
+
+
+@pytest.mark.parametrize("command", ["check", "diagnose"])
+def test_a_file_of_a_folder_that_cannot_be_read_is_an_error(cli, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = Target("checkpoint", "folder", ("left out b.pt: b.pt: is empty",))
+    monkeypatch.setitem(examples.ALL, "torn", lambda: replace(examples.clean(), target=target))
+    ran = cli(command, "torn.pt", "--baseline", "known.json", "--update-baseline")
+    assert ran.code == 2 and "error: left out b.pt: b.pt: is empty" in ran.err
+    assert not Path("known.json").exists()
 
 
 PRINTED = [format for format in FORMATS if format != "html"]
