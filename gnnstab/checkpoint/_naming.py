@@ -64,7 +64,7 @@ def unwrapped_names(names: list[str]) -> tuple[list[str], list[str]]:
     removed: list[str] = []
     current = names
     for wrapper in WRAPPERS_ANYWHERE:
-        shorter = [_without(name, wrapper) for name in current]
+        shorter = [name.removeprefix(wrapper).replace("." + wrapper, ".") for name in current]
         if shorter != current and len(set(shorter)) == len(shorter):
             current = shorter
             removed.append(wrapper)
@@ -72,10 +72,3 @@ def unwrapped_names(names: list[str]) -> tuple[list[str], list[str]]:
         current = [name[7:] for name in current]
         removed.append("module.")
     return current, removed
-
-
-def _without(name: str, wrapper: str) -> str:
-    """``name`` without the path component ``wrapper`` (which ends in a dot)."""
-    if name.startswith(wrapper):
-        name = name[len(wrapper) :]
-    return name.replace("." + wrapper, ".")

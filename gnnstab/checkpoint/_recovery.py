@@ -84,7 +84,6 @@ def _recover(checkpoint: Checkpoint, heads: int | None, activation: str | None, 
     trained, reason = was_trained(checkpoint, convs, [p for p, w in zip(found, drawn, strict=True) if is_judged(w)])
     return CheckpointFacts(
         path=checkpoint.path,
-        format=checkpoint.format,
         layers=layers,
         values=(
             # Of layers whose weights are all finite; decompositions of others have no meaning.
@@ -112,7 +111,6 @@ def _recover(checkpoint: Checkpoint, heads: int | None, activation: str | None, 
         uninitialised=seen.uninitialised,
         optimizers=optimizers,
         progress=checkpoint.progress,
-        settings=checkpoint.settings,
     )
 
 

@@ -14,10 +14,9 @@ from gnnstab.compare._changes import Change, Comparison
 from gnnstab.errors import UsageError
 from gnnstab.records import SIGNALS, Finding
 from gnnstab.report import escape, summary
-from gnnstab.report.console import printed
+from gnnstab.report.console import GREEN, HEADING, MUTED, RED, SEVERITY, printed
 from gnnstab.report.numbers import compared, count, number
 from gnnstab.report.text_parts import relative_to, table
-from gnnstab.report.text_style import GREEN, HEADING, MUTED, RED, SEVERITY
 
 NOTABLE = 1.1
 """Growth from which on a change is worth a line when no limit is asked for."""

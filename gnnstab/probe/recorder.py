@@ -301,7 +301,6 @@ class Recorder:
             names = [] if not bad else ["a parameter"] if moved else self._parameters.bad_gradients()
             twin = self._parameters.saved_copy() if moved and ended.saved else None
             again = partial(run_again, twin or self.model, step=ended.step, writer=self.writer, recorder=_full)
-            loss = math.nan if loss is None else loss
             self._emit(self._detector.skipped_step(ended.step, loss, names, forwards, again, twin))
             self.budget.schedule.force()
 
@@ -351,7 +350,7 @@ class Recorder:
             return
         twin = self._parameters.saved_copy() if moved and ended.saved else None
         late: dict[str, Any] = {"moved": moved, "twin": twin}
-        event = None if sent.finite else self._detector.step(ended.step, sent, skipped, ended.inputs, **late)
+        event = None if sent.finite else self._detector.step(ended.step, sent, skipped, ended.inputs, loss=loss, **late)
         if event is None and loss is not None:
             event = self._detector.loss(ended.step, loss, ended.inputs, **late)
         self._emit(event)

@@ -155,23 +155,17 @@ def per_head(signals: Sequence[Signal], limits: Sequence[Limit]) -> Markup | Non
     )
 
 
-def zone(axis: Axis, limit: Limit, near: float, far: float, *, upright: bool = False) -> Markup | None:
-    """The unhealthy side of a limit that lies inside the axis, shaded from pixel ``near`` to ``far`` across it."""
-    if not axis.low < limit.value < axis.high:
-        return None
-    edge, end = axis(limit.value), axis.start if limit.side == "below" else axis.stop
-    along, deep = (min(edge, end), abs(end - edge)), (near, far - near)
-    (x, width), (y, height) = (deep, along) if upright else (along, deep)
-    line = (
-        {"x1": near, "x2": far, "y1": edge, "y2": edge} if upright else {"x1": edge, "x2": edge, "y1": near, "y2": far}
-    )
-    shade = tag("rect", x=x, y=y, width=width, height=height, class_=f"zone {limit.severity}")
-    return join([shade, tag("line", **line, class_=f"limit {limit.severity}")])
-
-
 def zones(axis: Axis, limits: Sequence[Limit], near: float, far: float, *, upright: bool = False) -> Markup:
-    """The `zone` of every limit that the axis shows."""
-    return join(z for limit in limits if (z := zone(axis, limit, near, far, upright=upright)) is not None)
+    """The unhealthy side of every limit that lies inside the axis, shaded from pixel ``near`` to ``far`` across it."""
+    shapes = []
+    for limit in (limit for limit in limits if axis.low < limit.value < axis.high):
+        edge, end = axis(limit.value), axis.start if limit.side == "below" else axis.stop
+        along, deep = (min(edge, end), abs(end - edge)), (near, far - near)
+        (x, width), (y, height) = (deep, along) if upright else (along, deep)
+        (x1, x2), (y1, y2) = ((near, far), (edge, edge)) if upright else ((edge, edge), (near, far))
+        shapes.append(tag("rect", x=x, y=y, width=width, height=height, class_=f"zone {limit.severity}"))
+        shapes.append(tag("line", x1=x1, x2=x2, y1=y1, y2=y2, class_=f"limit {limit.severity}"))
+    return join(shapes)
 
 
 def _bottom_ticks(axis: Axis, y: float) -> Markup:

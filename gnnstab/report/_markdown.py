@@ -39,12 +39,11 @@ def _head(diagnosis: Diagnosis, _: Told) -> Iterator[str]:
 
 
 def _changes(diagnosis: Diagnosis, told: Told) -> Iterator[str]:
-    causes = summary.to_change(diagnosis) if summary.state(diagnosis) == "unstable" else ()
+    causes = summary.treated(diagnosis)
     if causes:
         yield from _heading("What to change first")
     for position, cause in enumerate(causes, start=1):
-        status = ", ".join(filter(None, (summary.verdict_words(cause.status), summary.HOW.get(cause.how))))
-        yield f"{position}. **{text(cause.cause)}** ({status}): {text(told.new(cause.reason)) or 'as above'}"
+        yield f"{position}. **{text(cause.cause)}** ({summary.standing(cause)}): {text(told.new(cause.reason)) or 'as above'}"
         fix = summary.recommended(cause)
         if fix is not None:
             line = f"   Fix **{text(fix.fix)}**: {summary.verdict_words(fix.verdict)}"
@@ -63,7 +62,7 @@ def _changes(diagnosis: Diagnosis, told: Told) -> Iterator[str]:
 
 def _causes(diagnosis: Diagnosis, told: Told) -> Iterator[str]:
     yield from _heading("Causes")
-    above = summary.to_change(diagnosis) if summary.state(diagnosis) == "unstable" else ()
+    above = summary.treated(diagnosis)
     quiet = summary.unsuspected(diagnosis)
     rows = (_cause(cause, cause in above, told) for cause in summary.told(diagnosis))
     yield from _table(("Cause", "Status", "Evidence or reason", "Fix: verdict"), rows)
@@ -100,8 +99,8 @@ def _findings(diagnosis: Diagnosis, told: Told) -> Iterator[str]:
 
 def _finding(diagnosis: Diagnosis, finding: Finding, message: str) -> tuple[str, ...]:
     where = span(finding.layer, 80) if finding.layer is not None else "the model"
-    worst = summary.worst_head(diagnosis, finding)
-    where += f" worst head {worst}" if worst is not None else "" if finding.head is None else f" head {finding.head}"
+    heads = summary.heads_of(diagnosis, finding) or ("" if finding.head is None else f"head {finding.head}")
+    where += f" {heads}" if heads else ""
     where += "" if finding.step is None else f" step {finding.step}"
     after = f" (follows from {text(finding.explained_by)})" if finding.explained_by else ""
     return (

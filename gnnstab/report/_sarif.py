@@ -42,7 +42,7 @@ def render_many(diagnoses: Sequence[Diagnosis], *, root: str = "") -> str:
         "invocations": [
             {
                 "executionSuccessful": True,
-                "toolExecutionNotifications": [n for d in diagnoses for n in _notifications(d, position, root)],
+                "toolExecutionNotifications": [n for d in diagnoses for n in _notifications(d, position)],
             }
         ],
         "artifacts": [{"location": {"uri": uri}} for uri in dict.fromkeys(uris)],
@@ -84,7 +84,7 @@ def _result(diagnosis: Diagnosis, finding: Finding, position: dict[str, int], ro
                 "unit": finding.unit,
                 "layer": finding.layer,
                 "head": finding.head,
-                "worstHead": summary.worst_head(diagnosis, finding),
+                "worstHead": None if (worst := summary.worst_head(diagnosis, finding)) is None else worst.head,
                 "step": finding.step,
                 "explainedBy": finding.explained_by,
             }
@@ -123,7 +123,7 @@ def _logical(finding: Finding) -> list[dict[str, Any]]:
     return [layer, {"name": head, "fullyQualifiedName": f"{finding.layer}/{head}", "kind": "attention head"}]
 
 
-def _notifications(diagnosis: Diagnosis, position: dict[str, int], root: str) -> list[dict[str, Any]]:
+def _notifications(diagnosis: Diagnosis, position: dict[str, int]) -> list[dict[str, Any]]:
     """What was not seen and could not be judged: silence would read as health."""
     notes = [
         {"level": "warning", "message": {"text": message(f"Not observed: {b.layer}, {b.site}: {b.reason}")}}
@@ -152,7 +152,7 @@ def descriptor(code: str, diagnoses: Sequence[Diagnosis]) -> dict[str, Any]:
         "shortDescription": {"text": sentence},
         "fullDescription": {"text": sentence},
         "help": {"text": page, "markdown": page},
-        "defaultConfiguration": {"level": LEVELS[rule.severity]},
+        "defaultConfiguration": {"level": LEVELS.get(rule.severity, "warning")},
         "properties": {
             "tags": ["numerical-stability", *([rule.cause] if rule.cause else [])],
             "precision": rule.confidence,

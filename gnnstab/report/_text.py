@@ -15,9 +15,8 @@ from gnnstab.records import Diagnosis
 from gnnstab.report import summary
 from gnnstab.report._text_layers import coverage, layers
 from gnnstab.report._text_short import closing, one_line, opening, short
-from gnnstab.report.console import WIDEST, printed
+from gnnstab.report.console import HEADING, WIDEST, printed
 from gnnstab.report.text_parts import advice, causes, changes, findings
-from gnnstab.report.text_style import HEADING
 
 
 def render_many(

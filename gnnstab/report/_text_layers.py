@@ -20,9 +20,9 @@ from gnnstab.records.vocabulary import (
 )
 from gnnstab.report import escape, summary
 from gnnstab.report._extremes import extremes
+from gnnstab.report.console import SEVERITY
 from gnnstab.report.numbers import count, number
 from gnnstab.report.text_parts import relative_to, table
-from gnnstab.report.text_style import SEVERITY
 
 COLUMNS = (
     SCORE_MAX_ABS,

@@ -18,8 +18,8 @@ from gnnstab.fixes.text_edits import changed_lines
 from gnnstab.records import Cause, Diagnosis, Finding
 from gnnstab.report import escape, summary
 from gnnstab.report._extremes import extremes
+from gnnstab.report.console import CAUSE, MUTED, RED, SEVERITY, STATE
 from gnnstab.report.numbers import compared, count, number
-from gnnstab.report.text_style import CAUSE, MUTED, RED, SEVERITY, STATE
 
 MOST_LINES = 15
 _LABEL = 9
@@ -210,7 +210,7 @@ def _further(diagnosis: Diagnosis, room: int, width: int) -> list[Text]:
             rules.setdefault(finding.code, []).append(finding)
     groups = list(rules.values())
     shown = groups if len(groups) <= room else groups[: max(room - 1, 0)]
-    lines = [_also(diagnosis, group, width) for group in shown]
+    lines = [_also(group, width) for group in shown]
     if len(shown) < len(groups) and room > 0:
         left = groups[len(shown) :]
         what = f"{count(len(left), 'more rule')}: {' '.join(group[0].code for group in left)}"
@@ -218,7 +218,7 @@ def _further(diagnosis: Diagnosis, room: int, width: int) -> list[Text]:
     return lines
 
 
-def _also(diagnosis: Diagnosis, group: Sequence[Finding], width: int) -> Text:
+def _also(group: Sequence[Finding], width: int) -> Text:
     """``warning GS302 attention-saturated-by-input, gnn1: 0.229 < 0.35, from GS401``."""
     first, times = group[0], f" ×{len(group)}" if len(group) > 1 else ""
     origin = f", from {escape.name(first.explained_by)}" if first.explained_by else ""

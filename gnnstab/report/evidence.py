@@ -25,6 +25,7 @@ from gnnstab.records.vocabulary import (
     OUTPUT_RMS,
     PRECISION_FP16_HEADROOM,
     SCORE_MAX_ABS,
+    WEIGHT_NON_FINITE,
 )
 from gnnstab.report.distribution import Distribution, distribution
 from gnnstab.rules.limits import limits_of
@@ -108,7 +109,9 @@ class Evidence:
         self._home: dict[str, str] = {}
         self._signals: dict[tuple[str, str, int | None, str], Signal] = {}
         self._one: dict[tuple[str, str, int | None], Signal] = {}
-        for signal in diagnosis.signals:
+        # That a tensor of a file holds no NaN is nothing to read of it.
+        self._told = [s for s in diagnosis.signals if s.name != WEIGHT_NON_FINITE or s.value != 0]
+        for signal in self._told:
             self._keep(signal)
         for (layer, name, head, _), signal in self._signals.items():
             self._one.setdefault((layer, name, head), signal)
@@ -125,7 +128,7 @@ class Evidence:
         """Every layer that is named anywhere, in order of depth; parameters count towards the layer that owns them."""
         d = self.diagnosis
         known = [facts.name for facts in sorted(d.layers, key=lambda f: f.position)]
-        lists: tuple[Sequence[Any], ...] = (d.findings, d.signals, d.series, d.events, d.coverage.blind)
+        lists: tuple[Sequence[Any], ...] = (d.findings, self._told, d.series, d.events, d.coverage.blind)
         mentioned = [item.layer for items in lists for item in items]
         owners = frozenset(known)
         return tuple(dict.fromkeys([*known, *(name for name in mentioned if name and not _owner(name, owners))]))

@@ -30,10 +30,10 @@ EVENTS_SHOWN = 60
 EVIDENCE_SHOWN = 3
 
 TONES = {
-    **{"root-cause": "error", "contributing": "warning", "present": "info", "absent": "good"},
-    **{"fired": "error", "passed": "good"},
-    **{"confirmed": "good", "made-worse": "error", "inconclusive": "warning"},
-}
+    "root-cause": "error", "contributing": "warning", "present": "info", "absent": "good",
+    "fired": "error", "passed": "good",
+    "confirmed": "good", "made-worse": "error", "inconclusive": "warning",
+}  # fmt: skip
 """Status of a cause, status of a rule, verdict on a fix → tone; ``unknown`` for all others."""
 
 VERDICT_WORDS = {

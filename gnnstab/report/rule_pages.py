@@ -9,11 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from gnnstab.report import _rulebook as rulebook
-from gnnstab.report.console import WIDEST, printed
+from gnnstab.report.console import SEVERITY, WIDEST, printed
 from gnnstab.report.escape import ending
 from gnnstab.report.faces import plain
 from gnnstab.report.text_parts import table
-from gnnstab.report.text_style import SEVERITY
 
 
 def rule_table(codes: Sequence[str], *, width: int = 80, color: str | None = None) -> str:

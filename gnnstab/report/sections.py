@@ -15,7 +15,6 @@ from gnnstab.records.vocabulary import (
     DEGREE_MEDIAN,
     GATE_SATURATED_SHARE,
     LOGIT_SPECTRAL_QK,
-    WEIGHT_NON_FINITE,
 )
 from gnnstab.report import _charts as charts
 from gnnstab.report import summary
@@ -73,28 +72,26 @@ class Anchors:
 
     def evidence(self, finding: Finding) -> str:
         """The id of what shows a finding best: a figure, else a number, else its layer, else the coverage."""
-        layer = self._evidence.owner(finding.layer)
+        layer, signal = self._evidence.owner(finding.layer), finding.signal
         if layer == MODEL:
-            return self._model_evidence(finding.signal)
-        key = next((figure for prefix, figure in FIGURE_OF.items() if finding.signal.startswith(prefix)), "")
-        here = self.figures[layer]
+            if any(s.name == signal and charts.growth(s, (), ()) for s in self._evidence.growth(MODEL)):
+                return f"run-{signal}"
+            return f"run-number-{signal}" if self._evidence.signal(signal) else "coverage"
+        key = next((figure for prefix, figure in FIGURE_OF.items() if signal.startswith(prefix)), "")
+        here = [figure["key"] for figure in self.figures[layer]]
         if key in here:
             return f"{self.layers[layer]}-{key}"
-        if finding.signal in here:
-            return f"{self.layers[layer]}-growth-{finding.signal}"
-        if self._evidence.signal(finding.signal, layer):
-            return f"{self.layers[layer]}-{finding.signal}"
-        return self.layers[layer]
-
-    def _model_evidence(self, signal: str) -> str:
-        if any(s.name == signal and charts.growth(s, (), ()) for s in self._evidence.growth(MODEL)):
-            return f"run-{signal}"
-        return f"run-number-{signal}" if self._evidence.signal(signal) else "coverage"
+        if signal in here:
+            return f"{self.layers[layer]}-growth-{signal}"
+        return f"{self.layers[layer]}-{signal}" if self._evidence.signal(signal, layer) else self.layers[layer]
 
     @cached_property
-    def figures(self) -> dict[str, list[str]]:
-        """Layer → keys of the figures that its card holds."""
-        return {name: [figure["key"] for figure in _figures(self._evidence, name)] for name in self.layers}
+    def figures(self) -> dict[str, list[dict[str, Any]]]:
+        """Layer → the figures that its card holds."""
+        drawn = {name: _draw(self._evidence, name) for name in self.layers}
+        return {
+            name: [figure for figure in figures if figure["picture"] is not None] for name, figures in drawn.items()
+        }
 
 
 def _fix_anchors(causes: Sequence[Cause]) -> dict[tuple[str, int], str]:
@@ -190,7 +187,7 @@ def layers(evidence: Evidence, anchors: Anchors) -> list[dict[str, Any]]:
         found = sorted(evidence.findings_by_layer.get(name, ()), key=lambda f: place[id(f)])
         figures = [
             {**figure, "anchor": f"{anchor}-{'growth-' if figure['growth'] else ''}{figure['key']}"}
-            for figure in _figures(evidence, name)
+            for figure in anchors.figures[name]
         ]
         rows.append(
             {
@@ -211,8 +208,6 @@ def _numbers(evidence: Evidence, name: str, anchor: str) -> Iterator[dict[str, A
     """The numbers of a layer; of several with one name, such as one per parameter, the first carries the id."""
     taken: set[str] = set()
     for signal in evidence.numbers(name):
-        if signal.name == WEIGHT_NON_FINITE and signal.value == 0:
-            continue  # a line per parameter that says nothing; one that is not zero stays
         owner = parameter(signal)
         told = meaning(signal.name) + (f", {owner.removeprefix(name).lstrip('.')}" if owner and owner != name else "")
         told += f"; {words}" if (words := worst_words(signal)) else ""
@@ -220,13 +215,6 @@ def _numbers(evidence: Evidence, name: str, anchor: str) -> Iterator[dict[str, A
         identity = None if signal.name in taken else f"{anchor}-{signal.name}"
         taken.add(signal.name)
         yield {"signal": signal, "id": identity, "told": told, "tone": tone}
-
-
-def _figures(evidence: Evidence, name: str) -> list[dict[str, Any]]:
-    cached: dict[str, list[dict[str, Any]]] = evidence.__dict__.setdefault("_figures", {})
-    if name not in cached:
-        cached[name] = [figure for figure in _draw(evidence, name) if figure["picture"] is not None]
-    return cached[name]
 
 
 def _draw(evidence: Evidence, name: str) -> Iterator[dict[str, Any]]:
@@ -261,21 +249,21 @@ def degree_cap(evidence: Evidence, layer: str = MODEL) -> float:
 
 
 def describe(facts: LayerFacts | None) -> str:
-    """A layer's configuration in one line; what the source could not show is left out."""
+    """A layer's configuration in one line; what the source could not show is left out; empty for what is no layer."""
     if facts is None:
-        return "Configuration not recorded."
+        return ""
     width = None if facts.in_channels is None else f"{facts.in_channels[0]} → {facts.out_channels or '?'} channels"
     heads = None if facts.heads is None else f"{facts.heads} head{'s' if facts.heads != 1 else ''}"
     told = [
         facts.kind,
         width,
         heads,
-        None if facts.concat is None else ("concatenated" if facts.concat else "averaged"),
-        _switch(facts, "beta"),
+        _either(facts.concat, "concatenated", "averaged"),
+        _either(facts.get("beta"), "beta on", "beta off"),
         None if facts.dropout is None else f"dropout {facts.dropout:g}",
-        _switch(facts, "root_weight"),
+        _either(facts.get("root_weight"), "root weight on", "root weight off"),
         None if facts.aggregation is None else f"aggregation {facts.aggregation}",
-        None if facts.identity_path is None else ("identity path" if facts.identity_path else "no identity path"),
+        _either(facts.identity_path, "identity path", "no identity path"),
         f"{facts.norm_before} before" if facts.norm_before else None,
         f"{facts.norm_after} after" if facts.norm_after else None,
         facts.activation,
@@ -284,6 +272,5 @@ def describe(facts: LayerFacts | None) -> str:
     return ", ".join(part for part in told if part)
 
 
-def _switch(facts: LayerFacts, option: str) -> str | None:
-    value = facts.get(option)
-    return None if value is None else f"{option.replace('_', ' ')} {'on' if value else 'off'}"
+def _either(known: object, yes: str, no: str) -> str | None:
+    return None if known is None else yes if known else no

@@ -136,10 +136,14 @@ def follows(event: Event, told: Sequence[Event]) -> bool:
 
 
 def first_explained(events: Sequence[Event]) -> Event:
-    """The first event; of those at its step the one that knows the operation."""
+    """The first event; of those at its step the one that knows the operation, or that came later and knew more."""
     first = min(events, key=_order)
-    same = [e for e in events if e.step == first.step and e.rank == first.rank and e.detail.get("operation")]
-    return min(same, key=_order) if same else first
+    same = [e for e in events if (e.step, e.rank) == (first.step, first.rank)]
+    for known in ("operation", "refines"):
+        more = [e for e in same if e.detail.get(known)]
+        if more:
+            return min(more, key=_order)
+    return first
 
 
 _SIGNAL_OF_STAGE = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 
 NETWORK = {
     *("nfs", "nfs4", "cifs", "smb2", "smb3", "smbfs", "afs", "ncpfs", "davfs", "9p"),
@@ -40,7 +41,7 @@ def network_type(path: str, mounts: str) -> str | None:
 def network_type_here(path: str) -> str | None:
     """`network_type` with the mounts of this machine; None where they cannot be read."""
     try:
-        with open("/proc/mounts", encoding="utf-8", errors="surrogateescape") as mounts:
-            return network_type(os.path.realpath(path), mounts.read())
+        mounts = Path("/proc/mounts").read_text(encoding="utf-8", errors="surrogateescape")
+        return network_type(os.path.realpath(path), mounts)
     except OSError:
         return None

@@ -67,6 +67,9 @@ class NonFiniteDetector:
         self._facts = facts
         self._bundles = bundles
         self._explainer = explainer
+        self._behind = -1
+        """Step whose gradient came in bad from behind the last layer, before its loss was told."""
+
         self._from_start: tuple[str, ...] = ()
         self._written = 0
         self._reruns = 0
@@ -82,6 +85,7 @@ class NonFiniteDetector:
         skipped: bool,
         inputs: Mapping[str, ForwardInputs] | None = None,
         *,
+        loss: float | None = None,
         moved: bool = False,
         twin: nn.Module | None = None,
     ) -> Event | None:
@@ -101,14 +105,19 @@ class NonFiniteDetector:
                 event = non_finite_event.forward_event(view, model, inputs, weights, lost, self._from_start)
                 return self._with_bundle(self._explained(event, inputs, lost, twin), inputs, moved)
         elif view.gradients_bad() and not skipped and self._first("gradient"):
-            event = self._explained(non_finite_event.gradient_event(view), inputs, twin=twin)
+            event = non_finite_event.gradient_event(view)
+            if event.origin == "came-in" and loss is not None and not math.isfinite(loss) and self._first("loss"):
+                event = non_finite_event.with_detail(non_finite_event.loss_event(step, loss), **event.detail)
+            event = self._explained(event, inputs, twin=twin)
+            if event.origin == "came-in" and event.stage == "gradient":
+                self._behind = step
             return self._with_bundle(event, inputs, moved)
         return None
 
     def skipped_step(
         self,
         step: int,
-        loss: float,
+        loss: float | None,
         bad: Sequence[str],
         forwards: Iterable[SkippedForward],
         again: Callable[[SkippedForward], StepRows],
@@ -130,11 +139,11 @@ class NonFiniteDetector:
                 continue
             note = "run again, everything was finite"
             self._forwards.last[kept.inputs.mode] = kept.inputs
-            event = None if sent.finite else self.step(step, sent, False, twin=twin)
+            event = None if sent.finite else self.step(step, sent, False, loss=loss, twin=twin)
             if event is not None or (self.met and not sent.finite):
                 return event  # None for what an earlier step has shown already.
         if not bad:
-            return self.loss(step, loss, twin=twin)
+            return self.loss(step, math.nan if loss is None else loss, twin=twin)
         event = non_finite_event.left_out_event(step, bad, note)
         if not self._first("gradient"):
             return None
@@ -149,12 +158,16 @@ class NonFiniteDetector:
         moved: bool = False,
         twin: nn.Module | None = None,
     ) -> Event | None:
-        """The event of a loss that is not finite, when nothing before it was reported; the rest as for `step`."""
-        if math.isfinite(loss) or self.met or not self._first("loss"):
+        """The event of a loss that is not finite, when nothing was reported before it but the gradient that it sent back;
+        the rest as for `step`."""
+        sent = self._behind == step and "loss" not in self.met
+        if math.isfinite(loss) or (self.met and not sent) or not self._first("loss"):
             return None
         inputs = (self._forwards.last or self._forwards.before) if inputs is None else inputs
-        event = self._explained(non_finite_event.loss_event(step, loss), inputs, twin=twin)
-        return self._with_bundle(event, inputs, moved)
+        event = non_finite_event.loss_event(step, loss)
+        if sent:  # The step is over, and was tried to be explained by its gradient.
+            return self._explainer.described(non_finite_event.with_detail(event, refines=True))
+        return self._with_bundle(self._explained(event, inputs, twin=twin), inputs, moved)
 
     def evaluation(self, step: int, loss: float | None = None) -> Event | None:
         """The event of an evaluation whose output holds NaN, or whose ``loss`` is not finite, when training showed nothing of the kind.
