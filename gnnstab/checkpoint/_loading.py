@@ -18,6 +18,7 @@ from gnnstab.checkpoint._reading import read_safetensors, read_torch
 from gnnstab.checkpoint._shards import joined, shards_of
 from gnnstab.checkpoint._sniffing import regular_file, sniff
 from gnnstab.checkpoint._tally import Tally
+from gnnstab.checkpoint._within import tensors_within
 from gnnstab.errors import LoadError
 
 FORMATS = {"zip": "torch", "legacy": "torch before 1.6", "pickle": "pickle", "safetensors": "safetensors"}
@@ -43,7 +44,7 @@ class Checkpoint:
     """Network prefix (``""`` for a single network) → its names in `tensors`."""
 
     shadows: Mapping[str, Tensor] = field(default_factory=dict)
-    """Averaged copies of the weights (EMA): scanned for NaN and Inf, not judged."""
+    """Averaged copies of the weights (EMA), and what stands beside networks and in optimizers: scanned for NaN and Inf, not judged."""
 
     optimizers: tuple[OptimizerState, ...] = ()
     progress: Mapping[str, int] = field(default_factory=dict)
@@ -101,12 +102,15 @@ def _assemble(shown: str, kind: str, size: int, contents: Contents, root: Any, t
     tensors: dict[str, Tensor] = {}
     unique = Unique()
     networks: dict[str, tuple[str, ...]] = {}
-    shadows = {".".join((*n.path, name)): t for n in contents.shadows for name, t in n.tensors.items()}
+    shadows: dict[str, Tensor] = {}
+    told_apart = Unique()
+    for group in (*contents.shadows, *contents.beside):
+        shadows.update({told_apart(".".join((*group.path, name))): tensor for name, tensor in group.tensors.items()})
     known: dict[str, Mapping[str, Any]] = {}
     for prefix, network in zip(_prefixes(contents.networks, notes), contents.networks, strict=True):
         named = _unwrap(network, notes)
         named, averaged = _split_shadow(named, notes)
-        shadows.update({prefix + name: tensor for name, tensor in averaged.items()})
+        shadows.update({told_apart(prefix + name): tensor for name, tensor in averaged.items()})
         mine = {unique(prefix + name): tensor for name, tensor in named.items()}
         networks[prefix.rstrip(".")] = tuple(mine)
         tensors.update(mine)
@@ -117,6 +121,9 @@ def _assemble(shown: str, kind: str, size: int, contents: Contents, root: Any, t
     for name, state in contents.optimizers:
         tally.add(len(tensors))  # Each is compared with all of them.
         optimizers.append(read_optimizer(name, state, tally))
+        kept = {id(tensor) for entry in optimizers[-1].entries for tensor in entry.tensors.values()}
+        within = tensors_within(state, shown, tally, contents.seen)
+        shadows.update({told_apart(f"{name}.{path}"): t for path, t, _ in within if id(t) not in kept})
     return Checkpoint(
         path=shown,
         format=FORMATS[kind],
