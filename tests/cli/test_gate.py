@@ -129,6 +129,33 @@ def test_same_input_same_bytes(cli, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["one.pt", "--output", "json=one.pt"], "it is read as well"),
+        (["./one.pt", "--output", "json=link"], "it is read as well"),
+        (["folder", "--output", "json=folder/two.safetensors"], "named as a checkpoint or a trace"),
+        (["run", "--output", "json=run.rank0.gnnstab"], "named as a checkpoint or a trace"),
+        (["one.pt", "--model", "net.work:make", "--output", "json=net/work.py"], "it is read as well"),
+        (["one.pt", "--model", "a:b", "--batch", "data.json", "--output", "json=data.json"], "it is read as well"),
+        (["one.pt", "--baseline", "data.json", "--output", "json=data.json"], "it is read as well"),
+        (["one.pt", "--baseline", "new.json", "--update-baseline", "--output", "json=new.json"], "is written twice"),
+        (["one.pt", "--output", "json=r", "--output", "markdown=./r"], "is written twice"),
+    ],
+)
+def test_no_report_replaces_what_is_read(cli, calls: list[dict], arguments: list[str], message: str) -> None:
+    kept = [
+        Path(name) for name in ("one.pt", "folder/two.safetensors", "run.rank0.gnnstab", "net/work.py", "data.json")
+    ]
+    for path in kept:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("precious")
+    Path("link").symlink_to("one.pt")
+    ran = cli("check", *arguments)
+    assert ran.code == 2 and message in ran.err and not calls
+    assert all(path.read_text() == "precious" for path in kept) and not Path("r").exists()
+
+
+@pytest.mark.parametrize(
     ("output", "message"),
     [
         ("json=no/such/folder.json", "the folder no/such does not exist"),
