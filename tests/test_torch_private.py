@@ -145,6 +145,7 @@ def owners() -> list[object]:
         torch.amp.GradScaler("cpu"),
         HeteroData(),
         torch.ops.aten.add.Tensor,
+        torch.autograd.forward_ad,
     ]
 
 

@@ -41,7 +41,7 @@ class NonFiniteValue(Rule):
 
     ## When it is wrong
     Non-finite *gradients* in the first steps of a GradScaler are normal: the step is skipped and the scale lowered. Such
-    steps are not reported.
+    steps are not reported. Nor are those that a loop of your own skips under fp16; elsewhere they are, with their number.
 
     ## References
     Micikevicius et al. 2018, *Mixed Precision Training*, arXiv 1710.03740; IEEE 754. Measured: fp16 training of a real actor,
@@ -78,6 +78,9 @@ class NonFiniteValue(Rule):
         rank = f" on rank {event.rank}" if event.rank >= 0 else ""
         more = {1: "", 2: " A later one follows from it."}.get(total, f" {total - 1} later ones follow from it.")
         said = "".join(f"{part}; " for part in (str(event.detail.get("said", "")), why) if part)
+        if dropped := signals.context.get("steps_dropped"):
+            steps = "1 step" if dropped == 1 else f"{dropped} steps"
+            more += f" The loop skipped the update of {steps} with such gradients, which hides the fault and does not mend it."
         what = f" {do[0].upper()}{do[1:]}." if do else ""
         when = f"at step {event.step}{rank}"
         if event.detail.get("tried"):

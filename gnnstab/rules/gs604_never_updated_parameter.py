@@ -25,8 +25,8 @@ class NeverUpdatedParameter(Rule):
 
     ## What it sees
     In a checkpoint with optimizer state: parameters without state, or whose second moment is exactly 0. In a recorded run:
-    trainable parameters whose gradient was None or exactly 0 in every step. Left out are those that the configuration leaves
-    without a part to play: the skip of a layer with `root_weight=False`, and queries and keys where no target has two
+    trainable parameters whose gradient was None or exactly 0 in every step. Left out are biases that drop out of a difference
+    of outputs (a gradient of exactly 0 beside a weight that trains) and those that the configuration leaves without a part to play: the skip of a layer with `root_weight=False`, and queries and keys where no target has two
     neighbours. A relation or kind of nodes that nothing reads, beside others that train, an optimizer that has not moved
     anything yet, and what no loss can reach by the way the model is built (a head or template that this forward does not call, an update
     of edges behind the last layer: the output stays the same when the parameters are changed) are information, unless no attention
@@ -83,6 +83,7 @@ class NeverUpdatedParameter(Rule):
         left_out = {str(name) for s in signals.find("place.idle") for name in s.detail.get("parameters", ())}
         beyond = {str(n) for s in _unreachable(signals) for n in s.detail.get("parameters", ())}
         idle = {name for name in silent if name in left_out or name in beyond or _without_part(signals, name)}
+        idle |= _cancelled(signals, worst)
         told = {str(name) for s in _stops(signals) for name in s.detail.get("parameters", ())}
         if told.issuperset(silent - idle):
             return
@@ -273,6 +274,13 @@ def _without_part(signals: Signals, parameter: str) -> bool:
     # The softmax over one neighbour is 1 whatever the score is.
     degrees = measured(signals.find("degree.max", layer=layer.name) or signals.find("degree.max"))
     return bool(degrees) and largest(degrees).value <= 1 and inside(own, kind.roles.get("score", ()))
+
+
+def _cancelled(signals: Signals, never: Signal) -> set[str]:
+    """Biases whose gradient is exactly 0 beside a weight that trains: the loss compares outputs, and they drop out of the difference."""
+    moved = {str(s.detail.get("parameter")) for s in signals.find("weight.grad_rms") if s.value > 0}
+    zero = (str(name) for name in never.detail.get("zero", ()))
+    return {name for name in zero if name.endswith("bias") and f"{name.removesuffix('bias')}weight" in moved}
 
 
 def _unreachable(signals: Signals) -> tuple[Signal, ...]:

@@ -140,6 +140,7 @@ def _context(
         context["steps_unseen"] = _number(meta.get("unseen.steps"))
         if trace.missing_ranks:
             context["ranks_missing"] = trace.missing_ranks
+        context["steps_dropped"] = _number(meta.get("dropped.steps"))
         context["trained"] = True if steps >= TRAINED_STEPS else None
     if "optimizer" in meta:
         context["optimizer"] = meta["optimizer"]

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 from gnnstab.records import LayerFacts, Measure
 
@@ -24,8 +24,14 @@ _HINTS = get_type_hints(LayerFacts)
 _REQUIRED = ("name", "kind", "position", "attention")
 
 
-Quantity = tuple[str, str, int, str, int]
-"""layer, mode, call, name, head"""
+class Quantity(NamedTuple):
+    """A stream of full-tier numbers."""
+
+    layer: str
+    mode: str
+    call: int
+    name: str
+    head: int
 
 
 def clean(text: str) -> str:

@@ -118,7 +118,8 @@ class Trace:
     @cached_property
     def _keys(self) -> list[dict[int, SeriesKey]]:
         query = f"SELECT id, {', '.join(codec.SERIES)} FROM series"
-        return [dict(sorted(self._decoded(part, query, "series", _series))) for part in self._parts]
+        decode = partial(_numbered, make=SeriesKey, fields=codec.SERIES)
+        return [dict(sorted(self._decoded(part, query, "series", decode))) for part in self._parts]
 
     def keys(self) -> dict[int, SeriesKey]:
         """The recorded series by id; of a distributed run numbered anew, since every rank counts for itself."""
@@ -152,10 +153,8 @@ class Trace:
             chosen = {
                 i: key
                 for i, key in keys.items()
-                if (layer is None or key.layer == layer)
-                and (sites is None or key.site in sites)
-                and (mode is None or key.mode == mode)
-                and (call is None or key.call == call)
+                if layer in (None, key.layer) and mode in (None, key.mode) and call in (None, key.call)
+                if sites is None or key.site in sites
             }
             if not chosen:
                 continue
@@ -177,14 +176,11 @@ class Trace:
     def measures(self, name: str | None = None, layer: str | None = None) -> list[Measure]:
         """Full-tier numbers in order of steps."""
         found: list[Measure] = []
+        quantities = f"SELECT id, {', '.join(codec.QUANTITY)} FROM quantity"
+        numbered = partial(_numbered, make=codec.Quantity, fields=codec.QUANTITY)
         for part in self._parts:
-            query = f"SELECT id, {', '.join(codec.QUANTITY)} FROM quantity"
-            listed = dict(self._rows_of(part, query, _quantity, MOST_FACTS))
-            chosen = {
-                i: quantity
-                for i, quantity in listed.items()
-                if (name is None or quantity[3] == name) and (layer is None or quantity[0] == layer)
-            }
+            listed = dict(self._rows_of(part, quantities, lambda row, _: numbered(row), MOST_FACTS))
+            chosen = {i: q for i, q in listed.items() if name in (None, q.name) and layer in (None, q.layer)}
             decode = partial(codec.measure_from_columns, quantities=chosen)
             query = _measure_query(None if len(chosen) == len(listed) else chosen)
             found += [measure for _, measure in sorted(self._rows_of(part, query, decode), key=itemgetter(0))]
@@ -195,8 +191,8 @@ class Trace:
         query = f"SELECT id, {', '.join(codec.EVENT)} FROM event"
         found: list[tuple[int, Event]] = []
         for part in self._parts:
-            rows = self._decoded(part, query, "event", partial(_event, rank=part.rank), EVENTS_LIMIT)
-            found += sorted(rows, key=itemgetter(0))
+            decode = partial(_numbered, make=Event, fields=codec.EVENT, rank=part.rank)
+            found += sorted(self._decoded(part, query, "event", decode, EVENTS_LIMIT), key=itemgetter(0))
         return tuple(sorted((event for _, event in found if kind in (None, event.kind)), key=_by_step))
 
     @cached_property
@@ -244,17 +240,9 @@ def _step(row: Row, rank: int) -> StepRow:
     return StepRow(**codec.from_columns(codec.STEP, row), rank=rank)
 
 
-def _event(row: Row, rank: int) -> tuple[int, Event]:
-    return codec.integer(row[0]), Event(**codec.from_columns(codec.EVENT, row[1:]), rank=rank)
-
-
-def _series(row: Row) -> tuple[int, SeriesKey]:
-    return codec.integer(row[0]), SeriesKey(**codec.from_columns(codec.SERIES, row[1:]))
-
-
-def _quantity(row: Row, _: int) -> tuple[int, codec.Quantity]:
-    layer, mode, call, name, head = codec.from_columns(codec.QUANTITY, row[1:]).values()
-    return codec.integer(row[0]), (layer, mode, call, name, head)
+def _numbered(row: Row, make: Callable[..., T], fields: codec.Fields, **more: Any) -> tuple[int, T]:
+    """The id of a row and the record behind it."""
+    return codec.integer(row[0]), make(**codec.from_columns(fields, row[1:]), **more)
 
 
 def _measure_query(quantities: Iterable[int] | None) -> str:

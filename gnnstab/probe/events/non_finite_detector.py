@@ -29,6 +29,10 @@ _RERUNS = 3
 """Steps of one run that are run again; a run that has gone bad stays bad."""
 
 
+MOST_DROPPED = 24
+"""Steps in a row that a scaler may skip: from 65536 it halves its scale 16 times until it is 1."""
+
+
 _LOST = "when its numbers had come from the device, its update had made the weights non-finite, so that it could not be run again"
 _MOVED = "no bundle: when the numbers of this step had come from the device, its update had made the weights non-finite"
 
@@ -67,6 +71,9 @@ class NonFiniteDetector:
         self._facts = facts
         self._bundles = bundles
         self._explainer = explainer
+        self._dropped = 0
+        """Steps that a GradScaler has skipped."""
+
         self._behind = -1
         """Step whose gradient came in bad from behind the last layer, before its loss was told."""
 
@@ -104,7 +111,7 @@ class NonFiniteDetector:
                 model = self._model if twin is None else twin
                 event = non_finite_event.forward_event(view, model, inputs, weights, lost, self._from_start)
                 return self._with_bundle(self._explained(event, inputs, lost, twin), inputs, moved)
-        elif view.gradients_bad() and not skipped and self._first("gradient"):
+        elif view.gradients_bad() and not self.tolerates(skipped, step) and self._first("gradient"):
             event = non_finite_event.gradient_event(view)
             if event.origin == "came-in" and loss is not None and not math.isfinite(loss) and self._first("loss"):
                 event = non_finite_event.with_detail(non_finite_event.loss_event(step, loss), **event.detail)
@@ -113,6 +120,11 @@ class NonFiniteDetector:
                 self._behind = step
             return self._with_bundle(event, inputs, moved)
         return None
+
+    def tolerates(self, skipped: bool, step: int) -> bool:
+        """True for a step that a GradScaler skips while it looks for its scale; one that skips half of a run finds none."""
+        self._dropped += skipped
+        return skipped and (self._dropped <= MOST_DROPPED or 2 * self._dropped < step)
 
     def skipped_step(
         self,
@@ -176,13 +188,16 @@ class NonFiniteDetector:
         """
         if self.met or (loss is not None and math.isfinite(loss)):
             return None
-        event, inputs = non_finite_event.evaluation_event(step, loss), self._forwards.bad_evaluation
+        inputs = self._forwards.bad_evaluation
+        if inputs is not None and inputs.mode == "train" and self._state.backward:
+            return None  # A step of several forwards: what it made of this one is told as its own.
+        event = non_finite_event.evaluation_event(step, loss, "eval" if inputs is None else inputs.mode)
         if inputs is not None and inputs.rng is not None:
             try:
                 output = run_replica(replica(self._model).train(), self._forwards.kept or inputs)
                 if any(bool(t.isnan().any()) for _, t in tensors_in(output)):
                     return None
-                twin = replica(self._model).eval()
+                twin = replica(self._model).train(inputs.mode.startswith("train"))
             except (UsageError, *_OF_VALUES) as error:
                 event = non_finite_event.with_detail(event, note=str(error))
             else:

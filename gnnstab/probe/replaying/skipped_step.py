@@ -162,4 +162,6 @@ class _Into:
 class _OnlyMeasures(_Into):
     """Takes the numbers of the full tier alone."""
 
-    sites = staticmethod(ignore)
+    def __init__(self, writer: Writer) -> None:
+        super().__init__(writer)
+        self.sites = ignore
