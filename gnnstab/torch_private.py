@@ -84,6 +84,7 @@ ATTRIBUTES: Mapping[str, str] = MappingProxyType(
         "_saved_max": "a node of the autograd graph",
         "_saved_max_val": "a node of the autograd graph",
         "_saved_mat2": "a node of the autograd graph",
+        "_saved_correction": "a node of the autograd graph",
         "_saved_dim": "a node of the autograd graph",
         "_saved_normalized_shape": "a node of the autograd graph",
         "_saved_min": "a node of the autograd graph",

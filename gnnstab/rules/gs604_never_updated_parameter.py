@@ -167,14 +167,15 @@ class NeverUpdatedParameter(Rule):
 
     def _without_gradient(self, signals: Signals) -> Iterator[Finding]:
         """After a backward of the diagnosis itself; of a run only what no loss can reach, the rest is seen step by step."""
+        layers = {layer.name for layer in signals.attention_layers}
         for signal in signals.find("place.without_gradient"):
             silent = [str(name) for name in signal.detail.get("parameters", ())]
             why = str(signal.detail.get("why"))
             if silent and all(_unused(signals, name) for name in silent):
                 continue
-            if why == "never called" and left_out(signals).issuperset(x.name for x in signals.attention_layers):
+            if why == "never called" and layers and layers <= left_out(signals):
                 yield self.finding(
-                    f"the forward calls none of the {len(signals.attention_layers)} attention layers that the model holds, so that "
+                    f"the forward calls none of the {len(layers)} attention layers that the model holds, so that "
                     f"{signal.value:.0f} trainable parameters have no gradient: {_listed(signal)}. Look at the loop over the layers: a zip "
                     "with a shorter list ends before it, and a condition may leave it out.",
                     severity="warning",
