@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -57,8 +58,11 @@ def settings(config_file: str | None, isolated: bool, **given: Any) -> Settings:
 def run(targets: Sequence[str], request: Request, **observe: Any) -> int:
     """Diagnose every target, report, and say how it went as an exit code."""
     from gnnstab import baseline
+    from gnnstab.report.summary import LEFT_OUT
 
     chosen = request.chosen
+    written = [path for _, path in request.outputs] + ([_baseline_path(chosen)] if request.update_baseline else [])
+    output.refuse_inputs(written, _inputs(targets, chosen, observe, request.update_baseline))
     known = None if request.update_baseline or chosen.baseline is None else baseline.read(Path(chosen.baseline))
     if request.update_baseline:
         _check_replaceable(_baseline_path(chosen))
@@ -68,6 +72,9 @@ def run(targets: Sequence[str], request: Request, **observe: Any) -> int:
         output.complain(complaint)
     for note in (note for d in accepted.diagnoses for note in d.target.notes if " as one run, " in note):
         output.complain(note, "note")
+    for note in (note for d in accepted.diagnoses for note in d.target.notes if note.startswith(LEFT_OUT)):
+        output.complain(note, "error")
+        failed.append(ERROR)
     judged = accepted.diagnoses if known is None else tuple(known.apply(d) for d in accepted.diagnoses)
     if judged:
         _report(judged, request)
@@ -78,6 +85,14 @@ def run(targets: Sequence[str], request: Request, **observe: Any) -> int:
     if request.update_baseline:
         output.complain("the baseline was not written: it would lose what is known of the targets that failed")
     return max([*failed, *(d.exit_code(chosen.fail_on) for d in judged)], key=WORSE.index)
+
+
+def _inputs(targets: Sequence[str], chosen: Settings, observe: dict[str, Any], replaced: bool) -> list[str]:
+    """The files that are read, as far as their names are given; of ``pkg.mod:factory`` the module's."""
+    modules = [str(observe[name]).partition(":")[0] for name in ("model", "loss") if observe.get(name)]
+    inputs = [*targets, *modules, *(f"{name.replace('.', os.sep)}.py" for name in modules)]
+    inputs += [str(observe["batch"])] if observe.get("batch") else []
+    return inputs + ([str(chosen.baseline)] if chosen.baseline is not None and not replaced else [])
 
 
 def _baseline_path(chosen: Settings) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -38,6 +39,33 @@ def check_writable(path: Path) -> None:
     refuse_special(path)
     if not path.parent.is_dir():
         raise UsageError(f"cannot write {path}: the folder {path.parent} does not exist")
+
+
+def refuse_inputs(outputs: Sequence[Path], inputs: Sequence[str]) -> None:
+    """Raise `UsageError` for a path that is written twice, that is read, or that holds a checkpoint or a trace."""
+    written: set[str] = set()
+    for path in outputs:
+        real = os.path.realpath(path)
+        if real in written and not real.startswith("/dev/"):
+            raise UsageError(f"{path} is written twice: give every report a file of its own")
+        written.add(real)
+        if any(os.path.realpath(one) == real or _same(path, one) for one in inputs):
+            raise UsageError(f"cannot write {path}: it is read as well; name another file")
+        if path.suffix.lower() in STORED and path.exists():
+            raise UsageError(
+                f"cannot write {path}: it is there and named as a checkpoint or a trace; name another file"
+            )
+
+
+STORED = (".pt", ".pth", ".ckpt", ".safetensors", ".bin", ".gnnstab", ".gnnstab-wal", ".gnnstab-journal")
+"""Suffixes of files that no report replaces."""
+
+
+def _same(path: Path, other: str) -> bool:
+    try:
+        return os.path.samefile(path, other)
+    except (OSError, ValueError):
+        return False
 
 
 def write(path: Path, text: str) -> None:

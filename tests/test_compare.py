@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
 
 import examples
+import gnnstab
 from gnnstab.compare import Change, compare, render
 from gnnstab.errors import NothingEvaluable, UsageError
-from gnnstab.records import SIGNALS, Diagnosis, Signal
+from gnnstab.records import SIGNALS, Diagnosis, Event, LayerFacts, Measure, Signal
+from gnnstab.trace import TraceWriter
+from models.stacks import Stack
 
 
 def state(**values: float) -> Diagnosis:
@@ -42,6 +47,32 @@ def only(comparison) -> Change:
 )
 def test_growth_is_towards_danger(signal: str, before: float, after: float, growth: float) -> None:
     assert only(compare(state(**{signal: before}), state(**{signal: after}))).growth == pytest.approx(growth)
+
+
+@pytest.mark.parametrize("spoilt", ["one", "all", "run"])
+def test_numbers_that_became_nan_are_growth(spoilt: str, tmp_path: Path) -> None:
+    if spoilt == "run":
+        runs = [tmp_path / f"{name}.gnnstab" for name in ("before", "after")]
+        for path in runs:
+            with TraceWriter(path) as writer:
+                writer.layer(LayerFacts("convs.0", "TransformerConv", 0, True))
+                writer.measures([Measure(1, "convs.0", "train", 0, "attention.entropy", -1, 0.9)])
+                if path is runs[1]:
+                    writer.event(Event(1, "non-finite", layer="convs.0", stage="score"))
+    else:
+        runs = [tmp_path / f"{name}.pt" for name in ("before", "after")]
+        state = Stack(2).state_dict()
+        torch.save(state, runs[0])
+        bad = [name for name in state if spoilt == "all" or name == "convs.0.lin_key.weight"]
+        torch.save({**state, **{name: state[name] * math.nan for name in bad}}, runs[1])
+    before, after = (gnnstab.diagnose(path) for path in runs)
+    comparison = compare(before, after)
+    worst = comparison.grown(2)[0]
+    assert (worst.layer, worst.growth) == ("convs.0", math.inf)
+    text = render(comparison, factor=2)
+    assert text.startswith("GREW") and "at convs.0" in text.splitlines()[0]
+    assert not compare(after, after).grown(2) and not compare(after, before).grown(2)
+    json.loads(render(comparison, "json"), parse_constant=pytest.fail)
 
 
 def test_small_numbers_may_grow_in_peace() -> None:

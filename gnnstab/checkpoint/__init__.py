@@ -2,7 +2,7 @@
 
 `load` reads a file without running code from it, `recover` finds the attention layers and their numbers,
 `informed` adds what a model says of them, `rebuild` makes layers to probe out of them, `load_into` puts the file's tensors into a model, `recover_model` gives the
-facts of a model in memory and `checkpoints_in` the files of a folder. The names are resolved on
+facts of a model in memory and `checkpoints_in` the files of a folder, with the optimizer's by `optimizer_in`. The names are resolved on
 first use, so that `gnnstab.checkpoint.facts` can be imported without torch.
 """
 
@@ -14,6 +14,7 @@ from gnnstab.plugins import on_first_use
 
 if TYPE_CHECKING:
     from gnnstab.checkpoint._folder import checkpoints_in as checkpoints_in
+    from gnnstab.checkpoint._folder import optimizer_in as optimizer_in
     from gnnstab.checkpoint._live import informed as informed
     from gnnstab.checkpoint._live import recover_model as recover_model
     from gnnstab.checkpoint._loading import Checkpoint as Checkpoint
@@ -28,7 +29,7 @@ __getattr__ = on_first_use(
     __name__,
     _loading="Checkpoint load",
     facts="CheckpointFacts Undecided",
-    _folder="checkpoints_in",
+    _folder="checkpoints_in optimizer_in",
     _matching="load_into",
     _recovery="recover",
     _live="informed recover_model",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,6 +14,7 @@ from gnnstab.checkpoint._naming import SHADOWS, Unique, listed, printable
 from gnnstab.checkpoint._pickle_stubs import facts_of, is_module, known_facts, module_in, tensors_of
 from gnnstab.checkpoint._settings import plain_settings
 from gnnstab.checkpoint._tally import Tally
+from gnnstab.checkpoint._within import LISTS, tensors_within
 from gnnstab.errors import LoadError
 from gnnstab.unpickling import Record
 
@@ -58,6 +58,12 @@ class Contents:
     nameless: list[Network] = field(default_factory=list)
     """Tensors in lists and in objects of which only the place is known."""
 
+    beside: list[Network] = field(default_factory=list)
+    """Tensors in plain attributes of a module, and groups without any matrix: scanned for NaN and Inf alone."""
+
+    seen: set[int] = field(default_factory=set)
+    """Identities of what was looked at for the sake of the tensors in it."""
+
     optimizers: list[tuple[str, Mapping[Any, Any]]] = field(default_factory=list)
     """(path in the file, state dict)."""
 
@@ -88,7 +94,9 @@ def contents_of(root: Any, shown: str, tally: Tally) -> Contents:
             found.optimizers.append((".".join(path) or "optimizer", node))
         else:
             _sort_tensors(path, node, found)
-    for network in (*found.networks, *found.shadows, *found.nameless):
+        if isinstance(node, nn.Module) or is_module(node):
+            _keep_attributes(path, node, found, shown, tally)
+    for network in (*found.networks, *found.shadows, *found.nameless, *found.beside):
         # Each name is joined with the path to it.
         tally.spell(len(".".join(network.path)) * (1 + len(network.tensors) + len(network.known)))
         tally.spell(sum(map(len, network.tensors)))
@@ -105,6 +113,26 @@ def contents_of(root: Any, shown: str, tally: Tally) -> Contents:
     return found
 
 
+def _keep_attributes(path: tuple[str, ...], module: Any, found: Contents, shown: str, tally: Tally) -> None:
+    """What a whole module holds beside its state dict: plain attributes, lists and dicts of other modules, passing buffers."""
+    state = module.state_dict(keep_vars=True) if isinstance(module, nn.Module) else found.networks[-1].tensors
+    named, unique = {id(tensor) for tensor in state.values()}, Unique()
+    attributes, data = Network(path, {}), Network(path, {})
+    for name, tensor, of_a_graph in tensors_within(module, shown, tally, found.seen):
+        if id(tensor) not in named:
+            (data if of_a_graph else attributes).tensors[unique(name)] = tensor
+    found.beside += [attributes] if attributes.tensors else []
+    found.nameless += [data] if data.tensors else []
+    if attributes.tensors:
+        names = list(attributes.tensors)
+        found.notes.append(f"beside the state dict of the module, scanned for NaN and Inf alone: {listed(names, 3)}")
+
+
+def optimizers_of(root: Any, shown: str, tally: Tally) -> list[tuple[str, Mapping[Any, Any]]]:
+    """(path in the file, state dict) of every optimizer in an unpickled object; raises `LoadError` as `contents_of` does."""
+    return [(".".join(path) or "optimizer", node) for path, node in _walk(root, shown, tally) if _is_optimizer(node)]
+
+
 def _sort_tensors(path: tuple[str, ...], node: Any, found: Contents) -> None:
     """What stands in a dict is named as a state dict's; attributes of an object are read beside it; lists say no names."""
     items = node.mapping if isinstance(node, Record) else node
@@ -114,7 +142,7 @@ def _sort_tensors(path: tuple[str, ...], node: Any, found: Contents) -> None:
     if isinstance(node, Record) and (tensors := _tensors(node.attributes.items())):
         (found.nameless if data else found.shadows).append(Network(path, tensors))
     listed = (*node.arguments, *node.sequence, node.state) if isinstance(node, Record) else node
-    if isinstance(listed, _LISTS) and (tensors := _tensors((str(i), item) for i, item in enumerate(listed))):
+    if isinstance(listed, LISTS) and (tensors := _tensors((str(i), item) for i, item in enumerate(listed))):
         network = Network(path, tensors)
         (found.shadows if _stands_in(SHADOWS, network) else found.nameless).append(network)
 
@@ -145,14 +173,13 @@ def _children(node: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(node, Record):
         for part in (node.mapping, node.attributes, node.arguments, node.sequence, {"state": node.state}):
             yield from _children(part)
-    elif isinstance(node, (Mapping, *_LISTS)):
+    elif isinstance(node, (Mapping, *LISTS)):
         for key, child in node.items() if isinstance(node, Mapping) else enumerate(node):
             if isinstance(child, _NESTING):
                 yield printable(key), child
 
 
-_LISTS = (list, tuple, deque, set, frozenset)
-_NESTING = (Mapping, *_LISTS, nn.Module, Record)
+_NESTING = (Mapping, *LISTS, nn.Module, Record)
 
 
 def _is_optimizer(node: Any) -> bool:
@@ -175,19 +202,20 @@ def _tensors(items: Iterable[tuple[Any, Any]]) -> dict[str, Tensor]:
 
 
 def _set_loose_tensors_aside(found: Contents) -> None:
-    """Drop groups without any matrix (a best score kept as a tensor) when another group has one."""
+    """Groups without any matrix (the state of a norm, a temperature, a best score) are scanned when another group has one."""
     proper, loose = _parted(found.networks, lambda n: any(_dimensions(t) >= 2 for t in n.tensors.values()))
     if proper and loose:
         found.networks = proper
         # A score or a counter that a callback or a scheduler keeps is not worth a word.
-        names = [
-            ".".join((*n.path, key))
+        kept = [
+            Network(n.path, {k: t for k, t in n.tensors.items() if _BESIDE.isdisjoint(n.path) or _dimensions(t)})
             for n in loose
-            for key, tensor in n.tensors.items()
-            if _BESIDE.isdisjoint(n.path) or _dimensions(tensor)
         ]
+        found.beside += kept
+        names = [".".join((*n.path, key)) for n in kept for key in n.tensors]
         if names:
-            found.notes.append(f"not part of a network, left out: {listed(names, 5, ' and {} more')}")
+            rest = listed(names, 5, " and {} more")
+            found.notes.append(f"not part of a network, scanned for NaN and Inf alone: {rest}")
 
 
 def _set_shadows_aside(found: Contents) -> None:

@@ -6,12 +6,39 @@ import os
 import re
 from pathlib import Path
 
+from gnnstab.checkpoint._shards import SHARD
+
 SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")
+
+_HUGGING_FACE = re.compile(r"[\w.-]*model[\w.-]*\.bin", re.IGNORECASE)
+"""Weights under a suffix that other files bear as well."""
+
+_NO_NETWORK = re.compile(
+    r"(rng_state|random_states|scheduler|lr_scheduler|scaler|training_args|optimizer)(_\d+)?\.(pt|pth|bin)",
+    re.IGNORECASE,
+)
+"""What Trainer and accelerate write beside the weights."""
+
+_OPTIMIZER = re.compile(r"optimizer(_0)?\.(pt|pth|bin)", re.IGNORECASE)
 
 
 def checkpoints_in(folder: str | os.PathLike[str]) -> list[Path]:
-    """Files with a checkpoint's suffix directly in ``folder``, numbers in their names compared as numbers."""
-    files = (path for path in Path(folder).iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+    """Files with a checkpoint's suffix directly in ``folder``, numbers in their names compared as numbers.
+
+    The shards of one model are one checkpoint, named by the first; what a training program keeps beside it is none.
+    """
+    named = (path for path in Path(folder).iterdir() if path.is_file())
+    files = [path for path in named if path.suffix.lower() in SUFFIXES or _HUGGING_FACE.fullmatch(path.name)]
+    networks = [path for path in files if not _NO_NETWORK.fullmatch(path.name)] or files
     # Every second part is a number: ``step_9`` comes before ``step_10``.
-    parts = {path: re.split(r"([0-9]+)", path.name) for path in files}
-    return sorted(parts, key=lambda path: [int(p) if i % 2 else p for i, p in enumerate(parts[path])])
+    parts = {path: re.split(r"([0-9]+)", path.name) for path in networks}
+    ordered = sorted(parts, key=lambda path: [int(p) if i % 2 else p for i, p in enumerate(parts[path])])
+    models = {(match["stem"], match["count"], match["suffix"]) if (match := SHARD.fullmatch(path.name)) else path.name: path
+              for path in reversed(ordered)}  # fmt: skip
+    return list(models.values())[::-1]
+
+
+def optimizer_in(folder: str | os.PathLike[str]) -> Path | None:
+    """The file of an optimizer that stands beside the weights it trains, ``optimizer.pt``."""
+    found = (path for path in Path(folder).iterdir() if _OPTIMIZER.fullmatch(path.name) and path.is_file())
+    return min(found, default=None)

@@ -11,12 +11,14 @@ from typing import Any
 
 from torch import Tensor
 
-from gnnstab.checkpoint._containers import Contents, Network, contents_of
+from gnnstab.checkpoint._containers import Contents, Network, contents_of, optimizers_of
 from gnnstab.checkpoint._naming import SHADOWS, Unique, listed, printable, unwrapped_names
 from gnnstab.checkpoint._optimizer import OptimizerState, read_optimizer
 from gnnstab.checkpoint._reading import read_safetensors, read_torch
+from gnnstab.checkpoint._shards import joined, shards_of
 from gnnstab.checkpoint._sniffing import regular_file, sniff
 from gnnstab.checkpoint._tally import Tally
+from gnnstab.checkpoint._within import tensors_within
 from gnnstab.errors import LoadError
 
 FORMATS = {"zip": "torch", "legacy": "torch before 1.6", "pickle": "pickle", "safetensors": "safetensors"}
@@ -42,7 +44,7 @@ class Checkpoint:
     """Network prefix (``""`` for a single network) → its names in `tensors`."""
 
     shadows: Mapping[str, Tensor] = field(default_factory=dict)
-    """Averaged copies of the weights (EMA): scanned for NaN and Inf, not judged."""
+    """Averaged copies of the weights (EMA), and what stands beside networks and in optimizers: scanned for NaN and Inf, not judged."""
 
     optimizers: tuple[OptimizerState, ...] = ()
     progress: Mapping[str, int] = field(default_factory=dict)
@@ -58,53 +60,74 @@ class Checkpoint:
     """What was unwrapped, renamed or left out on the way in."""
 
 
-def load(path: str | os.PathLike[str], *, unsafe: bool = False) -> Checkpoint:
+def load(
+    path: str | os.PathLike[str], *, unsafe: bool = False, optimizer: str | os.PathLike[str] | None = None
+) -> Checkpoint:
     """Open a ``.pt``, ``.pth``, ``.ckpt`` or ``.safetensors`` file, or one of unknown suffix with such a content.
 
-    No code from the file runs unless ``unsafe`` is set, which also reads a module that was pickled whole.
+    One of several files of a model, or their index, opens all of them. ``optimizer`` is a file with the state of the optimizer
+    that trains this network. No code from a file runs unless ``unsafe`` is set, which also reads a module that was pickled whole.
 
     Raises `LoadError` for a file that is missing, damaged, something else or beyond the limits of the documentation,
     `UnsafeFileError` when reading it would run code, `MissingExtra` when safetensors is not installed.
     """
-    file = regular_file(path)
-    kind = sniff(file)
     shown = printable(str(path), 500)
-    root = read_safetensors(file) if kind == "safetensors" else read_torch(file, kind, unsafe=unsafe)
+    files = shards_of(Path(path))
+    read = [_read(file, unsafe) for file in files]
+    kind, root = read[0] if len(read) == 1 else (read[0][0], joined(files, [root for _, root in read]))
     try:
         tally = Tally(shown)
         contents = contents_of(root, shown, tally)
-        return _assemble(shown, kind, file, contents, root, tally)
+        if len(files) > 1:
+            contents.notes.append(f"{len(files)} files of one model: {files[0].name} to {files[-1].name}")
+        if optimizer is not None:
+            contents.optimizers += optimizers_of(_read(optimizer, unsafe)[1], shown, tally)
+            contents.notes.append(f"the optimizer's state is that of {printable(Path(optimizer).name)}")
+        return _assemble(shown, kind, sum(file.stat().st_size for file in files), contents, root, tally)
     except MemoryError:
         raise LoadError(f"{shown}: asks for more memory than there is") from None
 
 
-def _assemble(shown: str, kind: str, file: Path, contents: Contents, root: Any, tally: Tally) -> Checkpoint:
+def _read(path: str | os.PathLike[str], unsafe: bool) -> tuple[str, Any]:
+    """Kind and content of one file."""
+    file = regular_file(path)
+    kind = sniff(file)
+    return kind, read_safetensors(file) if kind == "safetensors" else read_torch(file, kind, unsafe=unsafe)
+
+
+def _assemble(shown: str, kind: str, size: int, contents: Contents, root: Any, tally: Tally) -> Checkpoint:
     notes = list(contents.notes)
     if isinstance(root, Mapping) and "pytorch-lightning_version" in root:
         notes.append("Lightning checkpoint")
     tensors: dict[str, Tensor] = {}
     unique = Unique()
     networks: dict[str, tuple[str, ...]] = {}
-    shadows = {".".join((*n.path, name)): t for n in contents.shadows for name, t in n.tensors.items()}
+    shadows: dict[str, Tensor] = {}
+    told_apart = Unique()
+    for group in (*contents.shadows, *contents.beside):
+        shadows.update({told_apart(".".join((*group.path, name))): tensor for name, tensor in group.tensors.items()})
     known: dict[str, Mapping[str, Any]] = {}
     for prefix, network in zip(_prefixes(contents.networks, notes), contents.networks, strict=True):
         named = _unwrap(network, notes)
         named, averaged = _split_shadow(named, notes)
-        shadows.update({prefix + name: tensor for name, tensor in averaged.items()})
+        shadows.update({told_apart(prefix + name): tensor for name, tensor in averaged.items()})
         mine = {unique(prefix + name): tensor for name, tensor in named.items()}
         networks[prefix.rstrip(".")] = tuple(mine)
         tensors.update(mine)
         known.update({prefix + name: facts for name, facts in network.known.items()})
-    if kind == "safetensors":
+    if kind == "safetensors" and not contents.optimizers:
         notes.append("safetensors hold weights alone: no optimizer, no step")
     optimizers = []
     for name, state in contents.optimizers:
         tally.add(len(tensors))  # Each is compared with all of them.
         optimizers.append(read_optimizer(name, state, tally))
+        kept = {id(tensor) for entry in optimizers[-1].entries for tensor in entry.tensors.values()}
+        within = tensors_within(state, shown, tally, contents.seen)
+        shadows.update({told_apart(f"{name}.{path}"): t for path, t, _ in within if id(t) not in kept})
     return Checkpoint(
         path=shown,
         format=FORMATS[kind],
-        size=file.stat().st_size,
+        size=size,
         tensors=tensors,
         networks=networks,
         shadows=shadows,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gnnstab.checkpoint._layers import find_layers
 from gnnstab.checkpoint._loading import Checkpoint
-from gnnstab.checkpoint._tensors import finite
+from gnnstab.checkpoint._tensors import finite, identity
 from gnnstab.checkpoint.facts import CheckpointFacts
 from gnnstab.layers import StoredLayer
 from gnnstab.records import LayerFacts
@@ -85,13 +85,22 @@ def rebuild(facts: CheckpointFacts, checkpoint: Checkpoint, *, probed: bool = Fa
 
     ``probed`` leaves out the kinds that no synthetic graph is made for. The global random state is left alone. Weights of low precision are widened to float32.
     """
+    known: dict[tuple[object, ...], bool] = {}
+
+    def is_finite(tensor: Tensor) -> bool:
+        # One matrix may stand under many names.
+        view = identity(tensor)
+        if view not in known:
+            known[view] = finite(tensor)
+        return known[view]
+
     by_name = {layer.name: layer for layer in facts.layers}
     stored = [conv for conv in find_layers(checkpoint.tensors)[0] if conv.kind.probed or not probed]
     usable = [
         (layer, conv)
         for conv in stored
         if (layer := by_name.get(conv.name)) is not None and layer.heads is not None
-        if all(finite(tensor) for tensor in conv.parameters().values())
+        if all(is_finite(tensor) for tensor in conv.parameters().values())
     ]
     fitting = _affordable(usable) if probed else usable
     model = RebuiltLayers(

@@ -14,7 +14,7 @@ from gnnstab.checkpoint._heads import Heads, heads_of
 from gnnstab.checkpoint._layers import find_layers, own_attention
 from gnnstab.checkpoint._loading import Checkpoint
 from gnnstab.checkpoint._moments import gradient_slope, optimizer_signals
-from gnnstab.checkpoint._naming import is_statistic
+from gnnstab.checkpoint._naming import is_statistic, listed
 from gnnstab.checkpoint._numbers import SLOPE_SQUARED, layer_signals
 from gnnstab.checkpoint._optimizer import OptimizerState
 from gnnstab.checkpoint._tensor_scan import TensorScan, scan_tensors
@@ -33,6 +33,9 @@ MOST_TOLD = 2000
 
 MOST_SHARED = 20
 """Layers under a second name that are told one by one."""
+
+SLACK = 2**20
+"""Bytes of matrices beyond the size of a file that are decomposed: small layers may share their weights."""
 
 MOST_LINEAR = 64
 """Plain Linear layers whose initialisation is looked at."""
@@ -70,7 +73,8 @@ def _recover(checkpoint: Checkpoint, heads: int | None, activation: str | None, 
         heads_of(conv, heads, concat, facts, checkpoint.settings) for conv, facts in zip(convs, known, strict=True)
     ]
     _check_given(convs, decided, heads)
-    prints = [[fingerprint(weight) for weight in conv.kind.drawn(conv)] for conv in convs]
+    looked_at = _Fingerprints()
+    prints = [[looked_at(weight) for weight in conv.kind.drawn(conv)] for conv in convs]
     layers = tuple(
         _layer_facts(conv, position, decided[position], known[position], prints[position], activation)
         for position, conv in enumerate(convs)
@@ -78,10 +82,13 @@ def _recover(checkpoint: Checkpoint, heads: int | None, activation: str | None, 
     seen = scan_tensors(checkpoint)
     optimizer_values, optimizers = _optimizer_values(checkpoint, convs, layers, seen)
     plain = _plain_linear(checkpoint.tensors)
-    linear = [fingerprint(weight) for weight in plain[:MOST_LINEAR]]
+    linear = [looked_at(weight) for weight in plain[:MOST_LINEAR]]
     drawn = [weight for conv in convs for weight in conv.kind.drawn(conv)] + plain[:MOST_LINEAR]
     found = [p for group in prints for p in group] + linear
-    trained, reason = was_trained(checkpoint, convs, [p for p, w in zip(found, drawn, strict=True) if is_judged(w)])
+    trained, reason = was_trained(
+        checkpoint, convs, [p for p, w in zip(found, drawn, strict=True) if looked_at.judged(w)]
+    )
+    affordable = _affordable(convs, checkpoint.size)
     return CheckpointFacts(
         path=checkpoint.path,
         layers=layers,
@@ -90,7 +97,7 @@ def _recover(checkpoint: Checkpoint, heads: int | None, activation: str | None, 
             *(
                 value
                 for conv, layer in zip(convs, layers, strict=True)
-                if not any(seen.non_finite.get(name) for name in conv.parameters())
+                if conv.name in affordable and not any(seen.non_finite.get(name) for name in conv.parameters())
                 for value in layer_signals(conv, layer, activation or "relu")
             ),
             *_weight_values(convs, seen),
@@ -102,6 +109,7 @@ def _recover(checkpoint: Checkpoint, heads: int | None, activation: str | None, 
             *checkpoint.notes,
             *(f"{second} is {first} under another name" for second, first in list(shared.items())[:MOST_SHARED]),
             *seen.notes,
+            *_left_out([conv.name for conv in convs if conv.name not in affordable]),
         ),
         unjudged=tuple(unjudged),
         linear_layers=len(plain),
@@ -112,6 +120,45 @@ def _recover(checkpoint: Checkpoint, heads: int | None, activation: str | None, 
         optimizers=optimizers,
         progress=checkpoint.progress,
     )
+
+
+class _Fingerprints:
+    """Fingerprints of matrices, each looked at once under however many names it stands in the file."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[object, ...], tuple[bool, Fingerprint]] = {}
+
+    def __call__(self, weight: Tensor) -> Fingerprint:
+        return self._look(weight)[1]
+
+    def judged(self, weight: Tensor) -> bool:
+        return self._look(weight)[0]
+
+    def _look(self, weight: Tensor) -> tuple[bool, Fingerprint]:
+        key = identity(weight)
+        if key not in self._known:
+            self._known[key] = is_judged(weight), fingerprint(weight)
+        return self._known[key]
+
+
+def _affordable(convs: Sequence[StoredLayer], size: int) -> frozenset[str]:
+    """The layers whose matrices together have no more bytes than the file: further ones are made of the same matrices again.
+
+    Their norms take decompositions, seconds for a matrix of 2000 columns, and one matrix may stand under any number of names.
+    """
+    spent, names = 0, set[str]()
+    for conv in convs:
+        matrices = {identity(t): t.numel() * t.itemsize for t in conv.tensors.values() if t.dim() > 1}
+        spent += sum(matrices.values())
+        if not size or spent <= size + SLACK:
+            names.add(conv.name)
+    return frozenset(names)
+
+
+def _left_out(names: Sequence[str]) -> list[str]:
+    are = "layers are" if len(names) != 1 else "layer is"
+    shown = listed(names, 3)
+    return [f"{len(names)} {are} made of matrices of others, whose norms are told: {shown}"] if names else []
 
 
 def _check_given(convs: Sequence[StoredLayer], decided: Sequence[Heads], given: int | None) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import math
+import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from gnnstab.checkpoint._loading import Checkpoint
@@ -58,8 +59,8 @@ def scan_tensors(checkpoint: Checkpoint) -> TensorScan:
         if aliases.same_storage(name, tensor):
             continue
         numbers = scan(tensor, mapped)
-        if numbers.non_finite and _is_mask(tensor):
-            unread["mask of 0 and −∞"].append(name)
+        if numbers.non_finite and (meant := _meant(name, tensor)):
+            unread[meant].append(name)
             continue
         found.non_finite[name] = numbers.non_finite
         if is_statistic(name):
@@ -78,7 +79,12 @@ def scan_tensors(checkpoint: Checkpoint) -> TensorScan:
             view = identity(tensor)
             if view not in once:
                 once[view] = scan(tensor, mapped).non_finite
-            found.non_finite[name] = once[view]
+            start = name in checkpoint.shadows and tensor.numel() == 1 and not bool(torch.isnan(tensor).any())
+            meant = ("an Inf that stands alone" if start else _meant(name, tensor)) if once[view] else ""
+            if meant:
+                unread[meant].append(name)
+            else:
+                found.non_finite[name] = once[view]
     found.uninitialised = tuple(unread.pop("uninitialised", ()))
     found.notes = tuple(_notes(aliases, statistics, unread, found.uninitialised))
     return found
@@ -122,12 +128,30 @@ def _digest(tensor: Tensor) -> bytes:
     return hashlib.blake2b(entries.numpy().data).digest()
 
 
-def _is_mask(tensor: Tensor) -> bool:
-    """True for what is added to scores: 0 where a query may look, −∞ where not. One row alone may be a broken bias."""
-    if tensor.dim() < 2 or tensor.is_complex():
-        return False
-    open_ = tensor == 0
-    return bool(open_.any() and (open_ | (tensor == -math.inf)).all())
+def _meant(name: str, tensor: Tensor) -> str:
+    """What kind of buffer holds these entries on purpose: a mask, or the bounds of an observer that has seen nothing yet.
+
+    ``""`` for any other tensor, for one with a NaN, and for a weight. A single row of 0 and −∞ may be a broken bias.
+    """
+    own = name.rpartition(".")[2].lower()
+    if tensor.is_complex() or own.endswith("weight"):
+        return ""
+    tensor = tensor.float() if tensor.itemsize == 1 else tensor
+    if bool(torch.isnan(tensor).any()):
+        return ""
+    words, infinite = set(re.split(r"[^a-z]+", own)), torch.isinf(tensor)
+    below = infinite & (tensor < 0)
+    if bool((infinite == below).all()) and not bool(below.all()) and tensor.dim() >= 2:
+        if bool((below | (tensor == 0)).all()):
+            return "mask of 0 and −∞"
+        if own != "bias" and _MASK.search(own):
+            return "mask of −∞"
+    side = below if "max" in words else ~below
+    return "bounds before anything was seen" if words & {"min", "max"} and bool((infinite & side).all()) else ""
+
+
+_MASK = re.compile("mask|causal|alibi|bias")
+"""In the name of what is added to scores."""
 
 
 def _beside(checkpoint: Checkpoint) -> Mapping[str, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gnnstab.checkpoint._fingerprint import Fingerprint
 from gnnstab.checkpoint._loading import Checkpoint
-from gnnstab.checkpoint._tensors import readable
+from gnnstab.checkpoint._tensors import identity, readable
 from gnnstab.layers import StoredLayer
 
 
@@ -56,13 +56,16 @@ def _moved_norm(tensors: Mapping[str, Tensor]) -> str:
 
 def _moved_bias(convs: Sequence[StoredLayer]) -> str:
     """Biases of PyG's own initialisation stay within ±1/√D; weights that do so too while a bias does not were trained."""
+    known: dict[tuple[object, ...], float] = {}
     for conv in convs:
         for name, bias in conv.tensors.items():
             weight = conv.tensors.get(name.removesuffix("bias") + "weight")
             if not name.endswith(".bias") or weight is None:
                 continue
             bound = 1 / math.sqrt(int(weight.shape[1]))
-            inside = torch.aminmax(weight.detach().double().abs()).max <= bound
-            if bool(inside) and float(bias.detach().double().abs().max()) > bound * 1.01:
+            view = identity(weight)
+            if view not in known:
+                known[view] = float(torch.aminmax(weight.detach().double().abs()).max)
+            if known[view] <= bound and float(bias.detach().double().abs().max()) > bound * 1.01:
                 return f"{conv.name}.{name} left the range of its initialisation"
     return ""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from gnnstab.errors import NothingEvaluable
 from gnnstab.records import SIGNALS, Diagnosis, Finding, Target
 from gnnstab.records.json_numbers import plain
-from gnnstab.records.vocabulary import SignalKind, compared
+from gnnstab.records.vocabulary import WEIGHT_NON_FINITE, SignalKind, compared
 from gnnstab.rules.limits import value_of
 
 EXTREME = 2.0
@@ -40,9 +40,11 @@ class Change:
     layer: str | None
     head: int | None
     before: float
+    """0 where nothing was measured before a value that became NaN or Inf."""
+
     after: float
     growth: float
-    """Factor towards danger: 2 is twice as bad; inf when the value was 0 or became non-finite."""
+    """Factor towards danger: 2 is twice as bad; inf when the value was 0 or became non-finite, also in a run on its way."""
 
     rule: str | None = None
     """Rule whose limit lies in the dangerous direction."""
@@ -113,21 +115,27 @@ def compare(a: Diagnosis, b: Diagnosis, *, thresholds: Mapping[str, Mapping[str,
         NothingEvaluable: The two have no layer with a number in common.
     """
     left, right = _latest(a), _latest(b)
+    layers_a, layers_b = [x.name for x in a.layers], [x.name for x in b.layers]
+    shared = {key.layer for key in left.keys() & right.keys()} | (set(layers_a) & set(layers_b))
+    known, later = {f.fingerprint for f in a.findings}, {f.fingerprint for f in b.findings}
+    new = tuple(f for f in b.findings if f.fingerprint not in known)
+    for key, value in _became_non_finite(right, new).items():
+        # Of such weights and values nothing else is measured that could be compared.
+        right[key] = value
+        left.setdefault(key, 0.0)
     common = left.keys() & right.keys()
-    if not any(key.layer for key in common):
+    if not any(shared):
         raise NothingEvaluable(
             f"{a.target.path} and {b.target.path} have no layer and signal in common; compare two states of one network, "
             "observed in the same way"
         )
     limits = _limits(thresholds or {})
     changes = [_change(key, left[key], right[key], limits) for key in common]
-    known, later = {f.fingerprint for f in a.findings}, {f.fingerprint for f in b.findings}
-    layers_a, layers_b = [x.name for x in a.layers], [x.name for x in b.layers]
     return Comparison(
         before=a.target,
         after=b.target,
         changes=tuple(sorted(changes, key=_rank)),
-        new=tuple(f for f in b.findings if f.fingerprint not in known),
+        new=new,
         gone=tuple(f for f in a.findings if f.fingerprint not in later),
         only_before=tuple(name for name in layers_a if name not in layers_b),
         only_after=tuple(name for name in layers_b if name not in layers_a),
@@ -144,9 +152,27 @@ def _latest(diagnosis: Diagnosis) -> dict[Key, float]:
         step, worst = -1 if s.step is None else s.step, s.detail.get("worst")
         for extreme, value in ((False, s.value), (True, worst)):
             key = Key(s.name, s.layer or "", -1 if s.head is None else s.head, s.source, extreme)
-            if isinstance(value, (int, float)) and (key not in found or step >= found[key][0]):
+            if not isinstance(value, (int, float)):
+                continue
+            if (
+                s.name == WEIGHT_NON_FINITE
+            ):  # One signal for every tensor; layers that have no such entry are not told of.
+                if value > 0:
+                    found[key] = (step, float(value) + found.get(key, (step, 0.0))[1])
+            elif key not in found or step >= found[key][0]:
                 found[key] = (step, float(value))
     return {key: value for key, (_, value) in found.items()}
+
+
+def _became_non_finite(right: Mapping[Key, float], new: Sequence[Finding]) -> dict[Key, float]:
+    """What is NaN or Inf in the later state: entries of weights, and values of a run that a new finding tells of."""
+    weights = {key: value for key, value in right.items() if key.signal == WEIGHT_NON_FINITE}
+    told = {
+        Key(f.signal, f.layer or "", -1 if f.head is None else f.head, "event", True): f.value
+        for f in new
+        if f.signal in SIGNALS and not math.isfinite(f.value)
+    }
+    return {**weights, **told}
 
 
 def _limits(thresholds: Mapping[str, Mapping[str, float]]) -> dict[str, tuple[str, float]]:

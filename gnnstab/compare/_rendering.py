@@ -98,7 +98,7 @@ def _changes(shown: list[Change], verbose: bool) -> RenderableType:
             Text(name_of(change, verbose)),
             Text(name),
             "all" if change.head is None else str(change.head),
-            number(change.before),
+            number(change.before) if change.before or math.isfinite(change.after) else "–",
             number(change.after),
             times(change.growth),
             _limit(change),
@@ -111,7 +111,7 @@ def _changes(shown: list[Change], verbose: bool) -> RenderableType:
 
 def name_of(change: Change, verbose: bool = False) -> str:
     """What grew, in words or by its signal; with a word that its worst value of the run was compared, not the last."""
-    name = change.signal if verbose else SIGNALS[change.signal].words
+    name = change.signal if verbose else SIGNALS[change.signal].words or change.signal
     return f"{name} (worst)" if change.extreme else name
 
 

@@ -79,7 +79,12 @@ def path_of(trace: str | os.PathLike[str] | None) -> Path | None:
     """The path of the trace of this process."""
     if trace is None:
         return None
+    rank = of_processes().get("rank")
+    return Path(trace) if rank is None else rank_path(trace, int(rank))
+
+
+def of_processes() -> dict[str, str]:
+    """The rank of this process and how many there are; empty outside a distributed run."""
     rank, world = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
-    if rank.isdigit() and world.isdigit() and int(world) > 1:
-        return rank_path(trace, int(rank))
-    return Path(trace)
+    several = rank.isdecimal() and world.isdecimal() and int(world) > 1
+    return {"rank": rank, "world_size": world} if several else {}

@@ -15,7 +15,7 @@ from gnnstab.errors import UnstableError, UsageError, warn
 from gnnstab.evaluation import diagnose_trace
 from gnnstab.feed import Feed, Sink
 from gnnstab.fixes.own_lines import in_own_lines
-from gnnstab.monitor._arguments import OnFinding, as_number, check, optimizers_of, path_of, steps_between
+from gnnstab.monitor._arguments import OnFinding, as_number, check, of_processes, optimizers_of, path_of, steps_between
 from gnnstab.monitor._ending import Ending
 from gnnstab.monitor._live import LiveWatch
 from gnnstab.monitor._opening import Opening
@@ -106,7 +106,7 @@ class Monitor:
         self._path = path_of(trace)
         self._on_finding = on_finding
         self._feed = Feed(sinks)
-        self._writer = TraceWriter(self._path)
+        self._writer = TraceWriter(self._path, meta=of_processes())
         self._recorder = Recorder(
             model,
             self._writer,

@@ -14,13 +14,13 @@ from gnnstab.records import Signals, Target
 from gnnstab.signals import from_trace, join, renamed
 
 
-def observe_checkpoint(path: Path, request: Request, *, probe: bool = True) -> Observed:
-    """``probe`` also runs the recovered layers of a file without a model on synthetic graphs.
+def observe_checkpoint(path: Path, request: Request, *, probe: bool = True, optimizer: Path | None = None) -> Observed:
+    """``probe`` also runs the recovered layers of a file without a model on synthetic graphs; ``optimizer`` is a file beside it.
 
     Raises `LoadError` when the file cannot be read or does not fit the model, `UsageError` for a batch without a model.
     """
     try:
-        return _observe(path, request, probe)
+        return _observe(path, request, probe, optimizer)
     except GnnstabError:
         raise
     except Exception as error:
@@ -31,13 +31,13 @@ def observe_checkpoint(path: Path, request: Request, *, probe: bool = True) -> O
         raise LoadError(f"{path}: cannot be judged ({why}, unexpected)") from error
 
 
-def _observe(path: Path, request: Request, probe: bool) -> Observed:
+def _observe(path: Path, request: Request, probe: bool, optimizer: Path | None) -> Observed:
     from gnnstab.checkpoint import informed, load, load_into, recover
     from gnnstab.signals.weights import from_checkpoint
 
     request.progress(f"reading {path.name}")
     before = path.stat() if path.is_file() else None
-    checkpoint = load(path, unsafe=request.unsafe)
+    checkpoint = load(path, unsafe=request.unsafe, optimizer=optimizer)
     leaves = {name.rpartition(".")[2] for name in checkpoint.tensors}
     if "edge_index" in leaves and not leaves & {"weight", "bias"}:
         raise LoadError(

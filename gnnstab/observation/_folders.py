@@ -25,7 +25,7 @@ MOST_LEFT_OUT = 20
 
 def observe_folder(folder: Path, request: Request) -> Observed:
     """Raises `LoadError` when the folder holds no checkpoint, or none that can be read."""
-    from gnnstab.checkpoint import checkpoints_in
+    from gnnstab.checkpoint import checkpoints_in, optimizer_in
 
     paths = checkpoints_in(folder)
     if not paths:
@@ -34,10 +34,14 @@ def observe_folder(folder: Path, request: Request) -> Observed:
     run: dict[str, str] = {}
     probed = _evenly(len(paths), MOST_PROBED)
     newest, live = -1, None
+    beside = optimizer_in(folder)
+    beside = None if beside in paths else beside
     for position, path in enumerate(paths):
         request.progress(f"{position + 1}/{len(paths)} {path.name}")
         try:
-            seen = observe_checkpoint(path, request, probe=position in probed)
+            # It is written anew at every save.
+            optimizer = beside if path is paths[-1] else None
+            seen = observe_checkpoint(path, request, probe=position in probed, optimizer=optimizer)
         except GnnstabError as error:
             notes.leave_out(path.name, str(error))
             continue
@@ -50,13 +54,18 @@ def observe_folder(folder: Path, request: Request) -> Observed:
     if collected.last_step is None:
         raise LoadError(f"{folder}: none of its {len(paths)} checkpoints could be read; the first: {notes.left_out[0]}")
     if newest not in probed:
-        collected.add(collected.last_step, observe_checkpoint(paths[newest], request).signals)
+        optimizer = beside if paths[newest] is paths[-1] else None
+        collected.add(collected.last_step, observe_checkpoint(paths[newest], request, optimizer=optimizer).signals)
     if len(probed) < len(paths) and request.model is None:
         notes.add("", [f"probed on synthetic graphs: {len(probed)} of the {len(paths)} checkpoints, evenly spread"])
-    read = len(paths) - len(notes.left_out)
-    of = f"{folder}: read {read} checkpoint{'s' if read != 1 else ''} as one run, {paths[0].name} to {paths[-1].name}"
+    first, last = order.files[0], order.files[-1]
+    read = (
+        f"1 checkpoint as one run, {first}"
+        if first == last
+        else f"{len(order.files)} checkpoints as one run, {first} to {last}"
+    )
     signals = order.with_unplaced(collected.signals(), paths[newest].name)
-    said = of + order.told(paths[newest].name)
+    said = f"{folder}: read {read}" + order.told(paths[newest].name)
     return Observed(Target("checkpoint", str(folder), (said, *notes.gathered())), signals, live)
 
 
@@ -113,6 +122,11 @@ class _Order:
             for signal in bad
         ]
         return replace(newest, values=(*newest.values, *more))
+
+    @property
+    def files(self) -> list[str]:
+        """Those that were read, by name."""
+        return list(self._placed)
 
     def told(self, file: str) -> str:
         """What to say of the order, ``""`` where every file has a step and nothing was passed over."""

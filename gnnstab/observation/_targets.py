@@ -28,7 +28,7 @@ def observe(target: Any, request: Request) -> Observed:
         return observe_folder(path, request)
     if path.is_dir() or is_trace(path):
         with Trace.open(path) as trace:
-            return Observed(Target(kind="trace", path=str(path)), from_trace(trace), _beside(trace, request))
+            return Observed(Target("trace", str(path), trace.notes), from_trace(trace), _beside(trace, request))
     return observe_checkpoint(path, request)
 
 

@@ -304,7 +304,8 @@ SIGNALS: dict[str, SignalKind] = {
         "lower end of the static log gain per layer (independent nodes)", axis="linear"),
     (GAIN_LAMBDA_HIGH := "gain.lambda_high"): SignalKind("ln per layer",
         "upper end of the static log gain per layer (aligned nodes)", title="Log gain of the weights per layer", axis="linear"),
-    (WEIGHT_NON_FINITE := "weight.non_finite"): SignalKind("entries", "NaN or Inf entries in a parameter"),
+    (WEIGHT_NON_FINITE := "weight.non_finite"): SignalKind("entries", "NaN or Inf entries in a parameter", words="NaN or Inf entries",
+        floor=1.0),
     # Precision.
     (PRECISION_ROUNDING := "precision.rounding"): SignalKind("",
         "u·max|s|: relative rounding of the logits in the dtype of the run", words="rounding of scores", spoken=("rounding",), floor=0.01,

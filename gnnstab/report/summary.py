@@ -79,6 +79,10 @@ def not_covered(diagnosis: Diagnosis) -> tuple[str, ...]:
     unread = [note[len(LEFT_OUT) :].partition(": ")[0] for note in diagnosis.target.notes if note.startswith(LEFT_OUT)]
     if unread:
         parts.append(f"{escape.name(', '.join(unread), 40)}, which could not be read")
+    if missing := diagnosis.context.get("ranks_missing"):
+        parts.append(
+            f"rank{'s' if len(missing) > 1 else ''} {escape.name(', '.join(map(str, missing)), 40)} of the run"
+        )
     if unjudged := sum(int(found[1]) for note in diagnosis.target.notes for found in UNJUDGED.finditer(note)):
         parts.append(count(unjudged, "stored tensor"))
     blind = diagnosis.coverage.layers_expected - diagnosis.coverage.layers_observed

@@ -8,14 +8,17 @@ from gnnstab.errors import NotApplicable
 from gnnstab.records import Finding, Signals
 from gnnstab.rules.base import Rule, rule
 
+MOST_NAMED = 10
+"""Ranks that one finding names."""
+
 
 @rule("GS903", "incomplete-trace", cause="", severity="info", confidence="high")
 class IncompleteTrace(Rule):
-    """The trace ends before the run did, or rows or steps of it are missing.
+    """The trace ends before the run did, or rows, steps or processes of it are missing.
 
     ## What it sees
     A trace that was not closed: the process was killed, or is still running. Rows that could not be written.
-    Steps of the optimizer of which nothing was seen.
+    Steps of the optimizer of which nothing was seen. Of a distributed run, ranks without a file that can be read.
 
     ## Why it is unstable
     The model is not the matter. The last moments before a crash are often the ones that count, and up to one flush of them is
@@ -53,6 +56,15 @@ class IncompleteTrace(Rule):
                 int(unseen),
                 "warning",
                 "steps",
+            )
+        if missing := signals.context.get("ranks_missing"):
+            ranks = f"{', '.join(map(str, missing[:MOST_NAMED]))}{', …' if len(missing) > MOST_NAMED else ''}"
+            yield self._finding(
+                f"nothing is here of rank{'s' if len(missing) > 1 else ''} {ranks}: the file is missing or cannot be read, and what "
+                "happened there is not judged. Copy the files of all ranks into one folder.",
+                len(missing),
+                "warning",
+                "ranks",
             )
         lost = signals.context.get("rows_lost")
         if isinstance(lost, (int, float)) and lost > 0:

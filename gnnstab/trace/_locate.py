@@ -15,6 +15,12 @@ from gnnstab.trace._paths import SUFFIX, rank_files, rank_of, runs_in
 Name = str | os.PathLike[str]
 
 
+LEFT_OUT = "left out "
+"""How a note about a file begins that could not be read."""
+
+MOST_MISSING = 1000
+"""Ranks that can be called missing: a number in a file's name is nobody's measurement."""
+
 _COUNTED = {table: f"SELECT count(*) FROM {table}" for table in ("statistic", "step", "measure")}
 _TOO_MUCH = "not read, a run of several files may hold "
 
@@ -28,8 +34,8 @@ class Part:
     """Rank of the process; -1 outside a distributed run."""
 
 
-def open_parts(path: Name | Sequence[Name]) -> tuple[str, list[Part], list[str]]:
-    """The path as given, the opened files in order of rank, and notes on those that could not be opened."""
+def open_parts(path: Name | Sequence[Name]) -> tuple[str, list[Part], list[str], tuple[int, ...]]:
+    """The path as given, the opened files in order of rank, notes on those that could not be opened, and missing ranks."""
     if isinstance(path, (str, os.PathLike)):
         shown = os.fsdecode(path)
         names = _find(shown)
@@ -38,9 +44,20 @@ def open_parts(path: Name | Sequence[Name]) -> tuple[str, list[Part], list[str]]
         shown = ", ".join(names)
         if not names:
             raise TraceError("an empty list of traces was given; name at least one file")
-    if len(names) == 1:
-        return shown, [_part(names[0])], []
-    return shown, *_open_all(names)
+    parts, notes = ([_part(names[0])], []) if len(names) == 1 else _open_all(names)
+    # Who names one file, or a list, chose; who names a run expects all of it.
+    whole = isinstance(path, (str, os.PathLike)) and names != [shown]
+    return shown, parts, notes, _missing(parts, names) if whole else ()
+
+
+def _missing(parts: Sequence[Part], names: Sequence[str]) -> tuple[int, ...]:
+    """Ranks below the highest one known, by the names of the files and the number of processes that a trace holds."""
+    taken = {part.rank for part in parts}
+    if -1 in taken:
+        return ()
+    world = max(_number(part.connection, "world_size") or 0 for part in parts)
+    known = max(world, 1 + max(*taken, *(rank for name in names if (rank := rank_of(name)) is not None), 0))
+    return tuple(rank for rank in range(min(known, MOST_MISSING)) if rank not in taken)
 
 
 def _find(path: str) -> list[str]:
@@ -75,9 +92,9 @@ def _open_all(names: Sequence[str]) -> tuple[list[Part], list[str]]:
         try:
             parts.append(run.opened(name))
         except TraceError as error:
-            notes.append(f"left out: {error}")
+            notes.append(f"{LEFT_OUT}{error}")
     if not parts:
-        raise TraceError(notes[0].removeprefix("left out: "))
+        raise TraceError(notes[0].removeprefix(LEFT_OUT))
     taken = [part.rank for part in parts]
     if len(set(taken)) < len(taken):
         parts = [Part(part.connection, position) for position, part in enumerate(parts)]
@@ -117,12 +134,17 @@ class _Run:
 def _part(name: str) -> Part:
     connection = open_trace(name)
     try:
-        row = connection.rows("SELECT value FROM meta WHERE key = 'rank'")
+        rank = _number(connection, "rank")
     except TraceError:
         connection.close()
         raise
-    text = str(row[0][0]) if row else ""
-    if text.isdecimal() and len(text) < 7:
-        return Part(connection, int(text))
-    named = rank_of(name)
-    return Part(connection, -1 if named is None else named)
+    if rank is None:
+        rank = rank_of(name)
+    return Part(connection, -1 if rank is None else rank)
+
+
+def _number(connection: Connection, key: str) -> int | None:
+    """A small whole number among the metadata."""
+    rows = connection.rows("SELECT key, value FROM meta")
+    text = next((str(value) for name, value in rows if name == key), "")
+    return int(text) if text.isdecimal() and len(text) < 7 else None

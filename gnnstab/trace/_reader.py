@@ -35,9 +35,14 @@ class Trace:
     ``rank``. A snapshot that stays open keeps the journal of a live trace from being emptied: close it soon.
     """
 
-    def __init__(self, path: str, parts: Sequence[Part], notes: Sequence[str] = ()) -> None:
+    def __init__(
+        self, path: str, parts: Sequence[Part], notes: Sequence[str] = (), missing_ranks: tuple[int, ...] = ()
+    ) -> None:
         self.path = path
         """The path as it was given; ``"memory"`` for a trace that was never in a file."""
+
+        self.missing_ranks = missing_ranks
+        """Processes of a distributed run of which nothing is here: their file is gone, or could not be read."""
 
         self._parts = tuple(parts)
         self._notes = [*notes, *(note for part in parts for note in part.connection.notes)]
@@ -49,8 +54,7 @@ class Trace:
         For a distributed run: a list of the ranks' files, their folder, or their stem (``run`` for
         ``run.rank0.gnnstab``, ``run.rank1.gnnstab``, …). A rank whose file cannot be read is left out with a note.
         """
-        shown, parts, notes = open_parts(path)
-        return cls(shown, parts, notes)
+        return cls(*open_parts(path))
 
     @classmethod
     def of_connection(cls, connection: sqlite3.Connection) -> Trace:

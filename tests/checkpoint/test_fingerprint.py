@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch_geometric.nn import TransformerConv
 
-from gnnstab.checkpoint import recover
+from gnnstab.checkpoint import _fingerprint as subject
+from gnnstab.checkpoint import load, recover
 from gnnstab.checkpoint._fingerprint import Fingerprint, fingerprint, prevailing_label, shared_label
 from gnnstab.checkpoint.threads import one_thread
 from stored import stored
@@ -160,3 +162,25 @@ def test_labels_of_groups() -> None:
     assert shared_label([]) == "unknown"
     assert prevailing_label([fresh, fresh, Fingerprint("orthogonal", 0.01, True)]) == "orthogonal(1.00)"
     assert prevailing_label([fresh, Fingerprint("unknown"), Fingerprint("unknown")]) == "unknown"
+
+
+def test_one_matrix_under_many_layers_is_decomposed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Biases that are views shifted by one keep the layers from being aliases of each other."""
+    layers, width = 12, 640
+    matrix, biases = torch.randn(width, width) / width**0.5, torch.zeros(width + layers)
+    torch.save(
+        {
+            f"l{i}.{name}.{part}": matrix if part == "weight" else biases[i : i + width]
+            for i in range(layers)
+            for name in ("lin_key", "lin_query", "lin_value", "lin_skip")
+            for part in ("weight", "bias")
+        },
+        tmp_path / "file.pt",
+    )
+    looked_at: list[torch.Size] = []
+    before = subject._orthogonal
+    monkeypatch.setattr(subject, "_orthogonal", lambda weight: looked_at.append(weight.shape) or before(weight))
+    facts = recover(load(tmp_path / "file.pt"), heads=1)
+    assert len(facts.layers) == layers and looked_at == [matrix.shape]
+    assert {s.layer for s in facts.values if s.name == "logit.frobenius"} == {"l0"}
+    assert any(f"{layers - 1} layers are made of matrices of others" in note for note in facts.notes)

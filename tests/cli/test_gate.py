@@ -6,12 +6,15 @@ import io
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from gnnstab.cli import output
 
+import examples
+from gnnstab.records import Target
 from gnnstab.report import FORMATS
 
 
@@ -34,6 +37,15 @@ from gnnstab.report import FORMATS
 )
 def test_exit_codes(cli, command: str, targets: list[str], code: int) -> None:
     assert cli(command, *targets).code == code
+
+
+@pytest.mark.parametrize("command", ["check", "diagnose"])
+def test_a_file_of_a_folder_that_cannot_be_read_is_an_error(cli, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = Target("checkpoint", "folder", ("left out b.pt: b.pt: is empty",))
+    monkeypatch.setitem(examples.ALL, "torn", lambda: replace(examples.clean(), target=target))
+    ran = cli(command, "torn.pt", "--baseline", "known.json", "--update-baseline")
+    assert ran.code == 2 and "error: left out b.pt: b.pt: is empty" in ran.err
+    assert not Path("known.json").exists()
 
 
 PRINTED = [format for format in FORMATS if format != "html"]
@@ -114,6 +126,33 @@ def test_same_input_same_bytes(cli, tmp_path: Path) -> None:
     first = cli("check", "many.pt", "--output", "json=a.json").out
     assert cli("check", "many.pt", "--output", "json=b.json").out == first
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["one.pt", "--output", "json=one.pt"], "it is read as well"),
+        (["./one.pt", "--output", "json=link"], "it is read as well"),
+        (["folder", "--output", "json=folder/two.safetensors"], "named as a checkpoint or a trace"),
+        (["run", "--output", "json=run.rank0.gnnstab"], "named as a checkpoint or a trace"),
+        (["one.pt", "--model", "net.work:make", "--output", "json=net/work.py"], "it is read as well"),
+        (["one.pt", "--model", "a:b", "--batch", "data.json", "--output", "json=data.json"], "it is read as well"),
+        (["one.pt", "--baseline", "data.json", "--output", "json=data.json"], "it is read as well"),
+        (["one.pt", "--baseline", "new.json", "--update-baseline", "--output", "json=new.json"], "is written twice"),
+        (["one.pt", "--output", "json=r", "--output", "markdown=./r"], "is written twice"),
+    ],
+)
+def test_no_report_replaces_what_is_read(cli, calls: list[dict], arguments: list[str], message: str) -> None:
+    kept = [
+        Path(name) for name in ("one.pt", "folder/two.safetensors", "run.rank0.gnnstab", "net/work.py", "data.json")
+    ]
+    for path in kept:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("precious")
+    Path("link").symlink_to("one.pt")
+    ran = cli("check", *arguments)
+    assert ran.code == 2 and message in ran.err and not calls
+    assert all(path.read_text() == "precious" for path in kept) and not Path("r").exists()
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import pytest
 import torch
 from gnnstab.cli.group import run as command
 from torch_geometric.data import Batch, Data, HeteroData
+from torch_geometric.transforms import ToUndirected
 
 from effort import at_most
 from gnnstab.errors import GnnstabError, LoadError, UnsafeFileError
@@ -109,7 +110,18 @@ def test_the_command_line_refuses_it_in_one_line(
 
 @pytest.mark.parametrize(
     "batch",
-    [plain(), tuple(plain().values()), [plain(), plain()], Data(**plain()), hetero()],
+    [
+        plain(),
+        tuple(plain().values()),
+        [plain(), plain()],
+        Data(**plain()),
+        hetero(),
+        ToUndirected()(
+            Data(**plain())
+        ),  # A Data that was asked which of its attributes are of nodes remembers the answer.
+        ToUndirected()(hetero()),
+        Batch.from_data_list([ToUndirected()(Data(**plain()))] * 2),
+    ],
     ids=lambda b: type(b).__name__,
 )
 def test_ordinary_batches_are_read(batch: Any, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import gnnstab
 from gnnstab.errors import TraceError
 from gnnstab.records import Blind, Event, LayerFacts, Measure, SeriesKey, StepRow
 from gnnstab.trace import Trace, TraceWriter, _locate, rank_path
@@ -86,6 +87,29 @@ def test_a_rank_that_died_costs_only_its_own_rows(run: Path) -> None:
         Trace.open(run / "run")
 
 
+@pytest.mark.parametrize(
+    ("lost", "content", "world"), [(1, None, ""), (1, b"", ""), (0, b"torn" * 99, ""), (2, b"", ""), (2, None, "3")]
+)
+def test_a_run_without_one_of_its_ranks_is_not_called_stable(
+    lost: int, content: bytes | None, world: str, run: Path
+) -> None:
+    for rank in range(3) if world else ():
+        (run / f"run.rank{rank}.gnnstab").unlink()
+        with TraceWriter(rank_path(run / "run", rank), meta={"rank": str(rank), "world_size": world}) as writer:
+            writer.layer(LayerFacts("gnn1", "TransformerConv", 0, True))
+    file = run / f"run.rank{lost}.gnnstab"
+    file.unlink() if content is None else file.write_bytes(content)
+    with Trace.open(run) as trace:
+        assert trace.missing_ranks == (lost,)
+    diagnosis = gnnstab.diagnose(run)
+    (finding,) = [f for f in diagnosis.findings if f.severity == "warning" and f.code == "GS903"]
+    assert f"rank {lost}:" in finding.message and diagnosis.exit_code() == 1
+    assert f"rank {lost} of the run" in " ".join(str(diagnosis).split())
+    assert any("left out" in note and file.name in note for note in diagnosis.target.notes) == (content is not None)
+    with Trace.open(run / "run.rank1.gnnstab" if lost != 1 else run / "run.rank2.gnnstab") as alone:
+        assert alone.missing_ranks == ()
+
+
 @pytest.mark.parametrize(("limit", "value"), [("MOST_ROWS", 8), ("LARGEST_FILE", 0), ("", 0)])
 def test_a_run_takes_no_more_than_one_file_and_a_file_once(
     limit: str, value: int, run: Path, monkeypatch: pytest.MonkeyPatch
@@ -98,7 +122,7 @@ def test_a_run_takes_no_more_than_one_file_and_a_file_once(
     with Trace.open(run) as trace:
         assert trace.ranks == (0, 1)
         (note,) = trace.notes
-    assert note.startswith("left out: ") and "run.rank2.gnnstab" in note
+    assert note.startswith("left out ") and "run.rank2.gnnstab" in note
 
 
 def test_the_rank_comes_from_the_name_when_the_trace_does_not_say(tmp_path: Path) -> None:

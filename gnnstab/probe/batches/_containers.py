@@ -23,6 +23,9 @@ _BATCH = "torch_geometric.data.batch.Batch"
 
 _BESIDE = frozenset(
     {
+        # What a container remembers of its attributes, once it was asked which belong to nodes.
+        "torch_geometric.data.storage.AttrType",
+        "torch_geometric.data.graph_store.EdgeLayout",
         "torch_geometric.data.data.DataEdgeAttr",
         "torch_geometric.data.data.DataTensorAttr",
         "torch_geometric.data.batch.DynamicInheritanceGetter",

@@ -1,0 +1,100 @@
+"""Models whose tensors lie in several files, as HuggingFace's libraries write them: numbered shards and an index."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gnnstab.archive import LARGEST_PICKLE
+from gnnstab.checkpoint._naming import printable
+from gnnstab.checkpoint._sniffing import regular_file
+from gnnstab.errors import LoadError
+from gnnstab.unpickling.guard import look_first
+
+SHARD = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})(?P<suffix>\.[A-Za-z]+)")
+"""Name of a shard, ``model-00001-of-00002.safetensors``."""
+
+INDEX = ".index.json"
+"""How the name of an index ends: tensor → file, under ``weight_map``."""
+
+MOST_SHARDS = 1000
+
+
+def shards_of(path: Path) -> list[Path]:
+    """The files of the model that a shard or an index belongs to, in order; the path alone for any other name.
+
+    Raises `LoadError` for a shard that is not there, and for an index that is none.
+    """
+    if path.name.endswith(INDEX):
+        names = sorted(set(_weight_map(path).values()))
+        if any(Path(name).name != name for name in names) or len(names) > MOST_SHARDS:
+            raise LoadError(f"{_shown(path)}: names files outside of its folder, or more than {MOST_SHARDS}")
+        return [path.with_name(name) for name in names]
+    match = SHARD.fullmatch(path.name)
+    if match is None:
+        return [path]
+    count = int(match["count"])
+    if not 1 <= int(match["number"]) <= count <= MOST_SHARDS:
+        raise LoadError(f"{_shown(path)}: is named as one of {count} files of a model; at most {MOST_SHARDS} are read")
+    files = [
+        path.with_name(f"{match['stem']}-{number:05}-of-{count:05}{match['suffix']}") for number in range(1, count + 1)
+    ]
+    if path.exists() and (lacking := [file.name for file in files if not file.exists()]):
+        raise LoadError(
+            f"{_shown(path)}: is one of {count} files of a model, and {printable(lacking[0], 100)} is missing; copy all of them"
+        )
+    return files
+
+
+def joined(files: Sequence[Path], roots: Sequence[Any]) -> dict[Any, Any]:
+    """What the shards hold, as one state dict.
+
+    Raises `LoadError` when one is no state dict, two hold the same name, or the index beside them names a tensor that none holds.
+    """
+    whole: dict[Any, Any] = {}
+    for file, root in zip(files, roots, strict=True):
+        if not isinstance(root, Mapping):
+            raise LoadError(f"{_shown(file)}: is named as a part of a model, but holds no named tensors")
+        if twice := [name for name in root if name in whole]:
+            raise LoadError(
+                f"{_shown(file)}: holds {printable(twice[0], 100)}, as another file of that model does; rename files that are no parts "
+                "of one model"
+            )
+        whole.update(root)
+    first = SHARD.fullmatch(files[0].name)
+    index = files[0].with_name(f"{first['stem']}{first['suffix']}{INDEX}") if first else None
+    if index is not None and index.exists() and (lost := [name for name in _weight_map(index) if name not in whole]):
+        raise LoadError(
+            f"{_shown(index)}: names {len(lost)} tensors that no file holds, first {printable(lost[0], 100)}; copy the files again"
+        )
+    return whole
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Tensor → file."""
+    file, shown = regular_file(index), _shown(index)
+    size = file.stat().st_size
+    if size > LARGEST_PICKLE:
+        raise LoadError(
+            f"{shown}: has {size >> 20} MiB, more than the {LARGEST_PICKLE >> 20} MiB of an index that are read"
+        )
+    look_first(shown, size, lambda: _read(file, shown))
+    return _read(file, shown)
+
+
+def _read(file: Path, shown: str) -> dict[str, str]:
+    try:
+        content = json.loads(file.read_bytes())
+        names = content["weight_map"]
+    except (OSError, ValueError, RecursionError, TypeError, KeyError):
+        raise LoadError(f"{shown}: is no index of a model's files (JSON with a weight_map)") from None
+    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+        raise LoadError(f"{shown}: is no index of a model's files (its weight_map gives no files)")
+    return names
+
+
+def _shown(path: Path) -> str:
+    return printable(str(path), 500)

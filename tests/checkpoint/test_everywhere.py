@@ -1,0 +1,113 @@
+"""NaN and Inf are found wherever a file keeps them, and not where they are meant."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import gnnstab
+from gnnstab.checkpoint import load
+from models.stacks import Stack
+
+Save = Callable[..., Path]
+NAN, INF = math.nan, math.inf
+
+
+def bad(*shape: int, value: float = NAN) -> Tensor:
+    return torch.full(shape, value)
+
+
+def adam(**state: Any) -> dict[str, Any]:
+    return {"state": {0: {"exp_avg": torch.ones(3, 3), **state}}, "param_groups": [{"params": [0], "lr": 1e-3}]}
+
+
+def whole(**attributes: Any) -> nn.Module:
+    model = Stack(2)
+    for name, value in attributes.items():
+        object.__setattr__(model, name, value)
+    return model
+
+
+def spoilt() -> nn.Module:
+    model = Stack(2)
+    with torch.no_grad():
+        model.convs[1].lin_key.weight[0] = NAN
+    return model
+
+
+MODEL = Stack(2).state_dict()
+
+
+def beside(**more: Any) -> dict[str, Any]:
+    return {"model": MODEL, **more}
+
+
+FOUND: dict[str, tuple[Callable[[], Any], str]] = {
+    "a norm beside the encoder": (lambda: beside(norm={"weight": bad(3), "bias": torch.zeros(3)}), "norm.weight"),
+    "a temperature": (lambda: beside(temperature=bad(1)), "temperature"),
+    "a number": (lambda: beside(log_alpha=torch.tensor(NAN)), "log_alpha"),
+    "a row of Inf": (lambda: beside(shift=bad(3, value=INF)), "shift"),
+    "a list of an optimizer": (lambda: beside(o=adam(old_dirs=[bad(3), bad(3)])), "o.state.0.old_dirs.1"),
+    "a dict of an optimizer": (lambda: beside(o=adam(precond={"q": bad(3, 3)})), "o.state.0.precond.q"),
+    "a rate": (lambda: beside(o={**adam(), "param_groups": [{"params": [0], "lr": bad()}]}), "o.param_groups.0.lr"),
+    "weights that an optimizer keeps": (lambda: beside(o={**adam(), "master": [bad(3, 3)]}), "o.master.0"),
+    "a state of no parameter": (
+        lambda: beside(o={**adam(), "state": {7: {"exp_avg": bad(3)}}}),
+        "o.state.7.exp_avg",
+    ),
+    "an attribute of a module": (lambda: whole(edge_weight=bad(9)), "edge_weight"),
+    "a list of modules": (lambda: whole(others=[spoilt()]), "others.0.convs.1.lin_key.weight"),
+    "a dict of modules": (lambda: whole(others={"a": spoilt()}), "others.a.convs.1.lin_key.weight"),
+    "two paths of one name": (
+        lambda: beside(ema={"a.b": {"c": bad(4, 4)}, "a": {"b.c": torch.ones(4, 4)}}),
+        "ema.a.b.c",
+    ),
+    "a weight of 0 and Inf": (lambda: beside(x={"w.weight": torch.eye(4).log()}), "x.w.weight"),
+    "a mask with a NaN": (lambda: {**MODEL, "mask": torch.eye(4).log().fill_diagonal_(NAN)}, "mask"),
+    "a bias of its own": (lambda: {**MODEL, "lin.bias": torch.tensor([1.0, -INF])}, "lin.bias"),
+    "bounds of the wrong sign": (lambda: {**MODEL, "min_val": torch.tensor([1.0, -INF])}, "min_val"),
+}
+
+MEANT: dict[str, Callable[[], Any]] = {
+    "a best score": lambda: beside(best=torch.tensor(INF), callbacks={"stop": {"best_score": torch.tensor(-INF)}}),
+    "an observer that saw nothing": lambda: {
+        **MODEL,
+        "a.min_val": torch.tensor(INF),
+        "a.max_val": torch.full((3,), -INF),
+    },
+    "a causal mask": lambda: {**MODEL, "mask": torch.full((4, 4), -INF).triu(1)},
+    "ALiBi": lambda: {**MODEL, "alibi_bias": torch.full((4, 4), -INF).triu(1) + torch.arange(4.0)},
+    "a mask in an attribute": lambda: whole(causal=torch.full((4, 4), -INF).triu(1)),
+    "state of an optimizer": lambda: beside(o=adam(al=[None, torch.tensor(1.0)], old=[torch.ones(3)])),
+}
+
+
+def non_finite(file: Path) -> set[str]:
+    signals = gnnstab.diagnose(file).signals
+    return {str(s.detail["parameter"]) for s in signals if s.name == "weight.non_finite" and s.value > 0}
+
+
+@pytest.mark.parametrize("case", FOUND)
+def test_is_found(case: str, saved: Save) -> None:
+    make, name = FOUND[case]
+    assert name in non_finite(saved(make()))
+
+
+@pytest.mark.parametrize("case", MEANT)
+def test_is_meant(case: str, saved: Save) -> None:
+    assert non_finite(saved(MEANT[case]())) == set()
+
+
+@pytest.mark.parametrize("unsafe", [False, True])
+def test_what_a_module_holds_is_told_once(unsafe: bool, saved: Save) -> None:
+    model = whole(again=[], own=torch.ones(3))
+    model.again.append(model.convs[0].lin_key.weight)
+    checkpoint = load(saved(model), unsafe=unsafe)
+    assert set(checkpoint.shadows) == {"own"}, "what the state dict names is scanned there"
+    assert set(checkpoint.tensors) == set(model.state_dict())
