@@ -25,6 +25,7 @@ from gnnstab.layers import Layer, layer_of
 from gnnstab.probe.attaching._softmax_calls import calls_edge_softmax, edge_softmax, helper, named, softmax_within
 from gnnstab.probe.attaching.stand_in import Lookalike
 from gnnstab.torch_private import is_exporting, is_tracing
+from gnnstab.undisturbed import modes_aside
 
 
 @dataclass(slots=True)
@@ -152,7 +153,8 @@ class Tap(Lookalike):
         if self._returns:
             for listener in self._listeners:
                 try:
-                    listener.returned(out)
+                    with modes_aside():
+                        listener.returned(out)
                 except Exception as error:
                     let_through(error)
                     self._silence(listener, error)
@@ -162,7 +164,8 @@ class Tap(Lookalike):
         seen = SoftmaxCall(score, attention, index, size)
         for listener in self._listeners:
             try:
-                listener.saw(seen)
+                with modes_aside():
+                    listener.saw(seen)
             except Exception as error:
                 let_through(error)
                 self._silence(listener, error)
