@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from gnnstab.errors import UsageError
+from gnnstab.finalisers import refuse_finalisers
 from gnnstab.other_threads import may_draw
 from gnnstab.sharding import WHY, waits_for_others
 
@@ -119,11 +120,12 @@ def deep_copy(value: T, memo: dict[int, Any] | None = None) -> T:
     Raises:
         RuntimeError: The value is a model of which other processes hold a part: running a copy would wait for them, while they
             go on with the training.
-        UsageError: Another thread may draw meanwhile, see `same_random_state`.
+        UsageError: Another thread may draw meanwhile, see `same_random_state`; or a copy would clean up what is the run's.
     """
     if waits_for_others(value):
         raise RuntimeError(WHY)
     _refuse_beside_others()
+    refuse_finalisers(value, memo)
     state = random.getstate()
     random.seed()
     try:

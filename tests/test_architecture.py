@@ -17,7 +17,7 @@ ORDER = [
     {"characters"},
     {"errors"},
     {"sharding"},
-    {"archive", "hook_code", "other_threads", "plugins", "torch_private"},
+    {"archive", "finalisers", "hook_code", "other_threads", "plugins", "torch_private"},
     {"undisturbed"},
     {"randomness"},
     {"unpickling"},

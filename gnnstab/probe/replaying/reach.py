@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from gnnstab.errors import UsageError
+from gnnstab.finalisers import refuse_finalisers
 from gnnstab.randomness import deep_copy
 from gnnstab.torch_private import tree_leaves
 
@@ -81,6 +82,7 @@ def own_copy(value: Any) -> Any:
     if isinstance(value, (queue.Queue, queue.SimpleQueue)) or _iterates(value):
         raise UsageError(f"{what}, which a replay would use up")
     try:
+        refuse_finalisers(value)
         twin = copy.deepcopy(value)
     except Exception as error:
         raise UsageError(f"{what}, which cannot be copied: {type(error).__name__}: {error}") from error
