@@ -26,6 +26,9 @@ __all__ = ["BatchNorm", "DeviceContext", "TorchDispatchMode", "tree_leaves", "tr
 graph_task = torch._C._current_graph_task_id
 """Number of the backward that runs in this thread, -1 outside of one."""
 
+queue_callback: Callable[[Callable[[], None]], None] = torch.autograd.Variable._execution_engine.queue_callback
+"""Has something called at the end of the backward that runs in this thread."""
+
 autograd_node = torch._C._current_autograd_node
 """The node whose backward runs in this thread; None outside of one."""
 
@@ -134,6 +137,7 @@ ATTRIBUTES: Mapping[str, str] = MappingProxyType(
         "_saved_self": "a node of the autograd graph",
         "_cdata": "a torch.UntypedStorage",
         "_scale": "torch.amp.GradScaler",
+        "_current_level": "torch.autograd.forward_ad",
         "_qkv_same_embed_dim": "an attention layer of torch.nn",
         "_reset_parameters": "an attention layer of torch.nn",
         "_alpha": "an attention layer of torch_geometric.nn",

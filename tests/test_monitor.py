@@ -83,6 +83,30 @@ def test_without_an_optimizer_the_user_says_where_steps_end() -> None:
     assert [(row.step, row.loss) for row in trace.steps()] == [(0, 3.0), (1, 2.0)]
 
 
+def test_what_became_sharp_after_the_last_full_step_is_seen_at_the_end_in_the_mode_that_trained() -> None:
+    """Its twin, whose weights stay, is as soft at the end as at the beginning."""
+    found = {}
+    for factor in (1.0, 100.0):
+        model, args = CASES[0].make()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        with gnnstab.Monitor(model, optimizer=optimizer, on_finding="ignore") as monitor:
+            for step in range(30):
+                optimizer.zero_grad()
+                scalar(model(*args)).backward()
+                monitor.step()
+                optimizer.step()
+                if step == 20:
+                    model.convs[0].lin_query.weight.data *= factor
+            model.eval()
+        assert not model.training
+        rows = [row for row in monitor.trace.measures() if row.name == "attention.entropy" and row.head == -1]
+        first = rows[0].layer
+        assert {(row.step, row.mode) for row in rows if row.layer == first} == {(0, "train"), (29, "train")}
+        found[factor] = [row.value for row in rows if row.layer == first]
+    assert found[1.0][0] == pytest.approx(found[1.0][1])
+    assert found[100.0][0] > 2 * found[100.0][1]
+
+
 def test_validation_losses_show_overfitting_and_bring_dropout_into_play() -> None:
     model, args = CASES[0].make()
     with gnnstab.Monitor(model, on_finding="raise") as monitor:

@@ -456,6 +456,61 @@ def test_a_parameter_replaced_after_the_optimizer_was_built() -> None:
     assert "out.weight" in found[0].message and found[0].severity == "warning"
 
 
+class Copies(torch.optim.Adam):
+    """Moves copies in double precision, and writes them back into the model: as of mixed precision by hand."""
+
+    def __init__(self, model: nn.Module, back: bool) -> None:
+        self.own = list(model.parameters()) if back else []
+        self.copies = [p.detach().double().requires_grad_() for p in model.parameters()]
+        super().__init__(self.copies, lr=1e-3)
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for copy, own in zip(self.copies, self.own, strict=False):
+            copy.grad = own.grad.double() if own.grad is not None else None
+        super().step(closure)
+        with torch.no_grad():
+            for copy, own in zip(self.copies, self.own, strict=False):
+                own.copy_(copy)
+
+
+@pytest.mark.parametrize("back", [True, False])
+def test_weights_that_move_although_no_optimizer_holds_them(back: bool) -> None:
+    model = Net()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = loud(trained(model, data(), loss, 8, optimizer=Copies(model, back)), "GS604")
+    assert [finding.signal for finding in found] == ([] if back else ["place.not_held"])
+
+
+def test_a_table_with_sparse_gradients_trains() -> None:
+    class Looked(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inp = nn.Embedding(NODES, 8, sparse=True)  # type: ignore[assignment]
+            self.widen = nn.Linear(8, WIDTH)
+
+        def forward(self, batch: Data) -> Tensor:
+            h = self.norm(self.widen(self.inp(torch.arange(NODES)[:: 1 + self.convs.training])))
+            h = torch.zeros(NODES, WIDTH).index_add(0, torch.arange(len(h)), h)
+            for conv in self.convs:
+                h = h + conv(h, batch.edge_index)
+            return self.out(self.mid(h)).squeeze(-1)
+
+    model = Looked()
+    dense = [p for name, p in model.named_parameters() if name != "inp.weight"]
+    optimizers = [torch.optim.SparseAdam([model.inp.weight], lr=1e-2), torch.optim.Adam(dense, lr=1e-2)]
+    with gnnstab.Monitor(model, optimizer=optimizers, on_finding="ignore", schedule="every step") as monitor:
+        for _ in range(8):
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            value = loss(model(data()), data())
+            value.backward()
+            monitor.loss(value)
+            for optimizer in optimizers:
+                optimizer.step()
+    assert "inp.weight" not in str(loud(monitor.diagnose(), "GS604"))
+
+
 def test_attention_over_one_neighbour_has_no_gradient_by_nature() -> None:
     ring = torch.stack([torch.arange(NODES), (torch.arange(NODES) + 1) % NODES])
     diagnosis = train(Net(), data(edge_index=ring))

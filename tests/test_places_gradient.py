@@ -64,6 +64,27 @@ class Skipping(Net):
         return self.out(h).squeeze(-1)
 
 
+class Zipped(Net):
+    """Layers that run beside their norms, of which a list that was filled too early holds none."""
+
+    def __init__(self, norms: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.LayerNorm(WIDTH) for _ in range(norms))
+
+    def forward(self, batch: Data) -> Tensor:
+        h = self.norm(F.relu(self.inp(batch.x)))
+        for conv, norm in zip(self.convs, self.norms, strict=False):
+            h = h + F.relu(conv(norm(h), batch.edge_index))
+        return self.out(self.mid(h)).squeeze(-1)
+
+
+@FACES
+def test_no_attention_layer_is_ever_called(face: Face) -> None:
+    finding = one(face(Zipped(0), data()), "GS604")
+    assert "calls none of the 2 attention layers" in finding.message
+    assert loud(face(Zipped(2), data())) == []
+
+
 class Scaled(nn.Module):
     """A learned temperature within limits."""
 

@@ -70,7 +70,7 @@ def test_fail_on() -> None:
     require(examples.one_finding(), fail_on="error")
     with pytest.raises(
         AssertionError,
-        match=r"warning GS301 attention-explosion at gnn_base.gnn.gnn1, worst head 0: attention.entropy 0.229",
+        match=r"warning GS301 attention-explosion at gnn_base.gnn.gnn1, all heads \(worst 0: 0.206\): attention.entropy 0.229",
     ):
         require(examples.one_finding())
 

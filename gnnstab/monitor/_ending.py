@@ -19,6 +19,7 @@ from gnnstab.probe.operations.repeat import as_batch as as_given
 from gnnstab.probe.optimizer.learning import LEARNS
 from gnnstab.probe.optimizer.run_trial import slow_trial, softer_trial, stack_trial
 from gnnstab.probe.recorder import Recorder
+from gnnstab.probe.replaying.skipped_step import last_look
 from gnnstab.records import Diagnosis
 from gnnstab.records.vocabulary import (
     ATTENTION_ENTROPY,
@@ -63,6 +64,7 @@ class Ending:
         inputs, model = self._recorder.kept, self._recorder.model
         if inputs is None or self._recorder.row is None or waits_for_others(model):
             return
+        self._look_once_more(inputs, self._recorder.row.step)
         try:
             trace = self._writer.read()
         except TraceError:  # It could not be written either, which the user has been told.
@@ -83,6 +85,14 @@ class Ending:
             return  # Nothing is run beside a thread, or under a mode, of the user's.
         if found.symptoms:
             self._writer.meta(INVESTIGATION, json.dumps(kept(found)))
+
+    def _look_once_more(self, inputs: ForwardInputs, last: int) -> None:
+        """Measure in full what a run has come to, where it ended after its last step of the full tier, and with finite numbers."""
+        if inputs.answer.step < last and not self._recorder.events:
+            last_look(
+                self._recorder.model, inputs, last, self._writer,
+                lambda model, writer: Recorder(model, writer, full_every=1, replay=False),
+            )  # fmt: skip
 
     def prove(self, diagnosis: Diagnosis) -> Diagnosis:
         """The diagnosis with a verdict on every fix; raises `UsageError` where there is nothing to try them on."""

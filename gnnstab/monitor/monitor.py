@@ -132,6 +132,7 @@ class Monitor:
         self._model, self._optimizers = model, optimizers
         self._has_optimizer = bool(optimizers)
         self._waiting: list[Finding] = []
+        self._not_held: dict[str, float] = {}
         self._told_loss = self._begun = self._ended = self._entered = self._began_fresh = False
         self._reported: set[str] = set()
         self._trouble = ""
@@ -268,20 +269,15 @@ class Monitor:
     def _compare_with_optimizer(self) -> None:
         """Note which trainable parameters no optimizer holds; a model may get new ones during the run."""
         groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
-        found = not_held(self._model, groups)
-        if found:
-            if self._recorder.row is None:
-                self._began_fresh = fresh(static_signals(self._model))
-            self._writer.meta("not_held", json.dumps({**found, "fresh": self._began_fresh}))
+        found = not_held(self._model, groups, self._not_held)
+        if found and self._recorder.row is None:
+            self._began_fresh = fresh(static_signals(self._model))
+        if self._not_held:
+            self._writer.meta("not_held", json.dumps({**found, "fresh": self._began_fresh} if found else {}))
 
     def _warn_foreign_optimizer(self) -> None:
         """Say so when none of the optimizers moves the model: their steps are those of another network."""
-        held = {
-            id(tensor)
-            for optimizer in self._optimizers
-            for group in optimizer.param_groups
-            for tensor in group["params"]
-        }
+        held = {id(p) for optimizer in self._optimizers for group in optimizer.param_groups for p in group["params"]}
         own = {id(tensor) for tensor in self._model.parameters()}
         if held and own and held.isdisjoint(own):
             warn(

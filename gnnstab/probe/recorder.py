@@ -20,6 +20,7 @@ from gnnstab.probe.attaching.norms import Norms
 from gnnstab.probe.buffering.pending_step import Number, PendingStep, uneventful
 from gnnstab.probe.buffering.stats_buffer import NO_STATS, PendingStats
 from gnnstab.probe.buffering.step_writer import EMPTY, StepRows, StepWriter, Writer
+from gnnstab.probe.events.dropped_update import DroppedUpdates
 from gnnstab.probe.events.non_finite_detector import NonFiniteDetector
 from gnnstab.probe.layer_notes import LayerNotes
 from gnnstab.probe.layers.parameters import Parameters
@@ -104,17 +105,16 @@ class Recorder:
         self._forwards = ForwardTracker(self.state, self.layers, self.norms, keep=replay)
         self.notes = LayerNotes(model, self.model, self.state, self.layers, self.norms, self._forwards.ways)
         """What is known of the layers."""
-
-        self._parameters = Parameters(self.model, self.state.keys)
+        self.parameters = Parameters(self.model, self.state.keys)
         self._step_writer = StepWriter(writer, self.state.keys)
         self.explainer = Explainer(model, objective, batch)
         """Names the operation behind an event."""
 
         self._forwards.keep_before = objective is not None
-
-        self._detector = NonFiniteDetector(
-            self.model, self.state, self._forwards, self._parameters, self.notes.facts, bundles, self.explainer
+        self.detector = NonFiniteDetector(
+            self.model, self.state, self._forwards, self.parameters, self.notes.facts, bundles, self.explainer
         )
+        self._forwards.between = DroppedUpdates(self, self._forwards, self._emit, _full).look
         self._places = Surveys(self.model, writer, places, patient=budget is not None)
         self._on_event = on_event
         self._weights, self._start, self._attached = EMPTY, time.monotonic(), False
@@ -132,7 +132,7 @@ class Recorder:
                 run(f"attaching to {layer.name}", layer.attach)
             run("attaching to the model", partial(self._forwards.attach, self._called))
             run("the beginning of a step", self.budget.begin)
-            run("looking at the weights", self._detector.begin)
+            run("looking at the weights", self.detector.begin)
         return self
 
     def detach(self) -> None:
@@ -150,7 +150,7 @@ class Recorder:
             last.callback(self.explainer.close)
             self.end_step()
             self.settle()
-            run("what no step shows", lambda: self._emit(self._detector.end(self.state.step)))
+            run("what no step shows", lambda: self._emit(self.detector.end(self.state.step)))
             self.explainer.close()
             if self.state.step > 1:
                 run("the places at the end", partial(self._places.end, self.kept))
@@ -194,7 +194,7 @@ class Recorder:
             self._late.tell(value)
         elif self.row is not None and not self.state.open:
             self._tell(self.row._replace(loss=float(value)))
-            self._emit(self._detector.loss(self.row.step, float(value)))
+            self._emit(self.detector.loss(self.row.step, float(value)))
         else:
             self._loss = value
 
@@ -202,7 +202,7 @@ class Recorder:
         """Record a validation loss at the step that has ended last."""
         step = max(self.state.step - 1, 0)
         self.writer.measures([Measure(step, "", "eval", 0, "loss.validation", -1, loss)])
-        self._emit(self._detector.evaluation(step, loss))
+        self._emit(self.detector.evaluation(step, loss))
 
     @property
     def late(self) -> bool:
@@ -232,11 +232,11 @@ class Recorder:
         with self.budget:
             self.budget.step_ends()
             if self._forwards.watching is not None:
-                guard("the watched step", lambda: self._emit(self._detector.watched()))
+                guard("the watched step", lambda: self._emit(self.detector.watched()))
             set_grad_enabled(False)
             try:
                 if self._forwards.bad_evaluation is not None:
-                    guard("an evaluation", lambda: self._emit(self._detector.evaluation(state.step)))
+                    guard("an evaluation", lambda: self._emit(self.detector.evaluation(state.step)))
                 guard("the end of a step", self._end if state.light else self._end_left_out, lr, scale, skipped, moves)
                 # Whatever failed above, the next step begins, and nothing of this one is held any longer.
                 if state.error_guard.events:
@@ -250,12 +250,12 @@ class Recorder:
     def failed(self, error: BaseException) -> None:
         """A step ends in an exception: tell whether an Inf or NaN stands behind it."""
         self._forwards.close_watch()
-        self._emit(self._detector.failed(self.state.step, error))
+        self._emit(self.detector.failed(self.state.step, error))
 
     @property
     def measures_update(self) -> bool:
         """True when `after_update` has something to do."""
-        return bool(self.update or self._parameters.remembers)
+        return bool(self.update or self.parameters.remembers)
 
     def after_update(self) -> None:
         """The optimizer has moved the weights: record by how much, in a step of the full tier."""
@@ -264,7 +264,7 @@ class Recorder:
                 self.state.error_guard.run("the update", self._record_update)
 
     def _end_left_out(self, lr: Number, scale: Number, skipped: Tensor | bool, moves: bool) -> None:
-        norm = self._parameters.norm_on_device() if self._parameters.far else self._parameters.norm()
+        norm = self.parameters.norm_on_device() if self.parameters.far else self.parameters.norm()
         row = uneventful(self.state.step, time.monotonic() - self._start, self._loss, lr, scale, norm, skipped)
         if row is not None and self._late is None:
             self._tell_left_out(row)
@@ -278,7 +278,7 @@ class Recorder:
             self._hand_over(ended, moved=False)
             return
         # On a device it is known one step later whether this one was finite; the weights that it had are kept for that.
-        self._late, ended.saved = ended, self._parameters.save()
+        self._late, ended.saved = ended, self.parameters.save()
         if not ended.saved:
             self.budget.hold("the weights that a step on a device would be run again with are too large to be kept")
             ended.leave_out(norm, ())
@@ -296,26 +296,25 @@ class Recorder:
         loss, rate, factor, dropped = ended.result()
         norm = ended.gradient_norm
         self._tell_left_out(StepRow(ended.step, ended.time, loss, rate, factor, norm, dropped))
-        bad = norm is not None and not math.isfinite(norm) and not dropped
+        bad = norm is not None and not math.isfinite(norm) and not self.detector.tolerates(dropped, ended.step)
         if bad or (loss is not None and not math.isfinite(loss)):
-            names = [] if not bad else ["a parameter"] if moved else self._parameters.bad_gradients()
-            twin = self._parameters.saved_copy() if moved and ended.saved else None
+            names = [] if not bad else ["a parameter"] if moved else self.parameters.bad_gradients()
+            twin = self.parameters.saved_copy() if moved and ended.saved else None
             again = partial(run_again, twin or self.model, step=ended.step, writer=self.writer, recorder=_full)
-            loss = math.nan if loss is None else loss
-            self._emit(self._detector.skipped_step(ended.step, loss, names, forwards, again, twin))
+            self._emit(self.detector.skipped_step(ended.step, loss, names, forwards, again, twin))
             self.budget.schedule.force()
 
     def _end(self, lr: Number, scale: Number, skipped: Tensor | bool, moves: bool) -> None:
         state, step = self.state, self.state.step
         if state.full:
-            self._parameters.refresh()
+            self.parameters.refresh()
             self.notes.note_new_layers()
         if state.backward or moves:
-            self._parameters.gradients(state.buffer)
+            self.parameters.gradients(state.buffer)
         ended = self._ended(state.send(), lr, scale, skipped)
         self._hand_over_late()
         if ended.waits:
-            ended.saved, self._late = self._parameters.save(), ended
+            ended.saved, self._late = self.parameters.save(), ended
         else:
             self._hand_over(ended, moved=False)
         self.notes.write(self._step_writer)
@@ -324,7 +323,7 @@ class Recorder:
                 self._step_writer.measures(step, state.measures)
                 self.budget.copies |= self._places.step(ended.inputs, self.kept)
             if moves:
-                self._parameters.remember(state.buffer)
+                self.parameters.remember(state.buffer)
                 self._weights = self._step_writer.sites(step, state.buffer.take())
         known = self._late is not None or self.sent.gradient_norm is not None or self._loss is not None
         self.budget.check(self._forwards.forwards, known)
@@ -349,11 +348,11 @@ class Recorder:
         self._tell(StepRow(ended.step, ended.time, loss, lr, scale, sent.gradient_norm, skipped))
         if sent.finite and (loss is None or math.isfinite(loss)):
             return
-        twin = self._parameters.saved_copy() if moved and ended.saved else None
+        twin = self.parameters.saved_copy() if moved and ended.saved else None
         late: dict[str, Any] = {"moved": moved, "twin": twin}
-        event = None if sent.finite else self._detector.step(ended.step, sent, skipped, ended.inputs, **late)
+        event = None if sent.finite else self.detector.step(ended.step, sent, skipped, ended.inputs, loss=loss, **late)
         if event is None and loss is not None:
-            event = self._detector.loss(ended.step, loss, ended.inputs, **late)
+            event = self.detector.loss(ended.step, loss, ended.inputs, **late)
         self._emit(event)
 
     def _next(self) -> None:
@@ -370,7 +369,7 @@ class Recorder:
 
     def _record_update(self) -> None:
         self.update, buffer, before, self._weights = {}, self.state.buffer, self._weights, EMPTY
-        if not self._parameters.change(buffer):
+        if not self.parameters.change(buffer):
             return
         change = self._step_writer.sites(self.state.step - 1, buffer.take())
         sizes = {key.layer: row[2] for key, row in zip(before.layout.keys, before.rows.tolist(), strict=True)}

@@ -6,6 +6,7 @@ from threading import get_ident
 from typing import Any, NamedTuple
 
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils.hooks import RemovableHandle
 
 from gnnstab.probe.attaching.identity_path import Mark
@@ -126,11 +127,12 @@ class State:
         """Hears of every layer while the normalisations beside them are watched; only ever set along with `layer_trace`."""
 
     def foreign(self) -> bool:
-        """True in another thread than the one that trains, whose calls are no part of the step.
+        """True of a call that is no part of the step: in another thread than the one that trains, or carrying tangents.
 
-        Within a backward pass any thread is right: on a device it has threads of its own.
+        Within a backward pass any thread is right: on a device it has threads of its own. Forward-mode differentiation
+        (`torch.autograd.forward_ad`, `torch.func.jvp`) evaluates the model beside the training; few operations take its tensors.
         """
-        return get_ident() != self.thread and graph_task() == -1
+        return (get_ident() != self.thread and graph_task() == -1) or forward_ad._current_level >= 0
 
     def gradient_arrived(self) -> None:
         """A backward has reached the model."""

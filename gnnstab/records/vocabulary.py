@@ -6,6 +6,7 @@ capitals (`ATTENTION_ENTROPY`) or by a query (`in_group`, `OF_SITE`). ρ, Ĥ, M_
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -316,6 +317,9 @@ SIGNALS: dict[str, SignalKind] = {
 
 INVESTIGATION = "investigation"
 """Entry of a trace's metadata, and of the context of its signals: what undoing the suspects showed at the run's end."""
+
+SINGULAR_OPERATION = re.compile(r"div|log|sqrt|pow|exp(?!and)|reciprocal|norm|std|var|acos|asin|tan|cosh|sinh")
+"""Operations that can make a NaN or Inf of finite numbers, or a derivative that is none."""
 
 OF_SITE: Mapping[str, str] = {kind.site: name for name, kind in SIGNALS.items() if kind.site}
 """Site of the light tier → the signal that is recorded there at every step."""

@@ -107,8 +107,8 @@ def _findings(diagnosis: Diagnosis, told: Told) -> Iterator[str]:
 
 def _finding(diagnosis: Diagnosis, finding: Finding, message: str) -> tuple[str, ...]:
     where = span(finding.layer, 80) if finding.layer is not None else "the model"
-    worst = summary.worst_head(diagnosis, finding)
-    where += f" worst head {worst}" if worst is not None else "" if finding.head is None else f" head {finding.head}"
+    heads = summary.heads_of(diagnosis, finding) or ("" if finding.head is None else f"head {finding.head}")
+    where += f" {heads}" if heads else ""
     where += "" if finding.step is None else f" step {finding.step}"
     after = f" (follows from {text(finding.explained_by)})" if finding.explained_by else ""
     return (

@@ -87,7 +87,7 @@ def _result(diagnosis: Diagnosis, finding: Finding, position: dict[str, int], ro
                 "unit": finding.unit,
                 "layer": finding.layer,
                 "head": finding.head,
-                "worstHead": summary.worst_head(diagnosis, finding),
+                "worstHead": None if (worst := summary.worst_head(diagnosis, finding)) is None else worst.head,
                 "step": finding.step,
                 "explainedBy": finding.explained_by,
             }

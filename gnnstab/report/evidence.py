@@ -25,6 +25,7 @@ from gnnstab.records.vocabulary import (
     OUTPUT_RMS,
     PRECISION_FP16_HEADROOM,
     SCORE_MAX_ABS,
+    WEIGHT_NON_FINITE,
 )
 from gnnstab.report.distribution import Distribution, distribution
 from gnnstab.rules.limits import limits_of
@@ -102,7 +103,9 @@ class Evidence:
         self._home: dict[str, str] = {}
         self._signals: dict[tuple[str, str, int | None, str], Signal] = {}
         self._one: dict[tuple[str, str, int | None], Signal] = {}
-        for signal in diagnosis.signals:
+        # That a tensor of a file holds no NaN is nothing to read of it.
+        self._told = [s for s in diagnosis.signals if s.name != WEIGHT_NON_FINITE or s.value != 0]
+        for signal in self._told:
             self._keep(signal)
         for (layer, name, head, _), signal in self._signals.items():
             self._one.setdefault((layer, name, head), signal)
@@ -119,7 +122,7 @@ class Evidence:
         """Every layer that is named anywhere, in order of depth; parameters count towards the layer that owns them."""
         known = {facts.name: None for facts in sorted(self.diagnosis.layers, key=lambda f: f.position)}
         d = self.diagnosis
-        mentioned = [f.layer for f in d.findings] + [s.layer for s in d.signals] + [s.layer for s in d.series]
+        mentioned = [f.layer for f in d.findings] + [s.layer for s in self._told] + [s.layer for s in d.series]
         mentioned += [e.layer for e in d.events] + [b.layer for b in d.coverage.blind]
         owners = set(known)
         for name in mentioned:

@@ -15,7 +15,6 @@ from gnnstab.records.vocabulary import (
     DEGREE_MEDIAN,
     GATE_SATURATED_SHARE,
     LOGIT_SPECTRAL_QK,
-    WEIGHT_NON_FINITE,
 )
 from gnnstab.report import _charts as charts
 from gnnstab.report import summary
@@ -227,8 +226,6 @@ def _numbers(evidence: Evidence, name: str, anchor: str) -> Iterator[dict[str, A
     """The numbers of a layer; of several with one name, such as one per parameter, the first carries the id."""
     taken: set[str] = set()
     for signal in evidence.numbers(name):
-        if signal.name == WEIGHT_NON_FINITE and signal.value == 0:
-            continue  # a line per parameter that says nothing; one that is not zero stays
         owner = parameter(signal)
         told = meaning(signal.name) + (f", {owner.removeprefix(name).lstrip('.')}" if owner and owner != name else "")
         told += f"; {words}" if (words := worst_words(signal)) else ""
@@ -284,9 +281,9 @@ def degree_cap(evidence: Evidence, layer: str = MODEL) -> float:
 
 
 def describe(facts: LayerFacts | None) -> str:
-    """A layer's configuration in one line; what the source could not show is left out."""
+    """A layer's configuration in one line; what the source could not show is left out; empty for what is no layer."""
     if facts is None:
-        return "Configuration not recorded."
+        return ""
     width = None if facts.in_channels is None else f"{facts.in_channels[0]} → {facts.out_channels or '?'} channels"
     heads = None if facts.heads is None else f"{facts.heads} head{'s' if facts.heads != 1 else ''}"
     told = [

@@ -10,9 +10,9 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from gnnstab.records import FIVE_CAUSES, SEVERITIES, VERDICTS, Cause, Diagnosis, Event, Finding, FixAdvice
+from gnnstab.records import FIVE_CAUSES, SEVERITIES, VERDICTS, Cause, Diagnosis, Event, Finding, FixAdvice, Signal
 from gnnstab.report import escape
-from gnnstab.report.numbers import count
+from gnnstab.report.numbers import count, number
 
 CAUSE_ORDER = ("root-cause", "contributing", "present", "not-evaluable", "absent")
 FIX_ORDER = ("confirmed", "not-tested", "inconclusive", "no-effect", "made-worse")
@@ -139,15 +139,24 @@ def where(finding: Finding, diagnosis: Diagnosis | None = None) -> str:
     parts = [escape.name(finding.layer) if finding.layer is not None else "the model"]
     if finding.head is not None:
         parts.append(f"head {finding.head}")
-    elif diagnosis is not None and (worst := worst_head(diagnosis, finding)) is not None:
-        parts.append(f"worst head {worst}")
+    elif diagnosis is not None and (heads := heads_of(diagnosis, finding)):
+        parts.append(heads)
     if finding.step is not None:
         parts.append(f"step {finding.step}")
     return ", ".join(parts)
 
 
-def worst_head(diagnosis: Diagnosis, finding: Finding) -> int | None:
-    """The head in which the signal of a finding is furthest on the wrong side, or None when heads were not measured."""
+def heads_of(diagnosis: Diagnosis, finding: Finding) -> str:
+    """``worst head 2`` where the value is that head's; ``all heads (worst 2: 0.148)`` where it is a mean over them."""
+    worst = worst_head(diagnosis, finding)
+    if worst is None:
+        return ""
+    own, same = number(worst.value), not math.isfinite(finding.value) or number(worst.value) == number(finding.value)
+    return f"worst head {worst.head}" if same else f"all heads (worst {worst.head}: {own})"
+
+
+def worst_head(diagnosis: Diagnosis, finding: Finding) -> Signal | None:
+    """The signal of the head that is furthest on the wrong side, or None when heads were not measured."""
     if finding.head is not None or finding.layer is None:
         return None
     same = [
@@ -158,14 +167,15 @@ def worst_head(diagnosis: Diagnosis, finding: Finding) -> int | None:
     if len(same) < 2:
         return None
     sign = 1 if finding.value < finding.threshold else -1
-    return min(same, key=lambda s: (sign * s.value, s.head or 0)).head
+    return min(same, key=lambda s: (sign * s.value, s.head or 0))
 
 
 def first_non_finite(diagnosis: Diagnosis) -> Event | None:
     """The earliest event of a non-finite value, the explained one where there is one, or None."""
     broken = [event for event in diagnosis.events if event.kind == "non-finite"]
-    # Of the events of one step the one that knows the operation says where it was.
-    return min(broken, key=lambda event: (event.step, not event.detail.get("operation")), default=None)
+    # Of the events of one step the one that knows the operation says where it was, then one that came later and knew more.
+    known = ("operation", "refines")
+    return min(broken, key=lambda event: (event.step, *(not event.detail.get(what) for what in known)), default=None)
 
 
 def event_place(event: Event) -> str:
@@ -331,7 +341,8 @@ def _layers(diagnosis: Diagnosis, short: bool) -> str:
     kind = f"{escape.name(next(iter(kinds)))} " if len(kinds) == 1 and not short else ""
     if not kind and not short:
         kind = "attention "
-    return count(seen, f"{kind}layer")
+    expected = diagnosis.coverage.layers_expected
+    return count(seen, f"{kind}layer") if seen or not expected else f"none of {count(expected, f'{kind}layer')}"
 
 
 def _why(diagnosis: Diagnosis) -> str:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from gnnstab.records import Event, Signals
-from gnnstab.records.vocabulary import OPTIMIZER_OUTPUT_MOVE
+from gnnstab.records.vocabulary import OPTIMIZER_OUTPUT_MOVE, SINGULAR_OPERATION
 from gnnstab.rules.operation_advice import advice
 
 LOW = ("fp16", "float16", "half", "bf16", "bfloat16")
@@ -54,8 +53,8 @@ def event_cause(signals: Signals, event: Event) -> Judged:
             told = {"tensor": batch[0], "place": "loss"}
             why = f"the model's output is finite, and of the batch {batch[0]['words']}"
             return Judged("non-finite-data", why, advice(told, "non-finite-data"))
-    if mean := event.detail.get("mean_of_nothing"):
-        return Judged("undefined-operation", f"{mean} takes the mean of a tensor without entries: 0/0", _LEAVE_EMPTY)
+    if reduction := event.detail.get("of_too_few"):
+        return Judged("undefined-operation", f"{reduction}: 0/0", _LEAVE_EMPTY)
     if _only_targets_are_left(signals, event):
         why = "the targets hold NaN or Inf: of a finite output and finite targets this loss and its gradient are finite"
         return Judged("non-finite-data", why, _CLEAN_TARGETS)
@@ -73,15 +72,15 @@ def event_cause(signals: Signals, event: Event) -> Judged:
 _ENTIRE = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy_with_logits")
 """Losses that are finite, with their gradients, for all finite numbers of ordinary size."""
 
-_SINGULAR = re.compile(r"div|log|sqrt|pow|exp|reciprocal|norm|std|var|acos|asin|tan|cosh|sinh")
-"""Operations that can make a NaN or Inf of finite numbers, or a derivative that is none; one before the loss may be the cause."""
-
 _ORDINARY = 1e4
 """Size of an output whose square fits every format that a loss is computed in but fp16, whose overflow is told before."""
 
 _CLEAN_TARGETS = "look at the targets with torch.isfinite, and leave such rows out of the loss"
 
-_LEAVE_EMPTY = "leave out batches in which nothing is selected, as by an empty mask, or divide the sum by max(count, 1)"
+_LEAVE_EMPTY = (
+    "leave out what has too few entries, as a batch of which a mask selects nothing or a graph of one node, or divide by "
+    "max(count, 1)"
+)
 
 
 def _only_targets_are_left(signals: Signals, event: Event) -> bool:
@@ -90,7 +89,7 @@ def _only_targets_are_left(signals: Signals, event: Event) -> bool:
     finite = float(event.detail.get("output_largest", math.inf)) < _ORDINARY
     dtype = str(event.detail.get("dtype") or "").removeprefix("torch.")
     loss, _, before = graph.partition(" ← ")
-    entire = loss in _ENTIRE and not _SINGULAR.search(before)
+    entire = loss in _ENTIRE and not SINGULAR_OPERATION.search(before)
     return event.stage in ("loss", "gradient") and finite and entire and dtype not in LOW
 
 

@@ -76,7 +76,8 @@ def _attention_explosion(statuses: Statuses, signals: Signals) -> StatusAndReaso
     if entropy:
         worst = smallest(entropy)
         scores = measured(signals.find("score.max_abs"))
-        size = f", largest |score| {largest(scores).value:.3g}" if scores else ""
+        # Of a run the largest score is that of any recorded step, not that of the end.
+        size = f", largest |score| {max(s.detail.get('worst', s.value) for s in scores):.3g}" if scores else ""
         lowest = f"lowest attention entropy {worst.value:.2f} of ln(in-degree) at {worst.layer}{size}"
         if _status(statuses, "GS301") == "passed" and _status(statuses, "GS302") in ("passed", "suppressed"):
             return "absent", lowest

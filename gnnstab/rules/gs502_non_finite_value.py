@@ -41,7 +41,7 @@ class NonFiniteValue(Rule):
 
     ## When it is wrong
     Non-finite *gradients* in the first steps of a GradScaler are normal: the step is skipped and the scale lowered. Such
-    steps are not reported.
+    steps are not reported. Nor are those that a loop of your own skips under fp16; elsewhere they are, with their number.
 
     ## References
     Micikevicius et al. 2018, *Mixed Precision Training*, arXiv 1710.03740; IEEE 754. Measured: fp16 training of a real actor,
@@ -78,6 +78,9 @@ class NonFiniteValue(Rule):
         rank = f" on rank {event.rank}" if event.rank >= 0 else ""
         more = {1: "", 2: " A later one follows from it."}.get(total, f" {total - 1} later ones follow from it.")
         said = "".join(f"{part}; " for part in (str(event.detail.get("said", "")), why) if part)
+        if dropped := signals.context.get("steps_dropped"):
+            steps = "1 step" if dropped == 1 else f"{dropped} steps"
+            more += f" The loop skipped the update of {steps} with such gradients, which hides the fault and does not mend it."
         what = f" {do[0].upper()}{do[1:]}." if do else ""
         when = f"at step {event.step}{rank}"
         if event.detail.get("tried"):
@@ -136,10 +139,14 @@ def follows(event: Event, told: Sequence[Event]) -> bool:
 
 
 def first_explained(events: Sequence[Event]) -> Event:
-    """The first event; of those at its step the one that knows the operation."""
+    """The first event; of those at its step the one that knows the operation, or that came later and knew more."""
     first = min(events, key=_order)
-    same = [e for e in events if e.step == first.step and e.rank == first.rank and e.detail.get("operation")]
-    return min(same, key=_order) if same else first
+    same = [e for e in events if (e.step, e.rank) == (first.step, first.rank)]
+    for known in ("operation", "refines"):
+        more = [e for e in same if e.detail.get(known)]
+        if more:
+            return min(more, key=_order)
+    return first
 
 
 _SIGNAL_OF_STAGE = {

@@ -9,7 +9,7 @@ from gnnstab.layers import layer_named
 from gnnstab.records import Finding, Signal, Signals
 from gnnstab.rules._silent_by_design import by_design, inside, trains, unread_relation, whole_part
 from gnnstab.rules.base import Rule, rule, threshold
-from gnnstab.rules.queries import fresh, largest, measured, names, stops
+from gnnstab.rules.queries import fresh, largest, left_out, measured, names, stops
 
 _BEYOND = {
     "another head": "since they belong to a head that this forward does not use, as of another task or a later phase",
@@ -25,11 +25,12 @@ class NeverUpdatedParameter(Rule):
 
     ## What it sees
     In a checkpoint with optimizer state: parameters without state, or whose second moment is exactly 0. In a recorded run:
-    trainable parameters whose gradient was None or exactly 0 in every step. Left out are those that the configuration leaves
-    without a part to play: the skip of a layer with `root_weight=False`, and queries and keys where no target has two
+    trainable parameters whose gradient was None or exactly 0 in every step. Left out are biases that drop out of a difference
+    of outputs (a gradient of exactly 0 beside a weight that trains) and those that the configuration leaves without a part to play: the skip of a layer with `root_weight=False`, and queries and keys where no target has two
     neighbours. A relation or kind of nodes that nothing reads, beside others that train, an optimizer that has not moved
     anything yet, and what no loss can reach by the way the model is built (a head or template that this forward does not call, an update
-    of edges behind the last layer: the output stays the same when the parameters are changed) are information, and so are, in a bare file, all skips or all
+    of edges behind the last layer: the output stays the same when the parameters are changed) are information, unless no attention
+    layer at all is called, and so are, in a bare file, all skips or all
     queries and keys of a layer, and parts of the last block that train in the block before it.
     With a model and a batch: parameters without a gradient after a backward, and why (the module was not called, or no path
     leads to it); weights that the loss depends on and `model.parameters()` does not hold, as of layers in a plain list; with
@@ -82,6 +83,7 @@ class NeverUpdatedParameter(Rule):
         left_out = {str(name) for s in signals.find("place.idle") for name in s.detail.get("parameters", ())}
         beyond = {str(n) for s in _unreachable(signals) for n in s.detail.get("parameters", ())}
         idle = {name for name in silent if name in left_out or name in beyond or _without_part(signals, name)}
+        idle |= _cancelled(signals, worst)
         told = {str(name) for s in _stops(signals) for name in s.detail.get("parameters", ())}
         if told.issuperset(silent - idle):
             return
@@ -170,7 +172,16 @@ class NeverUpdatedParameter(Rule):
             why = str(signal.detail.get("why"))
             if silent and all(_unused(signals, name) for name in silent):
                 continue
-            if why in _BEYOND:
+            if why == "never called" and left_out(signals).issuperset(x.name for x in signals.attention_layers):
+                yield self.finding(
+                    f"the forward calls none of the {len(signals.attention_layers)} attention layers that the model holds, so that "
+                    f"{signal.value:.0f} trainable parameters have no gradient: {_listed(signal)}. Look at the loop over the layers: a zip "
+                    "with a shorter list ends before it, and a condition may leave it out.",
+                    severity="warning",
+                    limit=self.parameters,
+                    signal=replace(signal, layer=None),
+                )
+            elif why in _BEYOND:
                 yield self.finding(
                     f"{signal.value:.0f} trainable parameters have no gradient, {_BEYOND[why]}: {_listed(signal)}. Freeze them, or wire them "
                     "in if this loss should train them.",
@@ -263,6 +274,13 @@ def _without_part(signals: Signals, parameter: str) -> bool:
     # The softmax over one neighbour is 1 whatever the score is.
     degrees = measured(signals.find("degree.max", layer=layer.name) or signals.find("degree.max"))
     return bool(degrees) and largest(degrees).value <= 1 and inside(own, kind.roles.get("score", ()))
+
+
+def _cancelled(signals: Signals, never: Signal) -> set[str]:
+    """Biases whose gradient is exactly 0 beside a weight that trains: the loss compares outputs, and they drop out of the difference."""
+    moved = {str(s.detail.get("parameter")) for s in signals.find("weight.grad_rms") if s.value > 0}
+    zero = (str(name) for name in never.detail.get("zero", ()))
+    return {name for name in zero if name.endswith("bias") and f"{name.removesuffix('bias')}weight" in moved}
 
 
 def _unreachable(signals: Signals) -> tuple[Signal, ...]:

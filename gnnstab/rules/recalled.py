@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from gnnstab.records import SEVERITIES, Event, Finding, Series
-from gnnstab.records.vocabulary import PRECISION_ROUNDING, SCORE_GROWTH, SCORE_MAX_ABS
+from gnnstab.records.vocabulary import OUTPUT_GROWTH, PRECISION_ROUNDING, SCORE_GROWTH, SCORE_MAX_ABS
 from gnnstab.rules.base import Rule
 from gnnstab.rules.queries import loss_at_its_best
 
@@ -51,13 +51,13 @@ def _finding(event: Event) -> Finding | None:
 
 def settled(finding: Finding, series: Iterable[Series]) -> bool:
     """True for a forecast that did not come true: scores said to grow, and for `LONG` steps or more they have not doubled, or the loss
-    has ended at its best; and for a warning of rounding where it has.
+    has ended at its best; and for an output that grew and a warning of rounding where it has.
 
     Judged by every recorded step since, so no calm end hides what has happened in between. What was seen to go wrong, in
     contrast to what was expected to, is never settled.
     """
     series = tuple(series)
-    if finding.signal == PRECISION_ROUNDING and finding.severity == "warning":
+    if finding.signal in (PRECISION_ROUNDING, OUTPUT_GROWTH) and finding.severity == "warning":
         return loss_at_its_best(series, finding.step or 0)
     if finding.signal != SCORE_GROWTH or finding.step is None:
         return False

@@ -60,7 +60,10 @@ def measured_signals(measures: Sequence[Measure], source: str, *, single: bool) 
         if call:
             detail["call"] = call
         for part, extra in _parts(rows, source, degrees.get(layer, {})):
-            value = latest(np.array([row.value for row in part], dtype=np.float64))
+            values = np.array([row.value for row in part], dtype=np.float64)
+            finite = values[np.isfinite(values)]
+            # A run of few measurements ends in its later half: what began soft and became sharp is sharp.
+            value = latest(finite if single else finite[len(finite) // 2 :])
             if np.isnan(value):
                 undefined[name] = _why_undefined(part[-1].value, name)
                 continue

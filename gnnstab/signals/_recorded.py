@@ -138,6 +138,7 @@ def _context(
         context["closed"] = trace.complete
         context["rows_lost"] = _number(meta.get("dropped.rows")) + _number(meta.get("malformed.rows"))
         context["steps_unseen"] = _number(meta.get("unseen.steps"))
+        context["steps_dropped"] = _number(meta.get("dropped.steps"))
         context["trained"] = True if steps >= TRAINED_STEPS else None
     if "optimizer" in meta:
         context["optimizer"] = meta["optimizer"]

@@ -17,7 +17,7 @@ MODES = ("train", "eval-grad", "eval", "train-nograd")
 """Which mode of a layer is judged when it ran in several, best first: that of the update carries gradients."""
 
 LATEST = 5
-"""Measurements of the full tier whose median stands for the end of a run."""
+"""Measurements of the full tier, of the later half of a run at most, whose median stands for its end."""
 
 LATEST_STEPS = 20
 """Steps of the light tier whose median stands for the end of a run."""

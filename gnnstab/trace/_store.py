@@ -29,12 +29,13 @@ PAGE = 4096
 VARIABLES = 32_000 if sqlite3.sqlite_version_info >= (3, 32) else 960
 """Parameters per statement, below SQLite's own limits of 32 766 and 999."""
 
-AT_ONCE = (128, 32, 8, 1)
+AT_ONCE = (32, 8, 1)
 """Rows per INSERT.
 
 Python takes its global lock back after every single statement. With one row per statement the writer thread would wait
 for the training thread thousands of times per flush; with many it waits a few times, and costs less than half. A few
-fixed sizes, so that no statement is parsed twice.
+fixed sizes, so that no statement is parsed twice; larger ones cost more to parse, once in every run, than they save in its first
+minutes.
 """
 
 # A step whose rows arrive apart, or late, is pooled with what is there, never overwritten.
@@ -273,22 +274,22 @@ def _write(connection: sqlite3.Connection, batch: Batch, open_buckets: OpenBucke
     _put(connection, "INSERT OR REPLACE INTO step", list(batch.steps))
     _put(connection, "INSERT INTO measure", list(batch.measures))
     finest, refused = gather(batch.sites, batch.shared)
-    _write_level(connection, finest, 0, "")
     pooled, open_buckets = open_buckets.add(finest)
-    for level, matrix in enumerate(pooled, start=1):
-        _write_level(connection, matrix, level, MERGE)
+    for level, matrix in enumerate((finest, *pooled)):
+        _write_level(connection, matrix, level)
     return refused, open_buckets
 
 
-def _write_level(connection: sqlite3.Connection, rows: NDArray[np.float64], level: int, tail: str) -> None:
+def _write_level(connection: sqlite3.Connection, rows: NDArray[np.float64], level: int) -> None:
     # The level is one parameter of all rows, so that no statement is parsed anew for it; what is 0 in all of them is none.
+    columns = range(rows.shape[1])
     absent = () if rows[:, (PART, NON_FINITE)].any() else (PART, NON_FINITE)
-    row = f"(?1,{','.join('0' if i in absent else '?' for i in range(rows.shape[1]))})"
-    rows = np.delete(rows, absent, axis=1)
+    present = [i for i in columns if i not in absent]
+    row = f"(?1,{','.join('?' if i in present else '0' for i in columns)})"
     # Whole numbers arrive as floats here; the INTEGER affinity of their columns turns them into integers.
-    for size, values in _groups(rows.ravel().tolist(), rows.shape[1]):
+    for size, values in _groups(rows[:, present].ravel().tolist(), len(present)):
         try:
-            connection.execute(_insert("INSERT INTO statistic", row, size, tail), [level, *values])
+            connection.execute(_insert("INSERT INTO statistic", row, size), [level, *values])
         except sqlite3.IntegrityError:
             connection.execute(_insert("INSERT INTO statistic", row, size, MERGE), [level, *values])
 

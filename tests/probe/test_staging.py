@@ -98,6 +98,24 @@ def test_squares_beyond_the_range_of_their_precision_are_bounded_by_the_largest_
     assert np.allclose(rows[:, 2], [1e30, 1e-30], rtol=1e-6)
 
 
+def test_float64_is_kept_as_it_is_also_where_it_comes_later() -> None:
+    stage, slots = StatsBuffer(lambda slot, reason: None), ((0, 1), (2,), (3, 4))
+    for dtype in (torch.float32, torch.float64, torch.float16, torch.float64):
+        values = [tensor_of((5,), seed).to(dtype) for seed in range(5)]
+        values[1] = values[1].double() if dtype is torch.float64 else values[1]
+        if dtype is torch.float64:
+            values[0] = values[0] * 1e200  # Its square is beyond float64 too.
+        stage.put(slots[0], values[:2])
+        stage.put(slots[1], values[2:3])
+        assert stage.put_joined(slots[2], [5, 5], values[3:]) is (dtype is torch.float32)
+        if dtype is not torch.float32:
+            stage.put(slots[2], values[3:])
+        rows, finite = stage.take().rows()
+        assert finite
+        assert rows[:, 1].tolist() == [float(value.max()) for value in values]
+        assert rows[0, 2] == pytest.approx(float(values[0].double().abs().max()), rel=1)
+
+
 def test_merging_keeps_the_order_of_first_appearance() -> None:
     def part(slots: list[int]) -> Totals:
         ones = np.ones(len(slots))

@@ -177,3 +177,44 @@ def test_inputs_of_a_step_that_never_ends_are_let_go() -> None:
             model(*graph(number))
         gc.collect()
         assert model.alive <= 2
+
+
+def monitored(model: nn.Module, **options: Any) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with gnnstab.Monitor(model, optimizer=optimizer, on_finding="ignore", **options) as monitor:
+        for _ in range(10):
+            optimizer.zero_grad()
+            loss = model(*graph()).square().mean()
+            loss.backward()
+            monitor.loss(loss)
+            optimizer.step()
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        monitored,
+        lambda model: monitored(model, schedule="every step", loss=lambda out: out.square().mean()),
+        lambda model: gnnstab.diagnose(model, batch=graph()),
+        lambda model: gnnstab.diagnose(model, batch=graph(), loss=lambda out: out.square().mean()),
+        lambda model: gnnstab.attention(model, graph()),
+    ],
+    ids=["monitor", "every step", "diagnose", "diagnose with a loss", "attention"],
+)
+def test_no_copy_of_the_model_outlives_the_look(look: Callable[[nn.Module], object]) -> None:
+    """Nor a tensor of its graph: what a node of the graph holds, Python's collector does not see."""
+
+    class Own(Net):
+        """Of this test alone, so that its copies can be told from others."""
+
+    def alive() -> tuple[int, ...]:
+        gc.collect()
+        objects = gc.get_objects()
+        # By type: asking a proxy for its class would wake it.
+        return tuple(sum(issubclass(type(o), kind) for o in objects) for kind in (Own, Tensor))
+
+    model = Own()
+    look(model)  # What is made once for all is made here.
+    before = alive()
+    look(model)
+    assert alive() == before

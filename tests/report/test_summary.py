@@ -59,11 +59,14 @@ def test_fixes_go_from_proven_to_failed() -> None:
 def test_the_worst_head_is_the_one_furthest_on_the_wrong_side() -> None:
     base = examples.one_finding()
     low = base.findings[0]
-    assert summary.worst_head(base, low) == 0
+    own = {s.head: s.value for s in base.signals if s.name == low.signal and s.layer == low.layer}
+    assert own[0] != low.value, "the finding holds the mean over heads"
+    assert summary.heads_of(base, low) == f"all heads (worst 0: {number(own[0])})"
     high = replace(low, signal="score.max_abs", value=130.0, threshold=50.0)
-    assert summary.worst_head(base, high) == 2
-    assert summary.worst_head(base, replace(low, head=1)) is None
-    assert summary.worst_head(base, replace(low, layer=None)) is None
+    (largest,) = (s.value for s in base.signals if s.name == high.signal and s.layer == low.layer and s.head == 2)
+    assert summary.heads_of(base, replace(high, value=largest)) == "worst head 2"
+    assert summary.heads_of(base, replace(low, head=1)) == ""
+    assert summary.heads_of(base, replace(low, layer=None)) == ""
 
 
 def test_the_beginning_of_a_reason_ends_at_a_clause_or_word() -> None:

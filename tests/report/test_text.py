@@ -220,7 +220,7 @@ def test_hostile_names_show_as_text() -> None:
 
 
 def test_a_finding_about_all_heads_names_the_worst_one() -> None:
-    assert "gnn_base.gnn.gnn1, worst head 0: attention.entropy 0.229 < 0.35" in render(
+    assert "gnn_base.gnn.gnn1, all heads (worst 0: 0.206): attention.entropy 0.229 < 0.35" in render(
         examples.one_finding(), "text", width=120, verbose=True
     )
 

@@ -157,11 +157,12 @@ def test_only_a_forecast_that_did_not_come_true_is_settled(series: tuple[Series,
     assert not settled(replace(SPIKE, layer="conv"), series)
 
 
+@pytest.mark.parametrize("signal", ["precision.rounding", "output.growth"])
 @pytest.mark.parametrize(
     ("severity", "end", "expected"), [("warning", 0.0, True), ("warning", 0.9, False), ("error", 0.0, False)]
 )
-def test_a_warning_of_rounding_is_settled_where_the_loss_ends_at_its_best(
-    severity: str, end: float, expected: bool
+def test_a_warning_of_rounding_or_growth_is_settled_where_the_loss_ends_at_its_best(
+    signal: str, severity: str, end: float, expected: bool
 ) -> None:
-    finding = replace(SPIKE, code="GS501", layer="conv", signal="precision.rounding", severity=severity)
+    finding = replace(SPIKE, layer="conv", signal=signal, severity=severity)
     assert settled(finding, (losses(end),)) is expected

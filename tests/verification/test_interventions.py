@@ -110,7 +110,7 @@ BROKEN = {
     "a sum over many neighbours": (lambda: Crowd(), lambda: random_batch(80, 30), "sum-aggregation", "gather"),
     "small initial weights": (lambda: scaled(Stack(8), 0.3, "weight", "bias"), random_batch, "unsuitable-init", "gain"),
     "large initial weights": (lambda: scaled(Stack(8), 4.0, "weight", "bias"), random_batch, "unsuitable-init", "gain"),
-    "a factor in the code": (lambda: Loud(30.0), random_batch, "unsuitable-init", "multiplies what embed returns by 30"),
+    "a factor in the code": (lambda: Loud(30.0), random_batch, "unsuitable-init", "multiplies what embed returns by 30 (line "),
     "a deep stack without identity": (lambda: Stack(14), random_batch, "no-residual", "identity"),
 }  # fmt: skip
 

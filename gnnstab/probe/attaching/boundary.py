@@ -15,6 +15,9 @@ from gnnstab.probe.attaching.hooks import REMOVED, Hook, ignore, removed
 from gnnstab.probe.attaching.stand_in import Lookalike, StandIn
 from gnnstab.probe.buffering.pending_step import Number
 from gnnstab.probe.recorder import Recorder
+from gnnstab.torch_private import graph_task, queue_callback
+
+_WITHIN = "the optimizer moves within the backward, so that no gradient is left at the end of a step"
 
 
 class Boundary:
@@ -23,7 +26,8 @@ class Boundary:
     An optimizer step ends the step if anything was recorded since the last end, so several optimizers that move after
     one forward and backward share a step, and several backward passes before one move are one step. A closure that the
     optimizer evaluates once (every optimizer of torch but L-BFGS) ends the step when it returns; L-BFGS evaluates it
-    many times, and all of them are one step that ends with `step`.
+    many times, and all of them are one step that ends with `step`. Optimizers that move within the backward, each as soon as its
+    gradients are there, share a step that ends with the backward.
 
     Args:
         recorder: What to end the steps of.
@@ -60,6 +64,9 @@ class Boundary:
         self._ended = False
         self._seen: set[int] = set()
         self._unseen = 0
+        self._backward = -1
+        """Number of the backward within which optimizers have moved the model, -1 for none."""
+
         self._running: set[int] = set()
         """Optimizers whose step has begun and not ended."""
 
@@ -156,11 +163,31 @@ class Boundary:
             return
         self._running.add(id(optimizer))
         self._nested = 0
+        if graph_task() != -1:
+            self._moves_within_backward(optimizer)
+            return
         found = getattr(optimizer, "found_inf", None)
         self._ended = True
         state.error_guard.guard("the next update", self._moving, optimizer)
         ended = self.end(optimizer, skipped=found.detach().clone() if isinstance(found, Tensor) else False, moves=True)
         self._count(optimizer, ended)
+
+    def _moves_within_backward(self, optimizer: torch.optim.Optimizer) -> None:
+        self._ended = True
+        recorder = self._recorder
+        if not recorder.held:
+            recorder.budget.hold(_WITHIN)
+        if recorder.state.light:
+            recorder.parameters.gradients(recorder.state.buffer)
+        if self._backward != graph_task():
+            self._backward = graph_task()
+            queue_callback(lambda: self._backward_ends(optimizer))
+
+    def _backward_ends(self, optimizer: torch.optim.Optimizer) -> None:
+        self._backward = -1
+        self.guarded("the end of a backward", lambda: self._count(optimizer, self.end(optimizer)))
+        self.ended()
+        self.updated()
 
     def _after(self, grad: bool, optimizer: torch.optim.Optimizer) -> None:
         if not self._ended:  # L-BFGS, which evaluates its closure many times within a step.

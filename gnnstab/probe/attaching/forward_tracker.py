@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gnnstab.errors import GnnstabError, UsageError
-from gnnstab.probe.attaching.hooks import REMOVED, Hook, keep_out_of_copies, removed
+from gnnstab.probe.attaching.hooks import REMOVED, Hook, ignore, keep_out_of_copies, removed
 from gnnstab.probe.attaching.identity_path import Ways, ways
 from gnnstab.probe.attaching.norms import Norms, batch_vectors
 from gnnstab.probe.buffering.series_ids import MODES
@@ -18,6 +18,7 @@ from gnnstab.probe.error_guard import ErrorGuard
 from gnnstab.probe.layers.layer_recorder import LayerRecorder
 from gnnstab.probe.operations.in_place import StepWatch
 from gnnstab.probe.replaying.computing_hooks import changes_input
+from gnnstab.probe.replaying.reach import bytes_of, held_tensors
 from gnnstab.probe.replaying.replica import NO_AUTOCAST, Autocast, copied, rng_snapshot, tensors_in, unwrap
 from gnnstab.probe.replaying.replica import ForwardInputs as ForwardInputs
 from gnnstab.probe.replaying.skipped_step import MOST, SkippedForward, histories, keep_gradients
@@ -76,6 +77,9 @@ class ForwardTracker:
         self.watching: StepWatch | None = None
         """Watches the operations of this step in place, after one that went wrong."""
 
+        self.between: Callable[[], object] = ignore
+        """Called when another forward with gradients begins in a step that has had a backward."""
+
         self.skipped: list[SkippedForward] = []
         """Forwards with gradients of a step that is left out, the first `MOST`."""
 
@@ -83,7 +87,7 @@ class ForwardTracker:
         """Forwards with gradients of this step."""
 
         self.bad_evaluation: ForwardInputs | None = None
-        """Of this step, one whose output held NaN."""
+        """Of this step, one whose output held NaN; one of training too where another had gone before it without a backward."""
 
         self.evaluated: Tensor | None = None
         """Whether the output of any evaluation on a device held NaN, (); there it is read when the run has ended."""
@@ -155,6 +159,8 @@ class ForwardTracker:
         state = self._state
         if graph_task() != -1:
             return
+        if grad and state.backward:
+            state.error_guard.guard("gradients that are gone", self.between)
         if state.inside:
             # The last forward ended in an exception.
             for layer in self._layers:
@@ -185,8 +191,8 @@ class ForwardTracker:
         if graph_task() != -1:
             return
         state.inside = False
-        if not model.training:
-            self._look_at_evaluation(MODES[False][grad], output)
+        if not (model.training and grad) or (self.forwards > 1 and not state.backward):
+            self._look_at_evaluation(MODES[model.training][grad], output)
         if self.watching is not None:
             self.watching.forward_ended(output, grad)
         if grad and not state.light and self._keep and len(self.skipped) < MOST:
@@ -205,7 +211,7 @@ class ForwardTracker:
             self.ways.beside.update(found.beside)
 
     def _look_at_evaluation(self, mode: str, output: Any) -> None:
-        """No loss and no gradient follows an evaluation, in which a NaN would show."""
+        """No loss and no gradient follows an evaluation, or a forward that a loop throws away, in which a NaN would show."""
         for _, tensor in () if transforms() else tensors_in(output):
             if not tensor.is_floating_point() or tensor.layout is not torch.strided:
                 continue
@@ -252,8 +258,7 @@ class ForwardTracker:
                 state.queue("", mode, 0, graph_measures(batch))
 
     def _copy_of(self, mode: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ForwardInputs | None:
-        size = sum(t.element_size() * t.numel() for _, t in tensors_in([*args, kwargs]))
-        if size > LARGEST_KEPT:
+        if bytes_of(held_tensors([args, kwargs])) > LARGEST_KEPT:
             return None
         try:
             own = copied(args), copied(kwargs)

@@ -70,7 +70,7 @@ class PendingStep:
     @property
     def waits(self) -> bool:
         """True when reading it now would wait for a device."""
-        kinds = {type(one) for one in (self.loss, self._lr, self._scale, self._skipped, self._norm)}
+        kinds = (type(self.loss), type(self._lr), type(self._scale), type(self._skipped), type(self._norm))
         return self.stats.waits or DeviceCopy in kinds
 
     def tell(self, loss: Number) -> None:

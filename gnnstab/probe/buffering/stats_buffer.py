@@ -22,7 +22,7 @@ from gnnstab.probe.buffering.device_copy import DeviceCopy
 from gnnstab.torch_private import foreach_copy
 
 CAPACITY = 1 << 17
-"""Entries of the copy buffer (1 MiB of float64)."""
+"""Entries of the copy buffer (512 KiB of float32)."""
 
 LARGE = 1 << 13
 """Entries from which a reduction in place is cheaper than a copy (measured on a CPU)."""
@@ -48,11 +48,13 @@ _Copy = tuple[DeviceCopy, Callable[[NDArray[np.float64]], Totals]]
 class _Group:
     """Where the tensors of one `put` go; valid as long as the same slots come with the same shapes."""
 
-    __slots__ = ("counts", "direct", "shapes", "slots", "small", "start", "stop", "there", "views")
+    __slots__ = ("counts", "direct", "dtype", "shapes", "slots", "small", "start", "stop", "there", "views")
 
-    def __init__(self, slots: tuple[int, ...], shapes: list[torch.Size], start: int) -> None:
+    def __init__(self, slots: tuple[int, ...], shapes: list[torch.Size], dtype: torch.dtype, start: int) -> None:
         self.slots = slots
         self.shapes = shapes
+        self.dtype = dtype
+        """That of the first tensor."""
         self.start = self.stop = start
         self.views: list[Tensor] = []
         self.counts: list[int] = []
@@ -61,7 +63,7 @@ class _Group:
         self.direct: list[int] = []
         """Positions of the tensors that are reduced where they stand."""
         self.there: StatsBuffer | None = None
-        """The buffer of the device that all of them are on."""
+        """The buffer of the device that all of them are on, or that of float64."""
 
 
 class PendingStats:
@@ -102,6 +104,7 @@ class StatsBuffer:
         refuse: Called once per slot whose tensor cannot be reduced (sparse, complex, integer).
         capacity: Entries of the copy buffer.
         device: Whose tensors are copied; None for those that are on the host.
+        dtype: Format of the copies. On the host float32, which holds that and every shorter format exactly, until there is something in float64.
     """
 
     __slots__ = (
@@ -119,13 +122,21 @@ class StatsBuffer:
         "_scratch",
         "_tally",
         "_there",
+        "_wide",
     )
 
-    def __init__(self, refuse: Refuse, capacity: int = CAPACITY, device: torch.device | None = None) -> None:
+    def __init__(
+        self,
+        refuse: Refuse,
+        capacity: int = CAPACITY,
+        device: torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         self._device = device
-        # float64 holds every floating dtype exactly and its squares neither overflow nor vanish.
-        self._buffer = torch.empty(capacity, dtype=torch.float64, device=device or "cpu")
+        self._buffer = torch.empty(capacity, dtype=dtype, device=device or "cpu")
         self._array = self._buffer.numpy() if device is None else np.empty(0)
+        self._wide: StatsBuffer | None = None
+        # Squares in float64 neither overflow nor vanish.
         self._scratch = np.empty(capacity if device is None else 0)
         self._there: StatsBuffer | None = None
         self._reduced: list[Tensor] = []
@@ -152,8 +163,10 @@ class StatsBuffer:
         groups, position = self._groups, self._position
         if position < len(groups):
             group = groups[position]
-            if group.slots is not slots or not (
-                fixed or group.there is not None or [tensor.shape for tensor in tensors] == group.shapes
+            if (
+                group.slots is not slots
+                or tensors[0].dtype is not group.dtype
+                or not (fixed or group.there is not None or [tensor.shape for tensor in tensors] == group.shapes)
             ):
                 group = self._place(slots, tensors)
         else:
@@ -168,21 +181,28 @@ class StatsBuffer:
             self._reduce(slots[i], tensors[i])
         self._position += 1
 
-    def put_joined(self, slots: tuple[int, ...], sizes: Sequence[int], tensor: Tensor) -> None:
-        """Record ``sizes[i]`` entries after the other of one strided tensor on the CPU under ``slots[i]``.
+    def put_joined(self, slots: tuple[int, ...], sizes: Sequence[int], tensors: Sequence[Tensor]) -> bool:
+        """Record tensors of ``sizes[i]`` entries and one width under ``slots[i]``; False, and nothing recorded, where they cannot be joined.
 
-        The same tuple object must come with the same sizes. At most as many entries as the buffer has.
+        The same tuple object must come with the same sizes and widths. At most as many entries as the buffer has.
         """
         groups, position = self._groups, self._position
-        if position < len(groups) and groups[position].slots is slots:
+        if tensors[0].dtype is not self._buffer.dtype:
+            return False
+        if position < len(groups) and groups[position].slots is slots and len(groups[position].views) == 1:
             group = groups[position]
         else:
-            group = self._open(slots, [tensor.shape], tensor.numel())
-            group.small, group.counts, group.stop = None, list(sizes), group.start + tensor.numel()
-            group.views = [self._buffer[group.start : group.stop].view(tensor.shape)]
+            total = sum(sizes)
+            group = self._open(slots, [], tensors[0].dtype, total)
+            group.small, group.counts, group.stop = None, list(sizes), group.start + total
+            group.views = [self._buffer[group.start : group.stop].view(-1, *tensors[0].shape[1:])]
             self._close(group)
-        group.views[0].copy_(tensor)
+        try:
+            torch.cat(tensors, out=group.views[0])  # type: ignore[arg-type]
+        except (RuntimeError, NotImplementedError):  # Some of them may be sparse.
+            return False
         self._position += 1
+        return True
 
     def take(self) -> Totals:
         """What was put in since the last call, one entry per slot; waits for a device that has part of it."""
@@ -190,13 +210,24 @@ class StatsBuffer:
 
     def send(self) -> PendingStats:
         """The same without waiting: what a device has reduced is on its way afterwards."""
-        with np.errstate(all="ignore"):
-            self._take_copies()
-            self._take_reduced()
+        if self._reduced_slots or self._buffer.dtype is torch.float64:
+            with np.errstate(all="ignore"):
+                self._take_copies()
+                self._take_reduced()
+        else:
+            self._take_copies()  # Of float32, whose squares float64 holds, nothing that NumPy would warn of.
+        if self._wide is not None:
+            self._tally.add(self._wide.take())
         copies, self._copies = self._copies, []
         if self._there is not None:
             copies += self._there.send().copies
         return PendingStats(self._tally.take(), copies)
+
+    def finite_so_far(self) -> bool:
+        """Whether everything was finite that was put in since the last `take`, which stays in; waits for a device."""
+        totals = self.take()
+        self._tally.add(totals)
+        return totals.rows()[1]
 
     def clear(self) -> None:
         """Forget what was put in since the last `take`."""
@@ -204,24 +235,30 @@ class StatsBuffer:
         self._forget_reduced()
         self._copies = []
         self._tally.clear()
-        if self._there is not None:
-            self._there.clear()
+        for other in (self._there, self._wide):
+            if other is not None:
+                other.clear()
 
     def _buffer_there(self, tensors: Sequence[Tensor]) -> StatsBuffer | None:
-        """The buffer on the device that all of the tensors are on; None for those of the host, and of several devices."""
+        """The buffer on the device that all of the tensors are on, or that of float64; None for this one, and for several devices."""
         if all(map(device_copy.is_on_host, tensors)):
-            return None
+            if all(tensor.dtype is not torch.float64 for tensor in tensors) or self._buffer.dtype is torch.float64:
+                return None
+            self._wide = self._wide or StatsBuffer(self._refuse, len(self._buffer), dtype=torch.float64)
+            return self._wide
         devices = {tensor.device for tensor in tensors}
         if self._there is None and len(devices) == 1 and tensors[0].device.type in ("cuda", "cpu"):
             # A device without float64 reduces every tensor where it stands.
-            self._there = StatsBuffer(self._refuse, CAPACITY_THERE, tensors[0].device)
+            self._there = StatsBuffer(self._refuse, CAPACITY_THERE, tensors[0].device, torch.float64)
         return self._there if self._there is not None and devices == {self._there._device} else None
 
     def _place(self, slots: tuple[int, ...], tensors: Sequence[Tensor]) -> _Group:
         shapes = [tensor.shape for tensor in tensors]
         sizes = [shape.numel() for shape in shapes]
         there = self._buffer_there(tensors) if self._device is None else None
-        group = self._open(slots, shapes, sum(n for n in sizes if n <= self._largest) if there is None else 0)
+        group = self._open(
+            slots, shapes, tensors[0].dtype, sum(n for n in sizes if n <= self._largest) if there is None else 0
+        )
         group.there = there
         for i, (tensor, size) in enumerate(zip(tensors, sizes, strict=True) if there is None else ()):
             self._place_one(group, i, tensor, size)
@@ -230,14 +267,14 @@ class StatsBuffer:
         self._close(group)
         return group
 
-    def _open(self, slots: tuple[int, ...], shapes: list[torch.Size], needed: int) -> _Group:
+    def _open(self, slots: tuple[int, ...], shapes: list[torch.Size], dtype: torch.dtype, needed: int) -> _Group:
         """A new group where there is room for so many entries."""
         start = self._groups[self._position - 1].stop if self._position else 0
         if start + needed > len(self._buffer):
             with np.errstate(all="ignore"):
                 self._take_copies()
             start = 0
-        return _Group(slots, shapes, start)
+        return _Group(slots, shapes, dtype, start)
 
     def _close(self, group: _Group) -> None:
         """Put the group in the place of what stood there and after it."""
@@ -291,12 +328,13 @@ class StatsBuffer:
             self._copies.append((copy, partial(_in_columns, slots=slots, counts=counts, distinct=distinct)))
             return
         data, scratch = self._array[:stop], self._scratch[:stop]
-        np.multiply(data, data, out=scratch)
+        scratch[:] = data
+        np.multiply(scratch, scratch, out=scratch)
         self._tally.add(
             Totals(
                 slots,
-                np.minimum.reduceat(data, starts),
-                np.maximum.reduceat(data, starts),
+                np.minimum.reduceat(data, starts).astype(np.float64),
+                np.maximum.reduceat(data, starts).astype(np.float64),
                 np.add.reduceat(scratch, starts),
                 counts,
                 distinct,

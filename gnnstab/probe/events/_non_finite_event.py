@@ -189,9 +189,10 @@ def loss_event(step: int, loss: float) -> Event:
     return Event(step, "non-finite", mode="train", stage="loss", origin="made-here", message=text, detail=detail)
 
 
-def evaluation_event(step: int, loss: float | None = None) -> Event:
-    """A validation loss that is not finite, or an evaluation whose output holds NaN, in a run that trained without either."""
-    said = "the output of an evaluation holds NaN" if loss is None else f"the validation loss is {loss}"
+def evaluation_event(step: int, loss: float | None = None, mode: str = "eval") -> Event:
+    """A validation loss that is not finite, or an output that holds NaN and that no backward follows, in a run that trained without either."""
+    forward = "an evaluation" if mode.startswith("eval") else "a forward in training mode that no backward followed"
+    said = f"the output of {forward} holds NaN" if loss is None else f"the validation loss is {loss}"
     stage, detail = ("output", {}) if loss is None else ("loss", {"loss": str(loss)})
     return Event(step, "non-finite", mode="eval", stage=stage, message=said, detail={"said": said, **detail})
 

@@ -29,6 +29,10 @@ _RERUNS = 3
 """Steps of one run that are run again; a run that has gone bad stays bad."""
 
 
+MOST_DROPPED = 24
+"""Steps in a row that a scaler may skip: from 65536 it halves its scale 16 times until it is 1."""
+
+
 _LOST = "when its numbers had come from the device, its update had made the weights non-finite, so that it could not be run again"
 _MOVED = "no bundle: when the numbers of this step had come from the device, its update had made the weights non-finite"
 
@@ -67,6 +71,12 @@ class NonFiniteDetector:
         self._facts = facts
         self._bundles = bundles
         self._explainer = explainer
+        self._dropped = 0
+        """Steps that a GradScaler has skipped."""
+
+        self._behind = -1
+        """Step whose gradient came in bad from behind the last layer, before its loss was told."""
+
         self._from_start: tuple[str, ...] = ()
         self._written = 0
         self._reruns = 0
@@ -82,6 +92,7 @@ class NonFiniteDetector:
         skipped: bool,
         inputs: Mapping[str, ForwardInputs] | None = None,
         *,
+        loss: float | None = None,
         moved: bool = False,
         twin: nn.Module | None = None,
     ) -> Event | None:
@@ -100,15 +111,25 @@ class NonFiniteDetector:
                 model = self._model if twin is None else twin
                 event = non_finite_event.forward_event(view, model, inputs, weights, lost, self._from_start)
                 return self._with_bundle(self._explained(event, inputs, lost, twin), inputs, moved)
-        elif view.gradients_bad() and not skipped and self._first("gradient"):
-            event = self._explained(non_finite_event.gradient_event(view), inputs, twin=twin)
+        elif view.gradients_bad() and not self.tolerates(skipped, step) and self._first("gradient"):
+            event = non_finite_event.gradient_event(view)
+            if event.origin == "came-in" and loss is not None and not math.isfinite(loss) and self._first("loss"):
+                event = non_finite_event.with_detail(non_finite_event.loss_event(step, loss), **event.detail)
+            event = self._explained(event, inputs, twin=twin)
+            if event.origin == "came-in" and event.stage == "gradient":
+                self._behind = step
             return self._with_bundle(event, inputs, moved)
         return None
+
+    def tolerates(self, skipped: bool, step: int) -> bool:
+        """True for a step that a GradScaler skips while it looks for its scale; one that skips half of a run finds none."""
+        self._dropped += skipped
+        return skipped and (self._dropped <= MOST_DROPPED or 2 * self._dropped < step)
 
     def skipped_step(
         self,
         step: int,
-        loss: float,
+        loss: float | None,
         bad: Sequence[str],
         forwards: Iterable[SkippedForward],
         again: Callable[[SkippedForward], StepRows],
@@ -130,11 +151,11 @@ class NonFiniteDetector:
                 continue
             note = "run again, everything was finite"
             self._forwards.last[kept.inputs.mode] = kept.inputs
-            event = None if sent.finite else self.step(step, sent, False, twin=twin)
+            event = None if sent.finite else self.step(step, sent, False, loss=loss, twin=twin)
             if event is not None or (self.met and not sent.finite):
                 return event  # None for what an earlier step has shown already.
         if not bad:
-            return self.loss(step, loss, twin=twin)
+            return self.loss(step, math.nan if loss is None else loss, twin=twin)
         event = non_finite_event.left_out_event(step, bad, note)
         if not self._first("gradient"):
             return None
@@ -149,12 +170,16 @@ class NonFiniteDetector:
         moved: bool = False,
         twin: nn.Module | None = None,
     ) -> Event | None:
-        """The event of a loss that is not finite, when nothing before it was reported; the rest as for `step`."""
-        if math.isfinite(loss) or self.met or not self._first("loss"):
+        """The event of a loss that is not finite, when nothing was reported before it but the gradient that it sent back;
+        the rest as for `step`."""
+        sent = self._behind == step and "loss" not in self.met
+        if math.isfinite(loss) or (self.met and not sent) or not self._first("loss"):
             return None
         inputs = (self._forwards.last or self._forwards.before) if inputs is None else inputs
-        event = self._explained(non_finite_event.loss_event(step, loss), inputs, twin=twin)
-        return self._with_bundle(event, inputs, moved)
+        event = non_finite_event.loss_event(step, loss)
+        if sent:  # The step is over, and was tried to be explained by its gradient.
+            return self._explainer.described(non_finite_event.with_detail(event, refines=True))
+        return self._with_bundle(self._explained(event, inputs, twin=twin), inputs, moved)
 
     def evaluation(self, step: int, loss: float | None = None) -> Event | None:
         """The event of an evaluation whose output holds NaN, or whose ``loss`` is not finite, when training showed nothing of the kind.
@@ -163,13 +188,16 @@ class NonFiniteDetector:
         """
         if self.met or (loss is not None and math.isfinite(loss)):
             return None
-        event, inputs = non_finite_event.evaluation_event(step, loss), self._forwards.bad_evaluation
+        inputs = self._forwards.bad_evaluation
+        if inputs is not None and inputs.mode == "train" and self._state.backward:
+            return None  # A step of several forwards: what it made of this one is told as its own.
+        event = non_finite_event.evaluation_event(step, loss, "eval" if inputs is None else inputs.mode)
         if inputs is not None and inputs.rng is not None:
             try:
                 output = run_replica(replica(self._model).train(), self._forwards.kept or inputs)
                 if any(bool(t.isnan().any()) for _, t in tensors_in(output)):
                     return None
-                twin = replica(self._model).eval()
+                twin = replica(self._model).train(inputs.mode.startswith("train"))
             except (UsageError, *_OF_VALUES) as error:
                 event = non_finite_event.with_detail(event, note=str(error))
             else:

@@ -53,8 +53,7 @@ class AttentionRecorder(TappedRecorder):
 
     def forget(self) -> None:
         """Drop what an interrupted call left behind."""
-        super().forget()
-        self._gate = self._message = None
+        self._seen, self._gate, self._message = [], None, None
 
     def record(self, grad: bool, plan: Plan, inputs: Sequence[Any], args: Any, kwargs: Any, output: Tensor) -> None:
         """Put input, output, scores, weights and gate of one call into the buffer."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import repeat
-from operator import is_not, itemgetter
+from operator import attrgetter, is_, is_not, itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -31,6 +31,9 @@ _TOGETHER = 1 << 16
 
 LARGEST_SAVED = 256 * 2**20
 """Bytes of weights up to which those of a step on a device are kept until it is known whether the step was finite."""
+
+
+_GRADIENT = attrgetter("grad")
 
 
 class _Part(NamedTuple):
@@ -84,7 +87,7 @@ class Parameters:
     def gradients(self, buffer: StatsBuffer) -> None:
         """Put every gradient that is there into ``buffer``."""
         self._far = None
-        self._put(buffer, "weight_grad", [parameter.grad for parameter in self._parameters])
+        self._put(buffer, "weight_grad", list(map(_GRADIENT, self._parameters)))
 
     @property
     def far(self) -> bool:
@@ -122,7 +125,7 @@ class Parameters:
 
         One product of all small gradients together, without the extremes of each.
         """
-        gradients = [parameter.grad for parameter in self._parameters]
+        gradients = list(map(_GRADIENT, self._parameters))
         parts = self._parts_of("weight_grad", gradients)
         if not parts:
             return None
@@ -202,11 +205,11 @@ class Parameters:
     def _put(self, buffer: StatsBuffer, site: str, tensors: Sequence[Tensor | None]) -> None:
         for part in self._parts_of(site, tensors):
             own = part.pick(tensors)
-            joined = _join(own) if part.sizes else None
-            if joined is not None:
-                buffer.put_joined(part.slots, part.sizes, joined)
-            else:
-                buffer.put(part.slots, list(own), fixed=not part.sizes)
+            if part.sizes and buffer.put_joined(part.slots, part.sizes, own):
+                continue
+            # Of a sparse gradient the entries that are stored are recorded: the others are no part of the update.
+            entries = [_entries(one) for one in own]
+            buffer.put(part.slots, entries, fixed=not part.sizes and all(map(is_, entries, own)))
 
     def _parts_of(self, site: str, tensors: Sequence[Tensor | None]) -> list[_Part]:
         there = list(map(is_not, tensors, repeat(None)))
@@ -247,15 +250,6 @@ class Parameters:
         # Of a single position an itemgetter returns the item itself.
         pick = itemgetter(*positions) if len(positions) > 1 else lambda tensors: (tensors[positions[0]],)
         return _Part(slots, pick, [self._parameters[i].numel() for i in positions] if sized else [], positions[0])
-
-
-def _join(tensors: tuple[Tensor, ...]) -> Tensor | None:
-    """All of them one after the other; None for what cannot be joined, as some of it may be sparse."""
-    try:
-        joined = torch.cat(tensors)
-    except (RuntimeError, NotImplementedError):
-        return None
-    return joined if joined.layout is torch.strided and device_copy.is_on_host(joined) else None
 
 
 def _square(tensors: Sequence[Tensor]) -> float:

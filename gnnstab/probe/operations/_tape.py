@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gnnstab.probe.batches.named_tensors import named_tensors
 from gnnstab.probe.operations._naming import local_name, memory
-from gnnstab.probe.operations._source_lines import Place
+from gnnstab.probe.operations.source_lines import Place
 from gnnstab.probe.replaying.replica import tensors_in
 from gnnstab.torch_private import tree_leaves, tree_map
 

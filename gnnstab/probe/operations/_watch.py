@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from gnnstab.errors import let_through
 from gnnstab.probe.operations._naming import Named, TensorNames, bad_rows, is_finite, kinds, memory
 from gnnstab.probe.operations._operands import Sizes, display_name, masks_all, sizes, writes_in_place
-from gnnstab.probe.operations._source_lines import Modules, Place, begins_backward, caller_place
 from gnnstab.probe.operations._tape import LossTape
+from gnnstab.probe.operations.source_lines import Modules, Place, begins_backward, caller_place
 from gnnstab.probe.own_operations import is_own
 from gnnstab.torch_private import TorchDispatchMode, autograd_node, next_sequence_number, tree_leaves, tree_map
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from gnnstab.errors import UsageError
-from gnnstab.probe.operations._loss_graph import chain, mean_of_nothing
+from gnnstab.probe.operations._loss_graph import chain, of_too_few
 from gnnstab.probe.operations.in_place import StepWatch, Suspect
 from gnnstab.probe.operations.repeat import Found, Objective, repeat
 from gnnstab.probe.operations.telling import facts, named, sentence
@@ -118,6 +118,10 @@ class Explainer:
             self.pending.close()
             self.pending = None
 
+    def described(self, event: Event) -> Event:
+        """The event with what its graph says of the loss, which is told after the step."""
+        return self._without_operation(event, None, "")
+
     def _without_operation(self, event: Event, found: Found | None, note: str) -> Event:
         """What can be said of a step whose loss cannot be called."""
         loss = self._loss() if self._loss is not None else None
@@ -135,8 +139,8 @@ class Explainer:
         if graph:
             more["loss_graph"] = graph
             said.append(f"the graph of the loss is {graph}")
-        if event.stage == "loss" and (mean := mean_of_nothing(loss)):
-            more["mean_of_nothing"] = mean
+        if event.stage == "loss" and (reduction := of_too_few(loss)):
+            more["of_too_few"] = reduction
         if note:
             more["note"] = note
         return replace(event, detail={**event.detail, **more, **({"said": "; ".join(said)} if said else {})})

@@ -60,6 +60,11 @@ class SlopeWatch:
     def look(self, optimizer: torch.optim.Optimizer) -> None:
         """Before an update: finish what the last one began, and begin anew while the rate rises."""
         lr, step = optimizer.param_groups[0].get("lr"), self._now()
+        calm = self._constant > LATELY and self._before is None and self._sent is None
+        if calm and not isinstance(lr, Tensor) and lr == self._rates[-1][1]:
+            # As most steps are: all rates of the window are this one.
+            self._rates.append((step, lr))
+            return
         if (
             not self._watched
             or lr is None

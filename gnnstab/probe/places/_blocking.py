@@ -56,19 +56,29 @@ MASKS = ("relu", "clamp", "hard_sigmoid")
 
 
 class Blocks:
-    """Listens to one backward; `rows` tells afterwards where it stopped."""
+    """Listens to one backward; `rows` tells afterwards where it stopped.
+
+    To be closed: a node owns its hooks, and a hook that knows the node would keep the whole graph for good, since Python's
+    collector does not see through the nodes.
+    """
 
     def __init__(self, seen: ForwardView) -> None:
         self._seen = seen
         self._passed: dict[Any, tuple[float, float]] = {}
         self._kinds: dict[Any, str] = {}
+        self._handles: list[Any] = []
         for node in autograd.walk(seen.outputs):
             kind = next((k for beginning, k in KINDS.items() if type(node).__name__.startswith(beginning)), None)
             if kind == "clamp" and autograd.limits(node) == (0, 1):
                 kind = "hard_sigmoid"
             if kind is not None and (kind not in OVER_ONE or _over_one(node)):
                 self._kinds[node] = kind
-                node.register_hook(self._listener(node))
+                self._handles.append(node.register_hook(self._listener(node)))
+
+    def close(self) -> None:
+        """Stop listening."""
+        for handle in self._handles:
+            handle.remove()
 
     def _listener(self, node: Any) -> Any:
         def listen(leaving: tuple[Tensor | None, ...], entering: tuple[Tensor | None, ...]) -> None:

@@ -10,6 +10,7 @@ from torch.nn.parameter import is_lazy
 from torch_geometric.nn import MessagePassing
 
 from gnnstab.layers.lazy import unwritten
+from gnnstab.sharding import waits_for_others
 
 if TYPE_CHECKING:
     from gnnstab.probe.places._reach import Reach
@@ -54,15 +55,22 @@ def rows(seen: ForwardView, leaves: list[Tensor], reach: Reach) -> Iterator[tupl
         yield "place.not_owned", strangers[0], float(len(strangers)), {"parameters": strangers[:50]}
 
 
-def not_held(model: nn.Module, groups: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+def not_held(
+    model: nn.Module, groups: Iterable[Mapping[str, Any]], began: dict[str, float] | None = None
+) -> dict[str, Any]:
     """What of a model no optimizer moves: names, their share of all trainable entries, and tensors of no model that one holds.
 
-    ``groups`` are the parameter groups of all optimizers. Empty when they hold everything.
+    ``groups`` are the parameter groups of all optimizers. Empty when they hold everything. ``began`` keeps a sum of every
+    parameter that none holds from call to call: one that has moved all the same is left out, as where the optimizer
+    holds master copies in another precision, or one flat tensor that the parameters are views of.
     """
     held = {id(p) for group in groups for p in group["params"]}
     lazy = unwritten(model)
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad and name not in lazy}
     missing = [name for name, p in trainable.items() if id(p) not in held]
+    if began is not None and held and not waits_for_others(model):
+        sums = {name: float(trainable[name].detach().double().sum()) for name in missing}
+        missing = [name for name in missing if began.setdefault(name, sums[name]) == sums[name]]
     if not missing or not held:
         return {}
     total = sum(p.numel() for p in trainable.values())

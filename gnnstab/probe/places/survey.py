@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -163,12 +163,12 @@ def _survey(
         fed = {id(leaf) for leaf in autograd.leaves(list(named.values()))}
         roots = [leaf for leaf in autograd.leaves([loss]) if id(leaf) not in fed]
         if roots:
-            blocks = Blocks(seen)
             for tensor in outputs:
                 if tensor.requires_grad:
                     tensor.retain_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            found += [Place(*row) for row in blocks.rows()]
+            with closing(Blocks(seen)) as blocks:
+                loss.backward()  # type: ignore[no-untyped-call]
+                found += [Place(*row) for row in blocks.rows()]
         found += [
             Place(*row) for row in (*parameters.rows(seen, roots, reach), *gains.rows(seen), *zeros.rows(twin, again))
         ]

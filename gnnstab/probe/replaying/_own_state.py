@@ -33,7 +33,9 @@ class Guard:
     """
 
     def __init__(self, held: Iterable[Any], tensors_in: Search) -> None:
-        self._held = [value for value in held if isinstance(value, (Tensor, torch.Generator))]
+        values = list(held)
+        kinds = {kind for kind in set(map(type, values)) if issubclass(kind, (Tensor, torch.Generator))}
+        self._held = [value for value in values if type(value) in kinds]
         self._tensors_in = tensors_in
         self._seen: set[tuple[bool, bool]] = set()
 
@@ -108,15 +110,18 @@ def _written(func: Any, args: Any, kwargs: dict[str, Any]) -> list[Tensor]:
     return found
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def _tensors(value: Any) -> list[Tensor]:
     """The tensors among the arguments of an operation, or in what it returns."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _tensors(item)
-    elif isinstance(value, dict):
-        yield from _tensors(list(value.values()))
+    found, waiting = [], [value]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, Tensor):
+            found.append(one)
+        elif isinstance(one, (list, tuple)):
+            waiting += one
+        elif isinstance(one, dict):
+            waiting += one.values()
+    return found
 
 
 def _memory(tensor: Tensor) -> int:

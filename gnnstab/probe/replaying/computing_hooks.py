@@ -17,7 +17,7 @@ from gnnstab.randomness import deep_copy
 
 def computing_hooks(module: nn.Module) -> dict[Any, Callable[..., Any]]:
     """Key → hook of those without which the module would compute something else."""
-    tables = [(n, t) for n, t in vars(module).items() if n.endswith("_hooks") and isinstance(t, dict)]
+    tables = [(n, t) for n, t in vars(module).items() if isinstance(t, dict) and t and n.endswith("_hooks")]
     return {key: hook for name, table in tables for key, hook in table.items() if computes(hook, "forward" in name)}
 
 

@@ -13,6 +13,7 @@ import sys
 import threading
 import types
 import weakref
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
 from typing import Any, NamedTuple
@@ -34,6 +35,12 @@ _LIBRARIES = frozenset({*sys.stdlib_module_names, "torch", "torch_geometric", "n
 GENERATORS = (torch.Generator, np.random.Generator, np.random.BitGenerator, np.random.RandomState, random.Random)
 
 _STATEFUL = (*GENERATORS, queue.Queue, queue.SimpleQueue)
+
+FLAGS = frozenset((bool, int, float, str, type(None)))
+"""What most attributes of a module are; none of them can be changed."""
+
+CONTAINERS = frozenset((dict, OrderedDict, list, set))
+"""Most of a module's are empty."""
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, np.ndarray)
 
@@ -60,7 +67,7 @@ def shared_with(twin: Any, original: nn.Module, functions: Iterable[types.Functi
     Tables of hooks are passed over. ``functions`` are over copies of what hangs in their closures, see `own_function`.
     """
     own = {id(m) for m in original.modules()} | {id(t) for t in (*original.parameters(), *original.buffers())}
-    known = {id(v) for m in original.modules() for v in vars(m).values() if not isinstance(v, _PLAIN)}
+    known = {id(v) for m in original.modules() for v in vars(m).values() if not holds_nothing(v)}
     mine = frozenset(map(id, functions))
     for value, path in _reached(twin, own, frozenset(known), mine=mine):
         if id(value) in own or _keeps_state(value):
@@ -81,14 +88,48 @@ def own_copy(value: Any) -> Any:
     what = f"the model is called with a {type(value).__name__}"
     if isinstance(value, (queue.Queue, queue.SimpleQueue)) or _iterates(value):
         raise UsageError(f"{what}, which a replay would use up")
+    tensors = held_tensors(value)
+    # Whoever writes into a tensor that the copy and the run have in common is refused, see `_own_state`.
+    lent = {id(t): t for t in tensors} if bytes_of(tensors) > LARGEST_COPIED else {}
     try:
-        refuse_finalisers(value)
-        twin = copy.deepcopy(value)
+        refuse_finalisers(value, lent)
+        twin = copy.deepcopy(value, lent)
     except Exception as error:
         raise UsageError(f"{what}, which cannot be copied: {type(error).__name__}: {error}") from error
     if trouble := next((path for v, path in _reached([twin], set(), frozenset({id(value)})) if _keeps_state(v)), None):
         raise UsageError(f"{what}, whose copy shares {trouble or 'its state'} {SHARED}")
     return twin
+
+
+LARGEST_COPIED = 64 * 2**20
+"""Bytes of the tensors of one argument of a user's own class up to which they are copied for each look."""
+
+
+def held_tensors(value: Any) -> list[Tensor]:
+    """Every tensor that a deep copy of ``value`` would copy: in containers, and in attributes of whatever class."""
+    found: list[Tensor] = []
+    waiting, seen = [value], {}
+    while waiting:
+        one = waiting.pop()
+        if holds_nothing(one) or id(one) in seen or isinstance(one, _KEPT):
+            continue
+        seen[id(one)] = one  # An id is used again once its object is gone.
+        if isinstance(one, Tensor):
+            found.append(one)
+        elif isinstance(one, Mapping):
+            waiting += one.values()
+        else:
+            waiting += one if isinstance(one, (list, tuple, set, frozenset)) else [v for _, v in vars_of(one)]
+    return found
+
+
+_KEPT = (type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType, weakref.ref)
+"""What `copy.deepcopy` keeps as it is."""
+
+
+def bytes_of(tensors: Iterable[Tensor]) -> int:
+    """Bytes that copies of the tensors take, at most."""
+    return sum(t.element_size() * t.numel() for t in tensors)
 
 
 _UNCHANGING = (bool, int, float, complex, str, bytes, type(None), type, torch.dtype, torch.device, range, slice, Enum, np.generic)  # fmt: skip
@@ -118,6 +159,12 @@ def stateful(function: Any) -> Reached:
         elif _keeps_state(value) and id(value) not in inside:
             other = other or path or type(value).__name__
     return Reached(owners, generators, other)
+
+
+def holds_nothing(value: Any) -> bool:
+    """True of what no call can change anything through."""
+    kind = type(value)
+    return kind in FLAGS or (not value if kind in CONTAINERS else isinstance(value, _PLAIN))
 
 
 def _is_own_object(value: Any) -> bool:
@@ -187,7 +234,7 @@ def _reached(
         value, path, shared = waiting.pop()
         # A copy shares functions, which keep nothing themselves, whatever they hang on.
         shared = shared or id(value) in own or (id(value) in known and not isinstance(value, (nn.Module, Tensor)))
-        if isinstance(value, _PLAIN) or (id(value), shared) in seen:
+        if (id(value), shared) in seen:
             continue
         seen.add((id(value), shared))
         alive.append(value)
@@ -197,7 +244,8 @@ def _reached(
                 continue
         if id(value) in mine:
             shared = False
-        waiting += [(v, f"{path}.{n}".lstrip("."), s or shared) for n, v, s in _parts(value, mine)]
+        parts = [part for part in _parts(value, mine) if not holds_nothing(part[1])]
+        waiting += [(v, f"{path}.{n}".lstrip("."), s or shared) for n, v, s in parts]
 
 
 def _parts(value: Any, mine: frozenset[int] = frozenset()) -> Iterator[tuple[str, Any, bool]]:
@@ -216,7 +264,7 @@ def _parts(value: Any, mine: frozenset[int] = frozenset()) -> Iterator[tuple[str
             yield "__call__", value(), True
     elif isinstance(value, functools.partial):
         yield from (("func", value.func, False), ("args", value.args, False), ("keywords", value.keywords, False))
-    elif isinstance(value, Mapping) and type(value).__module__ in ("builtins", "collections"):
+    elif type(value).__module__ in ("builtins", "collections") and isinstance(value, Mapping):
         yield from ((str(k), v, False) for k, v in value.items())
         yield from (("key", k, False) for k in value if not isinstance(k, _PLAIN))
     elif isinstance(value, (list, tuple, set, frozenset)):

@@ -20,7 +20,7 @@ from torch_geometric.inspector import Inspector
 from gnnstab.errors import GnnstabError, UsageError, let_through
 from gnnstab.probe.replaying._own_state import Guard
 from gnnstab.probe.replaying.computing_hooks import computing_hooks, own_hook
-from gnnstab.probe.replaying.reach import SHARED, own_copy, own_function, shared_with
+from gnnstab.probe.replaying.reach import CONTAINERS, FLAGS, SHARED, holds_nothing, own_copy, own_function, shared_with
 from gnnstab.randomness import deep_copy, same_random_state
 
 HOOK_TABLES = ("_hooks", "_hooks_with_kwargs", "_hooks_always_called")
@@ -98,8 +98,14 @@ def replica(model: nn.Module) -> nn.Module:
     hooks: list[tuple[dict[Any, Any], Any, Any]] = []
     for module in model.modules():
         kept = computing_hooks(module)
+        # Most of a module is names, flags and empty tables, for each of which `copy.deepcopy` would take a call or several.
+        memo.update(zip(map(id, vars(module)), vars(module), strict=True))
         for name, value in vars(module).items():
-            if name.endswith(HOOK_TABLES) and isinstance(value, dict):
+            if type(value) in FLAGS:
+                memo[id(value)] = value
+            elif type(value) in CONTAINERS and not value:
+                memo[id(value)] = type(value)()
+            elif name.endswith(HOOK_TABLES) and isinstance(value, dict):
                 memo[id(value)] = own = type(value)()
                 # The tables with flags (`_with_kwargs`) share the keys of the tables that hold the hooks.
                 hooks += [(own, k, v) for k, v in value.items() if k in kept]
@@ -128,7 +134,7 @@ def _with_own_closures(twin: nn.Module, memo: dict[int, Any]) -> list[FunctionTy
     """Give functions that hang on a copy, which deepcopy keeps as they are, the copy's own parts in their closures; returns them."""
     for module in twin.modules():
         for name, value in list(vars(module).items()):
-            if isinstance(value, FunctionType) and value.__closure__:
+            if type(value) is FunctionType and value.__closure__:
                 try:
                     vars(module)[name] = own_function(value, memo)
                 except Exception as error:  # What the function shares is then found, and said.
@@ -168,11 +174,13 @@ def without_history(model: nn.Module) -> dict[int, Any]:
     Such a tensor still hangs in its autograd graph and refuses to be copied.
     """
     # Most attributes of a module are flags.
-    attributes = [v for m in model.modules() for v in vars(m).values() if type(v) not in _FLAGS]
+    attributes = [
+        v
+        for m in model.modules()
+        for v in vars(m).values()
+        if type(v) not in FLAGS and (type(v) not in CONTAINERS or v)
+    ]
     return {id(t): t.detach().clone() for value in attributes for _, t in tensors_in(value) if t.grad_fn is not None}
-
-
-_FLAGS = (bool, int, float, str, type(None))
 
 
 def kept_with_history(model: nn.Module) -> list[str]:
@@ -367,7 +375,8 @@ def tensors_in(value: Any, name: str = "", within: tuple[Any, ...] = ()) -> Iter
         yield name, value
     elif not any(value is one for one in within):
         for own, item in parts_of(value):
-            yield from tensors_in(item, f"{name}.{own}" if name else own, (*within, value))
+            if not holds_nothing(item):
+                yield from tensors_in(item, f"{name}.{own}" if name else own, (*within, value))
 
 
 def parts_of(value: Any) -> Iterator[tuple[str, Any]]:

@@ -83,7 +83,17 @@ def run_again(
     Raises:
         UsageError: The model cannot be copied, or its forward or backward fails on the copy.
     """
-    inner = recorder(replica(model), _Into(writer))
+    return _again(replica(model), kept, step, _Into(writer), recorder)
+
+
+def _again(
+    twin: nn.Module,
+    kept: SkippedForward,
+    step: int,
+    writer: Writer,
+    recorder: Callable[[nn.Module, Writer], Recorder],
+) -> StepRows:
+    inner = recorder(twin, writer)
     inner.state.step = step
     inputs = kept.inputs
     with inner:
@@ -91,11 +101,32 @@ def run_again(
             with forked_rng(inputs.rng):
                 with torch.enable_grad(), inputs.autocast.context():
                     output = eager(inner.model)(*copied(tuple(inputs.args)), **copied(dict(inputs.kwargs)))
-                _backward(histories(output), kept.gradients)
+                if kept.gradients:
+                    _backward(histories(output), kept.gradients)
         except Exception as error:
             let_through(error)
             raise UsageError(f"the step could not be run again: {type(error).__name__}: {error}") from error
     return inner.sent
+
+
+def last_look(
+    model: nn.Module,
+    inputs: ForwardInputs,
+    step: int,
+    writer: Writer,
+    recorder: Callable[[nn.Module, Writer], Recorder],
+) -> None:
+    """Measure in full, on a copy, what a forward of ``inputs`` is now that ``step`` is over; nothing where it fails.
+
+    The rows that the light tier has of ``step`` stay as they are.
+    """
+    twin = replica(model)
+    if twin.training != (training := inputs.mode.startswith("train")):  # A validation came last.
+        twin.train(training)
+    try:
+        _again(twin, SkippedForward(inputs, []), step, _OnlyMeasures(writer), recorder)
+    except UsageError:
+        return
 
 
 def look_again(
@@ -127,3 +158,11 @@ class _Into:
         self.measures: Callable[[Any], None] = writer.measures
 
     meta = layer = blind = step = event = staticmethod(ignore)
+
+
+class _OnlyMeasures(_Into):
+    """Takes the numbers of the full tier alone."""
+
+    def __init__(self, writer: Writer) -> None:
+        super().__init__(writer)
+        self.sites = ignore

@@ -55,6 +55,9 @@ def _placed(causes: tuple[Cause, ...], found: Investigation) -> tuple[Cause, ...
     best: dict[str, Tried] = {}
     for tried in sorted(found.tried, key=_most):
         best[tried.trial.cause] = tried
+    in_code = {name for name, tried in best.items() if tried.trial.name == "unit-factors"}
+    if any(cause.status == "root-cause" and cause.cause in in_code for cause in causes):
+        return tuple(replace(cause, fixes=()) for cause in causes)  # What to change is one factor in the user's code.
     return tuple(replace(cause, fixes=_fitting(cause.fixes, best.get(cause.cause))) for cause in causes)
 
 
@@ -65,8 +68,6 @@ def _most(tried: Tried) -> float:
 def _fitting(fixes: tuple[FixAdvice, ...], tried: Tried | None) -> tuple[FixAdvice, ...]:
     if tried is not None and tried.trial.name == "post-norms":
         return tuple(fix for fix in fixes if fix.fix != "layer-norm")
-    if tried is not None and tried.trial.name == "unit-factors":
-        return ()  # What to change is one factor in the user's code.
     if tried is not None and tried.trial.cause == "sum-aggregation":
         of_a_layer = tried.trial.name == "divide-sums"
         return tuple(fix for fix in fixes if (fix.fix == "divide-sum") is not of_a_layer)

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from gnnstab.errors import let_through
 from gnnstab.probe.batches.arguments import as_arguments
+from gnnstab.probe.operations.source_lines import Modules, caller_place
 from gnnstab.probe.replaying.replica import Autocast, device_of, on_device
 from gnnstab.probe.statistics.numbers import rms
 from gnnstab.records.vocabulary import LOSS_OVER_ZERO
@@ -46,12 +47,12 @@ def unit_factors(case: Case, base: Look) -> Iterator[Trial]:
     for learned, cause in ((True, "unsuitable-init"), (False, "feature-scale")):
         found = {key: one for key, one in seen.found.items() if one[3] is learned}
         if found:
-            factor, name, size, _ = max(found.values(), key=lambda one: one[2])
+            factor, name, size, _, line = max(found.values(), key=lambda one: one[2])
             others = sum(seen.places[key] for key in found) - 1
             all_of = f", and at {others} other place{'' if others == 1 else 's'}," if others else ""
             yield Trial(
                 "unit-factors", cause, f"leaving out the factor {factor:.3g} on {name}{all_of}",
-                f"the code multiplies {name} by {factor:.3g}{all_of} and makes numbers of RMS {size:.3g} of it",
+                f"the code multiplies {name} by {factor:.3g}{line}{all_of} and makes numbers of RMS {size:.3g} of it",
                 Edit(model=_without(frozenset(found))), deviates=True, place=name,
             )  # fmt: skip
 
@@ -69,15 +70,16 @@ def _without(products: frozenset[Product]) -> Any:
 class _Factors(TorchFunctionMode):
     """Looks at every product with a constant number that makes values large; those of ``without`` are left out.
 
-    ``found``: product → factor, what it is put on where the most comes of it, RMS behind it, whether that can be trained;
-    ``places``: how often it was met.
+    ``found``: product → factor, what it is put on where the most comes of it, RMS behind it, whether that can be trained, and
+    where the code does it, `` (line 17 of model.py)``; ``places``: how often it was met.
     """
 
     def __init__(self, model: nn.Module, without: frozenset[Product] = frozenset()) -> None:
         super().__init__()
-        self.found: dict[Product, tuple[float, str, float, bool]] = {}
+        self.found: dict[Product, tuple[float, str, float, bool, str]] = {}
         self.places: Counter[Product] = Counter()
         self._without = without
+        self._modules = Modules(model)
         self._names = {p.data_ptr(): name for name, p in model.named_parameters()}
         self._kept: list[Tensor] = []
         self._handles = [m.register_forward_hook(self._named(name)) for name, m in model.named_modules() if name]
@@ -111,7 +113,8 @@ class _Factors(TorchFunctionMode):
             name = self._names.get(value.data_ptr(), "values on the way")
             self.places[product] += 1
             if product not in self.found or size > self.found[product][2]:
-                self.found[product] = (factor, name, size, value.requires_grad)
+                line = caller_place(self._modules, "model")[0].words
+                self.found[product] = (factor, name, size, value.requires_grad, f" ({line})" if line else "")
         return result
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ import gnnstab
 from gnnstab.errors import UnstableError, UsageError
 from gnnstab.probe.operations.repeat import objective_of, repeat
 from gnnstab.probe.replaying.replica import ForwardInputs
+from gnnstab.report.summary import first_non_finite
 from models.programs import Net, batch, mse, spoilt
 
 
@@ -197,21 +199,49 @@ def test_a_loss_of_the_graph_alone_says_what_it_is_made_of() -> None:
     assert finding.cause == ""
 
 
-@pytest.mark.parametrize("reduced", ["mean", "sum"])
-def test_a_mean_over_nothing_is_read_from_the_graph_when_the_weights_have_moved(reduced: str) -> None:
+def chosen_only(reduction: str) -> Callable[[Tensor, Tensor], Tensor]:
+    return lambda kept, labels: F.cross_entropy(kept, labels, reduction=reduction) + 0.1 * kept.square().sum()
+
+
+def spread(correction: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """Two terms, so that the chain of first operands does not lead to the spread."""
+    return lambda kept, labels: F.cross_entropy(kept, labels) + 0.1 * kept[:, 0].std(correction=correction)
+
+
+@pytest.mark.parametrize("told_late", [False, True])
+@pytest.mark.parametrize(
+    ("loss", "fewest", "says"),
+    [
+        (chosen_only("mean"), 0, "nll_loss takes the mean of a tensor without entries"),
+        (chosen_only("sum"), 0, ""),
+        (spread(1), 1, "std divides the spread of a single entry"),
+        (spread(1), 2, ""),
+    ],
+    ids=["mean over nothing", "sum over nothing", "spread of one", "spread of two"],
+)
+@pytest.mark.filterwarnings("ignore:std")
+def test_a_reduction_of_too_few_is_read_from_the_graph(
+    loss: Callable[[Tensor, Tensor], Tensor], fewest: int, says: str, told_late: bool
+) -> None:
+    """Also when the weights have moved before the loss is told, so that nothing can be run again."""
     torch.manual_seed(0)
     model, data = Net(), batch()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
     with gnnstab.Monitor(model, optimizer=optimizer, on_finding="ignore") as monitor:
-        for chosen in (torch.arange(6), torch.arange(0), torch.arange(6)):
+        for chosen in (torch.arange(6), torch.arange(fewest), torch.arange(6)):
             optimizer.zero_grad()
-            kept = model(data)[chosen]
-            value = F.cross_entropy(kept, data.y[chosen].argmax(-1), reduction=reduced) + 0.1 * kept.square().sum()
+            value = loss(model(data)[chosen], data.y[chosen].argmax(-1))
             value.backward()
+            if not told_late:
+                monitor.loss(value)
             optimizer.step()
-            monitor.loss(value)
-    told = [(f.cause, "nll_loss takes the mean of" in f.message) for f in monitor.diagnose(select=["GS502"]).findings]
-    assert told == ([("undefined-operation", True)] if reduced == "mean" else [])
+            if told_late:
+                monitor.loss(value)
+    diagnosis = monitor.diagnose(select=["GS502"])
+    assert [f.cause for f in diagnosis.findings] == (["undefined-operation"] if says else [])
+    assert all(says in finding.message for finding in diagnosis.findings)
+    first = first_non_finite(diagnosis)
+    assert (None if first is None else first.stage) == ("loss" if says else None)
 
 
 def test_compiled_models_are_not_watched_in_place() -> None:
