@@ -71,7 +71,10 @@ def without_modes() -> Iterator[None]:
     active = [*DISPATCH.stack(), *FUNCTION.stack()]
     token = _aside.set((*_aside.get(), *(mode for mode in active if not _is_own(mode))))
     try:
-        with _with(DISPATCH, list(filter(_is_own, active))), _with(FUNCTION, []):
+        with (
+            _with(DISPATCH, list(filter(_is_own, DISPATCH.stack()))),
+            _with(FUNCTION, list(filter(_is_own, FUNCTION.stack()))),
+        ):
             yield
     finally:
         _aside.reset(token)

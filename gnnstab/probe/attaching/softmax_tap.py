@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import dis
 import operator
+import sys
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from torch.compiler import is_compiling
 from gnnstab.errors import let_through
 from gnnstab.layers import Layer, layer_of
 from gnnstab.probe.attaching._softmax_calls import calls_edge_softmax, edge_softmax, helper, named, softmax_within
-from gnnstab.probe.attaching.stand_in import Lookalike
+from gnnstab.probe.attaching.stand_in import Lookalike, method_of_copy
 from gnnstab.torch_private import is_exporting, is_tracing
 from gnnstab.undisturbed import modes_aside
 
@@ -147,6 +148,8 @@ class Tap(Lookalike):
         """Run the layer's own method."""
         if is_compiling():
             return (self._masked if is_exporting() else self._compiled)(*args, **kwargs)
+        if other := method_of_copy(self, self._owner, self._method, self._before, sys._getframe(1)):
+            return other(*args, **kwargs)
         if is_tracing():
             return self._masked(*args, **kwargs)
         out = self._function(*args, **kwargs)
