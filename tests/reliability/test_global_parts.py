@@ -16,16 +16,19 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch import distributed as dist
 from torch.nn.functional import mse_loss
 from torch.nn.modules import module as modules
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.overrides import TorchFunctionMode
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import gnnstab
 from gnnstab.errors import UsageError
 from gnnstab.other_threads import may_draw
+from gnnstab.probe.replaying.replica import ForwardInputs, replica, run_replica
 from gnnstab.randomness import same_random_state
 from side_by_side import Net, Run, codes, graph, unnoticed
 
@@ -224,3 +227,28 @@ def test_another_bit_generator_of_numpy() -> None:
         unnoticed(loop)
     finally:
         np.random.set_bit_generator(kept)  # type: ignore[attr-defined]
+
+
+class Synchronised(Net):
+    """Takes the mean over all processes from its input."""
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        mean = x.mean(0)
+        dist.all_reduce(mean)
+        return super().forward(x - mean / dist.get_world_size(), edge_index)
+
+
+@pytest.fixture
+def two_processes() -> Iterator[None]:
+    """The second is not there, and nobody waits for it."""
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=2)
+    yield
+    dist.destroy_process_group()
+
+
+def test_a_copy_is_refused_collectives(two_processes: None) -> None:
+    model = Synchronised()
+    model(X, EDGES)
+    for call in (lambda: run_replica(replica(model), ForwardInputs((X, EDGES))), lambda: gnnstab.attention(model, (X, EDGES))):  # fmt: skip
+        with pytest.raises(UsageError, match="collective"):
+            call()
