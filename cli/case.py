@@ -1,18 +1,16 @@
-"""What verify, ladder, scale and, in part, replay share: a model with its weights, a batch, a loss."""
+"""What verify, ladder, scale and, in part, replay share: a model with its weights, a batch, a loss, and how results are shown."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import click
 
 from gnnstab.errors import UsageError
 
-from . import completion
-
-F = TypeVar("F", bound=Callable[..., Any])
+from . import options, output
 
 
 class Case(NamedTuple):
@@ -28,31 +26,36 @@ class Case(NamedTuple):
     """``lr`` and ``eps`` of the Adam whose state the checkpoint holds; empty where it holds none."""
 
 
-def options(function: F) -> F:
-    """``--model --batch --loss --precision --seeds --steps --lr --jobs --store --format``."""
-    for option in reversed(_OPTIONS):
-        function = option(function)
-    return function
-
-
 FORMAT = click.option("--format", "format", type=click.Choice(["text", "json"]), default="text", show_default=True)
 VERBOSE = click.option("-v", "--verbose", is_flag=True, help="Every number, every stage, all code.")
 UNSAFE = click.option("--unsafe-load", is_flag=True, help="DANGEROUS: allow a file to run code while it is read.")
+STEPS = click.option(
+    "--steps", type=click.IntRange(min=1), default=150, show_default=True, help="Of the short training."
+)
 
-_OPTIONS = (
+OPTIONS = options.together(
     click.option("--model", required=True, metavar="PKG.MOD:FACTORY", help="Makes the model, with fresh weights."),
-    click.option("--batch", required=True, metavar="FILE", shell_complete=completion.files, help="File with one batch."),
+    options.batch("File with one batch.", required=True),
     click.option("--loss", metavar="PKG.MOD:FN", help="loss(output, batch); a stated synthetic task when omitted."),
-    click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16"]), default="fp32", show_default=True,
-                 help="Run under autocast to this."),
-    click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Processes."),
-    click.option("--store", type=click.Path(dir_okay=False), help="Keep every finished arm here, and continue from it."),
+    options.precision("Run under autocast to this.", default="fp32", show_default=True),
+    click.option("--jobs", "workers", type=click.IntRange(min=1), default=1, show_default=True, help="Processes."),
+    click.option(
+        "--store", type=click.Path(dir_okay=False), help="Keep every finished arm here, and continue from it."
+    ),
     FORMAT,
     UNSAFE,
-)  # fmt: skip
+    VERBOSE,
+)
+"""``take`` uses the first of them; ``precision``, ``workers`` and ``store`` are arguments of the library's functions."""
 
 
-def load(checkpoint: str | None, model: str, batch: str, loss: str | None, *, unsafe: bool) -> Case:
+def take(checkpoint: str | None, given: dict[str, Any]) -> Case:
+    """The case that ``--model --batch --loss --unsafe-load`` name; they are taken out of ``given``."""
+    names = ("model", "batch", "loss", "unsafe_load")
+    return load(checkpoint, *(given.pop(name) for name in names))
+
+
+def load(checkpoint: str | None, model: str, batch: str, loss: str | None, unsafe: bool) -> Case:
     """Build the model, put the checkpoint's weights in, read the batch."""
     from gnnstab.checkpoint import load as read
     from gnnstab.checkpoint import load_into
@@ -73,3 +76,14 @@ def load(checkpoint: str | None, model: str, batch: str, loss: str | None, *, un
         load_into(made, file)
         training = adam_settings([entry.settings for state in file.optimizers for entry in state.entries])
     return Case(made, load_batch(batch, unsafe=unsafe), resolve(loss) if loss else None, factory, training)
+
+
+def show(found: Any, text: Callable[..., str], format: str, verbose: bool) -> None:
+    """Print a result as JSON, or as what ``text(found, width=…, verbose=…)`` says of it."""
+    from gnnstab.report.faces import speak
+    from gnnstab.verification.wording import as_json
+
+    if format == "json":
+        output.show(as_json(found), format)
+    else:
+        output.show(speak(text(found, width=output.terminal()["width"], verbose=verbose), "cli") + "\n")

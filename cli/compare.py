@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from . import completion, gate, options, output
+from . import case, completion, gate, options, output
 
 
 class Factor(click.ParamType):  # type: ignore[type-arg, unused-ignore]
@@ -29,7 +29,7 @@ class Factor(click.ParamType):  # type: ignore[type-arg, unused-ignore]
 @click.option(
     "--fail-on-growth", "factor", type=Factor(), metavar="FACTOR", help="Exit 1 when a number grew by this, e.g. 2x."
 )
-@click.option("--format", "format", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@case.FORMAT
 @click.option("-v", "--verbose", is_flag=True, help="Every number that grew, head by head.")
 @options.TARGET
 @options.CONFIG

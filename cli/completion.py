@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import click
-from click.shell_completion import BashComplete, CompletionItem, add_completion_class
+from click.shell_completion import BashComplete, CompletionItem
 
 
 class Bash(BashComplete):
@@ -19,11 +19,6 @@ class Bash(BashComplete):
             else:
                 words.append(word)
         return words[:-1], words[-1]
-
-
-def register() -> None:
-    """Answer bash by `Bash`."""
-    add_completion_class(Bash)
 
 
 def files(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:

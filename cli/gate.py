@@ -29,7 +29,7 @@ class Request:
     """What the options of `check` and `diagnose` say beyond how to observe the targets."""
 
     chosen: Settings
-    outputs: Sequence[output.Output]
+    outputs: Sequence[tuple[str, Path]]
     update_baseline: bool
     quiet: bool
     verbose: bool
@@ -43,16 +43,9 @@ class Request:
         take = given.pop
         where = (take("config_file"), take("isolated"))
         chosen = settings(*where, **{key: take(key) for key in ("fail_on", "select", "ignore", "baseline", "format")})
-        plots = take("plots")
-        return cls(
-            chosen,
-            output.parse(take("outputs")),
-            take("update_baseline"),
-            take("quiet"),
-            take("verbose"),
-            Path(plots) if plots else None,
-            brief,
-        )
+        outputs, plots = output.parse(take("outputs")), take("plots")
+        flags = {key: take(key) for key in ("update_baseline", "quiet", "verbose")}
+        return cls(chosen, outputs, plots=Path(plots) if plots else None, brief=brief, **flags)
 
 
 def settings(config_file: str | None, isolated: bool, **given: Any) -> Settings:
@@ -149,23 +142,18 @@ def _report(diagnoses: Sequence[Diagnosis], request: Request) -> None:
 
     options = {"root": str(Path.cwd()), "fail_on": request.chosen.fail_on, "verbose": request.verbose}
     one_or_all = diagnoses[0] if len(diagnoses) == 1 else diagnoses
-    for item in request.outputs:
-        output.write(item.path, render(one_or_all, item.format, face="cli", **supported(item.format, options)))
+    for format, path in request.outputs:
+        output.write(path, render(one_or_all, format, face="cli", **supported(format, options)))
         if not request.quiet:
-            output.told(f"wrote {item.path}")
+            output.told(f"wrote {path}")
     if request.plots is not None:
-        _plots(diagnoses, request.plots)
+        from gnnstab.report.figures import write_all
+
+        for position, diagnosis in enumerate(diagnoses):
+            write_all(diagnosis, request.plots if len(diagnoses) == 1 else request.plots / str(position))
     format = request.chosen.format
     on_screen = {**options, **output.terminal(), "quiet": request.quiet, "brief": request.brief}
-    text = render(one_or_all, format, face="cli", **supported(format, on_screen))
-    output.show(text, format)
-
-
-def _plots(diagnoses: Sequence[Diagnosis], folder: Path) -> None:
-    from gnnstab.report.figures import write_all
-
-    for position, diagnosis in enumerate(diagnoses):
-        write_all(diagnosis, folder if len(diagnoses) == 1 else folder / str(position))
+    output.show(render(one_or_all, format, face="cli", **supported(format, on_screen)), format)
 
 
 @contextmanager

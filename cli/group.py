@@ -97,9 +97,11 @@ def run(arguments: Sequence[str]) -> int:
 def _run(arguments: Sequence[str]) -> int:
     state = {"debug": False}
     if "_GNNSTAB_COMPLETE" in os.environ:
-        from .completion import register
+        from click.shell_completion import add_completion_class
 
-        register()
+        from .completion import Bash
+
+        add_completion_class(Bash)
     try:
         result = click.Group.main(main, list(arguments), prog_name="gnnstab", obj=state, standalone_mode=False)
         return result if isinstance(result, int) else 0

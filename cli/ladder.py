@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
-from . import case, gate, options, output
+from . import case, gate, options
 
 
 @click.command()
@@ -12,7 +14,7 @@ from . import case, gate, options, output
     "--train", metavar="PKG.MOD:FN", help="train(model, *, seed, **settings) -> losses; a short training when omitted."
 )
 @click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Seeds per rung.")
-@click.option("--steps", type=click.IntRange(min=1), default=150, show_default=True, help="Of the short training.")
+@case.STEPS
 @click.option("--lr", type=float, default=1e-3, show_default=True, help="Of the short training.")
 @click.option(
     "--sizes",
@@ -22,25 +24,9 @@ from . import case, gate, options, output
     metavar="N,N,…",
     help="Agents of the final test: those of the batch, then larger graphs, on which the first stable rung is tried. One number: none.",
 )
-@case.options
-@case.VERBOSE
+@case.OPTIONS
 @options.debug
-def command(
-    train: str | None,
-    seeds: int,
-    steps: int,
-    lr: float,
-    sizes: tuple[float, ...],
-    model: str,
-    batch: str,
-    loss: str | None,
-    precision: str,
-    jobs: int,
-    store: str | None,
-    format: str,
-    unsafe_load: bool,
-    verbose: bool,
-) -> int:
+def command(train: str | None, format: str, verbose: bool, **given: Any) -> int:
     """Fixes added one after another: from which on is the run stable, and which did nothing?
 
     Every rung is built anew from fresh weights. The first stable one is then tried on larger graphs, and the rungs above
@@ -48,16 +34,13 @@ def command(
     """
     from gnnstab.observation import resolve
     from gnnstab.verification.ladder import run_ladder
-    from gnnstab.verification.wording import as_json, ladder_text
+    from gnnstab.verification.wording import ladder_text
 
-    given = case.load(None, model, batch, loss, unsafe=unsafe_load)
+    asked = case.take(None, given)
     with gate.progress() as tell:
         found = run_ladder(
-            given.model, batch=given.batch, loss=given.loss, train=resolve(train) if train else None, seeds=seeds,
-            steps=steps, precision=precision, lr=lr, sizes=sizes, factory=given.factory, workers=jobs, store=store, progress=tell,
+            asked.model, batch=asked.batch, loss=asked.loss, train=resolve(train) if train else None,
+            factory=asked.factory, progress=tell, **given,
         )  # fmt: skip
-    if format == "json":
-        output.show(as_json(found), format)
-    else:
-        output.show(ladder_text(found, width=output.terminal()["width"], verbose=verbose) + "\n")
+    case.show(found, ladder_text, format, verbose)
     return 0 if found.stable_from is not None else 1

@@ -17,12 +17,10 @@ def _set_debug(context: click.Context, _: click.Parameter, value: bool) -> None:
         context.obj["debug"] = True
 
 
-def debug(function: F) -> F:
-    """``--debug``, also behind the command."""
-    option = click.option(
-        "--debug", is_flag=True, expose_value=False, callback=_set_debug, help="Show the traceback of an error."
-    )
-    return option(function)
+debug = click.option(
+    "--debug", is_flag=True, expose_value=False, callback=_set_debug, help="Show the traceback of an error."
+)
+"""Also behind the command."""
 
 
 def prefixes(_: click.Context, __: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...] | None:
@@ -38,7 +36,32 @@ def numbers(_: click.Context, __: click.Parameter, value: str) -> tuple[float, .
         raise click.BadParameter(f"{value!r} is no list of numbers such as 0.5,1,2,4") from None
 
 
-def _together(*options: Callable[[Any], Any]) -> Callable[[F], F]:
+def codes(name: str, help: str) -> Callable[[F], F]:
+    """An option that takes rule codes or prefixes."""
+    return click.option(
+        name, multiple=True, metavar="CODES", callback=prefixes, shell_complete=completion.codes, help=help
+    )
+
+
+def batch(help: str, **more: Any) -> Callable[[F], F]:
+    """``--batch``."""
+    return click.option("--batch", metavar="FILE", shell_complete=completion.files, help=help, **more)
+
+
+def fixes(help: str) -> Callable[[F], F]:
+    """``--fix``, any number of times."""
+    metavar = "NAME[:KEY=VALUE,…]"
+    return click.option("--fix", "fixes", multiple=True, metavar=metavar, shell_complete=completion.fixes, help=help)
+
+
+def precision(help: str, **more: Any) -> Callable[[F], F]:
+    """``--precision``."""
+    return click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16"]), help=help, **more)
+
+
+def together(*options: Callable[[Any], Any]) -> Callable[[F], F]:
+    """Several options as one decorator, in the order of the help."""
+
     def decorate(function: F) -> F:
         for option in reversed(options):
             function = option(function)
@@ -47,12 +70,11 @@ def _together(*options: Callable[[Any], Any]) -> Callable[[F], F]:
     return decorate
 
 
-TARGET = _together(
+TARGET = together(
     click.option("--model", metavar="PKG.MOD:FACTORY", help="Model that the checkpoint belongs to."),
-    click.option("--batch", metavar="FILE", shell_complete=completion.files, help="File with one batch: makes attention and gradients visible."),
+    batch("File with one batch: makes attention and gradients visible."),
     click.option("--loss", metavar="PKG.MOD:FN", help="loss(output, batch); a stated synthetic objective when omitted."),
-    click.option("--precision", type=click.Choice(["fp32", "fp16", "bf16"]), default="fp32", show_default=True,
-                 help="Run the forward under autocast to this."),
+    precision("Run the forward under autocast to this.", default="fp32", show_default=True),
     click.option("--heads", type=click.IntRange(min=1), help="Number of heads, where the file cannot show it."),
     click.option("--activation", type=click.Choice(["relu", "tanh"]), help="Activation between the layers, likewise."),
     click.option("--unsafe-load", "unsafe", is_flag=True,
@@ -60,32 +82,18 @@ TARGET = _together(
 )  # fmt: skip
 """What is looked at, and how."""
 
-GATE = _together(
+GATE = together(
     click.option(
         "--fail-on", type=click.Choice(["error", "warning", "info"]), help="Lowest severity that exits 1. [warning]"
     ),
-    click.option(
-        "--select",
-        multiple=True,
-        metavar="CODES",
-        callback=prefixes,
-        shell_complete=completion.codes,
-        help="Run only these rules, e.g. GS3,GS401.",
-    ),
-    click.option(
-        "--ignore",
-        multiple=True,
-        metavar="CODES",
-        callback=prefixes,
-        shell_complete=completion.codes,
-        help="Leave these rules out.",
-    ),
+    codes("--select", "Run only these rules, e.g. GS3,GS401."),
+    codes("--ignore", "Leave these rules out."),
     click.option("--baseline", type=click.Path(), help="File of known findings; only new ones fail."),
     click.option("--update-baseline", is_flag=True, help="Write the findings of this run to the baseline and exit 0."),
 )
 """What counts."""
 
-REPORT = _together(
+REPORT = together(
     click.option(
         "--format",
         "format",
@@ -107,7 +115,7 @@ REPORT = _together(
 )
 """What is written, and where."""
 
-CONFIG = _together(
+CONFIG = together(
     click.option("--config", "config_file", type=click.Path(), help="Read the settings from this file."),
     click.option("--isolated", is_flag=True, help="Read no configuration file."),
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,8 @@ from gnnstab.errors import UsageError
 from . import interrupt
 
 
-@dataclass(frozen=True, slots=True)
-class Output:
-    """One ``--output FORMAT=PATH``."""
-
-    format: str
-    path: Path
-
-
-def parse(given: Sequence[str]) -> list[Output]:
-    """Check every ``FORMAT=PATH`` before the work begins; raises `UsageError`."""
+def parse(given: Sequence[str]) -> list[tuple[str, Path]]:
+    """(format, path) of every ``FORMAT=PATH``, checked before the work begins; raises `UsageError`."""
     from gnnstab.report import format_names
 
     outputs = []
@@ -35,8 +26,8 @@ def parse(given: Sequence[str]) -> list[Output]:
             raise UsageError(f"--output {text!r} is not of the form FORMAT=PATH")
         if format not in format_names():
             raise UsageError(f"--output {text!r}: unknown format {format!r}; choose from {', '.join(format_names())}")
-        outputs.append(Output(format, Path(path)))
-        check_writable(outputs[-1].path)
+        check_writable(Path(path))
+        outputs.append((format, Path(path)))
     return outputs
 
 

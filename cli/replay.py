@@ -15,26 +15,10 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("target", required=False, metavar="[BUNDLE | CHECKPOINT]", shell_complete=completion.files)
-@click.option(
-    "--fix",
-    "fixes",
-    multiple=True,
-    metavar="NAME[:KEY=VALUE,…]",
-    shell_complete=completion.fixes,
-    help="Try this fix; a set of first aid when omitted.",
-)
+@options.fixes("Try this fix; a set of first aid when omitted.")
 @click.option("--model", metavar="PKG.MOD:FACTORY", help="Makes the model; a bundle holds its weights, not its code.")
-@click.option(
-    "--batch",
-    metavar="FILE",
-    shell_complete=completion.files,
-    help="For a checkpoint: file with the batch; a bundle has its own.",
-)
-@click.option(
-    "--precision",
-    type=click.Choice(["fp32", "fp16", "bf16"]),
-    help="For a checkpoint: run under autocast to this, fp32 when omitted; a bundle has its own.",
-)
+@options.batch("For a checkpoint: file with the batch; a bundle has its own.")
+@options.precision("For a checkpoint: run under autocast to this, fp32 when omitted; a bundle has its own.")
 @case.FORMAT
 @case.UNSAFE
 @case.VERBOSE
@@ -99,6 +83,6 @@ def _of_checkpoint(
 
     if model is None or batch is None:
         raise UsageError("without a bundle a replay needs both --model pkg.mod:factory and --batch FILE")
-    given = case.load(path, model, batch, None, unsafe=unsafe)
+    given = case.load(path, model, batch, None, unsafe)
     args, kwargs = as_arguments(given.batch, given.model)[0]
     return replay(given.model.eval(), args, kwargs, precision=precision, fixes=fixes or FIRST_AID)

@@ -4,18 +4,11 @@ from __future__ import annotations
 
 import click
 
-from . import case, completion, options, output
+from . import case, options, output
 
 
 @click.command()
-@click.option(
-    "--select",
-    multiple=True,
-    metavar="CODES",
-    callback=options.prefixes,
-    shell_complete=completion.codes,
-    help="Only these, e.g. GS3,GS401.",
-)
+@options.codes("--select", "Only these, e.g. GS3,GS401.")
 @case.VERBOSE
 @options.debug
 def command(select: tuple[str, ...] | None, verbose: bool) -> int:
@@ -31,8 +24,6 @@ def command(select: tuple[str, ...] | None, verbose: bool) -> int:
     except UsageError as error:
         raise UsageError(f"command line: {error}") from error
     chosen = [code for code in codes if selection.includes(code)]
-    if verbose:
-        output.show(rule_table(chosen, **output.terminal()))
-    else:
-        output.show(rule_list(chosen, by_subject=not select, **output.terminal()))
+    terminal = output.terminal()
+    output.show(rule_table(chosen, **terminal) if verbose else rule_list(chosen, by_subject=not select, **terminal))
     return 0

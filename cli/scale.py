@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
-from . import case, completion, gate, options, output
+from . import case, completion, gate, options
 
 
 @click.command()
@@ -19,24 +21,10 @@ from . import case, completion, gate, options, output
 @click.option("--seeds", type=click.IntRange(min=1), default=2, show_default=True, help="Draws of edges per factor.")
 @click.option("--clamping", is_flag=True, help="Compare clamping activations with the proper fixes as well.")
 @click.option("--plots", type=click.Path(file_okay=False), metavar="DIR", help="Draw the curves, as PNG and SVG.")
-@case.options
-@case.VERBOSE
+@case.OPTIONS
 @options.debug
 def command(
-    checkpoint: str | None,
-    factors: tuple[float, ...],
-    seeds: int,
-    clamping: bool,
-    plots: str | None,
-    model: str,
-    batch: str,
-    loss: str | None,
-    precision: str,
-    jobs: int,
-    store: str | None,
-    format: str,
-    unsafe_load: bool,
-    verbose: bool,
+    checkpoint: str | None, clamping: bool, plots: str | None, precision: str, format: str, verbose: bool, **given: Any
 ) -> int:
     """How the numbers grow with in-degree, and the in-degree at which each limit breaks.
 
@@ -44,25 +32,20 @@ def command(
     """
     from gnnstab.verification.clamping import compare
     from gnnstab.verification.scaling import scale
-    from gnnstab.verification.wording import as_json, scaling_text, sides_text
+    from gnnstab.verification.wording import scaling_text, sides_text
 
-    given = case.load(checkpoint, model, batch, loss, unsafe=unsafe_load)
+    asked = case.take(checkpoint, given)
     with gate.progress() as tell:
-        found = scale(
-            given.model, batch=given.batch, factors=factors, seeds=seeds, workers=jobs, store=store, progress=tell
-        )
-        sides = (
-            compare(given.model, batch=given.batch, factors=factors, factory=given.factory, progress=tell)
-            if clamping
-            else ()
-        )
+        found = scale(asked.model, batch=asked.batch, progress=tell, **given)
+        compared = {"factors": given["factors"], "factory": asked.factory, "progress": tell}
+        sides = compare(asked.model, batch=asked.batch, **compared) if clamping else ()
     if plots is not None:
         from gnnstab.report.figures import write_growth
 
         write_growth(found, plots)
-    if format == "json":
-        output.show(as_json({"scaling": found, "clamping": sides}), format)
-    else:
-        told = scaling_text(found, width=output.terminal()["width"], verbose=verbose)
-        output.show("\n\n".join([*([sides_text(sides)] if sides else []), told]) + "\n")
+
+    def text(shown: dict[str, Any], **options: Any) -> str:
+        return "\n\n".join([*([sides_text(sides)] if sides else []), scaling_text(shown["scaling"], **options)])
+
+    case.show({"scaling": found, "clamping": sides}, text, format, verbose)
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import click
 
@@ -11,60 +12,44 @@ from . import case, completion, gate, options, output
 
 @click.command()
 @click.argument("checkpoint", required=False, shell_complete=completion.files)
-@click.option("--fix", "fixes", multiple=True, metavar="NAME[:KEY=VALUE,…]",
-              shell_complete=completion.fixes, help="Any number of times; the recommended ones when omitted.")  # fmt: skip
+@options.fixes("Any number of times; the recommended ones when omitted.")
 @click.option("--option", "extra", multiple=True, metavar="KEY=VALUE", help="Option of the last --fix.")
 @click.option("--seeds", type=click.IntRange(min=1), default=5, show_default=True, help="Paired seeds.")
-@click.option("--steps", type=click.IntRange(min=1), default=150, show_default=True, help="Of the short training.")
+@case.STEPS
 @click.option("--lr", type=float, help="Of the short training; when omitted that of the checkpoint's Adam, else 0.001.")
 @click.option("--export", type=click.Path(dir_okay=False), metavar="FILE",
               help="Write a repaired state dict (qk-clip alone; a new file).")  # fmt: skip
-@case.options
-@case.VERBOSE
+@case.OPTIONS
 @options.debug
 def command(
     checkpoint: str | None,
     fixes: tuple[str, ...],
     extra: tuple[str, ...],
-    seeds: int,
-    steps: int,
-    lr: float | None,
     export: str | None,
-    model: str,
-    batch: str,
-    loss: str | None,
-    precision: str,
-    jobs: int,
-    store: str | None,
     format: str,
-    unsafe_load: bool,
     verbose: bool,
+    **given: Any,
 ) -> int:
     """Does a fix work? Applied to a copy of your model and judged on your batch.
 
     CHECKPOINT holds the weights; without one the factory's own are used. Without --fix the model is diagnosed first, and
     what is recommended is tried. Exit code 0 when every fix is confirmed, else 1.
     """
-    from gnnstab.report.faces import speak
     from gnnstab.verification import verify
-    from gnnstab.verification.wording import as_json, verdicts_text
+    from gnnstab.verification.wording import verdicts_text
 
-    given = case.load(checkpoint, model, batch, loss, unsafe=unsafe_load)
-    own = given.training
+    asked = case.take(checkpoint, given)
+    if given["lr"] is None:
+        given["lr"] = asked.training.get("lr")
     with gate.progress() as tell:
-        named = _with_options(fixes or _recommended(given, precision, tell), extra)
+        named = _with_options(fixes or _recommended(asked, given["precision"], tell), extra)
         found = verify(
-            given.model, named, batch=given.batch, loss=given.loss, seeds=seeds, steps=steps, precision=precision,
-            lr=own.get("lr") if lr is None else lr, eps=own.get("eps"), factory=given.factory,
-            workers=jobs, store=store, progress=tell,
+            asked.model, named, batch=asked.batch, loss=asked.loss, eps=asked.training.get("eps"), factory=asked.factory,
+            progress=tell, **given,
         )  # fmt: skip
-    if format == "json":
-        output.show(as_json(found), format)
-    else:
-        width = output.terminal()["width"]
-        output.show(speak(verdicts_text(found, width=width, verbose=verbose), "cli") + "\n", format)
+    case.show(found, verdicts_text, format, verbose)
     if export is not None:
-        _export(given, named[-1], export)
+        _export(asked, named[-1], export)
     return 0 if all(verdict.verdict == "confirmed" for verdict in found) else 1
 
 

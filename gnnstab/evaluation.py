@@ -52,7 +52,8 @@ def _coverage(signals: Signals) -> Coverage:
     blind_layers = {b.layer for b in signals.blind if b.site in ("score", "output", "*")}
     observed = [layer for layer in signals.attention_layers if layer.name not in blind_layers]
     return Coverage(
-        layers_expected=max(int(signals.context.get("layers_expected", 0)), signals.depth) - len(left_out(signals)),
+        layers_expected=max(int(signals.context.get("layers_expected", 0)), len(signals.attention_layers))
+        - len(left_out(signals)),
         layers_observed=len(observed),
         blind=signals.blind,
         assumptions=tuple(signals.context.get("assumptions", ())),

@@ -47,8 +47,9 @@ def layer_signals(name: str, scale: float, entropy: float, gradient: float, seed
     for head in range(heads):
         width = scale * (0.6 + 0.5 * head)
         counts, edges = np.histogram(random.normal(0.2 * width * head, width, 4000), bins=32)
+        span = {"low": float(edges[0]), "high": float(edges[-1])}
         signals += [
-            Signal("score.std", width, name, head, detail={"histogram": {"edges": edges, "counts": counts}}),
+            Signal("score.std", width, name, head, detail={"histogram": {**span, "counts": counts}}),
             Signal("score.min", float(edges[0]), name, head),
             Signal("score.max", float(edges[-1]), name, head),
             Signal("attention.entropy", min(1.0, entropy * (0.7 + 0.25 * head)), name, head),

@@ -98,7 +98,7 @@ def read_bundle(path: Path) -> None:
 
 def read_store(path: Path) -> None:
     """Go on with a verification of which a part is stored."""
-    found = sweep({"a": ArmResult, "b": ArmResult}, store=path, kind=ArmResult)
+    found = sweep({"a": ArmResult, "b": ArmResult}, ArmResult, store=path)
     assert all(type(result) is ArmResult for result in found.values())
 
 

@@ -75,23 +75,16 @@ def test_limits_follow_the_configuration() -> None:
 def test_the_strongest_growth_that_counts_comes_first() -> None:
     a = state(score_max_abs=10.0, attention_entropy=0.9, attention_one_hot_share=0.001)
     b = state(score_max_abs=20.0, attention_entropy=0.3, attention_one_hot_share=0.02)
-    assert [c.signal for c in compare(a, b).changes] == [
-        "attention.entropy",
-        "score.max_abs",
-        "attention.one_hot_share",
-    ]
+    ranked = [change.signal for change in compare(a, b).changes]
+    assert ranked == ["attention.entropy", "score.max_abs", "attention.one_hot_share"]
 
 
 def test_the_latest_step_counts() -> None:
-    steps = tuple(Signal("score.max_abs", float(s), "gnn.a", 0, s) for s in (30, 10, 20))
-    comparison = compare(
-        state(score_max_abs=1.0), replace(examples.clean(), signals=(*steps, Signal("score.max_abs", 7.0, "gnn.a", 1)))
-    )
-    assert only(comparison).after == 7.0
-    assert (
-        only(compare(replace(examples.clean(), signals=steps[:1]), replace(examples.clean(), signals=steps))).after
-        == 30.0
-    )
+    first, *later = (Signal("score.max_abs", float(s), "gnn.a", 0, s) for s in (30, 10, 20))
+    before, after = (replace(examples.clean(), signals=signals) for signals in ((first,), (first, *later)))
+    assert only(compare(before, after)).after == 30.0
+    other = replace(after, signals=(*after.signals, Signal("score.max_abs", 7.0, "gnn.a", 1)))
+    assert only(compare(state(score_max_abs=1.0), other)).after == 7.0
 
 
 def test_findings_that_came_and_went() -> None:
@@ -114,10 +107,7 @@ def test_the_same_state_is_steady() -> None:
 def test_text_names_layer_head_factor_and_rule() -> None:
     text = render(compare(examples.clean(), examples.one_finding()), factor=2.0)
     assert text.startswith("GREW")
-    assert "gnn_base.gnn.gnn1" in text
-    assert "GS301" in text
-    assert "New findings" in text
-    assert "attention entropy" in text
+    assert all(words in text for words in ("gnn_base.gnn.gnn1", "GS301", "New findings", "attention entropy"))
     assert not [name for name in SIGNALS if "." in name and name in text], "a table for people has words for signals"
     assert max(map(len, text.splitlines())) <= 80
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -11,7 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_geometric.data import Batch, Data, HeteroData
-from torch_geometric.nn import GATConv, GCNConv, GraphNorm, SAGEConv, TransformerConv, global_mean_pool, to_hetero
+from torch_geometric.nn import (
+    BatchNorm,
+    GATConv,
+    GATv2Conv,
+    GCNConv,
+    GraphNorm,
+    SAGEConv,
+    TransformerConv,
+    global_mean_pool,
+    to_hetero,
+)
 
 import gnnstab
 from gnnstab.records import Diagnosis, Finding
@@ -46,12 +56,17 @@ def data(**other: Any) -> Data:
 class Net(nn.Module):
     """Two layers with a residual, edge features where the batch has them, and one hook for what a test breaks."""
 
-    def __init__(self, inside: Callable[[Tensor], Tensor] | None = None, edges: int | None = None) -> None:
+    def __init__(
+        self,
+        inside: Callable[[Tensor], Tensor] | None = None,
+        edges: int | None = None,
+        convs: Sequence[nn.Module] | None = None,
+    ) -> None:
         super().__init__()
         torch.manual_seed(3)
         self.inp = nn.Linear(8, WIDTH)
         self.norm = nn.LayerNorm(WIDTH)
-        self.convs = nn.ModuleList([TransformerConv(WIDTH, WIDTH, edge_dim=edges) for _ in range(2)])
+        self.convs = nn.ModuleList(convs or [TransformerConv(WIDTH, WIDTH, edge_dim=edges) for _ in range(2)])
         self.mid = nn.Linear(WIDTH, WIDTH)
         self.out = nn.Linear(WIDTH, 1)
         self.inside = inside or (lambda h: h)
@@ -104,6 +119,10 @@ def test_edge_features_in_raw_units(face: Callable[..., Diagnosis]) -> None:
     diagnosis = face(Net(edges=3), data(edge_attr=edge_features(400.0)))
     assert [c.cause for c in diagnosis.root_causes()] == ["feature-scale"]
     assert loud(face(Net(edges=3), data(edge_attr=edge_features(1.0)))) == []
+    # With a loop for every node the layer hands its weights a longer tensor than it was given.
+    looped = [GATv2Conv(WIDTH, WIDTH, edge_dim=3), GATConv(WIDTH, WIDTH, edge_dim=3)]
+    (finding,) = [f for f in loud(face(Net(convs=looped), data(edge_attr=edge_features(400.0)))) if not f.explained_by]
+    assert finding.code == "GS406" and finding.layer == "edge_attr"
 
 
 class Timed(Net):
@@ -428,7 +447,10 @@ class Edged(nn.Module):
         e = x[edge_index[0]].repeat(1, WIDTH // 8)
         for update in self.updates:
             h = h + torch.zeros_like(h).index_add(0, edge_index[1], e) / 8
-            e = update(e).tanh()
+            new = update(e).tanh()
+            e = e if self.way in ("every", "first") else new
+        if self.way == "first":
+            h = h + torch.zeros_like(h).index_add(0, edge_index[1], new) / 8
         result = self.out(h)
         self.table.data = result.detach()
         return result.squeeze(-1)
@@ -441,6 +463,15 @@ def test_what_no_loss_can_reach_is_information_and_a_cut_is_not(face: Any, way: 
     told = {part: f.severity for f in found for part in ("embed", "updates.1", "table") if part in f.message}
     cut = {} if way == "as it is" else {"embed": "error"}
     assert told == {"updates.1": "info", "table": "info", **cut}
+
+
+@pytest.mark.parametrize("way", ["every", "first"])
+@pytest.mark.parametrize("face", [look, train], ids=["diagnose", "monitor"])
+def test_a_result_that_is_thrown_away_in_front_of_the_last_layer(face: Any, way: str) -> None:
+    diagnosis = face(Edged(way), data())
+    assert "updates.0.weight" in loud(diagnosis, "GS604")[0].message
+    assert [c.cause for c in diagnosis.root_causes()] == ["never-updated-parameter"]
+    assert loud(face(Edged(way), data(others=random_graph(seed=9))), "GS604") == [], "a relation that nothing reads"
 
 
 def test_a_parameter_replaced_after_the_optimizer_was_built() -> None:
@@ -614,6 +645,10 @@ def test_normalisations_behind_the_residual_sum() -> None:
     post, pre = look(Blocks(10, post=True), data()), look(Blocks(10, post=False), data())
     (signal,) = [s for s in post.signals if s.name == "place.post_norms"]
     assert signal.value == 10 and signal.detail["names"][:2] == ["norms.0", "norms.1"]
+    wrapped = Blocks(10, post=True)
+    wrapped.norms = nn.ModuleList(BatchNorm(WIDTH) for _ in range(10))
+    (signal,) = [s for s in look(wrapped, data()).signals if s.name == "place.post_norms"]
+    assert signal.value == 10, "PyG's own holds one of torch"
     assert not [s for s in pre.signals if s.name == "place.post_norms"]
     # Fresh, their gradient reaches the first layer: nothing has gone wrong yet.
     assert loud(post, "GS106") == loud(pre, "GS106") == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,9 @@ from torch import Tensor, nn
 from torch_geometric.data import Data, HeteroData
 from torch_geometric.nn import GATConv, GATv2Conv, HeteroConv, HGTConv, TransformerConv
 
+import gnnstab
 from gnnstab.probe.places._constant_rows import _unreached
+from gnnstab.records import Finding
 from test_places import NODES, WIDTH, Net, data, look, loud, random_graph, seeded
 from test_places_gradient import FACES, Face, one
 
@@ -162,8 +166,41 @@ def test_relations_that_all_lead_away_from_what_the_loss_reads(face: Face) -> No
     diagnosis = face(BothWays(), shop(_BOUGHT))
     finding = one(diagnosis, "GS402")
     assert finding.severity == "warning" and "among them 100 % of those that the loss reads" in finding.message
+    assert "(every user)" in finding.message
     assert {f.explained_by for f in loud(diagnosis, "GS604")} <= {"GS402"}
     assert loud(face(BothWays(), shop(_BOUGHT, _BOUGHT_BY))) == []
+
+
+class Fans(nn.Module):
+    """Scores of pairs; everybody is told by a table, or by nothing."""
+
+    def __init__(self, told: float, hetero: bool) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.told, self.out = told, nn.Linear(16, 1)
+        self.tables = nn.ModuleDict({kind: nn.Embedding(NODES, 8) for kind in ("user", "item")})
+        ends = (["user", "item"], [_BOUGHT, _BOUGHT_BY])
+        each = {relation: GATv2Conv(8, 8, add_self_loops=False) for relation in ends[1]}
+        self.conv = HeteroConv(each) if hetero else HGTConv(8, 8, ends, heads=2)
+
+    def forward(self, batch: Data) -> Tensor:
+        x = {kind: 1 + self.told * table.weight for kind, table in self.tables.items()}
+        h = self.conv(x, {_BOUGHT: batch.seen, _BOUGHT_BY: batch.seen.flip(0)})
+        return self.out(torch.cat([h["user"][batch.u], h["item"][batch.i]], 1)).squeeze(-1)
+
+
+@FACES
+@pytest.mark.parametrize("hetero", [False, True], ids=["HGTConv", "HeteroConv"])
+def test_pairs_of_nodes_that_nothing_tells_apart(face: Face, hetero: bool) -> None:
+    seen, u, i = (torch.randint(0, NODES, shape, generator=seeded(3)) for shape in ((2, 60), (90,), (90,)))
+    batch = Data(seen=seen, u=u, i=i, y=torch.randn(90, generator=seeded(6)), num_nodes=NODES)
+    finding = one(face(Fans(0.0, hetero), batch), "GS704")
+    assert finding.cause == "indistinguishable-nodes" and finding.message.startswith("what conv is given is the same")
+    assert loud(face(Fans(1.0, hetero), batch)) == []
+    zeros = Fans(1.0, hetero)
+    for table in zeros.tables.values():
+        nn.init.zeros_(table.weight)  # Its gradient tells them apart after the first update.
+    assert loud(face(zeros, batch)) == []
 
 
 class Kinds(nn.Module):
@@ -191,3 +228,38 @@ def test_a_cut_off_that_leaves_most_nodes_alone(face: Face) -> None:
     assert finding.severity == "warning" and finding.cause == "isolated-nodes"
     enough = Data(z=kinds, edge_index=random_graph(), y=answers, num_nodes=NODES)
     assert loud(face(Kinds(), enough), "GS402") == []
+
+
+class Slots(nn.Module):
+    """The players of complete graphs, told apart by the row of a table that each looks up."""
+
+    def __init__(self, row: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.slot, self.plan, self.row = nn.Embedding(5, WIDTH), nn.Linear(4, WIDTH), row
+        self.conv, self.out = GATConv(WIDTH, WIDTH), nn.Linear(WIDTH, 1)
+
+    def forward(self, plan: Tensor, edge_index: Tensor) -> Tensor:
+        node = torch.arange(5 * len(plan))
+        h = F.elu(self.slot(self.row(node)) + self.plan(plan)[node // 5])
+        return self.out(h + F.elu(self.conv(h, edge_index))).squeeze(-1)
+
+
+def games(differ: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+    plan, one = torch.randn(12, 4, generator=seeded(6)), (1 - torch.eye(5)).nonzero().t()
+    y = plan @ torch.randn(4, 5, generator=seeded(7))
+    y = y.flatten() if differ else plan.mean(1).repeat_interleave(5)
+    return plan, torch.cat([one + 5 * k for k in range(12)], 1), y
+
+
+def test_slots_that_all_look_up_one_row() -> None:
+    def squares(output: Tensor, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        return F.mse_loss(output, batch[2])
+
+    def said(row: Callable[[Tensor], Tensor], differ: bool = True) -> list[Finding]:
+        return loud(gnnstab.diagnose(Slots(row), batch=games(differ), loss=squares), "GS704")
+
+    (finding,) = said(lambda node: node // 60)
+    assert finding.cause == "indistinguishable-nodes" and "one row of slot" in finding.message
+    assert said(lambda node: node % 5) == []
+    assert said(lambda node: node // 60, differ=False) == [], "all of a game are to get the same answer"

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_geometric.data import Batch, Data
-from torch_geometric.nn import GATConv, LayerNorm, global_mean_pool
+from torch_geometric.nn import GATConv, LayerNorm, global_add_pool, global_mean_pool
 
 import gnnstab
 from gnnstab.records import Diagnosis
@@ -112,3 +112,62 @@ def test_a_norm_that_takes_the_size_of_a_graph_that_is_asked_for(face: Callable[
     assert loud(face(Loud(nn.BatchNorm1d(8)), signals(True), squared)) == []
     assert loud(face(Loud(LayerNorm(8, mode="graph")), signals(False), squared)) == [], "nobody asks for it"
     assert loud(face(Loud(LayerNorm(8, mode="graph"), around=True), signals(True), squared)) == [], "a way leads around"
+
+
+class Counting(nn.Module):
+    """How many nodes a graph has, from their sum; ``told`` beside the norm says it as well."""
+
+    def __init__(self, norm: nn.Module, told: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.norm, self.told = norm, told
+        self.inp, self.conv, self.out = nn.Linear(8, WIDTH), GATConv(WIDTH, WIDTH), nn.Linear(WIDTH + told, 1)
+
+    def forward(self, batch: Data) -> Tensor:
+        h = F.elu(self.inp(batch.x))
+        h = h + F.elu(self.conv(h, batch.edge_index))
+        pooled = global_add_pool(h, batch.batch) / 10
+        parts = [self.norm(pooled), *([batch.many] if self.told else [])]
+        return self.out(torch.cat(parts, 1)).squeeze(-1)
+
+
+def rings(follows: bool, told: bool = False) -> Batch:
+    g, many = seeded(8), []
+    for nodes in torch.randint(4, 30, (24,), generator=g).tolist():
+        i, y = torch.arange(nodes), 3 * torch.randn(1, generator=g)
+        one = Data(x=1 + 0.5 * torch.randn(nodes, 8, generator=g), y=torch.tensor([nodes / 5 - 3]))
+        one.edge_index, one.y = torch.stack([i, (i + 1) % nodes]), one.y if follows else y
+        if told:
+            one.many = torch.tensor([[nodes / 20]])
+        many.append(one)
+    return Batch.from_data_list(many)
+
+
+@FACES
+def test_a_norm_behind_a_sum_that_takes_the_number_of_nodes_that_is_asked_for(face: Callable[..., Diagnosis]) -> None:
+    finding = one(face(Counting(nn.LayerNorm(WIDTH)), rings(True), squared), "GS108")
+    assert finding.layer == "norm" and "how many nodes they have" in finding.message
+    assert loud(face(Counting(nn.Identity()), rings(True), squared)) == []
+    assert loud(face(Counting(nn.LayerNorm(WIDTH)), rings(False), squared)) == [], "nobody asks for it"
+    assert loud(face(Counting(nn.LayerNorm(WIDTH), told=True), rings(True, told=True), squared)) == [], "told beside it"
+
+
+class Places(nn.Module):
+    """Sets of rows through a LayerNorm, of the channels of each or of each channel over the rows."""
+
+    def __init__(self, over_nodes: bool) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.inp, self.out = nn.Linear(4, WIDTH), nn.Linear(WIDTH, 1)
+        self.norm, self.over_nodes = nn.LayerNorm(10 if over_nodes else WIDTH), over_nodes
+
+    def forward(self, rows: Tensor, present: Tensor) -> Tensor:
+        h = self.inp(rows)
+        return self.out(F.elu(self.norm(h.mT).mT if self.over_nodes else self.norm(h))).squeeze(-1)
+
+
+@FACES
+def test_a_layer_norm_along_the_nodes(face: Callable[..., Diagnosis]) -> None:
+    finding = one(face(Places(True), crews(0.0), of_real_rows), "GS108")
+    assert finding.layer == "norm" and "over the 10 nodes of a set" in finding.message
+    assert loud(face(Places(False), crews(0.0), of_real_rows)) == []

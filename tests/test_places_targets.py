@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 import gnnstab
 from gnnstab.records import Diagnosis
-from test_places import WIDTH, loud, seeded
+from test_places import WIDTH, Net, data, loud, seeded
 from test_places_gradient import one
 from test_places_norms import FACES
+from trained import trained
 
 
 class Seats(nn.Module):
@@ -86,3 +87,13 @@ def test_a_loss_that_is_finite_for_finite_numbers_shows_bad_targets(loss: Callab
 def test_an_operation_before_the_loss_acquits_the_targets(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
     """The derivative of a root at zero is none: what came back says nothing of the targets. Nor does what no name tells."""
     assert "non-finite-data" not in [c.cause for c in run(math.nan, loss).root_causes()]
+
+
+@pytest.mark.parametrize(("scale", "roots"), [(9000.0, ["feature-scale"]), (20.0, [])])
+def test_targets_that_a_squared_error_alone_shows(scale: float, roots: list[str]) -> None:
+    batch = data()
+    targets = batch.y * scale
+    del batch.y
+    diagnosis = trained(Net(), batch, lambda output, _: F.mse_loss(output, targets))
+    assert [c.cause for c in diagnosis.root_causes()] == roots
+    assert [f.code for f in loud(diagnosis)] == ["GS406"] * len(roots)

@@ -55,9 +55,7 @@ def test_a_recorded_run_in_80_by_24(saturating: Snapshot) -> None:
     for words in ("UNSTABLE", "step 59", "ended", "lr 0.001", "max |s|", "entropy", "out RMS", "grad RMS"):
         assert words in text
     third = next(line for line in shown if "net.conv3" in line)
-    assert third.startswith("■")
-    assert "inf" in third
-    assert "×" in third
+    assert third.startswith("■") and "inf" in third and "×" in third
     assert "GS502" in text
     assert "step 55 non-finite  net.conv3 score, made here" in text
     assert shown[-1] == "q quits"
@@ -74,11 +72,9 @@ def test_the_worst_layer_stands_first(saturating: Snapshot) -> None:
 
 
 def test_a_layer_whose_last_number_is_none_comes_before_calm_ones() -> None:
-    names = [f"net.conv{i}" for i in range(3)]
-    ends = {"net.conv2": math.nan, "net.conv1": 0.2}
     series = tuple(
-        Series("attention.entropy", name, None, np.array([0, 1]), np.array([0.9, ends.get(name, 0.9)]))
-        for name in names
+        Series("attention.entropy", f"net.conv{i}", None, np.array([0, 1]), np.array([0.9, end]))
+        for i, end in enumerate((0.9, 0.2, math.nan))
     )
     shown = lines(snapshot(replace(gallery.run(), layers=(), signals=(), findings=(), events=(), series=series)), 100)
     order = [match[1] for line in shown if (match := re.search(r"(net\.conv\d) ", line))]
@@ -114,10 +110,8 @@ def test_layers_in_trouble_are_shown_before_calm_ones() -> None:
 
 def test_hostile_names_are_text() -> None:
     shown = "\n".join(lines(snapshot(examples.hostile_names()), 200, 60))
-    assert "<img src=x onerror=alert(1)>" in shown
-    assert "[bold red]markup" in shown
-    assert "\x1b" not in shown
-    assert "\u202e" not in shown
+    assert "<img src=x onerror=alert(1)>" in shown and "[bold red]markup" in shown
+    assert "\x1b" not in shown and "\u202e" not in shown
 
 
 def test_ascii_terminals_get_ascii() -> None:

@@ -27,20 +27,9 @@ DEEPEST = 100
 _PROGRESS = ("epoch", "step", "global_step", "iteration", "iter", "update", "num_updates", "n_iter", "total_steps")
 _BESIDE = frozenset(
     [
-        "lr_scheduler",
-        "lr_schedulers",
-        "scheduler",
-        "schedulers",
-        "scaler",
-        "grad_scaler",
-        "native_amp_scaling_state",
-        "callbacks",
-        "loops",
-        "rng_state",
-        "rng_states",
-        "torch_rng_state",
-        "cuda_rng_state",
-        "random_rng_state",
+        *("lr_scheduler", "lr_schedulers", "scheduler", "schedulers"),
+        *("scaler", "grad_scaler", "native_amp_scaling_state", "callbacks", "loops"),
+        *("rng_state", "rng_states", "torch_rng_state", "cuda_rng_state", "random_rng_state"),
     ]
 )
 """Where training programs keep the state of everything but the network; weights that stand there are scanned, not judged."""
@@ -84,7 +73,9 @@ def contents_of(root: Any, shown: str, tally: Tally) -> Contents:
     """
     found = Contents()
     if isinstance(root, Mapping):
-        _read_progress(root, found)
+        numbers = {name: root.get(name) for name in _PROGRESS}
+        found.progress = {name: n for name, n in numbers.items() if type(n) is int and abs(n) < 2**63}
+        found.settings = plain_settings(root)
     for path, node in _walk(root, shown, tally):
         if isinstance(node, nn.Module):
             known = known_facts(node)
@@ -107,7 +98,10 @@ def contents_of(root: Any, shown: str, tally: Tally) -> Contents:
         raise LoadError(f"{shown}: holds {_describe(root)}, no named tensors; save model.state_dict()")
     _set_loose_tensors_aside(found)
     _set_shadows_aside(found)
-    _tell_nameless(found)
+    names = [".".join((*n.path, key)) for n in found.nameless for key, t in n.tensors.items() if _dimensions(t)]
+    if names:
+        count = f"{len(names)} tensor{'s' if len(names) != 1 else ''}"
+        found.notes.append(f"{count} in lists and objects, without a weight's name, not judged: {listed(names, 3)}")
     return found
 
 
@@ -149,18 +143,12 @@ def _walk(root: Any, shown: str, tally: Tally) -> Iterator[tuple[tuple[str, ...]
 
 def _children(node: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(node, Record):
-        for part in (node.mapping, node.attributes, node.arguments, node.sequence):
+        for part in (node.mapping, node.attributes, node.arguments, node.sequence, {"state": node.state}):
             yield from _children(part)
-        if isinstance(node.state, _NESTING):
-            yield "state", node.state
-    elif isinstance(node, Mapping):
-        for key, child in node.items():
+    elif isinstance(node, (Mapping, *_LISTS)):
+        for key, child in node.items() if isinstance(node, Mapping) else enumerate(node):
             if isinstance(child, _NESTING):
                 yield printable(key), child
-    elif isinstance(node, _LISTS):
-        for index, child in enumerate(node):
-            if isinstance(child, _NESTING):
-                yield str(index), child
 
 
 _LISTS = (list, tuple, deque, set, frozenset)
@@ -169,12 +157,10 @@ _NESTING = (Mapping, *_LISTS, nn.Module, Record)
 
 def _is_optimizer(node: Any) -> bool:
     """True for the state of an optimizer, and for an optimizer that was saved whole."""
-    node = node.attributes if isinstance(node, Record) else node
-    return (
-        isinstance(node, Mapping)
-        and isinstance(node.get("param_groups"), list)
-        and isinstance(node.get("state"), Mapping)
-    )
+    parts = node.attributes if isinstance(node, Record) else node
+    if not isinstance(parts, Mapping):
+        return False
+    return isinstance(parts.get("param_groups"), list) and isinstance(parts.get("state"), Mapping)
 
 
 def _tensors(items: Iterable[tuple[Any, Any]]) -> dict[str, Tensor]:
@@ -186,14 +172,6 @@ def _tensors(items: Iterable[tuple[Any, Any]]) -> dict[str, Tensor]:
         if isinstance(value, Tensor) and not (generator and value.dtype == torch.uint8):
             tensors[unique(printable(key))] = value
     return tensors
-
-
-def _read_progress(root: Mapping[Any, Any], found: Contents) -> None:
-    for name in _PROGRESS:
-        value = root.get(name)
-        if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63:
-            found.progress[name] = value
-    found.settings = plain_settings(root)
 
 
 def _set_loose_tensors_aside(found: Contents) -> None:
@@ -223,13 +201,6 @@ def _set_shadows_aside(found: Contents) -> None:
 
 def _stands_in(names: frozenset[str], network: Network) -> bool:
     return any(part.lower() in names for part in network.path)
-
-
-def _tell_nameless(found: Contents) -> None:
-    names = [".".join((*n.path, key)) for n in found.nameless for key, t in n.tensors.items() if _dimensions(t)]
-    if names:
-        count = f"{len(names)} tensor{'s' if len(names) != 1 else ''}"
-        found.notes.append(f"{count} in lists and objects, without a weight's name, not judged: {listed(names, 3)}")
 
 
 def _parted(networks: list[Network], first: Callable[[Network], bool]) -> tuple[list[Network], list[Network]]:

@@ -12,13 +12,6 @@ SUFFIXES = (".pt", ".pth", ".ckpt", ".safetensors")
 def checkpoints_in(folder: str | os.PathLike[str]) -> list[Path]:
     """Files with a checkpoint's suffix directly in ``folder``, numbers in their names compared as numbers."""
     files = (path for path in Path(folder).iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
-    return sorted(files, key=lambda path: _natural(path.name))
-
-
-def _natural(name: str) -> list[tuple[int, int, str]]:
-    """A sort key under which ``step_9`` comes before ``step_10``."""
-    return [
-        (0, int(part), "") if part.isascii() and part.isdigit() else (1, 0, part)
-        for part in re.split(r"(\d+)", name)
-        if part
-    ]
+    # Every second part is a number: ``step_9`` comes before ``step_10``.
+    parts = {path: re.split(r"([0-9]+)", path.name) for path in files}
+    return sorted(parts, key=lambda path: [int(p) if i % 2 else p for i, p in enumerate(parts[path])])

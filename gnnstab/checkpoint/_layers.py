@@ -22,11 +22,13 @@ def find_layers(tensors: Mapping[str, Tensor]) -> tuple[list[StoredLayer], list[
     shared: dict[str, str] = {}
     first: dict[tuple[object, ...], str] = {}
     for stored in _candidates(tensors):
-        if other := _other_class(stored):
+        reason = _unreadable(stored)
+        # Their names may belong to a class of somebody's own.
+        if other := stored.kind.lookalike(stored) or (not reason and stored.kind.wrong_shape(stored)):
             missing = "pass --model pkg.mod:factory to judge what it really is"
             blind.append(Blind.other_attention(stored.name, f"a layer like {stored.kind.kind}", f"{other}; {missing}"))
             continue
-        if reason := _unreadable(stored):
+        if reason:
             blind.append(Blind(stored.name, "score", reason))
             continue
         key = tuple(identity(tensor) for tensor in stored.tensors.values())
@@ -53,12 +55,6 @@ def _candidates(tensors: Mapping[str, Tensor]) -> list[StoredLayer]:
         for (kind, name), own in found.items()
         if kind.complete(frozenset(own))
     ]
-
-
-def _other_class(stored: StoredLayer) -> str:
-    """Why these tensors belong to a class of somebody's own, in spite of their names; ``""`` when they need not."""
-    why = stored.kind.lookalike(stored)
-    return why if why or _unreadable(stored) else stored.kind.wrong_shape(stored)
 
 
 def _unreadable(stored: StoredLayer) -> str:

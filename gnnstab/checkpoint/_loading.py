@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -121,18 +122,12 @@ def _prefixes(networks: list[Network], notes: list[str]) -> list[str]:
         if networks[0].path:
             notes.append(f"read from the entry '{'.'.join(networks[0].path)}'")
         return [""]
-    shared = _common_start([network.path for network in networks])
+    shared = commonprefix([network.path for network in networks])  # noqa: RUF071 - tuples of keys, no paths
     if shared:
         notes.append(f"read from the entry '{'.'.join(shared)}'")
     names = [".".join(network.path[len(shared) :]) for network in networks]
     notes.append(f"{len(networks)} groups of tensors: {listed([repr(name) for name in names], 6)}")
     return [name + "." if name else "" for name in names]
-
-
-def _common_start(paths: list[tuple[str, ...]]) -> tuple[str, ...]:
-    first, last = min(paths), max(paths)
-    length = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
-    return first[:length]
 
 
 def _unwrap(network: Network, notes: list[str]) -> dict[str, Tensor]:

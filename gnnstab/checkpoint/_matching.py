@@ -27,12 +27,12 @@ def load_into(model: nn.Module, checkpoint: Checkpoint, *, prefix: str | None = 
     Raises `CheckpointMismatch`, before anything is copied, when nothing fits, a shape differs or a tensor of an
     attention layer of the model is not in the file.
     """
-    wanted = _state(model)
+    wanted = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
     attention = [f"{name}." for name, m in model.named_modules(remove_duplicate=False) if layer_of(m) is not None]
     vital = {name for name in wanted if any(name.startswith(layer) for layer in attention)}
     fits = [(prefix, "")] if prefix is not None else best_prefixes(wanted, checkpoint.tensors, vital)
     in_front, behind = fits[0]
-    pairs = {name: found for name in wanted if (found := _file_name(name, in_front, behind)) in checkpoint.tensors}
+    pairs = {name: found for name in wanted if (found := in_front + name.removeprefix(behind)) in checkpoint.tensors}
     notes = [_prefix_note(in_front, behind)] if in_front or behind else []
     notes += [f"'{other or 'no prefix'}' fits as well and was not used" for other, _ in fits[1:4]]
     _check(wanted, checkpoint, pairs, vital, in_front)
@@ -51,46 +51,26 @@ def best_prefixes(wanted: Mapping[str, Tensor], stored: Mapping[str, Tensor], vi
     Among equals the shorter prefix comes first, then the one that is first in the file.
     """
     votes: Counter[tuple[str, str]] = Counter()
-    by_last = _by_last_parts(stored)
+    by_last: dict[str, list[str]] = {}
+    for name in stored:
+        by_last.setdefault(_last_parts(name), []).append(name)
     for name, tensor in wanted.items():
         weight = 1_000_000 if name in vital else 1
         for other in by_last.get(_last_parts(name), ()):
-            offset = _offset(name, other)
-            if offset is not None:
-                same = unreadable(tensor) == "uninitialised" or _shape(tensor) == _shape(stored[other])
-                votes[offset] += weight if same else 0
+            if f".{other}".endswith(f".{name}"):
+                offset = other.removesuffix(name), ""
+            elif name.endswith(f".{other}"):
+                offset = "", name.removesuffix(other)
+            else:
+                continue
+            same = unreadable(tensor) == "uninitialised" or _shape(tensor) == _shape(stored[other])
+            votes[offset] += weight if same else 0
     ranked = sorted(votes, key=lambda offset: (-votes[offset], len(offset[0]) + len(offset[1])))
     return [offset for offset in ranked if votes[offset] == votes[ranked[0]]] or [("", "")]
 
 
-def _offset(name: str, other: str) -> tuple[str, str] | None:
-    """What stands in front of the longer of two names that end alike."""
-    if name == other:
-        return "", ""
-    if other.endswith("." + name):
-        return other[: -len(name)], ""
-    if name.endswith("." + other):
-        return "", name[: -len(other)]
-    return None
-
-
-def _file_name(name: str, in_front: str, behind: str) -> str:
-    return in_front + (name[len(behind) :] if behind and name.startswith(behind) else name)
-
-
 def _last_parts(name: str) -> str:
     return ".".join(name.rsplit(".", 2)[-2:])
-
-
-def _by_last_parts(names: Mapping[str, Tensor]) -> dict[str, list[str]]:
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        groups.setdefault(_last_parts(name), []).append(name)
-    return groups
-
-
-def _state(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
 
 
 def _shape(tensor: Tensor) -> tuple[int, ...] | None:
@@ -122,8 +102,6 @@ def _check(
 
 
 def _prefix_note(in_front: str, behind: str) -> str:
-    if in_front and behind:
-        return f"the file's names begin with '{in_front}' where the model's begin with '{behind}'"
     return f"the file's names begin with '{in_front}'" if in_front else f"the model's names begin with '{behind}'"
 
 

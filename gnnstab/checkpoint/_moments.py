@@ -48,12 +48,8 @@ def optimizer_signals(
             continue
         signals += _entry_signals(entry, name, layer, statistics[name], optimizer.path)
     if optimizer.adaptive and names:
-        detail = {
-            "parameters": silent[:MOST_NAMES],
-            "places": places[:MOST_NAMES],
-            "optimizer": optimizer.path,
-            "of": len(names),
-        }
+        detail = {"parameters": silent[:MOST_NAMES], "places": places[:MOST_NAMES]}
+        detail |= {"optimizer": optimizer.path, "of": len(names)}
         signals.append(Signal(OPTIMIZER_NEVER_UPDATED, float(len(silent)), None, source="optimizer", detail=detail))
     return signals
 
@@ -104,22 +100,14 @@ def corrected_moment(entry: Entry, *names: str) -> Tensor | None:
         moment = tensor.detach().double()
         if not bool(torch.isfinite(moment).all()):
             return None
-        decay = _decay(entry, name)
-        if decay is None or not entry.step or entry.step <= 0:
+        betas = entry.settings.get("betas")
+        decay = betas[1] if isinstance(betas, (list, tuple)) and len(betas) == 2 else None
+        decay = entry.settings.get("alpha") if name == "square_avg" else decay  # RMSprop's alpha, Adam's β₂
+        if not isinstance(decay, (int, float)) or not 0 <= decay < 1 or not entry.step or entry.step <= 0:
             return None
         corrected: Tensor = moment / (1 - decay**entry.step)
         return corrected
     return None
-
-
-def _decay(entry: Entry, moment: str) -> float | None:
-    """The decay rate of a second moment: RMSprop's alpha, Adam's β₂."""
-    betas = entry.settings.get("betas")
-    if moment == "square_avg":
-        decay = entry.settings.get("alpha")
-    else:
-        decay = betas[1] if isinstance(betas, (list, tuple)) and len(betas) == 2 else None
-    return float(decay) if isinstance(decay, (int, float)) and 0 <= decay < 1 else None
 
 
 def _never_updated(entry: Entry, optimizer: OptimizerState) -> bool:

@@ -12,33 +12,16 @@ WRAPPERS_ANYWHERE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped
 
 STATISTICS = frozenset(
     [
-        "running_mean",
-        "running_var",
-        "num_batches_tracked",
-        "mean",
-        "mean_sq",
-        "var",
-        "std",
-        "stddev",
-        "debiasing_term",
-        "n_averaged",
-        "count",
-        "decay",
+        *("running_mean", "running_var", "num_batches_tracked", "mean", "mean_sq", "var", "std", "stddev"),
+        *("debiasing_term", "n_averaged", "count", "decay"),
     ]
 )
 """Last part of the key of a running statistic (batch norm, PopArt, observation normalisers, averaged models)."""
 
 SHADOWS = frozenset(
     [
-        "ema",
-        "model_ema",
-        "ema_model",
-        "ema_state_dict",
-        "state_dict_ema",
-        "shadow",
-        "shadow_params",
-        "averaged",
-        "swa_model",
+        *("ema", "model_ema", "ema_model", "ema_state_dict", "state_dict_ema"),
+        *("shadow", "shadow_params", "averaged", "swa_model"),
     ]
 )
 """Container names of an averaged copy of the weights."""
@@ -81,7 +64,7 @@ def unwrapped_names(names: list[str]) -> tuple[list[str], list[str]]:
     removed: list[str] = []
     current = names
     for wrapper in WRAPPERS_ANYWHERE:
-        shorter = [_without(name, wrapper) for name in current]
+        shorter = [name.removeprefix(wrapper).replace("." + wrapper, ".") for name in current]
         if shorter != current and len(set(shorter)) == len(shorter):
             current = shorter
             removed.append(wrapper)
@@ -89,10 +72,3 @@ def unwrapped_names(names: list[str]) -> tuple[list[str], list[str]]:
         current = [name[7:] for name in current]
         removed.append("module.")
     return current, removed
-
-
-def _without(name: str, wrapper: str) -> str:
-    """``name`` without the path component ``wrapper`` (which ends in a dot)."""
-    if name.startswith(wrapper):
-        name = name[len(wrapper) :]
-    return name.replace("." + wrapper, ".")

@@ -28,9 +28,8 @@ def layer_signals(stored: StoredLayer, facts: LayerFacts, activation: str) -> li
     else:
         for name, values in stored.kind.logits(stored, facts.heads).items():
             signals += [Signal(name, value, facts.name, head, source="weights") for head, value in enumerate(values)]
-            signals.append(
-                Signal(name, max(values), facts.name, None, source="weights", detail={"over heads": "maximum"})
-            )
+            over = {"over heads": "maximum"}
+            signals.append(Signal(name, max(values), facts.name, None, source="weights", detail=over))
     return signals
 
 

@@ -76,10 +76,11 @@ def read_optimizer(path: str, state: Mapping[Any, Any], tally: Tally | None = No
         for position, key in enumerate(group["params"]):
             name = names[position] if isinstance(names, (list, tuple)) and position < len(names) else None
             kept = _lookup(state["state"], key)
-            listed = len(kept) if isinstance(kept, Mapping) else 0
-            count(listed)
-            spell(listed * len(path))
-            entries.append(_entry(kept, settings, index, name if isinstance(name, str) else None))
+            count(len(kept))
+            spell(len(kept) * len(path))
+            tensors = {printable(key): value for key, value in kept.items() if isinstance(value, Tensor)}
+            name = name if isinstance(name, str) else None
+            entries.append(Entry(tensors, plain_number(kept.get("step")), settings, index, name))
     return OptimizerState(path, tuple(entries))
 
 
@@ -87,18 +88,13 @@ def _unlimited(count: int) -> None:
     """Of a live optimizer everything is taken."""
 
 
-def _lookup(state: Mapping[Any, Any], key: Any) -> Any:
+def _lookup(state: Mapping[Any, Any], key: Any) -> Mapping[Any, Any]:
+    """What the optimizer keeps of a parameter, if anything."""
     try:
-        return state.get(key, {})
-    except TypeError:
-        return {}
-
-
-def _entry(state: Any, settings: Mapping[str, Any], group: int, name: str | None) -> Entry:
-    if not isinstance(state, Mapping):
-        state = {}
-    tensors = {printable(key): value for key, value in state.items() if isinstance(value, Tensor)}
-    return Entry(tensors, plain_number(state.get("step")), settings, group, name)
+        kept = state.get(key)
+    except TypeError:  # a list in the place of its number has no hash
+        kept = None
+    return kept if isinstance(kept, Mapping) else {}
 
 
 def plain_number(value: Any) -> float | None:

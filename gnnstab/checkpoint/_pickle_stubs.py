@@ -30,14 +30,10 @@ def is_module(value: Any) -> bool:
 def module_in(value: Any) -> Record | None:
     """The record of an ``nn.Module``, also of one that ``torch.compile`` wrapped: its wrapper is called with the module."""
     if isinstance(value, Record) and value.name == _COMPILED:
-        inner = value.arguments[:1] or [_parts(value).get("_orig_mod")]
+        parts = value.attributes.get("_modules")
+        inner = value.arguments[:1] or [parts.get("_orig_mod") if isinstance(parts, Mapping) else None]
         value = next(filter(is_module, inner), value)
     return value if is_module(value) else None
-
-
-def _parts(value: Record) -> Mapping[Any, Any]:
-    parts = value.attributes.get("_modules")
-    return parts if isinstance(parts, Mapping) else {}
 
 
 _COMPILED = "torch._dynamo.eval_frame.OptimizedModule"

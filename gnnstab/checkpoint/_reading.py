@@ -34,8 +34,9 @@ def read_torch(file: Path, kind: str, *, unsafe: bool) -> Any:
     if kind != "zip":
         check_legacy(file, shown)
     if unsafe:
-        description = check_archive(file) if kind == "zip" else _first_bytes(file, LARGEST_PICKLE)
-        return _guarded(shown, description, lambda: _read_everything(file, kind))
+        if kind == "zip":
+            check_archive(file)
+        return _read_everything(file, kind, shown)
     if kind == "pickle":
         raise UnsafeFileError(f"{shown}: is a plain pickle{_needs(_first_bytes(file, LARGEST_PICKLE))}; {_ADVICE}")
     return unpickling.read(
@@ -88,50 +89,29 @@ def _check_header(shown: str, file: Path, size: int) -> None:
         raise LoadError(f"{shown}: damaged safetensors file, or one of more than {MOST_ENTRIES} tensors")
 
 
-def _read_everything(file: Path, kind: str) -> Any:
-    if kind == "pickle":
-        with file.open("rb") as stream:
-            return pickle.load(stream)
-    return torch.load(str(file), map_location="cpu", weights_only=False, mmap=kind == "zip")
-
-
-def _guarded(shown: str, description: bytes, read: Any) -> Any:
-    """Run ``read``; whatever goes wrong becomes one line."""
+def _read_everything(file: Path, kind: str, shown: str) -> Any:
+    """What Python and torch make of the file; whatever goes wrong becomes one line."""
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), file.open("rb") as stream:
             warnings.simplefilter("ignore")
-            return read()
-    except pickle.UnpicklingError as error:
-        needs = _needs(description)
-        if needs:
-            raise UnsafeFileError(f"{shown}: reading it would run code{needs}; {_ADVICE}") from None
-        raise LoadError(f"{shown}: damaged or unusual pickle ({_gist(error)}); {_ADVICE}") from None
+            if kind == "pickle":
+                return pickle.load(stream)
+            return torch.load(str(file), map_location="cpu", weights_only=False, mmap=kind == "zip")
     except ModuleNotFoundError as error:
-        raise LoadError(
-            f"{shown}: needs the module {printable(error.name or '?')}, which cannot be imported from here"
-        ) from None
+        missing = printable(error.name or "?")
+        raise LoadError(f"{shown}: needs the module {missing}, which cannot be imported from here") from None
     except MemoryError:
         raise LoadError(f"{shown}: asks for more memory than there is") from None
     except RecursionError:
         raise LoadError(f"{shown}: is nested too deeply") from None
     except Exception as error:
-        newer = newer_version(error)
-        raise LoadError(
-            f"{shown}: {newer or f'truncated or damaged ({type(error).__name__}: {_gist(error)})'}"
-        ) from None
-
-
-def _gist(error: Exception) -> str:
-    """The first line of what torch's reader objected to, without its general advice."""
-    text = str(error).rpartition("WeightsUnpickler error: ")[2].strip()
-    return printable(text.partition("\n")[0], 120) or type(error).__name__
+        gist = printable(str(error).partition("\n")[0], 120) or type(error).__name__
+        why = newer_version(error) or f"truncated or damaged ({type(error).__name__}: {gist})"
+        raise LoadError(f"{shown}: {why}") from None
 
 
 def _needs(description: bytes) -> str:
     """``: it imports posix.system, …`` with the names that are not torch's or Python's own data types."""
-    names = [
-        n
-        for n in imports_of(description)
-        if not n.startswith(("torch.", "collections.", "builtins.", "__builtin__.", "_codecs."))
-    ]
+    plain = ("torch.", "collections.", "builtins.", "__builtin__.", "_codecs.")
+    names = [name for name in imports_of(description) if not name.startswith(plain)]
     return f": it imports {listed([printable(n, 80) for n in names], 5, ' and {} more')}" if names else ""

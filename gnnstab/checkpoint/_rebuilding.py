@@ -86,13 +86,12 @@ def rebuild(facts: CheckpointFacts, checkpoint: Checkpoint, *, probed: bool = Fa
     ``probed`` leaves out the kinds that no synthetic graph is made for. The global random state is left alone. Weights of low precision are widened to float32.
     """
     by_name = {layer.name: layer for layer in facts.layers}
+    stored = [conv for conv in find_layers(checkpoint.tensors)[0] if conv.kind.probed or not probed]
     usable = [
-        (by_name[conv.name], conv)
-        for conv in find_layers(checkpoint.tensors)[0]
-        if conv.name in by_name
-        and by_name[conv.name].heads is not None
-        and _finite(conv)
-        and (conv.kind.probed or not probed)
+        (layer, conv)
+        for conv in stored
+        if (layer := by_name.get(conv.name)) is not None and layer.heads is not None
+        if all(finite(tensor) for tensor in conv.parameters().values())
     ]
     fitting = _affordable(usable) if probed else usable
     model = RebuiltLayers(
@@ -137,10 +136,6 @@ def _affordable(usable: list[tuple[LayerFacts, StoredLayer]]) -> list[tuple[Laye
             inputs, messages = inputs - width, messages - sent
             kept.append((layer, conv))
     return kept
-
-
-def _finite(conv: StoredLayer) -> bool:
-    return all(finite(tensor) for tensor in conv.parameters().values())
 
 
 def _batch(layers: Sequence[LayerFacts], degree: int, generator: torch.Generator) -> dict[str, Any]:

@@ -65,11 +65,14 @@ def recover(
 
 def _recover(checkpoint: Checkpoint, heads: int | None, activation: str | None, concat: bool | None) -> CheckpointFacts:
     convs, unjudged, shared = find_layers(checkpoint.tensors)
-    decided = [heads_of(conv, heads, concat, _known(checkpoint, conv), checkpoint.settings) for conv in convs]
+    known = [checkpoint.known.get(conv.name, {}) for conv in convs]
+    decided = [
+        heads_of(conv, heads, concat, facts, checkpoint.settings) for conv, facts in zip(convs, known, strict=True)
+    ]
     _check_given(convs, decided, heads)
     prints = [[fingerprint(weight) for weight in conv.kind.drawn(conv)] for conv in convs]
     layers = tuple(
-        _layer_facts(conv, position, decided[position], _known(checkpoint, conv), prints[position], activation)
+        _layer_facts(conv, position, decided[position], known[position], prints[position], activation)
         for position, conv in enumerate(convs)
     )
     seen = scan_tensors(checkpoint)
@@ -77,14 +80,19 @@ def _recover(checkpoint: Checkpoint, heads: int | None, activation: str | None, 
     plain = _plain_linear(checkpoint.tensors)
     linear = [fingerprint(weight) for weight in plain[:MOST_LINEAR]]
     drawn = [weight for conv in convs for weight in conv.kind.drawn(conv)] + plain[:MOST_LINEAR]
-    known = [p for group in prints for p in group] + linear
-    trained, reason = was_trained(checkpoint, convs, [p for p, w in zip(known, drawn, strict=True) if is_judged(w)])
+    found = [p for group in prints for p in group] + linear
+    trained, reason = was_trained(checkpoint, convs, [p for p, w in zip(found, drawn, strict=True) if is_judged(w)])
     return CheckpointFacts(
         path=checkpoint.path,
-        format=checkpoint.format,
         layers=layers,
         values=(
-            *_layer_values(convs, layers, seen, activation or "relu"),
+            # Of layers whose weights are all finite; decompositions of others have no meaning.
+            *(
+                value
+                for conv, layer in zip(convs, layers, strict=True)
+                if not any(seen.non_finite.get(name) for name in conv.parameters())
+                for value in layer_signals(conv, layer, activation or "relu")
+            ),
             *_weight_values(convs, seen),
             *optimizer_values,
         ),
@@ -103,12 +111,7 @@ def _recover(checkpoint: Checkpoint, heads: int | None, activation: str | None, 
         uninitialised=seen.uninitialised,
         optimizers=optimizers,
         progress=checkpoint.progress,
-        settings=checkpoint.settings,
     )
-
-
-def _known(checkpoint: Checkpoint, conv: StoredLayer) -> Mapping[str, Any]:
-    return checkpoint.known.get(conv.name, {})
 
 
 def _check_given(convs: Sequence[StoredLayer], decided: Sequence[Heads], given: int | None) -> None:
@@ -144,17 +147,6 @@ def _layer_facts(
     )
 
 
-def _layer_values(
-    convs: Sequence[StoredLayer], layers: Sequence[LayerFacts], seen: TensorScan, activation: str
-) -> list[Signal]:
-    """Numbers of the layers whose weights are all finite; decompositions of others have no meaning."""
-    values: list[Signal] = []
-    for conv, facts in zip(convs, layers, strict=True):
-        if not any(seen.non_finite.get(name) for name in conv.parameters()):
-            values += layer_signals(conv, facts, activation)
-    return values
-
-
 def _weight_values(convs: Sequence[StoredLayer], seen: TensorScan) -> list[Signal]:
     """RMS of the attention layers' parameters, and NaN and Inf entries of every tensor of the file."""
     owners = _owners(convs)
@@ -163,17 +155,13 @@ def _weight_values(convs: Sequence[StoredLayer], seen: TensorScan) -> list[Signa
         for name, numbers in seen.parameters.items()
         if name in owners and not numbers.non_finite
     ]
-    told = [
-        name for name in seen.non_finite if len(seen.non_finite) <= MOST_TOLD or name in owners or seen.non_finite[name]
-    ]
-    for name in told:
-        layer = owners.get(name, name.rpartition(".")[0])
-        detail = {
-            "parameter": name,
-            "tensors": len(seen.non_finite),
-            **({"statistic": True} if is_statistic(name) else {}),
-        }
-        values.append(Signal(WEIGHT_NON_FINITE, float(seen.non_finite[name]), layer, source="weights", detail=detail))
+    few = len(seen.non_finite) <= MOST_TOLD
+    for name, count in seen.non_finite.items():
+        if few or name in owners or count:
+            layer = owners.get(name, name.rpartition(".")[0])
+            detail: dict[str, Any] = {"parameter": name, "tensors": len(seen.non_finite)}
+            detail |= {"statistic": True} if is_statistic(name) else {}
+            values.append(Signal(WEIGHT_NON_FINITE, float(count), layer, source="weights", detail=detail))
     return values
 
 

@@ -94,9 +94,9 @@ class _Aliases:
         self._values: dict[tuple[object, ...], str] = {}
 
     def same_storage(self, name: str, tensor: Tensor) -> bool:
-        if tensor.numel() == 0:
-            return False
-        first = self._views.setdefault(identity(tensor), name)
+        return tensor.numel() > 0 and self._known(name, self._views.setdefault(identity(tensor), name))
+
+    def _known(self, name: str, first: str) -> bool:
         if first != name:
             self.pairs.append((name, first))
         return first != name
@@ -113,10 +113,7 @@ class _Aliases:
         if alone is not None:
             self._values[alike, _digest(alone[1])] = alone[0]
             self._alone[alike] = None
-        first = self._values.setdefault((alike, _digest(tensor)), name)
-        if first != name:
-            self.pairs.append((name, first))
-        return first != name
+        return self._known(name, self._values.setdefault((alike, _digest(tensor)), name))
 
 
 def _digest(tensor: Tensor) -> bytes:
@@ -150,17 +147,15 @@ def _notes(
     notes = []
     if aliases.pairs:
         second, first = aliases.pairs[0]
-        notes.append(
-            f"{_some(len(aliases.pairs), 'tensor')} saved under a second name, counted once (e.g. {second} = {first})"
-        )
+        some = _some(len(aliases.pairs), "tensor")
+        notes.append(f"{some} saved under a second name, counted once (e.g. {second} = {first})")
     if statistics:
         notes.append(f"{_some(len(statistics), 'running statistic')}, not a weight: {listed(statistics, 4)}")
     for why, names in unread.items():
         notes.append(f"{_some(len(names), 'tensor')} not judged, {why}: {listed(names, 3)}")
     if lazy:
-        notes.append(
-            f"{_some(len(lazy), 'parameter')} saved before the first forward pass gave a shape: {listed(lazy, 3)}"
-        )
+        some = _some(len(lazy), "parameter")
+        notes.append(f"{some} saved before the first forward pass gave a shape: {listed(lazy, 3)}")
     return notes
 
 

@@ -48,12 +48,8 @@ def _moved_norm(tensors: Mapping[str, Tensor]) -> str:
         bias = tensors.get(name.removesuffix("weight") + "bias")
         if not name.endswith(".weight") or bias is None or not readable(weight) or not readable(bias):
             continue
-        if (
-            weight.dim() == 1
-            and 1 < weight.numel() <= 2**20
-            and weight.shape == bias.shape
-            and not bool((weight == 1).all())
-        ):
+        like_a_norm = weight.dim() == 1 and 1 < weight.numel() <= 2**20 and weight.shape == bias.shape
+        if like_a_norm and not bool((weight == 1).all()):
             return f"{name} is a normalisation's weight and no longer 1"
     return ""
 

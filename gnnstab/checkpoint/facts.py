@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from gnnstab.records import Blind, LayerFacts, Signal
 
@@ -31,7 +30,6 @@ class CheckpointFacts:
     """Everything that was recovered from one checkpoint."""
 
     path: str
-    format: str
     layers: tuple[LayerFacts, ...] = ()
     """The attention layers in order of appearance in the file."""
 
@@ -65,8 +63,6 @@ class CheckpointFacts:
     """One line per optimizer: where it stood and how its entries were tied to parameters."""
 
     progress: Mapping[str, int] = field(default_factory=dict)
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    """Plain values of the ``args`` or ``hyper_parameters`` in the file: shown, never used."""
 
     @property
     def layers_expected(self) -> int:

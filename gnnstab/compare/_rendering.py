@@ -14,10 +14,9 @@ from gnnstab.compare._changes import Change, Comparison
 from gnnstab.errors import UsageError
 from gnnstab.records import SIGNALS, Finding
 from gnnstab.report import escape, summary
-from gnnstab.report.console import printed
+from gnnstab.report.console import GREEN, HEADING, MUTED, RED, SEVERITY, printed
 from gnnstab.report.numbers import compared, count, number
 from gnnstab.report.text_parts import relative_to, table
-from gnnstab.report.text_style import GREEN, HEADING, MUTED, RED, SEVERITY
 
 NOTABLE = 1.1
 """Growth from which on a change is worth a line when no limit is asked for."""
@@ -73,7 +72,9 @@ def _verdict(comparison: Comparison, factor: float | None, verbose: bool) -> Tex
         return Text.assemble(("STEADY", f"bold {GREEN}"), "  ", (text, "bold"))
     worst = grown[0]
     amount = f"{count(len(grown), 'number')} grew by {limit:g}× or more"
-    place = f"worst: {name_of(worst, verbose)} {times(worst.growth)} at {place_of(worst)}"
+    layer = escape.name(worst.layer) if worst.layer else "the model"
+    head = "" if worst.head is None else f" head {worst.head}"
+    place = f"worst: {name_of(worst, verbose)} {times(worst.growth)} at {layer}{head}"
     return Text.assemble(("GREW", f"bold {RED}"), "  ", (f"{amount}; {place}", "bold"))
 
 
@@ -102,18 +103,10 @@ def _changes(shown: list[Change], verbose: bool) -> RenderableType:
             times(change.growth),
             _limit(change),
         )
-    left_out = 0 if verbose else len(shown) - ROWS
-    parts: list[RenderableType] = [relative_to(path)] if path else []
-    parts.append(grid)
-    if left_out > 0:
+    parts: list[RenderableType] = [relative_to(path), grid] if path else [grid]
+    if left_out := len(shown) - len(rows):
         parts.append(Text(f"and {left_out} more (--verbose shows all)", style=MUTED))
     return Group(*parts)
-
-
-def place_of(change: Change, longest: int = 60) -> str:
-    """``layer head 0``, or ``the model``."""
-    layer = escape.name(change.layer, longest) if change.layer else "the model"
-    return layer if change.head is None else f"{layer} head {change.head}"
 
 
 def name_of(change: Change, verbose: bool = False) -> str:
@@ -128,12 +121,9 @@ def times(growth: float) -> str:
 
 
 def _limit(change: Change) -> str:
-    approach = change.approach
-    if change.rule is None or approach is None:
+    if change.rule is None or change.approach is None:
         return "–"
-    if approach >= 1:
-        return f"beyond {change.rule}"
-    return f"{approach:.0%} to {change.rule}"
+    return f"beyond {change.rule}" if change.approach >= 1 else f"{change.approach:.0%} to {change.rule}"
 
 
 def _finding(finding: Finding, verbose: bool) -> Text:

@@ -40,14 +40,13 @@ def load(start: Path, *, file: Path | None = None, isolated: bool = False) -> Se
     """
     if file is not None and isolated:
         raise ConfigurationError("--config and --isolated exclude each other")
-    if isolated:
-        return Settings()
     if file is not None:
-        section = _section(file, must_exist=True)
+        section = _section(file)
         if section is None:
-            raise ConfigurationError(f"{file}: no section {_section_name(file)} in this file")
+            name = "[tool.gnnstab]" if file.suffix == ".toml" else "[gnnstab]"
+            raise ConfigurationError(f"{file}: no section {name} in this file")
         return parse(section, file)
-    found = _find(start)
+    found = None if isolated else _find(start)
     return parse(*found) if found else Settings()
 
 
@@ -56,7 +55,7 @@ def _find(start: Path) -> tuple[dict[str, Any], Path] | None:
     folder = start.resolve()
     for candidate in (folder, *folder.parents):
         files = [candidate / "pyproject.toml", candidate / "setup.cfg"]
-        sections = [(section, file) for file in files if (section := _section(file)) is not None]
+        sections = [(section, file) for file in files if file.is_file() and (section := _section(file)) is not None]
         if len(sections) > 1:
             raise ConfigurationError(
                 f"{candidate}: both pyproject.toml [tool.gnnstab] and setup.cfg [gnnstab] have settings; keep one of them"
@@ -68,10 +67,8 @@ def _find(start: Path) -> tuple[dict[str, Any], Path] | None:
     return None
 
 
-def _section(file: Path, *, must_exist: bool = False) -> dict[str, Any] | None:
+def _section(file: Path) -> dict[str, Any] | None:
     """The settings of a file as nested plain values, or None when it has none."""
-    if not must_exist and not file.is_file():
-        return None
     text = _read(file)
     return _toml(file, text) if file.suffix == ".toml" else _ini(file, text)
 
@@ -125,14 +122,11 @@ def _ini(file: Path, text: str) -> dict[str, Any] | None:
         parser.read_string(_BLANKS.sub(" ", text), source=str(file))
     except configparser.Error as error:
         raise ConfigurationError(f"{file}: {printable(' '.join(str(error).split()), 400)}") from error
+    own = [name for name in parser.sections() if name.split(":")[0] == "gnnstab"]
     result: dict[str, Any] = {}
-    found = False
-    for name in parser.sections():
-        head, *rest = name.split(":")
-        if head == "gnnstab":
-            found = True
-            _place(result, rest, dict(parser[name]), f"{file}: [{printable(name, 80)}]")
-    return result if found else None
+    for name in own:
+        _place(result, name.split(":")[1:], dict(parser[name]), f"{file}: [{printable(name, 80)}]")
+    return result if own else None
 
 
 def _place(result: dict[str, Any], path: list[str], values: dict[str, str], where: str) -> None:
@@ -154,7 +148,3 @@ def _place(result: dict[str, Any], path: list[str], values: dict[str, str], wher
             f"{where} is no section of gnnstab; it knows [gnnstab], [gnnstab:thresholds:CODE], [gnnstab:layers:GLOB:CODE] "
             "and [gnnstab:suppression:NAME]"
         )
-
-
-def _section_name(file: Path) -> str:
-    return "[tool.gnnstab]" if file.suffix == ".toml" else "[gnnstab]"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import reprlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from datetime import date, datetime
 from pathlib import Path
@@ -23,18 +23,20 @@ def parse(section: Mapping[str, Any], file: Path) -> Settings:
     """The settings of one section; raises `ConfigurationError` for an unknown key or an impossible value."""
     where = str(file)
     _refuse_unknown(section, KEYS, where)
-    origins = {key.replace("-", "_"): where for key in section}
     baseline = section.get("baseline")
     return Settings(
         select=_codes(section.get("select", ()), f"{where}: select"),
         ignore=_codes(section.get("ignore", ()), f"{where}: ignore"),
-        fail_on=_choice(section.get("fail-on", "warning"), SEVERITIES, f"{where}: fail-on"),
+        fail_on=_severity(section.get("fail-on", "warning"), f"{where}: fail-on"),
         format=_text(section.get("format", "text"), f"{where}: format"),
         baseline=None if baseline is None else _beside(file, _text(baseline, f"{where}: baseline")),
         thresholds=_thresholds(section.get("thresholds", {}), f"{where}: thresholds"),
-        layers=_layers(section.get("layers", {}), f"{where}: layers"),
+        layers={
+            str(glob): _thresholds(rules, f"{where}: layers.{printable(glob, 80)}")
+            for glob, rules in _table(section.get("layers", {}), f"{where}: layers").items()
+        },
         suppressions=tuple(_suppressions(section.get("suppressions", ()), where)),
-        origins=origins,
+        origins={key.replace("-", "_"): where for key in section},
     )
 
 
@@ -63,9 +65,9 @@ def _beside(file: Path, name: str) -> str:
     )
 
 
-def _choice(value: Any, choices: Sequence[str], where: str) -> str:
-    if value not in choices:
-        raise ConfigurationError(f"{where} must be one of {', '.join(choices)}, not {reprlib.repr(value)}")
+def _severity(value: Any, where: str) -> str:
+    if value not in SEVERITIES:
+        raise ConfigurationError(f"{where} must be one of {', '.join(SEVERITIES)}, not {reprlib.repr(value)}")
     return str(value)
 
 
@@ -105,12 +107,6 @@ def _number(value: Any, where: str) -> float:
     return number
 
 
-def _layers(value: Any, where: str) -> dict[str, dict[str, dict[str, float]]]:
-    return {
-        str(glob): _thresholds(rules, f"{where}.{printable(glob, 80)}") for glob, rules in _table(value, where).items()
-    }
-
-
 def _suppressions(value: Any, file: str) -> list[Suppression]:
     if not isinstance(value, (list, tuple)):
         raise ConfigurationError(f"{file}: suppressions must be a list of tables, not {reprlib.repr(value)}")
@@ -134,11 +130,9 @@ def _suppressions(value: Any, file: str) -> list[Suppression]:
 
 
 def _day(value: Any, where: str) -> date | None:
-    if value is None:
-        return None
     if isinstance(value, datetime):
         return value.date()
-    if isinstance(value, date):
+    if value is None or isinstance(value, date):
         return value
     try:
         return date.fromisoformat(str(value).strip())

@@ -66,23 +66,20 @@ class Settings:
 
     def rows(self) -> Sequence[tuple[str, str, str]]:
         """Every setting as (key, value, origin), in a fixed order."""
-        rows = [
-            ("select", ", ".join(self.select) or "all", self.origin("select")),
-            ("ignore", ", ".join(self.ignore) or "none", self.origin("ignore")),
-            ("fail-on", self.fail_on, self.origin("fail_on")),
-            ("format", self.format, self.origin("format")),
-            ("baseline", self.baseline or "none", self.origin("baseline")),
-        ]
-        rows += [
-            (f"thresholds.{code}.{name}", f"{value:g}", self.origin("thresholds"))
-            for code, values in sorted(self.thresholds.items())
-            for name, value in sorted(values.items())
-        ]
-        rows += [
-            (f"layers.{glob}.{code}.{name}", f"{value:g}", self.origin("layers"))
-            for glob, rules in self.layers.items()
-            for code, values in sorted(rules.items())
-            for name, value in sorted(values.items())
-        ]
+        shown = {
+            "select": ", ".join(self.select) or "all",
+            "ignore": ", ".join(self.ignore) or "none",
+            "fail_on": self.fail_on,
+            "format": self.format,
+            "baseline": self.baseline or "none",
+        }
+        rows = [(key.replace("_", "-"), value, self.origin(key)) for key, value in shown.items()]
+        for key, tables in (("thresholds", {"": self.thresholds}), ("layers", self.layers)):
+            rows += [
+                (".".join(filter(None, (key, glob, code, name))), f"{value:g}", self.origin(key))
+                for glob, rules in tables.items()
+                for code, values in sorted(rules.items())
+                for name, value in sorted(values.items())
+            ]
         rows += [(f"suppressions.{s.code}", s.describe(), s.origin) for s in self.suppressions]
         return rows

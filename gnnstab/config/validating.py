@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gnnstab.config._settings import Settings
 from gnnstab.errors import ConfigurationError, UsageError
+from gnnstab.report import format_names
 from gnnstab.rules.engine import configure
 from gnnstab.rules.registry import rule_classes
 from gnnstab.rules.selection import Selection
@@ -40,15 +41,9 @@ def validate(settings: Settings) -> Settings:
             raise ConfigurationError(
                 f"{suppression.origin}: suppressions: no rule code begins with {suppression.code!r}"
             )
-    _refuse_unknown_format(settings)
-    return settings
-
-
-def _refuse_unknown_format(settings: Settings) -> None:
-    from gnnstab.report import format_names
-
     if settings.format not in format_names():
         known = ", ".join(format_names())
         raise ConfigurationError(
             f"{settings.origin('format')}: unknown format {settings.format!r}; choose from {known}"
         )
+    return settings

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from gnnstab.fixes.base import Fix, attention_in, positive
 from gnnstab.fixes.model_structure import editable_layers
@@ -18,15 +17,16 @@ if TYPE_CHECKING:
 
 
 class _Exchange(Fix):
-    """Parameters, hooks and key names of the layers stay; the new class takes `_arguments` besides."""
+    """Parameters, hooks and key names of the layers stay; the new class takes ``arguments`` besides."""
 
     edit = "stable"
+    arguments: ClassVar[Mapping[str, Any]] = {}
 
-    @abstractmethod
     def _arguments(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments of the new class that the options ask for."""
+        return dict(self.arguments)
 
-    def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
+    def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
         attention = attention_in(layers)
         able = [layer for layer in attention if layer_named(layer).stable]
         if attention and not able:
@@ -79,9 +79,7 @@ class QKNorm(_Exchange):
     signal = ATTENTION_ENTROPY
     needs_fresh_weights = True
     cost = "two LayerNorms over (edges, heads, channels); trained attention has to be learnt anew"
-
-    def _arguments(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        return {"qk_norm": True}
+    arguments: ClassVar[Mapping[str, Any]] = {"qk_norm": True}
 
 
 class Fp32Attention(_Exchange):
@@ -96,6 +94,4 @@ class Fp32Attention(_Exchange):
     signal = PRECISION_FP16_HEADROOM
     keeps_function = True
     cost = "queries and keys of every edge in float32: about twice the attention's memory"
-
-    def _arguments(self, options: Mapping[str, Any]) -> dict[str, Any]:
-        return {"fp32_attention": True}
+    arguments: ClassVar[Mapping[str, Any]] = {"fp32_attention": True}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from gnnstab.errors import FixError
-from gnnstab.fixes.base import Fix, attention_in
+from gnnstab.fixes.base import NOTHING_MEASURED, Fix, attention_in
 from gnnstab.fixes.model_structure import attention_layers, editable_layers
 from gnnstab.fixes.printing import attribute_names, looped
 from gnnstab.layers import LAYERS, layer_named, layer_of
@@ -25,7 +25,22 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-class DepthInit(Fix):
+class _Xavier(Fix):
+    """Xavier uniform at one gain on the attention layers, zero biases."""
+
+    signal = GRADIENT_RATIO
+    needs_fresh_weights = True
+    cost = "none; training starts anew"
+    gain: ClassVar[float | None] = None
+
+    def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
+        return init_lines(layers, options.get("gain", self.gain))
+
+    def _edit(self, copy: nn.Module, options: dict[str, Any]) -> None:
+        initialise(copy, options.get("gain", self.gain))
+
+
+class DepthInit(_Xavier):
     """Xavier uniform with gain 1/√(1 + L) on every matrix of the attention layers, zero biases.
 
     Without an identity path it makes a deep stack vanish: use ``residual-depth-init`` there. The usual
@@ -36,18 +51,9 @@ class DepthInit(Fix):
     name = "depth-init"
     title = "depth-scaled Xavier initialisation"
     causes = ("unsuitable-init",)
-    signal = GRADIENT_RATIO
-    needs_fresh_weights = True
-    cost = "none; training starts anew"
-
-    def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
-        return init_lines(layers, options.get("gain"))
-
-    def _edit(self, copy: nn.Module, options: dict[str, Any]) -> None:
-        initialise(copy, options.get("gain"))
 
 
-class UnitGainInit(Fix):
+class UnitGainInit(_Xavier):
     """Xavier uniform with gain 1 and zero biases on the attention layers.
 
     Takes the growth out of a stack that explodes, and the bias away that keeps units dead.
@@ -56,15 +62,7 @@ class UnitGainInit(Fix):
     name = "unit-gain-init"
     title = "Xavier initialisation with gain 1"
     causes = ("unsuitable-init", "dead-units")
-    signal = GRADIENT_RATIO
-    needs_fresh_weights = True
-    cost = "none; training starts anew"
-
-    def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
-        return init_lines(layers, 1.0)
-
-    def _edit(self, copy: nn.Module, options: dict[str, Any]) -> None:
-        initialise(copy, 1.0)
+    gain = 1.0
 
 
 def initialise(model: nn.Module, gain: float | None = None) -> None:
@@ -105,7 +103,7 @@ class _Reinitialise(Fix):
 
     role: ClassVar[str]
 
-    def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
+    def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
         attention = attention_in(layers)
         owners: list[tuple[str, LayerFacts | str]] = list(
             zip(attribute_names(attention).values(), attention, strict=True)
@@ -157,7 +155,7 @@ class ReinitGate(_Reinitialise):
     cost = "none; what the gate had learned is lost"
     role = "gate"
 
-    def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
+    def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
         return super()._lines([layer for layer in layers if layer.get("beta") is not False], signals, options)
 
 
@@ -174,24 +172,24 @@ class ReinitLayers(Fix):
     signal = CHANNELS_DEAD_SHARE
     cost = "none; what these layers had learned is lost"
 
-    def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
+    def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
         written = attribute_names(attention_in(layers))
         names = options.get("only") or [name for name in _broken(signals) if name in written] or list(written)
         return "\n".join(f"{written.get(name, name)}.reset_parameters()" for name in names) or "conv.reset_parameters()"
 
     def _edit(self, copy: nn.Module, options: dict[str, Any]) -> None:
         here = {name for name, _ in attention_layers(copy)}
-        shown = [name for name in _broken(options.get("signals")) if name in here]
+        shown = [name for name in _broken(options.get("signals") or NOTHING_MEASURED) if name in here]
         for _, layer in attention_layers(copy, options.get("only") or shown or None):
             if (kind := layer_of(layer)) is not None:
                 kind.redraw(layer)
 
 
-def _broken(signals: Signals | None) -> list[str]:
+def _broken(signals: Signals) -> list[str]:
     """Names of the layers that the signals show to be dead or to hold broken weights, in the order of the signals."""
     from gnnstab.rules.gs605_absurd_weight import AbsurdWeight
     from gnnstab.rules.gs701_dead_units import DeadUnits
 
     limits = {CHANNELS_DEAD_SHARE: DeadUnits.share, WEIGHT_NON_FINITE: 0.0, WEIGHT_RMS: AbsurdWeight.rms}
-    shown = [s for name, limit in limits.items() if signals for s in signals.find(name) if s.layer and s.value > limit]
+    shown = [s for name, limit in limits.items() for s in signals.find(name) if s.layer and s.value > limit]
     return list(dict.fromkeys(str(s.layer) for s in shown))

@@ -27,11 +27,14 @@ class Dropout(Fix):
     title = "dropout on the attention weights"
     causes = ("no-dropout",)
     signal = LOSS_GENERALISATION_GAP
+    unless = "GS204"
+    said = "against over-fitting only: it raises the RMS of messages"
     edit = "dropout"
     keeps_function = True
+    shows_in_training = True
     cost = "noise: message RMS × 1/√(1−p) in training; train and eval outputs differ"
 
-    def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
+    def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
         able = [layer for layer in attention_in(layers) if layer_named(layer).applies("dropout")]
         return constructor_calls(able, dropout=_probability(options))
 
@@ -59,11 +62,13 @@ class Beta(Fix):
     title = "beta gate between skip and message"
     causes = ("beta-disabled",)
     signal = GRADIENT_RATIO
+    only_with = "GS204"
+    said = "damps an exploding stack; beyond about 12 layers it overshoots into vanishing"
     edit = "add_gate"
     needs_fresh_weights = True
     cost = "3·width more parameters per layer; gradients shrink about twofold per layer"
 
-    def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
+    def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
         attention = attention_in(layers)
         able = [layer for layer in attention if layer_named(layer).applies("add_gate")]
         if attention and not able:
@@ -89,7 +94,7 @@ class RootWeight(Fix):
     needs_fresh_weights = True
     cost = "one linear map per layer; training starts anew"
 
-    def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
+    def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
         bare = [layer for layer in attention_in(layers) if layer.get("root_weight") is False]
         if layers and not bare:
             return "data = AddSelfLoops()(data)  # torch_geometric.transforms; ToUndirected(), where edges lead one way by mistake"

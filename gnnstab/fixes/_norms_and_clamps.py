@@ -30,7 +30,7 @@ class GraphNorm(Fix):
     needs_fresh_weights = True
     cost = "two passes over the node states per layer; couples all nodes of a graph"
 
-    def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
+    def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
         attention = attention_in(layers)
         written = attribute_names(attention)
         lines = ["from torch_geometric.nn import GraphNorm"]
@@ -71,7 +71,7 @@ class LayerNormInstead(Fix):
     needs_fresh_weights = True
     cost = "none; training starts anew"
 
-    def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
+    def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
         return (
             "from torch_geometric.nn import LayerNorm\n"
             f'self.norms = nn.ModuleList([LayerNorm(width, mode="node") for _ in range({len(attention_in(layers))})])'
@@ -102,7 +102,7 @@ class ActivationClamp(Fix):
     keeps_function = True
     cost = "no gradient through clipped entries; hides the cause"
 
-    def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
+    def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
         limit, written = positive(options, "limit", 10.0), attribute_names(attention_in(layers))
         lines = ["# stop-gap: remove it once the cause is fixed, or when more than 10 % of the entries clip"]
         for layer in attention_in(layers):
@@ -130,9 +130,7 @@ class RemoveClamp(Fix):
     causes = ("active-clamp",)
     signal = CLIP_SHARE
     cost = "values are unbounded again"
-
-    def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
-        return "# forward: without .clamp(…), torch.clamp, Hardtanh or ReLU6 between the layers"
+    code = "# forward: without .clamp(…), torch.clamp, Hardtanh or ReLU6 between the layers"
 
     def _edit(self, copy: nn.Module, options: dict[str, Any]) -> None:
         from torch import nn
@@ -158,12 +156,10 @@ class InputStandardisation(Fix):
     # Weights that were trained on raw features know nothing of standardised ones.
     needs_fresh_weights = True
     cost = "none; the statistics have to be stored with the model"
-
-    def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
-        return (
-            "mean, std = train_x.mean(0), train_x.std(0).clamp(min=1e-6)  # of the training set; leave id columns out\n"
-            "x = (x - mean) / std"
-        )
+    code = (
+        "mean, std = train_x.mean(0), train_x.std(0).clamp(min=1e-6)  # of the training set; leave id columns out\n"
+        "x = (x - mean) / std"
+    )
 
     def _edit(self, copy: nn.Module, options: dict[str, Any]) -> None:
         from gnnstab.nn.output_hooks import StandardiseHook, StandardiseInput, column_statistics

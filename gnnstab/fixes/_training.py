@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gnnstab.fixes.base import Fix, positive
+from gnnstab.fixes.base import NOTHING_MEASURED, Fix, positive
 from gnnstab.fixes.printing import on_one_line, variable
 from gnnstab.records import LayerFacts, Signals
 from gnnstab.records.rises import harms
@@ -36,13 +36,15 @@ class LowerLearningRate(Fix):
     name = "lower-lr"
     title = "lower learning rate"
     causes = ("learning-rate", "dead-units")
+    unless = "GS608"
     signal = OPTIMIZER_LR_TO_RMS
     keeps_function = True
+    shows_in_training = True
     cost = "slower training"
 
-    def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
+    def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
         name, rate, calm = _tried(signals)
-        group = None if options or signals is None else _group(signals)
+        group = None if options else _group(signals)
         if group is not None:
             own = on_one_line(", ".join(str(name) for name in group.get("names", ())[:3]))
             return f'optimizer.param_groups[{group.get("group")!r}]["lr"] = {float(group.get("lower", 0)):.3g}  # {own}'
@@ -63,7 +65,7 @@ class LowerLearningRate(Fix):
         if "lr" in options:
             return {"lr": positive(options, "lr", 1.0)}
         current = positive(options, "current", 1e-3)
-        _, rate, calm = _tried(options.get("signals"))
+        _, rate, calm = _tried(options.get("signals") or NOTHING_MEASURED)
         factor = calm / rate if calm is not None and rate else LOWER
         return {"lr": current * positive(options, "factor", factor)}
 
@@ -74,17 +76,17 @@ def _group(signals: Signals) -> Mapping[str, Any] | None:
     return next(found, None)
 
 
-def _tried(signals: Signals | None) -> tuple[str, float | None, float | None]:
+def _tried(signals: Signals) -> tuple[str, float | None, float | None]:
     """The optimizer's class, its rate where the loss has risen, and a rate at which steps were calm; ``Adam`` where no class is known."""
     name, rate, calm = _own_class(signals), None, None
-    for rise in [] if signals is None else [*signals.find(OPTIMIZER_LOSS_RISE), *signals.find(LOSS_FIRST_RISE)][:1]:
+    for rise in [*signals.find(OPTIMIZER_LOSS_RISE), *signals.find(LOSS_FIRST_RISE)][:1]:
         calm, rate = (n if isinstance(n, float) and n > 0 else None for n in map(rise.detail.get, ("calm_lr", "lr")))
         name = str(rise.detail.get("optimizer", name))
     return name, rate, calm if rate and calm and calm < rate else None
 
 
-def _own_class(signals: Signals | None) -> str:
-    return "Adam" if signals is None else str(signals.context.get("optimizer", "Adam"))
+def _own_class(signals: Signals) -> str:
+    return str(signals.context.get("optimizer", "Adam"))
 
 
 class GradientClipping(Fix):
@@ -96,11 +98,13 @@ class GradientClipping(Fix):
     name = "gradient-clipping"
     title = "gradient clipping at the measured percentile"
     causes = ("learning-rate",)
+    unless = "GS608"
     signal = GRADIENT_SPIKE
     keeps_function = True
+    shows_in_training = True
     cost = "one norm over all gradients per step"
 
-    def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
+    def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
         norm = options.get("norm") or _measured_norm(signals, float(options.get("percentile", 90.0)))
         limit, said = (f"{norm:.3g}", "") if norm else ("max_norm", "  # the 90th percentile of the norms you log")
         return f"torch.nn.utils.clip_grad_norm_(model.parameters(), {limit}){said}"
@@ -109,13 +113,13 @@ class GradientClipping(Fix):
         """``clip``: the limit of the norm, or ``clip_percentile`` when it is to be measured in training."""
         if options.get("norm"):
             return {"clip": positive(options, "norm", 1.0)}
-        norm = _measured_norm(options.get("signals"), float(options.get("percentile", 90.0)))
+        norm = _measured_norm(options.get("signals") or NOTHING_MEASURED, float(options.get("percentile", 90.0)))
         return {"clip": norm} if norm else {"clip_percentile": positive(options, "percentile", 90.0)}
 
 
-def _measured_norm(signals: Signals | None, percentile: float) -> float | None:
+def _measured_norm(signals: Signals, percentile: float) -> float | None:
     """A percentile of the run's gradient norms, or None when none were recorded."""
-    values = [] if signals is None else [series.values for series in signals.over_steps(GRADIENT_NORM)]
+    values = [series.values for series in signals.over_steps(GRADIENT_NORM)]
     norms = np.concatenate([*values, np.empty(0)])
     finite = norms[np.isfinite(norms)]
     return float(np.percentile(finite, percentile)) if finite.size else None
@@ -129,9 +133,10 @@ class AdamEps(Fix):
     causes = ("adam-epsilon",)
     signal = OPTIMIZER_BELOW_EPS_SHARE
     keeps_function = True
+    shows_in_training = True
     cost = "none; larger steps where gradients are tiny"
 
-    def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
+    def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
         return f"torch.optim.{variable(_own_class(signals))}(model.parameters(), lr=lr, eps={positive(options, 'eps', 1e-8):g})"
 
     def training_options(self, **options: Any) -> Mapping[str, Any]:

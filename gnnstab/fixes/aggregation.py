@@ -27,7 +27,7 @@ class Aggregation(Fix):
     needs_fresh_weights = True
     cost = "none; without a root term node identity fades as 1/degree"
 
-    def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
+    def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
         return f"super().__init__(aggr={options.get('aggr', 'mean')!r})  # in {_names(layers)}"
 
     def _edit(self, copy: nn.Module, options: dict[str, Any]) -> None:
@@ -49,7 +49,7 @@ class MeanAggregationRoot(Fix):
     needs_fresh_weights = True
     cost = "one linear layer; counts of neighbours are no longer seen"
 
-    def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
+    def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
         return (
             f"# in {_names(layers)}\n"
             "super().__init__(aggr='mean')\n"
@@ -78,7 +78,7 @@ class NormAfterSum(Fix):
     needs_fresh_weights = True
     cost = "one LayerNorm and one linear layer"
 
-    def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
+    def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
         root = options.get("root", True)
         wide, narrow = _widths(layers)
         lines = [f"# in {_names(layers)}", f"self.sum_norm = nn.LayerNorm({narrow})  # in __init__"]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from gnnstab.errors import FixError
@@ -15,12 +14,28 @@ from gnnstab.records import LayerFacts, Signals
 if TYPE_CHECKING:
     from torch import nn
 
+NOTHING_MEASURED = Signals("model", ())
+"""What a change is printed from where nobody has measured anything."""
 
-class Fix(ABC):
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a diagnosis has seen, as far as it decides which fixes are offered."""
+
+    codes: frozenset[str]
+    """Rules that fired."""
+
+    roots: frozenset[str]
+    """Root causes."""
+
+    signals: Signals
+
+
+class Fix:
     """One change to a model, its input or its training; its docstring says what it does, when it helps, and its options.
 
-    A subclass writes `_lines`, and `_edit` where a copy of the model can be changed. Files in this room import torch inside
-    `_edit` only, so that a report can print the change without torch.
+    A subclass has a `code` or writes `_lines`, and `_edit` where a copy of the model can be changed. Files in this room
+    import torch inside `_edit` only, so that a report can print the change without torch.
     """
 
     name: ClassVar[str]
@@ -38,18 +53,33 @@ class Fix(ABC):
     cost: ClassVar[str] = "none"
     """What it costs in time, memory or accuracy, in a few words."""
 
+    code: ClassVar[str] = ""
+    """The change as code, where it is the same for every model."""
+
+    unless: ClassVar[str] = ""
+    """Code of a rule that sees the very opposite of what the fix is for: where it has fired, the fix is not offered."""
+
+    only_with: ClassVar[str] = ""
+    """Code of a rule without which it is not offered."""
+
+    said: ClassVar[str] = ""
+    """What is known about it wherever it is recommended."""
+
     edit: ClassVar[str] = ""
     """What it does to a layer, where not every kind can be edited so: see `gnnstab.layers.Layer.applies`."""
 
     keeps_function: ClassVar[bool] = False
     """True when the trained weights keep their meaning (a setting or a weight edit): judged on the current weights."""
 
+    shows_in_training: ClassVar[bool] = False
+    """True when the network computes the same until it is trained: judged after a short training."""
+
     needs_fresh_weights: ClassVar[bool] = False
     """True when trained weights are useless after it: judged on paired fresh twins."""
 
     def change(self, layers: Sequence[LayerFacts], signals: Signals | None = None, **options: Any) -> str:
         """The exact change as code for these layers, with the user's own arguments."""
-        return self._lines([_for_code(layer) for layer in layers], signals, options)
+        return self._lines([_for_code(layer) for layer in layers], signals or NOTHING_MEASURED, options)
 
     def apply(self, model: nn.Module, **options: Any) -> nn.Module:
         """A changed deep copy; the model itself is untouched. New parameters are drawn from the option ``seed`` (0).
@@ -60,19 +90,19 @@ class Fix(ABC):
             self._edit(copy, options)
             return copy
 
-    def helps(self, layers: Sequence[LayerFacts], signals: Signals | None = None, **options: Any) -> bool:
+    def helps(self, signals: Signals, **options: Any) -> bool:
         """False where the change would leave this model as it is; such a fix is not offered."""
         return True
 
     def training_options(self, **options: Any) -> Mapping[str, Any]:
-        """What the fix changes about training rather than the model: ``lr``, ``eps``, ``clip``, ``autocast``."""
+        """What the fix changes about training rather than the model: ``lr``, ``eps``, ``clip`` or ``clip_percentile``."""
         return {}
 
-    @abstractmethod
-    def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
+    def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
         """The code to print."""
+        return self.code
 
-    def _edit(self, copy: nn.Module, options: dict[str, Any]) -> None:  # noqa: B027  # not every fix has one
+    def _edit(self, copy: nn.Module, options: dict[str, Any]) -> None:
         """Change the copy in place; a fix of the training alone leaves it as it is."""
 
 

@@ -47,10 +47,8 @@ class ByHand(Fix):
         raise FixError(f"{self.name} is a change of {self.where}: make it by hand and diagnose again")
 
 
-def operation_behind(signals: Signals | None) -> Mapping[str, Any]:
+def operation_behind(signals: Signals) -> Mapping[str, Any]:
     """What is known about the first operation that made a NaN or Inf; empty where none was found."""
-    if signals is None:
-        return {}
     events = [e for e in signals.events if e.kind == "non-finite" and e.detail.get("operation")]
     first = min(events, key=lambda event: event.step, default=None)
     found = None if first is None else first.detail["operation"]
@@ -77,10 +75,10 @@ class CleanData(ByHand):
     cost = "one pass over the data"
     where = "the data"
 
-    def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
+    def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
         tensor = operation_behind(signals).get("tensor")
         tensor = tensor if isinstance(tensor, dict) else {}
-        first = min(signals.events, key=lambda event: event.step, default=None) if signals is not None else None
+        first = min(signals.events, key=lambda event: event.step, default=None)
         stage = first.stage if first is not None else None
         if tensor.get("owner") == "parameter" or stage == "weight":
             return (
@@ -107,7 +105,7 @@ class SafeOperation(ByHand):
     signal = LOSS
     where = "the line that made the value"
 
-    def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
+    def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
         operation = operation_behind(signals)
         said = advice(operation, "undefined-operation")
         if said:
@@ -129,9 +127,9 @@ class SetMask(ByHand):
     signal = LOSS
     where = "the line that masks"
 
-    def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
+    def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
         operation = operation_behind(signals)
-        marked = [] if signals is None else signals.find(LOSS_MARKED_TARGETS)
+        marked = signals.find(LOSS_MARKED_TARGETS)
         if marked and not operation:
             change = f"known = y != {marked[0].detail.get('mark')!r}  # the mark of missing values\nloss = criterion(output[known], y[known])"
         elif operation.get("kind") == "all-masked":
@@ -161,10 +159,8 @@ class SetMask(ByHand):
         return _spot(operation) + change
 
 
-def norm_of_something_else(signals: Signals | None) -> str:
+def _norm_of_something_else(signals: Signals) -> str:
     """The change where weights of a target do not sum up to 1, and where a norm's statistics are of padding, or of the graph whose size is asked for; empty elsewhere."""
-    if signals is None:
-        return ""
     if sums := [s for s in signals.find(PLACE_WEIGHT_SUM) if s.value > SoftmaxMisused.no_mean]:
         if sums[0].detail.get("over") == "edges":
             return (
@@ -178,12 +174,12 @@ def norm_of_something_else(signals: Signals | None) -> str:
     return ""
 
 
-def _divided_by_own_size(signals: Signals) -> bool:
+def divided_by_own_size(signals: Signals) -> bool:
     """True where values were divided by their own size or that of padding, or rows of the output brought to one norm, in place of
     node states."""
     logits = "nll_loss" in str(signals.context.get("loss_graph"))
     rows = logits and any("row_norm" in s.detail for s in signals.find(PLACE_OUTPUT))
-    return bool(signals.find(PLACE_NORMALISED_AWAY) or rows or norm_of_something_else(signals))
+    return bool(signals.find(PLACE_NORMALISED_AWAY) or rows or _norm_of_something_else(signals))
 
 
 class UndoNormalisation(ByHand):
@@ -195,14 +191,13 @@ class UndoNormalisation(ByHand):
     signal = LOSS
     where = "the line that normalises"
 
-    def helps(self, layers: Sequence[LayerFacts], signals: Signals | None = None, **options: Any) -> bool:
+    def helps(self, signals: Signals, **options: Any) -> bool:
         """True where something was divided by its own size."""
-        return signals is not None and _divided_by_own_size(signals)
+        return divided_by_own_size(signals)
 
-    def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
-        found = [] if signals is None else signals.find(PLACE_NORMALISED_AWAY)
-        change = norm_of_something_else(signals)
-        if change:
+    def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
+        found = signals.find(PLACE_NORMALISED_AWAY)
+        if change := _norm_of_something_else(signals):
             return change
         if not found:
             return "loss = F.cross_entropy(scale * logits, y)  # scale: nn.Parameter(torch.tensor(10.0)); or the logits before F.normalize"
@@ -220,9 +215,9 @@ class DivideSum(ByHand):
     cost = "counts of neighbours are no longer seen"
     where = "the line that adds up"
 
-    def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
-        sums = [] if signals is None else signals.find(SUM_BY_HAND_SIZE)
-        if not sums and signals is not None and signals.find(POOL_SUM_SIZE):
+    def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
+        sums = signals.find(SUM_BY_HAND_SIZE)
+        if not sums and signals.find(POOL_SUM_SIZE):
             return "x = global_mean_pool(x, batch)  # in place of global_add_pool(x, batch)"
         how = max(sums, key=lambda signal: signal.value).detail if sums else {}
         total, groups = (on_one_line(how.get(key, name)) for key, name in (("total", "out"), ("groups", "index")))
@@ -233,9 +228,9 @@ class DivideSum(ByHand):
         )
 
 
-def _measured(signals: Signals | None, name: str) -> bool:
+def _measured(signals: Signals, name: str) -> bool:
     """True where more than rounding was measured."""
-    return signals is not None and any(s.value > 1e-4 for s in signals.find(name))
+    return any(s.value > 1e-4 for s in signals.find(name))
 
 
 class Fp32Operation(ByHand):
@@ -248,9 +243,9 @@ class Fp32Operation(ByHand):
     cost = "twice the memory of its operands"
     where = "the line that overflowed"
 
-    def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
+    def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
         operation = operation_behind(signals)
-        lost = [] if signals is None else signals.find(PLACE_LOST_DIGITS)
+        lost = signals.find(PLACE_LOST_DIGITS)
         if not operation and lost:
             name = variable(str(max(lost, key=lambda signal: signal.value).layer).rpartition(".")[2])
             change = (
@@ -271,10 +266,8 @@ class Reconnect(ByHand):
     causes = ("never-updated-parameter",)
     signal = OPTIMIZER_NEVER_UPDATED
     where = "forward or of the optimizer's parameters"
-
-    def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
-        return (
-            "# forward: no .detach(), .data or torch.no_grad() between the layers; the optimizer: model.parameters()\n"
-            "loss.backward()\n"
-            "assert all(p.grad is not None for p in model.parameters() if p.requires_grad)"
-        )
+    code = (
+        "# forward: no .detach(), .data or torch.no_grad() between the layers; the optimizer: model.parameters()\n"
+        "loss.backward()\n"
+        "assert all(p.grad is not None for p in model.parameters() if p.requires_grad)"
+    )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from gnnstab.errors import FixError
 from gnnstab.fixes._initialisation import init_lines, initialise
@@ -11,6 +11,7 @@ from gnnstab.fixes.base import Fix, attention_in
 from gnnstab.fixes.model_structure import Stack, Unit, add_part, stacks
 from gnnstab.fixes.printing import ACT, activated, attribute_names, layer_call
 from gnnstab.layers import layer_of
+from gnnstab.layers.pyg_layer import both
 from gnnstab.records import LayerFacts, Signals
 from gnnstab.records.vocabulary import GRADIENT_RATIO
 
@@ -18,7 +19,26 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-class Residual(Fix):
+class _AroundLayers(Fix):
+    """An identity path of a weight around every layer, with a norm before each or without."""
+
+    signal = GRADIENT_RATIO
+    needs_fresh_weights = True
+    weight: ClassVar[float] = 1.0
+    norms: ClassVar[bool] = False
+
+    def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
+        return _residual_lines(layers, self.chosen(options), norm=self.norms)
+
+    def _edit(self, copy: nn.Module, options: dict[str, Any]) -> None:
+        add_identity(copy, self.chosen(options), norms=self.norms)
+
+    def chosen(self, options: Mapping[str, Any]) -> float:
+        """The weight that the options ask for."""
+        return float(options.get("weight", self.weight))
+
+
+class Residual(_AroundLayers):
     """x ← act(conv(x)) + weight·x. The weight decides: 0.1 changes nothing measurable, 1.0 carries the gradient.
 
     On weights with a gain of √2 or more even 1.0 explodes; see ``residual-depth-init`` and ``pre-norm-residual``.
@@ -29,18 +49,11 @@ class Residual(Fix):
     name = "residual"
     title = "weighted residual connection"
     causes = ("no-residual",)
-    signal = GRADIENT_RATIO
-    needs_fresh_weights = True
     cost = "one addition per layer"
-
-    def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
-        return _residual_lines(layers, float(options.get("weight", 0.1)))
-
-    def _edit(self, copy: nn.Module, options: dict[str, Any]) -> None:
-        add_identity(copy, float(options.get("weight", 0.1)))
+    weight = 0.1
 
 
-class PreNormResidual(Fix):
+class PreNormResidual(_AroundLayers):
     """x ← x + act(conv(norm(x))): gradients pass at any depth, for any gain of the weights.
 
     Options: ``weight`` (1.0).
@@ -52,22 +65,18 @@ class PreNormResidual(Fix):
         *("indistinguishable-nodes", "no-residual", "oversmoothing", "unsuitable-init", "normalization-misuse"),
         "saturated-gate",
     )
-    signal = GRADIENT_RATIO
-    needs_fresh_weights = True
     cost = "one LayerNorm and one addition per layer"
+    norms = True
 
-    def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
+    def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
         attention = attention_in(layers)
         widths = {layer.in_channels[1] for layer in attention if layer.in_channels}
         width = str(widths.pop()) if len(widths) == 1 else "width"
         head = f"self.norms = nn.ModuleList([nn.LayerNorm({width}) for _ in range({len(attention)})])  # in __init__"
-        return f"{head}\n{_residual_lines(layers, float(options.get('weight', 1.0)), norm=True)}"
-
-    def _edit(self, copy: nn.Module, options: dict[str, Any]) -> None:
-        add_identity(copy, float(options.get("weight", 1.0)), norms=True)
+        return f"{head}\n{super()._lines(layers, signals, options)}"
 
 
-class ResidualDepthInit(Fix):
+class ResidualDepthInit(_AroundLayers):
     """x ← x + act(conv(x)) with Xavier gain 1/√(1 + L): the branches are small, the identity carries the gradient.
 
     Options: ``weight`` (1.0).
@@ -76,16 +85,14 @@ class ResidualDepthInit(Fix):
     name = "residual-depth-init"
     title = "residual of weight 1 with depth-scaled initialisation"
     causes = ("oversmoothing", "no-residual", "unsuitable-init")
-    signal = GRADIENT_RATIO
-    needs_fresh_weights = True
     cost = "one addition per layer; training starts anew"
 
-    def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
-        return f"{init_lines(layers)}\n{_residual_lines(layers, float(options.get('weight', 1.0)))}"
+    def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
+        return f"{init_lines(layers)}\n{super()._lines(layers, signals, options)}"
 
     def _edit(self, copy: nn.Module, options: dict[str, Any]) -> None:
         initialise(copy)
-        add_identity(copy, float(options.get("weight", 1.0)))
+        super()._edit(copy, options)
 
 
 def _residual_lines(layers: Sequence[LayerFacts], weight: float, *, norm: bool = False) -> str:
@@ -165,25 +172,25 @@ def _alone(unit: Unit, stack: Stack) -> bool:
 
 
 def _add_norm(module: Any) -> None:
-    add_part(module, "pre_norm", _norm(module) if hasattr(module, "in_channels") else _norm_by_type(module))
-
-
-def _norm(module: Any) -> nn.Module:
+    """A LayerNorm in front of a layer, or one per node type in front of a HeteroConv."""
     from torch import nn
 
-    channels: Any = module.in_channels
-    widths = set(channels) if isinstance(channels, (tuple, list)) else {channels}
-    if len(widths) != 1 or -1 in widths:
-        raise FixError(f"sources and targets have different or unknown widths ({channels}); add the norms in forward")
-    return nn.LayerNorm(widths.pop())
-
-
-def _norm_by_type(hetero: Any) -> nn.Module:
-    """One LayerNorm per node type of a HeteroConv."""
-    from torch import nn
-
+    if layer_of(module) is not None:
+        source, target = _widths(module)
+        if source != target:
+            raise FixError(f"sources and targets have different widths ({source}, {target}); add the norms in forward")
+        add_part(module, "pre_norm", nn.LayerNorm(source))
+        return
     widths: dict[str, int] = {}
-    for (source, _, target), conv in hetero.convs.items():
-        channels = conv.in_channels if isinstance(conv.in_channels, (tuple, list)) else (conv.in_channels,) * 2
-        widths |= {source: channels[0], target: channels[1]}
-    return nn.ModuleDict({kind: nn.LayerNorm(width) for kind, width in widths.items()})
+    for (source_type, _, target_type), conv in module.convs.items():
+        widths[source_type], widths[target_type] = _widths(conv)
+    add_part(module, "pre_norm", nn.ModuleDict({kind: nn.LayerNorm(width) for kind, width in widths.items()}))
+
+
+def _widths(layer: Any) -> tuple[int, int]:
+    """Width of source and target nodes, as the layer's kind tells it, or else its attribute."""
+    kind = layer_of(layer)
+    found = both(getattr(layer, "in_channels", None)) if kind is None else kind.facts("", layer, 0).in_channels
+    if found is None or min(found) < 0:
+        raise FixError(f"the width of {type(layer).__name__}'s input is not known; add the norms in forward")
+    return found

@@ -61,13 +61,13 @@ def sum_aggregators(model: nn.Module, names: Sequence[str] | None = None) -> lis
     """
     from torch_geometric.nn import MessagePassing
 
-    attention = {id(m) for _, m in model.named_modules() if hasattr(m, "heads")}
     found = [
         (name, module)
         for name, module in model.named_modules()
         if isinstance(module, MessagePassing)
         and module.aggr in ("add", "sum")
-        and id(module) not in attention
+        and layer_of(module) is None
+        and not hasattr(module, "heads")  # Attention of a class that no adapter describes.
         and not getattr(module, "normalize", False)
     ]
     return _narrowed(found, names, f"{type(model).__name__} has no module that aggregates by a sum")

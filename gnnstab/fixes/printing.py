@@ -109,9 +109,3 @@ def activated(layer: LayerFacts, call: str) -> str:
 
 ACT = "act = torch.relu  # or the activation that stands between your layers"
 """What a change begins with that calls ``act``."""
-
-
-def listed(layers: Sequence[LayerFacts]) -> str:
-    """Names of the layers, shortened when there are many."""
-    names = [layer.name for layer in layers]
-    return ", ".join(names) if len(names) <= 4 else f"{', '.join(names[:3])} … {names[-1]} ({len(names)} layers)"

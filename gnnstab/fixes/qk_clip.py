@@ -41,7 +41,7 @@ class QKClip(Fix):
     keeps_function = True
     cost = "none; flatter attention in the clipped heads, to be repeated in training"
 
-    def _lines(self, layers: Sequence[LayerFacts], signals: Signals | None, options: dict[str, Any]) -> str:
+    def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
         factors = self._factors_or_none({"signals": signals, **options})
         if factors is None:
             kinds = [layer_named(layer) for layer in layers if layer.attention]
@@ -59,7 +59,7 @@ class QKClip(Fix):
         lines = [line for name, gammas in clipped.items() for line in _edit_lines(name, gammas, known.get(name))]
         return "\n".join(lines) or "# every head is below its cap: nothing to scale"
 
-    def helps(self, layers: Sequence[LayerFacts], signals: Signals | None = None, **options: Any) -> bool:
+    def helps(self, signals: Signals, **options: Any) -> bool:
         """True unless the scores were measured and every head is below its cap, or above it by rounding alone."""
         factors = self._factors_or_none({"signals": signals, **options})
         return factors is None or any(gamma < _UNTOUCHED for gammas in factors.values() for gamma in gammas)

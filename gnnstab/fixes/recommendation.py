@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from gnnstab.fixes.by_hand import ByHand, operation_behind
+from gnnstab.fixes.base import NOTHING_MEASURED, Seen
+from gnnstab.fixes.by_hand import ByHand, divided_by_own_size, operation_behind
 from gnnstab.fixes.table import addressing, find
 from gnnstab.layers import layer_named
 from gnnstab.records import Cause, Finding, FixAdvice, LayerFacts, Signals
@@ -14,8 +15,6 @@ from gnnstab.records.vocabulary import LOGIT_ALIGNMENT, POOL_SUM_SIZE, SUM_BY_HA
 
 Choice = tuple[str, dict[str, Any], str]
 """Fix, its options, and what is known about it on this target."""
-
-_VANISHING, _EXPLODING = "GS203", "GS204"
 
 
 def recommend(
@@ -27,29 +26,30 @@ def recommend(
     present gets the one that belongs to it, with the note that nothing measured asks for it. Causes that are absent
     or not evaluable get none.
     """
-    codes = {finding.code for finding in findings}
+    codes = frozenset(finding.code for finding in findings)
     found = tuple(causes)
-    roots = {cause.cause for cause in found if cause.status == "root-cause"}
-    return tuple(replace(cause, fixes=_advice(cause, codes, roots, signals)) for cause in found)
+    roots = frozenset(cause.cause for cause in found if cause.status == "root-cause")
+    seen = Seen(codes, roots, signals or NOTHING_MEASURED)
+    return tuple(replace(cause, fixes=_advice(cause, seen)) for cause in found)
 
 
-def _advice(cause: Cause, codes: set[str], roots: set[str], signals: Signals | None) -> tuple[FixAdvice, ...]:
+def _advice(cause: Cause, seen: Seen) -> tuple[FixAdvice, ...]:
     if cause.status in ("root-cause", "contributing"):
-        choices = _choices(cause.cause, codes, roots, signals)
+        choices = COMPETING.get(cause.cause, _addressing(cause.cause))(seen)
     elif cause.status == "present":
-        choices = _standing_by(cause.cause)
+        choices = _STANDING_BY.get(cause.cause, [])
     else:
         return ()
-    layers = signals.layers if signals is not None else ()
+    layers = seen.signals.layers
     return tuple(
         FixAdvice(
             name,
-            find(name).change(layers, signals, **options),
+            find(name).change(layers, seen.signals, **options),
             signal=find(name).signal,
             note=_note(name, options, said),
         )
         for name, options, said in choices
-        if find(name).helps(layers, signals, **options) and _fits(find(name).edit, layers)
+        if find(name).helps(seen.signals, **options) and _fits(find(name).edit, layers)
     )
 
 
@@ -67,60 +67,35 @@ def _note(name: str, options: dict[str, Any], said: str) -> str:
     return f"{said}; {test}" if said else test
 
 
-def _choices(cause: str, codes: set[str], roots: set[str], signals: Signals | None) -> list[Choice]:
-    if cause == "indistinguishable-nodes" and signals is not None and _without_skip(signals):
-        return [
-            ("root-weight", {}, "the layers were asked to leave the node's own features out"),
-            ("pre-norm-residual", {}, ""),
-        ]
-    if cause == "learning-rate" and "GS608" in codes:
-        return []  # All others lower it.
-    if cause == "sum-aggregation":
-        return _for_sums(signals)
-    if cause == "isolated-nodes":
-        return [("root-weight", {}, "")] if "GS402" in codes or "GS105" not in codes else [("dropout", {"p": 0.0}, "")]
-    special = {
-        "attention-explosion": _for_attention,
-        "no-residual": _for_depth,
-        "unsuitable-init": _for_init,
-        "beta-disabled": _for_beta,
-        "no-dropout": _for_dropout,
-        "precision": _for_precision,
-    }
-    if cause == "normalization-misuse" and find("undo-normalisation").helps((), signals):
-        return [("undo-normalisation", {}, "")]
-    if cause in special:
-        return special[cause](codes, roots, signals)
-    return [(fix.name, {}, "") for fix in addressing(cause)]
+def _addressing(cause: str) -> Callable[[Seen], list[Choice]]:
+    """All fixes that name the cause and do not speak against themselves by what was seen."""
+    return lambda seen: [
+        (fix.name, {}, fix.said)
+        for fix in addressing(cause)
+        if fix.unless not in seen.codes and (not fix.only_with or fix.only_with in seen.codes)
+    ]
 
 
-def _for_sums(signals: Signals | None, said: str = "") -> list[Choice]:
+def _for_sums(seen: Seen, said: str = "") -> list[Choice]:
     """The reduction of a layer where one sums; a division where a pooling or the model's own code does."""
-    own = signals is not None and any(signals.find(name) for name in (SUM_BY_HAND_SIZE, POOL_SUM_SIZE))
-    layers = (
-        not own or any(not f.attention and f.aggregation in ("add", "sum") for f in signals.layers) if signals else True
-    )
-    names = ("divide-sum",) * own + ("mean-aggregation-root", "norm-after-sum") * layers
+    own = any(seen.signals.find(name) for name in (SUM_BY_HAND_SIZE, POOL_SUM_SIZE))
+    in_layers = any(not f.attention and f.aggregation in ("add", "sum") for f in seen.signals.layers)
+    names = ("divide-sum",) * own + ("mean-aggregation-root", "norm-after-sum") * (in_layers or not own)
     return [(name, {}, said) for name in names]
 
 
-def _without_skip(signals: Signals) -> bool:
-    """True when some attention layer has no branch of the node's own features although its kind offers one."""
-    return any(layer.get("root_weight") is False for layer in signals.attention_layers)
-
-
-def _for_attention(codes: set[str], roots: set[str], signals: Signals | None) -> list[Choice]:
+def _for_attention(seen: Seen) -> list[Choice]:
     """Saturation by the input is cured at the input; saturation by the weights at queries and keys."""
-    if "sum-aggregation" in roots:
-        return _for_sums(signals, "the sum aggregation before the layer drives the scores: treat that first")
-    if "feature-scale" in roots:
+    if "sum-aggregation" in seen.roots:
+        return _for_sums(seen, "the sum aggregation before the layer drives the scores: treat that first")
+    if "feature-scale" in seen.roots:
         return [("input-standardisation", {}, "the scale of the features drives the scores: treat that first")]
-    if "GS302" in codes and "unsuitable-init" in roots:
+    if "GS302" in seen.codes and "unsuitable-init" in seen.roots:
         said = "layers before it grow what they pass on, and that drives the scores: treat that first"
-        return [(name, options, said) for name, options, _ in _for_init(codes, roots, signals)]
-    if "GS302" in codes:
+        return [(name, options, said) for name, options, _ in _for_init(seen)]
+    if "GS302" in seen.codes:
         return [("qk-norm", {}, "keeps the input's scale out of the scores"), ("score-cap", {}, "")]
-    if signals is not None and _independent(signals):
+    if _independent(seen.signals):
         said = "query and key agree no more than independent weights do: nothing learned is lost"
         return [("reinit-qk", {}, said), ("qk-norm", {}, ""), ("qk-clip", {}, "keeps the weights' directions")]
     return [
@@ -138,22 +113,19 @@ def _independent(signals: Signals) -> bool:
     return bool(found) and max(found) <= AttentionExplosion().alignment
 
 
-def _for_depth(codes: set[str], roots: set[str], signals: Signals | None) -> list[Choice]:
+def _for_depth(seen: Seen) -> list[Choice]:
     """Identity paths of weight 1; on large gains only together with a norm or another initialisation."""
     said = "a weight of 0.1 leaves the gradient ratio where it is"
     return [("pre-norm-residual", {}, said), ("residual-depth-init", {}, "needs fresh weights")]
 
 
-def _for_init(codes: set[str], roots: set[str], signals: Signals | None) -> list[Choice]:
+def _for_init(seen: Seen) -> list[Choice]:
     """The identity path with small fresh weights restored every exploding stack of the fault benchmark, a gain of 1 alone most."""
-    if _EXPLODING in codes and _VANISHING not in codes:
+    if "GS204" in seen.codes and "GS203" not in seen.codes:
+        luck = "takes the growth per layer away, without a change of forward; in deep stacks a matter of luck"
         return [
             ("residual-depth-init", {}, "takes the growth per layer away and keeps a path that trains"),
-            (
-                "unit-gain-init",
-                {},
-                "takes the growth per layer away, without a change of forward; in deep stacks a matter of luck",
-            ),
+            ("unit-gain-init", {}, luck),
             ("pre-norm-residual", {}, "bounds the growth; the large weights stay and train slowly"),
         ]
     return [
@@ -162,41 +134,56 @@ def _for_init(codes: set[str], roots: set[str], signals: Signals | None) -> list
     ]
 
 
-def _for_beta(codes: set[str], roots: set[str], signals: Signals | None) -> list[Choice]:
-    """The gate halves both branches: a damper for explosion, and nothing for the rest."""
-    if _EXPLODING not in codes:
-        return []
-    return [("beta", {}, "damps an exploding stack; beyond about 12 layers it overshoots into vanishing")]
-
-
-def _for_precision(codes: set[str], roots: set[str], signals: Signals | None) -> list[Choice]:
+def _for_precision(seen: Seen) -> list[Choice]:
     """Where it overflowed, or what was rounded away, decides: no change of the attention helps elsewhere."""
-    if not codes & {"GS501", "GS502"} and codes & {"GS503", "GS504"}:
-        return [("fp32-operation", {}, "")] if "GS504" in codes else []
-    attention: list[Choice] = [("fp32-attention", {}, ""), ("qk-clip", {}, "")]
-    operation = operation_behind(signals)
-    if not operation:
-        return attention
-    inside = {layer.name for layer in signals.attention_layers} if signals is not None else set()
-    if operation.get("place") == "model" and str(operation.get("module")) in inside:
-        return attention
-    return [("fp32-operation", {}, "")]
+    by_hand: list[Choice] = [("fp32-operation", {}, "")]
+    if not seen.codes & {"GS501", "GS502"} and seen.codes & {"GS503", "GS504"}:
+        return by_hand if "GS504" in seen.codes else []
+    operation = operation_behind(seen.signals)
+    inside = {layer.name for layer in seen.signals.attention_layers}
+    if not operation or (operation.get("place") == "model" and str(operation.get("module")) in inside):
+        return [("fp32-attention", {}, ""), ("qk-clip", {}, "")]
+    return by_hand
 
 
-def _for_dropout(codes: set[str], roots: set[str], signals: Signals | None) -> list[Choice]:
-    if _EXPLODING in codes:
-        return []
-    return [("dropout", {}, "against over-fitting only: it raises the RMS of messages")]
+def _for_lone_nodes(seen: Seen) -> list[Choice]:
+    """GS105 names dropout that takes the few edges of a node away; everywhere else the edges are missing themselves."""
+    sparse = "GS105" in seen.codes and "GS402" not in seen.codes
+    return [("dropout", {"p": 0.0}, "")] if sparse else [("root-weight", {}, "")]
 
 
-def _standing_by(cause: str) -> list[Choice]:
-    table: dict[str, Choice] = {
-        "no-dropout": ("dropout", {}, "no symptom asks for it; a cure for over-fitting, never for instability"),
-        "beta-disabled": (
-            "beta",
-            {},
-            "no symptom asks for it; it helps against exploding gradients and harms vanishing ones",
-        ),
-        "no-residual": ("residual", {"weight": 1.0}, "no symptom asks for it; up to four layers train as well without"),
-    }
-    return [table[cause]] if cause in table else []
+def _for_alike_nodes(seen: Seen) -> list[Choice]:
+    """First what the layers were asked to leave out, where their kind offers it."""
+    if any(layer.get("root_weight") is False for layer in seen.signals.attention_layers):
+        said = "the layers were asked to leave the node's own features out"
+        return [("root-weight", {}, said), ("pre-norm-residual", {}, "")]
+    return _addressing("indistinguishable-nodes")(seen)
+
+
+def _for_norms(seen: Seen) -> list[Choice]:
+    """A division by a value's own size is taken out; no other norm helps beside it."""
+    if divided_by_own_size(seen.signals):
+        return [("undo-normalisation", {}, "")]
+    return _addressing("normalization-misuse")(seen)
+
+
+COMPETING: Mapping[str, Callable[[Seen], list[Choice]]] = {
+    "attention-explosion": _for_attention,
+    "no-residual": _for_depth,
+    "unsuitable-init": _for_init,
+    "sum-aggregation": _for_sums,
+    "precision": _for_precision,
+    "isolated-nodes": _for_lone_nodes,
+    "indistinguishable-nodes": _for_alike_nodes,
+    "normalization-misuse": _for_norms,
+}
+"""Causes whose fixes exclude or outrank each other by what was seen; of the others each fix knows its own case."""
+
+_STANDING_BY: Mapping[str, list[Choice]] = {
+    "no-dropout": [("dropout", {}, "no symptom asks for it; a cure for over-fitting, never for instability")],
+    "beta-disabled": [
+        ("beta", {}, "no symptom asks for it; it helps against exploding gradients and harms vanishing ones")
+    ],
+    "no-residual": [("residual", {"weight": 1.0}, "no symptom asks for it; up to four layers train as well without")],
+}
+"""What belongs to a cause that is present without any symptom."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import ast
 import difflib
 import inspect
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gnnstab.errors import FixError
 from gnnstab.fixes.forward_calls import Unclear
+from gnnstab.fixes.identity import PreNormResidual, Residual
 from gnnstab.fixes.identity_diff import identity_edits, reached
 from gnnstab.fixes.model_structure import attention_layers, sum_aggregators
 from gnnstab.fixes.sum_diff import sum_edits
@@ -22,8 +23,18 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-Sources = Mapping[Path, Mapping[str, Sequence["nn.Module"]]]
-"""Source file → names of the model's classes in it → the modules of that class."""
+Edits = Callable[["_File", ast.ClassDef, Sequence["nn.Module"]], list[Edit]]
+"""(file, a class in it, the modules of that class) → the edits in it; raises `Unclear` where a place is not certain."""
+
+
+class _File(NamedTuple):
+    """A source file with classes of the model."""
+
+    path: Path
+    source: str
+    tree: ast.Module
+    classes: dict[ast.ClassDef, list[nn.Module]]
+    """The modules of each class."""
 
 
 def diff(model: nn.Module, name: str, layers: Sequence[LayerFacts] = (), **options: Any) -> str | None:
@@ -34,65 +45,58 @@ def diff(model: nn.Module, name: str, layers: Sequence[LayerFacts] = (), **optio
     need, and for ``mean-aggregation-root`` and ``norm-after-sum`` the sum that a ``forward`` returns; the widths of the last are
     those of ``layers``. Nothing is written: the text is to be read, or given to ``patch``.
     """
-    sources = _sources(model)
-    if name in ("mean-aggregation-root", "norm-after-sum"):
-        return _sum_diff(model, sources, layers, norm=name == "norm-after-sum")
-    if name in ("residual", "pre-norm-residual"):
-        norms = name == "pre-norm-residual"
-        weight = float(options.get("weight", 1.0 if norms else 0.1))
-        return _identity_diff(model, sources, weight, norms=norms)
-    wanted = _wanted(name, options)
-    if wanted is None:
-        return None
-    return "".join(_constructor_diff(path, classes, *wanted) for path, classes in sources.items()) or None
-
-
-def _identity_diff(model: nn.Module, sources: Sources, weight: float, *, norms: bool) -> str | None:
-    parts = []
+    files = _files(model)
     try:
-        # Every layer or none: a stack with a gap in its identity path is another change than the one that was judged.
-        if sum(reached(own) for classes in sources.values() for own in classes.values()) != len(
-            attention_layers(model)
-        ):
-            return None
-        for path, classes in sources.items():
-            source, tree = _parsed(path)
-            own = [
-                edit
-                for node in _classes(tree, classes)
-                for edit in identity_edits(tree, node, classes[node.name], weight, norms=norms)
-            ]
-            parts.append(_unified(path, source, edited(source, own)))
+        if name in ("mean-aggregation-root", "norm-after-sum"):
+            edits = _of_sums(model, files, layers, norm=name == "norm-after-sum")
+        elif fix := next((fix for fix in (Residual(), PreNormResidual()) if fix.name == name), None):
+            edits = _of_identities(model, files, fix.chosen(options), norms=fix.norms)
+        else:
+            edits = _of_arguments(name, options)
+        return "".join(_diff(file, edits) for file in files) or None
     except (Unclear, FixError):
         return None
-    return "".join(parts) or None
 
 
-def _sum_diff(model: nn.Module, sources: Sources, layers: Sequence[LayerFacts], *, norm: bool) -> str | None:
+def _diff(file: _File, edits: Edits) -> str:
+    found = [edit for node, own in file.classes.items() for edit in edits(file, node, own)]
+    before = file.source.splitlines(keepends=True)
+    after = edited(file.source, list(dict.fromkeys(found))).splitlines(keepends=True)
+    return "".join(difflib.unified_diff(before, after, f"a/{file.path.name}", f"b/{file.path.name}"))
+
+
+def _of_identities(model: nn.Module, files: Sequence[_File], weight: float, *, norms: bool) -> Edits:
+    # Every layer or none: a stack with a gap in its identity path is another change than the one that was judged.
+    if sum(reached(own) for file in files for own in file.classes.values()) != len(attention_layers(model)):
+        raise Unclear
+    return lambda file, node, own: identity_edits(file.tree, node, own, weight, norms=norms)
+
+
+def _of_sums(model: nn.Module, files: Sequence[_File], layers: Sequence[LayerFacts], *, norm: bool) -> Edits:
     facts = {layer.name: layer for layer in layers}
-    parts = []
-    try:
-        summing = {module: facts[name] for name, module in sum_aggregators(model)}
-        for path, classes in sources.items():
-            source, tree = _parsed(path)
-            edits: list[Edit] = []
-            for node in _classes(tree, classes):
-                own = [summing.pop(module) for module in classes[node.name] if module in summing]
-                if not own:
-                    continue
-                edits += sum_edits(tree, node, own, norm=norm)
-                found = _calls(node, "super().__init__", {"aggr": ""})
-                if not norm and len(found) != 1:
-                    return None
-                edits += [e for call in found if not norm for e in _edits(call, "", "", {"aggr": "mean"})]
-            parts.append(_unified(path, source, edited(source, edits)))
-        return None if summing else "".join(parts) or None
-    except (Unclear, FixError, KeyError):
-        return None
+    summing = {module: facts.get(name) for name, module in sum_aggregators(model)}
+    if None in summing.values() or not set(summing) <= {m for f in files for own in f.classes.values() for m in own}:
+        raise Unclear
+
+    def edits(file: _File, node: ast.ClassDef, own: Sequence[nn.Module]) -> list[Edit]:
+        found = [known for module in own if (known := summing.get(module)) is not None]
+        if not found:
+            return []
+        if norm:
+            return sum_edits(file.tree, node, found, norm=True)
+        calls = _calls(node, _SUPER, {"aggr": ""})
+        if len(calls) != 1:
+            raise Unclear
+        return [*sum_edits(file.tree, node, found, norm=False), *_edits(calls[0], "", "", {"aggr": "mean"})]
+
+    return edits
 
 
-def _wanted(name: str, options: dict[str, Any]) -> tuple[str, str, dict[str, Any]] | None:
-    """Name of the call to look for, its new name, and the keywords to set."""
+_SUPER = "super().__init__"
+
+
+def _of_arguments(name: str, options: Mapping[str, Any]) -> Edits:
+    """Keywords of the constructor of the first kind, of its stable counterpart in its place, or of a module's base class."""
     conv, stable = LAYERS[0].kind, LAYERS[0].stable
     table: dict[str, tuple[str, str, dict[str, Any]]] = {
         "dropout": (conv, conv, {"dropout": options.get("p", 0.1)}),
@@ -100,14 +104,29 @@ def _wanted(name: str, options: dict[str, Any]) -> tuple[str, str, dict[str, Any
         "score-cap": (conv, stable, {"score_cap": options.get("cap", 3.0)}),
         "qk-norm": (conv, stable, {"qk_norm": True}),
         "fp32-attention": (conv, stable, {"fp32_attention": True}),
-        "aggregation": ("super().__init__", "super().__init__", {"aggr": options.get("aggr", "mean")}),
+        "aggregation": (_SUPER, _SUPER, {"aggr": options.get("aggr", "mean")}),
     }
-    return table.get(name)
+    if name not in table:
+        raise Unclear
+    call, new, keywords = table[name]
+
+    def edits(file: _File, node: ast.ClassDef, own: Sequence[nn.Module]) -> list[Edit]:
+        found = [edit for one in _calls(node, call, keywords) for edit in _edits(one, call, new, keywords)]
+        return [_imported(file.source, new), *found] if found and new != call else found
+
+    return edits
 
 
-def _sources(model: nn.Module) -> Sources:
-    """Where the classes of the model are written; library code is left out."""
-    found: dict[Path, dict[str, list[nn.Module]]] = {}
+def _imported(source: str, name: str) -> Edit:
+    """The import at the top of the file, or below the last one ``from __future__``."""
+    future = [i for i, line in enumerate(source.splitlines()) if line.startswith("from __future__")]
+    place, blank = ((future[-1] + 1, 0), "\n") if future else ((0, 0), "")
+    return Edit(place, place, f"{blank}from gnnstab.nn import {name}\n")
+
+
+def _files(model: nn.Module) -> list[_File]:
+    """Where the classes of the model are written; library code is left out, and what is no Python."""
+    modules: dict[Path, dict[str, list[nn.Module]]] = {}
     for module in model.modules():
         kind = type(module)
         if kind.__module__.partition(".")[0] in ("torch", "torch_geometric", "gnnstab"):
@@ -117,46 +136,17 @@ def _sources(model: nn.Module) -> Sources:
         except TypeError:
             path = None
         if path and Path(path).is_file():
-            found.setdefault(Path(path), {}).setdefault(kind.__name__, []).append(module)
-    return found
-
-
-def _parsed(path: Path) -> tuple[str, ast.Module]:
-    """Text and syntax tree; an empty tree where the file is no Python."""
-    source = path.read_text(encoding="utf-8")
-    try:
-        return source, ast.parse(source)
-    except SyntaxError:
-        return source, ast.Module([], [])
-
-
-def _classes(tree: ast.Module, names: Collection[str]) -> list[ast.ClassDef]:
-    return [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name in names]
-
-
-def _constructor_diff(path: Path, classes: Collection[str], call: str, new: str, keywords: dict[str, Any]) -> str:
-    source, tree = _parsed(path)
-    edits = [
-        edit
-        for node in _classes(tree, classes)
-        for found in _calls(node, call, keywords)
-        for edit in _edits(found, call, new, keywords)
-    ]
-    if not edits:
-        return ""
-    changed = edited(source, edits)
-    if new != call:
-        changed = (
-            f"from gnnstab.nn import {new}\n{changed}"
-            if "from __future__" not in changed
-            else _after_future(changed, new)
-        )
-    return _unified(path, source, changed)
-
-
-def _unified(path: Path, source: str, changed: str) -> str:
-    before, after = source.splitlines(keepends=True), changed.splitlines(keepends=True)
-    return "".join(difflib.unified_diff(before, after, f"a/{path.name}", f"b/{path.name}"))
+            modules.setdefault(Path(path), {}).setdefault(kind.__name__, []).append(module)
+    files = []
+    for file, named in modules.items():
+        source = file.read_text(encoding="utf-8")
+        try:
+            tree = ast.parse(source)
+        except SyntaxError:
+            continue
+        nodes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and node.name in named]
+        files.append(_File(file, source, tree, {node: named[node.name] for node in nodes}))
+    return files
 
 
 def _calls(node: ast.ClassDef, call: str, keywords: dict[str, Any]) -> list[ast.Call]:
@@ -189,9 +179,3 @@ def _edits(call: ast.Call, old: str, new: str, keywords: dict[str, Any]) -> list
         where = max((end_of(n) for n in last), default=end_of(call.func))
         edits.append(Edit(where, where, f", {text}") if last else Edit(where, (where[0], where[1] + 1), f"({text}"))
     return edits
-
-
-def _after_future(source: str, name: str) -> str:
-    lines = source.splitlines(keepends=True)
-    last = max(i for i, line in enumerate(lines) if line.startswith("from __future__"))
-    return "".join([*lines[: last + 1], f"\nfrom gnnstab.nn import {name}\n", *lines[last + 1 :]])

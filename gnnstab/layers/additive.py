@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from gnnstab.layers.base import Call, Gain, StoredLayer
 from gnnstab.layers.maps import gain_of, project
-from gnnstab.layers.pyg_layer import PygLayer
+from gnnstab.layers.pyg_layer import PygLayer, both, first
 from gnnstab.records import LayerFacts
 
 if TYPE_CHECKING:
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 class AdditiveLayer(PygLayer):
     """A kind whose scores are made in ``edge_update``, proportional to all of its `vectors` (1, H, C); the first is always there."""
 
-    attributes: ClassVar[tuple[str, ...]] = ("heads", "out_channels", "edge_update")
-    softmax_in: ClassVar[tuple[str, ...]] = ("edge_update",)
-    edits: ClassVar[frozenset[str]] = frozenset({"scale_scores", "reinitialise"})
-    given: ClassVar[tuple[str, ...]] = ("x", "edge_index", "edge_attr", "size")
+    edges_in_messages = False
+    attributes = ("heads", "out_channels", "edge_update")
+    softmax_in = ("edge_update",)
+    given = ("x", "edge_index", "edge_attr", "size")
     source_maps: ClassVar[tuple[str, ...]]
     """Names that the map of source nodes may have."""
 
@@ -32,13 +32,10 @@ class AdditiveLayer(PygLayer):
 
     def in_channels(self, conv: Any) -> tuple[int, int] | None:
         """Those of the maps, as a lazy layer learns them."""
-        maps = (self._map(conv, self.source_maps), self._map(conv, self.target_maps))
-        known = [getattr(one, "in_channels", None) for one in maps]
-        return (known[0], known[1]) if all(isinstance(one, int) and one >= 0 for one in known) else None  # type: ignore[return-value]
-
-    @staticmethod
-    def _map(module: Any, names: Sequence[str]) -> Any:
-        return next((found for name in names if (found := getattr(module, name, None)) is not None), None)
+        known = both(
+            [getattr(first(conv, names), "in_channels", None) for names in (self.source_maps, self.target_maps)]
+        )
+        return known if known and min(known) >= 0 else None
 
     def joined(self, module: nn.Module, messages: Tensor, target: Tensor, nodes: int) -> Tensor | None:
         """None: what is watched is not where the messages are made; they follow from the output."""

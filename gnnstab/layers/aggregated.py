@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from gnnstab.layers.pyg_layer import PygLayer
 from gnnstab.records import LayerFacts
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 class AggregatedLayer(PygLayer):
     """A kind whose ``forward`` weights the rows that it sums up, nodes of a graph or messages to a node."""
 
-    softmax_in: ClassVar[tuple[str, ...]] = ("forward",)
-    given: ClassVar[tuple[str, ...]] = ("x", "index", "ptr", "dim_size", "dim")
+    softmax_in = ("forward",)
+    given = ("x", "index", "ptr", "dim_size", "dim")
 
     def heads(self, conv: Any) -> int | None:
         """Not known before a call: one, or one per channel."""

@@ -18,7 +18,6 @@ ROLES = ("score", "value", "edge", "skip", "gate")
 """What the parts of a layer are for: what decides the scores, what is passed on, edge features, a node's own features,
 and the gate between the last two."""
 
-
 UNSCALABLE = "no weights that scale its scores alone"
 
 
@@ -113,6 +112,9 @@ class Layer(ABC):
 
     roles: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Role of `ROLES` → children or parameters of the layer that play it."""
+
+    edges_in_messages: ClassVar[bool] = True
+    """False where edge features make scores and nothing else."""
 
     vectors: ClassVar[tuple[str, ...]] = ()
     """Parts that are parameters of the layer itself and no modules."""

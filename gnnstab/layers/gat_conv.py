@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from gnnstab.layers.additive import AdditiveLayer
 from gnnstab.layers.base import Call, StoredLayer
 from gnnstab.layers.maps import per_head, project
-from gnnstab.layers.pyg_layer import Factor
+from gnnstab.layers.pyg_layer import GAT_DEFAULTS, Factor, first
 from gnnstab.records import LayerFacts
 from gnnstab.records.vocabulary import LOGIT_FROBENIUS
 
@@ -20,42 +20,33 @@ if TYPE_CHECKING:
 class GATConvLayer(AdditiveLayer):
     """`torch_geometric.nn.GATConv` and its subclasses."""
 
-    kind: ClassVar[str] = "GATConv"
-    roles: ClassVar[Mapping[str, tuple[str, ...]]] = {
+    kind = "GATConv"
+    roles = {
         "score": ("att_src", "att_dst", "att_edge", "lin_dst"),
         "value": ("lin", "lin_src"),
         "edge": ("lin_edge",),
         "skip": ("res",),
     }
-    vectors: ClassVar[tuple[str, ...]] = ("att_src", "att_dst", "att_edge")
-    factors: ClassVar[tuple[Factor, ...]] = (Factor("att_src", 1), Factor("att_dst", 1), Factor("att_edge", 1))
-    source_maps: ClassVar[tuple[str, ...]] = ("lin", "lin_src")
-    target_maps: ClassVar[tuple[str, ...]] = ("lin", "lin_dst")
-    signature: ClassVar[re.Pattern[str]] = re.compile(
+    vectors = ("att_src", "att_dst", "att_edge")
+    factors = (Factor("att_src", 1), Factor("att_dst", 1), Factor("att_edge", 1))
+    source_maps = ("lin", "lin_src")
+    target_maps = ("lin", "lin_dst")
+    signature = re.compile(
         r"(?:(?P<layer>.*?)\.)?(?P<own>att_(?:src|dst|edge)|bias|(?:lin|lin_src|lin_dst|lin_edge|res)\.weight)"
     )
-    essential: ClassVar[frozenset[str]] = frozenset({"att_src", "att_dst"})
-    absent: ClassVar[str] = "no att_src and att_dst side by side"
-    width_names: ClassVar[tuple[str, str]] = ("att_src", "bias")
-    static: ClassVar[str] = "‖Wᵀa‖, within 2 × of the measured spread at initialisation"
-    defaults: ClassVar[Mapping[str, Any]] = {
-        "heads": 1,
-        "concat": True,
-        "negative_slope": 0.2,
-        "dropout": 0.0,
-        "add_self_loops": True,
-        "edge_dim": 0,
-        "bias": True,
-        "residual": False,
-    }
+    essential = frozenset({"att_src", "att_dst"})
+    absent = "no att_src and att_dst side by side"
+    width_names = ("att_src", "bias")
+    static = "‖Wᵀa‖, within 2 × of the measured spread at initialisation"
+    defaults = {**GAT_DEFAULTS, "add_self_loops": True, "edge_dim": 0, "bias": True, "residual": False}
 
     def scores(self, module: nn.Module, call: Call, x_source: Tensor, x_target: Tensor) -> Tensor | None:
         """On the edges of a call."""
         import torch.nn.functional as F
 
         conv: Any = module
-        source = self._heads(conv, project(self._map(conv, self.source_maps), x_source))
-        target = self._heads(conv, project(self._map(conv, self.target_maps), x_target))
+        source = self._heads(conv, project(first(conv, self.source_maps), x_source))
+        target = self._heads(conv, project(first(conv, self.target_maps), x_target))
         if source is None or target is None:
             return None
         sent = (source * conv.att_src.to(source.dtype)).sum(dim=-1).index_select(0, call.index_source)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from gnnstab.layers.additive import AdditiveLayer
 from gnnstab.layers.base import Call, StoredLayer
 from gnnstab.layers.maps import in_blocks, per_head, project
-from gnnstab.layers.pyg_layer import Factor
+from gnnstab.layers.pyg_layer import GAT_DEFAULTS, Factor
 from gnnstab.records.vocabulary import LOGIT_FROBENIUS
 
 if TYPE_CHECKING:
@@ -23,29 +22,24 @@ SPREAD = 0.52
 class GATv2ConvLayer(AdditiveLayer):
     """`torch_geometric.nn.GATv2Conv` and its subclasses."""
 
-    kind: ClassVar[str] = "GATv2Conv"
-    roles: ClassVar[Mapping[str, tuple[str, ...]]] = {
+    kind = "GATv2Conv"
+    roles = {
         "score": ("att", "lin_r"),
         "value": ("lin_l",),
         "edge": ("lin_edge",),
         "skip": ("res",),
     }
-    vectors: ClassVar[tuple[str, ...]] = ("att",)
-    factors: ClassVar[tuple[Factor, ...]] = (Factor("att", 1),)
-    source_maps: ClassVar[tuple[str, ...]] = ("lin_l",)
-    target_maps: ClassVar[tuple[str, ...]] = ("lin_r",)
-    signature: ClassVar[re.Pattern[str]] = re.compile(
-        r"(?:(?P<layer>.*?)\.)?(?P<own>att|bias|lin_[lr]\.(?:weight|bias)|(?:lin_edge|res)\.weight)"
-    )
-    essential: ClassVar[frozenset[str]] = frozenset({"att", "lin_l.weight", "lin_r.weight"})
-    absent: ClassVar[str] = "no att, lin_l and lin_r side by side"
-    width_names: ClassVar[tuple[str, str]] = ("att", "bias")
-    static: ClassVar[str] = "√.52·‖diag(a)·W_l‖_F, within 1.3 × of the measured spread at initialisation"
-    defaults: ClassVar[Mapping[str, Any]] = {
-        "heads": 1,
-        "concat": True,
-        "negative_slope": 0.2,
-        "dropout": 0.0,
+    vectors = ("att",)
+    factors = (Factor("att", 1),)
+    source_maps = ("lin_l",)
+    target_maps = ("lin_r",)
+    signature = re.compile(r"(?:(?P<layer>.*?)\.)?(?P<own>att|bias|lin_[lr]\.(?:weight|bias)|(?:lin_edge|res)\.weight)")
+    essential = frozenset({"att", "lin_l.weight", "lin_r.weight"})
+    absent = "no att, lin_l and lin_r side by side"
+    width_names = ("att", "bias")
+    static = "√.52·‖diag(a)·W_l‖_F, within 1.3 × of the measured spread at initialisation"
+    defaults = {
+        **GAT_DEFAULTS,
         "add_self_loops": True,
         "edge_dim": 0,
         "bias": True,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from gnnstab.layers.pyg_layer import Factor, PygLayer
 
@@ -14,21 +13,20 @@ if TYPE_CHECKING:
 class GeneralConvLayer(PygLayer):
     """`torch_geometric.nn.GeneralConv(attention=True)` and its subclasses."""
 
-    kind: ClassVar[str] = "GeneralConv"
-    attributes: ClassVar[tuple[str, ...]] = ("heads", "out_channels", "message_basic")
-    roles: ClassVar[Mapping[str, tuple[str, ...]]] = {
+    kind = "GeneralConv"
+    attributes = ("heads", "out_channels", "message_basic")
+    roles = {
         "score": ("att_msg",),
         "value": ("lin_msg", "lin_msg_i"),
         "edge": ("lin_edge",),
         "skip": ("lin_self",),
     }
-    vectors: ClassVar[tuple[str, ...]] = ("att_msg",)
-    factors: ClassVar[tuple[Factor, ...]] = (Factor("att_msg", 1),)
-    edits: ClassVar[frozenset[str]] = frozenset({"scale_scores", "reinitialise"})
-    given: ClassVar[tuple[str, ...]] = ("x", "edge_index", "edge_attr")
-    hint: ClassVar[str] = "att_msg"
-    static: ClassVar[str] = "none: the score is that of the message, edge features included"
-    defaults: ClassVar[Mapping[str, Any]] = {
+    vectors = ("att_msg",)
+    factors = (Factor("att_msg", 1),)
+    given = ("x", "edge_index", "edge_attr")
+    hint = "att_msg"
+    static = "none: the score is that of the message, edge features included"
+    defaults = {
         "in_edge_channels": None,
         "aggr": "add",
         "skip_linear": False,

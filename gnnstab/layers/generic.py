@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from gnnstab.layers.base import Layer
+from gnnstab.layers.pyg_layer import both, first
 from gnnstab.records import LayerFacts
 
 if TYPE_CHECKING:
@@ -30,8 +31,8 @@ class GenericLayer(Layer):
     By itself it is in no table: what a file holds tells nothing about it, and no weight of it can be edited.
     """
 
-    kind: ClassVar[str] = "attention of another class"
-    attributes: ClassVar[tuple[str, ...]] = ()
+    kind = "attention of another class"
+    attributes = ()
 
     def __init__(self, family: str = "", softmax_in: tuple[str, ...] = (), maps: str = "") -> None:
         self.family = family
@@ -51,16 +52,14 @@ class GenericLayer(Layer):
         """What attributes of the customary names show."""
         layer: Any = module
         heads = next((h for key in _HEADS if isinstance(h := getattr(layer, key, None), int)), None)
-        width, out = (_first(layer, names) for names in (("in_channels", "embed_dim"), ("out_channels", "head_dim")))
-        pair = (width, width) if isinstance(width, int) else width
-        known = isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(one, int) for one in pair)
+        width, out = (first(layer, names) for names in (("in_channels", "embed_dim"), ("out_channels", "head_dim")))
         aggregation = getattr(layer, "aggr", None)
         return LayerFacts(
             name=name,
             kind=type(layer).__name__,
             position=position,
             attention=True,
-            in_channels=pair if known else None,
+            in_channels=both(width),
             out_channels=out if isinstance(out, int) else None,
             heads=heads,
             dropout=_dropout(layer),
@@ -86,10 +85,6 @@ class GenericLayer(Layer):
             ]
         shown = ", ".join(f"{factor:.4g} in head {head}" for head, factor in enumerate(factors) if factor < 1.0)
         return [f"# {owner}: multiply the scores before its softmax by {shown}"] if shown else []
-
-
-def _first(layer: Any, names: Sequence[str]) -> Any:
-    return next((found for name in names if (found := getattr(layer, name, None)) is not None), None)
 
 
 def _dropout(layer: Any) -> float | None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-from gnnstab.layers.pyg_layer import Factor, PygLayer
+from gnnstab.layers.pyg_layer import GAT_DEFAULTS, Factor, PygLayer
 from gnnstab.records import LayerFacts
 
 if TYPE_CHECKING:
@@ -18,26 +17,18 @@ _NEEDED = ("num_node_types", "num_edge_types", "edge_type_emb_dim", "edge_dim", 
 class HEATConvLayer(PygLayer):
     """`torch_geometric.nn.HEATConv` and its subclasses."""
 
-    kind: ClassVar[str] = "HEATConv"
-    attributes: ClassVar[tuple[str, ...]] = ("heads", "out_channels", "hetero_lin", "message")
-    roles: ClassVar[Mapping[str, tuple[str, ...]]] = {
+    kind = "HEATConv"
+    attributes = ("heads", "out_channels", "hetero_lin", "message")
+    roles = {
         "score": ("att",),
         "value": ("lin", "hetero_lin"),
         "edge": ("edge_type_emb", "edge_attr_emb"),
     }
-    factors: ClassVar[tuple[Factor, ...]] = (Factor("att.weight", 0),)
-    edits: ClassVar[frozenset[str]] = frozenset({"scale_scores", "reinitialise"})
-    given: ClassVar[tuple[str, ...]] = ("x", "edge_index", "node_type", "edge_type", "edge_attr")
-    hint: ClassVar[str] = "hetero_lin.weight"
-    static: ClassVar[str] = "none: node types, edge types and edge features have maps of their own"
-    defaults: ClassVar[Mapping[str, Any]] = {
-        "heads": 1,
-        "concat": True,
-        "negative_slope": 0.2,
-        "dropout": 0.0,
-        "root_weight": True,
-        "bias": True,
-    }
+    factors = (Factor("att.weight", 0),)
+    given = ("x", "edge_index", "node_type", "edge_type", "edge_attr")
+    hint = "hetero_lin.weight"
+    static = "none: node types, edge types and edge features have maps of their own"
+    defaults = {**GAT_DEFAULTS, "root_weight": True, "bias": True}
 
     def facts(self, name: str, module: nn.Module, position: int) -> LayerFacts:
         """The configuration as the attributes and the layer's parts show it."""

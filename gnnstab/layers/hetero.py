@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from gnnstab.layers.edges import edge_ends
 from gnnstab.layers.pyg_layer import PygLayer
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 class HeteroLayer(PygLayer):
     """A kind that is given ``x_dict`` and ``edge_index_dict``; the heads share ``out_channels`` among them."""
 
-    rowwise: ClassVar[bool] = False
-    given: ClassVar[tuple[str, ...]] = ("x_dict", "edge_index_dict")
+    rowwise = False
+    given = ("x_dict", "edge_index_dict")
 
     def facts(self, name: str, module: nn.Module, position: int) -> LayerFacts:
         """The configuration as the attributes show it; heads are always joined."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from gnnstab.layers.base import Gain, StoredLayer
 from gnnstab.layers.hetero import HeteroLayer
@@ -19,26 +19,25 @@ if TYPE_CHECKING:
 class HGTConvLayer(HeteroLayer):
     """`torch_geometric.nn.HGTConv` and its subclasses."""
 
-    kind: ClassVar[str] = "HGTConv"
-    multiplies: ClassVar[bool] = True
-    weighs_scores: ClassVar[bool] = True
-    attributes: ClassVar[tuple[str, ...]] = ("heads", "out_channels", "p_rel", "message")
-    roles: ClassVar[Mapping[str, tuple[str, ...]]] = {
+    kind = "HGTConv"
+    multiplies = True
+    weighs_scores = True
+    attributes = ("heads", "out_channels", "p_rel", "message")
+    roles = {
         "score": ("k_rel", "kqv_lin"),
         "value": ("v_rel", "out_lin"),
         "skip": ("skip",),
     }
-    factors: ClassVar[tuple[Factor, ...]] = (Factor("p_rel", 1, each=True),)
-    edits: ClassVar[frozenset[str]] = frozenset({"scale_scores", "reinitialise"})
-    signature: ClassVar[re.Pattern[str]] = re.compile(
+    factors = (Factor("p_rel", 1, each=True),)
+    signature = re.compile(
         r"(?:(?P<layer>.*?)\.)?(?P<own>(?:kqv|out)_lin\.lins\.[^.]+\.(?:weight|bias)|[kv]_rel\.weight|(?:skip|p_rel)\.[^.]+)"
     )
-    essential: ClassVar[frozenset[str]] = frozenset({"k_rel.weight", "v_rel.weight"})
-    absent: ClassVar[str] = "no k_rel, v_rel and kqv_lin side by side"
-    width_names: ClassVar[tuple[str, str]] = ("k_rel", "out_lin")
-    probed: ClassVar[bool] = False
-    static: ClassVar[str] = "|p|·‖W_qᵀA_relᵀW_k‖/√d, the largest of all relations"
-    defaults: ClassVar[Mapping[str, Any]] = {"heads": 1}
+    essential = frozenset({"k_rel.weight", "v_rel.weight"})
+    absent = "no k_rel, v_rel and kqv_lin side by side"
+    width_names = ("k_rel", "out_lin")
+    probed = False
+    static = "|p|·‖W_qᵀA_relᵀW_k‖/√d, the largest of all relations"
+    defaults = {"heads": 1}
 
     def more(self, conv: Any) -> dict[str, Any]:
         """The node types whose input is not added to the output, by a comma: widths differ, or no relation leads to them."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from gnnstab.layers.pyg_layer import Factor, PygLayer
 
@@ -14,17 +14,16 @@ if TYPE_CHECKING:
 class HypergraphConvLayer(PygLayer):
     """`torch_geometric.nn.HypergraphConv(use_attention=True)` and its subclasses."""
 
-    kind: ClassVar[str] = "HypergraphConv"
-    attributes: ClassVar[tuple[str, ...]] = ("heads", "out_channels", "att")
-    softmax_in: ClassVar[tuple[str, ...]] = ("forward",)
-    roles: ClassVar[Mapping[str, tuple[str, ...]]] = {"score": ("att",), "value": ("lin",)}
-    vectors: ClassVar[tuple[str, ...]] = ("att",)
-    factors: ClassVar[tuple[Factor, ...]] = (Factor("att", 1),)
-    edits: ClassVar[frozenset[str]] = frozenset({"scale_scores", "reinitialise"})
-    given: ClassVar[tuple[str, ...]] = ("x", "hyperedge_index")
-    hint: ClassVar[str] = "att"
-    static: ClassVar[str] = "none: hyperedges have features of their own"
-    defaults: ClassVar[Mapping[str, Any]] = {
+    kind = "HypergraphConv"
+    attributes = ("heads", "out_channels", "att")
+    softmax_in = ("forward",)
+    roles = {"score": ("att",), "value": ("lin",)}
+    vectors = ("att",)
+    factors = (Factor("att", 1),)
+    given = ("x", "hyperedge_index")
+    hint = "att"
+    static = "none: hyperedges have features of their own"
+    defaults = {
         "use_attention": False,
         "attention_mode": "node",
         "heads": 1,

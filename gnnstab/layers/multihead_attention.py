@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from gnnstab.layers.base import Gain, StoredLayer
 from gnnstab.layers.generic import MULTIHEAD, GenericLayer
@@ -23,26 +23,26 @@ _APART = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
 class MultiheadAttentionLayer(GenericLayer):
     """`torch.nn.MultiheadAttention` and its subclasses, in `GPSConv`, in an encoder, or anywhere."""
 
-    kind: ClassVar[str] = "MultiheadAttention"
-    module: ClassVar[str] = "torch.nn"
-    fused: ClassVar[bool] = True
-    rowwise: ClassVar[bool] = False
-    multiplies: ClassVar[bool] = True
-    roles: ClassVar[Mapping[str, tuple[str, ...]]] = {
+    kind = "MultiheadAttention"
+    module = "torch.nn"
+    fused = True
+    rowwise = False
+    multiplies = True
+    roles = {
         "score": ("in_proj_weight", "q_proj_weight", "k_proj_weight"),
         "value": ("v_proj_weight", "out_proj"),
     }
-    vectors: ClassVar[tuple[str, ...]] = ("in_proj_weight", *_APART)
-    edits: ClassVar[frozenset[str]] = frozenset({"scale_scores", "reinitialise"})
-    signature: ClassVar[re.Pattern[str]] = re.compile(
+    vectors = ("in_proj_weight", *_APART)
+    edits = frozenset({"scale_scores", "reinitialise"})
+    signature = re.compile(
         r"(?:(?P<layer>.*?)\.)?(?P<own>in_proj_(?:weight|bias)|[qkv]_proj_weight|bias_[kv]|out_proj\.(?:weight|bias))"
     )
-    essential: ClassVar[frozenset[str]] = frozenset({"out_proj.weight"})
-    absent: ClassVar[str] = "no in_proj_weight and out_proj side by side"
-    width_names: ClassVar[tuple[str, str]] = ("in_proj_weight", "out_proj")
-    probed: ClassVar[bool] = False
-    static: ClassVar[str] = "‖W_qᵀW_k‖/√d"
-    defaults: ClassVar[Mapping[str, Any]] = {"dropout": 0.0, "bias": True, "kdim": None, "vdim": None}
+    essential = frozenset({"out_proj.weight"})
+    absent = "no in_proj_weight and out_proj side by side"
+    width_names = ("in_proj_weight", "out_proj")
+    probed = False
+    static = "‖W_qᵀW_k‖/√d"
+    defaults = {"dropout": 0.0, "bias": True, "kdim": None, "vdim": None}
 
     def __init__(self) -> None:
         super().__init__(MULTIHEAD)

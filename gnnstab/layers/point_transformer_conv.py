@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from gnnstab.layers.pyg_layer import PygLayer
 
@@ -11,18 +10,17 @@ from gnnstab.layers.pyg_layer import PygLayer
 class PointTransformerConvLayer(PygLayer):
     """`torch_geometric.nn.PointTransformerConv` and its subclasses."""
 
-    kind: ClassVar[str] = "PointTransformerConv"
-    attributes: ClassVar[tuple[str, ...]] = ("pos_nn", "out_channels", "message")
-    roles: ClassVar[Mapping[str, tuple[str, ...]]] = {
+    kind = "PointTransformerConv"
+    attributes = ("pos_nn", "out_channels", "message")
+    roles = {
         "score": ("lin_src", "lin_dst", "attn_nn"),
         "value": ("lin",),
         "edge": ("pos_nn",),
     }
-    edits: ClassVar[frozenset[str]] = frozenset({"reinitialise"})
-    given: ClassVar[tuple[str, ...]] = ("x", "pos", "edge_index")
-    prints: ClassVar[bool] = False
-    static: ClassVar[str] = "none: γ and δ are networks of the user's own"
-    defaults: ClassVar[Mapping[str, Any]] = {"add_self_loops": True}
+    given = ("x", "pos", "edge_index")
+    prints = False
+    static = "none: γ and δ are networks of the user's own"
+    defaults = {"add_self_loops": True}
 
     def heads(self, conv: Any) -> int | None:
         """One score per channel."""

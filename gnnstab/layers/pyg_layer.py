@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
+GAT_DEFAULTS: Mapping[str, Any] = {"heads": 1, "concat": True, "negative_slope": 0.2, "dropout": 0.0}
+"""Arguments that the constructors of GAT and of the kinds after it have first."""
+
+
 @dataclass(frozen=True, slots=True)
 class Factor:
     """A parameter that the scores are proportional to, together with the other factors of its kind."""
@@ -37,6 +41,9 @@ class PygLayer(Layer):
     """Names of the arguments of forward, in order, as far as edges are read from them."""
 
     factors: ClassVar[tuple[Factor, ...]] = ()
+    """The scores are scaled by them; a kind without any has no weights that scale its scores alone."""
+
+    edits: ClassVar[frozenset[str]] = frozenset({"reinitialise"})
 
     def pyg(self) -> Any:
         """PyG's class."""
@@ -88,10 +95,7 @@ class PygLayer(Layer):
 
     def in_channels(self, conv: Any) -> tuple[int, int] | None:
         """Width of source and target nodes; None where it is not one number each."""
-        width = getattr(conv, "in_channels", None)
-        pair = (width, width) if isinstance(width, int) else width
-        known = isinstance(pair, (tuple, list)) and len(pair) == 2 and all(isinstance(w, int) for w in pair)
-        return (pair[0], pair[1]) if known else None  # type: ignore[index]
+        return both(getattr(conv, "in_channels", None))
 
     def head_channels(self, conv: Any) -> int | None:
         """Width per head."""
@@ -147,6 +151,10 @@ class PygLayer(Layer):
 
     # A layer in print, and what can be changed about it
 
+    def applies(self, edit: str) -> bool:
+        """What `factors` allow besides."""
+        return (edit == "scale_scores" and bool(self.factors)) or super().applies(edit)
+
     def scaled(self, tensors: Mapping[str, Tensor], factors: Sequence[float]) -> dict[str, Tensor]:
         """The parameters that the scores are proportional to."""
         self._able("scale_scores", UNSCALABLE)
@@ -179,6 +187,18 @@ def along(tensor: Tensor, axis: int, factors: Sequence[float]) -> Tensor:
     shape = [1] * tensor.dim()
     shape[axis] = -1
     return tensor.new_tensor(factors).repeat_interleave(block).view(shape)
+
+
+def both(width: Any) -> tuple[int, int] | None:
+    """A width of source and target nodes, given as one number or as two; None for anything else."""
+    pair = (width, width) if isinstance(width, int) else width
+    known = isinstance(pair, (tuple, list)) and len(pair) == 2 and all(isinstance(one, int) for one in pair)
+    return (pair[0], pair[1]) if known else None
+
+
+def first(module: Any, names: Sequence[str]) -> Any:
+    """What the module has under the first of these names; None where it has none of them."""
+    return next((found for name in names if (found := getattr(module, name, None)) is not None), None)
 
 
 def plain(value: Any) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from gnnstab.layers.pyg_layer import Factor, PygLayer, along
 from gnnstab.records import LayerFacts
@@ -18,19 +18,19 @@ _PRODUCT = "multiplicative-self-attention"
 class RGATConvLayer(PygLayer):
     """`torch_geometric.nn.RGATConv` and its subclasses."""
 
-    kind: ClassVar[str] = "RGATConv"
-    attributes: ClassVar[tuple[str, ...]] = ("heads", "out_channels", "num_relations", "message")
-    roles: ClassVar[Mapping[str, tuple[str, ...]]] = {
+    kind = "RGATConv"
+    attributes = ("heads", "out_channels", "num_relations", "message")
+    roles = {
         "score": ("q", "k", "e"),
         "value": ("weight", "basis"),
         "edge": ("lin_edge",),
     }
-    vectors: ClassVar[tuple[str, ...]] = ("q", "k", "e", "weight", "basis")
-    factors: ClassVar[tuple[Factor, ...]] = (Factor("q", 1), Factor("k", 1), Factor("e", 1))
-    edits: ClassVar[frozenset[str]] = frozenset({"scale_scores", "reinitialise"})
-    given: ClassVar[tuple[str, ...]] = ("x", "edge_index", "edge_type", "edge_attr")
-    static: ClassVar[str] = "none: every relation has a map of its own"
-    defaults: ClassVar[Mapping[str, Any]] = {
+    edges_in_messages = False
+    vectors = ("q", "k", "e", "weight", "basis")
+    factors = (Factor("q", 1), Factor("k", 1), Factor("e", 1))
+    given = ("x", "edge_index", "edge_type", "edge_attr")
+    static = "none: every relation has a map of its own"
+    defaults = {
         "num_bases": None,
         "num_blocks": None,
         "mod": None,

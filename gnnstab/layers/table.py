@@ -8,6 +8,7 @@ from gnnstab.layers.agnn_conv import AGNNConvLayer
 from gnnstab.layers.attentional_aggregation import AttentionalAggregationLayer
 from gnnstab.layers.base import Layer
 from gnnstab.layers.gat_conv import GATConvLayer
+from gnnstab.layers.gate_conv import GATEConvLayer
 from gnnstab.layers.gatv2_conv import GATv2ConvLayer
 from gnnstab.layers.general_conv import GeneralConvLayer
 from gnnstab.layers.generic import FAMILY, SCORE_MAPS, GenericLayer
@@ -35,6 +36,7 @@ LAYERS: tuple[Layer, ...] = (
     GATv2ConvLayer(),
     GATConvLayer(),
     SuperGATConvLayer(),
+    GATEConvLayer(),
     HGTConvLayer(),
     HANConvLayer(),
     RGATConvLayer(),

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from gnnstab.layers.base import Call, Gain, StoredLayer
 from gnnstab.layers.maps import gain_of, in_blocks, product_norms, project, row_lines, scale_rows
@@ -28,16 +28,16 @@ def dot_scores(query: Tensor, key: Tensor) -> Tensor:
 class TransformerConvLayer(PygLayer):
     """`torch_geometric.nn.TransformerConv` and its subclasses."""
 
-    kind: ClassVar[str] = "TransformerConv"
-    multiplies: ClassVar[bool] = True
-    roles: ClassVar[Mapping[str, tuple[str, ...]]] = {
+    kind = "TransformerConv"
+    multiplies = True
+    roles = {
         "score": ("lin_query", "lin_key"),
         "value": ("lin_value",),
         "edge": ("lin_edge",),
         "skip": ("lin_skip",),
         "gate": ("lin_beta",),
     }
-    stages: ClassVar[Mapping[str, str]] = {
+    stages = {
         "lin_query": "query",
         "lin_key": "key",
         "lin_value": "value",
@@ -46,15 +46,13 @@ class TransformerConvLayer(PygLayer):
         "lin_skip": "skip",
         "lin_beta": "gate",
     }
-    signature: ClassVar[re.Pattern[str]] = re.compile(
-        rf"(?:(?P<layer>.*)\.)?(?P<own>(?:{'|'.join(_MAPS)})\.(?:weight|bias))"
-    )
-    essential: ClassVar[frozenset[str]] = frozenset({"lin_key.weight", "lin_query.weight", "lin_value.weight"})
-    absent: ClassVar[str] = "no lin_key, lin_query, lin_value and lin_skip side by side"
-    width_names: ClassVar[tuple[str, str]] = ("lin_key", "lin_skip")
-    given: ClassVar[tuple[str, ...]] = ("x", "edge_index", "edge_attr")
-    static: ClassVar[str] = "‖W_qᵀW_k‖/√C"
-    defaults: ClassVar[Mapping[str, Any]] = {
+    signature = re.compile(rf"(?:(?P<layer>.*)\.)?(?P<own>(?:{'|'.join(_MAPS)})\.(?:weight|bias))")
+    essential = frozenset({"lin_key.weight", "lin_query.weight", "lin_value.weight"})
+    absent = "no lin_key, lin_query, lin_value and lin_skip side by side"
+    width_names = ("lin_key", "lin_skip")
+    given = ("x", "edge_index", "edge_attr")
+    static = "‖W_qᵀW_k‖/√C"
+    defaults = {
         "heads": 1,
         "concat": True,
         "beta": False,
@@ -63,8 +61,8 @@ class TransformerConvLayer(PygLayer):
         "bias": True,
         "root_weight": True,
     }
-    stable: ClassVar[str] = "StableTransformerConv"
-    edits: ClassVar[frozenset[str]] = frozenset({"scale_scores", "add_gate", "switch_skip_on", "reinitialise"})
+    stable = "StableTransformerConv"
+    edits = frozenset({"scale_scores", "add_gate", "switch_skip_on", "reinitialise"})
 
     # A layer in memory
 

@@ -27,6 +27,7 @@ from gnnstab.records.vocabulary import (
     INVESTIGATION,
     LOSS,
     OPTIMIZER_OUTPUT_MOVE,
+    OPTIMIZER_SOFTER,
 )
 from gnnstab.rules.engine import RULE_FAILED
 from gnnstab.sharding import waits_for_others
@@ -113,19 +114,22 @@ class Ending:
 
     def _try_steps(self, diagnosis: Diagnosis, inputs: ForwardInputs) -> None:
         """Would the loss fall without what deep stacks put in the way, where it has hardly done, or with softer attention, where that is sharp?"""
-        told = next((s.detail for s in diagnosis.signals if s.name == LOSS and "start" in s.detail), None)
+        losses = next((s.detail for s in diagnosis.signals if s.name == LOSS and "start" in s.detail), None)
         loss, row, model = loss_of(inputs, self._loss), self._recorder.row, self._recorder.model
-        if told is None or loss is None or row is None or len(self._optimizers) != 1:
+        if losses is None or loss is None or row is None or len(self._optimizers) != 1:
             return
         try:
-            if float(told["best"]) > STANDS_STILL * float(told["start"]) > 0:
+            if float(losses["best"]) > STANDS_STILL * float(losses["start"]) > 0:
                 self._writer.measures(stack_trial(model, self._optimizers[0], inputs, loss, row.step))
                 if max((s.value for s in diagnosis.signals if s.name == OPTIMIZER_OUTPUT_MOVE), default=1.0) < HARDLY:
                     self._writer.measures(slow_trial(model, self._optimizers[0], inputs, loss, row.step))
+            # Of what was sharp from the start, the steps before the first update have told.
+            told = {name for s in diagnosis.signals if s.name == OPTIMIZER_SOFTER for name in s.detail.get("names", ())}
             sharp = [
                 f.layer
                 for f in diagnosis.findings
                 if f.code == "GS301" and f.layer and f.signal in (ATTENTION_ENTROPY, ATTENTION_ONE_HOT_SHARE)
+                if f.layer not in told
             ]
             self._writer.measures(softer_trial(model, self._optimizers[0], inputs, loss, row.step, sharp))
         except UsageError:

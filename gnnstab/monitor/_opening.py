@@ -15,7 +15,7 @@ from gnnstab.probe.attaching.forward_tracker import OPENING, Answer, ForwardInpu
 from gnnstab.probe.operations.repeat import as_batch
 from gnnstab.probe.pooling import sums_watched
 from gnnstab.probe.recorder import Recorder
-from gnnstab.probe.replaying.marks import marked_targets
+from gnnstab.probe.replaying.marks import marked_targets, target_size
 from gnnstab.probe.replaying.recovered_loss import recovered_loss
 from gnnstab.probe.replaying.replica import replica, run_replica
 from gnnstab.probe.replaying.zero_output import loss_over_zero
@@ -40,7 +40,7 @@ class Opening:
 
     def __init__(self, recorder: Recorder, writer: TraceWriter, loss: Loss | None) -> None:
         self._recorder, self._writer, self._loss = recorder, writer, loss
-        self._looks = True
+        self._looks, self._sized = True, False
         self._marks: list[Measure] = []
         self._waiting: dict[int, Answer] = {}
         """Step → its answer; from a device the row of a step comes one step later, when the next forward has answered already."""
@@ -66,6 +66,9 @@ class Opening:
         loss = own or recovered(answer)
         if loss is None or kept is None or answer.output is None:
             return
+        if not self._sized and answer.gradient is not None:
+            self._sized = True
+            self._writer.measures(target_size(answer.output, answer.gradient, answer.loss, answer.step, kept.mode))
         if not self._marks and answer.gradient is not None:
             self._marks = marked_targets(answer.output, answer.gradient, answer.loss, answer.step, kept.mode)
             self._writer.measures(self._marks)

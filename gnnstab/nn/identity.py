@@ -23,13 +23,12 @@ class IdentityPath:
     there `leave` adds the identity to the layer's own output, before its activation.
 
     The path forgets everything when the module that owns the stack starts and ends a forward pass, so nothing leaks
-    from one graph to the next. Where shapes differ nothing is added, and ``skipped`` counts it. Layers that run
-    beside each other (one per edge type) share one group of the chain.
+    from one graph to the next. Where shapes differ nothing is added. Layers that run beside each other (one per edge
+    type) share one group of the chain.
     """
 
     def __init__(self, weight: float) -> None:
         self.weight = weight
-        self.skipped = 0
         self._group = -1
         self._members: list[str] = []
         self._before: dict[str, Tensor] = {}
@@ -87,20 +86,13 @@ class IdentityPath:
         return carried, self._now[name]
 
     def _add(self, x: Tensor, before: Tensor | None) -> Tensor:
-        if before is None:
-            return x
-        if before.shape != x.shape:
-            self.skipped += 1
-            return x
-        return x + self.weight * before
+        return x if before is None or before.shape != x.shape else x + self.weight * before
 
 
 class EnterLayer:
-    """Forward pre-hook of one layer on an `IdentityPath`, or of a layer with a ``pre_norm`` alone (no path)."""
+    """Forward pre-hook of one layer on an `IdentityPath`; the arguments are those of `IdentityPath.enter`."""
 
-    def __init__(
-        self, path: IdentityPath | None, group: int = 0, member: str = "", names: tuple[str, str] = ("", "")
-    ) -> None:
+    def __init__(self, path: IdentityPath, group: int, member: str, names: tuple[str, str]) -> None:
         self.path, self.group, self.member, self.names = path, group, member, names
 
     def __call__(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -108,9 +100,7 @@ class EnterLayer:
         key = next((k for k in ("x", "x_dict") if k in kwargs), None)
         if key is None and not args:
             raise FixError(f"{type(layer).__name__} was called without node features as its first argument or as x=")
-        x = kwargs[key] if key else args[0]
-        if self.path is not None:
-            x = self.path.enter(self.group, self.member, self.names, x)
+        x = self.path.enter(self.group, self.member, self.names, kwargs[key] if key else args[0])
         norm = getattr(layer, "pre_norm", None)
         if norm is not None:
             x = _normalised(norm, x)
@@ -131,7 +121,7 @@ class Forget:
 class LeaveLayer:
     """Forward hook of the last layer on an `IdentityPath`."""
 
-    def __init__(self, path: IdentityPath, names: tuple[str, str] = ("", "")) -> None:
+    def __init__(self, path: IdentityPath, names: tuple[str, str]) -> None:
         self.path, self.names = path, names
 
     def __call__(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> Any:

@@ -46,14 +46,14 @@ class BatchVector:
 class NormOutput:
     """Forward hook: applies the module's own ``post_norm`` to its output, with the batch vector where known."""
 
-    def __init__(self, vector: BatchVector | None) -> None:
+    def __init__(self, vector: BatchVector) -> None:
         self.vector = vector
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         """Normalise the output, or the first of several."""
         if isinstance(output, tuple):
             return (self(module, args, output[0]), *output[1:])
-        batch = self.vector.batch if self.vector is not None else None
+        batch = self.vector.batch
         if batch is not None and batch.numel() == output.size(0):
             return module.post_norm(output, batch)  # type: ignore[operator]
         return module.post_norm(output)  # type: ignore[operator]

@@ -114,7 +114,7 @@ class Recorder:
         self.detector = NonFiniteDetector(
             self.model, self.state, self._forwards, self.parameters, self.notes.facts, bundles, self.explainer
         )
-        self._forwards.between = DroppedUpdates(self, self._forwards, self._emit, _full).look
+        self.dropped = DroppedUpdates(self, self._forwards, self._emit, _full)
         self._places = Surveys(self.model, writer, places, patient=budget is not None)
         self._on_event = on_event
         self._weights, self._start, self._attached = EMPTY, time.monotonic(), False

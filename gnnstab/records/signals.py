@@ -96,8 +96,16 @@ class Signals:
 
     @property
     def depth(self) -> int:
-        """Number of attention layers."""
-        return len(self.attention_layers)
+        """Length of the longest chain of attention layers; those beside each other, as of several relations, count once."""
+        depths: dict[str, int] = {}
+        deepest = 0
+        for layer in sorted(self.attention_layers, key=lambda one: one.position):
+            beside = set(layer.beside or ())
+            # Most layers have none beside them, and a model may have thousands.
+            in_front = [d for name, d in depths.items() if name not in beside] if beside else [deepest]
+            depths[layer.name] = 1 + max(in_front, default=0)
+            deepest = max(deepest, depths[layer.name])
+        return deepest
 
     def layer(self, name: str) -> LayerFacts | None:
         """The facts of one layer, or None."""

@@ -15,10 +15,9 @@ from markupsafe import Markup
 from gnnstab.records import Event, Finding, Series, Signal
 from gnnstab.report.distribution import Distribution
 from gnnstab.report.escape import visible
-from gnnstab.report.evidence import MODEL, BeforeAfter, Evidence, Limit, thin
+from gnnstab.report.evidence import MODEL, BeforeAfter, Evidence, Limit, status, thin
 from gnnstab.report.page_text import short
-from gnnstab.report.scales import axis_of, status
-from gnnstab.report.svg import Axis, axis_for, drawing, join, label, line_through, pixel, rules, tag
+from gnnstab.report.svg import Axis, axis_for, axis_of, drawing, join, label, line_through, pixel, rules, tag
 
 HEADS_SHOWN = 16
 POINTS = 64
@@ -69,10 +68,6 @@ def gauge(finding: Finding) -> Markup | None:
     )
 
 
-def _anchor(x: float, left: float, right: float) -> str:
-    return "start" if x < left else ("end" if x > right else "middle")
-
-
 def _beside(text: str, x: float, y: float, right: float) -> Markup:
     """A number beside its mark, in front of it where there is no room behind."""
     return label(text, x - 9, y, "value", "end") if x > right else label(text, x + 9, y, "value", "start")
@@ -121,39 +116,17 @@ def _score_row(d: Distribution, axis: Axis, top: float, height: float, cap: floa
             f"V{pixel(base - height * float(count) / peak)}H{pixel(axis(float(right)))}"
             for right, count in zip(d.edges[1:], d.counts, strict=True)
         ]
-        body = tag(
-            "path",
-            title,
-            d=f"M{pixel(axis(float(d.edges[0])))} {pixel(base)}{''.join(steps)}V{pixel(base)}Z",
-            class_="hill",
-        )
-    elif d.quantiles:
-        body = _box(d, axis, base - height / 2, title)
+        outline = f"M{pixel(axis(float(d.edges[0])))} {pixel(base)}{''.join(steps)}V{pixel(base)}Z"
+        body = tag("path", title, d=outline, class_="hill")
     else:
         middle = base - height / 2
         body = tag("line", title, x1=axis(d.low), x2=axis(d.high), y1=middle, y2=middle, class_="whisker wide")
-    return join([caption, rules([base], axis.start, axis.stop, "rail"), body, *_room(d, axis, base, cap)])
-
-
-def _room(d: Distribution, axis: Axis, base: float, cap: float) -> list[Markup]:
-    if not math.isfinite(cap):
-        return []
-    left, right = (min(max(axis(d.middle + side), axis.start), axis.stop) for side in (-cap, cap))
-    title = tag("title", f"±{cap:.1f} logits")
-    return [tag("line", title, x1=left, x2=max(right, left + 1.5), y1=base + 1.5, y2=base + 1.5, class_="room")]
-
-
-def _box(d: Distribution, axis: Axis, y: float, title: Markup) -> Markup:
-    at = {percentile: axis(value) for percentile, value in d.quantiles}
-    low, high = at.get(25.0, min(at.values())), at.get(75.0, max(at.values()))
-    middle = at.get(50.0, (low + high) / 2)
-    return tag(
-        "g",
-        title,
-        tag("line", x1=min(at.values()), x2=max(at.values()), y1=y, y2=y, class_="whisker"),
-        tag("rect", x=low, y=y - 6, width=max(high - low, 1.0), height=12, class_="hill"),
-        tag("line", x1=middle, x2=middle, y1=y - 7, y2=y + 7, class_="median"),
-    )
+    parts = [caption, rules([base], axis.start, axis.stop, "rail"), body]
+    if math.isfinite(cap):
+        left, right = (min(max(axis(d.middle + side), axis.start), axis.stop) for side in (-cap, cap))
+        ends = {"x1": left, "x2": max(right, left + 1.5), "y1": base + 1.5, "y2": base + 1.5}
+        parts.append(tag("line", tag("title", f"±{cap:.1f} logits"), **ends, class_="room"))
+    return join(parts)
 
 
 def per_head(signals: Sequence[Signal], limits: Sequence[Limit]) -> Markup | None:
@@ -164,16 +137,11 @@ def per_head(signals: Sequence[Signal], limits: Sequence[Limit]) -> Markup | Non
     name, row, left, width = shown[0].name, 20.0, 46.0, 440.0
     height = row * len(shown) + 30
     axis = axis_of(name, [s.value for s in shown], left, width - 12)
-    dots = [
-        join(
-            [
-                label(f"head {s.head}", left - 6, 14 + row * i, "tick", "end"),
-                mark(axis(s.value), 10 + row * i, status(s.value, limits), 4),
-                _beside(short(s.value), axis(s.value), 14 + row * i, width - 50),
-            ]
-        )
-        for i, s in enumerate(shown)
-    ]
+    dots = []
+    for i, s in enumerate(shown):
+        dots.append(label(f"head {s.head}", left - 6, 14 + row * i, "tick", "end"))
+        dots.append(mark(axis(s.value), 10 + row * i, status(s.value, limits), 4))
+        dots.append(_beside(short(s.value), axis(s.value), 14 + row * i, width - 50))
     words = ", ".join(f"head {s.head} {short(s.value)}" for s in shown)
     stems = rules([10 + row * i for i in range(len(shown))], axis.start, axis.stop, "stem")
     return drawing(
@@ -187,23 +155,17 @@ def per_head(signals: Sequence[Signal], limits: Sequence[Limit]) -> Markup | Non
     )
 
 
-def zone(axis: Axis, limit: Limit, near: float, far: float, *, upright: bool = False) -> Markup | None:
-    """The unhealthy side of a limit that lies inside the axis, shaded from pixel ``near`` to ``far`` across it."""
-    if not axis.low < limit.value < axis.high:
-        return None
-    edge, end = axis(limit.value), axis.start if limit.side == "below" else axis.stop
-    along, deep = (min(edge, end), abs(end - edge)), (near, far - near)
-    (x, width), (y, height) = (deep, along) if upright else (along, deep)
-    line = (
-        {"x1": near, "x2": far, "y1": edge, "y2": edge} if upright else {"x1": edge, "x2": edge, "y1": near, "y2": far}
-    )
-    shade = tag("rect", x=x, y=y, width=width, height=height, class_=f"zone {limit.severity}")
-    return join([shade, tag("line", **line, class_=f"limit {limit.severity}")])
-
-
 def zones(axis: Axis, limits: Sequence[Limit], near: float, far: float, *, upright: bool = False) -> Markup:
-    """The `zone` of every limit that the axis shows."""
-    return join(z for limit in limits if (z := zone(axis, limit, near, far, upright=upright)) is not None)
+    """The unhealthy side of every limit that lies inside the axis, shaded from pixel ``near`` to ``far`` across it."""
+    shapes = []
+    for limit in (limit for limit in limits if axis.low < limit.value < axis.high):
+        edge, end = axis(limit.value), axis.start if limit.side == "below" else axis.stop
+        along, deep = (min(edge, end), abs(end - edge)), (near, far - near)
+        (x, width), (y, height) = (deep, along) if upright else (along, deep)
+        (x1, x2), (y1, y2) = ((near, far), (edge, edge)) if upright else ((edge, edge), (near, far))
+        shapes.append(tag("rect", x=x, y=y, width=width, height=height, class_=f"zone {limit.severity}"))
+        shapes.append(tag("line", x1=x1, x2=x2, y1=y1, y2=y2, class_=f"limit {limit.severity}"))
+    return join(shapes)
 
 
 def _bottom_ticks(axis: Axis, y: float) -> Markup:
@@ -260,31 +222,21 @@ def _broken(series: Series, axis: Axis, top: float, bottom: float) -> list[Marku
         first = int(starts[0])
         word = "NaN" if math.isnan(series.values[first]) else "∞"
         x = axis(float(series.steps[first]))
-        anchor = "end" if x > axis.stop - 110 else "start"
-        marks.append(
-            label(
-                f"{word} from step {series.steps[first]}",
-                x + (4 if anchor == "start" else -4),
-                top + 10,
-                "value",
-                anchor,
-            )
-        )
+        beside, anchor = (-4, "end") if x > axis.stop - 110 else (4, "start")
+        marks.append(label(f"{word} from step {series.steps[first]}", x + beside, top + 10, "value", anchor))
     return marks
 
 
 def _step_ticks(axis: Axis, y: float) -> list[Markup]:
     ticks = [t for t in axis.ticks(5) if t == int(t)] or [axis.low]
-    return [label(short(t), axis(t), y + 14, "tick", "middle") for t in ticks] + [
-        label("step", axis.start - 6, y + 14, "tick unit", "end")
-    ]
+    numbers = [label(short(t), axis(t), y + 14, "tick", "middle") for t in ticks]
+    return [*numbers, label("step", axis.start - 6, y + 14, "tick unit", "end")]
 
 
 def _event_lines(events: Sequence[Event], axis: Axis, top: float, bottom: float) -> list[Markup]:
     inside = [e for e in events if axis.low <= e.step <= axis.high]
-    by_place = groupby(inside, key=lambda e: round(axis(float(e.step))))
     marks = []
-    for x, here in by_place:
+    for x, here in groupby(inside, key=lambda e: round(axis(float(e.step)))):
         group = list(here)
         severity = "error" if any(e.kind == "non-finite" for e in group) else "note"
         title = tag("title", "; ".join(f"step {e.step}: {e.message or e.kind}"[:200] for e in group[:4]))
@@ -305,8 +257,10 @@ def before_after(change: BeforeAfter) -> Markup | None:
     x0, x1, y = axis(before), axis(after), 34
     apart = abs(x1 - x0) > 120  # both captions fit side by side, wherever they are anchored
     first, second = f"before {short(before)}", f"after {short(after)}"
-    words = [label(first, x0, 14, "value", _anchor(x0, 50, 390))]
-    words.append(label(second, x1, 14 if apart else 62, "value strong", _anchor(x1, 50, 390)))
+    words = [
+        label(first, x0, 14, "value", _anchor(x0)),
+        label(second, x1, 14 if apart else 62, "value strong", _anchor(x1)),
+    ]
     return drawing(
         440,
         92,
@@ -318,6 +272,10 @@ def before_after(change: BeforeAfter) -> Markup | None:
         _bottom_ticks(axis, 70),
         label=visible(f"{signal}: before {short(before)}, after {short(after)}"),
     )
+
+
+def _anchor(x: float) -> str:
+    return "start" if x < 50 else ("end" if x > 390 else "middle")
 
 
 def run_series(evidence: Evidence) -> list[tuple[Series, Markup]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from markupsafe import Markup
@@ -21,11 +20,10 @@ from gnnstab.records.vocabulary import (
 )
 from gnnstab.report._charts import mark, side_ticks, zones
 from gnnstab.report.escape import apart, shorten
-from gnnstab.report.evidence import MODEL, Evidence, Limit, Profile, worst
+from gnnstab.report.evidence import MODEL, Evidence, Profile, status, worst
 from gnnstab.report.page_text import short
-from gnnstab.report.scales import axis_of, status
 from gnnstab.report.summary import first_non_finite
-from gnnstab.report.svg import Axis, drawing, join, label, line_through, tag
+from gnnstab.report.svg import Axis, axis_of, drawing, join, label, line_through, tag
 
 WIDTH, LEFT, RIGHT = 900.0, 46.0, 892.0
 PANEL, GAP = 74.0, 34.0
@@ -44,48 +42,26 @@ PANELS = (
 """Signals from top to bottom; one that no layer measured has no panel."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Panel:
-    title: str
-    profile: Profile
-    limits: tuple[Limit, ...]
-    broken: dict[str, str]
-    """Layer → ``NaN`` or ``∞``, where the signal is no number."""
-
-    top: float
-
-
 def depth(evidence: Evidence) -> Markup | None:
     """The network from the first to the last layer, or None when no panel has a number."""
-    found = [(SIGNALS[name].title, p) for name in PANELS if (p := evidence.profile(name)) is not None]
-    found = [(title, profile) for title, profile in found if np.isfinite(profile.values).any()]
+    found = [p for name in PANELS if (p := evidence.profile(name)) is not None and np.isfinite(p.values).any()]
     if not found:
         return None
-    names = _columns(evidence, [profile for _, profile in found])
-    panels = [
-        _Panel(title, p, evidence.limits(p.name), evidence.broken(p.name), 44 + i * (PANEL + GAP))
-        for i, (title, p) in enumerate(found)
+    present = {layer for profile in found for layer in profile.layers}
+    names = [layer for layer in evidence.layers if layer in present]
+    tops = [44 + i * (PANEL + GAP) for i in range(len(found))]
+    bottom = tops[-1] + PANEL
+    band = (RIGHT - LEFT) / len(names)
+    x = [LEFT + band * (i + 0.5) for i in range(len(names))]
+    body = [
+        *_severity_columns(evidence, names, x, bottom),
+        *(_draw(evidence, profile, top, names, x) for profile, top in zip(found, tops, strict=True)),
+        *_first_break(evidence, names, x, bottom),
+        *_links(evidence, names, x, bottom, found),
     ]
-    bottom = panels[-1].top + PANEL
-    x = _places(len(names))
-    body = [*_severity_columns(evidence, names, x, bottom), *(_draw(panel, names, x) for panel in panels)]
-    body += _first_break(evidence, names, x, bottom)
-    body += _links(evidence, names, x, bottom, panels)
     captions, room = _axis_names(names, x, bottom)
-    titles = ", ".join(title for title, _ in found)
-    return drawing(
-        WIDTH, bottom + room, *body, captions, label=f"Profile over {len(names)} layers: {titles}", class_="chart depth"
-    )
-
-
-def _columns(evidence: Evidence, profiles: Sequence[Profile]) -> tuple[str, ...]:
-    present = {layer for profile in profiles for layer in profile.layers}
-    return tuple(layer for layer in evidence.layers if layer in present)
-
-
-def _places(count: int) -> list[float]:
-    band = (RIGHT - LEFT) / count
-    return [LEFT + band * (i + 0.5) for i in range(count)]
+    words = f"Profile over {len(names)} layers: {', '.join(SIGNALS[profile.name].title for profile in found)}"
+    return drawing(WIDTH, bottom + room, *body, captions, label=words, class_="chart depth")
 
 
 def _severity_columns(evidence: Evidence, names: Sequence[str], x: Sequence[float], bottom: float) -> list[Markup]:
@@ -101,51 +77,39 @@ def _severity_columns(evidence: Evidence, names: Sequence[str], x: Sequence[floa
     return marks
 
 
-def _draw(panel: _Panel, names: Sequence[str], x: Sequence[float]) -> Markup:
-    profile, top, base = panel.profile, panel.top, panel.top + PANEL
-    spread = np.concatenate([profile.values, profile.low, profile.high])
-    axis = axis_of(profile.name, spread, base, top)
+def _draw(evidence: Evidence, profile: Profile, top: float, names: Sequence[str], x: Sequence[float]) -> Markup:
+    kind, limits = SIGNALS[profile.name], evidence.limits(profile.name)
+    axis = axis_of(profile.name, np.concatenate([profile.values, profile.low, profile.high]), top + PANEL, top)
     row = {layer: i for i, layer in enumerate(profile.layers)}
     order = [row.get(name, -1) for name in names]
     values = np.array([profile.values[i] if i >= 0 else math.nan for i in order])
+    size = min(3.5, max(1.5, (RIGHT - LEFT) / len(x) / 3.0))
+    marks = [
+        mark(place, axis(v), status(v, limits), size)
+        for place, v in zip(x, values.tolist(), strict=True)
+        if math.isfinite(v)
+    ]
     parts = [
-        label(panel.title, LEFT, top - 8, "panel-title"),
-        label(SIGNALS[profile.name].unit, RIGHT, top - 8, "tick unit", "end"),
+        label(kind.title, LEFT, top - 8, "panel-title"),
+        label(kind.unit, RIGHT, top - 8, "tick unit", "end"),
         side_ticks(axis, 4, LEFT, RIGHT),
-        zones(axis, panel.limits, LEFT, RIGHT, upright=True),
+        zones(axis, limits, LEFT, RIGHT, upright=True),
         *_whiskers(profile, order, x, axis),
         line_through(Axis(LEFT, RIGHT, LEFT, RIGHT), axis, np.array(x), values, "line"),
-        *_marks(values, x, axis, panel.limits),
-        *_broken(panel.broken, names, x, top),
+        *marks,
+        *_broken(evidence.broken(profile.name), names, x, top),
     ]
     return join(parts)
 
 
 def _whiskers(profile: Profile, order: Sequence[int], x: Sequence[float], axis: Axis) -> list[Markup]:
     marks = []
+    class_ = "whisker" if len(x) <= MOST_NAMES else "whisker fine"
     for place, i in zip(x, order, strict=True):
         if i >= 0 and math.isfinite(profile.low[i]) and profile.high[i] > profile.low[i]:
             low, high = axis(float(profile.low[i])), axis(float(profile.high[i]))
-            marks.append(
-                tag(
-                    "line",
-                    x1=place,
-                    x2=place,
-                    y1=low,
-                    y2=high,
-                    class_="whisker" if len(x) <= MOST_NAMES else "whisker fine",
-                )
-            )
+            marks.append(tag("line", x1=place, x2=place, y1=low, y2=high, class_=class_))
     return marks
-
-
-def _marks(values: np.ndarray, x: Sequence[float], axis: Axis, limits: Sequence[Limit]) -> list[Markup]:
-    size = min(3.5, max(1.5, (RIGHT - LEFT) / len(x) / 3.0))
-    return [
-        mark(place, axis(float(v)), status(float(v), limits), size)
-        for place, v in zip(x, values, strict=True)
-        if math.isfinite(v)
-    ]
 
 
 def _first_break(evidence: Evidence, names: Sequence[str], x: Sequence[float], bottom: float) -> list[Markup]:
@@ -184,36 +148,27 @@ def _axis_names(names: Sequence[str], x: Sequence[float], bottom: float) -> tupl
     shared, tails = apart(names, room)
     tails = [f"….{tail}" for tail in tails] if shared else tails
     if max(map(len, tails)) <= room:
-        return join(
-            [label(tail, place, bottom + 18, "name", "middle") for tail, place in zip(tails, x, strict=True)]
-        ), 30.0
-    tails = [shorten(tail, 20) for tail in tails]
+        level = [label(tail, place, bottom + 18, "name", "middle") for tail, place in zip(tails, x, strict=True)]
+        return join(level), 30.0
+    tails, at = [shorten(tail, 20) for tail in tails], bottom + 14
     turned = [
-        tag(
-            "text",
-            tail,
-            x=place + 4,
-            y=bottom + 14,
-            class_="name",
-            text_anchor="end",
-            transform=f"rotate(-38 {place + 4:.1f} {bottom + 14:.1f})",
-        )
+        tag("text", tail, x=place + 4, y=at, class_="name", text_anchor="end",
+            transform=f"rotate(-38 {place + 4:.1f} {at:.1f})")
         for tail, place in zip(tails, x, strict=True)
-    ]
+    ]  # fmt: skip
     return join(turned), 24 + 4.2 * max(map(len, tails))
 
 
 def _links(
-    evidence: Evidence, names: Sequence[str], x: Sequence[float], bottom: float, panels: Sequence[_Panel]
+    evidence: Evidence, names: Sequence[str], x: Sequence[float], bottom: float, profiles: Sequence[Profile]
 ) -> list[Markup]:
     """A clear column over every layer that leads to its evidence and tells its numbers on hover."""
     width = (RIGHT - LEFT) / len(names)
     position = {layer: i for i, layer in enumerate(evidence.layers)}
     links = []
     for name, place in zip(names, x, strict=True):
-        numbers = [
-            f"{p.title}: {short(evidence.value(p.profile.name, name))}" for p in panels if name in p.profile.layers
-        ]
+        shown = [profile.name for profile in profiles if name in profile.layers]
+        numbers = [f"{SIGNALS[signal].title}: {short(evidence.value(signal, name))}" for signal in shown]
         title = tag("title", "\n".join([name, *numbers]))
         column = tag("rect", title, x=place - width / 2, y=0.0, width=width, height=bottom, class_="column")
         # Not in the tab order: the same links stand in the list of layers below, once each.

@@ -37,13 +37,9 @@ def extremes(diagnosis: Diagnosis) -> list[str]:
             continue  # The run ended on it: the event tells that better.
         growth = kind.growth(signal.value, float(value))
         if growth >= NOTABLE and kind.counts(float(value)):
-            place = f" of {name(signal.layer)}" if signal.layer else ""
-            end = (
-                f"; {number(signal.value)} stands for the end of the run"
-                if signal.value != signal.detail.get("last")
-                else ""
-            )
-            words = f"{signal.name}{place}: {worst_words(signal)}{end}"
+            words = f"{signal.name}{f' of {name(signal.layer)}' if signal.layer else ''}: {worst_words(signal)}"
+            if signal.value != signal.detail.get("last"):
+                words += f"; {number(signal.value)} stands for the end of the run"
             found.append((growth, words))
     found.sort(key=lambda item: -item[0])
     more = len(found) - SHOWN

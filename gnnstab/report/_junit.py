@@ -17,13 +17,8 @@ from gnnstab.report.numbers import measured
 LONGEST_NAME = 200
 
 
-def render(diagnosis: Diagnosis, *, fail_on: str = "warning") -> str:
-    """One test suite; findings at or above ``fail_on`` are failures."""
-    return render_many([diagnosis], fail_on=fail_on)
-
-
 def render_many(diagnoses: Sequence[Diagnosis], *, fail_on: str = "warning") -> str:
-    """One test suite per target."""
+    """One test suite per target; findings at or above ``fail_on`` are failures."""
     root = ET.Element("testsuites", name="gnnstab")
     for diagnosis in diagnoses:
         diagnosis.at_least(fail_on)  # refuses an unknown severity
@@ -43,7 +38,11 @@ def _suite(diagnosis: Diagnosis, fail_on: str) -> ET.Element:
     for finding in summary.in_reading_order(diagnosis):
         by_code.setdefault(finding.code, []).append(finding)
     for code in sorted({*(rule.code for rule in diagnosis.rules), *by_code}):
-        suite.extend(_cases(diagnosis, code, by_code.get(code, []), fail_on))
+        found = by_code.get(code, [])
+        if not found:
+            suite.append(_case_without_finding(code, next((r for r in diagnosis.rules if r.code == code), None)))
+        for layer in dict.fromkeys(finding.layer for finding in found):
+            suite.append(_case(diagnosis, code, layer, [f for f in found if f.layer == layer], fail_on))
     cases = suite.findall("testcase")
     suite.set("tests", str(len(cases)))
     suite.set("failures", str(sum(case.find("failure") is not None for case in cases)))
@@ -63,14 +62,6 @@ def _facts(diagnosis: Diagnosis) -> list[tuple[str, str]]:
     ]
 
 
-def _cases(diagnosis: Diagnosis, code: str, found: Sequence[Finding], fail_on: str) -> list[ET.Element]:
-    if not found:
-        rule = next((rule for rule in diagnosis.rules if rule.code == code), None)
-        return [_case_without_finding(code, rule)]
-    layers = dict.fromkeys(finding.layer for finding in found)
-    return [_case(diagnosis, code, layer, [f for f in found if f.layer == layer], fail_on) for layer in layers]
-
-
 def _case(diagnosis: Diagnosis, code: str, layer: str | None, found: Sequence[Finding], fail_on: str) -> ET.Element:
     place = "the model" if layer is None else layer
     case = _element(code, found[0].name, f" at {escape.name(place, LONGEST_NAME)}")
@@ -87,11 +78,7 @@ def _case(diagnosis: Diagnosis, code: str, layer: str | None, found: Sequence[Fi
 def _case_without_finding(code: str, rule: RuleStatus | None) -> ET.Element:
     case = _element(code, rulebook.name(code), "")
     if rule is not None and rule.status not in ("passed", "fired"):
-        reason = (
-            f"{summary.verdict_words(rule.status)}: {rule.reason}"
-            if rule.reason
-            else summary.verdict_words(rule.status)
-        )
+        reason = ": ".join(filter(None, (summary.verdict_words(rule.status), rule.reason)))
         ET.SubElement(case, "skipped", message=_text(reason, 1000))
     return case
 

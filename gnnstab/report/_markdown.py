@@ -32,34 +32,27 @@ def render_many(diagnoses: Sequence[Diagnosis]) -> str:
 
 def _head(diagnosis: Diagnosis, _: Told) -> Iterator[str]:
     word, rest = summary.verdict(diagnosis)
-    yield f"## {_STATES[summary.state(diagnosis)]} gnnstab: {word}"
-    yield ""
-    yield f"**{text(rest)}**"
-    yield ""
-    yield f"{text(diagnosis.target.kind.capitalize())} {span(diagnosis.target.path, 200)}"
-    event = summary.first_non_finite(diagnosis)
-    if event is not None:
-        yield ""
-        yield f"**First non-finite value:** {text(summary.event_place(event))}"
+    target = f"{text(diagnosis.target.kind.capitalize())} {span(diagnosis.target.path, 200)}"
+    yield from (f"## {_STATES[summary.state(diagnosis)]} gnnstab: {word}", "", f"**{text(rest)}**", "", target)
+    if (event := summary.first_non_finite(diagnosis)) is not None:
+        yield from ("", f"**First non-finite value:** {text(summary.event_place(event))}")
 
 
 def _changes(diagnosis: Diagnosis, told: Told) -> Iterator[str]:
-    causes = summary.to_change(diagnosis) if summary.state(diagnosis) == "unstable" else ()
+    causes = summary.treated(diagnosis)
     if causes:
         yield from _heading("What to change first")
     for position, cause in enumerate(causes, start=1):
-        status = ", ".join(filter(None, (summary.verdict_words(cause.status), summary.HOW.get(cause.how))))
-        yield f"{position}. **{text(cause.cause)}** ({status}): {text(told.new(cause.reason)) or 'as above'}"
+        yield f"{position}. **{text(cause.cause)}** ({summary.standing(cause)}): {text(told.new(cause.reason)) or 'as above'}"
         fix = summary.recommended(cause)
         if fix is not None:
-            result = (
-                f", {text(fix.signal)} {number(fix.before)} → {number(fix.after)}" if fix.before is not None else ""
-            )
-            note = f" ({text(summary.note(fix))})" if summary.note(fix) else ""
+            line = f"   Fix **{text(fix.fix)}**: {summary.verdict_words(fix.verdict)}"
+            if fix.before is not None:
+                line += f", {text(fix.signal)} {number(fix.before)} → {number(fix.after)}"
+            if note := summary.note(fix):
+                line += f" ({text(note)})"
             repeated = told.before(fix.change)
-            yield ""
-            yield f"   Fix **{text(fix.fix)}**: {summary.verdict_words(fix.verdict)}{result}{note}{'; the change stands above' if repeated else ''}"
-            yield ""
+            yield from ("", line + ("; the change stands above" if repeated else ""), "")
             if not repeated:
                 yield from (f"   {line}" for line in block(fix.change))
                 yield ""
@@ -69,13 +62,12 @@ def _changes(diagnosis: Diagnosis, told: Told) -> Iterator[str]:
 
 def _causes(diagnosis: Diagnosis, told: Told) -> Iterator[str]:
     yield from _heading("Causes")
-    above = summary.to_change(diagnosis) if summary.state(diagnosis) == "unstable" else ()
+    above = summary.treated(diagnosis)
     quiet = summary.unsuspected(diagnosis)
     rows = (_cause(cause, cause in above, told) for cause in summary.told(diagnosis))
     yield from _table(("Cause", "Status", "Evidence or reason", "Fix: verdict"), rows)
     if quiet:
-        yield ""
-        yield f"Nothing in this run points to {text(', '.join(cause.cause for cause in quiet))}."
+        yield from ("", f"Nothing in this run points to {text(', '.join(cause.cause for cause in quiet))}.")
 
 
 def _cause(cause: Cause, above: bool, told: Told) -> tuple[str, ...]:

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gnnstab.errors import ConfigurationError, UsageError
 from gnnstab.plugins import installed, loaded
 from gnnstab.records import Diagnosis
-from gnnstab.report._formats import FORMATS
 from gnnstab.report.faces import spoken
 
-if TYPE_CHECKING:
-    from importlib.metadata import EntryPoint
+FORMATS: dict[str, str] = {
+    "text": "gnnstab.report._text",
+    "json": "gnnstab.report._json",
+    "sarif": "gnnstab.report._sarif",
+    "junit": "gnnstab.report._junit",
+    "github": "gnnstab.report._github",
+    "markdown": "gnnstab.report._markdown",
+    "html": "gnnstab.report.html",
+}
+"""Format name → module, imported when the format is asked for."""
 
 GROUP = "gnnstab.formats"
-"""Entry-point group in which a package offers modules with a function ``render(diagnosis, **options) -> str``."""
+"""Entry-point group in which a package offers such modules.
+
+They have ``render(diagnosis, **options) -> str`` for one diagnosis, ``render_many`` for a list of them, or both.
+"""
 
 
 def render(
@@ -38,29 +48,33 @@ def render(
         UsageError: No such format, an option that it does not have, or several diagnoses where it takes one.
         ConfigurationError: A plugin's format does not load or does not return text.
     """
-    module = _module(format)
-    if isinstance(diagnosis, Diagnosis):
-        diagnosis = diagnosis if format == "json" else spoken(diagnosis, face)
-        return _call(module, "render", format, diagnosis, options)
-    diagnosis = diagnosis if format == "json" else [spoken(item, face) for item in diagnosis]
-    if hasattr(module, "render_many"):
-        return _call(module, "render_many", format, diagnosis, options)
-    if len(diagnosis) != 1:
-        raise UsageError(f"format {format!r} holds one target; {len(diagnosis)} were given")
-    return _call(module, "render", format, diagnosis[0], options)
+    module, single = _module(format), isinstance(diagnosis, Diagnosis)
+    shown = [diagnosis] if isinstance(diagnosis, Diagnosis) else list(diagnosis)
+    if format != "json":
+        shown = [spoken(item, face) for item in shown]
+    one, many = (getattr(module, name, None) for name in ("render", "render_many"))
+    if many is not None and not (single and one):
+        return _call(many, format, shown, options)
+    if one is None:
+        raise ConfigurationError(f"format {format!r}: {module.__name__} has no function render(diagnosis)")
+    if len(shown) != 1:
+        raise UsageError(f"format {format!r} holds one target; {len(shown)} were given")
+    return _call(one, format, shown[0], options)
 
 
 def supported(format: str, options: dict[str, Any]) -> dict[str, Any]:
     """Those of the options that the format knows."""
-    parameters = inspect.signature(_module(format).render).parameters
+    module = _module(format)
+    parameters = inspect.signature(getattr(module, "render", None) or module.render_many).parameters
     return {name: value for name, value in options.items() if name in parameters}
 
 
-def _call(module: Any, name: str, format: str, argument: Any, options: dict[str, Any]) -> str:
-    function: Callable[..., Any] | None = getattr(module, name, None)
-    if function is None:
-        raise ConfigurationError(f"format {format!r}: {module.__name__} has no function {name}(diagnosis)")
-    _refuse_unknown_options(function, format, options)
+def _call(function: Callable[..., Any], format: str, argument: Any, options: dict[str, Any]) -> str:
+    parameters = inspect.signature(function).parameters
+    unknown = [name for name in options if name not in parameters]
+    if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        known = ", ".join(list(parameters)[1:]) or "none"
+        raise UsageError(f"format {format!r} has no option {unknown[0]!r}; it has: {known}")
     text = function(argument, **options)
     if not isinstance(text, str):
         raise ConfigurationError(f"format {format!r} returned a {type(text).__name__}, not text")
@@ -72,31 +86,14 @@ def format_names() -> tuple[str, ...]:
     return (*FORMATS, *(plugin.name for plugin in installed(GROUP) if plugin.name not in FORMATS))
 
 
-def load_plugin(name: str, offered: Iterable[EntryPoint]) -> Any:
-    """The module that a plugin offers under this name.
-
-    Raises `UsageError` when none does and `ConfigurationError`, naming the plugin, when it does not load.
-    """
-    found = [plugin for plugin in offered if plugin.name == name]
-    if not found:
-        raise UsageError(f"unknown format {name!r}; choose from {', '.join(format_names())}")
-    if len(found) > 1:
-        places = " and ".join(plugin.value for plugin in found)
-        raise ConfigurationError(f"format {name!r} is offered by {places}; uninstall one of them")
-    return loaded(found[0], "format")
-
-
 def _module(format: str) -> Any:
+    """The module of a format; `UsageError` when there is none, `ConfigurationError` when a plugin's does not load."""
     if format in FORMATS:
         return import_module(FORMATS[format])
-    return load_plugin(format, installed(GROUP))
-
-
-def _refuse_unknown_options(function: Callable[..., Any], format: str, options: dict[str, Any]) -> None:
-    parameters = inspect.signature(function).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        return
-    for name in options:
-        if name not in parameters:
-            known = ", ".join(list(parameters)[1:]) or "none"
-            raise UsageError(f"format {format!r} has no option {name!r}; it has: {known}")
+    found = [plugin for plugin in installed(GROUP) if plugin.name == format]
+    if not found:
+        raise UsageError(f"unknown format {format!r}; choose from {', '.join(format_names())}")
+    if len(found) > 1:
+        places = " and ".join(plugin.value for plugin in found)
+        raise ConfigurationError(f"format {format!r} is offered by {places}; uninstall one of them")
+    return loaded(found[0], "format")

@@ -7,26 +7,26 @@ checked file as the physical location and layer and head as logical locations.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
+from urllib.parse import quote
 
 from gnnstab import __version__
-from gnnstab.records import Diagnosis, Finding, Suppressed
+from gnnstab.records import Diagnosis, Finding
+from gnnstab.records.json_numbers import json_number
 from gnnstab.report import _rulebook as rulebook
 from gnnstab.report import escape, summary
-from gnnstab.report._sarif_parts import LEVELS, artifact_uri, descriptor, message, plain
 from gnnstab.report.numbers import measured
 
+LEVELS = {"error": "error", "warning": "warning", "info": "note"}
+LONGEST_MESSAGE = 4000
 SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 
 
-def render(diagnosis: Diagnosis, *, root: str = "") -> str:
-    """A SARIF log; absolute paths below ``root`` become relative to it."""
-    return render_many([diagnosis], root=root)
-
-
 def render_many(diagnoses: Sequence[Diagnosis], *, root: str = "") -> str:
-    """A SARIF log with the results of all targets in one run."""
+    """A SARIF log with the results of all targets in one run; absolute paths below ``root`` become relative to it."""
     codes = rulebook.codes(diagnoses)
     position = {code: i for i, code in enumerate(codes)}
     uris = [artifact_uri(d.target.path, root) for d in diagnoses if d.target.kind != "model"]
@@ -42,7 +42,7 @@ def render_many(diagnoses: Sequence[Diagnosis], *, root: str = "") -> str:
         "invocations": [
             {
                 "executionSuccessful": True,
-                "toolExecutionNotifications": [n for d in diagnoses for n in _notifications(d, position, root)],
+                "toolExecutionNotifications": [n for d in diagnoses for n in _notifications(d, position)],
             }
         ],
         "artifacts": [{"location": {"uri": uri}} for uri in dict.fromkeys(uris)],
@@ -54,15 +54,12 @@ def render_many(diagnoses: Sequence[Diagnosis], *, root: str = "") -> str:
     return json.dumps(log, indent=2, allow_nan=False) + "\n"
 
 
-def _results(diagnosis: Diagnosis, position: dict[str, int], root: str) -> list[dict[str, Any]]:
-    active = [_result(diagnosis, finding, position, root) for finding in summary.in_reading_order(diagnosis)]
-    return [*active, *(_suppressed(diagnosis, item, position, root) for item in diagnosis.suppressed)]
-
-
-def _suppressed(diagnosis: Diagnosis, item: Suppressed, position: dict[str, int], root: str) -> dict[str, Any]:
-    result = _result(diagnosis, item.finding, position, root)
-    result["suppressions"] = [{"kind": "external", "justification": escape.sentence(item.reason)}]
-    return result
+def _results(diagnosis: Diagnosis, position: dict[str, int], root: str) -> Iterator[dict[str, Any]]:
+    for finding in summary.in_reading_order(diagnosis):
+        yield _result(diagnosis, finding, position, root)
+    for item in diagnosis.suppressed:
+        suppression = {"kind": "external", "justification": escape.sentence(item.reason)}
+        yield {**_result(diagnosis, item.finding, position, root), "suppressions": [suppression]}
 
 
 def _result(diagnosis: Diagnosis, finding: Finding, position: dict[str, int], root: str) -> dict[str, Any]:
@@ -96,14 +93,8 @@ def _result(diagnosis: Diagnosis, finding: Finding, position: dict[str, int], ro
 
 
 def _location(diagnosis: Diagnosis, finding: Finding, root: str) -> dict[str, Any]:
-    location: dict[str, Any] = {}
-    physical = _physical(diagnosis, finding, root)
-    if physical:
-        location["physicalLocation"] = physical
-    logical = _logical(finding)
-    if logical:
-        location["logicalLocations"] = logical
-    return location
+    parts = {"physicalLocation": _physical(diagnosis, finding, root), "logicalLocations": _logical(finding)}
+    return {name: part for name, part in parts.items() if part}
 
 
 def _physical(diagnosis: Diagnosis, finding: Finding, root: str) -> dict[str, Any] | None:
@@ -132,7 +123,7 @@ def _logical(finding: Finding) -> list[dict[str, Any]]:
     return [layer, {"name": head, "fullyQualifiedName": f"{finding.layer}/{head}", "kind": "attention head"}]
 
 
-def _notifications(diagnosis: Diagnosis, position: dict[str, int], root: str) -> list[dict[str, Any]]:
+def _notifications(diagnosis: Diagnosis, position: dict[str, int]) -> list[dict[str, Any]]:
     """What was not seen and could not be judged: silence would read as health."""
     notes = [
         {"level": "warning", "message": {"text": message(f"Not observed: {b.layer}, {b.site}: {b.reason}")}}
@@ -144,3 +135,54 @@ def _notifications(diagnosis: Diagnosis, position: dict[str, int], root: str) ->
             reference = {"id": rule.code, "index": position[rule.code]}
             notes.append({"level": "note", "message": {"text": text}, "associatedRule": reference})
     return notes
+
+
+def descriptor(code: str, diagnoses: Sequence[Diagnosis]) -> dict[str, Any]:
+    """One rule as a reporting descriptor, with its page as help; a rule that is not installed here by its findings."""
+    rule = rulebook.known().get(code)
+    if rule is None:
+        found = (f for d in diagnoses for f in (*d.findings, *(s.finding for s in d.suppressed)) if f.code == code)
+        name = escape.name(next((f.name for f in found), code))
+        return {"id": code, "name": name, "shortDescription": {"text": name}, "fullDescription": {"text": name}}
+    sentence = message(rulebook.first_sentence(code) or rule.name)
+    page = rulebook.page(code) or sentence
+    return {
+        "id": code,
+        "name": rule.name,
+        "shortDescription": {"text": sentence},
+        "fullDescription": {"text": sentence},
+        "help": {"text": page, "markdown": page},
+        "defaultConfiguration": {"level": LEVELS.get(rule.severity, "warning")},
+        "properties": {
+            "tags": ["numerical-stability", *([rule.cause] if rule.cause else [])],
+            "precision": rule.confidence,
+            "problem.severity": "recommendation" if rule.severity == "info" else rule.severity,
+        },
+    }
+
+
+def artifact_uri(path: str, root: str) -> str:
+    """A relative URI for a path inside the project, ``file:`` for one outside of it.
+
+    Hidden and lone-surrogate characters are percent-encoded like any other.
+    """
+    pure = PurePath(path)
+    inside = bool(root) and pure.is_relative_to(root)
+    if pure.is_absolute() and inside:
+        pure = pure.relative_to(root)
+    # A colon in the first segment would read as a scheme; quoting it keeps the reference relative.
+    quoted = quote(pure.as_posix().encode("utf-8", "surrogatepass"), safe="/")
+    return f"file://{quoted}" if pure.is_absolute() else quoted
+
+
+def message(text: str) -> str:
+    """Plain message text: nothing in it is taken for a link or a placeholder."""
+    shown = escape.sentence(text, 200, LONGEST_MESSAGE)
+    shown = re.sub(r"\{(\d+)\}", r"{{\1}}", shown)
+    return re.sub(r"\[([^\]]*)\](?=\()", r"\\[\1\\]", shown)
+
+
+def plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The mapping without None, non-finite numbers as strings."""
+    kept = {key: value for key, value in values.items() if value is not None}
+    return {key: json_number(value) if isinstance(value, float) else value for key, value in kept.items()}

@@ -15,31 +15,8 @@ from gnnstab.records import Diagnosis
 from gnnstab.report import summary
 from gnnstab.report._text_layers import coverage, layers
 from gnnstab.report._text_short import closing, one_line, opening, short
-from gnnstab.report.console import WIDEST, printed
+from gnnstab.report.console import HEADING, WIDEST, printed
 from gnnstab.report.text_parts import advice, causes, changes, findings
-from gnnstab.report.text_style import HEADING
-
-
-def render(
-    diagnosis: Diagnosis,
-    *,
-    width: int = 80,
-    color: str | None = None,
-    verbose: bool = False,
-    quiet: bool = False,
-    brief: bool = False,
-) -> str:
-    """The report as text.
-
-    Args:
-        diagnosis: What to report.
-        width: Columns, at least 40.
-        color: ``standard``, ``256`` or ``truecolor`` for ANSI colours, None for plain text.
-        verbose: All causes, findings, layers, rules and reasons instead of the short report.
-        quiet: One line.
-        brief: One line where nothing at warning or above was found, else the short report: what a check says.
-    """
-    return render_many([diagnosis], width=width, color=color, verbose=verbose, quiet=quiet, brief=brief)
 
 
 def render_many(
@@ -51,7 +28,16 @@ def render_many(
     quiet: bool = False,
     brief: bool = False,
 ) -> str:
-    """The reports one after another, blank lines between those of several lines; options as for `render`."""
+    """The reports as text one after another, blank lines between those of several lines.
+
+    Args:
+        diagnoses: What to report.
+        width: Columns, at least 40.
+        color: ``standard``, ``256`` or ``truecolor`` for ANSI colours, None for plain text.
+        verbose: All causes, findings, layers, rules and reasons instead of the short report.
+        quiet: One line.
+        brief: One line where nothing at warning or above was found, else the short report: what a check says.
+    """
     parts: list[RenderableType] = []
     lonely = True
     for diagnosis in diagnoses:
@@ -73,20 +59,17 @@ def _report(diagnosis: Diagnosis, width: int, verbose: bool, single: bool) -> Re
 
 def _sections(diagnosis: Diagnosis, width: int) -> Iterator[RenderableType]:
     told = summary.Told()
-    titled: list[tuple[str, RenderableType | None]] = [
-        ("What to change first", changes(diagnosis, told)),
-        ("Causes", _indented(causes(diagnosis, width, told))),
-        ("Findings, in the order to look at them", _indented(findings(diagnosis, told))),
-        ("Well-known advice that would not help here", _indented(advice(diagnosis))),
-        ("Layers", _indented(layers(diagnosis, width))),
-        ("What was seen, and what was not", _indented(coverage(diagnosis))),
+    # The code of a change is part of its section's own text: rich would crop it in a padding.
+    titled: list[tuple[str, RenderableType | None, int]] = [
+        ("What to change first", changes(diagnosis, told), 0),
+        ("Causes", causes(diagnosis, width, told), 2),
+        ("Findings, in the order to look at them", findings(diagnosis, told), 2),
+        ("Well-known advice that would not help here", advice(diagnosis), 2),
+        ("Layers", layers(diagnosis, width), 2),
+        ("What was seen, and what was not", coverage(diagnosis), 2),
     ]
-    for title, body in titled:
+    for title, body, indent in titled:
         if body is not None:
             yield Text()
             yield Text(title, style=HEADING)
-            yield body
-
-
-def _indented(body: RenderableType | None) -> RenderableType | None:
-    return None if body is None else Padding(body, (0, 0, 0, 2))
+            yield Padding(body, (0, 0, 0, indent)) if indent else body

@@ -8,7 +8,7 @@ from itertools import groupby
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from gnnstab.records import SIGNALS, Diagnosis, Finding, LayerFacts
+from gnnstab.records import SIGNALS, Diagnosis, LayerFacts
 from gnnstab.records.vocabulary import (
     ATTENTION_ENTROPY,
     ATTENTION_ONE_HOT_SHARE,
@@ -20,9 +20,9 @@ from gnnstab.records.vocabulary import (
 )
 from gnnstab.report import escape, summary
 from gnnstab.report._extremes import extremes
+from gnnstab.report.console import SEVERITY
 from gnnstab.report.numbers import count, number
 from gnnstab.report.text_parts import relative_to, table
-from gnnstab.report.text_style import SEVERITY
 
 COLUMNS = (
     SCORE_MAX_ABS,
@@ -91,7 +91,9 @@ def coverage(diagnosis: Diagnosis) -> RenderableType:
     lines += [f"Blind: {escape.name(b.layer)}, {escape.name(b.site)}: {escape.sentence(b.reason)}" for b in seen.blind]
     lines += [f"During the run: {escape.sentence(words)}." for words in extremes(diagnosis)]
     lines += _rules(diagnosis)
-    lines += [_withheld(item.finding, item.reason) for item in diagnosis.suppressed]
+    for item in diagnosis.suppressed:
+        place = f"{item.finding.code} at {summary.where(item.finding)}"
+        lines.append(f"Suppressed: {place}: {escape.sentence(item.reason)}")
     if seen.assumptions:
         lines.append("Taken as: " + "; ".join(escape.sentence(a) for a in seen.assumptions) + ".")
     lines += [f"Note: {escape.sentence(note)}" for note in diagnosis.target.notes]
@@ -100,14 +102,9 @@ def coverage(diagnosis: Diagnosis) -> RenderableType:
 
 def _rule_counts(diagnosis: Diagnosis) -> str:
     counts = summary.rules_by_status(diagnosis)
-    words = {"fired": "fired", "passed": "passed", "not-applicable": "not applicable", "not-evaluable": "not evaluable",
-             "suppressed": "suppressed"}  # fmt: skip
-    shown = [f"{counts[status]} {word}" for status, word in words.items() if counts[status]]
+    order = ("fired", "passed", "not-applicable", "not-evaluable", "suppressed")
+    shown = [f"{counts[status]} {summary.verdict_words(status)}" for status in order if counts[status]]
     return f"{count(len(diagnosis.rules), 'rule')}: {', '.join(shown) or 'none'}"
-
-
-def _withheld(finding: Finding, reason: str) -> str:
-    return f"Suppressed: {finding.code} at {summary.where(finding)}: {escape.sentence(reason)}"
 
 
 def _rules(diagnosis: Diagnosis) -> list[str]:

@@ -11,15 +11,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from rich.cells import cell_len
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from gnnstab.fixes.text_edits import changed_lines
 from gnnstab.records import Cause, Diagnosis, Finding
 from gnnstab.report import escape, summary
 from gnnstab.report._extremes import extremes
+from gnnstab.report.console import CAUSE, MUTED, RED, SEVERITY, STATE
 from gnnstab.report.numbers import compared, count, number
-from gnnstab.report.text_style import CAUSE, MUTED, RED, SEVERITY, STATE
 
 MOST_LINES = 15
 _LABEL = 9
@@ -44,9 +44,8 @@ class _Line:
     def rows(self, width: int) -> list[Text]:
         """The entry in lines of ``width`` columns, the label in front of the first."""
         body = self.text.split("\n") if self.code else _wrapped(self.text, width - _LABEL)
-        return [
-            _unwrapped((f"{self.label if row == 0 else '':<{_LABEL}}", MUTED), part) for row, part in enumerate(body)
-        ]
+        labels = [self.label, *[""] * (len(body) - 1)]
+        return [_unwrapped((f"{label:<{_LABEL}}", MUTED), part) for label, part in zip(labels, body, strict=True)]
 
 
 def short(diagnosis: Diagnosis, width: int) -> RenderableType:
@@ -121,12 +120,9 @@ def one_line(diagnosis: Diagnosis, width: int) -> Text:
 
 def _fit(text: str, cells: int) -> str:
     """A name in at most so many columns, but never in fewer than 12; wide characters take two."""
-    longest = max(12, cells)
-    shown = escape.name(text, longest)
-    while cell_len(shown) > max(12, cells) and longest > 12:
-        longest -= 1
-        shown = escape.name(text, longest)
-    return shown
+    most = max(12, cells)
+    shorter = (escape.name(text, longest) for longest in range(most, 11, -1))
+    return next((shown for shown in shorter if cell_len(shown) <= most), escape.name(text, 12))
 
 
 def _unwrapped(*parts: str | tuple[str, str] | Text) -> Text:
@@ -214,7 +210,7 @@ def _further(diagnosis: Diagnosis, room: int, width: int) -> list[Text]:
             rules.setdefault(finding.code, []).append(finding)
     groups = list(rules.values())
     shown = groups if len(groups) <= room else groups[: max(room - 1, 0)]
-    lines = [_also(diagnosis, group, width) for group in shown]
+    lines = [_also(group, width) for group in shown]
     if len(shown) < len(groups) and room > 0:
         left = groups[len(shown) :]
         what = f"{count(len(left), 'more rule')}: {' '.join(group[0].code for group in left)}"
@@ -222,7 +218,7 @@ def _further(diagnosis: Diagnosis, room: int, width: int) -> list[Text]:
     return lines
 
 
-def _also(diagnosis: Diagnosis, group: Sequence[Finding], width: int) -> Text:
+def _also(group: Sequence[Finding], width: int) -> Text:
     """``warning GS302 attention-saturated-by-input, gnn1: 0.229 < 0.35, from GS401``."""
     first, times = group[0], f" ×{len(group)}" if len(group) > 1 else ""
     origin = f", from {escape.name(first.explained_by)}" if first.explained_by else ""
@@ -248,6 +244,4 @@ def _unseen(diagnosis: Diagnosis, width: int) -> Iterator[_Line]:
 
 
 def _wrapped(text: Text, width: int) -> list[Text]:
-    from rich.console import Console
-
     return list(text.wrap(Console(width=width, _environ={}), width))

@@ -26,14 +26,9 @@ def visible(text: str, *, newlines: bool = False) -> str:
     With ``newlines=True`` line feeds and tabs stay, for code.
     """
     if not _PLAIN.fullmatch(text):
-        text = "".join(c if newlines and c in "\n\t" else _visible_character(c) for c in text)
+        kept = "\n\t" if newlines else ""
+        text = "".join(c if c in kept else _SHORT.get(c) or (as_escape(c) if is_hidden(c) else c) for c in text)
     return _COMMAND.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
-
-
-def _visible_character(character: str) -> str:
-    if character in _SHORT:
-        return _SHORT[character]
-    return as_escape(character) if is_hidden(character) else character
 
 
 def printed(text: str) -> str:
@@ -56,9 +51,8 @@ def shorten(text: str, longest: int) -> str:
     parts, left, right, room = re.split(r"(?=[\s./_-])", text), "", "", longest - 1
     while fitting := [end for end in ((0, -1) if len(left) < len(right) else (-1, 0)) if len(parts[end]) <= room]:
         part = parts.pop(fitting[0])
-        left, right, room = (
-            (left, part + right, room - len(part)) if fitting[0] else (left + part, right, room - len(part))
-        )
+        left, right = (left, part + right) if fitting[0] else (left + part, right)
+        room -= len(part)
     if not right:
         head = min(max(len(left), (longest - 1) // 2), longest - 2)
         left, right = text[:head], text[len(text) - (longest - 1 - head) :]

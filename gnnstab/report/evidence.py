@@ -7,10 +7,10 @@ diagnosis does not hold comes back empty.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +58,12 @@ def own_limits(signal: str) -> tuple[Limit, ...]:
     if kind is None or "typical" in kind.groups:
         return ()
     return tuple(Limit(value, severity, kind.worse) for value, severity in limits_of(signal))
+
+
+def status(value: float, limits: Sequence[Limit]) -> str:
+    """The worst severity whose limit ``value`` breaches, ``""`` for none."""
+    breached = [limit.severity for limit in limits if limit.breached_by(value)]
+    return "error" if "error" in breached else (breached[0] if breached else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,15 +126,12 @@ class Evidence:
     @cached_property
     def layers(self) -> tuple[str, ...]:
         """Every layer that is named anywhere, in order of depth; parameters count towards the layer that owns them."""
-        known = {facts.name: None for facts in sorted(self.diagnosis.layers, key=lambda f: f.position)}
         d = self.diagnosis
-        mentioned = [f.layer for f in d.findings] + [s.layer for s in self._told] + [s.layer for s in d.series]
-        mentioned += [e.layer for e in d.events] + [b.layer for b in d.coverage.blind]
-        owners = set(known)
-        for name in mentioned:
-            if name and not _owner(name, owners):
-                known.setdefault(name, None)
-        return tuple(known)
+        known = [facts.name for facts in sorted(d.layers, key=lambda f: f.position)]
+        lists: tuple[Sequence[Any], ...] = (d.findings, self._told, d.series, d.events, d.coverage.blind)
+        mentioned = [item.layer for items in lists for item in items]
+        owners = frozenset(known)
+        return tuple(dict.fromkeys([*known, *(name for name in mentioned if name and not _owner(name, owners))]))
 
     @cached_property
     def _owners(self) -> frozenset[str]:
@@ -136,11 +139,9 @@ class Evidence:
 
     def owner(self, name: str | None) -> str:
         """The layer that a module or parameter name belongs to; `MODEL` for None or a stranger."""
-        if not name:
-            return MODEL
-        if name not in self._home:
+        if name and name not in self._home:
             self._home[name] = _owner(name, self._owners)
-        return self._home[name]
+        return self._home[name] if name else MODEL
 
     @cached_property
     def facts(self) -> Mapping[str, LayerFacts]:
@@ -155,10 +156,6 @@ class Evidence:
     @cached_property
     def _by_layer(self) -> Mapping[str, tuple[Signal, ...]]:
         return _grouped((layer, signal) for (layer, *_), signal in self._signals.items())
-
-    @cached_property
-    def _series_by_layer(self) -> Mapping[str, tuple[Series, ...]]:
-        return _grouped((self.owner(series.layer), series) for series in self.diagnosis.series)
 
     def numbers(self, layer: str = MODEL) -> tuple[Signal, ...]:
         """The aggregate numbers of one layer, in the order of the vocabulary."""
@@ -186,8 +183,7 @@ class Evidence:
         if not layers:
             return None
         rows = [self._profile_row(name, layer) for layer in layers]
-        value, low, high = (np.array(column, dtype=np.float64) for column in zip(*rows, strict=True))
-        return Profile(name, tuple(layers), value, low, high)
+        return Profile(name, tuple(layers), *np.array(rows, dtype=np.float64).T)
 
     def _profile_row(self, name: str, layer: str) -> tuple[float, float, float]:
         heads = [s.value for s in self.heads(name, layer) if math.isfinite(s.value)]
@@ -208,15 +204,12 @@ class Evidence:
 
     def limits(self, name: str) -> tuple[Limit, ...]:
         """Limits of a signal: those that findings were raised against, else those that the rules are known to use."""
-        if name == PRECISION_FP16_HEADROOM and name not in self._limits and not self._half:
-            return ()  # a network that computes in fp32 is not unhealthy for what it would be in fp16
-        return self._limits.get(name) or own_limits(name)
-
-    @cached_property
-    def _half(self) -> bool:
-        """True where scores are computed in fp16."""
+        if name in self._limits:
+            return self._limits[name]
         formats = {layer.score_format for layer in self.diagnosis.layers} | {self.diagnosis.context.get("precision")}
-        return "fp16" in formats
+        if name == PRECISION_FP16_HEADROOM and "fp16" not in formats:
+            return ()  # a network that computes in fp32 is not unhealthy for what it would be in fp16
+        return own_limits(name)
 
     @cached_property
     def _limits(self) -> Mapping[str, tuple[Limit, ...]]:
@@ -240,16 +233,18 @@ class Evidence:
 
     def growth(self, layer: str = MODEL) -> tuple[Series, ...]:
         """The aggregate series of one layer over steps, the telling ones first."""
+        order = {name: position for position, name in enumerate(_GROWTH)}
         found = [s for s in self._series_by_layer.get(layer, ()) if s.head is None and len(s.steps)]
-        return tuple(
-            sorted(found, key=lambda s: (_GROWTH.index(s.name) if s.name in _GROWTH else len(_GROWTH), s.name))
-        )
+        return tuple(sorted(found, key=lambda s: (order.get(s.name, len(order)), s.name)))
+
+    @cached_property
+    def _series_by_layer(self) -> Mapping[str, tuple[Series, ...]]:
+        return _grouped((self.owner(series.layer), series) for series in self.diagnosis.series)
 
     def heat(self, name: str) -> Heat | None:
         """One signal over layers and steps, or None when no series was recorded."""
-        found = {
-            s.layer: s for s in self.diagnosis.series if s.name == name and s.layer and s.head is None and len(s.steps)
-        }
+        whole = [s for s in self.diagnosis.series if s.head is None and len(s.steps)]
+        found = {s.layer: s for s in whole if s.name == name and s.layer}
         layers = [layer for layer in self.layers if layer in found]
         if not layers:
             return None
@@ -298,15 +293,11 @@ def _rank(signal: Signal) -> tuple[bool, int]:
     return signal.source != "synthetic", -1 if signal.step is None else signal.step
 
 
-def _owner(name: str, owners: Iterable[str]) -> str:
+def _owner(name: str, owners: frozenset[str]) -> str:
     """The owner with the longest name that is ``name`` itself or a module path in front of it."""
-    known = owners if isinstance(owners, (set, frozenset)) else set(owners)
-    parts = name
-    while parts:
-        if parts in known:
-            return parts
-        parts = parts.rpartition(".")[0]
-    return MODEL
+    while name and name not in owners:
+        name = name.rpartition(".")[0]
+    return name or MODEL
 
 
 def thin(steps: Array, values: Array, most: int) -> tuple[Array, Array]:
@@ -316,11 +307,8 @@ def thin(steps: Array, values: Array, most: int) -> tuple[Array, Array]:
     keep: list[int] = [0, len(steps) - 1]
     for chunk in np.array_split(np.arange(len(steps)), max(1, most // 2)):
         finite = chunk[np.isfinite(values[chunk])]
-        keep += (
-            [int(finite[values[finite].argmin()]), int(finite[values[finite].argmax()])]
-            if len(finite)
-            else [int(chunk[0])]
-        )
+        at = values[finite]
+        keep += [int(finite[at.argmin()]), int(finite[at.argmax()])] if len(finite) else [int(chunk[0])]
     chosen = np.unique(keep)
     return steps[chosen], values[chosen]
 

@@ -119,10 +119,11 @@ def _say(text: str, target: Target, given: Collection[str], face: str) -> str:
         return text
     if target.kind == "trace":
         # A trace holds neither model nor batch; a monitor has kept both.
-        verify = (
-            "monitor.diagnose(verify=True)" if target.path == "memory" else "diagnose(…, model=…, batch=…, verify=True)"
-        )
-        verify = "diagnose --model … --batch … --verify" if face == "cli" else verify
+        verify = "diagnose(…, model=…, batch=…, verify=True)"
+        if face == "cli":
+            verify = "diagnose --model … --batch … --verify"
+        elif target.path == "memory":
+            verify = "monitor.diagnose(verify=True)"
         text = _changed(text.replace("diagnose --verify", verify), _RECORDED)
     elif "batch" in given:
         text = _changed(text, _PASSED)
@@ -133,13 +134,11 @@ def _say(text: str, target: Target, given: Collection[str], face: str) -> str:
 
 def _given(diagnosis: Diagnosis) -> frozenset[str]:
     """Which of ``model``, ``batch`` the reader passed, as the diagnosis itself shows it."""
-    read = any(
-        "of the model's" in note for note in diagnosis.target.notes
-    )  # the tensors of a file, into the model that was passed
-    given = {"model"} if diagnosis.target.kind == "model" or read else set()
     if any(signal.source == "batch" for signal in diagnosis.signals):
-        given |= {"model", "batch"}
-    return frozenset(given)
+        return frozenset({"model", "batch"})
+    # Or the tensors of a file were read into the model that was passed.
+    passed = diagnosis.target.kind == "model" or any("of the model's" in note for note in diagnosis.target.notes)
+    return frozenset({"model"} if passed else ())
 
 
 def _changed(text: str, table: tuple[tuple[str, _Replacement], ...]) -> str:

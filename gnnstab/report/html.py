@@ -23,33 +23,19 @@ from gnnstab.report._depth import depth
 from gnnstab.report.escape import visible
 from gnnstab.report.evidence import MODEL, Evidence
 from gnnstab.report.faces import plain, spoken
-from gnnstab.report.page_text import clip, fix_cost, fix_title, meaning, prose, rule_page, sentence, short, words
-from gnnstab.report.sections import Anchors, findings, fix_rank, layers, verdict
+from gnnstab.report.page_text import clip, fix_cost, fix_title, meaning, prose, rule_page, sentence, short
+from gnnstab.report.sections import Anchors, findings, layers, verdict
 
 EVENTS_SHOWN = 60
 EVIDENCE_SHOWN = 3
 
-CAUSE_TONES = {
-    "root-cause": "error",
-    "contributing": "warning",
-    "present": "info",
-    "absent": "good",
-    "not-evaluable": "unknown",
-}
-RULE_TONES = {
-    "fired": "error",
-    "passed": "good",
-    "not-applicable": "unknown",
-    "not-evaluable": "unknown",
-    "suppressed": "unknown",
-}
-VERDICT_TONES = {
-    "confirmed": "good",
-    "no-effect": "unknown",
-    "made-worse": "error",
-    "inconclusive": "warning",
-    "not-tested": "unknown",
-}
+TONES = {
+    "root-cause": "error", "contributing": "warning", "present": "info", "absent": "good",
+    "fired": "error", "passed": "good",
+    "confirmed": "good", "made-worse": "error", "inconclusive": "warning",
+}  # fmt: skip
+"""Status of a cause, status of a rule, verdict on a fix → tone; ``unknown`` for all others."""
+
 VERDICT_WORDS = {
     "confirmed": "confirmed on this model",
     "no-effect": "tried, no effect",
@@ -61,9 +47,7 @@ VERDICT_WORDS = {
 
 def render(diagnosis: Diagnosis) -> str:
     """The page as one HTML document, ready to be written as UTF-8."""
-    evidence = Evidence(diagnosis)
-    anchors = Anchors(evidence)
-    return _environment().get_template("report.html.j2").render(_context(diagnosis, evidence, anchors))
+    return _environment().get_template("report.html.j2").render(_context(diagnosis))
 
 
 def embed(diagnosis: Diagnosis, height: int = 720) -> str:
@@ -72,9 +56,11 @@ def embed(diagnosis: Diagnosis, height: int = 720) -> str:
     return str(Markup(frame).format(render(spoken(diagnosis)), height))
 
 
-def _context(diagnosis: Diagnosis, evidence: Evidence, anchors: Anchors) -> dict[str, Any]:
+def _context(diagnosis: Diagnosis) -> dict[str, Any]:
     from gnnstab import __version__
 
+    evidence = Evidence(diagnosis)
+    anchors = Anchors(evidence)
     css, js, told = _asset("page.css"), _asset("page.js"), summary.Told()
     head = verdict(evidence, anchors)
     page: dict[str, Any] = {
@@ -102,7 +88,7 @@ def _context(diagnosis: Diagnosis, evidence: Evidence, anchors: Anchors) -> dict
         "events_left": max(0, len(diagnosis.events) - EVENTS_SHOWN),
         "layers": layers(evidence, anchors),
         "pages": [(code, anchor, list(rule_page(code))) for code, anchor in anchors.first.items()],
-        "rules": [(rule, RULE_TONES.get(rule.status, "unknown")) for rule in diagnosis.rules],
+        "rules": [(rule, TONES.get(rule.status, "unknown")) for rule in diagnosis.rules],
     }
     page["sections"] = list(_sections(page))
     return page
@@ -112,18 +98,12 @@ _PLURALS = (("error", "error", "errors"), ("warning", "warning", "warnings"), ("
 
 
 def _sections(page: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    present = {
-        "network": ("Network", page["depth"]),
-        "causes": ("Causes", True),
-        "findings": ("Findings", True),
-        "fixes": ("Fixes", page["fixes"]),
-        "advice": ("Advice", page["d"].advice),
-        "run": ("Run", page["run"] or page["model_numbers"] or page["events"]),
-        "layers": ("Layers", page["layers"]),
-        "coverage": ("Coverage", True),
-        "guide": ("Guide", True),
-    }
-    return ((anchor, title) for anchor, (title, there) in present.items() if there)
+    run = page["run"] or page["model_numbers"] or page["events"]
+    absent_when_empty = {"network": page["depth"], "fixes": page["fixes"], "advice": page["d"].advice, "run": run,
+                         "layers": page["layers"]}  # fmt: skip
+    for name in ("network", "causes", "findings", "fixes", "advice", "run", "layers", "coverage", "guide"):
+        if absent_when_empty.get(name, True):
+            yield name, name.capitalize()
 
 
 def _causes(diagnosis: Diagnosis, anchors: Anchors, told: summary.Told) -> list[dict[str, Any]]:
@@ -132,8 +112,8 @@ def _causes(diagnosis: Diagnosis, anchors: Anchors, told: summary.Told) -> list[
     return [
         {
             "cause": cause,
-            "title": words(cause.cause),
-            "tone": CAUSE_TONES.get(cause.status, "unknown"),
+            "title": sentence(cause.cause),
+            "tone": TONES.get(cause.status, "unknown"),
             "words": summary.verdict_words(cause.status),
             "how": summary.HOW.get(cause.how, ""),
             "reason": told.new(cause.reason) or ("" if cause in summary.to_change(diagnosis) else "As above."),
@@ -172,8 +152,8 @@ def _fixes(evidence: Evidence, anchors: Anchors) -> list[dict[str, Any]]:
     rows: dict[str, dict[str, Any]] = {}
     told = summary.Told()
     for cause in _by_status(evidence.diagnosis):
-        for i, fix in sorted(enumerate(cause.fixes), key=lambda item: fix_rank(item[1])):
-            anchor = anchors.fixes.get((cause.cause, i), "")
+        for fix in summary.fixes_in_order(cause):
+            anchor = anchors.fixes.get((cause.cause, cause.fixes.index(fix)), "")
             if not anchor:
                 continue
             row = rows.setdefault(anchor, {"anchor": anchor, "causes": [], "outcomes": [], **_fix(fix)})
@@ -191,7 +171,7 @@ def _fix(fix: FixAdvice) -> dict[str, Any]:
     return {
         "title": fix_title(fix.fix),
         "cost": fix_cost(fix.fix),
-        "tone": VERDICT_TONES.get(fix.verdict, "unknown"),
+        "tone": TONES.get(fix.verdict, "unknown"),
         "words": VERDICT_WORDS.get(fix.verdict, fix.verdict),
         "code": _code(fix),
     }
@@ -236,8 +216,6 @@ def _asset(name: str) -> str:
 
 def _policy(css: str, js: str) -> str:
     """A policy that allows this style sheet and this script, and nothing else at all."""
-    return f"default-src 'none'; style-src '{_digest(css)}'; script-src '{_digest(js)}'; img-src data:; base-uri 'none'; form-action 'none'"
-
-
-def _digest(text: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii")
+    digests = (base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii") for text in (css, js))
+    style, script = (f"'sha256-{digest}'" for digest in digests)
+    return f"default-src 'none'; style-src {style}; script-src {script}; img-src data:; base-uri 'none'; form-action 'none'"

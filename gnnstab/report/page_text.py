@@ -26,19 +26,11 @@ def short(value: float | None) -> str:
     return _WORDS.get(text, text.translate(_SIGNS))
 
 
-def words(name: str) -> str:
-    """A name as the start of a line, its hyphens kept: ``sum-aggregation`` → ``Sum-aggregation``."""
-    return sentence(name.strip())
-
-
 def sentence(text: str) -> str:
     """``text`` with a capital first letter, unless its first word is a name in code such as ``fp16`` or ``lr=``."""
     first = text.split(" ", 1)[0].rstrip(",;")
-    return (
-        text[:1].upper() + text[1:]
-        if first.replace("-", "").isalpha() and first.islower() and first != "gnnstab"
-        else text
-    )
+    is_word = first.replace("-", "").isalpha() and first.islower() and first != "gnnstab"
+    return text[:1].upper() + text[1:] if is_word else text
 
 
 def meaning(signal: str) -> str:
@@ -61,7 +53,7 @@ def fix_title(name: str) -> str:
     """The title of a fix, or its name in words where no such fix is installed."""
     from gnnstab.fixes import FIXES
 
-    return sentence(FIXES[name].title) if name in FIXES else words(visible(name))
+    return sentence(FIXES[name].title) if name in FIXES else sentence(visible(name).strip())
 
 
 def fix_cost(name: str) -> str:
@@ -81,13 +73,10 @@ def rule_page(code: str) -> Iterator[tuple[str, Markup]]:
 
 
 def _paragraphs(text: str) -> Markup:
-    blocks = [" ".join(block.split()) for block in text.strip().split("\n\n")]
-    return Markup("").join(Markup("<p>{}</p>").format(_inline(block)) for block in blocks if block)
-
-
-def _inline(text: str) -> Markup:
-    """`` `code` `` and ``*stress*`` as elements; everything else is text."""
-    return Markup(re.sub(r"(?<![\w*])\*([^*\s][^*]*)\*(?![\w*])", r"<em>\1</em>", str(_code(text))))
+    """Blocks of text as paragraphs, `` `code` `` and ``*stress*`` in them as elements; everything else is text."""
+    blocks = (str(_code(" ".join(block.split()))) for block in text.strip().split("\n\n"))
+    stressed = (re.sub(r"(?<![\w*])\*([^*\s][^*]*)\*(?![\w*])", r"<em>\1</em>", block) for block in blocks if block)
+    return Markup("").join(Markup("<p>{}</p>").format(Markup(block)) for block in stressed)
 
 
 def _code(text: str) -> Markup:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rich.markdown import Markdown
 from rich.table import Table
 from rich.text import Text
 
 from gnnstab.report import _rulebook as rulebook
-from gnnstab.report.console import WIDEST, printed
+from gnnstab.report.console import SEVERITY, WIDEST, printed
 from gnnstab.report.escape import ending
 from gnnstab.report.faces import plain
 from gnnstab.report.text_parts import table
-from gnnstab.report.text_style import SEVERITY
 
 
 def rule_table(codes: Sequence[str], *, width: int = 80, color: str | None = None) -> str:
@@ -57,7 +56,12 @@ def rule_page(code: str, *, width: int = 80, color: str | None = None) -> str:
     """One rule's page, opened by what it is, why it matters and what to do; by code or name. Raises `UsageError` when there is none."""
     from gnnstab.rules.pages import brief, page
 
-    opening = Table.grid(padding=(0, 2, 0, 0))
-    for label, sentence in brief(code):
-        opening.add_row(Text(label, style="bold"), Text(plain(sentence.replace("`", ""))))
-    return printed([opening, Text(), Markdown(page(code), hyperlinks=False)], width, color)
+    return printed([labelled(brief(code)), Text(), Markdown(page(code), hyperlinks=False)], width, color)
+
+
+def labelled(lines: Iterable[tuple[str, str]]) -> Table:
+    """Sentences in plain words beside their labels."""
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    for label, sentence in lines:
+        grid.add_row(Text(label, style="bold"), Text(plain(sentence.replace("`", ""))))
+    return grid

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gnnstab.records import Cause, Finding, FixAdvice, LayerFacts
+from gnnstab.records import Cause, Finding, LayerFacts
 from gnnstab.records.vocabulary import (
     ATTENTION_ENTROPY,
     DEGREE_MEDIAN,
@@ -19,9 +19,8 @@ from gnnstab.records.vocabulary import (
 from gnnstab.report import _charts as charts
 from gnnstab.report import summary
 from gnnstab.report._extremes import worst_words
-from gnnstab.report.evidence import MODEL, Evidence, parameter, worst
+from gnnstab.report.evidence import MODEL, Evidence, parameter, status, worst
 from gnnstab.report.page_text import fix_title, meaning, rule_page
-from gnnstab.report.scales import status
 
 LINKS_SHOWN = 12
 
@@ -73,28 +72,26 @@ class Anchors:
 
     def evidence(self, finding: Finding) -> str:
         """The id of what shows a finding best: a figure, else a number, else its layer, else the coverage."""
-        layer = self._evidence.owner(finding.layer)
+        layer, signal = self._evidence.owner(finding.layer), finding.signal
         if layer == MODEL:
-            return self._model_evidence(finding.signal)
-        key = next((figure for prefix, figure in FIGURE_OF.items() if finding.signal.startswith(prefix)), "")
-        here = self.figures[layer]
+            if any(s.name == signal and charts.growth(s, (), ()) for s in self._evidence.growth(MODEL)):
+                return f"run-{signal}"
+            return f"run-number-{signal}" if self._evidence.signal(signal) else "coverage"
+        key = next((figure for prefix, figure in FIGURE_OF.items() if signal.startswith(prefix)), "")
+        here = [figure["key"] for figure in self.figures[layer]]
         if key in here:
             return f"{self.layers[layer]}-{key}"
-        if finding.signal in here:
-            return f"{self.layers[layer]}-growth-{finding.signal}"
-        if self._evidence.signal(finding.signal, layer):
-            return f"{self.layers[layer]}-{finding.signal}"
-        return self.layers[layer]
-
-    def _model_evidence(self, signal: str) -> str:
-        if any(s.name == signal and charts.growth(s, (), ()) for s in self._evidence.growth(MODEL)):
-            return f"run-{signal}"
-        return f"run-number-{signal}" if self._evidence.signal(signal) else "coverage"
+        if signal in here:
+            return f"{self.layers[layer]}-growth-{signal}"
+        return f"{self.layers[layer]}-{signal}" if self._evidence.signal(signal, layer) else self.layers[layer]
 
     @cached_property
-    def figures(self) -> dict[str, list[str]]:
-        """Layer → keys of the figures that its card holds."""
-        return {name: [figure["key"] for figure in _figures(self._evidence, name)] for name in self.layers}
+    def figures(self) -> dict[str, list[dict[str, Any]]]:
+        """Layer → the figures that its card holds."""
+        drawn = {name: _draw(self._evidence, name) for name in self.layers}
+        return {
+            name: [figure for figure in figures if figure["picture"] is not None] for name, figures in drawn.items()
+        }
 
 
 def _fix_anchors(causes: Sequence[Cause]) -> dict[tuple[str, int], str]:
@@ -103,15 +100,9 @@ def _fix_anchors(causes: Sequence[Cause]) -> dict[tuple[str, int], str]:
     for n, cause in enumerate(causes):
         shown = summary.offered(cause)
         for i, fix in enumerate(cause.fixes):
-            if fix not in shown:
-                continue
-            anchors[cause.cause, i] = known.setdefault((fix.fix, fix.change), f"fix-{n}-{i}")
+            if fix in shown:
+                anchors[cause.cause, i] = known.setdefault((fix.fix, fix.change), f"fix-{n}-{i}")
     return anchors
-
-
-def fix_rank(fix: FixAdvice) -> int:
-    """The place of a fix among those of its cause: the proven first, those measured to fail last."""
-    return summary.FIX_ORDER.index(fix.verdict) if fix.verdict in summary.FIX_ORDER else len(summary.FIX_ORDER)
 
 
 def verdict(evidence: Evidence, anchors: Anchors) -> dict[str, str]:
@@ -119,17 +110,16 @@ def verdict(evidence: Evidence, anchors: Anchors) -> dict[str, str]:
     d = evidence.diagnosis
     word, rest = summary.verdict(d)
     state, lead = word.capitalize(), rest[:1].upper() + rest[1:] + "."
-    severity, roots = worst(d.findings), d.root_causes()
-    if word == "NOT EVALUABLE" and not d.nothing_evaluable:
-        return _words(state, "unknown", "No instability in what could be seen.", lead, "Nothing crossed a limit.")
-    if word == "NOT EVALUABLE":
+    roots = d.root_causes()
+    if word == "NOT EVALUABLE" and d.nothing_evaluable:
         none = "Nothing was measured, so nothing can be called healthy."
         return _words(state, "unknown", "Nothing could be judged.", lead, none)
-    if word in ("STABLE", "NOTHING FOUND"):
+    if word != "UNSTABLE":
         whole = word == "STABLE" and not d.coverage.blind
         headline = "No instability found." if whole else "No instability in what could be seen."
-        return _words(state, "good", headline, lead, "Nothing crossed a limit.")
-    tone = "error" if severity == "error" else "warning"
+        tone = "unknown" if word == "NOT EVALUABLE" else "good"
+        return _words(state, tone, headline, lead, "Nothing crossed a limit.")
+    tone = "error" if worst(d.findings) == "error" else "warning"
     also = [cause.cause for cause in d.causes if cause.status == "contributing"]
     reason = roots[0].reason if roots else summary.in_reading_order(d)[0].message
     return {
@@ -148,16 +138,8 @@ def _roots(roots: tuple[Cause, ...]) -> str:
 
 
 def _words(state: str, tone: str, headline: str, lead: str, none: str) -> dict[str, str]:
-    return {
-        "state": state,
-        "tone": tone,
-        "headline": headline,
-        "also": "",
-        "lead": lead,
-        "none": none,
-        "next": "",
-        "next_anchor": "",
-    }
+    told = {"state": state, "tone": tone, "headline": headline, "lead": lead, "none": none}
+    return {**told, "also": "", "next": "", "next_anchor": ""}
 
 
 def _next(evidence: Evidence, anchors: Anchors) -> dict[str, str]:
@@ -170,7 +152,7 @@ def _next(evidence: Evidence, anchors: Anchors) -> dict[str, str]:
     for cause in summary.to_change(evidence.diagnosis):
         fix = summary.recommended(cause)
         if fix is not None:
-            anchor = anchors.fixes[cause.cause, next(i for i, f in enumerate(cause.fixes) if f is fix)]
+            anchor = anchors.fixes[cause.cause, cause.fixes.index(fix)]
             title = fix_title(fix.fix)
             name = title if fix.verdict == "confirmed" else title[:1].lower() + title[1:]
             return {"next": told[fix.verdict].format(name), "next_anchor": anchor}
@@ -205,7 +187,7 @@ def layers(evidence: Evidence, anchors: Anchors) -> list[dict[str, Any]]:
         found = sorted(evidence.findings_by_layer.get(name, ()), key=lambda f: place[id(f)])
         figures = [
             {**figure, "anchor": f"{anchor}-{'growth-' if figure['growth'] else ''}{figure['key']}"}
-            for figure in _figures(evidence, name)
+            for figure in anchors.figures[name]
         ]
         rows.append(
             {
@@ -230,20 +212,9 @@ def _numbers(evidence: Evidence, name: str, anchor: str) -> Iterator[dict[str, A
         told = meaning(signal.name) + (f", {owner.removeprefix(name).lstrip('.')}" if owner and owner != name else "")
         told += f"; {words}" if (words := worst_words(signal)) else ""
         tone = status(signal.value, evidence.limits(signal.name))
-        yield {
-            "signal": signal,
-            "id": None if signal.name in taken else f"{anchor}-{signal.name}",
-            "told": told,
-            "tone": tone,
-        }
+        identity = None if signal.name in taken else f"{anchor}-{signal.name}"
         taken.add(signal.name)
-
-
-def _figures(evidence: Evidence, name: str) -> list[dict[str, Any]]:
-    cached: dict[str, list[dict[str, Any]]] = evidence.__dict__.setdefault("_figures", {})
-    if name not in cached:
-        cached[name] = [figure for figure in _draw(evidence, name) if figure["picture"] is not None]
-    return cached[name]
+        yield {"signal": signal, "id": identity, "told": told, "tone": tone}
 
 
 def _draw(evidence: Evidence, name: str) -> Iterator[dict[str, Any]]:
@@ -251,12 +222,13 @@ def _draw(evidence: Evidence, name: str) -> Iterator[dict[str, Any]]:
         return {"key": key, "title": title, "words": words, "picture": picture, "growth": growth}
 
     cap = degree_cap(evidence, name)
-    told = (
-        f"In logits. The bar: ±{cap:.1f}, all that softmax can weigh at this in-degree."
-        if math.isfinite(cap)
-        else "In logits."
+    bar = f" The bar: ±{cap:.1f}, all that softmax can weigh at this in-degree." if math.isfinite(cap) else ""
+    yield figure(
+        "scores",
+        "Score distribution per head",
+        f"In logits.{bar}",
+        charts.scores(evidence.distributions(name), cap, name),
     )
-    yield figure("scores", "Score distribution per head", told, charts.scores(evidence.distributions(name), cap, name))
     for key, signal, title, words in PER_HEAD:
         yield figure(key, title, words, charts.per_head(evidence.heads(signal, name), evidence.limits(signal)))
     for series in evidence.growth(name)[:4]:
@@ -271,12 +243,8 @@ def degree_cap(evidence: Evidence, layer: str = MODEL) -> float:
     """
     profile = evidence.profile(DEGREE_MEDIAN)
     known = profile.values[np.isfinite(profile.values)] if profile is not None else np.empty(0)
-    candidates = (
-        evidence.value(DEGREE_MEDIAN, layer),
-        evidence.value(DEGREE_MEDIAN),
-        *np.sort(known)[::-1].tolist(),
-    )
-    degree = next((d for d in candidates if d > 1), math.nan)
+    own, shared = evidence.value(DEGREE_MEDIAN, layer), evidence.value(DEGREE_MEDIAN)
+    degree = next((d for d in (own, shared, known.max(initial=0.0)) if d > 1), math.nan)
     return 3 * math.sqrt(2 * math.log(degree))
 
 
@@ -290,12 +258,12 @@ def describe(facts: LayerFacts | None) -> str:
         facts.kind,
         width,
         heads,
-        None if facts.concat is None else ("concatenated" if facts.concat else "averaged"),
-        _switch(facts, "beta"),
+        _either(facts.concat, "concatenated", "averaged"),
+        _either(facts.get("beta"), "beta on", "beta off"),
         None if facts.dropout is None else f"dropout {facts.dropout:g}",
-        _switch(facts, "root_weight"),
+        _either(facts.get("root_weight"), "root weight on", "root weight off"),
         None if facts.aggregation is None else f"aggregation {facts.aggregation}",
-        None if facts.identity_path is None else ("identity path" if facts.identity_path else "no identity path"),
+        _either(facts.identity_path, "identity path", "no identity path"),
         f"{facts.norm_before} before" if facts.norm_before else None,
         f"{facts.norm_after} after" if facts.norm_after else None,
         facts.activation,
@@ -304,6 +272,5 @@ def describe(facts: LayerFacts | None) -> str:
     return ", ".join(part for part in told if part)
 
 
-def _switch(facts: LayerFacts, option: str) -> str | None:
-    value = facts.get(option)
-    return None if value is None else f"{option.replace('_', ' ')} {'on' if value else 'off'}"
+def _either(known: object, yes: str, no: str) -> str | None:
+    return None if known is None else yes if known else no

@@ -29,7 +29,7 @@ def state(diagnosis: Diagnosis) -> str:
     itself (GS9xx) makes a model neither stable nor unstable.
     """
     warned = diagnosis.at_least("warning")
-    if any(not _of_observation(finding) for finding in warned):
+    if any(not finding.code.startswith("GS9") for finding in warned):
         return "unstable"
     if warned or diagnosis.nothing_evaluable:
         return "not-evaluable"
@@ -55,8 +55,7 @@ def verdict(diagnosis: Diagnosis, *, short: bool = False) -> tuple[str, str]:
         return WORDS[kind], f"{blind} about what was not seen; {_calm(diagnosis)} in {where}"
     if kind == "unstable":
         return WORDS[kind], f"{severities(diagnosis.findings)} in {where}{_why(diagnosis)}"
-    limits = "" if short else _limits(diagnosis)
-    return WORDS[kind], f"{calm(diagnosis, short=short)}{limits}"
+    return WORDS[kind], calm(diagnosis, short=short) + ("" if short else _limits(diagnosis))
 
 
 def calm(diagnosis: Diagnosis, *, short: bool = False) -> str:
@@ -95,10 +94,6 @@ def not_covered(diagnosis: Diagnosis) -> tuple[str, ...]:
     hidden = Counter(item.origin for item in diagnosis.suppressed if item.finding.severity != "info")
     parts += [f"{count(number, 'finding')}, hidden by the {origin}" for origin, number in sorted(hidden.items())]
     return tuple(parts)
-
-
-def _of_observation(finding: Finding) -> bool:
-    return finding.code.startswith("GS9")
 
 
 def severities(findings: Sequence[Finding]) -> str:
@@ -159,11 +154,8 @@ def worst_head(diagnosis: Diagnosis, finding: Finding) -> Signal | None:
     """The signal of the head that is furthest on the wrong side, or None when heads were not measured."""
     if finding.head is not None or finding.layer is None:
         return None
-    same = [
-        s
-        for s in diagnosis.signals
-        if s.name == finding.signal and s.layer == finding.layer and s.head is not None and not math.isnan(s.value)
-    ]
+    same = [s for s in diagnosis.signals if (s.name, s.layer) == (finding.signal, finding.layer)]
+    same = [s for s in same if s.head is not None and not math.isnan(s.value)]
     if len(same) < 2:
         return None
     sign = 1 if finding.value < finding.threshold else -1
@@ -184,7 +176,8 @@ def event_place(event: Event) -> str:
     if event.stage:
         parts.append(f"stage {event.stage}")
     if event.heads:
-        parts.append(_ids("head", event.heads))
+        more = " …" if len(event.heads) > 4 else ""
+        parts.append(f"head{'s' if len(event.heads) > 1 else ''} {', '.join(map(str, event.heads[:4]))}{more}")
     if event.ids:
         parts.append(event.ids)
     parts.append(f"step {event.step}" + (f" on rank {event.rank}" if event.rank >= 0 else ""))
@@ -192,11 +185,6 @@ def event_place(event: Event) -> str:
         came_in = "came from the layers behind it" if event.stage == "gradient" else "came in with its input"
         parts.append({"made-here": "made here", "came-in": came_in}.get(event.origin, event.origin))
     return ", ".join(parts)
-
-
-def _ids(noun: str, ids: Sequence[int]) -> str:
-    """``node 3``, ``nodes 3, 17, 19, 20 …``."""
-    return f"{noun}{'s' if len(ids) > 1 else ''} {', '.join(map(str, ids[:4]))}{' …' if len(ids) > 4 else ''}"
 
 
 def to_change(diagnosis: Diagnosis) -> tuple[Cause, ...]:
@@ -233,6 +221,16 @@ def to_try(diagnosis: Diagnosis) -> tuple[str, ...]:
     return tuple(found)
 
 
+def treated(diagnosis: Diagnosis) -> tuple[Cause, ...]:
+    """The causes under "What to change first": `to_change` of a network in which something is wrong."""
+    return to_change(diagnosis) if state(diagnosis) == "unstable" else ()
+
+
+def standing(cause: Cause) -> str:
+    """``root cause, undone on a copy``: what a cause is, and how that is known."""
+    return ", ".join(filter(None, (verdict_words(cause.status), HOW.get(cause.how))))
+
+
 HOW = {
     "observed": "seen directly",
     "undone": "undone on a copy",
@@ -260,15 +258,11 @@ def how_to_test(fixes: Iterable[FixAdvice]) -> tuple[str, str] | None:
     return next(((match[1], match[2]) for match in found if match), None)
 
 
-def explained(diagnosis: Diagnosis) -> bool:
-    """True when an event of the run and its cause are known: how the network is set up explains nothing then."""
-    return first_non_finite(diagnosis) is not None and any(c.how == "observed" for c in diagnosis.root_causes())
-
-
 def unsuspected(diagnosis: Diagnosis) -> tuple[Cause, ...]:
     """Of a run that an event explains, the causes to which no symptom points: there is nothing to do about them."""
-    quiet = diagnosis.causes if explained(diagnosis) else ()
-    return tuple(cause for cause in quiet if cause.status not in ("root-cause", "contributing"))
+    seen = any(cause.how == "observed" for cause in diagnosis.root_causes())
+    explained = seen and first_non_finite(diagnosis) is not None  # how the network is set up explains nothing then
+    return tuple(c for c in diagnosis.causes if explained and c.status not in ("root-cause", "contributing"))
 
 
 def told(diagnosis: Diagnosis) -> tuple[Cause, ...]:
@@ -336,13 +330,11 @@ def rules_by_status(diagnosis: Diagnosis) -> Counter[str]:
 
 
 def _layers(diagnosis: Diagnosis, short: bool) -> str:
+    kinds = {layer.kind for layer in diagnosis.layers if layer.attention}
+    kind = escape.name(next(iter(kinds))) if len(kinds) == 1 else "attention"
+    noun, expected = "layer" if short else f"{kind} layer", diagnosis.coverage.layers_expected
     seen = diagnosis.coverage.layers_observed
-    kinds = Counter(layer.kind for layer in diagnosis.layers if layer.attention)
-    kind = f"{escape.name(next(iter(kinds)))} " if len(kinds) == 1 and not short else ""
-    if not kind and not short:
-        kind = "attention "
-    expected = diagnosis.coverage.layers_expected
-    return count(seen, f"{kind}layer") if seen or not expected else f"none of {count(expected, f'{kind}layer')}"
+    return count(seen, noun) if seen or not expected else f"none of {count(expected, noun)}"
 
 
 def _why(diagnosis: Diagnosis) -> str:
@@ -362,19 +354,14 @@ def _calm(diagnosis: Diagnosis) -> str:
 def to_pass(diagnosis: Diagnosis) -> str:
     """What most of the rules that could not be judged ask for, ``--model pkg.mod:factory --batch FILE``; may be empty."""
     reasons = (rule.reason for rule in diagnosis.rules if rule.status == "not-evaluable")
-    asked = Counter(
-        found[1] for reason in reasons if (found := re.search(r"; pass ((?:--|\w+=).+?)(?: to |$)", reason))
-    )
+    found = (re.search(r"; pass ((?:--|\w+=).+?)(?: to |$)", reason) for reason in reasons)
+    asked = Counter(match[1] for match in found if match)
     return asked.most_common(1)[0][0] if asked else ""
 
 
 def options_to_pass(diagnosis: Diagnosis) -> str:
     """The same without examples of values: ``--model --batch``, ``model= batch=``; may be empty."""
     return " ".join(re.findall(r"--\w+|\b\w+=", to_pass(diagnosis)))
-
-
-def _asked(diagnosis: Diagnosis) -> str:
-    return f"; pass {options}" if (options := options_to_pass(diagnosis)) else ""
 
 
 def _limits(diagnosis: Diagnosis) -> str:
@@ -386,20 +373,18 @@ def _limits(diagnosis: Diagnosis) -> str:
 
 
 def _nothing_judged(diagnosis: Diagnosis) -> str:
-    if diagnosis.coverage.layers_observed == 0:
-        # A run without a step says nothing about its model.
-        if diagnosis.target.kind == "trace" and diagnosis.context.get("steps") == 0:
-            return "nothing was recorded" if diagnosis.context.get("closed") else "nothing was recorded yet"
-        expected = diagnosis.coverage.layers_expected
-        if expected and diagnosis.target.kind == "checkpoint":
-            return f"weights alone do not show {count(expected, 'layer')}{_asked(diagnosis)}"
-        return f"none of {expected} attention layers was seen" if expected else _none_recognised(diagnosis)
-    return "no rule could be judged with what was given"
-
-
-def _none_recognised(diagnosis: Diagnosis) -> str:
-    """What was looked for and not found is no proof that there is none."""
+    if diagnosis.coverage.layers_observed:
+        return "no rule could be judged with what was given"
+    # A run without a step says nothing about its model.
+    if diagnosis.target.kind == "trace" and diagnosis.context.get("steps") == 0:
+        return "nothing was recorded" if diagnosis.context.get("closed") else "nothing was recorded yet"
+    expected = diagnosis.coverage.layers_expected
     if diagnosis.target.kind == "checkpoint":
-        return f"no attention recognised in the weights{_asked(diagnosis)}"
+        asked = f"; pass {options}" if (options := options_to_pass(diagnosis)) else ""
+        hidden = f"weights alone do not show {count(expected, 'layer')}"
+        return (hidden if expected else "no attention recognised in the weights") + asked
+    if expected:
+        return f"none of {expected} attention layers was seen"
+    # What was looked for and not found is no proof that there is none.
     seen = ", ".join(map(escape.name, diagnosis.context.get("normalising", ())))
     return f"no attention was recognised; {f'softmax-like normalisation seen in {seen}' if seen else 'no softmax-like normalisation seen'}"

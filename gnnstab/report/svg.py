@@ -10,6 +10,7 @@ from functools import lru_cache
 import numpy as np
 from markupsafe import Markup, escape
 
+from gnnstab.records import SIGNALS
 from gnnstab.report.escape import visible
 from gnnstab.report.evidence import Array
 from gnnstab.report.page_text import short
@@ -159,6 +160,24 @@ def axis_for(values: Iterable[float], start: float, stop: float, *, kind: str = 
     return Axis(low - pad, high + pad, start, stop, kind)
 
 
+def scale_of(name: str) -> str:
+    """``linear`` for shares and for numbers that are logarithms already, ``log`` for sizes, ``symlog`` for scores."""
+    kind = SIGNALS[name]
+    return "linear" if kind.is_share else kind.axis
+
+
+def is_share(name: str) -> bool:
+    """True for a signal between 0 and 1: its axis always spans both. False for a stranger."""
+    return name in SIGNALS and SIGNALS[name].is_share
+
+
+def axis_of(name: str, values: Iterable[float], start: float, stop: float, *, linear: bool = False) -> Axis:
+    """The axis that a signal is drawn on, from pixel ``start`` to ``stop``; ``linear`` where no logarithm exists."""
+    if is_share(name):
+        return Axis(0.0, 1.0, start, stop)
+    return axis_for(values, start, stop, kind="linear" if linear or name not in SIGNALS else scale_of(name))
+
+
 def path(xs: Iterable[float], ys: Iterable[float]) -> str:
     """Path data through points, in steps from point to point since those are short; a NaN in ``ys`` breaks the line."""
     parts: list[str] = []
@@ -169,29 +188,17 @@ def path(xs: Iterable[float], ys: Iterable[float]) -> str:
             continue
         # Whole tenths, so that the rounding of one step is made good by the next.
         at = (round(10 * x), round(10 * y))
-        parts.append(
-            f"M{_tenths(at[0])} {_tenths(at[1])}"
-            if here is None
-            else f"l{_tenths(at[0] - here[0])} {_tenths(at[1] - here[1])}"
-        )
+        command, (dx, dy) = ("M", at) if here is None else ("l", (at[0] - here[0], at[1] - here[1]))
+        parts.append(f"{command}{dx / 10:g} {dy / 10:g}")
         here = at
     return "".join(parts)
 
 
-def _tenths(value: int) -> str:
-    return f"{value / 10:g}"
-
-
 def rules(across: Iterable[float], start: float, stop: float, class_: str, *, upright: bool = False) -> Markup:
     """Parallel straight lines at ``across`` from ``start`` to ``stop`` as one element."""
-    turn = "V" if upright else "H"
-    data = "".join(
-        f"M{pixel(p)} {pixel(start)}{turn}{pixel(stop)}"
-        if upright
-        else f"M{pixel(start)} {pixel(p)}{turn}{pixel(stop)}"
-        for p in across
-    )
-    return tag("path", d=data, class_=class_)
+    first, last = pixel(start), pixel(stop)
+    lines = (f"M{pixel(p)} {first}V{last}" if upright else f"M{first} {pixel(p)}H{last}" for p in across)
+    return tag("path", d="".join(lines), class_=class_)
 
 
 def line_through(axis_x: Axis, axis_y: Axis, xs: Array, ys: Array, class_: str) -> Markup:
@@ -200,27 +207,20 @@ def line_through(axis_x: Axis, axis_y: Axis, xs: Array, ys: Array, class_: str) 
     On an axis with a place for 0 the line does not lead there: how far 0 lies below has no answer. It is said to be exact.
     """
     places = [axis_x(float(x)) for x in xs]
-    if not axis_y.zero:
-        return _line(places, [axis_y(float(y)) if math.isfinite(y) else math.nan for y in ys], class_)
-    above, at_zero = np.where(ys > 0, ys, math.nan), np.where(ys == 0, ys, math.nan)
-    rows = [[axis_y(float(y)) if math.isfinite(y) else math.nan for y in part] for part in (above, at_zero)]
-    first = int(np.argmax(ys == 0)) if (ys == 0).any() else None
-    said = [] if first is None else [label("exactly 0", places[first] + 7, axis_y.start - 5, "value", "start")]
-    return join([*(_line(places, row, class_) for row in rows), *said])
-
-
-def _line(places: list[float], pixels: list[float], class_: str) -> Markup:
-    data = path(places, pixels)
-    dots = [tag("circle", cx=x, cy=y, r=2, class_=f"{class_} dot") for x, y in _lonely(places, pixels)]
-    return join([tag("path", d=data, class_=class_), *dots] if data else dots)
-
-
-def _lonely(xs: list[float], ys: list[float]) -> Iterable[tuple[float, float]]:
-    for i, (x, y) in enumerate(zip(xs, ys, strict=True)):
-        before = math.isfinite(ys[i - 1]) if i else False
-        after = math.isfinite(ys[i + 1]) if i + 1 < len(ys) else False
-        if math.isfinite(y) and not before and not after:
-            yield x, y
+    parts = [np.where(ys > 0, ys, math.nan), np.where(ys == 0, ys, math.nan)] if axis_y.zero else [ys]
+    shapes = []
+    for part in parts:
+        pixels = [axis_y(float(y)) if math.isfinite(y) else math.nan for y in part]
+        if data := path(places, pixels):
+            shapes.append(tag("path", d=data, class_=class_))
+        there = [False, *map(math.isfinite, pixels), False]
+        for i, (x, y) in enumerate(zip(places, pixels, strict=True)):
+            if there[i : i + 3] == [False, True, False]:
+                shapes.append(tag("circle", cx=x, cy=y, r=2, class_=f"{class_} dot"))
+    if axis_y.zero and (ys == 0).any():
+        first = places[int(np.argmax(ys == 0))]
+        shapes.append(label("exactly 0", first + 7, axis_y.start - 5, "value", "start"))
+    return join(shapes)
 
 
 def label(text: str, x: float, y: float, class_: str = "tick", anchor: str | None = None) -> Markup:

@@ -11,16 +11,14 @@ from rich.text import Text
 
 from gnnstab.records import Cause, Diagnosis, Finding, FixAdvice
 from gnnstab.report import escape, summary
+from gnnstab.report.console import CAUSE, MUTED, SEVERITY, VERDICT
 from gnnstab.report.numbers import measured, number
 from gnnstab.report.summary import Told
-from gnnstab.report.text_style import CAUSE, MUTED, SEVERITY, VERDICT
 
 
 def changes(diagnosis: Diagnosis, told: Told) -> RenderableType | None:
     """The causes to treat, each with its evidence and the code of its fixes; code is never wrapped."""
-    if summary.state(diagnosis) != "unstable":
-        return None
-    chosen = summary.to_change(diagnosis)
+    chosen = summary.treated(diagnosis)
     parts = [part for i, cause in enumerate(chosen, start=1) for part in _change(i, cause, told)]
     if test := summary.how_to_test(fix for cause in chosen for fix in cause.fixes):
         parts.append(Padding(Text(f"{test[0]} tests one fix, {test[1]} all of them.", style=MUTED), (0, 0, 0, 2)))
@@ -28,8 +26,7 @@ def changes(diagnosis: Diagnosis, told: Told) -> RenderableType | None:
 
 
 def _change(position: int, cause: Cause, told: Told) -> Iterator[RenderableType]:
-    status = ", ".join(part for part in (summary.verdict_words(cause.status), summary.HOW.get(cause.how, "")) if part)
-    yield Text.assemble(f"  {position}. ", (cause.cause, "bold"), (f"  {status}", CAUSE[cause.status]))
+    yield Text.assemble(f"  {position}. ", (cause.cause, "bold"), (f"  {summary.standing(cause)}", CAUSE[cause.status]))
     if reason := told.new(escape.sentence(cause.reason)):
         yield Padding(Text(reason), (0, 0, 0, 5))
     for fix in summary.fixes_in_order(cause):
@@ -62,22 +59,16 @@ def causes(diagnosis: Diagnosis, width: int, told: Told) -> RenderableType:
     A narrow terminal has the fixes below the evidence instead of in a column of their own.
     """
     wide = width >= 100
-    grid = table(
-        "Cause",
-        "Status",
-        *(("Evidence or reason", "Fix: verdict") if wide else ("Evidence or reason, → fix: verdict",)),
-    )
-    above = summary.to_change(diagnosis) if summary.state(diagnosis) == "unstable" else ()
+    headings = ("Evidence or reason", "Fix: verdict") if wide else ("Evidence or reason, → fix: verdict",)
+    grid = table("Cause", "Status", *headings)
+    above = summary.treated(diagnosis)
     quiet = summary.unsuspected(diagnosis)
     for cause in summary.told(diagnosis):
         evidence = Text(told.new(escape.sentence(cause.reason, 40)) or "as above")
         offered = () if cause in above else summary.offered(cause)
         fixes = [_fix_cell(fix, "" if wide else "→ ") for fix in offered]
-        cells = (
-            [evidence, Text("\n").join(fixes) if fixes else Text("–", style=MUTED)]
-            if wide
-            else [Text("\n").join([evidence, *fixes])]
-        )
+        apart = [evidence, Text("\n").join(fixes) if fixes else Text("–", style=MUTED)]
+        cells = apart if wide else [Text("\n").join([evidence, *fixes])]
         grid.add_row(Text(cause.cause), Text(summary.verdict_words(cause.status), style=CAUSE[cause.status]), *cells)
     if quiet:
         return Group(grid, Text(f"Nothing in this run points to {', '.join(cause.cause for cause in quiet)}."))

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from rich.table import Table
-from rich.text import Text
-
 from gnnstab.errors import UsageError, hint
 from gnnstab.fixes import FIXES
 from gnnstab.fixes.by_hand import ByHand
 from gnnstab.fixes.recommendation import recommend
 from gnnstab.records import FIVE_CAUSES, FURTHER_CAUSES, SIGNALS, Cause
 from gnnstab.report.console import printed
-from gnnstab.report.faces import plain
-from gnnstab.report.rule_pages import rule_page
+from gnnstab.report.rule_pages import labelled, rule_page
 from gnnstab.rules.pages import brief
 from gnnstab.rules.registry import rule_classes
 
@@ -42,18 +38,11 @@ def topic_page(name: str, *, verbose: bool = False, width: int = 80, color: str 
         return rule_page(codes[wanted], width=width, color=color)
     for known, lines in ((codes, _rule), (_CAUSES, _cause), (FIXES, _fix), (SIGNALS, _signal)):
         if wanted in known:
-            return _printed(lines(codes.get(wanted, wanted)), width, color)
+            return printed([labelled(lines(codes.get(wanted, wanted)))], width, color)
     near = hint(wanted, topics()) or hint(wanted.upper(), topics())
     raise UsageError(
         f"there is no rule, cause, fix or signal {name!r}; {near + ' ' if near else ''}`gnnstab rules` lists them"
     )
-
-
-def _printed(lines: Iterator[_Line], width: int, color: str | None) -> str:
-    grid = Table.grid(padding=(0, 2, 0, 0))
-    for label, sentence in lines:
-        grid.add_row(Text(label, style="bold"), Text(plain(sentence.replace("`", ""))))
-    return printed([grid], width, color)
 
 
 def _rule(code: str) -> Iterator[_Line]:

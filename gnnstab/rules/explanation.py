@@ -11,6 +11,7 @@ from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.gs401_sum_aggregation_growth import SumAggregationGrowth
 from gnnstab.rules.gs406_feature_scale import FeatureScale
 from gnnstab.rules.gs408_batch_dependence import BatchDependence
+from gnnstab.rules.gs604_never_updated_parameter import silent_parameters
 from gnnstab.rules.queries import large_gain, largest, measured, sharp_from_the_start
 
 Condition = Callable[[Finding, Finding, Signals], bool]
@@ -112,7 +113,7 @@ def _given_to_the_layer(symptom: Finding, explanation: Finding, signals: Signals
     fed = (
         str(name) for s in signals.find("place.rms") if s.layer == explanation.layer for name in s.detail.get("fed", ())
     )
-    return explanation.signal == "place.rms" and any(name.startswith(f"{symptom.layer}.") for name in fed)
+    return explanation.signal == "place.rms" and any(f"{name}.".startswith(f"{symptom.layer}.") for name in fed)
 
 
 _MOST = 0.5
@@ -169,8 +170,7 @@ def _without_edges(symptom: Finding, explanation: Finding, signals: Signals) -> 
 
 def _stopped_there(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
     """Most of the parameters stand in front of an operation that hands no gradient on."""
-    lists = [s.detail.get("parameters", ()) for s in signals.find("optimizer.never_updated")]
-    silent = {str(name) for names in lists for name in names}
+    silent, _ = silent_parameters(signals)
     stopped = [
         s for s in signals.find("place.gradient_stops") if explanation.code == "GS701" or s.layer == explanation.layer
     ]
@@ -180,9 +180,8 @@ def _stopped_there(symptom: Finding, explanation: Finding, signals: Signals) -> 
 
 def _nothing_left(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
     """Every channel of a ReLU is closed, and gradients arrived as exact zeros: in front of it, and at the weights that its zeros enter."""
-    seen = [s.detail for s in signals.find("optimizer.never_updated") if s.value > 0]
-    all_zero = all(set(map(str, d.get("parameters", ()))) <= set(map(str, d.get("zero", ()))) for d in seen)
-    return explanation.signal == "place.dead_share" and explanation.value >= 1 and bool(seen) and all_zero
+    silent, zero = silent_parameters(signals)
+    return explanation.signal == "place.dead_share" and explanation.value >= 1 and bool(silent) and silent == zero
 
 
 def _what_the_clamp_left(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
@@ -196,12 +195,9 @@ def _through_one_hot_attention(symptom: Finding, explanation: Finding, signals: 
         for s in measured(signals.find("attention.entropy", head=None))
         if s.value < AttentionExplosion.error_entropy
     }
-    seen = [s.detail for s in signals.find("optimizer.never_updated") if s.value > 0]
-    silent = {str(name) for detail in seen for name in detail.get("parameters", ())}
-    zero = {str(name) for detail in seen for name in detail.get("zero", ())}
-    return (
-        bool(silent) and silent <= zero and all(any(name.startswith(f"{layer}.") for layer in hot) for name in silent)
-    )
+    silent, zero = silent_parameters(signals)
+    inside_hot = all(any(name.startswith(f"{layer}.") for layer in hot) for name in silent)
+    return bool(silent) and silent == zero and inside_hot
 
 
 def _sharp_from_the_start(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
@@ -249,7 +245,8 @@ def _alike_from_the_start(symptom: Finding, explanation: Finding, signals: Signa
 
 
 def _alike(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
-    return explanation.signal == "place.node_difference" and symptom.signal != OPTIMIZER_STACK_SHARE
+    alike = ("place.node_difference", "place.shared_answers")
+    return explanation.signal in alike and symptom.signal != OPTIMIZER_STACK_SHARE
 
 
 def _over_depth(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
@@ -271,6 +268,7 @@ LINKS = tuple(
         ("GS502", _scale_that_was_undone, "GS301 GS302"),
         # Memory that was never initialised, before everything that its size brings about.
         ("GS605", _always, "GS502 GS302 GS204 GS203 GS103 GS104 GS501 GS701 GS702 GS704"),
+        ("GS605", _same_layer, "GS201"),
         ("GS605", _behind, "GS301"),
         ("GS605", _always, "GS601 GS603 GS604"),
         ("GS503", _eps_lost, "GS502 GS601 GS603"),

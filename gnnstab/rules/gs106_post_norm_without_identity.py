@@ -49,6 +49,7 @@ class PostNormWithoutIdentity(Rule):
     ratio: float = threshold(1e-3, unit="first over last layer", source="as GS203")
     norms: float = threshold(8, unit="normalisations", source="heuristic: as many as layers")
     taken: float = threshold(0.65, unit="share of the progress", source="as GS103")
+    alike: float = threshold(1e-3, unit="‖X − mean‖/‖X‖", source="as GS704")
     steps: float = threshold(50, unit="steps", source="heuristic: enough for a loss to move")
     learned: float = threshold(
         0.6,
@@ -108,6 +109,8 @@ class PostNormWithoutIdentity(Rule):
         loss = signals.find("loss")
         if not loss or int(loss[0].detail.get("steps", 0)) < self.steps:
             return ""
+        if any(s.layer == "output" and s.value < self.alike for s in signals.find("place.node_difference")):
+            return ""  # Every node gets the same answer: that is why.
         start, best = (float(loss[0].detail.get(key, math.nan)) for key in ("start", "best"))
         if not best > self.learned * start > 0:
             return ""

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 
 from gnnstab.errors import NotApplicable
 from gnnstab.records import Finding, LayerFacts, Signals
-from gnnstab.records.vocabulary import PLACE_PADDED_SPREAD, PLACE_SIZE_RESPONSE
+from gnnstab.records.vocabulary import PLACE_NORM_OVER_NODES, PLACE_PADDED_SPREAD, PLACE_SIZE_RESPONSE
 from gnnstab.rules.base import Rule, rule, threshold
-from gnnstab.rules.queries import largest, measured, names, need_fact, need_layers, percent, stops
+from gnnstab.rules.queries import largest, measured, names, need_fact, need_layers, percent, ruined, stops
 
 _NORMALISED = re.compile(
     r"log_softmax ← (?:(?:index|index_select|select|slice) ← )?div(?: ← (?!index|select|slice|div)|$)"
@@ -26,7 +26,7 @@ class GraphNormHazard(Rule):
     GraphNorm, InstanceNorm or PairNorm anywhere in the model that met a graph of one or two nodes, or was called without
     `batch` on several graphs; a BatchNorm that is trained on batches of one or two rows, as behind a pooling of two graphs; one that takes away the mean of every graph, which the pooling behind it needs since the targets
     follow it, or which is all that the pooling takes; a BatchNorm that is given padded rows so far from the real ones that these hardly differ
-    behind it; one behind which all graphs are equally large where the error follows their size; a LayerNorm over a single number; values that are divided by their own size one by
+    behind it; one behind which all graphs are equally large where the error follows their size, or their number of nodes; a LayerNorm over a single number, or over the nodes of a set in place of their channels; values that are divided by their own size one by
     one, of which the sign alone is left; rows of scores brought to one norm before a cross-entropy; or such a norm beside an attention
     layer whose channels do not vary over the nodes.
 
@@ -83,7 +83,7 @@ class GraphNormHazard(Rule):
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding per hazard."""
         erased = [*self._erased(signals), *self._over_one(signals), *self._signs(signals), *self._bounded(signals)]
-        erased += [*self._padded(signals), *self._sizes(signals)]
+        erased += [*self._padded(signals), *self._sizes(signals), *self._along_nodes(signals)]
         yield from erased
         if erased:
             return
@@ -114,7 +114,7 @@ class GraphNormHazard(Rule):
                     limit=self.nothing,
                     signal=signal,
                 )
-            elif signal.value < self.erased and follows > self.follows:
+            elif signal.value < self.erased and follows > self.follows and not ruined(signals):
                 yield self.finding(
                     f"{signal.layer} takes away the mean over the nodes of every graph, and of what is pooled behind it {signal.value:.2g} times "
                     f"the differences of chance is left. The targets follow that mean (correlation {follows:.2f}). Use LayerNorm or BatchNorm "
@@ -159,6 +159,18 @@ class GraphNormHazard(Rule):
                     signal=signal,
                 )
 
+    def _along_nodes(self, signals: Signals) -> Iterator[Finding]:
+        """A LayerNorm along the axis of the nodes, with a weight for each place in a set."""
+        for signal in measured(signals.find(PLACE_NORM_OVER_NODES)):
+            yield self.finding(
+                f"{signal.layer} is a LayerNorm over the {signal.value:.0f} nodes of a set, channel by channel, not over the channels of a node: what "
+                "all nodes share is taken away, rows of padding count, and each place has a weight of its own. Normalise the last axis "
+                "of (sets, nodes, channels).",
+                severity="warning",
+                limit=0.0,
+                signal=signal,
+            )
+
     def _sizes(self, signals: Signals) -> Iterator[Finding]:
         """How large the numbers of a graph are is gone, and what the output lacks is just that."""
         for signal in measured(signals.find(PLACE_SIZE_RESPONSE)):
@@ -167,9 +179,19 @@ class GraphNormHazard(Rule):
                 1 - min(1.0, follows) ** 2
             )
             if signal.value < self.blind and follows > self.follows and beyond_chance:
+                told, what = (
+                    (
+                        "sums over graphs of any number of nodes equally large, and no gradient leads along their size",
+                        "many nodes they have",
+                    )
+                    if signal.detail.get("counts")
+                    else (
+                        f"all graphs equally large: the output moves by {signal.value:.1g} of its size when the numbers of every second graph are doubled",
+                        "large they are",
+                    )
+                )
                 yield self.finding(
-                    f"{signal.layer} makes all graphs equally large: the output moves by {signal.value:.1g} of its size when the numbers of every "
-                    f"second graph are doubled, and the error follows how large they are (correlation {follows:.2f}). Divide by constants of the "
+                    f"{signal.layer} makes {told}; the error follows how {what} (correlation {follows:.2f}). Divide by constants of the "
                     "training set there, as BatchNorm does.",
                     limit=self.blind,
                     signal=signal,

@@ -112,11 +112,13 @@ class AttentionExplosion(Rule):
     product_scale: float = threshold(
         4.0, unit="× q·k/√d", source="heuristic: √d without the division is 2.8 at 8 channels and 5.7 at 32"
     )
+    of_products: float = threshold(
+        0.6, unit="fraction of ln(in-degree)", source="derived: scores divided by √d leave .99 to fresh weights"
+    )
     wide: float = threshold(
         256,
         unit="input columns",
-        source="heuristic: what is that wide at the first layer is words or counts, mostly 0; at 1433 columns of normalised rows a "
-        "trained GAT had Ĥ .33 on a generated input of RMS 1 and .999 on its own",
+        source="heuristic: words or counts, mostly 0; a trained GAT had Ĥ .33 at RMS 1 and .999",
     )
 
     def check(self, signals: Signals) -> Iterator[Finding]:
@@ -168,17 +170,17 @@ class AttentionExplosion(Rule):
 
     def _measured(self, signals: Signals, layer: LayerFacts, state: Attention) -> Finding | None:
         scale = self.unscaled(signals, layer)
-        by_input = scale is None and state.made_by_weights(self.warn_entropy) is False
-        if by_input or not state.crosses(self.warn_entropy, self.one_hot_share):
+        warn = self.warn_entropy if scale is None else self.of_products
+        by_input = scale is None and state.made_by_weights(warn) is False
+        if by_input or not state.crosses(warn, self.one_hot_share):
             return None
         severe = state.entropy.value < self.error_entropy
-        crossed, limit = state.crossing(self.error_entropy if severe else self.warn_entropy, self.one_hot_share)
+        crossed, limit = state.crossing(self.error_entropy if severe else warn, self.one_hot_share)
         unknown, own = state.unit_entropy is None, FAMILY in layer.options and not layer_named(layer).multiplies
         # Of a formula that nobody knows, what fresh weights may well give is no sign of weights that are too large.
         unsure = state.unit_entropy is None or (own and state.unit_entropy >= self.error_entropy)
         told = "which of weights and input scale did it was not measured"
-        if not unknown:
-            told = f"{state.unit_entropy:.2f} at an input of RMS 1"
+        told = told if unknown else f"{state.unit_entropy:.2f} at an input of RMS 1"
         seen = (
             f"{state.layer}: attention entropy is {state.entropy.value:.2f} of ln(in-degree){state.worst_head_words}"
             f"{_share(state)}, {told}"
@@ -368,16 +370,10 @@ _FEATURES = 10.0
 def _saturating(layer: LayerFacts, unknown: bool, features: str) -> str:
     """What made the scores so large and what to do about it, in words that fit the layer."""
     kind = layer_named(layer)
-    if kind.multiplies and features:
-        return (
-            f": the query and key weights saturate it, and the features are large ({features}). Standardise the features and "
-            "train anew, or normalise queries and keys."
-        )
     if kind.multiplies:
-        return (
-            ": the query and key weights saturate it. Scale the query weights of the worst heads down, or normalise queries "
-            "and keys."
-        )
+        large = f", and the features are large ({features}). Standardise the features and train anew"
+        down = large if features else ". Scale the query weights of the worst heads down"
+        return f": the query and key weights saturate it{down}, or normalise queries and keys."
     made_of = parts(layer, "score")
     if made_of and not unknown and FAMILY in layer.options:
         # Of a formula that nobody knows, a factor on the scores may as well do it as the weights behind them.

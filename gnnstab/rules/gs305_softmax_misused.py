@@ -8,6 +8,7 @@ from typing import Any
 
 from gnnstab.errors import NotEvaluable
 from gnnstab.records import Finding, Signals
+from gnnstab.records.vocabulary import PLACE_TORN_ROWS
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import first_loss, measured, percent
 
@@ -31,8 +32,8 @@ class SoftmaxMisused(Rule):
     (`blocked`, `padding`, or all but `adj`, `valid`, `edge_index`); the weight of real rows on padding, where a mask or lengths of the batch
     tell it; weight that a mask takes away behind the softmax, where nothing divides by the rest; a constant that a mask writes into the
     output above everything else, where the loss is of its size. Weights whose softmax runs over another axis,
-    or over the edges of another end, than the sum with the values: those of a target sum up to more than 2, not to 1. In the graph of the loss: a softmax or sigmoid directly behind another one,
-    or a log_softmax of a tanh.
+    or over the edges of another end, than the sum with the values, or that one number shrinks behind the softmax: those of a target do not sum up to 1. In the graph of the loss: a softmax or sigmoid directly behind another one,
+    or a log_softmax of a tanh. Of dense attention: a view that moves the axis of the nodes without a transpose, so that each row holds numbers of several.
 
     ## Why it is unstable
     exp(0) is 1, not 0: an entry that was to be masked keeps the weight of a score of 0, and with many of them most of the weight. A mask
@@ -59,8 +60,12 @@ class SoftmaxMisused(Rule):
 
     weight: float = threshold(0.1, unit="share of the weight", source="heuristic: closed entries have no weight at all")
 
-    lost: float = threshold(0.5, unit="share of the weight", source="derived: less than half of every mean is left")
+    lost: float = threshold(
+        0.3, unit="share of the weight", source="heuristic: padding that is masked too late takes .4"
+    )
     no_mean: float = threshold(2.0, unit="sum of weights", source="derived: twice a mean; weights of a target sum to 1")
+    square: float = threshold(1.2, unit="sum of weights", source="derived: 1 for uniform weights alone, over any axis")
+    kept: float = threshold(0.5, unit="sum of weights", source="derived: less than half of every mean is left")
     wrong_way: float = threshold(
         0.9, unit="share of sets", source="derived: nearly every set has nothing but padding left"
     )
@@ -88,6 +93,16 @@ class SoftmaxMisused(Rule):
         yield from self._behind(signals)
         yield from self._wrong_way(signals)
         yield from self._wrong_sums(signals)
+        for signal in measured(signals.find(PLACE_TORN_ROWS))[:1]:
+            before, after = (tuple(signal.detail.get(key, ())) for key in ("before", "after"))
+            yield self.finding(
+                f"a view behind {signal.layer} turns {before} into {after}: it moves the axis of {signal.value:.0f} nodes without a transpose, so that "
+                "every row holds numbers of several nodes, and a mask closes other rows than it is meant for. Split the last axis first, "
+                "x.view(sets, nodes, heads, width).transpose(1, 2), and transpose back before the heads are joined.",
+                severity="warning",
+                limit=self.weight,
+                signal=signal,
+            )
         if twice := _TWICE.search(graph):
             second, first = twice[0].split(" ← ")
             yield self.finding(
@@ -126,19 +141,33 @@ class SoftmaxMisused(Rule):
     def _wrong_sums(self, signals: Signals) -> Iterator[Finding]:
         """Softmaxes over another axis, or over other edges, than the sum behind them."""
         for signal in measured(signals.find("place.weight_sum")):
-            if signal.value > self.no_mean:
-                over = str(signal.detail.get("over", "another axis"))
-                told, fix = f"runs over {over}", "Write softmax(dim=-1), over the keys"
-                if over == "edges":
-                    told = "is taken over edges that do not end at the same target"
-                    fix = "Group the softmax by the index that the messages are summed up by: edge_index[1]"
-                yield self.finding(
-                    f"the softmax behind {signal.layer} {told}, while the sum of the messages runs over the keys of a target: its attention "
-                    f"weights sum up to {signal.value:.3g} in place of 1, a sum that grows with the neighbourhood and no mean. {fix}.",
-                    limit=self.no_mean,
-                    signal=signal,
-                    cause="normalization-misuse",
+            over, edges = (
+                str(signal.detail.get("over", "another axis")),
+                "Group the softmax by the index that the messages are summed up by",
+            )
+            small = signal.value < self.kept
+            if over == "a number" and small:
+                what = f"multiplied by {signal.value:.3g} before they weigh the values"
+                fix = "A scale as 1/√d belongs to the scores: softmax(scores / d ** 0.5)"
+            elif signal.detail.get("messages") and (small or signal.value > self.no_mean):
+                what, fix = f"taken over {over}, of all edges", f"{edges}: torch_geometric.utils.softmax(scores, index)"
+            elif over == "edges" and signal.value > self.no_mean:
+                what, fix = "taken over edges that do not end at the same target", f"{edges}: edge_index[1]"
+            elif over not in ("edges", "a number") and "messages" not in signal.detail and signal.value > self.square:
+                what, fix = (
+                    f"taken over {over}, while the sum runs over the keys of a target",
+                    "Write softmax(dim=-1), over the keys",
                 )
+            else:
+                continue
+            yield self.finding(
+                f"the attention weights of the softmax behind {signal.layer} are {what}: those of a target sum up to {signal.value:.3g} in place of "
+                f"1, so that {'next to nothing of the messages is left' if small else 'the sum grows with the neighbourhood'}. {fix}.",
+                severity="warning" if over == "a number" else "error",
+                limit=self.kept if small else self.no_mean,
+                signal=signal,
+                cause="normalization-misuse",
+            )
 
     def _wrong_way(self, signals: Signals) -> Iterator[Finding]:
         """Masks that leave open what they were to close."""

@@ -65,7 +65,9 @@ class IsolatedNodes(Rule):
         bare = [layer.name for layer in signals.attention_layers if layer.get("root_weight") is False]
         silent = [name for name in bare if self._silent(signals, name)]
         constant = measured(signals.find(PLACE_CONSTANT_ROWS))
-        alone = f"{percent(worst.value)} of the nodes have no incoming edge"
+        kinds = [str(kind) for signal in constant[:1] for kind in signal.detail.get("kinds", ())]
+        whole = f" (every {names(kinds)})" if kinds else ""
+        alone = f"{percent(worst.value)} of the nodes{whole} have no incoming edge"
         if worst.value > 0 and silent:
             yield self.finding(
                 f"{alone} and {names(silent)} has root_weight=False: its output there is exactly 0 and carries no gradient. Set "

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from gnnstab.errors import NotEvaluable
 from gnnstab.records import Finding, Signal, Signals
-from gnnstab.records.vocabulary import LOSS, LOSS_MARKED_TARGETS
+from gnnstab.records.vocabulary import LOSS, LOSS_MARKED_TARGETS, LOSS_TARGET_RMS
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.gs302_attention_saturated_by_input import AttentionSaturatedByInput
@@ -104,6 +104,17 @@ class FeatureScale(Rule):
         output = signals.find("place.output")
         if not output or any(s.detail.get("target") for s in signals.find("place.rms")):
             return
+        for size in signals.find(LOSS_TARGET_RMS)[:1]:
+            beside = size.detail.get("output_rms")  # A trace may come from a stranger.
+            if isinstance(beside, (int, float)) and size.value > max(self.target, self.short * beside):
+                yield self.finding(
+                    f"the targets have RMS {size.value:.3g} (limit {self.target:g}), as the gradient of the squared error shows, and the output "
+                    f"{beside:.3g}: the loss is of their scale, and so is its gradient. Standardise the targets.",
+                    severity="warning",
+                    limit=self.target,
+                    signal=size,
+                )
+                return
         # Of the first loss alone: the ones that come after an update may be what a rate that is too high has made of them.
         start, entries = first_loss(signals), int(output[0].detail.get("entries", 0))
         limit = entries * (self.target + output[0].value) * (self.target + output[0].value)
@@ -202,7 +213,7 @@ class FeatureScale(Rule):
         states = [
             state
             for state in attention(signals)
-            if any(name.startswith(f"{state.layer}.") for name in fed)
+            if any(f"{name}.".startswith(f"{state.layer}.") for name in fed)
             and state.crosses(self.warn_entropy, self.one_hot_share)
         ]
         if states and signal.name.endswith(".rms"):

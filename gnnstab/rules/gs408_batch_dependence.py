@@ -9,6 +9,8 @@ from gnnstab.records import Finding, Signal, Signals
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import measured, percent
 
+_PASS = "Pass batch to every layer, norm and pooling"
+
 
 @rule("GS408", "batch-dependence", cause="masking", severity="warning", confidence="high")
 class BatchDependence(Rule):
@@ -17,7 +19,8 @@ class BatchDependence(Rule):
     ## What it sees
     A copy in evaluation mode runs the smallest graph of a batch in its batch and alone, and compares its output: graphs that a `batch`
     vector describes, or sets of rows that a mask or lengths tell from padding, which then runs without its padding. Where the output
-    moves, the numbers of all other graphs are changed as well, to tell whether the graph hears them or the padding. And the same
+    moves, or the model takes no graph alone, the numbers of all other graphs are changed, to tell whether the graph hears them or the padding. Where the
+    forward was told of no graphs and something in it asks for them (`batch`), blocks of consecutive nodes that no edge leaves stand for graphs. And the same
     batch twice, from other states of the generators.
 
     ## Why it is unstable
@@ -67,7 +70,10 @@ class BatchDependence(Rule):
         mask = str(detail.get("mask", ""))
         of = f"graph {detail.get('graph')} ({detail.get('size')} of up to {detail.get('most')} nodes)"
         if heard:
-            why = "it moves with the numbers of other graphs too: nothing keeps them apart. Pass batch to every layer, norm and pooling"
+            look = "Look at the order of the axes (batch_first), and at means over sets" if mask else _PASS
+            if detail.get("untold"):
+                look = f"The nodes stand in blocks that no edge leaves, as graphs of a batch do, and no `batch` came in. {look}"
+            why = f"it moves with the numbers of other graphs: nothing keeps them apart. {look}"
         elif mask:
             why = f"the rows that `{mask}` leaves out take part. Mask them in every attention, mean and norm"
         else:
@@ -75,11 +81,12 @@ class BatchDependence(Rule):
                 "it hears no other graph, and follows how far the largest one pads it. Mask padded rows (to_dense_batch says which rows are real), "
                 "and count real ones alone"
             )
-        where = "without its padding" if mask and not heard else "alone in place of in its batch"
+        way = "without its padding" if mask and not heard else "alone in place of in its batch"
+        when = "the numbers of other graphs change" if detail.get("kept") else f"it runs {way}"
         # Sets padded to one width with one constant: the answer is a function of the set.
         harmless = bool(mask) and not heard and not detail.get("varies")
         return self.finding(
-            f"the output of {of} moves by {percent(signal.value)} when it runs {where}; {why}.",
+            f"the output of {of} moves by {percent(signal.value)} when {when}; {why}.",
             severity="warning" if signal.value > self.moves and not harmless else "info",
             limit=self.moves,
             signal=signal,

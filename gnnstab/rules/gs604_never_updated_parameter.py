@@ -30,7 +30,8 @@ class NeverUpdatedParameter(Rule):
     neighbours. A relation or kind of nodes that nothing reads, beside others that train, an optimizer that has not moved
     anything yet, and what no loss can reach by the way the model is built (a head or template that this forward does not call, an update
     of edges behind the last layer: the output stays the same when the parameters are changed) are information, unless no attention
-    layer at all is called, and so are, in a bare file, all skips or all
+    layer at all is called, or a part of every layer, or a layer in front of one like it, is called and its result thrown away; and so are, in a
+    bare file, all skips or all
     queries and keys of a layer, and parts of the last block that train in the block before it.
     With a model and a batch: parameters without a gradient after a backward, and why (the module was not called, or no path
     leads to it); weights that the loss depends on and `model.parameters()` does not hold, as of layers in a plain list; with
@@ -80,10 +81,7 @@ class NeverUpdatedParameter(Rule):
     def _over_a_run(self, signals: Signals) -> Iterator[Finding]:
         worst = largest(signals.need("optimizer.never_updated"))
         silent = {str(name) for name in worst.detail.get("parameters", ())}
-        left_out = {str(name) for s in signals.find("place.idle") for name in s.detail.get("parameters", ())}
-        beyond = {str(n) for s in _unreachable(signals) for n in s.detail.get("parameters", ())}
-        idle = {name for name in silent if name in left_out or name in beyond or _without_part(signals, name)}
-        idle |= _cancelled(signals, worst)
+        idle = (silent - _with_part(signals, silent)) | _cancelled(signals, worst)
         told = {str(name) for s in _stops(signals) for name in s.detail.get("parameters", ())}
         if told.issuperset(silent - idle):
             return
@@ -167,14 +165,15 @@ class NeverUpdatedParameter(Rule):
 
     def _without_gradient(self, signals: Signals) -> Iterator[Finding]:
         """After a backward of the diagnosis itself; of a run only what no loss can reach, the rest is seen step by step."""
+        layers = {layer.name for layer in signals.attention_layers}
         for signal in signals.find("place.without_gradient"):
             silent = [str(name) for name in signal.detail.get("parameters", ())]
             why = str(signal.detail.get("why"))
             if silent and all(_unused(signals, name) for name in silent):
                 continue
-            if why == "never called" and left_out(signals).issuperset(x.name for x in signals.attention_layers):
+            if why == "never called" and layers and layers <= left_out(signals):
                 yield self.finding(
-                    f"the forward calls none of the {len(signals.attention_layers)} attention layers that the model holds, so that "
+                    f"the forward calls none of the {len(layers)} attention layers that the model holds, so that "
                     f"{signal.value:.0f} trainable parameters have no gradient: {_listed(signal)}. Look at the loop over the layers: a zip "
                     "with a shorter list ends before it, and a condition may leave it out.",
                     severity="warning",
@@ -192,10 +191,10 @@ class NeverUpdatedParameter(Rule):
                 )
             elif signal.source == "batch":
                 given = bool(signals.context.get("loss_given"))
+                cause, look = _LOST if why == "thrown away" else _CUT
                 yield self.finding(
-                    f"{signal.value:.0f} trainable parameters have no gradient after a backward although the output depends on them, no path leads "
-                    f"from the loss back to them: {_listed(signal)}. Look for a detach(), a .data, torch.no_grad, a rounding, an argmax, or a "
-                    "conversion to numbers or lists; wire them in, or freeze them on purpose.",
+                    f"{signal.value:.0f} trainable parameters have no gradient after a backward{cause}: {_listed(signal)}. {look}; wire them in, or "
+                    "freeze them on purpose.",
                     severity="error" if given else "warning",
                     limit=self.parameters,
                     signal=replace(signal, layer=None),
@@ -229,6 +228,16 @@ class NeverUpdatedParameter(Rule):
                 signal=signal,
             )
 
+
+_CUT = (
+    " although the output depends on them, no path leads from the loss back to them",
+    "Look for a detach(), a .data, torch.no_grad, a rounding, an argmax, or a conversion to numbers or lists",
+)
+_LOST = (
+    " although their modules are called in front of others of their kind or in every layer: what these return reaches no entry of the output",
+    "Look for a result that is never read, or a name that is assigned twice",
+)
+"""Why parameters that were called have no gradient, and what to look for."""
 
 _STOPS = {
     "clamp": (
@@ -273,7 +282,24 @@ def _without_part(signals: Signals, parameter: str) -> bool:
         return True
     # The softmax over one neighbour is 1 whatever the score is.
     degrees = measured(signals.find("degree.max", layer=layer.name) or signals.find("degree.max"))
-    return bool(degrees) and largest(degrees).value <= 1 and inside(own, kind.roles.get("score", ()))
+    scoring = (*kind.roles.get("score", ()), *(() if kind.edges_in_messages else kind.roles.get("edge", ())))
+    return bool(degrees) and largest(degrees).value <= 1 and inside(own, scoring)
+
+
+def _with_part(signals: Signals, silent: set[str]) -> set[str]:
+    """The silent parameters that have a part to play in this forward."""
+    left_out = {str(name) for s in signals.find("place.idle") for name in s.detail.get("parameters", ())}
+    beyond = {str(n) for s in _unreachable(signals) for n in s.detail.get("parameters", ())}
+    return {name for name in silent - left_out - beyond if not _without_part(signals, name)}
+
+
+def silent_parameters(signals: Signals) -> tuple[set[str], set[str]]:
+    """Parameters that never got a gradient though they have a part to play and their relation is read, and those of them whose gradients were 0."""
+    seen = [s.detail for s in signals.find("optimizer.never_updated") if s.value > 0]
+    silent = {str(name) for detail in seen for name in detail.get("parameters", ())}
+    zero = {str(name) for detail in seen for name in detail.get("zero", ())}
+    blamed = {name for name in _with_part(signals, silent) if not unread_relation(signals, name, silent)}
+    return blamed, blamed & zero
 
 
 def _cancelled(signals: Signals, never: Signal) -> set[str]:

@@ -17,7 +17,7 @@ class LearningRateTooLow(Rule):
     """The learning rate is so small that the network stays as it was initialised.
 
     ## What it sees
-    At the end of a run whose rate was constant, whose updates moved the output by next to nothing and whose loss stands still: six steps of
+    At the end of a run whose rate was constant, whose updates moved the output by next to nothing and whose loss stands still: up to twenty steps of
     your optimizer on a copy at 10, 100, … times the rate. A rate at which they are calm and lower the loss by a tenth is the measure.
 
     ## Why it is unstable

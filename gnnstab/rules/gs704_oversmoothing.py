@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 from gnnstab.errors import NotEvaluable
 from gnnstab.records import Finding, LayerFacts, Signal, Signals
-from gnnstab.records.vocabulary import GAIN_VALUE
+from gnnstab.records.vocabulary import GAIN_VALUE, OPTIMIZER_STACK_SHARE
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.gs203_vanishing_gradient import VanishingGradient
 from gnnstab.rules.gs204_exploding_gradient import ExplodingGradient
-from gnnstab.rules.queries import fresh, largest, measured, need_depth, need_measured, percent, smallest
+from gnnstab.rules.queries import fresh, largest, measured, names, need_depth, need_measured, percent, smallest
 
 
 @rule("GS704", "oversmoothing", cause="oversmoothing", severity="warning", confidence="low")
@@ -22,7 +22,8 @@ class Oversmoothing(Rule):
     of the first. Where a path leads around the last layer (a residual, a read-out of all layers), the model's output must be so
     too. In networks of at least 12 layers, or in trained ones of at least 5, a warning; in others information. Fresh networks
     of at least 12 layers without any identity path or norm, whose gradient neither vanishes nor explodes, get the warning once
-    half of the differences are gone: depth alone stops them, and the gradient does not show it.
+    half of the differences are gone: depth alone stops them, and the gradient does not show it. Where a few steps of the optimizer on a
+    copy learn one batch, depth does no harm, and it is information.
 
     Whatever the number of layers: where the nodes differ by less than a thousandth of their size from some place on up to an output
     that has a row for each node, they are indistinguishable, and that is a warning; of an output for each graph, where nodes and graphs
@@ -130,10 +131,15 @@ class Oversmoothing(Rule):
         """Nodes that start out the same get one of a few answers, and were to get others."""
         for signal in measured(signals.find("place.shared_answers")):
             if signal.value > self.shared:
-                answers, nodes = signal.detail.get("answers"), signal.detail.get("nodes")
+                answers, rows = signal.detail.get("answers"), signal.detail.get("rows", signal.detail.get("nodes"))
+                what = f"what {signal.layer} is given" if signal.detail.get("inside") else f"the input `{signal.layer}`"
+                why = f"{what} is the same for every node, and the edges alone tell {rows} rows of the output apart into {answers} answers"
+                if signal.layer == "output":
+                    tables = [str(name) for name in signal.detail.get("tables", ())]
+                    why = f"all nodes that edges join get the same answer ({rows} nodes, {answers} answers): nothing that the forward is given "
+                    why += "tells them apart" + (f", and all look up one row of {names(tables)}" if tables else "")
                 yield self.finding(
-                    f"the input `{signal.layer}` is the same for every node, and the edges alone tell {nodes} nodes apart into {answers} answers: "
-                    f"{percent(signal.value)} of the spread of the targets lies among nodes that are indistinguishable. Give the nodes features of "
+                    f"{why}: {percent(signal.value)} of the spread of the targets lies among nodes that are indistinguishable. Give the nodes features of "
                     "their own, or encodings of their place.",
                     severity="warning",
                     limit=self.shared,
@@ -147,6 +153,8 @@ class Oversmoothing(Rule):
         found = need_measured(signals, "smoothness.relative")
         ordered = sorted(signals.attention_layers, key=lambda layer: layer.position)
         last = [s for s in found if s.layer == ordered[-1].name]
+        if ordered[-1].beside and (joined := self._ends(signals)):
+            last = joined  # What one relation gives is a part of what the nodes get.
         first = measured(signals.find("smoothness.relative_input", layer=ordered[0].name))
         if not last or not first:
             raise NotEvaluable("the node states of the first and the last attention layer were not both recorded")
@@ -154,10 +162,15 @@ class Oversmoothing(Rule):
         collapsed = end.value < self.relative and end.value < self.drop * start.value
         if not collapsed and not (self._bare(signals, depth) and end.value < self.half * start.value):
             return
-        counts = depth >= self.fresh_layers or signals.context.get("trained") is True
+        learns = [s.detail for s in signals.find(OPTIMIZER_STACK_SHARE) if s.detail.get("learns")]
+        counts = (depth >= self.fresh_layers or signals.context.get("trained") is True) and not learns
+        does = "" if not learns else (
+            f" It learns all the same: {learns[0]['steps']} of your optimizer's steps on a copy bring the loss of one batch from "
+            f"{learns[0]['first']:.3g} to {learns[0]['best']:.3g}."
+        )  # fmt: skip
         yield self.finding(
             f"over {depth} attention layers the differences between the nodes of a graph fall from {percent(start.value)} to "
-            f"{percent(end.value)} of their size. Use x = x + act(conv(norm(x))) with weight 1.0.",
+            f"{percent(end.value)} of their size. Use x = x + act(conv(norm(x))) with weight 1.0.{does}",
             severity="warning" if counts else "info",
             limit=self.relative if collapsed else self.half * start.value,
             signal=end,
@@ -166,7 +179,12 @@ class Oversmoothing(Rule):
     @staticmethod
     def _read_out(signals: Signals, last: LayerFacts) -> list[Signal]:
         """What the model's output tells of its nodes, where a path leads around the last layer to it."""
-        ends = measured(signals.find("place.node_difference", layer="output")) if last.identity_path else ()
+        return Oversmoothing._ends(signals) if last.identity_path else []
+
+    @staticmethod
+    def _ends(signals: Signals) -> list[Signal]:
+        """The output, where it has a row for each node."""
+        ends = measured(signals.find("place.node_difference", layer="output"))
         return [s for s in ends if s.detail.get("per_node")]
 
     def _bare(self, signals: Signals, depth: int) -> bool:

@@ -332,6 +332,14 @@ def trained_well(signals: Signals) -> bool:
     return signals.kind == "trace" and loss_at_its_best(signals.series)
 
 
+def ruined(signals: Signals) -> bool:
+    """True for a recorded run whose last losses reach four times its first: what is seen at its end is what ruin looks like."""
+    loss = next((s for s in signals.series if s.name == LOSS and s.layer is None and s.head is None), None)
+    if signals.kind != "trace" or loss is None or len(loss.values) < 2 * LOSSES:
+        return False
+    return not loss.values[-LOSSES:].max() <= 4 * loss.values[:LOSSES].max()
+
+
 def percent(share: float) -> str:
     """A share as text: 0.423 → ``42 %``, small ones with one more digit."""
     return f"{100 * share:.1f} %" if 0 < abs(share) < 0.1 else f"{100 * share:.0f} %"

@@ -11,29 +11,28 @@ MODEL = "--model pkg.mod:factory"
 BATCH = f"{MODEL} --batch FILE"
 
 _NEEDS_BATCH = {
-    "attention.": "attention needs a graph",
-    "score.": "attention scores need a graph",
-    "gate.": "the beta gate needs an input",
-    "input.": "activations need an input",
-    "output.": "activations need an input",
-    "message.": "activations need an input",
-    "skip.": "activations need an input",
-    "hub.": "messages need a graph",
-    "channels.": "activations need an input",
-    "tanh.": "activations need an input",
-    "clip.": "activations need an input",
-    "smoothness.": "activations need an input",
-    "gradient.": "gradients need an input",
-    "degree.": "the file holds no graph",
-    "graph.": "the file holds no graph",
-    "aggregation.": "an aggregation needs a graph",
-    "pool.": "the file holds no graph",
-    "sum.": "the file holds no graph",
-    "place.": "the file holds no data",
-    "feature.": "the file holds no features",
-    "precision.": "the size of the scores needs an input",
-    WEIGHT_GRAD_RMS: "gradients need an input",
+    "activations need an input": (
+        "input.",
+        "output.",
+        "message.",
+        "skip.",
+        "channels.",
+        "tanh.",
+        "clip.",
+        "smoothness.",
+    ),
+    "gradients need an input": ("gradient.", WEIGHT_GRAD_RMS),
+    "the file holds no graph": ("degree.", "graph.", "pool.", "sum."),
+    "the file holds no data": ("place.",),
+    "the file holds no features": ("feature.",),
+    "attention needs a graph": ("attention.",),
+    "attention scores need a graph": ("score.",),
+    "an aggregation needs a graph": ("aggregation.",),
+    "messages need a graph": ("hub.",),
+    "the beta gate needs an input": ("gate.",),
+    "the size of the scores needs an input": ("precision.",),
 }
+"""Why a file shows nothing of the signals with these prefixes."""
 
 _NEEDS_RUN = ("update.", "loss", GRADIENT_SPIKE, GRADIENT_NORM, SCORE_GROWTH)
 
@@ -65,7 +64,7 @@ def from_checkpoint(facts: CheckpointFacts) -> Signals:
 def _missing(facts: CheckpointFacts) -> dict[str, str]:
     if not facts.layers:
         return {"": _no_layer(facts)}
-    missing = {key: f"{reason}; pass {BATCH}" for key, reason in _NEEDS_BATCH.items()}
+    missing = {key: f"{reason}; pass {BATCH}" for reason, keys in _NEEDS_BATCH.items() for key in keys}
     missing |= dict.fromkeys(_NEEDS_RUN, "a single checkpoint holds no steps; record a run with gnnstab.Monitor")
     missing |= {u.what: f"{u.reason}; pass {u.option}" for u in facts.undecided}
     open_heads = next((u for u in facts.undecided if u.what == "heads"), None)

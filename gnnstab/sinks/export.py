@@ -90,16 +90,12 @@ def _measures(trace: Trace) -> dict[str, Any]:
 
 def _events(trace: Trace) -> dict[str, Any]:
     rows = trace.events()
-    texts = {
-        name: [getattr(e, name) or "" for e in rows] for name in ("kind", "layer", "mode", "stage", "origin", "message")
-    }
-    lists = {name: [json.dumps(list(getattr(e, name))) for e in rows] for name in ("nodes", "edges", "heads")}
-    found: dict[str, list[Any]] = {
-        "step": [e.step for e in rows],
-        "call": [e.call for e in rows],
-        "rank": [e.rank for e in rows],
-    }
-    found |= {**texts, **lists, "detail": [json.dumps(dict(e.detail), default=str, sort_keys=True) for e in rows]}
+    found: dict[str, list[Any]] = {name: [getattr(e, name) for e in rows] for name in ("step", "call", "rank")}
+    for name in ("kind", "layer", "mode", "stage", "origin", "message"):
+        found[name] = [getattr(e, name) or "" for e in rows]
+    for name in ("nodes", "edges", "heads"):
+        found[name] = [json.dumps(list(getattr(e, name))) for e in rows]
+    found["detail"] = [json.dumps(dict(e.detail), default=str, sort_keys=True) for e in rows]
     return {name: _column(values, name) for name, values in found.items()}
 
 

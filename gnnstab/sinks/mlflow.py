@@ -55,17 +55,13 @@ class MlflowSink:
 
     def on_step(self, step: int, values: Mapping[str, float]) -> None:
         """Keep the numbers of one step; they are sent in batches."""
-        now = int(time.time() * 1000)
-        self._waiting += [self._metric(metric_name(n), float(v), now, step) for n, v in values.items()]
+        self._wait(values, step)
         if len(self._waiting) >= _CHUNK:
             self._send()
 
     def on_finding(self, finding: Finding) -> None:
         """Log a finding's number under its code."""
-        now = int(time.time() * 1000)
-        self._waiting.append(
-            self._metric(metric_name(f"finding/{finding.code}"), finding.value, now, finding.step or 0)
-        )
+        self._wait({f"finding/{finding.code}": finding.value}, finding.step or 0)
 
     def on_end(self, diagnosis: Diagnosis) -> None:
         """Send what waits, the verdict as tags, report and figures as artifacts, and end an own run."""
@@ -73,18 +69,19 @@ class MlflowSink:
         self._client.set_tag(self.run_id, f"{PREFIX}.verdict", summary.state(diagnosis))
         self._client.set_tag(self.run_id, f"{PREFIX}.root_causes", ", ".join(c.cause for c in diagnosis.root_causes()))
         with tempfile.TemporaryDirectory() as folder:
-            self._write(diagnosis, Path(folder))
+            for format, name in REPORTS.items():
+                Path(folder, name).write_text(render(diagnosis, format), encoding="utf-8")
+            if self._figures:
+                from gnnstab.report.figures import write_all
+
+                write_all(diagnosis, Path(folder, "figures"))
             self._client.log_artifacts(self.run_id, folder, PREFIX)
         if self._owned:
             self._client.set_terminated(self.run_id)
 
-    def _write(self, diagnosis: Diagnosis, folder: Path) -> None:
-        for format, name in REPORTS.items():
-            (folder / name).write_text(render(diagnosis, format), encoding="utf-8")
-        if self._figures:
-            from gnnstab.report.figures import write_all
-
-            write_all(diagnosis, folder / "figures")
+    def _wait(self, values: Mapping[str, float], step: int) -> None:
+        now = int(time.time() * 1000)
+        self._waiting += [self._metric(metric_name(name), float(value), now, step) for name, value in values.items()]
 
     def _send(self) -> None:
         for start in range(0, len(self._waiting), _CHUNK):

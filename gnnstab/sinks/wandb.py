@@ -29,35 +29,32 @@ class WandbSink:
             raise MissingExtra("wandb", "wandb") from error
         self._wandb = wandb
         self._owned = run is None
-        self._run = wandb.init(**options) if run is None else run
-        # Steps are logged as a metric of their own: the run's step counter may belong to the user's own logging.
-        self._run.define_metric(f"{PREFIX}/step")
-        self._run.define_metric(f"{PREFIX}/*", step_metric=f"{PREFIX}/step")
-
-    @property
-    def run(self) -> Any:
+        self.run = wandb.init(**options) if run is None else run
         """The run that is logged to."""
-        return self._run
+
+        # Steps are logged as a metric of their own: the run's step counter may belong to the user's own logging.
+        self.run.define_metric(f"{PREFIX}/step")
+        self.run.define_metric(f"{PREFIX}/*", step_metric=f"{PREFIX}/step")
 
     def on_step(self, step: int, values: Mapping[str, float]) -> None:
         """Log the numbers of one step."""
-        self._run.log({f"{PREFIX}/step": step, **{f"{PREFIX}/{name}": value for name, value in values.items()}})
+        self.run.log({f"{PREFIX}/step": step, **{f"{PREFIX}/{name}": value for name, value in values.items()}})
 
     def on_finding(self, finding: Finding) -> None:
         """Log a finding's number under its code."""
         step = {} if finding.step is None else {f"{PREFIX}/step": finding.step}
-        self._run.log({**step, f"{PREFIX}/finding/{finding.code}": finding.value})
+        self.run.log({**step, f"{PREFIX}/finding/{finding.code}": finding.value})
 
     def on_end(self, diagnosis: Diagnosis) -> None:
         """Log the table of findings and the page, put the verdict into the summary, and finish an own run."""
         rows = [_row(f) for f in summary.in_reading_order(diagnosis)]
         page = self._wandb.Html(render(diagnosis, "html"), inject=False)
         table = self._wandb.Table(columns=list(_COLUMNS), data=rows)
-        self._run.log({f"{PREFIX}/report": page, f"{PREFIX}/findings": table})
-        self._run.summary[f"{PREFIX}/verdict"] = summary.state(diagnosis)
-        self._run.summary[f"{PREFIX}/root_causes"] = ", ".join(c.cause for c in diagnosis.root_causes())
+        self.run.log({f"{PREFIX}/report": page, f"{PREFIX}/findings": table})
+        self.run.summary[f"{PREFIX}/verdict"] = summary.state(diagnosis)
+        self.run.summary[f"{PREFIX}/root_causes"] = ", ".join(c.cause for c in diagnosis.root_causes())
         if self._owned:
-            self._run.finish()
+            self.run.finish()
 
 
 def _row(finding: Finding) -> list[Any]:

@@ -1,9 +1,9 @@
-"""Site statistics and steps as numpy arrays."""
+"""Site statistics and steps as numpy arrays, and the largest values of a run with their steps."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -39,10 +39,8 @@ def read_sites(
     ids: list[NDArray[np.int64]] = []
     parts: list[NDArray[np.void]] = []
     for level, since, until in _resolutions(connection, points):
-        query = (
-            f"SELECT series, {', '.join(SITE_COLUMNS)} FROM statistic "
-            f"WHERE level = ? AND step >= ? AND step < ?{chosen}"
-        )
+        columns, where = ", ".join(SITE_COLUMNS), f"level = ? AND step >= ? AND step < ?{chosen}"
+        query = f"SELECT series, {columns} FROM statistic WHERE {where}"
         for chunk in connection.numbers(query, (level, since, until), left):
             left -= len(chunk)
             matrix = _matrix(connection, chunk)
@@ -77,11 +75,7 @@ def _resolutions(connection: Connection, points: int | None) -> list[tuple[int, 
     # Whole rows of the coarse level, so that no step is in two rows.
     border = (last + 1 - points) // FACTOR**chosen * FACTOR**chosen
     return [
-        (
-            level,
-            since if level >= chosen else max(since, border),
-            until if level != chosen else max(until, border),
-        )
+        (level, max(since, border) if level < chosen else since, max(until, border) if level == chosen else until)
         for level, since, until in levels
     ]
 
@@ -136,3 +130,36 @@ def join_ranks(arrays: list[NDArray[np.void]]) -> NDArray[np.void]:
         return arrays[0]
     rows = np.concatenate(arrays)
     return rows[np.lexsort((rows["rank"], rows["step"]))]
+
+
+class Peak(NamedTuple):
+    """The largest finite value of one series over a run."""
+
+    value: float
+    step: int
+    """The step at which it was recorded, the first one of several."""
+
+    span: int
+    """Steps from ``step`` on among which it lies: 1 unless the trace has halved its old steps since."""
+
+
+_LARGEST = {"size": "max(-a.minimum, a.maximum)", "rms": "a.rms"}
+
+
+def read_peaks(connection: Connection, measure: str) -> dict[int, Peak]:
+    """Series id → its largest ``size`` (of any entry) or ``rms``; Inf and NaN are left out, they are events of their own.
+
+    Raises `TraceError` for a damaged row.
+    """
+    value = _LARGEST[measure]
+    # Of the row that max() picks, SQLite returns the other columns as well; 9e999 is its way to write Inf.
+    query = (
+        f"SELECT a.series, max({value}), a.step, r.stride FROM resolution r JOIN statistic a "
+        f"ON a.level = r.level AND a.step >= r.since AND a.step < r.until WHERE {value} < 9e999 GROUP BY a.series"
+    )
+    found: dict[int, Peak] = {}
+    for series, peak, step, span in (row for chunk in connection.numbers(query) for row in chunk):
+        if not (isinstance(peak, (int, float)) and all(isinstance(n, int) for n in (series, step, span))):
+            raise TraceError(f"{connection.path}: damaged trace, a number is none")
+        found[series] = Peak(float(peak), step, span)
+    return found

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import Any, NamedTuple, get_args, get_type_hints
 
-from gnnstab.records import Event, LayerFacts, Measure, SeriesKey, StepRow
+from gnnstab.records import LayerFacts, Measure
 
 TEXT_LIMIT = 100_000
 """Characters kept of any one text; far above every module path, and a bound on what a runaway message can cost."""
@@ -22,8 +22,16 @@ WHOLE_LIMIT = 2**53
 
 _HINTS = get_type_hints(LayerFacts)
 _REQUIRED = ("name", "kind", "position", "attention")
-_FORMER_FIELDS = ("beta", "beta_requested", "root_weight")
-"""Options of one kind of layer that were fields of every layer's facts in traces written before."""
+
+
+class Quantity(NamedTuple):
+    """A stream of full-tier numbers."""
+
+    layer: str
+    mode: str
+    call: int
+    name: str
+    head: int
 
 
 def clean(text: str) -> str:
@@ -61,12 +69,6 @@ def whole(value: int) -> int:
     return number
 
 
-def step_to_columns(row: StepRow) -> tuple[Any, ...]:
-    """The columns of the table step without the level."""
-    numbers = (row.time, row.loss, row.lr, row.scale, row.grad_norm)
-    return (whole(row.step), *map(number_to_column, numbers), int(row.skipped))
-
-
 def layer_to_columns(facts: LayerFacts) -> tuple[Any, ...]:
     """The columns of the table layer: name, position and kind to look at, and all facts as one JSON object."""
     return (
@@ -82,9 +84,6 @@ def facts_from_json(text: str) -> LayerFacts:
     data = parse(text)
     if not isinstance(data, dict) or any(name not in data for name in _REQUIRED):
         raise ValueError("the facts of a layer are incomplete")
-    former = {name: data[name] for name in _FORMER_FIELDS if name in data}
-    if former and "options" not in data:
-        data["options"] = former
     return LayerFacts(**{name: _field(name, data[name]) for name in _HINTS if name in data})
 
 
@@ -109,30 +108,21 @@ def _field(name: str, value: Any) -> Any:
     raise ValueError(f"the fact {name} of a layer has the wrong type")
 
 
-def step_from_columns(row: tuple[Any, ...], rank: int) -> StepRow:
-    """The step of one row; raises `ValueError` when a column does not hold what it should."""
-    step, time, loss, lr, scale, norm, skipped = row
-    known = column_to_number(time)
-    return StepRow(
-        integer(step),
-        math.nan if known is None else known,
-        column_to_number(loss),
-        column_to_number(lr),
-        column_to_number(scale),
-        column_to_number(norm),
-        bool(integer(skipped)),
-        rank,
-    )
+Fields = Mapping[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]]
+"""Columns of a table in order, each with how the field of a record becomes one and how it comes back.
+
+What comes back raises `ValueError` when the column does not hold what it should.
+"""
 
 
-Quantity = tuple[str, str, int, str, int]
-"""layer, mode, call, name, head"""
+def to_columns(fields: Fields, record: Any) -> tuple[Any, ...]:
+    """The columns of one record."""
+    return tuple(write(getattr(record, name)) for name, (write, _) in fields.items())
 
 
-def quantity_from_columns(row: tuple[Any, ...]) -> tuple[int, Quantity]:
-    """Id and quantity of one row; raises `ValueError` when a column does not hold what it should."""
-    number, layer, mode, call, name, head = row
-    return integer(number), (_text(layer), _text(mode), integer(call), _text(name), integer(head))
+def from_columns(fields: Fields, row: Sequence[Any]) -> dict[str, Any]:
+    """Field → value of one row; `ValueError` when a column does not hold what it should."""
+    return {name: read(value) for (name, (_, read)), value in zip(fields.items(), row, strict=True)}
 
 
 def measure_from_columns(row: tuple[Any, ...], rank: int, quantities: Mapping[int, Quantity]) -> tuple[int, Measure]:
@@ -141,66 +131,13 @@ def measure_from_columns(row: tuple[Any, ...], rank: int, quantities: Mapping[in
     known = quantities.get(quantity)
     if known is None:
         raise ValueError(f"the quantity {str(quantity)[:40]!r} of a measure is not listed")
-    number = math.nan if value is None else column_to_number(value)
-    assert number is not None
-    return integer(order), Measure(integer(step), *known, number, "" if detail is None else _text(detail), rank)
-
-
-def series_from_columns(row: tuple[Any, ...]) -> tuple[int, SeriesKey]:
-    """Id and key of one row; raises `ValueError` when a column does not hold what it should."""
-    number, layer, mode, call, site = row
-    return integer(number), SeriesKey(_text(layer), _text(mode), integer(call), _text(site))
-
-
-def event_to_columns(event: Event) -> tuple[Any, ...]:
-    """The columns of the table event, in the order of its definition and without its id."""
-    return (
-        whole(event.step),
-        clean(event.kind),
-        None if event.layer is None else clean(event.layer),
-        clean(event.mode),
-        int(event.call),
-        None if event.stage is None else clean(event.stage),
-        None if event.origin is None else clean(event.origin),
-        json.dumps([int(node) for node in event.nodes]),
-        json.dumps([int(edge) for edge in event.edges]),
-        json.dumps([int(head) for head in event.heads]),
-        clean(event.message),
-        _detail(event.detail),
-    )
+    return integer(order), Measure(integer(step), *known, _number(value), "" if detail is None else _text(detail), rank)
 
 
 def _detail(detail: Mapping[str, Any]) -> str:
-    text = json.dumps(dict(detail), default=_plain)
+    # What JSON does not know: arrays and numpy numbers become lists and numbers, the rest its text.
+    text = json.dumps(dict(detail), default=lambda value: value.tolist() if hasattr(value, "tolist") else str(value))
     return text if len(text) <= TEXT_LIMIT else json.dumps({"cut": f"a detail of {len(text)} characters was left out"})
-
-
-def _plain(value: Any) -> Any:
-    """What JSON does not know: arrays and numpy numbers become lists and numbers, the rest its text."""
-    return value.tolist() if hasattr(value, "tolist") else str(value)
-
-
-def event_from_columns(row: tuple[Any, ...], rank: int) -> tuple[int, Event]:
-    """Id and event of one row; raises `ValueError` when a column does not hold what it should."""
-    number, step, kind, layer, mode, call, stage, origin, nodes, edges, heads, message, detail = row
-    parsed = parse(detail)
-    if not isinstance(parsed, dict):
-        raise ValueError("the detail of an event is no JSON object")
-    return integer(number), Event(
-        step=integer(step),
-        kind=_text(kind),
-        layer=None if layer is None else _text(layer),
-        mode=_text(mode),
-        call=integer(call),
-        stage=None if stage is None else _text(stage),
-        origin=None if origin is None else _text(origin),
-        nodes=_integers(nodes),
-        edges=_integers(edges),
-        heads=_integers(heads),
-        message=_text(message),
-        detail=parsed,
-        rank=rank,
-    )
 
 
 def parse(text: object) -> Any:
@@ -231,3 +168,50 @@ def _integers(text: object) -> tuple[int, ...]:
     if not isinstance(values, list):
         raise ValueError("a list of ids is damaged")
     return tuple(integer(value) for value in values)
+
+
+def _object(text: object) -> dict[str, Any]:
+    value = parse(text)
+    if not isinstance(value, dict):
+        raise ValueError("the detail of an event is no JSON object")
+    return value
+
+
+def _number(value: object) -> float:
+    """A number where one is always known, so that NULL is NaN."""
+    known = column_to_number(value)
+    return math.nan if known is None else known
+
+
+TEXT = (clean, _text)
+TEXT_OR_NULL = (
+    lambda text: None if text is None else clean(text),
+    lambda text: None if text is None else _text(text),
+)
+WHOLE = (whole, integer)
+INTEGER = (int, integer)
+IDS = (lambda ids: json.dumps([int(i) for i in ids]), _integers)
+NUMBER = (number_to_column, column_to_number)
+
+SERIES: Fields = {"layer": TEXT, "mode": TEXT, "call": INTEGER, "site": TEXT}
+QUANTITY: Fields = {"layer": TEXT, "mode": TEXT, "call": INTEGER, "name": TEXT, "head": INTEGER}
+BLIND: Fields = {"layer": TEXT, "site": TEXT, "reason": TEXT}
+STEP: Fields = {
+    "step": WHOLE,
+    "time": (number_to_column, _number),
+    **dict.fromkeys(("loss", "lr", "scale", "grad_norm"), NUMBER),
+    "skipped": (int, lambda value: bool(integer(value))),
+}
+"""Without the level, which stands behind the step."""
+
+EVENT: Fields = {
+    "step": WHOLE,
+    "kind": TEXT,
+    "layer": TEXT_OR_NULL,
+    "mode": TEXT,
+    "call": INTEGER,
+    **dict.fromkeys(("stage", "origin"), TEXT_OR_NULL),
+    **dict.fromkeys(("nodes", "edges", "heads"), IDS),
+    "message": TEXT,
+    "detail": (_detail, _object),
+}

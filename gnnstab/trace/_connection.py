@@ -47,16 +47,8 @@ NUMBERS_AT_ONCE = 8192 if sys.version_info >= (3, 11) else TEXTS_AT_ONCE
 
 _PRAGMAS = frozenset(
     [
-        "trusted_schema",
-        "cell_size_check",
-        "temp_store",
-        "query_only",
-        "page_count",
-        "page_size",
-        "journal_mode",
-        "application_id",
-        "user_version",
-        "table_info",
+        *("trusted_schema", "cell_size_check", "temp_store", "query_only"),
+        *("page_count", "page_size", "journal_mode", "application_id", "user_version", "table_info"),
     ]
 )
 _FUNCTIONS = frozenset(("abs", "count", "max", "min"))

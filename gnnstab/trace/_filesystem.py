@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from pathlib import Path
 
 NETWORK = {
     *("nfs", "nfs4", "cifs", "smb2", "smb3", "smbfs", "afs", "ncpfs", "davfs", "9p"),
@@ -28,7 +30,7 @@ def network_type(path: str, mounts: str) -> str | None:
         fields = line.split()
         if len(fields) < 3:
             continue
-        point = _unescape(fields[1])
+        point = re.sub(r"\\(040|011|012|134)", lambda code: chr(int(code[1], 8)), fields[1])
         inside = path == point or path.startswith(point.rstrip("/") + "/")
         if inside and len(point) >= len(holder):
             holder, kind = point, fields[2].lower()
@@ -39,13 +41,7 @@ def network_type(path: str, mounts: str) -> str | None:
 def network_type_here(path: str) -> str | None:
     """`network_type` with the mounts of this machine; None where they cannot be read."""
     try:
-        with open("/proc/mounts", encoding="utf-8", errors="surrogateescape") as mounts:
-            return network_type(os.path.realpath(path), mounts.read())
+        mounts = Path("/proc/mounts").read_text(encoding="utf-8", errors="surrogateescape")
+        return network_type(os.path.realpath(path), mounts)
     except OSError:
         return None
-
-
-def _unescape(point: str) -> str:
-    for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
-        point = point.replace(code, character)
-    return point

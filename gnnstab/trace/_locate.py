@@ -48,8 +48,7 @@ def _find(path: str) -> list[str]:
         return [path]
     if os.path.isdir(path):
         return _find_in_folder(path)
-    ranks = rank_files(path)
-    if ranks:
+    if ranks := rank_files(path):
         return [str(rank) for rank in ranks]
     if not os.path.lexists(path) and os.path.isfile(path + SUFFIX):
         return [path + SUFFIX]

@@ -63,7 +63,8 @@ def _open(path: str, notes: list[str]) -> sqlite3.Connection:
     try:
         return _connect(path, "mode=ro")
     except sqlite3.OperationalError as error:
-        if _was_interrupted(path, error):
+        # A writer was killed within a transaction, and only who may write could undo what it had begun.
+        if "readonly" in str(error) and os.path.isfile(f"{path}-journal"):
             return _rolled_back(path)
         # Reading a WAL file needs a file of shared memory beside it, which a read-only folder cannot get.
         if os.access(os.path.dirname(os.path.abspath(path)), os.W_OK):
@@ -83,9 +84,8 @@ def _ended(path: str) -> sqlite3.Connection | None:
     """A finished run without log and journal: nobody writes to it, and so opened it leaves no log of SQLite's beside it."""
     if any(os.path.exists(os.path.realpath(path) + end) for end in ("-wal", "-journal")):
         return None
-    with suppress(
-        TraceError, *SPOILT
-    ):  # Whatever is wrong, perhaps but halfway through being written, is told by the next look.
+    # Whatever is wrong, perhaps but halfway through being written, is told by the next look.
+    with suppress(TraceError, *SPOILT):
         connection = _connect(path, "mode=ro&immutable=1")
         try:
             _validate(connection, path)
@@ -96,11 +96,6 @@ def _ended(path: str) -> sqlite3.Connection | None:
             raise
         connection.close()
     return None
-
-
-def _was_interrupted(path: str, error: sqlite3.OperationalError) -> bool:
-    """A writer was killed within a transaction, and only who may write could undo what it had begun."""
-    return "readonly" in str(error) and os.path.isfile(f"{path}-journal")
 
 
 def _rolled_back(path: str) -> sqlite3.Connection:
@@ -160,7 +155,8 @@ def _copy(connection: sqlite3.Connection, path: str) -> sqlite3.Connection:
     copy = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
     connection.backup(copy)
     connection.close()
-    copy.set_authorizer(_authorize_upgrade)
+    # No trigger and no view of a stranger runs while it is upgraded.
+    copy.set_authorizer(lambda *action: sqlite3.SQLITE_OK if action[-1] is None else sqlite3.SQLITE_DENY)
     return copy
 
 
@@ -179,7 +175,3 @@ def _explain(path: str, error: Exception) -> str:
     if "locked" in str(error):
         return f"{path}: locked by its writer; try again"
     return f"{path}: cannot be read as a trace ({error})"
-
-
-def _authorize_upgrade(*action: str | int | None) -> int:
-    return sqlite3.SQLITE_OK if action[-1] is None else sqlite3.SQLITE_DENY

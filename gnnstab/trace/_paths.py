@@ -19,12 +19,12 @@ _NUMBERED = re.compile(r"^(?P<stem>.+)\.(?P<number>\d{1,6})$")
 def rank_path(path: str | os.PathLike[str], rank: int) -> Path:
     """Path of one rank's trace: ``run.gnnstab`` → ``run.rank3.gnnstab``."""
     whole = Path(path)
-    return whole.with_name(f"{_without_suffix(whole.name)}.rank{rank}{SUFFIX}")
+    return whole.with_name(f"{whole.name.removesuffix(SUFFIX)}.rank{rank}{SUFFIX}")
 
 
 def rank_of(path: str) -> int | None:
     """The rank in a file's name, or None."""
-    match = _RANK.match(_without_suffix(os.path.basename(path)))
+    match = _RANK.match(os.path.basename(path).removesuffix(SUFFIX))
     return int(match["rank"]) if match else None
 
 
@@ -60,19 +60,16 @@ def remove_trace(path: str) -> None:
 def rank_files(stem: str | os.PathLike[str]) -> tuple[Path, ...]:
     """The files ``<stem>.rank<r>.gnnstab`` in order of rank; empty when there are none."""
     whole = Path(stem)
-    wanted = _without_suffix(whole.name)
-    return tuple(
-        path
-        for path in _traces_in(whole.parent)
-        if (m := _RANK.match(_without_suffix(path.name))) and m["stem"] == wanted
-    )
+    wanted = whole.name.removesuffix(SUFFIX)
+    matches = ((path, _RANK.match(path.name.removesuffix(SUFFIX))) for path in _traces_in(whole.parent))
+    return tuple(path for path, match in matches if match and match["stem"] == wanted)
 
 
 def runs_in(folder: str | os.PathLike[str]) -> dict[str, tuple[Path, ...]]:
     """The runs of a folder by stem, each with its files; older numbered runs only where the newest is missing."""
     runs: dict[str, tuple[Path, ...]] = {}
     for path in _traces_in(Path(folder)):
-        stem = _without_suffix(path.name)
+        stem = path.name.removesuffix(SUFFIX)
         match = _RANK.match(stem)
         key = match["stem"] if match else stem
         runs[key] = (*runs.get(key, ()), path)
@@ -83,7 +80,3 @@ def _traces_in(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted(folder.glob(f"*{SUFFIX}"), key=lambda path: (rank_of(path.name) or 0, path.name))
-
-
-def _without_suffix(name: str) -> str:
-    return name[: -len(SUFFIX)] if name.endswith(SUFFIX) else name

@@ -7,9 +7,10 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from gnnstab.records import Blind, Event, LayerFacts, Measure, SeriesKey, StepRow
+from gnnstab.records import Event, Measure, StepRow
 from gnnstab.trace import _codec as codec
 from gnnstab.trace._resolution import FOREVER, SHARED_SITES, SiteItem, level_of
 from gnnstab.trace._schema import EVENTS_LIMIT, EVENTS_TEXT
@@ -59,7 +60,9 @@ class WriteQueue:
         self.sites: deque[SiteItem] = deque()
         self.steps: deque[StepRow] = deque()
         self.measures: deque[Measure] = deque()
-        self.facts: deque[LayerFacts | Blind | Event | tuple[int, SeriesKey] | tuple[str, str]] = deque()
+        self.facts: deque[tuple[str, Any]] = deque()
+        """(table, record): `LayerFacts`, `Blind`, `Event`, (id, `SeriesKey`), or (key, value) of the metadata."""
+
         self.requests: deque[Request] = deque()
         self.wake = threading.Event()
         self.dropped = 0
@@ -89,7 +92,7 @@ class WriteQueue:
         """Append an event and have it written at once; beyond the cap it is only counted."""
         self._events += 1
         if self._events <= EVENTS_LIMIT:
-            self.facts.append(event)
+            self.facts.append(("event", event))
             self.wake.set()
 
     def close(self) -> None:
@@ -113,30 +116,21 @@ Columns = tuple[Any, ...]
 """One row of a table, in the order of the table's definition."""
 
 
-@dataclass
-class Facts:
-    """Rows that say something of the run as a whole, by their key; a newer row of the same key replaces the older."""
+Facts = dict[str, dict[Any, Columns]]
+"""Table → rows that say something of the run as a whole, by their key; a newer row of the same key replaces the older."""
 
-    meta: dict[str, Columns] = field(default_factory=dict)
-    layer: dict[str, Columns] = field(default_factory=dict)
-    blind: dict[tuple[str, str], Columns] = field(default_factory=dict)
-    series: dict[int, Columns] = field(default_factory=dict)
-    quantity: dict[int, Columns] = field(default_factory=dict)
 
-    def update(self, other: Facts) -> None:
-        """Take over everything from ``other``."""
-        for name, rows in vars(other).items():
-            getattr(self, name).update(rows)
-
-    def __bool__(self) -> bool:
-        return any(vars(self).values())
+def update(facts: Facts, newer: Facts) -> None:
+    """Take over everything from ``newer``."""
+    for table, rows in newer.items():
+        facts.setdefault(table, {}).update(rows)
 
 
 @dataclass
 class Batch:
     """Rows on their way into the store; the oldest are given up first when it cannot be written."""
 
-    facts: Facts = field(default_factory=Facts)
+    facts: Facts = field(default_factory=dict)
     shared: set[int] = field(default_factory=set)
     """Ids of the series of `gnnstab.trace._resolution.SHARED_SITES`."""
 
@@ -155,7 +149,7 @@ class Batch:
     def portion(self, rows: int) -> Batch:
         """Take out the facts and events, and of the other kinds the oldest, about ``rows`` rows of each."""
         part = Batch(self.facts, self.shared, self.events)
-        self.facts, self.events = Facts(), deque()
+        self.facts, self.events = {}, deque()
         for source, target in ((self.steps, part.steps), (self.measures, part.measures)):
             target.extend(source.popleft() for _ in range(min(rows, len(source))))
         taken = 0
@@ -166,7 +160,7 @@ class Batch:
 
     def put_back(self, part: Batch) -> None:
         """Undo `portion`."""
-        part.facts.update(self.facts)
+        update(part.facts, self.facts)
         self.facts = part.facts
         for name in ("events", "sites", "steps", "measures"):
             getattr(self, name).extendleft(reversed(getattr(part, name)))
@@ -188,7 +182,7 @@ class RowEncoder:
 
     def __init__(self, queue: WriteQueue) -> None:
         self.batch = Batch()
-        self.facts = Facts()
+        self.facts: Facts = {}
         """Everything known of the run as a whole."""
 
         self.malformed = 0
@@ -211,16 +205,17 @@ class RowEncoder:
         self.batch.sites.extend(taken(self._queue.sites))
         self.batch.steps.extend(self._convert(taken(self._queue.steps), self._step))
         self.batch.measures.extend(self._convert(taken(self._queue.measures), self._measure))
-        for fact in taken(self._queue.facts):
-            self._sort_in(fact)
-        self.facts.update(self.batch.facts)
+        for table, fact in taken(self._queue.facts):
+            for row in self._convert([fact], _TO_COLUMNS[table]):
+                self._sort_in(table, fact, row)
+        update(self.facts, self.batch.facts)
 
     def note(self, key: str, value: str) -> None:
         """Put an entry of metadata into the batch, unless the trace says so already."""
         row = (codec.clean(key), codec.clean(value))
-        if self.facts.meta.get(row[0]) != row:
-            self.batch.facts.meta[row[0]] = row
-            self.facts.meta[row[0]] = row
+        if self.facts.get("meta", {}).get(row[0]) != row:
+            for facts in (self.batch.facts, self.facts):
+                update(facts, {"meta": {row[0]: row}})
 
     def _convert(self, rows: Iterable[Any], convert: Callable[[Any], Columns]) -> list[Columns]:
         """Columns of the rows; one that cannot be converted must not keep the others out of the trace."""
@@ -232,42 +227,32 @@ class RowEncoder:
                 self.malformed += 1
         return columns
 
-    def _sort_in(self, fact: Any) -> None:
-        facts = self.batch.facts
-        if isinstance(fact, Event):
-            for row in self._convert([fact], codec.event_to_columns):
-                self._event_text += sum(len(value) for value in row if isinstance(value, str))
-                if self._event_text <= EVENTS_TEXT:
-                    self.batch.events.append(row)
-                else:
-                    self.events_dropped += 1
-            return
-        for row in self._convert([fact], _fact_to_columns):
-            if isinstance(fact, LayerFacts):
-                facts.layer[row[0]] = row
-            elif isinstance(fact, Blind):
-                facts.blind[row[0], row[1]] = row
-            elif isinstance(fact[1], SeriesKey):
-                facts.series[row[0]] = row
-                if fact[1].site in SHARED_SITES:
-                    self.batch.shared.add(row[0])
+    def _sort_in(self, table: str, fact: Any, row: Columns) -> None:
+        if table == "event":
+            self._event_text += sum(len(value) for value in row if isinstance(value, str))
+            if self._event_text <= EVENTS_TEXT:
+                self.batch.events.append(row)
             else:
-                facts.meta[row[0]] = row
+                self.events_dropped += 1
+            return
+        if table == "series" and fact[1].site in SHARED_SITES:
+            self.batch.shared.add(row[0])
+        update(self.batch.facts, {table: {row[:2] if table == "blind" else row[0]: row}})
 
     def _step(self, row: StepRow) -> Columns:
-        columns = codec.step_to_columns(row)
+        columns = codec.to_columns(codec.STEP, row)
         # Skipped steps and those with NaN or Inf are counted apart, so the first of each kind stays for ever.
         kind = (row.skipped, *map(_kind, (row.loss, row.grad_norm)))
         self._kinds[kind] = self._kinds.get(kind, -1) + 1
         return (columns[0], level_of(self._kinds[kind]), *columns[1:])
 
     def _measure(self, row: Measure) -> Columns:
-        key = (codec.clean(row.layer), codec.clean(row.mode), int(row.call), codec.clean(row.name), int(row.head))
+        key = codec.to_columns(codec.QUANTITY, row)
         step, value = codec.whole(row.step), float(row.value)
         detail = codec.clean(row.detail) if row.detail else None
         if key not in self._quantities:
             self._quantities[key] = len(self._quantities) + 1
-            self.batch.facts.quantity[self._quantities[key]] = (self._quantities[key], *key)
+            update(self.batch.facts, {"quantity": {self._quantities[key]: (self._quantities[key], *key)}})
         quantity = self._quantities[key]
         if step != self._record_step:
             self._record_step, self._records = step, self._records + 1
@@ -290,15 +275,14 @@ def taken(queue: Any) -> list[Any]:
     return items
 
 
-def _fact_to_columns(fact: Any) -> Columns:
-    if isinstance(fact, LayerFacts):
-        return codec.layer_to_columns(fact)
-    if isinstance(fact, Blind):
-        return (codec.clean(fact.layer), codec.clean(fact.site), codec.clean(fact.reason))
-    first, second = fact
-    if isinstance(second, SeriesKey):
-        return (first, codec.clean(second.layer), codec.clean(second.mode), int(second.call), codec.clean(second.site))
-    return (codec.clean(first), codec.clean(second))
+_TO_COLUMNS: dict[str, Callable[[Any], Columns]] = {
+    "meta": lambda pair: (codec.clean(pair[0]), codec.clean(pair[1])),
+    "layer": codec.layer_to_columns,
+    "blind": partial(codec.to_columns, codec.BLIND),
+    "series": lambda pair: (pair[0], *codec.to_columns(codec.SERIES, pair[1])),
+    "event": partial(codec.to_columns, codec.EVENT),
+}
+"""Table of a fact → how it becomes a row."""
 
 
 def _kind(value: float | None) -> str:

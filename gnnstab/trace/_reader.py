@@ -14,9 +14,8 @@ import numpy as np
 from gnnstab.errors import TraceError
 from gnnstab.records import Blind, Event, LayerFacts, Measure, SeriesKey, StepRow
 from gnnstab.trace import _codec as codec
-from gnnstab.trace._arrays import join_ranks, read_sites, read_steps
+from gnnstab.trace._arrays import Peak, join_ranks, read_peaks, read_sites, read_steps
 from gnnstab.trace._connection import MOST_FACTS, MOST_ROWS, Connection
-from gnnstab.trace._extremes import Peak, read_peaks
 from gnnstab.trace._locate import Part, open_parts
 from gnnstab.trace._schema import EVENTS_LIMIT
 
@@ -88,9 +87,8 @@ class Trace:
         """Facts of all recorded layers in order of their position."""
         merged: dict[str, LayerFacts] = {}
         for part in self._parts:
-            for facts in self._decoded(
-                part, "SELECT facts FROM layer", "layer", lambda row: codec.facts_from_json(row[0])
-            ):
+            query = "SELECT facts FROM layer"
+            for facts in self._decoded(part, query, "layer", lambda row: codec.facts_from_json(row[0])):
                 merged.setdefault(facts.name, facts)
         return tuple(sorted(merged.values(), key=lambda facts: (facts.position, facts.name)))
 
@@ -105,8 +103,8 @@ class Trace:
 
     def steps(self) -> tuple[StepRow, ...]:
         """Training steps in order, of a distributed run one per rank."""
-        query = "SELECT step, time, loss, lr, scale, grad_norm, skipped FROM step"
-        rows = [row for part in self._parts for row in self._rows_of(part, query, codec.step_from_columns)]
+        query = f"SELECT {', '.join(codec.STEP)} FROM step"
+        rows = [row for part in self._parts for row in self._rows_of(part, query, _step)]
         return tuple(sorted(rows, key=_by_step))
 
     def step_arrays(self) -> NDArray[np.void]:
@@ -115,8 +113,9 @@ class Trace:
 
     @cached_property
     def _keys(self) -> list[dict[int, SeriesKey]]:
-        query = "SELECT id, layer, mode, call, site FROM series"
-        return [dict(sorted(self._decoded(part, query, "series", codec.series_from_columns))) for part in self._parts]
+        query = f"SELECT id, {', '.join(codec.SERIES)} FROM series"
+        decode = partial(_numbered, make=SeriesKey, fields=codec.SERIES)
+        return [dict(sorted(self._decoded(part, query, "series", decode))) for part in self._parts]
 
     def keys(self) -> dict[int, SeriesKey]:
         """The recorded series by id; of a distributed run numbered anew, since every rank counts for itself."""
@@ -150,10 +149,8 @@ class Trace:
             chosen = {
                 i: key
                 for i, key in keys.items()
-                if (layer is None or key.layer == layer)
-                and (sites is None or key.site in sites)
-                and (mode is None or key.mode == mode)
-                and (call is None or key.call == call)
+                if layer in (None, key.layer) and mode in (None, key.mode) and call in (None, key.call)
+                if sites is None or key.site in sites
             }
             if not chosen:
                 continue
@@ -175,14 +172,11 @@ class Trace:
     def measures(self, name: str | None = None, layer: str | None = None) -> list[Measure]:
         """Full-tier numbers in order of steps."""
         found: list[Measure] = []
+        quantities = f"SELECT id, {', '.join(codec.QUANTITY)} FROM quantity"
+        numbered = partial(_numbered, make=codec.Quantity, fields=codec.QUANTITY)
         for part in self._parts:
-            query = "SELECT id, layer, mode, call, name, head FROM quantity"
-            listed = dict(self._rows_of(part, query, lambda row, _: codec.quantity_from_columns(row), MOST_FACTS))
-            chosen = {
-                i: quantity
-                for i, quantity in listed.items()
-                if (name is None or quantity[3] == name) and (layer is None or quantity[0] == layer)
-            }
+            listed = dict(self._rows_of(part, quantities, lambda row, _: numbered(row), MOST_FACTS))
+            chosen = {i: q for i, q in listed.items() if name in (None, q.name) and layer in (None, q.layer)}
             decode = partial(codec.measure_from_columns, quantities=chosen)
             query = _measure_query(None if len(chosen) == len(listed) else chosen)
             found += [measure for _, measure in sorted(self._rows_of(part, query, decode), key=itemgetter(0))]
@@ -190,19 +184,12 @@ class Trace:
 
     def events(self, kind: str | None = None) -> tuple[Event, ...]:
         """Events in order of steps; ``kind`` narrows them."""
-        query = (
-            "SELECT id, step, kind, layer, mode, call, stage, origin, nodes, edges, heads, message, detail FROM event"
-        )
-        found = [
-            event
-            for part in self._parts
-            for _, event in sorted(
-                self._decoded(part, query, "event", partial(codec.event_from_columns, rank=part.rank), EVENTS_LIMIT),
-                key=itemgetter(0),
-            )
-            if kind in (None, event.kind)
-        ]
-        return tuple(sorted(found, key=_by_step))
+        query = f"SELECT id, {', '.join(codec.EVENT)} FROM event"
+        found: list[tuple[int, Event]] = []
+        for part in self._parts:
+            decode = partial(_numbered, make=Event, fields=codec.EVENT, rank=part.rank)
+            found += sorted(self._decoded(part, query, "event", decode, EVENTS_LIMIT), key=itemgetter(0))
+        return tuple(sorted((event for _, event in found if kind in (None, event.kind)), key=_by_step))
 
     @cached_property
     def last_step(self) -> int | None:
@@ -243,6 +230,15 @@ class Trace:
                 note = f"{part.connection.path}: a damaged {what} was left out ({error})"
                 if note not in self._notes:
                     self._notes.append(note)
+
+
+def _step(row: Row, rank: int) -> StepRow:
+    return StepRow(**codec.from_columns(codec.STEP, row), rank=rank)
+
+
+def _numbered(row: Row, make: Callable[..., T], fields: codec.Fields, **more: Any) -> tuple[int, T]:
+    """The id of a row and the record behind it."""
+    return codec.integer(row[0]), make(**codec.from_columns(fields, row[1:]), **more)
 
 
 def _measure_query(quantities: Iterable[int] | None) -> str:

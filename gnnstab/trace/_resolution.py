@@ -200,18 +200,15 @@ def thin(connection: sqlite3.Connection, block: int, *, thorough: bool = False) 
 
     With ``thorough`` nearly all of each resolution goes, for a budget that the older half alone cannot meet.
     """
-    for table in _worth_it(connection):
-        if table == "statistic":
-            _thin_statistics(connection, block, thorough)
-        else:
-            _thin_levels(connection, table, block, thorough)
-
-
-def _worth_it(connection: sqlite3.Connection) -> list[str]:
-    """The tables that hold at least a quarter of the trace; of three, one always does."""
     sizes = {table: _count(connection, table) * width for table, width in ROW_BYTES.items()}
     sizes["measure"] += _one(connection, "SELECT ifnull(sum(length(detail)), 0) FROM measure")
-    return [table for table, size in sizes.items() if size and 4 * size >= sum(sizes.values())]
+    # Only tables that hold at least a quarter of the trace are worth it; of three, one always does.
+    for table, size in sizes.items():
+        if size and 4 * size >= sum(sizes.values()):
+            if table == "statistic":
+                _thin_statistics(connection, block, thorough)
+            else:
+                _thin_levels(connection, table, block, thorough)
 
 
 def _thin_statistics(connection: sqlite3.Connection, block: int, thorough: bool) -> None:
@@ -224,12 +221,12 @@ def _thin_statistics(connection: sqlite3.Connection, block: int, thorough: bool)
     rows = f"statistic WHERE level = {level}"
     # Only whole buckets of the next level may go, since that level stands in for them.
     border = _one(connection, f"SELECT step FROM {rows} ORDER BY step LIMIT 1 OFFSET {share}") // stride * stride
-    with _transaction(connection):
+    with transaction(connection):
         connection.execute("UPDATE resolution SET since = max(since, ?) WHERE level = ?", (border, level))
         connection.execute("UPDATE resolution SET until = max(until, ?) WHERE level = ?", (border, level + 1))
-    for start, end in _blocks(connection, rows, block, border):
-        with _transaction(connection):
-            connection.execute(f"DELETE FROM {rows} AND step >= ? AND step < ?", (start, end))
+    for steps in _blocks(connection, rows, block, border):
+        with transaction(connection):
+            connection.execute(f"DELETE FROM {rows} AND step >= ? AND step < ?", steps)
 
 
 def _thin_levels(connection: sqlite3.Connection, table: str, block: int, thorough: bool) -> None:
@@ -247,32 +244,27 @@ def _thin_levels(connection: sqlite3.Connection, table: str, block: int, thoroug
         lowest = connection.execute(f"SELECT min(level) FROM {old}").fetchone()[0]
         if lowest is None:
             return
-        for start, end in _blocks(connection, f"{table} WHERE 1", block, border):
-            _rewrite(connection, table, start, end, f"level > {lowest} OR {keep}")
+        for steps in _blocks(connection, f"{table} WHERE 1", block, border):
+            # The rows to keep are written anew: deleting every second row would leave half-empty pages.
+            rows_there = f"{table} WHERE step >= ? AND step < ?"
+            kept = f"SELECT * FROM {rows_there} AND (level > {lowest} OR {keep})"
+            with transaction(connection):
+                connection.execute(f"CREATE TEMP TABLE again AS {kept}", steps)
+                connection.execute(f"DELETE FROM {rows_there}", steps)
+                connection.execute(f"INSERT INTO {table} SELECT * FROM temp.again")
+                connection.execute("DROP TABLE temp.again")
 
 
 def _blocks(connection: sqlite3.Connection, rows: str, block: int, border: int) -> Iterator[tuple[int, int]]:
     """Ranges of steps, each with about ``block`` of these rows, up to ``border``."""
     start = -FAR
     while start < border:
-        row = connection.execute(
-            f"SELECT step FROM {rows} AND step >= ? AND step < ? ORDER BY step LIMIT 1 OFFSET {block}", (start, border)
-        ).fetchone()
+        query = f"SELECT step FROM {rows} AND step >= ? AND step < ? ORDER BY step LIMIT 1 OFFSET {block}"
+        row = connection.execute(query, (start, border)).fetchone()
         # `+ 1`: a single step may have more rows than a block.
         end = border if row is None else row[0] + 1
         yield start, end
         start = end
-
-
-def _rewrite(connection: sqlite3.Connection, table: str, start: int, end: int, keep: str) -> None:
-    """Delete all but the rows to keep, and write those anew: deleting every second row would leave half-empty pages."""
-    with _transaction(connection):
-        connection.execute(
-            f"CREATE TEMP TABLE again AS SELECT * FROM {table} WHERE step >= ? AND step < ? AND ({keep})", (start, end)
-        )
-        connection.execute(f"DELETE FROM {table} WHERE step >= ? AND step < ?", (start, end))
-        connection.execute(f"INSERT INTO {table} SELECT * FROM temp.again")
-        connection.execute("DROP TABLE temp.again")
 
 
 def _count(connection: sqlite3.Connection, table: str, condition: str = "1") -> int:
@@ -284,7 +276,8 @@ def _one(connection: sqlite3.Connection, query: str) -> int:
 
 
 @contextmanager
-def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """All of the block in the file, or after an error nothing of it."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield

@@ -5,22 +5,22 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from contextlib import closing, suppress
 from functools import cache
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from gnnstab.errors import TraceError
 from gnnstab.trace import _schema as schema
+from gnnstab.trace._codec import EVENT
 from gnnstab.trace._companions import COMPANIONS, address
 from gnnstab.trace._filesystem import network_type_here
 from gnnstab.trace._lock import WriterLock
 from gnnstab.trace._paths import free_numbered, move_trace, remove_trace
 from gnnstab.trace._queue import Batch, Columns
-from gnnstab.trace._resolution import NON_FINITE, PART, OpenBuckets, gather
+from gnnstab.trace._resolution import NON_FINITE, PART, OpenBuckets, gather, transaction
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -52,12 +52,11 @@ MERGE = """ ON CONFLICT (level, step, series, part) DO UPDATE SET
 _KEPT_OPEN: list[sqlite3.Connection] = []
 
 
-@dataclass
-class Journal:
+class Journal(NamedTuple):
     """How SQLite protects the file on this file system."""
 
     mode: str
-    """``WAL`` or ``TRUNCATE``."""
+    """``WAL`` on local file systems, ``TRUNCATE`` (a rollback journal) on network ones."""
 
     label: str
     """What the trace says about it under the meta key ``journal``."""
@@ -65,13 +64,13 @@ class Journal:
     patience: float
     """Factor on the time between flushes: fewer and larger transactions where each costs round trips."""
 
-    @classmethod
-    def for_path(cls, path: str | None) -> Journal:
-        """WAL on local file systems, a rollback journal on network ones."""
-        network = None if path is None else network_type_here(path)
-        if path is None:
-            return cls("MEMORY", "memory", 1.0)
-        return cls("WAL", "wal", 1.0) if network is None else cls("TRUNCATE", f"rollback ({network})", 5.0)
+
+def journal_for(path: str | None) -> Journal:
+    """The journal for a file at this path, or for a trace in memory."""
+    if path is None:
+        return Journal("MEMORY", "memory", 1.0)
+    network = network_type_here(path)
+    return Journal("WAL", "wal", 1.0) if network is None else Journal("TRUNCATE", f"rollback ({network})", 5.0)
 
 
 class Store:
@@ -80,7 +79,7 @@ class Store:
     def __init__(self, path: str | None, budget: int) -> None:
         self.path = path
         self.budget = budget
-        self.journal = Journal.for_path(path)
+        self.journal = journal_for(path)
         self._lock: WriterLock | None = None
         self._open_buckets = OpenBuckets()
         if path is not None:
@@ -98,14 +97,8 @@ class Store:
 
     def write(self, batch: Batch) -> int:
         """Write everything in one transaction; return the number of malformed rows that were left out."""
-        self.connection.execute("BEGIN IMMEDIATE")
-        try:
+        with transaction(self.connection):
             refused, buckets = _write(self.connection, batch, self._open_buckets)
-            self.connection.execute("COMMIT")
-        except BaseException:
-            if self.connection.in_transaction:
-                self.connection.execute("ROLLBACK")
-            raise
         self._open_buckets = buckets
         return refused
 
@@ -198,7 +191,10 @@ class Store:
                 self._identity = os.stat(self.path)
                 logs = [self.path + end for end in COMPANIONS]
                 self._logs = {name: os.lstat(name) for name in logs if os.path.lexists(name)}
-            _ensure_sqrt(connection)
+            try:
+                connection.execute("SELECT sqrt(4.0)").fetchone()
+            except sqlite3.OperationalError:  # SQLite was built without its mathematical functions.
+                connection.create_function("sqrt", 1, lambda x: None if x is None else x**0.5, deterministic=True)
         except BaseException:
             connection.close()
             if self.path is not None:
@@ -238,39 +234,24 @@ def check_place(path: str) -> None:
 
 def keep_old(path: str) -> None:
     """Move the trace of an earlier run to the next free number; refuse to touch anything that is no trace."""
-    if os.path.exists(path) and os.stat(path).st_size and not _is_marked(path):
-        raise TraceError(f"{path}: exists and is not a gnnstab trace; give another path or remove it")
-    if any(os.path.lexists(path + end) for end in COMPANIONS) or (os.path.exists(path) and os.stat(path).st_size):
+    filled = os.path.exists(path) and os.stat(path).st_size > 0
+    if filled:
+        # The mark in the first page alone is read, neither journal nor log: SQLite would carry out what a stranger has
+        # written there. It still has to be SQLite that reads: opening and closing the file directly would drop the locks
+        # of its readers in this process.
+        connection = sqlite3.connect(address(path, "mode=ro&immutable=1"), uri=True, isolation_level=None)
+        with closing(connection):
+            if not schema.is_trace(connection):
+                raise TraceError(f"{path}: exists and is not a gnnstab trace; give another path or remove it")
+    if filled or any(os.path.lexists(path + end) for end in COMPANIONS):
         move_trace(path)
-
-
-def _is_marked(path: str) -> bool:
-    """Read the mark of a trace in its first page, and nothing else.
-
-    Neither journal nor log is looked at: SQLite would carry out what a stranger has written there. It still has to be
-    SQLite that reads: opening and closing the file directly would drop the locks of its readers in this process.
-    """
-    connection = sqlite3.connect(address(path, "mode=ro&immutable=1"), uri=True, isolation_level=None)
-    try:
-        return schema.is_trace(connection)
-    finally:
-        connection.close()
-
-
-def _ensure_sqrt(connection: sqlite3.Connection) -> None:
-    """Provide ``sqrt`` where SQLite was built without its mathematical functions."""
-    try:
-        connection.execute("SELECT sqrt(4.0)").fetchone()
-    except sqlite3.OperationalError:
-        connection.create_function("sqrt", 1, lambda x: None if x is None else x**0.5, deterministic=True)
 
 
 def _write(connection: sqlite3.Connection, batch: Batch, open_buckets: OpenBuckets) -> tuple[int, OpenBuckets]:
     """Write a batch; return how many malformed site statistics were refused, and the buckets that stay open."""
-    for table, rows in vars(batch.facts).items():
+    for table, rows in batch.facts.items():
         _put(connection, f"INSERT OR REPLACE INTO {table}", list(rows.values()))
-    events = "step, kind, layer, mode, call, stage, origin, nodes, edges, heads, message, detail"
-    _put(connection, f"INSERT INTO event ({events})", list(batch.events))
+    _put(connection, f"INSERT INTO event ({', '.join(EVENT)})", list(batch.events))
     _put(connection, "INSERT OR REPLACE INTO step", list(batch.steps))
     _put(connection, "INSERT INTO measure", list(batch.measures))
     finest, refused = gather(batch.sites, batch.shared)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 
 from gnnstab.errors import TraceError
-from gnnstab.trace._queue import ROWS_LIMIT, SITES_LIMIT, Batch, RowEncoder, WriteQueue
+from gnnstab.trace._queue import ROWS_LIMIT, SITES_LIMIT, Batch, RowEncoder, WriteQueue, update
 from gnnstab.trace._resolution import thin
 from gnnstab.trace._store import Store
 
@@ -114,7 +114,7 @@ class Worker:
             self._ready.set()
 
     def _live(self, store: Store) -> None:
-        self._queue.facts.append(("journal", store.journal.label))
+        self._queue.facts.append(("meta", ("journal", store.journal.label)))
         self._serve(store)
         self._ready.set()
         pause = self._flush_seconds * store.journal.patience
@@ -171,7 +171,7 @@ class Worker:
         self._trouble.report(f"{self.path}: the trace {found}; a new one begins as {store.path}")
         self.path, self._trigger = store.path, FILL * self._budget
         self._dropped, self._stored = self._dropped + self._stored, 0
-        self._encoder.batch.facts.update(self._encoder.facts)
+        update(self._encoder.batch.facts, self._encoder.facts)
         self._encoder.note("dropped.rows", str(self._queue.dropped + self._dropped))
         self._encoder.note("failure", self._trouble.message or "")
 

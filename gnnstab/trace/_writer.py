@@ -67,7 +67,14 @@ class TraceWriter:
         """True in a process that was forked from the one that records: nothing is recorded there."""
 
         self._worker = Worker(self.path, budget, flush_seconds, self._queue, self._trouble)
-        for key, value in {**_default_meta(budget, flush_seconds), **(meta or {})}.items():
+        about = {
+            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "gnnstab": __version__,
+            "python": sys.version.split()[0],
+            "budget": str(budget),
+            "flush_seconds": str(flush_seconds),
+        }
+        for key, value in {**about, **(meta or {})}.items():
             self.meta(key, value)
         self._thread = self._worker.start()
         # Runs at garbage collection and at interpreter exit, while the writer thread still lives.
@@ -86,7 +93,7 @@ class TraceWriter:
             return found
         with self._guard:
             if key not in self._ids:
-                self._queue.facts.append((len(self._ids) + 1, key))
+                self._queue.facts.append(("series", (len(self._ids) + 1, key)))
                 self._ids[key] = len(self._ids) + 1
             return self._ids[key]
 
@@ -116,15 +123,15 @@ class TraceWriter:
 
     def layer(self, facts: LayerFacts) -> None:
         """Record or replace the facts of a layer."""
-        self._queue.facts.append(facts)
+        self._queue.facts.append(("layer", facts))
 
     def blind(self, blind: Blind) -> None:
         """Record a site that cannot be observed."""
-        self._queue.facts.append(blind)
+        self._queue.facts.append(("blind", blind))
 
     def meta(self, key: str, value: str) -> None:
         """Record or replace one entry of the trace's metadata."""
-        self._queue.facts.append((str(key), str(value)))
+        self._queue.facts.append(("meta", (str(key), str(value))))
 
     def flush(self) -> None:
         """Wait until everything handed over so far is written, or has failed to be (see `failure`)."""
@@ -183,16 +190,6 @@ def _finish(queue: WriteQueue, worker: Worker, thread: threading.Thread) -> None
         return
     queue.ask(lambda store: worker.stop()).wait(thread.is_alive)
     thread.join()
-
-
-def _default_meta(budget: int, flush_seconds: float) -> dict[str, str]:
-    return {
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "gnnstab": __version__,
-        "python": sys.version.split()[0],
-        "budget": str(budget),
-        "flush_seconds": str(flush_seconds),
-    }
 
 
 def _after_fork() -> None:

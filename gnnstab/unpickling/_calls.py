@@ -58,14 +58,11 @@ INERT = frozenset(
 )  # fmt: skip
 """Classes that training programs leave beside their weights; records for them are taken from every file."""
 
-_DICTS = frozenset(
-    {
-        "lightning.fabric.utilities.data.AttributeDict",
-        "lightning_fabric.utilities.data.AttributeDict",
-        "pytorch_lightning.utilities.parsing.AttributeDict",
-        "lightning.pytorch.utilities.parsing.AttributeDict",
-    }
-)
+_DICTS = tuple(
+    f"{module}.AttributeDict"
+    for module in ("lightning.fabric.utilities.data", "lightning_fabric.utilities.data",
+                   "pytorch_lightning.utilities.parsing", "lightning.pytorch.utilities.parsing")
+)  # fmt: skip
 """Dictionaries with another name."""
 
 _GETTERS = frozenset({"torch_geometric.data.batch.DynamicInheritanceGetter"})
@@ -95,10 +92,8 @@ def _items(machine: Machine, name: str, arguments: tuple[Any, ...], kinds: tuple
 
 def _dictionary(kind: Callable[[], dict[Any, Any]]) -> Call:
     def build(machine: Machine, arguments: tuple[Any, ...]) -> Any:
-        if len(arguments) == 1 and type(arguments[0]) in (dict, OrderedDict):
-            pairs = list(_items(machine, "dict", arguments, (dict, OrderedDict)).items())
-        else:
-            pairs = list(_items(machine, "dict", arguments, (list, tuple)))
+        items = _items(machine, "dict", arguments, (dict, OrderedDict, list, tuple))
+        pairs = list(items.items() if isinstance(items, dict) else items)
         made = kind()
         machine.spend(100)
         for pair in pairs:
@@ -111,32 +106,18 @@ def _dictionary(kind: Callable[[], dict[Any, Any]]) -> Call:
     return build
 
 
-def _default_dictionary(machine: Machine, arguments: tuple[Any, ...]) -> Any:
-    """Without its factory, so that looking for a key never makes one."""
-    return _dictionary(dict)(machine, arguments[1:])
+def _collection(kind: Callable[..., Any], *, keys: bool = False) -> Call:
+    """A list, tuple or deque, whose length limit is left out, or with ``keys`` a set."""
 
-
-def _set(kind: Callable[..., Any]) -> Call:
     def build(machine: Machine, arguments: tuple[Any, ...]) -> Any:
-        items = _items(machine, "set", arguments, (list, tuple, set, frozenset))
+        taken = (list, tuple, set, frozenset) if keys else (list, tuple)
+        items = _items(machine, "set" if keys else "sequence", arguments if keys else arguments[:1], taken)
         machine.spend(100)
-        for item in items:
+        for item in items if keys else ():
             machine.check_key(item)
         return kind(items)
 
     return build
-
-
-def _sequence(kind: Callable[..., Any]) -> Call:
-    def build(machine: Machine, arguments: tuple[Any, ...]) -> Any:
-        machine.spend(100)
-        return kind(_items(machine, "sequence", arguments[:1], (list, tuple)))
-
-    return build
-
-
-def _size(machine: Machine, arguments: tuple[Any, ...]) -> Any:
-    return tensors.sizes(machine, _items(machine, "torch.Size", arguments, (list, tuple)))
 
 
 def _encode(machine: Machine, arguments: tuple[Any, ...]) -> bytes:
@@ -213,9 +194,12 @@ _REBUILT: dict[str, Call] = {
 
 _PLAIN: dict[str, Call] = {
     "collections.OrderedDict": _dictionary(OrderedDict), "collections.Counter": _dictionary(dict),
-    "collections.defaultdict": _default_dictionary, "collections.deque": _sequence(deque), "torch.Size": _size,
+    # Without its factory, so that looking for a key never makes one.
+    "collections.defaultdict": lambda machine, arguments: _dictionary(dict)(machine, arguments[1:]),
+    "collections.deque": _collection(deque), "torch.Size": lambda machine, arguments: tensors.sizes(_items(machine, "torch.Size", arguments, (list, tuple))),
     **{f"{module}.{name}": build for module in ("builtins", "__builtin__") for name, build in {
-        "set": _set(set), "frozenset": _set(frozenset), "list": _sequence(list), "tuple": _sequence(tuple),
+        "set": _collection(set, keys=True), "frozenset": _collection(frozenset, keys=True),
+        "list": _collection(list), "tuple": _collection(tuple),
         "dict": _dictionary(dict), "bytes": _bytes(bytes), "bytearray": _bytes(bytearray),
         "complex": _numbers(complex), "slice": _numbers(slice), "range": _record("range"), "xrange": _record("range"), "object": _record("object"),
         "type": _type, "getattr": _attribute,

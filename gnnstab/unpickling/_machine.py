@@ -1,17 +1,19 @@
 """Runs the operations of a pickle that a checkpoint needs, without importing, calling or hashing anything of the file.
 
-Python's own unpickler does what the file says. This one knows the operations that `pickle` writes at the protocols 2 to 5
-and gives each its one harmless meaning: containers are built, everything else stays a description (`values`). Every
-operation costs time and memory in proportion to the bytes that it has in the file, or is paid from a budget.
+Python's own unpickler does what the file says. This one takes the operations that `pickle` writes at the protocols 2 to 5,
+their arguments read by `pickletools`, and gives each its one harmless meaning: containers are built, everything else stays
+a description (`values`). Every operation costs time and memory in proportion to the bytes that it has in the file, or is
+paid from a budget.
 """
 
 from __future__ import annotations
 
+import io
 import math
-import struct
+import pickletools
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable
-from typing import Any
+from typing import IO, Any
 
 from gnnstab.errors import printable
 from gnnstab.unpickling._calls import call, instance
@@ -51,7 +53,8 @@ class Machine:
         self, data: bytes, at: int, storages: Storages, make: Make, budget: int, records: Callable[[str], bool]
     ):
         """``budget`` is the number of bytes that tensors may declare; ``records`` says which classes may become a `Record`."""
-        self.data, self.at = data, at
+        self.stream, self.size = io.BytesIO(data), len(data)
+        self.stream.seek(at)
         self.storages, self.make, self.records = storages, make, records
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []
@@ -68,28 +71,29 @@ class Machine:
 
         Raises `Damaged` or `NeedsCode`.
         """
-        data = self.data
         try:
-            while True:
-                code = data[self.at]
-                self.at += 1
-                if code == 0x2E:
-                    return self.stack.pop()
-                operation = _OPERATIONS.get(code)
-                if operation is None:
-                    raise Damaged(f"operation 0x{code:02x} at byte {self.at - 1} stands in no checkpoint")
-                operation(self)
+            while (code := self.stream.read(1)) != b".":
+                if code and code not in _OPERATIONS:
+                    raise Damaged(f"operation 0x{code.hex()} at byte {self.at - 1} stands in no checkpoint")
+                read = _READERS.get(code)
+                _OPERATIONS[code](self, read(self.stream) if read else None)
+            return self.stack.pop()
         except (Damaged, NeedsCode):
             raise
-        except (IndexError, KeyError, struct.error):
-            raise Damaged(f"the pickle breaks off or is out of order at byte {min(self.at, len(data))}") from None
+        except (IndexError, KeyError):
+            raise Damaged(f"the pickle breaks off or is out of order at byte {self.at}") from None
         except (TypeError, ValueError, OverflowError, AttributeError) as error:
             raise Damaged(f"at byte {self.at}: {printable(str(error), 80)}") from None
+
+    @property
+    def at(self) -> int:
+        """Place of the next byte."""
+        return self.stream.tell()
 
     def spend(self, size: int) -> None:
         """Account for work that a few bytes of the file ask for again and again."""
         self.made += size
-        if self.made > max(4 * len(self.data), 64 * 2**20):
+        if self.made > max(4 * self.size, 64 * 2**20):
             raise Damaged("its calls can fill the memory")
 
     def described(self, value: Any) -> StoredTensor:
@@ -137,21 +141,6 @@ class Machine:
         self.count(3)
         return Record(name, arguments)
 
-    def take(self, size: int) -> bytes:
-        """The next bytes; raises `IndexError` when there are fewer."""
-        found = self.data[self.at : self.at + size]
-        if len(found) != size:
-            raise IndexError
-        self.at += size
-        return found
-
-    def line(self) -> str:
-        """Text up to the end of the line."""
-        end = self.data.index(b"\n", self.at, self.at + 1000)
-        found = self.data[self.at : end].decode("utf-8")
-        self.at = end + 1
-        return found
-
     def since_mark(self) -> list[Any]:
         """What was put down since the last mark, which goes with it."""
         items = self.stack
@@ -185,66 +174,44 @@ class Machine:
             self.check_key(part, depth + 1)
 
 
-def _number(form: str) -> Callable[[Machine], Any]:
-    packed = struct.Struct(form)
-
-    def read(machine: Machine) -> Any:
-        (value,) = packed.unpack_from(machine.data, machine.at)
-        machine.at += packed.size
-        return value
-
-    return read
+Operation = Callable[[Machine, Any], None]
+"""What is done with the machine and the operation's own argument."""
 
 
-_U1, _U2, _I4, _U4, _U8, _F8 = (_number(form) for form in ("<B", "<H", "<i", "<I", "<Q", ">d"))
+def _push(machine: Machine, argument: Any) -> None:
+    machine.stack.append(argument)
 
 
-def _push(read: Callable[[Machine], Any]) -> Callable[[Machine], None]:
-    def operation(machine: Machine) -> None:
-        value = read(machine)  # First, since it may bring back the stack below a mark.
-        machine.stack.append(value)
-
-    return operation
+def _constant(value: Any) -> Operation:
+    return lambda machine, _: machine.stack.append(value)
 
 
-def _constant(value: Any) -> Callable[[Machine], None]:
-    return lambda machine: machine.stack.append(value)
-
-
-def _empty(kind: Callable[[], Any]) -> Callable[[Machine], None]:
-    def operation(machine: Machine) -> None:
+def _empty(kind: Callable[[], Any]) -> Operation:
+    def operation(machine: Machine, _: None) -> None:
         machine.count(1)
         machine.stack.append(kind())
 
     return operation
 
 
-def _text(length: Callable[[Machine], int], errors: str = "surrogatepass") -> Callable[[Machine], None]:
-    return _push(lambda machine: machine.take(length(machine)).decode("utf-8", errors))
+def _python_2_text(machine: Machine, argument: str) -> None:
+    machine.stack.append(argument.encode("latin-1").decode("utf-8", "surrogateescape"))
 
 
-def _bytes(length: Callable[[Machine], int], kind: Callable[[bytes], Any] = bytes) -> Callable[[Machine], None]:
-    return _push(lambda machine: kind(machine.take(length(machine))))
+def _long(machine: Machine, argument: int) -> None:
+    if (size := argument.bit_length() // 8 + 1) > LONGEST_INTEGER:
+        raise Damaged(f"an integer has {size} bytes")
+    machine.stack.append(argument)
 
 
-def _long(length: Callable[[Machine], int]) -> Callable[[Machine], None]:
-    def operation(machine: Machine) -> None:
-        size = length(machine)
-        if not 0 <= size <= LONGEST_INTEGER:
-            raise Damaged(f"an integer has {size} bytes")
-        machine.stack.append(int.from_bytes(machine.take(size), "little", signed=True))
-
-    return operation
-
-
-def _mark(machine: Machine) -> None:
+def _mark(machine: Machine, _: None) -> None:
     if len(machine.below) >= DEEPEST:
         raise Damaged(f"has more than {DEEPEST} containers inside each other")
     machine.below.append(machine.stack)
     machine.stack = []
 
 
-def _pop(machine: Machine) -> None:
+def _pop(machine: Machine, _: None) -> None:
     if machine.stack:
         machine.stack.pop()
     else:
@@ -253,11 +220,7 @@ def _pop(machine: Machine) -> None:
 
 def _last(count: int) -> Callable[[Machine], list[Any]]:
     """The topmost items of the stack, which lose their place on it."""
-
-    def take(machine: Machine) -> list[Any]:
-        return [machine.stack.pop() for _ in range(count)][::-1]
-
-    return take
+    return lambda machine: [machine.stack.pop() for _ in range(count)][::-1]
 
 
 def _tuple(machine: Machine, items: list[Any]) -> None:
@@ -275,7 +238,7 @@ def _extend(machine: Machine, items: list[Any]) -> None:
         raise Damaged(f"items are appended to a {printable(type(target).__name__, 40)}")
 
 
-def _add_items(machine: Machine) -> None:
+def _add_items(machine: Machine, _: None) -> None:
     items = machine.checked_since_mark()
     target = machine.stack[-1]
     if type(target) is not set:
@@ -283,7 +246,7 @@ def _add_items(machine: Machine) -> None:
     target.update(items)
 
 
-def _frozen_set(machine: Machine) -> None:
+def _frozen_set(machine: Machine, _: None) -> None:
     machine.count(1)
     items = machine.checked_since_mark()
     machine.stack.append(frozenset(items))
@@ -302,61 +265,47 @@ def _set(machine: Machine, items: list[Any]) -> None:
         target[items[at]] = items[at + 1]
 
 
-def _with(
-    items: Callable[[Machine], list[Any]], use: Callable[[Machine, list[Any]], None]
-) -> Callable[[Machine], None]:
-    return lambda machine: use(machine, items(machine))
+def _with(items: Callable[[Machine], Any], use: Callable[[Machine, Any], None]) -> Operation:
+    return lambda machine, _: use(machine, items(machine))
 
 
-def _put(place: Callable[[Machine], int]) -> Callable[[Machine], None]:
-    def operation(machine: Machine) -> None:
-        machine.memo[place(machine)] = machine.stack[-1]
-
-    return operation
+def _put(machine: Machine, place: int | None) -> None:
+    machine.memo[len(machine.memo) if place is None else place] = machine.stack[-1]
 
 
-def _get(place: Callable[[Machine], int]) -> Callable[[Machine], None]:
-    return lambda machine: machine.stack.append(machine.memo[place(machine)])
+def _global(machine: Machine, name: str) -> None:
+    machine.stack.append(machine.named(name))
 
 
-def _memoize(machine: Machine) -> None:
-    machine.memo[len(machine.memo)] = machine.stack[-1]
-
-
-def _global(machine: Machine) -> None:
-    module = machine.line()
-    machine.stack.append(machine.named(f"{module}.{machine.line()}"))
-
-
-def _stack_global(machine: Machine) -> None:
+def _stack_global(machine: Machine, _: None) -> None:
     name, module = machine.stack.pop(), machine.stack.pop()
     if type(name) is not str or type(module) is not str or len(name) + len(module) > 1000:
         raise Damaged("a name is no text")
-    machine.stack.append(machine.named(f"{module}.{name}"))
+    _global(machine, f"{module}.{name}")
 
 
-def _reduce(machine: Machine) -> None:
+def _reduce(machine: Machine, _: None) -> None:
     arguments, function = machine.stack.pop(), machine.stack.pop()
     if type(arguments) is not tuple:
         raise Damaged("a call has no arguments")
     machine.stack.append(call(machine, function, arguments))
 
 
-def _new_object(machine: Machine) -> None:
+def _new_object(machine: Machine, _: None) -> None:
     arguments, kind = machine.stack.pop(), machine.stack.pop()
     if type(arguments) is not tuple or type(kind) is not Named:
         raise Damaged("an object has no class")
     machine.stack.append(instance(machine, kind.name, arguments))
 
 
-def _new_object_with_keywords(machine: Machine) -> None:
+def _new_object_with_keywords(machine: Machine, _: None) -> None:
     keywords = machine.stack.pop()
-    _new_object(machine)
+    _new_object(machine, None)
     if type(keywords) is dict and isinstance(machine.stack[-1], Record):
         machine.stack[-1].attributes = keywords
 
 
-def _build(machine: Machine) -> None:
+def _build(machine: Machine, _: None) -> None:
     state, target = machine.stack.pop(), machine.stack[-1]
     if isinstance(target, Named):
         raise NeedsCode(target.name)
@@ -371,27 +320,35 @@ def _build(machine: Machine) -> None:
         target.attributes = {**target.attributes, **part} if target.attributes else part
 
 
-_PYTHON_2 = "surrogateescape"
-"""How the bytes of a ``str`` of Python 2 are decoded."""
+def _read_name(stream: IO[bytes]) -> str:
+    """Module and name, a line each; the reader of `pickletools` takes no names beyond ASCII."""
+    lines = [stream.readline(1000).decode("utf-8") for _ in range(2)]
+    if not all(line.endswith("\n") for line in lines):
+        raise ValueError("a name has no end")
+    return ".".join(line[:-1] for line in lines)
 
-_OPERATIONS: dict[int, Callable[[Machine], None]] = {
-    ord("N"): _constant(None), 0x88: _constant(True), 0x89: _constant(False),
-    ord("K"): _push(_U1), ord("M"): _push(_U2), ord("J"): _push(_I4), ord("G"): _push(_F8),
-    0x8A: _long(_U1), 0x8B: _long(_I4),
-    ord("X"): _text(_U4), 0x8C: _text(_U1), 0x8D: _text(_U8),
-    ord("U"): _text(_U1, _PYTHON_2), ord("T"): _text(_I4, _PYTHON_2),
-    ord("B"): _bytes(_U4), ord("C"): _bytes(_U1), 0x8E: _bytes(_U8), 0x96: _bytes(_U8, bytearray),
-    ord(")"): _constant(()), 0x85: _with(_last(1), _tuple), 0x86: _with(_last(2), _tuple),
-    0x87: _with(_last(3), _tuple), ord("t"): _with(Machine.since_mark, _tuple),
-    ord("]"): _empty(list), ord("}"): _empty(dict), 0x8F: _empty(set),
-    0x91: _frozen_set,
-    ord("("): _mark, ord("0"): _pop, ord("1"): lambda machine: (machine.since_mark(), None)[1],
-    ord("2"): _push(lambda machine: machine.stack[-1]),
-    ord("a"): _with(_last(1), _extend), ord("e"): _with(Machine.since_mark, _extend), 0x90: _add_items,
-    ord("s"): _with(_last(2), _set), ord("u"): _with(Machine.since_mark, _set),
-    ord("q"): _put(_U1), ord("r"): _put(_U4), 0x94: _memoize, ord("h"): _get(_U1), ord("j"): _get(_U4),
-    ord("c"): _global, 0x93: _stack_global, ord("R"): _reduce, 0x81: _new_object,
-    0x92: _new_object_with_keywords, ord("b"): _build, ord("Q"): _push(lambda machine: reference(machine, machine.stack.pop())),
-    0x80: lambda machine: (_U1(machine), None)[1], 0x95: lambda machine: (_U8(machine), None)[1],
+
+_READERS: dict[bytes, Callable[[IO[bytes]], Any]] = {
+    **{each.code.encode("latin-1"): each.arg.reader for each in pickletools.opcodes if each.arg is not None},
+    b"c": _read_name,
+}
+"""Code → how the argument is read that follows it; `ValueError` where it breaks off."""
+
+_OPERATIONS: dict[bytes, Operation] = {
+    **dict.fromkeys((b"K", b"M", b"J", b"G", b"X", b"\x8c", b"\x8d", b"B", b"C", b"\x8e", b"\x96"), _push),
+    b"N": _constant(None), b"\x88": _constant(True), b"\x89": _constant(False), b")": _constant(()),
+    b"\x8a": _long, b"\x8b": _long, b"U": _python_2_text, b"T": _python_2_text,
+    b"\x85": _with(_last(1), _tuple), b"\x86": _with(_last(2), _tuple), b"\x87": _with(_last(3), _tuple),
+    b"t": _with(Machine.since_mark, _tuple),
+    b"]": _empty(list), b"}": _empty(dict), b"\x8f": _empty(set), b"\x91": _frozen_set,
+    b"(": _mark, b"0": _pop, b"1": _with(Machine.since_mark, lambda machine, items: None),
+    b"2": _with(lambda machine: machine.stack[-1], _push),
+    b"a": _with(_last(1), _extend), b"e": _with(Machine.since_mark, _extend), b"\x90": _add_items,
+    b"s": _with(_last(2), _set), b"u": _with(Machine.since_mark, _set),
+    b"q": _put, b"r": _put, b"\x94": _put,
+    **dict.fromkeys((b"h", b"j"), lambda machine, place: machine.stack.append(machine.memo[place])),
+    b"c": _global, b"\x93": _stack_global, b"R": _reduce, b"\x81": _new_object, b"\x92": _new_object_with_keywords,
+    b"b": _build, b"Q": _with(lambda machine: reference(machine, machine.stack.pop()), _push),
+    **dict.fromkeys((b"\x80", b"\x95"), lambda machine, argument: None),
 }  # fmt: skip
 """Code → what it does."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from gnnstab.errors import printable
@@ -48,7 +49,7 @@ def _part(storage: Storage, view: Any) -> Storage:
     return Storage(storage.key, storage.dtype, begin, size * item, storage.member)
 
 
-def sizes(machine: Machine, given: Any) -> tuple[int, ...]:
+def sizes(given: Any) -> tuple[int, ...]:
     """A shape or strides; raises `Damaged` for anything but few, plain, non-negative integers."""
     if type(given) not in (tuple, list) or len(given) > MOST_DIMENSIONS:
         raise Damaged("a tensor has no proper shape")
@@ -60,7 +61,7 @@ def sizes(machine: Machine, given: Any) -> tuple[int, ...]:
 def _view(machine: Machine, kind: str, dtype: str, storage: Any, place: tuple[Any, ...], **more: Any) -> Any:
     if type(storage) is not Storage:
         raise Damaged(f"a {printable(type(storage).__name__, 40)} stands where the storage of a tensor belongs")
-    (offset,), shape, stride = sizes(machine, place[:1]), sizes(machine, place[1]), sizes(machine, place[2])
+    (offset,), shape, stride = sizes(place[:1]), sizes(place[1]), sizes(place[2])
     if len(shape) != len(stride):
         raise Damaged("a tensor has not as many strides as sizes")
     item = ITEM_SIZES[dtype]
@@ -106,13 +107,13 @@ def first(machine: Machine, arguments: tuple[Any, ...]) -> Any:
 
 def meta(machine: Machine, arguments: tuple[Any, ...]) -> Any:
     """``(dtype, size, stride, requires_grad)``: declared, not stored."""
-    shape, stride = sizes(machine, arguments[1]), sizes(machine, arguments[2])
+    shape, stride = sizes(arguments[1]), sizes(arguments[2])
     return machine.tensor(StoredTensor("meta", _dtype(arguments[0]), shape, stride))
 
 
 def wrapper(machine: Machine, arguments: tuple[Any, ...]) -> Any:
     """``(class, dtype, size, …)``: a tensor of a class that keeps its entries elsewhere; only the shape is told."""
-    shape = sizes(machine, arguments[2])
+    shape = sizes(arguments[2])
     return machine.tensor(StoredTensor("meta", _dtype(arguments[1]), shape, _contiguous(shape)))
 
 
@@ -132,7 +133,7 @@ def sparse(machine: Machine, arguments: tuple[Any, ...]) -> Any:
     values = machine.described(parts[count - 1])
     if len(parts) <= count or any(machine.described(part).kind != "strided" for part in parts[:count]):
         raise Damaged("a sparse tensor is none that torch writes")
-    shape = sizes(machine, parts[count])
+    shape = sizes(parts[count])
     return machine.tensor(StoredTensor("sparse", values.dtype, shape, parts=(name, *parts[:count], parts[-1] is True)))
 
 
@@ -143,7 +144,7 @@ def quantized(machine: Machine, arguments: tuple[Any, ...]) -> Any:
     if not dtype.startswith(("qint", "quint")) or type(quantizer) is not tuple or type(quantizer[0]) is not Named:
         raise Damaged("a quantized tensor is none that torch writes")
     scheme, *numbers = quantizer
-    if not _fitting(machine, scheme.name, numbers, sizes(machine, arguments[2])):
+    if not _fitting(machine, scheme.name, numbers, sizes(arguments[2])):
         raise Damaged("a quantized tensor is none that torch writes")
     return _view(machine, "quantized", dtype, storage, arguments[1:4], parts=(scheme.name, *numbers))
 
@@ -190,8 +191,4 @@ def from_type(machine: Machine, arguments: tuple[Any, ...]) -> Any:
 
 
 def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
-    strides, step = [], 1
-    for size in reversed(shape):
-        strides.append(step)
-        step *= max(1, size)
-    return tuple(reversed(strides))
+    return tuple(math.prod(max(1, size) for size in shape[place + 1 :]) for place in range(len(shape)))

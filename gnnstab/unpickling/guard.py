@@ -80,10 +80,9 @@ def _run(read: Callable[[], object], writer: int, limits: dict[int, int], memory
         try:
             read()
             answer = b"good"
-        except UnsafeFileError as error:
-            answer = b"code" + str(error).encode("utf-8", "backslashreplace")
         except LoadError as error:
-            answer = b"load" + str(error).encode("utf-8", "backslashreplace")
+            kind = b"code" if isinstance(error, UnsafeFileError) else b"load"
+            answer = kind + str(error).encode("utf-8", "backslashreplace")
         except MemoryError:
             answer = b"memo"
         except BaseException as error:
@@ -137,16 +136,16 @@ def _end(child: int, status: int | None) -> int | None:
 
 def _tell(shown: str, answer: bytes, status: int | None, seconds: int) -> None:
     kind, text = answer[:4], answer[4:].decode("utf-8", "replace")
+    told = {
+        b"code": UnsafeFileError(text),
+        b"load": LoadError(text),
+        b"memo": LoadError(f"{shown}: asks for more memory than a file of its size needs"),
+        b"else": LoadError(f"{shown}: truncated or damaged ({printable(text, 60)})"),
+    }
     if kind == b"good":
         return
-    if kind == b"code":
-        raise UnsafeFileError(text)
-    if kind == b"load":
-        raise LoadError(text)
-    if kind == b"memo":
-        raise LoadError(f"{shown}: asks for more memory than a file of its size needs")
-    if kind == b"else":
-        raise LoadError(f"{shown}: truncated or damaged ({printable(text, 60)})")
+    if kind in told:
+        raise told[kind]
     number = os.WTERMSIG(status) if status is not None and os.WIFSIGNALED(status) else 0
     if number in (signal.SIGXCPU, signal.SIGKILL):
         raise LoadError(f"{shown}: takes more than {seconds} s to look through, or more memory than there is; refused")

@@ -14,11 +14,13 @@ from gnnstab.errors import FixError
 from gnnstab.fixes import find
 from gnnstab.fixes.model_structure import duplicate
 from gnnstab.probe.batches.arguments import as_arguments
-from gnnstab.records import Signals
+from gnnstab.probe.batches.data import taken
+from gnnstab.probe.batches.loss import of_output_and_batch
+from gnnstab.records import Finding, Signal, Signals
 from gnnstab.verification._fresh_copies import Factory, fresh_twin, seeded
 from gnnstab.verification.fix_spec import FixSpec
 from gnnstab.verification.measuring import items, measured_on, observe
-from gnnstab.verification.targets import Goal
+from gnnstab.verification.targets import Goal, choose, goal_of
 from gnnstab.verification.training import Run, TrainingSettings, micro_train
 
 
@@ -38,6 +40,34 @@ class Setting:
     """Of the model as given, for fixes that are made from measured numbers."""
 
     factory: Factory | None = None
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        batch: Any,
+        loss: Any,
+        precision: str,
+        training: TrainingSettings,
+        factory: Factory | None = None,
+        finding: Finding | None = None,
+    ) -> Setting:
+        """Measure the model as given; the goal is to undo ``finding``, the most severe symptom when it is None."""
+        loss = None if loss is None else of_output_and_batch(loss)
+        optimizing: dict[str, Any] = {}
+        if finding is not None and finding.signal.startswith("optimizer."):
+            # The rate that is advised is the one that the same steps found calm.
+            adam = torch.optim.Adam(model.parameters(), lr=training.lr, eps=training.eps)
+            optimizing = {"optimizer": adam, "try_steps": True}
+        with seeded(0):
+            batch = taken(batch, model)
+            seen = observe(model, measured_on(batch, loss), loss=loss, precision=precision, **optimizing)
+        goal, signals = choose(seen.findings) if finding is None else goal_of(finding), seen.signals
+        if finding is not None and not signals.find(finding.signal):
+            # Numbers of the user's optimizer come with the finding alone; a fix may be made from them.
+            told = Signal(finding.signal, finding.value, finding.layer)
+            signals = replace(signals, values=(*signals.values, told))
+        return cls(duplicate(model), batch, loss, precision, training, goal, signals, factory)
 
 
 @dataclass(frozen=True)
@@ -140,13 +170,12 @@ def apply_options(setting: Setting, wanted: FixSpec, seed: int) -> dict[str, Any
 
 
 def training_changes(setting: Setting, wanted: Sequence[FixSpec]) -> dict[str, Any]:
-    """What the fixes change about the training settings."""
+    """What the fixes change about the training: fields of `TrainingSettings`."""
     changes: dict[str, Any] = {}
     for item in wanted:
         options = {"current": setting.training.lr, "signals": setting.signals, **item.options}
         changes |= find(item.fix).training_options(**options)
-    known = {"lr", "eps", "clip", "clip_percentile"}
-    return {k: v for k, v in changes.items() if k in known}
+    return changes
 
 
 def _measured(setting: Setting, model: nn.Module, settings: TrainingSettings, seed: int) -> ArmResult:

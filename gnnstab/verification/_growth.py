@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -77,16 +78,13 @@ def find_graph_call(model: nn.Module, call: Arguments) -> GraphCall:
     """
     found: list[GraphCall] = []
 
-    def look(name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            values = [*args, *kwargs.values()]
-            whole = any(isinstance(v, Data) and v.edge_index is not None and v.x is not None for v in values)
-            if not found and (whole or (any(map(is_edges, values)) and any(map(_is_features, values)))):
-                found.append(GraphCall(name, args, dict(kwargs)))
+    def look(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        values = [*args, *kwargs.values()]
+        whole = any(isinstance(v, Data) and v.edge_index is not None and v.x is not None for v in values)
+        if not found and (whole or (any(map(is_edges, values)) and any(map(_is_features, values)))):
+            found.append(GraphCall(name, args, dict(kwargs)))
 
-        return hook
-
-    handles = [m.register_forward_pre_hook(look(n), with_kwargs=True) for n, m in model.named_modules()]
+    handles = [m.register_forward_pre_hook(partial(look, n), with_kwargs=True) for n, m in model.named_modules()]
     try:
         with torch.no_grad():
             eager(model)(*call[0], **call[1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -56,7 +57,11 @@ def objective_for(
 
 def _by_user(loss: UserLoss, calls: Sequence[Arguments], batches: Sequence[Any]) -> Objective:
     """The user's loss; of several batches the second half is kept from the training, to judge it by."""
-    compute = _of_user(loss, calls, batches)
+
+    def compute(model: nn.Module, number: int) -> Tensor:
+        args, kwargs = calls[number]
+        return loss(eager(model)(*args, **kwargs), batches[number])
+
     said = f"your loss ({getattr(loss, '__name__', 'callable')})"
     trained = trained_on(len(calls))
     kept = range(trained, len(calls))
@@ -78,14 +83,6 @@ def trained_on(batches: int) -> int:
     Half of them, since a single kept batch errs by far more than trainings from several seeds differ (docs/decisions/0006).
     """
     return batches - batches // 2
-
-
-def _of_user(loss: UserLoss, calls: Sequence[Arguments], batches: Sequence[Any]) -> Callable[[nn.Module, int], Tensor]:
-    def compute(model: nn.Module, number: int) -> Tensor:
-        args, kwargs = calls[number]
-        return loss(eager(model)(*args, **kwargs), batches[number])
-
-    return compute
 
 
 class GraphView(NamedTuple):
@@ -171,30 +168,20 @@ def look(model: nn.Module, call: Arguments, *, grad: bool = False) -> GraphView:
     found: dict[str, Any] = {}
     returned: dict[str, Tensor] = {}
 
-    def first(name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if "x" not in found:
-                given = [*args, *kwargs.values()]
-                x = kwargs["x"] if "x" in kwargs else args[0]
-                found["x"] = (x[1] if isinstance(x, tuple) else x).detach()
-                found["source"] = x[0].detach() if isinstance(x, tuple) and x[0] is not x[1] else None
-                found["edges"] = next((v for v in given if is_edges(v)), None)
-                found["name"] = name
+    def first(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if "x" not in found:
+            x = kwargs["x"] if "x" in kwargs else args[0]
+            found["x"] = (x[1] if isinstance(x, tuple) else x).detach()
+            found["source"] = x[0].detach() if isinstance(x, tuple) and x[0] is not x[1] else None
+            found["edges"] = next((v for v in (*args, *kwargs.values()) if is_edges(v)), None)
+            found["name"] = name
 
-        return hook
+    def last(name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        returned[name] = output[0] if isinstance(output, tuple) else output
 
-    def last(name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            returned[name] = output[0] if isinstance(output, tuple) else output
-
-        return hook
-
-    handles = [
-        m.register_forward_pre_hook(first(name), with_kwargs=True)
-        for name, m in model.named_modules()
-        if isinstance(m, MessagePassing)
-    ]
-    handles += [m.register_forward_hook(last(name)) for name, m in attention_layers(model)]
+    passing = [(name, m) for name, m in model.named_modules() if isinstance(m, MessagePassing)]
+    handles = [m.register_forward_pre_hook(partial(first, name), with_kwargs=True) for name, m in passing]
+    handles += [m.register_forward_hook(partial(last, name)) for name, m in attention_layers(model)]
     try:
         with torch.set_grad_enabled(grad):
             output = eager(model)(*call[0], **call[1])

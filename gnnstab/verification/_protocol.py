@@ -11,33 +11,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from gnnstab.errors import UsageError
 from gnnstab.fixes import find
-from gnnstab.fixes.model_structure import duplicate
 from gnnstab.fixes.own_lines import own_lines
-from gnnstab.probe.batches.data import taken
-from gnnstab.probe.batches.loss import of_output_and_batch
 from gnnstab.randomness import keeps_random_state
-from gnnstab.records import Finding, Signal
+from gnnstab.records import Finding
 from gnnstab.verification import _judging as judging
 from gnnstab.verification._arms import Arm, ArmResult, Setting, run_arm
-from gnnstab.verification._fresh_copies import Factory, how_initialised, seeded
+from gnnstab.verification._fresh_copies import Factory, how_initialised
 from gnnstab.verification._judging import Pairs
-from gnnstab.verification._sweep import Progress, mark, sweep
+from gnnstab.verification._sweep import Progress, sweep
 from gnnstab.verification._verdict import Verdict
 from gnnstab.verification.fix_spec import FixSpec, fix_specs
-from gnnstab.verification.measuring import measured_on, observe
-from gnnstab.verification.targets import choose, goal_of
 from gnnstab.verification.training import TrainingSettings
 
 AS_IT_IS: tuple[FixSpec, ...] = ()
@@ -95,54 +89,20 @@ def verify(
         UsageError: A batch that the model cannot be called with, or numbers that make no sense.
     """
     chosen = fix_specs(fixes)
-    loss = None if loss is None else of_output_and_batch(loss)
     if seeds < 1 or steps < 1:
         raise UsageError(f"seeds={seeds} and steps={steps} must be at least 1")
     given = {key: value for key, value in (("lr", lr), ("eps", eps)) if value is not None}
     training = TrainingSettings(steps=steps, **given, own_rate=lr is not None)
-    setting = _setting(model, taken(batch, model), loss, precision, training, factory, finding)
-    runner = partial(_run, setting, workers=workers, progress=progress, store=None if store is None else Path(store))
+    setting = Setting.of(model, batch, loss, precision, training, factory, finding)
+    of = (setting.model, precision, training, setting.goal, loss is None)
     plans = [_Plan(setting, item, seeds) for item in chosen]
     results: dict[Arm, ArmResult] = {}
     for stage in zip(*(plan.stages(results) for plan in plans), strict=True):
-        results |= runner(dict.fromkeys(arm for arms in stage for arm in arms if arm not in results))
+        arms = {arm.key: arm for asked in stage for arm in asked if arm not in results}
+        jobs = {key: partial(run_arm, setting, arm) for key, arm in arms.items()}
+        found = sweep(jobs, ArmResult, of=of, workers=workers, progress=progress, store=store)
+        results |= {arms[key]: result for key, result in found.items()}
     return [plan.verdict(results) for plan in plans]
-
-
-def _setting(
-    model: nn.Module,
-    batch: Any,
-    loss: Any,
-    precision: str,
-    training: TrainingSettings,
-    factory: Factory | None,
-    finding: Finding | None,
-) -> Setting:
-    optimizing: dict[str, Any] = {}
-    if finding is not None and finding.signal.startswith("optimizer."):
-        # The rate that is advised is the one that the same steps found calm.
-        adam = torch.optim.Adam(model.parameters(), lr=training.lr, eps=training.eps)
-        optimizing = {"optimizer": adam, "try_steps": True}
-    with seeded(0):
-        seen = observe(model, measured_on(batch, loss), loss=loss, precision=precision, **optimizing)
-    goal = goal_of(finding) if finding is not None else choose(seen.findings)
-    signals = seen.signals
-    if finding is not None and not signals.find(finding.signal):
-        # Numbers of the user's optimizer come with the finding alone; a fix may be made from them.
-        told = Signal(finding.signal, finding.value, finding.layer)
-        signals = replace(signals, values=(*signals.values, told))
-    return Setting(duplicate(model), batch, loss, precision, training, goal, signals, factory)
-
-
-def _run(
-    setting: Setting, arms: Iterable[Arm], *, workers: int, progress: Progress | None, store: Path | None
-) -> dict[Arm, ArmResult]:
-    facts = (setting.precision, setting.training, setting.goal, setting.loss is None)
-    prefix = "" if store is None else mark(setting.model, *facts)
-    by_key = {f"{prefix}{arm.key}": arm for arm in arms}
-    jobs = {key: partial(run_arm, setting, arm) for key, arm in by_key.items()}
-    found = sweep(jobs, workers=workers, progress=progress, store=store, kind=ArmResult)
-    return {by_key[key]: result for key, result in found.items()}
 
 
 class _Plan:
@@ -154,9 +114,7 @@ class _Plan:
         # What too large a rate has done to the weights a lower one does not undo: would the run have gone well with it?
         restarts = self.fix.name == "lower-lr" and _seen_in_settings(setting)
         self.fresh = self.fix.needs_fresh_weights or restarts
-        # What changes the training alone, dropout included, shows only after a training.
-        self.after_training = self.fix.name in ("dropout", "lower-lr", "gradient-clipping", "adam-eps")
-        self.after_training &= not _seen_in_settings(setting)
+        self.after_training = self.fix.shows_in_training and not _seen_in_settings(setting)
         self.seeds, self.asked = range(seeds), seeds
         self.trained_seeds = self.seeds
         self.repeats = False

@@ -23,38 +23,43 @@ Progress = Callable[[str], None]
 
 def sweep(
     jobs: Mapping[str, Callable[[], T]],
+    kind: type[T],
     *,
+    of: Sequence[Any] = (),
     workers: int = 1,
     progress: Progress | None = None,
-    store: Path | None = None,
-    kind: type[T] | None = None,
+    store: str | Path | None = None,
 ) -> dict[str, T]:
     """Run every job and return its result by key.
 
     Args:
-        jobs: Key → function without arguments. A key must say everything that the result depends on.
+        jobs: Key → function without arguments.
+        kind: The dataclass of the results.
+        of: The model, and whatever else the results depend on besides the keys.
         workers: Processes; 1 runs them here. A joblib back end chosen by ``joblib.parallel_config`` (Dask, Ray) is used
             as it is.
         progress: Called as each job is finished.
         store: A JSON-lines file. What it holds is not run again, and each result is appended as it comes.
-        kind: The dataclass of the results; needed with ``store``.
 
     An interrupt (Ctrl-C) goes on to the caller: what is finished by then stands in the store.
     """
-    done: dict[str, T] = {} if kind is None else stored(store, jobs, kind)
+    path = None if store is None else Path(store)
+    prefix = _mark(*of) if store is not None and of else ""
+    known = stored(path, [prefix + key for key in jobs], kind)
+    done = {key.removeprefix(prefix): result for key, result in known.items()}
     todo = [key for key in jobs if key not in done]
     # Arms are many and their tensors small: threads that wait for each other cost far more than they save.
     with one_thread(), _working_directory_importable():
         for key, result in _results(jobs, todo, workers):
             done[key] = result
-            store_one(store, key, result)
+            store_one(path, prefix + key, result)
             if progress is not None:
                 progress(f"{len(done)}/{len(jobs)} {key}")
     return done
 
 
-def mark(model: nn.Module, *facts: object) -> str:
-    """A prefix for keys: what stored results depend on besides the arm, the weights and the settings given."""
+def _mark(model: nn.Module, *facts: object) -> str:
+    """A prefix for the keys of a store, which holds results of many models and settings."""
     digest = hashlib.sha256(repr(facts).encode())
     for name, value in model.state_dict().items():
         digest.update(name.encode())

@@ -14,20 +14,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from gnnstab.errors import UsageError
+from gnnstab.errors import FixError, UsageError
 from gnnstab.fixes.model_structure import duplicate
 from gnnstab.probe.batches.arguments import as_arguments
-from gnnstab.probe.batches.data import taken
-from gnnstab.probe.batches.loss import of_output_and_batch
 from gnnstab.randomness import keeps_random_state
 from gnnstab.verification._arms import Arm, ArmResult, Setting, build, run_arm, training_changes
 from gnnstab.verification._fresh_copies import Factory, seeded
 from gnnstab.verification._growth import bound, find_graph_call, grown, in_degrees
-from gnnstab.verification._sweep import Progress, mark, sweep
+from gnnstab.verification._sweep import Progress, sweep
 from gnnstab.verification.fix_spec import FixSpec, fix_specs
 from gnnstab.verification.measuring import items, observe
-from gnnstab.verification.targets import choose
-from gnnstab.verification.training import TrainingSettings, micro_train
+from gnnstab.verification.training import Run, TrainingSettings, micro_train
 
 DOCUMENT_ORDER: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("+ dropout + beta", ("dropout", "beta")),
@@ -180,41 +177,23 @@ def run_ladder(
         raise UsageError("a ladder needs at least one rung")
     if any(not 0 < size < math.inf for size in sizes):
         raise UsageError(f"sizes must be positive numbers, not {', '.join(f'{size:g}' for size in sizes)}")
-    loss = None if loss is None else of_output_and_batch(loss)
-    with seeded(0):
-        batch = taken(batch, model)
-        seen = observe(model, batch, loss=loss, precision=precision)
     training = TrainingSettings(steps=steps, lr=lr)
-    setting = Setting(duplicate(model), batch, loss, precision, training, choose(seen.findings), seen.signals, factory)
+    setting = Setting.of(model, batch, loss, precision, training, factory)
     stages, errors = _stages(setting, rungs)
-    prefix = "" if store is None else mark(model, training, precision, stages, train is None)
-    arms = {
-        f"{name}/{seed}": Arm(fixes, fresh=True, seed=seed, train=True)
-        for name, fixes in stages
-        for seed in range(seeds)
-    }
-    kept = None if store is None else Path(store)
-
-    def run(jobs: Mapping[str, Callable[[], ArmResult]]) -> dict[str, ArmResult]:
-        found = sweep(
-            {prefix + key: job for key, job in jobs.items()},
-            workers=workers, progress=progress, store=kept, kind=ArmResult,
-        )  # fmt: skip
-        return {key.removeprefix(prefix): result for key, result in found.items()}
-
-    results = run({key: partial(_job, setting, arm, train) for key, arm in arms.items()})
-    ladder = _ladder(setting, stages, errors, results, seeds)
-    return _scaled_up(ladder, setting, stages, sizes, seeds, train, run)
+    of = (model, training, precision, stages, train is None)
+    run = partial(sweep, kind=ArmResult, of=of, workers=workers, progress=progress, store=store)
+    trials = _Trials(setting, train, range(seeds), run)
+    return trials.scaled_up(trials.climbed(stages, errors), stages, sizes)
 
 
-def _stages(
-    setting: Setting, rungs: Sequence[tuple[str, Sequence[Any]]]
-) -> tuple[list[tuple[str, tuple[FixSpec, ...]]], dict[str, str]]:
+Stages = list[tuple[str, tuple[FixSpec, ...]]]
+"""Name of each rung, and all fixes in force on it."""
+
+
+def _stages(setting: Setting, rungs: Sequence[tuple[str, Sequence[Any]]]) -> tuple[Stages, dict[str, str]]:
     """Cumulative fixes per rung; a fix that finds no place is left out and its reason kept."""
-    from gnnstab.errors import FixError
-
     so_far: tuple[FixSpec, ...] = ()
-    stages: list[tuple[str, tuple[FixSpec, ...]]] = [("baseline", so_far)]
+    stages: Stages = [("baseline", so_far)]
     errors: dict[str, str] = {}
     for name, fixes in rungs:
         for item in fix_specs(list(fixes)):
@@ -226,6 +205,77 @@ def _stages(
                 so_far = (*so_far, item)
         stages.append((name, so_far))
     return stages, errors
+
+
+@dataclass(frozen=True)
+class _Trials:
+    """What all rungs are tried with."""
+
+    setting: Setting
+    train: Train | None
+    seeds: range
+    run: Callable[[Mapping[str, Callable[[], ArmResult]]], dict[str, ArmResult]]
+
+    def climbed(self, stages: Stages, errors: Mapping[str, str]) -> Ladder:
+        """Every rung on the batch as it is."""
+        jobs = {
+            f"{name}/{seed}": partial(_job, self.setting, Arm(fixes, fresh=True, seed=seed, train=True), self.train)
+            for name, fixes in stages
+            for seed in self.seeds
+        }
+        results = self.run(jobs)
+        rungs: list[Rung] = []
+        for name, fixes in stages:
+            done = [results[f"{name}/{seed}"] for seed in self.seeds]
+            rungs.append(self.rung(name, fixes, done, rungs[-1] if rungs else None, errors.get(name, "")))
+        goal, objective = self.setting.goal, next((r.objective for r in results.values() if r.objective), "")
+        return Ladder(tuple(rungs), goal.signal if goal else "", objective)
+
+    def scaled_up(self, ladder: Ladder, stages: Stages, sizes: Sequence[float]) -> Ladder:
+        """The ladder with its stable rungs on larger graphs, from small to large and from the lowest rung up."""
+        position = next((i for i, rung in enumerate(ladder.rungs) if rung.stable), len(ladder.rungs))
+        if len(sizes) < 2 or position == len(ladder.rungs):
+            return ladder
+        try:
+            _graph(self.setting, duplicate(self.setting.model), 1.0, 0)
+        except UsageError as error:
+            return replace(ladder, not_scaled=str(error))
+        larger: list[Larger] = []
+        for size in sorted(sizes[1:]):
+            for name, fixes in stages[position : len(ladder.rungs)]:
+                arms = {
+                    f"{name}/{size:g} of {sizes[0]:g}/{seed}": Arm(fixes, fresh=True, seed=seed) for seed in self.seeds
+                }
+                job = partial(_larger_job, self.setting, size=size, factor=size / sizes[0], train=self.train)
+                done = list(self.run({key: partial(job, arm) for key, arm in arms.items()}).values())
+                rung = self.rung(name, fixes, done)
+                larger.append(Larger(size, rung.value, name, rung.stable, rung.loss, rung.codes, done[0].objective))
+                if rung.stable:
+                    break
+                position += 1
+        return replace(ladder, larger=tuple(larger))
+
+    def rung(
+        self,
+        name: str,
+        fixes: tuple[FixSpec, ...],
+        done: Sequence[ArmResult],
+        below: Rung | None = None,
+        error: str = "",
+    ) -> Rung:
+        """One rung from what came of all seeds."""
+        most = math.ceil(0.8 * len(done))
+        stable = sum(not r.codes and math.isfinite(r.final or 0.0) for r in done) >= most
+        codes = {code for r in done for code in r.codes}
+        value = float(np.median([r.value for r in done]))
+        fixed = tuple(w.label for w in fixes)
+        helped = None
+        if below is not None and fixed != below.fixes:
+            moved = self.setting.goal.effect(below.value, value) if self.setting.goal else 0.0
+            helped = (stable and not below.stable) or (moved >= 0.25 and not below.stable)
+        loss = float(np.median([math.inf if r.final is None else r.final for r in done]))
+        firing = tuple(sorted(c for c in codes if sum(c in r.codes for r in done) >= most))
+        return Rung(name, fixed, stable, helped, value, loss, firing, error)
 
 
 def _job(setting: Setting, arm: Arm, train: Train | None) -> ArmResult:
@@ -241,47 +291,10 @@ def _trained_by_user(
     model = build(setting, arm)
     with seeded(arm.seed):
         losses = list(train(model, seed=arm.seed, **training_changes(setting, arm.wanted), **more))
-    finite = bool(losses) and all(math.isfinite(v) for v in losses)
-    tail = losses[-max(1, len(losses) // 10) :]
+    broken = next((n for n, value in enumerate(losses, 1) if not math.isfinite(value)), len(losses))
     name = getattr(train, "__name__", "your training function")
-    return replace(
-        result, final=float(np.median(tail)) if finite else math.inf, objective=f"{name}, {len(losses)} losses"
-    )
-
-
-def _scaled_up(
-    ladder: Ladder,
-    setting: Setting,
-    stages: Sequence[tuple[str, tuple[FixSpec, ...]]],
-    sizes: Sequence[float],
-    seeds: int,
-    train: Train | None,
-    run: Callable[[Mapping[str, Callable[[], ArmResult]]], dict[str, ArmResult]],
-) -> Ladder:
-    """The ladder with its stable rungs on larger graphs, from small to large and from the lowest rung up."""
-    position = next((i for i, rung in enumerate(ladder.rungs) if rung.stable), len(ladder.rungs))
-    if len(sizes) < 2 or position == len(ladder.rungs):
-        return ladder
-    try:
-        _graph(setting, duplicate(setting.model), 1.0, 0)
-    except UsageError as error:
-        return replace(ladder, not_scaled=str(error))
-    larger: list[Larger] = []
-    for size in sorted(sizes[1:]):
-        for name, fixes in stages[position : len(ladder.rungs)]:
-            jobs = {
-                f"{name}/{size:g} of {sizes[0]:g}/{seed}": partial(
-                    _larger_job, setting, Arm(fixes, fresh=True, seed=seed), size, size / sizes[0], train
-                )
-                for seed in range(seeds)
-            }
-            done = list(run(jobs).values())
-            rung = _rung(setting, name, fixes, done, None, "")
-            larger.append(Larger(size, rung.value, name, rung.stable, rung.loss, rung.codes, done[0].objective))
-            if rung.stable:
-                break
-            position += 1
-    return replace(ladder, larger=tuple(larger))
+    done = Run(tuple(losses[:broken]), 0.0, f"{name}, {len(losses)} losses")
+    return replace(result, final=done.final, objective=done.objective)
 
 
 def _larger_job(setting: Setting, arm: Arm, size: float, factor: float, train: Train | None) -> ArmResult:
@@ -308,43 +321,3 @@ def _graph(setting: Setting, model: nn.Module, factor: float, seed: int) -> tupl
     model.train(mode)
     arguments = grown(call, factor, torch.Generator().manual_seed(seed))
     return *bound(model.get_submodule(call.name), arguments), in_degrees(arguments)[0]
-
-
-def _ladder(
-    setting: Setting,
-    stages: Sequence[tuple[str, tuple[FixSpec, ...]]],
-    errors: dict[str, str],
-    results: dict[str, ArmResult],
-    seeds: int,
-) -> Ladder:
-    rungs: list[Rung] = []
-    for name, fixes in stages:
-        done = [results[f"{name}/{seed}"] for seed in range(seeds)]
-        rungs.append(_rung(setting, name, fixes, done, rungs[-1] if rungs else None, errors.get(name, "")))
-    goal = setting.goal
-    objective = next((r.objective for r in results.values() if r.objective), "")
-    return Ladder(tuple(rungs), goal.signal if goal else "", objective)
-
-
-def _rung(
-    setting: Setting, name: str, fixes: tuple[FixSpec, ...], done: Sequence[ArmResult], below: Rung | None, error: str
-) -> Rung:
-    most = math.ceil(0.8 * len(done))
-    stable = sum(not r.codes and math.isfinite(r.final or 0.0) for r in done) >= most
-    codes = {code for r in done for code in r.codes}
-    value = float(np.median([r.value for r in done]))
-    fixed = tuple(w.label for w in fixes)
-    helped = None
-    if below is not None and fixed != below.fixes:
-        moved = setting.goal.effect(below.value, value) if setting.goal else 0.0
-        helped = (stable and not below.stable) or (moved >= 0.25 and not below.stable)
-    return Rung(
-        name,
-        fixed,
-        stable,
-        helped,
-        value,
-        float(np.median([math.inf if r.final is None else r.final for r in done])),
-        tuple(sorted(c for c in codes if sum(c in r.codes for r in done) >= most)),
-        error,
-    )

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from gnnstab.records.vocabulary import (
 )
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.verification._growth import GraphCall, bound, find_graph_call, grown, in_degrees
-from gnnstab.verification._sweep import Progress, mark, sweep
+from gnnstab.verification._sweep import Progress, sweep
 from gnnstab.verification.measuring import judged
 
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
@@ -175,11 +175,8 @@ def scale(
     call = find_graph_call(twin, as_arguments(taken(batch, twin), twin)[0])
     part = twin.get_submodule(call.name)
     plan = [(f, p, s) for f in sorted(factors) for p in precisions for s in range(seeds)]
-    prefix = "" if store is None else mark(twin, *call.graph)
-    jobs: dict[str, Callable[[], Point]] = {
-        f"{prefix}{f:g}/{p}/{s}": partial(_point, part, call, f, p, s) for f, p, s in plan
-    }
-    found = sweep(jobs, workers=workers, progress=progress, store=None if store is None else Path(store), kind=Point)
+    jobs = {f"{f:g}/{p}/{s}": partial(_point, part, call, f, p, s) for f, p, s in plan}
+    found = sweep(jobs, Point, of=(twin, *call.graph), workers=workers, progress=progress, store=store)
     return evaluate(tuple(found[key] for key in jobs), call.name)
 
 
@@ -275,8 +272,7 @@ def _limits(points: Sequence[Point], layer: str) -> list[Limit]:
         # 8 bits of mantissa: the rounding of a logit reaches a tenth at 0.1·2⁸.
         ("bf16 logits off by 10 %", SCORE_MAX_ABS, 0.1 * 256, True),
     )
-    limits = [(_limit(points, layer, *row), row) for row in wanted]
-    return [replace(found, signal=row[1], line=row[2], rises=row[3]) for found, row in limits if found is not None]
+    return [found for row in wanted if (found := _limit(points, layer, *row)) is not None]
 
 
 def _limit(points: Sequence[Point], layer: str, what: str, signal: str, line: float, rises: bool) -> Limit | None:
@@ -286,25 +282,25 @@ def _limit(points: Sequence[Point], layer: str, what: str, signal: str, line: fl
         return None
     broken = values >= line if rises else values <= line
     scaled, goal = _scaled(signal, values), float(_scaled(signal, np.array([line]))[0])
+
+    def limit(degree: float, *, extrapolated: bool = False, at_most: bool = False) -> Limit:
+        beyond = " (extrapolated)" if extrapolated else " or less" if at_most else ""
+        said = f"{what} from in-degree {written(degree)}{beyond} ({layer})" if math.isfinite(degree) else ""
+        return Limit(what, layer, degree, extrapolated, said, signal, line, rises, at_most)
+
     x = np.log(degrees)
     if broken[0]:
-        return _said(what, layer, float(degrees[0]), False, at_most=True)
+        return limit(float(degrees[0]), at_most=True)
     first = int(np.argmax(broken)) if broken.any() else len(degrees)
     low = min(first, len(degrees) - 1) - 1
     slope = (scaled[low + 1] - scaled[low]) / (x[low + 1] - x[low])
     if slope == 0 or not np.isfinite(slope) or (slope > 0) != rises:
-        return Limit(what, layer, math.inf, True, "")
+        return limit(math.inf, extrapolated=True)
     # Compared as logarithms: a nearly flat curve crosses the line beyond the largest float.
     crossing = float(x[low] + (goal - scaled[low]) / slope)
     if crossing > math.log(16 * degrees[-1]):
-        return Limit(what, layer, math.inf, True, "")
-    return _said(what, layer, math.exp(crossing), not broken.any())
-
-
-def _said(what: str, layer: str, degree: float, extrapolated: bool, *, at_most: bool = False) -> Limit:
-    beyond = " (extrapolated)" if extrapolated else " or less" if at_most else ""
-    sentence = f"{what} from in-degree {written(degree)}{beyond} ({layer})"
-    return Limit(what, layer, degree, extrapolated, sentence, at_most=at_most)
+        return limit(math.inf, extrapolated=True)
+    return limit(math.exp(crossing), extrapolated=not broken.any())
 
 
 def written(degree: float) -> str:

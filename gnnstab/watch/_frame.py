@@ -20,9 +20,8 @@ from gnnstab.records.vocabulary import (
     SCORE_MAX_ABS,
 )
 from gnnstab.report import escape, summary
-from gnnstab.report.evidence import Evidence, Limit, worst
+from gnnstab.report.evidence import Evidence, Limit, status, worst
 from gnnstab.report.numbers import number
-from gnnstab.report.scales import status
 from gnnstab.watch._snapshot import Snapshot
 from gnnstab.watch._sparkline import sparkline
 
@@ -98,10 +97,7 @@ def _run_lines(snapshot: Snapshot, evidence: Evidence, width: int, ascii_only: b
     told = [f"step {'–' if snapshot.step is None else snapshot.step}", ended]
     if snapshot.seconds > 0 and snapshot.steps > 1:
         told.append(f"{number((snapshot.steps - 1) / snapshot.seconds)} steps/s")
-    if snapshot.lr is not None:
-        told.append(f"lr {number(snapshot.lr)}")
-    if snapshot.scale is not None:
-        told.append(f"scale {number(snapshot.scale)}")
+    told += [f"{name} {number(v)}" for name, v in (("lr", snapshot.lr), ("scale", snapshot.scale)) if v is not None]
     first = Text("  ".join(told), style="dim")
     first.append(f"  {escape.name(snapshot.path, max(width - first.cell_len - 2, 12))}")
     room = max((width - 2) // 2, 20)
@@ -117,8 +113,7 @@ def _run_lines(snapshot: Snapshot, evidence: Evidence, width: int, ascii_only: b
 
 def _attention(evidence: Evidence) -> list[str]:
     """The layers with something to show."""
-    names = set(COLUMNS)
-    recorded = {layer for layer in evidence.layers if any(s.name in names for s in evidence.growth(layer))}
+    recorded = {layer for layer in evidence.layers if any(s.name in COLUMNS for s in evidence.growth(layer))}
     return [n for n in evidence.layers if n in recorded or n in evidence.findings_by_layer]
 
 
@@ -208,9 +203,8 @@ def _event_line(event: Event) -> Text:
     if event.layer:
         line.append(f"  {escape.name(event.layer, 30)}")
     if event.stage:
-        line.append(
-            f" {', '.join(escape.name(word.replace('-', ' '), 30) for word in (event.stage, event.origin) if word)}"
-        )
+        words = [escape.name(word.replace("-", " "), 30) for word in (event.stage, event.origin) if word]
+        line.append(f" {', '.join(words)}")
     return line.append(f"  {escape.sentence(event.message)}")
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console, RenderableType
+from rich.console import Console
 from rich.live import Live
 
 from gnnstab.errors import TraceError
@@ -47,7 +48,10 @@ def read(path: str | os.PathLike[str]) -> Snapshot:
 def _follow(path: str | os.PathLike[str], snapshot: Snapshot, live: Live, pressed: Any, refresh: float) -> None:
     trouble, due = "", time.monotonic() + refresh
     while True:
-        live.update(_screen(snapshot, live.console, trouble), refresh=True)
+        width, height = live.console.size
+        # The very last cell of a terminal scrolls the screen on some, so the frame stays one column short.
+        shown = frame(snapshot, width - 1, height, ascii_only=_ascii(live.console), hint=trouble or "q quits")
+        live.update(shown, refresh=True)
         if pressed(0.1) == "q":
             return
         # An ended run is read again too, only less often: a training that is started anew replaces the file.
@@ -62,20 +66,13 @@ def _follow(path: str | os.PathLike[str], snapshot: Snapshot, live: Live, presse
         due = time.monotonic() + max(refresh * (5 if snapshot.complete else 1), SHARE * took)
 
 
-def _screen(snapshot: Snapshot, console: Console, trouble: str) -> RenderableType:
-    width, height = console.size
-    hint = f"{trouble or 'q quits'}"
-    # The very last cell of a terminal scrolls the screen on some, so the frame stays one column short.
-    return frame(snapshot, width - 1, height, ascii_only=_ascii(console), hint=hint)
-
-
 def _ascii(console: Console) -> bool:
     return not console.encoding.lower().startswith("utf")
 
 
 @contextmanager
 def _keys() -> Iterator[Any]:
-    """A function that waits so many seconds for a key and returns it, or ``""``; the terminal is restored afterwards."""
+    """A function that waits so many seconds for a key and returns it, if any; the terminal is restored afterwards."""
     try:
         import termios
         import tty
@@ -83,7 +80,7 @@ def _keys() -> Iterator[Any]:
         descriptor = sys.stdin.fileno()
         before = termios.tcgetattr(descriptor)
     except (ImportError, ValueError, OSError, AttributeError):
-        yield _no_key  # no keyboard here: Ctrl-C ends the view
+        yield time.sleep  # no keyboard here: Ctrl-C ends the view
         return
     try:
         tty.setcbreak(descriptor)
@@ -93,12 +90,5 @@ def _keys() -> Iterator[Any]:
 
 
 def _key(descriptor: int, seconds: float) -> str:
-    import select
-
     ready, _, _ = select.select([descriptor], [], [], seconds)
     return os.read(descriptor, 1).decode("ascii", "replace").lower() if ready else ""
-
-
-def _no_key(seconds: float) -> str:
-    time.sleep(seconds)
-    return ""

@@ -39,10 +39,12 @@ class Snapshot:
 
 def take(trace: Trace) -> Snapshot:
     """Read and diagnose an open trace."""
-    rows = trace.steps()
+    rows, diagnosis = trace.steps(), diagnose_trace(trace)
+    # Without the note that the trace has no end: the second line of a frame says whether a run is going on.
+    kept = tuple(f for f in diagnosis.findings if not (f.code == "GS903" and f.value == 0))
     known = [row.time for row in rows if row.time == row.time]
     return Snapshot(
-        diagnosis=_without_the_open_end(diagnose_trace(trace)),
+        diagnosis=replace(diagnosis, findings=kept),
         path=trace.path,
         step=trace.last_step,
         seconds=known[-1] - known[0] if known else float("nan"),
@@ -52,9 +54,3 @@ def take(trace: Trace) -> Snapshot:
         complete=trace.complete,
         notes=trace.notes,
     )
-
-
-def _without_the_open_end(diagnosis: Diagnosis) -> Diagnosis:
-    """Without the note that the trace has no end: the second line of a frame says whether a run is going on."""
-    kept = tuple(f for f in diagnosis.findings if not (f.code == "GS903" and f.value == 0))
-    return replace(diagnosis, findings=kept)

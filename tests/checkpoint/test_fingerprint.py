@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,7 +12,8 @@ from torch_geometric.nn import TransformerConv
 
 from gnnstab.checkpoint import recover
 from gnnstab.checkpoint._fingerprint import Fingerprint, fingerprint, prevailing_label, shared_label
-from gnnstab.checkpoint._loading import Checkpoint
+from gnnstab.checkpoint.threads import one_thread
+from stored import stored
 
 SHAPES = [(16, 16), (48, 16), (64, 64), (256, 64), (64, 256)]
 init = nn.init
@@ -35,19 +36,17 @@ def test_orthogonal_with_its_gain(shape: tuple[int, int], gain: float) -> None:
     assert found.label == f"orthogonal({gain:.2f})"
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_default_of_pyg_and_torch(shape: tuple[int, int]) -> None:
-    labels = [
-        fingerprint(_weight(shape, lambda w: init.kaiming_uniform_(w, a=math.sqrt(5)), seed)).label
-        for seed in range(40)
-    ]
-    assert labels.count("pyg-default") >= 39
+SCHEMES: list[tuple[Callable[[Tensor], object], str, list[tuple[int, int]]]] = [
+    (lambda w: init.kaiming_uniform_(w, a=math.sqrt(5)), "pyg-default", SHAPES),
+    (init.xavier_uniform_, "xavier-uniform(1.00)", SHAPES),
+    (init.xavier_normal_, "xavier-normal(1.00)", [(96, 64)]),
+    (init.kaiming_normal_, "he-normal(1.00)", [(96, 64)]),
+]
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_xavier_uniform(shape: tuple[int, int]) -> None:
-    labels = [fingerprint(_weight(shape, init.xavier_uniform_, seed)).label for seed in range(40)]
-    assert labels.count("xavier-uniform(1.00)") >= 39
+@pytest.mark.parametrize(("fill", "label", "shape"), [(f, name, shape) for f, name, many in SCHEMES for shape in many])
+def test_a_scheme_is_recognised(fill: Callable[[Tensor], object], label: str, shape: tuple[int, int]) -> None:
+    assert [fingerprint(_weight(shape, fill, seed)).label for seed in range(40)].count(label) >= 39
 
 
 @pytest.mark.parametrize("depth", [2, 8])
@@ -55,14 +54,6 @@ def test_depth_scaled_xavier(depth: int) -> None:
     gain = 1 / math.sqrt(1 + depth)
     found = [fingerprint(_weight((64, 128), lambda w: init.xavier_uniform_(w, gain), seed)) for seed in range(20)]
     assert sum(f.family == "xavier-uniform" and abs(f.gain - gain) < 0.01 for f in found) >= 19
-
-
-@pytest.mark.parametrize(
-    ("fill", "label"), [(init.xavier_normal_, "xavier-normal(1.00)"), (init.kaiming_normal_, "he-normal(1.00)")]
-)
-def test_normal(fill: Callable[[Tensor], object], label: str) -> None:
-    labels = [fingerprint(_weight((96, 64), fill, seed)).label for seed in range(30)]
-    assert labels.count(label) >= 29
 
 
 def test_one_head_of_an_orthogonal_matrix_is_not_orthogonal() -> None:
@@ -76,7 +67,6 @@ def test_one_head_of_an_orthogonal_matrix_is_not_orthogonal() -> None:
     "weight", [torch.randn(1, 200), torch.randn(3, 2), torch.randn(200, 3), torch.full((10, 10), torch.nan)]
 )
 def test_too_small_or_broken_to_tell(weight: Tensor) -> None:
-    assert fingerprint(weight).label in ("unknown", "he-normal(1.00)") or fingerprint(weight).family != "orthogonal"
     assert fingerprint(weight).family != "orthogonal"
 
 
@@ -104,8 +94,7 @@ def _network(fill: Callable[[Tensor], object]) -> nn.ModuleDict:
 
 
 def _facts(net: nn.Module, **more: object):
-    tensors = dict(net.state_dict())
-    return recover(Checkpoint("memory", "torch", 0, tensors, {"": tuple(tensors)}, **more))
+    return recover(stored(net, **more))
 
 
 def test_a_fresh_network() -> None:
@@ -117,15 +106,7 @@ def test_a_fresh_network() -> None:
     assert "initial distribution" in facts.trained_reason
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("one_thread")
+@one_thread()
 def test_a_few_steps_of_adam_are_light_training_and_many_are_unknown() -> None:
     torch.manual_seed(0)
     linear = nn.Linear(64, 64)

@@ -12,19 +12,10 @@ from torch import nn
 from torch_geometric.nn import GATConv, GATv2Conv, HeteroConv, HypergraphConv, ResGatedGraphConv, TransformerConv
 
 from gnnstab.checkpoint import load, recover
-from gnnstab.checkpoint._loading import Checkpoint
 from gnnstab.errors import UsageError
+from stored import stored
 
 Save = Callable[..., Path]
-
-
-def _checkpoint(module: nn.Module) -> Checkpoint:
-    tensors = dict(module.state_dict())
-    return Checkpoint("memory", "torch", 0, tensors, {"": tuple(tensors)})
-
-
-def _of(tensors: dict[str, torch.Tensor], settings: dict[str, Any]) -> Checkpoint:
-    return Checkpoint("memory", "torch", 0, tensors, {"": tuple(tensors)}, settings=settings)
 
 
 def _wrapped(*layers: nn.Module) -> nn.Module:
@@ -37,7 +28,7 @@ def _wrapped(*layers: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("channels", [6, (6, 9)])
 def test_averaged_heads_are_fully_decided(edge_dim: int | None, beta: bool, bias: bool, channels: Any) -> None:
     conv = TransformerConv(channels, 4, heads=3, concat=False, beta=beta, edge_dim=edge_dim, bias=bias)
-    (layer,) = recover(_checkpoint(_wrapped(conv))).layers
+    (layer,) = recover(stored(_wrapped(conv))).layers
     assert (layer.name, layer.kind, layer.position, layer.attention) == ("convs.0", "TransformerConv", 0, True)
     assert (layer.heads, layer.concat, layer.out_channels) == (3, False, 4)
     assert layer.in_channels == (channels if isinstance(channels, tuple) else (6, 6))
@@ -48,7 +39,7 @@ def test_averaged_heads_are_fully_decided(edge_dim: int | None, beta: bool, bias
 
 @pytest.mark.parametrize("beta", [False, True])
 def test_concatenated_heads_need_the_option(beta: bool) -> None:
-    checkpoint = _checkpoint(_wrapped(TransformerConv(6, 4, heads=3, beta=beta)))
+    checkpoint = stored(_wrapped(TransformerConv(6, 4, heads=3, beta=beta)))
     facts = recover(checkpoint)
     assert (facts.layers[0].heads, facts.layers[0].concat, facts.layers[0].out_channels) == (None, None, None)
     heads = next(u for u in facts.undecided if u.what == "heads")
@@ -63,67 +54,58 @@ def test_concatenated_heads_need_the_option(beta: bool) -> None:
 
 @pytest.mark.parametrize("name", ["args.num_heads", "hparams.n_heads", "config.model.heads"])
 def test_heads_in_the_settings_are_a_stated_assumption(name: str) -> None:
-    tensors = dict(TransformerConv(6, 4, heads=3).state_dict())
-    facts = recover(_of(tensors, {name: 3}))
+    checkpoint = stored(TransformerConv(6, 4, heads=3), settings={name: 3})
+    facts = recover(checkpoint)
     assert (facts.layers[0].heads, facts.layers[0].concat, facts.layers[0].out_channels) == (3, True, 4)
     assert f"heads=3: assumed from the file's setting {name}" in facts.assumptions
-    given = recover(_of(tensors, {name: 3}), heads=2)
-    assert given.layers[0].heads == 2, "what the user says counts more"
+    assert recover(checkpoint, heads=2).layers[0].heads == 2, "what the user says counts more"
 
 
 @pytest.mark.parametrize(
     "settings", [{"args.headset": 3}, {"args.heads": 5}, {"a.heads": 3, "b.heads": 2}, {"a.heads": True}]
 )
 def test_settings_that_do_not_say_it_leave_it_open(settings: dict[str, Any]) -> None:
-    facts = recover(_of(dict(TransformerConv(6, 4, heads=3).state_dict()), settings))
+    facts = recover(stored(TransformerConv(6, 4, heads=3), settings=settings))
     assert facts.layers[0].heads is None
     assert next(u for u in facts.undecided if u.what == "heads").layers == ("",)
 
 
-def test_a_number_of_heads_that_does_not_divide() -> None:
-    with pytest.raises(
-        UsageError, match=r"heads=5 does not divide the 12 channels of convs.0; possible: 1, 2, 3, 4, 6, 12"
-    ):
-        recover(_checkpoint(_wrapped(TransformerConv(6, 4, heads=3))), heads=5)
-
-
-def test_a_number_of_heads_that_the_file_contradicts() -> None:
-    checkpoint = _checkpoint(_wrapped(TransformerConv(6, 4, heads=3, concat=False)))
-    with pytest.raises(UsageError, match=r"heads=2 contradicts the file: convs.0 has 3"):
-        recover(checkpoint, heads=2)
+@pytest.mark.parametrize(
+    ("concat", "given", "message"),
+    [
+        (True, {"heads": 5}, r"heads=5 does not divide the 12 channels of convs.0; possible: 1, 2, 3, 4, 6, 12"),
+        (False, {"heads": 2}, r"heads=2 contradicts the file: convs.0 has 3"),
+        (False, {"concat": True}, "concat=True contradicts"),
+        (True, {"concat": False, "heads": 2}, "contradict"),
+        (True, {"activation": "swish"}, "unknown activation 'swish'"),
+    ],
+)
+def test_what_the_file_contradicts_or_nobody_knows(concat: bool, given: dict[str, Any], message: str) -> None:
+    checkpoint = stored(_wrapped(TransformerConv(6, 4, heads=3, concat=concat)))
+    with pytest.raises(UsageError, match=message):
+        recover(checkpoint, **given)
     assert recover(checkpoint, heads=3).layers[0].heads == 3
 
 
 def test_given_heads_serve_the_layers_that_leave_them_open() -> None:
-    facts = recover(
-        _checkpoint(_wrapped(TransformerConv(6, 4, heads=2), TransformerConv(8, 5, heads=6, concat=False))), heads=2
-    )
+    layers = TransformerConv(6, 4, heads=2), TransformerConv(8, 5, heads=6, concat=False)
+    facts = recover(stored(_wrapped(*layers)), heads=2)
     assert [(layer.heads, layer.concat) for layer in facts.layers] == [(2, True), (6, False)]
 
 
 def test_concat_false_decides_a_single_head() -> None:
-    checkpoint = _checkpoint(_wrapped(TransformerConv(6, 4, heads=1)))
-    assert recover(checkpoint, concat=False).layers[0].heads == 1
-    with pytest.raises(UsageError, match="contradict"):
-        recover(checkpoint, concat=False, heads=2)
-    with pytest.raises(UsageError, match="concat=True contradicts"):
-        recover(_checkpoint(_wrapped(TransformerConv(6, 4, heads=3, concat=False))), concat=True)
-
-
-def test_an_activation_that_is_not_known() -> None:
-    with pytest.raises(UsageError, match="unknown activation 'swish'"):
-        recover(_checkpoint(_wrapped(TransformerConv(6, 4))), activation="swish")
+    assert recover(stored(TransformerConv(6, 4, heads=1)), concat=False).layers[0].heads == 1
 
 
 def test_hetero_names_and_order_of_appearance() -> None:
     relation = lambda: TransformerConv((6, 6), 4, heads=2, concat=False)  # noqa: E731
     conv = HeteroConv({("user", "rates", "item"): relation(), ("item", "rev_rates", "user"): relation()})
-    names = [layer.name for layer in recover(_checkpoint(nn.ModuleDict({"b": conv, "a": relation()}))).layers]
+    names = [layer.name for layer in recover(stored(nn.ModuleDict({"b": conv, "a": relation()}))).layers]
     assert names == ["b.convs.<user___rates___item>", "b.convs.<item___rev_rates___user>", "a"]
 
 
 def test_a_single_layer_without_any_prefix() -> None:
-    (layer,) = recover(_checkpoint(TransformerConv(6, 4, heads=2, concat=False))).layers
+    (layer,) = recover(stored(TransformerConv(6, 4, heads=2, concat=False))).layers
     assert layer.name == ""
 
 
@@ -140,7 +122,7 @@ def test_other_layers_are_counted_not_judged() -> None:
             "lin": nn.Linear(8, 8),
         }
     )
-    facts = recover(_checkpoint(net))
+    facts = recover(stored(net))
     assert [(layer.name, layer.kind, layer.heads) for layer in facts.layers] == [
         ("gat", "GATConv", 1),
         ("gat2", "GATv2Conv", 2),
@@ -158,7 +140,7 @@ def test_other_layers_are_counted_not_judged() -> None:
 
 def test_no_lin_skip_is_no_transformer_conv() -> None:
     tensors = {name: t for name, t in TransformerConv(6, 4).state_dict().items() if "skip" not in name}
-    facts = recover(Checkpoint("memory", "torch", 0, tensors, {"": tuple(tensors)}))
+    facts = recover(stored(tensors))
     assert facts.layers == ()
     assert "no lin_skip" in facts.unjudged[0].reason
 
@@ -179,7 +161,7 @@ def test_no_lin_skip_is_no_transformer_conv() -> None:
 def test_shapes_that_do_not_fit_together(name: str, shape: tuple[int, ...], blamed: str) -> None:
     tensors = dict(TransformerConv(6, 4, heads=3, concat=False, edge_dim=2, beta=True).state_dict())
     tensors[name] = torch.zeros(shape)
-    facts = recover(Checkpoint("memory", "torch", 0, tensors, {"": tuple(tensors)}))
+    facts = recover(stored(tensors))
     assert facts.layers == ()
     assert f"{blamed}." in facts.unjudged[0].reason
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import struct
-import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -43,11 +42,8 @@ def test_members_that_overlap(saved: Save) -> None:
         large = max(opened.infolist(), key=lambda m: m.file_size)
         for number in range(3):
             twin = zipfile.ZipInfo(f"archive/data/9{number}")
-            twin.header_offset, twin.file_size, twin.compress_size = (
-                large.header_offset,
-                large.file_size,
-                large.file_size,
-            )
+            twin.header_offset = large.header_offset
+            twin.file_size = twin.compress_size = large.file_size
             twin.CRC, twin.compress_type = large.CRC, zipfile.ZIP_STORED
             opened.filelist.append(twin)
         opened._didModify = True  # type: ignore[attr-defined]
@@ -198,18 +194,6 @@ def test_a_million_keys_are_refused_unread(saved: Save) -> None:
         load(path)
 
 
-@pytest.mark.parametrize(("count", "expected"), [(1_000_000, "its header has"), (240_000, "more than 200000 tensors")])
-def test_empty_tensors_by_the_million(count: int, expected: str, tmp_path: Path) -> None:
-    pytest.importorskip("safetensors")
-    entry = '"%d":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
-    header = ("{" + ",".join(entry % number for number in range(count)) + "}").encode()
-    (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
-    started = time.process_time()
-    with pytest.raises(LoadError, match=expected):
-        load(tmp_path / "x.safetensors")
-    assert time.process_time() - started < 5
-
-
 def test_fifty_thousand_keys(saved: Save) -> None:
     zero = torch.zeros(1)
     path = saved({f"layer.{i}.scale": zero for i in range(50_000)})
@@ -229,16 +213,19 @@ def test_hostile_names_become_one_printable_line(saved: Save) -> None:
 
 
 @pytest.mark.parametrize("child", [True, False])
+@pytest.mark.parametrize(
+    ("count", "expected"), [(1_000_000, "its header has"), (MOST_ENTRIES + 1, f"more than {MOST_ENTRIES} tensors")]
+)
 def test_safetensors_of_more_tensors_than_can_be_told_of(
-    child: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    count: int, expected: str, child: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("safetensors")
     if not child:
         monkeypatch.setattr(guard, "available", lambda: False)
-    entry = '"%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
-    header = ("{" + ",".join(entry % i for i in range(MOST_ENTRIES + 1)) + "}").encode()
-    (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
-    with pytest.raises(LoadError, match=f"more than {MOST_ENTRIES} tensors"):
+    entry = '"%d":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}'
+    header = ("{" + ",".join(entry % number for number in range(count)) + "}").encode()
+    (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    with pytest.raises(LoadError, match=expected):
         load(tmp_path / "x.safetensors")
 
 

@@ -15,10 +15,9 @@ from torch_geometric.nn import TransformerConv
 
 import gnnstab
 from effort import at_most
-from gnnstab.checkpoint import recover, recover_model
-from gnnstab.checkpoint._loading import Checkpoint
-from gnnstab.checkpoint._scan import scan
+from gnnstab.checkpoint import _scan, recover, recover_model
 from gnnstab.checkpoint.facts import CheckpointFacts
+from stored import stored
 
 CASES = [
     {"in_channels": 6, "out_channels": 4, "heads": 3, "concat": False, "edge_dim": 2},
@@ -29,8 +28,7 @@ CASES = [
 
 
 def _facts(conv: TransformerConv, **options: object) -> CheckpointFacts:
-    tensors = {f"layer.{name}": tensor for name, tensor in conv.state_dict().items()}
-    return recover(Checkpoint("memory", "torch", 0, tensors, {"": tuple(tensors)}), **options)
+    return recover(stored({f"layer.{name}": tensor for name, tensor in conv.state_dict().items()}), **options)
 
 
 def _value(facts: CheckpointFacts, name: str, head: int | None = None) -> float:
@@ -57,60 +55,22 @@ def _heads(conv: TransformerConv, part: str, *, bias: bool) -> list[np.ndarray]:
 def test_logit_norms(case: dict) -> None:
     conv = _conv(case)
     facts = _facts(conv, heads=conv.heads)
-    root = math.sqrt(conv.out_channels)
-    plain = zip(_heads(conv, "query", bias=False), _heads(conv, "key", bias=False), strict=True)
-    full = list(
-        zip(
-            _heads(conv, "query", bias=True),
-            _heads(conv, "key", bias=True),
-            _heads(conv, "key", bias=False),
-            strict=True,
-        )
-    )
-    for head, (query, key) in enumerate(plain):
-        assert _value(facts, "logit.spectral_qk", head) == pytest.approx(
-            np.linalg.norm(query.T @ key, 2) / root, rel=1e-10
-        )
-    for head, (query, key, key_plain) in enumerate(full):
-        matrix = query.T @ key / root
-        assert _value(facts, "logit.spectral", head) == pytest.approx(np.linalg.norm(matrix, 2), rel=1e-10)
-        without = matrix if conv.lin_key.bias is None else matrix[:, :-1]
-        assert without.shape[1] == key_plain.shape[1]
-        assert _value(facts, "logit.frobenius", head) == pytest.approx(np.linalg.norm(without), rel=1e-10)
+    norm, root = np.linalg.norm, math.sqrt(conv.out_channels)
+    for head in range(conv.heads):
+        query, key = (_heads(conv, part, bias=False)[head] for part in ("query", "key"))
+        biased_query, biased_key = (_heads(conv, part, bias=True)[head] for part in ("query", "key"))
+        matrix = biased_query.T @ biased_key / root
+        expected = {
+            "logit.spectral_qk": norm(query.T @ key, 2) / root,
+            "logit.spectral": norm(matrix, 2),
+            "logit.frobenius": norm(matrix[:, : key.shape[1]]),
+            "logit.alignment": root * norm(query.T @ key) / norm(query) / norm(key),
+        }
+        if conv.lin_edge is not None:
+            expected["logit.edge_spectral"] = norm(biased_query.T @ _heads(conv, "edge", bias=False)[head], 2) / root
+        assert {name: _value(facts, name, head) for name in expected} == pytest.approx(expected, rel=1e-10)
     assert _value(facts, "logit.spectral") == max(_value(facts, "logit.spectral", h) for h in range(conv.heads))
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_alignment_of_query_and_key(case: dict) -> None:
-    conv = _conv(case)
-    facts = _facts(conv, heads=conv.heads)
-    pairs = zip(_heads(conv, "query", bias=False), _heads(conv, "key", bias=False), strict=True)
-    for head, (query, key) in enumerate(pairs):
-        expected = (
-            math.sqrt(conv.out_channels) * np.linalg.norm(query.T @ key) / np.linalg.norm(query) / np.linalg.norm(key)
-        )
-        assert _value(facts, "logit.alignment", head) == pytest.approx(expected, rel=1e-10)
-
-
-@pytest.mark.parametrize("case", CASES[:2])
-def test_edge_norm(case: dict) -> None:
-    conv = _conv(case)
-    facts = _facts(conv, heads=conv.heads)
-    pairs = zip(
-        _heads(conv, "query", bias=True),
-        [
-            conv.lin_edge.weight.detach().double().numpy()[h * conv.out_channels : (h + 1) * conv.out_channels]
-            for h in range(conv.heads)
-        ],
-        strict=True,
-    )
-    for head, (query, edge) in enumerate(pairs):
-        expected = np.linalg.norm(query.T @ edge, 2) / math.sqrt(conv.out_channels)
-        assert _value(facts, "logit.edge_spectral", head) == pytest.approx(expected, rel=1e-10)
-
-
-def test_no_edge_norm_without_edge_features() -> None:
-    assert not [s for s in _facts(_conv(CASES[3]), heads=1).values if s.name == "logit.edge_spectral"]
+    assert any(s.name == "logit.edge_spectral" for s in facts.values) is (conv.lin_edge is not None)
 
 
 def test_the_spectral_norm_bounds_the_scores_and_the_frobenius_norm_is_their_typical_spread() -> None:
@@ -123,12 +83,8 @@ def test_the_spectral_norm_bounds_the_scores_and_the_frobenius_norm_is_their_typ
     scores = torch.einsum("ihc,jhc->hij", query, key).double().detach() / 4.0
     length = torch.cat([x, torch.ones(400, 1)], dim=1).double().norm(dim=1)
     for head in range(2):
-        assert bool(
-            (
-                scores[head].abs()
-                <= _value(facts, "logit.spectral", head) * length[:, None] * length[None, :] * (1 + 1e-6)
-            ).all()
-        )
+        bound = _value(facts, "logit.spectral", head) * length[:, None] * length[None, :]
+        assert bool((scores[head].abs() <= bound * (1 + 1e-6)).all())
         within = float(scores[head].std(dim=1).square().mean().sqrt())
         assert within == pytest.approx(_value(facts, "logit.frobenius", head), rel=0.1)
 
@@ -201,7 +157,7 @@ def test_work_grows_with_the_number_of_layers() -> None:
     state = TransformerConv(128, 32, heads=4, concat=False).state_dict()
     tensors = {f"convs.{i}.{name}": tensor * (1 + i / 1000) for i in range(60) for name, tensor in state.items()}
     with at_most(calls=1_000_000):
-        facts = recover(Checkpoint("memory", "torch", 0, tensors, {"": tuple(tensors)}))
+        facts = recover(stored(tensors))
     assert len(facts.layers) == 60
 
 
@@ -213,23 +169,17 @@ def test_work_grows_with_the_number_of_layers() -> None:
     seed=st.integers(0, 100),
 )
 def test_scan_in_pieces_equals_the_whole(shape: list[int], transposed: bool, bad: int, seed: int) -> None:
-    from gnnstab.checkpoint import _scan as module
-
     tensor = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     tensor = tensor.mT if transposed and tensor.dim() > 1 else tensor
     flat = tensor.reshape(-1).clone()
     flat[:bad] = torch.tensor([math.nan, math.inf, -math.inf], dtype=torch.float64)[: flat[:bad].numel()]
-    tensor = (
-        flat.reshape(tensor.shape)
-        if not transposed
-        else flat.reshape(tensor.shape).mT.contiguous().mT
-        if tensor.dim() > 1
-        else flat
-    )
+    tensor = flat.reshape(tensor.shape)
+    if transposed and tensor.dim() > 1:
+        tensor = tensor.mT.contiguous().mT
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "PIECE", 5)
-        patch.setattr(module, "BLOCK", 11)
-        found = scan(tensor)
+        patch.setattr(_scan, "PIECE", 5)
+        patch.setattr(_scan, "BLOCK", 11)
+        found = _scan.scan(tensor)
     entries = tensor.numpy().reshape(-1)
     assert found.count == entries.size
     assert found.non_finite == int((~np.isfinite(entries)).sum())

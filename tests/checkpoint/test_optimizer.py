@@ -15,6 +15,7 @@ from torch_geometric.nn import TransformerConv
 
 from gnnstab.checkpoint import load, recover
 from gnnstab.checkpoint._optimizer import plain_number
+from gnnstab.checkpoint.facts import CheckpointFacts
 from gnnstab.records import Signal
 
 Save = Callable[..., Path]
@@ -57,6 +58,10 @@ def _trained(
     return net, optimizer, seen
 
 
+def _facts(saved: Save, net: nn.Module, optimizer: torch.optim.Optimizer) -> CheckpointFacts:
+    return recover(load(saved({"model": net.state_dict(), "optimizer": optimizer.state_dict()})))
+
+
 def _signals(facts: Any, name: str) -> dict[str, Signal]:
     return {s.detail["parameter"]: s for s in facts.values if s.name == name and "parameter" in s.detail}
 
@@ -68,7 +73,7 @@ def _adam(parameters: Any) -> torch.optim.Optimizer:
 def test_gradients_recovered_from_adam(saved: Save) -> None:
     """Against the weighted mean of the squared gradients that the optimizer really saw."""
     net, optimizer, seen = _trained(_adam)
-    facts = recover(load(saved({"model": net.state_dict(), "optimizer": optimizer.state_dict()})))
+    facts = _facts(saved, net, optimizer)
     found = _signals(facts, "optimizer.gradient_rms")
     assert set(found) == set(seen)
     for name, gradients in seen.items():
@@ -83,7 +88,7 @@ def test_gradients_recovered_from_adam(saved: Save) -> None:
 
 def test_share_below_eps_and_first_step_size(saved: Save) -> None:
     net, optimizer, _ = _trained(_adam)
-    facts = recover(load(saved({"model": net.state_dict(), "optimizer": optimizer.state_dict()})))
+    facts = _facts(saved, net, optimizer)
     shares, steps = _signals(facts, "optimizer.below_eps_share"), _signals(facts, "optimizer.lr_to_rms")
     for name, parameter in net.named_parameters():
         second = optimizer.state[parameter]["exp_avg_sq"].double().numpy() / (1 - 0.99**30)
@@ -109,7 +114,7 @@ def test_other_optimizers_with_a_second_moment(make: Callable[..., torch.optim.O
 
 def test_sgd_has_no_second_moment(saved: Save) -> None:
     net, optimizer, _ = _trained(lambda p: torch.optim.SGD(p, lr=1e-4, momentum=0.9))
-    facts = recover(load(saved({"model": net.state_dict(), "optimizer": optimizer.state_dict()})))
+    facts = _facts(saved, net, optimizer)
     assert not [s for s in facts.values if s.name.startswith("optimizer.")]
     assert "tied to parameters" in facts.optimizers[0]
 
@@ -123,7 +128,7 @@ def test_never_updated_parameters(saved: Save) -> None:
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter) if name == "embed.bias" else torch.ones_like(parameter)
     optimizer.step()
-    facts = recover(load(saved({"model": net.state_dict(), "optimizer": optimizer.state_dict()})))
+    facts = _facts(saved, net, optimizer)
     (signal,) = [s for s in facts.values if s.name == "optimizer.never_updated"]
     expected = {"embed.bias"} | {f"convs.2.{name}" for name, _ in net.convs[2].named_parameters()}
     assert signal.value == len(expected)
@@ -137,7 +142,7 @@ def test_depth_slope(saved: Save) -> None:
         depth = int(name.split(".")[1]) if name.startswith("convs") else 0
         parameter.grad = torch.full_like(parameter, math.exp(0.7 * depth - 3))
     optimizer.step()
-    facts = recover(load(saved({"model": net.state_dict(), "optimizer": optimizer.state_dict()})))
+    facts = _facts(saved, net, optimizer)
     (slope,) = [s for s in facts.values if s.name == "gradient.slope"]
     assert slope.value == pytest.approx(-0.7, rel=1e-4)
     assert slope.source == "optimizer"
@@ -145,7 +150,7 @@ def test_depth_slope(saved: Save) -> None:
 
 def test_groups_split_by_weight_decay_are_not_guessed(saved: Save) -> None:
     net, optimizer, _ = _trained(_adam, groups=True)
-    facts = recover(load(saved({"model": net.state_dict(), "optimizer": optimizer.state_dict()})))
+    facts = _facts(saved, net, optimizer)
     for name, signal in _signals(facts, "optimizer.gradient_rms").items():
         second = optimizer.state[dict(net.named_parameters())[name]]["exp_avg_sq"].double() / (1 - 0.99**30)
         assert signal.value == pytest.approx(float(second.mean().sqrt()), rel=1e-6)

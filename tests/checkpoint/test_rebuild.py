@@ -10,14 +10,8 @@ from torch import nn
 from torch_geometric.nn import TransformerConv
 
 from gnnstab.checkpoint import rebuild, recover
-from gnnstab.checkpoint._loading import Checkpoint
 from gnnstab.checkpoint._rebuilding import IN_DEGREES
-
-
-def _checkpoint(module: nn.Module) -> Checkpoint:
-    tensors = dict(module.state_dict())
-    return Checkpoint("memory", "torch", 0, tensors, {"": tuple(tensors)})
-
+from stored import stored
 
 CASES: dict[str, dict[str, Any]] = {
     "averaged heads, edges": {"in_channels": 6, "out_channels": 4, "heads": 3, "concat": False, "edge_dim": 2},
@@ -32,7 +26,7 @@ CASES: dict[str, dict[str, Any]] = {
 def test_a_rebuilt_layer_computes_what_the_original_does(case: str) -> None:
     torch.manual_seed(0)
     original = TransformerConv(**CASES[case]).eval()
-    checkpoint = _checkpoint(nn.ModuleDict({"a": nn.ModuleDict({"conv": original})}))
+    checkpoint = stored(nn.ModuleDict({"a": nn.ModuleDict({"conv": original})}))
     model, batches = rebuild(recover(checkpoint, heads=CASES[case]["heads"]), checkpoint)
     assert tuple(batches) == IN_DEGREES
     for batch in batches.values():
@@ -42,11 +36,8 @@ def test_a_rebuilt_layer_computes_what_the_original_does(case: str) -> None:
 
 
 def test_the_graphs_and_inputs_are_what_they_claim() -> None:
-    checkpoint = _checkpoint(
-        nn.ModuleList(
-            [TransformerConv(6, 4, heads=3, concat=False, edge_dim=2), TransformerConv((5, 7), 4, 2, concat=False)]
-        )
-    )
+    layers = [TransformerConv(6, 4, heads=3, concat=False, edge_dim=2), TransformerConv((5, 7), 4, 2, concat=False)]
+    checkpoint = stored(nn.ModuleList(layers))
     _, batches = rebuild(recover(checkpoint), checkpoint)
     for degree, batch in batches.items():
         source, target = batch["edge_index"]
@@ -61,7 +52,7 @@ def test_the_graphs_and_inputs_are_what_they_claim() -> None:
 
 def test_layers_keep_their_names_and_the_random_state_is_left_alone() -> None:
     net = nn.ModuleDict({"net": nn.ModuleList(TransformerConv(6, 6, 2, concat=False) for _ in range(3))})
-    checkpoint = _checkpoint(net)
+    checkpoint = stored(net)
     facts = recover(checkpoint)
     before = torch.get_rng_state()
     first, second = rebuild(facts, checkpoint), rebuild(facts, checkpoint)
@@ -76,31 +67,24 @@ def test_layers_keep_their_names_and_the_random_state_is_left_alone() -> None:
 def test_layers_that_cannot_be_run_are_left_out() -> None:
     broken = TransformerConv(6, 4, 2, concat=False)
     broken.lin_key.weight.data[0, 0] = torch.nan
-    checkpoint = _checkpoint(
-        nn.ModuleDict({"open": TransformerConv(6, 4, 2), "nan": broken, "good": TransformerConv(6, 4, 2, concat=False)})
-    )
+    good = TransformerConv(6, 4, 2, concat=False)
+    checkpoint = stored(nn.ModuleDict({"open": TransformerConv(6, 4, 2), "nan": broken, "good": good}))
     rebuilt = rebuild(recover(checkpoint), checkpoint)
-    assert list(rebuilt.model.paths) == ["good"]
-    assert rebuilt
-
-
-def test_nothing_to_run_is_false() -> None:
-    checkpoint = _checkpoint(nn.Linear(3, 3))
-    rebuilt = rebuild(recover(checkpoint), checkpoint)
-    assert not rebuilt
-    assert rebuilt.batches == {}
+    assert rebuilt and list(rebuilt.model.paths) == ["good"]
+    nothing = stored(nn.Linear(3, 3))
+    assert not rebuild(recover(nothing), nothing) and rebuild(recover(nothing), nothing).batches == {}
 
 
 @pytest.mark.parametrize("name", ["", "train", "forward.x", "a..b", "paths", "type", "weird <name>/.0"])
 def test_names_that_a_module_cannot_have(name: str) -> None:
     dot = f"{name}." if name else ""
-    tensors = {dot + key: t for key, t in TransformerConv(6, 4, 2, concat=False).state_dict().items()}
-    checkpoint = Checkpoint("memory", "torch", 0, tensors, {"": tuple(tensors)})
+    state = TransformerConv(6, 4, 2, concat=False).state_dict()
+    checkpoint = stored({dot + key: tensor for key, tensor in state.items()})
     model, batches = rebuild(recover(checkpoint), checkpoint)
     assert model(**batches[4])[name].shape == (64, 4)
 
 
 def test_half_precision_weights_are_widened() -> None:
-    checkpoint = _checkpoint(nn.ModuleDict({"conv": TransformerConv(6, 4, 2, concat=False).half()}))
+    checkpoint = stored(nn.ModuleDict({"conv": TransformerConv(6, 4, 2, concat=False).half()}))
     model, batches = rebuild(recover(checkpoint), checkpoint)
     assert model(**batches[4])["conv"].dtype == torch.float32

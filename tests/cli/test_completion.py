@@ -14,11 +14,6 @@ from gnnstab.report import format_names
 from gnnstab.rules.registry import rule_classes
 
 
-def completed(line: str) -> list[str]:
-    """The words that bash is offered for the end of ``line``."""
-    return [answer.partition(",")[2] for answer in answered(line)]
-
-
 def answered(line: str) -> list[str]:
     """What the program tells the script, ``type,word`` in each line."""
     words = {"COMP_WORDS": line, "COMP_CWORD": str(len(line.split(" ")) - 1), "_GNNSTAB_COMPLETE": "bash_complete"}
@@ -44,7 +39,7 @@ CODES = [rule.code for rule in rule_classes()]
     ],
 )
 def test_words_are_completed(line: str, expected: list[str]) -> None:
-    assert completed(line) == expected
+    assert [answer.partition(",")[2] for answer in answered(line)] == expected
 
 
 BASH = """

@@ -7,29 +7,20 @@ import threading
 import numpy as np
 import pytest
 import torch
+from torch_geometric.nn import AGNNConv
 
 from gnnstab import fixes
 from gnnstab.errors import FixError
 from gnnstab.fixes import FIXES
+from gnnstab.fixes.by_hand import ByHand
 from gnnstab.fixes.table import FORMER, find
 from models.informarl import Actor, sample_batch
 from models.stacks import Hetero, Stack, SumThenAttention, hetero_batch, random_batch, transformed
 
 SCORES = {"degree": 8.0}
 TRAINING_ONLY = {"lower-lr", "gradient-clipping", "adam-eps"}
-SOME_MODELS = {
-    "reinit-gate",
-    "layer-norm",
-    "root-weight",
-    "remove-clamp",
-    "clean-data",
-    "reconnect",
-    "safe-operation",
-    "set-mask",
-    "divide-sum",
-    "undo-normalisation",
-    "fp32-operation",
-}
+BY_HAND = {name for name, fix in FIXES.items() if isinstance(fix, ByHand)}
+NO_PLACE = {"reinit-gate", "layer-norm", "root-weight", "remove-clamp", *BY_HAND}
 """Fixes that find no place in the models below: see test_repairs.py."""
 
 AGGREGATION = {"aggregation", "mean-aggregation-root", "norm-after-sum"}
@@ -65,7 +56,7 @@ def state_of(model):
 
 def pairs():
     for case in CASES:
-        for name in sorted(set(FIXES) - SOME_MODELS):
+        for name in sorted(set(FIXES) - NO_PLACE):
             sums = case == "actor" or name not in AGGREGATION
             # Features by node type, and modules that sum nothing, are refused: see test_refusals_say_what_is_missing.
             if sums and not (case in ("hetero", "to_hetero") and name == "input-standardisation"):
@@ -111,7 +102,7 @@ def test_the_copy_trains_saves_and_loads_and_the_original_is_untouched(case, nam
         assert torch.equal(total(torch.load(whole, weights_only=False)(**batch)), expected)
 
 
-@pytest.mark.parametrize("name", sorted(set(FIXES) - TRAINING_ONLY - SOME_MODELS - {"dropout", "fp32-attention"}))
+@pytest.mark.parametrize("name", sorted(set(FIXES) - TRAINING_ONLY - NO_PLACE - {"dropout", "fp32-attention"}))
 def test_every_structural_fix_changes_what_the_actor_computes(name):
     torch.manual_seed(0)
     model, batch = Actor().eval(), small_actor_batch()
@@ -140,24 +131,32 @@ def test_new_parameters_come_from_the_seed_alone():
     assert not torch.equal(one.convs[0].lin_beta.weight, other.convs[0].lin_beta.weight)
 
 
-def test_refusals_say_what_is_missing():
-    stack = Stack(2)
-    with pytest.raises(FixError, match="no module that aggregates by a sum"):
-        fixes.apply(stack, "mean-aggregation-root")
-    with pytest.raises(FixError, match="pass batch="):
-        fixes.apply(SumThenAttention(), "norm-after-sum")
-    with pytest.raises(FixError, match="pass signals="):
-        fixes.apply(stack, "qk-clip")
-    with pytest.raises(FixError, match="did you mean 'residual'"):
-        fixes.apply(stack, "residuals")
-    with pytest.raises(FixError, match="no node features"):
-        fixes.apply(Hetero(), "input-standardisation", batch=hetero_batch())
-    with pytest.raises(FixError, match="no TransformerConv"):
-        fixes.apply(Stack(2, root_weight=False), "beta")
-    with pytest.raises(FixError, match="no attention layer"):
-        fixes.apply(torch.nn.Linear(2, 2), "dropout")
-    with pytest.raises(FixError, match="must lie in"):
-        fixes.apply(stack, "dropout", p=1.5)
+@pytest.mark.parametrize(
+    ("make", "name", "options", "missing"),
+    [
+        (Stack, "mean-aggregation-root", {}, "no module that aggregates by a sum"),
+        (AGNNConv, "aggregation", {}, "no module that aggregates by a sum"),
+        (SumThenAttention, "norm-after-sum", {}, "pass batch="),
+        (Stack, "qk-clip", {}, "pass signals="),
+        (Stack, "residuals", {}, "did you mean 'residual'"),
+        (Hetero, "input-standardisation", {"batch": hetero_batch()}, "no node features"),
+        (Stack, "input-standardisation", {}, "pass batch="),
+        (lambda: Stack(2, root_weight=False), "beta", {}, "no TransformerConv"),
+        (lambda: torch.nn.Linear(2, 2), "dropout", {}, "no attention layer"),
+        (Stack, "dropout", {"p": 1.5}, "must lie in"),
+        (Stack, "score-cap", {"cap": 0}, "must be positive"),
+        (SumThenAttention, "aggregation", {"aggr": "average"}, "is no aggregation of PyG"),
+    ],
+)
+def test_refusals_say_what_is_missing(make, name, options, missing):
+    with pytest.raises(FixError, match=missing):
+        fixes.apply(make(), name, **options)
+
+
+@pytest.mark.parametrize("name", sorted(BY_HAND))
+def test_what_the_tool_cannot_do_is_said(name):
+    with pytest.raises(FixError, match="make it by hand"):
+        fixes.apply(Stack(2), name)
 
 
 def test_a_model_that_cannot_be_copied_is_named():

@@ -48,7 +48,8 @@ def load(tmp_path, monkeypatch):
 def changed(monkeypatch, model, name, **options):
     """The whole changed file instead of the diff."""
     kept = []
-    monkeypatch.setattr(source_diff, "_unified", lambda path, source, new: kept.append(new) or "found")
+    write = source_diff.edited
+    monkeypatch.setattr(source_diff, "edited", lambda source, edits: kept.append(write(source, edits)) or kept[-1])
     return kept[0] if fixes.diff(model, name, **options) else None
 
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import gnnstab
+from gnnstab.fixes.base import NOTHING_MEASURED
 from gnnstab.fixes.own_lines import in_own_lines
 from gnnstab.fixes.qk_clip import QKClip
 from gnnstab.fixes.text_edits import changed_lines
@@ -103,10 +104,10 @@ def test_factors_that_change_nothing_are_not_offered() -> None:
     degree = 10
     cap = QKClip().factors(scores={"conv": [1e6, 1.0]}, degree=degree)["conv"][0] * 1e6
     fix = QKClip()
-    assert not fix.helps((), scores={"conv": [cap * 1.0005, 1.0]}, degree=degree)
-    assert fix.helps((), scores={"conv": [cap * 1.01, 1.0]}, degree=degree)
-    assert fix.helps((), scores=scores | {"conv": [cap * 2]}, degree=degree)
-    assert fix.helps(()), "without a measurement nothing speaks against it"
+    assert not fix.helps(NOTHING_MEASURED, scores={"conv": [cap * 1.0005, 1.0]}, degree=degree)
+    assert fix.helps(NOTHING_MEASURED, scores={"conv": [cap * 1.01, 1.0]}, degree=degree)
+    assert fix.helps(NOTHING_MEASURED, scores=scores | {"conv": [cap * 2]}, degree=degree)
+    assert fix.helps(NOTHING_MEASURED), "without a measurement nothing speaks against it"
 
 
 def test_repeated_layers_are_one_loop_and_the_loop_makes_the_edit(file: Path) -> None:

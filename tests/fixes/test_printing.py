@@ -31,21 +31,23 @@ def facts(name="gnn.gnn1", **known):
 THREE = [facts("gnn.gnn1"), facts("gnn.gnn2.0"), facts("gnn.gnn2.1")]
 
 
-def test_dropout_prints_the_constructor_with_the_users_own_arguments():
-    assert fixes.change("dropout", [facts()]) == (
-        "TransformerConv(16, 16, heads=3, concat=False, edge_dim=1, dropout=0.1)  # gnn.gnn1"
-    )
+BARE = LayerFacts("conv", "TransformerConv", 0, True)
+SUM = LayerFacts("embed", "SumEmbedding", 0, False)
 
 
-def test_equal_layers_share_one_line_and_replaced_arguments_appear_once():
-    assert fixes.change("dropout", [facts(n, dropout=0.5) for n in ("a", "b")], p=0.2) == (
-        "TransformerConv(16, 16, heads=3, concat=False, edge_dim=1, dropout=0.2)  # a, b"
-    )
-
-
-def test_what_is_not_known_is_an_ellipsis():
-    bare = LayerFacts("conv", "TransformerConv", 0, True)
-    assert fixes.change("beta", [bare]) == "TransformerConv(..., ..., beta=True)  # conv"
+@pytest.mark.parametrize(
+    ("fix", "layers", "options", "text"),
+    [
+        ("dropout", [facts()], {}, "(16, 16, heads=3, concat=False, edge_dim=1, dropout=0.1)  # gnn.gnn1"),
+        # Equal layers share one line, and an argument that is replaced appears once.
+        ("dropout", [facts(n, dropout=0.5) for n in ("a", "b")], {"p": 0.2},
+         "(16, 16, heads=3, concat=False, edge_dim=1, dropout=0.2)  # a, b"),
+        ("beta", [BARE], {}, "(..., ..., beta=True)  # conv"),
+        ("dropout", [SUM, BARE], {}, "(..., ..., dropout=0.1)  # conv"),
+    ],
+)  # fmt: skip
+def test_a_constructor_is_printed_with_the_users_own_arguments(fix, layers, options, text):
+    assert fixes.change(fix, layers, **options) == f"TransformerConv{text}"
 
 
 def test_residual_prints_the_lines_of_forward():

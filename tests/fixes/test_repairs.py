@@ -136,20 +136,6 @@ def test_clamps_that_are_modules_are_taken_out():
         fixes.apply(Stack(2), "remove-clamp")
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["clean-data", "reconnect", "safe-operation", "set-mask", "divide-sum", "undo-normalisation", "fp32-operation"],
-)
-def test_what_the_tool_cannot_do_is_said(name):
-    with pytest.raises(FixError, match="make it by hand"):
-        fixes.apply(Stack(2), name)
-
-
-def test_dropout_names_attention_layers_alone():
-    layers = [LayerFacts("embed", "SumEmbedding", 0, False), LayerFacts("conv", "TransformerConv", 1, True)]
-    assert fixes.change("dropout", layers) == "TransformerConv(..., ..., dropout=0.1)  # conv"
-
-
 def test_a_redrawn_network_trains():
     model, batch = Stack(3, 8), random_batch(12, 4, 8)
     fixed = fixes.apply(model, "reinit-qk")

@@ -125,11 +125,10 @@ def identical(kind: Layer) -> str:
     return "identical" if same else "differ"
 
 
-def spread(kind: Layer) -> str:
+def spread(kind: Layer, width: int = 32, heads: int = 4, channels: int = 16) -> str:
     """The spread of the scores within a target that the weights tell over the measured one, fresh weights, RMS 1."""
     if not kind.essential:
         return "–"
-    width, heads, channels = 32, 4, 16
     ratios = []
     for seed in range(SEEDS):
         torch.manual_seed(seed)

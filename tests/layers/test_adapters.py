@@ -5,11 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import inspect
-import io
 import math
-import pickletools
-import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +14,6 @@ import torch
 import torch_geometric.nn as pyg
 from torch import Tensor, nn
 from torch_geometric.nn.conv import transformer_conv
-from torch_geometric.utils import softmax
 
 from gnnstab import fixes
 from gnnstab.checkpoint._layers import find_layers
@@ -29,34 +24,17 @@ from gnnstab.errors import FixError
 from gnnstab.fixes.printing import constructor_call
 from gnnstab.layers import LAYERS, Call, Layer, layer_named, layer_of, plays
 from gnnstab.layers.base import ROLES
-from gnnstab.probe.attaching.softmax_tap import Tap
 from gnnstab.probe.layers._attention import together
 from gnnstab.probe.layers._multihead import multihead_scores
 from gnnstab.probe.layers.layer_recorder import parts
 from gnnstab.probe.recorder import Recorder
 from gnnstab.records import STAGES, LayerFacts
 from gnnstab.trace import TraceWriter
-from layers.cases import CASES, METADATA, NODES, Case, called, made
-from listening import Listener
+from layers.cases import CASES, METADATA, RECOMPUTED, Case, called, made, over, watched
 
-EACH = pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c.kind}-{c.name}")
-EACH_TAPPED = pytest.mark.parametrize(
-    "case", [c for c in CASES if not layer_named(c.kind).fused], ids=lambda c: f"{c.kind}-{c.name}"
-)
-EACH_RECOMPUTED = pytest.mark.parametrize(
-    "case", [c for c in CASES if c.arguments is None], ids=lambda c: f"{c.kind}-{c.name}"
-)
-EACH_IN_A_FILE = pytest.mark.parametrize(
-    "case", [c for c in CASES if layer_named(c.kind).essential], ids=lambda c: f"{c.kind}-{c.name}"
-)
-
-
-def watched(layer: Any, arguments: tuple[Any, ...]) -> tuple[Tensor, Listener]:
-    listener = Listener()
-    tap = Tap.attach(layer, listener)
-    output = called(layer, arguments)
-    tap.detach(listener)
-    return output, listener
+EACH = over(CASES)
+EACH_RECOMPUTED = over(RECOMPUTED)
+EACH_IN_A_FILE = over([c for c in CASES if c.adapter.essential])
 
 
 def kind_of(layer: nn.Module) -> Layer:
@@ -111,20 +89,6 @@ def test_the_table_speaks_the_common_words(layer: Layer) -> None:
     )
     assert not plays("a.b.weight", "value")
     assert all(callable(getattr(layer, edit)) for edit in layer.edits)
-
-
-@EACH_TAPPED
-def test_a_tap_changes_no_bit_and_leaves_nothing(case: Case) -> None:
-    layer, arguments = made(case)
-    expected, before = called(layer, arguments), dict(vars(layer))
-    output, listener = watched(layer, arguments)
-    assert torch.equal(output, expected)
-    assert vars(layer).keys() == before.keys()
-    assert all(value is before[name] or isinstance(value, Tensor) for name, value in vars(layer).items())
-    assert listener.seen
-    for seen in listener.seen:
-        size = len(output) if seen.size is None else seen.size
-        assert torch.equal(softmax(seen.score, seen.index, num_nodes=size), seen.attention)
 
 
 @EACH
@@ -219,7 +183,7 @@ def test_the_printed_constructor_makes_such_a_layer(case: Case) -> None:
     if "..." in text or not kind_of(layer).prints:
         assert case.name == "widths" or not kind_of(layer).prints
         return
-    again = eval(text, {**vars(pyg), **vars(nn), "metadata": METADATA})
+    again = eval(text, {case.kind: case.layer, "metadata": METADATA})
     assert {n: t.shape for n, t in again.state_dict().items()} == {n: t.shape for n, t in layer.state_dict().items()}
 
 
@@ -296,97 +260,6 @@ class TestEdits:
                     assert not torch.equal(tensor, before[name]), (role, name)
 
 
-@EACH
-def test_a_copy_made_while_watched_carries_nothing_of_gnnstab(case: Case) -> None:
-    layer, arguments = made(case)
-    if case.kind == "SuperGATConv":
-        layer.eval()  # In training it keeps tensors with a history, which torch does not copy.
-    expected = called(layer, arguments)
-    model = nn.Sequential(layer)
-    with TraceWriter(None) as writer, Recorder(model, writer):
-        called(layer, arguments)
-        twin, file = copy.deepcopy(model), io.BytesIO()
-        torch.save(model, file)
-    for found in _reachable(twin):
-        assert not type(found).__module__.startswith("gnnstab"), found
-        assert not getattr(found, "__module__", "").startswith("gnnstab") or isinstance(found, type), found
-    assert b"gnnstab" not in _text(file)
-    loaded = torch.load(io.BytesIO(file.getvalue()), weights_only=False)
-    for clean in (twin[0], loaded[0]):
-        assert torch.equal(called(clean, arguments), expected)
-        assert torch.equal(called(copy.deepcopy(clean), arguments), expected)
-
-
-def _reachable(model: nn.Module) -> Iterator[Any]:
-    for module in model.modules():
-        for name, value in vars(module).items():
-            yield value
-            if isinstance(value, dict) and name not in ("_modules", "_parameters", "_buffers"):
-                yield from value.values()
-
-
-def _text(file: io.BytesIO) -> bytes:
-    with zipfile.ZipFile(io.BytesIO(file.getvalue())) as archive:
-        data = next(archive.read(name) for name in archive.namelist() if name.endswith("data.pkl"))
-    assert list(pickletools.genops(data))
-    return data
-
-
-class Helper(nn.Module):
-    """Calls softmax in a method of its own."""
-
-    def forward(self, score: Tensor, index: Tensor) -> Tensor:
-        return softmax(score, index, num_nodes=NODES)
-
-
-class Elsewhere(nn.Module):
-    """A layer whose softmax stands in a method with another name, or in a helper."""
-
-    def __init__(self, place: str) -> None:
-        super().__init__()
-        self.place, self.helper = place, Helper()
-
-    def edge_update(self, score: Tensor, index: Tensor) -> Tensor:
-        return softmax(score, index, num_nodes=NODES)
-
-    def forward(self, score: Tensor, index: Tensor) -> Tensor:
-        return self.helper(score, index) if self.place == "helper.forward" else self.edge_update(score, index=index)
-
-
-@pytest.mark.parametrize("place", ["edge_update", "helper.forward"])
-def test_softmax_is_watched_wherever_the_adapter_says(place: str) -> None:
-    class Kind(type(LAYERS[0])):  # type: ignore[misc]
-        softmax_in = ("nothing.forward", place)
-
-    layer = Elsewhere(place)
-    score, index = torch.randn(30, 2), torch.randint(0, NODES, (30,))
-    expected, before = layer(score, index), [dict(vars(m)) for m in layer.modules()]
-    listener = Listener()
-    tap = Tap.attach(layer, listener, kind=Kind())
-    assert torch.equal(layer(score, index), expected)
-    assert torch.equal(copy.deepcopy(layer)(score, index), expected)
-    tap.detach(listener)
-    assert [dict(vars(m)) for m in layer.modules()] == before
-    (seen,) = listener.seen
-    assert torch.equal(seen.score, score)
-    assert torch.equal(seen.attention, expected)
-    assert listener.messages == []
-
-
-def test_a_function_that_the_user_put_into_the_instance_is_run_as_it_is() -> None:
-    layer, arguments = made(CASES[0])
-
-    def message(query_i, key_j, value_j, edge_attr, index, ptr, size_i):  # type: ignore[no-untyped-def]
-        return value_j * softmax((query_i * key_j).sum(-1), index, ptr, size_i).unsqueeze(-1)
-
-    layer.message = message
-    expected = called(layer, arguments)
-    output, listener = watched(layer, arguments)
-    assert torch.equal(output, expected)
-    assert len(listener.seen) == 1
-    assert layer.message is message
-
-
 def test_a_copy_of_the_class_is_the_same_kind_and_a_namesake_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -406,26 +279,6 @@ def test_facts_keep_apart_what_only_one_kind_has() -> None:
     assert facts.flat()["beta"] is True
     assert "options" not in facts.flat()
     assert hash(facts) == hash(LayerFacts.of("a", "TransformerConv", 0, heads=2, beta=False))
-
-
-@pytest.mark.parametrize(("kind", "low", "high"), [(pyg.GATv2Conv, 1 / 1.3, 1.3), (pyg.GATConv, 1.0, 2.0)])
-@pytest.mark.parametrize(("width", "heads", "channels"), [(64, 1, 64), (32, 4, 16), (128, 8, 8)])
-def test_the_static_spread_is_that_of_a_fresh_layer(
-    kind: Any, low: float, high: float, width: int, heads: int, channels: int
-) -> None:
-    """Within a target, at an input of RMS 1, the mean over seeds of the spread that the weights alone tell."""
-    ratios = []
-    for seed in range(8):
-        torch.manual_seed(seed)
-        layer = kind(width, channels, heads=heads, add_self_loops=False)
-        x, targets = torch.randn(400, width), torch.arange(40).repeat_interleave(50)
-        edges = torch.stack([torch.randint(0, 400, (2000,)), targets])
-        call = call_of(layer, (x, edges))
-        measured = call.score.view(40, 50, heads).var(1, correction=0).mean(0).sqrt()
-        ((stored,), _, _) = find_layers({f"conv.{name}": tensor for name, tensor in layer.state_dict().items()})
-        told = torch.tensor(stored.kind.logits(stored, heads)["logit.frobenius"])
-        ratios.append((told / measured).mean())
-    assert low <= float(torch.stack(ratios).mean()) <= high
 
 
 def test_targets_without_features_are_no_failure() -> None:

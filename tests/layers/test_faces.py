@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from torch_geometric.nn import GATConv, GATv2Conv, GPSConv, Sequential, TransformerConv
 
 import gnnstab
-from gnnstab.probe.recorder import Recorder
-from gnnstab.trace import TraceWriter
 
 KINDS = pytest.mark.parametrize("kind", [TransformerConv, GATConv, GATv2Conv], ids=lambda kind: kind.__name__)
 
@@ -88,19 +86,3 @@ def test_a_bare_file_shows_the_same_layers(kind: Any, tmp_path: Path) -> None:
     assert [layer.kind for layer in diagnosis.layers] == [kind.__name__] * 2
     assert [layer.heads for layer in diagnosis.layers] == [4, 1 if kind is not TransformerConv else 4]
     assert not [f for f in diagnosis.findings if f.severity != "info"]
-
-
-@pytest.mark.slow
-# Where a layer adds self-loops the graph breaks, and the compiler then looks at the gradient of what is handed over.
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
-@KINDS
-def test_scores_are_seen_inside_a_compiled_graph(kind: Any) -> None:
-    x, edge_index, _ = graph()
-    net = Net(kind)
-    expected = net(x, edge_index)
-    torch.compiler.reset()
-    with TraceWriter(None) as writer, Recorder(net, writer) as recorder:
-        compiled = torch.compile(net, backend="aot_eager")
-        assert torch.allclose(compiled(x, edge_index), expected, atol=1e-6)
-        blind = {(b.layer, b.site) for b in recorder.coverage.blind}
-    assert not [place for place in blind if place[1] in ("score", "attention")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,14 @@ from torch_geometric.nn import GENConv, HGTConv, SuperGATConv
 
 import gnnstab
 from gnnstab.checkpoint._layers import find_layers
+from gnnstab.layers import LAYERS, Layer
 from gnnstab.probe.recorder import Recorder
 from gnnstab.trace import TraceWriter
-from layers.cases import CASES, METADATA, WIDTH, Case, called, made
-from layers.measured import Net
-from layers.other_cases import plain
+from layers.cases import METADATA, OTHERS, WIDTH, Case, called, made, over, plain
+from layers.measured import FILE, Net, case_of
 from probe.layers.generic_models import Dense, graph
 
-EACH = pytest.mark.parametrize(
-    "case", [c for c in CASES if c.arguments is not None], ids=lambda c: f"{c.kind}-{c.name}"
-)
+EACH = over(OTHERS)
 
 
 def total(out: Any) -> Tensor:
@@ -30,15 +29,10 @@ def total(out: Any) -> Tensor:
     return torch.stack([part.square().mean() for part in parts]).sum()
 
 
-def bare(case: Case) -> bool:
-    """True for a layer without a term of the node itself: of this graph a third of the nodes has no edge."""
-    return (case.kind, case.name) == ("SuperGATConv", "no-loops") or case.kind == "RGATConv"
-
-
-def judged(diagnosis: gnnstab.Diagnosis, case: Case, told: bool) -> None:
+def judged(diagnosis: gnnstab.Diagnosis, case: Case) -> None:
     assert (diagnosis.coverage.layers_observed, diagnosis.coverage.layers_expected) == (1, 1)
     assert not diagnosis.coverage.blind
-    assert [f.code for f in diagnosis.findings if f.severity != "info"] == (["GS402"] if told else [])
+    assert [f.code for f in diagnosis.findings if f.severity != "info"] == (["GS402"] if case.bare else [])
     assert [layer.kind for layer in diagnosis.layers if layer.attention] == [case.kind]
     names = {s.name for s in diagnosis.signals if s.layer == "conv"}
     assert {"attention.entropy", "attention.one_hot_share", "score.within_std", "score.max_abs"} <= names
@@ -66,7 +60,7 @@ def test_a_healthy_model_is_seen_in_training_and_nothing_is_said(case: Case) -> 
             losses[-1].append(loss.item())
         if monitor is not None:
             monitor.__exit__(None, None, None)
-            judged(monitor.diagnose(), case, bare(case))
+            judged(monitor.diagnose(), case)
     assert losses[0] == losses[1]
     assert all(torch.equal(a, b) for a, b in zip(alone.parameters(), layer.parameters(), strict=True))
 
@@ -74,15 +68,15 @@ def test_a_healthy_model_is_seen_in_training_and_nothing_is_said(case: Case) -> 
 @EACH
 def test_a_healthy_model_with_a_batch_has_no_warning(case: Case) -> None:
     layer, arguments = made(case)
-    judged(gnnstab.diagnose(Net(layer), batch=arguments, loss=lambda out, _: total(out)), case, bare(case))
+    judged(gnnstab.diagnose(Net(layer), batch=arguments, loss=lambda out, _: total(out)), case)
 
 
 @pytest.mark.slow
 # A layer that adds self-loops breaks the graph, and the compiler then looks at the gradient of what is handed over.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
-@pytest.mark.parametrize("kind", sorted({c.kind for c in CASES if c.arguments is not None}))
-def test_a_compiled_model_computes_the_same_and_what_is_not_seen_is_named(kind: str) -> None:
-    layer, arguments = made(next(c for c in CASES if c.kind == kind and c.arguments is not None))
+@pytest.mark.parametrize("kind", LAYERS, ids=lambda kind: kind.kind)
+def test_a_compiled_model_computes_the_same_and_what_is_not_seen_is_named(kind: Layer) -> None:
+    layer, arguments = made(case_of(kind))
     layer.eval()
     net, expected = Net(layer), called(layer, arguments)
     torch.compiler.reset()
@@ -92,7 +86,10 @@ def test_a_compiled_model_computes_the_same_and_what_is_not_seen_is_named(kind: 
         assert not recorder.state.error_guard.events
         coverage = recorder.coverage
     assert coverage.layers_observed == 1
-    assert "not seen inside a compiled graph" in next(b.reason for b in coverage.blind if b.site == "score")
+    unseen = {b.site for b in coverage.blind if "not seen inside a compiled graph" in b.reason}
+    told = json.loads(FILE.read_text(encoding="utf-8"))[kind.kind]["under `torch.compile`"]
+    assert ("score" in unseen) == (told == "input and output")
+    assert told in ("scores", "input and output")
 
 
 class Exponentials(nn.Module):
@@ -240,7 +237,7 @@ class TestMultiheadInAFile:
 
 @pytest.mark.parametrize("kind", ["SuperGATConv", "HEATConv", "GeneralConv", "HypergraphConv"])
 def test_in_a_bare_file_the_others_are_one_calm_line(kind: str, tmp_path: Path) -> None:
-    layer, _ = made(next(c for c in CASES if c.kind == kind))
+    layer, _ = made(next(c for c in OTHERS if c.kind == kind))
     path = tmp_path / "model.pt"
     torch.save(Net(layer).state_dict(), path)
     diagnosis = gnnstab.diagnose(path)

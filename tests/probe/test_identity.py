@@ -13,6 +13,7 @@ from torch_geometric.nn import GATConv, GINConv, TransformerConv
 from gnnstab.probe.attaching import identity_path as identity
 from gnnstab.probe.attaching.identity_path import node_of, ways
 from gnnstab.probe.recorder import Recorder
+from gnnstab.records import Signals
 from gnnstab.trace import TraceWriter
 from gnnstab.trace._codec import facts_from_json, layer_to_columns
 
@@ -177,6 +178,33 @@ def test_what_stands_beside_a_layer_is_told_from_what_feeds_it(crossed: bool) ->
         facts = {one.name: one.beside for one in recorder.notes.facts()}
     assert facts == {"left": (), "right": ("left",), "after": ()}
     assert {one.name: facts_from_json(layer_to_columns(one)[3]).beside for one in recorder.notes.facts()} == facts
+
+
+class Relations(nn.Module):
+    """Layers of two relations, summed up, with the nodes' own states or without."""
+
+    def __init__(self, own: float) -> None:
+        super().__init__()
+        self.encode, self.own = nn.Linear(4, 4), own
+        self.convs = nn.ModuleList(nn.ModuleList(TransformerConv(4, 4) for _ in range(2)) for _ in range(DEPTH))
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        h = self.encode(x)
+        for one, other in self.convs:
+            z = one(h, edge_index) + other(h, edge_index)
+            h = (z + self.own * h if self.own else z).relu()
+        return h
+
+
+@pytest.mark.parametrize("own", [0.0, 1.0])
+def test_a_relation_beside_a_layer_is_no_way_around_it(own: float) -> None:
+    x, edge_index, _ = graph()
+    with TraceWriter(None) as writer, Recorder(model := Relations(own), writer) as recorder:
+        model(x, edge_index).sum().backward()
+        recorder.end_step()
+        facts = recorder.notes.facts()
+    assert {one.identity_path for one in facts if one.attention} == {bool(own)}
+    assert Signals("model", facts).depth == DEPTH
 
 
 def test_a_shared_layer_is_true_only_if_every_call_is() -> None:

@@ -198,6 +198,9 @@ def test_edges_that_the_forward_calls_otherwise_are_told_by_their_place() -> Non
     data = Data(x=torch.ones(3, 2), edge_index=torch.tensor([[0], [1]]))
     ((_, named),) = as_arguments(data, Calls())
     assert named["e"] is data.edge_index and set(named) == {"x", "e"}
+    typed = HeteroData({"a": {"x": data.x}, ("a", "to", "a"): {"edge_index": data.edge_index}})
+    ((_, named),) = as_arguments(typed, Calls())
+    assert named["x"] == {"a": data.x} and named["e"] == {("a", "to", "a"): data.edge_index}
     # Two that are missing, or a Data without edges: nobody knows.
     assert [set(as_arguments(data, CallsMore())[0][1]), set(as_arguments(Data(x=data.x), Calls())[0][1])] == [{"x"}] * 2
 

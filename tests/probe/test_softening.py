@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch_geometric.nn import GATConv
+from torch_geometric.nn import GATConv, GATv2Conv
 from torch_geometric.utils import softmax
 
 import gnnstab
@@ -61,6 +61,27 @@ class Lookup(nn.Module):
         return self.out(scores.softmax(-1) @ self.value(x[..., TAGS:])).squeeze(-1)
 
 
+class Neighbours(nn.Module):
+    """A mean over the neighbours is wanted, beside what each is itself."""
+
+    def __init__(self, gain: float) -> None:
+        super().__init__()
+        self.inp, self.out = nn.Linear(4, WIDTH), nn.Linear(WIDTH, 1)
+        self.conv = GATv2Conv(WIDTH, WIDTH // 4, heads=4)
+        self.conv.att.data *= gain
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        h = F.elu(self.inp(x))
+        return self.out(h + F.elu(self.conv(h, edge_index))).squeeze(-1)
+
+
+def village(number: int) -> dict[str, Tensor]:
+    g = torch.Generator().manual_seed(number)
+    x, edges = torch.randn(60, 4, generator=g), torch.randint(0, 60, (2, 360), generator=g)
+    heard = torch.zeros(60, 4).index_add_(0, edges[1], x[edges[0]])
+    return {"x": x, "edge_index": edges, "y": (heard / 2 + x)[:, 0]}
+
+
 def crowd(number: int) -> dict[str, Tensor]:
     x = torch.randn(6, NODES, 4, generator=torch.Generator().manual_seed(number))
     return {"x": x, "y": 6 * x[..., 1].mean(1, keepdim=True) + 0.3 * x[..., 0]}
@@ -84,7 +105,7 @@ def said(model: nn.Module, make: Callable[[int], dict[str, Tensor]]) -> dict[str
     with gnnstab.Monitor(model, optimizer=optimizer, on_finding="ignore") as monitor:
         for batch in 2 * batches:
             optimizer.zero_grad()
-            loss = squared(model(batch["x"]), batch)
+            loss = squared(model(**{key: value for key, value in batch.items() if key != "y"}), batch)
             loss.backward()  # type: ignore[no-untyped-call]
             monitor.loss(loss)
             optimizer.step()
@@ -113,6 +134,16 @@ def test_a_gain_that_keeps_a_model_from_learning_is_the_root() -> None:
     for diagnosis in found.values():
         assert [cause.cause for cause in diagnosis.root_causes()] == ["attention-explosion"]
         assert "keeps the model from learning" in diagnosis.findings[0].message
+
+
+def test_sharpness_from_the_start_is_judged_from_the_start() -> None:
+    """After some steps the other weights have come to terms with it, and softening it would take that away."""
+    found = said(drawn(lambda: Neighbours(60.0)), village)
+    assert judged(found) == {"monitor": ["error"], "diagnose": ["error"]}
+    for diagnosis in found.values():
+        assert [cause.cause for cause in diagnosis.root_causes()] == ["attention-explosion"]
+    for diagnosis in said(drawn(lambda: Neighbours(1.0)), village).values():
+        assert not diagnosis.at_least("warning")
 
 
 def test_a_gain_that_suits_is_silent_and_costs_no_steps() -> None:

@@ -28,25 +28,10 @@ FACES = {
     "github": lambda d: render(d, "github"),
     "html": lambda d: Text(render(d, "html")).words,
 }
-PLURALS = [
-    "errors",
-    "warnings",
-    "notes",
-    "layers",
-    "heads",
-    "rules",
-    "findings",
-    "steps",
-    "seeds",
-    "tensors",
-    "pairs",
-    "edges",
-    "nodes",
-    "causes",
-    "ones",
-    "rows",
-    "lines",
-]
+PLURALS = (
+    *("errors", "warnings", "notes", "layers", "heads", "rules", "findings", "steps", "seeds"),
+    *("tensors", "pairs", "edges", "nodes", "causes", "ones", "rows", "lines"),
+)
 FAULTS = {
     "a word twice": r"\b([a-z]{2,} [a-z]{2,}|[a-z]{3,}) \1\b",
     "a wrong plural": rf"(?<![\d.,^#-])\b1 (?:more |later )?(?:{'|'.join(PLURALS)})\b",

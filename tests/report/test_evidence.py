@@ -37,10 +37,7 @@ def test_several_parameters_of_one_layer_are_all_shown() -> None:
 
 def test_the_latest_measurement_on_real_input_is_shown() -> None:
     name = "attention.entropy"
-    real = [
-        Signal(name, 0.9, "net.a", step=0, source="training"),
-        Signal(name, 0.2, "net.a", step=9, source="training"),
-    ]
+    real = [Signal(name, value, "net.a", step=step, source="training") for value, step in ((0.9, 0), (0.2, 9))]
     assert holding(*real, Signal(name, 0.5, "net.a", step=99, source="synthetic")).value(name, "net.a") == 0.2
     assert holding(Signal(name, 0.5, "net.a", source="synthetic")).value(name, "net.a") == 0.5
     assert math.isnan(holding().value(name, "net.a"))
@@ -70,11 +67,8 @@ def finding(signal: str, value: float, threshold: float) -> Finding:
 
 def test_limits_come_from_the_findings_and_from_the_rules() -> None:
     evidence = holding(findings=(finding("attention.entropy", 0.3, 0.4), finding("output.rms", 9.0, 5.0)))
-    assert [(m.value, m.side) for m in evidence.limits("attention.entropy")] == [
-        (0.1, "below"),
-        (0.35, "below"),
-        (0.4, "below"),
-    ]
+    entropies = [(m.value, m.side) for m in evidence.limits("attention.entropy")]
+    assert entropies == [(0.1, "below"), (0.35, "below"), (0.4, "below")]
     assert evidence.limits("output.rms") == (Limit(5.0, "error", "above"),)
     assert evidence.limits("input.rms") == ()
     assert holding(findings=(finding("output.rms", math.nan, math.nan),)).limits("output.rms") == ()
@@ -104,10 +98,11 @@ def test_heat_lines_up_layers_recorded_at_different_steps() -> None:
         None,
         "text",
         {},
-        {"edges": [0, 1], "counts": [1, 2]},
-        {"edges": [0, math.nan, 2], "counts": [1, 2]},
-        {"edges": ["a", "b"], "counts": [1]},
-        {"edges": [1, 1], "counts": [5]},
+        {"low": 0, "high": 1},
+        {"low": 0, "high": math.nan, "counts": [1, 2]},
+        {"low": "a", "high": "b", "counts": [1]},
+        {"low": 1, "high": 1, "counts": [5]},
+        {"low": 0, "high": 1, "counts": []},
     ],
 )
 def test_a_broken_histogram_falls_back_to_the_range(broken: object) -> None:
@@ -117,20 +112,16 @@ def test_a_broken_histogram_falls_back_to_the_range(broken: object) -> None:
     assert (found.low, found.high, len(found.edges)) == (-3.0, 5.0, 0)
 
 
-def test_histogram_before_percentiles_before_range() -> None:
-    full = {"histogram": {"edges": [0.0, 1.0, 2.0], "counts": [3, 4]}, "percentiles": {"1": -9, "p50": 0.5, "99": 9}}
-    found = distribution([Signal("score.std", 1.0, "a", 0, detail=full)], 0)
+def test_histogram_before_range() -> None:
+    full = {"histogram": {"low": 0.0, "high": 2.0, "counts": [3, 4]}}
+    found = distribution([Signal("score.std", 1.0, "a", 0, detail=full), Signal("score.max", 9.0, "a", 0)], 0)
     assert found is not None
-    assert (found.low, found.high, found.counts.tolist()) == (0.0, 2.0, [3.0, 4.0])
-    assert found.quantiles == ((1.0, -9.0), (50.0, 0.5), (99.0, 9.0))
+    assert (found.low, found.high, found.edges.tolist(), found.counts.tolist()) == (0.0, 2.0, [0, 1, 2], [3, 4])
     assert distribution([Signal("score.max_abs", 4.0, "a")], None).low == -4.0  # type: ignore[union-attr]
     assert distribution([Signal("score.max_abs", math.nan, "a")], None) is None
 
 
-@given(
-    values=st.lists(st.floats(width=32), min_size=1, max_size=400),
-    most=st.integers(min_value=2, max_value=50),
-)
+@given(values=st.lists(st.floats(width=32), min_size=1, max_size=400), most=st.integers(2, 50))
 def test_thinning_keeps_ends_and_extremes(values: list[float], most: int) -> None:
     ys = np.array(values)
     xs, kept = thin(np.arange(len(ys), dtype=float), ys, most)

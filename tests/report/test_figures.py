@@ -120,13 +120,8 @@ def test_long_runs_keep_their_worst_value() -> None:
 
 def test_nothing_to_draw_is_said_in_one_line(tmp_path: Path) -> None:
     empty = Diagnosis(Target("model", "m"), Coverage(0, 0), (), (), ())
-    for make in (
-        figures.heat_map,
-        figures.depth_profile,
-        figures.score_ranges,
-        figures.spectral_norms,
-        figures.before_after,
-    ):
+    of_any_layer = (figures.depth_profile, figures.score_ranges, figures.spectral_norms)
+    for make in (figures.heat_map, figures.before_after, *of_any_layer):
         with pytest.raises(NothingEvaluable, match="nothing to draw"):
             make(empty)
     with pytest.raises(NothingEvaluable, match="finite scores of nowhere"):
@@ -161,24 +156,22 @@ def test_no_global_state_is_left_behind() -> None:
         assert isinstance(figure, Figure)
     assert dict(mpl.rcParams) == before
     code = "import sys, gnnstab.report.figures; print('matplotlib.pyplot' in sys.modules)"
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-        == "False"
-    )
+    assert answer(code) == "False"
+
+
+def answer(code: str) -> str:
+    tests = Path(__file__).parents[1]
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tests
+    ).stdout.strip()
 
 
 def test_text_and_page_do_not_import_matplotlib() -> None:
     code = (
-        "import sys; sys.path.insert(0, 'tests'); import examples; from gnnstab.report import render\n"
+        "import sys, examples; from gnnstab.report import render\n"
         "[render(examples.one_finding(), f) for f in ('text', 'html')]; print('matplotlib' in sys.modules)"
     )
-    root = Path(__file__).parents[2]
-    assert (
-        subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root
-        ).stdout.strip()
-        == "False"
-    )
+    assert answer(code) == "False"
 
 
 def test_names_with_dollars_and_unknown_glyphs_are_drawn_as_text() -> None:
@@ -187,22 +180,13 @@ def test_names_with_dollars_and_unknown_glyphs_are_drawn_as_text() -> None:
 
 def grown() -> Scaling:
     """Two layers whose one-hot share and fp16 headroom move with in-degree; the second stays out of reach."""
-    points = [
-        Point(
-            d,
-            64,
-            "fp32",
-            {
-                "attention.one_hot_share|gnn1": d / 40,
-                "attention.one_hot_share|gnn2.0": d / 400,
-                "precision.fp16_headroom|gnn1": 5000 / d**2,
-                "score.std|gnn1": d**1.5,
-                "score.std|gnn2.0": float(d),
-            },
-        )
-        for d in (4, 8, 16, 32)
-    ]
-    return evaluate(points)
+
+    def measured(d: int) -> dict[str, float]:
+        shares = {"attention.one_hot_share|gnn1": d / 40, "attention.one_hot_share|gnn2.0": d / 400}
+        spreads = {"score.std|gnn1": d**1.5, "score.std|gnn2.0": float(d)}
+        return {**shares, "precision.fp16_headroom|gnn1": 5000 / d**2, **spreads}
+
+    return evaluate([Point(d, 64, "fp32", measured(d)) for d in (4, 8, 16, 32)])
 
 
 def test_growth_is_drawn_with_the_in_degree_at_which_it_breaks(tmp_path: Path) -> None:
@@ -227,12 +211,8 @@ def test_scaling_curve_tells_where_each_curve_breaks() -> None:
     assert told[1] == "mean"
     with pytest.raises(UsageError, match="'a' has 1 values for 2 sizes"):
         figures.scaling_curve([1, 2], {"a": [1.0]}, signal="score.std")
-    assert "no finite value" in str(
-        [
-            t.get_text()
-            for t in figures.scaling_curve([1, 2], {"a": [math.nan, math.nan]}, signal="score.std").axes[0].texts
-        ]
-    )
+    empty = figures.scaling_curve([1, 2], {"a": [math.nan, math.nan]}, signal="score.std")
+    assert any("no finite value" in text.get_text() for text in empty.axes[0].texts)
 
 
 @pytest.mark.parametrize(

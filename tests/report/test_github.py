@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -43,33 +44,24 @@ def test_one_command_per_rule_and_severity(name: str) -> None:
 
 
 def test_file_title_layer_head_and_number() -> None:
-    command, properties, data = next(
-        c for c in commands(render(examples.many_findings(), "github")) if "GS301" in c[1]["title"]
-    )
+    found = commands(render(examples.many_findings(), "github"))
+    command, properties, data = next(c for c in found if "GS301" in c[1]["title"])
     assert command == "error"
     assert properties == {"file": "runs/7agents/run.gnnstab", "title": "GS301 attention-explosion"}
-    assert data.startswith(
-        "encoder.blocks.0.attention, head 0, step 1200 and 5 more places: attention.entropy 0.09 < 0.1"
-    )
+    place = "encoder.blocks.0.attention, head 0, step 1200 and 5 more places"
+    assert data.startswith(f"{place}: attention.entropy 0.09 < 0.1")
 
 
 @pytest.mark.parametrize("format", ["text", "github", "markdown"])
 def test_a_layer_name_cannot_give_the_runner_a_command(format: str) -> None:
     hostile = "::set-output name=x::y"
-    from dataclasses import replace
-
     base = examples.one_finding()
     finding = replace(base.findings[0], layer=hostile, message=f"ends here {hostile} ##[error]x ##vso[task.complete]y")
     text = render(replace(base, findings=(finding,)), format)
     assert not [line for line in text.splitlines() if line.lstrip().startswith("::set-output")]
-    assert "##[" not in text
-    assert "##vso[" not in text
+    assert "##[" not in text and "##vso[" not in text
 
 
 def test_nothing_evaluable_is_a_warning() -> None:
-    from dataclasses import replace
-
-    diagnosis = replace(examples.clean(), rules=())
-    assert [command for command, _, _ in commands(render(diagnosis, "github").replace("title=", "title="))] == [
-        "warning"
-    ]
+    unjudged = replace(examples.clean(), rules=())
+    assert [command for command, _, _ in commands(render(unjudged, "github"))] == ["warning"]

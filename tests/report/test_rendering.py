@@ -5,19 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 from importlib.metadata import EntryPoint
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import examples
 from gnnstab.errors import ConfigurationError, UsageError
-from gnnstab.report import FORMATS, format_names, render, supported
 from gnnstab.report import _rendering as rendering
+from gnnstab.report import format_names, render, supported
 from gnnstab.report.faces import spoken
-
-
-def test_every_format_of_the_table_renders() -> None:
-    for name in FORMATS:
-        assert render(examples.one_finding(), name).endswith("\n")
 
 
 def test_unknown_formats_and_options_are_refused_with_the_choices() -> None:
@@ -54,8 +51,6 @@ def test_a_broken_plugin_is_named(monkeypatch: pytest.MonkeyPatch, values: list[
 
 
 def test_a_plugin_that_returns_no_text_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    from types import SimpleNamespace
-
     module = SimpleNamespace(render=lambda diagnosis: b"bytes", __name__="theirs")
     monkeypatch.setattr(rendering, "_module", lambda format: module)
     with pytest.raises(ConfigurationError, match="returned a bytes, not text"):
@@ -69,12 +64,10 @@ def test_formats_are_loaded_when_asked_for_and_need_no_torch() -> None:
         "import sys, gnnstab.report as report\n"
         "assert not [m for m in report.FORMATS.values() if m in sys.modules]\n"
         "import examples\n"
-        "for name in ('text', 'json', 'sarif', 'junit', 'github', 'markdown'):\n"
-        "    report.render(examples.one_finding(), name)\n"
+        "for name in report.FORMATS:\n"
+        "    assert report.render(examples.one_finding(), name).endswith('\\n')\n"
         "heavy = {'torch', 'torch_geometric', 'matplotlib', 'scipy'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
-    from pathlib import Path
-
     tests = Path(__file__).parents[1]
     subprocess.run([sys.executable, "-c", program], cwd=tests, check=True, timeout=60)

@@ -13,6 +13,7 @@ import examples
 from example_parts import RULES
 from gnnstab.records import Suppressed
 from gnnstab.report import render
+from gnnstab.report._sarif import artifact_uri, message
 
 pytestmark = pytest.mark.usefixtures("small_rulebook")
 
@@ -23,9 +24,8 @@ def run_of(*diagnoses, **options):
 
 @pytest.fixture(scope="module")
 def official():
-    schema = json.loads(
-        (Path(__file__).parents[1] / "data" / "schemas" / "sarif-2.1.0.json").read_text(encoding="utf-8")
-    )
+    path = Path(__file__).parents[1] / "data" / "schemas" / "sarif-2.1.0.json"
+    schema = json.loads(path.read_text(encoding="utf-8"))
     return validator_for(schema)(schema)
 
 
@@ -97,8 +97,6 @@ def test_fingerprints_are_the_findings_own_and_distinct() -> None:
     ],
 )
 def test_uris(path: str, root: str, uri: str) -> None:
-    from gnnstab.report._sarif_parts import artifact_uri
-
     assert artifact_uri(path, root) == uri
 
 
@@ -122,8 +120,6 @@ def test_what_was_not_seen_is_a_notification() -> None:
 
 
 def test_text_of_the_target_is_neither_link_nor_placeholder() -> None:
-    from gnnstab.report._sarif_parts import message
-
     assert message("see [here](https://example.org) or {0}") == r"see \[here\](https://example.org) or {{0}}"
 
 

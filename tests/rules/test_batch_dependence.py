@@ -56,15 +56,16 @@ class OverNodes(nn.Module):
 class Sets(nn.Module):
     """Attention within padded sets that the batch brings along."""
 
-    def __init__(self, masked: bool, aligned: bool = True) -> None:
+    def __init__(self, masked: bool, aligned: bool = True, places: int | None = None) -> None:
         super().__init__()
         torch.manual_seed(1)
+        self.table = None if places is None else nn.Parameter(torch.randn(places, WIDTH))
         self.enter, self.leave = nn.Linear(4, WIDTH), nn.Linear(WIDTH, 1)
         self.attend = nn.MultiheadAttention(WIDTH, 2, batch_first=aligned)
         self.masked, self.aligned = masked, aligned
 
     def forward(self, rows: Tensor, lengths: Tensor) -> Tensor:
-        h = self.enter(rows)
+        h = self.enter(rows) if self.table is None else self.enter(rows) + self.table
         padding = torch.arange(rows.shape[1]) >= lengths[:, None]
         mask = padding if self.masked and self.aligned else None
         return self.leave(h + self.attend(h, h, h, key_padding_mask=mask)[0]).squeeze(-1)
@@ -139,6 +140,46 @@ def test_padding_that_holds_numbers_and_is_read(face: Callable[[nn.Module, Any],
     assert "`lengths`" in finding.message and "padding by `lengths`" in weight.message and 0.1 < weight.value < 0.5
     repaired = face(Sets(masked=True), sets())
     assert found(repaired, "GS408") == found(repaired, "GS305") == []
+
+
+class Told(nn.Module):
+    """Global attention that asks for the graphs; ``near`` is all that knows them where nobody tells."""
+
+    def __init__(self, far: bool) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        near = GATConv(WIDTH, WIDTH)
+        self.enter, self.leave = nn.Linear(5, WIDTH), nn.Linear(WIDTH, 1)
+        self.block = GPSConv(WIDTH, near, heads=2, norm=None) if far else near
+
+    def forward(self, x: Tensor, edge_index: Tensor, batch: Tensor | None = None) -> Tensor:
+        h = self.enter(x)
+        h = self.block(h, edge_index, batch) if isinstance(self.block, GPSConv) else self.block(h, edge_index)
+        return self.leave(h).squeeze(-1)
+
+
+def test_graphs_that_nobody_told_the_forward_of() -> None:
+    def run(graphs: Batch, far: bool = True, told: bool = False) -> list[Finding]:
+        model = Told(far)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+        with gnnstab.Monitor(model, optimizer=optimizer, on_finding="ignore") as monitor:
+            for _ in range(2):
+                optimizer.zero_grad()
+                known = (graphs.batch,) if told else ()
+                model(graphs.x, graphs.edge_index, *known).square().mean().backward()
+                optimizer.step()
+        return found(monitor.diagnose(), "GS408")
+
+    (finding,) = run(rings())
+    assert finding.severity == "warning" and "no `batch` came in" in finding.message
+    assert run(rings(), told=True) == run(rings(), far=False) == []
+    assert run(Batch.from_data_list([ring(40, 1)])) == [], "one graph may see itself"
+
+
+def test_sets_that_read_each_other_where_none_can_run_alone() -> None:
+    (finding,) = found(asked(Sets(masked=True, aligned=False, places=9), sets()), "GS408")
+    assert finding.severity == "warning" and "when the numbers of other graphs change" in finding.message
+    assert not found(asked(Sets(masked=True, places=9), sets()), "GS408")
 
 
 def test_padding_with_zeros_to_one_width_is_information() -> None:

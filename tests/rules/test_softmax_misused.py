@@ -77,6 +77,15 @@ def over_rooms(scores: Tensor, near: Tensor) -> Tensor:
     return F.dropout((scores / 2).softmax(0), 0.1)
 
 
+def divided_too_late(scores: Tensor, near: Tensor) -> Tensor:
+    return scores.masked_fill(near == 0, -torch.inf).softmax(-1) / 4
+
+
+def averaged(scores: Tensor, near: Tensor) -> Tensor:
+    """As over the heads, of which there are as many as rooms."""
+    return scores.div(2).masked_fill(near == 0, -torch.inf).softmax(-1) / len(near)
+
+
 class Rooms(nn.Module):
     """Visitors of one room listen to those who stand near."""
 
@@ -147,7 +156,7 @@ def test_a_mask_that_leaves_weight_is_named(
 
 @FACES
 @pytest.mark.parametrize("weigh", [
-        set_to_minus_inf, multiplied_again_and_divided, limited, limited_alone, lowered_enough, biased_by_distance,
+        set_to_minus_inf, multiplied_again_and_divided, limited, limited_alone, lowered_enough, biased_by_distance, averaged,
     ])  # fmt: skip
 def test_a_mask_that_leaves_nothing_is_not(face: Callable[[nn.Module], Diagnosis], weigh: Weigh) -> None:
     assert misused(face, weigh, nn.Identity()) == []
@@ -175,6 +184,45 @@ class Shops(nn.Module):
         return self.leave(states + torch.zeros_like(states).index_add(0, target, weights * states[source]))
 
 
+def over_all_edges(scores: Tensor, target: Tensor) -> Tensor:
+    return scores.softmax(0)
+
+
+def over_heads(scores: Tensor, target: Tensor) -> Tensor:
+    return scores.softmax(1)
+
+
+def shrunk_afterwards(scores: Tensor, target: Tensor) -> Tensor:
+    return softmax(scores, target) / 8**0.5
+
+
+class Heads(nn.Module):
+    """Two heads that shops listen with."""
+
+    def __init__(self, weigh: Weigh) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.enter, self.score, self.leave, self.weigh = nn.Linear(5, 16), nn.Linear(16, 2), nn.Linear(16, 12), weigh
+
+    def forward(self, data: Data) -> Tensor:
+        states, (source, target) = self.enter(data.x), data.edge_index
+        weights = self.weigh(F.leaky_relu(self.score(states[source] + states[target])), target)
+        messages = (states[source].view(-1, 2, 8) * weights[..., None]).flatten(1)
+        return self.leave(states + torch.zeros_like(states).index_add(0, target, messages))
+
+
+@pytest.mark.parametrize("weigh", [over_all_edges, over_heads, shrunk_afterwards, softmax])
+def test_weights_of_messages_that_do_not_sum_to_one_are_named(weigh: Weigh) -> None:
+    for found in (
+        gnnstab.diagnose(Heads(weigh), batch=shops(), loss=loss),
+        trained(Heads(weigh), shops(), loss, steps=6),
+    ):
+        told = [f for f in found.findings if f.code == "GS305"]
+        assert [f.cause for f in told] == ["normalization-misuse"] * (weigh is not softmax)
+        fix = "belongs to the scores" if weigh is shrunk_afterwards else "softmax(scores, index)"
+        assert all(f.layer == "score" and fix in f.message for f in told)
+
+
 def shops() -> Data:
     g = torch.Generator().manual_seed(3)
     source, target = torch.arange(60).repeat(2), torch.randint(0, 4, (120,), generator=g)
@@ -182,14 +230,17 @@ def shops() -> Data:
     return Data(x=torch.randn(60, 5, generator=g), edge_index=edges, kind=kind, y=torch.randint(0, 12, (60,)))
 
 
-@pytest.mark.parametrize("weigh", [over_queries, over_rooms])
+@pytest.mark.parametrize(
+    ("weigh", "words"),
+    [(over_queries, "dim=-1"), (over_rooms, "dim=-1"), (divided_too_late, "belongs to the scores")],
+)
 @FACES
-def test_a_softmax_over_another_axis_than_the_sum_is_named(
-    face: Callable[[nn.Module], Diagnosis], weigh: Weigh
+def test_weights_that_do_not_sum_to_one_are_named(
+    face: Callable[[nn.Module], Diagnosis], weigh: Weigh, words: str
 ) -> None:
     (finding,) = misused(face, weigh, nn.Identity())
     assert (finding.cause, finding.layer) == ("normalization-misuse", "ask")
-    assert "in place of 1" in finding.message and "dim=-1" in finding.message
+    assert words in finding.message
 
 
 @pytest.mark.parametrize(
@@ -211,3 +262,32 @@ def test_a_softmax_over_other_edges_than_the_sum_is_named(
         assert [f.cause for f in told] == ["normalization-misuse"] * named
         assert all("edge_index[1]" in f.message for f in told)
         assert ("softmax(scores, edge_index[1])" in str(found)) == named
+
+
+class Split(nn.Module):
+    """Two heads of attention; ``torn``: at which end the axes of heads and nodes change places by a view."""
+
+    def __init__(self, torn: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.enter, self.ask, self.leave, self.torn = nn.Linear(5, 16), nn.Linear(16, 16), nn.Linear(16, 12), torn
+
+    def forward(self, data: Data) -> Tensor:
+        states = self.enter(data.x)
+        sets, nodes, _ = states.shape
+        asked = self.ask(states)
+        heads = asked.view(sets, nodes, 2, 8).transpose(1, 2)
+        heads = asked.view(sets, 2, nodes, 8) if self.torn == "split" else heads
+        found = (heads @ heads.mT / 8**0.5).softmax(-1) @ heads
+        found = found if self.torn == "joined" else found.transpose(1, 2)
+        return self.leave(states + found.reshape(sets, nodes, 16))
+
+
+@pytest.mark.parametrize(("torn", "layer"), [("split", "ask"), ("joined", "ask"), ("", "")])
+@FACES
+def test_a_view_that_moves_the_axis_of_the_nodes_is_named(
+    face: Callable[[nn.Module], Diagnosis], torn: str, layer: str
+) -> None:
+    told = [f for f in face(Split(torn)).findings if f.code == "GS305"]
+    assert [f.layer for f in told] == [layer] * bool(torn)
+    assert all("20 nodes without a transpose" in f.message for f in told)

@@ -25,7 +25,7 @@ def test_a_store_that_is_no_file_is_refused(target: str, tmp_path: Path) -> None
 
     def body() -> str:
         with pytest.raises(UsageError) as caught:
-            sweep({"a": int}, store=tmp_path / target, kind=int)
+            sweep({"a": int}, int, store=tmp_path / target)
         return str(caught.value)
 
     assert "is not a regular file" in forked.Child(body).result(60)
@@ -43,7 +43,7 @@ def measured(store: Path) -> tuple[list[str], dict[str, ArmResult]]:
         begun.append(key)
         return RESULT
 
-    found = sweep({key: partial(job, key) for key in "ab"}, store=store, kind=ArmResult)
+    found = sweep({key: partial(job, key) for key in "ab"}, ArmResult, store=store)
     return begun, found
 
 

@@ -13,7 +13,6 @@ from gnnstab.signals.weights import from_checkpoint
 LAYER = LayerFacts(name="conv", kind="TransformerConv", position=0, attention=True, heads=2)
 FACTS = CheckpointFacts(
     path="x.pt",
-    format="torch",
     layers=(LAYER,),
     values=(Signal("logit.spectral", 0.5, "conv", 0, source="weights"),),
     undecided=(Undecided("dropout", "a probability is no tensor", "--model pkg.mod:factory", ("conv",)),),
@@ -70,9 +69,9 @@ def test_an_optimizer_that_could_not_be_tied_is_explained() -> None:
 
 
 def test_no_layer_at_all() -> None:
-    signals = from_checkpoint(CheckpointFacts("x.pt", "torch"))
+    signals = from_checkpoint(CheckpointFacts("x.pt"))
     assert "no TransformerConv" in signals.why_missing("attention.entropy")
-    other = from_checkpoint(CheckpointFacts("x.pt", "torch", unjudged=(Blind("gat", "score", "looks like GATConv"),)))
+    other = from_checkpoint(CheckpointFacts("x.pt", unjudged=(Blind("gat", "score", "looks like GATConv"),)))
     assert "gat looks like GATConv" in other.why_missing("logit.spectral")
     assert other.context["layers_expected"] == 1
 

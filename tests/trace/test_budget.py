@@ -178,34 +178,29 @@ def test_a_budget_that_cannot_be_met_does_not_stop_the_recording(path: Path, rec
             assert all(rows["span"].sum() == 20 for rows in trace.sites().values())
 
 
-def test_events_beyond_the_cap_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gnnstab.trace._queue.EVENTS_LIMIT", 5)
-    with TraceWriter(None) as writer:
-        for step in range(9):
-            writer.event(Event(step, "note"))
-        with writer.read() as trace:
-            assert [event.step for event in trace.events()] == [0, 1, 2, 3, 4]
-            assert trace.meta["dropped.events"] == "4"
-
-
-def test_events_with_too_much_text_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("limit", "value", "kept"), [("EVENTS_LIMIT", 5, 5), ("EVENTS_TEXT", 1000, 4)])
+def test_events_beyond_the_cap_are_counted(limit: str, value: int, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is written can be read: the reader takes no more text than this from anybody."""
-    monkeypatch.setattr("gnnstab.trace._queue.EVENTS_TEXT", 1000)
+    monkeypatch.setattr(f"gnnstab.trace._queue.{limit}", value)
     with TraceWriter(None) as writer:
         for step in range(9):
             writer.event(Event(step, "note", message="x" * 200))
         with writer.read() as trace:
-            assert [event.step for event in trace.events()] == [0, 1, 2, 3]
-            assert trace.meta["dropped.events"] == "5"
+            assert [event.step for event in trace.events()] == list(range(kept))
+            assert trace.meta["dropped.events"] == str(9 - kept)
 
 
-def test_a_budget_out_of_bounds_is_refused(path: Path) -> None:
-    with pytest.raises(UsageError, match="at most 134217728"):
-        TraceWriter(path, budget=2**30)
-    with pytest.raises(UsageError, match="give at least 262144"):
-        TraceWriter(path, budget=1000)
-    with pytest.raises(UsageError, match="positive number of seconds"):
-        TraceWriter(path, flush_seconds=0)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"budget": 2**30}, "at most 134217728"),
+        ({"budget": 1000}, "give at least 262144"),
+        ({"flush_seconds": 0}, "positive number of seconds"),
+    ],
+)
+def test_a_budget_out_of_bounds_is_refused(options: dict[str, int], message: str, path: Path) -> None:
+    with pytest.raises(UsageError, match=message):
+        TraceWriter(path, **options)
 
 
 def test_levels_of_rows_are_a_binary_ruler() -> None:
@@ -215,13 +210,7 @@ def test_levels_of_rows_are_a_binary_ruler() -> None:
 values = st.floats(-1e150, 1e150) | st.sampled_from([math.nan, math.inf, -math.inf, 0.0])
 tables = st.lists(
     st.tuples(
-        st.integers(0, 40),
-        st.integers(1, 3),
-        values,
-        values,
-        st.floats(0, 1e300),
-        st.integers(0, 99),
-        st.integers(-1, 9),
+        *map(st.integers, (0, 1), (40, 3)), values, values, st.floats(0, 1e300), *map(st.integers, (0, -1), (99, 9))
     ),
     min_size=1,
     max_size=40,

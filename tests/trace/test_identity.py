@@ -142,22 +142,9 @@ ids = st.lists(st.integers(0, 2**40), max_size=16).map(tuple)
 detail = st.dictionaries(
     names, st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | names, max_size=4
 )
-events = st.builds(
-    Event,
-    steps,
-    st.sampled_from(["non-finite", "tool-failure", "finding", "note"]),
-    st.none() | names,
-    names,
-    st.integers(0, 9),
-    st.none() | names,
-    st.none() | names,
-    ids,
-    ids,
-    ids,
-    names,
-    detail,
-    st.just(-1),
-)
+kinds = st.sampled_from(["non-finite", "tool-failure", "finding", "note"])
+named = st.none() | names
+events = st.builds(Event, steps, kinds, named, names, st.integers(0, 9), named, named, ids, ids, ids, names, detail)
 
 
 @calm

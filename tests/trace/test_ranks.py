@@ -55,12 +55,10 @@ def test_ranks_are_found_and_merged(run: Path, way: Callable[[Path], object]) ->
         assert [layer.name for layer in trace.layers()] == ["gnn1", "only0", "only1", "only2"]
         assert trace.blind() == (Blind("gnn1", "gate", "no gate"),)
         rows = trace.sites()[KEY]
-        assert [(row["step"], row["rank"], row["maximum"]) for row in rows] == [
-            (step, rank, 100.0 * rank + step) for step in range(3) for rank in range(3)
-        ]
-        assert [(row.step, row.rank, row.loss) for row in trace.steps()] == [
-            (s, r, r) for s in range(3) for r in range(3)
-        ]
+        each = [(step, rank) for step in range(3) for rank in range(3)]
+        found = [(row["step"], row["rank"], row["maximum"]) for row in rows]
+        assert found == [(step, rank, 100.0 * rank + step) for step, rank in each]
+        assert [(row.step, row.rank, row.loss) for row in trace.steps()] == [(s, r, r) for s, r in each]
         assert list(trace.step_arrays()["rank"]) == [0, 1, 2] * 3
         assert [(row.rank, row.value) for row in trace.measures()] == [(0, 0.0), (1, 0.1), (2, 0.2)]
         assert [(event.rank, event.message) for event in trace.events()] == [(0, "on 0"), (1, "on 1"), (2, "on 2")]

@@ -2,24 +2,24 @@
 
 import math
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
-from torch_geometric.data import Data, HeteroData
-from torch_geometric.nn import GraphNorm, MessagePassing, TransformerConv
+from torch_geometric.nn import MessagePassing, TransformerConv
 
 import gnnstab
 from gnnstab.records import FIVE_CAUSES, FURTHER_CAUSES, Finding, Signals
 from gnnstab.report import summary
 from gnnstab.verification import undo
-from gnnstab.verification.interventions import _inputs as inputs
 from gnnstab.verification.interventions import _measuring as measuring
 from gnnstab.verification.interventions import _table as table
 from gnnstab.verification.interventions import _trying as trying
-from gnnstab.verification.interventions._investigation import TRIED
-from gnnstab.verification.interventions._trial import Case, Edit
-from gnnstab.verification.interventions.deciding import CONTRIBUTES, ROOT
+from gnnstab.verification.interventions._investigation import TRIED, Investigation, Tried
+from gnnstab.verification.interventions._symptoms import symptoms_in
+from gnnstab.verification.interventions._trial import Case, Edit, Trial
+from gnnstab.verification.interventions.deciding import CONTRIBUTES, ROOT, rulings
 from models.stacks import Stack, random_batch
 
 
@@ -146,34 +146,31 @@ def test_the_repaired_twin_is_quiet(name):
     assert "interventions" not in diagnosis.context
 
 
-def test_what_was_tried_stands_in_the_json():
+@pytest.fixture(scope="module")
+def millimetres():
     make, batch, *_ = BROKEN["edge features in millimetres"]
-    data = gnnstab.diagnose(drawn(make), batch=batch()).to_dict()
+    return gnnstab.diagnose(drawn(make), batch=batch())
+
+
+def test_what_was_tried_stands_in_the_json(millimetres):
+    data = millimetres.to_dict()
     tried = data["context"]["interventions"]
     assert {entry["intervention"] for entry in tried} <= {"standardise-input", "rescale-queries"}
-    first = tried[0]
-    assert first["cause"] == "feature-scale"
-    assert first["place"] == "edge_attr"
-    assert first["before"] < 0.35 < first["after"]
+    assert (tried[0]["cause"], tried[0]["place"]) == ("feature-scale", "edge_attr")
+    assert tried[0]["before"] < 0.35 < tried[0]["after"]
     found = {cause["cause"]: cause for cause in data["causes"]}
     assert found["feature-scale"]["how"] == "undone"
     assert found["no-dropout"]["how"] == "" and found["no-dropout"]["share"] is None
 
 
-def test_the_change_names_the_tensor():
-    make, batch, *_ = BROKEN["edge features in millimetres"]
-    fix = cause_of(gnnstab.diagnose(drawn(make), batch=batch()), "feature-scale").fixes[0]
-    assert fix.fix == "input-standardisation"
-    assert "edge_attr = (edge_attr - mean) / std" in fix.change
-
-
-def test_the_symptom_follows_from_the_root_and_blames_nothing_else():
-    make, batch, *_ = BROKEN["edge features in millimetres"]
-    diagnosis = gnnstab.diagnose(drawn(make), batch=batch())
-    for finding in diagnosis.at_least("warning"):
+def test_the_symptom_follows_from_the_root_and_the_change_names_the_tensor(millimetres):
+    for finding in millimetres.at_least("warning"):
         assert "query and key weights saturate" not in finding.message
         assert "Standardising edge_attr" in finding.message
-    assert cause_of(diagnosis, "attention-explosion").status == "contributing"
+    assert cause_of(millimetres, "attention-explosion").status == "contributing"
+    fix = cause_of(millimetres, "feature-scale").fixes[0]
+    assert fix.fix == "input-standardisation"
+    assert "edge_attr = (edge_attr - mean) / std" in fix.change
 
 
 class PostNorm(nn.Module):
@@ -204,11 +201,15 @@ def test_normalisations_after_the_sum_are_found_by_their_gradient():
     assert not gnnstab.diagnose(drawn(lambda: PostNorm(pre=True)), batch=random_batch()).root_causes()
 
 
-def test_a_monitor_undoes_the_suspects_at_its_end_and_leaves_the_run_alone():
+def test_a_monitor_undoes_the_suspects_at_its_end_leaves_the_run_alone_and_its_trace_says_the_same(tmp_path):
+    trace = tmp_path / "run.gnnstab"
+
     def run(watched):
         model, batch = drawn(Distances), points(900.0)
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-        monitor = gnnstab.Monitor(model, optimizer=optimizer, on_finding="ignore") if watched else nullcontext()
+        monitor = (
+            gnnstab.Monitor(model, optimizer=optimizer, trace=trace, on_finding="ignore") if watched else nullcontext()
+        )
         with monitor:
             for _ in range(5):
                 optimizer.zero_grad()
@@ -219,30 +220,16 @@ def test_a_monitor_undoes_the_suspects_at_its_end_and_leaves_the_run_alone():
 
     plain, *_ = run(False)
     model, monitor, during = run(True)
-    diagnosis = monitor.diagnose()
+    said = monitor.diagnose()
     assert "interventions" not in during.context
-    assert roots(diagnosis) == ["feature-scale"]
-    assert cause_of(diagnosis, "feature-scale").how == "undone"
+    assert roots(said) == ["feature-scale"]
+    assert cause_of(said, "feature-scale").how == "undone"
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), model.parameters(), strict=True))
     assert all(torch.equal(a.grad, b.grad) for a, b in zip(plain.parameters(), model.parameters(), strict=True))
-
-
-def test_a_trace_says_what_the_monitor_said_at_its_end(tmp_path):
-    model, batch = drawn(Distances), points(900.0)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    with gnnstab.Monitor(model, optimizer=optimizer, trace=tmp_path / "run.gnnstab", on_finding="ignore") as monitor:
-        for _ in range(5):
-            optimizer.zero_grad()
-            model(**batch).square().mean().backward()
-            optimizer.step()
-    said, read = monitor.diagnose(), gnnstab.diagnose(tmp_path / "run.gnnstab")
-    assert roots(read) == roots(said) == ["feature-scale"]
-    assert [(c.cause, c.status, c.how, c.share, c.reason) for c in read.causes] == [
-        (c.cause, c.status, c.how, c.share, c.reason) for c in said.causes
-    ]
+    read = gnnstab.diagnose(trace)
     assert read.findings == said.findings
-    fewer = gnnstab.diagnose(tmp_path / "run.gnnstab", ignore=[f.code for f in read.findings])
-    assert not fewer.root_causes()
+    assert [replace(c, fixes=()) for c in read.causes] == [replace(c, fixes=()) for c in said.causes]
+    assert not gnnstab.diagnose(trace, ignore=[f.code for f in read.findings]).root_causes()
 
 
 class Stubborn(nn.Module):
@@ -310,119 +297,6 @@ def test_model_gradients_and_generators_stay_as_they_were():
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
-def test_the_name_softmax_is_given_back_after_a_forward_that_fails():
-    import torch_geometric.nn.conv.transformer_conv as home
-
-    model, before = Stack(2).eval(), home.softmax
-    signals = gnnstab.diagnose(model, batch=random_batch())
-    with pytest.raises(RuntimeError):
-        measuring.look(
-            model, {**random_batch(), "x": torch.rand(64, 3)}, Edit(), loss=None, precision="fp32", layers=signals.layers,
-            signals=frozenset(), backward=False,
-        )  # fmt: skip
-    assert home.softmax is before
-
-
-def test_the_short_look_sees_what_the_full_one_sees():
-    model, batch = (
-        drawn(lambda: scaled(Stack(6, heads=2, concat=False), 8.0, "lin_query.weight")).eval(),
-        random_batch(),
-    )
-    full = gnnstab.diagnose(model, batch=batch)
-    wanted = frozenset({"score.max_abs", "output.max_abs", "channels.dead_share", "smoothness.relative"})
-    short = measuring.look(
-        model, batch, Edit(), loss=None, precision="fp32", layers=full.layers, signals=wanted, backward=True
-    ).signals
-    reference = Signals("model", full.layers, full.signals)
-    for name in (*wanted, "attention.entropy", "attention.one_hot_share"):
-        for signal in short.find(name):
-            assert signal.value == pytest.approx(reference.value(name, layer=signal.layer), rel=1e-4, abs=1e-6), name
-    assert short.value("gradient.ratio") == pytest.approx(reference.value("gradient.ratio"), rel=1e-3)
-    assert len(short.find("attention.entropy")) == 6
-
-
-def test_ids_counts_and_flags_are_no_suspects():
-    nodes = 30
-    ids = torch.arange(nodes).float() * 1000
-    x = torch.stack([ids, (ids % 7 == 0).float(), torch.randn(nodes), 50 * torch.randn(nodes)], 1)
-    assert inputs.deviating(x, whole=False).tolist() == [3]
-    assert inputs.deviating(x, whole=True).tolist() == [0, 3], "a weight multiplies the ids"
-    changed = inputs.standardised(x, torch.tensor([3]))
-    assert torch.equal(changed[:, :3], x[:, :3])
-    assert changed[:, 3].std(unbiased=False) == pytest.approx(1, rel=1e-4)
-    assert inputs.deviating(torch.randint(0, 9, (4, 2)), whole=True) is None
-    assert inputs.deviating(torch.zeros(0, 3), whole=True) is None
-    assert inputs.deviating(torch.full((5, 2), math.nan), whole=True) is None
-
-
-@pytest.mark.parametrize("kind", ["data", "hetero", "dict", "dict of dicts", "tuple"])
-def test_a_tensor_is_replaced_under_its_name(kind):
-    x, other = torch.randn(4, 2), torch.randn(4, 2)
-    hetero = HeteroData()
-    hetero["user"].x, hetero["item"].x = x, other
-    batch, name = {
-        "data": (Data(x=x, edge_attr=other), "x"),
-        "hetero": (hetero, "user.x"),
-        "dict": ({"x": x, "edge_index": other}, "x"),
-        "dict of dicts": ({"x_dict": {"user": x, "item": other}}, "x_dict.user"),
-        "tuple": ((x, other), "x"),
-    }[kind]
-    model, new = Stack(1), torch.zeros(4, 2)
-    assert inputs.tensors_of(batch, model)[name] is x
-    changed = inputs.tensors_of(inputs.with_tensor(batch, x, new), model)
-    assert changed[name] is new
-    assert sum(value is other for value in changed.values()) == 1
-    assert inputs.tensors_of(batch, model)[name] is x
-
-
-class Normed(nn.Module):
-    """A GraphNorm between two layers that is not told which node belongs to which graph."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.norm, self.second = TransformerConv(16, 16), GraphNorm(16), TransformerConv(16, 16)
-
-    def forward(self, x, edge_index, batch):
-        return self.second(self.norm(self.first(x, edge_index)), edge_index)
-
-
-def test_a_norm_gets_the_batch_that_it_was_called_without():
-    from gnnstab.verification.interventions._suspects import norms_told_of_graphs
-    from gnnstab.verification.interventions._trial import Case
-
-    model = Normed().eval()
-    given = {**random_batch(), "batch": torch.arange(64) // 16}
-    signals = Signals("model", (), context={"norm_without_batch": ("norm",)})
-    case = Case(model, given, None, "fp32", signals, (), ())
-    (trial,) = norms_told_of_graphs(case, measuring.Look(signals, math.nan, {}))
-    seen = []
-    with trial.edit.model(model) as changed:
-        handle = model.norm.register_forward_pre_hook(lambda m, a, k: seen.append(k), with_kwargs=True)
-        changed(**given)
-        handle.remove()
-    assert torch.equal(seen[0]["batch"], given["batch"])
-    assert not model.norm._forward_pre_hooks
-
-
-def test_a_clamp_is_taken_off_in_code_and_in_modules():
-    x = torch.tensor([[-9.0, 0.5, 9.0]])
-
-    def clamped(value):
-        return (
-            value.clamp(-1, 1),
-            torch.clip(value, max=1.0),
-            nn.Hardtanh()(value),
-            nn.ReLU6()(value),
-            value.clamp(min=0.1),
-        )
-
-    with measuring._Unclamped():
-        free = clamped(x)
-    assert all(torch.equal(free[i], x) for i in (0, 1, 2))
-    assert free[3].tolist() == [[0.0, 0.5, 9.0]]
-    assert free[4].tolist() == clamped(x)[4].tolist()
-
-
 @pytest.mark.parametrize("broken", ["refuses other scales", "cannot be copied"])
 def test_a_model_that_cannot_be_tried_keeps_the_diagnosis_of_the_rules(broken):
     class Odd(Stubborn):
@@ -444,6 +318,25 @@ def test_a_model_that_cannot_be_tried_keeps_the_diagnosis_of_the_rules(broken):
             )
         again = undo(diagnosis, model, batch=random_batch())
     assert again == diagnosis
+
+
+@pytest.mark.parametrize(
+    ("tried", "root"),
+    [
+        ([("sum-aggregation", 0.9, True), ("unsuitable-init", 1.0, True)], "unsuitable-init"),
+        ([("sum-aggregation", 1.0, True), ("unsuitable-init", 1.0, True)], "sum-aggregation"),
+        ([("unsuitable-init", 0.9, True), ("no-residual", 1.0, False)], "unsuitable-init"),
+        ([("unsuitable-init", 0.7, True), ("no-residual", 1.0, False)], "no-residual"),
+    ],
+    ids=["one reaches the band", "both do, upstream first", "merely configured", "no tie"],
+)
+def test_who_wins_a_tie(tried, root):
+    entropy = ("attention.entropy", 0.1, 0.35, "", "")
+    sharp = Finding("GS301", "x", "attention-explosion", "warning", "high", "a", None, None, *entropy)
+    (symptom,) = symptoms_in([sharp])
+    undone = tuple(Tried(Trial(cause, cause, "", "", Edit(), odd), (share,), (0.3,)) for cause, share, odd in tried)
+    (ruling,) = rulings(Investigation((symptom,), (0.1,), undone))
+    assert ruling.cause == root
 
 
 def test_the_table_says_which_causes_it_can_undo():

@@ -56,6 +56,8 @@ class Boundary:
         self.updated = updated
         self._moving = moving
         self._idle = idle
+        if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in self._optimizers):
+            recorder.dropped.wanted = False  # A line search may well meet such points, and leaves them.
         self._handles: list[Any] = []
         self._hooks: list[Hook] = []
         # What has not moved by the scaler's update was skipped.

@@ -60,7 +60,8 @@ def ways(layer_trace: Sequence[tuple[str, Endpoint, Endpoint] | Mark]) -> Ways:
     ``around``: true when the input of any later entry, followed backwards, reaches the layer's input, or something that this input
     was made from, without passing through the layer's output: a residual after the layer, a pre-norm residual, a
     residual over several layers, a concatenation of all layers at the end. Other recorded layers on the way are passed
-    from output straight to input, so that what they share besides the nodes (an edge encoder) is no way around.
+    from output straight to input, so that what they share besides the nodes (an edge encoder) is no way around; not those
+    beside the layer, whose sum with it, as of several relations, is no residual.
     Parameters are no common ancestors either. False when there is none. None when it cannot be decided: no history
     (raw data as input, a forward without gradients), no later entry, or a graph of more than 200 000 nodes. A layer that
     is called several times is True only if every call is.
@@ -70,6 +71,9 @@ def ways(layer_trace: Sequence[tuple[str, Endpoint, Endpoint] | Mark]) -> Ways:
     more = [[node for one in mark.more if (node := _node(one)) is not None] for mark in marks]
     graph = _walked(steps, more)
     around = None if graph is None else graph[0]
+    if graph is not None and _branches(steps, graph[1]):
+        again = _walked(steps, more, _in_line(steps, graph[1]))
+        around = None if again is None else again[0]
     answers: dict[str, bool | None] = {}
     for position, (name, entry, leaving) in enumerate(steps):
         if name:
@@ -77,6 +81,25 @@ def ways(layer_trace: Sequence[tuple[str, Endpoint, Endpoint] | Mark]) -> Ways:
             answer = bool(around >> position & 1) if known and around is not None else None
             answers[name] = _both(answers.get(name, True), answer)
     return Ways(answers, {} if graph is None else _beside(steps, more, graph[1]))
+
+
+def _branches(steps: Sequence[tuple[str, Node | None, Node | None]], feeds: dict[int, int]) -> bool:
+    """True where the output of some step does not reach all that come later."""
+    return any(
+        leaving is not None and (feeds.get(position, 0) | (1 << position + 1) - 1) + 1 != 1 << len(steps)
+        for position, (_, _, leaving) in enumerate(steps[:-1])
+    )
+
+
+def _in_line(steps: Sequence[tuple[str, Node | None, Node | None]], feeds: dict[int, int]) -> list[int]:
+    """For each step those that its output reaches and those whose output reaches it, as bits; what has no history may be any of them."""
+    found = [0] * len(steps)
+    for position, (_, _, leaving) in enumerate(steps):
+        reaches = -1 if leaving is None else feeds.get(position, 0)
+        found[position] |= reaches
+        for later in range(position + 1, len(steps)):
+            found[later] |= (reaches >> later & 1) << position
+    return found
 
 
 def _beside(
@@ -112,11 +135,13 @@ def _both(one: bool | None, other: bool | None) -> bool | None:
 
 
 def _walked(
-    steps: Sequence[tuple[str, Node | None, Node | None]], more: Sequence[Sequence[Node]]
+    steps: Sequence[tuple[str, Node | None, Node | None]],
+    more: Sequence[Sequence[Node]],
+    in_line: Sequence[int] | None = None,
 ) -> tuple[int, dict[int, int]] | None:
     """A bit for every step around which a path leads, and step → bits of the steps that its output reaches.
 
-    None when the budget is spent.
+    None when the budget is spent. ``in_line`` holds for each step those that a way may lead around through it; all when omitted.
 
     Every node bears two sets of steps, as bits: those whose input was made from it, and those around which one gets to it
     from a later input. One pass over the graph, from the outputs to the inputs, hands both on for all steps at once. What else
@@ -126,6 +151,7 @@ def _walked(
     order = _ordered([*(entry for _, entry, _ in steps if entry is not None), *(node for one in more for node in one)])
     if order is None:
         return None
+    line = in_line or [-1] * count
     inside: dict[Node, list[tuple[int, Node | None]]] = {}
     above: dict[Node, int] = {}
     reached: dict[Node, int] = {}
@@ -136,7 +162,7 @@ def _walked(
         if entry is not None:
             entries[entry] = entries.get(entry, 0) | 1 << position
             above[entry] = above.get(entry, 0) | 1 << position
-            reached[entry] = reached.get(entry, 0) | (1 << position) - 1
+            reached[entry] = reached.get(entry, 0) | line[position] & (1 << position) - 1
         for node in more[position]:
             above[node] = above.get(node, 0) | 1 << position + count
     found = 0
@@ -148,6 +174,7 @@ def _walked(
             feeds[position] = makes | makes >> count
             # Around a layer no way leads through its output; one around an earlier layer passes it from output to input.
             if entry is not None:
+                ways &= line[position]
                 reached[entry] = reached.get(entry, 0) | ways & (1 << position) - 1
                 ways &= ~((1 << position + 1) - 1)
             else:

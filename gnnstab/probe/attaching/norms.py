@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -181,7 +181,7 @@ def batch_vectors(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, 
     A keyword, an entry of a container (a PyG ``Batch``), or a positional argument in the place of that name.
     """
     named = {str(position): value for position, value in enumerate(args)}
-    for (position, value), name in zip(list(named.items()), _names(model), strict=False):
+    for (position, value), name in zip(list(named.items()), arguments_of(model), strict=False):
         if name == "batch":
             named[name] = named.pop(position, value)
     return graphs_in({**named, **kwargs})
@@ -199,7 +199,8 @@ def _smallest(graphs: Tensor) -> Tensor:
     return (torch.searchsorted(ordered, graphs, right=True) - torch.searchsorted(ordered, graphs)).min()
 
 
-def _names(model: nn.Module) -> Iterable[str]:
+def arguments_of(model: nn.Module) -> list[str]:
+    """Names of the arguments of a forward."""
     try:
         return list(inspect.signature(model.forward).parameters)
     except (TypeError, ValueError):  # A forward that is no Python function names no arguments.

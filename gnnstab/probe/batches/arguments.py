@@ -26,7 +26,7 @@ def as_arguments(batch: Any, model: nn.Module) -> list[Arguments]:
     any other iterable (a loader, a list) several batches. What the forward has no parameter for (labels behind the inputs, entries
     of other names) is left for the loss. A
     ``Data`` or ``HeteroData`` is handed over whole when the forward takes one argument of another name than its tensors have, else by
-    the names of the forward's parameters; where only the argument behind ``x`` is missing, it is ``edge_index``.
+    the names of the forward's parameters; parameters of other names are ``x``, ``edge_index`` and ``edge_attr`` by their place.
 
     Raises:
         UsageError: Nothing that a forward could take.
@@ -60,23 +60,29 @@ def _from_data(data: BaseData, model: nn.Module) -> Arguments:
     # One argument called like a tensor of the data is that tensor; `batch` is also what people call the whole.
     if len(names) <= 1 and not (isinstance(data, Data) and names != ["batch"] and all(name in data for name in names)):
         return (data,), {}
-    if isinstance(data, HeteroData):
-        stores = {"x_dict": "x", "edge_index_dict": "edge_index", "edge_attr_dict": "edge_attr"}
-        known = {name: data.collect(key) for name, key in stores.items() if name in names and _has(data, key)}
-    else:
-        known = {name: data[name] for name in names if isinstance(data, Data) and data.get(name) is not None}
-        known |= _edges_by_place(data, names, known, model)
+    known = {name: value for name in names if (value := _of_name(data, name)) is not None}
+    known |= _by_place(data, names, known, model)
     return ((), known) if known else ((data,), {})
 
 
-def _edges_by_place(data: BaseData, names: list[str], known: dict[str, Any], model: nn.Module) -> dict[str, Any]:
-    """The edges for a forward that calls them by another name: behind ``x``, the only argument that is asked for and not found."""
+def _of_name(data: BaseData, name: str) -> Any:
+    """What a batch holds under the name of a parameter; of a batch with types a dict, with or without ``_dict`` in the name."""
+    if not isinstance(data, HeteroData):
+        return data.get(name) if isinstance(data, Data) else None
+    key = name.removesuffix("_dict")
+    by_type = any(key in store for store in (*data.node_stores, *data.edge_stores))
+    return data.collect(key) if by_type else data._global_store.get(name)
+
+
+def _by_place(data: BaseData, names: list[str], known: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+    """Features, edges and edge features for a forward that calls them by other names, where that answers all that it asks for."""
     parameters = inspect.signature(model.forward).parameters
-    asked = [name for name in names if parameters[name].default is inspect.Parameter.empty and name not in known]
-    edges = data.get("edge_index") if isinstance(data, Data) and "edge_index" not in names else None
-    behind = bool(asked) and names[0] == "x" and asked == names[1:2]
-    return {asked[0]: edges} if edges is not None and behind else {}
-
-
-def _has(data: HeteroData, key: str) -> bool:
-    return any(key in store for store in data.stores)
+    asked = {name for name in names if parameters[name].default is inspect.Parameter.empty and name not in known}
+    order = dict(zip(names, ("x", "edge_index", "edge_attr"), strict=False))
+    found = {
+        name: value
+        for name, key in order.items()
+        if name in asked and key not in {other.removesuffix("_dict") for other in known}
+        if (value := _of_name(data, key)) is not None
+    }
+    return found if set(found) == asked else {}

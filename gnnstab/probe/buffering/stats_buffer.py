@@ -39,7 +39,6 @@ REDUCED = 512
 Refuse = Callable[[int, str], None]
 """Told about a slot whose tensor has no extremes, with the reason."""
 
-
 _Index = tuple[int, NDArray[np.int64], NDArray[np.int64], NDArray[np.int64], bool, Tensor | None]
 _Copy = tuple[DeviceCopy, Callable[[NDArray[np.float64]], Totals]]
 """Numbers on their way, and what they are."""
@@ -63,7 +62,7 @@ class _Group:
         self.direct: list[int] = []
         """Positions of the tensors that are reduced where they stand."""
         self.there: StatsBuffer | None = None
-        """The buffer of the device that all of them are on, or that of float64."""
+        """The buffer of the device that all of them are on, or of float64."""
 
 
 class PendingStats:
@@ -235,9 +234,8 @@ class StatsBuffer:
         self._forget_reduced()
         self._copies = []
         self._tally.clear()
-        for other in (self._there, self._wide):
-            if other is not None:
-                other.clear()
+        for other in filter(None, (self._there, self._wide)):
+            other.clear()
 
     def _buffer_there(self, tensors: Sequence[Tensor]) -> StatsBuffer | None:
         """The buffer on the device that all of the tensors are on, or that of float64; None for this one, and for several devices."""

@@ -36,18 +36,20 @@ class DroppedUpdates:
         emit: Callable[[Event | None], None],
         inner: Callable[[nn.Module, Writer], Recorder],
     ) -> None:
+        self.wanted = True
         self._recorder = recorder
         self._forwards = forwards
         self._emit = emit
         self._inner = inner
         self._count = 0
         self._finite_too = False
+        forwards.between = self.look
 
     def look(self) -> None:
         """Another forward begins in a step that has had a backward."""
         recorder = self._recorder
         # Gradients that are there go on to be accumulated; to ask a device would be to wait for it.
-        if recorder.parameters.far or recorder.parameters.norm() or self._is_scaled():
+        if not self.wanted or recorder.parameters.far or recorder.parameters.norm() or self._is_scaled():
             return
         if recorder.state.buffer.finite_so_far() if recorder.state.light else self._was_finite():
             self._finite_too = True

@@ -118,9 +118,10 @@ class Explainer:
             self.pending.close()
             self.pending = None
 
-    def described(self, event: Event) -> Event:
-        """The event with what its graph says of the loss, which is told after the step."""
-        return self._without_operation(event, None, "")
+    def sizes(self) -> dict[str, str]:
+        """What the sizes in the graph of the latest loss show alone."""
+        reduction = of_too_few(self._loss()) if self._loss is not None else ""
+        return {"of_too_few": reduction} if reduction else {}
 
     def _without_operation(self, event: Event, found: Found | None, note: str) -> Event:
         """What can be said of a step whose loss cannot be called."""
@@ -139,8 +140,8 @@ class Explainer:
         if graph:
             more["loss_graph"] = graph
             said.append(f"the graph of the loss is {graph}")
-        if event.stage == "loss" and (reduction := of_too_few(loss)):
-            more["of_too_few"] = reduction
+        if event.stage == "loss":
+            more |= self.sizes()
         if note:
             more["note"] = note
         return replace(event, detail={**event.detail, **more, **({"said": "; ".join(said)} if said else {})})

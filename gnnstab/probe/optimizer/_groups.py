@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import nn
 from gnnstab.errors import UsageError
 from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 from gnnstab.probe.optimizer.learning import STEPS
+from gnnstab.probe.optimizer.softening import softer_signals
 from gnnstab.probe.replaying.recovered_loss import recovered_loss
 from gnnstab.records import Signal
 from gnnstab.records.rises import rise_of
@@ -70,15 +71,19 @@ def _names(model: nn.Module, parameters: list[Any]) -> list[str]:
 class FirstStep:
     """Copies of a model and its optimizer from before the first update, until the loss of that step is known.
 
-    A run tells its loss after the step at the earliest, when a rate far too high has done its harm already.
+    A run tells its loss after the step at the earliest, when a rate far too high has done its harm already, and weights have come to
+    terms with attention that was sharp from the start. ``sharp`` are the modules whose attention may be.
     """
 
     WAITS = 3
     """Updates after which a loss that nobody told is given up."""
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, inputs: ForwardInputs) -> None:
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, inputs: ForwardInputs, sharp: Sequence[str] = ()
+    ) -> None:
         from gnnstab.probe.optimizer._copies import twins
 
+        self._sharp = sharp
         self._model, self._optimizer = twins(model, optimizer, keep_mode=True)
         self._inputs = inputs
         self._waited = 0
@@ -90,7 +95,7 @@ class FirstStep:
         return self._waited > self.WAITS
 
     def signals(self, loss: Loss | None) -> list[Signal] | None:
-        """What `group_signals` says of the groups; None while no loss is known."""
+        """What `group_signals` says of the groups, and `softer_signals` of the modules that are sharp; None while no loss is known."""
         from gnnstab.probe.optimizer.run_trial import bench_of
 
         answer = self._inputs.answer
@@ -99,6 +104,7 @@ class FirstStep:
         if loss is None:
             return None
         try:
-            return list(group_signals(bench_of(self._model, self._optimizer, self._inputs, loss)))
+            bench = bench_of(self._model, self._optimizer, self._inputs, loss)
+            return [*group_signals(bench), *softer_signals(bench, self._sharp)]
         except UsageError:
             return []

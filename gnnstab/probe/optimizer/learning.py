@@ -29,7 +29,7 @@ FASTER = 4.0
 
 
 def learning_signals(bench: Bench) -> Iterator[Signal]:
-    """Share of the progress, in ln(loss), that each stack of the model takes from the first steps; nothing where the model learns.
+    """Share of the progress, in ln(loss), that each stack of the model takes from the first steps; 0, with ``learns``, where the model learns.
 
     Raises:
         UsageError: As `Bench.trial`.
@@ -39,7 +39,12 @@ def learning_signals(bench: Bench) -> Iterator[Signal]:
         return
     as_is = bench.trial(STEPS, until=lambda losses: _progress(losses[0], losses) >= LEARNS).losses
     first, own = as_is[0], _progress(as_is[0], as_is)
-    if math.isnan(own) or own >= LEARNS:
+    if math.isnan(own):
+        return
+    if own >= LEARNS:
+        names = [name for stack in found for name in stack.names]
+        detail = {"learns": True, "names": names[:40], "first": first, "best": min(as_is), "steps": len(as_is) - 1}
+        yield Signal(OPTIMIZER_STACK_SHARE, 0.0, source="steps", detail=detail)
         return
     enough = max(LEARNS, FASTER * own)
     for stack in found:

@@ -20,6 +20,7 @@ from gnnstab.probe.optimizer._eps import eps_of, eps_signals, shrink_eps
 from gnnstab.probe.optimizer._groups import FirstStep, far_apart
 from gnnstab.probe.optimizer.optimizer_steps import WHOLE, Loss, change_over_spread
 from gnnstab.probe.optimizer.run_trial import run_trial
+from gnnstab.probe.optimizer.softening import wide_layers
 from gnnstab.probe.replaying.replica import forked_rng, run_replica, tensors_in
 from gnnstab.records import Measure, Signal
 from gnnstab.records.vocabulary import (
@@ -187,8 +188,9 @@ class UpdateWatch:
             )
         kept = self._kept()
         try:
-            if first and kept is not None and far_apart(optimizer):
-                self._first = FirstStep(self._model, optimizer, kept)
+            sharp = wide_layers(self._model, kept) if first and kept is not None else []
+            if first and kept is not None and (sharp or far_apart(optimizer)):
+                self._first = FirstStep(self._model, optimizer, kept, sharp)
             self._try_rate(optimizer, inputs, step)
             update = next_update(self._model, optimizer, inputs)
         except UsageError:

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch_geometric.utils import softmax
 
+from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 from gnnstab.probe.optimizer.learning import STEPS
+from gnnstab.probe.replaying.replica import forked_rng, replica, run_replica
 from gnnstab.records import Signal
-from gnnstab.records.vocabulary import ATTENTION_ENTROPY, OPTIMIZER_SOFTER
+from gnnstab.records.vocabulary import ATTENTION_ENTROPY, OPTIMIZER_SOFTER, SCORE_PRODUCT_SCALE
 
 if TYPE_CHECKING:
     from gnnstab.probe.optimizer.optimizer_steps import Bench
@@ -28,14 +30,22 @@ SPREAD = 0.3
 SHARP = 0.35
 """Entropy over ln(in-degree) below which attention is sharp, as for GS301."""
 
+OF_PRODUCTS = 4.0, 0.6
+"""Scale of products above which, and entropy below which, scores that are not divided by √d are sharp, as for GS301."""
+
+WIDE = 3.0
+"""Standard deviation of the scores of one target from which on attention may be sharp: normal ones give five neighbours an entropy of half of ln 5."""
+
 MASKED = 1e4
 """Size of a score from which on it stands for a mask."""
 
 
 def sharp_layers(values: Sequence[Signal]) -> list[str]:
     """The layers whose attention was measured to be sharp."""
-    sharp = (s.layer for s in values if s.name == ATTENTION_ENTROPY and s.head is None and s.value < SHARP)
-    return list(dict.fromkeys(name for name in sharp if name))
+    many, soft = OF_PRODUCTS
+    limit = {s.layer: soft for s in values if s.name == SCORE_PRODUCT_SCALE and s.value > many}
+    found = (s for s in values if s.name == ATTENTION_ENTROPY and s.head is None)
+    return list(dict.fromkeys(s.layer for s in found if s.layer and s.value < limit.get(s.layer, SHARP)))
 
 
 def softer_signals(bench: Bench, layers: Sequence[str]) -> Iterator[Signal]:
@@ -120,6 +130,37 @@ class Softened(TorchFunctionMode):
         if name not in self._factors:
             self._factors[name] = SPREAD / max(SPREAD, measured())
         return self._factors[name]
+
+
+class _Spreads(Softened):
+    """The same, with the scores as they are: their largest spread in each module of a model that calls a softmax itself."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__([name for name, _ in model.named_modules() if name])
+
+    def _factor(self, measured: Callable[[], float]) -> float:
+        name = self._running[-1]
+        self._factors[name] = max(self._factors.get(name, 0.0), measured())
+        return 1.0
+
+    @property
+    def wide(self) -> list[str]:
+        return [name for name, value in self._factors.items() if value > WIDE]
+
+
+def wide_layers(model: nn.Module, inputs: ForwardInputs) -> list[str]:
+    """Modules whose scores spread so far in one forward of a copy that their attention may be sharp.
+
+    Raises:
+        UsageError: The model cannot be copied.
+    """
+    with forked_rng(inputs.rng):
+        twin = replica(model)
+        mode = _Spreads(twin)
+        with mode:
+            mode.watch(twin)
+            run_replica(twin, inputs)
+    return mode.wide
 
 
 def spread(scores: Tensor, dim: int) -> float:

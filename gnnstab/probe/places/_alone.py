@@ -71,34 +71,70 @@ def rows(
     company = _of_vector(graphs, named) or _of_mask(named)
     if company is None:
         return
-    try:
-        apart = run(*_taken(args, kwargs, named, company))
-        own = [company.alone(t, "") for t in one]
-        pairs = [
-            (a, b)
-            for a, b, whole in zip(own, apart, one, strict=True)
-            if a is not None and a is not whole and a.shape == b.shape
-        ]
-        if not pairs:
-            return
-        change = moved([a for a, _ in pairs], [b for _, b in pairs])
-        detail = {
-            "graph": company.graph,
-            "size": company.size,
-            "most": company.most,
-            "mask": company.mask,
-            "varies": company.varies,
-        }
-        if change > ROUNDING:
-            detail["content"] = heard = _heard(run, args, kwargs, company)
-            if heard > ROUNDING and graphs is not None and not company.mask:
-                with told_the_graphs(model, graphs):
-                    detail["content_with_norms_apart"] = _heard(run, args, kwargs, company)
-    except Exception as error:  # A stranger's forward may not take one graph, and says so in any way.
-        let_through(error)
-        return
+    detail = {
+        "graph": company.graph,
+        "size": company.size,
+        "most": company.most,
+        "mask": company.mask,
+        "varies": company.varies,
+    }
+    change = _tried(lambda: _alone(run, one, args, kwargs, named, company))
+    if not change <= ROUNDING:
+        heard = _tried(lambda: _heard(run, args, kwargs, company))
+        if math.isnan(
+            change
+        ):  # One size of graphs may be all that the model takes; what it hears shows without cutting one out.
+            change, detail["kept"] = heard, True
+        detail["content"] = 0.0 if math.isnan(heard) else heard
+        if heard > ROUNDING and graphs is not None and not company.mask:
+            with told_the_graphs(model, graphs):
+                apart = _tried(lambda: _heard(run, args, kwargs, company))
+            if not math.isnan(apart):
+                detail["content_with_norms_apart"] = apart
     if math.isfinite(change):
         yield "place.alone_difference", "output", change, detail
+
+
+def heard(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    named: Mapping[str, Tensor],
+    blocks: Tensor,
+    rng: Any,
+) -> Iterator[Row]:
+    """The same for blocks of nodes that look like graphs: only where one hears others."""
+    for signal, name, value, detail in rows(model, args, kwargs, named, blocks, rng):
+        if detail.get("content", 0.0) > ROUNDING:
+            yield signal, name, value, {**detail, "untold": True}
+
+
+def _tried(measured: Callable[[], float]) -> float:
+    """What a forward on other arguments shows; NaN where a stranger's forward does not take them, which it says in any way."""
+    try:
+        return measured()
+    except Exception as error:
+        let_through(error)
+        return math.nan
+
+
+def _alone(
+    run: Passes,
+    one: list[Tensor],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    named: Mapping[str, Tensor],
+    company: Company,
+) -> float:
+    """How far the output of one graph moves when it runs alone."""
+    apart = run(*_taken(args, kwargs, named, company))
+    own = [company.alone(t, "") for t in one]
+    pairs = [
+        (a, b)
+        for a, b, whole in zip(own, apart, one, strict=True)
+        if a is not None and a is not whole and a.shape == b.shape
+    ]
+    return moved([a for a, _ in pairs], [b for _, b in pairs])
 
 
 class Passes:

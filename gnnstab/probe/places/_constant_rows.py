@@ -31,14 +31,15 @@ def rows(
     ``model`` is a copy and left so. Nothing where every node is reached, or where the nodes bring no numbers of their own that could move
     the output. Of an output that has a row for each pair of nodes those rows count that move once every node has a loop (``loops``). ``read``: share of all nodes that are so and at whose output the
     backward that was seen has a gradient; that of the run's own loss where it ``came_back``, and then ``by_loss``. ``deaf``: share of the
-    rows with a gradient that are about such nodes and stay when the numbers of everything else change.
+    rows with a gradient that are about such nodes and stay when the numbers of everything else change. ``kinds``: those of which no node is reached.
     """
     named = seen.batch
-    alone = {}
+    alone, kinds = {}, set[str]()
     for name, tensor in named.items():
         found = _unreached(named, _kind(name), len(tensor)) if tensor.dim() > 1 and _differ(tensor) else None
         if found is not None and len(found) in seen.nodes and bool(found.any()):
             alone[len(found)] = found
+            kinds |= {kind for kind in (_kind(name),) if kind and bool(found.all())}
     if not alone or not by_running_statistics(model):
         return
     run = Passes(model, rng)
@@ -68,7 +69,8 @@ def rows(
                 {"read": _share(asked)}
                 | ({"by_loss": True} if by_loss else {})
                 | _deaf(before, apart, seen.outputs, alone, came_back)
-                | ({} if per_node else {"loops": True}),
+                | ({} if per_node else {"loops": True})
+                | ({"kinds": sorted(kinds)} if kinds else {}),
             )
             return
 

@@ -62,6 +62,8 @@ def rows(seen: ForwardView) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
             yield signal, place, value, detail
     for node, largest in weight_sums.over_edges(users):
         yield "place.weight_sum", autograd.made_by(node, seen.calls.maker) or "output", largest, {"over": "edges"}
+    for node, factor in weight_sums.shrunk_edges(users):
+        yield "place.weight_sum", autograd.made_by(node, seen.calls.maker) or "output", factor, {"over": "a number"}
     if not read:
         yield from _inverted(seen, list(users))
     yield from _filled_outputs(seen)
@@ -85,6 +87,13 @@ def _of_softmax(
     if largest is not None:
         yield "place.weight_sum", largest, {"over": f"axis {axis} of {weights.dim()}"}
         return
+    uneven = weight_sums.plain(node, weights, users)
+    if uneven is not None:
+        yield "place.weight_sum", uneven, {"over": f"axis {axis} of {weights.dim()}", "messages": True}
+        return
+    small = weight_sums.shrunk(node, weights, users)
+    if small is not None:
+        yield "place.weight_sum", small, {"over": "a number"}
     soft = None if mask is not None else added(node, weights, axis)
     if soft is not None and (share := taken_away(weights, axis, soft[0])) is not None:
         yield "place.masked_weight", share, {"operation": "softmax", "added": soft[1]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from torch.nn.parameter import is_lazy
 from torch_geometric.nn import MessagePassing
 
 from gnnstab.layers.lazy import unwritten
+from gnnstab.probe.places import _autograd as autograd
 from gnnstab.sharding import waits_for_others
 
 if TYPE_CHECKING:
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 CUT_OFF, OUT_OF_REACH, NEVER_CALLED = "cut off", "out of reach", "never called"
 """Why parameters have no gradient: the output depends on them, and no derivative leads back; a module was called with them,
 and the output depends on nothing of what it returned; no module was called with them."""
+
+THROWN_AWAY = "thrown away"
+"""The same as out of reach, of a part of every layer, or of a layer in front of one like it that the output depends on."""
 
 OTHER_HEAD = "another head"
 """Why parameters have no gradient: they could stand where the model's last map stands, and this forward did not use them."""
@@ -43,6 +48,8 @@ def rows(seen: ForwardView, leaves: list[Tensor], reach: Reach) -> Iterator[tupl
         without = {why: [name for name in names if name not in cut] for why, names in without.items()} | {
             CUT_OFF: [name for names in without.values() for name in names if name in cut]
         }
+        if _thrown_away(seen, without[OUT_OF_REACH]):
+            without |= {THROWN_AWAY: without[OUT_OF_REACH], OUT_OF_REACH: []}
         for why, names in without.items():
             if names:
                 detail = {"parameters": names[:200], "why": why}
@@ -100,6 +107,51 @@ def _other_heads(seen: ForwardView) -> list[str]:
         if not called and not passes and matrices and matrices[0].size(1) == width != matrices[-1].size(0):
             found.append(name)
     return found
+
+
+def _thrown_away(seen: ForwardView, silent: Iterable[str]) -> bool:
+    """True where the results of a part of every layer are lost, or of one layer in front of another of its kind.
+
+    The last layer of two streams may end in an update that nothing needs, a kind of nodes may have no reader (so nothing is said of
+    several kinds of edges), and of several heads one may be picked: none of these is meant.
+    """
+    if sum(t.dim() == 2 and len(t) == 2 and not t.is_floating_point() for t in seen.batch.values()) > 1:
+        return False
+    lost = {name.rpartition(".")[0] for name in silent}
+    read = {id(leaf) for leaf in autograd.leaves(seen.outputs)}
+    lost -= {
+        name for name in lost if any(id(p) in read for p in seen.model.get_submodule(name).parameters(recurse=False))
+    }
+    shapes = {t.shape for t in seen.outputs}
+    alike: dict[Any, list[str]] = {}
+    for call in seen.calls.all:
+        members = alike.setdefault((_role(seen.model, call.name), type(call.module)), [])
+        answers = any(t.shape in shapes for t in call.leaving)
+        if call.name not in members and not answers and any(True for _ in call.module.parameters(recurse=False)):
+            members.append(call.name)
+    return any(
+        len(members) > 1 and (lost.issuperset(members) or not lost.isdisjoint(members[: _last(members, lost)]))
+        for (role, _), members in alike.items()
+        if role is not None
+    )
+
+
+def _last(members: list[str], lost: set[str]) -> int:
+    """Position of the last member that is read; 0 for none."""
+    return max((i for i, name in enumerate(members) if name not in lost), default=0)
+
+
+def _role(model: nn.Module, name: str) -> str | None:
+    """The name of a module without the number of its layer; None within a dictionary, as of relations and kinds of nodes."""
+    role, module = list[str](), model
+    for part in name.split("."):
+        inner = getattr(module, part)
+        if isinstance(module, nn.ModuleDict):
+            return None
+        steps = isinstance(module, nn.Sequential) and next(inner.children(), None) is None
+        role.append(part if steps else re.sub(r"\d+", "#", part))
+        module = inner
+    return ".".join(role)
 
 
 def _used(parameter: Tensor, leaves: list[Tensor]) -> bool:

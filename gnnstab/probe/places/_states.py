@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 _ALIKE = 0.01
 """Difference below which a place is listed."""
 
-_DIGITS = 1e4
-"""Parts of the output's RMS that two answers are told apart by."""
-
 _THROUGH = ("DropoutBackward", "MulBackward", "NativeDropoutBackward", "ViewBackward", "ReshapeAliasBackward")
 """Operations that leave a residual sum one."""
 
@@ -147,43 +144,6 @@ def _differences(seen: ForwardView) -> Iterator[tuple[str, str, float, dict[str,
         # All that is needed to say where the nodes became alike; healthy ones are told at both ends alone.
         if not math.isnan(value) and (position == 0 or name in ("output", *alike)):
             yield "place.node_difference", name, value, {"position": position, "per_node": bool(own)}
-    yield from _shared_answers(seen, members)
-
-
-def _shared_answers(seen: ForwardView, members: _Members) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
-    """Where all nodes start out the same: the spread of the targets among nodes that get the same answer, over all of it."""
-    features = {
-        n: t for n, t in seen.batch.items() if n.rsplit(".", 1)[-1] == "x" and t.is_floating_point() and t.dim() == 2
-    }
-    answers = next((t for t in seen.outputs if members.rows(t) is not None), None)
-    targets = [
-        t for n, t in seen.batch.items() if is_target(n) and tuple(t.shape[: len(members.shape)]) == members.shape
-    ]
-    if (
-        answers is None
-        or not features
-        or not targets
-        or any(len(t) < 2 or bool((t != t[:1]).any()) for t in features.values())
-    ):
-        return
-    flat = answers.detach().reshape(len(members.kept), -1).double()
-    size = float(flat.square().mean().sqrt())
-    if not size > 0 or not math.isfinite(size):
-        return
-    distinct, group = torch.unique((flat / size * _DIGITS).round(), dim=0, return_inverse=True)
-    wanted = _spread_out(targets[0].detach().reshape(len(flat), -1))
-    total = float((wanted - wanted.mean(0)).square().sum())
-    if total > 0:
-        within = float((wanted - numbers.graph_means(wanted, group)).square().sum())
-        detail = {"answers": len(distinct), "nodes": len(flat)}
-        yield "place.shared_answers", next(iter(features)), within / total, detail
-
-
-def _spread_out(targets: Tensor) -> Tensor:
-    """Classes as one-hot rows, numbers as they are; (nodes, columns)."""
-    if targets.is_floating_point() or targets.shape[1] > 1:
-        return torch.nan_to_num(targets.double())
-    return torch.nn.functional.one_hot(torch.unique(targets.flatten(), return_inverse=True)[1]).double()
 
 
 def _edges(seen: ForwardView) -> Tensor | None:
@@ -223,6 +183,8 @@ def _post_norms(seen: ForwardView) -> Iterator[tuple[str, str, float, dict[str, 
         for call in seen.calls.all
         if call.normalises and call.entering and _ends_a_residual(call.entering[0].grad_fn, seen, users)
     ]
+    # A wrapper hands on what its norm does.
+    names = [name for name in names if not any(other.startswith(f"{name}.") for other in names)]
     if names:
         yield "place.post_norms", names[0], float(len(names)), {"names": names[:40]}
 

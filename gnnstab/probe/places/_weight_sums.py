@@ -32,6 +32,69 @@ def dense(node: Any, weights: Tensor, axis: int, users: Mapping[Any, list[Any]])
     return None
 
 
+def plain(node: Any, weights: Tensor, users: Mapping[Any, list[Any]]) -> float | None:
+    """The sum of the weights (edges, …) of a target that is farthest from 1, where a softmax over one axis of all edges weighs messages.
+
+    None where a weight has one channel to weigh, as a gate has, and where there is but one target.
+    """
+    for user, above in _uses(node, users, values=True):
+        index = _index(user) if type(user).__name__.startswith(_SUMS) else None
+        if index is None or len(index) != len(weights) or above not in [one for one, _ in user.next_functions]:
+            continue
+        width = _width(user, above)
+        targets = int(index.max()) + 1
+        if targets < 2 or width is None or width <= weights[0].numel():
+            return None
+        sums = weights.new_zeros(targets, *weights.shape[1:]).index_add_(0, index, weights)[torch.bincount(index) > 0]
+        return float(sums.flatten()[(sums.clamp(min=1e-30).log().abs()).flatten().argmax()])
+    return None
+
+
+def _width(user: Any, above: Any) -> int | None:
+    """Numbers of each message that a sum is given."""
+    shape = next((m.shape for m in getattr(above, "_input_metadata", ())), None)
+    return None if not shape or not len(shape) else int(torch.Size(shape[1:]).numel())
+
+
+def shrunk(node: Any, weights: Tensor, users: Mapping[Any, list[Any]], edges: bool = False) -> float | None:
+    """What the weights of a target sum up to, where numbers divide them before they weigh values; None for any other use.
+
+    A mean over the heads may be taken so.
+    """
+    ends, heads = (_SUMS, weights.shape[1:]) if edges else (("BmmBackward", "MmBackward"), weights.shape[:-2])
+    waiting = [(node, 1.0)]
+    while waiting:
+        above, before = waiting.pop()
+        for user, _ in _uses(above, users):
+            factor = before * (_number(user) or 0.0)
+            if not factor:
+                continue
+            waiting.append((user, factor))
+            read = any(type(below).__name__.startswith(ends) for below, _ in _uses(user, users, values=edges))
+            if read and not any(abs(factor * n - 1) < 1e-3 for n in heads):
+                return factor
+    return None
+
+
+def shrunk_edges(users: Mapping[Any, list[Any]]) -> Iterator[tuple[Any, float]]:
+    """Each softmax over edges whose weights one number divides."""
+    for node in [one for one in users if type(one).__name__.startswith("DivBackward")]:
+        found = _shares(node)
+        factor = None if found is None else shrunk(node, found[0], users, edges=True)
+        if factor is not None:
+            yield node, factor
+
+
+def _number(node: Any) -> float | None:
+    """The one number that a tensor is multiplied with or divided by."""
+    if not type(node).__name__.startswith(("MulBackward", "DivBackward")):
+        return None
+    other = autograd.saved(node, "_saved_other")
+    if other is None or other.numel() != 1 or other.requires_grad or not float(other):
+        return None
+    return float(other) if type(node).__name__.startswith("Mul") else 1 / float(other)
+
+
 def over_edges(users: Mapping[Any, list[Any]]) -> Iterator[tuple[Any, float]]:
     """Each softmax over the edges of one end whose weights are summed up at the other one, with the largest such sum.
 

@@ -27,12 +27,16 @@ from gnnstab.probe.places import _masks as masks
 from gnnstab.probe.places import _normalised as normalised
 from gnnstab.probe.places import _padding as padding
 from gnnstab.probe.places import _parameters as parameters
+from gnnstab.probe.places import _shared_answers as shared_answers
+from gnnstab.probe.places import _slots as slots
 from gnnstab.probe.places import _states as states
+from gnnstab.probe.places import _torn as torn
 from gnnstab.probe.places import _zeros as zeros
 from gnnstab.probe.places._blocking import Blocks
 from gnnstab.probe.places._calls import Calls, watched
 from gnnstab.probe.places._casts import Casts
 from gnnstab.probe.places._reach import Reach
+from gnnstab.probe.places._untold import untold
 from gnnstab.probe.replaying.replica import copied, eager, forked_rng, replica, rng_snapshot, tensors_in, tracked
 from gnnstab.records.vocabulary import PLACE_NON_FINITE
 
@@ -59,6 +63,9 @@ class ForwardView(NamedTuple):
     model: nn.Module
     batch: Mapping[str, Tensor]
     """Every tensor of the batch by name."""
+
+    arguments: frozenset[str]
+    """Names of those that the forward is given; the others are what the loss may read."""
 
     calls: Calls
     outputs: list[Tensor]
@@ -118,6 +125,7 @@ def _survey(
 ) -> list[Place]:
     twin = replica(model)
     named = named_tensors(args, kwargs, model)
+    arguments = frozenset(named)
     if batch is not None:
         beside = named_tensors((batch,) if not isinstance(batch, tuple) else batch)
         known = {(t.shape, t.dtype, name.rsplit(".", 1)[-1]) for name, t in named.items()}
@@ -151,9 +159,8 @@ def _survey(
         outputs = [t for _, t in tensors_in([output]) if t.is_floating_point()]
         nodes = _nodes(given, calls)
         calls.name_beginnings(twin, named)
-        seen = ForwardView(
-            twin, named, calls, outputs, nodes, _graphs([*batch_vectors(model, args, kwargs), *graphs_in(batch)], nodes)
-        )
+        graphs = _graphs([*batch_vectors(model, args, kwargs), *graphs_in(batch)], nodes)
+        seen = ForwardView(twin, named, arguments, calls, outputs, nodes, graphs)
         found = [Place(*row) for row in (*_before_backward(seen, given), *casts.rows())]
         loss = objective(output)
         if loss.isfinite().all() and all(bool(t.isfinite().all()) for t in outputs):
@@ -166,15 +173,23 @@ def _survey(
             for tensor in outputs:
                 if tensor.requires_grad:
                     tensor.retain_grad()
+            graph_size.keep_gradients(seen)
             with closing(Blocks(seen)) as blocks:
                 loss.backward()  # type: ignore[no-untyped-call]
                 found += [Place(*row) for row in blocks.rows()]
         found += [
             Place(*row) for row in (*parameters.rows(seen, roots, reach), *gains.rows(seen), *zeros.rows(twin, again))
         ]
-    found += [Place(*row) for row in alone.rows(twin, args, kwargs, named, seen.graphs, rng)]
+        with torch.no_grad():
+            found += [Place(*row) for row in shared_answers.rows(twin, again, seen)]
+    lined_up = untold(twin, args, kwargs, named) if seen.graphs is None else None
+    if lined_up is None:
+        found += [Place(*row) for row in alone.rows(twin, args, kwargs, named, seen.graphs, rng)]
+    else:
+        found += [Place(*row) for row in alone.heard(twin, args, kwargs, named, lined_up, rng)]
     found += [Place(*row) for row in constant_rows.rows(twin, args, kwargs, seen, rng, came_back)]
     asked = outputs[0].grad if came_back is None and len(outputs) == 1 else came_back
+    found += [Place(*row) for row in (*graph_size.counted(seen, asked), *slots.rows(seen, asked))]
     found += [Place(*row) for row in graph_size.rows(twin, args, kwargs, seen, asked, rng)]
     return found[:MOST_PLACES]
 
@@ -192,6 +207,7 @@ def _before_backward(seen: ForwardView, given: Mapping[str, Tensor]) -> Iterator
         yield from normalised.rows(seen)
         yield from padding.rows(seen)
         yield from graph_level.rows(seen)
+        yield from torn.rows(seen)
 
 
 def _nodes(named: Mapping[str, Tensor], calls: Calls) -> frozenset[int]:

@@ -1,4 +1,4 @@
-"""Targets that are a mark and no measurement: one number, far away from all others, that a squared error compares the output with."""
+"""What the gradient of a squared error shows of its targets: their size, and one number far away from all others that is a mark of missing values."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gnnstab.probe.replaying.recovered_loss import squared_targets
 from gnnstab.records import Measure
-from gnnstab.records.vocabulary import LOSS_MARKED_TARGETS
+from gnnstab.records.vocabulary import LOSS_MARKED_TARGETS, LOSS_TARGET_RMS
 
 FAR = 20.0
 """Distance of a mark from the mean of the other targets, in their standard deviations; measured values of 20 are not alike to the digit."""
@@ -34,3 +34,13 @@ def marked_targets(output: Tensor, gradient: Tensor, value: float, step: int, mo
                 told = {"mark": float(f"{float(mark):.4g}"), "count": int(alike.sum()), "of": targets.numel()}
                 return [Measure(step, "", mode, 0, LOSS_MARKED_TARGETS, -1, float(distance), json.dumps(told))]
     return []
+
+
+def target_size(output: Tensor, gradient: Tensor, value: float, step: int, mode: str) -> list[Measure]:
+    """The RMS of the targets of a squared error, beside that of the output; arguments as of `marked_targets`."""
+    targets = squared_targets(output, gradient, value)
+    if targets is None:
+        return []
+    told = {"output_rms": float(output.detach().double().square().mean().sqrt())}
+    size = float(targets.square().mean().sqrt())
+    return [Measure(step, "", mode, 0, LOSS_TARGET_RMS, -1, size, json.dumps(told))]

@@ -99,15 +99,11 @@ def name_layers(axis: Any, layers: Sequence[str], *, turned: bool = False) -> No
         axis.set_label_text("layer, counted from 0", fontsize=SIZE, color=SOFT)
         return
     shared, tails = apart(list(layers), 22)
-    kwargs = (
-        {"rotation": 35, "ha": "right", "rotation_mode": "anchor"}
-        if turned and max(map(len, tails)) > 6 and count > 3
-        else {}
-    )
-    axis.set_ticks(np.arange(count), labels=[drawable(tail) for tail in tails], parse_math=False, **kwargs)
-    axis.set_label_text(
-        drawable(f"layer in {shared}") if shared else "layer", fontsize=SIZE, color=SOFT, parse_math=False
-    )
+    slanted = turned and max(map(len, tails)) > 6 and count > 3
+    style = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if slanted else {}
+    axis.set_ticks(np.arange(count), labels=[drawable(tail) for tail in tails], parse_math=False, **style)
+    told = drawable(f"layer in {shared}") if shared else "layer"
+    axis.set_label_text(told, fontsize=SIZE, color=SOFT, parse_math=False)
 
 
 def series(i: int) -> dict[str, Any]:
@@ -133,8 +129,7 @@ def need(found: object, what: str) -> None:
 
 def drawable(text: str) -> str:
     """``text`` with everything hidden, and everything that the font has no glyph for, spelled out."""
-    known = _glyphs()
-    return "".join(c if ord(c) in known else f"\\u{ord(c):04x}" for c in visible(text))
+    return "".join(c if ord(c) in _glyphs() else f"\\u{ord(c):04x}" for c in visible(text))
 
 
 @lru_cache(maxsize=1)

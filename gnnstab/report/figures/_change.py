@@ -16,8 +16,8 @@ from gnnstab.report.escape import name as short_name
 from gnnstab.report.evidence import BeforeAfter, Evidence, Limit
 from gnnstab.report.figures import _canvas as paper
 from gnnstab.report.page_text import meaning, sentence, short
-from gnnstab.report.scales import is_share, scale_of
 from gnnstab.report.summary import verdict_words
+from gnnstab.report.svg import is_share, scale_of
 
 VERDICT_COLOURS = {"confirmed": "#009e73", "made-worse": "#d55e00", "inconclusive": "#b87a00"}
 
@@ -49,13 +49,12 @@ def _dumbbells(ax: Any, signal: str, group: list[BeforeAfter]) -> None:
     for row, change in enumerate(group):
         before, after = change.fix.before, change.fix.after
         told = f"{verdict_words(change.fix.verdict)}: {short(before)} to {short(after)}"
-        beside = ax.annotate(
-            told, (1.02, row), xycoords=("axes fraction", "data"), va="center", fontsize=paper.SIZE - 1
-        )
+        place = {"xycoords": ("axes fraction", "data"), "va": "center", "fontsize": paper.SIZE - 1}
+        beside = ax.annotate(told, (1.02, row), color=paper.INK, **place)
         if before is None or after is None or not (math.isfinite(before) and math.isfinite(after)):
             beside.set_color(paper.SOFT)
             continue
-        beside.set(color=paper.INK, annotation_clip=False)
+        beside.set(annotation_clip=False)
         drawn += [before, after]
         colour = VERDICT_COLOURS.get(change.fix.verdict, paper.SOFT)
         ax.plot([before, after], [row, row], color=paper.SOFT, linewidth=1.6, zorder=2)
@@ -115,7 +114,10 @@ def scaling_curve(
         ys = np.asarray(values, dtype=np.float64)
         if ys.shape != xs.shape:
             raise UsageError(f"curve {label!r} has {len(ys)} values for {len(xs)} sizes")
-        place = breaking.get(label, math.nan) if breaking is not None else _worst_crossing(xs, ys, limits)
+        predicted = (
+            [crossing(xs, ys, limit) for limit in limits] if breaking is None else [breaking.get(label, math.nan)]
+        )
+        place = min(filter(math.isfinite, predicted), default=math.nan)
         ends += _curve(ax, xs, ys, paper.drawable(short_name(label, 40)), i, place)
     finite = [y for values in curves.values() for y in values if math.isfinite(y) and y > 0]
     ax.set_xscale("log")
@@ -156,12 +158,6 @@ def _curve(ax: Any, xs: Array, ys: Array, label: str, i: int, place: float) -> l
         return []
     ax.axvline(place, color=style["color"], linewidth=1, linestyle=":")
     return [place]
-
-
-def _worst_crossing(xs: Array, ys: Array, limits: Sequence[Limit]) -> float:
-    """The smallest size at which a power law through the points crosses one of the limits."""
-    places = [crossing(xs, ys, limit) for limit in limits]
-    return min((p for p in places if math.isfinite(p)), default=math.nan)
 
 
 def crossing(sizes: Array, values: Array, limit: Limit) -> float:

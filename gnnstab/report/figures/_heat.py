@@ -7,14 +7,13 @@ from typing import Any
 import numpy as np
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
 
-from gnnstab.records import SIGNALS, Diagnosis, Event
+from gnnstab.records import SIGNALS, Diagnosis
 from gnnstab.records.vocabulary import SCORE_MAX_ABS
 from gnnstab.report.distribution import Array
 from gnnstab.report.evidence import Evidence, Heat
 from gnnstab.report.figures import _canvas as paper
-from gnnstab.report.scales import is_share
+from gnnstab.report.svg import is_share
 
 MOST_COLUMNS = 600
 """Columns beyond what 800 pixels can show are merged, worst value first."""
@@ -52,9 +51,9 @@ def _columns(heat: Heat) -> tuple[Array, Array]:
     """Edges (columns + 1) and values (layers, columns): one column per step, merged where there are too many."""
     steps = heat.steps.astype(np.float64)
     middles = (steps[1:] + steps[:-1]) / 2
-    first, last = (
-        (2 * steps[0] - middles[0], 2 * steps[-1] - middles[-1]) if len(middles) else (steps[0] - 0.5, steps[0] + 0.5)
-    )
+    first, last = steps[0] - 0.5, steps[0] + 0.5
+    if len(middles):
+        first, last = 2 * steps[0] - middles[0], 2 * steps[-1] - middles[-1]
     edges = np.concatenate([[first], middles, [last]])
     if len(steps) <= MOST_COLUMNS:
         return edges, heat.values
@@ -95,32 +94,19 @@ def _norm(values: np.ma.MaskedArray[Any, np.dtype[np.float64]]) -> Normalize:
 def _mark(figure: Figure, ax: Any, evidence: Evidence, heat: Heat, edges: Array) -> None:
     """A triangle above the map per step with events, and a cross in the row of a non-finite value."""
     inside = [e for e in evidence.events() if edges[0] <= e.step <= edges[-1]]
-    kinds = (("", paper.INK, "other event"), ("non-finite", paper.TONES["error"], "non-finite value"))
+    kinds = ((False, paper.INK, "other event"), (True, paper.TONES["error"], "non-finite value"))
     handles = []
     frame = ax.get_xaxis_transform()
-    for kind, colour, words in kinds:
-        steps = _steps(inside, kind)
-        if len(steps):
+    for non_finite, colour, words in kinds:
+        if steps := sorted({e.step for e in inside if (e.kind == "non-finite") == non_finite}):
             style = {"marker": "v", "s": 34, "color": colour, "clip_on": False, "zorder": 5, "label": words}
             handles.append(ax.scatter(steps, np.ones(len(steps)), transform=frame, **style))
     row = {layer: i for i, layer in enumerate(heat.layers)}
-    broken = [
-        (e.step, row[owner]) for e in inside if e.kind == "non-finite" and (owner := evidence.owner(e.layer)) in row
-    ]
+    places = [(e.step, evidence.owner(e.layer)) for e in inside if e.kind == "non-finite"]
+    broken = [(step, row[owner]) for step, owner in places if owner in row]
     if broken:
         xs, ys = zip(*broken, strict=True)
         ax.scatter(xs, ys, marker="X", s=46, color=paper.TONES["error"], edgecolor="white", linewidth=0.9, zorder=6)
     if handles:
-        figure.legend(
-            handles=handles,
-            loc="outside lower right",
-            ncols=2,
-            fontsize=paper.SIZE - 1,
-            frameon=False,
-            handletextpad=0.3,
-        )
-
-
-def _steps(events: list[Event], kind: str) -> NDArray[np.float64]:
-    chosen = {e.step for e in events if (e.kind == kind if kind else e.kind != "non-finite")}
-    return np.array(sorted(chosen), dtype=np.float64)
+        style = {"ncols": 2, "fontsize": paper.SIZE - 1, "frameon": False, "handletextpad": 0.3}
+        figure.legend(handles=handles, loc="outside lower right", **style)

@@ -25,11 +25,11 @@ def depth_profile(diagnosis: Diagnosis) -> Figure:
     Raises `NothingEvaluable` when neither was measured.
     """
     evidence = Evidence(diagnosis)
-    panels = [
-        (title, _profiles(evidence, group))
-        for title, group in (("Forward: activations", FORWARD), ("Backward: gradients", BACKWARD))
-    ]
-    panels = [(title, profiles) for title, profiles in panels if profiles]
+    groups = {"Forward: activations": FORWARD, "Backward: gradients": BACKWARD}
+    measured = {
+        title: [p for name in names if (p := evidence.profile(name)) is not None] for title, names in groups.items()
+    }
+    panels = [(title, profiles) for title, profiles in measured.items() if profiles]
     paper.need(panels, "activations or gradients of any layer")
     known = {layer for _, profiles in panels for profile in profiles for layer in profile.layers}
     layers = tuple(layer for layer in evidence.layers if layer in known)
@@ -43,15 +43,12 @@ def depth_profile(diagnosis: Diagnosis) -> Figure:
     return figure
 
 
-def _profiles(evidence: Evidence, group: tuple[str, ...]) -> list[Profile]:
-    found = [evidence.profile(name) for name in group]
-    return [profile for profile in found if profile is not None]
-
-
 def _draw(ax: Any, profiles: list[Profile], layers: tuple[str, ...]) -> None:
     drawn = 0
     for i, profile in enumerate(profiles):
-        values = _on(profile, layers)
+        row = dict(zip(profile.layers, profile.values, strict=True))
+        values = np.array([row.get(layer, np.nan) for layer in layers])
+        values = np.where(np.isfinite(values) & (values >= 0), values, np.nan)
         zero = np.flatnonzero(values == 0)
         values = np.where(values > 0, values, np.nan)
         if not (values > 0).any() and not len(zero):
@@ -81,12 +78,6 @@ def _exact_zeros(ax: Any, places: NDArray[np.int64], style: dict[str, Any]) -> N
     said = ax.annotate("exactly 0", (places[0], 0), xycoords=frame, xytext=(-6 if late else 6, 5), ha="right" if late else "left",
                        textcoords="offset points", fontsize=paper.SIZE - 1, color=paper.INK)  # fmt: skip
     said.set_in_layout(False)
-
-
-def _on(profile: Profile, layers: tuple[str, ...]) -> Array:
-    row = dict(zip(profile.layers, profile.values, strict=True))
-    values = np.array([row.get(layer, np.nan) for layer in layers])
-    return np.where(np.isfinite(values) & (values >= 0), values, np.nan)
 
 
 def _travel(values: Array) -> str:

@@ -18,9 +18,8 @@ from gnnstab.records.vocabulary import (
     SCORE_MIN,
 )
 from gnnstab.report.distribution import Distribution
-from gnnstab.report.evidence import Evidence
+from gnnstab.report.evidence import Evidence, status
 from gnnstab.report.figures import _canvas as paper
-from gnnstab.report.scales import status
 from gnnstab.report.sections import degree_cap
 
 MOST_HEADS = 16
@@ -29,7 +28,7 @@ _SPECTRAL = (LOGIT_SPECTRAL_QK, LOGIT_SPECTRAL, LOGIT_FROBENIUS)
 
 
 def score_distribution(diagnosis: Diagnosis, layer: str) -> Figure:
-    """The pre-softmax scores of every head of one layer: histogram, percentiles or range, whatever was recorded.
+    """The pre-softmax scores of every head of one layer: histogram or range, whatever was recorded.
 
     The bar under each head is as wide as the scores of a target may be apart before its attention is nearly one-hot.
     Raises `NothingEvaluable` when no score of this layer is finite.
@@ -60,12 +59,6 @@ def _ridge(ax: Any, d: Distribution, row: int) -> None:
     if len(d.edges):
         heights = np.append(d.counts, d.counts[-1]) / (d.counts.max() or 1.0)
         ax.fill_between(d.edges, base - 0.85 * heights, base, step="post", color=paper.HUES[0], alpha=0.55, linewidth=0)
-    elif d.quantiles:
-        at = dict(d.quantiles)
-        low, high = at.get(25.0, d.low), at.get(75.0, d.high)
-        ax.plot([d.low, d.high], [row, row], color=paper.HUES[0], linewidth=1.5)
-        ax.fill_between([low, high], row - 0.2, row + 0.2, color=paper.HUES[0], alpha=0.55, linewidth=0)
-        ax.plot([at.get(50.0, (low + high) / 2)] * 2, [row - 0.25, row + 0.25], color=paper.INK, linewidth=1.5)
     else:
         ax.plot([d.low, d.high], [row, row], color=paper.HUES[0], linewidth=6, alpha=0.55, solid_capstyle="butt")
 
@@ -127,7 +120,9 @@ def spectral_norms(diagnosis: Diagnosis) -> Figure:
         ax.set_yticks([])
     else:
         _points(ax, values, heads)
-        _breaches(ax, values, evidence, name)
+        for limit in evidence.limits(name):
+            if 0 < limit.value < 3 * np.nanmax(values):  # what the axis can show
+                paper.limit_line(ax.axhline, limit, status(math.inf, [limit]))
     paper.name_layers(ax.xaxis, layers, turned=True)
     ax.set_xlim(-0.7, len(layers) - 0.3)
     paper.label_y(ax, paper.drawable(SIGNALS[name].unit))
@@ -148,10 +143,3 @@ def _points(ax: Any, values: Any, heads: list[int]) -> None:
         ax.set_ylim(0, float(finite.max()) * 1.15)
     ax.grid(axis="y", color=paper.FAINT, linewidth=0.7)
     ax.legend(fontsize=paper.SIZE - 1, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), handletextpad=0.2)
-
-
-def _breaches(ax: Any, values: Any, evidence: Evidence, name: str) -> None:
-    """Limits that a finding named, and only those that the axis can show."""
-    for limit in evidence.limits(name):
-        if 0 < limit.value < 3 * np.nanmax(values):
-            paper.limit_line(ax.axhline, limit, status(math.inf, [limit]))

@@ -38,10 +38,9 @@ def _quieted(causes: tuple[Cause, ...], findings: tuple[Finding, ...], found: In
     loud = {
         finding.code for finding in findings if finding.severity != "info" and finding.cause == "attention-explosion"
     }
-    if not found.earned or found.losses is None or loud:
+    if not found.earned or loud:
         return causes
-    before, after = found.losses
-    reason = f"Softer scores on a copy raise your loss from {before:.3g} to {after:.3g}: the sharpness is earned."
+    reason = f"{found.earned}: the sharpness is earned."
     return tuple(
         replace(cause, status="present", how="undone", share=None, reason=reason)
         if cause.cause == "attention-explosion" and cause.status in ("root-cause", "contributing")

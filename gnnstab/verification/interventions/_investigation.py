@@ -58,12 +58,12 @@ class Investigation:
     """The user's loss as it is and with softer attention, where sharp attention was learned."""
 
     @property
-    def earned(self) -> bool:
-        """True when softer attention makes the user's loss worse."""
-        if self.losses is None:
-            return False
-        before, after = self.losses
-        return after - before > EARNED * abs(before)
+    def earned(self) -> str:
+        """In words, when softer attention makes the user's loss worse; else empty."""
+        before, after = self.losses or (0.0, 0.0)
+        if not after - before > EARNED * abs(before):
+            return ""
+        return f"Softer scores on a copy raise your loss from {before:.3g} to {after:.3g}"
 
 
 _WORDS = ("name", "cause", "words", "suspect", "place")

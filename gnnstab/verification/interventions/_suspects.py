@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -54,17 +54,17 @@ def divide_sums(case: Case, base: Look) -> Iterator[Trial]:
         return
     pooled = [s.value for s in case.signals.find(POOL_SUM_SIZE)]
     if pooled:
-        yield Trial(
-            "divide-pooled", "sum-aggregation", "dividing the pooled sums by the number of nodes",
+        yield _trial(
+            "divide-pooled", "sum-aggregation", ["the pooling"], "dividing the pooled sums by the number of nodes",
             f"a pooling adds up the nodes of graphs of up to {max(pooled):.0f} nodes", Edit(pool_mean=True),
-            deviates=case.suffers(LOSS_OVER_ZERO), place="the pooling",
+            deviates=case.suffers(LOSS_OVER_ZERO),
         )  # fmt: skip
     summed = [s.value for s in case.signals.find(SUM_BY_HAND_SIZE)]
     if summed:
-        yield Trial(
-            "divide-sums-by-hand", "sum-aggregation", "dividing the sums by the size of their groups",
-            f"the model's own code adds up the features of up to {max(summed):.0f} rows", Edit(hand_mean=True),
-            deviates=case.suffers(LOSS_OVER_ZERO), place="the model's own code",
+        yield _trial(
+            "divide-sums-by-hand", "sum-aggregation", ["the model's own code"], "dividing the sums by the size of their groups",
+            f"{{}} adds up the features of up to {max(summed):.0f} rows", Edit(hand_mean=True),
+            deviates=case.suffers(LOSS_OVER_ZERO),
         )  # fmt: skip
     try:
         names = [name for name, _ in sum_aggregators(case.model)]
@@ -85,10 +85,10 @@ def divide_sums(case: Case, base: Look) -> Iterator[Trial]:
 
     grown = [s.value for s in case.signals.find(AGGREGATION_RMS) if math.isfinite(s.value)]
     size = f" and reaches RMS {max(grown):.2g}" if grown else ""
-    yield Trial(
-        "divide-sums", "sum-aggregation", f"dividing the sum of {_listed(names)} by the in-degree",
-        f"the sum over neighbours in {_listed(names)} follows the in-degree{size}", Edit(model=edited),
-        deviates=bool(grown) and max(grown) > 2.0, place=_listed(names),
+    yield _trial(
+        "divide-sums", "sum-aggregation", names, "dividing the sum of {} by the in-degree",
+        f"the sum over neighbours in {{}} follows the in-degree{size}", Edit(model=edited),
+        deviates=bool(grown) and max(grown) > 2.0,
     )  # fmt: skip
 
 
@@ -110,11 +110,10 @@ def unit_gains(case: Case, base: Look) -> Iterator[Trial]:
         ]
         scores = {name: factors for name, factors, _ in _wide(case, alike)}
         worst = max(odd.values(), key=lambda gain: abs(math.log(gain)))
-        yield Trial(
-            "unit-gains", "unsuitable-init", f"scaling the weights of {_listed(list(odd))} to a gain of 1",
-            f"the weights of {_listed(list(odd))} carry a gain of {worst:.2g}",
+        yield _trial(
+            "unit-gains", "unsuitable-init", odd, "scaling the weights of {} to a gain of 1",
+            f"the weights of {{}} carry a gain of {worst:.2g}",
             Edit(output_factors={name: 1.0 / gain for name, gain in odd.items()}, score_factors=scores),
-            deviates=True, place=_listed(list(odd)),
         )  # fmt: skip
 
 
@@ -137,10 +136,9 @@ def _of_single_weights(case: Case) -> Iterator[Trial]:
             for weight, old in zip(weights, before, strict=True):
                 weight.copy_(old)
 
-    yield Trial(
-        "unit-gains", "unsuitable-init", f"scaling the weight of {_listed(list(found))} to a gain of 1",
-        f"the weight of {_listed(list(found))} has a gain of {max(found.values()):.3g}", Edit(model=edited), deviates=True,
-        place=_listed(list(found)),
+    yield _trial(
+        "unit-gains", "unsuitable-init", found, "scaling the weight of {} to a gain of 1",
+        f"the weight of {{}} has a gain of {max(found.values()):.3g}", Edit(model=edited),
     )  # fmt: skip
 
 
@@ -149,11 +147,10 @@ def divide_products(case: Case, base: Look) -> Iterator[Trial]:
     limit = AttentionExplosion().product_scale
     scales = {str(s.layer): s.value for s in measured(case.signals.find(SCORE_PRODUCT_SCALE)) if s.value > limit}
     if scales and case.suffers("attention.", "score.", "precision.", "gradient."):
-        yield Trial(
-            "divide-products", "attention-explosion", f"dividing the scores of {_listed(list(scales))} down to q·k/√d",
-            f"the scores of {_listed(list(scales))} are {max(scales.values()):.3g} times q·k/√d",
-            Edit(score_factors={name: torch.tensor(1 / scale) for name, scale in scales.items()}), deviates=True,
-            place=_listed(list(scales)),
+        yield _trial(
+            "divide-products", "attention-explosion", scales, "dividing the scores of {} down to q·k/√d",
+            f"the scores of {{}} are {max(scales.values()):.3g} times q·k/√d",
+            Edit(score_factors={name: torch.tensor(1 / scale) for name, scale in scales.items()}),
         )  # fmt: skip
 
 
@@ -167,11 +164,11 @@ def rescale_queries(case: Case, base: Look) -> Iterator[Trial]:
         own = [layer for layer in case.signals.attention_layers if layer.name in factors]
         products = all(layer_named(layer).multiplies for layer in own)
         query, both = ("query", "query and key") if products else ("score", "score")
-        yield Trial(
-            "rescale-queries", "attention-explosion",
-            f"scaling the {query} weights of {_listed(list(factors))} to a logit spread of {LOGIT_REFERENCE:g} at an input of RMS 1",
-            f"the {both} weights of {_listed(list(factors))} spread the logits by up to {max(spreads):.3g} at an input of RMS 1",
-            Edit(score_factors=factors), deviates=max(spreads) > 2 * LOGIT_REFERENCE, place=_listed(list(factors)),
+        yield _trial(
+            "rescale-queries", "attention-explosion", factors,
+            f"scaling the {query} weights of {{}} to a logit spread of {LOGIT_REFERENCE:g} at an input of RMS 1",
+            f"the {both} weights of {{}} spread the logits by up to {max(spreads):.3g} at an input of RMS 1",
+            Edit(score_factors=factors), deviates=max(spreads) > 2 * LOGIT_REFERENCE,
         )  # fmt: skip
 
 
@@ -187,23 +184,21 @@ def identity_paths(case: Case, base: Look) -> Iterator[Trial]:
         add_identity(copy, 1.0)
         yield copy
 
-    yield Trial(
-        "identity-paths", "no-residual", "laying an identity path around the layers",
-        f"no identity path leads around {_listed(bare)}", Edit(model=edited), deviates=False, place=_listed(bare),
+    yield _trial(
+        "identity-paths", "no-residual", bare, "laying an identity path around the layers",
+        "no identity path leads around {}", Edit(model=edited), deviates=False,
     )  # fmt: skip
 
 
 def post_norms(case: Case, base: Look) -> Iterator[Trial]:
     """The gradient passes around the normalisations that stand on the residual path itself."""
-    names = list(base.post_norms)
-    if not names or not case.suffers("gradient."):
-        return
-
-    yield Trial(
-        "post-norms", "normalization-misuse", f"letting the gradient pass around {_listed(names)}",
-        f"the normalisations {_listed(names)} stand after the residual sum (post-norm), so that every gradient passes through all of them",
-        Edit(model=_hooked(names, lambda module: module.register_forward_hook(_around))), deviates=False, place=_listed(names),
-    )  # fmt: skip
+    names = base.post_norms
+    if names and case.suffers("gradient."):
+        yield _trial(
+            "post-norms", "normalization-misuse", names, "letting the gradient pass around {}",
+            "the normalisations {} stand after the residual sum (post-norm), so that every gradient passes through all of them",
+            Edit(model=_hooked(names, lambda module: module.register_forward_hook(_around))), deviates=False,
+        )  # fmt: skip
 
 
 def _hooked(
@@ -232,17 +227,15 @@ def _around(module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
 def full_precision(case: Case, base: Look) -> Iterator[Trial]:
     """The same forward in fp32."""
     if case.precision != "fp32" and case.suffers("precision.", "output.", "input.", "score.", "attention.", "loss"):
-        yield Trial(
-            "full-precision", "precision", "computing in fp32", f"the forward runs in {case.precision}",
-            Edit(precision="fp32"), deviates=True,
-        )  # fmt: skip
+        said = f"the forward runs in {case.precision}"
+        yield _trial("full-precision", "precision", (), "computing in fp32", said, Edit(precision="fp32"))
 
 
 def clamps_off(case: Case, base: Look) -> Iterator[Trial]:
     """Clamps with an upper limit let everything through."""
     if any(finding.cause == "active-clamp" for finding in case.findings):
-        yield Trial(
-            "clamps-off", "active-clamp", "taking the clamp off", "a clamp cuts values off on the way",
+        yield _trial(
+            "clamps-off", "active-clamp", (), "taking the clamp off", "a clamp cuts values off on the way",
             Edit(unclamped=True), deviates=False,
         )  # fmt: skip
 
@@ -256,10 +249,9 @@ def centred_units(case: Case, base: Look) -> Iterator[Trial]:
         if output.dim() == 2 and (output <= 0).all(0).sum() > DEAD * output.shape[-1]:
             dead.append(name)
     if dead:
-        yield Trial(
-            "centred-units", "dead-units", f"restoring the bias of the dead units of {_listed(dead)}",
-            f"units of {_listed(dead)} are negative on every node", Edit(centred=frozenset(dead)), deviates=True,
-            place=_listed(dead),
+        yield _trial(
+            "centred-units", "dead-units", dead, "restoring the bias of the dead units of {}",
+            "units of {} are negative on every node", Edit(centred=frozenset(dead)),
         )  # fmt: skip
 
 
@@ -272,10 +264,10 @@ def norms_told_of_graphs(case: Case, base: Look) -> Iterator[Trial]:
     if not found or not vectors:
         return
     names, told = [str(name) for name in found], _Told(vectors)
-    yield Trial(
-        "norms-told-of-graphs", "normalization-misuse", f"passing batch to {_listed(names)}",
-        f"the normalisation {_listed(names)} takes the graphs of one batch together", Edit(model=_hooked(names, lambda module: module.register_forward_pre_hook(told, with_kwargs=True))), deviates=True,
-        place=_listed(names),
+    yield _trial(
+        "norms-told-of-graphs", "normalization-misuse", names, "passing batch to {}",
+        "the normalisation {} takes the graphs of one batch together",
+        Edit(model=_hooked(names, lambda module: module.register_forward_pre_hook(told, with_kwargs=True))),
     )  # fmt: skip
 
 
@@ -309,5 +301,10 @@ def _gain(case: Case, layer: LayerFacts) -> float | None:
     return math.sqrt(sum(value**2 for value in known)) if known else None
 
 
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+def _trial(
+    name: str, cause: str, places: Iterable[str], words: str, suspect: str, edit: Edit, *, deviates: bool = True
+) -> Trial:
+    """A trial whose texts say ``{}`` for the places: the first three of them, and how many more there are."""
+    names = list(places)
+    place = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return Trial(name, cause, words.replace("{}", place), suspect.replace("{}", place), edit, deviates, place)

@@ -64,8 +64,9 @@ def _ruling(found: Investigation, i: int) -> Ruling:
     if not best >= ROOT:
         return Ruling(symptom, before, None, best, math.nan, ruled_out)
     good = [tried for tried in known if tried.shares[i] >= max(ROOT, best - TIE)]
-    # What differs from its reference explains more than what is merely configured; the table stands upstream first.
-    root = next((tried for tried in good if tried.trial.deviates), good[0])
+    # What differs from its reference explains more than what is merely configured, what reaches the healthy band more than what comes
+    # near it; the table stands upstream first.
+    root = max(good, key=lambda tried: (tried.trial.deviates, tried.shares[i] >= 1))
     follows = found.rate if root.trial.cause in _OF_WEIGHTS else None
     return Ruling(symptom, before, root, root.shares[i], root.after[i], ruled_out, follows)
 
@@ -77,11 +78,19 @@ def _moved(before: float, tried: Tried, i: int) -> str:
 def undone(ruling: Ruling) -> str:
     """``standardising edge_attr on a copy brings attention entropy at conv1 from 0.13 to 0.81: 94 % of the way back``."""
     assert ruling.root is not None
-    what = _quantity(ruling.symptom)
     return (
-        f"{ruling.root.trial.words[0].upper()}{ruling.root.trial.words[1:]} on a copy brings {what} from "
+        f"{_capital(ruling.root.trial.words)} on a copy brings {_quantity(ruling.symptom)} from "
         f"{ruling.before:.2g} to {ruling.after:.2g}: {100 * ruling.share:.0f} % of the way back to the healthy band."
     )
+
+
+def _capital(words: str) -> str:
+    return words[0].upper() + words[1:]
+
+
+def _suspected_and_undone(ruling: Ruling) -> str:
+    assert ruling.root is not None
+    return f"{_capital(ruling.root.trial.suspect)}. {undone(ruling)}"
 
 
 def _quantity(symptom: Symptom) -> str:
@@ -126,12 +135,8 @@ def _earned_layers(rules: Sequence[Ruling], found: Investigation) -> set[str | N
 
 def _of_use(finding: Finding, found: Investigation) -> Finding:
     """What the weights alone say of a layer whose sharpness was measured and is of use."""
-    assert found.losses is not None
-    before, after = found.losses
-    return replace(
-        finding, severity="info", explained_by=None,
-        message=f"{finding.message} Softer scores on a copy raise your loss from {before:.3g} to {after:.3g}: it is of use.",
-    )  # fmt: skip
+    message = f"{finding.message} {found.earned}: it is of use."
+    return replace(finding, severity="info", explained_by=None, message=message)
 
 
 def _heads(findings: Sequence[Finding], rules: Sequence[Ruling]) -> dict[str, Finding]:
@@ -155,13 +160,9 @@ def _follows_from_what_was_seen(finding: Finding, findings: Sequence[Finding]) -
 def _of_symptom(finding: Finding, ruling: Ruling, found: Investigation, heads: dict[str, Finding]) -> Finding:
     attention = ruling.symptom.goal.signal.startswith("attention.")
     cause = None if ruling.root is None else ruling.root.trial.cause
-    if attention and found.earned and cause in (None, "attention-explosion") and found.losses is not None:
-        before, after = found.losses
-        return replace(
-            finding, severity="info", explained_by=None, confidence="high",
-            message=f"{_seen(ruling)}. Softer scores on a copy raise your loss from {before:.3g} to {after:.3g}: the sharpness is "
-            "earned, and nothing is to be changed about it.",
-        )  # fmt: skip
+    if attention and found.earned and cause in (None, "attention-explosion"):
+        message = f"{_seen(ruling)}. {found.earned}: the sharpness is earned, and nothing is to be changed about it."
+        return replace(finding, severity="info", explained_by=None, confidence="high", message=message)
     if ruling.follows is not None:
         return replace(finding, explained_by=ruling.follows.code)
     if ruling.root is None and found.rate is not None and finding.explained_by == found.rate.code:
@@ -182,8 +183,7 @@ def _told(finding: Finding, ruling: Ruling) -> str:
     # GS302 says that the input does it and not the weights; by now it is known what does it.
     if finding.cause == ruling.root.trial.cause and finding.code != "GS302":
         return f"{finding.message} {undone(ruling)}"
-    suspect = ruling.root.trial.suspect
-    return f"{_seen(ruling)}. {suspect[0].upper()}{suspect[1:]}. {undone(ruling)}"
+    return f"{_seen(ruling)}. {_suspected_and_undone(ruling)}"
 
 
 def _not_established(finding: Finding, ruling: Ruling, found: Investigation) -> Finding:
@@ -211,11 +211,9 @@ def _promoted(finding: Finding, rules: Sequence[Ruling]) -> Finding:
     own = [ruling for ruling in rules if ruling.cause == finding.cause]
     worst = "error" if any(r.symptom.finding.severity == "error" for r in own) else "warning"
     best = max(own, key=lambda r: r.share)
-    assert best.root is not None
     if is_warning(finding):
         return replace(finding, confidence="high", explained_by=None, message=f"{finding.message} {undone(best)}")
-    suspect = best.root.trial.suspect
-    message = f"{suspect[0].upper()}{suspect[1:]}. {undone(best)}"
+    message = _suspected_and_undone(best)
     return replace(finding, severity=worst, confidence="high", explained_by=None, message=message)
 
 
@@ -234,10 +232,8 @@ def _cause(cause: Cause, found: Investigation, rules: Sequence[Ruling]) -> Cause
     own = [ruling for ruling in rules if ruling.cause == cause.cause]
     if own:
         best = max(own, key=lambda r: r.share)
-        assert best.root is not None
         codes = tuple(sorted({*cause.codes, *(r.symptom.finding.code for r in own)}))
-        suspect = best.root.trial.suspect
-        reason = f"{suspect[0].upper()}{suspect[1:]}. {undone(best)}"
+        reason = _suspected_and_undone(best)
         return replace(cause, status="root-cause", how="undone", share=best.share, reason=reason, codes=codes)
     shares = [
         (share, tried, i)
@@ -249,8 +245,10 @@ def _cause(cause: Cause, found: Investigation, rules: Sequence[Ruling]) -> Cause
     if not shares:
         return _without_trial(cause, found, rules)
     share, tried, i = max(shares, key=lambda one: one[0])
-    words = f"{tried.trial.words[0].upper()}{tried.trial.words[1:]} on a copy: {_quantity(found.symptoms[i])} {_moved(found.before[i], tried, i)}"
-    reason = f"{tried.trial.suspect[0].upper()}{tried.trial.suspect[1:]}. {words} of the way back"
+    words = (
+        f"{_capital(tried.trial.words)} on a copy: {_quantity(found.symptoms[i])} {_moved(found.before[i], tried, i)}"
+    )
+    reason = f"{_capital(tried.trial.suspect)}. {words} of the way back"
     if share >= CONTRIBUTES:
         return replace(cause, status="contributing", how="undone", share=share, reason=f"{reason}.")
     if cause.status in ("root-cause", "contributing") and _only_symptoms(cause, found):

@@ -1,0 +1,123 @@
+"""Nodes that all start out the same: how much of what is asked for lies among rows that get one answer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch_geometric.nn import MessagePassing
+
+from gnnstab.probe.batches.roles import is_target
+from gnnstab.probe.places import _numbers as numbers
+from gnnstab.probe.places._calls import Calls, watched
+from gnnstab.probe.places._zeros import SMALL
+
+if TYPE_CHECKING:
+    from gnnstab.probe.places.survey import ForwardView
+
+_DIGITS = 1e4
+"""Parts of the output's RMS that two answers are told apart by."""
+
+_SAME = 1e-6
+"""Difference of two rows, relative to the largest entry, up to which they are one."""
+
+
+def rows(
+    model: nn.Module, again: Callable[[], Sequence[Tensor]], seen: ForwardView
+) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
+    """The spread of the targets among rows of the output that get the same answer, over all of it; where nodes start out the same.
+
+    They do where every kind of nodes has the same features in each row, or where the first layer is given such rows, and still is when
+    ``again`` runs the forward of ``model``, a copy, with random numbers added to all its parameters: a table of zeros is then no table of zeros.
+    """
+    found = [(t, y) for t in seen.outputs for n, y in seen.batch.items() if is_target(n) and _answers(t, y)]
+    features = _alike_features(seen)
+    place = features or (_alike_entries(model, again, seen.calls) if found else None)
+    if place is None or not found:
+        return
+    answers, targets = found[0]
+    count = targets.shape[: _leading(answers, targets)].numel()
+    flat = answers.detach().reshape(count, -1).double()
+    size = float(flat.square().mean().sqrt())
+    if not size > 0 or not math.isfinite(size):
+        return
+    distinct, group = torch.unique((flat / size * _DIGITS).round(), dim=0, return_inverse=True)
+    wanted = _spread_out(targets.detach().reshape(count, -1))
+    total = float((wanted - wanted.mean(0)).square().sum())
+    if total > 0:
+        within = float((wanted - numbers.graph_means(wanted, group)).square().sum())
+        yield (
+            "place.shared_answers",
+            place,
+            within / total,
+            {
+                "answers": len(distinct),
+                "rows": count,
+                "inside": features is None,
+            },
+        )
+
+
+def _leading(answers: Tensor, targets: Tensor) -> int:
+    """Dimensions that number the rows: two for padded sets, else one."""
+    return 2 if answers.dim() == 3 and targets.dim() > 1 and targets.shape[:2] == answers.shape[:2] else 1
+
+
+def _answers(answers: Tensor, targets: Tensor) -> bool:
+    return bool(answers.dim() and targets.dim() and len(answers) == len(targets) > 2)
+
+
+def _alike_features(seen: ForwardView) -> str | None:
+    features = {
+        n: t for n, t in seen.batch.items() if n.rsplit(".", 1)[-1] == "x" and t.is_floating_point() and t.dim() == 2
+    }
+    return next(iter(features), None) if all(map(_alike, features.values())) else None
+
+
+def _alike_entries(model: nn.Module, again: Callable[[], Sequence[Tensor]], calls: Calls) -> str | None:
+    """Name of the layer that is the first to pass messages, where it is given the same row for every node whatever the weights are."""
+    first = _first(calls)
+    if first is None or not _enter_alike(calls, first):
+        return None
+    own = [p for p in model.parameters() if p.is_floating_point() and p.numel()]
+    before = [p.detach().clone() for p in own]
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in own:
+            parameter.add_(SMALL * torch.randn(parameter.shape, generator=generator).to(parameter))
+    try:
+        with watched(model) as moved:
+            again()
+    finally:
+        with torch.no_grad():
+            for parameter, value in zip(own, before, strict=True):
+                parameter.copy_(value)
+    return first if _enter_alike(moved, first) else None
+
+
+def _first(calls: Calls) -> str | None:
+    """The first layer that passes messages, or what holds one for each relation of it."""
+    layer = next((call.name for call in calls.all if isinstance(call.module, MessagePassing)), None)
+    around = (c.name for c in calls.all if type(c.module).__name__ == "HeteroConv" and str(layer).startswith(c.name))
+    return next(around, layer)
+
+
+def _enter_alike(calls: Calls, name: str) -> bool:
+    entering = next((call.entering for call in calls.all if call.name == name), [])
+    given = [t for t in entering if t.dim() == 2]
+    return bool(given) and all(map(_alike, given))
+
+
+def _alike(rows: Tensor) -> bool:
+    """True for at least two rows that are all one, up to rounding."""
+    return len(rows) > 1 and bool(((rows - rows[:1]).abs() <= _SAME * rows.abs().max()).all())
+
+
+def _spread_out(targets: Tensor) -> Tensor:
+    """Classes as one-hot rows, numbers as they are; (rows, columns)."""
+    if targets.is_floating_point() or targets.shape[1] > 1:
+        return torch.nan_to_num(targets.double())
+    return torch.nn.functional.one_hot(torch.unique(targets.flatten(), return_inverse=True)[1]).double()

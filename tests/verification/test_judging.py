@@ -1,0 +1,97 @@
+"""From pairs of trainings to a verdict, on made-up losses."""
+
+import math
+
+import pytest
+
+from gnnstab.verification._arms import ArmResult
+from gnnstab.verification._judging import Pairs, by_training, loss_change, too_wide
+
+INF = math.inf
+UNCLEAR = (0.2, 1.5, 0.5)
+"""Losses on what was not seen: better than 1 on average, and too far apart to say so."""
+
+
+def pairs(before, after, **options):
+    """Arms of three seeds, or of as many as there are losses; each arm as losses of the training and on what is kept from it."""
+
+    def arm(own, unseen=None):
+        own = own if isinstance(own, tuple) else (own,) * 3
+        unseen = unseen if isinstance(unseen, tuple) else (unseen,) * len(own)
+        return tuple(ArmResult(start=1.0, final=f, unseen=u) for f, u in zip(own, unseen, strict=True))
+
+    return Pairs(arm(*before), arm(*after), **options)
+
+
+VERDICTS = {
+    "the fix ends the training": ((1.0,), (INF,), "made-worse", "breaks off"),
+    "the seeds scatter": ((1.0,), ((0.5, 1.0, 2.0),), "inconclusive", "more seeds or steps would tell"),
+    "better in every seed": (((1.0, 1.1, 0.9),), ((0.5, 0.6, 0.4),), "confirmed", "is not worse"),
+    "worse": ((0.1,), (0.3,), "made-worse", "or more above"),
+    "equal": ((0.1,), (0.1,), "confirmed", "nothing else fires, the short training is not worse"),
+    "learns nothing": ((0.1, 2.0), (1.2, 1.0), "inconclusive", "ends above its start"),
+    "ends at its start": ((0.1, 2.0), (1.0, 1.0), "confirmed", "on what it has not seen"),
+    "unclear and learnt more closely": ((0.1, 1.0), (0.05, UNCLEAR), "confirmed", "not seen either"),
+    "unclear and learnt as closely": ((0.1, 1.0), (0.1, UNCLEAR), "confirmed", "not seen either"),
+    "unclear and learnt less closely": ((0.1, 1.0), (0.3, UNCLEAR), "inconclusive", "may be worse"),
+}
+"""Arms without and with the fix, each (losses of the training, losses on what is kept from it) → verdict and part of its reason."""
+
+
+@pytest.mark.parametrize("name", VERDICTS)
+def test_the_training_decides(name):
+    before, after, verdict, reason = VERDICTS[name]
+    told = by_training(pairs(before, after))
+    assert told[0] == verdict
+    assert reason in told[1]
+
+
+@pytest.mark.parametrize(
+    ("unseen", "verdict"),
+    [
+        ((0.9, 1.0, 0.95), "confirmed"),
+        ((1.5, 1.6, 1.55), "made-worse"),
+        ((0.7, 2.0, 2.5), "inconclusive"),
+        (INF, "made-worse"),
+    ],
+)
+@pytest.mark.parametrize("own", [0.01, 0.1, 0.3])
+def test_what_was_not_seen_decides_where_it_is_clear_whatever_the_batch_that_was_learnt(unseen, own, verdict):
+    """In both directions: neither a batch learnt by heart nor one that is learnt less closely counts."""
+    told = by_training(pairs((0.1, 1.0), (own, unseen)))
+    assert told[0] == verdict
+    assert unseen == INF or "on what it has not seen" in told[1]
+
+
+def test_a_training_that_breaks_off_counts_as_an_infinite_loss():
+    assert loss_change(pairs((INF,), (1.0,))) == (-INF, -INF)
+    low, high = loss_change(pairs((0.1, 1.0), (0.1, UNCLEAR)), "unseen")
+    assert low < (low + high) / 2 < 0 < high
+
+
+@pytest.mark.parametrize("of_alive", [0.5, 1.0, 2.0])
+def test_one_or_two_seeds_settle_nothing_where_chance_plays_a_part(of_alive):
+    for seeds, said in ((1, "1 seed does not tell"), (2, "2 seeds do not tell")):
+        few = pairs(((1.0,) * seeds,), ((of_alive,) * seeds,))
+        verdict, reason = by_training(few)
+        assert verdict == "inconclusive"
+        assert said in reason
+        assert loss_change(few) is None
+        assert not too_wide(few)
+    # One pair says all where every seed gives the same training.
+    one = by_training(pairs(((1.0,),), ((of_alive,),), by_chance=False))
+    assert one[0] == {0.5: "confirmed", 1.0: "confirmed", 2.0: "made-worse"}[of_alive]
+
+
+@pytest.mark.parametrize(
+    ("after", "open_yet"),
+    [
+        ((0.3, UNCLEAR), True),
+        ((0.05, UNCLEAR), False),  # The training's own loss clears it.
+        ((0.3, (0.7, 2.0, 2.5)), False),  # Worse on average.
+        ((0.3, (0.9, 1.0, 0.95)), False),  # Clear.
+        (((),), False),
+    ],
+)
+def test_only_a_fix_that_looks_harmless_and_is_not_shown_to_be_is_trained_more_often(after, open_yet):
+    assert too_wide(pairs((0.1, 1.0) if after != ((),) else after, after)) is open_yet
