@@ -22,9 +22,10 @@ def may_draw() -> str:
     """
     if threading.active_count() == 1:
         return ""
-    frames, own = sys._current_frames(), threading.get_ident()
+    frames = sys._current_frames()
+    del frames[threading.get_ident()]  # It is this frame, and would hold itself.
     names = {thread.ident: thread.name for thread in threading.enumerate()}
-    return next((names.get(i) or "unnamed" for i, f in frames.items() if i != own and _runs(f)), "")
+    return next((names.get(i) or "unnamed" for i, f in frames.items() if _runs(f)), "")
 
 
 def _runs(innermost: FrameType) -> bool:
