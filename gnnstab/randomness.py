@@ -6,12 +6,16 @@ import copy
 import random
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from functools import wraps
 from typing import Any, TypeVar
 
 import numpy as np
 
+from gnnstab.errors import UsageError
+from gnnstab.finalisers import refuse_finalisers
+from gnnstab.other_threads import may_draw
 from gnnstab.sharding import WHY, waits_for_others
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -19,30 +23,56 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 T = TypeVar("T")
 
 
+_asked: ContextVar[bool] = ContextVar("_asked", default=False)
+"""Whether the user asked for what runs now by a call, and no monitor does by itself."""
+
+
 @contextmanager
 def same_random_state() -> Iterator[None]:
     """Give every generator back as it was, also after an exception.
 
     Whoever runs a user's model draws from generators that the user's training goes on with: dropout from torch's, a
-    sampler from NumPy's, a layer that drops whole paths from `random`.
+    sampler from NumPy's, a layer that drops whole paths from `random`. Nothing else of the user's takes part either, see
+    `gnnstab.undisturbed.undisturbed`.
+
+    Raises:
+        UsageError: Nobody asked for what would run here, and it would disturb the run: another thread may draw meanwhile,
+            whose draws would be taken back; or hooks or modes of the user's are active without which copies compute something else.
     """
-    # Of what nobody has loaded nobody has drawn: asking would load it.
-    numbers = np.random.get_state() if "numpy.random" in sys.modules else None
-    python, generators = random.getstate(), _torch_states()
-    try:
-        yield
-    finally:
-        if numbers is not None:
-            np.random.set_state(numbers)
-        random.setstate(python)
-        for generator, state in generators:
-            generator.set_state(state)
+    _refuse_beside_others()
+    with _undisturbed():
+        # Of what nobody has loaded nobody has drawn: asking would load it.
+        numbers = np.random.get_state(legacy=False) if "numpy.random" in sys.modules else None
+        python, generators = random.getstate(), _torch_states()
+        try:
+            yield
+        finally:
+            if numbers is not None:
+                np.random.set_state(numbers)
+            random.setstate(python)
+            for generator, state in generators:
+                generator.set_state(state)
+
+
+def _undisturbed() -> AbstractContextManager[None]:
+    if "torch" not in sys.modules:
+        return nullcontext()
+    from gnnstab.undisturbed import undisturbed
+
+    return undisturbed(_asked.get())
+
+
+def _refuse_beside_others() -> None:
+    if not _asked.get() and (name := may_draw()):
+        raise UsageError(
+            f"the thread {name} runs beside the training and may draw from the same generators; what a copy draws could not be taken back"
+        )
 
 
 def drawn_state() -> tuple[Any, ...]:
     """What tells whether a number was drawn in between: equal before and after where none was."""
-    numbers = np.random.get_state(legacy=False)["state"] if "numpy.random" in sys.modules else None
-    drawn = () if numbers is None else (numbers["key"].tobytes(), numbers["pos"])
+    numbers = np.random.get_state(legacy=False) if "numpy.random" in sys.modules else {}
+    drawn = str({k: v.tobytes() if isinstance(v, np.ndarray) else v for k, v in numbers.get("state", {}).items()})
     return random.getstate(), drawn, tuple(state.numpy().tobytes() for _, state in _torch_states())
 
 
@@ -53,18 +83,30 @@ def seeded(seed: int) -> Iterator[None]:
 
     with same_random_state():
         torch.manual_seed(seed)
-        np.random.seed(seed)
+        _seed_numpy(seed)
         random.seed(seed)
         yield
 
 
+def _seed_numpy(seed: int) -> None:
+    try:
+        np.random.seed(seed)
+    except TypeError:  # The user has set another bit generator than NumPy's first.
+        generator = vars(np.random)["get_bit_generator"]()
+        generator.state = type(generator)(seed).state
+
+
 def keeps_random_state(function: Function) -> Function:
-    """A function that runs within `same_random_state`."""
+    """A function that the user calls, and that runs within `same_random_state`."""
 
     @wraps(function)
     def kept(*args: Any, **kwargs: Any) -> Any:
-        with same_random_state():
-            return function(*args, **kwargs)
+        token = _asked.set(True)
+        try:
+            with same_random_state():
+                return function(*args, **kwargs)
+        finally:
+            _asked.reset(token)
 
     return kept  # type: ignore[return-value]
 
@@ -78,9 +120,12 @@ def deep_copy(value: T, memo: dict[int, Any] | None = None) -> T:
     Raises:
         RuntimeError: The value is a model of which other processes hold a part: running a copy would wait for them, while they
             go on with the training.
+        UsageError: Another thread may draw meanwhile, see `same_random_state`; or a copy would clean up what is the run's.
     """
     if waits_for_others(value):
         raise RuntimeError(WHY)
+    _refuse_beside_others()
+    refuse_finalisers(value, memo)
     state = random.getstate()
     random.seed()
     try:

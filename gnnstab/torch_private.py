@@ -7,15 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
+from torch.nn.modules import module as _modules
 from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm  # The base of all kinds; the public ones are one each.
+from torch.optim import optimizer as _optimizers
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext as DeviceContext
 from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+from torch.utils._python_dispatch import _pop_mode as _pop_dispatch_mode
 from torch.utils._pytree import tree_leaves as tree_leaves
 from torch.utils._pytree import tree_map as tree_map
 
-__all__ = ["BatchNorm", "TorchDispatchMode", "tree_leaves", "tree_map"]
+__all__ = ["BatchNorm", "DeviceContext", "TorchDispatchMode", "tree_leaves", "tree_map"]
 
 graph_task = torch._C._current_graph_task_id
 """Number of the backward that runs in this thread, -1 outside of one."""
@@ -26,8 +32,13 @@ queue_callback: Callable[[Callable[[], None]], None] = torch.autograd.Variable._
 autograd_node = torch._C._current_autograd_node
 """The node whose backward runs in this thread; None outside of one."""
 
-is_tracing = torch._C._is_tracing
-"""Whether `torch.jit.trace` writes down what is computed."""
+
+def is_tracing() -> bool:
+    """Whether `torch.jit.trace` or `make_fx` writes down what is computed, or nothing is computed, on fake tensors."""
+    return torch._C._is_tracing() or (
+        dispatch_modes() > 0 and any(getattr(mode, "_mode_key", None) is not None for mode in dispatch_stack())
+    )
+
 
 is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)
 """Whether `torch.export` writes down what is computed; before torch 2.7 nothing says it."""
@@ -52,6 +63,38 @@ dispatch_modes = torch._C._len_torch_dispatch_stack
 
 dispatch_stack = _get_current_dispatch_mode_stack
 """The active dispatch modes, the outermost first."""
+
+
+class ModeStack(NamedTuple):
+    """The active modes of one kind, the outermost first."""
+
+    depth: Callable[[], int]
+    stack: Callable[[], list[Any]]
+    push: Callable[[Any], None]
+    pop: Callable[[], Any]
+
+    def replace(self, modes: list[Any]) -> None:
+        """Have these modes active, and no others."""
+        for _ in range(self.depth()):
+            self.pop()
+        for mode in modes:
+            self.push(mode)
+
+
+DISPATCH = ModeStack(dispatch_modes, dispatch_stack, torch._C._push_on_torch_dispatch_stack, _pop_dispatch_mode)
+FUNCTION = ModeStack(
+    torch._C._len_torch_function_stack,
+    _get_current_function_mode_stack,
+    torch._C._push_on_torch_function_stack,
+    torch._C._pop_torch_function_stack,
+)
+
+
+def global_hooks() -> list[tuple[str, dict[Any, Any]]]:
+    """(name, table) of the hooks of all modules and of all optimizers; the flags beside them know their keys."""
+    spaces = (vars(_modules), vars(_optimizers))
+    return [(n, t) for v in spaces for n, t in v.items() if n.startswith("_global_") and n.endswith("_hooks")]
+
 
 autocasts = torch._C._is_any_autocast_enabled
 """Whether autocast is on for any kind of device."""

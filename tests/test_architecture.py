@@ -17,7 +17,9 @@ ORDER = [
     {"characters"},
     {"errors"},
     {"sharding"},
-    {"archive", "plugins", "randomness", "torch_private"},
+    {"archive", "finalisers", "hook_code", "other_threads", "plugins", "torch_private"},
+    {"undisturbed"},
+    {"randomness"},
     {"unpickling"},
     {"records"},
     {"layers"},
@@ -54,6 +56,7 @@ MAY_IMPORT_TORCH = {
     "demo",
     "demo_files",
     "torch_private",
+    "undisturbed",
 }
 
 

@@ -15,7 +15,7 @@ from gnnstab import torch_private
 ROOT = Path(__file__).resolve().parent.parent
 PRIVATE = Path(torch_private.__file__)
 FILES = [p for folder in ("gnnstab", "cli") for p in sorted((ROOT / folder).rglob("*.py")) if p != PRIVATE]
-STANDARD = {"_asdict", "_exit", "_fields", "_getframe", "_replace", "_repr_html_"}
+STANDARD = {"_asdict", "_current_frames", "_exit", "_fields", "_getframe", "_replace", "_repr_html_"}
 """Of Python's own, and of notebooks."""
 
 
@@ -104,6 +104,8 @@ def test_every_bound_name_is_used() -> None:
         "Callable",
         "Mapping",
         "MappingProxyType",
+        "Any",
+        "NamedTuple",
     }
     bound -= {"ATTRIBUTES", "annotations", "torch"}
     names = {

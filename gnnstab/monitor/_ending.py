@@ -74,13 +74,16 @@ class Ending:
             diagnosis = diagnose_trace(trace)
         self._tell_failed(diagnosis)
         self._try_steps(diagnosis, inputs)
-        found = investigated(
-            diagnosis,
-            model,
-            batch=as_batch(model, inputs.args, inputs.kwargs),
-            loss=None if self._loss is None else _as_called(self._loss, inputs),
-            precision=self._recorder.notes.precision or "fp32",
-        )
+        try:
+            found = investigated(
+                diagnosis,
+                model,
+                batch=as_batch(model, inputs.args, inputs.kwargs),
+                loss=None if self._loss is None else _as_called(self._loss, inputs),
+                precision=self._recorder.notes.precision or "fp32",
+            )
+        except UsageError:
+            return  # Nothing is run beside a thread, or under a mode, of the user's.
         if found.symptoms:
             self._writer.meta(INVESTIGATION, json.dumps(kept(found)))
 

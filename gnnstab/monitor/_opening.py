@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from torch import Tensor
 
+from gnnstab.errors import UsageError
 from gnnstab.probe.attaching.forward_tracker import OPENING, Answer, ForwardInputs
 from gnnstab.probe.operations.repeat import as_batch
 from gnnstab.probe.pooling import sums_watched
@@ -74,7 +76,7 @@ class Opening:
         if not over > SUSPICIOUS:
             return
         self._looks = False
-        with sums_watched() as sums:
+        with sums_watched() as sums, suppress(UsageError):  # Of a model that cannot be copied they are not seen.
             run_replica(replica(self._recorder.model), kept)
         far_off = Measure(answer.step, "", kept.mode, 0, LOSS_OVER_ZERO, -1, over, json.dumps({}))
         self._writer.measures([far_off, *sums.measures(answer.step, kept.mode)])

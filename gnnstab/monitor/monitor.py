@@ -32,6 +32,7 @@ from gnnstab.rules.gs502_non_finite_value import NonFiniteValue, follows
 from gnnstab.rules.queries import fresh
 from gnnstab.rules.recalled import as_event
 from gnnstab.trace import TraceWriter
+from gnnstab.undisturbed import without_modes
 
 if TYPE_CHECKING:
     from gnnstab.trace import Trace
@@ -85,6 +86,7 @@ class Monitor:
         TraceError: The trace cannot be written.
     """
 
+    @without_modes()
     def __init__(
         self,
         model: nn.Module,
@@ -120,13 +122,9 @@ class Monitor:
         )
         self._tell_held = budget is not None
         self._updates = UpdateWatch(
-            self._recorder.model,
-            optimizers,
-            self._writer,
-            lambda: (self._recorder.step, self._recorder.inputs),
-            loss,
-            lambda: self._recorder.kept,
-        )
+            self._recorder.model, optimizers, self._writer, lambda: (self._recorder.step, self._recorder.inputs),
+            loss, lambda: self._recorder.kept,
+        )  # fmt: skip
         self._slopes = SlopeWatch(optimizers, self._writer, lambda: self._recorder.step)
         self._boundary = Boundary(
             self._recorder, optimizers, scaler, self._act, self._after_step, self._moving, self._idle

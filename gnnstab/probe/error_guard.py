@@ -10,6 +10,7 @@ import torch
 from gnnstab.errors import let_through, warn
 from gnnstab.records import Event
 from gnnstab.torch_private import set_grad_enabled
+from gnnstab.undisturbed import modes_aside
 
 _LIMIT = 16
 """Failures that are kept; each hook fails at most once, so more would say nothing new."""
@@ -50,16 +51,13 @@ class ErrorGuard:
 
     def run(self, where: str, body: Callable[[], object]) -> bool:
         """Call ``body`` with gradients switched off; a failure is noted, and the answer is then False."""
-        grad = torch.is_grad_enabled()
-        set_grad_enabled(False)
-        try:
-            body()
-        except BaseException as error:  # A stranger's model may well exit, on a copy too.
-            self.note(where, error)
-            return False
-        finally:
-            set_grad_enabled(grad)
-        return True
+        with modes_aside():
+            grad = torch.is_grad_enabled()
+            set_grad_enabled(False)
+            try:
+                return self.guard(where, body)
+            finally:
+                set_grad_enabled(grad)
 
     def note(self, where: str, error: BaseException) -> None:
         """Like `failed`, safe to call from a hook; what came from outside gnnstab is raised on, see `let_through`."""

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
-from torch_geometric.nn import GAT, GPSConv, TransformerConv
+from torch_geometric.nn import GAT, GATv2Conv, GPSConv, HypergraphConv, TransformerConv
 
 import gnnstab
 from side_by_side import Net, Run, graph, unnoticed
@@ -152,3 +152,43 @@ def test_what_was_saved_inside_loads_without_gnnstab(name: str, tmp_path: Path) 
     # Another process may round otherwise, as kernels go by where a tensor lies in memory.
     torch.testing.assert_close(torch.load(files[2]), expected)
     assert torch.equal(loaded(content)(*batch), expected)
+
+
+def replicated(conv: Any) -> Any:
+    """As ``DataParallel`` does it on each device."""
+    replica = conv._replicate_for_data_parallel()
+    vars(replica).update(conv._parameters)
+    return replica
+
+
+SHALLOW: dict[str, Callable[[Any], Any]] = {"copy": copy.copy, "replica": replicated}
+LAYERS: dict[str, Callable[[], nn.Module]] = {
+    "message": lambda: TransformerConv(8, 8, heads=2, dropout=0.5),
+    "edge_update": lambda: GATv2Conv(8, 8, heads=2, dropout=0.5, add_self_loops=False),
+    "forward": lambda: HypergraphConv(8, 8, use_attention=True, heads=2, dropout=0.5),
+}
+
+
+@pytest.mark.parametrize("way", SHALLOW)
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_shallow_copy_computes_with_its_own_settings(name: str, way: str) -> None:
+    """A teacher without dropout that shares the weights, and the replicas of ``DataParallel``; also after the monitor."""
+
+    def loop(run: Run) -> None:
+        conv, (x, edges) = LAYERS[name](), graph()
+        more = (None, torch.ones(int(edges[1].max()) + 1, 8)) if name == "forward" else ()
+        args = (x, edges, *more)
+        optimizer = torch.optim.SGD(conv.parameters(), lr=1e-2)
+        with run.watching(conv, optimizer=optimizer):
+            for _ in range(2):
+                optimizer.zero_grad()
+                conv(*args).square().mean().backward()
+                optimizer.step()
+            teacher = SHALLOW[way](conv)
+            teacher.dropout = 0.0
+            with torch.no_grad():
+                run.keep(teacher(*args))
+        run.keep(teacher(*args))
+        assert not any("gnnstab" in type(value).__module__ for value in vars(teacher).values())
+
+    unnoticed(loop)

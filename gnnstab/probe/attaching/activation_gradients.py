@@ -12,6 +12,7 @@ from gnnstab.errors import let_through
 from gnnstab.probe.attaching.hooks import ignore
 from gnnstab.probe.state import State
 from gnnstab.torch_private import set_grad_enabled
+from gnnstab.undisturbed import modes_aside
 
 
 class GradientHook:
@@ -34,8 +35,11 @@ class GradientHook:
             return
         if type(gradient) is tuple:
             gradient = gradient[0]
-            if gradient is None:
-                return
+        if gradient is not None:
+            with modes_aside():
+                self._record(state, gradient)
+
+    def _record(self, state: State, gradient: Any) -> None:
         # Within a backward they are off, unless it is to be differentiated itself.
         grad = torch.is_grad_enabled()
         if grad:

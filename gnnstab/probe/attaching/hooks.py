@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from gnnstab.errors import let_through
 from gnnstab.probe.error_guard import ErrorGuard
 from gnnstab.torch_private import is_exporting, is_tracing, set_grad_enabled
+from gnnstab.undisturbed import modes_aside
 
 
 def ignore(*args: Any, **kwargs: Any) -> None:
@@ -69,6 +70,10 @@ class Hook:
             return
         if is_tracing():  # `torch.jit.trace` would write down what gnnstab computes as a part of the model.
             return
+        with modes_aside():
+            self._run(*args)
+
+    def _run(self, *args: Any) -> None:
         clock = self._clock
         if clock is not None:
             clock[0] -= perf_counter()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import dis
 import operator
+import sys
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,8 +24,9 @@ from torch.compiler import is_compiling
 from gnnstab.errors import let_through
 from gnnstab.layers import Layer, layer_of
 from gnnstab.probe.attaching._softmax_calls import calls_edge_softmax, edge_softmax, helper, named, softmax_within
-from gnnstab.probe.attaching.stand_in import Lookalike
+from gnnstab.probe.attaching.stand_in import Lookalike, method_of_copy
 from gnnstab.torch_private import is_exporting, is_tracing
+from gnnstab.undisturbed import modes_aside
 
 
 @dataclass(slots=True)
@@ -146,13 +148,16 @@ class Tap(Lookalike):
         """Run the layer's own method."""
         if is_compiling():
             return (self._masked if is_exporting() else self._compiled)(*args, **kwargs)
+        if other := method_of_copy(self, self._owner, self._method, self._before, sys._getframe(1)):
+            return other(*args, **kwargs)
         if is_tracing():
             return self._masked(*args, **kwargs)
         out = self._function(*args, **kwargs)
         if self._returns:
             for listener in self._listeners:
                 try:
-                    listener.returned(out)
+                    with modes_aside():
+                        listener.returned(out)
                 except Exception as error:
                     let_through(error)
                     self._silence(listener, error)
@@ -162,7 +167,8 @@ class Tap(Lookalike):
         seen = SoftmaxCall(score, attention, index, size)
         for listener in self._listeners:
             try:
-                listener.saw(seen)
+                with modes_aside():
+                    listener.saw(seen)
             except Exception as error:
                 let_through(error)
                 self._silence(listener, error)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import copy
 import inspect
 import operator
+import sys
 import types
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from types import FrameType
 from typing import Any
 
+from torch import nn
 from torch.compiler import is_compiling
 
 from gnnstab.probe.attaching.hooks import NOT_SCRIPTED
@@ -33,6 +36,21 @@ class Lookalike:
         if name in ("_masked", "__dict__"):
             raise AttributeError(name)
         return getattr(self._masked, name)
+
+
+def method_of_copy(standing: Lookalike, owner: Any, method: str, before: Any, caller: FrameType) -> Any:
+    """The method that a shallow copy of ``owner`` would have alone, where one calls that has taken ``standing`` along; else None.
+
+    `copy.copy` and the replicas of ``DataParallel`` take the attributes of an instance as they are; the copy is put right.
+    """
+    copied = caller.f_locals.get("self")
+    if copied is owner or not isinstance(copied, nn.Module) or vars(copied).get(method) is not standing:
+        return None
+    if before is None:
+        del vars(copied)[method]
+    else:
+        vars(copied)[method] = before
+    return getattr(copied, method)
 
 
 class StandIn(Lookalike):
@@ -61,6 +79,10 @@ class StandIn(Lookalike):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module's own method."""
+        if not is_compiling() and (
+            other := method_of_copy(self, self._module, self._method, self._before, sys._getframe(1))
+        ):
+            return other(*args, **kwargs)
         if self._gone or (is_exporting() if is_compiling() else is_tracing()):
             return self._masked(*args, **kwargs)
         if self._within is None or is_compiling():

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gnnstab.errors import UsageError, let_through
+from gnnstab.finalisers import refuse_finalisers
 from gnnstab.probe.replaying.reach import SHARED, shared_with
 from gnnstab.probe.replaying.replica import replica, unwrap
 
@@ -39,9 +40,10 @@ def optimizer_twin(optimizer: torch.optim.Optimizer, model: nn.Module, twin: nn.
         raise UsageError("the optimizer moves none of the model's parameters")
     # What hangs on the instance is the schedule's or a logger's: their wrappers of `step` would move the user's weights.
     kept = {k: v for k, v in vars(optimizer).items() if k != "step" and not k.startswith("_optimizer_")}
-    moved = object.__new__(type(optimizer))
     memo.update(_cloned(optimizer))
     try:
+        refuse_finalisers([optimizer, kept], memo)
+        moved = object.__new__(type(optimizer))
         moved.__setstate__(copy.deepcopy(kept, memo))
     except Exception as error:
         let_through(error)

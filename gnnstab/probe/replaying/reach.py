@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import dis
 import functools
+import gc
 import queue
 import random
 import sys
+import threading
 import types
 import weakref
 from collections import OrderedDict
@@ -20,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from gnnstab.errors import UsageError
+from gnnstab.finalisers import refuse_finalisers
 from gnnstab.randomness import deep_copy
 from gnnstab.torch_private import tree_leaves
 
@@ -42,6 +46,16 @@ _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.
 
 _RESTORED = (random.random.__self__, np.random.random.__self__)  # type: ignore[attr-defined]
 """The generators behind the functions of `random` and `numpy.random`: every replay gives them back as they were."""
+
+_CACHED = type(functools.lru_cache(lambda: None))
+
+_SPACES = (types.SimpleNamespace, argparse.Namespace, threading.local)
+"""Classes of the standard library whose instances hold what the user puts there."""
+
+_NO_CODE = compile("", "", "exec")
+
+_MAKERS = frozenset({"default_rng", *(kind.__name__ for kind in GENERATORS)})
+"""Names by which code makes a generator."""
 
 _METHODS = frozenset({"__init__", "__new__", "__repr__", "extra_repr", "reset_parameters"})
 """Methods that no forward calls."""
@@ -78,6 +92,7 @@ def own_copy(value: Any) -> Any:
     # Whoever writes into a tensor that the copy and the run have in common is refused, see `_own_state`.
     lent = {id(t): t for t in tensors} if bytes_of(tensors) > LARGEST_COPIED else {}
     try:
+        refuse_finalisers(value, lent)
         twin = copy.deepcopy(value, lent)
     except Exception as error:
         raise UsageError(f"{what}, which cannot be copied: {type(error).__name__}: {error}") from error
@@ -161,8 +176,12 @@ def _is_own_object(value: Any) -> bool:
 
 
 def _keeps_state(value: Any) -> bool:
+    if any(value is known for known in _RESTORED):
+        return False
     if isinstance(value, nn.Module):
         return any(True for _ in value.parameters()) or any(True for _ in value.buffers())
+    if isinstance(value, _CACHED) and value.cache_info().currsize == 0:  # The first call would be that of the copy.
+        return not _MAKERS.isdisjoint(getattr(getattr(value, "__wrapped__", None), "__code__", _NO_CODE).co_names)
     return isinstance(value, _STATEFUL) or (isinstance(value, Tensor) and value.requires_grad) or _iterates(value)
 
 
@@ -250,11 +269,17 @@ def _parts(value: Any, mine: frozenset[int] = frozenset()) -> Iterator[tuple[str
         yield from (("key", k, False) for k in value if not isinstance(k, _PLAIN))
     elif isinstance(value, (list, tuple, set, frozenset)):
         yield from ((str(i), v, False) for i, v in enumerate(value))
+    elif isinstance(value, _CACHED):
+        # Tensors and modules that are only read may be: an operation that changes them is refused as it comes.
+        yield from (("cache", v, True) for v in _cached(value) if isinstance(v, GENERATORS))
+        yield "__wrapped__", value.__wrapped__, True
+    elif isinstance(value, types.ModuleType):
+        yield from ((n, v, True) for n, v in vars(value).items() if isinstance(v, GENERATORS))
     elif isinstance(value, type):
         if not _of_library(value):
             names = (n for n in vars(value) if n not in _METHODS)
             yield from ((n, _unwrapped(vars(value)[n]), True) for n in names)
-    elif isinstance(value, nn.Module) or not (
+    elif isinstance(value, (nn.Module, *_SPACES)) or not (
         _of_library(type(value)) or isinstance(value, (Tensor, types.ModuleType))
     ):
         # Hooks stay behind when a model is copied, and gnnstab's own hang on it.
@@ -262,9 +287,17 @@ def _parts(value: Any, mine: frozenset[int] = frozenset()) -> Iterator[tuple[str
         yield from ((c.__name__, c, True) for c in type(value).__mro__ if not _of_library(c))
 
 
+def _cached(function: Any) -> Iterator[Any]:
+    """What calls of a function with a cache have returned so far."""
+    for value in gc.get_referents(function):
+        yield from value.values() if isinstance(value, dict) else [value]
+
+
 def vars_of(value: Any) -> list[tuple[str, Any]]:
-    """Attributes of an instance."""
-    return list(getattr(value, "__dict__", {}).items())
+    """Attributes of an instance, those in slots included."""
+    slots = {n for c in type(value).__mro__ for n, s in vars(c).items() if isinstance(s, types.MemberDescriptorType)}
+    held = [(name, getattr(value, name)) for name in slots if hasattr(value, name)] if slots else []
+    return [*getattr(value, "__dict__", {}).items(), *held]
 
 
 def _of_function(function: types.FunctionType, shared: bool) -> Iterator[tuple[str, Any, bool]]:
@@ -272,16 +305,32 @@ def _of_function(function: types.FunctionType, shared: bool) -> Iterator[tuple[s
         yield from ((name, value, shared) for value in contents(cell))
     yield "defaults", (function.__defaults__, function.__kwdefaults__, vars(function)), True
     if (function.__module__ or "").partition(".")[0] not in _LIBRARIES:
-        for name in _globals_of(function.__code__):
-            yield name, function.__globals__.get(name), True
+        read, imported, names = _names_of(function.__code__)
+        given = {n: function.__globals__.get(n) for n in read} | {n: sys.modules.get(n) for n in imported}
+        for name, value in given.items():
+            yield from ((path, v, True) for path, v in _named_in(name, value, names, set()))
+
+
+def _named_in(path: str, value: Any, names: frozenset[str], seen: set[int]) -> Iterator[tuple[str, Any]]:
+    """``value``; of a module what code that mentions ``names`` can take from it: ``rng``, in ``utils.rng`` or ``getattr(utils, "rng")``."""
+    if not isinstance(value, types.ModuleType):
+        yield path, value
+    elif value.__name__.partition(".")[0] not in _LIBRARIES and id(value) not in seen:
+        seen.add(id(value))
+        for name in names & vars(value).keys():
+            yield from _named_in(f"{path}.{name}", vars(value)[name], names, seen)
 
 
 @functools.lru_cache(4096)
-def _globals_of(code: types.CodeType) -> tuple[str, ...]:
-    """Names of the globals that a function reads, also in the functions that it makes."""
-    own = {i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
-    inner = {n for c in code.co_consts if isinstance(c, types.CodeType) for n in _globals_of(c)}
-    return tuple(sorted(own | inner))
+def _names_of(code: types.CodeType) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
+    """Globals that a function reads, modules that it imports, and all that it names, also in the functions that it makes."""
+    steps = list(dis.get_instructions(code))
+    read = {i.argval for i in steps if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    imported = {i.argval for i in steps if i.opname == "IMPORT_NAME"}
+    names = {*code.co_names, *(c for c in code.co_consts if isinstance(c, str))}
+    inner = [_names_of(c) for c in code.co_consts if isinstance(c, types.CodeType)]
+    sets = zip((read, imported, names), *inner, strict=True)
+    return tuple(frozenset().union(*each) for each in sets)  # type: ignore[return-value]
 
 
 def _of_library(kind: type) -> bool:

@@ -7,6 +7,7 @@ import weakref
 from collections import UserDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import fields, is_dataclass
 from types import FunctionType
 from typing import Any, NamedTuple
@@ -253,7 +254,10 @@ def eager(twin: nn.Module) -> Callable[..., Any]:
     if any(type(m).__name__ == "OptimizedModule" for m in twin.modules()):
         run = torch.compiler.disable(twin)  # type: ignore[no-untyped-call]
     guard = _GUARDS.get(twin)
-    return run if guard is None else lambda *args, **kwargs: guard(twin, run, args, kwargs)
+    if guard is None:
+        return run
+    # What the forward sets in context variables, a counter say, ends with it.
+    return lambda *args, **kwargs: copy_context().run(guard, twin, run, args, kwargs)
 
 
 _GUARDS: weakref.WeakKeyDictionary[nn.Module, Guard] = weakref.WeakKeyDictionary()

@@ -98,10 +98,11 @@ def _again(
     inputs = kept.inputs
     with inner:
         try:
-            with forked_rng(inputs.rng), torch.enable_grad(), inputs.autocast.context():
-                output = eager(inner.model)(*copied(tuple(inputs.args)), **copied(dict(inputs.kwargs)))
-            if kept.gradients:
-                _backward(histories(output), kept.gradients)
+            with forked_rng(inputs.rng):
+                with torch.enable_grad(), inputs.autocast.context():
+                    output = eager(inner.model)(*copied(tuple(inputs.args)), **copied(dict(inputs.kwargs)))
+                if kept.gradients:
+                    _backward(histories(output), kept.gradients)
         except Exception as error:
             let_through(error)
             raise UsageError(f"the step could not be run again: {type(error).__name__}: {error}") from error

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from gnnstab.observation import static_signals
-from gnnstab.randomness import keeps_random_state
+from gnnstab.randomness import keeps_random_state, same_random_state
 from gnnstab.records import Diagnosis, Signals
 from gnnstab.records.vocabulary import GAIN_VALUE
 from gnnstab.signals import join
@@ -36,11 +36,11 @@ def undo(diagnosis: Diagnosis, model: nn.Module, *, batch: Any, loss: Any = None
     return decided(diagnosis, investigate(diagnosis.findings, signals, model, batch, loss, precision), signals)
 
 
-@keeps_random_state
 def investigated(diagnosis: Diagnosis, model: nn.Module, *, batch: Any, loss: Any, precision: str) -> Investigation:
     """What undoing each suspect shows, for a trace to keep; arguments as of `undo`."""
-    signals = _with_weights(diagnosis, model)
-    return investigate(diagnosis.findings, signals, model, batch, loss, precision)
+    with same_random_state():
+        signals = _with_weights(diagnosis, model)
+        return investigate(diagnosis.findings, signals, model, batch, loss, precision)
 
 
 def _with_weights(diagnosis: Diagnosis, model: nn.Module) -> Signals:

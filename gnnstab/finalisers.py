@@ -1,0 +1,54 @@
+"""Objects whose class cleans up when they die, as a copy of them would: what it removes is the original's."""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from gnnstab.errors import UsageError
+
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType)  # fmt: skip
+
+
+def refuse_finalisers(value: Any, memo: Mapping[int, Any] | None = None) -> None:
+    """Look through all that `copy.deepcopy` would copy; ``memo`` holds what it would not.
+
+    Raises:
+        UsageError: Something in it has a ``__del__``.
+    """
+    waiting, seen = [value], set(memo or ())
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, _PLAIN) or id(one) in seen:
+            continue
+        seen.add(id(one))
+        if (kind := _with_finaliser(type(one))) is not None:
+            raise UsageError(
+                f"a copy of {type(one).__name__} would clean up what belongs to the run when it is thrown away: {kind.__name__} has a __del__"
+            )
+        waiting += _parts(one)
+
+
+def _with_finaliser(kind: type) -> type | None:
+    owner = next((c for c in kind.__mro__ if "__del__" in vars(c)), None)
+    return None if owner is None or owner.__module__.partition(".")[0] in _STANDARD else owner
+
+
+_STANDARD = sys.stdlib_module_names - {"__main__"}
+"""Of these a copy cleans up after itself alone, or there is none."""
+
+
+def _parts(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict):
+        yield from value.values()
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        yield from value
+    elif isinstance(value, types.MethodType):
+        yield value.__self__
+    yield from getattr(value, "__dict__", {}).values()
+    for kind in type(value).__mro__:
+        for name, slot in vars(kind).items():
+            if isinstance(slot, types.MemberDescriptorType) and hasattr(value, name):
+                yield getattr(value, name)
