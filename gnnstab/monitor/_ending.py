@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -65,7 +66,8 @@ class Ending:
         inputs, model = self._recorder.kept, self._recorder.model
         if inputs is None or self._recorder.row is None or waits_for_others(model):
             return
-        self._look_once_more(inputs, self._recorder.row.step)
+        with suppress(UsageError):  # Of a model that cannot be copied nothing more is seen.
+            self._look_once_more(inputs, self._recorder.row.step)
         try:
             trace = self._writer.read()
         except TraceError:  # It could not be written either, which the user has been told.
