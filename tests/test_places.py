@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -546,6 +547,51 @@ def test_attention_over_one_neighbour_has_no_gradient_by_nature() -> None:
     ring = torch.stack([torch.arange(NODES), (torch.arange(NODES) + 1) % NODES])
     diagnosis = train(Net(), data(edge_index=ring))
     assert loud(diagnosis, "GS604") == []
+
+
+@pytest.mark.parametrize("reads", ["one neighbour", "all"])
+def test_scores_that_no_output_depends_on_have_no_gradient_by_nature(reads: str) -> None:
+    """The model answers for nodes of in-degree 1 in a graph that has others; its twin for all, with scores cut off from the loss."""
+
+    class Read(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.out = TransformerConv(8, WIDTH), nn.Linear(WIDTH, 1)
+            if reads == "all":
+                for part in (self.conv.lin_query, self.conv.lin_key):
+                    part.register_forward_hook(lambda module, args, output: output.detach())
+
+        def forward(self, batch: Data) -> Tensor:
+            return self.out(self.conv(batch.x, batch.edge_index)).squeeze(-1)[chosen]
+
+    single = torch.arange(NODES // 2)
+    source, target = random_graph()
+    edges = torch.stack([source, target])[:, target >= NODES // 2]
+    batch = data(edge_index=torch.cat([edges, torch.stack([single + 1, single])], dim=1))
+    chosen = single if reads == "one neighbour" else torch.arange(NODES)
+    diagnosis = trained(Read(), batch, lambda output, b: F.mse_loss(output, b.y[chosen]))
+    silent = [f for f in loud(diagnosis, "GS604") if "lin_query" in f.message]
+    assert bool(silent) is (reads == "all")
+
+
+@BOTH
+@pytest.mark.parametrize(("slowest", "told"), [(1e-6, []), (1.0, ["rel_t"])])
+def test_a_time_encoding_is_made_for_the_size_of_its_input(
+    face: Callable[..., Diagnosis], slowest: float, told: list[str]
+) -> None:
+    class Clock(Net):
+        def __init__(self) -> None:
+            super().__init__(edges=WIDTH)
+            self.time = nn.Linear(1, WIDTH)
+            with torch.no_grad():
+                self.time.weight.copy_(torch.logspace(0, math.log10(slowest), WIDTH)[:, None])
+
+        def forward(self, batch: Data) -> Tensor:
+            own = Data(x=batch.x, edge_index=batch.edge_index, edge_attr=torch.cos(self.time(batch.rel_t[:, None])))
+            return super().forward(own)
+
+    seconds = 2e5 * torch.rand(NODES * 6, generator=seeded(4))
+    assert [f.layer for f in loud(face(Clock(), data(rel_t=seconds)), "GS406")] == told
 
 
 def test_what_is_left_out_on_purpose_is_no_fault() -> None:

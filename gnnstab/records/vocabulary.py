@@ -280,7 +280,7 @@ SIGNALS: dict[str, SignalKind] = {
     (PLACE_GAIN := "place.gain"): SignalKind("RMS·√fan_in", "gain of a weight that no normalisation follows; the RMS of a table of embeddings"),
     (PLACE_COPIED_UNITS := "place.copied_units"): SignalKind("units", "units of a weight that are alike, and whose gradients are"),
     (PLACE_ZERO_WEIGHTS := "place.zero_weights"): SignalKind("parameters", "weights that are all 0 and keep their gradients, or that of every matrix, at 0"),
-    (PLACE_IDLE := "place.idle"): SignalKind("parameters", "parameters of a part that its layer was asked to leave out"),
+    (PLACE_IDLE := "place.idle"): SignalKind("parameters", "parameters of a part that its layer was asked to leave out, or that no output depends on"),
     (PLACE_NOT_OWNED := "place.not_owned"): SignalKind("parameters", "weights that the loss depends on and model.parameters() does not hold"),
     (PLACE_NOT_HELD := "place.not_held"): SignalKind("parameters", "trainable parameters of the model that no optimizer holds"),
     # Weights alone.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gnnstab.probe.batches.roles import columns, is_target, value_columns
+from gnnstab.probe.places import _autograd as autograd
 from gnnstab.probe.places import _numbers as numbers
 from gnnstab.probe.places._calls import Call
 from gnnstab.probe.places._normalised import row_norm
@@ -26,8 +27,11 @@ _LARGE = 10.0
 
 def rows(seen: ForwardView, given: Mapping[str, Tensor]) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
     """Numbers of every tensor; ``given`` are its values before the forward, which may change them in place."""
+    clocks = _clocks(seen)
     entries = [
-        _Entry(call) for call in seen.calls.all if call.learns and call.entering and not normalised_next(seen, call)
+        _Entry(call)
+        for call in seen.calls.all
+        if call.learns and call.entering and call.name not in clocks and not normalised_next(seen, call)
     ]
     size = max((numbers.rms(numbers.sampled(t)) for t in seen.outputs), default=math.nan)
     entries_out: Any = max((t.numel() for t in seen.outputs), default=0)
@@ -48,15 +52,16 @@ def rows(seen: ForwardView, given: Mapping[str, Tensor]) -> Iterator[tuple[str, 
                     float(bad.sum()),
                     {"rows": _rows(bad), "target": is_target(name), "minus_inf": bool(tensor[bad].isneginf().all())},
                 )
-            yield from _scale(seen, name, tensor, entries, size)
+            yield from _scale(seen, name, tensor, entries, size, clocks)
 
 
 def _scale(
-    seen: ForwardView, name: str, tensor: Tensor, entries: list[_Entry], output: float
+    seen: ForwardView, name: str, tensor: Tensor, entries: list[_Entry], output: float, clocks: frozenset[str]
 ) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
     flat = columns(numbers.sampled(tensor))
     values = value_columns(numbers.sampled(tensor))
-    fed = [call for call in seen.calls.fed(seen.batch[name]) if call.learns and not normalised_next(seen, call)]
+    learning = [call for call in seen.calls.fed(seen.batch[name]) if call.learns and call.name not in clocks]
+    fed = [call for call in learning if not normalised_next(seen, call)]
     if fed:
         # Whole numbers that a weight multiplies as they are: no ids, or ids that should have been looked up.
         values = values | (torch.nan_to_num(flat, 0.0, 0.0, 0.0).square().mean(0).sqrt() > _LARGE)
@@ -91,6 +96,30 @@ class _Entry:
 
     def carries(self, rms: float) -> bool:
         return rms > 0 and self.rms >= _MUCH * rms
+
+
+def _clocks(seen: ForwardView) -> frozenset[str]:
+    """Linear maps whose output goes into nothing but sines and cosines, slow ones among them: encodings made for the size of their input."""
+    maps = {
+        t.grad_fn: (call.name, t)
+        for call in seen.calls.all
+        if isinstance(call.module, nn.Linear)
+        for t in call.leaving
+        if t.grad_fn is not None and t.numel()
+    }
+    users: dict[Any, set[str]] = {}
+    for user in autograd.walk(seen.outputs) if maps else ():
+        for above, _ in user.next_functions:
+            if above in maps:
+                users.setdefault(above, set()).add(type(user).__name__.rstrip("0123456789"))
+    turned = (maps[node] for node, kinds in users.items() if kinds <= {"CosBackward", "SinBackward"})
+    return frozenset(
+        name for name, angles in turned if float(columns(angles.detach()).square().mean(0).sqrt().min()) < _SLOW
+    )
+
+
+_SLOW = 2 * math.pi
+"""Angle below which a sine still tells more from less."""
 
 
 def normalised_next(seen: ForwardView, call: Call) -> bool:

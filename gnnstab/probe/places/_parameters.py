@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch_geometric.nn import MessagePassing
@@ -55,6 +56,7 @@ def rows(seen: ForwardView, leaves: list[Tensor], reach: Reach) -> Iterator[tupl
                 detail = {"parameters": names[:200], "why": why}
                 yield "place.without_gradient", names[0], float(len(names)), detail
     idle = [name for name, _ in seen.model.named_parameters() if _left_out(seen, name)]
+    idle += _without_effect(seen, reach) if leaves else []
     if idle:
         yield "place.idle", idle[0], float(len(idle)), {"parameters": idle[:200]}
     strangers = _not_owned(seen.model, leaves, list(seen.batch.values()))
@@ -84,6 +86,21 @@ def not_held(
     share = sum(trainable[name].numel() for name in missing) / max(1, total)
     strangers = len(held - {id(p) for p in model.parameters()})
     return {"parameters": missing[:50], "count": len(missing), "share": share, "strangers": strangers}
+
+
+def _without_effect(seen: ForwardView, reach: Reach) -> list[str]:
+    """Parameters with a gradient of exactly 0 beside others that train, and an output that stays when they are changed: what
+    makes the scores of targets that have one neighbour, as of the relation that is read."""
+    given = {
+        name: p.grad
+        for name, p in seen.model.named_parameters()
+        if p.grad is not None and p.grad.layout is torch.strided and p.numel()
+    }
+    zero = [name for name, gradient in given.items() if not gradient.any()]
+    if not zero or len(zero) == len(given):
+        return []
+    used = reach.of(zero)
+    return [name for name in zero if name not in used]
 
 
 def _other_heads(seen: ForwardView) -> list[str]:
