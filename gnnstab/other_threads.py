@@ -6,17 +6,17 @@ import sys
 import threading
 from types import FrameType
 
-_QUIET = frozenset(
-    {*sys.stdlib_module_names, "gnnstab", "torch", "tqdm", "wandb", "mlflow", "tensorboard", "tensorboardX", "lightning"}
-    | {"pytorch_lightning", "lightning_utilities", "comet_ml", "neptune", "clearml", "aim", "swanlab", "sentry_sdk", "grpc"}
-    | {"IPython", "ipykernel", "tornado", "zmq", "jupyter_client", "debugpy", "pydevd", "_pydevd_bundle", "joblib", "loky"}
-    | {"execnet", "xdist", "pytest_timeout", "psutil", "pynvml", "dask", "distributed", "ray"}
-) - {"__main__"}  # fmt: skip
-"""Packages whose threads draw nothing as long as no other code runs in them."""
+_INSTALLED = ("site-packages", "dist-packages")
+"""Folders of installed packages, whose threads like those of the standard library log, wait, draw windows or send messages.
+
+A package that prefetches draws in the code of a user's dataset, and looks quiet only while it waits.
+"""
+
+_QUIET = frozenset({*sys.stdlib_module_names, "gnnstab"}) - {"__main__"}
 
 
 def may_draw() -> str:
-    """The name of another thread in which code of a user's or of an unknown package runs; empty where there is none.
+    """The name of another thread in which code runs that is of no installed package; empty where there is none.
 
     One that waits for a thread to end does not count.
     """
@@ -34,7 +34,8 @@ def _runs(innermost: FrameType) -> bool:
     if innermost.f_globals.get("__name__") == "threading" and innermost.f_code.co_name in joins:
         return False
     while frame is not None:
-        if str(frame.f_globals.get("__name__")).partition(".")[0] not in _QUIET:
+        name, file = str(frame.f_globals.get("__name__")).partition(".")[0], frame.f_code.co_filename
+        if name not in _QUIET and not any(folder in file for folder in _INSTALLED):
             return True
         frame = frame.f_back
     return False
