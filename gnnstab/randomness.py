@@ -55,7 +55,7 @@ def same_random_state() -> Iterator[None]:
 
 
 def _undisturbed() -> AbstractContextManager[None]:
-    if "torch" not in sys.modules:
+    if sys.modules.get("torch") is None:
         return nullcontext()
     from gnnstab.undisturbed import undisturbed
 
