@@ -6,6 +6,7 @@
     print(gnnstab.fixes.change("residual", diagnosis.layers, weight=1.0))
 """
 
+from gnnstab.fixes._norms_and_clamps import standardised as standardised
 from gnnstab.fixes.base import Fix as Fix
 from gnnstab.fixes.export import export as export
 from gnnstab.fixes.recommendation import recommend as recommend

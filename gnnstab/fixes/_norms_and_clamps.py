@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from gnnstab.errors import FixError
@@ -10,7 +11,15 @@ from gnnstab.fixes.base import Fix, attention_in, positive
 from gnnstab.fixes.model_structure import add_part, attention_layers, editable_layers, exchange, like
 from gnnstab.fixes.printing import activated, attribute_names, layer_call
 from gnnstab.records import LayerFacts, Signals
-from gnnstab.records.vocabulary import CLIP_SHARE, FEATURE_COLUMN_RATIO, GRAPH_SMALLEST, OUTPUT_MAX_ABS, OUTPUT_RMS
+from gnnstab.records.vocabulary import (
+    CLIP_SHARE,
+    FEATURE_COLUMN_RATIO,
+    GRAPH_SMALLEST,
+    OUTPUT_MAX_ABS,
+    OUTPUT_RMS,
+    PLACE_COLUMN_RATIO,
+    PLACE_RMS,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -145,8 +154,8 @@ class RemoveClamp(Fix):
 class InputStandardisation(Fix):
     """(x − mean) / std per column, measured on a batch; columns of whole numbers (ids, one-hot) are left alone.
 
-    Options: ``batch`` (needed), ``argument`` (name or position of the model's argument that holds the node features;
-    found by itself for a ``Data``, for ``x=`` and for the first floating-point tensor).
+    Options: ``batch`` (needed), ``argument`` (name of an attribute of the ``Data``, or name or position of the model's argument;
+    without it the tensor that the signals show furthest beyond GS406, else the node features).
     """
 
     name = "input-standardisation"
@@ -156,10 +165,10 @@ class InputStandardisation(Fix):
     # Weights that were trained on raw features know nothing of standardised ones.
     needs_fresh_weights = True
     cost = "none; the statistics have to be stored with the model"
-    code = (
-        "mean, std = train_x.mean(0), train_x.std(0).clamp(min=1e-6)  # of the training set; leave id columns out\n"
-        "x = (x - mean) / std"
-    )
+
+    def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
+        where = options.get("argument")
+        return standardised((where if isinstance(where, str) else None) or _badly_scaled(signals) or "x")
 
     def _edit(self, copy: nn.Module, options: dict[str, Any]) -> None:
         from gnnstab.nn.output_hooks import StandardiseHook, StandardiseInput, column_statistics
@@ -168,6 +177,26 @@ class InputStandardisation(Fix):
         mean, std = column_statistics(x)
         copy.input_standardisation = StandardiseInput(mean, std, argument).train(copy.training)
         copy.register_forward_pre_hook(StandardiseHook(), with_kwargs=True)
+
+
+def standardised(name: str) -> str:
+    """The code that standardises the tensor of this name."""
+    return (
+        f"mean, std = train_{name}.mean(0), train_{name}.std(0).clamp(min=1e-6)  # of the training set; leave id columns out\n"
+        f"{name} = ({name} - mean) / std"
+    )
+
+
+def _badly_scaled(signals: Signals | None) -> str | None:
+    """The tensor of the batch that lies furthest beyond the limits of GS406 for sizes and columns; None where none does."""
+    found: dict[str, float] = {}
+    for kind, limit in ((PLACE_RMS, 10.0), (PLACE_COLUMN_RATIO, 20.0)) if signals is not None else ():
+        for signal in signals.find(kind) if signals is not None else ():
+            if signal.layer and signal.detail.get("arrives") and not signal.detail.get("target"):
+                name = signal.layer.rpartition(".")[2]
+                found[name] = max(found.get(name, 1.0), signal.value / limit)
+    worst = max(found, key=found.__getitem__, default=None)
+    return worst if worst is not None and found[worst] > 1 else None
 
 
 def _features(model: nn.Module, options: dict[str, Any]) -> tuple[Tensor, str | int | None]:
@@ -180,8 +209,19 @@ def _features(model: nn.Module, options: dict[str, Any]) -> tuple[Tensor, str | 
         raise FixError("the features' mean and std have to be measured: pass batch=")
     args, kwargs = as_arguments(options["batch"], model)[0]
     where = options.get("argument")
-    if where is not None:
-        return (kwargs[where] if isinstance(where, str) else args[where]), where
+    if isinstance(where, int):
+        return args[where], where
+    if (name := where or _badly_scaled(options.get("signals"))) is not None:
+        parameters = list(signature(model.forward).parameters)
+        if name in kwargs:
+            return kwargs[name], name
+        if name in parameters[: len(args)]:
+            return args[parameters.index(name)], parameters.index(name)
+        own = (value[name] for value in (*args, *kwargs.values()) if isinstance(value, Data) and name in value)
+        if (tensor := next(own, None)) is not None:
+            return tensor, name
+        if where is not None:
+            raise FixError(f"neither the model's arguments nor the batch hold {where}; name one of them with argument=")
     for value in (*args, *kwargs.values()):
         if isinstance(value, Data) and value.x is not None:
             return value.x, None

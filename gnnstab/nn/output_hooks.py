@@ -80,7 +80,7 @@ class StandardiseInput(nn.Module):
     Args:
         mean: (D,) subtracted.
         std: (D,) divided by.
-        argument: Name or position of the model's argument that holds the node features; None for ``data.x``.
+        argument: Name or position of the model's argument, or name of an attribute of its ``Data``; None for ``data.x``.
     """
 
     mean: Tensor
@@ -104,9 +104,9 @@ class StandardiseHook:
         """Replace the features; the caller's own objects are left as they are."""
         standardise: StandardiseInput = model.input_standardisation  # type: ignore[assignment]
         where = standardise.argument
-        if isinstance(where, str):
+        if isinstance(where, str) and where in kwargs:
             return args, {**kwargs, where: standardise(kwargs[where])}
-        if where is not None:
+        if isinstance(where, int):
             return (*args[:where], standardise(args[where]), *args[where + 1 :]), kwargs
         changed = [_with_features(value, standardise) for value in args]
         return tuple(changed), {k: _with_features(v, standardise) for k, v in kwargs.items()}
@@ -116,7 +116,8 @@ def _with_features(value: Any, standardise: StandardiseInput) -> Any:
     if not isinstance(value, BaseData):
         return value
     data = copy.copy(value)
-    data.x = standardise(value.x)
+    name = standardise.argument if isinstance(standardise.argument, str) else "x"
+    data[name] = standardise(value[name])
     return data
 
 

@@ -159,7 +159,7 @@ class FeatureScale(Rule):
                 output = float(signal.detail["output_rms"])
                 after = f"and the output {output:.3g}: the loss is of their scale, and so is its gradient. Standardise the targets"
             elif symptoms:
-                after = f"and saturates {names(symptoms)}: logits grow with its square. Standardise it, or put a LayerNorm in front"
+                after = f"and saturates {names(symptoms)}, whose logits grow with it. Standardise it, or put a BatchNorm in front"
             elif signal.name.endswith(".rms") and signal.value > self.absurd:
                 after = "and reaches a weight as it is. Standardise it, or put a normalisation in front"
             else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from gnnstab.fixes import recommend
+from gnnstab.fixes import recommend, standardised
 from gnnstab.records import Cause, Diagnosis, Finding, FixAdvice, Signals
 from gnnstab.records.vocabulary import INVESTIGATION
 from gnnstab.verification.interventions._investigation import Investigation, Tried, restored
@@ -73,8 +73,5 @@ def _fitting(fixes: tuple[FixAdvice, ...], tried: Tried | None) -> tuple[FixAdvi
     if tried is None or tried.trial.name != "standardise-input":
         return fixes
     name = tried.trial.place.rpartition(".")[2]
-    change = (
-        f"mean, std = train_{name}.mean(0), train_{name}.std(0).clamp(min=1e-6)  # of the training set; leave id columns out\n"
-        f"{name} = ({name} - mean) / std"
-    )
+    change = standardised(name)
     return tuple(replace(fix, change=change) if fix.fix == "input-standardisation" else fix for fix in fixes)
