@@ -191,8 +191,8 @@ class NonFiniteDetector:
         if self.met or (loss is not None and math.isfinite(loss)):
             return None
         inputs = self._forwards.bad_evaluation
-        if inputs is not None and inputs.mode == "train" and self._state.backward:
-            return None  # A step of several forwards: what it made of this one is told as its own.
+        if inputs is not None and inputs.mode.startswith("train") and (self._state.backward or self._state.light):
+            return None  # What a step made of it, or recorded of it, is told as the step's own.
         event = non_finite_event.evaluation_event(step, loss, "eval" if inputs is None else inputs.mode)
         if inputs is not None and inputs.rng is not None:
             try:

@@ -116,8 +116,8 @@ def held_tensors(value: Any) -> list[Tensor]:
         seen[id(one)] = one  # An id is used again once its object is gone.
         if isinstance(one, Tensor):
             found.append(one)
-        elif isinstance(one, Mapping):
-            waiting += one.values()
+        elif isinstance(one, dict):  # A mapping of another kind may make what it is asked for.
+            waiting += dict.values(one)
         else:
             waiting += one if isinstance(one, (list, tuple, set, frozenset)) else [v for _, v in vars_of(one)]
     return found
