@@ -20,6 +20,7 @@ from gnnstab.probe.operations.repeat import as_batch as as_given
 from gnnstab.probe.optimizer.learning import LEARNS
 from gnnstab.probe.optimizer.run_trial import slow_trial, softer_trial, stack_trial
 from gnnstab.probe.recorder import Recorder
+from gnnstab.probe.replaying.computing_hooks import computing_hooks
 from gnnstab.probe.replaying.skipped_step import last_look
 from gnnstab.records import Diagnosis
 from gnnstab.records.vocabulary import (
@@ -59,6 +60,7 @@ class Ending:
         self, recorder: Recorder, writer: TraceWriter, loss: Loss | None, optimizers: Sequence[torch.optim.Optimizer]
     ) -> None:
         self._recorder, self._writer, self._loss, self._optimizers = recorder, writer, loss, optimizers
+        self._hooks = _computing(recorder.model)
 
     def look(self) -> None:
         """Let the trace keep what undoing shows; a run without a full-tier step, without a symptom, or
@@ -91,7 +93,9 @@ class Ending:
 
     def _look_once_more(self, inputs: ForwardInputs, last: int) -> None:
         """Measure in full what a run has come to, where it ended after its last step of the full tier, and with finite numbers."""
-        if inputs.answer.step < last and not self._recorder.events:
+        # Without a hook that took part in it the forward is another one.
+        same = _computing(self._recorder.model) == self._hooks
+        if inputs.answer.step < last and not self._recorder.events and same:
             last_look(
                 self._recorder.model, inputs, last, self._writer,
                 lambda model, writer: Recorder(model, writer, full_every=1, replay=False),
@@ -143,6 +147,10 @@ class Ending:
             if status.reason.startswith(RULE_FAILED):
                 reason = status.reason.removeprefix(RULE_FAILED)
                 self._recorder.state.error_guard.note(f"the rule {status.code}", GnnstabError(reason))
+
+
+def _computing(model: torch.nn.Module) -> set[int]:
+    return {key for module in model.modules() for key in computing_hooks(module)}
 
 
 def _as_called(loss: Loss, inputs: ForwardInputs) -> Loss:
