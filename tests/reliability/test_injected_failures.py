@@ -32,6 +32,7 @@ GUARDS = (
     "probe.error_guard:ErrorGuard.",
     "probe.recorder:Recorder.hand_over_failures",
     "probe.attaching.hooks:Hook.__call__",
+    "probe.attaching.hooks:Hook._run",
     "probe.attaching.hooks:Hook.close",
     "probe.attaching.activation_gradients:GradientHook.__call__",
     "probe.attaching.boundary:_StepHook.__call__",
@@ -41,7 +42,7 @@ GUARDS = (
     "probe.attaching.softmax_tap:Tap._notice",
     # What carries a failure into the trace, and what is called when nothing more can be carried.
     "trace._codec:_detail",
-    "trace._codec:event_to_columns",
+    "trace._codec:to_columns",
     "trace._queue:WriteQueue.put_event",
     "trace._queue:WriteQueue.close",
     "trace._queue:Request.wait",
