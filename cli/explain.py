@@ -14,7 +14,8 @@ from . import case, completion, options, output
 def command(name: str, verbose: bool) -> int:
     """What a word of a report means, why it matters, and what to do.
 
-    NAME is a rule (code or name), a cause, a fix, a signal, or nan, inf, overflow.
+    NAME is a rule (code or name), a cause, a fix, a signal, a word such as entropy or
+    made-worse, or nan, inf, overflow.
     """
     from gnnstab.report.topic_pages import topic_page
 

@@ -1,4 +1,4 @@
-"""What one word of a report means: a rule, a cause, a fix, a signal, or an event such as a NaN."""
+"""What one word of a report means: a rule, a cause, a fix, a signal, an event such as a NaN, or a term."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from gnnstab.fixes import FIXES
 from gnnstab.fixes.by_hand import ByHand
 from gnnstab.fixes.recommendation import recommend
 from gnnstab.records import FIVE_CAUSES, FURTHER_CAUSES, SIGNALS, Cause
+from gnnstab.report._glossary import GLOSSARY
 from gnnstab.report.console import printed
 from gnnstab.report.rule_pages import labelled, rule_page
 from gnnstab.rules.pages import brief
@@ -24,7 +25,7 @@ _Line = tuple[str, str]
 def topics() -> tuple[str, ...]:
     """Every word that `topic_page` knows."""
     rules = [name for rule in rule_classes() for name in (rule.code, rule.name)]
-    return tuple(dict.fromkeys([*rules, *_CAUSES, *FIXES, *EVENTS, *SIGNALS]))
+    return tuple(dict.fromkeys([*rules, *_CAUSES, *FIXES, *EVENTS, *SIGNALS, *GLOSSARY]))
 
 
 def topic_page(name: str, *, verbose: bool = False, width: int = 80, color: str | None = None) -> str:
@@ -36,13 +37,19 @@ def topic_page(name: str, *, verbose: bool = False, width: int = 80, color: str 
     codes = {word: rule.code for rule in rule_classes() for word in (rule.code.lower(), rule.name)} | EVENTS
     if wanted in codes and verbose:
         return rule_page(codes[wanted], width=width, color=color)
-    for known, lines in ((codes, _rule), (_CAUSES, _cause), (FIXES, _fix), (SIGNALS, _signal)):
+    for known, lines in ((codes, _rule), (_CAUSES, _cause), (FIXES, _fix), (SIGNALS, _signal), (GLOSSARY, _word)):
         if wanted in known:
             return printed([labelled(lines(codes.get(wanted, wanted)))], width, color)
     near = hint(wanted, topics()) or hint(wanted.upper(), topics())
     raise UsageError(
-        f"there is no rule, cause, fix or signal {name!r}; {near + ' ' if near else ''}`gnnstab rules` lists them"
+        f"there is no rule, cause, fix, signal or word {name!r}; {near + ' ' if near else ''}`gnnstab rules` lists the rules"
     )
+
+
+def _word(word: str) -> Iterator[_Line]:
+    yield "Word", word
+    yield "What", GLOSSARY[word]
+    yield "More", "docs/reading-a-report.md goes through a report from top to bottom."
 
 
 def _rule(code: str) -> Iterator[_Line]:

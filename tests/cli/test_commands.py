@@ -112,7 +112,7 @@ def test_mistyped_names_are_answered_with_what_comes_near(cli) -> None:
         (("diagnoze", "x.pt"), "did you mean 'diagnose'?"),
         (("explain", "explosion"), "did you mean 'attention-explosion'?"),
         (("explain", "GS31"), "'GS301'"),
-        (("explain", "GS999"), "there is no rule, cause, fix or signal 'GS999'"),
+        (("explain", "GS999"), "there is no rule, cause, fix, signal or word 'GS999'"),
         (("nonsense",), "gnnstab --help lists them"),
     ):
         ran = cli(*arguments)
