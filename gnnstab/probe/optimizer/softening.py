@@ -92,13 +92,14 @@ class Softened(TorchFunctionMode):
             if name in self._layers:
                 module.register_forward_pre_hook(partial(self._enter, name))
                 module.register_forward_hook(self._leave, always_call=True)
-        self._homes = [home for module in model.modules() for home in homes(module)]
-        for home in self._homes:
-            home.softmax = self._over_edges  # type: ignore[attr-defined]
+        for module in model.modules():
+            for home in homes(module):  # None is found again once its softmax is this one: each is given back once.
+                self._homes.append(home)
+                home.softmax = self._over_edges
 
     def __exit__(self, *error: Any) -> None:
-        for home in self._homes:
-            home.softmax = softmax  # type: ignore[attr-defined]
+        while self._homes:
+            self._homes.pop().softmax = softmax  # type: ignore[attr-defined]
         super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
