@@ -64,6 +64,11 @@ def _same_layer(symptom: Finding, explanation: Finding, signals: Signals) -> boo
     return symptom.layer == explanation.layer
 
 
+def _undefined_there(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    """An operation of the layer itself is undefined for its scores, which a softmax would bear."""
+    return explanation.cause == "undefined-operation" and symptom.layer == explanation.layer
+
+
 def _behind(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
     """The symptom's layer comes after the explanation's and not beside it; unknown positions count as so."""
     own, other = signals.layer(symptom.layer or ""), signals.layer(explanation.layer or "")
@@ -266,6 +271,7 @@ LINKS = tuple(
         ("GS406", _always, "GS603 GS302 GS104 GS702 GS501"),
         ("GS406", _of_absurd_size, "GS601"),
         ("GS502", _scale_that_was_undone, "GS301 GS302"),
+        ("GS502", _undefined_there, "GS301"),
         # Memory that was never initialised, before everything that its size brings about.
         ("GS605", _always, "GS502 GS302 GS204 GS203 GS103 GS104 GS501 GS701 GS702 GS704"),
         ("GS605", _same_layer, "GS201"),
