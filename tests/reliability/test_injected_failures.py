@@ -53,6 +53,8 @@ GUARDS = (
     "trace._writer:TraceWriter.event",
     "probe.operations._watch:OperationMode.__torch_dispatch__",
     "probe.places._casts:Casts.__torch_function__",
+    # What gives PyG's softmax back: without it every later run of the process has another one.
+    "probe.optimizer.softening:Softened.__exit__",
     "monitor.monitor:Monitor._",
     "monitor.monitor:Monitor.loss",
 )
@@ -170,13 +172,8 @@ def test_failures_do_not_reach_the_training(room: str, plain: Run, reached: dict
     tried = {name: f for name, f in reached.items() if name.split(":")[0].split(".")[0] == room and not is_guard(name)}
     assert tried
     # In a process of its own: some failures leave a writer thread behind.
-    faults = Child(lambda: {name: found(function, plain) for name, function in sorted(tried.items())}).result(300)
+    faults = Child(lambda: {name: inject(function, plain) for name, function in sorted(tried.items())}).result(300)
     assert faults == dict.fromkeys(tried, "")
-
-
-def found(function: FunctionType, plain: Run) -> str:
-    """What went wrong twice: hundreds of failures in one process leave things behind, which the first run clears away."""
-    return inject(function, plain) and inject(function, plain)
 
 
 def inject(function: FunctionType, plain: Run) -> str:
