@@ -189,14 +189,18 @@ def standardised(name: str) -> str:
 
 def _badly_scaled(signals: Signals | None) -> str | None:
     """The tensor of the batch that lies furthest beyond the limits of GS406 for sizes and columns; None where none does."""
-    found: dict[str, float] = {}
-    for kind, limit in ((PLACE_RMS, 10.0), (PLACE_COLUMN_RATIO, 20.0)) if signals is not None else ():
-        for signal in signals.find(kind) if signals is not None else ():
-            if signal.layer and signal.detail.get("arrives") and not signal.detail.get("target"):
-                name = signal.layer.rpartition(".")[2]
-                found[name] = max(found.get(name, 1.0), signal.value / limit)
-    worst = max(found, key=found.__getitem__, default=None)
-    return worst if worst is not None and found[worst] > 1 else None
+    if signals is None:
+        return None
+    from gnnstab.rules.gs406_feature_scale import FeatureScale
+
+    limits = {PLACE_RMS: FeatureScale.rms, PLACE_COLUMN_RATIO: FeatureScale.column_ratio}
+    beyond = [
+        (signal.value / limit, signal.layer.rpartition(".")[2])
+        for kind, limit in limits.items()
+        for signal in signals.find(kind)
+        if signal.layer and signal.detail.get("arrives") and not signal.detail.get("target") and signal.value > limit
+    ]
+    return max(beyond)[1] if beyond else None
 
 
 def _features(model: nn.Module, options: dict[str, Any]) -> tuple[Tensor, str | int | None]:
