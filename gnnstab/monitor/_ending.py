@@ -17,7 +17,7 @@ from gnnstab.monitor._opening import loss_of
 from gnnstab.observation import adam_settings
 from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 from gnnstab.probe.operations.repeat import as_batch as as_given
-from gnnstab.probe.optimizer.learning import LEARNS
+from gnnstab.probe.optimizer.learning import LEARNS_WELL
 from gnnstab.probe.optimizer.run_trial import slow_trial, softer_trial, stack_trial
 from gnnstab.probe.recorder import Recorder
 from gnnstab.probe.replaying.computing_hooks import computing_hooks
@@ -39,7 +39,7 @@ from gnnstab.verification.interventions import as_batch, investigated, kept
 
 Loss = Callable[[Any, Any], Tensor]
 
-STANDS_STILL = math.exp(-LEARNS)
+STANDS_STILL = math.exp(-LEARNS_WELL)
 """Best loss of a run over its first above which stacks are tried."""
 
 HARDLY = 1e-3

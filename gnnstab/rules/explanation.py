@@ -224,6 +224,10 @@ def _since_the_start(symptom: Finding, explanation: Finding, signals: Signals) -
     return explanation.signal.startswith(("place.", "gain.")) and not _grown_in_the_run(explanation, symptom, signals)
 
 
+def _other_cause(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    return symptom.cause != explanation.cause
+
+
 def _zero_start(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
     """Weights of 0 were filled on a copy, and gradients arrived."""
     return explanation.signal == PLACE_ZERO_WEIGHTS
@@ -307,6 +311,10 @@ LINKS = tuple(
         ("GS201", _zero_start, "GS604 GS701 GS704 GS304"),
         # A gradient that was cut off is not damped, it is absent.
         ("GS604", _always, "GS602"),
+        # What was seen in the data and the code, before what steps on copies can only undo; and that before what it brings about.
+        *((seen, _always, "GS609") for seen in ("GS305", "GS402", "GS406", "GS407", "GS408", "GS502", "GS605")),
+        ("GS609", _always, "GS601 GS608 GS603 GS602 GS604 GS203 GS204 GS304 GS701 GS704"),
+        ("GS609", _other_cause, "GS301 GS302"),
         # Depth, behind a mis-placed normalisation or dead units.
         ("GS106", _always, "GS204 GS201"),
         ("GS106", _behind_sums, "GS203 GS103 GS601 GS603 GS301 GS302 GS704"),

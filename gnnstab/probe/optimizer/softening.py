@@ -16,13 +16,15 @@ from torch.overrides import TorchFunctionMode
 from torch_geometric.utils import softmax
 
 from gnnstab.probe.attaching.forward_tracker import ForwardInputs
-from gnnstab.probe.optimizer.learning import STEPS
 from gnnstab.probe.replaying.replica import forked_rng, replica, run_replica
 from gnnstab.records import Signal
 from gnnstab.records.vocabulary import ATTENTION_ENTROPY, OPTIMIZER_SOFTER, SCORE_PRODUCT_SCALE
 
 if TYPE_CHECKING:
     from gnnstab.probe.optimizer.optimizer_steps import Bench
+
+STEPS = 30
+"""Steps of one trial: a model that learns has learned one batch by heart in them, or is about to."""
 
 SPREAD = 0.3
 """Standard deviation of the scores of one target that softened attention begins with: weights within a factor 2 of one another."""
@@ -133,7 +135,7 @@ class Softened(TorchFunctionMode):
         return self._factors[name]
 
 
-class _Spreads(Softened):
+class Spreads(Softened):
     """The same, with the scores as they are: their largest spread in each module of a model that calls a softmax itself."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -144,9 +146,14 @@ class _Spreads(Softened):
         self._factors[name] = max(self._factors.get(name, 0.0), measured())
         return 1.0
 
+    def wider_than(self, spread: float) -> list[str]:
+        """Names of the modules whose scores spread further."""
+        return [name for name, value in self._factors.items() if value > spread]
+
     @property
-    def wide(self) -> list[str]:
-        return [name for name, value in self._factors.items() if value > WIDE]
+    def widest(self) -> float:
+        """The largest spread of all."""
+        return max(self._factors.values(), default=0.0)
 
 
 def wide_layers(model: nn.Module, inputs: ForwardInputs) -> list[str]:
@@ -157,11 +164,11 @@ def wide_layers(model: nn.Module, inputs: ForwardInputs) -> list[str]:
     """
     with forked_rng(inputs.rng):
         twin = replica(model)
-        mode = _Spreads(twin)
+        mode = Spreads(twin)
         with mode:
             mode.watch(twin)
             run_replica(twin, inputs)
-    return mode.wide
+    return mode.wider_than(WIDE)
 
 
 def spread(scores: Tensor, dim: int) -> float:
