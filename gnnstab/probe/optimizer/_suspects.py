@@ -60,8 +60,10 @@ def suspects(model: nn.Module, forward: Callable[[], Any]) -> Iterator[Suspect]:
     drawn = _drawn_anew(model)
     if drawn:
         names = tuple(drawn)
+        # Biases that close ReLUs are what dead units are made of.
+        cause = "dead-units" if closed.names and all(new.dim() == 1 for new in drawn.values()) else "unsuitable-init"
         yield Suspect(
-            "unsuitable-init", names, f"drawing {listed(names)} anew", f"{listed(names)} {_differs(model, drawn)}",
+            cause, names, f"drawing {listed(names)} anew", f"{listed(names)}: {_differs(model, drawn)}",
             partial(_set, drawn),
         )  # fmt: skip
     if closed.names:
@@ -134,7 +136,7 @@ def _differs(model: nn.Module, drawn: dict[str, Tensor]) -> str:
     ratios = [_rms(model.get_parameter(name)) / max(_rms(new), 1e-30) for name, new in drawn.items()]
     worst = max(ratios, key=lambda ratio: abs(math.log(max(ratio, 1e-30))))
     if 1 / SIZE <= worst <= SIZE:
-        return "holds the same numbers in every row"
+        return "the same numbers in every row"
     return (
         f"is up to {worst:.3g} times as large as its layer draws it"
         if worst > 1

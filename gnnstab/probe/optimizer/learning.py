@@ -15,6 +15,7 @@ from gnnstab.probe.optimizer._stacks import may_have_stacks, stacks
 from gnnstab.probe.optimizer._suspects import Suspect, suspects
 from gnnstab.probe.optimizer.softening import STEPS as STEPS
 from gnnstab.probe.replaying.replica import forked_rng
+from gnnstab.probe.replaying.zero_output import loss_over_zero
 from gnnstab.records import Signal
 from gnnstab.records.vocabulary import OPTIMIZER_STACK_SHARE
 
@@ -40,16 +41,19 @@ def learning_signals(bench: Bench) -> Iterator[Signal]:
     Raises:
         UsageError: As `Bench.trial`.
     """
-    as_is = bench.trial(STEPS, until=lambda losses: _progress(losses[0], losses) >= LEARNS_WELL).losses
-    first, own = as_is[0], _progress(as_is[0], as_is)
+    zeros = _of_zeros(bench)
+    as_is = bench.trial(STEPS, until=lambda losses: _progress(min(losses[0], zeros), losses) >= LEARNS_WELL).losses
+    # To come down from a far-off first output is nothing learned.
+    first = min(as_is[0], zeros)
+    own = _progress(first, as_is)
     if math.isnan(own):
         return
     deep = _seen(bench, stacks) if may_have_stacks(bench.model) else []
-    detail: dict[str, Any] = {"first": first, "best": min(as_is), "steps": len(as_is) - 1}
+    detail: dict[str, Any] = {"first": as_is[0], "best": min(as_is), "steps": len(as_is) - 1}
     if deep and own >= LEARNS:
         names = [name for stack in deep for name in stack.names]
         detail, deep = {"learns": True, "names": names[:40], **detail}, []
-    hindered = None if own >= LEARNS_WELL else _worst(bench, [*deep, *_seen(bench, suspects)], as_is)
+    hindered = None if own >= LEARNS_WELL else _worst(bench, deep, _seen(bench, suspects), as_is, first)
     yield hindered or Signal(OPTIMIZER_STACK_SHARE, 0.0, source="steps", detail=detail)
 
 
@@ -64,35 +68,69 @@ def _seen(bench: Bench, look: Callable[[nn.Module, Callable[[], Any]], Any]) -> 
             raise UsageError(f"the forward failed on a copy: {type(error).__name__}: {error}") from error
 
 
-def _worst(bench: Bench, found: Sequence[Suspect], as_is: Sequence[float]) -> Signal | None:
-    """The suspect without which the same steps get furthest, where they get further than as they are at any rate."""
-    first, best = as_is[0], max(0.0, _progress(as_is[0], as_is))
-    for factor in RATES if found else ():
+def _worst(
+    bench: Bench, deep: Sequence[Suspect], others: Sequence[Suspect], as_is: Sequence[float], first: float
+) -> Signal | None:
+    """What the same steps get furthest without: a deep stack, or another suspect that no rate makes up for."""
+    own = max(0.0, _progress(first, as_is))
+    found = [(*one, own) for one in _undone(bench, deep, first, LEARNS)]
+    best = _at_any_rate(bench, first, own) if others else math.inf
+    if best < LEARNS_WELL + MARGIN:
+        found += [(*one, best) for one in _undone(bench, others, first, best + MARGIN)]
+    if not found:
+        return None
+    reached, suspect, losses, without = max(found, key=lambda one: one[0])
+    detail = {
+        "cause": suspect.cause, "names": list(suspect.names[:40]), "count": len(suspect.names), "words": suspect.words,
+        "suspect": suspect.suspect, "first": as_is[0], "best": min(as_is), "at_any_rate": None if suspect in deep else first * math.exp(-best),
+        "undone": min(losses), "steps": len(losses) - 1,
+    }  # fmt: skip
+    # Progress that the change alone makes, out of what it makes in all.
+    return Signal(OPTIMIZER_STACK_SHARE, 1 - without / reached, source="steps", detail=detail)
+
+
+def _of_zeros(bench: Bench) -> float:
+    """Mean loss of outputs of zeros; inf where it is not known."""
+    model, _ = twins(bench.model, bench.optimizer)
+    values = []
+    with forked_rng(), torch.no_grad():
+        for number, batch in enumerate(bench.batches):
+            try:
+                output, loss = bench.forward(model, number)
+            except Exception as error:
+                let_through(error)
+                return math.inf
+            values.append(float(loss) / loss_over_zero(output, float(loss), batch, bench.loss))
+    mean = sum(values) / len(values)
+    return mean if mean > 0 else math.inf
+
+
+def _at_any_rate(bench: Bench, first: float, own: float) -> float:
+    """The most progress at the rate as it is and at those around it; of one that is enough the others are not tried."""
+    best = own
+    for factor in RATES:
         losses = bench.trial(
             STEPS, factor=factor, until=lambda seen: _progress(first, seen) >= LEARNS_WELL + MARGIN
         ).losses
         best = max(best, _progress(first, losses))
         if best >= LEARNS_WELL + MARGIN:
-            return None
-    tried: list[tuple[float, Suspect, tuple[float, ...]]] = []
+            break
+    return best
+
+
+def _undone(
+    bench: Bench, found: Sequence[Suspect], first: float, enough: float
+) -> Iterator[tuple[float, Suspect, Sequence[float]]]:
+    """Progress without each suspect, with the losses, where it is ``enough``."""
     for suspect in found:
         try:
             with suspect.mode:
                 losses = bench.trial(STEPS, edit=suspect.undo).losses
         except UsageError:  # The change does not fit the model: it is another kind than it looks like.
             continue
-        tried.append((_progress(first, losses), suspect, losses))
-    tried = [one for one in tried if one[0] >= best + MARGIN]
-    if not tried:
-        return None
-    reached, suspect, losses = max(tried, key=lambda one: one[0])
-    detail = {
-        "cause": suspect.cause, "names": list(suspect.names[:40]), "count": len(suspect.names), "words": suspect.words,
-        "suspect": suspect.suspect, "first": first, "best": min(as_is), "at_any_rate": first * math.exp(-best),
-        "undone": min(losses), "steps": len(losses) - 1,
-    }  # fmt: skip
-    # Progress that the change alone makes, out of what it makes in all.
-    return Signal(OPTIMIZER_STACK_SHARE, 1 - best / reached, source="steps", detail=detail)
+        reached = _progress(first, losses)
+        if reached >= enough:
+            yield reached, suspect, losses
 
 
 def _progress(first: float, losses: Sequence[float]) -> float:
