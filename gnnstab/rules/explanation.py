@@ -224,6 +224,15 @@ def _since_the_start(symptom: Finding, explanation: Finding, signals: Signals) -
     return explanation.signal.startswith(("place.", "gain.")) and not _grown_in_the_run(explanation, symptom, signals)
 
 
+def _made_by_the_rate(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    """At the end of a run: what was undone is a state of weights that the rate has made."""
+    return signals.kind == "trace" and symptom.cause in ("unsuitable-init", "dead-units", "attention-explosion")
+
+
+def _not_made_by_the_rate(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    return not _made_by_the_rate(explanation, symptom, signals)
+
+
 def _other_cause(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
     return symptom.cause != explanation.cause
 
@@ -313,7 +322,9 @@ LINKS = tuple(
         ("GS604", _always, "GS602"),
         # What was seen in the data and the code, before what steps on copies can only undo; and that before what it brings about.
         *((seen, _always, "GS609") for seen in ("GS305", "GS402", "GS406", "GS407", "GS408", "GS502", "GS605")),
-        ("GS609", _always, "GS601 GS608 GS603 GS602 GS604 GS203 GS204 GS304 GS701 GS704"),
+        ("GS601", _made_by_the_rate, "GS609"),
+        ("GS609", _not_made_by_the_rate, "GS601 GS603"),
+        ("GS609", _always, "GS608 GS602 GS604 GS203 GS204 GS304 GS701 GS704"),
         ("GS609", _other_cause, "GS301 GS302"),
         # Depth, behind a mis-placed normalisation or dead units.
         ("GS106", _always, "GS204 GS201"),
