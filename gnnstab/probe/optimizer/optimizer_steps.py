@@ -324,12 +324,13 @@ def _bench(
 def _judged(bench: Bench) -> Iterator[Signal]:
     trial = bench.trial()
     yield from rate_signals(bench, trial)
-    yield from _eps(bench, trial)
+    yield from damping_signals(bench, trial)
     yield from group_signals(bench)
     yield from learning.learning_signals(bench)
 
 
-def _eps(bench: Bench, trial: Trial) -> Iterator[Signal]:
+def damping_signals(bench: Bench, trial: Trial) -> Iterator[Signal]:
+    """What eps leaves of a step, and, where it takes much, of the progress of several; failures as of `Bench.trial`."""
     eps = eps_of(bench.optimizer)
     if eps is None:
         return

@@ -13,7 +13,7 @@ from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 from gnnstab.probe.operations.repeat import as_batch
 from gnnstab.probe.optimizer._slow import slow_signals
 from gnnstab.probe.optimizer.learning import learning_signals
-from gnnstab.probe.optimizer.optimizer_steps import Bench, Loss, norm_of
+from gnnstab.probe.optimizer.optimizer_steps import Bench, Loss, damping_signals, norm_of
 from gnnstab.probe.optimizer.rate import rate_signals
 from gnnstab.probe.optimizer.softening import softer_signals
 from gnnstab.probe.replaying.replica import forked_rng
@@ -64,12 +64,13 @@ def slow_trial(
     step: int,
     largest: float = 0.0,
 ) -> list[Measure]:
-    """How many times larger a rate has to be until a few steps from here learn, as rows for the trace; failures as of `run_trial`.
+    """What eps keeps a few steps from here from, and how many times larger a rate has to be until they learn, as rows for the trace; failures as of `run_trial`.
 
     ``largest`` is the rate that a schedule has come down from.
     """
     with forked_rng(inputs.rng):
-        return _rows(slow_signals(bench_of(model, optimizer, inputs, loss), largest), inputs, step)
+        bench = bench_of(model, optimizer, inputs, loss)
+        return _rows([*damping_signals(bench, bench.trial()), *slow_signals(bench, largest)], inputs, step)
 
 
 def softer_trial(
