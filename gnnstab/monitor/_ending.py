@@ -28,10 +28,12 @@ from gnnstab.records.vocabulary import (
     ATTENTION_ONE_HOT_SHARE,
     INVESTIGATION,
     LOSS,
+    OPTIMIZER_LR_JUMP,
     OPTIMIZER_OUTPUT_MOVE,
     OPTIMIZER_SOFTER,
 )
 from gnnstab.rules.engine import RULE_FAILED
+from gnnstab.rules.gs608_learning_rate_too_low import LearningRateTooLow
 from gnnstab.sharding import waits_for_others
 from gnnstab.trace import TraceWriter
 from gnnstab.verification import prove
@@ -44,6 +46,9 @@ STANDS_STILL = math.exp(-LEARNS_WELL)
 
 HARDLY = 1e-3
 """Change of the output by one update, over its spread, below which larger rates are tried."""
+
+
+SPENT = LearningRateTooLow.spent
 
 
 class Ending:
@@ -127,8 +132,11 @@ class Ending:
         try:
             if float(losses["best"]) > STANDS_STILL * float(losses["start"]) > 0:
                 self._writer.measures(stack_trial(model, self._optimizers[0], inputs, loss, row.step))
-                if max((s.value for s in diagnosis.signals if s.name == OPTIMIZER_OUTPUT_MOVE), default=1.0) < HARDLY:
-                    self._writer.measures(slow_trial(model, self._optimizers[0], inputs, loss, row.step))
+                still = max((s.value for s in diagnosis.signals if s.name == OPTIMIZER_OUTPUT_MOVE), default=1.0)
+                rates = next((s.detail for s in diagnosis.signals if s.name == OPTIMIZER_LR_JUMP), {})
+                if still < HARDLY or rates.get("spent", 0.0) > SPENT:
+                    largest = float(rates.get("largest", 0.0))
+                    self._writer.measures(slow_trial(model, self._optimizers[0], inputs, loss, row.step, largest))
             # Of what was sharp from the start, the steps before the first update have told.
             told = {name for s in diagnosis.signals if s.name == OPTIMIZER_SOFTER for name in s.detail.get("names", ())}
             sharp = [

@@ -6,7 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from gnnstab.records import SEVERITIES, Finding, Signals
-from gnnstab.records.vocabulary import LOSS_OVER_ZERO, OPTIMIZER_EPS_LOST, OPTIMIZER_STACK_SHARE, PLACE_ZERO_WEIGHTS
+from gnnstab.records.vocabulary import (
+    ATTENTION_VANISHED_SHARE,
+    LOSS_OVER_ZERO,
+    OPTIMIZER_EPS_LOST,
+    OPTIMIZER_STACK_SHARE,
+    PLACE_COPIED_UNITS,
+    PLACE_OVERFLOW,
+    PLACE_ZERO_WEIGHTS,
+)
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.gs401_sum_aggregation_growth import SumAggregationGrowth
 from gnnstab.rules.gs406_feature_scale import FeatureScale
@@ -205,6 +213,22 @@ def _through_one_hot_attention(symptom: Finding, explanation: Finding, signals: 
     return bool(silent) and silent == zero and inside_hot
 
 
+def _overflowed(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    """What is divided by Inf is 0 for every node: units behind it are closed, and nothing comes back."""
+    return explanation.signal == PLACE_OVERFLOW
+
+
+def _vanished(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    """Where no neighbour has any weight, how sharp the attention is says nothing."""
+    return explanation.signal == ATTENTION_VANISHED_SHARE
+
+
+def _copies(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    """Weights that are all alike give scores that add up in place of cancelling one another, before any training."""
+    sharp = signals.kind == "model" or sharp_from_the_start(signals, symptom.layer, AttentionExplosion.warn_entropy)
+    return explanation.signal == PLACE_COPIED_UNITS and sharp
+
+
 def _sharp_from_the_start(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
     """The attention was saturated before any update: no rate has made it so, and its gradients jump."""
     return sharp_from_the_start(signals, explanation.layer, AttentionExplosion.warn_entropy)
@@ -290,9 +314,11 @@ LINKS = tuple(
         ("GS605", _same_layer, "GS201"),
         ("GS605", _behind, "GS301"),
         ("GS605", _always, "GS601 GS603 GS604"),
+        ("GS501", _overflowed, "GS701 GS604 GS704 GS301 GS302"),
+        ("GS503", _vanished, "GS406 GS301 GS302"),
         ("GS503", _eps_lost, "GS502 GS601 GS603"),
         # A mask that leaves weight where none belongs: how sharp the rest is says nothing.
-        ("GS305", _always, "GS301 GS302 GS304 GS408 GS601 GS603 GS704"),
+        ("GS305", _always, "GS301 GS302 GS304 GS408 GS601 GS603 GS702 GS704"),
         ("GS408", _heard_beside_norms, "GS108"),
         ("GS108", _heard_through_norms, "GS408"),
         # Aggregation.
@@ -316,6 +342,7 @@ LINKS = tuple(
         # Learning rate before what it did to the weights.
         ("GS601", _always, "GS301 GS302 GS104 GS105 GS501 GS603 GS701 GS702"),
         ("GS601", _grown_in_the_run, "GS201"),
+        ("GS201", _copies, "GS301 GS302"),
         ("GS201", _since_the_start, "GS603"),
         ("GS201", _zero_start, "GS604 GS701 GS704 GS304"),
         # A gradient that was cut off is not damped, it is absent.

@@ -26,6 +26,7 @@ from gnnstab.records import Measure, Signal
 from gnnstab.records.vocabulary import (
     OPTIMIZER_EPS_DAMPING,
     OPTIMIZER_FEW_BITS,
+    OPTIMIZER_LOSS_RISE,
     OPTIMIZER_LOST_SHARE,
     OPTIMIZER_OUTPUT_MOVE,
 )
@@ -41,6 +42,10 @@ SMALLEST = 2.0**-24
 
 FEW = 4
 """Multiples of `SMALLEST` that hold one or two bits."""
+
+
+FAST = 4.0
+"""Change of the output by the first update, over its spread, from which on its rate is tried, as for GS601."""
 
 
 class Update(NamedTuple):
@@ -188,11 +193,10 @@ class UpdateWatch:
             )
         kept = self._kept()
         try:
-            sharp = wide_layers(self._model, kept) if first and kept is not None else []
-            if first and kept is not None and (sharp or far_apart(optimizer)):
-                self._first = FirstStep(self._model, optimizer, kept, sharp)
             self._try_rate(optimizer, inputs, step)
             update = next_update(self._model, optimizer, inputs)
+            if first and kept is not None:
+                self._keep_first(optimizer, kept, fast=self.rise is None and update.moved >= FAST)
         except UsageError:
             # What cannot be copied now cannot be copied later; a gradient that is not finite is an event of its own.
             self._watched = False
@@ -210,15 +214,20 @@ class UpdateWatch:
         rows = [Measure(step, "", inputs.mode, 0, name, -1, value, detail) for name, value in found.items()]
         self._writer.measures([row for row in rows if not math.isnan(row.value)])
 
+    def _keep_first(self, optimizer: torch.optim.Optimizer, kept: ForwardInputs, *, fast: bool) -> None:
+        """Copies of what the first step starts from, where its loss will say more."""
+        sharp = wide_layers(self._model, kept)
+        if sharp or fast or far_apart(optimizer):
+            self._first = FirstStep(self._model, optimizer, kept, sharp, fast=fast)
+
     def _try_groups(self, step: int) -> None:
         """Once, when the loss of the first step is known: the run's own, where the user gave none to call."""
         if self._first is None:
             return
         found = self._first.signals(self._given)
         if found is not None:
-            self._writer.measures(
-                [Measure(step, "", "train", 0, s.name, -1, s.value, json.dumps(dict(s.detail))) for s in found]
-            )
+            rows = [Measure(step, "", "train", 0, s.name, -1, s.value, json.dumps(dict(s.detail))) for s in found]
+            self._tell(rows, step)
         if found is not None or self._first.over:
             self._first = None
 
@@ -231,7 +240,10 @@ class UpdateWatch:
             rows = run_trial(self._model, optimizer, inputs, loss, step)
         except UsageError:
             return  # A loss of more than one forward, as of a rollout, cannot be asked about one of them.
+        self._tell(rows, step)
+
+    def _tell(self, rows: list[Measure], step: int) -> None:
         self._writer.measures(rows)
-        self.rise = next(
-            (Signal(r.name, r.value, None, None, step, "training", json.loads(r.detail)) for r in rows), None
-        )
+        rises = (r for r in rows if r.name == OPTIMIZER_LOSS_RISE)
+        told = (Signal(r.name, r.value, None, None, step, "training", json.loads(r.detail)) for r in rises)
+        self.rise = next(told, self.rise)

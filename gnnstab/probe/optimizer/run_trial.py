@@ -13,7 +13,8 @@ from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 from gnnstab.probe.operations.repeat import as_batch
 from gnnstab.probe.optimizer._slow import slow_signals
 from gnnstab.probe.optimizer.learning import learning_signals
-from gnnstab.probe.optimizer.optimizer_steps import Bench, Loss, norm_of, rate_signals
+from gnnstab.probe.optimizer.optimizer_steps import Bench, Loss, damping_signals, norm_of
+from gnnstab.probe.optimizer.rate import rate_signals
 from gnnstab.probe.optimizer.softening import softer_signals
 from gnnstab.probe.replaying.replica import forked_rng
 from gnnstab.records import Measure, Signal
@@ -36,11 +37,15 @@ def run_trial(
     """
     bench = bench_of(model, optimizer, inputs, loss)
     with forked_rng(inputs.rng):
-        clipped = norm_of(p.grad for p in model.parameters())
-        if 0 < clipped < CLIPPED * bench.gradient_norm():
-            bench = replace(bench, clip=clipped)
-        signals = [signal for signal in rate_signals(bench, bench.trial()) if signal.name == OPTIMIZER_LOSS_RISE]
+        signals = rises(bench, norm_of(p.grad for p in model.parameters()))
     return _rows(signals, inputs, step)
+
+
+def rises(bench: Bench, norm: float) -> list[Signal]:
+    """How far the loss rises in a trial, clipped as the run's gradient of this ``norm`` is; failures as of `run_trial`."""
+    if 0 < norm < CLIPPED * bench.gradient_norm():
+        bench = replace(bench, clip=norm)
+    return [signal for signal in rate_signals(bench, bench.trial()) if signal.name == OPTIMIZER_LOSS_RISE]
 
 
 def stack_trial(
@@ -52,11 +57,20 @@ def stack_trial(
 
 
 def slow_trial(
-    model: nn.Module, optimizer: torch.optim.Optimizer, inputs: ForwardInputs, loss: Loss, step: int
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    inputs: ForwardInputs,
+    loss: Loss,
+    step: int,
+    largest: float = 0.0,
 ) -> list[Measure]:
-    """How many times larger a rate has to be until a few steps from here learn, as rows for the trace; failures as of `run_trial`."""
+    """What eps keeps a few steps from here from, and how many times larger a rate has to be until they learn, as rows for the trace; failures as of `run_trial`.
+
+    ``largest`` is the rate that a schedule has come down from.
+    """
     with forked_rng(inputs.rng):
-        return _rows(slow_signals(bench_of(model, optimizer, inputs, loss)), inputs, step)
+        bench = bench_of(model, optimizer, inputs, loss)
+        return _rows([*damping_signals(bench, bench.trial()), *slow_signals(bench, largest)], inputs, step)
 
 
 def softer_trial(
