@@ -18,11 +18,11 @@ from gnnstab.observation import adam_settings
 from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 from gnnstab.probe.operations.repeat import as_batch as as_given
 from gnnstab.probe.optimizer.learning import LEARNS
-from gnnstab.probe.optimizer.run_trial import slow_trial, softer_trial, stack_trial
+from gnnstab.probe.optimizer.run_trial import scale_trial, slow_trial, softer_trial, stack_trial
 from gnnstab.probe.recorder import Recorder
 from gnnstab.probe.replaying.computing_hooks import computing_hooks
 from gnnstab.probe.replaying.skipped_step import last_look
-from gnnstab.records import Diagnosis
+from gnnstab.records import Diagnosis, Signals
 from gnnstab.records.vocabulary import (
     ATTENTION_ENTROPY,
     ATTENTION_ONE_HOT_SHARE,
@@ -32,6 +32,7 @@ from gnnstab.records.vocabulary import (
     OPTIMIZER_SOFTER,
 )
 from gnnstab.rules.engine import RULE_FAILED
+from gnnstab.rules.gs406_feature_scale import FeatureScale
 from gnnstab.sharding import waits_for_others
 from gnnstab.trace import TraceWriter
 from gnnstab.verification import prove
@@ -127,6 +128,9 @@ class Ending:
         try:
             if float(losses["best"]) > STANDS_STILL * float(losses["start"]) > 0:
                 self._writer.measures(stack_trial(model, self._optimizers[0], inputs, loss, row.step))
+                seen = Signals("trace", diagnosis.layers, diagnosis.signals, context=diagnosis.context)
+                if suspects := FeatureScale().unexplained(seen):
+                    self._writer.measures(scale_trial(model, self._optimizers[0], inputs, loss, row.step, suspects))
                 if max((s.value for s in diagnosis.signals if s.name == OPTIMIZER_OUTPUT_MOVE), default=1.0) < HARDLY:
                     self._writer.measures(slow_trial(model, self._optimizers[0], inputs, loss, row.step))
             # Of what was sharp from the start, the steps before the first update have told.
