@@ -48,6 +48,7 @@ class Residual(_AroundLayers):
 
     name = "residual"
     title = "weighted residual connection"
+    options = ("weight",)
     causes = ("no-residual",)
     cost = "one addition per layer"
     weight = 0.1
@@ -61,6 +62,7 @@ class PreNormResidual(_AroundLayers):
 
     name = "pre-norm-residual"
     title = "pre-norm with a residual of weight 1"
+    options = ("weight",)
     causes = (
         *("indistinguishable-nodes", "no-residual", "oversmoothing", "unsuitable-init", "normalization-misuse"),
         "saturated-gate",
@@ -84,6 +86,7 @@ class ResidualDepthInit(_AroundLayers):
 
     name = "residual-depth-init"
     title = "residual of weight 1 with depth-scaled initialisation"
+    options = ("weight",)
     causes = ("oversmoothing", "no-residual", "unsuitable-init")
     cost = "one addition per layer; training starts anew"
 

@@ -125,12 +125,16 @@ def at_hand(model: nn.Module, request: Request, training: Mapping[str, float]) -
     from gnnstab.probe.batches.data import taken
     from gnnstab.probe.batches.loss import of_output_and_batch
 
+    from torch import nn
+
     batch, loss = request.batch, request.loss
     if isinstance(batch, (str, os.PathLike)):
         batch = load_batch(os.fspath(batch), unsafe=request.unsafe)
     if isinstance(loss, str):
         loss = resolve(loss)
-    return Live(model, taken(batch, model), None if loss is None else of_output_and_batch(loss), training)
+    named = resolve(request.model) if isinstance(request.model, str) else request.model
+    factory = None if isinstance(named, nn.Module) else named
+    return Live(model, taken(batch, model), None if loss is None else of_output_and_batch(loss), training, factory)
 
 
 def _kept(model: nn.Module) -> list[str]:
