@@ -35,6 +35,7 @@ class QKClip(Fix):
 
     name = "qk-clip"
     title = "QK-clip: scale the query weights of saturated heads"
+    options = ("scores", "degree", "cap")
     causes = ("attention-explosion", "precision")
     signal = ATTENTION_ENTROPY
     edit = "scale_scores"

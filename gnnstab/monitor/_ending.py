@@ -17,12 +17,12 @@ from gnnstab.monitor._opening import loss_of
 from gnnstab.observation import adam_settings
 from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 from gnnstab.probe.operations.repeat import as_batch as as_given
-from gnnstab.probe.optimizer.learning import LEARNS_WELL
-from gnnstab.probe.optimizer.run_trial import slow_trial, softer_trial, stack_trial
+from gnnstab.probe.optimizer.learning import LEARNS
+from gnnstab.probe.optimizer.run_trial import scale_trial, slow_trial, softer_trial, stack_trial
 from gnnstab.probe.recorder import Recorder
 from gnnstab.probe.replaying.computing_hooks import computing_hooks
 from gnnstab.probe.replaying.skipped_step import last_look
-from gnnstab.records import Diagnosis
+from gnnstab.records import Diagnosis, Signals
 from gnnstab.records.vocabulary import (
     ATTENTION_ENTROPY,
     ATTENTION_ONE_HOT_SHARE,
@@ -33,6 +33,7 @@ from gnnstab.records.vocabulary import (
     OPTIMIZER_SOFTER,
 )
 from gnnstab.rules.engine import RULE_FAILED
+from gnnstab.rules.gs406_feature_scale import FeatureScale
 from gnnstab.rules.gs608_learning_rate_too_low import LearningRateTooLow
 from gnnstab.sharding import waits_for_others
 from gnnstab.trace import TraceWriter
@@ -41,8 +42,8 @@ from gnnstab.verification.interventions import as_batch, investigated, kept
 
 Loss = Callable[[Any, Any], Tensor]
 
-STANDS_STILL = math.exp(-LEARNS_WELL)
-"""Best loss of a run over its first above which stacks are tried."""
+STANDS_STILL = math.exp(-LEARNS)
+"""Best loss of a run over its first above which suspects are undone."""
 
 HARDLY = 1e-3
 """Change of the output by one update, over its spread, below which larger rates are tried."""
@@ -132,6 +133,9 @@ class Ending:
         try:
             if float(losses["best"]) > STANDS_STILL * float(losses["start"]) > 0:
                 self._writer.measures(stack_trial(model, self._optimizers[0], inputs, loss, row.step))
+                seen = Signals("trace", diagnosis.layers, diagnosis.signals, context=diagnosis.context)
+                if suspects := FeatureScale().unexplained(seen):
+                    self._writer.measures(scale_trial(model, self._optimizers[0], inputs, loss, row.step, suspects))
                 still = max((s.value for s in diagnosis.signals if s.name == OPTIMIZER_OUTPUT_MOVE), default=1.0)
                 rates = next((s.detail for s in diagnosis.signals if s.name == OPTIMIZER_LR_JUMP), {})
                 if still < HARDLY or rates.get("spent", 0.0) > SPENT:

@@ -110,8 +110,7 @@ def one_line(diagnosis: Diagnosis, width: int) -> Text:
     word, rest = summary.verdict(diagnosis, short=True)
     unjudged, asked = summary.rules_by_status(diagnosis)["not-evaluable"], summary.options_to_pass(diagnosis)
     if summary.state(diagnosis) == "nothing-found" and asked:
-        seen = count(diagnosis.coverage.layers_observed, "layer")
-        rest = f"{seen}; {count(unjudged, 'rule')} {'needs' if unjudged == 1 else 'need'} {asked}"
+        rest = f"{unjudged} of {count(len(diagnosis.rules), 'rule')} not judged: pass {asked}"
     if hidden := len(diagnosis.suppressed):
         rest += f" ({count(hidden, 'finding')} suppressed)"
     target = _fit(diagnosis.target.path, width - len(word) - cell_len(rest) - 4)

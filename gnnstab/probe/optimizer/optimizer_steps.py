@@ -275,7 +275,7 @@ def optimizer_signals(
     """
     lost = [] if optimizer is None else eps_signals(optimizer)
     try:
-        bench = _bench(model, batch, loss, optimizer, precision, clip)
+        bench = bench_for(model, batch, loss, optimizer, precision, clip)
         return [*lost, *_judged(bench), *softer_signals(bench, sharp)], {}
     except UsageError as error:
         return lost, dict.fromkeys((OPTIMIZER_LOSS_RISE, OPTIMIZER_OUTPUT_MOVE, OPTIMIZER_EPS_DAMPING), str(error))
@@ -298,14 +298,15 @@ def with_trial_steps(
     return replace(signals, values=(*signals.values, *values), events=events, missing={**signals.missing, **missing})
 
 
-def _bench(
+def bench_for(
     model: nn.Module,
     batch: Any,
     loss: Loss | None,
     optimizer: torch.optim.Optimizer | None,
     precision: torch.dtype | None,
-    clip: float | None,
+    clip: float | None = None,
 ) -> Bench:
+    """The bench of what the user calls a batch, of several of the first four; raises `UsageError` where no steps can be taken."""
     if optimizer is None:
         raise UsageError("no steps were tried; pass optimizer= to have its rate and eps judged")
     if loss is None:
