@@ -137,7 +137,7 @@ ATTRIBUTES: Mapping[str, str] = MappingProxyType(
         "_saved_result": "a node of the autograd graph",
         "_saved_self": "a node of the autograd graph",
         "_saved_self_sym_sizes": "a node of the autograd graph",
-        "_cdata": "a torch.UntypedStorage",
+        "_cdata": "a torch.UntypedStorage, or a torch.Generator, of which torch makes a new object at times",
         "_scale": "torch.amp.GradScaler",
         "_current_level": "torch.autograd.forward_ad",
         "_qkv_same_embed_dim": "an attention layer of torch.nn",
