@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from gnnstab.left_out import left_out
-from gnnstab.torch_private import TorchDispatchMode
+from gnnstab.torch_private import TorchDispatchMode, generator_number
 
 _SAID = ("p", "dropout_p", "dropout", "train")
 """Names of the arguments that say how much an operation drops, and whether."""
@@ -67,7 +67,9 @@ class OwnDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
             given, takes = kwargs.get("generator"), _with_generator(func)
             if takes is None and _drops(func, args, kwargs):
                 raise self.refusal(f"the operation {func}")
-            if takes is not None and (given is None or given._cdata == _of_process(given.device)._cdata):
+            if takes is not None and (
+                given is None or generator_number(given) == generator_number(_of_process(given.device))
+            ):
                 func, kwargs = takes, {**kwargs, "generator": self.of(_device(args, kwargs))}
         return func(*args, **kwargs)
 

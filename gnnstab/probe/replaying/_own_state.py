@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gnnstab.left_out import left_out
 from gnnstab.probe.own_operations import is_own
 from gnnstab.probe.replaying.reach import refuse_draws_of_process
-from gnnstab.torch_private import TorchDispatchMode
+from gnnstab.torch_private import TorchDispatchMode, generator_number
 
 _CREATED = ("lift_fresh", "lift_fresh_copy")
 """What `torch.tensor` ends in: its operand was made outside of all operations."""
@@ -67,7 +67,7 @@ class OwnState(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._own = {-1} | {_memory(value) for value in held if isinstance(value, Tensor)}
         # Those of the process are given back as they were, see `same_random_state`.
         shared = (torch.default_generator, *torch.cuda.default_generators)
-        self._generators = {value._cdata for value in (*held, *shared) if isinstance(value, torch.Generator)}
+        self._generators = {generator_number(value) for value in (*held, *shared) if isinstance(value, torch.Generator)}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Look at the operands, run the operation, and know what it made for the copy's own."""
@@ -75,7 +75,7 @@ class OwnState(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if strange:
             self._look(func, args, kwargs or {}, strange)
         generator = (kwargs or {}).get("generator")
-        if isinstance(generator, torch.Generator) and generator._cdata not in self._generators:
+        if isinstance(generator, torch.Generator) and generator_number(generator) not in self._generators:
             self._refuse(f"{_name(func)} draws from a generator")
         result = func(*args, **(kwargs or {}))
         made = {_memory(tensor) for tensor in _tensors(result)}
