@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gnnstab.errors import GnnstabError, TraceError, UsageError
 from gnnstab.evaluation import diagnose_trace
+from gnnstab.left_out import left_out, taken
 from gnnstab.monitor._opening import loss_of
 from gnnstab.observation import adam_settings
 from gnnstab.probe.attaching.forward_tracker import ForwardInputs
@@ -35,7 +36,7 @@ from gnnstab.records.vocabulary import (
 from gnnstab.rules.engine import RULE_FAILED
 from gnnstab.rules.gs406_feature_scale import FeatureScale
 from gnnstab.rules.gs608_learning_rate_too_low import LearningRateTooLow
-from gnnstab.sharding import waits_for_others
+from gnnstab.sharding import WHY, waits_for_others
 from gnnstab.trace import TraceWriter
 from gnnstab.verification import prove
 from gnnstab.verification.interventions import as_batch, investigated, kept
@@ -67,12 +68,24 @@ class Ending:
     ) -> None:
         self._recorder, self._writer, self._loss, self._optimizers = recorder, writer, loss, optimizers
         self._hooks = _computing(recorder.model)
+        self._left_out: dict[str, None] = {}
+        taken()  # What another run has left out.
+
+    def tell_left_out(self) -> None:
+        """Let the trace keep why looks on copies were left out so far, the last steps and the end of the run included."""
+        fresh = dict.fromkeys(" ".join(reason.split()) for reason in taken())
+        if fresh.keys() - self._left_out.keys():
+            self._left_out |= fresh
+            self._writer.meta("left_out", "\n".join(self._left_out))
 
     def look(self) -> None:
         """Let the trace keep what undoing shows; a run without a full-tier step, without a symptom, or
         of a model that cannot be copied since other processes hold a part of it, leaves nothing."""
         inputs, model = self._recorder.kept, self._recorder.model
-        if inputs is None or self._recorder.row is None or waits_for_others(model):
+        if inputs is None or self._recorder.row is None:
+            return
+        if waits_for_others(model):
+            left_out(WHY)
             return
         with suppress(UsageError):  # Of a model that cannot be copied nothing more is seen.
             self._look_once_more(inputs, self._recorder.row.step)
@@ -93,7 +106,7 @@ class Ending:
                 precision=self._recorder.notes.precision or "fp32",
             )
         except UsageError:
-            return  # Nothing is run beside a thread, or under a mode, of the user's.
+            return  # As under a mode of the user's.
         if found.symptoms:
             self._writer.meta(INVESTIGATION, json.dumps(kept(found)))
 
