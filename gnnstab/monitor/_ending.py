@@ -19,11 +19,12 @@ from gnnstab.observation import adam_settings
 from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 from gnnstab.probe.operations.repeat import as_batch as as_given
 from gnnstab.probe.optimizer.learning import LEARNS
+from gnnstab.probe.optimizer.next_update import UpdateWatch
 from gnnstab.probe.optimizer.run_trial import scale_trial, slow_trial, softer_trial, stack_trial
 from gnnstab.probe.recorder import Recorder
 from gnnstab.probe.replaying.computing_hooks import computing_hooks
 from gnnstab.probe.replaying.skipped_step import last_look
-from gnnstab.records import Diagnosis, Signals
+from gnnstab.records import Diagnosis, Measure, Signals
 from gnnstab.records.vocabulary import (
     ATTENTION_ENTROPY,
     ATTENTION_ONE_HOT_SHARE,
@@ -61,12 +62,19 @@ class Ending:
         writer: Of its trace, still open.
         loss: ``loss(output, batch)``, where the user gave it.
         optimizers: All that move the model; with several no steps are tried.
+        updates: Keeps what the run began with.
     """
 
     def __init__(
-        self, recorder: Recorder, writer: TraceWriter, loss: Loss | None, optimizers: Sequence[torch.optim.Optimizer]
+        self,
+        recorder: Recorder,
+        writer: TraceWriter,
+        loss: Loss | None,
+        optimizers: Sequence[torch.optim.Optimizer],
+        updates: UpdateWatch,
     ) -> None:
         self._recorder, self._writer, self._loss, self._optimizers = recorder, writer, loss, optimizers
+        self._updates = updates
         self._hooks = _computing(recorder.model)
         self._left_out: dict[str, None] = {}
         taken()  # What another run has left out.
@@ -81,6 +89,12 @@ class Ending:
     def look(self) -> None:
         """Let the trace keep what undoing shows; a run without a full-tier step, without a symptom, or
         of a model that cannot be copied since other processes hold a part of it, leaves nothing."""
+        try:
+            self._undo()
+        finally:
+            self._updates.began = None  # It is as large as the model.
+
+    def _undo(self) -> None:
         inputs, model = self._recorder.kept, self._recorder.model
         if inputs is None or self._recorder.row is None:
             return
@@ -143,16 +157,16 @@ class Ending:
         loss, row, model = loss_of(inputs, self._loss), self._recorder.row, self._recorder.model
         if losses is None or loss is None or row is None or len(self._optimizers) != 1:
             return
+        rates = next((s.detail for s in diagnosis.signals if s.name == OPTIMIZER_LR_JUMP), {})
+        largest = float(rates.get("largest", 0.0))
         try:
             if float(losses["best"]) > STANDS_STILL * float(losses["start"]) > 0:
-                self._writer.measures(stack_trial(model, self._optimizers[0], inputs, loss, row.step))
+                self._writer.measures(self._hindered(inputs, loss, row.step, largest))
                 seen = Signals("trace", diagnosis.layers, diagnosis.signals, context=diagnosis.context)
                 if suspects := FeatureScale().unexplained(seen):
                     self._writer.measures(scale_trial(model, self._optimizers[0], inputs, loss, row.step, suspects))
                 still = max((s.value for s in diagnosis.signals if s.name == OPTIMIZER_OUTPUT_MOVE), default=1.0)
-                rates = next((s.detail for s in diagnosis.signals if s.name == OPTIMIZER_LR_JUMP), {})
                 if still < HARDLY or rates.get("spent", 0.0) > SPENT:
-                    largest = float(rates.get("largest", 0.0))
                     self._writer.measures(slow_trial(model, self._optimizers[0], inputs, loss, row.step, largest))
             # Of what was sharp from the start, the steps before the first update have told.
             told = {name for s in diagnosis.signals if s.name == OPTIMIZER_SOFTER for name in s.detail.get("names", ())}
@@ -165,6 +179,13 @@ class Ending:
             self._writer.measures(softer_trial(model, self._optimizers[0], inputs, loss, row.step, sharp))
         except UsageError:
             return  # What cannot be copied, or is trained by more than one forward, cannot be tried.
+
+    def _hindered(self, inputs: ForwardInputs, loss: Loss, step: int, largest: float) -> list[Measure]:
+        """What keeps the model from learning, from where the run began if that was kept, else from where it has come to."""
+        model, optimizer = self._recorder.model, self._optimizers[0]
+        if self._updates.began is not None:
+            model, optimizer = self._updates.began.restored(model, optimizer, largest)
+        return stack_trial(model, optimizer, inputs, loss, step)
 
     def _tell_failed(self, diagnosis: Diagnosis) -> None:
         """A rule that raises is a finding of its own; while a run ends, nobody may read that, so it is told and recorded."""

@@ -18,6 +18,7 @@ from gnnstab.probe.buffering.step_writer import Writer
 from gnnstab.probe.optimizer._copies import optimizer_twin, twins
 from gnnstab.probe.optimizer._eps import eps_of, eps_signals, shrink_eps
 from gnnstab.probe.optimizer._groups import FirstStep, far_apart
+from gnnstab.probe.optimizer.beginning import Beginning, beginning
 from gnnstab.probe.optimizer.optimizer_steps import WHOLE, Loss, change_over_spread
 from gnnstab.probe.optimizer.run_trial import run_trial
 from gnnstab.probe.optimizer.softening import wide_layers
@@ -170,6 +171,8 @@ class UpdateWatch:
         self._first: FirstStep | None = None
         self.rise: Signal | None = None
         """How far the loss rose in trial steps before the first update of the run; None where none were taken."""
+        self.began: Beginning | None = None
+        """What the run began with, where it is small enough to be kept."""
 
     def moved(self, step: int) -> float | None:
         """Change of the output over its spread by the update of ``step``; None when it was not measured."""
@@ -195,6 +198,8 @@ class UpdateWatch:
         try:
             self._try_rate(optimizer, inputs, step)
             update = next_update(self._model, optimizer, inputs)
+            if first:
+                self.began = beginning(self._model, optimizer)
             if first and kept is not None:
                 self._keep_first(optimizer, kept, fast=self.rise is None and update.moved >= FAST)
         except UsageError:
