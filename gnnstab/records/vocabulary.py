@@ -200,6 +200,8 @@ SIGNALS: dict[str, SignalKind] = {
     (OPTIMIZER_EPS_LOST := "optimizer.eps_lost"): SignalKind("parameters", "parameters held in a format in which the optimizer's eps is 0"),
     (OPTIMIZER_STACK_SHARE := "optimizer.stack_share"): SignalKind("share of the progress",
         "progress of a few steps on a copy, in ln(loss), that a deep stack without an identity path, or with its normalisations behind the sums, takes away"),
+    (OPTIMIZER_SUMS_RISE := "optimizer.sums_rise"): SignalKind("× first loss",
+        "largest loss within a few steps on a copy over the first, with every sum that grows with its terms divided by their number", groups=("ratio",)),
     (OPTIMIZER_SOFTER := "optimizer.softer"): SignalKind("× best loss",
         "best loss of a few steps on a copy over that of the same steps with sharp attention softened", groups=("ratio",)),
     (OPTIMIZER_GROUP_RATE := "optimizer.group_rate"): SignalKind("× best loss",

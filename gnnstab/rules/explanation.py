@@ -6,7 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from gnnstab.records import SEVERITIES, Finding, Signals
-from gnnstab.records.vocabulary import LOSS_OVER_ZERO, OPTIMIZER_EPS_LOST, OPTIMIZER_STACK_SHARE, PLACE_ZERO_WEIGHTS
+from gnnstab.records.vocabulary import (
+    LOSS_OVER_ZERO,
+    OPTIMIZER_EPS_LOST,
+    OPTIMIZER_STACK_SHARE,
+    OPTIMIZER_SUMS_RISE,
+    PLACE_ZERO_WEIGHTS,
+)
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.gs401_sum_aggregation_growth import SumAggregationGrowth
 from gnnstab.rules.gs406_feature_scale import FeatureScale
@@ -101,9 +107,10 @@ def _eps_lost(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
 
 
 def _far_off(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
-    """An output that sums have made many times too large gives gradients as large, and a loss that jumps."""
+    """An output that sums have made many times too large gives gradients as large, and a loss that jumps; divided, they were calm."""
     over = [s.value for s in signals.find(LOSS_OVER_ZERO)]
-    return explanation.signal == LOSS_OVER_ZERO or max(over, default=0.0) > SumAggregationGrowth.far_off
+    calmed = any(s.detail.get("calm") for s in signals.find(OPTIMIZER_SUMS_RISE))
+    return explanation.signal == LOSS_OVER_ZERO or calmed or max(over, default=0.0) > SumAggregationGrowth.far_off
 
 
 def _grown_on_the_way(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
@@ -310,7 +317,7 @@ LINKS = tuple(
         # Depth, behind a mis-placed normalisation or dead units.
         ("GS106", _always, "GS204 GS201"),
         ("GS106", _behind_sums, "GS203 GS103 GS601 GS603 GS301 GS302 GS704"),
-        ("GS103", _undone_stack, "GS704 GS602 GS603 GS204 GS301 GS302"),
+        ("GS103", _undone_stack, "GS704 GS601 GS602 GS603 GS204 GS301 GS302"),
         # Nodes that cannot be told apart: no score, no gradient of a score, no sum makes a difference.
         ("GS704", _alike, "GS604 GS401 GS203 GS103 GS602 GS304"),
         ("GS301", _sharp_from_the_start, "GS603"),

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 from gnnstab.errors import NotApplicable, NotEvaluable
 from gnnstab.records import Finding, Signal, Signals
-from gnnstab.records.vocabulary import LOSS_OVER_ZERO, POOL_SUM_SIZE, SUM_BY_HAND_SIZE
+from gnnstab.records.vocabulary import LOSS_OVER_ZERO, OPTIMIZER_SUMS_RISE, POOL_SUM_SIZE, SUM_BY_HAND_SIZE
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
+from gnnstab.rules.gs601_learning_rate_too_high import LearningRateTooHigh
 from gnnstab.rules.queries import Attention, attention, largest, measured, names, smallest
 
 
@@ -21,6 +22,9 @@ class SumAggregationGrowth(Rule):
     batch with all edges and with half of them, less what the messages themselves lose over nodes of larger in-degree, and the
     RMS of its output. Both large, and attention behind it sharpened by that (Ĥ below 0.6, and
     by more than 0.2 below that at an input of RMS 1): a warning. Both large without such a symptom: information.
+
+    Also where the optimizer's first steps raise the loss on a copy and, at the same rate, do not with the sums divided by the number
+    of their terms: then it is the sum, and not the rate.
 
     Such sums, poolings by a sum, and sums of features by an index in the model's own code also count where the loss of a fresh
     network is more than 4 times that of an output of zeros, on the batch or in one of the first 10 steps of a run. A sum by an
@@ -99,13 +103,20 @@ class SumAggregationGrowth(Rule):
             raise NotApplicable("no sum over neighbours other than attention was found")
         if not found:
             raise NotEvaluable(signals.why_missing("aggregation.exponent"))
-        far = self._far_off(signals)
+        far, drives = self._far_off(signals), self._drives(signals)
         for growth in self._growing(signals, found, self.rms if far is None else self.far_rms):
             symptoms = self._saturated_behind(signals, growth.layer)
-            yield self._finding(signals, growth, symptoms, far)
+            driven = drives if drives is not None and growth.layer in drives.detail["names"] else None
+            yield self._finding(signals, growth, symptoms, far, driven)
             far = None
         if far is not None:
             yield from self._pooled(signals)
+
+    @staticmethod
+    def _drives(signals: Signals) -> Signal | None:
+        """Steps whose loss rises, and does not with the sums divided at the same rate."""
+        calm = (s for s in signals.find(OPTIMIZER_SUMS_RISE) if s.detail.get("calm") and s.detail.get("names"))
+        return next((s for s in calm if float(s.detail.get("rise", 0.0)) > LearningRateTooHigh.warn_rise), None)
 
     def _far_off(self, signals: Signals) -> Signal | None:
         """The loss of a fresh network beside that of zeros, where its output is far off."""
@@ -178,7 +189,9 @@ class SumAggregationGrowth(Rule):
         sharpened = state.unit_entropy - state.entropy.value > self.drop
         return sharpened and state.crosses(self.sharp_entropy, self.one_hot_share)
 
-    def _finding(self, signals: Signals, growth: Signal, symptoms: list[Attention], far: Signal | None) -> Finding:
+    def _finding(
+        self, signals: Signals, growth: Signal, symptoms: list[Attention], far: Signal | None, driven: Signal | None
+    ) -> Finding:
         rms = largest(signals.find("aggregation.rms", layer=growth.layer)).value
         # The in-degree of another layer, as of attention over all pairs, says nothing about this sum.
         own = [s for s in measured(signals.find("degree.median")) if s.layer in (growth.layer, None)]
@@ -193,6 +206,16 @@ class SumAggregationGrowth(Rule):
                 limit=self.far_off,
                 signal=far,
                 confidence="medium",
+            )
+        if not symptoms and driven is not None:
+            return self.finding(
+                f"{what}. Your optimizer's first steps on a copy raise the loss {float(driven.detail['rise']):.3g} times; with the sums divided by the number "
+                f"of their terms, at the same rate, the largest loss is {driven.value:.3g} times the first. Use mean aggregation and add a term of the node "
+                "itself (h + lin_root(x)), or a LayerNorm after the sum.",
+                severity="warning",
+                limit=LearningRateTooHigh.warn_rise,
+                signal=driven,
+                layer=growth.layer,
             )
         if not symptoms:
             return self.finding(

@@ -11,11 +11,12 @@ from torch import nn
 
 from gnnstab.errors import UsageError
 from gnnstab.probe.attaching.forward_tracker import ForwardInputs
+from gnnstab.probe.optimizer._sums import sums_signals
 from gnnstab.probe.optimizer.learning import STEPS
 from gnnstab.probe.optimizer.softening import softer_signals
 from gnnstab.probe.replaying.recovered_loss import recovered_loss
 from gnnstab.records import Signal
-from gnnstab.records.rises import rise_of
+from gnnstab.records.rises import LASTING, rise_of
 from gnnstab.records.vocabulary import OPTIMIZER_GROUP_RATE
 
 if TYPE_CHECKING:
@@ -72,18 +73,27 @@ class FirstStep:
     """Copies of a model and its optimizer from before the first update, until the loss of that step is known.
 
     A run tells its loss after the step at the earliest, when a rate far too high has done its harm already, and weights have come to
-    terms with attention that was sharp from the start. ``sharp`` are the modules whose attention may be.
+    terms with attention that was sharp from the start. ``sharp`` are the modules whose attention may be. With ``sums`` they are kept
+    for the first steps of the run, to be asked when its loss rises.
     """
 
     WAITS = 3
     """Updates after which a loss that nobody told is given up."""
 
+    BEGINS = 10
+    """Updates within which a loss that rises is one of the first steps."""
+
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, inputs: ForwardInputs, sharp: Sequence[str] = ()
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        inputs: ForwardInputs,
+        sharp: Sequence[str] = (),
+        sums: bool = False,
     ) -> None:
         from gnnstab.probe.optimizer._copies import twins
 
-        self._sharp = sharp
+        self._sharp, self._sums, self._asked = sharp, sums, False
         self._model, self._optimizer = twins(model, optimizer, keep_mode=True)
         self._inputs = inputs
         self._waited = 0
@@ -92,19 +102,29 @@ class FirstStep:
     def over(self) -> bool:
         """True when it is no use to wait any longer."""
         self._waited += 1
-        return self._waited > self.WAITS
+        return self._waited > (self.BEGINS if self._asked else self.WAITS) or (self._asked and not self._sums)
 
-    def signals(self, loss: Loss | None) -> list[Signal] | None:
-        """What `group_signals` says of the groups, and `softer_signals` of the modules that are sharp; None while no loss is known."""
+    def signals(self, loss: Loss | None, latest: float | None) -> list[Signal]:
+        """Once the loss is known what `group_signals` says of the groups, and `softer_signals` of the modules that are sharp; `sums_signals` when it has risen.
+
+        ``latest`` is the loss that the run has told last.
+        """
         from gnnstab.probe.optimizer.run_trial import bench_of
 
         answer = self._inputs.answer
         if loss is None and answer is not None and answer.output is not None and answer.gradient is not None:
             loss = recovered_loss(answer.output, answer.gradient, answer.loss)
-        if loss is None:
-            return None
+        risen = self._sums and answer is not None and latest is not None and latest > LASTING * answer.loss
+        if loss is None or (self._asked and not risen):
+            return []
+        first, self._asked, self._sums = not self._asked, True, self._sums and not risen
+        found: list[Signal] = []
         try:
             bench = bench_of(self._model, self._optimizer, self._inputs, loss)
-            return [*group_signals(bench), *softer_signals(bench, self._sharp)]
+            if first:
+                found += [*group_signals(bench), *softer_signals(bench, self._sharp)]
+            if risen:
+                found += sums_signals(bench, bench.trial())
         except UsageError:
-            return []
+            self._sums = False
+        return found

@@ -10,7 +10,7 @@ import torch
 
 from gnnstab.errors import UsageError, let_through
 from gnnstab.probe.optimizer._copies import twins
-from gnnstab.probe.optimizer._stacks import Stack, may_have_stacks, stacks
+from gnnstab.probe.optimizer._stacks import Stack, stacks
 from gnnstab.probe.replaying.replica import forked_rng
 from gnnstab.records import Signal
 from gnnstab.records.vocabulary import OPTIMIZER_STACK_SHARE
@@ -63,8 +63,6 @@ def learning_signals(bench: Bench) -> Iterator[Signal]:
 
 
 def _stacks(bench: Bench) -> list[Stack]:
-    if not may_have_stacks(bench.model):
-        return []
     model, _ = twins(bench.model, bench.optimizer)
     with forked_rng(), torch.enable_grad():
         try:

@@ -18,6 +18,7 @@ from gnnstab.probe.buffering.step_writer import Writer
 from gnnstab.probe.optimizer._copies import optimizer_twin, twins
 from gnnstab.probe.optimizer._eps import eps_of, eps_signals, shrink_eps
 from gnnstab.probe.optimizer._groups import FirstStep, far_apart
+from gnnstab.probe.optimizer._sums import sums_messages
 from gnnstab.probe.optimizer.optimizer_steps import WHOLE, Loss, change_over_spread
 from gnnstab.probe.optimizer.run_trial import run_trial
 from gnnstab.probe.optimizer.softening import wide_layers
@@ -143,6 +144,7 @@ class UpdateWatch:
         now: The step that is about to end, and the latest inputs of it per mode.
         loss: ``loss(output, batch)``, with which the first update of the run is tried in full, see `run_trial`.
         kept: The forward that is kept beyond its step, with what came back to it.
+        told: The loss of the latest step; None where nobody has told it.
     """
 
     def __init__(
@@ -153,6 +155,7 @@ class UpdateWatch:
         now: Callable[[], tuple[int, Mapping[str, ForwardInputs]]],
         loss: Loss | None = None,
         kept: Callable[[], ForwardInputs | None] = lambda: None,
+        told: Callable[[], float | None] = lambda: None,
     ) -> None:
         self._model = model
         self._watched = len(optimizers) == 1 and not isinstance(optimizers[0], torch.optim.LBFGS)
@@ -161,7 +164,7 @@ class UpdateWatch:
         self._next = 0
         self._latest: tuple[int, float] = (-1, math.nan)
         self._loss = self._given = loss
-        self._kept = kept
+        self._kept, self._told = kept, told
         self._first: FirstStep | None = None
         self.rise: Signal | None = None
         """How far the loss rose in trial steps before the first update of the run; None where none were taken."""
@@ -189,8 +192,9 @@ class UpdateWatch:
         kept = self._kept()
         try:
             sharp = wide_layers(self._model, kept) if first and kept is not None else []
-            if first and kept is not None and (sharp or far_apart(optimizer)):
-                self._first = FirstStep(self._model, optimizer, kept, sharp)
+            sums = first and sums_messages(self._model)
+            if first and kept is not None and (sharp or sums or far_apart(optimizer)):
+                self._first = FirstStep(self._model, optimizer, kept, sharp, sums)
             self._try_rate(optimizer, inputs, step)
             update = next_update(self._model, optimizer, inputs)
         except UsageError:
@@ -211,15 +215,14 @@ class UpdateWatch:
         self._writer.measures([row for row in rows if not math.isnan(row.value)])
 
     def _try_groups(self, step: int) -> None:
-        """Once, when the loss of the first step is known: the run's own, where the user gave none to call."""
+        """When the loss of the first step is known, the run's own where the user gave none to call, and when it rises from there."""
         if self._first is None:
             return
-        found = self._first.signals(self._given)
-        if found is not None:
-            self._writer.measures(
-                [Measure(step, "", "train", 0, s.name, -1, s.value, json.dumps(dict(s.detail))) for s in found]
-            )
-        if found is not None or self._first.over:
+        found = self._first.signals(self._given, self._told())
+        self._writer.measures(
+            [Measure(step, "", "train", 0, s.name, -1, s.value, json.dumps(dict(s.detail))) for s in found]
+        )
+        if self._first.over:
             self._first = None
 
     def _try_rate(self, optimizer: torch.optim.Optimizer, inputs: ForwardInputs, step: int) -> None:

@@ -22,6 +22,7 @@ from gnnstab.probe.optimizer._breaking import breaking
 from gnnstab.probe.optimizer._copies import twins
 from gnnstab.probe.optimizer._eps import eps_of, eps_signals, shrink_eps
 from gnnstab.probe.optimizer._groups import group_signals
+from gnnstab.probe.optimizer._sums import sums_signals
 from gnnstab.probe.optimizer.softening import sharp_layers, softer_signals
 from gnnstab.probe.replaying.replica import copied, eager, forked_rng, rng_snapshot, tensors_in
 from gnnstab.randomness import drawn_state
@@ -330,6 +331,7 @@ def _bench(
 def _judged(bench: Bench) -> Iterator[Signal]:
     trial = bench.trial()
     yield from rate_signals(bench, trial)
+    yield from sums_signals(bench, trial)
     yield from _eps(bench, trial)
     yield from group_signals(bench)
     yield from learning.learning_signals(bench)
