@@ -356,7 +356,7 @@ LINKS = tuple(
         # Depth, behind a mis-placed normalisation or dead units.
         ("GS106", _always, "GS204 GS201"),
         ("GS106", _behind_sums, "GS203 GS103 GS601 GS603 GS301 GS302 GS704"),
-        ("GS103", _undone_stack, "GS704 GS602 GS603 GS204 GS301 GS302"),
+        ("GS103", _undone_stack, "GS704 GS601 GS602 GS603 GS204 GS301 GS302"),
         # Nodes that cannot be told apart: no score, no gradient of a score, no sum makes a difference.
         ("GS704", _alike, "GS604 GS401 GS203 GS103 GS602 GS304"),
         ("GS301", _sharp_from_the_start, "GS603"),

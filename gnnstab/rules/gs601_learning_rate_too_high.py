@@ -42,7 +42,8 @@ class LearningRateTooHigh(Rule):
 
     Of several parameter groups, each whose rate is ten times the lowest is tried at the lowest: the group that alone makes the loss rise is
     named, and one whose rate takes a quarter of the progress of 30 steps is a finding of its own. A rise that an operation ends, such as the
-    logarithm of 0, in steps that were calm until then is the operation's (GS502).
+    logarithm of 0, in steps that were calm until then is the operation's (GS502);
+    one that is gone at the same rate with the sums over neighbours divided is the sums' (GS401).
 
     ## Why it is unstable
     A step goes down the slope of the loss as it is before the step. One that changes the output by many times its spread

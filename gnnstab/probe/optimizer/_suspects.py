@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from gnnstab.errors import let_through
+from gnnstab.probe.optimizer._sums import Divided
 from gnnstab.probe.optimizer.softening import Softened, Spreads
-from gnnstab.probe.summing import raw_sums, take_means
 
 SIZE = 3.0
 """Times that a weight is larger or smaller than its layer would draw it, from which on it is drawn anew."""
@@ -74,11 +74,15 @@ def suspects(model: nn.Module, forward: Callable[[], Any]) -> Iterator[Suspect]:
             "before the first step",
             _nothing, _Opened(),
         )  # fmt: skip
-    sums = tuple(name for name, _ in raw_sums(model))
-    if sums:
+    sums = Divided()
+    with torch.no_grad(), sums.mode():
+        sums.edit(model)
+        forward()
+    if sums.names:
+        divided = Divided()
         yield Suspect(
-            "sum-aggregation", sums, f"dividing the sum of {listed(sums)} by the in-degree",
-            f"the sum over neighbours in {listed(sums)} follows the in-degree", take_means,
+            "sum-aggregation", sums.names, f"dividing the sums of {listed(sums.names)} by the number of their terms",
+            f"the sums of {listed(sums.names)} follow the number of their terms", divided.edit, divided.mode(),
         )  # fmt: skip
     wide = tuple(apart.wider_than(APART))
     if wide:

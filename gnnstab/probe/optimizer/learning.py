@@ -11,7 +11,7 @@ from torch import nn
 
 from gnnstab.errors import UsageError, let_through
 from gnnstab.probe.optimizer._copies import twins
-from gnnstab.probe.optimizer._stacks import may_have_stacks, stacks
+from gnnstab.probe.optimizer._stacks import stacks
 from gnnstab.probe.optimizer._suspects import Suspect, suspects
 from gnnstab.probe.optimizer.softening import STEPS as STEPS
 from gnnstab.probe.replaying.replica import forked_rng
@@ -48,7 +48,7 @@ def learning_signals(bench: Bench) -> Iterator[Signal]:
     own = _progress(first, as_is)
     if math.isnan(own):
         return
-    deep = _seen(bench, stacks) if may_have_stacks(bench.model) else []
+    deep = _seen(bench, stacks)
     detail: dict[str, Any] = {"first": as_is[0], "best": min(as_is), "steps": len(as_is) - 1}
     if deep and own >= LEARNS:
         names = [name for stack in deep for name in stack.names]
