@@ -23,6 +23,7 @@ from gnnstab.probe.recorder import Recorder
 from gnnstab.probe.replaying.computing_hooks import computing_hooks
 from gnnstab.probe.replaying.skipped_step import last_look
 from gnnstab.records import Diagnosis
+from gnnstab.records.rises import earned, harms
 from gnnstab.records.vocabulary import (
     ATTENTION_ENTROPY,
     ATTENTION_ONE_HOT_SHARE,
@@ -30,6 +31,7 @@ from gnnstab.records.vocabulary import (
     LOSS,
     OPTIMIZER_OUTPUT_MOVE,
     OPTIMIZER_SOFTER,
+    SCORE_GROWTH,
 )
 from gnnstab.rules.engine import RULE_FAILED
 from gnnstab.sharding import waits_for_others
@@ -44,6 +46,10 @@ STANDS_STILL = math.exp(-LEARNS)
 
 HARDLY = 1e-3
 """Change of the output by one update, over its spread, below which larger rates are tried."""
+
+
+_SHARP = (ATTENTION_ENTROPY, ATTENTION_ONE_HOT_SHARE, SCORE_GROWTH)
+"""Signals of findings that steps with softer scores decide about."""
 
 
 class Ending:
@@ -130,14 +136,15 @@ class Ending:
                 if max((s.value for s in diagnosis.signals if s.name == OPTIMIZER_OUTPUT_MOVE), default=1.0) < HARDLY:
                     self._writer.measures(slow_trial(model, self._optimizers[0], inputs, loss, row.step))
             # Of what was sharp from the start, the steps before the first update have told.
-            told = {name for s in diagnosis.signals if s.name == OPTIMIZER_SOFTER for name in s.detail.get("names", ())}
-            sharp = [
-                f.layer
-                for f in diagnosis.findings
-                if f.code == "GS301" and f.layer and f.signal in (ATTENTION_ENTROPY, ATTENTION_ONE_HOT_SHARE)
-                if f.layer not in told
-            ]
-            self._writer.measures(softer_trial(model, self._optimizers[0], inputs, loss, row.step, sharp))
+            told = {
+                name
+                for s in diagnosis.signals
+                if s.name == OPTIMIZER_SOFTER and (harms(s.detail) or earned(s.detail))
+                for name in s.detail.get("names", ())
+            }
+            sharp = [f.layer for f in diagnosis.findings if f.code in ("GS301", "GS302") and f.signal in _SHARP]
+            left = [layer for layer in dict.fromkeys(sharp) if layer and layer not in told]
+            self._writer.measures(softer_trial(model, self._optimizers[0], inputs, loss, row.step, left))
         except UsageError:
             return  # What cannot be copied, or is trained by more than one forward, cannot be tried.
 

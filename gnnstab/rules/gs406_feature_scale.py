@@ -8,6 +8,7 @@ from dataclasses import replace
 from gnnstab.errors import NotEvaluable
 from gnnstab.records import Finding, Signal, Signals
 from gnnstab.records.vocabulary import LOSS, LOSS_MARKED_TARGETS, LOSS_TARGET_RMS
+from gnnstab.rules._by_steps import by_steps_of_inputs
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.gs302_attention_saturated_by_input import AttentionSaturatedByInput
@@ -42,7 +43,7 @@ class FeatureScale(Rule):
 
     ## When it is wrong
     An id column that the model looks up in an embedding is large and harmless, as are one-hot columns; without a symptom the
-    finding stays information.
+    finding stays information, and so does one whose tensor, standardised on a copy, lets your optimizer's steps learn no better.
 
     ## References
     LeCun et al. 1998, *Efficient BackProp*, on standardised inputs. Measured: Gaussian features × 1 to × 100, complete graphs.
@@ -166,9 +167,10 @@ class FeatureScale(Rule):
                 quiet.append((signal, limit))
                 continue
             done.add(signal.layer)
-            yield self.finding(
+            found = self.finding(
                 f"{what} {after}.", severity="error" if severe else "warning", limit=limit, signal=signal
             )
+            yield by_steps_of_inputs(found, signals)
         if quiet and not done:
             signal, limit = quiet[0]
             message = f"{self._what(signal, limit)}. Nothing behind it is saturated on this data."

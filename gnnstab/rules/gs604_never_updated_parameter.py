@@ -99,7 +99,9 @@ class NeverUpdatedParameter(Rule):
         which = f": {names(listed, 6)}" if listed else ""
         known = signals.kind != "checkpoint"
         # A file says neither what was frozen or left out on purpose, nor why nothing has arrived: few nodes, closed units, edges that are missing.
-        unsaid = "" if known else "; a file does not say what the output depends on: pass the model with batch= and loss="
+        unsaid = (
+            "" if known else "; a file does not say what the output depends on: pass the model with batch= and loss="
+        )
         yield self.finding(
             f"{count:.0f} {'trainable ' if known else ''}parameters never received a gradient{which}{unsaid}. Wire them in, or freeze "
             "them on purpose.",

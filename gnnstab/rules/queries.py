@@ -332,6 +332,13 @@ def trained_well(signals: Signals) -> bool:
     return signals.kind == "trace" and loss_at_its_best(signals.series)
 
 
+def learned_half(signals: Signals) -> bool:
+    """True for a recorded run whose last losses lie at half of its very first or below, whatever came between."""
+    losses = next((s.values for s in signals.series if s.name == LOSS and s.layer is None and s.head is None), ())
+    known = signals.kind == "trace" and len(losses) >= 2 * LOSSES
+    return known and bool(0 <= np.median(losses[-LOSSES:]) <= 0.5 * losses[0])
+
+
 def ruined(signals: Signals) -> bool:
     """True for a recorded run whose last losses reach four times its first: what is seen at its end is what ruin looks like."""
     loss = next((s for s in signals.series if s.name == LOSS and s.layer is None and s.head is None), None)

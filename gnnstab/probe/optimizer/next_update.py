@@ -18,6 +18,7 @@ from gnnstab.probe.buffering.step_writer import Writer
 from gnnstab.probe.optimizer._copies import optimizer_twin, twins
 from gnnstab.probe.optimizer._eps import eps_of, eps_signals, shrink_eps
 from gnnstab.probe.optimizer._groups import FirstStep, far_apart
+from gnnstab.probe.optimizer._standardised import large_inputs
 from gnnstab.probe.optimizer.optimizer_steps import WHOLE, Loss, change_over_spread
 from gnnstab.probe.optimizer.run_trial import run_trial
 from gnnstab.probe.optimizer.softening import wide_layers
@@ -189,7 +190,7 @@ class UpdateWatch:
         kept = self._kept()
         try:
             sharp = wide_layers(self._model, kept) if first and kept is not None else []
-            if first and kept is not None and (sharp or far_apart(optimizer)):
+            if first and kept is not None and (sharp or far_apart(optimizer) or large_inputs(kept[:2], self._model)):
                 self._first = FirstStep(self._model, optimizer, kept, sharp)
             self._try_rate(optimizer, inputs, step)
             update = next_update(self._model, optimizer, inputs)
