@@ -23,7 +23,6 @@ from gnnstab.probe.recorder import Recorder
 from gnnstab.probe.replaying.computing_hooks import computing_hooks
 from gnnstab.probe.replaying.skipped_step import last_look
 from gnnstab.records import Diagnosis
-from gnnstab.records.rises import earned, harms
 from gnnstab.records.vocabulary import (
     ATTENTION_ENTROPY,
     ATTENTION_ONE_HOT_SHARE,
@@ -136,12 +135,7 @@ class Ending:
                 if max((s.value for s in diagnosis.signals if s.name == OPTIMIZER_OUTPUT_MOVE), default=1.0) < HARDLY:
                     self._writer.measures(slow_trial(model, self._optimizers[0], inputs, loss, row.step))
             # Of what was sharp from the start, the steps before the first update have told.
-            told = {
-                name
-                for s in diagnosis.signals
-                if s.name == OPTIMIZER_SOFTER and (harms(s.detail) or earned(s.detail))
-                for name in s.detail.get("names", ())
-            }
+            told = {name for s in diagnosis.signals if s.name == OPTIMIZER_SOFTER for name in s.detail.get("names", ())}
             sharp = [f.layer for f in diagnosis.findings if f.code in ("GS301", "GS302") and f.signal in _SHARP]
             left = [layer for layer in dict.fromkeys(sharp) if layer and layer not in told]
             self._writer.measures(softer_trial(model, self._optimizers[0], inputs, loss, row.step, left))
