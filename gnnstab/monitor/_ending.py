@@ -33,6 +33,7 @@ from gnnstab.records.vocabulary import (
     OPTIMIZER_LR_JUMP,
     OPTIMIZER_OUTPUT_MOVE,
     OPTIMIZER_SOFTER,
+    SCORE_GROWTH,
 )
 from gnnstab.rules.engine import RULE_FAILED
 from gnnstab.rules.gs406_feature_scale import FeatureScale
@@ -52,6 +53,10 @@ HARDLY = 1e-3
 
 
 SPENT = LearningRateTooLow.spent
+"""Share of a run after its rate was spent from which on larger rates are tried, as for GS608."""
+
+_SHARP = (ATTENTION_ENTROPY, ATTENTION_ONE_HOT_SHARE, SCORE_GROWTH)
+"""Signals of findings that steps with softer scores decide about."""
 
 
 class Ending:
@@ -170,13 +175,9 @@ class Ending:
                     self._writer.measures(slow_trial(model, self._optimizers[0], inputs, loss, row.step, largest))
             # Of what was sharp from the start, the steps before the first update have told.
             told = {name for s in diagnosis.signals if s.name == OPTIMIZER_SOFTER for name in s.detail.get("names", ())}
-            sharp = [
-                f.layer
-                for f in diagnosis.findings
-                if f.code == "GS301" and f.layer and f.signal in (ATTENTION_ENTROPY, ATTENTION_ONE_HOT_SHARE)
-                if f.layer not in told
-            ]
-            self._writer.measures(softer_trial(model, self._optimizers[0], inputs, loss, row.step, sharp))
+            sharp = [f.layer for f in diagnosis.findings if f.code in ("GS301", "GS302") and f.signal in _SHARP]
+            left = [layer for layer in dict.fromkeys(sharp) if layer and layer not in told]
+            self._writer.measures(softer_trial(model, self._optimizers[0], inputs, loss, row.step, left))
         except UsageError:
             return  # What cannot be copied, or is trained by more than one forward, cannot be tried.
 

@@ -205,6 +205,8 @@ SIGNALS: dict[str, SignalKind] = {
         "progress of a few steps on a copy, in ln(loss), that the scale of an input takes away"),
     (OPTIMIZER_SOFTER := "optimizer.softer"): SignalKind("× best loss",
         "best loss of a few steps on a copy over that of the same steps with sharp attention softened", groups=("ratio",)),
+    (OPTIMIZER_STANDARDISED := "optimizer.standardised"): SignalKind("× best loss",
+        "best loss of a few steps on a copy over that of the same steps with large inputs standardised", groups=("ratio",)),
     (OPTIMIZER_GROUP_RATE := "optimizer.group_rate"): SignalKind("× best loss",
         "best loss of a few steps on a copy over that of the same steps with one parameter group at the lowest rate of all groups", groups=("ratio",)),
     (OPTIMIZER_OVERSHOOT := "optimizer.overshoot"): SignalKind("",

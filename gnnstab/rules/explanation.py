@@ -324,9 +324,6 @@ LINKS = tuple(
         # Aggregation.
         ("GS401", _far_off, "GS603 GS601"),
         ("GS401", _behind, "GS302 GS104 GS702 GS501 GS703"),
-        ("GS404", _behind, "GS702"),
-        ("GS401", _same_layer, "GS404"),
-        ("GS404", _always, "GS304 GS704"),
         # Parameters in front of scores that a saturated softmax cuts off.
         ("GS703", _mostly_cut, "GS601"),
         ("GS703", _nothing_comes_back, "GS604"),

@@ -61,7 +61,7 @@ class LearningRateTooHigh(Rule):
 
     ## When it is wrong
     A loss of the run that is not finite is no rise: the data or an operation may have made it so, which GS502 looks into. Losses that are not positive have no ratio: there only a loss of the trial steps that is not finite counts. Some networks recover from a loss
-    that rose within the first steps, at the price of what their initialisation was worth. A loss may rise for other reasons in
+    that rose within the first steps: that is information once the run ends at half of its first loss or below, unless the rise was a hundredfold. A loss may rise for other reasons in
     reinforcement learning, so the loss alone counts only when it is ten times its best and above its start. The ratio of
     rate and weights depends on the width of the input and misleads: large weights of a failed run make it small.
 

@@ -21,6 +21,7 @@ from gnnstab.probe.optimizer import learning
 from gnnstab.probe.optimizer._copies import twins
 from gnnstab.probe.optimizer._eps import eps_of, eps_signals, shrink_eps
 from gnnstab.probe.optimizer._groups import group_signals
+from gnnstab.probe.optimizer._standardised import standardised_signals
 from gnnstab.probe.optimizer.rate import rate_signals
 from gnnstab.probe.optimizer.softening import sharp_layers, softer_signals
 from gnnstab.probe.replaying.replica import copied, eager, forked_rng, rng_snapshot, tensors_in
@@ -276,7 +277,7 @@ def optimizer_signals(
     lost = [] if optimizer is None else eps_signals(optimizer)
     try:
         bench = bench_for(model, batch, loss, optimizer, precision, clip)
-        return [*lost, *_judged(bench), *softer_signals(bench, sharp)], {}
+        return [*lost, *_judged(bench), *softer_signals(bench, sharp), *standardised_signals(bench)], {}
     except UsageError as error:
         return lost, dict.fromkeys((OPTIMIZER_LOSS_RISE, OPTIMIZER_OUTPUT_MOVE, OPTIMIZER_EPS_DAMPING), str(error))
 

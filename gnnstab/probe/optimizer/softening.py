@@ -18,7 +18,7 @@ from torch_geometric.utils import softmax
 from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 from gnnstab.probe.replaying.replica import forked_rng, replica, run_replica
 from gnnstab.records import Signal
-from gnnstab.records.vocabulary import ATTENTION_ENTROPY, OPTIMIZER_SOFTER, SCORE_PRODUCT_SCALE
+from gnnstab.records.vocabulary import ATTENTION_ENTROPY, ATTENTION_ONE_HOT_SHARE, OPTIMIZER_SOFTER, SCORE_PRODUCT_SCALE
 
 if TYPE_CHECKING:
     from gnnstab.probe.optimizer.optimizer_steps import Bench
@@ -31,6 +31,9 @@ SPREAD = 0.3
 
 SHARP = 0.35
 """Entropy over ln(in-degree) below which attention is sharp, as for GS301."""
+
+ONE_HOT = 0.25
+"""Share of the node-heads that look at one neighbour above which it is, too."""
 
 OF_PRODUCTS = 4.0, 0.6
 """Scale of products above which, and entropy below which, scores that are not divided by √d are sharp, as for GS301."""
@@ -46,8 +49,9 @@ def sharp_layers(values: Sequence[Signal]) -> list[str]:
     """The layers whose attention was measured to be sharp."""
     many, soft = OF_PRODUCTS
     limit = {s.layer: soft for s in values if s.name == SCORE_PRODUCT_SCALE and s.value > many}
-    found = (s for s in values if s.name == ATTENTION_ENTROPY and s.head is None)
-    return list(dict.fromkeys(s.layer for s in found if s.layer and s.value < limit.get(s.layer, SHARP)))
+    found = [s for s in values if s.name == ATTENTION_ENTROPY and s.layer and s.value < limit.get(s.layer, SHARP)]
+    found += [s for s in values if s.name == ATTENTION_ONE_HOT_SHARE and s.value > ONE_HOT]
+    return list(dict.fromkeys(s.layer for s in found if s.layer and s.head is None))
 
 
 def softer_signals(bench: Bench, layers: Sequence[str]) -> Iterator[Signal]:
