@@ -20,7 +20,7 @@ from gnnstab.probe.optimizer._eps import eps_of, eps_signals, shrink_eps
 from gnnstab.probe.optimizer._groups import FirstStep, far_apart
 from gnnstab.probe.optimizer.optimizer_steps import WHOLE, Loss, change_over_spread
 from gnnstab.probe.optimizer.run_trial import run_trial
-from gnnstab.probe.optimizer.softening import wide_layers
+from gnnstab.probe.optimizer.softening import outputs_and_wide
 from gnnstab.probe.replaying.replica import forked_rng, run_replica, tensors_in
 from gnnstab.records import Measure, Signal
 from gnnstab.records.vocabulary import (
@@ -55,6 +55,9 @@ class Update(NamedTuple):
     lost: float = math.nan
     """Share of the entries with a gradient that the update leaves as they are, of weights held in 16 bits; NaN without such."""
 
+    wide: Sequence[str] = ()
+    """Modules whose attention may be sharp as it is."""
+
 
 def next_update(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: ForwardInputs) -> Update:
     """Take the update that the gradients of ``model`` ask for on a copy, and compare its outputs on ``inputs``.
@@ -73,17 +76,17 @@ def next_update(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Forw
             raise UsageError("a gradient is not finite, so that the update was not tried on a copy")
         try:
             start = [(t, t.detach().clone()) for t in (*asked, *itertools.filterfalse(is_lazy, twin.buffers()))]
-            before = _outputs(twin, inputs)
+            before, wide = outputs_and_wide(twin, lambda: _outputs(twin, inputs))
             moved, lost = _moved(twin, mover, asked, before, inputs), _lost(start)
             if eps_of(optimizer) is None:
-                return Update(moved, math.nan, lost)
+                return Update(moved, math.nan, lost, wide)
             mover = optimizer_twin(optimizer, model, twin)
             shrink_eps(mover)
             with torch.no_grad():
                 for tensor, value in start:
                     tensor.copy_(value)
             free = _moved(twin, mover, asked, before, inputs)
-            return Update(moved, moved / free if free > 0 else math.nan, lost)
+            return Update(moved, moved / free if free > 0 else math.nan, lost, wide)
         except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
             # The model or the optimizer may refuse a copy; anything else is a failure of the tool, and told as such.
             raise UsageError(f"the update failed on a copy: {type(error).__name__}: {error}") from error
@@ -188,11 +191,10 @@ class UpdateWatch:
             )
         kept = self._kept()
         try:
-            sharp = wide_layers(self._model, kept) if first and kept is not None else []
-            if first and kept is not None and (sharp or far_apart(optimizer)):
-                self._first = FirstStep(self._model, optimizer, kept, sharp)
             self._try_rate(optimizer, inputs, step)
             update = next_update(self._model, optimizer, inputs)
+            if first and kept is not None and (update.wide or far_apart(optimizer)):
+                self._first = FirstStep(self._model, optimizer, kept, update.wide)
         except UsageError:
             # What cannot be copied now cannot be copied later; a gradient that is not finite is an event of its own.
             self._watched = False
