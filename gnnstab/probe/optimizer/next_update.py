@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 import torch
@@ -55,12 +56,11 @@ class Update(NamedTuple):
     lost: float = math.nan
     """Share of the entries with a gradient that the update leaves as they are, of weights held in 16 bits; NaN without such."""
 
-    wide: Sequence[str] = ()
-    """Modules whose attention may be sharp as it is."""
 
-
-def next_update(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: ForwardInputs) -> Update:
+def next_update(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: ForwardInputs, wide: list[str]) -> Update:
     """Take the update that the gradients of ``model`` ask for on a copy, and compare its outputs on ``inputs``.
+
+    The modules whose attention may be sharp as it is are added to ``wide``, also where the update cannot be taken.
 
     Model, gradients, optimizer, inputs and random generators stay as they are.
 
@@ -72,21 +72,22 @@ def next_update(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Forw
         asked = {
             p: own.grad for p, own in zip(twin.parameters(), model.parameters(), strict=True) if own.grad is not None
         }
-        if not all(bool(gradient.isfinite().all()) for gradient in asked.values()):
-            raise UsageError("a gradient is not finite, so that the update was not tried on a copy")
         try:
             start = [(t, t.detach().clone()) for t in (*asked, *itertools.filterfalse(is_lazy, twin.buffers()))]
-            before, wide = outputs_and_wide(twin, lambda: _outputs(twin, inputs))
+            before, found = outputs_and_wide(twin, lambda: _outputs(twin, inputs))
+            wide += found
+            if not all(bool(gradient.isfinite().all()) for gradient in asked.values()):
+                raise UsageError("a gradient is not finite, so that the update was not tried on a copy")
             moved, lost = _moved(twin, mover, asked, before, inputs), _lost(start)
             if eps_of(optimizer) is None:
-                return Update(moved, math.nan, lost, wide)
+                return Update(moved, math.nan, lost)
             mover = optimizer_twin(optimizer, model, twin)
             shrink_eps(mover)
             with torch.no_grad():
                 for tensor, value in start:
                     tensor.copy_(value)
             free = _moved(twin, mover, asked, before, inputs)
-            return Update(moved, moved / free if free > 0 else math.nan, lost, wide)
+            return Update(moved, moved / free if free > 0 else math.nan, lost)
         except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
             # The model or the optimizer may refuse a copy; anything else is a failure of the tool, and told as such.
             raise UsageError(f"the update failed on a copy: {type(error).__name__}: {error}") from error
@@ -190,15 +191,18 @@ class UpdateWatch:
                 [Measure(step, "", inputs.mode, 0, lost.name, -1, lost.value, json.dumps(dict(lost.detail)))]
             )
         kept = self._kept()
+        wide: list[str] = []
         try:
             self._try_rate(optimizer, inputs, step)
-            update = next_update(self._model, optimizer, inputs)
-            if first and kept is not None and (update.wide or far_apart(optimizer)):
-                self._first = FirstStep(self._model, optimizer, kept, update.wide)
+            update = next_update(self._model, optimizer, inputs, wide)
         except UsageError:
             # What cannot be copied now cannot be copied later; a gradient that is not finite is an event of its own.
             self._watched = False
             return
+        finally:
+            if first and kept is not None and (wide or far_apart(optimizer)):
+                with suppress(UsageError):
+                    self._first = FirstStep(self._model, optimizer, kept, wide)
         self._latest = (step, update.moved)
         if first and (update.damping < WHOLE or update.lost > 1 - WHOLE):
             self._next = SOONER
