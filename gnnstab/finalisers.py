@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
+import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -31,7 +32,7 @@ def refuse_finalisers(value: Any, memo: Mapping[int, Any] | None = None) -> None
                 raise UsageError(
                     f"a copy of {kind.__name__} would clean up what belongs to the run when it is thrown away: {owner.__name__} has a __del__"
                 )
-            slots[kind] = _slots(kind)
+            slots[kind] = slots_of(kind)
         waiting += _parts(one, slots[kind])
 
 
@@ -40,8 +41,16 @@ def _with_finaliser(kind: type) -> type | None:
     return None if owner is None or owner.__module__.partition(".")[0] in _STANDARD else owner
 
 
-def _slots(kind: type) -> list[str]:
-    return [n for c in kind.__mro__ for n, slot in vars(c).items() if isinstance(slot, types.MemberDescriptorType)]
+def slots_of(kind: type) -> list[str]:
+    """The names of a class's slots, those of its bases included."""
+    if (known := _SLOTS.get(kind)) is None:
+        known = _SLOTS[kind] = [
+            n for c in kind.__mro__ for n, slot in vars(c).items() if isinstance(slot, types.MemberDescriptorType)
+        ]
+    return known
+
+
+_SLOTS: weakref.WeakKeyDictionary[type, list[str]] = weakref.WeakKeyDictionary()
 
 
 _STANDARD = sys.stdlib_module_names - {"__main__"}

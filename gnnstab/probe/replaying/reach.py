@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from gnnstab.errors import UsageError
-from gnnstab.finalisers import refuse_finalisers
+from gnnstab.finalisers import refuse_finalisers, slots_of
 from gnnstab.own_draws import own_draws
 from gnnstab.randomness import deep_copy
 from gnnstab.torch_private import tree_leaves
@@ -319,8 +319,7 @@ def _cached(function: Any) -> Iterator[Any]:
 
 def vars_of(value: Any) -> list[tuple[str, Any]]:
     """Attributes of an instance, those in slots included."""
-    slots = {n for c in type(value).__mro__ for n, s in vars(c).items() if isinstance(s, types.MemberDescriptorType)}
-    held = [(name, getattr(value, name)) for name in slots if hasattr(value, name)] if slots else []
+    held = [(name, getattr(value, name)) for name in slots_of(type(value)) if hasattr(value, name)]
     return [*getattr(value, "__dict__", {}).items(), *held]
 
 
