@@ -121,11 +121,11 @@ def _sizes(model: nn.Module) -> list[Signal]:
 
 def at_hand(model: nn.Module, request: Request, training: Mapping[str, float]) -> Live:
     """The model with the batch and the loss of the request, read where they are names."""
+    from torch import nn
+
     from gnnstab.probe.batches.arguments import load_batch
     from gnnstab.probe.batches.data import taken
     from gnnstab.probe.batches.loss import of_output_and_batch
-
-    from torch import nn
 
     batch, loss = request.batch, request.loss
     if isinstance(batch, (str, os.PathLike)):
