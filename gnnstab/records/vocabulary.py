@@ -272,6 +272,7 @@ SIGNALS: dict[str, SignalKind] = {
     (PLACE_ALONE_DIFFERENCE := "place.alone_difference"): SignalKind("", "RMS change of a graph's output when it runs alone in place of in its batch, over its RMS"),
     (PLACE_CONSTANT_ROWS := "place.constant_rows"): SignalKind("share of nodes", "nodes without incoming edges that get one and the same output whatever the batch holds"),
     (PLACE_OVERFLOW := "place.overflow"): SignalKind("entries", "entries that an operation gives as Inf in fp16 although its operands are finite"),
+    (PLACE_PLAIN_SCORES := "place.plain_scores"): SignalKind("entries", "entries of a plain tensor of a module that a softmax or a gate is taken of"),
     (PLACE_UNREACHED_TARGETS := "place.unreached_targets"): SignalKind("share of the variance", "variance of the targets below zero, where the output ends in a ReLU"),
     (PLACE_PASS_DIFFERENCE := "place.pass_difference"): SignalKind("", "RMS change of the output between two passes in evaluation mode, over its RMS"),
     (PLACE_SHARED_ANSWERS := "place.shared_answers"): SignalKind("share of the spread", "spread of the targets among nodes that get the same output"),

@@ -170,6 +170,21 @@ class Shifted(Two):
         return self.out(states + torch.zeros_like(states).index_add(0, target, share[:, None] * states[source]))
 
 
+class Mixed(Two):
+    """Mixes what the two layers give by a softmax of numbers, which are no parameter where broken."""
+
+    def __init__(self, broken: bool = False, kind: Any = GATv2Conv) -> None:
+        super().__init__(broken, kind)
+        share = torch.tensor([0.3, 1.0])
+        self.share = share if broken else nn.Parameter(share)
+
+    def forward(self, data: Data) -> Tensor:
+        x = self.inp(data.x)
+        one, two = self.share.softmax(0).to(x)
+        h = x + one * self.first(x, data.edge_index, data.edge_attr).relu()
+        return self.out(h + two * self.second(h, data.edge_index, data.edge_attr).relu())
+
+
 class Empty(Two):
     """A gain in memory that nobody has written."""
 
@@ -266,6 +281,7 @@ PROGRAMS: dict[str, Program] = {
     "units that are copies": Program("unsuitable-init", Alike, graphs, squares),
     "chances of those that are closed": Program("masking", Chosen, graphs, next_neighbour),
     "one maximum for all targets": Program("precision", Shifted, graphs, squares),
+    "shares that are no parameter": Program("never-updated-parameter", Mixed, graphs, squares),
     "a gain that nobody wrote": Program("uninitialized-parameter", Empty, graphs, squares),
     "a mark of missing values among the targets": Program("masking", Two, marked, known_squares),
     "a wide table that is read as it is": Program("unsuitable-init", Table, graphs, squares),

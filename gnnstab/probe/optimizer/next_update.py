@@ -22,7 +22,7 @@ from gnnstab.probe.optimizer._groups import FirstStep, far_apart
 from gnnstab.probe.optimizer._standardised import large_inputs
 from gnnstab.probe.optimizer.beginning import Beginning, beginning
 from gnnstab.probe.optimizer.optimizer_steps import WHOLE, Loss, change_over_spread
-from gnnstab.probe.optimizer.run_trial import run_trial
+from gnnstab.probe.optimizer.run_trial import rows_of, run_trial
 from gnnstab.probe.optimizer.softening import outputs_and_wide
 from gnnstab.probe.replaying.replica import forked_rng, run_replica, tensors_in
 from gnnstab.records import Measure, Signal
@@ -241,8 +241,7 @@ class UpdateWatch:
             return
         found = self._first.signals(self._given)
         if found is not None:
-            rows = [Measure(step, "", "train", 0, s.name, -1, s.value, json.dumps(dict(s.detail))) for s in found]
-            self._tell(rows, step)
+            self._tell(rows_of(found, "train", step), step)
         if found is not None or self._first.over:
             self._first = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -20,6 +21,9 @@ from gnnstab.probe.optimizer.softening import softer_signals
 from gnnstab.probe.replaying.replica import forked_rng
 from gnnstab.records import Measure, Signal
 from gnnstab.records.vocabulary import OPTIMIZER_LOSS_RISE
+
+LATER = 1000
+"""Number of the first row that stands beside one of the first step; no model has as many groups or layers that are tried."""
 
 CLIPPED = 0.9
 """Share of the norm of the trial's own gradient below which the run's gradient has been clipped on its way to the update."""
@@ -98,7 +102,7 @@ def softer_trial(
 ) -> list[Measure]:
     """What softer attention of the layers ``sharp`` makes of a few steps from here, as rows for the trace; failures as of `run_trial`."""
     with forked_rng(inputs.rng):
-        return _rows(softer_signals(bench_of(model, optimizer, inputs, loss), sharp), inputs, step)
+        return rows_of(softer_signals(bench_of(model, optimizer, inputs, loss), sharp), inputs.mode, step, later=True)
 
 
 def bench_of(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: ForwardInputs, loss: Loss) -> Bench:
@@ -109,7 +113,17 @@ def bench_of(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Forward
 
 
 def _rows(signals: Iterable[Signal], inputs: ForwardInputs, step: int) -> list[Measure]:
-    return [
-        Measure(step, "", inputs.mode, 0, signal.name, -1, signal.value, json.dumps(signal.detail))
-        for signal in signals
-    ]
+    return rows_of(signals, inputs.mode, step)
+
+
+def rows_of(signals: Iterable[Signal], mode: str, step: int, *, later: bool = False) -> list[Measure]:
+    """Signals as rows of a trace; those of one name are about different things, and numbered, so that none takes the place of another.
+
+    ``later`` ones stand beside those of the first step.
+    """
+    seen = Counter[str]()
+    rows = []
+    for signal in signals:
+        call, seen[signal.name] = seen[signal.name] + LATER * later, seen[signal.name] + 1
+        rows.append(Measure(step, "", mode, call, signal.name, -1, signal.value, json.dumps(dict(signal.detail))))
+    return rows

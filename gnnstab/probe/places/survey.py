@@ -38,6 +38,7 @@ from gnnstab.probe.places._blocking import Blocks
 from gnnstab.probe.places._calls import Calls, watched
 from gnnstab.probe.places._casts import Casts
 from gnnstab.probe.places._overflows import Overflows
+from gnnstab.probe.places._plain_scores import PlainScores
 from gnnstab.probe.places._reach import Reach
 from gnnstab.probe.places._untold import untold
 from gnnstab.probe.replaying.replica import copied, eager, forked_rng, replica, rng_snapshot, tensors_in, tracked
@@ -153,10 +154,10 @@ def _survey(
 
     reach = Reach(twin, again)
     # The fused attention keeps no weights; the plain one computes the same and shows them.
-    plain, casts, overflows = sdpa_kernel(SDPBackend.MATH), Casts(named), Overflows(twin)
+    plain, casts, overflows, scores = sdpa_kernel(SDPBackend.MATH), Casts(named), Overflows(twin), PlainScores(twin)
     with forked_rng(rng), torch.enable_grad(), watched(twin) as calls, cast, plain:
         try:
-            with casts, overflows:
+            with casts, overflows, scores:
                 output = eager(twin)(*args, **kwargs)
         except RuntimeError:
             raise
@@ -168,7 +169,9 @@ def _survey(
         calls.name_beginnings(twin, named)
         graphs = _graphs([*batch_vectors(model, args, kwargs), *graphs_in(batch)], nodes)
         seen = ForwardView(twin, named, arguments, calls, outputs, nodes, graphs)
-        found = [Place(*row) for row in (*_before_backward(seen, given), *casts.rows(), *overflows.rows())]
+        found = [
+            Place(*row) for row in (*_before_backward(seen, given), *casts.rows(), *overflows.rows(), *scores.rows())
+        ]
         loss = objective(output)
         if loss.isfinite().all() and all(bool(t.isfinite().all()) for t in outputs):
             found = [
