@@ -72,6 +72,9 @@ set_grad_enabled = torch._C._set_grad_enabled
 without_torch_function = torch._C.DisableTorchFunction
 """A context in which tensor subclasses and function modes are not asked."""
 
+without_torch_dispatch = torch._C._DisableTorchDispatch
+"""A context in which dispatch modes are not asked, which take a number for no tensor."""
+
 dispatch_modes = torch._C._len_torch_dispatch_stack
 """How many dispatch modes are active."""
 
@@ -140,6 +143,8 @@ ATTRIBUTES: Mapping[str, str] = MappingProxyType(
         "_schema": "torch._ops.OpOverload",
         "_sequence_nr": "a node of the autograd graph",
         "_input_metadata": "a node of the autograd graph",
+        "_raw_saved_other": "a node of the autograd graph",
+        "_raw_saved_self": "a node of the autograd graph",
         "_saved_indices": "a node of the autograd graph",
         "_saved_max": "a node of the autograd graph",
         "_saved_max_val": "a node of the autograd graph",

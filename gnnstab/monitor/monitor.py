@@ -138,7 +138,7 @@ class Monitor:
         self._trouble = ""
         self._live = LiveWatch(self._recorder, self._writer, self._feed, self._updates, self._slopes)
         self._opening = Opening(self._recorder, self._writer, loss)
-        self._ending = Ending(self._recorder, self._writer, loss, optimizers)
+        self._ending = Ending(self._recorder, self._writer, loss, optimizers, self._updates)
 
     def __enter__(self) -> Monitor:
         if self._begun:
