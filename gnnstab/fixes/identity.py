@@ -33,10 +33,6 @@ class _AroundLayers(Fix):
     def _edit(self, copy: nn.Module, options: dict[str, Any]) -> None:
         add_identity(copy, self.chosen(options), norms=self.norms)
 
-    def helps(self, signals: Signals, **options: Any) -> bool:
-        """False where every attention layer is known to have an identity path already."""
-        return not signals.attention_layers or not all(f.identity_path is True for f in signals.attention_layers)
-
     def chosen(self, options: Mapping[str, Any]) -> float:
         """The weight that the options ask for."""
         return float(options.get("weight", self.weight))

@@ -168,6 +168,15 @@ def _for_norms(seen: Seen) -> list[Choice]:
     return _addressing("normalization-misuse")(seen)
 
 
+def _for_gates(seen: Seen) -> list[Choice]:
+    """No identity path is offered where one leads around every layer already."""
+    layers = seen.signals.attention_layers
+    around = bool(layers) and all(layer.identity_path for layer in layers)
+    return [
+        choice for choice in _addressing("saturated-gate")(seen) if not (around and choice[0] == "pre-norm-residual")
+    ]
+
+
 COMPETING: Mapping[str, Callable[[Seen], list[Choice]]] = {
     "attention-explosion": _for_attention,
     "no-residual": _for_depth,
@@ -177,6 +186,7 @@ COMPETING: Mapping[str, Callable[[Seen], list[Choice]]] = {
     "isolated-nodes": _for_lone_nodes,
     "indistinguishable-nodes": _for_alike_nodes,
     "normalization-misuse": _for_norms,
+    "saturated-gate": _for_gates,
 }
 """Causes whose fixes exclude or outrank each other by what was seen; of the others each fix knows its own case."""
 

@@ -26,7 +26,8 @@ def status_from_configuration(cause: str, statuses: Statuses, signals: Signals) 
 def _no_dropout(statuses: Statuses, signals: Signals) -> StatusAndReason:
     known = [layer for layer in signals.attention_layers if layer.dropout is not None]
     if not known:
-        return "not-evaluable", f"a state dict does not hold the dropout probability; {_PASS_MODEL}"
+        told = f"a state dict does not hold the dropout probability; {_PASS_MODEL}"
+        return "not-evaluable", "the layers do not say their dropout" if signals.kind != "checkpoint" else told
     off = [layer for layer in known if layer.dropout == 0]
     if not off:
         values = ", ".join(sorted({f"{layer.dropout:g}" for layer in known}))

@@ -27,6 +27,8 @@ from gnnstab.rules.queries import (
     trends,
 )
 
+OPEN = ", nothing that could be undone differs from its reference, and sharp attention may be right: cause not established."
+
 
 @rule("GS301", "attention-explosion", cause="attention-explosion", severity="error", confidence="high")
 class AttentionExplosion(Rule):
@@ -187,7 +189,7 @@ class AttentionExplosion(Rule):
         )
         if unsure and not state.synthetic and not self._suspected(signals, layer):
             return self.finding(
-                f"{seen}, nothing that could be undone differs from its reference, and sharp attention may be right: cause not established.",
+                f"{seen}{OPEN}",
                 severity="info",
                 limit=limit,
                 signal=crossed,

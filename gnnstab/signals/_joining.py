@@ -99,7 +99,12 @@ def _blind(views: Sequence[Signals], seen: Container[str]) -> tuple[Any, ...]:
 def _missing(views: Sequence[Signals], seen: set[str]) -> dict[str, str]:
     """Reasons that still hold: those of names that no view has."""
     merged = merge_missing(view.missing for view in views)
-    return {key: reason for key, reason in merged.items() if not key or not any(name.startswith(key) for name in seen)}
+    attention = any(view.attention_layers for view in views)  # What a file does not show, a run may have shown.
+    return {
+        key: reason
+        for key, reason in merged.items()
+        if not (any(name.startswith(key) for name in seen) if key else attention)
+    }
 
 
 def _context(views: Sequence[Signals]) -> Mapping[str, Any]:

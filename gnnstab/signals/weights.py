@@ -36,6 +36,8 @@ _NEEDS_BATCH = {
 
 _NEEDS_RUN = ("update.", "loss", GRADIENT_SPIKE, GRADIENT_NORM, SCORE_GROWTH)
 
+_NO_STEPS = dict.fromkeys(_NEEDS_RUN, "a single checkpoint holds no steps; record a run with gnnstab.Monitor")
+
 
 def from_checkpoint(facts: CheckpointFacts) -> Signals:
     """The signals of one checkpoint file, of kind ``checkpoint`` and source ``weights`` or ``optimizer``."""
@@ -63,9 +65,9 @@ def from_checkpoint(facts: CheckpointFacts) -> Signals:
 
 def _missing(facts: CheckpointFacts) -> dict[str, str]:
     if not facts.layers:
-        return {"": _no_layer(facts)}
+        return {"": _no_layer(facts), **_NO_STEPS}
     missing = {key: f"{reason}; pass {BATCH}" for reason, keys in _NEEDS_BATCH.items() for key in keys}
-    missing |= dict.fromkeys(_NEEDS_RUN, "a single checkpoint holds no steps; record a run with gnnstab.Monitor")
+    missing |= _NO_STEPS
     missing |= {u.what: f"{u.reason}; pass {u.option}" for u in facts.undecided}
     open_heads = next((u for u in facts.undecided if u.what == "heads"), None)
     bad = any(s.name == "weight.non_finite" and s.value > 0 for s in facts.values)

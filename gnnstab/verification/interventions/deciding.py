@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from gnnstab.records import FIVE_CAUSES, FURTHER_CAUSES, SIGNALS, Cause, Finding
 from gnnstab.rules.explanation import is_warning
+from gnnstab.rules.gs301_attention_explosion import OPEN
 from gnnstab.verification.interventions._investigation import TRIED, Investigation, Tried
 from gnnstab.verification.interventions._symptoms import Symptom
 
@@ -116,9 +117,20 @@ def decided_findings(findings: Sequence[Finding], found: Investigation) -> tuple
             changed.append(_promoted(finding, rules))
         elif finding.code == "GS301" and is_warning(finding) and finding.layer in _earned_layers(rules, found):
             changed.append(_of_use(finding, found))
+        elif (own := _root_here(finding, rules)) is not None:
+            message = f"{finding.message.removesuffix(OPEN)}. {_capital(own.trial.suspect)}."
+            changed.append(replace(finding, message=message))
         else:
             changed.append(finding)
     return tuple(changed)
+
+
+def _root_here(finding: Finding, rules: Sequence[Ruling]) -> Tried | None:
+    """The root that was shown of other symptoms, where it lies in this layer as well, of which the rule has found no cause."""
+    if finding.layer is None or not finding.message.endswith(OPEN):
+        return None
+    roots = (ruling.root for ruling in rules if ruling.root is not None and ruling.cause == finding.cause)
+    return next((root for root in roots if finding.layer in root.trial.place.split(", ")), None)
 
 
 def _earned_layers(rules: Sequence[Ruling], found: Investigation) -> set[str | None]:
