@@ -128,6 +128,19 @@ def _node(endpoint: Endpoint) -> Node | None:
     return node_of(endpoint) if isinstance(endpoint, Tensor) else endpoint
 
 
+def gives_nothing(node: Node) -> bool:
+    """True of a product with the number 0, as of a residual whose weight is a setting: nothing of its operand goes on."""
+    if not node.name().startswith("MulBackward"):
+        return False
+    try:
+        other = getattr(node, "_saved_other", None)
+    except RuntimeError:  # Freed by a backward.
+        return False
+    # A number in the code is a tensor of the CPU, wherever the product is taken; a parameter of 0 may become another number.
+    plain = isinstance(other, Tensor) and not other.dim() and other.device.type == "cpu" and not other.requires_grad
+    return plain and float(other) == 0
+
+
 def _both(one: bool | None, other: bool | None) -> bool | None:
     if one is False or other is False:
         return False
@@ -182,7 +195,7 @@ def _walked(
         for behind, _ in node.next_functions:
             if behind is not None:
                 above[behind] = above.get(behind, 0) | makes
-                reached[behind] = reached.get(behind, 0) | ways
+                reached[behind] = reached.get(behind, 0) | (0 if gives_nothing(node) else ways)
     return found, feeds
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from gnnstab.probe.attaching.identity_path import ways
+from gnnstab.probe.attaching.identity_path import gives_nothing, ways
 from gnnstab.probe.replaying.replica import tensors_in
 
 LAYERS = 4
@@ -144,7 +144,7 @@ def _reaches(node: Any, above: Any, without: Sequence[str] = ()) -> bool:
         one = waiting.pop()
         if one is above:
             return True
-        if one is None or any(kind in type(one).__name__ for kind in without):
+        if one is None or gives_nothing(one) or any(kind in type(one).__name__ for kind in without):
             continue
         for other, _ in one.next_functions:
             if other is not None and other not in seen:
