@@ -59,9 +59,18 @@ def sum_aggregators(model: nn.Module, names: Sequence[str] | None = None) -> lis
 
     Raises `FixError` when there is none.
     """
-    from gnnstab.probe.summing import raw_sums
+    from torch_geometric.nn import MessagePassing
 
-    return _narrowed(raw_sums(model), names, f"{type(model).__name__} has no module that aggregates by a sum")
+    found = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, MessagePassing)
+        and module.aggr in ("add", "sum")
+        and layer_of(module) is None
+        and not hasattr(module, "heads")  # Attention of a class that no adapter describes.
+        and not getattr(module, "normalize", False)
+    ]
+    return _narrowed(found, names, f"{type(model).__name__} has no module that aggregates by a sum")
 
 
 class Unit(NamedTuple):

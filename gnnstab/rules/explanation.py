@@ -248,6 +248,19 @@ def _since_the_start(symptom: Finding, explanation: Finding, signals: Signals) -
     return explanation.signal.startswith(("place.", "gain.")) and not _grown_in_the_run(explanation, symptom, signals)
 
 
+def _made_by_the_rate(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    """At the end of a run: what was undone is a state of weights that the rate has made."""
+    return signals.kind == "trace" and symptom.cause in ("unsuitable-init", "dead-units", "attention-explosion")
+
+
+def _not_made_by_the_rate(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    return not _made_by_the_rate(explanation, symptom, signals)
+
+
+def _other_cause(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    return symptom.cause != explanation.cause
+
+
 def _zero_start(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
     """Weights of 0 were filled on a copy, and gradients arrived."""
     return explanation.signal == PLACE_ZERO_WEIGHTS
@@ -311,9 +324,6 @@ LINKS = tuple(
         # Aggregation.
         ("GS401", _far_off, "GS603 GS601"),
         ("GS401", _behind, "GS302 GS104 GS702 GS501 GS703"),
-        ("GS404", _behind, "GS702"),
-        ("GS401", _same_layer, "GS404"),
-        ("GS404", _always, "GS304 GS704"),
         # Parameters in front of scores that a saturated softmax cuts off.
         ("GS703", _mostly_cut, "GS601"),
         ("GS703", _nothing_comes_back, "GS604"),
@@ -334,10 +344,16 @@ LINKS = tuple(
         ("GS201", _zero_start, "GS604 GS701 GS704 GS304"),
         # A gradient that was cut off is not damped, it is absent.
         ("GS604", _always, "GS602"),
+        # What was seen in the data and the code, before what steps on copies can only undo; and that before what it brings about.
+        *((seen, _always, "GS609") for seen in ("GS305", "GS402", "GS406", "GS407", "GS408", "GS502", "GS605")),
+        ("GS601", _made_by_the_rate, "GS609"),
+        ("GS609", _not_made_by_the_rate, "GS601 GS603"),
+        ("GS609", _always, "GS608 GS602 GS604 GS203 GS204 GS304 GS701 GS704"),
+        ("GS609", _other_cause, "GS301 GS302"),
         # Depth, behind a mis-placed normalisation or dead units.
         ("GS106", _always, "GS204 GS201"),
         ("GS106", _behind_sums, "GS203 GS103 GS601 GS603 GS301 GS302 GS704"),
-        ("GS103", _undone_stack, "GS704 GS602 GS603 GS204 GS301 GS302"),
+        ("GS103", _undone_stack, "GS704 GS601 GS602 GS603 GS204 GS301 GS302"),
         # Nodes that cannot be told apart: no score, no gradient of a score, no sum makes a difference.
         ("GS704", _alike, "GS604 GS401 GS203 GS103 GS602 GS304"),
         ("GS301", _sharp_from_the_start, "GS603"),

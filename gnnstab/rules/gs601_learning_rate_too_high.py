@@ -42,7 +42,8 @@ class LearningRateTooHigh(Rule):
 
     Of several parameter groups, each whose rate is ten times the lowest is tried at the lowest: the group that alone makes the loss rise is
     named, and one whose rate takes a quarter of the progress of 30 steps is a finding of its own. A rise that an operation ends, such as the
-    logarithm of 0, in steps that were calm until then is the operation's (GS502).
+    logarithm of 0, in steps that were calm until then is the operation's (GS502);
+    one that is gone at the same rate with the sums over neighbours divided is the sums' (GS401).
 
     ## Why it is unstable
     A step goes down the slope of the loss as it is before the step. One that changes the output by many times its spread
@@ -60,7 +61,7 @@ class LearningRateTooHigh(Rule):
 
     ## When it is wrong
     A loss of the run that is not finite is no rise: the data or an operation may have made it so, which GS502 looks into. Losses that are not positive have no ratio: there only a loss of the trial steps that is not finite counts. Some networks recover from a loss
-    that rose within the first steps, at the price of what their initialisation was worth. A loss may rise for other reasons in
+    that rose within the first steps: that is information once the run ends at half of its first loss or below, unless the rise was a hundredfold. A loss may rise for other reasons in
     reinforcement learning, so the loss alone counts only when it is ten times its best and above its start. The ratio of
     rate and weights depends on the width of the input and misleads: large weights of a failed run make it small.
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from gnnstab.layers import layer_named
 from gnnstab.records import Finding, Signal, Signals
 from gnnstab.records.vocabulary import PLACE_PLAIN_SCORES
-from gnnstab.rules._silent_by_design import by_design, inside, trains, unread_relation, whole_part
+from gnnstab.rules._silent_by_design import inside, trains, unread_relation
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import fresh, largest, left_out, measured, names, stops
 
@@ -31,9 +31,8 @@ class NeverUpdatedParameter(Rule):
     neighbours. A relation or kind of nodes that nothing reads, beside others that train, an optimizer that has not moved
     anything yet, and what no loss can reach by the way the model is built (a head or template that this forward does not call, an update
     of edges behind the last layer: the output stays the same when the parameters are changed) are information, unless no attention
-    layer at all is called, or a part of every layer, or a layer in front of one like it, is called and its result thrown away; and so are, in a
-    bare file, all skips or all
-    queries and keys of a layer, and parts of the last block that train in the block before it.
+    layer at all is called, or a part of every layer, or a layer in front of one like it, is called and its result thrown away; and so is
+    everything that a bare file shows.
     With a model and a batch: parameters without a gradient after a backward, and why (the module was not called, or no path
     leads to it); weights that the loss depends on and `model.parameters()` does not hold, as of layers in a plain list; a softmax or
     sigmoid of a plain tensor of a module, which is no parameter; with
@@ -46,8 +45,8 @@ class NeverUpdatedParameter(Rule):
     intention: a module that the forward pass skips, a `detach()`, a parameter created after the optimizer.
 
     ## What it looks like
-    An error for parameters that the output depends on; a warning for those of a bare file, which cannot say it, and information where
-    no attention layer tells what stands in front of what.
+    An error for parameters that the output depends on; information for those of a bare file, which cannot say it: measured, of ten
+    broken programs whose files held such parameters one had lost them in its wiring, the others behind closed units, missing edges, NaN.
 
     ## Fix
     Wire it into the forward pass, pass it to the optimizer, or freeze it on purpose with `requires_grad_(False)` and leave it
@@ -113,17 +112,14 @@ class NeverUpdatedParameter(Rule):
         listed, count = sorted(silent - idle - unread), count - len(unread)
         which = f": {names(listed, 6)}" if listed else ""
         known = signals.kind != "checkpoint"
-        severity = "error" if known else "warning"
-        if not known and not signals.attention_layers:
-            severity = "info"
-            which += "; a file does not say what the output depends on"
-        elif not known and (part := by_design(signals, listed) or whole_part(signals, *_listed_of(worst))):
-            severity = "info"
-            which += f"{part}. Pass the model with batch= and loss= to see which"
+        # A file says neither what was frozen or left out on purpose, nor why nothing has arrived: few nodes, closed units, edges that are missing.
+        unsaid = (
+            "" if known else "; a file does not say what the output depends on: pass the model with batch= and loss="
+        )
         yield self.finding(
-            f"{count:.0f} {'trainable ' if known else ''}parameters never received a gradient{which}. Wire them in, or freeze "
+            f"{count:.0f} {'trainable ' if known else ''}parameters never received a gradient{which}{unsaid}. Wire them in, or freeze "
             "them on purpose.",
-            severity=severity,
+            severity="error" if known else "info",
             limit=self.parameters,
             signal=worst,
             confidence="high" if known else "medium",
@@ -326,11 +322,6 @@ def _cancelled(signals: Signals, never: Signal) -> set[str]:
 def _unreachable(signals: Signals) -> tuple[Signal, ...]:
     """Parameters that no loss on this output can reach by the way the model is built."""
     return tuple(s for s in signals.find("place.without_gradient") if s.detail.get("why") in _BEYOND)
-
-
-def _listed_of(signal: Signal) -> tuple[Sequence[str], Sequence[int]]:
-    """The parameters of a finding of a file, and their places in the optimizer's list."""
-    return signal.detail.get("parameters", ()), signal.detail.get("places", ())
 
 
 def _listed(signal: Signal) -> str:

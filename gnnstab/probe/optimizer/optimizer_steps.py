@@ -21,6 +21,7 @@ from gnnstab.probe.optimizer import learning
 from gnnstab.probe.optimizer._copies import twins
 from gnnstab.probe.optimizer._eps import eps_of, eps_signals, shrink_eps
 from gnnstab.probe.optimizer._groups import group_signals
+from gnnstab.probe.optimizer._standardised import standardised_signals
 from gnnstab.probe.optimizer.rate import rate_signals
 from gnnstab.probe.optimizer.softening import sharp_layers, softer_signals
 from gnnstab.probe.replaying.replica import copied, eager, forked_rng, rng_snapshot, tensors_in
@@ -275,8 +276,8 @@ def optimizer_signals(
     """
     lost = [] if optimizer is None else eps_signals(optimizer)
     try:
-        bench = _bench(model, batch, loss, optimizer, precision, clip)
-        return [*lost, *_judged(bench), *softer_signals(bench, sharp)], {}
+        bench = bench_for(model, batch, loss, optimizer, precision, clip)
+        return [*lost, *_judged(bench), *softer_signals(bench, sharp), *standardised_signals(bench)], {}
     except UsageError as error:
         return lost, dict.fromkeys((OPTIMIZER_LOSS_RISE, OPTIMIZER_OUTPUT_MOVE, OPTIMIZER_EPS_DAMPING), str(error))
 
@@ -298,14 +299,15 @@ def with_trial_steps(
     return replace(signals, values=(*signals.values, *values), events=events, missing={**signals.missing, **missing})
 
 
-def _bench(
+def bench_for(
     model: nn.Module,
     batch: Any,
     loss: Loss | None,
     optimizer: torch.optim.Optimizer | None,
     precision: torch.dtype | None,
-    clip: float | None,
+    clip: float | None = None,
 ) -> Bench:
+    """The bench of what the user calls a batch, of several of the first four; raises `UsageError` where no steps can be taken."""
     if optimizer is None:
         raise UsageError("no steps were tried; pass optimizer= to have its rate and eps judged")
     if loss is None:

@@ -10,7 +10,7 @@ import torch
 
 from gnnstab.errors import UsageError
 from gnnstab.probe.optimizer._breaking import breaking
-from gnnstab.probe.summing import raw_sums, take_means
+from gnnstab.probe.optimizer._sums import Divided
 from gnnstab.records import Signal
 from gnnstab.records.vocabulary import OPTIMIZER_LOSS_RISE, OPTIMIZER_OUTPUT_MOVE
 
@@ -55,10 +55,12 @@ def rate_signals(bench: Bench, trial: Trial) -> Iterator[Signal]:
 
 
 def _undone(bench: Bench, rate: float) -> dict[str, Any]:
-    """What makes the same steps calm: a lower rate, or, at the rate as it is, sums of messages that are divided by the in-degree."""
-    sums = [name for name, _ in raw_sums(bench.model)]
-    if sums and bench.trial(edit=take_means).calm:
-        return {"calm_as_means": sums[:20]}
+    """What makes the same steps calm: a lower rate, or, at the rate as it is, sums that are divided by the number of their terms."""
+    sums = Divided()
+    with sums.mode():
+        calm = bench.trial(edit=sums.edit).calm
+    if calm and sums.names:
+        return {"calm_as_means": list(sums.names[:20])}
     return {"calm_lr": calm_rate(bench, rate)}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -13,6 +13,7 @@ from torch import nn
 from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 from gnnstab.probe.operations.repeat import as_batch
 from gnnstab.probe.optimizer._slow import slow_signals
+from gnnstab.probe.optimizer.input_scale import scale_signals
 from gnnstab.probe.optimizer.learning import learning_signals
 from gnnstab.probe.optimizer.optimizer_steps import Bench, Loss, damping_signals, norm_of
 from gnnstab.probe.optimizer.rate import rate_signals
@@ -75,6 +76,20 @@ def slow_trial(
     with forked_rng(inputs.rng):
         bench = bench_of(model, optimizer, inputs, loss)
         return _rows([*damping_signals(bench, bench.trial()), *slow_signals(bench, largest)], inputs, step)
+
+
+def scale_trial(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    inputs: ForwardInputs,
+    loss: Loss,
+    step: int,
+    suspects: Mapping[str, bool],
+) -> list[Measure]:
+    """What the scale of inputs takes away from the progress of a few steps from here, as rows for the trace; arguments and failures as of `scale_signals`."""
+    with forked_rng(inputs.rng):
+        bench = bench_of(model, optimizer, inputs, loss)
+        return _rows(scale_signals(bench, suspects, "the loss of one batch"), inputs, step)
 
 
 def softer_trial(

@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from gnnstab.errors import UsageError
 from gnnstab.layers.lazy import unwritten
+from gnnstab.left_out import left_out
 from gnnstab.probe.places.survey import Place, survey, to_json
 from gnnstab.probe.replaying.read_out import read_out
 from gnnstab.probe.replaying.replica import replica
@@ -104,13 +105,9 @@ class Surveys:
     def _wait(self, kept: ForwardInputs, answer: Any) -> bool:
         try:
             self._waiting = replica(self._model), kept, answer
-        except UsageError as error:
-            self._failed(error)
-        return self._waiting is not None
-
-    def _failed(self, error: Exception) -> None:
-        """A model that cannot be copied, or no memory for a second one: the run itself is recorded all the same."""
-        self._writer.meta("places_failed", f"{type(error).__name__}: {error}")
+        except UsageError:
+            return False  # A model that cannot be copied: the run itself is recorded all the same.
+        return True
 
     def _has_finite_weights(self) -> bool:
         lazy = unwritten(self._model)
@@ -119,7 +116,9 @@ class Surveys:
     def _look(self, model: nn.Module, forward: ForwardInputs, answer: Any) -> bool:
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             # Ranks may be asked in different steps, and a forward may wait for the others (SyncBatchNorm).
-            self._writer.meta("places_failed", "several processes train the model")
+            left_out(
+                "several processes train the model, whose forward may wait for the others; its places were not looked at"
+            )
             return False
         cast = forward.autocast
         context = torch.autocast(cast.device_type, dtype=cast.dtype) if cast.enabled else nullcontext()
@@ -129,8 +128,10 @@ class Surveys:
                 objective=read_out, rng=forward.rng, cast=context,
                 came_back=getattr(answer, "gradient", None), told=getattr(answer, "loss", math.nan),
             )  # fmt: skip
-        except (UsageError, RuntimeError) as error:  # Any other failure is one of the tool, and told as such.
-            self._failed(error)
+        except UsageError:
+            return False
+        except RuntimeError as error:  # Any other failure is one of the tool, and told as such.
+            left_out(f"the places of {type(self._model).__name__} were not looked at: {error}")
             return False
         self._keep(found)
         return True
