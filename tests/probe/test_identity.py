@@ -74,6 +74,14 @@ def weak_residual(conv: Any, norm: Any, h: Tensor) -> Tensor:
     return 0.1 * h + conv(h).relu()
 
 
+def residual_of_nothing(conv: Any, norm: Any, h: Tensor) -> Tensor:
+    return 0.0 * h + conv(h).relu()
+
+
+def residual_that_may_grow(conv: Any, norm: Any, h: Tensor) -> Tensor:
+    return torch.zeros((), requires_grad=True) * h + conv(h).relu()
+
+
 def in_place_residual(conv: Any, norm: Any, h: Tensor) -> Tensor:
     y = conv(h)
     y += h
@@ -92,6 +100,8 @@ def pre_norm(conv: Any, norm: Any, h: Tensor) -> Tensor:
         (post_norm, False),
         (residual, True),
         (weak_residual, True),
+        (residual_of_nothing, False),
+        (residual_that_may_grow, True),
         (in_place_residual, True),
         (pre_norm, True),
     ],
