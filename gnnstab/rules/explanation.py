@@ -282,8 +282,10 @@ def _apart_before(symptom: Finding, explanation: Finding, signals: Signals) -> b
 
 def _alike_from_the_start(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
     """The nodes are alike at the first place that was looked at: a unit is open for all of them or for none."""
-    begins = [s.layer for s in signals.find("place.node_difference") if s.detail.get("position") == 0]
-    return explanation.signal == "place.node_difference" and explanation.layer in begins
+    begins = {s.layer for s in signals.find("place.node_difference") if s.detail.get("position") == 0}
+    if explanation.signal == "place.shared_answers":
+        begins = {s.layer for s in signals.find("place.shared_answers") if s.detail.get("apart") is False}
+    return explanation.signal.startswith("place.") and explanation.layer in begins
 
 
 def _alike(symptom: Finding, explanation: Finding, signals: Signals) -> bool:

@@ -8,7 +8,8 @@ from gnnstab.records import Finding, Signals
 from gnnstab.rules._stacks import hindered
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.gs203_vanishing_gradient import VanishingGradient
-from gnnstab.rules.queries import count, names, need_depth, need_fact, worst_gradient_ratio
+from gnnstab.rules.gs204_exploding_gradient import ExplodingGradient
+from gnnstab.rules.queries import count, measured, names, need_depth, need_fact, worst_gradient_ratio
 
 
 @rule("GS103", "no-residual", cause="no-residual", severity="warning", confidence="high")
@@ -22,7 +23,8 @@ class NoResidual(Rule):
     With the optimizer and the loss at hand, whatever the layers are: at least 4 modules of one list that run in a row, or one
     that is called 4 times and more in a row, without an identity path through or around them, in a model that hardly learns. A residual
     that is multiplied by 0 is none. Up to 30 steps on a copy lower the loss of one batch by
-    less than a factor e; with an identity laid around each layer, on another copy, the same steps lower it several times as far.
+    less than a factor e; with an identity laid around each layer, on another copy, the same steps lower it several times as far. Not
+    where gradients explode over depth, since what a layer adds is made smaller with it.
 
     ## Why it is unstable
     `TransformerConv` adds a skip of its own, but a *linear* one: it multiplies by a matrix, whose gain at PyG's default
@@ -62,8 +64,13 @@ class NoResidual(Rule):
     def check(self, signals: Signals) -> Iterator[Finding]:
         """Warn when steps on a copy show that the missing path hinders learning, or most layers have none and the gradient vanishes."""
         advice = "Use x = x + f(norm(x)) around each layer, with weight 1.0."
-        found = list(hindered(self, signals, self.taken, advice))
+        found = [] if self._explodes(signals) else list(hindered(self, signals, self.taken, advice))
         yield from found or self._vanishing(signals)
+
+    @staticmethod
+    def _explodes(signals: Signals) -> bool:
+        """Without a path gradients die; where they explode, what the copy adds less of with the path may have helped, and not the path."""
+        return any(s.value > ExplodingGradient.warn_ratio for s in measured(signals.find("gradient.ratio")))
 
     def _vanishing(self, signals: Signals) -> Iterator[Finding]:
         depth = need_depth(signals, self.min_layers)

@@ -57,7 +57,9 @@ def leads_to(node: Any) -> Iterator[Node]:
     """The nodes that a gradient goes on to; not through a product with the number 0, as of a residual that is switched off by its weight."""
     ways_on = [behind for behind, _ in node.next_functions]
     if len(ways_on) == 2 and None in ways_on and node.name().startswith("MulBackward"):
-        kept = getattr(node, "_raw_saved_other" if ways_on[1] is None else "_raw_saved_self", None)
+        kept = getattr(node, "_raw_saved_self", None)
+        if ways_on[1] is None:
+            kept = getattr(node, "_raw_saved_other", None)
         with without_torch_dispatch():
             # Nothing is unpacked, since that may compute a checkpointed part anew; a number is always kept as it is.
             factor = getattr(kept, "data", None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -36,15 +37,22 @@ def rows(
     """
     found = [(t, y) for t in seen.outputs for n, y in seen.batch.items() if is_target(n) and _answers(t, y)]
     features = _alike_features(seen)
-    entered = None if features or not found else _alike_entries(model, again, seen)
+    entered = None if features else _alike_entries(model, again, seen)
     place = features or (entered and entered[0])
+    if entered is not None and any(t.dim() and len(t) == entered[1] for t in seen.outputs):
+        # What comes beside the layers may tell the rows apart; the layers tell nothing of them.
+        detail = {
+            "answers": 1,
+            "rows": entered[1],
+            "inside": True,
+            "layers": True,
+            "apart": _apart_before(seen, *entered),
+        }
+        yield "place.shared_answers", entered[0], 1.0, detail
+        return
     if place is None or not found:
         return
     answers, targets = found[0]
-    if entered is not None and entered[1] == len(targets):
-        # What comes beside the layers may tell the rows apart; the layers tell nothing of them.
-        yield "place.shared_answers", place, 1.0, {"answers": 1, "rows": len(targets), "inside": True, "layers": True}
-        return
     count = targets.shape[: _leading(answers, targets)].numel()
     flat = answers.detach().reshape(count, -1).double()
     size = float(flat.square().mean().sqrt())
@@ -119,6 +127,12 @@ def _leave_alike(calls: Calls, seen: ForwardView) -> int:
         return 0
     heard = reached_by_edges(seen, len(given[0]))
     return len(given[0]) if _alike(given[0] if heard is None else given[0][heard]) else 0
+
+
+def _apart_before(seen: ForwardView, name: str, count: int) -> bool:
+    """True where the nodes still differed in front of the layer: something on the way, as units that are closed, has made them alike."""
+    before = itertools.takewhile(lambda call: not call.name.startswith(name), seen.calls.all)
+    return any(t.dim() == 2 and len(t) == count and not _alike(t) for call in before for t in call.leaving)
 
 
 def _first(calls: Calls) -> str | None:
