@@ -334,9 +334,10 @@ def trained_well(signals: Signals) -> bool:
 
 def learned_half(signals: Signals) -> bool:
     """True for a recorded run whose last losses lie at half of its very first or below, whatever came between."""
-    losses = next((s.values for s in signals.series if s.name == LOSS and s.layer is None and s.head is None), ())
-    known = signals.kind == "trace" and len(losses) >= 2 * LOSSES
-    return known and bool(0 <= np.median(losses[-LOSSES:]) <= 0.5 * losses[0])
+    loss = next((s for s in signals.series if s.name == LOSS and s.layer is None and s.head is None), None)
+    if signals.kind != "trace" or loss is None or len(loss.values) < 2 * LOSSES:
+        return False
+    return bool(0 <= np.median(loss.values[-LOSSES:]) <= 0.5 * loss.values[0])
 
 
 def ruined(signals: Signals) -> bool:
