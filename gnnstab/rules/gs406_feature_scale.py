@@ -9,6 +9,7 @@ from dataclasses import replace
 from gnnstab.errors import NotEvaluable
 from gnnstab.records import Finding, Signal, Signals
 from gnnstab.records.vocabulary import LOSS, LOSS_MARKED_TARGETS, LOSS_TARGET_RMS, OPTIMIZER_INPUT_SHARE
+from gnnstab.rules._by_steps import by_steps_of_inputs
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.gs302_attention_saturated_by_input import AttentionSaturatedByInput
@@ -44,8 +45,8 @@ class FeatureScale(Rule):
     integer ids in an `nn.Embedding` instead of feeding them as numbers.
 
     ## When it is wrong
-    An id column that the model looks up in an embedding is large and harmless, as are one-hot columns; without a symptom, and
-    where steps on a copy learn as well, the finding stays information.
+    An id column that the model looks up in an embedding is large and harmless, as are one-hot columns; without a symptom the
+    finding stays information, and so does one whose tensor, standardised on a copy, lets your optimizer's steps learn no better.
 
     ## References
     LeCun et al. 1998, *Efficient BackProp*, on standardised inputs. Measured: Gaussian features × 1 to × 100, complete graphs.
@@ -170,9 +171,10 @@ class FeatureScale(Rule):
                 quiet.append((signal, limit))
                 continue
             done.add(signal.layer)
-            yield self.finding(
+            found = self.finding(
                 f"{what} {after}.", severity="error" if severe else "warning", limit=limit, signal=signal
             )
+            yield by_steps_of_inputs(found, signals)
         if quiet and not done:
             signal, limit = quiet[0]
             yield self._by_steps(signals, signal, limit) or self.finding(
