@@ -38,18 +38,15 @@ def optimizer_signals(
     """
     signals: list[Signal] = []
     silent: list[str] = []
-    places: list[int] = []
-    for place, (index, name) in enumerate(names.items()):
+    for index, name in names.items():
         entry = optimizer.entries[index]
         layer = owners.get(name, name.rpartition(".")[0])
         if _never_updated(entry, optimizer):
             silent.append(name)
-            places.append(place)
             continue
         signals += _entry_signals(entry, name, layer, statistics[name], optimizer.path)
     if optimizer.adaptive and names:
-        detail = {"parameters": silent[:MOST_NAMES], "places": places[:MOST_NAMES]}
-        detail |= {"optimizer": optimizer.path, "of": len(names)}
+        detail = {"parameters": silent[:MOST_NAMES], "optimizer": optimizer.path, "of": len(names)}
         signals.append(Signal(OPTIMIZER_NEVER_UPDATED, float(len(silent)), None, source="optimizer", detail=detail))
     return signals
 

@@ -3,27 +3,60 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from gnnstab.records import Finding, Signals
-from gnnstab.records.rises import earned, harms
-from gnnstab.records.vocabulary import LOSS, OPTIMIZER_SOFTER
+from gnnstab.records.rises import LASTING, earned, harms
+from gnnstab.records.vocabulary import LOSS, OPTIMIZER_SOFTER, OPTIMIZER_STANDARDISED
 
 
 def by_steps(finding: Finding, signals: Signals) -> Finding:
-    """A finding of sharp attention as the steps with softer scores of its layer judge it."""
+    """A finding of sharp attention as the steps with softer scores of its layer judge it: what they are no better without does no harm."""
     for signal in signals.find(OPTIMIZER_SOFTER):
         if finding.layer not in signal.detail.get("names", ()):
             continue
-        best, undone = (float(signal.detail.get(key, math.nan)) for key in ("best", "undone"))
-        steps = f"With softer scores on a copy your optimizer's steps bring the loss of one batch to {undone:.3g} instead of {best:.3g}"
-        if earned(signal.detail):
-            return replace(finding, severity="info", message=f"{finding.message} {steps}: the sharpness is earned.")
-        if harms(signal.detail) and finding.signal.startswith("attention.") and best - undone > _left(signals):
+        steps = _steps("With softer scores", signal.detail)
+        if signal.value <= 1 and not _by_heart(signal.detail):
+            end = "the sharpness is earned" if earned(signal.detail) else "it does no harm that steps show"
+            return replace(finding, severity="info", message=f"{finding.message} {steps}: {end}.")
+        harm = harms(signal.detail) and _gain(signal.detail) > _left(signals)
+        if harm and finding.signal.startswith("attention."):
             severity = "warning" if finding.severity == "info" else finding.severity
             message = f"{finding.message.removesuffix(_OPEN)} {steps}: the sharpness keeps the model from learning."
             return replace(finding, severity=severity, confidence="high", message=message)
     return finding
+
+
+def by_steps_of_inputs(finding: Finding, signals: Signals) -> Finding:
+    """A finding of the scale of a tensor of the batch as the steps with large inputs standardised judge it."""
+    for signal in signals.find(OPTIMIZER_STANDARDISED):
+        if finding.layer not in signal.detail.get("names", ()):
+            continue
+        message = f"{finding.message} {_steps('With it standardised', signal.detail)}"
+        # Not by its share of the progress: a loss that large inputs have raised falls far in any case.
+        if signal.value > LASTING:
+            return replace(finding, confidence="high", message=f"{message}.")
+        if _by_heart(signal.detail):
+            continue
+        return replace(finding, severity="info", message=f"{message}: it does no harm that steps show.")
+    return finding
+
+
+def _steps(what: str, told: Mapping[str, Any]) -> str:
+    best, undone = (float(told.get(key, math.nan)) for key in ("best", "undone"))
+    return f"{what} on a copy your optimizer's steps bring the loss of one batch to {undone:.3g} instead of {best:.3g}"
+
+
+def _by_heart(told: Mapping[str, Any]) -> bool:
+    """True where both have learned the batch by heart, and equally well: that tells them not apart."""
+    first, best, undone = (float(told.get(key, math.nan)) for key in ("first", "best", "undone"))
+    return max(best, undone) <= NOTHING * first and undone <= LASTING * best
+
+
+def _gain(told: Mapping[str, Any]) -> float:
+    return float(told.get("best", math.nan)) - float(told.get("undone", math.nan))
 
 
 def _left(signals: Signals) -> float:

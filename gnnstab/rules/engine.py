@@ -10,9 +10,11 @@ from typing import TypeVar
 
 from gnnstab.errors import ConfigurationError, NotApplicable, NotEvaluable, let_through
 from gnnstab.records import Finding, RuleStatus, Signals
+from gnnstab.records.vocabulary import SCORE_GROWTH
+from gnnstab.rules._by_steps import by_steps
 from gnnstab.rules.base import Rule
 from gnnstab.rules.explanation import explain
-from gnnstab.rules.recalled import findings_in, joined, settled
+from gnnstab.rules.recalled import findings_in, joined, outlived, settled
 from gnnstab.rules.registry import rule_classes
 from gnnstab.rules.selection import Selection
 
@@ -78,7 +80,7 @@ def run(
 
     kept: list[Finding] = []
     statuses: list[RuleStatus] = []
-    raised = [f for f in findings_in(signals.events) if not settled(f, signals.series)]
+    raised = [_tried(f, signals) for f in findings_in(signals.events) if not settled(f, signals.series)]
     for rule in plain.values():
         if not selection.includes(rule.code):
             statuses.append(RuleStatus(rule.code, "suppressed", "not selected"))
@@ -87,9 +89,14 @@ def run(
         everything = joined(rule, found, raised)
         if len(everything) > len(found):
             found, status = everything, RuleStatus(rule.code, "fired")
-        kept += found
+        kept += [outlived(f, signals) for f in found]
         statuses.append(status)
     return Outcome(explain(kept, signals), _with_failures(statuses, kept))
+
+
+def _tried(finding: Finding, signals: Signals) -> Finding:
+    """Scores that grew, as the steps with softer ones judge them that were taken when the run had ended."""
+    return by_steps(finding, signals) if finding.signal == SCORE_GROWTH else finding
 
 
 def configure(rule: type[R], overrides: Mapping[str, float]) -> R:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from gnnstab.errors import NotEvaluable
 from gnnstab.records import Finding, Signals
+from gnnstab.rules._by_steps import by_steps
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.queries import Attention, attention, large_gain, need_layers, percent
@@ -35,7 +36,7 @@ class AttentionSaturatedByInput(Rule):
     `x = conv(norm(x), edge_index)`.
 
     ## When it is wrong
-    A sharp attention may be what the task needs; the loss with the input normalised tells. With fewer than 3 neighbours Ĥ
+    A sharp attention may be what the task needs: with a loss and the optimizer, steps with softer scores on a copy decide, as for GS301. With fewer than 3 neighbours Ĥ
     says little, and such layers are left out. On fresh weights the limits are stricter (Ĥ < .21), since training can still
     undo a mild saturation.
 
@@ -75,7 +76,8 @@ class AttentionSaturatedByInput(Rule):
             driven = state.driven_by_input(self.warn_entropy, self.one_hot_share, self.fresh_factor)
             if driven and state.made_by_weights(self.warn_entropy) is False:
                 found = self._finding(signals, state)
-                yield weights.as_learned(found, signals, state) if signals.kind == "trace" else found
+                found = weights.as_learned(found, signals, state) if signals.kind == "trace" else found
+                yield by_steps(found, signals)
 
     def _finding(self, signals: Signals, state: Attention) -> Finding:
         severe = state.entropy.value < self.error_entropy

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 from gnnstab.errors import NotApplicable, NotEvaluable
 from gnnstab.records import Finding, Signal, Signals
-from gnnstab.records.vocabulary import LOSS_OVER_ZERO, OPTIMIZER_SUMS_RISE, POOL_SUM_SIZE, SUM_BY_HAND_SIZE
+from gnnstab.records.rises import LASTING
+from gnnstab.records.vocabulary import LOSS_OVER_ZERO, OPTIMIZER_LOSS_RISE, POOL_SUM_SIZE, SUM_BY_HAND_SIZE
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
-from gnnstab.rules.gs601_learning_rate_too_high import LearningRateTooHigh
 from gnnstab.rules.queries import Attention, attention, largest, measured, names, smallest
 
 
@@ -23,11 +23,9 @@ class SumAggregationGrowth(Rule):
     RMS of its output. Both large, and attention behind it sharpened by that (Ĥ below 0.6, and
     by more than 0.2 below that at an input of RMS 1): a warning. Both large without such a symptom: information.
 
-    Also where the optimizer's first steps raise the loss on a copy and, at the same rate, do not with the sums divided by the number
-    of their terms: then it is the sum, and not the rate.
-
     Such sums, poolings by a sum, and sums of features by an index in the model's own code also count where the loss of a fresh
-    network is more than 4 times that of an output of zeros, on the batch or in one of the first 10 steps of a run. A sum by an
+    network is more than 4 times that of an output of zeros, on the batch or in one of the first 10 steps of a run. Where the first steps of
+    the optimizer raise the loss, and do not with the mean in the place of the sums, on a copy, the sums are the cause. A sum by an
     index beside attention that the size of its input saturates is information, and what it is shown to be where it can be undone.
 
     ## Why it is unstable
@@ -94,6 +92,10 @@ class SumAggregationGrowth(Rule):
 
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding per aggregation that grows."""
+        steep = [s for s in signals.find(OPTIMIZER_LOSS_RISE) if "calm_as_means" in s.detail]
+        for rise in steep[:1]:
+            yield self._steep(rise)
+            return
         found = measured(signals.find("aggregation.exponent"))
         if not found and (signals.find(POOL_SUM_SIZE) or signals.find(SUM_BY_HAND_SIZE)):
             yield from self._pooled(signals)
@@ -103,20 +105,25 @@ class SumAggregationGrowth(Rule):
             raise NotApplicable("no sum over neighbours other than attention was found")
         if not found:
             raise NotEvaluable(signals.why_missing("aggregation.exponent"))
-        far, drives = self._far_off(signals), self._drives(signals)
+        far = self._far_off(signals)
         for growth in self._growing(signals, found, self.rms if far is None else self.far_rms):
             symptoms = self._saturated_behind(signals, growth.layer)
-            driven = drives if drives is not None and growth.layer in drives.detail["names"] else None
-            yield self._finding(signals, growth, symptoms, far, driven)
+            yield self._finding(signals, growth, symptoms, far)
             far = None
         if far is not None:
             yield from self._pooled(signals)
 
-    @staticmethod
-    def _drives(signals: Signals) -> Signal | None:
-        """Steps whose loss rises, and does not with the sums divided at the same rate."""
-        calm = (s for s in signals.find(OPTIMIZER_SUMS_RISE) if s.detail.get("calm") and s.detail.get("names"))
-        return next((s for s in calm if float(s.detail.get("rise", 0.0)) > LearningRateTooHigh.warn_rise), None)
+    def _steep(self, rise: Signal) -> Finding:
+        """Steps of the optimizer raise the loss, and do not with means in the place of the sums."""
+        sums = names(str(name) for name in rise.detail["calm_as_means"])
+        return self.finding(
+            f"the sum over neighbours in {sums} makes the loss so steep that the first steps of {rise.detail.get('optimizer', 'the optimizer')} "
+            f"raise it {rise.value:.3g} times; divided by the in-degree, on a copy, the same steps at the same rate are calm. Use mean "
+            "aggregation and add a term of the node itself (h + lin_root(x)), or a LayerNorm after the sum.",
+            severity="warning",
+            limit=LASTING,
+            signal=rise,
+        )
 
     def _far_off(self, signals: Signals) -> Signal | None:
         """The loss of a fresh network beside that of zeros, where its output is far off."""
@@ -189,9 +196,7 @@ class SumAggregationGrowth(Rule):
         sharpened = state.unit_entropy - state.entropy.value > self.drop
         return sharpened and state.crosses(self.sharp_entropy, self.one_hot_share)
 
-    def _finding(
-        self, signals: Signals, growth: Signal, symptoms: list[Attention], far: Signal | None, driven: Signal | None
-    ) -> Finding:
+    def _finding(self, signals: Signals, growth: Signal, symptoms: list[Attention], far: Signal | None) -> Finding:
         rms = largest(signals.find("aggregation.rms", layer=growth.layer)).value
         # The in-degree of another layer, as of attention over all pairs, says nothing about this sum.
         own = [s for s in measured(signals.find("degree.median")) if s.layer in (growth.layer, None)]
@@ -206,16 +211,6 @@ class SumAggregationGrowth(Rule):
                 limit=self.far_off,
                 signal=far,
                 confidence="medium",
-            )
-        if not symptoms and driven is not None:
-            return self.finding(
-                f"{what}. Your optimizer's first steps on a copy raise the loss {float(driven.detail['rise']):.3g} times; with the sums divided by the number "
-                f"of their terms, at the same rate, the largest loss is {driven.value:.3g} times the first. Use mean aggregation and add a term of the node "
-                "itself (h + lin_root(x)), or a LayerNorm after the sum.",
-                severity="warning",
-                limit=LearningRateTooHigh.warn_rise,
-                signal=driven,
-                layer=growth.layer,
             )
         if not symptoms:
             return self.finding(

@@ -10,7 +10,7 @@ from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import largest, measured, need_measured, percent
 
 
-@rule("GS404", "no-self-term", cause="sum-aggregation", severity="warning", confidence="medium")
+@rule("GS404", "no-self-term", cause="sum-aggregation", severity="info", confidence="medium")
 class NoSelfTerm(Rule):
     """An aggregation without a term of the node itself makes the nodes alike before attention begins.
 
@@ -30,7 +30,8 @@ class NoSelfTerm(Rule):
     `h = conv(x, edge_index) + self.lin_root(x)` in the aggregation before the attention.
 
     ## When it is wrong
-    When every node is meant to compute the same. An aggregation that an identity path goes around is left alone: what is a node's own
+    When every node is meant to compute the same. That nodes are alike is measured, that the model needs them apart is not: the finding is
+    information, and what cannot be told apart any more is GS704. An aggregation that an identity path goes around is left alone: what is a node's own
     goes along there.
 
     ## References

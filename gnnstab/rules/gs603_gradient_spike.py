@@ -33,7 +33,8 @@ class GradientSpike(Rule):
     attention (GS301, GS302).
 
     ## When it is wrong
-    Reinforcement learning changes its own data: a new opponent, a new level, and the gradient jumps rightly.
+    Reinforcement learning changes its own data: a new opponent, a new level, and the gradient jumps rightly. Of a run that ends at half
+    of its first loss or below, jumps are information.
 
     ## References
     Pascanu et al. 2013, *On the Difficulty of Training Recurrent Neural Networks*, arXiv 1211.5063. Measured: 150-step runs.

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from gnnstab.layers import layer_named
 from gnnstab.records import Finding, Signal, Signals
-from gnnstab.rules._silent_by_design import by_design, inside, trains, unread_relation, whole_part
+from gnnstab.records.vocabulary import PLACE_PLAIN_SCORES
+from gnnstab.rules._silent_by_design import inside, trains, unread_relation
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import fresh, largest, left_out, measured, names, stops
 
@@ -30,11 +31,11 @@ class NeverUpdatedParameter(Rule):
     neighbours. A relation or kind of nodes that nothing reads, beside others that train, an optimizer that has not moved
     anything yet, and what no loss can reach by the way the model is built (a head or template that this forward does not call, an update
     of edges behind the last layer: the output stays the same when the parameters are changed) are information, unless no attention
-    layer at all is called, or a part of every layer, or a layer in front of one like it, is called and its result thrown away; and so are, in a
-    bare file, all skips or all
-    queries and keys of a layer, and parts of the last block that train in the block before it.
+    layer at all is called, or a part of every layer, or a layer in front of one like it, is called and its result thrown away; and so is
+    everything that a bare file shows.
     With a model and a batch: parameters without a gradient after a backward, and why (the module was not called, or no path
-    leads to it); weights that the loss depends on and `model.parameters()` does not hold, as of layers in a plain list; with
+    leads to it); weights that the loss depends on and `model.parameters()` does not hold, as of layers in a plain list; a softmax or
+    sigmoid of a plain tensor of a module, which is no parameter; with
     the optimizer: parameters that it does not hold. A model whose layers are fresh and that the optimizer does
     not hold is no body that was trained before. Gradients that are exactly 0 for every parameter, as behind `round` or `argmax`,
     or for those in front of an operation that hands none on: a clamp that cuts every entry, a step function, a softmax over one entry.
@@ -44,8 +45,8 @@ class NeverUpdatedParameter(Rule):
     intention: a module that the forward pass skips, a `detach()`, a parameter created after the optimizer.
 
     ## What it looks like
-    An error for parameters that the output depends on; a warning for those of a bare file, which cannot say it, and information where
-    no attention layer tells what stands in front of what.
+    An error for parameters that the output depends on; information for those of a bare file, which cannot say it: measured, of ten
+    broken programs whose files held such parameters one had lost them in its wiring, the others behind closed units, missing edges, NaN.
 
     ## Fix
     Wire it into the forward pass, pass it to the optimizer, or freeze it on purpose with `requires_grad_(False)` and leave it
@@ -69,7 +70,7 @@ class NeverUpdatedParameter(Rule):
 
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding for each way in which a parameter can be left behind."""
-        found = [*self._not_owned(signals), *self._not_held(signals)]
+        found = [*self._not_owned(signals), *self._not_held(signals), *self._plain(signals)]
         found += self._without_gradient(signals)
         found += self._all_zero(signals)
         found += self._stopped(signals)
@@ -77,6 +78,18 @@ class NeverUpdatedParameter(Rule):
         if not signals.find("optimizer.never_updated") and (found or signals.find("place.rms", source="batch")):
             return
         yield from self._over_a_run(signals)
+
+    def _plain(self, signals: Signals) -> Iterator[Finding]:
+        """Scores that nothing can train, since they are a tensor and no parameter."""
+        for signal in signals.find(PLACE_PLAIN_SCORES):
+            key = signal.detail.get("attribute")
+            yield self.finding(
+                f"{signal.layer}: its weights are a softmax or sigmoid of self.{key}, a plain tensor of {signal.value:.0f} entries that differ: it is no "
+                f"parameter, so that no optimizer moves it. Write self.{key} = nn.Parameter({key}); register_buffer where it is meant to stay.",
+                severity="warning",
+                limit=self.parameters,
+                signal=signal,
+            )
 
     def _over_a_run(self, signals: Signals) -> Iterator[Finding]:
         worst = largest(signals.need("optimizer.never_updated"))
@@ -99,17 +112,14 @@ class NeverUpdatedParameter(Rule):
         listed, count = sorted(silent - idle - unread), count - len(unread)
         which = f": {names(listed, 6)}" if listed else ""
         known = signals.kind != "checkpoint"
-        severity = "error" if known else "warning"
-        if not known and not signals.attention_layers:
-            severity = "info"
-            which += "; a file does not say what the output depends on"
-        elif not known and (part := by_design(signals, listed) or whole_part(signals, *_listed_of(worst))):
-            severity = "info"
-            which += f"{part}. Pass the model with batch= and loss= to see which"
+        # A file says neither what was frozen or left out on purpose, nor why nothing has arrived: few nodes, closed units, edges that are missing.
+        unsaid = (
+            "" if known else "; a file does not say what the output depends on: pass the model with batch= and loss="
+        )
         yield self.finding(
-            f"{count:.0f} {'trainable ' if known else ''}parameters never received a gradient{which}. Wire them in, or freeze "
+            f"{count:.0f} {'trainable ' if known else ''}parameters never received a gradient{which}{unsaid}. Wire them in, or freeze "
             "them on purpose.",
-            severity=severity,
+            severity="error" if known else "info",
             limit=self.parameters,
             signal=worst,
             confidence="high" if known else "medium",
@@ -312,11 +322,6 @@ def _cancelled(signals: Signals, never: Signal) -> set[str]:
 def _unreachable(signals: Signals) -> tuple[Signal, ...]:
     """Parameters that no loss on this output can reach by the way the model is built."""
     return tuple(s for s in signals.find("place.without_gradient") if s.detail.get("why") in _BEYOND)
-
-
-def _listed_of(signal: Signal) -> tuple[Sequence[str], Sequence[int]]:
-    """The parameters of a finding of a file, and their places in the optimizer's list."""
-    return signal.detail.get("parameters", ()), signal.detail.get("places", ())
 
 
 def _listed(signal: Signal) -> str:

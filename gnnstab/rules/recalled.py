@@ -5,14 +5,23 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from gnnstab.records import SEVERITIES, Event, Finding, Series
-from gnnstab.records.vocabulary import OUTPUT_GROWTH, PRECISION_ROUNDING, SCORE_GROWTH, SCORE_MAX_ABS
+from gnnstab.records import SEVERITIES, Event, Finding, Series, Signals
+from gnnstab.records.vocabulary import (
+    GRADIENT_SPIKE,
+    LOSS_FIRST_RISE,
+    OPTIMIZER_GROUP_RATE,
+    OUTPUT_GROWTH,
+    PRECISION_ROUNDING,
+    SCORE_GROWTH,
+    SCORE_MAX_ABS,
+)
 from gnnstab.rules.base import Rule
-from gnnstab.rules.queries import loss_at_its_best
+from gnnstab.rules.queries import learned_half, loss_at_its_best, trained_well
 
 KIND = "finding"
 LONG = 50
@@ -20,6 +29,9 @@ LONG = 50
 
 LEAP = 100.0
 """Growth within one recorded step that has happened, and is not expected to: training moves scores by percents a step."""
+
+_OF_THE_RUN = ("GS601", "GS603", "GS607")
+"""Rules that judge the course of a run."""
 
 _TEXTS = ("code", "name", "cause", "severity", "confidence", "signal", "unit")
 _NUMBERS = ("value", "threshold")
@@ -78,6 +90,23 @@ def _leapt(own: Series, step: int) -> bool:
     """True where the scores stood `LEAP` times higher at the step than ever before: that is no forecast any more."""
     before, since = own.values[own.steps < step], own.values[own.steps >= step]
     return bool(len(before) and len(since) and since[0] > LEAP * before.max())
+
+
+def outlived(finding: Finding, signals: Signals) -> Finding:
+    """A warning of how a run goes as its end judges it: what half of the loss has gone since, or what it is at its best after, did no lasting harm.
+
+    Errors stay, and a rate of one group that a copy has shown to raise the loss.
+    """
+    if finding.code not in _OF_THE_RUN or finding.severity != "warning" or finding.signal == OPTIMIZER_GROUP_RATE:
+        return finding
+    # A rise of the first steps, and jumps that came back, are held against the first loss alone: batches differ.
+    passing = finding.signal in (LOSS_FIRST_RISE, GRADIENT_SPIKE)
+    past = learned_half(signals) and (passing or trained_well(signals))
+    if not past or any(s.detail.get("calms") for s in signals.find(OPTIMIZER_GROUP_RATE)):
+        return finding
+    return replace(
+        finding, severity="info", message=f"{finding.message} The run has come past it, as its last losses show."
+    )
 
 
 def joined(rule: Rule, found: Sequence[Finding], raised: Iterable[Finding]) -> list[Finding]:

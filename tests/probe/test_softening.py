@@ -10,13 +10,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch_geometric.nn import GATConv, GATv2Conv
+from torch_geometric.nn import GATConv, GATv2Conv, TransformerConv
 from torch_geometric.utils import softmax
 
 import gnnstab
 from gnnstab.probe.optimizer.softening import SPREAD, Softened, spread, spread_over_edges
 from gnnstab.records import Diagnosis
-from gnnstab.records.vocabulary import OPTIMIZER_SOFTER
+from gnnstab.records.vocabulary import OPTIMIZER_SOFTER, OPTIMIZER_STANDARDISED
 
 NODES, WIDTH, TAGS = 24, 16, 6
 
@@ -73,6 +73,42 @@ class Neighbours(nn.Module):
     def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
         h = F.elu(self.inp(x))
         return self.out(h + F.elu(self.conv(h, edge_index))).squeeze(-1)
+
+
+class Stations(nn.Module):
+    """Everybody hears those nearby; ``reach`` is in the unit of the positions."""
+
+    def __init__(self, reach: float) -> None:
+        super().__init__()
+        self.value, self.out = nn.Linear(4, WIDTH), nn.Sequential(nn.Linear(WIDTH, 32), nn.ReLU(), nn.Linear(32, 1))
+        self.reach = nn.Parameter(torch.tensor(1 / reach))
+
+    def forward(self, x: Tensor, where: Tensor) -> Tensor:
+        places = where * self.reach
+        scores = -(places[:, None] - places[None]).square().sum(-1)
+        return self.out(scores.softmax(-1) @ self.value(x)).squeeze(-1)
+
+
+class Raw(nn.Module):
+    """Takes positions as features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inp, self.norm, self.out = nn.Linear(6, WIDTH), nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 1)
+        self.conv = TransformerConv(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor, where: Tensor) -> Tensor:
+        h = self.inp(torch.cat([x, where], -1))
+        near = torch.cdist(where, where).argsort(1)[:, 1:7]
+        edges = torch.stack([near.flatten(), torch.arange(len(x)).repeat_interleave(6)])
+        return self.out(h + self.conv(h, edges)).squeeze(-1)
+
+
+def map_of(number: int) -> dict[str, Tensor]:
+    g = torch.Generator().manual_seed(number)
+    x, where = torch.randn(60, 4, generator=g), 300 * torch.rand(60, 2, generator=g)
+    near = (-(torch.cdist(where, where) / 12).square()).softmax(-1)
+    return {"x": x, "where": where, "y": 2 * (near @ x)[:, 0]}
 
 
 def village(number: int) -> dict[str, Tensor]:
@@ -159,6 +195,19 @@ def test_sharp_and_right_from_the_start_is_information() -> None:
         (signal,) = [s for s in diagnosis.signals if s.name == OPTIMIZER_SOFTER]
         assert signal.value < 0.5
         assert not diagnosis.at_least("warning")
+
+
+@pytest.mark.parametrize(("make", "raw"), [(lambda: Stations(15.0), False), (Raw, True)], ids=["a kernel", "features"])
+def test_large_inputs_are_blamed_where_steps_learn_better_without_them(
+    make: Callable[[], nn.Module], raw: bool
+) -> None:
+    for face, diagnosis in said(drawn(make), map_of).items():
+        (signal,) = [s for s in diagnosis.signals if s.name == OPTIMIZER_STANDARDISED]
+        assert signal.detail["names"] == ["where"], face
+        assert (signal.value > 1) is raw, face
+        assert [f.code for f in diagnosis.findings if f.severity != "info" and f.code == "GS406"] == ["GS406"] * raw, (
+            face
+        )
 
 
 @pytest.mark.parametrize("fused", [False, True])

@@ -166,3 +166,24 @@ def test_a_warning_of_rounding_or_growth_is_settled_where_the_loss_ends_at_its_b
 ) -> None:
     finding = replace(SPIKE, layer="conv", signal=signal, severity=severity)
     assert settled(finding, (losses(end),)) is expected
+
+
+RISE = replace(SPIKE, code="GS601", signal="loss.first_rise", step=4)
+"""Of the first steps of a run."""
+
+
+@pytest.mark.parametrize(
+    ("finding", "end", "expected"),
+    [
+        (RISE, 0.4, "info"),
+        (RISE, 0.6, "warning"),
+        (replace(RISE, severity="error"), 0.4, "error"),
+        (SPIKE, 0.4, "info"),
+        (SPIKE, 0.6, "warning"),
+        (replace(SPIKE, code="GS607", signal="loss.growth"), 0.4, "info"),
+        (replace(SPIKE, code="GS607", signal="loss.growth"), 0.6, "warning"),
+    ],
+)
+def test_what_a_run_has_come_past_is_information(finding: Finding, end: float, expected: str) -> None:
+    found = run(Signals("trace", (), series=(losses(end),), events=(as_event(finding),))).findings
+    assert [f.severity for f in found if f.code == finding.code] == [expected]

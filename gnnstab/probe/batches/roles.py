@@ -9,6 +9,10 @@ TARGETS = ("y", "target", "targets", "label", "labels", "reward", "rewards", "re
 """Last parts of the names under which a batch holds what the output is compared with."""
 
 
+LARGE = 4.0
+"""RMS or |mean| / deviation of a column from which it deviates: an input of RMS 4 gives 16 times the logits of one of RMS 1."""
+
+
 def columns(tensor: Tensor) -> Tensor:
     """(rows, columns) view of a tensor of any shape in float64: the last dimension is the columns, a vector is one column."""
     flat = tensor.detach().reshape(-1, 1) if tensor.dim() < 2 else tensor.detach().flatten(0, -2)
@@ -44,3 +48,17 @@ def standardised(tensor: Tensor, chosen: Tensor | None = None) -> Tensor:
     changed = tensor.detach().clone()
     changed[:, chosen] = made
     return changed
+
+
+def deviating(tensor: Tensor, *, whole: bool) -> Tensor | None:
+    """The columns (n,) of features (N, D) of real numbers that are large or far from zero; None when there is none.
+
+    Columns of whole numbers are ids, counts, masks or one-hot codes, whose size says nothing; with ``whole`` a weight multiplies them.
+    """
+    if not tensor.is_floating_point() or tensor.dim() != 2 or tensor.shape[0] < 2 or not tensor.numel():
+        return None
+    values = tensor.detach().double()
+    size, spread = values.square().mean(0).sqrt(), values.std(0)
+    counted = (values == values.round()).all(0) & (not whole)
+    off = (size > LARGE) & ~counted & torch.isfinite(size) & (spread > 0)
+    return off.nonzero().flatten() if bool(off.any()) else None

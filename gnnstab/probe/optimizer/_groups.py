@@ -11,12 +11,12 @@ from torch import nn
 
 from gnnstab.errors import UsageError
 from gnnstab.probe.attaching.forward_tracker import ForwardInputs
-from gnnstab.probe.optimizer._sums import sums_signals
+from gnnstab.probe.optimizer._standardised import standardised_signals
 from gnnstab.probe.optimizer.learning import STEPS
 from gnnstab.probe.optimizer.softening import softer_signals
 from gnnstab.probe.replaying.recovered_loss import recovered_loss
 from gnnstab.records import Signal
-from gnnstab.records.rises import LASTING, rise_of
+from gnnstab.records.rises import rise_of
 from gnnstab.records.vocabulary import OPTIMIZER_GROUP_RATE
 
 if TYPE_CHECKING:
@@ -73,15 +73,12 @@ class FirstStep:
     """Copies of a model and its optimizer from before the first update, until the loss of that step is known.
 
     A run tells its loss after the step at the earliest, when a rate far too high has done its harm already, and weights have come to
-    terms with attention that was sharp from the start. ``sharp`` are the modules whose attention may be. With ``sums`` they are kept
-    for the first steps of the run, to be asked when its loss rises.
+    terms with attention that was sharp from the start. ``sharp`` are the modules whose attention may be; ``fast`` is an update that moves
+    the output so far that its rate may be too high.
     """
 
     WAITS = 3
     """Updates after which a loss that nobody told is given up."""
-
-    BEGINS = 10
-    """Updates within which a loss that rises is one of the first steps."""
 
     def __init__(
         self,
@@ -89,11 +86,14 @@ class FirstStep:
         optimizer: torch.optim.Optimizer,
         inputs: ForwardInputs,
         sharp: Sequence[str] = (),
-        sums: bool = False,
+        *,
+        fast: bool = False,
     ) -> None:
         from gnnstab.probe.optimizer._copies import twins
+        from gnnstab.probe.optimizer.optimizer_steps import norm_of
 
-        self._sharp, self._sums, self._asked = sharp, sums, False
+        self._sharp = sharp
+        self._norm = norm_of(p.grad for p in model.parameters()) if fast else math.nan
         self._model, self._optimizer = twins(model, optimizer, keep_mode=True)
         self._inputs = inputs
         self._waited = 0
@@ -102,29 +102,25 @@ class FirstStep:
     def over(self) -> bool:
         """True when it is no use to wait any longer."""
         self._waited += 1
-        return self._waited > (self.BEGINS if self._asked else self.WAITS) or (self._asked and not self._sums)
+        return self._waited > self.WAITS
 
-    def signals(self, loss: Loss | None, latest: float | None) -> list[Signal]:
-        """Once the loss is known what `group_signals` says of the groups, and `softer_signals` of the modules that are sharp; `sums_signals` when it has risen.
-
-        ``latest`` is the loss that the run has told last.
-        """
-        from gnnstab.probe.optimizer.run_trial import bench_of
+    def signals(self, loss: Loss | None) -> list[Signal] | None:
+        """What the trials say of a fast update, of the groups, of the modules that are sharp and of large inputs; None while no loss is known."""
+        from gnnstab.probe.optimizer.run_trial import bench_of, rises
 
         answer = self._inputs.answer
         if loss is None and answer is not None and answer.output is not None and answer.gradient is not None:
             loss = recovered_loss(answer.output, answer.gradient, answer.loss)
-        risen = self._sums and answer is not None and latest is not None and latest > LASTING * answer.loss
-        if loss is None or (self._asked and not risen):
-            return []
-        first, self._asked, self._sums = not self._asked, True, self._sums and not risen
-        found: list[Signal] = []
+        if loss is None:
+            return None
         try:
             bench = bench_of(self._model, self._optimizer, self._inputs, loss)
-            if first:
-                found += [*group_signals(bench), *softer_signals(bench, self._sharp)]
-            if risen:
-                found += sums_signals(bench, bench.trial())
+            rate = [] if math.isnan(self._norm) else rises(bench, self._norm)
+            return [
+                *rate,
+                *group_signals(bench),
+                *softer_signals(bench, self._sharp),
+                *standardised_signals(bench),
+            ]
         except UsageError:
-            self._sums = False
-        return found
+            return []

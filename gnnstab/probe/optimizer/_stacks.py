@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from gnnstab.probe.attaching.identity_path import leads_to, ways
+from gnnstab.probe.optimizer._suspects import Suspect, listed
 from gnnstab.probe.replaying.replica import tensors_in
 
 LAYERS = 4
@@ -43,19 +44,6 @@ _NODES = 4000
 """Autograd nodes that are looked at between two tensors."""
 
 
-class Stack(NamedTuple):
-    """Something that may keep a deep stack from being trained, and how it is undone on a copy."""
-
-    cause: str
-    names: tuple[str, ...]
-    words: str
-    """What is done, as a gerund."""
-
-    suspect: str
-    undo: Callable[[nn.Module], None]
-    """Changes a copy of the model, by hooks that stay on it."""
-
-
 class _Call(NamedTuple):
     name: str
     module: nn.Module
@@ -65,7 +53,7 @@ class _Call(NamedTuple):
     """What made ``leaving``, taken when the module returned."""
 
 
-def stacks(model: nn.Module, forward: Callable[[], Any]) -> list[Stack]:
+def stacks(model: nn.Module, forward: Callable[[], Any]) -> list[Suspect]:
     """The stacks that ``forward``, which calls ``model`` with gradients, runs through."""
     calls: list[_Call] = []
     handles = [m.register_forward_hook(partial(_keep, calls, name)) for name, m in model.named_modules() if name]
@@ -109,7 +97,7 @@ def _iterated(calls: Sequence[_Call]) -> Iterator[list[str]]:
             yield [name]
 
 
-def _without_identity(model: nn.Module, calls: Sequence[_Call], ends: Sequence[Tensor]) -> Iterator[Stack]:
+def _without_identity(model: nn.Module, calls: Sequence[_Call], ends: Sequence[Tensor]) -> Iterator[Suspect]:
     found: set[tuple[str, ...]] = set()
     for names in (*_containers(model), *_iterated(calls)):
         row = _in_a_row([call for call in calls if call.name in names])
@@ -120,9 +108,9 @@ def _without_identity(model: nn.Module, calls: Sequence[_Call], ends: Sequence[T
         around = ways([*((c.name, c.entering, c.node) for c in row), ("", ends[0] if ends else None, None)]).around
         if any(around.get(call.name) for call in row) or any(_carries(call) for call in row):
             continue
-        yield Stack(
-            "no-residual", told, f"laying an identity path around {_listed(told)}",
-            f"no identity path leads around {_listed(told)}", partial(_add_identities, told, len(row)),
+        yield Suspect(
+            "no-residual", told, f"laying an identity path around {listed(told)}",
+            f"no identity path leads around {listed(told)}", partial(_add_identities, told, len(row)),
         )  # fmt: skip
 
 
@@ -200,14 +188,14 @@ def _users(ends: Sequence[Tensor]) -> Counter[Any]:
     return users
 
 
-def _behind_sums(calls: Sequence[_Call], users: Counter[Any]) -> Iterator[Stack]:
+def _behind_sums(calls: Sequence[_Call], users: Counter[Any]) -> Iterator[Suspect]:
     norms = [call for call in calls if _per_row(call.module)] if len(calls) >= NORMS else []
     pairs = [(call.name, branch) for call in norms if (branch := _branch(call, calls, users))]
     if len(pairs) >= NORMS:
         names = tuple(norm for norm, _ in pairs)
-        yield Stack(
-            "normalization-misuse", names, f"normalising in front of each layer instead of with {_listed(names)}",
-            f"the normalisations {_listed(names)} stand after the residual sum (post-norm), and nothing leads around them",
+        yield Suspect(
+            "normalization-misuse", names, f"normalising in front of each layer instead of with {listed(names)}",
+            f"the normalisations {listed(names)} stand after the residual sum (post-norm), and nothing leads around them",
             partial(_normalise_in_front, pairs),
         )  # fmt: skip
 
@@ -261,7 +249,3 @@ def _normalise_in_front(pairs: Iterable[tuple[str, str]], model: nn.Module) -> N
         own = model.get_submodule(norm)
         own.register_forward_hook(through)
         model.get_submodule(branch).register_forward_pre_hook(partial(enter, own))
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

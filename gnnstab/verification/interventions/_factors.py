@@ -13,11 +13,11 @@ from torch.overrides import TorchFunctionMode
 
 from gnnstab.errors import let_through
 from gnnstab.probe.batches.arguments import as_arguments
+from gnnstab.probe.batches.roles import LARGE
 from gnnstab.probe.operations.source_lines import Modules, caller_place
 from gnnstab.probe.replaying.replica import Autocast, device_of, on_device
 from gnnstab.probe.statistics.numbers import rms
 from gnnstab.records.vocabulary import LOSS_OVER_ZERO
-from gnnstab.verification.interventions._inputs import LARGE
 from gnnstab.verification.interventions._measuring import Look
 from gnnstab.verification.interventions._trial import Case, Edit, Trial
 

@@ -6,19 +6,15 @@ import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch_geometric.data.data import BaseData
 
 from gnnstab.probe.batches.named_tensors import named_tensors
-from gnnstab.probe.batches.roles import is_target, standardised
+from gnnstab.probe.batches.roles import deviating, is_target, standardised
 from gnnstab.probe.replaying.replica import mapped
 from gnnstab.records.vocabulary import PLACE_RMS, PLACE_SATURATED_SHARE
 from gnnstab.verification.interventions._measuring import Look
 from gnnstab.verification.interventions._trial import Case, Edit, Trial
-
-LARGE = 4.0
-"""RMS or |mean| / deviation of a column from which it deviates: an input of RMS 4 gives 16 times the logits of one of RMS 1."""
 
 
 def standardise_input(case: Case, base: Look) -> Iterator[Trial]:
@@ -42,20 +38,6 @@ def standardise_input(case: Case, base: Look) -> Iterator[Trial]:
             deviates=True,
             place=name,
         )
-
-
-def deviating(tensor: Tensor, *, whole: bool) -> Tensor | None:
-    """The columns (n,) of features (N, D) of real numbers that are large or far from zero; None when there is none.
-
-    Columns of whole numbers are ids, counts, masks or one-hot codes, whose size says nothing; with ``whole`` a weight multiplies them.
-    """
-    if not tensor.is_floating_point() or tensor.dim() != 2 or tensor.shape[0] < 2 or not tensor.numel():
-        return None
-    values = tensor.detach().double()
-    size, spread = values.square().mean(0).sqrt(), values.std(0)
-    counted = (values == values.round()).all(0) & (not whole)
-    off = (size > LARGE) & ~counted & torch.isfinite(size) & (spread > 0)
-    return off.nonzero().flatten() if bool(off.any()) else None
 
 
 def as_batch(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
