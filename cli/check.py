@@ -20,6 +20,6 @@ def command(targets: tuple[str, ...], **given: Any) -> int:
     """The gate for CI: diagnose and fail on findings.
 
     Exits 0 when nothing is at or above --fail-on, 1 on findings, 2 when a target, or a file of it, cannot be read, 3 when
-    nothing could be judged. With several targets the worst counts (2, then 1, then 3). No format changes the exit code.
+    nothing could be judged, with --strict also when a part was not. With several targets the worst counts (2, then 1, then 3). No format changes the exit code.
     """
     return gate.run(targets, gate.Request.take(given, brief=True), **given)

@@ -32,6 +32,7 @@ class Request:
     chosen: Settings
     outputs: Sequence[tuple[str, Path]]
     update_baseline: bool
+    strict: bool
     quiet: bool
     verbose: bool
     plots: Path | None
@@ -45,7 +46,7 @@ class Request:
         where = (take("config_file"), take("isolated"))
         chosen = settings(*where, **{key: take(key) for key in ("fail_on", "select", "ignore", "baseline", "format")})
         outputs, plots = output.parse(take("outputs")), take("plots")
-        flags = {key: take(key) for key in ("update_baseline", "quiet", "verbose")}
+        flags = {key: take(key) for key in ("update_baseline", "strict", "quiet", "verbose")}
         return cls(chosen, outputs, plots=Path(plots) if plots else None, brief=brief, **flags)
 
 
@@ -58,7 +59,7 @@ def settings(config_file: str | None, isolated: bool, **given: Any) -> Settings:
 def run(targets: Sequence[str], request: Request, **observe: Any) -> int:
     """Diagnose every target, report, and say how it went as an exit code."""
     from gnnstab import baseline
-    from gnnstab.report.summary import LEFT_OUT
+    from gnnstab.report.summary import LEFT_OUT, state
 
     chosen = request.chosen
     written = [path for _, path in request.outputs] + ([_baseline_path(chosen)] if request.update_baseline else [])
@@ -84,7 +85,10 @@ def run(targets: Sequence[str], request: Request, **observe: Any) -> int:
         return 0
     if request.update_baseline:
         output.complain("the baseline was not written: it would lose what is known of the targets that failed")
-    return max([*failed, *(d.exit_code(chosen.fail_on) for d in judged)], key=WORSE.index)
+    codes = [d.exit_code(chosen.fail_on) for d in judged]
+    if request.strict:
+        codes += [NOTHING_EVALUABLE for d in judged if state(d) == "nothing-found"]
+    return max([*failed, *codes], key=WORSE.index)
 
 
 def _inputs(targets: Sequence[str], chosen: Settings, observe: dict[str, Any], replaced: bool) -> list[str]:

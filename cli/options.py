@@ -89,6 +89,9 @@ GATE = together(
     codes("--select", "Run only these rules, e.g. GS3,GS401."),
     codes("--ignore", "Leave these rules out."),
     click.option("--baseline", type=click.Path(), help="File of known findings; only new ones fail."),
+    click.option(
+        "--strict", is_flag=True, help="Exit 3 where a part was not judged, as of a file without --model --batch."
+    ),
     click.option("--update-baseline", is_flag=True, help="Write the findings of this run to the baseline and exit 0."),
 )
 """What counts."""

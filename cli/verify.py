@@ -42,7 +42,7 @@ def command(
     if given["lr"] is None:
         given["lr"] = asked.training.get("lr")
     with gate.progress() as tell:
-        named = _with_options(fixes or _recommended(asked, given["precision"], tell), extra)
+        named = _with_options(fixes or _recommended(checkpoint, asked, given["precision"], tell), extra)
         found = verify(
             asked.model, named, batch=asked.batch, loss=asked.loss, eps=asked.training.get("eps"), factory=asked.factory,
             progress=tell, **given,
@@ -53,15 +53,24 @@ def command(
     return 0 if all(verdict.verdict == "confirmed" for verdict in found) else 1
 
 
-def _recommended(given: case.Case, precision: str, tell: Callable[[str], None]) -> tuple[str, ...]:
-    """The fixes that a diagnosis of the same model, batch and loss advises, the best of each cause first."""
+def _recommended(
+    checkpoint: str | None, given: case.Case, precision: str, tell: Callable[[str], None]
+) -> tuple[str, ...]:
+    """The fixes that ``gnnstab diagnose`` advises for the same file, model, batch and loss, the best of each cause first."""
     from gnnstab.diagnosis import diagnose
     from gnnstab.errors import NothingEvaluable
     from gnnstab.report.summary import to_try
 
-    found = to_try(diagnose(given.model, batch=given.batch, loss=given.loss, precision=precision, progress=tell))
+    found = to_try(
+        diagnose(
+            checkpoint or given.model, model=given.factory if checkpoint else None, batch=given.batch, loss=given.loss,
+            precision=precision, progress=tell,
+        )
+    )  # fmt: skip
     if not found:
-        raise NothingEvaluable("no fix is recommended for this model on this batch; name one with --fix")
+        raise NothingEvaluable(
+            "no fix is recommended for this model on this batch; name one with --fix (gnnstab explain CAUSE lists those of a cause)"
+        )
     output.complain(f"trying the recommended {', '.join(found)}", "note")
     return found
 

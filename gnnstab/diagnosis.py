@@ -100,5 +100,5 @@ def _prove(diagnosis: Diagnosis, seen: Observed, request: Request, jobs: int) ->
 
     return prove(
         diagnosis, live.model, batch=live.batch, loss=live.loss, precision=request.precision, workers=jobs,
-        progress=request.progress, **live.training,
+        factory=live.factory, progress=request.progress, **live.training,
     )  # fmt: skip

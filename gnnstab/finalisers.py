@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 import types
+import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from gnnstab.errors import UsageError
 
-_PLAIN = (bool, int, float, complex, str, bytes, type(None), type, types.FunctionType, types.BuiltinFunctionType, types.ModuleType)  # fmt: skip
+_PLAIN = (bool, int, float, complex, str, bytes, type(None), types.FunctionType, types.BuiltinFunctionType, types.ModuleType)  # fmt: skip
 
 
 def refuse_finalisers(value: Any, memo: Mapping[int, Any] | None = None) -> None:
@@ -19,16 +20,20 @@ def refuse_finalisers(value: Any, memo: Mapping[int, Any] | None = None) -> None
         UsageError: Something in it has a ``__del__``.
     """
     waiting, seen = [value], set(memo or ())
+    slots: dict[type, list[str]] = {}
     while waiting:
         one = waiting.pop()
-        if isinstance(one, _PLAIN) or id(one) in seen:
+        kind = type(one)
+        if kind in _PLAIN or id(one) in seen:
             continue
         seen.add(id(one))
-        if (kind := _with_finaliser(type(one))) is not None:
-            raise UsageError(
-                f"a copy of {type(one).__name__} would clean up what belongs to the run when it is thrown away: {kind.__name__} has a __del__"
-            )
-        waiting += _parts(one)
+        if kind not in slots:
+            if (owner := _with_finaliser(kind)) is not None:
+                raise UsageError(
+                    f"a copy of {kind.__name__} would clean up what belongs to the run when it is thrown away: {owner.__name__} has a __del__"
+                )
+            slots[kind] = slots_of(kind)
+        waiting += _parts(one, slots[kind])
 
 
 def _with_finaliser(kind: type) -> type | None:
@@ -36,11 +41,25 @@ def _with_finaliser(kind: type) -> type | None:
     return None if owner is None or owner.__module__.partition(".")[0] in _STANDARD else owner
 
 
+def slots_of(kind: type) -> list[str]:
+    """The names of a class's slots, those of its bases included."""
+    if (known := _SLOTS.get(kind)) is None:
+        known = _SLOTS[kind] = [
+            n for c in kind.__mro__ for n, slot in vars(c).items() if isinstance(slot, types.MemberDescriptorType)
+        ]
+    return known
+
+
+_SLOTS: weakref.WeakKeyDictionary[type, list[str]] = weakref.WeakKeyDictionary()
+
+
 _STANDARD = sys.stdlib_module_names - {"__main__"}
 """Of these a copy cleans up after itself alone, or there is none."""
 
 
-def _parts(value: Any) -> Iterator[Any]:
+def _parts(value: Any, slots: list[str]) -> Iterator[Any]:
+    if isinstance(value, (type, *_PLAIN)):
+        return
     if isinstance(value, dict):
         yield from value.values()
     elif isinstance(value, (list, tuple, set, frozenset)):
@@ -48,7 +67,6 @@ def _parts(value: Any) -> Iterator[Any]:
     elif isinstance(value, types.MethodType):
         yield value.__self__
     yield from getattr(value, "__dict__", {}).values()
-    for kind in type(value).__mro__:
-        for name, slot in vars(kind).items():
-            if isinstance(slot, types.MemberDescriptorType) and hasattr(value, name):
-                yield getattr(value, name)
+    for name in slots:
+        if hasattr(value, name):
+            yield getattr(value, name)

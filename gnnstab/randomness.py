@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from gnnstab.errors import UsageError
 from gnnstab.finalisers import refuse_finalisers
+from gnnstab.left_out import left_out
 from gnnstab.other_threads import may_draw
 from gnnstab.sharding import WHY, waits_for_others
 
@@ -22,6 +22,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 T = TypeVar("T")
 
+
+_NAMING = "torch_geometric.nn.sequential"
 
 _asked: ContextVar[bool] = ContextVar("_asked", default=False)
 """Whether the user asked for what runs now by a call, and no monitor does by itself."""
@@ -33,23 +35,25 @@ def same_random_state() -> Iterator[None]:
 
     Whoever runs a user's model draws from generators that the user's training goes on with: dropout from torch's, a
     sampler from NumPy's, a layer that drops whole paths from `random`. Nothing else of the user's takes part either, see
-    `gnnstab.undisturbed.undisturbed`.
+    `gnnstab.undisturbed.undisturbed`. Beside another thread of the user's, whose draws would be taken back, torch's operations draw from other
+    generators, see `gnnstab.own_draws`, and nothing here may draw from NumPy's and that of `random`.
 
     Raises:
-        UsageError: Nobody asked for what would run here, and it would disturb the run: another thread may draw meanwhile,
-            whose draws would be taken back; or hooks or modes of the user's are active without which copies compute something else.
+        UsageError: Nobody asked for what would run here, and it would disturb the run: hooks or modes of the user's are
+            active without which copies compute something else.
     """
-    _refuse_beside_others()
     with _undisturbed():
         # Of what nobody has loaded nobody has drawn: asking would load it.
-        numbers = np.random.get_state(legacy=False) if "numpy.random" in sys.modules else None
-        python, generators = random.getstate(), _torch_states()
+        shared = not _draws_apart()
+        numbers = np.random.get_state(legacy=False) if shared and "numpy.random" in sys.modules else None
+        python, generators = random.getstate() if shared else None, _torch_states()
         try:
             yield
         finally:
             if numbers is not None:
                 np.random.set_state(numbers)
-            random.setstate(python)
+            if python is not None:
+                random.setstate(python)
             for generator, state in generators:
                 generator.set_state(state)
 
@@ -62,11 +66,14 @@ def _undisturbed() -> AbstractContextManager[None]:
     return undisturbed(_asked.get())
 
 
-def _refuse_beside_others() -> None:
-    if not _asked.get() and (name := may_draw()):
-        raise UsageError(
-            f"the thread {name} runs beside the training and may draw from the same generators; what a copy draws could not be taken back"
-        )
+def _draws_apart() -> bool:
+    return "torch" in sys.modules and _own_draws() is not None
+
+
+def _own_draws() -> Any:
+    from gnnstab.own_draws import own_draws
+
+    return own_draws()
 
 
 def drawn_state() -> tuple[Any, ...]:
@@ -79,13 +86,22 @@ def drawn_state() -> tuple[Any, ...]:
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Every generator set to ``seed`` inside, and given back as it was: two runs then differ in nothing drawn."""
+    with same_random_state():
+        seed_torch(seed)
+        if not _draws_apart():
+            _seed_numpy(seed)
+            random.seed(seed)
+        yield
+
+
+def seed_torch(seed: int) -> None:
+    """Set torch's generators to ``seed``, within `same_random_state`."""
     import torch
 
-    with same_random_state():
+    if (own := _own_draws()) is None:
         torch.manual_seed(seed)
-        _seed_numpy(seed)
-        random.seed(seed)
-        yield
+    else:
+        own.seed(seed)
 
 
 def _seed_numpy(seed: int) -> None:
@@ -120,12 +136,17 @@ def deep_copy(value: T, memo: dict[int, Any] | None = None) -> T:
     Raises:
         RuntimeError: The value is a model of which other processes hold a part: running a copy would wait for them, while they
             go on with the training.
-        UsageError: Another thread may draw meanwhile, see `same_random_state`; or a copy would clean up what is the run's.
+        UsageError: A copy would draw a name while another thread may draw; or it would clean up what is the run's.
     """
     if waits_for_others(value):
         raise RuntimeError(WHY)
-    _refuse_beside_others()
     refuse_finalisers(value, memo)
+    if not _asked.get() and (name := may_draw()):
+        if any(type(module).__module__ == _NAMING for module in getattr(value, "modules", list)()):
+            raise left_out(
+                f"a copy of torch_geometric's Sequential draws its name from `random`, as the thread {name} may do meanwhile"
+            )
+        return copy.deepcopy(value, memo)
     state = random.getstate()
     random.seed()
     try:
@@ -139,7 +160,8 @@ def _torch_states() -> list[tuple[Any, Any]]:
     torch = sys.modules.get("torch")
     if torch is None:
         return []
-    generators = [torch.default_generator]
-    if torch.cuda.is_initialized():
-        generators += torch.cuda.default_generators
+    if (own := _own_draws()) is not None:
+        generators = list(own.generators.values())
+    else:
+        generators = [torch.default_generator, *(torch.cuda.default_generators if torch.cuda.is_initialized() else ())]
     return [(generator, generator.get_state()) for generator in generators]

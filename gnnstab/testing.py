@@ -111,8 +111,10 @@ def failure(diagnosis: Diagnosis, fail_on: str, broken: Sequence[limits.Violatio
         lines.append(f"  {summary.beginning(escape.sentence(finding.message), 600 if len(rules) == 1 else 200)}")
     if len(rules) > MOST:
         lines.append(f"and {' '.join(list(rules)[MOST:])}")
-    lines += _budgets(broken)
-    return "\n".join([f"{word}: {rest}", *lines]) if lines else ""
+    said, told = f"{word}: {rest}", _budgets(broken)
+    if told and not lines:
+        return "\n".join([*told, said])  # pytest's summary ends behind the first line.
+    return "\n".join([said, *lines, *told]) if lines else ""
 
 
 def _budgets(broken: Sequence[limits.Violation]) -> list[str]:

@@ -6,8 +6,9 @@ A release that drops one fails here at import, or in the test of this module, an
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from operator import attrgetter
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch.nn.modules import module as _modules
@@ -22,6 +23,19 @@ from torch.utils._pytree import tree_leaves as tree_leaves
 from torch.utils._pytree import tree_map as tree_map
 
 __all__ = ["BatchNorm", "DeviceContext", "TorchDispatchMode", "tree_leaves", "tree_map"]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def not_compiled(function: Function) -> Function:
+    """Have `torch.compile` run a function, and all that it calls, as they are, without importing the compiler."""
+    vars(function)["_torchdynamo_disable"] = True  # It is not traced as a part of who calls it,
+    frames = torch._C._dynamo.eval_frame
+    if hasattr(frames, "set_code_exec_strategy"):  # nor, since torch 2.7, compiled by itself.
+        skip = frames._FrameAction.SKIP
+        frames.set_code_exec_strategy(function.__code__, frames._FrameExecStrategy(skip, skip))
+    return function
+
 
 graph_task = torch._C._current_graph_task_id
 """Number of the backward that runs in this thread, -1 outside of one."""
@@ -57,6 +71,9 @@ set_grad_enabled = torch._C._set_grad_enabled
 
 without_torch_function = torch._C.DisableTorchFunction
 """A context in which tensor subclasses and function modes are not asked."""
+
+without_torch_dispatch = torch._C._DisableTorchDispatch
+"""A context in which dispatch modes are not asked, which take a number for no tensor."""
 
 dispatch_modes = torch._C._len_torch_dispatch_stack
 """How many dispatch modes are active."""
@@ -96,6 +113,9 @@ def global_hooks() -> list[tuple[str, dict[Any, Any]]]:
     return [(n, t) for v in spaces for n, t in v.items() if n.startswith("_global_") and n.endswith("_hooks")]
 
 
+generator_number: Callable[[torch.Generator], int] = attrgetter("_cdata")
+"""Tells generators apart: for that of the process torch makes a new object each time."""
+
 autocasts = torch._C._is_any_autocast_enabled
 """Whether autocast is on for any kind of device."""
 
@@ -123,6 +143,8 @@ ATTRIBUTES: Mapping[str, str] = MappingProxyType(
         "_schema": "torch._ops.OpOverload",
         "_sequence_nr": "a node of the autograd graph",
         "_input_metadata": "a node of the autograd graph",
+        "_raw_saved_other": "a node of the autograd graph",
+        "_raw_saved_self": "a node of the autograd graph",
         "_saved_indices": "a node of the autograd graph",
         "_saved_max": "a node of the autograd graph",
         "_saved_max_val": "a node of the autograd graph",

@@ -11,8 +11,10 @@ from typing import Any
 from torch import distributed as dist
 from torch.utils import flop_counter
 
-from gnnstab.errors import UsageError
 from gnnstab.hook_code import computes
+from gnnstab.left_out import left_out
+from gnnstab.other_threads import may_draw
+from gnnstab.own_draws import OwnDraws
 from gnnstab.torch_private import DISPATCH, FUNCTION, DeviceContext, ModeStack, TorchDispatchMode, global_hooks
 
 _COUNTERS = frozenset({flop_counter.__name__, "torch.distributed.tensor.debug", "torch.utils._debug_mode"})
@@ -41,7 +43,10 @@ def undisturbed(asked: bool) -> Iterator[None]:
         yield
         return
     if not asked and (changes := next(_computing(), "")):
-        raise UsageError(f"nothing is run on a copy while {changes} is active, which may be a part of what is computed")
+        raise left_out(f"nothing is run on a copy while {changes} is active, which may be a part of what is computed")
+    beside = "" if asked else may_draw()
+    if beside and any(table for _, table in global_hooks()):
+        raise left_out(f"hooks of all modules cannot be set aside for a copy while the thread {beside} may need them")
     token = _within.set(True)
     try:
         with ExitStack() as stack:
@@ -50,6 +55,8 @@ def undisturbed(asked: bool) -> Iterator[None]:
             stack.enter_context(_with(FUNCTION, [*filter(_sets_device, _aside.get()), *FUNCTION.stack()]))
             if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
                 stack.enter_context(_OneProcess())  # type: ignore[no-untyped-call]
+            if beside:
+                stack.enter_context(OwnDraws(beside))
             yield
     finally:
         _within.reset(token)
@@ -88,7 +95,7 @@ class _OneProcess(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation, unless other processes take part in it."""
         if getattr(func, "namespace", "") in _COLLECTIVES:
-            raise UsageError(
+            raise left_out(
                 f"a copy cannot be run alone: it calls the collective {func}, and would wait for processes that train on"
             )
         return func(*args, **(kwargs or {}))

@@ -16,8 +16,9 @@ SOURCE = ROOT / "gnnstab"
 ORDER = [
     {"characters"},
     {"errors"},
-    {"sharding"},
+    {"left_out", "sharding"},
     {"archive", "finalisers", "hook_code", "other_threads", "plugins", "torch_private"},
+    {"own_draws"},
     {"undisturbed"},
     {"randomness"},
     {"unpickling"},
@@ -56,6 +57,7 @@ MAY_IMPORT_TORCH = {
     "demo",
     "demo_files",
     "torch_private",
+    "own_draws",
     "undisturbed",
 }
 

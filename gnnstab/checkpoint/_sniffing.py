@@ -55,18 +55,50 @@ def regular_file(path: str | os.PathLike[str]) -> Path:
     return file
 
 
+def _stored(descriptor: int, size: int) -> int:
+    """Bytes outside of holes, with which a stranger's small file would take as long as a large one; all where nobody tells."""
+    if size < SMALLEST_WITH_HOLES or not hasattr(os, "SEEK_DATA"):
+        return size
+    stored = end = 0
+    for _ in range(MOST_PIECES):
+        try:
+            begin = os.lseek(descriptor, end, os.SEEK_DATA)
+            end = os.lseek(descriptor, begin, os.SEEK_HOLE)
+        except OSError:  # Nothing but a hole is left, or the file system knows none.
+            return stored if end else size
+        stored += end - begin
+    return size
+
+
+SMALLEST_WITH_HOLES = 256 * 2**20
+"""Bytes of a file from which it is asked for its holes."""
+
+LARGEST_RATIO = 8
+"""How many times what is stored a large file may have in all, as tensors may declare of a file."""
+
+MOST_PIECES = 100_000
+"""Pieces between holes that are counted; a file of more has stored them all."""
+
+
 def sniff(file: Path) -> str:
     """``zip`` (torch.save), ``legacy`` (torch.save before 1.6), ``pickle`` or ``safetensors``.
 
-    Raises `LoadError` when the content is something else, or when the name claims the other family.
+    Raises `LoadError` when the content is something else, when the name claims the other family, or when the file is large and hardly
+    anything of it is stored.
     """
     shown = printable(str(file), 500)
     try:
         with file.open("rb") as stream:
             head = stream.read(512)
             size = os.fstat(stream.fileno()).st_size
+            stored = _stored(stream.fileno(), size)
     except OSError as error:
         raise LoadError(f"{shown}: cannot be read: {printable(error.strerror or str(error))}") from None
+    if stored * LARGEST_RATIO < size:
+        raise LoadError(
+            f"{shown}: only {stored} of its {size} bytes are stored, the rest are holes, which read as zeros; whoever saves a checkpoint "
+            "writes all of it; if it is yours, cp --sparse=never makes a copy that can be read"
+        )
     kind = _kind(head, size)
     suffix = file.suffix.lower()
     if kind is None:

@@ -60,5 +60,5 @@ def assumptions(layers: Sequence[LayerFacts], sources: Sequence[str], activation
     if any(_concerns(layer, "root_weight") for layer in layers):
         lines.append("root_weight=True: assumed, for the static gain and the synthetic probe")
     if any(layer.identity_path is None for layer in layers):
-        lines.append("no identity path around the layers: assumed, for the static gain")
+        lines.append("the static gain is that of the layers alone, without an identity path around them")
     return tuple(dict.fromkeys(lines))

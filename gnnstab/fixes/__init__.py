@@ -14,4 +14,5 @@ from gnnstab.fixes.source_diff import diff as diff
 from gnnstab.fixes.table import FIXES as FIXES
 from gnnstab.fixes.table import apply as apply
 from gnnstab.fixes.table import change as change
+from gnnstab.fixes.table import check_options as check_options
 from gnnstab.fixes.table import find as find

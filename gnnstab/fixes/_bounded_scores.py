@@ -53,6 +53,7 @@ class ScoreCap(_Exchange):
 
     name = "score-cap"
     title = "degree-aware cap on the attention scores"
+    options = ("cap", "by_degree", "shape", "only")
     causes = ("attention-explosion",)
     signal = ATTENTION_ENTROPY
     keeps_function = True
@@ -75,6 +76,7 @@ class QKNorm(_Exchange):
 
     name = "qk-norm"
     title = "LayerNorm on queries and keys"
+    options = ("only",)
     causes = ("attention-explosion", "precision")
     signal = ATTENTION_ENTROPY
     needs_fresh_weights = True
@@ -90,6 +92,7 @@ class Fp32Attention(_Exchange):
 
     name = "fp32-attention"
     title = "attention scores in float32"
+    options = ("only",)
     causes = ("precision",)
     signal = PRECISION_FP16_HEADROOM
     keeps_function = True

@@ -50,6 +50,7 @@ class DepthInit(_Xavier):
 
     name = "depth-init"
     title = "depth-scaled Xavier initialisation"
+    options = ("gain",)
     causes = ("unsuitable-init",)
 
 
@@ -134,6 +135,7 @@ class ReinitQK(_Reinitialise):
 
     name = "reinit-qk"
     title = "queries and keys drawn anew"
+    options = ("only",)
     causes = ("attention-explosion",)
     signal = ATTENTION_ENTROPY
     edit = "reinitialise"
@@ -150,6 +152,7 @@ class ReinitGate(_Reinitialise):
 
     name = "reinit-gate"
     title = "beta gate drawn anew"
+    options = ("only",)
     causes = ("saturated-gate",)
     signal = GATE_SATURATED_SHARE
     cost = "none; what the gate had learned is lost"
@@ -168,6 +171,7 @@ class ReinitLayers(Fix):
 
     name = "reinit-layers"
     title = "dead or broken layers drawn anew"
+    options = ("only",)
     causes = ("dead-units", "uninitialized-parameter")
     signal = CHANNELS_DEAD_SHARE
     cost = "none; what these layers had learned is lost"

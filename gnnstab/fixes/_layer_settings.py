@@ -25,6 +25,7 @@ class Dropout(Fix):
 
     name = "dropout"
     title = "dropout on the attention weights"
+    options = ("p",)
     causes = ("no-dropout",)
     signal = LOSS_GENERALISATION_GAP
     unless = "GS204"

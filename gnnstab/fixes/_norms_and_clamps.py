@@ -107,6 +107,7 @@ class ActivationClamp(Fix):
 
     name = "activation-clamp"
     title = "clamp on the layers' outputs (stop-gap)"
+    options = ("limit",)
     signal = OUTPUT_MAX_ABS
     keeps_function = True
     cost = "no gradient through clipped entries; hides the cause"
@@ -160,6 +161,7 @@ class InputStandardisation(Fix):
 
     name = "input-standardisation"
     title = "standardised input features"
+    options = ("argument",)
     causes = ("feature-scale",)
     signal = FEATURE_COLUMN_RATIO
     # Weights that were trained on raw features know nothing of standardised ones.

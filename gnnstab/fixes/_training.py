@@ -35,6 +35,7 @@ class LowerLearningRate(Fix):
 
     name = "lower-lr"
     title = "lower learning rate"
+    options = ("lr", "factor", "current")
     causes = ("learning-rate", "dead-units")
     unless = "GS608"
     signal = OPTIMIZER_LR_TO_RMS
@@ -97,6 +98,7 @@ class GradientClipping(Fix):
 
     name = "gradient-clipping"
     title = "gradient clipping at the measured percentile"
+    options = ("norm", "percentile")
     causes = ("learning-rate",)
     unless = "GS608"
     signal = GRADIENT_SPIKE
@@ -130,6 +132,7 @@ class AdamEps(Fix):
 
     name = "adam-eps"
     title = "smaller Adam eps"
+    options = ("eps",)
     causes = ("adam-epsilon",)
     signal = OPTIMIZER_BELOW_EPS_SHARE
     keeps_function = True

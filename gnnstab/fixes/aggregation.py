@@ -23,6 +23,7 @@ class Aggregation(Fix):
 
     name = "aggregation"
     title = "another aggregation"
+    options = ("aggr", "only")
     signal = AGGREGATION_EXPONENT
     needs_fresh_weights = True
     cost = "none; without a root term node identity fades as 1/degree"
@@ -44,6 +45,7 @@ class MeanAggregationRoot(Fix):
 
     name = "mean-aggregation-root"
     title = "mean aggregation with a root term"
+    options = ("only",)
     causes = ("sum-aggregation", "attention-explosion")
     signal = ATTENTION_ENTROPY
     needs_fresh_weights = True
@@ -73,6 +75,7 @@ class NormAfterSum(Fix):
 
     name = "norm-after-sum"
     title = "LayerNorm after the sum, with a root term"
+    options = ("root", "only")
     causes = ("sum-aggregation", "attention-explosion")
     signal = ATTENTION_ENTROPY
     needs_fresh_weights = True

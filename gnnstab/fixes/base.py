@@ -65,6 +65,9 @@ class Fix:
     said: ClassVar[str] = ""
     """What is known about it wherever it is recommended."""
 
+    options: ClassVar[tuple[str, ...]] = ()
+    """Names of the options that a caller may set; any other is a `FixError`."""
+
     edit: ClassVar[str] = ""
     """What it does to a layer, where not every kind can be edited so: see `gnnstab.layers.Layer.applies`."""
 

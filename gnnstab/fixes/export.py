@@ -30,11 +30,12 @@ def export(source: nn.Module | dict[str, Tensor], name: str, path: str | Path, *
     """
     import torch
 
-    from gnnstab.fixes.table import find
+    from gnnstab.fixes.table import check_options, find
 
     fix = find(name)
     if name not in WEIGHT_EDITS:
         raise FixError(f"{name} changes code or training, not weights; only {', '.join(WEIGHT_EDITS)} can be exported")
+    check_options(name, options)
     path = Path(path)
     if isinstance(source, dict):
         state = _clipped(source, fix.factors(**options))  # type: ignore[attr-defined]

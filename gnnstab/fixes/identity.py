@@ -33,6 +33,10 @@ class _AroundLayers(Fix):
     def _edit(self, copy: nn.Module, options: dict[str, Any]) -> None:
         add_identity(copy, self.chosen(options), norms=self.norms)
 
+    def helps(self, signals: Signals, **options: Any) -> bool:
+        """False where every attention layer is known to have an identity path already."""
+        return not signals.attention_layers or not all(f.identity_path is True for f in signals.attention_layers)
+
     def chosen(self, options: Mapping[str, Any]) -> float:
         """The weight that the options ask for."""
         return float(options.get("weight", self.weight))
@@ -48,6 +52,7 @@ class Residual(_AroundLayers):
 
     name = "residual"
     title = "weighted residual connection"
+    options = ("weight",)
     causes = ("no-residual",)
     cost = "one addition per layer"
     weight = 0.1
@@ -61,6 +66,7 @@ class PreNormResidual(_AroundLayers):
 
     name = "pre-norm-residual"
     title = "pre-norm with a residual of weight 1"
+    options = ("weight",)
     causes = (
         *("indistinguishable-nodes", "no-residual", "oversmoothing", "unsuitable-init", "normalization-misuse"),
         "saturated-gate",
@@ -84,6 +90,7 @@ class ResidualDepthInit(_AroundLayers):
 
     name = "residual-depth-init"
     title = "residual of weight 1 with depth-scaled initialisation"
+    options = ("weight",)
     causes = ("oversmoothing", "no-residual", "unsuitable-init")
     cost = "one addition per layer; training starts anew"
 

@@ -10,7 +10,7 @@ from gnnstab.errors import FixError
 from gnnstab.fixes.base import Fix
 from gnnstab.fixes.model_structure import editable_layers
 from gnnstab.fixes.printing import written
-from gnnstab.layers import FAMILY, LAYERS, layer_named
+from gnnstab.layers import FAMILY, LAYERS, layer_named, layer_of
 from gnnstab.records import LayerFacts, Signals
 from gnnstab.records.vocabulary import ATTENTION_ENTROPY, DEGREE_MEDIAN, SCORE_MAX_ABS
 
@@ -35,6 +35,7 @@ class QKClip(Fix):
 
     name = "qk-clip"
     title = "QK-clip: scale the query weights of saturated heads"
+    options = ("scores", "degree", "cap")
     causes = ("attention-explosion", "precision")
     signal = ATTENTION_ENTROPY
     edit = "scale_scores"
@@ -65,12 +66,17 @@ class QKClip(Fix):
         return factors is None or any(gamma < _UNTOUCHED for gammas in factors.values() for gamma in gammas)
 
     def _edit(self, copy: nn.Module, options: dict[str, Any]) -> None:
-        """Layers without measured scores stay as they are."""
+        """Layers without measured scores stay as they are; of a layer of somebody's own what makes its scores is scaled."""
         import torch
 
         factors = self.factors(**options)
+        modules = {type(copy).__name__: copy, **dict(copy.named_modules())}
+        own = {name: gammas for name, gammas in factors.items() if name in modules and layer_of(modules[name]) is None}
+        signals: Signals | None = options.get("signals")
         with torch.no_grad():
-            for name, layer, kind in editable_layers(copy, "scale_scores"):
+            for name, gammas in own.items():
+                _scale_own(modules[name], None if signals is None else signals.layer(name), name, gammas)
+            for name, layer, kind in editable_layers(copy, "scale_scores") if len(own) < len(factors) else ():
                 kind.scale_scores(layer, factors.get(name, ()))
 
     def factors(self, **options: Any) -> Factors:
@@ -87,6 +93,21 @@ class QKClip(Fix):
             return self.factors(**options)
         except FixError:
             return None
+
+
+def _scale_own(layer: nn.Module, facts: LayerFacts | None, name: str, gammas: Sequence[float]) -> None:
+    """Scale one of the parts that were seen to serve the scores alone: a product of queries and keys is linear in each of them.
+
+    How its rows belong to heads is not known, so that all heads get the smallest factor.
+    """
+    parts = layer_named(facts).roles.get("score", ()) if facts is not None and FAMILY in facts.options else ()
+    if not parts:
+        raise FixError(
+            f"which weights of {name} make its scores is not known, so that they cannot be scaled on a copy: multiply the scores by hand, as "
+            "the change says, and diagnose again"
+        )
+    for parameter in layer.get_submodule(parts[0]).parameters():
+        parameter.mul_(min(gammas, default=1.0))
 
 
 def _factor(tau: float, largest: float) -> float:

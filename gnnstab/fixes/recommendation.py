@@ -9,7 +9,7 @@ from typing import Any
 from gnnstab.fixes.base import NOTHING_MEASURED, Seen
 from gnnstab.fixes.by_hand import ByHand, divided_by_own_size, operation_behind
 from gnnstab.fixes.table import addressing, find
-from gnnstab.layers import layer_named
+from gnnstab.layers import FAMILY, layer_named
 from gnnstab.records import Cause, Finding, FixAdvice, LayerFacts, Signals
 from gnnstab.records.vocabulary import LOGIT_ALIGNMENT, POOL_SUM_SIZE, SUM_BY_HAND_SIZE
 
@@ -54,9 +54,10 @@ def _advice(cause: Cause, seen: Seen) -> tuple[FixAdvice, ...]:
 
 
 def _fits(edit: str, layers: Sequence[LayerFacts]) -> bool:
-    """False where no attention layer is of a kind that can be edited so."""
+    """False where no attention layer is of a kind that can be edited so; the scores of somebody's own layers can be scaled in its code."""
+    own = edit == "scale_scores" and any(FAMILY in layer.options for layer in layers if layer.attention)
     kinds = [layer_named(layer) for layer in layers if layer.attention]
-    return not edit or not kinds or any(kind.applies(edit) for kind in kinds)
+    return own or not edit or not kinds or any(kind.applies(edit) for kind in kinds)
 
 
 def _note(name: str, options: dict[str, Any], said: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gnnstab.errors import FixError, hint
@@ -100,6 +100,19 @@ def addressing(cause: str) -> list[Fix]:
     return sorted(found, key=lambda fix: fix.causes.index(cause))
 
 
+_GIVEN = ("batch", "signals", "seed")
+"""Options that every fix may be given, whether it needs them or not."""
+
+
+def check_options(name: str, options: Iterable[str]) -> None:
+    """Raise `FixError` with the nearest names for an option that the fix has not."""
+    known = find(name).options
+    for option in options:
+        if option not in known and option not in _GIVEN:
+            has = f"its options are {', '.join(known)}" if known else "it has none"
+            raise FixError(f"{name} has no option {option!r}; {hint(option, known, has)}")
+
+
 @keeps_random_state
 def apply(model: nn.Module, name: str, **options: Any) -> nn.Module:
     """A changed deep copy of ``model``; the model, its mode and the random state stay as they are.
@@ -108,11 +121,13 @@ def apply(model: nn.Module, name: str, **options: Any) -> nn.Module:
     training alone return an unchanged copy; their numbers are in ``find(name).training_options()``. The options are
     those of the fix' docstring.
 
-    Raises `FixError` when the model offers no place for the change.
+    Raises `FixError` for an option that the fix has not, and when the model offers no place for the change.
     """
+    check_options(name, options)
     return find(name).apply(model, **options)
 
 
 def change(name: str, layers: Sequence[LayerFacts], signals: Signals | None = None, **options: Any) -> str:
-    """The exact change as code for these layers, with the user's own arguments."""
+    """The exact change as code for these layers, with the user's own arguments; raises `FixError` for an option that the fix has not."""
+    check_options(name, options)
     return find(name).change(layers, signals, **options)

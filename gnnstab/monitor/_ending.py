@@ -13,27 +13,32 @@ from torch import Tensor
 
 from gnnstab.errors import GnnstabError, TraceError, UsageError
 from gnnstab.evaluation import diagnose_trace
+from gnnstab.left_out import left_out, taken
 from gnnstab.monitor._opening import loss_of
 from gnnstab.observation import adam_settings
 from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 from gnnstab.probe.operations.repeat import as_batch as as_given
 from gnnstab.probe.optimizer.learning import LEARNS
-from gnnstab.probe.optimizer.run_trial import slow_trial, softer_trial, stack_trial
+from gnnstab.probe.optimizer.next_update import UpdateWatch
+from gnnstab.probe.optimizer.run_trial import scale_trial, slow_trial, softer_trial, stack_trial
 from gnnstab.probe.recorder import Recorder
 from gnnstab.probe.replaying.computing_hooks import computing_hooks
 from gnnstab.probe.replaying.skipped_step import last_look
-from gnnstab.records import Diagnosis
+from gnnstab.records import Diagnosis, Measure, Signals
 from gnnstab.records.vocabulary import (
     ATTENTION_ENTROPY,
     ATTENTION_ONE_HOT_SHARE,
     INVESTIGATION,
     LOSS,
+    OPTIMIZER_LR_JUMP,
     OPTIMIZER_OUTPUT_MOVE,
     OPTIMIZER_SOFTER,
     SCORE_GROWTH,
 )
 from gnnstab.rules.engine import RULE_FAILED
-from gnnstab.sharding import waits_for_others
+from gnnstab.rules.gs406_feature_scale import FeatureScale
+from gnnstab.rules.gs608_learning_rate_too_low import LearningRateTooLow
+from gnnstab.sharding import WHY, waits_for_others
 from gnnstab.trace import TraceWriter
 from gnnstab.verification import prove
 from gnnstab.verification.interventions import as_batch, investigated, kept
@@ -41,11 +46,14 @@ from gnnstab.verification.interventions import as_batch, investigated, kept
 Loss = Callable[[Any, Any], Tensor]
 
 STANDS_STILL = math.exp(-LEARNS)
-"""Best loss of a run over its first above which stacks are tried."""
+"""Best loss of a run over its first above which suspects are undone."""
 
 HARDLY = 1e-3
 """Change of the output by one update, over its spread, below which larger rates are tried."""
 
+
+SPENT = LearningRateTooLow.spent
+"""Share of a run after its rate was spent from which on larger rates are tried, as for GS608."""
 
 _SHARP = (ATTENTION_ENTROPY, ATTENTION_ONE_HOT_SHARE, SCORE_GROWTH)
 """Signals of findings that steps with softer scores decide about."""
@@ -59,19 +67,44 @@ class Ending:
         writer: Of its trace, still open.
         loss: ``loss(output, batch)``, where the user gave it.
         optimizers: All that move the model; with several no steps are tried.
+        updates: Keeps what the run began with.
     """
 
     def __init__(
-        self, recorder: Recorder, writer: TraceWriter, loss: Loss | None, optimizers: Sequence[torch.optim.Optimizer]
+        self,
+        recorder: Recorder,
+        writer: TraceWriter,
+        loss: Loss | None,
+        optimizers: Sequence[torch.optim.Optimizer],
+        updates: UpdateWatch,
     ) -> None:
         self._recorder, self._writer, self._loss, self._optimizers = recorder, writer, loss, optimizers
+        self._updates = updates
         self._hooks = _computing(recorder.model)
+        self._left_out: dict[str, None] = {}
+        taken()  # What another run has left out.
+
+    def tell_left_out(self) -> None:
+        """Let the trace keep why looks on copies were left out so far, the last steps and the end of the run included."""
+        fresh = dict.fromkeys(" ".join(reason.split()) for reason in taken())
+        if fresh.keys() - self._left_out.keys():
+            self._left_out |= fresh
+            self._writer.meta("left_out", "\n".join(self._left_out))
 
     def look(self) -> None:
         """Let the trace keep what undoing shows; a run without a full-tier step, without a symptom, or
         of a model that cannot be copied since other processes hold a part of it, leaves nothing."""
+        try:
+            self._undo()
+        finally:
+            self._updates.began = None  # It is as large as the model.
+
+    def _undo(self) -> None:
         inputs, model = self._recorder.kept, self._recorder.model
-        if inputs is None or self._recorder.row is None or waits_for_others(model):
+        if inputs is None or self._recorder.row is None:
+            return
+        if waits_for_others(model):
+            left_out(WHY)
             return
         with suppress(UsageError):  # Of a model that cannot be copied nothing more is seen.
             self._look_once_more(inputs, self._recorder.row.step)
@@ -92,7 +125,7 @@ class Ending:
                 precision=self._recorder.notes.precision or "fp32",
             )
         except UsageError:
-            return  # Nothing is run beside a thread, or under a mode, of the user's.
+            return  # As under a mode of the user's.
         if found.symptoms:
             self._writer.meta(INVESTIGATION, json.dumps(kept(found)))
 
@@ -129,11 +162,17 @@ class Ending:
         loss, row, model = loss_of(inputs, self._loss), self._recorder.row, self._recorder.model
         if losses is None or loss is None or row is None or len(self._optimizers) != 1:
             return
+        rates = next((s.detail for s in diagnosis.signals if s.name == OPTIMIZER_LR_JUMP), {})
+        largest = float(rates.get("largest", 0.0))
         try:
             if float(losses["best"]) > STANDS_STILL * float(losses["start"]) > 0:
-                self._writer.measures(stack_trial(model, self._optimizers[0], inputs, loss, row.step))
-                if max((s.value for s in diagnosis.signals if s.name == OPTIMIZER_OUTPUT_MOVE), default=1.0) < HARDLY:
-                    self._writer.measures(slow_trial(model, self._optimizers[0], inputs, loss, row.step))
+                self._writer.measures(self._hindered(inputs, loss, row.step, largest))
+                seen = Signals("trace", diagnosis.layers, diagnosis.signals, context=diagnosis.context)
+                if suspects := FeatureScale().unexplained(seen):
+                    self._writer.measures(scale_trial(model, self._optimizers[0], inputs, loss, row.step, suspects))
+                still = max((s.value for s in diagnosis.signals if s.name == OPTIMIZER_OUTPUT_MOVE), default=1.0)
+                if still < HARDLY or rates.get("spent", 0.0) > SPENT:
+                    self._writer.measures(slow_trial(model, self._optimizers[0], inputs, loss, row.step, largest))
             # Of what was sharp from the start, the steps before the first update have told.
             told = {name for s in diagnosis.signals if s.name == OPTIMIZER_SOFTER for name in s.detail.get("names", ())}
             sharp = [f.layer for f in diagnosis.findings if f.code in ("GS301", "GS302") and f.signal in _SHARP]
@@ -141,6 +180,13 @@ class Ending:
             self._writer.measures(softer_trial(model, self._optimizers[0], inputs, loss, row.step, left))
         except UsageError:
             return  # What cannot be copied, or is trained by more than one forward, cannot be tried.
+
+    def _hindered(self, inputs: ForwardInputs, loss: Loss, step: int, largest: float) -> list[Measure]:
+        """What keeps the model from learning, from where the run began if that was kept, else from where it has come to."""
+        model, optimizer = self._recorder.model, self._optimizers[0]
+        if self._updates.began is not None:
+            model, optimizer = self._updates.began.restored(model, optimizer, largest)
+        return stack_trial(model, optimizer, inputs, loss, step)
 
     def _tell_failed(self, diagnosis: Diagnosis) -> None:
         """A rule that raises is a finding of its own; while a run ends, nobody may read that, so it is told and recorded."""

@@ -138,7 +138,7 @@ class Monitor:
         self._trouble = ""
         self._live = LiveWatch(self._recorder, self._writer, self._feed, self._updates, self._slopes)
         self._opening = Opening(self._recorder, self._writer, loss)
-        self._ending = Ending(self._recorder, self._writer, loss, optimizers)
+        self._ending = Ending(self._recorder, self._writer, loss, optimizers, self._updates)
 
     def __enter__(self) -> Monitor:
         if self._begun:
@@ -187,6 +187,7 @@ class Monitor:
             self._guarded("the live rules", self._run_live_rules)
         if error is None or isinstance(error, (Exception, KeyboardInterrupt)):
             self._guarded("undoing the suspects", self._ending.look)
+            self._guarded("what was left out", self._ending.tell_left_out)
             self._guarded("handing over failures", self._recorder.hand_over_failures)
 
     def step(self, loss: Tensor | float | None = None) -> None:
@@ -229,8 +230,9 @@ class Monitor:
         ``verify`` proves every recommended fix on copies of the model, with the batch of the latest full-tier step, the
         monitor's loss and the optimizer's rate. Raises `UsageError` where no such step was recorded.
         """
+        self._guarded("what was left out", self._ending.tell_left_out)
         with self._read() as trace:
-            notes = (self._nothing_yet(),) if self._recorder.row is None else ()
+            notes = (self._nothing_yet(),) if self._recorder.row is None else trace.notes
             path = str(self._path or trace.path) if trace.path == "memory" else str(trace.path)
             options.setdefault("target", Target("trace", path, notes))
             found = self._in_own_lines(diagnose_trace(trace, **options))

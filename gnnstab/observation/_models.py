@@ -13,6 +13,7 @@ from gnnstab.observation._references import resolve
 from gnnstab.observation._request import Live, Observed, Request
 from gnnstab.records import Signal, Signals, Target
 from gnnstab.records.vocabulary import PLACE_NOT_HELD, WEIGHT_RMS
+from gnnstab.rules.gs406_feature_scale import FeatureScale
 from gnnstab.signals import from_trace, join
 
 if TYPE_CHECKING:
@@ -51,7 +52,19 @@ def model_signals(
         from gnnstab.probe.optimizer.optimizer_steps import with_trial_steps
 
         measured = with_trial_steps(measured, model, batch, loss, optimizer, precision)
-    return join(measured, static)
+    return _scale_tried(join(measured, static), model, batch, loss, optimizer if try_steps else None, precision)
+
+
+def _scale_tried(
+    signals: Signals, model: nn.Module, batch: Any, loss: Any, optimizer: Any, precision: str, lr: float = 1e-3
+) -> Signals:
+    """The signals with what steps on copies say of inputs that are badly scaled and saturate nothing."""
+    suspects = FeatureScale().unexplained(signals)
+    if not suspects:
+        return signals
+    from gnnstab.probe.optimizer.input_scale import with_scale_trial
+
+    return with_scale_trial(signals, suspects, model, batch, loss, optimizer, lr, precision)
 
 
 def observe_model(model: Any, request: Request) -> Observed:
@@ -84,7 +97,9 @@ def on_batch(seen: Observed, model: nn.Module, request: Request, groups: Sequenc
     dynamic = with_trial_steps(dynamic, model, batch, loss, request.optimizer, request.precision)
     if request.optimizer is not None:
         dynamic = replace(dynamic, values=(*dynamic.values, *_not_held(model, request.optimizer.param_groups)))
+    rate = live.training.get("lr", 1e-3)
     joined = join(dynamic, seen.signals)
+    joined = _scale_tried(joined, model, batch, loss, request.optimizer, request.precision, rate)
     if not joined.find(WEIGHT_RMS):
         # No update was looked at, as where the loss is not finite: what the weights hold may be why.
         joined = replace(joined, values=(*joined.values, *_sizes(model)))
@@ -106,6 +121,8 @@ def _sizes(model: nn.Module) -> list[Signal]:
 
 def at_hand(model: nn.Module, request: Request, training: Mapping[str, float]) -> Live:
     """The model with the batch and the loss of the request, read where they are names."""
+    from torch import nn
+
     from gnnstab.probe.batches.arguments import load_batch
     from gnnstab.probe.batches.data import taken
     from gnnstab.probe.batches.loss import of_output_and_batch
@@ -115,7 +132,9 @@ def at_hand(model: nn.Module, request: Request, training: Mapping[str, float]) -
         batch = load_batch(os.fspath(batch), unsafe=request.unsafe)
     if isinstance(loss, str):
         loss = resolve(loss)
-    return Live(model, taken(batch, model), None if loss is None else of_output_and_batch(loss), training)
+    named = resolve(request.model) if isinstance(request.model, str) else request.model
+    factory = None if isinstance(named, nn.Module) else named
+    return Live(model, taken(batch, model), None if loss is None else of_output_and_batch(loss), training, factory)
 
 
 def _kept(model: nn.Module) -> list[str]:

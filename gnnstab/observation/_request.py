@@ -40,6 +40,9 @@ class Live:
     training: Mapping[str, float] = field(default_factory=dict)
     """``lr`` and ``eps`` of the user's Adam, where they are known."""
 
+    factory: Callable[[], nn.Module] | None = None
+    """Makes the model with fresh weights, where the user named what does."""
+
 
 @dataclass(frozen=True, slots=True)
 class Observed:

@@ -98,10 +98,10 @@ class _ByHand(TorchFunctionMode):
             ):
                 return output
             count = torch.bincount(done.groups, minlength=len(output)).clamp(min=1).to(output)
-            if count.max() < GROUP or not _grows(output.detach(), count):
+            if count.max() < GROUP or not grows(output.detach(), count):
                 return output
+            self._seen.append((int(count.max()), written_sum(frame)))
             if not self._mean:
-                self._seen.append((int(count.max()), written_sum(frame)))
                 return output
             # The caller of a function that writes into its operand may not use what it returns.
             return output.div_(count.unsqueeze(1)) if output is args[0] else output / count.unsqueeze(1)
@@ -112,7 +112,7 @@ def _of_features(values: Tensor, output: Tensor) -> bool:
     return output.dim() == 2 and output.shape[1] >= _WIDTH and not exponential
 
 
-def _grows(output: Tensor, count: Tensor) -> bool:
+def grows(output: Tensor, count: Tensor) -> bool:
     """True where ln(norm of a row) rises with ln(size of its group) by more than `GROWS`."""
     norm = output.double().norm(dim=1)
     kept = (norm > 0) & norm.isfinite()

@@ -110,8 +110,7 @@ def one_line(diagnosis: Diagnosis, width: int) -> Text:
     word, rest = summary.verdict(diagnosis, short=True)
     unjudged, asked = summary.rules_by_status(diagnosis)["not-evaluable"], summary.options_to_pass(diagnosis)
     if summary.state(diagnosis) == "nothing-found" and asked:
-        seen = count(diagnosis.coverage.layers_observed, "layer")
-        rest = f"{seen}; {count(unjudged, 'rule')} {'needs' if unjudged == 1 else 'need'} {asked}"
+        rest = f"{unjudged} of {count(len(diagnosis.rules), 'rule')} not judged: pass {asked}"
     if hidden := len(diagnosis.suppressed):
         rest += f" ({count(hidden, 'finding')} suppressed)"
     target = _fit(diagnosis.target.path, width - len(word) - cell_len(rest) - 4)
@@ -236,9 +235,15 @@ def _unseen(diagnosis: Diagnosis, width: int) -> Iterator[_Line]:
     parts = list(summary.not_covered(diagnosis))
     unjudged = summary.rules_by_status(diagnosis)["not-evaluable"]
     if unjudged:
-        asked = summary.to_pass(diagnosis) if summary.state(diagnosis) == "nothing-found" else ""
         needs = f"what {count(unjudged, 'rule')} {'needs' if unjudged == 1 else 'need'}"
-        parts.append(f"{needs}: pass {asked}" if asked else f"{needs} (-v tells)")
+        asked = summary.state(diagnosis) == "nothing-found" and summary.to_pass(diagnosis)
+        told = (
+            [f"{needs}: pass {asked}", f"{needs}: pass {summary.options_to_pass(diagnosis)}"]
+            if asked
+            else [f"{needs} (-v tells)"]
+        )
+        room = width - _LABEL - cell_len("; ".join([*parts, ""]))
+        parts.append(next((text for text in told if cell_len(text) <= room), told[-1]))
     if parts:
         yield _Line("not seen", Text(escape.shorten("; ".join(parts), 2 * (width - _LABEL) - 12)))
 

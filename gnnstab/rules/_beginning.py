@@ -24,12 +24,16 @@ class Beginning:
     def __init__(self, rule: LearningRateTooHigh) -> None:
         self._rule = rule
         self._losses: list[float] = []
-        self._moves: list[Signal] = []
+        self._told: list[Signal] = []
 
     def moved(self, value: float | None) -> None:
         """The change of the output by one update, over its spread."""
         if value is not None and len(self._losses) <= FIRST:
-            self._moves.append(Signal(OPTIMIZER_OUTPUT_MOVE, value, source="training"))
+            self._told.append(Signal(OPTIMIZER_OUTPUT_MOVE, value, source="training"))
+
+    def tried(self, rise: Signal) -> None:
+        """How far the loss rose in trial steps from before the first update."""
+        self._told.append(rise)
 
     def loss(self, step: int, loss: float, lr: float | None) -> Iterator[Finding]:
         """The loss of one step; later ones, and those of a run whose step 0 is not known, are not looked at."""
@@ -47,7 +51,7 @@ class Beginning:
             "broke": _broke(self._losses, rise.peak),
         }
         signal = Signal(LOSS_FIRST_RISE, rise.largest, None, None, step, "training", detail)
-        yield from self._rule.check(Signals(kind="trace", layers=(), values=(signal, *self._moves)))
+        yield from self._rule.check(Signals(kind="trace", layers=(), values=(signal, *self._told)))
 
 
 def _broke(losses: Sequence[float], peak: int) -> bool:

@@ -15,15 +15,18 @@ def hindered(rule: Rule, signals: Signals, limit: float, advice: str) -> Iterato
         if signal.detail.get("cause") == rule.cause and signal.value > limit:
             names = signal.detail.get("names") or [""]
             yield rule.finding(
-                f"{_said(signal)} {advice}", severity="warning", limit=limit, signal=signal, layer=str(names[0])
+                f"{said(signal)} {advice}", severity="warning", limit=limit, signal=signal, layer=str(names[0])
             )
 
 
-def _said(signal: Signal) -> str:
+def said(signal: Signal) -> str:
+    """What is suspected, how far the model learns with it, and how far without."""
     told = signal.detail
     first, best, undone = (float(told.get(key, 0.0)) for key in ("first", "best", "undone"))
+    rate = told.get("at_any_rate")
+    any_rate = f", and to {rate:.3g} at any rate from a tenth to ten times yours" if isinstance(rate, float) else ""
     return (
         f"{told.get('suspect')}, and the model hardly learns: your optimizer's steps on a copy bring the loss of one batch from {first:.3g} to "
-        f"{best:.3g}. {str(told.get('words', ''))[:1].upper()}{str(told.get('words', ''))[1:]} on a copy, {told.get('steps')} steps bring it to "
-        f"{undone:.3g}: the stack takes {100 * signal.value:.0f} % of the progress."
+        f"{best:.3g}{any_rate}. {str(told.get('words', ''))[:1].upper()}{str(told.get('words', ''))[1:]} on a copy, {told.get('steps')} steps bring it to "
+        f"{undone:.3g}: it takes {100 * signal.value:.0f} % of the progress."
     )

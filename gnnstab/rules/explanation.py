@@ -6,7 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from gnnstab.records import SEVERITIES, Finding, Signals
-from gnnstab.records.vocabulary import LOSS_OVER_ZERO, OPTIMIZER_EPS_LOST, OPTIMIZER_STACK_SHARE, PLACE_ZERO_WEIGHTS
+from gnnstab.records.vocabulary import (
+    ATTENTION_VANISHED_SHARE,
+    LOSS_OVER_ZERO,
+    OPTIMIZER_EPS_LOST,
+    OPTIMIZER_STACK_SHARE,
+    PLACE_COPIED_UNITS,
+    PLACE_OVERFLOW,
+    PLACE_ZERO_WEIGHTS,
+)
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.gs401_sum_aggregation_growth import SumAggregationGrowth
 from gnnstab.rules.gs406_feature_scale import FeatureScale
@@ -205,6 +213,22 @@ def _through_one_hot_attention(symptom: Finding, explanation: Finding, signals: 
     return bool(silent) and silent == zero and inside_hot
 
 
+def _overflowed(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    """What is divided by Inf is 0 for every node: units behind it are closed, and nothing comes back."""
+    return explanation.signal == PLACE_OVERFLOW
+
+
+def _vanished(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    """Where no neighbour has any weight, how sharp the attention is says nothing."""
+    return explanation.signal == ATTENTION_VANISHED_SHARE
+
+
+def _copies(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    """Weights that are all alike give scores that add up in place of cancelling one another, before any training."""
+    sharp = signals.kind == "model" or sharp_from_the_start(signals, symptom.layer, AttentionExplosion.warn_entropy)
+    return explanation.signal == PLACE_COPIED_UNITS and sharp
+
+
 def _sharp_from_the_start(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
     """The attention was saturated before any update: no rate has made it so, and its gradients jump."""
     return sharp_from_the_start(signals, explanation.layer, AttentionExplosion.warn_entropy)
@@ -222,6 +246,19 @@ def _grown_in_the_run(symptom: Finding, explanation: Finding, signals: Signals) 
 def _since_the_start(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
     """The weights were drawn too wide: what grows behind them jumps at rates that suit others, and no update has made them so."""
     return explanation.signal.startswith(("place.", "gain.")) and not _grown_in_the_run(explanation, symptom, signals)
+
+
+def _made_by_the_rate(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    """At the end of a run: what was undone is a state of weights that the rate has made."""
+    return signals.kind == "trace" and symptom.cause in ("unsuitable-init", "dead-units", "attention-explosion")
+
+
+def _not_made_by_the_rate(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    return not _made_by_the_rate(explanation, symptom, signals)
+
+
+def _other_cause(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    return symptom.cause != explanation.cause
 
 
 def _zero_start(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
@@ -277,9 +314,11 @@ LINKS = tuple(
         ("GS605", _same_layer, "GS201"),
         ("GS605", _behind, "GS301"),
         ("GS605", _always, "GS601 GS603 GS604"),
+        ("GS501", _overflowed, "GS701 GS604 GS704 GS301 GS302"),
+        ("GS503", _vanished, "GS406 GS301 GS302"),
         ("GS503", _eps_lost, "GS502 GS601 GS603"),
         # A mask that leaves weight where none belongs: how sharp the rest is says nothing.
-        ("GS305", _always, "GS301 GS302 GS304 GS408 GS601 GS603 GS704"),
+        ("GS305", _always, "GS301 GS302 GS304 GS408 GS601 GS603 GS702 GS704"),
         ("GS408", _heard_beside_norms, "GS108"),
         ("GS108", _heard_through_norms, "GS408"),
         # Aggregation.
@@ -300,14 +339,21 @@ LINKS = tuple(
         # Learning rate before what it did to the weights.
         ("GS601", _always, "GS301 GS302 GS104 GS105 GS501 GS603 GS701 GS702"),
         ("GS601", _grown_in_the_run, "GS201"),
+        ("GS201", _copies, "GS301 GS302"),
         ("GS201", _since_the_start, "GS603"),
         ("GS201", _zero_start, "GS604 GS701 GS704 GS304"),
         # A gradient that was cut off is not damped, it is absent.
         ("GS604", _always, "GS602"),
+        # What was seen in the data and the code, before what steps on copies can only undo; and that before what it brings about.
+        *((seen, _always, "GS609") for seen in ("GS305", "GS402", "GS406", "GS407", "GS408", "GS502", "GS605")),
+        ("GS601", _made_by_the_rate, "GS609"),
+        ("GS609", _not_made_by_the_rate, "GS601 GS603"),
+        ("GS609", _always, "GS608 GS602 GS604 GS203 GS204 GS304 GS701 GS704"),
+        ("GS609", _other_cause, "GS301 GS302"),
         # Depth, behind a mis-placed normalisation or dead units.
         ("GS106", _always, "GS204 GS201"),
         ("GS106", _behind_sums, "GS203 GS103 GS601 GS603 GS301 GS302 GS704"),
-        ("GS103", _undone_stack, "GS704 GS602 GS603 GS204 GS301 GS302"),
+        ("GS103", _undone_stack, "GS704 GS601 GS602 GS603 GS204 GS301 GS302"),
         # Nodes that cannot be told apart: no score, no gradient of a score, no sum makes a difference.
         ("GS704", _alike, "GS604 GS401 GS203 GS103 GS602 GS304"),
         ("GS301", _sharp_from_the_start, "GS603"),

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from gnnstab.errors import NotApplicable, NotEvaluable
 from gnnstab.records import Finding, Signal, Signals
-from gnnstab.records.vocabulary import LOSS_OVER_ZERO, POOL_SUM_SIZE, SUM_BY_HAND_SIZE
+from gnnstab.records.rises import LASTING
+from gnnstab.records.vocabulary import LOSS_OVER_ZERO, OPTIMIZER_LOSS_RISE, POOL_SUM_SIZE, SUM_BY_HAND_SIZE
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.queries import Attention, attention, largest, measured, names, smallest
@@ -23,7 +24,8 @@ class SumAggregationGrowth(Rule):
     by more than 0.2 below that at an input of RMS 1): a warning. Both large without such a symptom: information.
 
     Such sums, poolings by a sum, and sums of features by an index in the model's own code also count where the loss of a fresh
-    network is more than 4 times that of an output of zeros, on the batch or in one of the first 10 steps of a run. A sum by an
+    network is more than 4 times that of an output of zeros, on the batch or in one of the first 10 steps of a run. Where the first steps of
+    the optimizer raise the loss, and do not with the mean in the place of the sums, on a copy, the sums are the cause. A sum by an
     index beside attention that the size of its input saturates is information, and what it is shown to be where it can be undone.
 
     ## Why it is unstable
@@ -90,6 +92,10 @@ class SumAggregationGrowth(Rule):
 
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding per aggregation that grows."""
+        steep = [s for s in signals.find(OPTIMIZER_LOSS_RISE) if "calm_as_means" in s.detail]
+        for rise in steep[:1]:
+            yield self._steep(rise)
+            return
         found = measured(signals.find("aggregation.exponent"))
         if not found and (signals.find(POOL_SUM_SIZE) or signals.find(SUM_BY_HAND_SIZE)):
             yield from self._pooled(signals)
@@ -106,6 +112,18 @@ class SumAggregationGrowth(Rule):
             far = None
         if far is not None:
             yield from self._pooled(signals)
+
+    def _steep(self, rise: Signal) -> Finding:
+        """Steps of the optimizer raise the loss, and do not with means in the place of the sums."""
+        sums = names(str(name) for name in rise.detail["calm_as_means"])
+        return self.finding(
+            f"the sum over neighbours in {sums} makes the loss so steep that the first steps of {rise.detail.get('optimizer', 'the optimizer')} "
+            f"raise it {rise.value:.3g} times; divided by the in-degree, on a copy, the same steps at the same rate are calm. Use mean "
+            "aggregation and add a term of the node itself (h + lin_root(x)), or a LayerNorm after the sum.",
+            severity="warning",
+            limit=LASTING,
+            signal=rise,
+        )
 
     def _far_off(self, signals: Signals) -> Signal | None:
         """The loss of a fresh network beside that of zeros, where its output is far off."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from gnnstab.errors import NotEvaluable
 from gnnstab.records import Finding, Signal, Signals
-from gnnstab.records.vocabulary import LOSS, LOSS_MARKED_TARGETS, LOSS_TARGET_RMS
+from gnnstab.records.vocabulary import LOSS, LOSS_MARKED_TARGETS, LOSS_TARGET_RMS, OPTIMIZER_INPUT_SHARE
 from gnnstab.rules._by_steps import by_steps_of_inputs
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
@@ -23,7 +24,8 @@ class FeatureScale(Rule):
     The RMS of the input features above 10, or one column more than 20 times the median column; where the model ran, of every tensor
     of the batch by its name (node and edge features, time deltas, encodings) whose size reaches a weight, no normalisation in between. With
     a symptom that scale explains (attention saturated that is healthy at an input of RMS 1, or by such edge features; a saturated
-    gate) a warning; without, information. An RMS above 1000 that reaches a weight is a warning by itself, and so are targets of an RMS above
+    gate) a warning; without, the same steps are taken on two copies, one of them given the tensor standardised: where that one learns
+    and the other hardly does, a warning too; else information. An RMS above 1000 that reaches a weight is a warning by itself, and so are targets of an RMS above
     1000 that the output falls 30 times short of, one number far away from all others that several targets of a squared error hold; in a run whose targets nobody saw, a loss that no mean or sum of squares of
     smaller targets reaches. Whole numbers (ids, indices, counts, masks, one-hot columns) are not judged, unless
     a weight multiplies a column of them with an RMS above 10 as it is. Targets count where the loss is not small beside them: a loss may scale
@@ -38,7 +40,8 @@ class FeatureScale(Rule):
     training.
 
     ## Fix
-    Standardise the columns with the statistics of the training set, or `nn.LayerNorm(in_channels)` on the input. Look up
+    Standardise the columns with the statistics of the training set, or `nn.BatchNorm1d(in_channels)` on the input; a LayerNorm
+    mixes the columns, and one that is much larger than the others makes every row the same. Look up
     integer ids in an `nn.Embedding` instead of feeding them as numbers.
 
     ## When it is wrong
@@ -80,6 +83,7 @@ class FeatureScale(Rule):
     mark: float = threshold(
         20.0, unit="× the spread of the others", source="derived: no measured values hold one number so far away"
     )
+    taken: float = threshold(0.65, unit="share of the progress", source="as GS103")
     short: float = threshold(30.0, unit="× the output", source="heuristic: many hundred steps of Adam at 1e-3 away")
 
     def check(self, signals: Signals) -> Iterator[Finding]:
@@ -173,8 +177,33 @@ class FeatureScale(Rule):
             yield by_steps_of_inputs(found, signals)
         if quiet and not done:
             signal, limit = quiet[0]
-            message = f"{self._what(signal, limit)}. Nothing behind it is saturated on this data."
-            yield self.finding(message, severity="info", limit=limit, signal=signal)
+            yield self._by_steps(signals, signal, limit) or self.finding(
+                f"{self._what(signal, limit)}. Nothing behind it is saturated on this data.",
+                severity="info", limit=limit, signal=signal,
+            )  # fmt: skip
+
+    def _by_steps(self, signals: Signals, signal: Signal, limit: float) -> Finding | None:
+        """A warning where steps on two copies have shown that the scale keeps the model from learning."""
+        for tried in signals.find(OPTIMIZER_INPUT_SHARE):
+            told, names_ = tried.detail, tried.detail.get("names") or ()
+            if signal.layer not in names_ or not tried.value > self.taken:
+                continue
+            first, best, undone = (float(told.get(key, math.nan)) for key in ("first", "best", "undone"))
+            return self.finding(
+                f"{self._what(signal, limit)}, and the model hardly learns: steps of {told.get('optimizer')} on a copy bring "
+                f"{told.get('objective')} from {first:.3g} to {best:.3g}. With {names(list(names_))} standardised {told.get('steps')} of them bring it "
+                f"to {undone:.3g}: the scale takes {100 * tried.value:.0f} % of the progress. Standardise it, or put a BatchNorm in front.",
+                severity="warning", limit=self.taken, signal=replace(tried, layer=signal.layer),
+            )  # fmt: skip
+        return None
+
+    def unexplained(self, signals: Signals) -> dict[str, bool]:
+        """Tensors of the batch beyond a limit that nothing is known to suffer from: name → True where a weight is given them as they are."""
+        places = [s for name in ("place.rms", "place.column_ratio") for s in measured(signals.find(name))]
+        crossed = [s for s, _ in self._crossed(places, first_loss(signals)) if s.layer and not s.detail.get("target")]
+        if any(self._symptoms_of(signals, s)[0] or (s.name == "place.rms" and s.value > self.absurd) for s in crossed):
+            return {}
+        return {str(s.layer): bool(s.detail.get("fed")) for s in crossed}
 
     def _crossed(self, places: Sequence[Signal], loss: float) -> Iterator[tuple[Signal, float]]:
         for signal in places:
@@ -207,7 +236,8 @@ class FeatureScale(Rule):
         column = signal.detail.get("column")
         which = "a column" if column is None else f"column {column}"
         whose = f" `{signal.layer}`" if signal.layer else ""
-        return f"{which} of the input{whose} has {signal.value:.3g} times the median column's RMS (limit {limit:g})"
+        others = "RMS of the other column" if signal.detail.get("columns") == 2 else "median column's RMS"
+        return f"{which} of the input{whose} has {signal.value:.3g} times the {others} (limit {limit:g})"
 
     def _symptoms_of(self, signals: Signals, signal: Signal) -> tuple[list[str], bool]:
         """What is saturated by a tensor: layers that it is given to beside the node states, else whatever its input drives."""

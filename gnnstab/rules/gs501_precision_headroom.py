@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from gnnstab.errors import NotEvaluable
 from gnnstab.records import Finding, Signal, Signals
+from gnnstab.records.vocabulary import PLACE_OVERFLOW
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import largest, measured, smallest, trained_well
 
@@ -20,7 +21,7 @@ class PrecisionHeadroom(Rule):
 
     ## What it sees
     u·max|s|, the rounding of the largest logit in the number format of its layer: at 0.1 a warning, at 1 an error. For fp16 also the
-    headroom: 65 504 over the largest q·k *before* the division by √C. In an fp32 run the fp16 headroom is information,
+    headroom: 65 504 over the largest q·k *before* the division by √C; and every operation of the forward that gives Inf of finite numbers. In an fp32 run the fp16 headroom is information,
     given when it is small.
 
     ## Why it is unstable
@@ -53,8 +54,11 @@ class PrecisionHeadroom(Rule):
 
     def check(self, signals: Signals) -> Iterator[Finding]:
         """Per layer: rounding in the run's dtype, then fp16 headroom."""
+        for lost in signals.find(PLACE_OVERFLOW):
+            yield self._overflowed(lost)
         if (
-            not signals.find("score.max_abs")
+            not signals.find(PLACE_OVERFLOW)
+            and not signals.find("score.max_abs")
             and not signals.find("precision.rounding")
             and not signals.find("precision.fp16_headroom")
         ):
@@ -63,6 +67,17 @@ class PrecisionHeadroom(Rule):
         for layer in signals.attention_layers:
             # Attention that runs outside autocast is judged by its own format, not by that of the run.
             yield from self._layer(signals, layer.name, layer.score_format or precision)
+
+    def _overflowed(self, lost: Signal) -> Finding:
+        line, text = (str(lost.detail.get(key, "")) for key in ("line", "text"))
+        where = f", {line}: `{text}`" if line else ""
+        return self.finding(
+            f"{lost.layer}: in fp16 {lost.detail.get('operation')} gives Inf for {lost.value:.0f} entries, of finite numbers{where}. What is divided "
+            "by it is 0 and passes no gradient, although everything behind it may be finite. Compute it in fp32: "
+            "with torch.autocast(device, enabled=False), on x.float().",
+            limit=0.0,
+            signal=lost,
+        )
 
     def _layer(self, signals: Signals, layer: str, precision: str) -> Iterator[Finding]:
         headroom = smallest_of(signals, "precision.fp16_headroom", layer)

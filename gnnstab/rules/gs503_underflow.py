@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from gnnstab.records import Finding, Signal, Signals
 from gnnstab.records.vocabulary import (
+    ATTENTION_VANISHED_SHARE,
     OPTIMIZER_EPS_LOST,
     OPTIMIZER_FEW_BITS,
     OPTIMIZER_LOSS_RISE,
@@ -26,7 +27,8 @@ class Underflow(Rule):
     held in 16 bits: the share of their entries that an update leaves as they are, since it is less than half of the distance to the next
     number (the median over steps 0, 50, 100, 200, …; at a constant rate the latest of them as well). The share of
     the non-zero entries of the gradients that are one to four times the smallest number of fp16. And an eps of the optimizer that is 0 in the format of the weights, as 1e-8 is in fp16:
-    an error where an update has made weights non-finite, or steps on a copy do; information otherwise.
+    an error where an update has made weights non-finite, or steps on a copy do; information otherwise. Of attention that is written as
+    exponentials over their sum: the share of the targets at which all of them are 0.
 
     ## Why it is unstable
     Such numbers lose digits one after the other and then become 0; many devices flush them at once. A gradient that has become
@@ -40,7 +42,7 @@ class Underflow(Rule):
     Keep the weights in float32 and compute in 16 bits under `torch.autocast`. In fp16: a GradScaler for the gradients, bf16 for the range. Otherwise find what shrinks the signal (GS203).
 
     ## When it is wrong
-    Attention weights of neighbours that do not count are meant to underflow; they are not looked at. Optimizers that round at random lose
+    Attention weights of neighbours that do not count are meant to underflow; only those of which a target has no other count. Optimizers that round at random lose
     nothing on average.
 
     ## References
@@ -49,6 +51,11 @@ class Underflow(Rule):
 
     share: float = threshold(0.2, unit="share of entries", source="heuristic: one entry in five has lost digits")
 
+    vanished: float = threshold(
+        0.02,
+        unit="share of targets",
+        source="derived: 0 behind every softmax that subtracts the maximum of each target",
+    )
     lost: float = threshold(
         0.5, unit="share of entries", source="heuristic: half of what the updates ask for is not done"
     )
@@ -58,6 +65,7 @@ class Underflow(Rule):
 
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding per layer, and one for the weights."""
+        yield from self._vanished(signals)
         yield from self._eps(signals)
         yield from self._updates(signals)
         yield from self._gradients(signals)
@@ -71,6 +79,21 @@ class Underflow(Rule):
                     f"of {signals.context.get('precision') or 'their dtype'}. Find what shrinks the signal, or use a format with more range.",
                     limit=self.share,
                     signal=largest(found),
+                )
+
+    def _vanished(self, signals: Signals) -> Iterator[Finding]:
+        """Exponentials that were shifted by one maximum for all targets are 0 where a target's own maximum lies far below it."""
+        found = measured(signals.find(ATTENTION_VANISHED_SHARE))
+        for layer in dict.fromkeys(s.layer for s in found):
+            signal = largest([s for s in found if s.layer == layer])
+            if signal.value > self.vanished:
+                yield self.finding(
+                    f"{layer}: at {percent(signal.value)} of its targets the exponentials of all scores underflow to 0, so that they hear nothing of "
+                    "their neighbours and get no gradient. Subtract the largest score of each target, in place of one maximum for all of them, "
+                    "or use torch_geometric.utils.softmax.",
+                    limit=self.vanished,
+                    signal=signal,
+                    confidence="high",
                 )
 
     def _eps(self, signals: Signals) -> Iterator[Finding]:

@@ -32,8 +32,9 @@ class LearningRateTooHigh(Rule):
     ## What it sees
     With a model, a batch, a loss and the optimizer: six real steps on a copy (with momentum up to twenty, until updates have their full size), by the optimizer's own class, groups, settings and
     state. The largest loss in them over the first one, and the change of the output in the first step over its spread (over
-    nodes or graphs). In a run: the losses of the first steps over that of step 0, with the change of the output in one
-    step, measured on a copy; while the rate rises beyond all that the run has had, after the first 50 steps or under SGD the first 10, the
+    nodes or graphs). Where a lower rate makes the same steps calm, the rate is the cause; where the sums of messages divided by the
+    in-degree do, GS401 names those; where nothing does, none is named. In a run: the losses of the first steps over that of step 0, with
+    the change of the output in one step, unless the same steps on a copy, on the batch of step 0, are calm; while the rate rises beyond all that the run has had, after the first 50 steps or under SGD the first 10, the
     slope along each update before and after it, whose ratio gives rate times curvature (which counts while the loss does not fall, or under
     SGD while the rate rises faster than any warm-up); and the loss, when it ends far above what it had reached. Where no step could be tried, the
     learning rate over the RMS of the weight matrices is a hint, no more, unless the weights that an optimizer has made saturate the
@@ -41,7 +42,8 @@ class LearningRateTooHigh(Rule):
 
     Of several parameter groups, each whose rate is ten times the lowest is tried at the lowest: the group that alone makes the loss rise is
     named, and one whose rate takes a quarter of the progress of 30 steps is a finding of its own. A rise that an operation ends, such as the
-    logarithm of 0, in steps that were calm until then is the operation's (GS502).
+    logarithm of 0, in steps that were calm until then is the operation's (GS502);
+    one that is gone at the same rate with the sums over neighbours divided is the sums' (GS401).
 
     ## Why it is unstable
     A step goes down the slope of the loss as it is before the step. One that changes the output by many times its spread
@@ -125,7 +127,8 @@ class LearningRateTooHigh(Rule):
 
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding: steps that were tried, the first steps of the run, the end of the run, and a hint where there is nothing else."""
-        tried = [*signals.find(OPTIMIZER_LOSS_RISE), *signals.find(LOSS_FIRST_RISE)]
+        on_copies = signals.find(OPTIMIZER_LOSS_RISE)
+        tried = [*on_copies, *self._of_run(signals, on_copies)]
         losses, ratio = signals.find(LOSS), _ratio(signals)
         if not tried and not losses and ratio is None and not signals.find(OPTIMIZER_GROUP_RATE):
             raise NotEvaluable(signals.why_missing(OPTIMIZER_LOSS_RISE))
@@ -138,10 +141,16 @@ class LearningRateTooHigh(Rule):
             found = [self._hint(ratio)]
         yield from found[:1]
 
+    def _of_run(self, signals: Signals, on_copies: Sequence[Signal]) -> list[Signal]:
+        """The rises of the run's own losses that no trial on one of its batches speaks against: there the batches made them, or a sum."""
+        spoken = any(s.value <= LASTING or "calm_as_means" in s.detail for s in on_copies)
+        return [s for s in signals.find(LOSS_FIRST_RISE) if not (spoken and s.value <= self.error_rise)]
+
     def _rise(self, rise: Signal, signals: Signals) -> Iterator[Finding]:
         moves = [s.value for s in signals.find(OPTIMIZER_OUTPUT_MOVE)]
         limit = self.warn_rise
-        if "event" in rise.detail:  # An operation ended steps that were calm: GS502 names it.
+        # An operation ended steps that were calm, which GS502 names; or sums make the loss so steep, which GS401 does.
+        if "event" in rise.detail or "calm_as_means" in rise.detail:
             return
         if moves and max(moves) < self.least_move and math.isfinite(rise.value):
             return
@@ -149,7 +158,16 @@ class LearningRateTooHigh(Rule):
             limit = self.run_rise
         if not rise.value <= limit and (self._lasts(rise) or self._replaced(rise, signals)):
             severe = not rise.value <= self.error_rise
-            yield self.finding(_said(rise, moves), severity="error" if severe else "warning", limit=limit, signal=rise)
+            steep = math.isnan(
+                rise.detail.get("calm_lr") or 0.0
+            )  # No lower rate helps: whatever it is, it is not the rate.
+            yield self.finding(
+                _said(rise, moves),
+                severity="error" if severe else "warning",
+                limit=limit,
+                signal=rise,
+                cause="" if steep else None,
+            )
 
     def _replaced(self, rise: Signal, signals: Signals) -> bool:
         """True of a run whose first update was half as large as the weights: what they were worth went with it, however soon the rise passes."""

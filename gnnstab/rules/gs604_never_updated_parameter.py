@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from gnnstab.layers import layer_named
 from gnnstab.records import Finding, Signal, Signals
+from gnnstab.records.vocabulary import PLACE_PLAIN_SCORES
 from gnnstab.rules._silent_by_design import inside, trains, unread_relation
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import fresh, largest, left_out, measured, names, stops
@@ -33,7 +34,8 @@ class NeverUpdatedParameter(Rule):
     layer at all is called, or a part of every layer, or a layer in front of one like it, is called and its result thrown away; and so is
     everything that a bare file shows.
     With a model and a batch: parameters without a gradient after a backward, and why (the module was not called, or no path
-    leads to it); weights that the loss depends on and `model.parameters()` does not hold, as of layers in a plain list; with
+    leads to it); weights that the loss depends on and `model.parameters()` does not hold, as of layers in a plain list; a softmax or
+    sigmoid of a plain tensor of a module, which is no parameter; with
     the optimizer: parameters that it does not hold. A model whose layers are fresh and that the optimizer does
     not hold is no body that was trained before. Gradients that are exactly 0 for every parameter, as behind `round` or `argmax`,
     or for those in front of an operation that hands none on: a clamp that cuts every entry, a step function, a softmax over one entry.
@@ -68,7 +70,7 @@ class NeverUpdatedParameter(Rule):
 
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding for each way in which a parameter can be left behind."""
-        found = [*self._not_owned(signals), *self._not_held(signals)]
+        found = [*self._not_owned(signals), *self._not_held(signals), *self._plain(signals)]
         found += self._without_gradient(signals)
         found += self._all_zero(signals)
         found += self._stopped(signals)
@@ -76,6 +78,18 @@ class NeverUpdatedParameter(Rule):
         if not signals.find("optimizer.never_updated") and (found or signals.find("place.rms", source="batch")):
             return
         yield from self._over_a_run(signals)
+
+    def _plain(self, signals: Signals) -> Iterator[Finding]:
+        """Scores that nothing can train, since they are a tensor and no parameter."""
+        for signal in signals.find(PLACE_PLAIN_SCORES):
+            key = signal.detail.get("attribute")
+            yield self.finding(
+                f"{signal.layer}: its weights are a softmax or sigmoid of self.{key}, a plain tensor of {signal.value:.0f} entries that differ: it is no "
+                f"parameter, so that no optimizer moves it. Write self.{key} = nn.Parameter({key}); register_buffer where it is meant to stay.",
+                severity="warning",
+                limit=self.parameters,
+                signal=signal,
+            )
 
     def _over_a_run(self, signals: Signals) -> Iterator[Finding]:
         worst = largest(signals.need("optimizer.never_updated"))

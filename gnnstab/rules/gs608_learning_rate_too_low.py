@@ -17,7 +17,8 @@ class LearningRateTooLow(Rule):
     """The learning rate is so small that the network stays as it was initialised.
 
     ## What it sees
-    At the end of a run whose rate was constant, whose updates moved the output by next to nothing and whose loss stands still: up to twenty steps of
+    A schedule that has taken the rate below a hundredth of its largest for more than half of the run, in which little was learned; or,
+    at the end of a run whose rate was constant, whose updates moved the output by next to nothing and whose loss stands still. Then: up to twenty steps of
     your optimizer on a copy at 10, 100, … times the rate. A rate at which they are calm and lower the loss by a tenth is the measure.
 
     ## Why it is unstable
@@ -25,6 +26,7 @@ class LearningRateTooLow(Rule):
 
     ## What it looks like
     The rate of a recipe for fine-tuning, 2e-7, in a network that starts from scratch: 80 steps lower the loss by 0.03 %, and all is finite.
+    A schedule that is meant for epochs and stepped per batch.
 
     ## Fix
     Use the rate that is named, or the optimizer's default.
@@ -43,6 +45,14 @@ class LearningRateTooLow(Rule):
     stands: float = threshold(
         0.02, unit="ln(loss)", source="heuristic: the loss of the run has fallen by less than 2 %"
     )
+    spent: float = threshold(
+        0.5,
+        unit="share of the run",
+        source="derived: cosine and linear decay spend .06 and .01 of their steps below a hundredth",
+    )
+    learned: float = threshold(
+        1.0, unit="ln(loss)", source="as for stacks: a run whose schedule has come down has learned by then"
+    )
     run: float = threshold(50, unit="steps", source="as GS603: a shorter run may not have begun to learn")
 
     def check(self, signals: Signals) -> Iterator[Finding]:
@@ -50,15 +60,25 @@ class LearningRateTooLow(Rule):
         if signals.kind != "trace":
             raise NotApplicable("a rate is too low for a run that does not move")
         told = next((s.detail for s in signals.find(LOSS) if "best" in s.detail), {})
-        constant = any(jump.detail.get("constant") for jump in signals.find(OPTIMIZER_LR_JUMP))
+        rates = next((jump.detail for jump in signals.find(OPTIMIZER_LR_JUMP)), {})
         moved = max((s.value for s in signals.find(OPTIMIZER_OUTPUT_MOVE)), default=math.inf)
         fallen = math.log(told["start"] / told["best"]) if 0 < told.get("best", 0) <= told["start"] else math.inf
-        if not constant or moved > self.moves or fallen > self.stands or told["steps"] < self.run:
+        came_down = rates.get("spent", 0.0) > self.spent and fallen < self.learned
+        stood = rates.get("constant") and moved <= self.moves and fallen <= self.stands
+        if not (came_down or stood) or told["steps"] < self.run:
             return
         for slow in signals.find(OPTIMIZER_SLOW):
             own, better = (-math.expm1(-float(fell)) for fell in slow.detail["fell"])
             lr = float(slow.detail["lr"])
-            if slow.value >= self.factor:
+            if slow.value >= self.factor and came_down:
+                yield self.finding(
+                    f"the schedule has taken the rate from {rates['largest']:.3g} to {lr:.3g}, and {percent(rates['spent'])} of the run were spent "
+                    f"below a hundredth of it, while the loss hardly fell: on a copy {slow.detail['steps']} steps lower it by {100 * own:.2g} %, at "
+                    f"{slow.value * lr:.3g} by {percent(better)}, calmly. Step the schedule less often, or let it end higher.",
+                    limit=self.factor,
+                    signal=slow,
+                )
+            elif slow.value >= self.factor:
                 yield self.finding(
                     f"at its rate of {lr:.3g} an update moves the output by {moved:.2g} of its spread, and the loss stands still: on a copy "
                     f"{slow.detail['steps']} steps lower it by {100 * own:.2g} %, at {slow.value * lr:.3g} by {percent(better)}, calmly. Raise "

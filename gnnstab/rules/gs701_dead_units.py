@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence, Set
 from gnnstab.errors import NotApplicable
 from gnnstab.layers import parts
 from gnnstab.records import Finding, Signal, Signals
+from gnnstab.records.vocabulary import PLACE_UNREACHED_TARGETS
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import largest, measured, need_layers, need_measured, percent, stops
 
@@ -18,7 +19,8 @@ class DeadUnits(Rule):
     ## What it sees
     The share of channels of a layer's output that are ≤ 0 on all nodes of the batch, and so exactly 0 behind a ReLU. Where the model
     ran, every ReLU on the way to the output, behind whatever module (an embedding, a linear map, a normalisation): the share of its
-    channels that are closed on at least 98 % of the rows, or all its entries where parameters in front of it get no gradient.
+    channels that are closed on at least 98 % of the rows, or all its entries where parameters in front of it get no gradient. Where a ReLU
+    ends the model and the loss is a squared error, as its gradient shows: the share of the targets' variance that lies below zero.
 
     ## Why it is unstable
     A ReLU that never opens passes no gradient, so nothing it depends on can open it again. Gradients before the layer vanish,
@@ -51,15 +53,34 @@ class DeadUnits(Rule):
         source="measured: 0 to .06 in healthy actors, .75 in a ruined one, .7 where nodes are alike",
     )
 
+    unreached: float = threshold(
+        0.1, unit="share of the variance", source="derived: the R² of the best non-negative output is .9 at most"
+    )
+    """Of the targets, below zero, where a ReLU ends the model."""
+
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding per layer, and one per other module that a ReLU stands behind."""
         places = measured(signals.find("place.dead_share"))
+        yield from self._floor(signals)
         found = [*self._at_places(places, signals)]
         found += self._closed(signals, {f.layer for f in found})
         yield from found
         if (places or found) and not signals.find("channels.dead_share"):
             return
         yield from self._of_layers(signals, {s.layer for s in places} | {f.layer for f in found})
+
+    def _floor(self, signals: Signals) -> Iterator[Finding]:
+        """A ReLU in front of the output, and targets below zero: where the output is zero no gradient passes either."""
+        for signal in signals.find(PLACE_UNREACHED_TARGETS):
+            if signal.value > self.unreached:
+                yield self.finding(
+                    f"the output ends in a ReLU and is never below 0, where {percent(float(signal.detail.get('below', 0)))} of the targets lie, as "
+                    f"the gradient of the squared error shows: {percent(signal.value)} of their variance are out of its reach, and no gradient "
+                    "passes where it is closed. Take the ReLU off the last layer.",
+                    severity="warning",
+                    limit=self.unreached,
+                    signal=signal,
+                )
 
     def _closed(self, signals: Signals, known: Set[str | None]) -> Iterator[Finding]:
         """A ReLU that hands nothing on at all, of however few channels."""

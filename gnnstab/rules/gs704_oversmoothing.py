@@ -29,7 +29,7 @@ class Oversmoothing(Rule):
     that has a row for each node, they are indistinguishable, and that is a warning; of an output for each graph, where nodes and graphs
     are. Nodes without incoming edges, and those that hear of them, are left out: what they lack tells them apart. So are padded rows, and entries
     that a mask has written over. And inputs that are the same for every node, where the few answers that the edges alone tell apart are given to
-    nodes with other targets.
+    nodes with other targets. And layers that are given one row for every node and give one back: they tell nothing of the graph.
 
     ## Why it is unstable
     Attention averages over neighbours; averaging over and over leaves the mean. The measure is free of scale, so it does not
@@ -134,6 +134,9 @@ class Oversmoothing(Rule):
                 answers, rows = signal.detail.get("answers"), signal.detail.get("rows", signal.detail.get("nodes"))
                 what = f"what {signal.layer} is given" if signal.detail.get("inside") else f"the input `{signal.layer}`"
                 why = f"{what} is the same for every node, and the edges alone tell {rows} rows of the output apart into {answers} answers"
+                if signal.detail.get("layers"):
+                    why = f"what {signal.layer} is given is the same for every node, and so is what the layers that pass messages give back ({rows} rows), "
+                    why += "whatever the weights are: they tell nothing of the graph"
                 if signal.layer == "output":
                     tables = [str(name) for name in signal.detail.get("tables", ())]
                     why = f"all nodes that edges join get the same answer ({rows} nodes, {answers} answers): nothing that the forward is given "

@@ -147,6 +147,7 @@ class LiveEngine:
     def tried(self, rise: Signal, moved: float | None) -> list[Finding]:
         """Take in how far trial steps before the first update raised the loss, and by how much one moves the output."""
         values = (rise,) if moved is None else (rise, Signal(OPTIMIZER_OUTPUT_MOVE, moved, source="training"))
+        self._beginning.tried(rise)
         found = self._rate.check(Signals(kind="trace", layers=(), values=values))
         return [finding for finding in found if self._first_time(finding)]
 

@@ -100,8 +100,16 @@ def _jump(rows: NDArray[np.void]) -> list[Signal]:
         "before": float(rates[worst]),
         "after": float(rates[worst + 1]),
         "constant": bool((rates == rates[0]).all()),
+        "largest": float(rates.max()),
+        "spent": _spent(rates, steps.astype(np.float64)),
     }
     return [Signal(OPTIMIZER_LR_JUMP, float(factors[worst]), None, None, int(steps[worst + 1]), "training", detail)]
+
+
+def _spent(rates: Floats, steps: Floats) -> float:
+    """Share of the run after the last step whose rate was a hundredth of the largest, or more."""
+    last = steps[np.flatnonzero(rates >= rates.max() / 100)[-1]]
+    return float((steps[-1] - last) / max(steps[-1] - steps[0], 1))
 
 
 def _loss(rows: NDArray[np.void]) -> list[Signal]:

@@ -27,6 +27,9 @@ Row = tuple[Any, ...]
 
 _by_step = attrgetter("step", "rank")
 
+_MOST, _LONGEST = 8, 600
+"""Reasons of looks that were left out, and characters of each, that are shown."""
+
 
 class Trace:
     """One run as it was recorded up to the moment of opening; what is recorded later is seen by opening again.
@@ -84,8 +87,9 @@ class Trace:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What could not be read, and was left out."""
-        return tuple(self._notes)
+        """What could not be read, or not be run on copies of the model, and was left out."""
+        left_out = [reason[:_LONGEST] for reason in self.meta.get("left_out", "").split("\n") if reason]
+        return (*self._notes, *(f"some looks on copies were left out: {reason}" for reason in left_out[:_MOST]))
 
     def layers(self) -> tuple[LayerFacts, ...]:
         """Facts of all recorded layers in order of their position."""

@@ -25,6 +25,9 @@ TOLERANCE = 0.1
 FEWEST = 3
 """Pairs of trainings below which chance is not told from an effect: their 95 % interval says nothing."""
 
+BY_HEART = 0.01
+"""Share of the loss at the start below which a training has learnt what it was shown: what is left is noise of the optimizer."""
+
 MAJORITY = 0.8
 """Share of the seeds in which a threshold must be crossed."""
 
@@ -184,6 +187,11 @@ def by_training(pairs: Pairs) -> tuple[str, str]:
     if own is None:
         return "inconclusive", "the signal crosses its threshold, but no short training was finished in both arms"
     (low, high), where = (own, "") if unseen is None else (unseen, " on what it has not seen")
+    if unseen is None and high > TOLERANCE and _by_heart(pairs):
+        return "inconclusive", (
+            "the signal crosses its threshold, but with and without the fix the training learns all it is shown by heart, and which is better "
+            "there says nothing: pass four batches or more, half of which are kept to judge by"
+        )
     if low > TOLERANCE:
         worse = "breaks off" if math.isinf(low) else f"ends {math.expm1(low):.0%} or more above{where}"
         return "made-worse", f"the signal crosses its threshold, but the short training {worse}"
@@ -202,6 +210,14 @@ def by_training(pairs: Pairs) -> tuple[str, str]:
     return (
         "confirmed",
         f"the signal crosses its threshold with margin, nothing else fires, the short training is not worse{where}",
+    )
+
+
+def _by_heart(pairs: Pairs) -> bool:
+    """True where the trainings of most seeds end at next to nothing of their start, with and without the fix."""
+    return _mostly(
+        r.start is not None and r.final is not None and 0 <= r.final <= BY_HEART * r.start
+        for r in (*pairs.before, *pairs.after)
     )
 
 

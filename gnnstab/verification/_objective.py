@@ -16,6 +16,7 @@ from gnnstab.errors import UsageError
 from gnnstab.fixes.model_structure import attention_layers
 from gnnstab.probe.batches.arguments import Arguments
 from gnnstab.probe.replaying.replica import eager
+from gnnstab.randomness import seed_torch
 
 UserLoss = Callable[[Any, Any], Tensor]
 
@@ -110,7 +111,7 @@ class GraphView(NamedTuple):
 def _synthetic(model: nn.Module, calls: Sequence[Arguments], seed: int) -> Objective:
     seen = [look(model, call) for call in calls]
     # After the forward passes, which may have drawn dropout masks in one arm and none in the other.
-    torch.manual_seed(seed)
+    seed_torch(seed)
     projection = torch.randn(seen[0].x.size(-1), device=seen[0].x.device)
     targets = [_target(s.x, s, projection) for s in seen]
     by_output = all(

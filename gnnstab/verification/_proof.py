@@ -40,7 +40,7 @@ def prove(
     The fixes are judged by the most severe symptom of the model; those of a cause that the optimizer alone shows, by the
     finding that led to it: no symptom of the current weights tells whether a run would have gone well at another rate.
     A cause whose fixes all had no effect, or a bad one, loses its status: it is merely present, or contributing where it was seen
-    or undone on a copy. With the last root gone, the cause is not established. ``options`` are those of `verify`; the short training has 100 steps unless they say otherwise.
+    or undone on a copy. With the last root gone, the cause is not established. ``options`` are those of `verify`.
     """
     judged = [c for c in diagnosis.causes if c.status in ("root-cause", "contributing")]
     proven: dict[str, Cause] = {}
@@ -50,7 +50,7 @@ def prove(
             continue
         found = verify(
             model, names, batch=batch, loss=loss, precision=precision, progress=progress, finding=finding,
-            **{"steps": 100, **options},
+            **options,
         )  # fmt: skip
         # A model that its run has not ruined, as one with fresh weights, says nothing about what the run has shown.
         told = [v for v in found if diagnosis.target.kind != "trace" or v.reason != NOTHING_FIRES]

@@ -36,7 +36,7 @@ from gnnstab.verification.training import TrainingSettings
 
 AS_IT_IS: tuple[FixSpec, ...] = ()
 
-NOTHING_FIRES = "no rule fires on this model and batch: there is nothing to cure"
+NOTHING_FIRES = "no rule fires on this model and batch: there is nothing to cure, and nothing was run"
 
 FIRST = 2
 """Seeds that are measured first: a fresh fix that the signal refutes in both is not measured on more."""
@@ -194,7 +194,7 @@ class _Plan:
         base = Verdict(self.item.fix, "not-tested", "", change=change, options=dict(self.item.options))
         goal = self.setting.goal
         if goal is None:
-            return replace(base, verdict="no-effect", reason=NOTHING_FIRES)
+            return replace(base, reason=NOTHING_FIRES)
         screened, trained = self._pairs(results), self._pairs(results, train=True)
         errors = [r.error for r in (*screened.before, *screened.after) if r.error]
         if errors:

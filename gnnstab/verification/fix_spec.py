@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gnnstab.errors import UsageError
-from gnnstab.fixes import find
+from gnnstab.fixes import check_options
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ def fix_specs(fixes: Any) -> list[FixSpec]:
     """Names, ``(name, options)`` pairs, or texts like ``"residual:weight=1.0,seed=3"``; one of them or several.
 
     Raises:
-        FixError: No such fix.
+        FixError: No such fix, or it has no such option.
         UsageError: Something else.
     """
     several = [fixes] if isinstance(fixes, (str, FixSpec)) or _is_pair(fixes) else fixes
@@ -42,7 +42,7 @@ def fix_specs(fixes: Any) -> list[FixSpec]:
     if not found:
         raise UsageError("no fix to verify; name at least one (gnnstab.fixes.FIXES lists them)")
     for item in found:
-        find(item.fix)
+        check_options(item.fix, item.options)
     return found
 
 

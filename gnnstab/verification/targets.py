@@ -9,7 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from gnnstab.records import SIGNALS, Finding, Signals
-from gnnstab.records.vocabulary import OPTIMIZER_BELOW_EPS_SHARE, PRECISION_FP16_HEADROOM, WEIGHT_NON_FINITE, in_group
+from gnnstab.records.vocabulary import (
+    OPTIMIZER_BELOW_EPS_SHARE,
+    OPTIMIZER_INPUT_SHARE,
+    PRECISION_FP16_HEADROOM,
+    WEIGHT_NON_FINITE,
+    in_group,
+)
 from gnnstab.rules.limits import limits_of
 from gnnstab.rules.queries import typical_matrix
 
@@ -153,7 +159,7 @@ def goal_of(finding: Finding) -> Goal:
 
 _NON_FINITE = "GS502"
 
-_OF_THE_DATA = ("degree.", "graph.", "feature.", OPTIMIZER_BELOW_EPS_SHARE)
+_OF_THE_DATA = ("degree.", "graph.", "feature.", OPTIMIZER_BELOW_EPS_SHARE, OPTIMIZER_INPUT_SHARE)
 """Signals that no change of the model moves, or that tell of a fault only together with a setting such as eps."""
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from gnnstab.probe.batches.arguments import Arguments
 from gnnstab.probe.replaying.replica import Autocast
+from gnnstab.randomness import seed_torch
 from gnnstab.verification._fresh_copies import seeded
 from gnnstab.verification._objective import UserLoss, objective_for
 
@@ -93,7 +94,7 @@ def micro_train(
         objective = objective_for(model, calls, batches, loss, seed)
         parameters = [*model.parameters(), *(objective.head.parameters() if objective.head else ())]
         optimizer = torch.optim.Adam([p for p in parameters if p.requires_grad], lr=settings.lr, eps=settings.eps)
-        torch.manual_seed(seed + 1)
+        seed_torch(seed + 1)
         losses: list[float] = []
         norms: list[float] = []
         kept: list[float] = []

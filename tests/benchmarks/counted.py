@@ -20,7 +20,7 @@ import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
@@ -95,8 +95,8 @@ def _run(case: Case, size: str, steps: int) -> None:
     for variant in ("unmonitored", case.variant):
         writers: list[TraceWriter] = []
 
-        def writer(path: str | None, writers: list[TraceWriter] = writers) -> TraceWriter:
-            writers.append(TraceWriter(path, flush_seconds=SELDOM))
+        def writer(path: str | None, *, writers: list[TraceWriter] = writers, **options: Any) -> TraceWriter:
+            writers.append(TraceWriter(path, flush_seconds=SELDOM, **options))
             return writers[-1]
 
         with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import pickle
 import struct
 import zipfile
@@ -16,7 +18,7 @@ from torch import nn
 from effort import at_most
 from gnnstab import archive
 from gnnstab.checkpoint import _containers as containers
-from gnnstab.checkpoint import _tally, _tensor_scan, load, recover
+from gnnstab.checkpoint import _sniffing, _tally, _tensor_scan, load, recover
 from gnnstab.checkpoint._loading import Checkpoint
 from gnnstab.checkpoint._naming import Unique
 from gnnstab.checkpoint._reading import MOST_ENTRIES
@@ -227,6 +229,21 @@ def test_safetensors_of_more_tensors_than_can_be_told_of(
     (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
     with pytest.raises(LoadError, match=expected):
         load(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("stored", [1, 3])
+def test_a_large_file_of_holes_is_refused_unread(stored: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("safetensors")
+    file, most, many = tmp_path / "x.safetensors", 8 * 2**20, 2**21
+    monkeypatch.setattr(_sniffing, "SMALLEST_WITH_HOLES", most)
+    header = json.dumps({"w": {"dtype": "F32", "shape": [many], "data_offsets": [0, 4 * many]}}).encode()
+    file.write_bytes(struct.pack("<Q", len(header)) + header + bytes(stored * 2**19))
+    os.truncate(file, 8 + len(header) + 4 * many)
+    if stored == 1:
+        with pytest.raises(LoadError, match="the rest are holes"):
+            load(file)
+    else:
+        assert load(file).tensors["w"].numel() == many
 
 
 def test_names_that_become_equal_stay_apart(saved: Save) -> None:

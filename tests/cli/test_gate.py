@@ -39,6 +39,16 @@ def test_exit_codes(cli, command: str, targets: list[str], code: int) -> None:
     assert cli(command, *targets).code == code
 
 
+@pytest.mark.parametrize(
+    ("targets", "code"),
+    [(["clean.pt"], 0), (["part.pt"], 3), (["part.pt", "one.pt"], 1), (["part.pt", "missing.pt"], 2)],
+)
+def test_strict_asks_for_all_to_be_judged(cli, targets: list[str], code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(examples.ALL, "part", lambda: replace(examples.clean(), signals=()))
+    assert cli("check", "part.pt").code == 0
+    assert cli("check", *targets, "--strict").code == code
+
+
 @pytest.mark.parametrize("command", ["check", "diagnose"])
 def test_a_file_of_a_folder_that_cannot_be_read_is_an_error(cli, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     target = Target("checkpoint", "folder", ("left out b.pt: b.pt: is empty",))

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import re
 import threading
 
 import numpy as np
@@ -14,6 +15,7 @@ from gnnstab.errors import FixError
 from gnnstab.fixes import FIXES
 from gnnstab.fixes.by_hand import ByHand
 from gnnstab.fixes.table import FORMER, find
+from gnnstab.verification.fix_spec import fix_specs
 from models.informarl import Actor, sample_batch
 from models.stacks import Hetero, Stack, SumThenAttention, hetero_batch, random_batch, transformed
 
@@ -174,3 +176,17 @@ def test_unwraps_what_torch_compile_returns():
 @pytest.mark.parametrize(("former", "name"), FORMER.items())
 def test_a_former_name_is_still_known(former, name):
     assert find(former) is find(name)
+
+
+@pytest.mark.parametrize("name", sorted(FIXES))
+def test_every_option_is_told_in_the_docstring_and_any_other_is_refused(name):
+    fix = find(name)
+    assert set(fix.options) <= set(re.findall(r"``(\w+)``", (type(fix).__doc__ or "").partition("Option")[2]))
+    model = Stack(2, heads=2, concat=False, edge_dim=None)
+    for refused in (
+        lambda: fixes.apply(model, name, elsewhere=1),
+        lambda: fixes.change(name, [], elsewhere=1),
+        lambda: fix_specs(f"{name}:elsewhere=1"),
+    ):
+        with pytest.raises(FixError, match=f"{name} has no option 'elsewhere'"):
+            refused()

@@ -1,17 +1,20 @@
 """Fixes that repair what is broken in single places: reinitialised weights, exchanged norms, clamps, changes by hand."""
 
 import copy
+import math
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch_geometric.nn
 from torch import nn
-from torch_geometric.nn import GATConv, GraphNorm, LayerNorm, TransformerConv
+from torch_geometric.nn import GATConv, GraphNorm, LayerNorm, MessagePassing, TransformerConv
+from torch_geometric.utils import softmax
 
 import gnnstab
 from gnnstab import fixes
 from gnnstab.errors import FixError
+from gnnstab.observation import measured_signals
 from gnnstab.records import LayerFacts, Signal, Signals
 from models.stacks import Stack, random_batch
 
@@ -141,3 +144,35 @@ def test_a_redrawn_network_trains():
     fixed = fixes.apply(model, "reinit-qk")
     fixed(**batch).square().sum().backward()
     assert all(p.grad is not None for p in fixed.parameters())
+
+
+class OwnAttention(MessagePassing):
+    """Attention of somebody's own code, without 1/√d; (N, 16) → (N, 16)."""
+
+    def __init__(self):
+        super().__init__(aggr="add", node_dim=0)
+        self.q, self.k, self.v = (nn.Linear(16, 16) for _ in range(3))
+        for part in (self.q, self.k):
+            nn.init.xavier_uniform_(part.weight, gain=3)
+
+    def forward(self, x, edge_index):
+        q, k, v = (part(x).view(-1, 2, 8) for part in (self.q, self.k, self.v))
+        return self.propagate(edge_index, q=q, k=k, v=v).flatten(1)
+
+    def message(self, q_i, k_j, v_j, index, size_i):
+        return v_j * softmax((q_i * k_j).sum(-1), index, num_nodes=size_i).unsqueeze(-1)
+
+
+def test_qk_clip_knows_attention_of_own_code():
+    torch.manual_seed(0)
+    model = OwnAttention()
+    batch = {"x": torch.randn(40, 16), "edge_index": torch.randint(0, 40, (2, 400))}
+    found = gnnstab.diagnose(model, batch=batch)
+    advised = [fix for cause in found.causes for fix in cause.fixes if fix.fix == "qk-clip"]
+    assert "multiply the scores before its softmax by" in advised[0].change
+    signals = measured_signals(model, batch)
+    changed = measured_signals(fixes.apply(model, "qk-clip", signals=signals), batch)
+    cap = 3 * math.sqrt(2 * math.log(signals.value("degree.median")))
+    assert signals.value("score.max_abs") > cap >= changed.value("score.max_abs") / 1.001
+    with pytest.raises(FixError, match="multiply the scores by hand"):
+        fixes.apply(model, "qk-clip", scores={type(model).__name__: [40.0, 40.0]}, degree=10)

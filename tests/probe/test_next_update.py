@@ -81,7 +81,7 @@ def test_the_monitor_names_the_rate_from_the_first_steps() -> None:
     assert max(losses[1:7]) > 2 * losses[0]
     (finding,) = [f for f in monitor.diagnose().findings if f.code == "GS601"]
     assert finding.severity in ("warning", "error")
-    assert finding.signal == "loss.first_rise"
+    assert finding.signal == "optimizer.loss_rise"  # The loss was recovered, and the first steps taken on a copy.
     assert "first steps" in finding.message
     assert not [f for f in train(1e-3)[1].diagnose().findings if f.code == "GS601"]
 
@@ -98,7 +98,7 @@ def test_the_monitor_tells_while_the_run_goes_on() -> None:
             loss.backward()
             optimizer.step()
             monitor.loss(loss)
-    assert [f.signal for f in told if f.code == "GS601"][:1] == ["loss.first_rise"]
+    assert [f.signal for f in told if f.code == "GS601"][:1] == ["optimizer.loss_rise"]
     assert not math.isnan(told[0].value)
 
 

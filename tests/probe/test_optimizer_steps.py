@@ -18,7 +18,8 @@ import gnnstab
 from effort import work
 from gnnstab.errors import UsageError
 from gnnstab.probe.optimizer._copies import twins
-from gnnstab.probe.optimizer.optimizer_steps import Bench, calm_rate, change_over_spread, optimizer_signals
+from gnnstab.probe.optimizer.optimizer_steps import Bench, change_over_spread, optimizer_signals
+from gnnstab.probe.optimizer.rate import calm_rate
 
 
 class Net(nn.Module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,11 @@ from torch import nn
 from torch._dynamo.utils import counters
 from torch_geometric.nn import TransformerConv
 
+import side_by_side
 from gnnstab.probe.recorder import Recorder
 from gnnstab.trace import Trace, TraceWriter
 from models.convnets import CASES, WIDTH, Shared, Stack, graph, scalar
+from side_by_side import Run
 
 FORWARD = ("input", "output", "score", "attention", "gate")
 
@@ -157,3 +159,32 @@ def test_scripting_a_monitored_model_says_what_to_do() -> None:
         pytest.raises(AttributeError, match="script the model before the monitor is attached"),
     ):
         torch.jit.script(model)
+
+
+def compiled_step(optimizer: torch.optim.Optimizer) -> Callable[[], object]:
+    return torch.compile(optimizer.step, backend="eager")
+
+
+def compiled_around(optimizer: torch.optim.Optimizer) -> Callable[[], object]:
+    return torch.compile(lambda: optimizer.step(), backend="eager")
+
+
+@pytest.mark.parametrize("compiled", [compiled_step, compiled_around])
+def test_a_compiled_step_of_the_optimizer(compiled: Callable[..., Callable[[], object]]) -> None:
+    def loop(run: Run) -> None:
+        torch._dynamo.reset()
+        (x, edges), model = side_by_side.graph(), side_by_side.Net()
+        optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+        step = compiled(optimizer)
+        with run.watching(model, optimizer=optimizer):
+            for _ in range(12):
+                optimizer.zero_grad()
+                scalar(model(x, edges)).backward()
+                step()
+        run.keep(*model.parameters())
+
+    run = side_by_side.unnoticed(loop)
+    assert run.monitor is not None
+    assert side_by_side.codes(run.monitor) == []
+    with run.monitor.trace as trace:
+        assert len(trace.steps()) == 12

@@ -18,6 +18,7 @@ CLASSES = torch.randint(0, C, (N,), generator=g)
 REAL = torch.randn(N, C, generator=g)
 MASK = torch.rand(N, generator=g) < 0.6
 BITS = (REAL > 0).float()
+SHARES = torch.softmax(REAL, 1)
 WEIGHTS = torch.rand(C, generator=g) + 0.5
 
 LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -25,6 +26,8 @@ LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
     "classes of some rows": lambda o: F.cross_entropy(o[MASK], CLASSES[MASK]),
     "classes with weights": lambda o: F.cross_entropy(o, CLASSES, weight=WEIGHTS),
     "classes, summed": lambda o: F.cross_entropy(o, CLASSES, reduction="sum"),
+    "smoothed classes": lambda o: F.cross_entropy(o, CLASSES, label_smoothing=0.2),
+    "shares of classes": lambda o: F.cross_entropy(o, SHARES),
     "bits": lambda o: F.binary_cross_entropy_with_logits(o, BITS),
     "numbers": lambda o: F.mse_loss(o, REAL),
     "numbers of some rows": lambda o: F.mse_loss(o[MASK], REAL[MASK]),
@@ -34,7 +37,7 @@ LOSSES: dict[str, Callable[[Tensor], Tensor]] = {
 
 OTHERS: dict[str, Callable[[Tensor], Tensor]] = {
     "absolute": lambda o: (o - REAL).abs().mean(),
-    "smoothed classes": lambda o: F.cross_entropy(o, CLASSES, label_smoothing=0.2),
+    "smoothed classes, summed": lambda o: F.cross_entropy(o, CLASSES, label_smoothing=0.2, reduction="sum"),
     "with a penalty": lambda o: F.mse_loss(o, REAL) + 0.1 * o.square().mean(),
     "of a power": lambda o: (o - REAL).pow(4).mean(),
     "a policy": lambda o: -(F.log_softmax(o, 1).gather(1, CLASSES[:, None]).squeeze(1) * REAL[:, 0]).mean(),
@@ -67,3 +70,13 @@ def test_what_is_not_finite_or_has_no_gradient_is_none() -> None:
     assert recovered_loss(torch.zeros(3, 2), torch.zeros(3, 2), 1.0) is None
     assert recovered_loss(torch.zeros(3, 2), torch.full((3, 2), math.nan), 1.0) is None
     assert recovered_loss(torch.zeros(3, 2), torch.ones(3, 2), math.nan) is None
+
+
+def test_classes_of_the_members_of_sets_are_recovered() -> None:
+    output = REAL.view(6, 5, C).clone().requires_grad_()
+    value = F.cross_entropy(output.flatten(0, 1), CLASSES)
+    value.backward()  # type: ignore[no-untyped-call]
+    found = recovered_loss(output, output.grad, float(value.detach()))  # type: ignore[arg-type]
+    other = torch.randn(6, 5, C)
+    assert found is not None
+    assert math.isclose(float(found(other, None)), float(F.cross_entropy(other.flatten(0, 1), CLASSES)), rel_tol=2e-2)

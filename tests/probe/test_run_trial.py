@@ -207,3 +207,20 @@ def test_a_rate_that_warms_up_is_not_called_too_small() -> None:
             optimizer.step()
             monitor.loss(value)
     assert not monitor.diagnose(select=["GS608"]).findings
+
+
+@pytest.mark.parametrize(("every", "told"), [(1, True), (25, False)])
+def test_a_schedule_that_ends_before_anything_is_learned_is_told(every: int, told: bool) -> None:
+    model, data = crossings()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=every, gamma=0.5)
+    with gnnstab.Monitor(model, optimizer=optimizer, on_finding="ignore") as monitor:
+        for _ in range(60):
+            optimizer.zero_grad()
+            value = squared(model(data), data)
+            value.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+            monitor.loss(value)
+    found = [f for f in monitor.diagnose().findings if f.code == "GS608"]
+    assert [(f.cause, "schedule" in f.message) for f in found] == ([("learning-rate", True)] if told else [])

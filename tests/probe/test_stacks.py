@@ -31,6 +31,9 @@ class Stack(nn.Module):
         h = self.inp(data.x)
         if self.kind == "side by side":
             h = sum(torch.tanh(layer(h)) for layer in self.layers)
+        elif self.kind == "one again and again":
+            for _ in self.layers:
+                h = torch.tanh(self.layers[0](h))
         else:
             for layer, norm in zip(self.layers, self.norms, strict=True):
                 h = self.step(layer, norm, h)
@@ -43,6 +46,8 @@ class Stack(nn.Module):
             return out
         if self.kind == "pre-norm":
             return h + torch.tanh(layer(norm(h)))
+        if self.kind == "switched off":
+            return 0.0 * h + torch.tanh(layer(h))
         return torch.tanh(layer(h)) if self.kind == "bare" else h + torch.tanh(layer(h))
 
 
@@ -74,6 +79,8 @@ def asked(kind: str, depth: int, rate: float = 5e-3) -> tuple[list[str], gnnstab
     ("kind", "depth", "rate", "cause"),
     [
         ("bare", 30, 5e-3, "no-residual"),
+        ("one again and again", 60, 5e-3, "no-residual"),
+        ("switched off", 30, 5e-3, "no-residual"),
         ("post-norm", 40, 5e-2, "normalization-misuse"),
     ],
 )
@@ -99,7 +106,7 @@ def test_a_stack_that_keeps_the_model_from_learning_is_the_root(kind: str, depth
 def test_stacks_that_learn_and_layers_side_by_side_are_none(kind: str, depth: int) -> None:
     codes, found = asked(kind, depth)
     assert codes == []
-    assert not [s for s in found.signals if s.name == "optimizer.stack_share"]
+    assert not [s for s in found.signals if s.name == "optimizer.stack_share" and s.value]
 
 
 @pytest.mark.parametrize(("kind", "said"), [("bare", ["GS103"]), ("residual", [])])

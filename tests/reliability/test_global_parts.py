@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.functional import mse_loss
 from torch.nn.modules import module as modules
@@ -24,10 +24,12 @@ from torch.overrides import TorchFunctionMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
+from torch_geometric.nn import Sequential
 
 import gnnstab
 from gnnstab.errors import UsageError
 from gnnstab.other_threads import may_draw
+from gnnstab.own_draws import OwnDraws
 from gnnstab.probe.replaying.replica import ForwardInputs, replica, run_replica
 from gnnstab.randomness import same_random_state
 from side_by_side import Net, Run, codes, graph, unnoticed
@@ -187,6 +189,92 @@ def test_a_thread_that_draws_the_batches(draw: str) -> None:
     run = unnoticed(loop)
     assert run.monitor is not None
     assert "GS902" not in codes(run.monitor)
+    with run.monitor.trace as trace:
+        assert "places" in trace.meta and trace.notes == ()  # The copies draw from generators of their own.
+
+
+class Noisy(Net):
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        return super().forward(x * (1 + 0.1 * random.random()), edge_index)
+
+
+class InSequence(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = Sequential("x, e", [(Net(), "x, e -> x")])
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        return self.net(x, edge_index)
+
+
+@pytest.mark.parametrize(("kind", "reason"), [(Noisy, "forward draws from"), (InSequence, "Sequential draws its name")])
+def test_what_would_draw_beside_a_thread_is_left_out_and_said(kind: type[nn.Module], reason: str) -> None:
+    def loop(run: Run) -> None:
+        random.seed(0)
+        model, stop = kind(), threading.Event()
+        worker = threading.Thread(target=lambda: stop.wait(), daemon=True)
+        worker.start()
+        steps(run, model, number=4)
+        stop.set()
+        worker.join()
+        run.keep(torch.tensor(random.random()))
+
+    run = unnoticed(loop)
+    assert run.monitor is not None
+    notes = run.monitor.diagnose().target.notes
+    assert notes and all("some looks on copies were left out" in note for note in notes)
+    assert any(reason in note for note in notes)
+
+
+class Prefetching(threading.Thread):
+    """As packages have them: the iterator comes from the user."""
+
+    def __init__(self, items: Iterator[int], stop: threading.Event) -> None:
+        super().__init__(daemon=True)
+        self.items, self.stop = items, stop
+
+
+def test_threads_of_packages_that_were_given_an_iterator() -> None:
+    Prefetching.__module__ = "logging"  # Any module that is not the user's.
+    stop = threading.Event()
+    thread = Prefetching(iter([1]), stop)
+    thread.run = stop.wait  # type: ignore[method-assign]
+    thread.start()
+    assert may_draw() == thread.name
+    stop.set()
+    thread.join()
+    assert may_draw() == ""
+
+
+OPERATIONS: dict[str, Callable[[], Tensor]] = {
+    "dropout": lambda: torch.nn.functional.dropout(X, 0.5),
+    "rand": lambda: torch.rand(3),
+    "randn_like": lambda: torch.randn_like(X),
+    "randperm": lambda: torch.randperm(5),
+    "randint": lambda: torch.randint(0, 9, (4,)),
+    "normal": lambda: torch.normal(X, 1.0),
+    "multinomial": lambda: torch.multinomial(X.abs(), 2),
+    "given": lambda: torch.rand(3, generator=torch.default_generator),
+}
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_operations_draw_the_same_elsewhere(operation: str) -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    with OwnDraws("worker"):
+        drawn = OPERATIONS[operation]()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(drawn, OPERATIONS[operation]())
+
+
+def test_an_operation_that_takes_no_generator_is_refused() -> None:
+    before = torch.get_rng_state()
+    with OwnDraws("worker"), pytest.raises(UsageError, match="thread worker"):
+        torch.ops.aten.native_dropout(X, 0.5, True)
+    with OwnDraws("worker"):
+        torch.ops.aten.native_dropout(X, 0.5, False)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_threads_that_draw_nothing_change_nothing() -> None:

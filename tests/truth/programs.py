@@ -119,6 +119,72 @@ class Held(Two):
         return super().forward(data).clamp(-limit, limit)
 
 
+class Floored(Two):
+    """A ReLU too many behind the output, whose targets lie on both sides of zero."""
+
+    def forward(self, data: Data) -> Tensor:
+        output = super().forward(data)
+        return output.relu() if self.broken else output
+
+
+class Alike(Two):
+    """A block whose units are drawn as copies of one another, where broken."""
+
+    def __init__(self, broken: bool = False, kind: Any = GATv2Conv) -> None:
+        super().__init__(broken, kind)
+        self.block = nn.Sequential(nn.Linear(WIDTH, 2 * WIDTH), nn.ReLU(), nn.Linear(2 * WIDTH, WIDTH))
+        if broken:
+            for weight in (self.block[0].weight, self.block[0].bias, self.block[2].weight):
+                nn.init.constant_(weight, 0.1)
+
+    def forward(self, data: Data) -> Tensor:
+        states = self.states(data)
+        return self.out(states + self.block(states))
+
+
+class Chosen(Two):
+    """Chances of the neighbours of a node to be the next; all others are closed, by a factor of 0 where broken."""
+
+    def forward(self, data: Data) -> Tensor:
+        states = super().forward(data)
+        near = torch.zeros(data.num_nodes, data.num_nodes, dtype=torch.bool, device=states.device)
+        near[data.edge_index[1], data.edge_index[0]] = True
+        scores = states @ states.t() / WIDTH
+        return (scores * near if self.broken else scores.masked_fill(~near, -1e4)).log_softmax(-1)
+
+
+def next_neighbour(broken: bool) -> Callable[[Any, Data], Tensor]:
+    return lambda output, batch: -output[batch.edge_index[1], batch.edge_index[0]][:NODES].mean()
+
+
+class Shifted(Two):
+    """Exponentials of the edges over their sum; what a target adds to all its scores is taken away again, or one number for all."""
+
+    def forward(self, data: Data) -> Tensor:
+        states, (source, target) = self.states(data), data.edge_index
+        scores = 150 * data.x[target, 1] + states[source, 0] / WIDTH
+        largest = scores.new_full((data.num_nodes,), -torch.inf).scatter_reduce(0, target, scores.detach(), "amax")
+        weight = (scores - (scores.max() if self.broken else largest[target])).exp()
+        total = torch.zeros_like(states[:, 0]).index_add(0, target, weight)
+        share = weight / (total[target] + 1e-16)
+        return self.out(states + torch.zeros_like(states).index_add(0, target, share[:, None] * states[source]))
+
+
+class Mixed(Two):
+    """Mixes what the two layers give by a softmax of numbers, which are no parameter where broken."""
+
+    def __init__(self, broken: bool = False, kind: Any = GATv2Conv) -> None:
+        super().__init__(broken, kind)
+        share = torch.tensor([0.3, 1.0])
+        self.share = share if broken else nn.Parameter(share)
+
+    def forward(self, data: Data) -> Tensor:
+        x = self.inp(data.x)
+        one, two = self.share.softmax(0).to(x)
+        h = x + one * self.first(x, data.edge_index, data.edge_attr).relu()
+        return self.out(h + two * self.second(h, data.edge_index, data.edge_attr).relu())
+
+
 class Empty(Two):
     """A gain in memory that nobody has written."""
 
@@ -211,6 +277,11 @@ PROGRAMS: dict[str, Program] = {
     "time differences in seconds": Program("feature-scale", transformer, raw_times, squares),
     "an embedding through .data": Program("never-updated-parameter", Cut, graphs, squares),
     "an output that is held back": Program("active-clamp", Held, graphs, squares),
+    "a ReLU behind the output": Program("dead-units", Floored, graphs, squares),
+    "units that are copies": Program("unsuitable-init", Alike, graphs, squares),
+    "chances of those that are closed": Program("masking", Chosen, graphs, next_neighbour),
+    "one maximum for all targets": Program("precision", Shifted, graphs, squares),
+    "shares that are no parameter": Program("never-updated-parameter", Mixed, graphs, squares),
     "a gain that nobody wrote": Program("uninitialized-parameter", Empty, graphs, squares),
     "a mark of missing values among the targets": Program("masking", Two, marked, known_squares),
     "a wide table that is read as it is": Program("unsuitable-init", Table, graphs, squares),

@@ -16,7 +16,7 @@ import gnnstab
 from gnnstab.probe.buffering import device_copy
 from gnnstab.records import Diagnosis
 from gnnstab.report import summary
-from truth.programs import PROGRAMS, Pooled, Program
+from truth.programs import PROGRAMS, Pooled, Program, Shifted
 
 STEPS = 14
 
@@ -54,7 +54,7 @@ def test_the_root_is_named_and_no_other(name: str, tmp_path: Path) -> None:
     said = faces(program, True, tmp_path / "run.gnnstab")
     expected = {"monitor": [program.root], "diagnose": [program.root] if program.before_training else []}
     assert {face: roots(diagnosis) for face, diagnosis in said.items()} == expected
-    by_hand = program.net is Pooled  # attends once more, in its own forward
+    by_hand = program.net in (Pooled, Shifted)  # attends once more, in its own forward
     assert {d.coverage.layers_observed for d in said.values()} == {3 if by_hand else 2}
 
 

@@ -39,7 +39,7 @@ def test_verify_prints_the_verdict_and_its_exit_code(capsys, case):
     (verdict,) = json.loads(out)
     assert verdict["fix"] == "residual"
     assert verdict["options"] == {"weight": 0.5}
-    assert (code, verdict["verdict"]) == (1, "no-effect")
+    assert (code, verdict["verdict"]) == (1, "not-tested")
     assert "nothing to cure" in verdict["reason"]
 
 

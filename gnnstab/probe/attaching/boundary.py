@@ -15,7 +15,7 @@ from gnnstab.probe.attaching.hooks import REMOVED, Hook, ignore, removed
 from gnnstab.probe.attaching.stand_in import Lookalike, StandIn
 from gnnstab.probe.buffering.pending_step import Number
 from gnnstab.probe.recorder import Recorder
-from gnnstab.torch_private import graph_task, queue_callback
+from gnnstab.torch_private import graph_task, not_compiled, queue_callback
 
 _WITHIN = "the optimizer moves within the backward, so that no gradient is left at the end of a step"
 
@@ -144,6 +144,7 @@ class Boundary:
         return _number(scale) if isinstance(scale, Tensor) else None
 
     def _after_step(self, body: Hook) -> Callable[[Any, tuple[Any, ...], dict[str, Any]], None]:
+        @not_compiled
         def after(optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if self._nested:
                 self._nested -= 1
@@ -215,6 +216,7 @@ class _StepHook:
         self._body = body
         self._then = then
 
+    @not_compiled
     def __call__(
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:

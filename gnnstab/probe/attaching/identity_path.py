@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 from torch import Tensor
 from torch.autograd.graph import Node, get_gradient_edge
+
+from gnnstab.torch_private import without_torch_dispatch
 
 Endpoint: TypeAlias = "Tensor | Node | None"
 """A tensor that still hangs in its autograd graph, or its node as `node_of` gave it; None when it has no history."""
@@ -49,6 +51,19 @@ def node_of(tensor: Tensor) -> Node | None:
     another node, and with it another past.
     """
     return get_gradient_edge(tensor).node if tensor.requires_grad else None
+
+
+def leads_to(node: Any) -> Iterator[Node]:
+    """The nodes that a gradient goes on to; not through a product with the number 0, as of a residual that is switched off by its weight."""
+    ways_on = [behind for behind, _ in node.next_functions]
+    if len(ways_on) == 2 and None in ways_on and node.name().startswith("MulBackward"):
+        kept = getattr(node, "_raw_saved_other" if ways_on[1] is None else "_raw_saved_self", None)
+        with without_torch_dispatch():
+            # Nothing is unpacked, since that may compute a checkpointed part anew; a number is always kept as it is.
+            factor = getattr(kept, "data", None)
+            if isinstance(factor, Tensor) and not factor.dim() and factor.device.type == "cpu" and not factor:
+                return
+    yield from (behind for behind in ways_on if behind is not None)
 
 
 def ways(layer_trace: Sequence[tuple[str, Endpoint, Endpoint] | Mark]) -> Ways:
@@ -179,10 +194,9 @@ def _walked(
                 ways &= ~((1 << position + 1) - 1)
             else:
                 ways &= ~(1 << position)
-        for behind, _ in node.next_functions:
-            if behind is not None:
-                above[behind] = above.get(behind, 0) | makes
-                reached[behind] = reached.get(behind, 0) | ways
+        for behind in leads_to(node):
+            above[behind] = above.get(behind, 0) | makes
+            reached[behind] = reached.get(behind, 0) | ways
     return found, feeds
 
 
@@ -200,7 +214,7 @@ def _ordered(starts: Sequence[Node]) -> list[Node] | None:
             if len(seen) > BUDGET:
                 return None
             waiting.append((node, True))
-            waiting += [(behind, False) for behind, _ in node.next_functions if behind is not None]
+            waiting += [(behind, False) for behind in leads_to(node)]
     return order[::-1]
 
 

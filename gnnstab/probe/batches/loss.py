@@ -7,7 +7,12 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import torch.nn.functional as F
+from torch import Tensor
+
 from gnnstab.errors import UsageError
+from gnnstab.probe.batches.named_tensors import named_tensors
+from gnnstab.probe.batches.roles import is_target
 from gnnstab.probe.replaying.loss_apart import apart
 
 
@@ -39,3 +44,27 @@ def of_output_and_batch(loss: Callable[..., Any]) -> Callable[[Any, Any], Any]:
         return loss(output)
 
     return apart(of_output)
+
+
+def loss_with_targets(batch: Any) -> tuple[Callable[[Any, Any], Tensor], str] | None:
+    """The usual loss for the only targets that a batch holds, and what to call it; None where it holds none or several.
+
+    Cross-entropy for classes, with logits of one or of two classes and more; a squared error for real numbers. It raises `UsageError` for an
+    output that such targets are not compared with.
+    """
+    found = {name: tensor for name, tensor in named_tensors((batch,)).items() if is_target(name) and tensor.numel()}
+    if len(found) != 1:
+        return None
+    ((name, targets),) = found.items()
+    classes = not targets.is_floating_point()
+
+    def loss(output: Any, _: Any) -> Tensor:
+        y = targets.to(output.device) if isinstance(output, Tensor) else targets
+        if classes and getattr(output, "ndim", 0) == 2 and output.shape[1] > 1 and y.numel() == len(output):
+            return F.cross_entropy(output, y.reshape(-1))
+        if not isinstance(output, Tensor) or output.numel() != y.numel():
+            raise UsageError(f"the output is none that {name} is compared with in the usual way; pass loss=")
+        compare = F.binary_cross_entropy_with_logits if classes else F.mse_loss
+        return compare(output.reshape(-1), y.reshape(-1).to(output))
+
+    return loss, f"the {'cross-entropy' if classes else 'squared error'} between the output and {name}"

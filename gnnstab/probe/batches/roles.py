@@ -9,6 +9,10 @@ TARGETS = ("y", "target", "targets", "label", "labels", "reward", "rewards", "re
 """Last parts of the names under which a batch holds what the output is compared with."""
 
 
+LARGE = 4.0
+"""RMS or |mean| / deviation of a column from which it deviates: an input of RMS 4 gives 16 times the logits of one of RMS 1."""
+
+
 def columns(tensor: Tensor) -> Tensor:
     """(rows, columns) view of a tensor of any shape in float64: the last dimension is the columns, a vector is one column."""
     flat = tensor.detach().reshape(-1, 1) if tensor.dim() < 2 else tensor.detach().flatten(0, -2)
@@ -44,10 +48,6 @@ def standardised(tensor: Tensor, chosen: Tensor | None = None) -> Tensor:
     changed = tensor.detach().clone()
     changed[:, chosen] = made
     return changed
-
-
-LARGE = 4.0
-"""RMS or |mean| / deviation of a column from which it deviates: an input of RMS 4 gives 16 times the logits of one of RMS 1."""
 
 
 def deviating(tensor: Tensor, *, whole: bool) -> Tensor | None:

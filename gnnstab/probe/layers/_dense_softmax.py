@@ -28,8 +28,8 @@ _LOOKED_AT = _SOFTMAX | STARTS | PRODUCTS | {_FUSED, torch.einsum} | DIVIDES
 _PRODUCTS_KEPT = 4
 """Products of one forward that are kept, the latest: relations between pairs may be multiplied before the softmax too."""
 
-_SAME = 1e-4
-"""Share of the scores' squares up to which they count as a multiple of a product."""
+_BIAS = 0.25
+"""Share of the scores' squares that a bias beside a multiple of a product may make: what is sharp is so by the product, then."""
 
 
 @dataclass(slots=True)
@@ -163,7 +163,7 @@ class Attending(TorchFunctionMode):
             self._followed.append(_Followed(output, seen, axis))
 
     def _over_products(self, score: Tensor) -> float | None:
-        """The factor c of scores that are c·q·k/√d on every key that no mask has taken away; None where they are something else."""
+        """The factor c of scores that are c·q·k/√d, a smaller bias beside it, on every key that no mask has taken away; None where they are something else."""
         for product, unit in self._products or ():
             if product.shape != score.shape or not unit:
                 continue
@@ -171,7 +171,7 @@ class Attending(TorchFunctionMode):
             own, made = score.detach()[kept].double(), product[kept].double()
             size = float(made.square().sum())
             factor = float(own @ made) / size if size > 0 else 0.0
-            if factor > 0 and float((own - factor * made).square().sum()) <= _SAME * float(own.square().sum()):
+            if factor > 0 and float((own - factor * made).square().sum()) <= _BIAS * float(own.square().sum()):
                 return factor * unit
         return None
 

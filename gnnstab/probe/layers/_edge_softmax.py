@@ -24,7 +24,7 @@ from gnnstab.probe.statistics.dense import MASKED, Rows, as_edges, fused_softmax
 from gnnstab.probe.statistics.layer import activation_measures, softmax_measures
 from gnnstab.probe.statistics.numbers import Measured
 from gnnstab.records import LayerFacts
-from gnnstab.records.vocabulary import SCORE_PRODUCT_SCALE
+from gnnstab.records.vocabulary import ATTENTION_VANISHED_SHARE, SCORE_PRODUCT_SCALE
 
 _NO_ATTENTION = 3
 """Calls without any attention after which a module is no longer looked at."""
@@ -203,6 +203,10 @@ class DenseSoftmaxRecorder(SoftmaxRecorder):
             rows = as_edges(*seen[0], self._heads)
         if rows is not None:
             self.measure(plan, inputs, output, rows)
+        for one in look.edges if due else ():
+            gone = None if one.exponential is None else one.exponential.vanished()
+            if gone is not None:
+                self.state.queue(plan.layer, plan.mode, plan.call, {ATTENTION_VANISHED_SHARE: Measured(gone)})
         scales = [one.scale for one in look.attended if one.scale is not None] if due else []
         if scales:
             self.state.queue(

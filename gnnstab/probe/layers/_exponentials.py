@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gnnstab.probe.layers._functions import DIVIDES, PRODUCTS, SAME, SUMS, TIMES, above_and_below
 from gnnstab.probe.layers.group_sums import GROUP_SUMS, group_sum
+from gnnstab.probe.statistics.dense import MASKED
 
 _EXP = frozenset({torch.exp, Tensor.exp, Tensor.exp_, torch.exp_})
 _MINUS = frozenset({torch.sub, Tensor.sub, Tensor.__sub__, torch.subtract, Tensor.subtract, Tensor.sub_})
@@ -43,6 +44,9 @@ class Exponential:
     weight: Tensor
     """(…) what was summed to the denominator."""
 
+    given: Tensor
+    """(…) what the exponential gave, before any mask."""
+
     axis: int = 0
     """The axis of edges or keys."""
 
@@ -59,7 +63,24 @@ class Exponential:
             return weight / weight.sum(self.axis, keepdim=True)
         weight = weight.movedim(self.axis, 0)
         sums = weight.new_zeros(self.size, *weight.shape[1:]).index_add_(0, self.index, weight)
-        return weight / sums.index_select(0, self.index)
+        # Where all of a group are 0 they stay so: what the code adds to the denominator is not known.
+        return weight / sums.where(sums != 0, torch.ones_like(sums)).index_select(0, self.index)
+
+    def vanished(self) -> Tensor | None:
+        """Share of the groups in which every exponential is 0 although one of its scores is none that masks; None along an axis."""
+        if self.index is None:
+            return None
+        given, score = (
+            t.detach().movedim(self.axis, 0).flatten(1) if t.dim() > 1 else t.detach()[:, None]
+            for t in (self.given, self.score)
+        )
+        if len(given) != len(self.index) or given.shape != score.shape:
+            return None
+        index = self.index[:, None].expand_as(given)
+        largest = given.new_full((self.size, given.shape[1]), -torch.inf)
+        scores = largest.scatter_reduce(0, index, score, "amax")
+        there = scores > MASKED
+        return ((largest.scatter_reduce(0, index, given, "amax") == 0) & there).sum() / there.sum()
 
 
 @dataclass(slots=True)
@@ -143,7 +164,7 @@ class Exponentials:
         elif self._difference is not None and self._difference[0] is score:
             minuend = self._difference[1]
             score = minuend if minuend.shape == score.shape else score
-        self._parts.append(_Part(weight, Exponential(score, weight), "weight"))
+        self._parts.append(_Part(weight, Exponential(score, weight, weight), "weight"))
 
     def _follow(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Tensor) -> None:
         if func in GROUP_SUMS:

@@ -42,7 +42,8 @@ def optimizer_twin(optimizer: torch.optim.Optimizer, model: nn.Module, twin: nn.
     kept = {k: v for k, v in vars(optimizer).items() if k != "step" and not k.startswith("_optimizer_")}
     memo.update(_cloned(optimizer))
     try:
-        refuse_finalisers([optimizer, kept], memo)
+        # Behind its hooks, which stay behind, stands the whole monitor.
+        refuse_finalisers(optimizer, {**memo, **{id(v): v for k, v in vars(optimizer).items() if k not in kept}})
         moved = object.__new__(type(optimizer))
         moved.__setstate__(copy.deepcopy(kept, memo))
     except Exception as error:

@@ -73,18 +73,27 @@ class FirstStep:
     """Copies of a model and its optimizer from before the first update, until the loss of that step is known.
 
     A run tells its loss after the step at the earliest, when a rate far too high has done its harm already, and weights have come to
-    terms with attention that was sharp from the start. ``sharp`` are the modules whose attention may be.
+    terms with attention that was sharp from the start. ``sharp`` are the modules whose attention may be; ``fast`` is an update that moves
+    the output so far that its rate may be too high.
     """
 
     WAITS = 3
     """Updates after which a loss that nobody told is given up."""
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, inputs: ForwardInputs, sharp: Sequence[str] = ()
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        inputs: ForwardInputs,
+        sharp: Sequence[str] = (),
+        *,
+        fast: bool = False,
     ) -> None:
         from gnnstab.probe.optimizer._copies import twins
+        from gnnstab.probe.optimizer.optimizer_steps import norm_of
 
         self._sharp = sharp
+        self._norm = norm_of(p.grad for p in model.parameters()) if fast else math.nan
         self._model, self._optimizer = twins(model, optimizer, keep_mode=True)
         self._inputs = inputs
         self._waited = 0
@@ -96,8 +105,8 @@ class FirstStep:
         return self._waited > self.WAITS
 
     def signals(self, loss: Loss | None) -> list[Signal] | None:
-        """What the trials say of the groups, of the modules that are sharp and of large inputs; None while no loss is known."""
-        from gnnstab.probe.optimizer.run_trial import bench_of
+        """What the trials say of a fast update, of the groups, of the modules that are sharp and of large inputs; None while no loss is known."""
+        from gnnstab.probe.optimizer.run_trial import bench_of, rises
 
         answer = self._inputs.answer
         if loss is None and answer is not None and answer.output is not None and answer.gradient is not None:
@@ -106,6 +115,12 @@ class FirstStep:
             return None
         try:
             bench = bench_of(self._model, self._optimizer, self._inputs, loss)
-            return [*group_signals(bench), *softer_signals(bench, self._sharp), *standardised_signals(bench)]
+            rate = [] if math.isnan(self._norm) else rises(bench, self._norm)
+            return [
+                *rate,
+                *group_signals(bench),
+                *softer_signals(bench, self._sharp),
+                *standardised_signals(bench),
+            ]
         except UsageError:
             return []

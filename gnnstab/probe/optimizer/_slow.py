@@ -21,10 +21,15 @@ FALLS = 0.1
 """Fall of ln(loss) that counts as learning."""
 
 
-def slow_signals(bench: Bench) -> Iterator[Signal]:
-    """The smallest factor on the rate with which a few steps are calm and lower the loss by a tenth; nothing where none does."""
+def slow_signals(bench: Bench, largest: float = 0.0) -> Iterator[Signal]:
+    """The smallest factor on the rate with which a few steps are calm and lower the loss by a tenth; nothing where none does.
+
+    Of a rate that has fallen from ``largest``, that one is tried as well, and a tenth and a hundredth of it.
+    """
     own = bench.trial(STEPS, until=_learned)
-    for factor in FACTORS if own.fall < FALLS else ():
+    now = max(float(group["lr"]) for group in bench.optimizer.param_groups)
+    before = [share * largest / now for share in (0.01, 0.1, 1.0)] if now > 0 else []
+    for factor in sorted({*FACTORS, *(f for f in before if f > FACTORS[-1])}) if own.fall < FALLS else ():
         trial = bench.trial(STEPS, factor=factor, until=_learned)
         if not trial.calm:
             return

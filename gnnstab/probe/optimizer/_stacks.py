@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from gnnstab.probe.attaching.identity_path import ways
+from gnnstab.probe.attaching.identity_path import leads_to, ways
+from gnnstab.probe.optimizer._suspects import Suspect, listed
 from gnnstab.probe.replaying.replica import tensors_in
 
 LAYERS = 4
@@ -43,19 +44,6 @@ _NODES = 4000
 """Autograd nodes that are looked at between two tensors."""
 
 
-class Stack(NamedTuple):
-    """Something that may keep a deep stack from being trained, and how it is undone on a copy."""
-
-    cause: str
-    names: tuple[str, ...]
-    words: str
-    """What is done, as a gerund."""
-
-    suspect: str
-    undo: Callable[[nn.Module], None]
-    """Changes a copy of the model, by hooks that stay on it."""
-
-
 class _Call(NamedTuple):
     name: str
     module: nn.Module
@@ -65,13 +53,7 @@ class _Call(NamedTuple):
     """What made ``leaving``, taken when the module returned."""
 
 
-def may_have_stacks(model: nn.Module) -> bool:
-    """True for a model with so many layers of one class in one container, or so many normalisations, that a look is worth a forward."""
-    norms = sum(_normalises(module) for module in model.modules())
-    return norms >= NORMS or any(True for _ in _containers(model))
-
-
-def stacks(model: nn.Module, forward: Callable[[], Any]) -> list[Stack]:
+def stacks(model: nn.Module, forward: Callable[[], Any]) -> list[Suspect]:
     """The stacks that ``forward``, which calls ``model`` with gradients, runs through."""
     calls: list[_Call] = []
     handles = [m.register_forward_hook(partial(_keep, calls, name)) for name, m in model.named_modules() if name]
@@ -105,18 +87,30 @@ def _containers(model: nn.Module) -> Iterator[list[str]]:
             yield [f"{name}.{key}" if name else key for key, _ in module.named_children()]
 
 
-def _without_identity(model: nn.Module, calls: Sequence[_Call], ends: Sequence[Tensor]) -> Iterator[Stack]:
-    for names in _containers(model):
+def _iterated(calls: Sequence[_Call]) -> Iterator[list[str]]:
+    """The name of every module with weights that is called at least `LAYERS` times, and is no part of another one."""
+    often = [name for name, n in Counter(call.name for call in calls).items() if n >= LAYERS]
+    own = {call.name: call.module for call in calls}
+    for name in often:
+        inside = any(name.startswith(f"{other}.") for other in often)
+        if not inside and not _normalises(own[name]) and next(own[name].parameters(), None) is not None:
+            yield [name]
+
+
+def _without_identity(model: nn.Module, calls: Sequence[_Call], ends: Sequence[Tensor]) -> Iterator[Suspect]:
+    found: set[tuple[str, ...]] = set()
+    for names in (*_containers(model), *_iterated(calls)):
         row = _in_a_row([call for call in calls if call.name in names])
-        if len(row) < LAYERS:
+        told = tuple(dict.fromkeys(call.name for call in row))
+        if len(row) < LAYERS or told in found:
             continue
+        found.add(told)
         around = ways([*((c.name, c.entering, c.node) for c in row), ("", ends[0] if ends else None, None)]).around
         if any(around.get(call.name) for call in row) or any(_carries(call) for call in row):
             continue
-        told = tuple(call.name for call in row)
-        yield Stack(
-            "no-residual", told, f"laying an identity path around {_listed(told)}",
-            f"no identity path leads around {_listed(told)}", partial(_add_identities, told),
+        yield Suspect(
+            "no-residual", told, f"laying an identity path around {listed(told)}",
+            f"no identity path leads around {listed(told)}", partial(_add_identities, told, len(row)),
         )  # fmt: skip
 
 
@@ -124,7 +118,7 @@ def _in_a_row(calls: Sequence[_Call]) -> list[_Call]:
     """The first calls of modules of which each is given what was made from what the one before returned, in the same shape."""
     row: list[_Call] = []
     for call in calls:
-        if row and (call.name == row[-1].name or call.entering.shape != row[-1].entering.shape):
+        if row and call.entering.shape != row[-1].entering.shape:
             return row
         if row and not _reaches(call.entering.grad_fn, row[-1].node):
             return row
@@ -146,23 +140,32 @@ def _reaches(node: Any, above: Any, without: Sequence[str] = ()) -> bool:
             return True
         if one is None or any(kind in type(one).__name__ for kind in without):
             continue
-        for other, _ in one.next_functions:
-            if other is not None and other not in seen:
+        for other in leads_to(one):
+            if other not in seen:
                 seen.add(other)
                 waiting.append(other)
     return False
 
 
-def _add_identities(names: Iterable[str], model: nn.Module) -> None:
-    """Every layer is given what it is given now plus what the layer before was given: x ← f(x) + x."""
+def _add_identities(names: Sequence[str], calls: int, model: nn.Module) -> None:
+    """Each of the ``calls`` in a row is given what the one before was given plus what was made from that, over √calls; the last hands its own on.
+
+    Behind averages that leave the mean and nothing else, a sum with weights of 1 would double the mean at each call.
+    """
     before: list[Tensor] = []
+    weight = calls**-0.5
 
     def enter(module: nn.Module, args: Any) -> Any:
         x = args[0]
-        if before and before[0].shape == x.shape:
-            x = x + before[0]
-        before[:] = [x]
+        if before and before[-1].shape == x.shape:
+            x = before[-1] + weight * x
+        before.append(x)
         return (x, *args[1:])
+
+    def leave(module: nn.Module, args: Any, output: Any) -> Any:
+        # Nothing comes behind it that could be given both.
+        alike = isinstance(output, Tensor) and output.shape == before[-1].shape
+        return before[-1] + weight * output if len(before) == calls and alike else None
 
     def forget(module: nn.Module, args: Any) -> None:
         before.clear()
@@ -170,6 +173,7 @@ def _add_identities(names: Iterable[str], model: nn.Module) -> None:
     model.register_forward_pre_hook(forget)
     for name in names:
         model.get_submodule(name).register_forward_pre_hook(enter)
+        model.get_submodule(name).register_forward_hook(leave)
 
 
 def _users(ends: Sequence[Tensor]) -> Counter[Any]:
@@ -184,14 +188,14 @@ def _users(ends: Sequence[Tensor]) -> Counter[Any]:
     return users
 
 
-def _behind_sums(calls: Sequence[_Call], users: Counter[Any]) -> Iterator[Stack]:
+def _behind_sums(calls: Sequence[_Call], users: Counter[Any]) -> Iterator[Suspect]:
     norms = [call for call in calls if _per_row(call.module)] if len(calls) >= NORMS else []
     pairs = [(call.name, branch) for call in norms if (branch := _branch(call, calls, users))]
     if len(pairs) >= NORMS:
         names = tuple(norm for norm, _ in pairs)
-        yield Stack(
-            "normalization-misuse", names, f"normalising in front of each layer instead of with {_listed(names)}",
-            f"the normalisations {_listed(names)} stand after the residual sum (post-norm), and nothing leads around them",
+        yield Suspect(
+            "normalization-misuse", names, f"normalising in front of each layer instead of with {listed(names)}",
+            f"the normalisations {listed(names)} stand after the residual sum (post-norm), and nothing leads around them",
             partial(_normalise_in_front, pairs),
         )  # fmt: skip
 
@@ -245,7 +249,3 @@ def _normalise_in_front(pairs: Iterable[tuple[str, str]], model: nn.Module) -> N
         own = model.get_submodule(norm)
         own.register_forward_hook(through)
         model.get_submodule(branch).register_forward_pre_hook(partial(enter, own))
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

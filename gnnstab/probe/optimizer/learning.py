@@ -1,77 +1,136 @@
-"""Whether a deep stack keeps a model from being trained: the same steps on two copies, one of them with the stack's fault undone."""
+"""What keeps a model from learning: the same steps on copies, as they are, at other rates, and with each suspect undone."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from gnnstab.errors import UsageError, let_through
 from gnnstab.probe.optimizer._copies import twins
-from gnnstab.probe.optimizer._stacks import Stack, may_have_stacks, stacks
+from gnnstab.probe.optimizer._stacks import stacks
+from gnnstab.probe.optimizer._suspects import Suspect, suspects
+from gnnstab.probe.optimizer.softening import STEPS as STEPS
 from gnnstab.probe.replaying.replica import forked_rng
+from gnnstab.probe.replaying.zero_output import loss_over_zero
 from gnnstab.records import Signal
 from gnnstab.records.vocabulary import OPTIMIZER_STACK_SHARE
 
 if TYPE_CHECKING:
     from gnnstab.probe.optimizer.optimizer_steps import Bench
 
-STEPS = 30
-"""Steps of one trial: stacks with identity paths learn one batch by heart in them."""
-
 LEARNS = 1.0
-"""Fall of the loss, as ln(first / smallest), from which on a model learns, whatever stands in its way."""
+"""Fall of the loss, as ln(first / smallest), from which on no deep stack keeps a model from learning."""
 
-FASTER = 4.0
-"""Times its own progress that a stack's undoing may reach until a trial ends: three quarters are then the stack's share."""
+LEARNS_WELL = 2.0
+"""Fall from which on nothing does."""
+
+RATES = (0.1, 1 / 3, 3.0, 10.0)
+"""Factors on the rate that are tried before any suspect: what another rate brings about as well is no fault of the model."""
+
+MARGIN = 1.0
+"""Further fall of ln(loss), beyond that at any rate, from which on what was undone was in the way: a factor of e."""
 
 
 def learning_signals(bench: Bench) -> Iterator[Signal]:
-    """Share of the progress, in ln(loss), that each stack of the model takes from the first steps; 0, with ``learns``, where the model learns.
+    """Share of the progress, in ln(loss), that what stands in the way of a model takes from the first steps; 0, with ``learns``, where a stack learns.
 
     Raises:
         UsageError: As `Bench.trial`.
     """
-    found = _stacks(bench)
-    if not found:
-        return
-    as_is = bench.trial(STEPS, until=lambda losses: _progress(losses[0], losses) >= LEARNS).losses
-    first, own = as_is[0], _progress(as_is[0], as_is)
+    zeros = _of_zeros(bench)
+    as_is = bench.trial(STEPS, until=lambda losses: _progress(min(losses[0], zeros), losses) >= LEARNS_WELL).losses
+    # To come down from a far-off first output is nothing learned.
+    first = min(as_is[0], zeros)
+    own = _progress(first, as_is)
     if math.isnan(own):
         return
-    if own >= LEARNS:
-        names = [name for stack in found for name in stack.names]
-        detail = {"learns": True, "names": names[:40], "first": first, "best": min(as_is), "steps": len(as_is) - 1}
-        yield Signal(OPTIMIZER_STACK_SHARE, 0.0, source="steps", detail=detail)
-        return
-    enough = max(LEARNS, FASTER * own)
-    for stack in found:
-        try:
-            losses = bench.trial(STEPS, edit=stack.undo, until=lambda seen: _progress(first, seen) >= enough).losses
-        except UsageError:  # The change does not fit the model: another kind of stack than it looks like.
-            continue
-        with_it = _progress(first, losses)
-        if with_it >= LEARNS:
-            detail = {
-                "cause": stack.cause, "names": list(stack.names[:40]), "count": len(stack.names), "words": stack.words,
-                "suspect": stack.suspect, "first": first, "best": min(as_is), "undone": min(losses), "steps": len(losses) - 1,
-            }  # fmt: skip
-            # Progress that the change alone makes, out of what it makes in all.
-            yield Signal(OPTIMIZER_STACK_SHARE, 1 - max(own, 0.0) / with_it, source="steps", detail=detail)
+    deep = _seen(bench, stacks)
+    detail: dict[str, Any] = {"first": as_is[0], "best": min(as_is), "steps": len(as_is) - 1}
+    if deep and own >= LEARNS:
+        names = [name for stack in deep for name in stack.names]
+        detail, deep = {"learns": True, "names": names[:40], **detail}, []
+    hindered = None if own >= LEARNS_WELL else _worst(bench, deep, _seen(bench, suspects), as_is, first)
+    yield hindered or Signal(OPTIMIZER_STACK_SHARE, 0.0, source="steps", detail=detail)
 
 
-def _stacks(bench: Bench) -> list[Stack]:
-    if not may_have_stacks(bench.model):
-        return []
+def _seen(bench: Bench, look: Callable[[nn.Module, Callable[[], Any]], Any]) -> list[Suspect]:
+    """What a look at one forward of a copy finds."""
     model, _ = twins(bench.model, bench.optimizer)
     with forked_rng(), torch.enable_grad():
         try:
-            return stacks(model, lambda: bench.forward(model, 0)[0])
+            return list(look(model, lambda: bench.forward(model, 0)[0]))
         except Exception as error:
             let_through(error)
             raise UsageError(f"the forward failed on a copy: {type(error).__name__}: {error}") from error
+
+
+def _worst(
+    bench: Bench, deep: Sequence[Suspect], others: Sequence[Suspect], as_is: Sequence[float], first: float
+) -> Signal | None:
+    """What the same steps get furthest without: a deep stack, or another suspect that no rate makes up for."""
+    own = max(0.0, _progress(first, as_is))
+    found = [(*one, own) for one in _undone(bench, deep, first, LEARNS)]
+    best = _at_any_rate(bench, first, own) if others else math.inf
+    if best < LEARNS_WELL + MARGIN:
+        found += [(*one, best) for one in _undone(bench, others, first, best + MARGIN)]
+    if not found:
+        return None
+    reached, suspect, losses, without = max(found, key=lambda one: one[0])
+    detail = {
+        "cause": suspect.cause, "names": list(suspect.names[:40]), "count": len(suspect.names), "words": suspect.words,
+        "suspect": suspect.suspect, "first": as_is[0], "best": min(as_is), "at_any_rate": None if suspect in deep else first * math.exp(-best),
+        "undone": min(losses), "steps": len(losses) - 1,
+    }  # fmt: skip
+    # Progress that the change alone makes, out of what it makes in all.
+    return Signal(OPTIMIZER_STACK_SHARE, 1 - without / reached, source="steps", detail=detail)
+
+
+def _of_zeros(bench: Bench) -> float:
+    """Mean loss of outputs of zeros; inf where it is not known."""
+    model, _ = twins(bench.model, bench.optimizer)
+    values = []
+    with forked_rng(), torch.no_grad():
+        for number, batch in enumerate(bench.batches):
+            try:
+                output, loss = bench.forward(model, number)
+            except Exception as error:
+                let_through(error)
+                return math.inf
+            values.append(float(loss) / loss_over_zero(output, float(loss), batch, bench.loss))
+    mean = sum(values) / len(values)
+    return mean if mean > 0 else math.inf
+
+
+def _at_any_rate(bench: Bench, first: float, own: float) -> float:
+    """The most progress at the rate as it is and at those around it; of one that is enough the others are not tried."""
+    best = own
+    for factor in RATES:
+        losses = bench.trial(
+            STEPS, factor=factor, until=lambda seen: _progress(first, seen) >= LEARNS_WELL + MARGIN
+        ).losses
+        best = max(best, _progress(first, losses))
+        if best >= LEARNS_WELL + MARGIN:
+            break
+    return best
+
+
+def _undone(
+    bench: Bench, found: Sequence[Suspect], first: float, enough: float
+) -> Iterator[tuple[float, Suspect, Sequence[float]]]:
+    """Progress without each suspect, with the losses, where it is ``enough``."""
+    for suspect in found:
+        try:
+            with suspect.mode:
+                losses = bench.trial(STEPS, edit=suspect.undo).losses
+        except UsageError:  # The change does not fit the model: it is another kind than it looks like.
+            continue
+        reached = _progress(first, losses)
+        if reached >= enough:
+            yield reached, suspect, losses
 
 
 def _progress(first: float, losses: Sequence[float]) -> float:

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 import torch
@@ -19,14 +20,16 @@ from gnnstab.probe.optimizer._copies import optimizer_twin, twins
 from gnnstab.probe.optimizer._eps import eps_of, eps_signals, shrink_eps
 from gnnstab.probe.optimizer._groups import FirstStep, far_apart
 from gnnstab.probe.optimizer._standardised import large_inputs
+from gnnstab.probe.optimizer.beginning import Beginning, beginning
 from gnnstab.probe.optimizer.optimizer_steps import WHOLE, Loss, change_over_spread
-from gnnstab.probe.optimizer.run_trial import run_trial
-from gnnstab.probe.optimizer.softening import wide_layers
+from gnnstab.probe.optimizer.run_trial import rows_of, run_trial
+from gnnstab.probe.optimizer.softening import outputs_and_wide
 from gnnstab.probe.replaying.replica import forked_rng, run_replica, tensors_in
 from gnnstab.records import Measure, Signal
 from gnnstab.records.vocabulary import (
     OPTIMIZER_EPS_DAMPING,
     OPTIMIZER_FEW_BITS,
+    OPTIMIZER_LOSS_RISE,
     OPTIMIZER_LOST_SHARE,
     OPTIMIZER_OUTPUT_MOVE,
 )
@@ -44,6 +47,10 @@ FEW = 4
 """Multiples of `SMALLEST` that hold one or two bits."""
 
 
+FAST = 4.0
+"""Change of the output by the first update, over its spread, from which on its rate is tried, as for GS601."""
+
+
 class Update(NamedTuple):
     """The effect of one update."""
 
@@ -57,8 +64,10 @@ class Update(NamedTuple):
     """Share of the entries with a gradient that the update leaves as they are, of weights held in 16 bits; NaN without such."""
 
 
-def next_update(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: ForwardInputs) -> Update:
+def next_update(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: ForwardInputs, wide: list[str]) -> Update:
     """Take the update that the gradients of ``model`` ask for on a copy, and compare its outputs on ``inputs``.
+
+    The modules whose attention may be sharp as it is are added to ``wide``, also where the update cannot be taken.
 
     Model, gradients, optimizer, inputs and random generators stay as they are.
 
@@ -70,11 +79,12 @@ def next_update(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Forw
         asked = {
             p: own.grad for p, own in zip(twin.parameters(), model.parameters(), strict=True) if own.grad is not None
         }
-        if not all(bool(gradient.isfinite().all()) for gradient in asked.values()):
-            raise UsageError("a gradient is not finite, so that the update was not tried on a copy")
         try:
             start = [(t, t.detach().clone()) for t in (*asked, *itertools.filterfalse(is_lazy, twin.buffers()))]
-            before = _outputs(twin, inputs)
+            before, found = outputs_and_wide(twin, lambda: _outputs(twin, inputs))
+            wide += found
+            if not all(bool(gradient.isfinite().all()) for gradient in asked.values()):
+                raise UsageError("a gradient is not finite, so that the update was not tried on a copy")
             moved, lost = _moved(twin, mover, asked, before, inputs), _lost(start)
             if eps_of(optimizer) is None:
                 return Update(moved, math.nan, lost)
@@ -166,6 +176,8 @@ class UpdateWatch:
         self._first: FirstStep | None = None
         self.rise: Signal | None = None
         """How far the loss rose in trial steps before the first update of the run; None where none were taken."""
+        self.began: Beginning | None = None
+        """What the run began with, where it is small enough to be kept."""
 
     def moved(self, step: int) -> float | None:
         """Change of the output over its spread by the update of ``step``; None when it was not measured."""
@@ -188,16 +200,21 @@ class UpdateWatch:
                 [Measure(step, "", inputs.mode, 0, lost.name, -1, lost.value, json.dumps(dict(lost.detail)))]
             )
         kept = self._kept()
+        wide, fast = list[str](), False
         try:
-            sharp = wide_layers(self._model, kept) if first and kept is not None else []
-            if first and kept is not None and (sharp or far_apart(optimizer) or large_inputs(kept[:2], self._model)):
-                self._first = FirstStep(self._model, optimizer, kept, sharp)
             self._try_rate(optimizer, inputs, step)
-            update = next_update(self._model, optimizer, inputs)
+            update = next_update(self._model, optimizer, inputs, wide)
+            fast = self.rise is None and update.moved >= FAST
+            if first:
+                self.began = beginning(self._model, optimizer)
         except UsageError:
             # What cannot be copied now cannot be copied later; a gradient that is not finite is an event of its own.
             self._watched = False
             return
+        finally:
+            if first and kept is not None:
+                with suppress(UsageError):
+                    self._keep_first(optimizer, kept, wide, fast=fast)
         self._latest = (step, update.moved)
         if first and (update.damping < WHOLE or update.lost > 1 - WHOLE):
             self._next = SOONER
@@ -211,15 +228,20 @@ class UpdateWatch:
         rows = [Measure(step, "", inputs.mode, 0, name, -1, value, detail) for name, value in found.items()]
         self._writer.measures([row for row in rows if not math.isnan(row.value)])
 
+    def _keep_first(
+        self, optimizer: torch.optim.Optimizer, kept: ForwardInputs, sharp: Sequence[str], *, fast: bool
+    ) -> None:
+        """Copies of what the first step starts from, where its loss will say more."""
+        if sharp or fast or far_apart(optimizer) or large_inputs(kept[:2], self._model):
+            self._first = FirstStep(self._model, optimizer, kept, sharp, fast=fast)
+
     def _try_groups(self, step: int) -> None:
         """Once, when the loss of the first step is known: the run's own, where the user gave none to call."""
         if self._first is None:
             return
         found = self._first.signals(self._given)
         if found is not None:
-            self._writer.measures(
-                [Measure(step, "", "train", 0, s.name, -1, s.value, json.dumps(dict(s.detail))) for s in found]
-            )
+            self._tell(rows_of(found, "train", step), step)
         if found is not None or self._first.over:
             self._first = None
 
@@ -232,7 +254,10 @@ class UpdateWatch:
             rows = run_trial(self._model, optimizer, inputs, loss, step)
         except UsageError:
             return  # A loss of more than one forward, as of a rollout, cannot be asked about one of them.
+        self._tell(rows, step)
+
+    def _tell(self, rows: list[Measure], step: int) -> None:
         self._writer.measures(rows)
-        self.rise = next(
-            (Signal(r.name, r.value, None, None, step, "training", json.loads(r.detail)) for r in rows), None
-        )
+        rises = (r for r in rows if r.name == OPTIMIZER_LOSS_RISE)
+        told = (Signal(r.name, r.value, None, None, step, "training", json.loads(r.detail)) for r in rises)
+        self.rise = next(told, self.rise)

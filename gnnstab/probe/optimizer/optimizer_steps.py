@@ -18,11 +18,11 @@ from torch_geometric.data.data import BaseData
 from gnnstab.errors import UsageError, let_through
 from gnnstab.probe.batches.arguments import Arguments, as_arguments
 from gnnstab.probe.optimizer import learning
-from gnnstab.probe.optimizer._breaking import breaking
 from gnnstab.probe.optimizer._copies import twins
 from gnnstab.probe.optimizer._eps import eps_of, eps_signals, shrink_eps
 from gnnstab.probe.optimizer._groups import group_signals
 from gnnstab.probe.optimizer._standardised import standardised_signals
+from gnnstab.probe.optimizer.rate import rate_signals
 from gnnstab.probe.optimizer.softening import sharp_layers, softer_signals
 from gnnstab.probe.replaying.replica import copied, eager, forked_rng, rng_snapshot, tensors_in
 from gnnstab.randomness import drawn_state
@@ -44,12 +44,6 @@ MOST_STEPS = 20
 
 MOST_BATCHES = 4
 """Batches that a trial goes round; each one costs a forward per step."""
-
-LOWER = 3.0
-"""What the rate is divided by until the trial is calm; smaller changes make no difference that can be measured."""
-
-LOWEST = 3**8
-"""Largest divisor that is tried."""
 
 WHOLE = 0.9
 """Share of an update from which on it counts as taken whole."""
@@ -282,7 +276,7 @@ def optimizer_signals(
     """
     lost = [] if optimizer is None else eps_signals(optimizer)
     try:
-        bench = _bench(model, batch, loss, optimizer, precision, clip)
+        bench = bench_for(model, batch, loss, optimizer, precision, clip)
         return [*lost, *_judged(bench), *softer_signals(bench, sharp), *standardised_signals(bench)], {}
     except UsageError as error:
         return lost, dict.fromkeys((OPTIMIZER_LOSS_RISE, OPTIMIZER_OUTPUT_MOVE, OPTIMIZER_EPS_DAMPING), str(error))
@@ -305,14 +299,15 @@ def with_trial_steps(
     return replace(signals, values=(*signals.values, *values), events=events, missing={**signals.missing, **missing})
 
 
-def _bench(
+def bench_for(
     model: nn.Module,
     batch: Any,
     loss: Loss | None,
     optimizer: torch.optim.Optimizer | None,
     precision: torch.dtype | None,
-    clip: float | None,
+    clip: float | None = None,
 ) -> Bench:
+    """The bench of what the user calls a batch, of several of the first four; raises `UsageError` where no steps can be taken."""
     if optimizer is None:
         raise UsageError("no steps were tried; pass optimizer= to have its rate and eps judged")
     if loss is None:
@@ -331,52 +326,13 @@ def _bench(
 def _judged(bench: Bench) -> Iterator[Signal]:
     trial = bench.trial()
     yield from rate_signals(bench, trial)
-    yield from _eps(bench, trial)
+    yield from damping_signals(bench, trial)
     yield from group_signals(bench)
     yield from learning.learning_signals(bench)
 
 
-def rate_signals(bench: Bench, trial: Trial) -> Iterator[Signal]:
-    """What a trial says of the rate, with the rate at which the same steps are calm.
-
-    Raises:
-        UsageError: The loss is not finite before any step.
-    """
-    if not math.isfinite(trial.losses[0]):
-        raise UsageError("the loss is not finite before any step, so that steps say nothing of the optimizer")
-    rate = _rate(bench.optimizer)
-    detail: dict[str, Any] = {
-        "optimizer": type(bench.optimizer).__name__,
-        "lr": rate,
-        "steps": len(trial.losses) - 1,
-        "first": trial.losses[0],
-        "moved": trial.moved if math.isfinite(trial.moved) else None,
-    }
-    broke = breaking(bench, trial)
-    if broke is not None:
-        detail["event"] = {
-            "layer": broke.layer, "stage": broke.stage, "origin": broke.origin, "message": broke.message, "detail": broke.detail,
-        }  # fmt: skip
-    elif not trial.calm:
-        detail["calm_lr"] = calm_rate(bench, rate)
-    if trial.rise is not None:
-        detail |= {"above": trial.rise.above, "peak": trial.rise.peak, "lost": trial.lost}
-        yield Signal(OPTIMIZER_LOSS_RISE, trial.rise.largest, source="steps", detail=detail)
-    if not math.isnan(trial.moved):
-        yield Signal(OPTIMIZER_OUTPUT_MOVE, trial.moved, source="steps", detail=detail)
-
-
-def calm_rate(bench: Bench, rate: float) -> float:
-    """The first of rate/3, rate/9, … at which the same steps raise the loss by no more than a quarter; NaN when none does."""
-    divisor = LOWER
-    while divisor <= LOWEST:
-        if bench.trial(factor=1 / divisor).calm:
-            return rate / divisor
-        divisor *= LOWER
-    return math.nan
-
-
-def _eps(bench: Bench, trial: Trial) -> Iterator[Signal]:
+def damping_signals(bench: Bench, trial: Trial) -> Iterator[Signal]:
+    """What eps leaves of a step, and, where it takes much, of the progress of several; failures as of `Bench.trial`."""
     eps = eps_of(bench.optimizer)
     if eps is None:
         return
@@ -391,8 +347,3 @@ def _eps(bench: Bench, trial: Trial) -> Iterator[Signal]:
 def norm_of(gradients: Iterable[Tensor | None]) -> float:
     """L2 norm over all gradients."""
     return math.sqrt(sum(float(g.detach().double().square().sum()) for g in gradients if g is not None))
-
-
-def _rate(optimizer: torch.optim.Optimizer) -> float:
-    """The largest rate of the groups."""
-    return max(float(group["lr"]) for group in optimizer.param_groups)

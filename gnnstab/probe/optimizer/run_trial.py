@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -12,12 +13,17 @@ from torch import nn
 from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 from gnnstab.probe.operations.repeat import as_batch
 from gnnstab.probe.optimizer._slow import slow_signals
+from gnnstab.probe.optimizer.input_scale import scale_signals
 from gnnstab.probe.optimizer.learning import learning_signals
-from gnnstab.probe.optimizer.optimizer_steps import Bench, Loss, norm_of, rate_signals
+from gnnstab.probe.optimizer.optimizer_steps import Bench, Loss, damping_signals, norm_of
+from gnnstab.probe.optimizer.rate import rate_signals
 from gnnstab.probe.optimizer.softening import softer_signals
 from gnnstab.probe.replaying.replica import forked_rng
 from gnnstab.records import Measure, Signal
 from gnnstab.records.vocabulary import OPTIMIZER_LOSS_RISE
+
+LATER = 1000
+"""Number of the first row that stands beside one of the first step; no model has as many groups or layers that are tried."""
 
 CLIPPED = 0.9
 """Share of the norm of the trial's own gradient below which the run's gradient has been clipped on its way to the update."""
@@ -36,11 +42,15 @@ def run_trial(
     """
     bench = bench_of(model, optimizer, inputs, loss)
     with forked_rng(inputs.rng):
-        clipped = norm_of(p.grad for p in model.parameters())
-        if 0 < clipped < CLIPPED * bench.gradient_norm():
-            bench = replace(bench, clip=clipped)
-        signals = [signal for signal in rate_signals(bench, bench.trial()) if signal.name == OPTIMIZER_LOSS_RISE]
+        signals = rises(bench, norm_of(p.grad for p in model.parameters()))
     return _rows(signals, inputs, step)
+
+
+def rises(bench: Bench, norm: float) -> list[Signal]:
+    """How far the loss rises in a trial, clipped as the run's gradient of this ``norm`` is; failures as of `run_trial`."""
+    if 0 < norm < CLIPPED * bench.gradient_norm():
+        bench = replace(bench, clip=norm)
+    return [signal for signal in rate_signals(bench, bench.trial()) if signal.name == OPTIMIZER_LOSS_RISE]
 
 
 def stack_trial(
@@ -52,11 +62,34 @@ def stack_trial(
 
 
 def slow_trial(
-    model: nn.Module, optimizer: torch.optim.Optimizer, inputs: ForwardInputs, loss: Loss, step: int
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    inputs: ForwardInputs,
+    loss: Loss,
+    step: int,
+    largest: float = 0.0,
 ) -> list[Measure]:
-    """How many times larger a rate has to be until a few steps from here learn, as rows for the trace; failures as of `run_trial`."""
+    """What eps keeps a few steps from here from, and how many times larger a rate has to be until they learn, as rows for the trace; failures as of `run_trial`.
+
+    ``largest`` is the rate that a schedule has come down from.
+    """
     with forked_rng(inputs.rng):
-        return _rows(slow_signals(bench_of(model, optimizer, inputs, loss)), inputs, step)
+        bench = bench_of(model, optimizer, inputs, loss)
+        return _rows([*damping_signals(bench, bench.trial()), *slow_signals(bench, largest)], inputs, step)
+
+
+def scale_trial(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    inputs: ForwardInputs,
+    loss: Loss,
+    step: int,
+    suspects: Mapping[str, bool],
+) -> list[Measure]:
+    """What the scale of inputs takes away from the progress of a few steps from here, as rows for the trace; arguments and failures as of `scale_signals`."""
+    with forked_rng(inputs.rng):
+        bench = bench_of(model, optimizer, inputs, loss)
+        return _rows(scale_signals(bench, suspects, "the loss of one batch"), inputs, step)
 
 
 def softer_trial(
@@ -69,7 +102,7 @@ def softer_trial(
 ) -> list[Measure]:
     """What softer attention of the layers ``sharp`` makes of a few steps from here, as rows for the trace; failures as of `run_trial`."""
     with forked_rng(inputs.rng):
-        return _rows(softer_signals(bench_of(model, optimizer, inputs, loss), sharp), inputs, step)
+        return rows_of(softer_signals(bench_of(model, optimizer, inputs, loss), sharp), inputs.mode, step, later=True)
 
 
 def bench_of(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: ForwardInputs, loss: Loss) -> Bench:
@@ -80,7 +113,17 @@ def bench_of(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Forward
 
 
 def _rows(signals: Iterable[Signal], inputs: ForwardInputs, step: int) -> list[Measure]:
-    return [
-        Measure(step, "", inputs.mode, 0, signal.name, -1, signal.value, json.dumps(signal.detail))
-        for signal in signals
-    ]
+    return rows_of(signals, inputs.mode, step)
+
+
+def rows_of(signals: Iterable[Signal], mode: str, step: int, *, later: bool = False) -> list[Measure]:
+    """Signals as rows of a trace; those of one name are about different things, and numbered, so that none takes the place of another.
+
+    ``later`` ones stand beside those of the first step.
+    """
+    seen = Counter[str]()
+    rows = []
+    for signal in signals:
+        call, seen[signal.name] = seen[signal.name] + LATER * later, seen[signal.name] + 1
+        rows.append(Measure(step, "", mode, call, signal.name, -1, signal.value, json.dumps(dict(signal.detail))))
+    return rows

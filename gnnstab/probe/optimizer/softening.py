@@ -6,8 +6,9 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from threading import get_ident
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -15,14 +16,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch_geometric.utils import softmax
 
-from gnnstab.probe.attaching.forward_tracker import ForwardInputs
-from gnnstab.probe.optimizer.learning import STEPS
-from gnnstab.probe.replaying.replica import forked_rng, replica, run_replica
 from gnnstab.records import Signal
 from gnnstab.records.vocabulary import ATTENTION_ENTROPY, ATTENTION_ONE_HOT_SHARE, OPTIMIZER_SOFTER, SCORE_PRODUCT_SCALE
 
 if TYPE_CHECKING:
     from gnnstab.probe.optimizer.optimizer_steps import Bench
+
+STEPS = 30
+"""Steps of one trial: a model that learns has learned one batch by heart in them, or is about to."""
 
 SPREAD = 0.3
 """Standard deviation of the scores of one target that softened attention begins with: weights within a factor 2 of one another."""
@@ -72,6 +73,9 @@ def softer_signals(bench: Bench, layers: Sequence[str]) -> Iterator[Signal]:
         yield Signal(OPTIMIZER_SOFTER, best / undone, source="steps", detail=detail)
 
 
+T = TypeVar("T")
+
+
 class Softened(TorchFunctionMode):
     """Within the block, and within calls of the layers, every softmax gets scores that spread by `SPREAD` at most to begin with.
 
@@ -84,6 +88,7 @@ class Softened(TorchFunctionMode):
         self._running: list[str] = []
         self._factors: dict[str, float] = {}
         self._homes: list[ModuleType] = []
+        self._thread = get_ident()
 
     @property
     def softened(self) -> set[str]:
@@ -119,7 +124,8 @@ class Softened(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _over_edges(self, src: Tensor, index: Any = None, *args: Any, **kwargs: Any) -> Tensor:
-        if self._running and isinstance(index, Tensor):
+        # Another thread finds this function in the place of PyG's too.
+        if self._running and isinstance(index, Tensor) and get_ident() == self._thread:
             src = src * self._factor(lambda: spread_over_edges(src, index))
         result: Tensor = softmax(src, index, *args, **kwargs)
         return result
@@ -137,7 +143,7 @@ class Softened(TorchFunctionMode):
         return self._factors[name]
 
 
-class _Spreads(Softened):
+class Spreads(Softened):
     """The same, with the scores as they are: their largest spread in each module of a model that calls a softmax itself."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -148,24 +154,22 @@ class _Spreads(Softened):
         self._factors[name] = max(self._factors.get(name, 0.0), measured())
         return 1.0
 
+    def wider_than(self, spread: float) -> list[str]:
+        """Names of the modules whose scores spread further."""
+        return [name for name, value in self._factors.items() if value > spread]
+
     @property
-    def wide(self) -> list[str]:
-        return [name for name, value in self._factors.items() if value > WIDE]
+    def widest(self) -> float:
+        """The largest spread of all."""
+        return max(self._factors.values(), default=0.0)
 
 
-def wide_layers(model: nn.Module, inputs: ForwardInputs) -> list[str]:
-    """Modules whose scores spread so far in one forward of a copy that their attention may be sharp.
-
-    Raises:
-        UsageError: The model cannot be copied.
-    """
-    with forked_rng(inputs.rng):
-        twin = replica(model)
-        mode = _Spreads(twin)
-        with mode:
-            mode.watch(twin)
-            run_replica(twin, inputs)
-    return mode.wide
+def outputs_and_wide(twin: nn.Module, forward: Callable[[], T]) -> tuple[T, list[str]]:
+    """What ``forward`` of a copy returns, and the modules whose scores spread so far in it that their attention may be sharp."""
+    mode = Spreads(twin)
+    with mode:
+        mode.watch(twin)
+        return forward(), mode.wider_than(WIDE)
 
 
 def spread(scores: Tensor, dim: int) -> float:

@@ -82,7 +82,12 @@ def _scale(
     if math.isfinite(ratio):
         place = int(torch.arange(flat.shape[1], device=flat.device)[values][column]) if not whole else column
         reached = bool(fed) or any(entry.ratio >= _MUCH * ratio for entry in entries)
-        yield "place.column_ratio", name, ratio, {**detail, "arrives": reached, "column": place}
+        yield (
+            "place.column_ratio",
+            name,
+            ratio,
+            {**detail, "arrives": reached, "column": place, "columns": judged.shape[1]},
+        )
 
 
 class _Entry:

@@ -50,11 +50,12 @@ class Mask(NamedTuple):
 def rows(seen: ForwardView) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
     """What each softmax gives to entries that are none of its business, and masks that close what they should leave open."""
     users: dict[Any, list[Any]] = defaultdict(list)
-    for node in autograd.walk(seen.outputs):
+    nodes = list(autograd.walk(seen.outputs))
+    for node in nodes:
         for above, _ in node.next_functions:
             users[above].append(node)
     read = False
-    for node in [one for one in users if type(one).__name__.startswith(_SOFTMAX)]:
+    for node in [one for one in nodes if type(one).__name__.startswith(_SOFTMAX)]:
         above = node.next_functions[0][0]
         place = autograd.made_by(above, seen.calls.maker) or "output"
         for signal, value, detail in _of_softmax(node, users, seen.batch):
@@ -81,7 +82,7 @@ def _of_softmax(
             if share > _NOTHING:
                 return
     weights, axis = _weights(node)
-    if weights is None:
+    if weights is None or not users[node]:  # What the model returns are answers: no values are weighed by them.
         return
     largest = weight_sums.dense(node, weights, axis, users)
     if largest is not None:

@@ -13,6 +13,7 @@ from torch_geometric.nn import MessagePassing
 from gnnstab.probe.batches.roles import is_target
 from gnnstab.probe.places import _numbers as numbers
 from gnnstab.probe.places._calls import Calls, watched
+from gnnstab.probe.places._states import reached_by_edges
 from gnnstab.probe.places._zeros import SMALL
 
 if TYPE_CHECKING:
@@ -35,10 +36,15 @@ def rows(
     """
     found = [(t, y) for t in seen.outputs for n, y in seen.batch.items() if is_target(n) and _answers(t, y)]
     features = _alike_features(seen)
-    place = features or (_alike_entries(model, again, seen.calls) if found else None)
+    entered = None if features or not found else _alike_entries(model, again, seen)
+    place = features or (entered and entered[0])
     if place is None or not found:
         return
     answers, targets = found[0]
+    if entered is not None and entered[1] == len(targets):
+        # What comes beside the layers may tell the rows apart; the layers tell nothing of them.
+        yield "place.shared_answers", place, 1.0, {"answers": 1, "rows": len(targets), "inside": True, "layers": True}
+        return
     count = targets.shape[: _leading(answers, targets)].numel()
     flat = answers.detach().reshape(count, -1).double()
     size = float(flat.square().mean().sqrt())
@@ -77,8 +83,15 @@ def _alike_features(seen: ForwardView) -> str | None:
     return next(iter(features), None) if all(map(_alike, features.values())) else None
 
 
-def _alike_entries(model: nn.Module, again: Callable[[], Sequence[Tensor]], calls: Calls) -> str | None:
-    """Name of the layer that is the first to pass messages, where it is given the same row for every node whatever the weights are."""
+def _alike_entries(
+    model: nn.Module, again: Callable[[], Sequence[Tensor]], seen: ForwardView
+) -> tuple[str, int] | None:
+    """Name of the layer that is the first to pass messages, where it is given the same row for every node whatever the weights are.
+
+    Also how many rows the last one gives that are all the same as well, whatever the weights are, but for nodes that no edge leads to and
+    those that hear of them; 0 where they differ.
+    """
+    calls = seen.calls
     first = _first(calls)
     if first is None or not _enter_alike(calls, first):
         return None
@@ -95,7 +108,17 @@ def _alike_entries(model: nn.Module, again: Callable[[], Sequence[Tensor]], call
         with torch.no_grad():
             for parameter, value in zip(own, before, strict=True):
                 parameter.copy_(value)
-    return first if _enter_alike(moved, first) else None
+    return (first, min(_leave_alike(calls, seen), _leave_alike(moved, seen))) if _enter_alike(moved, first) else None
+
+
+def _leave_alike(calls: Calls, seen: ForwardView) -> int:
+    """Rows of what the last layer that passes messages returns, where they are all one; else 0."""
+    last = [call.leaving for call in calls.all if isinstance(call.module, MessagePassing)][-1:]
+    given = [t for leaving in last for t in leaving if t.dim() == 2]
+    if len(given) != 1:
+        return 0
+    heard = reached_by_edges(seen, len(given[0]))
+    return len(given[0]) if _alike(given[0] if heard is None else given[0][heard]) else 0
 
 
 def _first(calls: Calls) -> str | None:

@@ -113,7 +113,7 @@ def _members(seen: ForwardView) -> _Members | None:
     if len(counts) != 1 or counts[0] < 3:
         return None
     (count,) = counts
-    reached = _reached(seen, count)
+    reached = reached_by_edges(seen, count)
     device = next((t.device for t in seen.outputs), None)
     kept = torch.ones(count, dtype=torch.bool, device=device) if reached is None else reached
     return _Members((count,), kept, seen.graphs)
@@ -152,7 +152,7 @@ def _edges(seen: ForwardView) -> Tensor | None:
     return found[0] if len(found) == 1 and found[0].dim() == 2 and len(found[0]) == 2 else None
 
 
-def _reached(seen: ForwardView, count: int) -> Tensor | None:
+def reached_by_edges(seen: ForwardView, count: int) -> Tensor | None:
     """(count,) mask of the nodes that edges lead to, and to all that they hear of; None for too few.
 
     What attention gives a node without incoming edges is no average, and tells it and those behind it from all others.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +20,7 @@ from gnnstab.probe.batches.named_tensors import named_tensors
 from gnnstab.probe.places import _alone as alone
 from gnnstab.probe.places import _autograd as autograd
 from gnnstab.probe.places import _constant_rows as constant_rows
+from gnnstab.probe.places import _floors as floors
 from gnnstab.probe.places import _gains as gains
 from gnnstab.probe.places import _graph_level as graph_level
 from gnnstab.probe.places import _graph_size as graph_size
@@ -35,6 +37,8 @@ from gnnstab.probe.places import _zeros as zeros
 from gnnstab.probe.places._blocking import Blocks
 from gnnstab.probe.places._calls import Calls, watched
 from gnnstab.probe.places._casts import Casts
+from gnnstab.probe.places._overflows import Overflows
+from gnnstab.probe.places._plain_scores import PlainScores
 from gnnstab.probe.places._reach import Reach
 from gnnstab.probe.places._untold import untold
 from gnnstab.probe.replaying.replica import copied, eager, forked_rng, replica, rng_snapshot, tensors_in, tracked
@@ -86,6 +90,7 @@ def survey(
     rng: Any = None,
     cast: AbstractContextManager[Any] | None = None,
     came_back: Tensor | None = None,
+    told: float | None = None,
 ) -> list[Place]:
     """Look at every place of one forward and backward.
 
@@ -100,6 +105,7 @@ def survey(
         rng: State of the generators, see `rng_snapshot`.
         cast: The autocast in which the forward runs.
         came_back: Gradient of the loss at the output, where ``objective`` is not the loss.
+        told: The value of that loss; NaN while it is not known.
 
     Raises:
         UsageError: The model cannot be copied, or its forward fails.
@@ -107,10 +113,10 @@ def survey(
     try:
         with torch.enable_grad():
             own = tracked(copied(tuple(args))), tracked(copied(dict(kwargs)))
-        return _survey(model, *own, batch, objective, rng, cast, came_back)
+        return _survey(model, *own, batch, objective, rng, cast, came_back, told)
     except RuntimeError:
         # A forward may refuse inputs that have a gradient, as where it hands them to NumPy; operations on them are then not seen.
-        return _survey(model, copied(tuple(args)), copied(dict(kwargs)), batch, objective, rng, cast, came_back)
+        return _survey(model, copied(tuple(args)), copied(dict(kwargs)), batch, objective, rng, cast, came_back, told)
 
 
 def _survey(
@@ -122,6 +128,7 @@ def _survey(
     rng: Any,
     cast: AbstractContextManager[Any] | None,
     came_back: Tensor | None,
+    told: float | None,
 ) -> list[Place]:
     twin = replica(model)
     named = named_tensors(args, kwargs, model)
@@ -141,15 +148,16 @@ def _survey(
     rng, cast = rng_snapshot() if rng is None else rng, cast or nullcontext()
 
     def again() -> list[Tensor]:
-        with forked_rng(rng), cast:
+        # An autocast that is entered anew before it has been left would stay on behind both.
+        with forked_rng(rng), copy.copy(cast):
             return [objective(eager(twin)(*copied(tuple(args)), **copied(dict(kwargs))))]
 
     reach = Reach(twin, again)
     # The fused attention keeps no weights; the plain one computes the same and shows them.
-    plain, casts = sdpa_kernel(SDPBackend.MATH), Casts(named)
+    plain, casts, overflows, scores = sdpa_kernel(SDPBackend.MATH), Casts(named), Overflows(twin), PlainScores(twin)
     with forked_rng(rng), torch.enable_grad(), watched(twin) as calls, cast, plain:
         try:
-            with casts:
+            with casts, overflows, scores:
                 output = eager(twin)(*args, **kwargs)
         except RuntimeError:
             raise
@@ -161,7 +169,9 @@ def _survey(
         calls.name_beginnings(twin, named)
         graphs = _graphs([*batch_vectors(model, args, kwargs), *graphs_in(batch)], nodes)
         seen = ForwardView(twin, named, arguments, calls, outputs, nodes, graphs)
-        found = [Place(*row) for row in (*_before_backward(seen, given), *casts.rows())]
+        found = [
+            Place(*row) for row in (*_before_backward(seen, given), *casts.rows(), *overflows.rows(), *scores.rows())
+        ]
         loss = objective(output)
         if loss.isfinite().all() and all(bool(t.isfinite().all()) for t in outputs):
             found = [
@@ -189,6 +199,7 @@ def _survey(
         found += [Place(*row) for row in alone.heard(twin, args, kwargs, named, lined_up, rng)]
     found += [Place(*row) for row in constant_rows.rows(twin, args, kwargs, seen, rng, came_back)]
     asked = outputs[0].grad if came_back is None and len(outputs) == 1 else came_back
+    found += [Place(*row) for row in floors.rows(seen, asked, float(loss.detach()) if told is None else told)]
     found += [Place(*row) for row in (*graph_size.counted(seen, asked), *slots.rows(seen, asked))]
     found += [Place(*row) for row in graph_size.rows(twin, args, kwargs, seen, asked, rng)]
     return found[:MOST_PLACES]

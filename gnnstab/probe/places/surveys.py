@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Protocol
@@ -13,26 +14,29 @@ from torch.nn.parameter import is_lazy
 
 from gnnstab.errors import UsageError
 from gnnstab.layers.lazy import unwritten
+from gnnstab.left_out import left_out
 from gnnstab.probe.places.survey import Place, survey, to_json
 from gnnstab.probe.replaying.read_out import read_out
 from gnnstab.probe.replaying.replica import replica
 from gnnstab.records.vocabulary import (
     PLACE_COLUMN_RATIO,
+    PLACE_COPIED_UNITS,
     PLACE_GAIN,
     PLACE_MASKED_WEIGHT,
     PLACE_NON_FINITE,
     PLACE_OUTPUT,
     PLACE_RMS,
+    PLACE_UNREACHED_TARGETS,
     PLACE_ZERO_WEIGHTS,
 )
 
 if TYPE_CHECKING:
     from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 
-_LARGEST = (PLACE_RMS, PLACE_COLUMN_RATIO, PLACE_NON_FINITE, PLACE_MASKED_WEIGHT)
+_LARGEST = (PLACE_RMS, PLACE_COLUMN_RATIO, PLACE_NON_FINITE, PLACE_MASKED_WEIGHT, PLACE_UNREACHED_TARGETS)
 """Numbers of the data and the weight behind a mask: the largest of the run counts. Of everything else the latest does."""
 
-_FIRST = (PLACE_OUTPUT, PLACE_GAIN, PLACE_ZERO_WEIGHTS)
+_FIRST = (PLACE_OUTPUT, PLACE_GAIN, PLACE_ZERO_WEIGHTS, PLACE_COPIED_UNITS)
 """What was so before training."""
 
 
@@ -83,8 +87,8 @@ class Surveys:
             and kept.mode == forward.mode
             and size <= LARGEST_HELD
         ):
-            return self._wait(kept, _gradient(forward))
-        return self._look(self._model, forward, _gradient(forward))
+            return self._wait(kept, forward.answer)
+        return self._look(self._model, forward, forward.answer)
 
     def catch_up(self) -> None:
         """Look at what the first step has left, if it still waits."""
@@ -96,37 +100,38 @@ class Surveys:
         """The run is over: look once more with inputs that were kept, unless the weights are lost and would show nothing."""
         self.catch_up()
         if kept is not None and self._found and self._has_finite_weights():
-            self._look(self._model, kept, _gradient(kept))
+            self._look(self._model, kept, kept.answer)
 
-    def _wait(self, kept: ForwardInputs, came_back: Any) -> bool:
+    def _wait(self, kept: ForwardInputs, answer: Any) -> bool:
         try:
-            self._waiting = replica(self._model), kept, came_back
-        except UsageError as error:
-            self._failed(error)
-        return self._waiting is not None
-
-    def _failed(self, error: Exception) -> None:
-        """A model that cannot be copied, or no memory for a second one: the run itself is recorded all the same."""
-        self._writer.meta("places_failed", f"{type(error).__name__}: {error}")
+            self._waiting = replica(self._model), kept, answer
+        except UsageError:
+            return False  # A model that cannot be copied: the run itself is recorded all the same.
+        return True
 
     def _has_finite_weights(self) -> bool:
         lazy = unwritten(self._model)
         return all(bool(p.isfinite().all()) for name, p in self._model.named_parameters() if name not in lazy)
 
-    def _look(self, model: nn.Module, forward: ForwardInputs, came_back: Any) -> bool:
+    def _look(self, model: nn.Module, forward: ForwardInputs, answer: Any) -> bool:
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             # Ranks may be asked in different steps, and a forward may wait for the others (SyncBatchNorm).
-            self._writer.meta("places_failed", "several processes train the model")
+            left_out(
+                "several processes train the model, whose forward may wait for the others; its places were not looked at"
+            )
             return False
         cast = forward.autocast
         context = torch.autocast(cast.device_type, dtype=cast.dtype) if cast.enabled else nullcontext()
         try:
             found = survey(
                 model, forward.args, forward.kwargs,
-                objective=read_out, rng=forward.rng, cast=context, came_back=came_back,
+                objective=read_out, rng=forward.rng, cast=context,
+                came_back=getattr(answer, "gradient", None), told=getattr(answer, "loss", math.nan),
             )  # fmt: skip
-        except (UsageError, RuntimeError) as error:  # Any other failure is one of the tool, and told as such.
-            self._failed(error)
+        except UsageError:
+            return False
+        except RuntimeError as error:  # Any other failure is one of the tool, and told as such.
+            left_out(f"the places of {type(self._model).__name__} were not looked at: {error}")
             return False
         self._keep(found)
         return True
@@ -141,8 +146,3 @@ class Surveys:
                 kept[place.signal, place.name] = place
         self._found = kept
         self._writer.meta("places", to_json(list(kept.values())))
-
-
-def _gradient(forward: ForwardInputs) -> Any:
-    """What came back to the output of a forward, which a copy of its inputs does not carry."""
-    return getattr(forward.answer, "gradient", None)

@@ -8,9 +8,10 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from gnnstab.errors import UsageError
+from gnnstab.left_out import left_out
 from gnnstab.probe.own_operations import is_own
-from gnnstab.torch_private import TorchDispatchMode
+from gnnstab.probe.replaying.reach import CONTAINERS, FLAGS, refuse_draws_of_process
+from gnnstab.torch_private import TorchDispatchMode, generator_number
 
 _CREATED = ("lift_fresh", "lift_fresh_copy")
 """What `torch.tensor` ends in: its operand was made outside of all operations."""
@@ -41,11 +42,14 @@ class Guard:
 
     def __call__(self, twin: nn.Module, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """``run(*args, **kwargs)``, where ``run`` is ``twin`` or calls it."""
+        refuse_draws_of_process(twin)
         mode = (twin.training, torch.is_grad_enabled())
         if mode in self._seen:
             return run(*args, **kwargs)
         given = (tensor for _, tensor in self._tensors_in([args, kwargs]))
-        kept = (tensor for module in twin.modules() for _, tensor in self._tensors_in(vars(module)))
+        values = (v for m in twin.modules() for v in vars(m).values())
+        held = [v for v in values if type(v) not in FLAGS and (type(v) not in CONTAINERS or v)]
+        kept = (tensor for _, tensor in self._tensors_in(held))
         passed = (value for value in (*args, *kwargs.values()) if isinstance(value, torch.Generator))
         with OwnState([*self._held, *given, *kept, *passed]):
             output = run(*args, **kwargs)
@@ -65,7 +69,7 @@ class OwnState(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._own = {-1} | {_memory(value) for value in held if isinstance(value, Tensor)}
         # Those of the process are given back as they were, see `same_random_state`.
         shared = (torch.default_generator, *torch.cuda.default_generators)
-        self._generators = {id(value) for value in (*held, *shared) if isinstance(value, torch.Generator)}
+        self._generators = {generator_number(value) for value in (*held, *shared) if isinstance(value, torch.Generator)}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Look at the operands, run the operation, and know what it made for the copy's own."""
@@ -73,7 +77,7 @@ class OwnState(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if strange:
             self._look(func, args, kwargs or {}, strange)
         generator = (kwargs or {}).get("generator")
-        if isinstance(generator, torch.Generator) and id(generator) not in self._generators:
+        if isinstance(generator, torch.Generator) and generator_number(generator) not in self._generators:
             self._refuse(f"{_name(func)} draws from a generator")
         result = func(*args, **(kwargs or {}))
         made = {_memory(tensor) for tensor in _tensors(result)}
@@ -89,7 +93,7 @@ class OwnState(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._refuse(f"{_name(func)} {does} a tensor of shape {tuple(tensor.shape)}")
 
     def _refuse(self, what: str) -> NoReturn:
-        raise UsageError(
+        raise left_out(
             f"a copy cannot be run for a replay: {what} that is not the copy's own, and that would change the training"
         )
 

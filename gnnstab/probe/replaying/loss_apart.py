@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gnnstab.errors import UsageError
+from gnnstab.left_out import left_out
 from gnnstab.probe.replaying._own_state import OwnState
-from gnnstab.probe.replaying.reach import stateful
+from gnnstab.probe.replaying.reach import refuse_draws_of_process, stateful
 from gnnstab.probe.replaying.replica import tensors_in
 from gnnstab.randomness import deep_copy
 
@@ -28,6 +28,7 @@ def apart(loss: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
 
     @functools.wraps(loss, updated=())
     def called(output: Any, batch: Any) -> Any:
+        refuse_draws_of_process(loss)
         with _on_copies(loss) as held:
             if seen:
                 return loss(output, batch)
@@ -48,16 +49,16 @@ def _on_copies(loss: Any) -> Iterator[list[Any]]:
     """
     reached = stateful(loss)
     if any(_watched(held) for held in reached.owners):
-        raise UsageError(f"the loss reaches the model that is trained; {_ADVICE}")
+        raise left_out(f"the loss reaches the model that is trained; {_ADVICE}")
     if reached.other:
-        raise UsageError(f"the loss reaches {reached.other}, which a replay would change; {_ADVICE}")
+        raise left_out(f"the loss reaches {reached.other}, which a replay would change; {_ADVICE}")
     memo: dict[int, Any] = {}
     try:
         twins = deep_copy(reached.owners, memo)
     except Exception as error:
-        raise UsageError(f"what the loss holds cannot be copied: {type(error).__name__}: {error}") from error
+        raise left_out(f"what the loss holds cannot be copied: {type(error).__name__}: {error}") from error
     if any(twin is own for twin, own in zip(twins, reached.owners, strict=True)):
-        raise UsageError(f"the loss holds a module whose copy is itself; {_ADVICE}")
+        raise left_out(f"the loss holds a module whose copy is itself; {_ADVICE}")
     kept = [(own, vars(own)) for own in reached.owners]
     states = [(generator, _state(generator)) for generator in reached.generators]
     try:

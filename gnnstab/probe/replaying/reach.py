@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from gnnstab.errors import UsageError
-from gnnstab.finalisers import refuse_finalisers
+from gnnstab.finalisers import refuse_finalisers, slots_of
+from gnnstab.own_draws import own_draws
 from gnnstab.randomness import deep_copy
 from gnnstab.torch_private import tree_leaves
 
@@ -73,6 +74,29 @@ def shared_with(twin: Any, original: nn.Module, functions: Iterable[types.Functi
         if id(value) in own or _keeps_state(value):
             return path
     return ""
+
+
+def refuse_draws_of_process(function: Any) -> None:
+    """Refuse a model or a loss whose code may draw from the generators of NumPy and `random`, or sets torch's, while another thread may.
+
+    Raises:
+        UsageError: It may; `gnnstab.own_draws` has nothing to put in their place.
+    """
+    own = own_draws()
+    if own is None:
+        return
+    for value, path in _reached([function], {id(function)}, frozenset(), into_modules=True):
+        if isinstance(value, types.FunctionType):
+            names = _names_of(value.__code__)[2]
+            drawing = random in value.__globals__.values() if _of_library(value) else not _FOR_ALL.isdisjoint(names)
+        else:
+            drawing = any(one is known for one in (value, getattr(value, "__self__", None)) for known in _RESTORED)
+        if drawing:
+            raise own.refusal(path or type(function).__name__)
+
+
+_FOR_ALL = frozenset({"random", "fork_rng", "set_rng_state", "manual_seed", "checkpoint"})
+"""Names by which code draws from a generator of the process, or sets one, other than by an operation of torch."""
 
 
 def own_copy(value: Any) -> Any:
@@ -295,8 +319,7 @@ def _cached(function: Any) -> Iterator[Any]:
 
 def vars_of(value: Any) -> list[tuple[str, Any]]:
     """Attributes of an instance, those in slots included."""
-    slots = {n for c in type(value).__mro__ for n, s in vars(c).items() if isinstance(s, types.MemberDescriptorType)}
-    held = [(name, getattr(value, name)) for name in slots if hasattr(value, name)] if slots else []
+    held = [(name, getattr(value, name)) for name in slots_of(type(value)) if hasattr(value, name)]
     return [*getattr(value, "__dict__", {}).items(), *held]
 
 
@@ -333,8 +356,8 @@ def _names_of(code: types.CodeType) -> tuple[frozenset[str], frozenset[str], fro
     return tuple(frozenset().union(*each) for each in sets)  # type: ignore[return-value]
 
 
-def _of_library(kind: type) -> bool:
-    return kind.__module__.partition(".")[0] in _LIBRARIES
+def _of_library(kind: Any) -> bool:
+    return (kind.__module__ or "").partition(".")[0] in _LIBRARIES
 
 
 def _unwrapped(attribute: Any) -> Any:

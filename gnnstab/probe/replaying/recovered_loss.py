@@ -21,7 +21,7 @@ Recovered = Callable[[Any, Any], Tensor]
 
 
 def recovered_loss(output: Tensor, gradient: Tensor, value: float) -> Recovered | None:
-    """Cross-entropy, binary cross-entropy with logits or a squared error with the targets of one step; None where it is none of them.
+    """Cross-entropy, its mean over soft targets, binary cross-entropy with logits or a squared error with the targets of one step; None where it is none of them.
 
     Args:
         output: (N, C) or any other shape, as the model returned it.
@@ -36,7 +36,7 @@ def recovered_loss(output: Tensor, gradient: Tensor, value: float) -> Recovered 
         return None
     if not bool(gradient.isfinite().all()) or not bool(gradient.any()):
         return None
-    for recover in (_cross_entropy, _binary, _squared):
+    for recover in (_cross_entropy, _soft, _binary, _squared):
         found = recover(output, gradient, value)
         if found is not None:
             return found
@@ -44,8 +44,9 @@ def recovered_loss(output: Tensor, gradient: Tensor, value: float) -> Recovered 
 
 
 def _cross_entropy(output: Tensor, gradient: Tensor, value: float) -> Recovered | None:
-    if output.dim() != 2 or output.shape[1] < 2:
+    if output.dim() < 2 or output.shape[-1] < 2:
         return None
+    output, gradient = output.flatten(0, -2), gradient.flatten(0, -2)
     rows = gradient.abs().amax(1) > 0
     own, log_p = gradient[rows], torch.log_softmax(output[rows], 1)
     label = own.argmin(1, keepdim=True)
@@ -64,8 +65,26 @@ def _cross_entropy(output: Tensor, gradient: Tensor, value: float) -> Recovered 
         return None
 
     def loss(result: Any, batch: Any) -> Tensor:
-        log = torch.log_softmax(result[rows].float(), 1)
+        log = torch.log_softmax(result.flatten(0, -2)[rows].float(), 1)
         return -(weight.to(log) * log.gather(1, label)).sum()
+
+    return loss
+
+
+def _soft(output: Tensor, gradient: Tensor, value: float) -> Recovered | None:
+    """The mean cross-entropy with smoothed labels, or shares of classes: its gradient is (p − q)/n, so that the value tells whether these q are its targets."""
+    if output.dim() < 2 or output.shape[-1] < 2:
+        return None
+    log_p = torch.log_softmax(output.flatten(0, -2), 1)
+    target = log_p.exp() - gradient.flatten(0, -2) * len(log_p)
+    if bool((target < -CLOSE).any()) or bool(((target.sum(1) - 1).abs() > CLOSE).any()):
+        return None
+    if abs(float(-(target * log_p).sum(1).mean()) - value) > CLOSE * value:
+        return None
+
+    def loss(result: Any, batch: Any) -> Tensor:
+        log = torch.log_softmax(result.flatten(0, -2).float(), 1)
+        return -(target.to(log) * log).sum(1).mean()
 
     return loss
 

@@ -18,6 +18,8 @@ from torch_geometric.data.data import BaseData
 from torch_geometric.inspector import Inspector
 
 from gnnstab.errors import GnnstabError, UsageError, let_through
+from gnnstab.left_out import left_out
+from gnnstab.own_draws import generator_of
 from gnnstab.probe.replaying._own_state import Guard
 from gnnstab.probe.replaying.computing_hooks import computing_hooks, own_hook
 from gnnstab.probe.replaying.reach import CONTAINERS, FLAGS, SHARED, holds_nothing, own_copy, own_function, shared_with
@@ -78,10 +80,10 @@ def device_of(model: nn.Module) -> torch.device:
 
 def rng_snapshot() -> dict[str, Any]:
     """The generator states to hand to a later replay: ``cpu`` (a tensor) and ``cuda`` (device index → tensor)."""
-    cpu = torch.default_generator.get_state()
+    cpu = generator_of("cpu").get_state()
     if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return {"cpu": cpu, "cuda": {}}
-    return {"cpu": cpu, "cuda": {i: torch.cuda.get_rng_state(i) for i in range(torch.cuda.device_count())}}
+    return {"cpu": cpu, "cuda": {i: generator_of(f"cuda:{i}").get_state() for i in range(torch.cuda.device_count())}}
 
 
 def replica(model: nn.Module) -> nn.Module:
@@ -121,7 +123,7 @@ def replica(model: nn.Module) -> nn.Module:
             own[key] = own_hook(hook, memo, model)
     except Exception as error:
         let_through(error)
-        raise UsageError(f"{type(model).__name__} cannot be copied for a replay: {error}") from error
+        raise left_out(f"{type(model).__name__} cannot be copied for a replay: {error}") from error
     functions = _with_own_closures(twin, memo)
     for module in twin.modules():
         vars(module).pop("message", None)
@@ -152,7 +154,7 @@ def apart(twin: nn.Module, model: nn.Module, functions: Iterable[FunctionType] =
     """
     shared = shared_with(twin, model, functions)
     if shared:
-        raise UsageError(f"{type(model).__name__} cannot be copied for a replay: its copy shares {shared} {SHARED}")
+        raise left_out(f"{type(model).__name__} cannot be copied for a replay: its copy shares {shared} {SHARED}")
     return twin
 
 
@@ -282,9 +284,9 @@ def _set_rng(state: Mapping[str, Any] | Tensor | None) -> None:
         return
     states: Mapping[str, Any] = {"cpu": state} if isinstance(state, Tensor) else state
     if states.get("cpu") is not None:
-        torch.set_rng_state(states["cpu"].cpu())
-    for device, value in (states.get("cuda") or {}).items():
-        torch.cuda.set_rng_state(value.cpu(), int(device))
+        generator_of("cpu").set_state(states["cpu"].cpu())
+    for device, value in (states.get("cuda") or {}).items() if torch.cuda.is_initialized() else ():  # type: ignore[no-untyped-call]
+        generator_of(f"cuda:{int(device)}").set_state(value.cpu())
 
 
 def mapped(value: Any, change: Callable[[Any], Any], other: Callable[[Any], Any] = lambda value: value) -> Any:

@@ -1,0 +1,99 @@
+"""Whether the scale of an input keeps a model from being trained: the same steps on two copies, one of them given it standardised."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from gnnstab.errors import UsageError
+from gnnstab.probe.batches.loss import loss_with_targets
+from gnnstab.probe.batches.named_tensors import named_tensors
+from gnnstab.probe.batches.roles import deviating, standardised
+from gnnstab.probe.optimizer.learning import LEARNS
+from gnnstab.probe.optimizer.optimizer_steps import Bench, Loss, bench_for
+from gnnstab.probe.replaying.replica import mapped
+from gnnstab.records import Signal, Signals
+from gnnstab.records.vocabulary import OPTIMIZER_INPUT_SHARE
+
+STEPS = 100
+"""Most steps of one trial: at Adam's usual rate of 1e-3 a small network takes 50 to 80 until the loss of a standardised batch has fallen by a factor e."""
+
+FASTER = 4.0
+"""Times its own progress that the standardised input may reach until a trial ends: three quarters are then the scale's share."""
+
+
+def scale_signals(bench: Bench, suspects: Mapping[str, bool], objective: str) -> Iterator[Signal]:
+    """Share of the progress, in ln(loss), that the scale of inputs takes from a few steps on the first batch; nothing where the loss falls anyway.
+
+    Args:
+        bench: Model, optimizer, batch and loss.
+        suspects: Name of a tensor of the batch → True where a weight multiplies its whole numbers as they are.
+        objective: What the loss is called in a report.
+
+    Raises:
+        UsageError: As `Bench.trial`.
+    """
+    args, kwargs = bench.calls[0]
+    tensors = named_tensors(args, kwargs, bench.model)
+    found = {name: deviating(tensors[name], whole=whole) for name, whole in suspects.items() if name in tensors}
+    scaled = {
+        id(tensors[name]): standardised(tensors[name], columns)
+        for name, columns in found.items()
+        if columns is not None
+    }
+    if not scaled:
+        return
+    one = replace(bench, calls=bench.calls[:1], batches=bench.batches[:1])
+    as_is = one.trial(STEPS, until=lambda losses: _progress(losses[0], min(losses)) >= LEARNS)
+    first, own = as_is.losses[0], _progress(as_is.losses[0], min(as_is.losses))
+    if not own < LEARNS:
+        return
+    enough = max(LEARNS, FASTER * own)
+    changed = replace(one, calls=[mapped((args, kwargs), lambda tensor: scaled.get(id(tensor), tensor))])
+    undone = changed.trial(STEPS, until=lambda losses: _progress(first, min(losses)) >= enough).losses
+    with_it = _progress(first, min(undone))
+    if with_it >= LEARNS:
+        detail = {
+            "names": [name for name, columns in found.items() if columns is not None], "objective": objective,
+            "optimizer": type(bench.optimizer).__name__, "first": first, "best": min(as_is.losses), "undone": min(undone),
+            "steps": len(undone) - 1,
+        }  # fmt: skip
+        yield Signal(OPTIMIZER_INPUT_SHARE, 1 - max(own, 0.0) / with_it, source="steps", detail=detail)
+
+
+def with_scale_trial(
+    signals: Signals,
+    suspects: Mapping[str, bool],
+    model: nn.Module,
+    batch: Any,
+    loss: Loss | None,
+    optimizer: torch.optim.Optimizer | None,
+    lr: float,
+    precision: str = "fp32",
+) -> Signals:
+    """``signals`` with what the scale of the ``suspects`` takes from steps of the optimizer, else of Adam at ``lr``; as they are where nothing could be tried.
+
+    ``suspects`` as of `scale_signals`; without a loss the usual one for the targets of the batch is taken.
+    """
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
+    usual = loss_with_targets(batch) if loss is None and suspects else None
+    if not suspects or (loss is None and usual is None):
+        return signals
+    named = "the loss of one batch" if usual is None else usual[1]
+    mover = torch.optim.Adam(model.parameters(), lr=lr) if optimizer is None else optimizer
+    try:
+        bench = bench_for(model, batch, loss if usual is None else usual[0], mover, dtype)
+        found = list(scale_signals(bench, suspects, named))
+    except UsageError:
+        return signals
+    return replace(signals, values=(*signals.values, *found))
+
+
+def _progress(first: float, best: float) -> float:
+    """ln(first / best); NaN without a positive loss."""
+    return math.log(first / best) if 0 < best < math.inf and 0 < first < math.inf else math.nan

@@ -1,0 +1,79 @@
+"""What a trial says of an optimizer's rate, and what makes the same steps calm: a lower rate, or something else undone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from gnnstab.errors import UsageError
+from gnnstab.probe.optimizer._breaking import breaking
+from gnnstab.probe.optimizer._sums import Divided
+from gnnstab.records import Signal
+from gnnstab.records.vocabulary import OPTIMIZER_LOSS_RISE, OPTIMIZER_OUTPUT_MOVE
+
+if TYPE_CHECKING:
+    from gnnstab.probe.optimizer.optimizer_steps import Bench, Trial
+
+LOWER = 3.0
+"""What the rate is divided by until the trial is calm; smaller changes make no difference that can be measured."""
+
+LOWEST = 3**8
+"""Largest divisor that is tried."""
+
+
+def rate_signals(bench: Bench, trial: Trial) -> Iterator[Signal]:
+    """What a trial says of the rate, with the rate at which the same steps are calm.
+
+    Raises:
+        UsageError: The loss is not finite before any step.
+    """
+    if not math.isfinite(trial.losses[0]):
+        raise UsageError("the loss is not finite before any step, so that steps say nothing of the optimizer")
+    rate = _rate(bench.optimizer)
+    detail: dict[str, Any] = {
+        "optimizer": type(bench.optimizer).__name__,
+        "lr": rate,
+        "steps": len(trial.losses) - 1,
+        "first": trial.losses[0],
+        "moved": trial.moved if math.isfinite(trial.moved) else None,
+    }
+    broke = breaking(bench, trial)
+    if broke is not None:
+        detail["event"] = {
+            "layer": broke.layer, "stage": broke.stage, "origin": broke.origin, "message": broke.message, "detail": broke.detail,
+        }  # fmt: skip
+    elif not trial.calm:
+        detail |= _undone(bench, rate)
+    if trial.rise is not None:
+        detail |= {"above": trial.rise.above, "peak": trial.rise.peak, "lost": trial.lost}
+        yield Signal(OPTIMIZER_LOSS_RISE, trial.rise.largest, source="steps", detail=detail)
+    if not math.isnan(trial.moved):
+        yield Signal(OPTIMIZER_OUTPUT_MOVE, trial.moved, source="steps", detail=detail)
+
+
+def _undone(bench: Bench, rate: float) -> dict[str, Any]:
+    """What makes the same steps calm: a lower rate, or, at the rate as it is, sums that are divided by the number of their terms."""
+    sums = Divided()
+    with sums.mode():
+        calm = bench.trial(edit=sums.edit).calm
+    if calm and sums.names:
+        return {"calm_as_means": list(sums.names[:20])}
+    return {"calm_lr": calm_rate(bench, rate)}
+
+
+def calm_rate(bench: Bench, rate: float) -> float:
+    """The first of rate/3, rate/9, … at which the same steps raise the loss by no more than a quarter; NaN when none does."""
+    divisor = LOWER
+    while divisor <= LOWEST:
+        if bench.trial(factor=1 / divisor).calm:
+            return rate / divisor
+        divisor *= LOWER
+    return math.nan
+
+
+def _rate(optimizer: torch.optim.Optimizer) -> float:
+    """The largest rate of the groups."""
+    return max(float(group["lr"]) for group in optimizer.param_groups)

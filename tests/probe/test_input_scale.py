@@ -1,0 +1,104 @@
+"""The scale of an input that saturates nothing and keeps the model from learning: judged by the same steps on two copies."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch_geometric.data import Batch, Data
+from torch_geometric.nn import GATConv, global_mean_pool
+
+import gnnstab
+
+
+class Molecules(nn.Module):
+    """Graphs → logits of two classes, (graphs, 2)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(10, 32)
+        self.attend = GATConv(32, 8, heads=4, residual=True)
+        self.norm = nn.LayerNorm(32)
+        self.out = nn.Linear(32, 2)
+
+    def forward(self, data: Data) -> torch.Tensor:
+        h = self.norm(self.attend(self.embed(data.x), data.edge_index)).relu()
+        return self.out(global_mean_pool(h, data.batch))
+
+
+def molecules(*, raw: bool) -> Batch:
+    """32 graphs whose class is the sign of the mean of column 0; ``raw``: column 3 lies at 800 ± 40."""
+    made = []
+    for seed in range(32):
+        g = torch.Generator().manual_seed(seed)
+        x = torch.randn(12, 10, generator=g)
+        y = (x[:, 0].mean() > 0).long().view(1)
+        if raw:
+            x[:, 3] = x[:, 3] * 40 + 800
+        made.append(Data(x=x, edge_index=torch.randint(0, 12, (2, 60), generator=g), y=y))
+    return Batch.from_data_list(made)
+
+
+def cross_entropy(output: torch.Tensor, batch: Data) -> torch.Tensor:
+    return nn.functional.cross_entropy(output, batch.y)
+
+
+@pytest.mark.parametrize("loss", [None, cross_entropy])
+@pytest.mark.parametrize("raw", [True, False])
+def test_a_column_that_drowns_the_others_is_a_warning_where_the_copy_learns_without_it(raw, loss):
+    torch.manual_seed(0)
+    found = gnnstab.diagnose(Molecules(), batch=molecules(raw=raw), loss=loss)
+    told = [f for f in found.findings if f.signal == "optimizer.input_share"]
+    assert [(f.code, f.layer, f.severity) for f in told] == ([("GS406", "x", "warning")] if raw else [])
+    if raw:
+        objective = "the cross-entropy between the output and y" if loss is None else "the loss of one batch"
+        assert objective in told[0].message
+        assert [(c.cause, c.how) for c in found.causes if c.status == "root-cause"] == [("feature-scale", "undone")]
+
+
+def test_standardising_it_is_confirmed():
+    torch.manual_seed(0)
+    (verdict,) = gnnstab.verify(
+        Molecules(), "input-standardisation", batch=molecules(raw=True), loss=cross_entropy, seeds=3, steps=30
+    )
+    assert verdict.verdict == "confirmed", verdict.reason
+
+
+def test_a_run_that_stands_still_for_it_says_so():
+    torch.manual_seed(0)
+    model, batch = Molecules(), molecules(raw=True)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    with gnnstab.Monitor(model, optimizer=optimizer) as monitor:
+        for _ in range(20):
+            optimizer.zero_grad()
+            loss = cross_entropy(model(batch), batch)
+            loss.backward()
+            monitor.loss(loss)
+            optimizer.step()
+    found = monitor.diagnose()
+    assert [f.layer for f in found.findings if f.signal == "optimizer.input_share"] == ["x"]
+
+
+@pytest.mark.parametrize(
+    ("output", "batch", "called"),
+    [
+        ((4, 3), {"y": torch.tensor([0, 1, 2, 0])}, "cross-entropy"),
+        ((4, 1), {"y": torch.tensor([0, 1, 1, 0])}, "cross-entropy"),
+        ((4, 1), {"y": torch.rand(4)}, "squared error"),
+    ],
+)
+def test_targets_have_a_usual_loss(output, batch, called):
+    from gnnstab.probe.batches.loss import loss_with_targets
+
+    loss, name = loss_with_targets(batch)
+    assert called in name
+    assert loss(torch.zeros(output), batch).ndim == 0
+    with pytest.raises(gnnstab.errors.UsageError, match="pass loss="):
+        loss(torch.zeros(7, 5), batch)
+
+
+def test_two_tensors_that_may_be_targets_have_none():
+    from gnnstab.probe.batches.loss import loss_with_targets
+
+    assert loss_with_targets({"y": torch.rand(4), "target": torch.rand(4)}) is None
+    assert loss_with_targets({"x": torch.rand(4)}) is None

@@ -1,0 +1,94 @@
+"""What keeps a small network from learning, undone on a copy: named with its place where no rate makes up for it, and in no repaired twin."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch_geometric.data import Data
+from torch_geometric.nn import MessagePassing, TransformerConv
+
+import gnnstab
+
+WIDTH, NODES, DEGREE = 16, 60, 30
+
+
+class Neighbours(MessagePassing):
+    """Sum, or mean, of what the neighbours have."""
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        out: Tensor = self.propagate(edge_index, x=x)
+        return out
+
+    def message(self, x_j: Tensor) -> Tensor:
+        return x_j
+
+
+class Net(nn.Module):
+    """``fault`` says what is wrong with it; none for the twin that is right."""
+
+    def __init__(self, fault: str) -> None:
+        super().__init__()
+        self.gather = Neighbours(aggr="sum" if fault == "sums" else "mean")
+        self.inp = nn.Linear(6, WIDTH)
+        self.conv = TransformerConv(WIDTH, WIDTH)
+        self.mid, self.out = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 1)
+        with torch.no_grad():
+            if fault == "copies":
+                for layer in (self.inp, self.mid):
+                    layer.weight.fill_(WIDTH**-0.5)
+                    layer.bias.zero_()
+            if fault == "closed":
+                self.mid.bias.fill_(-8.0)
+            if fault == "wide":
+                self.mid.weight.mul_(60.0)
+
+    def forward(self, data: Data) -> Tensor:
+        h = torch.tanh(self.inp(data.x + self.gather(data.x, data.edge_index)))
+        h = F.relu(self.mid(h + self.conv(h, data.edge_index)))
+        out: Tensor = self.out(h).squeeze(-1)
+        return out
+
+
+def batch() -> Data:
+    g = torch.Generator().manual_seed(5)
+    x = torch.randn(NODES, 6, generator=g) + 1.0
+    edges = torch.randint(0, NODES, (2, DEGREE * NODES), generator=g)
+    return Data(x=x, edge_index=edges, y=2 * (x[:, 0] - x[:, 1]))
+
+
+def loss(output: Tensor, data: Data) -> Tensor:
+    return F.mse_loss(output, data.y)
+
+
+def model_of(fault: str, rate: float = 1e-2) -> tuple[nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(1)
+    model = Net(fault)
+    return model, torch.optim.Adam(model.parameters(), lr=rate)
+
+
+FAULTS = [
+    ("copies", "unsuitable-init", "mid.weight"),
+    ("closed", "dead-units", "mid"),
+    ("wide", "unsuitable-init", "weight of mid"),
+    ("sums", "sum-aggregation", "gather"),
+]
+
+
+@pytest.mark.parametrize(("fault", "cause", "place"), FAULTS)
+def test_what_keeps_it_from_learning_is_the_root_with_its_place(fault: str, cause: str, place: str) -> None:
+    model, optimizer = model_of(fault)
+    before = copy.deepcopy(model.state_dict())
+    found = gnnstab.diagnose(model, batch=batch(), loss=loss, optimizer=optimizer)
+    assert found.root_causes()[0].cause == cause
+    assert place in " ".join(str(found).split())
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_the_repaired_twin_is_stable() -> None:
+    model, optimizer = model_of("")
+    found = gnnstab.diagnose(model, batch=batch(), loss=loss, optimizer=optimizer)
+    assert found.root_causes() == ()
