@@ -24,7 +24,7 @@ def by_steps(finding: Finding, signals: Signals) -> Finding:
         harm = harms(signal.detail) and _gain(signal.detail) > _left(signals)
         if harm and finding.signal.startswith("attention."):
             severity = "warning" if finding.severity == "info" else finding.severity
-            message = f"{finding.message.removesuffix(_OPEN)} {steps}: the sharpness keeps the model from learning."
+            message = f"{finding.message.replace(_OPEN, '.')} {steps}: the sharpness keeps the model from learning."
             return replace(finding, severity=severity, confidence="high", message=message)
     return finding
 

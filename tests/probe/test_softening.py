@@ -14,6 +14,7 @@ from torch_geometric.nn import GATConv, GATv2Conv, TransformerConv
 from torch_geometric.utils import softmax
 
 import gnnstab
+from gnnstab.probe.optimizer._standardised import large_inputs
 from gnnstab.probe.optimizer.softening import SPREAD, Softened, spread, spread_over_edges
 from gnnstab.records import Diagnosis
 from gnnstab.records.vocabulary import OPTIMIZER_SOFTER, OPTIMIZER_STANDARDISED
@@ -208,6 +209,14 @@ def test_large_inputs_are_blamed_where_steps_learn_better_without_them(
         assert [f.code for f in diagnosis.findings if f.severity != "info" and f.code == "GS406"] == ["GS406"] * raw, (
             face
         )
+
+
+def test_large_inputs_are_columns_and_vectors_of_measured_values() -> None:
+    seconds, ids = 100 * torch.rand(9), torch.arange(9.0)[:, None]
+    batch = {"x": torch.randn(9, 2), "age": seconds, "id": ids, "y": 50 * torch.rand(9, 1)}
+    ((name, (old, made)),) = large_inputs(((), batch), nn.Identity()).items()
+    assert name == "age" and old is seconds and made.shape == seconds.shape
+    assert abs(float(made.mean())) < 1e-5 and abs(float(made.std(unbiased=False)) - 1) < 1e-4
 
 
 @pytest.mark.parametrize("fused", [False, True])

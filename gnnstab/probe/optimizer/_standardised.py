@@ -42,9 +42,10 @@ def large_inputs(call: Arguments, model: nn.Module) -> dict[str, tuple[Tensor, T
     """Name → tensor of a forward that has columns of real numbers far from size 1, and the same standardised."""
     found = {}
     for name, tensor in named_tensors(*call, model=model).items():
-        columns = None if is_target(name) else deviating(tensor, whole=False)
+        table = tensor[:, None] if tensor.dim() == 1 else tensor
+        columns = None if is_target(name) else deviating(table, whole=False)
         if columns is not None:
-            found[name] = (tensor, standardised(tensor, columns))
+            found[name] = (tensor, standardised(table, columns).reshape(tensor.shape))
     return found
 
 
