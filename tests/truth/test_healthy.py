@@ -93,3 +93,26 @@ def test_scores_that_were_blown_up_are_no_earned_sharpness() -> None:
             layer.lin_query.weight.mul_(30.0)
     diagnosis = gnnstab.diagnose(run.model, batch=run.batches[0], loss=squared, optimizer=run.optimizer)
     assert {"GS301", "GS302"} & {f.code for f in loud(diagnosis.findings)}
+
+
+class Taught(Nodes):
+    """Learns what a frozen map with wide weights says, or stands behind it."""
+
+    def __init__(self, *, in_front: bool) -> None:
+        super().__init__()
+        self.in_front = in_front
+        self.teacher = nn.Linear(8 if not in_front else WIDTH, 1 if not in_front else WIDTH).requires_grad_(False)
+        with torch.no_grad():
+            self.teacher.weight.mul_(12.0)
+
+    def forward(self, batch: Data) -> Tensor:
+        if self.in_front:
+            out: Tensor = self.out(self.convs[0](self.teacher(self.inp(batch.x)), batch.edge_index)).squeeze(-1)
+            return out
+        return super().forward(batch) - self.teacher(batch.x).squeeze(-1)
+
+
+@pytest.mark.parametrize(("in_front", "told"), [(False, []), (True, ["teacher"])])
+def test_what_is_frozen_and_lets_no_gradient_through_was_not_drawn_by_this_run(in_front: bool, told: list[str]) -> None:
+    diagnosis = gnnstab.diagnose(Taught(in_front=in_front), batch=of.nodes(), loss=squared)
+    assert [f.layer for f in diagnosis.findings if f.code == "GS201" and f.signal == "place.gain"] == told

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from gnnstab.probe.places._autograd import leaves
 from gnnstab.probe.places._calls import Call
 from gnnstab.probe.places._inputs import before, normalised_next
 
@@ -38,7 +39,7 @@ def rows(seen: ForwardView) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
         if not isinstance(weight, nn.Parameter) or weight.dim() != 2 or not weight.numel() or id(weight) in done:
             continue
         done.add(id(weight))
-        if not bool(weight.isfinite().all()):
+        if not bool(weight.isfinite().all()) or _made_elsewhere(weight, call):
             continue
         table = isinstance(call.module, (nn.Embedding, nn.EmbeddingBag))
         gain = _gain(weight) / (math.sqrt(weight.shape[1]) if table else 1.0)
@@ -46,6 +47,11 @@ def rows(seen: ForwardView) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
             yield "place.gain", call.name, gain, {"table": table, "drawn": _looks_drawn(weight.detach())}
         if not table and _copies(weight):
             yield "place.copied_units", call.name, float(len(weight)), {}
+
+
+def _made_elsewhere(weight: Tensor, call: Call) -> bool:
+    """True of a frozen weight behind nothing that trains, as in a teacher: this run has not drawn it, and no step starts from it."""
+    return not weight.requires_grad and not any(isinstance(leaf, nn.Parameter) for leaf in leaves(call.leaving))
 
 
 def _undone_next(seen: ForwardView, call: Call, gain: float) -> bool:
