@@ -118,6 +118,16 @@ class Event:
             return _listed("edge", ends or self.edges)
         return _listed("target node" if self.edges else "node", self.nodes)
 
+    @property
+    def origin_words(self) -> str:
+        """Whether it was made at its place or was there already, in words; nothing where that is not known."""
+        if self.origin == "came-in":
+            return _CAME_IN.get(self.stage or "", "came in with its input")
+        return {None: "", "made-here": "made here"}.get(self.origin, self.origin or "")
+
+
+_CAME_IN = {"gradient": "came from the layers behind it", "weight": "held before the forward"}
+
 
 def _listed(what: str, ids: Sequence[object]) -> str:
     if not ids:

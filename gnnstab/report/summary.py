@@ -185,9 +185,8 @@ def event_place(event: Event) -> str:
     if event.ids:
         parts.append(event.ids)
     parts.append(f"step {event.step}" + (f" on rank {event.rank}" if event.rank >= 0 else ""))
-    if event.origin:
-        came_in = "came from the layers behind it" if event.stage == "gradient" else "came in with its input"
-        parts.append({"made-here": "made here", "came-in": came_in}.get(event.origin, event.origin))
+    if event.origin_words:
+        parts.append(event.origin_words)
     return ", ".join(parts)
 
 

@@ -201,7 +201,7 @@ def _with_advice(cause: str, why: str, operation: Mapping[str, Any]) -> Judged:
 
 
 def _came_with_input(signals: Signals, event: Event) -> bool:
-    if event.origin != "came-in":
+    if event.origin != "came-in" or event.stage == "weight":
         return False
     first = min(signals.layers, key=lambda layer: layer.position).name if signals.layers else None
     return event.stage in (None, "input") or (first is not None and event.layer == first and event.stage != "gradient")

@@ -69,8 +69,7 @@ class NonFiniteValue(Rule):
 
     def _event(self, signals: Signals, event: Event, total: int) -> Finding:
         cause, why, do = event_cause(signals, event)
-        came_in = "came from the layers behind it" if event.stage == "gradient" else "came in with its input"
-        origin = {"made-here": "made here", "came-in": came_in}.get(event.origin or "", "origin undecided")
+        origin = event.origin_words or "origin undecided"
         where = f"{event.layer or 'the model'}, stage {event.stage or 'unknown'}"
         ids = f", {event.ids}" if event.ids else ""
         largest = event.detail.get("largest_before")
