@@ -88,6 +88,31 @@ def test_what_keeps_it_from_learning_is_the_root_with_its_place(fault: str, caus
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
+class Sampled(nn.Module):
+    """Adds noise of a learned size, which `torch.normal` keeps from learning."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.centre, self.spread = (
+            nn.Parameter(torch.zeros(NODES, WIDTH)),
+            nn.Parameter(torch.full((NODES, WIDTH), 1e-3)),
+        )
+        self.conv, self.out = TransformerConv(WIDTH, WIDTH), nn.Linear(WIDTH, 1)
+
+    def forward(self, data: Data) -> Tensor:
+        out: Tensor = self.out(self.conv(torch.normal(self.centre, self.spread), data.edge_index)).squeeze(-1)
+        return out
+
+
+def test_what_no_gradient_arrives_at_is_not_drawn_anew() -> None:
+    torch.manual_seed(1)
+    model = Sampled()
+    found = gnnstab.diagnose(model, batch=batch(), loss=loss, optimizer=torch.optim.Adam(model.parameters(), lr=1e-2))
+    assert "GS609" not in {f.code for f in found.findings}
+    # The survey looks at it all the same, though its forward refuses the deviations with which it is tried.
+    assert [s for s in found.signals if s.name == "place.rms"]
+
+
 def test_the_repaired_twin_is_stable() -> None:
     model, optimizer = model_of("")
     found = gnnstab.diagnose(model, batch=batch(), loss=loss, optimizer=optimizer)

@@ -50,14 +50,16 @@ class Suspect(NamedTuple):
     """Stands around the trial."""
 
 
-def suspects(model: nn.Module, forward: Callable[[], Any]) -> Iterator[Suspect]:
-    """What ``forward``, which calls ``model``, shows; ``model`` is a copy, and generators are forked."""
+def suspects(model: nn.Module, loss: Callable[[], Tensor]) -> Iterator[Suspect]:
+    """What ``loss``, which calls ``model``, and its gradient show; ``model`` is a copy, and generators are forked."""
     closed, apart = _Closed(), Spreads(model)
-    with torch.no_grad(), closed, apart:
+    with closed, apart:
         closed.watch(model)
         apart.watch(model)
-        forward()
-    drawn = _drawn_anew(model)
+        value = loss()
+    value.backward()  # type: ignore[no-untyped-call]
+    # Where no gradient arrives, nothing is learned for another reason: GS604 names it.
+    drawn = {name: new for name, new in _drawn_anew(model).items() if _arrives(model.get_parameter(name).grad)}
     if drawn:
         names = tuple(drawn)
         # Biases that close ReLUs are what dead units are made of.
@@ -77,7 +79,7 @@ def suspects(model: nn.Module, forward: Callable[[], Any]) -> Iterator[Suspect]:
     sums = Divided()
     with torch.no_grad(), sums.mode():
         sums.edit(model)
-        forward()
+        loss()
     if sums.names:
         divided = Divided()
         yield Suspect(
@@ -114,6 +116,10 @@ def _drawn_anew(model: nn.Module) -> dict[str, Tensor]:
             fresh[name] = torch.randn_like(parameter) * math.sqrt(2 / sum(parameter.shape[-2:]))
     own = dict(model.named_parameters())
     return {name: new for name, new in fresh.items() if name in own and _deviates(own[name].detach(), new)}
+
+
+def _arrives(gradient: Tensor | None) -> bool:
+    return gradient is not None and bool(gradient.any())
 
 
 def _reset(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -53,16 +53,16 @@ def learning_signals(bench: Bench) -> Iterator[Signal]:
     if deep and own >= LEARNS:
         names = [name for stack in deep for name in stack.names]
         detail, deep = {"learns": True, "names": names[:40], **detail}, []
-    hindered = None if own >= LEARNS_WELL else _worst(bench, deep, _seen(bench, suspects), as_is, first)
+    hindered = None if own >= LEARNS_WELL else _worst(bench, deep, _seen(bench, suspects, 1), as_is, first)
     yield hindered or Signal(OPTIMIZER_STACK_SHARE, 0.0, source="steps", detail=detail)
 
 
-def _seen(bench: Bench, look: Callable[[nn.Module, Callable[[], Any]], Any]) -> list[Suspect]:
-    """What a look at one forward of a copy finds."""
+def _seen(bench: Bench, look: Callable[[nn.Module, Callable[[], Any]], Any], part: int = 0) -> list[Suspect]:
+    """What a look at one forward of a copy finds, which is given its output (``part`` 0) or its loss (1)."""
     model, _ = twins(bench.model, bench.optimizer)
     with forked_rng(), torch.enable_grad():
         try:
-            return list(look(model, lambda: bench.forward(model, 0)[0]))
+            return list(look(model, lambda: bench.forward(model, 0)[part]))
         except Exception as error:
             let_through(error)
             raise UsageError(f"the forward failed on a copy: {type(error).__name__}: {error}") from error

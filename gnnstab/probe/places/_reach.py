@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from gnnstab.errors import let_through
+
 MOST_OWNERS = 16
 """Modules that are tried one by one; what lies beyond them counts with the parameters that change the output."""
 
@@ -52,6 +54,11 @@ class Reach:
                 buffer.copy_(value)
             try:
                 return [t.detach().clone() for t in self._again()]
+            except Exception as error:
+                if not own:
+                    raise
+                let_through(error)
+                return []  # It refuses them, as a deviation below zero: it depends on them, and no output is like this one.
             finally:
                 for p, value in zip(own, kept, strict=True):
                     p.copy_(value)
