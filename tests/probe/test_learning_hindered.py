@@ -88,6 +88,22 @@ def test_what_keeps_it_from_learning_is_the_root_with_its_place(fault: str, caus
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize(("rate", "named"), [(0.12, True), (0.05, False)])
+def test_a_rate_is_named_at_a_tenth_of_which_it_learns_and_only_before_the_first_update(
+    rate: float, named: bool
+) -> None:
+    def told(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+        found = gnnstab.diagnose(model, batch=batch(), loss=loss, optimizer=optimizer).findings
+        return [f.message for f in found if f.code == "GS609" and f.cause == "learning-rate"]
+
+    model, optimizer = model_of("", rate)
+    said = told(model, optimizer)
+    assert len(said) == named and all("at a rate of 0.012" in message.lower() for message in said)
+    loss(model(batch()), batch()).backward()
+    optimizer.step()
+    assert told(model, optimizer) == []
+
+
 def test_the_repaired_twin_is_stable() -> None:
     model, optimizer = model_of("")
     found = gnnstab.diagnose(model, batch=batch(), loss=loss, optimizer=optimizer)
