@@ -112,6 +112,21 @@ def test_isolated_nodes_of_a_layer_whose_message_is_dropped() -> None:
     assert loud(look(Dropped(), data(edge_index=edges[:, edges[1] > 0])), "GS402") == []
 
 
+@FACES
+def test_an_answer_that_nothing_moves_at_nodes_with_neighbours_either(face: Face) -> None:
+    """Behind ReLUs that are all closed every node answers alike, and edges would change nothing."""
+
+    class Closed(OneWay):
+        def forward(self, batch: Data) -> Tensor:
+            h = torch.tanh(self.convs[0](batch.x, batch.edge_index))
+            return self.out(F.relu(self.convs[1].lin(h) - 9.0)).squeeze(-1)
+
+    edges = random_graph()
+    batch = data(edge_index=edges[:, edges[1] > NODES // 4])
+    diagnosis = face(Closed(True), batch)
+    assert loud(diagnosis, "GS402") == [] and one(diagnosis, "GS701").explained_by != "GS402"
+
+
 def test_isolated_nodes_that_nothing_reads() -> None:
     class Hubs(nn.Module):
         def __init__(self) -> None:

@@ -249,8 +249,9 @@ def _since_the_start(symptom: Finding, explanation: Finding, signals: Signals) -
 
 
 def _made_by_the_rate(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
-    """At the end of a run: what was undone is a state of weights that the rate has made."""
-    return signals.kind == "trace" and symptom.cause in ("unsuitable-init", "dead-units", "attention-explosion")
+    """It is the rate itself; or, at the end of a run, what was undone is a state of weights that the rate has made."""
+    made = signals.kind == "trace" and symptom.cause in ("unsuitable-init", "dead-units", "attention-explosion")
+    return made or symptom.cause == "learning-rate"
 
 
 def _not_made_by_the_rate(symptom: Finding, explanation: Finding, signals: Signals) -> bool:

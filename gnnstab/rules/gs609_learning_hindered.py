@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gnnstab.records import Finding, Signals
-from gnnstab.records.vocabulary import OPTIMIZER_STACK_SHARE
+from gnnstab.records.vocabulary import OPTIMIZER_LR_JUMP, OPTIMIZER_STACK_SHARE
 from gnnstab.rules._stacks import said
 from gnnstab.rules.base import Rule, rule, threshold
 
@@ -17,6 +17,7 @@ _ADVICE = {
     "dead-units": "Use LeakyReLU, or reset the bias in front of it.",
     "sum-aggregation": "Use mean aggregation, and add a term of the node itself (h + lin_root(x)).",
     "attention-explosion": "Divide the scores by √d, or by the spread that they begin with.",
+    "learning-rate": "Lower the rate to that, or warm up to it.",
 }
 
 
@@ -30,7 +31,8 @@ class LearningHindered(Rule):
     same rate: weights whose size is more than three times off what their layer draws, or whose rows are all alike, are drawn anew; ReLUs
     with channels that are closed on all rows let a part of what is negative through; sums of messages are divided by the in-degree; scores
     that spread by more than 1 within a target are softened. The one that gets furthest is named when it lowers the loss by a further factor e, and when more than
-    half of what it reaches is its own. In a run this is tried at its end, where the loss has hardly fallen.
+    half of what it reaches is its own. Where there is none, but a third or a tenth of the rate does as much, the rate is named, unless
+    a schedule changes it. In a run this is tried at its end, where the loss has hardly fallen.
 
     ## Why it is unstable
     Numbers may be finite everywhere while nothing can be learned. What is in the way shows by being taken away.
@@ -58,6 +60,8 @@ class LearningHindered(Rule):
         """One finding for what is most in the way."""
         for signal in signals.need(OPTIMIZER_STACK_SHARE):
             cause = str(signal.detail.get("cause", ""))
+            if cause == "learning-rate" and not _constant_rate(signals):
+                continue
             if cause and cause not in _ELSEWHERE and signal.value > self.taken:
                 layer = str((signal.detail.get("names") or [""])[0])
                 yield self.finding(
@@ -67,3 +71,8 @@ class LearningHindered(Rule):
                     layer=layer,
                     cause=cause,
                 )
+
+
+def _constant_rate(signals: Signals) -> bool:
+    """False for a run whose schedule changes the rate: a warm-up takes what its full rate would do from the first step on."""
+    return signals.kind != "trace" or any(s.detail.get("constant") for s in signals.find(OPTIMIZER_LR_JUMP))

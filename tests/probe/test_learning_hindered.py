@@ -113,6 +113,22 @@ def test_what_no_gradient_arrives_at_is_not_drawn_anew() -> None:
     assert [s for s in found.signals if s.name == "place.rms"]
 
 
+@pytest.mark.parametrize(("rate", "named"), [(0.12, True), (0.05, False)])
+def test_a_rate_is_named_at_a_tenth_of_which_it_learns_and_only_before_the_first_update(
+    rate: float, named: bool
+) -> None:
+    def told(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+        found = gnnstab.diagnose(model, batch=batch(), loss=loss, optimizer=optimizer).findings
+        return [f.message for f in found if f.code == "GS609" and f.cause == "learning-rate"]
+
+    model, optimizer = model_of("", rate)
+    said = told(model, optimizer)
+    assert len(said) == named and all("at a rate of 0.012" in message.lower() for message in said)
+    loss(model(batch()), batch()).backward()
+    optimizer.step()
+    assert told(model, optimizer) == []
+
+
 def test_the_repaired_twin_is_stable() -> None:
     model, optimizer = model_of("")
     found = gnnstab.diagnose(model, batch=batch(), loss=loss, optimizer=optimizer)

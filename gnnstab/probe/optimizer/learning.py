@@ -31,6 +31,9 @@ LEARNS_WELL = 2.0
 RATES = (0.1, 1 / 3, 3.0, 10.0)
 """Factors on the rate that are tried before any suspect: what another rate brings about as well is no fault of the model."""
 
+LOWER = 2
+"""The first of them, which are lower, are tried where nothing is suspected, too."""
+
 MARGIN = 1.0
 """Further fall of ln(loss), beyond that at any rate, from which on what was undone was in the way: a factor of e."""
 
@@ -71,18 +74,21 @@ def _seen(bench: Bench, look: Callable[[nn.Module, Callable[[], Any]], Any], par
 def _worst(
     bench: Bench, deep: Sequence[Suspect], others: Sequence[Suspect], as_is: Sequence[float], first: float
 ) -> Signal | None:
-    """What the same steps get furthest without: a deep stack, or another suspect that no rate makes up for."""
+    """What the same steps get furthest without: a deep stack, another suspect that no rate makes up for, or a rate that is too high."""
     own = max(0.0, _progress(first, as_is))
     found = [(*one, own) for one in _undone(bench, deep, first, LEARNS)]
-    best = _at_any_rate(bench, first, own) if others else math.inf
+    best, factor, at_best = _at_any_rate(bench, first, own, RATES if others else RATES[:LOWER])
     if best < LEARNS_WELL + MARGIN:
         found += [(*one, best) for one in _undone(bench, others, first, best + MARGIN)]
+    # From weights that a run has come to, a lower rate goes further in any case.
+    if not found and own < LEARNS and factor < 1 and best >= own + MARGIN and not bench.optimizer.state:
+        found = [(best, _rate(bench, factor), at_best, own)]
     if not found:
         return None
     reached, suspect, losses, without = max(found, key=lambda one: one[0])
     detail = {
         "cause": suspect.cause, "names": list(suspect.names[:40]), "count": len(suspect.names), "words": suspect.words,
-        "suspect": suspect.suspect, "first": as_is[0], "best": min(as_is), "at_any_rate": None if suspect in deep else first * math.exp(-best),
+        "suspect": suspect.suspect, "first": as_is[0], "best": min(as_is), "at_any_rate": first * math.exp(-best) if suspect in others else None,
         "undone": min(losses), "steps": len(losses) - 1,
     }  # fmt: skip
     # Progress that the change alone makes, out of what it makes in all.
@@ -105,17 +111,26 @@ def _of_zeros(bench: Bench) -> float:
     return mean if mean > 0 else math.inf
 
 
-def _at_any_rate(bench: Bench, first: float, own: float) -> float:
-    """The most progress at the rate as it is and at those around it; of one that is enough the others are not tried."""
-    best = own
-    for factor in RATES:
-        losses = bench.trial(
-            STEPS, factor=factor, until=lambda seen: _progress(first, seen) >= LEARNS_WELL + MARGIN
-        ).losses
-        best = max(best, _progress(first, losses))
-        if best >= LEARNS_WELL + MARGIN:
+def _at_any_rate(
+    bench: Bench, first: float, own: float, factors: Sequence[float]
+) -> tuple[float, float, Sequence[float]]:
+    """The most progress at the rate as it is and at those around it, with the factor and the losses; of one that is enough the others are not tried."""
+    best: tuple[float, float, Sequence[float]] = (own, 1.0, ())
+    # More than that, and more than half of it not the own one, shows as much as any could.
+    enough = max(LEARNS_WELL + MARGIN, 2 * own + MARGIN)
+    for factor in factors:
+        losses = bench.trial(STEPS, factor=factor, until=lambda seen: _progress(first, seen) >= enough).losses
+        best = max(best, (_progress(first, losses), factor, losses), key=lambda one: one[0])
+        if best[0] >= enough:
             break
     return best
+
+
+def _rate(bench: Bench, factor: float) -> Suspect:
+    """A rate at which the model learns less than at ``factor`` times it."""
+    rate = max(float(group["lr"]) for group in bench.optimizer.param_groups)
+    words = f"at a rate of {factor * rate:.3g}"
+    return Suspect("learning-rate", (), words, f"the learning rate is {rate:.3g}", lambda model: None)
 
 
 def _undone(

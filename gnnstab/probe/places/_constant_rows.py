@@ -17,6 +17,9 @@ from gnnstab.records.vocabulary import PLACE_CONSTANT_ROWS
 if TYPE_CHECKING:
     from gnnstab.probe.places.survey import ForwardView
 
+MOST = 0.5
+"""Share of the reached nodes with the same constant row above which it is not for want of edges that others have it."""
+
 
 def rows(
     model: nn.Module,
@@ -32,6 +35,7 @@ def rows(
     the output. Of an output that has a row for each pair of nodes those rows count that move once every node has a loop (``loops``). ``read``: share of all nodes that are so and at whose output the
     backward that was seen has a gradient; that of the run's own loss where it ``came_back``, and then ``by_loss``. ``deaf``: share of the
     rows with a gradient that are about such nodes and stay when the numbers of everything else change. ``kinds``: those of which no node is reached.
+    Nothing, too, where most nodes that are reached give that very row, as behind ReLUs that are all closed.
     """
     named = seen.batch
     alone, kinds = {}, set[str]()
@@ -54,11 +58,16 @@ def rows(
     for number, (one, other, output) in enumerate(zip(before, after, seen.outputs, strict=False)):
         if one.dim() and one.shape == other.shape and (len(one) in alone or number < len(looped)):
             one, other = one.flatten(1) if one.dim() > 1 else one[:, None], other.reshape(len(other), -1)
-            still = (alone[len(one)] if per_node else looped[number]) & (one == other).all(1)
+            stays = (one == other).all(1)
+            still = (alone[len(one)] if per_node else looped[number]) & stays
             if bool(still.any()):
                 # Rows that stay but differ are told apart by what was not changed, as by an embedding.
-                _, which, count = torch.unique(one[still], dim=0, return_inverse=True, return_counts=True)
+                values, which, count = torch.unique(one[still], dim=0, return_inverse=True, return_counts=True)
                 still[still.clone()] = which == count.argmax()
+                reached = ~alone[len(one)] if per_node else ~stays
+                alike = stays & (one == values[count.argmax()]).all(1)
+                if bool(reached.any()) and float(alike[reached].float().mean()) > MOST:
+                    return  # Edges make no difference to that answer.
             by_loss = came_back is not None and came_back.shape == output.shape
             gradient = came_back if by_loss else output.grad
             asked = still if gradient is None else still & (gradient.reshape(len(still), -1) != 0).any(1)
