@@ -189,9 +189,11 @@ class FeatureScale(Rule):
             if signal.layer not in names_ or not tried.value > self.taken:
                 continue
             first, best, undone = (float(told.get(key, math.nan)) for key in ("first", "best", "undone"))
+            zeros = told.get("zeros")  # A trace may come from a stranger.
+            beside = f", where an output of zeros has {zeros:.3g}" if isinstance(zeros, float) else ""
             return self.finding(
                 f"{self._what(signal, limit)}, and the model hardly learns: steps of {told.get('optimizer')} on a copy bring "
-                f"{told.get('objective')} from {first:.3g} to {best:.3g}. With {names(list(names_))} standardised {told.get('steps')} of them bring it "
+                f"{told.get('objective')} from {first:.3g} to {best:.3g}{beside}. With {names(list(names_))} standardised {told.get('steps')} of them bring it "
                 f"to {undone:.3g}: the scale takes {100 * tried.value:.0f} % of the progress. Standardise it, or put a BatchNorm in front.",
                 severity="warning", limit=self.taken, signal=replace(tried, layer=signal.layer),
             )  # fmt: skip

@@ -41,11 +41,11 @@ def learning_signals(bench: Bench) -> Iterator[Signal]:
     Raises:
         UsageError: As `Bench.trial`.
     """
-    zeros = _of_zeros(bench)
-    as_is = bench.trial(STEPS, until=lambda losses: _progress(min(losses[0], zeros), losses) >= LEARNS_WELL).losses
+    zeros = of_zeros(bench)
+    as_is = bench.trial(STEPS, until=lambda losses: progress(min(losses[0], zeros), losses) >= LEARNS_WELL).losses
     # To come down from a far-off first output is nothing learned.
     first = min(as_is[0], zeros)
-    own = _progress(first, as_is)
+    own = progress(first, as_is)
     if math.isnan(own):
         return
     deep = _seen(bench, stacks)
@@ -72,7 +72,7 @@ def _worst(
     bench: Bench, deep: Sequence[Suspect], others: Sequence[Suspect], as_is: Sequence[float], first: float
 ) -> Signal | None:
     """What the same steps get furthest without: a deep stack, or another suspect that no rate makes up for."""
-    own = max(0.0, _progress(first, as_is))
+    own = max(0.0, progress(first, as_is))
     found = [(*one, own) for one in _undone(bench, deep, first, LEARNS)]
     best = _at_any_rate(bench, first, own) if others else math.inf
     if best < LEARNS_WELL + MARGIN:
@@ -89,7 +89,7 @@ def _worst(
     return Signal(OPTIMIZER_STACK_SHARE, 1 - without / reached, source="steps", detail=detail)
 
 
-def _of_zeros(bench: Bench) -> float:
+def of_zeros(bench: Bench) -> float:
     """Mean loss of outputs of zeros; inf where it is not known."""
     model, _ = twins(bench.model, bench.optimizer)
     values = []
@@ -110,9 +110,9 @@ def _at_any_rate(bench: Bench, first: float, own: float) -> float:
     best = own
     for factor in RATES:
         losses = bench.trial(
-            STEPS, factor=factor, until=lambda seen: _progress(first, seen) >= LEARNS_WELL + MARGIN
+            STEPS, factor=factor, until=lambda seen: progress(first, seen) >= LEARNS_WELL + MARGIN
         ).losses
-        best = max(best, _progress(first, losses))
+        best = max(best, progress(first, losses))
         if best >= LEARNS_WELL + MARGIN:
             break
     return best
@@ -128,12 +128,12 @@ def _undone(
                 losses = bench.trial(STEPS, edit=suspect.undo).losses
         except UsageError:  # The change does not fit the model: it is another kind than it looks like.
             continue
-        reached = _progress(first, losses)
+        reached = progress(first, losses)
         if reached >= enough:
             yield reached, suspect, losses
 
 
-def _progress(first: float, losses: Sequence[float]) -> float:
+def progress(first: float, losses: Sequence[float]) -> float:
     """ln(first / smallest); NaN without a positive loss."""
     best = min(losses)
     return math.log(first / best) if 0 < best < math.inf and 0 < first < math.inf else math.nan
