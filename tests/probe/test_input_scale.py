@@ -84,6 +84,39 @@ def test_coming_down_from_a_far_off_first_output_is_nothing_learned(raw):
     assert all("where an output of zeros has" in f.message for f in told)
 
 
+@pytest.mark.parametrize("filler", [-999.0, 0.0])
+def test_a_filler_that_goes_in_as_a_number_is_named(filler):
+    """Rows of padding take part in the attention's skip and in the mean of each graph."""
+
+    class Wards(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attend, self.out = GATConv(4, 8, residual=True), nn.Linear(12, 1)
+
+        def forward(self, data: Data) -> torch.Tensor:
+            h = torch.cat([self.attend(data.x, data.edge_index), data.x], 1)
+            return self.out(h.view(16, 12, 12).mean(1))[:, 0]
+
+    g = torch.Generator().manual_seed(3)
+    x = torch.randn(16, 12, 4, generator=g) + torch.randn(16, 1, 4, generator=g)
+    real = torch.arange(12) < torch.randint(7, 12, (16, 1), generator=g)
+    y = torch.stack([one[known, 0].mean() for one, known in zip(x, real, strict=True)])
+    edges = torch.cat([torch.randint(0, 7, (2, 24), generator=g) + 12 * ward for ward in range(16)], 1)
+    x[~real] = filler
+    torch.manual_seed(0)
+    model = Wards()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    found = gnnstab.diagnose(
+        model,
+        batch=Data(x=x.flatten(0, 1), edge_index=edges, y=y),
+        loss=lambda o, b: nn.functional.mse_loss(o, b.y),
+        optimizer=optimizer,
+    )
+    told = [f for f in found.findings if f.signal == "optimizer.input_share"]
+    assert [(f.layer, f.cause, f.severity) for f in told] == ([("x", "masking", "warning")] if filler else [])
+    assert all("x.masked_fill(x == -999, 0)" in f.message for f in told)
+
+
 def test_standardising_it_is_confirmed():
     torch.manual_seed(0)
     (verdict,) = gnnstab.verify(
