@@ -71,7 +71,7 @@ def run(bad: float, loss: Callable[[Tensor, Tensor], Tensor]) -> Diagnosis:
     return monitor.diagnose()
 
 
-@pytest.mark.parametrize("loss", [F.mse_loss, F.smooth_l1_loss], ids=["squares", "smooth"])
+@pytest.mark.parametrize("loss", [F.mse_loss, F.smooth_l1_loss, F.l1_loss], ids=["squares", "smooth", "absolute"])
 def test_a_loss_that_is_finite_for_finite_numbers_shows_bad_targets(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
     diagnosis = run(math.nan, loss)
     assert [c.cause for c in diagnosis.root_causes()] == ["non-finite-data"]
@@ -81,8 +81,12 @@ def test_a_loss_that_is_finite_for_finite_numbers_shows_bad_targets(loss: Callab
 
 @pytest.mark.parametrize(
     "loss",
-    [lambda o, y: F.mse_loss((o - o).sqrt(), y), lambda o, y: (o - y).square().mean()],
-    ids=["a root", "by hand"],
+    [
+        lambda o, y: F.mse_loss((o - o).sqrt(), y),
+        lambda o, y: (o - y).square().mean(),
+        lambda o, y: F.l1_loss((o - o).log(), y),
+    ],
+    ids=["a root", "by hand", "a logarithm"],
 )
 def test_an_operation_before_the_loss_acquits_the_targets(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
     """The derivative of a root at zero is none: what came back says nothing of the targets. Nor does what no name tells."""

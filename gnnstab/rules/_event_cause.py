@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -72,6 +73,9 @@ def event_cause(signals: Signals, event: Event) -> Judged:
 _ENTIRE = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy_with_logits")
 """Losses that are finite, with their gradients, for all finite numbers of ordinary size."""
 
+_ABSOLUTE = re.compile(r"(mean|sum) ← abs ← sub ← addmm")
+"""Absolute differences to what a linear layer gives: their gradient is finite for a NaN, too, which the loss alone shows."""
+
 _ORDINARY = 1e4
 """Size of an output whose square fits every format that a loss is computed in but fp16, whose overflow is told before."""
 
@@ -87,6 +91,14 @@ def _only_targets_are_left(signals: Signals, event: Event) -> bool:
     """True where nothing between a finite output and the NaN that came back can have made it but what it was compared with."""
     graph = str(event.detail.get("loss_graph") or signals.context.get("loss_graph") or "")
     finite = float(event.detail.get("output_largest", math.inf)) < _ORDINARY
+    # The gradient of the weights was finite, and so was what the layer was given: of finite numbers it makes no NaN.
+    if (
+        event.stage == "loss"
+        and event.detail.get("loss") == "nan"
+        and not event.detail.get("refines")
+        and _ABSOLUTE.fullmatch(graph)
+    ):
+        return True
     dtype = str(event.detail.get("dtype") or "").removeprefix("torch.")
     loss, _, before = graph.partition(" ← ")
     entire = loss in _ENTIRE and not SINGULAR_OPERATION.search(before)

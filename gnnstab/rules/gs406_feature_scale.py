@@ -25,7 +25,8 @@ class FeatureScale(Rule):
     of the batch by its name (node and edge features, time deltas, encodings) whose size reaches a weight, no normalisation in between. With
     a symptom that scale explains (attention saturated that is healthy at an input of RMS 1, or by such edge features; a saturated
     gate) a warning; without, the same steps are taken on two copies, one of them given the tensor standardised: where that one learns
-    and the other hardly does, a warning too; else information. An RMS above 1000 that reaches a weight is a warning by itself, and so are targets of an RMS above
+    and the other hardly does, a warning too; else information. What only comes down from a far-off first output has not learned, and entries
+    that hold one number far away from all others are put to 0 on that copy, as a mark of missing values. An RMS above 1000 that reaches a weight is a warning by itself, and so are targets of an RMS above
     1000 that the output falls 30 times short of, one number far away from all others that several targets of a squared error hold; in a run whose targets nobody saw, a loss that no mean or sum of squares of
     smaller targets reaches. Whole numbers (ids, indices, counts, masks, one-hot columns) are not judged, unless
     a weight multiplies a column of them with an RMS above 10 as it is. Targets count where the loss is not small beside them: a loss may scale
@@ -189,11 +190,21 @@ class FeatureScale(Rule):
             if signal.layer not in names_ or not tried.value > self.taken:
                 continue
             first, best, undone = (float(told.get(key, math.nan)) for key in ("first", "best", "undone"))
+            zeros = told.get("zeros")
+            beside = f", where an output of zeros has {zeros:.3g}" if isinstance(zeros, float) else ""
+            marks = told.get("marks")  # A trace may come from a stranger.
+            mark = marks.get(signal.layer) if isinstance(marks, dict) else None
+            known, advice = "", "Standardise it, or put a BatchNorm in front"
+            if isinstance(mark, (int, float)):
+                known = f", and its entries of {mark:g}, a mark of missing values that goes in as a number, put to 0,"
+                advice = (
+                    f"Mask these entries, and leave rows of them out of every mean: x.masked_fill(x == {mark:g}, 0)"
+                )
             return self.finding(
                 f"{self._what(signal, limit)}, and the model hardly learns: steps of {told.get('optimizer')} on a copy bring "
-                f"{told.get('objective')} from {first:.3g} to {best:.3g}. With {names(list(names_))} standardised {told.get('steps')} of them bring it "
-                f"to {undone:.3g}: the scale takes {100 * tried.value:.0f} % of the progress. Standardise it, or put a BatchNorm in front.",
-                severity="warning", limit=self.taken, signal=replace(tried, layer=signal.layer),
+                f"{told.get('objective')} from {first:.3g} to {best:.3g}{beside}. With {names(list(names_))} standardised{known} {told.get('steps')} of them bring it "
+                f"to {undone:.3g}: the scale takes {100 * tried.value:.0f} % of the progress. {advice}.",
+                severity="warning", limit=self.taken, signal=replace(tried, layer=signal.layer), cause="masking" if known else self.cause,
             )  # fmt: skip
         return None
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch_geometric.data import Batch, Data
-from torch_geometric.nn import GATConv, global_mean_pool
+from torch_geometric.nn import GATConv, TransformerConv, global_mean_pool
 
 import gnnstab
 
@@ -54,6 +54,67 @@ def test_a_column_that_drowns_the_others_is_a_warning_where_the_copy_learns_with
         objective = "the cross-entropy between the output and y" if loss is None else "the loss of one batch"
         assert objective in told[0].message
         assert [(c.cause, c.how) for c in found.causes if c.status == "root-cause"] == [("feature-scale", "undone")]
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_coming_down_from_a_far_off_first_output_is_nothing_learned(raw):
+    """Large edge features make the first loss large: it falls fast, to that of an output of zeros, and hardly any further."""
+
+    class Roads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.attend = nn.Linear(4, 16), TransformerConv(16, 16, edge_dim=1)
+            self.out = nn.Linear(16, 1)
+
+        def forward(self, data: Data) -> torch.Tensor:
+            h = self.embed(data.x)
+            return self.out(h + self.attend(h, data.edge_index, data.edge_attr))[:, 0]
+
+    g = torch.Generator().manual_seed(1)
+    length, edges = torch.randn(200, 1, generator=g), torch.randint(0, 40, (2, 200), generator=g)
+    y = 0.2 * torch.zeros(40).index_add_(0, edges[1], length[:, 0])
+    attr = 140 + 14 * length if raw else length
+    batch = Data(x=torch.randn(40, 4, generator=g), edge_index=edges, edge_attr=attr, y=y)
+    torch.manual_seed(0)
+    model = Roads()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    found = gnnstab.diagnose(model, batch=batch, loss=lambda o, b: nn.functional.mse_loss(o, b.y), optimizer=optimizer)
+    told = [f for f in found.findings if f.signal == "optimizer.input_share"]
+    assert [(f.layer, f.severity) for f in told] == ([("edge_attr", "warning")] if raw else [])
+    assert all("where an output of zeros has" in f.message for f in told)
+
+
+@pytest.mark.parametrize("filler", [-999.0, 0.0])
+def test_a_filler_that_goes_in_as_a_number_is_named(filler):
+    """Rows of padding take part in the attention's skip and in the mean of each graph."""
+
+    class Wards(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attend, self.out = GATConv(4, 8, residual=True), nn.Linear(12, 1)
+
+        def forward(self, data: Data) -> torch.Tensor:
+            h = torch.cat([self.attend(data.x, data.edge_index), data.x], 1)
+            return self.out(h.view(16, 12, 12).mean(1))[:, 0]
+
+    g = torch.Generator().manual_seed(3)
+    x = torch.randn(16, 12, 4, generator=g) + torch.randn(16, 1, 4, generator=g)
+    real = torch.arange(12) < torch.randint(7, 12, (16, 1), generator=g)
+    y = torch.stack([one[known, 0].mean() for one, known in zip(x, real, strict=True)])
+    edges = torch.cat([torch.randint(0, 7, (2, 24), generator=g) + 12 * ward for ward in range(16)], 1)
+    x[~real] = filler
+    torch.manual_seed(0)
+    model = Wards()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    found = gnnstab.diagnose(
+        model,
+        batch=Data(x=x.flatten(0, 1), edge_index=edges, y=y),
+        loss=lambda o, b: nn.functional.mse_loss(o, b.y),
+        optimizer=optimizer,
+    )
+    told = [f for f in found.findings if f.signal == "optimizer.input_share"]
+    assert [(f.layer, f.cause, f.severity) for f in told] == ([("x", "masking", "warning")] if filler else [])
+    assert all("x.masked_fill(x == -999, 0)" in f.message for f in told)
 
 
 def test_standardising_it_is_confirmed():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -19,6 +19,9 @@ LOOKED_AT = 100
 """Nodes that are searched."""
 
 _SPREADS = ("Std", "Var", "StdMean", "VarMean")
+
+_LINEAR = ("Addmm",)
+"""A linear layer, which is of the model: what stands behind it made a finite output."""
 
 _QUIET = ("View", "UnsafeView", "Unsqueeze", "Squeeze", "Expand", "T", "Alias", "Clone", "Transpose", "Permute")
 
@@ -35,7 +38,7 @@ def chain(loss: Any) -> str:
         if kind not in _QUIET:
             names.append(_words(kind))
         node = next((following for following, _ in node.next_functions if following is not None), None)
-    beside = dict.fromkeys(_words(_kind(node)) for node, depth in _nodes(loss) if depth < SHOWN)
+    beside = dict.fromkeys(_words(_kind(node)) for node, depth in _nodes(loss, _LINEAR) if depth < SHOWN)
     told = [name for name in beside if name not in names and SINGULAR_OPERATION.search(name)]
     return " ← ".join(names) + (f"; beside it {', '.join(told)}" if told else "")
 
@@ -55,8 +58,8 @@ def of_too_few(loss: Any) -> str:
     return ""
 
 
-def _nodes(loss: Any) -> Iterator[tuple[Any, int]]:
-    """The nodes of a loss and their distance from it, the nearest first."""
+def _nodes(loss: Any, ends: Sequence[str] = ()) -> Iterator[tuple[Any, int]]:
+    """The nodes of a loss and their distance from it, the nearest first; nothing behind a node of the kinds ``ends``."""
     waiting = deque([(loss.grad_fn if isinstance(loss, Tensor) else None, 0)])
     seen: set[Any] = set()
     while waiting and len(seen) < LOOKED_AT:
@@ -65,7 +68,8 @@ def _nodes(loss: Any) -> Iterator[tuple[Any, int]]:
             continue
         seen.add(node)
         yield node, depth
-        waiting += [(following, depth + 1) for following, _ in node.next_functions]
+        if _kind(node) not in ends:
+            waiting += [(following, depth + 1) for following, _ in node.next_functions]
 
 
 def _made(node: Any, place: int) -> int | None:

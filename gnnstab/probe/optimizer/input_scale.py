@@ -8,14 +8,16 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gnnstab.errors import UsageError
 from gnnstab.probe.batches.loss import loss_with_targets
 from gnnstab.probe.batches.named_tensors import named_tensors
 from gnnstab.probe.batches.roles import deviating, standardised
-from gnnstab.probe.optimizer.learning import LEARNS
+from gnnstab.probe.optimizer.learning import LEARNS, of_zeros, progress
+from gnnstab.probe.optimizer.learning import STEPS as FEW
 from gnnstab.probe.optimizer.optimizer_steps import Bench, Loss, bench_for
+from gnnstab.probe.replaying.marks import mark_among
 from gnnstab.probe.replaying.replica import mapped
 from gnnstab.records import Signal, Signals
 from gnnstab.records.vocabulary import OPTIMIZER_INPUT_SHARE
@@ -41,29 +43,44 @@ def scale_signals(bench: Bench, suspects: Mapping[str, bool], objective: str) ->
     args, kwargs = bench.calls[0]
     tensors = named_tensors(args, kwargs, bench.model)
     found = {name: deviating(tensors[name], whole=whole) for name, whole in suspects.items() if name in tensors}
-    scaled = {
-        id(tensors[name]): standardised(tensors[name], columns)
-        for name, columns in found.items()
-        if columns is not None
-    }
-    if not scaled:
+    large = {name: columns for name, columns in found.items() if columns is not None}
+    if not large:
         return
+    filled = {name: _filled(tensors[name], columns) for name, columns in large.items()}
+    marks = {name: mark for name, (_, mark) in filled.items() if mark is not None}
+    scaled = {id(tensors[name]): standardised(filled[name][0], columns) for name, columns in large.items()}
     one = replace(bench, calls=bench.calls[:1], batches=bench.batches[:1])
-    as_is = one.trial(STEPS, until=lambda losses: _progress(losses[0], min(losses)) >= LEARNS)
-    first, own = as_is.losses[0], _progress(as_is.losses[0], min(as_is.losses))
-    if not own < LEARNS:
+    # To come down from a far-off first output, which is what large inputs give, is nothing learned.
+    zeros = of_zeros(one)
+    as_is = one.trial(STEPS, until=lambda losses: progress(min(losses[0], zeros), losses) >= LEARNS).losses
+    first = min(as_is[0], zeros)
+    own = progress(first, as_is)
+    took = len(as_is) - 1
+    if not own < LEARNS and took <= FEW:
         return
     enough = max(LEARNS, FASTER * own)
     changed = replace(one, calls=[mapped((args, kwargs), lambda tensor: scaled.get(id(tensor), tensor))])
-    undone = changed.trial(STEPS, until=lambda losses: _progress(first, min(losses)) >= enough).losses
-    with_it = _progress(first, min(undone))
+    undone = changed.trial(took, until=lambda losses: progress(first, losses) >= enough).losses
+    with_it = progress(first, undone)
     if with_it >= LEARNS:
         detail = {
-            "names": [name for name, columns in found.items() if columns is not None], "objective": objective,
-            "optimizer": type(bench.optimizer).__name__, "first": first, "best": min(as_is.losses), "undone": min(undone),
-            "steps": len(undone) - 1,
+            "names": list(large), "marks": marks, "objective": objective,
+            "optimizer": type(bench.optimizer).__name__, "first": as_is[0], "best": min(as_is), "undone": min(undone),
+            "zeros": first if first < as_is[0] else None, "steps": len(undone) - 1,
         }  # fmt: skip
         yield Signal(OPTIMIZER_INPUT_SHARE, 1 - max(own, 0.0) / with_it, source="steps", detail=detail)
+
+
+def _filled(tensor: Tensor, columns: Tensor) -> tuple[Tensor, float | None]:
+    """The tensor, with the mean of the others of their column in entries of the ``columns`` that hold a mark of missing values; and the mark."""
+    values = tensor.detach()[:, columns]
+    found = mark_among(values)
+    if found is None:
+        return tensor, None
+    marked, _ = found
+    filled = tensor.detach().clone()
+    filled[:, columns] = torch.where(marked, values.masked_fill(marked, math.nan).nanmean(0).nan_to_num(), values)
+    return filled, float(values[marked][0])
 
 
 def with_scale_trial(
@@ -92,8 +109,3 @@ def with_scale_trial(
     except UsageError:
         return signals
     return replace(signals, values=(*signals.values, *found))
-
-
-def _progress(first: float, best: float) -> float:
-    """ln(first / best); NaN without a positive loss."""
-    return math.log(first / best) if 0 < best < math.inf and 0 < first < math.inf else math.nan

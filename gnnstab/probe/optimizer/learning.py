@@ -44,11 +44,11 @@ def learning_signals(bench: Bench) -> Iterator[Signal]:
     Raises:
         UsageError: As `Bench.trial`.
     """
-    zeros = _of_zeros(bench)
-    as_is = bench.trial(STEPS, until=lambda losses: _progress(min(losses[0], zeros), losses) >= LEARNS_WELL).losses
+    zeros = of_zeros(bench)
+    as_is = bench.trial(STEPS, until=lambda losses: progress(min(losses[0], zeros), losses) >= LEARNS_WELL).losses
     # To come down from a far-off first output is nothing learned.
     first = min(as_is[0], zeros)
-    own = _progress(first, as_is)
+    own = progress(first, as_is)
     if math.isnan(own):
         return
     deep = _seen(bench, stacks)
@@ -75,7 +75,7 @@ def _worst(
     bench: Bench, deep: Sequence[Suspect], others: Sequence[Suspect], as_is: Sequence[float], first: float
 ) -> Signal | None:
     """What the same steps get furthest without: a deep stack, another suspect that no rate makes up for, or a rate that is too high."""
-    own = max(0.0, _progress(first, as_is))
+    own = max(0.0, progress(first, as_is))
     found = [(*one, own) for one in _undone(bench, deep, first, LEARNS)]
     best, factor, at_best = _at_any_rate(bench, first, own, RATES if others else RATES[:LOWER])
     if best < LEARNS_WELL + MARGIN:
@@ -95,7 +95,7 @@ def _worst(
     return Signal(OPTIMIZER_STACK_SHARE, 1 - without / reached, source="steps", detail=detail)
 
 
-def _of_zeros(bench: Bench) -> float:
+def of_zeros(bench: Bench) -> float:
     """Mean loss of outputs of zeros; inf where it is not known."""
     model, _ = twins(bench.model, bench.optimizer)
     values = []
@@ -119,8 +119,8 @@ def _at_any_rate(
     # More than that, and more than half of it not the own one, shows as much as any could.
     enough = max(LEARNS_WELL + MARGIN, 2 * own + MARGIN)
     for factor in factors:
-        losses = bench.trial(STEPS, factor=factor, until=lambda seen: _progress(first, seen) >= enough).losses
-        best = max(best, (_progress(first, losses), factor, losses), key=lambda one: one[0])
+        losses = bench.trial(STEPS, factor=factor, until=lambda seen: progress(first, seen) >= enough).losses
+        best = max(best, (progress(first, losses), factor, losses), key=lambda one: one[0])
         if best[0] >= enough:
             break
     return best
@@ -143,12 +143,12 @@ def _undone(
                 losses = bench.trial(STEPS, edit=suspect.undo).losses
         except UsageError:  # The change does not fit the model: it is another kind than it looks like.
             continue
-        reached = _progress(first, losses)
+        reached = progress(first, losses)
         if reached >= enough:
             yield reached, suspect, losses
 
 
-def _progress(first: float, losses: Sequence[float]) -> float:
+def progress(first: float, losses: Sequence[float]) -> float:
     """ln(first / smallest); NaN without a positive loss."""
     best = min(losses)
     return math.log(first / best) if 0 < best < math.inf and 0 < first < math.inf else math.nan

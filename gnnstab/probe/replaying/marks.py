@@ -1,4 +1,4 @@
-"""What the gradient of a squared error shows of its targets: their size, and one number far away from all others that is a mark of missing values."""
+"""One number far away from all others that is a mark of missing values, and what the gradient of a squared error shows of its targets."""
 
 from __future__ import annotations
 
@@ -14,26 +14,33 @@ FAR = 20.0
 """Distance of a mark from the mean of the other targets, in their standard deviations; measured values of 20 are not alike to the digit."""
 
 LEAST = 3
-"""Targets that must hold the mark."""
+"""Entries that must hold the mark."""
 
 SAME = 1e-3
-"""Relative difference up to which targets hold the same number: they are recovered from gradients of fp32."""
+"""Relative difference up to which entries hold the same number: targets are recovered from gradients of fp32."""
 
 
 def marked_targets(output: Tensor, gradient: Tensor, value: float, step: int, mode: str) -> list[Measure]:
     """The distance of the mark among the targets of a squared error, where there is one; the first arguments as of `recovered_loss`."""
     targets = squared_targets(output, gradient, value)
-    if targets is None or targets.numel() < 2 * LEAST:
+    found = None if targets is None else mark_among(targets)
+    if targets is None or found is None:
         return []
-    for mark in (targets.min(), targets.max()):
-        alike = (targets - mark).abs() <= SAME * mark.abs()
-        others = targets[~alike]
+    alike, distance = found
+    told = {"mark": float(f"{float(targets[alike][0]):.4g}"), "count": int(alike.sum()), "of": targets.numel()}
+    return [Measure(step, "", mode, 0, LOSS_MARKED_TARGETS, -1, distance, json.dumps(told))]
+
+
+def mark_among(values: Tensor) -> tuple[Tensor, float] | None:
+    """Which entries of ``values``, of any shape, hold one number far away from all others, and how far in their deviations; None where none do."""
+    for mark in (values.min(), values.max()) if values.numel() >= 2 * LEAST else ():
+        alike = (values - mark).abs() <= SAME * mark.abs()
+        others = values[~alike]
         if LEAST <= int(alike.sum()) < len(others) and float(others.std()) > 0:
-            distance = (mark - others.mean()).abs() / others.std()
-            if float(distance) > FAR:
-                told = {"mark": float(f"{float(mark):.4g}"), "count": int(alike.sum()), "of": targets.numel()}
-                return [Measure(step, "", mode, 0, LOSS_MARKED_TARGETS, -1, float(distance), json.dumps(told))]
-    return []
+            distance = float((mark - others.mean()).abs() / others.std())
+            if distance > FAR:
+                return alike, distance
+    return None
 
 
 def target_size(output: Tensor, gradient: Tensor, value: float, step: int, mode: str) -> list[Measure]:
