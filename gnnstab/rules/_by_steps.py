@@ -18,7 +18,9 @@ def by_steps(finding: Finding, signals: Signals) -> Finding:
         if finding.layer not in signal.detail.get("names", ()):
             continue
         steps = _steps("With softer scores", signal.detail)
-        if signal.value <= 1 and not _by_heart(signal.detail):
+        # Softened, a trained network is another function, and has to learn anew what it knew: there only a large loss acquits.
+        acquits = earned(signal.detail) if signal.detail.get("trained") else signal.value <= 1
+        if acquits and not _by_heart(signal.detail):
             end = "the sharpness is earned" if earned(signal.detail) else "it does no harm that steps show"
             return replace(finding, severity="info", message=f"{finding.message} {steps}: {end}.")
         harm = harms(signal.detail) and _gain(signal.detail) > _left(signals)

@@ -70,6 +70,7 @@ def softer_signals(bench: Bench, layers: Sequence[str]) -> Iterator[Signal]:
     best, undone = min(as_is), min(softer)
     if 0 < best < math.inf and 0 < undone < math.inf:
         detail = {"names": list(layers[:40]), "first": as_is[0], "best": best, "undone": undone, "steps": STEPS}
+        detail["trained"] = bool(bench.optimizer.state)
         yield Signal(OPTIMIZER_SOFTER, best / undone, source="steps", detail=detail)
 
 
