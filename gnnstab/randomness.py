@@ -67,7 +67,7 @@ def _undisturbed() -> AbstractContextManager[None]:
 
 
 def _draws_apart() -> bool:
-    return "torch" in sys.modules and _own_draws() is not None
+    return sys.modules.get("torch") is not None and _own_draws() is not None
 
 
 def _own_draws() -> Any:

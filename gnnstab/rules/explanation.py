@@ -258,8 +258,12 @@ def _not_made_by_the_rate(symptom: Finding, explanation: Finding, signals: Signa
     return not _made_by_the_rate(explanation, symptom, signals)
 
 
+def _same_cause(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    return symptom.cause == explanation.cause
+
+
 def _other_cause(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
-    return symptom.cause != explanation.cause
+    return not _same_cause(symptom, explanation, signals)
 
 
 def _zero_start(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
@@ -350,6 +354,7 @@ LINKS = tuple(
         # What was seen in the data and the code, before what steps on copies can only undo; and that before what it brings about.
         *((seen, _always, "GS609") for seen in ("GS305", "GS402", "GS406", "GS407", "GS408", "GS502", "GS605")),
         ("GS601", _made_by_the_rate, "GS609"),
+        ("GS201", _same_cause, "GS609"),
         ("GS609", _not_made_by_the_rate, "GS601 GS603"),
         ("GS609", _always, "GS608 GS602 GS604 GS203 GS204 GS304 GS701 GS704"),
         ("GS609", _other_cause, "GS301 GS302"),

@@ -61,9 +61,9 @@ class DeadUnits(Rule):
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding per layer, and one per other module that a ReLU stands behind."""
         places = measured(signals.find("place.dead_share"))
-        yield from self._floor(signals)
         found = [*self._at_places(places, signals)]
-        found += self._closed(signals, {f.layer for f in found})
+        closed = [*self._closed(signals, {f.layer for f in found})]
+        found += closed or self._floor(signals)
         yield from found
         if (places or found) and not signals.find("channels.dead_share"):
             return

@@ -12,6 +12,7 @@ from gnnstab.records import SIGNALS, Finding, Signals
 from gnnstab.records.vocabulary import (
     OPTIMIZER_BELOW_EPS_SHARE,
     OPTIMIZER_INPUT_SHARE,
+    PLACE_OVERFLOW,
     PRECISION_FP16_HEADROOM,
     WEIGHT_NON_FINITE,
     in_group,
@@ -77,6 +78,8 @@ class Goal:
             return math.nan if typical is None else typical.value
         found = [s.value for s in signals.find(self.signal, layer=self.layer, head=None)]
         found = found or [s.value for s in signals.find(self.signal, layer=self.layer)]
+        if not found and self.signal == PLACE_OVERFLOW:
+            return 0.0  # It lists the entries that overflow, and there are none.
         if not found or any(math.isnan(v) for v in found):
             return math.nan
         if self.healthy:

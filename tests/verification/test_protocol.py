@@ -110,7 +110,7 @@ def test_fp16_overflow_is_cured_by_fp32_attention_in_the_layer_that_overflows_an
 
 def test_headroom_is_judged_in_the_number_format_of_the_layer():
     model, batch = load_actor("agents7_lr7e-2_amp16_nan_crash"), small_batch(12)
-    found = [f for f in observe(model, batch, precision="fp16").findings if f.code == "GS501"]
+    found = [f for f in observe(model, batch, precision="fp16").findings if f.signal == "precision.fp16_headroom"]
     finding = next(f for f in found if f.layer == "gnn.gnn2.1")
     fixes = ["fp32-attention", ("fp32-attention", {"only": ["gnn.gnn2.1"]}), ("fp32-attention", {"only": ["gnn.gnn1"]})]
     options = {"batch": batch, "precision": "fp16", "seeds": 3, "steps": 2, "finding": finding}

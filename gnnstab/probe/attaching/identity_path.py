@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from torch import Tensor
@@ -53,19 +53,21 @@ def node_of(tensor: Tensor) -> Node | None:
     return get_gradient_edge(tensor).node if tensor.requires_grad else None
 
 
-def leads_to(node: Any) -> Iterator[Node]:
+def leads_to(node: Any) -> list[Node]:
     """The nodes that a gradient goes on to; not through a product with the number 0, as of a residual that is switched off by its weight."""
-    ways_on = [behind for behind, _ in node.next_functions]
-    if len(ways_on) == 2 and None in ways_on and node.name().startswith("MulBackward"):
-        kept = getattr(node, "_raw_saved_self", None)
-        if ways_on[1] is None:
-            kept = getattr(node, "_raw_saved_other", None)
+    onward = node.next_functions
+    behind = [other for other, _ in onward if other is not None]
+    # A product with one operand that has a history; operations of three have more entries.
+    if onward[1:] and not onward[2:] and behind and not behind[1:] and node.name().startswith("MulBackward"):
+        kept = getattr(node, "_raw_saved_other", None)
+        if onward[0][0] is None:
+            kept = getattr(node, "_raw_saved_self", None)
         with without_torch_dispatch():
             # Nothing is unpacked, since that may compute a checkpointed part anew; a number is always kept as it is.
             factor = getattr(kept, "data", None)
             if isinstance(factor, Tensor) and not factor.dim() and factor.device.type == "cpu" and not factor:
-                return
-    yield from (behind for behind in ways_on if behind is not None)
+                return []
+    return behind
 
 
 def ways(layer_trace: Sequence[tuple[str, Endpoint, Endpoint] | Mark]) -> Ways:
@@ -184,7 +186,7 @@ def _walked(
             above[node] = above.get(node, 0) | 1 << position + count
     found = 0
     feeds: dict[int, int] = {}
-    for node in order:
+    for node, onward in order.items():
         makes, ways = above.get(node, 0), reached.get(node, 0)
         found |= (entries.get(node, 0) if _is_parameter(node) else makes) & ways
         for position, entry in inside.get(node, ()):
@@ -196,15 +198,15 @@ def _walked(
                 ways &= ~((1 << position + 1) - 1)
             else:
                 ways &= ~(1 << position)
-        for behind in leads_to(node):
+        for behind in onward:
             above[behind] = above.get(behind, 0) | makes
             reached[behind] = reached.get(behind, 0) | ways
     return found, feeds
 
 
-def _ordered(starts: Sequence[Node]) -> list[Node] | None:
-    """All nodes at and behind ``starts``, each in front of what it was made from; None when the budget is spent."""
-    seen: set[Node] = set()
+def _ordered(starts: Sequence[Node]) -> dict[Node, list[Node]] | None:
+    """All nodes at and behind ``starts``, each in front of what it `leads_to`, with those; None when the budget is spent."""
+    seen: dict[Node, list[Node]] = {}
     order: list[Node] = []
     waiting = [(node, False) for node in starts]
     while waiting:
@@ -212,12 +214,12 @@ def _ordered(starts: Sequence[Node]) -> list[Node] | None:
         if done:
             order.append(node)
         elif node not in seen:
-            seen.add(node)
+            seen[node] = leads_to(node)
             if len(seen) > BUDGET:
                 return None
             waiting.append((node, True))
-            waiting += [(behind, False) for behind in leads_to(node)]
-    return order[::-1]
+            waiting += [(behind, False) for behind in seen[node]]
+    return {node: seen[node] for node in order[::-1]}
 
 
 def _is_parameter(node: Node) -> bool:

@@ -55,7 +55,9 @@ def deviating(tensor: Tensor, *, whole: bool) -> Tensor | None:
 
     Columns of whole numbers are ids, counts, masks or one-hot codes, whose size says nothing; with ``whole`` a weight multiplies them.
     """
-    if not tensor.is_floating_point() or tensor.dim() != 2 or tensor.shape[0] < 2 or not tensor.numel():
+    if tensor.layout is not torch.strided or not tensor.is_floating_point() or tensor.dim() != 2:
+        return None
+    if tensor.shape[0] < 2 or not tensor.numel():
         return None
     values = tensor.detach().double()
     size, spread = values.square().mean(0).sqrt(), values.std(0)
