@@ -72,7 +72,7 @@ class AttentionExplosion(Rule):
 
     ## When it is wrong
     With a model, a loss and the optimizer, steps on two copies decide, one of them with softer scores: sharpness that takes a quarter
-    of the progress is sure, and a warning where its origin is unknown; that without which they are no better is information.
+    of the progress is sure, and a warning where its origin is unknown; that without which their best loss is twice as large is information.
     Attention can be sharp and right: the best small networks reached Ĥ = .35. Sharpness that training has found is therefore
     information where a file alone is judged on generated graphs, and in a run whose loss ended at its best; with a batch and a
     loss, softer scores on a copy decide. With fewer than 3 neighbours Ĥ says little, and such layers are left out. Judged by
