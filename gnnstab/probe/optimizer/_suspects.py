@@ -51,13 +51,12 @@ class Suspect(NamedTuple):
 
 
 def suspects(model: nn.Module, loss: Callable[[], Tensor]) -> Iterator[Suspect]:
-    """What ``loss``, which calls ``model``, and its gradient show; ``model`` is a copy, and generators are forked."""
+    """What ``loss``, which runs forward and backward of ``model``, shows; ``model`` is a copy, and generators are forked."""
     closed, apart = _Closed(), Spreads(model)
     with closed, apart:
         closed.watch(model)
         apart.watch(model)
-        value = loss()
-    value.backward()  # type: ignore[no-untyped-call]
+        loss()
     # Where no gradient arrives, nothing is learned for another reason: GS604 names it.
     drawn = {name: new for name, new in _drawn_anew(model).items() if _arrives(model.get_parameter(name).grad)}
     if drawn:
@@ -77,7 +76,7 @@ def suspects(model: nn.Module, loss: Callable[[], Tensor]) -> Iterator[Suspect]:
             _nothing, _Opened(),
         )  # fmt: skip
     sums = Divided()
-    with torch.no_grad(), sums.mode():
+    with sums.mode():
         sums.edit(model)
         loss()
     if sums.names:

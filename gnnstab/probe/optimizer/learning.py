@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -61,14 +62,28 @@ def learning_signals(bench: Bench) -> Iterator[Signal]:
 
 
 def _seen(bench: Bench, look: Callable[[nn.Module, Callable[[], Any]], Any], part: int = 0) -> list[Suspect]:
-    """What a look at one forward of a copy finds, which is given its output (``part`` 0) or its loss (1)."""
+    """What a look at one forward of a copy finds, which is given its output (``part`` 0) or, after a backward, its loss (1).
+
+    Raises:
+        UsageError: The forward, the loss or the backward fail on the copy.
+    """
     model, _ = twins(bench.model, bench.optimizer)
-    with forked_rng(), torch.enable_grad():
+
+    def ran() -> Any:
         try:
-            return list(look(model, lambda: bench.forward(model, 0)[part]))
+            result = bench.forward(model, 0)
+            if part:
+                result[1].backward()  # type: ignore[no-untyped-call]
+            return result[part]
         except Exception as error:
             let_through(error)
+            *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+            if frame.f_globals.get("__name__") == look.__module__:
+                raise  # A hook of the look itself, and nothing of the user's.
             raise UsageError(f"the forward failed on a copy: {type(error).__name__}: {error}") from error
+
+    with forked_rng(), torch.enable_grad():
+        return list(look(model, ran))
 
 
 def _worst(
