@@ -139,6 +139,14 @@ def let_through(error: BaseException) -> None:
         origin = origin.__cause__
 
 
+def ours(error: BaseException) -> bool:
+    """True for a failure of gnnstab's own code, and not of the user's that it has called."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    # A call that does not fit what is called, as of a loss of three arguments, is raised by the caller.
+    calls = isinstance(error, TypeError) and frame.f_code.co_name == "forward"
+    return str(frame.f_globals.get("__name__")).startswith("gnnstab.") and not calls
+
+
 def _from_outside(error: BaseException) -> bool:
     if isinstance(error, (KeyboardInterrupt, GeneratorExit)):
         return True

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from gnnstab.errors import UsageError, let_through
+from gnnstab.errors import UsageError, let_through, ours
 from gnnstab.probe.optimizer._copies import twins
 from gnnstab.probe.optimizer._stacks import stacks
 from gnnstab.probe.optimizer._suspects import Suspect, suspects
@@ -77,9 +76,8 @@ def _seen(bench: Bench, look: Callable[[nn.Module, Callable[[], Any]], Any], par
             return result[part]
         except Exception as error:
             let_through(error)
-            *_, (frame, _) = traceback.walk_tb(error.__traceback__)
-            if frame.f_globals.get("__name__") == look.__module__:
-                raise  # A hook of the look itself, and nothing of the user's.
+            if ours(error):  # A hook of the look itself.
+                raise
             raise UsageError(f"the forward failed on a copy: {type(error).__name__}: {error}") from error
 
     with forked_rng(), torch.enable_grad():

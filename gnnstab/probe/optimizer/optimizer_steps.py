@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data.data import BaseData
 
-from gnnstab.errors import UsageError, let_through
+from gnnstab.errors import UsageError, let_through, ours
 from gnnstab.probe.batches.arguments import Arguments, as_arguments
 from gnnstab.probe.optimizer import learning
 from gnnstab.probe.optimizer._copies import twins
@@ -144,6 +144,8 @@ class Bench:
                 raise
             except Exception as error:
                 let_through(error)
+                if ours(error):
+                    raise
                 raise UsageError(f"trial steps on a copy failed: {type(error).__name__}: {error}") from error
 
     @cached_property
@@ -279,7 +281,13 @@ def optimizer_signals(
         bench = bench_for(model, batch, loss, optimizer, precision, clip)
         return [*lost, *_judged(bench), *softer_signals(bench, sharp), *standardised_signals(bench)], {}
     except UsageError as error:
-        return lost, dict.fromkeys((OPTIMIZER_LOSS_RISE, OPTIMIZER_OUTPUT_MOVE, OPTIMIZER_EPS_DAMPING), str(error))
+        why = str(error)
+    except Exception as error:
+        let_through(error)
+        if not ours(error):
+            raise
+        why = f"gnnstab itself failed in steps on a copy: {type(error).__name__}: {error}"
+    return lost, dict.fromkeys((OPTIMIZER_LOSS_RISE, OPTIMIZER_OUTPUT_MOVE, OPTIMIZER_EPS_DAMPING), why)
 
 
 def with_trial_steps(
