@@ -221,7 +221,10 @@ class Bench:
         cast = nullcontext() if self.dtype is None else torch.autocast(device, dtype=self.dtype, cache_enabled=False)
         with cast:
             output = eager(model)(*copied(tuple(args)), **copied(dict(kwargs)))
-            return output, self.loss(output, self.batches[number])
+            loss = self.loss(output, self.batches[number])
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            raise TypeError(f"the loss gave {type(loss).__name__}, where trial steps need a tensor of one number")
+        return output, loss
 
     def _gradients(self, model: nn.Module, number: int, scale: float, ahead: Tensor | None = None) -> float:
         """Backward of one batch, whose loss may be known ``ahead``; returns the scale of the loss that it took to keep the gradients finite."""
