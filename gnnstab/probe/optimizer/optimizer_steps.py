@@ -282,7 +282,9 @@ def optimizer_signals(
     lost = [] if optimizer is None else eps_signals(optimizer)
     try:
         bench = bench_for(model, batch, loss, optimizer, precision, clip)
-        return [*lost, *_judged(bench), *softer_signals(bench, sharp), *standardised_signals(bench)], {}
+        # First what needs all steps as they are, which the rest then looks at.
+        whole = [*softer_signals(bench, sharp), *standardised_signals(bench)]
+        return [*lost, *_judged(bench), *whole], {}
     except UsageError as error:
         why = str(error)
     except Exception as error:

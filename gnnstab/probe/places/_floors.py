@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from gnnstab.probe.places.survey import ForwardView
 
 
-def rows(seen: ForwardView, gradient: Tensor | None, loss: float) -> Iterator[Row]:
+def rows(seen: ForwardView, gradient: Tensor | None, loss: float, returned: Tensor | None = None) -> Iterator[Row]:
     """Share of the targets' variance that no output of zero or more can explain, where a ReLU ends the model and the loss is a squared error.
 
-    ``gradient`` is that of the ``loss`` at the one output, as far as it is known.
+    ``gradient`` is that of the ``loss`` at the one output, as far as it is known; that was ``returned``, where it is not the one seen.
     """
     if len(seen.outputs) != 1 or gradient is None or not math.isfinite(loss):
         return
@@ -30,7 +30,7 @@ def rows(seen: ForwardView, gradient: Tensor | None, loss: float) -> Iterator[Ro
         node = node.next_functions[0][0]
     if node is None or not type(node).__name__.startswith("ReluBackward"):
         return
-    targets = squared_targets(output, gradient, loss)
+    targets = squared_targets(output if returned is None else returned, gradient, loss)
     if targets is None or not float(targets.var(correction=0)) > 0:
         return
     below = targets.clamp(max=0).square().mean() / targets.var(correction=0)

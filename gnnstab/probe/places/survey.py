@@ -90,7 +90,7 @@ def survey(
     rng: Any = None,
     cast: AbstractContextManager[Any] | None = None,
     came_back: Tensor | None = None,
-    told: float | None = None,
+    told: tuple[Tensor | None, float] | None = None,
 ) -> list[Place]:
     """Look at every place of one forward and backward.
 
@@ -105,7 +105,7 @@ def survey(
         rng: State of the generators, see `rng_snapshot`.
         cast: The autocast in which the forward runs.
         came_back: Gradient of the loss at the output, where ``objective`` is not the loss.
-        told: The value of that loss; NaN while it is not known.
+        told: The output that it came back to, since when the weights may have moved, and that loss; NaN while it is not known.
 
     Raises:
         UsageError: The model cannot be copied, or its forward fails.
@@ -128,7 +128,7 @@ def _survey(
     rng: Any,
     cast: AbstractContextManager[Any] | None,
     came_back: Tensor | None,
-    told: float | None,
+    told: tuple[Tensor | None, float] | None,
 ) -> list[Place]:
     twin = replica(model)
     named = named_tensors(args, kwargs, model)
@@ -199,7 +199,8 @@ def _survey(
         found += [Place(*row) for row in alone.heard(twin, args, kwargs, named, lined_up, rng)]
     found += [Place(*row) for row in constant_rows.rows(twin, args, kwargs, seen, rng, came_back)]
     asked = outputs[0].grad if came_back is None and len(outputs) == 1 else came_back
-    found += [Place(*row) for row in floors.rows(seen, asked, float(loss.detach()) if told is None else told)]
+    returned, value = (None, float(loss.detach())) if told is None else told
+    found += [Place(*row) for row in floors.rows(seen, asked, value, returned)]
     found += [Place(*row) for row in (*graph_size.counted(seen, asked), *slots.rows(seen, asked))]
     found += [Place(*row) for row in graph_size.rows(twin, args, kwargs, seen, asked, rng)]
     return found[:MOST_PLACES]

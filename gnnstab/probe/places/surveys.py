@@ -100,8 +100,7 @@ class Surveys:
         """The run is over: look once more with inputs that were kept, unless the weights are lost and would show nothing."""
         self.catch_up()
         if kept is not None and self._found and self._has_finite_weights():
-            # The weights have moved since: its loss is not that of what the model returns now.
-            self._look(self._model, kept, kept.answer, moved=True)
+            self._look(self._model, kept, kept.answer)
 
     def _wait(self, kept: ForwardInputs, answer: Any) -> bool:
         try:
@@ -114,7 +113,7 @@ class Surveys:
         lazy = unwritten(self._model)
         return all(bool(p.isfinite().all()) for name, p in self._model.named_parameters() if name not in lazy)
 
-    def _look(self, model: nn.Module, forward: ForwardInputs, answer: Any, *, moved: bool = False) -> bool:
+    def _look(self, model: nn.Module, forward: ForwardInputs, answer: Any) -> bool:
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             # Ranks may be asked in different steps, and a forward may wait for the others (SyncBatchNorm).
             left_out(
@@ -127,7 +126,7 @@ class Surveys:
             found = survey(
                 model, forward.args, forward.kwargs,
                 objective=read_out, rng=forward.rng, cast=context,
-                came_back=getattr(answer, "gradient", None), told=math.nan if moved else getattr(answer, "loss", math.nan),
+                came_back=getattr(answer, "gradient", None), told=(getattr(answer, "output", None), getattr(answer, "loss", math.nan)),
             )  # fmt: skip
         except UsageError:
             return False
