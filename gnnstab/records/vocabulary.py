@@ -200,7 +200,7 @@ SIGNALS: dict[str, SignalKind] = {
         "smallest factor on the rate with which a few steps on a copy are calm and lower the loss by a tenth", groups=("ratio",)),
     (OPTIMIZER_EPS_LOST := "optimizer.eps_lost"): SignalKind("parameters", "parameters held in a format in which the optimizer's eps is 0"),
     (OPTIMIZER_STACK_SHARE := "optimizer.stack_share"): SignalKind("share of the progress",
-        "progress of a few steps on a copy, in ln(loss), that a deep stack without an identity path, or with its normalisations behind the sums, takes away"),
+        "progress of a few steps on a copy, in ln(loss), that one thing takes away: a deep stack, weights, closed units, sums, wide scores or the rate"),
     (OPTIMIZER_INPUT_SHARE := "optimizer.input_share"): SignalKind("share of the progress",
         "progress of a few steps on a copy, in ln(loss), that the scale of an input takes away"),
     (OPTIMIZER_SOFTER := "optimizer.softer"): SignalKind("× best loss",

@@ -24,7 +24,11 @@ def said(signal: Signal) -> str:
     told = signal.detail
     first, best, undone = (float(told.get(key, 0.0)) for key in ("first", "best", "undone"))
     rate = told.get("at_any_rate")
-    any_rate = f", and to {rate:.3g} at any rate from a tenth to ten times yours" if isinstance(rate, float) else ""
+    any_rate = (
+        f", and to {rate:.3g} at the best of a tenth, a third, three and ten times your rate"
+        if isinstance(rate, float)
+        else ""
+    )
     return (
         f"{told.get('suspect')}, and the model hardly learns: your optimizer's steps on a copy bring the loss of one batch from {first:.3g} to "
         f"{best:.3g}{any_rate}. {str(told.get('words', ''))[:1].upper()}{str(told.get('words', ''))[1:]} on a copy, {told.get('steps')} steps bring it to "

@@ -29,7 +29,7 @@ class LearningHindered(Rule):
     With the optimizer and the loss at hand: 30 steps on a copy that lower the loss of one batch by less than e², and at a tenth, a third,
     three and ten times the rate by less than e³. Each suspect is then undone on a copy of its own, and the same steps are taken at the
     same rate: weights whose size is more than three times off what their layer draws, or whose rows are all alike, are drawn anew; ReLUs
-    with channels that are closed on all rows let a part of what is negative through; sums of messages are divided by the in-degree; scores
+    with channels that are closed on all rows let a part of what is negative through; sums that follow the number of their terms are divided by it; scores
     that spread by more than 1 within a target are softened. The one that gets furthest is named when it lowers the loss by a further factor e, and when more than
     half of what it reaches is its own. Where there is none, but a third or a tenth of the rate does as much, the rate is named, unless
     a schedule changes it. In a run this is tried at its end, where the loss has hardly fallen.
@@ -53,7 +53,7 @@ class LearningHindered(Rule):
     taken: float = threshold(
         0.5,
         unit="share of the progress",
-        source="derived: more than half of what it reaches is its own; measured: .52 to 1 where the fault is known, none of 100 healthy programs and repaired twins",
+        source="derived: more than half of what it reaches is its own; measured: right in 23 of 25 programs that reach it, 1 of 186 healthy ones and twins does",
     )
 
     def check(self, signals: Signals) -> Iterator[Finding]:

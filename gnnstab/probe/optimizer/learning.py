@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gnnstab.errors import UsageError, let_through, ours
 from gnnstab.probe.optimizer._copies import twins
@@ -44,7 +44,9 @@ def learning_signals(bench: Bench) -> Iterator[Signal]:
     Raises:
         UsageError: As `Bench.trial`.
     """
-    zeros = of_zeros(bench)
+    given: list[tuple[Any, Tensor]] = []
+    deep = _seen(bench, stacks, given=given)
+    zeros = of_zeros(bench, given)
     if "as_is" in vars(bench):
         as_is = bench.as_is
     else:
@@ -54,7 +56,6 @@ def learning_signals(bench: Bench) -> Iterator[Signal]:
     own = progress(first, as_is)
     if math.isnan(own):
         return
-    deep = _seen(bench, stacks)
     detail: dict[str, Any] = {"first": as_is[0], "best": min(as_is), "steps": len(as_is) - 1}
     if deep and own >= LEARNS:
         names = [name for stack in deep for name in stack.names]
@@ -63,8 +64,15 @@ def learning_signals(bench: Bench) -> Iterator[Signal]:
     yield hindered or Signal(OPTIMIZER_STACK_SHARE, 0.0, source="steps", detail=detail)
 
 
-def _seen(bench: Bench, look: Callable[[nn.Module, Callable[[], Any]], Any], part: int = 0) -> list[Suspect]:
+def _seen(
+    bench: Bench,
+    look: Callable[[nn.Module, Callable[[], Any]], Any],
+    part: int = 0,
+    given: list[tuple[Any, Tensor]] | None = None,
+) -> list[Suspect]:
     """What a look at one forward of a copy finds, which is given its output (``part`` 0) or, after a backward, its loss (1).
+
+    Output and loss are added to ``given``.
 
     Raises:
         UsageError: The forward, the loss or the backward fail on the copy.
@@ -74,6 +82,8 @@ def _seen(bench: Bench, look: Callable[[nn.Module, Callable[[], Any]], Any], par
     def ran() -> Any:
         try:
             result = bench.forward(model, 0)
+            if given is not None:
+                given.append(result)
             if part:
                 result[1].backward()  # type: ignore[no-untyped-call]
             return result[part]
@@ -111,14 +121,14 @@ def _worst(
     return Signal(OPTIMIZER_STACK_SHARE, 1 - without / reached, source="steps", detail=detail)
 
 
-def of_zeros(bench: Bench) -> float:
-    """Mean loss of outputs of zeros; inf where it is not known."""
+def of_zeros(bench: Bench, given: Sequence[tuple[Any, Tensor]] = ()) -> float:
+    """Mean loss of outputs of zeros; inf where it is not known. ``given`` are output and loss of the first batches, where they are at hand."""
     model, _ = twins(bench.model, bench.optimizer)
     values = []
     with forked_rng(), torch.no_grad():
         for number, batch in enumerate(bench.batches):
             try:
-                output, loss = bench.forward(model, number)
+                output, loss = given[number] if number < len(given) else bench.forward(model, number)
             except Exception as error:
                 let_through(error)
                 return math.inf
