@@ -138,9 +138,19 @@ def _of_operation(signals: Signals, event: Event, operation: Mapping[str, Any]) 
 
 def _of_tensor(signals: Signals, event: Event, operation: Mapping[str, Any], tensor: Mapping[str, Any]) -> Judged:
     owner = tensor.get("owner")
-    if owner in ("batch", "local", "unknown"):
+    if owner in ("batch", "local"):
         return _with_advice("non-finite-data", "", operation)
+    if owner == "unknown":
+        return Judged("", _NAMELESS, _RETURN_IT)
     return _of_weights(signals, event)
+
+
+_NAMELESS = (
+    "cause not established: that tensor has no name in the batch, the model or the line, and was not made in the repeated step; it is data, "
+    "or something that a forward has left behind, such as a penalty in an attribute of the model"
+)
+
+_RETURN_IT = "return what the loss needs from the forward, so that its operations are watched, or look at the data with torch.isfinite"
 
 
 def _of_weights(signals: Signals, event: Event) -> Judged:
