@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from gnnstab.errors import let_through
@@ -110,10 +111,11 @@ def _drawn_anew(model: nn.Module) -> dict[str, Tensor]:
         reset = getattr(module, "reset_parameters", None) or getattr(module, "_reset_parameters", None)
         if callable(reset) and type(module).__module__.split(".")[0] in ("torch", "torch_geometric"):
             fresh |= {f"{name}.{key}".lstrip("."): value for key, value in _reset(module)}
-    for name, parameter in model.named_parameters():
+    # What is still uninitialised belongs to a kind of node or edge that no batch held.
+    own = {name: parameter for name, parameter in model.named_parameters() if not is_lazy(parameter)}
+    for name, parameter in own.items():
         if name not in fresh and parameter.dim() >= 2:
             fresh[name] = torch.randn_like(parameter) * math.sqrt(2 / sum(parameter.shape[-2:]))
-    own = dict(model.named_parameters())
     return {name: new for name, new in fresh.items() if name in own and _deviates(own[name].detach(), new)}
 
 
@@ -128,7 +130,7 @@ def _reset(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     except Exception as error:  # A lazy layer, or one that some other code has changed: its own values stay.
         let_through(error)
         return
-    yield from ((key, parameter.detach()) for key, parameter in twin.named_parameters())
+    yield from ((key, parameter.detach()) for key, parameter in twin.named_parameters() if not is_lazy(parameter))
 
 
 def _deviates(own: Tensor, new: Tensor) -> bool:
