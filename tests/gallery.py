@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -70,20 +71,10 @@ def layer_series(name: str, scale: float, entropy: float, gradient: float) -> li
 
 
 def overflow(step: int = 375) -> Event:
-    return Event(
-        step,
-        "non-finite",
-        "gnn_base.gnn.gnn2.1",
-        "train",
-        0,
-        "score",
-        "made-here",
-        (12, 40),
-        (103, 551),
-        (2,),
-        "first non-finite value: q·k of head 2 passed 65504 in fp16; all weights are finite",
-        {"limit": 65504, "largest_before": 61240.0, "dtype": "float16", "weights_finite": True},
-    )
+    said = "first non-finite value: q·k of head 2 passed 65504 in fp16; all weights are finite"
+    known = {"limit": 65504, "largest_before": 61240.0, "dtype": "float16", "weights_finite": True}
+    layer = "gnn_base.gnn.gnn2.1"
+    return Event(step, "non-finite", layer, "train", 0, "score", "made-here", (12, 40), (103, 551), (2,), said, known)
 
 
 def run() -> Diagnosis:
@@ -107,22 +98,14 @@ def run() -> Diagnosis:
         Series("loss", None, None, STEPS, loss),
         Series("gradient.norm", None, None, STEPS, 0.8 + 0.5 * np.abs(np.sin(STEPS / 23.0))),
     ]
+    blind = Blind("gnn_base.gnn.embed_layer", "score", "not an attention layer: it has no scores")
     return Diagnosis(
         target=Target("trace", "runs/informarl-7agents/run.gnnstab", ("joined 1 rank",)),
-        coverage=Coverage(
-            4,
-            4,
-            (Blind("gnn_base.gnn.embed_layer", "score", "not an attention layer: it has no scores"),),
-            ("heads=3: read from the layer", "activation=relu: seen in the run"),
-        ),
+        coverage=Coverage(4, 4, (blind,), ("heads=3: read from the layer", "activation=relu: seen in the run")),
         causes=_run_causes(),
         findings=_run_findings(),
         rules=(
-            RuleStatus("GS301", "fired"),
-            RuleStatus("GS302", "fired"),
-            RuleStatus("GS401", "fired"),
-            RuleStatus("GS501", "fired"),
-            RuleStatus("GS502", "fired"),
+            *(RuleStatus(code, "fired") for code in ("GS301", "GS302", "GS401", "GS501", "GS502")),
             RuleStatus("GS203", "passed", "gradient ratio 0.48 within 1e-3 … 1e2"),
             RuleStatus("GS204", "passed"),
             RuleStatus("GS601", "passed", "lr/rms 0.004"),
@@ -132,16 +115,8 @@ def run() -> Diagnosis:
             RuleStatus("GS405", "passed"),
         ),
         advice=(
-            Advice(
-                "W1",
-                "add dropout to calm the activations",
-                "dropout keeps the mean and raises the train-time message RMS: 3.20 → 3.22 at p = 0.1 here",
-            ),
-            Advice(
-                "W10",
-                "swap the sum for a mean and nothing else",
-                "removes node identity at in-degree 9.4; add the root term with it",
-            ),
+            Advice("W1", "add dropout to calm the activations", "dropout raises the RMS of messages: 3.20 → 3.22"),
+            Advice("W10", "swap the sum for a mean and nothing else", "removes node identity at in-degree 9.4"),
             Advice("W6", "clamp the scores at 50", "in-degree 9 is one-hot long before 50: entropy 0.229 stays 0.23"),
         ),
         layers=(
@@ -157,54 +132,19 @@ def run() -> Diagnosis:
 
 def _run_findings() -> tuple[Finding, ...]:
     embed, first, third = "gnn_base.gnn.embed_layer", "gnn_base.gnn.gnn1", "gnn_base.gnn.gnn2.1"
+
+    def told(code: str, severity: str, at: Any, number: Any, message: str, **more: str) -> Finding:
+        return found(code, severity, at, number, f"{at[0]}: {message}", **more)
+
+    sums = {"explained_by": "GS401"}
+    overflows = {"explained_by": "GS501", "cause": "precision"}
     return (
-        found(
-            "GS401",
-            "error",
-            (embed, None, 400),
-            ("aggregation.exponent", 0.98, 0.4),
-            f"{embed} sums over neighbours without a norm: its output grows with in-degree^0.98 (RMS 11.4). Use aggr='mean' and add a root term.",
-        ),
-        found(
-            "GS301",
-            "warning",
-            (first, None, 400),
-            ("attention.entropy", 0.229, 0.35),
-            f"{first}: attention entropy 0.229 of ln(in-degree); 42 % of the node-heads look at one neighbour only.",
-            explained_by="GS401",
-        ),
-        found(
-            "GS301",
-            "error",
-            (first, 0, 400),
-            ("attention.entropy", 0.08, 0.10),
-            f"{first}, head 0: attention is one-hot (entropy 0.08).",
-            explained_by="GS401",
-        ),
-        found(
-            "GS501",
-            "warning",
-            (third, 2, 375),
-            ("precision.fp16_headroom", 0.93, 1.0),
-            f"{third}, head 2: q·k reaches 7.0e4 before the division by √C and fp16 ends at 65504. Compute q·k and softmax in fp32.",
-            explained_by="GS401",
-        ),
-        found(
-            "GS502",
-            "error",
-            (third, 2, 375),
-            ("score.max_abs", math.inf, 65504.0),
-            f"{third}, head 2, step 375: the first non-finite value was made here, in the scores; every weight is finite.",
-            cause="precision",
-            explained_by="GS501",
-        ),
-        found(
-            "GS103",
-            "info",
-            (first, None, None),
-            ("gradient.ratio", 0.48, 1e-3),
-            "No identity path around the three layers. Nothing was measured that it would explain.",
-        ),
+        told("GS401", "error", (embed, None, 400), ("aggregation.exponent", 0.98, 0.4), "it sums without a norm."),
+        told("GS301", "warning", (first, None, 400), ("attention.entropy", 0.229, 0.35), "42 % see one node.", **sums),
+        told("GS301", "error", (first, 0, 400), ("attention.entropy", 0.08, 0.10), "head 0 is one-hot.", **sums),
+        told("GS501", "warning", (third, 2, 375), ("precision.fp16_headroom", 0.93, 1.0), "q·k is 7.0e4.", **sums),
+        told("GS502", "error", (third, 2, 375), ("score.max_abs", math.inf, 65504.0), "the first Inf.", **overflows),
+        told("GS103", "info", (first, None, None), ("gradient.ratio", 0.48, 1e-3), "there is no identity path."),
     )
 
 
@@ -226,38 +166,18 @@ def _run_causes() -> tuple[Cause, ...]:
     )
     wide = "with torch.autocast('cuda', enabled=False):\n    x = conv(x.float(), edge_index, edge_attr.float())"
     untested = FixAdvice("fp32-scores", wide, note="gnnstab verify --fix fp32-scores --model … --batch …")
+    reason = "the embedding sums 9.4 messages on average without a norm; its output grows with in-degree^0.98."
+    beta = fix("beta", gated, "no-effect 0.229 0.231", "5 paired seeds")
+    clip = fix("qk-clip", scaled, "inconclusive 0.229 0.41", "loss 3 % worse on 2 of 5 seeds")
+    aggregation = fix("mean-aggregation", mean, "confirmed 0.229 0.71", "5 paired seeds; loss 12 % better")
     return (
         cause("no-dropout", "present", "dropout is 0 in all three layers; no over-fitting was measured.", ""),
-        cause(
-            "beta-disabled",
-            "present",
-            "beta is off; it would only matter against growth with depth.",
-            "",
-            fix("beta", gated, "no-effect 0.229 0.231", "5 paired seeds"),
-        ),
-        cause("no-residual", "present", "three layers, gradient ratio 0.48: too shallow for it to matter.", "GS103"),
-        cause(
-            "attention-explosion",
-            "contributing",
-            "entropy 0.229 in gnn1, explained by the sum aggregation before it.",
-            "GS301",
-            fix("qk-clip", scaled, "inconclusive 0.229 0.41", "loss 3 % worse on 2 of 5 seeds"),
-        ),
+        cause("beta-disabled", "present", "beta is off; it would only matter against growth with depth.", "", beta),
+        cause("no-residual", "present", "three layers: too shallow for it to matter.", "GS103"),
+        cause("attention-explosion", "contributing", "entropy 0.229 follows from the sum in front.", "GS301", clip),
         cause("unsuitable-init", "absent", "all convolution weights are PyG's default at gain 1/√3.", ""),
-        cause(
-            "sum-aggregation",
-            "root-cause",
-            "the embedding sums 9.4 messages on average without a norm; its output grows with in-degree^0.98.",
-            "GS401 GS301",
-            fix("mean-aggregation", mean, "confirmed 0.229 0.71", "5 paired seeds, 150 steps each; loss 12 % better"),
-        ),
-        cause(
-            "precision",
-            "contributing",
-            "fp16 leaves no headroom once the scores have grown.",
-            "GS501 GS502",
-            untested,
-        ),
+        cause("sum-aggregation", "root-cause", reason, "GS401 GS301", aggregation),
+        cause("precision", "contributing", "fp16 leaves no headroom for scores so large.", "GS501 GS502", untested),
     )
 
 

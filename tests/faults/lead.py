@@ -49,14 +49,18 @@ def lead_row(kind: str, recipe: Recipe) -> Row:
         optimizer = optimizer_for(case)
         with gnnstab.Monitor(case.model, optimizer=optimizer, on_finding=told.append) as monitor:
             losses, broken = _train(case, optimizer, monitor)
-    ended = _diverged(losses) if broken is None else broken
-    warned = [f.step for f in told if f.severity != "info" and f.step is not None]
+    return row_of(kind, losses, broken, told)
+
+
+def row_of(kind: str, losses: Sequence[float], broken: int | None, told: Sequence[gnnstab.Finding]) -> Row:
+    """What became of one run: its losses, the step that was not finite, and what was said while it went on."""
+    warned = [finding for finding in told if finding.severity != "info"]
     return {
         "kind": kind,
-        "blew_up": ended,
+        "blew_up": _diverged(losses) if broken is None else broken,
         "non_finite": broken is not None,
-        "warned": min(warned, default=None),
-        "codes": sorted({f.code for f in told if f.severity != "info"}),
+        "warned": min((finding.step for finding in warned if finding.step is not None), default=None),
+        "codes": sorted({finding.code for finding in warned}),
     }
 
 
@@ -97,18 +101,18 @@ def _diverged(losses: Sequence[float]) -> int | None:
 
 def table(rows: Sequence[Row]) -> str:
     """One line per kind, as Markdown."""
-    lines = [
-        "| training runs | runs | blew up | warned before | median lead (steps) | range | warned without a blow-up | rules |"
-    ]
-    lines += ["| --- | --- | --- | --- | --- | --- | --- | --- |"]
+    names = ("training runs", "runs", "blew up", "warned before", "five steps before", "median lead", "range")
+    names += ("warned without a blow-up", "rules")
+    lines = [f"| {' | '.join(names)} |", f"|{' --- |' * len(names)}"]
     for kind in dict.fromkeys(row["kind"] for row in rows):
         own = [row for row in rows if row["kind"] == kind]
         bad = [row for row in own if row["blew_up"] is not None]
         leads = [row["blew_up"] - row["warned"] for row in bad if row["warned"] is not None]
-        early = sum(lead > 0 for lead in leads)
+        early, five = sum(lead > 0 for lead in leads), sum(lead >= 5 for lead in leads)
         false = sum(row["blew_up"] is None and row["warned"] is not None for row in own)
         codes = ", ".join(sorted({code for row in own for code in row["codes"]})) or "–"
         median = f"{statistics.median(leads):g}" if leads else "–"
         spread = f"{min(leads)} to {max(leads)}" if leads else "–"
-        lines.append(f"| {kind} | {len(own)} | {len(bad)} | {early} | {median} | {spread} | {false} | {codes} |")
+        cells = (kind, len(own), len(bad), early, five, median, spread, false, codes)
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)

@@ -10,18 +10,16 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 
 import gnnstab
-from faults.lead import _diverged as diverged
+from faults.lead import Row, row_of, table
 from faults.rates import UNSEEN, Program, build, loss, programs
 
-Row = dict[str, Any]
 STEPS = 250
 START = 60
 """First step of a ramp."""
@@ -59,29 +57,7 @@ def row(program: Program, kind: str) -> Row:
             if not (math.isfinite(losses[-1]) and finite):
                 broken = step
                 break
-    warned = [finding for finding in told if finding.severity != "info" and finding.step is not None]
-    return {
-        "kind": kind,
-        "optimizer": program.optimizer,
-        "blew_up": diverged(losses) if broken is None else broken,
-        "warned": min((finding.step for finding in warned if finding.step is not None), default=None),
-        "told": sorted({f"{finding.code} {finding.signal}" for finding in warned}),
-    }
-
-
-def table(rows: Sequence[Row]) -> str:
-    """One line per schedule, as Markdown."""
-    lines = ["| rate | runs | blew up | warned before | five steps before | median lead | warned without a blow-up |"]
-    lines += ["| --- | --- | --- | --- | --- | --- | --- |"]
-    for kind in dict.fromkeys(one["kind"] for one in rows):
-        own = [one for one in rows if one["kind"] == kind]
-        bad = [one for one in own if one["blew_up"] is not None]
-        leads = sorted(one["blew_up"] - one["warned"] for one in bad if one["warned"] is not None)
-        quiet = sum(one["warned"] is not None for one in own if one["blew_up"] is None)
-        middle = leads[len(leads) // 2] if leads else "–"
-        early, five = sum(lead > 0 for lead in leads), sum(lead >= 5 for lead in leads)
-        lines.append(f"| {kind} | {len(own)} | {len(bad)} | {early} | {five} | {middle} | {quiet} |")
-    return "\n".join(lines)
+    return {**row_of(kind, losses, broken, told), "optimizer": program.optimizer}
 
 
 def main(seed: int, count: int, out: str) -> None:
