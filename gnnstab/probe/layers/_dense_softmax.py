@@ -273,7 +273,7 @@ def _unit(func: Any, args: tuple[Any, ...]) -> float:
     Nor is it of cosines: √d belongs to vectors whose length follows their width, and what divides a cosine is a temperature that somebody chose.
     """
     operands, width = args[:2], int(args[0].shape[-1]) if isinstance(args[0], Tensor) else 0
-    summed = [(-1,), (-2 if operands[-1].dim() > 1 else -1,)] if width else []
+    summed: list[tuple[int, ...]] = [(-1,), (-2 if operands[-1].dim() > 1 else -1,)] if width else []
     if func is torch.einsum:
         operands = args[1:] if len(args) > 2 else args[1] if len(args) > 1 else ()
         if not isinstance(args[0], str) or len(operands) != 2 or "." in args[0]:
