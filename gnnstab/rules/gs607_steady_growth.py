@@ -49,8 +49,8 @@ class SteadyGrowth(Rule):
         """One finding for the loss at the end of a run; those of earlier steps and of outputs are raised while it goes on."""
         yield from self._objective(signals.need(LOSS_GROWTH)[0])
 
-    def objective(self, step: int, loss: float, pace: float, gradient: float) -> Iterator[Finding]:
-        """The finding of a loss and a gradient that grow by ``pace`` and ``gradient`` per step."""
+    def objective(self, step: int, loss: float, pace: float, gradient: float = math.nan) -> Iterator[Finding]:
+        """The finding of a loss that grows by ``pace`` per step, and of a gradient that grows by ``gradient`` where it was asked for."""
         detail = {"loss": loss, "gradient": gradient}
         yield from self._objective(Signal(LOSS_GROWTH, pace, None, None, step, "training", detail))
 
@@ -68,9 +68,8 @@ class SteadyGrowth(Rule):
         if not growth.value > self.pace:
             return
         loss, gradient = (float(growth.detail.get(key, math.nan)) for key in ("loss", "gradient"))
-        paces = (
-            f"{100 * growth.value:.2g} % per step and the gradient norm by {100 * gradient:.2g} %, without slowing down"
-        )
+        beside = "" if math.isnan(gradient) else f" and the gradient norm by {100 * gradient:.2g} %"
+        paces = f"{100 * growth.value:.2g} % per step{beside}, without slowing down"
         if loss < 0:
             words = f"falls: its size grows by {paces}. Nothing bounds it from below; give the objective a bound."
         else:

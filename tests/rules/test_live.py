@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from gnnstab.records import Finding, SeriesKey
+from gnnstab.records.rises import Overshoot
 from gnnstab.records.vocabulary import LOSS_GROWTH, OPTIMIZER_LR_JUMP
 from gnnstab.rules._tracks import WINDOW
 from gnnstab.rules.live import LiveEngine
@@ -200,24 +201,27 @@ def test_the_growth_of_the_first_steps_is_not_extrapolated() -> None:
 
 
 def test_updates_that_overshoot_are_told_once_and_only_when_it_lasts() -> None:
-    def told(values: list[float]) -> list[int]:
+    def told(values: list[float], adaptive: bool = False) -> list[int]:
         engine = LiveEngine()
         found = [
-            f for i, v in enumerate(values) for f in engine.update(i, (), NOTHING, lr=0.1, overshoot=(i, v, False))
+            f
+            for i, v in enumerate(values)
+            for f in engine.update(i, (), NOTHING, lr=0.1, overshoot=Overshoot(i, v, adaptive=adaptive))
         ]
         assert all((f.code, f.signal) == ("GS601", "optimizer.overshoot") for f in found)
         return [f.step for f in found if f.step is not None]
 
     assert told([1.0, 1.6, 1.7, 0.9, 1.8, 1.9, 2.5]) == [4]
     assert told([1.0, 1.6, 1.0, 1.6] * 5) == []
+    assert told([1.0, 1.6, 1.7, 0.9, 1.8, 2.1, 2.5, 2.2], adaptive=True) == [7]
     engine = LiveEngine()
-    assert [f for i in range(9) for f in engine.update(i, (), NOTHING, lr=0.1, overshoot=(1, 9.0, False))] == []
+    assert [f for i in range(9) for f in engine.update(i, (), NOTHING, lr=0.1, overshoot=Overshoot(1, 9.0))] == []
     # While the loss falls an overshoot along single batches does no harm.
     engine = LiveEngine()
     assert [
         f
         for i in range(40)
-        for f in engine.update(i, (), NOTHING, lr=0.1, loss=0.97**i, overshoot=(i, 1.8 if i > 15 else 0.5, False))
+        for f in engine.update(i, (), NOTHING, lr=0.1, loss=0.97**i, overshoot=Overshoot(i, 1.8 if i > 15 else 0.5))
     ] == []
 
 
