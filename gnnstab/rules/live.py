@@ -27,7 +27,7 @@ from gnnstab.rules.gs601_learning_rate_too_high import LearningRateTooHigh
 from gnnstab.rules.gs603_gradient_spike import GradientSpike
 from gnnstab.rules.gs606_rate_jump import RateJump
 from gnnstab.rules.gs607_steady_growth import SteadyGrowth
-from gnnstab.signals.fitting import BLOCK, LASTS, shared_growth
+from gnnstab.signals.fitting import BLOCK, HALF, LASTS, shared_growth
 from gnnstab.signals.optimisation import BESIDE, JUMP
 
 if TYPE_CHECKING:
@@ -234,7 +234,7 @@ class LiveEngine:
         track = self._tracks.get("loss")
         if track is None or not track.ready or track.lowest <= 0:
             return False
-        return median(list(track.values)[-int(self._limits.loss_lasts) :]) <= 0.5 * track.start
+        return median(list(track.values)[-int(self._limits.loss_lasts) :]) <= HALF * track.start
 
     def _falling(self) -> bool:
         track = self._tracks.get("loss")

@@ -28,10 +28,13 @@ DOUBLED = 2.0
 """× within the points: a loss that has grown by less stands on a plateau."""
 
 MULTIPLIED = 4.0
-"""× within the points, by the medians of their ends: from here on the loss may still lie below its start."""
+"""× within the points, by the medians of their ends: from here on the loss may still lie below its start, down to `HALF` of it."""
 
 LATEST = 4
 """Points whose median is held against the beginning of a run."""
+
+HALF = 0.5
+"""Share of a loss's start, at or below which a run has learned: what grows or jumps from there may be the noise of a run that has converged."""
 
 EARLIEST = 8
 """Points whose median stands for the beginning of the points."""
@@ -43,7 +46,7 @@ BLOCKS = 6
 """Such points in a row that must grow."""
 
 RANKED = 2.0
-"""Standard deviations of Kendall's rank correlation: a line through two jumps at the end of a plateau is clear, and its ranks are not."""
+"""Standard deviations of Kendall's rank correlation: a line through a few jumps at the end of a plateau is clear, and its ranks are not."""
 
 PACE = 0.75
 """Share of the slope that the second half must have: an exponential has all of it, a straight line three fifths."""
@@ -153,7 +156,7 @@ def shared_growth(
 ) -> tuple[float, float]:
     """Growth per step of |loss| and of the gradient norm, where both last and have left the beginning behind; else 0.0, 0.0.
 
-    The norm lies above its start, and either the loss does too and has doubled, or both have multiplied by `MULTIPLIED`.
+    The norm lies above its start, and either the loss does too and has doubled, or both have multiplied by `MULTIPLIED` and the loss lies above half of its start.
 
     ``loss`` and ``norm`` are steps and values (n,), ``start`` the medians of the first ten of each.
     """
@@ -164,7 +167,7 @@ def shared_growth(
     losses, norms = list(loss[1]), list(norm[1])
     beyond = len(losses) >= LASTS and abs(_last(losses)) > abs(start[0])
     # A likelihood that sharpens falls below 0 and may multiply; nothing there says that it goes on.
-    multiplied = min(losses) > 0 and _multiplied(losses) and _multiplied(norms)
+    multiplied = min(losses) > 0 and _last(losses) > HALF * start[0] and _multiplied(losses) and _multiplied(norms)
     if not (beyond or multiplied) or _last(norms) <= start[1]:
         return none
     slopes = lasting_growth(loss[0], losses, SOON), lasting_growth(norm[0], norms, SOON)
