@@ -123,6 +123,38 @@ def test_a_softmax_over_one_entry(face: Face) -> None:
     assert loud(face(Net(inside=Slots(1)), data())) == []
 
 
+class Drawn(nn.Module):
+    """A layer's output with noise of a learned deviation around a learned shift."""
+
+    def __init__(self, draw: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.shift, self.spread = nn.Parameter(torch.zeros(WIDTH)), nn.Parameter(torch.full((WIDTH,), 0.1))
+        self.draw = draw
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h + self.draw(self.shift.expand_as(h), self.spread.abs().expand_as(h))
+
+
+@FACES
+@pytest.mark.parametrize(
+    ("draw", "named"),
+    [
+        (torch.normal, "torch.normal"),
+        (lambda shift, spread: torch.bernoulli((shift + spread).sigmoid()), "torch.bernoulli"),
+        (lambda shift, spread: torch.poisson((shift + spread).exp()), "torch.poisson"),
+        (lambda shift, spread: shift + spread * torch.randn_like(shift), None),
+    ],
+)
+def test_parameters_of_a_draw(face: Face, draw: Callable[[Tensor, Tensor], Tensor], named: str | None) -> None:
+    said = face(Net(inside=Drawn(draw)), data())
+    if named is None:
+        assert loud(said) == []
+    else:
+        finding = one(said, "GS604")
+        assert f"{named} behind inside" in finding.message and "inside.shift, inside.spread" in finding.message
+        assert finding.cause == "never-updated-parameter"
+
+
 class Normed(Net):
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()
