@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch_geometric.data import Batch, Data
-from torch_geometric.nn import GATConv, InstanceNorm, TransformerConv, global_mean_pool
+from torch_geometric.data import Data
+from torch_geometric.nn import TransformerConv
 
 import gnnstab
 from gnnstab.records import Diagnosis, Finding
@@ -329,35 +329,6 @@ def test_ids_that_were_lost(face: Face) -> None:
     del lost.x
     assert one(face(Ids(), lost), "GS704").cause == "indistinguishable-nodes"
     assert loud(face(Ids(), data(ids=torch.arange(NODES), edge_index=edges))) == []
-
-
-def several() -> Batch:
-    found = []
-    for seed in range(12):
-        x = torch.randn(9, 8, generator=seeded(seed)) + torch.randn(1, 8, generator=seeded(50 + seed))
-        found.append(Data(x=x, edge_index=random_graph(9, 3, seed), y=x[:, :1].mean(0)))
-    return Batch.from_data_list(found)
-
-
-class PerGraph(nn.Module):
-    def __init__(self, instance: bool) -> None:
-        super().__init__()
-        torch.manual_seed(2)
-        self.inp, self.conv, self.out = nn.Linear(8, WIDTH), GATConv(WIDTH, WIDTH), nn.Linear(WIDTH, 1)
-        self.instance, self.norm = instance, InstanceNorm(WIDTH) if instance else nn.LayerNorm(WIDTH)
-
-    def forward(self, batch: Data) -> Tensor:
-        h = self.inp(batch.x)
-        h = h + F.elu(self.conv(h, batch.edge_index))
-        h = self.norm(h, batch.batch) if self.instance else self.norm(h)
-        return self.out(global_mean_pool(h, batch.batch)).squeeze(-1)
-
-
-@FACES
-def test_a_pooling_of_what_a_norm_took_away(face: Face) -> None:
-    finding = one(face(PerGraph(True), several()), "GS108")
-    assert finding.layer == "norm" and "nothing is left" in finding.message
-    assert loud(face(PerGraph(False), several())) == []
 
 
 def test_targets_that_a_monitor_sees_by_the_loss_alone() -> None:

@@ -14,6 +14,7 @@ from torch_geometric.nn import (
     BatchNorm,
     GATConv,
     GraphNorm,
+    InstanceNorm,
     LayerNorm,
     TransformerConv,
     global_add_pool,
@@ -210,6 +211,35 @@ def test_a_norm_that_takes_away_what_the_pooling_needs() -> None:
     unrelated = graphs(2.0)
     unrelated.y = torch.randn(24, generator=seeded(77))
     assert loud(look(Pooled(GraphNorm(WIDTH)), unrelated, loss), "GS108") == []
+
+
+def several() -> Batch:
+    found = []
+    for seed in range(12):
+        x = torch.randn(9, 8, generator=seeded(seed)) + torch.randn(1, 8, generator=seeded(50 + seed))
+        found.append(Data(x=x, edge_index=random_graph(9, 3, seed), y=x[:, :1].mean(0)))
+    return Batch.from_data_list(found)
+
+
+class PerGraph(nn.Module):
+    def __init__(self, instance: bool) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.inp, self.conv, self.out = nn.Linear(8, WIDTH), GATConv(WIDTH, WIDTH), nn.Linear(WIDTH, 1)
+        self.instance, self.norm = instance, InstanceNorm(WIDTH) if instance else nn.LayerNorm(WIDTH)
+
+    def forward(self, batch: Data) -> Tensor:
+        h = self.inp(batch.x)
+        h = h + F.elu(self.conv(h, batch.edge_index))
+        h = self.norm(h, batch.batch) if self.instance else self.norm(h)
+        return self.out(global_mean_pool(h, batch.batch)).squeeze(-1)
+
+
+@FACES
+def test_a_pooling_of_what_a_norm_took_away(face: Callable[..., Diagnosis]) -> None:
+    finding = one(face(PerGraph(True), several(), loss), "GS108")
+    assert finding.layer == "norm" and "nothing is left" in finding.message
+    assert loud(face(PerGraph(False), several(), loss)) == []
 
 
 class Blocks(nn.Module):
