@@ -7,8 +7,6 @@ from collections import defaultdict
 from functools import cache
 from pathlib import Path
 
-import pytest
-
 from gnnstab.records import SIGNALS, SITES, vocabulary
 from gnnstab.rules import RULES
 from gnnstab.rules.limits import limits_of, value_of
@@ -37,13 +35,12 @@ def places() -> dict[str, list[str]]:
     return found
 
 
-@pytest.mark.parametrize("name", SIGNALS)
-def test_a_name_is_spelled_by_its_table_its_measure_and_the_rules_alone(name: str) -> None:
-    found = places().get(name, [])
-    strangers = [path for path in found if not path.removeprefix("gnnstab/").startswith(MEASURES)]
-    constant = name.upper().replace(".", "_")
-    assert not strangers, f"{name}: import {constant} from gnnstab.records.vocabulary in {strangers}"
-    assert len(found) <= 1, f"{name}: one of {found} is its measure; the others import {constant}"
+def test_a_name_is_spelled_by_its_table_its_measure_and_the_rules_alone() -> None:
+    for name, found in places().items():
+        strangers = [path for path in found if not path.removeprefix("gnnstab/").startswith(MEASURES)]
+        constant = name.upper().replace(".", "_")
+        assert not strangers, f"{name}: import {constant} from gnnstab.records.vocabulary in {strangers}"
+        assert len(found) <= 1, f"{name}: one of {found} is its measure; the others import {constant}"
 
 
 def test_what_is_compared_has_a_name_for_people() -> None:
@@ -57,19 +54,17 @@ def test_this_guard_can_fail() -> None:
     assert places()["attention.entropy"] == ["gnnstab/probe/statistics/attention.py"]
 
 
-@pytest.mark.parametrize("name", SIGNALS)
-def test_every_name_has_a_constant_that_reads_like_it(name: str) -> None:
-    assert getattr(vocabulary, name.upper().replace(".", "_")) == name
+def test_every_name_has_a_constant_that_reads_like_it() -> None:
+    assert [name for name in SIGNALS if getattr(vocabulary, name.upper().replace(".", "_")) != name] == []
 
 
-@pytest.mark.parametrize("name", SIGNALS)
-def test_limits_are_thresholds_of_rules_and_lie_in_order_on_the_worse_side(name: str) -> None:
-    kind = SIGNALS[name]
+def test_limits_are_thresholds_of_rules_and_lie_in_order_on_the_worse_side() -> None:
     codes = {rule.code for rule in RULES}
-    assert {limit.rule for limit in kind.limits} <= codes
-    values = [value_of(limit) for limit in kind.limits]
-    assert values == sorted(values, reverse=not kind.rises)
-    assert len(list(limits_of(name))) == sum(bool(limit.severity) for limit in kind.limits)
+    for name, kind in SIGNALS.items():
+        assert {limit.rule for limit in kind.limits} <= codes, name
+        values = [value_of(limit) for limit in kind.limits]
+        assert values == sorted(values, reverse=not kind.rises), name
+        assert len(list(limits_of(name))) == sum(bool(limit.severity) for limit in kind.limits), name
 
 
 def test_a_configured_threshold_moves_the_limit() -> None:
