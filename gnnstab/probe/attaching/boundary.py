@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gnnstab.errors import GnnstabError
-from gnnstab.probe.attaching.hooks import REMOVED, Hook, ignore, removed
+from gnnstab.probe.attaching.hooks import Hook, ignore, take_off
 from gnnstab.probe.attaching.stand_in import Lookalike, StandIn
 from gnnstab.probe.buffering.pending_step import Number
 from gnnstab.probe.recorder import Recorder
@@ -91,13 +90,7 @@ class Boundary:
 
     def detach(self) -> None:
         """Remove the hooks."""
-        if removed(self._handles):
-            self._recorder.state.error_guard.note("the hooks of the optimizer", GnnstabError(REMOVED))
-        for handle in self._handles:
-            handle.remove()
-        for hook in self._hooks:
-            hook.close()
-        self._handles.clear()
+        take_off("the hooks of the optimizer", self._handles, self._hooks, self._recorder.state.error_guard)
         if self._update is not None:
             self._update.remove()
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gnnstab.errors import GnnstabError, UsageError
-from gnnstab.probe.attaching.hooks import REMOVED, Hook, ignore, keep_out_of_copies, removed
+from gnnstab.errors import UsageError
+from gnnstab.probe.attaching.hooks import Hook, ignore, keep_out_of_copies, take_off
 from gnnstab.probe.attaching.identity_path import Ways, ways
 from gnnstab.probe.attaching.norms import Norms, batch_vectors
 from gnnstab.probe.buffering.series_ids import MODES
@@ -123,13 +123,7 @@ class ForwardTracker:
 
     def detach(self) -> None:
         """Remove the hooks and release everything."""
-        if removed(self._handles):
-            self._state.error_guard.note("the hooks of the model", GnnstabError(REMOVED))
-        for handle in self._handles:
-            handle.remove()
-        for hook in self._hooks:
-            hook.close()
-        self._handles.clear()
+        take_off("the hooks of the model", self._handles, self._hooks, self._state.error_guard)
         if self._hooked is not None:
             keep_out_of_copies(self._hooked)
         self.end_step()

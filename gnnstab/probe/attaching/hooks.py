@@ -14,7 +14,7 @@ from torch import is_grad_enabled, nn
 from torch.compiler import is_compiling
 from torch.utils.hooks import RemovableHandle
 
-from gnnstab.errors import let_through
+from gnnstab.errors import GnnstabError, let_through
 from gnnstab.probe.error_guard import ErrorGuard
 from gnnstab.torch_private import is_exporting, is_tracing, set_grad_enabled
 from gnnstab.undisturbed import modes_aside
@@ -154,12 +154,15 @@ def _reduced(table: dict[int, Any], hooks: dict[int, Any], protocol: int) -> tup
     return OrderedDict, (), None, None, iter(_of_the_user(table, hooks))
 
 
-def removed(handles: Iterable[RemovableHandle]) -> bool:
-    """True when somebody else has taken one of these hooks off."""
-    return any(handle.id not in (handle.hooks_dict_ref() or ()) for handle in handles)
-
-
-REMOVED = "they were removed during the run, and what came after was not seen"
+def take_off(whose: str, handles: list[RemovableHandle], hooks: Iterable[Hook], error_guard: ErrorGuard) -> None:
+    """Remove hooks for good; that somebody else has taken one of them off before is noted under ``whose`` they were."""
+    if any(handle.id not in (handle.hooks_dict_ref() or ()) for handle in handles):
+        error_guard.note(whose, GnnstabError("they were removed during the run, and what came after was not seen"))
+    for handle in handles:
+        handle.remove()
+    for hook in hooks:
+        hook.close()
+    handles.clear()
 
 
 class Placed:
