@@ -147,6 +147,7 @@ def owners() -> list[object]:
         Data(),
         torch.amp.GradScaler("cpu"),
         HeteroData(),
+        torch.ops.aten.add,
         torch.ops.aten.add.Tensor,
         torch.autograd.forward_ad,
     ]
