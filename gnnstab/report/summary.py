@@ -191,9 +191,9 @@ def event_place(event: Event) -> str:
 
 
 def to_change(diagnosis: Diagnosis) -> tuple[Cause, ...]:
-    """The causes to treat: root causes, or the contributing ones where no root cause is known."""
+    """The causes to treat, what was shown before what merely fits: root causes, or the contributing ones where none is known."""
     contributing = tuple(cause for cause in diagnosis.causes if cause.status == "contributing")
-    return diagnosis.root_causes() or contributing
+    return tuple(sorted(diagnosis.root_causes() or contributing, key=lambda cause: cause.how == "inferred"))
 
 
 def fixes_in_order(cause: Cause) -> tuple[FixAdvice, ...]:
@@ -341,7 +341,7 @@ def _layers(diagnosis: Diagnosis, short: bool) -> str:
 
 
 def _why(diagnosis: Diagnosis) -> str:
-    roots = [cause.cause for cause in diagnosis.root_causes()]
+    roots = [cause.cause for cause in to_change(diagnosis) if cause.status == "root-cause"]
     if not roots:
         return ": cause not established"
     return f": root cause {roots[0]}" if len(roots) == 1 else f": root causes {', '.join(roots)}"

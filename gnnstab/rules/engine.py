@@ -12,6 +12,7 @@ from gnnstab.errors import ConfigurationError, NotApplicable, NotEvaluable, let_
 from gnnstab.records import Finding, RuleStatus, Signals
 from gnnstab.records.vocabulary import SCORE_GROWTH
 from gnnstab.rules._by_steps import by_steps
+from gnnstab.rules._one_batch import of_one_batch
 from gnnstab.rules.base import Rule
 from gnnstab.rules.explanation import explain
 from gnnstab.rules.recalled import findings_in, joined, outlived, settled
@@ -95,7 +96,8 @@ def run(
 
 
 def _tried(finding: Finding, signals: Signals) -> Finding:
-    """Scores that grew, as the steps with softer ones judge them that were taken when the run had ended."""
+    """A jump that one batch has made as one of its input; scores that grew as the steps with softer ones judge them, taken at the end."""
+    finding = of_one_batch(finding, signals)
     return by_steps(finding, signals) if finding.signal == SCORE_GROWTH else finding
 
 

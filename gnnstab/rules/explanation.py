@@ -314,7 +314,7 @@ LINKS = tuple(
         ("GS402", _without_edges, "GS704 GS701 GS604"),
         ("GS406", _always, "GS603 GS302 GS104 GS702 GS501"),
         ("GS406", _of_absurd_size, "GS601"),
-        ("GS502", _scale_that_was_undone, "GS301 GS302"),
+        ("GS502", _scale_that_was_undone, "GS301 GS302 GS601"),
         ("GS502", _undefined_there, "GS301"),
         # Memory that was never initialised, before everything that its size brings about.
         ("GS605", _always, "GS502 GS302 GS204 GS203 GS103 GS104 GS501 GS701 GS702 GS704"),

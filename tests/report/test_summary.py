@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 import examples
-from gnnstab.records import FixAdvice
+from gnnstab.records import Cause, FixAdvice
 from gnnstab.report import summary
 from gnnstab.report.numbers import compared, number
 
@@ -75,3 +75,12 @@ def test_the_beginning_of_a_reason_ends_at_a_clause_or_word() -> None:
     assert summary.beginning(text, 30) == "first clause; second clause. …"
     assert summary.beginning(text, 15) == "first clause …"
     assert summary.beginning("word " * 50, 23) == "word word word word …"
+
+
+def test_what_was_shown_is_treated_before_what_merely_fits() -> None:
+    causes = (
+        Cause("feature-scale", "root-cause", "", how="inferred"),
+        Cause("learning-rate", "root-cause", "", how="undone"),
+    )
+    diagnosis = replace(examples.clean(), causes=causes)
+    assert [cause.cause for cause in summary.to_change(diagnosis)] == ["learning-rate", "feature-scale"]

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import gnnstab
-from gnnstab.records import Event, Finding, Series, Signals
+from gnnstab.records import Event, Finding, LayerFacts, Series, Signals
 from gnnstab.report import render
 from gnnstab.rules.engine import Override, run
 from gnnstab.rules.gs603_gradient_spike import GradientSpike
@@ -187,3 +187,27 @@ RISE = replace(SPIKE, code="GS601", signal="loss.first_rise", step=4)
 def test_what_a_run_has_come_past_is_information(finding: Finding, end: float, expected: str) -> None:
     found = run(Signals("trace", (), series=(losses(end),), events=(as_event(finding),))).findings
     assert [f.severity for f in found if f.code == finding.code] == [expected]
+
+
+def jump(name: str, layer: str | None, after: float, end: float = 1.0) -> Series:
+    """1, at step 60 5000, at step 61 ``after``, and ``end`` from then on."""
+    values = np.where(np.arange(200) < 60, 1.0, end)
+    values[60:62] = 5000.0, after
+    return Series(name, layer, None, np.arange(200), values)
+
+
+@pytest.mark.parametrize(
+    ("loss", "given", "expected"),
+    [
+        (jump("loss", None, 1.0), jump("input.rms", "conv", 1.0), ("GS406", "warning")),
+        (jump("loss", None, 1.0, end=0.1), jump("input.rms", "conv", 1.0), ("GS406", "info")),
+        (jump("loss", None, 4000.0), jump("input.rms", "conv", 1.0), ("GS601", "error")),  # the weights are lost
+        (jump("loss", None, 1.0), jump("input.rms", "conv", 4000.0), ("GS601", "error")),
+        (jump("loss", None, 1.0), Series("input.rms", "conv", None, np.arange(200), np.ones(200)), ("GS601", "error")),
+    ],
+)
+def test_a_jump_that_one_batch_brings_in_is_no_rate(loss: Series, given: Series, expected: tuple[str, str]) -> None:
+    raised = replace(SPIKE, code="GS601", signal="loss", severity="error", step=60, value=5000.0, threshold=1000.0)
+    layers = (LayerFacts("conv", "TransformerConv", 0, True),)
+    found = run(Signals("trace", layers, series=(loss, given), events=(as_event(raised),))).findings
+    assert [(f.code, f.severity) for f in found if f.code in ("GS406", "GS601")] == [expected]
