@@ -15,7 +15,7 @@ from torch_geometric.nn import GATConv, InstanceNorm, TransformerConv, global_me
 import gnnstab
 from gnnstab.records import Diagnosis, Finding
 from test_places import NODES, WIDTH, Net, data, look, loss, loud, random_graph, seeded, train
-from trained import trained
+from trained import take_step, trained
 
 Face = Callable[[nn.Module, Data], Diagnosis]
 FACES = pytest.mark.parametrize("face", [look, train], ids=["diagnose", "monitor"])
@@ -385,9 +385,7 @@ def test_a_monitor_looks_again_at_its_end() -> None:
             for step in range(6):
                 if step == 3 and bias is not None:
                     nn.init.constant_(model.out.bias, bias)
-                optimizer.zero_grad()
-                loss(model(batch), batch).backward()
-                optimizer.step()
+                take_step(optimizer, loss(model(batch), batch))
         return monitor.diagnose()
 
     assert "GS701" in {f.code for f in loud(run(-60.0))}

@@ -277,5 +277,7 @@ class Reconnect(ByHand):
     code = (
         "# forward: no .detach(), .data or torch.no_grad() between the layers; the optimizer: model.parameters()\n"
         "loss.backward()\n"
-        "assert all(p.grad is not None for p in model.parameters() if p.requires_grad)"
+        "assert all(p.grad is not None for p in model.parameters() if p.requires_grad)\n"
+        "held = {id(p) for group in optimizer.param_groups for p in group['params']}\n"
+        "assert all(id(p) in held for p in model.parameters() if p.requires_grad)"
     )
