@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -253,3 +254,46 @@ def test_targets_that_the_loss_scales_itself() -> None:
     raw = look(Roads(plain), data, lambda output, batch: F.l1_loss(output, batch.y))
     assert [f.code for f in loud(raw)] == ["GS406"]
     assert loud(look(Roads(plain), data, lambda output, batch: F.l1_loss(output, (batch.y - 2e4) / 3e3))) == []
+
+
+class Baskets(nn.Module):
+    """What users have bought, by attention over their own items; some have bought nothing."""
+
+    def __init__(self, mended: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.ask, self.key, self.value, self.out = (nn.Linear(WIDTH, n) for n in (WIDTH, WIDTH, WIDTH, 1))
+        self.mended = mended
+
+    def forward(self, data: Data) -> Tensor:
+        score = (self.ask(data.user)[:, None] * self.key(data.goods)).sum(-1) / WIDTH**0.5
+        weight = self.mended(score.masked_fill(~data.bought, -math.inf).softmax(-1))
+        return self.out(data.user + (weight[..., None] * self.value(data.goods)).sum(1)).squeeze(-1)
+
+
+def baskets() -> Data:
+    g = generator(5)
+    user, items = torch.randn(32, WIDTH, generator=g), torch.randn(32, 6, WIDTH, generator=g)
+    return Data(user=user, goods=items, bought=torch.arange(6) < torch.arange(32)[:, None] % 7, y=user[:, 0])
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("mended", "severity"),
+    [
+        (lambda weight: weight, "error"),
+        (torch.nan_to_num, "info"),
+        (lambda weight: weight.masked_fill(weight.isnan(), 0.0), "info"),
+        (lambda weight: torch.where(weight.isnan(), 0.0, weight), "info"),
+        # The output is finite, and what comes back through the square root's derivative at 0 is not.
+        (lambda weight: torch.nan_to_num(weight).sqrt().square(), "error"),
+    ],
+)
+def test_weights_of_wholly_masked_rows_that_the_code_takes_away(
+    face: Callable[..., Diagnosis], mended: Callable[[Tensor], Tensor], severity: str
+) -> None:
+    said = face(Baskets(mended), baskets(), lambda output, data: F.mse_loss(output, data.y))
+    (finding,) = [f for f in said.findings if f.code == "GS502"]
+    assert finding.severity == severity
+    if severity == "info":
+        assert loud(said) == [] and "taken away again" in finding.message and not said.root_causes()

@@ -149,6 +149,7 @@ def _one(
     objective = _objective(output, batch, loss)
     if objective.requires_grad:
         objective.backward()  # type: ignore[no-untyped-call]
+        recorder.state.backward = True  # Also of a model without a layer that is recorded.
     numbers = {
         LOSS_OVER_ZERO: loss_over_zero(output, float(objective.detach()), batch, loss),
     }

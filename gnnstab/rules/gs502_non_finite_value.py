@@ -41,7 +41,9 @@ class NonFiniteValue(Rule):
 
     ## When it is wrong
     Non-finite *gradients* in the first steps of a GradScaler are normal: the step is skipped and the scale lowered. Such
-    steps are not reported. Nor are those that a loop of your own skips under fp16; elsewhere they are, with their number.
+    steps are not reported. Nor are those that a loop of your own skips under fp16; elsewhere they are, with their number. What
+    the code takes away again (the weights of rows in which everything is masked, set to 0) is information where output, loss and
+    gradients of the step are finite.
 
     ## References
     Micikevicius et al. 2018, *Mixed Precision Training*, arXiv 1710.03740; IEEE 754. Measured: fp16 training of a real actor,
@@ -54,6 +56,8 @@ class NonFiniteValue(Rule):
         if events:
             yield self._event(signals, first_explained(events), len({(e.step, e.stage) for e in events}))
             return
+        for note in [e for e in signals.events if e.kind == "note" and e.detail.get("taken_away")][:1]:
+            yield self._taken_away(note)
         bad = [s for s in signals.find("weight.non_finite") if s.value > 0 and s.layer is not None]
         if bad:
             parameters = [str(s.detail.get("parameter", s.layer)) for s in bad]
@@ -92,6 +96,20 @@ class NonFiniteValue(Rule):
             layer=event.layer,
             step=event.step,
             cause=cause,
+        )
+
+    def _taken_away(self, event: Event) -> Finding:
+        """What reaches neither the output, nor the loss, nor a gradient does no harm."""
+        ids = f", {event.ids}" if event.ids else ""
+        return self.finding(
+            f"{event.layer}, stage {event.stage}{ids}: not finite at step {event.step}, and taken away again by the code behind it: the output, the "
+            "loss and all gradients are finite.",
+            severity="info",
+            limit=0.0,
+            name=_SIGNAL_OF_STAGE.get(event.stage or "", "output.max_abs"),
+            value=math.nan,
+            layer=event.layer,
+            step=event.step,
         )
 
     @staticmethod

@@ -3,6 +3,7 @@
 import math
 from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,13 +11,14 @@ from torch import nn
 from torch_geometric.nn import MessagePassing, TransformerConv
 
 import gnnstab
-from gnnstab.records import FIVE_CAUSES, FURTHER_CAUSES, Finding, Signals
+from gnnstab.records import FIVE_CAUSES, FURTHER_CAUSES, Finding, LayerFacts, Signal, Signals
 from gnnstab.report import summary
 from gnnstab.verification import undo
 from gnnstab.verification.interventions import _measuring as measuring
 from gnnstab.verification.interventions import _table as table
 from gnnstab.verification.interventions import _trying as trying
 from gnnstab.verification.interventions._investigation import TRIED, Investigation, Tried
+from gnnstab.verification.interventions._suspects import identity_paths
 from gnnstab.verification.interventions._symptoms import symptoms_in
 from gnnstab.verification.interventions._trial import Case, Edit, Trial
 from gnnstab.verification.interventions.deciding import CONTRIBUTES, ROOT, rulings
@@ -292,6 +294,19 @@ def test_model_gradients_and_generators_stay_as_they_were():
     assert torch.equal(torch.get_rng_state(), state)
     assert vars(measuring)["softmax"] is homes
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("projected", [True, False])
+def test_a_residual_that_is_a_projection_is_told_as_one(projected):
+    layers = tuple(
+        LayerFacts(f"convs.{i}", "GATConv", i, True, identity_path=False, options={"residual": projected or i == 0})
+        for i in range(4)
+    )
+    signals = Signals("model", layers, (Signal("smoothness.relative", 1e-3, "convs.3"),))
+    case = SimpleNamespace(signals=signals, suffers=lambda *names: True)
+    (trial,) = identity_paths(case, None)
+    said = "no identity path leads around convs.0, convs.1, convs.2 and 1 more"
+    assert trial.suspect == said + ", only the projection that each adds (residual=True)" * projected
 
 
 @pytest.mark.parametrize("broken", ["refuses other scales", "cannot be copied"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from gnnstab.probe.attaching.forward_tracker import ForwardInputs, ForwardTracke
 from gnnstab.probe.buffering.step_writer import StepRows
 from gnnstab.probe.events import _non_finite_event as non_finite_event
 from gnnstab.probe.layers.parameters import Parameters
-from gnnstab.probe.operations.explaining import Explainer
+from gnnstab.probe.operations.explaining import TAKEN_AWAY, Explainer
 from gnnstab.probe.replaying import bundle
 from gnnstab.probe.replaying.replica import replica, run_replica, tensors_in
 from gnnstab.probe.replaying.skipped_step import SkippedForward
@@ -78,6 +79,9 @@ class NonFiniteDetector:
         """That of a gradient that came in bad from behind the last layer, before the loss of its step was told."""
 
         self._from_start: tuple[str, ...] = ()
+        self._taken_away = False
+        """A step whose own code takes away what is not finite was told; others that end as well are like it."""
+
         self._written = 0
         self._reruns = 0
 
@@ -96,7 +100,8 @@ class NonFiniteDetector:
         moved: bool = False,
         twin: nn.Module | None = None,
     ) -> Event | None:
-        """The event of a step whose numbers are not all finite, if it is the first of its kind.
+        """The event of a step whose numbers are not all finite, if it is the first of its kind; a note where loss, gradients and
+        output are, since the code takes away what is not.
 
         ``inputs`` are those of the step (those of the latest forward when omitted). ``moved`` says that an update has
         moved the weights since: where they are not finite either, nothing can be run again with them, unless ``twin`` has
@@ -105,12 +110,17 @@ class NonFiniteDetector:
         inputs = self._forwards.last if inputs is None else inputs
         view = non_finite_event.StepView.of(step, sent, list(self._state.fired))
         if view.forward_bad():
-            if self._first("forward"):
+            sound = (loss is None or math.isfinite(loss)) and not view.gradients_bad()
+            if not (sound and self._taken_away) and self._first("forward"):
                 weights = self._parameters.non_finite() if twin is None else bad_parameters(twin)
                 lost = _LOST if moved and weights and twin is None else ""
                 model = self._model if twin is None else twin
                 event = non_finite_event.forward_event(view, model, inputs, weights, lost, self._from_start)
-                return self._with_bundle(self._explained(event, inputs, lost, twin), inputs, moved)
+                event = self._explained(event, inputs, lost, twin)
+                if sound and event.detail.get(TAKEN_AWAY):
+                    self._taken_away = self.met.pop("forward") > 0
+                    return replace(event, kind="note")
+                return self._with_bundle(event, inputs, moved)
         elif view.gradients_bad() and not self.tolerates(skipped, step) and self._first("gradient"):
             event = non_finite_event.gradient_event(view)
             if event.origin == "came-in" and loss is not None and not math.isfinite(loss) and self._first("loss"):

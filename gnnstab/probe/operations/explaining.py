@@ -18,6 +18,9 @@ from gnnstab.probe.replaying.read_out import read_out
 from gnnstab.probe.replaying.replica import ForwardInputs
 from gnnstab.records import Event
 
+TAKEN_AWAY = "taken_away"
+"""In the detail of an event: the repeated step ended in finite numbers only."""
+
 MOST_WATCHED = 3
 """Steps of one run that are watched in place at most."""
 
@@ -55,18 +58,21 @@ class Explainer:
         """
         given = list(calls)
         last: Found | None = None
-        note = ""
+        note, sound = "", bool(given)
         for call in given:
             try:
                 last = repeat(self._model if twin is None else twin, call, self.objective, batch=self.batch)
+                sound &= not (last.symptom or last.note)
             except UsageError as error:
-                note = str(error)
+                note, sound = str(error), False
                 continue
             if last.origin is not None:
                 return told(event, last)
         if self.objective is None and event.stage != "loss" and (made := self._of_derivatives(given, twin)) is not None:
             return told(event, made)
         event = self._without_operation(event, last, note)
+        if sound and event.stage not in ("loss", "gradient", "weight"):
+            return replace(event, detail={**event.detail, TAKEN_AWAY: True})
         if event.stage not in ("loss", "gradient") or self._watched >= MOST_WATCHED:
             return event
         reason = self._watch_next(event, [call for call in given if call.grad])

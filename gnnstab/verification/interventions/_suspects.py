@@ -174,7 +174,9 @@ def rescale_queries(case: Case, base: Look) -> Iterator[Trial]:
 
 def identity_paths(case: Case, base: Look) -> Iterator[Trial]:
     """An identity of weight 1 around every attention layer that has none."""
-    bare = [layer.name for layer in case.signals.attention_layers if layer.identity_path is False]
+    around = [layer for layer in case.signals.attention_layers if layer.identity_path is False]
+    bare = [layer.name for layer in around]
+    projected = all(layer.get("residual") for layer in around)
     if not bare or not case.suffers("gradient.", "smoothness."):
         return
 
@@ -186,7 +188,8 @@ def identity_paths(case: Case, base: Look) -> Iterator[Trial]:
 
     yield _trial(
         "identity-paths", "no-residual", bare, "laying an identity path around the layers",
-        "no identity path leads around {}", Edit(model=edited), deviates=False,
+        "no identity path leads around {}" + (", only the projection that each adds (residual=True)" if projected else ""),
+        Edit(model=edited), deviates=False,
     )  # fmt: skip
 
 
