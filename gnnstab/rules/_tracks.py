@@ -75,9 +75,10 @@ class Track:
         fitted = log_linear(self.steps, self.values, WARM_UP + 1)
         return (0.0, math.inf) if fitted is None else (fitted.slope, fitted.error)
 
-    def lasting_growth(self, least: int = WINDOW) -> float:
-        """Growth of ln|value| per step over the window that does not end by itself; 0.0 for none, and for fewer than ``least`` values."""
-        return lasting_growth(self.steps, self.values, least)
+    def lasting_growth(self, span: int = WINDOW, least: int = WINDOW) -> float:
+        """Growth of ln|value| per step over the window that does not end by itself; 0.0 for none, before ``span`` steps, and for fewer than ``least`` values."""
+        spanned = bool(self.steps) and self.steps[-1] - self.steps[0] >= span - 1
+        return lasting_growth(self.steps, self.values, least) if spanned else 0.0
 
 
 class Blocks:

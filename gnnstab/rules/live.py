@@ -19,7 +19,7 @@ from gnnstab.records import Finding, SeriesKey, Signal, Signals
 from gnnstab.records.rises import Overshoot, falling
 from gnnstab.records.vocabulary import OPTIMIZER_OUTPUT_MOVE
 from gnnstab.rules._beginning import Beginning, Overshoots, Rates
-from gnnstab.rules._tracks import WINDOW, Blocks, Quiet, Track, median
+from gnnstab.rules._tracks import WARM_UP, WINDOW, Blocks, Quiet, Track, median
 from gnnstab.rules.base import threshold
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.gs501_precision_headroom import UNIT_ROUNDOFF, PrecisionHeadroom
@@ -210,7 +210,7 @@ class LiveEngine:
         grown = size > limits.score_floor and size > limits.score_factor * track.start
         if not grown and self._format == "fp32":
             return  # The fit is the expensive part, and at every healthy step nothing asks for it.
-        growth = track.lasting_growth(LASTS) if grown else 0.0
+        growth = track.lasting_growth(LASTS, WARM_UP + 1) if grown else 0.0
         yield from self._headroom(step, key.layer, track)
         steady = growth > limits.score_growth
         if steady or self._jumped(track, size):
