@@ -20,11 +20,11 @@ from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 from gnnstab.probe.operations.repeat import as_batch as as_given
 from gnnstab.probe.optimizer.learning import LEARNS
 from gnnstab.probe.optimizer.next_update import UpdateWatch
-from gnnstab.probe.optimizer.run_trial import scale_trial, slow_trial, softer_trial, stack_trial
+from gnnstab.probe.optimizer.run_trial import slow_trial, softer_trial, undone_trial
 from gnnstab.probe.recorder import Recorder
 from gnnstab.probe.replaying.computing_hooks import computing_hooks
 from gnnstab.probe.replaying.skipped_step import last_look
-from gnnstab.records import Diagnosis, Measure, Signals
+from gnnstab.records import Diagnosis, Signals
 from gnnstab.records.vocabulary import (
     ATTENTION_ENTROPY,
     ATTENTION_ONE_HOT_SHARE,
@@ -165,11 +165,13 @@ class Ending:
         rates = next((s.detail for s in diagnosis.signals if s.name == OPTIMIZER_LR_JUMP), {})
         largest = float(rates.get("largest", 0.0))
         try:
-            if float(losses["best"]) > STANDS_STILL * float(losses["start"]) > 0:
-                self._writer.measures(self._hindered(inputs, loss, row.step, largest))
-                seen = Signals("trace", diagnosis.layers, diagnosis.signals, context=diagnosis.context)
-                if suspects := FeatureScale().unexplained(seen):
-                    self._writer.measures(scale_trial(model, self._optimizers[0], inputs, loss, row.step, suspects))
+            hindered = float(losses["best"]) > STANDS_STILL * float(losses["start"]) > 0
+            scaled = self._scaled(diagnosis, hindered=hindered)
+            if hindered or scaled:
+                start = self._start(largest)
+                trial = undone_trial(*start, inputs, loss, row.step, hindered=hindered, scaled=scaled)
+                self._writer.measures(trial)
+            if hindered:
                 still = max((s.value for s in diagnosis.signals if s.name == OPTIMIZER_OUTPUT_MOVE), default=1.0)
                 if still < HARDLY or rates.get("spent", 0.0) > SPENT:
                     self._writer.measures(slow_trial(model, self._optimizers[0], inputs, loss, row.step, largest))
@@ -181,12 +183,19 @@ class Ending:
         except UsageError:
             return  # What cannot be copied, or is trained by more than one forward, cannot be tried.
 
-    def _hindered(self, inputs: ForwardInputs, loss: Loss, step: int, largest: float) -> list[Measure]:
-        """What keeps the model from learning, from where the run began if that was kept, else from where it has come to."""
+    def _start(self, largest: float) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+        """Model and optimizer as the run began, if that was kept, else as it has come to be."""
         model, optimizer = self._recorder.model, self._optimizers[0]
-        if self._updates.began is not None:
-            model, optimizer = self._updates.began.restored(model, optimizer, largest)
-        return stack_trial(model, optimizer, inputs, loss, step)
+        began = self._updates.began
+        return (model, optimizer) if began is None else began.restored(model, optimizer, largest)
+
+    def _scaled(self, diagnosis: Diagnosis, *, hindered: bool) -> dict[str, bool]:
+        """Inputs whose scale is blamed, or may be for a loss that has hardly fallen; trained weights have come to terms with what they were given."""
+        seen = Signals("trace", diagnosis.layers, diagnosis.signals, context=diagnosis.context)
+        if self._updates.began is None:
+            return FeatureScale().unexplained(seen) if hindered else {}
+        blamed = any(f.code == "GS406" and f.layer and f.severity != "info" for f in diagnosis.findings)
+        return FeatureScale().beyond(seen) if hindered or blamed else {}
 
     def _tell_failed(self, diagnosis: Diagnosis) -> None:
         """A rule that raises is a finding of its own; while a run ends, nobody may read that, so it is told and recorded."""

@@ -58,13 +58,14 @@ def model_signals(
 def _scale_tried(
     signals: Signals, model: nn.Module, batch: Any, loss: Any, optimizer: Any, precision: str, lr: float = 1e-3
 ) -> Signals:
-    """The signals with what steps on copies say of inputs that are badly scaled and saturate nothing."""
-    suspects = FeatureScale().unexplained(signals)
-    if not suspects:
+    """The signals with what steps on copies say of inputs that are badly scaled: without the user's own, of those that saturate nothing."""
+    rule = FeatureScale()
+    chosen = rule.unexplained(signals) if loss is None or optimizer is None else rule.beyond(signals)
+    if not chosen:
         return signals
-    from gnnstab.probe.optimizer.input_scale import with_scale_trial
+    from gnnstab.probe.optimizer.optimizer_steps import with_input_trial
 
-    return with_scale_trial(signals, suspects, model, batch, loss, optimizer, lr, precision)
+    return with_input_trial(signals, chosen, model, batch, loss, optimizer, lr, precision)
 
 
 def observe_model(model: Any, request: Request) -> Observed:

@@ -9,7 +9,7 @@ from typing import Any
 
 from gnnstab.records import Finding, Signals
 from gnnstab.records.rises import LASTING, earned, harms
-from gnnstab.records.vocabulary import LOSS, OPTIMIZER_SOFTER, OPTIMIZER_STANDARDISED
+from gnnstab.records.vocabulary import LOSS, OPTIMIZER_INPUT_SHARE, OPTIMIZER_SOFTER
 
 ACQUITS = 0.5
 """× best loss with softer scores, up to which sharp ones are acquitted: one batch is learned by heart the easier the sharper they are;
@@ -36,13 +36,13 @@ def by_steps(finding: Finding, signals: Signals) -> Finding:
 
 
 def by_steps_of_inputs(finding: Finding, signals: Signals) -> Finding:
-    """A finding of the scale of a tensor of the batch as the steps with large inputs standardised judge it."""
-    for signal in signals.find(OPTIMIZER_STANDARDISED):
+    """A finding of the scale of a tensor of the batch as the steps with such tensors standardised judge it."""
+    for signal in signals.find(OPTIMIZER_INPUT_SHARE):
         if finding.layer not in signal.detail.get("names", ()):
             continue
         message = f"{finding.message} {_steps('With it standardised', signal.detail)}"
         # Not by its share of the progress: a loss that large inputs have raised falls far in any case.
-        if signal.value > LASTING:
+        if not float(signal.detail.get("best", math.nan)) <= LASTING * float(signal.detail.get("undone", math.nan)):
             return replace(finding, confidence="high", message=f"{message}.")
         if _by_heart(signal.detail):
             continue

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gnnstab.records import Finding, Signal, Signals
-from gnnstab.records.vocabulary import OPTIMIZER_STACK_SHARE
+from gnnstab.records.vocabulary import OPTIMIZER_UNDONE
 from gnnstab.rules.base import Rule
 
 
 def hindered(rule: Rule, signals: Signals, limit: float, advice: str) -> Iterator[Finding]:
     """One finding per stack of the rule's cause that takes more than ``limit`` of the progress away."""
-    for signal in signals.find(OPTIMIZER_STACK_SHARE):
+    for signal in signals.find(OPTIMIZER_UNDONE):
         if signal.detail.get("cause") == rule.cause and signal.value > limit:
             names = signal.detail.get("names") or [""]
             yield rule.finding(
@@ -23,7 +23,9 @@ def said(signal: Signal) -> str:
     """What is suspected, how far the model learns with it, and how far without."""
     told = signal.detail
     first, best, undone = (float(told.get(key, 0.0)) for key in ("first", "best", "undone"))
-    rate = told.get("at_any_rate")
+    rate, zeros = told.get("at_any_rate"), told.get("zeros")
+    # A loss that begins far off may fall far, and the model knows less than nothing.
+    beside = f", where an output of zeros has {zeros:.3g}" if isinstance(zeros, float) and zeros < best else ""
     any_rate = (
         f", and to {rate:.3g} at the best of a tenth, a third, three and ten times your rate"
         if isinstance(rate, float)
@@ -31,6 +33,6 @@ def said(signal: Signal) -> str:
     )
     return (
         f"{told.get('suspect')}, and the model hardly learns: your optimizer's steps on a copy bring the loss of one batch from {first:.3g} to "
-        f"{best:.3g}{any_rate}. {str(told.get('words', ''))[:1].upper()}{str(told.get('words', ''))[1:]} on a copy, {told.get('steps')} steps bring it to "
+        f"{best:.3g}{beside}{any_rate}. {str(told.get('words', ''))[:1].upper()}{str(told.get('words', ''))[1:]} on a copy, {told.get('steps')} steps bring it to "
         f"{undone:.3g}: it takes {100 * signal.value:.0f} % of the progress."
     )

@@ -10,7 +10,7 @@ from gnnstab.records.vocabulary import (
     ATTENTION_VANISHED_SHARE,
     LOSS_OVER_ZERO,
     OPTIMIZER_EPS_LOST,
-    OPTIMIZER_STACK_SHARE,
+    OPTIMIZER_UNDONE,
     PLACE_COPIED_UNITS,
     PLACE_OVERFLOW,
     PLACE_ZERO_WEIGHTS,
@@ -272,12 +272,12 @@ def _zero_start(symptom: Finding, explanation: Finding, signals: Signals) -> boo
 
 
 def _behind_sums(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
-    return explanation.signal in ("place.post_norms", OPTIMIZER_STACK_SHARE)
+    return explanation.signal in ("place.post_norms", OPTIMIZER_UNDONE)
 
 
 def _undone_stack(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
     """Steps on a copy have shown that the stack hinders learning; nodes that it makes alike, and gradients that die in it, follow."""
-    return explanation.signal == OPTIMIZER_STACK_SHARE
+    return explanation.signal == OPTIMIZER_UNDONE
 
 
 def _apart_before(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
@@ -295,7 +295,7 @@ def _alike_from_the_start(symptom: Finding, explanation: Finding, signals: Signa
 
 def _alike(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
     alike = ("place.node_difference", "place.shared_answers")
-    return explanation.signal in alike and symptom.signal != OPTIMIZER_STACK_SHARE
+    return explanation.signal in alike and symptom.signal != OPTIMIZER_UNDONE
 
 
 def _over_depth(symptom: Finding, explanation: Finding, signals: Signals) -> bool:

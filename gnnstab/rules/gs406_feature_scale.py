@@ -187,7 +187,7 @@ class FeatureScale(Rule):
         """A warning where steps on two copies have shown that the scale keeps the model from learning."""
         for tried in signals.find(OPTIMIZER_INPUT_SHARE):
             told, names_ = tried.detail, tried.detail.get("names") or ()
-            if signal.layer not in names_ or not tried.value > self.taken:
+            if signal.layer not in names_ or told.get("learns") or not tried.value > self.taken:
                 continue
             first, best, undone = (float(told.get(key, math.nan)) for key in ("first", "best", "undone"))
             zeros = told.get("zeros")
@@ -210,11 +210,18 @@ class FeatureScale(Rule):
 
     def unexplained(self, signals: Signals) -> dict[str, bool]:
         """Tensors of the batch beyond a limit that nothing is known to suffer from: name → True where a weight is given them as they are."""
-        places = [s for name in ("place.rms", "place.column_ratio") for s in measured(signals.find(name))]
-        crossed = [s for s, _ in self._crossed(places, first_loss(signals)) if s.layer and not s.detail.get("target")]
+        crossed = self._inputs_beyond(signals)
         if any(self._symptoms_of(signals, s)[0] or (s.name == "place.rms" and s.value > self.absurd) for s in crossed):
             return {}
-        return {str(s.layer): bool(s.detail.get("fed")) for s in crossed}
+        return _fed(crossed)
+
+    def beyond(self, signals: Signals) -> dict[str, bool]:
+        """The same of all tensors of the batch beyond a limit."""
+        return _fed(self._inputs_beyond(signals))
+
+    def _inputs_beyond(self, signals: Signals) -> list[Signal]:
+        places = [s for name in ("place.rms", "place.column_ratio") for s in measured(signals.find(name))]
+        return [s for s, _ in self._crossed(places, first_loss(signals)) if s.layer and not s.detail.get("target")]
 
     def _crossed(self, places: Sequence[Signal], loss: float) -> Iterator[tuple[Signal, float]]:
         for signal in places:
@@ -277,3 +284,7 @@ class FeatureScale(Rule):
         gates = [f"the gate of {s.layer}" for s in signals.find("gate.saturated_share") if s.value > self.gate_share]
         severe = any(state.entropy.value < self.error_entropy for state in saturated)
         return [state.layer for state in saturated] + gates, severe
+
+
+def _fed(crossed: Sequence[Signal]) -> dict[str, bool]:
+    return {str(s.layer): bool(s.detail.get("fed")) for s in crossed}

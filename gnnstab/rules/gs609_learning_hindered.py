@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gnnstab.records import Finding, Signals
-from gnnstab.records.vocabulary import OPTIMIZER_LR_JUMP, OPTIMIZER_STACK_SHARE
+from gnnstab.records.vocabulary import OPTIMIZER_LR_JUMP, OPTIMIZER_UNDONE
 from gnnstab.rules._stacks import said
 from gnnstab.rules.base import Rule, rule, threshold
 
@@ -58,7 +58,7 @@ class LearningHindered(Rule):
 
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding for what is most in the way."""
-        for signal in signals.need(OPTIMIZER_STACK_SHARE):
+        for signal in signals.need(OPTIMIZER_UNDONE):
             cause = str(signal.detail.get("cause", ""))
             if cause == "learning-rate" and not _constant_rate(signals):
                 continue

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from gnnstab.errors import NotEvaluable
 from gnnstab.records import Finding, LayerFacts, Signal, Signals
-from gnnstab.records.vocabulary import GAIN_VALUE, OPTIMIZER_STACK_SHARE
+from gnnstab.records.vocabulary import GAIN_VALUE, OPTIMIZER_UNDONE
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.gs203_vanishing_gradient import VanishingGradient
 from gnnstab.rules.gs204_exploding_gradient import ExplodingGradient
@@ -165,7 +165,7 @@ class Oversmoothing(Rule):
         collapsed = end.value < self.relative and end.value < self.drop * start.value
         if not collapsed and not (self._bare(signals, depth) and end.value < self.half * start.value):
             return
-        learns = [s.detail for s in signals.find(OPTIMIZER_STACK_SHARE) if s.detail.get("learns")]
+        learns = [s.detail for s in signals.find(OPTIMIZER_UNDONE) if s.detail.get("learns")]
         counts = (depth >= self.fresh_layers or signals.context.get("trained") is True) and not learns
         does = "" if not learns else (
             f" It learns all the same: {learns[0]['steps']} of your optimizer's steps on a copy bring the loss of one batch from "

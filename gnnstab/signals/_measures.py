@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from gnnstab.records import SIGNALS, Measure, Signal
-from gnnstab.records.vocabulary import DEGREE_MEDIAN
+from gnnstab.records.vocabulary import DEGREE_MEDIAN, OPTIMIZER_UNDONE
 from gnnstab.signals._window import best_mode, latest
 
 T = TypeVar("T", list[Any], dict[str, Any])
@@ -22,9 +22,14 @@ def streams(measures: Sequence[Measure]) -> dict[Stream, list[Measure]]:
     """Measures by stream, each in order of steps; names outside the vocabulary are left out."""
     found: dict[Stream, list[Measure]] = {}
     for row in measures:
-        if row.name in SIGNALS:
-            found.setdefault((row.layer, row.mode, row.call, row.name, row.head), []).append(row)
+        name = _FORMER.get(row.name, row.name)
+        if name in SIGNALS:
+            found.setdefault((row.layer, row.mode, row.call, name, row.head), []).append(row)
     return found
+
+
+_FORMER = {"optimizer.stack_share": OPTIMIZER_UNDONE}
+"""Names that older traces hold for signals of today."""
 
 
 def judged_modes(layers: Mapping[str, set[str]]) -> dict[str, str]:

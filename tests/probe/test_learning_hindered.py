@@ -12,6 +12,8 @@ from torch_geometric.data import Data
 from torch_geometric.nn import MessagePassing, TransformerConv
 
 import gnnstab
+from gnnstab.records import Signal
+from gnnstab.rules._stacks import said
 
 WIDTH, NODES, DEGREE = 16, 60, 30
 
@@ -86,6 +88,21 @@ def test_what_keeps_it_from_learning_is_the_root_with_its_place(fault: str, caus
     assert found.root_causes()[0].cause == cause
     assert place in " ".join(str(found).split())
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(("zeros", "told"), [(1.39, True), (12.0, False), (None, False)])
+def test_a_loss_that_falls_far_and_stays_above_that_of_an_output_of_zeros_says_so(
+    zeros: float | None, told: bool
+) -> None:
+    detail = {
+        "first": 31.7,
+        "best": 9.12,
+        "undone": 0.304,
+        "zeros": zeros,
+        "words": "drawing `w` anew",
+        "suspect": "`w`",
+    }
+    assert ("9.12, where an output of zeros has 1.39." in said(Signal("optimizer.undone", 0.76, detail=detail))) is told
 
 
 class Sampled(nn.Module):

@@ -14,10 +14,10 @@ from torch_geometric.nn import GATConv, GATv2Conv, TransformerConv
 from torch_geometric.utils import softmax
 
 import gnnstab
-from gnnstab.probe.optimizer._standardised import large_inputs
+from gnnstab.probe.optimizer._large_inputs import large_inputs
 from gnnstab.probe.optimizer.softening import SPREAD, Softened, spread, spread_over_edges
 from gnnstab.records import Diagnosis
-from gnnstab.records.vocabulary import OPTIMIZER_SOFTER, OPTIMIZER_STANDARDISED
+from gnnstab.records.vocabulary import OPTIMIZER_INPUT_SHARE, OPTIMIZER_SOFTER
 
 NODES, WIDTH, TAGS = 24, 16, 6
 
@@ -82,10 +82,11 @@ class Stations(nn.Module):
     def __init__(self, reach: float) -> None:
         super().__init__()
         self.value, self.out = nn.Linear(4, WIDTH), nn.Sequential(nn.Linear(WIDTH, 32), nn.ReLU(), nn.Linear(32, 1))
-        self.reach = nn.Parameter(torch.tensor(1 / reach))
+        self.reach = nn.Linear(2, 2, bias=False)
+        self.reach.weight.data = torch.eye(2) / reach
 
     def forward(self, x: Tensor, where: Tensor) -> Tensor:
-        places = where * self.reach
+        places = self.reach(where)
         scores = -(places[:, None] - places[None]).square().sum(-1)
         return self.out(scores.softmax(-1) @ self.value(x)).squeeze(-1)
 
@@ -203,9 +204,9 @@ def test_large_inputs_are_blamed_where_steps_learn_better_without_them(
     make: Callable[[], nn.Module], raw: bool
 ) -> None:
     for face, diagnosis in said(drawn(make), map_of).items():
-        (signal,) = [s for s in diagnosis.signals if s.name == OPTIMIZER_STANDARDISED]
+        (signal,) = [s for s in diagnosis.signals if s.name == OPTIMIZER_INPUT_SHARE]
         assert signal.detail["names"] == ["where"], face
-        assert (signal.value > 1) is raw, face
+        assert (signal.detail["best"] > signal.detail["undone"]) is raw, face
         assert [f.code for f in diagnosis.findings if f.severity != "info" and f.code == "GS406"] == ["GS406"] * raw, (
             face
         )
@@ -214,8 +215,14 @@ def test_large_inputs_are_blamed_where_steps_learn_better_without_them(
 def test_large_inputs_are_columns_and_vectors_of_measured_values() -> None:
     seconds, ids = 100 * torch.rand(9), torch.arange(9.0)[:, None]
     batch = {"x": torch.randn(9, 2), "age": seconds, "id": ids, "y": 50 * torch.rand(9, 1)}
-    ((name, (old, made)),) = large_inputs(((), batch), nn.Identity()).items()
-    assert name == "age" and old is seconds and made.shape == seconds.shape
+    given = list[dict[str, Tensor]]()
+    copy = type("Given", (nn.Module,), {"forward": lambda self, **batch: given.append(batch)})()
+    found = large_inputs(dict.fromkeys(batch, False), [((), batch)], copy)
+    assert found is not None and found[0].names == ("age",) and not found[1]
+    found[0].undo(copy)
+    copy(**batch)
+    made = given[0].pop("age")
+    assert all(tensor is batch[name] for name, tensor in given[0].items()) and made.shape == seconds.shape
     assert abs(float(made.mean())) < 1e-5 and abs(float(made.std(unbiased=False)) - 1) < 1e-4
 
 

@@ -73,7 +73,7 @@ def asked(kind: str, depth: int, rate: float = 5e-3) -> tuple[list[str], gnnstab
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-    return [f.code for f in found.findings if f.signal == "optimizer.stack_share"], found
+    return [f.code for f in found.findings if f.signal == "optimizer.undone"], found
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_a_stack_that_keeps_the_model_from_learning_is_the_root(kind: str, depth
 def test_stacks_that_learn_and_layers_side_by_side_are_none(kind: str, depth: int) -> None:
     codes, found = asked(kind, depth)
     assert codes == []
-    assert not [s for s in found.signals if s.name == "optimizer.stack_share" and s.value]
+    assert not [s for s in found.signals if s.name == "optimizer.undone" and s.value]
 
 
 @pytest.mark.parametrize(("kind", "said"), [("bare", ["GS103"]), ("residual", [])])
@@ -123,6 +123,6 @@ def test_a_monitor_tries_the_stacks_of_a_run_that_stood_still_without_being_give
             take_step(optimizer, value, monitor)
     before = copy.deepcopy(model.state_dict())
     found = monitor.diagnose()
-    assert [f.code for f in found.findings if f.signal == "optimizer.stack_share"] == said
+    assert [f.code for f in found.findings if f.signal == "optimizer.undone"] == said
     assert [cause.cause for cause in found.root_causes()] == ["no-residual"] * len(said)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())

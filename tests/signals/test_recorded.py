@@ -75,6 +75,14 @@ def test_every_call_of_a_shared_layer_is_judged() -> None:
     assert [(s.value, s.detail.get("call")) for s in found] == [(0.9, None), (0.2, 1)]
 
 
+def test_a_signal_of_an_older_trace_is_read_under_its_name_of_today_and_one_that_is_no_more_is_left_out() -> None:
+    rows = [measure(0, "optimizer.stack_share", 0.9, layer=""), measure(0, "optimizer.standardised", 4.0, layer="")]
+    signals = from_trace(written(measures=rows))
+    signal = one(signals, "optimizer.undone")
+    assert (signal.value, signal.layer, signal.detail["worst"]) == (0.9, None, 0.9)
+    assert not [s for s in signals.values if s.name in ("optimizer.stack_share", "optimizer.standardised")]
+
+
 def test_what_is_undefined_is_missing_with_a_reason() -> None:
     signals = from_trace(written(measures=[measure(0, "smoothness.relative", math.nan)]))
     assert not signals.find("smoothness.relative")

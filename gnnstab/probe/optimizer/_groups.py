@@ -11,7 +11,6 @@ from torch import nn
 
 from gnnstab.errors import UsageError
 from gnnstab.probe.attaching.forward_tracker import ForwardInputs
-from gnnstab.probe.optimizer._standardised import standardised_signals
 from gnnstab.probe.optimizer.learning import STEPS
 from gnnstab.probe.optimizer.softening import softer_signals
 from gnnstab.probe.replaying.recovered_loss import recovered_loss
@@ -105,7 +104,7 @@ class FirstStep:
         return self._waited > self.WAITS
 
     def signals(self, loss: Loss | None) -> list[Signal] | None:
-        """What the trials say of a fast update, of the groups, of the modules that are sharp and of large inputs; None while no loss is known."""
+        """What the trials say of a fast update, of the groups and of the modules that are sharp; None while no loss is known."""
         from gnnstab.probe.optimizer.run_trial import bench_of, rises
 
         answer = self._inputs.answer
@@ -116,11 +115,6 @@ class FirstStep:
         try:
             bench = bench_of(self._model, self._optimizer, self._inputs, loss)
             rate = [] if math.isnan(self._norm) else rises(bench, self._norm)
-            return [
-                *rate,
-                *group_signals(bench),
-                *softer_signals(bench, self._sharp),
-                *standardised_signals(bench),
-            ]
+            return [*rate, *group_signals(bench), *softer_signals(bench, self._sharp)]
         except UsageError:
             return []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from gnnstab.errors import UsageError, let_through, ours
 from gnnstab.probe.optimizer._copies import twins
+from gnnstab.probe.optimizer._large_inputs import large_inputs
 from gnnstab.probe.optimizer._stacks import stacks
 from gnnstab.probe.optimizer._suspects import Suspect, suspects
 from gnnstab.probe.optimizer.softening import STEPS as STEPS
 from gnnstab.probe.replaying.replica import forked_rng
 from gnnstab.probe.replaying.zero_output import loss_over_zero
 from gnnstab.records import Signal
-from gnnstab.records.vocabulary import OPTIMIZER_STACK_SHARE
+from gnnstab.records.vocabulary import OPTIMIZER_INPUT_SHARE, OPTIMIZER_UNDONE
 
 if TYPE_CHECKING:
     from gnnstab.probe.optimizer.optimizer_steps import Bench
@@ -33,6 +34,12 @@ RATES = (0.1, 1 / 3, 3.0, 10.0)
 
 LOWER = 2
 """The first of them, which are lower, are tried where nothing is suspected, too."""
+
+MORE_STEPS = 100
+"""Most steps for inputs: at Adam's usual rate of 1e-3 a small network takes 50 to 80 until the loss of a standardised batch has fallen by a factor e."""
+
+FASTER = 4.0
+"""Times its own progress that a copy with standardised inputs may reach until its trial ends: three quarters are then the scale's share."""
 
 MARGIN = 1.0
 """Further fall of ln(loss), beyond that at any rate, from which on what was undone was in the way: a factor of e."""
@@ -61,7 +68,44 @@ def learning_signals(bench: Bench) -> Iterator[Signal]:
         names = [name for stack in deep for name in stack.names]
         detail, deep = {"learns": True, "names": names[:40], **detail}, []
     hindered = None if own >= LEARNS_WELL else _worst(bench, deep, _seen(bench, suspects, 1), as_is, first)
-    yield hindered or Signal(OPTIMIZER_STACK_SHARE, 0.0, source="steps", detail=detail)
+    yield hindered or Signal(OPTIMIZER_UNDONE, 0.0, source="steps", detail=detail)
+
+
+def input_signals(bench: Bench, chosen: Mapping[str, bool], objective: str) -> Iterator[Signal]:
+    """Share of the progress, in ln(loss), that the scale of inputs takes from the first steps; nothing where none of the ``chosen`` is large.
+
+    Args:
+        bench: Model, optimizer, batches and loss.
+        chosen: Name of a tensor of the batch → True where a weight multiplies its whole numbers as they are.
+        objective: What the loss is called in a report.
+
+    Raises:
+        UsageError: As `Bench.trial`.
+    """
+    found = large_inputs(chosen, bench.calls, bench.model)
+    if found is None:
+        return
+    suspect, marks = found
+    as_is = bench.as_is
+    # To come down from a far-off first output, which is what large inputs give, is nothing learned.
+    zeros = of_zeros(bench)
+    first = min(as_is[0], zeros)
+    learns = progress(first, as_is) >= LEARNS
+    if not learns:
+        as_is = bench.trial(MORE_STEPS, until=lambda losses: progress(first, losses) >= LEARNS).losses
+    own = max(0.0, progress(first, as_is))
+    enough, steps = max(LEARNS, FASTER * own), max(STEPS, len(as_is) - 1)
+    undone = bench.trial(steps, edit=suspect.undo, until=lambda losses: progress(first, losses) >= enough).losses
+    without = progress(first, undone)
+    if math.isnan(own) or math.isnan(without):
+        return
+    detail = {
+        "names": list(suspect.names[:40]), "marks": marks, "objective": objective, "learns": learns,
+        "optimizer": type(bench.optimizer).__name__, "first": as_is[0], "best": min(as_is), "undone": min(undone),
+        "zeros": zeros if zeros < as_is[0] else None, "steps": len(undone) - 1,
+    }  # fmt: skip
+    share = 1 - own / without if without >= LEARNS else 0.0
+    yield Signal(OPTIMIZER_INPUT_SHARE, max(0.0, share), source="steps", detail=detail)
 
 
 def _seen(
@@ -114,11 +158,11 @@ def _worst(
     reached, suspect, losses, without = max(found, key=lambda one: one[0])
     detail = {
         "cause": suspect.cause, "names": list(suspect.names[:40]), "count": len(suspect.names), "words": suspect.words,
-        "suspect": suspect.suspect, "first": as_is[0], "best": min(as_is), "at_any_rate": first * math.exp(-best) if suspect in others else None,
+        "suspect": suspect.suspect, "first": as_is[0], "best": min(as_is), "zeros": first if first < as_is[0] else None, "at_any_rate": first * math.exp(-best) if suspect in others else None,
         "undone": min(losses), "steps": len(losses) - 1,
     }  # fmt: skip
     # Progress that the change alone makes, out of what it makes in all.
-    return Signal(OPTIMIZER_STACK_SHARE, 1 - without / reached, source="steps", detail=detail)
+    return Signal(OPTIMIZER_UNDONE, 1 - without / reached, source="steps", detail=detail)
 
 
 def of_zeros(bench: Bench, given: Sequence[tuple[Any, Tensor]] = ()) -> float:

@@ -19,7 +19,6 @@ from gnnstab.probe.buffering.step_writer import Writer
 from gnnstab.probe.optimizer._copies import optimizer_twin, twins
 from gnnstab.probe.optimizer._eps import eps_of, eps_signals, shrink_eps
 from gnnstab.probe.optimizer._groups import FirstStep, far_apart
-from gnnstab.probe.optimizer._standardised import large_inputs
 from gnnstab.probe.optimizer.beginning import Beginning, beginning
 from gnnstab.probe.optimizer.optimizer_steps import WHOLE, Loss, change_over_spread
 from gnnstab.probe.optimizer.run_trial import rows_of, run_trial
@@ -232,7 +231,7 @@ class UpdateWatch:
         self, optimizer: torch.optim.Optimizer, kept: ForwardInputs, sharp: Sequence[str], *, fast: bool
     ) -> None:
         """Copies of what the first step starts from, where its loss will say more."""
-        if sharp or fast or far_apart(optimizer) or large_inputs(kept[:2], self._model):
+        if sharp or fast or far_apart(optimizer):
             self._first = FirstStep(self._model, optimizer, kept, sharp, fast=fast)
 
     def _try_groups(self, step: int) -> None:

@@ -17,11 +17,11 @@ from torch_geometric.data.data import BaseData
 
 from gnnstab.errors import UsageError, let_through, ours
 from gnnstab.probe.batches.arguments import Arguments, as_arguments
+from gnnstab.probe.batches.loss import loss_with_targets
 from gnnstab.probe.optimizer import learning
 from gnnstab.probe.optimizer._copies import twins
 from gnnstab.probe.optimizer._eps import eps_of, eps_signals, shrink_eps
 from gnnstab.probe.optimizer._groups import group_signals
-from gnnstab.probe.optimizer._standardised import standardised_signals
 from gnnstab.probe.optimizer.rate import rate_signals
 from gnnstab.probe.optimizer.softening import sharp_layers, softer_signals
 from gnnstab.probe.replaying.replica import copied, eager, forked_rng, rng_snapshot, tensors_in
@@ -283,7 +283,7 @@ def optimizer_signals(
     try:
         bench = bench_for(model, batch, loss, optimizer, precision, clip)
         # First what needs all steps as they are, which the rest then looks at.
-        whole = [*softer_signals(bench, sharp), *standardised_signals(bench)]
+        whole = list(softer_signals(bench, sharp))
         return [*lost, *_judged(bench), *whole], {}
     except UsageError as error:
         why = str(error)
@@ -310,6 +310,33 @@ def with_trial_steps(
     own = [Event(s.detail["steps"], "non-finite", **s.detail["event"]) for s in values if "event" in s.detail]
     events = signals.events if any(e.kind == "non-finite" for e in signals.events) else (*signals.events, *own)
     return replace(signals, values=(*signals.values, *values), events=events, missing={**signals.missing, **missing})
+
+
+def with_input_trial(
+    signals: Signals,
+    chosen: Mapping[str, bool],
+    model: nn.Module,
+    batch: Any,
+    loss: Loss | None,
+    optimizer: torch.optim.Optimizer | None,
+    lr: float,
+    precision: str = "fp32",
+) -> Signals:
+    """``signals`` with what the scale of ``chosen`` takes from steps of the optimizer, else of Adam at ``lr``; as they are where nothing could be tried.
+
+    ``chosen`` as of `learning.input_signals`; without a loss the usual one for the targets of the batch is taken.
+    """
+    dtype = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
+    usual = loss_with_targets(batch) if loss is None and chosen else None
+    if not chosen or (loss is None and usual is None):
+        return signals
+    loss, named = (loss, "the loss of one batch") if usual is None else usual
+    mover = torch.optim.Adam(model.parameters(), lr=lr) if optimizer is None else optimizer
+    try:
+        bench = bench_for(model, batch, loss, mover, dtype)
+        return replace(signals, values=(*signals.values, *learning.input_signals(bench, chosen, named)))
+    except UsageError:
+        return signals
 
 
 def bench_for(

@@ -13,8 +13,7 @@ from torch import nn
 from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 from gnnstab.probe.operations.repeat import as_batch
 from gnnstab.probe.optimizer._slow import slow_signals
-from gnnstab.probe.optimizer.input_scale import scale_signals
-from gnnstab.probe.optimizer.learning import learning_signals
+from gnnstab.probe.optimizer.learning import input_signals, learning_signals
 from gnnstab.probe.optimizer.optimizer_steps import Bench, Loss, damping_signals, norm_of
 from gnnstab.probe.optimizer.rate import rate_signals
 from gnnstab.probe.optimizer.softening import softer_signals
@@ -53,12 +52,24 @@ def rises(bench: Bench, norm: float) -> list[Signal]:
     return [signal for signal in rate_signals(bench, bench.trial()) if signal.name == OPTIMIZER_LOSS_RISE]
 
 
-def stack_trial(
-    model: nn.Module, optimizer: torch.optim.Optimizer, inputs: ForwardInputs, loss: Loss, step: int
+def undone_trial(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    inputs: ForwardInputs,
+    loss: Loss,
+    step: int,
+    *,
+    hindered: bool,
+    scaled: Mapping[str, bool],
 ) -> list[Measure]:
-    """What deep stacks take away from the progress of a few steps from here, as rows for the trace; failures as of `run_trial`."""
+    """What the scale of the inputs ``scaled`` and, where it seems ``hindered``, anything else takes from the progress of a few steps, as rows for the trace.
+
+    Inputs as of `input_signals`, failures as of `run_trial`.
+    """
     with forked_rng(inputs.rng):
-        return _rows(learning_signals(bench_of(model, optimizer, inputs, loss)), inputs, step)
+        bench = bench_of(model, optimizer, inputs, loss)
+        found = list(input_signals(bench, scaled, "the loss of one batch"))
+        return _rows([*found, *(learning_signals(bench) if hindered else ())], inputs, step)
 
 
 def slow_trial(
@@ -76,20 +87,6 @@ def slow_trial(
     with forked_rng(inputs.rng):
         bench = bench_of(model, optimizer, inputs, loss)
         return _rows([*damping_signals(bench, bench.trial()), *slow_signals(bench, largest)], inputs, step)
-
-
-def scale_trial(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    inputs: ForwardInputs,
-    loss: Loss,
-    step: int,
-    suspects: Mapping[str, bool],
-) -> list[Measure]:
-    """What the scale of inputs takes away from the progress of a few steps from here, as rows for the trace; arguments and failures as of `scale_signals`."""
-    with forked_rng(inputs.rng):
-        bench = bench_of(model, optimizer, inputs, loss)
-        return _rows(scale_signals(bench, suspects, "the loss of one batch"), inputs, step)
 
 
 def softer_trial(
