@@ -60,6 +60,7 @@ class LearningRateTooHigh(Rule):
     over some hundred steps helps as well. A factor of 0.7 changes nothing that can be measured.
 
     ## When it is wrong
+    A jump of one step that the input of the first layer shares, and that the next step is calm after, is that batch's (GS406).
     A loss of the run that is not finite is no rise: the data or an operation may have made it so, which GS502 looks into. Losses that are not positive have no ratio: there only a loss of the trial steps that is not finite counts. Some networks recover from a loss
     that rose within the first steps: that is information once the run ends at half of its first loss or below, unless the rise was a hundredfold. A loss may rise for other reasons in
     reinforcement learning, so the loss alone counts only when it is ten times its best and above its start. The ratio of
