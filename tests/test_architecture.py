@@ -6,6 +6,7 @@ import ast
 import configparser
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -72,7 +73,8 @@ def files() -> list[Path]:
     return [p for folder in (SOURCE, ROOT / "cli") for p in sorted(folder.rglob("*.py")) if p != SOURCE / "__init__.py"]
 
 
-def imported(path: Path, *, top_level_only: bool) -> set[str]:
+@cache
+def imported(path: Path, *, top_level_only: bool = False) -> set[str]:
     """Dotted names of the modules that a file imports (`from a import b` counts as a.b), TYPE_CHECKING blocks left out."""
     found: set[str] = set()
 
@@ -96,15 +98,15 @@ def rank(name: str) -> int:
     return next((i for i, row in enumerate(ORDER) if name in row), -1)
 
 
-@pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_run_one_way(path: Path) -> None:
-    own = room(path)
-    assert rank(own) >= 0, f"{own} has no place in ORDER"
-    for name in imported(path, top_level_only=False):
-        parts = name.split(".")
-        if parts[0] != "gnnstab" or len(parts) < 2 or parts[1] in FACE:
-            continue
-        assert parts[1] == own or rank(parts[1]) < rank(own), f"{own} imports {parts[1]}, which stands below it"
+def test_imports_run_one_way() -> None:
+    for path in files():
+        own = room(path)
+        assert rank(own) >= 0, f"{own} has no place in ORDER"
+        for name in imported(path):
+            parts = name.split(".")
+            if parts[0] != "gnnstab" or len(parts) < 2 or parts[1] in FACE:
+                continue
+            assert parts[1] == own or rank(parts[1]) < rank(own), f"{path} imports {parts[1]}, which stands below it"
 
 
 def test_no_file_asks_its_own_package_for_a_table() -> None:
@@ -112,15 +114,15 @@ def test_no_file_asks_its_own_package_for_a_table() -> None:
     for path in files():
         own = ".".join(path.parent.relative_to(ROOT).parts)
         if path.name != "__init__.py" and own.count(".") >= 1:
-            names = {n for n in imported(path, top_level_only=False) if n.rpartition(".")[0] == own}
+            names = {n for n in imported(path) if n.rpartition(".")[0] == own}
             modules = {f"{own}.{p.stem}" for p in path.parent.iterdir()}
             assert names <= modules, f"{path.relative_to(ROOT)} imports {sorted(names - modules)} from its own package"
 
 
-@pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(ROOT)))
-def test_torch_only_where_it_is_allowed(path: Path) -> None:
-    heavy = {n.split(".")[0] for n in imported(path, top_level_only=True)} & {"torch", "torch_geometric"}
-    assert not heavy or room(path) in MAY_IMPORT_TORCH
+def test_torch_only_where_it_is_allowed() -> None:
+    for path in files():
+        heavy = {n.split(".")[0] for n in imported(path, top_level_only=True)} & {"torch", "torch_geometric"}
+        assert not heavy or room(path) in MAY_IMPORT_TORCH, path
 
 
 def run_python(code: str) -> str:
@@ -168,7 +170,7 @@ print(sorted({{'torch', 'torch_geometric'}} & set(sys.modules)))
 
 def test_nothing_imports_the_folder_cli_by_its_bare_name() -> None:
     for path in files():
-        assert not any(name.split(".")[0] == "cli" for name in imported(path, top_level_only=False)), path
+        assert not any(name.split(".")[0] == "cli" for name in imported(path)), path
 
 
 def test_public_names() -> None:
@@ -185,14 +187,14 @@ def test_public_names() -> None:
     assert config["metadata"]["version"] == gnnstab.__version__
 
 
-@pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(ROOT)))
-def test_private_modules_stay_in_their_package(path: Path) -> None:
+def test_private_modules_stay_in_their_package() -> None:
     """A module whose name begins with `_` is imported by the files of its own folder alone, so that it can change freely."""
-    own = ".".join(path.parent.relative_to(ROOT).parts)
-    for name in imported(path, top_level_only=False):
-        parts = name.split(".")
-        hidden = [i for i, part in enumerate(parts) if part.startswith("_") and not part.startswith("__")]
-        if parts[0] == "gnnstab" and hidden:
-            package = ".".join(parts[: hidden[0]])
-            is_module = (ROOT / Path(*parts[: hidden[0] + 1])).with_suffix(".py").exists()
-            assert not is_module or package == own, f"{path.relative_to(ROOT)} imports {name}"
+    for path in files():
+        own = ".".join(path.parent.relative_to(ROOT).parts)
+        for name in imported(path):
+            parts = name.split(".")
+            hidden = [i for i, part in enumerate(parts) if part.startswith("_") and not part.startswith("__")]
+            if parts[0] == "gnnstab" and hidden:
+                package = ".".join(parts[: hidden[0]])
+                is_module = (ROOT / Path(*parts[: hidden[0] + 1])).with_suffix(".py").exists()
+                assert not is_module or package == own, f"{path.relative_to(ROOT)} imports {name}"

@@ -150,6 +150,20 @@ def test_raise_stops_the_run_before_the_weights_move() -> None:
     assert monitor.diagnose().events
 
 
+def test_a_loss_that_comes_after_its_step_is_told_of_with_it() -> None:
+    torch.manual_seed(0)
+    model, args = Stack(1), graph()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    told: list[Finding] = []
+    with gnnstab.Monitor(model, optimizer=optimizer, on_finding=told.append) as monitor:
+        for loss in (1.0, 1e6):
+            assert told == []
+            scalar(model(*args)).backward()
+            optimizer.step()
+            monitor.loss(loss)
+        assert [(f.code, f.step) for f in told] == [("GS601", 1)]
+
+
 def test_ignore_and_a_callable() -> None:
     monitor, done = blow_up({"on_finding": "ignore"})
     assert done == 30

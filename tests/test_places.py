@@ -10,21 +10,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch_geometric.data import Batch, Data
+from torch_geometric.data import Data
 from torch_geometric.nn import (
-    BatchNorm,
     GATConv,
     GATv2Conv,
     GCNConv,
-    GraphNorm,
     SAGEConv,
     TransformerConv,
-    global_mean_pool,
 )
 
 import gnnstab
 from gnnstab.records import Diagnosis, Finding
-from trained import trained
+from trained import take_step, trained
 
 NODES, WIDTH = 60, 16
 
@@ -376,81 +373,6 @@ def test_an_input_that_is_the_same_for_every_node() -> None:
     assert loud(look(Stack(lambda: SAGEConv(WIDTH, WIDTH, aggr="sum")), batch), "GS704") == []
 
 
-# Normalised away, post-norm.
-
-
-def graphs(shift: float) -> Batch:
-    found = []
-    for i in range(24):
-        mean = torch.randn(1, generator=seeded(100 + i)) * shift
-        x = torch.randn(12, 8, generator=seeded(i)) + mean
-        found.append(Data(x=x, edge_index=random_graph(12, 4, seed=i), y=mean + 0.0))
-    return Batch.from_data_list(found)
-
-
-class Pooled(nn.Module):
-    def __init__(self, norm: nn.Module) -> None:
-        super().__init__()
-        torch.manual_seed(2)
-        self.inp = nn.Linear(8, WIDTH)
-        self.conv = TransformerConv(WIDTH, WIDTH)
-        self.norm = norm
-        self.out = nn.Linear(WIDTH, 1)
-
-    def forward(self, batch: Batch) -> Tensor:
-        h = self.inp(batch.x)
-        h = self.conv(h, batch.edge_index)
-        h = self.norm(h, batch.batch) if isinstance(self.norm, GraphNorm) else self.norm(h)
-        return self.out(global_mean_pool(F.relu(h), batch.batch)).squeeze(-1)
-
-
-def test_a_norm_that_takes_away_what_the_pooling_needs() -> None:
-    (finding,) = loud(look(Pooled(GraphNorm(WIDTH)), graphs(2.0)), "GS108")
-    assert finding.layer == "norm" and finding.cause == "normalization-misuse" and "mean" in finding.message
-    assert loud(look(Pooled(nn.BatchNorm1d(WIDTH)), graphs(2.0)), "GS108") == []
-    # Where the targets do not follow the mean, nobody needs it.
-    unrelated = graphs(2.0)
-    unrelated.y = torch.randn(24, generator=seeded(77))
-    assert loud(look(Pooled(GraphNorm(WIDTH)), unrelated), "GS108") == []
-
-
-class Blocks(nn.Module):
-    def __init__(self, depth: int, *, post: bool) -> None:
-        super().__init__()
-        torch.manual_seed(4)
-        self.post = post
-        self.inp, self.out = nn.Linear(8, WIDTH), nn.Linear(WIDTH, 1)
-        self.convs = nn.ModuleList([TransformerConv(WIDTH, WIDTH) for _ in range(depth)])
-        self.norms = nn.ModuleList([nn.LayerNorm(WIDTH) for _ in range(depth)])
-
-    def forward(self, batch: Data) -> Tensor:
-        h = self.inp(batch.x)
-        for conv, norm in zip(self.convs, self.norms, strict=True):
-            h = norm(h + conv(h, batch.edge_index)) if self.post else h + conv(norm(h), batch.edge_index)
-        return self.out(h).squeeze(-1)
-
-
-def test_normalisations_behind_the_residual_sum() -> None:
-    post, pre = look(Blocks(10, post=True), data()), look(Blocks(10, post=False), data())
-    (signal,) = [s for s in post.signals if s.name == "place.post_norms"]
-    assert signal.value == 10 and signal.detail["names"][:2] == ["norms.0", "norms.1"]
-    wrapped = Blocks(10, post=True)
-    wrapped.norms = nn.ModuleList(BatchNorm(WIDTH) for _ in range(10))
-    (signal,) = [s for s in look(wrapped, data()).signals if s.name == "place.post_norms"]
-    assert signal.value == 10, "PyG's own holds one of torch"
-    assert not [s for s in pre.signals if s.name == "place.post_norms"]
-    # Fresh, their gradient reaches the first layer: nothing has gone wrong yet.
-    assert loud(post, "GS106") == loud(pre, "GS106") == []
-
-
-def test_a_post_norm_stack_at_a_rate_that_a_pre_norm_one_bears() -> None:
-    broken, twin = (trained(Blocks(16, post=post), data(), loss, 60, 0.02) for post in (True, False))
-    (finding,) = loud(broken, "GS106")
-    assert "post-norm" in finding.message
-    assert [c.cause for c in broken.root_causes()] == ["normalization-misuse"]
-    assert loud(twin) == []
-
-
 # The run is left as it was.
 
 
@@ -462,9 +384,7 @@ def test_the_looks_change_nothing_of_the_run() -> None:
         monitor = gnnstab.Monitor(model, optimizer=optimizer, schedule=1, on_finding="ignore")
         with monitor if watched else warnings.catch_warnings():
             for _ in range(5):
-                optimizer.zero_grad()
-                loss(model(batch), batch).backward()
-                optimizer.step()
+                take_step(optimizer, loss(model(batch), batch))
         if watched:
             assert any(s.name == "place.rms" for s in monitor.diagnose().signals)
         return [p.detach().clone() for p in model.parameters()] + [torch.get_rng_state()]

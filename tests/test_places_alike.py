@@ -10,6 +10,7 @@ from torch_geometric.data import Data
 from torch_geometric.nn import GATConv
 
 import gnnstab
+from trained import take_step
 
 NODES = 30
 
@@ -49,11 +50,7 @@ def test_ids_that_share_a_row_make_layers_useless_beside_other_features(
     if face == "monitor":
         with gnnstab.Monitor(model, optimizer=optimizer, on_finding="ignore") as monitor:
             for _ in range(5):
-                optimizer.zero_grad()
-                value = loss(model(**given), data)
-                value.backward()
-                optimizer.step()
-                monitor.loss(value)
+                take_step(optimizer, loss(model(**given), data), monitor)
         found = monitor.diagnose()
     else:
         found = gnnstab.diagnose(model, batch=data, loss=loss, optimizer=optimizer)

@@ -15,7 +15,7 @@ from torch_geometric.nn import GATConv, InstanceNorm, TransformerConv, global_me
 import gnnstab
 from gnnstab.records import Diagnosis, Finding
 from test_places import NODES, WIDTH, Net, data, look, loss, loud, random_graph, seeded, train
-from trained import trained
+from trained import take_step, trained
 
 Face = Callable[[nn.Module, Data], Diagnosis]
 FACES = pytest.mark.parametrize("face", [look, train], ids=["diagnose", "monitor"])
@@ -121,6 +121,38 @@ def test_a_softmax_over_one_entry(face: Face) -> None:
     finding = one(face(Net(inside=Slots(-1)), data()), "GS604")
     assert "softmax behind inside.ask" in finding.message
     assert loud(face(Net(inside=Slots(1)), data())) == []
+
+
+class Drawn(nn.Module):
+    """A layer's output with noise of a learned deviation around a learned shift."""
+
+    def __init__(self, draw: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.shift, self.spread = nn.Parameter(torch.zeros(WIDTH)), nn.Parameter(torch.full((WIDTH,), 0.1))
+        self.draw = draw
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h + self.draw(self.shift.expand_as(h), self.spread.abs().expand_as(h))
+
+
+@FACES
+@pytest.mark.parametrize(
+    ("draw", "named"),
+    [
+        (torch.normal, "torch.normal"),
+        (lambda shift, spread: torch.bernoulli((shift + spread).sigmoid()), "torch.bernoulli"),
+        (lambda shift, spread: torch.poisson((shift + spread).exp()), "torch.poisson"),
+        (lambda shift, spread: shift + spread * torch.randn_like(shift), None),
+    ],
+)
+def test_parameters_of_a_draw(face: Face, draw: Callable[[Tensor, Tensor], Tensor], named: str | None) -> None:
+    said = face(Net(inside=Drawn(draw)), data())
+    if named is None:
+        assert loud(said) == []
+    else:
+        finding = one(said, "GS604")
+        assert f"{named} behind inside" in finding.message and "inside.shift, inside.spread" in finding.message
+        assert finding.cause == "never-updated-parameter"
 
 
 class Normed(Net):
@@ -353,9 +385,7 @@ def test_a_monitor_looks_again_at_its_end() -> None:
             for step in range(6):
                 if step == 3 and bias is not None:
                     nn.init.constant_(model.out.bias, bias)
-                optimizer.zero_grad()
-                loss(model(batch), batch).backward()
-                optimizer.step()
+                take_step(optimizer, loss(model(batch), batch))
         return monitor.diagnose()
 
     assert "GS701" in {f.code for f in loud(run(-60.0))}

@@ -1,4 +1,4 @@
-"""Normalisations whose statistics are of something else: padding, the size of a graph; broken programs and their repaired twins."""
+"""Normalisations that take away what is needed: statistics of padding, of the size of a graph, of what a pooling reads, behind a residual."""
 
 from __future__ import annotations
 
@@ -10,11 +10,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_geometric.data import Batch, Data
-from torch_geometric.nn import GATConv, LayerNorm, global_add_pool, global_mean_pool
+from torch_geometric.nn import (
+    BatchNorm,
+    GATConv,
+    GraphNorm,
+    LayerNorm,
+    TransformerConv,
+    global_add_pool,
+    global_mean_pool,
+)
 
 import gnnstab
 from gnnstab.records import Diagnosis
-from test_places import WIDTH, loud, seeded
+from test_places import WIDTH, data, loss, loud, random_graph, seeded
 from test_places_gradient import one
 from trained import trained
 
@@ -101,17 +109,13 @@ def signals(follows: bool) -> Batch:
     return Batch.from_data_list(many)
 
 
-def squared(output: Tensor, batch: Batch) -> Tensor:
-    return F.mse_loss(output, batch.y)
-
-
 @FACES
 def test_a_norm_that_takes_the_size_of_a_graph_that_is_asked_for(face: Callable[..., Diagnosis]) -> None:
-    finding = one(face(Loud(LayerNorm(8, mode="graph")), signals(True), squared), "GS108")
+    finding = one(face(Loud(LayerNorm(8, mode="graph")), signals(True), loss), "GS108")
     assert finding.layer == "norm" and "equally large" in finding.message
-    assert loud(face(Loud(nn.BatchNorm1d(8)), signals(True), squared)) == []
-    assert loud(face(Loud(LayerNorm(8, mode="graph")), signals(False), squared)) == [], "nobody asks for it"
-    assert loud(face(Loud(LayerNorm(8, mode="graph"), around=True), signals(True), squared)) == [], "a way leads around"
+    assert loud(face(Loud(nn.BatchNorm1d(8)), signals(True), loss)) == []
+    assert loud(face(Loud(LayerNorm(8, mode="graph")), signals(False), loss)) == [], "nobody asks for it"
+    assert loud(face(Loud(LayerNorm(8, mode="graph"), around=True), signals(True), loss)) == [], "a way leads around"
 
 
 class Counting(nn.Module):
@@ -145,11 +149,11 @@ def rings(follows: bool, told: bool = False) -> Batch:
 
 @FACES
 def test_a_norm_behind_a_sum_that_takes_the_number_of_nodes_that_is_asked_for(face: Callable[..., Diagnosis]) -> None:
-    finding = one(face(Counting(nn.LayerNorm(WIDTH)), rings(True), squared), "GS108")
+    finding = one(face(Counting(nn.LayerNorm(WIDTH)), rings(True), loss), "GS108")
     assert finding.layer == "norm" and "how many nodes they have" in finding.message
-    assert loud(face(Counting(nn.Identity()), rings(True), squared)) == []
-    assert loud(face(Counting(nn.LayerNorm(WIDTH)), rings(False), squared)) == [], "nobody asks for it"
-    assert loud(face(Counting(nn.LayerNorm(WIDTH), told=True), rings(True, told=True), squared)) == [], "told beside it"
+    assert loud(face(Counting(nn.Identity()), rings(True), loss)) == []
+    assert loud(face(Counting(nn.LayerNorm(WIDTH)), rings(False), loss)) == [], "nobody asks for it"
+    assert loud(face(Counting(nn.LayerNorm(WIDTH), told=True), rings(True, told=True), loss)) == [], "told beside it"
 
 
 class Places(nn.Module):
@@ -171,3 +175,75 @@ def test_a_layer_norm_along_the_nodes(face: Callable[..., Diagnosis]) -> None:
     finding = one(face(Places(True), crews(0.0), of_real_rows), "GS108")
     assert finding.layer == "norm" and "over the 10 nodes of a set" in finding.message
     assert loud(face(Places(False), crews(0.0), of_real_rows)) == []
+
+
+def graphs(shift: float) -> Batch:
+    found = []
+    for i in range(24):
+        mean = torch.randn(1, generator=seeded(100 + i)) * shift
+        x = torch.randn(12, 8, generator=seeded(i)) + mean
+        found.append(Data(x=x, edge_index=random_graph(12, 4, seed=i), y=mean + 0.0))
+    return Batch.from_data_list(found)
+
+
+class Pooled(nn.Module):
+    def __init__(self, norm: nn.Module) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.inp = nn.Linear(8, WIDTH)
+        self.conv = TransformerConv(WIDTH, WIDTH)
+        self.norm = norm
+        self.out = nn.Linear(WIDTH, 1)
+
+    def forward(self, batch: Batch) -> Tensor:
+        h = self.inp(batch.x)
+        h = self.conv(h, batch.edge_index)
+        h = self.norm(h, batch.batch) if isinstance(self.norm, GraphNorm) else self.norm(h)
+        return self.out(global_mean_pool(F.relu(h), batch.batch)).squeeze(-1)
+
+
+def test_a_norm_that_takes_away_what_the_pooling_needs() -> None:
+    (finding,) = loud(look(Pooled(GraphNorm(WIDTH)), graphs(2.0), loss), "GS108")
+    assert finding.layer == "norm" and finding.cause == "normalization-misuse" and "mean" in finding.message
+    assert loud(look(Pooled(nn.BatchNorm1d(WIDTH)), graphs(2.0), loss), "GS108") == []
+    # Where the targets do not follow the mean, nobody needs it.
+    unrelated = graphs(2.0)
+    unrelated.y = torch.randn(24, generator=seeded(77))
+    assert loud(look(Pooled(GraphNorm(WIDTH)), unrelated, loss), "GS108") == []
+
+
+class Blocks(nn.Module):
+    def __init__(self, depth: int, *, post: bool) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.post = post
+        self.inp, self.out = nn.Linear(8, WIDTH), nn.Linear(WIDTH, 1)
+        self.convs = nn.ModuleList([TransformerConv(WIDTH, WIDTH) for _ in range(depth)])
+        self.norms = nn.ModuleList([nn.LayerNorm(WIDTH) for _ in range(depth)])
+
+    def forward(self, batch: Data) -> Tensor:
+        h = self.inp(batch.x)
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            h = norm(h + conv(h, batch.edge_index)) if self.post else h + conv(norm(h), batch.edge_index)
+        return self.out(h).squeeze(-1)
+
+
+def test_normalisations_behind_the_residual_sum() -> None:
+    post, pre = look(Blocks(10, post=True), data(), loss), look(Blocks(10, post=False), data(), loss)
+    (signal,) = [s for s in post.signals if s.name == "place.post_norms"]
+    assert signal.value == 10 and signal.detail["names"][:2] == ["norms.0", "norms.1"]
+    wrapped = Blocks(10, post=True)
+    wrapped.norms = nn.ModuleList(BatchNorm(WIDTH) for _ in range(10))
+    (signal,) = [s for s in look(wrapped, data(), loss).signals if s.name == "place.post_norms"]
+    assert signal.value == 10, "PyG's own holds one of torch"
+    assert not [s for s in pre.signals if s.name == "place.post_norms"]
+    # Fresh, their gradient reaches the first layer: nothing has gone wrong yet.
+    assert loud(post, "GS106") == loud(pre, "GS106") == []
+
+
+def test_a_post_norm_stack_at_a_rate_that_a_pre_norm_one_bears() -> None:
+    broken, twin = (trained(Blocks(16, post=post), data(), loss, 60, 0.02) for post in (True, False))
+    (finding,) = loud(broken, "GS106")
+    assert "post-norm" in finding.message
+    assert [c.cause for c in broken.root_causes()] == ["normalization-misuse"]
+    assert loud(twin) == []

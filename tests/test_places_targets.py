@@ -15,7 +15,7 @@ from gnnstab.records import Diagnosis
 from test_places import WIDTH, Net, data, loud, seeded
 from test_places_gradient import one
 from test_places_norms import FACES
-from trained import trained
+from trained import take_step, trained
 
 
 class Seats(nn.Module):
@@ -63,11 +63,7 @@ def run(bad: float, loss: Callable[[Tensor, Tensor], Tensor]) -> Diagnosis:
         for step in range(6):
             y = x[..., 0].clone()
             y[2, 3] = bad if step == 3 else 0.0
-            optimizer.zero_grad()
-            value = loss(model(x), y)
-            value.backward()
-            optimizer.step()
-            monitor.loss(value)
+            take_step(optimizer, loss(model(x), y), monitor)
     return monitor.diagnose()
 
 

@@ -1,4 +1,4 @@
-"""A short training under a monitor."""
+"""Steps of training, and a short run under a monitor."""
 
 from __future__ import annotations
 
@@ -6,10 +6,19 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import gnnstab
 from gnnstab.records import Diagnosis
+
+
+def take_step(optimizer: torch.optim.Optimizer, loss: Tensor, monitor: gnnstab.Monitor | None = None) -> None:
+    """The backward of a loss and the update that follows, after which the monitor is told."""
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    if monitor is not None:
+        monitor.loss(loss)
 
 
 def trained(
@@ -29,9 +38,6 @@ def trained(
     optimizer = optimizer or torch.optim.Adam(model.parameters(), lr=lr)
     with gnnstab.Monitor(model, optimizer=optimizer, on_finding="ignore", loss=told) as monitor:
         for _ in range(steps):
-            optimizer.zero_grad()
-            value = loss(model(*batch) if isinstance(batch, tuple) else model(batch), batch)
-            value.backward()
-            optimizer.step()
-            monitor.loss(value)
+            output = model(*batch) if isinstance(batch, tuple) else model(batch)
+            take_step(optimizer, loss(output, batch), monitor)
     return monitor.diagnose(**options)

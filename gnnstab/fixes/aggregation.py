@@ -8,11 +8,19 @@ from typing import TYPE_CHECKING, Any
 from gnnstab.errors import FixError
 from gnnstab.fixes.base import Fix
 from gnnstab.fixes.model_structure import add_part, sum_aggregators
+from gnnstab.fixes.printing import attribute_names
 from gnnstab.records import LayerFacts, Signals
 from gnnstab.records.vocabulary import AGGREGATION_EXPONENT, ATTENTION_ENTROPY
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+OF_PYG = {
+    "SimpleConv": "", "GINConv": "mlp, ", "GINEConv": "mlp, ", "GraphConv": "in_channels, out_channels, ", "CGConv": "channels, ",
+    "NNConv": "in_channels, out_channels, mlp, ", "GatedGraphConv": "out_channels, num_layers, ",
+}  # fmt: skip
+"""Classes of PyG that sum messages → what their constructors are given before ``aggr``: their own code is not the user's to change."""
 
 
 class Aggregation(Fix):
@@ -29,7 +37,10 @@ class Aggregation(Fix):
     cost = "none; without a root term node identity fades as 1/degree"
 
     def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
-        return f"super().__init__(aggr={options.get('aggr', 'mean')!r})  # in {_names(layers)}"
+        aggr = options.get("aggr", "mean")
+        if ready := _of_pyg(layers):
+            return "\n".join(_made_with(f, aggr) for f in ready)
+        return f"super().__init__(aggr={aggr!r})  # in {_names(layers)}"
 
     def _edit(self, copy: nn.Module, options: dict[str, Any]) -> None:
         for _, module in sum_aggregators(copy, options.get("only")):
@@ -52,6 +63,9 @@ class MeanAggregationRoot(Fix):
     cost = "one linear layer; counts of neighbours are no longer seen"
 
     def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
+        if ready := _of_pyg(layers):
+            made = "\n".join(_made_with(f, "mean") for f in ready)
+            return f"{made}\n{_around(ready, layers, norm=False, root=True)}"
         return (
             f"# in {_names(layers)}\n"
             "super().__init__(aggr='mean')\n"
@@ -83,6 +97,8 @@ class NormAfterSum(Fix):
 
     def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
         root = options.get("root", True)
+        if ready := _of_pyg(layers):
+            return _around(ready, layers, norm=True, root=root)
         wide, narrow = _widths(layers)
         lines = [f"# in {_names(layers)}", f"self.sum_norm = nn.LayerNorm({narrow})  # in __init__"]
         if root:
@@ -108,6 +124,28 @@ def set_aggregation(module: Any, aggr: str) -> None:
 
 def _sums(layers: Sequence[LayerFacts]) -> list[LayerFacts]:
     return [f for f in layers if not f.attention and f.aggregation in ("add", "sum")]
+
+
+def _of_pyg(layers: Sequence[LayerFacts]) -> list[LayerFacts]:
+    """The layers that sum, where all of them are of PyG's own classes; else none."""
+    found = _sums(layers)
+    return found if all(f.kind in OF_PYG for f in found) else []
+
+
+def _made_with(layer: LayerFacts, aggr: str) -> str:
+    return f"{layer.kind}({OF_PYG[layer.kind]}aggr={aggr!r})  # {layer.name}, where your model makes it"
+
+
+def _around(ready: Sequence[LayerFacts], layers: Sequence[LayerFacts], *, norm: bool, root: bool) -> str:
+    """Parts beside a layer whose code is not the user's, and its call with them; of several layers the first stands for all."""
+    wide, narrow = _widths(layers)
+    called = attribute_names(ready)[ready[0].name]
+    lines = [f"self.sum_norm = nn.LayerNorm({narrow})  # in __init__ of your model"] if norm else []
+    lines += [f"self.lin_root = nn.Linear({wide}, {narrow})  # in __init__ of your model"] if root else []
+    more = f"; likewise {', '.join(f.name for f in ready[1:])}, each with its own" if len(ready) > 1 else ""
+    call = f"{called}(x, edge_index)"
+    summed = f"{f'self.sum_norm({call})' if norm else call}{' + self.lin_root(x)' if root else ''}"
+    return "\n".join([*lines, f"x = {summed}  # in forward, in place of {call}{more}"])
 
 
 def _widths(layers: Sequence[LayerFacts]) -> tuple[str, str]:

@@ -209,7 +209,7 @@ class DivideSum(ByHand):
     """Divide a sum that the model's own code takes by the number of what it adds up: the in-degree, or the nodes of a graph."""
 
     name = "divide-sum"
-    title = "a mean in place of a sum by an index"
+    title = "a mean in place of a sum"
     causes = ("sum-aggregation", "attention-explosion")
     signal = SUM_BY_HAND_SIZE
     cost = "counts of neighbours are no longer seen"
@@ -220,10 +220,18 @@ class DivideSum(ByHand):
         if not sums and signals.find(POOL_SUM_SIZE):
             return "x = global_mean_pool(x, batch)  # in place of global_add_pool(x, batch)"
         how = max(sums, key=lambda signal: signal.value).detail if sums else {}
-        total, groups = (on_one_line(how.get(key, name)) for key, name in (("total", "out"), ("groups", "index")))
+        total, groups, matrix = (
+            on_one_line(how.get(key, name)) for key, name in (("total", "out"), ("groups", "index"), ("matrix", ""))
+        )
+        by_matrix = matrix and "groups" not in how
+        count = (
+            f"({matrix} @ torch.ones({matrix}.size(-1)))"
+            if by_matrix
+            else f"torch.bincount({groups}, minlength={total}.size(0))"
+        )
         said = "" if "total" in how else "  # out: what the line adds up"
         return (
-            f"{_spot(how)}count = torch.bincount({groups}, minlength={total}.size(0)).clamp(min=1)  # the line below it\n"
+            f"{_spot(how)}count = {count}.clamp(min=1)  # the line below it\n"
             f"{total} = {total} / count.unsqueeze(-1){said}"
         )
 
@@ -269,5 +277,7 @@ class Reconnect(ByHand):
     code = (
         "# forward: no .detach(), .data or torch.no_grad() between the layers; the optimizer: model.parameters()\n"
         "loss.backward()\n"
-        "assert all(p.grad is not None for p in model.parameters() if p.requires_grad)"
+        "assert all(p.grad is not None for p in model.parameters() if p.requires_grad)\n"
+        "held = {id(p) for group in optimizer.param_groups for p in group['params']}\n"
+        "assert all(id(p) in held for p in model.parameters() if p.requires_grad)"
     )

@@ -66,7 +66,7 @@ class LiveWatch:
     def _news(self, row: StepRow) -> bool:
         """True for a step that was left out and must be heard of; most are as the recorded ones beside them."""
         norm = row.grad_norm
-        if row.step < _CLOSE or self._slopes.latest[0] > self._heard or row.loss is not None or self._feed:
+        if row.step < _CLOSE or self._slopes.latest.step > self._heard or row.loss is not None or self._feed:
             return True
         if row.lr is not None and row.lr > self._rate:
             return True
@@ -79,7 +79,7 @@ class LiveWatch:
             return []
         before, self._unheard = self._unheard, None
         earlier = [] if before is None else self._engine.rate(before.step, before.lr)
-        self._checked, self._heard = row.step, self._slopes.latest[0]
+        self._checked, self._heard = row.step, self._slopes.latest.step
         self._rate = math.inf if row.lr is None else row.lr
         layout, rows = recorder.sent.layout, recorder.sent.rows
         if row.grad_norm is not None and layout.ids:
@@ -104,7 +104,7 @@ class LiveWatch:
             lr=row.lr,
             grad_norm=row.grad_norm,
             moved=self._updates.moved(row.step),
-            overshoot=self._slopes.latest if self._slopes.latest[0] >= 0 else None,
+            overshoot=self._slopes.latest if self._heard >= 0 else None,
             skipped=row.skipped,
         )
 

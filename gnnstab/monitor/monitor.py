@@ -62,7 +62,7 @@ class Monitor:
         model: The model, also one compiled by `torch.compile` or wrapped for data parallelism.
         optimizer: The optimizer, or a sequence of optimizers, that moves it.
         trace: Path of the trace. In a distributed run every rank writes its own, ``run.rank0.gnnstab``, ….
-        on_finding: ``"warn"``, ``"raise"`` (`UnstableError`, out of the optimizer's step or out of `step`),
+        on_finding: ``"warn"``, ``"raise"`` (`UnstableError`, out of the optimizer's step, `step` or a `loss` given after it),
             ``"ignore"``, or a callable that gets each `Finding` once.
         schedule: Steps between two full-tier measurements, or ``"every step"``; the light tier then records every step.
             Without it, and without a budget, a budget of 0.02 holds, with a closer beginning: the first 16 steps, at
@@ -208,6 +208,8 @@ class Monitor:
         self._guarded("the loss", lambda: self._take_loss(loss))
         self._guarded("the first loss", self._opening.look)
         self._guarded("the live rules", lambda: self._note(self._live.loss()))
+        if not self._recorder.state.open:
+            self._act()
 
     def _take_loss(self, loss: Any) -> None:
         value, trouble = as_number(loss)

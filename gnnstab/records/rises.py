@@ -73,6 +73,18 @@ def _lost(told: Mapping[str, Any], better: str, worse: str) -> float:
     return 1 - math.log(first / high) / math.log(first / low)
 
 
+class Overshoot(NamedTuple):
+    """Rate times curvature along one update."""
+
+    step: int = -1
+    value: float = math.nan
+    alone: bool = False
+    """True where it counts while the loss falls too."""
+
+    adaptive: bool = False
+    """True of an optimizer that adapts to the curvature, and so trains close to where updates overshoot."""
+
+
 OF = 4
 """Measurements in a row, of which all but one must lie above a level."""
 

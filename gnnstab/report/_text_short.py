@@ -7,6 +7,7 @@ not fit is named, with the command that shows it.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -79,6 +80,8 @@ def _body(diagnosis: Diagnosis, room: int, longest: int, width: int) -> tuple[li
     for entry in _began(diagnosis):
         body += entry.rows(width)
     causes = summary.to_change(diagnosis)
+    if not causes and (worst := _worst(diagnosis)) is not None:
+        body += _found(worst, longest).rows(width)
     # Every root cause that the summary counts stands in a line of its own at least.
     rest = [_other_cause(cause, width) for cause in causes[_MOST_CAUSES:]][: max(room - len(body) - 4, 1)]
     room -= len(rest)
@@ -157,11 +160,21 @@ def _began(diagnosis: Diagnosis) -> Iterator[_Line]:
     if (event := summary.first_non_finite(diagnosis)) is not None:
         place = escape.sentence(f"first non-finite value: {summary.event_place(event)}", 60, 180)
         yield _Line("began", Text(place, f"bold {RED}"))
-        if event.stage in ("loss", "gradient") and not event.detail.get("operation") and not diagnosis.root_causes():
-            yield _Line("next", Text("the loss is your code: Monitor(model, loss=fn) names the operation in it"))
     if told := extremes(diagnosis):
         more = f"; {len(told) - 1} more" if len(told) > 1 else ""
         yield _Line("run", Text(escape.sentence(told[0], 60, 180) + more))
+
+
+def _worst(diagnosis: Diagnosis) -> Finding | None:
+    """What to read first where no cause is known."""
+    return next((f for f in summary.in_reading_order(diagnosis) if f.severity != "info"), None)
+
+
+def _found(finding: Finding, longest: int) -> _Line:
+    """What a finding says and advises; where a number first stopped being one stands above it."""
+    said = re.sub(r"(?:^|; )first non-finite value .*?\.(?= |$)", ".", finding.message).lstrip(". ")
+    what = (f"{finding.code} {escape.name(finding.name)}", f"bold {SEVERITY[finding.severity]}")
+    return _Line("found", Text.assemble(what, f": {summary.beginning(escape.sentence(said), longest)}"))
 
 
 def _cause(cause: Cause, longest: int) -> _Line:
@@ -200,11 +213,15 @@ def _further(diagnosis: Diagnosis, room: int, width: int) -> list[Text]:
     """One line per rule whose findings no shown cause has told yet; the last line counts the rest."""
     causes = summary.to_change(diagnosis)
     told = {code for cause in causes for code in cause.codes}
+    worst = None if causes else _worst(diagnosis)
     rules: dict[str, list[Finding]] = {}
     for finding in summary.in_reading_order(diagnosis):
         # With many causes their lines name the rules; what follows from which is told beside few.
-        if finding.severity != "info" and not (
-            finding.code in told and (finding.explained_by is None or len(causes) > _MOST_CAUSES)
+        alone = finding is worst and sum(f.code == finding.code for f in diagnosis.findings) == 1
+        if (
+            finding.severity != "info"
+            and not alone
+            and not (finding.code in told and (finding.explained_by is None or len(causes) > _MOST_CAUSES))
         ):
             rules.setdefault(finding.code, []).append(finding)
     groups = list(rules.values())
@@ -221,7 +238,8 @@ def _also(group: Sequence[Finding], width: int) -> Text:
     """``warning GS302 attention-saturated-by-input, gnn1: 0.229 < 0.35, from GS401``."""
     first, times = group[0], f" ×{len(group)}" if len(group) > 1 else ""
     origin = f", from {escape.name(first.explained_by)}" if first.explained_by else ""
-    measured = f": {compared(first.value, first.threshold, '')}" if math.isfinite(first.threshold) else ""
+    known = math.isfinite(first.threshold) and not math.isnan(first.value)
+    measured = f": {compared(first.value, first.threshold, '')}" if known else ""
     rule, place = f" {first.code} {escape.name(first.name)}{times}", escape.name(first.layer or "the model")
     room = width - _LABEL - len(first.severity)
     texts = [f"{rule}, {place}{measured}{origin}", f"{rule}, {place}{origin}", f"{rule}{measured}{origin}", f"{rule}{origin}",

@@ -43,6 +43,7 @@ _TO_CLI: tuple[tuple[str, _Replacement], ...] = (
         r"pass the model with batch=, loss= and optimizer=",
         "gnnstab.diagnose(model, batch=…, loss=…, optimizer=…) takes them, in Python",
     ),
+    (r"pass optimizer= to have its", "gnnstab.diagnose(…, optimizer=…) takes one, in Python, to have its"),
     (r"\bmodel=, batch=(?![\w\"'…])", "--model pkg.mod:factory --batch FILE"),
     (r"\bmodel=(?![\w\"'…])", "--model pkg.mod:factory"),
     (r"\bbatch=(?![\w\"'…])", "--batch FILE"),

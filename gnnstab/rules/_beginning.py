@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 
 from gnnstab.records import Finding, Signal, Signals
-from gnnstab.records.rises import OF, lasting_level, rise_of_run
+from gnnstab.records.rises import OF, Overshoot, lasting_level, rise_of_run
 from gnnstab.records.vocabulary import LOSS_FIRST_RISE, OPTIMIZER_LR_JUMP, OPTIMIZER_OUTPUT_MOVE, OPTIMIZER_OVERSHOOT
 from gnnstab.rules.gs601_learning_rate_too_high import LearningRateTooHigh
 from gnnstab.rules.gs606_rate_jump import RateJump
@@ -94,12 +94,12 @@ class Overshoots:
         self._values: deque[float] = deque(maxlen=OF)
         self._last = -1
 
-    def measured(self, step: int, value: float, lr: float | None) -> Iterator[Finding]:
-        """Rate times curvature along the update of ``step``; one that was told before is left out."""
-        if step <= self._last:
+    def measured(self, update: Overshoot, lr: float | None) -> Iterator[Finding]:
+        """Rate times curvature along one update; one that was told before is left out."""
+        if update.step <= self._last:
             return
-        self._last = step
-        self._values.append(value)
-        detail = {"lasting": True, "lr": lr}
+        self._last = step = update.step
+        self._values.append(update.value)
+        detail = {"lasting": True, "lr": lr, "adaptive": update.adaptive}
         level = lasting_level(list(self._values))
         yield from self._rule.overshot(Signal(OPTIMIZER_OVERSHOOT, level, None, None, step, "training", detail))

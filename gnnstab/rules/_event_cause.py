@@ -11,7 +11,7 @@ import numpy as np
 
 from gnnstab.records import Event, Signals
 from gnnstab.records.vocabulary import OPTIMIZER_OUTPUT_MOVE, SINGULAR_OPERATION
-from gnnstab.rules.operation_advice import advice
+from gnnstab.rules.operation_advice import LEAVE_EMPTY, advice
 
 LOW = ("fp16", "float16", "half", "bf16", "bfloat16")
 GREW = 100.0
@@ -23,7 +23,7 @@ _SHORTEST = 5
 _LARGE = ("overflow", "exp-overflow", "inf-minus-inf", "inf-over-inf", "undefined-of-inf")
 _UNDEFINED = (
     "log-of-zero", "log-of-negative", "division-by-zero", "zero-over-zero", "root-of-negative", "inf-minus-inf", "inf-over-inf",
-    "exp-overflow", "outside-domain", "undefined-of-inf", "uninitialised", "undefined", "deviation-of-one", "written",
+    "exp-overflow", "outside-domain", "undefined-of-inf", "uninitialised", "undefined", "deviation-of-one", "mean-of-nothing", "written",
 )  # fmt: skip
 
 
@@ -55,7 +55,7 @@ def event_cause(signals: Signals, event: Event) -> Judged:
             why = f"the model's output is finite, and of the batch {batch[0]['words']}"
             return Judged("non-finite-data", why, advice(told, "non-finite-data"))
     if reduction := event.detail.get("of_too_few"):
-        return Judged("undefined-operation", f"{reduction}: 0/0", _LEAVE_EMPTY)
+        return Judged("undefined-operation", f"{reduction}: 0/0", LEAVE_EMPTY)
     if _only_targets_are_left(signals, event):
         why = "the targets hold NaN or Inf: of a finite output and finite targets this loss and its gradient are finite"
         return Judged("non-finite-data", why, _CLEAN_TARGETS)
@@ -80,11 +80,6 @@ _ORDINARY = 1e4
 """Size of an output whose square fits every format that a loss is computed in but fp16, whose overflow is told before."""
 
 _CLEAN_TARGETS = "look at the targets with torch.isfinite, and leave such rows out of the loss"
-
-_LEAVE_EMPTY = (
-    "leave out what has too few entries, as a batch of which a mask selects nothing or a graph of one node, or divide by "
-    "max(count, 1)"
-)
 
 
 def _only_targets_are_left(signals: Signals, event: Event) -> bool:

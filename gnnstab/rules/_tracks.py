@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gnnstab.records import SeriesKey
-from gnnstab.signals.fitting import lasting_growth, log_linear
+from gnnstab.signals.fitting import BLOCK, BLOCKS, lasting_growth, log_linear, slow_growth
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -78,6 +78,27 @@ class Track:
     def lasting_growth(self, least: int = WINDOW) -> float:
         """Growth of ln|value| per step over the window that does not end by itself; 0.0 for none, and for fewer than ``least`` values."""
         return lasting_growth(self.steps, self.values, least)
+
+
+class Blocks:
+    """The medians of a positive series by blocks, for growth that single steps hide in their noise."""
+
+    def __init__(self) -> None:
+        self._open: list[float] = []
+        self._first = math.inf
+        self._steps: deque[int] = deque(maxlen=BLOCKS)
+        self._medians: deque[float] = deque(maxlen=BLOCKS)
+
+    def growth(self, step: int, value: float) -> float:
+        """Add a value; growth per step where this one closes a block and the last blocks grow, 0.0 otherwise."""
+        self._open.append(value)
+        if len(self._open) < BLOCK:
+            return 0.0
+        self._steps.append(step)
+        self._medians.append(median(self._open))
+        self._open = []
+        self._first = self._medians[0] if math.isinf(self._first) else self._first
+        return slow_growth(self._steps, self._medians, self._first)
 
 
 class Quiet:

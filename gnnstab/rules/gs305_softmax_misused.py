@@ -109,9 +109,10 @@ class SoftmaxMisused(Rule):
                 f"the loss takes {second} of the result of a {first} ({graph}): it cannot come near 0, and its gradient is weak. Hand it the "
                 "scores that the first one is given.",
                 severity="warning",
-                limit=self.weight,
+                limit=1.0,
                 name="loss",
-                value=float("nan"),
+                value=2.0,
+                unit="× between 0 and 1",
                 cause="",
             )
 

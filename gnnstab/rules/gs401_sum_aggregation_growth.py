@@ -23,10 +23,11 @@ class SumAggregationGrowth(Rule):
     RMS of its output. Both large, and attention behind it sharpened by that (Ĥ below 0.6, and
     by more than 0.2 below that at an input of RMS 1): a warning. Both large without such a symptom: information.
 
-    Such sums, poolings by a sum, and sums of features by an index in the model's own code also count where the loss of a fresh
-    network is more than 4 times that of an output of zeros, on the batch or in one of the first 10 steps of a run. Where the first steps of
-    the optimizer raise the loss, and do not with the mean in the place of the sums, on a copy, the sums are the cause. A sum by an
-    index beside attention that the size of its input saturates is information, and what it is shown to be where it can be undone.
+    Such sums, poolings by a sum, and sums of features in the model's own code, by an index or by a matrix that is sparse or holds counts,
+    also count where the loss of a fresh network is more than 4 times that of an output of zeros, on the batch or in one of the first 10
+    steps of a run. Where the first steps of the optimizer raise the loss, and do not with the mean in the place of the sums, on a copy,
+    the sums are the cause. A sum of the model's own code beside attention that the size of its input saturates is information, and what
+    it is shown to be where it can be undone.
 
     ## Why it is unstable
     Softmax attention itself is safe: its weights sum to 1 and the largest of n logits grows like √(2 ln n). A sum of n
@@ -102,7 +103,10 @@ class SumAggregationGrowth(Rule):
             return
         others = [layer for layer in signals.layers if not layer.attention and layer.aggregation in ("add", "sum")]
         if not found and signals.kind != "checkpoint" and not others:
-            raise NotApplicable("no sum over neighbours other than attention was found")
+            raise NotApplicable(
+                "no sum over neighbours other than attention was found, in layers that name their aggregation or in calls of scatter, index_add "
+                "and products with sparse matrices or with counts"
+            )
         if not found:
             raise NotEvaluable(signals.why_missing("aggregation.exponent"))
         far = self._far_off(signals)
@@ -140,7 +144,7 @@ class SumAggregationGrowth(Rule):
         what = (
             f"a pooling adds up the nodes of graphs of up to {largest(pooled).value:.0f} nodes"
             if pooled
-            else f"the model's own code adds up the features of up to {largest(by_hand).value:.0f} rows by an index"
+            else f"the model's own code adds up the features of up to {largest(by_hand).value:.0f} rows"
         )
         yield self.finding(
             f"{what}, and the loss of the output is {far.value:.3g} times that of an output of zeros. Take the mean, or divide by a "
@@ -156,7 +160,7 @@ class SumAggregationGrowth(Rule):
         saturated = [state.layer for state in attention(signals) if not state.synthetic and self._suffers(state)]
         if saturated:
             yield self.finding(
-                f"the model's own code adds up the features of up to {sums.value:.0f} rows by an index, and the size of its input saturates "
+                f"the model's own code adds up the features of up to {sums.value:.0f} rows, and the size of its input saturates "
                 f"{names(saturated)}. Divide the sum by the size of the groups.",
                 severity="info",
                 limit=self.rows,

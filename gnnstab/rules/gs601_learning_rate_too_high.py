@@ -105,6 +105,11 @@ class LearningRateTooHigh(Rule):
     )
     """Level that three of four updates in a row reach while the rate rises; beyond 2 every update ends higher than it began."""
 
+    adaptive_overshoot: float = threshold(
+        2.0, unit="rate × curvature", source="derived: there an update ends as high as it began"
+    )
+    """The same level under optimizers that adapt to the curvature: they train just below it."""
+
     warn_ratio: float = threshold(0.1, unit="relative update", source="measured: .07 gives the best loss at width 16")
     ruined_ratio: float = threshold(
         0.2,
@@ -188,7 +193,8 @@ class LearningRateTooHigh(Rule):
 
     def overshot(self, level: Signal) -> Iterator[Finding]:
         """One finding where updates overshoot while the rate rises; of a run the level that lasted counts."""
-        if level.detail.get("lasting") and level.value > self.overshoot:
+        limit = self.adaptive_overshoot if level.detail.get("adaptive") else self.overshoot
+        if level.detail.get("lasting") and level.value > limit:
             lr = level.detail.get("lr")
             rate = f" ({lr:.3g})" if isinstance(lr, (int, float)) else ""
             yield self.finding(
@@ -197,7 +203,7 @@ class LearningRateTooHigh(Rule):
                 "third of this rate.",
                 severity="warning",
                 confidence="medium",
-                limit=self.overshoot,
+                limit=limit,
                 signal=level,
             )
 

@@ -38,7 +38,8 @@ class NeverUpdatedParameter(Rule):
     sigmoid of a plain tensor of a module, which is no parameter; with
     the optimizer: parameters that it does not hold. A model whose layers are fresh and that the optimizer does
     not hold is no body that was trained before. Gradients that are exactly 0 for every parameter, as behind `round` or `argmax`,
-    or for those in front of an operation that hands none on: a clamp that cuts every entry, a step function, a softmax over one entry.
+    or for those in front of an operation that hands none on: a clamp that cuts every entry, a step function, a draw (torch.normal), a
+    softmax over one entry.
 
     ## Why it is unstable
     The layer keeps its initial weights while everything around it moves. It is a wiring mistake far more often than an
@@ -132,8 +133,9 @@ class NeverUpdatedParameter(Rule):
             what, advice = _STOPS.get(
                 kind, (f"{kind} has no derivative", "Use a straight-through gradient, x + (q - x).detach()")
             )
+            named = f"torch.{kind}" if kind in _DRAWS else f"a {kind}"
             yield self.finding(
-                f"{signal.value:.0f} trainable parameters get a gradient of 0 and keep their initial values, since a {kind} behind {place} hands "
+                f"{signal.value:.0f} trainable parameters get a gradient of 0 and keep their initial values, since {named} behind {place} hands "
                 f"none on: {_listed(signal)}. {what[0].upper()}{what[1:]}. {advice}.",
                 severity="error" if signals.find("optimizer.never_updated") else "warning",
                 limit=self.parameters,
@@ -249,6 +251,7 @@ _LOST = (
 )
 """Why parameters that were called have no gradient, and what to look for."""
 
+_DRAWS = ("normal", "bernoulli", "poisson")
 _STOPS = {
     "clamp": (
         "it cuts every entry",
@@ -258,15 +261,24 @@ _STOPS = {
         "it runs over a single entry, so that its result is 1",
         "Look at its dim, and at the shape of the scores",
     ),
+    "normal": (
+        "no derivative leads from a draw back to its mean and deviation",
+        "Write mean + std * torch.randn_like(mean), or rsample of torch.distributions.Normal",
+    ),
+    "bernoulli": (
+        "no derivative leads from a draw back to its probability",
+        "Use a relaxation (RelaxedBernoulli, gumbel_softmax) or log_prob times the reward",
+    ),
+    "poisson": ("no derivative leads from a draw back to its rate", "Use log_prob times the reward"),
 }
-"""Operation → why it hands no gradient on, and what to do; the others are steps."""
+"""Operation → why it hands no gradient on, and what to do; the others that this rule tells of are steps."""
 
 
 def _stops(signals: Signals) -> list[Signal]:
     """Places where a gradient stops, each of which is a finding of this rule; in a run, of parameters that never had one."""
     seen = signals.find("optimizer.never_updated")
     never = {str(name) for s in seen for name in s.detail.get("parameters", ())}
-    found = stops(signals, "clamp", "softmax", "round", "floor", "ceil", "trunc", "sign", "heaviside")
+    found = stops(signals, "round", "floor", "ceil", "trunc", "sign", "heaviside", *_STOPS)
     return [
         s for s in found
         if not s.detail.get("all") and (not seen or never.issuperset(map(str, s.detail.get("parameters", ()))))

@@ -16,9 +16,11 @@ class SteadyGrowth(Rule):
 
     ## What it sees
     Straight lines through logarithms over the last 24 to 32 recorded steps of a run. The first finding needs one through |loss| and one
-    through the gradient norm, each rising clearly, also in the second half and there at three quarters of the pace or more; the loss has doubled
-    within these steps, and both lie above the first ten. The second needs the same line through the RMS of a layer's output, four
-    times that of the first ten, and a loss that is not at its best.
+    through the gradient norm, each rising clearly, also by the order of the values, and in the second half at three quarters of the pace or more; the
+    loss has doubled within these steps, and both lie above the first ten. Where both have grown fourfold 16 steps are enough, and the loss
+    may lie between half and all of its start. A slower growth is read from the medians of six blocks of eight losses, which end
+    above the first block, while the gradient norm lies above its start. The second finding needs the same line through the RMS of a layer's output, four
+    times that of the first ten, and a loss above half of its start that does not fall.
 
     ## Why it is unstable
     What doubles again and again in the same number of steps reaches the end of any number format. Training slows down as it goes on; a
@@ -49,8 +51,8 @@ class SteadyGrowth(Rule):
         """One finding for the loss at the end of a run; those of earlier steps and of outputs are raised while it goes on."""
         yield from self._objective(signals.need(LOSS_GROWTH)[0])
 
-    def objective(self, step: int, loss: float, pace: float, gradient: float) -> Iterator[Finding]:
-        """The finding of a loss and a gradient that grow by ``pace`` and ``gradient`` per step."""
+    def objective(self, step: int, loss: float, pace: float, gradient: float = math.nan) -> Iterator[Finding]:
+        """The finding of a loss that grows by ``pace`` per step, and of a gradient that grows by ``gradient`` where it was asked for."""
         detail = {"loss": loss, "gradient": gradient}
         yield from self._objective(Signal(LOSS_GROWTH, pace, None, None, step, "training", detail))
 
@@ -68,9 +70,8 @@ class SteadyGrowth(Rule):
         if not growth.value > self.pace:
             return
         loss, gradient = (float(growth.detail.get(key, math.nan)) for key in ("loss", "gradient"))
-        paces = (
-            f"{100 * growth.value:.2g} % per step and the gradient norm by {100 * gradient:.2g} %, without slowing down"
-        )
+        beside = "" if math.isnan(gradient) else f" and the gradient norm by {100 * gradient:.2g} %"
+        paces = f"{100 * growth.value:.2g} % per step{beside}, without slowing down"
         if loss < 0:
             words = f"falls: its size grows by {paces}. Nothing bounds it from below; give the objective a bound."
         else:

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gnnstab.records import Finding, SeriesKey, Signal, Signals
-from gnnstab.records.rises import falling
+from gnnstab.records.rises import Overshoot, falling
 from gnnstab.records.vocabulary import OPTIMIZER_OUTPUT_MOVE
 from gnnstab.rules._beginning import Beginning, Overshoots, Rates
-from gnnstab.rules._tracks import WINDOW, Quiet, Track, median
+from gnnstab.rules._tracks import WINDOW, Blocks, Quiet, Track, median
 from gnnstab.rules.base import threshold
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
 from gnnstab.rules.gs501_precision_headroom import UNIT_ROUNDOFF, PrecisionHeadroom
@@ -27,7 +27,7 @@ from gnnstab.rules.gs601_learning_rate_too_high import LearningRateTooHigh
 from gnnstab.rules.gs603_gradient_spike import GradientSpike
 from gnnstab.rules.gs606_rate_jump import RateJump
 from gnnstab.rules.gs607_steady_growth import SteadyGrowth
-from gnnstab.signals.fitting import shared_growth
+from gnnstab.signals.fitting import BLOCK, HALF, LASTS, shared_growth
 from gnnstab.signals.optimisation import BESIDE, JUMP
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class LiveEngine:
         self._channels = dict(channels or {})
         self._tracks: dict[SeriesKey | str, Track] = {}
         self._raised: set[tuple[str, str, str]] = set()
-        self._quiet = Quiet()
+        self._quiet, self._blocks = Quiet(), Blocks()
         self._quiet_below = min(self._limits.score_floor, self._limits.jump_floor) if precision == "fp32" else 0.0
         self._beginning = Beginning(self._rate)
         self._overshoots = Overshoots(self._rate)
@@ -112,7 +112,7 @@ class LiveEngine:
         lr: float | None = None,
         grad_norm: float | None = None,
         moved: float | None = None,
-        overshoot: tuple[int, float, bool] | None = None,
+        overshoot: Overshoot | None = None,
         skipped: bool = False,
     ) -> list[Finding]:
         """Take one step in and return what is new.
@@ -125,7 +125,7 @@ class LiveEngine:
             lr: Learning rate, for the wording.
             grad_norm: L2 norm over all parameter gradients.
             moved: Change of the output by the update of this step over its spread, where it was measured.
-            overshoot: Step and rate × curvature of the last update along which it was measured, and whether it counts while the loss falls.
+            overshoot: The last update along which rate × curvature was measured.
             skipped: True when a GradScaler skipped the step; its gradients are then left out.
         """
         self._beginning.moved(moved)
@@ -136,8 +136,8 @@ class LiveEngine:
             found += self._gradient(step, grad_norm, self._warming)
         found += self._rates.rate(step, lr)
         if overshoot is not None:
-            overshot = list(self._overshoots.measured(*overshoot[:2], lr))
-            found += overshot if overshoot[2] or not self._falling() else []
+            overshot = list(self._overshoots.measured(overshoot, lr))
+            found += overshot if overshoot.alone or not self._falling() else []
         return [f for f in found if self._first_time(f)] + ([] if loss is None else self.loss(step, loss, lr))
 
     def rate(self, step: int, lr: float | None) -> list[Finding]:
@@ -210,9 +210,9 @@ class LiveEngine:
         grown = size > limits.score_floor and size > limits.score_factor * track.start
         if not grown and self._format == "fp32":
             return  # The fit is the expensive part, and at every healthy step nothing asks for it.
-        growth, error = track.growth()
+        growth = track.lasting_growth(LASTS) if grown else 0.0
         yield from self._headroom(step, key.layer, track)
-        steady = track.ready and grown and growth > max(limits.score_growth, 3 * error)
+        steady = growth > limits.score_growth
         if steady or self._jumped(track, size):
             first = track.start if track.ready else track.before
             pace = f", and grows by {100 * math.expm1(min(growth, 50.0)):.2g} % per step" if steady else ""
@@ -230,12 +230,11 @@ class LiveEngine:
             )
 
     def _learning(self) -> bool:
-        """True while a positive loss is at its best and at most half of what it began with: what grows then is being learned."""
+        """True while a positive loss lies at half of what it began with, or below: what grows then is being learned, and gradients jump."""
         track = self._tracks.get("loss")
         if track is None or not track.ready or track.lowest <= 0:
             return False
-        recent = list(track.values)[-int(self._limits.loss_lasts) :]
-        return median(recent) <= min(0.5 * track.start, 1.5 * track.lowest)
+        return median(list(track.values)[-int(self._limits.loss_lasts) :]) <= HALF * track.start
 
     def _falling(self) -> bool:
         track = self._tracks.get("loss")
@@ -251,7 +250,7 @@ class LiveEngine:
             yield self._precision.finding(
                 f"{layer}: at step {step} the largest logit ({size:.3g}) is rounded by {rounding:.2g} in {self._format}. Keep query, key "
                 "and softmax in fp32.",
-                severity="error" if severe else "warning",
+                severity="error" if severe else "info" if self._learning() or self._falling() else "warning",
                 limit=self._precision.error_rounding if severe else self._precision.warn_rounding,
                 name="precision.rounding",
                 value=rounding,
@@ -312,7 +311,7 @@ class LiveEngine:
         # Close to convergence the median is tiny, and a norm ten times as large is still less than training began with.
         if ratio <= self._spike.ratio or norm <= track.start or not self._sudden(step, norm, track, warming):
             return
-        if self._falling():
+        if self._falling() or self._learning():
             return
         self._spikes.append(step)
         lately = [s for s in self._spikes if s > step - 5 * WINDOW]
@@ -345,6 +344,9 @@ class LiveEngine:
         # A loss that can be negative, as in reinforcement learning, has no meaningful ratio.
         if track.lowest <= 0:
             return
+        pace = self._blocks.growth(step, loss)
+        if pace > 0 and self._steeper():
+            yield from self._steady.objective(step, loss, pace)
         jumped = self._jumped(track, loss)
         if jumped or self._risen(track):
             rate = "" if lr is None else f" (lr {lr:g})"
@@ -358,6 +360,11 @@ class LiveEngine:
                 value=loss,
                 step=step,
             )
+
+    def _steeper(self) -> bool:
+        """True while the gradient norm lies above its start; where it is clipped it grows no further."""
+        norm = self._tracks.get("gradient.norm")
+        return norm is not None and norm.ready and median(list(norm.values)[-BLOCK:]) > norm.start
 
     def _together(self, step: int, loss: Track) -> Iterator[Finding]:
         """The loss and the gradient grow at a steady pace: a positive loss away from its minimum, a negative one without bound."""

@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+LEAVE_EMPTY = (
+    "leave out what has too few entries, as a batch of which a mask selects nothing or a graph of one node, or divide by "
+    "max(count, 1)"
+)
+
 _BY_KIND: Mapping[str, str] = {
     "log-of-zero": "keep the operand away from zero: x.clamp_min(1e-12).log(), or compute the logarithm directly where a "
     "function gives it (logsigmoid, log_softmax, log1p)",
@@ -27,6 +32,7 @@ _BY_KIND: Mapping[str, str] = {
     "uninitialised": "write the memory before it is read: torch.zeros in place of torch.empty",
     "written": "the code writes an infinity or NaN itself: use a large finite number, or do not read these entries",
     "deviation-of-one": "a single value has no deviation: pass unbiased=False, which gives 0, or leave out what has fewer than two rows",
+    "mean-of-nothing": LEAVE_EMPTY,
     "undefined": "look at the operands of this line",
 }
 

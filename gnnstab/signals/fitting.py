@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
+    from numpy.typing import ArrayLike, NDArray
 
     Floats = Sequence[float]
 
@@ -21,11 +21,32 @@ LEAST = 4
 LASTS = 24
 """Points from which on a growth can be said to last: a dozen for each half of them."""
 
+SOON = 16
+"""The same of one that has multiplied by `MULTIPLIED` within them."""
+
 DOUBLED = 2.0
 """× within the points: a loss that has grown by less stands on a plateau."""
 
+MULTIPLIED = 4.0
+"""× within the points, by the medians of their ends: from here on the loss may still lie below its start, down to `HALF` of it."""
+
 LATEST = 4
 """Points whose median is held against the beginning of a run."""
+
+HALF = 0.5
+"""Share of a loss's start, at or below which a run has learned: what grows or jumps from there may be the noise of a run that has converged."""
+
+EARLIEST = 8
+"""Points whose median stands for the beginning of the points."""
+
+BLOCK = 8
+"""Losses whose median is one point of a slow growth: batches that differ even out."""
+
+BLOCKS = 6
+"""Such points in a row that must grow."""
+
+RANKED = 2.0
+"""Standard deviations of Kendall's rank correlation: a line through a few jumps at the end of a plateau is clear, and its ranks are not."""
 
 PACE = 0.75
 """Share of the slope that the second half must have: an exponential has all of it, a straight line three fifths."""
@@ -107,7 +128,7 @@ def log_linear(steps: ArrayLike, values: ArrayLike, least: int = LEAST) -> LogFi
 
 
 def lasting_growth(steps: ArrayLike, values: ArrayLike, least: int) -> float:
-    """Slope of ln|value| per step that is clear over all ``values`` (n,) and clear in their second half, where it is about as steep.
+    """Slope of ln|value| per step that is clear over all ``values`` (n,), also by their ranks, and in their second half, where it is about as steep.
 
     The growth of the first steps of a training ends by itself, and this is 0.0 then; also for fewer than ``least`` values, and where
     their sign changes.
@@ -119,26 +140,50 @@ def lasting_growth(steps: ArrayLike, values: ArrayLike, least: int) -> float:
     if whole is None or not whole.slope > CLEAR * whole.error:
         return 0.0
     late = log_linear(x[half:], np.abs(ys[half:]), len(ys) - half)
-    return whole.slope if late is not None and late.slope > max(PACE * whole.slope, CLEAR * late.error) else 0.0
+    lasts = late is not None and late.slope > max(PACE * whole.slope, CLEAR * late.error)
+    return whole.slope if lasts and _ranked(np.abs(ys)) > RANKED else 0.0
+
+
+def _ranked(values: NDArray[np.float64]) -> float:
+    """Kendall's rank correlation of ``values`` (n,) with their order, in standard deviations of values in any order."""
+    count = len(values)
+    agree = float(np.sign(values[None, :] - values[:, None])[np.triu_indices(count, 1)].sum())
+    return agree / math.sqrt(count * (count - 1) * (2 * count + 5) / 18)
 
 
 def shared_growth(
     loss: tuple[Floats, Floats], norm: tuple[Floats, Floats], start: tuple[float, float]
 ) -> tuple[float, float]:
-    """Growth per step of |loss| and of the gradient norm, where both last, the loss has doubled, and both lie above their start; else 0.0, 0.0.
+    """Growth per step of |loss| and of the gradient norm, where both last and have left the beginning behind; else 0.0, 0.0.
+
+    The norm lies above its start, and either the loss does too and has doubled, or both have multiplied by `MULTIPLIED` and the loss lies above half of its start.
 
     ``loss`` and ``norm`` are steps and values (n,), ``start`` the medians of the first ten of each.
     """
-    (steps, losses), (at, norms) = loss, norm
     none = 0.0, 0.0
     # At nearly every step of a healthy run this one comparison is all.
-    if len(losses) < LASTS or not abs(losses[-1]) >= DOUBLED * abs(losses[0]):
+    if len(loss[1]) < SOON or not abs(loss[1][-1]) >= DOUBLED * abs(loss[1][0]):
         return none
-    if abs(_median(losses)) <= abs(start[0]) or _median(norms) <= start[1]:
+    losses, norms = list(loss[1]), list(norm[1])
+    beyond = len(losses) >= LASTS and abs(_last(losses)) > abs(start[0])
+    # A likelihood that sharpens falls below 0 and may multiply; nothing there says that it goes on.
+    multiplied = min(losses) > 0 and _last(losses) > HALF * start[0] and _multiplied(losses) and _multiplied(norms)
+    if not (beyond or multiplied) or _last(norms) <= start[1]:
         return none
-    slopes = lasting_growth(steps, losses, LASTS), lasting_growth(at, norms, LASTS)
+    slopes = lasting_growth(loss[0], losses, SOON), lasting_growth(norm[0], norms, SOON)
     return (math.expm1(min(slopes[0], 50.0)), math.expm1(min(slopes[1], 50.0))) if min(slopes) > 0 else none
 
 
-def _median(values: Floats) -> float:
-    return sorted(list(values)[-LATEST:])[LATEST // 2]
+def slow_growth(steps: Floats, medians: Floats, first: float) -> float:
+    """Growth per step over the medians (n,) of the latest `BLOCKS` blocks of losses, where it lasts and has led beyond the ``first`` block; else 0.0."""
+    if len(medians) < BLOCKS or not medians[-1] > first > 0:
+        return 0.0
+    return math.expm1(min(lasting_growth(steps, medians, BLOCKS), 50.0))
+
+
+def _multiplied(values: list[float]) -> bool:
+    return _last(values) > MULTIPLIED * sorted(values[:EARLIEST])[EARLIEST // 2]
+
+
+def _last(values: list[float]) -> float:
+    return sorted(values[-LATEST:])[LATEST // 2]

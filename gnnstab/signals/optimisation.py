@@ -162,13 +162,14 @@ def overshoot_signals(measures: Sequence[Measure], steps: NDArray[np.void]) -> l
     levels = []
     for i in range(OF - 1, len(rows)):
         until = int(np.searchsorted(known["step"], rows[i].step, side="right"))
-        alone = parsed(rows[i].detail, dict).get("alone") is True
-        harmful = alone or not falling(known["loss"][:until][-LATELY:].tolist())
+        told = parsed(rows[i].detail, dict)
+        harmful = told.get("alone") is True or not falling(known["loss"][:until][-LATELY:].tolist())
         levels.append((harmful, lasting_level([r.value for r in rows[i - OF + 1 : i + 1]]), i))
     if not levels:
         return []
     harmful, level, at = max(levels)
-    return [Signal(OPTIMIZER_OVERSHOOT, level, None, None, rows[at].step, "training", {"lasting": harmful})]
+    detail = {"lasting": harmful, "adaptive": parsed(rows[at].detail, dict).get("adaptive") is True}
+    return [Signal(OPTIMIZER_OVERSHOOT, level, None, None, rows[at].step, "training", detail)]
 
 
 def _norm(rows: NDArray[np.void]) -> list[Signal]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 
 from gnnstab.errors import UsageError
@@ -54,6 +55,7 @@ def verify(
     precision: str = "fp32",
     lr: float | None = None,
     eps: float | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
     factory: Factory | None = None,
     finding: Finding | None = None,
     workers: int = 1,
@@ -75,6 +77,7 @@ def verify(
         lr: Learning rate of the short training (Adam): that of your run, since a verdict holds for its rate. 0.001 when
             omitted, which the verdict then says.
         eps: Adam's eps there; 1e-8 when omitted.
+        optimizer: That of your run; its rate and eps are taken where ``lr`` and ``eps`` are omitted. It stays as it is.
         factory: Makes the model with fresh weights, for an initialisation of your own.
         finding: What the fixes are to cure; the most severe symptom of the model when omitted.
         workers: Processes.
@@ -91,8 +94,10 @@ def verify(
     chosen = fix_specs(fixes)
     if seeds < 1 or steps < 1:
         raise UsageError(f"seeds={seeds} and steps={steps} must be at least 1")
-    given = {key: value for key, value in (("lr", lr), ("eps", eps)) if value is not None}
-    training = TrainingSettings(steps=steps, **given, own_rate=lr is not None)
+    own = {} if optimizer is None else optimizer.param_groups[0]
+    said = {"lr": own.get("lr") if lr is None else lr, "eps": own.get("eps") if eps is None else eps}
+    given = {key: float(value) for key, value in said.items() if value is not None}
+    training = TrainingSettings(steps=steps, **given, own_rate="lr" in given)
     setting = Setting.of(model, batch, loss, precision, training, factory, finding)
     of = (setting.model, precision, training, setting.goal, loss is None)
     plans = [_Plan(setting, item, seeds) for item in chosen]
@@ -201,6 +206,8 @@ class _Plan:
             return replace(base, reason=f"the fix cannot be applied here: {errors[0]}")
         losses = screened if self.after_training else trained
         verdict, reason = judging.by_signal(screened, goal) or judging.by_training(losses)
+        if verdict == "inconclusive" and self.setting.loss is None and any(r.objective for r in losses.after):
+            reason = f"no loss was given, so the task was made up (pass loss= to judge by yours); {reason}"
         return self._filled(replace(base, verdict=verdict, reason=reason), screened, losses)
 
     def _filled(self, verdict: Verdict, screened: Pairs, losses: Pairs) -> Verdict:

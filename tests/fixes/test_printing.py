@@ -2,15 +2,18 @@
 
 import ast
 import dataclasses
+import inspect
 
 import pytest
 import torch
+import torch_geometric
 from torch import nn
 from torch_geometric.nn import TransformerConv
 
 from gnnstab import fixes
 from gnnstab.errors import FixError, UsageError
 from gnnstab.fixes import FIXES
+from gnnstab.fixes.aggregation import OF_PYG
 from gnnstab.fixes.printing import attribute_names, looped
 from gnnstab.records import Event, LayerFacts, Signal, Signals
 from gnnstab.records.vocabulary import (
@@ -77,6 +80,23 @@ def test_every_change_defines_what_it_calls(name):
     text = fixes.change(name, [facts("conv", activation=None)])
     assert "math." not in text
     assert ("act = " in text) == ("+ act(" in text)
+
+
+@pytest.mark.parametrize("fix", ["aggregation", "mean-aggregation-root", "norm-after-sum"])
+def test_a_layer_of_pyg_is_changed_where_the_model_makes_and_calls_it(fix):
+    layers = [LayerFacts(f"aggs.{i}", "GINConv", i, False, (32, 32), 32, aggregation="add") for i in range(2)]
+    text = fixes.change(fix, layers)
+    assert ("GINConv(mlp, aggr='mean')  # aggs.0, where your model makes it" in text) == (fix != "norm-after-sum")
+    assert ("self.aggs[0](x, edge_index)" in text) == (fix != "aggregation")
+    assert "super()" not in text
+    assert "self.propagate" not in text
+    ast.parse(text)
+
+
+def test_classes_of_pyg_that_sum_take_a_reduction():
+    for kind in OF_PYG:
+        arguments = inspect.signature(getattr(torch_geometric.nn, kind).__init__).parameters
+        assert {"aggr", "kwargs"} & set(arguments), kind
 
 
 def test_names_of_lists_stay():

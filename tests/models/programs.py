@@ -245,6 +245,16 @@ PROGRAMS: dict[str, Program] = {
         lambda o, b: ((o * 0).sum(1) / (b.y * 0).sum(1).clamp_min(1e-6)).mean(),
         "div", "undefined-operation", "loss", r"0 / 0 = NaN at 12 of 12 entries",
     ),
+    "a mask that selects nothing": _of_loss(
+        lambda o, b: F.mse_loss(o[b.y > 1e9], b.y[b.y > 1e9]) + o.mean(),
+        lambda o, b: (o[b.y > 1e9] - b.y[b.y > 1e9]).square().sum() / max(int((b.y > 1e9).sum()), 1) + o.mean(),
+        "mse_loss", "undefined-operation", "loss", r"mean over nothing.*of shape \(0,\)|takes the mean of a tensor without",
+    ),
+    "targets that are all left out": _of_loss(
+        lambda o, b: F.cross_entropy(o, torch.full((len(o),), -100)) + o.mean(),
+        lambda o, b: F.cross_entropy(o, torch.zeros(len(o), dtype=torch.long)) + o.mean(),
+        "nll_loss_forward", "undefined-operation", "loss", r"every target is -100.*Leave out",
+    ),
     "the derivative of a root at zero": _of_loss(
         lambda o, b: (o * b.mask.logical_not()).sqrt().sum() + o.mean(),
         lambda o, b: (o * b.mask.logical_not() + 1e-12).sqrt().sum() + o.mean(),

@@ -16,6 +16,7 @@ import gnnstab
 from gnnstab.probe.optimizer._groups import far_apart
 from gnnstab.records import Diagnosis
 from gnnstab.records.vocabulary import OPTIMIZER_GROUP_RATE
+from trained import take_step
 
 NODES, WIDTH = 60, 16
 
@@ -88,11 +89,8 @@ def said(make: Any, batch: Any, rates: tuple[float, float], **monitor: Any) -> d
     fresh, optimizer = copy.deepcopy(model), split(model, rates)
     with gnnstab.Monitor(model, optimizer=optimizer, on_finding="ignore", **monitor) as watching:
         for _ in range(30):
-            optimizer.zero_grad()
             loss = squared(model(batch["edge_index"]) if isinstance(batch, dict) else model(batch), batch)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            watching.loss(loss)
+            take_step(optimizer, loss, watching)
     before = gnnstab.diagnose(fresh, batch=batch, loss=squared, optimizer=split(fresh, rates))
     return {"monitor": watching.diagnose(), "diagnose": before}
 
@@ -135,7 +133,5 @@ def test_the_first_step_is_left_alone_where_nobody_tells_its_loss() -> None:
     optimizer = split(model, (5.0, 1e-2))
     with gnnstab.Monitor(model, optimizer=optimizer, on_finding="ignore") as monitor:
         for _ in range(8):
-            optimizer.zero_grad()
-            nn.functional.mse_loss(model(edges), y).backward()
-            optimizer.step()
+            take_step(optimizer, nn.functional.mse_loss(model(edges), y))
     assert not [s for s in monitor.diagnose().signals if s.name == OPTIMIZER_GROUP_RATE]

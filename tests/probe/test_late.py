@@ -20,6 +20,7 @@ from gnnstab.probe.layers import parameters
 from gnnstab.probe.recorder import Recorder
 from gnnstab.records import SeriesKey
 from gnnstab.trace import Trace, TraceWriter
+from trained import take_step
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -57,11 +58,7 @@ def run(
     with gnnstab.Monitor(model, optimizer=optimizer, trace=trace, **options) as monitor:
         for step in range(steps):
             model.factor = bad[1] if step == bad[0] else 1.0
-            optimizer.zero_grad()
-            loss = model(*arguments).square().mean()
-            loss.backward()
-            optimizer.step()
-            monitor.loss(loss)
+            take_step(optimizer, model(*arguments).square().mean(), monitor)
     return monitor, Trace.open(trace)
 
 
@@ -216,9 +213,7 @@ def test_the_run_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
             optimizer = torch.optim.Adam(model.parameters())
             with gnnstab.Monitor(model, optimizer=optimizer, trace=tmp_path / f"{late}.gnnstab"):
                 for _ in range(4):
-                    optimizer.zero_grad()
-                    model(*arguments).square().mean().backward()
-                    optimizer.step()
+                    take_step(optimizer, model(*arguments).square().mean())
             return [p.detach().clone() for p in model.parameters()]
 
     assert all(map(torch.equal, weights(True), weights(False)))
@@ -236,11 +231,7 @@ def test_no_step_synchronises(tmp_path: Path) -> None:
         for step in range(8):
             # The first steps allocate, and say once what they found; the full tier is one of them.
             torch.cuda.set_sync_debug_mode("error" if step > 2 else "default")
-            optimizer.zero_grad()
-            loss = model(*arguments).square().mean()
-            loss.backward()
-            optimizer.step()
-            monitor.loss(loss)
+            take_step(optimizer, model(*arguments).square().mean(), monitor)
         torch.cuda.set_sync_debug_mode("default")
     with Trace.open(tmp_path / "run.gnnstab") as trace:
         assert [row.step for row in trace.steps()] == list(range(8))

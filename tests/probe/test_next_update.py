@@ -13,6 +13,7 @@ from torch_geometric.nn import TransformerConv
 
 import gnnstab
 from gnnstab.records.vocabulary import OPTIMIZER_EPS_DAMPING, OPTIMIZER_LOST_SHARE, OPTIMIZER_OUTPUT_MOVE
+from trained import take_step
 
 
 class Net(nn.Module):
@@ -37,10 +38,8 @@ def train(lr: float, steps: int = 12, watched: bool = True, **settings: Any) -> 
     if monitor is not None:
         monitor.__enter__()
     for _ in range(steps):
-        optimizer.zero_grad()
         loss = nn.functional.cross_entropy(model(x, edges), y)
-        loss.backward()
-        optimizer.step()
+        take_step(optimizer, loss)
         losses.append(float(loss.detach()))
         if monitor is not None:
             monitor.loss(loss)
@@ -93,11 +92,7 @@ def test_the_monitor_tells_while_the_run_goes_on() -> None:
     x, edges = torch.randn(40, 6), torch.randint(0, 40, (2, 160))
     with gnnstab.Monitor(model, optimizer=optimizer, on_finding=told.append) as monitor:
         for _ in range(8):
-            optimizer.zero_grad()
-            loss = nn.functional.cross_entropy(model(x, edges), (x[:, :3] * 2).argmax(1))
-            loss.backward()
-            optimizer.step()
-            monitor.loss(loss)
+            take_step(optimizer, nn.functional.cross_entropy(model(x, edges), (x[:, :3] * 2).argmax(1)), monitor)
     assert [f.signal for f in told if f.code == "GS601"][:1] == ["optimizer.loss_rise"]
     assert not math.isnan(told[0].value)
 
@@ -126,9 +121,7 @@ def test_an_update_that_is_rounded_away_is_counted(
     x, edges = torch.randn(40, 6, dtype=dtype), torch.randint(0, 40, (2, 160))
     with gnnstab.Monitor(model, optimizer=optimizer, on_finding="ignore") as monitor:
         for _ in range(102):
-            optimizer.zero_grad()
-            (model(x, edges).float() - torch.randn(40, 3)).square().mean().backward()
-            optimizer.step()
+            take_step(optimizer, (model(x, edges).float() - torch.randn(40, 3)).square().mean())
     lost = measured(monitor, OPTIMIZER_LOST_SHARE)
     assert {0, 100} <= lost.keys() if limits else not lost
     assert limits is None or all(limits[0] <= share <= limits[1] for share in lost.values()), lost

@@ -16,6 +16,7 @@ from gnnstab.probe.optimizer.optimizer_steps import MOST_STEPS, STEPS, optimizer
 from gnnstab.records import Finding, Signals
 from gnnstab.records.vocabulary import OPTIMIZER_LOSS_RISE
 from gnnstab.rules.gs601_learning_rate_too_high import LearningRateTooHigh
+from trained import take_step
 
 
 class Roads(nn.Module):
@@ -201,11 +202,7 @@ def test_a_rate_that_warms_up_is_not_called_too_small() -> None:
     with gnnstab.Monitor(model, optimizer=optimizer, loss=squared, on_finding="ignore") as monitor:
         for step in range(52):
             optimizer.param_groups[0]["lr"] = 1e-9 * (step + 1)
-            optimizer.zero_grad()
-            value = squared(model(data), data)
-            value.backward()
-            optimizer.step()
-            monitor.loss(value)
+            take_step(optimizer, squared(model(data), data), monitor)
     assert not monitor.diagnose(select=["GS608"]).findings
 
 
@@ -216,10 +213,8 @@ def test_a_schedule_that_ends_before_anything_is_learned_is_told(every: int, tol
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=every, gamma=0.5)
     with gnnstab.Monitor(model, optimizer=optimizer, on_finding="ignore") as monitor:
         for _ in range(60):
-            optimizer.zero_grad()
             value = squared(model(data), data)
-            value.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
+            take_step(optimizer, value)
             schedule.step()
             monitor.loss(value)
     found = [f for f in monitor.diagnose().findings if f.code == "GS608"]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch_geometric.data import Data
 
 import gnnstab
+from trained import take_step
 
 WIDTH, NODES = 16, 40
 
@@ -118,11 +119,8 @@ def test_a_monitor_tries_the_stacks_of_a_run_that_stood_still_without_being_give
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     with gnnstab.Monitor(model, optimizer=optimizer, on_finding="ignore") as monitor:
         for _ in range(20):
-            optimizer.zero_grad()
             value = loss(model(data), data)
-            value.backward()
-            optimizer.step()
-            monitor.loss(value)
+            take_step(optimizer, value, monitor)
     before = copy.deepcopy(model.state_dict())
     found = monitor.diagnose()
     assert [f.code for f in found.findings if f.signal == "optimizer.stack_share"] == said

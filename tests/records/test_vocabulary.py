@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ def spelled(source: str) -> set[str]:
     return {value for value in constants if isinstance(value, str) and value in SIGNALS and "." in value}
 
 
+@cache
 def places() -> dict[str, list[str]]:
     found: dict[str, list[str]] = defaultdict(list)
     for folder in ("gnnstab", "cli"):
@@ -37,20 +39,11 @@ def places() -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("name", SIGNALS)
 def test_a_name_is_spelled_by_its_table_its_measure_and_the_rules_alone(name: str) -> None:
-    found = places_once().get(name, [])
+    found = places().get(name, [])
     strangers = [path for path in found if not path.removeprefix("gnnstab/").startswith(MEASURES)]
     constant = name.upper().replace(".", "_")
     assert not strangers, f"{name}: import {constant} from gnnstab.records.vocabulary in {strangers}"
     assert len(found) <= 1, f"{name}: one of {found} is its measure; the others import {constant}"
-
-
-_PLACES: dict[str, list[str]] = {}
-
-
-def places_once() -> dict[str, list[str]]:
-    if not _PLACES:
-        _PLACES.update(places())
-    return _PLACES
 
 
 def test_what_is_compared_has_a_name_for_people() -> None:
@@ -61,7 +54,7 @@ def test_what_is_compared_has_a_name_for_people() -> None:
 
 def test_this_guard_can_fail() -> None:
     assert spelled('WATCHED = ("attention.entropy", "loss", "no.signal")') == {"attention.entropy"}
-    assert places_once()["attention.entropy"] == ["gnnstab/probe/statistics/attention.py"]
+    assert places()["attention.entropy"] == ["gnnstab/probe/statistics/attention.py"]
 
 
 @pytest.mark.parametrize("name", SIGNALS)

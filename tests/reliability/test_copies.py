@@ -19,6 +19,7 @@ from torch_geometric.nn import GAT, GATv2Conv, GPSConv, HypergraphConv, Transfor
 
 import gnnstab
 from side_by_side import Net, Run, graph, unnoticed
+from trained import take_step
 
 STEPS = 6
 
@@ -26,8 +27,9 @@ LOAD = """
 import sys
 sys.modules["gnnstab"] = None  # What imports it now fails.
 import torch
-model = torch.load(sys.argv[1], weights_only=False)
-torch.save(model(*torch.load(sys.argv[2])), sys.argv[3])
+for folder in sys.argv[1:]:
+    model = torch.load(folder + "/model.pt", weights_only=False)
+    torch.save(model(*torch.load(folder + "/batch.pt")), folder + "/output.pt")
 """
 
 
@@ -129,29 +131,32 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_what_was_saved_inside_loads_without_gnnstab(name: str, tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    model, batch = MODELS[name](), graph()
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+def kept_inside(model: nn.Module, folder: Path) -> tuple[nn.Module, Tensor]:
+    """What is read back of a model that was saved while it was watched, and what the model gives for the batch beside it."""
+    batch, optimizer = graph(), torch.optim.SGD(model.parameters(), lr=1e-2)
     with gnnstab.Monitor(model, optimizer=optimizer, schedule=1, on_finding="ignore"):
         for _ in range(2):
-            optimizer.zero_grad()
-            model(*batch).square().mean().backward()
-            optimizer.step()
+            take_step(optimizer, model(*batch).square().mean())
         model.eval()
         model(*batch)
         content = saved(model)
         expected: Tensor = model(*batch)
     assert b"gnnstab" not in content
-    files = [tmp_path / name for name in ("model.pt", "batch.pt", "output.pt")]
-    files[0].write_bytes(content)
-    torch.save(batch, files[1])
-    ended = subprocess.run([sys.executable, "-c", LOAD, *files], capture_output=True, text=True, timeout=200)
+    folder.mkdir()
+    (folder / "model.pt").write_bytes(content)
+    torch.save(batch, folder / "batch.pt")
+    return loaded(content), expected
+
+
+def test_what_was_saved_inside_loads_without_gnnstab(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    made = {tmp_path / name: kept_inside(make(), tmp_path / name) for name, make in MODELS.items()}
+    ended = subprocess.run([sys.executable, "-c", LOAD, *made], capture_output=True, text=True, timeout=200)
     assert ended.returncode == 0, ended.stderr[-2000:]
-    # Another process may round otherwise, as kernels go by where a tensor lies in memory.
-    torch.testing.assert_close(torch.load(files[2]), expected)
-    assert torch.equal(loaded(content)(*batch), expected)
+    for folder, (twin, expected) in made.items():
+        # Another process may round otherwise, as kernels go by where a tensor lies in memory.
+        torch.testing.assert_close(torch.load(folder / "output.pt"), expected)
+        assert torch.equal(twin(*graph()), expected)
 
 
 def replicated(conv: Any) -> Any:

@@ -16,7 +16,7 @@ from torch_geometric.nn import SAGEConv, TransformerConv
 
 import gnnstab
 from gnnstab.probe.layers._attention import AttentionRecorder
-from side_by_side import WIDTH, Net, graph
+from side_by_side import WIDTH, Net, Run, graph, unnoticed
 
 
 class Watched(Net):
@@ -218,3 +218,19 @@ def test_no_copy_of_the_model_outlives_the_look(look: Callable[[nn.Module], obje
     before = alive()
     look(model)
     assert alive() == before
+
+
+def test_inputs_whose_memory_is_freed_after_the_backward() -> None:
+    def loop(run: Run) -> None:
+        model = Net()
+        optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+        with run.watching(model, optimizer=optimizer):
+            for _ in range(4):
+                x, edge_index = graph()
+                optimizer.zero_grad()
+                model(x, edge_index).square().mean().backward()
+                x.untyped_storage().resize_(0)
+                optimizer.step()
+                run.keep(*model.parameters())
+
+    assert unnoticed(loop).warned == []

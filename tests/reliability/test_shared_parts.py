@@ -163,16 +163,24 @@ class BoundSum(Behind):
         return x * (1 + 0.1 * float(self.count(1.0)))
 
 
-def trained(run: Run, model: nn.Module, optimizer: torch.optim.Optimizer, **options: Any) -> None:
-    """Six steps; the parameters, buffers and gradients of the model are kept after each."""
-    with run.watching(model, optimizer=optimizer, **options):
+def trained(
+    run: Run,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *more: Any,
+    loss: Callable[..., Tensor] = bare_loss,
+    held: nn.Module | None = None,
+) -> None:
+    """Six steps; the parameters, buffers and gradients of what is ``held``, else of the model, are kept after each."""
+    held = held or model
+    with run.watching(model, optimizer=optimizer, loss=loss):
         for _ in range(6):
             optimizer.zero_grad()
-            loss = bare_loss(model(X, EDGES))
-            loss.backward()
-            run.keep_gradients(model)
+            value = loss(model(X, EDGES, *more))
+            value.backward()  # type: ignore[no-untyped-call]
+            run.keep_gradients(held)
             optimizer.step()
-            run.keep(loss, *model.parameters(), *model.buffers())
+            run.keep(value, *held.parameters(), *held.buffers())
 
 
 @pytest.mark.parametrize(
@@ -193,7 +201,7 @@ def test_models_that_a_copy_shares_parts_with(make: Callable[[], nn.Module]) -> 
         torch.manual_seed(0)
         cached_layer()
         model = make()
-        trained(run, model, torch.optim.Adam(model.parameters(), 1e-2), loss=bare_loss)
+        trained(run, model, torch.optim.Adam(model.parameters(), 1e-2))
         run.keep(
             DRAWN.get_state(), *TEACHER.buffers(), *cached_layer().buffers(), *(p.grad for p in TEACHER.parameters())
         )
@@ -248,7 +256,7 @@ class MovesByTable(torch.optim.SGD):
 def test_optimizers_that_hold_the_parameters_beside_their_groups(make: Callable[..., torch.optim.Optimizer]) -> None:
     def loop(run: Run) -> None:
         model = Net()
-        trained(run, model, make(model.parameters()), loss=bare_loss)
+        trained(run, model, make(model.parameters()))
 
     unnoticed(loop)
 
@@ -302,15 +310,7 @@ def test_losses_that_hold_what_is_trained(kind: str) -> None:
             "penalty": lambda output: bare_loss(output) + sum(p.square().sum() for p in model.parameters()),
         }[kind]
         held = nn.ModuleList([model, head, balanced, smoothed.head])
-        optimizer = torch.optim.Adam(held.parameters(), 1e-2)
-        with run.watching(model, optimizer=optimizer, loss=loss_of):
-            for _ in range(6):
-                optimizer.zero_grad()
-                loss = loss_of(model(X, EDGES))
-                loss.backward()
-                run.keep_gradients(held)
-                optimizer.step()
-                run.keep(loss, *held.parameters(), *held.buffers())
+        trained(run, model, torch.optim.Adam(held.parameters(), 1e-2), loss=loss_of, held=held)
 
     unnoticed(loop)
 
@@ -393,29 +393,6 @@ def filled() -> queue.Queue[Tensor]:
 def test_arguments_that_a_forward_changes(make: Callable[[], Any], take: Callable[[Any], Any]) -> None:
     def loop(run: Run) -> None:
         model, source = Reads(take), make()
-        optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-        with run.watching(model, optimizer=optimizer, loss=bare_loss):
-            for _ in range(6):
-                optimizer.zero_grad()
-                loss = bare_loss(model(X, EDGES, source))
-                loss.backward()
-                optimizer.step()
-                run.keep(loss, *model.parameters())
-
-    assert unnoticed(loop).warned == []
-
-
-def test_inputs_whose_memory_is_freed_after_the_backward() -> None:
-    def loop(run: Run) -> None:
-        model = Net()
-        optimizer = torch.optim.Adam(model.parameters(), 1e-2)
-        with run.watching(model, optimizer=optimizer):
-            for _ in range(4):
-                x = X.clone()
-                optimizer.zero_grad()
-                bare_loss(model(x, EDGES)).backward()
-                x.untyped_storage().resize_(0)
-                optimizer.step()
-                run.keep(*model.parameters())
+        trained(run, model, torch.optim.Adam(model.parameters(), 1e-2), source)
 
     assert unnoticed(loop).warned == []

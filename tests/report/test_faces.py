@@ -36,6 +36,13 @@ def test_both_faces_say_the_same_in_their_own_words(cli: str, python: str) -> No
     assert (speak(cli, "cli"), speak(python, "python")) == (cli, python)
 
 
+def test_an_option_that_the_command_line_has_not_is_not_asked_for_there() -> None:
+    told = "no steps were tried; pass optimizer= to have its rate and eps judged"
+    assert speak(told, "python") == told
+    assert "; pass" not in speak(told, "cli")
+    assert "in Python" in speak(told, "cli")
+
+
 def test_facts_are_no_options() -> None:
     for text in ("heads=3: given", "activation=relu: assumed", "loss=3.1", "diagnose(model, batch=…, loss=…)", "lr=1"):
         assert speak(text, "cli") == speak(text, "python") == text

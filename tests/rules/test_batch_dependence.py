@@ -16,6 +16,7 @@ from torch_geometric.utils import to_dense_batch
 import gnnstab
 from gnnstab.probe.places._weights import against_name, on_padding
 from gnnstab.records import Diagnosis, Finding
+from trained import take_step
 
 WIDTH = 12
 
@@ -93,10 +94,8 @@ def watched(model: nn.Module, batch: Any) -> Diagnosis:
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     with gnnstab.Monitor(model, optimizer=optimizer, on_finding="ignore") as monitor:
         for _ in range(4):
-            optimizer.zero_grad()
             known = batch["rows"], batch["lengths"]
-            model(*known).square().mean().backward()
-            optimizer.step()
+            take_step(optimizer, model(*known).square().mean())
     return monitor.diagnose()
 
 
@@ -164,10 +163,8 @@ def test_graphs_that_nobody_told_the_forward_of() -> None:
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
         with gnnstab.Monitor(model, optimizer=optimizer, on_finding="ignore") as monitor:
             for _ in range(2):
-                optimizer.zero_grad()
                 known = (graphs.batch,) if told else ()
-                model(graphs.x, graphs.edge_index, *known).square().mean().backward()
-                optimizer.step()
+                take_step(optimizer, model(graphs.x, graphs.edge_index, *known).square().mean())
         return found(monitor.diagnose(), "GS408")
 
     (finding,) = run(rings())

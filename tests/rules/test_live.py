@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from gnnstab.records import Finding, SeriesKey
+from gnnstab.records.rises import Overshoot
 from gnnstab.records.vocabulary import LOSS_GROWTH, OPTIMIZER_LR_JUMP
 from gnnstab.rules._tracks import WINDOW
 from gnnstab.rules.live import LiveEngine
@@ -119,6 +120,8 @@ def test_fp16_headroom_is_projected() -> None:
 def test_bf16_rounds_early_and_fp32_does_not() -> None:
     assert [f.signal for f in follow(LiveEngine(precision="bf16"), range(5), lambda i: 40.0)] == ["precision.rounding"]
     assert follow(LiveEngine(precision="fp32"), range(5), lambda i: 40.0) == []
+    grown = follow(LiveEngine(precision="bf16"), range(40), lambda i: 1.0 + i, loss=lambda i: 0.95**i)
+    assert [(f.signal, f.severity) for f in grown] == [("precision.rounding", "info")], "it learns all the same"
 
 
 def test_non_finite_values_are_left_to_their_own_event() -> None:
@@ -200,30 +203,37 @@ def test_the_growth_of_the_first_steps_is_not_extrapolated() -> None:
 
 
 def test_updates_that_overshoot_are_told_once_and_only_when_it_lasts() -> None:
-    def told(values: list[float]) -> list[int]:
+    def told(values: list[float], adaptive: bool = False) -> list[int]:
         engine = LiveEngine()
         found = [
-            f for i, v in enumerate(values) for f in engine.update(i, (), NOTHING, lr=0.1, overshoot=(i, v, False))
+            f
+            for i, v in enumerate(values)
+            for f in engine.update(i, (), NOTHING, lr=0.1, overshoot=Overshoot(i, v, adaptive=adaptive))
         ]
         assert all((f.code, f.signal) == ("GS601", "optimizer.overshoot") for f in found)
         return [f.step for f in found if f.step is not None]
 
     assert told([1.0, 1.6, 1.7, 0.9, 1.8, 1.9, 2.5]) == [4]
     assert told([1.0, 1.6, 1.0, 1.6] * 5) == []
+    assert told([1.0, 1.6, 1.7, 0.9, 1.8, 2.1, 2.5, 2.2], adaptive=True) == [7]
     engine = LiveEngine()
-    assert [f for i in range(9) for f in engine.update(i, (), NOTHING, lr=0.1, overshoot=(1, 9.0, False))] == []
+    assert [f for i in range(9) for f in engine.update(i, (), NOTHING, lr=0.1, overshoot=Overshoot(1, 9.0))] == []
     # While the loss falls an overshoot along single batches does no harm.
     engine = LiveEngine()
     assert [
         f
         for i in range(40)
-        for f in engine.update(i, (), NOTHING, lr=0.1, loss=0.97**i, overshoot=(i, 1.8 if i > 15 else 0.5, False))
+        for f in engine.update(i, (), NOTHING, lr=0.1, loss=0.97**i, overshoot=Overshoot(i, 1.8 if i > 15 else 0.5))
     ] == []
 
 
 GROWS: dict[str, tuple[Callable[[int], float], Callable[[int], float]]] = {
     "nothing bounds the objective": (lambda i: -0.1 * 1.06**i, lambda i: 0.3 * 1.06**i),
     "the features grow": (lambda i: 2 * 0.8**i + 0.3 * 1.04**i, lambda i: 8 * 0.8**i + 1.06**i),
+    "below its start, and fourfold": (
+        lambda i: 2 * 0.8**i + 0.45 * 1.13 ** (i - 48),
+        lambda i: 8 * 0.8**i + 0.3 * 1.1**i,
+    ),
 }
 SETTLES: dict[str, tuple[Callable[[int], float], Callable[[int], float]]] = {
     "a likelihood that is learned": (
@@ -232,6 +242,11 @@ SETTLES: dict[str, tuple[Callable[[int], float], Callable[[int], float]]] = {
     ),
     "a task that gets harder": (lambda i: 1 + 4 * min(i, 25) / 25, lambda i: 1 + 4 * min(i, 25) / 25),
     "the loss alone": (lambda i: 0.3 * 1.04**i if i < 90 else 10.0, lambda i: 1.0),
+    "three jumps at the end of a plateau": (
+        lambda i: (4.5 if i in (57, 58, 59) else 0.2) * (1 + 0.2 * math.sin(7 * i)) if i > 8 else 2.0,
+        lambda i: (9.0 if i in (57, 58, 59) else 0.4) * (1 + 0.2 * math.sin(5 * i)) if i > 8 else 4.0,
+    ),
+    "a run that has converged": (lambda i: 2 * 0.8**i + 0.001 * 1.08**i, lambda i: 1 + 0.05 * 1.1**i),
     "back to where it began": (lambda i: 5 * 0.8**i + 0.3 * 1.02**i, lambda i: 50 * 0.8**i + 1.02**i),
 }
 
@@ -254,6 +269,24 @@ def test_growth_that_ends_or_that_one_of_them_has_alone_is_not_told(
 ) -> None:
     assert "GS607" not in {f.code for f in follow(LiveEngine(), range(80), loss=loss, grad_norm=norm)}
     assert growth_of_run(loss, norm) == 0
+
+
+def test_what_runs_away_from_its_first_steps_is_told_before_a_slower_growth_would_be() -> None:
+    found = follow(LiveEngine(), range(40), loss=lambda i: 2 * 1.2**i, grad_norm=lambda i: 3 * 1.25**i)
+    assert [(f.code, f.step) for f in found if f.code == "GS607"] == [("GS607", 15)]
+
+
+@pytest.mark.parametrize(("clipped_at", "told"), [(5.0, ["GS607"]), (1.0, [])])
+def test_slow_growth_behind_the_noise_of_the_batches_is_told_by_blocks(clipped_at: float, told: list[str]) -> None:
+    """A norm that is clipped from the first step on says nothing; one that has risen to the clip does."""
+    found = follow(
+        LiveEngine(),
+        range(100),
+        loss=lambda i: 2 * 1.015**i * (3.0, 1.2, 0.3, 1.0)[i % 4],
+        grad_norm=lambda i: min(2 * 1.05**i, clipped_at),
+    )
+    assert [f.code for f in found] == told
+    assert all("gradient norm" not in f.message for f in found)
 
 
 def growth_of_run(loss: Callable[[int], float], norm: Callable[[int], float], steps: int = 60) -> float:
@@ -284,4 +317,5 @@ def test_gradients_that_scatter_while_the_loss_falls_are_no_spikes() -> None:
         ]
 
     assert told(lambda i: -0.05 * i) == []
+    assert told(lambda i: 1.0 if i < 12 else 0.4) == [], "at half of its start a run has learned"
     assert told(lambda i: 1.0) == ["GS603"]

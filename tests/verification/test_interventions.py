@@ -21,6 +21,7 @@ from gnnstab.verification.interventions._symptoms import symptoms_in
 from gnnstab.verification.interventions._trial import Case, Edit, Trial
 from gnnstab.verification.interventions.deciding import CONTRIBUTES, ROOT, rulings
 from models.stacks import Stack, random_batch
+from trained import take_step
 
 
 def drawn(model_of, seed=0):
@@ -212,9 +213,7 @@ def test_a_monitor_undoes_the_suspects_at_its_end_leaves_the_run_alone_and_its_t
         )
         with monitor:
             for _ in range(5):
-                optimizer.zero_grad()
-                model(**batch).square().mean().backward()
-                optimizer.step()
+                take_step(optimizer, model(**batch).square().mean())
             during = monitor.diagnose() if watched else None
         return model, monitor, during
 
@@ -270,9 +269,7 @@ def test_sharp_attention_that_the_loss_needs_is_information():
 
     optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
     for _ in range(1500):
-        optimizer.zero_grad()
-        loss(model(**batch), batch).backward()
-        optimizer.step()
+        take_step(optimizer, loss(model(**batch), batch))
     diagnosis = gnnstab.diagnose(model, batch=batch, loss=loss, optimizer=optimizer)
     sharp = [f for f in diagnosis.findings if f.signal.startswith("attention.")]
     assert sharp

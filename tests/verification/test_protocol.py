@@ -72,6 +72,16 @@ def test_a_verdict_says_what_was_compared_and_minimised(verdicts):
     assert "x = x + " in verdict.change
 
 
+def test_the_rate_is_that_of_the_optimizer_and_a_loss_is_asked_for(deep):
+    optimizer = torch.optim.SGD(deep.parameters(), lr=0.005)
+    (verdict,) = gnnstab.verify(
+        deep, "pre-norm-residual", batch=random_batch(16, 5, 8), seeds=1, steps=2, optimizer=optimizer
+    )
+    assert "2 steps of Adam(lr=0.005" in verdict.objective
+    assert verdict.rate == "at learning rate 0.005"
+    assert "pass loss= to judge by yours" in verdict.reason
+
+
 def test_nothing_of_the_users_is_touched():
     model, batch = Stack(6, 8).train(), random_batch(12, 4, 8)
     model(**batch).sum().backward()

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch_geometric.data import Batch, Data
 from torch_geometric.nn import GCNConv, MessagePassing, TransformerConv, global_add_pool, global_mean_pool
 from torch_geometric.nn.pool import glob
+from torch_geometric.utils import scatter, spmm
 
 import gnnstab
 from gnnstab.probe.pooling import sums_watched
@@ -102,7 +103,21 @@ class Pedestrians(nn.Module):
             total.index_put_((dst,), m, accumulate=True)
         elif self.how == "torch.index_add":
             total = torch.index_add(total, 0, dst, m)
+        elif self.how == "scatter":
+            total = scatter(m, dst, 0, len(total), reduce="sum")
+        elif self.how == "torch.sparse.mm":
+            total = torch.sparse.mm(incidence(dst), m)
+        elif self.how == "spmm":
+            total = spmm(incidence(dst).to_sparse_csr(), m)
+        elif self.how == "@":
+            total = incidence(dst).to_dense() @ m
         return self.out(torch.tanh(self.mix(total, data.edge_index)))
+
+
+def incidence(dst: Tensor) -> Tensor:
+    """(60, E) which edge ends in which node, in COO."""
+    where = torch.stack([dst, torch.arange(len(dst))])
+    return torch.sparse_coo_tensor(where, torch.ones(len(dst)), (60, len(dst)), check_invariants=False).coalesce()
 
 
 def pedestrians() -> Data:
@@ -132,6 +147,9 @@ def towns() -> Batch:
     sizes = (30, 400, 900)
     graphs = [Data(x=torch.randn(n, 4), edge_index=torch.randint(0, n, (2, 3 * n)), y=torch.rand(1)) for n in sizes]
     return Batch.from_data_list(graphs)
+
+
+BY_INDEX = ("index_add_", "scatter_add_", "scatter_reduce_", "index_put_", "torch.index_add", "scatter")
 
 
 @pytest.fixture(autouse=True)
@@ -218,8 +236,17 @@ def test_normalised_sums_are_left_alone():
     assert not gnnstab.diagnose(Gcn(), batch=voters(), loss=squared).root_causes()
 
 
-@pytest.mark.parametrize("how", ["index_add_", "scatter_add_", "scatter_reduce_", "index_put_", "torch.index_add"])
-def test_every_way_to_add_up_is_undone_and_named_in_the_own_lines(how):
+@pytest.mark.filterwarnings("ignore:Sparse")
+@pytest.mark.parametrize(
+    ("how", "counted"),
+    [
+        *((how, "torch.bincount(dst, minlength=total.size(0))") for how in BY_INDEX),
+        ("torch.sparse.mm", "(incidence(dst) @ torch.ones(incidence(dst).size(-1)))"),
+        ("spmm", "(incidence(dst).to_sparse_csr() @ torch.ones(incidence(dst).to_sparse_csr().size(-1)))"),
+        ("@", "(incidence(dst).to_dense() @ torch.ones(incidence(dst).to_dense().size(-1)))"),
+    ],
+)
+def test_every_way_to_add_up_is_undone_and_named_in_the_own_lines(how, counted):
     torch.manual_seed(6)
     said = gnnstab.diagnose(Pedestrians(how), batch=pedestrians())
     (root,) = said.root_causes()
@@ -228,5 +255,61 @@ def test_every_way_to_add_up_is_undone_and_named_in_the_own_lines(how):
     (fix,) = root.fixes
     assert fix.fix == "divide-sum" and how.rpartition(".")[2] in fix.change.splitlines()[0]
     count, division = fix.change.splitlines()[1:]
-    assert count.startswith("count = torch.bincount(dst, minlength=total.size(0)).clamp(min=1)")
+    assert count.startswith(f"count = {counted}.clamp(min=1)")
     assert division == "total = total / count.unsqueeze(-1)"
+
+
+def summed_by_torch_sparse(dst: Tensor, m: Tensor) -> Tensor:
+    """As a matrix of torch_sparse is multiplied: by an operation of its own, which stands in here for the package."""
+    library = torch.library.Library("torch_sparse", "FRAGMENT")
+    library.define("spmm_sum(Tensor? row, Tensor rowptr, Tensor col, Tensor other) -> Tensor")
+    library.impl("spmm_sum", lambda row, rowptr, col, other: torch.segment_reduce(other[col], "sum", offsets=rowptr))
+    try:
+        ends = torch.bincount(dst).cumsum(0)
+        return torch.ops.torch_sparse.spmm_sum(None, torch.cat([ends.new_zeros(1), ends]), dst.argsort(), m)
+    finally:
+        library._destroy()
+
+
+@pytest.mark.filterwarnings("ignore:Sparse")
+@pytest.mark.parametrize(
+    "total",
+    [
+        lambda dst, m: torch.zeros(60, 32).index_add(0, dst, m),
+        lambda dst, m: scatter(m, dst, 0, 60, reduce="sum"),
+        lambda dst, m: torch.sparse.mm(incidence(dst), m),
+        lambda dst, m: incidence(dst).to_dense()[None].matmul(m[None])[0],
+        summed_by_torch_sparse,
+    ],
+)
+@pytest.mark.parametrize(
+    ("divide", "grows"),
+    [
+        (lambda total, count: total, True),
+        (lambda total, count: 2 * total, True),
+        (lambda total, count: total / count, False),
+        (lambda total, count: total * count.pow(-1), False),
+        (lambda total, count: total.div_(count), False),
+    ],
+)
+def test_a_sum_that_the_own_code_divides_is_no_sum_and_is_not_divided_twice(total, divide, grows):
+    torch.manual_seed(4)
+    dst, m = torch.arange(60).repeat_interleave(torch.arange(1, 61)), torch.randn(1830, 32) + 1
+    count = torch.bincount(dst)[:, None].float()
+    plain = divide(total(dst, m), count)
+    with sums_watched() as seen:
+        assert divide(total(dst, m), count).equal(plain)
+    with sums_watched(mean=True):
+        mean = divide(total(dst, m), count)
+    torch.testing.assert_close(mean, plain / count if grows else plain)
+    assert [size for size, _ in seen.by_hand] == [60] * grows
+
+
+def test_features_times_weights_and_normalised_matrices_are_no_sums():
+    torch.manual_seed(4)
+    words, weight = (torch.rand(40, 300) < torch.rand(40, 1)).float(), nn.Parameter(torch.ones(300, 8))
+    with sums_watched() as seen:
+        words @ weight
+        torch.sparse.mm(words.to_sparse(), weight)
+        (words / words.sum(1, keepdim=True)) @ torch.ones(300, 8)
+    assert not seen.by_hand

@@ -268,8 +268,12 @@ def _strided(args: tuple[Any, ...]) -> bool:
 
 
 def _unit(func: Any, args: tuple[Any, ...]) -> float:
-    """√d of a product of two tensors that sums up d entries, or less where these are small, as of unit vectors; 0 where it is not known."""
+    """√d of a product of two tensors that sums up d entries, or less where these are small; 0 where it is not known.
+
+    Nor is it of cosines: √d belongs to vectors whose length follows their width, and what divides a cosine is a temperature that somebody chose.
+    """
     operands, width = args[:2], int(args[0].shape[-1]) if isinstance(args[0], Tensor) else 0
+    summed: list[tuple[int, ...]] = [(-1,), (-2 if operands[-1].dim() > 1 else -1,)] if width else []
     if func is torch.einsum:
         operands = args[1:] if len(args) > 2 else args[1] if len(args) > 1 else ()
         if not isinstance(args[0], str) or len(operands) != 2 or "." in args[0]:
@@ -277,9 +281,22 @@ def _unit(func: Any, args: tuple[Any, ...]) -> float:
         terms, _, result = args[0].replace(" ", "").partition("->")
         own, other = terms.split(",")
         sizes = dict(zip(own, operands[0].shape, strict=True))
-        width = math.prod(sizes[letter] for letter in own if letter in other and letter not in result)
+        shared = [letter for letter in own if letter in other and letter not in result]
+        width = math.prod(sizes[letter] for letter in shared)
+        summed = [tuple(term.index(letter) for letter in shared) for term in (own, other)]
+    if all(_unit_vectors(one, axes) for one, axes in zip(operands, summed, strict=True) if axes):
+        return 0.0
     sizes_of = [float(one.detach().double().square().mean().sqrt()) for one in operands]
     return math.sqrt(width) * min(1.0, math.prod(sizes_of))
+
+
+def _unit_vectors(vectors: Tensor, axes: tuple[int, ...]) -> bool:
+    lengths = torch.linalg.vector_norm(vectors.detach().double(), dim=axes)
+    return lengths.numel() > 0 and bool((lengths - 1).abs().max() <= _LENGTH)
+
+
+_LENGTH = 1e-2
+"""By which the length of a unit vector may differ from 1: normalised in bfloat16 it keeps two digits."""
 
 
 def _axis(before: Tensor, axis: int, after: Tensor) -> int | None:

@@ -190,6 +190,8 @@ def _overflow(
     name: str, operands: Sequence[Any], output: Tensor, count: str, function: Any, args: Sequence[Any],
     kwargs: Mapping[str, Any],
 ) -> Sizes:  # fmt: skip
+    if bool(torch.isnan(output).any()) and (nothing := _of_nothing(name, args)):
+        return Sizes("mean-of-nothing", f"{name} takes the mean over nothing: {nothing}", {"largest": 0.0})
     floats = [a for a in operands if isinstance(a, Tensor) and a.is_floating_point() and a.numel()]
     floats += [t for a in args if isinstance(a, (list, tuple)) for t in a if isinstance(t, Tensor) and t.numel()]
     largest = _largest(floats)
@@ -216,6 +218,16 @@ def _overflow(
     limit = f"{_dtype(output)} ends at {torch.finfo(output.dtype).max:.5g}"
     wide = f" ({exact:.4g} in float32; {limit})" if exact else f" ({limit})"
     return Sizes("overflow", said + wide, facts)
+
+
+def _of_nothing(name: str, args: Sequence[Any]) -> str:
+    """Why a reduction has no entries to go over; empty where it has some."""
+    first = args[0] if args else None
+    if isinstance(first, Tensor) and not first.numel():
+        return f"its operand of shape {tuple(first.shape)} has no entries"
+    if name.startswith("nll_loss") and len(args) > 4 and bool((args[1] == args[4]).all()):
+        return f"every target is {args[4]}, which the loss leaves out"
+    return ""
 
 
 def _softmax(name: str, scores: Tensor, output: Tensor) -> Sizes:

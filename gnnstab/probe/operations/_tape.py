@@ -13,7 +13,7 @@ from torch import Tensor
 from gnnstab.probe.batches.named_tensors import named_tensors
 from gnnstab.probe.operations._naming import local_name, memory
 from gnnstab.probe.operations.source_lines import Place
-from gnnstab.probe.replaying.replica import tensors_in
+from gnnstab.probe.replaying.replica import left_by_forward, tensors_in
 from gnnstab.torch_private import tree_leaves, tree_map
 
 _MOST = 5000
@@ -24,7 +24,7 @@ class Slot(NamedTuple):
     """Stands for a tensor until the loss is run again."""
 
     kind: str
-    """``made`` (by an operation of the loss), ``output`` (of the model), ``batch`` or ``parameter``."""
+    """``made`` (by an operation of the loss), ``output`` (of the model), ``left`` (on the model by its forward), ``batch`` or ``parameter``."""
 
     key: Any
 
@@ -46,7 +46,7 @@ class LossTape:
 
     def __init__(self, model: torch.nn.Module) -> None:
         self.foreign: list[tuple[str, Tensor]] = []
-        """(variable, tensor): those that are neither the model's output nor of its arguments: constants, or targets of their own."""
+        """(variable, tensor): those that are neither of the model nor of its arguments: constants, or targets of their own."""
 
         self._model = model
         self._noted: list[_Noted] = []
@@ -66,6 +66,8 @@ class LossTape:
         self.foreign.clear()
         self._held = [output, args, kwargs]
         self._last = None
+        for name, tensor in left_by_forward(self._model):
+            self._slots[_key(tensor)] = Slot("left", name)
         for name, parameter in self._model.named_parameters():
             self._slots[_key(parameter)] = Slot("parameter", name)
         for name, tensor in named_tensors(tuple(args), kwargs, self._model).items():
@@ -105,6 +107,9 @@ class LossTape:
         known: dict[Slot, Any] = {Slot("output", name): t for name, t in tensors_in(output)}
         known.update({Slot("batch", name): t for name, t in named_tensors(args, kwargs, watch.model).items()})
         known.update({Slot("parameter", name): p for name, p in watch.model.named_parameters()})
+        left = list(left_by_forward(watch.model))
+        known.update({Slot("left", name): tensor for name, tensor in left})
+        watch.know("local", left)
         watch.know("local", self.foreign)
 
         def value(item: Any) -> Any:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gnnstab.probe.buffering.step_writer import Writer
 from gnnstab.records import Measure
+from gnnstab.records.rises import Overshoot
 from gnnstab.records.vocabulary import OPTIMIZER_OVERSHOOT
 
 RISING = 1.3
@@ -41,8 +42,8 @@ class SlopeWatch:
     """
 
     def __init__(self, optimizers: Any, writer: Writer, now: Callable[[], int]) -> None:
-        self.latest: tuple[int, float, bool] = (-1, math.nan, False)
-        """Step and number of the last update that was measured, and whether it counts by itself, see `_look`."""
+        self.latest = Overshoot()
+        """The last update that was measured; see `_look` for what counts by itself."""
 
         self._watched = len(optimizers) == 1 and not isinstance(optimizers[0], torch.optim.LBFGS)
         self._writer = writer
@@ -54,8 +55,8 @@ class SlopeWatch:
         self._constant = 0
         """Updates in a row at the rate of the last one; from `LATELY` on nothing can rise within the window."""
 
-        self._before: tuple[tuple[int, bool], list[Tensor], list[Tensor], list[Tensor]] | None = None
-        self._sent: tuple[tuple[int, bool], Tensor, Any] | None = None
+        self._before: tuple[Overshoot, list[Tensor], list[Tensor], list[Tensor]] | None = None
+        self._sent: tuple[Overshoot, Tensor, Any] | None = None
 
     def look(self, optimizer: torch.optim.Optimizer) -> None:
         """Before an update: finish what the last one began, and begin anew while the rate rises."""
@@ -83,7 +84,7 @@ class SlopeWatch:
     def _look(self, optimizer: torch.optim.Optimizer, lr: float, step: int) -> None:
         self._land()
         before, self._before = self._before, None
-        if before is not None and before[0][0] == step - 1:
+        if before is not None and before[0].step == step - 1:
             self._send(*before)
             self._land()
         lowest = min(rate for _, rate in self._rates)
@@ -94,14 +95,14 @@ class SlopeWatch:
         if watched and lr > self._highest and step - self._rates[0][0] <= LATELY:
             moved = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
             self._before = (
-                (step, sgd and fast),
+                Overshoot(step, math.nan, sgd and fast, not sgd),
                 moved,
                 [p.detach().clone() for p in moved],
                 [_grad(p).clone() for p in moved],
             )
 
     def _send(
-        self, step: tuple[int, bool], parameters: list[Tensor], weights: list[Tensor], gradients: list[Tensor]
+        self, update: Overshoot, parameters: list[Tensor], weights: list[Tensor], gradients: list[Tensor]
     ) -> None:
         if any(p.grad is None for p in parameters):
             return
@@ -111,25 +112,26 @@ class SlopeWatch:
             pair = torch.stack([gradient.flatten().double() @ change, _grad(parameter).flatten().double() @ change])
             slopes += pair.to(slopes.device)
         if slopes.device.type != "cuda":
-            self._sent = (step, slopes, None)
+            self._sent = (update, slopes, None)
             return
         # Nothing waits for a device: the numbers are read when they have arrived.
         host = torch.empty(2, dtype=torch.float64, pin_memory=True)
         host.copy_(slopes, non_blocking=True)
         arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
         arrived.record()
-        self._sent = (step, host, arrived)
+        self._sent = (update, host, arrived)
 
     def _land(self) -> None:
         if self._sent is None or (self._sent[2] is not None and not self._sent[2].query()):
             return
-        ((step, alone), slopes, _), self._sent = self._sent, None
+        (update, slopes, _), self._sent = self._sent, None
         before, after = slopes.tolist()
         # Momentum may carry an update uphill: then the two slopes say nothing of an overshoot.
         if before < 0 and math.isfinite(after):
-            self.latest = (step, 1 - after / before, alone)
-            detail = json.dumps({"alone": alone})
-            self._writer.measures([Measure(step, "", "train", 0, OPTIMIZER_OVERSHOOT, -1, self.latest[1], detail)])
+            self.latest = update._replace(value=1 - after / before)
+            step, value, alone, adaptive = self.latest
+            detail = json.dumps({"alone": alone, "adaptive": adaptive})
+            self._writer.measures([Measure(step, "", "train", 0, OPTIMIZER_OVERSHOOT, -1, value, detail)])
 
 
 def _grad(parameter: Tensor) -> Tensor:

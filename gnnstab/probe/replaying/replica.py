@@ -185,14 +185,17 @@ def without_history(model: nn.Module) -> dict[int, Any]:
     return {id(t): t.detach().clone() for value in attributes for _, t in tensors_in(value) if t.grad_fn is not None}
 
 
+def left_by_forward(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Names and tensors that modules hold as plain attributes, as a forward leaves a penalty for the loss: ``enc.kl``, ``aux.0``."""
+    for path, module in model.named_modules():
+        for attribute, value in vars(module).items():
+            if attribute not in ("_parameters", "_buffers", "_modules") and not attribute.endswith(HOOK_TABLES):
+                yield from tensors_in(value, f"{path}.{attribute}".lstrip("."))
+
+
 def kept_with_history(model: nn.Module) -> list[str]:
     """Names of the tensors that modules keep from an earlier forward, with the graph that they came from."""
-    named = [(path, attribute, value) for path, m in model.named_modules() for attribute, value in vars(m).items()]
-    return [
-        f"{path}.{attribute}".lstrip(".")
-        for path, attribute, value in named
-        if not attribute.startswith("_") and any(t.grad_fn is not None for _, t in tensors_in(value))
-    ]
+    return list(dict.fromkeys(name for name, tensor in left_by_forward(model) if tensor.grad_fn is not None))
 
 
 def reason_against_a_copy(model: nn.Module) -> str:

@@ -14,7 +14,7 @@ N, WIDTH = 12, 16
 
 
 class Attention(nn.Module):
-    """Scores are ``factor`` · q·k/√d, written in one of three ways, one of them with a smaller bias, or made of distances."""
+    """Scores are ``factor`` · q·k/√d, written in one of three ways, one of them with a smaller bias, of unit vectors, or made of distances."""
 
     def __init__(self, how: str, factor: float) -> None:
         super().__init__()
@@ -23,9 +23,11 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k = self.q(x), self.k(x)
+        if self.how == "cosines":
+            q, k = nn.functional.normalize(q, dim=-1), nn.functional.normalize(k, dim=-1)
         if self.how == "einsum":
             scores = torch.einsum("nd,md->nm", q, k) / math.sqrt(WIDTH)
-        elif self.how in ("matmul", "biased"):
+        elif self.how in ("matmul", "biased", "cosines"):
             scores = q @ k.T / math.sqrt(WIDTH)
             if self.how == "biased":
                 scores = scores + 0.3 * float(scores.detach().std()) * torch.cdist(x[:, :1], x[:, :1])
@@ -47,6 +49,14 @@ def test_what_multiplies_the_products_is_measured(how: str, factor: float) -> No
         sizes = float(model.q(x).square().mean().sqrt() * model.k(x).square().mean().sqrt())
     assert math.isclose(scale, factor * min(1.0, sizes), rel_tol=0.15 if how == "biased" else 1e-3)
     assert [f.severity for f in found.findings if f.code == "GS301"] == (["error"] if factor > 1 else [])
+
+
+@pytest.mark.parametrize("factor", [1.0, 40.0, 200.0])
+def test_the_temperature_of_cosines_is_a_choice(factor: float) -> None:
+    torch.manual_seed(0)
+    found = gnnstab.diagnose(Attention("cosines", factor), batch=(torch.randn(N, WIDTH),))
+    assert not [s for s in found.signals if s.name == "score.product_scale"]
+    assert [f.severity for f in found.findings if f.code == "GS301"] == (["info"] if factor > 40 else [])
 
 
 @pytest.mark.parametrize("factor", [1.0, 40.0])

@@ -117,6 +117,37 @@ def test_a_scalar_computed_after_the_loss_is_not_taken_for_it() -> None:
     assert "eps inside" in told[-1].message
 
 
+class Penalised(Net):
+    """Leaves a penalty for the loss on itself; its output is finite all the same."""
+
+    def forward(self, data: Any) -> Any:
+        out = super().forward(data)
+        share = (out * 300).softmax(-1)
+        self.penalties = {"entropy": (share * share.log()).sum()}
+        return out
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_what_a_forward_leaves_on_the_model_is_followed_into_the_forward(told: bool) -> None:
+    torch.manual_seed(0)
+    model, data = Penalised(), batch()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+
+    def loss(out: Tensor, b: Any) -> Tensor:
+        return mse(out, b) + model.penalties["entropy"]
+
+    with gnnstab.Monitor(model, optimizer=optimizer, loss=loss if told else None, on_finding="ignore") as monitor:
+        for _ in range(3):
+            optimizer.zero_grad()
+            value = loss(model(data), data)
+            value.backward()
+            optimizer.step()
+            monitor.loss(value)
+    shown = monitor.diagnose()
+    assert "share.log()" in operation(monitor)["code"]
+    assert [(cause.cause, cause.how) for cause in shown.root_causes()] == [("undefined-operation", "observed")]
+
+
 def test_with_the_loss_one_nan_is_one_warning() -> None:
     torch.manual_seed(0)
     model, told = Net(), []
