@@ -166,9 +166,8 @@ class Layer(ABC):
     multiplies: ClassVar[bool] = False
     """True where a score is the product of a query and a key, and so grows with the square of the input."""
 
-    weighs_scores: ClassVar[bool] = False
-    """True where a factor that is learned beside queries and keys scales the scores: how well the two agree then does not
-    tell what training has made sharp."""
+    weighs_scores: ClassVar[str] = ""
+    """A learned factor on the scores, 1 when fresh: how well queries and keys agree does not tell then what training sharpened."""
 
     edits: ClassVar[frozenset[str]] = frozenset()
     """Methods of this class that edit a layer and apply to this kind: see `applies`."""
@@ -375,18 +374,19 @@ class Layer(ABC):
 
     def reinitialise(self, module: nn.Module, parts: Sequence[str]) -> int:
         """Initialise the parts of these names anew, vectors by glorot, modules as they do it themselves; how many there were."""
-        from torch_geometric.nn.inits import glorot, reset
+        from torch_geometric.nn.inits import glorot, ones, reset
 
         self._able("reinitialise", "no part that can be initialised anew alone")
         found = {name: part for name in parts if (part := getattr(module, name, None)) is not None}
         for name, part in found.items():
-            glorot(part) if name in self.vectors else reset(part)
+            draw = glorot if name in self.vectors else ones if name == self.weighs_scores else reset
+            draw(part)
         return len(found)
 
     def reinit_line(self, owner: str, part: str) -> str:
         """The same for one part, to print."""
-        if part in self.vectors:
-            return f"torch_geometric.nn.inits.glorot({owner}.{part})"
+        if part in self.vectors or part == self.weighs_scores:
+            return f"torch_geometric.nn.inits.{'glorot' if part in self.vectors else 'ones'}({owner}.{part})"
         # A network of the user's own may have no method of that name.
         return (
             f"{owner}.{part}.reset_parameters()" if self.prints else f"torch_geometric.nn.inits.reset({owner}.{part})"

@@ -21,10 +21,10 @@ class HGTConvLayer(HeteroLayer):
 
     kind = "HGTConv"
     multiplies = True
-    weighs_scores = True
+    weighs_scores = "p_rel"
     attributes = ("heads", "out_channels", "p_rel", "message")
     roles = {
-        "score": ("k_rel", "kqv_lin"),
+        "score": ("k_rel", "kqv_lin", "p_rel"),
         "value": ("v_rel", "out_lin"),
         "skip": ("skip",),
     }

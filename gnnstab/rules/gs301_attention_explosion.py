@@ -17,6 +17,7 @@ from gnnstab.rules.queries import (
     Attention,
     attention,
     degree_of,
+    factor_on_scores,
     head_words,
     largest,
     names,
@@ -195,7 +196,7 @@ class AttentionExplosion(Rule):
                 signal=crossed,
                 confidence="low",
             )
-        why = _saturating(layer, unknown, _large_features(signals)) if scale is None else _of_products(scale.value)
+        why = _saturating(signals, layer, unknown) if scale is None else _of_products(scale.value)
         level, sure = "error" if severe else "warning", "medium" if state.synthetic or unknown else "high"
         return self.finding(f"{seen}{why}", severity=level, limit=limit, signal=crossed, confidence=sure)
 
@@ -222,13 +223,13 @@ class AttentionExplosion(Rule):
                 return None
             unlearned = self.unlearned(signals, layer, state)
             if unlearned is not None:
-                return self._put_there(layer, state, unlearned)
+                return self._put_there(signals, layer, state, unlearned)
             if not state.crosses(self.warn_entropy, self.one_hot_share):
                 return None
         degree = degree_of(signals, layer.name) or ASSUMED_DEGREE
         worst, limit = largest(found), self._limit(layer, degree)
         if not real and worst.value > limit and not self._same_gain(signals, layer, worst):
-            return self._spread(layer, worst, limit, degree)
+            return self._spread(signals, layer, worst, limit, degree)
         return self._sharpened(signals, layer, found, degree, real)
 
     def _reads_words(self, layer: LayerFacts) -> bool:
@@ -251,12 +252,12 @@ class AttentionExplosion(Rule):
             return None
         return worst
 
-    def _put_there(self, layer: LayerFacts, state: Attention, worst: Signal) -> Finding:
+    def _put_there(self, signals: Signals, layer: LayerFacts, state: Attention, worst: Signal) -> Finding:
         products = layer_named(layer).multiplies
         advice = "Scale the query weights down, or normalise queries and keys" if products else "Scale them down"
         unit = "unknown" if state.unit_entropy is None else f"{state.unit_entropy:.2f}"
         return self.finding(
-            f"{layer.name}: the {_behind(layer)}{head_words(worst)} spread the logits of one target by {worst.value:.2g} at "
+            f"{layer.name}: the {_behind(signals, layer)}{head_words(worst)} spread the logits of one target by {worst.value:.2g} at "
             f"an input of RMS 1 (limit {self.free_frobenius:g}) and agree no more than independent weights do, so that training has "
             f"not made them so. Entropy of ln(in-degree): {unit} at RMS 1, {state.entropy.value:.2f} on this batch"
             f"{state.worst_head_words}. {advice}.",
@@ -302,9 +303,9 @@ class AttentionExplosion(Rule):
         value = signals.value("gain.value", layer=layer.name)
         return not layer.norm_before and value is not None and value**2 > worst.value / 2
 
-    def _spread(self, layer: LayerFacts, worst: Signal, limit: float, degree: float) -> Finding:
+    def _spread(self, signals: Signals, layer: LayerFacts, worst: Signal, limit: float, degree: float) -> Finding:
         return self.finding(
-            f"{layer.name}: the {_behind(layer)}{head_words(worst)} spread the logits of one target by {worst.value:.2g} "
+            f"{layer.name}: the {_behind(signals, layer)}{head_words(worst)} spread the logits of one target by {worst.value:.2g} "
             f"at an input of RMS 1 (limit {limit:.2g} at in-degree {degree:g}). Judged by the weights alone: pass a batch to "
             "measure the attention itself.",
             severity="info" if worst.detail.get("heads tried") else "warning",  # What was assumed was not observed.
@@ -350,8 +351,9 @@ class AttentionExplosion(Rule):
         return max(self.alignment, 1.0 + 2.5 / min(widths)) if widths else self.alignment
 
 
-def _behind(layer: LayerFacts) -> str:
-    return "query and key weights" if layer_named(layer).multiplies else "weights behind the scores"
+def _behind(signals: Signals, layer: LayerFacts) -> str:
+    words = "query and key weights" if layer_named(layer).multiplies else "weights behind the scores"
+    return f"{words}{factor_on_scores(signals, layer)}"
 
 
 def _large_features(signals: Signals) -> str:
@@ -369,13 +371,13 @@ _FEATURES = 10.0
 """RMS of features above which GS406 speaks of them."""
 
 
-def _saturating(layer: LayerFacts, unknown: bool, features: str) -> str:
+def _saturating(signals: Signals, layer: LayerFacts, unknown: bool) -> str:
     """What made the scores so large and what to do about it, in words that fit the layer."""
-    kind = layer_named(layer)
-    if kind.multiplies:
+    if layer_named(layer).multiplies:
+        features = _large_features(signals)
         large = f", and the features are large ({features}). Standardise the features and train anew"
         down = large if features else ". Scale the query weights of the worst heads down"
-        return f": the query and key weights saturate it{down}, or normalise queries and keys."
+        return f": the {_behind(signals, layer)} saturate it{down}, or normalise queries and keys."
     made_of = parts(layer, "score")
     if made_of and not unknown and FAMILY in layer.options:
         # Of a formula that nobody knows, a factor on the scores may as well do it as the weights behind them.

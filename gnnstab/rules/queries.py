@@ -12,7 +12,7 @@ import numpy as np
 from gnnstab.errors import NotApplicable, NotEvaluable
 from gnnstab.layers import FAMILY, layer_named
 from gnnstab.records import LayerFacts, Series, Signal, Signals
-from gnnstab.records.vocabulary import ATTENTION_ENTROPY, LOSS
+from gnnstab.records.vocabulary import ATTENTION_ENTROPY, LOSS, WEIGHT_RMS
 from gnnstab.signals import Trend
 
 LOSSES = 5
@@ -81,6 +81,14 @@ def head_words(signal: Signal) -> str:
     if tried:
         return f" of a head, whichever of {', '.join(map(str, tried))} their number is,"
     return "" if signal.head is None else f" of head {signal.head}"
+
+
+def factor_on_scores(signals: Signals, layer: LayerFacts) -> str:
+    """``, times p_rel (up to 40, not 1),``: a learned factor that makes the scores of a layer larger; empty without one."""
+    part = layer_named(layer).weighs_scores
+    own = [s for s in signals.find(WEIGHT_RMS, layer=layer.name) if part]
+    sizes = [s.value for s in own if f"{s.detail.get('parameter')}.".startswith(f"{layer.name}.{part}.")]
+    return f", times {part} (up to {max(sizes):.3g}, not 1)," if sizes and max(sizes) > 1 else ""
 
 
 def degree_of(signals: Signals, layer: str | None) -> float | None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch_geometric.nn
 from torch import nn
-from torch_geometric.nn import GATConv, GraphNorm, LayerNorm, MessagePassing, TransformerConv
+from torch_geometric.nn import GATConv, GraphNorm, HGTConv, LayerNorm, MessagePassing, TransformerConv
 from torch_geometric.utils import softmax
 
 import gnnstab
@@ -71,6 +71,18 @@ def test_the_printed_lines_draw_what_a_layer_of_this_configuration_has(layer, dr
     owner = SimpleNamespace(conv=model["conv"])
     exec(fixes.change("reinit-qk", [facts]), {"torch": torch, "torch_geometric": torch_geometric, "self": owner})
     assert {n for n, tensor in model["conv"].state_dict().items() if not torch.equal(tensor, before[n])} == drawn
+
+
+def test_a_learned_factor_on_the_scores_goes_back_to_one():
+    model = nn.ModuleDict({"conv": HGTConv(6, 6, (["a"], [("a", "r", "a")]), heads=2)})
+    with torch.no_grad():
+        model["conv"].p_rel["a__r__a"].fill_(40.0)
+    fixed = fixes.apply(model, "reinit-qk", seed=3)
+    assert fixed["conv"].p_rel["a__r__a"].tolist() == [[1.0, 1.0]]
+    line = "torch_geometric.nn.inits.ones(self.conv.p_rel)"
+    assert line in fixes.change("reinit-qk", gnnstab.diagnose(model).layers)
+    exec(line, {"torch_geometric": torch_geometric, "self": SimpleNamespace(conv=model["conv"])})
+    assert model["conv"].p_rel["a__r__a"].tolist() == [[1.0, 1.0]]
 
 
 def test_the_gate_is_drawn_anew():

@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch_geometric.data import Data
-from torch_geometric.nn import MessagePassing, TransformerConv
+from torch_geometric.data import Data, HeteroData
+from torch_geometric.nn import HGTConv, MessagePassing, TransformerConv
 
 import gnnstab
 from gnnstab.records import Signal
@@ -150,3 +150,49 @@ def test_the_repaired_twin_is_stable() -> None:
     model, optimizer = model_of("")
     found = gnnstab.diagnose(model, batch=batch(), loss=loss, optimizer=optimizer)
     assert found.root_causes() == ()
+
+
+SHELVES, BOOKS = 20, 50
+
+
+class Shelves(nn.Module):
+    """Books, with two numbers each, on shelves that are known by their row in a table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        kinds = ["book", "shelf"]
+        self.book, self.shelf = nn.Linear(2, WIDTH), nn.Embedding(SHELVES, WIDTH)
+        self.conv = HGTConv(WIDTH, WIDTH, (kinds, [("shelf", "holds", "book"), ("book", "on", "shelf")]), heads=2)
+        self.out = nn.Linear(WIDTH, 3)
+
+    def forward(self, data: HeteroData) -> Tensor:
+        rows = {"book": self.book(data["book"].x), "shelf": self.shelf(data["shelf"].row)}
+        told: Tensor = self.out(rows["book"] + self.conv(rows, data.edge_index_dict)["book"])
+        return told
+
+
+def shelves(rows: Tensor) -> HeteroData:
+    g = torch.Generator().manual_seed(2)
+    data, on = HeteroData(), torch.arange(3 * BOOKS) % SHELVES
+    data["book"].x, data["book"].y = torch.randn(3 * BOOKS, 2, generator=g), on % 3
+    data["shelf"].row = rows
+    data["shelf", "holds", "book"].edge_index = torch.stack([on, torch.arange(3 * BOOKS)])
+    data["book", "on", "shelf"].edge_index = torch.stack([torch.arange(3 * BOOKS), on])
+    return data
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_kind_of_nodes_that_all_come_with_one_vector_is_named_where_vectors_of_their_own_let_it_learn(
+    apart: bool,
+) -> None:
+    torch.manual_seed(1)
+    model = Shelves()
+    data = shelves(torch.arange(SHELVES) if apart else torch.zeros(SHELVES, dtype=torch.long))
+    found = gnnstab.diagnose(
+        model,
+        batch=data,
+        loss=lambda output, given: F.cross_entropy(output, given["book"].y),
+        optimizer=torch.optim.Adam(model.parameters(), lr=1e-2),
+    )
+    told = [(f.cause, f"all {SHELVES} nodes of shelf" in f.message) for f in found.findings if f.code == "GS609"]
+    assert told == ([] if apart else [("indistinguishable-nodes", True)])

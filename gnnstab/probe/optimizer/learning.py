@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gnnstab.errors import UsageError, let_through, ours
+from gnnstab.probe.optimizer._alike_kinds import alike_kinds
 from gnnstab.probe.optimizer._copies import twins
 from gnnstab.probe.optimizer._large_inputs import large_inputs
 from gnnstab.probe.optimizer._stacks import stacks
@@ -67,7 +68,9 @@ def learning_signals(bench: Bench) -> Iterator[Signal]:
     if deep and own >= LEARNS:
         names = [name for stack in deep for name in stack.names]
         detail, deep = {"learns": True, "names": names[:40], **detail}, []
-    hindered = None if own >= LEARNS_WELL else _worst(bench, deep, _seen(bench, suspects, 1), as_is, first)
+    hindered = None
+    if own < LEARNS_WELL:
+        hindered = _worst(bench, deep, [*_seen(bench, suspects, 1), *_seen(bench, alike_kinds)], as_is, first)
     yield hindered or Signal(OPTIMIZER_UNDONE, 0.0, source="steps", detail=detail)
 
 

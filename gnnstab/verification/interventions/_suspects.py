@@ -31,7 +31,7 @@ from gnnstab.records.vocabulary import (
     SUM_BY_HAND_SIZE,
 )
 from gnnstab.rules.gs301_attention_explosion import AttentionExplosion
-from gnnstab.rules.queries import large_gain, measured, per_head
+from gnnstab.rules.queries import factor_on_scores, large_gain, measured, per_head
 from gnnstab.verification.interventions._measuring import Look
 from gnnstab.verification.interventions._trial import Case, Edit, Trial
 
@@ -163,11 +163,12 @@ def rescale_queries(case: Case, base: Look) -> Iterator[Trial]:
     if factors:
         own = [layer for layer in case.signals.attention_layers if layer.name in factors]
         products = all(layer_named(layer).multiplies for layer in own)
+        told = max((factor_on_scores(case.signals, layer) for layer in own), key=len)
         query, both = ("query", "query and key") if products else ("score", "score")
         yield _trial(
             "rescale-queries", "attention-explosion", factors,
             f"scaling the {query} weights of {{}} to a logit spread of {LOGIT_REFERENCE:g} at an input of RMS 1",
-            f"the {both} weights of {{}} spread the logits by up to {max(spreads):.3g} at an input of RMS 1",
+            f"the {both} weights of {{}}{told} spread the logits by up to {max(spreads):.3g} at an input of RMS 1",
             Edit(score_factors=factors), deviates=max(spreads) > 2 * LOGIT_REFERENCE,
         )  # fmt: skip
 
