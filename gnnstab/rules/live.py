@@ -28,7 +28,7 @@ from gnnstab.rules.gs603_gradient_spike import GradientSpike
 from gnnstab.rules.gs606_rate_jump import RateJump
 from gnnstab.rules.gs607_steady_growth import SteadyGrowth
 from gnnstab.signals.fitting import BLOCK, HALF, LASTS, shared_growth
-from gnnstab.signals.optimisation import BESIDE, JUMP
+from gnnstab.signals.optimisation import BESIDE, FIRST, JUMP
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -154,7 +154,7 @@ class LiveEngine:
     def loss(self, step: int, loss: float, lr: float | None = None) -> list[Finding]:
         """Take in the loss of a step that came after the step, and return what is new."""
         found = list(self._loss(step, loss, lr))
-        if not any(code == self._rate.code for code, _, _ in self._raised) and not found:
+        if step <= FIRST and not found and not any(code == self._rate.code for code, _, _ in self._raised):
             found = list(self._beginning.loss(step, loss, lr))
         return [finding for finding in found if self._first_time(finding)]
 
