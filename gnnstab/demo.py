@@ -79,7 +79,7 @@ class Outcome:
     """Of the recorded run."""
 
     proof: Diagnosis
-    """Of the network as it was at the first warning about attention, with every fix judged."""
+    """Of the network as it was at the last warning before it died, with every fix judged."""
 
 
 def swarm_graphs(seed: int = 0, agents: int = AGENTS) -> Data:
@@ -124,7 +124,7 @@ def run(folder: Path, say: Callable[[str], None]) -> Outcome:
 
 
 def _train(seed: int, batch: Data, trace: Path, say: Callable[[str], None]) -> tuple[Swarm, int, tuple[Finding, ...]]:
-    """One run: the network as it was at the first warning about attention, the updates made, the live findings."""
+    """One run: the network as it was at the last warning before it died, the updates made, the live findings."""
     findings: list[Finding] = []
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -132,7 +132,7 @@ def _train(seed: int, batch: Data, trace: Path, say: Callable[[str], None]) -> t
     warned = copy.deepcopy(model)
 
     def notice(finding: Finding) -> None:
-        if finding.code.startswith("GS3") and not any(f.code.startswith("GS3") for f in findings):
+        if finding.code != "GS502":  # With that it has died.
             warned.load_state_dict(model.state_dict())
         findings.append(finding)
 

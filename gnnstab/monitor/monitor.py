@@ -207,8 +207,10 @@ class Monitor:
         """Give the loss of this step, before or after the optimizer's step; of several numbers the mean is recorded, with a warning."""
         self._guarded("the loss", lambda: self._take_loss(loss))
         self._guarded("the first loss", self._opening.look)
+        ended: list[bool] = []
         self._guarded("the live rules", lambda: self._note(self._live.loss()))
-        if not self._recorder.state.open:
+        self._guarded("the end of a step", lambda: ended.append(not self._recorder.state.open))
+        if any(ended):
             self._act()
 
     def _take_loss(self, loss: Any) -> None:

@@ -207,7 +207,7 @@ class _Plan:
         losses = screened if self.after_training else trained
         verdict, reason = judging.by_signal(screened, goal) or judging.by_training(losses)
         if verdict == "inconclusive" and self.setting.loss is None and any(r.objective for r in losses.after):
-            reason = f"no loss was given, so the task was made up (pass loss= to judge by yours); {reason}"
+            reason = f"{reason}; the task was made up, pass loss= to judge by yours"
         return self._filled(replace(base, verdict=verdict, reason=reason), screened, losses)
 
     def _filled(self, verdict: Verdict, screened: Pairs, losses: Pairs) -> Verdict:
