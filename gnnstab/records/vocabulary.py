@@ -109,6 +109,8 @@ SIGNALS: dict[str, SignalKind] = {
         groups=("trend",)),
     (SCORE_PRODUCT_SCALE := "score.product_scale"): SignalKind("× q·k/√d",
         "what multiplies the products of queries and keys over √d on their way to the softmax"),
+    (SCORE_COSINE_SCALE := "score.cosine_scale"): SignalKind("× cosine",
+        "what multiplies the cosines of queries and keys on their way to the softmax: one over a temperature"),
     (SCORE_RHO := "score.rho"): SignalKind("", "σ_w² / (2 ln d): random-energy freezing parameter, 1 = frozen",
         spoken=("rho",)),
     (SCORE_GROWTH := "score.growth"): SignalKind("per step",

@@ -9,7 +9,7 @@ from dataclasses import replace
 from gnnstab.errors import NotEvaluable
 from gnnstab.layers import FAMILY, layer_named, parts
 from gnnstab.records import Finding, LayerFacts, Signal, Signals
-from gnnstab.records.vocabulary import PLACE_GAIN, SCORE_PRODUCT_SCALE
+from gnnstab.records.vocabulary import PLACE_GAIN, SCORE_COSINE_SCALE, SCORE_PRODUCT_SCALE
 from gnnstab.rules._by_steps import by_steps
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import (
@@ -52,8 +52,9 @@ class AttentionExplosion(Rule):
     whose attention is soft on your data the weights are not judged.
 
     Of a layer whose formula is not known, sharp attention is information, with the cause not established, where it was not looked at with
-    an input of RMS 1, or is there not below the limit of an error (fresh weights may make it as sharp), unless something that makes
-    scores large was measured: a wide map within it, large features, or dense scores that are more than 4 times q·k/√d.
+    an input of RMS 1, or is there not below the limit of an error (fresh weights may make it as sharp), or where the scores are cosines
+    times a temperature, which somebody chose; unless something that makes scores large was measured: a wide map within it, large
+    features, or dense scores that are more than 4 times q·k/√d.
 
     Over a folder of checkpoints a clear trend of Ĥ or ‖M_h‖_F towards its limit is information, with the step at which it gets there (± 2 standard errors).
 
@@ -180,8 +181,9 @@ class AttentionExplosion(Rule):
         severe = state.entropy.value < self.error_entropy
         crossed, limit = state.crossing(self.error_entropy if severe else warn, self.one_hot_share)
         unknown, own = state.unit_entropy is None, FAMILY in layer.options and not layer_named(layer).multiplies
-        # Of a formula that nobody knows, what fresh weights may well give is no sign of weights that are too large.
-        unsure = state.unit_entropy is None or (own and state.unit_entropy >= self.error_entropy)
+        # Of a formula that nobody knows, what fresh weights may well give is no sign of weights that are too large; nor is a temperature of cosines.
+        cosines = bool(signals.find(SCORE_COSINE_SCALE, layer=layer.name))
+        unsure = cosines or state.unit_entropy is None or (own and state.unit_entropy >= self.error_entropy)
         told = "which of weights and input scale did it was not measured"
         told = told if unknown else f"{state.unit_entropy:.2f} at an input of RMS 1"
         seen = (
@@ -189,13 +191,7 @@ class AttentionExplosion(Rule):
             f"{_share(state)}, {told}"
         )
         if unsure and not state.synthetic and not self._suspected(signals, layer):
-            return self.finding(
-                f"{seen}{OPEN}",
-                severity="info",
-                limit=limit,
-                signal=crossed,
-                confidence="low",
-            )
+            return self.finding(f"{seen}{OPEN}", severity="info", limit=limit, signal=crossed, confidence="low")
         why = _saturating(signals, layer, unknown) if scale is None else _of_products(scale.value)
         level, sure = "error" if severe else "warning", "medium" if state.synthetic or unknown else "high"
         return self.finding(f"{seen}{why}", severity=level, limit=limit, signal=crossed, confidence=sure)

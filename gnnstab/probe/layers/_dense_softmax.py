@@ -46,7 +46,10 @@ class Attended:
     """The axis of the keys, from 0."""
 
     scale: float | None = None
-    """c where the scores are c·q·k/√d, for entries of RMS 1; None where that is not known."""
+    """c where the scores are c·q·k/√d, for entries of RMS 1, or c times cosines; None where that is not known."""
+
+    cosines: bool = False
+    """True of products of unit vectors."""
 
 
 @dataclass(slots=True)
@@ -81,7 +84,7 @@ class Attending(TorchFunctionMode):
 
     def __init__(self, linear: bool = True, products: bool = False) -> None:
         super().__init__()
-        self._products: list[tuple[Tensor, float]] | None = [] if products else None
+        self._products: list[tuple[Tensor, float, bool]] | None = [] if products else None
         self.attended: list[Attended] = []
         self.fused: list[Fused] = []
         self.error: Exception | None = None
@@ -134,7 +137,7 @@ class Attending(TorchFunctionMode):
     def _look(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
         self.exponentials.look(func, args, kwargs, output)
         if self._products is not None and (func in PRODUCTS or func is torch.einsum) and _strided(args):
-            self._products = [*self._products[1 - _PRODUCTS_KEPT :], (output.detach(), _unit(func, args))]
+            self._products = [*self._products[1 - _PRODUCTS_KEPT :], (output.detach(), *_unit(func, args))]
         self.linear.look(func, args, output)
         if func in _SOFTMAX:
             self._softmax(args, kwargs, output)
@@ -159,12 +162,15 @@ class Attending(TorchFunctionMode):
         self.normalises = True
         if isinstance(axis, int) and score.dim() > 1 and not score.is_sparse and score.is_floating_point():
             axis %= score.dim()
-            seen = Attended(score, output, axis, self._over_products(score))
+            seen = Attended(score, output, axis, *self._over_products(score))
             self._followed.append(_Followed(output, seen, axis))
 
-    def _over_products(self, score: Tensor) -> float | None:
-        """The factor c of scores that are c·q·k/√d, a smaller bias beside it, on every key that no mask has taken away; None where they are something else."""
-        for product, unit in self._products or ():
+    def _over_products(self, score: Tensor) -> tuple[float | None, bool]:
+        """The factor c of scores that are c·q·k/√d, or c times cosines (True), a smaller bias beside it, on every key that no mask has taken away.
+
+        None where they are something else.
+        """
+        for product, unit, cosines in self._products or ():
             if product.shape != score.shape or not unit:
                 continue
             kept = score.detach() > MASKED
@@ -172,8 +178,8 @@ class Attending(TorchFunctionMode):
             size = float(made.square().sum())
             factor = float(own @ made) / size if size > 0 else 0.0
             if factor > 0 and float((own - factor * made).square().sum()) <= _BIAS * float(own.square().sum()):
-                return factor * unit
-        return None
+                return factor * unit, cosines
+        return None, False
 
     def _attention(
         self,
@@ -267,36 +273,42 @@ def _strided(args: tuple[Any, ...]) -> bool:
     return all(one.layout is torch.strided for one in args if isinstance(one, Tensor))
 
 
-def _unit(func: Any, args: tuple[Any, ...]) -> float:
+def _unit(func: Any, args: tuple[Any, ...]) -> tuple[float, bool]:
     """√d of a product of two tensors that sums up d entries, or less where these are small; 0 where it is not known.
 
-    Nor is it of cosines: √d belongs to vectors whose length follows their width, and what divides a cosine is a temperature that somebody chose.
+    Of cosines, where one side has length 1 and the other one length, it is the product of both (and True): √d belongs to vectors whose length follows
+    their width, and what divides a cosine is a temperature that somebody chose.
     """
     operands, width = args[:2], int(args[0].shape[-1]) if isinstance(args[0], Tensor) else 0
     summed: list[tuple[int, ...]] = [(-1,), (-2 if operands[-1].dim() > 1 else -1,)] if width else []
     if func is torch.einsum:
         operands = args[1:] if len(args) > 2 else args[1] if len(args) > 1 else ()
         if not isinstance(args[0], str) or len(operands) != 2 or "." in args[0]:
-            return 0.0
+            return 0.0, False
         terms, _, result = args[0].replace(" ", "").partition("->")
         own, other = terms.split(",")
         sizes = dict(zip(own, operands[0].shape, strict=True))
         shared = [letter for letter in own if letter in other and letter not in result]
         width = math.prod(sizes[letter] for letter in shared)
         summed = [tuple(term.index(letter) for letter in shared) for term in (own, other)]
-    if all(_unit_vectors(one, axes) for one, axes in zip(operands, summed, strict=True) if axes):
-        return 0.0
+    lengths = [_length(one, axes) for one, axes in zip(operands, summed, strict=True)] if width else [math.nan]
+    if min(abs(length - 1) for length in lengths) <= _ALIKE and all(map(math.isfinite, lengths)):
+        return math.prod(lengths), True
     sizes_of = [float(one.detach().double().square().mean().sqrt()) for one in operands]
-    return math.sqrt(width) * min(1.0, math.prod(sizes_of))
+    return math.sqrt(width) * min(1.0, math.prod(sizes_of)), False
 
 
-def _unit_vectors(vectors: Tensor, axes: tuple[int, ...]) -> bool:
+def _length(vectors: Tensor, axes: tuple[int, ...]) -> float:
+    """The one length that vectors have; NaN where they differ, or where none are summed."""
+    if not axes or not vectors.numel():
+        return math.nan
     lengths = torch.linalg.vector_norm(vectors.detach().double(), dim=axes)
-    return lengths.numel() > 0 and bool((lengths - 1).abs().max() <= _LENGTH)
+    mean = float(lengths.mean())
+    return mean if float((lengths - mean).abs().max()) <= _ALIKE * mean else math.nan
 
 
-_LENGTH = 1e-2
-"""By which the length of a unit vector may differ from 1: normalised in bfloat16 it keeps two digits."""
+_ALIKE = 1e-2
+"""Share by which the lengths of normalised vectors may differ: in bfloat16 they keep two digits."""
 
 
 def _axis(before: Tensor, axis: int, after: Tensor) -> int | None:

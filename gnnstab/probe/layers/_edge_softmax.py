@@ -24,7 +24,7 @@ from gnnstab.probe.statistics.dense import MASKED, Rows, as_edges, fused_softmax
 from gnnstab.probe.statistics.layer import activation_measures, softmax_measures
 from gnnstab.probe.statistics.numbers import Measured
 from gnnstab.records import LayerFacts
-from gnnstab.records.vocabulary import ATTENTION_VANISHED_SHARE, SCORE_PRODUCT_SCALE
+from gnnstab.records.vocabulary import ATTENTION_VANISHED_SHARE, SCORE_COSINE_SCALE, SCORE_PRODUCT_SCALE
 
 _NO_ATTENTION = 3
 """Calls without any attention after which a module is no longer looked at."""
@@ -207,11 +207,10 @@ class DenseSoftmaxRecorder(SoftmaxRecorder):
             gone = None if one.exponential is None else one.exponential.vanished()
             if gone is not None:
                 self.state.queue(plan.layer, plan.mode, plan.call, {ATTENTION_VANISHED_SHARE: Measured(gone)})
-        scales = [one.scale for one in look.attended if one.scale is not None] if due else []
-        if scales:
-            self.state.queue(
-                plan.layer, plan.mode, plan.call, {SCORE_PRODUCT_SCALE: Measured(torch.tensor(max(scales)))}
-            )
+        for name, cosines in ((SCORE_PRODUCT_SCALE, False), (SCORE_COSINE_SCALE, True)) if due else ():
+            scales = [one.scale for one in look.attended if one.scale is not None and one.cosines is cosines]
+            if scales:
+                self.state.queue(plan.layer, plan.mode, plan.call, {name: Measured(torch.tensor(max(scales)))})
 
     def scores(self) -> list[Tensor]:
         """Those of fused attention nobody keeps."""

@@ -14,7 +14,8 @@ N, WIDTH = 12, 16
 
 
 class Attention(nn.Module):
-    """Scores are ``factor`` · q·k/√d, written in one of three ways, one of them with a smaller bias, of unit vectors, or made of distances."""
+    """Scores are ``factor`` · q·k/√d, written in one of three ways, one of them with a smaller bias, of unit vectors whose factor stands before or behind
+    the product, or made of distances."""
 
     def __init__(self, how: str, factor: float) -> None:
         super().__init__()
@@ -23,18 +24,22 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k = self.q(x), self.k(x)
-        if self.how == "cosines":
+        if self.how in ("cosines", "scaled cosines"):
             q, k = nn.functional.normalize(q, dim=-1), nn.functional.normalize(k, dim=-1)
         if self.how == "einsum":
             scores = torch.einsum("nd,md->nm", q, k) / math.sqrt(WIDTH)
+        elif self.how == "scaled cosines":
+            return self._weighted(x, self.factor / math.sqrt(WIDTH) * q @ k.T)
         elif self.how in ("matmul", "biased", "cosines"):
             scores = q @ k.T / math.sqrt(WIDTH)
             if self.how == "biased":
                 scores = scores + 0.3 * float(scores.detach().std()) * torch.cdist(x[:, :1], x[:, :1])
         else:
             scores = -torch.cdist(q, k)
-        scores = (self.factor * scores).masked_fill(torch.eye(N, dtype=torch.bool), -1e9)
-        out: Tensor = torch.softmax(scores, -1) @ self.v(x)
+        return self._weighted(x, self.factor * scores)
+
+    def _weighted(self, x: Tensor, scores: Tensor) -> Tensor:
+        out: Tensor = torch.softmax(scores.masked_fill(torch.eye(N, dtype=torch.bool), -1e9), -1) @ self.v(x)
         return out
 
 
@@ -51,11 +56,14 @@ def test_what_multiplies_the_products_is_measured(how: str, factor: float) -> No
     assert [f.severity for f in found.findings if f.code == "GS301"] == (["error"] if factor > 1 else [])
 
 
-@pytest.mark.parametrize("factor", [1.0, 40.0, 200.0])
-def test_the_temperature_of_cosines_is_a_choice(factor: float) -> None:
+@pytest.mark.parametrize("how", ["cosines", "scaled cosines"])
+@pytest.mark.parametrize("factor", [1.0, 40.0, 200.0, 800.0])
+def test_the_temperature_of_cosines_is_a_choice(how: str, factor: float) -> None:
     torch.manual_seed(0)
-    found = gnnstab.diagnose(Attention("cosines", factor), batch=(torch.randn(N, WIDTH),))
+    found = gnnstab.diagnose(Attention(how, factor), batch=(torch.randn(N, WIDTH),))
     assert not [s for s in found.signals if s.name == "score.product_scale"]
+    (scale,) = [s.value for s in found.signals if s.name == "score.cosine_scale"]
+    assert math.isclose(scale, factor / math.sqrt(WIDTH), rel_tol=1e-3)
     assert [f.severity for f in found.findings if f.code == "GS301"] == (["info"] if factor > 40 else [])
 
 
