@@ -30,6 +30,7 @@ from gnnstab.records.vocabulary import (
     ATTENTION_ONE_HOT_SHARE,
     INVESTIGATION,
     LOSS,
+    LOSS_OVER_ZERO,
     OPTIMIZER_LR_JUMP,
     OPTIMIZER_OUTPUT_MOVE,
     OPTIMIZER_SOFTER,
@@ -46,7 +47,7 @@ from gnnstab.verification.interventions import as_batch, investigated, kept
 Loss = Callable[[Any, Any], Tensor]
 
 STANDS_STILL = math.exp(-LEARNS)
-"""Best loss of a run over its first above which suspects are undone."""
+"""Best loss of a run over its first, or over that of an output of zeros, above which suspects are undone."""
 
 HARDLY = 1e-3
 """Change of the output by one update, over its spread, below which larger rates are tried."""
@@ -165,7 +166,9 @@ class Ending:
         rates = next((s.detail for s in diagnosis.signals if s.name == OPTIMIZER_LR_JUMP), {})
         largest = float(rates.get("largest", 0.0))
         try:
-            hindered = float(losses["best"]) > STANDS_STILL * float(losses["start"]) > 0
+            # To come down from a far-off first output is nothing learned.
+            zeros = (float(s.detail["zeros"]) for s in diagnosis.signals if s.name == LOSS_OVER_ZERO)
+            hindered = float(losses["best"]) > STANDS_STILL * min(float(losses["start"]), *zeros, math.inf) > 0
             scaled = self._scaled(diagnosis, hindered=hindered)
             if hindered or scaled:
                 start = self._start(largest)

@@ -78,7 +78,8 @@ class Opening:
         self._looks = False
         with sums_watched() as sums, suppress(UsageError):  # Of a model that cannot be copied they are not seen.
             run_replica(replica(self._recorder.model), kept)
-        far_off = Measure(answer.step, "", kept.mode, 0, LOSS_OVER_ZERO, -1, over, json.dumps({}))
+        detail = json.dumps({"zeros": answer.loss / over})
+        far_off = Measure(answer.step, "", kept.mode, 0, LOSS_OVER_ZERO, -1, over, detail)
         self._writer.measures([far_off, *sums.measures(answer.step, kept.mode)])
 
 

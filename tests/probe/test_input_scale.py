@@ -9,6 +9,7 @@ from torch_geometric.data import Batch, Data
 from torch_geometric.nn import GATConv, TransformerConv, global_mean_pool
 
 import gnnstab
+from trained import trained
 
 
 class Molecules(nn.Module):
@@ -84,6 +85,34 @@ def test_coming_down_from_a_far_off_first_output_is_nothing_learned(raw):
     assert all("where an output of zeros has" in f.message for f in told)
 
 
+@pytest.mark.parametrize("raw", [True, False])
+def test_a_run_that_has_only_come_down_from_a_far_off_first_output_has_learned_nothing(raw):
+    """A column of seconds makes the first loss large; 60 steps later it is hundreds of times smaller, and above that of zeros."""
+
+    class Tides(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attend, self.mix, self.out = TransformerConv(4, 16), nn.Linear(21, 16), nn.Linear(16, 1)
+
+        def forward(self, data: Data) -> torch.Tensor:
+            h = self.attend(data.x[:, :4], data.edge_index)
+            return self.out(self.mix(torch.cat([h, data.x], 1)).relu())[:, 0]
+
+    g = torch.Generator().manual_seed(2)
+    x = torch.randn(60, 5, generator=g)
+    y = x[:, 0] - x[:, 1]
+    x[:, 4] = 1000 * x[:, 4] + 1800 if raw else x[:, 4]
+    torch.manual_seed(0)
+    batch = Data(x=x, edge_index=torch.randint(0, 60, (2, 240), generator=g), y=y)
+    model = Tides()
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    found = trained(model, batch, lambda o, b: nn.functional.mse_loss(o, b.y), 60, optimizer=optimizer)
+    (loss,) = [s.detail for s in found.signals if s.name == "loss"]
+    assert loss["best"] < loss["start"] / 3
+    told = [(f.code, f.layer) for f in found.findings if f.signal == "optimizer.input_share"]
+    assert told == ([("GS406", "x")] if raw else [])
+
+
 @pytest.mark.parametrize("filler", [-999.0, 0.0])
 def test_a_filler_that_goes_in_as_a_number_is_named(filler):
     """Rows of padding take part in the attention's skip and in the mean of each graph."""
@@ -128,15 +157,7 @@ def test_standardising_it_is_confirmed():
 def test_a_run_that_stands_still_for_it_says_so():
     torch.manual_seed(0)
     model, batch = Molecules(), molecules(raw=True)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    with gnnstab.Monitor(model, optimizer=optimizer) as monitor:
-        for _ in range(20):
-            optimizer.zero_grad()
-            loss = cross_entropy(model(batch), batch)
-            loss.backward()
-            monitor.loss(loss)
-            optimizer.step()
-    found = monitor.diagnose()
+    found = trained(model, batch, cross_entropy, 20)
     assert [f.layer for f in found.findings if f.signal == "optimizer.input_share"] == ["x"]
 
 
