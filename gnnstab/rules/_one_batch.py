@@ -1,4 +1,4 @@
-"""A jump of one step alone: where the next batch is calm with what the weights have become, the batch has made it, and not the rate."""
+"""A jump of one step alone: where the next recorded batch is calm with what the weights have become, the batch has made it, and not the rate."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def of_one_batch(finding: Finding, signals: Signals) -> Finding:
     return replace(
         FeatureScale().finding(
             f"at step {step} the input of {first.name} has RMS {at:.3g}, {at / usual:.3g} times the most before, and the loss or the layers jump "
-            "with it; at the next step all is calm again: rows of that batch lie far beyond all others, and the rate is not to blame. "
+            "with it; at the next recorded step all is calm again: rows of that batch lie far beyond all others, and the rate is not to blame. "
             f"With x that input, (x.abs() > {BEYOND * usual:.2g}).nonzero() names row and column; correct such rows, or leave them out."
             f"{' The run has come past it.' if past else ''}",
             severity="info" if past else "warning",

@@ -105,7 +105,7 @@ class SumAggregationGrowth(Rule):
         if not found and signals.kind != "checkpoint" and not others:
             raise NotApplicable(
                 "no sum over neighbours other than attention was found, in layers that name their aggregation or in calls of scatter, index_add "
-                "and products with sparse matrices or with counts"
+                "and products with sparse matrices or with counts; what PyG's layers add up by a sparse adjacency (adj_t) themselves is not seen"
             )
         if not found:
             raise NotEvaluable(signals.why_missing("aggregation.exponent"))
