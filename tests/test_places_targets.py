@@ -97,3 +97,17 @@ def test_targets_that_a_squared_error_alone_shows(scale: float, roots: list[str]
     diagnosis = trained(Net(), batch, lambda output, _: F.mse_loss(output, targets))
     assert [c.cause for c in diagnosis.root_causes()] == roots
     assert [f.code for f in loud(diagnosis)] == ["GS406"] * len(roots)
+
+
+SPREAD, MEAN = 9.5e4, 4.1e5
+
+
+@FACES
+def test_a_loss_that_is_divided_still_compares_raw_targets(face: Callable[..., Diagnosis]) -> None:
+    batch = data()
+    batch.y = MEAN + SPREAD * batch.y
+    diagnosis = face(Net(), batch, lambda output, b: F.mse_loss(output, b.y) / b.y.var())
+    (cause,) = diagnosis.root_causes()
+    assert cause.cause == "feature-scale" and [fix.fix for fix in cause.fixes] == ["target-standardisation"]
+    assert "train_y.std(0)" in cause.fixes[0].change
+    assert loud(face(Net(), batch, lambda output, b: F.mse_loss(output, (b.y - MEAN) / SPREAD))) == []

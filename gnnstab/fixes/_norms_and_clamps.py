@@ -168,6 +168,12 @@ class InputStandardisation(Fix):
     needs_fresh_weights = True
     cost = "none; the statistics have to be stored with the model"
 
+    def helps(self, signals: Signals, **options: Any) -> bool:
+        """False where the targets alone are of another scale."""
+        from gnnstab.rules.gs406_feature_scale import FeatureScale
+
+        return bool(_badly_scaled(signals)) or not FeatureScale().targets_beyond(signals)
+
     def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
         where = options.get("argument")
         return standardised((where if isinstance(where, str) else None) or _badly_scaled(signals) or "x")

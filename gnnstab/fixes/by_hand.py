@@ -23,6 +23,7 @@ from gnnstab.records.vocabulary import (
     PLACE_OUTPUT,
     PLACE_PADDED_SPREAD,
     PLACE_PADDING_WEIGHT,
+    PLACE_RMS,
     PLACE_SIZE_RESPONSE,
     PLACE_WEIGHT_SUM,
     POOL_SUM_SIZE,
@@ -30,6 +31,7 @@ from gnnstab.records.vocabulary import (
 )
 from gnnstab.rules.gs108_graph_norm_hazard import GraphNormHazard
 from gnnstab.rules.gs305_softmax_misused import SoftmaxMisused
+from gnnstab.rules.gs406_feature_scale import FeatureScale
 from gnnstab.rules.operation_advice import advice
 
 if TYPE_CHECKING:
@@ -93,6 +95,30 @@ class CleanData(ByHand):
             f"bad = ~torch.isfinite(data{data})\n"
             "if bad.any():  # where the data is made: mend the source, do not hide it\n"
             '    raise ValueError(f"NaN or Inf in rows {bad.nonzero()[:5, 0].tolist()}")'
+        )
+
+
+class StandardiseTargets(ByHand):
+    """Compare the output with (y − mean) / std, and turn what it says back into the unit of the targets."""
+
+    name = "target-standardisation"
+    title = "standardised targets"
+    causes = ("feature-scale",)
+    signal = PLACE_RMS
+    cost = "none; mean and std have to be stored with the model"
+    where = "the data"
+
+    def helps(self, signals: Signals, **options: Any) -> bool:
+        """True where the targets are of another scale than the output."""
+        return bool(FeatureScale().targets_beyond(signals))
+
+    def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
+        found = FeatureScale().targets_beyond(signals)
+        name = variable((found[0] if found else "y").rpartition(".")[2])
+        return (
+            f"mean, std = train_{name}.mean(0), train_{name}.std(0)  # of the training set; store them with the model\n"
+            f"loss = criterion(output, ({name} - mean) / std)\n"
+            f"prediction = output * std + mean"
         )
 
 

@@ -26,6 +26,7 @@ from gnnstab.fixes.by_hand import (
     Reconnect,
     SafeOperation,
     SetMask,
+    StandardiseTargets,
     UndoNormalisation,
 )
 from gnnstab.fixes.identity import PreNormResidual, Residual, ResidualDepthInit
@@ -69,6 +70,7 @@ FIXES: dict[str, Fix] = {
         RemoveClamp(),
         # What can only be done by hand.
         CleanData(),
+        StandardiseTargets(),
         SafeOperation(),
         DivideSum(),
         SetMask(),

@@ -28,7 +28,7 @@ class FeatureScale(Rule):
     and the other hardly does, a warning too; else information. What only comes down from a far-off first output has not learned, and entries
     that hold one number far away from all others are put to 0 on that copy, as a mark of missing values. An RMS above 1000 that reaches a weight is a warning by itself, and so are targets of an RMS above
     1000 that the output falls 30 times short of, one number far away from all others that several targets of a squared error hold; in a run whose targets nobody saw, a loss that no mean or sum of squares of
-    smaller targets reaches. Whole numbers (ids, indices, counts, masks, one-hot columns) are not judged, unless
+    smaller targets reaches. Targets that the loss scales itself are left alone, unless its gradient shows that it compares them as they are. Whole numbers (ids, indices, counts, masks, one-hot columns) are not judged, unless
     a weight multiplies a column of them with an RMS above 10 as it is. Targets count where the loss is not small beside them: a loss may scale
     them itself.
 
@@ -163,7 +163,11 @@ class FeatureScale(Rule):
             what, (symptoms, severe) = self._what(signal, limit), self._symptoms_of(signals, signal)
             if signal.detail.get("target"):
                 output = float(signal.detail["output_rms"])
-                after = f"and the output {output:.3g}: the loss is of their scale, and so is its gradient. Standardise the targets"
+                after = (
+                    f"and the output {output:.3g}: the output has to grow to their scale. Standardise the targets"
+                    if signal.detail.get("compared")
+                    else f"and the output {output:.3g}: the loss is of their scale, and so is its gradient. Standardise the targets"
+                )
             elif symptoms:
                 after = f"and saturates {names(symptoms)}, whose logits grow with it. Standardise it, or put a BatchNorm in front"
             elif signal.name.endswith(".rms") and signal.value > self.absurd:
@@ -219,6 +223,12 @@ class FeatureScale(Rule):
         """The same of all tensors of the batch beyond a limit."""
         return _fed(self._inputs_beyond(signals))
 
+    def targets_beyond(self, signals: Signals) -> list[str]:
+        """The targets that the output falls far short of; ``y`` where the loss alone shows them."""
+        places = measured(signals.find("place.rms"))
+        found = [str(s.layer) for s, _ in self._crossed(places, first_loss(signals)) if s.detail.get("target")]
+        return found or ["y" for _ in self._of_the_loss(signals)]
+
     def _inputs_beyond(self, signals: Signals) -> list[Signal]:
         places = [s for name in ("place.rms", "place.column_ratio") for s in measured(signals.find(name))]
         return [s for s, _ in self._crossed(places, first_loss(signals)) if s.layer and not s.detail.get("target")]
@@ -229,7 +239,7 @@ class FeatureScale(Rule):
             if detail.get("target"):
                 output = detail.get("output_rms")
                 # A loss that is small beside the targets scales them itself.
-                scaled = loss < signal.value / self.raw
+                scaled = loss < signal.value / self.raw and not detail.get("compared")
                 if (
                     signal.name.endswith(".rms")
                     and output is not None
@@ -249,8 +259,10 @@ class FeatureScale(Rule):
     def _what(self, signal: Signal, limit: float) -> str:
         of_batch = f" `{signal.layer}` of the batch" if signal.layer else ""
         if signal.name.endswith(".rms"):
-            kind = "the targets" if signal.detail.get("target") else "the input"
-            return f"{kind}{of_batch} has RMS {signal.value:.3g} (limit {limit:g})"
+            has = f"RMS {signal.value:.3g} (limit {limit:g})"
+            return (
+                f"the targets{of_batch} have {has}" if signal.detail.get("target") else f"the input{of_batch} has {has}"
+            )
         column = signal.detail.get("column")
         which = "a column" if column is None else f"column {column}"
         whose = f" `{signal.layer}`" if signal.layer else ""

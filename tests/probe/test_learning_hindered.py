@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch_geometric.data import Data, HeteroData
 from torch_geometric.nn import HGTConv, MessagePassing, TransformerConv
 
 import gnnstab
+from gnnstab.probe.optimizer.learning import _on_its_way
 from gnnstab.records import Signal
 from gnnstab.rules._stacks import said
 
@@ -144,6 +147,18 @@ def test_a_rate_is_named_at_a_tenth_of_which_it_learns_and_only_before_the_first
     loss(model(batch()), batch()).backward()
     optimizer.step()
     assert told(model, optimizer) == []
+
+
+@pytest.mark.parametrize(("losses", "way"), [
+    ([0.98**step for step in range(101)], True),  # Learned by the hundredth step.
+    ([30 * 0.98**step for step in range(101)], True),  # Comes down from far off, and goes on.
+    ([1 + 30 * 0.9**step for step in range(101)], False),  # Comes down and stands still.
+    ([1.0] * 101, False),
+    ([1.0] * 50 + [float("nan")] * 51, False),
+])  # fmt: skip
+def test_a_model_that_goes_on_learning_is_slow_and_not_hindered(losses: list[float], way: bool) -> None:
+    bench: Any = SimpleNamespace(trial=lambda steps, until: SimpleNamespace(losses=losses[: steps + 1]))
+    assert _on_its_way(bench, 1.0) is way
 
 
 def test_the_repaired_twin_is_stable() -> None:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gnnstab.probe.replaying.recovered_loss import recovered_loss
+from gnnstab.probe.replaying.recovered_loss import is_squared_error_of, recovered_loss
 
 N, C = 30, 5
 g = torch.Generator().manual_seed(4)
@@ -80,3 +80,20 @@ def test_classes_of_the_members_of_sets_are_recovered() -> None:
     other = torch.randn(6, 5, C)
     assert found is not None
     assert math.isclose(float(found(other, None)), float(F.cross_entropy(other.flatten(0, 1), CLASSES)), rel_tol=2e-2)
+
+
+@pytest.mark.parametrize(("loss", "raw"), [
+    (lambda o, y: F.mse_loss(o, y), True),
+    (lambda o, y: 1e-9 * (o - y).square().sum(), True),
+    (lambda o, y: F.mse_loss(o, y / 1e4), False),
+    (lambda o, y: F.mse_loss(o, (y - y.mean()) / y.std()), False),
+    (lambda o, y: (o - y).abs().mean(), False),
+])  # fmt: skip
+def test_a_squared_error_of_targets_as_they_are_is_told_by_any_factor(
+    loss: Callable[[Tensor, Tensor], Tensor], raw: bool
+) -> None:
+    targets, output = 1e4 * REAL, (0.3 * REAL.flip(0)).requires_grad_()
+    value = loss(output, targets)
+    (gradient,) = torch.autograd.grad(value, output)
+    assert is_squared_error_of(targets, output, gradient, value.item()) is raw
+    assert not is_squared_error_of(targets[1:], output, gradient, value.item())

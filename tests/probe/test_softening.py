@@ -15,7 +15,7 @@ from torch_geometric.utils import softmax
 
 import gnnstab
 from gnnstab.probe.optimizer._large_inputs import large_inputs
-from gnnstab.probe.optimizer.softening import SPREAD, Softened, spread, spread_over_edges
+from gnnstab.probe.optimizer.softening import SPREAD, Softened, outputs_and_wide, spread, spread_over_edges
 from gnnstab.records import Diagnosis
 from gnnstab.records.vocabulary import OPTIMIZER_INPUT_SHARE, OPTIMIZER_SOFTER
 
@@ -246,6 +246,23 @@ def test_the_softmax_of_a_layer_is_softened_and_others_are_not(fused: bool) -> N
     assert torch.equal(same, before[1])
     assert torch.equal(model["a"](x), before[0])
     assert mode.softened == {"a"}
+
+
+def test_a_softmax_that_is_written_by_hand_is_softened_and_a_kernel_is_no_sharp_attention() -> None:
+    class Layer(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            weights = (x @ x.T).exp()
+            return weights @ x / weights.sum(1, keepdim=True)
+
+    model, x = nn.ModuleDict({"a": Layer(), "b": Layer()}), 3 * torch.randn(7, 3)
+    before, mode = model["b"](x), Softened(["a"])
+    with mode:
+        mode.watch(model)
+        softer, same = model["a"](x), model["b"](x)
+    factor = SPREAD / spread((x @ x.T).flatten(), 0)
+    assert torch.allclose(softer, (factor * (x @ x.T)).softmax(1) @ x, atol=1e-5)
+    assert torch.equal(same, before) and mode.softened == {"a"}
+    assert outputs_and_wide(model["b"], lambda: model["b"](x))[1] == []
 
 
 def test_softmax_over_edges_is_softened_and_put_back() -> None:

@@ -37,7 +37,10 @@ LOWER = 2
 """The first of them, which are lower, are tried where nothing is suspected, too."""
 
 MORE_STEPS = 100
-"""Most steps for inputs: at Adam's usual rate of 1e-3 a small network takes 50 to 80 until the loss of a standardised batch has fallen by a factor e."""
+"""Most steps: at Adam's usual rate of 1e-3 a small network takes 50 to 80 until the loss of a standardised batch has fallen by a factor e."""
+
+PACE = LEARNS / 4
+"""Fall of the mean ln(loss) from the third to the last quarter of `MORE_STEPS` from which on a model is on its way: as many steps again bring it down by a factor e."""
 
 FASTER = 4.0
 """Times its own progress that a copy with standardised inputs may reach until its trial ends: three quarters are then the scale's share."""
@@ -71,6 +74,12 @@ def learning_signals(bench: Bench) -> Iterator[Signal]:
     hindered = None
     if own < LEARNS_WELL:
         hindered = _worst(bench, deep, [*_seen(bench, suspects, 1), *_seen(bench, alike_kinds)], as_is, first)
+    # Asked only of a model that would be accused: to learn slowly is no fault of what makes it faster. A rate is compared with another rate.
+    if hindered and hindered.detail["cause"] != "learning-rate" and _on_its_way(bench, first):
+        hindered, detail = (
+            None,
+            {**detail, "learns": True, "names": [name for stack in deep for name in stack.names][:40]},
+        )
     yield hindered or Signal(OPTIMIZER_UNDONE, 0.0, source="steps", detail=detail)
 
 
@@ -182,6 +191,18 @@ def of_zeros(bench: Bench, given: Sequence[tuple[Any, Tensor]] = ()) -> float:
             values.append(float(loss) / loss_over_zero(output, float(loss), batch, bench.loss))
     mean = sum(values) / len(values)
     return mean if mean > 0 else math.inf
+
+
+def _on_its_way(bench: Bench, first: float) -> bool:
+    """True where more of the same steps do learn, or where their losses fall on and on."""
+    losses = bench.trial(MORE_STEPS, until=lambda seen: progress(first, seen) >= LEARNS_WELL).losses
+    if progress(first, losses) >= LEARNS_WELL:
+        return True
+    if not all(0 < loss < math.inf for loss in losses):
+        return False
+    quarter = MORE_STEPS // 4
+    third, last = (sum(map(math.log, part)) / quarter for part in (losses[-2 * quarter : -quarter], losses[-quarter:]))
+    return third - last >= PACE
 
 
 def _at_any_rate(

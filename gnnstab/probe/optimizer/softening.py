@@ -40,6 +40,8 @@ OF_PRODUCTS = 4.0, 0.6
 WIDE = 3.0
 """Standard deviation of the scores of one target from which on attention may be sharp: normal ones give five neighbours an entropy of half of ln 5."""
 
+EXPONENTIALS = frozenset({torch.exp, Tensor.exp})
+
 MASKED = 1e4
 """Size of a score from which on it stands for a mask."""
 
@@ -80,7 +82,7 @@ T = TypeVar("T")
 class Softened(TorchFunctionMode):
     """Within the block, and within calls of the layers, every softmax gets scores that spread by `SPREAD` at most to begin with.
 
-    The factor of a layer is that of its first call, so that training may sharpen the attention anew.
+    So does an exponential, which is how a softmax is written by hand. The factor of a layer is that of its first call, so that training may sharpen the attention anew.
     """
 
     def __init__(self, layers: Sequence[str]) -> None:
@@ -90,6 +92,7 @@ class Softened(TorchFunctionMode):
         self._factors: dict[str, float] = {}
         self._homes: list[ModuleType] = []
         self._thread = get_ident()
+        self._in_softmax = False
 
     @property
     def softened(self) -> set[str]:
@@ -122,13 +125,23 @@ class Softened(TorchFunctionMode):
             scale = kwargs.get("scale") or 1 / math.sqrt(query.shape[-1])
             factor = self._factor(lambda: spread(query.detach() @ key.detach().transpose(-1, -2) * scale, -1))
             return func(query * factor, *args[1:], **kwargs)
+        if self._running and func in EXPONENTIALS and not self._in_softmax:
+            return func(self._softer_exponent(args[0] if args else kwargs["input"]))
         return func(*args, **kwargs)
+
+    def _softer_exponent(self, scores: Tensor) -> Tensor:
+        # Which targets they belong to is not known here: the spread over all is no smaller than that within one.
+        return scores * self._factor(lambda: spread(scores.flatten(), 0)) if scores.dim() else scores
 
     def _over_edges(self, src: Tensor, index: Any = None, *args: Any, **kwargs: Any) -> Tensor:
         # Another thread finds this function in the place of PyG's too.
         if self._running and isinstance(index, Tensor) and get_ident() == self._thread:
             src = src * self._factor(lambda: spread_over_edges(src, index))
-        result: Tensor = softmax(src, index, *args, **kwargs)
+            self._in_softmax = True
+        try:
+            result: Tensor = softmax(src, index, *args, **kwargs)
+        finally:
+            self._in_softmax = False
         return result
 
     def _enter(self, name: str, module: nn.Module, args: Any) -> None:
@@ -154,6 +167,10 @@ class Spreads(Softened):
         name = self._running[-1]
         self._factors[name] = max(self._factors.get(name, 0.0), measured())
         return 1.0
+
+    def _softer_exponent(self, scores: Tensor) -> Tensor:
+        # Of a module that nothing is known of: a kernel of distances, or a variance from its logarithm.
+        return scores
 
     def wider_than(self, spread: float) -> list[str]:
         """Names of the modules whose scores spread further."""

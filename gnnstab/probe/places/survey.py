@@ -17,6 +17,7 @@ from torch_geometric.nn import MessagePassing
 from gnnstab.errors import UsageError, let_through
 from gnnstab.probe.attaching.norms import batch_vectors, graphs_in
 from gnnstab.probe.batches.named_tensors import named_tensors
+from gnnstab.probe.batches.roles import is_target
 from gnnstab.probe.places import _alone as alone
 from gnnstab.probe.places import _autograd as autograd
 from gnnstab.probe.places import _constant_rows as constant_rows
@@ -41,6 +42,7 @@ from gnnstab.probe.places._overflows import Overflows
 from gnnstab.probe.places._plain_scores import PlainScores
 from gnnstab.probe.places._reach import Reach
 from gnnstab.probe.places._untold import untold
+from gnnstab.probe.replaying.recovered_loss import is_squared_error_of
 from gnnstab.probe.replaying.replica import copied, eager, forked_rng, replica, rng_snapshot, tensors_in, tracked
 from gnnstab.records.vocabulary import PLACE_NON_FINITE
 
@@ -200,6 +202,10 @@ def _survey(
     found += [Place(*row) for row in constant_rows.rows(twin, args, kwargs, seen, rng, came_back)]
     asked = outputs[0].grad if came_back is None and len(outputs) == 1 else came_back
     returned, value = (None, float(loss.detach())) if told is None else told
+    if asked is not None and len(outputs) == 1:
+        answer = outputs[0] if returned is None else returned
+        raw = {n for n, t in named.items() if is_target(n) and is_squared_error_of(t, answer, asked, value)}
+        found = [p._replace(detail={**p.detail, "compared": True}) if p.name in raw else p for p in found]
     found += [Place(*row) for row in floors.rows(seen, asked, value, returned)]
     found += [Place(*row) for row in (*graph_size.counted(seen, asked), *slots.rows(seen, asked))]
     found += [Place(*row) for row in graph_size.rows(twin, args, kwargs, seen, asked, rng)]

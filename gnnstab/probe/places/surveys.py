@@ -87,7 +87,7 @@ class Surveys:
             and kept.mode == forward.mode
             and size <= LARGEST_HELD
         ):
-            return self._wait(kept, forward.answer)
+            return self._wait(kept, kept.answer)
         return self._look(self._model, forward, forward.answer)
 
     def catch_up(self) -> None:

@@ -133,6 +133,23 @@ def squared_targets(output: Tensor, gradient: Tensor, value: float) -> Tensor | 
     return None if found is None else found[2]
 
 
+def is_squared_error_of(targets: Tensor, output: Tensor, gradient: Tensor, value: float) -> bool:
+    """True where a loss of ``value`` is the squared error of these ``targets`` as they are, times any factor.
+
+    κ·‖o − y‖² has the gradient 2κ(o − y): it lies along o − y, and κ from the loss is κ from the gradient. Of targets that the loss
+    scales itself it is not.
+    """
+    if targets.numel() != output.numel() or output.shape != gradient.shape or not value > 0:
+        return False
+    gradient = gradient.detach().double().flatten()
+    apart = output.detach().double().flatten() - targets.detach().double().flatten()
+    along = float(gradient @ apart)
+    if not along >= (1 - CLOSE) * float(gradient.norm() * apart.norm()) > 0:
+        return False
+    by_loss, by_gradient = value / float(apart @ apart), along / (2 * float(apart @ apart))
+    return abs(by_loss - by_gradient) <= CLOSE * by_loss
+
+
 def _squares(output: Tensor, gradient: Tensor, value: float) -> tuple[Tensor, float, Tensor] | None:
     """Which entries are compared, κ, and their targets."""
     kept = gradient != 0

@@ -95,7 +95,8 @@ def clip_share(x: Tensor) -> Tensor:
     two columns, and the minimum when it does too and is the mirror image of the maximum (±c). That leaves out
     what looks alike: ReLU zeros and SiLU, GELU or ELU floors (no mirror image), ±1 (tanh rounded to 1, one-hot and sign
     features; a clamp at ±1 is therefore not seen), nodes of the same kind (their shared extreme sits in one column),
-    and columns of integer codes (whole numbers with values between the extremes). NaN for a single column, where
+    columns of integer codes (whole numbers with values between the extremes) and marks (nothing but 0 and the maximum,
+    as binary features behind a dropout). NaN for a single column, where
     nothing can be told.
     """
     if x.shape[0] == 0 or x.shape[1] < 2:
@@ -104,7 +105,7 @@ def clip_share(x: Tensor) -> Tensor:
     low, high = x.min(), x.max()
     at_high, at_low = x == high, x == low
     between = ~(at_high | at_low | (x == 0))
-    coded = (x == x.round()).all(0) & between.any(0)
+    coded = (x == x.round()).all(0) & between.any(0) | (at_high | (x == 0)).all(0)
     upper = _on_limit(at_high, high, coded)
     lower = _on_limit(at_low & (low == -high), low, coded)
     part = (upper + lower) / x.numel()

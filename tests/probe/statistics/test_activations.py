@@ -183,6 +183,8 @@ def look_alikes() -> dict[str, Tensor]:
         "integer codes": torch.randint(0, 5, (300, 4)).float(),
         "counts and features": torch.cat([x, torch.randint(0, 9, (300, 2))], 1),
         "dropout": F.dropout(x, 0.5),
+        "dropout of binary features": F.dropout((x > 1).float(), 0.2),
+        "counts of words, scaled": 3.0 * (x > 1),
         "zeros": torch.zeros(10, 4),
     }
 
