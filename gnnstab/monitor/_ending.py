@@ -31,6 +31,7 @@ from gnnstab.records.vocabulary import (
     INVESTIGATION,
     LOSS,
     LOSS_OVER_ZERO,
+    OPTIMIZER_EPS_DAMPING,
     OPTIMIZER_LR_JUMP,
     OPTIMIZER_OUTPUT_MOVE,
     OPTIMIZER_SOFTER,
@@ -38,6 +39,7 @@ from gnnstab.records.vocabulary import (
 )
 from gnnstab.rules.engine import RULE_FAILED
 from gnnstab.rules.gs406_feature_scale import FeatureScale
+from gnnstab.rules.gs602_adam_epsilon_dominates import AdamEpsilonDominates
 from gnnstab.rules.gs608_learning_rate_too_low import LearningRateTooLow
 from gnnstab.sharding import WHY, waits_for_others
 from gnnstab.trace import TraceWriter
@@ -50,7 +52,10 @@ STANDS_STILL = math.exp(-LEARNS)
 """Best loss of a run over its first, or over that of an output of zeros, above which suspects are undone."""
 
 HARDLY = 1e-3
-"""Change of the output by one update, over its spread, below which larger rates are tried."""
+"""Change of the output by one update, over its spread, below which larger rates are tried; they are, too, where all updates of a run together moved it by less than its spread."""
+
+LEAST_KEPT = AdamEpsilonDominates.least_kept
+"""Share of an update that eps leaves of it, below which steps with and without it are tried, as for GS602."""
 
 
 SPENT = LearningRateTooLow.spent
@@ -176,7 +181,9 @@ class Ending:
                 self._writer.measures(trial)
             if hindered:
                 still = max((s.value for s in diagnosis.signals if s.name == OPTIMIZER_OUTPUT_MOVE), default=1.0)
-                if still < HARDLY or rates.get("spent", 0.0) > SPENT:
+                damped = any(s.name == OPTIMIZER_EPS_DAMPING and s.value < LEAST_KEPT for s in diagnosis.signals)
+                slow = still < max(HARDLY, 1 / int(losses["steps"])) or rates.get("spent", 0.0) > SPENT
+                if slow or damped:
                     self._writer.measures(slow_trial(model, self._optimizers[0], inputs, loss, row.step, largest))
             # Of what was sharp from the start, the steps before the first update have told.
             told = {name for s in diagnosis.signals if s.name == OPTIMIZER_SOFTER for name in s.detail.get("names", ())}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ _OF_TORCH_SPARSE = "torch_sparse::spmm_sum"
 MATRIX_PRODUCTS = frozenset(
     {
         *(torch.mm, torch.matmul, torch.bmm, torch.spmm, torch.sparse.mm),
-        *(Tensor.mm, Tensor.matmul, Tensor.__matmul__, Tensor.bmm),
+        *(Tensor.mm, Tensor.matmul, Tensor.__matmul__, Tensor.bmm, torch.einsum),
     }
 )
 
@@ -26,6 +27,10 @@ def terms(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor
     """(…, rows) how many rows each row of a product adds up; None of a dense matrix of other numbers, and of weights."""
     if func not in MATRIX_PRODUCTS:
         return torch.diff(args[1])
+    if func is torch.einsum:
+        args = _as_product(*args)
+        if not args:
+            return None
     matrix, values, *more = (*args, *kwargs.values())
     # What is multiplied with weights of the model are features of one node: their sum is a linear layer.
     if not isinstance(matrix, Tensor) or isinstance(values, nn.Parameter) or any(m not in ("sum", None) for m in more):
@@ -38,3 +43,16 @@ def terms(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor
     if matrix.dim() < 2 or not bool(((matrix >= 0) & (matrix == matrix.round())).all()):
         return None
     return matrix.sum(-1)
+
+
+def _as_product(equation: Any, *operands: Any) -> tuple[Any, ...]:
+    """(matrix (…, rows, terms), values (…, terms, features)) of an einsum that is their product; empty of any other."""
+    operands = tuple(operands[0]) if len(operands) == 1 and isinstance(operands[0], (list, tuple)) else operands
+    parts = re.split(",|->", equation.replace(" ", "")) if isinstance(equation, str) and "->" in equation else []
+    if len(parts) != 3 or len(operands) != 2 or min(map(len, parts)) < 2 or "." in equation:
+        return ()
+    matrix, values, out = parts
+    order = f"{out[:-1]}{values[-2]}"
+    if values[:-2] != out[:-2] or values[-1] != out[-1] or sorted(order) != sorted(matrix) or values[-2] in out:
+        return ()
+    return operands[0].permute([matrix.index(letter) for letter in order]), operands[1]

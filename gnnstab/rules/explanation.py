@@ -271,6 +271,11 @@ def _zero_start(symptom: Finding, explanation: Finding, signals: Signals) -> boo
     return explanation.signal == PLACE_ZERO_WEIGHTS
 
 
+def _drawn_anew(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    """Weights were drawn too wide, those in front of the gates among them: an input that they have made large shuts a gate."""
+    return "unsuitable-init" == explanation.cause != symptom.cause
+
+
 def _behind_sums(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
     return explanation.signal in ("place.post_norms", OPTIMIZER_UNDONE)
 
@@ -347,8 +352,10 @@ LINKS = tuple(
         ("GS601", _always, "GS301 GS302 GS104 GS105 GS501 GS603 GS701 GS702"),
         ("GS601", _grown_in_the_run, "GS201"),
         ("GS201", _copies, "GS301 GS302"),
-        ("GS201", _since_the_start, "GS603"),
+        ("GS201", _since_the_start, "GS603 GS104"),
         ("GS201", _zero_start, "GS604 GS701 GS704 GS304"),
+        # What eps damps, a larger rate makes up for.
+        ("GS602", _always, "GS608"),
         # A gradient that was cut off is not damped, it is absent.
         ("GS604", _always, "GS602"),
         # What was seen in the data and the code, before what steps on copies can only undo; and that before what it brings about.
@@ -358,6 +365,7 @@ LINKS = tuple(
         ("GS609", _not_made_by_the_rate, "GS601 GS603"),
         ("GS609", _always, "GS608 GS602 GS604 GS203 GS204 GS304 GS701 GS704"),
         ("GS609", _other_cause, "GS301 GS302"),
+        ("GS609", _drawn_anew, "GS104"),
         # Depth, behind a mis-placed normalisation or dead units.
         ("GS106", _always, "GS204 GS201"),
         ("GS106", _behind_sums, "GS203 GS103 GS601 GS603 GS301 GS302 GS704"),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from gnnstab.errors import NotApplicable, NotEvaluable
 from gnnstab.layers import layer_named, parts
 from gnnstab.records import Finding, Signal, Signals
-from gnnstab.records.vocabulary import LOGIT_FROBENIUS, LOSS_OVER_ZERO
+from gnnstab.records.vocabulary import LOGIT_FROBENIUS, LOSS, LOSS_OVER_ZERO, OPTIMIZER_UNDONE
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.gs203_vanishing_gradient import VanishingGradient
 from gnnstab.rules.gs204_exploding_gradient import ExplodingGradient
@@ -28,6 +29,8 @@ class UnstableInitGain(Rule):
     Where the model ran, of every single weight on the way as well: a gain RMS·√fan_in above 5 (of a table of embeddings, an RMS
     above 5) that no normalisation follows, on fresh weights, where the matrix looks drawn, its singular values spread as those of
     independent entries, or where the first loss is many times that of an output of zeros; weights that are all 0 and keep the gradient of every matrix at 0; and a weight whose units are alike, with gradients that are alike, so that they stay copies.
+    A table of embeddings that multiplies the output too is a map: there the gain counts where the first loss is more than 4 times that of an output of
+    zeros, and neither the run nor steps on a copy have brought it down to 1/e² of that.
 
     ## Why it is unstable
     Gains multiply. Twelve layers of PyG's default, U(±1/√fan_in), sum to −6.7 at best, and 12 layers is where training was
@@ -91,15 +94,23 @@ class UnstableInitGain(Rule):
         far_off = any(s.value > SumAggregationGrowth.far_off for s in signals.find(LOSS_OVER_ZERO))
         for signal in signals.find("place.gain"):
             known = signal.detail.get("drawn") or far_off
-            drawn = fresh(signals) or (known and signals.context.get("trained") is not True)
+            tied = bool(signal.detail.get("tied"))
+            drawn = (fresh(signals) and not tied) or (known and signals.context.get("trained") is not True)
+            if tied and (not far_off or _came_down(signals)):  # Small states, or ones divided by √d, make up for it.
+                continue
             if signal.value > self.gain and drawn and not _judged_elsewhere(signals, signal.layer or ""):
                 what = "holds entries of RMS" if signal.detail.get("table") else "has a gain (RMS·√fan_in) of"
                 usual = (
                     "1 for nn.Embedding" if signal.detail.get("table") else "0.6 to 1.7 for the initialisations in use"
                 )
+                behind = (
+                    "it multiplies the output as well, whose loss is many times that of an output of zeros. Draw it with a deviation "
+                    "of 1/√d, and multiply by √d what is looked up."
+                    if tied
+                    else f"no normalisation follows: everything behind it is as much too large. Draw it anew, e.g. {signal.layer}.reset_parameters()."
+                )
                 yield self.finding(
-                    f"the weight of {signal.layer} {what} {signal.value:.3g}, {usual}, and no normalisation follows: everything behind it is as "
-                    f"much too large. Draw it anew, e.g. {signal.layer}.reset_parameters().",
+                    f"the weight of {signal.layer} {what} {signal.value:.3g}, {usual}, and {behind}",
                     limit=self.gain,
                     signal=signal,
                 )
@@ -167,3 +178,10 @@ def _judged_elsewhere(signals: Signals, module: str) -> bool:
             judged = [role for role in ("score", "value", "skip", "gate") if own in roles.get(role, ())]
             return bool(judged) and (judged != ["score"] or bool(signals.find(LOGIT_FROBENIUS, layer=layer.name)))
     return False
+
+
+def _came_down(signals: Signals) -> bool:
+    """True where the run, or steps on a copy, have brought the loss down to less than 1/e² of that of an output of zeros."""
+    over = max((s.value for s in signals.find(LOSS_OVER_ZERO)), default=math.nan)
+    told = [s.detail for name in (LOSS, OPTIMIZER_UNDONE) for s in signals.find(name) if "best" in s.detail]
+    return any(float(one["best"]) < math.exp(-2) * float(one["first"]) / over for one in told if "first" in one)

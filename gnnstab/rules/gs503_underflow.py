@@ -25,7 +25,7 @@ class Underflow(Rule):
     ## What it sees
     The share of non-zero entries of a layer's output that are smaller than the dtype's smallest normal number. In a run whose weights are
     held in 16 bits: the share of their entries that an update leaves as they are, since it is less than half of the distance to the next
-    number (the median over steps 0, 50, 100, 200, …; at a constant rate the latest of them as well). The share of
+    number (the median over steps 0, 50, 100, 200, …; at a constant rate the latest of them as well), or one step of your optimizer on a copy. The share of
     the non-zero entries of the gradients that are one to four times the smallest number of fp16. And an eps of the optimizer that is 0 in the format of the weights, as 1e-8 is in fp16:
     an error where an update has made weights non-finite, or steps on a copy do; information otherwise. Of attention that is written as
     exponentials over their sum: the share of the targets at which all of them are 0.
@@ -118,7 +118,10 @@ class Underflow(Rule):
             )
 
     def _updates(self, signals: Signals) -> Iterator[Finding]:
-        constant = any(jump.detail.get("constant") for jump in signals.find(OPTIMIZER_LR_JUMP))
+        # A step on a copy is taken at the largest rate that is known.
+        constant = signals.kind == "model" or any(
+            jump.detail.get("constant") for jump in signals.find(OPTIMIZER_LR_JUMP)
+        )
         for signal in measured(signals.find(OPTIMIZER_LOST_SHARE)):
             # At a constant rate no update is much larger than the first, and the latest shows what the others will be.
             share = max(signal.value, float(signal.detail.get("last", 0.0))) if constant else signal.value

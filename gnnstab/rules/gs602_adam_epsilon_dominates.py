@@ -61,7 +61,8 @@ class AdamEpsilonDominates(Rule):
         """One finding for steps that were tried, else one per layer."""
         tried = signals.find(OPTIMIZER_EPS_DAMPING)
         if tried:
-            yield from self._damped(signals, smallest(tried))
+            # Steps that were taken both ways say more than a single update.
+            yield from self._damped(signals, smallest([s for s in tried if "fell" in s.detail] or tried))
             return
         per_layer: dict[str, list[Signal]] = {}
         for signal in signals.need(OPTIMIZER_BELOW_EPS_SHARE):

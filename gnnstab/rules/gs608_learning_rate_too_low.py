@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
 
 from gnnstab.errors import NotApplicable
 from gnnstab.records import Finding, Signals
@@ -20,6 +22,9 @@ class LearningRateTooLow(Rule):
     A schedule that has taken the rate below a hundredth of its largest for more than half of the run, in which little was learned; or,
     at the end of a run whose rate was constant, whose updates moved the output by next to nothing and whose loss stands still. Then: up to twenty steps of
     your optimizer on a copy at 10, 100, … times the rate. A rate at which they are calm and lower the loss by a tenth is the measure.
+    Where all updates of the run together moved the output by less than its spread, and the loss has fallen by less than a fifth and is
+    still near that of an output of zeros: twenty steps at a hundred times the rate that get more than 25 times as far as
+    those at the rate, and twice as far as the whole run.
 
     ## Why it is unstable
     Nothing is unstable, and nothing is learned. In 16 bits such updates are rounded away altogether (GS503).
@@ -53,6 +58,17 @@ class LearningRateTooLow(Rule):
     learned: float = threshold(
         1.0, unit="ln(loss)", source="as for stacks: a run whose schedule has come down has learned by then"
     )
+    crawls: float = threshold(
+        0.2, unit="ln(loss)", source="heuristic: the run has taken less than a fifth off its loss"
+    )
+    linear: float = threshold(
+        25.0,
+        unit="× the progress",
+        source="derived: far below the rates that suit a model progress grows with the rate, and a quarter of that is asked for",
+    )
+    untrained: float = threshold(
+        0.5, unit="× the loss of zeros", source="heuristic: weights that go on from a training have a lower loss"
+    )
     run: float = threshold(50, unit="steps", source="as GS603: a shorter run may not have begun to learn")
 
     def check(self, signals: Signals) -> Iterator[Finding]:
@@ -65,7 +81,8 @@ class LearningRateTooLow(Rule):
         fallen = math.log(told["start"] / told["best"]) if 0 < told.get("best", 0) <= told["start"] else math.inf
         came_down = rates.get("spent", 0.0) > self.spent and fallen < self.learned
         stood = rates.get("constant") and moved <= self.moves and fallen <= self.stands
-        if not (came_down or stood) or told["steps"] < self.run:
+        crawled = rates.get("constant") and moved * told.get("steps", math.inf) < 1 and fallen <= self.crawls
+        if not (came_down or stood or crawled) or told["steps"] < self.run:
             return
         for slow in signals.find(OPTIMIZER_SLOW):
             own, better = (-math.expm1(-float(fell)) for fell in slow.detail["fell"])
@@ -78,7 +95,7 @@ class LearningRateTooLow(Rule):
                     limit=self.factor,
                     signal=slow,
                 )
-            elif slow.value >= self.factor:
+            elif slow.value >= self.factor and stood:
                 yield self.finding(
                     f"at its rate of {lr:.3g} an update moves the output by {moved:.2g} of its spread, and the loss stands still: on a copy "
                     f"{slow.detail['steps']} steps lower it by {100 * own:.2g} %, at {slow.value * lr:.3g} by {percent(better)}, calmly. Raise "
@@ -86,3 +103,17 @@ class LearningRateTooLow(Rule):
                     limit=self.factor,
                     signal=slow,
                 )
+            elif crawled and self._far_below(slow.detail, fallen):
+                yield self.finding(
+                    f"at its rate of {lr:.3g} the whole run of {told['steps']} steps has lowered the loss by {100 * -math.expm1(-fallen):.2g} %: on a copy "
+                    f"20 steps at {self.factor * lr:.3g} lower it by {percent(-math.expm1(-float(slow.detail['at_hundred'])))}, calmly. Raise the rate.",
+                    limit=self.factor,
+                    signal=replace(slow, value=self.factor),
+                )
+
+    def _far_below(self, tried: Mapping[str, Any], fallen: float) -> bool:
+        """True where a hundred times the rate gets so much further that the rate stands far below those that matter."""
+        own, hundred, over = (
+            float(n) for n in (tried["fell"][0], tried.get("at_hundred", 0), tried.get("over_zeros", 0))
+        )
+        return over >= self.untrained and hundred > max(self.linear * own, 2 * fallen, self.crawls)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from gnnstab.errors import NotEvaluable
 from gnnstab.records import Finding, LayerFacts, Signal, Signals
@@ -168,7 +169,7 @@ class Oversmoothing(Rule):
         learns = [s.detail for s in signals.find(OPTIMIZER_UNDONE) if s.detail.get("learns")]
         counts = (depth >= self.fresh_layers or signals.context.get("trained") is True) and not learns
         does = "" if not learns else (
-            f" It learns all the same: {learns[0]['steps']} of your optimizer's steps on a copy bring the loss of one batch from "
+            f" It learns all the same: {learns[0]['steps']} of your optimizer's steps on a copy{_rate(learns[0])} bring the loss of one batch from "
             f"{learns[0]['first']:.3g} to {learns[0]['best']:.3g}."
         )  # fmt: skip
         yield self.finding(
@@ -201,3 +202,8 @@ class Oversmoothing(Rule):
             and bool(ratios)
             and all(VanishingGradient.warn_ratio < ratio < ExplodingGradient.warn_ratio for ratio in ratios)
         )
+
+
+def _rate(learned: Mapping[str, Any]) -> str:
+    """At which rate a copy has learned, in words; empty for the own one."""
+    return f", at {learned['factor']:.2g} times the rate," if "factor" in learned else ""

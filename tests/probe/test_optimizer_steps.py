@@ -284,3 +284,23 @@ def test_diagnose_judges_rate_and_eps_before_a_run() -> None:
     assert list(high) == ["GS601"]
     assert "the same steps are calm" in high["GS601"]
     assert list(codes(torch.optim.Adam(model.parameters(), lr=1e-3, eps=0.1))) == ["GS602"]
+
+
+@pytest.mark.parametrize(("dtype", "lr", "lost"), [(torch.bfloat16, 1e-5, True), (torch.bfloat16, 3e-2, False)])
+def test_updates_of_weights_in_16_bits_that_are_rounded_away(dtype: torch.dtype, lr: float, lost: bool) -> None:
+    torch.manual_seed(0)
+    model, batch = Net().to(dtype), graph()
+    batch.x = batch.x.to(dtype)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
+    told = gnnstab.diagnose(model, batch=batch, loss=loss, optimizer=optimizer)
+    assert [c.cause for c in told.root_causes()] == (["precision"] if lost else [])
+
+
+def test_weights_in_32_bits_lose_no_update_and_a_warm_up_is_judged_by_its_rate() -> None:
+    torch.manual_seed(0)
+    model, batch = Net(), graph()
+    assert "lost_share" not in found(model, torch.optim.AdamW(model.parameters(), lr=1e-5), batch)
+    batch.x = batch.x.bfloat16()
+    optimizer = torch.optim.AdamW(model.bfloat16().parameters(), lr=3e-2)
+    torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 + step) / 1e5)
+    assert found(model, optimizer, batch)["lost_share"].value < 0.5

@@ -219,3 +219,23 @@ def test_a_schedule_that_ends_before_anything_is_learned_is_told(every: int, tol
             monitor.loss(value)
     found = [f for f in monitor.diagnose().findings if f.code == "GS608"]
     assert [(f.cause, "schedule" in f.message) for f in found] == ([("learning-rate", True)] if told else [])
+
+
+def ended(loss: Any, **settings: Any) -> list[str]:
+    """Root causes after 60 steps of Adam, whose loss was not handed over."""
+    model, data = crossings()
+    optimizer = torch.optim.Adam(model.parameters(), **settings)
+    with gnnstab.Monitor(model, optimizer=optimizer, on_finding="ignore") as monitor:
+        for _ in range(60):
+            take_step(optimizer, loss(model(data), data), monitor)
+    return [cause.cause for cause in monitor.diagnose().root_causes()]
+
+
+@pytest.mark.parametrize(("lr", "told"), [(3e-5, ["learning-rate"]), (3e-3, []), (1e-3, [])])
+def test_a_rate_a_hundred_times_too_small_is_told_by_steps_at_a_hundred_times_it(lr: float, told: list[str]) -> None:
+    assert ended(squared, lr=lr) == told
+
+
+@pytest.mark.parametrize(("unit", "told"), [(1e-10, ["adam-epsilon"]), (1.0, [])])
+def test_eps_under_a_tiny_loss_that_still_falls_a_little(unit: float, told: list[str]) -> None:
+    assert ended(lambda output, data: unit * squared(output, data), lr=3e-2) == told

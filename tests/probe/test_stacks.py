@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_geometric.data import Data
+from torch_geometric.nn import TransformerConv
 
 import gnnstab
 from trained import take_step
@@ -50,6 +51,22 @@ class Stack(nn.Module):
         if self.kind == "switched off":
             return 0.0 * h + torch.tanh(layer(h))
         return torch.tanh(layer(h)) if self.kind == "bare" else h + torch.tanh(layer(h))
+
+
+class Convs(nn.Module):
+    """Twelve convolutions with a linear skip of their own, and nothing around them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inp, self.out = nn.Linear(6, 32), nn.Linear(32, 3)
+        self.convs = nn.ModuleList([TransformerConv(32, 16, heads=2) for _ in range(12)])
+
+    def forward(self, data: Data) -> Tensor:
+        h = F.elu(self.inp(data.x))
+        for conv in self.convs:
+            h = F.elu(conv(h, data.edge_index))
+        out: Tensor = self.out(h)
+        return out
 
 
 def batch() -> Data:
@@ -126,3 +143,14 @@ def test_a_monitor_tries_the_stacks_of_a_run_that_stood_still_without_being_give
     assert [f.code for f in found.findings if f.signal == "optimizer.undone"] == said
     assert [cause.cause for cause in found.root_causes()] == ["no-residual"] * len(said)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_a_stack_that_learns_at_three_times_its_rate_is_slow_and_not_hindered() -> None:
+    """As deep as the one that is blamed; an identity path would help here, too."""
+    torch.manual_seed(2)
+    model, data = Convs(), batch()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    found = gnnstab.diagnose(model, batch=data, loss=loss, optimizer=optimizer)
+    assert not found.at_least("warning")
+    (smooth,) = [f for f in found.findings if f.code == "GS704"]
+    assert "times the rate" in smooth.message

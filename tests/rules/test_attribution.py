@@ -224,3 +224,14 @@ def test_repaired_twin_loses_its_advice() -> None:
     repaired = replace(broken, values=(Signal("gradient.ratio", 1.5),))
     assert {"W2", "W3", "W4"} <= set(codes_of_advice(broken))
     assert not codes_of_advice(repaired)
+
+
+@pytest.mark.parametrize(("cause", "root"), [("unsuitable-init", True), ("dead-units", False)])
+def test_a_gate_that_weights_drawn_too_wide_have_shut_follows_from_them(cause: str, root: bool) -> None:
+    """The steps that learn with all weights drawn anew drew those in front of the gate anew, too."""
+    shut = Signal("place.gradient_stops", 4.0, "gate", detail={"operation": "sigmoid", "parameters": ["gate.weight"]})
+    undone = {"cause": cause, "names": ["embed.weight"], "words": "drawing them anew", "suspect": "wide", "first": 2.0,
+              "best": 1.8, "zeros": None, "at_any_rate": 1.7, "undone": 0.1, "steps": 30, "count": 1}  # fmt: skip
+    found, explained = judge(model(2, shut, Signal("optimizer.undone", 0.9, source="steps", detail=undone)))
+    assert explained["GS104"] == ("GS609" if root else None)
+    assert ("saturated-gate" not in roots(found)) is root and cause in roots(found)

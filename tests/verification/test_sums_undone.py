@@ -279,6 +279,8 @@ def summed_by_torch_sparse(dst: Tensor, m: Tensor) -> Tensor:
         lambda dst, m: scatter(m, dst, 0, 60, reduce="sum"),
         lambda dst, m: torch.sparse.mm(incidence(dst), m),
         lambda dst, m: incidence(dst).to_dense()[None].matmul(m[None])[0],
+        lambda dst, m: torch.einsum("ji, jd -> id", incidence(dst).to_dense().T, m),
+        lambda dst, m: torch.einsum("bij,bjd->bid", incidence(dst).to_dense()[None], m[None])[0],
         summed_by_torch_sparse,
     ],
 )
@@ -312,4 +314,8 @@ def test_features_times_weights_and_normalised_matrices_are_no_sums():
         words @ weight
         torch.sparse.mm(words.to_sparse(), weight)
         (words / words.sum(1, keepdim=True)) @ torch.ones(300, 8)
+        torch.einsum("ij,jd->id", words, weight)
+        torch.einsum("ij,jd->id", words / words.sum(1, keepdim=True), torch.ones(300, 8))
+        torch.einsum("id,jd->ij", words, torch.ones(40, 300))
+        torch.einsum("ij,ij->i", words, torch.ones(40, 300))
     assert not seen.by_hand

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from gnnstab.probe.optimizer.learning import of_zeros
 from gnnstab.records import Signal
 from gnnstab.records.vocabulary import OPTIMIZER_SLOW
 
@@ -21,10 +22,15 @@ FALLS = 0.1
 """Fall of ln(loss) that counts as learning."""
 
 
+HUNDRED = 100.0
+"""Factor at which the steps are taken in full, beside those at the rate as it is."""
+
+
 def slow_signals(bench: Bench, largest: float = 0.0) -> Iterator[Signal]:
     """The smallest factor on the rate with which a few steps are calm and lower the loss by a tenth; nothing where none does.
 
-    Of a rate that has fallen from ``largest``, that one is tried as well, and a tenth and a hundredth of it.
+    Of a rate that has fallen from ``largest``, that one is tried as well, and a tenth and a hundredth of it. ``at_hundred`` is the
+    fall at `HUNDRED` times the rate, 0 where that is not calm, and ``over_zeros`` the first loss over that of outputs of zeros.
     """
     own = bench.trial(STEPS, until=_learned)
     now = max(float(group["lr"]) for group in bench.optimizer.param_groups)
@@ -34,11 +40,13 @@ def slow_signals(bench: Bench, largest: float = 0.0) -> Iterator[Signal]:
         if not trial.calm:
             return
         if trial.fall >= FALLS:
-            rate = max(float(group["lr"]) for group in bench.optimizer.param_groups)
+            whole = bench.trial(STEPS, factor=HUNDRED)
             detail = {
-                "lr": rate,
+                "lr": now,
                 "steps": len(trial.losses) - 1,
                 "fell": [own.fall, trial.fall],
+                "at_hundred": whole.fall if whole.calm else 0.0,
+                "over_zeros": own.losses[0] / of_zeros(bench),
                 "optimizer": type(bench.optimizer).__name__,
             }
             yield Signal(OPTIMIZER_SLOW, factor, source="steps", detail=detail)

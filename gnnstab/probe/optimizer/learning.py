@@ -73,13 +73,16 @@ def learning_signals(bench: Bench) -> Iterator[Signal]:
         detail, deep = {"learns": True, "names": names[:40], **detail}, []
     hindered = None
     if own < LEARNS_WELL:
-        hindered = _worst(bench, deep, [*_seen(bench, suspects, 1), *_seen(bench, alike_kinds)], as_is, first)
-    # Asked only of a model that would be accused: to learn slowly is no fault of what makes it faster. A rate is compared with another rate.
-    if hindered and hindered.detail["cause"] != "learning-rate" and _on_its_way(bench, first):
-        hindered, detail = (
-            None,
-            {**detail, "learns": True, "names": [name for stack in deep for name in stack.names][:40]},
-        )
+        others = [*_seen(bench, suspects, 1), *_seen(bench, alike_kinds)]
+        rated = _at_any_rate(bench, first, max(0.0, own), RATES if others or deep else RATES[:LOWER])
+        names = [name for stack in deep for name in stack.names][:40]
+        if deep and rated[0] >= LEARNS and rated[1] > 1:
+            # It is slow at its rate, and nothing in it keeps it from learning; one that needs a lower rate is hindered at its own.
+            detail, deep = {"learns": True, "names": names, **detail, "best": min(rated[2]), "factor": rated[1]}, []
+        hindered = _worst(bench, deep, others, as_is, first, rated)
+        # Asked only of a model that would be accused: to learn slowly is no fault of what makes it faster. A rate is compared with another rate.
+        if hindered and hindered.detail["cause"] != "learning-rate" and _on_its_way(bench, first):
+            hindered, detail = None, {"learns": True, "names": names, **detail}
     yield hindered or Signal(OPTIMIZER_UNDONE, 0.0, source="steps", detail=detail)
 
 
@@ -154,12 +157,20 @@ def _seen(
 
 
 def _worst(
-    bench: Bench, deep: Sequence[Suspect], others: Sequence[Suspect], as_is: Sequence[float], first: float
+    bench: Bench,
+    deep: Sequence[Suspect],
+    others: Sequence[Suspect],
+    as_is: Sequence[float],
+    first: float,
+    rated: tuple[float, float, Sequence[float]],
 ) -> Signal | None:
-    """What the same steps get furthest without: a deep stack, another suspect that no rate makes up for, or a rate that is too high."""
+    """What the same steps get furthest without: a deep stack, another suspect that no rate makes up for, or a rate that is too high.
+
+    ``rated`` is as of `_at_any_rate`.
+    """
     own = max(0.0, progress(first, as_is))
     found = [(*one, own) for one in _undone(bench, deep, first, LEARNS)]
-    best, factor, at_best = _at_any_rate(bench, first, own, RATES if others else RATES[:LOWER])
+    best, factor, at_best = rated
     if best < LEARNS_WELL + MARGIN:
         found += [(*one, best) for one in _undone(bench, others, first, best + MARGIN)]
     # From weights that a run has come to, a lower rate goes further in any case.

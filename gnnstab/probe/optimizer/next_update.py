@@ -19,6 +19,7 @@ from gnnstab.probe.buffering.step_writer import Writer
 from gnnstab.probe.optimizer._copies import optimizer_twin, twins
 from gnnstab.probe.optimizer._eps import eps_of, eps_signals, shrink_eps
 from gnnstab.probe.optimizer._groups import FirstStep, far_apart
+from gnnstab.probe.optimizer._rounding import lost_share
 from gnnstab.probe.optimizer.beginning import Beginning, beginning
 from gnnstab.probe.optimizer.optimizer_steps import WHOLE, Loss, change_over_spread
 from gnnstab.probe.optimizer.run_trial import rows_of, run_trial
@@ -84,7 +85,7 @@ def next_update(model: nn.Module, optimizer: torch.optim.Optimizer, inputs: Forw
             wide += found
             if not all(bool(gradient.isfinite().all()) for gradient in asked.values()):
                 raise UsageError("a gradient is not finite, so that the update was not tried on a copy")
-            moved, lost = _moved(twin, mover, asked, before, inputs), _lost(start)
+            moved, lost = _moved(twin, mover, asked, before, inputs), lost_share(start)
             if eps_of(optimizer) is None:
                 return Update(moved, math.nan, lost)
             mover = optimizer_twin(optimizer, model, twin)
@@ -111,15 +112,6 @@ def _moved(
         parameter.grad = gradient.detach().clone()
     mover.step()
     return change_over_spread(before, _outputs(twin, inputs))
-
-
-def _lost(start: Sequence[tuple[Tensor, Tensor]]) -> float:
-    """An update that is smaller than half of the distance to the next number is rounded away."""
-    held = [(p, p.grad, old) for p, old in start if p.is_floating_point() and p.element_size() == 2]
-    wanted = [(gradient != 0, p == old) for p, gradient, old in held if gradient is not None]
-    total = sum(int(asked.sum()) for asked, _ in wanted)
-    same = sum(int((asked & stayed).sum()) for asked, stayed in wanted)
-    return same / total if total else math.nan
 
 
 def few_bits(model: nn.Module) -> float:

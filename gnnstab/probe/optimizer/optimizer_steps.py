@@ -22,6 +22,7 @@ from gnnstab.probe.optimizer import learning
 from gnnstab.probe.optimizer._copies import twins
 from gnnstab.probe.optimizer._eps import eps_of, eps_signals, shrink_eps
 from gnnstab.probe.optimizer._groups import group_signals
+from gnnstab.probe.optimizer._rounding import rounding_signals
 from gnnstab.probe.optimizer.rate import rate_signals
 from gnnstab.probe.optimizer.softening import sharp_layers, softer_signals
 from gnnstab.probe.replaying.replica import copied, eager, forked_rng, rng_snapshot, tensors_in
@@ -367,6 +368,7 @@ def _judged(bench: Bench) -> Iterator[Signal]:
     trial = bench.trial()
     yield from rate_signals(bench, trial)
     yield from damping_signals(bench, trial)
+    yield from rounding_signals(bench)
     yield from group_signals(bench)
     yield from learning.learning_signals(bench)
 

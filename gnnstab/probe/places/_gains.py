@@ -25,6 +25,9 @@ FLAT = 0.5
 EVEN = 1.8
 """Largest entry over RMS up to which entries fill an interval evenly (√3); among as many normal ones the largest lies above 2."""
 
+_PRODUCTS, _TURNS = ("MmBackward", "AddmmBackward"), ("TBackward", "TransposeBackward", "PermuteBackward")
+"""Nodes of products with a matrix, and of what turns one."""
+
 ENTRIES = 16
 
 ALIKE = 1e-4
@@ -34,6 +37,7 @@ ALIKE = 1e-4
 def rows(seen: ForwardView) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
     """Numbers of every weight (out, in) that was used in the forward, after its backward."""
     done: set[int] = set()
+    heads = {id(weight) for weight in _multiplied(seen)}
     for call in (*seen.calls.all, *_read_in_place(seen)):
         weight = getattr(call.module, "weight", None)
         if not isinstance(weight, nn.Parameter) or weight.dim() != 2 or not weight.numel() or id(weight) in done:
@@ -42,11 +46,27 @@ def rows(seen: ForwardView) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
         if not bool(weight.isfinite().all()) or _made_elsewhere(weight, call):
             continue
         table = isinstance(call.module, (nn.Embedding, nn.EmbeddingBag))
+        if table and id(weight) in heads:
+            # What it is looked up for suits entries of 1; as a map of the output it has a gain of √d then.
+            if _gain(weight) > WIDE:
+                detail = {"table": False, "tied": True, "drawn": _looks_drawn(weight.detach())}
+                yield "place.gain", call.name, _gain(weight), detail
+            continue
         gain = _gain(weight) / (math.sqrt(weight.shape[1]) if table else 1.0)
         if gain > WIDE and not normalised_next(seen, call) and not _undone_next(seen, call, gain):
             yield "place.gain", call.name, gain, {"table": table, "drawn": _looks_drawn(weight.detach())}
         if not table and _copies(weight):
             yield "place.copied_units", call.name, float(len(weight)), {}
+
+
+def _multiplied(seen: ForwardView) -> Iterator[Tensor]:
+    """What the last product before the outputs multiplies by, transposed, and trains."""
+    for output in seen.outputs:
+        node = before(output.grad_fn)
+        for factor, _ in getattr(node, "next_functions", ()) if type(node).__name__.startswith(_PRODUCTS) else ():
+            source: Any = factor.next_functions[0][0] if type(factor).__name__.startswith(_TURNS) else None
+            if hasattr(source, "variable"):
+                yield source.variable
 
 
 def _made_elsewhere(weight: Tensor, call: Call) -> bool:

@@ -16,6 +16,9 @@ CLOSE = 1e-3
 _SURE = 1e-4
 """1 − p of a class from which on its gradient is larger than its rounding."""
 
+_UNITS = (1.0, *(10.0**power for power in range(-15, -2)))
+"""What the squares may be multiplied by: a loss in a unit of its own, a thousand times the usual one or more."""
+
 Recovered = Callable[[Any, Any], Tensor]
 """``loss(output, batch)``; the batch is not read, its targets are known."""
 
@@ -111,7 +114,7 @@ def _binary(output: Tensor, gradient: Tensor, value: float) -> Recovered | None:
 
 
 def _squared(output: Tensor, gradient: Tensor, value: float) -> Recovered | None:
-    """κ·‖o − y‖² has the gradient 2κ(o − y), so that κ = ‖g‖²/4L; it counts where κ is that of a mean or of a sum."""
+    """κ·‖o − y‖² has the gradient 2κ(o − y), so that κ = ‖g‖²/4L; it counts where κ is that of a mean or of a sum, or of one in a far larger unit."""
     found = _squares(output, gradient, value)
     if found is None:
         return None
@@ -157,7 +160,7 @@ def _squares(output: Tensor, gradient: Tensor, value: float) -> tuple[Tensor, fl
     factor = float(own.square().sum()) / (4 * value)
     rows = int(kept.reshape(len(kept), -1).any(1).sum()) if kept.dim() else 1
     usual = (1.0, 0.5, 1 / own.numel(), 0.5 / own.numel(), 1 / rows, 0.5 / rows)
-    if not any(abs(factor - one) <= CLOSE * one for one in usual):
+    if not any(abs(factor - one * unit) <= CLOSE * one * unit for one in usual for unit in _UNITS):
         return None
     return kept, factor, output[kept] - own / (2 * factor)
 
