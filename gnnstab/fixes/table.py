@@ -21,6 +21,7 @@ from gnnstab.fixes.aggregation import Aggregation, MeanAggregationRoot, NormAfte
 from gnnstab.fixes.base import Fix
 from gnnstab.fixes.by_hand import (
     CleanData,
+    ClearGradients,
     DivideSum,
     Fp32Operation,
     Reconnect,
@@ -71,6 +72,7 @@ FIXES: dict[str, Fix] = {
         CleanData(),
         SafeOperation(),
         DivideSum(),
+        ClearGradients(),
         SetMask(),
         UndoNormalisation(),
         Fp32Operation(),

@@ -128,6 +128,7 @@ OBSERVED = frozenset(
         "GS602",
         "GS604",
         "GS608",
+        "GS610",
         "GS701",
         "GS703",
         "GS704",
@@ -154,5 +155,6 @@ CODES_OF_CAUSE: Mapping[str, tuple[str, ...]] = {
     "undefined-operation": ("GS502",),
     "masking": ("GS305", "GS408", "GS502"),
     "indistinguishable-nodes": ("GS704",),
+    "stale-gradients": ("GS610",),
 }
 """Rules whose verdict decides whether a further cause was looked at."""

@@ -140,6 +140,8 @@ def _context(
         context["steps_unseen"] = _number(meta.get("unseen.steps"))
         if trace.missing_ranks:
             context["ranks_missing"] = trace.missing_ranks
+        if kept := meta.get("stale.gradients"):
+            context["stale_gradients"] = int(kept) if kept.isdecimal() else False
         context["steps_dropped"] = _number(meta.get("dropped.steps"))
         context["trained"] = True if steps >= TRAINED_STEPS else None
     if "optimizer" in meta:
