@@ -44,7 +44,9 @@ class Request:
         """Take the options of settings and reports out of ``given``; what stays are arguments of `diagnose`."""
         take = given.pop
         where = (take("config_file"), take("isolated"))
-        chosen = settings(*where, **{key: take(key) for key in ("fail_on", "select", "ignore", "baseline", "format")})
+        chosen = settings(
+            *where, **{key: take(key) for key in ("fail_on", "select", "ignore", "baseline", "format", "docs_url")}
+        )
         outputs, plots = output.parse(take("outputs")), take("plots")
         flags = {key: take(key) for key in ("update_baseline", "strict", "quiet", "verbose")}
         return cls(chosen, outputs, plots=Path(plots) if plots else None, brief=brief, **flags)
@@ -159,7 +161,12 @@ def _diagnose_all(
 def _report(diagnoses: Sequence[Diagnosis], request: Request) -> None:
     from gnnstab.report import render, supported
 
-    options = {"root": str(Path.cwd()), "fail_on": request.chosen.fail_on, "verbose": request.verbose}
+    options = {
+        "root": str(Path.cwd()),
+        "fail_on": request.chosen.fail_on,
+        "verbose": request.verbose,
+        "docs_url": request.chosen.docs_url,
+    }
     one_or_all = diagnoses[0] if len(diagnoses) == 1 else diagnoses
     for format, path in request.outputs:
         output.write(path, render(one_or_all, format, face="cli", **supported(format, options)))

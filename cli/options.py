@@ -114,6 +114,9 @@ REPORT = together(
     ),
     click.option("-q", "--quiet", is_flag=True, help="The verdict alone."),
     click.option("-v", "--verbose", is_flag=True, help="Every finding, every layer, every rule."),
+    click.option(
+        "--docs-url", metavar="URL", help="Where your built docs are served; SARIF links each rule to its page there."
+    ),
     click.option("--plots", type=click.Path(file_okay=False), metavar="DIR", help="Write the figures as PNG and SVG."),
 )
 """What is written, and where."""

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+__all__ = ["assert_stable", "require"]
+
 MOST = 5
 """Rules whose worst finding is named in the message of a failure, and budgets."""
 

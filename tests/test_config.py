@@ -22,6 +22,7 @@ ignore = ["GS303"]
 fail-on = "error"
 format = "markdown"
 baseline = "known.json"
+docs-url = "https://docs.example.org"
 
 [tool.gnnstab.thresholds.GS301]
 warn_entropy = 0.3
@@ -46,6 +47,7 @@ ignore = GS303
 fail-on = error
 format = markdown
 baseline = known.json
+docs-url = https://docs.example.org
 
 [gnnstab:thresholds:GS301]
 warn_entropy = 0.3
@@ -70,6 +72,7 @@ def test_both_files_say_the_same(tmp_path: Path, name: str, content: str) -> Non
     assert settings.fail_on == "error"
     assert settings.format == "markdown"
     assert settings.baseline == str(tmp_path / "known.json")
+    assert settings.docs_url == "https://docs.example.org"
     assert settings.thresholds == {"GS301": {"warn_entropy": 0.3}}
     (override,) = settings.overrides()
     assert (override.layer, override.code, override.thresholds) == ("encoder.*", "GS301", {"warn_entropy": 0.2})
@@ -125,6 +128,7 @@ def test_isolated_and_a_named_file(tmp_path: Path) -> None:
         ('fail-on = "fatal"', "fail-on must be one of info, warning, error, not 'fatal'"),
         ("select = 3", "select must be a list of rule codes"),
         ("select = [3]", "select must be a list of rule codes"),
+        ('docs-url = "docs/"', "docs-url must be an address such as https://docs.example.org/gnnstab, not 'docs/'"),
         ('format = ""', "format must be a text"),
         ("thresholds = 1", "thresholds must be a table"),
         ("thresholds.GS301 = 1", "thresholds.GS301 must be a table"),

@@ -10,12 +10,12 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
-from gnnstab.config._settings import Settings
+from gnnstab.config._settings import Settings, is_address
 from gnnstab.config._suppressions import Suppression
 from gnnstab.errors import ConfigurationError, hint, printable
 from gnnstab.records import SEVERITIES
 
-KEYS = ("select", "ignore", "fail-on", "format", "baseline", "thresholds", "layers", "suppressions")
+KEYS = ("select", "ignore", "fail-on", "format", "baseline", "docs-url", "thresholds", "layers", "suppressions")
 SUPPRESSION_KEYS = ("code", "layer", "reason", "expires")
 
 
@@ -30,6 +30,7 @@ def parse(section: Mapping[str, Any], file: Path) -> Settings:
         fail_on=_severity(section.get("fail-on", "warning"), f"{where}: fail-on"),
         format=_text(section.get("format", "text"), f"{where}: format"),
         baseline=None if baseline is None else _beside(file, _text(baseline, f"{where}: baseline")),
+        docs_url=_address(section.get("docs-url", ""), f"{where}: docs-url"),
         thresholds=_thresholds(section.get("thresholds", {}), f"{where}: thresholds"),
         layers={
             str(glob): _thresholds(rules, f"{where}: layers.{printable(glob, 80)}")
@@ -50,6 +51,14 @@ def _refuse_unknown(given: Mapping[str, Any], known: Collection[str], where: str
 def _text(value: Any, where: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ConfigurationError(f"{where} must be a text, not {reprlib.repr(value)}")
+    return value.strip()
+
+
+def _address(value: Any, where: str) -> str:
+    if not isinstance(value, str) or not is_address(value.strip()):
+        raise ConfigurationError(
+            f"{where} must be an address such as https://docs.example.org/gnnstab, not {reprlib.repr(value)}"
+        )
     return value.strip()
 
 

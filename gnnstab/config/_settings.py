@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,6 +13,11 @@ from gnnstab.records import SEVERITIES
 from gnnstab.rules.engine import Override
 
 DEFAULT = "default"
+
+
+def is_address(text: str) -> bool:
+    """True for an absolute http(s) address without blanks, and for none at all."""
+    return not text or re.fullmatch(r"https?://[^\s/]+\S*", text) is not None
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,9 @@ class Settings:
 
     baseline: str | None = None
     """Path of the file of known findings; within the folder of the configuration file when it is set there."""
+
+    docs_url: str = ""
+    """Where the built documentation is served, for the links of SARIF; empty for no links."""
 
     thresholds: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Rule code → threshold → value."""
@@ -56,6 +65,10 @@ class Settings:
         given = {key: value for key, value in values.items() if value is not None}
         if "fail_on" in given and given["fail_on"] not in SEVERITIES:
             raise UsageError(f"unknown severity {given['fail_on']!r}; choose from {', '.join(SEVERITIES)}")
+        if not is_address(given.get("docs_url", "")):
+            raise UsageError(
+                f"--docs-url needs an address such as https://docs.example.org/gnnstab, not {given['docs_url']!r}"
+            )
         return replace(self, **given, origins={**self.origins, **dict.fromkeys(given, origin)})
 
     def overrides(self) -> tuple[Override, ...]:
@@ -72,6 +85,7 @@ class Settings:
             "fail_on": self.fail_on,
             "format": self.format,
             "baseline": self.baseline or "none",
+            "docs_url": self.docs_url or "none",
         }
         rows = [(key.replace("_", "-"), value, self.origin(key)) for key, value in shown.items()]
         for key, tables in (("thresholds", {"": self.thresholds}), ("layers", self.layers)):

@@ -16,3 +16,6 @@ from gnnstab.fixes.table import apply as apply
 from gnnstab.fixes.table import change as change
 from gnnstab.fixes.table import check_options as check_options
 from gnnstab.fixes.table import find as find
+
+__all__ = ["FIXES", "Fix", "apply", "change", "diff", "export", "find", "standardised"]
+"""What users call; the other names are for the rooms beside this one."""

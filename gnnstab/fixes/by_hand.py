@@ -144,6 +144,19 @@ class SafeOperation(ByHand):
         )
 
 
+class ClearGradients(ByHand):
+    """Clear the gradients of a step before the backward of the next."""
+
+    name = "clear-gradients"
+    title = "gradients are cleared after each step of the optimizer"
+    causes = ("stale-gradients",)
+    signal = LOSS
+    where = "the training loop"
+
+    def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
+        return "optimizer.step()\noptimizer.zero_grad()  # nothing of this step is left for the next backward"
+
+
 class SetMask(ByHand):
     """Set masked entries in place of multiplying them, leave one entry open in every row of a softmax, and marks of missing targets out."""
 

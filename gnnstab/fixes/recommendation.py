@@ -160,7 +160,7 @@ def _for_alike_nodes(seen: Seen) -> list[Choice]:
     if any(layer.get("root_weight") is False for layer in seen.signals.attention_layers):
         said = "the layers were asked to leave the node's own features out"
         return [("root-weight", {}, said), ("pre-norm-residual", {}, "")]
-    return _addressing("indistinguishable-nodes")(seen)
+    return _beside_identity("indistinguishable-nodes", seen)
 
 
 def _for_norms(seen: Seen) -> list[Choice]:
@@ -170,13 +170,11 @@ def _for_norms(seen: Seen) -> list[Choice]:
     return _addressing("normalization-misuse")(seen)
 
 
-def _for_gates(seen: Seen) -> list[Choice]:
+def _beside_identity(cause: str, seen: Seen) -> list[Choice]:
     """No identity path is offered where one leads around every layer already."""
     layers = seen.signals.attention_layers
     around = bool(layers) and all(layer.identity_path for layer in layers)
-    return [
-        choice for choice in _addressing("saturated-gate")(seen) if not (around and choice[0] == "pre-norm-residual")
-    ]
+    return [choice for choice in _addressing(cause)(seen) if not (around and choice[0] == "pre-norm-residual")]
 
 
 COMPETING: Mapping[str, Callable[[Seen], list[Choice]]] = {
@@ -188,7 +186,7 @@ COMPETING: Mapping[str, Callable[[Seen], list[Choice]]] = {
     "isolated-nodes": _for_lone_nodes,
     "indistinguishable-nodes": _for_alike_nodes,
     "normalization-misuse": _for_norms,
-    "saturated-gate": _for_gates,
+    "saturated-gate": lambda seen: _beside_identity("saturated-gate", seen),
 }
 """Causes whose fixes exclude or outrank each other by what was seen; of the others each fix knows its own case."""
 

@@ -21,6 +21,7 @@ from gnnstab.fixes.aggregation import Aggregation, MeanAggregationRoot, NormAfte
 from gnnstab.fixes.base import Fix
 from gnnstab.fixes.by_hand import (
     CleanData,
+    ClearGradients,
     DivideSum,
     Fp32Operation,
     Reconnect,
@@ -73,6 +74,7 @@ FIXES: dict[str, Fix] = {
         StandardiseTargets(),
         SafeOperation(),
         DivideSum(),
+        ClearGradients(),
         SetMask(),
         UndoNormalisation(),
         Fp32Operation(),

@@ -282,6 +282,14 @@ def message_scores(
     conv: Any, *, query_i: Tensor, key_j: Tensor, edge_attr: Tensor | None = None, **rest: Any
 ) -> Tensor:
     """(E, H) scores from what ``message`` receives, operation by operation as there."""
-    if conv.lin_edge is not None:
-        key_j = key_j + conv.lin_edge(edge_attr).view(-1, conv.heads, conv.out_channels)
-    return dot_scores(query_i, key_j)
+    edge = edge_term(conv, edge_attr)
+    return dot_scores(query_i, key_j if edge is None else key_j + edge)
+
+
+def edge_term(conv: Any, edge_attr: Tensor | None) -> Tensor | None:
+    """(E, H, C): what every edge adds to key and value; None for a layer without edge features."""
+    if conv.lin_edge is None:
+        return None
+    assert edge_attr is not None
+    term: Tensor = conv.lin_edge(edge_attr).view(-1, conv.heads, conv.out_channels)
+    return term

@@ -8,11 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gnnstab.feed import Feed
+from gnnstab.probe.attaching.stale_gradients import StaleGradients
 from gnnstab.probe.buffering.step_writer import Layout
 from gnnstab.probe.optimizer.next_update import UpdateWatch
 from gnnstab.probe.optimizer.slope import SlopeWatch
 from gnnstab.probe.recorder import Recorder
 from gnnstab.records import Finding, SeriesKey, StepRow
+from gnnstab.rules.gs610_stale_gradients import StaleGradients as KeptRule
 from gnnstab.rules.live import LiveEngine
 from gnnstab.trace import TraceWriter
 
@@ -33,13 +35,20 @@ class LiveWatch:
         feed: Streams every step that is looked at.
         updates: What the update of the step did to the output.
         slopes: Whether it overshot.
+        stale: Whether steps use the gradients of those before.
     """
 
     def __init__(
-        self, recorder: Recorder, writer: TraceWriter, feed: Feed, updates: UpdateWatch, slopes: SlopeWatch
+        self,
+        recorder: Recorder,
+        writer: TraceWriter,
+        feed: Feed,
+        updates: UpdateWatch,
+        slopes: SlopeWatch,
+        stale: StaleGradients,
     ) -> None:
         self._recorder, self._writer, self._feed = recorder, writer, feed
-        self._updates, self._slopes = updates, slopes
+        self._updates, self._slopes, self._stale = updates, slopes, stale
         self._engine = LiveEngine()
         self._precision = ""
         self._checked = -1
@@ -96,6 +105,8 @@ class LiveWatch:
         rise, found = self._updates.rise, earlier
         if rise is not None and rise.step == row.step:
             found = found + self._engine.tried(rise, self._updates.moved(row.step))
+        if (kept := self._stale.take()) is not None:
+            found = [*found, KeptRule().told(kept)]
         return found + self._engine.update(
             row.step,
             self._keys if len(rows) else (),

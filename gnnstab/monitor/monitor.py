@@ -129,14 +129,14 @@ class Monitor:
         self._boundary = Boundary(
             self._recorder, optimizers, scaler, self._act, self._after_step, self._moving, self._idle
         )
-        self._model, self._optimizers = model, optimizers
-        self._has_optimizer = bool(optimizers)
+        self._model, self._optimizers, self._has_optimizer = model, optimizers, bool(optimizers)
         self._waiting: list[Finding] = []
         self._not_held: dict[str, float] = {}
         self._told_loss = self._begun = self._ended = self._entered = self._began_fresh = False
         self._reported: set[str] = set()
         self._trouble = ""
-        self._live = LiveWatch(self._recorder, self._writer, self._feed, self._updates, self._slopes)
+        stale = self._boundary.stale
+        self._live = LiveWatch(self._recorder, self._writer, self._feed, self._updates, self._slopes, stale)
         self._opening = Opening(self._recorder, self._writer, loss)
         self._ending = Ending(self._recorder, self._writer, loss, optimizers, self._updates)
 

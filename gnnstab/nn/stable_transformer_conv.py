@@ -13,7 +13,7 @@ from torch_geometric.nn import TransformerConv
 from torch_geometric.utils import softmax
 
 from gnnstab.errors import FixError
-from gnnstab.layers.transformer_conv import dot_scores
+from gnnstab.layers.transformer_conv import dot_scores, edge_term
 from gnnstab.nn.score_cap import CAP_SHAPES, cap_scores
 
 
@@ -92,7 +92,7 @@ class StableTransformerConv(TransformerConv):  # type: ignore[misc]
         self.cap_shape = cap_shape
         self.fp32_attention = fp32_attention
         if qk_norm and "norm_query" not in self._modules:
-            like = self.lin_query.weight
+            like = next(self.parameters())
             for name in ("norm_query", "norm_key"):
                 norm = nn.LayerNorm(self.out_channels, device=like.device, dtype=like.dtype)
                 self.add_module(name, norm.train(self.training))
@@ -115,26 +115,23 @@ class StableTransformerConv(TransformerConv):  # type: ignore[misc]
         size_i: int | None,
     ) -> Tensor:
         """Messages α·v of every edge, shape (E, H, C)."""
-        if self.lin_edge is not None:
-            assert edge_attr is not None
-            edge_attr = self.lin_edge(edge_attr).view(-1, self.heads, self.out_channels)
-
+        edge = edge_term(self, edge_attr)
         if self.fp32_attention:
             with torch.autocast(query_i.device.type, enabled=False):
-                score = self._score(query_i.float(), key_j.float(), None if edge_attr is None else edge_attr.float())
+                score = self._score(query_i.float(), key_j.float(), None if edge is None else edge.float())
                 alpha = softmax(self._cap(score, index, size_i), index, ptr, size_i)
             # Under autocast the weights are float32 and the message stays so too, as it does in PyG; a model that was
             # cast as a whole needs its own dtype back for the next Linear.
-            alpha = alpha.to(torch.promote_types(value_j.dtype, self.lin_value.weight.dtype))
+            alpha = alpha.to(torch.promote_types(value_j.dtype, next(self.parameters()).dtype))
         else:
-            score = self._score(query_i, key_j, edge_attr)
+            score = self._score(query_i, key_j, edge)
             alpha = softmax(self._cap(score, index, size_i), index, ptr, size_i)
         self._alpha = alpha
         alpha = F.dropout(alpha, p=self.dropout, training=self.training)
 
         out = value_j
-        if edge_attr is not None:
-            out = out + edge_attr
+        if edge is not None:
+            out = out + edge
         return out * alpha.view(-1, self.heads, 1)
 
     def _score(self, query_i: Tensor, key_j: Tensor, edge: Tensor | None) -> Tensor:

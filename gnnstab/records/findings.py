@@ -28,6 +28,7 @@ FURTHER_CAUSES = (
     *("sum-aggregation", "feature-scale", "learning-rate", "adam-epsilon", "precision", "dead-units", "isolated-nodes"),
     *("normalization-misuse", "oversmoothing", "active-clamp", "non-finite-data", "uninitialized-parameter"),
     *("never-updated-parameter", "saturated-gate", "undefined-operation", "masking", "indistinguishable-nodes"),
+    "stale-gradients",
 )
 """Reported, in this order, when not absent."""
 

@@ -19,14 +19,18 @@ from gnnstab.records.json_numbers import json_number
 from gnnstab.report import _rulebook as rulebook
 from gnnstab.report import escape, summary
 from gnnstab.report.numbers import measured
+from gnnstab.rules import RULES
 
 LEVELS = {"error": "error", "warning": "warning", "info": "note"}
 LONGEST_MESSAGE = 4000
 SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 
 
-def render_many(diagnoses: Sequence[Diagnosis], *, root: str = "") -> str:
-    """A SARIF log with the results of all targets in one run; absolute paths below ``root`` become relative to it."""
+def render_many(diagnoses: Sequence[Diagnosis], *, root: str = "", docs_url: str = "") -> str:
+    """A SARIF log with the results of all targets in one run; absolute paths below ``root`` become relative to it.
+
+    ``docs_url`` is where the built documentation is served: rules point at their page there; without it they carry the page alone.
+    """
     codes = rulebook.codes(diagnoses)
     position = {code: i for i, code in enumerate(codes)}
     uris = [artifact_uri(d.target.path, root) for d in diagnoses if d.target.kind != "model"]
@@ -36,7 +40,7 @@ def render_many(diagnoses: Sequence[Diagnosis], *, root: str = "") -> str:
                 "name": "gnnstab",
                 "version": __version__,
                 "semanticVersion": __version__,
-                "rules": [descriptor(code, diagnoses) for code in codes],
+                "rules": [descriptor(code, diagnoses, docs_url) for code in codes],
             }
         },
         "invocations": [
@@ -137,7 +141,7 @@ def _notifications(diagnosis: Diagnosis, position: dict[str, int]) -> list[dict[
     return notes
 
 
-def descriptor(code: str, diagnoses: Sequence[Diagnosis]) -> dict[str, Any]:
+def descriptor(code: str, diagnoses: Sequence[Diagnosis], docs_url: str = "") -> dict[str, Any]:
     """One rule as a reporting descriptor, with its page as help; a rule that is not installed here by its findings."""
     rule = rulebook.known().get(code)
     if rule is None:
@@ -146,12 +150,14 @@ def descriptor(code: str, diagnoses: Sequence[Diagnosis]) -> dict[str, Any]:
         return {"id": code, "name": name, "shortDescription": {"text": name}, "fullDescription": {"text": name}}
     sentence = message(rulebook.first_sentence(code) or rule.name)
     page = rulebook.page(code) or sentence
+    own = any(rule.code == code for rule in RULES)  # The documentation has no page for the rule of a plugin.
     return {
         "id": code,
         "name": rule.name,
         "shortDescription": {"text": sentence},
         "fullDescription": {"text": sentence},
         "help": {"text": page, "markdown": page},
+        **({"helpUri": f"{docs_url.rstrip('/')}/rules/{code}.html"} if docs_url and own else {}),
         "defaultConfiguration": {"level": LEVELS.get(rule.severity, "warning")},
         "properties": {
             "tags": ["numerical-stability", *([rule.cause] if rule.cause else [])],

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from gnnstab.records import FIVE_CAUSES, FURTHER_CAUSES, Cause, Finding, RuleStatus, Signals
 from gnnstab.records.vocabulary import OPTIMIZER_INPUT_SHARE, OPTIMIZER_UNDONE
@@ -21,7 +23,35 @@ def causes(findings: Sequence[Finding], statuses: Sequence[RuleStatus], signals:
     five = [_five(cause, findings, by_code, signals) for cause in FIVE_CAUSES]
     further = [_further(cause, findings, by_code) for cause in FURTHER_CAUSES]
     found = (*five, *(cause for cause in further if cause is not None))
-    return tuple(replace(cause, how=_how(cause, findings), share=_share(cause, findings)) for cause in found)
+    known = [replace(cause, how=_how(cause, findings), share=_share(cause, findings)) for cause in found]
+    return outcomes(known, signals.kind, signals.context)
+
+
+_DRAWN = "unsuitable-init"
+"""Begins with the weights as they were drawn, which nobody sees in trained ones."""
+
+_MADE = (_DRAWN, "dead-units", "attention-explosion", "saturated-gate")
+"""States of weights that training can bring about as well."""
+
+_COUNTED = re.compile(r"took \d+ steps| = \d+ in the file")
+"""What says that weights are trained by a count of steps; the shape of their distribution alone may be a draw of the user's."""
+
+_PERHAPS = "Perhaps an outcome"
+
+
+def outcomes(found: Sequence[Cause], kind: str, context: Mapping[str, Any]) -> tuple[Cause, ...]:
+    """In trained weights without their run, a state of weights may be the outcome and not the cause: it is said, and how they were drawn is no root."""
+    why = str(context.get("trained_reason") or "")
+    if kind == "trace" or context.get("trained") is not True or not _COUNTED.search(why):
+        return tuple(found)
+    told, said = [], f"{_PERHAPS} of training, not where it began ({why}; a Monitor over the run tells)"
+    for cause in found:
+        if cause.cause in _MADE and cause.status == "root-cause" and not cause.reason.startswith(_PERHAPS):
+            status = "contributing" if cause.cause == _DRAWN else cause.status
+            cause = replace(cause, status=status, reason=f"{said}: {cause.reason}")
+            said = f"{_PERHAPS} as well"
+        told.append(cause)
+    return tuple(told)
 
 
 def _how(cause: Cause, findings: Sequence[Finding]) -> str:
@@ -128,6 +158,7 @@ OBSERVED = frozenset(
         "GS602",
         "GS604",
         "GS608",
+        "GS610",
         "GS701",
         "GS703",
         "GS704",
@@ -154,5 +185,6 @@ CODES_OF_CAUSE: Mapping[str, tuple[str, ...]] = {
     "undefined-operation": ("GS502",),
     "masking": ("GS305", "GS408", "GS502"),
     "indistinguishable-nodes": ("GS704",),
+    "stale-gradients": ("GS610",),
 }
 """Rules whose verdict decides whether a further cause was looked at."""

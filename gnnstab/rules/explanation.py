@@ -333,6 +333,9 @@ LINKS = tuple(
         ("GS305", _always, "GS301 GS302 GS304 GS408 GS601 GS603 GS702 GS704"),
         ("GS408", _heard_beside_norms, "GS108"),
         ("GS108", _heard_through_norms, "GS408"),
+        # Updates of all gradients so far: like those of a rate that grows.
+        ("GS610", _always, "GS603 GS606 GS607 GS608"),
+        ("GS610", _made_by_the_rate, "GS601 GS502 GS609 GS301 GS302 GS204 GS701 GS201"),
         # Aggregation.
         ("GS401", _far_off, "GS603 GS601"),
         ("GS401", _behind, "GS302 GS104 GS702 GS501 GS703"),

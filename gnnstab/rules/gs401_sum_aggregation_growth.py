@@ -171,7 +171,7 @@ class SumAggregationGrowth(Rule):
         per_layer: dict[str | None, list[Signal]] = {}
         for signal in measurements:
             facts = signals.layer(signal.layer or "")
-            # TransformerConv's own aggr="add" sums weights that add up to 1: a mean.
+            # An attention layer's own aggr="add" sums weights that add up to 1: a mean.
             if facts is None or not facts.attention:
                 per_layer.setdefault(signal.layer, []).append(signal)
         for layer, found in per_layer.items():

@@ -7,10 +7,11 @@ from typing import Any
 
 from gnnstab.errors import NotEvaluable
 from gnnstab.records import Finding, LayerFacts, Signal, Signals
-from gnnstab.records.vocabulary import GAIN_VALUE, OPTIMIZER_UNDONE
+from gnnstab.records.vocabulary import GAIN_VALUE, OPTIMIZER_UNDONE, PLACE_RMS
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.gs203_vanishing_gradient import VanishingGradient
 from gnnstab.rules.gs204_exploding_gradient import ExplodingGradient
+from gnnstab.rules.gs406_feature_scale import FeatureScale
 from gnnstab.rules.queries import fresh, largest, measured, names, need_depth, need_measured, percent, smallest
 
 
@@ -30,7 +31,8 @@ class Oversmoothing(Rule):
     that has a row for each node, they are indistinguishable, and that is a warning; of an output for each graph, where nodes and graphs
     are. Nodes without incoming edges, and those that hear of them, are left out: what they lack tells them apart. So are padded rows, and entries
     that a mask has written over. And inputs that are the same for every node, where the few answers that the edges alone tell apart are given to
-    nodes with other targets. And layers that are given one row for every node and give one back: they tell nothing of the graph.
+    nodes with other targets. An input in which they are alike because of its scale alone (one column much larger than others in which they differ) is
+    a matter of feature-scale. And layers that are given one row for every node and give one back: they tell nothing of the graph.
 
     ## Why it is unstable
     Attention averages over neighbours; averaging over and over leaves the mean. The measure is free of scale, so it does not
@@ -77,6 +79,12 @@ class Oversmoothing(Rule):
         source="derived: less than the first digits of a float16; .1 and more in networks that train",
     )
 
+    apart: float = threshold(0.1, unit="‖X − mean‖/‖X‖", source="as alike: .1 and more in networks that train")
+
+    digits: float = threshold(
+        1e-5, unit="‖X − mean‖/‖X‖", source="derived: a hundred times float32's precision of 1e-7"
+    )
+
     shrinking: float = threshold(
         0.3, unit="value gain", source="derived: half of the smallest initialisation in use, PyG's default of .58"
     )
@@ -111,6 +119,17 @@ class Oversmoothing(Rule):
         # Nodes that two layers and more left apart, in a stack of them, were smoothed out, however soon that ends in rounding.
         gradually = sum(one.name not in alike for one in stack) >= 2 and not self._shrunk(signals)
         smoothed = last_apart >= 0 and gradually and len(stack) >= self.min_layers
+        if last_apart < 0 and (large := self._drowned(signals, first)):
+            yield self.finding(
+                f"the nodes of a graph are alike up to rounding already in the input `{first.layer}` (they differ by {first.value:.1g} of its size, in "
+                f"the output by {largest(ends).value:.1g}): {large}. Standardise the columns with the statistics of the training set.",
+                severity="warning",
+                limit=self.alike,
+                signal=first,
+                confidence="high",
+                cause="feature-scale",
+            )
+            return
         where = f"already in the input `{first.layer}`" if last_apart < 0 else f"from {first.layer} on"
         yield self.finding(
             f"the nodes of a graph are alike up to rounding {where} (they differ by {first.value:.1g} of their size, in the output by "
@@ -123,6 +142,16 @@ class Oversmoothing(Rule):
             confidence="high",
             cause=self.cause if smoothed else "indistinguishable-nodes",
         )
+
+    def _drowned(self, signals: Signals, first: Signal) -> str:
+        """What the scale of an input hides: columns in which the nodes differ, or their distance from a far-off mean; ``""`` for nothing."""
+        apart = first.detail.get("apart")
+        if not isinstance(apart, float):
+            return ""
+        if apart >= self.apart:
+            return f"a column that is much larger than the others hides theirs, of which one differs by {apart:.2g} of its size"
+        far = any(s.value > FeatureScale.absurd for s in measured(signals.find(PLACE_RMS, layer=first.layer)))
+        return "its values lie far from 0 and close to each other" if far and apart > self.digits else ""
 
     def _shrunk(self, signals: Signals) -> bool:
         """True where the weights make states so small that the biases are all that is left of them."""

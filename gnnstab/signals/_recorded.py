@@ -25,7 +25,7 @@ TRAINED_STEPS = 200
 _MISSING = {
     "attention.": "no attention was measured in the full tier",
     "gradient.": "no backward pass was recorded; pass a loss, or record a training run",
-    "optimizer.": "the trace does not hold the optimizer's state; pass a checkpoint with it, or the optimizer",
+    "optimizer.": "the optimizer's state is not known; pass a checkpoint that holds it, or the optimizer",
     "logit.": "the trace does not hold the weights; pass the checkpoint or the model",
     "gain.": "the trace does not hold the weights; pass the checkpoint or the model",
     LOSS_GENERALISATION_GAP: "no validation loss is known; pass it with monitor.validation(loss), beside monitor.loss(loss)",
@@ -140,6 +140,8 @@ def _context(
         context["steps_unseen"] = _number(meta.get("unseen.steps"))
         if trace.missing_ranks:
             context["ranks_missing"] = trace.missing_ranks
+        if kept := meta.get("stale.gradients"):
+            context["stale_gradients"] = int(kept) if kept.isdecimal() else False
         context["steps_dropped"] = _number(meta.get("dropped.steps"))
         context["trained"] = True if steps >= TRAINED_STEPS else None
     if "optimizer" in meta:

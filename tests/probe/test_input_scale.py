@@ -184,3 +184,42 @@ def test_two_tensors_that_may_be_targets_have_none():
 
     assert loss_with_targets({"y": torch.rand(4), "target": torch.rand(4)}) is None
     assert loss_with_targets({"x": torch.rand(4)}) is None
+
+
+@pytest.mark.parametrize("face", ["diagnose", "monitor"])
+@pytest.mark.parametrize("raw", [True, False])
+def test_a_residual_stream_keeps_the_scale_that_the_norms_of_its_branches_take_away(raw, face):
+    """A time in seconds enters a stream whose blocks begin with a LayerNorm; by rounding it also makes all nodes alike."""
+
+    class Blocks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.enter, self.leave = nn.Linear(6, 32), nn.Linear(32, 1)
+            self.attend = nn.ModuleList(TransformerConv(32, 8, heads=4) for _ in range(2))
+            self.norms = nn.ModuleList(nn.LayerNorm(32) for _ in range(2))
+
+        def forward(self, data: Data) -> torch.Tensor:
+            h = self.enter(data.x)
+            for norm, conv in zip(self.norms, self.attend, strict=True):
+                h = h + conv(norm(h), data.edge_index).relu()
+            return self.leave(h)
+
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(60, 6, generator=g)
+    y = x[:, :1] / 2
+    if raw:
+        x[:, 3] = 1.7e9 + 2.6e6 * torch.rand(60, generator=g)
+    batch = Data(x=x, edge_index=torch.randint(0, 60, (2, 300), generator=g), y=y)
+    torch.manual_seed(1)
+    model = Blocks()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+
+    def loss(output: torch.Tensor, batch: Data) -> torch.Tensor:
+        return nn.functional.mse_loss(output, batch.y)
+
+    if face == "monitor":
+        found = trained(model, batch, loss, 30, optimizer=optimizer)
+    else:
+        found = gnnstab.diagnose(model, batch=batch, loss=loss, optimizer=optimizer)
+    assert [c.cause for c in found.root_causes()] == (["feature-scale"] if raw else [])
+    assert all("Standardise" in f.message for f in found.findings if f.code in ("GS406", "GS704"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib.metadata import metadata
 from pathlib import Path
 
 import pytest
@@ -54,11 +53,14 @@ def test_every_rule_has_what_code_scanning_shows() -> None:
         assert len(rule["fullDescription"]["text"]) <= 1024
 
 
-def test_a_rule_has_an_address_only_where_the_project_has_a_public_one() -> None:
-    told = metadata("gnnstab")
-    public = told.get_all("Project-URL") or told.get("Home-page")
-    rules = run_of(examples.clean())["tool"]["driver"]["rules"]
-    assert all(("helpUri" in rule) == bool(public) for rule in rules)
+@pytest.mark.parametrize("base", ["", "https://docs.example.org/gnnstab", "https://docs.example.org/gnnstab/"])
+def test_a_rule_has_an_address_only_where_one_is_named(base: str, official) -> None:
+    log = json.loads(render([examples.clean()], "sarif", docs_url=base))
+    assert official.is_valid(log)
+    for rule in log["runs"][0]["tool"]["driver"]["rules"]:
+        page = f"https://docs.example.org/gnnstab/rules/{rule['id']}.html"
+        assert rule.get("helpUri") == (page if base else None)
+        assert "## What it sees" in rule["help"]["markdown"]
 
 
 def test_results_point_at_their_rule_file_layer_and_head() -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gnnstab.probe.attaching.hooks import Hook, ignore, take_off
+from gnnstab.probe.attaching.stale_gradients import StaleGradients
 from gnnstab.probe.attaching.stand_in import Lookalike, StandIn
 from gnnstab.probe.buffering.pending_step import Number
 from gnnstab.probe.recorder import Recorder
@@ -57,6 +58,7 @@ class Boundary:
         self._idle = idle
         if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in self._optimizers):
             recorder.dropped.wanted = False  # A line search may well meet such points, and leaves them.
+        self.stale = StaleGradients(recorder, self._optimizers)
         self._handles: list[Any] = []
         self._hooks: list[Hook] = []
         # What has not moved by the scaler's update was skipped.
@@ -85,12 +87,14 @@ class Boundary:
         for optimizer in self._optimizers:
             self._handles.append(optimizer.register_step_pre_hook(_StepHook(before, self.ended)))
             self._handles.append(optimizer.register_step_post_hook(self._after_step(after)))
+        self.stale.attach()
         if self._update is not None:
             self._update = self._update.resume()
 
     def detach(self) -> None:
         """Remove the hooks."""
         take_off("the hooks of the optimizer", self._handles, self._hooks, self._recorder.state.error_guard)
+        self.stale.detach()
         if self._update is not None:
             self._update.remove()
 

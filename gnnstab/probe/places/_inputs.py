@@ -128,11 +128,16 @@ _SLOW = 2 * math.pi
 
 
 def normalised_next(seen: ForwardView, call: Call) -> bool:
-    """True for a linear map whose output goes into a normalisation, which takes the scale away again, at most a ReLU between."""
+    """True for a linear map whose output goes into a normalisation, which takes the scale away again, at most a ReLU between.
+
+    It must go nowhere else: of a residual stream the branch is normalised, and the stream keeps its scale.
+    """
     if not isinstance(call.module, nn.Linear):
         return False
     left = {t.grad_fn for t in call.leaving if t.grad_fn is not None}
-    return any(other.normalises and any(before(t.grad_fn) in left for t in other.entering) for other in seen.calls.all)
+    norms = [c for c in seen.calls.all if c.normalises and any(before(t.grad_fn) in left for t in c.entering)]
+    behind = {t.grad_fn for c in norms for t in c.leaving}
+    return bool(norms) and left.isdisjoint(autograd.walk_nodes([t.grad_fn for t in seen.outputs], closed=behind))
 
 
 def before(node: Any) -> Any:

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 _ALIKE = 0.01
 """Difference below which a place is listed."""
 
+_COLUMNS = 256
+"""Columns of an input that are looked at one by one."""
+
 _THROUGH = ("DropoutBackward", "MulBackward", "NativeDropoutBackward", "ViewBackward", "ReshapeAliasBackward")
 """Operations that leave a residual sum one."""
 
@@ -94,6 +97,14 @@ class _Members(NamedTuple):
         found = self.rows(tensor)
         return None if found is None else numbers.difference(*found)
 
+    def furthest_column(self, tensor: Tensor) -> float | None:
+        """The largest difference that one column has by itself: a column that is much larger than the others hides theirs."""
+        found = self.rows(tensor)
+        if found is None:
+            return None
+        own = [numbers.difference(column[:, None], found[1]) for column in found[0].T[:_COLUMNS]]
+        return max((value for value in own if not math.isnan(value)), default=None)
+
 
 def _members(seen: ForwardView) -> _Members | None:
     """The nodes of the batch; of several kinds those that the output has rows for."""
@@ -140,10 +151,18 @@ def _differences(seen: ForwardView) -> Iterator[tuple[str, str, float, dict[str,
     outputs = own or [numbers.difference(t, None) for t in seen.outputs if t.dim() and len(t) > 1]
     found += [("output", value) for value in outputs]
     alike = [name for name, value in found if value < _ALIKE]
+    first = found[0][0]
+    apart = members.furthest_column(seen.batch[first]) if first in alike and first in seen.batch else None
     for position, (name, value) in enumerate(found):
         # All that is needed to say where the nodes became alike; healthy ones are told at both ends alone.
         if not math.isnan(value) and (position == 0 or name in ("output", *alike)):
-            yield "place.node_difference", name, value, {"position": position, "per_node": bool(own)}
+            detail = {"position": position, "per_node": bool(own)}
+            yield (
+                "place.node_difference",
+                name,
+                value,
+                detail if position or apart is None else {**detail, "apart": apart},
+            )
 
 
 def _edges(seen: ForwardView) -> Tensor | None:

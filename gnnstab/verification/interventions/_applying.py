@@ -8,6 +8,7 @@ from dataclasses import replace
 from gnnstab.fixes import recommend, standardised
 from gnnstab.records import Cause, Diagnosis, Finding, FixAdvice, Signals
 from gnnstab.records.vocabulary import INVESTIGATION
+from gnnstab.rules import outcomes
 from gnnstab.verification.interventions._investigation import Investigation, Tried, restored
 from gnnstab.verification.interventions.deciding import decided_causes, decided_findings, told
 
@@ -25,7 +26,7 @@ def decided(diagnosis: Diagnosis, found: Investigation, signals: Signals) -> Dia
     if not found.symptoms:
         return replace(diagnosis, context=context)
     findings = decided_findings(diagnosis.findings, found)
-    causes = _quieted(decided_causes(diagnosis.causes, found), findings, found)
+    causes = _quieted(outcomes(decided_causes(diagnosis.causes, found), signals.kind, signals.context), findings, found)
     bare = tuple(replace(cause, fixes=()) for cause in causes)
     return replace(
         diagnosis, findings=findings, causes=_placed(recommend(bare, findings, signals), found),

@@ -1,0 +1,55 @@
+"""GS610 stale-gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gnnstab.errors import NotApplicable
+from gnnstab.records import Finding, Signals
+from gnnstab.rules.base import Rule, rule, threshold
+
+
+@rule("GS610", "stale-gradients", cause="stale-gradients", severity="warning", confidence="high")
+class StaleGradients(Rule):
+    """Every step of the optimizer uses the gradients of all steps before it: nothing clears them.
+
+    ## What it sees
+    Under a Monitor that was given the optimizer: the gradient of one parameter over the first steps. Where each backward adds to exactly what the
+    optimizer has just used, three steps in a row, nothing has cleared it.
+
+    ## Why it is unstable
+    The sum of all gradients so far grows with the number of steps, and so does the update: a momentum that never forgets. Steps overshoot whatever the learning rate is.
+
+    ## What it looks like
+    A loss that falls at first, then swings wider and wider or rises; a gradient norm that grows from step to step.
+
+    ## Fix
+    `optimizer.zero_grad()` before each backward; with accumulation over k batches once after every step of the optimizer.
+
+    ## When it is wrong
+    Accumulation is none: there the optimizer moves once for several backwards, and the gradients are cleared behind it. Gradients that are
+    decayed instead of cleared are not told. A loop that clears them now and then only is told, if three steps come without.
+
+    ## References
+    PyTorch, documentation of `torch.optim.Optimizer.zero_grad`. Measured: SGD and Adam, with accumulation, clipping and two optimizers.
+    """
+
+    steps: float = threshold(
+        3, unit="steps in a row", source="heuristic: a loop that clears them now and then may miss one"
+    )
+
+    def check(self, signals: Signals) -> Iterator[Finding]:
+        """One finding for the run."""
+        told = signals.context.get("stale_gradients")
+        if signals.kind != "trace" or told is None:
+            raise NotApplicable("no optimizer was watched in a run")
+        if told is not False:
+            yield self.told(int(told))
+
+    def told(self, step: int) -> Finding:
+        """What to say of a run in which it was certain at this step."""
+        return self.finding(
+            f"up to step {step} each backward has added to the gradients of the steps before it, and the optimizer uses their sum: nothing clears "
+            "them. Call optimizer.zero_grad() before each backward; to accumulate over several batches, call it after every optimizer.step().",
+            limit=self.steps, name="", value=self.steps, step=step, unit="steps in a row",
+        )  # fmt: skip
