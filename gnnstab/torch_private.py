@@ -47,9 +47,13 @@ autograd_node = torch._C._current_autograd_node
 """The node whose backward runs in this thread; None outside of one."""
 
 
+is_jit_tracing = torch._C._is_tracing
+"""Whether `torch.jit.trace` writes down what is computed."""
+
+
 def is_tracing() -> bool:
     """Whether `torch.jit.trace` or `make_fx` writes down what is computed, or nothing is computed, on fake tensors."""
-    return torch._C._is_tracing() or (
+    return is_jit_tracing() or (
         dispatch_modes() > 0 and any(getattr(mode, "_mode_key", None) is not None for mode in dispatch_stack())
     )
 
@@ -78,6 +82,9 @@ without_torch_dispatch = torch._C._DisableTorchDispatch
 dispatch_modes = torch._C._len_torch_dispatch_stack
 """How many dispatch modes are active."""
 
+function_modes = torch._C._len_torch_function_stack
+"""How many function modes are active."""
+
 dispatch_stack = _get_current_dispatch_mode_stack
 """The active dispatch modes, the outermost first."""
 
@@ -100,7 +107,7 @@ class ModeStack(NamedTuple):
 
 DISPATCH = ModeStack(dispatch_modes, dispatch_stack, torch._C._push_on_torch_dispatch_stack, _pop_dispatch_mode)
 FUNCTION = ModeStack(
-    torch._C._len_torch_function_stack,
+    function_modes,
     _get_current_function_mode_stack,
     torch._C._push_on_torch_function_stack,
     torch._C._pop_torch_function_stack,

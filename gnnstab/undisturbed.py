@@ -15,7 +15,16 @@ from gnnstab.hook_code import computes
 from gnnstab.left_out import left_out
 from gnnstab.other_threads import may_draw
 from gnnstab.own_draws import OwnDraws
-from gnnstab.torch_private import DISPATCH, FUNCTION, DeviceContext, ModeStack, TorchDispatchMode, global_hooks
+from gnnstab.torch_private import (
+    DISPATCH,
+    FUNCTION,
+    DeviceContext,
+    ModeStack,
+    TorchDispatchMode,
+    dispatch_modes,
+    function_modes,
+    global_hooks,
+)
 
 _COUNTERS = frozenset({flop_counter.__name__, "torch.distributed.tensor.debug", "torch.utils._debug_mode"})
 """Modules whose modes only take notes."""
@@ -64,7 +73,7 @@ def undisturbed(asked: bool) -> Iterator[None]:
 
 def modes_aside() -> AbstractContextManager[None]:
     """No mode of the user's sees or changes an operation inside; costs two calls of C code where none is active."""
-    if DISPATCH.depth() or FUNCTION.depth():
+    if dispatch_modes() or function_modes():
         return without_modes()
     return _NOTHING
 

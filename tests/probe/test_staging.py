@@ -149,3 +149,19 @@ def test_a_device_gets_one_copy_for_a_call_and_reduces_all_together(monkeypatch:
         for slot, numbers in as_dict(found).items():
             assert numbers == pytest.approx(expected[slot], nan_ok=True)
     assert reductions == ["min", "max", "sum"] * 3
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-19, 1e-13, 1.0, 1e18, 1e19, 1e30])
+@pytest.mark.parametrize("beside", [1.0, 0.0])
+def test_squares_of_any_size_are_summed_as_in_float64(size: float, beside: float) -> None:
+    """Those that leave the range of float32 as well as those that do not, beside others that never leave it."""
+    stage = StatsBuffer(lambda slot, reason: None)
+    own, other = tensor_of((LARGE,), 0) * size, tensor_of((40, 50), 1) * beside
+    with np.errstate(all="raise"):
+        stage.put((0, 1), [own, other])
+        found = stage.take()
+    assert np.allclose(found.square, [t.double().square().sum() for t in (own, other)], rtol=1e-6, atol=0.0)
+    assert found.minimum.tolist() == [float(own.min()), float(other.min())]
+    assert np.allclose(
+        found.rows()[0][:, 2], [t.double().square().mean().sqrt() for t in (own, other)], rtol=1e-6, atol=0
+    )

@@ -11,8 +11,8 @@ from torch.compiler import is_compiling
 from gnnstab.errors import let_through
 from gnnstab.probe.attaching.hooks import ignore
 from gnnstab.probe.state import State
-from gnnstab.torch_private import set_grad_enabled
-from gnnstab.undisturbed import modes_aside
+from gnnstab.torch_private import dispatch_modes, function_modes, set_grad_enabled
+from gnnstab.undisturbed import without_modes
 
 
 class GradientHook:
@@ -35,9 +35,13 @@ class GradientHook:
             return
         if type(gradient) is tuple:
             gradient = gradient[0]
-        if gradient is not None:
-            with modes_aside():
+        if gradient is None:
+            return
+        if dispatch_modes() or function_modes():
+            with without_modes():
                 self._record(state, gradient)
+        else:
+            self._record(state, gradient)
 
     def _record(self, state: State, gradient: Any) -> None:
         # Within a backward they are off, unless it is to be differentiated itself.

@@ -16,8 +16,15 @@ from torch.utils.hooks import RemovableHandle
 
 from gnnstab.errors import GnnstabError, let_through
 from gnnstab.probe.error_guard import ErrorGuard
-from gnnstab.torch_private import is_exporting, is_tracing, set_grad_enabled
-from gnnstab.undisturbed import modes_aside
+from gnnstab.torch_private import (
+    dispatch_modes,
+    function_modes,
+    is_exporting,
+    is_jit_tracing,
+    is_tracing,
+    set_grad_enabled,
+)
+from gnnstab.undisturbed import without_modes
 
 
 def ignore(*args: Any, **kwargs: Any) -> None:
@@ -68,9 +75,12 @@ class Hook:
             if not is_exporting():  # An exported program is kept and deployed; it holds nothing of gnnstab.
                 self.compiled(*args)
             return
-        if is_tracing():  # `torch.jit.trace` would write down what gnnstab computes as a part of the model.
-            return
-        with modes_aside():
+        # `torch.jit.trace` and `make_fx` would write down what gnnstab computes as a part of the model.
+        if dispatch_modes() or function_modes():
+            if not is_tracing():
+                with without_modes():
+                    self._run(*args)
+        elif not is_jit_tracing():
             self._run(*args)
 
     def _run(self, *args: Any) -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 _MERGE_AT = 32
 """Parts kept apart before they are merged, so that a step of any number of forwards stays bounded."""
+
+FAINT = 2.0**-86
+"""A sum of squares in float32 above which all that vanishes of 2**13 squares below 2**-126 is less than 2**-26 of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +35,7 @@ class Totals:
     """False while a slot may stand in it more than once."""
 
     exact: bool = True
-    """True when the squares were summed in float64, so that they neither overflow nor vanish."""
+    """True when the squares were summed where they neither overflow nor vanish."""
 
     def rows(self) -> tuple[NDArray[np.float64], bool]:
         """(n, 5) minimum, maximum, RMS, count, non-finite (-1: at least one), and whether everything is finite."""
@@ -94,6 +98,23 @@ def merge(parts: list[Totals]) -> Totals:
         np.add.at(square, place, np.concatenate([part.square for part in parts]))
         np.add.at(count, place, np.concatenate([part.count for part in parts]))
     return Totals(distinct[order], minimum[order], maximum[order], square[order], count[order], exact=exact)
+
+
+def squares(data: NDArray[Any], starts: NDArray[np.int64], scratch: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(n,) sums of squares of the segments of ``data`` that begin at ``starts``; ``scratch`` has room for as many entries.
+
+    In float32 where none of them comes near the ends of its range, else in float64, where they neither overflow nor vanish.
+    """
+    if data.dtype == np.float32:
+        short = scratch.view(np.float32)[: len(data)]
+        np.multiply(data, data, out=short)
+        square = np.add.reduceat(short, starts)
+        if np.minimum.reduce(square) > FAINT and np.maximum.reduce(square) < math.inf:
+            return square.astype(np.float64)
+    wide = scratch[: len(data)]
+    wide[:] = data
+    np.multiply(wide, wide, out=wide)
+    return np.add.reduceat(wide, starts)
 
 
 class StatsAccumulator:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gnnstab.probe.buffering import device_copy
-from gnnstab.probe.buffering._totals import EMPTY, StatsAccumulator, Totals, merge
+from gnnstab.probe.buffering._totals import EMPTY, StatsAccumulator, Totals, merge, squares
 from gnnstab.probe.buffering.device_copy import DeviceCopy
 from gnnstab.torch_private import foreach_copy
 
@@ -135,7 +135,6 @@ class StatsBuffer:
         self._buffer = torch.empty(capacity, dtype=dtype, device=device or "cpu")
         self._array = self._buffer.numpy() if device is None else np.empty(0)
         self._wide: StatsBuffer | None = None
-        # Squares in float64 neither overflow nor vanish.
         self._scratch = np.empty(capacity if device is None else 0)
         self._there: StatsBuffer | None = None
         self._reduced: list[Tensor] = []
@@ -209,12 +208,9 @@ class StatsBuffer:
 
     def send(self) -> PendingStats:
         """The same without waiting: what a device has reduced is on its way afterwards."""
-        if self._reduced_slots or self._buffer.dtype is torch.float64:
-            with np.errstate(all="ignore"):
-                self._take_copies()
-                self._take_reduced()
-        else:
-            self._take_copies()  # Of float32, whose squares float64 holds, nothing that NumPy would warn of.
+        with np.errstate(all="ignore"):
+            self._take_copies()
+            self._take_reduced()
         if self._wide is not None:
             self._tally.add(self._wide.take())
         copies, self._copies = self._copies, []
@@ -325,19 +321,10 @@ class StatsBuffer:
             copy = DeviceCopy([_reduce_there(self._buffer[:stop], offsets)])
             self._copies.append((copy, partial(_in_columns, slots=slots, counts=counts, distinct=distinct)))
             return
-        data, scratch = self._array[:stop], self._scratch[:stop]
-        scratch[:] = data
-        np.multiply(scratch, scratch, out=scratch)
-        self._tally.add(
-            Totals(
-                slots,
-                np.minimum.reduceat(data, starts).astype(np.float64),
-                np.maximum.reduceat(data, starts).astype(np.float64),
-                np.add.reduceat(scratch, starts),
-                counts,
-                distinct,
-            )
-        )
+        data = self._array[:stop]
+        minimum, maximum = np.minimum.reduceat(data, starts), np.maximum.reduceat(data, starts)
+        square = squares(data, starts, self._scratch)
+        self._tally.add(Totals(slots, minimum.astype(np.float64), maximum.astype(np.float64), square, counts, distinct))
 
     def _lay_out(self, position: int) -> _Index:
         slots: list[int] = []
