@@ -20,8 +20,8 @@ class LearningRateTooLow(Rule):
 
     ## What it sees
     A schedule that has taken the rate below a hundredth of its largest for more than half of the run, in which little was learned; or,
-    at the end of a run whose rate was constant or rose all the way, as in a warm-up that is counted in another unit, whose updates moved the output by next to nothing and whose loss stands still. Then: up to twenty steps of
-    your optimizer on a copy at 10, 100, … times the rate. A rate at which they are calm and lower the loss by a tenth is the measure.
+    at the end of a run whose rate was constant or rose all the way, as in a warm-up that is counted in another unit, whose updates moved
+    the output by next to nothing and whose loss stands still. Then: up to twenty steps of your optimizer on a copy at 10, 100, … times the rate. A rate at which they are calm and lower the loss by a tenth is the measure.
     Where all updates of the run together moved the output by less than its spread, and the loss has fallen by less than a fifth and is
     still near that of an output of zeros: twenty steps at a hundred times the rate that get more than 25 times as far as
     those at the rate, and twice as far as the whole run.
