@@ -46,6 +46,16 @@ def quantized(axis: int) -> bytes:
     return call("torch._utils._rebuild_qtensor", storage(16, "QInt8Storage"), parts)
 
 
+def flagged(kind: str, flag: str) -> bytes:
+    """The operations that rebuild one entry of a storage as a view that ``flag`` (``neg`` or ``conj``) changes."""
+    return call("torch._utils._rebuild_tensor_v2", storage(1, kind), b"K\x00))\x89}}(" + text(flag) + b"\x88u")
+
+
+QUANTIZED = call(
+    "torch._utils._rebuild_qtensor",
+    storage(4, "QInt8Storage"),
+    b"K\x00K\x01\x85K\x01\x85(ctorch\nper_tensor_affine\nG" + struct.pack(">d", 1) + b"K\x00t\x89}",
+)
 HUGE = tensor((10**5, 10**5), (0, 0))
 TUPLES = b")" + b"\x85" * DEEP
 
@@ -172,6 +182,19 @@ ATTACKS: dict[str, tuple[bytes, str]] = {
         )
         + b"e",
         "fill the memory",
+    ),
+    **{
+        f"a tensor of {kind} without a scale": (flagged(kind, "neg"), "has no scale")
+        for kind in ("QInt8Storage", "QUInt8Storage", "QInt32Storage", "QUInt4x2Storage", "QUInt2x4Storage")
+    },
+    "negated whole numbers": (flagged("ByteStorage", "neg"), "a conjugated or negated view"),
+    "conjugated real numbers": (flagged("FloatStorage", "conj"), "a conjugated or negated view"),
+    "a sparse tensor of quantized values": (
+        call(
+            "torch._utils._rebuild_sparse_tensor",
+            b"ctorch\nsparse_coo\n(" + tensor((1, 1)) + QUANTIZED + b"K\x04\x85t",
+        ),
+        "a sparse tensor is none that torch writes",
     ),
     "marks without end": (b"(" * 20_000, "inside each other"),
     "an extension": (b"\x82\x01", "stands in no checkpoint"),

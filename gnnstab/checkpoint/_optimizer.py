@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gnnstab.checkpoint._naming import printable
 from gnnstab.checkpoint._tally import Tally
-from gnnstab.checkpoint._tensors import unreadable
+from gnnstab.checkpoint._tensors import has_shape
 
 SECOND_MOMENTS = ("max_exp_avg_sq", "exp_avg_sq", "square_avg")
 """Names of a running mean of squared gradients: AMSGrad, Adam and its family, RMSprop."""
@@ -38,7 +38,8 @@ class Entry:
     @property
     def shape(self) -> tuple[int, ...] | None:
         """Shape of the parameter, or None without state."""
-        return next((tuple(t.shape) for name, t in self.tensors.items() if name != "step" and t.dim()), None)
+        shaped = (t for name, t in self.tensors.items() if name != "step" and has_shape(t))
+        return next((tuple(t.shape) for t in shaped if t.dim()), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +102,9 @@ def plain_number(value: Any) -> float | None:
     """A number, or the entry of a tensor that holds one, as a float; None for anything else."""
     try:
         if isinstance(value, Tensor):
-            # Detached: torch warns of a parameter that becomes a plain number.
-            value = value.detach()
-            return float(value) if value.numel() == 1 and not unreadable(value).startswith(("meta", "uninit")) else None
+            if not has_shape(value) or value.is_meta or value.numel() != 1:
+                return None
+            return float(value.detach())  # Torch warns of a parameter that becomes a plain number.
         return float(value) if isinstance(value, (int, float)) else None
     except (OverflowError, RuntimeError, TypeError):
         return None

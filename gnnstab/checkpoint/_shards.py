@@ -30,7 +30,7 @@ def shards_of(path: Path) -> list[Path]:
     """
     if path.name.endswith(INDEX):
         names = sorted(set(_weight_map(path).values()))
-        if any(Path(name).name != name for name in names) or len(names) > MOST_SHARDS:
+        if any(name in ("", "..") or Path(name).name != name for name in names) or len(names) > MOST_SHARDS:
             raise LoadError(f"{_shown(path)}: names files outside of its folder, or more than {MOST_SHARDS}")
         return [path.with_name(name) for name in names]
     match = SHARD.fullmatch(path.name)

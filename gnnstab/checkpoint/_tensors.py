@@ -35,6 +35,11 @@ def readable(tensor: Tensor) -> bool:
     return not unreadable(tensor)
 
 
+def has_shape(tensor: Tensor) -> bool:
+    """False for a tensor that torch does not tell the shape of: one that is not initialised yet, or nested."""
+    return not unreadable(tensor).startswith(("uninit", "nested"))
+
+
 def finite(tensor: Tensor) -> bool:
     """True when every entry is; torch has no such test for all types of eight bits."""
     return bool(torch.isfinite(tensor.float() if tensor.itemsize == 1 else tensor).all())

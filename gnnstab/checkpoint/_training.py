@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gnnstab.checkpoint._fingerprint import Fingerprint
 from gnnstab.checkpoint._loading import Checkpoint
+from gnnstab.checkpoint._optimizer import plain_number
 from gnnstab.checkpoint._tensors import identity, readable
 from gnnstab.layers import StoredLayer
 
@@ -37,8 +38,8 @@ def _steps(checkpoint: Checkpoint) -> str:
     if steps:
         return f"the optimizer took {max(steps):.0f} steps"
     for name, tensor in checkpoint.tensors.items():
-        if name.endswith("num_batches_tracked") and not tensor.is_meta and tensor.numel() == 1 and float(tensor) > 0:
-            return f"{name} = {float(tensor):.0f}"
+        if name.endswith("num_batches_tracked") and (count := plain_number(tensor)) and count > 0:
+            return f"{name} = {count:.0f}"
     return ""
 
 

@@ -109,7 +109,7 @@ def _physical(diagnosis: Diagnosis, finding: Finding, root: str) -> dict[str, An
         if source is None:
             return None
         path, _, number = source.rpartition(":")
-        path, line = (path, max(1, int(number))) if path and number.isdigit() else (source, 1)
+        path, line = (path, max(1, int(number))) if path and number.isdecimal() else (source, 1)
     return {"artifactLocation": {"uri": artifact_uri(path, root)}, "region": {"startLine": line}}
 
 

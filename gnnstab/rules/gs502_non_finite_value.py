@@ -18,7 +18,7 @@ class NonFiniteValue(Rule):
     The first non-finite value of the run: layer, stage (input, query, key, value, edge, score, attention, aggregate, skip,
     gate, output, gradient, weight, loss), step, the nodes and edges, and whether it came in from outside or was made there.
     The step is repeated with every operation watched: the finding names the operation, the line of your code, the sizes of its
-    operands and the tensor of the batch that carried the value in. In a checkpoint: parameters with NaN or Inf.
+    operands and the tensor of the batch that carried the value in. Where the events of a run were lost, the first row of a layer or loss. In a checkpoint: parameters with NaN or Inf.
 
     ## Why it is unstable
     One +Inf among the logits of a target makes Inf − Inf = NaN in the softmax, the sum over neighbours spreads it by one hop

@@ -17,7 +17,8 @@ class IncompleteTrace(Rule):
     """The trace ends before the run did, or rows, steps or processes of it are missing.
 
     ## What it sees
-    A trace that was not closed: the process was killed, or is still running. Rows that could not be written.
+    A trace that was not closed: the process was killed, or is still running. Rows that could not be written, or that no
+    writer makes: of a series, mode or level of resolution that is not listed. Steps without a statistic of any layer.
     Steps of the optimizer of which nothing was seen. Of a distributed run, ranks without a file that can be read.
 
     ## Why it is unstable
@@ -69,6 +70,21 @@ class IncompleteTrace(Rule):
         lost = signals.context.get("rows_lost")
         if isinstance(lost, (int, float)) and lost > 0:
             yield self._finding(f"{lost:.0f} rows could not be written and are missing.", int(lost), "warning")
+        doubtful = signals.context.get("rows_doubtful")
+        if isinstance(doubtful, int) and doubtful > 0:
+            yield self._finding(
+                f"{doubtful} rows are malformed: of no series, mode or level of resolution that the trace lists, or of fewer than no "
+                "entries. What they hold is not judged; record the run again.",
+                doubtful,
+                "warning",
+            )
+        elif signals.context.get("no_statistics"):
+            yield self._finding(
+                f"{steps} steps are recorded and no statistic of any layer: nothing of the model can be called healthy. Record "
+                "the run again.",
+                0,
+                "warning",
+            )
 
     def _finding(self, message: str, number: int, severity: str = "info", unit: str = "rows") -> Finding:
         return self.finding(message, severity=severity, limit=0.0, name="", value=float(number), unit=unit)

@@ -13,6 +13,7 @@ from gnnstab.records.vocabulary import INVESTIGATION, LOSS_GENERALISATION_GAP, L
 from gnnstab.signals._extremes import short_run, with_extremes
 from gnnstab.signals._measures import measured_signals, parsed
 from gnnstab.signals._places import place_signals
+from gnnstab.signals._rows_alone import with_rows
 from gnnstab.signals._series import growth_signals, run_series
 from gnnstab.signals._window import LATEST_STEPS, MOST_POINTS, latest
 from gnnstab.signals.gradients import gradient_signals
@@ -71,11 +72,16 @@ def from_trace(trace: Trace) -> Signals:
         layers=layers,
         values=tuple(values),
         series=series,
-        events=trace.events(),
+        events=trace.events() if single else with_rows(trace, sites),
         blind=trace.blind(),
         missing=_missing(values, undefined),
         context={
             **_context(trace, source, layers, len(steps), short_run(0 if single else len(steps), measures)),
+            **(
+                {}
+                if single or any(key.site not in PARAMETER_SITES for key in sites)
+                else {"no_statistics": bool(len(steps))}
+            ),
             **({"losses": [float(loss) for loss in steps["loss"]]} if source == "batch" else {}),
         },
     )
@@ -136,6 +142,7 @@ def _context(
     }
     if source == "training":
         context["closed"] = trace.complete
+        context["rows_doubtful"] = trace.doubtful_rows
         context["rows_lost"] = _number(meta.get("dropped.rows")) + _number(meta.get("malformed.rows"))
         context["steps_unseen"] = _number(meta.get("unseen.steps"))
         if trace.missing_ranks:
@@ -162,7 +169,7 @@ def _context(
 
 
 def _number(text: str | None) -> int:
-    return int(text) if text is not None and text.isdigit() else 0
+    return int(text) if text is not None and text.isdecimal() and len(text) < 19 else 0
 
 
 def _modes_apart(sites: Any, layers: Sequence[LayerFacts], source: str) -> list[Signal]:

@@ -16,6 +16,7 @@ from gnnstab.records import Blind, Event, LayerFacts, Measure, SeriesKey, StepRo
 from gnnstab.trace import _codec as codec
 from gnnstab.trace._arrays import Peak, join_ranks, read_peaks, read_sites, read_steps
 from gnnstab.trace._connection import MOST_FACTS, MOST_ROWS, Connection
+from gnnstab.trace._doubtful import doubtful_rows, first_broken_loss
 from gnnstab.trace._locate import Part, open_parts
 from gnnstab.trace._schema import EVENTS_LIMIT
 
@@ -207,6 +208,17 @@ class Trace:
         )
         found = [row[0] for part in self._parts for row in part.connection.rows(query) if isinstance(row[0], int)]
         return max(found, default=None)
+
+    @cached_property
+    def doubtful_rows(self) -> int:
+        """Rows that belong to no series, mode or level of resolution, or to fewer than no entries: malformed, and read by nothing."""
+        return sum(doubtful_rows(part.connection) for part in self._parts)
+
+    @cached_property
+    def first_broken_loss(self) -> int | None:
+        """The first step that was made with a training loss of NaN or Inf."""
+        found = [first_broken_loss(part.connection) for part in self._parts]
+        return min((step for step in found if step is not None), default=None)
 
     def close(self) -> None:
         """Let the snapshot go."""

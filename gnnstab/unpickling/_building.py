@@ -32,8 +32,7 @@ class Builder:
         """The tensor; raises `Damaged` when torch itself refuses its parts."""
         try:
             tensor: Tensor = getattr(self, f"_{stored.kind}")(stored)
-            if stored.conjugate and tensor.is_complex():
-                tensor = tensor.conj()
+            tensor = tensor.conj() if stored.conjugate else tensor
             return self._private.negative_view(tensor) if stored.negative else tensor
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             raise Damaged(f"a {stored.kind} tensor cannot be built ({str(error)[:80]})") from None

@@ -13,6 +13,15 @@ ITEM_SIZES: dict[str, int] = {
 }
 """Bytes of an element by dtype."""
 
+QUANTIZED = frozenset(name for name in ITEM_SIZES if name.startswith(("qint", "quint")))
+"""Element types whose entries mean nothing without a scale."""
+
+COMPLEX = frozenset(name for name in ITEM_SIZES if name.startswith("complex"))
+"""Element types of which torch makes conjugated views."""
+
+NEGATED = frozenset(("float16", "float32", "float64", "complex64", "complex128"))
+"""Element types whose negated views (imaginary parts of conjugated ones, above all) torch can read."""
+
 PACKED = {"quint4x2": 2, "quint2x4": 4}
 """Entries that share a byte, by dtype."""
 

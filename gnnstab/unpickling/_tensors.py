@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from gnnstab.errors import printable
-from gnnstab.unpickling._dtypes import ITEM_SIZES, PACKED, STORAGES
+from gnnstab.unpickling._dtypes import COMPLEX, ITEM_SIZES, NEGATED, PACKED, QUANTIZED, STORAGES
 from gnnstab.unpickling._values import Damaged, Named, NeedsCode, Record, Storage, StoredTensor
 
 if TYPE_CHECKING:
@@ -79,17 +80,23 @@ def strided(machine: Machine, arguments: tuple[Any, ...]) -> Any:
     """``(storage, offset, size, stride[, requires_grad, hooks[, metadata]])``."""
     storage, *place = arguments
     dtype = storage.dtype if type(storage) is Storage else "float32"
-    return _view(machine, "strided", dtype, storage, tuple(place[:3]), **_flags(place[5:6]))
+    return _plain(machine, dtype, storage, place[:3], place[5:6])
 
 
 def typed(machine: Machine, arguments: tuple[Any, ...]) -> Any:
     """``(storage, offset, size, stride, requires_grad, hooks, dtype[, metadata])``: types without a storage of their own."""
-    return _view(machine, "strided", _dtype(arguments[6]), arguments[0], arguments[1:4], **_flags(list(arguments[7:8])))
+    return _plain(machine, _dtype(arguments[6]), arguments[0], arguments[1:4], arguments[7:8])
 
 
-def _flags(metadata: list[Any]) -> dict[str, bool]:
+def _plain(machine: Machine, dtype: str, storage: Any, place: Sequence[Any], metadata: Sequence[Any]) -> Any:
+    """A view that is conjugated or negated where ``metadata`` says so; torch's kernels take both only of some element types."""
+    if dtype in QUANTIZED:
+        raise Damaged(f"a tensor of {dtype} has no scale, which torch always writes")
     known = metadata[0] if metadata and type(metadata[0]) is dict else {}
-    return {"conjugate": known.get("conj") is True, "negative": known.get("neg") is True}
+    flags = {"conjugate": known.get("conj") is True, "negative": known.get("neg") is True}
+    if (flags["conjugate"] and dtype not in COMPLEX) or (flags["negative"] and dtype not in NEGATED):
+        raise Damaged(f"a tensor of {dtype} is a conjugated or negated view, which torch makes of none")
+    return _view(machine, "strided", dtype, storage, tuple(place), **flags)
 
 
 def _dtype(value: Any) -> str:
@@ -141,7 +148,7 @@ def quantized(machine: Machine, arguments: tuple[Any, ...]) -> Any:
     """``(storage, offset, size, stride, quantizer, …)``."""
     storage, quantizer = arguments[0], arguments[4]
     dtype = storage.dtype if type(storage) is Storage else ""
-    if not dtype.startswith(("qint", "quint")) or type(quantizer) is not tuple or type(quantizer[0]) is not Named:
+    if dtype not in QUANTIZED or type(quantizer) is not tuple or type(quantizer[0]) is not Named:
         raise Damaged("a quantized tensor is none that torch writes")
     scheme, *numbers = quantizer
     if not _fitting(machine, scheme.name, numbers, sizes(arguments[2])):

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
 from gnnstab import unpickling
 from gnnstab.archive import check_legacy, newer_version
@@ -118,10 +119,15 @@ def _fill(value: Any, shown: str, count: list[int], depth: int) -> Any:
         if not is_container(value.name):
             raise UnsafeFileError(f"{shown}: {_CODE.format(printable(value.name, 80))}")
         return container(value, lambda item: _fill(item, shown, count, depth + 1))
-    if isinstance(value, Tensor) and value.is_meta:
+    if isinstance(value, (UninitializedParameter, UninitializedBuffer)) or (
+        isinstance(value, Tensor) and value.is_meta
+    ):
         raise LoadError(
-            f"{shown}: a tensor without numbers (on the meta device) stands in it; save it from a device that holds them"
+            f"{shown}: a tensor without numbers (on the meta device, or not initialised) stands in it; save it from a device "
+            "that holds them"
         )
+    if isinstance(value, Tensor) and (value.is_quantized or value.is_nested):
+        raise LoadError(f"{shown}: holds a quantized or nested tensor, which belongs in no batch")
     if isinstance(value, _PLAIN):
         return value
     name = value.name if isinstance(value, Named) else type(value).__name__
