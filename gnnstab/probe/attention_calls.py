@@ -13,7 +13,7 @@ from gnnstab.errors import UsageError, let_through
 from gnnstab.probe.attaching.discovery import find_layers
 from gnnstab.probe.batches.arguments import as_arguments
 from gnnstab.probe.layers.layer_recorder import LayerRecorder, Plan
-from gnnstab.probe.replaying.replica import device_of, eager, on_device, unwrap, whole_copy
+from gnnstab.probe.replaying.replica import copied, device_of, eager, on_device, unwrap, whole_copy
 from gnnstab.probe.state import State
 from gnnstab.randomness import keeps_random_state, same_random_state
 
@@ -70,7 +70,8 @@ def attention(model: nn.Module, batch: Any) -> list[AttentionCall]:
     try:
         with torch.no_grad(), same_random_state():
             for args, kwargs in as_arguments(batch, twin):
-                args, kwargs = on_device((args, kwargs), device)
+                # A forward may write into what it is given.
+                args, kwargs = copied(on_device((args, kwargs), device))
                 eager(twin)(*args, **kwargs)
     except UsageError:
         raise

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch_geometric.nn import GATConv, GATv2Conv, GPSConv, SAGEConv, TransformerConv
 
 import gnnstab
@@ -90,3 +92,25 @@ def test_what_cannot_be_shown_is_said() -> None:
         gnnstab.attention(GATConv(3, 4), (x, edges))
     with pytest.raises(UsageError, match="batch of type int"):
         gnnstab.attention(GATConv(3, 4), 3)
+
+
+class Scales(nn.Module):
+    """Writes into what it is given: a tensor, an array, and a number of an object."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = GATConv(4, 4)
+
+    def forward(self, x: Tensor, edge_index: Tensor, beside: Any) -> Tensor:
+        x.mul_(1.5)
+        beside["array"] *= 2
+        beside["seen"].count += 1
+        out: Tensor = self.conv(x, edge_index)
+        return out
+
+
+def test_what_a_forward_writes_into_stays_the_users() -> None:
+    x, edges = torch.ones(3, 4), torch.tensor([[0, 1], [1, 2]])
+    beside = {"array": np.ones(2), "seen": SimpleNamespace(count=0)}
+    assert len(gnnstab.attention(Scales(), (x, edges, beside))) == 1
+    assert bool((x == 1).all()) and list(beside["array"]) == [1, 1] and beside["seen"].count == 0
