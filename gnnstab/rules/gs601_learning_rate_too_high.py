@@ -61,6 +61,8 @@ class LearningRateTooHigh(Rule):
 
     ## When it is wrong
     A jump of one step that the input of the first layer shares, and that the next step is calm after, is that batch's (GS406).
+    Nor is a loss that new classes or a second task raise, and that training brings down from there: told while a run goes on is one that still rises, or
+    after ten steps has not fallen by a tenth.
     A loss of the run that is not finite is no rise: the data or an operation may have made it so, which GS502 looks into. Losses that are not positive have no ratio: there only a loss of the trial steps that is not finite counts. Some networks recover from a loss
     that rose within the first steps: that is information once the run ends at half of its first loss or below, unless the rise was a hundredfold. A loss may rise for other reasons in
     reinforcement learning, so the loss alone counts only when it is ten times its best and above its start. The ratio of

@@ -17,8 +17,8 @@ class SteadyGrowth(Rule):
     ## What it sees
     Straight lines through logarithms over the last 24 to 32 recorded steps of a run. The first finding needs one through |loss| and one
     through the gradient norm, each rising clearly, also by the order of the values, and in the second half at three quarters of the pace or more; the
-    loss has doubled within these steps, and both lie above the first ten. Where both have grown fourfold 16 steps are enough, and the loss
-    may lie between half and all of its start. A slower growth is read from the medians of six blocks of eight losses, which end
+    loss has doubled within these steps, and both lie above the first ten. Where both have grown fourfold the last 16 steps are enough, and the loss
+    may lie between half and all of its start. A leap of one step that the values have come down from since is no growth. A slower growth is read from the medians of six blocks of eight losses, which end
     above the first block, while the gradient norm lies above its start. The second finding needs the same line through the RMS of a layer's output, four
     times that of the first ten, and a loss above half of its start that does not fall.
 

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 FP16_LARGEST = 65504.0
 
+FALLEN = 0.9
+"""Share of the first losses after a rise below which the latest ones come down: less is the scatter of batches."""
+
 
 @dataclass(frozen=True)
 class LiveLimits:
@@ -376,9 +379,16 @@ class LiveEngine:
             yield from self._steady.objective(step, loss.values[-1], pace, own)
 
     def _risen(self, track: Track) -> bool:
-        """True when all of the latest losses lie far above the best and above the start."""
+        """True when all of the latest losses lie far above the best and above the start, and do not come down again."""
         if not track.ready:
             return False
-        recent = list(track.values)[-int(self._limits.loss_lasts) :]
-        track.best = min(track.best, median(list(track.values)[-2 * len(recent) :]))
-        return min(recent) > max(self._limits.loss_factor * track.best, track.start)
+        values, lasts = list(track.values), int(self._limits.loss_lasts)
+        recent = values[-lasts:]
+        track.best = min(track.best, median(values[-2 * lasts :]))
+        limit = max(self._limits.loss_factor * track.best, track.start)
+        if min(recent) <= limit:
+            return False
+        # New classes or a second task raise the loss at once, and training brings it down from there.
+        since = values[next((i + 1 for i in reversed(range(len(values))) if values[i] <= limit), 0) :]
+        back = median(recent) < FALLEN * median(since[:lasts]) if len(since) >= 2 * lasts else recent[-1] < max(recent)
+        return not back

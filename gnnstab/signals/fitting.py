@@ -130,11 +130,11 @@ def log_linear(steps: ArrayLike, values: ArrayLike, least: int = LEAST) -> LogFi
 def lasting_growth(steps: ArrayLike, values: ArrayLike, least: int) -> float:
     """Slope of ln|value| per step that is clear over all ``values`` (n,), also by their ranks, and in their second half, where it is about as steep.
 
-    The growth of the first steps of a training ends by itself, and this is 0.0 then; also for fewer than ``least`` values, and where
-    their sign changes.
+    The growth of the first steps of a training ends by itself, and this is 0.0 then; also for fewer than ``least`` values, where
+    their sign changes, and after a leap that they have come down from since.
     """
     x, ys = np.asarray(steps, dtype=np.float64), np.asarray(values, dtype=np.float64)
-    if len(ys) < least or not ys.min() * ys.max() > 0:
+    if len(ys) < least or not ys.min() * ys.max() > 0 or _leapt(np.log(np.abs(ys))):
         return 0.0
     whole, half = log_linear(x, np.abs(ys), least), len(ys) // 2
     if whole is None or not whole.slope > CLEAR * whole.error:
@@ -142,6 +142,16 @@ def lasting_growth(steps: ArrayLike, values: ArrayLike, least: int) -> float:
     late = log_linear(x[half:], np.abs(ys[half:]), len(ys) - half)
     lasts = late is not None and late.slope > max(PACE * whole.slope, CLEAR * late.error)
     return whole.slope if lasts and _ranked(np.abs(ys)) > RANKED else 0.0
+
+
+def _leapt(logs: NDArray[np.float64]) -> bool:
+    """True where one step of ``logs`` (n,) made more than half of the whole gain, and `LATEST` values or more since then have not risen."""
+    steps = np.diff(logs)
+    leap = int(np.argmax(steps))
+    since = logs[leap + 1 :]
+    if len(since) < LATEST or steps[leap] <= HALF * (logs[-1] - logs[0]):
+        return False
+    return bool((np.arange(len(since)) - (len(since) - 1) / 2) @ since <= 0)
 
 
 def _ranked(values: NDArray[np.float64]) -> float:
@@ -165,6 +175,11 @@ def shared_growth(
     if len(loss[1]) < SOON or not abs(loss[1][-1]) >= DOUBLED * abs(loss[1][0]):
         return none
     losses, norms = list(loss[1]), list(norm[1])
+    if len(losses) > SOON and len(norms) > SOON:
+        # What has begun to run away within the last steps does so behind a calm that bends the line through all of them.
+        soon = shared_growth((_soon(loss[0]), _soon(losses)), (_soon(norm[0]), _soon(norms)), start)
+        if soon != none:
+            return soon
     beyond = len(losses) >= LASTS and abs(_last(losses)) > abs(start[0])
     # A likelihood that sharpens falls below 0 and may multiply; nothing there says that it goes on.
     multiplied = min(losses) > 0 and _last(losses) > HALF * start[0] and _multiplied(losses) and _multiplied(norms)
@@ -179,6 +194,10 @@ def slow_growth(steps: Floats, medians: Floats, first: float) -> float:
     if len(medians) < BLOCKS or not medians[-1] > first > 0:
         return 0.0
     return math.expm1(min(lasting_growth(steps, medians, BLOCKS), 50.0))
+
+
+def _soon(values: Floats) -> list[float]:
+    return list(values)[-SOON:]
 
 
 def _multiplied(values: list[float]) -> bool:

@@ -106,6 +106,18 @@ def test_a_loss_that_is_lost_again() -> None:
     assert 60 <= found[0].step <= 75
 
 
+@pytest.mark.parametrize(("decay", "told"), [(0.93, []), (1.0, ["GS601"]), (1.1, ["GS601"])])
+def test_a_loss_that_leaps_is_told_unless_it_is_learned_down_from_there(decay: float, told: list[str]) -> None:
+    """A second task joins at step 60: it is learned, it is not, or the run diverges from it."""
+
+    def loss(i: int) -> float:
+        return (0.8**i + 0.02 if i < 60 else 8 * decay ** (i - 60)) * (1 + 0.2 * math.sin(3 * i))
+
+    found = follow(LiveEngine(), range(110), loss=loss, grad_norm=lambda i: loss(i) ** 0.5)
+    assert [f.code for f in found if f.code == "GS601"] == told
+    assert all(f.step is not None and f.step <= 75 for f in found)
+
+
 def test_fp16_headroom_is_projected() -> None:
     engine = LiveEngine(precision="fp16", channels={"conv": 16})
     found = follow(engine, range(200), lambda i: 10 * math.exp(0.03 * i))
@@ -235,6 +247,10 @@ GROWS: dict[str, tuple[Callable[[int], float], Callable[[int], float]]] = {
         lambda i: 8 * 0.8**i + 0.3 * 1.1**i,
     ),
 }
+LATE: tuple[Callable[[int], float], Callable[[int], float]] = (
+    lambda i: 0.8**i + 0.04 * 0.97 ** (min(i, 60) - 60) * 1.4 ** max(i - 60, 0),
+    lambda i: 2 * 0.9**i + 0.2 * 0.97 ** (min(i, 60) - 60) * 1.4 ** max(i - 60, 0),
+)
 SETTLES: dict[str, tuple[Callable[[int], float], Callable[[int], float]]] = {
     "a likelihood that is learned": (
         lambda i: -3 * (1 - math.exp(-i / 25)),
@@ -245,6 +261,10 @@ SETTLES: dict[str, tuple[Callable[[int], float], Callable[[int], float]]] = {
     "three jumps at the end of a plateau": (
         lambda i: (4.5 if i in (57, 58, 59) else 0.2) * (1 + 0.2 * math.sin(7 * i)) if i > 8 else 2.0,
         lambda i: (9.0 if i in (57, 58, 59) else 0.4) * (1 + 0.2 * math.sin(5 * i)) if i > 8 else 4.0,
+    ),
+    "a second task that is learned": (
+        lambda i: 0.8**i + (0.03 if i < 60 else 10 * 0.95 ** (i - 60)) * (1 + 0.3 * math.sin(2.4 * i)),
+        lambda i: 3 * 0.8**i + (0.15 if i < 60 else 8 * 0.96 ** (i - 60)) * (1 + 0.3 * math.sin(2.4 * i)),
     ),
     "a run that has converged": (lambda i: 2 * 0.8**i + 0.001 * 1.08**i, lambda i: 1 + 0.05 * 1.1**i),
     "back to where it began": (lambda i: 5 * 0.8**i + 0.3 * 1.02**i, lambda i: 50 * 0.8**i + 1.02**i),
@@ -274,6 +294,15 @@ def test_growth_that_ends_or_that_one_of_them_has_alone_is_not_told(
 def test_what_runs_away_from_its_first_steps_is_told_before_a_slower_growth_would_be() -> None:
     found = follow(LiveEngine(), range(40), loss=lambda i: 2 * 1.2**i, grad_norm=lambda i: 3 * 1.25**i)
     assert [(f.code, f.step) for f in found if f.code == "GS607"] == [("GS607", 15)]
+
+
+def test_what_runs_away_after_a_calm_is_told_before_the_line_through_both_would_be() -> None:
+    """At step 60 a run begins to grow by 40 % a step; a twin that jumps and learns is among `SETTLES`."""
+    found = follow(LiveEngine(), range(90), loss=LATE[0], grad_norm=LATE[1])
+    assert [f.code for f in found][:1] == ["GS607"]
+    assert found[0].step is not None
+    assert found[0].step <= 70
+    assert LATE[0](found[0].step) < LATE[0](0)
 
 
 @pytest.mark.parametrize(("clipped_at", "told"), [(5.0, ["GS607"]), (1.0, [])])
