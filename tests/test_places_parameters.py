@@ -273,3 +273,31 @@ def test_a_relation_that_the_read_out_does_not_use() -> None:
         model(**arguments)
     found = look(model, arguments, loss=lambda out, _: out["a"].square().mean())
     assert loud(found, "GS604") == []
+
+
+class Late(Net):
+    """A scale of the output that the forward makes when it first knows how wide it is."""
+
+    def forward(self, batch: Data) -> Tensor:
+        out = super().forward(batch)
+        if not hasattr(self, "scale"):
+            self.scale = nn.Linear(1, 1)
+        return self.scale(out[:, None])[:, 0]
+
+
+@BOTH
+def test_parameters_that_the_forward_makes_after_the_optimizer(face: Callable[..., Diagnosis]) -> None:
+    def seen(model: nn.Module) -> list[str]:
+        if face is look:
+            optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+            found = gnnstab.diagnose(model, batch=data(), loss=loss, optimizer=optimizer)
+        else:
+            found = train(model, data())
+        return [f.message for f in loud(found, "GS604")]
+
+    (message,) = seen(Late())
+    assert "scale.weight" in message and "run it once before" in message
+    ran = Late()
+    ran(data())
+    assert seen(ran) == []
+    assert loud(look(Late(), data()), "GS604") == []  # When its optimizer is built is not known.

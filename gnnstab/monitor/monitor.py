@@ -25,7 +25,7 @@ from gnnstab.probe.batches.loss import of_output_and_batch
 from gnnstab.probe.operations.repeat import objective_of
 from gnnstab.probe.optimizer.next_update import UpdateWatch
 from gnnstab.probe.optimizer.slope import SlopeWatch
-from gnnstab.probe.places import not_held
+from gnnstab.probe.places import NotHeld
 from gnnstab.probe.recorder import Recorder
 from gnnstab.records import Coverage, Diagnosis, Event, Finding, Signals, Target
 from gnnstab.rules.gs502_non_finite_value import NonFiniteValue, follows
@@ -131,7 +131,7 @@ class Monitor:
         )
         self._model, self._optimizers, self._has_optimizer = model, optimizers, bool(optimizers)
         self._waiting: list[Finding] = []
-        self._not_held: dict[str, float] = {}
+        self._not_held = NotHeld(model)
         self._told_loss = self._begun = self._ended = self._entered = self._began_fresh = False
         self._reported: set[str] = set()
         self._trouble = ""
@@ -275,7 +275,7 @@ class Monitor:
     def _compare_with_optimizer(self) -> None:
         """Note which trainable parameters no optimizer holds; a model may get new ones during the run."""
         groups = [group for optimizer in self._optimizers for group in optimizer.param_groups]
-        found = not_held(self._model, groups, self._not_held)
+        found = self._not_held.look(self._model, groups)
         if found and self._recorder.row is None:
             self._began_fresh = fresh(static_signals(self._model))
         if self._not_held:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from gnnstab.layers import layer_named
 from gnnstab.records import Finding, Signal, Signals
-from gnnstab.records.vocabulary import PLACE_PLAIN_SCORES
+from gnnstab.records.vocabulary import OPTIMIZER_UNDONE, PLACE_PLAIN_SCORES
 from gnnstab.rules._silent_by_design import inside, trains, unread_relation
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import fresh, largest, left_out, measured, names, stops
@@ -36,7 +36,7 @@ class NeverUpdatedParameter(Rule):
     With a model and a batch: parameters without a gradient after a backward, and why (the module was not called, or no path
     leads to it); weights that the loss depends on and `model.parameters()` does not hold, as of layers in a plain list; a softmax or
     sigmoid of a plain tensor of a module, which is no parameter; with
-    the optimizer: parameters that it does not hold. A model whose layers are fresh and that the optimizer does
+    the optimizer: parameters that it does not hold, as those that the forward makes when it first runs. A model whose layers are fresh and that the optimizer does
     not hold is no body that was trained before. Gradients that are exactly 0 for every parameter, as behind `round` or `argmax`,
     or for those in front of an operation that hands none on: a clamp that cuts every entry, a step function, a draw (torch.normal), a
     softmax over one entry.
@@ -228,14 +228,19 @@ class NeverUpdatedParameter(Rule):
             few = float(signal.detail.get("share", 1.0)) < self.minority
             # Who trains a head alone has a body that was trained before.
             drawn = bool(signal.detail.get("fresh")) or (signals.kind == "model" and fresh(signals))
+            late = int(signal.detail.get("late", 0)) > 0
+            if late and signals.kind == "model" and not signals.find(OPTIMIZER_UNDONE):
+                continue  # Without its optimizer nobody knows when that was built.
             why = (
                 "the optimizer holds tensors that are no longer in the model: a parameter was replaced after it was built"
                 if replaced
+                else "the forward made them after the optimizer was built: run it once before, or make them in __init__"
+                if late
                 else "pass them to the optimizer, or freeze them on purpose"
             )
             yield self.finding(
                 f"no optimizer holds {signal.value:.0f} trainable parameters of the model: {_listed(signal)}; {why}.",
-                severity="error" if replaced else "warning" if few or drawn else "info",
+                severity="error" if replaced else "warning" if few or drawn or late else "info",
                 limit=self.parameters,
                 signal=signal,
             )

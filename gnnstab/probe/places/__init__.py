@@ -1,6 +1,7 @@
 """A look at every place where data passes: each tensor of the batch, each module, each activation, the output, each parameter."""
 
 from gnnstab.probe.places._numbers import saturated_share as saturated_share
+from gnnstab.probe.places._parameters import NotHeld as NotHeld
 from gnnstab.probe.places._parameters import not_held as not_held
 from gnnstab.probe.places.survey import Place as Place
 from gnnstab.probe.places.survey import survey as survey

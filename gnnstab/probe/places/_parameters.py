@@ -13,6 +13,7 @@ from torch_geometric.nn import MessagePassing
 
 from gnnstab.layers.lazy import unwritten
 from gnnstab.probe.places import _autograd as autograd
+from gnnstab.records.vocabulary import PLACE_NOT_HELD
 from gnnstab.sharding import waits_for_others
 
 if TYPE_CHECKING:
@@ -62,6 +63,33 @@ def rows(seen: ForwardView, leaves: list[Tensor], reach: Reach) -> Iterator[tupl
     strangers = _not_owned(seen.model, leaves, list(seen.batch.values()))
     if strangers:
         yield "place.not_owned", strangers[0], float(len(strangers)), {"parameters": strangers[:50]}
+
+
+def made(model: nn.Module, ran: nn.Module) -> list[tuple[str, str, float, dict[str, Any]]]:
+    """Trainable parameters that a copy which ``ran`` has and the model has not: no optimizer that was built before holds them."""
+    own = {name for name, _ in model.named_parameters()}
+    late = [name for name, p in ran.named_parameters() if p.requires_grad and name not in own]
+    if not late:
+        return []
+    detail = {"parameters": late[:50], "count": len(late), "late": len(late)}
+    return [(PLACE_NOT_HELD, late[0], float(len(late)), detail)]
+
+
+class NotHeld:
+    """`not_held` from look to look at one model, which may make parameters of its own while it runs."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._names = {name for name, _ in model.named_parameters()}
+        self._began: dict[str, float] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._began)
+
+    def look(self, model: nn.Module, groups: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+        """What no optimizer holds by now; ``late`` counts those that the model did not have at first."""
+        found = not_held(model, groups, self._began)
+        late = sum(name not in self._names for name in found.get("parameters", ()))
+        return {**found, "late": late} if late else found
 
 
 def not_held(

@@ -167,6 +167,7 @@ def _survey(
             let_through(error)
             raise UsageError(f"the model's forward failed: {type(error).__name__}: {error}") from error
         outputs = [t for _, t in tensors_in([output]) if t.is_floating_point()]
+        made = parameters.made(model, twin)
         nodes = _nodes(given, calls)
         calls.name_beginnings(twin, named)
         graphs = _graphs([*batch_vectors(model, args, kwargs), *graphs_in(batch)], nodes)
@@ -174,6 +175,7 @@ def _survey(
         found = [
             Place(*row) for row in (*_before_backward(seen, given), *casts.rows(), *overflows.rows(), *scores.rows())
         ]
+        found += [Place(*row) for row in made]
         loss = objective(output)
         if loss.isfinite().all() and all(bool(t.isfinite().all()) for t in outputs):
             found = [
