@@ -38,17 +38,22 @@ def edited(source: str, edits: Sequence[Edit]) -> str:
 
 
 def changed_lines(diff: str) -> list[str]:
-    """The lines that a unified diff takes away and adds, with their numbers, under the name of each file; empty for other text."""
+    """The lines that a unified diff takes away, with their numbers in the file as it is, and adds, with those in the changed one.
+
+    They stand under the name of each file; empty for other text.
+    """
     shown: list[str] = []
-    number, indent = 0, None
+    old, new, indent = 0, 0, None
     for line in diff.splitlines() if diff.startswith("--- ") else ():
         if line.startswith("+++ "):
             shown.append(line.removeprefix("+++ b/"))
-        elif hunk := re.match(r"@@ -\S+ \+(\d+)", line):
-            number, indent = int(hunk[1]), None
+        elif hunk := re.match(r"@@ -(\d+)\S* \+(\d+)", line):
+            old, new, indent = int(hunk[1]), int(hunk[2]), None
+            continue
         elif line.startswith(("-", "+")) and not line.startswith("--- "):
             blanks = len(line[1:]) - len(line[1:].lstrip())
             indent = blanks if indent is None else min(indent, blanks)
-            shown.append(f"{number:>4} {line[0]} {line[1 + indent :]}")
-        number += line.startswith((" ", "+")) and not line.startswith("+++ ")
+            shown.append(f"{old if line[0] == '-' else new:>4} {line[0]} {line[1 + indent :]}")
+        old += line.startswith((" ", "-")) and not line.startswith("--- ")
+        new += line.startswith((" ", "+")) and not line.startswith("+++ ")
     return shown

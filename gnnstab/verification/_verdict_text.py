@@ -56,9 +56,10 @@ def _entry(v: Verdict, of: int, width: int) -> Iterator[str]:
     """The verdict with its numbers, and below it the reason, as long as the number of fixes leaves room."""
     moved, why = "", v.reason
     if v.before is not None and v.after is not None:
-        moved = f": {v.signal} {number(v.before)} → {number(v.after)}"
+        moved = f": {v.signal}{f' at {v.layer}' if v.layer else ''} {number(v.before)} → {number(v.after)}"
     if v.loss_before is not None and v.loss_after is not None:
-        why = f"loss {number(v.loss_before)} → {number(v.loss_after)}; {why}"
+        task = " of a synthetic task" if "a synthetic task" in v.objective else ""
+        why = f"loss{task} {number(v.loss_before)} → {number(v.loss_after)}; {why}"
     yield fit(f"{v.verdict:<{_LABEL}}{_name(v)}{moved}", width)
     if of <= 5:
         rows = 3 if of <= 2 else 1

@@ -188,3 +188,20 @@ def test_the_cure_of_a_sum_is_a_diff_that_makes_the_change(file: Path, fix: str)
 def test_a_sum_that_more_is_done_to_stays_code(file: Path, old: str, new: str) -> None:
     file.write_text(SUM.replace(old, new), encoding="utf-8")
     assert sum_change(file, "mean-aggregation-root") == "code"
+
+
+def test_lines_that_go_have_the_number_that_they_have_in_the_file() -> None:
+    diff = (
+        "--- a/net.py\n+++ b/net.py\n@@ -13,7 +13,8 @@\n-    old\n+    new\n     kept\n+    more\n     kept\n     kept\n"
+        "-    last\n+    end\n@@ -40 +41 @@\n-    far\n+    away\n"
+    )
+    assert changed_lines(diff) == [
+        "net.py",
+        "  13 - old",
+        "  13 + new",
+        "  15 + more",
+        "  17 - last",
+        "  18 + end",
+        "  40 - far",
+        "  41 + away",
+    ]
