@@ -126,6 +126,7 @@ def test_a_hook_that_only_notes_is_not_run_on_copies(number: int) -> None:
         optimizer = torch.optim.SGD(model.parameters(), 1e-2)
         with run.watching(model, optimizer=optimizer):
             for _ in range(4):
+                optimizer.zero_grad()
                 mse_loss(model(X, EDGES), Y).backward()
                 optimizer.step()
             handle.remove()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gnnstab.left_out import left_out
+from gnnstab.probe.replaying._outside import Outside
 from gnnstab.probe.replaying._own_state import OwnState
 from gnnstab.probe.replaying.reach import refuse_draws_of_process, stateful
 from gnnstab.probe.replaying.replica import tensors_in
@@ -61,6 +62,7 @@ def _on_copies(loss: Any) -> Iterator[list[Any]]:
         raise left_out(f"the loss holds a module whose copy is itself; {_ADVICE}")
     kept = [(own, vars(own)) for own in reached.owners]
     states = [(generator, _state(generator)) for generator in reached.generators]
+    outside = Outside(reached.code)
     try:
         for (own, _), twin in zip(kept, twins, strict=True):
             object.__setattr__(own, "__dict__", vars(twin))
@@ -69,6 +71,7 @@ def _on_copies(loss: Any) -> Iterator[list[Any]]:
     finally:
         for own, attributes in kept:
             object.__setattr__(own, "__dict__", attributes)
+        outside.put_back()
         for generator, state in states:
             _set_state(generator, state)
 

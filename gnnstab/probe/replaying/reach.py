@@ -14,7 +14,7 @@ import threading
 import types
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -76,6 +76,15 @@ def shared_with(twin: Any, original: nn.Module, functions: Iterable[types.Functi
     return ""
 
 
+def shared_code(twin: nn.Module) -> list[Any]:
+    """Functions, classes and objects of the user's own that a copy of a model has in common with the run."""
+    return [value for value, _ in _reached(twin, set(), frozenset()) if _is_code(value)]
+
+
+def _is_code(value: Any) -> bool:
+    return isinstance(value, (types.FunctionType, type)) or is_own_object(value)
+
+
 def refuse_draws_of_process(function: Any) -> None:
     """Refuse a model or a loss whose code may draw from the generators of NumPy and `random`, or sets torch's, while another thread may.
 
@@ -88,7 +97,7 @@ def refuse_draws_of_process(function: Any) -> None:
     for value, path in _reached([function], {id(function)}, frozenset(), into_modules=True):
         if isinstance(value, types.FunctionType):
             names = _names_of(value.__code__)[2]
-            drawing = random in value.__globals__.values() if _of_library(value) else not _FOR_ALL.isdisjoint(names)
+            drawing = random in value.__globals__.values() if of_library(value) else not _FOR_ALL.isdisjoint(names)
         else:
             drawing = any(one is known for one in (value, getattr(value, "__self__", None)) for known in _RESTORED)
         if drawing:
@@ -169,20 +178,25 @@ class Reached(NamedTuple):
     other: str = ""
     """Where anything else of the kind hangs; empty for nothing."""
 
+    code: Sequence[Any] = ()
+    """Functions, classes and objects of the user's own, which may keep numbers and containers."""
+
 
 def stateful(function: Any) -> Reached:
     """All that ``function`` reaches: by closures, by what it is bound to, by globals, by the objects behind these."""
-    owners, generators, other = [], [], ""
+    owners, generators, code, other = [], [], [], ""
     inside: set[int] = set()
     for value, path in _reached([function], {id(function)}, frozenset(), into_modules=True):
-        if isinstance(value, nn.Module) or (callable(value) and _is_own_object(value)):
+        if _is_code(value):
+            code.append(value)
+        if isinstance(value, nn.Module) or (callable(value) and is_own_object(value)):
             owners.append(value)
             inside |= {id(t) for t in vars(value).get("_parameters", {}).values()}
         elif isinstance(value, GENERATORS):
             generators.append(value)
         elif _keeps_state(value) and id(value) not in inside:
             other = other or path or type(value).__name__
-    return Reached(owners, generators, other)
+    return Reached(owners, generators, other, code)
 
 
 def holds_nothing(value: Any) -> bool:
@@ -191,11 +205,10 @@ def holds_nothing(value: Any) -> bool:
     return kind in FLAGS or (not value if kind in CONTAINERS else isinstance(value, _PLAIN))
 
 
-def _is_own_object(value: Any) -> bool:
+def is_own_object(value: Any) -> bool:
+    """True of an object of the user's own class, with attributes."""
     return (
-        hasattr(value, "__dict__")
-        and not isinstance(value, (type, types.FunctionType))
-        and not _of_library(type(value))
+        hasattr(value, "__dict__") and not isinstance(value, (type, types.FunctionType)) and not of_library(type(value))
     )
 
 
@@ -300,15 +313,15 @@ def _parts(value: Any, mine: frozenset[int] = frozenset()) -> Iterator[tuple[str
     elif isinstance(value, types.ModuleType):
         yield from ((n, v, True) for n, v in vars(value).items() if isinstance(v, GENERATORS))
     elif isinstance(value, type):
-        if not _of_library(value):
+        if not of_library(value):
             names = (n for n in vars(value) if n not in _METHODS)
             yield from ((n, _unwrapped(vars(value)[n]), True) for n in names)
     elif isinstance(value, (nn.Module, *_SPACES)) or not (
-        _of_library(type(value)) or isinstance(value, (Tensor, types.ModuleType))
+        of_library(type(value)) or isinstance(value, (Tensor, types.ModuleType))
     ):
         # Hooks stay behind when a model is copied, and gnnstab's own hang on it.
         yield from ((n, v, False) for n, v in vars_of(value) if not n.endswith("hooks") and n != "message")
-        yield from ((c.__name__, c, True) for c in type(value).__mro__ if not _of_library(c))
+        yield from ((c.__name__, c, True) for c in type(value).__mro__ if not of_library(c))
 
 
 def _cached(function: Any) -> Iterator[Any]:
@@ -356,7 +369,8 @@ def _names_of(code: types.CodeType) -> tuple[frozenset[str], frozenset[str], fro
     return tuple(frozenset().union(*each) for each in sets)  # type: ignore[return-value]
 
 
-def _of_library(kind: Any) -> bool:
+def of_library(kind: Any) -> bool:
+    """True of a class or function of the standard library, torch, NumPy or gnnstab."""
     return (kind.__module__ or "").partition(".")[0] in _LIBRARIES
 
 
