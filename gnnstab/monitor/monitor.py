@@ -55,7 +55,7 @@ class Monitor:
     once instead of raised.
 
     For the 1st, 2nd, 4th, 8th, … step of the full tier, and at the end, the forward runs once more on a copy of the model, which looks at every
-    place that the data passes (see `gnnstab.probe.places`); where a budget holds, the first of these waits for the second or the end. What a forward counts outside of the model is put back.
+    place that the data passes (see `gnnstab.probe.places`); where a budget holds, the first of these waits for the second or the end. A forward that counts its calls outside the model counts this one too.
     After a run whose loss stood still, deep stacks are tried by up to 30 steps on copies.
 
     Args:

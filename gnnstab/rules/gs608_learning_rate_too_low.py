@@ -20,8 +20,8 @@ class LearningRateTooLow(Rule):
 
     ## What it sees
     A schedule that has taken the rate below a hundredth of its largest for more than half of the run, in which little was learned; or,
-    at the end of a run whose rate was constant or rose all the way, as in a warm-up that is counted in another unit, whose updates moved
-    the output by next to nothing and whose loss stands still. Then: up to twenty steps of your optimizer on a copy at 10, 100, … times the rate. A rate at which they are calm and lower the loss by a tenth is the measure.
+    at the end of a run whose rate was constant, whose updates moved the output by next to nothing and whose loss stands still. Then: up to twenty steps of
+    your optimizer on a copy at 10, 100, … times the rate. A rate at which they are calm and lower the loss by a tenth is the measure.
     Where all updates of the run together moved the output by less than its spread, and the loss has fallen by less than a fifth and is
     still near that of an output of zeros: twenty steps at a hundred times the rate that get more than 25 times as far as
     those at the rate, and twice as far as the whole run.
@@ -80,9 +80,8 @@ class LearningRateTooLow(Rule):
         moved = max((s.value for s in signals.find(OPTIMIZER_OUTPUT_MOVE)), default=math.inf)
         fallen = math.log(told["start"] / told["best"]) if 0 < told.get("best", 0) <= told["start"] else math.inf
         came_down = rates.get("spent", 0.0) > self.spent and fallen < self.learned
-        never_fell = rates.get("constant") or rates.get("rising")
-        stood = never_fell and moved <= self.moves and fallen <= self.stands
-        crawled = never_fell and moved * told.get("steps", math.inf) < 1 and fallen <= self.crawls
+        stood = rates.get("constant") and moved <= self.moves and fallen <= self.stands
+        crawled = rates.get("constant") and moved * told.get("steps", math.inf) < 1 and fallen <= self.crawls
         if not (came_down or stood or crawled) or told["steps"] < self.run:
             return
         for slow in signals.find(OPTIMIZER_SLOW):
@@ -100,7 +99,7 @@ class LearningRateTooLow(Rule):
                 yield self.finding(
                     f"at its rate of {lr:.3g} an update moves the output by {moved:.2g} of its spread, and the loss stands still: on a copy "
                     f"{slow.detail['steps']} steps lower it by {100 * own:.2g} %, at {slow.value * lr:.3g} by {percent(better)}, calmly. "
-                    f"{'Warm up in fewer steps' if rates.get('rising') else 'Raise the rate'} to {slow.value * lr:.3g}, or more.",
+                    f"Raise the rate to {slow.value * lr:.3g}, or more.",
                     limit=self.factor,
                     signal=slow,
                 )
@@ -108,7 +107,7 @@ class LearningRateTooLow(Rule):
                 yield self.finding(
                     f"at its rate of {lr:.3g} the whole run of {told['steps']} steps has lowered the loss by {100 * -math.expm1(-fallen):.2g} %: on a copy "
                     f"20 steps at {self.factor * lr:.3g} lower it by {percent(-math.expm1(-float(slow.detail['at_hundred'])))}, calmly. "
-                    f"{'Warm up in fewer steps' if rates.get('rising') else 'Raise the rate'}.",
+                    f"Raise the rate.",
                     limit=self.factor,
                     signal=replace(slow, value=self.factor),
                 )

@@ -18,7 +18,7 @@ class IncompleteTrace(Rule):
 
     ## What it sees
     A trace that was not closed: the process was killed, or is still running. Rows that could not be written, or that no
-    writer makes: of a series, mode or level of resolution that is not listed. Steps without a statistic of any layer.
+    writer makes: of a series, mode or level of resolution that is not listed.
     Steps of the optimizer of which nothing was seen. Of a distributed run, ranks without a file that can be read.
 
     ## Why it is unstable
@@ -76,13 +76,6 @@ class IncompleteTrace(Rule):
                 f"{doubtful} rows are malformed: of no series, mode or level of resolution that the trace lists, or of fewer than no "
                 "entries. What they hold is not judged; record the run again.",
                 doubtful,
-                "warning",
-            )
-        elif signals.context.get("no_statistics"):
-            yield self._finding(
-                f"{steps} steps are recorded and no statistic of any layer: nothing of the model can be called healthy. Record "
-                "the run again.",
-                0,
                 "warning",
             )
 

@@ -77,11 +77,6 @@ def from_trace(trace: Trace) -> Signals:
         missing=_missing(values, undefined),
         context={
             **_context(trace, source, layers, len(steps), short_run(0 if single else len(steps), measures)),
-            **(
-                {}
-                if single or any(key.site not in PARAMETER_SITES for key in sites)
-                else {"no_statistics": bool(len(steps))}
-            ),
             **({"losses": [float(loss) for loss in steps["loss"]]} if source == "batch" else {}),
         },
     )

@@ -100,7 +100,6 @@ def _jump(rows: NDArray[np.void]) -> list[Signal]:
         "before": float(rates[worst]),
         "after": float(rates[worst + 1]),
         "constant": bool((rates == rates[0]).all()),
-        "rising": bool((np.diff(rates) >= 0).all() and rates[-1] > rates[0]),
         "largest": float(rates.max()),
         "spent": _spent(rates, steps.astype(np.float64)),
     }

@@ -1,4 +1,4 @@
-"""What a loss or a forward counts outside of itself is counted by the run alone: a call on a copy puts it back."""
+"""What a loss counts outside of itself is counted by the run alone: a call on a copy puts it back."""
 
 from __future__ import annotations
 
@@ -125,21 +125,6 @@ def test_a_loss_that_counts(way: Callable[[], Count]) -> None:
             return (output - Y).square().mean() * (1 + 0.1 * count())
 
         trained(run, Net(), loss, loss)
-
-    unnoticed(loop)
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_a_forward_that_counts(way: Callable[[], Count]) -> None:
-    def loop(run: Run) -> None:
-        torch.manual_seed(3)
-        count = way()
-
-        class Counts(Net):
-            def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
-                return super().forward(x * (1 + 0.1 * count()), edge_index)
-
-        trained(run, Counts(), lambda output: (output - Y).square().mean(), None)
 
     unnoticed(loop)
 

@@ -48,7 +48,7 @@ def test_the_verdict_comes_first_and_the_summary_last() -> None:
 def test_a_healthy_model_costs_three_lines() -> None:
     assert lines(examples.clean()) == [
         "STABLE  checkpoints/healthy_3agents/actor.pt (model, fp32)",
-        "not seen what 4 rules need (-v tells)",
+        "not seen what 5 rules need (-v tells)",
         "nothing to fix in 3 TransformerConv layers",
     ]
 

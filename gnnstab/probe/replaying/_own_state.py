@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from gnnstab.left_out import left_out
 from gnnstab.probe.own_operations import is_own
-from gnnstab.probe.replaying._outside import Outside
-from gnnstab.probe.replaying.reach import CONTAINERS, FLAGS, refuse_draws_of_process, shared_code
+from gnnstab.probe.replaying.reach import CONTAINERS, FLAGS, refuse_draws_of_process
 from gnnstab.torch_private import TorchDispatchMode, generator_number
 
 _CREATED = ("lift_fresh", "lift_fresh_copy")
@@ -40,19 +39,10 @@ class Guard:
         self._held = [value for value in values if type(value) in kinds]
         self._tensors_in = tensors_in
         self._seen: set[tuple[bool, bool]] = set()
-        self._code: list[Any] | None = None
 
     def __call__(self, twin: nn.Module, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """``run(*args, **kwargs)``, where ``run`` is ``twin`` or calls it."""
         refuse_draws_of_process(twin)
-        self._code = shared_code(twin) if self._code is None else self._code
-        outside = Outside(self._code)
-        try:
-            return self._run(twin, run, args, kwargs)
-        finally:
-            outside.put_back()
-
-    def _run(self, twin: nn.Module, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         mode = (twin.training, torch.is_grad_enabled())
         if mode in self._seen:
             return run(*args, **kwargs)

@@ -76,11 +76,6 @@ def shared_with(twin: Any, original: nn.Module, functions: Iterable[types.Functi
     return ""
 
 
-def shared_code(twin: nn.Module) -> list[Any]:
-    """Functions, classes and objects of the user's own that a copy of a model has in common with the run."""
-    return [value for value, _ in _reached(twin, set(), frozenset()) if _is_code(value)]
-
-
 def _is_code(value: Any) -> bool:
     return isinstance(value, (types.FunctionType, type)) or is_own_object(value)
 
