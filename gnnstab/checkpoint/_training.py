@@ -19,7 +19,12 @@ def was_trained(
     checkpoint: Checkpoint, convs: Sequence[StoredLayer], prints: Sequence[Fingerprint]
 ) -> tuple[bool | None, str]:
     """(True, False or None, what it was read from). None: no evidence either way."""
-    for evidence in (_steps(checkpoint), _moved_norm(checkpoint.tensors), _moved_bias(convs)):
+    for evidence in (
+        steps_taken(checkpoint),
+        _passed(checkpoint.tensors),
+        _moved_norm(checkpoint.tensors),
+        _moved_bias(convs),
+    ):
         if evidence:
             return True, evidence
     light = sum(p.family != "unknown" and not p.pristine for p in prints)
@@ -30,14 +35,20 @@ def was_trained(
     return None, "the weights match no known initialisation and the file holds no step count"
 
 
-def _steps(checkpoint: Checkpoint) -> str:
+def steps_taken(checkpoint: Checkpoint) -> str:
+    """What counts steps of a training, in words; empty where the file holds no count."""
     for name, value in checkpoint.progress.items():
         if value > 0:
             return f"{name} = {value} in the file"
     steps = [e.step for optimizer in checkpoint.optimizers for e in optimizer.entries if e.step]
     if steps:
         return f"the optimizer took {max(steps):.0f} steps"
-    for name, tensor in checkpoint.tensors.items():
+    return ""
+
+
+def _passed(tensors: Mapping[str, Tensor]) -> str:
+    """A BatchNorm counts forwards in training mode."""
+    for name, tensor in tensors.items():
         if name.endswith("num_batches_tracked") and (count := plain_number(tensor)) and count > 0:
             return f"{name} = {count:.0f}"
     return ""

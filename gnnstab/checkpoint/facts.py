@@ -56,6 +56,9 @@ class CheckpointFacts:
     trained_reason: str = ""
     """What ``trained`` was read from."""
 
+    steps_counted: bool = False
+    """True where the file counts steps of a training that were taken."""
+
     uninitialised: tuple[str, ...] = ()
     """Parameters that were saved before their first forward pass gave them a shape."""
 

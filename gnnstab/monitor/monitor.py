@@ -278,7 +278,7 @@ class Monitor:
         found = self._not_held.look(self._model, groups)
         if found and self._recorder.row is None:
             self._began_fresh = fresh(static_signals(self._model))
-        if self._not_held:
+        if self._not_held.any_so_far:
             self._writer.meta("not_held", json.dumps({**found, "fresh": self._began_fresh} if found else {}))
 
     def _warn_foreign_optimizer(self) -> None:

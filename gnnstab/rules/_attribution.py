@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -33,17 +32,17 @@ _DRAWN = "unsuitable-init"
 _MADE = (_DRAWN, "dead-units", "attention-explosion", "saturated-gate")
 """States of weights that training can bring about as well."""
 
-_COUNTED = re.compile(r"took \d+ steps| = \d+ in the file")
-"""What says that weights are trained by a count of steps; the shape of their distribution alone may be a draw of the user's."""
-
 _PERHAPS = "Perhaps an outcome"
 
 
 def outcomes(found: Sequence[Cause], kind: str, context: Mapping[str, Any]) -> tuple[Cause, ...]:
-    """In trained weights without their run, a state of weights may be the outcome and not the cause: it is said, and how they were drawn is no root."""
-    why = str(context.get("trained_reason") or "")
-    if kind == "trace" or context.get("trained") is not True or not _COUNTED.search(why):
+    """In trained weights without their run, a state of weights may be the outcome and not the cause: it is said, and how they were drawn is no root.
+
+    Trained are those whose steps somebody counted; the shape of their distribution alone may be a draw of the user's.
+    """
+    if kind == "trace" or not context.get("steps_counted"):
         return tuple(found)
+    why = str(context.get("trained_reason") or "")
     told, said = [], f"{_PERHAPS} of training, not where it began ({why}; a Monitor over the run tells)"
     for cause in found:
         if cause.cause in _MADE and cause.status == "root-cause" and not cause.reason.startswith(_PERHAPS):

@@ -143,7 +143,7 @@ def _context(
         if trace.missing_ranks:
             context["ranks_missing"] = trace.missing_ranks
         if kept := meta.get("stale.gradients"):
-            context["stale_gradients"] = int(kept) if kept.isdecimal() else False
+            context["stale_gradients"] = _number(kept) or False
         context["steps_dropped"] = _number(meta.get("dropped.steps"))
         context["trained"] = True if steps >= TRAINED_STEPS else None
     if "optimizer" in meta:

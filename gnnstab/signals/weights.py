@@ -50,6 +50,7 @@ def from_checkpoint(facts: CheckpointFacts) -> Signals:
         context={
             "trained": facts.trained,
             "trained_reason": facts.trained_reason,
+            "steps_counted": facts.steps_counted,
             "layers_expected": facts.layers_expected,
             "assumptions": list(facts.assumptions),
             "linear_initialisation": facts.linear_initialisation,

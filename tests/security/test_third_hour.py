@@ -126,3 +126,5 @@ def test_rows_that_nothing_reaches_are_not_stable(name: str, changed: Callable[.
 def test_counts_that_are_none(text: str, changed: Callable[..., Any]) -> None:
     lost = changed(f"INSERT OR REPLACE INTO meta VALUES ('malformed.rows', '{text}')").context["rows_lost"]
     assert lost in (0, 1) and math.isfinite(lost)
+    stale = changed(f"INSERT OR REPLACE INTO meta VALUES ('stale.gradients', '{text}')").context["stale_gradients"]
+    assert stale in (False, 1)

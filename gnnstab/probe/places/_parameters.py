@@ -82,7 +82,9 @@ class NotHeld:
         self._names = {name for name, _ in model.named_parameters()}
         self._began: dict[str, float] = {}
 
-    def __bool__(self) -> bool:
+    @property
+    def any_so_far(self) -> bool:
+        """True once a look has found something, also where a later one finds nothing."""
         return bool(self._began)
 
     def look(self, model: nn.Module, groups: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
