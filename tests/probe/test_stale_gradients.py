@@ -148,3 +148,19 @@ def test_its_hooks_are_gone_after_the_first_step_that_is_as_usual():
             clears(model, moves, step)
         assert not any(p._post_accumulate_grad_hooks for p in model.parameters())
         assert len(moves._optimizer_step_pre_hooks) == 1
+
+
+@pytest.mark.parametrize("clears", [True, False])
+def test_hooks_of_the_user_beside_it_go_on(clears):
+    """A table of hooks from which one is taken off while torch goes through it breaks the step of the optimizer."""
+    model, seen = Net(), list[str]()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    with gnnstab.Monitor(model, optimizer=optimizer, on_finding=lambda f: None):
+        optimizer.register_step_pre_hook(lambda *_: seen.append("before"))
+        optimizer.register_step_post_hook(lambda *_: seen.append("after"))
+        for _ in range(6):
+            if clears:
+                optimizer.zero_grad()
+            model(X).square().mean().backward()
+            optimizer.step()
+    assert seen == ["before", "after"] * 6

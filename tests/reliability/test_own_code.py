@@ -310,6 +310,7 @@ def test_an_interrupt_while_the_run_ends_leaves_neither_hooks_nor_an_open_trace(
     def loop() -> None:
         with gnnstab.Monitor(model, optimizer=optimizer, trace=path):
             for _ in range(4):
+                optimizer.zero_grad()
                 mse_loss(model(X, EDGES), Y).backward()
                 optimizer.step()
             model.meanwhile = partial(signal.raise_signal, signal.SIGINT)

@@ -166,6 +166,8 @@ class Boundary:
         if graph_task() != -1:
             self._moves_within_backward(optimizer)
             return
+        # By these hooks and none of its own: one that is taken off while torch goes through a table of hooks breaks the step.
+        self.stale.before(optimizer)
         found = getattr(optimizer, "found_inf", None)
         self._ended = True
         state.error_guard.guard("the next update", self._moving, optimizer)
@@ -193,6 +195,8 @@ class Boundary:
         if not self._ended:  # L-BFGS, which evaluates its closure many times within a step.
             self._count(optimizer, self.end(optimizer))
         self._ended = False
+        if graph_task() == -1:
+            self.stale.after(optimizer)
         self._recorder.after_update()
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from collections.abc import Set as AbstractSet
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from gnnstab.probe.attaching.hooks import Hook
+from gnnstab.probe.error_guard import ErrorGuard
 from gnnstab.probe.recorder import Recorder
 
 _IN_A_ROW = 3
@@ -32,27 +34,38 @@ class StaleGradients:
 
     def __init__(self, recorder: Recorder, optimizers: Sequence[torch.optim.Optimizer]) -> None:
         self._recorder = recorder
-        self._ways = [_Way(one, self) for one in optimizers if not isinstance(one, torch.optim.LBFGS)]
+        self._ways = {id(one): _Way(one) for one in optimizers if not isinstance(one, torch.optim.LBFGS)}
         self._news: int | None = None
 
     def attach(self) -> None:
-        """Hook the optimizers."""
-        for way in self._ways:
-            way.attach(self._recorder)
+        """Get ready: `before` and `after` are told of the steps."""
+        own = {id(p) for p in self._recorder.model.parameters()} if self._ways else set()
+        for way in self._ways.values():
+            way.begin(own, self._recorder.state.error_guard)
 
     def detach(self) -> None:
         """Remove what hooks are left."""
-        for way in self._ways:
+        for way in self._ways.values():
             way.end()
 
-    def judged(self, kept: bool) -> None:
-        """One optimizer's way was followed to its end."""
+    def before(self, optimizer: torch.optim.Optimizer) -> None:
+        """The optimizer is about to move."""
+        if (way := self._ways.get(id(optimizer))) is None or (kept := way.before()) is None:
+            return
+        del self._ways[id(optimizer)]
+        way.end()
         if kept:
             self._news = self._recorder.step
             self.detach()
+            self._ways.clear()
             self._recorder.writer.meta("stale.gradients", str(self._news))
         elif self._news is None:
             self._recorder.writer.meta("stale.gradients", "none")
+
+    def after(self, optimizer: torch.optim.Optimizer) -> None:
+        """It has moved."""
+        if (way := self._ways.get(id(optimizer))) is not None:
+            way.after()
 
     def take(self) -> int | None:
         """The step at which it became certain, once."""
@@ -63,43 +76,37 @@ class StaleGradients:
 class _Way:
     """The gradient of one parameter from one step of its optimizer to the next."""
 
-    def __init__(self, optimizer: torch.optim.Optimizer, whose: StaleGradients) -> None:
-        self._optimizer, self._whose = optimizer, whose
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = optimizer
+        self._own = frozenset[int]()
         self._parameter: Tensor | None = None
         self._left: Hold | None = None
         self._added, self._kept = 0, 0
-        self._hooks: list[Hook] = []
-        self._handles: list[Any] = []
+        self._hook: Hook | None = None
+        self._handle: RemovableHandle | None = None
 
-    def attach(self, recorder: Recorder) -> None:
-        guard = recorder.state.error_guard
-        before, after, added = (
-            Hook("the gradients of a step", b, guard) for b in (self._before, self._after, self._add)
-        )
-        self._hooks = [before, after, added]
-        self._own = {id(p) for p in recorder.model.parameters()}
-        self._handles = [
-            self._optimizer.register_step_pre_hook(lambda *_: before()),
-            self._optimizer.register_step_post_hook(lambda *_: after()),
-        ]
+    def begin(self, own: AbstractSet[int], error_guard: ErrorGuard) -> None:
+        """``own`` are the identities of the model's parameters."""
+        self._own = frozenset(own)
+        self._hook = Hook("the gradients of a step", self._add, error_guard)
 
     def end(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        for hook in self._hooks:
-            hook.close()
-        self._parameter, self._handles, self._hooks = None, [], []
+        if self._handle is not None:
+            self._handle.remove()
+        if self._hook is not None:
+            self._hook.close()
+        self._parameter = self._handle = self._hook = None
 
-    def _after(self, grad: bool) -> None:
+    def after(self) -> None:
         """The optimizer has moved: what it leaves in the gradient is what the next backward finds."""
-        if self._parameter is None:
+        if self._parameter is None and self._hook is not None:
             every = (p for group in self._optimizer.param_groups for p in group["params"])
             found = next((p for p in every if id(p) in self._own and p.is_leaf and _followed(p.grad)), None)
             if found is None:
                 return
-            self._parameter = found
-            self._handles.append(found.register_post_accumulate_grad_hook(self._hooks[2]))
-        self._left, self._added = _hold(self._parameter.grad), 0
+            self._parameter, self._handle = found, found.register_post_accumulate_grad_hook(self._hook)
+        if self._parameter is not None:
+            self._left, self._added = _hold(self._parameter.grad), 0
 
     def _add(self, grad: bool, parameter: Tensor) -> None:
         """A backward has added to the gradient: by one change of what was left, or to something else."""
@@ -107,15 +114,12 @@ class _Way:
         self._added += 1
         self._left = now if left is not None and now == (left[0], left[1] + 1) else None
 
-    def _before(self, grad: bool) -> None:
-        """The optimizer is about to move."""
+    def before(self) -> bool | None:
+        """The optimizer is about to move: whether nothing has cleared its gradients, once that is certain."""
         if self._parameter is None or not self._added:
-            return
+            return None
         self._kept += self._left is not None
-        if self._left is None or self._kept == _IN_A_ROW:
-            kept = self._left is not None
-            self.end()
-            self._whose.judged(kept)
+        return False if self._left is None else True if self._kept == _IN_A_ROW else None
 
 
 def _followed(gradient: Tensor | None) -> bool:
