@@ -52,7 +52,13 @@ scaled, .6 where the rate of a group was a thousand times too high, nothing wher
 
 
 def harms(told: Mapping[str, Any]) -> bool:
-    """True where steps from one loss (``first``) reach one so much lower (``undone``) without something as to call it harmful (``best`` with it)."""
+    """True where steps from one loss (``first``) reach one so much lower (``undone``) without something as to call it harmful (``best`` with it).
+
+    Steps that do not come below the loss of an output of zeros (``zeros``, where that is lower than the first) have learned nothing, and say nothing.
+    """
+    zeros = told.get("zeros")
+    if zeros is not None and not float(told.get("undone", math.nan)) < zeros:
+        return False
     return _lost(told, better="undone", worse="best") >= HARMS
 
 

@@ -190,6 +190,19 @@ def test_a_gain_that_suits_is_silent_and_costs_no_steps() -> None:
         assert not [s for s in diagnosis.signals if s.name == OPTIMIZER_SOFTER]
 
 
+def test_the_steps_say_what_an_output_of_zeros_would_lose_where_the_first_output_is_far_off() -> None:
+    def loud() -> nn.Module:
+        model = Crowd(40.0)
+        model.out.bias.data.fill_(20.0)
+        return model
+
+    for make, far_off in [(loud, True), (lambda: Crowd(40.0), False)]:
+        for diagnosis in said(drawn(make), crowd).values():
+            for signal in [s for s in diagnosis.signals if s.name == OPTIMIZER_SOFTER]:
+                zeros = float(crowd()[0][-1].square().mean())
+                assert signal.detail["zeros"] == (pytest.approx(zeros, rel=1e-4) if far_off else None)
+
+
 def test_sharp_and_right_from_the_start_is_information() -> None:
     found = said(drawn(lambda: Lookup(4.0)), tagged)
     assert judged(found) == {"monitor": ["info"], "diagnose": ["info"]}

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from gnnstab.probe.optimizer.learning import of_zeros
+from gnnstab.probe.optimizer._zeros import of_zeros
 from gnnstab.records import Signal
 from gnnstab.records.vocabulary import OPTIMIZER_SLOW
 

@@ -15,9 +15,9 @@ from gnnstab.probe.optimizer._copies import twins
 from gnnstab.probe.optimizer._large_inputs import large_inputs
 from gnnstab.probe.optimizer._stacks import stacks
 from gnnstab.probe.optimizer._suspects import Suspect, suspects
+from gnnstab.probe.optimizer._zeros import of_zeros
 from gnnstab.probe.optimizer.softening import STEPS as STEPS
 from gnnstab.probe.replaying.replica import forked_rng
-from gnnstab.probe.replaying.zero_output import loss_over_zero
 from gnnstab.records import Signal
 from gnnstab.records.vocabulary import OPTIMIZER_INPUT_SHARE, OPTIMIZER_UNDONE
 
@@ -186,22 +186,6 @@ def _worst(
     }  # fmt: skip
     # Progress that the change alone makes, out of what it makes in all.
     return Signal(OPTIMIZER_UNDONE, 1 - without / reached, source="steps", detail=detail)
-
-
-def of_zeros(bench: Bench, given: Sequence[tuple[Any, Tensor]] = ()) -> float:
-    """Mean loss of outputs of zeros; inf where it is not known. ``given`` are output and loss of the first batches, where they are at hand."""
-    model, _ = twins(bench.model, bench.optimizer)
-    values = []
-    with forked_rng(), torch.no_grad():
-        for number, batch in enumerate(bench.batches):
-            try:
-                output, loss = given[number] if number < len(given) else bench.forward(model, number)
-            except Exception as error:
-                let_through(error)
-                return math.inf
-            values.append(float(loss) / loss_over_zero(output, float(loss), batch, bench.loss))
-    mean = sum(values) / len(values)
-    return mean if mean > 0 else math.inf
 
 
 def _on_its_way(bench: Bench, first: float) -> bool:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch_geometric.utils import softmax
 
+from gnnstab.probe.optimizer._zeros import of_zeros
 from gnnstab.records import Signal
 from gnnstab.records.vocabulary import ATTENTION_ENTROPY, ATTENTION_ONE_HOT_SHARE, OPTIMIZER_SOFTER, SCORE_PRODUCT_SCALE
 
@@ -73,6 +74,8 @@ def softer_signals(bench: Bench, layers: Sequence[str]) -> Iterator[Signal]:
     if 0 < best < math.inf and 0 < undone < math.inf:
         detail = {"names": list(layers[:40]), "first": as_is[0], "best": best, "undone": undone, "steps": STEPS}
         detail["trained"] = bool(bench.optimizer.state)
+        zeros = of_zeros(bench)
+        detail["zeros"] = zeros if zeros < as_is[0] else None
         yield Signal(OPTIMIZER_SOFTER, best / undone, source="steps", detail=detail)
 
 
