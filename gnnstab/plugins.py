@@ -54,12 +54,13 @@ def _may_offer(folder: str) -> bool:
         names = os.listdir(folder or os.curdir)
     except OSError as error:
         return isinstance(error, NotADirectoryError)  # An archive, which may hold packages too.
-    return any(name.endswith(".egg") or _names_a_group(os.path.join(folder, name)) for name in names)
+    return any(n.endswith(".egg") or _names_a_group(os.path.join(folder, n)) for n in names if n.endswith(_PACKAGES))
+
+
+_PACKAGES = (".egg", ".dist-info", ".egg-info")
 
 
 def _names_a_group(package: str) -> bool:
-    if not package.endswith((".dist-info", ".egg-info")):
-        return False
     try:
         with open(os.path.join(package, "entry_points.txt"), "rb") as file:
             return re.search(rb"\[\s*gnnstab\.", file.read()) is not None
