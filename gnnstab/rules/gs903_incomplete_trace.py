@@ -18,7 +18,7 @@ class IncompleteTrace(Rule):
 
     ## What it sees
     A trace that was not closed: the process was killed, or is still running. Rows that could not be written, or that no
-    writer makes: of a series, mode or level of resolution that is not listed.
+    writer makes: of a series, mode or level of resolution that is not listed. Statistics, measures or steps of which no row is left.
     Steps of the optimizer of which nothing was seen. Of a distributed run, ranks without a file that can be read.
 
     ## Why it is unstable
@@ -77,6 +77,14 @@ class IncompleteTrace(Rule):
                 "entries. What they hold is not judged; record the run again.",
                 doubtful,
                 "warning",
+            )
+        if gone := signals.context.get("tables_missing"):
+            yield self._finding(
+                f"the trace holds no row of its {' and '.join(gone)}, although it lists what was recorded: nothing of them is judged. "
+                "Record the run again.",
+                len(gone),
+                "warning",
+                "tables",
             )
 
     def _finding(self, message: str, number: int, severity: str = "info", unit: str = "rows") -> Finding:

@@ -138,6 +138,7 @@ def _context(
     if source == "training":
         context["closed"] = trace.complete
         context["rows_doubtful"] = trace.doubtful_rows
+        context["tables_missing"] = trace.missing_tables
         context["rows_lost"] = _number(meta.get("dropped.rows")) + _number(meta.get("malformed.rows"))
         context["steps_unseen"] = _number(meta.get("unseen.steps"))
         if trace.missing_ranks:

@@ -22,6 +22,17 @@ def doubtful_rows(connection: Connection) -> int:
     return sum(int(row[0]) for query, values in queries for row in connection.rows(query, values))
 
 
+def missing_tables(connection: Connection) -> list[str]:
+    """The tables without a row although others hold what a writer puts in beside theirs: statistics, measures or steps."""
+    queries = {
+        "statistics": "SELECT EXISTS (SELECT 1 FROM series) AND NOT EXISTS (SELECT 1 FROM statistic) "
+        "AND (EXISTS (SELECT 1 FROM step) OR EXISTS (SELECT 1 FROM measure))",
+        "measures": "SELECT EXISTS (SELECT 1 FROM quantity) AND NOT EXISTS (SELECT 1 FROM measure)",
+        "steps": "SELECT EXISTS (SELECT 1 FROM statistic) AND NOT EXISTS (SELECT 1 FROM step)",
+    }
+    return [name for name, query in queries.items() if any(row[0] for row in connection.rows(query))]
+
+
 def _gaps(connection: Connection) -> list[tuple[int, int]]:
     """Steps that no level of resolution counts for, from and up to; none in what a writer leaves."""
     levels = sorted(connection.rows("SELECT since, until FROM resolution WHERE since < until"))

@@ -16,7 +16,7 @@ from gnnstab.records import Blind, Event, LayerFacts, Measure, SeriesKey, StepRo
 from gnnstab.trace import _codec as codec
 from gnnstab.trace._arrays import Peak, join_ranks, read_peaks, read_sites, read_steps
 from gnnstab.trace._connection import MOST_FACTS, MOST_ROWS, Connection
-from gnnstab.trace._doubtful import doubtful_rows, first_broken_loss
+from gnnstab.trace._doubtful import doubtful_rows, first_broken_loss, missing_tables
 from gnnstab.trace._locate import Part, open_parts
 from gnnstab.trace._schema import EVENTS_LIMIT
 
@@ -213,6 +213,11 @@ class Trace:
     def doubtful_rows(self) -> int:
         """Rows that belong to no series, mode or level of resolution, or to fewer than no entries: malformed, and read by nothing."""
         return sum(doubtful_rows(part.connection) for part in self._parts)
+
+    @cached_property
+    def missing_tables(self) -> list[str]:
+        """What no row is left of, of ``statistics``, ``measures`` and ``steps``, although rows beside it are there."""
+        return sorted({name for part in self._parts for name in missing_tables(part.connection)})
 
     @cached_property
     def first_broken_loss(self) -> int | None:
