@@ -14,6 +14,7 @@ from gnnstab.records.vocabulary import (
     LOSS,
     LOSS_MARKED_TARGETS,
     OPTIMIZER_NEVER_UPDATED,
+    OPTIMIZER_UNSEEN,
     PLACE_ALONE_DIFFERENCE,
     PLACE_CLOSED_CONTENT,
     PLACE_LOST_DIGITS,
@@ -171,6 +172,9 @@ class SetMask(ByHand):
         marked = signals.find(LOSS_MARKED_TARGETS)
         if marked and not operation:
             change = f"known = y != {marked[0].detail.get('mark')!r}  # the mark of missing values\nloss = criterion(output[known], y[known])"
+        elif turned := [s for s in signals.find(OPTIMIZER_UNSEEN) if s.detail.get("cause") == "masking"]:
+            name = str((turned[0].detail.get("names") or ["mask"])[0]).rsplit(".", 1)[-1]
+            change = f"{name} = ~{name}  # True where the layer expects it: masked_fill leaves out what is True"
         elif operation.get("kind") == "all-masked":
             change = (
                 "empty = ~mask.any(-1, keepdim=True)  # rows in which nothing is left\n"

@@ -11,7 +11,13 @@ from gnnstab.fixes.by_hand import ByHand, divided_by_own_size, operation_behind
 from gnnstab.fixes.table import addressing, find
 from gnnstab.layers import FAMILY, layer_named
 from gnnstab.records import Cause, Finding, FixAdvice, LayerFacts, Signals
-from gnnstab.records.vocabulary import LOGIT_ALIGNMENT, POOL_SUM_SIZE, SUM_BY_HAND_SIZE
+from gnnstab.records.vocabulary import (
+    LOGIT_ALIGNMENT,
+    OPTIMIZER_UNSEEN,
+    PLACE_CONSTANT_ROWS,
+    POOL_SUM_SIZE,
+    SUM_BY_HAND_SIZE,
+)
 
 Choice = tuple[str, dict[str, Any], str]
 """Fix, its options, and what is known about it on this target."""
@@ -116,6 +122,9 @@ def _independent(signals: Signals) -> bool:
 
 def _for_depth(seen: Seen) -> list[Choice]:
     """Identity paths of weight 1; on large gains only together with a norm or another initialisation."""
+    if any(s.detail.get("cause") == "no-residual" for s in seen.signals.find(OPTIMIZER_UNSEEN)):
+        bare = any(layer.get("root_weight") is False for layer in seen.signals.attention_layers)
+        return [("root-weight", {}, "")] if bare else [("residual", {"weight": 1.0}, "where the widths are equal")]
     said = "a weight of 0.1 leaves the gradient ratio where it is"
     return [("pre-norm-residual", {}, said), ("residual-depth-init", {}, "needs fresh weights")]
 
@@ -149,6 +158,8 @@ def _for_precision(seen: Seen) -> list[Choice]:
 
 def _for_lone_nodes(seen: Seen) -> list[Choice]:
     """GS105 names dropout that takes the few edges of a node away; everywhere else the edges are missing themselves."""
+    if any(s.detail.get("sparse") for s in seen.signals.find(PLACE_CONSTANT_ROWS)):
+        return []  # Of a relation that is nearly empty the edges are wanted, and no loops.
     sparse = "GS105" in seen.codes and "GS402" not in seen.codes
     return [("dropout", {"p": 0.0}, "")] if sparse else [("root-weight", {}, "")]
 

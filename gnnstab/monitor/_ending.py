@@ -18,7 +18,7 @@ from gnnstab.monitor._opening import loss_of
 from gnnstab.observation import adam_settings
 from gnnstab.probe.attaching.forward_tracker import ForwardInputs
 from gnnstab.probe.operations.repeat import as_batch as as_given
-from gnnstab.probe.optimizer.learning import LEARNS
+from gnnstab.probe.optimizer.learning import LEARNS, LEARNS_WELL, MARGIN
 from gnnstab.probe.optimizer.next_update import UpdateWatch
 from gnnstab.probe.optimizer.run_trial import slow_trial, softer_trial, undone_trial
 from gnnstab.probe.recorder import Recorder
@@ -50,6 +50,9 @@ Loss = Callable[[Any, Any], Tensor]
 
 STANDS_STILL = math.exp(-LEARNS)
 """Best loss of a run over its first, or over that of an output of zeros, above which suspects are undone."""
+
+NOT_WELL = math.exp(-LEARNS_WELL - MARGIN)
+"""The same above which it is looked at whether data or graph keep it from learning what holds for other rows."""
 
 HARDLY = 1e-3
 """Change of the output by one update, over its spread, below which larger rates are tried; they are, too, where all updates of a run together moved it by less than its spread."""
@@ -173,17 +176,18 @@ class Ending:
         try:
             # To come down from a far-off first output is nothing learned.
             zeros = (float(s.detail["zeros"]) for s in diagnosis.signals if s.name == LOSS_OVER_ZERO)
-            hindered = float(losses["best"]) > STANDS_STILL * min(float(losses["start"]), *zeros, math.inf) > 0
+            first = min(float(losses["start"]), *zeros, math.inf)
+            hindered, slow = (float(losses["best"]) > share * first > 0 for share in (STANDS_STILL, NOT_WELL))
             scaled = self._scaled(diagnosis, hindered=hindered)
-            if hindered or scaled:
+            if slow or scaled:
                 start = self._start(largest)
-                trial = undone_trial(*start, inputs, loss, row.step, hindered=hindered, scaled=scaled)
+                trial = undone_trial(*start, inputs, loss, row.step, hindered=hindered, slow=slow, scaled=scaled)
                 self._writer.measures(trial)
             if hindered:
                 still = max((s.value for s in diagnosis.signals if s.name == OPTIMIZER_OUTPUT_MOVE), default=1.0)
                 damped = any(s.name == OPTIMIZER_EPS_DAMPING and s.value < LEAST_KEPT for s in diagnosis.signals)
-                slow = still < max(HARDLY, 1 / int(losses["steps"])) or rates.get("spent", 0.0) > SPENT
-                if slow or damped:
+                small = still < max(HARDLY, 1 / int(losses["steps"])) or rates.get("spent", 0.0) > SPENT
+                if small or damped:
                     self._writer.measures(slow_trial(model, self._optimizers[0], inputs, loss, row.step, largest))
             # Of what was sharp from the start, the steps before the first update have told.
             told = {name for s in diagnosis.signals if s.name == OPTIMIZER_SOFTER for name in s.detail.get("names", ())}

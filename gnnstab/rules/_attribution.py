@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from gnnstab.records import FIVE_CAUSES, FURTHER_CAUSES, Cause, Finding, RuleStatus, Signals
-from gnnstab.records.vocabulary import OPTIMIZER_INPUT_SHARE, OPTIMIZER_UNDONE
+from gnnstab.records.vocabulary import OPTIMIZER_INPUT_SHARE, OPTIMIZER_UNDONE, OPTIMIZER_UNSEEN
 from gnnstab.rules._five_causes import status_from_configuration
 from gnnstab.rules.explanation import is_warning
 
@@ -66,7 +66,7 @@ def _how(cause: Cause, findings: Sequence[Finding]) -> str:
 
 def _share(cause: Cause, findings: Sequence[Finding]) -> float | None:
     """What the undoing on a copy has brought back, where a rule speaks of one."""
-    shares = (OPTIMIZER_UNDONE, OPTIMIZER_INPUT_SHARE)
+    shares = (OPTIMIZER_UNDONE, OPTIMIZER_UNSEEN, OPTIMIZER_INPUT_SHARE)
     own = [f.value for f in findings if f.cause == cause.cause and f.signal in shares and is_warning(f)]
     return max(own, default=None) if cause.status == "root-cause" else None
 

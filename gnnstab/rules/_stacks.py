@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gnnstab.records import Finding, Signal, Signals
-from gnnstab.records.vocabulary import OPTIMIZER_UNDONE
+from gnnstab.records.vocabulary import OPTIMIZER_BY_HEART, OPTIMIZER_UNDONE
 from gnnstab.rules.base import Rule
 
 
@@ -35,4 +35,23 @@ def said(signal: Signal) -> str:
         f"{told.get('suspect')}, and the model hardly learns: your optimizer's steps on a copy bring the loss of one batch from {first:.3g} to "
         f"{best:.3g}{beside}{any_rate}. {str(told.get('words', ''))[:1].upper()}{str(told.get('words', ''))[1:]} on a copy, {told.get('steps')} steps bring it to "
         f"{undone:.3g}: it takes {100 * signal.value:.0f} % of the progress."
+    )
+
+
+def said_of_half(signal: Signal) -> str:
+    """The same of steps that were taken for half of the rows."""
+    told = signal.detail
+    first, best = (float(told.get(key, 0.0)) for key in ("first", "best"))
+    words, suspect = str(told.get("words", "")), told.get("suspect")
+    took = f"your optimizer's steps on a copy, {told.get('steps')} of them for half of the rows that the loss reads,"
+    rates = "at the best of your rate, a third of it, three and ten times it"
+    if signal.name == OPTIMIZER_BY_HEART:
+        learned = float(told.get("by_heart", 0.0))
+        return (
+            f"{suspect}, and what the model learns holds for no other row: {took} bring the loss of all rows from {first:.3g} to {best:.3g} "
+            f"{rates}, and for all rows to {learned:.3g}: it learns them by heart."
+        )
+    return (
+        f"{suspect}: {took} bring the loss of all rows from {first:.3g} to {best:.3g} {rates}. {words[:1].upper()}{words[1:]} on a copy, they bring it to "
+        f"{float(told.get('undone', 0.0)):.3g}: it takes {100 * signal.value:.0f} % of the progress."
     )

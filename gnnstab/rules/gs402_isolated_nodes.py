@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 from gnnstab.records import Finding, Signal, Signals
-from gnnstab.records.vocabulary import DEGREE_ISOLATED_READ_SHARE, PLACE_CONSTANT_ROWS
+from gnnstab.records.vocabulary import DEGREE_ISOLATED_READ_SHARE, LOSS, OPTIMIZER_UNDONE, PLACE_CONSTANT_ROWS
 from gnnstab.rules._silent_by_design import trains
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import largest, measured, names, need_measured, percent
@@ -21,7 +22,8 @@ class IsolatedNodes(Rule):
     whatever the batch holds, which a copy shows that runs again with other numbers, where the loss reads them; and more than 5 % of
     them in layers without self-loops or any other term of the node itself where all rows of the output are alike. It is a warning
     where none of the nodes that the loss reads hears of another: their answers stay when all other numbers change; and where three of four
-    that it reads have no neighbour and the others one. Otherwise, and with the linear skip, it is information, since such nodes keep a path that trains, or nobody asks for them.
+    that it reads have no neighbour and the others one; and where no edge brings anything to nine of ten of
+    those that it reads and the loss falls by less than a factor e, in a run or in steps on a copy. Otherwise, and with the linear skip, it is information, since such nodes keep a path that trains, or nobody asks for them.
 
     ## Why it is unstable
     Such a node's output is the linear skip and nothing else; with the beta gate about half of that (measured ×.51). With
@@ -57,6 +59,12 @@ class IsolatedNodes(Rule):
         0.75,
         unit="share of the nodes that the loss reads",
         source="heuristic: half of the nodes of a directed tree are leaves, three of four where each node has four children",
+    )
+
+    nearly: float = threshold(
+        0.9,
+        unit="share of the nodes that the loss reads",
+        source="heuristic: of the nodes of a directed tree where each has nine children nine of ten hear of nobody; nothing is learned beside it either",
     )
 
     def check(self, signals: Signals) -> Iterator[Finding]:
@@ -101,6 +109,19 @@ class IsolatedNodes(Rule):
                 limit=self.most,
                 signal=worst,
             )
+        elif (
+            worst.value > 0
+            and (unheard := self._heard_by_few(signals, constant)) > self.nearly
+            and (fell := _hardly_falls(signals))
+        ):
+            few = f": {names(map(str, empty))}" if (empty := constant[0].detail.get("sparse")) else ""
+            yield self.finding(
+                f"{alone}, and {percent(unheard)} of those that the loss reads hear of nobody{few}; the loss hardly falls (from {fell[0]:.3g} to {fell[1]:.3g}). "
+                "Look whether the numbers by which the edges were joined are those of the nodes.",
+                severity="warning",
+                limit=self.nearly,
+                signal=worst,
+            )
         elif worst.value > 0 and bare:
             yield self.finding(
                 f"{alone} and {names(bare)} has root_weight=False: its output there is exactly 0, which an identity path makes up for, or "
@@ -121,13 +142,18 @@ class IsolatedNodes(Rule):
     def _unheard(self, signals: Signals, constant: Sequence[Signal]) -> float:
         """Share of what the loss reads that hears of nobody: of all of it as a copy shows, or at a last layer where no node has two neighbours."""
         if constant:
-            known = constant[0].detail.get("by_loss") or signals.context.get("loss_given")
-            return 1.0 if known and constant[0].detail.get("deaf", 0.0) == 1 else 0.0
+            return float(self._heard_by_few(signals, constant) == 1)
         read = {s.layer: s.value for s in measured(signals.find(DEGREE_ISOLATED_READ_SHARE))}
         degrees = measured(signals.find("degree.max"))
         if not degrees or largest(degrees).value > 1:
             return 0.0
         return [0.0, *(read[layer.name] for layer in signals.attention_layers if layer.name in read)][-1]
+
+    @staticmethod
+    def _heard_by_few(signals: Signals, constant: Sequence[Signal]) -> float:
+        """Share of what the loss reads that other numbers of everything else do not move, as a copy shows; 0 where that is not known."""
+        told = constant[0].detail if constant else {}
+        return float(told.get("deaf", 0.0)) if told.get("by_loss") or signals.context.get("loss_given") else 0.0
 
     def _all_alike(self, signals: Signals) -> bool:
         ends = [s for s in signals.find("place.node_difference") if s.layer == "output"]
@@ -156,6 +182,15 @@ class IsolatedNodes(Rule):
         # Without a gradient of its own, while there are others, nothing is read of the layer at all.
         asked = largest(read).value > 0 if read else trains(signals, layer) or not signals.find("weight.grad_rms")
         return asked and not around
+
+
+def _hardly_falls(signals: Signals) -> tuple[float, float] | None:
+    """First and best loss of a run, or of steps on a copy, that falls by less than a factor e."""
+    for name in (LOSS, OPTIMIZER_UNDONE):
+        for told in (s.detail for s in signals.find(name) if "best" in s.detail):
+            first, best = float(told.get("first", 0.0)), float(told["best"])
+            return (first, best) if best * math.e > first > 0 and not told.get("learns") else None
+    return None
 
 
 _ADVICE = "Look whether the edges point the right way, add the reverse ones, or self-loops."

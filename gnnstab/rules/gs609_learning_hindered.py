@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gnnstab.records import Finding, Signals
-from gnnstab.records.vocabulary import OPTIMIZER_LR_JUMP, OPTIMIZER_UNDONE
-from gnnstab.rules._stacks import said
+from gnnstab.records import Finding, Signal, Signals
+from gnnstab.records.vocabulary import OPTIMIZER_BY_HEART, OPTIMIZER_LR_JUMP, OPTIMIZER_UNDONE, OPTIMIZER_UNSEEN
+from gnnstab.rules._stacks import said, said_of_half
 from gnnstab.rules.base import Rule, rule, threshold
 
 _ELSEWHERE = ("no-residual", "normalization-misuse")
@@ -19,6 +19,9 @@ _ADVICE = {
     "attention-explosion": "Divide the scores by √d, or by the spread that they begin with.",
     "indistinguishable-nodes": "Give these nodes features of their own, or a row each of an embedding.",
     "learning-rate": "Lower the rate to that, or warm up to it.",
+    "no-residual": "Give the layer such a term (root_weight=True, self-loops, conv(x) + lin(x)).",
+    "masking": "Look which way round the layer takes the mask: turn it with ~, or swap what is kept and what is left out.",
+    "normalization-misuse": "Normalise each column over the nodes (BatchNorm, or constants of the training set), or behind a wider layer.",
 }
 
 
@@ -34,6 +37,13 @@ class LearningHindered(Rule):
     that spread by more than 1 within a target are softened; nodes of a kind that all come with one vector get one each. The one that gets furthest is named when it lowers the loss by a further factor e, and when more than
     half of what it reaches is its own. Where there is none, but a third or a tenth of the rate does as much, the rate is named, unless
     a schedule changes it. In a run this is tried at its end, where the loss has hardly fallen.
+
+    What data and graph take from a model shows in rows that it is not told of, since a batch can be learned by heart. Where the loss falls by less than
+    e² and none of these is named, the same steps are taken for one half of the rows that the loss reads, and the loss of all is looked at, at your
+    rate, a third of it, three and ten times it: with a term of the node itself added to layers over a graph that have none (a node with one neighbour does not move at all when its own numbers change); with
+    a mask of edges or scores the other way round, which the loss does not read; with norms over one or two numbers, which leave a sign, replaced by norms of each column. What brings
+    it down by a further factor e is named. So is a kind of nodes that all come with one vector, where steps for half of the rows bring the loss down by less than √2, which half of them alone can
+    do by heart, and steps for all rows by more than 2.
 
     ## Why it is unstable
     Numbers may be finite everywhere while nothing can be learned. What is in the way shows by being taken away.
@@ -59,19 +69,21 @@ class LearningHindered(Rule):
 
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding for what is most in the way."""
-        for signal in signals.need(OPTIMIZER_UNDONE):
+        unseen = (*signals.find(OPTIMIZER_UNSEEN), *signals.find(OPTIMIZER_BY_HEART))
+        for signal in signals.find(OPTIMIZER_UNDONE) if unseen else signals.need(OPTIMIZER_UNDONE):
             cause = str(signal.detail.get("cause", ""))
             if cause == "learning-rate" and not _constant_rate(signals):
                 continue
             if cause and cause not in _ELSEWHERE and signal.value > self.taken:
-                layer = str((signal.detail.get("names") or [""])[0])
-                yield self.finding(
-                    f"{said(signal)} {_ADVICE.get(cause, '')}".strip(),
-                    limit=self.taken,
-                    signal=signal,
-                    layer=layer,
-                    cause=cause,
-                )
+                yield self._told(cause, said(signal), signal)
+        for signal in unseen:
+            if signal.value > self.taken:
+                yield self._told(str(signal.detail.get("cause", "")), said_of_half(signal), signal)
+
+    def _told(self, cause: str, what: str, signal: Signal) -> Finding:
+        layer = str((signal.detail.get("names") or [""])[0])
+        message = f"{what} {_ADVICE.get(cause, '')}".strip()
+        return self.finding(message, limit=self.taken, signal=signal, layer=layer, cause=cause)
 
 
 def _constant_rate(signals: Signals) -> bool:

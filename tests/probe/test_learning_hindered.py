@@ -14,7 +14,7 @@ from torch_geometric.data import Data, HeteroData
 from torch_geometric.nn import HGTConv, MessagePassing, TransformerConv
 
 import gnnstab
-from gnnstab.probe.optimizer.learning import _on_its_way
+from gnnstab.probe.optimizer.learning import on_its_way
 from gnnstab.records import Signal
 from gnnstab.rules._stacks import said
 
@@ -158,7 +158,7 @@ def test_a_rate_is_named_at_a_tenth_of_which_it_learns_and_only_before_the_first
 ])  # fmt: skip
 def test_a_model_that_goes_on_learning_is_slow_and_not_hindered(losses: list[float], way: bool) -> None:
     bench: Any = SimpleNamespace(trial=lambda steps, until: SimpleNamespace(losses=losses[: steps + 1]))
-    assert _on_its_way(bench, 1.0) is way
+    assert on_its_way(bench, 1.0) is way
 
 
 def test_the_repaired_twin_is_stable() -> None:

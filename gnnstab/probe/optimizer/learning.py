@@ -56,7 +56,7 @@ def learning_signals(bench: Bench) -> Iterator[Signal]:
         UsageError: As `Bench.trial`.
     """
     given: list[tuple[Any, Tensor]] = []
-    deep = _seen(bench, stacks, given=given)
+    deep = seen(bench, stacks, given=given)
     zeros = of_zeros(bench, given)
     if "as_is" in vars(bench):
         as_is = bench.as_is
@@ -73,17 +73,23 @@ def learning_signals(bench: Bench) -> Iterator[Signal]:
         detail, deep = {"learns": True, "names": names[:40], **detail}, []
     hindered = None
     if own < LEARNS_WELL:
-        others = [*_seen(bench, suspects, 1), *_seen(bench, alike_kinds)]
-        rated = _at_any_rate(bench, first, max(0.0, own), RATES if others or deep else RATES[:LOWER])
+        others = [*seen(bench, suspects, 1), *seen(bench, alike_kinds)]
+        rated = at_any_rate(bench, first, max(0.0, own), RATES if others or deep else RATES[:LOWER])
         names = [name for stack in deep for name in stack.names][:40]
         if deep and rated[0] >= LEARNS and rated[1] > 1:
             # It is slow at its rate, and nothing in it keeps it from learning; one that needs a lower rate is hindered at its own.
             detail, deep = {"learns": True, "names": names, **detail, "best": min(rated[2]), "factor": rated[1]}, []
         hindered = _worst(bench, deep, others, as_is, first, rated)
         # Asked only of a model that would be accused: to learn slowly is no fault of what makes it faster. A rate is compared with another rate.
-        if hindered and hindered.detail["cause"] != "learning-rate" and _on_its_way(bench, first):
+        if hindered and hindered.detail["cause"] != "learning-rate" and on_its_way(bench, first):
             hindered, detail = None, {"learns": True, "names": names, **detail}
     yield hindered or Signal(OPTIMIZER_UNDONE, 0.0, source="steps", detail=detail)
+
+
+def open_to_more(signals: Sequence[Signal]) -> bool:
+    """True where `learning_signals` found nothing in the way of a model that does not learn well."""
+    said = [s.detail for s in signals if s.name == OPTIMIZER_UNDONE]
+    return any("cause" not in d and float(d["best"]) > math.exp(-LEARNS_WELL) * float(d["first"]) for d in said)
 
 
 def input_signals(bench: Bench, chosen: Mapping[str, bool], objective: str) -> Iterator[Signal]:
@@ -123,7 +129,7 @@ def input_signals(bench: Bench, chosen: Mapping[str, bool], objective: str) -> I
     yield Signal(OPTIMIZER_INPUT_SHARE, max(0.0, share), source="steps", detail=detail)
 
 
-def _seen(
+def seen(
     bench: Bench,
     look: Callable[[nn.Module, Callable[[], Any]], Any],
     part: int = 0,
@@ -166,7 +172,7 @@ def _worst(
 ) -> Signal | None:
     """What the same steps get furthest without: a deep stack, another suspect that no rate makes up for, or a rate that is too high.
 
-    ``rated`` is as of `_at_any_rate`.
+    ``rated`` is as of `at_any_rate`.
     """
     own = max(0.0, progress(first, as_is))
     found = [(*one, own) for one in _undone(bench, deep, first, LEARNS)]
@@ -188,7 +194,7 @@ def _worst(
     return Signal(OPTIMIZER_UNDONE, 1 - without / reached, source="steps", detail=detail)
 
 
-def _on_its_way(bench: Bench, first: float) -> bool:
+def on_its_way(bench: Bench, first: float) -> bool:
     """True where more of the same steps do learn, or where their losses fall on and on."""
     losses = bench.trial(MORE_STEPS, until=lambda seen: progress(first, seen) >= LEARNS_WELL).losses
     if progress(first, losses) >= LEARNS_WELL:
@@ -200,7 +206,7 @@ def _on_its_way(bench: Bench, first: float) -> bool:
     return third - last >= PACE
 
 
-def _at_any_rate(
+def at_any_rate(
     bench: Bench, first: float, own: float, factors: Sequence[float]
 ) -> tuple[float, float, Sequence[float]]:
     """The most progress at the rate as it is and at those around it, with the factor and the losses; of one that is enough the others are not tried."""

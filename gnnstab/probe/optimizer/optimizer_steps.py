@@ -25,6 +25,7 @@ from gnnstab.probe.optimizer._groups import group_signals
 from gnnstab.probe.optimizer._rounding import rounding_signals
 from gnnstab.probe.optimizer.rate import rate_signals
 from gnnstab.probe.optimizer.softening import sharp_layers, softer_signals
+from gnnstab.probe.optimizer.unseen import unseen_signals
 from gnnstab.probe.replaying.replica import copied, eager, forked_rng, rng_snapshot, tensors_in
 from gnnstab.randomness import drawn_state
 from gnnstab.records import Event, Signal, Signals
@@ -370,7 +371,10 @@ def _judged(bench: Bench) -> Iterator[Signal]:
     yield from damping_signals(bench, trial)
     yield from rounding_signals(bench)
     yield from group_signals(bench)
-    yield from learning.learning_signals(bench)
+    learned = list(learning.learning_signals(bench))
+    yield from learned
+    if learning.open_to_more(learned):
+        yield from unseen_signals(bench)
 
 
 def damping_signals(bench: Bench, trial: Trial) -> Iterator[Signal]:

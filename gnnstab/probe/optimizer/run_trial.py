@@ -17,6 +17,7 @@ from gnnstab.probe.optimizer.learning import input_signals, learning_signals
 from gnnstab.probe.optimizer.optimizer_steps import Bench, Loss, damping_signals, norm_of
 from gnnstab.probe.optimizer.rate import rate_signals
 from gnnstab.probe.optimizer.softening import softer_signals
+from gnnstab.probe.optimizer.unseen import unseen_signals
 from gnnstab.probe.replaying.replica import forked_rng
 from gnnstab.records import Measure, Signal
 from gnnstab.records.vocabulary import OPTIMIZER_LOSS_RISE
@@ -60,16 +61,21 @@ def undone_trial(
     step: int,
     *,
     hindered: bool,
+    slow: bool,
     scaled: Mapping[str, bool],
 ) -> list[Measure]:
     """What the scale of the inputs ``scaled`` and, where it seems ``hindered``, anything else takes from the progress of a few steps, as rows for the trace.
+
+    Where it seems ``slow``, and nothing else is in the way, so does what data and graph take.
 
     Inputs as of `input_signals`, failures as of `run_trial`.
     """
     with forked_rng(inputs.rng):
         bench = bench_of(model, optimizer, inputs, loss)
         found = list(input_signals(bench, scaled, "the loss of one batch"))
-        return _rows([*found, *(learning_signals(bench) if hindered else ())], inputs, step)
+        found += learning_signals(bench) if hindered else ()
+        found += unseen_signals(bench) if slow and not any("cause" in s.detail for s in found) else ()
+        return _rows(found, inputs, step)
 
 
 def slow_trial(

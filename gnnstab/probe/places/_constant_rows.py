@@ -17,6 +17,9 @@ from gnnstab.records.vocabulary import PLACE_CONSTANT_ROWS
 if TYPE_CHECKING:
     from gnnstab.probe.places.survey import ForwardView
 
+FEW = 0.1
+"""Edges of a relation per node of either end below which it is said how few they are."""
+
 MOST = 0.5
 """Share of the reached nodes with the same constant row above which it is not for want of edges that others have it."""
 
@@ -35,6 +38,7 @@ def rows(
     the output. Of an output that has a row for each pair of nodes those rows count that move once every node has a loop (``loops``). ``read``: share of all nodes that are so and at whose output the
     backward that was seen has a gradient; that of the run's own loss where it ``came_back``, and then ``by_loss``. ``deaf``: share of the
     rows with a gradient that are about such nodes and stay when the numbers of everything else change. ``kinds``: those of which no node is reached.
+    ``sparse``: relations with an edge for less than one node in ten of either end, in words.
     Nothing, too, where most nodes that are reached give that very row, as behind ReLUs that are all closed.
     """
     named = seen.batch
@@ -79,7 +83,8 @@ def rows(
                 | ({"by_loss": True} if by_loss else {})
                 | _deaf(before, apart, seen.outputs, alone, came_back)
                 | ({} if per_node else {"loops": True})
-                | ({"kinds": sorted(kinds)} if kinds else {}),
+                | ({"kinds": sorted(kinds)} if kinds else {})
+                | ({"sparse": sparse} if (sparse := _sparse(named)) else {}),
             )
             return
 
@@ -149,6 +154,17 @@ def _unreached(named: Mapping[str, Tensor], kind: str, count: int) -> Tensor | N
     for edges in lists:
         alone[edges[1]] = False
     return alone
+
+
+def _sparse(named: Mapping[str, Tensor]) -> list[str]:
+    nodes = {_kind(name): len(t) for name, t in named.items() if t.dim() > 1 and t.is_floating_point() and _kind(name)}
+    found = []
+    for name, tensor in named.items():
+        relation = next((part for part in name.split(".") if "__" in part.strip("_")), "")
+        ends = [nodes[kind] for kind in (relation.split("__")[0], relation.split("__")[-1]) if kind in nodes]
+        if relation and len(ends) == 2 and tensor.dim() == 2 and len(tensor) == 2 and tensor.shape[1] < FEW * min(ends):
+            found.append(f"{relation} ({tensor.shape[1]} edges for {ends[0]} and {ends[1]} nodes)")
+    return found
 
 
 def _kind(name: str) -> str:

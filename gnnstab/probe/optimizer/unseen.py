@@ -1,0 +1,172 @@
+"""What keeps a model from learning what holds for other rows too: steps are taken for half of those that the loss reads, and the loss of all is looked at."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from gnnstab.errors import UsageError, let_through
+from gnnstab.probe.optimizer._alike_kinds import alike_kinds
+from gnnstab.probe.optimizer._copies import twins
+from gnnstab.probe.optimizer._narrow_norms import narrow_norms
+from gnnstab.probe.optimizer._own_terms import without_own_terms
+from gnnstab.probe.optimizer._suspects import Suspect
+from gnnstab.probe.optimizer._turned_masks import turned_masks
+from gnnstab.probe.optimizer.learning import (
+    LEARNS,
+    MARGIN,
+    at_any_rate,
+    of_zeros,
+    on_its_way,
+    progress,
+    seen,
+)
+from gnnstab.probe.optimizer.softening import STEPS
+from gnnstab.probe.replaying.replica import forked_rng
+from gnnstab.records import Signal
+from gnnstab.records.vocabulary import OPTIMIZER_BY_HEART, OPTIMIZER_UNSEEN
+
+if TYPE_CHECKING:
+    from gnnstab.probe.optimizer.optimizer_steps import Bench
+
+FEWEST = 16
+"""Rows that the loss reads from which on half of them say something of the others."""
+
+_RATES = (1.0, 3.0, 10.0, 1 / 3)
+"""Factors on the rate that are tried with and without what is suspected."""
+
+BY_HEART = math.log(2)
+"""Fall of ln(loss) that steps for half of the rows bring about at most, once these are learned by heart, where the others gain nothing."""
+
+
+def unseen_signals(bench: Bench) -> Iterator[Signal]:
+    """Share of the progress, in ln(loss) of all rows by steps for half of them, that something about data or graph takes; nothing where nothing is suspected, or nothing can be tried."""
+    with suppress(UsageError):
+        yield from _unseen(bench)
+
+
+def _unseen(bench: Bench) -> Iterator[Signal]:
+    alike = seen(bench, alike_kinds)
+    tried = [(one, bench) for one in (*seen(bench, narrow_norms), *seen(bench, without_own_terms))]
+    tried += turned_masks(bench)
+    part = halved(bench) if tried or alike else None
+    if part is None:
+        return
+    start = part.trial(0).losses[0]
+    first = min(start, of_zeros(bench), of_constants(bench))
+    own, _, _ = at_any_rate(part, first, 0.0, _RATES)
+    detail: dict[str, Any] = {
+        "first": start,
+        "best": first * math.exp(-own),
+        "zeros": first if first < start else None,
+        "steps": STEPS,
+    }
+    found = []
+    for suspect, changed in tried:
+        reached = _reached(replace(part, calls=changed.calls), suspect, first, own)
+        if reached >= own + MARGIN:
+            found.append((reached, suspect))
+    if found:
+        reached, suspect = max(found, key=lambda one: one[0])
+        # To learn slowly is no fault of what makes it faster; a mask is the right way round at any pace.
+        if suspect.cause == "masking" or not on_its_way(part, first):
+            yield _told(OPTIMIZER_UNSEEN, suspect, 1 - own / reached, detail | {"undone": first * math.exp(-reached)})
+    elif alike and own < BY_HEART / 2:
+        learned = at_any_rate(bench, first, 0.0, _RATES)[0]
+        if learned > BY_HEART:
+            yield _told(
+                OPTIMIZER_BY_HEART, alike[0], 1 - own / learned, detail | {"by_heart": first * math.exp(-learned)}
+            )
+
+
+def of_constants(bench: Bench) -> float:
+    """Mean loss where all rows of an output are the same, and the best that do; inf where it is not known. To foretell a mean is nothing learned."""
+    model, _ = twins(bench.model, bench.optimizer)
+    total = 0.0
+    with forked_rng(), torch.enable_grad():
+        for number, batch in enumerate(bench.batches):
+            try:
+                output = bench.forward(model, number)[0].detach()
+                row = output.mean(0).requires_grad_()
+                search = torch.optim.LBFGS([row], max_iter=20, line_search_fn="strong_wolfe")
+
+                def closure() -> Tensor:
+                    search.zero_grad()  # noqa: B023
+                    loss = bench.loss(row.expand_as(output), batch)  # noqa: B023
+                    loss.backward()  # type: ignore[no-untyped-call]
+                    return loss
+
+                search.step(closure)  # type: ignore[no-untyped-call]
+                total += float(closure().detach())
+            except Exception as error:
+                let_through(error)
+                return math.inf
+    mean = total / len(bench.batches)
+    return mean if mean > 0 else math.inf
+
+
+def _reached(part: Bench, suspect: Suspect, first: float, own: float) -> float:
+    """Most progress without a suspect, at the rate as it is and at those around it; 0 where it cannot be undone."""
+    best, enough = 0.0, max(LEARNS, 2 * own) + MARGIN
+    for factor in _RATES:
+        try:
+            with suspect.mode:
+                losses = part.trial(
+                    STEPS, factor=factor, edit=suspect.undo, until=lambda losses: progress(first, losses) >= enough
+                ).losses
+        except UsageError:  # The change does not fit the model.
+            return best
+        best = max(best, progress(first, losses))
+        if best >= enough:
+            break
+    return best if best >= LEARNS else 0.0
+
+
+def _told(signal: str, suspect: Suspect, share: float, detail: dict[str, Any]) -> Signal:
+    told = {"cause": suspect.cause, "names": list(suspect.names[:40]), "count": len(suspect.names)}
+    told |= {"words": suspect.words, "suspect": suspect.suspect}
+    return Signal(signal, max(0.0, share), source="steps", detail=told | detail)
+
+
+def halved(bench: Bench) -> Bench | None:
+    """The same bench, whose gradients come from half of the rows that its loss reads, and whose losses are those of all; None where these are few."""
+    model, _ = twins(bench.model, bench.optimizer)
+    chosen: list[Tensor] = []
+    with forked_rng(), torch.enable_grad():
+        for number in range(len(bench.batches)):
+            try:
+                output, _ = bench.forward(model, number)
+                if not isinstance(output, Tensor) or not output.requires_grad or not output.dim():
+                    return None
+                leaf = output.detach().requires_grad_()
+                bench.loss(leaf, bench.batches[number]).backward()  # type: ignore[no-untyped-call]
+            except Exception as error:
+                let_through(error)
+                return None
+            gradient = leaf.grad
+            if gradient is None:
+                return None
+            rows = gradient if gradient.dim() == 1 else (gradient != 0).any(-1)
+            read = rows.flatten().nonzero().flatten()
+            if len(read) < FEWEST:
+                return None
+            order = torch.randperm(len(read), generator=torch.Generator().manual_seed(0)).to(read.device)
+            learned = torch.zeros(rows.numel(), dtype=torch.bool, device=read.device)
+            learned[read[order[: len(read) // 2]]] = True
+            chosen.append(learned.view(rows.shape))
+    numbers = {id(batch): number for number, batch in enumerate(bench.batches)}
+
+    def loss(output: Any, batch: Any) -> Tensor:
+        learned = chosen[numbers[id(batch)]]
+        if not isinstance(output, Tensor) or output.shape[: learned.dim()] != learned.shape:
+            raise UsageError("the output has another shape than before")
+        learned = learned.view(*learned.shape, *[1] * (output.dim() - learned.dim()))
+        return bench.loss(torch.where(learned, output, output.detach()), batch)
+
+    return replace(bench, loss=loss)
