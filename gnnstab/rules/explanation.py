@@ -363,7 +363,7 @@ LINKS = tuple(
         # What was seen in the data and the code, before what steps on copies can only undo; and that before what it brings about.
         *((seen, _always, "GS609") for seen in ("GS305", "GS402", "GS406", "GS407", "GS408", "GS502", "GS605")),
         ("GS601", _made_by_the_rate, "GS609"),
-        ("GS201", _same_cause, "GS609"),
+        *((same, _same_cause, "GS609") for same in ("GS201", "GS703")),
         ("GS104", _of_gates, "GS609"),
         ("GS609", _unless(_made_by_the_rate), "GS601 GS603"),
         ("GS609", _always, "GS608 GS602 GS604 GS203 GS204 GS304 GS701 GS704"),
