@@ -74,7 +74,7 @@ class _Lifted(TorchFunctionMode):
 
     def _limits(self, func: Any, args: Any, kwargs: dict[str, Any]) -> tuple[float, float] | None:
         """Lower and upper limit of a call that is to let everything through; None for every other call."""
-        if func not in _CLAMPS and func not in _FIXED or kwargs.get("inplace") or "out" in kwargs:
+        if (func not in _CLAMPS and func not in _FIXED) or kwargs.get("inplace") or "out" in kwargs:
             return None
         if not (args and isinstance(args[0], Tensor) and args[0].requires_grad):
             return None
