@@ -188,7 +188,7 @@ class Gated(nn.Module):
 )
 def test_a_gate_that_was_made_shut_or_open(face: Face, bias: float, squash: Callable[[Tensor], Tensor]) -> None:
     finding = one(face(Net(inside=Gated(bias, squash)), data()), "GS104")
-    assert finding.cause == "unsuitable-init" and finding.layer == "inside.gate" and f"{bias:g}" in finding.message
+    assert finding.cause == "saturated-gate" and finding.layer == "inside.gate" and f"{bias:g}" in finding.message
     assert loud(face(Net(inside=Gated(0.5, squash)), data())) == []
 
 

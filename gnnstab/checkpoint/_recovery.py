@@ -209,6 +209,7 @@ def _weight_values(convs: Sequence[StoredLayer], seen: TensorScan) -> list[Signa
             layer = owners.get(name, name.rpartition(".")[0])
             detail: dict[str, Any] = {"parameter": name, "tensors": len(seen.non_finite)}
             detail |= {"statistic": True} if is_statistic(name) else {}
+            detail |= {"unwritten": True} if name in seen.unwritten else {}
             values.append(Signal(WEIGHT_NON_FINITE, float(count), layer, source="weights", detail=detail))
     return values
 

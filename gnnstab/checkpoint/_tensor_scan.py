@@ -37,6 +37,9 @@ class TensorScan:
     non_finite: dict[str, int] = field(default_factory=dict)
     """Tensor name → NaN and Inf entries; also of running statistics, averaged weights and optimizer moments."""
 
+    unwritten: set[str] = field(default_factory=set)
+    """Those of them whose entries are memory as it was, by the look of them."""
+
     uninitialised: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -63,6 +66,8 @@ def scan_tensors(checkpoint: Checkpoint) -> TensorScan:
             unread[meant].append(name)
             continue
         found.non_finite[name] = numbers.non_finite
+        if numbers.non_finite and _unwritten(tensor):
+            found.unwritten.add(name)
         if is_statistic(name):
             statistics.append(name)
         elif why:
@@ -88,6 +93,18 @@ def scan_tensors(checkpoint: Checkpoint) -> TensorScan:
     found.uninitialised = tuple(unread.pop("uninitialised", ()))
     found.notes = tuple(_notes(aliases, statistics, unread, found.uninitialised))
     return found
+
+
+def _unwritten(tensor: Tensor) -> bool:
+    """True for NaN or Inf in every entry, as torch fills new memory on demand, or beside numbers that no initialisation draws and no update makes: below the normal range, or huge."""
+    values = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+    sizes = values.detach().double().abs()
+    sizes = sizes[sizes.isfinite() & (sizes > 0)]
+    return not len(sizes) or bool(((sizes < torch.finfo(torch.float32).tiny) | (sizes > HUGE)).any())
+
+
+HUGE = 1e10
+"""Size of an entry that is no weight of anything."""
 
 
 class _Aliases:

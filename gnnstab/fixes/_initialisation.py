@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from gnnstab.errors import FixError
 from gnnstab.fixes.base import NOTHING_MEASURED, Fix, attention_in
 from gnnstab.fixes.model_structure import attention_layers, editable_layers
-from gnnstab.fixes.printing import attribute_names, looped
+from gnnstab.fixes.printing import attribute_names, looped, written
 from gnnstab.layers import LAYERS, layer_named, layer_of
 from gnnstab.records import LayerFacts, Signals
 from gnnstab.records.vocabulary import (
@@ -86,14 +86,14 @@ def init_lines(layers: Sequence[LayerFacts], gain: float | None = None) -> str:
     """The routine to paste, with the gain of `initialise` as code."""
     kinds = list(dict.fromkeys(layer.kind for layer in attention_in(layers))) or [LAYERS[0].kind]
     classes = kinds[0] if len(kinds) == 1 else f"({', '.join(kinds)})"
-    written = f"(1 + {len(attention_in(layers))}) ** -0.5" if gain is None else str(float(gain))
+    value = f"(1 + {len(attention_in(layers))}) ** -0.5" if gain is None else str(float(gain))
     return (
         "from torch_geometric.nn.dense.linear import Linear\n"
         "for module in self.modules():  # at the end of __init__\n"
         f"    if isinstance(module, {classes}):\n"
         "        for linear in module.modules():\n"
         "            if isinstance(linear, (nn.Linear, Linear)):  # PyG's Linear is no nn.Linear\n"
-        f"                nn.init.xavier_uniform_(linear.weight, gain={written})\n"
+        f"                nn.init.xavier_uniform_(linear.weight, gain={value})\n"
         "                if linear.bias is not None:\n"
         "                    nn.init.zeros_(linear.bias)"
     )
@@ -144,10 +144,10 @@ class ReinitQK(_Reinitialise):
 
 
 class ReinitGate(_Reinitialise):
-    """Initialises the map of the beta gate anew, so that it passes skip and message again.
+    """Initialises the map of the beta gate anew, so that it passes skip and message again, or that of each gate that is seen to be stuck.
 
     For a gate that its own weights saturate. One that a large input saturates needs a norm before the layer.
-    Options: ``only`` (names of layers; all), ``seed``.
+    Options: ``only`` (names of layers; all), ``signals`` (tell which gates are stuck), ``seed``.
     """
 
     name = "reinit-gate"
@@ -159,7 +159,18 @@ class ReinitGate(_Reinitialise):
     role = "gate"
 
     def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
+        if stuck := _stuck_gates(signals):
+            return "\n".join(f"{written('model', name.split('.'))}.reset_parameters()" for name in stuck)
         return super()._lines([layer for layer in layers if layer.get("beta") is not False], signals, options)
+
+    def _edit(self, copy: nn.Module, options: dict[str, Any]) -> None:
+        modules = dict(copy.named_modules())
+        stuck = [modules[name] for name in _stuck_gates(options.get("signals") or NOTHING_MEASURED) if name in modules]
+        resets = [reset for module in stuck if callable(reset := getattr(module, "reset_parameters", None))]
+        for reset in resets:
+            reset()
+        if not resets:
+            super()._edit(copy, options)
 
 
 class ReinitLayers(Fix):
@@ -177,9 +188,9 @@ class ReinitLayers(Fix):
     cost = "none; what these layers had learned is lost"
 
     def _lines(self, layers: Sequence[LayerFacts], signals: Signals, options: dict[str, Any]) -> str:
-        written = attribute_names(attention_in(layers))
-        names = options.get("only") or [name for name in _broken(signals) if name in written] or list(written)
-        return "\n".join(f"{written.get(name, name)}.reset_parameters()" for name in names) or "conv.reset_parameters()"
+        own = attribute_names(attention_in(layers))
+        names = options.get("only") or [name for name in _broken(signals) if name in own] or list(own)
+        return "\n".join(f"{own.get(name, name)}.reset_parameters()" for name in names) or "conv.reset_parameters()"
 
     def _edit(self, copy: nn.Module, options: dict[str, Any]) -> None:
         here = {name for name, _ in attention_layers(copy)}
@@ -187,6 +198,14 @@ class ReinitLayers(Fix):
         for _, layer in attention_layers(copy, options.get("only") or shown or None):
             if (kind := layer_of(layer)) is not None:
                 kind.redraw(layer)
+
+
+def _stuck_gates(signals: Signals) -> list[str]:
+    """Names of the modules behind which a gate stands at its limit."""
+    from gnnstab.rules.gs104_gate_saturated import GATES
+    from gnnstab.rules.queries import stops
+
+    return list(dict.fromkeys(str(s.layer) for s in stops(signals, *GATES) if s.layer != "output"))
 
 
 def _broken(signals: Signals) -> list[str]:

@@ -61,6 +61,9 @@ LEAST_KEPT = AdamEpsilonDominates.least_kept
 """Share of an update that eps leaves of it, below which steps with and without it are tried, as for GS602."""
 
 
+PARTLY = math.exp(-LearningRateTooLow.partly)
+"""Best loss of a run over its first, below which it has learned, whatever its rate has come to."""
+
 SPENT = LearningRateTooLow.spent
 """Share of a run after its rate was spent from which on larger rates are tried, as for GS608."""
 
@@ -183,10 +186,11 @@ class Ending:
                 start = self._start(largest)
                 trial = undone_trial(*start, inputs, loss, row.step, hindered=hindered, slow=slow, scaled=scaled)
                 self._writer.measures(trial)
-            if hindered:
+            spent = rates.get("spent", 0.0) > SPENT and float(losses["best"]) > PARTLY * first > 0
+            if hindered or spent:
                 still = max((s.value for s in diagnosis.signals if s.name == OPTIMIZER_OUTPUT_MOVE), default=1.0)
                 damped = any(s.name == OPTIMIZER_EPS_DAMPING and s.value < LEAST_KEPT for s in diagnosis.signals)
-                small = still < max(HARDLY, 1 / int(losses["steps"])) or rates.get("spent", 0.0) > SPENT
+                small = spent or still < max(HARDLY, 1 / int(losses["steps"]))
                 if small or damped:
                     self._writer.measures(slow_trial(model, self._optimizers[0], inputs, loss, row.step, largest))
             # Of what was sharp from the start, the steps before the first update have told.

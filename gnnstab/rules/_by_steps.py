@@ -30,9 +30,14 @@ def by_steps(finding: Finding, signals: Signals) -> Finding:
         harm = harms(signal.detail) and _gain(signal.detail) > _left(signals)
         if harm and finding.signal.startswith("attention."):
             severity = "warning" if finding.severity == "info" else finding.severity
-            message = f"{finding.message.replace(_OPEN, '.')} {steps}: the sharpness keeps the model from learning."
+            message = f"{finding.message.replace(OPEN, '.')} {steps}: {_KEEPS}"
             return replace(finding, severity=severity, confidence="high", message=message)
     return finding
+
+
+def harmful(finding: Finding) -> bool:
+    """True for sharp attention that steps with softer scores have shown to keep the model from learning."""
+    return finding.message.endswith(_KEEPS)
 
 
 def by_steps_of_inputs(finding: Finding, signals: Signals) -> Finding:
@@ -74,4 +79,7 @@ def _left(signals: Signals) -> float:
 NOTHING = 0.01
 """Share of a run's first loss that is not worth a warning: what has learned 99 % of it has learned."""
 
-_OPEN = ", and sharp attention may be right: cause not established."
+OPEN = ", nothing that could be undone differs from its reference, and sharp attention may be right: cause not established."
+"""How a message of sharp attention ends where nothing is known of its cause."""
+
+_KEEPS = "the sharpness keeps the model from learning."

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gnnstab.records import Event, Signals
-from gnnstab.records.vocabulary import OPTIMIZER_OUTPUT_MOVE, SINGULAR_OPERATION
+from gnnstab.records.vocabulary import OPTIMIZER_OUTPUT_MOVE, SINGULAR_OPERATION, WEIGHT_NON_FINITE
 from gnnstab.rules.operation_advice import LEAVE_EMPTY, advice
 
 LOW = ("fp16", "float16", "half", "bf16", "bfloat16")
@@ -171,9 +171,16 @@ def _of_loaded_weights(signals: Signals, name: str) -> Judged:
     which = f"`{name}` was" if name else "weights were"
     if signals.kind == "trace" or signals.context.get("trained") is False:
         return Judged("uninitialized-parameter", f"{which} non-finite before the first update")
+    bad = [s for s in signals.find(WEIGHT_NON_FINITE) if s.value > 0 and name in ("", s.detail.get("parameter"))]
+    counted = signals.context.get("trained") or signals.context.get("steps_counted")
+    if bad and not counted and all(s.detail.get("unwritten") for s in bad):
+        why = "no step was counted, other weights are finite, and this one holds memory as it was"
+        return Judged("uninitialized-parameter", f"{which} non-finite in the model as it was given: {why}", WRITE_IT)
     why = f"{which} non-finite in the model as it was given: which step or file made it so was not seen"
     return Judged("non-finite-data", why, MEND_FILE)
 
+
+WRITE_IT = "write it before it is used, e.g. in reset_parameters; torch.empty gives memory as it is"
 
 MEND_FILE = "load an earlier checkpoint, in which this weight is finite, and train on under gnnstab.Monitor, which names what makes it so"
 

@@ -59,6 +59,11 @@ def _explanation(finding: Finding, strong: Sequence[Finding], signals: Signals) 
     return None
 
 
+def _unless(reverse: Condition) -> Condition:
+    """What holds where the explanation does not itself follow from the symptom."""
+    return lambda symptom, explanation, signals: not reverse(explanation, symptom, signals)
+
+
 def _always(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
     return True
 
@@ -254,16 +259,8 @@ def _made_by_the_rate(symptom: Finding, explanation: Finding, signals: Signals) 
     return made or symptom.cause == "learning-rate"
 
 
-def _not_made_by_the_rate(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
-    return not _made_by_the_rate(explanation, symptom, signals)
-
-
 def _same_cause(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
     return symptom.cause == explanation.cause
-
-
-def _other_cause(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
-    return not _same_cause(symptom, explanation, signals)
 
 
 def _zero_start(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
@@ -273,7 +270,14 @@ def _zero_start(symptom: Finding, explanation: Finding, signals: Signals) -> boo
 
 def _drawn_anew(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
     """Weights were drawn too wide, those in front of the gates among them: an input that they have made large shuts a gate."""
-    return "unsuitable-init" == explanation.cause != symptom.cause
+    return "unsuitable-init" == explanation.cause != symptom.cause and not _of_gates(explanation, symptom, signals)
+
+
+def _of_gates(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
+    """All that was drawn anew belongs to gates that are stuck: it is how they are shut."""
+    gates = tuple(f"{s.layer}." for s in signals.find("place.gradient_stops"))
+    undone = [str(name) for s in signals.find(OPTIMIZER_UNDONE) for name in s.detail.get("names", ())]
+    return symptom.cause == "unsuitable-init" and bool(undone) and all(name.startswith(gates) for name in undone)
 
 
 def _behind_sums(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
@@ -283,11 +287,6 @@ def _behind_sums(symptom: Finding, explanation: Finding, signals: Signals) -> bo
 def _undone_stack(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
     """Steps on a copy have shown that the stack hinders learning; nodes that it makes alike, and gradients that die in it, follow."""
     return explanation.signal == OPTIMIZER_UNDONE
-
-
-def _apart_before(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
-    """Units that are closed can make nodes alike where these differed in front of them."""
-    return not _alike_from_the_start(explanation, symptom, signals)
 
 
 def _alike_from_the_start(symptom: Finding, explanation: Finding, signals: Signals) -> bool:
@@ -364,10 +363,11 @@ LINKS = tuple(
         # What was seen in the data and the code, before what steps on copies can only undo; and that before what it brings about.
         *((seen, _always, "GS609") for seen in ("GS305", "GS402", "GS406", "GS407", "GS408", "GS502", "GS605")),
         ("GS601", _made_by_the_rate, "GS609"),
-        ("GS201", _same_cause, "GS609"),
-        ("GS609", _not_made_by_the_rate, "GS601 GS603"),
+        *((same, _same_cause, "GS609") for same in ("GS201", "GS703")),
+        ("GS104", _of_gates, "GS609"),
+        ("GS609", _unless(_made_by_the_rate), "GS601 GS603"),
         ("GS609", _always, "GS608 GS602 GS604 GS203 GS204 GS304 GS701 GS704"),
-        ("GS609", _other_cause, "GS301 GS302"),
+        ("GS609", _unless(_same_cause), "GS301 GS302"),
         ("GS609", _drawn_anew, "GS104"),
         # Depth, behind a mis-placed normalisation or dead units.
         ("GS106", _always, "GS204 GS201"),
@@ -380,7 +380,7 @@ LINKS = tuple(
         ("GS204", _grown_on_the_way, "GS302"),
         ("GS301", _driven_by_attention, "GS204"),
         ("GS704", _alike_from_the_start, "GS701"),
-        ("GS701", _apart_before, "GS704"),
+        ("GS701", _unless(_alike_from_the_start), "GS704"),
         ("GS701", _always, "GS203 GS103"),
         ("GS103", _always, "GS203 GS201"),
         ("GS201", _always, "GS203"),

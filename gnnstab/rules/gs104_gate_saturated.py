@@ -20,7 +20,8 @@ class GateSaturated(Rule):
     The share of nodes whose gate lies below 0.05 or above 0.95, together with what can drive it there: the RMS of the layer's
     input, and the gain of the gate's own weights, RMS(W_β)·√fan_in. A saturated gate of ordinary weights behind an input of
     ordinary size is information: the network may have learned it. Where the model ran, also every sigmoid, clamp to [0, 1] or tanh on the way that
-    hands no gradient on at any entry; if its bias was filled with one number, or it never trained, the initialisation made it so.
+    hands no gradient on at any entry; if its bias was filled with one number, or it never trained, it was so before training, which is said. What
+    a step on a copy draws anew of the gate itself is a part of it; weights elsewhere that were drawn too wide explain it.
 
     ## Why it is unstable
     The gate is a sigmoid of the features themselves, β = σ(W·[skip, message, skip − message]). With features that are not
@@ -72,20 +73,23 @@ class GateSaturated(Rule):
     def _stuck(self, signals: Signals) -> Iterator[Finding]:
         """Sigmoids and tanhs that are shut or open on every entry, so that nothing in front of them learns."""
         never = {str(p) for s in signals.find("optimizer.never_updated") for p in s.detail.get("parameters", ())}
-        for signal in stops(signals, *_GATES):
+        for signal in stops(signals, *GATES):
             bias, operation = signal.detail.get("bias"), str(signal.detail.get("operation"))
             filled = isinstance(bias, float) and (
                 not 0 <= bias <= 1 if operation == "hard_sigmoid" else abs(bias) > self.logit
             )
             drawn = filled or (bool(never) and never.issuperset(map(str, signal.detail.get("parameters", ()))))
             which = f" (its bias is {bias:g})" if filled else ""
-            since = "It was so before training: initialise it so that it is half open" if drawn else "Reset it"
+            since = (
+                "It was so before training: initialise it so that it is half open"
+                if drawn
+                else "Bring what goes into it to a size of about 1, or reset it"
+            )
             yield self.finding(
-                f"the {_GATES[operation]} behind {signal.layer}{which} stands at its limit on every entry and hands no gradient "
+                f"the {GATES[operation]} behind {signal.layer}{which} stands at its limit on every entry and hands no gradient "
                 f"on: {signal.value:.0f} parameters in front of it cannot learn, and what it gates stays as it is. {since}.",
                 limit=0.0,
                 signal=signal,
-                cause="unsuitable-init" if drawn else None,
                 confidence="high",
             )
 
@@ -110,7 +114,7 @@ class GateSaturated(Rule):
         )
 
 
-_GATES = {"sigmoid": "sigmoid", "tanh": "tanh", "hard_sigmoid": "clamp to [0, 1]"}
+GATES = {"sigmoid": "sigmoid", "tanh": "tanh", "hard_sigmoid": "clamp to [0, 1]"}
 """Operations that a gate may end in → in words."""
 
 

@@ -10,6 +10,7 @@ from gnnstab.errors import NotEvaluable
 from gnnstab.layers import FAMILY, layer_named, parts
 from gnnstab.records import Finding, LayerFacts, Signal, Signals
 from gnnstab.records.vocabulary import PLACE_GAIN, SCORE_COSINE_SCALE, SCORE_PRODUCT_SCALE
+from gnnstab.rules._by_steps import OPEN as OPEN
 from gnnstab.rules._by_steps import by_steps
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import (
@@ -27,8 +28,6 @@ from gnnstab.rules.queries import (
     trained_well,
     trends,
 )
-
-OPEN = ", nothing that could be undone differs from its reference, and sharp attention may be right: cause not established."
 
 
 @rule("GS301", "attention-explosion", cause="attention-explosion", severity="error", confidence="high")

@@ -19,7 +19,7 @@ class LearningRateTooLow(Rule):
     """The learning rate is so small that the network stays as it was initialised.
 
     ## What it sees
-    A schedule that has taken the rate below a hundredth of its largest for more than half of the run, in which little was learned; or,
+    A schedule that has taken the rate below a hundredth of its largest, or to 0, for more than half of the run, in which little was learned, or less than twenty steps at the largest rate would add; or,
     at the end of a run whose rate was constant, whose updates moved the output by next to nothing and whose loss stands still. Then: up to twenty steps of
     your optimizer on a copy at 10, 100, … times the rate. A rate at which they are calm and lower the loss by a tenth is the measure.
     Where all updates of the run together moved the output by less than its spread, and the loss has fallen by less than a fifth and is
@@ -58,6 +58,9 @@ class LearningRateTooLow(Rule):
     learned: float = threshold(
         1.0, unit="ln(loss)", source="as for stacks: a run whose schedule has come down has learned by then"
     )
+    partly: float = threshold(
+        2.0, unit="ln(loss)", source="as GS609: from there on nothing keeps a model from learning"
+    )
     crawls: float = threshold(
         0.2, unit="ln(loss)", source="heuristic: the run has taken less than a fifth off its loss"
     )
@@ -79,7 +82,7 @@ class LearningRateTooLow(Rule):
         rates = next((jump.detail for jump in signals.find(OPTIMIZER_LR_JUMP)), {})
         moved = max((s.value for s in signals.find(OPTIMIZER_OUTPUT_MOVE)), default=math.inf)
         fallen = math.log(told["start"] / told["best"]) if 0 < told.get("best", 0) <= told["start"] else math.inf
-        came_down = rates.get("spent", 0.0) > self.spent and fallen < self.learned
+        came_down = rates.get("spent", 0.0) > self.spent and fallen < self.partly
         stood = rates.get("constant") and moved <= self.moves and fallen <= self.stands
         crawled = rates.get("constant") and moved * told.get("steps", math.inf) < 1 and fallen <= self.crawls
         if not (came_down or stood or crawled) or told["steps"] < self.run:
@@ -87,11 +90,19 @@ class LearningRateTooLow(Rule):
         for slow in signals.find(OPTIMIZER_SLOW):
             own, better = (-math.expm1(-float(fell)) for fell in slow.detail["fell"])
             lr = float(slow.detail["lr"])
-            if slow.value >= self.factor and came_down:
+            rate = float(slow.detail.get("rate", slow.value * lr))
+            further = float(slow.detail.get("furthest", 0.0))
+            if slow.value >= self.factor and came_down and (fallen < self.learned or further >= self.learned):
+                most = f" (20 steps at {rates['largest']:.3g} by {percent(-math.expm1(-further))})" if further else ""
+                fell = (
+                    "the loss hardly fell"
+                    if fallen < self.learned
+                    else f"the loss fell by {percent(-math.expm1(-fallen))} in all"
+                )
                 yield self.finding(
                     f"the schedule has taken the rate from {rates['largest']:.3g} to {lr:.3g}, and {percent(rates['spent'])} of the run were spent "
-                    f"below a hundredth of it, while the loss hardly fell: on a copy {slow.detail['steps']} steps lower it by {100 * own:.2g} %, at "
-                    f"{slow.value * lr:.3g} by {percent(better)}, calmly. Step the schedule less often, or let it end higher.",
+                    f"below a hundredth of it, while {fell}: on a copy {slow.detail['steps']} steps lower it by {100 * own:.2g} %, at "
+                    f"{rate:.3g} by {percent(better)}{most}, calmly. Step the schedule less often, or let it end higher.",
                     limit=self.factor,
                     signal=slow,
                 )

@@ -18,6 +18,7 @@ _ADVICE = {
     "sum-aggregation": "Use mean aggregation, and add a term of the node itself (h + lin_root(x)).",
     "attention-explosion": "Divide the scores by √d, or by the spread that they begin with.",
     "indistinguishable-nodes": "Give these nodes features of their own, or a row each of an embedding.",
+    "active-clamp": "Widen its limits, or take it away.",
     "learning-rate": "Lower the rate to that, or warm up to it.",
     "no-residual": "Give the layer such a term (root_weight=True, self-loops, conv(x) + lin(x)).",
     "masking": "Look which way round the layer takes the mask: turn it with ~, or swap what is kept and what is left out.",
@@ -34,7 +35,8 @@ class LearningHindered(Rule):
     three and ten times the rate by less than e³. Each suspect is then undone on a copy of its own, and the same steps are taken at the
     same rate: weights whose size is more than three times off what their layer draws, or whose rows are all alike, are drawn anew; ReLUs
     with channels that are closed on all rows let a part of what is negative through; sums that follow the number of their terms are divided by it; scores
-    that spread by more than 1 within a target are softened; nodes of a kind that all come with one vector get one each. The one that gets furthest is named when it lowers the loss by a further factor e, and when more than
+    that spread by more than 1 within a target are softened; nodes of a kind that all come with one vector get one each; clamps of the model with an upper limit
+    let everything through, which counts where it gets a factor e further than at the rate, and further than at any. The one that gets furthest is named when it lowers the loss by a further factor e, and when more than
     half of what it reaches is its own. Where there is none, but a third or a tenth of the rate does as much, the rate is named, unless
     a schedule changes it. In a run this is tried at its end, where the loss has hardly fallen.
 

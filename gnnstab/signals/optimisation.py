@@ -88,7 +88,8 @@ def _growth(rows: NDArray[np.void]) -> list[Signal]:
 
 def _jump(rows: NDArray[np.void]) -> list[Signal]:
     """The largest factor of the rate from one recorded step to the next that leads beyond every rate before, 1 for none."""
-    known = rows[np.isfinite(rows["lr"]) & (rows["lr"] > 0)]
+    told = rows[np.isfinite(rows["lr"]) & (rows["lr"] >= 0)]
+    known = told[told["lr"] > 0]
     if len(known) < 2:
         return []
     rates, steps = known["lr"].astype(np.float64), known["step"]
@@ -99,9 +100,9 @@ def _jump(rows: NDArray[np.void]) -> list[Signal]:
     detail = {
         "before": float(rates[worst]),
         "after": float(rates[worst + 1]),
-        "constant": bool((rates == rates[0]).all()),
+        "constant": bool((told["lr"] == rates[0]).all()),
         "largest": float(rates.max()),
-        "spent": _spent(rates, steps.astype(np.float64)),
+        "spent": _spent(told["lr"].astype(np.float64), told["step"].astype(np.float64)),
     }
     return [Signal(OPTIMIZER_LR_JUMP, float(factors[worst]), None, None, int(steps[worst + 1]), "training", detail)]
 

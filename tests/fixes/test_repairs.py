@@ -96,6 +96,16 @@ def test_the_gate_is_drawn_anew():
         fixes.apply(Net(), "reinit-gate")
 
 
+def test_a_gate_that_is_seen_to_be_stuck_is_the_one_that_is_drawn_anew():
+    model = nn.ModuleDict({"gates": nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])})
+    with torch.no_grad():
+        model["gates"][1].bias.fill_(-30.0)
+    stuck = Signal("place.gradient_stops", 2.0, "gates.1", detail={"operation": "sigmoid", "parameters": []})
+    fixed = fixes.apply(model, "reinit-gate", signals=Signals("model", (), (stuck,)))
+    assert changed_parameters(fixed, model) == {"gates.1.weight", "gates.1.bias"}
+    assert fixes.change("reinit-gate", (), Signals("model", (), (stuck,))) == "model.gates[1].reset_parameters()"
+
+
 @pytest.mark.parametrize(
     ("signal", "reinitialised"),
     [

@@ -50,12 +50,13 @@ class Net(nn.Module):
                 self.mid.bias.fill_(-8.0)
             if fault == "wide":
                 self.mid.weight.mul_(60.0)
+        self.limit = 0.2 if fault == "cut" else 20.0
 
     def forward(self, data: Data) -> Tensor:
         h = torch.tanh(self.inp(data.x + self.gather(data.x, data.edge_index)))
         h = F.relu(self.mid(h + self.conv(h, data.edge_index)))
         out: Tensor = self.out(h).squeeze(-1)
-        return out
+        return out.clamp(-self.limit, self.limit)
 
 
 def batch() -> Data:
@@ -80,6 +81,7 @@ FAULTS = [
     ("closed", "dead-units", "mid"),
     ("wide", "unsuitable-init", "weight of mid"),
     ("sums", "sum-aggregation", "gather"),
+    ("cut", "active-clamp", "clamp behind out keeps values in [-0.2, 0.2]"),
 ]
 
 

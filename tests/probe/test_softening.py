@@ -106,6 +106,20 @@ class Raw(nn.Module):
         return self.out(h + self.conv(h, edges)).squeeze(-1)
 
 
+class Decided(nn.Module):
+    """The gain of the norm in front of the attention was set by hand."""
+
+    def __init__(self, gain: float) -> None:
+        super().__init__()
+        self.inp, self.norm, self.out = nn.Linear(4, 2 * WIDTH), nn.LayerNorm(2 * WIDTH), nn.Linear(2 * WIDTH, 1)
+        nn.init.constant_(self.norm.weight, gain)
+        self.conv, self.back = TransformerConv(2 * WIDTH, WIDTH, heads=2), nn.LayerNorm(2 * WIDTH)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        h = self.inp(x)
+        return self.out(h + self.back(self.conv(self.norm(h), edge_index))).squeeze(-1)
+
+
 def map_of(number: int) -> dict[str, Tensor]:
     g = torch.Generator().manual_seed(number)
     x, where = torch.randn(60, 4, generator=g), 300 * torch.rand(60, 2, generator=g)
@@ -181,6 +195,16 @@ def test_sharpness_from_the_start_is_judged_from_the_start() -> None:
     for diagnosis in found.values():
         assert [cause.cause for cause in diagnosis.root_causes()] == ["attention-explosion"]
     for diagnosis in said(drawn(lambda: Neighbours(1.0)), village).values():
+        assert not diagnosis.at_least("warning")
+
+
+def test_a_sharpness_without_which_steps_learn_is_the_root_where_nothing_of_the_layer_can_be_undone() -> None:
+    for diagnosis in said(drawn(lambda: Decided(14.0)), village).values():
+        assert [cause.cause for cause in diagnosis.root_causes()] == ["attention-explosion"]
+        (found,) = (f for f in diagnosis.findings if f.code == "GS302")
+        assert found.severity == "error" and "keeps the model from learning" in found.message
+        assert "not established" not in str(diagnosis)
+    for diagnosis in said(drawn(lambda: Decided(1.0)), village).values():
         assert not diagnosis.at_least("warning")
 
 

@@ -226,12 +226,20 @@ def test_repaired_twin_loses_its_advice() -> None:
     assert not codes_of_advice(repaired)
 
 
-@pytest.mark.parametrize(("cause", "root"), [("unsuitable-init", True), ("dead-units", False)])
-def test_a_gate_that_weights_drawn_too_wide_have_shut_follows_from_them(cause: str, root: bool) -> None:
+@pytest.mark.parametrize(
+    ("cause", "drawn", "root"),
+    [
+        ("unsuitable-init", "embed.weight", True),
+        ("dead-units", "embed.weight", False),
+        ("unsuitable-init", "gate.bias", False),
+    ],
+)
+def test_a_gate_that_weights_drawn_too_wide_have_shut_follows_from_them(cause: str, drawn: str, root: bool) -> None:
     """The steps that learn with all weights drawn anew drew those in front of the gate anew, too."""
     shut = Signal("place.gradient_stops", 4.0, "gate", detail={"operation": "sigmoid", "parameters": ["gate.weight"]})
-    undone = {"cause": cause, "names": ["embed.weight"], "words": "drawing them anew", "suspect": "wide", "first": 2.0,
+    undone = {"cause": cause, "names": [drawn], "words": "drawing them anew", "suspect": "wide", "first": 2.0,
               "best": 1.8, "zeros": None, "at_any_rate": 1.7, "undone": 0.1, "steps": 30, "count": 1}  # fmt: skip
     found, explained = judge(model(2, shut, Signal("optimizer.undone", 0.9, source="steps", detail=undone)))
     assert explained["GS104"] == ("GS609" if root else None)
-    assert ("saturated-gate" not in roots(found)) is root and cause in roots(found)
+    assert explained["GS609"] == ("GS104" if drawn == "gate.bias" else None)
+    assert ("saturated-gate" not in roots(found)) is root and (cause in roots(found)) is (drawn != "gate.bias")

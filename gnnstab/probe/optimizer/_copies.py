@@ -61,3 +61,16 @@ def _cloned(optimizer: torch.optim.Optimizer) -> dict[int, Tensor]:
     whole = [t for t in tensors if not t.requires_grad and t.untyped_storage().nbytes() == t.nbytes]
     alone = len({t.data_ptr() for t in whole}) == len(whole) and len(whole) == len(tensors)
     return {id(t): t.clone() for t in whole} if alone else {}
+
+
+def hold_rates(optimizer: torch.optim.Optimizer) -> None:
+    """Give every group its rate back after each step."""
+    rates, step = [group["lr"] for group in optimizer.param_groups], optimizer.step
+
+    def held(*args: Any, **kwargs: Any) -> Any:
+        result = step(*args, **kwargs)
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        return result
+
+    optimizer.step = held  # type: ignore[method-assign]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from gnnstab.probe.optimizer._copies import twins
 from gnnstab.probe.optimizer._zeros import of_zeros
 from gnnstab.records import Signal
 from gnnstab.records.vocabulary import OPTIMIZER_SLOW
@@ -30,27 +32,41 @@ def slow_signals(bench: Bench, largest: float = 0.0) -> Iterator[Signal]:
     """The smallest factor on the rate with which a few steps are calm and lower the loss by a tenth; nothing where none does.
 
     Of a rate that has fallen from ``largest``, that one is tried as well, and a tenth and a hundredth of it. ``at_hundred`` is the
-    fall at `HUNDRED` times the rate, 0 where that is not calm, and ``over_zeros`` the first loss over that of outputs of zeros.
+    fall at `HUNDRED` times the rate, 0 where that is not calm, ``over_zeros`` the first loss over that of outputs of zeros, and ``furthest`` the
+    largest fall in `STEPS` calm steps at those of ``largest``. All steps are taken at a constant rate.
     """
-    own = bench.trial(STEPS, until=_learned)
+    own = bench.trial(STEPS, until=_learned, hold=True)
+    ended = all(group["lr"] == 0 for group in bench.optimizer.param_groups) and largest > 0
+    bench = _barely(bench, largest) if ended else bench
     now = max(float(group["lr"]) for group in bench.optimizer.param_groups)
     before = [share * largest / now for share in (0.01, 0.1, 1.0)] if now > 0 else []
     for factor in sorted({*FACTORS, *(f for f in before if f > FACTORS[-1])}) if own.fall < FALLS else ():
-        trial = bench.trial(STEPS, factor=factor, until=_learned)
+        trial = bench.trial(STEPS, factor=factor, until=_learned, hold=True)
         if not trial.calm:
             return
         if trial.fall >= FALLS:
-            whole = bench.trial(STEPS, factor=HUNDRED)
+            whole = bench.trial(STEPS, factor=HUNDRED, hold=True)
+            high = [bench.trial(STEPS, factor=one, hold=True) for one in before if one >= HUNDRED]
             detail = {
-                "lr": now,
+                "lr": 0.0 if ended else now,
+                "rate": factor * now,
                 "steps": len(trial.losses) - 1,
                 "fell": [own.fall, trial.fall],
                 "at_hundred": whole.fall if whole.calm else 0.0,
+                "furthest": max((one.fall for one in high if one.calm), default=0.0),
                 "over_zeros": own.losses[0] / of_zeros(bench),
                 "optimizer": type(bench.optimizer).__name__,
             }
             yield Signal(OPTIMIZER_SLOW, factor, source="steps", detail=detail)
             return
+
+
+def _barely(bench: Bench, largest: float) -> Bench:
+    """The bench of an optimizer whose rates have come to 0, with next to nothing of those that they began with, which can be multiplied."""
+    model, optimizer = twins(bench.model, bench.optimizer)
+    for group in optimizer.param_groups:
+        group["lr"] = float(group.get("initial_lr", largest)) / FACTORS[-1]
+    return replace(bench, model=model, optimizer=optimizer)
 
 
 def _learned(losses: Sequence[float]) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gnnstab.errors import UsageError, let_through, ours
 from gnnstab.probe.optimizer._alike_kinds import alike_kinds
+from gnnstab.probe.optimizer._clamped import clamps
 from gnnstab.probe.optimizer._copies import twins
 from gnnstab.probe.optimizer._large_inputs import large_inputs
 from gnnstab.probe.optimizer._stacks import stacks
@@ -74,12 +75,13 @@ def learning_signals(bench: Bench) -> Iterator[Signal]:
     hindered = None
     if own < LEARNS_WELL:
         others = [*seen(bench, suspects, 1), *seen(bench, alike_kinds)]
-        rated = at_any_rate(bench, first, max(0.0, own), RATES if others or deep else RATES[:LOWER])
+        cut = seen(bench, clamps)
+        rated = at_any_rate(bench, first, max(0.0, own), RATES if others or deep or cut else RATES[:LOWER])
         names = [name for stack in deep for name in stack.names][:40]
         if deep and rated[0] >= LEARNS and rated[1] > 1:
             # It is slow at its rate, and nothing in it keeps it from learning; one that needs a lower rate is hindered at its own.
             detail, deep = {"learns": True, "names": names, **detail, "best": min(rated[2]), "factor": rated[1]}, []
-        hindered = _worst(bench, deep, others, as_is, first, rated)
+        hindered = _worst(bench, deep, others, cut, as_is, first, rated)
         # Asked only of a model that would be accused: to learn slowly is no fault of what makes it faster. A rate is compared with another rate.
         if hindered and hindered.detail["cause"] != "learning-rate" and on_its_way(bench, first):
             hindered, detail = None, {"learns": True, "names": names, **detail}
@@ -166,17 +168,20 @@ def _worst(
     bench: Bench,
     deep: Sequence[Suspect],
     others: Sequence[Suspect],
+    cut: Sequence[Suspect],
     as_is: Sequence[float],
     first: float,
     rated: tuple[float, float, Sequence[float]],
 ) -> Signal | None:
-    """What the same steps get furthest without: a deep stack, another suspect that no rate makes up for, or a rate that is too high.
+    """What the same steps get furthest without: a deep stack, another suspect that no rate makes up for, clamps, or a rate that is too high.
 
     ``rated`` is as of `at_any_rate`.
     """
     own = max(0.0, progress(first, as_is))
     found = [(*one, own) for one in _undone(bench, deep, first, LEARNS)]
     best, factor, at_best = rated
+    # A clamp that is lifted changes nothing but what it cuts; no rate takes that away from it.
+    found += [(*one, own) for one in _undone(bench, cut, first, max(own + MARGIN, best))]
     if best < LEARNS_WELL + MARGIN:
         found += [(*one, best) for one in _undone(bench, others, first, best + MARGIN)]
     # From weights that a run has come to, a lower rate goes further in any case.

@@ -19,7 +19,7 @@ from gnnstab.errors import UsageError, let_through, ours
 from gnnstab.probe.batches.arguments import Arguments, as_arguments
 from gnnstab.probe.batches.loss import loss_with_targets
 from gnnstab.probe.optimizer import learning
-from gnnstab.probe.optimizer._copies import twins
+from gnnstab.probe.optimizer._copies import hold_rates, twins
 from gnnstab.probe.optimizer._eps import eps_of, eps_signals, shrink_eps
 from gnnstab.probe.optimizer._groups import group_signals
 from gnnstab.probe.optimizer._rounding import rounding_signals
@@ -121,10 +121,12 @@ class Bench:
         without_eps: bool = False,
         edit: Callable[[nn.Module], None] | None = None,
         until: Callable[[Sequence[float]], bool] | None = None,
+        hold: bool = False,
     ) -> Trial:
         """Take ``steps`` (as `steps_of` says, where None) with the rates of all groups times ``factor``, and with next to no eps where asked for.
 
         ``factors`` holds those of single groups, by their place; ``edit`` changes the copy before the first step; the trial ends where ``until`` is true of the losses so far.
+        ``hold`` takes back what an optimizer that is its own schedule makes of its rates in a step.
 
         Raises:
             UsageError: The model or the optimizer cannot be copied, or forward, loss or step fail on the copy.
@@ -134,6 +136,8 @@ class Bench:
             raise UsageError("the optimizer has no rate named lr, which trial steps would lower")
         for place, group in enumerate(optimizer.param_groups):
             group["lr"] = group["lr"] * factors.get(place, factor)
+        if hold:
+            hold_rates(optimizer)
         if without_eps:
             shrink_eps(optimizer)
         with forked_rng(), torch.enable_grad():

@@ -18,11 +18,11 @@ from gnnstab.probe.optimizer._narrow_norms import narrow_norms
 from gnnstab.probe.optimizer._own_terms import without_own_terms
 from gnnstab.probe.optimizer._suspects import Suspect
 from gnnstab.probe.optimizer._turned_masks import turned_masks
+from gnnstab.probe.optimizer._zeros import of_zeros
 from gnnstab.probe.optimizer.learning import (
     LEARNS,
     MARGIN,
     at_any_rate,
-    of_zeros,
     on_its_way,
     progress,
     seen,

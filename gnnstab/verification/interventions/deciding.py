@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from gnnstab.records import FIVE_CAUSES, FURTHER_CAUSES, SIGNALS, Cause, Finding
+from gnnstab.rules import harmful
 from gnnstab.rules.explanation import is_warning
 from gnnstab.rules.gs301_attention_explosion import OPEN
 from gnnstab.verification.interventions._investigation import TRIED, Investigation, Tried
@@ -199,8 +200,8 @@ def _told(finding: Finding, ruling: Ruling) -> str:
 
 
 def _not_established(finding: Finding, ruling: Ruling, found: Investigation) -> Finding:
-    """Without a share there is no cause; what the rule supposed is not repeated, unless it could not be tried."""
-    if finding.cause not in TRIED or finding.cause in found.untried:
+    """Without a share there is no cause; what the rule supposed is not repeated, unless it could not be tried, or steps have shown it."""
+    if finding.cause not in TRIED or finding.cause in found.untried or harmful(finding):
         return finding
     if math.isnan(ruling.share):
         best = " Nothing that can be undone on a copy differs from its reference."
@@ -247,6 +248,8 @@ def _cause(cause: Cause, found: Investigation, rules: Sequence[Ruling]) -> Cause
         codes = tuple(sorted({*cause.codes, *(r.symptom.finding.code for r in own)}))
         reason = _suspected_and_undone(best)
         return replace(cause, status="root-cause", how="undone", share=best.share, reason=reason, codes=codes)
+    if any(r.root is None and r.symptom.finding.cause == cause.cause and harmful(r.symptom.finding) for r in rules):
+        return replace(cause, how="undone")
     shares = [
         (share, tried, i)
         for tried in found.tried
