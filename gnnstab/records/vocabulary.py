@@ -322,6 +322,8 @@ SIGNALS: dict[str, SignalKind] = {
         "65504 over the largest |q·k| before the division by √C", words="headroom to fp16",
         title="Headroom to fp16: 65504 over the largest |q·k|", heading="fp16 room", spoken=("fp16 headroom",),
         worse="below", floor=100.0, limits=(RuleLimit("GS501", "overflow", "error"),), groups=("ratio",)),
+    (PRECISION_STEPS_LEFT := "precision.steps_left"): SignalKind("steps",
+        "steps until the result of an operation reaches an end of its number format at its present pace"),
     (PRECISION_UNDERFLOW_SHARE := "precision.underflow_share"): SignalKind("share of entries",
         "non-zero entries that fall below the dtype's smallest normal"),
 }
