@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from gnnstab.errors import let_through
 from gnnstab.probe.buffering.device_copy import DeviceCopy, is_on_host
-from gnnstab.probe.layers._functions import DIVIDES, above_and_below
+from gnnstab.probe.layers.functions import DIVIDES, above_and_below
 from gnnstab.probe.operations.in_place import reason_against
 from gnnstab.probe.operations.source_lines import Modules, Place, caller_place
 from gnnstab.records.rises import Nearing
@@ -225,7 +225,7 @@ class _Following(TorchFunctionMode):
         return output
 
     def _look(self, func: Callable[..., Any], args: tuple[Any, ...], output: Tensor) -> None:
-        if output.layout is not torch.strided or not output.numel() or output._is_view() or output.is_meta:
+        if output.layout is not torch.strided or not output.numel() or output.is_meta:
             return
         frame = sys._getframe(2)
         while frame.f_code.co_name == "__torch_function__" and frame.f_back is not None:
@@ -239,8 +239,8 @@ class _Following(TorchFunctionMode):
         if func in DIVIDES and self._last is not None and above_and_below(func, args)[1] is self._last:
             into = (*self._run[-1], "divides")
             for one in reversed(self._run):
-                made = self.seen[one]
-                self.seen[(*one, "divides")] = _Seen(made.size, made.dtype, made.name, place, -1, into)
+                made, shrinking = self.seen[one], (*one, "divides")
+                self.seen[shrinking] = _Seen(made.size, made.dtype, made.name, place, -1, into)
         size = torch.linalg.vector_norm(output, math.inf)
         self.seen[key] = _Seen(size, output.dtype, name, place)
         if output.dtype is torch.float16:
@@ -248,7 +248,8 @@ class _Following(TorchFunctionMode):
             for i, given in enumerate(args):
                 # Under autocast what comes in is converted first.
                 if type(given) is Tensor and given.dtype is torch.float32 and given.numel():
-                    self.seen[(*key, i)] = _Seen(torch.linalg.vector_norm(given, math.inf), output.dtype, name, place)
+                    entering = (*key, i)
+                    self.seen[entering] = _Seen(torch.linalg.vector_norm(given, math.inf), output.dtype, name, place)
         self._run = [*self._run[1 - CHAIN :], key] if args and args[0] is self._last else [key]
         self._last = output
 
