@@ -14,6 +14,7 @@ from gnnstab.probe.optimizer.next_update import UpdateWatch
 from gnnstab.probe.optimizer.slope import SlopeWatch
 from gnnstab.probe.recorder import Recorder
 from gnnstab.records import Finding, SeriesKey, StepRow
+from gnnstab.rules.gs606_rate_jump import RateJump
 from gnnstab.rules.gs610_stale_gradients import StaleGradients as KeptRule
 from gnnstab.rules.live import LiveEngine
 from gnnstab.trace import TraceWriter
@@ -76,7 +77,7 @@ class LiveWatch:
         """True for a step that was left out and must be heard of; most are as the recorded ones beside them."""
         norm = row.grad_norm
         formats = self._recorder.state.formats
-        if formats is not None and formats.news:
+        if (formats is not None and formats.news) or self._slopes.momentum:
             return True
         if row.step < _CLOSE or self._slopes.latest.step > self._heard or row.loss is not None or self._feed:
             return True
@@ -113,6 +114,9 @@ class LiveWatch:
         if (formats := recorder.state.formats) is not None and formats.news:
             found = [*found, *self._engine.nearing(formats.news)]
             formats.news.clear()
+        if self._slopes.momentum:
+            found = [*found, RateJump().kept(row.step, self._slopes.momentum)]
+            self._slopes.momentum = 0.0
         return found + self._engine.update(
             row.step,
             self._keys if len(rows) else (),

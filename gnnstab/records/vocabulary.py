@@ -211,6 +211,7 @@ SIGNALS: dict[str, SignalKind] = {
         "best loss of a few steps on a copy over that of the same steps with one parameter group at the lowest rate of all groups", groups=("ratio",)),
     (OPTIMIZER_OVERSHOOT := "optimizer.overshoot"): SignalKind("",
         "1 − (slope after)/(slope before) along an update: the rate times the curvature, 2 where it ends as high on the other side"),
+    (OPTIMIZER_MOMENTUM := "optimizer.momentum"): SignalKind("", "momentum of the optimizer, where it is 1 or more"),
     (OPTIMIZER_LR_JUMP := "optimizer.lr_jump"): SignalKind("× the step before",
         "largest factor of the learning rate between two recorded steps that leads beyond every rate before"),
     (OPTIMIZER_NEVER_UPDATED := "optimizer.never_updated"): SignalKind("parameters",
