@@ -81,6 +81,11 @@ def modes_aside() -> AbstractContextManager[None]:
 _NOTHING = nullcontext()
 
 
+def nothing_aside() -> bool:
+    """True where no mode of the user's is set aside."""
+    return not _aside.get()
+
+
 @contextmanager
 def without_modes() -> Iterator[None]:
     """As `modes_aside`, also to decorate a function with."""

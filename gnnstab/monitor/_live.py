@@ -14,6 +14,7 @@ from gnnstab.probe.optimizer.next_update import UpdateWatch
 from gnnstab.probe.optimizer.slope import SlopeWatch
 from gnnstab.probe.recorder import Recorder
 from gnnstab.records import Finding, SeriesKey, StepRow
+from gnnstab.rules.gs606_rate_jump import RateJump
 from gnnstab.rules.gs610_stale_gradients import StaleGradients as KeptRule
 from gnnstab.rules.live import LiveEngine
 from gnnstab.trace import TraceWriter
@@ -75,6 +76,9 @@ class LiveWatch:
     def _news(self, row: StepRow) -> bool:
         """True for a step that was left out and must be heard of; most are as the recorded ones beside them."""
         norm = row.grad_norm
+        formats = self._recorder.state.formats
+        if (formats is not None and formats.news) or self._slopes.momentum:
+            return True
         if row.step < _CLOSE or self._slopes.latest.step > self._heard or row.loss is not None or self._feed:
             return True
         if row.lr is not None and row.lr > self._rate:
@@ -107,6 +111,12 @@ class LiveWatch:
             found = found + self._engine.tried(rise, self._updates.moved(row.step))
         if (kept := self._stale.take()) is not None:
             found = [*found, KeptRule().told(kept)]
+        if (formats := recorder.state.formats) is not None and formats.news:
+            found = [*found, *self._engine.nearing(formats.news)]
+            formats.news.clear()
+        if self._slopes.momentum:
+            found = [*found, RateJump().kept(row.step, self._slopes.momentum)]
+            self._slopes.momentum = 0.0
         return found + self._engine.update(
             row.step,
             self._keys if len(rows) else (),

@@ -238,6 +238,8 @@ class Recorder:
                 if self._forwards.bad_evaluation is not None:
                     guard("an evaluation", lambda: self._emit(self.detector.evaluation(state.step)))
                 guard("the end of a step", self._end if state.light else self._end_left_out, lr, scale, skipped, moves)
+                if state.formats is not None and state.formats.busy:
+                    guard("the ends of number formats", state.formats.step_ends, state.step, scale is None)
                 # Whatever failed above, the next step begins, and nothing of this one is held any longer.
                 if state.error_guard.events:
                     guard("handing over failures", self.hand_over_failures)
@@ -348,8 +350,7 @@ class Recorder:
         self._tell(StepRow(ended.step, ended.time, loss, lr, scale, sent.gradient_norm, skipped))
         if sent.finite and (loss is None or math.isfinite(loss)):
             return
-        twin = self.parameters.saved_copy() if moved and ended.saved else None
-        late: dict[str, Any] = {"moved": moved, "twin": twin}
+        late: dict[str, Any] = {"moved": moved, "twin": self.parameters.saved_copy() if moved and ended.saved else None}
         event = None if sent.finite else self.detector.step(ended.step, sent, skipped, ended.inputs, loss=loss, **late)
         if event is None and loss is not None:
             event = self.detector.loss(ended.step, loss, ended.inputs, **late)

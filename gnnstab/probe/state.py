@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from threading import get_ident
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -17,6 +17,9 @@ from gnnstab.probe.buffering.stats_buffer import PendingStats, StatsBuffer
 from gnnstab.probe.error_guard import ErrorGuard
 from gnnstab.records import Blind
 from gnnstab.torch_private import graph_task
+
+if TYPE_CHECKING:
+    from gnnstab.probe.operations.format_watch import FormatWatch
 
 
 class Queued(NamedTuple):
@@ -52,6 +55,7 @@ class State:
         "epoch",
         "error_guard",
         "fired",
+        "formats",
         "full",
         "handles",
         "inside",
@@ -90,6 +94,9 @@ class State:
 
         self.fired: dict[str, int] = {}
         """Layer → position, in the order of first calls."""
+
+        self.formats: FormatWatch | None = None
+        """Follows, in few steps, what heads for the end of its number format."""
 
         self.empty = False
         """True when a layer was measured in this step whose graph has no edges."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from typing import Any, NamedTuple
 
 LASTING = 1.25
@@ -109,3 +109,42 @@ def falling(losses: Sequence[float]) -> bool:
     known = [loss for loss in losses[-LATELY:] if math.isfinite(loss)]
     around, latest = sorted(known), sorted(known[-LATEST:])
     return len(around) > 10 and latest[len(latest) // 2] < around[len(around) // 2]
+
+
+class Nearing(NamedTuple):
+    """What an operation gave when it was looked at, on the way to an end of its number format."""
+
+    step: int
+    operation: str
+    place: str
+    """Module and line; empty where they are not known."""
+
+    format: str
+    """``float16``, ``float32``."""
+
+    shrinks: bool
+    """True of what is divided by: it heads for the smallest number."""
+
+    end: float
+    """ln of the largest number of the format, −ln of the smallest where it shrinks."""
+
+    looks: tuple[tuple[int, float], ...]
+    """(step, ln of the largest |entry|) of the latest looks, −ln where it shrinks."""
+
+    def steps_left(self, close: float, gain: float, pace: float) -> float:
+        """Steps to the end at the present pace; inf unless it has come ``close`` and gained (both shares of the way), and is not slower than ``pace`` × all the way.
+
+        Four looks are needed, of which at most one may lie below the one before it.
+        """
+        sizes = [size for _, size in self.looks]
+        rises = sum(b > a for a, b in pairwise(sizes))
+        if len(sizes) < 4 or rises < max(3, len(sizes) - 2) or sizes[-1] < max(*sizes, close * self.end):
+            return math.inf
+        whole, late = (self._pace(first) for first in (0, len(sizes) - 3))
+        if sizes[-1] - sizes[0] < gain * self.end or late < pace * whole:
+            return math.inf
+        return (self.end - sizes[-1]) / late
+
+    def _pace(self, first: int) -> float:
+        (before, low), (after, high) = self.looks[first], self.looks[-1]
+        return (high - low) / (after - before)

@@ -215,6 +215,7 @@ SIGNALS: dict[str, SignalKind] = {
         "best loss of a few steps on a copy over that of the same steps with one parameter group at the lowest rate of all groups", groups=("ratio",)),
     (OPTIMIZER_OVERSHOOT := "optimizer.overshoot"): SignalKind("",
         "1 − (slope after)/(slope before) along an update: the rate times the curvature, 2 where it ends as high on the other side"),
+    (OPTIMIZER_MOMENTUM := "optimizer.momentum"): SignalKind("", "momentum of the optimizer, where it is 1 or more"),
     (OPTIMIZER_LR_JUMP := "optimizer.lr_jump"): SignalKind("× the step before",
         "largest factor of the learning rate between two recorded steps that leads beyond every rate before"),
     (OPTIMIZER_NEVER_UPDATED := "optimizer.never_updated"): SignalKind("parameters",
@@ -326,6 +327,8 @@ SIGNALS: dict[str, SignalKind] = {
         "65504 over the largest |q·k| before the division by √C", words="headroom to fp16",
         title="Headroom to fp16: 65504 over the largest |q·k|", heading="fp16 room", spoken=("fp16 headroom",),
         worse="below", floor=100.0, limits=(RuleLimit("GS501", "overflow", "error"),), groups=("ratio",)),
+    (PRECISION_STEPS_LEFT := "precision.steps_left"): SignalKind("steps",
+        "steps until the result of an operation reaches an end of its number format at its present pace"),
     (PRECISION_UNDERFLOW_SHARE := "precision.underflow_share"): SignalKind("share of entries",
         "non-zero entries that fall below the dtype's smallest normal"),
 }

@@ -7,9 +7,11 @@ from collections.abc import Iterator
 
 from gnnstab.errors import NotEvaluable
 from gnnstab.records import Finding, Signal, Signals
-from gnnstab.records.vocabulary import PLACE_OVERFLOW
+from gnnstab.records.rises import Nearing
+from gnnstab.records.vocabulary import PLACE_OVERFLOW, PRECISION_STEPS_LEFT
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import largest, measured, smallest, trained_well
+from gnnstab.signals.fitting import PACE
 
 UNIT_ROUNDOFF = {"fp16": 2.0**-11, "bf16": 2.0**-8, "fp32": 2.0**-24, "fp64": 2.0**-53}
 """u of each dtype: relative error of one rounding."""
@@ -22,7 +24,9 @@ class PrecisionHeadroom(Rule):
     ## What it sees
     u·max|s|, the rounding of the largest logit in the number format of its layer: at 0.1 a warning, at 1 an error. For fp16 also the
     headroom: 65 504 over the largest q·k *before* the division by √C; and every operation of the forward that gives Inf of finite numbers. In an fp32 run the fp16 headroom is information,
-    given when it is small.
+    given when it is small. While a run goes on, the largest entry of every result of a training forward, in a few steps: what has come six tenths of
+    the way to the largest number of its format (in logarithms; the exponent itself of an `exp`), and reaches it within 20 steps at a pace that does not slow down, is a warning. So are divisors
+    that shrink towards the smallest number, and in fp16 the gradients, unless a GradScaler guards them.
 
     ## Why it is unstable
     The relative error of an attention weight is about e^(u·|s|) − 1. fp16 overflows earlier than the logits suggest, since
@@ -38,7 +42,7 @@ class PrecisionHeadroom(Rule):
     out why the logits are that large (GS301, GS302, GS401).
 
     ## When it is wrong
-    A part of the logits that all keys of a target share cancels in exact arithmetic but still costs precision here. In a run
+    A size that stops growing just before the end of its format is warned about all the same. A part of the logits that all keys of a target share cancels in exact arithmetic but still costs precision here. In a run
     whose loss has ended at its best a warning is information: it trains in spite of the rounding.
 
     ## References
@@ -51,6 +55,45 @@ class PrecisionHeadroom(Rule):
     fp16_information: float = threshold(
         16.0, unit="× headroom", source="heuristic: logits grow with the square of the scale, ×4 in scale uses it up"
     )
+
+    close: float = threshold(
+        0.6, unit="of ln(end)", source="derived: 780 in fp16, an exponent of 53 in fp32; most of what grows ends before"
+    )
+    gain: float = threshold(
+        0.25, unit="of ln(end)", source="derived: × 16 in fp16, an exponent that has risen by 22 in fp32"
+    )
+    soon: float = threshold(20.0, unit="steps", source="heuristic: time to act, and near enough for a straight line")
+
+    def nearing(self, near: Nearing) -> Iterator[Finding]:
+        """The finding of an operation that heads for an end of its number format while a run goes on."""
+        left = near.steps_left(self.close, self.gain, PACE)
+        if left > self.soon:
+            return
+        size = math.exp(near.looks[-1][1] * (-1 if near.shrinks else 1))
+        where = f", {near.place}" if near.place else ""
+        what = (
+            f"what is divided by is at most {size:.3g}"
+            if near.shrinks
+            else f"{near.operation} gives values up to {size:.3g}"
+        )
+        then = (
+            "0, and the quotient Inf or NaN" if near.shrinks else f"Inf: {near.format} ends at {math.exp(near.end):.3g}"
+        )
+        advice = (
+            "Add an eps"
+            if near.shrinks
+            else "Bound it, subtract its maximum before an exponential, or compute it in a wider format"
+        )
+        yield self.finding(
+            f"at step {near.step} {what}{where}. At the pace of the latest steps it is {then} in about {left:.0f} steps. {advice}.",
+            severity="warning",
+            limit=self.soon,
+            name=PRECISION_STEPS_LEFT,
+            value=left,
+            step=near.step,
+            unit="steps",
+            confidence="medium",
+        )
 
     def check(self, signals: Signals) -> Iterator[Finding]:
         """Per layer: rounding in the run's dtype, then fp16 headroom."""

@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gnnstab.records import Finding, Signals
-from gnnstab.records.vocabulary import OPTIMIZER_LR_JUMP
+from gnnstab.records.vocabulary import OPTIMIZER_LR_JUMP, OPTIMIZER_MOMENTUM
 from gnnstab.rules.base import Rule, rule, threshold
 from gnnstab.rules.queries import largest
 
 
 @rule("GS606", "rate-jump", cause="learning-rate", severity="warning", confidence="medium")
 class RateJump(Rule):
-    """The learning rate rises tenfold or more from one step to the next, beyond all that the run has had.
+    """The learning rate rises tenfold or more from one step to the next, beyond all that the run has had, or the momentum reaches 1.
 
     ## What it sees
     The learning rate of every recorded step: the largest factor between two of them in a row that leads beyond the largest rate
-    before. The first five steps are left out, where a warm-up from next to nothing multiplies its rate.
+    before. The first five steps are left out, where a warm-up from next to nothing multiplies its rate. While a run goes on, also the momentum
+    of the optimizer, from 1 on: there every gradient stays in all later updates, and above 1 it grows in them by itself.
 
     ## Why it is unstable
     The weights, and the moments of an optimizer, fit the rate that they were trained with: the curvature of the loss rises
@@ -41,6 +42,19 @@ class RateJump(Rule):
     jump: float = threshold(
         10.0, unit="× the step before", source="heuristic: no usual schedule does it beyond all rates before"
     )
+
+    most: float = threshold(1.0, unit="", source="derived: the sum of m, m², m³, … has a limit below 1 alone")
+
+    def kept(self, step: int, momentum: float) -> Finding:
+        """The finding of an update under a momentum of 1 or more."""
+        return self.finding(
+            f"at step {step} the momentum is {momentum:.4g}: no gradient leaves the update again, and from 1 on updates grow by themselves, whatever "
+            "the loss is. Correct its schedule: it must stay below 1.",
+            limit=self.most,
+            name=OPTIMIZER_MOMENTUM,
+            value=momentum,
+            step=step,
+        )
 
     def check(self, signals: Signals) -> Iterator[Finding]:
         """One finding for the run: the largest jump."""

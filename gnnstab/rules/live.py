@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import lt
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gnnstab.records import Finding, SeriesKey, Signal, Signals
-from gnnstab.records.rises import Overshoot, falling
+from gnnstab.records.rises import Nearing, Overshoot, falling
 from gnnstab.records.vocabulary import OPTIMIZER_OUTPUT_MOVE
 from gnnstab.rules._beginning import Beginning, Overshoots, Rates
 from gnnstab.rules._tracks import WARM_UP, WINDOW, Blocks, Quiet, Track, median
@@ -153,6 +153,10 @@ class LiveEngine:
         self._beginning.tried(rise)
         found = self._rate.check(Signals(kind="trace", layers=(), values=values))
         return [finding for finding in found if self._first_time(finding)]
+
+    def nearing(self, news: Iterable[Nearing]) -> list[Finding]:
+        """Take in what comes close to an end of its number format."""
+        return [f for near in news for f in self._precision.nearing(near) if self._first_time(f)]
 
     def loss(self, step: int, loss: float, lr: float | None = None) -> list[Finding]:
         """Take in the loss of a step that came after the step, and return what is new."""

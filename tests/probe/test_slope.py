@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch_geometric.nn import GATv2Conv
 
 import gnnstab
 from gnnstab.probe.optimizer.slope import LATELY, RISING_SGD, SlopeWatch
@@ -116,3 +117,20 @@ def test_a_ramp_is_told_before_the_loss_knows_and_the_run_stays_as_it_is() -> No
     worse = next(i for i, loss in enumerate(losses) if i > 60 and loss > 10 * losses[0])
     assert first.step is not None
     assert first.step + 5 <= worse
+
+
+@pytest.mark.parametrize(("most", "said"), [(1.02, 120), (0.99, None)])
+def test_a_momentum_that_reaches_one_is_told_at_that_step(most: float, said: int | None) -> None:
+    torch.manual_seed(0)
+    model = GATv2Conv(4, 2)
+    edges, x = torch.tensor([[0, 1, 2], [1, 2, 0]]), torch.randn(3, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.5)
+    found: list[Any] = []
+    with gnnstab.Monitor(model, optimizer=optimizer, on_finding=found.append):
+        for step in range(125):
+            optimizer.param_groups[0]["momentum"] = min(0.4 + 0.005 * step, most)
+            optimizer.zero_grad()
+            model(x, edges).square().sum().backward()
+            optimizer.step()
+    assert [f.step for f in found if f.signal == "optimizer.momentum"] == ([] if said is None else [said])
+    assert [f.code for f in found if f.severity != "info"] == ([] if said is None else ["GS606"])

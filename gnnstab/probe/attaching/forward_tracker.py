@@ -16,6 +16,7 @@ from gnnstab.probe.attaching.norms import Norms, batch_vectors
 from gnnstab.probe.buffering.series_ids import MODES
 from gnnstab.probe.error_guard import ErrorGuard
 from gnnstab.probe.layers.layer_recorder import LayerRecorder
+from gnnstab.probe.operations.format_watch import FormatWatch
 from gnnstab.probe.operations.in_place import StepWatch
 from gnnstab.probe.replaying.computing_hooks import changes_input
 from gnnstab.probe.replaying.reach import bytes_of, held_tensors
@@ -119,6 +120,8 @@ class ForwardTracker:
             model.register_forward_hook(after),
         ]
         self._hooked = model
+        if self._keep:
+            self._state.formats = FormatWatch(model)
         keep_out_of_copies(model)
 
     def detach(self) -> None:
@@ -179,11 +182,15 @@ class ForwardTracker:
         if state.full and self._full_step != state.step:
             self._full_step = state.step
             self._measure(model, mode, args, kwargs)
+        if grad and model.training and state.formats is not None and state.step >= state.formats.next:
+            state.formats.begin(state.step)
 
     def _after(self, grad: bool, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         state = self._state
         if graph_task() != -1:
             return
+        if state.formats is not None and state.formats.busy:
+            state.formats.ended()
         state.inside = False
         if not (model.training and grad) or (self.forwards > 1 and not state.backward):
             self._look_at_evaluation(MODES[model.training][grad], output)

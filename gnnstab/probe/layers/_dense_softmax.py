@@ -15,8 +15,8 @@ from torch.overrides import TorchFunctionMode
 
 from gnnstab.errors import let_through
 from gnnstab.probe.layers._exponentials import STARTS, Exponentials, OverEdges
-from gnnstab.probe.layers._functions import DIVIDES, MIXES, PRODUCTS, SAME, SUMS, TIMES
 from gnnstab.probe.layers._linear_attention import LinearAttention
+from gnnstab.probe.layers.functions import DIVIDES, MIXES, PRODUCTS, SAME, SUMS, TIMES
 from gnnstab.probe.statistics.dense import MASKED
 from gnnstab.torch_private import without_torch_function
 

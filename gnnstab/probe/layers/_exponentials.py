@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from gnnstab.probe.layers._functions import DIVIDES, PRODUCTS, SAME, SUMS, TIMES, above_and_below
+from gnnstab.probe.layers.functions import DIVIDES, PRODUCTS, SAME, SUMS, TIMES, above_and_below
 from gnnstab.probe.layers.group_sums import GROUP_SUMS, group_sum
 from gnnstab.probe.statistics.dense import MASKED
 

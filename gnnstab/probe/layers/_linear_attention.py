@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gnnstab.probe.layers._functions import DIVIDES, MIXES, PRODUCTS, SAME, TIMES, above_and_below
+from gnnstab.probe.layers.functions import DIVIDES, MIXES, PRODUCTS, SAME, TIMES, above_and_below
 
 
 class _Product(NamedTuple):

@@ -53,7 +53,7 @@ class StepWatch:
 
     def __init__(self, model: nn.Module, suspect: Suspect) -> None:
         self.suspect = suspect
-        self.reason = _reason_against(model)
+        self.reason = reason_against(model)
         """Why nothing can be watched; empty when it can."""
 
         self._model = model
@@ -148,7 +148,8 @@ def _reason_now() -> str:
     return ""
 
 
-def _reason_against(model: nn.Module) -> str:
+def reason_against(model: nn.Module) -> str:
+    """Why operations of a model cannot be followed in place; empty when they can."""
     if any(type(m).__name__ == "OptimizedModule" or getattr(m, "_compiled_call_impl", None) for m in model.modules()):
         return "the model is compiled, and compiled code cannot be watched operation by operation"
     dynamo = sys.modules.get("torch._dynamo.utils")

@@ -45,6 +45,12 @@ class SlopeWatch:
         self.latest = Overshoot()
         """The last update that was measured; see `_look` for what counts by itself."""
 
+        self.momentum = 0.0
+        """Of the first update under a momentum of 1 or more; whoever reads it sets it to 0."""
+
+        self._kept = False
+        """True once such a momentum was seen."""
+
         self._watched = len(optimizers) == 1 and not isinstance(optimizers[0], torch.optim.LBFGS)
         self._writer = writer
         self._now = now
@@ -60,7 +66,10 @@ class SlopeWatch:
 
     def look(self, optimizer: torch.optim.Optimizer) -> None:
         """Before an update: finish what the last one began, and begin anew while the rate rises."""
-        lr, step = optimizer.param_groups[0].get("lr"), self._now()
+        group = optimizer.param_groups[0]
+        lr, momentum, step = group.get("lr"), group.get("momentum"), self._now()
+        if momentum and not self._kept and not isinstance(momentum, Tensor) and momentum >= 1:
+            self.momentum, self._kept = momentum, True
         calm = self._constant > LATELY and self._before is None and self._sent is None
         if calm and not isinstance(lr, Tensor) and lr == self._rates[-1][1]:
             # As most steps are: all rates of the window are this one.

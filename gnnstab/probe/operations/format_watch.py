@@ -1,0 +1,275 @@
+"""How close the operations of a run come to the ends of their number formats, and how fast: seen in place, in few steps.
+
+What grows or shrinks inside a layer shows at no recorded site. In the steps 8, 17, 35, 71, … one forward of the run is followed
+function by function; nothing is computed twice, and no value changes. Where something heads for an end, the looks come closer together.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections import defaultdict, deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from gnnstab.errors import let_through
+from gnnstab.probe.buffering.device_copy import DeviceCopy, is_on_host
+from gnnstab.probe.layers.functions import DIVIDES, above_and_below
+from gnnstab.probe.operations.in_place import reason_against
+from gnnstab.probe.operations.source_lines import Modules, Place, caller_place
+from gnnstab.records.rises import Nearing
+from gnnstab.torch_private import FUNCTION, transforms, without_torch_function
+from gnnstab.undisturbed import nothing_aside
+
+FIRST = 8
+"""Step of the first look, and the fewest steps to the next one while nothing is under way."""
+
+CLOSEST = 3
+"""Fewest steps between two looks."""
+
+PART = 3
+"""A look comes after a third of the steps that are left at the present pace."""
+
+UNDER_WAY = 0.15
+"""Share of the way to an end, in logarithms, from which on a place is worth its name, and exponents may well multiply and not only rise."""
+
+HALFWAY = 0.5
+"""The same from which on the rules are told, and the next look comes after `LATEST` steps at the latest."""
+
+LATEST = 9
+
+STANDS = 0.25
+"""Share of the pace of what a divisor is made of that it has at least: a root has half."""
+
+LOOKS = 6
+"""Looks that are remembered."""
+
+CHAIN = 4
+"""Operations behind each other that a divisor is followed back: the entries, their squares, the sum of these, its root."""
+
+_Key = tuple[Any, ...]
+
+
+class FormatWatch:
+    """Follows one training forward in some steps, and the gradients of the same step where they are computed in fp16.
+
+    Args:
+        model: Its modules name the places.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.next = FIRST
+        """The step of the next look."""
+
+        self.busy = False
+        """True from the beginning of a look until its numbers are on the host."""
+
+        self.news: list[Nearing] = []
+        """What the last look says of the places that come close to an end; whoever reads it clears it."""
+
+        self._model = model
+        self._modules: Modules | None = None
+        self._mode: _Following | None = None
+        self._step = -1
+        self._sent: tuple[int, list[_Key], dict[_Key, _Seen], DeviceCopy] | None = None
+        self._looks: dict[_Key, deque[tuple[int, float]]] = defaultdict(lambda: deque(maxlen=LOOKS))
+        self._near = False
+
+    def begin(self, step: int) -> None:
+        """A training forward is about to run in the step of a look."""
+        if self._mode is not None or self._step == step:
+            return
+        if reason_against(self._model) or transforms() or FUNCTION.stack() or not nothing_aside():
+            # Compiled code would be compiled anew under a mode, and modes of the user's own are left in the order they were entered in.
+            self._rest(step)
+            return
+        if self._modules is None:
+            self._modules = Modules(self._model)
+        self._step, self.busy = step, True
+        self._mode = _Following(self._modules if self._near else None)
+        self._mode.__enter__()  # type: ignore[no-untyped-call]
+
+    def ended(self) -> None:
+        """The forward has returned, or has ended in an exception."""
+        mode = self._mode
+        if mode is not None and mode.active:
+            mode.active = False
+            FUNCTION.replace([one for one in FUNCTION.stack() if one is not mode])
+
+    def step_ends(self, step: int, unscaled: bool) -> None:
+        """The step is over; ``unscaled``: nobody scales the loss, and takes the scale back where gradients overflow."""
+        self.ended()
+        if self._sent is not None:
+            self._arrive()
+        mode, self._mode = self._mode, None
+        if mode is None:
+            self.busy = self._sent is not None
+            return
+        if mode.error is not None:
+            raise mode.error
+        if mode.half and unscaled:
+            for name, parameter in self._model.named_parameters():
+                given = parameter.grad
+                if given is not None and given.layout is torch.strided and given.numel():
+                    size = torch.linalg.vector_norm(given, math.inf)
+                    mode.seen["gradient", name] = _Seen(size, torch.float16, f"the backward at {name}")
+        keys = list(mode.seen)
+        if not keys:
+            self._rest(step)
+            self.busy = False
+            return
+        self._sent = step, keys, mode.seen, DeviceCopy([mode.seen[key].size.float() for key in keys])
+        if all(is_on_host(one.size) for one in mode.seen.values()):
+            self._arrive()
+        self.busy = self._sent is not None
+
+    def _arrive(self) -> None:
+        """The numbers of a look are there: what comes close, and when to look again."""
+        assert self._sent is not None
+        (step, keys, seen, copy), self._sent = self._sent, None
+        left, self._near = math.inf, False
+        for key, size in zip(keys, copy.result().tolist(), strict=True):
+            one = seen[key]
+            if not 0 < size < math.inf:
+                self._looks.pop(key, None)
+                continue
+            looks, end = self._looks[key], one.end
+            looks.append((step, one.sign * math.log(size)))
+            # A divisor with an eps beside it stands still while what is added to that shrinks.
+            pace, way = _pace(looks), looks[-1][1] / end
+            if one.into and not _pace(self._looks[one.into]) > STANDS * pace:
+                continue
+            self._near = self._near or way >= UNDER_WAY
+            left = min(left, LATEST if max(high for _, high in looks) >= HALFWAY * end else math.inf)
+            if pace > 0:
+                left = min(left, max(_soonest(list(looks), end) / PART, CLOSEST if way >= UNDER_WAY else FIRST))
+            if pace > 0 and way >= HALFWAY:
+                self.news.append(Nearing(step, one.name, one.where, str(one.dtype).removeprefix("torch."), one.sign < 0, end, tuple(looks)))  # fmt: skip
+        self._rest(step, left)
+
+    def _rest(self, step: int, left: float = math.inf) -> None:
+        """Look again after so many steps, or when the run is twice as long; after an odd number, since batches often come in turns of four or eight."""
+        self.next = step + (int(min(max(step, FIRST), left)) | 1)
+
+
+class _Seen:
+    """The largest entry of one result, and what is known of the place."""
+
+    __slots__ = ("dtype", "into", "name", "place", "sign", "size")
+
+    def __init__(
+        self,
+        size: Tensor,
+        dtype: torch.dtype,
+        name: str,
+        place: Place | None = None,
+        sign: int = 1,
+        into: _Key | None = None,
+    ) -> None:
+        self.size, self.dtype, self.name, self.place = size, dtype, name, place
+        self.sign, self.into = sign, into
+
+    @property
+    def end(self) -> float:
+        """ln of the largest number of the format, or −ln of the smallest."""
+        limits = torch.finfo(self.dtype)
+        return math.log(limits.max) if self.sign > 0 else -math.log(limits.smallest_normal * limits.eps)
+
+    @property
+    def where(self) -> str:
+        place = self.place
+        if place is None:
+            return ""
+        module = f"in {place.module}" if place.module else ""
+        text = f"{place.words}: `{place.text}`" if place.words and place.text else place.words
+        return ", ".join(filter(None, (module, text)))
+
+
+class _Following(TorchFunctionMode):
+    """Notes the largest |entry| of every floating-point result of a forward, by the place in the code and how often it was passed.
+
+    Args:
+        modules: Names places; None where nothing is near an end.
+    """
+
+    def __init__(self, modules: Modules | None) -> None:
+        super().__init__()
+        self.active = True
+        self.half = False
+        """True once a result was in fp16."""
+
+        self.error: Exception | None = None
+        self.seen: dict[_Key, _Seen] = {}
+        self._modules = modules
+        self._passed: dict[_Key, int] = defaultdict(int)
+        self._last: Tensor | None = None
+        self._run: list[_Key] = []
+        """Keys of operations in a row, each of which reads what the one before it has made; the last one made ``_last``."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run the function; look at what it gives."""
+        output = func(*args, **(kwargs or {}))
+        if self.active and self.error is None and type(output) is Tensor and output.is_floating_point():
+            try:
+                with without_torch_function(), torch.no_grad():
+                    self._look(func, args, output)
+            except Exception as error:
+                let_through(error)
+                self.error = error
+        return output
+
+    def _look(self, func: Callable[..., Any], args: tuple[Any, ...], output: Tensor) -> None:
+        if output.layout is not torch.strided or not output.numel() or output.is_meta:
+            return
+        frame = sys._getframe(2)
+        while frame.f_code.co_name == "__torch_function__" and frame.f_back is not None:
+            frame = frame.f_back
+        if str(frame.f_globals.get("__name__", "")).startswith("gnnstab.probe"):
+            return
+        site = (frame.f_code, frame.f_lasti, func)
+        self._passed[site] += 1
+        key: _Key = (*site, self._passed[site])
+        name, place = _name(func), caller_place(self._modules, "model")[0] if self._modules else None
+        if func in DIVIDES and self._last is not None and above_and_below(func, args)[1] is self._last:
+            into = (*self._run[-1], "divides")
+            for one in reversed(self._run):
+                made, shrinking = self.seen[one], (*one, "divides")
+                self.seen[shrinking] = _Seen(made.size, made.dtype, made.name, place, -1, into)
+        size = torch.linalg.vector_norm(output, math.inf)
+        self.seen[key] = _Seen(size, output.dtype, name, place)
+        if output.dtype is torch.float16:
+            self.half = True
+            for i, given in enumerate(args):
+                # Under autocast what comes in is converted first.
+                if type(given) is Tensor and given.dtype is torch.float32 and given.numel():
+                    entering = (*key, i)
+                    self.seen[entering] = _Seen(torch.linalg.vector_norm(given, math.inf), output.dtype, name, place)
+        self._run = [*self._run[1 - CHAIN :], key] if args and args[0] is self._last else [key]
+        self._last = output
+
+
+def _name(func: Callable[..., Any]) -> str:
+    return str(getattr(func, "__name__", "an operation")).strip("_")
+
+
+def _pace(looks: Sequence[tuple[int, float]]) -> float:
+    """Change per step over the last three looks, since batches differ; 0 of one."""
+    (before, low), (after, high) = looks[max(len(looks) - 3, 0)], looks[-1]
+    return (high - low) / max(after - before, 1)
+
+
+def _soonest(looks: list[tuple[int, float]], end: float) -> float:
+    """Steps until ``end`` is reached, along a straight line or, from `UNDER_WAY` on, an exponential through the last two or three looks, whichever is soonest."""
+    (after, high), left = looks[-1], math.inf
+    for before, low in looks[-3:-1]:
+        if low < high < end:
+            left = min(left, (end - high) / (high - low) * (after - before))
+            if low > 0 and high >= UNDER_WAY * end:
+                left = min(left, math.log(end / high) / math.log(high / low) * (after - before))
+    return left
