@@ -34,6 +34,7 @@ from gnnstab.records.vocabulary import (
     OPTIMIZER_LOSS_RISE,
     OPTIMIZER_OUTPUT_MOVE,
 )
+from gnnstab.trials import trial
 
 Loss = Callable[[Any, Any], Tensor]
 
@@ -233,9 +234,12 @@ class Bench:
         for candidate in [s for s in _SCALES if s <= scale] or [1.0]:
             for parameter in parameters:
                 parameter.grad = None
-            loss = self.forward(model, number)[1] if ahead is None else ahead
-            ahead = None
-            (loss * candidate).backward()  # type: ignore[no-untyped-call]
+            with (
+                trial()
+            ):  # Every step is one of the run's present: what the model counts outside of itself does not run on.
+                loss = self.forward(model, number)[1] if ahead is None else ahead
+                ahead = None
+                (loss * candidate).backward()  # type: ignore[no-untyped-call]
             gradients = [p.grad for p in parameters if p.grad is not None]
             if candidate == 1 or all(bool(gradient.isfinite().all()) for gradient in gradients):
                 break

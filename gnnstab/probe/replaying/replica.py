@@ -20,10 +20,12 @@ from torch_geometric.inspector import Inspector
 from gnnstab.errors import GnnstabError, UsageError, let_through
 from gnnstab.left_out import left_out
 from gnnstab.own_draws import generator_of
+from gnnstab.probe.replaying._outside import keep_around
 from gnnstab.probe.replaying._own_state import Guard
 from gnnstab.probe.replaying.computing_hooks import computing_hooks, own_hook
 from gnnstab.probe.replaying.reach import CONTAINERS, FLAGS, SHARED, holds_nothing, own_copy, own_function, shared_with
 from gnnstab.randomness import deep_copy, same_random_state
+from gnnstab.trials import a_trial
 
 HOOK_TABLES = ("_hooks", "_hooks_with_kwargs", "_hooks_always_called")
 """Endings of the attribute names under which torch and torch_geometric keep hooks."""
@@ -255,14 +257,17 @@ def eager(twin: nn.Module) -> Callable[..., Any]:
     Raises:
         UsageError: When called: an operation would write into a tensor that the copy shares with the run.
     """
-    run: Callable[..., Any] = twin
-    if any(type(m).__name__ == "OptimizedModule" for m in twin.modules()):
-        run = torch.compiler.disable(twin)  # type: ignore[no-untyped-call]
+    compiled = any(type(m).__name__ == "OptimizedModule" for m in twin.modules())
+    run = torch.compiler.disable(twin) if compiled else twin  # type: ignore[no-untyped-call]
     guard = _GUARDS.get(twin)
-    if guard is None:
-        return run
-    # What the forward sets in context variables, a counter say, ends with it.
-    return lambda *args, **kwargs: copy_context().run(guard, twin, run, args, kwargs)
+
+    def called(*args: Any, **kwargs: Any) -> Any:
+        with a_trial():
+            keep_around(twin)
+            # What the forward sets in context variables, a counter say, ends with it.
+            return run(*args, **kwargs) if guard is None else copy_context().run(guard, twin, run, args, kwargs)
+
+    return called
 
 
 _GUARDS: weakref.WeakKeyDictionary[nn.Module, Guard] = weakref.WeakKeyDictionary()
