@@ -76,8 +76,8 @@ class ForwardInputs(NamedTuple):
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """That of the first parameter."""
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
+    """That of the first parameter that has numbers."""
+    return next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
 
 
 def rng_snapshot() -> dict[str, Any]:
@@ -193,11 +193,6 @@ def left_by_forward(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         for attribute, value in vars(module).items():
             if attribute not in ("_parameters", "_buffers", "_modules") and not attribute.endswith(HOOK_TABLES):
                 yield from tensors_in(value, f"{path}.{attribute}".lstrip("."))
-
-
-def kept_with_history(model: nn.Module) -> list[str]:
-    """Names of the tensors that modules keep from an earlier forward, with the graph that they came from."""
-    return list(dict.fromkeys(name for name, tensor in left_by_forward(model) if tensor.grad_fn is not None))
 
 
 def reason_against_a_copy(model: nn.Module) -> str:
