@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import array
+import ctypes
+import multiprocessing
+import os
 import types
 from collections import Counter as Tally
 from collections import deque
@@ -129,13 +132,18 @@ def by_name() -> Count:
 
 def in_other_containers() -> Count:
     held = (Tally[str](), types.SimpleNamespace(n=0), array.array("d", [0.0]))
+    shared, number = multiprocessing.Value("i", 0), ctypes.c_double(0)
+    os.environ["GNNSTAB_TEST_STEP"] = "0"
 
     def count() -> float:
         tally, space, numbers = held
         tally["x"] += 1
         space.n += 1
         numbers[0] += 1
-        return tally["x"] + space.n + numbers[0]
+        shared.value += 1
+        number.value += 1
+        os.environ["GNNSTAB_TEST_STEP"] += "0"
+        return tally["x"] + space.n + numbers[0] + shared.value + number.value + len(os.environ["GNNSTAB_TEST_STEP"])
 
     return count
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import array
+import ctypes
 import dis
 import functools
+import os
+import sys
 import types
 import weakref
 from collections import OrderedDict, UserDict, UserList, deque
@@ -36,6 +39,9 @@ _MOST = 2**20
 
 _WRAPPERS = (UserDict, UserList, weakref.WeakKeyDictionary, weakref.WeakValueDictionary, weakref.WeakSet)
 """Their attribute ``data`` is what they hold."""
+
+_IN_MEMORY: tuple[Any, ...] = (ctypes.Array, ctypes.Structure, ctypes.Union, ctypes.c_int.__base__)
+"""Numbers of C, of which each is a piece of memory; so are those that several processes share."""
 
 _BY_NAME = frozenset({"globals", "setattr", "vars", "__dict__", "__setattr__"})
 """By these code assigns what it names in strings."""
@@ -102,8 +108,11 @@ class Outside:
             self._containers(contents(cell))
         self._table(function.__globals__, assigned.globals)
         self._table(vars(function))
+        if "environ" in names and id(os.environ) not in self._seen:
+            self._seen[id(os.environ)] = os.environ
+            self._back.append(functools.partial(_set_environment, dict(os.environ)))
         self._containers([*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()])
-        for value in [*(function.__globals__.get(n) for n in read), *map(_modules().get, imported)]:
+        for value in [*(function.__globals__.get(n) for n in read), *map(sys.modules.get, imported)]:
             self._module(value, names) if isinstance(value, types.ModuleType) else self._containers([value])
 
     def _module(self, module: types.ModuleType, names: frozenset[str]) -> None:
@@ -131,6 +140,10 @@ class Outside:
                 values += value
             elif isinstance(value, _WRAPPERS):
                 values.append(vars(value)["data"])
+            elif isinstance(value, _IN_MEMORY):
+                self._back.append(functools.partial(_set_memory, value, bytes(value)))
+            elif type(value).__module__ == "multiprocessing.sharedctypes":
+                values.append(value.get_obj())
             elif isinstance(value, SPACES):
                 values.append(vars(value))
             elif isinstance(value, BaseData):
@@ -181,12 +194,6 @@ def _steps(code: types.CodeType) -> Iterator[dis.Instruction]:
             yield from _steps(inner)
 
 
-def _modules() -> dict[str, types.ModuleType]:
-    import sys
-
-    return sys.modules
-
-
 def _set(read: Callable[[str], Any], put: Callable[[str, Any], Any], drop: Callable[[str], Any], name: str, value: Any) -> None:  # fmt: skip
     if read(name) is not value:
         drop(name) if value is _MISSING else put(name, value)
@@ -198,6 +205,16 @@ def _set_cell(cell: types.CellType, held: list[Any]) -> None:
         cell.cell_contents = held[0]
     elif now and not held:
         del cell.cell_contents
+
+
+def _set_memory(number: Any, held: bytes) -> None:
+    ctypes.memmove(ctypes.byref(number), held, len(held))
+
+
+def _set_environment(held: dict[str, str]) -> None:
+    for name in os.environ.keys() - held.keys():
+        del os.environ[name]
+    os.environ.update({name: value for name, value in held.items() if os.environ.get(name) != value})
 
 
 def _set_array(held: np.ndarray[Any, Any], values: np.ndarray[Any, Any]) -> None:
