@@ -17,6 +17,7 @@ from gnnstab.finalisers import refuse_finalisers
 from gnnstab.left_out import left_out
 from gnnstab.other_threads import may_draw
 from gnnstab.sharding import WHY, waits_for_others
+from gnnstab.trials import trial
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -36,13 +37,14 @@ def same_random_state() -> Iterator[None]:
     Whoever runs a user's model draws from generators that the user's training goes on with: dropout from torch's, a
     sampler from NumPy's, a layer that drops whole paths from `random`. Nothing else of the user's takes part either, see
     `gnnstab.undisturbed.undisturbed`. Beside another thread of the user's, whose draws would be taken back, torch's operations draw from other
-    generators, see `gnnstab.own_draws`, and nothing here may draw from NumPy's and that of `random`.
+    generators, see `gnnstab.own_draws`, and nothing here may draw from NumPy's and that of `random`. What copies count outside of
+    themselves inside is put back as well, see `gnnstab.trials`.
 
     Raises:
         UsageError: Nobody asked for what would run here, and it would disturb the run: hooks or modes of the user's are
             active without which copies compute something else.
     """
-    with _undisturbed():
+    with _undisturbed(), trial():
         # Of what nobody has loaded nobody has drawn: asking would load it.
         shared = not _draws_apart()
         numbers = np.random.get_state(legacy=False) if shared and "numpy.random" in sys.modules else None

@@ -70,6 +70,9 @@ transforms = torch._C._are_functorch_transforms_active
 To ask for the stack of transforms instead makes one in this thread, which every node of every backward then copies.
 """
 
+preserved_version = torch.autograd.grad_mode._unsafe_preserve_version_counter
+"""A context after which a tensor has the version that it had when the context was made, as if nobody had written into it."""
+
 set_grad_enabled = torch._C._set_grad_enabled
 """What `torch.set_grad_enabled` calls, without the object around it."""
 

@@ -17,7 +17,7 @@ SOURCE = ROOT / "gnnstab"
 ORDER = [
     {"characters"},
     {"errors"},
-    {"left_out", "sharding"},
+    {"left_out", "sharding", "trials"},
     {"archive", "finalisers", "hook_code", "other_threads", "plugins", "torch_private"},
     {"own_draws"},
     {"undisturbed"},

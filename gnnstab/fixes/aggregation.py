@@ -195,6 +195,7 @@ def _observed(model: nn.Module, modules: list[nn.Module], batch: Any) -> list[tu
     import torch
 
     from gnnstab.probe.batches.arguments import as_arguments
+    from gnnstab.probe.replaying.replica import eager
 
     if batch is None:
         raise FixError("the widths of the aggregation are only seen in a forward pass: pass batch=")
@@ -212,7 +213,7 @@ def _observed(model: nn.Module, modules: list[nn.Module], batch: Any) -> list[tu
         model.eval()
         args, kwargs = as_arguments(batch, model)[0]
         with torch.no_grad():
-            model(*args, **kwargs)
+            eager(model)(*args, **kwargs)
     finally:
         for handle in handles:
             handle.remove()

@@ -1,4 +1,4 @@
-"""Parameters of layers that have not been given their shapes yet."""
+"""Parameters without numbers: of layers that have not been given their shapes yet, and on the meta device."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def unwritten(model: nn.Module) -> frozenset[str]:
-    """Names of all parameters of modules of which one is still lazy, as for a node type that no batch has had so far.
+    """Names of all parameters of modules of which one is still lazy, as for a node type that no batch has had so far, and of what lies on meta.
 
     What such a module holds beside it, a bias, is memory that nobody has written: there are no numbers to judge.
     """
@@ -20,4 +20,9 @@ def unwritten(model: nn.Module) -> frozenset[str]:
         for path, module in model.named_modules()
         if any(is_lazy(parameter) for parameter in module.parameters(recurse=False))
         for name, _ in module.named_parameters(recurse=False)
-    )
+    ) | {*on_meta(model)}
+
+
+def on_meta(model: nn.Module) -> list[str]:
+    """Names of the parameters and buffers that have a shape and no numbers, as those of a part that was not loaded."""
+    return [name for named in (model.named_parameters(), model.named_buffers()) for name, t in named if t.is_meta]

@@ -109,9 +109,10 @@ def on_batch(seen: Observed, model: nn.Module, request: Request, groups: Sequenc
 
 def _sizes(model: nn.Module) -> list[Signal]:
     """The RMS of every parameter that is finite."""
-    from torch.nn.parameter import is_lazy
+    from gnnstab.layers.lazy import unwritten
 
-    known = {name: p.detach() for name, p in model.named_parameters() if not is_lazy(p) and p.is_floating_point()}
+    without = unwritten(model)
+    known = {n: p.detach() for n, p in model.named_parameters() if n not in without and p.is_floating_point()}
     found = {name: float(p.double().square().mean().sqrt()) for name, p in known.items() if p.numel()}
     return [
         Signal(WEIGHT_RMS, size, name.rpartition(".")[0] or None, source="batch", detail={"parameter": name})
@@ -139,9 +140,9 @@ def at_hand(model: nn.Module, request: Request, training: Mapping[str, float]) -
 
 
 def _kept(model: nn.Module) -> list[str]:
-    from gnnstab.probe.replaying.replica import kept_with_history
+    from gnnstab.probe.replaying.replica import left_by_forward
 
-    kept = kept_with_history(model)
+    kept = list(dict.fromkeys(name for name, tensor in left_by_forward(model) if tensor.grad_fn is not None))
     if not kept:
         return []
     what = f"keeps {', '.join(kept[:3])} from an earlier forward, with the graph behind it"

@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from gnnstab.layers.lazy import on_meta
 from gnnstab.probe.attaching.discovery import recordable
 from gnnstab.probe.attaching.identity_path import Ways
 from gnnstab.probe.attaching.norms import Norms
@@ -23,6 +24,7 @@ _COMPILED_BEFORE = (
     "the first call of the compiled model, or call torch._dynamo.reset()"
 )
 
+_NO_NUMBERS = "it lies on the meta device, where a tensor has a shape and no numbers"
 _CAME_LATER = "the layer was put into the model after the monitor was attached; attach a new monitor to see it"
 
 _COARSE = {torch.float16: "fp16", torch.bfloat16: "bf16"}
@@ -104,6 +106,8 @@ class LayerNotes:
         self.note_new_layers()
         if sharded(self._model):
             self._state.unseen("", "weight", WHY)
+        for name in on_meta(self._model):
+            self._state.unseen(name.rpartition(".")[0], "weight", _NO_NUMBERS)
         for layer in self._layers:
             if layer.counts and layer.name in self._state.fired:
                 layer.note_unseen()

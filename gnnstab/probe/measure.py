@@ -53,27 +53,27 @@ def measure(model: nn.Module, batch: Any, *, loss: Loss | None = None, precision
     meta = {"source": "batch", "precision": precision, "loss_given": str(loss is not None).lower()}
     if loss is None:
         meta["assumptions"] = OBJECTIVE
-    writer = TraceWriter(None, meta=meta)
-    twin = evaluating(whole_copy(model, NEEDS_COPY))
-    device = device_of(twin)
-    recorder = Recorder(twin, writer, full_every=1, norm_forwards=math.inf)
-    batches = list(_batches(batch, model))
-    with same_random_state(), torch.enable_grad():
-        _look_at_places(twin, batches[0], device, loss, precision, writer)
-    with same_random_state():
-        unit = _at_unit_input(twin, batches[0][0], device, precision)
-    with same_random_state(), torch.enable_grad(), recorder:
-        for layer in recorder.layers:
-            if layer.name in unit:
-                layer.maps = unit[layer.name].maps  # type: ignore[attr-defined]
-                recorder.state.queue(layer.name, "eval-grad", 0, unit[layer.name].numbers)
-        for arguments, original in batches:
-            # The batch may know more graphs than the forward takes: just then its normalisations mix them.
-            recorder.norms.graphs = graphs_in(original)
-            recorder.explainer.batch = original
-            recorder.explainer.objective = _repeated(original, loss, device)
-            _one(twin, tracked(on_device(arguments, device)), original, loss, precision, recorder)
-    return _handed_over(writer)
+    with TraceWriter(None, meta=meta) as writer:  # Its thread ends also where the model fails.
+        twin = evaluating(whole_copy(model, NEEDS_COPY))
+        device = device_of(twin)
+        recorder = Recorder(twin, writer, full_every=1, norm_forwards=math.inf)
+        batches = list(_batches(batch, model))
+        with same_random_state(), torch.enable_grad():
+            _look_at_places(twin, batches[0], device, loss, precision, writer)
+        with same_random_state():
+            unit = _at_unit_input(twin, batches[0][0], device, precision)
+        with same_random_state(), torch.enable_grad(), recorder:
+            for layer in recorder.layers:
+                if layer.name in unit:
+                    layer.maps = unit[layer.name].maps  # type: ignore[attr-defined]
+                    recorder.state.queue(layer.name, "eval-grad", 0, unit[layer.name].numbers)
+            for arguments, original in batches:
+                # The batch may know more graphs than the forward takes: just then its normalisations mix them.
+                recorder.norms.graphs = graphs_in(original)
+                recorder.explainer.batch = original
+                recorder.explainer.objective = _repeated(original, loss, device)
+                _one(twin, tracked(on_device(arguments, device)), original, loss, precision, recorder)
+        return _handed_over(writer)
 
 
 def _look_at_places(
@@ -115,12 +115,12 @@ def _at_unit_input(
 
 def measure_layers(layers: nn.Module, batches: Mapping[int, dict[str, Any]]) -> Trace:
     """Record layers on synthetic graphs, one step per in-degree; ``batches`` maps in-degree → keyword arguments."""
-    writer = TraceWriter(None, meta={"source": "synthetic", "precision": "fp32"})
-    with torch.no_grad(), Recorder(layers, writer, full_every=1) as recorder:
-        for batch in batches.values():
-            layers(**batch)
-            recorder.end_step()
-    return _handed_over(writer)
+    with TraceWriter(None, meta={"source": "synthetic", "precision": "fp32"}) as writer:
+        with torch.no_grad(), Recorder(layers, writer, full_every=1) as recorder:
+            for batch in batches.values():
+                layers(**batch)
+                recorder.end_step()
+        return _handed_over(writer)
 
 
 def _batches(batch: Any, model: nn.Module) -> Iterator[tuple[Arguments, Any]]:

@@ -14,6 +14,7 @@ from torch.autograd.graph import Node
 from gnnstab.errors import let_through
 from gnnstab.probe.attaching.discovery import find_layers
 from gnnstab.probe.layers import DenseSoftmaxRecorder, EdgeSoftmaxRecorder
+from gnnstab.probe.replaying.replica import eager
 from gnnstab.probe.state import State
 from gnnstab.probe.statistics.attention import entropy_measures, score_measures
 from gnnstab.probe.statistics.numbers import Measured
@@ -47,7 +48,7 @@ def at_unit_input(model: nn.Module, arguments: Arguments, cast: AbstractContextM
         layer.attach()
     try:
         with torch.no_grad(), cast:
-            model(*arguments[0], **arguments[1])
+            eager(model)(*arguments[0], **arguments[1])
     finally:
         for layer in layers:
             layer.detach()

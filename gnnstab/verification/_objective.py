@@ -122,7 +122,7 @@ def _synthetic(model: nn.Module, calls: Sequence[Arguments], seed: int) -> Objec
 
     def compute(trained: nn.Module, number: int) -> Tensor:
         args, kwargs = calls[number]
-        features = trained(*args, **kwargs) if by_output else look(trained, calls[number], grad=True).last
+        features = eager(trained)(*args, **kwargs) if by_output else look(trained, calls[number], grad=True).last
         return nn.functional.mse_loss(head(features.float()).squeeze(-1), targets[number])
 
     def unseen(trained: nn.Module) -> Tensor:

@@ -1,8 +1,13 @@
-"""What a loss counts outside of itself is counted by the run alone: a call on a copy puts it back."""
+"""What a loss, a forward or a hook counts outside of itself is counted by the run alone: a trial on a copy puts it back."""
 
 from __future__ import annotations
 
+import array
+import ctypes
+import multiprocessing
+import os
 import types
+from collections import Counter as Tally
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -10,8 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import gnnstab
 from gnnstab.probe.replaying._outside import Outside
 from side_by_side import Net, Run, graph, unnoticed
 
@@ -99,7 +105,93 @@ def in_a_class() -> Count:
     return Counter().count_all
 
 
-WAYS = (in_a_cell, in_a_global, in_a_table, in_a_queue, in_an_array, by_a_method, in_a_class)
+def in_a_default() -> Count:
+    def count(seen: list[int] = [0]) -> float:  # noqa: B006  # One list for all calls is what is tested.
+        seen[0] += 1
+        return seen[0]
+
+    return count
+
+
+def on_a_function() -> Count:
+    def count() -> float:
+        count.calls = getattr(count, "calls", 0) + 1  # type: ignore[attr-defined]
+        return float(count.calls)  # type: ignore[attr-defined]
+
+    return count
+
+
+def by_name() -> Count:
+    def count() -> float:
+        globals()["BY_NAME"] = globals().get("BY_NAME", 0) + 1
+        return float(globals()["BY_NAME"])
+
+    globals().pop("BY_NAME", None)
+    return count
+
+
+def in_other_containers() -> Count:
+    held = (Tally[str](), types.SimpleNamespace(n=0), array.array("d", [0.0]))
+    shared, number = multiprocessing.Value("i", 0), ctypes.c_double(0)
+    os.environ["GNNSTAB_TEST_STEP"] = "0"
+
+    def count() -> float:
+        tally, space, numbers = held
+        tally["x"] += 1
+        space.n += 1
+        numbers[0] += 1
+        shared.value += 1
+        number.value += 1
+        os.environ["GNNSTAB_TEST_STEP"] += "0"
+        return tally["x"] + space.n + numbers[0] + shared.value + number.value + len(os.environ["GNNSTAB_TEST_STEP"])
+
+    return count
+
+
+class Slots:
+    __slots__ = ("n",)
+
+    def __init__(self) -> None:
+        self.n = 0
+
+
+def in_a_slot() -> Count:
+    held = Slots()
+
+    def count() -> float:
+        held.n += 1
+        return held.n
+
+    return count
+
+
+def in_a_module() -> Count:
+    settings.STEP = 0
+
+    def count() -> float:
+        settings.STEP += 1
+        return float(settings.STEP)
+
+    return count
+
+
+settings: Any = types.ModuleType("settings")
+
+WAYS = (
+    in_a_default,
+    on_a_function,
+    by_name,
+    in_other_containers,
+    in_a_slot,
+    in_a_module,
+    in_a_cell,
+    in_a_global,
+    in_a_table,
+    in_a_queue,
+    in_an_array,
+    by_a_method,
+    in_a_class,
+)
 
 
 def trained(run: Run, model: Net, loss: Any, watched: Any) -> None:
@@ -127,6 +219,120 @@ def test_a_loss_that_counts(way: Callable[[], Count]) -> None:
         trained(run, Net(), loss, loss)
 
     unnoticed(loop)
+
+
+class Counting(Net):
+    """Its forward counts and computes with the count, and so does its backward; a loss may add what it has left."""
+
+    def __init__(self, count: Count, left: list[Tensor]) -> None:
+        super().__init__()
+
+        class Inner(nn.Module):  # What the methods of a class reach a copy shares.
+            def forward(self, x: Tensor) -> Tensor:
+                out: Tensor = CountedBackward.apply(x * (1 + 0.01 * count()))
+                left.append(out.detach().square().mean())
+                return out
+
+        self.inner = Inner()
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        out: Tensor = self.inner(super().forward(x, edge_index))
+        return out
+
+
+class CountedBackward(torch.autograd.Function):
+    calls = 0
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        CountedBackward.calls += 1
+        return gradient * (1 + 0.01 * CountedBackward.calls)
+
+
+def loss_with(left: list[Tensor]) -> Callable[..., Tensor]:
+    def loss(output: Tensor, batch: Any = None) -> Tensor:
+        if len(left) != 1:
+            raise ValueError("the loss sees what its own forward has left, and nothing else")
+        return (output - Y).square().mean() + 0.1 * left.pop()
+
+    return loss
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_forward_and_a_backward_that_count(way: Callable[[], Count]) -> None:
+    def loop(run: Run) -> None:
+        torch.manual_seed(3)
+        CountedBackward.calls, left = 0, list[Tensor]()
+        count = way()
+        loss = loss_with(left)
+        trained(run, Counting(count, left), loss, loss)
+        run.keep(torch.tensor([count(), CountedBackward.calls]))
+
+    assert unnoticed(loop).warned == []
+
+
+CALLS: dict[str, Callable[..., Any]] = {
+    "diagnose": lambda model, loss: gnnstab.diagnose(model, batch=(X, EDGES), loss=loss),
+    "attention": lambda model, loss: gnnstab.attention(model, (X, EDGES)),
+    "verify": lambda model, loss: gnnstab.verify(model, "dropout", batch=(X, EDGES), loss=loss, seeds=1, steps=2),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_public_functions_count_nothing(name: str) -> None:
+    left: list[Tensor] = []
+    noted: list[int] = []
+    numbers = {"hooks": 0}
+
+    def note(module: nn.Module, args: Any, output: Any) -> None:
+        noted.append(len(noted))
+        numbers["hooks"] += 1
+
+    def told() -> tuple[float, ...]:
+        return (*held, CountedBackward.calls, len(left), len(noted), *numbers.values())
+
+    held = [0]
+
+    def count() -> float:
+        held[0] += 1
+        return held[0]
+
+    model = Counting(count, left)
+    model.first.register_forward_hook(note)
+    model.register_forward_hook(lambda module, args, output: noted.append(0))
+    loss = loss_with(left)
+    loss(model(X, EDGES)).backward()
+    before = told()
+    CALLS[name](model, loss)
+    assert told() == before
+
+
+def test_tensors_that_are_written_only_now_and_then() -> None:
+    memory, calls = torch.zeros(3), [0]
+
+    class Remembering(Net):
+        def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+            calls[0] += 1
+            if calls[0] % 4 == 0:
+                memory.add_(1)
+            return super().forward(x, edge_index) + memory.sum()
+
+    def loop(run: Run) -> None:
+        memory.zero_()
+        calls[0] = 0
+        torch.manual_seed(3)
+        trained(run, Remembering(), lambda output: output.square().mean(), lambda output, batch: output.square().mean())
+        run.keep(memory)
+
+    unnoticed(loop)
+    before, version = memory.clone(), memory._version
+    calls[0] = 1
+    gnnstab.diagnose(Remembering(), batch=(X, EDGES))
+    assert memory.equal(before) and memory._version == version and calls[0] == 1
 
 
 def test_what_nobody_assigns_and_what_did_not_change_stays_the_same_object() -> None:

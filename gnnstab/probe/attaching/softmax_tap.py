@@ -24,7 +24,7 @@ from torch.compiler import is_compiling
 from gnnstab.errors import let_through
 from gnnstab.layers import Layer, layer_of
 from gnnstab.probe.attaching._softmax_calls import calls_edge_softmax, edge_softmax, helper, named, softmax_within
-from gnnstab.probe.attaching.stand_in import Lookalike, method_of_copy
+from gnnstab.probe.attaching.stand_in import Lookalike, method_of_copy, own_method
 from gnnstab.torch_private import is_exporting, is_tracing
 from gnnstab.undisturbed import modes_aside
 
@@ -195,8 +195,7 @@ class Tap(Lookalike):
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         if self._before is not None:
             return copy.deepcopy(self._before, memo)
-        twin = memo.get(id(self._owner), self._owner)
-        return types.MethodType(getattr(type(twin), self._method), twin)
+        return own_method(self._owner, self._method, memo)
 
     def __reduce__(self) -> Any:
         if self._before is not None:

@@ -53,6 +53,29 @@ def method_of_copy(standing: Lookalike, owner: Any, method: str, before: Any, ca
     return getattr(copied, method)
 
 
+def own_method(owner: Any, method: str, memo: dict[int, Any]) -> Any:
+    """The method of its class for a deep copy of ``owner``, which goes again from the copy's attributes when the copying is over."""
+    twin = memo.get(id(owner), owner)
+    own = types.MethodType(getattr(type(twin), method), twin)
+    if twin is not owner:
+        last = _Copied(twin, method, own)
+        memo[id(last)] = last  # Nothing else holds it: it dies with the memo.
+    return own
+
+
+class _Copied:
+    """Lives as long as a model is being copied."""
+
+    __slots__ = ("_method", "_own", "_twin")
+
+    def __init__(self, twin: Any, method: str, own: Any) -> None:
+        self._twin, self._method, self._own = twin, method, own
+
+    def __del__(self) -> None:
+        if vars(self._twin).get(self._method) is self._own:
+            del vars(self._twin)[self._method]
+
+
 class StandIn(Lookalike):
     """Runs the module's own forward, or another method, ``within`` a context, then tells ``after`` about the call.
 
@@ -129,8 +152,7 @@ class StandIn(Lookalike):
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         if self._before is not None:
             return copy.deepcopy(self._before, memo)
-        twin = memo.get(id(self._module), self._module)
-        return types.MethodType(getattr(type(twin), self._method), twin)
+        return own_method(self._module, self._method, memo)
 
     def __reduce__(self) -> Any:
         if self._before is not None:

@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from gnnstab.errors import let_through
+from gnnstab.layers.lazy import unwritten
 from gnnstab.probe.optimizer._sums import Divided
 from gnnstab.probe.optimizer.softening import Softened, Spreads
 
@@ -112,7 +113,8 @@ def _drawn_anew(model: nn.Module) -> dict[str, Tensor]:
         if callable(reset) and type(module).__module__.split(".")[0] in ("torch", "torch_geometric"):
             fresh |= {f"{name}.{key}".lstrip("."): value for key, value in _reset(module)}
     # What is still uninitialised belongs to a kind of node or edge that no batch held.
-    own = {name: parameter for name, parameter in model.named_parameters() if not is_lazy(parameter)}
+    without = unwritten(model)
+    own = {name: parameter for name, parameter in model.named_parameters() if name not in without}
     for name, parameter in own.items():
         if name not in fresh and parameter.dim() >= 2:
             fresh[name] = torch.randn_like(parameter) * math.sqrt(2 / sum(parameter.shape[-2:]))

@@ -26,7 +26,7 @@ from gnnstab.probe.optimizer._rounding import rounding_signals
 from gnnstab.probe.optimizer.rate import rate_signals
 from gnnstab.probe.optimizer.softening import sharp_layers, softer_signals
 from gnnstab.probe.optimizer.unseen import unseen_signals
-from gnnstab.probe.replaying.replica import copied, eager, forked_rng, rng_snapshot, tensors_in
+from gnnstab.probe.replaying.replica import copied, device_of, eager, forked_rng, rng_snapshot, tensors_in
 from gnnstab.randomness import drawn_state
 from gnnstab.records import Event, Signal, Signals
 from gnnstab.records.rises import Rise, rise_of
@@ -35,6 +35,7 @@ from gnnstab.records.vocabulary import (
     OPTIMIZER_LOSS_RISE,
     OPTIMIZER_OUTPUT_MOVE,
 )
+from gnnstab.trials import trial
 
 Loss = Callable[[Any, Any], Tensor]
 
@@ -222,7 +223,7 @@ class Bench:
     def forward(self, model: nn.Module, number: int) -> tuple[Any, Tensor]:
         """Output and loss of a copy on one batch."""
         args, kwargs = self.calls[number]
-        device = next((p.device.type for p in model.parameters()), "cpu")
+        device = device_of(model).type
         # Without the cache: weights change between two forwards, some of which keep no gradients.
         cast = nullcontext() if self.dtype is None else torch.autocast(device, dtype=self.dtype, cache_enabled=False)
         with cast:
@@ -238,9 +239,12 @@ class Bench:
         for candidate in [s for s in _SCALES if s <= scale] or [1.0]:
             for parameter in parameters:
                 parameter.grad = None
-            loss = self.forward(model, number)[1] if ahead is None else ahead
-            ahead = None
-            (loss * candidate).backward()  # type: ignore[no-untyped-call]
+            with (
+                trial()
+            ):  # Every step is one of the run's present: what the model counts outside of itself does not run on.
+                loss = self.forward(model, number)[1] if ahead is None else ahead
+                ahead = None
+                (loss * candidate).backward()  # type: ignore[no-untyped-call]
             gradients = [p.grad for p in parameters if p.grad is not None]
             if candidate == 1 or all(bool(gradient.isfinite().all()) for gradient in gradients):
                 break
@@ -396,4 +400,4 @@ def damping_signals(bench: Bench, trial: Trial) -> Iterator[Signal]:
 
 def norm_of(gradients: Iterable[Tensor | None]) -> float:
     """L2 norm over all gradients."""
-    return math.sqrt(sum(float(g.detach().double().square().sum()) for g in gradients if g is not None))
+    return math.sqrt(sum(float(g.detach().abs().double().square().sum()) for g in gradients if g is not None))

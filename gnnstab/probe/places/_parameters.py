@@ -108,7 +108,7 @@ def not_held(
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad and name not in lazy}
     missing = [name for name, p in trainable.items() if id(p) not in held]
     if began is not None and held and not waits_for_others(model):
-        sums = {name: float(trainable[name].detach().double().sum()) for name in missing}
+        sums = {name: float(trainable[name].detach().abs().double().sum()) for name in missing}
         missing = [name for name in missing if began.setdefault(name, sums[name]) == sums[name]]
     if not missing or not held:
         return {}

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
+
+from gnnstab.layers.lazy import unwritten
 
 SMALL = 0.1
 """Standard deviation of the entries that are put in the place of zeros."""
@@ -19,7 +20,8 @@ def rows(model: nn.Module, again: Callable[[], Sequence[Tensor]]) -> Iterator[tu
     Where no matrix got a gradient but 0, all matrices of zeros are suspects. Where others did, as around a skip, those of zeros that got
     none: they hold each other when entries in them alone let a gradient arrive at them. ``all``: whether no matrix had one.
     """
-    own = {n: p for n, p in model.named_parameters() if p.requires_grad and not is_lazy(p)}
+    without = unwritten(model)
+    own = {n: p for n, p in model.named_parameters() if p.requires_grad and n not in without}
     own = {n: p for n, p in own.items() if p.dim() > 1 and p.numel() and p.is_floating_point()}
     moved = {n for n, p in own.items() if p.grad is not None and bool(p.grad.any())}
     empty = {n: p for n, p in own.items() if n not in moved and p.grad is not None and not p.any()}

@@ -1,92 +1,190 @@
-"""Numbers and containers of plain Python that a function keeps outside of itself: a call on copies puts them back."""
+"""What functions keep outside of themselves, in numbers, containers, arrays and tensors: a call on copies puts it back."""
 
 from __future__ import annotations
 
+import array
+import ctypes
 import dis
 import functools
+import os
+import sys
 import types
-from collections import OrderedDict, defaultdict, deque
+import weakref
+from collections import OrderedDict, UserDict, UserList, deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor, nn
+from torch_geometric.data.data import BaseData
 
-from gnnstab.probe.replaying.reach import LARGEST_COPIED, contents, is_own_object, of_library
+from gnnstab.finalisers import slots_of
+from gnnstab.probe.replaying.reach import (  # fmt: skip
+    LARGEST_COPIED,
+    SPACES,
+    code_around,
+    contents,
+    is_own_object,
+    names_of,
+    of_library,
+)
+from gnnstab.torch_private import preserved_version, without_torch_dispatch
+from gnnstab.trials import put_back_after
 
 _MISSING = object()
 
 _MOST = 2**20
 """Entries of a container up to which a copy of it is kept."""
 
-_TABLES = (dict, OrderedDict, defaultdict)
-_LISTS = (list, deque, set, bytearray)
+_WRAPPERS = (UserDict, UserList, weakref.WeakKeyDictionary, weakref.WeakValueDictionary, weakref.WeakSet)
+"""Their attribute ``data`` is what they hold."""
+
+_IN_MEMORY: tuple[Any, ...] = (ctypes.Array, ctypes.Structure, ctypes.Union, ctypes.c_int.__base__)
+"""Numbers of C, of which each is a piece of memory; so are those that several processes share."""
+
+_BY_NAME = frozenset({"globals", "setattr", "vars", "__dict__", "__setattr__"})
+"""By these code assigns what it names in strings."""
+
+
+def keep_around(twin: nn.Module) -> None:
+    """A copy of a model is about to run: the trials that run put back what its forward, and the backward of it, will count outside of it."""
+    put_back_after(twin, lambda: Outside(code_around(twin)).put_back)
 
 
 class Outside:
     """What the functions, objects and classes of the user's own keep by now.
 
-    Cells, globals and attributes count where code among them assigns them; containers and arrays where they hang in a cell, a global or an attribute.
+    Cells, globals and attributes count where code among them assigns them; containers, arrays and tensors where they hang in a cell, a
+    global, a default or an attribute.
     """
 
     def __init__(self, found: Iterable[Any]) -> None:
         self._back: list[Callable[[], None]] = []
-        self._seen: set[int] = set()
+        self._seen: dict[int, Any] = {}
+        self._left = LARGEST_COPIED
         parts = list(found)
         functions = [f for f in parts if isinstance(f, types.FunctionType) and not of_library(f)]
-        written = frozenset[str]().union(*(_assigned(f.__code__)[1] for f in functions))
+        self._attributes = frozenset[str]().union(*(_assigned(f.__code__).attributes for f in functions))
         for function in functions:
             self._function(function)
         for value in parts:
-            if isinstance(value, type) and not of_library(value):
-                for name in written & vars(value).keys():
-                    self._back.append(functools.partial(_set_attribute, value, name, vars(value)[name]))
-                self._containers(list(vars(value).values()))
-            elif is_own_object(value):
-                for name in written:
-                    self._back.append(functools.partial(_set_item, vars(value), name, vars(value).get(name, _MISSING)))
-                self._containers(list(vars(value).values()))
+            if isinstance(value, type):
+                if not of_library(value):
+                    own = functools.partial(type.__setattr__, value), functools.partial(type.__delattr__, value)
+                    self._names(lambda name, kind=value: vars(kind).get(name, _MISSING), *own)  # type: ignore[misc]
+                    self._containers(list(vars(value).values()))
+            elif is_own_object(value) or (not isinstance(value, types.FunctionType) and slots_of(type(value))):
+                self._object(value)
 
     def put_back(self) -> None:
         """Everything that is not as it was is as it was again."""
         for back in self._back:
             back()
 
+    def _names(
+        self, read: Callable[[str], Any], put: Callable[[str, Any], Any], drop: Callable[[str], Any], names: Iterable[str] | None = None
+    ) -> None:  # fmt: skip
+        for name in self._attributes if names is None else names:
+            self._back.append(functools.partial(_set, read, put, drop, name, read(name)))
+
+    def _table(self, table: dict[str, Any], names: Iterable[str] | None = None) -> None:
+        self._names(lambda name: table.get(name, _MISSING), table.__setitem__, table.pop, names)
+
+    def _object(self, value: Any) -> None:
+        if attributes := getattr(value, "__dict__", None):
+            self._table(attributes)
+            self._containers(list(attributes.values()))
+        slots = slots_of(type(value))
+        put, drop = functools.partial(object.__setattr__, value), functools.partial(object.__delattr__, value)
+        self._names(lambda name: getattr(value, name, _MISSING), put, drop, self._attributes.intersection(slots))
+        self._containers([getattr(value, name, None) for name in slots])
+
     def _function(self, function: types.FunctionType) -> None:
-        (made, _), names = _assigned(function.__code__), set(function.__code__.co_names)
+        assigned, (read, imported, names) = _assigned(function.__code__), names_of(function.__code__)
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=False):
-            held = contents(cell)
-            if name in made and held:
-                self._back.append(functools.partial(_set_cell, cell, held[0]))
-            self._containers(held)
-        for name in made & function.__globals__.keys():
-            self._back.append(functools.partial(_set_item, function.__globals__, name, function.__globals__[name]))
-        self._containers([function.__globals__[name] for name in names & function.__globals__.keys()])
+            if name in assigned.cells:
+                self._back.append(functools.partial(_set_cell, cell, contents(cell)))
+            self._containers(contents(cell))
+        self._table(function.__globals__, assigned.globals)
+        self._table(vars(function))
+        if "environ" in names and id(os.environ) not in self._seen:
+            self._seen[id(os.environ)] = os.environ
+            self._back.append(functools.partial(_set_environment, dict(os.environ)))
+        self._containers([*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()])
+        for value in [*(function.__globals__.get(n) for n in read), *map(sys.modules.get, imported)]:
+            self._module(value, names) if isinstance(value, types.ModuleType) else self._containers([value])
+
+    def _module(self, module: types.ModuleType, names: frozenset[str]) -> None:
+        """What code that mentions ``names`` can reach in a module of the user's."""
+        if id(module) in self._seen or of_library(types.SimpleNamespace(__module__=module.__name__)):
+            return
+        self._seen[id(module)] = module
+        self._table(vars(module), self._attributes)
+        for name in names & vars(module).keys():
+            value = vars(module)[name]
+            self._module(value, names) if isinstance(value, types.ModuleType) else self._containers([value])
 
     def _containers(self, values: list[Any]) -> None:
         while values:
             value = values.pop()
-            if id(value) in self._seen:
+            if type(value) in _NUMBERS or id(value) in self._seen:
                 continue
-            if isinstance(value, np.ndarray) and value.dtype != object and value.nbytes <= LARGEST_COPIED:
-                self._back.append(functools.partial(_set_array, value, value.copy()))
-            elif type(value) in (*_TABLES, *_LISTS) and len(value) <= _MOST:
-                self._back.append(functools.partial(_set_container, value, value.copy()))
-                values += value.values() if isinstance(value, dict) else [] if type(value) is bytearray else value
-            else:
-                continue
-            self._seen.add(id(value))
+            self._seen[id(value)] = value
+            if isinstance(value, Tensor):
+                self._tensor(value)
+            elif isinstance(value, np.ndarray):
+                if value.dtype != object and value.nbytes <= LARGEST_COPIED:
+                    self._back.append(functools.partial(_set_array, value, value.copy()))
+            elif isinstance(value, (tuple, frozenset)):
+                values += value
+            elif isinstance(value, _WRAPPERS):
+                values.append(vars(value)["data"])
+            elif isinstance(value, _IN_MEMORY):
+                self._back.append(functools.partial(_set_memory, value, bytes(value)))
+            elif type(value).__module__ == "multiprocessing.sharedctypes":
+                values.append(value.get_obj())
+            elif isinstance(value, SPACES):
+                values.append(vars(value))
+            elif isinstance(value, BaseData):
+                values += [vars(store)["_mapping"] for store in value.stores]
+            elif isinstance(value, (dict, list, deque, set, bytearray, array.array)) and len(value) <= _MOST:
+                held = _entries(value)
+                self._back.append(functools.partial(_set_container, value, held))
+                values += [] if isinstance(value, (bytearray, array.array)) else held[-1]
+
+    def _tensor(self, value: Tensor) -> None:
+        if type(value) is not Tensor or value.layout is not torch.strided or value.is_meta or value.is_inference():
+            return
+        self._left -= value.nbytes
+        if self._left >= 0:
+            with without_torch_dispatch():
+                held = value.detach().clone()
+            self._back.append(functools.partial(_set_tensor, value, held, preserved_version(value)))
 
 
-@functools.lru_cache(maxsize=256)
-def _assigned(code: types.CodeType) -> tuple[frozenset[str], frozenset[str]]:
-    """Names of cells and globals that code assigns, and of attributes; also in the functions that it makes."""
-    names, attributes = set[str](), set[str]()
+_NUMBERS = frozenset((bool, int, float, complex, str, bytes, type(None), types.FunctionType))
+
+
+class _Assigned(NamedTuple):
+    cells: frozenset[str]
+    globals: frozenset[str]
+    attributes: frozenset[str]
+
+
+@functools.lru_cache(maxsize=1024)
+def _assigned(code: types.CodeType) -> _Assigned:
+    """Names of cells, globals and attributes that code assigns or deletes; also in the functions that it makes."""
+    found: dict[str, set[str]] = {"DEREF": set(), "GLOBAL": set(), "ATTR": set()}
     for step in _steps(code):
-        if step.opname in ("STORE_DEREF", "STORE_GLOBAL", "DELETE_GLOBAL"):
-            names.add(step.argval)
-        elif step.opname == "STORE_ATTR":
-            attributes.add(step.argval)
-    return frozenset(names), frozenset(attributes)
+        kind, _, what = step.opname.partition("_")
+        if kind in ("STORE", "DELETE") and what in found:
+            found[what].add(step.argval)
+    names = names_of(code)[2]
+    if not _BY_NAME.isdisjoint(names):
+        found["GLOBAL"] |= names
+        found["ATTR"] |= names
+    return _Assigned(*map(frozenset, found.values()))
 
 
 def _steps(code: types.CodeType) -> Iterator[dis.Instruction]:
@@ -96,41 +194,63 @@ def _steps(code: types.CodeType) -> Iterator[dis.Instruction]:
             yield from _steps(inner)
 
 
-def _set_cell(cell: types.CellType, value: Any) -> None:
-    if (held := contents(cell)) and held[0] is not value:
-        cell.cell_contents = value
+def _set(read: Callable[[str], Any], put: Callable[[str, Any], Any], drop: Callable[[str], Any], name: str, value: Any) -> None:  # fmt: skip
+    if read(name) is not value:
+        drop(name) if value is _MISSING else put(name, value)
 
 
-def _set_item(table: dict[str, Any], name: str, value: Any) -> None:
-    if value is _MISSING:
-        table.pop(name, None)
-    elif table.get(name, _MISSING) is not value:
-        table[name] = value
+def _set_cell(cell: types.CellType, held: list[Any]) -> None:
+    now = contents(cell)
+    if held and not (now and now[0] is held[0]):
+        cell.cell_contents = held[0]
+    elif now and not held:
+        del cell.cell_contents
 
 
-def _set_attribute(owner: type, name: str, value: Any) -> None:
-    if vars(owner).get(name, _MISSING) is not value:
-        setattr(owner, name, value)
+def _set_memory(number: Any, held: bytes) -> None:
+    ctypes.memmove(ctypes.byref(number), held, len(held))
 
 
-def _set_array(array: np.ndarray[Any, Any], values: np.ndarray[Any, Any]) -> None:
-    if array.shape == values.shape and array.tobytes() != values.tobytes() and array.flags.writeable:
-        array[...] = values
+def _set_environment(held: dict[str, str]) -> None:
+    for name in os.environ.keys() - held.keys():
+        del os.environ[name]
+    os.environ.update({name: value for name, value in held.items() if os.environ.get(name) != value})
 
 
-def _set_container(container: Any, copy: Any) -> None:
-    if len(container) == len(copy) and all(map(_same, _entries(container), _entries(copy))):
+def _set_array(held: np.ndarray[Any, Any], values: np.ndarray[Any, Any]) -> None:
+    if held.shape == values.shape and held.tobytes() != values.tobytes() and held.flags.writeable:
+        held[...] = values
+
+
+def _set_tensor(tensor: Tensor, values: Tensor, version: Any) -> None:
+    with torch.no_grad(), version:
+        if tensor.shape == values.shape and not torch.equal(tensor, values):
+            tensor.detach().copy_(values)
+
+
+def _entries(container: Any) -> tuple[Any, ...]:
+    """Copies of what a container holds: of a dict the keys and the values."""
+    if isinstance(container, dict):
+        return list(dict.keys(container)), list(dict.values(container))
+    return (container[:] if isinstance(container, (bytearray, array.array)) else list(container),)
+
+
+def _set_container(container: Any, held: tuple[Any, ...]) -> None:
+    now = _entries(container)
+    if all(len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True)) for a, b in zip(now, held, strict=True)):
         return
-    container.clear()
-    (container.update if isinstance(container, (dict, set)) else container.extend)(copy)
-
-
-def _entries(container: Any) -> Iterable[Any]:
-    return container.items() if isinstance(container, dict) else container
-
-
-def _same(one: Any, other: Any) -> bool:
-    """True of the same objects; for the entries of a dict both key and value."""
-    if type(one) is tuple and type(other) is tuple and len(one) == len(other) == 2:
-        return one[0] is other[0] and one[1] is other[1]
-    return one is other
+    if isinstance(container, dict):
+        # Past what a class of the user's own does when it is written to.
+        kind: Any = OrderedDict if isinstance(container, OrderedDict) else dict
+        kind.clear(container)
+        kind.update(container, zip(*held, strict=True))
+    elif isinstance(container, set):
+        set.clear(container)
+        set.update(container, held[0])
+    elif isinstance(container, deque):
+        deque.clear(container)
+        deque.extend(container, held[0])
+    elif isinstance(container, list):
+        list.__setitem__(container, slice(None), held[0])
+    else:
+        container[:] = held[0]

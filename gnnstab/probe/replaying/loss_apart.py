@@ -17,6 +17,7 @@ from gnnstab.probe.replaying._own_state import OwnState
 from gnnstab.probe.replaying.reach import refuse_draws_of_process, stateful
 from gnnstab.probe.replaying.replica import tensors_in
 from gnnstab.randomness import deep_copy
+from gnnstab.trials import a_trial, put_back_after
 
 
 def apart(loss: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
@@ -30,7 +31,7 @@ def apart(loss: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
     @functools.wraps(loss, updated=())
     def called(output: Any, batch: Any) -> Any:
         refuse_draws_of_process(loss)
-        with _on_copies(loss) as held:
+        with a_trial(), _on_copies(loss) as held:
             if seen:
                 return loss(output, batch)
             with OwnState([*held, *(tensor for _, tensor in tensors_in([output, batch]))]):
@@ -62,7 +63,7 @@ def _on_copies(loss: Any) -> Iterator[list[Any]]:
         raise left_out(f"the loss holds a module whose copy is itself; {_ADVICE}")
     kept = [(own, vars(own)) for own in reached.owners]
     states = [(generator, _state(generator)) for generator in reached.generators]
-    outside = Outside(reached.code)
+    put_back_after(loss, lambda: Outside(reached.code).put_back)
     try:
         for (own, _), twin in zip(kept, twins, strict=True):
             object.__setattr__(own, "__dict__", vars(twin))
@@ -71,7 +72,6 @@ def _on_copies(loss: Any) -> Iterator[list[Any]]:
     finally:
         for own, attributes in kept:
             object.__setattr__(own, "__dict__", attributes)
-        outside.put_back()
         for generator, state in states:
             _set_state(generator, state)
 

@@ -50,7 +50,7 @@ _RESTORED = (random.random.__self__, np.random.random.__self__)  # type: ignore[
 
 _CACHED = type(functools.lru_cache(lambda: None))
 
-_SPACES = (types.SimpleNamespace, argparse.Namespace, threading.local)
+SPACES = (types.SimpleNamespace, argparse.Namespace, threading.local)
 """Classes of the standard library whose instances hold what the user puts there."""
 
 _NO_CODE = compile("", "", "exec")
@@ -91,7 +91,7 @@ def refuse_draws_of_process(function: Any) -> None:
         return
     for value, path in _reached([function], {id(function)}, frozenset(), into_modules=True):
         if isinstance(value, types.FunctionType):
-            names = _names_of(value.__code__)[2]
+            names = names_of(value.__code__)[2]
             drawing = random in value.__globals__.values() if of_library(value) else not _FOR_ALL.isdisjoint(names)
         else:
             drawing = any(one is known for one in (value, getattr(value, "__self__", None)) for known in _RESTORED)
@@ -192,6 +192,15 @@ def stateful(function: Any) -> Reached:
         elif _keeps_state(value) and id(value) not in inside:
             other = other or path or type(value).__name__
     return Reached(owners, generators, other, code)
+
+
+def code_around(twin: nn.Module) -> list[Any]:
+    """Functions, classes and objects of the user's own that a copy of a model has in common with the run; its hooks are looked at too."""
+    hung = [value for module in twin.modules() for value in vars(module).values()]
+    hooks = [hook for table in hung if isinstance(table, dict) for hook in table.values() if callable(hook)]
+    functions = {id(value) for value in (*hung, *hooks) if isinstance(value, types.FunctionType)}
+    found = _reached([twin, *hooks], functions, frozenset(), into_modules=True)
+    return [value for value, _ in found if _is_code(value) or slots_of(type(value))]
 
 
 def holds_nothing(value: Any) -> bool:
@@ -311,7 +320,7 @@ def _parts(value: Any, mine: frozenset[int] = frozenset()) -> Iterator[tuple[str
         if not of_library(value):
             names = (n for n in vars(value) if n not in _METHODS)
             yield from ((n, _unwrapped(vars(value)[n]), True) for n in names)
-    elif isinstance(value, (nn.Module, *_SPACES)) or not (
+    elif isinstance(value, (nn.Module, *SPACES)) or not (
         of_library(type(value)) or isinstance(value, (Tensor, types.ModuleType))
     ):
         # Hooks stay behind when a model is copied, and gnnstab's own hang on it.
@@ -336,7 +345,7 @@ def _of_function(function: types.FunctionType, shared: bool) -> Iterator[tuple[s
         yield from ((name, value, shared) for value in contents(cell))
     yield "defaults", (function.__defaults__, function.__kwdefaults__, vars(function)), True
     if (function.__module__ or "").partition(".")[0] not in _LIBRARIES:
-        read, imported, names = _names_of(function.__code__)
+        read, imported, names = names_of(function.__code__)
         given = {n: function.__globals__.get(n) for n in read} | {n: sys.modules.get(n) for n in imported}
         for name, value in given.items():
             yield from ((path, v, True) for path, v in _named_in(name, value, names, set()))
@@ -353,13 +362,13 @@ def _named_in(path: str, value: Any, names: frozenset[str], seen: set[int]) -> I
 
 
 @functools.lru_cache(4096)
-def _names_of(code: types.CodeType) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
+def names_of(code: types.CodeType) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
     """Globals that a function reads, modules that it imports, and all that it names, also in the functions that it makes."""
     steps = list(dis.get_instructions(code))
     read = {i.argval for i in steps if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
     imported = {i.argval for i in steps if i.opname == "IMPORT_NAME"}
     names = {*code.co_names, *(c for c in code.co_consts if isinstance(c, str))}
-    inner = [_names_of(c) for c in code.co_consts if isinstance(c, types.CodeType)]
+    inner = [names_of(c) for c in code.co_consts if isinstance(c, types.CodeType)]
     sets = zip((read, imported, names), *inner, strict=True)
     return tuple(frozenset().union(*each) for each in sets)  # type: ignore[return-value]
 

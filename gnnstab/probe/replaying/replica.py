@@ -20,10 +20,12 @@ from torch_geometric.inspector import Inspector
 from gnnstab.errors import GnnstabError, UsageError, let_through
 from gnnstab.left_out import left_out
 from gnnstab.own_draws import generator_of
+from gnnstab.probe.replaying._outside import keep_around
 from gnnstab.probe.replaying._own_state import Guard
 from gnnstab.probe.replaying.computing_hooks import computing_hooks, own_hook
 from gnnstab.probe.replaying.reach import CONTAINERS, FLAGS, SHARED, holds_nothing, own_copy, own_function, shared_with
 from gnnstab.randomness import deep_copy, same_random_state
+from gnnstab.trials import a_trial
 
 HOOK_TABLES = ("_hooks", "_hooks_with_kwargs", "_hooks_always_called")
 """Endings of the attribute names under which torch and torch_geometric keep hooks."""
@@ -74,8 +76,8 @@ class ForwardInputs(NamedTuple):
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """That of the first parameter."""
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
+    """That of the first parameter that has numbers."""
+    return next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
 
 
 def rng_snapshot() -> dict[str, Any]:
@@ -193,11 +195,6 @@ def left_by_forward(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 yield from tensors_in(value, f"{path}.{attribute}".lstrip("."))
 
 
-def kept_with_history(model: nn.Module) -> list[str]:
-    """Names of the tensors that modules keep from an earlier forward, with the graph that they came from."""
-    return list(dict.fromkeys(name for name, tensor in left_by_forward(model) if tensor.grad_fn is not None))
-
-
 def reason_against_a_copy(model: nn.Module) -> str:
     """Why `replica` would fail, or nothing; tensors are shared instead of copied, so that asking costs no memory."""
     memo: dict[int, Any] = {}
@@ -255,14 +252,17 @@ def eager(twin: nn.Module) -> Callable[..., Any]:
     Raises:
         UsageError: When called: an operation would write into a tensor that the copy shares with the run.
     """
-    run: Callable[..., Any] = twin
-    if any(type(m).__name__ == "OptimizedModule" for m in twin.modules()):
-        run = torch.compiler.disable(twin)  # type: ignore[no-untyped-call]
+    compiled = any(type(m).__name__ == "OptimizedModule" for m in twin.modules())
+    run = torch.compiler.disable(twin) if compiled else twin  # type: ignore[no-untyped-call]
     guard = _GUARDS.get(twin)
-    if guard is None:
-        return run
-    # What the forward sets in context variables, a counter say, ends with it.
-    return lambda *args, **kwargs: copy_context().run(guard, twin, run, args, kwargs)
+
+    def called(*args: Any, **kwargs: Any) -> Any:
+        with a_trial():
+            keep_around(twin)
+            # What the forward sets in context variables, a counter say, ends with it.
+            return run(*args, **kwargs) if guard is None else copy_context().run(guard, twin, run, args, kwargs)
+
+    return called
 
 
 _GUARDS: weakref.WeakKeyDictionary[nn.Module, Guard] = weakref.WeakKeyDictionary()

@@ -15,7 +15,7 @@ from gnnstab.errors import let_through
 from gnnstab.probe.batches.arguments import as_arguments
 from gnnstab.probe.batches.roles import LARGE
 from gnnstab.probe.operations.source_lines import Modules, caller_place
-from gnnstab.probe.replaying.replica import Autocast, device_of, on_device
+from gnnstab.probe.replaying.replica import Autocast, device_of, eager, on_device
 from gnnstab.probe.statistics.numbers import rms
 from gnnstab.records.vocabulary import LOSS_OVER_ZERO
 from gnnstab.verification.interventions._measuring import Look
@@ -38,7 +38,7 @@ def unit_factors(case: Case, base: Look) -> Iterator[Trial]:
     try:
         with torch.enable_grad(), seen, Autocast.of(case.model, case.precision).context():
             args, kwargs = on_device(as_arguments(case.batch, case.model)[0], device_of(case.model))
-            case.model(*args, **kwargs)
+            eager(case.model)(*args, **kwargs)
     except Exception as error:  # The look without any edit says why a stranger's forward fails.
         let_through(error)
         return

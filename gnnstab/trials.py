@@ -1,0 +1,59 @@
+"""A trial on copies: what a forward, its loss and its backward change outside of them is put back when all of it is over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from typing import Any
+
+from gnnstab.errors import let_through
+
+PutBack = Callable[[], None]
+
+_running: ContextVar[tuple[_Trial, ...]] = ContextVar("_running", default=())
+"""The outermost first."""
+
+
+class _Trial:
+    def __init__(self) -> None:
+        self.known: dict[int, Any] = {}
+        """What is about to run, or ran; held, since an id is used again once its object is gone."""
+
+        self.back: list[PutBack] = []
+
+
+@contextmanager
+def trial() -> Iterator[None]:
+    """What is run on copies inside leaves what it counts outside of itself as it was, also after an exception.
+
+    A loss may read what the forward has left there, and a backward may count as well: nothing is put back before the end.
+    Of trials within each other each begins with what its own beginning found.
+    """
+    own = _Trial()
+    token = _running.set((*_running.get(), own))
+    try:
+        yield
+    finally:
+        _running.reset(token)
+        for back in reversed(own.back):
+            try:
+                back()
+            except Exception as error:  # What one object of the user's refuses is no reason to leave the others.
+                let_through(error)
+
+
+def a_trial() -> AbstractContextManager[None]:
+    """The trial that runs, or one of its own where none does."""
+    return nullcontext() if _running.get() else trial()
+
+
+def put_back_after(called: Any, look: Callable[[], PutBack]) -> None:
+    """``called`` is about to be called, which ``look`` finds the state of: every trial that runs puts it back in the end."""
+    lacking = [one for one in _running.get() if id(called) not in one.known]
+    if not lacking:
+        return
+    back = look()
+    for one in lacking:
+        one.known[id(called)] = called
+        one.back.append(back)

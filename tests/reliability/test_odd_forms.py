@@ -1,0 +1,119 @@
+"""Programs of an odd form that trained otherwise once, or that the tool could not look at."""
+
+from __future__ import annotations
+
+import copy
+import threading
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch_geometric.nn import GATv2Conv, HypergraphConv, TransformerConv
+
+import gnnstab
+from gnnstab.errors import UsageError
+from side_by_side import Net, graph
+
+X, EDGES = graph()
+
+
+def loss(output: Tensor, batch: object = None) -> Tensor:
+    return (output - 1).square().mean()
+
+
+def trained(model: nn.Module, steps: int = 5) -> gnnstab.Diagnosis:
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    with gnnstab.Monitor(model, optimizer=optimizer, loss=loss, schedule=2, on_finding="ignore") as monitor:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            value = loss(model(X, EDGES))
+            value.backward()
+            optimizer.step()
+            monitor.loss(value)
+    return monitor.diagnose()
+
+
+class PartOnMeta(Net):
+    """A head that was never loaded, as of a pretrained model that is used in part; it stands first among the parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name, part in [*self._modules.items()]:
+            del self._modules[name]
+            self._modules.setdefault("head", nn.Linear(3, 3, device="meta"))
+            self._modules[name] = part
+        self.register_buffer("table", torch.zeros(2, device="meta"))
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_lies_on_meta_is_named_as_not_seen() -> None:
+    model = PartOnMeta()
+    for found in (trained(model), gnnstab.diagnose(model, batch=(X, EDGES), loss=loss)):
+        codes = [f.code for f in found.findings]
+        assert "GS902" not in codes and "GS604" not in codes
+        assert {(b.layer, b.reason.split(",")[0]) for b in found.coverage.blind} == {
+            ("head", "it lies on the meta device"),
+            ("", "it lies on the meta device"),
+        }
+    assert trained(Net()).coverage.blind == ()
+
+
+class Spectral(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.filter = nn.Parameter(torch.ones(8, dtype=torch.cfloat))
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        return super().forward(torch.fft.ifft(torch.fft.fft(x) * self.filter).real, edge_index)
+
+
+def test_complex_parameters_bring_no_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert "GS902" not in [f.code for f in trained(Spectral()).findings]
+
+
+@pytest.mark.parametrize("where", ["forward", "loss"])
+def test_a_diagnosis_that_fails_leaves_no_thread(where: str) -> None:
+    class Failing(Net):
+        def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+            if where == "forward":
+                raise ValueError("no")
+            return super().forward(x, edge_index)
+
+    def failing(output: Tensor, batch: object) -> Tensor:
+        raise ValueError("no")
+
+    before = threading.enumerate()
+    with pytest.raises(UsageError) as caught:
+        gnnstab.diagnose(Failing(), batch=(X, EDGES), loss=failing)
+    assert threading.enumerate() == before, "also while the exception is kept"
+    del caught
+
+
+class Several(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.message = TransformerConv(8, 8)
+        self.update = GATv2Conv(8, 8, add_self_loops=False)
+        self.forth = HypergraphConv(8, 8, use_attention=True)
+        self.attention = nn.MultiheadAttention(8, 2)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        x = self.update(self.message(x, edge_index), edge_index)
+        x = self.forth(x, edge_index, hyperedge_attr=torch.ones(int(edge_index[1].max()) + 1, 8))
+        out: Tensor = self.attention(x, x, x)[0]
+        return out
+
+
+def test_copies_made_inside_have_the_attributes_of_the_model() -> None:
+    model = Several()
+    names = {name: sorted(vars(module)) for name, module in model.named_modules()}
+    with gnnstab.Monitor(model, on_finding="ignore"):
+        model(X, EDGES).sum().backward()
+        twin = copy.deepcopy(model)
+        (second,) = copy.deepcopy([twin])
+    for one in (model, twin, second):
+        assert {name: sorted(vars(module)) for name, module in one.named_modules()} == names
+        torch.testing.assert_close(one(X, EDGES), model(X, EDGES))
