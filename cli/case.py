@@ -32,6 +32,9 @@ UNSAFE = click.option("--unsafe-load", is_flag=True, help="DANGEROUS: allow a fi
 STEPS = click.option(
     "--steps", type=click.IntRange(min=1), default=150, show_default=True, help="Of the short training."
 )
+LR = click.option(
+    "--lr", type=float, help="Of the short training; when omitted that of the checkpoint's Adam, else 0.001."
+)
 
 OPTIONS = options.together(
     click.option("--model", required=True, metavar="PKG.MOD:FACTORY", help="Makes the model, with fresh weights."),

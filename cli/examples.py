@@ -16,7 +16,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "gnnstab verify actor.pt --model network:actor --batch batch.pt",
         "gnnstab verify actor.pt --model network:actor --batch batch.pt --fix qk-clip",
     ),
-    "ladder": ("gnnstab ladder --model network:actor --batch batch.pt",),
+    "ladder": ("gnnstab ladder actor.pt --model network:actor --batch batch.pt",),
     "scale": ("gnnstab scale actor.pt --model network:actor --batch batch.pt --factors 1,2,4",),
     "replay": (
         "gnnstab replay run.bundle-12 --model network:actor",

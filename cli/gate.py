@@ -184,8 +184,9 @@ def _report(diagnoses: Sequence[Diagnosis], request: Request) -> None:
 
 @contextmanager
 def progress() -> Iterator[Callable[[str], None]]:
-    """A line on standard error that says what is being done, on a terminal only; gone when it ends."""
-    if not sys.stderr.isatty():
+    """A line on standard error that says what is being done, on a terminal only and not under NO_COLOR; gone when it ends."""
+    # Such a line moves the cursor, which who wants no colour, as a screen reader, wants no more.
+    if not sys.stderr.isatty() or os.environ.get("NO_COLOR"):
         yield lambda _: interrupt.obey()
         return
     from rich.console import Console

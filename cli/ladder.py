@@ -6,16 +6,17 @@ from typing import Any
 
 import click
 
-from . import case, gate, options
+from . import case, completion, gate, options
 
 
 @click.command()
+@click.argument("checkpoint", required=False, shell_complete=completion.files)
 @click.option(
     "--train", metavar="PKG.MOD:FN", help="train(model, *, seed, **settings) -> losses; a short training when omitted."
 )
 @click.option("--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Seeds per rung.")
 @case.STEPS
-@click.option("--lr", type=float, default=1e-3, show_default=True, help="Of the short training.")
+@case.LR
 @click.option(
     "--sizes",
     default="7,10,50",
@@ -26,17 +27,19 @@ from . import case, gate, options
 )
 @case.OPTIONS
 @options.debug
-def command(train: str | None, format: str, verbose: bool, **given: Any) -> int:
+def command(checkpoint: str | None, train: str | None, format: str, verbose: bool, **given: Any) -> int:
     """Fixes added one after another: from which on is the run stable, and which did nothing?
 
-    Every rung is built anew from fresh weights. The first stable one is then tried on larger graphs, and the rungs above
+    Every rung is built anew from fresh weights; of CHECKPOINT the rate of its optimizer counts. The first stable one is then tried on larger graphs, and the rungs above
     it where it is no longer stable. Exit code 0 when some rung is stable, else 1.
     """
     from gnnstab.observation import resolve
     from gnnstab.verification.ladder import run_ladder
     from gnnstab.verification.wording import ladder_text
 
-    asked = case.take(None, given)
+    asked = case.take(checkpoint, given)
+    if given["lr"] is None:
+        given["lr"] = asked.training.get("lr", 1e-3)
     with gate.progress() as tell:
         found = run_ladder(
             asked.model, batch=asked.batch, loss=asked.loss, train=resolve(train) if train else None,

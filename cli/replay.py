@@ -51,8 +51,8 @@ def command(
             found = _of_bundle(target, model, batch, precision, fixes)
         else:
             found = _of_checkpoint(target, model, batch, precision or "fp32", fixes, unsafe=unsafe_load)
-    text = as_json(found) if format == "json" else visible(replay_text(found, verbose=verbose), newlines=True) + "\n"
-    output.show(text, format)
+    said = "" if format == "json" else replay_text(found, width=output.terminal()["width"], verbose=verbose)
+    output.show(as_json(found) if format == "json" else visible(said, newlines=True) + "\n", format)
     ran = bool(found.rows) or found.recorded is None
     return int(found.event is not None or not ran)
 

@@ -16,7 +16,7 @@ from . import case, completion, gate, options, output
 @click.option("--option", "extra", multiple=True, metavar="KEY=VALUE", help="Option of the last --fix.")
 @click.option("--seeds", type=click.IntRange(min=1), default=5, show_default=True, help="Paired seeds.")
 @case.STEPS
-@click.option("--lr", type=float, help="Of the short training; when omitted that of the checkpoint's Adam, else 0.001.")
+@case.LR
 @click.option("--export", type=click.Path(dir_okay=False), metavar="FILE",
               help="Write a repaired state dict (qk-clip alone; a new file).")  # fmt: skip
 @case.OPTIONS

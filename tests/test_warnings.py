@@ -65,3 +65,27 @@ def test_a_selection_is_a_text_or_a_list(given) -> None:
     selection = Selection.parse(given, "GS303", codes=["GS301", "GS303", "GS401", "GS601"])
     assert selection.select == ("GS3", "GS401")
     assert [code for code in ("GS301", "GS303", "GS401", "GS601") if selection.includes(code)] == ["GS301", "GS401"]
+
+
+@pytest.mark.parametrize("large", [True, False], ids=["large input", "repaired twin"])
+def test_a_rate_that_is_warned_of_live_names_an_input_that_is_as_likely(large: bool, model) -> None:
+    batch = random_batch()
+    batch["x"] = batch["x"] * (300.0 if large else 1.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05 if large else 1e3)
+
+    def train() -> None:
+        with gnnstab.Monitor(model, optimizer=optimizer) as monitor:
+            for _ in range(6):
+                optimizer.zero_grad()
+                loss = model(**batch).square().mean()
+                loss.backward()
+                monitor.loss(loss)
+                optimizer.step()
+
+    with pytest.warns(GnnstabWarning) as told:
+        train()
+    said = [str(item.message) for item in told]
+    rates = [text for text in said if text.startswith("GS601")]
+    assert rates
+    assert all(("The input `x` has RMS" in text) == large for text in rates)
+    assert not any("cause not established" in text for text in said)

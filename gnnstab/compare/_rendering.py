@@ -49,7 +49,8 @@ def _parts(comparison: Comparison, factor: float | None, verbose: bool) -> Itera
     yield Text(" → ".join(names), style=MUTED)
     shown = _shown(comparison, factor, verbose)
     if shown:
-        yield from _section("What grew towards danger", _changes(shown, verbose))
+        grown = len(comparison.grown(NOTABLE if factor is None else factor))
+        yield from _section("What grew towards danger", _changes(shown, grown, verbose))
     for title, found in (("New findings", comparison.new), ("Findings that are gone", comparison.gone)):
         if found:
             yield from _section(title, Group(*(_finding(f, verbose) for f in found)))
@@ -88,7 +89,7 @@ def _shown(comparison: Comparison, factor: float | None, verbose: bool) -> list[
     return list(worst.values())
 
 
-def _changes(shown: list[Change], verbose: bool) -> RenderableType:
+def _changes(shown: list[Change], grown: int, verbose: bool) -> RenderableType:
     rows = shown if verbose else shown[:ROWS]
     path, names = escape.apart([change.layer or "the model" for change in rows], 18)
     grid = table("Signal" if verbose else "What", "Layer", "Head", "Before", "After", "Growth", "Limit", numbers=3)
@@ -104,8 +105,8 @@ def _changes(shown: list[Change], verbose: bool) -> RenderableType:
             _limit(change),
         )
     parts: list[RenderableType] = [relative_to(path), grid] if path else [grid]
-    if left_out := len(shown) - len(rows):
-        parts.append(Text(f"and {left_out} more (--verbose shows all)", style=MUTED))
+    if len(rows) < grown:
+        parts.append(Text(f"{len(rows)} of {grown} shown; -v shows all, head by head", style=MUTED))
     return Group(*parts)
 
 

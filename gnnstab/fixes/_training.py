@@ -58,7 +58,7 @@ class LowerLearningRate(Fix):
             lower = f"{options['factor']:.2g} * lr"
         else:
             lower, *further = [f"{rate * LOWER**n:.3g}" if rate else f"lr / {3**n}" for n in (1, 2, 3)]
-            said = f"  # else {', '.join(further)}, …: the first at which the loss does not rise"
+            said = f"\n# else {', '.join(further)}, …: the first at which the loss does not rise"
         return f"torch.optim.{variable(name)}(model.parameters(), lr={lower}){said}"
 
     def training_options(self, **options: Any) -> Mapping[str, Any]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from gnnstab.errors import FixError
 from gnnstab.fixes.model_structure import edited_copy
+from gnnstab.fixes.printing import with_narrow_comments
 from gnnstab.records import LayerFacts, Signals
 
 if TYPE_CHECKING:
@@ -82,7 +83,8 @@ class Fix:
 
     def change(self, layers: Sequence[LayerFacts], signals: Signals | None = None, **options: Any) -> str:
         """The exact change as code for these layers, with the user's own arguments."""
-        return self._lines([_for_code(layer) for layer in layers], signals or NOTHING_MEASURED, options)
+        lines = self._lines([_for_code(layer) for layer in layers], signals or NOTHING_MEASURED, options)
+        return with_narrow_comments(lines)
 
     def apply(self, model: nn.Module, **options: Any) -> nn.Module:
         """A changed deep copy; the model itself is untouched. New parameters are drawn from the option ``seed`` (0).

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from gnnstab.errors import FixError
 from gnnstab.fixes.base import Fix
-from gnnstab.fixes.printing import on_one_line, variable
+from gnnstab.fixes.printing import WIDTH, on_one_line, variable
 from gnnstab.records import LayerFacts, Signals
 from gnnstab.records.vocabulary import (
     FEATURE_NON_FINITE,
@@ -64,8 +64,11 @@ def _spot(operation: Mapping[str, Any]) -> str:
         return ""
     name = str(operation["file"]).replace("\\", "/").rpartition("/")[2]
     line = operation.get("line")
-    code = f", now: {operation['code']}" if operation.get("code") else ""
-    return f"# {on_one_line(f'line {line} of {name}{code}')}\n"
+    place, code = on_one_line(f"line {line} of {name}"), on_one_line(operation.get("code") or "")
+    if not code:
+        return f"# {place}\n"
+    whole = f"# {place}, now: {code}\n"
+    return whole if len(whole) <= WIDTH else f"# {place}, now:\n#     {code}\n"
 
 
 class CleanData(ByHand):

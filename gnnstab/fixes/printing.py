@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from keyword import iskeyword
 from typing import Any
@@ -69,6 +70,30 @@ def variable(name: str) -> str:
 def on_one_line(text: object) -> str:
     """A foreign text for a comment, which it cannot end."""
     return " ".join(str(text).splitlines())
+
+
+WIDTH = 71
+"""Columns of code to paste, as far as its comments decide: a report of 80 indents it by 9."""
+
+
+def with_narrow_comments(code: str) -> str:
+    """The code with every comment that makes its line too wide above that line, as many lines as it needs."""
+    return "\n".join(line for wide in code.splitlines() for line in _narrowed(wide))
+
+
+def _narrowed(line: str) -> Iterator[str]:
+    code, found, said = line.partition("  # ")
+    alone, quoted = line.startswith("# "), line.startswith("#  ")
+    # A mark inside of quotation marks begins no comment; a line of the user's that is quoted stays one.
+    if len(line) <= WIDTH or quoted or not (found or alone) or code.count("'") % 2 or code.count('"') % 2:
+        yield line
+        return
+    code, said = ("", line[2:]) if alone else (code.rstrip(), said.lstrip())
+    indent = code[: len(code) - len(code.lstrip())]
+    mark = f"{indent}# "
+    yield from textwrap.wrap(said, WIDTH, initial_indent=mark, subsequent_indent=mark, break_on_hyphens=False)
+    if code:
+        yield code
 
 
 def looped(blocks: Sequence[tuple[str, Sequence[str]]]) -> list[str]:

@@ -19,6 +19,7 @@ from gnnstab.monitor._arguments import OnFinding, as_number, check, of_processes
 from gnnstab.monitor._ending import Ending
 from gnnstab.monitor._live import LiveWatch
 from gnnstab.monitor._opening import Opening
+from gnnstab.monitor._telling import told
 from gnnstab.observation import static_signals
 from gnnstab.probe.attaching.boundary import Boundary
 from gnnstab.probe.batches.loss import of_output_and_batch
@@ -374,7 +375,7 @@ class Monitor:
 
     def _deduplicate(self, fresh: list[Finding]) -> None:
         """Move the findings that were not told before into ``fresh``."""
-        waiting, self._waiting = self._waiting, []
+        waiting, self._waiting = (told(f, self._recorder) for f in self._waiting), []
         for finding in waiting:
             if finding.fingerprint not in self._reported:
                 self._reported.add(finding.fingerprint)

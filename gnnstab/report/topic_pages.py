@@ -13,7 +13,7 @@ from gnnstab.report._glossary import GLOSSARY
 from gnnstab.report.console import printed
 from gnnstab.report.rule_pages import labelled, rule_page
 from gnnstab.rules.pages import brief
-from gnnstab.rules.registry import rule_classes
+from gnnstab.rules.registry import rule_class, rule_classes
 
 EVENTS = {"nan": "GS502", "inf": "GS502", "non-finite": "GS502", "overflow": "GS501"}
 """Words for what happened in a run → the rule that tells of it."""
@@ -91,7 +91,8 @@ def _signal(name: str) -> Iterator[_Line]:
     yield "Signal", f"{name}{f', in {kind.unit}' if kind.unit else ''}"
     yield "What", f"{kind.meaning}."
     if kind.limits:
-        yield "Rules", _list(dict.fromkeys(limit.rule for limit in kind.limits))
+        limits = [f"{kind.worse} {getattr(rule_class(own.rule), own.field):g} ({own.rule})" for own in kind.limits]
+        yield "Limits", f"{_list(dict.fromkeys(limits))}; other rules may read it, too."
 
 
 def _fixes_of(cause: str) -> list[str]:

@@ -22,8 +22,8 @@ class AttentionSaturatedByInput(Rule):
     all proportion, which is GS301: at an input of moderate size both are needed to saturate, and the weights are the odd ones.
 
     ## Why it is unstable
-    Logits are a product of two projections of the input, so they grow with the *square* of its scale: measured, features
-    × 10 and × 100 took the logits from 31 to 3113 and Ĥ from .99 to .04. The weights are innocent; clipping or rescaling them
+    Logits are a product of two projections of the input: ten times the input gives a hundred times the logits, measured from 31
+    to 3113, and Ĥ from .99 to .04. The weights are innocent; clipping or rescaling them
     treats the symptom and breaks on the next, denser graph.
 
     ## What it looks like

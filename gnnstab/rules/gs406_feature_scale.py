@@ -33,8 +33,8 @@ class FeatureScale(Rule):
     them itself.
 
     ## Why it is unstable
-    The logits of the first attention layer grow with the square of the scale: measured, × 10 and × 100 took them from 31
-    to 3113 and Ĥ from .99 to .04. A single large column does the same and drowns the others.
+    Features ten times as large make the logits of the first attention layer a hundred times as large: measured, from 31 to 3113, and
+    Ĥ from .99 to .04. A single large column does the same and drowns the others.
 
     ## What it looks like
     Positions in millimetres beside probabilities, time stamps, counts. The first layer's attention is one-hot before any
@@ -56,7 +56,7 @@ class FeatureScale(Rule):
     column_ratio: float = threshold(
         20.0, unit="× median column RMS", source="measured on the pilot benchmark: columns × 100 to × 1000"
     )
-    rms: float = threshold(10.0, unit="RMS", source="measured: logits grow with its square, × 10 saturates")
+    rms: float = threshold(10.0, unit="RMS", source="measured: features × 10 give logits × 100, which saturates")
     warn_entropy: float = threshold(
         AttentionExplosion.warn_entropy, unit="fraction of ln(in-degree)", source="as GS301"
     )

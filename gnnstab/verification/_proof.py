@@ -98,5 +98,7 @@ def _at_its_rate(advice: FixAdvice, verdict: Verdict) -> FixAdvice:
         else None
     )
     return (
-        advice if rate is None else replace(advice, change=re.sub(r"\blr=[^)]*\).*", f"lr={rate[1]})", advice.change))
+        advice
+        if rate is None
+        else replace(advice, change=re.sub(r"(?s)\blr=[^)]*\).*", f"lr={rate[1]})", advice.change))
     )

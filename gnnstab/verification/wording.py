@@ -171,14 +171,18 @@ def sides_text(sides: Sequence[Side]) -> str:
     return _table(rows)
 
 
-def replay_text(replay: Replay, *, verbose: bool = True) -> str:
+def replay_text(replay: Replay, *, width: int = 80, verbose: bool = True) -> str:
     """The stages up to the failure, and what each fix did; without ``verbose`` the last stages alone."""
+
+    def wrapped(texts: Sequence[str]) -> list[str]:
+        return [line for text in texts for line in textwrap.wrap(text, width, break_on_hyphens=False)]
+
     # Whether the replay agrees with the run is what the reader wants to know before all else.
     about = _about(replay)
     if replay.event is None:
         # Without a model nothing was run, so that nothing can be said of the stages.
         ran = replay.rows or replay.recorded is None
-        return "\n".join([*about, *(["Every stage of this forward is finite here."] if ran else [])])
+        return "\n".join(wrapped([*about, *(["Every stage of this forward is finite here."] if ran else [])]))
     told = [replay.event.message] if not any(replay.event.message in line for line in about) else []
     told += [f"First operation: {replay.operation}"] if replay.operation else []
     tried = [f"{t.fix}: {t.verdict}, {t.reason}" for t in replay.tried]
@@ -191,7 +195,7 @@ def replay_text(replay: Replay, *, verbose: bool = True) -> str:
         rows.append((r.layer or "model", f"{r.stage} {r.name}".rstrip(), *sizes, str(r.non_finite), r.dtype))
     left = len(replay.rows) - len(shown)
     more = [f"{left} more stages, with -v"] if left else []
-    return "\n".join([*about, *([""] if about else []), _table(rows), *more, *told, *tried])
+    return "\n".join([*wrapped(about), *([""] if about else []), _table(rows), *more, *wrapped([*told, *tried])])
 
 
 _LAST_STAGES = 3

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from importlib import import_module
 
 import click
 import pytest
-from gnnstab.cli import COMMANDS
+from gnnstab.cli import COMMANDS, gate
 
+import examples
 from gnnstab import __version__
 from gnnstab.report.topic_pages import topics
 from gnnstab.rules.registry import rule_classes
@@ -118,3 +120,31 @@ def test_mistyped_names_are_answered_with_what_comes_near(cli) -> None:
         ran = cli(*arguments)
         assert ran.code == 2
         assert told in ran.err
+
+
+@pytest.mark.parametrize("name", examples.ALL)
+@pytest.mark.parametrize("width", ["80", "120"])
+def test_every_default_report_is_short_and_plain_in_a_pipe(cli, name: str, width: str, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", width)
+    ran = cli("diagnose", f"{name}.pt")
+    assert 3 <= len(ran.out.splitlines()) <= 15
+    assert "\x1b" not in ran.out + ran.err
+
+
+@pytest.mark.parametrize("plain", [True, False], ids=["NO_COLOR", "twin with colours"])
+def test_a_terminal_without_colours_gets_no_codes_at_all(cli, plain: bool, monkeypatch) -> None:
+    own, terminal = os.openpty()
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    monkeypatch.setenv("NO_COLOR", "1" if plain else "")
+    with open(terminal, "w", encoding="utf-8") as stream:  # also what another library may print to the second
+        monkeypatch.setattr(sys, "stdout", stream)
+        monkeypatch.setattr(sys, "stderr", stream)
+        with gate.progress() as tell:
+            tell("measuring")
+        cli("diagnose", "one.pt")
+        monkeypatch.undo()
+        said = os.read(own, 100_000)
+    os.close(own)
+    assert b"UNSTABLE" in said
+    assert (b"\x1b" in said) != plain

@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import inspect
+import textwrap
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from gnnstab import fixes
 from gnnstab.errors import FixError, UsageError
 from gnnstab.fixes import FIXES
 from gnnstab.fixes.aggregation import OF_PYG
-from gnnstab.fixes.printing import attribute_names, looped
+from gnnstab.fixes.printing import WIDTH, attribute_names, looped, with_narrow_comments
 from gnnstab.records import Event, LayerFacts, Signal, Signals
 from gnnstab.records.vocabulary import (
     LOSS_MARKED_TARGETS,
@@ -41,16 +42,16 @@ SUM = LayerFacts("embed", "SumEmbedding", 0, False)
 @pytest.mark.parametrize(
     ("fix", "layers", "options", "text"),
     [
-        ("dropout", [facts()], {}, "(16, 16, heads=3, concat=False, edge_dim=1, dropout=0.1)  # gnn.gnn1"),
+        ("dropout", [facts()], {}, "# gnn.gnn1\nTransformerConv(16, 16, heads=3, concat=False, edge_dim=1, dropout=0.1)"),
         # Equal layers share one line, and an argument that is replaced appears once.
         ("dropout", [facts(n, dropout=0.5) for n in ("a", "b")], {"p": 0.2},
-         "(16, 16, heads=3, concat=False, edge_dim=1, dropout=0.2)  # a, b"),
-        ("beta", [BARE], {}, "(..., ..., beta=True)  # conv"),
-        ("dropout", [SUM, BARE], {}, "(..., ..., dropout=0.1)  # conv"),
+         "# a, b\nTransformerConv(16, 16, heads=3, concat=False, edge_dim=1, dropout=0.2)"),
+        ("beta", [BARE], {}, "TransformerConv(..., ..., beta=True)  # conv"),
+        ("dropout", [SUM, BARE], {}, "TransformerConv(..., ..., dropout=0.1)  # conv"),
     ],
 )  # fmt: skip
 def test_a_constructor_is_printed_with_the_users_own_arguments(fix, layers, options, text):
-    assert fixes.change(fix, layers, **options) == f"TransformerConv{text}"
+    assert fixes.change(fix, layers, **options) == text
 
 
 def test_residual_prints_the_lines_of_forward():
@@ -66,7 +67,8 @@ def test_residual_prints_the_lines_of_forward():
 def test_a_list_of_layers_is_one_loop_and_an_unknown_activation_is_defined():
     layers = [facts(f"convs.{number}", activation=None) for number in range(6)]
     assert fixes.change("pre-norm-residual", layers).splitlines() == [
-        "self.norms = nn.ModuleList([nn.LayerNorm(16) for _ in range(6)])  # in __init__",
+        "# in __init__",
+        "self.norms = nn.ModuleList([nn.LayerNorm(16) for _ in range(6)])",
         "act = torch.relu  # or the activation that stands between your layers",
         "for conv, norm in zip(self.convs, self.norms):",
         "    x = x + act(conv(norm(x), edge_index, edge_attr))",
@@ -231,7 +233,7 @@ def test_the_learning_rate_goes_down_to_what_was_tried():
     none_calm = Signals("model", (), values=(Signal("optimizer.loss_rise", 5.0, detail=detail),))
     ratio = Signals("model", (), values=(Signal("optimizer.lr_to_rms", 0.6, "conv"),))
     own = Signals("trace", (), context={"optimizer": "SGD"})
-    rungs = ("lr=0.1)  # else 0.0333, 0.0111", "lr=lr / 3)  # else lr / 9, lr / 27")
+    rungs = ("lr=0.1)\n# else 0.0333, 0.0111", "lr=lr / 3)\n# else lr / 9, lr / 27")
     for not_tried, kind, said in ((none_calm, "Adam", 0), (ratio, "Adam", 1), (None, "Adam", 1), (own, "SGD", 1)):
         assert fix.training_options(current=0.3, signals=not_tried)["lr"] == pytest.approx(0.1)
         assert fix.change([], not_tried).startswith(f"torch.optim.{kind}(model.parameters(), {rungs[said]}, …")
@@ -243,3 +245,19 @@ def test_layers_of_one_list_are_written_as_a_loop() -> None:
     assert looped(blocks) == ["for layer in self.convs[1:4]:", "    layer.lin_key.reset_parameters()"]
     for apart in (blocks[::2], [("self.blocks[0].conv", ["self.blocks[0].conv.reset_parameters()"])], blocks[:1]):
         assert looped(apart) == [line for _, lines in apart for line in lines]
+
+
+@pytest.mark.parametrize("name", FIXES)
+@pytest.mark.parametrize("layers", [[facts()], [facts(f"encoder.blocks.{i}.attention") for i in range(12)]], ids=len)
+def test_no_comment_makes_a_line_of_code_wide(name, layers):
+    for line in fixes.change(name, layers).splitlines():
+        assert "#" not in line or len(line) <= WIDTH
+
+
+def test_a_wide_comment_goes_above_its_line_and_marks_inside_of_texts_stay():
+    said = "the reason " * 8
+    assert with_narrow_comments(f"    x = f(x)  # {said}").splitlines() == [
+        *(f"    # {line}" for line in textwrap.wrap(said, WIDTH - 6)), "    x = f(x)",
+    ]  # fmt: skip
+    for kept in ("x = 1  # short", f"x = 'a  # {said}'", f"x = {'y + ' * 30}y", f"#     {said}".rstrip()):
+        assert with_narrow_comments(kept) == kept

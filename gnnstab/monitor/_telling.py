@@ -1,0 +1,45 @@
+"""What a finding says while the run goes on: less is known than at its end, when suspects are undone on a copy."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from gnnstab.probe.attaching.forward_tracker import ForwardInputs
+from gnnstab.probe.batches.named_tensors import named_tensors
+from gnnstab.probe.batches.roles import columns, is_target, value_columns
+from gnnstab.probe.places import rms
+from gnnstab.probe.recorder import Recorder
+from gnnstab.records import Finding
+from gnnstab.rules.gs406_feature_scale import FeatureScale
+
+_RATE = "learning-rate"
+
+
+def told(finding: Finding, recorder: Recorder) -> Finding:
+    """The finding as the running training tells it.
+
+    Steps that go too far look alike whether the rate is too high or the data is too large: where an input is beyond the limit
+    of GS406, the warning names it beside the rate.
+    """
+    message = finding.message.replace("cause not established", "cause not known yet, the report may tell")
+    kept = recorder.kept if finding.cause == _RATE else None
+    large = None if kept is None else _largest_input(recorder.model, kept)
+    if large is not None:
+        name, size = large
+        message += (
+            f" The input `{name}` has RMS {size:.3g} (GS406 begins at {FeatureScale.rms:g}), which makes usual rates too high: "
+            "look at its scale first."
+        )
+    return replace(finding, message=message)
+
+
+def _largest_input(model: nn.Module, kept: ForwardInputs) -> tuple[str, float] | None:
+    """Name and RMS of the largest measured input beyond the limit of GS406."""
+    given = named_tensors(kept.args, kept.kwargs, model=model).items()
+    judged = {name: t for name, t in given if t.layout is torch.strided and not is_target(name)}
+    sizes = {name: rms(columns(t)[:, value_columns(t)]) for name, t in judged.items()}
+    beyond = {name: size for name, size in sizes.items() if size > FeatureScale.rms}
+    return max(beyond.items(), key=lambda item: item[1], default=None)
