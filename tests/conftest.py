@@ -1,8 +1,12 @@
 """Shared by all tests."""
 
+import os
 import sys
 
 import pytest
+
+# Also in the processes that tests start: with a thread per core each they would fight over the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(autouse=True)
