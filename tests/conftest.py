@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Iterator
 
 import pytest
 
@@ -21,3 +22,12 @@ def _nothing_compiled() -> None:
     """What another test has compiled in this process would tell the monitor that parts of the run are compiled."""
     if dynamo := sys.modules.get("torch._dynamo.utils"):
         dynamo.counters.clear()
+
+
+@pytest.fixture
+def brief() -> Iterator[None]:
+    """For tests that ask nothing of trial steps."""
+    from side_by_side import brief_trials
+
+    with brief_trials():
+        yield

@@ -19,9 +19,8 @@ from gnnstab.errors import GnnstabWarning, TraceError, UnstableError, UsageError
 from gnnstab.records import Finding
 from gnnstab.trace import Trace
 from models.convnets import CASES, Stack, graph, scalar
-from side_by_side import brief_trials
 
-brief = pytest.fixture(autouse=True)(brief_trials)
+pytestmark = pytest.mark.usefixtures("brief")
 
 
 class Unbounded(Stack):
